@@ -1,0 +1,35 @@
+# Everything a fresh machine needs: `make demo` and `make test` do their own set-up.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test check bench docs clean
+
+$(VENV)/.stamp-test: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("bivallate needs Python 3.11 or newer, got " + sys.version.split()[0] + "; run make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-test
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.stamp-test
+	@$(BIN)/bivallate demo --out runs/demo
+
+test: $(VENV)/.stamp-test
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: $(VENV)/.stamp-dev
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/pyright
+	@$(MAKE) --no-print-directory test
+
+bench: $(VENV)/.stamp-test
+	@$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache

@@ -1,0 +1,21 @@
+"""Errors that are the user's to mend: the command line prints them without a traceback and exits with status 2."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Says what was wrong, what was got and what to do."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name that is not in a list: it suggests the nearest one and names the rest.
+
+    Example:
+        >>> print(unknown("method", "fast-bta", ["fast-at", "fast-bat"]))
+        unknown method 'fast-bta': did you mean 'fast-bat'? Known: fast-at, fast-bat
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return UserError(f"unknown {kind} {name!r}: {hint}Known: {', '.join(names)}")

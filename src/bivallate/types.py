@@ -1,0 +1,199 @@
+"""The nouns of the package.
+
+Glossary:
+    threat: the set C(x) of perturbations the attacker may choose from; `eps` is its radius.
+    delta: a perturbation; `x_adv` = x + delta stays in [0, 1].
+    objective: what the attacker maximises. loss: what the trainer minimises.
+    robust, anchor: the part of the loss that the example weights multiply, and the part that they do not.
+    kappa: the number of attack steps an example survived. margin: positive means classified correctly.
+    coupling: how delta* depends on theta, and so what gradient passes through it.
+    pass: one forward or one backward through the network for one example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Batch", "Clock", "Evidence", "Facts", "Passes", "Solution", "StepRecord", "Terms", "per_example"]
+
+
+def per_example(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) reshaped to broadcast over (B, ...)."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One minibatch.
+
+    Attributes:
+        x: (B, C, H, W) in [0, 1].
+        y: (B,) int64.
+        index: (B,) int64, row in the training set; per-example state and randomness hang on it.
+        view: how x was cut from the stored image (a recorded crop and flip), or None.
+        meta: a minibatch of the second data stream (BiLAW), or None.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    view: Any = None
+    meta: Batch | None = None
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        view = self.view.to(device) if self.view is not None else None
+        meta = self.meta.to(device) if self.meta is not None else None
+        x, y, index = (t.to(device, non_blocking=True) for t in (self.x, self.y, self.index))
+        return Batch(x, y, index, view, meta)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """When something happens: every schedule is a function Clock -> float.
+
+    Attributes:
+        epoch: counted from 0; epochs: how many the run has.
+        step: minibatch within the epoch; steps: minibatches per epoch.
+        replay: 0, ..., replays - 1 within one minibatch.
+        seed: of the run, so that randomness is a function of the clock and the row.
+    """
+
+    epoch: int = 0
+    epochs: int = 1
+    step: int = 0
+    steps: int = 1
+    replay: int = 0
+    seed: int = 0
+
+    @property
+    def progress(self) -> float:
+        """Fraction of the run's minibatches that lie behind, in [0, 1)."""
+        return (self.epoch + self.step / self.steps) / self.epochs
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a method must know to build its stateful parts for a run (`Method.bind`)."""
+
+    rows: int
+    shape: tuple[int, int, int]
+    classes: int
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    padding: int = 0  # of the recorded crops: the canvas is padding pixels wider on every side
+    steps: int = 1  # minibatches per epoch
+
+
+@dataclass
+class Passes:
+    """Forward and backward passes, summed over examples; a double backward counts as two backwards."""
+
+    forward: int = 0
+    backward: int = 0
+
+    def __add__(self, other: Passes) -> Passes:
+        return Passes(self.forward + other.forward, self.backward + other.backward)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Where a solver of the lower level ended.
+
+    Attributes:
+        delta: (B, C, H, W) feasible, without graph.
+        before_last: (B, C, H, W) the point from which the last step was taken.
+        kappa: (B,) steps at which the example was still classified correctly.
+        evaluations: (B,) gradient evaluations spent.
+    """
+
+    delta: Tensor
+    before_last: Tensor
+    kappa: Tensor
+    evaluations: Tensor
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The loss of the upper level, one value an example.
+
+    Attributes:
+        robust: (B,) the part that the example weights multiply.
+        anchor: (B,) the part that they do not.
+        logits: (B, K) on the adversarial points.
+    """
+
+    robust: Tensor
+    anchor: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a weighting may look at: everything the step knows about each example, without graph.
+
+    Attributes:
+        loss: (B,) the robust part. logits: (B, K) adversarial. y, index, kappa: (B,).
+        clean: gives the clean logits (B, K) in eval mode on demand (one forward pass when asked).
+        attached: (B, K) adversarial logits with graph, for rules that declare their weights differentiable.
+    """
+
+    loss: Tensor
+    logits: Tensor
+    y: Tensor
+    index: Tensor
+    kappa: Tensor
+    clock: Clock
+    clean: Callable[[], Tensor]
+    attached: Tensor | None = None
+    clean_loss: Callable[[], Tensor] | None = None
+
+    @cached_property
+    def clean_logits(self) -> Tensor:
+        """(B, K) logits of the clean points in eval mode."""
+        return self.clean()
+
+    @property
+    def margin(self) -> Tensor:
+        """(B,) p_y - max_{k != y} p_k in [-1, 1] on the adversarial points; negative when misclassified."""
+        return probability_margin(self.logits, self.y)
+
+    @property
+    def multiclass_margin(self) -> Tensor:
+        """(B, K) p_y - p_k in [-1, 1] on the clean points (BiLAW, section 3)."""
+        p = self.clean_logits.softmax(1)
+        return p.gather(1, self.y[:, None]) - p
+
+
+def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """(B,) p_y - max_{k != y} p_k in [-1, 1] of the softmax of logits (B, K)."""
+    p = logits.softmax(1)
+    others = p.scatter(1, y[:, None], -1.0).amax(1)
+    return p.gather(1, y[:, None])[:, 0] - others
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one step did, as plain numbers for the log.
+
+    Attributes:
+        loss: the weighted loss that was descended. correct: adversarial points classified correctly.
+        examples: size of the minibatch. weight_mean, effective: mean weight and effective sample size
+            (sum w)^2 / sum w^2, as a fraction of the batch.
+        passes: forward and backward passes summed over the examples.
+        logged: numbers that parts reported about themselves (active fraction, temperature, ...).
+    """
+
+    loss: float
+    correct: int
+    examples: int
+    weight_mean: float
+    effective: float
+    passes: Passes
+    logged: dict[str, float]
