@@ -1,0 +1,134 @@
+"""The one module that everything else calls a model: normalisation, a named first layer, and the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bivallate.errors import UserError
+
+__all__ = ["Classifier", "Normalise", "normalisation"]
+
+
+class Normalise(nn.Module):
+    """(x - mean) / std per channel: the first layer, so that eps and step sizes stay in pixel units.
+
+    Attributes:
+        mean, std: buffers (1, C, 1, 1), saved with the weights.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([float(m) for m in mean]).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor([float(s) for s in std]).view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+def normalisation(
+    mean: Sequence[float] | float | None, std: Sequence[float] | float | None, channels: int
+) -> nn.Module:
+    """The first layer for channel statistics in [0, 1] pixel units; identity when both are None.
+
+    Raises:
+        UserError: wrong number of channels, or a std that is not positive.
+    """
+    if mean is None and std is None:
+        return nn.Identity()
+    means, stds = _per_channel("mean", mean, 0.0, channels), _per_channel("std", std, 1.0, channels)
+    if not all(math.isfinite(v) for v in means + stds) or min(stds) <= 0:
+        raise UserError(f"std must be positive and mean finite, got mean={means}, std={stds}")
+    return Normalise(means, stds)
+
+
+def _per_channel(
+    which: str, value: Sequence[float] | float | None, absent: float, channels: int
+) -> list[float]:
+    if value is None:
+        return [absent] * channels
+    values = [float(value)] * channels if isinstance(value, int | float) else [float(v) for v in value]
+    if len(values) != channels:
+        raise UserError(f"{which} has {len(values)} values but the images have {channels} channel(s)")
+    return values
+
+
+class Classifier(nn.Module):
+    """Images (B, C, H, W) in [0, 1] to logits (B, K): x -> normalise -> stem -> rest.
+
+    Attributes:
+        normalise: the first layer; `nn.Identity` without statistics.
+        network: everything behind it.
+        architecture: the registered name, or `package.module:factory` of the user's own.
+        num_classes, shape: K and (C, H, W).
+        stem_name: path of the first parametric layer, the one that YOPO keeps in its inner loop.
+        spec: JSON-able, `create(**spec)` rebuilds the architecture from it; None for a module of the user's.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        architecture: str,
+        num_classes: int,
+        shape: tuple[int, int, int],
+        normalise: nn.Module | None = None,
+        spec: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.normalise = normalise if normalise is not None else nn.Identity()
+        self.network = network
+        self.architecture = architecture
+        self.num_classes = num_classes
+        self.shape = shape
+        self.spec = spec
+        self.stem_name = f"network.{getattr(network, 'stem_name', None) or _first_parametric(network)}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 4 or tuple(x.shape[1:]) != self.shape:
+            raise UserError(
+                f"{self.architecture} takes images of shape (batch, {', '.join(map(str, self.shape))}), "
+                f"got {tuple(x.shape)}: create the model with the shape of the data"
+            )
+        return self.network(self.normalise(x))
+
+    @property
+    def stem(self) -> nn.Module:
+        """The first parametric layer."""
+        return self.get_submodule(self.stem_name)
+
+    def first_layer(self) -> nn.Module:
+        """x -> normalise -> stem as a module that shares its parameters with this one.
+
+        Raises:
+            UserError: the module is the user's own and does not say how it continues.
+        """
+        self._splittable()
+        return nn.Sequential(self.normalise, self.stem)
+
+    def rest(self, hidden: Tensor) -> Tensor:
+        """The logits from the first layer's output: forward(x) == rest(first_layer()(x))."""
+        self._splittable()
+        return self.network.rest(hidden)  # pyright: ignore[reportCallIssue]
+
+    def _splittable(self) -> None:
+        if not (hasattr(self.network, "stem_name") and hasattr(self.network, "rest")):
+            raise UserError(
+                f"{self.architecture} does not say where its first layer ends: give the module an attribute "
+                "`stem_name` and a method `rest(hidden)`, or choose a built-in architecture"
+            )
+
+
+def _first_parametric(network: nn.Module) -> str:
+    """Path of the first leaf that owns parameters; empty for the network itself."""
+    for path, module in network.named_modules():
+        if next(module.children(), None) is None and next(module.parameters(), None) is not None:
+            return path
+    return ""

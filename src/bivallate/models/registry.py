@@ -1,0 +1,154 @@
+"""Architectures by name: how they are registered, listed, described and created."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bivallate.errors import UserError, unknown
+from bivallate.models.classifier import Classifier, normalisation
+
+__all__ = ["ACTIVATIONS", "Activation", "create", "describe", "names", "register"]
+
+Activation = Callable[[], nn.Module]
+Shape = tuple[int, int, int]
+
+
+def _softplus() -> nn.Module:
+    return nn.Softplus(beta=10)
+
+
+# Never in place: the graphs of the first backward are kept for the second. Softplus with beta 10 and SiLU
+# ("Swish") are the smooth variants of the Fast-BAT paper's Table 11.
+ACTIVATIONS: dict[str, Activation] = {"relu": nn.ReLU, "softplus": _softplus, "silu": nn.SiLU}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    build: Callable[..., nn.Module]
+    options: dict[str, Any]
+    summary: str
+
+
+_registry: dict[str, _Entry] = {}
+
+
+def register(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
+    """Decorator that adds an architecture under a name; the docstring's first line becomes its summary.
+
+    The function is called as build(num_classes, shape, activation, **options) and returns the network behind
+    the normalisation. Its keyword-only parameters with defaults are the options that users may set.
+
+    Example:
+        >>> @register("one-pixel")
+        ... def one_pixel(num_classes, shape, activation):
+        ...     "Looks at the corner."
+        ...     return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], num_classes))
+        >>> create("one-pixel", num_classes=3, shape=(1, 2, 2)).num_classes
+        3
+    """
+
+    def add(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        parameters = inspect.signature(build).parameters.values()
+        options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        summary = (inspect.getdoc(build) or name).splitlines()[0]
+        _registry[name] = _Entry(build, options, summary)
+        return build
+
+    return add
+
+
+def names() -> list[str]:
+    """The registered architectures, in the order of their registration."""
+    return list(_registry)
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What `bivallate models` shows of one architecture.
+
+    Returns:
+        name, summary, options (name -> default) and parameters: their number for 10 classes and 3 x 32 x 32.
+    """
+    entry = _entry(name)
+    with torch.device("meta"):
+        model = create(name, num_classes=10, shape=(3, 32, 32))
+    count = sum(p.numel() for p in model.parameters())
+    return {"name": name, "summary": entry.summary, "options": dict(entry.options), "parameters": count}
+
+
+def _entry(name: str) -> _Entry:
+    if name not in _registry:
+        raise unknown("model", name, _registry)
+    return _registry[name]
+
+
+def create(
+    name: str,
+    *,
+    num_classes: int,
+    shape: Sequence[int],
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
+    activation: str = "relu",
+    seed: int | None = None,
+    **options: Any,
+) -> Classifier:
+    """A freshly initialised classifier.
+
+    The weights are a function of torch's generator alone; with `seed` they are a function of the seed and the
+    generator is left as found.
+
+    Args:
+        name: one of `names()`.
+        shape: (C, H, W) of the images.
+        mean, std: channel statistics in [0, 1] pixel units; they become the first layer.
+        activation: relu, softplus (beta 10) or silu.
+        seed: of the initial weights.
+        options: of the architecture, see `describe(name)`.
+
+    Raises:
+        UserError: an unknown name, activation or option, or a shape that the architecture cannot take.
+    """
+    entry = _entry(name)
+    if activation not in ACTIVATIONS:
+        raise unknown("activation", activation, ACTIVATIONS)
+    for key in options:
+        if key not in entry.options:
+            raise unknown(f"option of {name}", key, entry.options)
+    size = _checked(name, shape, num_classes)
+    chosen = {**entry.options, **options}
+    with torch.random.fork_rng(enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        network = entry.build(num_classes, size, ACTIVATIONS[activation], **chosen)
+    normalise = normalisation(mean, std, size[0])
+    spec = {
+        "name": name,
+        "num_classes": num_classes,
+        "shape": list(size),
+        "mean": _plain(mean),
+        "std": _plain(std),
+        "activation": activation,
+        **chosen,
+    }
+    return Classifier(
+        network, architecture=name, num_classes=num_classes, shape=size, normalise=normalise, spec=spec
+    )
+
+
+def _plain(value: Sequence[float] | float | None) -> list[float] | float | None:
+    return value if value is None or isinstance(value, int | float) else [float(v) for v in value]
+
+
+def _checked(name: str, shape: Sequence[int], num_classes: int) -> Shape:
+    size = tuple(int(side) for side in shape)
+    if len(size) != 3 or min(size) < 1:
+        raise UserError(f"{name} needs shape=(channels, height, width), got {tuple(shape)}")
+    if num_classes < 2:
+        raise UserError(f"{name} needs at least 2 classes, got num_classes={num_classes}")
+    return size[0], size[1], size[2]
