@@ -1,8 +1,9 @@
 """Randomness as a pure function of (seed, purpose, epoch, turn, row).
 
-A generator object would tie an example's noise to its place in the minibatch. Here every row of the data has its own
-counter-based stream, so permuting a batch, changing its size, compacting it or splitting it over devices changes
-nobody's noise, a resumed run needs no generator state, and every device draws the same numbers.
+A generator object would tie an example's noise to its place in the minibatch. Here every row of the data has
+its own counter-based stream, so permuting a batch, changing its size, compacting it or splitting it over
+devices changes nobody's noise, a resumed run needs no generator state, and every device draws the same
+numbers.
 """
 
 import math
@@ -28,7 +29,8 @@ def _signed(value: int, bits: int = 64) -> int:
 
 
 def _avalanche(z: Tensor, rounds: tuple[tuple[int, int], ...], bits: int) -> Tensor:
-    """Xor-shift-multiply rounds in place on an integer tensor (products wrap; a mask makes the shifts logical)."""
+    """Xor-shift-multiply rounds in place on an integer tensor (products wrap; a mask makes the shifts
+    logical)."""
     for shift, factor in rounds:
         z.bitwise_xor_((z >> shift).bitwise_and_((1 << (bits - shift)) - 1))
         if factor:
@@ -42,7 +44,8 @@ _ROUNDS_32 = ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 0))
 
 @dataclass(frozen=True)
 class Noise:
-    """Draws for the rows of one minibatch: equal arguments give equal numbers, wherever and in whatever order.
+    """Draws for the rows of one minibatch: equal arguments give equal numbers, wherever and in whatever
+    order.
 
     Attributes:
         seed: of the run.
@@ -69,7 +72,9 @@ class Noise:
         rows = self.index.long() * _signed(0x9E3779B97F4A7C15) + _signed(key)
         rows = _avalanche(rows, _ROUNDS_64, 64)
         low, high = rows.to(torch.int32), (rows >> 32).to(torch.int32)
-        cells = torch.arange(math.prod(shape), dtype=torch.int32, device=rows.device) * _signed(0x9E3779B9, 32)
+        cells = torch.arange(math.prod(shape), dtype=torch.int32, device=rows.device) * _signed(
+            0x9E3779B9, 32
+        )
         z = _avalanche(cells + low[:, None], _ROUNDS_32, 32).bitwise_xor_(high[:, None])
         return _avalanche(z, _ROUNDS_32, 32).view(-1, *shape)
 

@@ -152,7 +152,6 @@ class Evidence:
     clock: Clock
     clean: Callable[[], Tensor]
     attached: Tensor | None = None
-    clean_loss: Callable[[], Tensor] | None = None
 
     @cached_property
     def clean_logits(self) -> Tensor:

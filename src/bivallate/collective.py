@@ -1,0 +1,57 @@
+"""Reductions over the whole minibatch, whether it lies on one process or is split over the ranks of a
+group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def together() -> bool:
+    """Whether several processes share each minibatch."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum over ranks of a tensor without graph; the tensor itself on one process."""
+    if together():
+        value = value.detach().clone()
+        dist.all_reduce(value)
+    return value
+
+
+def count(n: int, device: torch.device | None = None) -> int:
+    """Examples of the whole minibatch when this rank holds n."""
+    return int(total(torch.tensor(n, device=device))) if together() else n
+
+
+def mean(values: Tensor) -> Tensor:
+    """Mean over the whole minibatch of (B,) values; differentiable on one process."""
+    return total(values.sum()) / count(len(values), values.device) if together() else values.mean()
+
+
+def log_mean_exp(values: Tensor) -> Tensor:
+    """log of the mean over the whole minibatch of exp(values), without overflow; values is (B,)."""
+    if not together():
+        return values.logsumexp(0) - math.log(len(values))
+    peak = values.max().detach().clone()
+    dist.all_reduce(peak, op=dist.ReduceOp.MAX)
+    return peak + mean((values - peak).exp()).log()
+
+
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Adds the gradients of all ranks, in place; each rank's loss was a sum divided by the global count.
+
+    One flat all-reduce: an average of per-rank averages would be wrong on uneven batches.
+    """
+    if not together():
+        return
+    parameters = [p for p in parameters if p.requires_grad]
+    flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters])
+    dist.all_reduce(flat)
+    for parameter, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = grad.view_as(parameter).clone()

@@ -1,0 +1,131 @@
+"""The implicit gradient of a log-barrier problem (DONE)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bivallate.coupling.implicit import Sensitivity, at_solution
+from bivallate.coupling.linear_solve import conjugate_gradient
+from bivallate.errors import UserError
+from bivallate.lower.problem import LowerProblem
+from bivallate.lower.threat import Linf
+from bivallate.parts import part
+from bivallate.types import Solution, per_example
+
+
+def barrier_inverse(delta: Tensor, x: Tensor, threat: Linf, c: float) -> Tensor:
+    """Diagonal of C_i^-1, C_i = c diag(1/s_up^2 + 1/s_lo^2), in a product form that is safe at the bounds.
+
+    Zero on a bound, at most eps^2 / (2 c) in the middle of the box; shape of delta.
+    """
+    lo, up = threat.bounds(x)
+    s_up, s_lo = (up - delta).clamp(min=0), (delta - lo).clamp(min=0)
+    denominator = c * (s_up.square() + s_lo.square())
+    return (s_up * s_lo).square() / torch.where(denominator > 0, denominator, 1)
+
+
+@part
+class Barrier:
+    """d delta*/d theta = [C_i - Hessian of the objective]^-1 d grad/d theta, by default without the Hessian.
+
+    At a bound the sensitivity is zero, exactly as with Fast-BAT's hard mask: the barrier interpolates that
+    mask smoothly.
+
+    Attributes:
+        c: strength of the barrier; None means eps^2 / (2 * 0.1), which makes the gain in the middle of the
+            box 0.1.
+        gain: factor of the implicit gradient (kappa_imp).
+        curvature_steps: 0 drops the Hessian (the paper's practice); J > 0 solves the full system of
+            Proposition 1 by J conjugate-gradient steps in the symmetric form (I - D^1/2 Hessian D^1/2) y =
+            D^1/2 v, valid on the bounds too.
+
+    Cost: one forward, one backward and one double backward at delta; the forward and half of the double
+    backward are the outer loss's own when the attack runs in train mode. J > 0: one forward, one backward and
+    J products more.
+
+    Reference: DONE (ICLR 2024), Proposition 1 and section 3.2.
+    Deviation: the inner steps project on C and do not see the barrier, which enters here alone; see
+    `InteriorAscent` for the consistent problem, on which Proposition 1 is exact.
+    """
+
+    c: float | None = None
+    gain: float = 1.0
+    curvature_steps: int = 0
+    tolerance: float = 1e-4
+
+    def __call__(self, problem: LowerProblem, solution: Solution) -> Tensor:
+        threat, delta = problem.threat, solution.delta
+        if not isinstance(threat, Linf):
+            raise UserError(
+                f"the log-barrier coupling is written for boxes (Linf), got {type(threat).__name__}; "
+                "use coupling=LastStep(...) or detached with this threat"
+            )
+        c = self.c if self.c is not None else max(threat.eps, 1e-12) ** 2 / 0.2
+        diagonal = barrier_inverse(delta, problem.x, threat, c)
+        problem.log["sensitivity"] = float(diagonal.mean())
+        problem.log["free"] = float(threat.interior(delta, problem.x).float().mean())
+        return at_solution(problem, delta, lambda grad: self._sensitivity(problem, delta, diagonal))
+
+    def _sensitivity(self, problem: LowerProblem, delta: Tensor, diagonal: Tensor) -> Sensitivity:
+        if self.curvature_steps == 0:
+            return lambda v: self.gain * diagonal * v
+        root, curvature = diagonal.sqrt(), problem.curvature(delta)
+
+        def solve(v: Tensor) -> Tensor:
+            def matvec(u: Tensor) -> Tensor:
+                return u - root * curvature(root * u)
+
+            found = conjugate_gradient(matvec, root * v, steps=self.curvature_steps, tolerance=self.tolerance)
+            problem.log["negative_curvature"] = float(found.failed.float().mean())
+            y = torch.where(per_example(found.failed, v), root * v, found.u)
+            return self.gain * root * y
+
+        return solve
+
+
+@part
+class Mask:
+    """Fast-BAT's sensitivity gain * H_C at the solution itself (DONE's option `mask`); costs as `Barrier`."""
+
+    gain: float = 0.1
+
+    def __call__(self, problem: LowerProblem, solution: Solution) -> Tensor:
+        free = problem.threat.interior(solution.delta, problem.x).to(solution.delta.dtype)
+        problem.log["free"] = float(free.mean())
+        return at_solution(problem, solution.delta, lambda grad: lambda v: self.gain * free * v)
+
+
+@part
+class Implicit:
+    """Implicit function theorem on the free coordinates: d delta*/d theta = -(P H P)^-1 P d grad/d theta.
+
+    Exact at a strict local maximiser with strict complementarity, where -H is positive definite on the free
+    coordinates.
+
+    Attributes:
+        steps, tolerance: of the conjugate gradients.
+        damping: added to -H: 0 is exact, more is safer far from a maximiser.
+
+    Reference: Fast-BAT, Proposition 1, in the form of its block-diagonal identity.
+    """
+
+    steps: int = 20
+    tolerance: float = 1e-6
+    damping: float = 0.0
+
+    def __call__(self, problem: LowerProblem, solution: Solution) -> Tensor:
+        delta = solution.delta
+        free = problem.threat.interior(delta, problem.x).to(delta.dtype)
+        problem.log["free"] = float(free.mean())
+        curvature = problem.curvature(delta)
+
+        def solve(v: Tensor) -> Tensor:
+            def matvec(u: Tensor) -> Tensor:
+                return free * (self.damping * u - curvature(free * u))
+
+            found = conjugate_gradient(matvec, free * v, steps=self.steps, tolerance=self.tolerance)
+            problem.log["negative_curvature"] = float(found.failed.float().mean())
+            return found.u
+
+        return at_solution(problem, delta, lambda grad: solve)

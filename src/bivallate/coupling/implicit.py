@@ -1,0 +1,155 @@
+"""Couplings: how the solution of the lower level depends on theta.
+
+A coupling returns a tensor with the right value *and* the right gradient. Then the backward pass of the upper
+loss is the hypergradient, and nothing else in the package needs to know that there are two levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from bivallate.lower.problem import Graph, LowerProblem, descending
+from bivallate.parts import part
+from bivallate.types import Solution
+
+Sensitivity = Callable[[Tensor], Tensor]
+
+
+class Coupling(Protocol):
+    """(problem, solution) -> delta (B, C, H, W), with the gradient in theta that it deserves.
+
+    The value is solution.delta, or one more step from there for `LastStep`, which takes the solver's last
+    step itself so that its pass is not paid twice.
+    """
+
+    def __call__(self, problem: LowerProblem, solution: Solution) -> Tensor: ...
+
+
+@part
+class Detached:
+    """No gradient: exact at an unconstrained maximiser of the training loss (Danskin), assumed by plain AT.
+    Free."""
+
+    def __call__(self, problem: LowerProblem, solution: Solution) -> Tensor:
+        return solution.delta
+
+
+@part
+class Leaf:
+    """Asks the outer backward pass for d loss / d delta, in `.grad`, which solvers with feedback read.
+    Free."""
+
+    def __call__(self, problem: LowerProblem, solution: Solution) -> Tensor:
+        return solution.delta.detach().requires_grad_()
+
+
+class _Transposed(torch.autograd.Function):
+    """Identity on the value; the incoming gradient v is replaced by sensitivity(v)."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, value: Tensor, sensitivity: Sensitivity) -> Tensor:
+        ctx.sensitivity = sensitivity
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
+        return ctx.sensitivity(grad_outputs[0]), None, None
+
+
+def attach(value: Tensor, grad: Tensor, sensitivity: Sensitivity) -> Tensor:
+    """`value`, whose derivative in theta is S d(grad)/d theta.
+
+    Args:
+        value: (B, C, H, W) the perturbation.
+        grad: (B, C, H, W) gradient of the attacker's objective, with graph in theta.
+        sensitivity: v -> S v for the symmetric S_i of each example: dlt*/dtheta = S_i d grad_i / d theta.
+            With an objective that the lower level *maximises*, S is minus the inverse of its (damped)
+            Hessian, hence positive.
+    """
+    return _Transposed.apply(grad, value.detach(), sensitivity)  # pyright: ignore[reportReturnType]
+
+
+class _Tethered(torch.autograd.Function):
+    """Logits of a pass shared by coupling and loss, which carry the implicit gradient as well as their own.
+
+    The vector-Jacobian product v = d loss / d delta is known without another pass when the gradient that
+    arrives at the logits is, row by row, a multiple of the attacker's own (same objective): then v_i is that
+    multiple of grad_i. Otherwise it is computed by one more backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, grad: Tensor, tether: Tether) -> Tensor:
+        ctx.tether = tether
+        return logits.view_as(logits)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore
+        return grad_outputs[0], ctx.tether.implicit_part(grad_outputs[0]), None
+
+
+@dataclass(frozen=True)
+class Tether:
+    """What `_Tethered` needs to turn a gradient at the logits into one at the attacker's gradient."""
+
+    problem: LowerProblem
+    graph: Graph
+    sensitivity: Sensitivity
+
+    def implicit_part(self, arriving: Tensor) -> Tensor:
+        """S v for v = J^T arriving, with J = d logits / d delta; (B, C, H, W)."""
+        with torch.enable_grad():
+            logits = self.graph.logits.detach().requires_grad_()
+            own = torch.autograd.grad(self.problem.objective(self.problem, logits).sum(), logits)[0]
+        scale = (arriving * own).sum(1) / own.square().sum(1).clamp(min=torch.finfo(own.dtype).tiny)
+        rest = (arriving - scale[:, None] * own).abs().amax(1)
+        if bool((rest <= 1e-4 * arriving.abs().amax(1)).all()):
+            v = scale.view(-1, *[1] * (self.graph.grad.ndim - 1)) * self.graph.grad.detach()
+        else:
+            (v,) = torch.autograd.grad(self.graph.logits, self.graph.point, arriving, retain_graph=True)
+            self.problem.forward.passes.backward += len(arriving)
+        return self.sensitivity(v)
+
+
+def at_solution(problem: LowerProblem, delta: Tensor, sensitivity: Callable[[Tensor], Sensitivity]) -> Tensor:
+    """Couples delta by d delta / d theta = S d grad / d theta, with grad taken at delta itself.
+
+    Where the attack ran with batch statistics, its forward pass at delta is the pass that the loss needs: it
+        is made once, in the upper level's mode (running statistics move), kept, and handed to the loss with
+        the implicit gradient tethered to its logits. With dropout or in eval mode the two passes differ, and
+        are made separately.
+
+    Args:
+        problem: posed within `attacking`.
+        delta: (B, C, H, W) the solution.
+        sensitivity: grad (B, C, H, W) -> (v -> S v).
+    """
+    model = problem.forward.model
+    if not (problem.share and isinstance(model, torch.nn.Module) and model.training and not _drops(model)):
+        graph = problem.graph(delta)
+        problem.forward.passes.backward += 2 * len(delta)
+        return attach(delta, graph.grad, sensitivity(graph.grad.detach()))
+    with descending(model):
+        graph = problem.graph(delta)
+    problem.forward.passes.backward += len(
+        delta
+    )  # the other half of the double backward is the outer backward itself
+    tether = Tether(problem, graph, sensitivity(graph.grad.detach()))
+    delta = delta.detach()
+    logits: Tensor = _Tethered.apply(graph.logits, graph.grad, tether)  # pyright: ignore[reportAssignmentType]
+    problem.forward.keep(delta, logits)
+    return delta
+
+
+def _drops(model: torch.nn.Module) -> bool:
+    return any(isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules())
+
+
+detached = Detached()
+leaf = Leaf()

@@ -1,0 +1,35 @@
+"""Gathers what a weighting may look at, from what one step has computed."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bivallate.lower.problem import Forward, evaluating
+from bivallate.types import Batch, Clock, Evidence, Solution, Terms
+
+
+def gather(forward: Forward, terms: Terms, solution: Solution, batch: Batch, clock: Clock) -> Evidence:
+    """Evidence of one step: detached values; clean logits and clean loss in eval mode, computed when first
+    asked."""
+
+    def clean() -> Tensor:
+        with torch.no_grad(), evaluating(forward.module):
+            return forward(batch.x)
+
+    return Evidence(
+        loss=terms.robust.detach(),
+        logits=terms.logits.detach(),
+        y=batch.y,
+        index=batch.index,
+        kappa=solution.kappa,
+        clock=clock,
+        clean=clean,
+        attached=terms.logits,
+    )
+
+
+def clean_loss(evidence: Evidence) -> Tensor:
+    """(B,) cross-entropy of the clean points."""
+    return F.cross_entropy(evidence.clean_logits, evidence.y, reduction="none")

@@ -1,0 +1,140 @@
+"""Projected gradient ascent: the only plain gradient loop, for training and for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bivallate.lower.problem import LowerProblem
+from bivallate.lower.start import Start, uniform
+from bivallate.lower.stop import Iterate, Never, Stop, never
+from bivallate.parts import part
+from bivallate.types import Facts, Solution, per_example
+
+Step = Callable[[Tensor], Tensor]
+
+
+class Direction(Protocol):
+    """(problem) -> a rule for one solve: gradient (B, C, H, W) -> step direction of the same shape."""
+
+    def __call__(self, problem: LowerProblem) -> Step: ...
+
+
+@part
+class Steepest:
+    """sign(g) for Linf, g / ||g|| for L2."""
+
+    def __call__(self, problem: LowerProblem) -> Step:
+        return problem.threat.steepest
+
+
+@part
+class Raw:
+    """The gradient itself, of the summed objective: a step does not shrink with the size of the minibatch."""
+
+    def __call__(self, problem: LowerProblem) -> Step:
+        return lambda grad: grad
+
+
+@part
+class Adam:
+    """Adam's direction with fresh moments at every solve (DONE-Adam).
+
+    The first direction is sign(g) wherever |g| is well above `epsilon`.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+    def __call__(self, problem: LowerProblem) -> Step:
+        m, v = torch.zeros_like(problem.x), torch.zeros_like(problem.x)
+        k = 0
+
+        def direction(grad: Tensor) -> Tensor:
+            nonlocal k
+            k += 1
+            m.mul_(self.beta1).add_(grad, alpha=1 - self.beta1)
+            v.mul_(self.beta2).addcmul_(grad, grad, value=1 - self.beta2)
+            root = (v / (1 - self.beta2**k)).sqrt_().add_(self.epsilon)
+            return (m / (1 - self.beta1**k)).div_(root)
+
+        return direction
+
+
+steepest = Steepest()
+raw = Raw()
+adam = Adam()
+
+
+class Solver(Protocol):
+    """Solves the lower level; `feedback` may use what the outer backward pass has paid for."""
+
+    def solve(self, problem: LowerProblem) -> Solution: ...
+
+    def feedback(self, problem: LowerProblem, delta: Tensor) -> None: ...
+
+    def bind(self, facts: Facts) -> Solver: ...
+
+
+@part
+class PGD:
+    """delta <- project(delta + step_size * direction(gradient)), `steps` times; the last iterate is the
+    answer.
+
+    Attributes:
+        steps: number of steps; 0 returns the start.
+        step_size: in pixel units for `steepest` and `adam`; for `raw` it multiplies the gradient of the
+            summed objective.
+        start, stop, direction: parts.
+        jitter: standard deviation of Gaussian noise added at every step (FAT's omega).
+
+    Cost: `steps` forwards and backwards an example at most; examples that have stopped cost nothing once they
+    are few enough to leave the batch.
+
+    Example:
+        >>> PGD(steps=10, step_size=2 / 255).steps
+        10
+    """
+
+    steps: int
+    step_size: float
+    start: Start = field(default=uniform)
+    direction: Direction = field(default=steepest)
+    stop: Stop = field(default=never)
+    jitter: float = 0.0
+
+    def bind(self, facts: Facts) -> PGD:
+        """A solver without memory is its own running part."""
+        return self
+
+    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
+        """Nothing to learn from the outer backward pass."""
+
+    def solve(self, problem: LowerProblem) -> Solution:
+        """Solution of the lower problem; see the class."""
+        delta = before = problem.project(self.start(problem))
+        moving = torch.ones_like(problem.y, dtype=torch.bool)
+        kappa, spent = torch.zeros_like(problem.y), torch.zeros_like(problem.y)
+        rows = torch.arange(len(problem.y), device=problem.y.device)
+        ends, direction = self.stop(problem), self.direction(problem)
+        patient = isinstance(self.stop, Never)
+        for k in range(self.steps):
+            logits, grad = problem.ascent(delta)
+            spent += moving
+            if not patient:
+                moving = moving & ~ends(Iterate(k, delta, grad, logits, rows))
+                if not bool(moving.any()):
+                    break
+            kappa += moving & (logits.argmax(1) == problem.y)
+            step = self.step_size * direction(grad)
+            if self.jitter:
+                shape = tuple(problem.x.shape[1:])
+                step = step + self.jitter * problem.noise.normal(f"jitter/{k}", shape, step.dtype)
+            before, stepped = delta, problem.project(delta + step)
+            delta = stepped if patient else torch.where(per_example(moving, delta), stepped, delta)
+        return Solution(delta, before, kappa, spent)

@@ -1,0 +1,240 @@
+"""The lower-level problem of one minibatch: its objective, its gradient, its constraint set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bivallate.lower.threat import ThreatModel
+from bivallate.noise import Noise
+from bivallate.types import Batch, Clock, Passes
+
+if TYPE_CHECKING:
+    from bivallate.lower.objective import Objective
+
+AttackMode = Literal["eval", "train", "train-tracking"]
+
+
+@contextmanager
+def posed(model: nn.Module, *, training: bool, track: bool, dropout: bool) -> Iterator[None]:
+    """Puts a model into a mode and leaves it exactly as it was found, also when the body raises.
+
+    Args:
+        model: whose modules are set.
+        training: train or eval mode.
+        track: whether train-mode BatchNorm moves its running statistics.
+        dropout: whether train-mode dropout drops.
+    """
+    found = [(m, m.training, getattr(m, "track_running_stats", None)) for m in model.modules()]
+    try:
+        for module, _, tracked in found:
+            module.training = training
+            if isinstance(module, nn.modules.dropout._DropoutNd) and not dropout:
+                module.training = False
+            if isinstance(module, nn.modules.batchnorm._NormBase) and training and tracked:
+                module.track_running_stats = track
+        yield
+    finally:
+        for module, was_training, tracked in found:
+            module.training = was_training
+            if tracked is not None:
+                module.track_running_stats = tracked  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def attacking(model: nn.Module, mode: AttackMode):
+    """The model as the attack sees it: BatchNorm by `mode`, dropout off.
+
+    In "train" mode attack passes use batch statistics and do not move the running ones; "train-tracking"
+    moves them, as the public code of the fast family does (methods 2.5).
+    """
+    return posed(model, training=mode != "eval", track=mode == "train-tracking", dropout=False)
+
+
+def descending(model: nn.Module):
+    """The model as the upper level sees it: plain train mode."""
+    return posed(model, training=True, track=True, dropout=True)
+
+
+def evaluating(model: nn.Module):
+    """Plain eval mode."""
+    return posed(model, training=False, track=True, dropout=False)
+
+
+@contextmanager
+def frozen(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """No parameter asks for a gradient: an input gradient then costs 0.6 of a forward and backward instead of
+    1."""
+    parameters = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+class Forward:
+    """The network as solvers, couplings and losses call it: counts passes and never pays one twice.
+
+    Attributes:
+        model: the network, or any callable from (B, C, H, W) to (B, K).
+        passes: the count, shared by everything that happens in one step.
+    """
+
+    def __init__(self, model: Callable[[Tensor], Tensor], passes: Passes | None = None) -> None:
+        self.model = model
+        self.passes = passes if passes is not None else Passes()
+        self._kept: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits in float32 or better; a pass that was kept for this very tensor is handed out once, then
+        forgotten."""
+        if self._kept is not None and self._kept[0] is x:
+            logits, self._kept = self._kept[1], None
+            return logits
+        self.passes.forward += len(x)
+        logits = self.model(x)
+        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+    def keep(self, x: Tensor, logits: Tensor) -> None:
+        """Remember logits for x: the next call with this very tensor returns them."""
+        self._kept = (x, logits)
+
+    def rename(self, old: Tensor, new: Tensor) -> None:
+        """Logits kept for `old` are from now on those of `new`."""
+        if self._kept is not None and self._kept[0] is old:
+            self._kept = (new, self._kept[1])
+
+    @property
+    def module(self) -> nn.Module:
+        """The network as a module, for parts that need its parameters."""
+        if not isinstance(self.model, nn.Module):
+            raise TypeError(f"this part needs an nn.Module with parameters, got {type(self.model).__name__}")
+        return self.model
+
+    def of(self, model: Callable[[Tensor], Tensor]) -> Forward:
+        """Another network whose passes go to the same count (virtual parameters, a perturbed copy)."""
+        return Forward(model, self.passes)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What `ascent(..., create_graph=True)` leaves for the coupling: one forward pass and its gradient,
+    connected."""
+
+    point: Tensor  # (B, C, H, W) leaf
+    logits: Tensor  # (B, K) with graph in theta and point
+    grad: Tensor  # (B, C, H, W) d objective / d point, with graph in theta and point
+
+
+class LowerProblem:
+    """max over delta in C(x) of objective(theta, delta; x, y): one independent problem per example.
+
+    Attributes:
+        forward: the network, counted. batch, x, y, clock, threat, objective: what the problem is made of.
+        noise: the draws of these rows at this moment.
+        share: whether the upper loss will ask for logits at exactly x + delta, once, so that a coupling may
+            make that pass for it.
+        log: numbers that parts report about themselves, for the run's record.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor] | Forward,
+        batch: Batch,
+        objective: Objective,
+        threat: ThreatModel,
+        clock: Clock | None = None,
+        noise: Noise | None = None,
+        share: bool = False,
+    ) -> None:
+        self.share = share
+        self.forward = model if isinstance(model, Forward) else Forward(model)
+        self.batch, self.x, self.y = batch, batch.x, batch.y
+        self.objective, self.threat = objective, threat
+        self.clock = clock = clock or Clock()
+        self.noise = noise or Noise(clock.seed, batch.index, clock.epoch, clock.replay)
+        self.log: dict[str, float] = {}
+        self._clean: Tensor | None = None
+
+    @property
+    def clean_logits(self) -> Tensor:
+        """(B, K) logits at delta = 0, without graph, in the mode of the attack; one forward pass, when first
+        asked."""
+        if self._clean is None:
+            with torch.no_grad():
+                self._clean = self.forward(self.x)
+        return self._clean
+
+    def project(self, delta: Tensor) -> Tensor:
+        """The nearest point of C(x)."""
+        return self.threat.project(delta, self.x)
+
+    def ascent(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, K) and d objective_i / d delta_i (B, C, H, W), both without graph.
+
+        The gradient is of the *sum* of the objectives, so that an example's gradient does not depend on the
+        size of its minibatch. Cost: one forward, one backward, parameters frozen.
+        """
+        with frozen(self.forward.model):
+            graph = self.graph(delta, create_graph=False)
+        return graph.logits.detach(), graph.grad
+
+    def graph(self, delta: Tensor, *, create_graph: bool = True) -> Graph:
+        """The same with the graph kept in theta and delta. Cost: one forward, one backward."""
+        objective = self.objective
+        with torch.enable_grad():
+            point = delta.detach().requires_grad_()
+            logits = self.forward(self.x + point)
+            total = objective(self, logits).sum()
+            (grad,) = torch.autograd.grad(total, point, create_graph=create_graph)
+        self.forward.passes.backward += len(self.x)
+        return Graph(point, logits, grad)
+
+    def value(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, K) and objective (B,) without any gradient. Cost: one forward."""
+        with torch.no_grad():
+            logits = self.forward(self.x + delta)
+            return logits, self.objective(self, logits)
+
+    def curvature(self, delta: Tensor) -> Callable[[Tensor], Tensor]:
+        """v -> (d^2 objective_i / d delta_i^2) v_i at delta. Cost: one forward and backward now, two
+        backwards a product."""
+        with frozen(self.forward.model):
+            graph = self.graph(delta)
+
+        def product(v: Tensor) -> Tensor:
+            self.forward.passes.backward += 2 * len(v)
+            (hv,) = torch.autograd.grad(graph.grad, graph.point, v, retain_graph=True, materialize_grads=True)
+            return hv
+
+        return product
+
+    def adversarial(self, delta: Tensor) -> Tensor:
+        """x + delta, recognised by `forward` if a coupling has already made the pass there."""
+        x_adv = self.x + delta
+        self.forward.rename(delta, x_adv)
+        return x_adv
+
+    def but(self, objective: Objective) -> LowerProblem:
+        """The same problem with another objective; passes are counted together."""
+        other = LowerProblem(self.forward, self.batch, objective, self.threat, self.clock, self.noise)
+        other._clean, other.log = self._clean, self.log
+        return other
+
+    def select(self, rows: Tensor) -> LowerProblem:
+        """The problems of some examples: rows is (b,) int64; noise follows the examples."""
+        b = self.batch
+        view = b.view.select(rows) if b.view is not None and hasattr(b.view, "select") else None
+        batch = Batch(b.x[rows], b.y[rows], b.index[rows], view)
+        noise = replace(self.noise, index=self.noise.index[rows])
+        other = LowerProblem(self.forward, batch, self.objective, self.threat, self.clock, noise)
+        other._clean = None if self._clean is None else self._clean[rows]
+        other.log = self.log
+        return other

@@ -1,0 +1,218 @@
+"""Threat models: the set C(x) of perturbations an attacker may choose from."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bivallate.errors import UserError, unknown
+from bivallate.noise import Noise
+from bivallate.parts import parse_number, part
+from bivallate.types import per_example
+
+TINY = 1e-12
+STRICT = 1e-7  # how far inside its bounds a coordinate must lie to count as free (methods M8, step 4)
+
+
+class ThreatModel(Protocol):
+    """A closed convex set C(x) around 0 such that x + delta stays in [0, 1]; eps = 0 is legal and means no
+    attack."""
+
+    @property
+    def eps(self) -> float:
+        """Radius of the ball, in pixel units."""
+        ...
+
+    def project(self, delta: Tensor, x: Tensor) -> Tensor:
+        """(B, C, H, W) the Euclidean projection of delta on C(x)."""
+        ...
+
+    def retract(self, delta: Tensor, x: Tensor) -> Tensor:
+        """The projection as a differentiable map, with strict masks: no gradient along a bound that holds."""
+        ...
+
+    def interior(self, delta: Tensor, x: Tensor) -> Tensor:
+        """(B, C, H, W) bool, coordinates strictly inside their bounds."""
+        ...
+
+    def random(self, noise: Noise, x: Tensor, purpose: str = "start") -> Tensor:
+        """Uniform in the ball; not yet projected on the box."""
+        ...
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        """The direction of steepest ascent with unit norm: sign(g) or g / ||g||_2."""
+        ...
+
+    def support(self, grad: Tensor, x: Tensor, delta: Tensor) -> Tensor:
+        """(B,) max over d in C(x) of <grad, d - delta>; zero exactly at a constrained stationary point
+        (FOSC)."""
+        ...
+
+    def ball_support(self, grad: Tensor, delta: Tensor) -> Tensor:
+        """(B,) the same over the ball alone, without the box: the form printed in Dynamic AT, eq. 8."""
+        ...
+
+    def size(self, delta: Tensor) -> Tensor:
+        """(B,) the norm of each perturbation."""
+        ...
+
+
+@part
+class Linf:
+    """max_j |delta_j| <= eps and 0 <= x + delta <= 1: the box [lo, up], lo = max(-eps, -x), up = min(eps, 1 -
+    x).
+
+    Example:
+        >>> Linf(0.25).project(torch.tensor([[0.5, -0.5]]), torch.tensor([[0.9, 0.5]]))
+        tensor([[ 0.1000, -0.2500]])
+    """
+
+    eps: float
+
+    def __post_init__(self) -> None:
+        _check_eps(self.eps)
+        if self.eps > 1:
+            raise UserError(
+                f"Linf eps must be at most 1, because pixels lie in [0, 1], got {self.eps:g}; "
+                f"for {self.eps:g} grey levels of 255 write {self.eps:g}/255"
+            )
+
+    def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(lo, up), both of x's shape, with lo <= 0 <= up."""
+        return (-x).clamp(min=-self.eps), (1 - x).clamp(max=self.eps)
+
+    def project(self, delta: Tensor, x: Tensor) -> Tensor:
+        """Clamp to [lo, up]."""
+        lo, up = self.bounds(x)
+        return torch.minimum(torch.maximum(delta, lo), up)
+
+    def retract(self, delta: Tensor, x: Tensor) -> Tensor:
+        """Clamp whose derivative is the strict 0/1 mask H_C (Fast-BAT, Corollary 1).
+
+        Autograd of `clamp` would let gradient through exactly on a bound.
+        """
+        value = self.project(delta.detach(), x)
+        return value + self.interior(value, x) * (delta - delta.detach())
+
+    def interior(self, delta: Tensor, x: Tensor) -> Tensor:
+        """lo + 1e-7 < delta < up - 1e-7."""
+        lo, up = self.bounds(x)
+        return (delta > lo + STRICT) & (delta < up - STRICT)
+
+    def random(self, noise: Noise, x: Tensor, purpose: str = "start") -> Tensor:
+        """Uniform on [-eps, eps]."""
+        return self.eps * (2 * noise.uniform(purpose, tuple(x.shape[1:]), x.dtype) - 1)
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        """sign(grad)."""
+        return grad.sign()
+
+    def support(self, grad: Tensor, x: Tensor, delta: Tensor) -> Tensor:
+        """sum_j max(g_j (up_j - delta_j), g_j (lo_j - delta_j))."""
+        lo, up = self.bounds(x)
+        return torch.maximum(grad * (up - delta), grad * (lo - delta)).flatten(1).sum(1)
+
+    def ball_support(self, grad: Tensor, delta: Tensor) -> Tensor:
+        """eps ||g||_1 - <delta, g>."""
+        return (self.eps * grad.abs() - grad * delta).flatten(1).sum(1)
+
+    def size(self, delta: Tensor) -> Tensor:
+        """max_j |delta_j|."""
+        return delta.flatten(1).abs().amax(1)
+
+
+@part
+class L2:
+    """||delta||_2 <= eps and 0 <= x + delta <= 1, with the exact Euclidean projection on the intersection.
+
+    The projection is clip(t * delta, -x, 1 - x) with the one t in (0, 1] that brings the norm down to eps
+    (the stationarity condition of the projection's Lagrangian); t is found by an active-set iteration that
+    only ever adds saturated coordinates and so ends at the exact solution.
+    """
+
+    eps: float
+
+    def __post_init__(self) -> None:
+        _check_eps(self.eps)
+
+    def project(self, delta: Tensor, x: Tensor) -> Tensor:
+        """clip(t * delta, -x, 1 - x)."""
+        return self._clipped(delta, x, limit=1.0)
+
+    def retract(self, delta: Tensor, x: Tensor) -> Tensor:
+        """The same map; its autograd derivative is exact where the active set is locally constant."""
+        return self._clipped(delta, x, limit=1.0)
+
+    def _clipped(self, v: Tensor, x: Tensor, limit: float) -> Tensor:
+        """clip(t v) with the largest t <= limit for which the norm is at most eps."""
+        lo, up = -x, 1 - x
+        t, saturated = self._scale(v.detach(), lo, up, limit)
+        bound = torch.where(v > 0, up, lo)
+        if v.requires_grad:  # t again, as a differentiable function of v on the active set that was found
+            t = torch.where(t < limit, self._radius(v, bound, saturated), t)
+        return torch.where(saturated, bound, per_example(t, v) * v)
+
+    def _radius(self, v: Tensor, bound: Tensor, saturated: Tensor) -> Tensor:
+        rest = (self.eps**2 - torch.where(saturated, bound, 0).square().flatten(1).sum(1)).clamp(min=0)
+        free = torch.where(saturated, 0, v).square().flatten(1).sum(1)
+        return (rest / free.clamp(min=TINY**2)).sqrt()
+
+    def _scale(self, v: Tensor, lo: Tensor, up: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+        bound = torch.where(v > 0, up, lo)
+        saturated = torch.zeros_like(v, dtype=torch.bool)
+        while True:
+            t = self._radius(v, bound, saturated).clamp(max=limit)
+            more = (per_example(t, v) * v).abs() > bound.abs()
+            if not bool((more & ~saturated).any()):
+                return t, saturated
+            saturated |= more
+
+    def interior(self, delta: Tensor, x: Tensor) -> Tensor:
+        """Coordinates strictly inside the box, of examples strictly inside the ball."""
+        inside = (delta > STRICT - x) & (delta < 1 - x - STRICT)
+        return inside & per_example(self.size(delta) < self.eps - STRICT, delta)
+
+    def random(self, noise: Noise, x: Tensor, purpose: str = "start") -> Tensor:
+        """Uniform in the ball."""
+        shape = tuple(x.shape[1:])
+        direction = noise.normal(purpose, shape, x.dtype)
+        radius = noise.uniform(purpose + "/radius", (), x.dtype) ** (1 / math.prod(shape))
+        return self.eps * per_example(radius / self.size(direction).clamp(min=TINY), x) * direction
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        """grad / ||grad||_2, zero where the gradient is zero."""
+        return grad / per_example(self.size(grad).clamp(min=TINY), grad)
+
+    def support(self, grad: Tensor, x: Tensor, delta: Tensor) -> Tensor:
+        """<grad, d - delta> at d = clip(t grad, -x, 1 - x) of norm eps, or the corner of the box if it is
+        nearer."""
+        unit = self.steepest(grad)
+        best = self._clipped(unit, x, limit=1e12)
+        return (grad * (best - delta)).flatten(1).sum(1)
+
+    def ball_support(self, grad: Tensor, delta: Tensor) -> Tensor:
+        """eps ||g||_2 - <delta, g>."""
+        return self.eps * self.size(grad) - (grad * delta).flatten(1).sum(1)
+
+    def size(self, delta: Tensor) -> Tensor:
+        """||delta||_2."""
+        return delta.flatten(1).norm(dim=1)
+
+
+def _check_eps(eps: float) -> None:
+    if not (isinstance(eps, int | float) and math.isfinite(eps) and eps >= 0):
+        raise UserError(f"eps must be a finite number of at least 0, got {eps!r}; write 8/255 or 0.03")
+
+
+NORMS: dict[str, type[Linf] | type[L2]] = {"linf": Linf, "l2": L2}
+
+
+def threat(norm: str, eps: str | float) -> Linf | L2:
+    """The threat model by the name of its norm: `threat("linf", "8/255")`."""
+    key = norm.lower().replace("_", "").replace("-", "")
+    if key not in NORMS:
+        raise unknown("norm", norm, NORMS)
+    return NORMS[key](parse_number(eps))

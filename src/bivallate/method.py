@@ -1,0 +1,205 @@
+"""A method is a choice of one part from each row of the picture, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any
+
+import torch
+from torch import nn
+
+from bivallate.coupling.implicit import Coupling, detached
+from bivallate.errors import UserError, unknown
+from bivallate.lower.objective import Objective, cross_entropy
+from bivallate.lower.pgd import Solver
+from bivallate.lower.problem import AttackMode
+from bivallate.lower.threat import L2, Linf
+from bivallate.parts import decode, encode, override, part
+from bivallate.types import Facts
+from bivallate.upper.loss import Loss, adversarial
+from bivallate.weighting.base import Weighting, equal
+
+MODES = ("eval", "train", "train-tracking")
+
+
+@part
+class Method:
+    """An immutable specification: min over theta of mean_i [ w_i robust_i(theta, x_i + delta_i*(theta)) +
+    anchor_i ].
+
+    Attributes:
+        threat: the set of perturbations.
+        solver, objective: the lower level, and what it maximises.
+        coupling: the gradient that passes through the lower level.
+        weighting: w_i. loss: robust and anchor.
+        replays: how often each minibatch is used; accumulate: one parameter update for all replays instead of
+            one each.
+        attack_mode: BatchNorm while attacking: "eval", "train" (batch statistics, running ones unmoved) or
+            "train-tracking" (as the public code of the fast family).
+        name: for the log.
+
+    Example:
+        >>> from bivallate import methods, Linf, KLDRO
+        >>> trades_with_dro = methods.trades(Linf(8 / 255)).but(weighting=KLDRO())
+    """
+
+    threat: Linf | L2
+    solver: Solver
+    objective: Objective = field(default=cross_entropy)
+    coupling: Coupling = field(default=detached)
+    weighting: Weighting = field(default=equal)
+    loss: Loss = field(default=adversarial)
+    replays: int = 1
+    accumulate: bool = False
+    attack_mode: AttackMode = "eval"
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        if self.attack_mode not in MODES:
+            raise unknown("attack mode", str(self.attack_mode), MODES)
+        if not (isinstance(self.replays, int) and self.replays >= 1):
+            raise UserError(f"replays must be a whole number of at least 1, got {self.replays!r}")
+        for name in ("solver", "coupling", "weighting", "loss"):
+            check = getattr(getattr(self, name), "check", None)
+            if check is not None:
+                check(self)
+
+    def but(self, **parts: Any) -> Method:
+        """A copy with some parts replaced; a double underscore reaches into a part:
+        `but(solver__steps=20)`."""
+        method = self
+        for path, value in parts.items():
+            if "__" in path:
+                method = override(method, path.replace("__", "."), value)
+            else:
+                if path not in {f.name for f in dataclasses.fields(self)}:
+                    raise unknown("part of a method", path, (f.name for f in dataclasses.fields(self)))
+                method = dataclasses.replace(method, **{path: value})
+        return method
+
+    def bind(self, facts: Facts) -> BoundMethod:
+        """The running method of one run: stateful parts are built afresh, nothing is shared with other
+        runs."""
+        return BoundMethod(self, self.solver.bind(facts), self.weighting.bind(facts))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything a run needs to be written down; `Method.from_dict` is the inverse."""
+        return encode(self)
+
+    @staticmethod
+    def from_dict(entry: dict[str, Any]) -> Method:
+        """A method from its written form. Raises UserError for unknown parts or fields."""
+        return decode({"kind": "Method", **entry})
+
+
+class BoundMethod:
+    """A method with the memory of one run in its solver and weighting; the other parts are the
+    specification's."""
+
+    def __init__(self, spec: Method, solver: Solver, weighting: Weighting) -> None:
+        self.spec, self.solver, self.weighting = spec, solver, weighting
+        self.threat, self.objective, self.coupling, self.loss = (
+            spec.threat,
+            spec.objective,
+            spec.coupling,
+            spec.loss,
+        )
+        self.replays, self.accumulate = spec.replays, spec.accumulate
+        self.attack_mode: AttackMode = spec.attack_mode
+
+    def _memories(self) -> dict[str, nn.Module]:
+        parts = {"solver": self.solver, "weighting": self.weighting}
+        return {name: p for name, p in parts.items() if isinstance(p, nn.Module)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All memory, by part: tensors and, under "_extra_state", plain values."""
+        return {f"{part}.{k}": v for part, m in self._memories().items() for k, v in m.state_dict().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`; raises KeyError or RuntimeError if the state is another method's."""
+        for name, memory in self._memories().items():
+            mine = {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
+            memory.load_state_dict(mine)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A named method of the catalogue.
+
+    Attributes:
+        make: (threat, **parameters) -> Method. family, paper, cost: for the lists and cards; cost is in
+            forward (F) and backward (B) passes per example.
+    """
+
+    name: str
+    make: Callable[..., Method]
+    family: str
+    paper: str
+    cost: str
+
+    @property
+    def summary(self) -> str:
+        """First line of the docstring."""
+        return (inspect.getdoc(self.make) or "").partition("\n")[0]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Names and defaults, the threat left out."""
+        signature = inspect.signature(self.make).parameters
+        return {n: p.default for n, p in signature.items() if n != "threat"}
+
+
+_REGISTRY: dict[str, Entry] = {}
+
+
+def register(name: str, *, family: str = "user", paper: str = "", cost: str = ""):
+    """Decorator: makes a function (threat, **parameters) -> Method available by name, also on the command
+    line."""
+
+    def keep(make: Callable[..., Method]) -> Callable[..., Method]:
+        def named(threat: Linf | L2, **parameters: Any) -> Method:
+            return make(threat, **parameters).but(name=name)
+
+        named.__doc__, named.__name__, named.__module__ = make.__doc__, make.__name__, make.__module__
+        named.__signature__ = inspect.signature(make)  # pyright: ignore[reportFunctionMemberAccess]
+        named.__wrapped__ = make  # pyright: ignore[reportFunctionMemberAccess]
+        _REGISTRY[name] = Entry(name, named, family, paper, cost)
+        return named
+
+    return keep
+
+
+def registry() -> dict[str, Entry]:
+    """All methods by name: the package's own, and those that installed projects register under
+    `bivallate.methods`."""
+    import bivallate.methods  # noqa: F401  the catalogue registers itself
+
+    for point in entry_points(group="bivallate.methods"):
+        if point.name not in _REGISTRY:
+            point.load()
+    return dict(_REGISTRY)
+
+
+def create(name: str, threat: Linf | L2, **parameters: Any) -> Method:
+    """A method by its name. Raises UserError for an unknown name or parameter, with the nearest one."""
+    entries = registry()
+    if name not in entries:
+        raise unknown("method", name, entries)
+    entry = entries[name]
+    for parameter in parameters:
+        if parameter not in entry.parameters:
+            raise unknown(f"parameter of {name}", parameter, entry.parameters)
+    return entry.make(threat, **parameters)
+
+
+def facts_for(
+    model: nn.Module, x: torch.Tensor, classes: int, rows: int | None = None, padding: int = 0
+) -> Facts:
+    """The facts of a run on tensors like x: device and dtype are the model's."""
+    first = next(model.parameters(), x)
+    shape = (int(x.shape[1]), int(x.shape[2]), int(x.shape[3]))
+    return Facts(rows or len(x), shape, classes, first.device, first.dtype, padding)

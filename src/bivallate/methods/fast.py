@@ -1,0 +1,93 @@
+"""Methods of two or three passes: Fast-AT, Fast-BAT, DONE's fast setting."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from bivallate.coupling.barrier import Barrier
+from bivallate.coupling.last_step import LastStep
+from bivallate.lower.pgd import PGD, raw, steepest
+from bivallate.lower.start import corner, uniform
+from bivallate.lower.threat import L2, Linf
+from bivallate.method import Method, register
+from bivallate.weighting.dro import KLDRO
+
+Linearisation = Literal["ns-pgd", "uniform", "corner", "pgd"]
+
+
+@register("fast-at", family="single step", paper="Wong et al., ICLR 2020", cost="2F + 2B")
+def fast_at(threat: Linf | L2, *, step_size: float = 1.25) -> Method:
+    """Fast-AT: one large sign step from a uniform start.
+
+    Collapses at large eps (catastrophic overfitting): PGD accuracy falls to zero while FGSM accuracy rises.
+
+    Args:
+        threat: the set of perturbations.
+        step_size: in units of eps.
+
+    Cost: 2 forwards, 2 backwards.
+
+    Reference: Wong et al. 2020, algorithm 3; methods M2.
+    """
+    return Method(threat, PGD(1, step_size * threat.eps, uniform), attack_mode="train")
+
+
+@register("fast-bat", family="bilevel", paper="Zhang et al. (Fast-BAT), ICML 2022", cost="3F + 5B")
+def fast_bat(
+    threat: Linf | L2,
+    *,
+    step_size: float | None = None,
+    rho: float = 0.1,
+    linearisation: Linearisation = "ns-pgd",
+    curvature_steps: int = 0,
+    cross_at: Literal["z", "delta"] = "z",
+) -> Method:
+    """Fast-BAT: the lower level is one projected step without sign, and the update differentiates through it.
+
+    Args:
+        threat: the set of perturbations.
+        step_size: 1/lambda, of the raw gradient of the summed loss; None is 5000/255 up to eps = 8/255 and
+            2000/255 above, as in the public code (the paper's text has 2500/255 above).
+        rho: alpha_2 / (lambda alpha_1), factor of the implicit gradient.
+        linearisation: where the loss is linearised: "ns-pgd" (a step without sign from a uniform start),
+            "uniform", "corner", or "pgd" (a sign step of eps/2 from a uniform start).
+        curvature_steps: 0 is Hessian-free; J > 0 is the Hessian-aware variant with J conjugate-gradient
+            steps.
+        cross_at: point of the cross derivative, see `LastStep`.
+
+    Cost: 3 forwards, 5 backwards (the double backward counts as two); one pass of each less without warm-up
+    step.
+
+    Reference: Zhang et al. 2022, eq. 12-13, Table 9; methods M8, M9.
+    """
+    size = step_size if step_size is not None else (5000 if threat.eps <= 8 / 255 else 2000) / 255
+    warm_up = {
+        "ns-pgd": PGD(1, size, uniform, raw),
+        "uniform": PGD(0, 0.0, uniform),
+        "corner": PGD(0, 0.0, corner),
+        "pgd": PGD(1, 0.5 * threat.eps, uniform, steepest),
+    }[linearisation]
+    coupling = LastStep(size, rho, curvature_steps, cross_at=cross_at)
+    return Method(threat, warm_up, coupling=coupling, attack_mode="train")
+
+
+@register("done-fast", family="bilevel", paper="DONE, ICLR 2024", cost="3F + 5B")
+def done_fast(
+    threat: Linf, *, step_size: float = 5000 / 255, rate: float = 0.9, guard: float = 2.0
+) -> Method:
+    """DONE in its fast setting: one gradient step from a warm-up step, KL-DRO weights, barrier coupling.
+
+    Args:
+        threat: the set of perturbations (Linf).
+        step_size: of both raw gradient steps.
+        rate: eta of the running estimate.
+        guard: bound of the running estimate.
+
+    Cost: 3 forwards, 5 backwards.
+
+    Reference: DONE, section 4.3; methods M22.
+    """
+    solver = PGD(2, step_size, uniform, raw)
+    return Method(
+        threat, solver, coupling=Barrier(), weighting=KLDRO(rate=rate, guard=guard), attack_mode="train"
+    )

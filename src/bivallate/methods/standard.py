@@ -1,0 +1,57 @@
+"""Plain training, adversarial training, TRADES."""
+
+from __future__ import annotations
+
+from bivallate.lower.objective import kl_to_clean
+from bivallate.lower.pgd import PGD
+from bivallate.lower.problem import AttackMode
+from bivallate.lower.start import gaussian, uniform, zero
+from bivallate.lower.threat import L2, Linf
+from bivallate.method import Method, register
+from bivallate.upper.loss import Trades
+
+
+@register("plain", family="standard", paper="-", cost="1F + 1B")
+def plain(threat: Linf | L2) -> Method:
+    """Plain training on clean images; the threat serves evaluation alone.
+
+    Cost: 1 forward, 1 backward.
+    """
+    return Method(threat, PGD(steps=0, step_size=0.0, start=zero))
+
+
+@register("at", family="standard", paper="Madry et al., ICLR 2018", cost="(K+1)F + (K+1)B")
+def at(
+    threat: Linf | L2, *, steps: int = 10, step_size: float = 0.25, attack_mode: AttackMode = "eval"
+) -> Method:
+    """Adversarial training against PGD-K from a uniform start.
+
+    Args:
+        threat: the set of perturbations.
+        steps: K; PGD-2 AT is steps=2, step_size=0.5, attack_mode="train"; PGD-7 AT steps=7, step_size=0.25.
+        step_size: in units of eps.
+        attack_mode: BatchNorm while attacking.
+
+    Cost: K + 1 forwards, K + 1 backwards.
+
+    Reference: Madry et al. 2018, eq. 2.1; methods M1.
+    """
+    return Method(threat, PGD(steps, step_size * threat.eps, uniform), attack_mode=attack_mode)
+
+
+@register("trades", family="standard", paper="Zhang et al., ICML 2019", cost="(K+3)F + (K+1)B")
+def trades(threat: Linf | L2, *, beta: float = 6.0, steps: int = 10, step_size: float = 0.25) -> Method:
+    """TRADES: clean cross-entropy plus beta times the largest KL divergence from the clean prediction.
+
+    Args:
+        threat: the set of perturbations.
+        beta: 1/lambda, weight of the robust term.
+        steps: attack steps.
+        step_size: in units of eps.
+
+    Cost: K + 3 forwards, K + 1 backwards (the outer backward runs through two forwards).
+
+    Reference: Zhang et al. 2019, eq. 5; methods M13.
+    """
+    solver = PGD(steps, step_size * threat.eps, gaussian)
+    return Method(threat, solver, objective=kl_to_clean, loss=Trades(beta))

@@ -1,0 +1,153 @@
+"""Parts: frozen values whose name and fields are their entry in a configuration.
+
+`@part` makes a frozen dataclass and remembers it by name, so that any composition of parts can be written
+down as plain data, read back, overridden by path and sent to another process. Users' own parts register in
+the same way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from typing import Any, dataclass_transform
+
+from bivallate.errors import UserError, unknown
+
+_KINDS: dict[str, type] = {}
+
+
+def parse_number(text: str | float, what: str = "eps") -> float:
+    """A float from `0.03`, `8/255` or a number; `what` names the value in the error.
+
+    Example:
+        >>> round(parse_number("8/255"), 4)
+        0.0314
+    """
+    if isinstance(text, int | float):
+        return float(text)
+    try:
+        numerator, _, denominator = text.partition("/")
+        return float(numerator) / float(denominator) if denominator else float(numerator)
+    except (ValueError, ZeroDivisionError):
+        raise UserError(f"{what} must be a number such as 0.03 or 8/255, got {text!r}") from None
+
+
+@dataclass_transform(frozen_default=True)
+def part(cls: type) -> Any:
+    """Class decorator: a frozen dataclass that configurations know by its name.
+
+    Example:
+        >>> @part
+        ... class Half:
+        ...     of: float = 2.0
+        >>> encode(Half(of=3.0))
+        {'kind': 'Half', 'of': 3.0}
+        >>> decode({'kind': 'Half', 'of': 3.0})
+        Half(of=3.0)
+    """
+    made = dataclasses.dataclass(frozen=True)(cls)
+    _KINDS[cls.__name__] = made
+    return made
+
+
+def encode(value: Any) -> Any:
+    """A part, and everything in it, as dictionaries, lists, strings and numbers; None becomes "none"."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if type(value).__name__ not in _KINDS:
+            raise UserError(
+                f"{type(value).__name__} cannot be written into a configuration; "
+                "declare it with @bivallate.part"
+            )
+        fields = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        return {"kind": type(value).__name__, **fields}
+    if isinstance(value, tuple | list):
+        return [encode(item) for item in value]
+    if value is None:
+        return "none"
+    if isinstance(value, str | bool | int | float):
+        return value
+    raise UserError(
+        f"a part may hold numbers, strings, tuples and parts, got {type(value).__name__}: {value!r}"
+    )
+
+
+def decode(entry: Any) -> Any:
+    """The inverse of `encode`. Raises UserError for an unknown kind or field, with the nearest name."""
+    if isinstance(entry, dict):
+        fields = dict(entry)
+        kind = fields.pop("kind", None)
+        if not isinstance(kind, str) or kind not in _KINDS:
+            raise unknown("part", str(kind), _KINDS)
+        cls = _KINDS[kind]
+        known = {f.name for f in dataclasses.fields(cls) if f.init}
+        for name in fields:
+            if name not in known:
+                raise unknown(f"field of {kind}", name, known)
+        return cls(**{name: decode(item) for name, item in fields.items()})
+    if isinstance(entry, list):
+        return tuple(decode(item) for item in entry)
+    return None if entry == "none" else entry
+
+
+def override(value: Any, path: str, text: Any) -> Any:
+    """A copy of a part with one field, named by a dotted path, changed: `override(method, "solver.steps",
+    "20")`.
+
+    Text is read as the field's type asks: numbers may be written as 8/255, booleans as true or false, and a
+    part by its kind (`coupling=Detached`). Raises UserError for an unknown path or a value that does not fit.
+    """
+    name, _, rest = path.partition(".")
+    known = {f.name for f in dataclasses.fields(value) if f.init}
+    if name not in known:
+        raise unknown(f"part or field of {type(value).__name__}", name, known)
+    current = getattr(value, name)
+    if rest:
+        if not dataclasses.is_dataclass(current):
+            raise UserError(f"{name} of {type(value).__name__} is {current!r}, which has no field {rest!r}")
+        new = override(current, rest, text)
+    else:
+        new = _read(text, current, f"{type(value).__name__}.{name}", _annotation(type(value), name))
+    return dataclasses.replace(value, **{name: new})
+
+
+def _annotation(cls: type, name: str) -> set[type]:
+    try:
+        hint = typing.get_type_hints(cls)[name]
+    except Exception:  # a user's part may annotate with names that only a type checker sees
+        return set()
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_args(hint) else (hint,)
+    return {o for o in options if isinstance(o, type)}
+
+
+def _read(text: Any, current: Any, where: str, options: set[type]) -> Any:
+    if not isinstance(text, str):
+        return text
+    if text in _KINDS:
+        return _KINDS[text]()
+    if isinstance(current, bool):
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        raise UserError(f"{where} must be true or false, got {text!r}")
+    if isinstance(current, int) and float not in options:
+        number = parse_number(text, where)
+        if number != int(number):
+            raise UserError(f"{where} must be a whole number, got {text!r}")
+        return int(number)
+    if isinstance(current, float | int) or (current is None and float in options):
+        if current is None and text == "none":
+            return None
+        number = parse_number(text, where)
+        if math.isnan(number):
+            raise UserError(f"{where} must be a number, got {text!r}")
+        return number
+    if isinstance(current, tuple):
+        return tuple(
+            _read(item.strip(), current[0] if current else 0.0, where, set()) for item in text.split(",")
+        )
+    if dataclasses.is_dataclass(current):
+        if type(current).__name__ in ("Constant", "Milestones", "Linear"):
+            return parse_number(text, where)
+        raise unknown(f"part for {where}", text, _KINDS)
+    return text

@@ -1,0 +1,48 @@
+"""What a step leaves behind: numbers for the log, and a stop when they are not finite."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from bivallate.errors import UserError
+from bivallate.lower.problem import LowerProblem
+from bivallate.method import BoundMethod
+from bivallate.types import Clock, StepRecord, Terms
+
+
+class NonFinite(UserError):
+    """The loss or a gradient is not a finite number; raised before the update, so the parameters are still
+    good."""
+
+
+def healthy(loss: Tensor, model: nn.Module, clock: Clock) -> None:
+    """Raises NonFinite if the loss or any gradient is not finite. Cost: one pass over the gradients."""
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = float(nn.utils.get_total_norm(grads)) if grads else 0.0
+    value = float(loss)
+    if math.isfinite(norm) and math.isfinite(value):
+        return
+    what = f"the loss is {value:g}" if not math.isfinite(value) else "a gradient is not finite"
+    raise NonFinite(
+        f"{what} at epoch {clock.epoch + 1}, minibatch {clock.step + 1}. Likely cause: a learning rate that is "
+        "too high, or inputs that are not finite. The parameters were not updated; lower --lr, or resume "
+        "from the last checkpoint"
+    )
+
+
+def summarise(
+    loss: Tensor, weights: Tensor, terms: Terms, problem: LowerProblem, method: BoundMethod
+) -> StepRecord:
+    """The record of one step; everything is read in one transfer from the device."""
+    w, y = weights.detach(), problem.y
+    correct = (terms.logits.detach().argmax(1) == y).sum()
+    mean = w.mean()
+    effective = mean.square() / w.square().mean().clamp(min=torch.finfo(w.dtype).tiny)
+    numbers = torch.stack([loss.detach().to(w.dtype), correct.to(w.dtype), mean, effective]).tolist()
+    logged = {**problem.log, **method.weighting.log()}
+    return StepRecord(
+        numbers[0], int(numbers[1]), len(y), numbers[2], numbers[3], problem.forward.passes, logged
+    )

@@ -1,0 +1,67 @@
+"""Values that change during a run: every schedule is a frozen function Clock -> float."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from bivallate.parts import part
+from bivallate.types import Clock
+
+
+class Schedule(Protocol):
+    """Clock -> float."""
+
+    def __call__(self, clock: Clock) -> float: ...
+
+
+@part
+class Constant:
+    """The same value always."""
+
+    value: float
+
+    def __call__(self, clock: Clock) -> float:
+        return self.value
+
+
+@part
+class Milestones:
+    """values[k] from the epoch at which the k-th milestone, a fraction of all epochs, is reached; values[0]
+    before.
+
+    Fractions let a schedule scale with the length of the run: DONE's temperature falls at 40 and 50 of 60
+        epochs, and so at 17 and 21 of 25.
+
+    Example:
+        >>> temperature = Milestones(values=(10.0, 1.0, 0.1), at=(2 / 3, 5 / 6))
+        >>> [temperature(Clock(epoch=e, epochs=60)) for e in (39, 40, 50)]
+        [10.0, 1.0, 0.1]
+        >>> [next(e for e in range(25) if temperature(Clock(epoch=e, epochs=25)) == r) for r in (1.0, 0.1)]
+        [17, 21]
+    """
+
+    values: tuple[float, ...]
+    at: tuple[float, ...]
+
+    def __call__(self, clock: Clock) -> float:
+        reached = sum(clock.epoch >= round(fraction * clock.epochs) for fraction in self.at)
+        return self.values[reached]
+
+
+@part
+class Linear:
+    """From `start` at epoch 0 to `end` at the fraction `until` of all epochs, by whole epochs, constant
+    afterwards."""
+
+    start: float
+    end: float
+    until: float = 1.0
+
+    def __call__(self, clock: Clock) -> float:
+        done = min(1.0, clock.epoch / (self.until * clock.epochs))
+        return self.start + done * (self.end - self.start)
+
+
+def at(value: float | Schedule, clock: Clock) -> float:
+    """A number as it is, or a schedule's value now."""
+    return value if isinstance(value, int | float) else value(clock)

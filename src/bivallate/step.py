@@ -1,0 +1,58 @@
+"""One training step: from a minibatch to an update of theta. Read this file first.
+
+upper level   min_theta  mean_i [ w_i * robust_i(theta, x_i + delta_i*(theta)) + anchor_i(theta) ]
+weights       w = W(evidence)
+coupling      d delta* / d theta
+lower level   delta_i*(theta) in argmax over C(x_i) of  objective(theta, delta; x_i, y_i)
+"""
+
+import torch
+from torch import Tensor, nn
+
+from bivallate import collective
+from bivallate.coupling.lookahead import Lookahead
+from bivallate.evidence import gather
+from bivallate.lower.problem import Forward, LowerProblem, attacking
+from bivallate.method import BoundMethod
+from bivallate.record import healthy, summarise
+from bivallate.types import Batch, Clock, StepRecord
+
+
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, method: BoundMethod, batch: Batch, clock: Clock
+) -> StepRecord:
+    """Solve the lower level, weigh the examples, descend the upper level. The model is in train mode."""
+    loss, record = differentiate(model, method, batch, clock, lr=optimizer.param_groups[0]["lr"])
+    if clock.replay == method.replays - 1 or not method.accumulate:
+        collective.sum_gradients(model.parameters())
+        healthy(loss, model, clock)
+        optimizer.step()
+        optimizer.zero_grad()
+    return record
+
+
+def differentiate(
+    model: nn.Module, method: BoundMethod, batch: Batch, clock: Clock, lr: float
+) -> tuple[Tensor, StepRecord]:
+    """The same up to the update: adds the gradient of the upper level to `.grad`."""
+    forward = Forward(model)
+    with attacking(model, method.attack_mode):  # lower level: delta*(theta)
+        share = method.loss.reuses_forward
+        problem = LowerProblem(forward, batch, method.objective, method.threat, clock, share=share)
+        solution = method.solver.solve(problem)
+        delta = method.coupling(problem, solution)
+
+    x_adv = problem.adversarial(delta)  # upper level: one loss an example
+    terms = method.loss(forward, batch.x, x_adv, batch.y)
+    evidence = gather(forward, terms, solution, batch, clock)
+
+    lookahead = Lookahead(forward, method, batch, x_adv.detach(), clock, lr)
+    method.weighting.update(evidence)  # a running state moves first
+    method.weighting.fit(evidence, lookahead)  # third level: the weights themselves learn
+    weights = method.weighting(evidence)
+
+    loss = (weights * terms.robust + terms.anchor).sum() / collective.count(len(batch.y))
+    loss.backward()  # carries d delta*/d theta when coupled
+    forward.passes.backward += len(batch.y)
+    method.solver.feedback(problem, delta)
+    return loss.detach(), summarise(loss, weights, terms, problem, method)

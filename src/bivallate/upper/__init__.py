@@ -1,0 +1,1 @@
+"""The upper level: the loss that theta descends."""

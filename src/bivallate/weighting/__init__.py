@@ -1,0 +1,1 @@
+"""The weights w_i of the examples in the upper level."""

@@ -1,0 +1,106 @@
+"""KL-regularised distributionally robust weights (DONE)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import field
+
+import torch
+from torch import Tensor, nn
+
+from bivallate import collective
+from bivallate.errors import UserError
+from bivallate.parts import part
+from bivallate.schedule import Constant, Milestones, at
+from bivallate.types import Clock, Evidence, Facts
+from bivallate.weighting.base import Weighting
+
+DONE_TEMPERATURE = Milestones(values=(10.0, 1.0, 0.1), at=(2 / 3, 5 / 6))
+
+
+@part
+class KLDRO(Weighting):
+    """w_i = exp(loss_i / r) / u, with u a running mean of exp(loss / r), all in log space.
+
+    The closed form of max over w in the simplex of sum_i w_i loss_i - r sum_i w_i log(M w_i): with rate 1 the
+    weights are the in-batch softmax of loss / r times the batch size (mean exactly 1, the gradient of r log
+    mean exp(loss / r)); a smaller rate removes the bias of that estimate, and the mean weight is at most 1 /
+    rate.
+
+    Attributes:
+        temperature: r; infinity tends to plain averaging, 0 to the single hardest example.
+        rate: eta in (0, 1], weight of the newest batch in the running mean.
+        guard: u may exceed the newest batch's mean at most by this factor, so the mean weight is at least 1 /
+            guard. Without it one extreme batch at small r stalls training; infinity removes it.
+
+    Scale: mean weight between 1 / guard and 1 / rate.
+
+    Reference: DONE (ICLR 2024), eq. 5-10 and Algorithm 1.
+    Deviation: the guard is ours; the paper states neither it nor the value of eta. The running mean restarts
+    whenever the temperature changes, because exp(loss / r) changes by orders of magnitude.
+    """
+
+    temperature: Constant | Milestones | float = field(default=DONE_TEMPERATURE)
+    rate: float = 0.9
+    guard: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= 1:
+            raise UserError(f"KL-DRO rate must lie in (0, 1], got {self.rate!r}")
+        if not self.guard >= 1:
+            raise UserError(f"KL-DRO guard must be at least 1, got {self.guard!r}")
+        values = self.temperature.values if isinstance(self.temperature, Milestones) else ()
+        constant = getattr(self.temperature, "value", self.temperature)
+        for r in values or (constant,):
+            if not (isinstance(r, int | float) and r > 0):
+                raise UserError(f"KL-DRO temperature must be positive, got {r!r}")
+
+    def bind(self, facts: Facts) -> RunningKLDRO:
+        """The running estimate of one run."""
+        return RunningKLDRO(self, facts.device)
+
+    def weigh(self, evidence: Evidence) -> Tensor:
+        """In-batch weights (rate 1): what an unbound rule can say."""
+        q = evidence.loss / at(self.temperature, evidence.clock)
+        return (q - collective.log_mean_exp(q)).exp()
+
+
+class RunningKLDRO(Weighting, nn.Module):
+    """KL-DRO weights with their running estimate log u, in float64."""
+
+    log_u: Tensor
+    r: Tensor
+
+    def __init__(self, rule: KLDRO, device: torch.device) -> None:
+        nn.Module.__init__(self)
+        self.rule = rule
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        self.register_buffer("log_u", torch.zeros((), dtype=dtype, device=device))
+        self.register_buffer("r", torch.full((), math.nan, dtype=dtype, device=device))
+
+    def temperature(self, clock: Clock) -> float:
+        """r at this moment."""
+        return at(self.rule.temperature, clock)
+
+    @torch.no_grad()
+    def update(self, evidence: Evidence) -> None:
+        """u <- (1 - rate) u + rate mean exp(loss / r), in log space; restarts when r changes; guarded from
+        above."""
+        r = self.temperature(evidence.clock)
+        now = collective.log_mean_exp(evidence.loss.to(self.log_u.dtype) / r)
+        rate = self.rule.rate
+        if float(self.r) != r or rate == 1:
+            moved = now
+        else:
+            moved = torch.logaddexp(self.log_u + math.log1p(-rate), now + math.log(rate))
+        self.log_u.copy_(torch.minimum(moved, now + math.log(self.rule.guard)))
+        self.r.fill_(r)
+
+    def weigh(self, evidence: Evidence) -> Tensor:
+        """exp(loss / r - log u)."""
+        q = evidence.loss.to(self.log_u.dtype) / self.temperature(evidence.clock)
+        return (q - self.log_u).exp().to(evidence.loss.dtype)
+
+    def log(self) -> dict[str, float]:
+        """The temperature."""
+        return {"temperature": float(self.r)}
