@@ -58,7 +58,10 @@ class PreActBlock(nn.Module):
 class PreActResNet(nn.Module):
     """conv3x3, four stages of blocks (64, 128, 256, 512), BN-activation, global average, linear.
 
-    Submodule names are those of the public CIFAR networks, so that their state dicts fit.
+    The defaults are the definition that the fast-training papers' code trains: a BN before the average, and
+    basic blocks whose shortcut takes the raw input (bottlenecks: the activated one). `final_bn=False` is the
+    older definition without it. Submodule names are those of the public CIFAR networks, so that their state
+    dicts fit.
     """
 
     stem_name = "conv1"
@@ -72,24 +75,16 @@ class PreActResNet(nn.Module):
         *,
         bottleneck: bool = False,
         final_bn: bool = True,
-        shortcut: str = "activated",
+        shortcut: str = "raw",
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+        form = {"bottleneck": bottleneck, "shortcut": shortcut}
         entering, stages = 64, []
         for width, depth, stride in zip((64, 128, 256, 512), blocks, (1, 2, 2, 2), strict=True):
             stage = []
             for i in range(depth):
-                stage.append(
-                    PreActBlock(
-                        entering,
-                        width,
-                        stride if i == 0 else 1,
-                        activation,
-                        bottleneck=bottleneck,
-                        shortcut=shortcut,
-                    )
-                )
+                stage.append(PreActBlock(entering, width, stride if i == 0 else 1, activation, **form))
                 entering = 4 * width if bottleneck else width
             stages.append(nn.Sequential(*stage))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
@@ -144,7 +139,12 @@ def preact_resnet34(
 
 @register("preact-resnet50")
 def preact_resnet50(
-    num_classes: int, shape: Shape, activation: Activation, *, final_bn: bool = True, shortcut: str = "raw"
+    num_classes: int,
+    shape: Shape,
+    activation: Activation,
+    *,
+    final_bn: bool = True,
+    shortcut: str = "activated",
 ) -> nn.Module:
     """PreActResNet-50: bottleneck blocks 3, 4, 6, 3 (Fast-BAT paper)."""
     return _preact((3, 4, 6, 3), True, num_classes, shape, activation, final_bn, shortcut)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from bivallate.errors import UserError, unknown
 from bivallate.models.classifier import Classifier, normalisation
+from bivallate.models.foreign import load_factory, timm_model
 
 __all__ = ["ACTIVATIONS", "Activation", "create", "describe", "names", "register"]
 
@@ -104,7 +106,8 @@ def create(
     generator is left as found.
 
     Args:
-        name: one of `names()`.
+        name: one of `names()`; `timm:name` for one of timm's; `package.module:factory` for code of one's own,
+            which is imported and run.
         shape: (C, H, W) of the images.
         mean, std: channel statistics in [0, 1] pixel units; they become the first layer.
         activation: relu, softplus (beta 10) or silu.
@@ -114,6 +117,8 @@ def create(
     Raises:
         UserError: an unknown name, activation or option, or a shape that the architecture cannot take.
     """
+    if ":" in name:
+        return _foreign(name, num_classes, shape, mean, std, activation, seed, options)
     entry = _entry(name)
     if activation not in ACTIVATIONS:
         raise unknown("activation", activation, ACTIVATIONS)
@@ -122,9 +127,7 @@ def create(
             raise unknown(f"option of {name}", key, entry.options)
     size = _checked(name, shape, num_classes)
     chosen = {**entry.options, **options}
-    with torch.random.fork_rng(enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
+    with _seeded(seed):
         network = entry.build(num_classes, size, ACTIVATIONS[activation], **chosen)
     normalise = normalisation(mean, std, size[0])
     spec = {
@@ -139,6 +142,35 @@ def create(
     return Classifier(
         network, architecture=name, num_classes=num_classes, shape=size, normalise=normalise, spec=spec
     )
+
+
+def _foreign(
+    name: str,
+    num_classes: int,
+    shape: Sequence[int],
+    mean: Sequence[float] | float | None,
+    std: Sequence[float] | float | None,
+    activation: str,
+    seed: int | None,
+    options: dict[str, Any],
+) -> Classifier:
+    if activation != "relu":
+        raise UserError(f"{name} brings its own activation: activation={activation!r} cannot be set for it")
+    size = _checked(name, shape, num_classes)
+    with _seeded(seed):
+        if name.startswith("timm:"):
+            inner = name.removeprefix("timm:")
+            return timm_model(inner, num_classes=num_classes, shape=size, mean=mean, std=std, **options)
+        return load_factory(name, num_classes=num_classes, shape=size, mean=mean, std=std, **options)
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """With a seed, draws inside depend on it alone and the generators are left as found."""
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.random.default_generator.manual_seed(seed)  # weights are drawn on the processor
+        yield
 
 
 def _plain(value: Sequence[float] | float | None) -> list[float] | float | None:

@@ -1,0 +1,181 @@
+"""Networks that this package did not define: the user's own modules and factories, and timm's."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from bivallate.errors import UserError
+from bivallate.models.classifier import Classifier, normalisation
+
+__all__ = ["load_factory", "timm_model", "wrap"]
+
+Statistics = Sequence[float] | float | None
+
+
+def wrap(
+    module: nn.Module,
+    *,
+    num_classes: int,
+    shape: Sequence[int],
+    mean: Statistics = None,
+    std: Statistics = None,
+    name: str = "",
+) -> Classifier:
+    """Any module as a classifier, itself unchanged; a classifier is returned as it is.
+
+    Raises:
+        UserError: the module does not map (B, C, H, W) to (B, num_classes).
+    """
+    if isinstance(module, Classifier):
+        if module.num_classes != num_classes or module.shape != tuple(shape):
+            raise UserError(
+                f"the model takes {module.shape} and tells {module.num_classes} classes, but the data has "
+                f"{tuple(shape)} and {num_classes}: create the model for this data"
+            )
+        return module
+    size = (int(shape[0]), int(shape[1]), int(shape[2]))
+    name = name or type(module).__qualname__
+    model = Classifier(
+        module,
+        architecture=name,
+        num_classes=num_classes,
+        shape=size,
+        normalise=normalisation(mean, std, size[0]),
+    )
+    _try(model, module)
+    return model
+
+
+def _try(model: Classifier, module: nn.Module) -> None:
+    """One pass in eval mode over grey images, with every submodule's mode restored."""
+    tensor = next(iter(module.parameters()), torch.zeros(()))
+    model.normalise.to(tensor.device)
+    modes = {part: part.training for part in model.modules()}
+    x = torch.full((2, *model.shape), 0.5, device=tensor.device, dtype=tensor.dtype)
+    try:
+        with torch.no_grad():
+            logits = model.eval()(x)
+    except Exception as error:
+        raise UserError(
+            f"{model.architecture} failed on a batch of shape {tuple(x.shape)} "
+            f"({type(error).__name__}: {error}): it must take images (batch, channels, height, width)"
+        ) from error
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+    expected = (2, model.num_classes)
+    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != expected:
+        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UserError(
+            f"{model.architecture} must return logits (batch, classes), here {expected}; it returned {got}"
+        )
+
+
+def load_factory(
+    reference: str,
+    *,
+    num_classes: int,
+    shape: Sequence[int],
+    mean: Statistics = None,
+    std: Statistics = None,
+    **options: Any,
+) -> Classifier:
+    """The classifier that the user's `package.module:factory` makes; this imports and runs the user's code.
+
+    The factory is called with those of `num_classes` and `shape` that it has parameters for, and with the
+    options. Modules of the working directory are found as well.
+
+    Raises:
+        UserError: the reference cannot be imported, the factory fails, or what it makes is not a classifier.
+    """
+    factory = _import(reference)
+    try:
+        accepted = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        accepted = {}
+    any_name = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    given = {"num_classes": num_classes, "shape": tuple(shape)}
+    known = {key: value for key, value in given.items() if any_name or key in accepted}
+    try:
+        module = factory(**known, **options)
+    except Exception as error:
+        raise UserError(f"{reference} failed with {type(error).__name__}: {error}") from error
+    if not isinstance(module, nn.Module):
+        raise UserError(f"{reference} must return a torch.nn.Module, it returned {type(module).__name__}")
+    return wrap(module, num_classes=num_classes, shape=shape, mean=mean, std=std, name=reference)
+
+
+def _import(reference: str) -> Callable[..., Any]:
+    module_name, colon, attribute = reference.partition(":")
+    if not (module_name and colon and attribute):
+        raise UserError(f"a factory is named as package.module:factory, got {reference!r}")
+    here = os.getcwd()
+    sys.path.append(here)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:
+        raise UserError(
+            f"cannot import {module_name!r} for {reference!r} ({type(error).__name__}: {error}): it must be "
+            "installed or lie in the working directory"
+        ) from error
+    finally:
+        sys.path.remove(here)
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise UserError(f"{reference!r}: {module_name} has no {attribute!r}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise UserError(f"{reference!r} is not callable: name a function or a class that returns the model")
+    return found
+
+
+def timm_model(
+    name: str,
+    *,
+    num_classes: int,
+    shape: Sequence[int],
+    mean: Statistics = None,
+    std: Statistics = None,
+    **options: Any,
+) -> Classifier:
+    """timm's architecture, without pretrained weights and with in-place activations turned off.
+
+    Args:
+        name: as timm lists it, without the `timm:` in front.
+
+    Raises:
+        UserError: timm is not installed, or knows no such architecture.
+    """
+    try:
+        import timm  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError(
+            f"the model timm:{name} needs timm ({error}): install it with pip install 'bivallate[timm]'"
+        ) from error
+    if not timm.is_model(name):
+        close = ", ".join(timm.list_models(f"*{name[:6]}*")[:5])
+        raise UserError(f"timm has no model {name!r}" + (f": it has {close}" if close else ""))
+    module = timm.create_model(
+        name, pretrained=False, num_classes=num_classes, in_chans=int(shape[0]), **options
+    )
+    for part in module.modules():
+        if getattr(part, "inplace", False):  # the first graph is kept for the double backward
+            part.inplace = False
+    model = wrap(module, num_classes=num_classes, shape=shape, mean=mean, std=std, name=f"timm:{name}")
+    model.spec = {
+        "name": f"timm:{name}",
+        "num_classes": num_classes,
+        "shape": [int(side) for side in shape],
+        "mean": mean if mean is None or isinstance(mean, int | float) else [float(m) for m in mean],
+        "std": std if std is None or isinstance(std, int | float) else [float(s) for s in std],
+        **options,
+    }
+    return model

@@ -1,0 +1,264 @@
+"""A model on disk: weights as safetensors, and a manifest that says how to rebuild what holds them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bivallate.errors import UserError
+from bivallate.models.classifier import Classifier, Normalise
+from bivallate.models.foreign import wrap
+from bivallate.models.registry import create, names
+
+__all__ = ["load", "manifest", "read_manifest", "read_weights", "replace", "save"]
+
+FORMAT, VERSION = "bivallate-model", 1
+PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".tar"}
+SHOWN = 3  # keys named in an error
+
+
+def save(
+    model: Classifier,
+    path: str | os.PathLike[str],
+    *,
+    weights: str = "model",
+    classes: list[str] | None = None,
+    entries: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes `<weights>.safetensors` and `model.json`, each whole or not at all.
+
+    Args:
+        path: a folder, or a file that ends in .safetensors, whose manifest then has its name and ends in
+            .json.
+        weights: name within the folder: model, best, ema.
+        classes: names of the classes.
+        entries: further JSON-able entries of the manifest: config, code version, fingerprint of the data.
+
+    Returns:
+        The path of the weights.
+    """
+    file, described = _places(Path(path), weights, writing=True)
+    tensors = {}
+    for key, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"{model.architecture} keeps {key!r} outside of tensors: it cannot be saved")
+        tensors[key] = value.detach().to("cpu", copy=True).contiguous()
+    text = json.dumps(manifest(model, classes=classes, entries=entries), indent=2, allow_nan=False) + "\n"
+    replace(file, lambda target: save_file(tensors, target, metadata={"format": "pt"}))
+    replace(described, lambda target: target.write_text(text, encoding="utf-8"))
+    return file
+
+
+def manifest(
+    model: Classifier, *, classes: list[str] | None = None, entries: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What `model.json` holds: enough to rebuild the architecture, and where the weights come from.
+
+    `spec` is None for a module of the user's: it is rebuilt only when the user names it again.
+    """
+    first = model.normalise
+    statistics = None
+    if isinstance(first, Normalise):
+        statistics = {"mean": first.mean.flatten().tolist(), "std": first.std.flatten().tolist()}
+    fixed = {
+        "format": FORMAT,
+        "version": VERSION,
+        "architecture": model.architecture,
+        "spec": model.spec,
+        "num_classes": model.num_classes,
+        "shape": list(model.shape),
+        "normalisation": statistics,
+        "classes": classes,
+        "code_version": _code_version(),
+    }
+    clash = sorted(set(fixed) & set(entries or {}) - {"code_version"})
+    if clash:
+        raise UserError(f"the manifest's entries {', '.join(clash)} are taken: choose other names")
+    return {**fixed, **(entries or {})}
+
+
+def _code_version() -> str:
+    try:
+        return version("bivallate")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def load(
+    path: str | os.PathLike[str],
+    weights: str = "model",
+    *,
+    model: nn.Module | str | None = None,
+    device: torch.device | str = "cpu",
+) -> Classifier:
+    """The classifier that was saved, in eval mode; nothing on disk is executed.
+
+    Args:
+        path: a folder (a run's, too) or a .safetensors file.
+        weights: model (or last), best, ema.
+        model: for weights of the user's own module: the module, or its `package.module:factory`, which is
+            imported because it is named here.
+
+    Raises:
+        UserError: a file is missing, truncated, foreign, a pickle, or of another architecture.
+    """
+    file, described = _places(Path(path), weights)
+    tensors = read_weights(file)
+    classifier = _rebuilt(read_manifest(described), described, model)
+    fill(classifier, tensors, str(file))
+    return classifier.to(device).eval()
+
+
+def fill(model: Classifier, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copies the weights into the model, bit for bit and in their precision.
+
+    Raises:
+        UserError: other keys or shapes than the model's.
+    """
+    own = model.state_dict()
+    missing = [key for key in own if key not in tensors]
+    foreign = [key for key in tensors if key not in own]
+    shapes = [
+        f"{key} is {tuple(tensors[key].shape)}, not {tuple(own[key].shape)}"
+        for key in own
+        if key in tensors and tensors[key].shape != own[key].shape
+    ]
+    wrong = [
+        f"{kind} {'; '.join(keys[:SHOWN])}" + (f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")
+        for kind, keys in (("it lacks", missing), ("it adds", foreign), ("it differs:", shapes))
+        if keys
+    ]
+    if wrong:
+        raise UserError(f"{source} holds another architecture than {model.architecture}: {'. '.join(wrong)}")
+    precision = {value.dtype for value in tensors.values() if value.is_floating_point()}
+    if len(precision) == 1:
+        model.to(precision.pop())
+    model.load_state_dict(dict(tensors), strict=True)
+
+
+def _rebuilt(described: dict[str, Any], place: Path, model: nn.Module | str | None) -> Classifier:
+    statistics = described["normalisation"] or {"mean": None, "std": None}
+    facts = {"num_classes": described["num_classes"], "shape": described["shape"], **statistics}
+    if isinstance(model, str):
+        return create(model, **facts, seed=0)
+    if model is not None:
+        return wrap(model, **facts, name=described["architecture"])
+    spec = described["spec"]
+    if (
+        not isinstance(spec, dict)
+        or not isinstance(spec.get("name"), str)
+        or (":" in spec["name"] and not spec["name"].startswith("timm:"))
+    ):
+        raise UserError(
+            f"{place} was saved from code of the user's, {described['architecture']!r}, which is never "
+            "imported from a file: pass the module, or its package.module:factory, as model="
+        )
+    if ":" not in spec["name"] and spec["name"] not in names():
+        raise UserError(
+            f"{place} names the architecture {spec['name']!r}, which is not registered: "
+            "import the module that registers it first, or pass model="
+        )
+    try:
+        return create(**spec, seed=0)
+    except TypeError as error:
+        raise UserError(f"{place} does not describe a model: {error}") from error
+
+
+def _places(path: Path, weights: str, writing: bool = False) -> tuple[Path, Path]:
+    """The files of the weights and of the manifest."""
+    name = "model" if weights == "last" else weights
+    if path.suffix in PICKLES:
+        raise UserError(_pickled(path))
+    if path.suffix == ".safetensors":
+        own = path.with_suffix(".json")
+        return path, own if writing or own.exists() else path.with_name("model.json")
+    file = path / f"{name}.safetensors"
+    if not writing and not path.is_dir():
+        raise UserError(f"no model at {path}: expected a folder with model.safetensors and model.json")
+    if not writing and not file.exists():
+        there = sorted(p.stem for p in path.glob("*.safetensors")) if path.is_dir() else []
+        held = f"it has the weights {', '.join(there)}" if there else "it has none"
+        raise UserError(f"{path} has no weights {weights!r} ({file.name}): {held}")
+    return file, path / "model.json"
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest, checked for its format.
+
+    Raises:
+        UserError: missing, not JSON, foreign, or of a newer version.
+    """
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"the manifest {path} is missing: weights alone do not say their architecture"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"the manifest {path} cannot be read ({error}): it is damaged") from error
+    if not isinstance(described, dict) or described.get("format") != FORMAT:
+        raise UserError(f"{path} is not a manifest of a model: its format is not {FORMAT!r}")
+    if described.get("version") != VERSION:
+        raise UserError(
+            f"{path} has format version {described.get('version')}, this program reads {VERSION}: "
+            "update bivallate"
+        )
+    absent = {"architecture", "spec", "num_classes", "shape", "normalisation"} - set(described)
+    if absent:
+        raise UserError(f"the manifest {path} lacks {', '.join(sorted(absent))}: it is damaged")
+    return described
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        UserError: missing, truncated, foreign, or a pickle, which is never loaded.
+    """
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(9)
+    except OSError as error:
+        raise UserError(f"cannot read the weights {path}: {error.strerror or error}") from error
+    whole = len(head) == 9 and head[8:] == b"{"  # eight bytes of length, then a JSON object
+    if path.suffix in PICKLES or (not whole and head.startswith((b"PK\x03\x04", b"\x80"))):
+        raise UserError(_pickled(path))
+    if not whole:
+        raise UserError(f"{path} is not a safetensors file: it is foreign or damaged")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(
+            f"{path} is truncated or damaged ({error}): restore it, or use other weights of the run"
+        ) from error
+
+
+def _pickled(path: Path) -> str:
+    return (
+        f"{path} is a pickle, which could run code and is never loaded: use a .safetensors file, or "
+        "load_robustbench for the plain state dict of a public checkpoint"
+    )
+
+
+def replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes beside the file and moves it into place, so that a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

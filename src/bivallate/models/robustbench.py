@@ -1,0 +1,218 @@
+"""State dicts of public robust models (RobustBench, TRADES, fast training): read without executing, and
+written."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bivallate.errors import UserError
+from bivallate.models.classifier import Classifier, Normalise
+from bivallate.models.io import fill, read_weights, replace
+from bivallate.models.registry import create
+
+__all__ = ["export_robustbench", "load_robustbench"]
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "last", "best")
+PREFIXES = ("module.", "model.", "_orig_mod.", "network.")
+STATISTICS = (
+    ("mu", "sigma"),
+    ("mean", "std"),
+    ("normalize.mean", "normalize.std"),
+    ("normalise.mean", "normalise.std"),
+)
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+BLOCKS = {"18": [2, 2, 2, 2], "34": [3, 4, 6, 3], "50": [3, 4, 6, 3]}
+
+
+def load_robustbench(
+    path: str | os.PathLike[str],
+    architecture: str,
+    *,
+    shape: Sequence[int] = (3, 32, 32),
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    entry: str | None = None,
+    **options: Any,
+) -> Classifier:
+    """The classifier in a public checkpoint, in eval mode and float32.
+
+    A `.pt` file is read with `weights_only=True`: tensors and plain containers or nothing. The classes, a BN
+    before the average, the stem and the normalisation are read off the keys.
+
+    Args:
+        architecture: resnet*, preact-resnet* or wrn-*.
+        mean, std: for checkpoints that do not hold their normalisation.
+        entry: the checkpoint's key under which the weights lie; tried in turn: state_dict, model, last, best,
+            ...
+        options: of the architecture. Keys do not tell `shortcut="raw"` (the default for basic blocks; the
+            leaderboard's PreActBlock) from `shortcut="activated"` (its PreActBlockV2).
+
+    Raises:
+        UserError: not a state dict, not readable without executing code, or of another architecture.
+    """
+    file = Path(path)
+    found = _unwrapped(_read(file), file, entry)
+    state = {_bare(key): value for key, value in found.items()}
+    held = _take_statistics(state)
+    mean, std = (mean, std) if mean is not None or std is not None else held
+    state = _renamed(state, architecture, options)
+    heads = [value for key, value in state.items() if key.endswith("weight") and value.ndim == 2]
+    if not heads:
+        raise UserError(f"{file} holds no linear layer: it is not the state dict of a classifier")
+    model = create(
+        architecture, num_classes=heads[-1].shape[0], shape=shape, mean=mean, std=std, seed=0, **options
+    )
+    tensors = {f"network.{key}": value for key, value in state.items()}
+    for key, value in model.state_dict().items():
+        if key.startswith("normalise.") or key.endswith("num_batches_tracked"):
+            tensors.setdefault(key, value)  # the counters are absent from checkpoints older than torch 0.4.1
+    fill(model, tensors, str(file))
+    return model.eval()
+
+
+def _read(file: Path) -> Any:
+    if file.suffix == ".safetensors":
+        return read_weights(file)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{file} holds more than tensors and is not loaded, for that could run code: save its state dict "
+            "as .safetensors in an environment that trusts it"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not a PyTorch checkpoint, or is truncated ({error})") from error
+
+
+def _unwrapped(content: Any, file: Path, entry: str | None) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        raise UserError(f"{file} holds a {type(content).__name__}, not a state dict")
+    if entry is not None:
+        if entry not in content:
+            raise UserError(f"{file} has no entry {entry!r}: it has {', '.join(map(str, content))}")
+        return _unwrapped(content[entry], file, None)
+    if content and all(isinstance(value, Tensor) for value in content.values()):
+        return dict(content)
+    for key in WRAPPERS:
+        if isinstance(content.get(key), Mapping):
+            return _unwrapped(content[key], file, None)
+    raise UserError(f"{file} holds no state dict under the keys tried: name one of its own as entry=")
+
+
+def _bare(key: str) -> str:
+    while key.startswith(PREFIXES):
+        key = key.partition(".")[2]
+    return key
+
+
+def _take_statistics(state: dict[str, Tensor]) -> tuple[list[float] | None, list[float] | None]:
+    """Removes the normalisation's buffers from the state and returns them."""
+    for mean, std in STATISTICS:
+        if mean in state and std in state:
+            return state.pop(mean).flatten().tolist(), state.pop(std).flatten().tolist()
+    return None, None
+
+
+def _renamed(state: dict[str, Tensor], architecture: str, options: dict[str, Any]) -> dict[str, Tensor]:
+    """The state under our names in float32; options that show in the keys are filled in."""
+    if architecture.startswith("wrn"):
+        # A second first block that the TRADES code registers and never runs.
+        state = {key: value for key, value in state.items() if not key.startswith("sub_block1.")}
+    if architecture.startswith("preact"):
+        options.setdefault("final_bn", "bn.weight" in state)
+    if architecture.startswith("resnet"):
+        state = {
+            key.replace(".downsample.", ".shortcut.").replace("fc.", "linear."): value
+            for key, value in state.items()
+        }
+        if "conv1.weight" in state and state["conv1.weight"].shape[-1] == 7:
+            options.setdefault("stem", "imagenet")
+    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def export_robustbench(model: Classifier, path: str | os.PathLike[str]) -> str:
+    """Writes a state dict under the public names; a normalisation goes along as the buffers `mu` and `sigma`.
+
+    An ImageNet-stem ResNet is written under torchvision's names and without its statistics, which that loader
+    brings itself.
+
+    Args:
+        path: ends in .safetensors, or in .pt for loaders that read only torch's own format.
+
+    Returns:
+        The leaderboard's constructor that the keys fit; with a normalisation its class is the one to derive
+        from.
+
+    Raises:
+        UserError: no public definition computes what this model computes.
+    """
+    constructor, torchvision = _constructor(model)
+    state = {key: value.detach().cpu().contiguous() for key, value in model.network.state_dict().items()}
+    first = model.normalise
+    if torchvision:
+        state = {
+            key.replace(".shortcut.", ".downsample.").replace("linear.", "fc."): v for key, v in state.items()
+        }
+    elif isinstance(first, Normalise):
+        state |= {"mu": first.mean.detach().cpu(), "sigma": first.std.detach().cpu()}
+    file = Path(path)
+    if file.suffix == ".safetensors":
+        replace(file, lambda target: save_file(state, target, metadata={"format": "pt"}))
+    else:
+        replace(file, lambda target: torch.save({"state_dict": state}, target))
+    return constructor
+
+
+def _constructor(model: Classifier) -> tuple[str, bool]:
+    """The public constructor, and whether it is torchvision's."""
+    name, spec = model.architecture, model.spec or {}
+    if not name.startswith(("preact-resnet", "resnet", "wrn-")):
+        raise UserError(
+            f"{name} has no public definition to export to: choose a resnet, preact-resnet or wrn"
+        )
+    if spec.get("activation") != "relu":
+        raise UserError(
+            f"the public definitions compute with relu, this model with {spec.get('activation')}: "
+            "loaded there, it would compute something else"
+        )
+    classes = f"num_classes={model.num_classes}"
+    if name.startswith("wrn-"):
+        depth, factor = (34, 10) if name == "wrn-32-10" else map(int, name.split("-")[1:])
+        return f"WideResNet(depth={depth}, widen_factor={factor}, {classes})", False
+    depth = name[-2:]
+    if name.startswith("preact"):
+        activated = spec["shortcut"] == "activated"
+        block = "PreActBlockV2" if activated else "PreActBlock"
+        if depth == "50":
+            block = "PreActBottleneck"
+            if not activated:
+                raise UserError(
+                    "the public bottleneck's shortcut takes the activated input, this model's the raw"
+                )
+        return f"PreActResNet({block}, {BLOCKS[depth]}, {classes}, bn_before_fc={spec['final_bn']})", False
+    if spec["stem"] == "imagenet":
+        _imagenet_statistics(model)
+        return f"torchvision.models.resnet{depth}({classes})", True
+    block = "Bottleneck" if depth == "50" else "BasicBlock"
+    return f"ResNet({block}, {BLOCKS[depth]}, {classes})", False
+
+
+def _imagenet_statistics(model: Classifier) -> None:
+    expected = [torch.tensor(values).view(1, -1, 1, 1) for values in IMAGENET]
+    first = model.normalise
+    held = [first.mean.cpu(), first.std.cpu()] if isinstance(first, Normalise) else []
+    if len(held) != 2 or not all(torch.allclose(a.float(), b) for a, b in zip(held, expected, strict=True)):
+        raise UserError(
+            "the loader of ImageNet models normalises with ImageNet's own statistics, this model with "
+            "others: loaded there, it would compute something else"
+        )
