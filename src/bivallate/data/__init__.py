@@ -1,0 +1,21 @@
+"""Images in [0, 1] with an index: data sets by name or path, minibatches, recorded augmentation."""
+
+from bivallate.data.augment import Augment, View
+from bivallate.data.batches import Batches
+from bivallate.data.dataset import Dataset, Split
+from bivallate.data.loading import load
+from bivallate.data.select import holdout, imbalance, mix
+from bivallate.data.tensors import from_tensors
+
+__all__ = [
+    "Augment",
+    "Batches",
+    "Dataset",
+    "Split",
+    "View",
+    "from_tensors",
+    "holdout",
+    "imbalance",
+    "load",
+    "mix",
+]

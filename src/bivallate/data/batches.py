@@ -1,0 +1,119 @@
+"""Minibatches of a split, in an order and with an augmentation that any position can be re-entered at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from bivallate.data.augment import Augment
+from bivallate.data.dataset import Split, as_float
+from bivallate.errors import UserError
+from bivallate.noise import Noise, permutation
+from bivallate.types import Batch
+
+__all__ = ["Batches"]
+
+META = 1  # the second stream's turn of the noise: its rows may carry the same numbers as the first's
+
+
+class Batches:
+    """Shuffled, augmented minibatches; what (epoch, step) yields depends on the seed and the rows alone.
+
+    `Batch.index` is the row of the split, 0, ..., n - 1. Over several ranks each rank owns the rows with
+    index % world == rank and takes its share of each minibatch, so all ranks make the same number of steps and
+    per-example state stays where its row is.
+
+    Args:
+        split: what to draw from.
+        batch_size: rows of one minibatch, summed over the ranks.
+        augmentation: drawn afresh for each row and epoch; None for none.
+        drop_last: leave out a shorter last minibatch.
+        meta: a second stream (BiLAW): each minibatch carries one of these, cycled, of `meta_batch_size` rows.
+        device: where the minibatches are put; crops and flips are made there.
+
+    Raises:
+        UserError: for an empty split or a minibatch larger than the split.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        seed: int,
+        augmentation: Augment | None = None,
+        drop_last: bool = False,
+        meta: Split | None = None,
+        meta_batch_size: int | None = None,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        _check_size("training data", split, batch_size)
+        if meta is not None:
+            _check_size("second stream", meta, meta_batch_size or batch_size)
+        smallest = min(batch_size, meta_batch_size or batch_size)
+        if not 0 <= rank < world or (world > 1 and smallest < 2 * world):
+            raise UserError(
+                f"rank {rank} of {world} cannot share minibatches of {smallest} rows: use at least {2 * world}"
+            )
+        self.split, self.batch_size, self.seed = split, batch_size, seed
+        self.augmentation = augmentation or Augment()
+        self.drop_last, self.device, self.rank, self.world = drop_last, torch.device(device), rank, world
+        self.meta, self.meta_batch_size = meta, meta_batch_size or batch_size
+        last = len(split) % batch_size
+        if world > 1 and 0 < last < 2 * world:  # some rank could be left without a row
+            self.drop_last = True
+
+    def __len__(self) -> int:
+        """Minibatches per epoch, the same on every rank."""
+        whole, rest = divmod(len(self.split), self.batch_size)
+        return whole if self.drop_last else whole + (rest > 0)
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """The minibatches of one pass over the data, from `start_step` on."""
+        order = self._mine(permutation(self.seed, "shuffle", epoch, len(self.split)))
+        for step in range(start_step, len(self)):
+            rows = order[self._cut(step, len(order)) : self._cut(step + 1, len(order))]
+            batch = self._build(self.split, rows, epoch, 0)
+            if self.meta is None:
+                yield batch
+            else:
+                meta = self._meta(epoch * len(self) + step)
+                yield Batch(batch.x, batch.y, batch.index, batch.view, meta)
+
+    def _mine(self, order: Tensor) -> Tensor:
+        return order if self.world == 1 else order[order % self.world == self.rank]
+
+    def _cut(self, step: int, mine: int) -> int:
+        """Where `step` begins among this rank's rows: the share of the rows before it, evenly over the steps."""
+        before = min(step * self.batch_size, len(self.split))
+        return before * mine // len(self.split)
+
+    def _build(self, split: Split, rows: Tensor, epoch: int, turn: int) -> Batch:
+        raw = split.raw(rows).to(self.device, non_blocking=True)
+        index, y = rows.to(self.device), split.labels[rows].to(self.device)
+        if self.augmentation.identity:
+            return Batch(as_float(raw), y, index, None)
+        x, view = self.augmentation(raw, Noise(self.seed, index, epoch, turn))
+        return Batch(as_float(x), y, index, view)
+
+    def _meta(self, position: int) -> Batch:
+        """The minibatch of the second stream for the run's minibatch `position`; cycles are cut to whole minibatches."""
+        assert self.meta is not None
+        per_cycle = max(1, len(self.meta) // self.meta_batch_size)
+        cycle, step = divmod(position, per_cycle)
+        order = permutation(self.seed, "shuffle meta", cycle, len(self.meta))
+        rows = order[step * self.meta_batch_size : (step + 1) * self.meta_batch_size]
+        return self._build(self.meta, rows[self.rank :: self.world], cycle, META)
+
+
+def _check_size(kind: str, split: Split, batch_size: int) -> None:
+    if len(split) == 0:
+        raise UserError(f"the {kind} has no rows: nothing to draw minibatches from")
+    if not 1 <= batch_size <= len(split):
+        raise UserError(
+            f"batch size {batch_size} does not fit the {kind} of {len(split)} rows: "
+            f"use a batch size between 1 and {len(split)}"
+        )

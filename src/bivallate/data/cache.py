@@ -1,0 +1,112 @@
+"""Decoded images as memory-mapped files, under a key that changes when the sources do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bivallate.data.dataset import digest
+from bivallate.errors import UserError
+
+__all__ = ["Decoded", "cache_folder", "cached", "files_key"]
+
+FORMAT = 1
+PEEK = 65536
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a decoder leaves behind.
+
+    Attributes:
+        images: (M, C, H, W) uint8. labels: (M,) int64. rows: (N,) int64, those of the M that are good.
+        classes: names, or empty. source: hash of the content. mean, std: per channel, over the good rows.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    rows: np.ndarray
+    classes: list[str]
+    source: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def cache_folder() -> Path:
+    """`BIVALLATE_CACHE`, or bivallate in the user's cache."""
+    chosen = os.environ.get("BIVALLATE_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "bivallate"
+
+
+def files_key(files: Sequence[Path], *options: object) -> str:
+    """Hash of path, size, time, head and tail of each file, and of the options: cheap, and changed files change it."""
+    parts: list[bytes | str] = [str(FORMAT), *map(repr, options)]
+    for path in files:
+        stat = path.stat()
+        parts += [str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns)]
+        if len(files) <= 1024:  # image folders have too many files to open each at every start
+            with path.open("rb") as file:
+                parts.append(file.read(PEEK))
+                file.seek(max(0, stat.st_size - PEEK))
+                parts.append(file.read(PEEK))
+    return digest(*parts)
+
+
+def cached(name: str, key: str, build: Callable[[Path], None]) -> Path:
+    """The folder of this key; if there is none, `build` fills a temporary one that is then put in place whole."""
+    final = cache_folder() / "data" / f"{name}-{key}"
+    if (final / "meta.json").exists():
+        return final
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=final.parent))
+    except OSError as error:
+        raise UserError(
+            f"cannot write the cache {final.parent}: {error}; set BIVALLATE_CACHE to a folder"
+        ) from None
+    try:
+        build(work)
+        _settle(work, final)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the cache {final.parent}: {error}; set BIVALLATE_CACHE to a folder"
+        ) from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return final
+
+
+def _settle(work: Path, final: Path) -> None:
+    """Renames into place; another process that was faster has made the same folder, so ours may go."""
+    try:
+        os.rename(work, final)
+    except OSError:
+        if not (final / "meta.json").exists():
+            raise
+
+
+def save_meta(folder: Path, **meta: object) -> None:
+    """The last file to be written: its presence says that the others are whole."""
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def open_decoded(folder: Path) -> Decoded:
+    """Maps the images of a cache folder into memory, read only."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        images = np.asarray(np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False))
+        labels, rows = (np.load(folder / f"{n}.npy", allow_pickle=False) for n in ("labels", "rows"))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"the cache {folder} is damaged ({error}): delete that folder and run again"
+        ) from None
+    return Decoded(
+        images, labels, rows, meta["classes"], meta["source"], tuple(meta["mean"]), tuple(meta["std"])
+    )

@@ -1,0 +1,172 @@
+"""Images with labels: `Split` (rows of a store) and `Dataset` (a train, validation and test split)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bivallate.data.augment import Augment
+from bivallate.errors import UserError
+
+__all__ = ["Dataset", "Split", "Store", "as_float"]
+
+
+class Store(Protocol):
+    """Images that can be read by row: an array, a memory-mapped file, or several joined."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray: ...
+
+
+def as_float(images: Tensor) -> Tensor:
+    """uint8 in 0..255 to float32 in [0, 1]; float32 passes through."""
+    return images.float().div_(255.0) if images.dtype == torch.uint8 else images
+
+
+def digest(*parts: bytes | str) -> str:
+    """A short hash of the parts, in order."""
+    state = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        state.update(len(data).to_bytes(8, "little") + data)
+    return state.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Some rows of a store of images, with their labels.
+
+    Attributes:
+        store: (M, C, H, W) uint8 in 0..255 or float32 in [0, 1]; may lie on disk, so it is never written to.
+        labels: (N,) int64, of the chosen rows.
+        index: (N,) int64, the chosen rows of the store: where each example stood in the original data.
+        source: fingerprint of the store.
+    """
+
+    store: Store
+    labels: Tensor
+    index: Tensor
+    source: str = ""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        _, c, h, w = self.store.shape
+        return c, h, w
+
+    @cached_property
+    def images(self) -> np.ndarray:
+        """(N, C, H, W) in the store's type; the store itself where all rows were chosen, else a copy in memory."""
+        whole = len(self) == self.store.shape[0] and bool((self.index == torch.arange(len(self))).all())
+        if whole and isinstance(self.store, np.ndarray):
+            return self.store
+        return self.store[self.index.numpy()]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the source, the chosen rows and their labels."""
+        return digest(self.source, self.index.numpy().tobytes(), self.labels.numpy().tobytes())
+
+    def raw(self, rows: Tensor) -> Tensor:
+        """(B, C, H, W) in the store's type, a copy."""
+        return torch.from_numpy(self.store[self.index[rows].numpy()])
+
+    def tensors(self, rows: Tensor | Sequence[int] | slice | None = None) -> tuple[Tensor, Tensor]:
+        """(x, y): (B, C, H, W) float32 in [0, 1] and (B,) int64, of the given rows of this split or of all."""
+        chosen = self._rows(rows)
+        return as_float(self.raw(chosen)), self.labels[chosen]
+
+    def subset(self, rows: Tensor | Sequence[int] | slice) -> Split:
+        """The given rows of this split, as a split that shares the store."""
+        chosen = self._rows(rows)
+        return replace(self, labels=self.labels[chosen], index=self.index[chosen])
+
+    def counts(self, classes: int) -> list[int]:
+        """How many rows each class has."""
+        return torch.bincount(self.labels, minlength=classes).tolist()
+
+    def _rows(self, rows: Tensor | Sequence[int] | slice | None) -> Tensor:
+        everything = torch.arange(len(self))
+        if rows is None:
+            return everything
+        if isinstance(rows, slice):
+            return everything[rows]
+        chosen = torch.as_tensor(rows)
+        return everything[chosen] if chosen.dtype == torch.bool else chosen.long()
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A train, validation and test split of one kind of image.
+
+    Attributes:
+        name: as the user called it. classes: names, in the order of the labels. shape: (C, H, W).
+        train: may be empty where only test data was found. validation: None where none was asked for.
+        mean, std: per channel in pixel units, published ones for known sets, else of the training data.
+        augment: what the papers do with this set.
+        notes: what a user should know, such as a set that is not complete.
+    """
+
+    name: str
+    classes: list[str]
+    shape: tuple[int, int, int]
+    train: Split
+    validation: Split | None
+    test: Split
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: Augment = Augment()  # noqa: RUF009  (a frozen value)
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the three splits and the class names."""
+        held = self.validation.fingerprint if self.validation is not None else ""
+        return digest(self.train.fingerprint, held, self.test.fingerprint, *self.classes)
+
+    def but(self, **parts: Any) -> Dataset:
+        """A copy with some parts replaced."""
+        return replace(self, **parts)
+
+
+def moments(
+    images: np.ndarray | Store, rows: Tensor | None = None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel in pixel units [0, 1], over the given rows or all."""
+    chosen = np.arange(images.shape[0]) if rows is None else rows.numpy()
+    channels = images.shape[1]
+    first, second, count = np.zeros(channels), np.zeros(channels), 0
+    for start in range(0, len(chosen), 2048):
+        part = np.asarray(images[chosen[start : start + 2048]])
+        scale = 255.0 if part.dtype == np.uint8 else 1.0
+        for c in range(channels):
+            if part.dtype == np.uint8:
+                histogram = np.bincount(part[:, c].reshape(-1), minlength=256)
+                levels = np.arange(256) / scale
+                first[c] += histogram @ levels
+                second[c] += histogram @ levels**2
+            else:
+                first[c] += part[:, c].sum(dtype=np.float64)
+                second[c] += np.square(part[:, c], dtype=np.float64).sum()
+        count += part.shape[0] * part.shape[2] * part.shape[3]
+    if count == 0:
+        raise UserError("no images to compute the mean and standard deviation of")
+    mean = first / count
+    std = np.sqrt(np.maximum(second / count - mean**2, 0.0))
+    std = np.where(std > 1e-6, std, 1.0)  # a constant channel is left as it is
+    return tuple(mean.round(6).tolist()), tuple(std.round(6).tolist())

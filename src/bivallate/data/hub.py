@@ -1,0 +1,109 @@
+"""Data sets downloaded from the hub as Parquet, resumed where a download broke off and checked against its hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from bivallate.data.cache import cache_folder
+from bivallate.errors import UserError
+
+__all__ = ["download"]
+
+CONVERTED = "refs/convert/parquet"  # the hub keeps a Parquet copy of sets published in other forms
+
+
+def download(repo: str, under: str = "") -> Path:
+    """The folder of a data set "owner/name" (only its files under a folder, if given), downloaded at most once.
+
+    Raises:
+        UserError: if it does not exist, is not open to this user, has no Parquet files, or the hub is out of reach.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise UserError(f"hub addresses are hub:OWNER/NAME, got hub:{repo}")
+    marker = cache_folder() / "hub" / f"{repo.replace('/', '--')}-{under or 'all'}.json"
+    if (folder := _complete(marker)) is not None:
+        return folder
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        folder, sizes = _fetch(repo, under)
+    except GatedRepoError:
+        raise UserError(
+            f"hub:{repo} asks you to accept its terms: do so on its page, then `hf auth login`"
+        ) from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"there is no data set {repo} on the hub (or it is private: `hf auth login`)"
+        ) from None
+    except OSError as error:  # connection errors of every kind derive from it or are wrapped into it
+        raise _unreachable(repo, error) from None
+    except Exception as error:
+        if type(error).__module__.split(".")[0] in (
+            "httpx",
+            "httpcore",
+            "httpx2",
+            "httpcore2",
+            "requests",
+            "urllib3",
+        ):
+            raise _unreachable(repo, error) from None
+        raise
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    part = marker.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps({"folder": str(folder), "sizes": sizes}))
+    os.replace(part, marker)
+    return folder
+
+
+def _unreachable(repo: str, error: Exception) -> UserError:
+    return UserError(
+        f"cannot download hub:{repo} ({type(error).__name__}: {error}). If this machine is offline, put the Parquet "
+        "files into a folder and name it by --data-dir or BIVALLATE_DATA; a download that broke off is resumed"
+    )
+
+
+def _complete(marker: Path) -> Path | None:
+    """The folder of an earlier download whose files are all there, so that no network is needed."""
+    try:
+        known = json.loads(marker.read_text())
+        folder = Path(known["folder"])
+        whole = all((folder / name).stat().st_size == size for name, size in known["sizes"].items())
+    except (OSError, ValueError, KeyError):
+        return None
+    return folder if whole else None
+
+
+def _fetch(repo: str, under: str) -> tuple[Path, dict[str, int]]:
+    """Downloads with the hub's client (progress, resume) and compares each file's SHA-256 with the hub's."""
+    import huggingface_hub as hf
+
+    api = hf.HfApi()
+    for revision in (None, CONVERTED):
+        try:
+            listed = list(api.list_repo_tree(repo, repo_type="dataset", recursive=True, revision=revision))
+        except hf.errors.RevisionNotFoundError:
+            listed = []
+        files: list[Any] = [f for f in listed if f.path.endswith(".parquet") and f.path.startswith(under)]
+        if files:
+            break
+    else:
+        raise UserError(f"hub:{repo} has no Parquet files{f' under {under}' if under else ''}")
+    names = [file.path for file in files]
+    root = hf.snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=names)
+    folder = Path(root)
+    for file in files:
+        wanted = getattr(getattr(file, "lfs", None), "sha256", None)
+        if wanted is not None and _sha256(folder / file.path) != wanted:
+            (folder / file.path).resolve().unlink()
+            raise UserError(f"{file.path} of hub:{repo} was damaged on the way and is removed: run again")
+    return folder / under, {str(Path(f.path).relative_to(under or ".")): f.size for f in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,225 @@
+"""Folders of Parquet files in the hub's image layout."""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bivallate.data.decode import Encoded, Item, Reading
+from bivallate.errors import UserError
+
+__all__ = ["find_splits", "open_file", "read_parquet"]
+
+SHARD = re.compile(r"(?P<stem>.+?)-(?P<part>\d{5})-of-(?P<parts>\d{5})(-[0-9a-f]+)?\.parquet$")
+SPLITS = {
+    "train": "train",
+    "test": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+}
+IMAGE_COLUMNS = ("image", "img", "images", "png", "jpg", "jpeg", "webp", "pixel_values")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "y", "cls", "category")
+ROWS = 1024
+
+
+def find_splits(folder: Path) -> dict[str, list[Path]]:
+    """The Parquet files under a folder by split; all shards must be there.
+
+    The split is the first word of the file's name (train-00000-of-00002.parquet), else of the folder it lies in.
+    Files of unknown names are training data if there are no others.
+
+    Raises:
+        UserError: naming the missing shard.
+    """
+    found: dict[str, list[Path]] = {}
+    others: list[Path] = []
+    for path in sorted(folder.rglob("*.parquet")):
+        words = [re.split(r"[-_.]", name.lower())[0] for name in (path.name, path.parent.name)]
+        split = next((SPLITS[word] for word in words if word in SPLITS), None)
+        (found.setdefault(split, []) if split else others).append(path)
+    if not found and others:
+        found = {"train": others}
+    for paths in found.values():
+        _check_shards(paths)
+    return found
+
+
+def _check_shards(paths: list[Path]) -> None:
+    groups: dict[tuple[Path, str, int], set[int]] = {}
+    for path in paths:
+        if match := SHARD.match(path.name):
+            key = path.parent, match["stem"], int(match["parts"])
+            groups.setdefault(key, set()).add(int(match["part"]))
+    for (folder, stem, parts), present in groups.items():
+        missing = [f"{stem}-{k:05d}-of-{parts:05d}.parquet" for k in range(parts) if k not in present]
+        if missing:
+            raise UserError(
+                f"{folder} lacks {len(missing)} of {parts} shards: {', '.join(missing[:5])}; download them again"
+            )
+
+
+def open_file(path: Path) -> pq.ParquetFile:
+    """Opens a Parquet file, telling a truncated from a foreign one."""
+    with path.open("rb") as file:
+        head = file.read(4)
+        file.seek(0, 2)
+        size = file.tell()
+        file.seek(max(0, size - 4))
+        tail = file.read(4)
+    if head != b"PAR1":
+        raise UserError(f"{path} is not a Parquet file (it begins with {head!r}): remove or replace it")
+    if tail != b"PAR1" or size < 12:
+        raise UserError(f"{path} is truncated ({size} bytes, its end is missing): download it again")
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is damaged: {error}; download it again") from None
+
+
+@dataclass(frozen=True)
+class _Columns:
+    image: str
+    label: str
+    names: list[str]
+
+
+def _columns(file: pq.ParquetFile, path: Path, reading: Reading) -> _Columns:
+    """Which columns hold images and labels: as given, else by the hub's metadata, else by name and type."""
+    schema = file.schema_arrow
+    try:
+        meta = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = meta["info"]["features"]
+    except (ValueError, KeyError, TypeError):
+        features = {}
+    kinds = {name: f.get("_type") for name, f in features.items() if isinstance(f, dict)}
+    holds = {field.name for field in schema if _holds_images(field.type)}
+    image = reading.image_column or _pick(
+        schema.names, IMAGE_COLUMNS, {n for n, k in kinds.items() if k == "Image"}, holds
+    )
+    labelled = {n for n, k in kinds.items() if k == "ClassLabel"}
+    label = reading.label_column or _pick(schema.names, LABEL_COLUMNS, labelled, set(LABEL_COLUMNS))
+    for kind, name in (("image", image), ("label", label)):
+        if name not in schema.names:
+            got = f"no column {name!r}" if name else f"no {kind} column"
+            raise UserError(
+                f"{path} has {got}: its columns are {', '.join(schema.names)}; name it by {kind}_column="
+            )
+    assert image is not None and label is not None
+    if image not in holds:
+        raise UserError(f"{path}: column {image!r} holds {schema.field(image).type}, not encoded images")
+    names = features.get(label, {}).get("names") or []
+    return _Columns(image, label, [str(n) for n in names])
+
+
+def _pick(names: list[str], known: tuple[str, ...], declared: set[str], fitting: set[str]) -> str | None:
+    for candidates in (declared & set(names), fitting & set(names)):
+        ranked = sorted(
+            candidates, key=lambda n: (known.index(n) if n in known else len(known), names.index(n))
+        )
+        if ranked:
+            return ranked[0]
+    return None
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
+    return _is_binary(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def read_parquet(files: list[Path], reading: Reading, classes: list[str] | None = None) -> Encoded:
+    """The images of some files, one after the other; `classes` are the names that string labels must be among."""
+    opened = [open_file(path) for path in files]
+    columns = [_columns(file, path, reading) for file, path in zip(opened, files, strict=True)]
+    counts = [file.metadata.num_rows for file in opened]
+    title = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
+    if not sum(counts):
+        raise UserError(f"{files[0]} holds no rows")
+    starts = np.cumsum([0, *counts]).tolist()
+
+    def where(row: int) -> str:
+        part = bisect_right(starts, row) - 1
+        return f"row {row - starts[part]} of {files[part].name}"
+
+    def chunks() -> Iterator[list[Item]]:
+        for path, file, column in zip(files, opened, columns, strict=True):
+            yield from _images(path, file, column.image)
+
+    parts = [_labels(p, f, c.label) for p, f, c in zip(files, opened, columns, strict=True)]
+    labels, names = _number(parts, columns[0].names, classes, reading, where, title)
+    return Encoded(title, labels, names, chunks, where)
+
+
+def _images(path: Path, file: pq.ParquetFile, column: str) -> Iterator[list[Item]]:
+    try:
+        for batch in file.iter_batches(ROWS, columns=[column]):
+            array = batch.column(0)
+            if pa.types.is_struct(array.type):
+                array = array.flatten()[array.type.get_field_index("bytes")]
+            yield array.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is damaged: {error}; download it again") from None
+
+
+def _labels(path: Path, file: pq.ParquetFile, column: str) -> pa.ChunkedArray:
+    try:
+        labels = file.read(columns=[column]).column(0)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is damaged: {error}; download it again") from None
+    if pa.types.is_dictionary(labels.type):
+        labels = labels.cast(labels.type.value_type)
+    if not (pa.types.is_integer(labels.type) or _is_text(labels.type)):
+        raise UserError(
+            f"{path}: label column {column!r} holds {labels.type}; labels must be integers 0, 1, ... or class names"
+        )
+    return labels
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _number(
+    parts: list[Any], declared: list[str], classes: list[str] | None, reading: Reading, where: Any, title: str
+) -> tuple[np.ndarray, list[str]]:
+    """(labels, names): integers as they are, -1 for null; strings numbered by the known names, else alphabetically."""
+    texts = [_is_text(part.type) for part in parts]
+    if any(texts) != all(texts):
+        raise UserError(f"{title}: the label column holds text in some files and integers in others")
+    if not texts[0]:
+        known = np.concatenate([part.fill_null(-1).to_numpy().astype(np.int64) for part in parts])
+        names = classes or declared
+        outside = known >= (len(names) if names else np.iinfo(np.int64).max)
+        if outside.any() or (known < -1).any():
+            row = int(np.flatnonzero(outside | (known < -1))[0])
+            span = f"the {len(names)} classes 0 to {len(names) - 1}" if names else "0, 1, ..."
+            raise UserError(f"{title}: {where(row)} has the label {known[row]}, outside {span}")
+        return known, names
+    strings = [value for part in parts for value in part.to_pylist()]
+    names = classes or declared or sorted({s for s in strings if s is not None})
+    if not classes and not declared and reading.on_bad != "convert":
+        raise UserError(
+            f"{title}: the labels are text ({', '.join(map(repr, names[:3]))}, ...): load with on_bad='convert' to "
+            f"number these {len(names)} names in alphabetical order"
+        )
+    number = {name: k for k, name in enumerate(names)}
+    unknown = [row for row, s in enumerate(strings) if s is not None and s not in number]
+    if unknown:
+        raise UserError(
+            f"{title}: {where(unknown[0])} has the label {strings[unknown[0]]!r}, which is no class name"
+        )
+    return np.array([-1 if s is None else number[s] for s in strings], np.int64), names

@@ -1,0 +1,163 @@
+"""The data sets known by name: where they are found, their published statistics and the papers' augmentation."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bivallate.data.augment import Augment
+from bivallate.errors import UserError, unknown
+
+__all__ = ["KNOWN", "Known", "describe", "find", "known_folder", "names"]
+
+CROP_FLIP = Augment(pad=4, flip=True)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Known:
+    """A published data set.
+
+    Attributes:
+        folders: names under which it may lie in the data folder; subsets: of folders that hold a part of it.
+        hub: its repository; under: a folder of that repository. shape: (C, H, W).
+        classes, train, test: how many there are in the published set.
+        mean, std: published statistics, or None to compute them. size: every image is fitted to it.
+        grey: holds grey images that are meant to be read as colour. test_split: what serves as test data.
+    """
+
+    name: str
+    title: str
+    shape: tuple[int, int, int]
+    classes: int
+    train: int
+    test: int
+    augment: Augment = Augment()  # noqa: RUF009  (a frozen value)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    hub: str | None = None
+    under: str = ""
+    folders: tuple[str, ...] = ()
+    subsets: tuple[str, ...] = ()
+    size: tuple[int, int] | None = None
+    grey: bool = False
+    test_split: str = "test"
+
+
+KNOWN: dict[str, Known] = {
+    known.name: known
+    for known in (
+        Known("digits", "handwritten digits of scikit-learn, built in", (1, 8, 8), 10, 1438, 359),
+        Known(
+            "mnist", "handwritten digits", (1, 28, 28), 10, 60000, 10000,
+            mean=(0.1307,), std=(0.3081,), hub="ylecun/mnist", folders=("mnist",),
+        ),
+        Known(
+            "fashion-mnist", "articles of clothing", (1, 28, 28), 10, 60000, 10000,
+            mean=(0.2860,), std=(0.3530,), hub="zalando-datasets/fashion_mnist",
+            folders=("fashion_mnist", "fashion-mnist"),
+        ),
+        Known(
+            "cifar10", "objects and animals", (3, 32, 32), 10, 50000, 10000, CROP_FLIP,
+            (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "uoft-cs/cifar10",
+            folders=("cifar10", "cifar-10"), subsets=("cifar10_jpeg",),
+        ),
+        Known(
+            "cifar100", "objects and animals", (3, 32, 32), 100, 50000, 10000, Augment(pad=4, flip=True, rotate=15.0),
+            (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "uoft-cs/cifar100", folders=("cifar100", "cifar-100"),
+        ),
+        Known(
+            "svhn", "house numbers", (3, 32, 32), 10, 73257, 26032, Augment(),
+            (0.4377, 0.4438, 0.4728), (0.1201, 0.1231, 0.1052), "ufldl-stanford/svhn", "cropped_digits",
+            folders=("svhn",),
+        ),
+        Known(
+            "stl10", "objects and animals", (3, 96, 96), 10, 5000, 8000, CROP_FLIP,
+            (0.4467, 0.4398, 0.4066), (0.2242, 0.2215, 0.2239), "tanganke/stl10", folders=("stl10", "stl-10"),
+        ),
+        Known(
+            "gtsrb", "German traffic signs", (3, 32, 32), 43, 39209, 12630, Augment(pad=4),
+            (0.3403, 0.3121, 0.3214), (0.2724, 0.2608, 0.2669), "tanganke/gtsrb",
+            folders=("gtsrb",), subsets=("gtsrb_small",), size=(32, 32),
+        ),
+        Known(
+            "tiny-imagenet", "200 classes of ImageNet", (3, 64, 64), 200, 100000, 10000, CROP_FLIP,
+            IMAGENET_MEAN, IMAGENET_STD, "zh-plus/tiny-imagenet", folders=("tiny-imagenet", "tiny_imagenet"),
+            subsets=("tiny_imagenet_10",), grey=True, test_split="validation",
+        ),
+        Known(
+            "imagenet", "ILSVRC 2012", (3, 224, 224), 1000, 1281167, 50000, Augment(pad=16, flip=True),
+            IMAGENET_MEAN, IMAGENET_STD, "ILSVRC/imagenet-1k", folders=("imagenet", "imagenet-1k"),
+            size=(224, 224), grey=True, test_split="validation",
+        ),
+    )
+}  # fmt: skip
+
+
+def names() -> list[str]:
+    """The known data sets, in the order of the table."""
+    return list(KNOWN)
+
+
+def find(name: str) -> Known:
+    """The data set of that name, in either spelling of its hyphens.
+
+    Raises:
+        UserError: naming the nearest one.
+    """
+    plain = name.lower().replace("_", "-")
+    for known in KNOWN.values():
+        if plain in (known.name, *(folder.replace("_", "-") for folder in known.folders)):
+            return known
+    raise unknown("data set", name, [*KNOWN, "a folder", "hub:OWNER/NAME"])
+
+
+def known_folder(folder: str) -> Known | None:
+    """The published set that a folder of this name holds, whole or in part."""
+    return next((k for k in KNOWN.values() if folder in (*k.folders, *k.subsets)), None)
+
+
+def data_folder(data_dir: str | Path | None) -> Path | None:
+    """Where data sets are looked for: as given, else `BIVALLATE_DATA`, else nowhere.
+
+    Raises:
+        UserError: if it is not a folder.
+    """
+    chosen = data_dir if data_dir is not None else os.environ.get("BIVALLATE_DATA") or None
+    if chosen is None:
+        return None
+    folder = Path(chosen).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"the data folder {folder} does not exist (from --data-dir or BIVALLATE_DATA)")
+    return folder
+
+
+def local(known: Known, data_dir: str | Path | None) -> Path | None:
+    """The folder of a known data set under the data folder, a complete one before a subset."""
+    folder = data_folder(data_dir)
+    if folder is None:
+        return None
+    return next(
+        (folder / name for name in (*known.folders, *known.subsets) if (folder / name).is_dir()), None
+    )
+
+
+def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:
+    """What is known of a data set without reading it: for listings."""
+    known = find(name)
+    place = local(known, data_dir)
+    return {
+        "name": known.name,
+        "title": known.title,
+        "shape": list(known.shape),
+        "classes": known.classes,
+        "train": known.train,
+        "test": known.test,
+        "mean": list(known.mean) if known.mean else None,
+        "std": list(known.std) if known.std else None,
+        "augment": str(known.augment),
+        "hub": known.hub,
+        "found": "built in" if known.name == "digits" else (str(place) if place else None),
+    }

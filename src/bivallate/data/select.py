@@ -1,0 +1,128 @@
+"""Choices of rows: stratified hold-outs, imbalance, and the mixing of extra data. Each is a function of the seed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bivallate.data.dataset import Split, digest
+from bivallate.errors import UserError
+from bivallate.noise import permutation
+
+__all__ = ["Joined", "holdout", "imbalance", "mix"]
+
+
+def holdout(split: Split, n: int | float, seed: int, purpose: str = "validation") -> tuple[Split, Split]:
+    """(rest, held): `held` has n rows, or a fraction n of them, in the proportions of the classes.
+
+    Two purposes draw different rows. BiLAW takes its two sets of 1,000 one after the other from the rest.
+
+    Raises:
+        UserError: if nothing or everything would be held out.
+    """
+    total = len(split)
+    wanted = round(n * total) if isinstance(n, float) and n < 1 else int(n)
+    if not 0 < wanted < total:
+        raise UserError(
+            f"cannot hold out {n} of {total} rows for {purpose}: use a fraction below 1 or 1 to {total - 1}"
+        )
+    order = permutation(seed, purpose, 0, total)
+    labels = split.labels[order]
+    counts = torch.bincount(split.labels)
+    quota = _apportion(counts, wanted)
+    rank = torch.empty(total, dtype=torch.int64)  # place of each row among its class, in shuffled order
+    for label in range(len(counts)):
+        members = (labels == label).nonzero()[:, 0]
+        rank[members] = torch.arange(len(members))
+    held = torch.zeros(total, dtype=torch.bool)
+    held[order] = rank < quota[labels]
+    return split.subset(~held), split.subset(held)
+
+
+def _apportion(counts: Tensor, wanted: int) -> Tensor:
+    """Whole numbers that sum to `wanted`, in proportion to the counts (largest remainders)."""
+    exact = counts.double() * wanted / counts.sum()
+    quota = exact.floor().long()
+    short = wanted - int(quota.sum())
+    quota[(exact - quota).argsort(descending=True, stable=True)[:short]] += 1
+    return quota
+
+
+def imbalance(split: Split, spec: str, classes: int, seed: int) -> Split:
+    """Thins classes out: 'step:0.2' keeps a fifth of the first half of the classes, 'longtail:0.01' falls
+    geometrically from the first class, kept whole, to the last, of which a hundredth is kept.
+
+    With an odd number of classes the middle one counts to the second half. Each class keeps at least one row.
+
+    Reference: methods DONE, step imbalance (the last five CIFAR-10 classes are the large ones); long tail: Cao et
+    al. 2019, n_k = n_k * ratio^(k / (K - 1)).
+    """
+    kind, _, value = spec.partition(":")
+    try:
+        ratio = float(value)
+    except ValueError:
+        ratio = -1.0
+    if kind not in ("step", "longtail") or not 0 < ratio <= 1:
+        raise UserError(
+            f"imbalance {spec!r} is not known: use 'step:RATIO' or 'longtail:RATIO' with a ratio in (0, 1]"
+        )
+    label = torch.arange(classes)
+    if kind == "step":
+        share = torch.where(label < classes // 2, ratio, 1.0)
+    else:
+        share = ratio ** (label / max(1, classes - 1))
+    keep = torch.zeros(len(split), dtype=torch.bool)
+    order = permutation(seed, "imbalance", 0, len(split))
+    for k in range(classes):
+        members = order[split.labels[order] == k]
+        keep[members[: max(1, round(float(share[k]) * len(members)))]] = True
+    return split.subset(keep)
+
+
+class Joined:
+    """Two stores, one after the other, without a copy."""
+
+    def __init__(self, first: Any, second: Any) -> None:
+        self.first, self.second = first, second
+        self.shape = (first.shape[0] + second.shape[0], *first.shape[1:])
+        self.dtype = first.dtype
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        chosen = np.atleast_1d(np.arange(self.shape[0])[rows])
+        later = chosen >= self.first.shape[0]
+        images = np.empty((len(chosen), *self.shape[1:]), self.dtype)
+        images[~later] = self.first[chosen[~later]]
+        images[later] = self.second[chosen[later] - self.first.shape[0]]
+        return images
+
+
+def mix(split: Split, extra: Split, ratio: float, seed: int) -> Split:
+    """Adds so many rows of `extra`, drawn with the seed, that they are `ratio` of the result.
+
+    `index` of the added rows counts on from the end of the split's store.
+    """
+    if not 0 < ratio < 1:
+        raise UserError(f"extra_ratio is the share of extra data in the mixture, in (0, 1); got {ratio}")
+    if split.store.dtype != extra.store.dtype or split.shape != extra.shape:
+        raise UserError(
+            f"extra data must look like the data set, {split.shape} {split.store.dtype}; "
+            f"got {extra.shape} {extra.store.dtype}"
+        )
+    wanted = round(len(split) * ratio / (1 - ratio))
+    if wanted > len(extra):
+        most = len(extra) / (len(extra) + len(split))
+        raise UserError(
+            f"extra_ratio {ratio} needs {wanted} extra rows and there are {len(extra)}: use at most {most:.3f}"
+        )
+    chosen = extra.subset(permutation(seed, "extra", 0, len(extra))[:wanted])
+    return replace(
+        split,
+        store=Joined(split.store, extra.store),
+        labels=torch.cat([split.labels, chosen.labels]),
+        index=torch.cat([split.index, chosen.index + split.store.shape[0]]),
+        source=digest(split.source, extra.source),
+    )

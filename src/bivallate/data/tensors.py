@@ -1,0 +1,118 @@
+"""Arrays in memory: pairs of tensors, `.npz` files and the digits that come with scikit-learn."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bivallate.data.dataset import Split, digest
+from bivallate.errors import UserError
+
+__all__ = ["check_labels", "digits", "from_tensors", "read_npz"]
+
+IMAGE_KEYS = ("images", "image", "x")
+LABEL_KEYS = ("labels", "label", "y")
+
+
+def from_tensors(x: Any, y: Any, classes: int | None = None, what: str = "images") -> Split:
+    """A split of images (N, C, H, W) in [0, 1] and labels (N,) that are checked first.
+
+    Tensors or arrays; uint8 images in 0..255 are taken as they are.
+
+    Raises:
+        UserError: for a wrong shape or type, values outside [0, 1], no rows, or labels outside the classes.
+    """
+    images = _array(x, what)
+    labels = torch.as_tensor(y.detach().cpu() if isinstance(y, Tensor) else np.asarray(y))
+    if images.ndim != 4:
+        raise UserError(f"{what} must have the shape (N, C, H, W), got {tuple(images.shape)}")
+    if len(images) == 0:
+        raise UserError(f"{what}: no rows, shape {tuple(images.shape)}")
+    if 0 in images.shape:
+        raise UserError(
+            f"{what} must have at least one channel and pixel, got the shape {tuple(images.shape)}"
+        )
+    if labels.ndim != 1 or len(labels) != len(images):
+        raise UserError(
+            f"labels must have the shape ({len(images)},), one per image, got {tuple(labels.shape)}"
+        )
+    if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
+        raise UserError(f"labels must be integers 0, 1, ..., got {labels.dtype}")
+    labels = labels.long()
+    check_labels(labels, classes, what)
+    source = digest(images.tobytes(), labels.numpy().tobytes(), str(images.shape))
+    return Split(images, labels, torch.arange(len(labels)), source)
+
+
+def _array(x: Any, what: str) -> np.ndarray:
+    """uint8 as it is, floating as float32 after a check of the range."""
+    images = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+    if images.dtype == np.uint8:
+        return images
+    if images.dtype.kind != "f":
+        raise UserError(f"{what} must be floating point in [0, 1] or uint8 in 0..255, got {images.dtype}")
+    if images.size and not np.isfinite(images).all():
+        row = int(np.argwhere(~np.isfinite(images))[0][0])
+        raise UserError(f"{what} must be finite; row {row} holds NaN or infinity")
+    if images.size and (images.min() < 0 or images.max() > 1):
+        hint = (
+            ": divide by 255"
+            if images.min() >= 0 and images.max() > 2
+            else ": do not normalise; the model does"
+        )
+        raise UserError(
+            f"{what} must lie in [0, 1], got values from {images.min():.4g} to {images.max():.4g}{hint}"
+        )
+    return np.ascontiguousarray(images, np.float32)
+
+
+def check_labels(labels: Tensor, classes: int | None, what: str) -> None:
+    """Raises UserError, naming the row, for a label below 0 or outside the classes."""
+    wrong = (labels < 0) | (labels >= (classes if classes is not None else torch.iinfo(torch.int64).max))
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0, 0])
+        span = f"0 to {classes - 1}" if classes is not None else "0 or more"
+        raise UserError(f"{what}: labels must be {span}; row {row} has {int(labels[row])}")
+
+
+def read_npz(path: Path) -> Split:
+    """A split from an `.npz` with images (N, H, W, C), (N, C, H, W) or (N, H, W) and integer labels.
+
+    The arrays may be called images or image or x, and labels or label or y, as generators of data publish them.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            keys = list(file.keys())
+            images, labels = (_entry(file, keys, wanted, path) for wanted in (IMAGE_KEYS, LABEL_KEYS))
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not a readable .npz file of plain arrays: {error}") from None
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
+        images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    return from_tensors(
+        images, labels.reshape(len(labels)) if labels.size == len(labels) else labels, what=str(path)
+    )
+
+
+def _entry(file: Any, keys: list[str], wanted: tuple[str, ...], path: Path) -> np.ndarray:
+    for key in wanted:
+        if key in keys:
+            return file[key]
+    raise UserError(f"{path} has no array called {' or '.join(wanted)}; it has {', '.join(keys) or 'none'}")
+
+
+def digits() -> tuple[Split, list[str]]:
+    """scikit-learn's 1,797 handwritten digits (1, 8, 8), values k / 16, and the names of the classes."""
+    from sklearn.datasets import load_digits
+
+    bunch: Any = load_digits()
+    images = (bunch.images / 16).astype(np.float32)[:, None]
+    return from_tensors(images, bunch.target.astype(np.int64), 10, "digits"), [str(k) for k in range(10)]
