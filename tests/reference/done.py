@@ -8,10 +8,20 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+from tests.reference.plainsgd import (
+    Draws,
+    MiniBatch,
+    Rate,
+    at,
+    box,
+    clip,
+    cross_entropy,
+    dot,
+    rows,
+    sgd,
+    still,
+)
 from torch import Tensor, nn
-
-from tests.reference.plainsgd import Draws, MiniBatch, Rate, at, box, clip, cross_entropy, dot, rows, sgd,
-still
 
 
 def done(
@@ -117,8 +127,9 @@ def done(
         s_up, s_lo = up - delta.detach(), delta.detach() - lo
         if implicit == "barrier":
             size = s_up**2 + s_lo**2
-            D = torch.where(size > 0, (s_up * s_lo) ** 2 / (c * size.clamp(min=1e-300)),
-            torch.zeros_like(size))
+            D = torch.where(
+                size > 0, (s_up * s_lo) ** 2 / (c * size.clamp(min=1e-300)), torch.zeros_like(size)
+            )
         elif implicit == "mask":
             D = rho * ((lo + 1e-7 < delta) & (delta < up - 1e-7)).to(x.dtype)
         elif implicit == "none":
@@ -273,8 +284,9 @@ def done_fast(
         s_up, s_lo = up - delta.detach(), delta.detach() - lo
         if implicit == "barrier":
             size = s_up**2 + s_lo**2
-            D = torch.where(size > 0, (s_up * s_lo) ** 2 / (c * size.clamp(min=1e-300)),
-            torch.zeros_like(size))
+            D = torch.where(
+                size > 0, (s_up * s_lo) ** 2 / (c * size.clamp(min=1e-300)), torch.zeros_like(size)
+            )
         elif implicit == "mask":
             D = rho * ((lo + 1e-7 < delta) & (delta < up - 1e-7)).to(x.dtype)
         else:
@@ -289,8 +301,9 @@ def done_fast(
         surrogate = loss + gain * (outside * dot(a, v)).sum()
         grads = torch.autograd.grad(surrogate, params)
         sgd(params, grads, buffers, at(lr, t), momentum, weight_decay)
-        log.append({"loss": loss.item(), "sum_w": w.sum().item(), "log_u": log_u.item(), "mean_D":
-        D.mean().item()})
+        log.append(
+            {"loss": loss.item(), "sum_w": w.sum().item(), "log_u": log_u.item(), "mean_D": D.mean().item()}
+        )
     return log
 
 
