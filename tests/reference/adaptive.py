@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 
 def fosc_box(g: Tensor, delta: Tensor, lo: Tensor, up: Tensor) -> Tensor:
-    """(B,) max over the box of <delta' - delta, g> = sum_j max(g_j (up_j - delta_j), g_j (lo_j - delta_j))."""
+    """(B,) max over the box of <d - delta, g> = sum_j max(g_j (up_j - delta_j), g_j (lo_j - delta_j))."""
     return torch.maximum(g * (up - delta), g * (lo - delta)).flatten(1).sum(1)
 
 
