@@ -1,8 +1,8 @@
 """Augmentation of whole batches on their device, recorded so that it can be undone.
 
-A crop of a padded image and a flip are a choice of pixels of the padded canvas, so they have an exact inverse on the
-window: `View` holds that choice. State that lives on the canvas (ATTA's stored perturbations) is read with
-`View.apply` and written back with `View.write`. A rotation is recorded but has no inverse.
+A crop of a padded image and a flip are a choice of pixels of the padded canvas, so they have an exact inverse
+on the window: `View` holds that choice. State that lives on the canvas (ATTA's stored perturbations) is read
+with `View.apply` and written back with `View.write`. A rotation is recorded but has no inverse.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -54,12 +55,20 @@ class View:
 
     def apply(self, canvas: Tensor) -> Tensor:
         """The window of each canvas: (B, C, H + 2p, W + 2p) to (B, C, H, W), a copy, of any type."""
-        picked = canvas.flatten(2).gather(2, self._positions(canvas))
-        window = picked.view(*canvas.shape[:2], *self.size)
+        self._check(canvas)
+        if (
+            canvas.device.type == "cpu"
+            and canvas.dtype in (torch.uint8, torch.float32)
+            and not canvas.requires_grad
+        ):
+            window = self._windows(canvas.numpy())
+        else:
+            picked = canvas.flatten(2).gather(2, self._positions(canvas))
+            window = picked.view(*canvas.shape[:2], *self.size)
         return window if self.angle is None else _rotate(window, self.angle)
 
     def write(self, canvas: Tensor, crop: Tensor) -> Tensor:
-        """Puts each window back where `apply` found it, in place; the rest of the canvas stays. Returns canvas.
+        """Puts each window back where `apply` found it, in place; returns the canvas, elsewhere unchanged.
 
         Raises:
             UserError: if the view was rotated, which has no inverse.
@@ -69,6 +78,7 @@ class View:
                 "a rotated view cannot be written back to its canvas: use an augmentation without rotation "
                 "(such as 'crop:4,flip') with methods that keep perturbations per image"
             )
+        self._check(canvas)
         if not canvas.is_contiguous():
             raise ValueError("the canvas must be contiguous to be written in place")
         canvas.view(*canvas.shape[:2], -1).scatter_(
@@ -76,10 +86,21 @@ class View:
         )
         return canvas
 
+    def _windows(self, canvas: np.ndarray) -> Tensor:
+        """What gathering the positions gives, four times faster on a processor: whole rows are copied."""
+        every = np.lib.stride_tricks.sliding_window_view(canvas, self.size, (2, 3))
+        window = every[np.arange(len(canvas)), :, self.top.numpy(), self.left.numpy()]
+        flip = np.flatnonzero(self.flip.numpy())
+        window[flip] = window[flip, :, :, ::-1]
+        return torch.from_numpy(window)
+
+    def _check(self, canvas: Tensor) -> None:
+        if tuple(canvas.shape[2:]) != self.canvas or len(canvas) != len(self.top):
+            got = (len(canvas), *canvas.shape[2:])
+            raise ValueError(f"the view is of {len(self.top)} canvases {self.canvas}, got {got}")
+
     def _positions(self, canvas: Tensor) -> Tensor:
         """(B, C, H W) place on the flattened canvas of each pixel of the window."""
-        if tuple(canvas.shape[2:]) != self.canvas:
-            raise ValueError(f"the view is of a canvas {self.canvas}, got {tuple(canvas.shape[2:])}")
         h, w = self.size
         across = torch.arange(w, device=canvas.device)
         rows = self.top[:, None] + torch.arange(h, device=canvas.device)
@@ -89,7 +110,7 @@ class View:
 
 
 def _rotate(x: Tensor, angle: Tensor) -> Tensor:
-    """Turned about the centre, nearest pixel, black outside: what torchvision's RandomRotation does by default."""
+    """Turned about the centre, nearest pixel, black outside, as torchvision's RandomRotation by default."""
     h, w = x.shape[2:]
     turn = torch.deg2rad(angle.to(x.device))
     cos, sin, zero = turn.cos(), turn.sin(), torch.zeros_like(turn)
@@ -136,7 +157,7 @@ class Augment:
 
     @classmethod
     def parse(cls, text: str) -> Augment:
-        """From words as `str` writes them: 'none', or some of 'crop:PIXELS', 'flip', 'rotate:DEGREES', 'fill:VALUE'."""
+        """From words as `str` writes them: none, or some of crop:PIXELS, flip, rotate:DEGREES, fill:VALUE."""
         parts: dict[str, int | bool | float | str] = {}
         for word in (w.strip() for w in text.split(",")):
             key, _, value = word.partition(":")
@@ -192,7 +213,11 @@ class Augment:
         """(x, view): the augmented batch (B, C, H, W) and how it was cut."""
         _, c, h, w = x.shape
         view = self.view(noise, (c, h, w))
-        return (x if self.identity else view.apply(self.canvas(x))), view
+        return self.cut(x, view), view
+
+    def cut(self, x: Tensor, view: View) -> Tensor:
+        """The images as a view drawn before shows them."""
+        return x if self.identity else view.apply(self.canvas(x))
 
 
 def _reflected(side: int, pad: int) -> Tensor:

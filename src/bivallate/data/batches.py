@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bivallate.data.augment import Augment
+from bivallate.data.augment import Augment, View
 from bivallate.data.dataset import Split, as_float
 from bivallate.errors import UserError
 from bivallate.noise import Noise, permutation
@@ -22,7 +22,7 @@ class Batches:
     """Shuffled, augmented minibatches; what (epoch, step) yields depends on the seed and the rows alone.
 
     `Batch.index` is the row of the split, 0, ..., n - 1. Over several ranks each rank owns the rows with
-    index % world == rank and takes its share of each minibatch, so all ranks make the same number of steps and
+    index % world == rank and takes its share of each minibatch: all ranks make the same number of steps, and
     per-example state stays where its row is.
 
     Args:
@@ -56,7 +56,7 @@ class Batches:
         smallest = min(batch_size, meta_batch_size or batch_size)
         if not 0 <= rank < world or (world > 1 and smallest < 2 * world):
             raise UserError(
-                f"rank {rank} of {world} cannot share minibatches of {smallest} rows: use at least {2 * world}"
+                f"rank {rank} of {world} cannot share {smallest} rows a minibatch: use at least {2 * world}"
             )
         self.split, self.batch_size, self.seed = split, batch_size, seed
         self.augmentation = augmentation or Augment()
@@ -74,9 +74,10 @@ class Batches:
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The minibatches of one pass over the data, from `start_step` on."""
         order = self._mine(permutation(self.seed, "shuffle", epoch, len(self.split)))
+        views = self._views(order, epoch, 0)
         for step in range(start_step, len(self)):
-            rows = order[self._cut(step, len(order)) : self._cut(step + 1, len(order))]
-            batch = self._build(self.split, rows, epoch, 0)
+            part = slice(self._cut(step, len(order)), self._cut(step + 1, len(order)))
+            batch = self._build(self.split, order[part], views[part] if views else None)
             if self.meta is None:
                 yield batch
             else:
@@ -87,26 +88,33 @@ class Batches:
         return order if self.world == 1 else order[order % self.world == self.rank]
 
     def _cut(self, step: int, mine: int) -> int:
-        """Where `step` begins among this rank's rows: the share of the rows before it, evenly over the steps."""
+        """Where `step` begins among this rank's rows: its share of the rows that come before."""
         before = min(step * self.batch_size, len(self.split))
         return before * mine // len(self.split)
 
-    def _build(self, split: Split, rows: Tensor, epoch: int, turn: int) -> Batch:
+    def _views(self, rows: Tensor, epoch: int, turn: int) -> View | None:
+        """How each row is shown, drawn for many rows at once: a draw costs little but its calls do."""
+        if self.augmentation.identity:
+            return None
+        return self.augmentation.view(Noise(self.seed, rows, epoch, turn), self.split.shape)
+
+    def _build(self, split: Split, rows: Tensor, view: View | None) -> Batch:
         raw = split.raw(rows).to(self.device, non_blocking=True)
         index, y = rows.to(self.device), split.labels[rows].to(self.device)
-        if self.augmentation.identity:
+        if view is None:
             return Batch(as_float(raw), y, index, None)
-        x, view = self.augmentation(raw, Noise(self.seed, index, epoch, turn))
-        return Batch(as_float(x), y, index, view)
+        view = view.to(self.device)
+        return Batch(as_float(self.augmentation.cut(raw, view)), y, index, view)
 
     def _meta(self, position: int) -> Batch:
-        """The minibatch of the second stream for the run's minibatch `position`; cycles are cut to whole minibatches."""
+        """The second stream's part of the run's minibatch `position`; a cycle is cut to whole minibatches."""
         assert self.meta is not None
         per_cycle = max(1, len(self.meta) // self.meta_batch_size)
         cycle, step = divmod(position, per_cycle)
         order = permutation(self.seed, "shuffle meta", cycle, len(self.meta))
         rows = order[step * self.meta_batch_size : (step + 1) * self.meta_batch_size]
-        return self._build(self.meta, rows[self.rank :: self.world], cycle, META)
+        mine = rows[self.rank :: self.world]
+        return self._build(self.meta, mine, self._views(mine, cycle, META))
 
 
 def _check_size(kind: str, split: Split, batch_size: int) -> None:

@@ -46,7 +46,7 @@ def cache_folder() -> Path:
 
 
 def files_key(files: Sequence[Path], *options: object) -> str:
-    """Hash of path, size, time, head and tail of each file, and of the options: cheap, and changed files change it."""
+    """Hash of path, size, time, head and tail of each file, and of the options; cheap."""
     parts: list[bytes | str] = [str(FORMAT), *map(repr, options)]
     for path in files:
         stat = path.stat()
@@ -60,7 +60,7 @@ def files_key(files: Sequence[Path], *options: object) -> str:
 
 
 def cached(name: str, key: str, build: Callable[[Path], None]) -> Path:
-    """The folder of this key; if there is none, `build` fills a temporary one that is then put in place whole."""
+    """The folder of this key; if there is none, `build` fills a temporary one that takes its place whole."""
     final = cache_folder() / "data" / f"{name}-{key}"
     if (final / "meta.json").exists():
         return final

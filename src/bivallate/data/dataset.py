@@ -32,15 +32,18 @@ class Store(Protocol):
 
 def as_float(images: Tensor) -> Tensor:
     """uint8 in 0..255 to float32 in [0, 1]; float32 passes through."""
-    return images.float().div_(255.0) if images.dtype == torch.uint8 else images
+    return images.float().div_(255.0) if images.dtype == torch.uint8 else images.float()
 
 
-def digest(*parts: bytes | str) -> str:
-    """A short hash of the parts, in order."""
+def digest(*parts: bytes | str | np.ndarray) -> str:
+    """A short hash of the parts, in order; arrays are contiguous and count by their bytes."""
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
-        state.update(len(data).to_bytes(8, "little") + data)
+        size = data.nbytes if isinstance(data, np.ndarray) else len(data)
+        state.update(size.to_bytes(8, "little"))
+        if size:
+            state.update(data.data if isinstance(data, np.ndarray) else data)
     return state.hexdigest()
 
 
@@ -71,7 +74,7 @@ class Split:
 
     @cached_property
     def images(self) -> np.ndarray:
-        """(N, C, H, W) in the store's type; the store itself where all rows were chosen, else a copy in memory."""
+        """(N, C, H, W) in the store's type: the store itself where all rows were chosen, else a copy."""
         whole = len(self) == self.store.shape[0] and bool((self.index == torch.arange(len(self))).all())
         if whole and isinstance(self.store, np.ndarray):
             return self.store
@@ -87,7 +90,7 @@ class Split:
         return torch.from_numpy(self.store[self.index[rows].numpy()])
 
     def tensors(self, rows: Tensor | Sequence[int] | slice | None = None) -> tuple[Tensor, Tensor]:
-        """(x, y): (B, C, H, W) float32 in [0, 1] and (B,) int64, of the given rows of this split or of all."""
+        """(x, y): (B, C, H, W) float32 in [0, 1] and (B,) int64, of the given rows or of all."""
         chosen = self._rows(rows)
         return as_float(self.raw(chosen)), self.labels[chosen]
 

@@ -35,7 +35,7 @@ class Reading:
     Attributes:
         size: (H, W) to which every image is fitted (scaled, centre cut); None: they must agree.
         channels: 1 or 3; None: what most images are.
-        on_bad: "refuse" a set with bad rows, "convert" those that can be (size, colour, label names), or "skip" them.
+        on_bad: "refuse" a set with bad rows, "convert" those that can be (size, colour), or "skip" them.
         grey: take grey images among colour ones as colour without a complaint.
         image_column, label_column: of Parquet files; None: found by the metadata, then by name.
     """
@@ -61,8 +61,9 @@ class Encoded:
     """Images that are still encoded.
 
     Attributes:
-        title: of the files, for messages. labels: (M,) int64, -1 where there is none. classes: names, or empty.
-        chunks: iterates over the images in order, some at a time, each as bytes, as a file, or None if missing.
+        title: of the files, for messages. labels: (M,) int64, -1 where there is none.
+        classes: their names, or empty.
+        chunks: iterates over the images in order, some at a time: bytes, a file, or None if missing.
         where: names a row for a message.
     """
 
@@ -111,7 +112,7 @@ def _finish(encoded: Encoded, folder: Path, images: np.ndarray, rows: np.ndarray
     np.save(folder / "labels.npy", encoded.labels, allow_pickle=False)
     np.save(folder / "rows.npy", rows, allow_pickle=False)
     mean, std = moments(images, torch.from_numpy(rows))
-    source = digest(np.asarray(images).data.cast("B"), encoded.labels.tobytes())
+    source = digest(np.asarray(images), encoded.labels)
     save_meta(folder, classes=encoded.classes, source=source, mean=mean, std=std)
 
 
@@ -119,8 +120,8 @@ def _refusal(encoded: Encoded, bad: dict[int, str], total: int) -> UserError:
     shown = "; ".join(f"{encoded.where(row)} {bad[row]}" for row in sorted(bad)[:SHOWN])
     more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
     return UserError(
-        f"{encoded.title}: {len(bad)} of {total} rows cannot be used as they are: {shown}{more}. Mend them, or load "
-        "with on_bad='skip' to leave them out or on_bad='convert' to convert size and colour"
+        f"{encoded.title}: {len(bad)} of {total} rows cannot be used as they are: {shown}{more}. Mend them, "
+        "or load with on_bad='skip' to leave them out or on_bad='convert' to convert size and colour"
     )
 
 

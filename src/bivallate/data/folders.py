@@ -18,7 +18,7 @@ ROWS = 1024
 
 
 def find_folders(folder: Path) -> dict[str, Path]:
-    """The folders of the splits: train/, test/, val/ and the like, else the folder itself as training data."""
+    """The folders of the splits: train/, test/, val/ and the like, else the folder itself for training."""
     below = {child.name.lower(): child for child in _folders(folder)}
     found: dict[str, Path] = {}
     for name, child in below.items():

@@ -1,4 +1,4 @@
-"""Data sets downloaded from the hub as Parquet, resumed where a download broke off and checked against its hashes."""
+"""Data sets from the hub as Parquet: a download that broke off is resumed and the result is checked."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ CONVERTED = "refs/convert/parquet"  # the hub keeps a Parquet copy of sets publi
 
 
 def download(repo: str, under: str = "") -> Path:
-    """The folder of a data set "owner/name" (only its files under a folder, if given), downloaded at most once.
+    """The folder of a data set "owner/name" (or of its files under a folder), downloaded at most once.
 
     Raises:
-        UserError: if it does not exist, is not open to this user, has no Parquet files, or the hub is out of reach.
+        UserError: if it does not exist, is not open to this user, has no Parquet, or is out of reach.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise UserError(f"hub addresses are hub:OWNER/NAME, got hub:{repo}")
@@ -62,8 +62,8 @@ def download(repo: str, under: str = "") -> Path:
 
 def _unreachable(repo: str, error: Exception) -> UserError:
     return UserError(
-        f"cannot download hub:{repo} ({type(error).__name__}: {error}). If this machine is offline, put the Parquet "
-        "files into a folder and name it by --data-dir or BIVALLATE_DATA; a download that broke off is resumed"
+        f"cannot download hub:{repo} ({type(error).__name__}: {error}). If this machine is offline, put "
+        "the Parquet files into a folder named by --data-dir or BIVALLATE_DATA; else run again, it resumes"
     )
 
 

@@ -48,13 +48,13 @@ def load(
     extra_ratio: float = 0.5,
     allow_missing_classes: bool = False,
 ) -> Dataset:
-    """A data set from a name ("digits", "cifar10"), "hub:owner/name", a folder, an `.npz` file or a pair (x, y).
+    """A data set from a name ("digits", "cifar10"), "hub:owner/name", a folder, an `.npz` or a pair (x, y).
 
     Args:
         data: which; a pair of pairs ((x, y), (x, y)) is training and test data; a `Dataset` passes through.
         data_dir: where named sets are looked for before the hub; `BIVALLATE_DATA` by default.
         seed: of validation split, imbalance and mixing. The test data do not depend on it.
-        validation: fraction below 1, or number of rows, held out from training in the classes' proportions; 0: none.
+        validation: fraction below 1, or number of rows, held out in the classes' proportions; 0: none.
         size: every image is fitted to this side or (H, W). channels: 1 or 3.
         on_bad: "refuse", "convert" or "skip" rows that cannot be used as they are.
         image_column, label_column: of Parquet files whose columns are not found by themselves.
@@ -241,13 +241,13 @@ def _check_classes(train: Split, classes: list[str]) -> None:
     if empty:
         listed = ", ".join(f"{classes[k]!r} (label {k})" for k in empty[:5])
         raise UserError(
-            f"{len(empty)} of {len(classes)} classes have no row in the training data: {listed}; add rows, or load "
-            "with allow_missing_classes=True"
+            f"{len(empty)} of {len(classes)} classes have no row in the training data: {listed}; add rows, "
+            "or load with allow_missing_classes=True"
         )
 
 
 def _augmentation(source: Source, shape: tuple[int, int, int]) -> Augment:
-    """The papers' choice for known sets; else crops for colour images, and flips never (they may be signs)."""
+    """The papers' choice for known sets; else crops for colour images, never flips (they may be signs)."""
     if source.known is not None:
         return source.known.augment
     return Augment(pad=max(1, shape[1] // 8)) if shape[0] == 3 else Augment()

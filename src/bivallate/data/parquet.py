@@ -35,7 +35,7 @@ ROWS = 1024
 def find_splits(folder: Path) -> dict[str, list[Path]]:
     """The Parquet files under a folder by split; all shards must be there.
 
-    The split is the first word of the file's name (train-00000-of-00002.parquet), else of the folder it lies in.
+    The split is the first word of the file's name (train-00000-of-00002.parquet), else of its folder's.
     Files of unknown names are training data if there are no others.
 
     Raises:
@@ -63,9 +63,8 @@ def _check_shards(paths: list[Path]) -> None:
     for (folder, stem, parts), present in groups.items():
         missing = [f"{stem}-{k:05d}-of-{parts:05d}.parquet" for k in range(parts) if k not in present]
         if missing:
-            raise UserError(
-                f"{folder} lacks {len(missing)} of {parts} shards: {', '.join(missing[:5])}; download them again"
-            )
+            listed = ", ".join(missing[:5])
+            raise UserError(f"{folder} lacks {len(missing)} of {parts} shards: {listed}; download them again")
 
 
 def open_file(path: Path) -> pq.ParquetFile:
@@ -114,7 +113,8 @@ def _columns(file: pq.ParquetFile, path: Path, reading: Reading) -> _Columns:
             raise UserError(
                 f"{path} has {got}: its columns are {', '.join(schema.names)}; name it by {kind}_column="
             )
-    assert image is not None and label is not None
+    assert image is not None
+    assert label is not None
     if image not in holds:
         raise UserError(f"{path}: column {image!r} holds {schema.field(image).type}, not encoded images")
     names = features.get(label, {}).get("names") or []
@@ -142,7 +142,7 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def read_parquet(files: list[Path], reading: Reading, classes: list[str] | None = None) -> Encoded:
-    """The images of some files, one after the other; `classes` are the names that string labels must be among."""
+    """The images of some files, one after the other; label names must be among `classes`."""
     opened = [open_file(path) for path in files]
     columns = [_columns(file, path, reading) for file, path in zip(opened, files, strict=True)]
     counts = [file.metadata.num_rows for file in opened]
@@ -184,7 +184,7 @@ def _labels(path: Path, file: pq.ParquetFile, column: str) -> pa.ChunkedArray:
         labels = labels.cast(labels.type.value_type)
     if not (pa.types.is_integer(labels.type) or _is_text(labels.type)):
         raise UserError(
-            f"{path}: label column {column!r} holds {labels.type}; labels must be integers 0, 1, ... or class names"
+            f"{path}: label column {column!r} holds {labels.type}, not integers 0, 1, ... or class names"
         )
     return labels
 
@@ -196,7 +196,7 @@ def _is_text(kind: pa.DataType) -> bool:
 def _number(
     parts: list[Any], declared: list[str], classes: list[str] | None, reading: Reading, where: Any, title: str
 ) -> tuple[np.ndarray, list[str]]:
-    """(labels, names): integers as they are, -1 for null; strings numbered by the known names, else alphabetically."""
+    """(labels, names): integers as they are, -1 for null; strings by the known names, else alphabetically."""
     texts = [_is_text(part.type) for part in parts]
     if any(texts) != all(texts):
         raise UserError(f"{title}: the label column holds text in some files and integers in others")
@@ -212,9 +212,10 @@ def _number(
     strings = [value for part in parts for value in part.to_pylist()]
     names = classes or declared or sorted({s for s in strings if s is not None})
     if not classes and not declared and reading.on_bad != "convert":
+        some = ", ".join(map(repr, names[:3]))
         raise UserError(
-            f"{title}: the labels are text ({', '.join(map(repr, names[:3]))}, ...): load with on_bad='convert' to "
-            f"number these {len(names)} names in alphabetical order"
+            f"{title}: the labels are text ({some}, ...): load with on_bad='convert' to number these "
+            f"{len(names)} names in alphabetical order"
         )
     number = {name: k for k, name in enumerate(names)}
     unknown = [row for row, s in enumerate(strings) if s is not None and s not in number]

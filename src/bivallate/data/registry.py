@@ -1,4 +1,4 @@
-"""The data sets known by name: where they are found, their published statistics and the papers' augmentation."""
+"""The data sets known by name: where they are, their published statistics, the papers' augmentation."""
 
 from __future__ import annotations
 
@@ -65,8 +65,10 @@ KNOWN: dict[str, Known] = {
             folders=("cifar10", "cifar-10"), subsets=("cifar10_jpeg",),
         ),
         Known(
-            "cifar100", "objects and animals", (3, 32, 32), 100, 50000, 10000, Augment(pad=4, flip=True, rotate=15.0),
-            (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "uoft-cs/cifar100", folders=("cifar100", "cifar-100"),
+            "cifar100", "objects and animals", (3, 32, 32), 100, 50000, 10000,
+            Augment(pad=4, flip=True, rotate=15.0),
+            (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "uoft-cs/cifar100",
+            folders=("cifar100", "cifar-100"),
         ),
         Known(
             "svhn", "house numbers", (3, 32, 32), 10, 73257, 26032, Augment(),

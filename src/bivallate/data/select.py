@@ -1,4 +1,4 @@
-"""Choices of rows: stratified hold-outs, imbalance, and the mixing of extra data. Each is a function of the seed."""
+"""Choices of rows, functions of the seed: stratified hold-outs, imbalance, the mixing of extra data."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def imbalance(split: Split, spec: str, classes: int, seed: int) -> Split:
 
     With an odd number of classes the middle one counts to the second half. Each class keeps at least one row.
 
-    Reference: methods DONE, step imbalance (the last five CIFAR-10 classes are the large ones); long tail: Cao et
-    al. 2019, n_k = n_k * ratio^(k / (K - 1)).
+    Reference: step imbalance as in DONE, where the last five classes of CIFAR-10 are the large ones; long
+    tail as in Cao et al. 2019, n_k ratio^(k / (K - 1)).
     """
     kind, _, value = spec.partition(":")
     try:
@@ -116,7 +116,7 @@ def mix(split: Split, extra: Split, ratio: float, seed: int) -> Split:
     if wanted > len(extra):
         most = len(extra) / (len(extra) + len(split))
         raise UserError(
-            f"extra_ratio {ratio} needs {wanted} extra rows and there are {len(extra)}: use at most {most:.3f}"
+            f"extra_ratio {ratio} needs {wanted} extra rows of {len(extra)}: use at most {most:.3f}"
         )
     chosen = extra.subset(permutation(seed, "extra", 0, len(extra))[:wanted])
     return replace(

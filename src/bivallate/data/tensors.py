@@ -83,7 +83,7 @@ def check_labels(labels: Tensor, classes: int | None, what: str) -> None:
 def read_npz(path: Path) -> Split:
     """A split from an `.npz` with images (N, H, W, C), (N, C, H, W) or (N, H, W) and integer labels.
 
-    The arrays may be called images or image or x, and labels or label or y, as generators of data publish them.
+    The arrays may be called images or image or x, and labels or label or y, as generators publish them.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
