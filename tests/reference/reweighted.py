@@ -281,6 +281,7 @@ def bilaw(
     margins_from: str = "clean",
     buffers_seen: str = "before",
     attack_mode: str = "eval",
+    record: list[dict[str, Tensor]] | None = None,
 ) -> list[dict[str, float]]:
     """BiLAW and, with host="trades", BiLAW-TRADES (eq. 5-8), the whole second-order graph kept.
 
@@ -381,12 +382,15 @@ def bilaw(
         w = omega / omega.sum()
 
         # 7. the update at theta_t with the same x'; its pass moves the running statistics, once
-        model.train() if buffers_seen == "before" else None
         if buffers_seen == "before":
+            model.train()
             with torch.no_grad():
                 if host == "trades":
                     model(x)
                 model(x + delta)
+        if record is not None:
+            meta_vector = torch.cat([g_i.flatten() for g_i in meta_gradient])
+            record.append({"weights": w, "meta_gradient": meta_vector, "delta": delta, "meta_delta": delta_v})
         loss = (w * robust).sum() + anchor.mean()
         grads = torch.autograd.grad(loss, params)
         sgd(params, grads, buffers, beta, momentum, weight_decay)
@@ -410,11 +414,13 @@ def nonparametric(
     alpha: float | None = None,
     buffers_seen: str = "before",
     attack_mode: str = "eval",
+    record: list[dict[str, Tensor]] | None = None,
 ) -> list[dict[str, float]]:
     """w_j proportional to max(c_j, 0), c_j = <grad l_j(theta_t), grad Lval(theta~)>, sum 1; uniform if none
     is positive.
 
-    theta~: one virtual step with uniform weights. Everything else as in bilaw, host "at".
+    theta~: one virtual step with uniform weights. Everything else as in bilaw, host "at"; record receives
+    weights, correlations c, delta and meta_delta.
     Draws: "start:uniform" like x, "meta-start:uniform" like the second stream's x (with its index).
     """
     step_size = eps / 4 if alpha is None else alpha
@@ -467,6 +473,8 @@ def nonparametric(
             model.train()
             with torch.no_grad():
                 model(x + delta)
+        if record is not None:
+            record.append({"weights": w, "correlations": c, "delta": delta, "meta_delta": delta_v})
         loss = (w * losses).sum()
         grads = torch.autograd.grad(loss, params)
         sgd(params, grads, buffers, beta, momentum, weight_decay)
