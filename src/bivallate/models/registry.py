@@ -169,7 +169,7 @@ def _seeded(seed: int | None) -> Iterator[None]:
     """With a seed, draws inside depend on it alone and the generators are left as found."""
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
-            torch.random.default_generator.manual_seed(seed)  # weights are drawn on the processor
+            torch.default_generator.manual_seed(seed)  # weights are drawn on the processor
         yield
 
 

@@ -1,0 +1,169 @@
+"""The user's own modules and factories, and timm."""
+
+import sys
+import types
+
+import pytest
+import torch
+from torch import nn
+
+from bivallate import models
+from bivallate.errors import UserError
+
+SHAPE = (1, 8, 8)
+SOURCE = """
+import torch
+from torch import nn
+
+def plain():
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 3))
+
+def told(num_classes, shape, width=4):
+    return nn.Sequential(nn.Flatten(), nn.Linear(shape[1] * shape[2], width), nn.Linear(width, num_classes))
+
+class Net(nn.Module):
+    def __init__(self, **facts):
+        super().__init__()
+        self.layer = nn.Linear(64, facts["num_classes"])
+    def forward(self, x):
+        return self.layer(x.flatten(1))
+
+def nothing(): return None
+def maps(): return nn.Conv2d(1, 3, 3)
+def pair():
+    class Pair(nn.Module):
+        def forward(self, x): return x, x
+    return Pair()
+def fails(): raise ValueError("no weights here")
+def narrow(): return nn.Sequential(nn.Flatten(), nn.Linear(10, 3))
+number = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def _own_code(tmp_path, monkeypatch):
+    (tmp_path / "own_nets.py").write_text(SOURCE)
+    (tmp_path / "broken_nets.py").write_text("import nowhere_to_be_found\n")
+    monkeypatch.chdir(tmp_path)
+    yield
+    for name in ("own_nets", "broken_nets"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("name", ["plain", "told", "Net"])
+def test_a_factory_is_wrapped_as_it_is(name):
+    path = list(sys.path)
+    model = models.create(f"own_nets:{name}", num_classes=3, shape=SHAPE, mean=0.5, std=0.5)
+    assert sys.path == path
+    x = torch.rand(4, *SHAPE)
+    torch.testing.assert_close(model(x), model.network((x - 0.5) / 0.5))
+    assert model.architecture == f"own_nets:{name}"
+    assert model.spec is None
+    assert model.stem is next(m for m in model.network.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+
+
+def test_options_reach_the_factory():
+    model = models.load_factory("own_nets:told", num_classes=3, shape=SHAPE, width=7)
+    assert model.network[1].out_features == 7
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ("own_nets", "package.module:factory"),
+        ("own_nets:", "package.module:factory"),
+        ("no_such_module:f", "cannot import 'no_such_module'.*working directory"),
+        ("broken_nets:f", "cannot import 'broken_nets'.*nowhere_to_be_found"),
+        ("own_nets:missing", "own_nets has no 'missing'"),
+        ("own_nets:number", "not callable"),
+        ("own_nets:nothing", "must return a torch.nn.Module.*NoneType"),
+        ("own_nets:maps", r"must return logits .*\(2, 3\); it returned \(2, 3, 6, 6\)"),
+        ("own_nets:pair", "it returned tuple"),
+        ("own_nets:fails", "ValueError: no weights here"),
+        ("own_nets:narrow", r"failed on a batch of shape \(2, 1, 8, 8\)"),
+    ],
+)
+def test_a_factorys_mistakes_are_named(reference, words):
+    with pytest.raises(UserError, match=words):
+        models.load_factory(reference, num_classes=3, shape=SHAPE)
+
+
+def test_an_activation_cannot_be_set_for_foreign_code():
+    with pytest.raises(UserError, match="its own activation"):
+        models.create("own_nets:plain", num_classes=3, shape=SHAPE, activation="silu")
+
+
+def test_wrapping_leaves_modes_and_running_statistics_as_found():
+    module = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(), nn.Flatten(), nn.Linear(64, 3))
+    module[0].eval()
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    models.wrap(module, num_classes=3, shape=SHAPE)
+    assert [part.training for part in module] == [False, True, True, True]
+    assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
+
+
+def test_a_classifier_is_returned_or_refused():
+    model = models.create("linear", num_classes=3, shape=SHAPE)
+    assert models.wrap(model, num_classes=3, shape=SHAPE) is model
+    with pytest.raises(UserError, match="create the model for this data"):
+        models.wrap(model, num_classes=4, shape=SHAPE)
+
+
+def test_a_module_without_a_split_says_so():
+    model = models.wrap(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), num_classes=3, shape=SHAPE)
+    with pytest.raises(UserError, match="stem_name"):
+        model.first_layer()
+
+
+def test_a_registered_architecture_is_created_saved_and_described(tmp_path):
+    @models.register("for-this-test")
+    def own(num_classes, shape, activation, *, width=5):
+        """Own: a test's."""
+        return nn.Sequential(nn.Flatten(), nn.LazyLinear(width), activation(), nn.Linear(width, num_classes))
+
+    try:
+        assert "for-this-test" in models.names()
+        model = models.create("for-this-test", num_classes=3, shape=SHAPE, width=6)
+        model(torch.rand(2, *SHAPE))
+        assert model.spec == {
+            "name": "for-this-test",
+            "num_classes": 3,
+            "shape": [1, 8, 8],
+            "mean": None,
+            "std": None,
+            "activation": "relu",
+            "width": 6,
+        }
+    finally:
+        from bivallate.models import registry
+
+        del registry._registry["for-this-test"]
+
+
+def test_timm_that_is_not_installed_is_asked_for(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r"pip install 'bivallate\[timm\]'"):
+        models.create("timm:resnet18", num_classes=3, shape=SHAPE)
+
+
+def test_timm_models_are_made_without_downloads_or_in_place_activations(monkeypatch):
+    made = {}
+
+    def create_model(name, *, pretrained, num_classes, in_chans):
+        made.update(name=name, pretrained=pretrained)
+        return nn.Sequential(
+            nn.Conv2d(in_chans, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, num_classes)
+        )
+
+    timm = types.SimpleNamespace(
+        create_model=create_model,
+        is_model=lambda name: name == "resnet18",
+        list_models=lambda pattern: ["resnet18"],
+    )
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    model = models.create("timm:resnet18", num_classes=3, shape=SHAPE, mean=0.5, std=0.5)
+    assert made == {"name": "resnet18", "pretrained": False}
+    assert not any(getattr(part, "inplace", False) for part in model.modules())
+    assert models.create(**model.spec).architecture == "timm:resnet18"
+    with pytest.raises(UserError, match="timm has no model 'resnet17': it has resnet18"):
+        models.create("timm:resnet17", num_classes=3, shape=SHAPE)
