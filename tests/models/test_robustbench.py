@@ -1,0 +1,312 @@
+"""Public checkpoints: their keys, their computation, their wrappings, and nothing executed."""
+
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from bivallate import models
+from bivallate.errors import UserError
+
+SHAPE = (3, 32, 32)
+
+
+def bn(state, at, x):
+    names = ("running_mean", "running_var", "weight", "bias")
+    return F.batch_norm(x, *(state[f"{at}.{name}"] for name in names))
+
+
+def conv(state, at, x, stride=1):
+    weight = state[f"{at}.weight"]
+    return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
+
+
+def strides(blocks):
+    for stage, depth in enumerate(blocks, start=1):
+        for block in range(depth):
+            yield f"layer{stage}.{block}", 2 if block == 0 and stage > 1 else 1
+
+
+def public_resnet(state, x, blocks, bottleneck=False, shortcut="shortcut", head="linear", large=False):
+    """ResNet by its public keys, written straight down."""
+    x = bn(state, "bn1", conv(state, "conv1", x, 2 if large else 1)).relu()
+    x = F.max_pool2d(x, 3, 2, 1) if large else x
+    for at, stride in strides(blocks):
+        first, second = (1, stride) if bottleneck else (stride, 1)
+        out = bn(state, f"{at}.bn1", conv(state, f"{at}.conv1", x, first)).relu()
+        out = bn(state, f"{at}.bn2", conv(state, f"{at}.conv2", out, second))
+        if bottleneck:
+            out = bn(state, f"{at}.bn3", conv(state, f"{at}.conv3", out.relu()))
+        if f"{at}.{shortcut}.0.weight" in state:
+            x = bn(state, f"{at}.{shortcut}.1", conv(state, f"{at}.{shortcut}.0", x, stride))
+        x = (out + x).relu()
+    return F.linear(x.mean((2, 3)), state[f"{head}.weight"], state[f"{head}.bias"])
+
+
+def public_preact(state, x, blocks, second_version=False, bn_before_fc=False, bottleneck=False):
+    """PreActResNet by its public keys; the second version feeds the activation to the shortcut."""
+    x = conv(state, "conv1", x)
+    for at, stride in strides(blocks):
+        out = bn(state, f"{at}.bn1", x).relu()
+        if f"{at}.shortcut.0.weight" in state:
+            x = conv(state, f"{at}.shortcut.0", out if second_version else x, stride)
+        out = conv(state, f"{at}.conv1", out, 1 if bottleneck else stride)
+        out = conv(state, f"{at}.conv2", bn(state, f"{at}.bn2", out).relu(), stride if bottleneck else 1)
+        if bottleneck:
+            out = conv(state, f"{at}.conv3", bn(state, f"{at}.bn3", out).relu())
+        x = out + x
+    x = bn(state, "bn", x).relu() if bn_before_fc else x
+    return F.linear(F.avg_pool2d(x, 4).flatten(1), state["linear.weight"], state["linear.bias"])
+
+
+def public_wide(state, x, n):
+    """WideResNet of the TRADES family by its public keys."""
+    x = conv(state, "conv1", x)
+    for stage in (1, 2, 3):
+        for block in range(n):
+            at, stride = f"block{stage}.layer.{block}", 2 if block == 0 and stage > 1 else 1
+            out = bn(state, f"{at}.bn1", x).relu()
+            if f"{at}.convShortcut.weight" in state:
+                x = conv(state, f"{at}.convShortcut", out, stride)
+            out = conv(state, f"{at}.conv1", out, stride)
+            x = x + conv(state, f"{at}.conv2", bn(state, f"{at}.bn2", out).relu())
+    x = bn(state, "bn1", x).relu()
+    return F.linear(F.avg_pool2d(x, 8).flatten(1), state["fc.weight"], state["fc.bias"])
+
+
+BASIC, DEEP = (2, 2, 2, 2), (3, 4, 6, 3)
+EXPORTS = [
+    ("resnet18", {}, "ResNet(BasicBlock, [2, 2, 2, 2]", lambda s, x: public_resnet(s, x, BASIC)),
+    ("resnet50", {}, "ResNet(Bottleneck, [3, 4, 6, 3]", lambda s, x: public_resnet(s, x, DEEP, True)),
+    (
+        "preact-resnet18",
+        {},
+        "PreActResNet(PreActBlock, [2, 2, 2, 2]",
+        lambda s, x: public_preact(s, x, BASIC, False, True),
+    ),
+    (
+        "preact-resnet18",
+        {"shortcut": "activated", "final_bn": False},
+        "PreActResNet(PreActBlockV2, [2, 2, 2, 2]",
+        lambda s, x: public_preact(s, x, BASIC, True, False),
+    ),
+    (
+        "preact-resnet50",
+        {},
+        "PreActResNet(PreActBottleneck, [3, 4, 6, 3]",
+        lambda s, x: public_preact(s, x, DEEP, True, True, True),
+    ),
+    ("wrn-16-8", {}, "WideResNet(depth=16, widen_factor=8", lambda s, x: public_wide(s, x, 2)),
+]
+
+
+def lived_in(name, shape=SHAPE, **options):
+    torch.manual_seed(0)
+    model = models.create(name, num_classes=10, shape=shape, **options).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+    return model
+
+
+@pytest.mark.parametrize(("name", "options", "constructor", "public"), EXPORTS)
+def test_the_public_definition_computes_our_logits_from_our_export(
+    name, options, constructor, public, tmp_path
+):
+    model = lived_in(name, mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26), **options)
+    path = tmp_path / "net.safetensors"
+    assert models.export_robustbench(model, path).startswith(constructor)
+    state = load_file(path)
+    x = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model(x)
+        got = public(state, (x - state["mu"]) / state["sigma"])
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    chosen = {"shortcut": options["shortcut"]} if "shortcut" in options else {}
+    again = models.load_robustbench(path, name, **chosen)
+    with torch.no_grad():
+        assert torch.equal(again(x), expected)
+
+
+def test_imagenet_networks_travel_under_torchvisions_names(tmp_path):
+    statistics = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    model = lived_in("resnet18", (3, 64, 64), stem="imagenet", **statistics)
+    assert (
+        models.export_robustbench(model, tmp_path / "x.pt") == "torchvision.models.resnet18(num_classes=10)"
+    )
+    state = torch.load(tmp_path / "x.pt", weights_only=True)["state_dict"]
+    assert {"fc.weight", "fc.bias", "layer2.0.downsample.0.weight", "layer2.0.downsample.1.bias"} <= set(
+        state
+    )
+    assert not [key for key in state if "mu" in key or "normalise" in key]
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        got = public_resnet(state, model.normalise(x), BASIC, False, "downsample", "fc", True)
+        torch.testing.assert_close(got, model(x), rtol=1e-4, atol=1e-5)
+        again = models.load_robustbench(tmp_path / "x.pt", "resnet18", shape=(3, 64, 64), **statistics)
+        assert torch.equal(again(x), model(x))
+
+
+def leaderboard_loader(path, own):
+    """How the leaderboard reads a `.pt`: unwrap, strip prefixes, load strictly."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    state = checkpoint["state_dict"]
+    for prefix in ("module.", "model."):
+        state = {k[len(prefix) :] if prefix in k else k: v for k, v in state.items()}
+    own.load_state_dict(state, strict=True)
+    return own
+
+
+def test_the_leaderboards_loader_accepts_our_export(tmp_path):
+    model = lived_in("wrn-16-8", mean=0.5, std=0.25)
+    models.export_robustbench(model, tmp_path / "net.pt")
+    blank = models.create("wrn-16-8", num_classes=10, shape=SHAPE).network
+    blank.register_buffer("mu", torch.zeros(1, 3, 1, 1))
+    blank.register_buffer("sigma", torch.ones(1, 3, 1, 1))
+    blank = leaderboard_loader(tmp_path / "net.pt", blank).eval()
+    x = torch.rand(2, *SHAPE)
+    assert torch.equal(blank((x - blank.mu) / blank.sigma), model(x))
+
+
+def plain_state():
+    return dict(lived_in("preact-resnet18", final_bn=False).network.state_dict())
+
+
+WRAPPINGS = {
+    "bare": lambda s: s,
+    "state_dict": lambda s: {"state_dict": s, "epoch": 7, "best": 0.5},
+    "parallel": lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}},
+    "nested": lambda s: {"model": {f"module.model.{k}": v for k, v in s.items()}},
+    "last": lambda s: {"last": s, "best": {k: v * 0 for k, v in s.items()}},
+    "uncounted": lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")},
+    "half": lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()},
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_wrappings_are_undone(wrapping, tmp_path):
+    state = plain_state()
+    torch.save(WRAPPINGS[wrapping](state), tmp_path / "x.pt")
+    model = models.load_robustbench(tmp_path / "x.pt", "preact-resnet18")
+    expected = state["layer4.1.conv2.weight"]
+    expected = expected.half().float() if wrapping == "half" else expected
+    assert torch.equal(model.network.layer4[1].conv2.weight, expected)
+    assert not model.training
+    assert model.spec["final_bn"] is False
+    assert isinstance(model.normalise, nn.Identity)
+
+
+@pytest.mark.parametrize("names", [("mu", "sigma"), ("mean", "std"), ("normalize.mean", "normalize.std")])
+def test_normalisation_is_found_under_its_names(names, tmp_path):
+    state = plain_state()
+    state[names[0]] = torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)
+    state[names[1]] = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)
+    save_file({f"module.{k}": v for k, v in state.items()}, tmp_path / "x.safetensors")
+    model = models.load_robustbench(tmp_path / "x.safetensors", "preact-resnet18")
+    assert model.normalise.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert model.normalise.std.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
+    told = models.load_robustbench(
+        tmp_path / "x.safetensors", "preact-resnet18", mean=[0.5] * 3, std=[0.5] * 3
+    )
+    assert told.normalise.mean.flatten().tolist() == [0.5] * 3
+
+
+def test_the_trades_codes_second_first_block_is_left_out(tmp_path):
+    state = dict(lived_in("wrn-16-8").network.state_dict())
+    state |= {f"sub_{k}": v for k, v in state.items() if k.startswith("block1.")}
+    torch.save(state, tmp_path / "x.pt")
+    model = models.load_robustbench(tmp_path / "x.pt", "wrn-16-8")
+    assert torch.equal(model.network.fc.weight, state["fc.weight"])
+
+
+class Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was executed",))
+
+
+def bomb(path):
+    path.write_bytes(pickle.dumps(Bomb()))
+
+
+def zipped_bomb(path):
+    torch.save({"state_dict": Bomb()}, path)
+
+
+def whole_module(path):
+    torch.save(nn.Linear(2, 2), path)
+
+
+def text(path):
+    path.write_text("not a checkpoint\n")
+
+
+def truncated(path):
+    torch.save(plain_state(), path)
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def listed(path):
+    torch.save([torch.zeros(1)], path)
+
+
+def elsewhere(path):
+    torch.save({"ema_weights": {"a": torch.zeros(1)}, "epoch": 3}, path)
+
+
+def headless(path):
+    torch.save({"conv1.weight": torch.zeros(64, 3, 3, 3)}, path)
+
+
+def other(path):
+    torch.save(dict(models.create("resnet18", num_classes=10, shape=SHAPE).network.state_dict()), path)
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (bomb, "more than tensors"),
+        (zipped_bomb, "more than tensors"),
+        (whole_module, "more than tensors"),
+        (text, "."),
+        (truncated, "truncated"),
+        (listed, "holds a list"),
+        (elsewhere, "entry="),
+        (headless, "no linear layer"),
+        (other, "another architecture than preact-resnet18"),
+        (lambda path: None, "No such file"),
+    ],
+)
+def test_other_files_are_refused_and_nothing_is_executed(write, words, tmp_path):
+    path = tmp_path / "x.pt"
+    write(path)
+    with pytest.raises(UserError, match=words):
+        models.load_robustbench(path, "preact-resnet18")
+
+
+def test_an_entry_can_be_named(tmp_path):
+    state = plain_state()
+    torch.save({"ema_weights": state, "state_dict": {k: v * 0 for k, v in state.items()}}, tmp_path / "x.pt")
+    model = models.load_robustbench(tmp_path / "x.pt", "preact-resnet18", entry="ema_weights")
+    assert torch.equal(model.stem.weight, state["conv1.weight"])
+    with pytest.raises(UserError, match="it has ema_weights, state_dict"):
+        models.load_robustbench(tmp_path / "x.pt", "preact-resnet18", entry="ema")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("small-cnn", {}, "no public definition"),
+        ("resnet18", {"activation": "silu"}, "with silu"),
+        ("preact-resnet50", {"shortcut": "raw"}, "the raw"),
+        ("resnet18", {"stem": "imagenet", "mean": 0.5, "std": 0.5}, "ImageNet's own statistics"),
+    ],
+)
+def test_what_would_compute_something_else_there_is_not_exported(name, options, words, tmp_path):
+    model = models.create(name, num_classes=2, shape=SHAPE, **options)
+    with pytest.raises(UserError, match=words):
+        models.export_robustbench(model, tmp_path / "x.pt")
+    assert not list(tmp_path.iterdir())
