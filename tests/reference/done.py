@@ -343,7 +343,9 @@ def barrier_argmin(
             if inside and value(trial) <= here + 1e-4 * size * (g @ step) + 1e-15:
                 break
             size /= 2
-        delta = delta + size * step if size > 1e-12 else delta
+        if size <= 1e-12:  # rounding: no descent is left
+            break
+        delta = delta + size * step
     return delta.detach()
 
 
