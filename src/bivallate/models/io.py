@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bivallate.errors import UserError
 from bivallate.models.classifier import Classifier, Normalise
 from bivallate.models.foreign import wrap
-from bivallate.models.registry import create, names
+from bivallate.models.registry import blank, create, names
 
 __all__ = ["load", "manifest", "read_manifest", "read_weights", "replace", "save"]
 
@@ -168,8 +168,8 @@ def _rebuilt(described: dict[str, Any], place: Path, model: nn.Module | str | No
             "import the module that registers it first, or pass model="
         )
     try:
-        return create(**spec, seed=0)
-    except TypeError as error:
+        return blank(spec)
+    except (TypeError, KeyError) as error:
         raise UserError(f"{place} does not describe a model: {error}") from error
 
 

@@ -15,7 +15,7 @@ from bivallate.errors import UserError, unknown
 from bivallate.models.classifier import Classifier, normalisation
 from bivallate.models.foreign import load_factory, timm_model
 
-__all__ = ["ACTIVATIONS", "Activation", "create", "describe", "names", "register"]
+__all__ = ["ACTIVATIONS", "Activation", "blank", "create", "describe", "names", "register"]
 
 Activation = Callable[[], nn.Module]
 Shape = tuple[int, int, int]
@@ -142,6 +142,18 @@ def create(
     return Classifier(
         network, architecture=name, num_classes=num_classes, shape=size, normalise=normalise, spec=spec
     )
+
+
+def blank(spec: dict[str, Any]) -> Classifier:
+    """The architecture of a spec, to be filled; where it is the package's own, no weights are drawn."""
+    name = spec["name"]
+    if name not in _registry or not _registry[name].build.__module__.startswith("bivallate."):
+        return create(**spec, seed=0)  # may hold tensors that no state dict does
+    with torch.device("meta"):
+        model = create(**spec)
+    model.to_empty(device="cpu")
+    model.normalise = normalisation(spec["mean"], spec["std"], model.shape[0])
+    return model
 
 
 def _foreign(

@@ -17,7 +17,7 @@ from torch import Tensor
 from bivallate.errors import UserError
 from bivallate.models.classifier import Classifier, Normalise
 from bivallate.models.io import fill, read_weights, replace
-from bivallate.models.registry import create
+from bivallate.models.registry import blank
 
 __all__ = ["export_robustbench", "load_robustbench"]
 
@@ -68,13 +68,14 @@ def load_robustbench(
     heads = [value for key, value in state.items() if key.endswith("weight") and value.ndim == 2]
     if not heads:
         raise UserError(f"{file} holds no linear layer: it is not the state dict of a classifier")
-    model = create(
-        architecture, num_classes=heads[-1].shape[0], shape=shape, mean=mean, std=std, seed=0, **options
-    )
+    facts = {"num_classes": heads[-1].shape[0], "shape": shape, "mean": mean, "std": std}
+    model = blank({"name": architecture, **facts, **options})
     tensors = {f"network.{key}": value for key, value in state.items()}
     for key, value in model.state_dict().items():
-        if key.startswith("normalise.") or key.endswith("num_batches_tracked"):
-            tensors.setdefault(key, value)  # the counters are absent from checkpoints older than torch 0.4.1
+        if key.startswith("normalise."):
+            tensors[key] = value
+        elif key.endswith("num_batches_tracked"):  # absent from checkpoints older than torch 0.4.1
+            tensors.setdefault(key, torch.zeros_like(value))
     fill(model, tensors, str(file))
     return model.eval()
 
