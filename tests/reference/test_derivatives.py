@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from tests.reference import cid, done, fast_bat, plain_at, plainsgd, reweighted
 from tests.reference.settings import EPS, Small, draws, flat, gradient, minibatches, trained
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import vector_to_parameters
 
@@ -107,6 +107,30 @@ def test_gairat_constants() -> None:
     got = reweighted.gairat_omega(kappa, 10, 0.0)
     for value, expected in zip(got.tolist(), (0.999955, 0.5, 4.540e-5), strict=True):
         assert value == pytest.approx(expected, rel=2e-4)
+
+
+class _Scripted(nn.Module):
+    """Answers its k-th call with the k-th row of correct (True) and wrong (False) predictions."""
+
+    def __init__(self, script: list[list[bool]], y: Tensor) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones((), dtype=D))
+        self.script, self.y, self.calls = script, y, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        right = torch.tensor(self.script[min(self.calls, len(self.script) - 1)])
+        self.calls += 1
+        logits = F.one_hot(torch.where(right, self.y, (self.y + 1) % 3), 3).to(D)
+        return self.scale * logits + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+def test_kappa_counts_every_correct_iterate_even_after_a_failure() -> None:
+    x, y, index = (t[:2] for t in minibatches()[0])
+    script = [[True, True], [False, True], [True, True], [False, True]]
+    model = _Scripted(script, y)
+    log = reweighted.gairat(model, [(x, y, index)], draws, eps=EPS, lr=0.0, steps=4)
+    assert model.calls == 5  # four iterates before each step, and the outer pass
+    assert log[0]["kappa"] == (2 + 4) / 2
 
 
 # --- DONE (M21)
@@ -284,10 +308,7 @@ def test_the_hessian_aware_option_is_proposition_1_at_the_point_reached() -> Non
         (g,) = torch.autograd.grad(F.cross_entropy(model(x + delta), y, reduction="sum"), delta)
         delta = plainsgd.clip(delta.detach() + 2e-3 * g, lo, up)
     interior = [i for i in range(len(x)) if bool(((delta > lo) & (delta < up))[i].all())]
-    if len(interior) < len(
-        x
-    ):  # pixels at 0 or 1 sit on the boundary: take the samples apart where they do not
-        assert interior
+    assert interior  # pixels at 0 or 1 sit on the boundary: Proposition 1 is about samples without any
 
     def loss(theta: list[Tensor], d: Tensor, i: int) -> Tensor:
         n = interior[i]

@@ -4,8 +4,10 @@ methods.
 
 from __future__ import annotations
 
+import ast
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +31,16 @@ D = torch.float64
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-12) -> bool:
     return bool((a - b).abs().max() <= tolerance)
+
+
+def test_the_references_share_no_code_with_the_package() -> None:
+    sources = list(Path(__file__).parent.glob("*.py"))
+    assert len(sources) > 10
+    for path in sources:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any("bivallate" in name for name in names), path.name
 
 
 def test_sgd_is_torch_sgd_with_momentum_and_decay() -> None:
