@@ -1,10 +1,13 @@
 """Images in [0, 1] with an index: data sets by name or path, minibatches, recorded augmentation."""
 
+from bivallate.data import registry
 from bivallate.data.augment import Augment, View
 from bivallate.data.batches import Batches
 from bivallate.data.dataset import Dataset, Split
 from bivallate.data.loading import load
 from bivallate.data.select import holdout, imbalance, mix
+from bivallate.data.sheet import contact_sheet
+from bivallate.data.stream import Stream
 from bivallate.data.tensors import from_tensors
 
 __all__ = [
@@ -12,10 +15,13 @@ __all__ = [
     "Batches",
     "Dataset",
     "Split",
+    "Stream",
     "View",
+    "contact_sheet",
     "from_tensors",
     "holdout",
     "imbalance",
     "load",
     "mix",
+    "registry",
 ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count, pairwise
 
 import torch
 from torch import Tensor
 
 from bivallate.data.augment import Augment, View
 from bivallate.data.dataset import Split, as_float
+from bivallate.data.stream import Stream
 from bivallate.errors import UserError
 from bivallate.noise import Noise, permutation
 from bivallate.types import Batch
@@ -29,7 +31,7 @@ class Batches:
         split: what to draw from.
         batch_size: rows of one minibatch, summed over the ranks.
         augmentation: drawn afresh for each row and epoch; None for none.
-        drop_last: leave out a shorter last minibatch.
+        drop_last: leave out a shorter last minibatch; always so where some rank would get no row of it.
         meta: a second stream (BiLAW): each minibatch carries one of these, cycled, of `meta_batch_size` rows.
         device: where the minibatches are put; crops and flips are made there.
 
@@ -73,16 +75,33 @@ class Batches:
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The minibatches of one pass over the data, from `start_step` on."""
-        order = self._mine(permutation(self.seed, "shuffle", epoch, len(self.split)))
+        order = self._mine(self._order(epoch))
         views = self._views(order, epoch, 0)
-        for step in range(start_step, len(self)):
-            part = slice(self._cut(step, len(order)), self._cut(step + 1, len(order)))
-            batch = self._build(self.split, order[part], views[part] if views else None)
+        cuts = [self._cut(step, len(order)) for step in range(start_step, len(self) + 1)]
+        parts = [slice(*cut) for cut in pairwise(cuts)]
+        for step, part, raw in zip(
+            count(start_step), parts, self._raw([order[p] for p in parts]), strict=False
+        ):
+            batch = self._build(self.split, raw, order[part], views[part] if views else None)
             if self.meta is None:
                 yield batch
             else:
                 meta = self._meta(epoch * len(self) + step)
                 yield Batch(batch.x, batch.y, batch.index, batch.view, meta)
+
+    def _order(self, epoch: int) -> Tensor:
+        store = self.split.store
+        if isinstance(store, Stream):
+            return store.order(self.split.index, self.seed, epoch)
+        return permutation(self.seed, "shuffle", epoch, len(self.split))
+
+    def _raw(self, parts: list[Tensor]) -> Iterator[Tensor]:
+        """The images of each minibatch as they are stored."""
+        store = self.split.store
+        if isinstance(store, Stream):
+            yield from map(torch.from_numpy, store.ahead([self.split.index[rows].numpy() for rows in parts]))
+        else:
+            yield from map(self.split.raw, parts)
 
     def _mine(self, order: Tensor) -> Tensor:
         return order if self.world == 1 else order[order % self.world == self.rank]
@@ -98,8 +117,8 @@ class Batches:
             return None
         return self.augmentation.view(Noise(self.seed, rows, epoch, turn), self.split.shape)
 
-    def _build(self, split: Split, rows: Tensor, view: View | None) -> Batch:
-        raw = split.raw(rows).to(self.device, non_blocking=True)
+    def _build(self, split: Split, raw: Tensor, rows: Tensor, view: View | None) -> Batch:
+        raw = raw.to(self.device, non_blocking=True)
         index, y = rows.to(self.device), split.labels[rows].to(self.device)
         if view is None:
             return Batch(as_float(raw), y, index, None)
@@ -114,7 +133,7 @@ class Batches:
         order = permutation(self.seed, "shuffle meta", cycle, len(self.meta))
         rows = order[step * self.meta_batch_size : (step + 1) * self.meta_batch_size]
         mine = rows[self.rank :: self.world]
-        return self._build(self.meta, mine, self._views(mine, cycle, META))
+        return self._build(self.meta, self.meta.raw(mine), mine, self._views(mine, cycle, META))
 
 
 def _check_size(kind: str, split: Split, batch_size: int) -> None:

@@ -142,6 +142,24 @@ class Dataset:
         held = self.validation.fingerprint if self.validation is not None else ""
         return digest(self.train.fingerprint, held, self.test.fingerprint, *self.classes)
 
+    def summary(self) -> dict[str, Any]:
+        """What a listing shows, as plain values: rows per split and class, statistics, augmentation."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        classes = len(self.classes)
+        counts = {name: split.counts(classes) for name, split in splits.items() if split is not None}
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "classes": self.classes,
+            "rows": {name: sum(values) for name, values in counts.items()},
+            "counts": counts,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "augment": str(self.augment),
+            "notes": list(self.notes),
+            "fingerprint": self.fingerprint,
+        }
+
     def but(self, **parts: Any) -> Dataset:
         """A copy with some parts replaced."""
         return replace(self, **parts)

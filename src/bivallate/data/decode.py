@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from bivallate.data.cache import save_meta
 from bivallate.data.dataset import digest, moments
 from bivallate.errors import UserError
 
-__all__ = ["Encoded", "Reading", "decode", "pixels", "probe"]
+__all__ = ["Blocks", "Encoded", "Reading", "decode", "pixels", "probe"]
 
 Item = bytes | Path | None
 GREY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L")
@@ -56,6 +56,21 @@ class Reading:
             raise UserError(f"size must be positive, got {self.size}")
 
 
+class Blocks(Protocol):
+    """Encoded images in the order of the rows, read some at a time; it can be sent to worker processes."""
+
+    @property
+    def sizes(self) -> list[int]: ...
+
+    def read(self, block: int) -> list[Item]:
+        """The images of one block: bytes, a file, or None where there is none."""
+        ...
+
+    def where(self, row: int) -> str:
+        """Names a row for a message."""
+        ...
+
+
 @dataclass(frozen=True)
 class Encoded:
     """Images that are still encoded.
@@ -63,15 +78,13 @@ class Encoded:
     Attributes:
         title: of the files, for messages. labels: (M,) int64, -1 where there is none.
         classes: their names, or empty.
-        chunks: iterates over the images in order, some at a time: bytes, a file, or None if missing.
-        where: names a row for a message.
+        blocks: the images.
     """
 
     title: str
     labels: np.ndarray
     classes: list[str]
-    chunks: Callable[[], Iterator[list[Item]]]
-    where: Callable[[int], str]
+    blocks: Blocks
 
 
 def decode(encoded: Encoded, folder: Path, reading: Reading) -> None:
@@ -94,9 +107,10 @@ def decode(encoded: Encoded, folder: Path, reading: Reading) -> None:
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         start = 0
-        for chunk in encoded.chunks():
-            list(pool.map(lambda at: read(*at), enumerate(chunk, start), chunksize=32))
-            start += len(chunk)
+        for block, size in enumerate(encoded.blocks.sizes):
+            items = encoded.blocks.read(block)
+            list(pool.map(read, range(start, start + size), items))
+            start += size
             if len(bad) > MOST_BAD and reading.on_bad != "skip":
                 break
     if bad and reading.on_bad != "skip":
@@ -117,7 +131,7 @@ def _finish(encoded: Encoded, folder: Path, images: np.ndarray, rows: np.ndarray
 
 
 def _refusal(encoded: Encoded, bad: dict[int, str], total: int) -> UserError:
-    shown = "; ".join(f"{encoded.where(row)} {bad[row]}" for row in sorted(bad)[:SHOWN])
+    shown = "; ".join(f"{encoded.blocks.where(row)} {bad[row]}" for row in sorted(bad)[:SHOWN])
     more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
     return UserError(
         f"{encoded.title}: {len(bad)} of {total} rows cannot be used as they are: {shown}{more}. Mend them, "
@@ -133,7 +147,7 @@ def probe(encoded: Encoded, reading: Reading) -> tuple[int, int, int]:
     """
     sizes: Counter[tuple[int, int]] = Counter()
     grey = 0
-    for item in next(iter(encoded.chunks()), [])[:PROBED]:
+    for item in encoded.blocks.read(0)[:PROBED]:
         try:
             with _open(item) as image:
                 sizes[(image.height, image.width)] += 1
@@ -142,7 +156,7 @@ def probe(encoded: Encoded, reading: Reading) -> tuple[int, int, int]:
             continue
     if not sizes:
         raise UserError(
-            f"{encoded.title}: none of the first images can be read; {encoded.where(0)} is not an image"
+            f"{encoded.title}: none of the first images can be read, from {encoded.blocks.where(0)} on"
         )
     channels = reading.channels or (1 if grey * 2 > sizes.total() else 3)
     (h, w), most = sizes.most_common(1)[0]

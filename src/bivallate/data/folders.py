@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from bivallate.errors import UserError
 __all__ = ["find_folders", "folder_files", "read_folder"]
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"}
-ROWS = 1024
+ROWS = 256
 
 
 def find_folders(folder: Path) -> dict[str, Path]:
@@ -55,11 +55,26 @@ def read_folder(folder: Path, classes: list[str] | None = None) -> tuple[Encoded
     if not files:
         raise UserError(f"{folder} holds no images: expected class/image.png or Parquet files")
 
-    def chunks() -> Iterator[list[Item]]:
-        for start in range(0, len(files), ROWS):
-            yield list(files[start : start + ROWS])
+    return Encoded(str(folder), np.array(labels, np.int64), names, Files(folder, files)), files
 
-    def where(row: int) -> str:
-        return f"row {row} ({files[row].relative_to(folder)})"
 
-    return Encoded(str(folder), np.array(labels, np.int64), names, chunks, where), files
+@dataclass(frozen=True)
+class Files:
+    """Files as blocks of encoded images."""
+
+    folder: Path
+    files: list[Path]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Files in each block."""
+        whole, rest = divmod(len(self.files), ROWS)
+        return [ROWS] * whole + [rest] * (rest > 0)
+
+    def read(self, block: int) -> list[Item]:
+        """The files of one block."""
+        return list(self.files[block * ROWS : (block + 1) * ROWS])
+
+    def where(self, row: int) -> str:
+        """The row and its file."""
+        return f"row {row} ({self.files[row].relative_to(self.folder)})"

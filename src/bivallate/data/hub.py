@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bivallate.data.cache import cache_folder
+from bivallate.data.parquet import split_of
 from bivallate.errors import UserError
 
 __all__ = ["download"]
@@ -89,6 +90,7 @@ def _fetch(repo: str, under: str) -> tuple[Path, dict[str, int]]:
         except hf.errors.RevisionNotFoundError:
             listed = []
         files: list[Any] = [f for f in listed if f.path.endswith(".parquet") and f.path.startswith(under)]
+        files = [f for f in files if split_of(Path(f.path))] or files  # no corrupted or unlabelled copies
         if files:
             break
     else:

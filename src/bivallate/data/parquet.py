@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 from bivallate.data.decode import Encoded, Item, Reading
 from bivallate.errors import UserError
 
-__all__ = ["find_splits", "open_file", "read_parquet"]
+__all__ = ["find_splits", "open_file", "read_parquet", "split_of"]
 
 SHARD = re.compile(r"(?P<stem>.+?)-(?P<part>\d{5})-of-(?P<parts>\d{5})(-[0-9a-f]+)?\.parquet$")
 SPLITS = {
@@ -29,7 +28,6 @@ SPLITS = {
 }
 IMAGE_COLUMNS = ("image", "img", "images", "png", "jpg", "jpeg", "webp", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "y", "cls", "category")
-ROWS = 1024
 
 
 def find_splits(folder: Path) -> dict[str, list[Path]]:
@@ -39,19 +37,27 @@ def find_splits(folder: Path) -> dict[str, list[Path]]:
     Files of unknown names are training data if there are no others.
 
     Raises:
-        UserError: naming the missing shard.
+        UserError: naming the missing shard, or the folders if there are several data sets.
     """
     found: dict[str, list[Path]] = {}
     others: list[Path] = []
     for path in sorted(folder.rglob("*.parquet")):
-        words = [re.split(r"[-_.]", name.lower())[0] for name in (path.name, path.parent.name)]
-        split = next((SPLITS[word] for word in words if word in SPLITS), None)
+        split = split_of(path)
         (found.setdefault(split, []) if split else others).append(path)
     if not found and others:
         found = {"train": others}
     for paths in found.values():
+        places = sorted({str(path.parent.relative_to(folder)) for path in paths})
+        if len(places) > 1:
+            raise UserError(f"{folder} holds several data sets: name one of {', '.join(places)} below it")
         _check_shards(paths)
     return found
+
+
+def split_of(path: Path) -> str | None:
+    """The split a file belongs to, by its name or its folder's."""
+    words = [re.split(r"[-_.]", name.lower())[0] for name in (path.name, path.parent.name)]
+    return next((SPLITS[word] for word in words if word in SPLITS), None)
 
 
 def _check_shards(paths: list[Path]) -> None:
@@ -141,6 +147,52 @@ def _is_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
+@dataclass(frozen=True)
+class _Group:
+    """One row group of one file."""
+
+    path: Path
+    number: int
+    column: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class RowGroups:
+    """Row groups of Parquet files as blocks of encoded images."""
+
+    groups: list[_Group]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Rows of each group."""
+        return [group.rows for group in self.groups]
+
+    def read(self, block: int) -> list[Item]:
+        """The encoded images of one row group."""
+        group = self.groups[block]
+        try:
+            with pq.ParquetFile(group.path) as file:
+                array: Any = (
+                    file.read_row_group(group.number, columns=[group.column]).column(0).combine_chunks()
+                )
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{group.path} is damaged: {error}; download it again") from None
+        if pa.types.is_struct(array.type):
+            array = array.flatten()[array.type.get_field_index("bytes")]
+        return array.to_pylist()
+
+    def where(self, row: int) -> str:
+        """The row within its file."""
+        before = 0
+        for group in self.groups:
+            if row < before + group.rows:
+                earlier = sum(g.rows for g in self.groups if g.path == group.path and g.number < group.number)
+                return f"row {row - before + earlier} of {group.path.name}"
+            before += group.rows
+        raise IndexError(row)
+
+
 def read_parquet(files: list[Path], reading: Reading, classes: list[str] | None = None) -> Encoded:
     """The images of some files, one after the other; label names must be among `classes`."""
     opened = [open_file(path) for path in files]
@@ -149,30 +201,15 @@ def read_parquet(files: list[Path], reading: Reading, classes: list[str] | None 
     title = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
     if not sum(counts):
         raise UserError(f"{files[0]} holds no rows")
-    starts = np.cumsum([0, *counts]).tolist()
-
-    def where(row: int) -> str:
-        part = bisect_right(starts, row) - 1
-        return f"row {row - starts[part]} of {files[part].name}"
-
-    def chunks() -> Iterator[list[Item]]:
-        for path, file, column in zip(files, opened, columns, strict=True):
-            yield from _images(path, file, column.image)
-
+    groups = [
+        _Group(path, k, column.image, file.metadata.row_group(k).num_rows)
+        for path, file, column in zip(files, opened, columns, strict=True)
+        for k in range(file.num_row_groups)
+    ]
+    blocks = RowGroups([group for group in groups if group.rows])
     parts = [_labels(p, f, c.label) for p, f, c in zip(files, opened, columns, strict=True)]
-    labels, names = _number(parts, columns[0].names, classes, reading, where, title)
-    return Encoded(title, labels, names, chunks, where)
-
-
-def _images(path: Path, file: pq.ParquetFile, column: str) -> Iterator[list[Item]]:
-    try:
-        for batch in file.iter_batches(ROWS, columns=[column]):
-            array = batch.column(0)
-            if pa.types.is_struct(array.type):
-                array = array.flatten()[array.type.get_field_index("bytes")]
-            yield array.to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is damaged: {error}; download it again") from None
+    labels, names = _number(parts, columns[0].names, classes, reading, blocks.where, title)
+    return Encoded(title, labels, names, blocks)
 
 
 def _labels(path: Path, file: pq.ParquetFile, column: str) -> pa.ChunkedArray:
@@ -194,7 +231,12 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _number(
-    parts: list[Any], declared: list[str], classes: list[str] | None, reading: Reading, where: Any, title: str
+    parts: list[Any],
+    declared: list[str],
+    classes: list[str] | None,
+    reading: Reading,
+    where: Callable[[int], str],
+    title: str,
 ) -> tuple[np.ndarray, list[str]]:
     """(labels, names): integers as they are, -1 for null; strings by the known names, else alphabetically."""
     texts = [_is_text(part.type) for part in parts]

@@ -26,6 +26,7 @@ class Known:
         classes, train, test: how many there are in the published set.
         mean, std: published statistics, or None to compute them. size: every image is fitted to it.
         grey: holds grey images that are meant to be read as colour. test_split: what serves as test data.
+        stream: too large to be decoded into the cache.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Known:
     size: tuple[int, int] | None = None
     grey: bool = False
     test_split: str = "test"
+    stream: bool = False
 
 
 KNOWN: dict[str, Known] = {
@@ -92,7 +94,7 @@ KNOWN: dict[str, Known] = {
         Known(
             "imagenet", "ILSVRC 2012", (3, 224, 224), 1000, 1281167, 50000, Augment(pad=16, flip=True),
             IMAGENET_MEAN, IMAGENET_STD, "ILSVRC/imagenet-1k", folders=("imagenet", "imagenet-1k"),
-            size=(224, 224), grey=True, test_split="validation",
+            size=(224, 224), grey=True, test_split="validation", stream=True,
         ),
     )
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -44,11 +45,15 @@ def holdout(split: Split, n: int | float, seed: int, purpose: str = "validation"
 
 
 def _apportion(counts: Tensor, wanted: int) -> Tensor:
-    """Whole numbers that sum to `wanted`, in proportion to the counts (largest remainders)."""
+    """Whole numbers that sum to `wanted`, in proportion to the counts; each class keeps a row where it can."""
     exact = counts.double() * wanted / counts.sum()
-    quota = exact.floor().long()
-    short = wanted - int(quota.sum())
-    quota[(exact - quota).argsort(descending=True, stable=True)[:short]] += 1
+    most = (counts - 1).clamp(min=0)
+    quota = torch.minimum(exact.floor().long(), most)
+    for limit in (most, counts):
+        while (short := wanted - int(quota.sum())) > 0 and bool((quota < limit).any()):
+            room = (exact - quota).masked_fill(quota >= limit, -math.inf)
+            chosen = room.argsort(descending=True, stable=True)[: min(short, int((quota < limit).sum()))]
+            quota[chosen] += 1
     return quota
 
 

@@ -45,7 +45,7 @@ def from_tensors(x: Any, y: Any, classes: int | None = None, what: str = "images
         raise UserError(f"labels must be integers 0, 1, ..., got {labels.dtype}")
     labels = labels.long()
     check_labels(labels, classes, what)
-    source = digest(images.tobytes(), labels.numpy().tobytes(), str(images.shape))
+    source = digest(np.ascontiguousarray(images), labels.numpy(), str(images.shape))
     return Split(images, labels, torch.arange(len(labels)), source)
 
 

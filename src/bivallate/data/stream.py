@@ -1,0 +1,174 @@
+"""Images that stay encoded on disk and are decoded by worker processes as minibatches need them.
+
+Whole blocks (row groups of Parquet files) are read at a time, so the order is random over blocks and,
+within pools of many blocks, over rows: a shuffle with a wide window instead of a full one. It depends on
+(seed, epoch) alone.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bivallate.data.decode import Blocks, Encoded, Reading, pixels, probe
+from bivallate.errors import UserError
+from bivallate.noise import permutation
+
+__all__ = ["Stream"]
+
+POOL_BYTES = 1 << 29  # of decoded images that are shuffled together; two pools are held at a time
+
+
+class Stream:
+    """A store (M, C, H, W) of uint8 images that are decoded when they are read.
+
+    Reading single rows decodes no more than them but reads their blocks; minibatches go through `ahead`.
+
+    Args:
+        workers: processes that decode ahead; 0 decodes in this one. They are spawned, so a script must keep
+            its work under `if __name__ == "__main__":`.
+
+    Raises:
+        UserError: when a row that cannot be used comes up; skipping needs a reading of all rows first.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, encoded: Encoded, reading: Reading, workers: int | None = None) -> None:
+        if reading.on_bad == "skip":
+            raise UserError(
+                "bad rows of a streamed set cannot be skipped: use on_bad='convert', or stream=False"
+            )
+        image = probe(encoded, reading)
+        self.shape = (len(encoded.labels), *image)
+        self.sizes = encoded.blocks.sizes
+        self.decoder = Decoder(encoded.blocks, encoded.title, image, reading)
+        self.starts = np.cumsum([0, *self.sizes])
+        self.workers = min(8, os.cpu_count() or 1) if workers is None else workers
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        chosen = np.atleast_1d(np.arange(self.shape[0])[rows])
+        images = np.empty((len(chosen), *self.shape[1:]), np.uint8)
+        owner = self._block(chosen)
+        for block in np.unique(owner):
+            here = np.flatnonzero(owner == block)
+            images[here] = self.decoder(int(block), chosen[here], int(self.starts[block]))
+        return images
+
+    def order(self, index: Tensor, seed: int, epoch: int) -> Tensor:
+        """(n,) positions of `index` in the order of an epoch: pools of blocks, each pool shuffled by rows."""
+        count = len(self.sizes)
+        place = np.empty(count, np.int64)
+        place[permutation(seed, "shuffle blocks", epoch, count).numpy()] = np.arange(count)
+        pool = torch.from_numpy(place // self._pool_blocks())[torch.from_numpy(self._block(index.numpy()))]
+        rank = torch.empty(len(index), dtype=torch.int64)
+        rank[permutation(seed, "shuffle", epoch, len(index))] = torch.arange(len(index))
+        return (pool * len(index) + rank).argsort()
+
+    def ahead(self, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The images of each part (rows of the store) in turn; the next are decoded meanwhile."""
+        if self.workers == 0:
+            yield from (self[part] for part in parts)
+            return
+        parts = list(parts)
+        wanted = self._wanted(parts)
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self.workers, context, _start_worker, (self.decoder,)) as pool:
+            try:
+                yield from self._serve(pool, parts, wanted)
+            except BrokenProcessPool:
+                raise UserError(
+                    "a worker that decodes images was killed or did not start: keep the script's work under "
+                    "`if __name__ == '__main__':`, or free memory"
+                ) from None
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _wanted(self, parts: list[np.ndarray]) -> dict[int, tuple[int, int, np.ndarray]]:
+        """For each block in the order of first use: the parts that use it first and last, and its rows."""
+        rows = np.concatenate(parts) if parts else np.empty(0, np.int64)
+        part = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
+        owner = self._block(rows)
+        by_block = np.argsort(owner, kind="stable")
+        found: dict[int, tuple[int, int, np.ndarray]] = {}
+        for members in np.split(by_block, np.flatnonzero(np.diff(owner[by_block])) + 1):
+            if len(members):
+                first, last = int(part[members[0]]), int(part[members[-1]])
+                found[int(owner[members[0]])] = first, last, np.sort(rows[members])
+        return dict(sorted(found.items(), key=lambda entry: entry[1][0]))
+
+    def _serve(
+        self,
+        pool: ProcessPoolExecutor,
+        parts: list[np.ndarray],
+        wanted: dict[int, tuple[int, int, np.ndarray]],
+    ) -> Iterator[np.ndarray]:
+        queue = list(wanted)
+        pending: dict[int, Future[np.ndarray]] = {}
+        limit = 2 * self._pool_blocks() + self.workers
+        for step, part in enumerate(parts):
+            owner = self._block(part)
+            while queue and (len(pending) < limit or wanted[queue[0]][0] <= step):
+                block = queue.pop(0)
+                pending[block] = pool.submit(_work, block, wanted[block][2], int(self.starts[block]))
+            images = np.empty((len(part), *self.shape[1:]), np.uint8)
+            for block in np.unique(owner):
+                here = np.flatnonzero(owner == block)
+                images[here] = pending[int(block)].result()[
+                    np.searchsorted(wanted[int(block)][2], part[here])
+                ]
+            yield images
+            for block in [b for b in pending if wanted[b][1] <= step]:
+                del pending[block]
+
+    def _block(self, rows: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.starts, rows, side="right") - 1
+
+    def _pool_blocks(self) -> int:
+        """Blocks that are shuffled together; at least two."""
+        image = int(np.prod(self.shape[1:]))
+        per_block = max(1, self.shape[0] // len(self.sizes)) * image
+        return max(2, POOL_BYTES // per_block)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Turns rows of one block into pixels: what a worker needs to know, sent to it once."""
+
+    blocks: Blocks
+    title: str
+    shape: tuple[int, int, int]
+    reading: Reading
+
+    def __call__(self, block: int, rows: np.ndarray, start: int) -> np.ndarray:
+        """(len(rows), C, H, W): the given rows, all of the block that begins at row `start`."""
+        items = self.blocks.read(block)
+        images = np.empty((len(rows), *self.shape), np.uint8)
+        for k, row in enumerate(rows.tolist()):
+            found = pixels(items[row - start], self.shape, self.reading)
+            if isinstance(found, str):
+                where = f"{self.title}: {self.blocks.where(row)}"
+                raise UserError(f"{where} {found}; mend it, or load without streaming")
+            images[k] = found
+        return images
+
+
+_decoder: Decoder | None = None  # of a worker process, set once when it starts
+
+
+def _start_worker(decoder: Decoder) -> None:
+    global _decoder
+    _decoder = decoder
+
+
+def _work(block: int, rows: np.ndarray, start: int) -> np.ndarray:
+    assert _decoder is not None
+    return _decoder(block, rows, start)
