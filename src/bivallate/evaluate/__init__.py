@@ -1,0 +1,26 @@
+"""Evaluation: attacks run in sequence on the points that are still robust, and scores that follow from them.
+
+The package is callable through `bivallate.evaluate(...)`, which is `evaluate` below; import the rest from
+here: `from bivallate.evaluate import Score, attacks`.
+"""
+
+from bivallate.evaluate.attacks import Ascent, Attack, Fooled, Part, RandomNoise, attacks, parse
+from bivallate.evaluate.evaluating import attack, evaluate
+from bivallate.evaluate.files import evaluation_name
+from bivallate.evaluate.progress import Progress
+from bivallate.evaluate.score import Score
+
+__all__ = [
+    "Ascent",
+    "Attack",
+    "Fooled",
+    "Part",
+    "Progress",
+    "RandomNoise",
+    "Score",
+    "attack",
+    "attacks",
+    "evaluate",
+    "evaluation_name",
+    "parse",
+]

@@ -1,0 +1,218 @@
+"""`evaluate` and `attack`: how robust is a model, and by which points is that known?"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bivallate.errors import UserError
+from bivallate.evaluate.attacks import Attack, Part, parse
+from bivallate.evaluate.hunt import Hunt
+from bivallate.evaluate.ledger import Ledger
+from bivallate.evaluate.memory import estimate_batch
+from bivallate.evaluate.points import (
+    Points,
+    check_images,
+    data_fingerprint,
+    model_fingerprint,
+    points,
+    select,
+)
+from bivallate.evaluate.progress import Progress
+from bivallate.evaluate.score import Score
+from bivallate.lower.problem import evaluating, frozen
+from bivallate.lower.threat import ThreatModel
+from bivallate.parts import encode
+
+__all__ = ["attack", "evaluate"]
+
+WORTH = 200_000  # passes above which a folded copy of the model pays for making it
+
+
+def evaluate(
+    model: nn.Module | Callable[[Tensor], Tensor],
+    data: Any,
+    threat: ThreatModel,
+    attack: str | Attack | Part = "pgd-20",
+    *,
+    n: int | None = None,
+    first: int | None = None,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    progress: Callable[[Progress], object] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+) -> Score:
+    """How many points of some data the model classifies correctly whatever the attack tried.
+
+    A point is robust only if it is correct on the clean image and after every turn of every part; every
+    success is confirmed by a fresh forward of the model itself inside the threat. The model's mode,
+    `requires_grad` and gradients are left as they were found, also when the attack raises. Randomness belongs
+    to a point's row, so that the result does not depend on the batch size beyond rounding.
+
+    Args:
+        data: a split, or a pair (x, y) of tensors with x (N, C, H, W) in [0, 1].
+        attack: a name (see `attacks()`), an `Attack` or a single part.
+        n, first: evaluate a seeded random subset of so many points, or the leading ones.
+        batch_size: points at once; estimated from the free memory if not given.
+        device: where to work; where the model is if not given. The model itself stays where it is.
+        progress: called after every piece of work.
+        resume: file that keeps every verdict; if it exists, the evaluation goes on from there, to the same
+            verdicts. It stays when the evaluation is done, so delete it once the score is saved.
+
+    Raises:
+        UserError: images outside [0, 1], labels outside the classes, empty data, NaN logits, an unknown
+            attack, a progress file of another evaluation.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> x, y = torch.rand(20, 1, 2, 2), torch.randint(0, 3, (20,))
+        >>> from bivallate.lower.threat import Linf
+        >>> score = evaluate(model, (x, y), Linf(0.1), "fgsm")
+        >>> score.robust_accuracy <= score.clean_accuracy
+        True
+    """
+    chosen, source = parse(attack), points(data)
+    index = select(len(source), n, first, seed)
+    with _placed(model, device) as (module, where, dtype):
+        hunt = _hunt(module, source, index, threat, chosen, seed, batch_size, where, dtype)
+        hunt.progress = progress
+        prints = data_fingerprint(source, index), model_fingerprint(module)
+        if resume is not None:
+            hunt.file, hunt.key = resume, _key(prints, chosen, threat, seed)
+            if Path(resume).exists():
+                hunt = replace(hunt, ledger=Ledger.load(resume, hunt.key))
+        hunt.run()
+    return _score(hunt, prints)
+
+
+def attack(
+    model: nn.Module | Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    name: str | Attack | Part = "pgd-20",
+    *,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Adversarial examples: of x's shape, type and device, in [0, 1] and within the threat of x.
+
+    Every point is attacked, also one that is wrong on the clean image. Where several parts or restarts are
+    run, the first point that fools the model is returned, else the one with the lowest margin.
+    """
+    check_images(x)
+    chosen, source = parse(name), points((x, y))
+    if len(x) == 0:
+        return x.clone()
+    with _placed(model, None) as (module, where, dtype):
+        index = torch.arange(len(x))
+        hunt = _hunt(module, source, index, threat, chosen, seed, batch_size, where, dtype)
+        hunt.keep = torch.empty_like(x)
+        hunt.run(every=True)
+    return hunt.keep.clamp_(0, 1)
+
+
+@contextmanager
+def _placed(
+    model: nn.Module | Callable[[Tensor], Tensor], device: torch.device | str | None
+) -> Iterator[tuple[nn.Module, torch.device, torch.dtype]]:
+    """The model in eval mode, frozen, on a device and in float32 or better; a copy if it must be moved."""
+    module = model if isinstance(model, nn.Module) else _Callable(model)
+    tensors = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
+    here = tensors[0].device if tensors else torch.device("cpu")
+    dtype = tensors[0].dtype if tensors else torch.float32
+    where = torch.device(device) if device is not None else here
+    if where != here and not (where.type == here.type and where.index is None):
+        module = copy.deepcopy(module).to(where)
+    if dtype in (torch.float16, torch.bfloat16):
+        module, dtype = copy.deepcopy(module).float(), torch.float32
+    with evaluating(module), frozen(module):
+        yield module, where, dtype
+
+
+class _Callable(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def _hunt(
+    model: nn.Module,
+    source: Points,
+    index: Tensor,
+    threat: ThreatModel,
+    chosen: Attack,
+    seed: int,
+    batch_size: int | None,
+    where: torch.device,
+    dtype: torch.dtype,
+) -> Hunt:
+    if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
+        raise UserError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+    x, _ = source.tensors(index[:2])
+    check_images(x)
+    x = x.to(where, dtype)
+    batch = batch_size or estimate_batch(model, x)
+    cost = len(index) * sum(part.cost() for part in chosen.parts)
+    scout = _scout(model, x) if cost > WORTH else model
+    return Hunt(model, scout, source, index, threat, chosen, seed, Ledger.of(len(index), batch), where, dtype)
+
+
+def _scout(model: nn.Module, x: Tensor) -> nn.Module:
+    """A copy of the model made for speed where that is exact, else the model itself."""
+    try:
+        from bivallate.models.prepare import fold_batchnorm
+
+        return fold_batchnorm(model, x)
+    except (ImportError, RuntimeError, TypeError, NotImplementedError):  # a model that cannot be copied
+        return model
+
+
+def _key(prints: tuple[str, str], chosen: Attack, threat: ThreatModel, seed: int) -> str:
+    parts = json.dumps([prints, encode(chosen), encode(threat), seed])
+    return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
+
+
+def _score(hunt: Hunt, prints: tuple[str, str]) -> Score:
+    ledger, n = hunt.ledger, len(hunt.index)
+    missing = sorted(set(range(ledger.classes)) - set(ledger.y.tolist()))
+    notes = ()
+    if missing:
+        names = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+        notes = (
+            f"no point of class {names}: these classes have no accuracy and take no part in tail scores",
+        )
+    return Score(
+        attack=hunt.attack.name,
+        detail=hunt.attack,
+        threat=hunt.threat,
+        classes=ledger.classes,
+        y=ledger.y,
+        predicted=ledger.predicted,
+        margin=ledger.margin,
+        stage=ledger.stage,
+        index=hunt.index,
+        part_names=tuple(part.name for part in hunt.attack.parts),
+        passes={"forward": ledger.passes.forward / n, "backward": ledger.passes.backward / n},
+        seconds=ledger.seconds,
+        seed=hunt.seed,
+        data_fingerprint=prints[0],
+        model_fingerprint=prints[1],
+        warnings=notes,
+    )

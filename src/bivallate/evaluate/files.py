@@ -1,0 +1,62 @@
+"""Arrays as text, and files that are either whole or not there."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["evaluation_name", "pack", "unpack", "write_json"]
+
+
+def pack(values: Tensor) -> dict[str, Any]:
+    """A tensor as its type, shape and compressed little-endian bytes."""
+    array = values.detach().cpu().contiguous().numpy()
+    array = array.astype(array.dtype.newbyteorder("<"))
+    data = base64.b64encode(zlib.compress(array.tobytes(), 6)).decode("ascii")
+    return {"dtype": array.dtype.name, "shape": list(array.shape), "zlib": data}
+
+
+def unpack(entry: dict[str, Any]) -> Tensor:
+    """The inverse of `pack`."""
+    raw = zlib.decompress(base64.b64decode(entry["zlib"]))
+    array = np.frombuffer(raw, np.dtype(entry["dtype"]).newbyteorder("<")).reshape(entry["shape"])
+    return torch.from_numpy(array.astype(entry["dtype"]))
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Writes a JSON file that is never seen half written."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(content, file, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def evaluation_name(weights: str, threat: Any, attack: str, seed: int) -> str:
+    """File name that no other evaluation of the same run has.
+
+    Example:
+        >>> from bivallate.lower.threat import Linf
+        >>> evaluation_name("best", Linf(8 / 255), "pgd-20", 0)
+        'best-linf-0.0313725-pgd-20-seed0.json'
+    """
+    kind = type(threat).__name__.lower()
+    name = f"{weights}-{kind}-{threat.eps:.6g}-{attack}-seed{seed}"
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name) + ".json"

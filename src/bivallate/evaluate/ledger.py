@@ -1,0 +1,130 @@
+"""The ledger of an evaluation: every verdict so far and where the search stands, kept through a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bivallate.errors import UserError
+from bivallate.evaluate.files import pack, unpack, write_json
+from bivallate.evaluate.score import CLEAN, ROBUST
+from bivallate.evaluate.verdict import Verdict
+from bivallate.types import Passes
+
+__all__ = ["Ledger", "Position"]
+
+SCHEMA = "bivallate-progress-1"
+COLUMNS = ("y", "stage", "turn", "predicted", "margin")
+
+
+@dataclass(frozen=True)
+class Position:
+    """The next piece of work: turns from `turn` on of part `part`, for living points from `offset` on."""
+
+    part: int = 0
+    turn: int = 0
+    offset: int = 0
+
+
+@dataclass
+class Ledger:
+    """Verdicts of n points.
+
+    Attributes:
+        y, predicted, margin, stage: as in `Score`. turn: (n,) the turn that broke the point.
+        position: the next piece of work. passes, seconds: spent so far. batch_size: points in one piece.
+        classes: of the model; 0 until the clean pass is done.
+    """
+
+    y: Tensor
+    stage: Tensor
+    turn: Tensor
+    predicted: Tensor
+    margin: Tensor
+    batch_size: int
+    classes: int = 0
+    position: Position = field(default_factory=Position)
+    passes: Passes = field(default_factory=Passes)
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, n: int, batch_size: int) -> Ledger:
+        """An empty ledger."""
+        whole = torch.zeros(n, dtype=torch.int64)
+        return cls(whole, whole + ROBUST, whole.clone(), whole.clone(), torch.zeros(n), batch_size)
+
+    def living(self, at: Position) -> Tensor:
+        """Points not broken before turn `at.turn` of part `at.part` began, whatever has happened since."""
+        stage = at.part + 1
+        later = (self.stage > stage) | ((self.stage == stage) & (self.turn >= at.turn))
+        return ((self.stage == ROBUST) | later).nonzero()[:, 0]
+
+    def enter_clean(self, rows: Tensor, y: Tensor, logits: Tensor, margin: Tensor) -> None:
+        """The verdicts on the clean images."""
+        self.y[rows], self.predicted[rows] = y.cpu(), logits.argmax(1).cpu()
+        self.margin[rows] = margin.float().cpu()
+        self.stage[rows] = torch.where(self.predicted[rows] == self.y[rows], ROBUST, CLEAN)
+        self.classes = logits.shape[1]
+
+    def enter(self, rows: Tensor, verdict: Verdict, part: int, turn: Tensor) -> Tensor:
+        """Records verdicts on living points; a point may occur several times, with different turns.
+
+        Returns (B,) bool: the rows of the verdict that are their point's worst so far.
+        """
+        fooled, margin = verdict.fooled.cpu(), verdict.margin.float().cpu()
+        predicted, turn = verdict.predicted.cpu(), turn.cpu()
+        best = torch.full_like(self.stage, -1)  # where in the verdict each point's worst stands
+        for t in turn.unique().tolist():  # ascending: the earliest turn that fools is the one that counts
+            some = (turn == t).nonzero()[:, 0]
+            some = some[self.stage[rows[some]] == ROBUST]
+            lower = some[fooled[some] | (margin[some] < self.margin[rows[some]])]
+            self.margin[rows[lower]], best[rows[lower]] = margin[lower], lower
+            broken = some[fooled[some]]
+            at = rows[broken]
+            self.stage[at], self.turn[at], self.predicted[at] = part + 1, t, predicted[broken]
+        worst = torch.zeros_like(fooled)
+        worst[best[best >= 0]] = True
+        return worst
+
+    def save(self, path: str | os.PathLike[str], key: str) -> None:
+        """Writes the ledger atomically; `key` says which evaluation it belongs to."""
+        at = self.position
+        content = {
+            "schema": SCHEMA,
+            "key": key,
+            "batch_size": self.batch_size,
+            "classes": self.classes,
+            "position": [at.part, at.turn, at.offset],
+            "passes": [self.passes.forward, self.passes.backward],
+            "seconds": self.seconds,
+            "columns": {name: pack(getattr(self, name)) for name in COLUMNS},
+        }
+        write_json(path, content)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], key: str) -> Ledger:
+        """Reads what `save` wrote. Raises UserError if it is damaged or of another evaluation."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if content["schema"] != SCHEMA:
+                raise ValueError(f"schema {content['schema']!r}")
+            columns = {name: unpack(content["columns"][name]) for name in COLUMNS}
+            forward, backward = content["passes"]
+            found, classes, position = content["key"], content["classes"], Position(*content["position"])
+            batch, seconds = content["batch_size"], content["seconds"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} cannot be resumed, it is not a progress file ({error}); delete it to begin anew"
+            ) from error
+        if found != key:
+            raise UserError(
+                f"{path} belongs to another evaluation (model, points, threat, attack or seed differ); "
+                "delete it or name another file"
+            )
+        return cls(**columns, batch_size=batch, classes=classes, position=position,
+                   passes=Passes(forward, backward), seconds=seconds)  # fmt: skip

@@ -1,0 +1,49 @@
+"""How many points fit into memory at once."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["CAP", "estimate_batch", "example_bytes"]
+
+CAP = {"cpu": 256, "cuda": 2048}  # beyond these a larger batch is no faster
+SHARE = 0.25  # of the free memory that an evaluation may take
+
+
+def example_bytes(model: nn.Module, x: Tensor) -> int:
+    """Bytes that one example's activations and their gradients take, measured on x (1, C, H, W)."""
+    total = 0
+
+    def count(module: nn.Module, inputs: object, output: object) -> None:
+        nonlocal total
+        if isinstance(output, Tensor):
+            total += output.nbytes
+
+    hooks = [m.register_forward_hook(count) for m in model.modules() if not any(m.children())]
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return 3 * total + 16 * x.nbytes
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # not every system says
+        return 2**31
+
+
+def estimate_batch(model: nn.Module, x: Tensor) -> int:
+    """Points to attack at once so that a quarter of the free memory suffices. Cost: one forward of one
+    point."""
+    room = SHARE * free_bytes(x.device) // max(1, example_bytes(model, x[:1]))
+    return int(max(1, min(CAP.get(x.device.type, 256), room)))

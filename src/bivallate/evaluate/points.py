@@ -1,0 +1,129 @@
+"""The points under attack: where they come from, which are taken, and what is wrong with them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from bivallate.errors import UserError
+from bivallate.noise import permutation
+
+__all__ = [
+    "Points",
+    "check_images",
+    "check_labels",
+    "data_fingerprint",
+    "model_fingerprint",
+    "points",
+    "select",
+]
+
+
+class Points(Protocol):
+    """Images that can be read by row: `data.Split`, or a pair of tensors wrapped."""
+
+    def __len__(self) -> int: ...
+
+    def tensors(self, rows: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Images x (N, C, H, W) and labels y (N,) in memory."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def tensors(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(x, y) of the given rows."""
+        return self.x[rows.to(self.x.device)], self.y[rows.to(self.y.device)]
+
+
+def points(data: Any) -> Points:
+    """A split as it is, or a pair (x, y) of tensors."""
+    if isinstance(data, tuple | list):
+        if len(data) != 2 or not all(isinstance(t, Tensor) for t in data):
+            raise UserError(
+                "data must be a split or a pair (x, y) of tensors, got a sequence of other things"
+            )
+        x, y = data
+        if y.ndim != 1 or len(x) != len(y):
+            raise UserError(f"y must be (N,) labels for the N images, got {tuple(x.shape)}, {tuple(y.shape)}")
+        return Pair(x, y)
+    if not hasattr(data, "tensors"):
+        raise UserError(f"data must be a split or a pair (x, y) of tensors, got {type(data).__name__}")
+    return data
+
+
+def select(total: int, n: int | None, first: int | None, seed: int) -> Tensor:
+    """(n,) rows: all, the first so many, or a seeded random subset in ascending order."""
+    if n is not None and first is not None:
+        raise UserError("give n (a random subset) or first (the leading rows), not both")
+    wanted = n if n is not None else first
+    if total == 0:
+        raise UserError("there are no points to evaluate: the data is empty")
+    if wanted is None:
+        return torch.arange(total)
+    name = "n" if n is not None else "first"
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+        raise UserError(f"{name} must be a whole number of at least 1, got {wanted!r}")
+    if wanted > total:
+        raise UserError(f"{name} is {wanted}, but the data has {total} points")
+    return torch.arange(wanted) if n is None else permutation(seed, "subset", 0, total)[:wanted].sort().values
+
+
+def check_images(x: Tensor) -> None:
+    """Raises UserError unless x is (B, ...) floating point in [0, 1]."""
+    if not x.is_floating_point():
+        raise UserError(f"images must be floating point in [0, 1], got {x.dtype}; divide bytes by 255")
+    if x.ndim < 2:
+        raise UserError(f"images must be (N, C, H, W), got shape {tuple(x.shape)}")
+    low, high = (float(v) for v in x.aminmax()) if x.numel() else (0.0, 1.0)
+    if not (low >= 0 and high <= 1):  # also false for NaN
+        raise UserError(
+            f"images must lie in [0, 1], got values from {low:g} to {high:g}; "
+            "normalisation belongs into the model's first layer"
+        )
+
+
+def check_labels(y: Tensor, classes: int) -> None:
+    """Raises UserError unless y is integer in 0, ..., classes - 1."""
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise UserError(f"labels must be integers, got {y.dtype}")
+    low, high = (int(v) for v in y.aminmax())
+    if low < 0 or high >= classes:
+        raise UserError(f"labels must lie in 0..{classes - 1} for this model, got {low}..{high}")
+
+
+def data_fingerprint(data: Points, index: Tensor) -> str:
+    """Hash of the points that are evaluated: of the tensors, or of the split they were cut from."""
+    state = hashlib.blake2b(digest_size=16)
+    if isinstance(data, Pair):
+        x, y = data.tensors(index)
+        for tensor in (x, y):
+            state.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+            state.update(tensor.detach().cpu().contiguous().numpy().data)
+    else:
+        source = getattr(data, "fingerprint", None)
+        state.update(str(source if source is not None else id(data)).encode())
+        state.update(index.numpy().data)
+    return state.hexdigest()
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """Hash of the model's class and of every parameter and buffer."""
+    state = hashlib.blake2b(digest_size=16)
+    state.update(type(model).__qualname__.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, Tensor):
+            state.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            flat = tensor.detach().cpu().contiguous().flatten()
+            state.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    return state.hexdigest()

@@ -1,0 +1,246 @@
+"""Score: what an evaluation found, point by point, and every number that follows from it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bivallate.errors import UserError
+from bivallate.evaluate.files import pack, unpack, write_json
+from bivallate.evaluate.statistics import bootstrap_tail, tail, wilson
+from bivallate.parts import decode, encode
+
+__all__ = ["Score"]
+
+SCHEMA = "bivallate-evaluation-1"
+ROBUST, CLEAN = -1, 0  # stages: never broken; wrong before any attack; i >= 1: broken by part i - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """The verdicts of one attack on one model, one value a point, and what was spent on them.
+
+    Attributes:
+        attack: its name; detail: its parts, written down. threat: the threat model.
+        classes: of the model. y, predicted: (n,) labels and predictions at the worst point found (the label
+            itself where none was).
+        margin: (n,) z_y - max_{k != y} z_k there: negative when broken, else the lowest that was met.
+        stage: (n,) -1 robust, 0 wrong on the clean image, i broken by part i (from 1).
+        index: (n,) rows of the data. part_names: of the attack.
+        passes: forward and backward passes per example. seconds: wall time.
+        warnings: what a reader should know.
+    """
+
+    attack: str
+    detail: Any
+    threat: Any
+    classes: int
+    y: Tensor
+    predicted: Tensor
+    margin: Tensor
+    stage: Tensor
+    index: Tensor
+    part_names: tuple[str, ...]
+    passes: dict[str, float]
+    seconds: float
+    seed: int
+    data_fingerprint: str
+    model_fingerprint: str
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def n(self) -> int:
+        """Number of points."""
+        return len(self.y)
+
+    @cached_property
+    def robust(self) -> Tensor:
+        """(n,) bool: correct on the clean image and after every part."""
+        return self.stage == ROBUST
+
+    @cached_property
+    def clean(self) -> Tensor:
+        """(n,) bool: correct on the clean image."""
+        return self.stage != CLEAN
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Fraction of all points that are robust."""
+        return int(self.robust.sum()) / self.n
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Fraction of all points that are classified correctly before any attack."""
+        return int(self.clean.sum()) / self.n
+
+    @property
+    def interval_95(self) -> tuple[float, float]:
+        """Wilson interval of the robust accuracy."""
+        return wilson(int(self.robust.sum()), self.n)
+
+    @property
+    def clean_interval_95(self) -> tuple[float, float]:
+        """Wilson interval of the clean accuracy."""
+        return wilson(int(self.clean.sum()), self.n)
+
+    @property
+    def broken_by(self) -> list[str | None]:
+        """What broke each point: a part's name, "clean", or None."""
+        names = (None, "clean", *self.part_names)
+        return [names[int(s) + 1] for s in self.stage]
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Robust accuracy left after each part, in order, beginning with the clean one."""
+        left = {"clean": self.clean_accuracy}
+        for i, name in enumerate(self.part_names):
+            kept = (self.stage == ROBUST) | (self.stage > i + 1)
+            left[name] = int(kept.sum()) / self.n
+        return left
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """(K,) points of each class."""
+        return np.bincount(self.y.numpy(), minlength=self.classes)
+
+    @cached_property
+    def hits(self) -> np.ndarray:
+        """(K,) robust points of each class."""
+        return np.bincount(self.y[self.robust].numpy(), minlength=self.classes)
+
+    @property
+    def per_class(self) -> list[float | None]:
+        """Robust accuracy of each class; None for a class without a point."""
+        return _ratios(self.hits, self.counts)
+
+    @property
+    def per_class_clean(self) -> list[float | None]:
+        """Clean accuracy of each class."""
+        return _ratios(np.bincount(self.y[self.clean].numpy(), minlength=self.classes), self.counts)
+
+    @property
+    def per_class_interval_95(self) -> list[tuple[float, float] | None]:
+        """Wilson interval of each class's robust accuracy."""
+        pairs = zip(self.hits.tolist(), self.counts.tolist(), strict=True)
+        return [wilson(h, c) if c else None for h, c in pairs]
+
+    @property
+    def worst_class(self) -> tuple[int, float]:
+        """(class, robust accuracy) of the class that is broken most often."""
+        present = [(value, k) for k, value in enumerate(self.per_class) if value is not None]
+        value, k = min(present)
+        return k, value
+
+    def tail(self, k: float = 30, *, pooled: bool = False) -> float:
+        """RA-Tail-k: mean robust accuracy of the lowest ceil(k %) classes, or that of their points pooled."""
+        _check_share(k)
+        return tail(self.hits, self.counts, k)[int(pooled)]
+
+    def tail_interval(self, k: float = 30, *, pooled: bool = False) -> tuple[float, float]:
+        """95 % bootstrap interval of `tail`, resampling the points."""
+        _check_share(k)
+        return bootstrap_tail(self.hits, self.counts, k, pooled=pooled, seed=self.seed)
+
+    @property
+    def confusion(self) -> Tensor:
+        """(K, K) int64 counts: rows true classes, columns predictions at the worst point found."""
+        cells = torch.bincount(self.y * self.classes + self.predicted, minlength=self.classes**2)
+        return cells.view(self.classes, self.classes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain data; accuracies are fractions in [0, 1]."""
+        columns = {
+            "y": _small(self.y),
+            "predicted": _small(self.predicted),
+            "stage": self.stage.to(torch.int8),
+        }
+        columns |= {"index": self.index, "margin": self.margin.float()}
+        threat = {"kind": type(self.threat).__name__, "eps": self.threat.eps}
+        return {
+            "schema": SCHEMA,
+            "attack": self.attack,
+            "attack_detail": encode(self.detail),
+            "threat": threat,
+            "n": self.n,
+            "classes": self.classes,
+            "clean_accuracy": self.clean_accuracy,
+            "clean_interval_95": list(self.clean_interval_95),
+            "robust_accuracy": self.robust_accuracy,
+            "interval_95": list(self.interval_95),
+            "per_class": self.per_class,
+            "per_class_clean": self.per_class_clean,
+            "worst_class": list(self.worst_class),
+            "tail_30": self.tail(30),
+            "tail_30_interval_95": list(self.tail_interval(30)),
+            "tail_30_pooled": self.tail(30, pooled=True),
+            "confusion": self.confusion.tolist(),
+            "parts": self.parts,
+            "part_names": list(self.part_names),
+            "passes": self.passes,
+            "seconds": self.seconds,
+            "seed": self.seed,
+            "data_fingerprint": self.data_fingerprint,
+            "model_fingerprint": self.model_fingerprint,
+            "warnings": list(self.warnings),
+            "points": {name: pack(column) for name, column in columns.items()},
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any] | str) -> Score:
+        """The inverse of `to_json`; takes text or the parsed dictionary."""
+        entry = json.loads(content) if isinstance(content, str) else content
+        if not isinstance(entry, dict) or entry.get("schema") != SCHEMA:
+            got = entry.get("schema") if isinstance(entry, dict) else type(entry).__name__
+            raise UserError(f"this is not an evaluation's JSON: schema must be {SCHEMA!r}, got {got!r}")
+        columns = {name: unpack(column) for name, column in entry["points"].items()}
+        return cls(
+            attack=entry["attack"],
+            detail=decode(entry["attack_detail"]),
+            threat=decode(entry["threat"]),
+            classes=entry["classes"],
+            y=columns["y"].long(),
+            predicted=columns["predicted"].long(),
+            margin=columns["margin"],
+            stage=columns["stage"].long(),
+            index=columns["index"].long(),
+            part_names=tuple(entry["part_names"]),
+            passes=entry["passes"],
+            seconds=entry["seconds"],
+            seed=entry["seed"],
+            data_fingerprint=entry["data_fingerprint"],
+            model_fingerprint=entry["model_fingerprint"],
+            warnings=tuple(entry["warnings"]),
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the JSON atomically."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Score:
+        """Reads what `save` wrote."""
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{path} is not a readable evaluation: {error}") from error
+
+
+def _ratios(hits: np.ndarray, counts: np.ndarray) -> list[float | None]:
+    return [h / c if c else None for h, c in zip(hits.tolist(), counts.tolist(), strict=True)]
+
+
+def _small(labels: Tensor) -> Tensor:
+    return labels.to(torch.int16) if int(labels.max()) < 2**15 else labels.to(torch.int32)
+
+
+def _check_share(k: float) -> None:
+    if not 0 < k <= 100:
+        raise UserError(f"the tail's share must be above 0 and at most 100 per cent, got {k!r}")

@@ -1,0 +1,69 @@
+"""Verdicts: nothing counts as broken that a fresh forward inside the threat does not confirm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bivallate.errors import UserError
+from bivallate.lower.objective import logit_margin
+from bivallate.lower.threat import ThreatModel
+from bivallate.types import Passes, per_example
+
+__all__ = ["TOLERANCE", "Verdict", "judge", "logits_of"]
+
+TOLERANCE = 1e-6  # by which a perturbation may exceed eps through rounding
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the model says about candidates.
+
+    Attributes:
+        x_adv: (B, C, H, W) in [0, 1]. predicted: (B,). margin: (B,) of the logits. fooled: (B,) bool.
+    """
+
+    x_adv: Tensor
+    predicted: Tensor
+    margin: Tensor
+    fooled: Tensor
+
+
+def logits_of(model: nn.Module, x: Tensor, passes: Passes) -> Tensor:
+    """(B, K) finite logits without graph, in float32 or better. Cost: one forward."""
+    passes.forward += len(x)
+    with torch.no_grad():
+        logits = model(x)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(f"the model must return logits of shape ({len(x)}, classes), got {got}")
+    if logits.shape[1] < 2:
+        raise UserError("the model returns one logit a point; a classifier needs at least two classes")
+    if not bool(logits.isfinite().all()):
+        bad = int((~logits.isfinite()).any(1).sum())
+        raise UserError(
+            f"the model returned NaN or infinite logits for {bad} of {len(x)} points; "
+            "no accuracy can be stated for it. Check its weights and its normalisation"
+        )
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def judge(
+    model: nn.Module, x: Tensor, y: Tensor, delta: Tensor, threat: ThreatModel, passes: Passes
+) -> Verdict:
+    """The verdict on x + delta. A candidate outside the threat is brought back before it is judged.
+
+    Cost: one forward.
+    """
+    x_adv = (x + delta).clamp_(0, 1)
+    outside = ~(threat.size(x_adv - x) <= threat.eps + TOLERANCE)  # NaN is outside
+    if bool(outside.any()):
+        safe = torch.where(per_example(outside, x), threat.project(delta.nan_to_num(), x), delta)
+        x_adv = (x + safe).clamp_(0, 1)
+    logits = logits_of(model, x_adv, passes)
+    inside = threat.size(x_adv - x) <= threat.eps + TOLERANCE
+    margin = logit_margin(logits, y)
+    predicted = logits.argmax(1)
+    return Verdict(x_adv, predicted, margin, (predicted != y) & inside)
