@@ -43,9 +43,9 @@ class Net(nn.Module):
         self.head = nn.Linear(36, CLASSES)
         self.double()
         with torch.no_grad():
-            for parameter in self.parameters():
+            for name, parameter in self.named_parameters():
                 noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.add_(0.5 * noise)
+                parameter.copy_(0.5 * noise + (1 if name.startswith("norm") and "weight" in name else 0))
             for name, buffer in self.named_buffers():
                 if buffer.is_floating_point():
                     noise = torch.rand(buffer.shape, generator=generator, dtype=torch.float64)
@@ -58,7 +58,7 @@ class Net(nn.Module):
 
 
 def minibatches(sizes: Sequence[int] = (6, 6, 3), seed: int = 1) -> list[MiniBatch]:
-    """(x, y, index) triples in float64: some pixels at 0 and 1, rows in no order, the last minibatch short."""
+    """(x, y, index) triples in float64: some pixels at 0 and 1, rows in no order, the last one short."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(sum(sizes), generator=generator).split(list(sizes))
     out = []
@@ -123,7 +123,9 @@ def train(
     shape = (int(first.shape[1]), int(first.shape[2]), int(first.shape[3]))
     rows = 1 + max(int(b.index.max()) for b in ready)
     bound = method.bind(facts or Facts(rows, shape, CLASSES, first.device, first.dtype, 0, len(ready)))
-    optimizer = torch.optim.SGD(model.parameters(), lr=at(lr, 0), momentum=momentum, weight_decay=weight_decay)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=at(lr, 0), momentum=momentum, weight_decay=weight_decay
+    )
     model.train()
     records, update = [], 0
     for t, batch in enumerate(ready):

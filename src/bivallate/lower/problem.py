@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -36,8 +36,9 @@ def posed(model: nn.Module, *, training: bool, track: bool, dropout: bool) -> It
             module.training = training
             if isinstance(module, nn.modules.dropout._DropoutNd) and not dropout:
                 module.training = False
-            if isinstance(module, nn.modules.batchnorm._NormBase) and training and tracked:
-                module.track_running_stats = track
+            if isinstance(module, nn.modules.batchnorm._NormBase) and training:
+                # a norm without buffers never tracks; one with buffers may have been silenced by an outer pose
+                module.track_running_stats = track and module.running_mean is not None
         yield
     finally:
         for module, was_training, tracked in found:
@@ -66,6 +67,26 @@ def evaluating(model: nn.Module):
 
 
 @contextmanager
+def own_statistics(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """BatchNorm in eval mode reads copies of its running statistics.
+
+    A graph that is built here stays right when a later pass in train mode moves them: the kernel writes the
+    buffers behind autograd's back, which would then differentiate with the moved values and say nothing.
+    """
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._NormBase) and not m.training]
+    found = [(m, m.running_mean, m.running_var) for m in norms]
+    try:
+        for norm, mean, var in found:
+            norm.running_mean = None if mean is None else mean.clone()
+            norm.running_var = None if var is None else var.clone()
+        yield
+    finally:
+        for norm, mean, var in found:
+            norm.running_mean, norm.running_var = mean, var
+
+
+@contextmanager
 def frozen(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """No parameter asks for a gradient: an input gradient then costs 0.6 of a forward and backward instead of
     1."""
@@ -79,17 +100,42 @@ def frozen(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What a loss may know of the lower problem at whose solution it is asked (GradAlign draws there).
+
+    Attributes:
+        x: (B, C, H, W) the problem's clean points: a loss that is asked about others must not use the rest.
+        threat, noise: the problem's.
+        clean_grad: (B, C, H, W) d objective / d delta at delta = 0 on batch statistics, where the attack
+            began there and so has paid for it. objective: whose gradient that is.
+    """
+
+    x: Tensor
+    threat: ThreatModel
+    noise: Noise
+    objective: Objective
+    clean_grad: Tensor | None = None
+
+
 class Forward:
     """The network as solvers, couplings and losses call it: counts passes and never pays one twice.
 
     Attributes:
         model: the network, or any callable from (B, C, H, W) to (B, K).
         passes: the count, shared by everything that happens in one step.
+        setting: of the lower problem that has been solved, for losses that ask; None before.
     """
 
-    def __init__(self, model: Callable[[Tensor], Tensor], passes: Passes | None = None) -> None:
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        passes: Passes | None = None,
+        setting: Setting | None = None,
+    ) -> None:
         self.model = model
         self.passes = passes if passes is not None else Passes()
+        self.setting = setting
         self._kept: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -99,7 +145,9 @@ class Forward:
             logits, self._kept = self._kept[1], None
             return logits
         self.passes.forward += len(x)
-        logits = self.model(x)
+        dtype = getattr(self.model, "autocast_dtype", None)
+        with torch.autocast(x.device.type, dtype) if dtype is not None else nullcontext():
+            logits = self.model(x)
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
     def keep(self, x: Tensor, logits: Tensor) -> None:
@@ -120,7 +168,7 @@ class Forward:
 
     def of(self, model: Callable[[Tensor], Tensor]) -> Forward:
         """Another network whose passes go to the same count (virtual parameters, a perturbed copy)."""
-        return Forward(model, self.passes)
+        return Forward(model, self.passes, self.setting)
 
 
 @dataclass(frozen=True)
@@ -162,6 +210,7 @@ class LowerProblem:
         self.noise = noise or Noise(clock.seed, batch.index, clock.epoch, clock.replay)
         self.log: dict[str, float] = {}
         self._clean: Tensor | None = None
+        self._clean_grad: Tensor | None = None
 
     @property
     def clean_logits(self) -> Tensor:
@@ -171,6 +220,16 @@ class LowerProblem:
             with torch.no_grad():
                 self._clean = self.forward(self.x)
         return self._clean
+
+    @clean_logits.setter
+    def clean_logits(self, logits: Tensor) -> None:
+        """Logits at delta = 0 that a part has already paid for."""
+        self._clean = logits.detach()
+
+    def began_at_zero(self, grad: Tensor) -> None:
+        """Keeps the gradient at delta = 0 for losses, if it was taken on batch statistics."""
+        if getattr(self.forward.model, "training", False):
+            self._clean_grad = grad
 
     def project(self, delta: Tensor) -> Tensor:
         """The nearest point of C(x)."""
@@ -191,7 +250,8 @@ class LowerProblem:
         objective = self.objective
         with torch.enable_grad():
             point = delta.detach().requires_grad_()
-            logits = self.forward(self.x + point)
+            with own_statistics(self.forward.model) if create_graph else nullcontext():
+                logits = self.forward(self.x + point)
             total = objective(self, logits).sum()
             (grad,) = torch.autograd.grad(total, point, create_graph=create_graph)
         self.forward.passes.backward += len(self.x)
@@ -217,21 +277,23 @@ class LowerProblem:
         return product
 
     def adversarial(self, delta: Tensor) -> Tensor:
-        """x + delta, recognised by `forward` if a coupling has already made the pass there."""
+        """x + delta, recognised by `forward` if a coupling has already made the pass there; the loss is next."""
+        self.forward.setting = Setting(self.x, self.threat, self.noise, self.objective, self._clean_grad)
         x_adv = self.x + delta
         self.forward.rename(delta, x_adv)
         return x_adv
 
-    def but(self, objective: Objective) -> LowerProblem:
-        """The same problem with another objective; passes are counted together."""
-        other = LowerProblem(self.forward, self.batch, objective, self.threat, self.clock, self.noise)
+    def but(self, objective: Objective | None = None, threat: ThreatModel | None = None) -> LowerProblem:
+        """The same problem with another objective or constraint set; passes are counted together."""
+        objective, threat = objective or self.objective, threat or self.threat
+        other = LowerProblem(self.forward, self.batch, objective, threat, self.clock, self.noise)
         other._clean, other.log = self._clean, self.log
         return other
 
     def select(self, rows: Tensor) -> LowerProblem:
         """The problems of some examples: rows is (b,) int64; noise follows the examples."""
         b = self.batch
-        view = b.view.select(rows) if b.view is not None and hasattr(b.view, "select") else None
+        view = b.view[rows] if b.view is not None else None
         batch = Batch(b.x[rows], b.y[rows], b.index[rows], view)
         noise = replace(self.noise, index=self.noise.index[rows])
         other = LowerProblem(self.forward, batch, self.objective, self.threat, self.clock, noise)
