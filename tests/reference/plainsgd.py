@@ -82,8 +82,9 @@ def rows(value: Tensor, like: Tensor) -> Tensor:
 
 @contextmanager
 def still(model: nn.Module, mode: str) -> Iterator[None]:
-    """Passes in "eval" mode, or in "train" mode with batch statistics that leave the running ones where they
-    are.
+    """Passes in "eval" mode, or in "train" mode with batch statistics that leave the running ones alone.
+
+    Dropout is off in both.
     """
     batch_norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     tracked = [m.track_running_stats for m in batch_norms]
@@ -92,6 +93,9 @@ def still(model: nn.Module, mode: str) -> Iterator[None]:
     if mode == "train":
         for m in batch_norms:
             m.track_running_stats = False
+        for m in model.modules():
+            if isinstance(m, nn.modules.dropout._DropoutNd):
+                m.eval()
     try:
         yield
     finally:

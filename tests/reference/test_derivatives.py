@@ -212,6 +212,17 @@ def test_the_masked_implicit_part_is_the_gradient_of_a_penalty() -> None:
     assert close(got, expected, 1e-11)
 
 
+def test_the_mask_of_done_is_the_cross_term_of_fast_bat_at_the_solution() -> None:
+    batch = minibatches()[0]
+    settings = {"solver": "gd", "steps": 1, "alpha": 0.02, "implicit": "mask", "rho": 0.1, "r": 1e13}
+    weighted, _ = gradient(done.done, batch, **settings)
+    bat, log = gradient(fast_bat.fast_bat, batch, a=0.02, rho=0.1, scheme="uniform", cross_at="delta")
+    at_z, _ = gradient(fast_bat.fast_bat, batch, a=0.02, rho=0.1, scheme="uniform")
+    assert 0.2 < log["free_fraction"] < 0.95
+    assert close(weighted, bat, 1e-11)
+    assert not close(weighted, at_z, 1e-6)
+
+
 def test_one_step_of_adam_is_one_step_of_signs() -> None:
     adam = trained(done.done, solver="adam", steps=1, alpha=2 / 255, adam_eps=1e-30)
     assert close(adam, trained(done.done, solver="pgd", steps=1, alpha=2 / 255), 1e-10)
