@@ -1,6 +1,8 @@
 """What every registered architecture must do."""
 
+import copy
 import json
+import pickle
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 from bivallate import models
 from bivallate.errors import UserError
 
-NAMES = [name for name in models.names() if name != "one-pixel"]
+NAMES = models.names()
 # The others have the same blocks, only more of them or wider: their shapes are checked on the meta device.
 RUN = [
     "linear",
@@ -144,6 +146,16 @@ def test_seed_decides_the_weights_and_leaves_the_generator_as_found(name):
     assert torch.equal(weights[0], weights[1])
     assert torch.equal(weights[0], weights[2])
     assert not torch.equal(weights[0], weights[3])
+
+
+def test_models_travel_to_workers():
+    for name in ("tiny-cnn", "wrn-16-8"):
+        model = models.create(
+            name, num_classes=2, shape=DIGITS, mean=0.5, std=0.5, activation="softplus"
+        ).eval()
+        x = pixels(DIGITS)
+        assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
+        assert torch.equal(copy.deepcopy(model)(x), model(x))
 
 
 def test_no_module_works_in_place():

@@ -116,15 +116,31 @@ def test_a_module_without_a_split_says_so():
 
 
 def test_a_registered_architecture_is_created_saved_and_described(tmp_path):
+    class Scaled(nn.Linear):
+        def __init__(self, entering, leaving):
+            super().__init__(entering, leaving)
+            self.register_buffer("scale", torch.tensor(3.0), persistent=False)
+
+        def forward(self, x):
+            return self.scale * super().forward(x)
+
     @models.register("for-this-test")
     def own(num_classes, shape, activation, *, width=5):
         """Own: a test's."""
-        return nn.Sequential(nn.Flatten(), nn.LazyLinear(width), activation(), nn.Linear(width, num_classes))
+        return nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(shape[0] * shape[1] * shape[2], width),
+            activation(),
+            Scaled(width, num_classes),
+        )
 
     try:
         assert "for-this-test" in models.names()
         model = models.create("for-this-test", num_classes=3, shape=SHAPE, width=6)
-        model(torch.rand(2, *SHAPE))
+        models.save(model, tmp_path)
+        x = torch.rand(2, *SHAPE)
+        assert torch.equal(models.load(tmp_path)(x), model(x))
+        assert models.describe("for-this-test")["summary"] == "Own: a test's."
         assert model.spec == {
             "name": "for-this-test",
             "num_classes": 3,

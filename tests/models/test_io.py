@@ -90,6 +90,12 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(folder, monkeypatch):
     assert torch.equal(models.load(folder).stem.weight, tiny().stem.weight)
 
 
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"cannot write .*file"):
+        models.save(tiny(), tmp_path / "file" / "run")
+
+
 class Bomb:
     def __reduce__(self):
         return (pytest.fail, ("a pickle was executed",))

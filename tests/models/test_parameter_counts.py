@@ -118,7 +118,7 @@ def test_count_equals_the_definition(name, classes, shape, options, total, publi
 
 
 def test_every_architecture_is_in_the_table():
-    assert set(models.names()) <= {row[0] for row in TABLE} | {"one-pixel"}  # the docstring's own example
+    assert set(models.names()) <= {row[0] for row in TABLE}
 
 
 def test_normalisation_adds_buffers_and_no_parameters():
