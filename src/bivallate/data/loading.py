@@ -122,7 +122,7 @@ def _augmentation(source: Source, shape: tuple[int, int, int]) -> Augment:
 
 
 def _measured(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the rows; of a stream, of the first ones only, as all would be decoded."""
+    """Mean and standard deviation of the rows; of a stream its first ones, as all would be decoded."""
     rows = split.index[:2048] if isinstance(split.store, Stream) else split.index
     return moments(split.store, rows)
 

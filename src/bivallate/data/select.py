@@ -45,7 +45,7 @@ def holdout(split: Split, n: int | float, seed: int, purpose: str = "validation"
 
 
 def _apportion(counts: Tensor, wanted: int) -> Tensor:
-    """Whole numbers that sum to `wanted`, in proportion to the counts; each class keeps a row where it can."""
+    """Whole numbers that sum to `wanted`, in proportion to the counts; a class keeps a row where it can."""
     exact = counts.double() * wanted / counts.sum()
     most = (counts - 1).clamp(min=0)
     quota = torch.minimum(exact.floor().long(), most)

@@ -86,7 +86,7 @@ def read_npz(path: Path) -> Split:
     The arrays may be called images or image or x, and labels or label or y, as generators publish them.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             keys = list(file.keys())
             images, labels = (_entry(file, keys, wanted, path) for wanted in (IMAGE_KEYS, LABEL_KEYS))
     except FileNotFoundError:
