@@ -9,8 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from bivallate.lower.compaction import Compaction
 from bivallate.lower.problem import LowerProblem
-from bivallate.lower.start import Start, uniform
+from bivallate.lower.start import Start, Zero, uniform
 from bivallate.lower.stop import Iterate, Never, Stop, never
 from bivallate.parts import part
 from bivallate.types import Facts, Solution, per_example
@@ -93,8 +94,8 @@ class PGD:
         start, stop, direction: parts.
         jitter: standard deviation of Gaussian noise added at every step (FAT's omega).
 
-    Cost: `steps` forwards and backwards an example at most; examples that have stopped cost nothing once they
-    are few enough to leave the batch.
+    Cost: `steps` forwards and backwards an example at most; examples that have stopped cost nothing once
+    enough of them have to make a smaller batch worth its copy (see `Compaction`).
 
     Example:
         >>> PGD(steps=10, step_size=2 / 255).steps
@@ -122,13 +123,15 @@ class PGD:
         kappa, spent = torch.zeros_like(problem.y), torch.zeros_like(problem.y)
         rows = torch.arange(len(problem.y), device=problem.y.device)
         ends, direction = self.stop(problem), self.direction(problem)
-        patient = isinstance(self.stop, Never)
+        patient, active = isinstance(self.stop, Never), Compaction(problem)
         for k in range(self.steps):
-            logits, grad = problem.ascent(delta)
+            logits, grad = active.ascent(delta)
+            if k == 0 and isinstance(self.start, Zero):
+                problem.began_at_zero(grad)
             spent += moving
             if not patient:
                 moving = moving & ~ends(Iterate(k, delta, grad, logits, rows))
-                if not bool(moving.any()):
+                if active.shrink(problem, moving) == 0:
                     break
             kappa += moving & (logits.argmax(1) == problem.y)
             step = self.step_size * direction(grad)

@@ -270,6 +270,8 @@ class LowerProblem:
             graph = self.graph(delta)
 
         def product(v: Tensor) -> Tensor:
+            if not graph.grad.requires_grad:  # an objective that is linear in delta
+                return torch.zeros_like(v)
             self.forward.passes.backward += 2 * len(v)
             (hv,) = torch.autograd.grad(graph.grad, graph.point, v, retain_graph=True, materialize_grads=True)
             return hv
@@ -277,7 +279,7 @@ class LowerProblem:
         return product
 
     def adversarial(self, delta: Tensor) -> Tensor:
-        """x + delta, recognised by `forward` if a coupling has already made the pass there; the loss is next."""
+        """x + delta, recognised by `forward` if a coupling has already made the pass there."""
         self.forward.setting = Setting(self.x, self.threat, self.noise, self.objective, self._clean_grad)
         x_adv = self.x + delta
         self.forward.rename(delta, x_adv)

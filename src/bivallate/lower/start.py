@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from bivallate.lower.objective import kl
 from bivallate.lower.problem import LowerProblem
 from bivallate.parts import part
 
@@ -27,10 +28,16 @@ class Zero:
 
 @part
 class Uniform:
-    """Uniform in the ball of the threat model."""
+    """Uniform in the ball of the threat model.
+
+    Attributes:
+        radius: of the ball that is drawn from, in units of eps (N-FGSM's k).
+    """
+
+    radius: float = 1.0
 
     def __call__(self, problem: LowerProblem) -> Tensor:
-        return problem.threat.random(problem.noise, problem.x)
+        return self.radius * problem.threat.random(problem.noise, problem.x)
 
 
 @part
@@ -52,6 +59,43 @@ class Corner:
     def __call__(self, problem: LowerProblem) -> Tensor:
         signs = problem.noise.sign("start", tuple(problem.x.shape[1:]), problem.x.dtype)
         return signs * (problem.threat.eps / problem.threat.size(signs)[0])
+
+
+@part
+class Towards:
+    """-KL(softmax(q + psi) || softmax(logits)): the nearer to perturbed logits q + psi, the higher.
+
+    q are the logits themselves, held fixed, so this is an objective at delta = 0 alone. psi is uniform in
+    [-gamma, gamma] for each class.
+    """
+
+    gamma: float
+
+    def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:
+        u = problem.noise.uniform("psi", tuple(logits.shape[1:]), logits.dtype)
+        return -kl(logits.detach() + self.gamma * (2 * u - 1), logits)
+
+
+@part
+class BackwardSmoothing:
+    """One step from the clean image that moves its logits towards randomly perturbed ones.
+
+    Attributes:
+        gamma: size of the perturbation of the logits; 0 leaves a gradient that is zero but for rounding.
+        step_size: of the step, in units of eps.
+
+    Cost: one forward, one backward; the clean logits are a by-product and serve a KL objective.
+
+    Reference: Chen et al., Backward Smoothing, AAAI 2022, section 4.
+    """
+
+    gamma: float = 1.0
+    step_size: float = 1.0
+
+    def __call__(self, problem: LowerProblem) -> Tensor:
+        logits, grad = problem.but(Towards(self.gamma)).ascent(torch.zeros_like(problem.x))
+        problem.clean_logits = logits
+        return self.step_size * problem.threat.eps * problem.threat.steepest(grad)
 
 
 zero = Zero()

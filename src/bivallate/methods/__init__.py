@@ -1,7 +1,47 @@
 """The catalogue: each method is one function, a composition of parts in a few lines."""
 
 from bivallate.methods.fast import done_fast, fast_at, fast_bat
-from bivallate.methods.reweighted import done_adam, done_gd, done_pgd
+from bivallate.methods.learned import bilaw, bilaw_trades, non_parametric
+from bivallate.methods.perturbed import at_awp, trades_awp
+from bivallate.methods.reweighted import (
+    done_adam,
+    done_gd,
+    done_pgd,
+    gair_fat,
+    gairat,
+    mail_at,
+    mail_mart,
+    mail_trades,
+    mart,
+    wmmr,
+)
+from bivallate.methods.single_step import backward_smoothing, fast_at_ga, fgsm_at, n_fgsm
 from bivallate.methods.standard import at, plain, trades
 
-__all__ = ["at", "done_adam", "done_fast", "done_gd", "done_pgd", "fast_at", "fast_bat", "plain", "trades"]
+__all__ = [
+    "at",
+    "at_awp",
+    "backward_smoothing",
+    "bilaw",
+    "bilaw_trades",
+    "done_adam",
+    "done_fast",
+    "done_gd",
+    "done_pgd",
+    "fast_at",
+    "fast_at_ga",
+    "fast_bat",
+    "fgsm_at",
+    "gair_fat",
+    "gairat",
+    "mail_at",
+    "mail_mart",
+    "mail_trades",
+    "mart",
+    "n_fgsm",
+    "non_parametric",
+    "plain",
+    "trades",
+    "trades_awp",
+    "wmmr",
+]

@@ -1,0 +1,116 @@
+"""Regularisers: wrappers of a loss that add to its anchor, one line each to add to any method."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bivallate import collective
+from bivallate.errors import UserError
+from bivallate.lower.objective import CrossEntropy
+from bivallate.lower.problem import Forward, Setting, attacking, frozen
+from bivallate.lower.threat import Linf
+from bivallate.parts import part
+from bivallate.types import Terms
+from bivallate.upper.loss import Loss
+
+
+def grad_align_coefficient(eps: float) -> float:
+    """The published law for Linf: exp(255 eps ln(10) / 8 + ln 0.02), 0.2 at 8/255 and 2 at 16/255.
+
+    Example:
+        >>> [round(grad_align_coefficient(e / 255), 3) for e in (2, 8, 16)]
+        [0.036, 0.2, 2.0]
+    """
+    return math.exp(255 * eps * math.log(10) / 8 + math.log(0.02))
+
+
+@part
+class GradAlign:
+    """anchor + coefficient * (1 - mean_i cos(g_i(0), g_i(eta))), g_i(e) = d CE_i / dx at x_i + e.
+
+    eta is uniform in the ball, and x + eta is not clipped to [0, 1]. Keeps the loss locally linear inside the
+    ball, which is what one-step attacks need. Examples one of whose gradients is zero are dropped from the
+    mean. Both gradients are taken on batch statistics without moving the running ones, dropout off.
+
+    Attributes:
+        base: the loss that is regularised.
+        coefficient: weight of the penalty; None follows `grad_align_coefficient`.
+        detach: hold g(0) constant.
+
+    Cost: one forward and one double backward (three backwards) more than the base, and one forward and one
+    backward for g(0) unless the attack began at zero in train mode on the cross-entropy and so has made it.
+
+    Reference: Andriushchenko and Flammarion, NeurIPS 2020, eq. 4-5.
+    Deviation: the formula is symmetric in the two gradients; both public codes detach g(0), and so does the
+    default. On a second data stream (a lookahead) the base loss stands alone.
+    """
+
+    base: Loss
+    coefficient: float | None = None
+    detach: bool = True
+    reuses_forward: ClassVar[bool] = False
+
+    def check(self, method: Any) -> None:
+        """Refuses the law where it was not measured."""
+        if self.coefficient is None and not isinstance(method.threat, Linf):
+            raise UserError(
+                "the law of GradAlign's coefficient was fitted for Linf: give a coefficient, for example "
+                f"0.2, with {type(method.threat).__name__}"
+            )
+        if self.coefficient is not None and not self.coefficient >= 0:
+            raise UserError(f"GradAlign's coefficient must be at least 0, got {self.coefficient!r}")
+
+    def __call__(self, model: Forward, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
+        terms = self.base(model, x, x_adv, y)
+        setting = model.setting
+        if setting is None:
+            raise UserError(
+                "GradAlign draws its noise from the training step: call it by bivallate.train_step"
+            )
+        if setting.x is not x:
+            return terms
+        coefficient = self.coefficient
+        if coefficient is None:
+            coefficient = grad_align_coefficient(setting.threat.eps)
+        cos, kept = self._alignment(model, setting, x, y)
+        rows = collective.total(kept.to(cos.dtype).sum())
+        share = collective.count(len(y)) / rows.clamp(min=1)
+        anchor = terms.anchor + coefficient * share * torch.where(kept, 1 - cos, 0)
+        return Terms(terms.robust, anchor, terms.logits)
+
+    def _alignment(self, model: Forward, setting: Setting, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) cosine of the two gradients, with graph, and (B,) bool, where both are non-zero."""
+        network = model.model
+        eta = setting.threat.random(setting.noise, x, "eta")
+        with attacking(network, "train") if isinstance(network, nn.Module) else nullcontext():
+            g0 = setting.clean_grad
+            if g0 is None or not self.detach or not isinstance(setting.objective, CrossEntropy):
+                with frozen(network) if self.detach else nullcontext():
+                    g0 = _input_gradient(model, x, y, graph=not self.detach)
+            g1 = _input_gradient(model, x + eta, y, graph=True)
+        model.passes.backward += (2 if self.detach else 4) * len(y)  # the outer backward, through g1 (and g0)
+        a, b = g0.flatten(1), g1.flatten(1)
+        kept = (a.detach().norm(dim=1) > 0) & (b.detach().norm(dim=1) > 0)
+        # a zero row would give its norm's derivative 0/0, so it is replaced before, not masked afterwards
+        a, b = (torch.where(kept[:, None], g, 1.0) for g in (a, b))
+        return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)), kept
+
+
+def _input_gradient(model: Forward, x: Tensor, y: Tensor, *, graph: bool) -> Tensor:
+    """(B, C, H, W) d CE_i / dx_i."""
+    point = x.detach().requires_grad_()
+    model.passes.backward += len(y)
+    loss = F.cross_entropy(model(point), y, reduction="sum")
+    return torch.autograd.grad(loss, point, create_graph=graph)[0]
+
+
+def grad_align(base: Loss, coefficient: float | None = None) -> Loss:
+    """The loss with gradient alignment: `method.but(loss=grad_align(method.loss, 0.2))`; 0 is the loss
+    itself."""
+    return base if coefficient == 0 else GradAlign(base, coefficient)
