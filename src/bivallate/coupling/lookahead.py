@@ -1,35 +1,63 @@
-"""The loss on a second data stream after one virtual outer step, differentiable in the example weights
-(BiLAW)."""
+"""The loss on a second data stream after a virtual outer step, differentiable in the example weights."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.func import functional_call
 
+from bivallate import collective
 from bivallate.errors import UserError
-from bivallate.lower.problem import Forward, LowerProblem, attacking
-from bivallate.types import Batch, Clock
+from bivallate.lower.problem import Forward, LowerProblem, attacking, posed
+from bivallate.noise import Noise
+from bivallate.types import Batch, Clock, Terms
 
 if TYPE_CHECKING:
     from bivallate.method import BoundMethod
 
+SECOND_STREAM = 1 << 32  # turns from here on belong to the second stream; replays and restarts lie far below
+REPLAYS = 1 << 16  # more replays of one minibatch than anyone makes
+
+Named = dict[str, Tensor]
+
+
+def second_stream(clock: Clock, index: Tensor) -> Noise:
+    """The draws of the second stream's rows at this moment.
+
+    A function of (seed, epoch, step, replay, row). Its rows may carry the same numbers as the training rows
+    and come back several times an epoch, so the turn tells both apart.
+    """
+    turn = SECOND_STREAM + clock.step * REPLAYS + clock.replay
+    return Noise(clock.seed, index, clock.epoch, turn)
+
 
 @dataclass(frozen=True)
 class Lookahead:
-    """lookahead(w) -> scalar: the loss on batch.meta at theta - lr * d/dtheta mean_i(w_i robust_i +
-    anchor_i).
+    """lookahead(w) -> scalar: the loss on batch.meta at theta - lr d/dtheta mean_i(w_i robust_i + anchor_i).
 
-    The virtual step is plain SGD without momentum or weight decay; BatchNorm buffers are cloned, so nothing
-    moves. The second stream is attacked at the virtual parameters.
+    The virtual step is plain SGD without momentum or weight decay, on the parameters that ask for a gradient.
+    All its passes use batch statistics, move no buffer and drop nothing out; the second stream is attacked at
+    the virtual parameters, in the method's attack mode, from draws of its own. x_adv is a constant: an
+    implicit gradient of the coupling is no part of the virtual step.
 
-    Cost: a forward, a backward with graph and a double backward on the batch; the attack, a forward and a
-    backward on the second stream.
+    The gradient in w has a closed form, d loss / d w_j = -lr / B <grad robust_j(theta), grad loss(theta~)>.
+    By default these inner products are one Jacobian-vector product of the per-example losses along
+    v = grad loss(theta~), exact and without a second-order graph; `second_order=True` keeps that graph
+    instead, as a check and for layers without forward-mode derivatives.
 
-    Reference: BiLAW, Algorithm 1, eq. 5-6.
+    Cost: with L forwards a loss (1, or 2 for TRADES and MART): a virtual step of L F + B, the attack on the
+    second stream, L F + B there, and L F + B for the Jacobian-vector product (its derivative pass, which
+    costs no more than a forward, is counted as the B). Second order: no last item, but two B more.
+
+    Reference: BiLAW, Algorithm 1, eq. 5-6; methods M18.
+    Deviation: eq. 6 has a minus sign where descent on the second stream's loss gives a plus, as the paper's
+    own text reads.
     """
 
     forward: Forward
@@ -39,40 +67,99 @@ class Lookahead:
     clock: Clock
     lr: float
 
-    def __call__(self, weights: Tensor) -> Tensor:
-        """The loss, with graph in `weights` (B,)."""
-        parameters, buffers = self._state()
-        terms = self._terms(parameters, buffers, self.batch, self.x_adv)
-        loss = (weights * terms.robust + terms.anchor).mean()
-        names = list(parameters)
-        grads = torch.autograd.grad(loss, [parameters[n] for n in names], create_graph=True)
-        moved = {n: parameters[n] - self.lr * g for n, g in zip(names, grads, strict=True)}
-        self.forward.passes.backward += 3 * len(self.batch.x)
-        return self._meta_loss(moved, buffers)
+    def __call__(self, weights: Tensor, *, second_order: bool = False) -> Tensor:
+        """The loss, with its gradient in `weights` (B,) attached.
 
-    def _state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        module = self.forward.module
-        return dict(module.named_parameters()), {n: b.clone() for n, b in module.named_buffers()}
+        Raises:
+            UserError: the minibatch has no second stream; or, with several processes, for `second_order`.
+        """
+        if second_order and collective.together():
+            raise UserError("the second-order meta-gradient runs on one process: set second_order=false")
+        meta = self._meta()
+        theta = self._parameters()
+        grads = self._virtual_gradient(theta, weights if second_order else weights.detach(), second_order)
+        if not second_order:
+            theta = {n: p.detach() for n, p in theta.items()}
+        moved = {n: p - self.lr * grads[n] for n, p in theta.items()}
+        fixed = {n: p.detach().requires_grad_() for n, p in moved.items()}
+        delta = self._attack(meta, fixed)
 
-    def _terms(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], batch: Batch, x_adv: Tensor):
-        return self.method.loss(self._virtual(parameters, buffers), batch.x, x_adv, batch.y)
+        if second_order:
+            loss = _mean(self._terms(moved, meta, meta.x + delta))
+            self.forward.passes.backward += len(meta.x)
+            return loss
+        loss = _mean(self._terms(fixed, meta, meta.x + delta))
+        self.forward.passes.backward += len(meta.x)
+        v = _total_gradient(loss, fixed)
+        slope = -self.lr / collective.count(len(weights), weights.device) * self._along(theta, v)
+        value = collective.total(loss.detach())
+        return value + (slope * (weights - weights.detach())).sum()
 
-    def _virtual(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Forward:
-        module = self.forward.module
-        return self.forward.of(lambda x: functional_call(module, {**parameters, **buffers}, (x,)))
-
-    def _meta_loss(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
-        meta = self.batch.meta
-        if meta is None:
+    def _meta(self) -> Batch:
+        if self.batch.meta is None:
             raise UserError(
                 "this weighting learns from a second data stream, but the batch has none; "
                 "set data.meta (rows taken from training) or pass Batch(meta=...)"
             )
+        return self.batch.meta
+
+    def _parameters(self) -> Named:
+        return {n: p for n, p in self.forward.module.named_parameters() if p.requires_grad}
+
+    def _virtual_gradient(self, theta: Named, weights: Tensor, second_order: bool) -> Named:
+        """Gradient of mean_i(w_i robust_i + anchor_i) at theta, for every parameter."""
+        terms = self._terms(theta, self.batch, self.x_adv)
+        count = collective.count(len(weights), weights.device)
+        loss = (weights * terms.robust + terms.anchor).sum() / count
+        self.forward.passes.backward += (3 if second_order else 1) * len(weights)
+        return _total_gradient(loss, theta, create_graph=second_order)
+
+    def _attack(self, meta: Batch, parameters: Named) -> Tensor:
+        """delta (B', C, H, W) for the second stream at the given parameters."""
         constant = {n: p.detach() for n, p in parameters.items()}
+        noise = second_stream(self.clock, meta.index)
         with attacking(self.forward.module, self.method.attack_mode):
-            virtual = self._virtual(constant, buffers)
-            problem = LowerProblem(virtual, meta, self.method.objective, self.method.threat, self.clock)
-            delta = self.method.solver.solve(problem).delta
-        terms = self._terms(parameters, buffers, meta, meta.x + delta)
-        self.forward.passes.backward += len(meta.x)
-        return (terms.robust + terms.anchor).mean()
+            virtual = self._at(constant)
+            problem = LowerProblem(
+                virtual, meta, self.method.objective, self.method.threat, self.clock, noise
+            )
+            return self.method.solver.solve(problem).delta.detach()
+
+    def _along(self, theta: Named, v: Named) -> Tensor:
+        """(B,) <grad robust_j(theta), v> for every example: one forward pass with a tangent."""
+        with torch.no_grad(), forward_ad.dual_level():
+            dual = {n: forward_ad.make_dual(p, v[n]) for n, p in theta.items()}
+            robust = self._terms(dual, self.batch, self.x_adv).robust
+            tangent = forward_ad.unpack_dual(robust).tangent
+        self.forward.passes.backward += len(self.batch.x)
+        return torch.zeros_like(robust) if tangent is None else tangent
+
+    def _terms(self, parameters: Named, batch: Batch, x_adv: Tensor) -> Terms:
+        """The method's loss at other parameters, in the upper level's mode, leaving every buffer alone."""
+        with self._still():
+            return self.method.loss(self._at(parameters), batch.x, x_adv, batch.y)
+
+    @contextmanager
+    def _still(self) -> Iterator[None]:
+        with posed(self.forward.module, training=True, track=False, dropout=False):
+            yield
+
+    def _at(self, parameters: Named) -> Forward:
+        """The network at other parameters, with copies of its buffers."""
+        module = self.forward.module
+        buffers = {n: b.clone() for n, b in module.named_buffers()}
+        return self.forward.of(lambda x: functional_call(module, {**parameters, **buffers}, (x,)))
+
+
+def _mean(terms: Terms) -> Tensor:
+    """This rank's part of the mean loss over the whole minibatch."""
+    count = collective.count(len(terms.robust), terms.robust.device)
+    return (terms.robust + terms.anchor).sum() / count
+
+
+def _total_gradient(loss: Tensor, parameters: Named, create_graph: bool = False) -> Named:
+    """d loss / d parameter, summed over ranks."""
+    grads = torch.autograd.grad(
+        loss, list(parameters.values()), create_graph=create_graph, materialize_grads=True
+    )
+    return {n: collective.total(g) for n, g in zip(parameters, grads, strict=True)}

@@ -63,4 +63,38 @@ class Trades:
         return Terms(self.beta * kl(clean, logits), anchor, logits)
 
 
+@part
+class Mart:
+    """robust = boosted cross-entropy at x_adv, anchor = beta KL(p(x) || p(x_adv)) (1 - p_y(x)). Cost: two
+    forwards.
+
+    The boosted cross-entropy is -log p_y(x_adv) - log(1.0001 - max_{k != y} p_k(x_adv)). The gradient flows
+    through the factor 1 - p_y(x) too.
+
+    Attributes:
+        beta: the paper's lambda.
+        smoothing: label smoothing of the cross-entropy, see `Adversarial`.
+        boosted: whether the margin term -log(1.0001 - max p_k) is there; without it and with beta = 0 this is
+            adversarial training.
+
+    Reference: Wang et al., MART, ICLR 2020, eq. 7-9, with the public code's constants; methods M14.
+    """
+
+    beta: float = 5.0
+    smoothing: float = 0.0
+    boosted: bool = True
+    reuses_forward: ClassVar[bool] = False
+
+    def __call__(self, model: Forward, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
+        clean, logits = model(x), model(x_adv)
+        log_p, q = clean.log_softmax(1), logits.softmax(1)
+        robust = F.cross_entropy(logits, y, reduction="none", label_smoothing=self.smoothing)
+        if self.boosted:
+            wrong = q.scatter(1, y[:, None], -1.0).amax(1)
+            robust = robust - (1.0001 - wrong + 1e-12).log()
+        divergence = (log_p.exp() * (log_p - (q + 1e-12).log())).sum(1)
+        doubt = 1 - log_p.gather(1, y[:, None])[:, 0].exp() + 1e-7
+        return Terms(robust, self.beta * divergence * doubt, logits)
+
+
 adversarial = Adversarial()

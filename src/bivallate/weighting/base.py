@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from bivallate.errors import UserError
 from bivallate.parts import part
-from bivallate.types import Evidence, Facts
+from bivallate.types import Clock, Evidence, Facts
+
+if TYPE_CHECKING:
+    from bivallate.method import Method
+
+
+class Virtual(Protocol):
+    """lookahead(w) -> the loss on a second data stream after one virtual step with weights w (B,), with its
+    gradient in w: exact either way, by a Jacobian-vector product or by the second-order graph."""
+
+    def __call__(self, weights: Tensor, *, second_order: bool = False) -> Tensor: ...
 
 
 class Weighting(ABC):
@@ -43,7 +53,7 @@ class Weighting(ABC):
         """Moves a running state, once a step, before the weights are asked for."""
         return
 
-    def fit(self, evidence: Evidence, lookahead: Callable[[Tensor], Tensor]) -> None:
+    def fit(self, evidence: Evidence, lookahead: Virtual) -> None:
         """Learns the rule itself (a third level); `lookahead(w)` is the loss after one virtual step with
         weights w."""
         return
@@ -62,3 +72,79 @@ class Equal(Weighting):
 
 
 equal = Equal()
+
+
+@part
+class After(Weighting):
+    """Another rule from the epoch on that burn_in, a fraction of all epochs, reaches; w_i = 1 before.
+
+    A rule with memory does not move it and does not learn during the burn-in.
+
+    Attributes:
+        rule: the weighting that takes over.
+        burn_in: fraction of all epochs in [0, 1]; the first weighted epoch is round(burn_in * epochs),
+            counted from 0.
+    """
+
+    rule: Weighting
+    burn_in: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.burn_in <= 1:
+            raise UserError(f"the burn-in is a fraction of all epochs in [0, 1], got {self.burn_in!r}")
+
+    @property
+    def differentiable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the rule."""
+        return bool(self.rule.differentiable)
+
+    @property
+    def needs_meta(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the rule."""
+        return self.rule.needs_meta
+
+    def check(self, method: Method) -> None:
+        """What the rule asks of a method."""
+        check: Any = getattr(self.rule, "check", None)
+        if check is not None:
+            check(method)
+
+    def bind(self, facts: Facts) -> Weighting:
+        """The running part, around the rule's own."""
+        return RunningAfter(self, self.rule.bind(facts))
+
+    def over(self, clock: Clock) -> bool:
+        """Whether the burn-in lies behind."""
+        return clock.epoch >= round(self.burn_in * clock.epochs)
+
+    def weigh(self, evidence: Evidence) -> Tensor:
+        """The rule's weights, or 1."""
+        return self.rule.weigh(evidence) if self.over(evidence.clock) else torch.ones_like(evidence.loss)
+
+
+class RunningAfter(Weighting, nn.Module):
+    """`After` around a running rule, whose memory it saves."""
+
+    def __init__(self, spec: After, rule: Weighting) -> None:
+        nn.Module.__init__(self)
+        self.spec, self.rule = spec, rule
+        self.differentiable = bool(rule.differentiable)
+
+    def weigh(self, evidence: Evidence) -> Tensor:
+        """The rule's weights, or 1."""
+        over = self.spec.over(evidence.clock)
+        return self.rule.weigh(evidence) if over else torch.ones_like(evidence.loss)
+
+    def update(self, evidence: Evidence) -> None:
+        """Moves the rule's state once the burn-in is over."""
+        if self.spec.over(evidence.clock):
+            self.rule.update(evidence)
+
+    def fit(self, evidence: Evidence, lookahead: Virtual) -> None:
+        """Lets the rule learn once the burn-in is over."""
+        if self.spec.over(evidence.clock):
+            self.rule.fit(evidence, lookahead)
+
+    def log(self) -> dict[str, float]:
+        """The rule's numbers."""
+        return self.rule.log()

@@ -1,0 +1,115 @@
+"""Methods whose example weights are learned from a second data stream."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from bivallate.lower.objective import kl_to_clean
+from bivallate.lower.pgd import PGD
+from bivallate.lower.start import gaussian, uniform
+from bivallate.lower.threat import L2, Linf
+from bivallate.method import Method, register
+from bivallate.upper.loss import Trades
+from bivallate.weighting.learned import Correlation, MarginNet
+
+Inputs = Literal["multiclass-margin", "scalar-margin", "adversarial-loss", "loss-difference"]
+Place = Literal["clean", "adversarial"]
+
+
+@register("bilaw", family="learned", paper="BiLAW, 2022", cost="(2K+5)F + (2K+4)B")
+def bilaw(
+    threat: Linf | L2,
+    *,
+    steps: int = 10,
+    step_size: float = 0.25,
+    hidden: tuple[int, ...] = (128,),
+    inputs: Inputs = "multiclass-margin",
+    margins_from: Place = "clean",
+    net_lr: float = 1e-3,
+    net_weight_decay: float = 1e-4,
+    second_order: bool = False,
+) -> Method:
+    """BiLAW: a small network learns the example weights from the loss on a second data stream.
+
+    Minimises sum_i w_i CE_i(x'), w_i = omega_mu(margins_i) / sum_j omega_mu(margins_j), and mu descends the
+    unweighted adversarial loss of the second stream at theta - lr grad of that sum.
+
+    Margin weights leave robustness under AutoAttack below that under PGD; the rows of the second stream are
+    missing from training.
+
+    Args:
+        threat: the set of perturbations.
+        steps: K, attack steps on either stream.
+        step_size: in units of eps.
+        hidden: widths of the network's hidden layers.
+        inputs: what it sees of an example, see `MarginNet`.
+        margins_from: margins of "clean" points (eval mode) or of the "adversarial" ones.
+        net_lr: of Adam on the network.
+        net_weight_decay: of Adam on the network.
+        second_order: the meta-gradient by the full second-order graph, as a check.
+
+    Cost: 2K + 5 forwards, 2K + 4 backwards, with a second stream of the same batch size; beyond the two
+    attacks and the outer step these are 4 forwards and 3 backwards.
+
+    Reference: BiLAW, Algorithm 1, eq. 5-7; methods M18.
+    Deviation: eq. 6 has a minus sign where descent gives a plus; see `MarginNet` and `Lookahead`.
+    """
+    rule = MarginNet(hidden, inputs, margins_from, net_lr, net_weight_decay, second_order)
+    return Method(threat, PGD(steps, step_size * threat.eps, uniform), weighting=rule)
+
+
+@register("bilaw-trades", family="learned", paper="BiLAW, 2022", cost="(2K+11)F + (2K+4)B")
+def bilaw_trades(
+    threat: Linf | L2,
+    *,
+    beta: float = 6.0,
+    steps: int = 10,
+    step_size: float = 0.25,
+    hidden: tuple[int, ...] = (128,),
+    inputs: Inputs = "multiclass-margin",
+    margins_from: Place = "clean",
+    net_lr: float = 1e-3,
+    net_weight_decay: float = 1e-4,
+    second_order: bool = False,
+) -> Method:
+    """BiLAW-TRADES: TRADES whose KL terms are weighed by a network that learns from a second data stream.
+
+    Minimises mean CE(x) + beta sum_i w_i KL_i, with sum w = 1; the second stream's loss is TRADES unweighted.
+
+    Args:
+        threat: the set of perturbations.
+        beta: 1/lambda; 6, and 1 as well for CIFAR-100.
+        steps, step_size, hidden, inputs, margins_from, net_lr, net_weight_decay, second_order: as `bilaw`.
+
+    Cost: 2K + 11 forwards, 2K + 4 backwards, with a second stream of the same batch size.
+
+    Reference: BiLAW, eq. 8; methods M19.
+    Deviation: eq. 8 as printed sums the clean cross-entropy; only its mean makes equal weights TRADES.
+    """
+    rule = MarginNet(hidden, inputs, margins_from, net_lr, net_weight_decay, second_order)
+    solver = PGD(steps, step_size * threat.eps, gaussian)
+    return Method(threat, solver, objective=kl_to_clean, weighting=rule, loss=Trades(beta))
+
+
+@register("non-parametric", family="learned", paper="BiLAW, 2022", cost="(2K+4)F + (2K+4)B")
+def non_parametric(
+    threat: Linf | L2, *, steps: int = 10, step_size: float = 0.25, second_order: bool = False
+) -> Method:
+    """Non-parametric reweighting: an example weighs what its gradient helps a second data stream.
+
+    Minimises sum_i w_i CE_i(x'), w_i proportional to max(0, <grad CE_i, grad of the second stream's loss>).
+
+    Few examples carry most of the weight, so the effective batch is small and AutoAttack robustness low.
+
+    Args:
+        threat: the set of perturbations.
+        steps: K, attack steps on either stream.
+        step_size: in units of eps.
+        second_order: the correlations by the full second-order graph, as a check.
+
+    Cost: 2K + 4 forwards, 2K + 4 backwards, with a second stream of the same batch size.
+
+    Reference: BiLAW, section 4; methods M20.
+    """
+    solver = PGD(steps, step_size * threat.eps, uniform)
+    return Method(threat, solver, weighting=Correlation(second_order))

@@ -1,0 +1,72 @@
+"""Methods that train at adversarially perturbed weights."""
+
+from __future__ import annotations
+
+from bivallate.lower.objective import kl_to_clean
+from bivallate.lower.pgd import PGD
+from bivallate.lower.start import gaussian, uniform
+from bivallate.lower.threat import L2, Linf
+from bivallate.method import Method, register
+from bivallate.upper.awp import AWP
+from bivallate.upper.loss import Trades, adversarial
+
+
+@register("at-awp", family="standard", paper="Wu et al., NeurIPS 2020", cost="(K+2)F + (K+2)B")
+def at_awp(
+    threat: Linf | L2,
+    *,
+    gamma: float = 0.01,
+    warm_up: int = 0,
+    decay: float = 0.0,
+    steps: int = 10,
+    step_size: float = 0.25,
+) -> Method:
+    """AT-AWP: adversarial training at adversarially perturbed weights, which lessens robust overfitting.
+
+    Minimises mean CE(x') at theta + v, v_l = gamma ||theta_l|| times the normalised gradient of the same.
+
+    Early in training, or on small networks, the perturbation slows learning more than it regularises.
+
+    Args:
+        threat: the set of perturbations.
+        gamma: relative size of the weight perturbation.
+        warm_up: epochs without it.
+        decay: the optimiser's weight decay, for weight decay at theta + v as in the public code; see `AWP`.
+        steps: K, attack steps.
+        step_size: in units of eps.
+
+    Cost: K + 2 forwards, K + 2 backwards.
+
+    Reference: Wu et al. 2020, algorithm 1; methods M23.
+    """
+    solver = PGD(steps, step_size * threat.eps, uniform)
+    return Method(threat, solver, loss=AWP(adversarial, gamma, warm_up, decay), attack_mode="train")
+
+
+@register("trades-awp", family="standard", paper="Wu et al., NeurIPS 2020", cost="(K+5)F + (K+2)B")
+def trades_awp(
+    threat: Linf | L2,
+    *,
+    beta: float = 6.0,
+    gamma: float = 0.005,
+    warm_up: int = 10,
+    decay: float = 0.0,
+    steps: int = 10,
+    step_size: float = 0.25,
+) -> Method:
+    """TRADES-AWP: TRADES at adversarially perturbed weights; parameters as `at-awp`.
+
+    Args:
+        threat: the set of perturbations.
+        beta: weight of the KL term.
+        gamma, decay: as `at-awp`.
+        warm_up: epochs without perturbation (TRADES needs its first epochs undisturbed).
+        steps: K, attack steps.
+        step_size: in units of eps.
+
+    Cost: K + 5 forwards, K + 2 backwards; 2 forwards and 1 backward less while warming up.
+
+    Reference: Wu et al. 2020, algorithm 1; methods M23.
+    """
+    solver = PGD(steps, step_size * threat.eps, gaussian)
+    return Method(threat, solver, objective=kl_to_clean, loss=AWP(Trades(beta), gamma, warm_up, decay))

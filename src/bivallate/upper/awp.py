@@ -1,0 +1,111 @@
+"""Adversarial weight perturbation: a wrapper of any loss."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from bivallate import collective
+from bivallate.errors import UserError
+from bivallate.lower.problem import Forward, posed
+from bivallate.parts import part
+from bivallate.types import Terms
+from bivallate.upper.loss import Loss
+
+if TYPE_CHECKING:
+    from bivallate.method import Method
+
+
+@part
+class AWP:
+    """The host loss at theta + v, v_l = gamma ||theta_l|| g_l / ||g_l|| with g the gradient of the host loss
+    at theta.
+
+    An approximate solution of max over ||v_l|| <= gamma ||theta_l|| of the host loss, by one normalised step
+    of ascent; only weight tensors with more than one dimension are perturbed (BatchNorm and biases are not).
+    v is a constant: the gradient that theta descends is the host's at theta + v. The first pass moves no
+    buffer; the perturbed one does. Example weights multiply the perturbed loss and have no part in v.
+
+    Attributes:
+        loss: the host.
+        gamma: relative size of the perturbation; 0 is the host itself, without the extra pass.
+        warm_up: epochs without perturbation at the start.
+        decay: weight decay as the public code has it: its optimiser steps at theta + v, so that weight decay
+            acts there. Set to the optimiser's own weight decay it adds decay * v to the gradient; at 0 weight
+            decay acts on theta, as the paper's equations read.
+
+    Cost: the host's, and its forwards once more and a backward.
+
+    Reference: Wu et al., AWP, NeurIPS 2020, eq. 8-12; methods M23.
+    """
+
+    loss: Loss
+    gamma: float = 0.01
+    warm_up: int = 0
+    decay: float = 0.0
+    reuses_forward: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.gamma) and self.gamma >= 0):
+            raise UserError(f"AWP gamma must be a finite number of at least 0, got {self.gamma!r}")
+        if not (isinstance(self.warm_up, int) and self.warm_up >= 0):
+            raise UserError(f"AWP warm_up is a whole number of epochs, got {self.warm_up!r}")
+
+    def check(self, method: Method) -> None:
+        """What the host asks of a method; and no weighting that evaluates the loss at virtual parameters."""
+        if method.weighting.needs_meta:
+            raise UserError(
+                f"AWP perturbs the network's own parameters, and {type(method.weighting).__name__} evaluates "
+                "the loss at virtual ones: use a weighting that does not learn, or the loss without AWP"
+            )
+        check = getattr(self.loss, "check", None)
+        if check is not None:
+            check(method)
+
+    def __call__(self, model: Forward, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
+        if self.gamma == 0 or not self._on(model):
+            return self.loss(model, x, x_adv, y)
+        v = self._perturbation(model, x, x_adv.detach(), y)
+        parameters = dict(model.module.named_parameters())
+        moved = {n: parameters[n] + v_l for n, v_l in v.items()}
+        terms = self.loss(_at(model, moved), x, x_adv, y)
+        if self.decay == 0:
+            return terms
+        pull = self.decay * torch.stack([(parameters[n] * v_l).sum() for n, v_l in v.items()]).sum()
+        return Terms(terms.robust, terms.anchor + (pull - pull.detach()), terms.logits)
+
+    def _on(self, model: Forward) -> bool:
+        if self.warm_up == 0:
+            return True
+        if model.setting is None:
+            raise UserError("AWP with a warm-up must know the epoch: call it by bivallate.train_step")
+        return model.setting.noise.epoch >= self.warm_up
+
+    def _perturbation(self, model: Forward, x: Tensor, x_adv: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """v for every weight tensor, without graph."""
+        module = model.module
+        theta = {
+            n: p.detach().requires_grad_()
+            for n, p in module.named_parameters()
+            if p.ndim > 1 and p.requires_grad
+        }
+        buffers = {n: b.clone() for n, b in module.named_buffers()}
+        with torch.enable_grad(), posed(module, training=True, track=False, dropout=True):
+            terms = self.loss(_at(model, {**theta, **buffers}), x, x_adv, y)
+            climbed = (terms.robust + terms.anchor).sum() / collective.count(len(y), y.device)
+            grads = torch.autograd.grad(climbed, list(theta.values()), materialize_grads=True)
+        model.passes.backward += len(y)
+        steps = dict(zip(theta, (collective.total(g) for g in grads), strict=True))
+        return {
+            n: self.gamma * p.detach().norm() * steps[n] / (steps[n].norm() + 1e-20) for n, p in theta.items()
+        }
+
+
+def _at(model: Forward, tensors: dict[str, Tensor]) -> Forward:
+    """The network with some of its parameters and buffers replaced; the others are its own."""
+    module = model.module
+    return model.of(lambda z: functional_call(module, tensors, (z,)))

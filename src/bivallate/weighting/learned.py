@@ -1,0 +1,273 @@
+"""Weights that are themselves learned, from the loss on a second data stream (BiLAW)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bivallate import collective
+from bivallate.errors import UserError, unknown
+from bivallate.parts import part
+from bivallate.types import Evidence, Facts, probability_margin
+from bivallate.weighting.base import Virtual, Weighting
+
+if TYPE_CHECKING:
+    from bivallate.method import Method
+
+INPUTS = ("multiclass-margin", "scalar-margin", "adversarial-loss", "loss-difference")
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+
+
+def second_stream_fits(rule: str, method: Method) -> None:
+    """Raises UserError if the method's solver keeps a memory that rows of a second stream would overwrite."""
+    tiny = Facts(rows=1, shape=(1, 1, 1), classes=2)
+    if isinstance(method.solver.bind(tiny), nn.Module):
+        raise UserError(
+            f"{rule} attacks a second data stream with the method's own solver, and "
+            f"{type(method.solver).__name__} remembers the training rows: choose a solver without memory, "
+            "such as PGD, or another weighting"
+        )
+
+
+@part
+class MarginNet(Weighting):
+    """w_i = omega(input_i) / mean omega, omega a small ReLU network with a sigmoid output that learns from
+    the unweighted loss on a second data stream after one virtual step.
+
+    Attributes:
+        hidden: widths of the hidden layers; the paper's ablation has (64,), (128,), (256,) and (64, 64).
+        inputs: what the network sees of each example: "multiclass-margin" p_y - p_k (K numbers),
+            "scalar-margin" p_y - max_{k != y} p_k, "adversarial-loss" -log p_y(x'), or "loss-difference"
+            -log p_y(x') + log p_y(x).
+        margins_from: where the two margins are taken: "clean" (eval mode, one forward more) or "adversarial"
+            (the outer pass' own logits).
+        lr, weight_decay: of Adam on the network's parameters.
+        second_order: the meta-gradient by the full second-order graph instead of one Jacobian-vector product.
+
+    Scale: mean 1, so that a common factor of omega changes nothing and gets no gradient.
+
+    Cost: see `Lookahead`, and one forward for clean logits unless the input needs none.
+
+    Reference: BiLAW, section 3, Algorithm 1, Tables 6 and 8; methods M18.
+    Deviation: the paper states no optimiser for this network; Adam with 1e-3 and 1e-4 is that of the
+    meta-weight-net, on which the scheme builds.
+    """
+
+    hidden: tuple[int, ...] = (128,)
+    inputs: Literal["multiclass-margin", "scalar-margin", "adversarial-loss", "loss-difference"] = (
+        "multiclass-margin"
+    )
+    margins_from: Literal["clean", "adversarial"] = "clean"
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    second_order: bool = False
+    needs_meta: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.inputs not in INPUTS:
+            raise unknown("input of the weighting network", str(self.inputs), INPUTS)
+        if self.margins_from not in ("clean", "adversarial"):
+            raise unknown("place of the margin", str(self.margins_from), ("clean", "adversarial"))
+        if not all(isinstance(width, int) and width >= 1 for width in self.hidden):
+            raise UserError(f"hidden must be whole numbers of at least 1, such as 64,64, got {self.hidden!r}")
+        if not (self.lr > 0 and self.weight_decay >= 0):
+            raise UserError(
+                f"lr must be positive and weight_decay not negative, got {self.lr!r} and "
+                f"{self.weight_decay!r}"
+            )
+
+    def check(self, method: Method) -> None:
+        """Raises UserError for a solver with memory."""
+        second_stream_fits("MarginNet", method)
+
+    def bind(self, facts: Facts) -> RunningMarginNet:
+        """The network of one run, with its optimiser's state."""
+        return RunningMarginNet(self, facts)
+
+    def weigh(self, evidence: Evidence) -> Tensor:
+        """A rule that has not been bound has no network."""
+        raise UserError("MarginNet learns during a run: use method.bind(facts), or bivallate.train")
+
+    def features(self, evidence: Evidence) -> Tensor:
+        """(B, k) what the network sees, without graph."""
+        if self.inputs == "multiclass-margin":
+            logits = evidence.clean_logits if self.margins_from == "clean" else evidence.logits
+            p = logits.softmax(1)
+            return p.gather(1, evidence.y[:, None]) - p
+        if self.inputs == "scalar-margin":
+            logits = evidence.clean_logits if self.margins_from == "clean" else evidence.logits
+            return probability_margin(logits, evidence.y)[:, None]
+        seen = F.cross_entropy(evidence.logits, evidence.y, reduction="none")
+        if self.inputs == "loss-difference":
+            seen = seen - F.cross_entropy(evidence.clean_logits, evidence.y, reduction="none")
+        return seen[:, None]
+
+
+class RunningMarginNet(Weighting, nn.Module):
+    """The weighting network of one run and its Adam moments, all of it tensors in the state.
+
+    The network is drawn from the run's seed when it is first used, so that its start, too, is a function of
+    the seed alone. A minibatch's features stay those of the moment when it was fitted.
+    """
+
+    needs_meta: ClassVar[bool] = True
+    updates: Tensor
+    drawn: Tensor
+
+    def __init__(self, rule: MarginNet, facts: Facts) -> None:
+        nn.Module.__init__(self)
+        self.rule = rule
+        inputs = facts.classes if rule.inputs == "multiclass-margin" else 1
+        widths = (inputs, *rule.hidden, 1)
+        for k, (wide, narrow) in enumerate(itertools.pairwise(widths)):
+            for name, shape in ((f"weight{k}", (narrow, wide)), (f"bias{k}", (narrow,))):
+                value = torch.zeros(shape, device=facts.device, dtype=facts.dtype)
+                self.register_parameter(name, nn.Parameter(value))
+                self.register_buffer(f"{name}_first", value.clone())
+                self.register_buffer(f"{name}_second", value.clone())
+        self.layers = len(widths) - 1
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=facts.device))
+        self.register_buffer("drawn", torch.zeros((), dtype=torch.bool, device=facts.device))
+        self.meta_loss = math.nan
+
+    @torch.no_grad()
+    def draw(self, seed: int) -> None:
+        """Weights and biases uniform within 1 / sqrt(inputs of the layer), from the seed; the moments are
+        zero."""
+        generator = torch.Generator().manual_seed(seed)
+        for k in range(self.layers):
+            weight, bias = self.get_parameter(f"weight{k}"), self.get_parameter(f"bias{k}")
+            bound = 1 / math.sqrt(weight.shape[1])
+            for p in (weight, bias):
+                p.copy_(bound * (2 * torch.rand(p.shape, generator=generator) - 1))
+        self.drawn.fill_(True)
+
+    def omega(self, features: Tensor) -> Tensor:
+        """(B,) in (0, 1), with graph in the network's parameters."""
+        h = features
+        for k in range(self.layers):
+            h = F.linear(h, self.get_parameter(f"weight{k}"), self.get_parameter(f"bias{k}"))
+            h = h.relu() if k < self.layers - 1 else h.sigmoid()
+        return h[:, 0]
+
+    def fit(self, evidence: Evidence, lookahead: Virtual) -> None:
+        """One Adam step on the loss of the second stream after a virtual step with the present weights."""
+        if not bool(self.drawn):
+            self.draw(evidence.clock.seed)
+        with torch.enable_grad():
+            omega = self.omega(self._features(evidence))
+            weights = omega / _GlobalMean.apply(omega)
+            loss = lookahead(weights, second_order=self.rule.second_order)
+            parameters = list(self.parameters())
+            grads = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        self.meta_loss = float(loss.detach())
+        self._step([collective.total(g) for g in grads])
+
+    @torch.no_grad()
+    def _step(self, grads: list[Tensor]) -> None:
+        """Adam with L2 weight decay."""
+        self.updates += 1
+        t = int(self.updates)
+        correction1, correction2 = 1 - BETAS[0] ** t, 1 - BETAS[1] ** t
+        for (name, p), g in zip(self.named_parameters(), grads, strict=True):
+            g = g + self.rule.weight_decay * p
+            first, second = self.get_buffer(f"{name}_first"), self.get_buffer(f"{name}_second")
+            first.mul_(BETAS[0]).add_(g, alpha=1 - BETAS[0])
+            second.mul_(BETAS[1]).addcmul_(g, g, value=1 - BETAS[1])
+            p.sub_(self.rule.lr * (first / correction1) / ((second / correction2).sqrt() + EPSILON))
+
+    def weigh(self, evidence: Evidence) -> Tensor:
+        """omega / mean omega with the present network."""
+        if not bool(self.drawn):
+            self.draw(evidence.clock.seed)
+        omega = self.omega(self._features(evidence))
+        return (omega / collective.mean(omega)).to(evidence.loss.dtype)
+
+    def _features(self, evidence: Evidence) -> Tensor:
+        return self.rule.features(evidence).to(self.get_parameter("weight0").dtype)
+
+    def log(self) -> dict[str, float]:
+        """The loss on the second stream after the virtual step."""
+        return {} if math.isnan(self.meta_loss) else {"meta_loss": self.meta_loss}
+
+
+class _GlobalMean(torch.autograd.Function):
+    """The mean over the minibatches of all ranks, with its derivative in every rank's values."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        ctx.shape, ctx.count = values.shape, collective.count(len(values), values.device)
+        return collective.mean(values)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:  # pyright: ignore
+        return (collective.total(grad_outputs[0]) / ctx.count).expand(ctx.shape)
+
+
+@part
+class Correlation(Weighting):
+    """w_i proportional to max(0, c_i), c_i = <grad robust_i(theta), grad of the second stream's loss at
+    theta~>, theta~ one virtual step with equal weights.
+
+    Examples whose gradient helps the second stream weigh in proportion to how much; the rest are left out.
+    Where none helps, all weigh alike.
+
+    Attributes:
+        second_order: as of `MarginNet`.
+
+    Scale: mean 1.
+
+    Reference: BiLAW, section 4, "non-parametric"; methods M20.
+    Deviation: the paper does not say what becomes of negative correlations; they are clipped at zero, as in
+    the learning-to-reweight scheme it cites.
+    """
+
+    second_order: bool = False
+    needs_meta: ClassVar[bool] = True
+
+    def check(self, method: Method) -> None:
+        """Raises UserError for a solver with memory."""
+        second_stream_fits("Correlation", method)
+
+    def bind(self, facts: Facts) -> RunningCorrelation:
+        """The running rule."""
+        return RunningCorrelation(self)
+
+    def weigh(self, evidence: Evidence) -> Tensor:
+        """A rule that has not been bound has seen no second stream."""
+        raise UserError("Correlation is measured during a run: use method.bind(facts), or bivallate.train")
+
+
+class RunningCorrelation(Weighting):
+    """The correlations of the present minibatch; they are measured afresh at every step, so no state is
+    saved."""
+
+    needs_meta: ClassVar[bool] = True
+
+    def __init__(self, rule: Correlation) -> None:
+        self.rule = rule
+        self.helpful: Tensor | None = None
+
+    def fit(self, evidence: Evidence, lookahead: Virtual) -> None:
+        """c_i, up to a common positive factor, is minus the derivative of the lookahead in w_i."""
+        with torch.enable_grad():
+            equal = torch.ones_like(evidence.loss).requires_grad_()
+            (slope,) = torch.autograd.grad(lookahead(equal, second_order=self.rule.second_order), equal)
+        self.helpful = (-slope).clamp(min=0)
+
+    def weigh(self, evidence: Evidence) -> Tensor:
+        """The clipped correlations, normalised."""
+        if self.helpful is None or len(self.helpful) != len(evidence.loss):
+            raise UserError("Correlation weighs a minibatch that it has been fitted to: call fit first")
+        mean = collective.mean(self.helpful)
+        return torch.where(mean > 0, self.helpful / torch.where(mean > 0, mean, 1), 1)
+
+    def log(self) -> dict[str, float]:
+        """The fraction of examples that help."""
+        return {} if self.helpful is None else {"helpful": float((self.helpful > 0).float().mean())}

@@ -1,0 +1,160 @@
+"""Weights by a fixed rule: of the probability margin (MAIL, WMMR) or of the steps survived (GAIRAT)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from bivallate import collective
+from bivallate.errors import UserError, unknown
+from bivallate.parts import part
+from bivallate.schedule import Constant, Linear, Milestones, at
+from bivallate.types import Evidence, probability_margin
+from bivallate.weighting.base import Weighting
+
+if TYPE_CHECKING:
+    from bivallate.method import Method
+
+MARGINS = ("adversarial", "natural", "difference")
+FORMS = ("tanh", "sigmoid", "discrete")
+
+
+def mean_one(omega: Tensor) -> Tensor:
+    """omega / mean(omega) over the whole minibatch; uniform where every omega underflows to zero."""
+    mean = collective.mean(omega)
+    return torch.where(mean > 0, omega / torch.where(mean > 0, mean, 1), 1)
+
+
+@part
+class MAIL(Weighting):
+    """w_i proportional to sigmoid(slope (bias - PM_i)), PM the probability margin: small margins weigh more.
+
+    Attributes:
+        slope: gamma; 0 weighs all examples alike.
+        bias: beta, the margin at which omega is 1/2.
+        margin: PM: "adversarial" p_y(x') - max_{j != y} p_j(x'), "natural" the same at x in eval mode (one
+            forward more), or "difference" p_y(x') - p_y(x) (the same forward more).
+        times_three: 3 omega_i instead of the mean-1 normalisation, as the public code has it.
+
+    Scale: mean 1; with `times_three` between 0 and 3.
+
+    Reference: Wang et al., MAIL, NeurIPS 2021; methods M17.
+    Deviation: none by default; the public code multiplies by 3 instead of normalising (`times_three`).
+    """
+
+    slope: float = 10.0
+    bias: float = -0.5
+    margin: Literal["adversarial", "natural", "difference"] = "adversarial"
+    times_three: bool = False
+
+    def __post_init__(self) -> None:
+        if self.margin not in MARGINS:
+            raise unknown("margin", str(self.margin), MARGINS)
+        if not (math.isfinite(self.slope) and math.isfinite(self.bias)):
+            raise UserError(f"MAIL needs a finite slope and bias, got {self.slope!r} and {self.bias!r}")
+
+    def weigh(self, evidence: Evidence) -> Tensor:
+        """sigmoid(slope (bias - PM)), normalised."""
+        omega = torch.sigmoid(self.slope * (self.bias - self._margin(evidence)))
+        return 3 * omega if self.times_three else mean_one(omega)
+
+    def _margin(self, evidence: Evidence) -> Tensor:
+        if self.margin == "adversarial":
+            return evidence.margin
+        if self.margin == "natural":
+            return probability_margin(evidence.clean_logits, evidence.y)
+        adversarial, natural = evidence.logits.softmax(1), evidence.clean_logits.softmax(1)
+        return (adversarial - natural).gather(1, evidence.y[:, None])[:, 0]
+
+
+@part
+class WMMR(Weighting):
+    """w_i = exp(-alpha m_i), m_i the probability margin at the adversarial point.
+
+    Attributes:
+        alpha: sharpness; 0 weighs all examples alike.
+        differentiable: the gradient of the loss flows through the weights too, as in the public code; false
+            keeps them constant.
+        normalised: divide by the mean weight, held constant (an option of the public code).
+
+    Scale: every weight lies in [exp(-alpha), exp(alpha)] and is 1 at margin 0; mean 1 if `normalised`.
+
+    Reference: Zeng et al., WMMR, AAAI 2021; methods M16.
+    """
+
+    alpha: float = 0.5
+    differentiable: bool = True  # pyright: ignore[reportIncompatibleVariableOverride]
+    normalised: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.alpha) and self.alpha >= 0):
+            raise UserError(f"WMMR alpha must be a finite number of at least 0, got {self.alpha!r}")
+
+    def weigh(self, evidence: Evidence) -> Tensor:
+        """exp(-alpha m)."""
+        attached = evidence.attached if self.differentiable else None
+        logits = attached if attached is not None else evidence.logits
+        weights = torch.exp(-self.alpha * probability_margin(logits, evidence.y))
+        return weights / collective.mean(weights.detach()) if self.normalised else weights
+
+
+@part
+class GAIRAT(Weighting):
+    """w_i proportional to omega(kappa_i), kappa the attack iterates that were still classified correctly.
+
+    With z = shift + 5 (1 - 2 kappa / steps): omega = (1 + tanh z) / 2, or sigmoid(z), or the discrete
+    (steps + 1 - kappa) / (steps + 1), which ignores the shift. The tanh is computed as sigmoid(2 z): in
+    float32 1 + tanh z has lost half its value at z = -9.
+
+    Attributes:
+        steps: K, the steps that the solver takes; it must take as many.
+        shift: Lambda, a number or a schedule; infinity weighs all examples alike.
+        form: "tanh", "sigmoid" or "discrete".
+
+    Scale: mean 1.
+
+    Reference: Zhang et al., GAIRAT, ICLR 2021, eq. 6; methods M15.
+    Deviation: kappa counts all correct iterates, as the public code does (the paper's definition is the
+    number of steps until the first wrong one; they differ where a prediction flips back). 5 (1 - 2 kappa / K)
+    is real-valued; the public code halves K as an integer, which differs for odd K.
+    """
+
+    steps: int = 10
+    shift: float | Constant | Milestones | Linear = field(default=-1.0)
+    form: Literal["tanh", "sigmoid", "discrete"] = "tanh"
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise unknown("weight function of GAIRAT", str(self.form), FORMS)
+        if not (isinstance(self.steps, int) and self.steps >= 1):
+            raise UserError(f"GAIRAT steps must be a whole number of at least 1, got {self.steps!r}")
+        if isinstance(self.shift, Linear) and not (
+            math.isfinite(self.shift.start) and math.isfinite(self.shift.end)
+        ):
+            raise UserError("a linear shift needs finite ends: infinity times a fraction has no value")
+
+    def check(self, method: Method) -> None:
+        """Raises UserError unless the solver takes the steps that kappa is counted in."""
+        taken = getattr(method.solver, "steps", None)
+        if taken != self.steps:
+            takes = taken if taken is not None else "no fixed number of"
+            raise UserError(
+                f"GAIRAT counts the steps survived out of {self.steps}, but the solver "
+                f"{type(method.solver).__name__} takes {takes} steps: give both the same number, for "
+                "instance by the method's own parameter `steps`"
+            )
+
+    def weigh(self, evidence: Evidence) -> Tensor:
+        """omega(kappa), normalised."""
+        kappa = evidence.kappa.to(evidence.loss.dtype)
+        if self.form == "discrete":
+            return mean_one((self.steps + 1 - kappa) / (self.steps + 1))
+        shift = at(self.shift, evidence.clock)
+        if math.isinf(shift):
+            return torch.ones_like(kappa)
+        z = shift + 5 * (1 - 2 * kappa / self.steps)
+        return mean_one(torch.sigmoid(2 * z if self.form == "tanh" else z))
