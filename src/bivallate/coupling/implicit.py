@@ -109,7 +109,8 @@ class Tether:
             own = torch.autograd.grad(self.problem.objective(self.problem, logits).sum(), logits)[0]
         scale = (arriving * own).sum(1) / own.square().sum(1).clamp(min=torch.finfo(own.dtype).tiny)
         rest = (arriving - scale[:, None] * own).abs().amax(1)
-        if bool((rest <= 1e-4 * arriving.abs().amax(1)).all()):
+        rounding = 1e3 * torch.finfo(own.dtype).eps
+        if bool((rest <= rounding * arriving.abs().amax(1)).all()):
             v = scale.view(-1, *[1] * (self.graph.grad.ndim - 1)) * self.graph.grad.detach()
         else:
             (v,) = torch.autograd.grad(self.graph.logits, self.graph.point, arriving, retain_graph=True)

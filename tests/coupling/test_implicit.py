@@ -1,0 +1,132 @@
+"""The general implicit coupling, and the pass that coupling and loss share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.coupling.differences import error, gradient, relative
+from tests.lower.toys import FirstLogit, Hill, SquaredLogits
+from tests.methods.glue import EPS, Net, minibatches
+
+from bivallate import KLDRO, PGD, Adversarial, Barrier, Detached, Implicit, Leaf, Linf, Mask, Method, methods
+from bivallate.lower.objective import KLToClean, Margin
+from bivallate.lower.pgd import raw
+from bivallate.lower.problem import LowerProblem, attacking
+from bivallate.lower.start import uniform, zero
+from bivallate.step import differentiate
+from bivallate.types import Batch, Clock, Facts
+
+
+def hills() -> tuple[Hill, Batch]:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.rand(5, 1, 3, 4, generator=generator, dtype=torch.float64)
+    return Hill(12).eval(), Batch(x, torch.zeros(5, dtype=torch.long), torch.arange(5))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_implicit_is_exact_at_a_strict_maximiser(training) -> None:
+    model, batch = hills()
+    model.train(training)  # in train mode the pass is shared, and the loss is not the objective
+    climb = Method(
+        Linf(0.1),
+        PGD(60, 0.5, zero, raw),
+        objective=FirstLogit(),
+        loss=SquaredLogits(),
+        attack_mode="train" if training else "eval",
+    )
+    exact = climb.but(coupling=Implicit(steps=50, tolerance=1e-13))
+    found, record = gradient(model, exact, batch)
+    assert 0.2 < record.logged["free"] < 0.8
+    assert record.logged["negative_curvature"] == 0
+
+    def value() -> torch.Tensor:
+        with attacking(model, "eval"):
+            problem = LowerProblem(model, batch, FirstLogit(), Linf(0.1))
+            delta = climb.solver.solve(problem).delta
+        return model(batch.x + delta).square().sum(1).mean() / 2
+
+    assert error(model, value, found, directions=4) <= 1e-6
+    assert error(model, value, gradient(model, climb, batch)[0], directions=1) > 1e-2, (
+        "without coupling it must be wrong"
+    )
+    damped = gradient(model, climb.but(coupling=Implicit(steps=50, tolerance=1e-13, damping=1.0)), batch)[0]
+    assert error(model, value, damped, directions=1) > 1e-4
+
+
+def test_danskin_where_the_objective_is_the_loss() -> None:
+    """At an interior maximiser of the loss itself the implicit part vanishes (Fast-BAT, appendix B)."""
+    model, batch = hills()
+
+    class Same(SquaredLogits):
+        def __call__(self, model, x, x_adv, y):
+            terms = super().__call__(model, x, x_adv, y)
+            return type(terms)(terms.logits[:, 0], terms.anchor, terms.logits)
+
+    climb = Method(Linf(1.0), PGD(300, 0.5, zero, raw), objective=FirstLogit(), loss=Same())
+    plain, _ = gradient(model, climb, batch)
+    coupled, _ = gradient(model, climb.but(coupling=Implicit(steps=50, tolerance=1e-13)), batch)
+    assert relative(coupled, plain) < 1e-9
+
+
+LOSSES = {
+    "parallel": Adversarial(),
+    "smoothed": Adversarial(smoothing=0.2),
+    "slightly smoothed": Adversarial(smoothing=1e-6),
+    "other": SquaredLogits(),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("objective", [None, Margin(), KLToClean()])
+@pytest.mark.parametrize(
+    "coupling", [Barrier(), Mask(), Barrier(curvature_steps=4), Implicit(steps=5, damping=9.0)]
+)
+def test_the_shared_pass_gives_the_gradient_of_two_passes(loss, objective, coupling) -> None:
+    model, batch = Net(norm=False), Batch(*minibatches((8,))[0])
+    method = Method(Linf(EPS), PGD(2, 0.3 * EPS, uniform), coupling=coupling, loss=LOSSES[loss])
+    method = method.but(weighting=KLDRO(), **({} if objective is None else {"objective": objective}))
+    shared, one = gradient(model.train(), method.but(attack_mode="train"), batch)
+    apart, two = gradient(model.eval(), method.but(attack_mode="eval"), batch)
+    assert 0.2 < one.logged["free"] < 0.8
+    assert relative(shared, apart) < 1e-11
+    assert two.passes.forward == one.passes.forward + 8
+    plain, _ = gradient(model, method.but(coupling=Detached()), batch)
+    assert relative(apart, plain) > 1e-5
+
+
+def test_dropout_keeps_the_two_passes_apart() -> None:
+    model, batch = Net(norm=False, dropout=0.5).train(), Batch(*minibatches((8,))[0])
+    _, record = gradient(model, methods.done_pgd(Linf(EPS), steps=2), batch)
+    assert record.passes.forward == 8 * (2 + 1 + 1)
+
+
+def test_the_kept_pass_is_handed_out_once_and_only_for_its_tensor() -> None:
+    from bivallate.lower.problem import Forward
+
+    x = torch.rand(2, 1, 6, 6, dtype=torch.float64)
+    forward = Forward(Net().eval())
+    logits = torch.zeros(2, 3, dtype=torch.float64)
+    forward.keep(x, logits)
+    assert not torch.equal(forward(x.clone()), logits)
+    assert forward(x) is logits
+    assert not torch.equal(forward(x), logits)
+    assert forward.passes.forward == 4
+
+
+def test_leaf_receives_the_gradient_of_the_loss() -> None:
+    model, batch = Net().eval(), Batch(*minibatches((4,))[0])
+    seen: list[torch.Tensor] = []
+
+    class Listening(PGD):
+        def feedback(self, problem, delta) -> None:
+            seen.append(delta)
+
+    method = Method(Linf(EPS), PGD(1, EPS, uniform), coupling=Leaf())
+    bound = method.bind(Facts(99, (1, 6, 6), 3))
+    bound.solver = Listening(1, EPS, uniform)
+    differentiate(model, bound, batch, Clock(), 0.1)
+    delta = seen[0].detach().requires_grad_()
+    (expected,) = torch.autograd.grad(F.cross_entropy(model(batch.x + delta), batch.y), delta)
+    assert seen[0].grad is not None
+    assert relative(seen[0].grad, expected) < 1e-13
