@@ -4,6 +4,7 @@ group."""
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 
 import torch
@@ -55,3 +56,31 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
     dist.all_reduce(flat)
     for parameter, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         parameter.grad = grad.view_as(parameter).clone()
+
+
+def world() -> int:
+    """How many processes share the work."""
+    return dist.get_world_size() if together() else 1
+
+
+def rank() -> int:
+    """Which of them this is; the first one writes files and speaks."""
+    return dist.get_rank() if together() else 0
+
+
+def local_rank() -> int:
+    """The number of this process on its host, as torchrun says it."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def join() -> None:
+    """Joins the group that torchrun has started, if it has: NCCL with CUDA, gloo without."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Gives every rank the first rank's values, in place."""
+    if together():
+        for tensor in tensors:
+            dist.broadcast(tensor.data, 0)

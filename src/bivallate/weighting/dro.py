@@ -43,6 +43,8 @@ class KLDRO(Weighting):
     temperature: Constant | Milestones | float = field(default=DONE_TEMPERATURE)
     rate: float = 0.9
     guard: float = 2.0
+    floor: float = 0.0
+    cap: float = math.inf
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1:
@@ -55,13 +57,17 @@ class KLDRO(Weighting):
             if not (isinstance(r, int | float) and r > 0):
                 raise UserError(f"KL-DRO temperature must be positive, got {r!r}")
 
+    def temperature_at(self, clock: Clock) -> float:
+        """r at this moment."""
+        return max(at(self.temperature, clock), self.floor)
+
     def bind(self, facts: Facts) -> RunningKLDRO:
         """The running estimate of one run."""
         return RunningKLDRO(self, facts.device)
 
     def weigh(self, evidence: Evidence) -> Tensor:
         """In-batch weights (rate 1): what an unbound rule can say."""
-        q = evidence.loss / at(self.temperature, evidence.clock)
+        q = evidence.loss.clamp(max=self.cap) / self.temperature_at(evidence.clock)
         return (q - collective.log_mean_exp(q)).exp()
 
 
@@ -78,16 +84,12 @@ class RunningKLDRO(Weighting, nn.Module):
         self.register_buffer("log_u", torch.zeros((), dtype=dtype, device=device))
         self.register_buffer("r", torch.full((), math.nan, dtype=dtype, device=device))
 
-    def temperature(self, clock: Clock) -> float:
-        """r at this moment."""
-        return at(self.rule.temperature, clock)
-
     @torch.no_grad()
     def update(self, evidence: Evidence) -> None:
         """u <- (1 - rate) u + rate mean exp(loss / r), in log space; restarts when r changes; guarded from
         above."""
-        r = self.temperature(evidence.clock)
-        now = collective.log_mean_exp(evidence.loss.to(self.log_u.dtype) / r)
+        r = self.rule.temperature_at(evidence.clock)
+        now = collective.log_mean_exp(self._scaled(evidence))
         rate = self.rule.rate
         if float(self.r) != r or rate == 1:
             moved = now
@@ -98,8 +100,11 @@ class RunningKLDRO(Weighting, nn.Module):
 
     def weigh(self, evidence: Evidence) -> Tensor:
         """exp(loss / r - log u)."""
-        q = evidence.loss.to(self.log_u.dtype) / self.temperature(evidence.clock)
-        return (q - self.log_u).exp().to(evidence.loss.dtype)
+        return (self._scaled(evidence) - self.log_u).exp().to(evidence.loss.dtype)
+
+    def _scaled(self, evidence: Evidence) -> Tensor:
+        loss = evidence.loss.to(self.log_u.dtype).clamp(max=self.rule.cap)
+        return loss / self.rule.temperature_at(evidence.clock)
 
     def log(self) -> dict[str, float]:
         """The temperature."""

@@ -1,0 +1,1 @@
+"""The commands of `bivallate`, one file for each family."""

@@ -1,0 +1,244 @@
+"""`bivallate evaluate` and `check-gradient`."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from bivallate.cli import APP
+from bivallate.errors import UserError, unknown
+from bivallate.parts import parse_number
+
+Flag = Annotated[bool, Parameter(negative=())]
+WEIGHTS = ("best", "last", "ema")
+
+
+@APP.command
+def evaluate(
+    run: Path,
+    *,
+    attack: str = "pgd-20",
+    weights: str = "best",
+    eps: str | None = None,
+    norm: str | None = None,
+    n: int | None = None,
+    first: int | None = None,
+    split: str = "test",
+    data: str | None = None,
+    data_dir: str | None = None,
+    model: str | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    device: str = "auto",
+    threads: int = 0,
+    json: Flag = False,
+) -> None:
+    """Attack the model of a run and report how much of its accuracy is left.
+
+    The result is kept in RUN/evaluation, one file for each weights, threat, attack and seed. An evaluation
+    that was interrupted goes on where it stopped.
+
+    Parameters
+    ----------
+    run
+        folder of the run.
+    attack
+        clean, fgsm, pgd-STEPS, pgd-STEPS-RESTARTS, cw, autoattack, ...; `bivallate attacks` lists them.
+    weights
+        best (on held-out data), last or ema.
+    eps
+        radius in pixel units of [0, 1], such as 8/255. [default: the run's own]
+    norm
+        linf or l2. [default: the run's own]
+    n
+        evaluate a seeded random subset of so many points. [default: all]
+    first
+        evaluate the first so many points.
+    split
+        test, validation or train.
+    data
+        another data set than the run's.
+    data_dir
+        where named sets are looked for. [default: BIVALLATE_DATA]
+    model
+        package.module:factory, if the run trained a network of your own.
+    seed
+        of random starts and of the subset.
+    batch_size
+        points at once. [default: estimated from the free memory]
+    device
+        auto, cpu, cuda or mps.
+    threads
+        of the processor; 0 is torch's choice.
+    json
+        print the result as JSON instead of a table.
+    """
+    from bivallate.evaluate import evaluate as score_of
+    from bivallate.evaluate import evaluation_name
+    from bivallate.lower.threat import threat as make
+    from bivallate.run.api import load
+    from bivallate.run.config import Config
+    from bivallate.run.folder import RunFolder
+    from bivallate.run.session import load_data, pick_device
+    from bivallate.run.trainer import limit_threads
+
+    folder = RunFolder.open(run)
+    if weights not in WEIGHTS:
+        raise unknown("weights", weights, WEIGHTS)
+    limit_threads(threads)
+    config = Config.read(folder.config)
+    for key, value in (("data.name", data), ("data.data_dir", data_dir)):
+        config = config.set(key, value) if value is not None else config
+    own = config.method.threat
+    radius = parse_number(eps) if eps is not None else own.eps
+    threat = make(norm or type(own).__name__, radius)
+    dataset = load_data(config.data, config.seed)
+    points = {"test": dataset.test, "validation": dataset.validation, "train": dataset.train}
+    if points.get(split) is None:
+        raise unknown("split", split, [k for k, v in points.items() if v is not None])
+    network = load(run, weights, model=model).to(pick_device(device))
+    name = evaluation_name(weights if split == "test" else f"{weights}-{split}", threat, attack, seed)
+    folder.evaluation.mkdir(exist_ok=True)
+    partial = folder.evaluation / f".{name}.partial"
+    with _shown(json) as progress:
+        score = score_of(
+            network,
+            points[split],
+            threat,
+            attack,
+            n=n,
+            first=first,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+            resume=partial,
+        )
+    score.save(folder.evaluation / name)
+    partial.unlink(missing_ok=True)
+    if json:
+        print(json_module.dumps(score.to_json(), allow_nan=False))
+        return
+    show(score, dataset.classes)
+    print(f"kept in {folder.evaluation / name}")
+
+
+class _shown:  # noqa: N801  a context manager, used like a function
+    """Shows an evaluation's progress on the terminal."""
+
+    def __init__(self, silent: bool) -> None:
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[numbers]}"))
+        self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+        self._visible = console.is_terminal and not silent
+
+    def __enter__(self) -> Any:
+        if self._visible:
+            self._bar.start()
+        self._task = self._bar.add_task("", total=1.0, numbers="")
+        return self._update
+
+    def _update(self, moment: Any) -> None:
+        left = "" if moment.seconds_left is None else f", {moment.seconds_left:.0f} s left"
+        self._bar.update(
+            self._task,
+            description=f"{moment.attack} / {moment.part}",
+            completed=moment.fraction,
+            numbers=f"{moment.living} of {moment.points} still robust{left}",
+        )
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+
+def percent(value: float | None, interval: Any = None) -> str:
+    """A fraction as a percentage, with its interval."""
+    if value is None:
+        return "none"
+    text = f"{100 * value:.2f} %"
+    return text if interval is None else f"{text}  [{100 * interval[0]:.2f}, {100 * interval[1]:.2f}]"
+
+
+def show(score: Any, classes: list[str]) -> None:
+    """The score as tables for people."""
+    console = Console(highlight=False)
+    eps = score.threat.eps
+    console.print(
+        f"{score.attack} at {type(score.threat).__name__} eps {eps:.5g} ({255 * eps:.3g}/255), "
+        f"{score.n} points, seed {score.seed}",
+        markup=False,
+    )
+    table = Table("accuracy", "value [95 % interval]")
+    table.add_row("clean", percent(score.clean_accuracy, score.clean_interval_95))
+    table.add_row("robust", percent(score.robust_accuracy, score.interval_95))
+    table.add_row("robust, tail 30 % of classes", percent(score.tail(30), score.tail_interval(30)))
+    worst, value = score.worst_class
+    table.add_row(f"worst class: {classes[worst]}", percent(value))
+    console.print(table)
+    if len(score.parts) > 2:
+        console.print(
+            "left after each part: " + ", ".join(f"{k} {percent(v)}" for k, v in score.parts.items())
+        )
+    each = Table("class", "clean", "robust", "broken into most often")
+    confusion = score.confusion.clone().fill_diagonal_(0)
+    for k, label in enumerate(classes):
+        into = int(confusion[k].argmax())
+        often = f"{classes[into]} ({int(confusion[k, into])})" if int(confusion[k, into]) else "-"
+        each.add_row(label, percent(score.per_class_clean[k]), percent(score.per_class[k]), often)
+    console.print(each)
+    passes = ", ".join(f"{value:.4g} {kind}" for kind, value in score.passes.items())
+    console.print(f"{passes} passes per point; {score.seconds:.1f} s", markup=False)
+    for warning in score.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+@APP.command(name="check-gradient")
+def check_gradient(
+    method: str,
+    *,
+    model: str = "tiny-cnn",
+    data: str = "digits",
+    eps: str | None = None,
+    n: int = 16,
+    seed: int = 0,
+    activation: str = "softplus",
+    set_: Annotated[tuple[str, ...], Parameter(name="--set", negative=())] = (),
+) -> None:
+    """Compare a method's gradient with finite differences, on your own model.
+
+    Parameters
+    ----------
+    method
+        name of a method.
+    model
+        architecture, or package.module:factory.
+    data
+        data set whose first training examples are used.
+    eps
+        radius. [default: the data set's customary one]
+    n
+        examples.
+    seed
+        of the weights and of the noise.
+    activation
+        relu, softplus or silu; finite differences need a smooth one to be exact.
+    set_
+        KEY=VALUE, as for train.
+    """
+    from bivallate.check import check_gradient as check
+    from bivallate.commands.training import _plan
+    from bivallate.run.session import create_model, load_data
+
+    plan = _plan(method, None, data, eps, "linf", None, set_).set("model.name", model)
+    plan = plan.set("model.activation", activation)
+    dataset = load_data(plan.data, seed)
+    if n < 2:
+        raise UserError(f"--n must be at least 2, got {n}")
+    network = create_model(plan.model, dataset, seed)
+    print(check(network, plan.method, dataset.train.tensors(slice(0, n)), seed=seed))

@@ -1,0 +1,193 @@
+"""`bivallate methods`, `models`, `datasets`, `attacks`: what there is."""
+
+from __future__ import annotations
+
+import inspect
+import json as json_module
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from bivallate.cli import APP
+from bivallate.errors import unknown
+
+Json = Annotated[bool, Parameter(negative=())]
+
+
+@APP.command
+def methods(name: str | None = None, *, json: Json = False) -> None:
+    """List the methods by family with their cost, or show the card of one.
+
+    Parameters
+    ----------
+    name
+        of a method, for its card: objective, parts, parameters, cost, weaknesses, deviations, reference.
+    json
+        for programs.
+    """
+    from bivallate.lower.threat import Linf
+    from bivallate.method import registry
+
+    entries = registry()
+    if name is not None:
+        if name not in entries:
+            raise unknown("method", name, entries)
+        entries = {name: entries[name]}
+    rows = [
+        {
+            "name": e.name,
+            "family": e.family,
+            "summary": e.summary,
+            "paper": e.paper,
+            "cost": e.cost,
+            "parameters": {k: _shown(v) for k, v in e.parameters.items()},
+            **({"parts": e.make(Linf(8 / 255)).to_dict(), "card": inspect.getdoc(e.make)} if name else {}),
+        }
+        for e in sorted(entries.values(), key=lambda e: (e.family, e.name))
+    ]
+    if json:
+        print(json_module.dumps(rows, indent=1))
+        return
+    if name is not None:
+        _card(rows[0])
+        return
+    table = Table(title="F, B: forward and backward passes per example; K attack steps", title_justify="left")
+    for column in ("family", "method", "cost", "summary", "paper", "parameters"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        defaults = ", ".join(f"{k}={v}" for k, v in row["parameters"].items())
+        table.add_row(row["family"], row["name"], row["cost"], row["summary"], row["paper"], defaults)
+    _console().print(table)
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 6)
+    return value if isinstance(value, str | int | bool) or value is None else str(value)
+
+
+def _card(row: dict[str, Any]) -> None:
+    console = _console()
+    console.print(f"{row['name']}  ({row['family']}; {row['paper']}; {row['cost']})\n", markup=False)
+    console.print(row["card"], markup=False)
+    console.print("\nParts, at eps = 8/255:", markup=False)
+    for part in ("solver", "objective", "coupling", "weighting", "loss"):
+        console.print(f"  {part:<10}{_one_line(row['parts'][part])}", markup=False)
+    console.print(
+        f"  attack_mode = {row['parts']['attack_mode']}, replays = {row['parts']['replays']}", markup=False
+    )
+
+
+def _one_line(part: Any) -> str:
+    if isinstance(part, dict):
+        fields = ", ".join(f"{k}={_one_line(v)}" for k, v in part.items() if k != "kind")
+        return f"{part['kind']}({fields})"
+    if isinstance(part, list):
+        return "(" + ", ".join(_one_line(item) for item in part) + ")"
+    return f"{part:.6g}" if isinstance(part, float) else str(part)
+
+
+@APP.command
+def models(*, json: Json = False) -> None:
+    """List the architectures.
+
+    Parameters
+    ----------
+    json
+        for programs.
+    """
+    from bivallate import models as architectures
+
+    rows = [architectures.describe(name) for name in architectures.names()]
+    _show(rows, json, "architectures; also timm:NAME and package.module:factory")
+
+
+@APP.command
+def datasets(
+    name: str | None = None,
+    *,
+    json: Json = False,
+    data_dir: str | None = None,
+    sheet: Path | None = None,
+) -> None:
+    """List the data sets, or show the counts, classes and statistics of one.
+
+    Parameters
+    ----------
+    name
+        of a set, a folder, an .npz or hub:owner/name.
+    json
+        for programs.
+    data_dir
+        where named sets are looked for. [default: BIVALLATE_DATA]
+    sheet
+        write a contact sheet of NAME to this PNG or SVG file.
+    """
+    from bivallate.data import registry
+
+    if name is None:
+        _show([registry.describe(n, data_dir) for n in registry.names()], json, "data sets")
+        return
+    from bivallate import data
+
+    loaded = data.load(name, data_dir=data_dir)
+    splits = {"train": loaded.train, "validation": loaded.validation, "test": loaded.test}
+    facts: dict[str, Any] = {
+        "name": loaded.name,
+        "shape": list(loaded.shape),
+        "mean": list(loaded.mean),
+        "std": list(loaded.std),
+        "augmentation": str(loaded.augment),
+        "notes": list(loaded.notes),
+        "counts": {k: s.counts(len(loaded.classes)) for k, s in splits.items() if s is not None},
+        "classes": loaded.classes,
+    }
+    if sheet is not None:
+        registry.contact_sheet(loaded, sheet)
+    if json:
+        print(json_module.dumps(facts, indent=1))
+        return
+    console = _console()
+    for key in ("name", "shape", "mean", "std", "augmentation", "notes"):
+        console.print(f"{key:<14}{facts[key]}", markup=False)
+    table = Table("class", *facts["counts"])
+    for i, label in enumerate(loaded.classes):
+        table.add_row(label, *(str(counts[i]) for counts in facts["counts"].values()))
+    table.add_row("all", *(str(sum(counts)) for counts in facts["counts"].values()))
+    console.print(table)
+    if sheet is not None:
+        console.print(f"contact sheet: {sheet}", markup=False)
+
+
+@APP.command
+def attacks(*, json: Json = False) -> None:
+    """List the attacks that `bivallate evaluate` knows.
+
+    Parameters
+    ----------
+    json
+        for programs.
+    """
+    from bivallate.evaluate import attacks as known
+
+    rows = [{"attack": name, "what": text} for name, text in known().items()]
+    _show(rows, json, "attacks; N steps, R restarts")
+
+
+def _show(rows: list[dict[str, Any]], json: bool, title: str) -> None:
+    if json:
+        print(json_module.dumps(rows, indent=1, default=str))
+        return
+    table = Table(title=title, title_justify="left")
+    for column in rows[0]:
+        table.add_column(str(column), overflow="fold")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    _console().print(table)
+
+
+def _console() -> Console:
+    return Console(highlight=False)

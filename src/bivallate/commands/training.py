@@ -1,0 +1,233 @@
+"""`bivallate train`, `resume` and `demo`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from bivallate.cli import APP
+from bivallate.errors import UserError
+from bivallate.method import create, registry
+from bivallate.parts import parse_number
+from bivallate.run.config import Config
+
+
+@APP.command
+def train(
+    method: str | None = None,
+    *,
+    data: str | None = None,
+    model: str | None = None,
+    eps: str | None = None,
+    norm: str = "linf",
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    seed: int | None = None,
+    average: float | None = None,
+    recipe: str | None = None,
+    config: Path | None = None,
+    set_: Annotated[tuple[str, ...], Parameter(name="--set", negative=())] = (),
+    data_dir: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    out: Path | None = None,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Train a classifier with METHOD and keep the run in a folder.
+
+    Parameters
+    ----------
+    method
+        name of a method; `bivallate methods` lists them. Not needed with --config.
+    data
+        data set: a name, a folder, an .npz or hub:owner/name. [default: digits]
+    model
+        architecture, or package.module:factory of your own. [default: tiny-cnn]
+    eps
+        radius of the perturbations in pixel units of [0, 1], such as 8/255. [default: 0.3 for mnist, 0.1 for
+        fashion-mnist, 0.15 for digits, else 8/255]
+    norm
+        linf or l2.
+    epochs
+        passes over the training data. [default: 20, or the recipe's]
+    batch_size
+        examples of a minibatch. [default: 128, or the recipe's]
+    lr
+        peak learning rate. [default: 0.1, or the recipe's]
+    seed
+        of everything random. [default: 0]
+    average
+        decay per step of an exponential moving average of the weights, such as 0.999; 0 keeps none. [default:
+        0]
+    recipe
+        a paper's training recipe: fast, done, bilaw, dynamic, trades, gairat, mart.
+    config
+        a config.toml to start from; other options change it.
+    set_
+        one value of the configuration, KEY=VALUE, repeatable: a parameter of the method (steps=7), a field of
+        a part (solver.steps=7, weighting.rate=1, optimizer.weight_decay=2e-4) or a setting
+        (validation.steps=20).
+    data_dir
+        where named sets are looked for. [default: BIVALLATE_DATA]
+    device
+        auto, cpu, cuda or mps. [default: auto]
+    threads
+        of the processor; resuming to the bit needs the same number. [default: torch's choice]
+    out
+        folder of the run. [default: runs/METHOD-DATA-SEED]
+    overwrite
+        replace a run that is there.
+    """
+    from bivallate.run.api import execute
+    from bivallate.run.progress import Spoken
+    from bivallate.run.session import create_model, load_data
+
+    plan = _plan(method, config, data, eps, norm, recipe, set_)
+    changes = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "average": average}
+    changes |= {"device": device, "threads": threads}
+    plan = dataclasses.replace(plan, **{k: v for k, v in changes.items() if v is not None})
+    for path, value in (("optimizer.lr", lr), ("data.data_dir", data_dir), ("model.name", model)):
+        plan = plan.set(path, value) if value is not None else plan
+    folder = out or Path("runs") / f"{plan.method.name}-{Path(plan.data.name).stem}-{plan.seed}"
+    dataset = load_data(plan.data, plan.seed)
+    network = create_model(plan.model, dataset, plan.seed)
+    size = len(dataset.train)
+    say(f"{plan.method.name} on {dataset.name} ({size} images), {plan.model.name}, {plan.method.threat}")
+    run = execute(plan, dataset, network, folder, progress=Spoken(plan.method.name), overwrite=overwrite)
+    _finished(run, folder)
+
+
+@APP.command
+def resume(
+    run: Path,
+    *,
+    model: str | None = None,
+    fall_back: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Go on with an interrupted run, to exactly the weights that an uninterrupted one would have reached.
+
+    Parameters
+    ----------
+    run
+        folder of the run.
+    model
+        package.module:factory, if the run trained a network of your own.
+    fall_back
+        take the older checkpoint if the newest is damaged.
+    """
+    from bivallate.run.api import resume as go_on
+
+    _finished(go_on(run, model=model, fall_back=fall_back, progress=True), run)
+
+
+@APP.command
+def demo(*, out: Path = Path("runs/demo"), epochs: int = 30, threads: int = 2) -> None:
+    """Train four methods on scikit-learn's digits, attack each, and print what came out: about two minutes.
+
+    Parameters
+    ----------
+    out
+        folder of the runs; what an earlier demo left there is replaced.
+    epochs
+        of each method.
+    threads
+        of the processor.
+    """
+    from bivallate.demo import run_demo
+
+    run_demo(out, epochs=epochs, threads=threads)
+
+
+def _plan(
+    method: str | None,
+    config: Path | None,
+    data: str | None,
+    eps: str | None,
+    norm: str,
+    recipe: str | None,
+    settings: tuple[str, ...],
+) -> Config:
+    """The configuration from a file or from names, with every --set applied."""
+    from bivallate.lower.threat import threat
+    from bivallate.run.recipes import default_eps, recipe_for
+
+    pairs = [_pair(item) for item in settings]
+    if config is not None:
+        if method is not None:
+            raise UserError(f"--config names the method already; leave out {method!r}")
+        plan = Config.read(config)
+        plan = plan if data is None else plan.set("data.name", data)
+        if eps is not None:
+            plan = plan.set("method.threat.eps", eps)
+    else:
+        if method is None:
+            raise UserError("name a method, such as `bivallate train at`, or a configuration with --config")
+        name = data or "digits"
+        radius = threat(norm, eps if eps is not None else default_eps(name))
+        parameters, pairs = _split(method, pairs)
+        plan = recipe_for(recipe, create(method, radius, **parameters), name)
+    for path, text in pairs:
+        plan = plan.set(path, text)
+    return plan
+
+
+def _pair(item: str) -> tuple[str, str]:
+    key, equals, value = item.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set needs KEY=VALUE, such as solver.steps=20, got {item!r}")
+    return key.strip(), value.strip()
+
+
+def _split(method: str, pairs: list[tuple[str, str]]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Parameters of the method's function, and the rest, which are paths into the configuration."""
+    entries = registry()
+    if method not in entries:
+        return {}, pairs  # `create` says what is wrong
+    known = entries[method].parameters
+    own = {k: _typed(k, v, known[k]) for k, v in pairs if k in known}
+    return own, [(k, v) for k, v in pairs if k not in known]
+
+
+def _typed(name: str, text: str, default: Any) -> Any:
+    """Text as the type of the default asks."""
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false"):
+            raise UserError(f"{name} must be true or false, got {text!r}")
+        return text.lower() == "true"
+    if isinstance(default, str):
+        return text
+    if text.lower() == "none":
+        return None
+    if isinstance(default, tuple):
+        return tuple(_typed(name, item, default[0] if default else 0.0) for item in text.split(","))
+    number = parse_number(text, name)
+    if isinstance(default, int) and number != int(number):
+        raise UserError(f"{name} must be a whole number, got {text!r}")
+    return int(number) if isinstance(default, int) else number
+
+
+def say(text: str) -> None:
+    """One line to the person, beside the results on standard output."""
+    import sys
+
+    from bivallate import collective
+
+    if collective.rank() == 0:
+        print(text, file=sys.stderr)
+
+
+def _finished(run: Any, folder: Path) -> None:
+    last = run.history[-1] if run.history else {}
+    held = [line["robust"] for line in run.history if "robust" in line]
+    if held:
+        best = max(range(len(held)), key=held.__getitem__)
+        forward, backward = last["total_forward"], last["total_backward"]
+        say(
+            f"held-out robust accuracy: last {last['robust']:.1%}, best {held[best]:.1%} at epoch {best + 1}; "
+            f"{forward:.4g} forward and {backward:.4g} backward passes per example"
+        )
+    say(f"run: {folder}\nnext: bivallate evaluate {folder} --attack pgd-20")

@@ -1,0 +1,123 @@
+"""The demo: four methods on scikit-learn's digits, attacked, in one table and one picture."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bivallate import data, methods
+from bivallate.evaluate import evaluate, evaluation_name
+from bivallate.files import write_json
+from bivallate.lower.threat import Linf
+from bivallate.method import Method
+from bivallate.run.api import load, train
+from bivallate.run.optim import SGD, Triangle
+from bivallate.run.progress import Spoken
+from bivallate.run.trainer import limit_threads
+
+EPS = 0.2  # of a pixel range of 1: here plain training keeps almost nothing, and adversarial training does
+ATTACK = "pgd-20"
+
+
+def chosen() -> list[Method]:
+    """Plain training, AT, Fast-BAT and DONE-Adam."""
+    threat = Linf(EPS)
+    return [methods.plain(threat), methods.at(threat), methods.fast_bat(threat), methods.done_adam(threat)]
+
+
+def run_demo(out: Path, *, epochs: int, threads: int) -> list[dict[str, Any]]:
+    """Trains, attacks, prints the table, draws the picture, and says where everything is."""
+    console = Console(highlight=False, soft_wrap=True)
+    limit_threads(min(threads, os.cpu_count() or 1))
+    dataset = data.load("digits")
+    held = len(dataset.validation or [])
+    console.print(
+        f"digits: {len(dataset.train)} training, {held} held-out and {len(dataset.test)} test images of 8x8 pixels.\n"
+        f"The attacker may change every pixel by up to {EPS} of the range from black to white."
+    )
+    rows = []
+    for method in chosen():
+        folder = out / method.name
+        run = train(
+            "tiny-cnn",
+            dataset,
+            method,
+            epochs=epochs,
+            batch_size=64,
+            optimizer=SGD(0.1),
+            rate=Triangle(0.4),
+            out=folder,
+            overwrite=True,
+            progress=Spoken(f"{method.name:<9}", every=10),
+            threads=0,
+        )
+        rows.append(_measured(method, folder, run.history, dataset))
+    write_json(out / "table.json", rows)
+    _print(console, rows)
+    from bivallate.report.figures import demo_figure
+
+    picture = demo_figure(out, rows)
+    console.print(
+        f"\nruns, metrics and evaluations: {out}/<method>\npicture: {picture}\nnext:\n"
+        f"  bivallate evaluate {out}/at --attack autoattack        the standard attack ensemble\n"
+        f"  bivallate report {out}/at {out}/fast-bat --out report.html\n"
+        f"  bivallate train done-adam --data digits --epochs 60 --set weighting.floor=1\n"
+        "  bivallate methods                                     everything else there is"
+    )
+    return rows
+
+
+def _measured(method: Method, folder: Path, history: list[dict[str, Any]], dataset: Any) -> dict[str, Any]:
+    """One row of the table: the weights that were best on held-out data, on the test set."""
+    score = evaluate(load(folder, "best"), dataset.test, method.threat, ATTACK)
+    place = folder / "evaluation"
+    place.mkdir(exist_ok=True)
+    score.save(place / evaluation_name("best", method.threat, ATTACK, 0))
+    best = max(history, key=lambda line: line["robust"])
+    return {
+        "method": method.name,
+        "clean": score.clean_accuracy,
+        "robust": score.robust_accuracy,
+        "interval_95": list(score.interval_95),
+        "tail_30": score.tail(30),
+        "forward": history[-1]["forward"],
+        "backward": history[-1]["backward"],
+        "seconds": sum(line["seconds"] for line in history),
+        "best_epoch": best["epoch"],
+        "epochs": len(history),
+        "per_class": score.per_class,
+    }
+
+
+def _print(console: Console, rows: list[dict[str, Any]]) -> None:
+    table = Table(
+        title=f"test set, {ATTACK} at eps {EPS}; weights of the best held-out epoch", title_justify="left"
+    )
+    names = ("method", "SA", "RA-PGD [95 %]", "RA-Tail-30", "passes per example", "best epoch", "seconds")
+    for column in names:
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for r in rows:
+        low, high = r["interval_95"]
+        table.add_row(
+            r["method"],
+            f"{r['clean']:.1%}",
+            f"{r['robust']:.1%} [{low:.1%}, {high:.1%}]",
+            f"{r['tail_30']:.1%}",
+            f"{r['forward']:.0f}F + {r['backward']:.0f}B",
+            f"{r['best_epoch']}/{r['epochs']}",
+            f"{r['seconds']:.1f}",
+        )
+    console.print(table)
+    console.print(
+        "SA: clean accuracy; RA-PGD: accuracy under attack; RA-Tail-30: that of the weakest 30 % of classes"
+    )
+
+
+def read_table(out: Path) -> list[dict[str, Any]]:
+    """The rows of an earlier demo."""
+    return json.loads((out / "table.json").read_text(encoding="utf-8"))

@@ -1,0 +1,72 @@
+"""One style for every figure: readable at the width of a column, safe for colour-blind readers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#8C6D31",
+)  # Okabe and Ito
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+COLUMN = 3.4  # inches
+
+SETTINGS: dict[str, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+    "legend.frameon": False,
+    "figure.dpi": 150,
+    "savefig.bbox": "tight",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "bivallate",
+    "pdf.fonttype": 42,
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """The package's style inside, the caller's own outside."""
+    with mpl.rc_context(SETTINGS):
+        mpl.rcParams["axes.prop_cycle"] = mpl.cycler(color=COLOURS)
+        yield
+
+
+def figure(
+    columns: int = 1, *, height: float = 2.4, width: float = 1.0, **settings: Any
+) -> tuple[Figure, Any]:
+    """A figure with one row of axes and no window; `width` in columns of a paper."""
+    fig = Figure(figsize=(COLUMN * width, height), layout="constrained")
+    return fig, fig.subplots(1, columns, **settings)
+
+
+def save(fig: Figure, stem: Path, kinds: tuple[str, ...] = ("svg", "png", "pdf")) -> Path:
+    """Writes the figure in each format and returns the path of the first."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for kind in kinds:
+        metadata = {"Date": None} if kind == "svg" else ({"CreationDate": None} if kind == "pdf" else None)
+        fig.savefig(stem.with_suffix(f".{kind}"), metadata=metadata, dpi=200)
+    return stem.with_suffix(f".{kinds[0]}")

@@ -1,0 +1,185 @@
+"""Training from Python: `train`, `resume`, `load`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bivallate import collective, data, models
+from bivallate.data import Dataset
+from bivallate.errors import UserError, unknown
+from bivallate.method import Method
+from bivallate.models import Classifier
+from bivallate.run import checkpoint
+from bivallate.run.config import Config, Data, Model
+from bivallate.run.folder import RunFolder
+from bivallate.run.progress import Progress, Spoken
+from bivallate.run.session import Session, create_model, load_data
+from bivallate.run.trainer import Trainer, limit_threads
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        model: with the last weights, in eval mode. average: with the averaged weights, or None.
+        history: a dictionary an epoch, as in metrics.jsonl. path: of the folder, or None.
+    """
+
+    model: Classifier
+    average: Classifier | None
+    history: list[dict[str, Any]]
+    path: Path | None
+
+
+def execute(
+    config: Config,
+    dataset: Dataset,
+    model: nn.Module,
+    out: Path | None,
+    *,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+) -> Run:
+    """Runs a complete configuration in a new folder."""
+    limit_threads(config.threads)
+    collective.join()
+    session = Session(config, dataset, model)
+    folder = None
+    if out is not None:
+        folder = RunFolder.create(out, overwrite=overwrite) if collective.rank() == 0 else RunFolder(out)
+        if collective.rank() == 0:
+            config.write(folder.config)
+    return _finish(session, folder, progress)
+
+
+def _finish(session: Session, folder: RunFolder | None, progress: Progress | None) -> Run:
+    Trainer(session, folder, progress or Progress()).run()
+    session.model.eval()
+    average = session.average.model.eval() if session.average is not None else None
+    return Run(session.model, average, session.history, folder.path if folder else None)  # pyright: ignore
+
+
+def train(
+    model: nn.Module | str,
+    dataset: Dataset | str | tuple[Any, Any],
+    method: Method,
+    *,
+    epochs: int = 20,
+    out: str | Path | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool | Progress = False,
+    **settings: Any,
+) -> Run:
+    """Trains a model and returns the finished run.
+
+    Args:
+        model: a network, or the name of an architecture.
+        dataset: from `bivallate.data.load`, or anything that it takes.
+        method: what to train with; it knows its threat.
+        epochs, seed: of training. out: a folder to keep everything in; None keeps nothing on disk.
+        overwrite: replace a run that is there. progress: show a bar, or a `Progress` of one's own.
+        settings: further fields of `Config`: batch_size, optimizer, rate, average, validation, device, ...
+
+    Raises:
+        UserError: for anything the user can mend. NonFinite: training diverged.
+
+    Example:
+        >>> import bivallate as bv
+        >>> data = bv.data.load("digits")
+        >>> run = bv.train("linear", data, bv.methods.plain(bv.Linf(0.1)), epochs=1)
+        >>> run.history[0]["epoch"]
+        1
+    """
+    loaded = dataset if isinstance(dataset, Dataset) else data.load(dataset, seed=seed)
+    named = dataset if isinstance(dataset, str) else _named(loaded)
+    known = model if isinstance(model, str) else getattr(model, "architecture", type(model).__name__)
+    config = Config(
+        method=method,
+        data=Data(name=named),
+        model=Model(name=known),
+        epochs=epochs,
+        seed=seed,
+        **_known(settings),
+    )
+    network = create_model(config.model, loaded, seed) if isinstance(model, str) else model
+    shown = Spoken(method.name) if progress is True else (progress or Progress())
+    return execute(config, loaded, network, Path(out) if out else None, progress=shown, overwrite=overwrite)
+
+
+def _named(dataset: Dataset) -> str:
+    """The name to load it by again; the fingerprint that checkpoints keep tells whether that gives the same
+    data."""
+    return dataset.name if dataset.name in data.registry.names() else ""
+
+
+def _known(settings: dict[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in dataclasses.fields(Config)}
+    for name in settings:
+        if name not in names:
+            raise unknown("setting", name, names)
+    return settings
+
+
+def resume(
+    path: str | Path,
+    *,
+    model: nn.Module | str | None = None,
+    method: Method | None = None,
+    dataset: Dataset | None = None,
+    progress: bool | Progress = False,
+    fall_back: bool = False,
+) -> Run:
+    """Goes on with an interrupted run, to the weights that an uninterrupted one would have reached, bit for
+    bit.
+
+    Args:
+        path: the run's folder.
+        model, method, dataset: for parts that only the user's code can build.
+        fall_back: take the older checkpoint if the newest is damaged.
+
+    Raises:
+        UserError: no run, no readable checkpoint, other data, another model or method.
+    """
+    folder = RunFolder.open(Path(path))
+    config = Config.read(folder.config)
+    if method is not None:
+        config = dataclasses.replace(config, method=method)
+    limit_threads(config.threads)
+    collective.join()
+    found = checkpoint.newest(folder.checkpoints, fall_back=fall_back)
+    loaded = dataset if dataset is not None else load_data(config.data, config.seed)
+    network = _network(config, loaded, model)
+    session = Session(config, loaded, network)
+    session.unpack(found)
+    shown = Spoken(config.method.name) if progress is True else (progress or Progress())
+    return _finish(session, folder, shown)
+
+
+def _network(config: Config, dataset: Dataset, model: nn.Module | str | None) -> nn.Module:
+    name = config.model.name
+    if isinstance(model, nn.Module):
+        return model
+    if model is None and name not in models.names() and not name.startswith("timm:"):
+        raise UserError(
+            f"this run trained {name}, which only your code can build: hand it over again "
+            "(model=... in Python, --model package.module:factory on the command line)"
+        )
+    chosen = dataclasses.replace(config.model, name=model) if isinstance(model, str) else config.model
+    return create_model(chosen, dataset, config.seed)
+
+
+def load(path: str | Path, weights: str = "best", *, model: nn.Module | str | None = None) -> Classifier:
+    """The trained model of a run folder, in eval mode.
+
+    Args:
+        path: the run's folder. weights: "best" (on held-out data), "last" or "ema".
+        model: for a network that only the user's code can build.
+    """
+    return models.load(path, weights, model=model).eval()

@@ -1,0 +1,188 @@
+"""The complete, resolved configuration of a run, and its file."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+from bivallate.errors import UserError, unknown
+from bivallate.files import write_text
+from bivallate.method import Method
+from bivallate.parts import decode, encode, override, part
+from bivallate.run.optim import SGD, Cosine, Flat, MultiStep, Optimizer, Rate, Triangle
+from bivallate.run.sentinel import Sentinel
+
+METHOD_PARTS = tuple(f.name for f in dataclasses.fields(Method))
+
+
+@part
+class Data:
+    """Which images, and how they are cut up.
+
+    Attributes:
+        name: of a set, a path, or hub:owner/name; "" when tensors were handed over in Python.
+        data_dir: where named sets are looked for; "" means BIVALLATE_DATA.
+        validation: fraction (below 1) or number of training rows held out.
+        imbalance: "none", "step:0.2" or "longtail:0.01". extra, extra_ratio: an .npz of synthetic images to
+            mix in.
+        augment: "default" (the papers' choice for the set), "none", or a specification such as "crop4,flip".
+        meta: rows of the second stream that BiLAW learns from, taken from training; used only by methods that
+            ask.
+    """
+
+    name: str = "digits"
+    data_dir: str = ""
+    validation: float = 0.1
+    imbalance: str = "none"
+    extra: str = "none"
+    extra_ratio: float = 0.5
+    augment: str = "default"
+    meta: int = 1000
+    size: int = 0
+    on_bad: str = "refuse"
+
+
+@part
+class Model:
+    """Which network.
+
+    Attributes:
+        name: of an architecture, or package.module:factory.
+        normalise: whether the data's mean and standard deviation become the first layer.
+    """
+
+    name: str = "tiny-cnn"
+    activation: str = "relu"
+    normalise: bool = True
+
+
+@part
+class Validation:
+    """What is measured on the held-out split after each epoch; the best robust accuracy decides `best`.
+
+    Attributes:
+        steps: of the PGD (step eps/4, uniform start). rows: at most so many examples.
+    """
+
+    steps: int = 10
+    rows: int = 1000
+
+
+@part
+class Config:
+    """Everything that a run is a function of.
+
+    Attributes:
+        method, data, model, optimizer, rate: parts.
+        epochs, batch_size, seed: of training.
+        average: decay of the exponential moving average of the weights per step; 0 keeps none.
+        validation, sentinel: what is watched.
+        device: "auto", "cpu", "cuda" or "mps". channels_last: memory layout of convolutions. amp: bfloat16
+            autocast of the model, on CUDA only. threads: of the processor; 0 leaves torch's own choice.
+        checkpoint_minutes: at most so long between checkpoints; one is also written after every epoch.
+        recipe: name of the recipe the values came from, for the record.
+    """
+
+    method: Method
+    data: Data = field(default=Data())
+    model: Model = field(default=Model())
+    optimizer: Optimizer = field(default=SGD())
+    rate: Rate = field(default=Triangle())
+    epochs: int = 20
+    batch_size: int = 128
+    seed: int = 0
+    average: float = 0.0
+    validation: Validation = field(default=Validation())
+    sentinel: Sentinel = field(default=Sentinel())
+    device: str = "auto"
+    channels_last: bool = False
+    amp: bool = False
+    threads: int = 0
+    checkpoint_minutes: float = 5.0
+    recipe: str = "none"
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.epochs, int) and self.epochs >= 1):
+            raise UserError(f"epochs must be a whole number of at least 1, got {self.epochs!r}")
+        if not (isinstance(self.batch_size, int) and self.batch_size >= 1):
+            raise UserError(f"batch_size must be a whole number of at least 1, got {self.batch_size!r}")
+        if not 0 <= self.average < 1:
+            raise UserError(f"average is a decay in [0, 1), got {self.average!r}")
+
+    def set(self, path: str, text: Any) -> Config:
+        """A copy with one value changed: `set("solver.steps", "20")`; a method's part needs no `method.`
+        before it."""
+        first = path.partition(".")[0]
+        own = {f.name for f in dataclasses.fields(self)}
+        if first not in own and first in METHOD_PARTS:
+            path = f"method.{path}"
+        elif first not in own:
+            raise unknown("configuration key", path, [*own, *METHOD_PARTS])
+        return override(self, path, text)
+
+    def write(self, path: Path) -> None:
+        """The configuration as TOML."""
+        entry = encode(self)
+        write_text(
+            path, "# Resolved and complete: `bivallate train --config` repeats this run.\n" + to_toml(entry)
+        )
+
+    @staticmethod
+    def read(path: Path) -> Config:
+        """A configuration file. Raises UserError for what it cannot read, with the nearest name for a wrong
+        key."""
+        try:
+            entry = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"cannot read the configuration {path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not valid TOML: {error}") from error
+        config = decode({"kind": "Config", **entry})
+        if not isinstance(getattr(config, "method", None), Method):
+            raise UserError(f"{path} has no [method] table: every run needs a method")
+        return config
+
+
+def to_toml(entry: dict[str, Any], prefix: str = "") -> str:
+    """Nested dictionaries of numbers, strings, booleans and lists of these as TOML."""
+    plain = {k: v for k, v in entry.items() if not isinstance(v, dict)}
+    lines = [f"{k} = {_value(v)}" for k, v in plain.items()]
+    text = "\n".join(lines) + "\n" if lines else ""
+    for key, table in entry.items():
+        if isinstance(table, dict):
+            name = f"{prefix}{key}"
+            text += f"\n[{name}]\n" + to_toml(table, f"{name}.")
+    return text
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return repr(value)  # the shortest text that reads back to the same bits; inf and nan are TOML too
+    if isinstance(value, list):
+        if any(isinstance(item, dict) for item in value):
+            return (
+                "["
+                + ", ".join(_inline(item) if isinstance(item, dict) else _value(item) for item in value)
+                + "]"
+            )
+        return "[" + ", ".join(_value(item) for item in value) + "]"
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+def _inline(table: dict[str, Any]) -> str:
+    return (
+        "{"
+        + ", ".join(f"{k} = {_inline(v) if isinstance(v, dict) else _value(v)}" for k, v in table.items())
+        + "}"
+    )
+
+
+__all__ = ["Config", "Cosine", "Data", "Flat", "Model", "MultiStep", "Validation"]

@@ -1,0 +1,103 @@
+"""The folder that a run lives in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bivallate.errors import UserError
+from bivallate.files import write_text
+
+CONTENTS = (
+    "config.toml",
+    "metrics.jsonl",
+    "model.safetensors",
+    "model.json",
+    "best.safetensors",
+    "ema.safetensors",
+)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """config.toml, metrics.jsonl, model.safetensors + model.json, best and ema, checkpoints/, evaluation/,
+    report.html."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.toml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line an epoch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What an exact resume needs."""
+        return self.path / "checkpoints"
+
+    @property
+    def evaluation(self) -> Path:
+        """One JSON file for each weights, threat, attack and seed."""
+        return self.path / "evaluation"
+
+    @staticmethod
+    def create(path: Path, *, overwrite: bool = False) -> RunFolder:
+        """A new folder. Raises UserError if it exists and holds anything, unless `overwrite` says to clear
+        the run."""
+        folder = RunFolder(path)
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file; name a folder for the run with --out")
+        if path.is_dir() and any(path.iterdir()):
+            if not overwrite:
+                raise UserError(
+                    f"the run folder {path} exists already: choose another --out, continue it with "
+                    f"`bivallate resume {path}`, or replace it with --overwrite"
+                )
+            if not folder.config.exists():
+                raise UserError(
+                    f"{path} is not a run folder, so --overwrite will not clear it; choose another --out"
+                )
+            folder._clear()
+        try:
+            folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot create the run folder {path}: {error.strerror}") from error
+        return folder
+
+    @staticmethod
+    def open(path: Path) -> RunFolder:
+        """An existing run. Raises UserError if there is none."""
+        folder = RunFolder(Path(path))
+        if not folder.config.exists():
+            raise UserError(
+                f"no run in {path}: it has no config.toml; name a folder that `bivallate train` wrote"
+            )
+        return folder
+
+    def _clear(self) -> None:
+        for name in (*CONTENTS, "report.html"):
+            (self.path / name).unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.evaluation):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def write_metrics(self, history: list[dict[str, Any]]) -> None:
+        """All epochs so far."""
+        lines = (json.dumps(line, allow_nan=False) + "\n" for line in history)
+        write_text(self.metrics, "".join(lines))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All epochs so far; a line that is not JSON raises UserError."""
+        if not self.metrics.exists():
+            return []
+        try:
+            return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
+        except ValueError as error:
+            raise UserError(f"{self.metrics} is damaged: {error}") from error

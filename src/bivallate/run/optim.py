@@ -1,0 +1,148 @@
+"""Optimisers and learning-rate schedules, as parts."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from bivallate.errors import UserError
+from bivallate.parts import part
+from bivallate.types import Clock
+
+
+class Rate(Protocol):
+    """Clock -> factor of the peak learning rate, asked for before every minibatch."""
+
+    def __call__(self, clock: Clock) -> float: ...
+
+
+@part
+class Flat:
+    """The peak rate always."""
+
+    def __call__(self, clock: Clock) -> float:
+        return 1.0
+
+
+@part
+class Triangle:
+    """Linear from 0 to the peak at the fraction `peak` of training, and back to 0: the fast family's
+    schedule.
+
+    Attributes:
+        cycle_momentum: also move momentum from 0.9 down to 0.8 at the peak and back, as torch's CyclicLR does
+            by default in the public code, although the papers say 0.9 throughout.
+    """
+
+    peak: float = 0.5
+    cycle_momentum: bool = False
+
+    def __call__(self, clock: Clock) -> float:
+        t = clock.progress
+        return t / self.peak if t < self.peak else (1 - t) / (1 - self.peak)
+
+    def momentum(self, clock: Clock, base: float) -> float:
+        """Momentum now, for an optimiser whose momentum is `base`."""
+        return base - 0.1 * self(clock) if self.cycle_momentum else base
+
+
+@part
+class MultiStep:
+    """The peak rate times `factor` for every milestone (a fraction of the epochs) that has been reached.
+
+    Attributes:
+        factors: factor after each milestone instead of powers of `factor`; empty uses powers.
+    """
+
+    at: tuple[float, ...] = (0.5, 0.75)
+    factor: float = 0.1
+    factors: tuple[float, ...] = ()
+
+    def __call__(self, clock: Clock) -> float:
+        reached = bisect_right([round(fraction * clock.epochs) for fraction in self.at], clock.epoch)
+        if self.factors:
+            return ([1.0, *self.factors])[reached]
+        return self.factor**reached
+
+
+@part
+class Cosine:
+    """Half a cosine from the peak to `floor` times the peak, after a linear warm-up over the fraction
+    `warm_up`."""
+
+    floor: float = 0.0
+    warm_up: float = 0.0
+
+    def __call__(self, clock: Clock) -> float:
+        t = clock.progress
+        if t < self.warm_up:
+            return t / self.warm_up
+        t = (t - self.warm_up) / (1 - self.warm_up)
+        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * t))
+
+
+class Optimizer(Protocol):
+    """Makes a torch optimiser for a model; `lr` is the peak rate."""
+
+    @property
+    def lr(self) -> float: ...
+
+    def make(self, model: nn.Module) -> torch.optim.Optimizer: ...
+
+
+@part
+class SGD:
+    """Stochastic gradient descent with momentum; weight decay is added to the gradient."""
+
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        _positive(self.lr, self.weight_decay)
+
+    def make(self, model: nn.Module) -> torch.optim.Optimizer:
+        """torch.optim.SGD over all parameters."""
+        return torch.optim.SGD(
+            model.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
+        )
+
+
+@part
+class AdamW:
+    """Adam with decoupled weight decay."""
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 1e-2
+
+    def __post_init__(self) -> None:
+        _positive(self.lr, self.weight_decay)
+
+    def make(self, model: nn.Module) -> torch.optim.Optimizer:
+        """torch.optim.AdamW over all parameters."""
+        betas = (self.beta1, self.beta2)
+        return torch.optim.AdamW(model.parameters(), self.lr, betas, weight_decay=self.weight_decay)
+
+
+def _positive(lr: float, weight_decay: float) -> None:
+    if not (math.isfinite(lr) and lr > 0):
+        raise UserError(f"the learning rate must be positive, got {lr!r}")
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise UserError(f"weight decay must be at least 0, got {weight_decay!r}")
+
+
+def set_rate(optimizer: torch.optim.Optimizer, spec: Optimizer, rate: Rate, clock: Clock) -> float:
+    """Puts the learning rate of this moment (and momentum, if the schedule moves it) into the optimiser."""
+    lr = spec.lr * rate(clock)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        if isinstance(rate, Triangle) and isinstance(spec, SGD):
+            group["momentum"] = rate.momentum(clock, spec.momentum)
+    return lr

@@ -1,0 +1,112 @@
+"""What a person sees of a run while it goes on."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from bivallate.types import StepRecord
+
+
+class Run(Protocol):
+    """What progress needs to know of a session."""
+
+    epoch: int
+    step: int
+    config: Any
+    batches: Any
+    best: float
+    best_epoch: int
+
+
+class Progress:
+    """Says nothing: for runs in memory and for tests. The base of what speaks."""
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def begin(self, session: Run) -> None:
+        """The run starts or goes on."""
+
+    def step(self, session: Run, record: StepRecord, lr: float) -> None:
+        """One minibatch is done."""
+
+    def epoch(self, session: Run, line: dict[str, Any]) -> None:
+        """One epoch is done and measured."""
+
+    def end(self, session: Run) -> None:
+        """The run is complete."""
+
+
+def describe(line: dict[str, Any], epochs: int) -> str:
+    """One epoch in one line of text."""
+    text = f"epoch {line['epoch']:>3}/{epochs}  loss {line['loss']:.3f}"
+    text += f"  train robust {line['train_robust']:6.1%}"
+    if "robust" in line:
+        text += f"  held-out clean {line['clean']:6.1%} robust {line['robust']:6.1%}"
+    if "average_robust" in line:
+        text += f"  averaged {line['average_robust']:6.1%}"
+    text += f"  w {line['weight_mean']:.2f} (ess {line['effective']:4.0%})"
+    return text + f"  {line['forward']:.3g}F+{line['backward']:.3g}B  {line['seconds']:.1f}s"
+
+
+class Spoken(Progress):
+    """A bar with the running numbers on a terminal, and a line an epoch; lines alone where there is no
+    terminal."""
+
+    def __init__(self, title: str, console: Console | None = None, every: int = 1) -> None:
+        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self.title, self.every = title, every
+        columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[numbers]}"))
+        self._bar = Bar(*columns, TimeRemainingColumn(elapsed_when_finished=True), console=self.console)
+        self._live: Live | None = None
+        self._shown = 0.0
+
+    def __enter__(self) -> Spoken:
+        if self.console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._bar.stop()
+
+    def begin(self, session: Run) -> None:
+        """The run starts or goes on."""
+        total = session.config.epochs * len(session.batches)
+        done = session.epoch * len(session.batches) + session.step
+        self._task = self._bar.add_task(self.title, total=total, completed=done, numbers="")
+
+    def step(self, session: Run, record: StepRecord, lr: float) -> None:
+        """Moves the bar, at most ten times a second."""
+        done = session.epoch * len(session.batches) + session.step + 1
+        now = time.monotonic()
+        if now - self._shown < 0.1:
+            return
+        self._shown = now
+        accuracy = record.correct / record.examples
+        numbers = (
+            f"epoch {session.epoch + 1}/{session.config.epochs} loss {record.loss:.3f} robust {accuracy:.0%}"
+        )
+        numbers += f" w {record.weight_mean:.2f} ess {record.effective:.0%} lr {lr:.3g}"
+        self._bar.update(self._task, completed=done, numbers=numbers)
+
+    def epoch(self, session: Run, line: dict[str, Any]) -> None:
+        """A line for the epoch."""
+        self._bar.update(self._task, completed=session.epoch * len(session.batches))
+        last = session.epoch >= session.config.epochs
+        if session.epoch % self.every == 0 or last:
+            self.console.print(f"{self.title}  {describe(line, session.config.epochs)}", markup=False)
+
+    def end(self, session: Run) -> None:
+        """Nothing more to say: the caller reports the result."""

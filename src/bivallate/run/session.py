@@ -1,0 +1,233 @@
+"""The state of a run: everything that a checkpoint holds, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bivallate import collective, data, models
+from bivallate.data import Batches, Dataset, Split
+from bivallate.errors import UserError
+from bivallate.models import Classifier
+from bivallate.run.average import Average
+from bivallate.run.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
+from bivallate.run.config import Config
+from bivallate.run.tally import Tally
+from bivallate.types import Clock, Facts
+
+
+def pick_device(name: str) -> torch.device:
+    """The device by name; "auto" is CUDA, then MPS, then the CPU. Raises UserError for one that is not
+    there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", collective.local_rank())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {name!r} cannot be used: {reason}; use --device auto or cpu") from error
+    return device
+
+
+def load_data(spec: Any, seed: int) -> Dataset:
+    """The data set of a configuration."""
+    if not spec.name:
+        raise UserError("this run was trained on tensors: hand the same data over again (data=...)")
+    return data.load(
+        spec.name,
+        data_dir=spec.data_dir or None,
+        seed=seed,
+        validation=spec.validation if spec.validation < 1 else int(spec.validation),
+        imbalance=None if spec.imbalance == "none" else spec.imbalance,
+        extra=None if spec.extra == "none" else spec.extra,
+        extra_ratio=spec.extra_ratio,
+        size=spec.size or None,
+        on_bad=spec.on_bad,
+    )
+
+
+def create_model(spec: Any, dataset: Dataset, seed: int) -> Classifier:
+    """The network of a configuration, for this data."""
+    mean, std = (dataset.mean, dataset.std) if spec.normalise else (None, None)
+    return models.create(
+        spec.name,
+        num_classes=len(dataset.classes),
+        shape=dataset.shape,
+        mean=mean,
+        std=std,
+        activation=spec.activation,
+        seed=seed,
+    )
+
+
+class Session:
+    """Model, optimiser, averages, the method's memory, and the place in the data.
+
+    Attributes:
+        config, dataset, model: what the run is a function of.
+        method: bound to this run. batches: the minibatches. average: of the weights, or None.
+        epoch, step: the next minibatch. tally: sums of the current epoch. history: lines of finished epochs.
+        best: robust accuracy on held-out data of the best epoch so far.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset, model: nn.Module) -> None:
+        self.config, self.dataset = config, dataset
+        self.device = pick_device(config.device)
+        self.model = models.wrap(model, num_classes=len(dataset.classes), shape=dataset.shape).to(self.device)
+        if config.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.model.autocast_dtype = _amp(config, self.device)  # pyright: ignore[reportArgumentType]
+        train, meta = self._streams()
+        augment = _augmentation(config, dataset)
+        self.batches = Batches(
+            train,
+            config.batch_size,
+            config.seed,
+            augment,
+            meta=meta,
+            device=self.device,
+            rank=collective.rank(),
+            world=collective.world(),
+        )
+        facts = Facts(
+            len(train),
+            dataset.shape,
+            len(dataset.classes),
+            self.device,
+            torch.float32,
+            augment.pad,
+            len(self.batches),
+        )
+        self.method = config.method.bind(facts)
+        self.optimizer = config.optimizer.make(self.model)
+        self.average = Average(self.model, config.average) if config.average else None
+        self.epoch, self.step = 0, 0
+        self.tally, self.history = Tally(), list[dict[str, Any]]()
+        self.best, self.best_epoch = -1.0, -1
+        self.forward, self.backward, self.seconds = 0, 0, 0.0
+        self.sentinel_state: dict[str, Any] = {}
+        collective.broadcast([*self.model.parameters(), *self.model.buffers()])
+
+    def _streams(self) -> tuple[Split, Split | None]:
+        """Training rows, and the second stream where the weighting asks for one."""
+        train, config = self.dataset.train, self.config
+        if not config.method.weighting.needs_meta:
+            return train, None
+        rows = min(config.data.meta, len(train) // 4)
+        rest, meta = data.holdout(train, rows, config.seed, "meta")
+        return rest, meta
+
+    def clock(self, replay: int = 0) -> Clock:
+        """Now."""
+        c = self.config
+        return Clock(self.epoch, c.epochs, self.step, len(self.batches), replay, c.seed)
+
+    def pack(self) -> Checkpoint:
+        """Everything that an exact resume needs."""
+        tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"optimizer.{k}": v for k, v in pack_optimizer(self.optimizer).items()}
+        memory = self.method.state_dict()
+        tensors |= {f"method.{k}": v for k, v in memory.items() if isinstance(v, Tensor)}
+        if self.average is not None:
+            tensors |= {f"average.{k}": v for k, v in self.average.model.state_dict().items()}
+        tensors |= {f"generator.{k}": v for k, v in _generators().items()}
+        values = {
+            "method": {k: v for k, v in memory.items() if not isinstance(v, Tensor)},
+            "average_updates": self.average.updates if self.average is not None else 0,
+            "tally": self.tally.to_dict(),
+            "history": self.history,
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "forward": self.forward,
+            "backward": self.backward,
+            "seconds": self.seconds,
+            "sentinel": self.sentinel_state,
+            "data": self.dataset.fingerprint,
+            "architecture": self.model.architecture,
+        }
+        return Checkpoint(self.epoch, self.step, tensors, values)
+
+    def unpack(self, checkpoint: Checkpoint) -> None:
+        """The inverse of `pack`. Raises UserError if the checkpoint is of another model, method or data."""
+        values = checkpoint.values
+        if values["data"] != self.dataset.fingerprint:
+            raise UserError(
+                "the data is not what this run was trained on (its fingerprint differs): "
+                "restore the files, or start a new run"
+            )
+        part = {
+            name: _section(checkpoint.tensors, name) for name in ("model", "optimizer", "method", "average")
+        }
+        try:
+            self.model.load_state_dict(part["model"])
+            unpack_optimizer(self.optimizer, part["optimizer"])
+            self.method.load_state_dict({**part["method"], **values["method"]})
+            if self.average is not None:
+                self.average.model.load_state_dict(part["average"])
+                self.average.updates = values["average_updates"]
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise UserError(
+                f"the checkpoint is of another model or method than {self.model.architecture}: {error}"
+            ) from error
+        self.epoch, self.step = checkpoint.epoch, checkpoint.step
+        self.tally = Tally(**values["tally"])
+        self.history, self.best, self.best_epoch = values["history"], values["best"], values["best_epoch"]
+        self.forward, self.backward = values["forward"], values["backward"]
+        self.seconds, self.sentinel_state = values["seconds"], values["sentinel"]
+        _restore_generators(_section(checkpoint.tensors, "generator"))
+
+    def save_model(self, folder: Path, weights: str, model: Classifier | None = None) -> None:
+        """The weights with their manifest."""
+        entries = {
+            "method": self.config.method.name,
+            "config": "config.toml",
+            "data": self.dataset.name,
+            "data_fingerprint": self.dataset.fingerprint,
+            "epoch": self.epoch,
+        }
+        models.save(
+            model or self.model, folder, weights=weights, classes=self.dataset.classes, entries=entries
+        )
+
+
+def _section(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+
+
+def _generators() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def _restore_generators(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    cuda = [states[f"cuda{i}"] for i in range(len(states) - 1)]
+    if cuda and torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(cuda)
+
+
+def _augmentation(config: Config, dataset: Dataset) -> data.Augment:
+    text = config.data.augment
+    return dataset.augment if text == "default" else data.Augment.parse(text)
+
+
+def _amp(config: Config, device: torch.device) -> torch.dtype | None:
+    if not config.amp:
+        return None
+    if device.type != "cuda":
+        raise UserError(f"mixed precision is for CUDA (on {device.type} it is slower): leave amp off")
+    return torch.bfloat16
+
+
+def resolved(config: Config, **changes: Any) -> Config:
+    """A copy of a configuration with fields replaced."""
+    return dataclasses.replace(config, **changes)

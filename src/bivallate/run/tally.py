@@ -1,0 +1,58 @@
+"""Sums over the minibatches of an epoch, exact across a resume."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from bivallate.types import StepRecord
+
+
+@dataclass
+class Tally:
+    """Running sums of what the steps of one epoch report; JSON holds floats exactly, so a resume loses
+    nothing."""
+
+    examples: int = 0
+    rows: int = 0
+    loss: float = 0.0
+    correct: int = 0
+    weight: float = 0.0
+    effective: float = 0.0
+    forward: int = 0
+    backward: int = 0
+    seconds: float = 0.0
+    logged: dict[str, float] = field(default_factory=dict)
+    counted: dict[str, int] = field(default_factory=dict)
+
+    def add(self, record: StepRecord, *, first: bool) -> None:
+        """Takes in one step; `first` tells the first use of a minibatch from a replay."""
+        n = record.examples
+        self.examples += n
+        self.rows += n if first else 0
+        self.loss += record.loss * n
+        self.correct += record.correct
+        self.weight += record.weight_mean * n
+        self.effective += record.effective * n
+        self.forward += record.passes.forward
+        self.backward += record.passes.backward
+        for name, value in record.logged.items():
+            self.logged[name] = self.logged.get(name, 0.0) + value * n
+            self.counted[name] = self.counted.get(name, 0) + n
+
+    def line(self) -> dict[str, Any]:
+        """Means over the examples; passes per row of the training set."""
+        n, rows = max(self.examples, 1), max(self.rows, 1)
+        return {
+            "loss": self.loss / n,
+            "train_robust": self.correct / n,
+            "weight_mean": self.weight / n,
+            "effective": self.effective / n,
+            "forward": self.forward / rows,
+            "backward": self.backward / rows,
+            **{name: value / self.counted[name] for name, value in self.logged.items()},
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return asdict(self)

@@ -1,0 +1,159 @@
+"""The training loop: epochs of minibatches, measured, checkpointed, interruptible, resumable to the bit."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from bivallate import collective
+from bivallate.errors import UserError
+from bivallate.run import checkpoint
+from bivallate.run.folder import RunFolder
+from bivallate.run.interrupt import Interrupted, Request, interruptible
+from bivallate.run.measure import held_out
+from bivallate.run.optim import set_rate
+from bivallate.run.progress import Progress
+from bivallate.run.session import Session
+from bivallate.run.tally import Tally
+from bivallate.step import train_step
+from bivallate.types import Batch, StepRecord
+
+
+class Trainer:
+    """Runs a session to its end, in a folder or in memory alone.
+
+    Attributes:
+        session: the state. folder: where it is kept, or None. progress: what is shown.
+    """
+
+    def __init__(self, session: Session, folder: RunFolder | None, progress: Progress) -> None:
+        self.session, self.folder, self.progress = session, folder, progress
+        self._saved = time.monotonic()
+        self._since = time.monotonic()
+
+    def run(self) -> None:
+        """From wherever the session stands to the last epoch.
+
+        Raises:
+            Interrupted: asked to stop; the state is saved.
+            NonFinite: the loss or a gradient is not finite; the last checkpoint stays as it was.
+        """
+        session = self.session
+        session.model.train()
+        if self.folder is not None and session.epoch == 0 and session.step == 0:
+            self._save()  # a run that dies in its first minutes can be resumed too
+        with interruptible() as request, self.progress as progress:
+            progress.begin(session)
+            self._since = time.monotonic()
+            while session.epoch < session.config.epochs:
+                self._epoch(request)
+            progress.end(session)
+
+    def _epoch(self, request: Request) -> None:
+        session = self.session
+        for batch in session.batches.epoch(session.epoch, session.step):
+            self._minibatch(batch)
+            session.step += 1
+            if request.made:
+                self._interrupt()
+            if time.monotonic() - self._saved > 60 * session.config.checkpoint_minutes:
+                self._save()
+        self._finish_epoch()
+
+    def _minibatch(self, batch: Batch) -> None:
+        """All replays of one minibatch; checkpoints lie between minibatches."""
+        session, config = self.session, self.session.config
+        rate = set_rate(session.optimizer, config.optimizer, config.rate, session.clock())
+        record: StepRecord | None = None
+        for replay in range(session.method.replays):
+            clock = session.clock(replay)
+            record = train_step(session.model, session.optimizer, session.method, batch, clock)
+            session.tally.add(record, first=replay == 0)
+            if session.average is not None and (
+                replay == session.method.replays - 1 or not session.method.accumulate
+            ):
+                session.average.update(session.model)
+        assert record is not None
+        self._lap()
+        self.progress.step(session, record, rate)
+
+    def _lap(self) -> None:
+        now = time.monotonic()
+        self.session.tally.seconds += now - self._since
+        self._since = now
+
+    def _finish_epoch(self) -> None:
+        """Measures, keeps the best, writes the line, moves on to the next epoch."""
+        session = self.session
+        collective.broadcast(session.model.buffers())
+        line: dict[str, Any] = {"epoch": session.epoch + 1, "lr": session.optimizer.param_groups[0]["lr"]}
+        line |= session.tally.line() | self._measure()
+        session.forward += session.tally.forward
+        session.backward += session.tally.backward
+        self._lap()
+        session.seconds += session.tally.seconds
+        rows = max(len(session.batches.split), 1)
+        line |= {"total_forward": session.forward / rows, "total_backward": session.backward / rows}
+        line["seconds"] = session.tally.seconds
+        session.history.append(line)
+        better = line.get("robust", float(session.epoch)) > session.best
+        if better:
+            session.best, session.best_epoch = line.get("robust", float(session.epoch)), session.epoch
+        session.epoch, session.step, session.tally = session.epoch + 1, 0, Tally()
+        if self.folder is not None and collective.rank() == 0:
+            if better:
+                session.save_model(self.folder.path, "best")
+            session.save_model(self.folder.path, "model")
+            if session.average is not None:
+                session.save_model(self.folder.path, "ema", session.average.model)  # pyright: ignore
+            self.folder.write_metrics(session.history)
+        self._save()
+        self.progress.epoch(session, line)
+
+    def _measure(self) -> dict[str, float]:
+        """Clean and robust accuracy on held-out data, of the weights and of their average."""
+        session, split = self.session, self.session.dataset.validation
+        if split is None or len(split) == 0:
+            return {}
+        clean, robust, passes = self._held_out(session.model)
+        line = {"clean": clean, "robust": robust}
+        if session.average is not None:
+            line["average_clean"], line["average_robust"], more = self._held_out(session.average.model)
+            passes = passes + more
+        line["validation_forward"] = passes.forward / len(session.batches.split)
+        line["validation_backward"] = passes.backward / len(session.batches.split)
+        return line
+
+    def _held_out(self, model: nn.Module):
+        session, watched = self.session, self.session.config.validation
+        split = session.dataset.validation
+        assert split is not None
+        threat, seed = session.method.threat, session.config.seed
+        return held_out(
+            model, split, threat, steps=watched.steps, rows=watched.rows, seed=seed, device=session.device
+        )
+
+    def _save(self) -> None:
+        self._saved = time.monotonic()
+        if self.folder is not None and collective.rank() == 0:
+            checkpoint.save(self.folder.checkpoints, self.session.pack())
+
+    def _interrupt(self) -> None:
+        if self.folder is None:
+            raise Interrupted("interrupted; the run had no folder (out=...), so its state is lost")
+        self._save()
+        raise Interrupted(
+            f"interrupted at epoch {self.session.epoch + 1}, minibatch {self.session.step}; all is saved. "
+            f"Go on with: bivallate resume {self.folder.path}"
+        )
+
+
+def limit_threads(threads: int) -> None:
+    """Sets torch's number of threads; 0 leaves it. Bit-identical resumption needs the same number."""
+    if threads < 0:
+        raise UserError(f"threads must be at least 0, got {threads}")
+    if threads:
+        torch.set_num_threads(threads)
