@@ -1,6 +1,8 @@
 """Bad data: each gets one message that names what, where and what to do."""
 
+import errno
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -266,6 +268,32 @@ def test_a_cache_that_cannot_be_written(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BIVALLATE_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match="set BIVALLATE_CACHE"):
+        data.load(parquet_set)
+
+
+def test_a_full_disk(parquet_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(UserError, match=r"No space left on device; set BIVALLATE_CACHE"):
+        data.load(parquet_set)
+    assert not any((tmp_path / "cache" / "data").iterdir())
+
+
+def test_what_a_killed_process_left_is_swept(parquet_set: Path, tmp_path: Path) -> None:
+    old, new = (tmp_path / "cache" / "data" / name for name in (".animals-train-old", ".animals-train-new"))
+    for left in (old, new):
+        left.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    data.load(parquet_set)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_a_file_that_cannot_be_read(parquet_set: Path) -> None:
+    (parquet_set / "test.parquet").unlink()
+    (parquet_set / "test.parquet").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"cannot read .*test.parquet: No such file"):
         data.load(parquet_set)
 
 

@@ -46,6 +46,10 @@ def test_the_table_covers_the_papers_sets() -> None:
         registry.find("tiny-imagnet")
 
 
+def test_the_listing_draws_by_the_same_function() -> None:
+    assert registry.contact_sheet is data.contact_sheet
+
+
 def test_digits_are_as_described() -> None:
     loaded, known = data.load("digits", validation=0), registry.find("digits")
     assert (len(loaded.train), len(loaded.test), loaded.shape) == (known.train, known.test, known.shape)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ __all__ = ["Decoded", "cache_folder", "cached", "files_key"]
 
 FORMAT = 1
 PEEK = 65536
+MOST_PEEKED = 1024  # image folders have too many files to open each at every start
+STALE = 86400  # seconds after which an unfinished folder belongs to a process that was killed
 
 
 @dataclass(frozen=True)
@@ -48,15 +51,24 @@ def cache_folder() -> Path:
 def files_key(files: Sequence[Path], *options: object) -> str:
     """Hash of path, size, time, head and tail of each file, and of the options; cheap."""
     parts: list[bytes | str] = [str(FORMAT), *map(repr, options)]
+    peek = len(files) <= MOST_PEEKED
     for path in files:
-        stat = path.stat()
-        parts += [str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns)]
-        if len(files) <= 1024:  # image folders have too many files to open each at every start
-            with path.open("rb") as file:
-                parts.append(file.read(PEEK))
-                file.seek(max(0, stat.st_size - PEEK))
-                parts.append(file.read(PEEK))
+        try:
+            parts += _marks(path, peek)
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
     return digest(*parts)
+
+
+def _marks(path: Path, peek: bool) -> list[bytes | str]:
+    stat = path.stat()
+    marks: list[bytes | str] = [str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns)]
+    if peek:
+        with path.open("rb") as file:
+            marks.append(file.read(PEEK))
+            file.seek(max(0, stat.st_size - PEEK))
+            marks.append(file.read(PEEK))
+    return marks
 
 
 def cached(name: str, key: str, build: Callable[[Path], None]) -> Path:
@@ -66,6 +78,7 @@ def cached(name: str, key: str, build: Callable[[Path], None]) -> Path:
         return final
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(final.parent)
         work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=final.parent))
     except OSError as error:
         raise UserError(
@@ -81,6 +94,20 @@ def cached(name: str, key: str, build: Callable[[Path], None]) -> Path:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return final
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what killed processes left unfinished."""
+    for left in folder.glob(".*"):
+        if left.is_dir() and time.time() - left.stat().st_mtime > STALE:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def reserve(file: Path) -> None:
+    """Claims the space of a mapped file: a write to a map on a full disk kills the process without a word."""
+    if hasattr(os, "posix_fallocate"):
+        with file.open("r+b") as handle:
+            os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
 
 
 def _settle(work: Path, final: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from numpy.lib.format import open_memmap
 from PIL import Image, ImageOps
 
-from bivallate.data.cache import save_meta
+from bivallate.data.cache import reserve, save_meta
 from bivallate.data.dataset import digest, moments
 from bivallate.errors import UserError
 
@@ -96,6 +96,7 @@ def decode(encoded: Encoded, folder: Path, reading: Reading) -> None:
     total = len(encoded.labels)
     shape = probe(encoded, reading)
     images = open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=(total, *shape))
+    reserve(folder / "images.npy")
     bad = {int(row): "has no label" for row in np.flatnonzero(encoded.labels < 0)}
 
     def read(row: int, item: Item) -> None:
@@ -192,6 +193,10 @@ def pixels(item: Item, shape: tuple[int, int, int], reading: Reading) -> np.ndar
 
 def _fit(image: Image.Image, shape: tuple[int, int, int], reading: Reading) -> np.ndarray | str:
     channels, h, w = shape
+    if (
+        reading.size is not None
+    ):  # a large JPEG is decoded at a fraction of its size, still twice the wanted one
+        image.draft(None, (2 * max(h, w), 2 * max(h, w)))
     if image.format in ("JPEG", "MPO", "TIFF"):
         ImageOps.exif_transpose(image, in_place=True)
     is_grey = image.mode in GREY_MODES

@@ -15,10 +15,11 @@ from bivallate.errors import UserError
 
 __all__ = ["download"]
 
+SPLIT_NAMES = frozenset({"train", "validation", "test"})
 CONVERTED = "refs/convert/parquet"  # the hub keeps a Parquet copy of sets published in other forms
 
 
-def download(repo: str, under: str = "") -> Path:
+def download(repo: str, under: str = "", splits: frozenset[str] = SPLIT_NAMES) -> Path:
     """The folder of a data set "owner/name" (or of its files under a folder), downloaded at most once.
 
     Raises:
@@ -32,7 +33,7 @@ def download(repo: str, under: str = "") -> Path:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        folder, sizes = _fetch(repo, under)
+        folder, sizes = _fetch(repo, under, splits)
     except GatedRepoError:
         raise UserError(
             f"hub:{repo} asks you to accept its terms: do so on its page, then `hf auth login`"
@@ -79,7 +80,7 @@ def _complete(marker: Path) -> Path | None:
     return folder if whole else None
 
 
-def _fetch(repo: str, under: str) -> tuple[Path, dict[str, int]]:
+def _fetch(repo: str, under: str, splits: frozenset[str]) -> tuple[Path, dict[str, int]]:
     """Downloads with the hub's client (progress, resume) and compares each file's SHA-256 with the hub's."""
     import huggingface_hub as hf
 
@@ -90,7 +91,8 @@ def _fetch(repo: str, under: str) -> tuple[Path, dict[str, int]]:
         except hf.errors.RevisionNotFoundError:
             listed = []
         files: list[Any] = [f for f in listed if f.path.endswith(".parquet") and f.path.startswith(under)]
-        files = [f for f in files if split_of(Path(f.path))] or files  # no corrupted or unlabelled copies
+        known = [f for f in files if split_of(Path(f.path))]
+        files = [f for f in known if split_of(Path(f.path)) in splits] or files  # no corrupted copies
         if files:
             break
     else:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from bivallate.data.augment import Augment
+from bivallate.data.sheet import contact_sheet
 from bivallate.errors import UserError, unknown
 
-__all__ = ["KNOWN", "Known", "describe", "find", "known_folder", "names"]
+__all__ = ["KNOWN", "Known", "contact_sheet", "describe", "find", "known_folder", "names"]
 
 CROP_FLIP = Augment(pad=4, flip=True)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -60,10 +60,17 @@ def find(data: Any, data_dir: str | Path | None, reading: Reading, stream: Strea
         path = registry.local(known, data_dir)
         if path is None:
             assert known.hub is not None
-            return _files(hub.download(known.hub, known.under), known.name, reading, known, stream)
+            return _files(
+                hub.download(known.hub, known.under, _published(known)), known.name, reading, known, stream
+            )
     if path.is_file():
         return _single(path, reading, stream)
     return _files(path, path.name, reading, registry.known_folder(path.name), stream)
+
+
+def _published(known: registry.Known) -> frozenset[str]:
+    """The splits worth downloading: test data without labels are not."""
+    return hub.SPLIT_NAMES if known.test_split == "test" else hub.SPLIT_NAMES - {"test"}
 
 
 def _local(name: str, data_dir: str | Path | None) -> Path | None:
