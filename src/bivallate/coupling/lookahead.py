@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,7 +129,9 @@ class Lookahead:
     def _along(self, theta: Named, v: Named) -> Tensor:
         """(B,) <grad robust_j(theta), v> for every example: one forward pass with a tangent."""
         with torch.no_grad(), forward_ad.dual_level():
-            dual = {n: forward_ad.make_dual(p, v[n]) for n, p in theta.items()}
+            with warnings.catch_warnings():  # PyTorch's first dual tensor imports a script it has deprecated
+                warnings.simplefilter("ignore", DeprecationWarning)
+                dual = {n: forward_ad.make_dual(p, v[n]) for n, p in theta.items()}
             robust = self._terms(dual, self.batch, self.x_adv).robust
             tangent = forward_ad.unpack_dual(robust).tangent
         self.forward.passes.backward += len(self.batch.x)

@@ -1,0 +1,404 @@
+"""BiLAW, BiLAW-TRADES, non-parametric reweighting: references, meta-gradient, what is learned and saved."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from tests.methods.glue import CLASSES, EPS, SHAPE, Net, Trained, draws, gap, minibatches, train
+from tests.reference import reweighted as reference
+from tests.reference.plainsgd import MiniBatch
+from torch import Tensor
+
+import bivallate as bv
+from bivallate import Linf, UserError, methods
+from bivallate.coupling.lookahead import Lookahead, second_stream
+from bivallate.lower.problem import Forward
+from bivallate.method import Method
+from bivallate.noise import Noise
+from bivallate.parts import part
+from bivallate.types import Batch, Clock, Evidence, Facts
+from bivallate.upper.awp import AWP
+from bivallate.upper.loss import Trades, adversarial
+from bivallate.weighting.learned import Correlation, MarginNet, RunningMarginNet
+
+THREAT = Linf(EPS)
+FACTS = Facts(15, SHAPE, CLASSES, dtype=torch.float64)
+META = minibatches((5, 5, 4), seed=7)
+
+
+def with_meta(batches: Sequence[MiniBatch], meta: Sequence[MiniBatch] = META) -> list[Batch]:
+    """Minibatches of both streams; their rows carry the same numbers."""
+    return [Batch(*b, meta=Batch(*m)) for b, m in zip(batches, meta, strict=True)]
+
+
+def both_draws(purpose: str, step: int, like: Tensor, index: Tensor) -> Tensor:
+    """The package's draws, for the second stream at its own turn."""
+    if not purpose.startswith("meta-"):
+        return draws()(purpose, step, like, index)
+    noise, kind = second_stream(Clock(step=step, steps=3), index), purpose.rsplit(":", 1)[1]
+    made = noise.uniform if kind == "uniform" else noise.normal
+    return made("start", tuple(like.shape[1:]), torch.float64)
+
+
+def initial(rule: MarginNet, seed: int = 0) -> list[Tensor]:
+    """The weighting network's first parameters, in the reference's order."""
+    network = rule.bind(FACTS)
+    network.draw(seed)
+    return [p.detach().clone() for p in network.parameters()]
+
+
+def compare(method: Method, transcription: Any, norm: bool = True, **hyper: Any) -> Trained:
+    """Package and reference, three momentum updates."""
+    mine, theirs = Net(norm), Net(norm).train()
+    trained = train(mine, method, with_meta(minibatches()))
+    seen = "after" if norm else "before"
+    transcription(theirs, minibatches(), both_draws, meta=META, eps=EPS, lr=0.1, buffers_seen=seen, **hyper)
+    assert gap(mine, Net(norm)) > 1e-3
+    assert gap(mine, theirs) <= 1e-10
+    return trained
+
+
+# ---------------------------------------------------------------- references
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+@pytest.mark.parametrize("host", ["at", "trades"])
+@pytest.mark.parametrize("norm", [True, False])
+def test_bilaw(second_order, host, norm) -> None:
+    make = methods.bilaw if host == "at" else methods.bilaw_trades
+    method = make(THREAT, second_order=second_order, net_lr=0.05)
+    mu = initial(method.weighting)
+    trained = compare(method, reference.bilaw, norm, mu=mu, host=host, mu_lr=0.05)
+    learned = trained.bound.weighting
+    assert isinstance(learned, RunningMarginNet)
+    for mine, theirs in zip(learned.parameters(), mu, strict=True):
+        torch.testing.assert_close(mine.detach(), theirs.detach(), rtol=0, atol=1e-9)
+    moved = [(a.detach() - b).abs().max() for a, b in zip(mu, initial(method.weighting), strict=True)]
+    assert max(moved) > 0.1, "the network has learned, so the comparison means something"
+
+
+@pytest.mark.parametrize("hidden", [(64,), (64, 64)])
+def test_bilaw_on_adversarial_margins(hidden) -> None:
+    method = methods.bilaw(THREAT, hidden=hidden, margins_from="adversarial")
+    compare(method, reference.bilaw, mu=initial(method.weighting), margins_from="adv")
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+@pytest.mark.parametrize("norm", [True, False])
+def test_non_parametric(second_order, norm) -> None:
+    trained = compare(
+        methods.non_parametric(THREAT, second_order=second_order), reference.nonparametric, norm
+    )
+    assert 0 < trained.records[0].logged["helpful"] < 1, "some gradients help and some do not"
+
+
+# ---------------------------------------------------------------- reductions
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (methods.bilaw(THREAT), methods.at(THREAT)),
+        (methods.bilaw_trades(THREAT), methods.trades(THREAT)),
+    ],
+    ids=lambda m: m.name,
+)
+def test_a_constant_network_is_the_host(one, two) -> None:
+    a, b = Net(), Net()
+    bound = one.bind(FACTS)
+    bound.weighting.drawn.fill_(True)  # all weights zero: omega is 1/2 everywhere, and its gradient vanishes
+    optimizer = torch.optim.SGD(a.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    a.train()
+    for t, batch in enumerate(with_meta(minibatches())):
+        bv.train_step(a, optimizer, bound, batch, Clock(0, 1, t, 3))
+    assert gap(a, train(b, two, minibatches()).model) <= 1e-12
+    for p in bound.weighting.parameters():
+        assert p.abs().max() < 1e-9, "no gradient but rounding along a common factor"
+
+
+# ---------------------------------------------------------------- the meta-gradient
+
+
+def looking(method: Method, norm: bool = True) -> tuple[Lookahead, Net]:
+    """A lookahead at one minibatch, and its network."""
+    net = Net(norm).train()
+    batch = with_meta(minibatches())[0]
+    x_adv = (batch.x + 0.01).clamp(0, 1)
+    return Lookahead(Forward(net), method.bind(FACTS), batch, x_adv, Clock(), lr=0.1), net
+
+
+@pytest.mark.parametrize("loss", [adversarial, Trades(6.0)], ids=["at", "trades"])
+@pytest.mark.parametrize("norm", [True, False])
+def test_derivative_in_the_weights(loss, norm) -> None:
+    """Jacobian-vector product = second-order graph = finite differences.
+
+    Without attack steps, so that the attacked point does not jump with the weights.
+    """
+    method = methods.bilaw(THREAT, steps=0).but(loss=loss)
+    lookahead, _ = looking(method, norm)
+    w = torch.linspace(0.5, 1.5, 6, dtype=torch.float64).requires_grad_()
+    assert lookahead(w).detach() == lookahead(w, second_order=True).detach()
+    product = torch.autograd.grad(lookahead(w), w)[0]
+    graph = torch.autograd.grad(lookahead(w, second_order=True), w)[0]
+    torch.testing.assert_close(product, graph, rtol=1e-10, atol=1e-14)
+    assert product.abs().min() > 1e-6
+    h = 1e-5
+    for j in range(len(w)):
+        step = h * torch.nn.functional.one_hot(torch.tensor(j), len(w))
+        up, down = lookahead(w.detach() + step), lookahead(w.detach() - step)
+        assert float(up - down) / (2 * h) == pytest.approx(float(product[j]), rel=1e-6, abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    "inputs", ["multiclass-margin", "scalar-margin", "adversarial-loss", "loss-difference"]
+)
+def test_derivative_in_the_network(inputs) -> None:
+    """d loss / d mu through the normalised weights, against finite differences in every layer."""
+    rule = MarginNet((8,), inputs)
+    lookahead, net = looking(methods.bilaw(THREAT, steps=0))
+    network = rule.bind(FACTS)
+    network.draw(3)
+    logits, y = net(lookahead.x_adv), lookahead.batch.y
+    evidence = Evidence(
+        torch.zeros(6, dtype=torch.float64), logits.detach(), y, y, y, Clock(), lambda: net(lookahead.batch.x)
+    )
+    features = rule.features(evidence).detach()
+    assert features.shape == (6, CLASSES if inputs == "multiclass-margin" else 1)
+
+    def value(second_order: bool = False) -> Tensor:
+        omega = network.omega(features)
+        return lookahead(omega / omega.mean(), second_order=second_order)
+
+    parameters = list(network.parameters())
+    product = torch.autograd.grad(value(), parameters, materialize_grads=True)
+    graph = torch.autograd.grad(value(True), parameters, materialize_grads=True)
+    checked = 0
+    for p, g, g2 in zip(parameters, product, graph, strict=True):
+        torch.testing.assert_close(g, g2, rtol=1e-9, atol=1e-14)
+        k = int(g.abs().argmax())
+        flat, h = p.data.view(-1), 1e-5
+        flat[k] += h
+        up = float(value())
+        flat[k] -= 2 * h
+        down = float(value())
+        flat[k] += h
+        assert (up - down) / (2 * h) == pytest.approx(float(g.view(-1)[k]), rel=1e-4, abs=1e-9)
+        checked += float(g.abs().max()) > 1e-6
+    assert checked >= 3
+
+
+def test_aligned_examples_gain_weight() -> None:
+    """For a small step on mu, sum_j c_j (change of w_j) > 0: descent gives the plus sign of the text."""
+    lookahead, net = looking(methods.bilaw(THREAT, steps=0))
+    rule = MarginNet((16,), lr=1e-5, weight_decay=0.0)
+    network = rule.bind(FACTS)
+    with torch.no_grad():
+        clean, logits = net(lookahead.batch.x), net(lookahead.x_adv)
+    y = lookahead.batch.y
+    evidence = Evidence(torch.zeros(6, dtype=torch.float64), logits, y, y, y, Clock(), lambda: clean)
+    network.draw(0)
+    before = network(evidence)
+    w = before.clone().requires_grad_()
+    helpful = -torch.autograd.grad(lookahead(w), w)[0]
+    start = float(lookahead(before))
+    network.fit(evidence, lookahead)
+    after = network(evidence)
+    assert (helpful * (after - before)).sum() > 0
+    assert float(lookahead(after)) < start
+    assert abs(after.mean().item() - 1) < 1e-12
+
+
+def test_equal_margins_teach_nothing() -> None:
+    lookahead, _ = looking(methods.bilaw(THREAT, steps=0))
+    network = MarginNet((8,), weight_decay=0.0).bind(FACTS)
+    logits = torch.randn(1, CLASSES, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y = torch.zeros(6, dtype=torch.long)
+    same = logits.expand(6, -1)
+    evidence = Evidence(torch.zeros(6, dtype=torch.float64), same, y, y, y, Clock(), lambda: same)
+    torch.testing.assert_close(network(evidence), torch.ones(6, dtype=torch.float64))
+    omega = network.omega(network.rule.features(evidence))
+    loss = lookahead(omega / omega.mean())
+    for g in torch.autograd.grad(loss, list(network.parameters()), materialize_grads=True):
+        assert g.abs().max() < 1e-15
+
+
+def test_only_the_direction_of_the_second_gradient_matters() -> None:
+    rule = Correlation().bind(FACTS)
+    slope = torch.tensor([0.3, -0.2, -0.6], dtype=torch.float64)
+    y = torch.zeros(3, dtype=torch.long)
+    evidence = Evidence(torch.zeros(3, dtype=torch.float64), torch.zeros(3, 2), y, y, y, Clock(), lambda: y)
+    weights = []
+    for scale in (1.0, 50.0):
+        rule.fit(evidence, lambda w, second_order=False, scale=scale: scale * (slope * w).sum())
+        weights.append(rule(evidence))
+    torch.testing.assert_close(weights[0], torch.tensor([0.0, 0.75, 2.25], dtype=torch.float64))
+    torch.testing.assert_close(weights[0], weights[1])
+    rule.fit(evidence, lambda w, second_order=False: w.sum())
+    assert torch.equal(rule(evidence), torch.ones(3, dtype=torch.float64)), "uniform if nothing helps"
+
+
+def test_a_single_example_validated_on_itself_weighs_one() -> None:
+    x, y, index = (t[:1] for t in minibatches()[0])
+    net = Net(norm=False)
+    batch = Batch(x, y, index, meta=Batch(x, y, index))
+    rule = methods.non_parametric(THREAT, steps=0)
+    trained = train(net, rule, [batch], lr=1e-3)
+    assert trained.records[0].weight_mean == pytest.approx(1)
+    assert trained.records[0].logged["helpful"] == 1
+
+
+# ---------------------------------------------------------------- what is left alone
+
+
+def test_lookahead_leaves_the_network_alone() -> None:
+    lookahead, net = looking(methods.bilaw(THREAT, steps=2))
+    before, modes = copy.deepcopy(net.state_dict()), [m.training for m in net.modules()]
+    for second_order in (False, True):
+        w = torch.ones(6, dtype=torch.float64, requires_grad=True)
+        lookahead(w, second_order=second_order).backward(inputs=[w])
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert [m.training for m in net.modules()] == modes
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+
+
+def test_lookahead_has_no_dropout() -> None:
+    net = Net(dropout=0.5).train()
+    batch = with_meta(minibatches())[0]
+    method = methods.bilaw(THREAT, steps=1).bind(FACTS)
+    values = {
+        float(Lookahead(Forward(net), method, batch, batch.x, Clock(), 0.1)(torch.ones(6))) for _ in "12"
+    }
+    assert len(values) == 1
+
+
+def test_the_second_stream_has_draws_of_its_own() -> None:
+    rows = torch.arange(4)
+    seen = [
+        second_stream(Clock(epoch, 2, step, 3, replay, seed), rows).uniform("start", (2,))
+        for seed in (0, 1)
+        for epoch in (0, 1)
+        for step in (0, 1)
+        for replay in (0, 1)
+    ]
+    seen += [Noise(0, rows, epoch, turn).uniform("start", (2,)) for epoch in (0, 1) for turn in range(4)]
+    assert len({tuple(s.flatten().tolist()) for s in seen}) == len(seen)
+    flipped = second_stream(Clock(), rows.flip(0)).uniform("start", (2,))
+    assert torch.equal(flipped.flip(0), seen[0])
+
+
+# ---------------------------------------------------------------- memory
+
+
+def step_all(bound: Any, net: Net, batches: list[Batch], first: int = 0) -> None:
+    """Steps over the minibatches from one on."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    net.train()
+    for t, batch in enumerate(batches):
+        if t >= first:
+            bv.train_step(net, optimizer, bound, batch, Clock(0, 1, t, len(batches), seed=5))
+
+
+def test_resumes_exactly_from_tensors_alone() -> None:
+    batches, method = with_meta(minibatches()), methods.bilaw(THREAT, steps=2)
+    whole, bound = Net(), method.bind(FACTS)
+    step_all(bound, whole, batches)
+
+    net, half = Net(), method.bind(FACTS)
+    step_all(half, net, batches[:2])
+    state = half.state_dict()
+    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    json.dumps({k: v for k, v in state.items() if k not in tensors})
+    resumed = method.bind(FACTS)
+    resumed.load_state_dict(load(save(tensors)))
+    step_all(resumed, net, batches, first=2)
+    assert gap(net, whole) == 0
+    for k, v in bound.state_dict().items():
+        assert torch.equal(v, resumed.state_dict()[k]), k
+    assert int(bound.weighting.updates) == 3
+
+
+def test_the_network_is_drawn_from_the_seed() -> None:
+    one, two, other = (MarginNet().bind(FACTS) for _ in "123")
+    one.draw(1)
+    two.draw(1)
+    other.draw(2)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert not torch.equal(one.get_parameter("weight0"), other.get_parameter("weight0"))
+
+
+def test_copies_share_nothing() -> None:
+    method = methods.bilaw(THREAT)
+    a, b = method.bind(FACTS), method.bind(FACTS)
+    a.weighting.draw(0)
+    assert not bool(b.weighting.drawn)
+
+
+# ---------------------------------------------------------------- refusals and cost
+
+
+def test_needs_a_second_stream() -> None:
+    for method in (methods.bilaw(THREAT), methods.non_parametric(THREAT)):
+        assert method.weighting.needs_meta
+        with pytest.raises(UserError, match="second data stream, but the batch has none"):
+            train(Net(), method, minibatches())
+
+
+class Remembering(torch.nn.Module):
+    """A solver with memory."""
+
+
+def test_refuses_a_solver_with_memory() -> None:
+    @part
+    class Hoarder:
+        def bind(self, facts: Facts) -> Remembering:
+            return Remembering()
+
+    for weighting in (MarginNet(), Correlation()):
+        with pytest.raises(UserError, match="choose a solver without memory"):
+            methods.at(THREAT).but(solver=Hoarder()).but(weighting=weighting)
+
+
+def test_refuses_weights_perturbed_under_a_lookahead() -> None:
+    with pytest.raises(UserError, match="AWP perturbs the network's own parameters"):
+        methods.bilaw(THREAT).but(loss=AWP(adversarial))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"inputs": "logits"}, "unknown input"),
+        ({"margins_from": "dirty"}, "unknown place"),
+        ({"hidden": (0,)}, "at least 1"),
+        ({"lr": 0.0}, "must be positive"),
+    ],
+)
+def test_bad_values_are_refused(fields, message) -> None:
+    with pytest.raises(UserError, match=message):
+        MarginNet(**fields)
+
+
+@pytest.mark.parametrize(
+    ("method", "forward", "backward"),
+    [
+        (methods.bilaw(THREAT, steps=3), 11, 10),
+        (methods.bilaw_trades(THREAT, steps=3), 17, 10),
+        (methods.non_parametric(THREAT, steps=3), 10, 10),
+        (methods.bilaw(THREAT, steps=3, second_order=True), 10, 11),
+        (methods.bilaw(THREAT, steps=3, inputs="adversarial-loss"), 10, 10),
+    ],
+    ids=lambda m: getattr(m, "name", m),
+)
+def test_passes(method, forward, backward) -> None:
+    x, y, index = minibatches()[0]
+    net, calls = Net(), []
+    net.register_forward_hook(lambda module, args, out: calls.append(len(args[0])))
+    trained = train(net, method, [Batch(x, y, index, meta=Batch(x, y, index))])
+    passes = trained.records[0].passes
+    assert (passes.forward, passes.backward) == (forward * len(x), backward * len(x))
+    assert sum(calls) == passes.forward, "an independent count of the forwards"
