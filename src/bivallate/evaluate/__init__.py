@@ -4,6 +4,7 @@ The package is callable through `bivallate.evaluate(...)`, which is `evaluate` b
 here: `from bivallate.evaluate import Score, attacks`.
 """
 
+from bivallate.evaluate import ensemble  # noqa: F401  (registers its attacks)
 from bivallate.evaluate.attacks import Ascent, Attack, Fooled, Part, RandomNoise, attacks, parse
 from bivallate.evaluate.evaluating import attack, evaluate
 from bivallate.evaluate.files import evaluation_name

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import field
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from bivallate.errors import UserError, unknown
@@ -208,10 +207,3 @@ def parse(attack: str | Attack | Part) -> Attack:
         raise UserError(f"attack {attack!r} must be written {written}")
     at_least_one(f"attack {attack!r}", **dict(zip(("steps", "restarts", "third"), numbers, strict=False)))
     return recipe(*numbers)
-
-
-def targets(clean_logits: Tensor, y: Tensor, rank: Tensor) -> Tensor:
-    """(B,) the class that stands at `rank` (0 the likeliest) among those other than y on the clean image."""
-    others = clean_logits.scatter(1, y[:, None], -torch.inf)
-    order = others.argsort(dim=1, descending=True, stable=True)
-    return order.gather(1, rank[:, None])[:, 0]

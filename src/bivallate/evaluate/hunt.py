@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,16 +29,49 @@ from bivallate.types import Batch
 __all__ = ["Hunt", "Turns"]
 
 
+TURN = 1 << 40  # rows are below this
+
+
 @dataclass(frozen=True)
 class Turns:
-    """The noise of several turns at once: rows come turn by turn, each with the draws it has when alone."""
+    """The noise of several turns at once: each row has the draws that it has when its turn is alone.
 
-    parts: tuple[Noise, ...]
+    Attributes:
+        index: (B,) turn * 2^40 + row of the data, so that it can be selected from like any index.
+    """
 
-    def __getattr__(self, name: str) -> Callable[..., Tensor]:
-        if name not in ("uniform", "sign", "normal", "integers"):
-            raise AttributeError(name)
-        return lambda *a, **k: torch.cat([getattr(noise, name)(*a, **k) for noise in self.parts])
+    seed: int
+    index: Tensor
+    epoch: int
+
+    def _draw(self, kind: str, *args: Any, **options: Any) -> Tensor:
+        turns = self.index // TURN
+        result: Tensor | None = None
+        for turn in turns.unique().tolist():
+            some = (turns == turn).nonzero()[:, 0]
+            noise = Noise(self.seed, self.index[some] % TURN, self.epoch, turn)
+            drawn = getattr(noise, kind)(*args, **options)
+            if result is None:
+                result = drawn.new_empty(len(turns), *drawn.shape[1:])
+            result[some] = drawn
+        assert result is not None  # a batch has rows
+        return result
+
+    def uniform(self, *args: Any, **options: Any) -> Tensor:
+        """As `Noise.uniform`."""
+        return self._draw("uniform", *args, **options)
+
+    def normal(self, *args: Any, **options: Any) -> Tensor:
+        """As `Noise.normal`."""
+        return self._draw("normal", *args, **options)
+
+    def sign(self, *args: Any, **options: Any) -> Tensor:
+        """As `Noise.sign`."""
+        return self._draw("sign", *args, **options)
+
+    def integers(self, *args: Any, **options: Any) -> Tensor:
+        """As `Noise.integers`."""
+        return self._draw("integers", *args, **options)
 
 
 @dataclass
@@ -147,16 +181,13 @@ class Hunt:
         y = y.long()
         index = self.index[rows].to(self.device)
         purpose = zlib.crc32(part.name.encode())  # no two parts share their draws
-        noise = tuple(Noise(self.seed, index, purpose, t) for t in turns)
         batch = Batch(x, y, index.repeat(len(turns)))
+        if len(turns) == 1:
+            noise = Noise(self.seed, index, purpose, turns[0])
+        else:
+            noise = cast(Noise, Turns(self.seed, batch.index + TURN * turn, purpose))
         forward = Forward(self.scout, self.ledger.passes)
-        problem = LowerProblem(
-            forward,
-            batch,
-            cross_entropy,
-            self.threat,
-            noise=noise[0] if len(noise) == 1 else Turns(noise),  # type: ignore[arg-type]
-        )
+        problem = LowerProblem(forward, batch, cross_entropy, self.threat, noise=noise)
         delta = part.search(problem, turn)
         return judge(self.model, x, y, delta, self.threat, self.ledger.passes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch.nn.functional as F
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from bivallate.lower.problem import LowerProblem
 from bivallate.parts import part
+
+CLEAR = 1e-4  # margin, as a fraction of the largest logit, beyond which a search needs no further proof
 
 
 class Objective(Protocol):
@@ -63,6 +66,94 @@ def logit_margin(logits: Tensor, y: Tensor) -> Tensor:
     return true - logits.scatter(1, y[:, None], -float("inf")).amax(1)
 
 
+@part
+class LogitMargin:
+    """-(z_y - max_{j != y} z_j), positive when misclassified."""
+
+    def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:
+        return -logit_margin(logits, problem.y)
+
+
+@part
+class DLR:
+    """-(z_y - max_{j != y} z_j) / (z_(1) - z_(3) + 1e-12), blind to the scale of the logits (methods E5).
+
+    The gradient flows through the denominator. Below three classes there is no third logit, and the numerator
+    alone is used.
+    """
+
+    def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:
+        top = logits.topk(min(3, logits.shape[1]), dim=1).values
+        lead = -logit_margin(logits, problem.y)
+        return lead / (top[:, 0] - top[:, 2] + 1e-12) if top.shape[1] == 3 else lead
+
+
+@dataclass(frozen=True)
+class Towards:
+    """z_t - z_y for a target class t of each example; FAB linearises it.
+
+    Attributes:
+        target: (B,) int64.
+    """
+
+    target: Tensor
+
+    def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:
+        return _pick(logits, self.target) - _pick(logits, problem.y)
+
+    def select(self, rows: Tensor) -> Towards:
+        """The objective of some examples."""
+        return Towards(self.target[rows])
+
+
+@dataclass(frozen=True)
+class TargetedDLR:
+    """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12) (methods E5).
+
+    Below four classes the numerator alone is used.
+
+    Attributes:
+        target: (B,) int64.
+    """
+
+    target: Tensor
+
+    def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:
+        lead = _pick(logits, self.target) - _pick(logits, problem.y)
+        if logits.shape[1] < 4:
+            return lead
+        top = logits.topk(4, dim=1).values
+        return lead / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+    def select(self, rows: Tensor) -> TargetedDLR:
+        """The objective of some examples."""
+        return TargetedDLR(self.target[rows])
+
+
+def _pick(logits: Tensor, label: Tensor) -> Tensor:
+    return logits.gather(1, label[:, None])[:, 0]
+
+
+def runner_up(clean_logits: Tensor, y: Tensor, rank: Tensor) -> Tensor:
+    """(B,) the class that stands at `rank` (0: the likeliest) among those other than y."""
+    others = clean_logits.scatter(1, y[:, None], -float("inf"))
+    order = others.argsort(dim=1, descending=True, stable=True)
+    return order.gather(1, rank[:, None])[:, 0]
+
+
+def narrow(problem: LowerProblem, rows: Tensor) -> LowerProblem:
+    """The problems of some examples, also where the objective knows a value for each example."""
+    chosen = problem.objective
+    own = chosen.select(rows) if isinstance(chosen, Towards | TargetedDLR) else chosen
+    return problem.select(rows).but(own)
+
+
+def clearly_fooled(logits: Tensor, y: Tensor) -> Tensor:
+    """(B,) bool: misclassified by more than a copy of the model made for speed may round."""
+    return logit_margin(logits, y) < -CLEAR * logits.abs().amax(1)
+
+
 cross_entropy = CrossEntropy()
 kl_to_clean = KLToClean()
 margin = Margin()
+dlr = DLR()

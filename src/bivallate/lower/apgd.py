@@ -1,0 +1,211 @@
+"""Auto-PGD: gradient ascent with momentum whose step size follows the progress it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from bivallate.lower.objective import clearly_fooled, logit_margin, narrow
+from bivallate.lower.problem import LowerProblem
+from bivallate.lower.threat import TINY, Linf
+from bivallate.parts import part
+from bivallate.types import Facts, Solution, per_example
+
+__all__ = ["APGD", "checkpoints", "sphere"]
+
+MOMENTUM = 0.25  # weight of the last move
+
+
+def sphere(problem: LowerProblem) -> Tensor:
+    """A start on the ball's surface: eps t / ||t||, t uniform for Linf and Gaussian for L2, then the box."""
+    shape, dtype = tuple(problem.x.shape[1:]), problem.x.dtype
+    if isinstance(problem.threat, Linf):
+        t = 2 * problem.noise.uniform("start", shape, dtype) - 1
+    else:
+        t = problem.noise.normal("start", shape, dtype)
+    delta = problem.threat.eps * t / per_example(problem.threat.size(t) + TINY, t)
+    return (problem.x + delta).clamp_(0, 1).sub_(problem.x)
+
+
+def cheap_projection(problem: LowerProblem) -> Callable[[Tensor], Tensor]:
+    """The map delta -> C(x) of the attack: for Linf the projection; for L2 radial, then the box.
+
+    For L2 that is not the nearest point, but feasible, and what the attack was published with.
+    """
+    x, threat = problem.x, problem.threat
+    if isinstance(threat, Linf):
+        lo, up = threat.bounds(x)
+        return lambda delta: delta.clamp(lo, up)
+
+    def radial(delta: Tensor) -> Tensor:
+        norm = threat.size(delta)
+        scaled = delta * per_example(norm.clamp(max=threat.eps) / (norm + TINY), delta)
+        return scaled.add_(x).clamp_(0, 1).sub_(x)
+
+    return radial
+
+
+def checkpoints(steps: int) -> list[int]:
+    """Steps after which step sizes are reviewed: 22 % of the budget, each period 3 % shorter, at least 6 %.
+
+    Example:
+        >>> checkpoints(100)
+        [22, 41, 57, 70, 80, 87, 93, 99]
+    """
+    period, least, shrink = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
+    found, at = [], period
+    while at <= steps:
+        found.append(at)
+        period = max(period - shrink, least)
+        at += period
+    return found
+
+
+@dataclass
+class _State:
+    """The examples still under attack: every field has a row for each."""
+
+    rows: Tensor  # positions in the minibatch
+    delta: Tensor
+    before: Tensor
+    grad: Tensor
+    best: Tensor
+    best_grad: Tensor
+    best_loss: Tensor
+    last_loss: Tensor
+    rises: Tensor  # steps of this period at which the loss rose
+    best_at_review: Tensor
+    halved: Tensor  # at the last review
+    step: Tensor
+    margin: Tensor  # lowest so far
+    gone: Tensor  # clearly misclassified: leaves at the next occasion
+
+    def select(self, rows: Tensor) -> _State:
+        return _State(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+
+@part
+class APGD:
+    """Auto-PGD (methods E5): the answer is the misclassified iterate of lowest margin, else the best point.
+
+    Attributes:
+        steps: N. rho: a period with a smaller share of rising steps halves the step size.
+        samples: gradients averaged at every step, for models that are random (EOT).
+        leave: examples that are clearly misclassified leave the batch.
+
+    Cost: (steps + 1) samples forwards and backwards an example at most.
+
+    Deviation: the public code returns the latest misclassified iterate and never leaves early.
+    """
+
+    steps: int = 100
+    rho: float = 0.75
+    samples: int = 1
+    leave: bool = True
+
+    def bind(self, facts: Facts) -> APGD:
+        """A solver without memory is its own running part."""
+        return self
+
+    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
+        """Nothing to learn from the outer backward pass."""
+
+    def solve(self, problem: LowerProblem) -> Solution:
+        """Solution of the lower problem; see the class."""
+        answer = sphere(problem)
+        kappa, spent = torch.zeros_like(problem.y), torch.zeros_like(problem.y)
+        state = self._begin(problem, answer, spent)
+        won = state.margin < 0
+        reviews = set(checkpoints(self.steps))
+        project, since = cheap_projection(problem), 0
+        for i in range(self.steps):
+            if self.leave and self._few_left(state.gone):
+                kept = (~state.gone).nonzero()[:, 0]
+                self._settle(state, answer, won)
+                state, problem = state.select(kept), narrow(problem, kept)
+                project = cheap_projection(problem)
+            if len(state.rows) == 0:
+                break
+            self._move(state, problem, project, first=i == 0)
+            kappa[state.rows] += state.margin >= 0
+            self._look(state, problem, answer, won, spent)
+            since += 1
+            if i + 1 in reviews:
+                self._review(state, since)
+                since = 0
+        self._settle(state, answer, won)
+        return Solution(answer, answer, kappa, spent)
+
+    def _few_left(self, gone: Tensor) -> bool:
+        return int(gone.sum()) * 4 >= len(gone)
+
+    def _settle(self, state: _State, answer: Tensor, won: Tensor) -> None:
+        """Examples that were never misclassified answer with their best point."""
+        lost = ~won[state.rows]
+        answer[state.rows[lost]] = state.best[lost]
+
+    def _ascent(self, problem: LowerProblem, delta: Tensor) -> tuple[Tensor, Tensor]:
+        logits, grad = problem.ascent(delta)
+        for _ in range(self.samples - 1):
+            logits, more = problem.ascent(delta)
+            grad = grad + more
+        return logits, grad / self.samples if self.samples > 1 else grad
+
+    def _begin(self, problem: LowerProblem, delta: Tensor, spent: Tensor) -> _State:
+        logits, grad = self._ascent(problem, delta)
+        spent += self.samples
+        loss, count = problem.objective(problem, logits), len(delta)
+        step = torch.full_like(loss, 2 * problem.threat.eps)
+        rows = torch.arange(count, device=delta.device)
+        return _State(
+            rows=rows,
+            delta=delta.clone(),
+            before=delta.clone(),
+            grad=grad,
+            best=delta.clone(),
+            best_grad=grad.clone(),
+            best_loss=loss.clone(),
+            last_loss=torch.zeros_like(loss),  # the public code compares the first step with an empty buffer
+            rises=torch.zeros_like(loss),
+            best_at_review=loss.clone(),
+            halved=torch.ones(count, dtype=torch.bool, device=delta.device),
+            step=step,
+            margin=logit_margin(logits, problem.y),
+            gone=clearly_fooled(logits, problem.y),
+        )
+
+    def _move(self, s: _State, problem: LowerProblem, project: Callable, *, first: bool) -> None:
+        direction = problem.threat.steepest(s.grad)
+        stepped = project(torch.addcmul(s.delta, per_example(s.step, s.delta), direction))
+        if not first:
+            aim = torch.lerp(s.delta, stepped, 1 - MOMENTUM).add_(s.delta - s.before, alpha=MOMENTUM)
+            stepped = project(aim)
+        s.before, s.delta = s.delta, stepped
+
+    def _look(self, s: _State, problem: LowerProblem, answer: Tensor, won: Tensor, spent: Tensor) -> None:
+        logits, s.grad = self._ascent(problem, s.delta)
+        spent[s.rows] += self.samples
+        loss, margin = problem.objective(problem, logits), logit_margin(logits, problem.y)
+        lower = (margin < 0) & (~won[s.rows] | (margin < s.margin))
+        answer[s.rows[lower]] = s.delta[lower]
+        won[s.rows[lower]] = True
+        s.margin = torch.minimum(s.margin, margin)
+        s.gone |= clearly_fooled(logits, problem.y)
+        better = loss > s.best_loss
+        mask = per_example(better, s.delta)
+        s.best, s.best_grad = torch.where(mask, s.delta, s.best), torch.where(mask, s.grad, s.best_grad)
+        s.best_loss = torch.where(better, loss, s.best_loss)
+        s.rises += loss > s.last_loss
+        s.last_loss = loss
+
+    def _review(self, s: _State, period: int) -> None:
+        """Halves the steps of examples that oscillate or stand still, and sends them back to their best."""
+        halve = (s.rises <= self.rho * period) | (~s.halved & (s.best_at_review >= s.best_loss))
+        s.step = torch.where(halve, s.step / 2, s.step)
+        mask = per_example(halve, s.delta)
+        s.delta, s.grad = torch.where(mask, s.best, s.delta), torch.where(mask, s.best_grad, s.grad)
+        s.halved, s.best_at_review = halve, s.best_loss.clone()
+        s.rises = torch.zeros_like(s.rises)

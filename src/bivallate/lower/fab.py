@@ -1,0 +1,163 @@
+"""FAB: walks along the decision boundary towards the clean image, and so measures a distance."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bivallate.lower.objective import clearly_fooled, narrow
+from bivallate.lower.problem import LowerProblem, frozen
+from bivallate.lower.threat import TINY, Linf
+from bivallate.parts import part
+from bivallate.types import Facts, Solution, per_example
+
+__all__ = ["FAB", "nearest_on_plane"]
+
+FLAT = 1e-8  # L2: coordinates whose weight is smaller do not move
+
+
+def nearest_on_plane(excess: Tensor, w: Tensor, point: Tensor, *, linf: bool) -> Tensor:
+    """(B, n) the smallest move from `point` within [0, 1]^n that changes <w, point> by -excess.
+
+    Coordinate j moves by min(lambda, room_j) in Linf and by min(lambda |w_j|, room_j) in L2, against the
+    excess; lambda is the root of a concave piecewise linear function, found by Newton steps that only ever
+    saturate further coordinates. Where the plane is out of reach, the corner of the box nearest to it.
+
+    Args:
+        excess: (B,) <w, point> - b. w, point: (B, n).
+    """
+    pull = w.abs()
+    if not linf:
+        pull = torch.where(pull < FLAT, 0, pull)
+    direction = -w.sign() * torch.where(excess >= 0, 1.0, -1.0).to(w)[:, None]
+    room = torch.where(direction > 0, 1 - point, point)
+    speed = (pull > 0).to(w) if linf else pull
+    need, rise = excess.abs(), pull * speed
+    gain = pull * room
+    scale = need / rise.sum(1).clamp_(min=torch.finfo(w.dtype).tiny)
+    for _ in range(w.shape[1]):
+        free = speed * scale[:, None] < room
+        rest = need - torch.where(free, 0, gain).sum(1)
+        slope = torch.where(free, rise, 0).sum(1)
+        new = torch.where(slope > 0, rest / slope, torch.inf)
+        new = torch.where(need > 0, torch.maximum(new, scale), 0.0)
+        if bool((new <= scale * (1 + 1e-6)).all()):
+            break
+        scale = new
+    reach = torch.where(speed > 0, speed * scale[:, None], 0.0)
+    return direction * torch.minimum(reach, room)
+
+
+class Boundary(Protocol):
+    """(problem, delta) -> logits (B, K), f (B,) and its gradient (B, C, H, W); the boundary is f = 0."""
+
+    def __call__(self, problem: LowerProblem, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+@part
+class TargetPlane:
+    """The boundary at which the problem's own objective is zero: z_t = z_y for `Towards`. One backward."""
+
+    def __call__(self, problem: LowerProblem, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits, grad = problem.ascent(delta)
+        return logits, problem.objective(problem, logits), grad
+
+
+@part
+class NearestPlane:
+    """The boundary of whichever class seems nearest by its linearisation. K backwards."""
+
+    def __call__(self, problem: LowerProblem, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        linf, y = isinstance(problem.threat, Linf), problem.y
+        with frozen(problem.forward.model), torch.enable_grad():
+            point = delta.detach().requires_grad_()
+            logits = problem.forward(problem.x + point)
+            grads = [
+                torch.autograd.grad(logits[:, k].sum(), point, retain_graph=True)[0]
+                for k in range(logits.shape[1])
+            ]
+        problem.forward.passes.backward += len(y) * logits.shape[1]
+        logits, field = logits.detach(), torch.stack(grads, 1)
+        rows = torch.arange(len(y), device=y.device)
+        f = logits - logits[rows, y][:, None]
+        field = field - field[rows, y][:, None]
+        flat = field.flatten(2)
+        dual = flat.abs().sum(2) if linf else flat.norm(dim=2)
+        choice = (f.abs() / (dual + TINY)).scatter(1, y[:, None], torch.inf).argmin(1)
+        return logits, f[rows, choice], field[rows, choice]
+
+
+@part
+class FAB:
+    """Fast adaptive boundary attack (methods E5): the smallest misclassified perturbation that was met.
+
+    The problem's eps matters only for the answer and for the start of further restarts. The answer of an
+    example that was never misclassified is zero.
+
+    Attributes:
+        steps: iterations. alpha_max, overshoot (eta), pull_back (beta): as published.
+        boundary: which linearised boundary is approached.
+        scatter: start at a random point of norm eps / 2 (further restarts) and not at the clean image.
+        leave: examples that are clearly misclassified within eps leave the batch; for distances, leave no
+            example out.
+
+    Cost: `steps` forwards and backwards and `steps` forwards an example at most.
+    """
+
+    steps: int = 100
+    alpha_max: float = 0.1
+    overshoot: float = 1.05
+    pull_back: float = 0.9
+    boundary: Boundary = TargetPlane()
+    scatter: bool = False
+    leave: bool = True
+
+    def bind(self, facts: Facts) -> FAB:
+        """A solver without memory is its own running part."""
+        return self
+
+    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
+        """Nothing to learn from the outer backward pass."""
+
+    def solve(self, problem: LowerProblem) -> Solution:
+        """Solution of the lower problem; see the class."""
+        delta = torch.zeros_like(problem.x)
+        if self.scatter:
+            noise = problem.threat.random(problem.noise, problem.x)
+            radius = problem.threat.eps / 2 / (problem.threat.size(noise) + TINY)
+            delta = problem.x.add(noise * per_example(radius, noise)).clamp_(0, 1).sub_(problem.x)
+        answer, spent = torch.zeros_like(delta), torch.zeros_like(problem.y)
+        norm = torch.full_like(problem.x.flatten(1)[:, 0], torch.inf)
+        rows = torch.arange(len(delta), device=delta.device)
+        gone = torch.zeros_like(problem.y, dtype=torch.bool)
+        for _ in range(self.steps):
+            if self.leave and int(gone.sum()) * 4 >= len(gone):
+                kept = (~gone).nonzero()[:, 0]
+                problem, delta, rows, gone = narrow(problem, kept), delta[kept], rows[kept], gone[kept]
+            if len(rows) == 0:
+                break
+            _, f, w = self.boundary(problem, delta)
+            spent[rows] += 1
+            delta = self._approach(problem, delta, f, w)
+            logits = problem.value(delta)[0]
+            fooled = logits.argmax(1) != problem.y
+            size = problem.threat.size(delta)
+            nearer = fooled & (size < norm[rows])
+            answer[rows[nearer]], norm[rows[nearer]] = delta[nearer], size[nearer]
+            gone |= nearer & (size <= problem.threat.eps) & clearly_fooled(logits, problem.y)
+            delta = torch.where(per_example(fooled, delta), self.pull_back * delta, delta)
+        return Solution(answer, answer, torch.zeros_like(spent), spent)
+
+    def _approach(self, problem: LowerProblem, delta: Tensor, f: Tensor, w: Tensor) -> Tensor:
+        """A step to the linearised boundary, mixed with the clean image's own step to it."""
+        linf = isinstance(problem.threat, Linf)
+        x, w, moved = problem.x.flatten(1), w.flatten(1), delta.flatten(1)
+        excess = f - (w * moved).sum(1)  # at the clean image
+        here = nearest_on_plane(f, w, x + moved, linf=linf)
+        home = nearest_on_plane(excess, w, x, linf=linf)
+        near, far = (problem.threat.size(p).clamp(min=FLAT) for p in (here, home))
+        mix = (near / (near + far)).clamp(max=self.alpha_max)[:, None]
+        moved = torch.lerp(moved + self.overshoot * here, self.overshoot * home, mix)
+        return moved.add_(x).clamp_(0, 1).sub_(x).view_as(delta)

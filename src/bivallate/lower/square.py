@@ -1,0 +1,239 @@
+"""Square attack: random search with square-shaped changes, without any gradient."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from bivallate.lower.objective import clearly_fooled, logit_margin, narrow
+from bivallate.lower.problem import LowerProblem
+from bivallate.lower.threat import TINY, Linf
+from bivallate.noise import Noise
+from bivallate.parts import part
+from bivallate.types import Facts, Solution
+
+__all__ = ["Square", "bump", "pattern", "share"]
+
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the share is halved
+BLOCK = 64  # queries whose signs are drawn at once
+
+
+def share(p0: float, query: int) -> float:
+    """Share of the pixels that a query changes; query counts from 0 and the schedule is not rescaled."""
+    return p0 / 2 ** sum(query > bound for bound in HALVINGS)
+
+
+def bump(a: int, b: int) -> Tensor:
+    """(a, b) with unit L2 norm: sum over k of 1 / (k + 1)^2 on the square of radius k about the centre."""
+    value = torch.zeros(a, b)
+    row, column = a // 2, b // 2
+    for k in range(max(row, column) + 1):
+        value[max(row - k, 0) : row + k + 1, max(column - k, 0) : column + k + 1] += 1 / (k + 1) ** 2
+    return value / value.norm().clamp(min=TINY)
+
+
+def pattern(s: int) -> Tensor:
+    """(s, s) with unit L2 norm: a positive bump above a negative one."""
+    value = torch.cat([bump(s // 2, s), -bump(s - s // 2, s)])
+    return value / value.norm()
+
+
+@dataclass
+class _State:
+    """The examples still under attack, as images (B, C, H, W)."""
+
+    rows: Tensor  # positions in the minibatch
+    x: Tensor
+    point: Tensor  # best so far
+    margin: Tensor  # there
+    gone: Tensor  # clearly misclassified
+
+    def select(self, rows: Tensor) -> _State:
+        return _State(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """Where the windows of each query lie: the same for all examples, a function of seed and query alone."""
+
+    corners: list[list[float]]  # five uniform numbers a query: two corners, and the pattern's orientation
+    height: int
+    width: int
+
+    @classmethod
+    def drawn(cls, noise: Noise, queries: int, x: Tensor) -> _Windows:
+        """The windows of so many queries on images x."""
+        numbers = _shared(noise).uniform("square/windows", (queries, 5))[0]
+        return cls(numbers.tolist(), x.shape[2], x.shape[3])
+
+    def place(self, query: int, side: int, which: int = 0) -> tuple[slice, slice]:
+        """The window's rows and columns; corners are uniform on 0, ..., size - side - 1."""
+        u, v = self.corners[query][2 * which : 2 * which + 2]
+        top, left = int(u * (self.height - side)), int(v * (self.width - side))
+        return slice(top, top + side), slice(left, left + side)
+
+    def transposed(self, query: int) -> bool:
+        """Whether the pattern lies on its side."""
+        return self.corners[query][4] > 0.5
+
+
+@part
+class Square:
+    """Square attack (methods E5) on the margin loss: a change is kept if it lowers the margin.
+
+    Attributes:
+        queries: forwards an example, besides the first. p0: initial share of the pixels in a window.
+
+    Cost: queries + 1 forwards an example at most. For Linf, a query that would change nothing is answered
+    without a forward; examples that are clearly misclassified leave the batch.
+
+    Deviation: positions of windows are drawn once per query for all examples (the public code: once per query
+    and batch), signs for each example.
+    """
+
+    queries: int = 5000
+    p0: float = 0.8
+
+    def bind(self, facts: Facts) -> Square:
+        """A solver without memory is its own running part."""
+        return self
+
+    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
+        """Nothing to learn from the outer backward pass."""
+
+    def solve(self, problem: LowerProblem) -> Solution:
+        """Solution of the lower problem; see the class."""
+        noise, shape, eps = problem.noise, problem.x.shape, problem.threat.eps
+        x = _as_images(problem.x)
+        linf = isinstance(problem.threat, Linf)
+        start, propose = (_stripes, _square) if linf else (_tiles, _exchange)
+        state = self._begin(problem, x, start(x, eps, noise))
+        answer, spent = torch.zeros_like(x), torch.ones_like(problem.y)
+        windows = _Windows.drawn(noise, self.queries, x)
+        signs = noise.sign("square/0", (BLOCK, x.shape[1]), x.dtype)
+        for query in range(self.queries):
+            if int(state.gone.sum()) * 8 >= len(state.gone):
+                answer[state.rows] = state.point - state.x
+                kept = (~state.gone).nonzero()[:, 0]
+                problem, state = narrow(problem, kept), state.select(kept)
+            if len(state.rows) == 0:
+                break
+            if query and query % BLOCK == 0:
+                signs = noise.sign(f"square/{query}", (BLOCK, x.shape[1]), x.dtype)
+            sign = signs[state.rows, query % BLOCK][:, :, None, None]
+            rows, images = propose(state, eps, windows, query, self.p0, sign)
+            if len(rows):
+                self._ask(state, problem, rows, images)
+                spent[state.rows[rows]] += 1
+        answer[state.rows] = state.point - state.x
+        answer = answer.view(shape)
+        return Solution(answer, answer, torch.zeros_like(spent), spent)
+
+    def _begin(self, problem: LowerProblem, x: Tensor, point: Tensor) -> _State:
+        rows = torch.arange(len(x), device=x.device)
+        worst = torch.full_like(x[:, 0, 0, 0], torch.inf)
+        state = _State(rows, x, point.clone(), worst, torch.zeros_like(rows, dtype=torch.bool))
+        self._ask(state, problem, rows, point)
+        return state
+
+    def _ask(self, state: _State, problem: LowerProblem, rows: Tensor, images: Tensor) -> None:
+        """One forward for the proposed images of some rows; those with a lower margin are taken."""
+        with torch.inference_mode():
+            logits = problem.forward(images.view(-1, *problem.x.shape[1:]))
+            y = problem.y[rows]
+            margin, fooled = logit_margin(logits, y), clearly_fooled(logits, y)
+            lower = ((margin < state.margin[rows]) & ~state.gone[rows]).nonzero()[:, 0]
+        at = rows[lower.clone()]
+        state.point[at], state.margin[at] = images[lower.clone()], margin[lower].clone()
+        state.gone[at] = fooled[lower].clone()
+
+
+def _as_images(x: Tensor) -> Tensor:
+    """(B, C, H, W) of images, sequences (B, C, L) or vectors (B, D)."""
+    if x.ndim == 4:
+        return x
+    if x.ndim == 2:
+        return x[:, None, None, :]
+    return x[:, :, None, :] if x.ndim == 3 else x.flatten(3)
+
+
+def _stripes(x: Tensor, eps: float, noise: Noise) -> Tensor:
+    """Linf start: vertical stripes, a sign for each image, channel and column."""
+    signs = noise.sign("square/start", (x.shape[1], 1, x.shape[3]), x.dtype)
+    return (x + eps * signs).clamp_(0, 1)
+
+
+def _square(
+    state: _State, eps: float, windows: _Windows, query: int, p0: float, sign: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Linf: the window of each image goes to +-eps. Only images that this changes are proposed."""
+    height, width = state.x.shape[2:]
+    side = max(1, round(math.sqrt(share(p0, query) * height * width)))
+    rows, columns = windows.place(query, min(side, height, width))
+    new = (state.x[:, :, rows, columns] + eps * sign).clamp_(0, 1)
+    changed = (new != state.point[:, :, rows, columns]).flatten(1).any(1).nonzero()[:, 0]
+    images = state.point[changed]
+    images[:, :, rows, columns] = new[changed]
+    return changed, images
+
+
+def _tiles(x: Tensor, eps: float, noise: Noise) -> Tensor:
+    """L2 start: the image is tiled with patterns, a sign for each image, channel and tile."""
+    _, channels, height, width = x.shape
+    side = max(1, min(height // 5, width))
+    offset = max(0, (height - 5 * side) // 2)
+    down, across = height // side, width // side
+    turned = _shared(noise).uniform("square/turned", (down, across))[0] > 0.5
+    signs = noise.sign("square/start", (channels, down, across), x.dtype)
+    delta, tile = torch.zeros_like(x), pattern(side).to(x)
+    for i in range(down):
+        for j in range(across):
+            top, left = offset + i * side, offset + j * side
+            value = tile.T if turned[i, j] else tile
+            place = delta[:, :, top : top + side, left : left + side]
+            place += (value * signs[:, :, i, j, None, None])[:, :, : place.shape[2], : place.shape[3]]
+    return (x + eps * delta / _norm(delta)).clamp_(0, 1)
+
+
+def _exchange(
+    state: _State, eps: float, windows: _Windows, query: int, p0: float, sign: Tensor
+) -> tuple[Tensor, Tensor]:
+    """L2: the norm of one window, and what is left of the budget, goes into a pattern in another."""
+    height, width = state.x.shape[2:]
+    side = max(3, round(math.sqrt(share(p0, query) * height * width)))
+    side = min(side + (side % 2 == 0), height, width)
+    into, source = windows.place(query, side), windows.place(query, side, which=1)
+    delta = state.point - state.x
+    squares = delta.square()
+    total = squares.sum((1, 2, 3), keepdim=True)
+    there = squares[:, :, *into].sum((2, 3), keepdim=True)
+    both = there + squares[:, :, *source].sum((2, 3), keepdim=True) - _overlap(squares, into, source)
+    value = pattern(side).to(delta)
+    change = (value.T if windows.transposed(query) else value) * sign
+    change = change + delta[:, :, *into] / (there.sqrt() + TINY)
+    left = (eps**2 - total).clamp_(min=0) / delta.shape[1]
+    change = change / (_norm(change, (2, 3)) + TINY) * (left + both.clamp_(min=0)).sqrt()
+    delta[:, :, *source] = 0
+    delta[:, :, *into] = change
+    images = (delta * (eps / (_norm(delta) + TINY))).add_(state.x).clamp_(0, 1)
+    return torch.arange(len(images), device=images.device), images
+
+
+def _overlap(squares: Tensor, a: tuple[slice, slice], b: tuple[slice, slice]) -> Tensor:
+    """Sum over the intersection of two windows."""
+    both = tuple(slice(max(p.start, q.start), min(p.stop, q.stop)) for p, q in zip(a, b, strict=True))
+    if any(s.start >= s.stop for s in both):
+        return squares.new_zeros(1)
+    return squares[:, :, *both].sum((2, 3), keepdim=True)
+
+
+def _norm(values: Tensor, over: tuple[int, ...] = (1, 2, 3)) -> Tensor:
+    return values.square().sum(over, keepdim=True).sqrt().clamp(min=TINY)
+
+
+def _shared(noise: Noise) -> Noise:
+    """Draws that all rows have in common."""
+    return Noise(noise.seed, torch.zeros(1, dtype=torch.int64), noise.epoch)
