@@ -227,7 +227,7 @@ def _finished(run: Any, folder: Path) -> None:
         best = max(range(len(held)), key=held.__getitem__)
         forward, backward = last["total_forward"], last["total_backward"]
         say(
-            f"held-out robust accuracy: last {last['robust']:.1%}, best {held[best]:.1%} at epoch {best + 1}; "
+            f"held-out robust accuracy: last {last['robust']:.1%}, best {held[best]:.1%} (epoch {best + 1}); "
             f"{forward:.4g} forward and {backward:.4g} backward passes per example"
         )
     say(f"run: {folder}\nnext: bivallate evaluate {folder} --attack pgd-20")

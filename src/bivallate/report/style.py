@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from cycler import cycler
 from matplotlib.figure import Figure
 
 COLOURS = (
@@ -50,8 +51,8 @@ SETTINGS: dict[str, Any] = {
 @contextmanager
 def styled() -> Iterator[None]:
     """The package's style inside, the caller's own outside."""
-    with mpl.rc_context(SETTINGS):
-        mpl.rcParams["axes.prop_cycle"] = mpl.cycler(color=COLOURS)
+    settings: Any = {**SETTINGS, "axes.prop_cycle": cycler(color=COLOURS)}
+    with mpl.rc_context(settings):
         yield
 
 

@@ -44,8 +44,8 @@ def checksum(tensors: dict[str, Tensor]) -> int:
     """CRC-32 over names and bytes, in the order of the names."""
     crc = 0
     for name in sorted(tensors):
-        data = tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        crc = zlib.crc32(memoryview(data), zlib.crc32(name.encode(), crc))
+        data = tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        crc = zlib.crc32(data, zlib.crc32(name.encode(), crc))
     return crc
 
 
