@@ -161,9 +161,9 @@ def test_hessian_free_where_the_loss_is_linear_in_delta(batch) -> None:  # M9 in
             return self.layer(x.flatten(1))
 
     linear = Linear()
-    binary = Method(Linf(EPS), PGD(0, 0.0, uniform), objective=FirstLogit(), coupling=LastStep(0.1, 0.3))
+    binary = Method(Linf(EPS), PGD(0, 0.0, uniform), objective=FirstLogit(), coupling=LastStep(0.25, 0.3))
     binary = binary.but(loss=SquaredLogits())
-    aware = binary.but(coupling=LastStep(0.1, 0.3, curvature_steps=1))
+    aware = binary.but(coupling=LastStep(0.25, 0.3, curvature_steps=1))
     a, record = gradient(linear, binary, batch)
     b, _ = gradient(linear, aware, batch)
     assert 0.2 < record.logged["free"] < 0.8

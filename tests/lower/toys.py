@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +21,7 @@ class FirstLogit:
 class SquaredLogits:
     """A loss that is not the attacker's objective: half the squared logits."""
 
-    reuses_forward = True
+    reuses_forward: ClassVar[bool] = True
 
     def __call__(self, model: Forward, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
         logits = model(x_adv)

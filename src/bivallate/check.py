@@ -1,0 +1,318 @@
+"""Is the gradient right? A method's hypergradient on the user's own model, against finite differences."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bivallate.errors import UserError
+from bivallate.evidence import gather
+from bivallate.lower.problem import Forward, Graph, LowerProblem, attacking
+from bivallate.method import BoundMethod, Method, facts_for
+from bivallate.step import differentiate
+from bivallate.types import Batch, Clock, Facts, Solution, Terms
+
+STEPS = (1e-4, 1e-5, 1e-6)  # of the differences, relative to the norm of each parameter tensor
+AGREES = 1e-4  # relative error below which autograd and differences are taken to agree
+
+
+def upper_gradient(
+    model: nn.Module,
+    method: Method,
+    data: tuple[Tensor, Tensor],
+    seed: int = 0,
+    *,
+    clock: Clock | None = None,
+    meta: tuple[Tensor, Tensor] | None = None,
+    training: bool = True,
+) -> dict[str, Tensor]:
+    """The parameter gradient of one step, by name; nothing is applied, everything is left as it was found.
+
+    The step is the first of a fresh run: state of solver and weighting begins anew, rows are numbered 0, 1,
+    ..., and replays that accumulate are all taken. Weight decay is the optimiser's and not part of it.
+
+    Args:
+        model: not touched; the step is made on a copy.
+        method: from the catalogue, or composed.
+        data: x (B, C, H, W) in [0, 1] and y (B,).
+        seed: of the attack's noise and of dropout.
+        clock: the moment, for schedules; the first minibatch of a run of one epoch by default.
+        meta: a minibatch of the second data stream, for weightings that learn from one.
+        training: the upper level in train mode, as in training; False puts both levels in eval mode.
+
+    Example:
+        >>> from bivallate import Linf, methods, models
+        >>> model = models.create("tiny-cnn", num_classes=3, shape=(1, 8, 8), seed=0)
+        >>> x, y = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+        >>> gradient = upper_gradient(model, methods.at(Linf(0.1)), (x, y))
+        >>> set(gradient) == {name for name, _ in model.named_parameters()}
+        True
+    """
+    twin = copy.deepcopy(model).train(training)
+    twin.zero_grad(set_to_none=True)
+    batch, facts = _first_batch(twin, data, meta)
+    bound = (method if training else method.but(attack_mode="eval")).bind(facts)
+    moment = clock or Clock(seed=seed)
+    devices = [facts.device] if facts.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        for replay in range(method.replays if method.accumulate else 1):
+            now = Clock(moment.epoch, moment.epochs, moment.step, moment.steps, replay, seed)
+            differentiate(twin, bound, batch, now, lr=0.0)
+    zero = torch.zeros_like
+    return {n: zero(p) if p.grad is None else p.grad.detach() for n, p in twin.named_parameters()}
+
+
+def _first_batch(
+    model: nn.Module, data: tuple[Tensor, Tensor], meta: tuple[Tensor, Tensor] | None = None
+) -> tuple[Batch, Facts]:
+    x, y = data
+    if len(x) != len(y) or len(x) == 0:
+        raise UserError(f"x and y must hold as many rows, at least one, got {len(x)} and {len(y)}")
+    classes = int(torch.cat([y, meta[1]]).max()) + 1 if meta is not None else int(y.max()) + 1
+    second = None if meta is None else Batch(*meta, torch.arange(len(meta[1]), device=y.device))
+    rows = len(x) + (0 if meta is None else len(meta[1]))
+    return Batch(x, y, torch.arange(len(y), device=y.device), None, second), facts_for(
+        model, x, classes, rows
+    )
+
+
+@dataclass(frozen=True)
+class GradientReport:
+    """What `check_gradient` found; all relative to the size of the gradient.
+
+    Attributes:
+        method: its name.
+        surrogate_error: the gradient that the step follows, against finite differences of the very expression
+            that it states: weights and perturbation fixed, plus <d objective / d delta, b> with the fixed
+            vectors b that the coupling forms. Median over directions and step sizes.
+        true_gap: the same gradient against finite differences of the loss with the attack solved anew at
+            every parameter. Not an error: it is what the method leaves out by design.
+        implicit: norm of the implicit part over the norm of the rest; 0 without coupling.
+        active: fraction of coordinates of delta* on a bound of the threat model.
+        kinks: directions, of `directions`, in which differences of different step sizes disagree.
+        verdict: a sentence.
+    """
+
+    method: str
+    surrogate_error: float
+    true_gap: float
+    implicit: float
+    active: float
+    kinks: int
+    directions: int
+    verdict: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether the stated gradient agrees with finite differences."""
+        return self.surrogate_error <= AGREES
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                f"method                                     {self.method}",
+                f"stated gradient against differences        {self.surrogate_error:.2e}",
+                f"gap to the true derivative                 {self.true_gap:.2e}",
+                f"implicit part / explicit part              {self.implicit:.2e}",
+                f"coordinates on a bound                     {self.active:.1%}",
+                f"directions with kinks                      {self.kinks} of {self.directions}",
+                self.verdict,
+            ]
+        )
+
+
+def check_gradient(
+    model: nn.Module,
+    method: Method,
+    data: tuple[Tensor, Tensor],
+    seed: int = 0,
+    *,
+    directions: int = 6,
+    clock: Clock | None = None,
+) -> GradientReport:
+    """Compares a method's hypergradient with finite differences, on a float64 copy of the model in eval mode.
+
+    In eval mode examples do not see each other, so that each has a lower-level problem of its own. Weights
+    that learn from a second data stream are taken as they begin.
+
+    Args:
+        model: left as it is found.
+        method: whose gradient is meant.
+        data: a few rows, x (B, C, H, W) in [0, 1] and y (B,).
+        seed: of the attack's noise and of the directions.
+        directions: random directions in parameter space.
+        clock: the moment, for schedules.
+
+    Cost: about 6 * directions attacks and as many gradients; a few rows are enough.
+
+    Example:
+        >>> from bivallate import Linf, methods, models
+        >>> model = models.create("linear", num_classes=3, shape=(1, 4, 4), seed=0)
+        >>> x, y = torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 0])
+        >>> check_gradient(model, methods.fast_bat(Linf(0.1), step_size=0.1), (x, y)).ok
+        True
+    """
+    device = "cpu" if next(model.parameters()).device.type == "mps" else next(model.parameters()).device
+    twin = copy.deepcopy(model).to(device).double().eval()
+    if hasattr(twin, "autocast_dtype"):
+        twin.autocast_dtype = None  # pyright: ignore[reportArgumentType]
+    x, y = data[0].to(device).double(), data[1].to(device)
+    batch, facts = _first_batch(twin, (x, y))
+    moment = clock or Clock(seed=seed)
+    step = _Step(twin, method.but(attack_mode="eval"), batch, facts, moment)
+    with torch.random.fork_rng(devices=[device] if str(device).startswith("cuda") else []):
+        torch.manual_seed(seed)
+        return _report(step, method.name, seed, directions)
+
+
+def _report(step: _Step, name: str, seed: int, directions: int) -> GradientReport:
+    parameters = [p for p in step.model.parameters() if p.requires_grad]
+    found = step.gradient(parameters)
+    explicit = torch.autograd.grad(step.explicit(), parameters, materialize_grads=True)
+    surrogate: list[list[float]] = []
+    truth: list[list[float]] = []
+    expected: list[float] = []
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(directions):
+        way = [_like(p, generator) for p in parameters]
+        expected.append(_dot(found, way))
+        surrogate.append([_difference(step.surrogate, parameters, way, h) for h in STEPS])
+        truth.append([_difference(step.truth, parameters, way, h) for h in STEPS])
+    g = torch.tensor(expected, dtype=torch.float64)
+    s, t = torch.tensor(surrogate, dtype=torch.float64), torch.tensor(truth, dtype=torch.float64)
+    size = g.square().mean().sqrt().clamp(min=1e-300)
+    error = float(((s - g[:, None]).abs() / size).median())
+    spread = (s - s.median(1, keepdim=True).values).abs().amax(1) / size
+    kinks = int((spread > AGREES).sum())
+    gap = float((t.median(1).values - g).square().mean().sqrt() / size)
+    extra = [a - b for a, b in zip(found, explicit, strict=True)]
+    implicit = (_dot(extra, extra) / max(_dot(explicit, explicit), 1e-300)) ** 0.5
+    verdict = _verdict(error, gap, kinks, directions)
+    return GradientReport(name, error, gap, implicit, step.active, kinks, directions, verdict)
+
+
+def _verdict(error: float, gap: float, kinks: int, directions: int) -> str:
+    bent = f" The model is not smooth here: kinks in {kinks} of {directions} directions." if kinks else ""
+    if not error <= AGREES:
+        cause = "the kinks, or a layer" if kinks else "a layer"
+        return (
+            f"The stated gradient does NOT agree with finite differences ({error:.1e}).{bent} Likely cause: "
+            f"{cause} whose second derivative is missing or wrong (fused kernels, in-place operations)."
+        )
+    what = "and it is the true derivative" if gap <= AGREES else f"and differs from the true one by {gap:.1e}"
+    return f"The stated gradient agrees with finite differences ({error:.1e}), {what}.{bent}"
+
+
+class _Witnessed(LowerProblem):
+    """A lower problem that remembers every gradient whose graph in theta was kept, and what arrives there."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.points: list[Tensor] = []
+        self.arrived: list[Tensor] = []
+
+    def graph(self, delta: Tensor, *, create_graph: bool = True) -> Graph:
+        """As the lower problem's own."""
+        graph = super().graph(delta, create_graph=create_graph)
+        trainable = any(p.requires_grad for p in self.forward.module.parameters())
+        if create_graph and trainable and graph.grad.requires_grad:  # products with the Hessian run frozen
+            k = len(self.points)
+            self.points.append(graph.point.detach())
+            self.arrived.append(torch.zeros_like(graph.grad))
+
+            def listen(b: Tensor) -> None:
+                self.arrived[k] = b.detach().clone()
+
+            graph.grad.register_hook(listen)
+        return graph
+
+
+class _Step:
+    """One step in eval mode, taken apart: its gradient, and the functions of theta it might be the derivative
+    of."""
+
+    def __init__(self, model: nn.Module, method: Method, batch: Batch, facts: Facts, clock: Clock) -> None:
+        self.model, self.method, self.batch, self.facts, self.clock = model, method, batch, facts, clock
+        self.problem, self.bound, solution, delta = self._solve()
+        self.solution = solution
+        self.delta = delta.detach()
+        terms = self._terms(delta)
+        evidence = gather(self.problem.forward, terms, solution, batch, clock)
+        self.bound.weighting.update(evidence)
+        self.weights = self.bound.weighting(evidence)
+        self.loss = (self.weights * terms.robust + terms.anchor).mean()
+        free = method.threat.interior(self.delta, batch.x).double().mean()
+        self.active = 1 - float(free)
+
+    def _solve(self) -> tuple[_Witnessed, BoundMethod, Solution, Tensor]:
+        bound = self.method.bind(self.facts)
+        with attacking(self.model, "eval"):
+            problem = _Witnessed(
+                Forward(self.model), self.batch, self.method.objective, self.method.threat, self.clock
+            )
+            solution = bound.solver.solve(problem)
+            delta = bound.coupling(problem, solution)
+        return problem, bound, solution, delta
+
+    def _terms(self, delta: Tensor) -> Terms:
+        return self.method.loss(Forward(self.model), self.batch.x, self.batch.x + delta, self.batch.y)
+
+    def gradient(self, parameters: list[nn.Parameter]) -> tuple[Tensor, ...]:
+        """What the step's one backward pass adds to `.grad`."""
+        return torch.autograd.grad(self.loss, parameters, materialize_grads=True)
+
+    def _risk(self, delta: Tensor) -> Tensor:
+        terms = self._terms(delta)
+        weights = self.weights.detach()
+        if self.bound.weighting.differentiable:
+            evidence = gather(self.problem.forward, terms, self.solution, self.batch, self.clock)
+            weights = self.bound.weighting(evidence)
+        return (weights * terms.robust + terms.anchor).mean()
+
+    def explicit(self) -> Tensor:
+        """The loss with delta* held fixed."""
+        return self._risk(self.delta)
+
+    def surrogate(self) -> float:
+        """What the method says it descends, to first order; call after `gradient`."""
+        total = float(self.explicit().detach())
+        for point, b in zip(list(self.problem.points), list(self.problem.arrived), strict=True):
+            total += float((self.problem.ascent(point)[1] * b).sum())
+        return total
+
+    def truth(self) -> float:
+        """The loss with the attack solved anew, from the same noise."""
+        return float(self._risk(self._solve()[3].detach()).detach())
+
+
+def _like(parameter: nn.Parameter, generator: torch.Generator) -> Tensor:
+    """A random direction as long as the parameter itself."""
+    way = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.device)
+    norm = float(parameter.detach().norm())
+    return way * ((norm if norm > 0 else 1.0) / max(float(way.norm()), 1e-300))
+
+
+def _dot(a: list[Tensor] | tuple[Tensor, ...], b: list[Tensor] | tuple[Tensor, ...]) -> float:
+    return sum(float((u * v).sum()) for u, v in zip(a, b, strict=True))
+
+
+def _difference(
+    value: Callable[[], float], parameters: list[nn.Parameter], way: list[Tensor], h: float
+) -> float:
+    """Central difference; the parameters come back to the bit."""
+    home = [p.detach().clone() for p in parameters]
+    ends = []
+    for t in (h, -h):
+        with torch.no_grad():
+            for p, start, d in zip(parameters, home, way, strict=True):
+                p.copy_(start + t * d)
+        ends.append(value())
+    with torch.no_grad():
+        for p, start in zip(parameters, home, strict=True):
+            p.copy_(start)
+    return (ends[0] - ends[1]) / (2 * h)

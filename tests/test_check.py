@@ -1,0 +1,138 @@
+"""The user's own gradient check, and the gradient of one step that is not applied."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.coupling.differences import gradient
+from tests.methods.glue import Net, minibatches
+from torch import Tensor, nn
+
+from bivallate import KLDRO, PGD, Barrier, LastStep, Linf, Method, UserError, methods
+from bivallate.check import check_gradient, upper_gradient
+from bivallate.lower.interior import InteriorAscent
+from bivallate.lower.start import uniform
+from bivallate.types import Batch
+
+X, Y, INDEX = minibatches((6,))[0]
+THREAT = Linf(8 / 255)
+
+
+def state(model: nn.Module) -> list[Tensor]:
+    return [v.clone() for v in model.state_dict().values()]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        methods.plain(THREAT),
+        methods.at(THREAT, steps=2),
+        methods.trades(THREAT, steps=2),
+        methods.fast_bat(THREAT, step_size=0.05),
+        methods.fast_bat(THREAT, step_size=0.05, curvature_steps=3),
+        methods.done_pgd(THREAT, steps=2),
+        methods.done_fast(THREAT, step_size=0.05),
+    ],
+    ids=lambda m: m.name,
+)
+def test_stated_gradients_agree(method) -> None:
+    model = Net()
+    before = state(model)
+    report = check_gradient(model, method, (X, Y), directions=3)
+    assert report.ok
+    assert report.surrogate_error < 1e-6
+    assert report.kinks == 0
+    assert "agrees" in report.verdict
+    assert 0 <= report.active <= 1
+    assert (report.implicit > 1e-6) == (method.name in ("fast-bat", "done-pgd", "done-fast"))
+    assert all(torch.equal(a, b) for a, b in zip(before, state(model), strict=True))
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+    assert str(report).count("\n") == 6
+
+
+def test_the_gap_is_what_the_method_leaves_out() -> None:
+    exact = Method(THREAT, PGD(0, 0.0, uniform), coupling=LastStep(0.1, 0.1))
+    assert check_gradient(Net(), exact, (X, Y)).true_gap < 1e-6
+    weaker = exact.but(coupling=LastStep(0.1, 0.01))
+    report = check_gradient(Net(), weaker, (X, Y))
+    assert report.ok
+    assert report.true_gap > 1e-3
+    assert "differs from the true one" in report.verdict
+    full = Method(
+        Linf(0.1), InteriorAscent(60, 2e-3), coupling=Barrier(2e-3, 1.0, 100, 1e-12), weighting=KLDRO(1.0)
+    )
+    assert check_gradient(Net(), full, (0.2 + 0.6 * X, Y), directions=2).true_gap < 1e-6
+
+
+class _NoSecond(torch.autograd.Function):
+    """tanh whose backward forgets that it depends on x."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.slope = 1 - x.detach().tanh() ** 2
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> Tensor:
+        return grads[0] * ctx.slope
+
+
+def test_a_wrong_second_derivative_is_found() -> None:
+    class Tanh(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return _NoSecond.apply(x)  # pyright: ignore[reportReturnType]
+
+    model = Net(norm=False)
+    model.act = Tanh()  # pyright: ignore[reportAttributeAccessIssue]
+    assert check_gradient(model, methods.at(THREAT, steps=1), (X, Y)).ok
+    report = check_gradient(model, methods.fast_bat(THREAT, step_size=0.05, rho=1.0), (X, Y))
+    assert not report.ok
+    assert "NOT" in report.verdict
+
+
+def test_kinks_are_reported() -> None:
+    model = Net(norm=False)
+    model.act = nn.ReLU()  # pyright: ignore[reportAttributeAccessIssue]
+    assert check_gradient(model.float(), methods.fast_bat(THREAT, step_size=0.05), (X.float(), Y)).ok
+    dead = Net(norm=False)
+    dead.act = nn.ReLU()  # pyright: ignore[reportAttributeAccessIssue]
+    with torch.no_grad():
+        dead.stem.weight.zero_()
+        dead.stem.bias = nn.Parameter(torch.zeros(4, dtype=torch.float64))  # every unit is on its kink
+        dead.conv.bias = nn.Parameter(torch.ones(4, dtype=torch.float64))
+    report = check_gradient(dead, methods.at(THREAT, steps=1), (X, Y))
+    assert not report.ok
+    assert "NOT" in report.verdict
+
+
+@pytest.mark.parametrize("make", [methods.at, methods.done_pgd, methods.fast_bat, methods.trades])
+def test_upper_gradient_is_one_step_and_leaves_no_trace(make) -> None:
+    model, method = Net(dropout=0.3).train(), make(THREAT)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before, generator = state(model), torch.get_rng_state()
+    one = upper_gradient(model, method, (X, Y), seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(before, state(model), strict=True))
+    assert torch.equal(generator, torch.get_rng_state())
+    assert model.training
+    assert all(p.grad is not None and (p.grad == 1).all() for p in model.parameters())
+    two = upper_gradient(model, method, (X, Y), seed=3)
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    other = upper_gradient(model, method, (X, Y), seed=4)
+    assert not all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_upper_gradient_is_the_steps_own(training) -> None:
+    model, method = Net().train(training), methods.fast_bat(THREAT).but(attack_mode="eval")
+    batch = Batch(X, Y, torch.arange(len(Y)))
+    expected, _ = gradient(model, method, batch)
+    model = Net().train(training)
+    found = upper_gradient(model, method, (X, Y), training=training)
+    assert torch.equal(torch.cat([v.flatten() for v in found.values()]), expected)
+
+
+def test_rows_must_match() -> None:
+    with pytest.raises(UserError, match="as many rows"):
+        upper_gradient(Net(), methods.at(THREAT), (X, Y[:2]))
