@@ -1,5 +1,7 @@
 """The catalogue: each method is one function, a composition of parts in a few lines."""
 
+from bivallate.methods.adaptive import curriculum, dynamic, fat, fat_trades
+from bivallate.methods.amortised import atta, atta_trades, free_at, yopo
 from bivallate.methods.fast import done_fast, fast_at, fast_bat
 from bivallate.methods.learned import bilaw, bilaw_trades, non_parametric
 from bivallate.methods.perturbed import at_awp, trades_awp
@@ -21,17 +23,24 @@ from bivallate.methods.standard import at, plain, trades
 __all__ = [
     "at",
     "at_awp",
+    "atta",
+    "atta_trades",
     "backward_smoothing",
     "bilaw",
     "bilaw_trades",
+    "curriculum",
     "done_adam",
     "done_fast",
     "done_gd",
     "done_pgd",
+    "dynamic",
     "fast_at",
     "fast_at_ga",
     "fast_bat",
+    "fat",
+    "fat_trades",
     "fgsm_at",
+    "free_at",
     "gair_fat",
     "gairat",
     "mail_at",
@@ -44,4 +53,5 @@ __all__ = [
     "trades",
     "trades_awp",
     "wmmr",
+    "yopo",
 ]

@@ -1,0 +1,208 @@
+"""Attacks whose strength grows during training (Curriculum AT)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bivallate import collective
+from bivallate.errors import UserError
+from bivallate.lower.overhear import Overheard
+from bivallate.lower.pgd import PGD
+from bivallate.lower.problem import LowerProblem
+from bivallate.lower.remembering import Remembering, refuse_lookahead, require_coupling
+from bivallate.lower.start import zero
+from bivallate.noise import Noise
+from bivallate.parts import part
+from bivallate.schedule import Schedule, at
+from bivallate.types import Clock, Facts, Solution
+
+
+@part
+class Levels:
+    """k(t) = min(K, floor(t (K + 1) / T')): every strength from 0 to K for equally many epochs.
+
+    Attributes:
+        highest: K. until: T' as a fraction of all epochs.
+
+    Example:
+        >>> [int(Levels(highest=2, until=0.5)(Clock(epoch=e, epochs=12))) for e in range(7)]
+        [0, 0, 1, 1, 2, 2, 2]
+    """
+
+    highest: int
+    until: float = 5 / 6
+
+    def __call__(self, clock: Clock) -> float:
+        length = max(1, round(self.until * clock.epochs))
+        return min(self.highest, clock.epoch * (self.highest + 1) // length)
+
+
+@part
+class Curriculum:
+    """The inner solver with as many steps as the level says; level 0 is the clean image.
+
+    Attributes:
+        inner: the solver at full strength.
+        level: number of steps, a schedule.
+
+    Cost: `level` forwards and backwards.
+    """
+
+    inner: PGD
+    level: float | Schedule
+
+    def bind(self, facts: Facts) -> Curriculum:
+        """A solver without memory is its own running part."""
+        return self
+
+    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
+        """Nothing to learn from the outer backward pass."""
+
+    def solve(self, problem: LowerProblem) -> Solution:
+        """Solution at the present level."""
+        level = int(at(self.level, problem.clock))
+        problem.log["level"] = level
+        start = self.inner.start if level else zero
+        return replace(self.inner, steps=level, start=start).solve(problem)
+
+
+@part
+class BatchMixing(Remembering):
+    """Cai's curriculum: parts of each minibatch attacked with 0, ..., k steps; k rises when learning stalls.
+
+    The minibatch is shuffled and cut in k + 1 equal parts, the last with the remainder; part j takes j steps
+    of size (2 eps / j) u, u uniform between 1 and 10 / j and drawn once a part.
+
+    The level rises after an epoch in which the accuracy on the mixture, measured on the training passes
+    themselves, is above `threshold` and has not improved for `patience` epochs. With patience 0 it rises as
+    soon as the accuracy is above the threshold (the other published rule, with 0.95).
+
+    Attributes:
+        inner: its start, direction and stop are used; steps and step size are the parts'.
+        highest: level at which the rise ends. patience, threshold: of the rule.
+
+    Cost: k / 2 forwards and backwards, on average.
+
+    Reference: Cai et al., Curriculum Adversarial Training, IJCAI 2018, section 3.
+    Deviation: the public code measures a held-out 2 % of the training set and reloads its best checkpoint
+    when the level rises; here the rule listens to the training passes, and nothing is reloaded.
+    """
+
+    inner: PGD = field(default=PGD(steps=1, step_size=0.0))
+    highest: int = 10
+    patience: int = 10
+    threshold: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.patience < 0 or not 0 <= self.threshold < 1:
+            raise UserError(
+                f"the level rule needs patience >= 0 and 0 <= threshold < 1, got patience={self.patience}, "
+                f"threshold={self.threshold:g}"
+            )
+
+    def check(self, method: Any) -> None:
+        """The rule listens to the pass at x + delta."""
+        require_coupling(method, "BatchMixing", "Detached")
+        refuse_lookahead(method, "BatchMixing")
+
+    def bind(self, facts: Facts) -> RunningBatchMixing:
+        """The level of one run."""
+        return RunningBatchMixing(self, facts.device)
+
+
+class RunningBatchMixing(nn.Module):
+    """The solver with its level and what it has measured.
+
+    Attributes:
+        counts: (2,) correct and seen examples of this epoch.
+        level: k. epoch: the one being measured. best, best_epoch: highest accuracy at this level.
+    """
+
+    counts: Tensor
+
+    def __init__(self, rule: BatchMixing, device: torch.device) -> None:
+        super().__init__()
+        self.rule = rule
+        self.register_buffer("counts", torch.zeros(2, dtype=torch.int64, device=device))
+        self.level, self.epoch, self.best, self.best_epoch = 0, 0, -math.inf, 0
+        self._heard: Overheard | None = None
+
+    def bind(self, facts: Facts) -> RunningBatchMixing:
+        """The running part of another run."""
+        return self.rule.bind(facts)
+
+    def get_extra_state(self) -> dict[str, float]:
+        """Level and rule as plain numbers; no best yet is -1."""
+        return {
+            "level": self.level,
+            "epoch": self.epoch,
+            "best": max(self.best, -1.0),
+            "best_epoch": self.best_epoch,
+        }
+
+    def set_extra_state(self, state: dict[str, float]) -> None:
+        """The inverse."""
+        self.level, self.epoch = int(state["level"]), int(state["epoch"])
+        self.best_epoch = int(state["best_epoch"])
+        self.best = state["best"] if state["best"] >= 0 else -math.inf
+
+    def advance(self, accuracy: float) -> None:
+        """Ends the measured epoch: keeps its accuracy if it is the level's best, or raises the level."""
+        if accuracy > self.best:
+            self.best, self.best_epoch = accuracy, self.epoch
+        stalled = self.epoch - self.best_epoch >= self.rule.patience
+        if stalled and accuracy > self.rule.threshold and self.level < self.rule.highest:
+            self.level, self.best, self.best_epoch = self.level + 1, -math.inf, self.epoch
+
+    def solve(self, problem: LowerProblem) -> Solution:
+        """Each part's own attack."""
+        self._turn_to(problem.clock.epoch)
+        problem.log["level"] = self.level
+        delta, before = torch.zeros_like(problem.x), torch.zeros_like(problem.x)
+        kappa, spent = torch.zeros_like(problem.y), torch.zeros_like(problem.y)
+        for j, rows in self._parts(problem):
+            solver = replace(self.rule.inner, steps=j, step_size=self._step_size(problem, j))
+            found = solver.solve(problem.select(rows))
+            delta[rows], before[rows] = found.delta, found.before_last
+            kappa[rows], spent[rows] = found.kappa, found.evaluations
+        if self._heard is not None:  # the last step ended in an error
+            self._heard.stop()
+        module = problem.forward.module
+        self._heard = Overheard(module, module, problem.x + delta)
+        return Solution(delta, before, kappa, spent)
+
+    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
+        """Counts what the training pass classified correctly."""
+        assert self._heard is not None
+        logits, self._heard = self._heard.output(), None
+        correct = (logits.argmax(1) == problem.y).sum()
+        self.counts += torch.stack([correct, torch.full_like(correct, len(problem.y))])
+
+    def _turn_to(self, epoch: int) -> None:
+        if epoch == self.epoch:
+            return
+        correct, seen = collective.total(self.counts).tolist()
+        if seen:
+            self.advance(correct / seen)
+        self.counts.zero_()
+        self.epoch = epoch
+
+    def _parts(self, problem: LowerProblem) -> list[tuple[int, Tensor]]:
+        """(j, rows) of the parts with steps to take."""
+        order = problem.noise.uniform("part", (), torch.float64).argsort(stable=True)
+        size = len(order) // (self.level + 1)
+        cuts = [j * size for j in range(self.level + 1)] + [len(order)]
+        parts = [(j, order[cuts[j] : cuts[j + 1]]) for j in range(1, self.level + 1)]
+        return [(j, rows) for j, rows in parts if len(rows)]
+
+    def _step_size(self, problem: LowerProblem, j: int) -> float:
+        """(2 eps / j) times a factor between 1 and 10 / j, the same for the whole part."""
+        clock = problem.clock
+        draw = Noise(clock.seed, torch.tensor([clock.step]), clock.epoch, clock.replay)
+        u = float(draw.uniform(f"factor/{j}", (), torch.float64))
+        return 2 * problem.threat.eps / j * (1 + u * (10 / j - 1))

@@ -1,0 +1,114 @@
+"""Attacks that go on, for every training image, where its last visit ended (ATTA)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bivallate.errors import UserError
+from bivallate.lower.pgd import PGD
+from bivallate.lower.problem import LowerProblem
+from bivallate.lower.remembering import Remembering, refuse_lookahead
+from bivallate.noise import Noise
+from bivallate.parts import part
+from bivallate.types import Facts, Solution
+
+
+@part
+class PerExample(Remembering):
+    """Starts each example from its stored perturbation, and stores what the training step used.
+
+    Perturbations are kept in the coordinates of the padded image and carried through each batch's recorded
+    crop and flip; only the window is overwritten. At the start, and again at every `reset` epochs, they are
+    scale * N(0, I), drawn when an image is next visited.
+
+    Attributes:
+        inner: the solver; its own start is not used.
+        reset: epochs between resets, counted from 1 as in the public code: with 10, epochs 10, 20, ... begin
+            afresh. None: never.
+        scale: standard deviation of the first perturbation, in pixel units.
+        half: keep the bank in half precision (steps of 1.5e-5 at 8/255).
+
+    Cost: the inner solver's; memory of one padded image for each row of the training set.
+
+    Reference: Zheng et al., ATTA, CVPR 2020, section 4.
+    """
+
+    inner: PGD
+    reset: int | None = 10
+    scale: float = 0.001
+    half: bool = False
+
+    def __post_init__(self) -> None:
+        if self.reset is not None and self.reset < 1:
+            raise UserError(f"reset must be at least 1 epoch, or none for never, got {self.reset!r}")
+
+    def check(self, method: Any) -> None:
+        """The bank is of the training stream alone."""
+        refuse_lookahead(method, "PerExample")
+
+    def bind(self, facts: Facts) -> RunningPerExample:
+        """The bank of one run."""
+        return RunningPerExample(self, facts)
+
+
+class RunningPerExample(nn.Module):
+    """The solver with its bank (rows, C, H + 2 padding, W + 2 padding) and the epoch of each row's reset."""
+
+    bank: Tensor
+    born: Tensor
+
+    def __init__(self, rule: PerExample, facts: Facts) -> None:
+        super().__init__()
+        c, h, w = facts.shape
+        shape = (facts.rows, c, h + 2 * facts.padding, w + 2 * facts.padding)
+        dtype = torch.float16 if rule.half else facts.dtype
+        self.rule = rule
+        self.register_buffer("bank", torch.zeros(shape, dtype=dtype, device=facts.device))
+        self.register_buffer("born", torch.full((facts.rows,), -1, device=facts.device))
+        self._canvas: Tensor | None = None
+
+    def bind(self, facts: Facts) -> RunningPerExample:
+        """The running part of another run."""
+        return self.rule.bind(facts)
+
+    def solve(self, problem: LowerProblem) -> Solution:
+        """The inner solver from the stored perturbations."""
+        canvas = self._recall(problem)
+        view = problem.batch.view
+        if canvas.shape[2:] != (problem.x.shape[2:] if view is None else view.canvas):
+            raise UserError(
+                f"stored perturbations are {tuple(canvas.shape[2:])}, the padded images of the batch "
+                f"{tuple(problem.x.shape[2:]) if view is None else view.canvas}: bind the method with the "
+                "padding of the augmentation (Facts.padding)"
+            )
+        start = canvas if view is None else view.apply(canvas)
+        self._canvas = canvas
+        return replace(self.rule.inner, start=lambda _: start).solve(problem)
+
+    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
+        """Stores the perturbation that the step trained on."""
+        assert self._canvas is not None
+        view, delta = problem.batch.view, delta.detach()
+        canvas = delta if view is None else view.write(self._canvas.contiguous(), delta)
+        index, self._canvas = problem.batch.index, None
+        self.bank[index] = canvas.to(self.bank.dtype)
+        self.born[index] = self._last_reset(problem.clock.epoch)
+
+    def _last_reset(self, epoch: int) -> int:
+        """The epoch, from 0, at which the present bank began."""
+        reset = self.rule.reset
+        return max(0, (epoch + 1) // reset * reset - 1) if reset is not None else 0
+
+    def _recall(self, problem: LowerProblem) -> Tensor:
+        """(B, C, H + 2 padding, W + 2 padding) perturbations of these rows, reset where that is due."""
+        index, clock = problem.batch.index, problem.clock
+        since = self._last_reset(clock.epoch)
+        stored, stale = self.bank[index].to(problem.x.dtype), self.born[index] < since
+        if not bool(stale.any()):
+            return stored
+        noise = Noise(clock.seed, index, since).normal("start", tuple(stored.shape[1:]), stored.dtype)
+        return torch.where(stale.view(-1, 1, 1, 1), self.rule.scale * noise, stored)

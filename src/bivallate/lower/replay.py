@@ -1,0 +1,219 @@
+"""Solvers that replay a minibatch and move delta with gradients the outer backward pass has paid for."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bivallate.errors import UserError, unknown
+from bivallate.lower.overhear import Overheard
+from bivallate.lower.problem import LowerProblem, attacking, frozen
+from bivallate.lower.remembering import Remembering, refuse_lookahead, require_coupling
+from bivallate.lower.start import Start, uniform
+from bivallate.parts import part
+from bivallate.types import Facts, Solution
+
+
+class Kept(nn.Module):
+    """delta by position in the minibatch: a buffer as long as the longest minibatch so far, zero at first."""
+
+    delta: Tensor
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__()
+        empty = torch.zeros(0, *facts.shape, dtype=facts.dtype, device=facts.device)
+        self.register_buffer("delta", empty)
+        self.register_load_state_dict_pre_hook(self._resize)
+
+    def _resize(self, module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        saved = state.get(f"{prefix}delta")
+        if saved is not None:
+            self.delta = self.delta.new_zeros(saved.shape)
+
+    def first(self, rows: int) -> Tensor:
+        """(rows, C, H, W), a copy."""
+        missing = rows - len(self.delta)
+        if missing > 0:
+            self.delta = torch.cat([self.delta, self.delta.new_zeros(missing, *self.delta.shape[1:])])
+        return self.delta[:rows].clone()
+
+    def keep(self, delta: Tensor) -> None:
+        """Overwrites the first rows."""
+        self.delta[: len(delta)] = delta
+
+
+@part
+class Free(Remembering):
+    """Free-AT: one delta, kept by position from minibatch to minibatch, moved by every outer backward pass.
+
+    The gradient is taken at the parameters before the step that the same pass makes; what was carried over is
+    projected on the new images' set. A short minibatch uses and returns the first rows.
+
+    Attributes:
+        step_size: in units of eps.
+
+    Cost: nothing beyond the outer pass.
+
+    Reference: Shafahi et al., NeurIPS 2019, algorithm 1.
+    """
+
+    step_size: float = 1.0
+
+    def check(self, method: Any) -> None:
+        """Free-AT reads d loss / d delta off the outer backward pass."""
+        require_coupling(method, "Free", "Leaf")
+        refuse_lookahead(method, "Free")
+        if method.accumulate:
+            raise UserError("Free-AT updates the parameters at every replay: set accumulate=False")
+
+    def bind(self, facts: Facts) -> RunningFree:
+        """The buffer of one run."""
+        return RunningFree(self, facts)
+
+
+class RunningFree(nn.Module):
+    """Free-AT's solver with its buffer."""
+
+    def __init__(self, rule: Free, facts: Facts) -> None:
+        super().__init__()
+        self.rule, self.kept = rule, Kept(facts)
+
+    def bind(self, facts: Facts) -> RunningFree:
+        """The running part of another run."""
+        return self.rule.bind(facts)
+
+    def solve(self, problem: LowerProblem) -> Solution:
+        """What the last replay left, projected."""
+        delta = problem.project(self.kept.first(len(problem.y)))
+        none = torch.zeros_like(problem.y)
+        return Solution(delta, delta, none, none)
+
+    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
+        """delta <- project(delta + step_size * eps * direction(d loss / d delta))."""
+        assert delta.grad is not None
+        step = self.rule.step_size * problem.threat.eps * problem.threat.steepest(delta.grad)
+        self.kept.keep(problem.project(delta.detach() + step))
+
+
+@part
+class YOPO(Remembering):
+    """YOPO: after each full pass, steps through the first layer alone, with the rest's adjoint held fixed.
+
+    With f = f_rest o f_0 and p = d loss / d f_0(x + delta) from the outer backward pass, `steps` times
+    delta <- project(delta + step_size eps sign grad_delta <p, f_0(x + delta)>); then f_0's parameters receive
+    the gradient of <p, f_0(x + delta)> at the new delta.
+
+    Attributes:
+        steps: n; 0 leaves delta at its start.
+        step_size: in units of eps.
+        start: of the first replay of each minibatch.
+        first_layer: "hamiltonian" gives f_0's parameters that last gradient alone, the paper's scheme; "both"
+            adds their part of the full pass, as the public code does.
+
+    Cost: n + 1 forwards and backwards of the first layer a replay, which are not counted as passes.
+
+    Needs a model that names its first layer: a method `first_layer()` (every built-in model), or an
+    attribute `stem`, a module that is applied to the images themselves.
+
+    Reference: Zhang et al., YOPO, NeurIPS 2019, algorithm 1.
+    """
+
+    steps: int = 3
+    step_size: float = 0.25
+    start: Start = field(default=uniform)
+    first_layer: Literal["hamiltonian", "both"] = "hamiltonian"
+
+    def __post_init__(self) -> None:
+        if self.first_layer not in ("hamiltonian", "both"):
+            raise unknown("treatment of the first layer", str(self.first_layer), ("hamiltonian", "both"))
+
+    def check(self, method: Any) -> None:
+        """YOPO adds the gradients of all replays to one update."""
+        require_coupling(method, "YOPO", "Detached")
+        refuse_lookahead(method, "YOPO")
+        if method.replays > 1 and not method.accumulate:
+            raise UserError("YOPO makes one update from the gradients of all replays: set accumulate=True")
+
+    def bind(self, facts: Facts) -> RunningYOPO:
+        """The buffer of one run."""
+        return RunningYOPO(self, facts)
+
+
+class RunningYOPO(nn.Module):
+    """YOPO's solver with the delta that it carries from replay to replay."""
+
+    def __init__(self, rule: YOPO, facts: Facts) -> None:
+        super().__init__()
+        self.rule, self.kept = rule, Kept(facts)
+        self._heard: Overheard | None = None
+        self._saved: list[tuple[nn.Parameter, Tensor | None]] = []
+
+    def bind(self, facts: Facts) -> RunningYOPO:
+        """The running part of another run."""
+        return self.rule.bind(facts)
+
+    def solve(self, problem: LowerProblem) -> Solution:
+        """A start at the first replay, then what the first-layer steps left."""
+        model = problem.forward.model
+        stem, first = named_first_layer(model)
+        if problem.clock.replay == 0:
+            delta = problem.project(self.rule.start(problem))
+            self.kept.first(len(delta))
+            self.kept.keep(delta)
+        delta = self.kept.first(len(problem.y))
+        if self._heard is not None:  # the last step ended in an error
+            self._heard.stop()
+        self._heard = Overheard(problem.forward.module, stem, problem.x + delta)
+        self._saved = [
+            (p, None if p.grad is None else p.grad.clone()) for p in first.parameters() if p.requires_grad
+        ]
+        none = torch.zeros_like(problem.y)
+        return Solution(delta, delta, none, none)
+
+    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
+        """The n steps, then the first layer's parameter gradient at their end."""
+        assert self._heard is not None
+        adjoint, self._heard = self._heard.output().grad, None
+        assert adjoint is not None
+        _, first = named_first_layer(problem.forward.model)
+        delta = delta.detach()
+        size = self.rule.step_size * problem.threat.eps
+        with attacking(first, "train"):
+            for _ in range(self.rule.steps):
+                with frozen(first):
+                    point = delta.requires_grad_()
+                    (grad,) = torch.autograd.grad((adjoint * first(problem.x + point)).sum(), point)
+                delta = problem.project(point.detach() + size * problem.threat.steepest(grad))
+            self._give_gradient(first, adjoint, problem.x + delta)
+        self.kept.keep(delta)
+
+    def _give_gradient(self, first: nn.Module, adjoint: Tensor, x_adv: Tensor) -> None:
+        saved, self._saved = self._saved, []
+        if not saved:
+            return
+        with torch.enable_grad():
+            grads = torch.autograd.grad((adjoint * first(x_adv)).sum(), [p for p, _ in saved])
+        for (parameter, before), grad in zip(saved, grads, strict=True):
+            base = before if self.rule.first_layer == "hamiltonian" else parameter.grad
+            parameter.grad = grad if base is None else base + grad
+
+
+def named_first_layer(model: object) -> tuple[nn.Module, nn.Module]:
+    """(the module inside the model whose output is f_0, f_0 as a module on images).
+
+    Raises:
+        UserError: the model does not name its first layer.
+    """
+    stem = getattr(model, "stem", None)
+    if isinstance(stem, nn.Module):
+        named = getattr(model, "first_layer", None)
+        first = named() if callable(named) else stem
+        return stem, first if isinstance(first, nn.Module) else stem
+    raise UserError(
+        f"YOPO steps through the first layer alone, but {type(model).__name__} does not name it: give the "
+        "model an attribute `stem` (and a method `first_layer()` if something comes before it), wrap it as "
+        "bivallate.models.Classifier, or choose another method, such as at or free-at"
+    )

@@ -1,0 +1,169 @@
+"""Methods whose attack is as strong as the moment or the example asks for."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from bivallate.errors import unknown
+from bivallate.lower.curriculum import BatchMixing, Curriculum, Levels
+from bivallate.lower.objective import kl_to_clean
+from bivallate.lower.pgd import PGD
+from bivallate.lower.problem import AttackMode
+from bivallate.lower.start import gaussian, uniform
+from bivallate.lower.stop import FOSCBelow, Misclassified
+from bivallate.lower.threat import L2, Linf
+from bivallate.method import Method, register
+from bivallate.schedule import Linear, Milestones
+from bivallate.upper.loss import Trades
+from bivallate.weighting.base import equal
+from bivallate.weighting.own_loss import OwnLoss
+
+FAT_TAU = Milestones(values=(0.0, 1.0, 2.0), at=(50 / 120, 90 / 120))
+FAT_TRADES_TAU = Milestones(values=(0.0, 1.0, 2.0, 3.0), at=(30 / 85, 50 / 85, 70 / 85))
+
+
+@register("dynamic", family="adaptive", paper="Wang et al., ICML 2019", cost="(K+1)F + (K+1)B at most")
+def dynamic(
+    threat: Linf | L2,
+    *,
+    c_max: float = 0.5,
+    until: float = 5 / 6,
+    steps: int = 10,
+    step_size: float = 0.25,
+    form: Literal["box", "ball"] = "box",
+    fosc_origin: Literal["clean", "start"] = "clean",
+    loss_reweight: bool = False,
+) -> Method:
+    """Dynamic AT: each example is attacked until its FOSC falls below a threshold that goes to zero.
+
+    Objective: AT's, with the lower level solved to first-order stationarity c_t = max(c_max (1 - t / T'), 0)
+    at epoch t, and at most to K steps.
+
+    FOSC depends on the scale of the loss and on the number of pixels, so c_max does not carry over to other
+    image sizes; the mean FOSC of a batch of FGSM points is a fair first value.
+
+    Args:
+        threat: the set of perturbations.
+        c_max: first threshold, in nats.
+        until: T' / T, fraction of the epochs at which the threshold reaches zero: 100/120 on CIFAR-10, 40/50
+            on MNIST.
+        steps: K.
+        step_size: in units of eps.
+        form: of FOSC, see `FOSCBelow`.
+        fosc_origin: "start" measures from the random start as the public code does; needs form="ball".
+        loss_reweight: from the second epoch on multiply each loss by itself, as the public code does.
+
+    Cost: at most K + 1 forwards, K + 1 backwards; an example that has stopped costs nothing in eval mode.
+
+    Reference: Wang et al. 2019, eq. 8 and algorithm 1; methods M10.
+    Deviation: FOSC in the box-aware form by default; its defining comparison is read as c > c_t (the printed
+    one is reversed).
+    """
+    stop = FOSCBelow(Linear(start=c_max, end=0.0, until=until), form, fosc_origin)
+    solver = PGD(steps, step_size * threat.eps, uniform, stop=stop)
+    return Method(threat, solver, weighting=OwnLoss() if loss_reweight else equal)
+
+
+@register("curriculum", family="adaptive", paper="Cai et al., IJCAI 2018", cost="(k+1)F + (k+1)B, k to K")
+def curriculum(
+    threat: Linf | L2,
+    *,
+    mode: Literal["schedule", "cai"] = "schedule",
+    steps: int = 10,
+    step_size: float = 0.25,
+    until: float = 5 / 6,
+    patience: int = 10,
+    threshold: float = 0.9,
+    attack_mode: AttackMode = "eval",
+) -> Method:
+    """Curriculum AT: the number of attack steps k grows during training.
+
+    Objective: AT's, with k = min(K, floor(t (K + 1) / T')) steps at epoch t ("schedule", as Dynamic AT's
+    comparison has it), or with each minibatch split over 0, ..., k steps and k rising by its own measure
+    ("cai").
+
+    Examples of one strength still differ widely in FOSC: equal steps are not equal convergence.
+
+    Args:
+        threat: the set of perturbations.
+        mode: "schedule" or "cai".
+        steps: K, the last level.
+        step_size: in units of eps ("schedule"; "cai" draws its own).
+        until: T' / T, fraction of the epochs at which K is reached ("schedule").
+        patience: epochs without improvement, and
+        threshold: accuracy, after which the level rises ("cai").
+        attack_mode: BatchNorm while attacking; the public batch-mixing code attacks in "train" mode.
+
+    Cost: k + 1 forwards, k + 1 backwards; in mode "cai" k / 2 + 1 on average.
+
+    Reference: Cai et al. 2018, section 3; methods M11.
+    Deviation: no quantisation of inputs; the rule of "cai" measures on the training passes (`BatchMixing`).
+    """
+    if mode not in ("schedule", "cai"):
+        raise unknown("mode of the curriculum", str(mode), ("schedule", "cai"))
+    if mode == "cai":
+        mixing = BatchMixing(highest=steps, patience=patience, threshold=threshold)
+        return Method(threat, mixing, attack_mode=attack_mode)
+    solver = Curriculum(PGD(steps, step_size * threat.eps, uniform), Levels(steps, until))
+    return Method(threat, solver, attack_mode=attack_mode)
+
+
+@register("fat", family="adaptive", paper="Zhang et al., ICML 2020", cost="(K+1)F + (K+1)B at most")
+def fat(
+    threat: Linf | L2,
+    *,
+    tau: int | None = None,
+    steps: int = 10,
+    step_size: float = 7 / 31,
+    omega: float = 0.001,
+) -> Method:
+    """FAT: the attack on an example ends tau steps after it is first misclassified.
+
+    Objective: AT's, on the least adversarial of the misclassified points (PGD-K-tau).
+
+    Keeps clean accuracy high; its training points are weak, so robustness against strong attacks falls short
+    of AT's while tau is small.
+
+    Args:
+        threat: the set of perturbations.
+        tau: further steps after misclassification; none follows the paper: 0, 1, 2 from epochs 0, 50, 90 of
+            120, in proportion.
+        steps: K.
+        step_size: in units of eps: 0.007 at 0.031.
+        omega: standard deviation of the noise added at every step, in pixel units.
+
+    Cost: at most K + 1 forwards, K + 1 backwards; an example that has stopped costs nothing in eval mode.
+
+    Reference: Zhang et al. 2020, algorithm 1; methods M12.
+    Deviation: the public code reorders the minibatch as examples stop; here they keep their places.
+    """
+    stop = Misclassified(FAT_TAU if tau is None else tau)
+    return Method(threat, PGD(steps, step_size * threat.eps, uniform, stop=stop, jitter=omega))
+
+
+@register("fat-trades", family="adaptive", paper="Zhang et al., ICML 2020", cost="(K+3)F + (K+1)B at most")
+def fat_trades(
+    threat: Linf | L2,
+    *,
+    beta: float = 6.0,
+    tau: int | None = None,
+    steps: int = 10,
+    step_size: float = 7 / 31,
+    omega: float = 0.0,
+) -> Method:
+    """FAT on TRADES: the attack on the divergence ends tau steps after the example is first misclassified.
+
+    Args:
+        threat: the set of perturbations.
+        beta: weight of the robust term.
+        tau: as `fat`; none is 0, 1, 2, 3 from epochs 0, 30, 50, 70 of 85, in proportion.
+        steps, step_size: as `fat`.
+        omega: as `fat`; the public code has 0 here.
+
+    Cost: at most K + 3 forwards, K + 1 backwards (the outer backward runs through two forwards).
+
+    Reference: Zhang et al. 2020, section 4; methods M12.
+    """
+    stop = Misclassified(FAT_TRADES_TAU if tau is None else tau)
+    solver = PGD(steps, step_size * threat.eps, gaussian, stop=stop, jitter=omega)
+    return Method(threat, solver, objective=kl_to_clean, loss=Trades(beta))

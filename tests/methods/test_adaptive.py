@@ -1,0 +1,376 @@
+"""Dynamic AT, Curriculum AT and FAT: references, reductions, invariants and traps."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from tests.methods.glue import EPS, Net, agree, draws, gap, minibatches, train
+from tests.reference import adaptive, plain_at
+from torch import Tensor, nn
+
+import bivallate as bv
+from bivallate import L2, PGD, Linf, UserError, methods
+from bivallate.lower.curriculum import BatchMixing, Levels, RunningBatchMixing
+from bivallate.lower.objective import cross_entropy
+from bivallate.lower.problem import Forward, LowerProblem, attacking
+from bivallate.lower.stop import FOSCBelow, Iterate, Misclassified
+from bivallate.method import create
+from bivallate.noise import Noise
+from bivallate.schedule import at
+from bivallate.types import Batch, Clock, Facts
+
+THREAT = Linf(EPS)
+EPOCHS = [0, 6, 11]  # of 12: threshold c_max, 0.4 c_max, 0
+
+
+def problem_of(model: nn.Module, threat: Linf | L2 = THREAT, size: int = 12, epoch: int = 0) -> LowerProblem:
+    x, y, index = minibatches((size,))[0]
+    clock = Clock(epoch=epoch, epochs=12)
+    return LowerProblem(Forward(model), Batch(x, y, index), cross_entropy, threat, clock)
+
+
+def solved(method: bv.Method, model: nn.Module, **where: Any):
+    problem = problem_of(model, **where)
+    with attacking(model, "eval"):
+        return problem, method.solver.solve(problem)
+
+
+# Dynamic AT
+
+
+@pytest.mark.parametrize(
+    "hyper",
+    [{}, {"form": "ball"}, {"form": "ball", "fosc_origin": "start"}, {"loss_reweight": True}],
+)
+def test_dynamic_reference(hyper: dict[str, Any]) -> None:
+    method = methods.dynamic(THREAT, c_max=0.05, **hyper)
+    reference = partial(adaptive.dynamic, epochs=EPOCHS, control_epoch=10, c_max=0.05)
+    # the code variant weighs by the loss of a pass in the attack's mode: ours, where there are no statistics
+    model = Net(norm=not hyper.get("loss_reweight"))
+    left = agree(method, reference, model=model, epoch=EPOCHS, epochs=12, **hyper)
+    attack = [r.passes.backward / r.examples - 1 for r in left.records]
+    assert 1 < attack[0] < 10, "some examples stop early while the threshold is high"
+
+
+def test_dynamic_without_threshold_is_at() -> None:
+    data = minibatches()
+    zero = train(Net(), methods.dynamic(THREAT, c_max=0.0), data)
+    full = train(Net(), methods.at(THREAT), data)
+    assert gap(zero.model, full.model) == 0
+
+
+def test_dynamic_stops_only_at_a_zero_gap_when_the_threshold_is_zero() -> None:
+    model = Linear()
+    problem, solution = solved(methods.dynamic(THREAT, c_max=0.0, step_size=1.0), model)
+    assert (solution.evaluations < 10).all(), "in a corner of the box a linear score cannot rise further"
+    _, grad = problem.ascent(solution.delta)
+    assert problem.threat.support(grad, problem.x, solution.delta).abs().max() == 0
+    _, full = solved(methods.at(THREAT, step_size=1.0), model)
+    assert torch.equal(solution.delta, full.delta)
+
+
+def test_a_high_threshold_leaves_exactly_one_step() -> None:
+    model = Net()
+    _, dynamic = solved(methods.dynamic(THREAT, c_max=1e6), model)
+    _, one = solved(methods.at(THREAT, steps=1), model)
+    assert torch.equal(dynamic.delta, one.delta)
+    assert (dynamic.evaluations == 2).all()
+
+
+def test_the_threshold_falls_to_zero_at_its_epoch() -> None:
+    solver = methods.dynamic(THREAT).solver
+    assert isinstance(solver, PGD)
+    assert isinstance(solver.stop, FOSCBelow)
+    seen = [at(solver.stop.threshold, Clock(epoch=e, epochs=120)) for e in (0, 50, 99, 100, 110)]
+    assert seen == pytest.approx([0.5, 0.25, 0.005, 0, 0], abs=1e-15)
+    assert seen[3] == 0
+
+
+@pytest.mark.parametrize("form", ["box", "ball"])
+def test_fosc_is_the_maximum_over_the_corners(form: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(4, 1, 2, 3, generator=generator, dtype=torch.float64)
+    x[0, 0, 0, 0], x[1, 0, 1, 2] = 0.0, 1.0
+    threat = Linf(0.3)
+    delta = threat.project(torch.randn(x.shape, generator=generator, dtype=torch.float64), x)
+    grad = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    lo, up = threat.bounds(x) if form == "box" else (torch.full_like(x, -0.3), torch.full_like(x, 0.3))
+    best = torch.full((4,), -math.inf, dtype=torch.float64)
+    for corner in itertools.product([False, True], repeat=6):
+        chosen = torch.where(torch.tensor(corner).view(1, 1, 2, 3), up, lo)
+        best = torch.maximum(best, (grad * (chosen - delta)).flatten(1).sum(1))
+    found = threat.support(grad, x, delta) if form == "box" else threat.ball_support(grad, delta)
+    assert (found - best).abs().max() < 1e-14
+
+
+def test_from_the_random_start_fosc_can_be_negative() -> None:
+    problem = problem_of(Net())
+    rows = torch.arange(12)
+    start = problem.threat.project(torch.full_like(problem.x, EPS), problem.x)
+    rule = FOSCBelow(0.0, form="ball", origin="start")(problem)
+    logits = torch.zeros(12, 3, dtype=torch.float64)
+    assert not rule(Iterate(0, start, start, logits, rows)).any(), "the first step is always taken"
+    far, grad = problem.project(-start), -torch.ones_like(start)
+    assert rule(Iterate(1, far, grad, logits, rows)).all()
+    assert not FOSCBelow(-1e-9)(problem)(Iterate(1, far, grad, logits, rows)).any()
+
+
+def test_dynamic_refuses_a_start_origin_in_the_box_form() -> None:
+    with pytest.raises(UserError, match='form="ball"'):
+        methods.dynamic(THREAT, fosc_origin="start")
+    with pytest.raises(UserError, match="did you mean 'box'"):
+        methods.dynamic(THREAT, form="bax")  # pyright: ignore[reportArgumentType]
+
+
+def test_dynamic_in_l2() -> None:
+    method = methods.dynamic(L2(0.5), c_max=0.02)
+    problem, solution = solved(method, Net(), threat=L2(0.5), size=20)
+    assert solution.evaluations.min() < 10
+    assert problem.threat.size(solution.delta).max() <= 0.5 + 1e-9
+
+
+# Curriculum AT
+
+
+def test_curriculum_reference() -> None:
+    for steps in (3, 10):
+        method = methods.curriculum(THREAT, steps=steps)
+        reference = partial(adaptive.curriculum, epochs=EPOCHS, control_epoch=10, steps=steps)
+        agree(method, reference, epoch=EPOCHS, epochs=12)
+
+
+def test_curriculum_begins_as_plain_training_and_ends_as_at() -> None:
+    data, method = minibatches(), methods.curriculum(THREAT)
+    first, last = ({"epoch": e, "epochs": 12} for e in (0, 11))
+    assert (
+        gap(train(Net(), method, data, **first).model, train(Net(), methods.plain(THREAT), data).model) == 0
+    )
+    assert (
+        gap(train(Net(), method, data, **last).model, train(Net(), methods.at(THREAT), data, **last).model)
+        == 0
+    )
+
+
+def test_levels_share_the_epochs() -> None:
+    levels = [int(Levels(10)(Clock(epoch=e, epochs=120))) for e in range(120)]
+    assert levels == [min(10, e * 11 // 100) for e in range(120)]
+
+
+def cai_draws(levels: list[int], epochs: list[int]) -> Callable[..., Tensor]:
+    """The package's draws, with the factor of each part given to its rows."""
+    ours = draws(0, epochs)
+
+    def draw(purpose: str, step: int, like: Tensor, index: Tensor) -> Tensor:
+        if purpose != "factor:uniform":
+            return ours(purpose, step, like, index)
+        order = ours("part:uniform", step, like, index).argsort(stable=True)
+        size, factor = len(index) // (levels[step] + 1), torch.zeros(len(index), dtype=torch.float64)
+        for place, row in enumerate(order.tolist()):
+            j = min(place // size, levels[step]) if size else levels[step]
+            noise = Noise(0, torch.tensor([step]), epochs[step])
+            factor[row] = noise.uniform(f"factor/{j}", (), torch.float64)[0]
+        return factor
+
+    return draw
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_batch_mixing_reference(mode: Any) -> None:
+    epochs, levels = [0, 1, 2, 3], [0, 1, 2, 3]
+    method = methods.curriculum(THREAT, mode="cai", patience=0, threshold=0.0, attack_mode=mode)
+
+    def reference(model: nn.Module, batches: Any, _: Any, **hyper: Any) -> Any:
+        return adaptive.curriculum_cai(model, batches, cai_draws(levels, epochs), levels=levels, **hyper)
+
+    left = agree(
+        method, reference, batches=minibatches((9, 9, 10, 7)), epoch=epochs, epochs=4, attack_mode=mode
+    )
+    assert [r.logged["level"] for r in left.records] == levels
+
+
+def test_a_minibatch_smaller_than_its_parts_is_attacked_at_the_last_level() -> None:
+    model = Net()
+    problem = problem_of(model, size=2)
+    solver = BatchMixing(highest=5).bind(facts())
+    assert isinstance(solver, RunningBatchMixing)
+    solver.level = 5
+    with attacking(model, "eval"):
+        solution = solver.solve(problem)
+    assert (solution.evaluations == 5).all()
+
+
+def facts(rows: int = 12) -> Facts:
+    return Facts(rows, (1, 6, 6), 3, torch.device("cpu"), torch.float64)
+
+
+def test_the_level_rule_is_the_published_one_on_one_accuracy() -> None:
+    generator = torch.Generator().manual_seed(3)
+    accuracies = (0.8 + 0.2 * torch.rand(120, generator=generator)).tolist()
+    for patience, threshold in ((10, 0.9), (3, 0.95), (1, 0.0)):
+        solver = BatchMixing(highest=1000, patience=patience, threshold=threshold).bind(facts())
+        found = []
+        for epoch, accuracy in enumerate(accuracies):
+            solver.epoch = epoch
+            solver.advance(accuracy)
+            found.append(solver.level)
+        expected = [level for level, _ in adaptive.cai_levels(accuracies, accuracies, patience, threshold)]
+        assert found == expected
+        assert found[-1] >= 2, "the rule was put to work"
+
+
+def test_the_level_rule_measures_itself_and_resumes() -> None:
+    method = methods.curriculum(THREAT, mode="cai", patience=1, threshold=0.0)
+    data, epochs = minibatches((6, 6, 6, 3)), [0, 1, 2, 3]
+
+    def run(stop: int | None) -> tuple[bv.method.BoundMethod, nn.Module]:
+        model, bound = Net(), method.bind(facts(30))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        for t, epoch in enumerate(epochs):
+            if t == stop:
+                state, bound = bound.state_dict(), method.bind(facts(30))
+                bound.load_state_dict(copy.deepcopy(state))
+            bv.train_step(model.train(), optimizer, bound, Batch(*data[t]), Clock(epoch, 4, t, 1))
+        return bound, model
+
+    whole, model = run(None)
+    parted, resumed = run(2)
+    assert gap(model, resumed) == 0
+    assert whole.state_dict()["solver._extra_state"] == parted.state_dict()["solver._extra_state"]
+    assert whole.state_dict()["solver.counts"].tolist()[1] == 3, "of the last epoch alone"
+
+
+def test_batch_mixing_refuses_what_it_cannot_hear() -> None:
+    mixing = methods.curriculum(THREAT, mode="cai")
+    with pytest.raises(UserError, match="needs the coupling Detached"):
+        mixing.but(coupling=bv.LastStep(0.1))
+    with pytest.raises(UserError, match="second stream"):
+        mixing.but(weighting=NeedsMeta())
+    with pytest.raises(UserError, match="method.bind"):
+        mixing.solver.solve(problem_of(Net()))
+
+
+class NeedsMeta(bv.Equal):
+    needs_meta = True
+
+
+# FAT
+
+
+@pytest.mark.parametrize(("tau", "size"), [(0, 6), (1, 6), (2, 9)])
+def test_fat_reference(tau: int, size: int) -> None:
+    rename = {f"omega-{k}": f"jitter/{k}" for k in range(10)}
+    method = methods.fat(THREAT, tau=tau)
+    hyper = {"alpha": 7 / 31 * EPS, "tau": tau, "rename": rename, "batches": minibatches((size, size, 3))}
+    left = agree(method, adaptive.fat, **hyper)
+    assert left.records[0].passes.backward < 11 * size, "some example stopped early"
+    agree(methods.fat_trades(THREAT, tau=tau), adaptive.fat, host="trades", omega=0.0, **hyper)
+    agree(methods.fat_trades(THREAT, tau=tau, omega=0.001), adaptive.fat, host="trades", **hyper)
+
+
+def test_the_schedules_of_tau() -> None:
+    def taus(method: bv.Method, epochs: int, when: tuple[int, ...]) -> list[float]:
+        assert isinstance(method.solver, PGD)
+        assert isinstance(method.solver.stop, Misclassified)
+        return [at(method.solver.stop.tau, Clock(epoch=e - 1, epochs=epochs)) for e in when]
+
+    assert taus(methods.fat(THREAT), 120, (1, 50, 51, 90, 91, 120)) == [0, 0, 1, 1, 2, 2]
+    assert taus(methods.fat_trades(THREAT), 85, (30, 31, 50, 51, 70, 71)) == [0, 1, 1, 2, 2, 3]
+
+
+def test_fat_with_patience_is_at() -> None:
+    data = minibatches()
+    patient = methods.fat(THREAT, tau=10, step_size=0.25, omega=0.0)
+    assert gap(train(Net(), patient, data).model, train(Net(), methods.at(THREAT), data).model) == 0
+    noisy = train(Net(), methods.fat(THREAT, tau=10, step_size=0.25), data)
+    assert gap(noisy.model, train(Net(), methods.at(THREAT), data).model) > 0
+    trades = methods.fat_trades(THREAT, tau=10, step_size=0.25)
+    assert gap(train(Net(), trades, data).model, train(Net(), methods.trades(THREAT), data).model) == 0
+
+
+@pytest.mark.parametrize("tau", [0, 1, 3])
+def test_what_fat_returns_is_misclassified_or_has_taken_every_step(tau: int) -> None:
+    threat = Linf(0.1)
+    model = Net().eval()
+    method = methods.fat(threat, tau=tau, omega=0.0)
+    problem, solution = solved(method, model, threat=threat, size=24)
+    wrong = model(problem.x + solution.delta).argmax(1) != problem.y
+    stopped = solution.evaluations < 10
+    assert stopped.any()
+    assert (~stopped).any()
+    assert wrong[stopped].all()
+    assert (solution.evaluations <= 10).all()
+    at_start = model(problem.x + problem.project(PGD(0, 0.0).start(problem))).argmax(1) != problem.y
+    if tau == 0:  # misclassified at the random start: stays there
+        assert at_start.any()
+        assert (solution.evaluations[at_start] == 1).all()
+
+
+def test_tau_counts_visits_in_all_also_after_a_flip_back() -> None:
+    problem = problem_of(Net(), size=1)
+    rule = Misclassified(2)(problem)
+    right = torch.nn.functional.one_hot(problem.y, 3).double()
+    rows, none = torch.arange(1), torch.zeros_like(problem.x)
+    script = [-right, right, -right, right, -right]  # wrong, right, wrong, right, wrong: the third ends it
+    assert [bool(rule(Iterate(k, none, none, z, rows))) for k, z in enumerate(script)] == [False] * 4 + [True]
+
+
+def test_no_state_outlives_a_solve() -> None:
+    method = methods.fat(Linf(0.1), tau=1)
+    model = Net()
+    first, second = (solved(method, model, threat=Linf(0.1))[1] for _ in range(2))
+    assert torch.equal(first.delta, second.delta)
+    assert first.evaluations.min() < 10
+
+
+# all of them
+
+
+class Linear(nn.Module):
+    """Two classes of three get a linear score, the third none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.linspace(-1, 1, 36, dtype=torch.float64) + 0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = x.flatten(1) @ self.w
+        return torch.stack([score, -score, torch.full_like(score, -1e9)], 1)
+
+
+def test_permuting_the_minibatch_permutes_the_attacks() -> None:
+    x, y, index = minibatches((16,))[0]
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(5))
+    model = Net().eval()
+    mixing = methods.curriculum(THREAT, mode="cai").bind(facts(16)).solver
+    assert isinstance(mixing, RunningBatchMixing)
+    mixing.level = 3
+    for solver in (methods.fat(THREAT).solver, methods.dynamic(THREAT, c_max=0.05).solver, mixing):
+        ends = []
+        for rows in (torch.arange(16), order):
+            batch = Batch(x[rows], y[rows], index[rows])
+            ends.append(solver.solve(LowerProblem(Forward(model), batch, cross_entropy, THREAT)).delta)
+        assert torch.equal(ends[0][order], ends[1])
+
+
+@pytest.mark.parametrize("name", ["dynamic", "curriculum", "fat", "fat-trades"])
+def test_they_can_be_written_down_and_take_one_row(name: str) -> None:
+    method = create(name, THREAT)
+    assert bv.Method.from_dict(method.to_dict()) == method
+    assert math.isfinite(train(Net(), method, minibatches((4, 1)), epoch=5, epochs=12).records[1].loss)
+
+
+def test_curriculum_costs_its_level() -> None:
+    records = train(Net(), methods.curriculum(THREAT), minibatches(), epoch=EPOCHS, epochs=12).records
+    assert [r.passes.forward // r.examples for r in records] == [1, 7, 11]
+    assert [r.passes.backward // r.examples for r in records] == [1, 7, 11]
+
+
+def test_at_reference_is_what_reductions_rest_on() -> None:
+    agree(methods.at(THREAT), plain_at.pgd_at)
