@@ -46,16 +46,12 @@ class Turns:
 
     def _draw(self, kind: str, *args: Any, **options: Any) -> Tensor:
         turns = self.index // TURN
-        result: Tensor | None = None
+        places, pieces = [], []
         for turn in turns.unique().tolist():
-            some = (turns == turn).nonzero()[:, 0]
-            noise = Noise(self.seed, self.index[some] % TURN, self.epoch, turn)
-            drawn = getattr(noise, kind)(*args, **options)
-            if result is None:
-                result = drawn.new_empty(len(turns), *drawn.shape[1:])
-            result[some] = drawn
-        assert result is not None  # a batch has rows
-        return result
+            places.append((turns == turn).nonzero()[:, 0])
+            noise = Noise(self.seed, self.index[places[-1]] % TURN, self.epoch, turn)
+            pieces.append(getattr(noise, kind)(*args, **options))
+        return torch.cat(pieces)[torch.cat(places).argsort()]
 
     def uniform(self, *args: Any, **options: Any) -> Tensor:
         """As `Noise.uniform`."""
@@ -180,7 +176,9 @@ class Hunt:
         x, y = self.load(rows.repeat(len(turns)))
         y = y.long()
         index = self.index[rows].to(self.device)
-        purpose = zlib.crc32(part.name.encode())  # no two parts share their draws
+        purpose = zlib.crc32(
+            part.name.rstrip("-0123456789").encode()
+        )  # as kinds of part, so that restarts nest
         batch = Batch(x, y, index.repeat(len(turns)))
         if len(turns) == 1:
             noise = Noise(self.seed, index, purpose, turns[0])

@@ -190,6 +190,8 @@ class APGD:
         spent[s.rows] += self.samples
         loss, margin = problem.objective(problem, logits), logit_margin(logits, problem.y)
         lower = (margin < 0) & (~won[s.rows] | (margin < s.margin))
+        if self.leave:  # decided where it stands, whenever it leaves: the answer knows nothing of the batch
+            lower &= ~s.gone
         answer[s.rows[lower]] = s.delta[lower]
         won[s.rows[lower]] = True
         s.margin = torch.minimum(s.margin, margin)

@@ -133,7 +133,7 @@ class FAB:
         rows = torch.arange(len(delta), device=delta.device)
         gone = torch.zeros_like(problem.y, dtype=torch.bool)
         for _ in range(self.steps):
-            if self.leave and int(gone.sum()) * 4 >= len(gone):
+            if int(gone.sum()) * 4 >= len(gone):
                 kept = (~gone).nonzero()[:, 0]
                 problem, delta, rows, gone = narrow(problem, kept), delta[kept], rows[kept], gone[kept]
             if len(rows) == 0:
@@ -144,9 +144,10 @@ class FAB:
             logits = problem.value(delta)[0]
             fooled = logits.argmax(1) != problem.y
             size = problem.threat.size(delta)
-            nearer = fooled & (size < norm[rows])
+            nearer = fooled & (size < norm[rows]) & ~gone
             answer[rows[nearer]], norm[rows[nearer]] = delta[nearer], size[nearer]
-            gone |= nearer & (size <= problem.threat.eps) & clearly_fooled(logits, problem.y)
+            if self.leave:
+                gone |= nearer & (size <= problem.threat.eps) & clearly_fooled(logits, problem.y)
             delta = torch.where(per_example(fooled, delta), self.pull_back * delta, delta)
         return Solution(answer, answer, torch.zeros_like(spent), spent)
 
