@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import field
 from typing import Protocol
@@ -9,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from bivallate.errors import UserError
 from bivallate.lower.compaction import Compaction
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.start import Start, Zero, uniform
@@ -108,6 +110,12 @@ class PGD:
     direction: Direction = field(default=steepest)
     stop: Stop = field(default=never)
     jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.steps, int) and self.steps >= 0):
+            raise UserError(f"PGD steps must be a whole number of at least 0, got {self.steps!r}")
+        if not (math.isfinite(self.step_size) and self.step_size >= 0):
+            raise UserError(f"PGD step_size must be a finite number of at least 0, got {self.step_size!r}")
 
     def bind(self, facts: Facts) -> PGD:
         """A solver without memory is its own running part."""
