@@ -2,6 +2,7 @@
 
 from bivallate import data, methods, models
 from bivallate.coupling.barrier import Barrier, Implicit, Mask
+from bivallate.coupling.cid import cid
 from bivallate.coupling.implicit import Detached, Leaf
 from bivallate.coupling.last_step import LastStep
 from bivallate.errors import UserError
@@ -14,21 +15,30 @@ from bivallate.run.api import Run, load, resume, train
 from bivallate.run.optim import SGD, AdamW, Cosine, Flat, MultiStep, Triangle
 from bivallate.step import train_step
 from bivallate.types import Batch, Clock
-from bivallate.upper.loss import Adversarial, Trades
-from bivallate.weighting.base import Equal
+from bivallate.upper.awp import AWP
+from bivallate.upper.loss import Adversarial, Mart, Trades
+from bivallate.weighting.base import After, Equal
 from bivallate.weighting.dro import KLDRO
+from bivallate.weighting.learned import Correlation, MarginNet
+from bivallate.weighting.rules import GAIRAT, MAIL, WMMR
 
 __version__ = "0.1.0"
 __all__ = [
+    "AWP",
+    "GAIRAT",
     "KLDRO",
     "L2",
+    "MAIL",
     "PGD",
     "SGD",
+    "WMMR",
     "AdamW",
     "Adversarial",
+    "After",
     "Barrier",
     "Batch",
     "Clock",
+    "Correlation",
     "Cosine",
     "Detached",
     "Equal",
@@ -37,6 +47,8 @@ __all__ = [
     "LastStep",
     "Leaf",
     "Linf",
+    "MarginNet",
+    "Mart",
     "Mask",
     "Method",
     "MultiStep",
@@ -46,6 +58,7 @@ __all__ = [
     "Triangle",
     "UserError",
     "attack",
+    "cid",
     "data",
     "evaluate",
     "load",
