@@ -51,7 +51,7 @@ def differentiate(
     method.weighting.fit(evidence, lookahead)  # third level: the weights themselves learn
     weights = method.weighting(evidence)
 
-    loss = (weights * terms.robust + terms.anchor).sum() / collective.count(len(batch.y))
+    loss = (weights * terms.robust + terms.anchor).sum() / collective.count(len(batch.y), batch.y.device)
     loss.backward()  # carries d delta*/d theta when coupled
     forward.passes.backward += len(batch.y)
     method.solver.feedback(problem, delta)

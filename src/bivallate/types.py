@@ -93,7 +93,11 @@ class Facts:
 
 @dataclass
 class Passes:
-    """Forward and backward passes, summed over examples; a double backward counts as two backwards."""
+    """Forward and backward passes, summed over examples.
+
+    A double backward counts as two backwards, and as one where it is part of the outer backward (DONE). The
+    outer backward counts once, also where it runs through two forwards (TRADES).
+    """
 
     forward: int = 0
     backward: int = 0

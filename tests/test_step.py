@@ -1,0 +1,231 @@
+"""What one step costs, leaves behind, and gives when it is split over two processes."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.coupling.differences import gradient
+from tests.methods.glue import CLASSES, EPS, SHAPE, Net, minibatches, train
+from torch import Tensor, nn
+
+import bivallate as bv
+from bivallate import KLDRO, Barrier, LastStep, Linf, methods
+from bivallate.method import Method, registry
+from bivallate.record import NonFinite
+from bivallate.types import Batch, Clock, Facts
+
+THREAT = Linf(EPS)
+
+
+@dataclass
+class Meter:
+    """Passes counted at the model's input and in its forward hook, in examples."""
+
+    forward: int = 0
+    backward: int = 0
+    double: int = 0
+
+
+class _Count(torch.autograd.Function):
+    """Identity that counts its backward and the backward of its backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, meter: Meter) -> Tensor:
+        ctx.meter = meter
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        ctx.meter.backward += len(grads[0])
+        return _CountDouble.apply(grads[0], ctx.meter), None  # pyright: ignore[reportReturnType]
+
+
+class _CountDouble(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, meter: Meter) -> Tensor:
+        ctx.meter = meter
+        return g.view_as(g)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        ctx.meter.double += len(grads[0])
+        return grads[0], None
+
+
+class Metered(nn.Module):
+    """A network behind a counting input. The tap is a parameter, so that every backward reaches it."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.meter = net, Meter()
+        self.tap = nn.Parameter(torch.zeros((), dtype=torch.float64))
+        net.register_forward_hook(self._count)
+
+    def _count(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        self.meter.forward += len(args[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(_Count.apply(x + self.tap, self.meter))
+
+
+ROWS = 5
+
+
+def measured(method: Method) -> tuple[tuple[float, float], tuple[float, float]]:
+    """(forwards, backwards) per example by the hooks, and by the package's own count.
+
+    Of a double backward the input sees the second-order pass and the first-order one that it runs on into:
+    together the two for which it counts. Where it is part of the outer backward that first-order pass is the
+    outer one.
+    """
+    model = Metered(Net())
+    passes = train(model, method, minibatches((ROWS,))).records[0].passes
+    meter = model.meter
+    hooks = meter.forward / ROWS, (meter.backward + meter.double) / ROWS
+    return hooks, (passes.forward / ROWS, passes.backward / ROWS)
+
+
+K = 4
+COSTS = {
+    "plain": methods.plain(THREAT),
+    "at": methods.at(THREAT, steps=K),
+    "fast-at": methods.fast_at(THREAT),
+    "trades": methods.trades(THREAT, steps=K),
+    "fast-bat": methods.fast_bat(THREAT),
+    "done-gd": methods.done_gd(THREAT, steps=K),
+    "done-pgd": methods.done_pgd(THREAT, steps=K),
+    "done-adam": methods.done_adam(THREAT, steps=K),
+    "done-fast": methods.done_fast(THREAT),
+}
+
+
+def promised(cost: str) -> tuple[float, float]:
+    """Forwards and backwards of a cost such as "(K+1)F + 2B"."""
+    found = re.fullmatch(r"(?:\(K\+(\d)\)|(\d))F \+ (?:\(K\+(\d)\)|(\d))B", cost)
+    assert found is not None, cost
+    a, b, c, d = found.groups()
+    return (K + int(a) if a else int(b)), (K + int(c) if c else int(d))
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_passes_are_those_of_the_docstring(name) -> None:
+    hooks, counted = measured(COSTS[name])
+    assert counted == promised(registry()[name].cost)
+    through_two_forwards = 1 if name == "trades" else 0  # its outer backward counts once
+    assert hooks == (counted[0], counted[1] + through_two_forwards)
+
+
+J = 2
+HESSIAN = LastStep(0.1, 0.1, curvature_steps=J, tolerance=0.0)
+VARIANTS = {
+    "fast-bat without warm-up": (methods.fast_bat(THREAT, linearisation="uniform"), (2, 4)),
+    "cross derivative at delta": (methods.fast_bat(THREAT, cross_at="delta"), (4, 6)),
+    "fast-bat with Hessian": (methods.fast_bat(THREAT).but(coupling=HESSIAN), (4, 6 + 2 * J)),
+    "done in eval mode": (methods.done_pgd(THREAT, steps=K).but(attack_mode="eval"), (K + 2, K + 4)),
+    "done with Hessian": (
+        methods.done_pgd(THREAT, steps=K).but(coupling=Barrier(curvature_steps=J, tolerance=0.0)),
+        (K + 2, K + 4 + 2 * J),
+    ),
+    "done, another loss": (methods.done_pgd(THREAT, steps=K).but(loss__smoothing=0.1), (K + 1, K + 4)),
+    "done, uncoupled": (methods.done_pgd(THREAT, steps=K, coupling="none"), (K + 1, K + 1)),
+    "trades with the weights of done": (
+        methods.trades(THREAT, steps=K).but(weighting=KLDRO()),
+        (K + 3, K + 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_passes_of_variants(name) -> None:
+    method, expected = VARIANTS[name]
+    hooks, counted = measured(method)
+    assert counted == expected
+    assert hooks == (counted[0], counted[1] + (1 if "trades" in name else 0))
+
+
+def test_record_says_what_happened() -> None:
+    model, batch = Net().eval(), Batch(*minibatches((7,))[0])
+    method = methods.at(Linf(0.0)).but(weighting=KLDRO(temperature=0.5, rate=1.0))
+    _, record = gradient(model, method, batch)
+    logits = model(batch.x).detach()
+    losses = F.cross_entropy(logits, batch.y, reduction="none")
+    w = (losses / 0.5).softmax(0) * 7
+    assert record.examples == 7
+    assert record.correct == int((logits.argmax(1) == batch.y).sum())
+    assert record.loss == pytest.approx(float((w * losses).mean()), rel=1e-12)
+    assert record.weight_mean == pytest.approx(1, rel=1e-12)
+    assert record.effective == pytest.approx(float(w.sum() ** 2 / w.square().sum()) / 7, rel=1e-12)
+    assert record.logged["temperature"] == 0.5
+
+
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+def test_nothing_is_updated_when_something_is_not_finite(poison) -> None:
+    model = Net()
+    x, y, index = minibatches((4,))[0]
+    if poison == "loss":
+        x = x.clone()
+        x[0, 0, 0, 0] = math.nan
+    else:
+        model.head.weight.register_hook(lambda grad: grad * math.inf)
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(NonFinite, match="epoch 1, minibatch 1"):
+        train(model, methods.plain(THREAT), [(x, y, index)])
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_one_example_is_a_minibatch() -> None:
+    for name in COSTS:
+        train(Net(norm=False), COSTS[name], minibatches((1,)))
+
+
+METHODS = {
+    "at": methods.at(Linf(EPS), steps=2),
+    "kl-dro": methods.at(Linf(EPS), steps=2).but(weighting=KLDRO(temperature=0.3)),
+    "done": methods.done_pgd(Linf(EPS), steps=2).but(attack_mode="eval"),
+}
+
+
+def two_steps(name: str, take: slice) -> list[Tensor]:
+    """Parameters after two updates on some rows of each minibatch."""
+    model = Net().eval()
+    method = METHODS[name].bind(Facts(99, SHAPE, CLASSES))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for t, (x, y, index) in enumerate(minibatches((7, 7))):
+        bv.train_step(model, optimizer, method, Batch(x[take], y[take], index[take]), Clock(step=t, steps=2))
+    return [p.detach() for p in model.parameters()]
+
+
+def _rank(rank: int, address: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    shard = slice(0, 5) if rank == 0 else slice(5, 7)
+    found = {name: two_steps(name, shard) for name in METHODS}
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_uneven_processes_make_the_step_of_one(tmp_path) -> None:
+    context = multiprocessing.get_context("spawn")
+    address = f"file://{tmp_path / 'meeting'}"
+    ranks = [context.Process(target=_rank, args=(r, address, str(tmp_path))) for r in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    left, right = (torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(2))
+    for name in METHODS:
+        alone = two_steps(name, slice(None))
+        assert all(torch.equal(a, b) for a, b in zip(left[name], right[name], strict=True))
+        worst = max(float((a - b).abs().max()) for a, b in zip(left[name], alone, strict=True))
+        assert worst < 1e-12, (name, worst)
+    assert max(float((a - b).abs().max()) for a, b in zip(left["at"], left["kl-dro"], strict=True)) > 1e-6
