@@ -56,11 +56,7 @@ class View:
     def apply(self, canvas: Tensor) -> Tensor:
         """The window of each canvas: (B, C, H + 2p, W + 2p) to (B, C, H, W), a copy, of any type."""
         self._check(canvas)
-        if (
-            canvas.device.type == "cpu"
-            and canvas.dtype in (torch.uint8, torch.float32)
-            and not canvas.requires_grad
-        ):
+        if _plain(canvas):
             window = self._windows(canvas.numpy())
         else:
             picked = canvas.flatten(2).gather(2, self._positions(canvas))
@@ -107,6 +103,18 @@ class View:
         cols = self.left[:, None] + torch.where(self.flip[:, None], w - 1 - across, across)
         place = (rows * self.canvas[1])[:, :, None] + cols[:, None, :]
         return place.flatten(1)[:, None].expand(-1, canvas.shape[1], -1)
+
+
+def _plain(x: Tensor) -> bool:
+    """Whether NumPy may handle it, which wakes no threads: that takes longer than a minibatch."""
+    return x.device.type == "cpu" and x.dtype in (torch.uint8, torch.float32) and not x.requires_grad
+
+
+def _framed(x: np.ndarray, pad: int, value: float) -> Tensor:
+    b, c, h, w = x.shape
+    canvas = np.full((b, c, h + 2 * pad, w + 2 * pad), value, x.dtype)
+    canvas[:, :, pad:-pad, pad:-pad] = x
+    return torch.from_numpy(canvas)
 
 
 def _rotate(x: Tensor, angle: Tensor) -> Tensor:
@@ -207,6 +215,8 @@ class Augment:
             return x[:, :, rows][:, :, :, cols]
         fill = float(self.fill)
         value = math.floor(fill * 255 + 0.5) if x.dtype == torch.uint8 else fill
+        if _plain(x):
+            return _framed(x.numpy(), self.pad, value)
         return F.pad(x, (self.pad,) * 4, value=value)
 
     def __call__(self, x: Tensor, noise: Noise) -> tuple[Tensor, View]:

@@ -32,7 +32,13 @@ class Store(Protocol):
 
 def as_float(images: Tensor) -> Tensor:
     """uint8 in 0..255 to float32 in [0, 1]; float32 passes through."""
-    return images.float().div_(255.0) if images.dtype == torch.uint8 else images.float()
+    if images.dtype != torch.uint8:
+        return images.float()
+    if (
+        images.device.type == "cpu"
+    ):  # not torch: waking its threads takes longer than this, on a busy machine far
+        return torch.from_numpy(np.divide(images.numpy(), np.float32(255)))
+    return images.float().div_(255.0)
 
 
 def digest(*parts: bytes | str | np.ndarray) -> str:
