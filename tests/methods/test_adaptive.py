@@ -252,7 +252,7 @@ def test_batch_mixing_refuses_what_it_cannot_hear() -> None:
         mixing.but(coupling=bv.LastStep(0.1))
     with pytest.raises(UserError, match="second stream"):
         mixing.but(weighting=NeedsMeta())
-    with pytest.raises(UserError, match="method.bind"):
+    with pytest.raises(UserError, match="belongs to one run"):
         mixing.solver.solve(problem_of(Net()))
 
 
