@@ -1,6 +1,6 @@
 """Choosing hyperparameters with `bv.cid`: one penalty per feature, for the hardest of several groups.
 
-No adversary here: the point is that the solver is general. Twelve groups follow the same linear law; each is a
+No adversary here: the solver is general. Twelve groups follow the same linear law; each is a
 small regression problem with eight features, of which three matter, and two groups are much noisier than the
 rest. We look for ridge penalties exp(theta), one a feature, such that models fitted on each group's training
 rows predict its validation rows well, weighing groups by how badly they do (KL-DRO):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -128,11 +128,13 @@ class Lookahead:
 
     def _along(self, theta: Named, v: Named) -> Tensor:
         """(B,) <grad robust_j(theta), v> for every example: one forward pass with a tangent."""
+        # a view is not the setting's own tensor: regularisers of the anchor, which has no weight, stand back
+        batch = replace(self.batch, x=self.batch.x.view_as(self.batch.x))
         with torch.no_grad(), forward_ad.dual_level():
             with warnings.catch_warnings():  # PyTorch's first dual tensor imports a script it has deprecated
                 warnings.simplefilter("ignore", DeprecationWarning)
                 dual = {n: forward_ad.make_dual(p, v[n]) for n, p in theta.items()}
-            robust = self._terms(dual, self.batch, self.x_adv).robust
+            robust = self._terms(dual, batch, self.x_adv).robust
             tangent = forward_ad.unpack_dual(robust).tangent
         self.forward.passes.backward += len(self.batch.x)
         return torch.zeros_like(robust) if tangent is None else tangent

@@ -1,0 +1,137 @@
+"""Every weighting with every loss and every stateless solver: one step, or a refusal that says what to do."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Any
+
+import pytest
+import torch
+from tests.methods.glue import CLASSES, EPS, SHAPE, Net, gap, minibatches
+from torch import nn
+
+import bivallate as bv
+from bivallate import KLDRO, PGD, Linf, Method, UserError
+from bivallate.lower.interior import InteriorAscent
+from bivallate.lower.objective import kl_to_clean
+from bivallate.lower.pgd import adam, raw
+from bivallate.lower.start import gaussian, uniform, zero
+from bivallate.lower.stop import FOSCBelow, Misclassified
+from bivallate.lower.wider import Wider
+from bivallate.method import registry
+from bivallate.parts import _KINDS
+from bivallate.types import Batch, Clock, Facts
+from bivallate.upper.awp import AWP
+from bivallate.upper.loss import Adversarial, Mart, Trades
+from bivallate.upper.regulariser import GradAlign
+from bivallate.weighting.base import After, Equal, Weighting
+from bivallate.weighting.learned import Correlation, MarginNet
+from bivallate.weighting.own_loss import OwnLoss
+from bivallate.weighting.rules import GAIRAT, MAIL, WMMR
+
+THREAT = Linf(EPS)
+FACTS = Facts(20, SHAPE, CLASSES, dtype=torch.float64)
+ROWS, META = minibatches((3,))[0], minibatches((3,), seed=7)[0]
+
+WEIGHTINGS: list[Weighting] = [
+    Equal(),
+    MAIL(),
+    MAIL(margin="difference"),
+    WMMR(),
+    WMMR(differentiable=False, normalised=True),
+    GAIRAT(1),
+    After(MAIL(), burn_in=0.0),
+    After(MarginNet((8,)), burn_in=0.0),
+    KLDRO(),
+    MarginNet((8,)),
+    Correlation(),
+    OwnLoss(),
+]
+LOSSES: list[Any] = [
+    Adversarial(),
+    Adversarial(0.1),
+    Trades(),
+    Mart(),
+    AWP(Adversarial()),
+    AWP(Trades()),
+    GradAlign(Adversarial(), 0.2),
+    AWP(GradAlign(Trades(), 0.2)),
+]
+SOLVERS: list[Any] = [
+    PGD(1, EPS / 2, uniform),
+    PGD(1, EPS / 2, gaussian, adam),
+    PGD(1, 1.0, zero, raw),
+    PGD(1, EPS / 2, uniform, stop=Misclassified(0)),
+    PGD(1, EPS / 2, uniform, stop=FOSCBelow(0.1)),
+    Wider(PGD(1, EPS, uniform), 2.0),
+    InteriorAscent(1, 1e-3),
+]
+# these attack as evaluations do: no training method is made of them
+EVALUATION = {"APGD", "FAB", "Square"}
+
+
+def kinds(folder: str) -> dict[str, type]:
+    """The parts that a folder defines."""
+    package = importlib.import_module(f"bivallate.{folder}")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"bivallate.{folder}.{module.name}")
+    return {n: c for n, c in _KINDS.items() if c.__module__.startswith(f"bivallate.{folder}.")}
+
+
+def solvers() -> dict[str, type]:
+    """The solvers among the parts."""
+    return {n: c for n, c in kinds("lower").items() if hasattr(c, "solve") and n not in EVALUATION}
+
+
+def test_the_tables_are_complete() -> None:
+    assert {type(w).__name__ for w in WEIGHTINGS} == set(kinds("weighting"))
+    assert {type(loss).__name__ for loss in LOSSES} == set(kinds("upper"))
+    stateless = {type(s).__name__ for s in SOLVERS}
+    assert all(not isinstance(s.bind(FACTS), nn.Module) for s in SOLVERS)
+    assert stateless <= set(solvers())
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=lambda w: str(w)[:50])
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: str(loss)[:50])
+def test_runs_or_refuses(weighting, loss) -> None:
+    ran, refused = [], []
+    for k, solver in enumerate(SOLVERS):
+        objective = kl_to_clean if isinstance(loss, Trades) and k < 2 else bv.methods.at(THREAT).objective
+        try:
+            method = Method(THREAT, solver, objective, weighting=weighting, loss=loss)
+        except UserError as error:
+            refused.append((type(solver).__name__, str(error)))
+            continue
+        assert Method.from_dict(method.to_dict()) == method
+        net = Net().train()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+        batch = Batch(*ROWS, meta=Batch(*META))
+        record = bv.train_step(net, optimizer, method.bind(FACTS), batch, Clock())
+        assert gap(net, Net()) > 0
+        assert all(torch.isfinite(v).all() for v in net.state_dict().values())
+        assert all(p.requires_grad for p in net.parameters())
+        assert net.training
+        assert record.weight_mean > 0
+        ran.append(type(solver).__name__)
+    learns_under_awp = weighting.needs_meta and isinstance(loss, AWP)
+    counts_steps = isinstance(weighting, GAIRAT)
+    expected = SOLVERS if learns_under_awp else [s for s in SOLVERS if counts_steps and isinstance(s, Wider)]
+    assert [name for name, _ in refused] == [type(s).__name__ for s in expected]
+    remedy = "use a weighting" if learns_under_awp else "give both the same number"
+    assert all(remedy in message for _, message in refused)
+    assert len(ran) + len(refused) == len(SOLVERS)
+
+
+def test_a_second_stream_and_a_memory_are_refused_together() -> None:
+    """Every method of the catalogue whose solver remembers rows, under every weighting that learns."""
+    remembering = []
+    for name, entry in registry().items():
+        method = entry.make(THREAT)
+        if not isinstance(method.solver.bind(FACTS), nn.Module):
+            continue
+        remembering.append(name)
+        for weighting in (MarginNet(), Correlation(), After(MarginNet())):
+            with pytest.raises(UserError, match="remembers the training"):
+                method.but(weighting=weighting)
+    assert {"free-at", "yopo", "atta"} <= set(remembering)
