@@ -37,7 +37,7 @@ def run_demo(out: Path, *, epochs: int, threads: int) -> list[dict[str, Any]]:
     dataset = data.load("digits")
     held = len(dataset.validation or [])
     console.print(
-        f"digits: {len(dataset.train)} training, {held} held-out, {len(dataset.test)} test images of 8x8 pixels.\n"
+        f"digits: {len(dataset.train)} training, {held} held-out, {len(dataset.test)} test images, 8x8.\n"
         f"The attacker may change every pixel by up to {EPS} of the range from black to white."
     )
     rows = []
@@ -117,8 +117,8 @@ def _print(console: Console, rows: list[dict[str, Any]]) -> None:
         )
     console.print(table, width=max(console.width, 110))
     console.print(
-        "SA: clean accuracy. RA-PGD: accuracy under attack. RA-Tail-30: that of the weakest 30 % of classes.\n"
-        "First with the weights of the epoch that was most robust on held-out images, then with the last ones.\n"
+        "SA: clean accuracy. RA-PGD: under attack. RA-Tail-30: that of the weakest 30 % of classes.\n"
+        "First with the weights of the epoch that was most robust held-out, then with the last ones.\n"
         "Cost: forward and backward passes per training example and epoch."
     )
 

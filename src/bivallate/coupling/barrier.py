@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -56,16 +58,24 @@ class Barrier:
 
     def __call__(self, problem: LowerProblem, solution: Solution) -> Tensor:
         threat, delta = problem.threat, solution.delta
-        if not isinstance(threat, Linf):
-            raise UserError(
-                f"the log-barrier coupling is written for boxes (Linf), got {type(threat).__name__}; "
-                "use coupling=LastStep(...) or detached with this threat"
-            )
+        self._boxed(threat)
         c = self.c if self.c is not None else max(threat.eps, 1e-12) ** 2 / 0.2
         diagonal = barrier_inverse(delta, problem.x, threat, c)
         problem.log["sensitivity"] = float(diagonal.mean())
         problem.log["free"] = float(threat.interior(delta, problem.x).float().mean())
         return at_solution(problem, delta, lambda grad: self._sensitivity(problem, delta, diagonal))
+
+    def check(self, method: Any) -> None:
+        """Refuses a method whose threat is not a box."""
+        self._boxed(method.threat)
+
+    @staticmethod
+    def _boxed(threat: object) -> None:
+        if not isinstance(threat, Linf):
+            raise UserError(
+                f"the log-barrier coupling is written for boxes (Linf), got {type(threat).__name__}; "
+                "use coupling=LastStep(...) or detached with this threat"
+            )
 
     def _sensitivity(self, problem: LowerProblem, delta: Tensor, diagonal: Tensor) -> Sensitivity:
         if self.curvature_steps == 0:

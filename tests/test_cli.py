@@ -1,0 +1,262 @@
+"""The command line: what works, and one clear message with status 2 for whatever a user may get wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import bivallate as bv
+from bivallate.cli import run
+
+QUICK = ["--epochs", "1", "--batch-size", "400", "--model", "linear", "--set", "validation.steps=1"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "run"
+    assert run(["train", "at", "--out", str(out), "--set", "steps=2", *QUICK]) == 0
+    return out
+
+
+@pytest.fixture
+def copied(trained, tmp_path) -> Path:
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_train_writes_a_complete_run_folder(trained):
+    names = {p.name for p in trained.iterdir()}
+    assert names >= {
+        "config.toml",
+        "metrics.jsonl",
+        "model.safetensors",
+        "model.json",
+        "best.safetensors",
+        "checkpoints",
+    }
+    line = json.loads((trained / "metrics.jsonl").read_text())
+    assert line["forward"] == 3
+    assert line["backward"] == 3
+    assert 0 <= line["robust"] <= line["clean"] <= 1
+
+
+def test_a_configuration_file_repeats_the_run(trained, tmp_path):
+    assert run(["train", "--config", str(trained / "config.toml"), "--out", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        trained / "model.safetensors"
+    ).read_bytes()
+
+
+def test_evaluate_prints_a_table_and_json(trained, capsys):
+    assert run(["evaluate", str(trained), "--attack", "pgd-3-2", "--n", "50"]) == 0
+    assert "robust" in capsys.readouterr().out
+    assert (
+        run(["evaluate", str(trained), "--attack", "pgd-3-2", "--n", "50", "--json", "--weights", "last"])
+        == 0
+    )
+    result = json.loads(capsys.readouterr().out)
+    wanted = (
+        "schema attack threat n clean_accuracy robust_accuracy interval_95 per_class tail_30 parts passes"
+    )
+    assert set(wanted.split()) <= set(result)
+    assert result["n"] == 50
+    assert len(list((trained / "evaluation").glob("*.json"))) == 2
+
+
+@pytest.mark.parametrize("command", ["methods", "models", "datasets", "attacks"])
+def test_lists(command, capsys):
+    assert run([command, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) >= 8
+    assert run([command]) == 0
+    assert capsys.readouterr().out
+
+
+def test_a_method_card(capsys):
+    assert run(["methods", "fast-bat"]) == 0
+    card = capsys.readouterr().out
+    assert "LastStep" in card
+    assert "eq. 12-13" in card
+
+
+def test_resume_of_a_run_with_the_users_own_network(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(
+        "import torch\ndef net(): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    options = [
+        "--epochs",
+        "1",
+        "--batch-size",
+        "400",
+        "--set",
+        "validation.steps=1",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert run(["train", "plain", "--model", "mine:net", *options]) == 0
+    assert run(["resume", str(tmp_path / "run")]) == 2
+    assert "--model package.module:factory" in capsys.readouterr().err
+    assert run(["resume", str(tmp_path / "run"), "--model", "mine:net"]) == 0
+    assert (
+        run(["evaluate", str(tmp_path / "run"), "--attack", "fgsm", "--n", "20", "--model", "mine:net"]) == 0
+    )
+
+
+MISTAKES = {
+    "unknown command": (["trian", "at"], "Did you mean"),
+    "unknown option": (["train", "at", "--epoch", "3"], "--epochs"),
+    "no method": (["train"], "name a method"),
+    "unknown method": (["train", "fast-bta"], "did you mean 'fast-bat'"),
+    "unknown model": (["train", "at", "--model", "tiny-cn"], "did you mean 'tiny-cnn'"),
+    "unknown data set": (["train", "at", "--data", "digts"], "did you mean 'digits'"),
+    "unknown recipe": (["train", "at", "--recipe", "fst"], "did you mean 'fast'"),
+    "unknown norm": (["train", "at", "--norm", "l3"], "unknown norm"),
+    "unknown key": (["train", "at", "--set", "solvr.steps=3"], "did you mean 'solver'"),
+    "unknown field": (["train", "at", "--set", "solver.step=3"], "did you mean 'steps'"),
+    "unknown part": (["train", "at", "--set", "coupling=Detachd"], "did you mean 'Detached'"),
+    "no value": (["train", "at", "--set", "solver.steps"], "KEY=VALUE"),
+    "text for a number": (["train", "at", "--set", "solver.steps=many"], "must be a number"),
+    "half a step": (["train", "at", "--set", "steps=1.5"], "whole number"),
+    "negative steps": (["train", "at", "--set", "steps=-3"], "at least 0"),
+    "zero epochs": (["train", "at", "--epochs", "0"], "epochs"),
+    "negative rate": (["train", "at", "--lr", "-1"], "learning rate"),
+    "eps negative": (["train", "at", "--eps", "-1"], "at least 0"),
+    "eps not a number": (["train", "at", "--eps", "nan"], "finite"),
+    "eps over zero": (["train", "at", "--eps", "8/0"], "such as 0.03 or 8/255"),
+    "eps in grey levels": (["train", "at", "--eps", "8"], "write 8/255"),
+    "batch larger than data": (["train", "at", "--batch-size", "99999"], "batch size"),
+    "no device": (["train", "at", "--device", "tpu9"], "device"),
+    "no run": (["evaluate", "nowhere"], "no run in nowhere"),
+    "resume nothing": (["resume", "nowhere"], "no run in nowhere"),
+    "bad factory": (["train", "at", "--model", "no.such.module:net"], "no.such.module"),
+    "no configuration": (["train", "--config", "nowhere.toml"], "cannot read"),
+    "temperature": (["train", "done-adam", "--set", "weighting.temperature=-1"], "temperature"),
+    "barrier in L2": (["train", "done-adam", "--norm", "l2"], "Linf"),
+}
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_a_mistake_is_one_message_and_status_2(what, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments, message = MISTAKES[what]
+    assert run(arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert not (tmp_path / "runs").exists(), "nothing is left behind"
+
+
+def test_mistakes_with_a_run(copied, tmp_path, capsys):
+    def fails(arguments: list[str], message: str) -> None:
+        assert run(arguments) == 2
+        assert message in capsys.readouterr().err
+
+    path = str(copied)
+    fails(["evaluate", path, "--attack", "pdg-20"], "did you mean")
+    fails(["evaluate", path, "--attack", "pgd-0"], "pgd-0")
+    fails(["evaluate", path, "--weights", "bst"], "did you mean 'best'")
+    fails(["evaluate", path, "--weights", "ema"], "ema")
+    fails(["evaluate", path, "--eps", "8"], "write 8/255")
+    fails(["evaluate", path, "--n", "0"], "n")
+    fails(["evaluate", path, "--n", "1000000"], "1000000")
+    fails(["train", "at", "--out", path], "--overwrite")
+    (copied / "config.toml").write_text("epochs = [broken")
+    fails(["resume", path], "not valid TOML")
+    (copied / "config.toml").write_text("epoch = 3\n")
+    fails(["resume", path], "did you mean 'epochs'")
+
+
+def test_overwrite_spares_folders_that_are_no_runs(tmp_path, capsys):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    assert run(["train", "at", "--out", str(tmp_path / "thesis"), "--overwrite", *QUICK]) == 2
+    assert "not a run folder" in capsys.readouterr().err
+    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
+
+
+WEIGHTS = {
+    "truncated": lambda p: p.write_bytes(p.read_bytes()[:-9]),
+    "empty": lambda p: p.write_bytes(b""),
+    "pickle": lambda p: torch.save({"w": torch.zeros(1)}, p),
+    "another architecture": lambda p: save_file({"w": torch.zeros(1)}, p),
+}
+
+
+@pytest.mark.parametrize("what", WEIGHTS)
+def test_bad_weights_are_never_loaded(what, copied, capsys):
+    WEIGHTS[what](copied / "best.safetensors")
+    assert run(["evaluate", str(copied), "--attack", "clean"]) == 2
+    captured = capsys.readouterr()
+    assert "best.safetensors" in captured.err
+    assert "Traceback" not in captured.err
+
+
+def images(shape=(20, 1, 8, 8), low=0.0, high=1.0) -> torch.Tensor:
+    return low + (high - low) * torch.rand(shape)
+
+
+BAD_DATA = {
+    "above one": (images(high=2.0), torch.arange(20) % 4, "[0, 1]"),
+    "below zero": (images(low=-1.0), torch.arange(20) % 4, "[0, 1]"),
+    "not finite": (images() * float("nan"), torch.arange(20) % 4, "finite"),
+    "wrong shape": (images((20, 64)), torch.arange(20) % 4, "(N, C, H, W)"),
+    "integers": (torch.ones(20, 1, 8, 8, dtype=torch.int32), torch.arange(20) % 4, "uint8"),
+    "empty": (images((0, 1, 8, 8)), torch.zeros(0, dtype=torch.long), "no rows"),
+    "fewer labels": (images(), torch.arange(19) % 4, "one per image"),
+    "float labels": (images(), torch.arange(20).float(), "integers"),
+    "negative labels": (images(), torch.arange(20) - 5, "label"),
+    "a class missing": (images(), torch.where(torch.arange(20) % 4 == 2, 0, torch.arange(20) % 4), "class"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_DATA)
+def test_bad_tensors_are_refused_before_training(what):
+    x, y, message = BAD_DATA[what]
+    with pytest.raises(bv.UserError) as caught:
+        bv.train("linear", (x, y), bv.methods.at(bv.Linf(0.1)), epochs=1, batch_size=4)
+    assert message in str(caught.value)
+
+
+def test_labels_outside_the_classes_in_an_evaluation():
+    model = bv.models.create("linear", num_classes=3, shape=(1, 8, 8))
+    with pytest.raises(bv.UserError, match="label"):
+        bv.evaluate(model, (images(), torch.arange(20)), bv.Linf(0.1), "fgsm")
+
+
+def test_a_class_missing_in_an_evaluation_is_a_warning_and_null():
+    model = bv.models.create("linear", num_classes=5, shape=(1, 8, 8))
+    score = bv.evaluate(model, (images(), torch.arange(20) % 4), bv.Linf(0.1), "fgsm")
+    assert score.per_class[4] is None
+    assert score.warnings
+
+
+def test_divergence_stops_with_the_epoch_the_batch_and_the_cause(tmp_path, capsys):
+    options = [
+        "--lr",
+        "1e30",
+        "--epochs",
+        "3",
+        "--batch-size",
+        "200",
+        "--model",
+        "fc1",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert run(["train", "plain", *options]) == 2
+    message = capsys.readouterr().err
+    assert "at epoch 1, minibatch" in message
+    assert "learning rate" in message
+    assert list((tmp_path / "run" / "checkpoints").glob("*.safetensors"))
+
+
+def test_numpy_arrays_train_too():
+    x, y = np.random.default_rng(0).random((40, 1, 8, 8), dtype=np.float32), np.arange(40) % 4
+    run_ = bv.train("linear", (x, y), bv.methods.plain(bv.Linf(0.1)), epochs=1, batch_size=8)
+    assert len(run_.history) == 1
