@@ -62,7 +62,7 @@ def test_evaluate_prints_a_table_and_json(trained, capsys):
     )
     result = json.loads(capsys.readouterr().out)
     wanted = (
-        "schema attack threat n clean_accuracy robust_accuracy interval_95 per_class tail_30 parts passes"
+        "schema attack threat n clean_accuracy robust_accuracy interval_95 per_class tail_30 parts"
     )
     assert set(wanted.split()) <= set(result)
     assert result["n"] == 50

@@ -57,8 +57,8 @@ class Barrier:
     tolerance: float = 1e-4
 
     def __call__(self, problem: LowerProblem, solution: Solution) -> Tensor:
-        threat, delta = problem.threat, solution.delta
-        self._boxed(threat)
+        delta = solution.delta
+        threat = self._boxed(problem.threat)
         c = self.c if self.c is not None else max(threat.eps, 1e-12) ** 2 / 0.2
         diagonal = barrier_inverse(delta, problem.x, threat, c)
         problem.log["sensitivity"] = float(diagonal.mean())
@@ -70,12 +70,13 @@ class Barrier:
         self._boxed(method.threat)
 
     @staticmethod
-    def _boxed(threat: object) -> None:
-        if not isinstance(threat, Linf):
-            raise UserError(
-                f"the log-barrier coupling is written for boxes (Linf), got {type(threat).__name__}; "
-                "use coupling=LastStep(...) or detached with this threat"
-            )
+    def _boxed(threat: object) -> Linf:
+        if isinstance(threat, Linf):
+            return threat
+        raise UserError(
+            f"the log-barrier coupling is written for boxes (Linf), got {type(threat).__name__}; "
+            "use coupling=LastStep(...) or detached with this threat"
+        )
 
     def _sensitivity(self, problem: LowerProblem, delta: Tensor, diagonal: Tensor) -> Sensitivity:
         if self.curvature_steps == 0:
