@@ -1,0 +1,103 @@
+"""A method is a composition: recombined freely, bound afresh, found by name."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from tests.methods.glue import EPS, Net, gap, minibatches, train
+
+from bivallate import KLDRO, L2, PGD, Linf, Method, Trades, UserError, methods, register
+from bivallate.method import create, facts_for, registry
+from bivallate.types import Facts
+
+FACTS = Facts(20, (1, 6, 6), 3)
+
+
+def test_trades_with_the_weights_of_done_is_one_line() -> None:
+    method = methods.trades(Linf(EPS)).but(weighting=KLDRO(temperature=0.3))
+    assert isinstance(method.loss, Trades)
+    left = train(Net(), method, minibatches())
+    plain = train(Net(), methods.trades(Linf(EPS)), minibatches())
+    assert left.records[0].effective < 0.999
+    assert gap(left.model, plain.model) > 1e-4
+
+
+def test_but_reaches_into_parts_and_leaves_the_original() -> None:
+    at = methods.at(Linf(EPS))
+    more = at.but(solver__steps=20, attack_mode="train", threat__eps="4/255")
+    assert isinstance(more.solver, PGD)
+    assert (more.solver.steps, more.attack_mode, more.threat) == (20, "train", Linf(4 / 255))
+    assert at == methods.at(Linf(EPS))
+    with pytest.raises(UserError, match="did you mean 'solver'"):
+        at.but(solvr=at.solver)
+    with pytest.raises(UserError, match="did you mean 'steps'"):
+        at.but(solver__stepz=3)
+    with pytest.raises(UserError, match="attack mode"):
+        at.but(attack_mode="evil")
+    with pytest.raises(UserError, match="replays"):
+        at.but(replays=0)
+
+
+@pytest.mark.parametrize("name", sorted(registry()))
+def test_the_catalogue(name) -> None:
+    entry = registry()[name]
+    made = create(name, Linf(EPS))
+    assert made.name == name
+    assert pickle.loads(pickle.dumps(made)) == made
+    assert entry.summary.endswith(".")
+    assert entry.paper
+    assert "F" in entry.cost
+    assert "threat" not in entry.parameters
+    assert entry.make.__doc__ is not None
+    assert "Cost" in entry.make.__doc__ or "as `" in entry.make.__doc__, "the docstring says what it costs"
+
+
+def test_names_and_parameters_are_checked() -> None:
+    with pytest.raises(UserError, match="did you mean 'fast-bat'"):
+        create("fast-bta", Linf(EPS))
+    with pytest.raises(UserError, match="did you mean 'steps'"):
+        create("at", Linf(EPS), stepz=3)
+    assert create("at", L2(0.5), steps=3) == methods.at(L2(0.5), steps=3)
+
+
+def test_a_users_own_method() -> None:
+    @register("mine-of-this-test")
+    def mine(threat, *, steps: int = 2) -> Method:
+        """Mine."""
+        return methods.at(threat, steps=steps)
+
+    made = create("mine-of-this-test", Linf(EPS), steps=5)
+    assert made == mine(Linf(EPS), steps=5)
+    assert (made.name, registry()["mine-of-this-test"].parameters) == ("mine-of-this-test", {"steps": 2})
+    from bivallate import method
+
+    del method._REGISTRY["mine-of-this-test"]
+
+
+def test_runs_share_nothing() -> None:
+    spec = methods.done_pgd(Linf(EPS))
+    one, two = spec.bind(FACTS), spec.bind(FACTS)
+    left = train(Net(), spec, minibatches())
+    state = left.bound.state_dict()
+    assert torch.isfinite(state["weighting.log_u"])
+    assert torch.isnan(one.state_dict()["weighting.r"])
+    one.load_state_dict(state)
+    assert torch.equal(one.state_dict()["weighting.log_u"], state["weighting.log_u"])
+    assert torch.isnan(two.state_dict()["weighting.r"])
+    with pytest.raises((KeyError, RuntimeError)):
+        one.load_state_dict({"weighting.other": torch.zeros(())})
+    assert methods.at(Linf(EPS)).bind(FACTS).state_dict() == {}
+
+
+def test_facts_are_the_models() -> None:
+    facts = facts_for(Net(), torch.zeros(4, 1, 6, 6), classes=3)
+    assert (facts.rows, facts.shape, facts.classes, facts.dtype) == (4, (1, 6, 6), 3, torch.float64)
+
+
+def test_deterministic_and_seeded() -> None:
+    for name in ("at", "fast-bat", "done-adam", "trades"):
+        runs = [train(Net(), create(name, Linf(EPS)), minibatches(), seed=s).model for s in (0, 0, 1)]
+        assert gap(runs[0], runs[1]) == 0
+        assert gap(runs[0], runs[2]) > 0

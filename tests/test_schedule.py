@@ -1,0 +1,33 @@
+"""Values that change during a run."""
+
+from __future__ import annotations
+
+import pytest
+
+from bivallate.schedule import Constant, Linear, Milestones, at
+from bivallate.types import Clock
+
+
+def test_numbers_and_schedules_are_read_alike() -> None:
+    for value in (0.5, Constant(0.5), Milestones((0.5,), ())):
+        assert at(value, Clock(3, 10)) == 0.5
+
+
+@pytest.mark.parametrize(("epochs", "changes"), [(60, [40, 50]), (25, [17, 21]), (6, [4, 5]), (1, [1])])
+def test_milestones_scale_with_the_run(epochs, changes) -> None:
+    schedule = Milestones((10.0, 1.0, 0.1), (2 / 3, 5 / 6))
+    values = [schedule(Clock(e, epochs)) for e in range(epochs)]
+    found = [e for e in range(1, epochs) if values[e] != values[e - 1]]
+    assert found == [c for c in changes if c < epochs]
+
+
+def test_linear_goes_from_start_to_end_and_stays() -> None:
+    ramp = Linear(1.0, 0.0, until=0.5)
+    assert [ramp(Clock(e, 8)) for e in range(8)] == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0, 0.0, 0.0]
+    assert Linear(0.0, 2.0)(Clock(5, 10)) == 1.0
+
+
+def test_progress_counts_minibatches() -> None:
+    assert Clock(0, 4, 0, 10).progress == 0
+    assert Clock(1, 4, 5, 10).progress == pytest.approx(0.375)
+    assert Clock(3, 4, 9, 10).progress < 1
