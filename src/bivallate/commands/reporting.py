@@ -1,0 +1,23 @@
+"""`bivallate report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bivallate.cli import APP
+
+
+@APP.command
+def report(*runs: Path, out: Path = Path("report.html")) -> None:
+    """Put one or several runs on one page: tables with intervals, curves, classes, confusions, settings.
+
+    Parameters
+    ----------
+    runs
+        folders of the runs.
+    out
+        file to write: .html (one file with everything inside), .md or .tex (figures in a folder beside it).
+    """
+    from bivallate.report.page import write_report
+
+    print(f"report: {write_report(runs, out)}")

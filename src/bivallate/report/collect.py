@@ -1,0 +1,132 @@
+"""What a run folder holds, read once for reports and figures."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bivallate.errors import UserError
+from bivallate.evaluate import Score
+from bivallate.models.io import read_manifest
+from bivallate.parts import encode
+from bivallate.run.config import Config
+from bivallate.run.folder import RunFolder
+
+PREFERRED = ("best", "last", "ema")
+_NAME = re.compile(r"(best|last|ema)(?:-(train|validation))?-(?:linf|l2)-")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of a run.
+
+    Attributes:
+        weights: best, last or ema. split: test, validation or train. score: the verdicts. path: its file.
+    """
+
+    weights: str
+    split: str
+    score: Score
+    path: Path
+
+
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """A run as a report sees it.
+
+    Attributes:
+        label: a short name, unique among the runs of one report. path: the folder.
+        config: resolved. history: a dictionary an epoch. evaluations: in the order of weights and cost.
+        classes: names of the classes.
+    """
+
+    label: str
+    path: Path
+    config: Config
+    history: list[dict[str, Any]]
+    evaluations: tuple[Evaluation, ...]
+    classes: tuple[str, ...]
+
+    @cached_property
+    def strongest(self) -> Evaluation | None:
+        """The evaluation that counts: at the training threat on the test set, of the best weights if there is
+        one, the one that left least; None if the run was never attacked."""
+        threat = encode(self.config.method.threat)
+        fair = [e for e in self.evaluations if encode(e.score.threat) == threat and e.split == "test"]
+        attacked = [e for e in fair if e.score.part_names]
+        for weights in PREFERRED:
+            own = [e for e in attacked if e.weights == weights]
+            if own:
+                return min(own, key=lambda e: (e.score.robust_accuracy, -_spent(e.score)))
+        return None
+
+    def series(self, key: str) -> tuple[list[int], list[float]]:
+        """Epochs that have a value, and the values."""
+        known = [(line["epoch"], line[key]) for line in self.history if line.get(key) is not None]
+        return [epoch for epoch, _ in known], [value for _, value in known]
+
+    @property
+    def alarms(self) -> list[dict[str, Any]]:
+        """Everything the sentinel reported, in order."""
+        return [alarm for line in self.history for alarm in line.get("alarms", [])]
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all epochs."""
+        return sum(line["seconds"] for line in self.history)
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch, from 1, with the highest held-out robust accuracy."""
+        epochs, values = self.series("robust")
+        return epochs[values.index(max(values))] if values else None
+
+
+def collect(paths: list[Path]) -> list[RunRecord]:
+    """Reads run folders. Raises UserError for a folder that is no run, or two that are the same one."""
+    resolved = [path.resolve() for path in paths]
+    for k, path in enumerate(resolved):
+        if path in resolved[:k]:
+            raise UserError(f"{paths[k]} is named twice; name each run once")
+    labels = _labels(resolved)
+    return [_read(path, label) for path, label in zip(paths, labels, strict=True)]
+
+
+def _read(path: Path, label: str) -> RunRecord:
+    folder = RunFolder.open(path)
+    config, history = Config.read(folder.config), folder.read_metrics()
+    found = [_evaluation(file) for file in sorted(folder.evaluation.glob("*.json"))]
+    order = {name: k for k, name in enumerate(PREFERRED)}
+    known = sorted(
+        (e for e in found if e is not None), key=lambda e: (order[e.weights], e.split, _spent(e.score))
+    )
+    return RunRecord(label, path, config, history, tuple(known), tuple(_classes(path, known)))
+
+
+def _evaluation(file: Path) -> Evaluation | None:
+    match = _NAME.match(file.name)
+    return Evaluation(match[1], match[2] or "test", Score.load(file), file) if match else None
+
+
+def _classes(path: Path, found: list[Evaluation]) -> list[str]:
+    manifest = path / "model.json"
+    named = read_manifest(manifest).get("classes") if manifest.exists() else None
+    if named:
+        return [str(name) for name in named]
+    return [str(k) for k in range(found[0].score.classes)] if found else []
+
+
+def _spent(score: Score) -> float:
+    return sum(score.passes.values())
+
+
+def _labels(paths: list[Path]) -> list[str]:
+    """The shortest endings of the paths that tell them apart."""
+    for depth in range(1, max(len(p.parts) for p in paths) + 1):
+        labels = ["/".join(p.parts[-depth:]) for p in paths]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [str(p) for p in paths]

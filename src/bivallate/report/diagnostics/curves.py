@@ -1,0 +1,124 @@
+"""Learning curves of one or several runs: loss, held-out accuracies, weights, learning rate, temperature."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from bivallate.report.diagnostics.drawn import Drawn
+from bivallate.report.style import COLOURS, COLUMN
+
+History = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One axis: a quantity of metrics.jsonl, its name and unit, a factor, and how it is drawn."""
+
+    key: str
+    label: str
+    factor: float = 1.0
+    log: bool = False
+    whole: bool = False  # an accuracy: from 0 to 100
+    second: str = ""  # drawn dashed beside it
+    legend: tuple[str, str] = ("", "")
+
+
+PANELS = (
+    Panel("loss", "training loss (nats)"),
+    Panel("clean", "held-out clean (%)", 100, whole=True),
+    Panel(
+        "robust",
+        "robust accuracy (%)",
+        100,
+        whole=True,
+        second="train_robust",
+        legend=("held-out", "training attack"),
+    ),
+    Panel("effective", "effective weights (%)", 100, whole=True),
+    Panel("lr", "learning rate"),
+    Panel("temperature", "temperature r (nats)", log=True),
+    Panel("sentinel_pgd", "sentinel (%)", 100, whole=True, second="sentinel_fgsm", legend=("PGD", "FGSM")),
+)
+
+
+@dataclass(frozen=True)
+class LearningCurves(Drawn):
+    """What changed from epoch to epoch.
+
+    Attributes:
+        runs: label -> lines of metrics.jsonl.
+        keys: of the panels that are drawn; those that no run recorded are left out.
+    """
+
+    runs: dict[str, list[dict[str, Any]]]
+    keys: tuple[str, ...] = tuple(p.key for p in PANELS)
+
+    @property
+    def panels(self) -> list[Panel]:
+        """Those with something to show."""
+        lines = [line for history in self.runs.values() for line in history]
+        return [
+            p for p in PANELS if p.key in self.keys and any(line.get(p.key) is not None for line in lines)
+        ]
+
+    def data(self) -> dict[str, Any]:
+        """label -> quantity -> values; epochs under "epoch"."""
+        wanted = ["epoch", *(k for p in self.panels for k in (p.key, p.second) if k)]
+        return {
+            label: {key: [line.get(key) for line in history] for key in wanted}
+            for label, history in self.runs.items()
+        }
+
+    def draw(self) -> Figure:
+        """A panel for each quantity, a colour for each run."""
+        panels = self.panels
+        columns = 1 if len(panels) == 1 else 2
+        rows = -(-len(panels) // columns)
+        fig = Figure(figsize=(COLUMN * (1 if columns == 1 else 2), 1.75 * rows + 0.25), layout="constrained")
+        grid = fig.subplots(rows, columns, squeeze=False)
+        axes = [ax for row in grid for ax in row]
+        for ax, panel in zip(axes, panels, strict=False):
+            self._panel(ax, panel)
+        for ax in axes[len(panels) :]:
+            ax.remove()
+        if len(self.runs) > 1:
+            handles, labels = axes[0].get_legend_handles_labels()
+            fig.legend(handles, labels, loc="outside upper left", ncols=min(len(labels), 5))
+        return fig
+
+    def _panel(self, ax: Any, panel: Panel) -> None:
+        for k, (label, history) in enumerate(self.runs.items()):
+            colour = COLOURS[k % len(COLOURS)]
+            for key, style in ((panel.second, (0, (3, 1.5))), (panel.key, "-")):
+                points = [(line["epoch"], line[key]) for line in history if line.get(key) is not None]
+                if points:
+                    values = [panel.factor * value for _, value in points]
+                    name = label if key == panel.key else None
+                    dot = "o" if len(points) < 3 else ""
+                    ax.plot([e for e, _ in points], values, color=colour, ls=style, label=name, marker=dot)
+            for line in history:
+                if any(alarm.get("rolled_back") for alarm in line.get("alarms", [])):
+                    ax.axvline(line["epoch"], color=colour, lw=0.6, ls=":")
+        if panel.log:
+            ax.set_yscale("log")
+        if panel.whole:
+            ax.set_ylim(-2, 102)
+        ax.set_xlabel("epoch")
+        ax.set_ylabel(panel.label)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        if panel.second:
+            styles = [
+                ax.plot([], [], color="#555555", ls=style, label=name)[0]
+                for name, style in zip(panel.legend, ("-", (0, (3, 1.5))), strict=True)
+            ]
+            ax.legend(handles=styles, loc="best")
+
+
+def learning_curves(runs: Mapping[str, History], keys: Sequence[str] = ()) -> LearningCurves:
+    """The curves of runs by label; `keys` picks panels (loss, clean, robust, effective, lr, temperature)."""
+    lines = {label: [dict(line) for line in history] for label, history in runs.items()}
+    return LearningCurves(lines, tuple(keys) or LearningCurves.keys)

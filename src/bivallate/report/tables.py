@@ -1,0 +1,197 @@
+"""The tables of a report, as text cells that every format can set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bivallate.evaluate import Score
+from bivallate.parts import encode
+from bivallate.report.collect import RunRecord
+
+NONE = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text.
+
+    Attributes:
+        title: what it shows. columns: heads. rows: cells.
+        text: number of leading columns that hold words, set to the left; the others hold numbers.
+        best: (row, column) of the highest value of a column, where that means the best.
+        note: how to read it.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    text: int = 1
+    best: frozenset[tuple[int, int]] = frozenset()
+    note: str = ""
+
+
+def percent(value: float | None, interval: tuple[float, float] | None = None) -> str:
+    """A fraction in per cent, with its 95 % interval."""
+    if value is None:
+        return NONE
+    text = f"{100 * value:.1f}"
+    return text if interval is None else f"{text} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def radius(threat: Any) -> str:
+    """The norm and eps: in 255ths where that is a whole number and two decimal digits do not say it."""
+    eps, levels = threat.eps, 255 * threat.eps
+    short = float(f"{eps:.2g}") == eps or abs(levels - round(levels)) > 1e-6
+    return f"{type(threat).__name__} {f'{eps:.4g}' if short else f'{round(levels)}/255'}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def runs_table(runs: Sequence[RunRecord]) -> Table:
+    """One row a run: what it was, what it cost, and what its strongest attack left of its accuracy."""
+    rows, values = [], []
+    for run in runs:
+        config, strong = run.config, run.strongest
+        score = strong.score if strong else None
+        last = run.history[-1] if run.history else {}
+        named = f"{strong.score.attack} ({strong.weights})" if strong else NONE
+        rows.append(
+            (
+                run.label,
+                config.method.name,
+                config.data.name or "tensors",
+                config.model.name,
+                radius(config.method.threat),
+                named,
+                percent(score.clean_accuracy if score else None, score.clean_interval_95 if score else None),
+                percent(score.robust_accuracy if score else None, score.interval_95 if score else None),
+                percent(score.tail(30) if score else None, score.tail_interval(30) if score else None),
+                f"{len(run.history)}/{config.epochs}",
+                f"{last['total_forward']:.4g}F + {last['total_backward']:.4g}B" if last else NONE,
+                duration(run.seconds),
+            )
+        )
+        values.append(
+            (score.clean_accuracy, score.robust_accuracy, score.tail(30)) if score else (None, None, None)
+        )
+    columns = ("run", "method", "data", "model", "eps", "strongest attack", "SA %", "RA %", "RA-Tail-30 %")
+    compared = {(row[2], row[5]) for row in rows}
+    return Table(
+        "Runs",
+        (*columns, "epochs", "cost", "time"),
+        tuple(rows),
+        text=6,
+        best=_best(values, 6) if len(compared) == 1 else frozenset(),
+        note="SA: accuracy on clean images. RA: under the strongest evaluation of the run at its training "
+        "threat, all points on which any part succeeded counted as broken. RA-Tail-30: mean over the weakest "
+        "30 % of the classes. In brackets: 95 % intervals (Wilson; bootstrap for the tail). Cost: forward "
+        "and backward passes per training example over the whole run. Bold: highest, where data and attack "
+        "are the same.",
+    )
+
+
+def evaluations_table(runs: Sequence[RunRecord]) -> Table:
+    """One row for each evaluation that was found."""
+    rows = []
+    for run in runs:
+        for e in run.evaluations:
+            score = e.score
+            worst, value = score.worst_class
+            rows.append(
+                (
+                    run.label,
+                    e.weights if e.split == "test" else f"{e.weights}, {e.split}",
+                    score.attack,
+                    radius(score.threat),
+                    str(score.n),
+                    percent(score.clean_accuracy, score.clean_interval_95),
+                    percent(score.robust_accuracy, score.interval_95),
+                    percent(score.tail(30), score.tail_interval(30)),
+                    f"{run.classes[worst] if worst < len(run.classes) else worst}: {percent(value)}",
+                    f"{score.passes.get('forward', 0):.4g}F + {score.passes.get('backward', 0):.4g}B",
+                    duration(score.seconds),
+                )
+            )
+    columns = ("run", "weights", "attack", "eps", "points", "SA %", "RA %", "RA-Tail-30 %", "worst class %")
+    return Table(
+        "Evaluations",
+        (*columns, "cost", "time"),
+        tuple(rows),
+        text=4,
+        note="Cost: forward and backward passes per point.",
+    )
+
+
+def classes_table(runs: Sequence[RunRecord]) -> list[Table]:
+    """Clean and robust accuracy of each class, one table for each set of classes."""
+    tables = []
+    scored = [(run, run.strongest.score) for run in runs if run.strongest is not None]
+    for classes in dict.fromkeys(run.classes for run, _ in scored):
+        own = [(run, score) for run, score in scored if run.classes == classes]
+        rows = tuple(
+            (name, *(cell for _, score in own for cell in _class_cells(score, k)))
+            for k, name in enumerate(classes)
+        )
+        heads = [head for run, _ in own for head in (f"{run.label} SA", f"{run.label} RA")]
+        tables.append(Table("Accuracy by class, %", ("class", *heads), rows))
+    return tables
+
+
+def _class_cells(score: Score, k: int) -> tuple[str, str]:
+    return percent(score.per_class_clean[k]), percent(score.per_class[k])
+
+
+def alarms_table(runs: Sequence[RunRecord]) -> Table | None:
+    """What the sentinel reported; None if nothing."""
+    rows = tuple(
+        (run.label, str(a["kind"]), f"{a['epoch']}.{a['step']}", str(a["text"]))
+        for run in runs
+        for a in run.alarms
+    )
+    return (
+        Table("Alarms of the sentinel", ("run", "kind", "epoch.step", "what was seen"), rows, text=4)
+        if rows
+        else None
+    )
+
+
+def differences_table(runs: Sequence[RunRecord]) -> Table | None:
+    """The values of the configuration that differ between the runs; None for a single run or equal ones."""
+    flat = [flatten(encode(run.config)) for run in runs]
+    keys = list(dict.fromkeys(key for entry in flat for key in entry))
+    different = [key for key in keys if len({entry.get(key) for entry in flat}) > 1]
+    if len(runs) < 2 or not different:
+        return None
+    rows = tuple((key, *(entry.get(key, NONE) for entry in flat)) for key in different)
+    heads = ("setting", *(run.label for run in runs))
+    return Table("Settings that differ", heads, rows, text=len(heads))
+
+
+def flatten(entry: Any, prefix: str = "") -> dict[str, str]:
+    """Nested dictionaries as dotted paths; a part's kind is the value of its own path."""
+    if not isinstance(entry, dict):
+        text = f"{entry:.6g}" if isinstance(entry, float) else str(entry)
+        return {prefix: text}
+    flat = {prefix: str(entry["kind"])} if prefix and "kind" in entry else {}
+    for key, value in entry.items():
+        if key != "kind":
+            flat |= flatten(value, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def _best(values: list[tuple[float | None, ...]], offset: int) -> frozenset[tuple[int, int]]:
+    """Where each column is highest, if there is anything to compare."""
+    found = set()
+    for j in range(len(values[0]) if len(values) > 1 else 0):
+        column = [row[j] for row in values]
+        known = [v for v in column if v is not None]
+        if len(known) > 1:
+            found |= {(i, j + offset) for i, v in enumerate(column) if v == max(known)}
+    return frozenset(found)
