@@ -30,6 +30,7 @@ def methods(name: str | None = None, *, json: Json = False) -> None:
     """
     from bivallate.lower.threat import Linf
     from bivallate.method import registry
+    from bivallate.report.cards import card
 
     entries = registry()
     if name is not None:
@@ -52,7 +53,7 @@ def methods(name: str | None = None, *, json: Json = False) -> None:
         print(json_module.dumps(rows, indent=1))
         return
     if name is not None:
-        _card(rows[0])
+        print(card(entries[name]))
         return
     table = Table(title="F, B: forward and backward passes per example; K attack steps", title_justify="left")
     for column in ("family", "method", "cost", "summary", "paper", "parameters"):
@@ -67,27 +68,6 @@ def _shown(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, 6)
     return value if isinstance(value, str | int | bool) or value is None else str(value)
-
-
-def _card(row: dict[str, Any]) -> None:
-    console = _console()
-    console.print(f"{row['name']}  ({row['family']}; {row['paper']}; {row['cost']})\n", markup=False)
-    console.print(row["card"], markup=False)
-    console.print("\nParts, at eps = 8/255:", markup=False)
-    for part in ("solver", "objective", "coupling", "weighting", "loss"):
-        console.print(f"  {part:<10}{_one_line(row['parts'][part])}", markup=False)
-    console.print(
-        f"  attack_mode = {row['parts']['attack_mode']}, replays = {row['parts']['replays']}", markup=False
-    )
-
-
-def _one_line(part: Any) -> str:
-    if isinstance(part, dict):
-        fields = ", ".join(f"{k}={_one_line(v)}" for k, v in part.items() if k != "kind")
-        return f"{part['kind']}({fields})"
-    if isinstance(part, list):
-        return "(" + ", ".join(_one_line(item) for item in part) + ")"
-    return f"{part:.6g}" if isinstance(part, float) else str(part)
 
 
 @APP.command

@@ -57,7 +57,7 @@ def index(entries: dict[str, Entry]) -> str:
     rows = [
         "# Methods",
         "",
-        "F, B: forward and backward passes per example; K: attack steps; m: replays. A double backward counts as two.",
+        "F, B: forward and backward passes per example; K: attack steps; m: replays; a double backward is two.",
         "",
         "| family | method | cost | what it is | paper |",
         "| --- | --- | --- | --- | --- |",
