@@ -7,9 +7,10 @@ import os
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CAP", "estimate_batch", "example_bytes"]
+__all__ = ["estimate_batch", "example_bytes"]
 
-CAP = {"cpu": 256, "cuda": 2048}  # beyond these a larger batch is no faster
+CAP = 2048  # beyond this a larger batch is no faster
+CACHED = 2**24  # bytes: on a processor, a batch whose activations leave the cache is slower
 SHARE = 0.25  # of the free memory that an evaluation may take
 
 
@@ -45,5 +46,7 @@ def free_bytes(device: torch.device) -> int:
 def estimate_batch(model: nn.Module, x: Tensor) -> int:
     """Points to attack at once so that a quarter of the free memory suffices. Cost: one forward of one
     point."""
-    room = SHARE * free_bytes(x.device) // max(1, example_bytes(model, x[:1]))
-    return int(max(1, min(CAP.get(x.device.type, 256), room)))
+    need = max(1, example_bytes(model, x[:1]))
+    room = int(SHARE * free_bytes(x.device) // need)
+    useful = min(512, max(64, CACHED // need)) if x.device.type == "cpu" else CAP
+    return max(1, min(useful, room))
