@@ -1,0 +1,27 @@
+"""Runs every benchmark of this folder, or those that are named: `python -m benchmarks [passes ...]`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+
+def main(names: list[str]) -> int:
+    """Exit status: 0, or 1 if a benchmark missed its target (its `main` returned False)."""
+    folder = Path(__file__).parent
+    known = sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
+    if unknown := [n for n in names if n not in known]:
+        print(f"unknown benchmark {unknown[0]!r}; there are: {', '.join(known)}", file=sys.stderr)
+        return 2
+    missed = False
+    for name in names or known:
+        run = getattr(importlib.import_module(f"benchmarks.{name}"), "main", None)
+        if run is not None:
+            print(f"== {name}", flush=True)
+            missed |= run() is False
+    return int(missed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
