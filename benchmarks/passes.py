@@ -2,8 +2,10 @@
 
 In one process and interleaved, so that a busy machine disturbs numerator and denominator alike:
 
-    F   forward pass                            G   input gradient, parameters frozen
-    1   forward and backward to the parameters  D   the same, with the gradient in delta differentiated in theta
+    F   forward pass
+    G   input gradient, parameters frozen
+    1   forward and backward to the parameters
+    D   the same, with the gradient in delta differentiated in theta
 
 The floor of a method is the sum of the units that it cannot do without. `python -m benchmarks.passes --help`
 has the sizes.
@@ -138,7 +140,7 @@ def _status(key: str) -> float:
 def arguments(given: list[str] | None) -> argparse.Namespace:
     """Sizes of the benchmark."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.passes", description=__doc__.partition("\n")[0]
+        prog="python -m benchmarks.passes", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--model", default="preact-resnet18")
     parser.add_argument("--batch-size", type=int, default=32)
@@ -155,9 +157,8 @@ def main(given: list[str] | None = None) -> bool:
     sizes = arguments([] if given is None else given)
     torch.set_num_threads(sizes.threads)
     device, (model, batch) = torch.device(sizes.device), _subject(sizes)
-    chosen = {
-        n: v for n, v in catalogue(sizes.steps).items() if not sizes.methods or n in sizes.methods.split(",")
-    }
+    wanted = sizes.methods.split(",") if sizes.methods else list(catalogue(sizes.steps))
+    chosen = {n: v for n, v in catalogue(sizes.steps).items() if n in wanted}
     runs = {n: step(model, method, batch, 10) for n, (method, _, _) in chosen.items()}
     measured = {**units(model, batch.x, batch.y), **{f"method {n}": run for n, run in runs.items()}}
     plain = peak(step(model, methods.plain(Linf(EPS)), batch, 10), device)  # the first call warms up as well
