@@ -405,3 +405,17 @@ def test_passes(method, forward, backward) -> None:
     passes = trained.records[0].passes
     assert (passes.forward, passes.backward) == (forward * len(x), backward * len(x))
     assert sum(calls) == passes.forward, "an independent count of the forwards"
+
+
+@pytest.mark.parametrize("make", [methods.bilaw, methods.non_parametric, methods.at_awp])
+def test_virtual_passes_run_in_the_networks_precision(make) -> None:
+    """A network that runs in bfloat16 does so at virtual and at perturbed parameters; the losses do not."""
+    x, y, index = (t.float() if t.is_floating_point() else t for t in minibatches()[0])
+    net, seen = Net().float(), set[torch.dtype]()
+    net.autocast_dtype = torch.bfloat16  # pyright: ignore
+    net.stem.register_forward_hook(lambda module, args, out: seen.add(out.dtype))
+    batch = Batch(x, y, index, meta=Batch(x, y, index))
+    facts = Facts(15, SHAPE, CLASSES, dtype=torch.float32)
+    trained = train(net, make(THREAT, steps=1), [batch], facts=facts)
+    assert seen == {torch.bfloat16}
+    assert all(torch.isfinite(p).all() and p.dtype == torch.float32 for p in trained.model.parameters())

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.func import functional_call
 
 from bivallate import collective
+from bivallate.coupling.elsewhere import Elsewhere
 from bivallate.errors import UserError
 from bivallate.lower.problem import Forward, LowerProblem, attacking, posed
 from bivallate.noise import Noise
@@ -153,7 +153,7 @@ class Lookahead:
         """The network at other parameters, with copies of its buffers."""
         module = self.forward.module
         buffers = {n: b.clone() for n, b in module.named_buffers()}
-        return self.forward.of(lambda x: functional_call(module, {**parameters, **buffers}, (x,)))
+        return self.forward.of(Elsewhere(module, {**parameters, **buffers}))
 
 
 def _mean(terms: Terms) -> Tensor:

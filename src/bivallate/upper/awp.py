@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from bivallate import collective
+from bivallate.coupling.elsewhere import Elsewhere
 from bivallate.errors import UserError
 from bivallate.lower.problem import Forward, posed
 from bivallate.parts import part
@@ -72,7 +72,7 @@ class AWP:
         v = self._perturbation(model, x, x_adv.detach(), y)
         parameters = dict(model.module.named_parameters())
         moved = {n: parameters[n] + v_l for n, v_l in v.items()}
-        terms = self.loss(_at(model, moved), x, x_adv, y)
+        terms = self.loss(model.of(Elsewhere(model.module, moved)), x, x_adv, y)
         if self.decay == 0:
             return terms
         pull = self.decay * torch.stack([(parameters[n] * v_l).sum() for n, v_l in v.items()]).sum()
@@ -95,7 +95,7 @@ class AWP:
         }
         buffers = {n: b.clone() for n, b in module.named_buffers()}
         with torch.enable_grad(), posed(module, training=True, track=False, dropout=True):
-            terms = self.loss(_at(model, {**theta, **buffers}), x, x_adv, y)
+            terms = self.loss(model.of(Elsewhere(module, {**theta, **buffers})), x, x_adv, y)
             climbed = (terms.robust + terms.anchor).sum() / collective.count(len(y), y.device)
             grads = torch.autograd.grad(climbed, list(theta.values()), materialize_grads=True)
         model.passes.backward += len(y)
@@ -103,9 +103,3 @@ class AWP:
         return {
             n: self.gamma * p.detach().norm() * steps[n] / (steps[n].norm() + 1e-20) for n, p in theta.items()
         }
-
-
-def _at(model: Forward, tensors: dict[str, Tensor]) -> Forward:
-    """The network with some of its parameters and buffers replaced; the others are its own."""
-    module = model.module
-    return model.of(lambda z: functional_call(module, tensors, (z,)))
