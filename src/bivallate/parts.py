@@ -16,6 +16,7 @@ from typing import Any, dataclass_transform
 from bivallate.errors import UserError, unknown
 
 _KINDS: dict[str, type] = {}
+NONE = "@none"  # TOML has no null
 
 
 def parse_number(text: str | float, what: str = "eps") -> float:
@@ -53,7 +54,7 @@ def part(cls: type) -> Any:
 
 
 def encode(value: Any) -> Any:
-    """A part, and everything in it, as dictionaries, lists, strings and numbers; None becomes "none"."""
+    """A part, and everything in it, as dictionaries, lists, strings and numbers; None becomes "@none"."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         if type(value).__name__ not in _KINDS:
             raise UserError(
@@ -65,7 +66,7 @@ def encode(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [encode(item) for item in value]
     if value is None:
-        return "none"
+        return NONE
     if isinstance(value, str | bool | int | float):
         return value
     raise UserError(
@@ -88,7 +89,7 @@ def decode(entry: Any) -> Any:
         return cls(**{name: decode(item) for name, item in fields.items()})
     if isinstance(entry, list):
         return tuple(decode(item) for item in entry)
-    return None if entry == "none" else entry
+    return None if entry == NONE else entry
 
 
 def override(value: Any, path: str, text: Any) -> Any:

@@ -1,0 +1,116 @@
+"""What a run keeps and reports."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import bivallate as bv
+from bivallate.run.average import Average
+from bivallate.run.config import Config, Validation
+from bivallate.run.measure import held_out
+
+THREAT = bv.Linf(0.1)
+QUICK = {"epochs": 3, "batch_size": 100, "threads": 1, "validation": Validation(2, 60)}
+
+
+@pytest.fixture(scope="module")
+def digits() -> bv.data.Dataset:
+    data = bv.data.load("digits")
+    return data.but(train=data.train.subset(slice(0, 250)))
+
+
+def test_a_line_an_epoch_with_what_a_reader_wants(digits, tmp_path):
+    method = bv.methods.done_adam(THREAT, steps=2)
+    run = bv.train("tiny-cnn", digits, method, out=tmp_path / "run", average=0.9, **QUICK)
+    assert [line["epoch"] for line in run.history] == [1, 2, 3]
+    wanted = {
+        "loss",
+        "train_robust",
+        "clean",
+        "robust",
+        "average_robust",
+        "weight_mean",
+        "effective",
+        "temperature",
+    }
+    assert wanted | {"forward", "backward", "total_forward", "seconds", "lr"} <= set(run.history[0])
+    assert run.history[-1]["forward"] == 3
+    assert run.history[-1]["backward"] == 5
+    assert run.history[-1]["total_forward"] == 9
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert [json.loads(line) for line in text.splitlines()] == run.history
+
+
+def test_best_is_the_epoch_with_the_highest_robust_accuracy(digits, tmp_path, monkeypatch):
+    from bivallate.run import trainer
+
+    scores = iter([0.3, 0.9, 0.5])
+    kept = {}
+
+    def scripted(model, *arguments, **named):
+        value = next(scores)
+        kept[value] = {k: v.clone() for k, v in model.state_dict().items()}
+        return 1.0, value, bv.types.Passes()
+
+    monkeypatch.setattr(trainer, "held_out", scripted)
+    bv.train("linear", digits, bv.methods.at(THREAT, steps=1), out=tmp_path / "run", **QUICK)
+    best, last = bv.load(tmp_path / "run", "best"), bv.load(tmp_path / "run", "last")
+    assert all(torch.equal(v, kept[0.9][k]) for k, v in best.state_dict().items())
+    assert all(torch.equal(v, kept[0.5][k]) for k, v in last.state_dict().items())
+
+
+def test_average_is_the_recursion_with_a_warm_start():
+    model = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.BatchNorm1d(1))
+    average, by_hand = Average(model, 0.5), float(model[0].weight.detach())
+    for n, value in enumerate([1.0, 3.0, -2.0]):
+        with torch.no_grad():
+            model[0].weight.fill_(value)
+            model[1].running_mean.fill_(10 * value)
+        average.update(model)
+        decay = min(0.5, (1 + n) / (10 + n))
+        by_hand = decay * by_hand + (1 - decay) * value
+    assert float(average.model[0].weight) == pytest.approx(by_hand, rel=1e-6)
+    assert float(average.model[1].running_mean) == -20  # buffers are copied, not averaged
+
+
+def test_held_out_is_a_function_of_its_arguments_and_leaves_the_model_alone(digits):
+    model = bv.models.create("small-cnn", num_classes=10, shape=(1, 8, 8), seed=0).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    settings = {"steps": 3, "rows": 100, "seed": 0, "device": torch.device("cpu")}
+    first = held_out(model, digits.test, THREAT, **settings)
+    torch.rand(5)
+    second = held_out(model, digits.test, THREAT, **settings)
+    assert first[:2] == second[:2]
+    assert first[1] <= first[0]
+    assert (first[2].forward, first[2].backward) == (100 * 5, 100 * 3)
+    assert model.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_does_not(digits):
+    def weights(seed: int) -> torch.Tensor:
+        torch.rand(seed + 3)  # the state of the global generator must not matter
+        run = bv.train("tiny-cnn", digits, bv.methods.fast_at(THREAT), seed=seed, **QUICK)
+        return torch.cat([p.flatten() for p in run.model.parameters()])
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_configurations_survive_being_written(tmp_path):
+    for name in ("done-adam", "fast-bat", "bilaw", "atta", "trades-awp", "dynamic"):
+        method = bv.method.create(name, bv.L2(0.5) if name == "dynamic" else THREAT)
+        config = Config(method=method, optimizer=bv.AdamW(), rate=bv.Cosine(), average=0.99)
+        config.write(tmp_path / "config.toml")
+        assert Config.read(tmp_path / "config.toml") == config, name
+
+
+def test_a_run_in_memory_writes_nothing(digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = bv.train("linear", digits, bv.methods.plain(THREAT), **QUICK)
+    assert run.path is None
+    assert list(tmp_path.iterdir()) == []
+    assert not run.model.training
