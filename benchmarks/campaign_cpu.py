@@ -1,0 +1,65 @@
+"""The cells that two cores can finish, in order of worth; each is recorded in results/ as it ends.
+
+    BIVALLATE_DATA=data OMP_NUM_THREADS=1 python benchmarks/campaign_cpu.py [--jobs 1] [--scale cpu] [--hours 8]
+
+Stop it at any time and start it again: trainings go on where they were, and recorded cells are skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from bivallate.reproduce.campaign import run_campaign, to_stderr
+from bivallate.reproduce.catalogue import tables
+from bivallate.reproduce.planning import jobs_of
+from bivallate.run.interrupt import Interrupted
+from bivallate.run.progress import Spoken
+
+FIRST = ("AT", "DONE-ADAM", "MAIL", "GAIRAT", "BiLAW")
+ORDER = (  # table, rows (empty: all), group, seeds
+    ("T-B1", FIRST, "MNIST tiny-CNN", (0,)),
+    ("T-B1", (), "MNIST tiny-CNN", (0,)),
+    ("T-Y1", (), "MNIST", (0,)),
+    ("T-B1", FIRST, "F-MNIST", (0,)),
+    ("T-B1", (), "F-MNIST", (0,)),
+    ("T-B1", FIRST, "MNIST tiny-CNN", (1, 2)),
+)
+
+
+def main() -> int:
+    """All cells of ORDER, each once."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="cells at once, one thread each")
+    parser.add_argument("--scale", default="cpu", choices=("smoke", "cpu"))
+    parser.add_argument("--hours", type=float, default=1e6, help="begin no cell after so many")
+    parser.add_argument("--out", type=Path, default=Path("results"))
+    parser.add_argument("--runs", type=Path, default=Path("runs") / "reproduce")
+    chosen = parser.parse_args()
+    jobs = []
+    for name, rows, group, seeds in ORDER:
+        if name not in tables():
+            continue
+        for job in jobs_of(
+            tables()[name], chosen.scale, seeds=seeds, only=rows, out=chosen.out, runs=chosen.runs
+        ):
+            if (job.cell.group.startswith(group)) and job not in jobs:
+                jobs.append(job)
+    until = time.monotonic() + 3600 * chosen.hours
+    try:
+        outcome = run_campaign(jobs, at_once=chosen.jobs, say=to_stderr, until=until, shown=Spoken)
+    except Interrupted as error:
+        to_stderr(str(error))
+        return 130
+    to_stderr(
+        f"{len(outcome.done)} cells done, {len(outcome.skipped)} were there, {len(outcome.failed)} failed"
+    )
+    return 1 if outcome.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""A campaign: many cells, some at once, each with its own record; what is recorded is not run again."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from bivallate.errors import UserError
+from bivallate.reproduce.running import Job, record_path, run_job
+from bivallate.run.interrupt import Interrupted
+from bivallate.run.progress import Progress
+
+__all__ = ["Outcome", "pending", "run_campaign"]
+
+
+@dataclass
+class Outcome:
+    """What became of the jobs of a campaign.
+
+    Attributes:
+        done: records written now. skipped: titles of those that were there. failed: title -> why.
+    """
+
+    done: list[Path] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def pending(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs that have no record yet."""
+    return [job for job in jobs if not path_of(job).exists()]
+
+
+def path_of(job: Job) -> Path:
+    """Where the record of a job is kept."""
+    return record_path(job.out, job.table, job.scale, job.cell, job.seed)
+
+
+def run_campaign(
+    jobs: Sequence[Job],
+    *,
+    at_once: int = 1,
+    say: Callable[[str], object] | None = None,
+    until: float | None = None,
+    shown: Callable[[str], Progress] | None = None,
+) -> Outcome:
+    """Runs every job that has no record, in order.
+
+    A cell that fails, or whose process dies, is reported, and the others go on.
+
+    Args:
+        at_once: processes; 1 runs in this process.
+        say: called with one line per event. until: `time.monotonic()` after which no cell is begun.
+        shown: makes the display of a training from its title, where at_once is 1.
+
+    Raises:
+        UserError: at_once below 1. Interrupted: asked to stop; all trainings can be continued.
+    """
+    if at_once < 1:
+        raise UserError(f"--jobs must be at least 1, got {at_once}")
+    speak = say or (lambda line: None)
+    outcome, waiting = Outcome(), pending(jobs)
+    outcome.skipped = [job.title for job in jobs if path_of(job).exists()]
+    if outcome.skipped:
+        speak(f"{len(outcome.skipped)} of {len(jobs)} cells have their record already")
+    late = lambda: until is not None and time.monotonic() > until  # noqa: E731
+    if at_once == 1:
+        _here(waiting, outcome, speak, late, shown)
+    else:
+        _Crew(waiting, outcome, speak, late).work(min(at_once, len(waiting)))
+    return outcome
+
+
+def _here(
+    waiting: list[Job],
+    outcome: Outcome,
+    speak: Callable[[str], object],
+    late: Callable[[], bool],
+    shown: Callable[[str], Progress] | None,
+) -> None:
+    for place, job in enumerate(waiting, 1):
+        if late():
+            speak(f"time is up: {len(waiting) - place + 1} cells are left for a later run")
+            return
+        begun = time.monotonic()
+        speak(f"[{place}/{len(waiting)}] {job.title}")
+        result = _attempt(job, shown(job.cell.row) if shown is not None else None)
+        _note(outcome, job, result, time.monotonic() - begun, speak)
+
+
+def _attempt(job: Job, progress: Progress | None = None) -> tuple[bool, str]:
+    """(whether the job has its record, its path or why not)."""
+    try:
+        return True, str(run_job(job, progress))
+    except Interrupted:
+        raise
+    except UserError as error:
+        return False, str(error)
+    except Exception as error:  # one cell must not end a campaign
+        return False, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+
+
+def _note(
+    outcome: Outcome, job: Job, result: tuple[bool, str], seconds: float, speak: Callable[[str], object]
+) -> None:
+    good, text = result
+    if good:
+        outcome.done.append(Path(text))
+        speak(f"    done in {seconds:.0f} s: {text}")
+    else:
+        outcome.failed[job.title] = text
+        speak(f"    FAILED: {job.title}: {text}")
+
+
+def _serve(pipe: Connection) -> None:
+    """The life of a worker: jobs in, results out, until None comes."""
+    while (job := pipe.recv()) is not None:
+        try:
+            pipe.send(_attempt(job))
+        except Interrupted as error:
+            pipe.send((False, str(error)))
+            return
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    job: Job | None = None
+    begun: float = 0.0
+
+
+class _Crew:
+    """Worker processes, one job each at a time; one that dies is replaced."""
+
+    def __init__(
+        self, waiting: list[Job], outcome: Outcome, speak: Callable[[str], object], late: Callable[[], bool]
+    ) -> None:
+        self.waiting, self.outcome, self.speak, self.late = list(waiting), outcome, speak, late
+        self.total = len(waiting)
+        self.context = multiprocessing.get_context("spawn")
+        self.workers: list[_Worker] = []
+
+    def work(self, size: int) -> None:
+        """Until no job waits and no worker is busy."""
+        try:
+            for _ in range(size):
+                self._give(self._hire())
+            while any(worker.job is not None for worker in self.workers):
+                self._listen()
+        finally:
+            for worker in self.workers:
+                self._dismiss(worker)
+
+    def _hire(self) -> _Worker:
+        mine, theirs = self.context.Pipe()
+        process: Any = self.context.Process(target=_serve, args=(theirs,), daemon=True)
+        process.start()
+        theirs.close()
+        worker = _Worker(process, mine)
+        self.workers.append(worker)
+        return worker
+
+    def _give(self, worker: _Worker) -> None:
+        if not self.waiting or self.late():
+            worker.job = None
+            return
+        worker.job, worker.begun = self.waiting.pop(0), time.monotonic()
+        self.speak(f"[{self.total - len(self.waiting)}/{self.total}] {worker.job.title}")
+        worker.pipe.send(worker.job)
+
+    def _listen(self) -> None:
+        busy = {worker.pipe: worker for worker in self.workers if worker.job is not None}
+        for pipe in wait(list(busy)):
+            worker = busy[pipe]  # pyright: ignore[reportArgumentType]
+            assert worker.job is not None
+            try:
+                result = worker.pipe.recv()
+            except (EOFError, ConnectionError):  # the process is gone without a word
+                worker.process.join()
+                result = False, f"its process died (exit status {worker.process.exitcode})"
+                self.workers.remove(worker)
+            _note(self.outcome, worker.job, result, time.monotonic() - worker.begun, self.speak)
+            if worker in self.workers:
+                self._give(worker)
+            elif self.waiting:
+                self._give(self._hire())
+
+    def _dismiss(self, worker: _Worker) -> None:
+        if worker.job is None and worker.process.is_alive():
+            worker.pipe.send(None)
+        else:
+            worker.process.terminate()
+        worker.process.join(timeout=30)
+
+
+def to_stderr(line: str) -> None:
+    """One line to the person."""
+    print(line, file=sys.stderr, flush=True)

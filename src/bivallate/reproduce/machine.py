@@ -1,0 +1,61 @@
+"""What a result was computed with: machine, versions, commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bivallate import __version__
+from bivallate.run.session import pick_device
+
+__all__ = ["commit", "machine"]
+
+
+def machine(device: str, threads: int) -> dict[str, Any]:
+    """Processor, cores, accelerator and versions; no names of hosts or places."""
+    where = pick_device(device)
+    return {
+        "device": where.type,
+        "gpu": torch.cuda.get_device_name(where) if where.type == "cuda" else None,
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": threads or torch.get_num_threads(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "bivallate": __version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def commit() -> dict[str, Any]:
+    """Commit of the package's sources and whether they were modified since; empty where there is no
+    repository."""
+    root = Path(__file__).parents[1]
+    head = _git(root, "rev-parse", "HEAD")
+    return (
+        {"id": head, "modified": bool(_git(root, "status", "--porcelain", "--", str(root)))} if head else {}
+    )
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

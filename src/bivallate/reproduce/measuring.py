@@ -1,0 +1,161 @@
+"""What is measured of a trained cell: evaluations shared between columns, each kept until the record is
+whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bivallate.data import Dataset
+from bivallate.evaluate import Attack, Score, attack, evaluate, parse
+from bivallate.evaluate.ensemble import (
+    AutoPGD,
+    SquareSearch,
+    TargetedAutoPGD,
+    TargetedBoundaryWalk,
+)
+from bivallate.evaluate.files import pack, write_json
+from bivallate.evaluate.points import data_fingerprint, points, select
+from bivallate.evaluate.statistics import wilson
+from bivallate.lower.apgd import APGD
+from bivallate.lower.fab import FAB
+from bivallate.lower.objective import cross_entropy
+from bivallate.lower.pgd import PGD
+from bivallate.lower.problem import Forward, LowerProblem, evaluating, frozen
+from bivallate.lower.square import Square
+from bivallate.lower.threat import ThreatModel, threat
+from bivallate.models import Classifier
+from bivallate.noise import Noise
+from bivallate.reproduce.cell import Cell, Measure
+from bivallate.types import Batch, Clock
+
+__all__ = ["SHORT", "columns_of", "measured", "read_attack"]
+
+SHORT = "autoattack-short"
+FOSC_BATCH = 500
+
+
+def read_attack(name: str) -> Attack:
+    """An attack by name; "autoattack-short" is the standard ensemble with budgets that prove nothing."""
+    if name != SHORT:
+        return parse(name)
+    targeted = TargetedAutoPGD(solver=APGD(5), targets=2), TargetedBoundaryWalk(solver=FAB(3), targets=2)
+    return Attack(SHORT, (AutoPGD("apgd-ce", solver=APGD(5)), *targeted, SquareSearch(solver=Square(10))))
+
+
+def measured(
+    model: Classifier, cell: Cell, dataset: Dataset, folder: Path, sources: dict[str, Classifier]
+) -> dict[str, dict[str, Any]]:
+    """All evaluations of a cell by key, as JSON; those already in the folder are not repeated."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found: dict[str, dict[str, Any]] = {}
+    for measure in cell.measures:
+        if measure.what == "seconds" or measure.key in found:
+            continue
+        kept = folder / f"{cell.weights}-{measure.key}.json"
+        if not kept.exists():
+            write_json(kept, _evaluation(model, measure, cell, dataset, kept, sources))
+            _partial(kept).unlink(missing_ok=True)
+        found[measure.key] = json.loads(kept.read_text(encoding="utf-8"))
+    return found
+
+
+def _evaluation(
+    model: Classifier,
+    measure: Measure,
+    cell: Cell,
+    dataset: Dataset,
+    kept: Path,
+    sources: dict[str, Classifier],
+) -> dict[str, Any]:
+    radius = threat(cell.norm, measure.eps or cell.eps)
+    if measure.what == "fosc":
+        return fosc(model, radius, dataset, measure)
+    if measure.source is not None:
+        return _slim(transferred(sources[measure.source], model, radius, dataset, measure))
+    chosen = read_attack(measure.attack)
+    n = measure.n if measure.n is not None and measure.n < len(dataset.test) else None
+    return _slim(evaluate(model, dataset.test, radius, chosen, n=n, resume=_partial(kept)))
+
+
+def _partial(kept: Path) -> Path:
+    return kept.with_name(f".{kept.name}.partial")
+
+
+def _slim(score: Score) -> dict[str, Any]:
+    """The score with margins in half precision and rows in 32 bits: a record is kept for good."""
+    entry = score.to_json()
+    entry["points"]["margin"] = pack(score.margin.clamp(-6e4, 6e4).half())
+    entry["points"]["index"] = pack(score.index.int())
+    return entry
+
+
+def transferred(
+    source: Classifier, model: Classifier, radius: ThreatModel, dataset: Dataset, measure: Measure
+) -> Score:
+    """Accuracy on adversarial examples made on another network: the clean accuracy on these images."""
+    index = select(len(dataset.test), _at_most(measure.n, len(dataset.test)), None, 0)
+    x, y = dataset.test.tensors(index)
+    device = next(model.parameters()).device
+    crafted = attack(source, x.to(device), y.to(device), radius, read_attack(measure.attack))
+    return evaluate(model, (crafted, y.to(device)), radius, "clean")
+
+
+def fosc(model: Classifier, radius: ThreatModel, dataset: Dataset, measure: Measure) -> dict[str, Any]:
+    """First-order stationarity of PGD-10's last points (step eps/4), box-aware, one value a test point.
+
+    Reference: Dynamic AT, eq. 8. Lower means that the inner maximisation has converged better.
+    """
+    source = points(dataset.test)
+    index = select(len(source), _at_most(measure.n, len(source)), None, 0)
+    forward, device, values = Forward(model), next(model.parameters()).device, []
+    solver = PGD(10, radius.eps / 4)
+    with evaluating(model), frozen(model):
+        for rows in index.split(FOSC_BATCH):
+            x, y = (t.to(device) for t in source.tensors(rows))
+            batch = Batch(x, y, rows.to(device))
+            noise = Noise(0, batch.index, turn=-1)
+            problem = LowerProblem(forward, batch, cross_entropy, radius, Clock(), noise)  # pyright: ignore
+            delta = solver.solve(problem).delta
+            _, grad = problem.ascent(delta)
+            values.append(radius.support(grad, x, delta).detach().cpu())
+    value = torch.cat(values)
+    return {
+        "fosc": float(value.mean()),
+        "n": len(value),
+        "data_fingerprint": data_fingerprint(source, index),
+        "points": {"fosc": pack(value.float()), "index": pack(index.int())},
+    }
+
+
+def _at_most(n: int | None, size: int) -> int | None:
+    return n if n is not None and n < size else None
+
+
+def columns_of(
+    cell: Cell, scores: dict[str, dict[str, Any]], history: list[dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Value, 95 % interval and unit of every column, and the evaluation each was read from."""
+    return {m.column: _column(m, scores.get(m.key, {}), history) for m in cell.measures}
+
+
+def _column(measure: Measure, score: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, Any]:
+    if measure.what == "seconds":
+        seconds = [line["seconds"] for line in history]
+        return {"value": sum(seconds) / len(seconds), "interval_95": None, "unit": "s", "what": "seconds"}
+    entry: dict[str, Any] = {"what": measure.what, "score": measure.key, "unit": "fraction"}
+    if measure.what == "fosc":
+        return {**entry, "value": score["fosc"], "interval_95": None, "unit": "nats"}
+    if measure.what == "gap":
+        value = score["clean_accuracy"] - score["robust_accuracy"]
+        hits = round(value * score["n"])
+        return {**entry, "value": value, "interval_95": list(wilson(hits, score["n"]))}
+    names = {
+        "clean": ("clean_accuracy", "clean_interval_95"),
+        "robust": ("robust_accuracy", "interval_95"),
+        "tail": ("tail_30", "tail_30_interval_95"),
+    }[measure.what]
+    return {**entry, "value": score[names[0]], "interval_95": score[names[1]]}

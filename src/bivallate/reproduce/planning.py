@@ -1,0 +1,63 @@
+"""From a table, a scale and a person's choices to the jobs that are left to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bivallate.errors import UserError, unknown
+from bivallate.reproduce.cell import Cell
+from bivallate.reproduce.running import Job
+from bivallate.reproduce.scaling import at_scale, sources_at_scale
+from bivallate.reproduce.table import Scale, Table
+
+__all__ = ["RUNS", "jobs_of"]
+
+RUNS = Path("runs") / "reproduce"
+
+
+def jobs_of(
+    table: Table,
+    scale: Scale,
+    *,
+    seeds: Sequence[int] = (0,),
+    only: Sequence[str] = (),
+    groups: Sequence[str] = (),
+    out: Path = Path("results"),
+    runs: Path = RUNS,
+    device: str = "auto",
+    threads: int = 1,
+) -> list[Job]:
+    """The jobs of a table: all cells with the first seed, then all with the next.
+
+    Args:
+        only: rows or methods; empty takes all. groups: parts of the names of groups; empty takes all.
+
+    Raises UserError for a row, method or group that the table does not have.
+    """
+    cells = [cell for cell in chosen(table, at_scale(table, scale), only) if _in(cell, groups)]
+    if not cells:
+        raise UserError(f"{table.name} has nothing at scale {scale} that --only or --group asks for")
+    sources = sources_at_scale(table, scale)
+    return [
+        Job(table.name, scale, cell, seed, out, runs, sources, device, threads)
+        for seed in seeds
+        for cell in cells
+    ]
+
+
+def chosen(table: Table, cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
+    """The cells whose row or method is named, in the order of the names."""
+    if not only:
+        return list(cells)
+    known = {name.lower() for cell in table.cells for name in (cell.row, cell.method)}
+    found: list[Cell] = []
+    for name in only:
+        if name.lower() not in known:
+            raise unknown(f"row of {table.name}", name, {c.row for c in table.cells})
+        found += [c for c in cells if name.lower() in (c.row.lower(), c.method) and c not in found]
+    return found
+
+
+def _in(cell: Cell, groups: Sequence[str]) -> bool:
+    return not groups or any(group.lower() in cell.group.lower() for group in groups)

@@ -1,0 +1,163 @@
+"""Runs a cell: trains what is not trained, evaluates what is not evaluated, and writes one record."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bivallate.data import Dataset
+from bivallate.errors import UserError
+from bivallate.files import write_json
+from bivallate.models import Classifier
+from bivallate.parts import encode
+from bivallate.reproduce.cell import Cell, configure, slug
+from bivallate.reproduce.machine import commit, machine
+from bivallate.reproduce.measuring import columns_of, measured
+from bivallate.run.api import execute, load, resume
+from bivallate.run.config import Config
+from bivallate.run.folder import RunFolder
+from bivallate.run.progress import Progress
+from bivallate.run.session import create_model, load_data, pick_device
+from bivallate.run.trainer import limit_threads
+
+__all__ = ["SCHEMA", "Job", "record_path", "run_job", "trained"]
+
+SCHEMA = "bivallate-reproduction-1"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell with its seed, and where things are kept.
+
+    Attributes:
+        out: folder of the records. runs: folder of the trainings. sources: other networks that its transfer
+            columns need, by name. device, threads: as in a run's configuration.
+    """
+
+    table: str
+    scale: str
+    cell: Cell
+    seed: int
+    out: Path
+    runs: Path
+    sources: dict[str, Cell] = field(default_factory=dict)
+    device: str = "auto"
+    threads: int = 1
+
+    @property
+    def title(self) -> str:
+        """For the log."""
+        return f"{self.table} {self.scale}: {self.cell.row}, {self.cell.group}, seed {self.seed}"
+
+
+def record_path(out: Path, table: str, scale: str, cell: Cell, seed: int) -> Path:
+    """Where the record of a cell is kept."""
+    return out / table / scale / f"{cell.name}-seed{seed}.json"
+
+
+def run_job(job: Job, progress: Progress | None = None) -> Path:
+    """Brings one cell to its record, from wherever an earlier attempt was interrupted.
+
+    Raises UserError for data that are not there; whatever else a training or an attack raises.
+    """
+    limit_threads(job.threads)
+    begun = time.monotonic()
+    cell, seed = job.cell, job.seed
+    config = configure(cell, seed, job.device, job.threads)
+    place = job.runs / job.table / job.scale / f"{cell.name}-seed{seed}"
+    dataset = cut(load_data(config.data, seed), cell.rows)
+    folder, model = trained(config, dataset, place, cell.weights, progress)
+    sources = {
+        name: _source(job, source, dataset, progress)
+        for name, source in job.sources.items()
+        if any(m.source == name for m in cell.measures)
+    }
+    history = folder.read_metrics()
+    scores = measured(model, cell, dataset, folder.evaluation, sources)
+    record = {
+        "schema": SCHEMA,
+        "table": job.table,
+        "scale": job.scale,
+        "row": cell.row,
+        "group": cell.group,
+        "seed": seed,
+        "weights": cell.weights,
+        "commit": commit(),
+        "machine": machine(config.device, job.threads),
+        "config": _portable(encode(config)),
+        "data": {"train": len(dataset.train), "rows": cell.rows, "fingerprint": dataset.fingerprint},
+        "training": _training(history),
+        "columns": columns_of(cell, scores, history),
+        "scores": scores,
+        "session_seconds": time.monotonic() - begun,
+    }
+    path = record_path(job.out, job.table, job.scale, cell, seed)
+    write_json(path, record)
+    return path
+
+
+def trained(
+    config: Config, dataset: Dataset, place: Path, weights: str, progress: Progress | None = None
+) -> tuple[RunFolder, Classifier]:
+    """The finished run of a configuration: made, continued, or found complete.
+
+    A folder with another configuration (a cell whose definition has changed since) is replaced.
+    """
+    folder = RunFolder(place)
+    if not _same(folder, config):
+        network = create_model(config.model, dataset, config.seed)
+        execute(config, dataset, network, place, progress=progress, overwrite=folder.config.exists())
+    elif len(folder.read_metrics()) < config.epochs or not (place / "model.safetensors").exists():
+        resume(place, dataset=dataset, progress=progress or False)
+    return folder, load(place, weights).to(pick_device(config.device))
+
+
+def _same(folder: RunFolder, config: Config) -> bool:
+    """Whether the folder holds a run of this configuration that can be continued."""
+    if not folder.config.exists() or not any(folder.checkpoints.glob("*.safetensors")):
+        return False
+    try:
+        return Config.read(folder.config) == config
+    except UserError:
+        return False
+
+
+def cut(dataset: Dataset, rows: int) -> Dataset:
+    """The data with the first `rows` training images alone (they are in random order); 0 keeps all."""
+    return dataset.but(train=dataset.train.subset(slice(0, rows))) if rows else dataset
+
+
+def _source(job: Job, cell: Cell, dataset: Dataset, progress: Progress | None) -> Classifier:
+    config = configure(cell, job.seed + 1000, job.device, job.threads)
+    place = job.runs / job.table / job.scale / f"source-{slug(cell.row)}-{slug(cell.group)}-seed{job.seed}"
+    return trained(config, dataset, place, cell.weights, progress)[1]
+
+
+def _training(history: list[dict[str, Any]]) -> dict[str, Any]:
+    last = history[-1]
+    return {
+        "epochs": len(history),
+        "seconds": sum(line["seconds"] for line in history),
+        "forward_per_row": last["total_forward"],
+        "backward_per_row": last["total_backward"],
+        "history": history,
+    }
+
+
+def _portable(config: dict[str, Any]) -> dict[str, Any]:
+    """Without the place of the data, which is the machine's own matter; infinities as text."""
+    config["data"]["data_dir"] = ""
+    return json.loads(json.dumps(_finite(config)))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        return str(value)
+    return value

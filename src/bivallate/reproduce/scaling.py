@@ -1,0 +1,101 @@
+"""The scales: `full` is the paper's setting, `cpu` what two cores can finish, `smoke` a test of the path."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from bivallate.errors import unknown
+from bivallate.method import registry
+from bivallate.parts import parse_number
+from bivallate.reproduce.cell import Cell, Measure
+from bivallate.reproduce.measuring import SHORT
+from bivallate.reproduce.table import SCALES, Scale, Table
+
+__all__ = ["at_scale", "describe", "points_of_autoattack", "smoke", "sources_at_scale"]
+
+SMOKE_ROWS, SMOKE_POINTS, SMOKE_STEPS = 256, 20, 3
+SMALL = {"fc1": "linear"}  # architectures that smoke replaces by something else than tiny-cnn
+SHORTER = {"pgd-50-10": "pgd-5-2", "pgd-20": "pgd-5", "pgd-10": "pgd-3", "cw": "cw-3-1", "autoattack": SHORT}
+PARTS_OF_TINY_IMAGENET = "tiny_imagenet_10"
+
+
+def at_scale(table: Table, scale: Scale) -> tuple[Cell, ...]:
+    """The cells of a table at a scale. Raises UserError for an unknown scale."""
+    if scale not in SCALES:
+        raise unknown("scale", scale, SCALES)
+    if scale == "full":
+        return table.cells
+    if scale == "smoke":
+        return _distinct(smoke(cell, table.smoke_data) for cell in table.cells)
+    return tuple(small for cell in table.cells if (small := table.cpu(cell)) is not None)
+
+
+def sources_at_scale(table: Table, scale: Scale) -> dict[str, Cell]:
+    """The networks that transfer columns need, at a scale."""
+    if scale == "full":
+        return table.sources
+    if scale == "smoke":
+        return {name: smoke(cell, table.smoke_data) for name, cell in table.sources.items()}
+    return {name: c for name, cell in table.sources.items() if (c := table.cpu(cell)) is not None}
+
+
+def smoke(cell: Cell, data: str = "digits") -> Cell:
+    """One epoch of a tiny network on a few hundred images and some twenty attacked points."""
+    found = data == "digits" or (Path(os.environ.get("BIVALLATE_DATA", "")) / PARTS_OF_TINY_IMAGENET).is_dir()
+    settings = {**cell.settings, "batch_size": 64, "validation.rows": 20, "validation.steps": 2}
+    settings |= {"data.validation": 0.1, "data.meta": 64}
+    steps = {"steps": SMOKE_STEPS} if registry()[cell.method].parameters.get("steps", 0) > SMOKE_STEPS else {}
+    return cell.but(
+        data=data if found else "digits",
+        model=SMALL.get(cell.model, "tiny-cnn"),
+        eps=_radius(cell.eps, cell.norm),
+        parameters={**cell.parameters, **steps},
+        epochs=1,
+        rows=SMOKE_ROWS,
+        settings=settings,
+        measures=tuple(_shorter(measure) for measure in cell.measures),
+    )
+
+
+def _shorter(measure: Measure) -> Measure:
+    attack = SHORTER.get(measure.attack, measure.attack)
+    eps = None if measure.eps is None else _radius(measure.eps, "linf")
+    return dataclasses.replace(measure, attack=attack, n=SMOKE_POINTS, eps=eps)
+
+
+def _radius(eps: str, norm: str) -> str:
+    """A radius that suits digits, larger where the paper's is."""
+    large = parse_number(eps) > (9 / 255 if norm == "linf" else 0.3)
+    return {"linf": ("0.1", "0.15"), "l2": ("0.3", "0.6")}[norm][large]
+
+
+def _distinct(cells: Iterable[Cell]) -> tuple[Cell, ...]:
+    """Without the cells that another group repeats once data set and network are the same."""
+    seen: list[Cell] = []
+    for cell in cells:
+        if not any(cell.but(group=other.group) == other for other in seen):
+            seen.append(cell)
+    return tuple(seen)
+
+
+def points_of_autoattack(cell: Cell, n: int) -> Cell:
+    """The cell with its AutoAttack columns on n random test points."""
+    return cell.but(
+        measures=tuple(
+            dataclasses.replace(m, n=n) if m.attack.startswith("autoattack") else m for m in cell.measures
+        )
+    )
+
+
+def describe(table: Table, scale: Scale) -> str:
+    """What a scale means for a table, in words."""
+    notes: Mapping[str, str] = {
+        "smoke": f"{SMOKE_ROWS} images, one epoch, a tiny network, {SMOKE_POINTS} attacked points: this tests "
+        "the path from training to table, and its figures mean nothing",
+        "cpu": table.cpu_note,
+        "full": "the paper's setting",
+    }
+    return notes[scale]

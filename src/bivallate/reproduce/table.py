@@ -1,0 +1,102 @@
+"""A table as data: its cells at full scale, what the paper reports, what it claims, and how it shrinks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+from bivallate.reproduce.cell import Cell
+
+__all__ = ["SCALES", "Claim", "Reported", "Scale", "Table", "reported"]
+
+Scale = Literal["smoke", "cpu", "full"]
+SCALES: tuple[Scale, ...] = ("smoke", "cpu", "full")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """ "Method A above method B in column C", within one group.
+
+    Attributes:
+        better, worse: rows. group, column: where; group "" means every group that has both rows.
+        lower: the better one has the lower value. margin: how far `better` may fall below `worse` and still
+            count (a claim of not losing), in the column's unit.
+        theirs: whether it is read from the paper's figures; the others are questions of our own.
+    """
+
+    better: str
+    worse: str
+    column: str
+    group: str = ""
+    lower: bool = False
+    margin: float = 0.0
+    theirs: bool = True
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        if self.margin:
+            return f"{self.better} not more than {100 * self.margin:g} points below {self.worse} in {self.column}"
+        return f"{self.better} {'below' if self.lower else 'above'} {self.worse} in {self.column}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of a paper.
+
+    Attributes:
+        name, title, source: T-D1, what it is about, where it is printed.
+        cells: at full scale, in the order of the paper.
+        claims: what is judged. cpu: the cell at the scale that two cores can finish, or None where it is left
+            out; cpu_note says in words what that scale is.
+        smoke_data: data set of the smoke scale. sources: networks that transfer columns need, by name.
+        seeds: of the paper.
+        notes: choices that a reader must know.
+    """
+
+    name: str
+    title: str
+    source: str
+    cells: tuple[Cell, ...]
+    claims: tuple[Claim, ...]
+    cpu: Callable[[Cell], Cell | None]
+    cpu_note: str
+    smoke_data: str = "digits"
+    sources: dict[str, Cell] = field(default_factory=dict)
+    seeds: int = 1
+    notes: tuple[str, ...] = ()
+
+    @property
+    def reported(self) -> dict[str, dict[str, dict[str, str]]]:
+        """Row -> group -> column -> the paper's figure, as printed."""
+        return reported().get(self.name, {})
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A figure of a paper: its value and its standard deviation over runs, if printed.
+
+    Example:
+        >>> Reported.read("82.39+-0.14")
+        Reported(value=82.39, std=0.14)
+    """
+
+    value: float
+    std: float | None = None
+
+    @staticmethod
+    def read(text: str) -> Reported:
+        """From its printed form."""
+        value, _, std = text.partition("+-")
+        return Reported(float(value.split()[0]), float(std) if std else None)
+
+
+@cache
+def reported() -> dict[str, Any]:
+    """All figures of the papers, verbatim: table -> row -> group -> column -> text."""
+    place = resources.files("bivallate.reproduce") / "reported.json"
+    return json.loads(place.read_text(encoding="utf-8"))
