@@ -10,10 +10,11 @@ import torch
 from tests.methods.glue import CLASSES, EPS, Net, agree, gap, minibatches, train
 from tests.reference import reweighted as reference
 from tests.reference import trades_mart
+from tests.reference.plainsgd import box, clip, cross_entropy, sgd, still
 from torch import Tensor
 
 from bivallate import Linf, UserError, methods
-from bivallate.lower.objective import cross_entropy
+from bivallate.lower.objective import cross_entropy as objective
 from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import Forward, LowerProblem
 from bivallate.lower.weighted import MarginWeighted
@@ -67,6 +68,40 @@ def test_mart(beta) -> None:
 def test_gairat(steps, shift) -> None:
     method = methods.gairat(THREAT, steps=steps, shift=shift, burn_in=0.0)
     agree(method, reference.gairat, alpha=STEP, steps=steps, shift=shift)
+
+
+def gair_fat(model, batches, draw, *, eps, lr, alpha, tau, steps=10, shift=0.0) -> None:
+    """GAIR-FAT written out: an example stops where it is wrong with its tau used up; kappa counts the correct
+    iterates before that.
+    """
+    params, buffers, ended = list(model.parameters()), [], []
+    for t, (x, y, index) in enumerate(batches):
+        lo, up = box(x, eps)
+        delta = clip(eps * (2 * draw("start:uniform", t, x, index) - 1), lo, up)
+        kappa, left = torch.zeros(len(y)), torch.full((len(y),), tau[t])
+        active = torch.ones(len(y), dtype=torch.bool)
+        with still(model, "eval"):
+            for _ in range(steps):
+                delta = delta.detach().requires_grad_()
+                logits = model(x + delta)
+                (grad,) = torch.autograd.grad(cross_entropy(logits, y).sum(), delta)
+                right = logits.argmax(1) == y
+                active = active & (right | (left > 0))
+                left = left - (active & ~right).long()
+                kappa = kappa + (active & right)
+                moved = clip(delta.detach() + alpha * grad.sign(), lo, up)
+                delta = torch.where(active[:, None, None, None], moved, delta.detach())
+        ended += active.tolist()
+        w = reference.gairat_omega(kappa.double(), steps, shift)
+        model.train()
+        loss = (w / w.mean() * cross_entropy(model(x + delta), y)).mean()
+        sgd(params, torch.autograd.grad(loss, params), buffers, lr, 0.9, 5e-4)
+    assert 1 < sum(ended) < len(ended) - 1, "some examples stop and some go all the way"
+
+
+def test_gair_fat() -> None:
+    method = methods.gair_fat(THREAT, burn_in=0.0)
+    agree(method, gair_fat, epoch=[0, 2, 5], epochs=6, alpha=STEP, tau=[0, 3, 6])
 
 
 def test_gairat_burns_in() -> None:
@@ -222,7 +257,7 @@ def test_kappa_counts_every_correct_iterate() -> None:
         return torch.nn.functional.one_hot(predicted, 2).to(x) + 0 * x.flatten(1).sum(1, keepdim=True)
 
     batch = Batch(torch.full((2, 1, 2, 2), 0.5), torch.tensor([0, 1]), torch.arange(2))
-    problem = LowerProblem(Forward(model), batch, cross_entropy, THREAT)
+    problem = LowerProblem(Forward(model), batch, objective, THREAT)
     solution = PGD(4, EPS / 4).solve(problem)
     assert solution.kappa.tolist() == [2, 3]
 
@@ -276,8 +311,8 @@ def test_a_constant_weight_does_not_change_a_sign_step() -> None:
     """The reason why `detach` matters in the attack only through the weight's own gradient."""
     (x, y, index), net = minibatches()[0], Net().eval()
     grads = []
-    for objective in (cross_entropy, MarginWeighted(2.0, detach=True), MarginWeighted(2.0)):
-        problem = LowerProblem(net, Batch(x, y, index), objective, THREAT)
+    for climbed in (objective, MarginWeighted(2.0, detach=True), MarginWeighted(2.0)):
+        problem = LowerProblem(net, Batch(x, y, index), climbed, THREAT)
         grads.append(problem.ascent(torch.zeros_like(x))[1])
     assert torch.equal(grads[0].sign(), grads[1].sign())
     assert not torch.allclose(grads[1], grads[2])

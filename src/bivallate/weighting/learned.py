@@ -55,7 +55,9 @@ class MarginNet(Weighting):
 
     Reference: BiLAW, section 3, Algorithm 1, Tables 6 and 8; methods M18.
     Deviation: the paper states no optimiser for this network; Adam with 1e-3 and 1e-4 is that of the
-    meta-weight-net, on which the scheme builds.
+    meta-weight-net, on which the scheme builds. Clean margins and the second stream's attack, in eval mode,
+    see BatchNorm's running statistics as the outer pass of the same step has left them. A learning rate of 0
+    has no virtual step: the network then learns nothing but its weight decay.
     """
 
     hidden: tuple[int, ...] = (128,)
