@@ -130,3 +130,22 @@ def test_leaf_receives_the_gradient_of_the_loss() -> None:
     (expected,) = torch.autograd.grad(F.cross_entropy(model(batch.x + delta), batch.y), delta)
     assert seen[0].grad is not None
     assert relative(seen[0].grad, expected) < 1e-13
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 300.0])
+def test_confident_examples_in_single_precision_pay_no_pass_more(scale) -> None:
+    """Gradients of 1e-20 are parallel too, though their squares are zero in float32."""
+    model = Net(norm=False).float().train()
+    with torch.no_grad():
+        model.head.weight.mul_(scale)
+    x, y, index = minibatches((8,))[0]
+    y[:4] = model(x.float()).argmax(1)[:4]
+    batch = Batch(x.float(), y, index)
+    done = methods.done_pgd(Linf(EPS), steps=2)
+    found, record = gradient(model, done, batch)
+    assert found.isfinite().all()
+    assert record.passes.backward == 8 * (2 + 3)
+    double = Batch(x, y, index)
+    exact, _ = gradient(model.double().eval(), done.but(attack_mode="eval"), double)
+    if scale == 1.0:  # elsewhere single precision itself moves the attack
+        assert relative(found.double(), exact) < 1e-3

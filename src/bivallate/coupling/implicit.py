@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bivallate.lower.problem import Graph, LowerProblem, descending
 from bivallate.parts import part
-from bivallate.types import Solution
+from bivallate.types import Solution, per_example
 
 Sensitivity = Callable[[Tensor], Tensor]
 
@@ -107,11 +107,14 @@ class Tether:
         with torch.enable_grad():
             logits = self.graph.logits.detach().requires_grad_()
             own = torch.autograd.grad(self.problem.objective(self.problem, logits).sum(), logits)[0]
-        scale = (arriving * own).sum(1) / own.square().sum(1).clamp(min=torch.finfo(own.dtype).tiny)
-        rest = (arriving - scale[:, None] * own).abs().amax(1)
-        rounding = 1e3 * torch.finfo(own.dtype).eps
-        if bool((rest <= rounding * arriving.abs().amax(1)).all()):
-            v = scale.view(-1, *[1] * (self.graph.grad.ndim - 1)) * self.graph.grad.detach()
+        number = torch.finfo(own.dtype)
+        peak = own.abs().amax(1, keepdim=True).clamp(min=number.tiny)  # squares of tiny gradients underflow
+        unit = own / peak
+        scale = (arriving * unit).sum(1, keepdim=True) / unit.square().sum(1, keepdim=True).clamp(min=1e-3)
+        size = arriving.abs().amax(1)
+        rest = (arriving - scale * unit).abs().amax(1)
+        if bool((rest <= 1e3 * number.eps * size.clamp(min=number.eps * float(size.max()))).all()):
+            v = per_example((scale / peak)[:, 0], self.graph.grad) * self.graph.grad.detach()
         else:
             (v,) = torch.autograd.grad(self.graph.logits, self.graph.point, arriving, retain_graph=True)
             self.problem.forward.passes.backward += len(arriving)
@@ -122,9 +125,9 @@ def at_solution(problem: LowerProblem, delta: Tensor, sensitivity: Callable[[Ten
     """Couples delta by d delta / d theta = S d grad / d theta, with grad taken at delta itself.
 
     Where the attack ran with batch statistics, its forward pass at delta is the pass that the loss needs: it
-        is made once, in the upper level's mode (running statistics move), kept, and handed to the loss with
-        the implicit gradient tethered to its logits. With dropout or in eval mode the two passes differ, and
-        are made separately.
+    is made once, in the upper level's mode (running statistics move), kept, and handed to the loss with the
+    implicit gradient tethered to its logits. With dropout or in eval mode the two passes differ, and are made
+    separately.
 
     Args:
         problem: posed within `attacking`.
@@ -138,9 +141,8 @@ def at_solution(problem: LowerProblem, delta: Tensor, sensitivity: Callable[[Ten
         return attach(delta, graph.grad, sensitivity(graph.grad.detach()))
     with descending(model):
         graph = problem.graph(delta)
-    problem.forward.passes.backward += len(
-        delta
-    )  # the other half of the double backward is the outer backward itself
+    # the other half of the double backward is the outer backward itself
+    problem.forward.passes.backward += len(delta)
     tether = Tether(problem, graph, sensitivity(graph.grad.detach()))
     delta = delta.detach()
     logits: Tensor = _Tethered.apply(graph.logits, graph.grad, tether)  # pyright: ignore[reportAssignmentType]
