@@ -260,7 +260,8 @@ class _Step:
         return problem, bound, solution, delta
 
     def _terms(self, delta: Tensor) -> Terms:
-        return self.method.loss(Forward(self.model), self.batch.x, self.batch.x + delta, self.batch.y)
+        x_adv = self.problem.adversarial(delta)
+        return self.method.loss(self.problem.forward, self.batch.x, x_adv, self.batch.y)
 
     def gradient(self, parameters: list[nn.Parameter]) -> tuple[Tensor, ...]:
         """What the step's one backward pass adds to `.grad`."""

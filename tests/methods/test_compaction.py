@@ -1,4 +1,4 @@
-"""Attacks shrink with their minibatch: the same answers for fewer passes, and never where that changes them."""
+"""Attacks shrink with their minibatch: the same answers for fewer passes, never where that alters them."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from torch import nn
 
 import bivallate as bv
 from bivallate import L2, Linf, UserError, methods
+from bivallate.check import check_gradient
 from bivallate.lower.problem import Forward, LowerProblem, Setting, attacking
 from bivallate.lower.start import BackwardSmoothing, Towards
 from bivallate.method import create
@@ -246,3 +247,11 @@ def test_they_can_be_written_down(name: str) -> None:
     method = create(name, THREAT)
     assert bv.Method.from_dict(method.to_dict()) == method
     assert math.isfinite(train(Net(), method, minibatches((4, 1))).records[1].loss)
+
+
+@pytest.mark.parametrize("name", ["fast-at-ga", "n-fgsm", "backward-smoothing"])
+def test_the_stated_gradient_agrees_with_differences(name: str) -> None:
+    model = Net(norm=False)
+    x, y, _ = minibatches()[0]
+    report = check_gradient(model, create(name, Linf(0.1)), (x, y), directions=2)
+    assert report.ok, str(report)

@@ -17,6 +17,9 @@ class Compaction:
     examples independently, so nothing shrinks under train-mode BatchNorm or for a callable that cannot be
     inspected; and never to a batch of one, which may take other kernels and other rounding.
 
+    Deviation: perturbations are the whole minibatch's wherever a gradient's sign stands above rounding, which
+    may depend on the size of the batch.
+
     Cost: a pass counts, and takes time, only for the examples in the shrunken batch.
     """
 

@@ -107,8 +107,8 @@ class Setting:
     Attributes:
         x: (B, C, H, W) the problem's clean points: a loss that is asked about others must not use the rest.
         threat, noise: the problem's.
-        clean_grad: (B, C, H, W) d objective / d delta at delta = 0 on batch statistics, where the attack
-            began there and so has paid for it. objective: whose gradient that is.
+        clean_grad: (B, C, H, W) d objective / d delta at delta = 0, where the attack began there and so has
+            paid for it. objective, training: whose gradient that is, and the network's mode.
     """
 
     x: Tensor
@@ -116,6 +116,7 @@ class Setting:
     noise: Noise
     objective: Objective
     clean_grad: Tensor | None = None
+    training: bool = False
 
 
 class Forward:
@@ -211,6 +212,7 @@ class LowerProblem:
         self.log: dict[str, float] = {}
         self._clean: Tensor | None = None
         self._clean_grad: Tensor | None = None
+        self._trained = False
 
     @property
     def clean_logits(self) -> Tensor:
@@ -227,9 +229,8 @@ class LowerProblem:
         self._clean = logits.detach()
 
     def began_at_zero(self, grad: Tensor) -> None:
-        """Keeps the gradient at delta = 0 for losses, if it was taken on batch statistics."""
-        if getattr(self.forward.model, "training", False):
-            self._clean_grad = grad
+        """Keeps the gradient at delta = 0 for losses that need it again."""
+        self._clean_grad, self._trained = grad, getattr(self.forward.model, "training", False)
 
     def project(self, delta: Tensor) -> Tensor:
         """The nearest point of C(x)."""
@@ -280,7 +281,8 @@ class LowerProblem:
 
     def adversarial(self, delta: Tensor) -> Tensor:
         """x + delta, recognised by `forward` if a coupling has already made the pass there."""
-        self.forward.setting = Setting(self.x, self.threat, self.noise, self.objective, self._clean_grad)
+        mode = self._clean_grad, self._trained
+        self.forward.setting = Setting(self.x, self.threat, self.noise, self.objective, *mode)
         x_adv = self.x + delta
         self.forward.rename(delta, x_adv)
         return x_adv

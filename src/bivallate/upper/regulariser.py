@@ -36,7 +36,8 @@ class GradAlign:
 
     eta is uniform in the ball, and x + eta is not clipped to [0, 1]. Keeps the loss locally linear inside the
     ball, which is what one-step attacks need. Examples one of whose gradients is zero are dropped from the
-    mean. Both gradients are taken on batch statistics without moving the running ones, dropout off.
+    mean. Both gradients are taken in the loss's own mode, on batch statistics as a rule, without moving the
+    running ones, dropout off.
 
     Attributes:
         base: the loss that is regularised.
@@ -44,7 +45,7 @@ class GradAlign:
         detach: hold g(0) constant.
 
     Cost: one forward and one double backward (three backwards) more than the base, and one forward and one
-    backward for g(0) unless the attack began at zero in train mode on the cross-entropy and so has made it.
+    backward for g(0) unless the attack began at zero, on the cross-entropy, in train mode and so has made it.
 
     Reference: Andriushchenko and Flammarion, NeurIPS 2020, eq. 4-5.
     Deviation: the formula is symmetric in the two gradients; both public codes detach g(0), and so does the
@@ -88,9 +89,12 @@ class GradAlign:
         """(B,) cosine of the two gradients, with graph, and (B,) bool, where both are non-zero."""
         network = model.model
         eta = setting.threat.random(setting.noise, x, "eta")
-        with attacking(network, "train") if isinstance(network, nn.Module) else nullcontext():
+        module = network if isinstance(network, nn.Module) else None
+        still = attacking(module, "train" if module.training else "eval") if module else nullcontext()
+        with still:
             g0 = setting.clean_grad
-            if g0 is None or not self.detach or not isinstance(setting.objective, CrossEntropy):
+            same = module is not None and setting.training == module.training
+            if g0 is None or not (same and self.detach and isinstance(setting.objective, CrossEntropy)):
                 with frozen(network) if self.detach else nullcontext():
                     g0 = _input_gradient(model, x, y, graph=not self.detach)
             g1 = _input_gradient(model, x + eta, y, graph=True)
