@@ -1,6 +1,6 @@
 """The cells that two cores can finish, in order of worth; each is recorded in results/ as it ends.
 
-    BIVALLATE_DATA=data OMP_NUM_THREADS=1 python benchmarks/campaign_cpu.py [--jobs 1] [--scale cpu] [--hours 8]
+    BIVALLATE_DATA=data OMP_NUM_THREADS=1 python benchmarks/campaign_cpu.py [--jobs 1] [--hours 8]
 
 Stop it at any time and start it again: trainings go on where they were, and recorded cells are skipped.
 """

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from bivallate.errors import unknown
-from bivallate.reproduce import bilaw_tables
+from bivallate.reproduce import bilaw_tables, done_tables, dynamic_tables, fast_tables
 from bivallate.reproduce.table import Table
 
 __all__ = ["find", "tables"]
 
 
+@cache
 def tables() -> dict[str, Table]:
-    """Every table, in the order of the papers."""
-    return {table.name: table for table in (*bilaw_tables.TABLES,)}
+    """Every table, paper by paper."""
+    modules = (done_tables, fast_tables, bilaw_tables, dynamic_tables)
+    return {table.name: table for module in modules for table in module.TABLES}
 
 
 def find(name: str) -> Table:
     """The table of that name. Raises UserError naming the nearest one."""
     known = tables()
-    chosen = name.upper()
-    if chosen not in known:
+    if name.upper() not in known:
         raise unknown("table", name, known)
-    return known[chosen]
+    return known[name.upper()]

@@ -93,8 +93,8 @@ def points_of_autoattack(cell: Cell, n: int) -> Cell:
 def describe(table: Table, scale: Scale) -> str:
     """What a scale means for a table, in words."""
     notes: Mapping[str, str] = {
-        "smoke": f"{SMOKE_ROWS} images, one epoch, a tiny network, {SMOKE_POINTS} attacked points: this tests "
-        "the path from training to table, and its figures mean nothing",
+        "smoke": f"{SMOKE_ROWS} images, one epoch, a tiny network, {SMOKE_POINTS} attacked points: this "
+        "tests the path from training to table, and its figures mean nothing",
         "cpu": table.cpu_note,
         "full": "the paper's setting",
     }

@@ -40,7 +40,8 @@ class Claim:
     def text(self) -> str:
         """In words."""
         if self.margin:
-            return f"{self.better} not more than {100 * self.margin:g} points below {self.worse} in {self.column}"
+            points = f"{100 * self.margin:g} points"
+            return f"{self.better} not more than {points} below {self.worse} in {self.column}"
         return f"{self.better} {'below' if self.lower else 'above'} {self.worse} in {self.column}"
 
 
