@@ -352,6 +352,30 @@ def test_needs_a_second_stream() -> None:
             train(Net(), method, minibatches())
 
 
+class Doubled(torch.autograd.Function):
+    """2 x, whose author wrote no forward-mode derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # pyright: ignore
+        return 2 * grads[0]
+
+
+def test_names_the_way_out_for_layers_without_forward_mode() -> None:
+    class Odd(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return Doubled.apply(super().forward(x))
+
+    batches = with_meta(minibatches())
+    with pytest.raises(UserError, match=r"set weighting\.second_order=true"):
+        train(Odd(), methods.bilaw(THREAT, steps=1), batches)
+    net = train(Odd(), methods.bilaw(THREAT, steps=1, second_order=True), batches).model
+    assert gap(net, Odd()) > 1e-3
+
+
 class Remembering(torch.nn.Module):
     """A solver with memory."""
 

@@ -72,7 +72,8 @@ class Lookahead:
         """The loss, with its gradient in `weights` (B,) attached.
 
         Raises:
-            UserError: the minibatch has no second stream; or, with several processes, for `second_order`.
+            UserError: the minibatch has no second stream; a layer has no forward-mode derivative; or, with
+                several processes, for `second_order`.
         """
         if second_order and collective.together():
             raise UserError("the second-order meta-gradient runs on one process: set second_order=false")
@@ -134,7 +135,14 @@ class Lookahead:
             with warnings.catch_warnings():  # PyTorch's first dual tensor imports a script it has deprecated
                 warnings.simplefilter("ignore", DeprecationWarning)
                 dual = {n: forward_ad.make_dual(p, v[n]) for n, p in theta.items()}
-            robust = self._terms(dual, batch, self.x_adv).robust
+            try:
+                robust = self._terms(dual, batch, self.x_adv).robust
+            except NotImplementedError as error:
+                raise UserError(
+                    "the network or the loss has a layer without forward-mode derivative, which the "
+                    "Jacobian-vector product of learned weights needs; set weighting.second_order=true "
+                    f"({str(error).splitlines()[0]})"
+                ) from error
             tangent = forward_ad.unpack_dual(robust).tangent
         self.forward.passes.backward += len(self.batch.x)
         return torch.zeros_like(robust) if tangent is None else tangent
