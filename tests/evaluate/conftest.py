@@ -29,7 +29,7 @@ def held_out(digits: Points) -> Points:
 
 @pytest.fixture(scope="session")
 def robust_model(digits: Points) -> nn.Module:
-    """tiny-cnn after four epochs of single-step adversarial training, in train mode, as training leaves it."""
+    """tiny-cnn after four epochs of Fast-AT, in train mode, as training leaves it."""
     x, y = digits[0][:1400], digits[1][:1400]
     with torch.random.fork_rng():
         torch.manual_seed(0)

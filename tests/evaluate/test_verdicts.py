@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+from tests.evaluate.conftest import affine, cloud
 from torch import nn
 
 import bivallate as bv
-from bivallate.evaluate import Attack, RandomNoise, Score, attack, evaluate
+from bivallate.evaluate import Attack, RandomNoise, Score, attack, evaluate, parse
 from bivallate.parts import part
-from tests.evaluate.conftest import affine, cloud
 
 FAST = ("clean", "fgsm", "pgd-3", "pgd-2-2", "cw-3-1", "noise-2", "apgd-ce-5", "apgd-dlr-5", "apgd-t-5")
 SLOW = ("fab-t-4", "fab-3-2", "square-20", "multitargeted-3", "pgd-best-3")
@@ -144,14 +146,12 @@ def test_accuracy_does_not_rise_with_steps_restarts_or_attacks(robust_model, hel
     steps = [evaluate(robust_model, held_out, threat, f"pgd-best-{k}") for k in (1, 3, 9)]
     restarts = [evaluate(robust_model, held_out, threat, f"pgd-4-{r}") for r in (1, 2, 4)]
     for chain in (steps, restarts):
-        for weaker, stronger in zip(chain, chain[1:], strict=False):
+        for weaker, stronger in itertools.pairwise(chain):
             assert bool((stronger.robust <= weaker.robust).all())
     assert steps[0].robust_accuracy > steps[-1].robust_accuracy
 
 
 def test_parts_run_on_what_is_left_and_cost_nothing_for_the_broken(robust_model, held_out):
-    from bivallate.evaluate import parse
-
     both = Attack("both", (*parse("apgd-ce-10").parts, *parse("apgd-t-10-3").parts))
     score = evaluate(robust_model, held_out, bv.Linf(0.12), both)
     left = list(score.parts.values())
@@ -176,7 +176,7 @@ def test_any_number_of_classes_and_channels(classes, shape, threat):
     model = affine(x[0].numel(), classes)
     with torch.no_grad():
         y = model(x).argmax(1)
-    chain = Attack("all", tuple(p for name in FAST + SLOW for p in bv_parts(name)))
+    chain = Attack("all", tuple(p for name in FAST + SLOW for p in parse(name).parts))
     score = evaluate(model, (x, y), threat, chain)
     assert score.clean_accuracy == 1
     assert score.robust_accuracy < 1
@@ -185,15 +185,8 @@ def test_any_number_of_classes_and_channels(classes, shape, threat):
     assert one.n == 1
 
 
-def bv_parts(name: str):
-    """The parts of an attack by name, renamed so that each may occur twice in a chain."""
-    from bivallate.evaluate import parse
-
-    return parse(name).parts
-
-
 def test_a_model_without_a_single_correct_point(robust_model, held_out):
-    x, y = held_out
+    x = held_out[0]
     robust_model.eval()
     with torch.no_grad():
         wrong = (robust_model(x).argmax(1) + 1) % 10

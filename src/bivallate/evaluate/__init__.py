@@ -6,10 +6,12 @@ here: `from bivallate.evaluate import Score, attacks`.
 
 from bivallate.evaluate import ensemble  # noqa: F401  (registers its attacks)
 from bivallate.evaluate.attacks import Ascent, Attack, Fooled, Part, RandomNoise, attacks, parse
+from bivallate.evaluate.compare import Row, Spread, compare, over_seeds
 from bivallate.evaluate.evaluating import attack, evaluate
 from bivallate.evaluate.files import evaluation_name
 from bivallate.evaluate.progress import Progress
 from bivallate.evaluate.score import Score
+from bivallate.evaluate.sweeps import eps_curve, minimal_distances, transfer
 
 __all__ = [
     "Ascent",
@@ -18,10 +20,17 @@ __all__ = [
     "Part",
     "Progress",
     "RandomNoise",
+    "Row",
     "Score",
+    "Spread",
     "attack",
     "attacks",
+    "compare",
+    "eps_curve",
     "evaluate",
     "evaluation_name",
+    "minimal_distances",
+    "over_seeds",
     "parse",
+    "transfer",
 ]

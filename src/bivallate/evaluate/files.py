@@ -33,8 +33,8 @@ def unpack(entry: dict[str, Any]) -> Tensor:
     return torch.from_numpy(array.astype(entry["dtype"]))
 
 
-def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Writes a JSON file that is never seen half written."""
+def write_json(path: str | os.PathLike[str], content: Any, *, durable: bool = True) -> None:
+    """Writes a JSON file that is never seen half written; `durable`: also after a loss of power."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
@@ -42,7 +42,8 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(content, file, allow_nan=False)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -104,7 +104,7 @@ class Ledger:
             "seconds": self.seconds,
             "columns": {name: pack(getattr(self, name)) for name in COLUMNS},
         }
-        write_json(path, content)
+        write_json(path, content, durable=False)  # written often; a process that is killed loses nothing
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], key: str) -> Ledger:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -35,8 +36,9 @@ def bump(a: int, b: int) -> Tensor:
     return value / value.norm().clamp(min=TINY)
 
 
+@cache
 def pattern(s: int) -> Tensor:
-    """(s, s) with unit L2 norm: a positive bump above a negative one."""
+    """(s, s) with unit L2 norm: a positive bump above a negative one. Kept: do not write into it."""
     value = torch.cat([bump(s // 2, s), -bump(s - s // 2, s)])
     return value / value.norm()
 
@@ -62,17 +64,18 @@ class _Windows:
     corners: list[list[float]]  # five uniform numbers a query: two corners, and the pattern's orientation
     height: int
     width: int
+    edge: int  # 1 if windows may touch the last row and column
 
     @classmethod
-    def drawn(cls, noise: Noise, queries: int, x: Tensor) -> _Windows:
+    def drawn(cls, noise: Noise, queries: int, x: Tensor, *, edges: bool) -> _Windows:
         """The windows of so many queries on images x."""
         numbers = _shared(noise).uniform("square/windows", (queries, 5))[0]
-        return cls(numbers.tolist(), x.shape[2], x.shape[3])
+        return cls(numbers.tolist(), x.shape[2], x.shape[3], int(edges))
 
     def place(self, query: int, side: int, which: int = 0) -> tuple[slice, slice]:
-        """The window's rows and columns; corners are uniform on 0, ..., size - side - 1."""
+        """The window's rows and columns; corners are uniform on 0, ..., size - side - 1 + edge."""
         u, v = self.corners[query][2 * which : 2 * which + 2]
-        top, left = int(u * (self.height - side)), int(v * (self.width - side))
+        top, left = (int(r * (size - side + self.edge)) for r, size in ((u, self.height), (v, self.width)))
         return slice(top, top + side), slice(left, left + side)
 
     def transposed(self, query: int) -> bool:
@@ -86,16 +89,19 @@ class Square:
 
     Attributes:
         queries: forwards an example, besides the first. p0: initial share of the pixels in a window.
+        edges: windows may touch the last row and column; the public code's never do (at a side of one
+            pixel the last row and column would keep their first values), which False restores.
 
     Cost: queries + 1 forwards an example at most. For Linf, a query that would change nothing is answered
     without a forward; examples that are clearly misclassified leave the batch.
 
     Deviation: positions of windows are drawn once per query for all examples (the public code: once per query
-    and batch), signs for each example.
+    and batch), signs for each example; and see `edges`.
     """
 
     queries: int = 5000
     p0: float = 0.8
+    edges: bool = True
 
     def bind(self, facts: Facts) -> Square:
         """A solver without memory is its own running part."""
@@ -112,7 +118,7 @@ class Square:
         start, propose = (_stripes, _square) if linf else (_tiles, _exchange)
         state = self._begin(problem, x, start(x, eps, noise))
         answer, spent = torch.zeros_like(x), torch.ones_like(problem.y)
-        windows = _Windows.drawn(noise, self.queries, x)
+        windows = _Windows.drawn(noise, self.queries, x, edges=self.edges)
         signs = noise.sign("square/0", (BLOCK, x.shape[1]), x.dtype)
         for query in range(self.queries):
             if int(state.gone.sum()) * 8 >= len(state.gone):

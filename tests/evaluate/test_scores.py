@@ -1,0 +1,250 @@
+"""Scores, intervals, comparisons: against values worked out by hand."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from tests.evaluate.conftest import affine, cloud
+
+import bivallate as bv
+from bivallate.errors import UserError
+from bivallate.evaluate import (
+    Attack,
+    Score,
+    attacks,
+    compare,
+    eps_curve,
+    evaluate,
+    evaluation_name,
+    minimal_distances,
+    over_seeds,
+    parse,
+    transfer,
+)
+from bivallate.evaluate.statistics import mcnemar, tail, wilson
+
+
+def made(y, stage, predicted, *, name="pgd-20", seed=0) -> Score:
+    """A score from columns."""
+    n = len(y)
+    return Score(
+        attack=name,
+        detail=parse("pgd-20"),
+        threat=bv.Linf(0.1),
+        classes=4,
+        y=torch.tensor(y),
+        predicted=torch.tensor(predicted),
+        margin=torch.zeros(n),
+        stage=torch.tensor(stage),
+        index=torch.arange(n),
+        part_names=("pgd-20",),
+        passes={"forward": 1.0, "backward": 1.0},
+        seconds=1.0,
+        seed=seed,
+        data_fingerprint="d",
+        model_fingerprint="m",
+    )
+
+
+HAND = made(
+    y=[0, 0, 0, 0, 1, 1, 2, 2], stage=[-1, -1, -1, 1, -1, 0, 1, 1], predicted=[0, 0, 0, 1, 1, 2, 0, 1]
+)
+
+
+def test_scores_of_a_hand_made_evaluation():
+    assert HAND.robust_accuracy == 0.5
+    assert HAND.clean_accuracy == 0.875
+    assert HAND.per_class == [0.75, 0.5, 0.0, None]
+    assert HAND.per_class_clean == [1.0, 0.5, 1.0, None]
+    assert HAND.worst_class == (2, 0.0)
+    assert HAND.tail(30) == 0.0  # ceil(.3 * 3) = 1 class
+    assert HAND.tail(60) == 0.25
+    assert HAND.tail(60, pooled=True) == 0.25
+    assert HAND.tail(100) == pytest.approx((0.75 + 0.5) / 3)
+    assert HAND.tail(100, pooled=True) == 0.5
+    assert HAND.confusion.tolist() == [[3, 1, 0, 0], [0, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
+    assert HAND.broken_by == [None, None, None, "pgd-20", None, "clean", "pgd-20", "pgd-20"]
+    assert HAND.parts == {"clean": 0.875, "pgd-20": 0.5}
+
+
+def test_the_tail_of_43_classes_takes_13():
+    counts = np.full(43, 10)
+    hits = np.arange(43) % 11
+    low = np.sort(hits / 10)[:13]
+    assert tail(hits, counts, 30)[0] == pytest.approx(low.mean())
+
+
+def test_wilson_agrees_with_its_equation():
+    for hits, n in ((1, 30), (15, 30), (29, 30)):
+        for bound in wilson(hits, n):
+            assert abs(hits / n - bound) == pytest.approx(
+                1.959964 * math.sqrt(bound * (1 - bound) / n), rel=1e-4
+            )
+    assert wilson(0, 20)[0] == 0
+    assert wilson(20, 20)[1] == 1
+
+
+def test_the_tail_interval_covers_its_value_and_shrinks_with_points():
+    few = made(y=[0, 1, 2, 3] * 10, stage=[-1, 1] * 20, predicted=[0] * 40)
+    low, high = few.tail_interval(50)
+    assert low <= few.tail(50) <= high
+    mixed = [-1 if i % 3 else 1 for i in range(400)]
+    many = made(y=[0, 1, 2, 3] * 100, stage=mixed, predicted=[0] * 400)
+    fewer = made(y=[0, 1, 2, 3] * 10, stage=mixed[:40], predicted=[0] * 40)
+    assert np.diff(many.tail_interval(50)) < np.diff(fewer.tail_interval(50))
+
+
+def test_mcnemar_is_the_binomial_test_of_the_discordant():
+    a = np.array([True] * 9 + [False] * 3)
+    b = np.array([False] * 8 + [True] + [False] * 3)
+    assert mcnemar(a, b) == pytest.approx(2 * 0.5**8)
+    assert mcnemar(a, a) == 1
+
+
+def test_comparison_ranks_and_tests_on_the_same_points():
+    good = made(y=[0, 1, 2, 3] * 5, stage=[-1] * 18 + [1] * 2, predicted=[0] * 20)
+    bad = made(y=[0, 1, 2, 3] * 5, stage=[-1] * 4 + [1] * 16, predicted=[0] * 20)
+    rows = compare(bad, good, names=["bad", "good"])
+    assert [row.name for row in rows] == ["good", "bad"]
+    assert rows[0].p_value is None
+    assert rows[1].p_value == pytest.approx(2 * 0.5**14)
+    assert rows[1].significant
+    other = Score.from_json({**bad.to_json(), "data_fingerprint": "elsewhere"})
+    assert compare(good, other)[1].p_value is None
+    with pytest.raises(UserError, match="one attack and threat"):
+        compare(good, made([0], [-1], [0], name="fgsm"))
+    with pytest.raises(UserError, match="did you mean"):
+        compare(good, sort="robust_acuracy")
+
+
+def test_spread_over_seeds_is_students():
+    scores = [made([0] * 10, [-1] * k + [1] * (10 - k), [0] * 10) for k in (4, 5, 6)]
+    spread = over_seeds(scores)["robust_accuracy"]
+    assert spread.mean == pytest.approx(0.5)
+    assert spread.std == pytest.approx(0.1)
+    assert spread.interval_95 == pytest.approx((0.5 - 4.302653 * 0.1 / 3**0.5, 0.5 + 4.302653 * 0.1 / 3**0.5))
+    assert over_seeds(scores[:1])["tail_30"].std is None
+
+
+def test_json_holds_everything_and_returns(robust_model, held_out, tmp_path):
+    score = evaluate(robust_model, held_out, bv.L2(0.5), "pgd-3-2", n=30, seed=2)
+    content = json.loads(json.dumps(score.to_json(), allow_nan=False))
+    again = Score.from_json(content)
+    assert again.to_json() == score.to_json()
+    assert again.threat == bv.L2(0.5)
+    assert again.detail == score.detail
+    path = tmp_path / "evaluation" / evaluation_name("best", score.threat, score.attack, score.seed)
+    score.save(path)
+    assert Score.load(path).robust_accuracy == score.robust_accuracy
+    path.write_text("{")
+    with pytest.raises(UserError, match="not a readable evaluation"):
+        Score.load(path)
+    required = (
+        "schema attack threat n clean_accuracy robust_accuracy interval_95 per_class tail_30 parts passes"
+    )
+    assert set(required.split()) <= set(content)
+    threats = (bv.Linf(0.1), bv.L2(0.1), bv.L2(0.2))
+    every = itertools.product(("best", "last"), threats, ("pgd-20", "pgd-2"), (0, 1))
+    names = {evaluation_name(*one) for one in every}
+    assert len(names) == 24
+
+
+def test_a_class_without_points_is_null_and_noted(robust_model, held_out):
+    x, y = held_out
+    score = evaluate(robust_model, (x[y != 3], y[y != 3]), bv.Linf(0.1), "fgsm")
+    assert score.per_class[3] is None
+    assert "class 3" in score.warnings[0]
+    assert json.loads(json.dumps(score.to_json()))["per_class"][3] is None
+
+
+def test_a_linear_model_has_the_distances_of_its_hyperplane():
+    x = 0.5 + 0.1 * (cloud(20, (1, 4, 4)).double() - 0.5)
+    model = affine(16, 2).double()
+    with torch.no_grad():
+        model[1].bias.sub_(model(x).mean(0))
+        logits = model(x)
+        w = model[1].weight[0] - model[1].weight[1]
+    y, gap = logits.argmax(1), (logits[:, 0] - logits[:, 1]).abs()
+    for norm, dual in (("linf", w.abs().sum()), ("l2", w.norm())):
+        found = minimal_distances(model, (x, y), norm)
+        exact = gap / dual
+        assert float(exact.max()) < 0.4, "the box is out of reach"
+        assert bool((found >= exact * (1 - 1e-4)).all())
+        assert bool((found <= exact * 1.06).all())
+    assert bool((minimal_distances(model, (x, 1 - y), "l2") == 0).all())
+
+
+def test_the_curve_falls_from_clean_accuracy(robust_model, held_out):
+    curve = eps_curve(robust_model, held_out, "linf", [0.2, "1/20", 0], "fgsm")
+    values = [score.robust_accuracy for score in curve.values()]
+    assert list(curve) == [0, 0.05, 0.2]
+    assert values[0] == curve[0].clean_accuracy
+    assert values[0] > values[1] > values[2]
+
+
+def test_transfer_from_itself_is_the_white_box_and_from_noise_is_not(robust_model, held_out):
+    threat = bv.Linf(0.1)
+    white = evaluate(robust_model, held_out, threat, "pgd-5", first=60)
+    same = transfer(robust_model, robust_model, held_out, threat, "pgd-5", first=60)
+    stranger = transfer(robust_model, {"stranger": affine(64, 10)}, held_out, threat, "pgd-5", first=60)
+    assert torch.equal(same.robust, white.robust)
+    assert stranger.robust_accuracy > white.robust_accuracy
+    assert list(stranger.parts) == ["clean", "stranger"]
+    both = transfer(robust_model, [affine(64, 10), robust_model], held_out, threat, "pgd-5", first=60)
+    assert bool((both.robust <= stranger.robust).all())
+
+
+BAD = [
+    ({"data": (torch.rand(4, 1, 8, 8) * 3, torch.zeros(4).long())}, r"\[0, 1\], got values"),
+    ({"data": (torch.full((4, 1, 8, 8), torch.nan), torch.zeros(4).long())}, r"\[0, 1\]"),
+    ({"data": (torch.zeros(4, 1, 8, 8).byte(), torch.zeros(4).long())}, "floating point"),
+    ({"data": (torch.zeros(0, 1, 8, 8), torch.zeros(0).long())}, "empty"),
+    ({"data": (torch.zeros(4, 1, 8, 8), torch.zeros(3).long())}, "labels for the N images"),
+    ({"data": (torch.zeros(4, 1, 8, 8), torch.full((4,), 10))}, "labels must lie in 0..9"),
+    ({"data": (torch.zeros(4, 1, 8, 8), torch.full((4,), -1))}, "labels must lie in 0..9"),
+    ({"data": (torch.zeros(4, 1, 8, 8), torch.zeros(4))}, "labels must be integers"),
+    ({"data": 7}, "a split or a pair"),
+    ({"attack": "pdg-20"}, "did you mean"),
+    ({"attack": "pgd-0"}, "at least 1, got 0"),
+    ({"attack": "pgd-20-0"}, "at least 1, got 0"),
+    ({"attack": "pgd"}, "must be written pgd-N"),
+    ({"attack": "fgsm-3"}, "must be written fgsm"),
+    ({"attack": "pgd-1-2-3"}, "must be written pgd-N"),
+    ({"attack": 3}, "a name or an Attack"),
+    ({"n": 5}, "the data has 4 points"),
+    ({"n": 0}, "at least 1"),
+    ({"n": 1, "first": 1}, "not both"),
+    ({"batch_size": 0}, "batch_size"),
+]
+
+
+@pytest.mark.parametrize(("changed", "message"), BAD, ids=[f"{i}" for i in range(len(BAD))])
+def test_bad_input_is_refused_with_a_clear_message(changed, message):
+    usual = {"data": (torch.rand(4, 1, 8, 8), torch.zeros(4).long()), "attack": "fgsm"}
+    given = {**usual, **changed}
+    with pytest.raises(UserError, match=message):
+        evaluate(affine(64, 10), given.pop("data"), bv.Linf(0.1), **given)
+
+
+def test_models_that_cannot_be_scored_are_refused():
+    data = torch.rand(4, 1, 8, 8), torch.zeros(4).long()
+    broken = affine(64, 10)
+    with torch.no_grad():
+        broken[1].weight[0, 0] = torch.nan
+    with pytest.raises(UserError, match="NaN or infinite logits"):
+        evaluate(broken, data, bv.Linf(0.1), "fgsm")
+    with pytest.raises(UserError, match="at least two classes"):
+        evaluate(affine(64, 1), data, bv.Linf(0.1), "fgsm")
+    with pytest.raises(UserError, match="logits of shape"):
+        evaluate(torch.nn.Flatten(0), data, bv.Linf(0.1), "fgsm")
+
+
+def test_every_listed_attack_can_be_parsed():
+    for written in attacks():
+        name = written.split("[")[0].replace("-N", "-2")
+        assert isinstance(parse(name), Attack)
