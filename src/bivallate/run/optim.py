@@ -54,6 +54,9 @@ class Triangle:
 class MultiStep:
     """The peak rate times `factor` for every milestone (a fraction of the epochs) that has been reached.
 
+    However short a run, it begins at the peak rate and reaches milestones below 1 by its last epoch: a run of
+    one epoch keeps the peak rate.
+
     Attributes:
         factors: factor after each milestone instead of powers of `factor`; empty uses powers.
     """
@@ -63,10 +66,16 @@ class MultiStep:
     factors: tuple[float, ...] = ()
 
     def __call__(self, clock: Clock) -> float:
-        reached = bisect_right([round(fraction * clock.epochs) for fraction in self.at], clock.epoch)
+        reached = bisect_right([_epoch(fraction, clock.epochs) for fraction in self.at], clock.epoch)
         if self.factors:
             return ([1.0, *self.factors])[reached]
         return self.factor**reached
+
+
+def _epoch(fraction: float, epochs: int) -> int:
+    """The epoch of a milestone, counted from 0."""
+    place = round(fraction * epochs)
+    return max(1, min(place, epochs - 1)) if 0 < fraction < 1 else place
 
 
 @part
@@ -146,3 +155,10 @@ def set_rate(optimizer: torch.optim.Optimizer, spec: Optimizer, rate: Rate, cloc
         if isinstance(rate, Triangle) and isinstance(spec, SGD):
             group["momentum"] = rate.momentum(clock, spec.momentum)
     return lr
+
+
+def lower_rate(optimizer: torch.optim.Optimizer, rate: float, scale: float) -> float:
+    """Multiplies the learning rate of this moment by what the sentinel has left of it; returns the result."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * scale
+    return rate * scale

@@ -45,6 +45,9 @@ class Progress:
     def epoch(self, session: Run, line: dict[str, Any]) -> None:
         """One epoch is done and measured."""
 
+    def alarm(self, session: Run, text: str) -> None:
+        """The sentinel has seen something."""
+
     def end(self, session: Run) -> None:
         """The run is complete."""
 
@@ -107,6 +110,10 @@ class Spoken(Progress):
         last = session.epoch >= session.config.epochs
         if session.epoch % self.every == 0 or last:
             self.console.print(f"{self.title}  {describe(line, session.config.epochs)}", markup=False)
+
+    def alarm(self, session: Run, text: str) -> None:
+        """A line for the alarm."""
+        self.console.print(f"{self.title}  ALARM {text}", markup=False, style="bold red")
 
     def end(self, session: Run) -> None:
         """Nothing more to say: the caller reports the result."""

@@ -1,16 +1,124 @@
-"""The sentinel: watches a run for robustness that is about to be lost."""
+"""The sentinel: watches a run for robustness that is being lost, for at most 3 % of its passes."""
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
+from bivallate.errors import UserError, unknown
 from bivallate.parts import part
+
+KINDS = ("catastrophic", "robust")
+LOWERS = ("attack", "rate", "both")
 
 
 @part
 class Sentinel:
-    """What is watched during training.
+    """What is watched during training, and what happens at an alarm.
+
+    Between two minibatches, whenever the allowance has grown enough for it, a fresh slice of the validation
+    set is attacked by FGSM and then, where that failed, by a short PGD. *Catastrophic* overfitting: FGSM
+    leaves much more than PGD does. *Robust* overfitting, from the accuracies that are measured after every
+    epoch anyway: those on held-out data fall while those on training data rise. Methods that do not attack at
+    all have nothing to lose and are not watched; without a validation set there is nothing to watch on.
 
     Attributes:
         on: whether anything is watched.
+        share: allowance, as a fraction of the passes that training has made so far; never exceeded.
+        rows, fewest: most and fewest validation rows of a check; between them, so many that the allowance
+            covers about one check an epoch.
+        steps: of PGD, with steps of eps/2 from a random start.
+        gap: the alarm is raised where FGSM's accuracy exceeds PGD's by this fraction of the rows and is at
+            least twice as high.
+        drop: robust overfitting is a fall of the held-out robust accuracy, from the best mean over `window`
+            epochs to the last, by this fraction and by two standard errors, while the training one rose by
+            this fraction.
+        window: epochs.
+        rollback: return to the last good state and lower the step. The clock goes on: the order of the data
+            and the schedules are those of the epoch and minibatch at hand, and nothing in the record is
+            rewritten.
+        answers: which alarm is answered so: "catastrophic", "robust", or "both". Robust overfitting is also
+            answered by keeping the best weights, which every run does.
+        lower: factor of every rollback.
+        lowers: what is lowered at catastrophic overfitting: "attack", every `step_size` in the method's
+            solver and coupling; "rate", the learning rate; or "both". At robust overfitting the learning
+            rate.
+        limit: most rollbacks of a run.
+
+    Cost: 2 `steps` + 4 passes a row of a check at most.
     """
 
     on: bool = True
+    share: float = 0.03
+    rows: int = 256
+    fewest: int = 32
+    steps: int = 4
+    gap: float = 0.25
+    drop: float = 0.03
+    window: int = 3
+    rollback: bool = False
+    answers: Literal["catastrophic", "robust", "both"] = "catastrophic"
+    lower: float = 0.5
+    lowers: Literal["attack", "rate", "both"] = "attack"
+    limit: int = 10
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("alarm to answer", self.answers, (*KINDS, "both")),
+            ("thing to lower", self.lowers, LOWERS),
+        ):
+            if value not in known:
+                raise unknown(name, str(value), known)
+        for name in ("rows", "fewest", "steps", "window"):
+            count = getattr(self, name)
+            if not (isinstance(count, int) and count >= 1):
+                raise UserError(f"sentinel.{name} must be a whole number of at least 1, got {count!r}")
+        for name in ("share", "gap", "drop", "lower"):
+            fraction = getattr(self, name)
+            if not 0 < fraction < 1:
+                raise UserError(f"sentinel.{name} must lie between 0 and 1, got {fraction!r}")
+
+    @property
+    def cost(self) -> int:
+        """Passes of one row of a check, at most."""
+        return 2 * self.steps + 4
+
+    def rows_now(self, spent: int, training: int, per_epoch: float, available: int) -> int:
+        """How many rows to check now; 0 where the allowance does not cover it yet.
+
+        Args:
+            spent: passes of all checks so far. training: passes of training so far.
+            per_epoch: passes of training in one epoch, as known by now. available: rows of the validation
+                set.
+        """
+        most = min(self.rows, available)
+        wanted = int(self.share * per_epoch / self.cost)
+        rows = max(min(self.fewest, most), min(wanted, most))
+        return rows if rows and spent + rows * self.cost <= self.share * training else 0
+
+    def collapsed(self, fgsm: float, pgd: float) -> bool:
+        """Whether this looks like catastrophic overfitting."""
+        return fgsm - pgd >= self.gap and pgd <= fgsm / 2
+
+    def calm(self, fgsm: float, pgd: float) -> bool:
+        """Whether a state is good enough to come back to."""
+        return fgsm - pgd < self.gap / 2
+
+    def overfitted(self, held: list[float], trained: list[float], rows: int) -> tuple[float, float] | None:
+        """(best mean, last mean) of the held-out robust accuracy if it has fallen, as the class says.
+
+        Args:
+            held, trained: robust accuracy on held-out and on training data, a value an epoch.
+            rows: of the held-out data.
+        """
+        w = self.window
+        if len(held) < 2 * w:
+            return None
+        means = [sum(held[k : k + w]) / w for k in range(len(held) - w + 1)]
+        gains = [sum(trained[k : k + w]) / w for k in range(len(held) - w + 1)]
+        peak = max(
+            range(len(means) - w + 1), key=means.__getitem__
+        )  # the last window shares no epoch with it
+        error = 2 * math.sqrt(max(means[peak] * (1 - means[peak]), 1 / rows) / rows)
+        fell = means[peak] - means[-1] >= max(self.drop, error)
+        return (means[peak], means[-1]) if fell and gains[-1] - gains[peak] >= self.drop else None

@@ -15,8 +15,9 @@ from bivallate.errors import UserError
 from bivallate.models import Classifier
 from bivallate.run.average import Average
 from bivallate.run.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
-from bivallate.run.config import Config
+from bivallate.run.config import STREAMING, Config
 from bivallate.run.tally import Tally
+from bivallate.run.watch import shorter
 from bivallate.types import Clock, Facts
 
 
@@ -49,7 +50,14 @@ def load_data(spec: Any, seed: int) -> Dataset:
         extra=None if spec.extra == "none" else spec.extra,
         extra_ratio=spec.extra_ratio,
         size=spec.size or None,
+        channels=spec.channels or None,
         on_bad=spec.on_bad,
+        image_column=spec.image_column or None,
+        label_column=spec.label_column or None,
+        test_fraction=spec.test_fraction,
+        allow_missing_classes=spec.allow_missing_classes,
+        stream=STREAMING[spec.stream],
+        workers=spec.workers if spec.workers >= 0 else None,
     )
 
 
@@ -105,6 +113,7 @@ class Session:
             augment.pad,
             len(self.batches),
         )
+        self._facts = facts
         self.method = config.method.bind(facts)
         self.optimizer = config.optimizer.make(self.model)
         self.average = Average(self.model, config.average) if config.average else None
@@ -113,6 +122,7 @@ class Session:
         self.best, self.best_epoch = -1.0, -1
         self.forward, self.backward, self.seconds = 0, 0, 0.0
         self.sentinel_state: dict[str, Any] = {}
+        self.sentinel_tensors: dict[str, Tensor] = {}
         collective.broadcast([*self.model.parameters(), *self.model.buffers()])
 
     def _streams(self) -> tuple[Split, Split | None]:
@@ -129,18 +139,37 @@ class Session:
         c = self.config
         return Clock(self.epoch, c.epochs, self.step, len(self.batches), replay, c.seed)
 
-    def pack(self) -> Checkpoint:
-        """Everything that an exact resume needs."""
+    def learned(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What training has made so far: weights, optimiser, the method's memory, averages; not copied."""
         tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"optimizer.{k}": v for k, v in pack_optimizer(self.optimizer).items()}
         memory = self.method.state_dict()
         tensors |= {f"method.{k}": v for k, v in memory.items() if isinstance(v, Tensor)}
         if self.average is not None:
             tensors |= {f"average.{k}": v for k, v in self.average.model.state_dict().items()}
-        tensors |= {f"generator.{k}": v for k, v in _generators().items()}
         values = {
             "method": {k: v for k, v in memory.items() if not isinstance(v, Tensor)},
             "average_updates": self.average.updates if self.average is not None else 0,
+        }
+        return tensors, values
+
+    def relearn(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """The inverse of `learned`; the attack's steps are those that the sentinel has left."""
+        part = {name: _section(tensors, name) for name in ("model", "optimizer", "method", "average")}
+        self.model.load_state_dict(part["model"])
+        unpack_optimizer(self.optimizer, part["optimizer"])
+        self.method = shorter(self.config.method, self.sentinel_state.get("attack", 1.0)).bind(self._facts)
+        self.method.load_state_dict({**part["method"], **values["method"]})
+        if self.average is not None:
+            self.average.model.load_state_dict(part["average"])
+            self.average.updates = values["average_updates"]
+
+    def pack(self) -> Checkpoint:
+        """Everything that an exact resume needs."""
+        tensors, values = self.learned()
+        tensors |= {f"generator.{k}": v for k, v in _generators().items()}
+        tensors |= {f"sentinel.{k}": v for k, v in self.sentinel_tensors.items()}
+        values |= {
             "tally": self.tally.to_dict(),
             "history": self.history,
             "best": self.best,
@@ -162,16 +191,10 @@ class Session:
                 "the data is not what this run was trained on (its fingerprint differs): "
                 "restore the files, or start a new run"
             )
-        part = {
-            name: _section(checkpoint.tensors, name) for name in ("model", "optimizer", "method", "average")
-        }
+        self.sentinel_state = values["sentinel"]
+        self.sentinel_tensors = _section(checkpoint.tensors, "sentinel")
         try:
-            self.model.load_state_dict(part["model"])
-            unpack_optimizer(self.optimizer, part["optimizer"])
-            self.method.load_state_dict({**part["method"], **values["method"]})
-            if self.average is not None:
-                self.average.model.load_state_dict(part["average"])
-                self.average.updates = values["average_updates"]
+            self.relearn(checkpoint.tensors, values)
         except (RuntimeError, KeyError, ValueError) as error:
             raise UserError(
                 f"the checkpoint is of another model or method than {self.model.architecture}: {error}"
@@ -180,7 +203,7 @@ class Session:
         self.tally = Tally(**values["tally"])
         self.history, self.best, self.best_epoch = values["history"], values["best"], values["best_epoch"]
         self.forward, self.backward = values["forward"], values["backward"]
-        self.seconds, self.sentinel_state = values["seconds"], values["sentinel"]
+        self.seconds = values["seconds"]
         _restore_generators(_section(checkpoint.tensors, "generator"))
 
     def save_model(self, folder: Path, weights: str, model: Classifier | None = None) -> None:

@@ -14,10 +14,11 @@ from bivallate.run import checkpoint
 from bivallate.run.folder import RunFolder
 from bivallate.run.interrupt import Interrupted, Request, interruptible
 from bivallate.run.measure import held_out
-from bivallate.run.optim import set_rate
+from bivallate.run.optim import lower_rate, set_rate
 from bivallate.run.progress import Progress
 from bivallate.run.session import Session
 from bivallate.run.tally import Tally
+from bivallate.run.watch import Watch
 from bivallate.step import train_step
 from bivallate.types import Batch, StepRecord
 
@@ -31,6 +32,7 @@ class Trainer:
 
     def __init__(self, session: Session, folder: RunFolder | None, progress: Progress) -> None:
         self.session, self.folder, self.progress = session, folder, progress
+        self.watch = Watch(session)
         self._saved = time.monotonic()
         self._since = time.monotonic()
 
@@ -57,6 +59,7 @@ class Trainer:
         for batch in session.batches.epoch(session.epoch, session.step):
             self._minibatch(batch)
             session.step += 1
+            self._tell(self.watch.after_step())
             if request.made:
                 self._interrupt()
             if time.monotonic() - self._saved > 60 * session.config.checkpoint_minutes:
@@ -67,6 +70,7 @@ class Trainer:
         """All replays of one minibatch; checkpoints lie between minibatches."""
         session, config = self.session, self.session.config
         rate = set_rate(session.optimizer, config.optimizer, config.rate, session.clock())
+        rate = lower_rate(session.optimizer, rate, session.sentinel_state.get("rate", 1.0))
         record: StepRecord | None = None
         for replay in range(session.method.replays):
             clock = session.clock(replay)
@@ -91,6 +95,7 @@ class Trainer:
         collective.broadcast(session.model.buffers())
         line: dict[str, Any] = {"epoch": session.epoch + 1, "lr": session.optimizer.param_groups[0]["lr"]}
         line |= session.tally.line() | self._measure()
+        told = self.watch.after_epoch(line)
         session.forward += session.tally.forward
         session.backward += session.tally.backward
         self._lap()
@@ -112,6 +117,11 @@ class Trainer:
             self.folder.write_metrics(session.history)
         self._save()
         self.progress.epoch(session, line)
+        self._tell(told)
+
+    def _tell(self, alarms: list[str]) -> None:
+        for text in alarms:
+            self.progress.alarm(self.session, text)
 
     def _measure(self) -> dict[str, float]:
         """Clean and robust accuracy on held-out data, of the weights and of their average."""

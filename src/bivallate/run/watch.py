@@ -1,0 +1,234 @@
+"""The sentinel at work: it looks at a session between minibatches, and moves it back when told to."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bivallate import collective
+from bivallate.data import Split
+from bivallate.lower.objective import cross_entropy
+from bivallate.lower.pgd import PGD
+from bivallate.lower.problem import Forward, LowerProblem, evaluating
+from bivallate.lower.start import zero
+from bivallate.lower.threat import L2, Linf
+from bivallate.method import Method
+from bivallate.noise import Noise, permutation
+from bivallate.types import Batch, Clock, Passes
+
+if TYPE_CHECKING:
+    from bivallate.run.session import Session
+
+TURN = -3  # of the noise: no replay, restart or measurement draws with it
+
+
+class Watch:
+    """Acts on a session as its configuration's sentinel says.
+
+    All that it remembers lies in `session.sentinel_state` (JSON) and `session.sentinel_tensors` (the states
+    to come back to), so that a resumed run sees the same alarms and repeats the same rollbacks to the bit.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.rule = session, session.config.sentinel
+        split = session.dataset.validation
+        self.split: Split | None = split if self.rule.on and session.method.threat.eps > 0 else None
+        if self.split is not None and not session.sentinel_state:
+            session.sentinel_state |= {
+                "checks": 0, "forward": 0, "backward": 0, "alarms": [], "alarmed": [], "rollbacks": 0,
+                "attack": 1.0, "rate": 1.0, "since": 0, "good": {},
+            }  # fmt: skip
+            self._keep("catastrophic")
+            self._keep("robust")
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the session remembers for it."""
+        return self.session.sentinel_state
+
+    def after_step(self) -> list[str]:
+        """A check, if one is due. Returns what to tell the person."""
+        if self.split is None or not len(self.split):
+            return []
+        rows = self._rows()
+        if not rows:
+            return []
+        fgsm, pgd, passes = self._check(rows)
+        self.state["checks"] += 1
+        self.state["forward"] += passes.forward
+        self.state["backward"] += passes.backward
+        self.state.update(fgsm=fgsm, pgd=pgd, rows=rows)
+        if self.rule.collapsed(fgsm, pgd):
+            seen = f"{fgsm:.0%} withstand FGSM but {pgd:.0%} PGD-{self.rule.steps}, of {rows} held-out images"
+            return self._alarm("catastrophic", f"catastrophic overfitting: {seen}")
+        if self.rule.calm(fgsm, pgd):
+            self._over("catastrophic")
+            self._keep("catastrophic")
+        return []
+
+    def after_epoch(self, line: dict[str, Any]) -> list[str]:
+        """Adds to the epoch's line what was seen; looks for robust overfitting. Returns what to tell."""
+        if self.split is None:
+            return []
+        rows, forward, backward = self._training()
+        told = self._compare(line) if "robust" in line and forward > rows else []
+        training = max(1, forward + backward)
+        state, total = self.state, self.state["forward"] + self.state["backward"]
+        line |= {f"sentinel_{key}": state[key] for key in ("fgsm", "pgd", "rows") if key in state}
+        line |= {"sentinel_checks": state["checks"], "sentinel_share": total / training}
+        line |= {"attack_scale": state["attack"], "rate_scale": state["rate"], "alarms": state["alarms"]}
+        state["alarms"] = []
+        return told
+
+    def _training(self) -> tuple[int, int, int]:
+        """Rows seen, forward and backward passes of training so far, over all ranks."""
+        s = self.session
+        rows = s.epoch * len(s.batches.split) + s.tally.rows
+        counts = (rows, s.forward + s.tally.forward, s.backward + s.tally.backward)
+        if not collective.together():
+            return counts
+        summed = collective.total(torch.tensor(counts, device=s.device)).tolist()
+        return int(summed[0]), int(summed[1]), int(summed[2])
+
+    def _rows(self) -> int:
+        """Rows of a check now; 0 for none."""
+        s = self.session
+        rows, forward, backward = self._training()
+        if forward <= rows:  # one forward an example: nothing is attacked
+            return 0
+        steps = s.epoch * len(s.batches) + s.step
+        per_epoch = (forward + backward) / steps * len(s.batches)
+        spent = self.state["forward"] + self.state["backward"]
+        return self.rule.rows_now(spent, forward + backward, per_epoch, len(self.split or ()))
+
+    def _check(self, rows: int) -> tuple[float, float, Passes]:
+        """Accuracy under FGSM, and under FGSM and PGD, on a slice that is drawn for this check."""
+        s, number = self.session, self.state["checks"]
+        assert self.split is not None
+        chosen = permutation(s.config.seed, "sentinel", number, len(self.split))[:rows]
+        x, y = (t.to(s.device) for t in self.split.tensors(chosen))
+        noise = Noise(s.config.seed, chosen.to(s.device), number, TURN)
+        fgsm, pgd, passes = fgsm_and_pgd(s.model, x, y, s.method.threat, noise, self.rule.steps)
+        seen = torch.tensor([fgsm, pgd], device=s.device)
+        collective.broadcast([seen])  # BatchNorm's statistics differ between ranks until the epoch ends
+        return int(seen[0]) / rows, int(seen[1]) / rows, passes
+
+    def _compare(self, line: dict[str, Any]) -> list[str]:
+        s, state = self.session, self.state
+        assert self.split is not None
+        lines = [*s.history, line][state["since"] :]
+        held, trained = ([entry[key] for entry in lines] for key in ("robust", "train_robust"))
+        fell = self.rule.overfitted(held, trained, min(s.config.validation.rows, len(self.split)))
+        if fell is not None:
+            best, last = fell
+            text = f"held-out robust accuracy fell from {best:.1%} to {last:.1%} while the training one rose"
+            return self._alarm("robust", f"robust overfitting: {text}")
+        self._over("robust")
+        if held[-1] >= max(held):
+            self._keep("robust")
+        return []
+
+    def _answered(self, kind: str) -> bool:
+        return self.rule.rollback and self.rule.answers in (kind, "both")
+
+    def _over(self, kind: str) -> None:
+        self.state["alarmed"] = [k for k in self.state["alarmed"] if k != kind]
+
+    def _alarm(self, kind: str, text: str) -> list[str]:
+        """Records an alarm, once until it is over, and answers it. Returns the text."""
+        s, state = self.session, self.state
+        back = self._answered(kind) and state["rollbacks"] < self.rule.limit
+        if kind in state["alarmed"] and not back:
+            return []
+        alarm: dict[str, Any] = {"kind": kind, "epoch": s.epoch + 1, "step": s.step, "text": text}
+        alarm["rolled_back"] = back
+        if back:
+            good = state["good"][kind]
+            self._roll_back(kind)
+            alarm |= {"to_epoch": good["epoch"] + 1, "to_step": good["step"]}
+            alarm |= {"attack_scale": state["attack"], "rate_scale": state["rate"]}
+            place = f"epoch {good['epoch'] + 1}, minibatch {good['step']}"
+            alarm["text"] += (
+                f"; back to the state of {place}, attack x {state['attack']:g}, rate x {state['rate']:g}"
+            )
+        else:
+            state["alarmed"].append(kind)
+        state["alarms"].append(alarm)
+        return [f"epoch {alarm['epoch']}, minibatch {alarm['step']}: {alarm['text']}"]
+
+    def _keep(self, kind: str) -> None:
+        """The present state is one to come back to."""
+        if not self._answered(kind):
+            return
+        s = self.session
+        tensors, values = s.learned()
+        kept = {k: v for k, v in s.sentinel_tensors.items() if not k.startswith(f"{kind}.")}
+        s.sentinel_tensors = kept | {f"{kind}.{k}": v.detach().clone() for k, v in tensors.items()}
+        s.sentinel_state["good"][kind] = {"epoch": s.epoch, "step": s.step, "values": values}
+
+    def _roll_back(self, kind: str) -> None:
+        s, state, rule = self.session, self.state, self.rule
+        state["rollbacks"] += 1
+        if kind == "robust" or rule.lowers != "attack":
+            state["rate"] *= rule.lower
+        if kind == "catastrophic" and rule.lowers != "rate":
+            state["attack"] *= rule.lower
+        state["since"] = len(s.history) + (kind == "robust")
+        own = {
+            k.removeprefix(f"{kind}."): v.clone()
+            for k, v in s.sentinel_tensors.items()
+            if k.startswith(f"{kind}.")
+        }
+        s.relearn(own, state["good"][kind]["values"])
+
+
+def fgsm_and_pgd(
+    model: nn.Module, x: Tensor, y: Tensor, threat: Linf | L2, noise: Noise, steps: int
+) -> tuple[int, int, Passes]:
+    """How many rows withstand FGSM, and how many of these PGD too. Eval mode; the model is left as found.
+
+    Cost: 2 forwards and 1 backward a row, and steps + 1 forwards and steps backwards a row that FGSM left.
+    """
+    forward = Forward(model)
+    problem = LowerProblem(
+        forward, Batch(x, y, noise.index), cross_entropy, threat, Clock(seed=noise.seed), noise
+    )
+    with evaluating(model):
+        left = _withstand(problem, PGD(1, threat.eps, zero)).nonzero()[:, 0]
+        if not len(left):
+            return 0, 0, forward.passes
+        rest = problem.select(left)
+        start = threat.random(rest.noise, rest.x, "sentinel")
+        held = _withstand(rest, PGD(steps, threat.eps / 2, lambda problem: start))
+    return len(left), int(held.sum()), forward.passes
+
+
+def _withstand(problem: LowerProblem, solver: PGD) -> Tensor:
+    """(B,) bool, correct at the solver's answer."""
+    delta = solver.solve(problem).delta
+    with torch.no_grad():
+        return problem.forward(problem.x + delta).argmax(1) == problem.y
+
+
+def shorter(method: Method, factor: float) -> Method:
+    """The method with every step of its attack, in the solver and in the coupling, shortened by a factor."""
+    if factor == 1:
+        return method
+    return method.but(solver=_scaled(method.solver, factor), coupling=_scaled(method.coupling, factor))
+
+
+def _scaled(value: Any, factor: float) -> Any:
+    """A part with every field `step_size` in it, however deep, multiplied by a factor."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    changed = {}
+    for field in dataclasses.fields(value):
+        old = getattr(value, field.name)
+        scale = field.name == "step_size" and isinstance(old, int | float)
+        new = old * factor if scale else _scaled(old, factor)
+        if new is not old:
+            changed[field.name] = new
+    return dataclasses.replace(value, **changed) if changed else value
