@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Protocol
 
 import torch
@@ -144,8 +144,9 @@ class PGD:
             kappa += moving & (logits.argmax(1) == problem.y)
             step = self.step_size * direction(grad)
             if self.jitter:
+                noise = replace(problem.noise, index=problem.noise.index[moving])
                 shape = tuple(problem.x.shape[1:])
-                step = step + self.jitter * problem.noise.normal(f"jitter/{k}", shape, step.dtype)
+                step[moving] += self.jitter * noise.normal(f"jitter/{k}", shape, step.dtype)
             before, stepped = delta, problem.project(delta + step)
             delta = stepped if patient else torch.where(per_example(moving, delta), stepped, delta)
         return Solution(delta, before, kappa, spent)
