@@ -1,4 +1,4 @@
-"""`bivallate methods`, `models`, `datasets`, `attacks`: what there is."""
+"""`bivallate methods`, `models`, `datasets`, `recipes`, `attacks`: what there is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bivallate.cli import APP
-from bivallate.errors import unknown
+from bivallate.errors import UserError, unknown
 
 Json = Annotated[bool, Parameter(negative=())]
 
@@ -92,6 +92,7 @@ def datasets(
     json: Json = False,
     data_dir: str | None = None,
     sheet: Path | None = None,
+    set_: Annotated[tuple[str, ...], Parameter(name="--set", negative=())] = (),
 ) -> None:
     """List the data sets, or show the counts, classes and statistics of one.
 
@@ -105,15 +106,16 @@ def datasets(
         where named sets are looked for. [default: BIVALLATE_DATA]
     sheet
         write a contact sheet of NAME to this PNG or SVG file.
+    set_
+        how NAME is read, KEY=VALUE as in `bivallate train`, repeatable: data.size=64, data.on_bad=convert,
+        data.image_column=photo, data.validation=0, data.imbalance=step:0.2; `data.` may be left out.
     """
     from bivallate.data import registry
 
     if name is None:
         _show([registry.describe(n, data_dir) for n in registry.names()], json, "data sets")
         return
-    from bivallate import data
-
-    loaded = data.load(name, data_dir=data_dir)
+    loaded = _loaded(name, data_dir, set_)
     splits = {"train": loaded.train, "validation": loaded.validation, "test": loaded.test}
     facts: dict[str, Any] = {
         "name": loaded.name,
@@ -140,6 +142,78 @@ def datasets(
     console.print(table)
     if sheet is not None:
         console.print(f"contact sheet: {sheet}", markup=False)
+
+
+def _loaded(name: str, data_dir: str | None, settings: tuple[str, ...]) -> Any:
+    """A data set as a run with these settings and seed 0 would see it."""
+    from bivallate.parts import override
+    from bivallate.run.config import Data
+    from bivallate.run.session import load_data
+
+    spec = Data(name, data_dir=data_dir or "")
+    for item in settings:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"--set needs KEY=VALUE, such as data.size=64, got {item!r}")
+        spec = override(spec, key.strip().removeprefix("data."), value.strip())
+    return load_data(spec, seed=0)
+
+
+@APP.command
+def recipes(
+    name: str | None = None,
+    *,
+    method: str | None = None,
+    data: str = "cifar10",
+    eps: str | None = None,
+    json: Json = False,
+) -> None:
+    """List the papers' training recipes, or print the configuration that one of them gives.
+
+    What is printed is a file for `bivallate train --config`.
+
+    Parameters
+    ----------
+    name
+        of a recipe.
+    method
+        to train with. [default: that of the recipe's paper]
+    data
+        data set: networks, and some schedules, depend on it.
+    eps
+        radius of the perturbations. [default: as in `bivallate train`]
+    json
+        for programs.
+    """
+    from bivallate.lower.threat import threat
+    from bivallate.method import create
+    from bivallate.parts import encode
+    from bivallate.run.config import to_toml
+    from bivallate.run.recipes import RECIPES, default_eps, recipe_for
+
+    if name is not None and name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    radius = threat("linf", eps if eps is not None else default_eps(data))
+    chosen = RECIPES if name is None else {name: RECIPES[name]}
+    plans = {n: recipe_for(n, create(method or r.method, radius), data) for n, r in chosen.items()}
+    if json:
+        print(json_module.dumps({n: encode(plan) for n, plan in plans.items()}, indent=1))
+    elif name is not None:
+        print("\n".join(f"# {line}".rstrip() for line in RECIPES[name].about.splitlines()))
+        print(to_toml(encode(plans[name])))
+    else:
+        rows = [
+            {
+                "recipe": n,
+                "method": plan.method.name,
+                "model": plan.model.name,
+                "epochs": plan.epochs,
+                "peak rate": f"{plan.optimizer.lr:g}",
+                "what": RECIPES[n].summary,
+            }
+            for n, plan in plans.items()
+        ]
+        _show(rows, False, f"recipes, for {data}; `bivallate recipes NAME` prints one")
 
 
 @APP.command

@@ -46,7 +46,7 @@ def train(
     data
         data set: a name, a folder, an .npz or hub:owner/name. [default: digits]
     model
-        architecture, or package.module:factory of your own. [default: tiny-cnn]
+        architecture, or package.module:factory of your own. [default: tiny-cnn, or the recipe's]
     eps
         radius of the perturbations in pixel units of [0, 1], such as 8/255. [default: 0.3 for mnist, 0.1 for
         fashion-mnist, 0.15 for digits, else 8/255]
@@ -64,7 +64,7 @@ def train(
         decay per step of an exponential moving average of the weights, such as 0.999; 0 keeps none. [default:
         0]
     recipe
-        a paper's training recipe: fast, done, bilaw, dynamic, trades, gairat, mart.
+        a paper's training recipe, such as done; `bivallate recipes` lists them.
     config
         a config.toml to start from; other options change it.
     set_
@@ -169,7 +169,7 @@ def _plan(
         name = data or "digits"
         radius = threat(norm, eps if eps is not None else default_eps(name))
         parameters, pairs = _split(method, pairs)
-        plan = recipe_for(recipe, create(method, radius, **parameters), name)
+        plan = recipe_for(recipe, create(method, radius, **parameters), name, fixed=parameters)
     for path, text in pairs:
         plan = plan.set(path, text)
     return plan

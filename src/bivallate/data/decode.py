@@ -136,7 +136,8 @@ def _refusal(encoded: Encoded, bad: dict[int, str], total: int) -> UserError:
     more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
     return UserError(
         f"{encoded.title}: {len(bad)} of {total} rows cannot be used as they are: {shown}{more}. Mend them, "
-        "or load with on_bad='skip' to leave them out or on_bad='convert' to convert size and colour"
+        "or load with on_bad='skip' to leave them out or on_bad='convert' to convert size and colour "
+        "(--set data.on_bad=skip)"
     )
 
 
@@ -166,7 +167,8 @@ def probe(encoded: Encoded, reading: Reading) -> tuple[int, int, int]:
     if most * 2 <= sizes.total() and len(sizes) > 1:
         listed = ", ".join(f"{b}x{a}" for a, b in sorted(sizes)[:SHOWN])
         raise UserError(
-            f"{encoded.title}: the images have different sizes ({listed}, ...): give one, such as size=64"
+            f"{encoded.title}: the images have different sizes ({listed}, ...): give one, such as size=64 "
+            "(--set data.size=64)"
         )
     return channels, h, w
 

@@ -110,7 +110,7 @@ def _check_classes(train: Split, classes: list[str]) -> None:
         listed = ", ".join(f"{classes[k]!r} (label {k})" for k in empty[:5])
         raise UserError(
             f"{len(empty)} of {len(classes)} classes have no row in the training data: {listed}; add rows, "
-            "or load with allow_missing_classes=True"
+            "or load with allow_missing_classes=True (--set data.allow_missing_classes=true)"
         )
 
 

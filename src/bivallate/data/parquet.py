@@ -117,7 +117,8 @@ def _columns(file: pq.ParquetFile, path: Path, reading: Reading) -> _Columns:
         if name not in schema.names:
             got = f"no column {name!r}" if name else f"no {kind} column"
             raise UserError(
-                f"{path} has {got}: its columns are {', '.join(schema.names)}; name it by {kind}_column="
+                f"{path} has {got}: its columns are {', '.join(schema.names)}; name it by {kind}_column= "
+                f"(--set data.{kind}_column=NAME)"
             )
     assert image is not None
     assert label is not None
@@ -257,7 +258,7 @@ def _number(
         some = ", ".join(map(repr, names[:3]))
         raise UserError(
             f"{title}: the labels are text ({some}, ...): load with on_bad='convert' to number these "
-            f"{len(names)} names in alphabetical order"
+            f"{len(names)} names in alphabetical order (--set data.on_bad=convert)"
         )
     number = {name: k for k, name in enumerate(names)}
     unknown = [row for row, s in enumerate(strings) if s is not None and s not in number]

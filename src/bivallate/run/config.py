@@ -15,6 +15,7 @@ from bivallate.parts import decode, encode, override, part
 from bivallate.run.optim import SGD, Cosine, Flat, MultiStep, Optimizer, Rate, Triangle
 from bivallate.run.sentinel import Sentinel
 
+STREAMING: dict[str, bool | None] = {"auto": None, "always": True, "never": False}
 METHOD_PARTS = tuple(f.name for f in dataclasses.fields(Method))
 
 
@@ -31,6 +32,13 @@ class Data:
         augment: "default" (the papers' choice for the set), "none", or a specification such as "crop4,flip".
         meta: rows of the second stream that BiLAW learns from, taken from training; used only by methods that
             ask.
+        size: side to which every image is fitted; 0 leaves them. channels: 1 or 3; 0 as most images have.
+        on_bad: "refuse", "convert" or "skip" rows that cannot be used as they are.
+        image_column, label_column: of Parquet files; "" where they are to be found by themselves.
+        test_fraction: cut from the training data where a set comes without test data.
+        allow_missing_classes: train even if a class has no training row.
+        stream: "always" or "never" decode images as they are needed, or "auto": where a known set is too
+            large for the cache. workers: processes that decode a stream; -1: one a processor, at most 8.
     """
 
     name: str = "digits"
@@ -42,7 +50,18 @@ class Data:
     augment: str = "default"
     meta: int = 1000
     size: int = 0
+    channels: int = 0
     on_bad: str = "refuse"
+    image_column: str = ""
+    label_column: str = ""
+    test_fraction: float = 0.2
+    allow_missing_classes: bool = False
+    stream: str = "auto"
+    workers: int = -1
+
+    def __post_init__(self) -> None:
+        if self.stream not in STREAMING:
+            raise unknown("way to stream", str(self.stream), STREAMING)
 
 
 @part

@@ -1,0 +1,120 @@
+"""The configuration file and the settings of the data, down to what the loader is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bivallate import Linf, data, methods
+from bivallate.cli import run
+from bivallate.errors import UserError
+from bivallate.run.config import Config, Data
+from bivallate.run.session import load_data
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("BIVALLATE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("BIVALLATE_DATA", raising=False)
+
+
+@pytest.fixture
+def photographs(tmp_path) -> Path:
+    """Thirty JPEGs of three classes, no two sizes alike; one of them is grey."""
+    folder, rng = tmp_path / "photographs", np.random.default_rng(0)
+    for k in range(30):
+        place = folder / ("ant", "bee", "cow")[k % 3]
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (20 + k, 24 + k, 3), np.uint8)
+        picture = Image.fromarray(pixels)
+        (picture.convert("L") if k == 29 else picture).save(place / f"{k}.jpg")
+    return folder
+
+
+# setting, text -> the loader's argument
+PASSED = {
+    ("size", "16"): ("size", 16),
+    ("channels", "1"): ("channels", 1),
+    ("on_bad", "skip"): ("on_bad", "skip"),
+    ("image_column", "photo"): ("image_column", "photo"),
+    ("label_column", "kind"): ("label_column", "kind"),
+    ("test_fraction", "1/4"): ("test_fraction", 0.25),
+    ("allow_missing_classes", "true"): ("allow_missing_classes", True),
+    ("stream", "always"): ("stream", True),
+    ("stream", "never"): ("stream", False),
+    ("workers", "0"): ("workers", 0),
+    ("validation", "500"): ("validation", 500),
+    ("imbalance", "step:0.2"): ("imbalance", "step:0.2"),
+    ("extra", "more.npz"): ("extra", "more.npz"),
+    ("extra_ratio", "0.7"): ("extra_ratio", 0.7),
+    ("data_dir", "there"): ("data_dir", "there"),
+}
+
+
+def asked(spec: Data, monkeypatch) -> dict:
+    found = {}
+    monkeypatch.setattr(data, "load", lambda name, **options: found.update(options, name=name))
+    load_data(spec, 3)
+    return found
+
+
+@pytest.mark.parametrize(("key", "text"), PASSED)
+def test_every_setting_of_the_data_reaches_the_loader(key, text, monkeypatch):
+    config = Config(methods.at(Linf(0.1))).set(f"data.{key}", text)
+    argument, value = PASSED[key, text]
+    found = asked(config.data, monkeypatch)
+    assert found[argument] == value
+    assert type(found[argument]) is type(value)
+
+
+def test_settings_left_alone_are_the_loaders_defaults(monkeypatch):
+    import inspect
+
+    defaults = {k: p.default for k, p in inspect.signature(data.load).parameters.items()}
+    found = asked(Data("digits"), monkeypatch)
+    assert found.pop("name") == "digits"
+    assert found.pop("seed") == 3
+    assert {k: defaults[k] for k in found} == found
+    assert defaults.keys() - found.keys() == {"data", "seed"}
+
+
+def test_the_file_repeats_every_value(tmp_path):
+    config = Config(methods.done_adam(Linf(8 / 255)), data=Data("x", stream="never", workers=2, channels=3))
+    config.write(tmp_path / "config.toml")
+    assert Config.read(tmp_path / "config.toml") == config
+    written = tomllib.loads((tmp_path / "config.toml").read_text())["data"]
+    assert written.keys() - {"kind"} == {f.name for f in dataclasses.fields(Data)}
+
+
+def test_a_wrong_way_to_stream_names_the_right_ones():
+    with pytest.raises(UserError, match="never"):
+        Config(methods.at(Linf(0.1))).set("data.stream", "nevr")
+
+
+def test_photographs_of_all_sizes_train_once_the_message_is_followed(photographs, tmp_path, capsys):
+    command = ["train", "plain", "--data", str(photographs), "--epochs", "1", "--batch-size", "8"]
+    command += ["--model", "linear", "--set", "validation.steps=1", "--out", str(tmp_path / "run")]
+    assert run(command) == 2
+    assert "--set data.size=64" in capsys.readouterr().err
+    command += ["--set", "data.size=16"]
+    assert run(command) == 2
+    message = capsys.readouterr().err
+    assert "29.jpg" in message
+    assert "--set data.on_bad=skip" in message
+    assert run([*command, "--set", "data.on_bad=convert"]) == 0
+    kept = Config.read(tmp_path / "run" / "config.toml").data
+    assert (kept.size, kept.on_bad) == (16, "convert")
+
+
+def test_datasets_reads_as_training_does(photographs, capsys):
+    assert run(["datasets", str(photographs), "--set", "data.size=16", "--set", "on_bad=convert"]) == 0
+    out = capsys.readouterr().out
+    assert "[3, 16, 16]" in out
+    assert "cow" in out
+    assert run(["datasets", str(photographs), "--set", "data.sizes=16"]) == 2
+    assert "did you mean 'size'" in capsys.readouterr().err
