@@ -1,6 +1,7 @@
 """bivallate: adversarial training as bilevel optimisation, and an honest measure of what it achieves."""
 
 from bivallate import data, methods, models
+from bivallate.check import check_gradient, upper_gradient
 from bivallate.coupling.barrier import Barrier, Implicit, Mask
 from bivallate.coupling.cid import cid
 from bivallate.coupling.implicit import Detached, Leaf
@@ -58,6 +59,7 @@ __all__ = [
     "Triangle",
     "UserError",
     "attack",
+    "check_gradient",
     "cid",
     "data",
     "evaluate",
@@ -69,4 +71,5 @@ __all__ = [
     "resume",
     "train",
     "train_step",
+    "upper_gradient",
 ]
