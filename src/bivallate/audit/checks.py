@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
 
 from bivallate.audit.battery import BLACK, Battery
-from bivallate.audit.check import Check
+from bivallate.audit.check import WEAK, Check
 from bivallate.audit.exact import below, excess, gap
 from bivallate.evaluate.preflight import Preflight
 from bivallate.evaluate.statistics import wilson
@@ -17,7 +18,8 @@ __all__ = ["claim_check", "questions"]
 
 LIMIT = 0.05  # gap between the headline and the strongest attack that is worth a flag
 SLACK = 0.01  # by which a weaker attack may be luckier than a stronger one
-COLLAPSE = 0.5  # FGSM keeps at least this share of the clean accuracy, PGD less than this share of FGSM's
+COLLAPSE = 0.5  # share of the clean accuracy that FGSM leaves a collapsed model; plain ones keep less
+REMAINS = 0.25  # share of FGSM's accuracy that PGD then leaves, at most
 FALLEN = 0.2  # of accuracy, within one epoch
 SYMPTOMS = {
     *("ignores-eval", "random", "batch", "stateful", "probabilities", "no-gradient", "nonfinite"),
@@ -218,16 +220,18 @@ def _collapse(battery: Battery) -> Check:
     fgsm, pgd = battery.left["fgsm"], battery.left["pgd"]
     full, strong, whole = accuracy(fgsm), accuracy(pgd), accuracy(clean)
     between = gap(fgsm, battery.left["fgsm-short"], LIMIT)
-    drop = gap(fgsm, pgd, COLLAPSE * full) if full else between
+    drop = gap(fgsm, pgd, COLLAPSE * full)
     numbers = {
         "clean": whole,
         "fgsm": full,
         "pgd": strong,
         "interval_95": list(drop.interval),
-        "broken_on_the_way_only": between.share,
+        "broken_by_shorter_steps_only": between.share,
     }
-    bad = full >= COLLAPSE * whole and drop.significant and between.significant
-    text = f"FGSM leaves {full:.1%}, PGD {strong:.1%}; shorter steps break {between.share:.1%} that the full one does not"
+    bad = full >= COLLAPSE * whole and strong <= REMAINS * full and drop.significant
+    text = f"FGSM leaves {full:.1%}, PGD {strong:.1%}"
+    if between.significant:
+        text += f"; shorter steps break {between.share:.1%} that the full step does not"
     advice = (
         "Catastrophic overfitting to one-step attacks: train with N-FGSM, GradAlign or PGD, or stop earlier"
     )
@@ -237,7 +241,7 @@ def _collapse(battery: Battery) -> Check:
 
 def _history(history: list[dict[str, Any]]) -> Check:
     robust = [float(line["robust"]) for line in history if "robust" in line]
-    falls = [(a - b, i + 2) for i, (a, b) in enumerate(zip(robust, robust[1:], strict=False))]
+    falls = [(a - b, i + 2) for i, (a, b) in enumerate(itertools.pairwise(robust))]
     worst, epoch = max(falls, default=(0.0, 0))
     numbers = {"largest_fall": worst, "epoch": epoch, "best": max(robust, default=0.0)}
     question = "did held-out robustness hold through training?"
@@ -266,5 +270,6 @@ def claim_check(battery: Battery, claimed: float | None, source: str) -> Check:
     )
     advice = "Report the strongest attack, not PGD: `bivallate evaluate RUN --attack autoattack`"
     question = "is the accuracy within 5 points of what the strongest attack leaves?"
-    outcome = "broken" if bad else ("note" if found.significant else "pass")
+    modest = claim < WEAK * battery.scores["pgd"].clean_accuracy  # who claims next to nothing does not lie
+    outcome = "broken" if bad and not modest else ("note" if bad or found.significant else "pass")
     return Check("claim", question, outcome, numbers, text, advice if outcome != "pass" else "")

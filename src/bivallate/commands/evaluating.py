@@ -38,6 +38,7 @@ def evaluate(
     batch_size: int | None = None,
     device: str = "auto",
     threads: int = 0,
+    preflight: bool = True,
     json: Flag = False,
 ) -> None:
     """Attack the model of a run and report how much of its accuracy is left.
@@ -77,11 +78,14 @@ def evaluate(
         auto, cpu, cuda or mps.
     threads
         of the processor; 0 is torch's choice.
+    preflight
+        look model and data over first, for what would make the result mean nothing.
     json
         print the result as JSON instead of a table.
     """
     from bivallate.evaluate import evaluate as score_of
     from bivallate.evaluate import evaluation_name
+    from bivallate.evaluate.preflight import preflight as look_over
     from bivallate.lower.threat import threat as make
     from bivallate.run.api import load
     from bivallate.run.config import Config
@@ -104,6 +108,8 @@ def evaluate(
     if points.get(split) is None:
         raise unknown("split", split, [k for k, v in points.items() if v is not None])
     network = load(run, weights, model=model).to(pick_device(device))
+    if preflight:
+        print(look_over(network, points[split], threat), file=sys.stderr)
     name = evaluation_name(weights if split == "test" else f"{weights}-{split}", threat, attack, seed)
     folder.evaluation.mkdir(exist_ok=True)
     partial = folder.evaluation / f".{name}.partial"
