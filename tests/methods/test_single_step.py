@@ -108,6 +108,7 @@ def test_the_published_law() -> None:
     law = {2: 0.036, 4: 0.063, 6: 0.112, 8: 0.2, 10: 0.356, 12: 0.632, 14: 1.124, 16: 2.0}
     for eps, coefficient in law.items():
         assert grad_align_coefficient(eps / 255) == pytest.approx(coefficient, rel=0.02)
+    assert grad_align_coefficient(0.3) == grad_align_coefficient(16 / 255), "not extrapolated"
 
 
 class Binary(nn.Module):

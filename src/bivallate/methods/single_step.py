@@ -65,8 +65,8 @@ def fast_at_ga(threat: Linf | L2, *, coefficient: float | None = None, step_size
 
     Args:
         threat: the set of perturbations.
-        coefficient: of the penalty; None follows the published law of eps (0.2 at 8/255, 2 at 16/255), 0 is
-            FGSM-AT.
+        coefficient: of the penalty; None follows the published law of eps (0.2 at 8/255, 2 at 16/255 and
+            beyond), 0 is FGSM-AT.
         step_size: in units of eps; from the clean image everything above 1 is clamped to the ball.
 
     Cost: 3 forwards, 5 backwards (a double backward counts as two); the attack's gradient serves the penalty.

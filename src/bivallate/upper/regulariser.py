@@ -23,11 +23,13 @@ from bivallate.upper.loss import Loss
 def grad_align_coefficient(eps: float) -> float:
     """The published law for Linf: exp(255 eps ln(10) / 8 + ln 0.02), 0.2 at 8/255 and 2 at 16/255.
 
+    Deviation: the law was fitted up to 16/255 and grows tenfold every 8/255; beyond, its last value is kept.
+
     Example:
-        >>> [round(grad_align_coefficient(e / 255), 3) for e in (2, 8, 16)]
-        [0.036, 0.2, 2.0]
+        >>> [round(grad_align_coefficient(e / 255), 3) for e in (2, 8, 16, 32)]
+        [0.036, 0.2, 2.0, 2.0]
     """
-    return math.exp(255 * eps * math.log(10) / 8 + math.log(0.02))
+    return math.exp(min(255 * eps, 16.0) * math.log(10) / 8 + math.log(0.02))
 
 
 @part
@@ -103,7 +105,7 @@ class GradAlign:
         kept = (a.detach().norm(dim=1) > 0) & (b.detach().norm(dim=1) > 0)
         # a zero row would give its norm's derivative 0/0, so it is replaced before, not masked afterwards
         a, b = (torch.where(kept[:, None], g, 1.0) for g in (a, b))
-        return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)), kept
+        return (a / a.norm(dim=1, keepdim=True) * (b / b.norm(dim=1, keepdim=True))).sum(1), kept
 
 
 def _input_gradient(model: Forward, x: Tensor, y: Tensor, *, graph: bool) -> Tensor:
