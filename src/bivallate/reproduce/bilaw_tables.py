@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from bivallate.reproduce.cell import Cell, Measure
-from bivallate.reproduce.scaling import points_of_autoattack
-from bivallate.reproduce.table import Claim, Table
+from bivallate.reproduce.scaling import TINY_RATE, tiny_cnn
+from bivallate.reproduce.table import Claim, Table, asked
 
 __all__ = ["TABLES"]
 
@@ -70,15 +70,12 @@ def _b1() -> Table:
                         continue
                     extra = MNIST_MAIL if row == "MAIL" else {}
                     cells.append(_cell(row, f"{label} {name} {norm}", data, model, eps, norm, **extra))
-    claims = [Claim(row, "AT", "PGD") for row in ("GAIRAT", "WMMR", "MAIL", "BiLAW")]
-    claims += [Claim("AT", row, "AA") for row in ("GAIRAT", "WMMR", "MAIL")]
-    claims += [Claim("BiLAW", row, column) for row in ("GAIRAT", "WMMR", "MAIL") for column in ("PGD", "AA")]
-    claims += [
-        Claim("DONE-ADAM", "AT", "PGD", theirs=False),
-        Claim("DONE-ADAM", "AT", "Tail-30", theirs=False),
-    ]
-    claims += [Claim("DONE-ADAM", "AT", "AA", margin=0.01, theirs=False)]
-    claims += [Claim("DONE-ADAM", "AT", "AA Tail-30", theirs=False)]
+    heuristic = ("GAIRAT", "WMMR", "MAIL")
+    claims = asked("reweighting", [Claim(row, "AT", "PGD") for row in (*heuristic, "BiLAW")])
+    claims += asked("reweighting", [Claim("AT", row, "AA") for row in (*heuristic, "BiLAW")])
+    claims += asked("bilaw", [Claim("BiLAW", row, column) for row in heuristic for column in ("PGD", "AA")])
+    lifts = [Claim("DONE-ADAM", "AT", column, theirs=False) for column in ("PGD", "Tail-30", "AA Tail-30")]
+    claims += asked("tail", [*lifts, Claim("DONE-ADAM", "AT", "AA", margin=0.01, theirs=False)])
     claims += [Claim("TRADES", "AT", "AA", theirs=False), Claim("FAST-BAT", "AT", "AA", theirs=False)]
     claims += [Claim("MAIL-TRADES", "TRADES", "AA", theirs=False)]
     claims += [Claim("BiLAW-TRADES", "TRADES", "AA", theirs=False)]
@@ -94,28 +91,31 @@ def _b1() -> Table:
         tuple(cell.but(measures=(*COLUMNS, *tails)) for cell in cells),
         tuple(claims),
         _b1_cpu,
-        "tiny-CNN and Linf alone, all training images, 10 epochs of the paper's 100 with the milestones in "
+        "tiny-CNN and Linf alone, all training images, rate 0.02, 10 epochs of the paper's 100 with the milestones in "
         "proportion, PGD-20 on all test points, AutoAttack on 1,000 random ones",
         notes=(
             "DONE, Fast-BAT, TRADES, MAIL-TRADES and BiLAW-TRADES are not in the paper's table; they were "
             "trained with the table's recipe for comparison.",
             "The weights reported are the best of all epochs on 1,000 held-out training images.",
+            "At the paper's rate of 0.1 AT on tiny-CNN stayed at chance for the two epochs that were tried (MNIST, "
+            "seed 0, loss 2.303), so that scale cpu trains every method with a peak rate of 0.02.",
             "BiLAW learns its weights from 1,000 further training images, which it does not train on.",
         ),
     )
 
 
 def _b1_cpu(cell: Cell) -> Cell | None:
-    return cell.but(epochs=10) if "tiny-CNN linf" in cell.group else None
+    if "tiny-CNN linf" not in cell.group:
+        return None
+    return cell.but(epochs=10, settings={**cell.settings, "optimizer.lr": TINY_RATE})
 
 
 def _small(cell: Cell) -> Cell | None:
-    """CIFAR on two cores: 10,000 images, tiny-CNN, ten epochs, 200 points for AutoAttack."""
-    return points_of_autoattack(cell.but(model="tiny-cnn", epochs=10, rows=10_000), 200)
+    return tiny_cnn(cell)
 
 
 SMALL_NOTE = (
-    "tiny-CNN instead of the paper's networks, 10,000 training images, 10 epochs with the milestones in "
+    "tiny-CNN instead of the paper's networks, a peak rate of 0.02, 10,000 training images, 10 epochs with the milestones in "
     "proportion, AutoAttack on 200 random test points: ordering at most, not the paper's figures"
 )
 

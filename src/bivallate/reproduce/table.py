@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from typing import Any, Literal
 
 from bivallate.reproduce.cell import Cell
 
-__all__ = ["SCALES", "Claim", "Reported", "Scale", "Table", "reported"]
+__all__ = ["QUESTIONS", "SCALES", "Claim", "Reported", "Scale", "Table", "asked", "reported"]
 
 Scale = Literal["smoke", "cpu", "full"]
 SCALES: tuple[Scale, ...] = ("smoke", "cpu", "full")
+
+
+QUESTIONS = {
+    "reweighting": "Do reweighting methods gain under PGD and lose under AutoAttack?",
+    "tail": "Does DONE lift the tail without losing AutoAttack accuracy?",
+    "overfitting": "Does Fast-BAT avoid catastrophic overfitting at large eps?",
+    "fosc": "Does Dynamic AT end with lower FOSC than Standard?",
+    "bilaw": "Does BiLAW beat the heuristic weights at equal data?",
+}
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,7 @@ class Claim:
         lower: the better one has the lower value. margin: how far `better` may fall below `worse` and still
             count (a claim of not losing), in the column's unit.
         theirs: whether it is read from the paper's figures; the others are questions of our own.
+        question: key of the question of `QUESTIONS` that it helps to answer, or "".
     """
 
     better: str
@@ -35,6 +45,7 @@ class Claim:
     lower: bool = False
     margin: float = 0.0
     theirs: bool = True
+    question: str = ""
 
     @property
     def text(self) -> str:
@@ -94,6 +105,11 @@ class Reported:
         """From its printed form."""
         value, _, std = text.partition("+-")
         return Reported(float(value.split()[0]), float(std) if std else None)
+
+
+def asked(question: str, claims: Iterable[Claim]) -> list[Claim]:
+    """The claims as answers to a question of `QUESTIONS`."""
+    return [replace(claim, question=question) for claim in claims]
 
 
 @cache

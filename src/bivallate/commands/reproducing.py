@@ -1,0 +1,153 @@
+"""`bivallate reproduce`."""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from bivallate.cli import APP
+from bivallate.errors import UserError, unknown
+
+Flag = Annotated[bool, Parameter(negative=())]
+Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())]
+FORMATS = ("markdown", "latex", "json")
+
+
+@APP.command
+def reproduce(
+    table: str | None = None,
+    *,
+    scale: str = "smoke",
+    seeds: int = 1,
+    only: Names = (),
+    group: Names = (),
+    jobs: int = 1,
+    out: Path | None = None,
+    runs: Path = Path("runs") / "reproduce",
+    format: str = "markdown",
+    list_: Annotated[bool, Parameter(name="--list", negative=())] = False,
+    tables: Flag = False,
+    docs: Path = Path("docs") / "results.md",
+    data_dir: str | None = None,
+    device: str = "auto",
+    threads: int = 1,
+) -> int:
+    """Train and attack what a paper's TABLE reports, and print paper and ours side by side with verdicts.
+
+    Cells that have a record in OUT are not run again, and interrupted trainings go on, so a campaign can be
+    stopped and started at any time.
+
+    Parameters
+    ----------
+    table
+        T-D1 to T-D4, T-F1 to T-F11, T-B1, T-B2, T-B3, T-B6, T-B7, T-B8, T-Y1 to T-Y3, or a figure, E10 to
+        E16.
+    scale
+        smoke (minutes; tests the path, its figures mean nothing), cpu (what two cores can finish) or full
+        (the paper's).
+    seeds
+        trainings of each cell, with seeds 0, 1, ...
+    only
+        rows or methods, such as --only AT BiLAW.
+    group
+        parts of the names of column groups, such as --group MNIST.
+    jobs
+        cells at once, each in its own process.
+    out
+        folder of the records. [default: results; runs/reproduce/results at scale smoke]
+    runs
+        folder of the trainings.
+    format
+        markdown, latex or json, of what is printed; all three are written to OUT/TABLE/.
+    list_
+        say what would be run, and stop.
+    tables
+        rebuild the page of all results from the records in OUT, and stop.
+    docs
+        the page that --tables writes.
+    data_dir
+        where named sets are looked for. [default: BIVALLATE_DATA]
+    device
+        auto, cpu, cuda or mps.
+    threads
+        of the processor, for each cell.
+    """
+    if data_dir is not None:
+        os.environ["BIVALLATE_DATA"] = data_dir  # for worker processes too
+    records = out or (runs / "results" if scale == "smoke" and not tables else Path("results"))
+    if tables:
+        from bivallate.reproduce.results_page import write_page
+
+        print(f"results: {write_page(records, docs)}")
+        return 0
+    if table is None:
+        return _list_tables()
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    if seeds < 1:
+        raise UserError(f"--seeds must be at least 1, got {seeds}")
+    if table.upper().startswith("E"):
+        return _figure(table, scale, records, runs, device=device, threads=threads)
+    return _table(
+        table, scale, records, runs, format, list_, jobs,
+        seeds=range(seeds), only=only, groups=group, device=device, threads=threads,
+    )  # fmt: skip
+
+
+def _list_tables() -> int:
+    from bivallate.reproduce.catalogue import tables
+    from bivallate.reproduce.figures import FIGURES
+
+    for entry in tables().values():
+        print(f"{entry.name:<6} {len(entry.cells):>3} cells  {entry.title} ({entry.source})")
+    for figure in FIGURES.values():
+        print(f"{figure.name:<6}            {figure.title}")
+    return 0
+
+
+def _table(
+    name: str,
+    scale: Any,
+    records: Path,
+    runs: Path,
+    form: str,
+    only_list: bool,
+    at_once: int,
+    **choices: Any,
+) -> int:
+    from bivallate.reproduce.campaign import pending, run_campaign, to_stderr
+    from bivallate.reproduce.catalogue import find
+    from bivallate.reproduce.planning import jobs_of
+    from bivallate.reproduce.results_page import write_table
+    from bivallate.reproduce.scaling import describe
+    from bivallate.run.progress import Spoken
+
+    chosen = find(name)
+    jobs = jobs_of(chosen, scale, out=records, runs=runs, **choices)
+    if only_list:
+        left = pending(jobs)
+        for job in jobs:
+            print(f"{'to run' if job in left else 'done':<7} {job.title}  ({job.cell.name})")
+        return 0
+    to_stderr(f"{chosen.name} at scale {scale}: {describe(chosen, scale)}")
+    shown = None if scale == "smoke" else Spoken
+    outcome = run_campaign(jobs, at_once=at_once, say=to_stderr, shown=shown)
+    report, text = write_table(chosen, scale, records)
+    print(json_module.dumps(report, indent=1) if form == "json" else text[form])
+    if outcome.failed:
+        failures = "\n".join(f"  {title}: {why.splitlines()[0]}" for title, why in outcome.failed.items())
+        to_stderr(f"{len(outcome.failed)} cells failed:\n{failures}")
+        return 1
+    return 0
+
+
+def _figure(name: str, scale: Any, records: Path, runs: Path, *, device: str, threads: int) -> int:
+    from bivallate.reproduce.figures import draw, find_figure
+
+    for path in draw(find_figure(name), scale, records, runs, device=device, threads=threads):
+        print(path)
+    return 0

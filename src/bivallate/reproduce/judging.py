@@ -1,0 +1,190 @@
+"""Verdicts on claims: A above B, tested on the same points wherever both have their verdicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from bivallate.evaluate.statistics import Z95, tail
+from bivallate.reproduce.records import Points, Record, of_cell
+from bivallate.reproduce.table import Claim, Reported, Table
+
+__all__ = ["Status", "Verdict", "judge", "sign_flip"]
+
+Status = Literal["confirmed", "not confirmed", "undecided", "not run"]
+LEVEL = 0.05
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the records say on a claim.
+
+    Attributes:
+        status: "confirmed" if the claim's inequality holds at the 5 % level, "not confirmed" if its opposite
+            does, "undecided" if neither does, "not run" if a record is missing.
+        difference: ours, of `better` over `worse` in the claim's direction; interval_95 of it.
+        p: two-sided, where the test is exact. how: the test. seeds: that both have.
+        paper: the paper's difference, in the printed unit, or None. unit: of ours.
+    """
+
+    claim: Claim
+    group: str
+    status: Status
+    difference: float | None = None
+    interval_95: tuple[float, float] | None = None
+    p: float | None = None
+    how: str = ""
+    seeds: tuple[int, ...] = ()
+    paper: float | None = None
+    unit: str = "fraction"
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "claim": self.claim.text,
+            "group": self.group,
+            "status": self.status,
+            "difference": self.difference,
+            "interval_95": list(self.interval_95) if self.interval_95 else None,
+            "p": self.p,
+            "how": self.how,
+            "seeds": list(self.seeds),
+            "paper": self.paper,
+            "unit": self.unit,
+            "question": self.claim.question,
+            "theirs": self.claim.theirs,
+        }
+
+
+def judge(table: Table, claim: Claim, group: str, records: Sequence[Record]) -> Verdict:
+    """The verdict on one claim in one group of columns."""
+    first = {r.seed: r for r in of_cell(records, claim.better, group) if claim.column in r.columns}
+    second = {r.seed: r for r in of_cell(records, claim.worse, group) if claim.column in r.columns}
+    seeds = tuple(sorted(first.keys() & second.keys()))
+    paper = _paper(table, claim, group)
+    if not seeds:
+        return Verdict(claim, group, "not run", paper=paper)
+    pairs = [(first[s], second[s]) for s in seeds]
+    sign = -1.0 if claim.lower else 1.0
+    difference, interval, p, how = _compare(pairs, claim.column, sign)
+    status = _status(claim, difference, interval, p)
+    unit = pairs[0][0].columns[claim.column]["unit"]
+    return Verdict(claim, group, status, difference, interval, p, how, seeds, paper, unit)
+
+
+def _paper(table: Table, claim: Claim, group: str) -> float | None:
+    figures = [
+        table.reported.get(row, {}).get(group, {}).get(claim.column) for row in (claim.better, claim.worse)
+    ]
+    if None in figures:
+        return None
+    better, worse = (Reported.read(str(text)).value for text in figures)
+    return round(worse - better if claim.lower else better - worse, 6)
+
+
+def _status(claim: Claim, difference: float, interval: tuple[float, float] | None, p: float | None) -> Status:
+    if interval is None:
+        return "undecided"
+    low, high = interval
+    if p is not None and not claim.margin:
+        if p >= LEVEL or difference == 0:
+            return "undecided"
+        return "confirmed" if difference > 0 else "not confirmed"
+    if low > -claim.margin:
+        return "confirmed"
+    return "not confirmed" if high < -claim.margin else "undecided"
+
+
+Comparison = tuple[float, tuple[float, float] | None, float | None, str]
+
+
+def _compare(pairs: Sequence[tuple[Record, Record]], column: str, sign: float) -> Comparison:
+    what = pairs[0][0].columns[column]["what"]
+    found = [(a.points(column), b.points(column)) for a, b in pairs]
+    paired = [(a, b) for a, b in found if a is not None and b is not None and a.same_points(b)]
+    together = len(paired) == len(found) and all(a.same_points(paired[0][0]) for a, _ in paired)
+    if not together:
+        return _apart(pairs, column, sign)
+    if what == "tail":
+        return _tails(paired, sign)
+    each = sign * np.stack([a.value.astype(float) - b.value for a, b in paired])
+    point = each.mean(0)
+    mean, n = float(point.mean()), len(point)
+    half = Z95 * float(point.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+    interval = (mean - half, mean + half)
+    if what == "fosc":
+        return mean, interval, None, f"paired interval on {n} points"
+    p = sign_flip(np.rint(each.sum(0)).astype(int))
+    return mean, interval, p, f"exact paired test on {n} points"
+
+
+def sign_flip(sums: np.ndarray) -> float:
+    """Exact two-sided p-value that whole numbers (n,), one a point, are as likely to be negated as not.
+
+    A point's number is the sum over the seeds of the difference of two verdicts. With one seed this is
+    McNemar's exact test.
+
+    Example:
+        >>> round(sign_flip(np.array([1] * 8 + [-1] * 2)), 4)
+        0.1094
+    """
+    from scipy.stats import binom
+
+    sizes, counts = np.unique(np.abs(sums[sums != 0]), return_counts=True)
+    if len(sizes) == 0:
+        return 1.0
+    law = np.ones(1)  # of (total + sum of sizes) / 2, in steps of one
+    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+        spread = np.zeros(size * count + 1)
+        spread[::size] = binom.pmf(np.arange(count + 1), count, 0.5)
+        law = np.convolve(law, spread)
+    totals = 2 * np.arange(len(law)) - (len(law) - 1)
+    return float(min(1.0, law[np.abs(totals) >= abs(int(sums.sum()))].sum()))
+
+
+def _tails(paired: list[tuple[Points, Points]], sign: float) -> Comparison:
+    """Difference of tail accuracies, averaged over the seeds, with a bootstrap of the points."""
+    y = paired[0][0].y
+    classes = int(y.max()) + 1
+    stacks = [np.stack([a.value for a, _ in paired]), np.stack([b.value for _, b in paired])]
+
+    def difference(rows: np.ndarray) -> float:
+        counts = np.bincount(y[rows], minlength=classes)
+        values = [
+            np.mean([tail(np.bincount(y[rows], v[rows], classes).round(), counts, 30)[0] for v in stack])
+            for stack in stacks
+        ]
+        return sign * float(values[0] - values[1])
+
+    generator, n = np.random.default_rng(0), len(y)
+    drawn = [difference(generator.integers(0, n, n)) for _ in range(DRAWS)]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    how = f"paired bootstrap of {n} points"
+    return difference(np.arange(n)), (float(low), float(high)), None, how
+
+
+def _apart(pairs: Sequence[tuple[Record, Record]], column: str, sign: float) -> Comparison:
+    """On different points: Newcombe's interval of the difference of two proportions."""
+    entries = [(a.columns[column], b.columns[column]) for a, b in pairs]
+    means = [float(np.mean([pair[side]["value"] for pair in entries])) for side in (0, 1)]
+    difference = sign * (means[0] - means[1])
+    if any(entry["interval_95"] is None for pair in entries for entry in pair):
+        return difference, _of_seeds(entries, sign), None, "spread over the seeds"
+    bounds = [np.mean([pair[side]["interval_95"] for pair in entries], 0) for side in (0, 1)]
+    up, down = (0, 1) if sign > 0 else (1, 0)
+    low = difference - math.hypot(means[up] - bounds[up][0], bounds[down][1] - means[down])
+    high = difference + math.hypot(bounds[up][1] - means[up], means[down] - bounds[down][0])
+    return difference, (low, high), None, "intervals on different points"
+
+
+def _of_seeds(
+    entries: list[tuple[dict[str, Any], dict[str, Any]]], sign: float
+) -> tuple[float, float] | None:
+    """The range over at least two seeds; one seed says nothing of a measured time."""
+    each = [sign * (a["value"] - b["value"]) for a, b in entries]
+    return (min(each), max(each)) if len(each) > 1 else None

@@ -1,0 +1,107 @@
+"""Records of finished cells: one JSON file each, with the verdict on every point."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bivallate.errors import UserError
+from bivallate.evaluate.files import unpack
+from bivallate.reproduce.cell import slug
+from bivallate.reproduce.running import SCHEMA
+
+__all__ = ["Points", "Record", "read_records"]
+
+
+@dataclass(frozen=True)
+class Points:
+    """One number a test point: a verdict (0 or 1), clean minus robust, or FOSC.
+
+    Attributes:
+        value: (n,). y: (n,) labels, empty where none were kept. index: (n,) rows. data: fingerprint of the
+            points.
+    """
+
+    value: np.ndarray
+    y: np.ndarray
+    index: np.ndarray
+    data: str
+
+    def same_points(self, other: Points) -> bool:
+        """Whether both are of the same images in the same order."""
+        return self.data == other.data and np.array_equal(self.index, other.index)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished cell with one seed, as it was written."""
+
+    entry: dict[str, Any]
+    path: Path
+
+    @property
+    def row(self) -> str:
+        """The method's row."""
+        return self.entry["row"]
+
+    @property
+    def group(self) -> str:
+        """The group of columns."""
+        return self.entry["group"]
+
+    @property
+    def seed(self) -> int:
+        """Of training."""
+        return self.entry["seed"]
+
+    @cached_property
+    def columns(self) -> dict[str, dict[str, Any]]:
+        """Column -> value, interval_95, unit, what."""
+        return self.entry["columns"]
+
+    def points(self, column: str) -> Points | None:
+        """The numbers behind a column, or None where it has none (seconds)."""
+        entry = self.columns[column]
+        score = self.entry["scores"].get(entry.get("score", ""))
+        if score is None:
+            return None
+        kept = score["points"]
+        index = unpack(kept["index"]).numpy()
+        if entry["what"] == "fosc":
+            return Points(unpack(kept["fosc"]).numpy(), np.zeros(0), index, score["data_fingerprint"])
+        stage, y = unpack(kept["stage"]).numpy(), unpack(kept["y"]).numpy()
+        robust, clean = stage == -1, stage != 0
+        value = {"clean": clean, "gap": clean & ~robust}.get(entry["what"], robust)
+        return Points(value.astype(np.int64), y, index, score["data_fingerprint"])
+
+
+def read_records(out: Path, table: str, scale: str) -> list[Record]:
+    """All records of a table at a scale, in the order of their names; none if there is no folder.
+
+    Raises UserError for a file that is not a record.
+    """
+    return [_read(path) for path in sorted((out / table / scale).glob("*-seed*.json"))]
+
+
+def _read(path: Path) -> Record:
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a readable record ({error}): remove it and run the cell again"
+        ) from error
+    if not isinstance(entry, dict) or entry.get("schema") != SCHEMA:
+        raise UserError(f"{path} is not a record of {SCHEMA}: move it out of the results")
+    return Record(entry, path)
+
+
+def of_cell(records: Iterable[Record], row: str, group: str) -> list[Record]:
+    """The records of one cell, by seed."""
+    wanted = slug(f"{row} {group}")
+    return sorted((r for r in records if slug(f"{r.row} {r.group}") == wanted), key=lambda r: r.seed)

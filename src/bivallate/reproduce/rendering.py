@@ -1,0 +1,200 @@
+"""A table's records beside the paper's figures: as plain data, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bivallate.reproduce.judging import judge
+from bivallate.reproduce.records import Record, of_cell
+from bivallate.reproduce.scaling import at_scale, describe
+from bivallate.reproduce.table import Scale, Table
+
+__all__ = ["difference_text", "latex", "markdown", "side_by_side"]
+
+NOT_RUN = "not run"
+
+
+def side_by_side(table: Table, scale: Scale, records: Sequence[Record]) -> dict[str, Any]:
+    """Everything that a rendering shows, as plain data; accuracies are fractions, the paper's are as
+    printed."""
+    cells = at_scale(table, scale)
+    groups = list(dict.fromkeys(cell.group for cell in cells))
+    verdicts = [
+        judge(table, claim, group, records).to_json()
+        for claim in table.claims
+        for group in groups
+        if _applies(claim.group, group)
+        and {claim.better, claim.worse} <= {c.row for c in cells if c.group == group}
+    ]
+    return {
+        "table": table.name,
+        "title": table.title,
+        "source": table.source,
+        "scale": scale,
+        "scale_note": describe(table, scale),
+        "notes": list(table.notes),
+        "groups": [_group(table, group, [c for c in cells if c.group == group], records) for group in groups],
+        "claims": verdicts,
+        "machines": sorted({_machine(r) for r in records}),
+        "commits": sorted({r.entry["commit"].get("id", "")[:12] for r in records} - {""}),
+        "records": len(records),
+        "cells": len(cells),
+    }
+
+
+def _applies(wanted: str, group: str) -> bool:
+    return wanted in ("", group)
+
+
+def _group(table: Table, group: str, cells: list[Any], records: Sequence[Record]) -> dict[str, Any]:
+    columns = list(dict.fromkeys(m.column for cell in cells for m in cell.measures))
+    rows = []
+    for cell in cells:
+        paper = table.reported.get(cell.row, {}).get(group, {})
+        found = of_cell(records, cell.row, group)
+        rows.append({"row": cell.row, "method": cell.method, "paper": paper, "ours": _ours(found, columns)})
+    return {"group": group, "columns": columns, "rows": rows}
+
+
+def _ours(found: list[Record], columns: list[str]) -> dict[str, Any]:
+    """Column -> mean over the seeds, the mean of their intervals, and their spread."""
+    summary: dict[str, Any] = {}
+    for column in columns:
+        entries = [r.columns[column] for r in found if column in r.columns]
+        if not entries:
+            continue
+        values = [entry["value"] for entry in entries]
+        bounds = [entry["interval_95"] for entry in entries]
+        known = all(b is not None for b in bounds)
+        summary[column] = {
+            "value": float(np.mean(values)),
+            "interval_95": np.mean(bounds, 0).tolist() if known else None,
+            "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+            "seeds": len(values),
+            "unit": entries[0]["unit"],
+        }
+    return summary
+
+
+def _machine(record: Record) -> str:
+    m = record.entry["machine"]
+    where = m["gpu"] or f"{m['processor']}, {m['threads']} thread{'s' if m['threads'] > 1 else ''}"
+    return f"{where}, torch {m['torch']}"
+
+
+def figure(entry: dict[str, Any] | None) -> str:
+    """One of our figures as text: value, 95 % interval, spread over the seeds."""
+    if entry is None:
+        return NOT_RUN
+    if entry["unit"] != "fraction":
+        return f"{entry['value']:.4g}"
+    text = f"{100 * entry['value']:.2f}"
+    if entry["interval_95"] is not None:
+        low, high = entry["interval_95"]
+        text += f" [{100 * low:.1f}, {100 * high:.1f}]"
+    if entry["std"] is not None:
+        text += f" ({entry['seeds']} seeds, std {100 * entry['std']:.2f})"
+    return text
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The table as Markdown."""
+    lines = [f"## {report['table']}: {report['title']}", ""]
+    lines += [f"{report['source']}. Scale `{report['scale']}`: {report['scale_note']}.", ""]
+    count = f"{report['records']} records for {report['cells']} cells"
+    lines.append(f"{count}. Accuracies in %, with 95 % intervals of the test points.")
+    for group in report["groups"]:
+        header, body = _grid(group)
+        lines += ["", f"**{group['group']}**", "", _row(header), _row(["---"] * len(header))]
+        lines += [_row(row) for row in body]
+    if report["claims"]:
+        lines += [
+            "",
+            "| claim | where | paper | ours | verdict | how |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        lines += [_row(_claim(c)) for c in report["claims"]]
+    lines += ["", *(f"- {note}" for note in report["notes"])]
+    if report["machines"]:
+        commits = ", ".join(report["commits"]) or "unknown"
+        lines.append(f"- Machine: {'; '.join(report['machines'])}. Commit: {commits}.")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _grid(group: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: for each column the paper's figure, where it has any, and ours."""
+    header, printed = ["method"], {}
+    for column in group["columns"]:
+        printed[column] = any(column in row["paper"] for row in group["rows"])
+        header += [f"{column}, paper", f"{column}, ours"] if printed[column] else [column]
+    body = []
+    for row in group["rows"]:
+        line = [row["row"]]
+        for column in group["columns"]:
+            line += [row["paper"].get(column, "-").replace("+-", " ± ")] if printed[column] else []
+            line.append(figure(row["ours"].get(column)))
+        body.append(line)
+    return header, body
+
+
+def _claim(entry: dict[str, Any]) -> list[str]:
+    paper = "-" if entry["paper"] is None else f"{entry['paper']:+.2f}"
+    ours = difference_text(entry)
+    how = entry["how"] + (f", p = {entry['p']:.2g}" if entry["p"] is not None else "")
+    text = entry["claim"] + ("" if entry["theirs"] else " (our question)")
+    return [text, entry["group"], paper, ours, entry["status"], how or "-"]
+
+
+def difference_text(claim: dict[str, Any]) -> str:
+    """Our difference and its interval: percentage points for accuracies, else the unit's own."""
+    if claim["difference"] is None:
+        return "-"
+    factor, form = (100, "+.2f") if claim["unit"] == "fraction" else (1, "+.4g")
+    text = format(factor * claim["difference"], form)
+    if claim["interval_95"] is None:
+        return text
+    low, high = (format(factor * bound, form) for bound in claim["interval_95"])
+    return f"{text} [{low}, {high}]"
+
+
+def latex(report: dict[str, Any]) -> str:
+    """The table as LaTeX tabulars (booktabs)."""
+    parts = [f"% {report['table']}, scale {report['scale']}: {report['scale_note']}"]
+    for group in report["groups"]:
+        header, body = _grid(group)
+        parts += _tabular(f"{report['table']}: {report['title']} ({group['group']})", header, body)
+    if report["claims"]:
+        header = ["claim", "where", "paper", "ours", "verdict", "how"]
+        parts += _tabular(f"{report['table']}: claims", header, [_claim(c) for c in report["claims"]])
+    return "\n".join(parts) + "\n"
+
+
+def _tabular(caption: str, header: list[str], body: list[list[str]]) -> list[str]:
+    lines = [_tex(header), r"\midrule", *(_tex(row) for row in body)]
+    return [
+        r"\begin{table}",
+        rf"\caption{{{_escaped(caption)}}}",
+        rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+        r"\toprule",
+        *lines,
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+
+
+def _tex(cells: list[str]) -> str:
+    return " & ".join(_escaped(cell) for cell in cells) + r" \\"
+
+
+def _escaped(text: str) -> str:
+    for plain, safe in (("\\", r"\textbackslash{}"), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#")):
+        text = text.replace(plain, safe)
+    return text.replace("±", r"$\pm$").replace("~", r"\textasciitilde{}")

@@ -1,0 +1,95 @@
+"""docs/results.md: every table, rebuilt from the records alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bivallate.files import write_json, write_text
+from bivallate.reproduce.catalogue import tables
+from bivallate.reproduce.records import read_records
+from bivallate.reproduce.rendering import difference_text, latex, markdown, side_by_side
+from bivallate.reproduce.table import QUESTIONS, Scale, Table
+
+__all__ = ["page", "write_page", "write_table"]
+
+SHOWN: tuple[Scale, ...] = ("full", "cpu")  # smoke figures mean nothing and are never shown
+
+INTRODUCTION = """# Results
+
+Every figure under "ours" was computed by this package and is kept, point by point, in `results/`; this page
+is rebuilt from those records by `bivallate reproduce --tables`. Figures under "paper" are as printed there.
+
+A claim is *confirmed* if its inequality holds at the 5 % level on the test points (the same points for both
+methods, so the test is paired; with several seeds it holds for the average of these seeds), *not confirmed*
+if the opposite does, *undecided* if neither does, and *not run* where a record is missing. The intervals are
+of the test points, not of training: with one seed nothing is said about other seeds. Seconds an epoch are
+wall time, also where the machine had other work.
+"""
+
+
+def page(out: Path) -> str:
+    """The page as Markdown."""
+    reports = {
+        (t.name, s): r for t in tables().values() for s in SHOWN if (r := _report(t, s, out)) is not None
+    }
+    parts = [INTRODUCTION, _questions(reports)]
+    parts += [markdown(report) for report in reports.values()]
+    parts.append(_missing(out))
+    return "\n".join(parts)
+
+
+def write_page(out: Path, target: Path) -> Path:
+    """Writes the page; the same records give the same bytes."""
+    write_text(target, page(out))
+    return target
+
+
+def write_table(table: Table, scale: Scale, out: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """(the table as plain data, as "markdown" and "latex" text), kept as files in the table's folder."""
+    report = side_by_side(table, scale, read_records(out, table.name, scale))
+    text = {"markdown": markdown(report), "latex": latex(report)}
+    place = out / table.name
+    write_json(place / f"{scale}.json", report)
+    write_text(place / f"{scale}.md", text["markdown"])
+    write_text(place / f"{scale}.tex", text["latex"])
+    return report, text
+
+
+def _report(table: Table, scale: Scale, out: Path) -> dict[str, Any] | None:
+    records = read_records(out, table.name, scale)
+    return side_by_side(table, scale, records) if records else None
+
+
+def _questions(reports: dict[tuple[str, Scale], dict[str, Any]]) -> str:
+    """The claims that matter, and how many of them were borne out."""
+    lines = ["## The questions that matter", ""]
+    for key, question in QUESTIONS.items():
+        lines.append(f"**{question}**")
+        lines.append("")
+        found = [
+            (report, claim)
+            for report in reports.values()
+            for claim in report["claims"]
+            if claim["question"] == key and claim["status"] != "not run"
+        ]
+        lines += [_answer(report, claim) for report, claim in found] or ["- not run"]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _answer(report: dict[str, Any], claim: dict[str, Any]) -> str:
+    where = f"{report['table']} `{report['scale']}`, {claim['group']}"
+    figures = difference_text(claim)
+    paper = "" if claim["paper"] is None else f"; paper {claim['paper']:+.2f}"
+    return f"- {where}: {claim['claim']}: **{claim['status']}** ({figures}{paper})"
+
+
+def _missing(out: Path) -> str:
+    lines = ["## Not run", "", "These tables have their commands, and no records yet:", ""]
+    for table in tables().values():
+        for scale in SHOWN:
+            if not read_records(out, table.name, scale):
+                command = f"`bivallate reproduce {table.name} --scale {scale}`"
+                lines.append(f"- {table.name} at scale `{scale}` ({table.title}): not run; {command}")
+    return "\n".join(lines) + "\n"
