@@ -1,0 +1,82 @@
+"""Batches that fit, and copies made for speed that never decide."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.evaluate.conftest import affine, cloud
+from torch import nn
+
+import bivallate as bv
+from bivallate.errors import UserError
+from bivallate.evaluate import evaluate
+from bivallate.evaluate.evaluating import _scout
+from bivallate.evaluate.memory import estimate_batch, example_bytes
+from bivallate.parts import part
+
+
+@part
+class Hungry:
+    """Runs out of memory with more than `fits` points."""
+
+    fits: int
+    name: str = "hungry"
+
+    def turns(self, classes: int) -> int:
+        return 3
+
+    def cost(self) -> float:
+        return 1
+
+    def search(self, problem, turn):
+        if len(problem.x) > self.fits:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return problem.project(problem.threat.random(problem.noise, problem.x))
+
+
+def test_the_batch_shrinks_when_memory_runs_out(robust_model, held_out):
+    threat = bv.Linf(0.2)
+    usual = evaluate(robust_model, held_out, threat, Hungry(10**6))
+    tight = evaluate(robust_model, held_out, threat, Hungry(5))
+    assert usual.robust_accuracy < usual.clean_accuracy
+    assert torch.equal(usual.robust, tight.robust)
+    with pytest.raises(UserError, match="one point does not fit"):
+        evaluate(robust_model, held_out, threat, Hungry(0))
+
+
+def test_the_estimate_follows_the_activations():
+    small, large = (
+        nn.Sequential(nn.Flatten(), nn.Linear(64, k), nn.ReLU(), nn.Linear(k, 2)) for k in (10, 10**6)
+    )
+    x = cloud(1, (1, 8, 8))
+    assert example_bytes(large, x) > 3 * 2 * 4 * 10**6
+    assert estimate_batch(large, x) < estimate_batch(small, x)
+    assert estimate_batch(large, x) >= 1
+
+
+class Viewing(nn.Module):
+    """Works in one memory format only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 3, 3)
+        self.head = nn.Linear(3 * 36, 4)
+
+    def forward(self, x):
+        return self.head(self.convolution(x).view(len(x), -1))
+
+
+def test_a_copy_that_cannot_be_used_is_not_used():
+    x = cloud(2, (1, 8, 8))
+    model = Viewing().eval().requires_grad_(False)
+    scout = _scout(model, x)
+    assert torch.allclose(scout(x), model(x), atol=1e-6)
+    random = nn.Sequential(affine(64, 4), Jitter()).eval().requires_grad_(False)
+    assert _scout(random, x) is random
+
+
+class Jitter(nn.Module):
+    """Never the same twice."""
+
+    def forward(self, x):
+        return x + torch.randn_like(x)
