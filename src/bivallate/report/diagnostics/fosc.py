@@ -1,0 +1,112 @@
+"""How near an attack comes to a stationary point of its problem: FOSC (methods E11)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from bivallate.lower.objective import cross_entropy
+from bivallate.lower.start import uniform
+from bivallate.lower.threat import ThreatModel
+from bivallate.report.diagnostics.drawn import Drawn
+from bivallate.report.diagnostics.sample import looked_at, problem_of, sample
+from bivallate.report.style import COLOURS, figure
+
+GROUPS = 20
+
+
+@dataclass(frozen=True, eq=False)
+class FOSC(Drawn):
+    """c = max over d in C(x) of <grad, d - delta> after several numbers of steps; 0 at a stationary point.
+
+    Attributes:
+        steps: numbers of PGD steps. fosc, loss: (len(steps), n) in nats. correct: the same, bool.
+    """
+
+    steps: tuple[int, ...]
+    fosc: np.ndarray
+    loss: np.ndarray
+    correct: np.ndarray
+
+    def data(self) -> dict[str, Any]:
+        """The arrays."""
+        return {"steps": list(self.steps), "fosc": self.fosc, "loss": self.loss, "correct": self.correct}
+
+    def groups(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(FOSC, accuracy, loss): means of groups of equal size, by the FOSC of all steps together."""
+        order = np.argsort(self.fosc.ravel(), kind="stable")
+        parts = np.array_split(order, min(GROUPS, len(order)))
+        return tuple(
+            np.array([a.ravel()[p].mean() for p in parts]) for a in (self.fosc, self.correct, self.loss)
+        )  # pyright: ignore
+
+    def draw(self) -> Figure:
+        """Distributions by number of steps; accuracy and loss against FOSC."""
+        fig, (left, right) = figure(2, width=2, height=2.3)
+        floor = max(1e-4, float(np.quantile(self.fosc, 0.01)))
+        top = max(float(self.fosc.max()), 10 * floor)
+        bins = np.geomspace(floor, top, 31)
+        for k, (steps, values) in enumerate(zip(self.steps, self.fosc, strict=True)):
+            share = np.full(len(values), 100 / len(values))
+            shown = values.clip(floor, top)
+            left.hist(
+                shown, bins, weights=share, histtype="step", lw=1.3, color=COLOURS[k], label=f"PGD-{steps}"
+            )
+        left.set_xscale("log")
+        left.set_xlabel("FOSC (nats)")
+        left.set_ylabel("test points (%)")
+        left.legend()
+        at, accuracy, loss = self.groups()
+        one = right.plot(at.clip(floor), 100 * accuracy, "o-", color=COLOURS[0], label="accuracy")
+        right.set_xscale("log")
+        right.set_ylim(-2, 102)
+        right.set_xlabel(f"FOSC (nats), mean of each of {len(at)} groups")
+        right.set_ylabel("accuracy (%)")
+        other = right.twinx()
+        two = other.plot(at.clip(floor), loss, "s--", color=COLOURS[1], label="loss")
+        other.set_ylabel("loss (nats)")
+        other.spines["right"].set_visible(True)
+        other.set_ylim(bottom=0)
+        other.grid(visible=False)
+        right.legend(handles=[*one, *two], loc="center right")
+        return fig
+
+
+def fosc(
+    model: nn.Module,
+    data: Any,
+    threat: ThreatModel,
+    *,
+    steps: tuple[int, ...] = (1, 5, 20),
+    step_size: float = 0.25,
+    n: int | None = None,
+    seed: int = 0,
+) -> FOSC:
+    """FOSC, loss and correctness along one PGD from a uniform start; step_size in units of eps.
+
+    Cost: max(steps) + 1 forwards and backwards a point.
+
+    Reference: Wang et al. (Dynamic AT), ICML 2019, eq. 8, Fig. 1-2; methods E11.
+    """
+    columns: dict[int, list[torch.Tensor]] = {k: [] for k in steps}
+    with looked_at(model) as device:
+        for batch in sample(data, n, seed).batches(device):
+            problem = problem_of(model, batch, threat, seed)
+            delta = problem.project(uniform(problem))
+            for k in range(max(steps) + 1):
+                logits, grad = problem.ascent(delta)
+                if k in columns:
+                    loss = cross_entropy(problem, logits)
+                    gap = threat.support(grad, batch.x, delta)
+                    right = (logits.argmax(1) == batch.y).to(gap.dtype)
+                    columns[k].append(torch.stack([gap, loss, right]).cpu())
+                delta = problem.project(delta + step_size * threat.eps * threat.steepest(grad))
+    rows = [torch.cat(columns[k], 1).numpy() for k in steps]
+    return FOSC(
+        steps, *(np.stack([r[j] for r in rows]) for j in range(2)), np.stack([r[2] for r in rows]) > 0
+    )

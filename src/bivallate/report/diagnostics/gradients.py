@@ -1,0 +1,80 @@
+"""Do gradients near a point agree with the gradient at it? (methods E10)"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from bivallate.lower.threat import ThreatModel
+from bivallate.report.diagnostics.drawn import Drawn
+from bivallate.report.diagnostics.sample import looked_at, problem_of, sample
+from bivallate.report.style import COLOURS, figure
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment(Drawn):
+    """The cosine of the angle between the loss's gradients at x and at x + eta, for every point.
+
+    Attributes:
+        eps: radius of eta. cosine: label -> (n,) in [-1, 1].
+    """
+
+    eps: float
+    cosine: dict[str, np.ndarray]
+
+    @property
+    def score(self) -> dict[str, float]:
+        """The GA score of each model: the mean cosine; 1 where the loss is linear in the ball."""
+        return {label: float(values.mean()) for label, values in self.cosine.items()}
+
+    def data(self) -> dict[str, Any]:
+        """The cosines by label, and eps."""
+        return {"eps": self.eps, **self.cosine}
+
+    def draw(self) -> Figure:
+        """Histograms; the legend says the scores."""
+        fig, ax = figure(1, height=2.2)
+        bins = np.linspace(min(0.0, *(float(v.min()) for v in self.cosine.values())), 1, 41)
+        for k, (label, values) in enumerate(self.cosine.items()):
+            share = np.full(len(values), 100 / len(values))
+            name = f"{label}: mean {values.mean():.2f}"
+            ax.hist(values, bins, weights=share, histtype="step", lw=1.3, color=COLOURS[k], label=name)
+        ax.set_xlabel(rf"cosine of gradients at $x$ and $x+\eta$, eps {self.eps:.3g}")
+        ax.set_ylabel("test points (%)")
+        ax.legend(loc="upper left")
+        return fig
+
+
+def cosines(a: Tensor, b: Tensor) -> Tensor:
+    """(B,) cosine of gradients (B, ...); 1 where one of them is zero, as in the public helper."""
+    a, b = a.flatten(1).double(), b.flatten(1).double()
+    norms = a.norm(dim=1) * b.norm(dim=1)
+    return torch.where(norms > 0, (a * b).sum(1) / norms.clamp(min=1e-300), 1.0)
+
+
+def gradient_alignment(
+    models: dict[str, nn.Module], data: Any, threat: ThreatModel, *, n: int | None = None, seed: int = 0
+) -> Alignment:
+    """The alignment of gradients within the threat, of models by label; eta is uniform and not clipped.
+
+    Cost: two forwards and two backwards a point and model.
+
+    Reference: Andriushchenko and Flammarion 2020, section 4; methods E10.
+    """
+    chosen, found = sample(data, n, seed), {}
+    for label, model in models.items():
+        values = []
+        with looked_at(model) as device:
+            for batch in chosen.batches(device):
+                problem = problem_of(model, batch, threat, seed)
+                eta = threat.random(problem.noise, batch.x, "alignment")
+                _, here = problem.ascent(torch.zeros_like(batch.x))
+                _, there = problem.ascent(eta)
+                values.append(cosines(here, there).cpu())
+        found[label] = torch.cat(values).numpy()
+    return Alignment(threat.eps, found)

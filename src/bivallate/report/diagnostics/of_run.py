@@ -1,0 +1,178 @@
+"""Every diagnostic of a run folder, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from bivallate.data import Dataset
+from bivallate.errors import UserError, unknown
+from bivallate.evaluate import Score, evaluate
+from bivallate.lower.threat import Linf
+from bivallate.models import Classifier
+from bivallate.report.collect import RunRecord, collect
+from bivallate.report.diagnostics.classes import confusion, per_class
+from bivallate.report.diagnostics.curves import learning_curves
+from bivallate.report.diagnostics.drawn import Drawn
+from bivallate.report.diagnostics.fosc import fosc
+from bivallate.report.diagnostics.gradients import gradient_alignment
+from bivallate.report.diagnostics.landscape import loss_landscape
+from bivallate.report.diagnostics.ranks import accuracy_over_eps, adversarial_rank, transfer
+from bivallate.report.diagnostics.weights import (
+    Weighed,
+    extremes,
+    likelihood_pca,
+    weigh,
+    weight_scatter,
+    weights_by_class,
+    weights_over_epochs,
+)
+from bivallate.run import checkpoint
+from bivallate.run.api import load
+from bivallate.run.folder import RunFolder
+from bivallate.run.session import Session, create_model, load_data
+from bivallate.types import Clock
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One or several runs under diagnosis; the first is the one that single pictures show.
+
+    Attributes:
+        runs: as read. weights: best, last or ema. n: points at most. seed: of the points and of the attacks.
+        attack: for accuracies by class, where no evaluation of the run says them.
+    """
+
+    runs: tuple[RunRecord, ...]
+    weights: str = "best"
+    n: int = 500
+    seed: int = 0
+    attack: str = "pgd-20"
+
+    @cached_property
+    def data(self) -> Dataset:
+        """Of the first run."""
+        config = self.runs[0].config
+        return load_data(config.data, config.seed)
+
+    @cached_property
+    def models(self) -> dict[str, Classifier]:
+        """By label."""
+        return {run.label: load(run.path, self.weights) for run in self.runs}
+
+    @property
+    def first(self) -> Classifier:
+        """The model of the first run."""
+        return self.models[self.runs[0].label]
+
+    @property
+    def threat(self):
+        """That the first run was trained for."""
+        return self.runs[0].config.method.threat
+
+    @cached_property
+    def scores(self) -> dict[str, Score]:
+        """The same attack on every run, on the same points."""
+        return {
+            label: evaluate(model, self.data.test, self.threat, self.attack, n=self.points, seed=self.seed)
+            for label, model in self.models.items()
+        }
+
+    @property
+    def points(self) -> int:
+        """How many test points are looked at."""
+        return min(self.n, len(self.data.test))
+
+    @cached_property
+    def weighed(self) -> dict[str, Weighed]:
+        """Every run's own weights on the same test points, with the memory of its last checkpoint."""
+        return {run.label: self._weigh(run) for run in self.runs}
+
+    def _weigh(self, run: RunRecord) -> Weighed:
+        with torch.random.fork_rng(devices=[]):  # unpacking restores the run's generators
+            session = Session(
+                run.config, self.data, create_model(run.config.model, self.data, run.config.seed)
+            )
+            session.unpack(checkpoint.newest(RunFolder(run.path).checkpoints, fall_back=True))
+        clock = Clock(run.config.epochs - 1, run.config.epochs, seed=self.seed)
+        model = self.models[run.label].to(session.device)
+        return weigh(model, session.method, self.data.test, clock, n=self.n, seed=self.seed)
+
+
+def subject(paths: Sequence[Path], **settings: object) -> Subject:
+    """The runs of some folders. Raises UserError if they were trained on different kinds of data."""
+    runs = tuple(collect(list(paths)))
+    if not runs:
+        raise UserError("name at least one run folder")
+    first = runs[0].config.data
+    for run in runs[1:]:
+        if run.config.data.name != first.name or run.classes != runs[0].classes:
+            raise UserError(
+                f"{run.label} was trained on {run.config.data.name or 'tensors'}, {runs[0].label} on "
+                f"{first.name or 'tensors'}: diagnose runs on the same data together"
+            )
+    return replace(Subject(runs), **settings)  # pyright: ignore[reportArgumentType]
+
+
+def _landscape(s: Subject) -> Drawn:
+    if not isinstance(s.threat, Linf):
+        raise UserError("the loss landscape is drawn along signs, for Linf runs")
+    return loss_landscape(s.first, s.data.test, s.threat, n=1, seed=s.seed)
+
+
+def _scatter(s: Subject) -> Drawn:
+    if len(s.runs) != 2:
+        raise UserError(f"weight-scatter compares two runs, got {len(s.runs)}: name the second one too")
+    first, second = s.weighed.values()
+    return weight_scatter(first, second, (s.runs[0].label, s.runs[1].label))
+
+
+def _transfer(s: Subject) -> Drawn:
+    if len(s.runs) < 2:
+        raise UserError("transfer needs at least two runs: name the others too")
+    return transfer(dict(s.models), s.data.test, s.threat, n=s.n, seed=s.seed)
+
+
+def _trained(s: Subject) -> dict[str, float]:
+    return {run.label: run.config.method.threat.eps for run in s.runs}
+
+
+def _first(s: Subject) -> Weighed:
+    return s.weighed[s.runs[0].label]
+
+
+Diagnosis = Callable[[Subject], Drawn]
+DIAGNOSES: dict[str, Diagnosis] = {
+    "curves": lambda s: learning_curves({run.label: run.history for run in s.runs}),
+    "alignment": lambda s: gradient_alignment(dict(s.models), s.data.test, s.threat, n=s.n, seed=s.seed),
+    "fosc": lambda s: fosc(s.first, s.data.test, s.threat, n=s.n, seed=s.seed),
+    "landscape": _landscape,
+    "classes": lambda s: per_class(s.scores, s.runs[0].classes),
+    "confusion": lambda s: confusion(s.scores[s.runs[0].label], s.runs[0].classes),
+    "eps": lambda s: accuracy_over_eps(
+        dict(s.models), s.data.test, s.threat, trained=_trained(s), n=s.n, seed=s.seed
+    ),
+    "ranks": lambda s: adversarial_rank(dict(s.models), s.data.test, s.threat, n=s.n, seed=s.seed),
+    "weights": lambda s: weights_by_class(_first(s), s.runs[0].classes, s.runs[0].label),
+    "weights-over-epochs": lambda s: weights_over_epochs({run.label: run.history for run in s.runs}),
+    "examples": lambda s: extremes(_first(s), s.runs[0].classes),
+    "likelihoods": lambda s: likelihood_pca(_first(s), s.runs[0].classes),
+    "weight-scatter": _scatter,
+    "transfer": _transfer,
+}
+PAIRS = {"weight-scatter": (2, 2), "transfer": (2, 99)}  # least and most runs
+
+
+def choose(what: Sequence[str], runs: int) -> list[str]:
+    """The diagnoses by name; without names all that so many runs allow."""
+    for name in what:
+        if name not in DIAGNOSES:
+            raise unknown("diagnosis", name, DIAGNOSES)
+    allowed = [
+        name for name in DIAGNOSES if PAIRS.get(name, (1, 99))[0] <= runs <= PAIRS.get(name, (1, 99))[1]
+    ]
+    return list(what) or allowed

@@ -1,0 +1,216 @@
+"""Where the class that an attack reaches stood among the clean logits; accuracy against eps; transfer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from bivallate.evaluate import attack as attacked
+from bivallate.evaluate import evaluate
+from bivallate.evaluate.statistics import wilson
+from bivallate.lower.threat import L2, Linf
+from bivallate.report.diagnostics.drawn import Drawn
+from bivallate.report.diagnostics.sample import looked_at, sample
+from bivallate.report.style import COLOURS, COLUMN, MARKERS, figure
+
+FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Ranks(Drawn):
+    """The rank of the adversarial prediction among the clean logits; 0: the prediction has not changed.
+
+    Attributes:
+        attack: its name. counts: label -> (K,) points by rank.
+    """
+
+    attack: str
+    counts: dict[str, np.ndarray]
+
+    def data(self) -> dict[str, Any]:
+        """Counts by label."""
+        return {"attack": self.attack, "counts": {k: v.tolist() for k, v in self.counts.items()}}
+
+    def draw(self) -> Figure:
+        """Bars for the ranks from 1 on, of the points whose prediction changed."""
+        fig, ax = figure(1, height=2.1)
+        width = 0.8 / len(self.counts)
+        for k, (label, counts) in enumerate(self.counts.items()):
+            changed = counts[1:]
+            share = 100 * changed / max(1, changed.sum())
+            at = np.arange(1, len(counts)) + (k - (len(self.counts) - 1) / 2) * width
+            kept = counts[0] / counts.sum()
+            ax.bar(at, share, 0.92 * width, color=COLOURS[k], label=f"{label} ({kept:.0%} unchanged)")
+        ax.set_xticks(range(1, max(len(c) for c in self.counts.values())))
+        ax.set_xlabel(f"rank among the clean logits of the class that {self.attack} reached")
+        ax.set_ylabel("changed predictions (%)")
+        ax.grid(axis="x", visible=False)
+        ax.legend()
+        return fig
+
+
+def adversarial_rank(
+    models: dict[str, nn.Module],
+    data: Any,
+    threat: Linf | L2,
+    *,
+    attack: str = "pgd-10",
+    n: int | None = None,
+    seed: int = 0,
+) -> Ranks:
+    """The ranks for models by label.
+
+    Reference: BiLAW, Fig. 1b; methods E16.
+    """
+    chosen, found = sample(data, n, seed), {}
+    for label, model in models.items():
+        x_adv = attacked(model, chosen.x, chosen.y, threat, attack, seed=seed)
+        with looked_at(model) as device, torch.no_grad():
+            clean = torch.cat([model(b.x).cpu() for b in chosen.batches(device)])
+            moved = torch.cat([model(b.x).argmax(1).cpu() for b in replace(chosen, x=x_adv).batches(device)])
+        order = clean.argsort(dim=1, descending=True, stable=True)
+        rank = (order == moved[:, None]).int().argmax(1)
+        found[label] = np.bincount(rank.numpy(), minlength=clean.shape[1])
+    return Ranks(attack, found)
+
+
+@dataclass(frozen=True)
+class OverEps(Drawn):
+    """Robust accuracy against the radius of the attack.
+
+    Attributes:
+        attack: its name. norm: of the ball. eps: radii. accuracy, interval: label -> a value for each radius.
+        trained: label -> radius of training, where known.
+    """
+
+    attack: str
+    norm: str
+    eps: tuple[float, ...]
+    accuracy: dict[str, list[float]]
+    interval: dict[str, list[tuple[float, float]]]
+    trained: dict[str, float]
+
+    def data(self) -> dict[str, Any]:
+        """As the attributes."""
+        return {
+            "attack": self.attack,
+            "norm": self.norm,
+            "eps": list(self.eps),
+            "accuracy": self.accuracy,
+            "interval_95": {k: [list(i) for i in v] for k, v in self.interval.items()},
+            "trained": self.trained,
+        }
+
+    def draw(self) -> Figure:
+        """Lines with their 95 % bands; a tick on the axis at each training radius."""
+        fig, ax = figure(1, height=2.2)
+        for k, (label, values) in enumerate(self.accuracy.items()):
+            low, high = (100 * np.array(side) for side in zip(*self.interval[label], strict=True))
+            ax.fill_between(self.eps, low, high, color=COLOURS[k], alpha=0.15, lw=0)
+            ax.plot(self.eps, [100 * v for v in values], color=COLOURS[k], marker=MARKERS[k], label=label)
+        for eps in set(self.trained.values()):
+            ax.axvline(eps, color="#555555", lw=0.8, ls=":")
+            ax.annotate("training", (eps, 101), (2, -2), textcoords="offset points", fontsize=6, va="top")
+        ax.set_ylim(-2, 102)
+        ax.set_xlabel(f"eps of the attack ({self.norm}, pixel range [0, 1])")
+        ax.set_ylabel(f"accuracy under {self.attack} (%)")
+        ax.legend()
+        return fig
+
+
+def accuracy_over_eps(
+    models: dict[str, nn.Module],
+    data: Any,
+    threat: Linf | L2,
+    *,
+    factors: tuple[float, ...] = FACTORS,
+    attack: str = "pgd-20",
+    trained: dict[str, float] | None = None,
+    n: int | None = None,
+    seed: int = 0,
+) -> OverEps:
+    """Robust accuracy of models by label at several multiples of a threat's radius.
+
+    Reference: Fast-BAT, Fig. 1; Dynamic AT, Fig. 4; methods E16.
+    """
+    chosen = sample(data, n, seed)
+    limit = 1.0 if isinstance(threat, Linf) else float("inf")
+    radii = tuple(sorted({min(limit, f * threat.eps) for f in factors}))
+    accuracy: dict[str, list[float]] = {}
+    interval: dict[str, list[tuple[float, float]]] = {}
+    for label, model in models.items():
+        standing = torch.ones(len(chosen.y), dtype=torch.bool)
+        accuracy[label], interval[label] = [], []
+        for eps in radii:
+            score = evaluate(model, (chosen.x, chosen.y), replace(threat, eps=eps), attack, seed=seed)
+            standing &= score.robust  # a point that a smaller ball has broken is broken in a larger one
+            hits = int(standing.sum())
+            accuracy[label].append(hits / len(standing))
+            interval[label].append(wilson(hits, len(standing)))
+    return OverEps(attack, type(threat).__name__, radii, accuracy, interval, trained or {})
+
+
+@dataclass(frozen=True)
+class Transfer(Drawn):
+    """Accuracy of each model on the adversarial points of each other one (methods E9).
+
+    Attributes:
+        attack: its name. labels: of the models. accuracy: (m, m), rows: made on, columns: measured on.
+    """
+
+    attack: str
+    labels: tuple[str, ...]
+    accuracy: list[list[float]]
+
+    def data(self) -> dict[str, Any]:
+        """As the attributes."""
+        return {"attack": self.attack, "labels": list(self.labels), "accuracy": self.accuracy}
+
+    def draw(self) -> Figure:
+        """A table of shades; the diagonal is white-box."""
+        size = len(self.labels)
+        fig = Figure(figsize=(COLUMN, 0.9 + 0.38 * size), layout="constrained")
+        ax = fig.subplots()
+        values = 100 * np.array(self.accuracy)
+        ax.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        for i, j in np.ndindex(size, size):
+            colour = "white" if values[i, j] > 55 else "#222222"
+            weight = "bold" if i == j else "normal"
+            ax.text(j, i, f"{values[i, j]:.1f}", ha="center", va="center", color=colour, weight=weight)
+        ax.set_xticks(range(size), self.labels, rotation=0 if size < 5 else 30)
+        ax.set_yticks(range(size), self.labels)
+        ax.grid(visible=False)
+        ax.tick_params(length=0)
+        ax.set_xlabel(f"accuracy of (%), under {self.attack}")
+        ax.set_ylabel("attack made on")
+        return fig
+
+
+def transfer(
+    models: dict[str, nn.Module],
+    data: Any,
+    threat: Linf | L2,
+    *,
+    attack: str = "pgd-20",
+    n: int | None = None,
+    seed: int = 0,
+) -> Transfer:
+    """Attacks every model and shows the points to all; transfer below white-box hints at masked gradients."""
+    chosen, rows = sample(data, n, seed), []
+    for source in models.values():
+        x_adv = attacked(source, chosen.x, chosen.y, threat, attack, seed=seed)
+        row = []
+        for target in models.values():
+            with looked_at(target) as device, torch.no_grad():
+                hits = sum(
+                    int((target(b.x).argmax(1) == b.y).sum())
+                    for b in replace(chosen, x=x_adv).batches(device)
+                )
+            row.append(hits / len(chosen.y))
+        rows.append(row)
+    return Transfer(attack, tuple(models), rows)

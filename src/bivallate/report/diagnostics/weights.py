@@ -1,0 +1,369 @@
+"""The weights that a method gives to examples: by class, between methods, on which examples, where in the
+space of likelihoods (methods E13-E16)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from bivallate.errors import UserError
+from bivallate.evidence import gather
+from bivallate.lower.objective import cross_entropy
+from bivallate.lower.pgd import PGD
+from bivallate.lower.problem import Forward, LowerProblem
+from bivallate.method import BoundMethod
+from bivallate.report.diagnostics.drawn import Drawn
+from bivallate.report.diagnostics.sample import looked_at, sample
+from bivallate.report.style import COLOURS, COLUMN, figure
+from bivallate.types import Clock
+
+SIZE = 128  # of the minibatches that are weighed: most rules are relative to their minibatch
+
+
+@dataclass(frozen=True, eq=False)
+class Weighed:
+    """What a method makes of some points.
+
+    Attributes:
+        index, y: (n,) rows and labels. weights: (n,) divided by their mean. x: (n, C, H, W).
+        clean, adversarial: (n, K) softmax. margin: (n,) p_y - max p_k on the adversarial points.
+    """
+
+    index: np.ndarray
+    y: np.ndarray
+    weights: np.ndarray
+    x: np.ndarray
+    clean: np.ndarray
+    adversarial: np.ndarray
+    margin: np.ndarray
+
+    @property
+    def robust(self) -> np.ndarray:
+        """(n,) bool: still correct on the adversarial point."""
+        return self.margin > 0
+
+
+def weigh(
+    model: nn.Module, method: BoundMethod, data: Any, clock: Clock, *, n: int | None = None, seed: int = 0
+) -> Weighed:
+    """The weights of a bound method on some points in minibatches of 128, and what they hang on.
+
+    The points are attacked by the method's own solver where that has no memory, else by PGD-20. Eval mode.
+
+    Raises:
+        UserError: a rule that weighs only what it has just been fitted to.
+    """
+    columns: list[tuple[torch.Tensor, ...]] = []
+    chosen = sample(data, n, seed)
+    own = not isinstance(method.solver, nn.Module)
+    solver = method.solver if own else PGD(20, method.threat.eps / 4)
+    objective = method.objective if own else cross_entropy
+    with looked_at(model) as device:
+        for batch in chosen.batches(device, SIZE):
+            forward = Forward(model)
+            problem = LowerProblem(forward, batch, objective, method.threat, clock)
+            solution = solver.solve(problem)
+            with torch.no_grad():
+                terms = method.loss(forward, batch.x, problem.adversarial(solution.delta), batch.y)
+                evidence = gather(forward, terms, solution, batch, clock)
+                weights = _weights(method, evidence)
+                clean, moved = evidence.clean_logits.softmax(1), terms.logits.softmax(1)
+            columns.append((weights.float().cpu(), clean.cpu(), moved.cpu(), evidence.margin.cpu()))
+    w, clean, moved, margin = (torch.cat(c).numpy() for c in zip(*columns, strict=True))
+    mean = float(w.mean())
+    w = w / mean if mean > 0 else np.ones_like(w)
+    return Weighed(chosen.index.numpy(), chosen.y.numpy(), w, chosen.x.numpy(), clean, moved, margin)
+
+
+def _weights(method: BoundMethod, evidence: Any) -> torch.Tensor:
+    try:
+        return method.weighting(evidence)
+    except UserError as error:
+        rule = type(method.weighting).__name__
+        raise UserError(f"{rule} gives no weights outside a training step: {error}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class WeightsByClass(Drawn):
+    """Relative weights of the examples of each class.
+
+    Attributes:
+        label: of the method. classes: names. y, weights: (n,).
+    """
+
+    label: str
+    classes: tuple[str, ...]
+    y: np.ndarray
+    weights: np.ndarray
+
+    def data(self) -> dict[str, Any]:
+        """The weights with their labels."""
+        return {"label": self.label, "classes": list(self.classes), "y": self.y, "weights": self.weights}
+
+    def draw(self) -> Figure:
+        """Every example a dot, the quartiles a bar, the mean of all a line."""
+        fig = Figure(figsize=(COLUMN, 2.3), layout="constrained")
+        ax = fig.subplots()
+        own = [self.weights[self.y == k] for k in range(len(self.classes))]
+        spread = np.random.default_rng(0)
+        for k, values in enumerate(own):
+            if not len(values):
+                continue
+            at = k + spread.uniform(-0.28, 0.28, len(values))
+            ax.plot(at, values, ".", color=COLOURS[5], ms=2.5, mew=0, alpha=0.7)
+            low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+            ax.vlines(k, low, high, color=COLOURS[0], lw=3)
+            ax.plot(k, middle, "o", color="white", mec=COLOURS[0], ms=4)
+        ax.axhline(1, color="#555555", lw=0.7, ls=":")
+        turn = 0 if max(map(len, self.classes)) < 4 else 40
+        ax.set_xticks(range(len(self.classes)), self.classes, rotation=turn)
+        ax.grid(axis="x", visible=False)
+        ax.set_ylim(bottom=min(0.0, float(self.weights.min())) - 0.03 * float(np.ptp(self.weights) + 0.1))
+        ax.set_xlabel("class (dots: examples, bars: quartiles)")
+        ax.set_ylabel(f"weight / mean, {self.label}")
+        return fig
+
+
+def weights_by_class(weighed: Weighed, classes: tuple[str, ...], label: str = "weights") -> WeightsByClass:
+    """The distribution of the weights in each class (BiLAW, Fig. 3; DONE, Fig. 5)."""
+    return WeightsByClass(label, tuple(classes), weighed.y, weighed.weights)
+
+
+@dataclass(frozen=True, eq=False)
+class WeightScatter(Drawn):
+    """The weights that two methods give to the same points.
+
+    Attributes:
+        labels: of the two. first, second: (n,) weights. robust: (n,) 0 to 2, under how many of them the point
+            stays correct.
+    """
+
+    labels: tuple[str, str]
+    first: np.ndarray
+    second: np.ndarray
+    robust: np.ndarray
+
+    @property
+    def correlation(self) -> float | None:
+        """Spearman's; None where one of them weighs all alike."""
+        from scipy.stats import spearmanr
+
+        if np.ptp(self.first) < 1e-6 or np.ptp(self.second) < 1e-6:
+            return None
+        return float(spearmanr(self.first, self.second)[0])  # pyright: ignore[reportArgumentType]
+
+    def data(self) -> dict[str, Any]:
+        """The weights."""
+        return {
+            "labels": list(self.labels),
+            "first": self.first,
+            "second": self.second,
+            "robust": self.robust,
+        }
+
+    def draw(self) -> Figure:
+        """Dots, by how many of the two models the point withstands."""
+        fig, ax = figure(1, height=2.6)
+        groups = (("none", 0, COLOURS[1], "v"), ("one", 1, COLOURS[4], "s"), ("both", 2, COLOURS[0], "o"))
+        for name, count, colour, marker in groups:
+            own = self.robust == count
+            ax.plot(
+                self.first[own], self.second[own], marker, color=colour, ms=2.6, mew=0, alpha=0.65,
+                label=f"{name} ({own.sum()})",
+            )  # fmt: skip
+        ax.set_xlabel(f"weight / mean, {self.labels[0]}")
+        ax.set_ylabel(f"weight / mean, {self.labels[1]}")
+        rho = self.correlation
+        title = "robust under" if rho is None else f"Spearman {rho:.2f}; robust under"
+        fig.legend(title=title, title_fontsize=7, loc="outside upper left", ncols=3, markerscale=1.6)
+        return fig
+
+
+def weight_scatter(first: Weighed, second: Weighed, labels: tuple[str, str]) -> WeightScatter:
+    """Two methods' weights on the same points (BiLAW, Fig. 6). Raises UserError if the points differ."""
+    if not np.array_equal(first.index, second.index) or not np.array_equal(first.x, second.x):
+        raise UserError("the two runs were not weighed on the same points: use the same data, n and seed")
+    robust = first.robust.astype(int) + second.robust.astype(int)
+    return WeightScatter(labels, first.weights, second.weights, robust)
+
+
+@dataclass(frozen=True, eq=False)
+class Extremes(Drawn):
+    """The examples of lowest and highest weight.
+
+    Attributes:
+        classes: names. images: (2, m, C, H, W), lightest and heaviest first. weights: (2, m).
+        y, clean, adversarial: (2, m) labels and predictions. index: (2, m) rows.
+    """
+
+    classes: tuple[str, ...]
+    images: np.ndarray
+    weights: np.ndarray
+    y: np.ndarray
+    clean: np.ndarray
+    adversarial: np.ndarray
+    index: np.ndarray
+
+    def data(self) -> dict[str, Any]:
+        """All of it."""
+        names = ("images", "weights", "y", "clean", "adversarial", "index")
+        return {"classes": list(self.classes), **{name: getattr(self, name) for name in names}}
+
+    def draw(self) -> Figure:
+        """Two rows of images; the frame says what the model makes of them."""
+        _, m = self.weights.shape
+        fig = Figure(figsize=(COLUMN * 2, 2.45), layout="constrained")
+        grid = fig.subplots(2, m)
+        for i, name in enumerate(("lightest", "heaviest")):
+            for j in range(m):
+                self._tile(grid[i][j], i, j)
+            grid[i][0].set_ylabel(name, fontsize=8)
+        names = (
+            (COLOURS[0], "robust"),
+            (COLOURS[4], "broken by the attack"),
+            (COLOURS[1], "wrong when clean"),
+        )
+        handles = [fig.axes[0].plot([], [], "s", mfc="none", mec=c, mew=2, label=t)[0] for c, t in names]
+        fig.legend(handles=handles, loc="outside lower left", ncols=3)
+        return fig
+
+    def _tile(self, ax: Any, i: int, j: int) -> None:
+        image = self.images[i, j].transpose(1, 2, 0)
+        ax.imshow(image if image.shape[2] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=1)
+        y, clean, adversarial = self.y[i, j], self.clean[i, j], self.adversarial[i, j]
+        colour = COLOURS[1] if clean != y else COLOURS[0] if adversarial == y else COLOURS[4]
+        for side in ax.spines.values():
+            side.set(visible=True, color=colour, linewidth=2)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        into = "" if adversarial == y else f"→{self.classes[adversarial]}"
+        ax.set_title(f"{self.classes[y]}{into}\n{self.weights[i, j]:.2f}", fontsize=6.5, pad=2)
+
+
+def extremes(weighed: Weighed, classes: tuple[str, ...], count: int = 10) -> Extremes:
+    """The lightest and heaviest examples, with what the model makes of them (methods E14)."""
+    order = np.argsort(weighed.weights, kind="stable")
+    count = min(count, len(order) // 2)
+    if count < 1:
+        raise UserError("the easiest and hardest examples need at least 2 points")
+    rows = np.stack([order[:count], order[::-1][:count]])
+    return Extremes(
+        tuple(classes),
+        weighed.x[rows],
+        weighed.weights[rows],
+        weighed.y[rows],
+        weighed.clean[rows].argmax(2),
+        weighed.adversarial[rows].argmax(2),
+        weighed.index[rows],
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Likelihoods(Drawn):
+    """Softmax vectors of some classes in their principal components, shaded by weight.
+
+    Attributes:
+        classes: names of those shown. y: (n,) positions in `classes`. points: (n, 3) components.
+        explained: (3,) fractions of the variance. weights: (n,).
+    """
+
+    classes: tuple[str, ...]
+    y: np.ndarray
+    points: np.ndarray
+    explained: np.ndarray
+    weights: np.ndarray
+
+    def data(self) -> dict[str, Any]:
+        """The projection."""
+        names = ("y", "points", "explained", "weights")
+        return {"classes": list(self.classes), **{name: getattr(self, name) for name in names}}
+
+    def draw(self) -> Figure:
+        """Components 1-2 and 1-3; the marker is the class, the shade the weight."""
+        fig, axes = figure(2, width=2, height=2.6)
+        top = float(np.quantile(self.weights, 0.98))
+        dots = None
+        for ax, other in zip(axes, (1, 2), strict=True):
+            for k, name in enumerate(self.classes):
+                own = np.flatnonzero(self.y == k)
+                own = own[np.argsort(self.weights[own], kind="stable")]  # the heavy ones on top
+                dots = ax.scatter(
+                    self.points[own, 0],
+                    self.points[own, other],
+                    14,
+                    self.weights[own],
+                    ("o", "s", "^")[k % 3],
+                    cmap="cividis_r",
+                    vmin=0,
+                    vmax=max(top, 1e-6),
+                    lw=0.2,
+                    ec="#444444",
+                    label=f"class {name}",
+                )
+            ax.set_xlabel(f"component 1 ({self.explained[0]:.0%} of variance)")
+            ax.set_ylabel(f"component {other + 1} ({self.explained[other]:.0%})")
+        axes[0].legend()
+        if dots is not None:
+            fig.colorbar(dots, ax=list(axes), pad=0.01).set_label("weight / mean")
+        return fig
+
+
+def likelihood_pca(
+    weighed: Weighed, classes: tuple[str, ...], shown: tuple[int, ...] = (0, 1, 2)
+) -> Likelihoods:
+    """Principal components of adversarial softmax vectors of some classes (BiLAW, Fig. 4; methods E15)."""
+    rows = np.flatnonzero(np.isin(weighed.y, shown))
+    if len(rows) < 3 or weighed.adversarial.shape[1] < 3:
+        raise UserError("the principal components need at least 3 points and 3 classes")
+    p = weighed.adversarial[rows].astype(np.float64)
+    u, s, _ = np.linalg.svd(p - p.mean(0), full_matrices=False)
+    variance = s**2 / max(float((s**2).sum()), 1e-300)
+    names = tuple(classes[k] for k in shown)
+    y = np.array([shown.index(int(label)) for label in weighed.y[rows]])
+    return Likelihoods(names, y, (u * s)[:, :3], variance[:3], weighed.weights[rows])
+
+
+@dataclass(frozen=True)
+class WeightsOverEpochs(Drawn):
+    """How unequal a run's weights were, epoch by epoch.
+
+    Attributes:
+        epochs: of each run. effective: (sum w)^2 / (B sum w^2); mean: of the weights. By label.
+    """
+
+    epochs: dict[str, list[int]]
+    effective: dict[str, list[float]]
+    mean: dict[str, list[float]]
+
+    def data(self) -> dict[str, Any]:
+        """As the attributes."""
+        return {"epochs": self.epochs, "effective": self.effective, "mean": self.mean}
+
+    def draw(self) -> Figure:
+        """Two panels."""
+        fig, (left, right) = figure(2, width=2, height=2.1)
+        for k, (label, epochs) in enumerate(self.epochs.items()):
+            left.plot(epochs, [100 * v for v in self.effective[label]], color=COLOURS[k], label=label)
+            right.plot(epochs, self.mean[label], color=COLOURS[k], label=label)
+        left.set_ylim(-2, 103)
+        left.set_ylabel("effective weights (% of batch)")
+        right.set_ylim(bottom=0)
+        right.set_ylabel("mean weight")
+        for ax in (left, right):
+            ax.set_xlabel("epoch")
+        left.legend()
+        return fig
+
+
+def weights_over_epochs(runs: dict[str, list[dict[str, Any]]]) -> WeightsOverEpochs:
+    """From the lines of metrics.jsonl, by label (methods E16)."""
+    return WeightsOverEpochs(
+        {label: [line["epoch"] for line in lines] for label, lines in runs.items()},
+        {label: [line["effective"] for line in lines] for label, lines in runs.items()},
+        {label: [line["weight_mean"] for line in lines] for label, lines in runs.items()},
+    )
