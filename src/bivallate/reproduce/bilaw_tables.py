@@ -91,14 +91,14 @@ def _b1() -> Table:
         tuple(cell.but(measures=(*COLUMNS, *tails)) for cell in cells),
         tuple(claims),
         _b1_cpu,
-        "tiny-CNN and Linf alone, all training images, rate 0.02, 10 epochs of the paper's 100 with the milestones in "
-        "proportion, PGD-20 on all test points, AutoAttack on 1,000 random ones",
+        "tiny-CNN and Linf alone, all training images, rate 0.02, 10 epochs of the paper's 100 with the "
+        "milestones in proportion, PGD-20 on all test points, AutoAttack on 1,000 random ones",
         notes=(
             "DONE, Fast-BAT, TRADES, MAIL-TRADES and BiLAW-TRADES are not in the paper's table; they were "
             "trained with the table's recipe for comparison.",
             "The weights reported are the best of all epochs on 1,000 held-out training images.",
-            "At the paper's rate of 0.1 AT on tiny-CNN stayed at chance for the two epochs that were tried (MNIST, "
-            "seed 0, loss 2.303), so that scale cpu trains every method with a peak rate of 0.02.",
+            "At the paper's rate of 0.1 AT on tiny-CNN stayed at chance for the two epochs that were "
+            "tried (MNIST, seed 0, loss 2.303); scale cpu trains every method with a peak rate of 0.02.",
             "BiLAW learns its weights from 1,000 further training images, which it does not train on.",
         ),
     )
@@ -115,8 +115,8 @@ def _small(cell: Cell) -> Cell | None:
 
 
 SMALL_NOTE = (
-    "tiny-CNN instead of the paper's networks, a peak rate of 0.02, 10,000 training images, 10 epochs with the milestones in "
-    "proportion, AutoAttack on 200 random test points: ordering at most, not the paper's figures"
+    "tiny-CNN instead of the paper's networks, a peak rate of 0.02, 10,000 training images, 10 epochs with "
+    "milestones in proportion, AutoAttack on 200 random test points: ordering at most"
 )
 
 

@@ -67,8 +67,8 @@ def _small(cell: Cell) -> Cell | None:
 
 
 SMALL_NOTE = (
-    "tiny-CNN instead of ResNet-18, a peak rate of 0.02, 10,000 training images, 12 epochs of the paper's 60 with all milestones "
-    "in proportion, AutoAttack on 200 random test points: ordering at most, not the paper's figures"
+    "tiny-CNN instead of ResNet-18, a peak rate of 0.02, 10,000 training images, 12 epochs of the paper's 60 "
+    "with milestones in proportion, AutoAttack on 200 random test points: ordering at most"
 )
 
 

@@ -55,8 +55,8 @@ def _small(cell: Cell) -> Cell | None:
 
 
 SMALL_NOTE = (
-    "tiny-CNN instead of the paper's networks, a peak rate of 0.02, 10,000 training images, 10 epochs, AutoAttack on 200 random "
-    "test points: ordering at most, not the paper's figures"
+    "tiny-CNN instead of the paper's networks, a peak rate of 0.02, 10,000 training images, 10 epochs, "
+    "AutoAttack on 200 random test points: ordering at most"
 )
 
 

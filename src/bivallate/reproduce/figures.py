@@ -1,0 +1,135 @@
+"""The papers' figures: the cells whose runs they are drawn from, and what is drawn of them.
+
+The drawing is that of `bivallate diagnose`; here are only the runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from bivallate.data import Dataset
+from bivallate.errors import UserError, unknown
+from bivallate.reproduce.catalogue import find
+from bivallate.reproduce.cell import Cell, configure
+from bivallate.reproduce.running import cut, trained
+from bivallate.reproduce.scaling import at_scale
+from bivallate.reproduce.table import Scale
+from bivallate.run.session import load_data
+from bivallate.run.trainer import limit_threads
+
+__all__ = ["FIGURES", "PaperFigure", "cells_of", "draw", "find_figure"]
+
+POINTS = {"smoke": 32, "cpu": 500, "full": 1000}
+
+
+@dataclass(frozen=True)
+class PaperFigure:
+    """Figures of the papers that one evaluation describes.
+
+    Attributes:
+        name: of the evaluation, E10 to E16. source: which figures of which paper.
+        table, rows: whose cells are trained for it, in the first of the table's groups that has them.
+        each: diagnoses drawn of every run by itself. together: of all runs at once. pairs: of two at a time.
+    """
+
+    name: str
+    title: str
+    source: str
+    table: str
+    rows: tuple[str, ...]
+    each: tuple[str, ...] = ()
+    together: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
+
+
+SINGLE_STEP = ("FAST-AT", "FAST-AT-GA", "FAST-BAT")
+FIGURES = {
+    figure.name: figure
+    for figure in (
+        PaperFigure("E10", "gradient alignment", "Fast-BAT", "T-F1", SINGLE_STEP, together=("alignment",)),
+        PaperFigure(
+            "E11",
+            "FOSC",
+            "Dynamic AT, Fig. 1, 2, 5",
+            "T-Y1",
+            ("Standard", "Curriculum", "Dynamic"),
+            ("fosc",),
+        ),
+        PaperFigure("E12", "loss landscape", "Fast-BAT", "T-F1", ("FAST-AT", "FAST-BAT"), ("landscape",)),
+        PaperFigure(
+            "E13",
+            "weights by class, and of one method against another",
+            "BiLAW, Fig. 3, 6; DONE, Fig. 5",
+            "T-B1",
+            ("MAIL", "BiLAW", "GAIRAT", "DONE-ADAM"),
+            ("weights",),
+            pairs=("weight-scatter",),
+        ),
+        PaperFigure("E14", "easy and hard examples", "BiLAW", "T-B1", ("MAIL", "BiLAW"), ("examples",)),
+        PaperFigure("E15", "likelihoods projected", "BiLAW, Fig. 4", "T-B1", ("BiLAW",), ("likelihoods",)),
+        PaperFigure(
+            "E16",
+            "weights over epochs, ranks, learning curves, accuracy against eps",
+            "BiLAW, Fig. 1b, 5; DONE, Fig. 2; Fast-BAT, Fig. 1; Dynamic AT, Fig. 4",
+            "T-B1",
+            ("AT", "BiLAW", "DONE-ADAM"),
+            together=("weights-over-epochs", "ranks", "curves", "eps"),
+        ),
+    )
+}
+
+
+def find_figure(name: str) -> PaperFigure:
+    """The figure of that name. Raises UserError naming the nearest one."""
+    if name.upper() not in FIGURES:
+        raise unknown("figure", name, FIGURES)
+    return FIGURES[name.upper()]
+
+
+def cells_of(figure: PaperFigure, scale: Scale) -> list[Cell]:
+    """The cells that the figure is drawn from, in the order of its rows.
+
+    Raises UserError where the table has none of them at this scale.
+    """
+    cells = [cell for cell in at_scale(find(figure.table), scale) if cell.row in figure.rows]
+    if not cells:
+        raise UserError(f"{figure.name} needs cells of {figure.table} that scale {scale} does not have")
+    first = [cell for cell in cells if cell.group == cells[0].group]
+    return sorted(first, key=lambda cell: figure.rows.index(cell.row))
+
+
+def draw(
+    figure: PaperFigure, scale: Scale, out: Path, runs: Path, *, device: str = "auto", threads: int = 1
+) -> list[Path]:
+    """Trains what is missing, in the folders that the table uses, and draws; the paths of the pictures."""
+    limit_threads(threads)
+    dataset: Dataset | None = None
+    folders: list[Path] = []
+    for cell in cells_of(figure, scale):
+        config = configure(cell, 0, device, threads)
+        dataset = cut(load_data(config.data, 0), cell.rows)
+        place = runs / figure.table / scale / f"{cell.name}-seed0"
+        folders.append(trained(config, dataset, place, cell.weights)[0].path)
+    drawn: list[Path] = []
+    place = out / figure.name / scale
+    groups = [(figure.each, [folder], folder.name) for folder in folders]
+    groups += [(figure.together, folders, "all")]
+    groups += [(figure.pairs, [a, b], f"{a.name}-and-{b.name}") for a, b in pairwise(folders)]
+    for kinds, chosen, name in groups:
+        drawn += _pictures(kinds, chosen, dataset, place, name, POINTS[scale])
+    return drawn
+
+
+def _pictures(
+    kinds: tuple[str, ...], chosen: list[Path], dataset: Any, place: Path, name: str, n: int
+) -> list[Path]:
+    from bivallate.report.diagnostics.of_run import DIAGNOSES, subject
+
+    if not kinds:
+        return []
+    looked_at = subject(chosen, n=n, weights="last")
+    vars(looked_at)["data"] = dataset  # the rows that were trained on, where a scale takes only some
+    return [DIAGNOSES[kind](looked_at).save(place / f"{kind}-{name}") for kind in kinds]
