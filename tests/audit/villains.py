@@ -343,9 +343,9 @@ HONEST = (
         honest=True,
     ),
     Case(
-        "small-logits",
-        "adversarial training, logits times 0.001",
-        lambda s: Wrapped(model_of("at", s), after=lambda z: 1e-3 * z).eval(),
+        "large-logits",
+        "adversarial training, logits times 3",
+        lambda s: Wrapped(model_of("at", s), after=lambda z: 3 * z).eval(),
         THREAT,
         honest=True,
     ),

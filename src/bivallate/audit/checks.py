@@ -18,7 +18,7 @@ __all__ = ["claim_check", "questions"]
 
 LIMIT = 0.05  # gap between the headline and the strongest attack that is worth a flag
 SLACK = 0.01  # by which a weaker attack may be luckier than a stronger one
-COLLAPSE = 0.5  # share of the clean accuracy that FGSM leaves a collapsed model; plain ones keep less
+COLLAPSE = 0.4  # share of the clean accuracy that FGSM leaves a collapsed model; plain ones keep less
 REMAINS = 0.25  # share of FGSM's accuracy that PGD then leaves, at most
 FALLEN = 0.2  # of accuracy, within one epoch
 SYMPTOMS = {
@@ -220,7 +220,7 @@ def _collapse(battery: Battery) -> Check:
     fgsm, pgd = battery.left["fgsm"], battery.left["pgd"]
     full, strong, whole = accuracy(fgsm), accuracy(pgd), accuracy(clean)
     between = gap(fgsm, battery.left["fgsm-short"], LIMIT)
-    drop = gap(fgsm, pgd, COLLAPSE * full)
+    drop = gap(fgsm, pgd, 0.5 * full)
     numbers = {
         "clean": whole,
         "fgsm": full,
