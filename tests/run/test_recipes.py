@@ -35,8 +35,9 @@ def drops(config: Config) -> dict[int, float]:
     return {e: every[e] for e in range(config.epochs) if e == 0 or every[e] != every[e - 1]}
 
 
-# recipe, data: epochs, weight decay, network, held out, attack mode, normalised, rates
 MART = {0: 0.01, 75: 1e-3, 90: 1e-4, 100: 1e-5}
+
+# recipe, data: epochs, weight decay, network, held out, attack mode, normalised, rates
 PAPERS = {
     ("done", "cifar10"): (60, 5e-4, "resnet18", 0, "train", True, None),
     ("done-fast", "cifar10"): (25, 5e-4, "resnet18", 0, "train", True, None),
