@@ -9,6 +9,8 @@ import torch
 from tests.methods.glue import EPS, Net, gap, minibatches, train
 
 from bivallate import KLDRO, L2, PGD, Linf, Method, Trades, UserError, methods, register
+from bivallate.coupling.implicit import leaf
+from bivallate.lower.replay import Free
 from bivallate.method import create, facts_for, registry
 from bivallate.types import Facts
 
@@ -38,6 +40,17 @@ def test_but_reaches_into_parts_and_leaves_the_original() -> None:
         at.but(attack_mode="evil")
     with pytest.raises(UserError, match="replays"):
         at.but(replays=0)
+
+
+@pytest.mark.parametrize("order", [("solver", "coupling"), ("coupling", "solver")])
+def test_parts_that_need_each_other_are_replaced_together(order) -> None:
+    at, parts = methods.at(Linf(EPS)), {"solver": Free(0.5), "coupling": leaf}
+    method = at.but(solver__step_size=0.25, **{name: parts[name] for name in order}, replays=2)
+    assert (method.solver, method.coupling, method.replays) == (Free(0.25), leaf, 2)
+    back = method.but(**{name: getattr(at, name) for name in order}, replays=1)
+    assert back == at
+    with pytest.raises(UserError, match="needs the coupling Leaf"):
+        at.but(solver=Free())
 
 
 @pytest.mark.parametrize("name", sorted(registry()))

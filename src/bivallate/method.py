@@ -70,15 +70,20 @@ class Method:
 
     def but(self, **parts: Any) -> Method:
         """A copy with some parts replaced; a double underscore reaches into a part:
-        `but(solver__steps=20)`."""
-        method = self
+        `but(solver__steps=20)`.
+
+        Whole parts are replaced together, so that parts that need each other can be given in any order;
+        fields within parts follow, in the order given.
+        """
+        known = [f.name for f in dataclasses.fields(self)]
+        whole = {path: value for path, value in parts.items() if "__" not in path}
+        for path in whole:
+            if path not in known:
+                raise unknown("part of a method", path, known)
+        method = dataclasses.replace(self, **whole)
         for path, value in parts.items():
             if "__" in path:
                 method = override(method, path.replace("__", "."), value)
-            else:
-                if path not in {f.name for f in dataclasses.fields(self)}:
-                    raise unknown("part of a method", path, (f.name for f in dataclasses.fields(self)))
-                method = dataclasses.replace(method, **{path: value})
         return method
 
     def bind(self, facts: Facts) -> BoundMethod:

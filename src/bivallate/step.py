@@ -53,6 +53,5 @@ def differentiate(
 
     loss = (weights * terms.robust + terms.anchor).sum() / collective.count(len(batch.y), batch.y.device)
     loss.backward()  # carries d delta*/d theta when coupled
-    forward.passes.backward += len(batch.y)
     method.solver.feedback(problem, delta)
     return loss.detach(), summarise(loss, weights, terms, problem, method)

@@ -95,8 +95,10 @@ class Facts:
 class Passes:
     """Forward and backward passes, summed over examples.
 
-    A double backward counts as two backwards, and as one where it is part of the outer backward (DONE). The
-    outer backward counts once, also where it runs through two forwards (TRADES).
+    The rule: a backward pass for every time that gradients flow back through a forward pass, so that the
+    outer backward counts twice where the loss has two forwards (TRADES). A double backward counts as two, of
+    which one is shared when it runs through the outer graph (DONE), and as one where it ends at the example
+    weights instead of going on through the network (the second-order meta-gradient).
     """
 
     forward: int = 0

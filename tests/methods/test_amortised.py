@@ -244,7 +244,7 @@ def test_atta_trades_reference(attack_loss: Any) -> None:
     hyper = {"alpha": EPS / 4, "host": "trades", "attack_loss": attack_loss, "batches": padded()[2]}
     left = agree(method, straight_atta, epoch=EPOCHS, epochs=3, facts=facts(ROWS, PAD), **hyper)
     record = left.records[0]
-    assert record.passes.backward == 2 * record.examples
+    assert record.passes.backward == 3 * record.examples
     assert record.passes.forward == (3 if attack_loss == "ce" else 4) * record.examples
 
 

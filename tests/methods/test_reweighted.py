@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 import pytest
@@ -19,11 +18,9 @@ from bivallate.lower.objective import cross_entropy as objective
 from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import Forward, LowerProblem
 from bivallate.lower.weighted import MarginWeighted
-from bivallate.method import registry
 from bivallate.methods.reweighted import RECIPE
 from bivallate.schedule import Linear
 from bivallate.types import Batch, Clock, Evidence, Facts
-from bivallate.upper.awp import AWP
 from bivallate.upper.loss import Adversarial, Mart
 from bivallate.weighting.base import After
 from bivallate.weighting.dro import KLDRO
@@ -384,33 +381,6 @@ def test_the_doubt_of_mart_carries_gradient() -> None:
 def test_bad_values_are_refused(make, message) -> None:
     with pytest.raises(UserError, match=message):
         make()
-
-
-CARDS = {n: e for n, e in registry().items() if e.family in ("reweighted", "learned") or n.endswith("-awp")}
-
-
-@pytest.mark.parametrize("name", CARDS)
-def test_costs_what_its_card_says(name) -> None:
-    """Forwards by a hook on the network, and both counts against the formula of the registry, K = 3."""
-    card, K = CARDS[name], 3
-    method = card.make(THREAT, steps=K)
-    if isinstance(method.loss, AWP):
-        method = method.but(loss__warm_up=0)
-    x, y, index = minibatches()[0]
-    net, calls = Net(), []
-    net.register_forward_hook(lambda module, args, out: calls.append(len(args[0])))
-    passes = train(net, method, [Batch(x, y, index, meta=Batch(x, y, index))]).records[0].passes
-    found = re.fullmatch(r"(<= )?\((\d?)K\+(\d+)\)F \+ \((\d?)K\+(\d+)\)B", card.cost)
-    assert found is not None, card.cost
-    most, f, plus_f, b, plus_b = found.groups()
-    forward, backward = (int(k or 1) * K + int(plus) for k, plus in ((f, plus_f), (b, plus_b)))
-    spent = (passes.forward / len(x), passes.backward / len(x))
-    assert sum(calls) == passes.forward
-    if most:
-        assert spent[0] <= forward
-        assert spent[1] <= backward
-    else:
-        assert spent == (forward, backward)
 
 
 def test_smoothing_moves_the_cross_entropy_of_mart_alone() -> None:

@@ -46,19 +46,6 @@ def test_backward_smoothing_reference(gamma: float, steps: int, beta: float) -> 
     agree(method, single_step.backward_smoothing, gamma=gamma, steps=steps, beta=beta)
 
 
-@pytest.mark.parametrize(
-    ("name", "passes"),
-    [("fgsm-at", (2, 2)), ("n-fgsm", (2, 2)), ("fast-at-ga", (3, 5)), ("backward-smoothing", (4, 3))],
-)
-def test_passes_are_those_of_the_docstring(name: str, passes: tuple[int, int]) -> None:
-    method = create(name, THREAT)
-    model, seen = Net(), [0]
-    model.register_forward_hook(lambda module, args, out: seen.__setitem__(0, seen[0] + len(args[0])))
-    record = train(model, method, minibatches()[:1]).records[0]
-    assert (record.passes.forward, record.passes.backward) == tuple(6 * n for n in passes)
-    assert seen[0] == record.passes.forward
-
-
 def test_n_fgsm_leaves_the_ball_but_not_the_wider_one() -> None:
     method = methods.n_fgsm(THREAT)
     problem = problem_of(Net(), method)

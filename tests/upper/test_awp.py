@@ -134,20 +134,6 @@ def test_wraps_weighted_methods_too() -> None:
     assert gap(train(Net(), method, minibatches()).model, Net()) > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("method", "forward", "backward"),
-    [(methods.at_awp(THREAT, steps=3), 5, 5), (methods.trades_awp(THREAT, steps=3, warm_up=0), 8, 5)],
-    ids=["at-awp", "trades-awp"],
-)
-def test_passes(method, forward, backward) -> None:
-    x, y, index = minibatches()[0]
-    net, calls = Net(), []
-    net.register_forward_hook(lambda module, args, out: calls.append(len(args[0])))
-    passes = train(net, method, [(x, y, index)]).records[0].passes
-    assert (passes.forward, passes.backward) == (forward * len(x), backward * len(x))
-    assert sum(calls) == passes.forward
-
-
 def test_bad_values_are_refused() -> None:
     for fields, message in (({"gamma": -1.0}, "at least 0"), ({"warm_up": 0.5}, "whole number of epochs")):
         with pytest.raises(UserError, match=message):

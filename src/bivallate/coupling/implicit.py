@@ -117,7 +117,6 @@ class Tether:
             v = per_example((scale / peak)[:, 0], self.graph.grad) * self.graph.grad.detach()
         else:
             (v,) = torch.autograd.grad(self.graph.logits, self.graph.point, arriving, retain_graph=True)
-            self.problem.forward.passes.backward += len(arriving)
         return self.sensitivity(v)
 
 
@@ -137,11 +136,11 @@ def at_solution(problem: LowerProblem, delta: Tensor, sensitivity: Callable[[Ten
     model = problem.forward.model
     if not (problem.share and isinstance(model, torch.nn.Module) and model.training and not _drops(model)):
         graph = problem.graph(delta)
-        problem.forward.passes.backward += 2 * len(delta)
+        problem.forward.passes.backward += len(delta)
         return attach(delta, graph.grad, sensitivity(graph.grad.detach()))
     with descending(model):
         graph = problem.graph(delta)
-    # the other half of the double backward is the outer backward itself
+    # of the double backward, whose other half is the outer backward itself
     problem.forward.passes.backward += len(delta)
     tether = Tether(problem, graph, sensitivity(graph.grad.detach()))
     delta = delta.detach()

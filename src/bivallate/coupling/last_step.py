@@ -57,7 +57,7 @@ class LastStep:
             delta = problem.project(raw.detach())
             cross = graph.grad if self.cross_at == "z" else problem.graph(delta).grad
             delta = attach(delta, cross, self._sensitivity(problem, delta))
-        problem.forward.passes.backward += 2 * len(z)
+        problem.forward.passes.backward += len(z)
         problem.log["free"] = float(problem.threat.interior(delta.detach(), problem.x).float().mean())
         return delta
 

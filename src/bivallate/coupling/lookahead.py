@@ -52,9 +52,9 @@ class Lookahead:
     v = grad loss(theta~), exact and without a second-order graph; `second_order=True` keeps that graph
     instead, as a check and for layers without forward-mode derivatives.
 
-    Cost: with L forwards a loss (1, or 2 for TRADES and MART): a virtual step of L F + B, the attack on the
-    second stream, L F + B there, and L F + B for the Jacobian-vector product (its derivative pass, which
-    costs no more than a forward, is counted as the B). Second order: no last item, but two B more.
+    Cost: with L forwards a loss (1, or 2 for TRADES and MART): a virtual step of L F + L B, the attack on the
+    second stream, L F + L B there, and L F + L B for the Jacobian-vector product (its tangents, which cost no
+    more than a forward, are counted as the B). Second order: L B instead of the last item.
 
     Reference: BiLAW, Algorithm 1, eq. 5-6; methods M18.
     Deviation: eq. 6 has a minus sign where descent on the second stream's loss gives a plus, as the paper's
@@ -87,11 +87,8 @@ class Lookahead:
         delta = self._attack(meta, fixed)
 
         if second_order:
-            loss = _mean(self._terms(moved, meta, meta.x + delta))
-            self.forward.passes.backward += len(meta.x)
-            return loss
+            return _mean(self._terms(moved, meta, meta.x + delta))
         loss = _mean(self._terms(fixed, meta, meta.x + delta))
-        self.forward.passes.backward += len(meta.x)
         v = _total_gradient(loss, fixed)
         slope = -self.lr / collective.count(len(weights), weights.device) * self._along(theta, v)
         value = collective.total(loss.detach())
@@ -110,10 +107,13 @@ class Lookahead:
 
     def _virtual_gradient(self, theta: Named, weights: Tensor, second_order: bool) -> Named:
         """Gradient of mean_i(w_i robust_i + anchor_i) at theta, for every parameter."""
+        passes = self.forward.passes
+        before = passes.forward
         terms = self._terms(theta, self.batch, self.x_adv)
+        if second_order:
+            passes.backward += passes.forward - before
         count = collective.count(len(weights), weights.device)
         loss = (weights * terms.robust + terms.anchor).sum() / count
-        self.forward.passes.backward += (3 if second_order else 1) * len(weights)
         return _total_gradient(loss, theta, create_graph=second_order)
 
     def _attack(self, meta: Batch, parameters: Named) -> Tensor:
@@ -129,6 +129,8 @@ class Lookahead:
 
     def _along(self, theta: Named, v: Named) -> Tensor:
         """(B,) <grad robust_j(theta), v> for every example: one forward pass with a tangent."""
+        passes = self.forward.passes
+        before = passes.forward
         # a view is not the setting's own tensor: regularisers of the anchor, which has no weight, stand back
         batch = replace(self.batch, x=self.batch.x.view_as(self.batch.x))
         with torch.no_grad(), forward_ad.dual_level():
@@ -144,7 +146,7 @@ class Lookahead:
                     f"({str(error).splitlines()[0]})"
                 ) from error
             tangent = forward_ad.unpack_dual(robust).tangent
-        self.forward.passes.backward += len(self.batch.x)
+        passes.backward += passes.forward - before
         return torch.zeros_like(robust) if tangent is None else tangent
 
     def _terms(self, parameters: Named, batch: Batch, x_adv: Tensor) -> Terms:

@@ -122,6 +122,9 @@ class Setting:
 class Forward:
     """The network as solvers, couplings and losses call it: counts passes and never pays one twice.
 
+    A forward pass counts when it is made, a backward pass whenever a gradient arrives at the logits of one.
+    Parts add only what does not pass there: the second-order half of a double backward, and tangents.
+
     Attributes:
         model: the network, or any callable from (B, C, H, W) to (B, K).
         passes: the count, shared by everything that happens in one step.
@@ -149,6 +152,13 @@ class Forward:
         dtype = getattr(self.model, "autocast_dtype", None)
         with torch.autocast(x.device.type, dtype) if dtype is not None else nullcontext():
             logits = self.model(x)
+        if logits.requires_grad:
+            rows, passes = len(x), self.passes
+
+            def arrived(_: Tensor) -> None:
+                passes.backward += rows
+
+            logits.register_hook(arrived)
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
     def keep(self, x: Tensor, logits: Tensor) -> None:
@@ -255,7 +265,6 @@ class LowerProblem:
                 logits = self.forward(self.x + point)
             total = objective(self, logits).sum()
             (grad,) = torch.autograd.grad(total, point, create_graph=create_graph)
-        self.forward.passes.backward += len(self.x)
         return Graph(point, logits, grad)
 
     def value(self, delta: Tensor) -> tuple[Tensor, Tensor]:
@@ -273,7 +282,7 @@ class LowerProblem:
         def product(v: Tensor) -> Tensor:
             if not graph.grad.requires_grad:  # an objective that is linear in delta
                 return torch.zeros_like(v)
-            self.forward.passes.backward += 2 * len(v)
+            self.forward.passes.backward += len(v)
             (hv,) = torch.autograd.grad(graph.grad, graph.point, v, retain_graph=True, materialize_grads=True)
             return hv
 

@@ -141,7 +141,7 @@ def fat(
     return Method(threat, PGD(steps, step_size * threat.eps, uniform, stop=stop, jitter=omega))
 
 
-@register("fat-trades", family="adaptive", paper="Zhang et al., ICML 2020", cost="(K+3)F + (K+1)B at most")
+@register("fat-trades", family="adaptive", paper="Zhang et al., ICML 2020", cost="(K+3)F + (K+2)B at most")
 def fat_trades(
     threat: Linf | L2,
     *,
@@ -160,7 +160,7 @@ def fat_trades(
         steps, step_size: as `fat`.
         omega: as `fat`; the public code has 0 here.
 
-    Cost: at most K + 3 forwards, K + 1 backwards (the outer backward runs through two forwards).
+    Cost: at most K + 3 forwards, K + 2 backwards (the outer backward runs through two forwards).
 
     Reference: Zhang et al. 2020, section 4; methods M12.
     """

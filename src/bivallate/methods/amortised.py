@@ -102,7 +102,7 @@ def atta(
     return Method(threat, PerExample(inner, reset, half=half))
 
 
-@register("atta-trades", family="amortised", paper="Zheng et al., CVPR 2020", cost="(K+2)F + (K+1)B")
+@register("atta-trades", family="amortised", paper="Zheng et al., CVPR 2020", cost="(K+2)F + (K+2)B")
 def atta_trades(
     threat: Linf | L2,
     *,
@@ -121,7 +121,7 @@ def atta_trades(
         steps, step_size, reset, half: as `atta`.
         attack_loss: what the attack maximises: "ce" (the public code) or "kl" (the paper's TRADES).
 
-    Cost: K + 2 forwards, K + 1 backwards (the outer backward runs through two forwards); "kl" one forward
+    Cost: K + 2 forwards, K + 2 backwards (the outer backward runs through two forwards); "kl" one forward
     more.
 
     Reference: Zheng et al. 2020, section 5; methods M6.

@@ -58,7 +58,7 @@ def bilaw(
     return Method(threat, PGD(steps, step_size * threat.eps, uniform), weighting=rule)
 
 
-@register("bilaw-trades", family="learned", paper="BiLAW, 2022", cost="(2K+11)F + (2K+4)B")
+@register("bilaw-trades", family="learned", paper="BiLAW, 2022", cost="(2K+11)F + (2K+8)B")
 def bilaw_trades(
     threat: Linf | L2,
     *,
@@ -81,7 +81,7 @@ def bilaw_trades(
         beta: 1/lambda; 6, and 1 as well for CIFAR-100.
         steps, step_size, hidden, inputs, margins_from, net_lr, net_weight_decay, second_order: as `bilaw`.
 
-    Cost: 2K + 11 forwards, 2K + 4 backwards, with a second stream of the same batch size.
+    Cost: 2K + 11 forwards, 2K + 8 backwards, with a second stream of the same batch size.
 
     Reference: BiLAW, eq. 8; methods M19.
     Deviation: eq. 8 as printed sums the clean cross-entropy; only its mean makes equal weights TRADES.

@@ -43,7 +43,7 @@ def at_awp(
     return Method(threat, solver, loss=AWP(adversarial, gamma, warm_up, decay), attack_mode="train")
 
 
-@register("trades-awp", family="standard", paper="Wu et al., NeurIPS 2020", cost="(K+5)F + (K+2)B")
+@register("trades-awp", family="standard", paper="Wu et al., NeurIPS 2020", cost="(K+5)F + (K+4)B")
 def trades_awp(
     threat: Linf | L2,
     *,
@@ -64,7 +64,7 @@ def trades_awp(
         steps: K, attack steps.
         step_size: in units of eps.
 
-    Cost: K + 5 forwards, K + 2 backwards; 2 forwards and 1 backward less while warming up.
+    Cost: K + 5 forwards, K + 4 backwards; 2 of each less while warming up.
 
     Reference: Wu et al. 2020, algorithm 1; methods M23.
     """

@@ -99,7 +99,7 @@ def done_adam(
     return _done(threat, steps, step_size * threat.eps, adam, coupling, rate, guard)
 
 
-@register("mart", family="reweighted", paper="Wang et al., ICLR 2020", cost="(K+2)F + (K+1)B")
+@register("mart", family="reweighted", paper="Wang et al., ICLR 2020", cost="(K+2)F + (K+2)B")
 def mart(threat: Linf | L2, *, beta: float = 5.0, steps: int = 10, step_size: float = RECIPE) -> Method:
     """MART: boosted cross-entropy, and a KL term that counts misclassified examples more.
 
@@ -114,7 +114,7 @@ def mart(threat: Linf | L2, *, beta: float = 5.0, steps: int = 10, step_size: fl
         steps: K, attack steps.
         step_size: in units of eps.
 
-    Cost: K + 2 forwards, K + 1 backwards (the outer backward runs through two forwards).
+    Cost: K + 2 forwards, K + 2 backwards (the outer backward runs through two forwards).
 
     Reference: Wang et al. 2020, eq. 7-9; methods M14.
     """
@@ -236,7 +236,7 @@ def wmmr(
         detach: hold the weights constant in loss and attack.
         weighted_attack: the attack climbs the weighted loss.
 
-    Cost: K + 1 forwards, K + 1 backwards; two forwards more with base="trades".
+    Cost: K + 1 forwards, K + 1 backwards; two forwards and a backward more with base="trades".
 
     Reference: Zeng et al. 2021, eq. 6-8; methods M16.
     Deviation: a stray `break` leaves the public TRADES script without attack steps; not copied.
@@ -294,7 +294,7 @@ def mail_at(
     return Method(threat, PGD(steps, step_size * threat.eps, gaussian), weighting=rule)
 
 
-@register("mail-trades", family="reweighted", paper="Wang et al., NeurIPS 2021", cost="(K+3)F + (K+1)B")
+@register("mail-trades", family="reweighted", paper="Wang et al., NeurIPS 2021", cost="(K+3)F + (K+2)B")
 def mail_trades(
     threat: Linf | L2,
     *,
@@ -318,7 +318,7 @@ def mail_trades(
         steps: K, attack steps.
         step_size: in units of eps.
 
-    Cost: K + 3 forwards, K + 1 backwards.
+    Cost: K + 3 forwards, K + 2 backwards.
 
     Reference: Wang et al. 2021; methods M17.
     """
@@ -327,7 +327,7 @@ def mail_trades(
     return Method(threat, solver, objective=kl_to_clean, weighting=rule, loss=Trades(beta))
 
 
-@register("mail-mart", family="reweighted", paper="Wang et al., NeurIPS 2021", cost="(K+2)F + (K+1)B")
+@register("mail-mart", family="reweighted", paper="Wang et al., NeurIPS 2021", cost="(K+2)F + (K+2)B")
 def mail_mart(
     threat: Linf | L2,
     *,
@@ -349,7 +349,7 @@ def mail_mart(
         steps: K, attack steps.
         step_size: in units of eps.
 
-    Cost: K + 2 forwards, K + 1 backwards.
+    Cost: K + 2 forwards, K + 2 backwards.
 
     Reference: Wang et al. 2021; methods M17.
     """

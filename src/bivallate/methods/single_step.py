@@ -79,7 +79,7 @@ def fast_at_ga(threat: Linf | L2, *, coefficient: float | None = None, step_size
     return Method(threat, solver, loss=grad_align(adversarial, coefficient), attack_mode="train")
 
 
-@register("backward-smoothing", family="single step", paper="Chen et al., AAAI 2022", cost="(K+3)F + (K+2)B")
+@register("backward-smoothing", family="single step", paper="Chen et al., AAAI 2022", cost="(K+3)F + (K+3)B")
 def backward_smoothing(
     threat: Linf | L2, *, gamma: float = 1.0, beta: float = 10.0, steps: int = 1, step_size: float = 1.0
 ) -> Method:
@@ -95,7 +95,7 @@ def backward_smoothing(
         steps: K ascent steps after the start.
         step_size: of the start and of every step, in units of eps.
 
-    Cost: K + 3 forwards, K + 2 backwards (the outer backward runs through two forwards); the pass of the
+    Cost: K + 3 forwards, K + 3 backwards (the outer backward runs through two forwards); the pass of the
     start gives the clean logits too.
 
     Reference: Chen et al. 2022, section 4; methods M7.

@@ -39,7 +39,7 @@ def at(
     return Method(threat, PGD(steps, step_size * threat.eps, uniform), attack_mode=attack_mode)
 
 
-@register("trades", family="standard", paper="Zhang et al., ICML 2019", cost="(K+3)F + (K+1)B")
+@register("trades", family="standard", paper="Zhang et al., ICML 2019", cost="(K+3)F + (K+2)B")
 def trades(threat: Linf | L2, *, beta: float = 6.0, steps: int = 10, step_size: float = 0.25) -> Method:
     """TRADES: clean cross-entropy plus beta times the largest KL divergence from the clean prediction.
 
@@ -49,7 +49,7 @@ def trades(threat: Linf | L2, *, beta: float = 6.0, steps: int = 10, step_size: 
         steps: attack steps.
         step_size: in units of eps.
 
-    Cost: K + 3 forwards, K + 1 backwards (the outer backward runs through two forwards).
+    Cost: K + 3 forwards, K + 2 backwards (the outer backward runs through two forwards).
 
     Reference: Zhang et al. 2019, eq. 5; methods M13.
     """

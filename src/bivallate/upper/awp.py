@@ -38,7 +38,7 @@ class AWP:
             acts there. Set to the optimiser's own weight decay it adds decay * v to the gradient; at 0 weight
             decay acts on theta, as the paper's equations read.
 
-    Cost: the host's, and its forwards once more and a backward.
+    Cost: the host's, and its outer forwards and backwards once more.
 
     Reference: Wu et al., AWP, NeurIPS 2020, eq. 8-12; methods M23.
     """
@@ -98,7 +98,6 @@ class AWP:
             terms = self.loss(model.of(Elsewhere(module, {**theta, **buffers})), x, x_adv, y)
             climbed = (terms.robust + terms.anchor).sum() / collective.count(len(y), y.device)
             grads = torch.autograd.grad(climbed, list(theta.values()), materialize_grads=True)
-        model.passes.backward += len(y)
         steps = dict(zip(theta, (collective.total(g) for g in grads), strict=True))
         return {
             n: self.gamma * p.detach().norm() * steps[n] / (steps[n].norm() + 1e-20) for n, p in theta.items()

@@ -29,7 +29,7 @@ class Loss(Protocol):
 
 @part
 class Adversarial:
-    """robust = -log p_y(x_adv), no anchor. Cost: one forward.
+    """robust = -log p_y(x_adv), no anchor. Cost: one forward, one backward.
 
     Attributes:
         smoothing: label smoothing s: the target is (1 - s) on the label and s/K everywhere.
@@ -47,7 +47,7 @@ class Adversarial:
 @part
 class Trades:
     """anchor = -log p_y(x), robust = beta KL(p(x) || p(x_adv)); the gradient flows through both. Cost: two
-    forwards.
+    forwards, and two backwards.
 
     Reference: Zhang et al., TRADES, ICML 2019, eq. 5; beta = 1/lambda.
     Deviation: the public code forwards x a third time.
@@ -66,7 +66,7 @@ class Trades:
 @part
 class Mart:
     """robust = boosted cross-entropy at x_adv, anchor = beta KL(p(x) || p(x_adv)) (1 - p_y(x)). Cost: two
-    forwards.
+    forwards, and two backwards.
 
     The boosted cross-entropy is -log p_y(x_adv) - log(1.0001 - max_{k != y} p_k(x_adv)). The gradient flows
     through the factor 1 - p_y(x) too.

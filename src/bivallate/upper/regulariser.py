@@ -100,7 +100,7 @@ class GradAlign:
                 with frozen(network) if self.detach else nullcontext():
                     g0 = _input_gradient(model, x, y, graph=not self.detach)
             g1 = _input_gradient(model, x + eta, y, graph=True)
-        model.passes.backward += (2 if self.detach else 4) * len(y)  # the outer backward, through g1 (and g0)
+        model.passes.backward += (1 if self.detach else 2) * len(y)  # second-order halves, of g1 (and g0)
         a, b = g0.flatten(1), g1.flatten(1)
         kept = (a.detach().norm(dim=1) > 0) & (b.detach().norm(dim=1) > 0)
         # a zero row would give its norm's derivative 0/0, so it is replaced before, not masked afterwards
@@ -111,7 +111,6 @@ class GradAlign:
 def _input_gradient(model: Forward, x: Tensor, y: Tensor, *, graph: bool) -> Tensor:
     """(B, C, H, W) d CE_i / dx_i."""
     point = x.detach().requires_grad_()
-    model.passes.backward += len(y)
     loss = F.cross_entropy(model(point), y, reduction="sum")
     return torch.autograd.grad(loss, point, create_graph=graph)[0]
 
