@@ -42,7 +42,7 @@ class Sentinel:
         lower: factor of every rollback.
         lowers: what is lowered at catastrophic overfitting: "attack", every `step_size` in the method's
             solver and coupling; "rate", the learning rate; or "both". At robust overfitting the learning
-            rate.
+            rate. A shorter attack trains for a smaller ball, so "attack" can cost robustness at the full one.
         limit: most rollbacks of a run.
 
     Cost: 2 `steps` + 4 passes a row of a check at most.
@@ -59,7 +59,7 @@ class Sentinel:
     rollback: bool = False
     answers: Literal["catastrophic", "robust", "both"] = "catastrophic"
     lower: float = 0.5
-    lowers: Literal["attack", "rate", "both"] = "attack"
+    lowers: Literal["attack", "rate", "both"] = "rate"
     limit: int = 10
 
     def __post_init__(self) -> None:

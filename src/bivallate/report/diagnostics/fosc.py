@@ -107,6 +107,5 @@ def fosc(
                     columns[k].append(torch.stack([gap, loss, right]).cpu())
                 delta = problem.project(delta + step_size * threat.eps * threat.steepest(grad))
     rows = [torch.cat(columns[k], 1).numpy() for k in steps]
-    return FOSC(
-        steps, *(np.stack([r[j] for r in rows]) for j in range(2)), np.stack([r[2] for r in rows]) > 0
-    )
+    gap, loss, right = (np.stack([row[j] for row in rows]) for j in range(3))
+    return FOSC(steps, gap, loss, right > 0)

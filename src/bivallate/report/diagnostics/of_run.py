@@ -89,7 +89,8 @@ class Subject:
 
     @cached_property
     def weighed(self) -> dict[str, Weighed]:
-        """Every run's own weights on the same test points, with the memory of its last checkpoint."""
+        """Every run's own weights on the same test points, with the memory of its last checkpoint
+        and the schedules of the epoch that the weights are from."""
         return {run.label: self._weigh(run) for run in self.runs}
 
     def _weigh(self, run: RunRecord) -> Weighed:
@@ -98,7 +99,9 @@ class Subject:
                 run.config, self.data, create_model(run.config.model, self.data, run.config.seed)
             )
             session.unpack(checkpoint.newest(RunFolder(run.path).checkpoints, fall_back=True))
-        clock = Clock(run.config.epochs - 1, run.config.epochs, seed=self.seed)
+        last = run.config.epochs
+        epoch = (run.best_epoch or last) if self.weights == "best" else last
+        clock = Clock(epoch - 1, last, seed=self.seed)
         model = self.models[run.label].to(session.device)
         return weigh(model, session.method, self.data.test, clock, n=self.n, seed=self.seed)
 

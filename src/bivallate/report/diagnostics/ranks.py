@@ -47,7 +47,7 @@ class Ranks(Drawn):
             kept = counts[0] / counts.sum()
             ax.bar(at, share, 0.92 * width, color=COLOURS[k], label=f"{label} ({kept:.0%} unchanged)")
         ax.set_xticks(range(1, max(len(c) for c in self.counts.values())))
-        ax.set_xlabel(f"rank among the clean logits of the class that {self.attack} reached")
+        ax.set_xlabel(f"clean rank of the class that {self.attack} reached")
         ax.set_ylabel("changed predictions (%)")
         ax.grid(axis="x", visible=False)
         ax.legend()

@@ -22,6 +22,8 @@ from bivallate.report.diagnostics.sample import looked_at, sample
 from bivallate.report.style import COLOURS, COLUMN, figure
 from bivallate.types import Clock
 
+FLOOR = 1e-3  # relative weights below are drawn there
+SPREAD = 5.0  # largest relative weight that is drawn on a linear axis
 SIZE = 128  # of the minibatches that are weighed: most rules are relative to their minibatch
 
 
@@ -88,6 +90,14 @@ def _weights(method: BoundMethod, evidence: Any) -> torch.Tensor:
         raise UserError(f"{rule} gives no weights outside a training step: {error}") from error
 
 
+def scale_by(ax: Any, side: str, weights: np.ndarray) -> None:
+    """A linear axis from 0 for weights that are alike, a logarithmic one from `FLOOR` for others."""
+    if float(weights.max()) > SPREAD:
+        getattr(ax, f"set_{side}scale")("log")
+    else:
+        getattr(ax, f"set_{side}lim")(-0.03 * float(weights.max()), 1.06 * float(weights.max()))
+
+
 @dataclass(frozen=True, eq=False)
 class WeightsByClass(Drawn):
     """Relative weights of the examples of each class.
@@ -115,15 +125,15 @@ class WeightsByClass(Drawn):
             if not len(values):
                 continue
             at = k + spread.uniform(-0.28, 0.28, len(values))
-            ax.plot(at, values, ".", color=COLOURS[5], ms=2.5, mew=0, alpha=0.7)
-            low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+            ax.plot(at, values.clip(FLOOR), ".", color=COLOURS[5], ms=2.5, mew=0, alpha=0.7)
+            low, middle, high = np.quantile(values, [0.25, 0.5, 0.75]).clip(FLOOR)
             ax.vlines(k, low, high, color=COLOURS[0], lw=3)
             ax.plot(k, middle, "o", color="white", mec=COLOURS[0], ms=4)
         ax.axhline(1, color="#555555", lw=0.7, ls=":")
         turn = 0 if max(map(len, self.classes)) < 4 else 40
         ax.set_xticks(range(len(self.classes)), self.classes, rotation=turn)
         ax.grid(axis="x", visible=False)
-        ax.set_ylim(bottom=min(0.0, float(self.weights.min())) - 0.03 * float(np.ptp(self.weights) + 0.1))
+        scale_by(ax, "y", self.weights)
         ax.set_xlabel("class (dots: examples, bars: quartiles)")
         ax.set_ylabel(f"weight / mean, {self.label}")
         return fig
@@ -173,9 +183,11 @@ class WeightScatter(Drawn):
         for name, count, colour, marker in groups:
             own = self.robust == count
             ax.plot(
-                self.first[own], self.second[own], marker, color=colour, ms=2.6, mew=0, alpha=0.65,
+                self.first[own].clip(FLOOR), self.second[own].clip(FLOOR), marker, color=colour, ms=2.6, mew=0, alpha=0.65,
                 label=f"{name} ({own.sum()})",
             )  # fmt: skip
+        scale_by(ax, "x", self.first)
+        scale_by(ax, "y", self.second)
         ax.set_xlabel(f"weight / mean, {self.labels[0]}")
         ax.set_ylabel(f"weight / mean, {self.labels[1]}")
         rho = self.correlation
@@ -217,7 +229,7 @@ class Extremes(Drawn):
     def draw(self) -> Figure:
         """Two rows of images; the frame says what the model makes of them."""
         _, m = self.weights.shape
-        fig = Figure(figsize=(COLUMN * 2, 2.45), layout="constrained")
+        fig = Figure(figsize=(COLUMN * 2, 2.1), layout="constrained")
         grid = fig.subplots(2, m)
         for i, name in enumerate(("lightest", "heaviest")):
             for j in range(m):
@@ -297,7 +309,7 @@ class Likelihoods(Drawn):
                     self.points[own, other],
                     14,
                     self.weights[own],
-                    ("o", "s", "^")[k % 3],
+                    marker=("o", "s", "^")[k % 3],
                     cmap="cividis_r",
                     vmin=0,
                     vmax=max(top, 1e-6),
@@ -350,12 +362,14 @@ class WeightsOverEpochs(Drawn):
         for k, (label, epochs) in enumerate(self.epochs.items()):
             left.plot(epochs, [100 * v for v in self.effective[label]], color=COLOURS[k], label=label)
             right.plot(epochs, self.mean[label], color=COLOURS[k], label=label)
+        highest = max((v for values in self.mean.values() for v in values), default=1.0)
         left.set_ylim(-2, 103)
         left.set_ylabel("effective weights (% of batch)")
-        right.set_ylim(bottom=0)
+        right.set_ylim(0, 1.15 * highest)
         right.set_ylabel("mean weight")
         for ax in (left, right):
             ax.set_xlabel("epoch")
+            ax.xaxis.get_major_locator().set_params(integer=True)
         left.legend()
         return fig
 

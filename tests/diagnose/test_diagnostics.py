@@ -1,0 +1,263 @@
+"""Diagnostics on models whose answer is known, and files that hold what the figure shows."""
+
+from __future__ import annotations
+
+import json
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bivallate import Linf, UserError, methods
+from bivallate.method import facts_for
+from bivallate.report.diagnostics.classes import confusion, per_class
+from bivallate.report.diagnostics.curves import learning_curves
+from bivallate.report.diagnostics.fosc import fosc
+from bivallate.report.diagnostics.gradients import cosines, gradient_alignment
+from bivallate.report.diagnostics.landscape import loss_landscape
+from bivallate.report.diagnostics.ranks import accuracy_over_eps, adversarial_rank, transfer
+from bivallate.report.diagnostics.weights import (
+    extremes,
+    likelihood_pca,
+    weigh,
+    weight_scatter,
+    weights_by_class,
+    weights_over_epochs,
+)
+from bivallate.types import Clock
+
+matplotlib.use("Agg")
+THREAT = Linf(0.1)
+
+
+class Linear(nn.Module):
+    """Logits that are linear in the image."""
+
+    def __init__(self, classes: int, seed: int = 0, pixels: int = 12) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.weight = nn.Parameter(torch.randn(classes, pixels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - 0.5).flatten(1) @ self.weight.T
+
+
+@pytest.fixture
+def binary():
+    torch.manual_seed(1)
+    model, x = Linear(2), 0.3 + 0.4 * torch.rand(60, 3, 2, 2)
+    return model, (x, model(x).argmax(1))
+
+
+@pytest.fixture
+def several():
+    torch.manual_seed(2)
+    model, x = Linear(4, 5), 0.3 + 0.4 * torch.rand(90, 3, 2, 2)
+    return model, (x, model(x).argmax(1))
+
+
+def test_the_alignment_of_a_linear_binary_model_is_one(binary):
+    model, data = binary
+    found = gradient_alignment({"linear": model}, data, THREAT)
+    assert found.score["linear"] == pytest.approx(1, abs=1e-6)
+    assert len(found.cosine["linear"]) == 60
+
+
+def test_the_alignment_of_a_bent_model_is_lower(binary):
+    model, data = binary
+    bent = nn.Sequential(nn.Flatten(), nn.Linear(12, 50), nn.Tanh(), nn.Linear(50, 2))
+    for p in bent[1].parameters():
+        p.data *= 40
+    assert gradient_alignment({"bent": bent}, data, THREAT).score["bent"] < 0.9
+    assert model.weight.requires_grad
+
+
+def test_cosines_of_zero_gradients_are_one():
+    a, b = torch.tensor([[1.0, 0], [0, 0], [1, 1]]), torch.tensor([[0.0, 1], [1, 0], [-1, -1]])
+    assert cosines(a, b).tolist() == pytest.approx([0, 1, -1])
+
+
+def test_fosc_vanishes_where_a_linear_model_is_maximised(binary):
+    model, data = binary
+    found = fosc(model, data, THREAT, steps=(0, 20))
+    assert float(np.abs(found.fosc[1]).max()) < 1e-5  # 20 steps of eps/4 reach every corner
+    assert float(found.fosc[0].min()) > 1e-3
+    direction = (model.weight[1] - model.weight[0]).detach()
+    signs = torch.where(data[1] == 0, 1.0, -1.0)[:, None] * direction.sign()
+    worst = data[0] + 0.1 * signs.view_as(data[0])
+    best = F.cross_entropy(model(worst), data[1], reduction="none").detach().numpy()
+    assert found.loss[1] == pytest.approx(best, abs=1e-5)
+
+
+def test_the_centre_of_the_landscape_is_the_loss_and_its_slope_the_gradient(several):
+    model, (x, y) = several
+    found = loss_landscape(model, (x, y), THREAT, row=7, size=5)
+    here = F.cross_entropy(model(x[7:8]), y[7:8]).item()
+    assert found.loss[2, 2] == pytest.approx(here, rel=1e-5)
+    assert (np.diff(found.loss[:, 2]) > 0).all()  # the loss of a linear model is convex along its gradient
+    point = x[7:8].clone().requires_grad_()
+    (grad,) = torch.autograd.grad(F.cross_entropy(model(point), y[7:8]), point)
+    at = x[7:8] + found.axis[4] * 0.1 * grad.sign()
+    assert found.loss[4, 2] == pytest.approx(F.cross_entropy(model(at), y[7:8]).item(), rel=1e-5)
+
+
+class Scripted(nn.Module):
+    """Class 2 rises with the first pixel above 0.5: from place 1 at 0.52, past class 0 at 0.525."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(40.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = self.scale * (x[:, 0, 0, 0] - 0.5)
+        return torch.stack([0 * t + 5, 0 * t + 4, 2 + 3 * t, 0 * t + 1], 1)
+
+
+def test_ranks_of_a_scripted_model():
+    x = torch.full((30, 1, 2, 2), 0.5)
+    x[20:, 0, 0, 0] = 0.1  # too far away to be moved
+    x[:20, 0, 0, 0] = 0.52
+    y = torch.zeros(30, dtype=torch.long)
+    clean = Scripted()(x)
+    assert (clean.argsort(dim=1, descending=True)[0] == torch.tensor([0, 2, 1, 3])).all()
+    found = adversarial_rank({"m": Scripted()}, (x, y), THREAT)
+    assert found.counts["m"].tolist() == [10, 20, 0, 0]
+
+
+def test_transfer_is_white_box_on_its_diagonal_and_harmless_to_a_stranger(binary):
+    model, data = binary
+    blind = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    blind[1].weight.data.zero_()
+    found = transfer({"own": model, "blind": blind}, data, Linf(0.3))
+    share = float((data[1] == blind(data[0]).argmax(1)).float().mean())
+    assert found.accuracy[0][0] < 0.2
+    assert found.accuracy[0][1] == found.accuracy[1][1] == pytest.approx(share)
+    assert found.accuracy[1][0] > 0.6  # sign(0) moves nothing but the random start
+
+
+def test_accuracy_falls_with_eps(several):
+    model, data = several
+    found = accuracy_over_eps({"m": model}, data, THREAT, factors=(0, 0.5, 1, 4), n=50)
+    values = found.accuracy["m"]
+    assert found.eps == pytest.approx((0, 0.05, 0.1, 0.4))
+    assert values[0] == 1
+    assert values == sorted(values, reverse=True)
+    assert values[-1] < 0.1
+
+
+def weighed(model, data, method):
+    bound = method.bind(facts_for(model, data[0], 4))
+    return weigh(model, bound, data, Clock(9, 10)), bound
+
+
+def test_weights_are_the_rule_on_minibatches_of_128(several):
+    model, data = several
+    found, bound = weighed(model, data, methods.mail_at(THREAT))
+    assert found.weights.mean() == pytest.approx(1, rel=1e-5)
+    rule = bound.spec.weighting.rule
+    omega = 1 / (1 + np.exp(-rule.slope * (rule.bias - found.margin)))
+    assert found.weights == pytest.approx(omega / omega.mean(), rel=1e-3)
+    heavy, light = found.margin[found.weights.argmax()], found.margin[found.weights.argmin()]
+    assert heavy == pytest.approx(found.margin.min())
+    assert light == pytest.approx(found.margin.max())
+    picked = extremes(found, tuple("abcd"), 5)
+    assert (np.diff(picked.weights[0]) >= 0).all()
+    assert (np.diff(picked.weights[1]) <= 0).all()
+    assert picked.y.tolist() == data[1].numpy()[picked.index].tolist()
+
+
+def test_the_scatter_of_a_method_with_itself_is_the_diagonal(several):
+    model, data = several
+    first, _ = weighed(model, data, methods.mail_at(THREAT))
+    second, _ = weighed(model, data, methods.at(THREAT))
+    assert weight_scatter(first, first, ("a", "a")).correlation == pytest.approx(1)
+    assert weight_scatter(first, second, ("a", "b")).correlation is None  # equal weights have no order
+    assert set(weight_scatter(first, first, ("a", "a")).robust.tolist()) <= {0, 2}
+    other, _ = weighed(model, (data[0][:50], data[1][:50]), methods.at(THREAT))
+    with pytest.raises(UserError, match="same points"):
+        weight_scatter(first, other, ("a", "b"))
+
+
+def test_principal_components_keep_distances(several):
+    model, data = several
+    found, _ = weighed(model, data, methods.at(THREAT))
+    shown = likelihood_pca(found, tuple("abcd"), (0, 2, 3))
+    p = found.adversarial[np.isin(found.y, (0, 2, 3))]  # 4 classes on a simplex have 3 dimensions
+    own = np.linalg.norm(p[:, None] - p[None], axis=2)
+    drawn = np.linalg.norm(shown.points[:, None] - shown.points[None], axis=2)
+    assert drawn == pytest.approx(own, abs=1e-5)
+    assert shown.explained.sum() == pytest.approx(1)
+
+
+HISTORY = [
+    {"epoch": e, "loss": 2 / e, "clean": 0.5, "robust": 0.1 * e, "train_robust": 0.2, "lr": 0.1,
+     "effective": 0.9, "weight_mean": 1.0}
+    for e in (1, 2, 3)
+]  # fmt: skip
+
+
+def test_curves_leave_out_what_was_not_recorded():
+    found = learning_curves({"a": HISTORY})
+    assert [p.key for p in found.panels] == ["loss", "clean", "robust", "effective", "lr"]
+    assert found.data()["a"]["robust"] == pytest.approx([0.1, 0.2, 0.3])
+    warm = learning_curves({"a": [line | {"temperature": 1.0} for line in HISTORY]}, ["temperature"])
+    assert [p.key for p in warm.panels] == ["temperature"]
+
+
+def score():
+    from bivallate.evaluate import evaluate
+
+    torch.manual_seed(3)
+    model, x = Linear(4, 5), torch.rand(80, 3, 2, 2)
+    return evaluate(model, (x, model(x).argmax(1)), THREAT, "pgd-2")
+
+
+def test_everything_saves_its_data_and_figures(several, tmp_path):
+    model, data = several
+    one, s = weighed(model, data, methods.mail_at(THREAT))[0], score()
+    names = tuple("abcd")
+    drawn = {
+        "alignment": gradient_alignment({"m": model}, data, THREAT),
+        "fosc": fosc(model, data, THREAT, steps=(1, 2)),
+        "landscape": loss_landscape(model, data, THREAT, size=5),
+        "ranks": adversarial_rank({"m": model}, data, THREAT, attack="pgd-1"),
+        "eps": accuracy_over_eps({"m": model}, data, THREAT, factors=(0, 1), attack="fgsm"),
+        "transfer": transfer({"m": model, "n": model}, data, THREAT, attack="fgsm"),
+        "weights": weights_by_class(one, names),
+        "scatter": weight_scatter(one, one, ("a", "b")),
+        "examples": extremes(one, names, 3),
+        "likelihoods": likelihood_pca(one, names),
+        "over": weights_over_epochs({"a": HISTORY}),
+        "curves": learning_curves({"a": HISTORY, "b": HISTORY}),
+        "classes": per_class({"m": s, "n": s}, names),
+        "confusion": confusion(s, names),
+    }
+    for name, result in drawn.items():
+        kinds = ("svg", "png", "pdf") if name == "confusion" else ("svg",)
+        first = result.save(tmp_path / name, kinds)
+        assert first == tmp_path / f"{name}.svg"
+        assert all((tmp_path / f"{name}.{kind}").stat().st_size > 1000 for kind in kinds)
+        files = {p.suffix for p in tmp_path.glob(f"{name}.*")} - {f".{k}" for k in kinds}
+        assert files in ({".json"}, {".npz"})
+    kept = np.load(tmp_path / "fosc.npz", allow_pickle=False)
+    assert (kept["fosc"] == drawn["fosc"].fosc).all()
+    counts = json.loads((tmp_path / "confusion.json").read_text())["counts"]
+    assert counts == s.confusion.tolist()
+    again = gradient_alignment({"m": model}, data, THREAT).save(tmp_path / "again", ("svg",))
+    assert again.read_bytes() == (tmp_path / "alignment.svg").read_bytes()
+
+
+def test_a_rule_that_only_weighs_what_it_was_fitted_to_says_so(several):
+    model, data = several
+
+    def refuse(evidence):
+        raise UserError("call fit first")
+
+    spec = methods.at(THREAT)
+    bound = spec.bind(facts_for(model, data[0], 4))
+    bound.weighting = refuse
+    with pytest.raises(UserError, match="outside a training step"):
+        weigh(model, bound, data, Clock())

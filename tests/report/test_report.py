@@ -1,0 +1,192 @@
+"""Reports: what stands in them, that it is the run's, and that bad input is named."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import bivallate as bv
+from bivallate.cli import run as command
+from bivallate.errors import UserError
+from bivallate.evaluate import evaluation_name
+from bivallate.report.collect import collect
+from bivallate.report.page import markdown, tex, write_report
+from bivallate.report.tables import differences_table, percent, radius, runs_table
+from bivallate.run.config import Validation
+
+THREAT = bv.Linf(0.15)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """Two short runs, one attacked twice, one not at all; a name that needs escaping in every format."""
+    root = tmp_path_factory.mktemp("runs")
+    data = bv.data.load("digits")
+    for name, method in (
+        ("at_50%<b>", bv.methods.at(THREAT, steps=1)),
+        ("done", bv.methods.done_adam(THREAT, steps=1)),
+    ):
+        bv.train(
+            "linear", data, method, epochs=2, batch_size=256, out=root / name, validation=Validation(1, 50)
+        )
+    model = bv.load(root / "at_50%<b>")
+    for attack in ("fgsm", "pgd-3"):
+        score = bv.evaluate(model, data.test, THREAT, attack)
+        score.save(root / "at_50%<b>" / "evaluation" / evaluation_name("best", THREAT, attack, 0))
+    return root
+
+
+def both(runs: Path) -> list[Path]:
+    return [runs / "at_50%<b>", runs / "done"]
+
+
+class Outline(HTMLParser):
+    """Tags that are open, identifiers, and everything that would be fetched."""
+
+    VOID = ("meta", "br", "link", "img", "input", "hr")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.ids: list[str] = []
+        self.fetched: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in self.VOID:
+            self.stack.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("src", "href", "xlink:href") and not value.startswith(("#", "data:")):
+                self.fetched.append(value)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.stack.pop()
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_is_whole_and_fetches_nothing(runs, tmp_path):
+    text = write_report(both(runs), tmp_path / "report.html").read_text()
+    page = Outline()
+    page.feed(text)
+    assert page.stack == []
+    assert page.fetched == []
+    assert "@import" not in text
+    assert len(page.ids) == len(set(page.ids)) > 10
+    references = set(re.findall(r"url\(#([^)]+)\)", text))
+    assert references
+    assert references <= set(page.ids)
+    assert "<b>" not in text
+    assert text.count("<svg") == 3  # curves, classes, one confusion
+
+
+def test_its_numbers_are_the_scores(runs, tmp_path):
+    text = write_report(both(runs), tmp_path / "report.html").read_text()
+    score = next(e.score for e in collect(both(runs))[0].evaluations if e.score.attack == "pgd-3")
+    for value in (
+        percent(score.robust_accuracy, score.interval_95),
+        percent(score.clean_accuracy, score.clean_interval_95),
+        percent(score.tail(30), score.tail_interval(30)),
+        percent(score.worst_class[1]),
+    ):
+        assert value in text
+
+
+def test_the_strongest_evaluation_counts_and_a_missing_one_is_said(runs, tmp_path):
+    first, second = collect(both(runs))
+    assert first.strongest is not None
+    assert first.strongest.score.attack == "fgsm"  # the best there is against a linear model
+    assert second.strongest is None
+    rows = runs_table([first, second]).rows
+    assert rows[0][5] == "fgsm (best)"
+    assert rows[1][5:9] == ("-", "-", "-", "-")
+    assert rows[0][9] == "2/2"
+    text = write_report(both(runs), tmp_path / "report.md").read_text()
+    assert "done has not been attacked" in text
+
+
+def test_other_threats_and_last_weights_do_not_count(runs):
+    first = collect(both(runs))[0]
+    folder = first.path / "evaluation"
+    data, model = bv.data.load("digits"), bv.load(first.path, "last")
+    extra = []
+    for weights, threat in (("best", bv.Linf(0.5)), ("last", THREAT)):
+        score = bv.evaluate(model, data.test, threat, "pgd-2")
+        extra.append(folder / evaluation_name(weights, threat, "pgd-2", 0))
+        score.save(extra[-1])
+    again = collect(both(runs))[0]
+    for path in extra:
+        path.unlink()
+    assert len(again.evaluations) == 4
+    assert again.strongest is not None
+    assert again.strongest.path == first.strongest.path
+
+
+def test_markdown_and_latex_stand_with_their_figures(runs, tmp_path):
+    for ending, figure in ((".md", "svg"), (".tex", "pdf")):
+        path = write_report(both(runs), tmp_path / f"r{ending}")
+        text = path.read_text()
+        files = re.findall(rf"r-figures/[\w-]+\.{figure}", text)
+        assert len(set(files)) == 3
+        assert all((tmp_path / file).stat().st_size > 1000 for file in files)
+    assert r"at\_50\%<b>" in text
+    assert text.count("{") == text.count("}")
+    rows = [line for line in (tmp_path / "r.md").read_text().splitlines() if line.startswith("| done")]
+    assert rows[0].count("|") == 13
+
+
+def test_settings_that_differ_are_listed(runs):
+    table = differences_table(collect(both(runs)))
+    assert table is not None
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["method.weighting"] == ("Equal", "KLDRO")
+    assert "epochs" not in rows
+    assert differences_table(collect(both(runs)[:1])) is None
+
+
+def test_the_command(runs, tmp_path, capsys):
+    out = tmp_path / "all.html"
+    assert command(["report", *map(str, both(runs)), "--out", str(out)]) == 0
+    assert out.stat().st_size > 10_000
+    assert command(["report", str(tmp_path), "--out", str(out)]) == 2
+    assert "no run in" in capsys.readouterr().err
+
+
+def test_the_diagnose_command(runs, tmp_path, capsys):
+    picked = ["--what", "curves", "--what", "weight-scatter", "--what", "confusion", "--n", "40"]
+    folders = [str(p) for p in both(runs)]
+    assert command(["diagnose", *folders, *picked, "--attack", "fgsm", "--out", str(tmp_path / "d")]) == 0
+    names = {p.name for p in (tmp_path / "d").iterdir()}
+    assert {"curves.json", "curves.pdf", "weight-scatter.npz", "confusion.svg", "confusion.png"} <= names
+    assert command(["diagnose", folders[0], "--what", "confusoin"]) == 2
+    assert "did you mean 'confusion'" in capsys.readouterr().err
+    assert command(["diagnose", folders[0], "--what", "transfer"]) == 2
+    assert "at least two runs" in capsys.readouterr().err
+
+
+def test_bad_requests_are_named(runs, tmp_path):
+    with pytest.raises(UserError, match=r"\.html, \.md or \.tex"):
+        write_report(both(runs), tmp_path / "report.pdf")
+    with pytest.raises(UserError, match="at least one run"):
+        write_report([], tmp_path / "report.html")
+    with pytest.raises(UserError, match="named twice"):
+        write_report([runs / "done", runs / "done"], tmp_path / "report.html")
+
+
+def test_text_is_escaped():
+    assert tex(r"a_b & 50% \x") == r"a\_b \& 50\% \textbackslash{}x"
+    assert markdown("a|b*c") == r"a\|b\*c"
+    assert radius(bv.Linf(8 / 255)) == "Linf 8/255"
+    assert radius(bv.Linf(0.2)) == "Linf 0.2"
+    assert radius(bv.L2(0.5)) == "L2 0.5"
