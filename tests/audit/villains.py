@@ -157,7 +157,7 @@ class Lookup(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            distance, nearest = torch.cdist(x.flatten(1), self.x, p=torch.inf).min(1)
+            distance, nearest = (x.flatten(1)[:, None] - self.x).abs().amax(2).min(1)
         known = (distance <= self.radius + 1e-7)[:, None]
         return torch.where(known, 10.0 * F.one_hot(self.y[nearest], 10), self.model(x))
 
