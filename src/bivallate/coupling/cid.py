@@ -106,7 +106,7 @@ def cid(
     Cost: an iteration makes lower_steps + 1 evaluations and gradients of h, one of g, and a Hessian-vector
     product for each step of the solver and one more.
 
-    Reference: DONE (ICLR 2024), Algorithm 1, eq. 8-10, Theorem 1; methods M21.
+    Reference: DONE (ICLR 2024), Algorithm 1, eq. 8-10, Theorem 1.
     Deviation: `free` and the start of u are ours.
 
     Example:

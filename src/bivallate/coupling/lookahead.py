@@ -56,7 +56,7 @@ class Lookahead:
     second stream, L F + L B there, and L F + L B for the Jacobian-vector product (its tangents, which cost no
     more than a forward, are counted as the B). Second order: L B instead of the last item.
 
-    Reference: BiLAW, Algorithm 1, eq. 5-6; methods M18.
+    Reference: BiLAW, Algorithm 1, eq. 5-6.
     Deviation: eq. 6 has a minus sign where descent on the second stream's loss gives a plus, as the paper's
     own text reads.
     """

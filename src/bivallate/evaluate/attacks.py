@@ -54,7 +54,7 @@ class Fooled:
 
 @part
 class Ascent:
-    """PGD-steps-restarts (methods E3); FGSM and C&W are settings of it.
+    """PGD-steps-restarts; FGSM and C&W are settings of it.
 
     Attributes:
         step_size: in units of eps.

@@ -1,4 +1,4 @@
-"""AutoAttack and its parts (methods E5), as attacks of the catalogue."""
+"""AutoAttack and its parts, as attacks of the catalogue."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 
 
 def tail(hits: np.ndarray, counts: np.ndarray, k: float) -> tuple[float, float]:
-    """(mean of class accuracies, pooled accuracy) over the lowest ceil(k % of the classes) (methods E6).
+    """(mean of class accuracies, pooled accuracy) over the lowest ceil(k % of the classes).
 
     Args:
         hits: (..., K) robust points of each class. counts: (..., K) points of each class; classes without a

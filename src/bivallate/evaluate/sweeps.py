@@ -150,7 +150,7 @@ def transfer(
     seed: int = 0,
     **options: Any,
 ) -> Score:
-    """Black box (methods E9): points are made on each surrogate, and the model is judged on them in turn.
+    """Black box: points are made on each surrogate, and the model is judged on them in turn.
 
     The score's parts are the surrogates. An accuracy below the white-box one says that the model hides its
     gradients. Options as in `evaluate`.

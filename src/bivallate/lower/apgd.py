@@ -89,7 +89,7 @@ class _State:
 
 @part
 class APGD:
-    """Auto-PGD (methods E5): the answer is the misclassified iterate of lowest margin, else the best point.
+    """Auto-PGD: the answer is the misclassified iterate of lowest margin, else the best point.
 
     Attributes:
         steps: N. rho: a period with a smaller share of rising steps halves the step size.

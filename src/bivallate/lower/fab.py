@@ -111,7 +111,7 @@ class NearestPlane:
 
 @part
 class FAB:
-    """Fast adaptive boundary attack (methods E5): the smallest misclassified perturbation that was met.
+    """Fast adaptive boundary attack: the smallest misclassified perturbation that was met.
 
     The problem's eps matters only for the answer and for the start of further restarts. The answer of an
     example that was never misclassified is zero.

@@ -44,7 +44,7 @@ class KLToClean:
 class Margin:
     """-max(z_y - max_{j != y} z_j + confidence, 0): the C&W objective in the form the field's code uses.
 
-    With the customary confidence of 50 the outer maximum is practically never active (methods E4).
+    With the customary confidence of 50 the outer maximum is practically never active.
     """
 
     confidence: float = 50.0
@@ -76,7 +76,7 @@ class LogitMargin:
 
 @part
 class DLR:
-    """-(z_y - max_{j != y} z_j) / (z_(1) - z_(3) + 1e-12), blind to the scale of the logits (methods E5).
+    """-(z_y - max_{j != y} z_j) / (z_(1) - z_(3) + 1e-12), blind to the scale of the logits.
 
     The gradient flows through the denominator. Below three classes there is no third logit, and the numerator
     alone is used.
@@ -108,7 +108,7 @@ class Towards:
 
 @dataclass(frozen=True)
 class TargetedDLR:
-    """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12) (methods E5).
+    """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12).
 
     Below four classes the numerator alone is used.
 

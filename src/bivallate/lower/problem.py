@@ -51,7 +51,7 @@ def attacking(model: nn.Module, mode: AttackMode):
     """The model as the attack sees it: BatchNorm by `mode`, dropout off.
 
     In "train" mode attack passes use batch statistics and do not move the running ones; "train-tracking"
-    moves them, as the public code of the fast family does (methods 2.5).
+    moves them, as the public code of the fast family does.
     """
     return posed(model, training=mode != "eval", track=mode == "train-tracking", dropout=False)
 

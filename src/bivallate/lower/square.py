@@ -85,7 +85,7 @@ class _Windows:
 
 @part
 class Square:
-    """Square attack (methods E5) on the margin loss: a change is kept if it lowers the margin.
+    """Square attack on the margin loss: a change is kept if it lowers the margin.
 
     Attributes:
         queries: forwards an example, besides the first. p0: initial share of the pixels in a window.

@@ -14,7 +14,7 @@ from bivallate.parts import parse_number, part
 from bivallate.types import per_example
 
 TINY = 1e-12
-STRICT = 1e-7  # how far inside its bounds a coordinate must lie to count as free (methods M8, step 4)
+STRICT = 1e-7  # how far inside its bounds a coordinate must lie to count as free (Fast-BAT's H_C)
 
 
 class ThreatModel(Protocol):

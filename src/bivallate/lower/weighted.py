@@ -23,7 +23,7 @@ class MarginWeighted:
         detach: keep the weight constant; the sign of the gradient, and so every sign step, is then that of
             the objective alone.
 
-    Reference: Zeng et al., WMMR, AAAI 2021, public code; methods M16.
+    Reference: Zeng et al., WMMR, AAAI 2021, public code.
     """
 
     alpha: float = 0.5

@@ -55,7 +55,7 @@ def dynamic(
 
     Cost: at most K + 1 forwards, K + 1 backwards; an example that has stopped costs nothing in eval mode.
 
-    Reference: Wang et al. 2019, eq. 8 and algorithm 1; methods M10.
+    Reference: Wang et al. 2019, eq. 8 and algorithm 1.
     Deviation: FOSC in the box-aware form by default; its defining comparison is read as c > c_t (the printed
     one is reversed).
     """
@@ -96,7 +96,7 @@ def curriculum(
 
     Cost: k + 1 forwards, k + 1 backwards; in mode "cai" k / 2 + 1 on average.
 
-    Reference: Cai et al. 2018, section 3; methods M11.
+    Reference: Cai et al. 2018, section 3.
     Deviation: no quantisation of inputs; the rule of "cai" measures on the training passes (`BatchMixing`).
     """
     if mode not in ("schedule", "cai"):
@@ -134,7 +134,7 @@ def fat(
 
     Cost: at most K + 1 forwards, K + 1 backwards; an example that has stopped costs nothing in eval mode.
 
-    Reference: Zhang et al. 2020, algorithm 1; methods M12.
+    Reference: Zhang et al. 2020, algorithm 1.
     Deviation: the public code reorders the minibatch as examples stop; here they keep their places.
     """
     stop = Misclassified(FAT_TAU if tau is None else tau)
@@ -162,7 +162,7 @@ def fat_trades(
 
     Cost: at most K + 3 forwards, K + 2 backwards (the outer backward runs through two forwards).
 
-    Reference: Zhang et al. 2020, section 4; methods M12.
+    Reference: Zhang et al. 2020, section 4.
     """
     stop = Misclassified(FAT_TRADES_TAU if tau is None else tau)
     solver = PGD(steps, step_size * threat.eps, gaussian, stop=stop, jitter=omega)

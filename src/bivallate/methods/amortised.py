@@ -32,7 +32,7 @@ def free_at(threat: Linf | L2, *, replays: int = 8, step_size: float = 1.0) -> M
 
     Cost: 1 forward and 1 backward a replay.
 
-    Reference: Shafahi et al. 2019, algorithm 1; methods M4.
+    Reference: Shafahi et al. 2019, algorithm 1.
     """
     return Method(threat, Free(step_size), coupling=leaf, replays=replays, attack_mode="train")
 
@@ -62,7 +62,7 @@ def yopo(
 
     Cost: m forwards and m backwards, and m (n + 1) of each through the first layer alone.
 
-    Reference: Zhang et al. 2019, algorithm 1; methods M5.
+    Reference: Zhang et al. 2019, algorithm 1.
     Deviation: the public code gives the first layer its gradient twice; see first_layer.
     """
     solver = YOPO(n, step_size, uniform, first_layer)
@@ -94,7 +94,7 @@ def atta(
 
     Cost: K + 1 forwards, K + 1 backwards; memory of one padded image for each row.
 
-    Reference: Zheng et al. 2020, algorithm 1; methods M6.
+    Reference: Zheng et al. 2020, algorithm 1.
     Deviation: the public code's plain loss divides the mean by the batch size once more, an error that scales
     the learning rate; here it is the mean.
     """
@@ -124,7 +124,7 @@ def atta_trades(
     Cost: K + 2 forwards, K + 2 backwards (the outer backward runs through two forwards); "kl" one forward
     more.
 
-    Reference: Zheng et al. 2020, section 5; methods M6.
+    Reference: Zheng et al. 2020, section 5.
     Deviation: the paper means TRADES' own divergence; the published figures are of the cross-entropy.
     """
     if attack_loss not in ("ce", "kl"):

@@ -27,7 +27,7 @@ def fast_at(threat: Linf | L2, *, step_size: float = 1.25) -> Method:
 
     Cost: 2 forwards, 2 backwards.
 
-    Reference: Wong et al. 2020, algorithm 3; methods M2.
+    Reference: Wong et al. 2020, algorithm 3.
     """
     return Method(threat, PGD(1, step_size * threat.eps, uniform), attack_mode="train")
 
@@ -58,7 +58,7 @@ def fast_bat(
     Cost: 3 forwards, 5 backwards (the double backward counts as two); one pass of each less without warm-up
     step.
 
-    Reference: Zhang et al. 2022, eq. 12-13, Table 9; methods M8, M9.
+    Reference: Zhang et al. 2022, eq. 12-13, Table 9.
     """
     size = step_size if step_size is not None else (5000 if threat.eps <= 8 / 255 else 2000) / 255
     warm_up = {
@@ -85,7 +85,7 @@ def done_fast(
 
     Cost: 3 forwards, 5 backwards.
 
-    Reference: DONE, section 4.3; methods M22.
+    Reference: DONE, section 4.3.
     """
     solver = PGD(2, step_size, uniform, raw)
     return Method(

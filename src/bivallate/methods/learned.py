@@ -51,7 +51,7 @@ def bilaw(
     Cost: 2K + 5 forwards, 2K + 4 backwards, with a second stream of the same batch size; beyond the two
     attacks and the outer step these are 4 forwards and 3 backwards.
 
-    Reference: BiLAW, Algorithm 1, eq. 5-7; methods M18.
+    Reference: BiLAW, Algorithm 1, eq. 5-7.
     Deviation: eq. 6 has a minus sign where descent gives a plus; see `MarginNet` and `Lookahead`.
     """
     rule = MarginNet(hidden, inputs, margins_from, net_lr, net_weight_decay, second_order)
@@ -83,7 +83,7 @@ def bilaw_trades(
 
     Cost: 2K + 11 forwards, 2K + 8 backwards, with a second stream of the same batch size.
 
-    Reference: BiLAW, eq. 8; methods M19.
+    Reference: BiLAW, eq. 8.
     Deviation: eq. 8 as printed sums the clean cross-entropy; only its mean makes equal weights TRADES.
     """
     rule = MarginNet(hidden, inputs, margins_from, net_lr, net_weight_decay, second_order)
@@ -109,7 +109,7 @@ def non_parametric(
 
     Cost: 2K + 4 forwards, 2K + 4 backwards, with a second stream of the same batch size.
 
-    Reference: BiLAW, section 4; methods M20.
+    Reference: BiLAW, section 4.
     """
     solver = PGD(steps, step_size * threat.eps, uniform)
     return Method(threat, solver, weighting=Correlation(second_order))

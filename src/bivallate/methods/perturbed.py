@@ -37,7 +37,7 @@ def at_awp(
 
     Cost: K + 2 forwards, K + 2 backwards.
 
-    Reference: Wu et al. 2020, algorithm 1; methods M23.
+    Reference: Wu et al. 2020, algorithm 1.
     """
     solver = PGD(steps, step_size * threat.eps, uniform)
     return Method(threat, solver, loss=AWP(adversarial, gamma, warm_up, decay), attack_mode="train")
@@ -66,7 +66,7 @@ def trades_awp(
 
     Cost: K + 5 forwards, K + 4 backwards; 2 of each less while warming up.
 
-    Reference: Wu et al. 2020, algorithm 1; methods M23.
+    Reference: Wu et al. 2020, algorithm 1.
     """
     solver = PGD(steps, step_size * threat.eps, gaussian)
     return Method(threat, solver, objective=kl_to_clean, loss=AWP(Trades(beta), gamma, warm_up, decay))

@@ -66,7 +66,7 @@ def done_gd(
 
     Cost: K + 1 forwards, K + 3 backwards; the forward at delta* serves coupling and loss.
 
-    Reference: DONE, Algorithm 1, Proposition 1; methods M21.
+    Reference: DONE, Algorithm 1, Proposition 1.
     """
     return _done(threat, steps, step_size, raw, coupling, rate, guard)
 
@@ -116,7 +116,7 @@ def mart(threat: Linf | L2, *, beta: float = 5.0, steps: int = 10, step_size: fl
 
     Cost: K + 2 forwards, K + 2 backwards (the outer backward runs through two forwards).
 
-    Reference: Wang et al. 2020, eq. 7-9; methods M14.
+    Reference: Wang et al. 2020, eq. 7-9.
     """
     return Method(threat, PGD(steps, step_size * threat.eps, gaussian), loss=Mart(beta))
 
@@ -166,7 +166,7 @@ def gairat(
 
     Cost: K + 1 forwards, K + 1 backwards.
 
-    Reference: Zhang et al. 2021, algorithm 1, eq. 6; methods M15.
+    Reference: Zhang et al. 2021, algorithm 1, eq. 6.
     Deviation: the public code never reaches the later pieces of its piecewise schedule; here it does. See
     also `GAIRAT`.
     """
@@ -198,7 +198,7 @@ def gair_fat(
 
     Cost: at most K + 1 forwards, K + 1 backwards; examples that have stopped may cost nothing.
 
-    Reference: Zhang et al. 2021, appendix; methods M15, M12.
+    Reference: Zhang et al. 2021, appendix.
     """
     stop = Misclassified(Milestones(values=tau, at=(1 / 3, 7 / 12)))
     solver = PGD(steps, step_size * threat.eps, uniform, stop=stop)
@@ -238,7 +238,7 @@ def wmmr(
 
     Cost: K + 1 forwards, K + 1 backwards; two forwards and a backward more with base="trades".
 
-    Reference: Zeng et al. 2021, eq. 6-8; methods M16.
+    Reference: Zeng et al. 2021, eq. 6-8.
     Deviation: a stray `break` leaves the public TRADES script without attack steps; not copied.
     """
     if base not in ("at", "trades"):
@@ -287,7 +287,7 @@ def mail_at(
 
     Cost: K + 1 forwards, K + 1 backwards; a forward more for the natural margin or the difference.
 
-    Reference: Wang et al. 2021, eq. 5-7; methods M17.
+    Reference: Wang et al. 2021, eq. 5-7.
     Deviation: weights of mean 1 as in the paper; see `times_three`.
     """
     rule = After(MAIL(slope, bias, margin, times_three), burn_in)
@@ -320,7 +320,7 @@ def mail_trades(
 
     Cost: K + 3 forwards, K + 2 backwards.
 
-    Reference: Wang et al. 2021; methods M17.
+    Reference: Wang et al. 2021.
     """
     rule = After(MAIL(slope, bias, margin, times_three), burn_in)
     solver = PGD(steps, step_size * threat.eps, gaussian)
@@ -351,7 +351,7 @@ def mail_mart(
 
     Cost: K + 2 forwards, K + 2 backwards.
 
-    Reference: Wang et al. 2021; methods M17.
+    Reference: Wang et al. 2021.
     """
     rule = After(MAIL(slope, bias, margin, times_three), burn_in)
     return Method(threat, PGD(steps, step_size * threat.eps, gaussian), weighting=rule, loss=Mart(beta))

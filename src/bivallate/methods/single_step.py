@@ -27,7 +27,7 @@ def fgsm_at(threat: Linf | L2, *, step_size: float = 1.0) -> Method:
 
     Cost: 2 forwards, 2 backwards.
 
-    Reference: Goodfellow et al. 2015, section 6; methods M2.
+    Reference: Goodfellow et al. 2015, section 6.
     """
     return Method(threat, PGD(1, step_size * threat.eps, zero), attack_mode="train")
 
@@ -49,7 +49,7 @@ def n_fgsm(threat: Linf | L2, *, k: float = 2.0, step_size: float = 1.0) -> Meth
 
     Cost: 2 forwards, 2 backwards.
 
-    Reference: de Jorge et al. 2022, algorithm 1; methods M3b.
+    Reference: de Jorge et al. 2022, algorithm 1.
     """
     inner = PGD(1, step_size * threat.eps, Uniform(k))
     return Method(threat, Wider(inner, k + step_size), attack_mode="train")
@@ -71,7 +71,7 @@ def fast_at_ga(threat: Linf | L2, *, coefficient: float | None = None, step_size
 
     Cost: 3 forwards, 5 backwards (a double backward counts as two); the attack's gradient serves the penalty.
 
-    Reference: Andriushchenko and Flammarion 2020, eq. 4-5; methods M3.
+    Reference: Andriushchenko and Flammarion 2020, eq. 4-5.
     Deviation: the gradient at the clean image is held constant, as in both public codes, though the formula
     is symmetric (`but(loss__detach=False)`).
     """
@@ -98,7 +98,7 @@ def backward_smoothing(
     Cost: K + 3 forwards, K + 3 backwards (the outer backward runs through two forwards); the pass of the
     start gives the clean logits too.
 
-    Reference: Chen et al. 2022, section 4; methods M7.
+    Reference: Chen et al. 2022, section 4.
     """
     start = BackwardSmoothing(gamma, step_size)
     solver = PGD(steps, step_size * threat.eps, start)

@@ -34,7 +34,7 @@ def at(
 
     Cost: K + 1 forwards, K + 1 backwards.
 
-    Reference: Madry et al. 2018, eq. 2.1; methods M1.
+    Reference: Madry et al. 2018, eq. 2.1.
     """
     return Method(threat, PGD(steps, step_size * threat.eps, uniform), attack_mode=attack_mode)
 
@@ -51,7 +51,7 @@ def trades(threat: Linf | L2, *, beta: float = 6.0, steps: int = 10, step_size: 
 
     Cost: K + 3 forwards, K + 2 backwards (the outer backward runs through two forwards).
 
-    Reference: Zhang et al. 2019, eq. 5; methods M13.
+    Reference: Zhang et al. 2019, eq. 5.
     """
     solver = PGD(steps, step_size * threat.eps, gaussian)
     return Method(threat, solver, objective=kl_to_clean, loss=Trades(beta))

@@ -40,7 +40,7 @@ class AWP:
 
     Cost: the host's, and its outer forwards and backwards once more.
 
-    Reference: Wu et al., AWP, NeurIPS 2020, eq. 8-12; methods M23.
+    Reference: Wu et al., AWP, NeurIPS 2020, eq. 8-12.
     """
 
     loss: Loss

@@ -77,7 +77,7 @@ class Mart:
         boosted: whether the margin term -log(1.0001 - max p_k) is there; without it and with beta = 0 this is
             adversarial training.
 
-    Reference: Wang et al., MART, ICLR 2020, eq. 7-9, with the public code's constants; methods M14.
+    Reference: Wang et al., MART, ICLR 2020, eq. 7-9, with the public code's constants.
     """
 
     beta: float = 5.0

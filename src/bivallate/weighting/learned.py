@@ -53,7 +53,7 @@ class MarginNet(Weighting):
 
     Cost: see `Lookahead`, and one forward for clean logits unless the input needs none.
 
-    Reference: BiLAW, section 3, Algorithm 1, Tables 6 and 8; methods M18.
+    Reference: BiLAW, section 3, Algorithm 1, Tables 6 and 8.
     Deviation: the paper states no optimiser for this network; Adam with 1e-3 and 1e-4 is that of the
     meta-weight-net, on which the scheme builds. Clean margins and the second stream's attack, in eval mode,
     see BatchNorm's running statistics as the outer pass of the same step has left them. A learning rate of 0
@@ -225,7 +225,7 @@ class Correlation(Weighting):
 
     Scale: mean 1.
 
-    Reference: BiLAW, section 4, "non-parametric"; methods M20.
+    Reference: BiLAW, section 4, "non-parametric".
     Deviation: the paper does not say what becomes of negative correlations; they are clipped at zero, as in
     the learning-to-reweight scheme it cites.
     """

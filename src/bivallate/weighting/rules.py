@@ -42,7 +42,7 @@ class MAIL(Weighting):
 
     Scale: mean 1; with `times_three` between 0 and 3.
 
-    Reference: Wang et al., MAIL, NeurIPS 2021; methods M17.
+    Reference: Wang et al., MAIL, NeurIPS 2021.
     Deviation: none by default; the public code multiplies by 3 instead of normalising (`times_three`).
     """
 
@@ -83,7 +83,7 @@ class WMMR(Weighting):
 
     Scale: every weight lies in [exp(-alpha), exp(alpha)] and is 1 at margin 0; mean 1 if `normalised`.
 
-    Reference: Zeng et al., WMMR, AAAI 2021; methods M16.
+    Reference: Zeng et al., WMMR, AAAI 2021.
     """
 
     alpha: float = 0.5
@@ -117,7 +117,7 @@ class GAIRAT(Weighting):
 
     Scale: mean 1.
 
-    Reference: Zhang et al., GAIRAT, ICLR 2021, eq. 6; methods M15.
+    Reference: Zhang et al., GAIRAT, ICLR 2021, eq. 6.
     Deviation: kappa counts all correct iterates, as the public code does (the paper's definition is the
     number of steps until the first wrong one; they differ where a prediction flips back). 5 (1 - 2 kappa / K)
     is real-valued; the public code halves K as an integer, which differs for odd K.

@@ -1,4 +1,4 @@
-"""What an attack does to each class: accuracies, and what is mistaken for what (methods E7, E8)."""
+"""What an attack does to each class: accuracies, and what is mistaken for what."""
 
 from __future__ import annotations
 

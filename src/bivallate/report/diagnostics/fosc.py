@@ -1,4 +1,4 @@
-"""How near an attack comes to a stationary point of its problem: FOSC (methods E11)."""
+"""How near an attack comes to a stationary point of its problem: FOSC."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do gradients near a point agree with the gradient at it? (methods E10)"""
+"""Do gradients near a point agree with the gradient at it?"""
 
 from __future__ import annotations
 

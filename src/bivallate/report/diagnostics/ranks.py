@@ -157,7 +157,7 @@ def accuracy_over_eps(
 
 @dataclass(frozen=True)
 class Transfer(Drawn):
-    """Accuracy of each model on the adversarial points of each other one (methods E9).
+    """Accuracy of each model on the adversarial points of each other one.
 
     Attributes:
         attack: its name. labels: of the models. accuracy: (m, m), rows: made on, columns: measured on.

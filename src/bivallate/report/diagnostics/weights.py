@@ -258,7 +258,7 @@ class Extremes(Drawn):
 
 
 def extremes(weighed: Weighed, classes: tuple[str, ...], count: int = 10) -> Extremes:
-    """The lightest and heaviest examples, with what the model makes of them (methods E14)."""
+    """The lightest and heaviest examples, with what the model makes of them."""
     order = np.argsort(weighed.weights, kind="stable")
     count = min(count, len(order) // 2)
     if count < 1:
@@ -375,7 +375,7 @@ class WeightsOverEpochs(Drawn):
 
 
 def weights_over_epochs(runs: dict[str, list[dict[str, Any]]]) -> WeightsOverEpochs:
-    """From the lines of metrics.jsonl, by label (methods E16)."""
+    """From the lines of metrics.jsonl, by label."""
     return WeightsOverEpochs(
         {label: [line["epoch"] for line in lines] for label, lines in runs.items()},
         {label: [line["effective"] for line in lines] for label, lines in runs.items()},
