@@ -32,12 +32,12 @@ def posed(model: nn.Module, *, training: bool, track: bool, dropout: bool) -> It
     """
     found = [(m, m.training, getattr(m, "track_running_stats", None)) for m in model.modules()]
     try:
-        for module, _, tracked in found:
+        for module, _, _ in found:
             module.training = training
             if isinstance(module, nn.modules.dropout._DropoutNd) and not dropout:
                 module.training = False
             if isinstance(module, nn.modules.batchnorm._NormBase) and training:
-                # a norm without buffers never tracks; one with buffers may have been silenced by an outer pose
+                # a norm without buffers never tracks; one with buffers may be silenced by an outer pose
                 module.track_running_stats = track and module.running_mean is not None
         yield
     finally:

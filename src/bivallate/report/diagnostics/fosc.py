@@ -91,7 +91,7 @@ def fosc(
 
     Cost: max(steps) + 1 forwards and backwards a point.
 
-    Reference: Wang et al. (Dynamic AT), ICML 2019, eq. 8, Fig. 1-2; methods E11.
+    Reference: Wang et al. (Dynamic AT), ICML 2019, eq. 8, Fig. 1-2.
     """
     columns: dict[int, list[torch.Tensor]] = {k: [] for k in steps}
     with looked_at(model) as device:

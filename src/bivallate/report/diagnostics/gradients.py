@@ -64,7 +64,7 @@ def gradient_alignment(
 
     Cost: two forwards and two backwards a point and model.
 
-    Reference: Andriushchenko and Flammarion 2020, section 4; methods E10.
+    Reference: Andriushchenko and Flammarion 2020, section 4.
     """
     chosen, found = sample(data, n, seed), {}
     for label, model in models.items():

@@ -72,7 +72,7 @@ def loss_landscape(
 
     Cost: one forward and backward, and size^2 forwards, a point.
 
-    Reference: Zhang et al. (Fast-BAT), ICML 2022, Fig. 3; methods E12.
+    Reference: Zhang et al. (Fast-BAT), ICML 2022, Fig. 3.
     """
     chosen = sample(data, n, seed) if row is None else sample(tuple(t for t in _row(data, row)), None, seed)
     axis = torch.linspace(-reach, reach, size)

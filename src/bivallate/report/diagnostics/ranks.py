@@ -65,7 +65,7 @@ def adversarial_rank(
 ) -> Ranks:
     """The ranks for models by label.
 
-    Reference: BiLAW, Fig. 1b; methods E16.
+    Reference: BiLAW, Fig. 1b.
     """
     chosen, found = sample(data, n, seed), {}
     for label, model in models.items():
@@ -136,7 +136,7 @@ def accuracy_over_eps(
 ) -> OverEps:
     """Robust accuracy of models by label at several multiples of a threat's radius.
 
-    Reference: Fast-BAT, Fig. 1; Dynamic AT, Fig. 4; methods E16.
+    Reference: Fast-BAT, Fig. 1; Dynamic AT, Fig. 4.
     """
     chosen = sample(data, n, seed)
     limit = 1.0 if isinstance(threat, Linf) else float("inf")

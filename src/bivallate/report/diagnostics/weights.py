@@ -1,5 +1,5 @@
 """The weights that a method gives to examples: by class, between methods, on which examples, where in the
-space of likelihoods (methods E13-E16)."""
+space of likelihoods."""
 
 from __future__ import annotations
 
@@ -328,7 +328,7 @@ class Likelihoods(Drawn):
 def likelihood_pca(
     weighed: Weighed, classes: tuple[str, ...], shown: tuple[int, ...] = (0, 1, 2)
 ) -> Likelihoods:
-    """Principal components of adversarial softmax vectors of some classes (BiLAW, Fig. 4; methods E15)."""
+    """Principal components of adversarial softmax vectors of some classes (BiLAW, Fig. 4)."""
     rows = np.flatnonzero(np.isin(weighed.y, shown))
     if len(rows) < 3 or weighed.adversarial.shape[1] < 3:
         raise UserError("the principal components need at least 3 points and 3 classes")
