@@ -1,7 +1,7 @@
 """Every villain and every honest model under audit, over five seeds: `python -m benchmarks.villains`.
 
 Writes the tables between the markers of docs/audit.md; exits with 1 if a villain is believed or an honest one
-accused. Takes about five minutes on one core.
+accused. Takes some minutes of one core.
 """
 
 from __future__ import annotations

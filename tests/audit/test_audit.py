@@ -187,14 +187,14 @@ def test_the_command_keeps_its_result_and_holds_the_runs_evaluation_against_it(t
     assert "pre-flight: all is well" in capsys.readouterr().err
     assert run(["evaluate", str(folder), "--attack", "fgsm", "--n", "60", "--no-preflight"]) == 0
     assert "pre-flight" not in capsys.readouterr().err
-    assert run(["audit", str(folder), "--n", "60", "--json", "--against", str(folder)]) == 0
+    assert run(["audit", str(folder), "--n", "20", "--json", "--against", str(folder)]) == 0
     shown = json.loads(capsys.readouterr().out)
     kept = json.loads((folder / "audit" / "best-linf-0.2-audit-seed0.json").read_text())
     assert shown == kept
     assert kept["claim"] == "evaluation fgsm, 60 points"
-    assert kept["n"] == 60
+    assert kept["n"] == 20
     assert "transfer" in kept["accuracy"]
-    assert run(["audit", str(folder), "--n", "60", "--claimed", "0.9"]) == 0
+    assert run(["audit", str(folder), "--n", "20", "--claimed", "0.9"]) == 0
     printed = capsys.readouterr()
     assert "not robust as claimed" in printed.out
     assert "what to do" in printed.out
