@@ -62,12 +62,12 @@ class _CountDouble(torch.autograd.Function):
 
 
 class Metered(nn.Module):
-    """A network behind a counting input. The tap is a parameter, so that every backward reaches it."""
+    """A network behind a counting input. The tap is a weight tensor, so that every backward reaches it."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net, self.meter = net, Meter()
-        self.tap = nn.Parameter(torch.zeros((), dtype=next(net.parameters()).dtype))
+        self.tap = nn.Parameter(torch.zeros(1, 1, 1, 1, dtype=next(net.parameters()).dtype))
         net.register_forward_hook(self._count)
 
     @property
