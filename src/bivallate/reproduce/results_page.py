@@ -13,6 +13,7 @@ from bivallate.reproduce.table import QUESTIONS, Scale, Table
 
 __all__ = ["page", "write_page", "write_table"]
 
+Reports = dict[tuple[str, Scale], dict[str, Any]]
 SHOWN: tuple[Scale, ...] = ("full", "cpu")  # smoke figures mean nothing and are never shown
 
 INTRODUCTION = """# Results
@@ -61,7 +62,7 @@ def _report(table: Table, scale: Scale, out: Path) -> dict[str, Any] | None:
     return side_by_side(table, scale, records) if records else None
 
 
-def _questions(reports: dict[tuple[str, Scale], dict[str, Any]]) -> str:
+def _questions(reports: Reports) -> str:
     """The claims that matter, and how many of them were borne out."""
     lines = ["## The questions that matter", ""]
     for key, question in QUESTIONS.items():

@@ -1,0 +1,109 @@
+"""Verdicts on hand-made records."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from bivallate.evaluate.statistics import mcnemar
+from bivallate.reproduce.judging import judge, sign_flip
+from bivallate.reproduce.table import Claim, Table
+
+from .conftest import by_hand
+
+TABLE = Table("T-X", "title", "source", (), (), lambda cell: cell, "note")
+PGD = Claim("A", "B", "PGD")
+
+
+def verdicts(good: int, n: int = 100) -> list[bool]:
+    return [i < good for i in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "status"), [(60, 40, "confirmed"), (40, 60, "not confirmed"), (52, 50, "undecided")]
+)
+def test_a_claim_is_confirmed_refuted_or_open(a: int, b: int, status: str) -> None:
+    verdict = judge(TABLE, PGD, "g", [by_hand("A", verdicts(a)), by_hand("B", verdicts(b))])
+    assert verdict.status == status
+    assert verdict.difference == pytest.approx((a - b) / 100)
+    assert verdict.how == "exact paired test on 100 points"
+    assert verdict.p == pytest.approx(binomtest(max(a - b, 0), abs(a - b), 0.5).pvalue)
+
+
+def test_a_lower_value_may_be_the_better_one() -> None:
+    records = [by_hand("A", verdicts(40)), by_hand("B", verdicts(60))]
+    assert judge(TABLE, Claim("A", "B", "PGD", lower=True), "g", records).status == "confirmed"
+
+
+def test_a_missing_record_is_not_run() -> None:
+    assert judge(TABLE, PGD, "g", [by_hand("A", verdicts(60))]).status == "not run"
+    records = [by_hand("A", verdicts(60), seed=0), by_hand("B", verdicts(40), seed=1)]
+    assert judge(TABLE, PGD, "g", records).status == "not run"  # no seed in common
+    assert judge(TABLE, PGD, "elsewhere", records).status == "not run"
+
+
+def test_a_margin_asks_for_no_more_than_not_losing() -> None:
+    equal = [by_hand("A", verdicts(501, 1000)), by_hand("B", verdicts(502, 1000))]
+    assert judge(TABLE, Claim("A", "B", "PGD", margin=0.01), "g", equal).status == "confirmed"
+    assert judge(TABLE, PGD, "g", equal).status == "undecided"
+    lost = [by_hand("A", verdicts(400, 1000)), by_hand("B", verdicts(500, 1000))]
+    assert judge(TABLE, Claim("A", "B", "PGD", margin=0.01), "g", lost).status == "not confirmed"
+
+
+def test_different_points_are_compared_by_their_intervals() -> None:
+    near = [by_hand("A", verdicts(60)), by_hand("B", verdicts(50), data="other")]
+    verdict = judge(TABLE, PGD, "g", near)
+    assert (verdict.status, verdict.p, verdict.how) == ("undecided", None, "intervals on different points")
+    low, high = verdict.interval_95 or (0, 0)
+    assert low < 0.1 < high
+    far = [by_hand("A", verdicts(80)), by_hand("B", verdicts(40), data="other")]
+    assert judge(TABLE, PGD, "g", far).status == "confirmed"
+
+
+def test_several_seeds_are_averaged_point_by_point() -> None:
+    records = [by_hand("A", verdicts(56), seed=s) for s in (0, 1)] + [by_hand("B", verdicts(50), seed=0)]
+    alone = judge(TABLE, PGD, "g", records)
+    both = judge(TABLE, PGD, "g", [*records, by_hand("B", verdicts(50), seed=1)])
+    assert alone.seeds == (0,)
+    assert both.seeds == (0, 1)
+    assert both.difference == pytest.approx(0.06)
+    assert both.p == pytest.approx(alone.p)  # the same six points differ: seeds are no new points
+    against = judge(TABLE, PGD, "g", [*records, by_hand("B", verdicts(62), seed=1)])
+    assert against.difference == pytest.approx(0)
+    assert against.status == "undecided"
+
+
+def test_tails_are_compared_on_the_same_points() -> None:
+    n = 400
+    worst = [i % 10 not in (0, 1, 2) for i in range(n)]  # three classes are lost
+    half = [i % 10 > 2 or i % 20 < 10 for i in range(n)]
+    records = [by_hand("A", half), by_hand("B", worst)]
+    verdict = judge(TABLE, Claim("A", "B", "Tail-30"), "g", records)
+    assert verdict.difference == pytest.approx(0.5)
+    assert verdict.status == "confirmed"
+    assert judge(TABLE, Claim("B", "A", "Tail-30"), "g", records).status == "not confirmed"
+
+
+def test_one_measured_time_decides_nothing() -> None:
+    claim = Claim("A", "B", "s/epoch", lower=True)
+    fast, slow = [by_hand("A", verdicts(5, 10), seed=s) for s in (0, 1)], by_hand("B", verdicts(5, 20))
+    assert judge(TABLE, claim, "g", [fast[0], slow]).status == "undecided"
+    assert (
+        judge(TABLE, claim, "g", [*fast, slow, by_hand("B", verdicts(5, 20), seed=1)]).status == "confirmed"
+    )
+
+
+def test_sign_flip_is_mcnemars_test_for_one_seed() -> None:
+    generator = np.random.default_rng(0)
+    for n in (5, 40):
+        a, b = generator.random((2, n)) < np.array([[0.7], [0.4]])
+        assert sign_flip(a.astype(int) - b) == pytest.approx(mcnemar(a, b))
+    assert sign_flip(np.zeros(4, int)) == 1.0
+
+
+def test_sign_flip_counts_every_sign() -> None:
+    sums = np.array([2, 1, -1, 2, 0])
+    signs = np.array(np.meshgrid(*[[-1, 1]] * 4)).reshape(4, -1).T
+    totals = np.abs(signs @ np.abs(sums[sums != 0]))
+    assert sign_flip(sums) == pytest.approx(float((totals >= abs(sums.sum())).mean()))

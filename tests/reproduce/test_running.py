@@ -1,0 +1,192 @@
+"""A cell from training to record, and campaigns that are killed and go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bivallate.cli import run as command
+from bivallate.errors import UserError
+from bivallate.evaluate import Score
+from bivallate.reproduce import running
+from bivallate.reproduce.campaign import path_of, pending, run_campaign
+from bivallate.reproduce.cell import Cell
+from bivallate.reproduce.records import Record, read_records
+from bivallate.reproduce.results_page import page, write_page
+from bivallate.reproduce.running import Job, run_job
+
+from .conftest import by_hand, keep
+
+
+def test_a_cell_becomes_a_record(job: Job) -> None:
+    path = run_job(job)
+    assert path == path_of(job)
+    entry = json.loads(path.read_text())
+    columns = entry["columns"]
+    assert list(columns) == ["SA", "PGD", "Tail-30", "AA", "gap", "FOSC", "s/epoch"]
+    score = Score.from_json(entry["scores"]["pgd-3"])
+    assert score.robust_accuracy == columns["PGD"]["value"]
+    assert score.tail(30) == pytest.approx(columns["Tail-30"]["value"])
+    assert columns["gap"]["value"] == pytest.approx(columns["SA"]["value"] - columns["PGD"]["value"])
+    assert columns["FOSC"]["value"] >= 0
+    assert 0.2 < columns["PGD"]["value"] <= columns["SA"]["value"]
+    assert Score.from_json(entry["scores"]["autoattack-short-n40"]).n == 40
+    assert entry["config"]["method"]["name"] == "at"
+    assert entry["config"]["data"]["data_dir"] == ""
+    assert entry["training"]["epochs"] == 2
+    assert entry["training"]["forward_per_row"] == pytest.approx(8)  # 2 epochs of K + 1 = 4 passes
+    assert entry["machine"]["threads"] == 1
+    (record,) = read_records(job.out, "T-X", "cpu")
+    points = record.points("PGD")
+    assert points is not None
+    assert points.value.mean() == pytest.approx(columns["PGD"]["value"])
+    assert record.points("s/epoch") is None
+
+
+def test_a_record_is_not_made_twice_and_a_run_not_trained_twice(job: Job, monkeypatch) -> None:
+    path = run_job(job)
+    first = json.loads(path.read_text())
+    assert pending([job]) == []
+    outcome = run_campaign([job])
+    assert (outcome.done, outcome.skipped) == ([], [job.title])
+    path.unlink()
+    monkeypatch.setattr(running, "execute", None)
+    monkeypatch.setattr(running, "resume", None)  # neither is needed: the run is complete
+    assert run_campaign([job]).failed == {}
+    again = json.loads(path.read_text())
+    assert again["columns"] == first["columns"]
+    assert again["training"] == first["training"]
+
+
+def test_a_changed_cell_is_trained_anew(job: Job) -> None:
+    run_job(job)
+    other = dataclasses.replace(job, cell=job.cell.but(eps="0.2"))
+    path_of(job).unlink()
+    entry = json.loads(run_job(other).read_text())
+    assert entry["config"]["method"]["threat"]["eps"] == 0.2
+
+
+def test_transfer_is_the_accuracy_on_examples_of_another_network(job: Job) -> None:
+    cell = job.cell.but(measures=(dataclasses.replace(job.cell.measures[1], source="plain"),))
+    source = job.cell.but(row="plain", method="plain", parameters={}, measures=())
+    entry = json.loads(run_job(dataclasses.replace(job, cell=cell, sources={"plain": source})).read_text())
+    (score,) = (Score.from_json(s) for s in entry["scores"].values())
+    assert score.attack == "clean"
+    white = json.loads(run_job(dataclasses.replace(job, seed=0, table="T-W")).read_text())
+    assert entry["columns"]["PGD"]["value"] >= white["columns"]["PGD"]["value"]
+    assert len(list(job.runs.glob("T-X/cpu/source-*"))) == 1
+
+
+def test_one_failing_cell_leaves_the_others(job: Job) -> None:
+    broken = dataclasses.replace(job, cell=job.cell.but(row="broken", model="resnet-9000"))
+    outcome = run_campaign([broken, job])
+    assert list(outcome.failed) == [broken.title]
+    assert "unknown" in outcome.failed[broken.title]
+    assert outcome.done == [path_of(job)]
+    with pytest.raises(UserError, match="--jobs"):
+        run_campaign([job], at_once=0)
+
+
+WORKER = """
+import sys, pickle
+from pathlib import Path
+from bivallate.reproduce.running import run_job
+run_job(pickle.loads(Path(sys.argv[1]).read_bytes()))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_cell_goes_on_to_the_same_figures(job: Job, tmp_path: Path) -> None:
+    import pickle
+
+    long = dataclasses.replace(job, cell=job.cell.but(epochs=15))
+    whole = json.loads(run_job(dataclasses.replace(long, runs=tmp_path / "whole", table="T-W")).read_text())
+    (tmp_path / "job").write_bytes(pickle.dumps(long))
+    process = subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path / "job")])
+    metrics = long.runs / "T-X" / "cpu" / f"{long.cell.name}-seed0" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not path_of(long).exists()
+    done = len(metrics.read_text().splitlines())
+    assert 1 <= done < 15  # killed in the middle
+    assert run_campaign([long]).failed == {}
+    resumed = json.loads(path_of(long).read_text())
+    for name in ("SA", "PGD", "AA", "FOSC"):
+        assert resumed["columns"][name] == whole["columns"][name]
+
+
+@pytest.mark.slow
+def test_several_at_once_and_a_process_that_dies(job: Job, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "fatal.py").write_text("import os\ndef make(**_):\n    os._exit(7)\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    dying = dataclasses.replace(job, cell=job.cell.but(row="dying", model="fatal:make"))
+    outcome = run_campaign([dying, job], at_once=2)
+    assert outcome.done == [path_of(job)]
+    assert outcome.failed == {dying.title: "its process died (exit status 7)"}
+
+
+def test_the_page_is_rebuilt_from_records_alone(tmp_path: Path) -> None:
+    out, target = tmp_path / "results", tmp_path / "docs" / "results.md"
+    empty = page(out)
+    assert "- T-B1 at scale `cpu`" in empty
+    assert "not run" in empty
+    group = "MNIST tiny-CNN linf"
+    for row, good in (("AT", 60), ("MAIL", 80)):
+        record = by_hand(row, [i < good for i in range(100)], group=group, table="T-B1")
+        keep(record, out, "cpu", f"{row.lower()}-mnist-tiny-cnn-linf")
+    first = write_page(out, target).read_bytes()
+    assert write_page(out, target).read_bytes() == first
+    text = first.decode()
+    assert "- T-B1 at scale `cpu`" not in text
+    assert "- T-B1 `cpu`, MNIST tiny-CNN linf: MAIL above AT in PGD: **confirmed**" in text
+    (at,) = [line for line in text.splitlines() if line.startswith("| AT |") and "60.00" in line]
+    assert "| 95.9 | 60.00 [50.2, 69.1] |" in at
+    assert "| GAIRAT | 99.1 | not run |" in text
+    (out / "T-B1" / "cpu" / "damaged-seed0.json").write_text("{")
+    with pytest.raises(UserError, match=r"damaged-seed0\.json is not a readable record"):
+        page(out)
+
+
+def test_the_command_runs_a_table_and_shows_both_sides(tmp_path: Path, capsys) -> None:
+    place = ["--out", str(tmp_path / "results"), "--runs", str(tmp_path / "runs"), "--device", "cpu"]
+    assert command(["reproduce", "T-B7", "--only", "6", "1", "--list", *place]) == 0
+    assert capsys.readouterr().out.count("to run") == 2
+    assert command(["reproduce", "T-B7", "--only", "6", "1", *place]) == 0
+    shown = capsys.readouterr()
+    assert "figures mean nothing" in shown.err
+    assert "| 6 | 86.1 |" in shown.out
+    assert "| 5 | 86.9 | not run |" in shown.out
+    assert "6 above 1 in PGD" in shown.out
+    assert (tmp_path / "results" / "T-B7" / "smoke.tex").read_text().count(r"\begin{tabular}") == 2
+    assert len(read_records(tmp_path / "results", "T-B7", "smoke")) == 2
+    assert command(["reproduce", "T-B7", "--only", "6", "1", "--format", "json", *place]) == 0
+    assert json.loads(capsys.readouterr().out)["records"] == 2
+    assert command(["reproduce", "T-Q1"]) == 2
+    assert "unknown table 'T-Q1'" in capsys.readouterr().err
+    assert command(["reproduce", "--tables", "--docs", str(tmp_path / "page.md"), *place[:2]]) == 0
+    assert "T-B7 at scale `cpu`" in (tmp_path / "page.md").read_text()
+
+
+def test_records_of_something_else_are_refused(tmp_path: Path) -> None:
+    record = by_hand("AT", [True] * 10)
+    strange = Record({**record.entry, "schema": "other"}, record.path)
+    keep(strange, tmp_path, "cpu", "at-g")
+    with pytest.raises(UserError, match="is not a record"):
+        read_records(tmp_path, "T-X", "cpu")
+
+
+def test_titles_name_the_cell(tiny: Cell, job: Job) -> None:
+    assert job.title == "T-X cpu: AT, digits, seed 0"
+    assert tiny.name == "at-digits"

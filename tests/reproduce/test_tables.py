@@ -1,0 +1,122 @@
+"""The papers' figures are as printed, and every table can be run at every scale."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from bivallate.errors import UserError
+from bivallate.reproduce.catalogue import find, tables
+from bivallate.reproduce.cell import configure
+from bivallate.reproduce.figures import FIGURES, cells_of
+from bivallate.reproduce.measuring import read_attack
+from bivallate.reproduce.planning import jobs_of
+from bivallate.reproduce.scaling import at_scale, sources_at_scale
+from bivallate.reproduce.table import QUESTIONS, SCALES, Reported, reported
+
+NAMES = [
+    *(f"T-D{k}" for k in range(1, 5)),
+    *(f"T-F{k}" for k in range(1, 12)),
+    *(f"T-B{k}" for k in (1, 2, 3, 6, 7, 8)),
+    *(f"T-Y{k}" for k in range(1, 4)),
+]
+EVERY = pytest.mark.parametrize("name", NAMES)
+
+
+def transcribed() -> dict[tuple[str, str], Counter[str]]:
+    """The second transcription: (table, row) -> figures."""
+    found: dict[tuple[str, str], Counter[str]] = {}
+    for line in (Path(__file__).parent / "reported.txt").read_text().splitlines():
+        table, row, figures = (part.strip() for part in line.split("|"))
+        found.setdefault((table, row), Counter()).update(figures.split())
+    return found
+
+
+def test_the_tables_are_those_of_the_papers() -> None:
+    assert list(tables()) == sorted(NAMES, key=NAMES.index)
+    assert list(reported()) == list(tables())
+
+
+@EVERY
+def test_figures_agree_with_a_second_transcription(name: str) -> None:
+    second = {row: figures for (table, row), figures in transcribed().items() if table == name}
+    groups = {row: cells.values() for row, cells in reported()[name].items()}
+    first = {
+        row: Counter(text.split()[0] for cell in cells for text in cell.values())
+        for row, cells in groups.items()
+    }
+    assert second
+    assert first == second
+
+
+@EVERY
+def test_every_figure_has_its_cell_and_column(name: str) -> None:
+    table = find(name)
+    columns = {(c.row, c.group): {m.column for m in c.measures} for c in table.cells}
+    for row, groups in table.reported.items():
+        for group, figures in groups.items():
+            assert set(figures) - {"min"} <= columns[row, group], (row, group)
+            for text in figures.values():
+                assert Reported.read(text).value >= 0
+
+
+@EVERY
+def test_every_claim_can_be_judged_somewhere(name: str) -> None:
+    table = find(name)
+    columns = {(c.row, c.group): {m.column for m in c.measures} for c in table.cells}
+    assert table.claims
+    for claim in table.claims:
+        groups = {c.group for c in table.cells if claim.group in ("", c.group)}
+        both = [
+            g for g in groups for r in (claim.better, claim.worse) if claim.column in columns.get((r, g), ())
+        ]
+        assert len(both) >= 2, claim
+        assert claim.question in ("", *QUESTIONS)
+
+
+@EVERY
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_cell_is_a_valid_configuration(name: str, scale) -> None:
+    table = find(name)
+    cells = at_scale(table, scale)
+    assert cells
+    assert len({cell.name for cell in cells}) == len(cells)
+    known = sources_at_scale(table, scale)
+    for cell in (*cells, *known.values()):
+        config = configure(cell, 3)
+        assert config.seed == 3
+        assert config.epochs == (1 if scale == "smoke" else config.epochs)
+        for measure in cell.measures:
+            assert read_attack(measure.attack)
+            assert measure.source is None or measure.source in known
+
+
+def test_full_scale_uses_the_papers_own_settings() -> None:
+    cell = next(c for c in find("T-D1").cells if c.row == "DONE-ADAM" and c.group == "imbalanced 0.2")
+    config = configure(cell, 0)
+    assert (config.epochs, config.model.name, config.data.imbalance) == (60, "resnet18", "step:0.2")
+    assert config.method.threat.eps == 8 / 255
+    assert config.method.attack_mode == "train"
+    free = next(c for c in find("T-F10").cells if c.method == "free-at")
+    assert configure(free, 0).optimizer.lr == 0.04
+
+
+def test_only_and_group_choose_cells(tmp_path) -> None:
+    table = find("T-B1")
+    jobs = jobs_of(table, "cpu", only=("BiLAW", "at"), groups=("F-MNIST",), seeds=(0, 1), out=tmp_path)
+    assert [(j.cell.row, j.seed) for j in jobs] == [("BiLAW", 0), ("AT", 0), ("BiLAW", 1), ("AT", 1)]
+    with pytest.raises(UserError, match="did you mean 'BiLAW'"):
+        jobs_of(table, "cpu", only=("BiLAV",))
+    with pytest.raises(UserError, match="nothing at scale"):
+        jobs_of(table, "cpu", groups=("CIFAR",))
+    with pytest.raises(UserError, match="unknown table"):
+        find("T-Z9")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_has_cells(name: str) -> None:
+    for scale in SCALES:
+        rows = [cell.row for cell in cells_of(FIGURES[name], scale)]
+        assert tuple(rows) == FIGURES[name].rows
