@@ -68,10 +68,13 @@ def audit(
 
     Example:
         >>> from bivallate.lower.threat import Linf
-        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 10))
-        >>> x = torch.rand(60, 1, 2, 2)
-        >>> audit(model, (x, model(x).argmax(1)), Linf(0.1), budget_passes=1e5).accused
-        False
+        >>> class Bright(nn.Module):
+        ...     def forward(self, x):
+        ...         total = x.flatten(1).sum(1) - 2
+        ...         return torch.stack([total, -total], 1)
+        >>> x = torch.linspace(0, 1, 60).view(60, 1, 1, 1).expand(60, 1, 2, 2)
+        >>> print(audit(Bright(), (x, Bright()(x).argmax(1)), Linf(0.1), budget_passes=1e5).verdict)
+        believable
     """
     began = time.perf_counter()
     if claimed is not None and not 0 <= claimed <= 1:

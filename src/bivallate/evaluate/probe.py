@@ -85,7 +85,7 @@ def probe(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> Probe:
     gone = found.loss.flatten(1).abs().amax(1) < UNDERFLOW
     noise = Noise(seed, torch.arange(len(x), device=x.device))
     shape = tuple(x.shape[1:])
-    random = noise.sign("probe", shape, x.dtype)
+    random = 2 * noise.uniform("probe", shape, x.dtype) - 1  # signs alone may cancel out in a linear model
     with torch.no_grad():
         flat = (model(x + STEP * random) == found.logits).all(1)
     false = _false(model, x, y, found, random, dead)
