@@ -1,0 +1,90 @@
+"""The gallery of docs/gallery.md, from three methods on digits: `python -m benchmarks.gallery`.
+
+Writes docs/gallery.md and docs/figures/gallery/*.svg; the runs, the data of the figures and their other
+formats go to runs/gallery. One to three minutes on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+
+import bivallate as bv
+from bivallate.files import write_text
+from bivallate.report.diagnostics.of_run import DIAGNOSES, choose, subject
+
+DOCS = Path(__file__).parents[1] / "docs"
+EPS, EPOCHS = 0.2, 20
+CAPTIONS = {
+    "curves": "Learning curves: loss, held-out accuracies, effective weights, learning rate, temperature, "
+    "and what the sentinel saw.",
+    "alignment": "Gradient alignment: the cosine between the loss's gradients at a point and near it; 1 "
+    "where the loss is linear in the ball.",
+    "fosc": "FOSC of PGD after 1, 5 and 20 steps, and accuracy and loss of groups of equal size by it.",
+    "landscape": "The loss around a test image; dashed: the ball that the attack may use.",
+    "classes": "Accuracy of each class, weakest first.",
+    "confusion": "What the images of each class are taken for under attack.",
+    "eps": "Accuracy against the radius of the attack.",
+    "ranks": "Where the class that PGD-10 reached stood among the clean logits.",
+    "weights": "The weights of the examples of each class.",
+    "weights-over-epochs": "How unequal the weights were, epoch by epoch.",
+    "examples": "The test images of lowest and highest weight.",
+    "likelihoods": "Likelihoods under attack in their principal components, shaded by weight.",
+    "weight-scatter": "The weights that two methods give to the same images.",
+    "transfer": "Accuracy on adversarial images made on another model; the diagonal is white-box.",
+}
+
+
+def main() -> None:
+    """Trains, draws, writes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs/gallery"))
+    parser.add_argument("--keep", action="store_true", help="draw the runs that are there, without training")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    threat = bv.Linf(EPS)
+    methods = (bv.methods.mail_at(threat), bv.methods.done_adam(threat), bv.methods.fast_at(threat))
+    folders = [options.runs / method.name for method in methods]
+    if not options.keep:
+        for method, folder in zip(methods, folders, strict=True):
+            bv.train(
+                "tiny-cnn",
+                "digits",
+                method,
+                epochs=EPOCHS,
+                batch_size=64,
+                out=folder,
+                overwrite=True,
+                progress=True,
+            )
+    draw(folders, options.runs / "figures")
+
+
+def draw(folders: list[Path], place: Path) -> None:
+    """Every diagnostic of the runs; comparisons of weights show the first two."""
+    everything, pair = subject(folders, n=359), subject(folders[:2], n=359)
+    target = DOCS / "figures" / "gallery"
+    target.mkdir(parents=True, exist_ok=True)
+    page = (
+        "# Gallery\n\nWhat `bivallate diagnose` draws, from three runs on scikit-learn's digits (8 x 8 "
+        f"pixels, Linf eps {EPS}, {EPOCHS} epochs): MAIL-AT, whose model is shown where only one is, "
+        "DONE-Adam and Fast-AT. Made by `python -m benchmarks.gallery`. Each picture comes with its "
+        "numbers, as JSON or npz, and as PNG and PDF.\n"
+    )
+    for name in choose((), 2):
+        of = pair if name == "weight-scatter" else everything
+        drawn = DIAGNOSES[name](of).save(place / name)
+        shutil.copyfile(drawn, target / f"{name}.svg")
+        page += f"\n## {name}\n\n{CAPTIONS[name]}\n\n"
+        page += f"![{CAPTIONS[name]}](figures/gallery/{name}.svg)\n"
+        page += f"\n`bivallate diagnose RUN --what {name}`\n"
+    write_text(DOCS / "gallery.md", page)
+    size = sum(p.stat().st_size for p in target.glob("*.svg"))
+    print(f"{DOCS / 'gallery.md'}: {len(CAPTIONS)} figures, {size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()
