@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
-from tests.methods.glue import CLASSES, EPS, Net, agree, gap, minibatches, train
+from tests.methods.glue import CLASSES, EPS, Net, agree, minibatches
 from tests.reference import reweighted as reference
 from tests.reference import trades_mart
 from tests.reference.plainsgd import box, clip, cross_entropy, sgd, still
@@ -146,49 +145,6 @@ def test_mail_burns_in() -> None:
 def test_mail_of_the_bilaw_paper() -> None:
     method = methods.mail_at(THREAT, slope=5.0, bias=0.05, burn_in=0.0)
     agree(method, reference.mail, alpha=STEP, slope=5.0, bias=0.05)
-
-
-# ---------------------------------------------------------------- reductions
-
-
-def _same(one: Any, two: Any, norm: bool = True) -> None:
-    a, b = (train(Net(norm), method, minibatches()).model for method in (one, two))
-    assert gap(a, Net(norm)) > 1e-3
-    assert gap(a, b) <= 1e-12
-
-
-AT = methods.at(THREAT, step_size=RECIPE)
-GAUSSIAN_AT = methods.mart(THREAT).but(loss=Adversarial())
-
-
-@pytest.mark.parametrize(
-    ("one", "two"),
-    [
-        (methods.mail_at(THREAT, slope=0.0, burn_in=0.0), GAUSSIAN_AT),
-        (methods.mail_at(THREAT, burn_in=1.0), GAUSSIAN_AT),
-        (
-            methods.mail_trades(THREAT, slope=0.0, burn_in=0.0),
-            methods.trades(THREAT, beta=5.0, step_size=RECIPE),
-        ),
-        (methods.mail_mart(THREAT, slope=0.0, burn_in=0.0), methods.mart(THREAT)),
-        (methods.gairat(THREAT, shift=math.inf, burn_in=0.0), AT),
-        (methods.gairat(THREAT, burn_in=1.0), AT),
-        (methods.wmmr(THREAT, alpha=0.0), methods.at(THREAT, attack_mode="train")),
-        (methods.wmmr(THREAT, base="trades", alpha=0.0), methods.trades(THREAT, beta=5.0, step_size=RECIPE)),
-        (
-            methods.gair_fat(THREAT, tau=(10, 10, 10), burn_in=0.0),
-            methods.gairat(THREAT, shift=0.0, burn_in=0.0),
-        ),
-    ],
-    ids=lambda m: m.name,
-)
-def test_reduces(one, two) -> None:
-    _same(one, two)
-
-
-def test_reduces_but_for_the_statistics_of_one_more_pass() -> None:
-    _same(methods.trades(THREAT, beta=0.0), methods.plain(THREAT), norm=False)
-    _same(methods.mart(THREAT).but(loss=Mart(beta=0.0, boosted=False)), GAUSSIAN_AT, norm=False)
 
 
 # ---------------------------------------------------------------- GAIRAT
