@@ -20,7 +20,7 @@ demo: $(VENV)/.stamp-test
 	@$(BIN)/bivallate demo --out runs/demo
 
 test: $(VENV)/.stamp-test
-	@$(BIN)/python -m pytest -n 2 --dist worksteal
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/.stamp-dev
 	@$(BIN)/ruff format --check .

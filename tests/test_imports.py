@@ -29,6 +29,7 @@ LAYERS = [
 ]
 RANK = {name: k for k, names in enumerate(LAYERS) for name in names}
 APPLICATIONS = {
+    "audit",
     "run",
     "evaluate",
     "report",

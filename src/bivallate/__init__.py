@@ -1,6 +1,7 @@
 """bivallate: adversarial training as bilevel optimisation, and an honest measure of what it achieves."""
 
 from bivallate import data, methods, models
+from bivallate.audit import audit
 from bivallate.check import check_gradient, upper_gradient
 from bivallate.coupling.barrier import Barrier, Implicit, Mask
 from bivallate.coupling.cid import cid
@@ -59,6 +60,7 @@ __all__ = [
     "Triangle",
     "UserError",
     "attack",
+    "audit",
     "check_gradient",
     "cid",
     "data",

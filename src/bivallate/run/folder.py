@@ -85,7 +85,7 @@ class RunFolder:
     def _clear(self) -> None:
         for name in (*CONTENTS, "report.html"):
             (self.path / name).unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.evaluation):
+        for folder in (self.checkpoints, self.evaluation, self.path / "audit"):
             shutil.rmtree(folder, ignore_errors=True)
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
