@@ -1,4 +1,4 @@
-"""The sentinel: its allowance, its alarms, its rollback, and that a resumed run repeats all of it to the bit."""
+"""The sentinel: its allowance, its alarms, its rollback, and a resumed run that repeats all of it to the bit."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_a_resumed_run_repeats_rollbacks_to_the_bit(digits, tmp_path, unsteady, 
     alarms = [a for line in whole.history for a in line["alarms"] if a["rolled_back"]]
     steps = [10 * (a["epoch"] - 1) + a["step"] for a in alarms]
     assert len(alarms) == 2
-    assert 3 < min(steps)  # the first stop lies before every rollback, the last after them all
+    assert min(steps) > 3  # the first stop lies before every rollback, the last after them all
     assert max(steps) < 44
     with pytest.raises(Interrupted):
         run(config, digits, tmp_path / "cut", Stop(stop))
@@ -154,7 +154,7 @@ def test_a_rollback_restores_model_and_optimiser_and_lowers_the_step(digits, mon
         session.step += 1
         if session.step == 5:
             watch._keep("catastrophic")
-            tensors, values = session.learned()
+            tensors, _ = session.learned()
             kept = {k: v.clone() for k, v in tensors.items()}
     assert any(not torch.equal(v, kept[k]) for k, v in session.learned()[0].items())
     for scale in (0.5, 0.25):  # twice to the same state: the first return must not have spoilt it
@@ -183,7 +183,7 @@ def test_shorter_reaches_every_step_and_nothing_else():
 
 
 class Masked(nn.Module):
-    """Robust to one large step from the clean image, lost to any random start: the signature of a collapse."""
+    """Robust to one large step from the clean image, lost to any random start: the sign of a collapse."""
 
     def __init__(self) -> None:
         super().__init__()

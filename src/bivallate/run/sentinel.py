@@ -34,7 +34,8 @@ class Sentinel:
             epochs to the last, by this fraction and by two standard errors, while the training one rose by
             this fraction.
         window: epochs.
-        rollback: return to the last good state and lower the step. The clock goes on: the order of the data
+        rollback: return to the last good state and lower the step; at catastrophic overfitting only if PGD's
+            accuracy has fallen below half of its best so far. The clock goes on: the order of the data
             and the schedules are those of the epoch and minibatch at hand, and nothing in the record is
             rewritten.
         answers: which alarm is answered so: "catastrophic", "robust", or "both". Robust overfitting is also

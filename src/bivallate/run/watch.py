@@ -39,7 +39,7 @@ class Watch:
         if self.split is not None and not session.sentinel_state:
             session.sentinel_state |= {
                 "checks": 0, "forward": 0, "backward": 0, "alarms": [], "alarmed": [], "rollbacks": 0,
-                "attack": 1.0, "rate": 1.0, "since": 0, "good": {},
+                "attack": 1.0, "rate": 1.0, "since": 0, "good": {}, "best": 0.0,
             }  # fmt: skip
             self._keep("catastrophic")
             self._keep("robust")
@@ -63,7 +63,9 @@ class Watch:
         self.state.update(fgsm=fgsm, pgd=pgd, rows=rows)
         if self.rule.collapsed(fgsm, pgd):
             seen = f"{fgsm:.0%} withstand FGSM but {pgd:.0%} PGD-{self.rule.steps}, of {rows} held-out images"
-            return self._alarm("catastrophic", f"catastrophic overfitting: {seen}")
+            lost = pgd <= self.state["best"] / 2  # else it has never been there, and going back gains nothing
+            return self._alarm("catastrophic", f"catastrophic overfitting: {seen}", lost=lost)
+        self.state["best"] = max(self.state["best"], pgd)
         if self.rule.calm(fgsm, pgd):
             self._over("catastrophic")
             self._keep("catastrophic")
@@ -137,10 +139,10 @@ class Watch:
     def _over(self, kind: str) -> None:
         self.state["alarmed"] = [k for k in self.state["alarmed"] if k != kind]
 
-    def _alarm(self, kind: str, text: str) -> list[str]:
+    def _alarm(self, kind: str, text: str, *, lost: bool = True) -> list[str]:
         """Records an alarm, once until it is over, and answers it. Returns the text."""
         s, state = self.session, self.state
-        back = self._answered(kind) and state["rollbacks"] < self.rule.limit
+        back = lost and self._answered(kind) and state["rollbacks"] < self.rule.limit
         if kind in state["alarmed"] and not back:
             return []
         alarm: dict[str, Any] = {"kind": kind, "epoch": s.epoch + 1, "step": s.step, "text": text}
