@@ -1,4 +1,4 @@
-"""The sentinel: its allowance, its alarms, its rollback, and a resumed run that repeats all of it to the bit."""
+"""The sentinel: its allowance, its alarms, its rollback; a resumed run repeats all of it to the bit."""
 
 from __future__ import annotations
 
