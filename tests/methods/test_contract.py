@@ -388,3 +388,9 @@ def test_costs_what_its_card_says(name: str) -> None:
 )
 def test_options_cost_what_the_docstring_says(name: str, parameters: dict[str, Any], cost: str) -> None:
     assert passes(name, **parameters) == promised(cost, K)
+
+
+def test_the_benchmark_of_passes_knows_every_method() -> None:
+    from benchmarks.passes import catalogue
+
+    assert sorted(catalogue(K)) == NAMES

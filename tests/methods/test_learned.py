@@ -18,6 +18,7 @@ from torch import Tensor
 
 import bivallate as bv
 from bivallate import Linf, UserError, methods
+from bivallate.coupling.elsewhere import Elsewhere
 from bivallate.coupling.lookahead import Lookahead, second_stream
 from bivallate.lower.problem import Forward
 from bivallate.method import Method
@@ -269,6 +270,40 @@ def test_lookahead_leaves_the_network_alone() -> None:
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert [m.training for m in net.modules()] == modes
     assert all(p.grad is None and p.requires_grad for p in net.parameters())
+
+
+class Tied(Net):
+    """A module under two names, and a weight that two layers share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alias = self.stem
+        self.twin = torch.nn.Linear(36, CLASSES, bias=False).double()
+        self.twin.weight = self.head.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 0.1 * self.twin(x.flatten(1))
+
+
+def test_tied_weights_move_together_and_stay_tied() -> None:
+    models = []
+    for method in (methods.bilaw(THREAT, net_lr=0.05), methods.bilaw(THREAT, net_lr=0.05, second_order=True)):
+        net = train(Tied(), method, with_meta(minibatches())).model
+        assert isinstance(net, Tied)
+        assert net.twin.weight is net.head.weight
+        assert all(p.is_leaf and p.requires_grad for p in net.parameters())
+        models.append(net)
+    assert gap(*models) < 1e-10, "both see the shared weight in both places"
+    perturbed = train(Tied(), methods.at_awp(THREAT), minibatches()).model
+    assert all(p.is_leaf for p in perturbed.parameters())
+    x = minibatches()[0][0]
+    one = Tied()
+    double = {n: 2 * p.detach() for n, p in one.named_parameters()}
+    with torch.no_grad():
+        expected = Elsewhere(one, double)(x)
+        for p in one.parameters():
+            p.mul_(2)
+        assert torch.equal(one(x), expected)
 
 
 def test_lookahead_has_no_dropout() -> None:

@@ -1,8 +1,8 @@
 """Methods that are one and the same at a special value of a parameter: equal models after several updates.
 
 Reductions of a part, of a walk or of a prepared state stand with their parts: AWP without gamma on every
-loss in `tests/upper/test_awp.py`; YOPO-m-1, and YOPO with an affine first layer, as PGD in `test_amortised.py`; BiLAW
-with a constant network in `test_learned.py`.
+loss in `tests/upper/test_awp.py`; YOPO-m-1, and YOPO with an affine first layer, as PGD in
+`test_amortised.py`; BiLAW with a constant network in `test_learned.py`.
 """
 
 from __future__ import annotations
