@@ -19,6 +19,7 @@ from bivallate.evaluate import Score
 from bivallate.reproduce import running
 from bivallate.reproduce.campaign import path_of, pending, run_campaign
 from bivallate.reproduce.cell import Cell
+from bivallate.reproduce.figures import FIGURES, draw
 from bivallate.reproduce.records import Record, read_records
 from bivallate.reproduce.results_page import page, write_page
 from bivallate.reproduce.running import Job, run_job
@@ -177,6 +178,13 @@ def test_the_command_runs_a_table_and_shows_both_sides(tmp_path: Path, capsys) -
     assert "unknown table 'T-Q1'" in capsys.readouterr().err
     assert command(["reproduce", "--tables", "--docs", str(tmp_path / "page.md"), *place[:2]]) == 0
     assert "T-B7 at scale `cpu`" in (tmp_path / "page.md").read_text()
+
+
+def test_a_figure_is_drawn_from_the_tables_own_runs(tmp_path: Path) -> None:
+    pictures = draw(FIGURES["E15"], "smoke", tmp_path / "out", tmp_path / "runs", device="cpu", threads=1)
+    assert [picture.suffix for picture in pictures] == [".svg"]
+    assert pictures[0].stat().st_size > 1000
+    assert len(list((tmp_path / "runs" / "T-B1" / "smoke").glob("bilaw-*-seed0/model.safetensors"))) == 1
 
 
 def test_records_of_something_else_are_refused(tmp_path: Path) -> None:

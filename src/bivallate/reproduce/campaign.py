@@ -125,9 +125,8 @@ def _serve(pipe: Connection) -> None:
     while (job := pipe.recv()) is not None:
         try:
             pipe.send(_attempt(job))
-        except Interrupted as error:
-            pipe.send((False, str(error)))
-            return
+        except Interrupted:
+            sys.exit(130)  # the training is saved; the closed pipe tells the campaign
 
 
 @dataclass

@@ -4,6 +4,7 @@ whole."""
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from bivallate.noise import Noise
 from bivallate.reproduce.cell import Cell, Measure
 from bivallate.types import Batch, Clock
 
-__all__ = ["SHORT", "columns_of", "measured", "read_attack"]
+__all__ = ["SHORT", "columns_of", "measured", "read_attack", "seconds_an_epoch"]
 
 SHORT = "autoattack-short"
 FOSC_BATCH = 500
@@ -142,10 +143,19 @@ def columns_of(
     return {m.column: _column(m, scores.get(m.key, {}), history) for m in cell.measures}
 
 
+def seconds_an_epoch(history: list[dict[str, Any]]) -> float:
+    """Median wall time of an epoch: one that was paused does not count."""
+    return statistics.median(line["seconds"] for line in history)
+
+
 def _column(measure: Measure, score: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, Any]:
     if measure.what == "seconds":
-        seconds = [line["seconds"] for line in history]
-        return {"value": sum(seconds) / len(seconds), "interval_95": None, "unit": "s", "what": "seconds"}
+        return {
+            "value": seconds_an_epoch(history),
+            "interval_95": None,
+            "unit": "s",
+            "what": "seconds",
+        }
     entry: dict[str, Any] = {"what": measure.what, "score": measure.key, "unit": "fraction"}
     if measure.what == "fosc":
         return {**entry, "value": score["fosc"], "interval_95": None, "unit": "nats"}

@@ -14,6 +14,7 @@ import numpy as np
 from bivallate.errors import UserError
 from bivallate.evaluate.files import unpack
 from bivallate.reproduce.cell import slug
+from bivallate.reproduce.measuring import seconds_an_epoch
 from bivallate.reproduce.running import SCHEMA
 
 __all__ = ["Points", "Record", "read_records"]
@@ -62,8 +63,12 @@ class Record:
 
     @cached_property
     def columns(self) -> dict[str, dict[str, Any]]:
-        """Column -> value, interval_95, unit, what."""
-        return self.entry["columns"]
+        """Column -> value, interval_95, unit, what; times are taken anew from the epochs."""
+        columns = {name: dict(column) for name, column in self.entry["columns"].items()}
+        for column in columns.values():
+            if column["what"] == "seconds" and "training" in self.entry:
+                column["value"] = seconds_an_epoch(self.entry["training"]["history"])
+        return columns
 
     def points(self, column: str) -> Points | None:
         """The numbers behind a column, or None where it has none (seconds)."""

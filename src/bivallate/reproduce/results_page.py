@@ -24,16 +24,19 @@ is rebuilt from those records by `bivallate reproduce --tables`. Figures under "
 A claim is *confirmed* if its inequality holds at the 5 % level on the test points (the same points for both
 methods, so the test is paired; with several seeds it holds for the average of these seeds), *not confirmed*
 if the opposite does, *undecided* if neither does, and *not run* where a record is missing. The intervals are
-of the test points, not of training: with one seed nothing is said about other seeds. Seconds an epoch are
-wall time, also where the machine had other work.
+of the test points, not of training: with one seed nothing is said about other seeds. Seconds an epoch
+are wall time (the median epoch), also where the machine had other work.
 """
 
 
 def page(out: Path) -> str:
     """The page as Markdown."""
-    reports = {
-        (t.name, s): r for t in tables().values() for s in SHOWN if (r := _report(t, s, out)) is not None
-    }
+    reports: Reports = {}
+    for table in tables().values():
+        for scale in SHOWN:
+            report = _report(table, scale, out)
+            if report is not None:
+                reports[table.name, scale] = report
     parts = [INTRODUCTION, _questions(reports)]
     parts += [markdown(report) for report in reports.values()]
     parts.append(_missing(out))
