@@ -109,10 +109,11 @@ def points_of_autoattack(cell: Cell, n: int) -> Cell:
 
 def describe(table: Table, scale: Scale) -> str:
     """What a scale means for a table, in words."""
+    plural = "s" if table.seeds > 1 else ""
     notes: Mapping[str, str] = {
         "smoke": f"{SMOKE_ROWS} images, one epoch, a tiny network, {SMOKE_POINTS} attacked points: this "
         "tests the path from training to table, and its figures mean nothing",
         "cpu": table.cpu_note,
-        "full": f"the paper's setting (its figures are of {table.seeds} seed{'s' if table.seeds > 1 else ''})",
+        "full": f"the paper's setting; its own figures are of {table.seeds} training{plural}",
     }
     return notes[scale]
