@@ -125,7 +125,7 @@ def resume(
 
 
 @APP.command
-def demo(*, out: Path = Path("runs/demo"), epochs: int = 30, threads: int = 2) -> None:
+def demo(*, out: Path = Path("runs/demo"), epochs: int = 30, threads: int = 1) -> None:
     """Train four methods on scikit-learn's digits, attack each, and print what came out: about two minutes.
 
     Parameters
