@@ -64,7 +64,8 @@ def test_evaluate_prints_a_table_and_json(trained, capsys):
     wanted = "schema attack threat n clean_accuracy robust_accuracy interval_95 per_class tail_30 parts"
     assert set(wanted.split()) <= set(result)
     assert result["n"] == 50
-    assert len(list((trained / "evaluation").glob("*.json"))) == 2
+    assert run(["evaluate", str(trained), "--attack", "pgd-3-2", "--n", "60"]) == 0
+    assert len(list((trained / "evaluation").glob("*.json"))) == 3, "none overwrites another"
 
 
 @pytest.mark.parametrize("command", ["methods", "models", "datasets", "attacks"])
@@ -135,6 +136,23 @@ MISTAKES = {
     "bad factory": (["train", "at", "--model", "no.such.module:net"], "no.such.module"),
     "no configuration": (["train", "--config", "nowhere.toml"], "cannot read"),
     "temperature": (["train", "done-adam", "--set", "weighting.temperature=-1"], "temperature"),
+    "misspelt choice": (["train", "fast-bat", "--set", "linearisation=ns-pdg"], "did you mean 'ns-pgd'"),
+    "misspelt coupling": (["train", "done-adam", "--set", "coupling=barier"], "did you mean 'barrier'"),
+    "a part of another kind": (
+        ["train", "at", "--set", "weighting=Barrier"],
+        "cannot serve as the weighting",
+    ),
+    "an optimiser that is none": (
+        ["train", "at", "--set", "optimizer=KLDRO"],
+        "cannot serve as the optimizer",
+    ),
+    "a part without its values": (["train", "at", "--set", "weighting=Linf"], "eps"),
+    "negative seed": (["train", "at", "--seed", "-3"], "seed"),
+    "step of nothing": (["train", "fast-bat", "--set", "step_size=0"], "positive"),
+    "nothing to validate": (["train", "at", "--set", "validation.rows=0"], "at least 1"),
+    "endless steps": (["train", "at", "--set", "solver.steps=inf"], "whole number"),
+    "too many threads": (["train", "at", "--threads", "100000"], "threads"),
+    "no time between checkpoints": (["train", "at", "--set", "checkpoint_minutes=-1"], "positive"),
     "barrier in L2": (["train", "done-adam", "--norm", "l2"], "Linf"),
 }
 
@@ -162,12 +180,21 @@ def test_mistakes_with_a_run(copied, tmp_path, capsys):
     fails(["evaluate", path, "--weights", "ema"], "ema")
     fails(["evaluate", path, "--eps", "8"], "write 8/255")
     fails(["evaluate", path, "--n", "0"], "n")
+    fails(["evaluate", path, "--seed", "-1"], "seed")
+    fails(["train", "--config", f"{path}/config.toml", "--eps", "0.1", "--out", f"{path}-2"], "--set")
     fails(["evaluate", path, "--n", "1000000"], "1000000")
     fails(["train", "at", "--out", path], "--overwrite")
     (copied / "config.toml").write_text("epochs = [broken")
     fails(["resume", path], "not valid TOML")
     (copied / "config.toml").write_text("epoch = 3\n")
     fails(["resume", path], "did you mean 'epochs'")
+
+
+def test_no_place_for_the_result_is_one_message(copied, capsys):
+    shutil.rmtree(copied / "evaluation", ignore_errors=True)
+    (copied / "evaluation").write_text("a file where the folder should be")
+    assert run(["evaluate", str(copied), "--attack", "fgsm", "--n", "20"]) == 2
+    assert "cannot" in capsys.readouterr().err
 
 
 def test_overwrite_spares_folders_that_are_no_runs(tmp_path, capsys):

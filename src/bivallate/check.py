@@ -73,6 +73,13 @@ def _first_batch(
     x, y = data
     if len(x) != len(y) or len(x) == 0:
         raise UserError(f"x and y must hold as many rows, at least one, got {len(x)} and {len(y)}")
+    if y.dtype.is_floating_point or y.dtype == torch.bool:
+        raise UserError(f"labels must be integers, got {y.dtype}")
+    if not x.is_floating_point() or not (float(x.min()) >= 0 and float(x.max()) <= 1):
+        raise UserError(f"images must be floating point in [0, 1], got {x.dtype} up to {float(x.max()):g}")
+    outputs = getattr(model, "num_classes", None)
+    if int(y.min()) < 0 or (outputs is not None and int(y.max()) >= outputs):
+        raise UserError(f"labels must lie in 0..{(outputs or 0) - 1}, got {int(y.min())}..{int(y.max())}")
     classes = int(torch.cat([y, meta[1]]).max()) + 1 if meta is not None else int(y.max()) + 1
     second = None if meta is None else Batch(*meta, torch.arange(len(meta[1]), device=y.device))
     rows = len(x) + (0 if meta is None else len(meta[1]))

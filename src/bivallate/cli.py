@@ -43,9 +43,11 @@ def run(arguments: Sequence[str]) -> int:
         return 130
     except UserError as error:
         return _complain(str(error))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        return _complain(f"cannot use {error.filename or 'a file'}: {error.strerror or error}")
     except KeyboardInterrupt:
         _complain("interrupted")
         return 130

@@ -33,6 +33,7 @@ def chosen() -> list[Method]:
 def run_demo(out: Path, *, epochs: int, threads: int) -> list[dict[str, Any]]:
     """Trains, attacks, prints the table, draws the picture, and says where everything is."""
     console = Console(highlight=False, soft_wrap=True)
+    wide = Console(highlight=False, width=max(console.width, 112))
     limit_threads(min(threads, os.cpu_count() or 1))
     dataset = data.load("digits")
     held = len(dataset.validation or [])
@@ -58,7 +59,7 @@ def run_demo(out: Path, *, epochs: int, threads: int) -> list[dict[str, Any]]:
         )
         rows.append(_measured(method, folder, run.history, dataset))
     write_json(out / "table.json", rows)
-    _print(console, rows)
+    _print(wide, rows)
     from bivallate.report.figures import demo_figure
 
     picture = demo_figure(out, rows)
@@ -75,7 +76,6 @@ def run_demo(out: Path, *, epochs: int, threads: int) -> list[dict[str, Any]]:
 def _measured(method: Method, folder: Path, history: list[dict[str, Any]], dataset: Any) -> dict[str, Any]:
     """One row of the table: the weights that were best on held-out data, on the test set."""
     scores = {w: evaluate(load(folder, w), dataset.test, method.threat, ATTACK) for w in ("best", "last")}
-    (folder / "evaluation").mkdir(exist_ok=True)
     for weights, score in scores.items():
         score.save(folder / "evaluation" / evaluation_name(weights, method.threat, ATTACK, 0))
     score = scores["best"]
@@ -115,7 +115,7 @@ def _print(console: Console, rows: list[dict[str, Any]]) -> None:
             f"{r['forward']:.0f}F + {r['backward']:.0f}B",
             f"{r['seconds']:.1f}",
         )
-    console.print(table, width=max(console.width, 110))
+    console.print(table)
     console.print(
         "SA: clean accuracy. RA-PGD: under attack. RA-Tail-30: that of the weakest 30 % of classes.\n"
         "First with the weights of the epoch that was most robust held-out, then with the last ones.\n"

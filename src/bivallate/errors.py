@@ -8,6 +8,13 @@ class UserError(Exception):
     """Says what was wrong, what was got and what to do."""
 
 
+def check_seed(seed: object) -> int:
+    """A whole number from 0 to 2^63 - 1. Raises UserError for anything else."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 63:
+        raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, got {seed!r}")
+    return seed
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that is not in a list: it suggests the nearest one and names the rest.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -23,6 +25,14 @@ from bivallate.types import Facts
 from bivallate.upper.loss import Loss, adversarial
 from bivallate.weighting.base import Weighting, equal
 
+ROLES: dict[str, tuple[str, ...]] = {
+    "threat": ("eps", "project"),
+    "solver": ("solve", "feedback", "bind"),
+    "objective": ("__call__",),
+    "coupling": ("__call__",),
+    "weighting": ("weigh", "bind"),
+    "loss": ("__call__", "reuses_forward"),
+}
 MODES = ("eval", "train", "train-tracking")
 
 
@@ -63,6 +73,12 @@ class Method:
             raise unknown("attack mode", str(self.attack_mode), MODES)
         if not (isinstance(self.replays, int) and self.replays >= 1):
             raise UserError(f"replays must be a whole number of at least 1, got {self.replays!r}")
+        for name, asked in ROLES.items():
+            value = getattr(self, name)
+            if isinstance(value, type | str) or not all(hasattr(value, each) for each in asked):
+                raise UserError(
+                    f"{value!r} cannot serve as the {name} of a method: it has no {', '.join(asked)}"
+                )
         for name in ("solver", "coupling", "weighting", "loss"):
             check = getattr(getattr(self, name), "check", None)
             if check is not None:
@@ -167,6 +183,7 @@ def register(name: str, *, family: str = "user", paper: str = "", cost: str = ""
 
     def keep(make: Callable[..., Method]) -> Callable[..., Method]:
         def named(threat: Linf | L2, **parameters: Any) -> Method:
+            _check_choices(make, parameters)
             return make(threat, **parameters).but(name=name)
 
         named.__doc__, named.__name__, named.__module__ = make.__doc__, make.__name__, make.__module__
@@ -176,6 +193,22 @@ def register(name: str, *, family: str = "user", paper: str = "", cost: str = ""
         return named
 
     return keep
+
+
+def _check_choices(make: Callable[..., Method], parameters: dict[str, Any]) -> None:
+    """Raises UserError for a word that is not among the choices a parameter is annotated with."""
+    for name, value in parameters.items():
+        choices = typing.get_args(_hints(make).get(name))
+        if typing.get_origin(_hints(make).get(name)) is typing.Literal and value not in choices:
+            raise unknown(name, str(value), [str(c) for c in choices])
+
+
+@functools.cache
+def _hints(make: Callable[..., Method]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(make)
+    except Exception:  # a user's function may annotate with names that only a type checker sees
+        return {}
 
 
 def registry() -> dict[str, Entry]:

@@ -86,7 +86,10 @@ def decode(entry: Any) -> Any:
         for name in fields:
             if name not in known:
                 raise unknown(f"field of {kind}", name, known)
-        return cls(**{name: decode(item) for name, item in fields.items()})
+        try:
+            return cls(**{name: decode(item) for name, item in fields.items()})
+        except TypeError as error:
+            raise UserError(f"{kind} is not complete: {error}") from error
     if isinstance(entry, list):
         return tuple(decode(item) for item in entry)
     return None if entry == NONE else entry
@@ -126,14 +129,17 @@ def _read(text: Any, current: Any, where: str, options: set[type]) -> Any:
     if not isinstance(text, str):
         return text
     if text in _KINDS:
-        return _KINDS[text]()
+        try:
+            return _KINDS[text]()
+        except TypeError as error:
+            raise UserError(f"{where}={text} needs values of its own: {error}") from None
     if isinstance(current, bool):
         if text.lower() in ("true", "false"):
             return text.lower() == "true"
         raise UserError(f"{where} must be true or false, got {text!r}")
     if isinstance(current, int) and float not in options:
         number = parse_number(text, where)
-        if number != int(number):
+        if not math.isfinite(number) or number != int(number):
             raise UserError(f"{where} must be a whole number, got {text!r}")
         return int(number)
     if isinstance(current, float | int) or (current is None and float in options):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,14 +77,36 @@ def test_no_checkpoint_at_all(tmp_path):
         checkpoint.newest(tmp_path)
 
 
-def test_no_space_leaves_the_previous_one(tmp_path, monkeypatch):
+def headless(path: Path) -> None:
+    save_file({"w": torch.zeros(2)}, path, {"bivallate": "[1]"})
+
+
+def incomplete(path: Path) -> None:
+    save_file({"w": torch.zeros(2)}, path, {"bivallate": '{"format": "bivallate-checkpoint-1", "files": []}'})
+
+
+@pytest.mark.parametrize("damage", [headless, incomplete])
+def test_a_header_that_is_not_ours_is_refused(damage, tmp_path):
     checkpoint.save(tmp_path, make(1))
+    damage(checkpoint.save(tmp_path, make(2)))
+    with pytest.raises(UserError, match="older good one"):
+        checkpoint.newest(tmp_path)
 
-    def full(*arguments, **named):
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(UserError, match="No space left"):
-        checkpoint.save(tmp_path, make(2))
+def test_no_space_leaves_the_previous_one(tmp_path):
+    checkpoint.save(tmp_path, make(1))
+    script = f"""
+import resource, pathlib, torch
+from bivallate.run import checkpoint
+from bivallate.errors import UserError
+big = checkpoint.Checkpoint(2, 0, {{"w": torch.zeros(100_000)}}, {{}})
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+try:
+    checkpoint.save(pathlib.Path({str(tmp_path)!r}), big)
+except UserError as error:
+    print("refused:", error)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "refused: cannot write" in result.stdout, result.stderr
     assert checkpoint.newest(tmp_path).epoch == 1
     assert [p.name for p in tmp_path.iterdir()] == [checkpoint.list_all(tmp_path)[0].name]

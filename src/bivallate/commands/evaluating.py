@@ -84,12 +84,13 @@ def evaluate(
         print the result as JSON instead of a table.
     """
     from bivallate.evaluate import evaluate as score_of
-    from bivallate.evaluate import evaluation_name
+    from bivallate.evaluate import evaluation_name, parse
     from bivallate.evaluate.preflight import preflight as look_over
     from bivallate.lower.threat import threat as make
     from bivallate.run.api import load
     from bivallate.run.config import Config
     from bivallate.run.folder import RunFolder
+    from bivallate.run.interrupt import Interrupted
     from bivallate.run.session import load_data, pick_device
     from bivallate.run.trainer import limit_threads
 
@@ -108,24 +109,29 @@ def evaluate(
     if points.get(split) is None:
         raise unknown("split", split, [k for k, v in points.items() if v is not None])
     network = load(run, weights, model=model).to(pick_device(device))
+    parse(attack)  # a misspelt attack is said before anything else
     if preflight:
         print(look_over(network, points[split], threat), file=sys.stderr)
-    name = evaluation_name(weights if split == "test" else f"{weights}-{split}", threat, attack, seed)
-    folder.evaluation.mkdir(exist_ok=True)
+    name = evaluation_name(weights, threat, attack, seed, _points(split, data, n, first))
     partial = folder.evaluation / f".{name}.partial"
-    with _shown(json) as progress:
-        score = score_of(
-            network,
-            points[split],
-            threat,
-            attack,
-            n=n,
-            first=first,
-            batch_size=batch_size,
-            seed=seed,
-            progress=progress,
-            resume=partial,
-        )
+    try:
+        with _shown(json) as progress:
+            score = score_of(
+                network,
+                points[split],
+                threat,
+                attack,
+                n=n,
+                first=first,
+                batch_size=batch_size,
+                seed=seed,
+                progress=progress,
+                resume=partial,
+            )
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "interrupted; what was decided is kept: the same command goes on from there"
+        ) from None
     score.save(folder.evaluation / name)
     partial.unlink(missing_ok=True)
     if json:
@@ -133,6 +139,13 @@ def evaluate(
         return
     show(score, dataset.classes)
     print(f"kept in {folder.evaluation / name}")
+
+
+def _points(split: str, data: str | None, n: int | None, first: int | None) -> str:
+    """Which points were evaluated, for the file's name; empty for all of the run's own test set."""
+    chosen = f"n{n}" if n is not None else (f"first{first}" if first is not None else "")
+    named = Path(data).name if data is not None else ""
+    return "-".join(filter(None, ["" if split == "test" else split, named, chosen]))
 
 
 class _shown:  # noqa: N801  a context manager, used like a function

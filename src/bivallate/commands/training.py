@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -159,10 +160,17 @@ def _plan(
     if config is not None:
         if method is not None:
             raise UserError(f"--config names the method already; leave out {method!r}")
+        if recipe is not None or norm != "linf":
+            raise UserError(
+                "--config holds a recipe's and a norm's values already; leave out --recipe and --norm"
+            )
+        if eps is not None:
+            raise UserError(
+                "--config holds step sizes that belong to its eps; start from a method's name instead, "
+                "or change each value with --set threat.eps=... --set solver.step_size=..."
+            )
         plan = Config.read(config)
         plan = plan if data is None else plan.set("data.name", data)
-        if eps is not None:
-            plan = plan.set("method.threat.eps", eps)
     else:
         if method is None:
             raise UserError("name a method, such as `bivallate train at`, or a configuration with --config")
@@ -205,6 +213,8 @@ def _typed(name: str, text: str, default: Any) -> Any:
     if isinstance(default, tuple):
         return tuple(_typed(name, item, default[0] if default else 0.0) for item in text.split(","))
     number = parse_number(text, name)
+    if math.isnan(number) or (isinstance(default, int) and not math.isfinite(number)):
+        raise UserError(f"{name} must be a number, got {text!r}")
     if isinstance(default, int) and number != int(number):
         raise UserError(f"{name} must be a whole number, got {text!r}")
     return int(number) if isinstance(default, int) else number

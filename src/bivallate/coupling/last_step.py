@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from bivallate.coupling.implicit import Sensitivity, attach
 from bivallate.coupling.linear_solve import conjugate_gradient
+from bivallate.errors import UserError, unknown
 from bivallate.lower.problem import LowerProblem
 from bivallate.parts import part
 from bivallate.types import Solution, per_example
@@ -45,6 +47,12 @@ class LastStep:
     curvature_steps: int = 0
     tolerance: float = 1e-4
     cross_at: Literal["z", "delta"] = "z"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.step_size) and self.step_size > 0):
+            raise UserError(f"LastStep step_size must be a positive number, got {self.step_size!r}")
+        if self.cross_at not in ("z", "delta"):
+            raise unknown("cross_at", str(self.cross_at), ["z", "delta"])
 
     def __call__(self, problem: LowerProblem, solution: Solution) -> Tensor:
         z, share = solution.delta, self.gain / self.step_size

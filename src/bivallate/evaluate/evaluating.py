@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bivallate.errors import UserError
+from bivallate.errors import UserError, check_seed
 from bivallate.evaluate.attacks import Attack, Part, parse
 from bivallate.evaluate.hunt import Hunt
 from bivallate.evaluate.ledger import Ledger
@@ -82,6 +82,7 @@ def evaluate(
         >>> score.robust_accuracy <= score.clean_accuracy
         True
     """
+    check_seed(seed)
     chosen, source = parse(attack), points(data)
     index = select(len(source), n, first, seed)
     with _placed(model, device) as (module, where, dtype):

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bivallate.errors import UserError
+
 __all__ = ["evaluation_name", "pack", "unpack", "write_json"]
 
 
@@ -36,8 +38,11 @@ def unpack(entry: dict[str, Any]) -> Tensor:
 def write_json(path: str | os.PathLike[str], content: Any, *, durable: bool = True) -> None:
     """Writes a JSON file that is never seen half written; `durable`: also after a loss of power."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(content, file, allow_nan=False)
@@ -45,13 +50,15 @@ def write_json(path: str | os.PathLike[str], content: Any, *, durable: bool = Tr
             if durable:
                 os.fsync(file.fileno())
         os.replace(temporary, target)
-    except BaseException:
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
         Path(temporary).unlink(missing_ok=True)
-        raise
 
 
-def evaluation_name(weights: str, threat: Any, attack: str, seed: int) -> str:
-    """File name that no other evaluation of the same run has.
+def evaluation_name(weights: str, threat: Any, attack: str, seed: int, points: str = "") -> str:
+    """File name that no other evaluation of the same run has; `points` says which, if not all of the test
+    set.
 
     Example:
         >>> from bivallate.lower.threat import Linf
@@ -59,5 +66,5 @@ def evaluation_name(weights: str, threat: Any, attack: str, seed: int) -> str:
         'best-linf-0.0313725-pgd-20-seed0.json'
     """
     kind = type(threat).__name__.lower()
-    name = f"{weights}-{kind}-{threat.eps:.6g}-{attack}-seed{seed}"
+    name = "-".join(filter(None, [weights, points, kind, f"{threat.eps:.6g}", attack, f"seed{seed}"]))
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name) + ".json"

@@ -14,6 +14,7 @@ from bivallate.evaluate.points import check_labels
 from bivallate.evaluate.probe import Probe, probe
 from bivallate.evaluate.verdict import logits_of
 from bivallate.lower.threat import Linf, ThreatModel
+from bivallate.models.classifier import Normalise
 from bivallate.noise import Noise
 from bivallate.types import Passes
 
@@ -208,7 +209,8 @@ def preparation(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Itera
     with torch.no_grad():
         better = {k: float((model(v).argmax(1) == y).float().mean()) for k, v in prepared.items()}
     name, best = max(better.items(), key=lambda item: item[1])
-    if best >= right + 0.25 and right < 0.7:
+    ready = isinstance(getattr(model, "normalise", None), Normalise)  # its first layer prepares them already
+    if best >= max(right + 0.25, 0.7) and not ready:
         yield Finding(
             "warning",
             "normalisation",

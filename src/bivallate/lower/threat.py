@@ -158,7 +158,8 @@ class L2:
     def _radius(self, v: Tensor, bound: Tensor, saturated: Tensor) -> Tensor:
         rest = (self.eps**2 - torch.where(saturated, bound, 0).square().flatten(1).sum(1)).clamp(min=0)
         free = torch.where(saturated, 0, v).square().flatten(1).sum(1)
-        return (rest / free.clamp(min=TINY**2)).sqrt()
+        ratio = rest / free.clamp(min=TINY**2)
+        return torch.where(ratio > 0, ratio, 1).sqrt() * (ratio > 0)  # no infinite slope at eps = 0
 
     def _scale(self, v: Tensor, lo: Tensor, up: Tensor, limit: float) -> tuple[Tensor, Tensor]:
         bound = torch.where(v > 0, up, lo)

@@ -57,8 +57,8 @@ def index(entries: dict[str, Entry]) -> str:
     rows = [
         "# Methods",
         "",
-        "F, B: forward and backward passes per example, a backward for every forward that gradients flow back",
-        "through; K: attack steps; m: replays; a double backward is two.",
+        "F, B: forward and backward passes per example, a backward for every forward that gradients flow",
+        "back through; K: attack steps; m: replays; a double backward is two.",
         "",
         "| family | method | cost | what it is | paper |",
         "| --- | --- | --- | --- | --- |",

@@ -40,11 +40,11 @@ class Checkpoint:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-def checksum(tensors: dict[str, Tensor]) -> int:
-    """CRC-32 over names and bytes, in the order of the names."""
-    crc = 0
-    for name in sorted(tensors):
-        data = tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+def checksum(checkpoint: Checkpoint) -> int:
+    """CRC-32 over values, names and bytes, in the order of the names."""
+    crc = zlib.crc32(json.dumps(checkpoint.values, sort_keys=True).encode())
+    for name in sorted(checkpoint.tensors):
+        data = checkpoint.tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
         crc = zlib.crc32(data, zlib.crc32(name.encode(), crc))
     return crc
 
@@ -65,7 +65,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         "format": FORMAT,
         "epoch": checkpoint.epoch,
         "step": checkpoint.step,
-        "crc32": checksum(tensors),
+        "crc32": checksum(Checkpoint(checkpoint.epoch, checkpoint.step, tensors, checkpoint.values)),
         "files": files,
         "values": checkpoint.values,
     }
@@ -91,13 +91,15 @@ def load(path: Path) -> Checkpoint:
             raise UserError(f"{path} is not a bivallate checkpoint")
         for name in header["files"]:
             tensors.update(_open(path.with_name(Path(name).name))[1])
+        found = Checkpoint(header["epoch"], header["step"], tensors, header["values"])
+        whole = checksum(found) == header["crc32"]
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"the checkpoint {path} is truncated, or not a safetensors file: {error}") from error
-    if checksum(tensors) != header["crc32"]:
+    if not whole:
         raise UserError(f"the checkpoint {path} is damaged: its contents do not match its checksum")
-    return Checkpoint(header["epoch"], header["step"], tensors, header["values"])
+    return found
 
 
 def _open(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:

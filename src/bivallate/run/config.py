@@ -8,7 +8,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any
 
-from bivallate.errors import UserError, unknown
+from bivallate.errors import UserError, check_seed, unknown
 from bivallate.files import write_text
 from bivallate.method import Method
 from bivallate.parts import decode, encode, override, part
@@ -89,6 +89,12 @@ class Validation:
     steps: int = 10
     rows: int = 1000
 
+    def __post_init__(self) -> None:
+        if not (isinstance(self.rows, int) and self.rows >= 1):
+            raise UserError(f"validation.rows must be a whole number of at least 1, got {self.rows!r}")
+        if not (isinstance(self.steps, int) and self.steps >= 0):
+            raise UserError(f"validation.steps must be a whole number of at least 0, got {self.steps!r}")
+
 
 @part
 class Config:
@@ -124,12 +130,18 @@ class Config:
     recipe: str = "none"
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if not (isinstance(self.epochs, int) and self.epochs >= 1):
             raise UserError(f"epochs must be a whole number of at least 1, got {self.epochs!r}")
         if not (isinstance(self.batch_size, int) and self.batch_size >= 1):
             raise UserError(f"batch_size must be a whole number of at least 1, got {self.batch_size!r}")
         if not 0 <= self.average < 1:
             raise UserError(f"average is a decay in [0, 1), got {self.average!r}")
+        if not self.checkpoint_minutes > 0:
+            raise UserError(f"checkpoint_minutes must be positive, got {self.checkpoint_minutes!r}")
+        for role, asked in (("optimizer", "make"), ("rate", "__call__")):
+            if isinstance(getattr(self, role), type | str) or not hasattr(getattr(self, role), asked):
+                raise UserError(f"{getattr(self, role)!r} cannot serve as the {role} of a run")
 
     def set(self, path: str, text: Any) -> Config:
         """A copy with one value changed: `set("solver.steps", "20")`; a method's part needs no `method.`

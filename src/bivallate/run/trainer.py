@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -163,7 +164,10 @@ class Trainer:
 
 def limit_threads(threads: int) -> None:
     """Sets torch's number of threads; 0 leaves it. Bit-identical resumption needs the same number."""
-    if threads < 0:
-        raise UserError(f"threads must be at least 0, got {threads}")
+    most = 4 * (os.cpu_count() or 1)
+    if not 0 <= threads <= most:
+        raise UserError(
+            f"threads must lie between 0 (torch's choice) and {most} on this machine, got {threads}"
+        )
     if threads:
         torch.set_num_threads(threads)

@@ -183,9 +183,15 @@ class WeightScatter(Drawn):
         for name, count, colour, marker in groups:
             own = self.robust == count
             ax.plot(
-                self.first[own].clip(FLOOR), self.second[own].clip(FLOOR), marker, color=colour, ms=2.6, mew=0, alpha=0.65,
+                self.first[own].clip(FLOOR),
+                self.second[own].clip(FLOOR),
+                marker,
+                color=colour,
+                ms=2.6,
+                mew=0,
+                alpha=0.65,
                 label=f"{name} ({own.sum()})",
-            )  # fmt: skip
+            )
         scale_by(ax, "x", self.first)
         scale_by(ax, "y", self.second)
         ax.set_xlabel(f"weight / mean, {self.labels[0]}")
