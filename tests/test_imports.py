@@ -15,6 +15,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 LAYERS = [
     {"errors"},
+    {"plugins"},
     {"files", "parts"},
     {"types"},
     {"noise", "schedule", "collective"},

@@ -1,11 +1,19 @@
 """Errors that are the user's to mend: the command line prints them without a traceback and exits with 2."""
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
 class UserError(Exception):
     """Says what was wrong, what was got and what to do."""
+
+
+def check_range(what: str, value: float, low: float, high: float = math.inf) -> None:
+    """Raises UserError unless low <= value <= high; NaN is never in range."""
+    if isinstance(value, int | float) and not low <= value <= high:
+        top = "" if math.isinf(high) else f" and at most {high:g}"
+        raise UserError(f"{what} must be at least {low:g}{top}, got {value!r}")
 
 
 def check_seed(seed: object) -> int:

@@ -8,12 +8,12 @@ import inspect
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from typing import Any
 
 import torch
 from torch import nn
 
+from bivallate import plugins
 from bivallate.coupling.implicit import Coupling, detached
 from bivallate.errors import UserError, unknown
 from bivallate.lower.objective import Objective, cross_entropy
@@ -183,6 +183,8 @@ def register(name: str, *, family: str = "user", paper: str = "", cost: str = ""
 
     def keep(make: Callable[..., Method]) -> Callable[..., Method]:
         def named(threat: Linf | L2, **parameters: Any) -> Method:
+            if not isinstance(threat, Linf | L2):
+                raise UserError(f"{name} needs a threat such as Linf(8 / 255), got {threat!r}")
             _check_choices(make, parameters)
             return make(threat, **parameters).but(name=name)
 
@@ -216,9 +218,9 @@ def registry() -> dict[str, Entry]:
     `bivallate.methods`."""
     import bivallate.methods  # noqa: F401  the catalogue registers itself
 
-    for point in entry_points(group="bivallate.methods"):
-        if point.name not in _REGISTRY:
-            point.load()
+    for name, make in plugins.loaded().items():
+        if name not in _REGISTRY and callable(make):
+            register(name)(make)  # pyright: ignore[reportArgumentType]
     return dict(_REGISTRY)
 
 

@@ -13,6 +13,7 @@ import types
 import typing
 from typing import Any, dataclass_transform
 
+from bivallate import plugins
 from bivallate.errors import UserError, unknown
 
 _KINDS: dict[str, type] = {}
@@ -48,6 +49,9 @@ def part(cls: type) -> Any:
         >>> decode({'kind': 'Half', 'of': 3.0})
         Half(of=3.0)
     """
+    there = _KINDS.get(cls.__name__)
+    if there is not None and (there.__module__, there.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise UserError(f"the name {cls.__name__} is taken by {there.__module__}; give your part another one")
     made = dataclasses.dataclass(frozen=True)(cls)
     _KINDS[cls.__name__] = made
     return made
@@ -79,8 +83,13 @@ def decode(entry: Any) -> Any:
     if isinstance(entry, dict):
         fields = dict(entry)
         kind = fields.pop("kind", None)
+        if kind not in _KINDS:
+            plugins.loaded()  # a part of the user's own project may not be imported yet
         if not isinstance(kind, str) or kind not in _KINDS:
-            raise unknown("part", str(kind), _KINDS)
+            raise UserError(
+                f"{unknown('part', str(kind), _KINDS)}. A part of your own must be imported: import its "
+                "module, or declare its method as an entry point in the group bivallate.methods"
+            )
         cls = _KINDS[kind]
         known = {f.name for f in dataclasses.fields(cls) if f.init}
         for name in fields:

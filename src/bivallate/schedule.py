@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from bivallate.errors import UserError, check_range
 from bivallate.parts import part
 from bivallate.types import Clock
 
@@ -43,6 +44,13 @@ class Milestones:
     values: tuple[float, ...]
     at: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        if len(self.values) != len(self.at) + 1:
+            raise UserError(
+                "Milestones need one value more than places, "
+                f"got {len(self.values)} values and {len(self.at)} places"
+            )
+
     def __call__(self, clock: Clock) -> float:
         reached = sum(clock.epoch >= round(fraction * clock.epochs) for fraction in self.at)
         return self.values[reached]
@@ -56,6 +64,9 @@ class Linear:
     start: float
     end: float
     until: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_range("until", self.until, 1e-6)
 
     def __call__(self, clock: Clock) -> float:
         done = min(1.0, clock.epoch / (self.until * clock.epochs))

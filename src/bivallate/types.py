@@ -89,6 +89,7 @@ class Facts:
     dtype: torch.dtype = torch.float32
     padding: int = 0  # of the recorded crops: the canvas is padding pixels wider on every side
     steps: int = 1  # minibatches per epoch
+    rotates: bool = False  # whether the augmentation turns images, which cannot be undone
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bivallate.cli import APP
@@ -60,7 +61,8 @@ def methods(name: str | None = None, *, json: Json = False) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         defaults = ", ".join(f"{k}={v}" for k, v in row["parameters"].items())
-        table.add_row(row["family"], row["name"], row["cost"], row["summary"], row["paper"], defaults)
+        texts = (row["family"], row["name"], row["cost"], row["summary"], row["paper"], defaults)
+        table.add_row(*(escape(text) for text in texts))
     _console().print(table)
 
 
@@ -137,11 +139,15 @@ def datasets(
         console.print(f"{key:<14}{facts[key]}", markup=False)
     table = Table("class", *facts["counts"])
     for i, label in enumerate(loaded.classes):
-        table.add_row(label, *(str(counts[i]) for counts in facts["counts"].values()))
+        table.add_row(escape(label), *(str(counts[i]) for counts in facts["counts"].values()))
     table.add_row("all", *(str(sum(counts)) for counts in facts["counts"].values()))
     console.print(table)
-    if sheet is not None:
-        console.print(f"contact sheet: {sheet}", markup=False)
+    said = (
+        f"contact sheet: {sheet}"
+        if sheet is not None
+        else f"contact sheet: bivallate datasets {name} --sheet x.png"
+    )
+    console.print(said, markup=False)
 
 
 def _loaded(name: str, data_dir: str | None, settings: tuple[str, ...]) -> Any:
@@ -239,7 +245,7 @@ def _show(rows: list[dict[str, Any]], json: bool, title: str) -> None:
     for column in rows[0]:
         table.add_column(str(column), overflow="fold")
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*(escape("-" if value is None else str(value)) for value in row.values()))
     _console().print(table)
 
 

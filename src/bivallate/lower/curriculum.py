@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate import collective
-from bivallate.errors import UserError
+from bivallate.errors import UserError, check_range
 from bivallate.lower.overhear import Overheard
 from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import LowerProblem
@@ -36,6 +36,9 @@ class Levels:
 
     highest: int
     until: float = 5 / 6
+
+    def __post_init__(self) -> None:
+        check_range("until", self.until, 1e-6, 1)
 
     def __call__(self, clock: Clock) -> float:
         length = max(1, round(self.until * clock.epochs))

@@ -52,6 +52,11 @@ class PerExample(Remembering):
 
     def bind(self, facts: Facts) -> RunningPerExample:
         """The bank of one run."""
+        if facts.rotates:
+            raise UserError(
+                "stored perturbations cannot be carried through a rotation, which has no inverse: "
+                "choose an augmentation without it, such as --set data.augment=crop:4,flip"
+            )
         return RunningPerExample(self, facts)
 
 

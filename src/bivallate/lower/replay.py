@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bivallate.errors import UserError, unknown
+from bivallate.errors import UserError, check_range, unknown
 from bivallate.lower.overhear import Overheard
 from bivallate.lower.problem import LowerProblem, attacking, frozen
 from bivallate.lower.remembering import Remembering, refuse_lookahead, require_coupling
@@ -61,6 +61,9 @@ class Free(Remembering):
     """
 
     step_size: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_range("step_size", self.step_size, 0)
 
     def check(self, method: Any) -> None:
         """Free-AT reads d loss / d delta off the outer backward pass."""
@@ -127,6 +130,8 @@ class YOPO(Remembering):
     first_layer: Literal["hamiltonian", "both"] = "hamiltonian"
 
     def __post_init__(self) -> None:
+        check_range("first-layer steps", self.steps, 0)
+        check_range("step_size", self.step_size, 0)
         if self.first_layer not in ("hamiltonian", "both"):
             raise unknown("treatment of the first layer", str(self.first_layer), ("hamiltonian", "both"))
 

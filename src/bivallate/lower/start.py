@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from bivallate.errors import check_range
 from bivallate.lower.objective import kl
 from bivallate.lower.problem import LowerProblem
 from bivallate.parts import part
@@ -35,6 +36,9 @@ class Uniform:
     """
 
     radius: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_range("radius", self.radius, 0)
 
     def __call__(self, problem: LowerProblem) -> Tensor:
         return self.radius * problem.threat.random(problem.noise, problem.x)
@@ -91,6 +95,10 @@ class BackwardSmoothing:
 
     gamma: float = 1.0
     step_size: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_range("gamma", self.gamma, 0)
+        check_range("step_size", self.step_size, 0)
 
     def __call__(self, problem: LowerProblem) -> Tensor:
         logits, grad = problem.but(Towards(self.gamma)).ascent(torch.zeros_like(problem.x))

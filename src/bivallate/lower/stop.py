@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from bivallate.errors import UserError, unknown
+from bivallate.errors import UserError, check_range, unknown
 from bivallate.lower.problem import LowerProblem
 from bivallate.parts import part
 from bivallate.schedule import Schedule, at
@@ -61,6 +61,9 @@ class Misclassified:
 
     tau: float | Schedule = 0
 
+    def __post_init__(self) -> None:
+        check_range("tau", self.tau if isinstance(self.tau, int | float) else 0, 0)
+
     def __call__(self, problem: LowerProblem) -> Rule:
         left = torch.full_like(problem.y, int(at(self.tau, problem.clock)))
 
@@ -96,6 +99,7 @@ class FOSCBelow:
     origin: Literal["clean", "start"] = "clean"
 
     def __post_init__(self) -> None:
+        check_range("FOSC threshold", self.threshold if isinstance(self.threshold, int | float) else 0, 0)
         for value, known in ((self.form, ("box", "ball")), (self.origin, ("clean", "start"))):
             if value not in known:
                 raise unknown("form or origin of FOSC", str(value), known)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from bivallate.errors import check_range
 from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.threat import Linf
@@ -28,6 +29,9 @@ class Wider:
 
     inner: PGD
     reach: float
+
+    def __post_init__(self) -> None:
+        check_range("reach", self.reach, 0)
 
     def bind(self, facts: Facts) -> Wider:
         """A solver without memory is its own running part."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from bivallate.errors import unknown
+from bivallate.errors import check_range, unknown
 from bivallate.lower.curriculum import BatchMixing, Curriculum, Levels
 from bivallate.lower.objective import kl_to_clean
 from bivallate.lower.pgd import PGD
@@ -59,6 +59,7 @@ def dynamic(
     Deviation: FOSC in the box-aware form by default; its defining comparison is read as c > c_t (the printed
     one is reversed).
     """
+    check_range("c_max", c_max, 0)
     stop = FOSCBelow(Linear(start=c_max, end=0.0, until=until), form, fosc_origin)
     solver = PGD(steps, step_size * threat.eps, uniform, stop=stop)
     return Method(threat, solver, weighting=OwnLoss() if loss_reweight else equal)

@@ -112,6 +112,7 @@ class Session:
             torch.float32,
             augment.pad,
             len(self.batches),
+            augment.rotate > 0,
         )
         self._facts = facts
         self.method = config.method.bind(facts)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bivallate.errors import check_range
 from bivallate.lower.objective import kl
 from bivallate.lower.problem import Forward
 from bivallate.parts import part
@@ -38,6 +39,9 @@ class Adversarial:
     smoothing: float = 0.0
     reuses_forward: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_range("label smoothing", self.smoothing, 0, 1)
+
     def __call__(self, model: Forward, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
         logits = model(x_adv)
         robust = F.cross_entropy(logits, y, reduction="none", label_smoothing=self.smoothing)
@@ -56,6 +60,10 @@ class Trades:
     beta: float = 6.0
     smoothing: float = 0.0
     reuses_forward: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_range("beta", self.beta, 0)
+        check_range("label smoothing", self.smoothing, 0, 1)
 
     def __call__(self, model: Forward, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
         clean, logits = model(x), model(x_adv)
@@ -84,6 +92,10 @@ class Mart:
     smoothing: float = 0.0
     boosted: bool = True
     reuses_forward: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_range("beta", self.beta, 0)
+        check_range("label smoothing", self.smoothing, 0, 1)
 
     def __call__(self, model: Forward, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
         clean, logits = model(x), model(x_adv)
