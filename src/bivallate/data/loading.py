@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bivallate.data import select, tensors
+from bivallate.data import arrays, select, tensors
 from bivallate.data.augment import Augment
 from bivallate.data.dataset import Dataset, Split, moments
 from bivallate.data.decode import Reading
@@ -44,9 +44,10 @@ def load(
         data: which; a pair of pairs ((x, y), (x, y)) is training and test data; a `Dataset` passes through.
         data_dir: where named sets are looked for before the hub; `BIVALLATE_DATA` by default.
         seed: of validation split, imbalance and mixing. The test data do not depend on it.
-        validation: fraction below 1, or number of rows, held out in the classes' proportions; 0: none.
-        size: every image is fitted to this side or (H, W). channels: 1 or 3.
-        on_bad: "refuse", "convert" or "skip" rows that cannot be used as they are.
+        validation: fraction below 1, or number of rows (int), held out in the classes' proportions; 0: none.
+        size: every image is fitted to this side or (H, W). channels: 1 or 3. Both hold for arrays too.
+        on_bad: "refuse", "convert" or "skip" rows that cannot be used as they are; "convert" also numbers
+            labels that are text in alphabetical order.
         image_column, label_column: of Parquet files whose columns are not found by themselves.
         test_fraction: cut from the training data where a set comes without test data.
         imbalance: "step:0.2" or "longtail:0.01", applied to what is left for training.
@@ -62,7 +63,7 @@ def load(
         return data
     side = (size, size) if isinstance(size, int) else size
     reading = Reading(side, channels, on_bad, image_column=image_column, label_column=label_column)
-    source = find(data, data_dir, reading, Streaming(stream, workers))
+    source = find(data, data_dir, reading, Streaming(stream, workers)).named(allow_missing_classes)
     splits = dict(source.splits)
     train = splits.get("train") or splits["test"].subset(slice(0, 0))
     if "test" not in splits:
@@ -75,7 +76,7 @@ def load(
     if imbalance is not None:
         train = select.imbalance(train, imbalance, len(source.classes), seed)
     if extra is not None:
-        train = select.mix(train, _extra(extra, train, len(source.classes)), extra_ratio, seed)
+        train = select.mix(train, _extra(extra, train, source.classes, reading), extra_ratio, seed)
     if len(train) and not allow_missing_classes:
         _check_classes(train, source.classes)
     shape = splits["test"].shape
@@ -93,14 +94,14 @@ def load(
     )
 
 
-def _extra(extra: Any, train: Split, classes: int) -> Split:
-    if isinstance(extra, str | Path):
-        split = tensors.read_npz(Path(extra))
-    else:
-        split = tensors.from_tensors(*extra, what="extra images")
+def _extra(extra: Any, train: Split, classes: list[str], reading: Reading) -> Split:
+    named = isinstance(extra, str | Path)
+    what = str(extra) if named else "extra images"
+    x, y = tensors.read_npz(Path(extra)) if named else arrays.split_pair(extra, what)
+    split, _ = arrays.read_arrays(x, y, reading, what, classes)
     if train.store.dtype == np.float32 and split.store.dtype == np.uint8:
         split = replace(split, store=split.images.astype(np.float32) / np.float32(255))
-    tensors.check_labels(split.labels, classes, "extra data")
+    tensors.check_labels(split.labels, len(classes), "extra data")
     return split
 
 

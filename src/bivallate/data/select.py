@@ -26,10 +26,11 @@ def holdout(split: Split, n: int | float, seed: int, purpose: str = "validation"
         UserError: if nothing or everything would be held out.
     """
     total = len(split)
-    wanted = round(n * total) if isinstance(n, float) and n < 1 else int(n)
-    if not 0 < wanted < total:
+    fraction = isinstance(n, float)
+    if (fraction and not 0 < n < 1) or not 0 < (wanted := round(n * total) if fraction else int(n)) < total:
         raise UserError(
-            f"cannot hold out {n} of {total} rows for {purpose}: use a fraction below 1 or 1 to {total - 1}"
+            f"cannot hold out {n} of {total} rows for {purpose}: use a fraction below 1 "
+            f"or an int from 1 to {total - 1}"
         )
     order = permutation(seed, purpose, 0, total)
     labels = split.labels[order]

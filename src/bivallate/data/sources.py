@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bivallate.data import cache, folders, hub, parquet, registry, select, tensors
+from bivallate.data import arrays, cache, folders, hub, parquet, registry, select, tensors
 from bivallate.data.dataset import Split
 from bivallate.data.decode import Encoded, Reading, decode
 from bivallate.data.stream import Stream
@@ -16,6 +16,7 @@ from bivallate.errors import UserError, unknown
 
 __all__ = ["FIXED", "Source", "Streaming", "find"]
 
+MOST_CLASSES = 1_000_000
 FIXED = 0  # the seed of test splits: the same test data whatever the seed of the run
 
 
@@ -33,7 +34,7 @@ class Streaming:
 
 @dataclass(frozen=True)
 class Source:
-    """What was found before rows are chosen from it."""
+    """What was found before rows are chosen from it; no classes where the data do not name them."""
 
     name: str
     splits: dict[str, Split]
@@ -41,11 +42,32 @@ class Source:
     moments: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     known: registry.Known | None = None
 
+    def named(self, allow_missing: bool) -> Source:
+        """With classes called by their numbers where the data do not name them.
+
+        Raises:
+            UserError: for a label so large that most classes were empty; their names alone could fill memory.
+        """
+        if self.classes:
+            return self
+        largest = max(int(split.labels.max()) for split in self.splits.values())
+        rows = sum(len(split) for split in self.splits.values())
+        tests_only = "train" not in self.splits  # an evaluation needs no row of every class
+        most = MOST_CLASSES if allow_missing or tests_only else min(rows, MOST_CLASSES)
+        if largest >= most:
+            way_out = ", or load with allow_missing_classes=True (--set data.allow_missing_classes=true)"
+            raise UserError(
+                f"{self.name}: the largest label is {largest}, of {rows} rows: that would be {largest + 1} "
+                f"classes where at most {most} are possible; number the labels 0, 1, ... without gaps"
+                f"{way_out if largest < MOST_CLASSES else ''}"
+            )
+        return replace(self, classes=[str(k) for k in range(largest + 1)])
+
 
 def find(data: Any, data_dir: str | Path | None, reading: Reading, stream: Streaming) -> Source:
-    """Reads what the user named; nothing is held out yet."""
+    """Reads what the user named; nothing is held out yet, and classes without a name are not numbered."""
     if isinstance(data, tuple | list):
-        return _pairs(data)
+        return _pairs(data, reading)
     if not isinstance(data, str | Path):
         raise UserError(f"data must be a name, a path or a pair (x, y), got {type(data).__name__}")
     name = str(data)
@@ -53,7 +75,7 @@ def find(data: Any, data_dir: str | Path | None, reading: Reading, stream: Strea
         owner, repo, under = (*name[4:].split("/", 2), "", "")[:3]
         return _files(hub.download(f"{owner}/{repo}", under), repo, reading, None, stream)
     if name == "digits":
-        return _digits()
+        return _digits(reading)
     path = _local(name, data_dir)
     if path is None:
         known = registry.find(name)
@@ -87,34 +109,43 @@ def _local(name: str, data_dir: str | Path | None) -> Path | None:
         if "/" in name or path.suffix:
             raise UserError(f"there is no file or folder {name}") from None
         others = [child.name for child in below.iterdir() if child.is_dir()] if below else []
-        raise unknown("data set", name, [*registry.names(), *others, "a folder", "hub:OWNER/NAME"]) from None
+        raise unknown("data set", name, {*registry.names(), *others, "a folder", "hub:OWNER/NAME"}) from None
     return None
 
 
-def _digits() -> Source:
+def _digits(reading: Reading) -> Source:
     everything, classes = tensors.digits()
+    everything = arrays.fitted(everything, reading, "digits")
     train, test = select.holdout(everything, 0.2, FIXED, "test")
     return Source("digits", {"train": train, "test": test}, classes, None, registry.KNOWN["digits"])
 
 
-def _pairs(data: Any) -> Source:
+def _pairs(data: Any, reading: Reading) -> Source:
     if len(data) != 2:
         raise UserError(f"data as tensors is a pair (x, y) or ((x, y), (x, y)), got {len(data)} things")
-    nested = isinstance(data[0], tuple | list)
+    nested = isinstance(data[0], tuple | list) and len(data[0]) == 2 and isinstance(data[1], tuple | list)
     parts = {"train": data[0], "test": data[1]} if nested else {"train": data}
-    splits = {name: tensors.from_tensors(*part, what=f"{name} images") for name, part in parts.items()}
-    classes = int(splits["train"].labels.max()) + 1
-    for name, split in splits.items():
-        tensors.check_labels(split.labels, classes, name)
-        if split.shape != splits["train"].shape:
-            raise UserError(f"{name} images are {split.shape}, training images {splits['train'].shape}")
-    return Source("tensors", splits, [str(k) for k in range(classes)])
+    splits: dict[str, Split] = {}
+    classes: list[str] = []
+    for name, part in parts.items():
+        what = f"{name} images"
+        x, y = arrays.split_pair(part, what)
+        splits[name], found = arrays.read_arrays(x, y, reading, what, classes)
+        if name == "test" and found and not classes:
+            raise UserError("the test labels are text and the training labels integers: use one kind")
+        classes = found
+        tensors.check_labels(splits[name].labels, int(splits["train"].labels.max()) + 1, name)
+        if splits[name].shape != splits["train"].shape:
+            raise UserError(
+                f"{name} images are {splits[name].shape}, training images {splits['train'].shape}"
+            )
+    return Source("tensors", splits, classes)
 
 
 def _single(path: Path, reading: Reading, stream: Streaming) -> Source:
     if path.suffix == ".npz":
-        split = tensors.read_npz(path)
-        return Source(path.stem, {"train": split}, [str(k) for k in range(int(split.labels.max()) + 1)])
+        split, classes = arrays.read_arrays(*tensors.read_npz(path), reading, str(path))
+        return Source(path.stem, {"train": split}, classes)
     if path.suffix == ".parquet":
         return _decoded(path.stem, {"train": [path]}, reading, None, stream)
     raise UserError(f"{path} is neither a folder nor an .npz or .parquet file")
@@ -160,9 +191,7 @@ def _decoded(
             raise UserError(
                 f"{name}: {split} images are {splits[split].shape}, the others {first.shape}: give a size"
             )
-    if not classes:
-        classes = [str(k) for k in range(1 + max(int(s.labels.max()) for s in splits.values()))]
-    return Source(name, splits, classes, statistics, known)
+    return Source(name, splits, classes or [], statistics, known)
 
 
 def _streamed(

@@ -28,7 +28,7 @@ def from_tensors(x: Any, y: Any, classes: int | None = None, what: str = "images
         UserError: for a wrong shape or type, values outside [0, 1], no rows, or labels outside the classes.
     """
     images = _array(x, what)
-    labels = torch.as_tensor(y.detach().cpu() if isinstance(y, Tensor) else np.asarray(y))
+    labels = _integers(y)
     if images.ndim != 4:
         raise UserError(f"{what} must have the shape (N, C, H, W), got {tuple(images.shape)}")
     if len(images) == 0:
@@ -49,9 +49,25 @@ def from_tensors(x: Any, y: Any, classes: int | None = None, what: str = "images
     return Split(images, labels, torch.arange(len(labels)), source)
 
 
+def _integers(y: Any) -> Tensor:
+    if isinstance(y, Tensor):
+        return y.detach().cpu()
+    try:
+        labels = np.asarray(y)
+    except ValueError as error:
+        raise UserError(f"labels must be integers 0, 1, ..., one per image: {error}") from None
+    if labels.dtype.kind not in "iufcb":
+        kind = "text" if labels.dtype.kind in "SUT" else labels.dtype
+        raise UserError(f"labels must be integers 0, 1, ..., got {kind}")
+    return torch.as_tensor(labels)
+
+
 def _array(x: Any, what: str) -> np.ndarray:
     """uint8 as it is, floating as float32 after a check of the range."""
-    images = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+    try:
+        images = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+    except ValueError as error:
+        raise UserError(f"{what} must be one tensor or array (N, C, H, W): {error}") from None
     if images.dtype == np.uint8:
         return images
     if images.dtype.kind != "f":
@@ -80,10 +96,14 @@ def check_labels(labels: Tensor, classes: int | None, what: str) -> None:
         raise UserError(f"{what}: labels must be {span}; row {row} has {int(labels[row])}")
 
 
-def read_npz(path: Path) -> Split:
-    """A split from an `.npz` with images (N, H, W, C), (N, C, H, W) or (N, H, W) and integer labels.
+def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(images (N, C, H, W), labels) of an `.npz` with images (N, H, W, C), (N, C, H, W) or (N, H, W).
 
     The arrays may be called images or image or x, and labels or label or y, as generators publish them.
+    Types and values are as in the file: `from_tensors` checks them.
+
+    Raises:
+        UserError: for a file that cannot be read, lacks an array, or whose images have not 1 or 3 channels.
     """
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
@@ -97,9 +117,12 @@ def read_npz(path: Path) -> Split:
         images = images[:, None]
     elif images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
         images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    return from_tensors(
-        images, labels.reshape(len(labels)) if labels.size == len(labels) else labels, what=str(path)
-    )
+    if images.ndim == 4 and len(images) and images.shape[1] not in (1, 3):
+        raise UserError(
+            f"{path}: images must have 1 or 3 channels, (N, H, W, C), (N, C, H, W) or (N, H, W); "
+            f"got the shape {images.shape}"
+        )
+    return images, labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
 
 
 def _entry(file: Any, keys: list[str], wanted: tuple[str, ...], path: Path) -> np.ndarray:

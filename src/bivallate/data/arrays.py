@@ -1,0 +1,112 @@
+"""Arrays as the user wants them read: labels that are text numbered, images fitted to a size and colour."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from bivallate.data.dataset import Split, digest
+from bivallate.data.decode import Reading
+from bivallate.data.tensors import from_tensors
+from bivallate.errors import UserError
+
+__all__ = ["fitted", "read_arrays", "split_pair"]
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow turns colour into grey
+
+
+def split_pair(pair: Any, what: str) -> tuple[Any, Any]:
+    """(x, y) of a pair whose images are a tensor or an array. Raises UserError for anything else."""
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        got = f"{len(pair)} things" if isinstance(pair, tuple | list) else type(pair).__name__
+        raise UserError(f"{what} must be a pair (x, y), got {got}")
+    if isinstance(pair[0], tuple | list):
+        raise UserError(
+            f"{what} must be a tensor or an array, got a {type(pair[0]).__name__}: use np.asarray(x)"
+        )
+    return pair[0], pair[1]
+
+
+def read_arrays(
+    x: Any, y: Any, reading: Reading, what: str, names: list[str] | None = None
+) -> tuple[Split, list[str]]:
+    """(split, class names): text labels are numbered by `names`, else in alphabetical order.
+
+    Alphabetical order is for on_bad="convert" alone. The names come back as they went in (none: empty) where
+    the labels are integers.
+
+    Raises:
+        UserError: for arrays that cannot be used, or text labels that nobody allowed to be numbered.
+    """
+    labels, names = _number(y, reading, what, names or [])
+    return fitted(from_tensors(x, labels, what=what), reading, what), names
+
+
+def _number(y: Any, reading: Reading, what: str, names: list[str]) -> tuple[Any, list[str]]:
+    texts = None if isinstance(y, Tensor) else _texts(y)
+    if texts is None or texts.ndim != 1:
+        return y, names
+    if not names:
+        names = sorted(set(texts.tolist()))
+        if reading.on_bad != "convert":
+            some = ", ".join(map(repr, names[:3]))
+            raise UserError(
+                f"{what}: the labels are text ({some}, ...): load with on_bad='convert' to number these "
+                f"{len(names)} names in alphabetical order (--set data.on_bad=convert)"
+            )
+    number = {name: k for k, name in enumerate(names)}
+    for row, text in enumerate(texts.tolist()):
+        if text not in number:
+            raise UserError(f"{what}: row {row} has the label {text!r}, which is no class name")
+    return np.array([number[text] for text in texts.tolist()], np.int64), names
+
+
+def _texts(y: Any) -> np.ndarray | None:
+    """The labels as text, or None if they are not text."""
+    try:
+        labels = np.asarray(y)
+    except ValueError:  # rows of different lengths: for from_tensors to refuse
+        return None
+    if labels.dtype.kind == "S":
+        return np.char.decode(labels, "utf-8", "replace")
+    if labels.dtype.kind in "UT" or (
+        labels.dtype.kind == "O" and labels.size and all(isinstance(label, str) for label in labels.flat)
+    ):
+        return labels.astype(str)
+    return None
+
+
+def fitted(split: Split, reading: Reading, what: str) -> Split:
+    """The split with every image of the size (scaled, centre cut) and the channels that were asked for."""
+    images = split.images
+    channels, h, w = split.shape
+    if reading.channels not in (None, channels):
+        if channels not in (1, 3):
+            raise UserError(
+                f"{what} have {channels} channels: only 1 or 3 can be turned into {reading.channels}"
+            )
+        images = _grey(images) if reading.channels == 1 else np.repeat(images, 3, axis=1)
+    if reading.size not in (None, (h, w)):
+        images = _resized(images, reading.size)
+    if images is split.images:
+        return split
+    source = digest(np.ascontiguousarray(images), split.labels.numpy(), str(images.shape))
+    return Split(images, split.labels, torch.arange(len(split)), source)
+
+
+def _grey(images: np.ndarray) -> np.ndarray:
+    grey = np.einsum("nchw,c->nhw", images, np.array(LUMA, np.float32), dtype=np.float32)[:, None]
+    return grey.round().astype(np.uint8) if images.dtype == np.uint8 else grey.clip(0, 1)
+
+
+def _resized(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(N, C, *size): plane by plane, so that floating point keeps its precision."""
+    result = np.empty((*images.shape[:2], *size), images.dtype)
+    for row, channel in np.ndindex(*images.shape[:2]):
+        plane = Image.fromarray(np.ascontiguousarray(images[row, channel]))
+        result[row, channel] = np.asarray(ImageOps.fit(plane, (size[1], size[0]), Image.Resampling.BICUBIC))
+    return result if images.dtype == np.uint8 else result.clip(0, 1)  # a bicubic kernel overshoots at edges
