@@ -95,7 +95,7 @@ def test_misfit_files(tmp_path: Path, labels: Any, shape: tuple[int, ...], messa
 
 def test_large_labels_are_allowed_within_reason() -> None:
     sparse = Y * 999
-    with pytest.raises(UserError, match="largest label is 999, .*or load with allow_missing_classes=True"):
+    with pytest.raises(UserError, match=r"largest label is 999, .*or load with allow_missing_classes=True"):
         data.load((X, sparse))
     assert len(data.load((X, sparse), allow_missing_classes=True).classes) == 1000
     with pytest.raises(UserError, match="at most 1000000"):
