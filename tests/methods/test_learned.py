@@ -422,6 +422,12 @@ def test_refuses_a_solver_with_memory() -> None:
         def bind(self, facts: Facts) -> Remembering:
             return Remembering()
 
+        def solve(self, problem: object) -> None:
+            raise AssertionError("never asked")
+
+        def feedback(self, problem: object, delta: object) -> None:
+            raise AssertionError("never asked")
+
     for weighting in (MarginNet(), Correlation()):
         with pytest.raises(UserError, match="choose a solver without memory"):
             methods.at(THREAT).but(solver=Hoarder()).but(weighting=weighting)

@@ -112,7 +112,8 @@ def evaluate(
     parse(attack)  # a misspelt attack is said before anything else
     if preflight:
         print(look_over(network, points[split], threat), file=sys.stderr)
-    name = evaluation_name(weights, threat, attack, seed, _points(split, data, n, first))
+    label = weights if split == "test" else f"{weights}-{split}"
+    name = evaluation_name(label, threat, attack, seed, _points(data, n, first))
     partial = folder.evaluation / f".{name}.partial"
     try:
         with _shown(json) as progress:
@@ -141,11 +142,11 @@ def evaluate(
     print(f"kept in {folder.evaluation / name}")
 
 
-def _points(split: str, data: str | None, n: int | None, first: int | None) -> str:
-    """Which points were evaluated, for the file's name; empty for all of the run's own test set."""
+def _points(data: str | None, n: int | None, first: int | None) -> str:
+    """Which points were evaluated, for the file's name; empty for all of the run's own."""
     chosen = f"n{n}" if n is not None else (f"first{first}" if first is not None else "")
     named = Path(data).name if data is not None else ""
-    return "-".join(filter(None, ["" if split == "test" else split, named, chosen]))
+    return "-".join(filter(None, [named, chosen]))
 
 
 class _shown:  # noqa: N801  a context manager, used like a function

@@ -66,5 +66,5 @@ def evaluation_name(weights: str, threat: Any, attack: str, seed: int, points: s
         'best-linf-0.0313725-pgd-20-seed0.json'
     """
     kind = type(threat).__name__.lower()
-    name = "-".join(filter(None, [weights, points, kind, f"{threat.eps:.6g}", attack, f"seed{seed}"]))
+    name = "-".join(filter(None, [weights, kind, f"{threat.eps:.6g}", attack, f"seed{seed}", points]))
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name) + ".json"

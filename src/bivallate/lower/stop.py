@@ -99,7 +99,6 @@ class FOSCBelow:
     origin: Literal["clean", "start"] = "clean"
 
     def __post_init__(self) -> None:
-        check_range("FOSC threshold", self.threshold if isinstance(self.threshold, int | float) else 0, 0)
         for value, known in ((self.form, ("box", "ball")), (self.origin, ("clean", "start"))):
             if value not in known:
                 raise unknown("form or origin of FOSC", str(value), known)
