@@ -8,7 +8,7 @@ from tests.coupling.differences import gradient
 from tests.methods.glue import Net, minibatches
 from torch import Tensor, nn
 
-from bivallate import KLDRO, PGD, Barrier, LastStep, Linf, Method, UserError, methods
+from bivallate import KLDRO, L2, PGD, Barrier, LastStep, Linf, Method, UserError, methods, models
 from bivallate.check import check_gradient, upper_gradient
 from bivallate.lower.interior import InteriorAscent
 from bivallate.lower.start import uniform
@@ -136,3 +136,21 @@ def test_upper_gradient_is_the_steps_own(training) -> None:
 def test_rows_must_match() -> None:
     with pytest.raises(UserError, match="as many rows"):
         upper_gradient(Net(), methods.at(THREAT), (X, Y[:2]))
+
+
+def test_no_radius_is_no_attack_and_has_a_finite_gradient() -> None:
+    model = models.create("tiny-cnn", num_classes=3, shape=(1, 8, 8), seed=0)
+    data = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    for threat in (L2(0.0), Linf(0.0)):
+        found = upper_gradient(model, methods.fast_bat(threat), data)
+        plain = upper_gradient(model, methods.plain(threat), data)
+        for name, value in found.items():
+            torch.testing.assert_close(value, plain[name], rtol=1e-5, atol=1e-6)
+
+
+def test_bad_input_is_refused() -> None:
+    model = models.create("tiny-cnn", num_classes=3, shape=(1, 8, 8), seed=0)
+    x, y = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    for bad in ((2 * x + 1, y), (x, y + 1), (x, y.float()), (x * float("nan"), y)):
+        with pytest.raises(UserError):
+            upper_gradient(model, methods.at(Linf(0.1)), bad)
