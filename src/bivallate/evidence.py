@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bivallate.lower.problem import Forward, evaluating
@@ -11,7 +10,7 @@ from bivallate.types import Batch, Clock, Evidence, Solution, Terms
 
 
 def gather(forward: Forward, terms: Terms, solution: Solution, batch: Batch, clock: Clock) -> Evidence:
-    """Evidence of one step: detached values; clean logits and clean loss in eval mode, computed when first
+    """Evidence of one step: detached values; clean logits in eval mode, computed when first
     asked."""
 
     def clean() -> Tensor:
@@ -28,8 +27,3 @@ def gather(forward: Forward, terms: Terms, solution: Solution, batch: Batch, clo
         clean=clean,
         attached=terms.logits,
     )
-
-
-def clean_loss(evidence: Evidence) -> Tensor:
-    """(B,) cross-entropy of the clean points."""
-    return F.cross_entropy(evidence.clean_logits, evidence.y, reduction="none")

@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from bivallate.errors import UserError
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+def write_whole(path: Path, write: Callable[[Path], Any], *, durable: bool = True) -> None:
     """Lets `write` fill a temporary file beside `path`, then moves it into place; the old file stays until
-    then.
+    then. `durable`: also after a loss of power.
 
     Raises UserError when there is no space or no permission.
     """
@@ -24,8 +24,9 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
+        if durable:
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
@@ -39,6 +40,7 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda place: place.write_text(text, encoding="utf-8"))
 
 
-def write_json(path: Path, value: Any) -> None:
-    """JSON, indented, whole or not at all; NaN and infinities are refused because JSON has none."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+def write_json(path: Path, value: Any, *, indent: int | None = 1, durable: bool = True) -> None:
+    """JSON, whole or not at all; NaN and infinities are refused because JSON has none."""
+    text = json.dumps(value, indent=indent, allow_nan=False) + "\n"
+    write_whole(path, lambda place: place.write_text(text, encoding="utf-8"), durable=durable)

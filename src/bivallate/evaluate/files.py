@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import base64
-import json
-import os
 import re
-import tempfile
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bivallate.errors import UserError
-
-__all__ = ["evaluation_name", "pack", "unpack", "write_json"]
+__all__ = ["evaluation_name", "pack", "unpack"]
 
 
 def pack(values: Tensor) -> dict[str, Any]:
@@ -33,27 +27,6 @@ def unpack(entry: dict[str, Any]) -> Tensor:
     raw = zlib.decompress(base64.b64decode(entry["zlib"]))
     array = np.frombuffer(raw, np.dtype(entry["dtype"]).newbyteorder("<")).reshape(entry["shape"])
     return torch.from_numpy(array.astype(entry["dtype"]))
-
-
-def write_json(path: str | os.PathLike[str], content: Any, *, durable: bool = True) -> None:
-    """Writes a JSON file that is never seen half written; `durable`: also after a loss of power."""
-    target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, allow_nan=False)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def evaluation_name(weights: str, threat: Any, attack: str, seed: int, points: str = "") -> str:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from bivallate.errors import UserError
-from bivallate.evaluate.files import pack, unpack, write_json
+from bivallate.evaluate.files import pack, unpack
 from bivallate.evaluate.score import CLEAN, ROBUST
 from bivallate.evaluate.verdict import Verdict
+from bivallate.files import write_json
 from bivallate.types import Passes
 
 __all__ = ["Ledger", "Position"]
@@ -104,7 +105,9 @@ class Ledger:
             "seconds": self.seconds,
             "columns": {name: pack(getattr(self, name)) for name in COLUMNS},
         }
-        write_json(path, content, durable=False)  # written often; a process that is killed loses nothing
+        write_json(
+            Path(path), content, indent=None, durable=False
+        )  # written often; a process that is killed loses nothing
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], key: str) -> Ledger:

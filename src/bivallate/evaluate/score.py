@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from bivallate.errors import UserError
-from bivallate.evaluate.files import pack, unpack, write_json
+from bivallate.evaluate.files import pack, unpack
 from bivallate.evaluate.statistics import bootstrap_tail, tail, wilson
+from bivallate.files import write_json
 from bivallate.parts import decode, encode
 
 __all__ = ["Score"]
@@ -222,7 +223,7 @@ class Score:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the JSON atomically."""
-        write_json(path, self.to_json())
+        write_json(Path(path), self.to_json(), indent=None)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Score:

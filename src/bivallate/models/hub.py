@@ -14,8 +14,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import nn
 
 from bivallate.errors import UserError
+from bivallate.files import write_whole
 from bivallate.models.classifier import Classifier
-from bivallate.models.io import load, replace, save
+from bivallate.models.io import load, save
 
 __all__ = ["from_pretrained", "model_card", "push_to_hub", "save_pretrained"]
 
@@ -35,7 +36,7 @@ def save_pretrained(
     entries = _run_entries(Path(run)) if run is not None else {}
     save(model, place, entries=entries, classes=_classes(run))
     text = model_card(model, run=run, name=name or place.name)
-    replace(place / "README.md", lambda target: target.write_text(text, encoding="utf-8"))
+    write_whole(place / "README.md", lambda target: target.write_text(text, encoding="utf-8"))
     return place
 
 

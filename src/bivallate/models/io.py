@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bivallate.errors import UserError
+from bivallate.files import write_whole
 from bivallate.models.classifier import Classifier, Normalise
 from bivallate.models.foreign import wrap
 from bivallate.models.registry import blank, create, names
 
-__all__ = ["load", "manifest", "read_manifest", "read_weights", "replace", "save"]
+__all__ = ["load", "manifest", "read_manifest", "read_weights", "save"]
 
 FORMAT, VERSION = "bivallate-model", 1
 PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".tar"}
@@ -54,8 +54,8 @@ def save(
             raise UserError(f"{model.architecture} keeps {key!r} outside of tensors: it cannot be saved")
         tensors[key] = value.detach().to("cpu", copy=True).contiguous()
     text = json.dumps(manifest(model, classes=classes, entries=entries), indent=2, allow_nan=False) + "\n"
-    replace(file, lambda target: save_file(tensors, target, metadata={"format": "pt"}))
-    replace(described, lambda target: target.write_text(text, encoding="utf-8"))
+    write_whole(file, lambda target: save_file(tensors, target, metadata={"format": "pt"}))
+    write_whole(described, lambda target: target.write_text(text, encoding="utf-8"))
     return file
 
 
@@ -248,19 +248,3 @@ def _pickled(path: Path) -> str:
         f"{path} is a pickle, which could run code and is never loaded: use a .safetensors file, or "
         "load_robustbench for the plain state dict of a public checkpoint"
     )
-
-
-def replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes beside the file and moves it into place, so that a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()

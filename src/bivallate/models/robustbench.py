@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bivallate.errors import UserError
+from bivallate.files import write_whole
 from bivallate.models.classifier import Classifier, Normalise
-from bivallate.models.io import fill, read_weights, replace
+from bivallate.models.io import fill, read_weights
 from bivallate.models.registry import blank
 
 __all__ = ["export_robustbench", "load_robustbench"]
@@ -171,9 +172,9 @@ def export_robustbench(model: Classifier, path: str | os.PathLike[str]) -> str:
         state |= {"mu": first.mean.detach().cpu(), "sigma": first.std.detach().cpu()}
     file = Path(path)
     if file.suffix == ".safetensors":
-        replace(file, lambda target: save_file(state, target, metadata={"format": "pt"}))
+        write_whole(file, lambda target: save_file(state, target, metadata={"format": "pt"}))
     else:
-        replace(file, lambda target: torch.save({"state_dict": state}, target))
+        write_whole(file, lambda target: torch.save({"state_dict": state}, target))
     return constructor
 
 

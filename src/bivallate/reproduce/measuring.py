@@ -18,9 +18,10 @@ from bivallate.evaluate.ensemble import (
     TargetedAutoPGD,
     TargetedBoundaryWalk,
 )
-from bivallate.evaluate.files import pack, write_json
+from bivallate.evaluate.files import pack
 from bivallate.evaluate.points import data_fingerprint, points, select
 from bivallate.evaluate.statistics import wilson
+from bivallate.files import write_json
 from bivallate.lower.apgd import APGD
 from bivallate.lower.fab import FAB
 from bivallate.lower.objective import cross_entropy
@@ -58,7 +59,7 @@ def measured(
             continue
         kept = folder / f"{cell.weights}-{measure.key}.json"
         if not kept.exists():
-            write_json(kept, _evaluation(model, measure, cell, dataset, kept, sources))
+            write_json(kept, _evaluation(model, measure, cell, dataset, kept, sources), indent=None)
             _partial(kept).unlink(missing_ok=True)
         found[measure.key] = json.loads(kept.read_text(encoding="utf-8"))
     return found
