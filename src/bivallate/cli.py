@@ -18,7 +18,16 @@ APP = App(
 
 def _register() -> None:
     """Imports the commands, which put themselves into the application."""
-    from bivallate.commands import auditing, diagnosing, evaluating, lists, reporting, reproducing, training  # noqa: F401
+    from bivallate.commands import (  # noqa: F401
+        auditing,
+        comparing,
+        diagnosing,
+        evaluating,
+        lists,
+        reporting,
+        reproducing,
+        training,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,22 +1,33 @@
-"""Several evaluations side by side: who is better, is it significant, and over seeds."""
+"""Several evaluations side by side: who is better, is it significant, at what cost, and over seeds."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 import torch
 
 from bivallate.errors import UserError, unknown
 from bivallate.evaluate.score import Score
-from bivallate.evaluate.statistics import mcnemar
+from bivallate.evaluate.statistics import holm, mcnemar
 
-__all__ = ["Row", "Spread", "compare", "over_seeds"]
+__all__ = ["COSTS", "KEYS", "LEVEL", "Row", "Spread", "TrainingCost", "compare", "over_seeds", "p_value"]
 
-KEYS = ("robust_accuracy", "clean_accuracy", "tail_30", "worst_class", "passes", "seconds")
+COSTS = ("passes", "seconds", "training_passes", "training_seconds")
+KEYS = ("robust_accuracy", "clean_accuracy", "tail_30", "worst_class", *COSTS)
 LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """What a model cost to train: forward and backward passes per training example, and wall seconds."""
+
+    forward: float
+    backward: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -24,11 +35,13 @@ class Row:
     """One evaluation in a comparison.
 
     Attributes:
-        name: of the run. score: the evaluation itself.
+        name: of the run. score: the evaluation itself. training: what the model cost, where known.
         robust_accuracy, clean_accuracy, tail_30, worst_class: fractions. interval_95: of the robust accuracy.
         passes: forwards and backwards per example. seconds: of the evaluation.
+        training_passes, training_seconds: of the training, infinite where unknown.
         p_value: exact McNemar test of the robust verdicts against the first row, on the same points; None for
-            the first row and where the points differ. significant: p_value below 5 %.
+            the first row and where the points differ.
+        p_adjusted: the same after Holm's correction for all pairs of rows. significant: it is below 5 %.
     """
 
     name: str
@@ -42,6 +55,18 @@ class Row:
     seconds: float
     p_value: float | None
     significant: bool
+    p_adjusted: float | None = None
+    training: TrainingCost | None = None
+
+    @property
+    def training_passes(self) -> float:
+        """Forwards and backwards per training example."""
+        return self.training.forward + self.training.backward if self.training else math.inf
+
+    @property
+    def training_seconds(self) -> float:
+        """Wall time of the training."""
+        return self.training.seconds if self.training else math.inf
 
 
 def compare(
@@ -49,12 +74,17 @@ def compare(
     names: Sequence[str] | None = None,
     sort: str = "robust_accuracy",
     descending: bool | None = None,
+    training: Sequence[TrainingCost | None] | None = None,
 ) -> list[Row]:
     """Rows of a table, best first, each tested against the first.
+
+    The correction is for all pairs, not only for those with the first row, because the data chose which row
+    stands first.
 
     Args:
         names: of the runs; numbered if not given.
         sort: a column of `Row` that is a number. descending: largest first, unless the column is a cost.
+        training: what each model cost, where that is known.
 
     Raises:
         UserError: nothing to compare, or evaluations of different attacks or threats.
@@ -64,19 +94,21 @@ def compare(
     if sort not in KEYS:
         raise unknown("column", sort, KEYS)
     labels = list(names) if names is not None else [str(i + 1) for i in range(len(scores))]
-    if len(labels) != len(scores):
-        raise UserError(f"{len(scores)} evaluations need as many names, got {len(labels)}")
+    costs = list(training) if training is not None else [None] * len(scores)
+    for what, given in (("names", labels), ("training costs", costs)):
+        if len(given) != len(scores):
+            raise UserError(f"{len(scores)} evaluations need as many {what}, got {len(given)}")
     kinds = {(s.attack, type(s.threat).__name__, s.threat.eps) for s in scores}
     if len(kinds) > 1:
         shown = "; ".join(sorted(f"{a} in {t}({e:g})" for a, t, e in kinds))
         raise UserError(f"only evaluations of one attack and threat can be compared, got {shown}")
-    rows = [_row(label, score) for label, score in zip(labels, scores, strict=True)]
-    falling = sort not in ("passes", "seconds") if descending is None else descending
+    rows = [_row(*one) for one in zip(labels, scores, costs, strict=True)]
+    falling = sort not in COSTS if descending is None else descending
     rows.sort(key=lambda row: getattr(row, sort), reverse=falling)
-    return [rows[0], *(_tested(row, rows[0].score) for row in rows[1:])]
+    return _tested(rows)
 
 
-def _row(name: str, score: Score) -> Row:
+def _row(name: str, score: Score, training: TrainingCost | None) -> Row:
     return Row(
         name=name,
         score=score,
@@ -89,12 +121,21 @@ def _row(name: str, score: Score) -> Row:
         seconds=score.seconds,
         p_value=None,
         significant=False,
+        training=training,
     )
 
 
-def _tested(row: Row, best: Score) -> Row:
-    p = p_value(best, row.score)
-    return replace(row, p_value=p, significant=p is not None and p < LEVEL)
+def _tested(rows: list[Row]) -> list[Row]:
+    """The rows with their tests against the first."""
+    pairs = {(i, j): p_value(rows[i].score, rows[j].score) for i, j in combinations(range(len(rows)), 2)}
+    known = {pair: p for pair, p in pairs.items() if p is not None}
+    adjusted = dict(zip(known, holm(list(known.values())), strict=True))
+    tested = [rows[0]]
+    for j, row in enumerate(rows[1:], 1):
+        p = adjusted.get((0, j))
+        below = p is not None and p < LEVEL
+        tested.append(replace(row, p_value=pairs[0, j], p_adjusted=p, significant=below))
+    return tested
 
 
 def p_value(first: Score, second: Score) -> float | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["bootstrap_tail", "mcnemar", "tail", "wilson"]
+__all__ = ["bootstrap_tail", "holm", "mcnemar", "tail", "welch", "wilson"]
 
 Z95 = 1.959963984540054
 
@@ -83,3 +84,29 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     if only_first + only_second == 0:
         return 1.0
     return float(binomtest(only_first, only_first + only_second, 0.5).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected by Holm's method: below a level together, they are wrong at most that often.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    adjusted, reached = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(np.argsort(p_values, kind="stable").tolist()):
+        reached = max(reached, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = reached
+    return adjusted
+
+
+def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Two-sided p-value of Welch's test that two methods have the same mean over seeds; None below two seeds
+    each."""
+    if min(len(first), len(second)) < 2:
+        return None
+    if np.ptp(first) == 0 and np.ptp(second) == 0:
+        return None  # no spread to judge a difference by
+    from scipy.stats import ttest_ind
+
+    return float(ttest_ind(first, second, equal_var=False)[1])  # pyright: ignore

@@ -1,0 +1,71 @@
+"""The table of a comparison: for people, as Markdown and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+SCHEMA = "bivallate-comparison-1"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The table: rows as plain data, cells as text, and what must be said below it."""
+
+    about: dict[str, Any]
+    columns: tuple[str, ...]
+    cells: tuple[tuple[str, ...], ...]
+    rows: tuple[dict[str, Any], ...]
+    notes: tuple[str, ...]
+    words: int  # leading columns that hold words
+
+    @property
+    def title(self) -> str:
+        """Which evaluation is compared."""
+        a = self.about
+        points = "different points" if a["n"] is None else f"{a['n']} points"
+        return (
+            f"{a['attack']} at {a['threat']['kind']} eps {a['threat']['eps']:.6g}, {a['weights']} weights, "
+            f"{a['split']} data, {points}; sorted by {a['sort']}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything; accuracies are fractions."""
+        return {"schema": SCHEMA, **self.about, "rows": list(self.rows), "notes": list(self.notes)}
+
+    def to_markdown(self) -> str:
+        """A Markdown table between its title and its notes."""
+        from bivallate.report.page import markdown as escaped
+
+        def line(cells: Sequence[str]) -> str:
+            return "| " + " | ".join(escaped(_in_line(cell)) for cell in cells) + " |"
+
+        rule = "|" + "|".join(" --- " if k < self.words else " ---: " for k in range(len(self.columns))) + "|"
+        table = [line(self.columns), rule, *map(line, self.cells)]
+        notes = (f"{escaped(note)}\n" for note in self.notes)
+        return "\n".join([f"**{escaped(self.title)}**", "", *table, "", *notes]).rstrip()
+
+    def show(self) -> None:
+        """The table for people."""
+        console = Console(highlight=False)
+        console.print(self.title, markup=False)
+        table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
+        for k, head in enumerate(self.columns):
+            table.add_column(head, justify="left" if k < self.words else "right", overflow="fold")
+        for row in self.cells:
+            table.add_row(*(Text(cell) for cell in row))
+        console.print(table)
+        for note in self.notes:
+            console.print(note, markup=False)
+
+
+def _in_line(cell: str) -> str:
+    """A cell of two lines as one: the second in parentheses."""
+    first, _, second = cell.partition("\n")
+    return f"{first} ({second})" if second else first

@@ -1,0 +1,107 @@
+"""Runs that differ in their seed only, as one row of a comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from bivallate.evaluate.compare import KEYS, LEVEL, Spread, TrainingCost, over_seeds
+from bivallate.evaluate.score import Score
+from bivallate.evaluate.statistics import holm, welch
+from bivallate.parts import encode
+from bivallate.report.collect import Evaluation, RunRecord
+from bivallate.report.tables import flatten
+
+IRRELEVANT = ("seed", "device", "threads", "checkpoint_minutes")  # to what a run's model is a sample of
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The seeds of one method.
+
+    Attributes:
+        method: its name. runs: labels. seeds: of the trainings. spreads: of every column of a comparison.
+    """
+
+    method: str
+    runs: tuple[str, ...]
+    seeds: tuple[int, ...]
+    spreads: dict[str, Spread]
+
+    def cell(self, key: str) -> str:
+        """Mean, standard deviation and interval of an accuracy, in per cent."""
+        spread = self.spreads[key]
+        text = f"{100 * spread.mean:.2f}"
+        if spread.std is None or spread.interval_95 is None:
+            return text
+        low, high = (100 * min(1.0, max(0.0, bound)) for bound in spread.interval_95)
+        return f"{text}±{100 * spread.std:.2f}\n{low:.1f}-{high:.1f}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data; null for a cost that is not known."""
+        entry: dict[str, Any] = {
+            "method": self.method,
+            "runs": list(self.runs),
+            "seeds": list(self.seeds),
+        }
+        for key, spread in self.spreads.items():
+            if all(map(math.isfinite, spread.values)):
+                interval = list(spread.interval_95) if spread.interval_95 is not None else None
+                entry[key] = {"values": list(spread.values), "mean": spread.mean, "std": spread.std}
+                entry[key]["interval_95"] = interval
+            else:
+                entry[key] = None
+        return entry
+
+
+def by_seed(
+    runs: Sequence[RunRecord], chosen: Sequence[Evaluation], costs: Sequence[TrainingCost | None]
+) -> list[Seeds]:
+    """The runs in groups whose configurations differ in nothing but the seed (and where they ran)."""
+    groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
+    for k, run in enumerate(runs):
+        flat = {key: value for key, value in flatten(encode(run.config)).items() if key not in IRRELEVANT}
+        groups.setdefault(tuple(sorted(flat.items())), []).append(k)
+    return [_group(members, runs, [e.score for e in chosen], costs) for members in groups.values()]
+
+
+def _group(
+    members: Sequence[int],
+    runs: Sequence[RunRecord],
+    scores: Sequence[Score],
+    costs: Sequence[TrainingCost | None],
+) -> Seeds:
+    own = [scores[k] for k in members]
+    spreads = over_seeds(own)
+    spreads["passes"] = Spread.of([sum(score.passes.values()) for score in own])
+    spreads["seconds"] = Spread.of([score.seconds for score in own])
+    trained = [costs[k] for k in members]
+    spent = [c.forward + c.backward if c else math.inf for c in trained]
+    spreads["training_passes"] = _of(spent)
+    spreads["training_seconds"] = _of([c.seconds if c else math.inf for c in trained])
+    first = runs[members[0]].config.method.name
+    labels = tuple(runs[k].label for k in members)
+    return Seeds(first, labels, tuple(runs[k].config.seed for k in members), {k: spreads[k] for k in KEYS})
+
+
+def _of(values: list[float]) -> Spread:
+    """A spread; without one where a value is not known."""
+    if all(map(math.isfinite, values)):
+        return Spread.of(values)
+    return Spread(tuple(values), math.inf, None, None)
+
+
+def welch_tests(groups: Sequence[Seeds]) -> list[tuple[float | None, float | None, bool]]:
+    """(p, p corrected for all pairs, whether it is below the level) of each group against the first."""
+    values = [group.spreads["robust_accuracy"].values for group in groups]
+    pairs = {(i, j): welch(values[i], values[j]) for i, j in combinations(range(len(groups)), 2)}
+    known = {pair: p for pair, p in pairs.items() if p is not None}
+    adjusted = dict(zip(known, holm(list(known.values())), strict=True))
+    tests: list[tuple[float | None, float | None, bool]] = [(None, None, False)]
+    for j in range(1, len(groups)):
+        p = adjusted.get((0, j))
+        tests.append((pairs[0, j], p, p is not None and p < LEVEL))
+    return tests

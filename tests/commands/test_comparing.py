@@ -1,0 +1,166 @@
+"""`bivallate compare`: the evaluations that runs have in common, in one table."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bivallate.cli import run
+
+QUICK = ["--batch-size", "400", "--model", "linear", "--set", "validation.steps=1", "--eps", "0.1"]
+NAMES = ("at-0", "at-1", "plain-0", "plain-1")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """Two methods with two seeds each, all attacked by fgsm, the first also by pgd-8."""
+    root = tmp_path_factory.mktemp("compare")
+    for name in NAMES:
+        method, seed = name.split("-")
+        few = ["--set", "steps=2", "--epochs", "2"] if method == "at" else ["--epochs", "1"]
+        assert run(["train", method, "--out", str(root / name), "--seed", seed, *few, *QUICK]) == 0
+        assert run(["evaluate", str(root / name), "--attack", "fgsm", "--json"]) == 0
+    assert run(["evaluate", str(root / "at-0"), "--attack", "pgd-8", "--json"]) == 0
+    return root
+
+
+@pytest.fixture
+def runs(made, tmp_path, capsys) -> Path:
+    shutil.copytree(made, tmp_path / "runs")
+    capsys.readouterr()
+    return tmp_path / "runs"
+
+
+def paths(runs: Path, *names: str) -> list[str]:
+    return [str(runs / name) for name in names or NAMES]
+
+
+def as_json(capsys, *arguments: str) -> dict:
+    assert run(["compare", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_table_is_sorted_tested_and_costed(runs, capsys):
+    made = as_json(capsys, *paths(runs))
+    assert (made["attack"], made["threat"]) == ("fgsm", {"kind": "Linf", "eps": 0.1})
+    rows = made["rows"]
+    values = [row["robust_accuracy"] for row in rows]
+    assert values == sorted(values, reverse=True)
+    assert rows[0]["p_value"] is None
+    for row in rows[1:]:
+        assert row["p_adjusted"] >= row["p_value"]
+        assert row["significant"] == (row["p_adjusted"] < 0.05)
+    assert any(row["significant"] for row in rows), "the test asserts nothing about marks otherwise"
+    cost = {row["run"]: row["training_passes"] for row in rows}
+    assert cost == {"at-0": 12, "at-1": 12, "plain-0": 2, "plain-1": 2}
+    stored = json.loads(Path(rows[0]["evaluation"]).read_text())
+    assert stored["robust_accuracy"] == values[0]
+    assert stored["interval_95"] == rows[0]["interval_95"]
+
+
+@pytest.mark.parametrize("key", ["clean_accuracy", "tail_30", "worst_class", "seconds", "training_passes"])
+@pytest.mark.parametrize("given", [None, "--ascending", "--no-ascending"])
+def test_rows_are_sorted_by_what_is_asked(runs, capsys, key, given):
+    rows = as_json(capsys, *paths(runs), "--sort", key, *([given] if given else []))["rows"]
+    values = [row[key] for row in rows]
+    rising = key in ("seconds", "training_passes") if given is None else given == "--ascending"
+    assert values == sorted(values, reverse=not rising)
+    assert len(set(values)) > 1 or key == "worst_class"
+
+
+def test_the_strongest_common_attack_is_taken_and_named(runs, capsys):
+    assert as_json(capsys, *paths(runs, "at-0"))["attack"] == "pgd-8"
+    assert as_json(capsys, *paths(runs, "at-0", "at-1"))["attack"] == "fgsm"
+    assert run(["compare", *paths(runs, "at-0", "at-1")]) == 0
+    assert "fgsm at Linf eps 0.1, best weights, test data, 359 points" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options", [["--attack", "pgd-8"], ["--eps", "0.2"], ["--norm", "l2"], ["--weights", "last"]], ids=str
+)
+def test_what_a_run_lacks_is_made_by_the_command_that_is_named(runs, capsys, options):
+    arguments = ["compare", *paths(runs, "at-0", "at-1"), *options]
+    assert run(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("  bivallate ")]
+    assert len(commands) == (1 if "--attack" in options else 2)
+    for command in commands:
+        assert run([*command, "--json"]) == 0
+    assert run(arguments) == 0
+
+
+def test_the_command_names_the_points_too(runs, capsys):
+    assert run(["evaluate", str(runs / "at-0"), "--attack", "pgd-3", "--n", "40", "--seed", "2"]) == 0
+    capsys.readouterr()
+    assert run(["compare", *paths(runs, "at-0", "at-1"), "--attack", "pgd-3"]) == 2
+    assert "--attack pgd-3 --n 40 --seed 2" in capsys.readouterr().err
+
+
+def test_different_points_are_said_and_not_tested(runs, capsys):
+    for name, n in (("at-0", "40"), ("at-1", "50")):
+        assert run(["evaluate", str(runs / name), "--attack", "pgd-3", "--n", n, "--json"]) == 0
+    capsys.readouterr()
+    made = as_json(capsys, *paths(runs, "at-0", "at-1"), "--attack", "pgd-3")
+    assert made["n"] is None
+    assert made["rows"][1]["p_value"] is None
+    assert "at-0: 40, at-1: 50" in made["notes"][-1]
+    assert run(["evaluate", str(runs / "at-1"), "--attack", "pgd-3", "--n", "40", "--json"]) == 0
+    capsys.readouterr()
+    assert as_json(capsys, *paths(runs, "at-0", "at-1"), "--attack", "pgd-3")["n"] == 40
+
+
+def test_seeds_of_a_method_are_one_row(runs, capsys):
+    single = {row["run"]: row for row in as_json(capsys, *paths(runs))["rows"]}
+    rows = as_json(capsys, *paths(runs), "--over-seeds")["rows"]
+    assert {row["method"]: row["seeds"] for row in rows} == {"at": [0, 1], "plain": [0, 1]}
+    for row in rows:
+        values = [single[name]["robust_accuracy"] for name in row["runs"]]
+        assert row["robust_accuracy"]["values"] == values
+        assert row["robust_accuracy"]["mean"] == pytest.approx(sum(values) / 2)
+        low, high = row["robust_accuracy"]["interval_95"]
+        assert low < row["robust_accuracy"]["mean"] < high
+    config = runs / "at-1" / "config.toml"
+    config.write_text(config.read_text().replace("batch_size = 400", "batch_size = 200"))
+    assert len(as_json(capsys, *paths(runs), "--over-seeds")["rows"]) == 3, "another setting is another row"
+
+
+@pytest.mark.parametrize("options", [[], ["--over-seeds"]], ids=str)
+def test_markdown_has_a_row_for_each_and_the_footnotes(runs, capsys, options):
+    assert run(["compare", *paths(runs), "--markdown", *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) == 2 + (2 if options else 4)
+    assert len({line.replace(r"\|", "").count("|") for line in table}) == 1
+    assert any(line.startswith(r"\*: ") for line in lines)
+
+
+MISTAKES = [
+    (["--sort", "robust_acuracy"], "did you mean 'robust_accuracy'"),
+    (["--attack", "pdg-20"], "did you mean"),
+    (["--weights", "bst"], "did you mean 'best'"),
+    (["--split", "tset"], "did you mean 'test'"),
+    (["--eps", "many"], "such as 0.03 or 8/255"),
+    (["--norm", "l3"], "unknown norm"),
+    (["--json", "--markdown"], "not both"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), MISTAKES, ids=lambda v: str(v))
+def test_a_mistake_is_one_message(runs, capsys, options, message):
+    assert run(["compare", *paths(runs), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_no_runs_or_the_same_twice(runs, capsys):
+    assert run(["compare"]) == 2
+    assert "at least one run" in capsys.readouterr().err
+    assert run(["compare", *paths(runs, "at-0", "at-0")]) == 2
+    assert "named twice" in capsys.readouterr().err
+    shutil.rmtree(runs / "at-0" / "evaluation")
+    shutil.rmtree(runs / "at-1" / "evaluation")
+    assert run(["compare", *paths(runs, "at-0", "at-1")]) == 2
+    assert "at-0, at-1 have no evaluation" in capsys.readouterr().err
