@@ -91,6 +91,7 @@ def catalogue(k: int) -> dict[str, tuple[Method, Floor, float]]:
         "done-pgd": of("done-pgd", 1.15, "k Gt, D"),
         "done-adam": of("done-adam", 1.15, "k Gt, D"),
         "done-fast": of("done-fast", 1.15, "2 Gt, D"),
+        "bastion": of("bastion", 1.15, "k Ge, 2 1"),
     }
 
 

@@ -2,6 +2,7 @@
 
 from bivallate.methods.adaptive import curriculum, dynamic, fat, fat_trades
 from bivallate.methods.amortised import atta, atta_trades, free_at, yopo
+from bivallate.methods.bastion import bastion
 from bivallate.methods.fast import done_fast, fast_at, fast_bat
 from bivallate.methods.learned import bilaw, bilaw_trades, non_parametric
 from bivallate.methods.perturbed import at_awp, trades_awp
@@ -26,6 +27,7 @@ __all__ = [
     "atta",
     "atta_trades",
     "backward_smoothing",
+    "bastion",
     "bilaw",
     "bilaw_trades",
     "curriculum",

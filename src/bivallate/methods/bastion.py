@@ -1,0 +1,70 @@
+"""The package's own composition: many cheap epochs whose attack grows, and weights for the weakest."""
+
+from __future__ import annotations
+
+from bivallate.lower.curriculum import Curriculum
+from bivallate.lower.pgd import PGD
+from bivallate.lower.start import uniform
+from bivallate.lower.threat import L2, Linf
+from bivallate.method import Method, register
+from bivallate.schedule import Linear
+from bivallate.types import Clock
+from bivallate.upper.loss import Trades
+from bivallate.weighting.base import After
+from bivallate.weighting.rules import MAIL
+
+
+def growth(steps: int, until: float) -> Linear:
+    """The number of attack steps over a run: 1 at its beginning, K from the fraction `until` on."""
+    return Linear(start=1.0, end=float(steps), until=until)
+
+
+@register("bastion", family="composed", paper="this package", cost="(k+2)F + (k+2)B, k to K")
+def bastion(
+    threat: Linf | L2,
+    *,
+    beta: float = 6.0,
+    steps: int = 3,
+    step_size: float = 0.75,
+    until: float = 2 / 3,
+    slope: float = 2.0,
+    bias: float = 0.0,
+    burn_in: float = 0.5,
+) -> Method:
+    """Bastion: TRADES' loss on short, long-stepped attacks whose number of steps grows, in many epochs.
+
+    Minimises mean CE(x) + beta mean_i w_i KL(p(x_i) || p(x'_i)), with x' after k = 1, ..., K cross-entropy
+    steps from a uniform start, and w_i of mean 1, proportional to sigmoid(slope (bias - PM_i)), once the
+    burn-in is over.
+
+    At PGD-10 AT's cost an epoch of bastion leaves room for more than twice the epochs; `epochs_within` says
+    how many.
+
+    Args:
+        threat: the set of perturbations.
+        beta: weight of the KL term.
+        steps: K, attack steps at the end.
+        step_size: in units of eps.
+        until: fraction of the epochs at which K is reached.
+        slope, bias: of the weights, see `MAIL`; slope 0 weighs all examples alike.
+        burn_in: fraction of the epochs with equal weights.
+
+    Cost: k + 2 forwards, k + 2 backwards (the outer backward runs through two forwards).
+
+    Reference: none; its parts are those of TRADES (eq. 5), Curriculum AT (section 3) and MAIL (eq. 5-7).
+    """
+    solver = Curriculum(PGD(steps, step_size * threat.eps, uniform), growth(steps, until))
+    return Method(threat, solver, weighting=After(MAIL(slope, bias), burn_in), loss=Trades(beta))
+
+
+def epochs_within(passes: float, *, steps: int = 3, until: float = 2 / 3) -> int:
+    """The most epochs of bastion that cost at most so many passes an example, forward and backward together.
+
+    Example:
+        >>> epochs_within(10 * 22)  # ten epochs of PGD-10 AT, 11 forwards and 11 backwards each
+        27
+    """
+    level, epochs = growth(steps, until), 1
+    while sum(2 * (int(level(Clock(e, epochs + 1))) + 2) for e in range(epochs + 1)) <= passes:
+        epochs += 1
+    return epochs

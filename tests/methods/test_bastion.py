@@ -1,0 +1,78 @@
+"""Bastion: reference, reductions, and its cost over a whole training, counted."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from tests.methods.glue import EPS, Net, agree, gap, minibatches, train
+from tests.methods.meter import Metered
+from tests.reference import bastion as reference
+from torch import nn
+
+import bivallate as bv
+from bivallate import Linf, Method, methods
+from bivallate.lower.start import uniform
+from bivallate.method import facts_for
+from bivallate.methods.bastion import epochs_within
+from bivallate.types import Batch, Clock
+
+THREAT = Linf(EPS)
+ALONE = {"slope": 0.0, "until": 1e-6}
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_reference(norm: bool) -> None:
+    """Epochs before and after the burn-in, with one, two and three steps."""
+    epoch = [1, 4, 9]
+    straight = partial(reference.bastion, epochs=epoch, run=12)
+    left = agree(methods.bastion(THREAT), straight, model=Net(norm), epoch=epoch, epochs=12)
+    assert [r.logged["level"] for r in left.records] == [1, 2, 3]
+    assert left.records[0].effective == pytest.approx(1)
+    assert left.records[2].effective < 0.999, "the weights were all alike"
+
+
+def test_reference_with_other_parameters() -> None:
+    hyper = {"beta": 3.0, "steps": 2, "until": 0.5, "slope": 5.0, "bias": 0.3, "burn_in": 0.25}
+    method = methods.bastion(THREAT, step_size=0.5, **hyper)
+    straight = partial(reference.bastion, epochs=[0, 3, 6], run=8, alpha=0.5 * EPS)
+    agree(method, straight, epoch=[0, 3, 6], epochs=8, **hyper)
+
+
+def test_without_weights_and_growth_it_is_trades_on_a_cross_entropy_attack() -> None:
+    trades = methods.trades(THREAT, steps=3, step_size=0.75).but(
+        objective=methods.at(THREAT).objective, solver__start=uniform
+    )
+    data = minibatches()
+    one = train(Net(), methods.bastion(THREAT, **ALONE), data, epoch=2, epochs=4)
+    assert gap(one.model, train(Net(), trades, data, epoch=2, epochs=4).model) < 1e-12
+    other = train(Net(), methods.bastion(THREAT, slope=0.0), data, epoch=1, epochs=4)
+    assert gap(one.model, other.model) > 1e-6, "fewer steps must make a difference"
+
+
+def spent(method: Method, epochs: int) -> float:
+    """Passes an example over a training of so many epochs, of one minibatch each, counted at the network."""
+    torch.manual_seed(0)
+    model = Metered(nn.Sequential(nn.Flatten(), nn.Linear(9, 3)).double()).train()
+    x, y = torch.rand(4, 1, 3, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+    bound = method.bind(facts_for(model, x, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    reported = 0
+    for epoch in range(epochs):
+        clock = Clock(epoch, epochs, 0, 1)
+        passes = bv.train_step(model, optimizer, bound, Batch(x, y, torch.arange(4)), clock).passes
+        reported += passes.forward + passes.backward
+    assert reported == model.meter.forward + model.meter.backwards
+    return reported / 4
+
+
+@pytest.mark.parametrize("parameters", [{}, {"steps": 1}, {"steps": 5, "until": 0.9}, {"until": 1.0}])
+@pytest.mark.parametrize("budget", [22, 66, 220])
+def test_a_whole_training_costs_no_more_than_at_s_and_one_epoch_more_would(
+    parameters: dict[str, Any], budget: int
+) -> None:
+    assert spent(methods.at(THREAT), budget // 22) == budget
+    method, epochs = methods.bastion(THREAT, **parameters), epochs_within(budget, **parameters)
+    assert spent(method, epochs) <= budget < spent(method, epochs + 1)
