@@ -23,6 +23,7 @@ CAPTIONS = {
     "and what the sentinel saw.",
     "alignment": "Gradient alignment: the cosine between the loss's gradients at a point and near it; 1 "
     "where the loss is linear in the ball.",
+    "alignment-over-epochs": "The same cosine epoch by epoch, as the sentinel saw it on held-out images.",
     "fosc": "FOSC of PGD after 1, 5 and 20 steps, and accuracy and loss of groups of equal size by it.",
     "landscape": "The loss around a test image; dashed: the ball that the attack may use.",
     "classes": "Accuracy of each class, weakest first.",

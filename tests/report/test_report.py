@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +17,7 @@ from bivallate.report.collect import collect
 from bivallate.report.page import markdown, tex, write_report
 from bivallate.report.tables import differences_table, percent, radius, runs_table
 from bivallate.run.config import Validation
+from bivallate.run.sentinel import Sentinel
 
 THREAT = bv.Linf(0.15)
 
@@ -173,6 +175,20 @@ def test_the_diagnose_command(runs, tmp_path, capsys):
     assert "did you mean 'confusion'" in capsys.readouterr().err
     assert command(["diagnose", folders[0], "--what", "transfer"]) == 2
     assert "at least two runs" in capsys.readouterr().err
+
+
+def test_alignment_over_epochs_is_what_the_sentinel_saw(runs, tmp_path, capsys):
+    wanted = ["--what", "alignment-over-epochs", "--out", str(tmp_path / "d")]
+    assert command(["diagnose", str(runs / "at_50%<b>"), *wanted]) == 2  # too short a run for a check
+    assert "no run recorded it" in capsys.readouterr().err
+    watched = bv.train(
+        "linear", "digits", bv.methods.at(THREAT, steps=1), epochs=2, batch_size=256, out=tmp_path / "w",
+        sentinel=Sentinel(share=0.5), validation=Validation(1, 50),
+    )  # fmt: skip
+    assert command(["diagnose", str(tmp_path / "w"), *wanted]) == 0
+    drawn = json.loads((tmp_path / "d" / "alignment-over-epochs.json").read_text())["w"]
+    assert drawn["epoch"] == [1, 2]
+    assert drawn["sentinel_alignment"] == [line["sentinel_alignment"] for line in watched.history]
 
 
 def test_bad_requests_are_named(runs, tmp_path):

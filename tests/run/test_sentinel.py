@@ -18,10 +18,11 @@ from bivallate.run.api import execute
 from bivallate.run.config import Config, Model, Validation
 from bivallate.run.folder import RunFolder
 from bivallate.run.interrupt import Interrupted
+from bivallate.run.measure import look
 from bivallate.run.progress import Progress
 from bivallate.run.sentinel import Sentinel
 from bivallate.run.session import Session, create_model
-from bivallate.run.watch import Watch, fgsm_and_pgd, shorter
+from bivallate.run.watch import Watch, shorter
 
 TIMES = ("seconds",)
 
@@ -88,10 +89,10 @@ def unsteady(monkeypatch):
     """FGSM leaves half of the points and PGD none, at every third check."""
 
     def told(model, x, y, threat, noise, steps):
-        count = fgsm_and_pgd(model, x, y, threat, noise, steps)
-        return (len(y), 0, count[2]) if noise.epoch % 3 == 2 else (len(y), len(y), count[2])
+        seen = look(model, x, y, threat, noise, steps)
+        return dataclasses.replace(seen, fgsm=1.0, pgd=0.0 if noise.epoch % 3 == 2 else 1.0)
 
-    monkeypatch.setattr("bivallate.run.watch.fgsm_and_pgd", told)
+    monkeypatch.setattr("bivallate.run.watch.look", told)
 
 
 def test_the_allowance_is_never_exceeded_and_is_used(digits, tmp_path):
@@ -201,14 +202,37 @@ class Masked(nn.Module):
 def test_a_masked_model_is_seen_and_an_honest_one_is_not():
     x, y = torch.full((40, 1, 3, 3), 0.5), torch.zeros(40, dtype=torch.long)
     noise = Noise(0, torch.arange(40))
-    fgsm, pgd, passes = fgsm_and_pgd(Masked(), x, y, bv.Linf(0.1), noise, 1)
-    assert fgsm == 40
-    assert pgd < 5
-    assert passes.forward + passes.backward <= 40 * Sentinel(steps=1).cost
+    seen = look(Masked(), x, y, bv.Linf(0.1), noise, 1)
+    assert seen.fgsm == 1
+    assert seen.pgd < 1 / 8
+    assert seen.passes.forward + seen.passes.backward <= 40 * Sentinel(steps=1).cost
     rule = Sentinel()
-    assert rule.collapsed(fgsm / 40, pgd / 40)
+    assert rule.collapsed(seen.fgsm, seen.pgd)
     assert not rule.collapsed(0.5, 0.4)
     assert not rule.collapsed(0.2, 0.0)
+
+
+@pytest.mark.parametrize(("bend", "least", "most"), [(0.0, 0.999, 1.0), (40.0, -0.3, 0.3)])
+def test_a_look_sees_how_much_the_loss_bends(bend, least, most):
+    torch.manual_seed(0)
+    steady = nn.Sequential(nn.Flatten(), nn.Linear(25, 2))
+
+    class Rippled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return steady(x + bend * torch.sin(bend * x))
+
+    x, y = torch.rand(64, 1, 5, 5), torch.zeros(64, dtype=torch.long)
+    seen = look(Rippled(), x, y, bv.Linf(0.2), Noise(0, torch.arange(64)), 2)
+    assert least <= seen.alignment <= most
+    assert seen.passes.forward + seen.passes.backward <= 64 * Sentinel(steps=2).cost
+
+
+def test_alignment_is_recorded_every_epoch(digits, tmp_path):
+    history = run(plan(AT, Sentinel(share=0.5)), digits, tmp_path).history
+    scores = [line["sentinel_alignment"] for line in history]
+    assert len(scores) == 6
+    assert all(-1 <= score <= 1 for score in scores)
+    assert len(set(scores)) == 6
 
 
 def test_robust_overfitting_is_a_lasting_fall_while_training_rises():

@@ -32,8 +32,9 @@ def diagnose(
     runs
         folders of the runs.
     what
-        curves, alignment, fosc, landscape, classes, confusion, eps, ranks, weights, weights-over-epochs,
-        examples, likelihoods, weight-scatter (two runs) or transfer (two or more); repeatable. [default: all]
+        curves, alignment, alignment-over-epochs, fosc, landscape, classes, confusion, eps, ranks, weights,
+        weights-over-epochs, examples, likelihoods, weight-scatter (two runs) or transfer (two or more);
+        repeatable. [default: all]
     out
         folder for NAME.svg, .png, .pdf and .json or .npz. [default: FIRST RUN/diagnosis]
     n

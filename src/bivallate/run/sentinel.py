@@ -17,10 +17,11 @@ class Sentinel:
     """What is watched during training, and what happens at an alarm.
 
     Between two minibatches, whenever the allowance has grown enough for it, a fresh slice of the validation
-    set is attacked by FGSM and then, where that failed, by a short PGD. *Catastrophic* overfitting: FGSM
-    leaves much more than PGD does. *Robust* overfitting, from the accuracies that are measured after every
-    epoch anyway: those on held-out data fall while those on training data rise. Methods that do not attack at
-    all have nothing to lose and are not watched; without a validation set there is nothing to watch on.
+    set is attacked by FGSM and then, where that failed, by a short PGD; the alignment of its gradients is
+    recorded beside. *Catastrophic* overfitting: FGSM leaves much more than PGD does. *Robust* overfitting,
+    from the accuracies that are measured after every epoch anyway: those on held-out data fall while those on
+    training data rise. Methods that do not attack at all have nothing to lose and are not watched; without a
+    validation set there is nothing to watch on.
 
     Attributes:
         on: whether anything is watched.
@@ -46,7 +47,7 @@ class Sentinel:
             rate. A shorter attack trains for a smaller ball, so "attack" can cost robustness at the full one.
         limit: most rollbacks of a run.
 
-    Cost: 2 `steps` + 4 passes a row of a check at most.
+    Cost: 2 `steps` + 6 passes a row of a check at most; two of them see how gradients turn within the ball.
     """
 
     on: bool = True
@@ -82,7 +83,7 @@ class Sentinel:
     @property
     def cost(self) -> int:
         """Passes of one row of a check, at most."""
-        return 2 * self.steps + 4
+        return 2 * self.steps + 6
 
     def rows_now(self, spent: int, training: int, per_epoch: float, available: int) -> int:
         """How many rows to check now; 0 where the allowance does not cover it yet.

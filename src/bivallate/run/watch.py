@@ -6,18 +6,12 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 
 from bivallate import collective
 from bivallate.data import Split
-from bivallate.lower.objective import cross_entropy
-from bivallate.lower.pgd import PGD
-from bivallate.lower.problem import Forward, LowerProblem, evaluating
-from bivallate.lower.start import zero
-from bivallate.lower.threat import L2, Linf
 from bivallate.method import Method
 from bivallate.noise import Noise, permutation
-from bivallate.types import Batch, Clock, Passes
+from bivallate.run.measure import Look, look
 
 if TYPE_CHECKING:
     from bivallate.run.session import Session
@@ -56,15 +50,16 @@ class Watch:
         rows = self._rows()
         if not rows:
             return []
-        fgsm, pgd, passes = self._check(rows)
+        seen = self._check(rows)
+        fgsm, pgd = seen.fgsm, seen.pgd
         self.state["checks"] += 1
-        self.state["forward"] += passes.forward
-        self.state["backward"] += passes.backward
-        self.state.update(fgsm=fgsm, pgd=pgd, rows=rows)
+        self.state["forward"] += seen.passes.forward
+        self.state["backward"] += seen.passes.backward
+        self.state.update(fgsm=fgsm, pgd=pgd, alignment=seen.alignment, rows=rows)
         if self.rule.collapsed(fgsm, pgd):
-            seen = f"{fgsm:.0%} withstand FGSM but {pgd:.0%} PGD-{self.rule.steps}, of {rows} held-out images"
+            text = f"{fgsm:.0%} withstand FGSM but {pgd:.0%} PGD-{self.rule.steps}, of {rows} held-out images"
             lost = pgd <= self.state["best"] / 2  # else it has never been there, and going back gains nothing
-            return self._alarm("catastrophic", f"catastrophic overfitting: {seen}", lost=lost)
+            return self._alarm("catastrophic", f"catastrophic overfitting: {text}", lost=lost)
         self.state["best"] = max(self.state["best"], pgd)
         if self.rule.calm(fgsm, pgd):
             self._over("catastrophic")
@@ -79,7 +74,8 @@ class Watch:
         told = self._compare(line) if "robust" in line and forward > rows else []
         training = max(1, forward + backward)
         state, total = self.state, self.state["forward"] + self.state["backward"]
-        line |= {f"sentinel_{key}": state[key] for key in ("fgsm", "pgd", "rows") if key in state}
+        seen = ("fgsm", "pgd", "alignment", "rows")  # by the epoch's last check; nothing where it had none
+        line |= {f"sentinel_{key}": state.pop(key) for key in seen if key in state}
         line |= {"sentinel_checks": state["checks"], "sentinel_share": total / training}
         line |= {"attack_scale": state["attack"], "rate_scale": state["rate"], "alarms": state["alarms"]}
         state["alarms"] = []
@@ -106,17 +102,20 @@ class Watch:
         spent = self.state["forward"] + self.state["backward"]
         return self.rule.rows_now(spent, forward + backward, per_epoch, len(self.split or ()))
 
-    def _check(self, rows: int) -> tuple[float, float, Passes]:
-        """Accuracy under FGSM, and under FGSM and PGD, on a slice that is drawn for this check."""
+    def _check(self, rows: int) -> Look:
+        """A look at a slice that is drawn for this check."""
         s, number = self.session, self.state["checks"]
         assert self.split is not None
         chosen = permutation(s.config.seed, "sentinel", number, len(self.split))[:rows]
         x, y = (t.to(s.device) for t in self.split.tensors(chosen))
         noise = Noise(s.config.seed, chosen.to(s.device), number, TURN)
-        fgsm, pgd, passes = fgsm_and_pgd(s.model, x, y, s.method.threat, noise, self.rule.steps)
-        seen = torch.tensor([fgsm, pgd], device=s.device)
-        collective.broadcast([seen])  # BatchNorm's statistics differ between ranks until the epoch ends
-        return int(seen[0]) / rows, int(seen[1]) / rows, passes
+        seen = look(s.model, x, y, s.method.threat, noise, self.rule.steps)
+        if not collective.together():
+            return seen
+        numbers = (seen.fgsm, seen.pgd, seen.alignment)
+        told = torch.tensor(numbers, dtype=torch.float64, device=s.device)
+        collective.broadcast([told])  # BatchNorm's statistics differ between ranks until the epoch ends
+        return Look(*told.tolist(), seen.passes)
 
     def _compare(self, line: dict[str, Any]) -> list[str]:
         s, state = self.session, self.state
@@ -185,34 +184,6 @@ class Watch:
             if k.startswith(f"{kind}.")
         }
         s.relearn(own, state["good"][kind]["values"])
-
-
-def fgsm_and_pgd(
-    model: nn.Module, x: Tensor, y: Tensor, threat: Linf | L2, noise: Noise, steps: int
-) -> tuple[int, int, Passes]:
-    """How many rows withstand FGSM, and how many of these PGD too. Eval mode; the model is left as found.
-
-    Cost: 2 forwards and 1 backward a row, and steps + 1 forwards and steps backwards a row that FGSM left.
-    """
-    forward = Forward(model)
-    problem = LowerProblem(
-        forward, Batch(x, y, noise.index), cross_entropy, threat, Clock(seed=noise.seed), noise
-    )
-    with evaluating(model):
-        left = _withstand(problem, PGD(1, threat.eps, zero)).nonzero()[:, 0]
-        if not len(left):
-            return 0, 0, forward.passes
-        rest = problem.select(left)
-        start = threat.random(rest.noise, rest.x, "sentinel")
-        held = _withstand(rest, PGD(steps, threat.eps / 2, lambda problem: start))
-    return len(left), int(held.sum()), forward.passes
-
-
-def _withstand(problem: LowerProblem, solver: PGD) -> Tensor:
-    """(B,) bool, correct at the solver's answer."""
-    delta = solver.solve(problem).delta
-    with torch.no_grad():
-        return problem.forward(problem.x + delta).argmax(1) == problem.y
 
 
 def shorter(method: Method, factor: float) -> Method:

@@ -42,6 +42,7 @@ PANELS = (
     Panel("lr", "learning rate"),
     Panel("temperature", "temperature r (nats)", log=True),
     Panel("sentinel_pgd", "sentinel (%)", 100, whole=True, second="sentinel_fgsm", legend=("PGD", "FGSM")),
+    Panel("sentinel_alignment", "gradient alignment (cosine)"),
 )
 
 
@@ -119,6 +120,6 @@ class LearningCurves(Drawn):
 
 
 def learning_curves(runs: Mapping[str, History], keys: Sequence[str] = ()) -> LearningCurves:
-    """The curves of runs by label; `keys` picks panels (loss, clean, robust, effective, lr, temperature)."""
+    """The curves of runs by label; `keys` picks panels (a `Panel.key` each)."""
     lines = {label: [dict(line) for line in history] for label, history in runs.items()}
     return LearningCurves(lines, tuple(keys) or LearningCurves.keys)

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import nn
 
 from bivallate.lower.threat import ThreatModel
 from bivallate.report.diagnostics.drawn import Drawn
 from bivallate.report.diagnostics.sample import looked_at, problem_of, sample
 from bivallate.report.style import COLOURS, figure
+from bivallate.run.measure import cosines
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +49,6 @@ class Alignment(Drawn):
         ax.set_ylabel("test points (%)")
         ax.legend(loc="upper left")
         return fig
-
-
-def cosines(a: Tensor, b: Tensor) -> Tensor:
-    """(B,) cosine of gradients (B, ...); 1 where one of them is zero, as in the public helper."""
-    a, b = a.flatten(1).double(), b.flatten(1).double()
-    norms = a.norm(dim=1) * b.norm(dim=1)
-    return torch.where(norms > 0, (a * b).sum(1) / norms.clamp(min=1e-300), 1.0)
 
 
 def gradient_alignment(

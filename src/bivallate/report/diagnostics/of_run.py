@@ -140,6 +140,16 @@ def _transfer(s: Subject) -> Drawn:
     return transfer(dict(s.models), s.data.test, s.threat, n=s.n, seed=s.seed)
 
 
+def _alignment_over_epochs(s: Subject) -> Drawn:
+    drawn = learning_curves({run.label: run.history for run in s.runs}, ("sentinel_alignment",))
+    if not drawn.panels:
+        raise UserError(
+            "no run recorded it: the sentinel does, wherever it watches (sentinel.on, eps above 0, a method "
+            "that attacks, and enough passes for a check)"
+        )
+    return drawn
+
+
 def _trained(s: Subject) -> dict[str, float]:
     return {run.label: run.config.method.threat.eps for run in s.runs}
 
@@ -152,6 +162,7 @@ Diagnosis = Callable[[Subject], Drawn]
 DIAGNOSES: dict[str, Diagnosis] = {
     "curves": lambda s: learning_curves({run.label: run.history for run in s.runs}),
     "alignment": lambda s: gradient_alignment(dict(s.models), s.data.test, s.threat, n=s.n, seed=s.seed),
+    "alignment-over-epochs": _alignment_over_epochs,
     "fosc": lambda s: fosc(s.first, s.data.test, s.threat, n=s.n, seed=s.seed),
     "landscape": _landscape,
     "classes": lambda s: per_class(s.scores, s.runs[0].classes),
