@@ -1,0 +1,217 @@
+"""Which composition is best at a stated cost? Search, ablation, comparison on MNIST and Fashion-MNIST.
+
+    python -m benchmarks.bastion search | ablate | compare [--data D ...] [--only NAME ...] [--seeds 0 1]
+    python -m benchmarks.bastion test --only bastion at [--points 300]
+    python -m benchmarks.bastion table
+
+The first line trains what is missing and judges it on held-out images, the second runs AutoAttack on test
+images, the third writes docs/bastion.md from the records.
+
+Every training costs at most 220 forward and backward passes an example, which is ten epochs of PGD-10 AT:
+each method gets as many epochs as that pays for, and all else is the same for all. One JSON record a training
+in results/bastion/; what is there is not trained again, so it can be interrupted at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import bivallate as bv
+from benchmarks.bastion_page import write_page
+from bivallate import Linf, Method
+from bivallate.files import write_json
+from bivallate.lower.pgd import PGD
+from bivallate.lower.start import uniform
+from bivallate.method import create, facts_for
+from bivallate.parts import encode
+from bivallate.reproduce.machine import commit, machine
+from bivallate.reproduce.running import cut
+from bivallate.run.api import execute
+from bivallate.run.config import Config, Data, Model, Validation
+from bivallate.run.optim import SGD, Triangle
+from bivallate.run.sentinel import Sentinel
+from bivallate.run.session import create_model, load_data
+from bivallate.run.trainer import limit_threads
+from bivallate.types import Batch, Clock
+from bivallate.upper.awp import AWP
+from bivallate.upper.loss import Adversarial, Loss, Mart, Trades, adversarial
+from bivallate.weighting.base import After, Weighting, equal
+from bivallate.weighting.dro import KLDRO
+from bivallate.weighting.rules import MAIL
+
+RECORDS, RUNS = Path("results/bastion"), Path("runs/bastion")
+DATA = ("fashion-mnist", "mnist")
+EPS, BUDGET, ROWS = 0.1, 10 * 22, 2000
+HELD, JUDGE = 1000, "apgd-t-20-2"  # held-out images, and the attack that selects on them
+THREAT = Linf(EPS)
+
+
+def short(steps: int, size: float, loss: Loss = adversarial, weighting: Weighting = equal) -> Method:
+    """A few long cross-entropy steps from a uniform start, under any loss."""
+    return Method(THREAT, PGD(steps, size * EPS, uniform), weighting=weighting, loss=loss)
+
+
+def of(name: str, **parameters: Any) -> Callable[[], Method]:
+    """A method of the catalogue."""
+    return lambda: create(name, THREAT, **parameters)
+
+
+SEARCH: dict[str, Callable[[], Method]] = {
+    "at": of("at"),
+    "fast-at": of("fast-at"),
+    "at-2": lambda: short(2, 0.75),
+    "trades-1": lambda: short(1, 1.0, Trades(6.0)),
+    "trades-2": lambda: short(2, 0.75, Trades(6.0)),
+    "trades-2-mail": lambda: short(2, 0.75, Trades(6.0), After(MAIL(2.0, 0.0), 0.5)),
+    "mart-1": lambda: short(1, 1.0, Mart(5.0)),
+    "mart-2": lambda: short(2, 0.75, Mart(5.0)),
+    "mart-2-beta10": lambda: short(2, 0.75, Mart(10.0)),
+    "mart-2-awp": lambda: short(2, 0.75, AWP(Mart(5.0), 0.005)),
+    "mart-2-dro": lambda: short(2, 0.75, Mart(5.0), KLDRO(2.0, 1.0)),
+    "mart-2-mail": lambda: short(2, 0.75, Mart(5.0), After(MAIL(2.0, 0.0), 0.5)),
+    "mart-4": lambda: short(4, 0.5, Mart(5.0)),
+    "at-2-smooth": lambda: short(2, 0.75, Adversarial(0.1)),
+    "bastion": of("bastion"),
+}
+COMPARED: dict[str, Callable[[], Method]] = {
+    name: of(name)
+    for name in ("at", "trades", "n-fgsm", "fast-bat", "mail-trades", "mart", "done-adam", "gairat", "bilaw")
+}
+COMPARED |= {"fast-at": of("fast-at"), "atta": of("atta", reset=None), "bastion": of("bastion")}
+ABLATION: dict[str, Callable[[], Method]] = {"at": of("at"), "bastion": of("bastion")}
+LISTS = {"search": SEARCH, "ablate": ABLATION, "compare": COMPARED}
+EVERY = {**SEARCH, **COMPARED, **ABLATION}
+
+
+def passes(method: Method, epochs: int) -> float:
+    """Passes an example over a training of so many epochs, counted by running a step of each."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 3)).train()
+    generator = torch.Generator().manual_seed(0)
+    x, y, index = torch.rand(4, 1, 3, 3, generator=generator), torch.tensor([0, 1, 2, 0]), torch.arange(4)
+    meta = Batch(x, y, index) if method.weighting.needs_meta else None
+    bound = method.bind(facts_for(model, x, 3))
+    optimizer, total = torch.optim.SGD(model.parameters(), lr=1e-9), 0
+    for epoch in range(epochs):
+        for replay in range(method.replays):
+            clock = Clock(epoch, epochs, 0, 1, replay)
+            spent = bv.train_step(model, optimizer, bound, Batch(x, y, index, None, meta), clock).passes
+            total += spent.forward + spent.backward
+    return total / 4
+
+
+def epochs_within(method: Method, budget: float = BUDGET) -> int:
+    """The most epochs that the budget pays for."""
+    epochs = 1
+    while passes(method, epochs + 1) <= budget:
+        epochs += 1
+    return epochs
+
+
+def configure(method: Method, data: str, seed: int) -> Config:
+    """The recipe, the same for all: SGD, a triangle that ends at zero, averaged and last weights."""
+    return Config(
+        method=method,
+        data=Data(name=data, validation=HELD, augment="none", meta=ROWS // 10),
+        model=Model("tiny-cnn", normalise=False),
+        optimizer=SGD(0.05, weight_decay=2e-4),
+        rate=Triangle(0.2),
+        epochs=epochs_within(method),
+        batch_size=32,
+        seed=seed,
+        average=0.99,
+        validation=Validation(steps=0, rows=1),
+        sentinel=Sentinel(on=False),
+        threads=1,
+    )
+
+
+def place(data: str, name: str, seed: int) -> Path:
+    """Where a training's record is kept."""
+    return RECORDS / data / f"{name}-seed{seed}.json"
+
+
+def trained(data: str, name: str, seed: int) -> str:
+    """Trains one method unless its record is there, judges it on held-out images, and records it."""
+    path, folder = place(data, name, seed), RUNS / data / f"{name}-seed{seed}"
+    if path.exists():
+        return f"{path.stem} on {data}: there already"
+    limit_threads(1)
+    config = configure(EVERY[name](), data, seed)
+    dataset = cut(load_data(config.data, 0), ROWS)
+    run = execute(config, dataset, create_model(config.model, dataset, seed), folder, overwrite=True)
+    judged = bv.evaluate(bv.load(folder, "ema"), dataset.validation, THREAT, JUDGE)
+    last = run.history[-1]
+    entry = encode(config.method)
+    record = {
+        "schema": "bivallate-bastion-1",
+        "data": data,
+        "method": name,
+        "seed": seed,
+        "parts": entry,
+        "rows": ROWS,
+        "epochs": config.epochs,
+        "passes": last["total_forward"] + last["total_backward"],
+        "train_robust": last["train_robust"],
+        "seconds": sum(line["seconds"] for line in run.history),
+        "judge": f"{JUDGE} on {HELD} held-out images",
+        "validation": figures(judged),
+        "commit": commit(),
+        "machine": machine("cpu", 1),
+    }
+    write_json(path, record)
+    return f"{name} on {data}, seed {seed}, {config.epochs} epochs: " + ", ".join(
+        f"{what} {value:.3f}" for what, value in figures(judged).items()
+    )
+
+
+def tested(data: str, name: str, seed: int, points: int) -> str:
+    """AutoAttack on random test images, once; kept in the training's record."""
+    path, folder = place(data, name, seed), RUNS / data / f"{name}-seed{seed}"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if "test" in record:
+        return f"{path.stem} on {data}: tested already"
+    limit_threads(1)
+    dataset = load_data(Data(name=data, validation=HELD, augment="none"), 0)
+    score = bv.evaluate(bv.load(folder, "ema"), dataset.test, THREAT, "autoattack", n=points)
+    found = {"attack": "autoattack", "n": points, **figures(score)}
+    write_json(path, {**record, "test": found})
+    return f"{path.stem} on {data}: {found}"
+
+
+def figures(score: bv.Score) -> dict[str, float]:
+    """Clean, robust and tail accuracy."""
+    return {"clean": score.clean_accuracy, "robust": score.robust_accuracy, "tail_30": score.tail(30)}
+
+
+def main() -> None:
+    """One of the lists, the test, or the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=(*LISTS, "test", "table"))
+    parser.add_argument("--data", nargs="+", choices=DATA, default=DATA[:1])
+    parser.add_argument("--only", nargs="+", choices=sorted(EVERY), default=None)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--points", type=int, default=300, help="test images that AutoAttack meets")
+    options = parser.parse_args()
+    if options.what == "table":
+        write_page(RECORDS, {what: list(names) for what, names in LISTS.items()})
+        return
+    names = options.only or list(LISTS.get(options.what, ()))
+    for seed in options.seeds:
+        for data in options.data:
+            for name in names:
+                testing = options.what == "test"
+                said = tested(data, name, seed, options.points) if testing else trained(data, name, seed)
+                print(said, flush=True)
+
+
+if __name__ == "__main__":
+    main()
