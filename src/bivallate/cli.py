@@ -26,7 +26,9 @@ def _register() -> None:
         lists,
         reporting,
         reproducing,
+        sweeping,
         training,
+        transferring,
     )
 
 

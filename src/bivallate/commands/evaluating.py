@@ -113,10 +113,10 @@ def evaluate(
     if preflight:
         print(look_over(network, points[split], threat), file=sys.stderr)
     label = weights if split == "test" else f"{weights}-{split}"
-    name = evaluation_name(label, threat, attack, seed, _points(data, n, first))
+    name = evaluation_name(label, threat, attack, seed, kept_points(data, n, first))
     partial = folder.evaluation / f".{name}.partial"
     try:
-        with _shown(json) as progress:
+        with shown(json) as progress:
             score = score_of(
                 network,
                 points[split],
@@ -142,14 +142,14 @@ def evaluate(
     print(f"kept in {folder.evaluation / name}")
 
 
-def _points(data: str | None, n: int | None, first: int | None) -> str:
+def kept_points(data: str | None, n: int | None, first: int | None) -> str:
     """Which points were evaluated, for the file's name; empty for all of the run's own."""
     chosen = f"n{n}" if n is not None else (f"first{first}" if first is not None else "")
     named = Path(data).name if data is not None else ""
     return "-".join(filter(None, [named, chosen]))
 
 
-class _shown:  # noqa: N801  a context manager, used like a function
+class shown:  # noqa: N801  a context manager, used like a function
     """Shows an evaluation's progress on the terminal."""
 
     def __init__(self, silent: bool) -> None:

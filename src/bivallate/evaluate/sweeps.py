@@ -23,7 +23,7 @@ from bivallate.lower.threat import threat as make_threat
 from bivallate.parts import part
 from bivallate.types import Batch
 
-__all__ = ["eps_curve", "minimal_distances", "transfer"]
+__all__ = ["eps_curve", "minimal_distances", "surviving", "transfer"]
 
 
 def eps_curve(
@@ -110,6 +110,11 @@ def _distances(
     return torch.where(clean.argmax(1) != problem.y, torch.zeros_like(best), best)
 
 
+def surviving(distances: Tensor, radii: Sequence[float]) -> list[int]:
+    """How many points no perturbation of each norm was found for that is that small or smaller."""
+    return [int((distances > radius).sum()) for radius in radii]
+
+
 @part
 class Surrogate:
     """Points made beforehand on another model, as a part that the target is judged by."""
@@ -152,8 +157,8 @@ def transfer(
 ) -> Score:
     """Black box: points are made on each surrogate, and the model is judged on them in turn.
 
-    The score's parts are the surrogates. An accuracy below the white-box one says that the model hides its
-    gradients. Options as in `evaluate`.
+    The score's parts are the surrogates, and its attack's name names them; its passes are the model's own. An
+    accuracy below the white-box one says that the model hides its gradients. Options as in `evaluate`.
     """
     if isinstance(surrogates, nn.Module):
         surrogates = [surrogates]
@@ -171,5 +176,5 @@ def transfer(
             x, y = source.tensors(rows)
             kept.keep(x, craft(other, x, y, threat, chosen, seed=seed), rows)
         made.append(kept)
-    name = f"transfer-{chosen.name}"
+    name = f"transfer-{chosen.name}-from-{'+'.join(surrogates)}"
     return evaluate(model, data, threat, Attack(name, tuple(made)), n=n, first=first, seed=seed, **options)

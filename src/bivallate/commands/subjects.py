@@ -1,0 +1,89 @@
+"""The models of several runs on the same data, for commands that look at all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from bivallate.errors import UserError, unknown
+from bivallate.lower.threat import threat as make
+from bivallate.report.diagnostics.of_run import subject
+from bivallate.report.diagnostics.ranks import FACTORS
+from bivallate.run.session import pick_device
+from bivallate.run.trainer import limit_threads
+
+WEIGHTS = ("best", "last", "ema")
+
+
+@dataclass(frozen=True, eq=False)
+class Subjects:
+    """Runs that can be attacked on the same points.
+
+    Attributes:
+        models: by label, on the device. threats: that each was trained for. points: the test data of the
+            first. classes: their names.
+    """
+
+    models: dict[str, nn.Module]
+    threats: tuple[Any, ...]
+    points: Any
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, runs: Sequence[Path], weights: str, *, device: str = "auto", threads: int = 0) -> Subjects:
+        """Reads run folders. Raises UserError for none, unknown weights and runs on different data."""
+        if weights not in WEIGHTS:
+            raise unknown("weights", weights, WEIGHTS)
+        if not runs:
+            raise UserError("name at least one run folder")
+        limit_threads(threads)
+        where = pick_device(device)
+        looked_at = subject(runs, weights=weights)
+        models: dict[str, nn.Module] = {k: model.to(where) for k, model in looked_at.models.items()}
+        threats = tuple(run.config.method.threat for run in looked_at.runs)
+        return cls(models, threats, looked_at.data.test, looked_at.runs[0].classes)
+
+    def trained(self, kind: str) -> dict[str, float]:
+        """label -> radius of training, of the runs that were trained in this norm."""
+        pairs = zip(self.models, self.threats, strict=True)
+        return {label: threat.eps for label, threat in pairs if norm_of(None, threat) == kind}
+
+
+def norm_of(norm: str | None, own: Any) -> str:
+    """linf or l2: what was asked for, else that of a threat."""
+    return type(make(norm, 0.0) if norm is not None else own).__name__.lower()
+
+
+def norm_name(kind: str) -> str:
+    """Linf or L2."""
+    return type(make(kind, 0.0)).__name__
+
+
+def radii_of(eps: str | None, kind: str, own: float) -> list[float]:
+    """The radii of `0,2/255,4/255`; without any, the customary multiples of a run's own."""
+    if eps is not None:
+        return [make(kind, part.strip()).eps for part in eps.split(",")]
+    if own == 0:
+        raise UserError("this run was trained with eps 0: say the radii, such as --eps 0,2/255,4/255,8/255")
+    limit = 1.0 if kind == "linf" else float("inf")
+    return [min(limit, factor * own) for factor in FACTORS]
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table for people; the first column holds words."""
+    console = Console(highlight=False)
+    console.print(title, markup=False)
+    drawn = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for k, head in enumerate(columns):
+        drawn.add_column(Text(head), justify="left" if k == 0 else "right", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    console.print(drawn)

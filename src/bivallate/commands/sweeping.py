@@ -1,0 +1,250 @@
+"""`bivallate curve` and `bivallate distances`: beyond one radius."""
+
+from __future__ import annotations
+
+import json as json_module
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bivallate.cli import APP
+from bivallate.commands.evaluating import Flag, percent, shown
+from bivallate.commands.subjects import Subjects, norm_name, norm_of, radii_of, table
+from bivallate.files import write_json
+
+SHARES = (5, 25, 50, 75, 95)
+GRID = 60  # steps of the figure's axis
+
+
+@APP.command
+def curve(
+    *runs: Path,
+    eps: str | None = None,
+    norm: str | None = None,
+    attack: str = "pgd-20",
+    weights: str = "best",
+    n: int | None = None,
+    first: int | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    batch_size: int | None = None,
+    device: str = "auto",
+    threads: int = 0,
+    json: Flag = False,
+) -> None:
+    """Attack the models of runs at several radii: accuracy against eps, as a table, a figure and JSON.
+
+    A point broken at one radius is broken at all larger ones, so that no curve rises.
+
+    Parameters
+    ----------
+    runs
+        folders of the runs, all on the same data.
+    eps
+        radii, such as 0,2/255,4/255,8/255. [default: 0 to twice the first run's own]
+    norm
+        linf or l2. [default: the first run's own]
+    attack
+        name of an attack; `bivallate attacks` lists them.
+    weights
+        best (on held-out data), last or ema.
+    n
+        a seeded random subset of so many test points. [default: all]
+    first
+        the first so many test points.
+    seed
+        of random starts and of the subset.
+    out
+        figure and data as OUT.svg, .png, .pdf and .json. [default: FIRST RUN/diagnosis/curve-NORM-ATTACK]
+    batch_size
+        points at once. [default: estimated from the free memory]
+    device
+        auto, cpu, cuda or mps.
+    threads
+        of the processor; 0 is torch's choice.
+    json
+        print the data as JSON instead of a table.
+    """
+    from bivallate.evaluate import eps_curve, parse
+    from bivallate.report.diagnostics.ranks import OverEps
+
+    name = parse(attack).name
+    subjects = Subjects.of(runs, weights, device=device, threads=threads)
+    kind = norm_of(norm, subjects.threats[0])
+    radii = radii_of(eps, kind, subjects.threats[0].eps)
+    options = {"n": n, "first": first, "seed": seed, "batch_size": batch_size}
+    curves = {}
+    for label, model in subjects.models.items():
+        with shown(json) as progress:
+            curves[label] = eps_curve(
+                model, subjects.points, kind, radii, attack, progress=progress, **options
+            )
+    scores = list(next(iter(curves.values())).values())
+    figure = OverEps(
+        attack=name,
+        norm=type(scores[0].threat).__name__,
+        eps=tuple(score.threat.eps for score in scores),
+        accuracy={label: [s.robust_accuracy for s in found.values()] for label, found in curves.items()},
+        interval={label: [s.interval_95 for s in found.values()] for label, found in curves.items()},
+        trained=subjects.trained(kind),
+    )
+    drawn = figure.save(out or runs[0] / "diagnosis" / f"curve-{kind}-{name}")
+    if json:
+        print(json_module.dumps(figure.data() | {"n": scores[0].n}, allow_nan=False))
+        return
+    rows = [
+        [
+            f"{radius:.5g}",
+            *(percent(found[radius].robust_accuracy, found[radius].interval_95) for found in curves.values()),
+        ]
+        for radius in figure.eps
+    ]
+    title = f"accuracy under {name} in {figure.norm}, {scores[0].n} test points [95 % interval]"
+    table(title, ("eps", *curves), rows)
+    print(f"kept in {drawn} and beside it")
+
+
+@APP.command
+def distances(
+    *runs: Path,
+    norm: str | None = None,
+    steps: int = 100,
+    targets: int = 9,
+    weights: str = "best",
+    n: int | None = None,
+    first: int | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    batch_size: int = 128,
+    device: str = "auto",
+    threads: int = 0,
+    json: Flag = False,
+) -> None:
+    """Search the smallest perturbation that misclassifies each test point (FAB-T), for the models of runs.
+
+    What is found is an upper bound of the distance to the boundary: 0 where the clean image is wrong.
+
+    Parameters
+    ----------
+    runs
+        folders of the runs, all on the same data.
+    norm
+        linf or l2. [default: the first run's own]
+    steps
+        of FAB for each target.
+    targets
+        classes that are aimed at, at most.
+    weights
+        best (on held-out data), last or ema.
+    n
+        a seeded random subset of so many test points. [default: all]
+    first
+        the first so many test points.
+    seed
+        of the subset.
+    out
+        figure and data as OUT.svg, .png, .pdf and .json. [default: FIRST RUN/diagnosis/distances-NORM]
+    batch_size
+        points at once.
+    device
+        auto, cpu, cuda or mps.
+    threads
+        of the processor; 0 is torch's choice.
+    json
+        print the data as JSON instead of a table.
+    """
+    from bivallate.evaluate.attacks import at_least_one
+    from bivallate.evaluate.statistics import wilson
+    from bivallate.evaluate.sweeps import minimal_distances, surviving
+    from bivallate.report.diagnostics.ranks import OverEps
+
+    at_least_one("distances", steps=steps, targets=targets, batch_size=batch_size)
+    subjects = Subjects.of(runs, weights, device=device, threads=threads)
+    kind = norm_of(norm, subjects.threats[0])
+    found = {
+        label: minimal_distances(
+            model,
+            subjects.points,
+            kind,
+            steps=steps,
+            targets=targets,
+            n=n,
+            first=first,
+            batch_size=batch_size,
+            seed=seed,
+        )
+        for label, model in subjects.models.items()
+    }
+    total = len(next(iter(found.values())))
+    radii = _grid(list(found.values()))
+    left = {label: surviving(values, radii) for label, values in found.items()}
+    figure = OverEps(
+        attack="FAB-T",
+        norm=norm_name(kind),
+        eps=radii,
+        accuracy={label: [hits / total for hits in some] for label, some in left.items()},
+        interval={label: [wilson(hits, total) for hits in some] for label, some in left.items()},
+        trained=subjects.trained(kind),
+    )
+    stem = out or runs[0] / "diagnosis" / f"distances-{kind}"
+    drawn = figure.save(stem)
+    summary = {label: _summary(values) for label, values in found.items()}
+    data = {
+        "norm": norm_name(kind),
+        "n": total,
+        "steps": steps,
+        "targets": targets,
+        "runs": summary,
+        "curve": figure.data(),
+    }
+    write_json(stem.with_name(f"{stem.name}.json"), data)
+    if json:
+        print(json_module.dumps(data, allow_nan=False))
+        return
+    columns = ("run", "clean wrong", "none found", *(f"{share} %" for share in SHARES))
+    rows = [
+        [
+            label,
+            str(s["wrong"]),
+            str(s["none_found"]),
+            *(_length(s["quantiles"][str(share)]) for share in SHARES),
+        ]
+        for label, s in summary.items()
+    ]
+    table(
+        f"smallest {norm_name(kind)} perturbation found, {total} test points; quantiles over all",
+        columns,
+        rows,
+    )
+    print(f"kept in {drawn} and beside it, with every point's distance")
+
+
+def _grid(found: Sequence[Tensor]) -> tuple[float, ...]:
+    """Radii from zero to where the last found point falls."""
+    finite = torch.cat([values[values.isfinite()] for values in found])
+    last = float(finite.max()) if len(finite) else 0.0
+    return tuple(last * k / GRID for k in range(GRID + 1)) if last else (0.0,)
+
+
+def _summary(values: Tensor) -> dict[str, Any]:
+    """Counts, quantiles over all points and the distances themselves; null where nothing was found."""
+    ordered = values.sort().values
+    at = {share: ordered[max(0, math.ceil(share / 100 * len(values)) - 1)] for share in SHARES}
+    return {
+        "wrong": int((values == 0).sum()),
+        "none_found": int(values.isinf().sum()),
+        "quantiles": {str(share): _finite(float(value)) for share, value in at.items()},
+        "distances": [_finite(value) for value in values.tolist()],
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _length(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"

@@ -1,0 +1,97 @@
+"""`bivallate transfer`."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from bivallate.cli import APP
+from bivallate.commands.evaluating import Flag, kept_points, percent, show
+from bivallate.errors import UserError
+
+
+@APP.command
+def transfer(
+    run: Path,
+    *,
+    from_: Annotated[tuple[Path, ...], Parameter(name="--from", negative=(), consume_multiple=True)],
+    attack: str = "pgd-20",
+    eps: str | None = None,
+    norm: str | None = None,
+    weights: str = "best",
+    n: int | None = None,
+    first: int | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    device: str = "auto",
+    threads: int = 0,
+    json: Flag = False,
+) -> None:
+    """Judge the model of a run by adversarial points that were made on the models of other runs.
+
+    An accuracy below that of the same attack on the model itself says that the model hides its gradients. The
+    result is kept in RUN/evaluation.
+
+    Parameters
+    ----------
+    run
+        folder of the run.
+    from_
+        folders of the runs that the points are made on, one after another.
+    attack
+        name of the attack on those; `bivallate attacks` lists them.
+    eps
+        radius in pixel units of [0, 1], such as 8/255. [default: the run's own]
+    norm
+        linf or l2. [default: the run's own]
+    weights
+        best (on held-out data), last or ema, of all of them.
+    n
+        a seeded random subset of so many test points. [default: all]
+    first
+        the first so many test points.
+    seed
+        of random starts and of the subset.
+    batch_size
+        points at once. [default: estimated from the free memory]
+    device
+        auto, cpu, cuda or mps.
+    threads
+        of the processor; 0 is torch's choice.
+    json
+        print the result as JSON instead of a table.
+    """
+    from bivallate.commands.subjects import Subjects, norm_of
+    from bivallate.evaluate import Score, evaluation_name, parse
+    from bivallate.evaluate import transfer as judged
+    from bivallate.lower.threat import threat as make
+    from bivallate.run.folder import RunFolder
+
+    chosen = parse(attack)
+    if not from_:
+        raise UserError("name at least one other run to make the points on: --from RUN")
+    folder = RunFolder.open(run)
+    subjects = Subjects.of([run, *from_], weights, device=device, threads=threads)
+    (_, model), *others = subjects.models.items()
+    own = subjects.threats[0]
+    threat = make(norm_of(norm, own), eps if eps is not None else own.eps)
+    options = {"n": n, "first": first, "seed": seed, "batch_size": batch_size}
+    score = judged(model, dict(others), subjects.points, threat, chosen, **options)
+    points = kept_points(None, n, first)
+    score.save(folder.evaluation / evaluation_name(weights, threat, score.attack, seed, points))
+    if json:
+        print(json_module.dumps(score.to_json(), allow_nan=False))
+        return
+    show(score, list(subjects.classes))
+    white = folder.evaluation / evaluation_name(weights, threat, chosen.name, seed, points)
+    if white.exists():
+        left = Score.load(white).robust_accuracy
+        below = score.robust_accuracy < left
+        print(f"the same attack on the model itself left {percent(left)}" + (f": {MASKED}" if below else ""))
+    print(f"kept in {folder.evaluation / evaluation_name(weights, threat, score.attack, seed, points)}")
+
+
+MASKED = "points from elsewhere break more, so its own gradients mislead the attack; see `bivallate audit`"

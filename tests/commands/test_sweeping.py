@@ -1,0 +1,110 @@
+"""`bivallate curve`, `distances` and `transfer` on short runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bivallate.cli import run
+
+QUICK = ["--batch-size", "400", "--model", "linear", "--set", "validation.steps=1", "--eps", "0.1"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("sweeps")
+    for method in ("fast-at", "plain"):
+        assert run(["train", method, "--out", str(root / method), "--epochs", "1", *QUICK]) == 0
+    return root
+
+
+@pytest.fixture(autouse=True)
+def quiet(runs, capsys):
+    capsys.readouterr()
+
+
+def names(runs: Path) -> list[str]:
+    return [str(runs / "fast-at"), str(runs / "plain")]
+
+
+def as_json(capsys, *arguments: str) -> dict:
+    assert run([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_curve_falls_and_is_kept(runs, tmp_path, capsys):
+    stem = tmp_path / "figures" / "curve"
+    given = ["--attack", "fgsm", "--eps", "0.1,0,1/20", "--n", "60", "--out", str(stem)]
+    data = as_json(capsys, "curve", *names(runs), *given)
+    assert data["eps"] == [0, 0.05, 0.1]
+    assert data["trained"] == {"fast-at": 0.1, "plain": 0.1}
+    for values in data["accuracy"].values():
+        assert values == sorted(values, reverse=True)
+        assert values[0] > values[-1]
+    assert {p.suffix for p in stem.parent.iterdir()} == {".svg", ".png", ".pdf", ".json"}
+    evaluated = as_json(capsys, "evaluate", names(runs)[0], "--attack", "clean", "--n", "60")
+    assert data["accuracy"]["fast-at"][0] == evaluated["clean_accuracy"]
+
+
+def test_a_curve_without_radii_takes_the_runs_own(runs, capsys):
+    assert run(["curve", names(runs)[0], "--attack", "fgsm", "--n", "20", "--norm", "l2"]) == 0
+    out = capsys.readouterr().out
+    assert "accuracy under fgsm in L2, 20 test points" in out
+    assert (runs / "fast-at" / "diagnosis" / "curve-l2-fgsm.json").exists()
+
+
+def test_distances_are_summed_up_and_kept(runs, tmp_path, capsys):
+    stem = tmp_path / "distances"
+    given = ["--n", "30", "--steps", "5", "--targets", "2", "--out", str(stem)]
+    data = as_json(capsys, "distances", *names(runs), *given)
+    assert json.loads(stem.with_name("distances.json").read_text()) == data
+    for label in ("fast-at", "plain"):
+        summary = data["runs"][label]
+        found = sorted(d if d is not None else float("inf") for d in summary["distances"])
+        assert summary["wrong"] == found.count(0) < 30
+        assert summary["quantiles"]["50"] == found[14]
+        share = data["curve"]["accuracy"][label]
+        assert share[0] == pytest.approx(1 - found.count(0) / 30)
+        assert share == sorted(share, reverse=True)
+    assert run(["distances", names(runs)[0], *given[:-2]]) == 0
+    assert "clean wrong" in capsys.readouterr().out
+
+
+def test_transfer_is_kept_as_an_evaluation_of_its_own(runs, capsys):
+    first, second = names(runs)
+    data = as_json(capsys, "transfer", first, "--from", second, "--attack", "pgd-3", "--n", "60")
+    assert data["attack"] == "transfer-pgd-3-from-plain"
+    assert list(data["parts"]) == ["clean", "plain"]
+    white = as_json(capsys, "evaluate", first, "--attack", "pgd-3", "--n", "60")
+    assert data["robust_accuracy"] >= white["robust_accuracy"]
+    assert run(["transfer", first, "--from", second, "--attack", "pgd-3", "--n", "60"]) == 0
+    assert "the same attack on the model itself left" in capsys.readouterr().out
+    chosen = ["--attack", "transfer-pgd-3-from-plain", "--json"]
+    assert as_json(capsys, "compare", first, *chosen[:-1])["attack"] == chosen[1]
+    assert run(["compare", first, second, *chosen]) == 2
+    assert f"bivallate transfer {second} --attack pgd-3 --n 60 --from ..." in capsys.readouterr().err
+
+
+MISTAKES = [
+    (["curve"], "at least one run"),
+    (["curve", "RUN", "--eps", "0,8"], "write 8/255"),
+    (["curve", "RUN", "--eps", "0,,1"], "such as 0.03 or 8/255"),
+    (["curve", "RUN", "--attack", "pdg-3"], "did you mean"),
+    (["curve", "RUN", "--n", "0"], "at least 1"),
+    (["distances", "RUN", "--steps", "0"], "steps must be"),
+    (["distances", "RUN", "--norm", "l3"], "unknown norm"),
+    (["distances", "RUN", "--weights", "bst"], "did you mean 'best'"),
+    (["transfer", "RUN"], "--from"),
+    (["transfer", "RUN", "--from", "nowhere"], "no run in nowhere"),
+    (["transfer", "RUN", "--from", "RUN"], "named twice"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=lambda v: str(v))
+def test_a_mistake_is_one_message(runs, capsys, arguments, message):
+    assert run([str(runs / "plain") if a == "RUN" else a for a in arguments]) == 2
+    captured = capsys.readouterr().err
+    assert message in captured
+    assert "Traceback" not in captured
