@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bivallate.errors import UserError, check_seed
 from bivallate.evaluate.attacks import Attack, Part, parse
+from bivallate.evaluate.crew import Crew
 from bivallate.evaluate.hunt import Hunt
 from bivallate.evaluate.ledger import Ledger
 from bivallate.evaluate.memory import estimate_batch
@@ -36,7 +37,8 @@ from bivallate.parts import encode
 
 __all__ = ["attack", "evaluate"]
 
-WORTH = 200_000  # passes above which a folded copy of the model pays for making it
+WORTH = 50_000  # passes above which a copy of the model made for speed pays for making it
+CLASSES = 10  # for that estimate, made before the model has said how many there are
 
 
 def evaluate(
@@ -170,18 +172,30 @@ def _hunt(
     check_images(x)
     x = x.to(where, dtype)
     batch = batch_size or estimate_batch(model, x)
-    cost = len(index) * sum(part.cost() for part in chosen.parts)
+    cost = len(index) * sum(part.cost() * part.turns(CLASSES) for part in chosen.parts)
     scout = _scout(model, x) if cost > WORTH else model
-    return Hunt(model, scout, source, index, threat, chosen, seed, Ledger.of(len(index), batch), where, dtype)
+    shares = torch.get_num_threads() if scout is not model and where.type == "cpu" else 1
+    ledger = Ledger.of(len(index), batch if batch_size else batch * shares, shares)
+    return Hunt(model, _crew(scout, shares), source, index, threat, chosen, seed, ledger, where, dtype)
+
+
+def _crew(scout: nn.Module, members: int) -> Crew:
+    try:
+        return Crew(scout, members)
+    except (RuntimeError, TypeError):  # a model that can be copied once but not twice
+        return Crew(scout, 1)
 
 
 def _scout(model: nn.Module, x: Tensor) -> nn.Module:
     """A copy of the model made for speed where that is exact, else the model itself."""
     try:
         from bivallate.models.prepare import fold_batchnorm
+        from bivallate.models.stem import quick_stems
 
-        for channels_last in (x.device.type == "cpu" and x.ndim == 4, False):
-            copied = fold_batchnorm(model, x, channels_last=channels_last)
+        on_processor = x.device.type == "cpu" and x.ndim == 4
+        for quick in (on_processor, False):
+            copied = fold_batchnorm(model, x, channels_last=quick)
+            copied = quick_stems(copied) if quick else copied
             if _agree(model, copied, x):
                 return copied
     except (ImportError, RuntimeError, TypeError, NotImplementedError):  # a model that cannot be copied
@@ -190,17 +204,23 @@ def _scout(model: nn.Module, x: Tensor) -> nn.Module:
 
 
 def _agree(model: nn.Module, scout: nn.Module, x: Tensor) -> bool:
-    """Whether the copy gives the same logits to 1e-5 of their size, and can be differentiated."""
+    """Whether the copy gives the same logits to 1e-5 of their size, and the same gradient to 1e-3 of its."""
     try:
-        with torch.enable_grad():
-            point = x.clone().requires_grad_()
-            logits = scout(point)
-            torch.autograd.grad(logits.sum(), point)
+        (expected, slope), (logits, grad) = (_logits_and_slope(m, x) for m in (model, scout))
     except RuntimeError:  # such as a `view` that needs another memory format
         return False
-    with torch.no_grad():
-        expected = model(x)
-    return bool((logits - expected).abs().max() <= 1e-5 * expected.abs().max().clamp(min=1))
+    near = (logits - expected).abs().max() <= 1e-5 * expected.abs().max().clamp(min=1)
+    return bool(near) and bool((grad - slope).norm() <= 1e-3 * slope.norm())
+
+
+def _logits_and_slope(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, and the gradient by the image of a sum that tells them apart."""
+    with torch.enable_grad():
+        point = x.clone().requires_grad_()
+        logits = model(point)
+        weights = torch.linspace(1, 2, logits.shape[1]).to(logits)
+        (grad,) = torch.autograd.grad((logits * weights).sum(), point)
+    return logits.detach(), grad
 
 
 def _key(prints: tuple[str, str], chosen: Attack, threat: ThreatModel, seed: int) -> str:

@@ -15,21 +15,23 @@ from torch import Tensor, nn
 
 from bivallate.errors import UserError
 from bivallate.evaluate.attacks import Attack, Part
+from bivallate.evaluate.crew import Crew
 from bivallate.evaluate.ledger import Ledger, Position
 from bivallate.evaluate.points import Points, check_images, check_labels
 from bivallate.evaluate.progress import Progress
 from bivallate.evaluate.score import ROBUST
-from bivallate.evaluate.verdict import Verdict, judge, logits_of
+from bivallate.evaluate.verdict import judge, logits_of
 from bivallate.lower.objective import cross_entropy, logit_margin
 from bivallate.lower.problem import Forward, LowerProblem
 from bivallate.lower.threat import ThreatModel
 from bivallate.noise import Noise
-from bivallate.types import Batch
+from bivallate.types import Batch, Passes
 
 __all__ = ["Hunt", "Turns"]
 
 
 TURN = 1 << 40  # rows are below this
+FEWEST = 8  # points that are worth a thread
 
 
 @dataclass(frozen=True)
@@ -70,19 +72,22 @@ class Turns:
         return self._draw("integers", *args, **options)
 
 
+Found = tuple[Tensor, Passes]
+
+
 @dataclass
 class Hunt:
     """One evaluation under way.
 
     Attributes:
-        model: judges. scout: the same function, perhaps faster, used for searching.
+        model: judges. crew: searches, with the same function, perhaps faster.
         source, index: the points. threat, attack, seed: as the user gave them.
         ledger: the verdicts. device, dtype: of the model's arithmetic.
         keep: (n, ...) where the worst points found are kept, or None.
     """
 
     model: nn.Module
-    scout: nn.Module
+    crew: Crew
     source: Points
     index: Tensor
     threat: ThreatModel
@@ -111,7 +116,8 @@ class Hunt:
         if self.threat.eps == 0:
             return
         for position, part, turns, rows in self._work():
-            self._strike(rows, part, turns, position.part)
+            turn = torch.tensor(turns).repeat_interleave(len(rows))
+            self._strike(rows.repeat(len(turns)), turn, part, position.part)
             self._save()
             self._report(part.name)
 
@@ -153,41 +159,48 @@ class Hunt:
                 turn += together
         ledger.position = Position(len(self.attack.parts))
 
-    def _strike(self, rows: Tensor, part: Part, turns: range, p: int) -> None:
-        """Attacks rows in some turns at once; halves the batch when a CUDA device runs out of memory."""
+    def _strike(self, rows: Tensor, turn: Tensor, part: Part, p: int) -> None:
+        """Attacks pairs (row, turn); halves the batch when a CUDA device runs out of memory."""
         try:
-            turn = torch.tensor(turns, device=self.device).repeat_interleave(len(rows))
-            verdict = self._attempt(rows, part, turns, turn)
+            x, y = self.load(rows)
+            delta = self._search(x, y.long(), rows, turn, part)
+            verdict = judge(self.model, x, y.long(), delta, self.threat, self.ledger.passes)
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
-            if len(rows) * len(turns) == 1:
+            if len(rows) == 1:
                 raise UserError("one point does not fit into the device's memory; use --device cpu") from None
             self.ledger.batch_size = max(1, len(rows) // 2)
-            halves = [(rows, range(t, t + 1)) for t in turns] if len(turns) > 1 else []
-            for some, few in halves or [(half, turns) for half in rows.tensor_split(2)]:
-                self._strike(some, part, few, p)
+            for some, at in zip(rows.tensor_split(2), turn.tensor_split(2), strict=True):
+                self._strike(some, at, part, p)
             return
-        repeated = rows.repeat(len(turns))
-        worst = self.ledger.enter(repeated, verdict, p, turn)
+        worst = self.ledger.enter(rows, verdict, p, turn)
         if self.keep is not None and bool(worst.any()):
-            self.keep[repeated[worst]] = verdict.x_adv[worst.to(self.device)].to(self.keep)
+            self.keep[rows[worst]] = verdict.x_adv[worst.to(self.device)].to(self.keep)
 
-    def _attempt(self, rows: Tensor, part: Part, turns: range, turn: Tensor) -> Verdict:
-        x, y = self.load(rows.repeat(len(turns)))
-        y = y.long()
-        index = self.index[rows].to(self.device)
-        purpose = zlib.crc32(
-            part.name.rstrip("-0123456789").encode()
-        )  # as kinds of part, so that restarts nest
-        batch = Batch(x, y, index.repeat(len(turns)))
+    def _search(self, x: Tensor, y: Tensor, rows: Tensor, turn: Tensor, part: Part) -> Tensor:
+        """Candidates for pairs (row, turn), found by the crew in as many shares as the ledger says."""
+        shares = max(1, min(self.ledger.shares, len(rows) // FEWEST))
+        cut = [t.tensor_split(shares) for t in (x, y, self.index[rows].to(self.device), turn.to(self.device))]
+
+        def piece(x: Tensor, y: Tensor, index: Tensor, turn: Tensor) -> Callable[[nn.Module], Found]:
+            return lambda scout: self._pursue(scout, Batch(x, y, index), turn, part)
+
+        found = self.crew.run([piece(*share) for share in zip(*cut, strict=True)])
+        for _, passes in found:
+            self.ledger.passes.forward += passes.forward
+            self.ledger.passes.backward += passes.backward
+        return torch.cat([delta for delta, _ in found])
+
+    def _pursue(self, scout: nn.Module, batch: Batch, turn: Tensor, part: Part) -> Found:
+        kind = part.name.rstrip("-0123456789")  # noise goes by the kind of part, so that restarts nest
+        purpose, passes, turns = zlib.crc32(kind.encode()), Passes(), turn.unique().tolist()
         if len(turns) == 1:
-            noise = Noise(self.seed, index, purpose, turns[0])
+            noise = Noise(self.seed, batch.index, purpose, turns[0])
         else:
             noise = cast(Noise, Turns(self.seed, batch.index + TURN * turn, purpose))
-        forward = Forward(self.scout, self.ledger.passes)
+        forward = Forward(scout, passes)
         problem = LowerProblem(forward, batch, cross_entropy, self.threat, noise=noise)
-        delta = part.search(problem, turn)
-        return judge(self.model, x, y, delta, self.threat, self.ledger.passes)
+        return part.search(problem, turn), passes
 
     def _save(self) -> None:
         self.ledger.seconds = time.perf_counter() - self._began

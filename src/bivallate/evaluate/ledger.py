@@ -19,7 +19,7 @@ from bivallate.types import Passes
 
 __all__ = ["Ledger", "Position"]
 
-SCHEMA = "bivallate-progress-1"
+SCHEMA = "bivallate-progress-2"
 COLUMNS = ("y", "stage", "turn", "predicted", "margin")
 
 
@@ -39,6 +39,7 @@ class Ledger:
     Attributes:
         y, predicted, margin, stage: as in `Score`. turn: (n,) the turn that broke the point.
         position: the next piece of work. passes, seconds: spent so far. batch_size: points in one piece.
+        shares: into how many a piece is cut, to be searched side by side.
         classes: of the model; 0 until the clean pass is done.
     """
 
@@ -48,16 +49,17 @@ class Ledger:
     predicted: Tensor
     margin: Tensor
     batch_size: int
+    shares: int = 1
     classes: int = 0
     position: Position = field(default_factory=Position)
     passes: Passes = field(default_factory=Passes)
     seconds: float = 0.0
 
     @classmethod
-    def of(cls, n: int, batch_size: int) -> Ledger:
+    def of(cls, n: int, batch_size: int, shares: int = 1) -> Ledger:
         """An empty ledger."""
         whole = torch.zeros(n, dtype=torch.int64)
-        return cls(whole, whole + ROBUST, whole.clone(), whole.clone(), torch.zeros(n), batch_size)
+        return cls(whole, whole + ROBUST, whole.clone(), whole.clone(), torch.zeros(n), batch_size, shares)
 
     def living(self, at: Position) -> Tensor:
         """Points not broken before turn `at.turn` of part `at.part` began, whatever has happened since."""
@@ -99,6 +101,7 @@ class Ledger:
             "schema": SCHEMA,
             "key": key,
             "batch_size": self.batch_size,
+            "shares": self.shares,
             "classes": self.classes,
             "position": [at.part, at.turn, at.offset],
             "passes": [self.passes.forward, self.passes.backward],
@@ -119,7 +122,7 @@ class Ledger:
             columns = {name: unpack(content["columns"][name]) for name in COLUMNS}
             forward, backward = content["passes"]
             found, classes, position = content["key"], content["classes"], Position(*content["position"])
-            batch, seconds = content["batch_size"], content["seconds"]
+            cut, seconds = (content["batch_size"], content["shares"]), content["seconds"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} cannot be resumed, it is not a progress file ({error}); delete it to begin anew"
@@ -129,5 +132,5 @@ class Ledger:
                 f"{path} belongs to another evaluation (model, points, threat, attack or seed differ); "
                 "delete it or name another file"
             )
-        return cls(**columns, batch_size=batch, classes=classes, position=position,
+        return cls(**columns, batch_size=cut[0], shares=cut[1], classes=classes, position=position,
                    passes=Passes(forward, backward), seconds=seconds)  # fmt: skip

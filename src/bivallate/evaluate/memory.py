@@ -10,7 +10,7 @@ from torch import Tensor, nn
 __all__ = ["estimate_batch", "example_bytes"]
 
 CAP = 2048  # beyond this a larger batch is no faster
-CACHED = 2**24  # bytes: on a processor, a batch whose activations leave the cache is slower
+CACHED = 2**27  # bytes: on a processor, a batch whose activations leave the cache is slower
 SHARE = 0.25  # of the free memory that an evaluation may take
 
 

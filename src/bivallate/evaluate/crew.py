@@ -1,0 +1,78 @@
+"""Searches side by side on a processor: one thread and one core each."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from queue import SimpleQueue
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+__all__ = ["Crew"]
+
+Result = TypeVar("Result")
+
+
+class Stopped(Exception):
+    """The search was called off."""
+
+
+class Crew:
+    """Runs pieces of a search, each on a scout of its own.
+
+    Small networks gain little when one operation is spread over cores, and lose much where other work holds
+    one of them; points are independent, so a core each is faster. The copies share their parameters. A single
+    member works in the calling thread, with as many threads an operation as before.
+
+    Attributes:
+        members: at most so many pieces run at once.
+    """
+
+    def __init__(self, scout: nn.Module, members: int) -> None:
+        self.members = members
+        self._stop = threading.Event()
+        self._scouts = [scout] if members == 1 else [self._enlisted(scout) for _ in range(members)]
+
+    def _enlisted(self, scout: nn.Module) -> nn.Module:
+        shared = {id(t): t for t in (*scout.parameters(), *scout.buffers())}
+        member = copy.deepcopy(scout, shared)
+        member.register_forward_pre_hook(self._heed)
+        return member
+
+    def _heed(self, *_: object) -> None:
+        if self._stop.is_set():
+            raise Stopped
+
+    def run(self, pieces: Sequence[Callable[[nn.Module], Result]]) -> list[Result]:
+        """What each piece returned, in their order."""
+        if self.members == 1:
+            return [piece(self._scouts[0]) for piece in pieces]
+        threads, free = torch.get_num_threads(), SimpleQueue[nn.Module]()
+        for scout in self._scouts:
+            free.put(scout)
+
+        def with_a_scout(piece: Callable[[nn.Module], Result]) -> Result:
+            scout = free.get()
+            try:
+                return piece(scout)
+            finally:
+                free.put(scout)
+
+        pool = ThreadPoolExecutor(self.members, "bivallate", torch.set_num_threads, (1,))
+        try:
+            found = [pool.submit(with_a_scout, piece) for piece in pieces]
+            failed = (f for f in wait(found, return_when=FIRST_EXCEPTION).done if f.exception())
+            for future in failed:
+                future.result()
+            return [future.result() for future in found]
+        except BaseException:
+            self._stop.set()  # an interrupt must not wait for searches that nobody will read
+            raise
+        finally:
+            pool.shutdown()
+            self._stop.clear()
+            torch.set_num_threads(threads)
