@@ -1,76 +1,252 @@
-"""What the sentinel saves, without and with rollback: `python -m benchmarks.sentinel`.
+"""What the sentinel saves: Fast-AT and FGSM-AT where they collapse, without and with it.
 
-Prints two lines a method, on scikit-learn's digits: clean, FGSM and PGD-20 accuracy of the last weights on
-the test set, the share of the passes that the sentinel took, and its rollbacks.
+`python -m benchmarks.sentinel` trains each setting twice a seed, watched only and rolled back, and attacks
+the last weights on test data. Writes the table between the markers of docs/sentinel.md and
+docs/figures/sentinel.svg; the numbers behind the figure go to runs/sentinel. A few minutes of one core.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 import bivallate as bv
+from bivallate import models
+from bivallate.files import write_text
 from bivallate.method import create
+from bivallate.report.diagnostics.drawn import Drawn
+from bivallate.report.style import COLOURS, figure
+from bivallate.run.config import Validation
+from bivallate.run.optim import Cosine, Rate
 from bivallate.run.sentinel import Sentinel
 
+DOCS = Path(__file__).parents[1] / "docs"
+BEGIN, END = "<!-- sentinel: begin -->", "<!-- sentinel: end -->"
+RULES = {"watches": Sentinel(), "rolls back": Sentinel(rollback=True, lowers="finer")}
+POINTS = 500
 
-def measure(
-    method: bv.Method, sentinel: Sentinel, options: argparse.Namespace, data: Any
-) -> dict[str, float]:
+
+@dataclass(frozen=True)
+class Setting:
+    """One training that collapses.
+
+    Attributes:
+        about: for the table. rows: of the training data, 0 for all. hidden: units of fc1; 0 takes `model`.
+    """
+
+    about: str
+    method: str
+    data: str
+    model: str
+    eps: float
+    epochs: int
+    lr: float
+    rate: Rate
+    batch_size: int = 128
+    rows: int = 0
+    hidden: int = 0
+
+
+SETTINGS = {
+    "digits": Setting(
+        "Fast-AT, digits, fc1 of 128 units, eps 0.3", "fast-at", "digits", "fc1", 0.3, 60, 0.1, bv.Triangle(),
+        hidden=128,
+    ),
+    "mnist": Setting(
+        "FGSM-AT, 5000 images of MNIST, Tiny-CNN, eps 0.25", "fgsm-at", "mnist", "tiny-cnn", 0.25, 16, 0.05,
+        Cosine(), batch_size=64, rows=5000,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one run came to; accuracies are fractions of the test points, of the last weights."""
+
+    seed: int
+    rule: str
+    clean: float
+    fgsm: float
+    pgd: float
+    history: list[dict[str, Any]]
+    seconds: float
+
+    @property
+    def alarms(self) -> list[dict[str, Any]]:
+        """In order."""
+        return [alarm for line in self.history for alarm in line["alarms"]]
+
+    @property
+    def rollbacks(self) -> int:
+        """How many."""
+        return sum(alarm["rolled_back"] for alarm in self.alarms)
+
+    @property
+    def passes(self) -> float:
+        """Forwards and backwards of training, a training row and epoch."""
+        last = self.history[-1]
+        return (last["total_forward"] + last["total_backward"]) / len(self.history)
+
+
+def train(setting: Setting, rule: str, seed: int, data: bv.data.Dataset) -> Trained:
     """Trains once and attacks the last weights."""
-    run = bv.train(
-        options.model,
-        data,
-        method,
-        epochs=options.epochs,
-        batch_size=64,
-        optimizer=bv.SGD(options.lr),
-        rate=bv.Flat(),
-        sentinel=sentinel,
-        seed=options.seed,
+    threat, began = bv.Linf(setting.eps), time.perf_counter()
+    options = {"hidden": setting.hidden} if setting.hidden else {}
+    model = models.create(
+        setting.model, num_classes=len(data.classes), shape=data.shape, seed=seed, **options
     )
-    fgsm, pgd = (bv.evaluate(run.model, data.test, method.threat, a) for a in ("fgsm", "pgd-20"))
-    alarms = [alarm for line in run.history for alarm in line["alarms"]]
-    return {
-        "clean": pgd.clean_accuracy,
-        "fgsm": fgsm.robust_accuracy,
-        "pgd": pgd.robust_accuracy,
-        "share": run.history[-1]["sentinel_share"],
-        "alarms": len(alarms),
-        "rollbacks": sum(alarm["rolled_back"] for alarm in alarms),
-        "rate": run.history[-1]["rate_scale"],
-    }
+    run = bv.train(
+        model,
+        data,
+        create(setting.method, threat),
+        epochs=setting.epochs,
+        batch_size=setting.batch_size,
+        optimizer=bv.SGD(setting.lr),
+        rate=setting.rate,
+        sentinel=RULES[rule],
+        validation=Validation(10, 100),
+        seed=seed,
+    )
+    n = min(POINTS, len(data.test))
+    fgsm, pgd = (bv.evaluate(run.model, data.test, threat, attack, n=n) for attack in ("fgsm", "pgd-20"))
+    seconds = time.perf_counter() - began
+    return Trained(
+        seed, rule, pgd.clean_accuracy, fgsm.robust_accuracy, pgd.robust_accuracy, run.history, seconds
+    )
+
+
+@cache
+def load(setting: Setting) -> bv.data.Dataset:
+    """The images of a setting."""
+    data = bv.data.load(setting.data)
+    return data.but(train=data.train.subset(slice(0, setting.rows))) if setting.rows else data
+
+
+@dataclass(frozen=True)
+class Curves(Drawn):
+    """Held-out PGD-10 accuracy, epoch by epoch, without and with rollback.
+
+    Attributes:
+        runs: title of a panel -> its runs.
+    """
+
+    runs: dict[str, list[Trained]]
+
+    def data(self) -> dict[str, Any]:
+        """setting -> run -> accuracies and alarms."""
+        return {
+            about: {
+                f"{run.rule}, seed {run.seed}": {
+                    "robust": [line["robust"] for line in run.history],
+                    "alarms": run.alarms,
+                    "test_pgd_20": run.pgd,
+                }
+                for run in runs
+            }
+            for about, runs in self.runs.items()
+        }
+
+    def draw(self) -> Figure:
+        """A panel for each setting, a line for each run."""
+        fig, axes = figure(len(self.runs), height=2.3, width=1.0 * len(self.runs), squeeze=False)
+        for ax, (about, runs) in zip(axes[0], self.runs.items(), strict=True):
+            for rule, colour, style in zip(RULES, (COLOURS[1], COLOURS[0]), ("--", "-"), strict=True):
+                for k, run in enumerate(r for r in runs if r.rule == rule):
+                    epochs = [line["epoch"] for line in run.history]
+                    values = [100 * line["robust"] for line in run.history]
+                    label = f"sentinel {rule}" if k == 0 else None
+                    ax.plot(epochs, values, color=colour, ls=style, lw=1, label=label)
+            ax.set_title(about)
+            ax.set_xlabel("epoch")
+            ax.set_ylabel("held-out PGD-10 accuracy (%)")
+            ax.set_ylim(bottom=0)
+            ax.legend(loc="upper left")
+        return fig
+
+
+HEAD = (
+    "| seed | sentinel | clean % | FGSM % | PGD-20 % | best epoch, held-out % | passes a row and epoch "
+    "| of them the sentinel's % | alarms | rollbacks |\n"
+    "| --: | --- | --: | --: | --: | --: | --: | --: | --: | --: |"
+)
+
+
+def row(run: Trained) -> str:
+    """One line of the table."""
+    best, share = max(line["robust"] for line in run.history), run.history[-1]["sentinel_share"]
+    cells = (
+        run.seed, run.rule, f"{100 * run.clean:.1f}", f"{100 * run.fgsm:.1f}", f"{100 * run.pgd:.1f}",
+        f"{100 * best:.1f}", f"{run.passes:.1f}", f"{100 * share:.1f}", len(run.alarms), run.rollbacks,
+    )  # fmt: skip
+    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def main() -> None:
-    """The table."""
+    """The tables and the figure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--methods", nargs="+", default=["fgsm-at"])
-    parser.add_argument("--model", default="tiny-cnn")
-    parser.add_argument("--eps", type=float, default=0.25)
-    parser.add_argument("--epochs", type=int, default=25)
-    parser.add_argument("--lr", type=float, default=0.3)
-    parser.add_argument("--lower", type=float, default=Sentinel().lower)
-    parser.add_argument("--lowers", default=Sentinel().lowers)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/sentinel"))
+    parser.add_argument("--keep", action="store_true", help="take the runs that --out holds already")
+    parser.add_argument("--keep-page", action="store_true", help="print only, and leave the docs alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    data = bv.data.load("digits")
-    print("| method | sentinel | SA | RA-FGSM | RA-PGD-20 | its passes | alarms | rollbacks | rate x |")
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for name in options.methods:
-        for rule in (Sentinel(), Sentinel(rollback=True)):
-            rule = replace(rule, lower=options.lower, lowers=options.lowers)  # pyright: ignore
-            row = measure(create(name, bv.Linf(options.eps)), rule, options, data)
-            print(
-                f"| {name} | {'rolls back' if rule.rollback else 'watches'} | {row['clean']:.1%} "
-                f"| {row['fgsm']:.1%} | {row['pgd']:.1%} | {row['share']:.1%} | {row['alarms']} "
-                f"| {row['rollbacks']} | {row['rate']:.3g} |",
-                flush=True,
-            )
+    found = {}
+    for name in options.settings:
+        setting = SETTINGS[name]
+        print(f"{setting.about}\n{HEAD}", flush=True)
+        found[setting.about] = [
+            kept(setting, rule, seed, options.out / f"{name}-{seed}-{rule.replace(' ', '-')}.json", options)
+            for seed in options.seeds
+            for rule in RULES
+        ]
+    drawn = Curves(found).save(options.out / "sentinel")
+    if options.keep_page:
+        return
+    shutil.copyfile(drawn, DOCS / "figures" / "sentinel.svg")
+    body = "\n\n".join(f"### {about}\n\n{table(runs)}" for about, runs in found.items())
+    page = DOCS / "sentinel.md"
+    head, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    write_text(page, f"{head}{BEGIN}\n\n{body}\n\n{foot(options.seeds)}\n\n{END}{tail}")
+
+
+def kept(setting: Setting, rule: str, seed: int, path: Path, options: argparse.Namespace) -> Trained:
+    """A run, from its file where that is wanted and there is one."""
+    if options.keep and path.exists():
+        run = Trained(**json.loads(path.read_text(encoding="utf-8")))
+    else:
+        run = train(setting, rule, seed, load(setting))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(asdict(run)) + "\n")
+    print(row(run), f"{run.seconds:.0f} s", flush=True)
+    return run
+
+
+def table(runs: list[Trained]) -> str:
+    """The lines of a setting."""
+    return "\n".join([HEAD, *map(row, runs)])
+
+
+def foot(seeds: Sequence[int]) -> str:
+    """How the tables were made."""
+    said = ["git", "describe", "--always", "--exclude", "*"]
+    commit = subprocess.run(said, capture_output=True, text=True, cwd=DOCS, check=False).stdout.strip()
+    return (
+        f"`python -m benchmarks.sentinel`, seeds {', '.join(map(str, seeds))}, commit {commit or 'unknown'}, "
+        f"one thread; the last weights on {POINTS} test images, or all where there are fewer."
+    )
 
 
 if __name__ == "__main__":

@@ -171,6 +171,32 @@ def test_a_rollback_restores_model_and_optimiser_and_lowers_the_step(digits, mon
             p.data += 1
 
 
+def test_a_finer_attack_reaches_as_far_and_repeats_to_the_bit(digits, tmp_path, unsteady):
+    config = plan(AT, dataclasses.replace(TRIGGER, lowers="finer"))
+    whole = run(config, digits, tmp_path / "whole")
+    last = whole.history[-1]
+    assert (last["attack_scale"], last["attack_steps"], last["rate_scale"]) == (0.25, 4, 1)
+    first, end = whole.history[0], whole.history[-1]
+    assert first["forward"] + first["backward"] == 6  # two steps of attack, then eight
+    assert end["forward"] + end["backward"] == 18
+    with pytest.raises(Interrupted):
+        run(config, digits, tmp_path / "cut", Stop(44))
+    again = bv.resume(tmp_path / "cut", dataset=digits)
+    assert untimed(tmp_path / "cut") == untimed(tmp_path / "whole")
+    for a, b in zip(again.model.state_dict().values(), whole.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_finer_multiplies_the_steps_of_what_has_them():
+    threat, finer = bv.Linf(0.1), {"step_size": 0.5, "steps": 2.0}
+    fgsm = shorter(bv.methods.fgsm_at(threat), finer).solver
+    assert (fgsm.steps, fgsm.step_size) == (2, 0.05)
+    atta = bv.methods.atta(threat).solver.inner
+    inner = shorter(bv.methods.atta(threat), finer).solver.inner
+    assert (inner.steps, inner.step_size) == (2 * atta.steps, atta.step_size / 2)
+    assert shorter(bv.methods.trades(threat), {"step_size": 1.0, "steps": 1.0}) == bv.methods.trades(threat)
+
+
 def test_shorter_reaches_every_step_and_nothing_else():
     threat = bv.Linf(0.1)
     bat = shorter(bv.methods.fast_bat(threat), 0.5)

@@ -9,7 +9,7 @@ from bivallate.errors import UserError, unknown
 from bivallate.parts import part
 
 KINDS = ("catastrophic", "robust")
-LOWERS = ("attack", "rate", "both")
+LOWERS = ("attack", "rate", "both", "finer")
 
 
 @part
@@ -43,8 +43,10 @@ class Sentinel:
             answered by keeping the best weights, which every run does.
         lower: factor of every rollback.
         lowers: what is lowered at catastrophic overfitting: "attack", every `step_size` in the method's
-            solver and coupling; "rate", the learning rate; or "both". At robust overfitting the learning
-            rate. A shorter attack trains for a smaller ball, so "attack" can cost robustness at the full one.
+            solver and coupling; "rate", the learning rate; "both"; or "finer", every `step_size`, with as
+            many more `steps` where a part has them. At robust overfitting the learning rate. A shorter attack
+            trains for a smaller ball, so "attack" can cost robustness at the full one; a finer one reaches
+            as far as before and costs more passes from then on.
         limit: most rollbacks of a run.
 
     Cost: 2 `steps` + 6 passes a row of a check at most; two of them see how gradients turn within the ball.
@@ -61,7 +63,7 @@ class Sentinel:
     rollback: bool = False
     answers: Literal["catastrophic", "robust", "both"] = "catastrophic"
     lower: float = 0.5
-    lowers: Literal["attack", "rate", "both"] = "rate"
+    lowers: Literal["attack", "rate", "both", "finer"] = "rate"
     limit: int = 10
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,7 +78,7 @@ class Watch:
         seen = ("fgsm", "pgd", "alignment", "rows")  # by the epoch's last check; nothing where it had none
         line |= {f"sentinel_{key}": state.pop(key) for key in seen if key in state}
         line |= {"sentinel_checks": state["checks"], "sentinel_share": total / training}
-        line |= {"attack_scale": state["attack"], "rate_scale": state["rate"], "alarms": state["alarms"]}
+        line |= self._scales() | {"alarms": state["alarms"]}
         state["alarms"] = []
         return told
 
@@ -115,7 +116,8 @@ class Watch:
         numbers = (seen.fgsm, seen.pgd, seen.alignment)
         told = torch.tensor(numbers, dtype=torch.float64, device=s.device)
         collective.broadcast([told])  # BatchNorm's statistics differ between ranks until the epoch ends
-        return Look(*told.tolist(), seen.passes)
+        fgsm, pgd, alignment = told.tolist()
+        return Look(fgsm, pgd, alignment, seen.passes)
 
     def _compare(self, line: dict[str, Any]) -> list[str]:
         s, state = self.session, self.state
@@ -150,11 +152,11 @@ class Watch:
             good = state["good"][kind]
             self._roll_back(kind)
             alarm |= {"to_epoch": good["epoch"] + 1, "to_step": good["step"]}
-            alarm |= {"attack_scale": state["attack"], "rate_scale": state["rate"]}
+            alarm |= self._scales()
             place = f"epoch {good['epoch'] + 1}, minibatch {good['step']}"
-            alarm["text"] += (
-                f"; back to the state of {place}, attack x {state['attack']:g}, rate x {state['rate']:g}"
-            )
+            now = f"attack x {alarm['attack_scale']:g}, rate x {alarm['rate_scale']:g}"
+            more = f" in {alarm['attack_steps']:g} times the steps" if "attack_steps" in alarm else ""
+            alarm["text"] += f"; back to the state of {place}, {now}{more}"
         else:
             state["alarmed"].append(kind)
         state["alarms"].append(alarm)
@@ -170,12 +172,23 @@ class Watch:
         s.sentinel_tensors = kept | {f"{kind}.{k}": v.detach().clone() for k, v in tensors.items()}
         s.sentinel_state["good"][kind] = {"epoch": s.epoch, "step": s.step, "values": values}
 
+    def _scales(self) -> dict[str, float]:
+        """Factors that the rollbacks have left: of the attack's steps, of their number, of the rate."""
+        attack, rate = self.state["attack"], self.state["rate"]
+        if isinstance(attack, dict):
+            return {"attack_scale": attack["step_size"], "attack_steps": attack["steps"], "rate_scale": rate}
+        return {"attack_scale": attack, "rate_scale": rate}
+
     def _roll_back(self, kind: str) -> None:
         s, state, rule = self.session, self.state, self.rule
         state["rollbacks"] += 1
-        if kind == "robust" or rule.lowers != "attack":
+        if kind == "robust" or rule.lowers in ("rate", "both"):
             state["rate"] *= rule.lower
-        if kind == "catastrophic" and rule.lowers != "rate":
+        if kind == "catastrophic" and rule.lowers == "finer":
+            scales = self._scales()
+            steps = scales.get("attack_steps", 1.0) / rule.lower
+            state["attack"] = {"step_size": scales["attack_scale"] * rule.lower, "steps": steps}
+        elif kind == "catastrophic" and rule.lowers != "rate":
             state["attack"] *= rule.lower
         state["since"] = len(s.history) + (kind == "robust")
         own = {
@@ -186,22 +199,30 @@ class Watch:
         s.relearn(own, state["good"][kind]["values"])
 
 
-def shorter(method: Method, factor: float) -> Method:
-    """The method with every step of its attack, in the solver and in the coupling, shortened by a factor."""
-    if factor == 1:
+def shorter(method: Method, factor: float | Mapping[str, float]) -> Method:
+    """The method with every step of its attack, in the solver and in the coupling, shortened by a factor.
+
+    Args:
+        method: to change.
+        factor: of `step_size`; or factors of `step_size` and of `steps`, the latter for parts that have both.
+    """
+    factors = factor if isinstance(factor, Mapping) else {"step_size": factor}
+    if set(factors.values()) == {1}:
         return method
-    return method.but(solver=_scaled(method.solver, factor), coupling=_scaled(method.coupling, factor))
+    return method.but(solver=_scaled(method.solver, factors), coupling=_scaled(method.coupling, factors))
 
 
-def _scaled(value: Any, factor: float) -> Any:
-    """A part with every field `step_size` in it, however deep, multiplied by a factor."""
+def _scaled(value: Any, factors: Mapping[str, float]) -> Any:
+    """A part with its fields, however deep, multiplied by the factors of their names."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     changed = {}
-    for field in dataclasses.fields(value):
-        old = getattr(value, field.name)
-        scale = field.name == "step_size" and isinstance(old, int | float)
-        new = old * factor if scale else _scaled(old, factor)
+    names = [field.name for field in dataclasses.fields(value)]
+    for name in names:
+        old = getattr(value, name)
+        scale = name in factors and "step_size" in names and isinstance(old, int | float)
+        new = old * factors[name] if scale else _scaled(old, factors)
+        new = round(new) if scale and isinstance(old, int) else new
         if new is not old:
-            changed[field.name] = new
+            changed[name] = new
     return dataclasses.replace(value, **changed) if changed else value
