@@ -27,28 +27,29 @@ import bivallate as bv
 from benchmarks.bastion_page import write_page
 from bivallate import Linf, Method
 from bivallate.files import write_json
+from bivallate.lower.curriculum import Curriculum
 from bivallate.lower.pgd import PGD
 from bivallate.lower.start import uniform
 from bivallate.method import create, facts_for
-from bivallate.parts import encode
+from bivallate.methods.bastion import growth
+from bivallate.report.cards import PARTS, one_line
 from bivallate.reproduce.machine import commit, machine
 from bivallate.reproduce.running import cut
-from bivallate.run.api import execute
+from bivallate.reproduce.running import trained as finished
 from bivallate.run.config import Config, Data, Model, Validation
 from bivallate.run.optim import SGD, Triangle
 from bivallate.run.sentinel import Sentinel
-from bivallate.run.session import create_model, load_data
+from bivallate.run.session import load_data
 from bivallate.run.trainer import limit_threads
 from bivallate.types import Batch, Clock
-from bivallate.upper.awp import AWP
-from bivallate.upper.loss import Adversarial, Loss, Mart, Trades, adversarial
+from bivallate.upper.loss import Loss, Mart, Trades, adversarial
 from bivallate.weighting.base import After, Weighting, equal
 from bivallate.weighting.dro import KLDRO
 from bivallate.weighting.rules import MAIL
 
 RECORDS, RUNS = Path("results/bastion"), Path("runs/bastion")
 DATA = ("fashion-mnist", "mnist")
-EPS, BUDGET, ROWS = 0.1, 10 * 22, 2000
+EPS, BUDGET, ROWS = 0.1, 10 * 22, 1000
 HELD, JUDGE = 1000, "apgd-t-20-2"  # held-out images, and the attack that selects on them
 THREAT = Linf(EPS)
 
@@ -56,6 +57,12 @@ THREAT = Linf(EPS)
 def short(steps: int, size: float, loss: Loss = adversarial, weighting: Weighting = equal) -> Method:
     """A few long cross-entropy steps from a uniform start, under any loss."""
     return Method(THREAT, PGD(steps, size * EPS, uniform), weighting=weighting, loss=loss)
+
+
+def growing(steps: int, loss: Loss = adversarial, weighting: Weighting = equal) -> Method:
+    """The same, from one step to so many over two thirds of the epochs."""
+    solver = Curriculum(PGD(steps, 0.75 * EPS, uniform), growth(steps, 2 / 3))
+    return Method(THREAT, solver, weighting=weighting, loss=loss)
 
 
 def of(name: str, **parameters: Any) -> Callable[[], Method]:
@@ -72,13 +79,12 @@ SEARCH: dict[str, Callable[[], Method]] = {
     "trades-2-mail": lambda: short(2, 0.75, Trades(6.0), After(MAIL(2.0, 0.0), 0.5)),
     "mart-1": lambda: short(1, 1.0, Mart(5.0)),
     "mart-2": lambda: short(2, 0.75, Mart(5.0)),
-    "mart-2-beta10": lambda: short(2, 0.75, Mart(10.0)),
-    "mart-2-awp": lambda: short(2, 0.75, AWP(Mart(5.0), 0.005)),
     "mart-2-dro": lambda: short(2, 0.75, Mart(5.0), KLDRO(2.0, 1.0)),
     "mart-2-mail": lambda: short(2, 0.75, Mart(5.0), After(MAIL(2.0, 0.0), 0.5)),
-    "mart-4": lambda: short(4, 0.5, Mart(5.0)),
-    "at-2-smooth": lambda: short(2, 0.75, Adversarial(0.1)),
-    "bastion": of("bastion"),
+    "mart-1-to-3": lambda: growing(3, Mart(5.0)),
+    "trades-1-to-3": lambda: growing(3, Trades(6.0)),
+    "mart-1-to-3-mail": lambda: growing(3, Mart(5.0), After(MAIL(2.0, 0.0), 0.5)),
+    "at-1-to-3": lambda: growing(3),
 }
 COMPARED: dict[str, Callable[[], Method]] = {
     name: of(name)
@@ -118,7 +124,7 @@ def configure(method: Method, data: str, seed: int) -> Config:
     """The recipe, the same for all: SGD, a triangle that ends at zero, averaged and last weights."""
     return Config(
         method=method,
-        data=Data(name=data, validation=HELD, augment="none", meta=ROWS // 10),
+        data=Data(name=data, validation=HELD, augment="none", meta=ROWS // 5),
         model=Model("tiny-cnn", normalise=False),
         optimizer=SGD(0.05, weight_decay=2e-4),
         rate=Triangle(0.2),
@@ -134,32 +140,32 @@ def configure(method: Method, data: str, seed: int) -> Config:
 
 def place(data: str, name: str, seed: int) -> Path:
     """Where a training's record is kept."""
-    return RECORDS / data / f"{name}-seed{seed}.json"
+    return RECORDS / f"{data}-{ROWS}" / f"{name}-seed{seed}.json"
 
 
 def trained(data: str, name: str, seed: int) -> str:
     """Trains one method unless its record is there, judges it on held-out images, and records it."""
-    path, folder = place(data, name, seed), RUNS / data / f"{name}-seed{seed}"
+    path, folder = place(data, name, seed), RUNS / f"{data}-{ROWS}" / f"{name}-seed{seed}"
     if path.exists():
         return f"{path.stem} on {data}: there already"
     limit_threads(1)
     config = configure(EVERY[name](), data, seed)
     dataset = cut(load_data(config.data, 0), ROWS)
-    run = execute(config, dataset, create_model(config.model, dataset, seed), folder, overwrite=True)
-    judged = bv.evaluate(bv.load(folder, "ema"), dataset.validation, THREAT, JUDGE)
-    last = run.history[-1]
-    entry = encode(config.method)
+    run, model = finished(config, dataset, folder, "ema")
+    judged = bv.evaluate(model, dataset.validation, THREAT, JUDGE)
+    history, entry = run.read_metrics(), config.method.to_dict()
+    last = history[-1]
     record = {
         "schema": "bivallate-bastion-1",
         "data": data,
         "method": name,
         "seed": seed,
-        "parts": entry,
+        "parts": {part: one_line(entry[part]) for part in PARTS},
         "rows": ROWS,
         "epochs": config.epochs,
         "passes": last["total_forward"] + last["total_backward"],
         "train_robust": last["train_robust"],
-        "seconds": sum(line["seconds"] for line in run.history),
+        "seconds": sum(line["seconds"] for line in history),
         "judge": f"{JUDGE} on {HELD} held-out images",
         "validation": figures(judged),
         "commit": commit(),
@@ -173,7 +179,7 @@ def trained(data: str, name: str, seed: int) -> str:
 
 def tested(data: str, name: str, seed: int, points: int) -> str:
     """AutoAttack on random test images, once; kept in the training's record."""
-    path, folder = place(data, name, seed), RUNS / data / f"{name}-seed{seed}"
+    path, folder = place(data, name, seed), RUNS / f"{data}-{ROWS}" / f"{name}-seed{seed}"
     record = json.loads(path.read_text(encoding="utf-8"))
     if "test" in record:
         return f"{path.stem} on {data}: tested already"

@@ -1,11 +1,12 @@
-"""Bastion, written out: TRADES' loss, an attack that grows, weights by the margin."""
+"""Bastion, written out: MART's loss, and an attack that grows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from tests.reference.plainsgd import Draws, MiniBatch, Rate, at, box, clip, cross_entropy, kl, sgd, still
+from tests.reference.plainsgd import Draws, MiniBatch, Rate, at, box, clip, cross_entropy, sgd, still
+from tests.reference.trades_mart import mart_terms
 from torch import Tensor, nn
 
 
@@ -20,21 +21,17 @@ def bastion(
     run: int,
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
-    beta: float = 6.0,
+    beta: float = 5.0,
     steps: int = 3,
     alpha: float | None = None,
     until: float = 2 / 3,
-    slope: float = 2.0,
-    bias: float = 0.0,
-    burn_in: float = 0.5,
     attack_mode: str = "eval",
 ) -> list[dict[str, float]]:
-    """mean CE(f(x), y) + beta mean w KL(p(x) || p(x')), x' by k sign steps of alpha on the cross-entropy.
+    """mean BCE(x') + beta mean KL(p(x) || p(x')) (1 - p_y(x)), x' by k sign steps of alpha on the CE.
 
-    k = floor(1 + (K - 1) min(1, t / (until T))) in epoch t of T = run; alpha is 0.75 eps unless given. w is 1
-    before epoch round(burn_in T), then sigmoid(slope (bias - (q_y - max_{j != y} q_j))) over its mean, q =
-    p(x') of the outer pass, held constant. The outer passes: first x, then x', both in train mode. epochs: t
-    of each minibatch. Draws: "start:uniform" like x.
+    k = floor(1 + (K - 1) min(1, t / (until T))) in epoch t of T = run; alpha is 0.75 eps unless given. The
+    outer passes: first x, then x', both in train mode. epochs: t of each minibatch. Draws: "start:uniform"
+    like x.
     """
     step_size = 0.75 * eps if alpha is None else alpha
     params = list(model.parameters())
@@ -53,14 +50,9 @@ def bastion(
         model.train()
         clean = model(x)
         adv = model(x + delta.detach())
-        n = torch.arange(len(y))
-        q = adv.detach().softmax(1)
-        others = q.clone()
-        others[n, y] = -1.0
-        omega = 1 / (1 + torch.exp(-slope * (bias - (q[n, y] - others.max(1).values))))
-        w = omega / omega.mean() if epochs[t] >= round(burn_in * run) else torch.ones_like(omega)
-        loss = cross_entropy(clean, y).mean() + beta * (w * kl(clean, adv)).mean()
+        bce, weighted_kl = mart_terms(clean, adv, y)
+        loss = bce.mean() + beta * weighted_kl.mean()
         grads = torch.autograd.grad(loss, params)
         sgd(params, grads, buffers, at(lr, t), momentum, weight_decay)
-        log.append({"loss": loss.item(), "level": float(k), "spread": float(w.max() - w.min())})
+        log.append({"loss": loss.item(), "level": float(k)})
     return log
