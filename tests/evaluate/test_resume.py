@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from tests.evaluate import killed
 
 import bivallate as bv
 from bivallate.errors import UserError
-from bivallate.evaluate import Attack, evaluate
-from bivallate.evaluate.ensemble import AutoPGD, SquareSearch, TargetedAutoPGD, TargetedBoundaryWalk
-from bivallate.lower.apgd import APGD
-from bivallate.lower.fab import FAB
-from bivallate.lower.square import Square
+from bivallate.evaluate import evaluate
 
-SHORT = Attack(
-    "short",
-    (
-        AutoPGD("apgd-ce", solver=APGD(6)),
-        TargetedAutoPGD(solver=APGD(6), targets=3),
-        TargetedBoundaryWalk(solver=FAB(5), targets=3),
-        SquareSearch(solver=Square(40)),
-    ),
-)
+SHORT = killed.SHORT
 
 
 class Killed(BaseException):
@@ -77,27 +68,39 @@ def test_resuming_gives_the_same_verdicts(robust_model, held_out, whole, tmp_pat
     assert resumed.passes == whole.passes
 
 
-def test_a_real_kill_leaves_a_whole_file(tmp_path):
-    file = tmp_path / "progress.json"
-    code = f"""
-import os, signal, torch
-torch.set_num_threads(1)
-import bivallate as bv
-from bivallate.evaluate import evaluate
-torch.manual_seed(0)
-model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
-x = torch.rand(60, 1, 8, 8)
-y = model(x).argmax(1)
-def end(moment):
-    if moment.part == "square":
-        os.kill(os.getpid(), signal.SIGKILL)
-evaluate(model, (x, y), bv.Linf(0.001), "square-20", batch_size=10, resume={str(file)!r}, progress=end)
-"""
-    done = subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2])
-    assert done.returncode == -9
-    content = json.loads(file.read_text())
-    assert content["position"] == [0, 0, 10]
-    assert [p.name for p in tmp_path.iterdir()] == ["progress.json"]
+@pytest.fixture(scope="module")
+def graves(tmp_path_factory):
+    """What four killed processes left, and how each of them ended."""
+    folder = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, "-m", "tests.evaluate.killed", str(folder)]
+    done = subprocess.run(command, check=True, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    return folder, json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    """The same evaluation without a kill, on one thread as there."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield killed.attacked(None)
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("name", killed.PARTS)
+def test_a_real_kill_inside_a_search_changes_no_verdict(name, graves, undisturbed):
+    folder, ends = graves
+    assert ends[name] == -signal.SIGKILL
+    file = folder / f"{name}.json"
+    left = json.loads(file.read_text())
+    part, turn, offset = left["position"]
+    assert killed.PARTS[part] == name, "killed while that part was running"
+    assert turn + offset > 0, "some of its verdicts were kept"
+    resumed = killed.attacked(file)
+    for column in ("stage", "margin", "predicted"):
+        assert torch.equal(getattr(undisturbed, column), getattr(resumed, column))
+    assert resumed.passes == undisturbed.passes
+    assert sorted(p.name for p in folder.iterdir()) == sorted(f"{n}.json" for n in killed.PARTS)
 
 
 def test_a_file_of_another_evaluation_or_a_torn_one_is_refused(robust_model, held_out, tmp_path):
