@@ -79,10 +79,10 @@ def test_attacks_reach_the_optimum_of_a_linear_model(threat, solver, objective, 
 
 
 @pytest.mark.parametrize(
-    ("threat", "share_of_gain"), [(bv.Linf(0.1), 0.9), (bv.L2(0.4), 0.7)], ids=["linf", "l2"]
+    ("threat", "share_of_gain"), [(bv.Linf(0.1), 0.9), (bv.L2(0.4), 0.85)], ids=["linf", "l2"]
 )
 def test_square_comes_near_the_optimum_of_a_linear_model(threat, share_of_gain):
-    """For L2 the published moves end at about four fifths."""
+    """With 2,000 queries; for L2 after 5,000 see test_square."""
     model, w = binary()
     x = interior(3)
     with torch.no_grad():

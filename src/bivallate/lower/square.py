@@ -20,6 +20,7 @@ __all__ = ["Square", "bump", "pattern", "share"]
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the share is halved
 BLOCK = 64  # queries whose signs are drawn at once
+FLOOR = 3  # smallest side of a window in L2
 
 
 def share(p0: float, query: int) -> float:
@@ -91,17 +92,20 @@ class Square:
         queries: forwards an example, besides the first. p0: initial share of the pixels in a window.
         edges: windows may touch the last row and column; the public code's never do (at a side of one
             pixel the last row and column would keep their first values), which False restores.
+        shrink: in L2, where the share of the pixels falls below the smallest window of 3 x 3, the move is
+            made smaller instead; the public code's moves stay as large, which False restores.
 
     Cost: queries + 1 forwards an example at most. For Linf, a query that would change nothing is answered
     without a forward; examples that are clearly misclassified leave the batch.
 
     Deviation: positions of windows are drawn once per query for all examples (the public code: once per query
-    and batch), signs for each example; and see `edges`.
+    and batch), signs for each example; and see `edges` and `shrink`.
     """
 
     queries: int = 5000
     p0: float = 0.8
     edges: bool = True
+    shrink: bool = True
 
     def bind(self, facts: Facts) -> Square:
         """A solver without memory is its own running part."""
@@ -130,7 +134,7 @@ class Square:
             if query and query % BLOCK == 0:
                 signs = noise.sign(f"square/{query}", (BLOCK, x.shape[1]), x.dtype)
             sign = signs[state.rows, query % BLOCK][:, :, None, None]
-            rows, images = propose(state, eps, windows, query, self.p0, sign)
+            rows, images = propose(state, eps, windows, query, self.p0, sign, shrink=self.shrink)
             if len(rows):
                 self._ask(state, problem, rows, images)
                 spent[state.rows[rows]] += 1
@@ -173,7 +177,7 @@ def _stripes(x: Tensor, eps: float, noise: Noise) -> Tensor:
 
 
 def _square(
-    state: _State, eps: float, windows: _Windows, query: int, p0: float, sign: Tensor
+    state: _State, eps: float, windows: _Windows, query: int, p0: float, sign: Tensor, *, shrink: bool
 ) -> tuple[Tensor, Tensor]:
     """Linf: the window of each image goes to +-eps. Only images that this changes are proposed."""
     height, width = state.x.shape[2:]
@@ -205,24 +209,30 @@ def _tiles(x: Tensor, eps: float, noise: Noise) -> Tensor:
 
 
 def _exchange(
-    state: _State, eps: float, windows: _Windows, query: int, p0: float, sign: Tensor
+    state: _State, eps: float, windows: _Windows, query: int, p0: float, sign: Tensor, *, shrink: bool
 ) -> tuple[Tensor, Tensor]:
-    """L2: the norm of one window, and what is left of the budget, goes into a pattern in another."""
+    """L2: the norm of one window, and what is left of the budget, goes into a pattern in another.
+
+    Of a move of size t < 1, t^2 of the first window's squares go, and t of the pattern comes.
+    """
     height, width = state.x.shape[2:]
-    side = max(3, round(math.sqrt(share(p0, query) * height * width)))
+    length = math.sqrt(share(p0, query) * height * width)
+    size = min(1.0, length / FLOOR) if shrink else 1.0
+    side = max(FLOOR, round(length))
     side = min(side + (side % 2 == 0), height, width)
     into, source = windows.place(query, side), windows.place(query, side, which=1)
     delta = state.point - state.x
     squares = delta.square()
     total = squares.sum((1, 2, 3), keepdim=True)
     there = squares[:, :, *into].sum((2, 3), keepdim=True)
-    both = there + squares[:, :, *source].sum((2, 3), keepdim=True) - _overlap(squares, into, source)
-    value = pattern(side).to(delta)
+    gone = squares[:, :, *source].sum((2, 3), keepdim=True) - _overlap(squares, into, source)
+    both = there + size**2 * gone
+    value = size * pattern(side).to(delta)
     change = (value.T if windows.transposed(query) else value) * sign
     change = change + delta[:, :, *into] / (there.sqrt() + TINY)
     left = (eps**2 - total).clamp_(min=0) / delta.shape[1]
     change = change / (_norm(change, (2, 3)) + TINY) * (left + both.clamp_(min=0)).sqrt()
-    delta[:, :, *source] = 0
+    delta[:, :, *source] *= math.sqrt(1 - size**2)
     delta[:, :, *into] = change
     images = (delta * (eps / (_norm(delta) + TINY))).add_(state.x).clamp_(0, 1)
     return torch.arange(len(images), device=images.device), images
