@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t as student
 from tests.evaluate.conftest import affine, cloud
 
 import bivallate as bv
@@ -26,7 +27,9 @@ from bivallate.evaluate import (
     parse,
     transfer,
 )
-from bivallate.evaluate.statistics import mcnemar, tail, wilson
+from bivallate.evaluate.compare import TrainingCost
+from bivallate.evaluate.statistics import holm, mcnemar, tail, welch, wilson
+from bivallate.evaluate.sweeps import surviving
 
 
 def made(y, stage, predicted, *, name="pgd-20", seed=0) -> Score:
@@ -122,6 +125,31 @@ def test_comparison_ranks_and_tests_on_the_same_points():
         compare(good, sort="robust_acuracy")
 
 
+def test_marks_are_corrected_for_all_pairs():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1, 1])
+    assert holm([]) == []
+    made_of = {k: made([0] * 20, [-1] * k + [1] * (20 - k), [0] * 20) for k in (20, 12, 6)}
+    rows = compare(*made_of.values(), names=list(map(str, made_of)))
+    raw = [2 * 0.5**8, 2 * 0.5**6, 2 * 0.5**14]  # 20 against 12, 12 against 6, 20 against 6
+    assert [row.p_value for row in rows[1:]] == pytest.approx([raw[0], raw[2]])
+    assert [row.p_adjusted for row in rows[1:]] == pytest.approx([2 * raw[0], 3 * raw[2]])
+    costs = [TrainingCost(2, 2, 9.0), None, TrainingCost(1, 1, 1.0)]
+    cheap = compare(*made_of.values(), training=costs, sort="training_passes")
+    assert [row.training_passes for row in cheap] == [2, 4, math.inf]
+    with pytest.raises(UserError, match="as many training costs"):
+        compare(*made_of.values(), training=costs[:2])
+
+
+def test_welchs_test_of_two_methods_over_seeds():
+    first, second = (0.50, 0.52, 0.54), (0.40, 0.44, 0.48)
+    squared = 0.02**2 / 3 + 0.04**2 / 3
+    freedom = squared**2 / ((0.02**2 / 3) ** 2 / 2 + (0.04**2 / 3) ** 2 / 2)
+    assert welch(first, second) == pytest.approx(2 * student.sf(0.08 / squared**0.5, freedom))
+    assert welch(first, second[:1]) is None
+    assert welch((0.5, 0.5), (0.6, 0.6)) is None, "nothing to judge a difference by"
+
+
 def test_spread_over_seeds_is_students():
     scores = [made([0] * 10, [-1] * k + [1] * (10 - k), [0] * 10) for k in (4, 5, 6)]
     spread = over_seeds(scores)["robust_accuracy"]
@@ -176,6 +204,7 @@ def test_a_linear_model_has_the_distances_of_its_hyperplane():
         assert float(exact.max()) < 0.4, "the box is out of reach"
         assert bool((found >= exact * (1 - 1e-4)).all())
         assert bool((found <= exact * 1.06).all())
+        assert surviving(found, [0, float(found.median()), 1]) == [20, 10, 0]
     assert bool((minimal_distances(model, (x, 1 - y), "l2") == 0).all())
 
 
@@ -195,6 +224,7 @@ def test_transfer_from_itself_is_the_white_box_and_from_noise_is_not(robust_mode
     assert torch.equal(same.robust, white.robust)
     assert stranger.robust_accuracy > white.robust_accuracy
     assert list(stranger.parts) == ["clean", "stranger"]
+    assert stranger.attack == "transfer-pgd-5-from-stranger"
     both = transfer(robust_model, [affine(64, 10), robust_model], held_out, threat, "pgd-5", first=60)
     assert bool((both.robust <= stranger.robust).all())
 
