@@ -17,6 +17,7 @@ from bivallate import Linf, Method, methods
 from bivallate.lower.start import uniform
 from bivallate.method import facts_for
 from bivallate.methods.bastion import epochs_within
+from bivallate.run.recipes import recipe_for
 from bivallate.types import Batch, Clock
 
 THREAT = Linf(EPS)
@@ -71,3 +72,9 @@ def test_a_whole_training_costs_no_more_than_at_s_and_one_epoch_more_would(
     assert spent(methods.at(THREAT), budget // 22) == budget
     method, epochs = methods.bastion(THREAT, **parameters), epochs_within(budget, **parameters)
     assert spent(method, epochs) <= budget < spent(method, epochs + 1)
+
+
+def test_the_recipe_costs_no_more_than_ten_epochs_of_at() -> None:
+    config = recipe_for("bastion", methods.bastion(THREAT), "mnist")
+    assert 210 < spent(config.method, config.epochs) <= spent(methods.at(THREAT), 10)
+    assert config.average > 0
