@@ -66,6 +66,6 @@ class Compared:
 
 
 def _in_line(cell: str) -> str:
-    """A cell of two lines as one: the second in parentheses."""
-    first, _, second = cell.partition("\n")
-    return f"{first} ({second})" if second else first
+    """A cell of several lines as one: all but the first in parentheses."""
+    first, *others = cell.split("\n")
+    return f"{first} ({', '.join(others)})" if others else first

@@ -258,7 +258,7 @@ def _seeds(records: Sequence[Any], chosen: Sequence[Any], sort: str, descending:
         )
         rows.append(group.to_json() | {"p_value": p, "p_adjusted": adjusted, "significant": significant})
     notes = [
-        "Mean ± standard deviation over seeds; below it Student's 95 % interval of the mean.",
+        "Mean over seeds; below it the standard deviation and Student's 95 % interval of the mean.",
         f"{MARK}: mean robust accuracy differs from the first row's, p < 0.05 by Welch's t-test over seeds, "
         "after Holm's correction for all pairs of rows (p as shown).",
         _costs(),

@@ -38,7 +38,7 @@ class Seeds:
         if spread.std is None or spread.interval_95 is None:
             return text
         low, high = (100 * min(1.0, max(0.0, bound)) for bound in spread.interval_95)
-        return f"{text}±{100 * spread.std:.2f}\n{low:.1f}-{high:.1f}"
+        return f"{text}\n±{100 * spread.std:.2f}\n{low:.1f}-{high:.1f}"
 
     def to_json(self) -> dict[str, Any]:
         """As plain data; null for a cost that is not known."""

@@ -17,7 +17,7 @@ from bivallate.commands.subjects import Subjects, norm_name, norm_of, radii_of, 
 from bivallate.files import write_json
 
 SHARES = (5, 25, 50, 75, 95)
-GRID = 60  # steps of the figure's axis
+GRID = 30  # steps of the figure's axis
 
 
 @APP.command
