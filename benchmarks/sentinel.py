@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from torch import nn
 
 import bivallate as bv
 from bivallate import models
@@ -33,7 +34,7 @@ from bivallate.run.sentinel import Sentinel
 
 DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- sentinel: begin -->", "<!-- sentinel: end -->"
-RULES = {"watches": Sentinel(), "rolls back": Sentinel(rollback=True, lowers="finer")}
+RULES = {"watches": Sentinel(), "rolls back": Sentinel(rollback=True)}
 POINTS = 500
 
 
@@ -42,7 +43,8 @@ class Setting:
     """One training that collapses.
 
     Attributes:
-        about: for the table. rows: of the training data, 0 for all. hidden: units of fc1; 0 takes `model`.
+        about: for the table. rows: of the training data, 0 for all. hidden: units of an fc1 on raw pixels; 0
+            takes the model by its name.
     """
 
     about: str
@@ -102,12 +104,8 @@ class Trained:
 def train(setting: Setting, rule: str, seed: int, data: bv.data.Dataset) -> Trained:
     """Trains once and attacks the last weights."""
     threat, began = bv.Linf(setting.eps), time.perf_counter()
-    options = {"hidden": setting.hidden} if setting.hidden else {}
-    model = models.create(
-        setting.model, num_classes=len(data.classes), shape=data.shape, seed=seed, **options
-    )
     run = bv.train(
-        model,
+        perceptron(setting, data, seed) if setting.hidden else setting.model,
         data,
         create(setting.method, threat),
         epochs=setting.epochs,
@@ -124,6 +122,12 @@ def train(setting: Setting, rule: str, seed: int, data: bv.data.Dataset) -> Trai
     return Trained(
         seed, rule, pgd.clean_accuracy, fgsm.robust_accuracy, pgd.robust_accuracy, run.history, seconds
     )
+
+
+def perceptron(setting: Setting, data: bv.data.Dataset, seed: int) -> nn.Module:
+    """One hidden layer of the setting's width, on raw pixels."""
+    classes = len(data.classes)
+    return models.create("fc1", num_classes=classes, shape=data.shape, seed=seed, hidden=setting.hidden)
 
 
 @cache

@@ -187,6 +187,19 @@ def test_a_finer_attack_reaches_as_far_and_repeats_to_the_bit(digits, tmp_path, 
         assert torch.equal(a, b)
 
 
+def test_finer_ends_where_it_would_cost_too_much(digits):
+    config = plan(bv.methods.fgsm_at(bv.Linf(0.3)), Sentinel(rollback=True))
+    session = Session(config, digits, create_model(config.model, digits, 0))
+    watch = Watch(session)
+    seen = []
+    for _ in range(5):
+        watch._alarm("catastrophic", "told")
+        solver = session.method.spec.solver
+        seen.append((solver.steps, session.sentinel_state["rate"]))
+        assert solver.steps * solver.step_size == pytest.approx(0.3)
+    assert seen == [(2, 1), (4, 1), (8, 1), (8, 0.5), (8, 0.25)]
+
+
 def test_finer_multiplies_the_steps_of_what_has_them():
     threat, finer = bv.Linf(0.1), {"step_size": 0.5, "steps": 2.0}
     fgsm = shorter(bv.methods.fgsm_at(threat), finer).solver

@@ -10,6 +10,7 @@ from bivallate.parts import part
 
 KINDS = ("catastrophic", "robust")
 LOWERS = ("attack", "rate", "both", "finer")
+FINEST = 8  # times the steps: an attack of one step then is the usual one of training
 
 
 @part
@@ -46,7 +47,8 @@ class Sentinel:
             solver and coupling; "rate", the learning rate; "both"; or "finer", every `step_size`, with as
             many more `steps` where a part has them. At robust overfitting the learning rate. A shorter attack
             trains for a smaller ball, so "attack" can cost robustness at the full one; a finer one reaches
-            as far as before and costs more passes from then on.
+            as far as before and costs more passes from then on. No finer than a factor of FINEST: beyond it,
+            the rate is lowered.
         limit: most rollbacks of a run.
 
     Cost: 2 `steps` + 6 passes a row of a check at most; two of them see how gradients turn within the ball.
@@ -63,7 +65,7 @@ class Sentinel:
     rollback: bool = False
     answers: Literal["catastrophic", "robust", "both"] = "catastrophic"
     lower: float = 0.5
-    lowers: Literal["attack", "rate", "both", "finer"] = "rate"
+    lowers: Literal["attack", "rate", "both", "finer"] = "finer"
     limit: int = 10
 
     def __post_init__(self) -> None:

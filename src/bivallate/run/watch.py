@@ -13,6 +13,7 @@ from bivallate.data import Split
 from bivallate.method import Method
 from bivallate.noise import Noise, permutation
 from bivallate.run.measure import Look, look
+from bivallate.run.sentinel import FINEST
 
 if TYPE_CHECKING:
     from bivallate.run.session import Session
@@ -182,13 +183,14 @@ class Watch:
     def _roll_back(self, kind: str) -> None:
         s, state, rule = self.session, self.state, self.rule
         state["rollbacks"] += 1
-        if kind == "robust" or rule.lowers in ("rate", "both"):
+        scales = self._scales()
+        steps = scales.get("attack_steps", 1.0) / rule.lower
+        finer = rule.lowers == "finer" and steps <= FINEST
+        if kind == "robust" or rule.lowers in ("rate", "both") or (rule.lowers == "finer" and not finer):
             state["rate"] *= rule.lower
-        if kind == "catastrophic" and rule.lowers == "finer":
-            scales = self._scales()
-            steps = scales.get("attack_steps", 1.0) / rule.lower
+        if kind == "catastrophic" and finer:
             state["attack"] = {"step_size": scales["attack_scale"] * rule.lower, "steps": steps}
-        elif kind == "catastrophic" and rule.lowers != "rate":
+        elif kind == "catastrophic" and rule.lowers in ("attack", "both"):
             state["attack"] *= rule.lower
         state["since"] = len(s.history) + (kind == "robust")
         own = {
