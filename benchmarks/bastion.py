@@ -128,11 +128,11 @@ def epochs_within(method: Method, budget: float = BUDGET) -> int:
     return epochs
 
 
-def configure(method: Method, data: str, seed: int) -> Config:
+def configure(method: Method, data: str, seed: int, rows: int) -> Config:
     """The recipe, the same for all: SGD, a triangle that ends at zero, averaged and last weights."""
     return Config(
         method=method,
-        data=Data(name=data, validation=HELD, augment="none", meta=ROWS // 5),
+        data=Data(name=data, validation=HELD, augment="none", meta=rows // 5),
         model=Model("tiny-cnn", normalise=False),
         optimizer=SGD(0.05, weight_decay=2e-4),
         rate=Triangle(0.2),
@@ -146,19 +146,19 @@ def configure(method: Method, data: str, seed: int) -> Config:
     )
 
 
-def place(data: str, name: str, seed: int) -> Path:
+def place(data: str, name: str, seed: int, rows: int) -> Path:
     """Where a training's record is kept."""
-    return RECORDS / f"{data}-{ROWS}" / f"{name}-seed{seed}.json"
+    return RECORDS / f"{data}-{rows}" / f"{name}-seed{seed}.json"
 
 
-def trained(data: str, name: str, seed: int) -> str:
+def trained(data: str, name: str, seed: int, rows: int) -> str:
     """Trains one method unless its record is there, judges it on held-out images, and records it."""
-    path, folder = place(data, name, seed), RUNS / f"{data}-{ROWS}" / f"{name}-seed{seed}"
+    path, folder = place(data, name, seed, rows), RUNS / f"{data}-{rows}" / f"{name}-seed{seed}"
     if path.exists():
         return f"{path.stem} on {data}: there already"
     limit_threads(1)
-    config = configure(EVERY[name](), data, seed)
-    dataset = cut(load_data(config.data, 0), ROWS)
+    config = configure(EVERY[name](), data, seed, rows)
+    dataset = cut(load_data(config.data, 0), rows)
     run, model = finished(config, dataset, folder, "ema")
     judged = bv.evaluate(model, dataset.validation, THREAT, JUDGE)
     history, entry = run.read_metrics(), config.method.to_dict()
@@ -169,7 +169,7 @@ def trained(data: str, name: str, seed: int) -> str:
         "method": name,
         "seed": seed,
         "parts": {part: one_line(entry[part]) for part in PARTS},
-        "rows": ROWS,
+        "rows": rows,
         "epochs": config.epochs,
         "passes": last["total_forward"] + last["total_backward"],
         "train_robust": last["train_robust"],
@@ -185,9 +185,9 @@ def trained(data: str, name: str, seed: int) -> str:
     )
 
 
-def tested(data: str, name: str, seed: int, points: int) -> str:
+def tested(data: str, name: str, seed: int, rows: int, points: int) -> str:
     """AutoAttack on random test images, once; kept in the training's record."""
-    path, folder = place(data, name, seed), RUNS / f"{data}-{ROWS}" / f"{name}-seed{seed}"
+    path, folder = place(data, name, seed, rows), RUNS / f"{data}-{rows}" / f"{name}-seed{seed}"
     record = json.loads(path.read_text(encoding="utf-8"))
     if "test" in record:
         return f"{path.stem} on {data}: tested already"
@@ -213,18 +213,19 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", choices=DATA, default=DATA[:1])
     parser.add_argument("--only", nargs="+", choices=sorted(EVERY), default=None)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--rows", type=int, default=ROWS, help="training images")
     parser.add_argument("--points", type=int, default=300, help="test images that AutoAttack meets")
     options = parser.parse_args()
     if options.what == "table":
-        write_page(RECORDS, LISTS)
+        write_page(RECORDS, LISTS, ABLATED)
         return
     names = options.only or LISTS.get(options.what, [])
     for seed in options.seeds:
         for data in options.data:
             for name in names:
                 testing = options.what == "test"
-                said = tested(data, name, seed, options.points) if testing else trained(data, name, seed)
-                print(said, flush=True)
+                where = (data, name, seed, options.rows)
+                print(tested(*where, options.points) if testing else trained(*where), flush=True)
 
 
 if __name__ == "__main__":

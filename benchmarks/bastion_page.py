@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,22 @@ from bivallate.report.style import COLOURS, figure, save, styled
 
 PAGE, FIGURE = Path("docs/bastion.md"), Path("docs/figures/bastion")
 TITLES = {"fashion-mnist": "Fashion-MNIST", "mnist": "MNIST"}
-Records = dict[tuple[str, str], list[dict[str, Any]]]  # (data, method) -> one record a seed
+Setting = tuple[str, int]  # data set, and how many training images
+Records = dict[Setting, dict[str, list[dict[str, Any]]]]  # setting -> method -> one record a seed
 
 
 def records(folder: Path) -> Records:
-    """All records, by data set and method."""
+    """All records, by setting and method; the most images last."""
+    every = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/*-seed*.json"))]
     found: Records = {}
-    for path in sorted(folder.glob("*/*-seed*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        found.setdefault((record["data"], record["method"]), []).append(record)
+    for record in sorted(every, key=lambda r: (list(TITLES).index(r["data"]), r["rows"])):
+        found.setdefault((record["data"], record["rows"]), {}).setdefault(record["method"], []).append(record)
     return found
+
+
+def title(setting: Setting) -> str:
+    """As it is read."""
+    return f"{TITLES[setting[0]]}, {setting[1]:,} images"
 
 
 def percent(values: Sequence[float]) -> str:
@@ -34,12 +40,16 @@ def percent(values: Sequence[float]) -> str:
     return f"{statistics.fmean(each):.1f}{spread}"
 
 
-def held_out(found: Records, names: Iterable[str], data: str) -> str:
+def mean(rs: list[dict[str, Any]], key: str) -> float:
+    """Over the seeds, on held-out images."""
+    return statistics.fmean(r["validation"][key] for r in rs)
+
+
+def held_out(of: dict[str, list[dict[str, Any]]], names: Iterable[str], setting: Setting) -> str:
     """Markdown: what each method reached on held-out images, best first."""
-    known = [(name, found[data, name]) for name in names if (data, name) in found]
-    known.sort(key=lambda pair: -statistics.fmean(r["validation"]["robust"] for r in pair[1]))
+    known = sorted(((n, of[n]) for n in names if n in of), key=lambda pair: -mean(pair[1], "robust"))
     lines = [
-        f"| {TITLES[data]} | epochs | passes | seeds | clean | robust | RA-Tail-30 | robust in training |",
+        f"| {title(setting)} | epochs | passes | seeds | clean | robust | RA-Tail-30 | robust in training |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, rs in known:
@@ -56,61 +66,63 @@ def tested(found: Records) -> str:
         "| data | method | seed | points | clean | AutoAttack | 95 % interval | AutoAttack RA-Tail-30 |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for (data, name), rs in found.items():
-        for r in rs:
-            if "test" not in r:
-                continue
+    for setting, of in found.items():
+        for r in (r for rs in of.values() for r in rs if "test" in r):
             t = r["test"]
             low, high = wilson(round(t["robust"] * t["n"]), t["n"])
             lines.append(
-                f"| {TITLES[data]} | {name} | {r['seed']} | {t['n']} | {100 * t['clean']:.1f} | "
+                f"| {title(setting)} | {r['method']} | {r['seed']} | {t['n']} | {100 * t['clean']:.1f} | "
                 f"{100 * t['robust']:.1f} | [{100 * low:.1f}, {100 * high:.1f}] | {100 * t['tail_30']:.1f} |"
             )
     return "\n".join(lines) if len(lines) > 2 else "Not run."
 
 
 def draw(found: Records, names: Sequence[str]) -> None:
-    """Bars: robust accuracy and its tail on held-out images, a panel a data set."""
+    """Bars: robust accuracy and its tail on held-out images, a panel a setting where all were compared."""
+    wide = [setting for setting, of in found.items() if sum(name in of for name in names) > len(names) / 2]
     with styled():
-        sets = [data for data in TITLES if any((data, name) in found for name in names)]
-        fig, axes = figure(len(sets), width=2, height=3.0, squeeze=False)
-        for ax, data in zip(axes[0], sets, strict=True):
-            rows = [(n, found[data, n]) for n in names if (data, n) in found]
-            rows.sort(key=lambda pair: statistics.fmean(r["validation"]["robust"] for r in pair[1]))
+        fig, axes = figure(len(wide), width=2, height=3.2, squeeze=False)
+        for ax, setting in zip(axes[0], wide, strict=True):
+            of = found[setting]
+            rows = sorted((n for n in names if n in of), key=lambda n: mean(of[n], "robust"))
             for shift, (key, label) in enumerate((("robust", "robust"), ("tail_30", "weakest 30 %"))):
-                widths = [100 * statistics.fmean(r["validation"][key] for r in rs) for _, rs in rows]
-                places = [p - 0.2 + 0.4 * (1 - shift) for p in range(len(rows))]
+                widths = [100 * mean(of[n], key) for n in rows]
+                places = [p + 0.2 - 0.4 * shift for p in range(len(rows))]
                 drawn = ax.barh(places, widths, 0.38, color=COLOURS[shift], label=label)
                 ax.bar_label(drawn, fmt="%.1f", fontsize=5.5, padding=1)
-            ax.set_yticks(range(len(rows)), [name for name, _ in rows])
-            for tick, (name, _) in zip(ax.get_yticklabels(), rows, strict=True):
+            ax.set_yticks(range(len(rows)), rows)
+            for tick, name in zip(ax.get_yticklabels(), rows, strict=True):
                 tick.set_fontweight("bold" if name == "bastion" else "normal")
-            ax.set_title(TITLES[data])
+            ax.set_title(title(setting))
             ax.set_xlabel("held-out accuracy (%)")
-            ax.set_xlim(0, 108)
+            ax.set_xlim(0, 110)
             ax.grid(axis="y", visible=False)
         axes[0][0].legend(loc="lower right")
         save(fig, FIGURE, ("svg",))
 
 
-def write_page(folder: Path, lists: dict[str, Sequence[str]]) -> None:
-    """Replaces what stands between the markers of docs/bastion.md, and draws the figure."""
+def write_page(folder: Path, lists: Mapping[str, Sequence[str]], notes: Mapping[str, str]) -> None:
+    """Replaces what stands between the markers of docs/bastion.md, and draws the figure.
+
+    Args:
+        lists: which methods each table has. notes: what a name of the ablation means.
+    """
     found = records(folder)
     tables = {
-        name: "\n\n".join(
-            held_out(found, names, data)
-            for data in TITLES
-            if any((data, n) in found for n in names if n != "at")
+        what: "\n\n".join(
+            held_out(of, names, setting) for setting, of in found.items() if sum(n in of for n in names) > 2
         )
-        for name, names in lists.items()
+        for what, names in lists.items()
     }
+    tables["ablate"] += "\n\n" + "\n".join(f"* `{name}`: {note}" for name, note in notes.items())
     tables["test"] = tested(found)
     text = PAGE.read_text(encoding="utf-8")
-    for name, table in tables.items():
-        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    for what, table in tables.items():
+        begin, end = f"<!-- {what}:begin -->", f"<!-- {what}:end -->"
         pattern = re.escape(begin) + r".*?" + re.escape(end)
-        text, n = re.subn(pattern, lambda _, b=begin, t=table, e=end: f"{b}\n{t}\n{e}", text, flags=re.DOTALL)
+        new = f"{begin}\n\n{table}\n\n{end}"
+        text, n = re.subn(pattern, lambda _, new=new: new, text, flags=re.DOTALL)
         if n != 1:
-            raise SystemExit(f"{PAGE} has no place for {name}: {begin} ... {end}")
+            raise SystemExit(f"{PAGE} has no place for {what}: {begin} ... {end}")
     write_text(PAGE, text)
     draw(found, lists["compare"])
