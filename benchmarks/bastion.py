@@ -82,7 +82,10 @@ SEARCH: dict[str, Callable[[], Method]] = {
     "mart-2-dro": lambda: short(2, 0.75, Mart(5.0), KLDRO(2.0, 1.0)),
     "mart-2-mail": lambda: short(2, 0.75, Mart(5.0), After(MAIL(2.0, 0.0), 0.5)),
     "bastion": of("bastion"),
-    "trades-1-to-3": lambda: growing(3, Trades(6.0)),
+    "mart-1-to-3": lambda: growing(3, Mart(5.0)),
+    "trades-1-to-3-mail": lambda: growing(3, Trades(6.0), After(MAIL(2.0, 0.0), 0.5)),
+    "trades-1-to-3-beta12": lambda: growing(3, Trades(12.0)),
+    "trades-1-to-5": lambda: growing(5, Trades(6.0)),
     "mart-1-to-3-mail": lambda: growing(3, Mart(5.0), After(MAIL(2.0, 0.0), 0.5)),
     "at-1-to-3": lambda: growing(3),
 }
@@ -92,13 +95,14 @@ COMPARED: dict[str, Callable[[], Method]] = {
 }
 COMPARED |= {"fast-at": of("fast-at"), "atta": of("atta", reset=None), "bastion": of("bastion")}
 ABLATED = {  # what differs from bastion, or from AT
-    "bastion": "nothing",
-    "mart-2": "bastion, two steps throughout",
-    "at-1-to-3": "bastion, cross-entropy for MART's loss",
-    "mart": "bastion, ten steps throughout: AT with MART's loss",
-    "mart-1-to-3-mail": "bastion, and weights by the margin from half of the epochs on",
-    "at": "nothing: AT",
-    "at-2": "AT, two long steps",
+    "bastion": "all",
+    "trades-2": "bastion without growth: two steps throughout",
+    "mart-1-to-3": "bastion with MART's loss for TRADES'",
+    "at-1-to-3": "bastion with the cross-entropy for TRADES' loss; AT with a short attack that grows",
+    "trades": "bastion with ten steps throughout, on the divergence; AT with TRADES' loss",
+    "trades-1-to-3-mail": "bastion, and MAIL's weights by the margin from half of the epochs on",
+    "at-2": "AT with a short attack: two steps of 0.75 eps",
+    "at": "none",
 }
 EVERY = {**SEARCH, **COMPARED}
 LISTS = {"search": list(SEARCH), "ablate": list(ABLATED), "compare": list(COMPARED)}

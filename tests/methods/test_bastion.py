@@ -39,10 +39,12 @@ def test_reference_with_other_parameters() -> None:
     agree(method, straight, epoch=[0, 3, 6], epochs=8, **hyper)
 
 
-def test_at_its_height_it_is_mart_from_a_uniform_start() -> None:
-    mart = methods.mart(THREAT, steps=3, step_size=0.75).but(solver__start=uniform)
+def test_at_its_height_it_is_trades_on_a_cross_entropy_attack() -> None:
+    trades = methods.trades(THREAT, steps=3, step_size=0.75).but(
+        objective=methods.at(THREAT).objective, solver__start=uniform
+    )
     data = minibatches()
-    ends = [train(Net(), m, data, epoch=2, epochs=3).model for m in (methods.bastion(THREAT), mart)]
+    ends = [train(Net(), m, data, epoch=2, epochs=3).model for m in (methods.bastion(THREAT), trades)]
     assert gap(*ends) < 1e-12
     before = train(Net(), methods.bastion(THREAT), data, epoch=1, epochs=3).model
     assert gap(before, ends[1]) > 1e-6, "fewer steps must make a difference"

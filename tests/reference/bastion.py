@@ -1,12 +1,11 @@
-"""Bastion, written out: MART's loss, and an attack that grows."""
+"""Bastion, written out: TRADES' loss, and an attack that grows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from tests.reference.plainsgd import Draws, MiniBatch, Rate, at, box, clip, cross_entropy, sgd, still
-from tests.reference.trades_mart import mart_terms
+from tests.reference.plainsgd import Draws, MiniBatch, Rate, at, box, clip, cross_entropy, kl, sgd, still
 from torch import Tensor, nn
 
 
@@ -21,13 +20,13 @@ def bastion(
     run: int,
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
-    beta: float = 5.0,
+    beta: float = 6.0,
     steps: int = 3,
     alpha: float | None = None,
     until: float = 2 / 3,
     attack_mode: str = "eval",
 ) -> list[dict[str, float]]:
-    """mean BCE(x') + beta mean KL(p(x) || p(x')) (1 - p_y(x)), x' by k sign steps of alpha on the CE.
+    """mean CE(f(x), y) + beta mean KL(p(x) || p(x')), x' by k sign steps of alpha on the cross-entropy.
 
     k = floor(1 + (K - 1) min(1, t / (until T))) in epoch t of T = run; alpha is 0.75 eps unless given. The
     outer passes: first x, then x', both in train mode. epochs: t of each minibatch. Draws: "start:uniform"
@@ -50,8 +49,7 @@ def bastion(
         model.train()
         clean = model(x)
         adv = model(x + delta.detach())
-        bce, weighted_kl = mart_terms(clean, adv, y)
-        loss = bce.mean() + beta * weighted_kl.mean()
+        loss = cross_entropy(clean, y).mean() + beta * kl(clean, adv).mean()
         grads = torch.autograd.grad(loss, params)
         sgd(params, grads, buffers, at(lr, t), momentum, weight_decay)
         log.append({"loss": loss.item(), "level": float(k)})

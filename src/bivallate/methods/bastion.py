@@ -9,7 +9,7 @@ from bivallate.lower.threat import L2, Linf
 from bivallate.method import Method, register
 from bivallate.schedule import Linear
 from bivallate.types import Clock
-from bivallate.upper.loss import Mart
+from bivallate.upper.loss import Trades
 
 
 def growth(steps: int, until: float) -> Linear:
@@ -21,15 +21,15 @@ def growth(steps: int, until: float) -> Linear:
 def bastion(
     threat: Linf | L2,
     *,
-    beta: float = 5.0,
+    beta: float = 6.0,
     steps: int = 3,
     step_size: float = 0.75,
     until: float = 2 / 3,
 ) -> Method:
-    """Bastion: MART's loss on short, long-stepped attacks whose number of steps grows, in many epochs.
+    """Bastion: TRADES' loss on short, long-stepped attacks whose number of steps grows, in many epochs.
 
-    Minimises mean BCE(x') + beta mean KL(p(x) || p(x')) (1 - p_y(x)), with x' after k = 1, ..., K
-    cross-entropy steps from a uniform start.
+    Minimises mean CE(x) + beta mean KL(p(x) || p(x')), with x' after k = 1, ..., K cross-entropy steps from a
+    uniform start.
 
     An epoch costs less than half of one of PGD-10 AT: the epochs that this pays for are the point, and
     `epochs_within` counts them. At equal epochs it is the weaker attack's method.
@@ -43,10 +43,10 @@ def bastion(
 
     Cost: k + 2 forwards, k + 2 backwards (the outer backward runs through two forwards).
 
-    Reference: none; its parts are those of MART (eq. 7-9) and of Curriculum AT (section 3).
+    Reference: none; its parts are those of TRADES (eq. 5) and of Curriculum AT (section 3).
     """
     solver = Curriculum(PGD(steps, step_size * threat.eps, uniform), growth(steps, until))
-    return Method(threat, solver, loss=Mart(beta))
+    return Method(threat, solver, loss=Trades(beta))
 
 
 def epochs_within(passes: float, *, steps: int = 3, until: float = 2 / 3) -> int:
