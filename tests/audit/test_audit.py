@@ -39,6 +39,30 @@ def test_gaps_are_flagged_by_exact_tests_only():
     assert found.interval[0] < 0.25 < found.interval[1]
 
 
+class Dead(nn.Module):
+    """One class for every image; `hidden` is a model that answers where an attack has moved the image."""
+
+    def __init__(self, hidden: nn.Module | None = None) -> None:
+        super().__init__()
+        self.bias, self.hidden = nn.Parameter(torch.arange(10.0)), hidden
+
+    def forward(self, x):
+        logits = self.bias.expand(len(x), -1) + 0 * x.flatten(1).sum(1, keepdim=True)
+        if self.hidden is None:
+            return logits
+        moved = ((16 * x).frac().flatten(1) > 0).any(1, keepdim=True)  # the images are whole sixteenths
+        return torch.where(moved, self.hidden(x), logits)
+
+
+def test_a_model_that_has_learned_nothing_is_no_liar():
+    found = audit(Dead(), points(), THREAT, budget_passes=1e5)
+    assert not found.accused
+    assert found.named("gradients").outcome == "note"
+    assert "learned nothing" in found.named("gradients").finding
+    moved = audit(Dead(model_of("at", 0)), points(), THREAT, budget_passes=1e5)
+    assert moved.named("gradients").outcome == "flag", "attacks change something that no gradient shows"
+
+
 def test_an_excess_counts_both_ways():
     a, b = first(200, 120), first(200, 150)
     assert excess(a, b, 0.01).significant

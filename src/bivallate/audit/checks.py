@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bivallate.audit.battery import BLACK, Battery
@@ -25,13 +26,14 @@ SYMPTOMS = {
     *("ignores-eval", "random", "batch", "stateful", "probabilities", "no-gradient", "nonfinite"),
     *("quantised", "dead", "saturated", "false-gradient"),
 }
+BLIND = {"quantised", "dead", "saturated", "false-gradient"}  # of gradients that show nothing
 
 
 def questions(
     battery: Battery, preflight: Preflight, history: list[dict[str, Any]] | None
 ) -> Iterator[Check]:
     """All checks but that of the claim."""
-    yield _symptoms(preflight)
+    yield _symptoms(battery, preflight)
     yield from _order(battery)
     yield _restarts(battery)
     yield _radii(battery)
@@ -51,14 +53,32 @@ def accuracy(left: Tensor) -> float:
     return int(left.sum()) / len(left)
 
 
-def _symptoms(found: Preflight) -> Check:
+def _symptoms(battery: Battery, found: Preflight) -> Check:
     bad = [f for f in found.findings if f.name in SYMPTOMS and f.severity != "note"]
     numbers = {f"{where}_{k}": v for where in ("clean", "near") for k, v in _shares(getattr(found, where))}
     question = "does the model answer repeatably, in logits, with gradients that describe it?"
     if not bad:
         return Check("gradients", question, "pass", numbers, "they agree with finite differences")
+    if {f.name for f in bad} <= BLIND and _constant(battery):
+        words = (
+            "one class for every image, whatever it shows: the model has learned nothing, and hides nothing"
+        )
+        return Check("gradients", question, "note", numbers, words, "Train it again, with a lower rate.")
     words = "; ".join(f"{f.what} ({f.got})" for f in bad)
     return Check("gradients", question, "flag", numbers, words, " ".join(f"{f.fix}." for f in bad))
+
+
+def _constant(battery: Battery) -> bool:
+    """Whether the model gives one class to every point, of several, and no attack changes any of that.
+
+    A class that attacks cannot leave because gradients are hidden still meets images of other classes, so
+    that all of this accuracy is the share of that class and none of it robustness. Cost: a forward a point.
+    """
+    x, y = battery.points
+    with torch.no_grad():
+        given = torch.cat([battery.model(some).argmax(1) for some in x.split(256)])
+    same = bool((given == given[0]).all()) and len(y.unique()) > 1
+    return same and all(torch.equal(left, battery.left["subtle"]) for left in battery.left.values())
 
 
 def _shares(probe: Any) -> list[tuple[str, float]]:

@@ -23,6 +23,7 @@ class Panel:
     factor: float = 1.0
     log: bool = False
     whole: bool = False  # an accuracy: from 0 to 100
+    cosine: bool = False  # up to 1, and from 0 or below
     second: str = ""  # drawn dashed beside it
     legend: tuple[str, str] = ("", "")
 
@@ -42,7 +43,7 @@ PANELS = (
     Panel("lr", "learning rate"),
     Panel("temperature", "temperature r (nats)", log=True),
     Panel("sentinel_pgd", "sentinel (%)", 100, whole=True, second="sentinel_fgsm", legend=("PGD", "FGSM")),
-    Panel("sentinel_alignment", "gradient alignment (cosine)"),
+    Panel("sentinel_alignment", "gradients' cosine", cosine=True),
 )
 
 
@@ -108,6 +109,8 @@ class LearningCurves(Drawn):
             ax.set_yscale("log")
         if panel.whole:
             ax.set_ylim(-2, 102)
+        if panel.cosine:
+            ax.set_ylim(min(-0.02, ax.get_ylim()[0]), 1.02)
         ax.set_xlabel("epoch")
         ax.set_ylabel(panel.label)
         ax.xaxis.get_major_locator().set_params(integer=True)
