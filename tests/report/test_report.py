@@ -191,6 +191,12 @@ def test_alignment_over_epochs_is_what_the_sentinel_saw(runs, tmp_path, capsys):
     assert drawn["sentinel_alignment"] == [line["sentinel_alignment"] for line in watched.history]
 
 
+def test_equal_weights_have_no_extremes(runs, tmp_path, capsys):
+    wanted = ["--what", "examples", "--n", "20", "--out", str(tmp_path)]
+    assert command(["diagnose", str(runs / "at_50%<b>"), *wanted]) == 2
+    assert "weighs the same" in capsys.readouterr().err
+
+
 def test_bad_requests_are_named(runs, tmp_path):
     with pytest.raises(UserError, match=r"\.html, \.md or \.tex"):
         write_report(both(runs), tmp_path / "report.pdf")

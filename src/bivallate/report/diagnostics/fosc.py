@@ -73,7 +73,7 @@ class FOSC(Drawn):
         other.spines["right"].set_visible(True)
         other.set_ylim(bottom=0)
         other.grid(visible=False)
-        right.legend(handles=[*one, *two], loc="center right")
+        right.legend(handles=[*one, *two], loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
         return fig
 
 

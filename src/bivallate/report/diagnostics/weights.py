@@ -269,6 +269,8 @@ def extremes(weighed: Weighed, classes: tuple[str, ...], count: int = 10) -> Ext
     count = min(count, len(order) // 2)
     if count < 1:
         raise UserError("the easiest and hardest examples need at least 2 points")
+    if np.allclose(weighed.weights, weighed.weights[0]):
+        raise UserError("every example weighs the same in this method: none is the lightest or heaviest")
     rows = np.stack([order[:count], order[::-1][:count]])
     return Extremes(
         tuple(classes),
