@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks import bastion as benchmark
+from benchmarks.bastion_page import held_out
 from tests.methods.glue import EPS, Net, agree, gap, minibatches, train
 from tests.methods.meter import Metered
 from tests.reference import bastion as reference
@@ -80,3 +82,30 @@ def test_the_recipe_costs_no_more_than_ten_epochs_of_at() -> None:
     config = recipe_for("bastion", methods.bastion(THREAT), "mnist")
     assert 210 < spent(config.method, config.epochs) <= spent(methods.at(THREAT), 10)
     assert config.average > 0
+
+
+@pytest.mark.parametrize("name", ["at", "bilaw", "fast-bat", "bastion"])
+def test_the_benchmark_gives_each_method_the_epochs_that_the_budget_pays_for(name: str) -> None:
+    method = benchmark.EVERY[name]()
+    epochs = benchmark.epochs_within(method)
+    assert benchmark.passes(method, epochs) <= 220 < benchmark.passes(method, epochs + 1)
+    config = benchmark.configure(method, "mnist", seed=0, rows=1000)
+    assert (config.epochs, config.average, config.batch_size) == (epochs, 0.99, 32)
+    if name in ("at", "bastion"):
+        assert epochs == {"at": 10, "bastion": epochs_within(220)}[name]
+        assert benchmark.passes(method, epochs) == spent(method, epochs)
+
+
+def test_the_page_ranks_the_mean_of_the_seeds() -> None:
+    def record(robust: float) -> dict[str, Any]:
+        found = {"clean": 0.9, "robust": robust, "tail_30": 0.25}
+        return {"epochs": 3, "passes": 24.0, "train_robust": 0.8, "validation": found}
+
+    runs = {"first": [record(0.5)], "second": [record(0.4), record(0.7)]}
+    lines = held_out(runs, ["first", "second", "absent"], ("mnist", 1000)).splitlines()
+    assert lines[0].startswith("| MNIST, 1,000 images |")
+    assert lines[2:] == [
+        "| second | 3 | 24 | 2 | 90.0 [90.0, 90.0] | 55.0 [40.0, 70.0] | 25.0 [25.0, 25.0] | "
+        "80.0 [80.0, 80.0] |",
+        "| first | 3 | 24 | 1 | 90.0 | 50.0 | 25.0 | 80.0 |",
+    ]
