@@ -7,6 +7,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import bivallate as bv
@@ -14,6 +15,7 @@ from bivallate.cli import run as command
 from bivallate.errors import UserError
 from bivallate.evaluate import evaluation_name
 from bivallate.report.collect import collect
+from bivallate.report.diagnostics.fosc import FOSC
 from bivallate.report.page import markdown, tex, write_report
 from bivallate.report.tables import differences_table, percent, radius, runs_table
 from bivallate.run.config import Validation
@@ -212,3 +214,11 @@ def test_text_is_escaped():
     assert radius(bv.Linf(8 / 255)) == "Linf 8/255"
     assert radius(bv.Linf(0.2)) == "Linf 0.2"
     assert radius(bv.L2(0.5)) == "L2 0.5"
+
+
+def test_points_below_the_smallest_fosc_shown_are_still_drawn():
+    """Converged points lie below 1e-4; they belong to the first bin."""
+    small = np.full((1, 40), 1e-7, dtype=np.float32)
+    found = FOSC((1,), small, np.ones_like(small), np.ones((1, 40), dtype=bool))
+    heights = found.figure().axes[0].patches[0].get_path().vertices[:, 1]
+    assert heights.max() == pytest.approx(100)

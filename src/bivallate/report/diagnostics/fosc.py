@@ -53,14 +53,14 @@ class FOSC(Drawn):
         bins = np.geomspace(floor, top, 31)
         for k, (steps, values) in enumerate(zip(self.steps, self.fosc, strict=True)):
             share = np.full(len(values), 100 / len(values))
-            shown = values.clip(floor, top)
+            shown = values.astype(float).clip(floor, top)  # in single precision they would miss the first bin
             left.hist(
                 shown, bins, weights=share, histtype="step", lw=1.3, color=COLOURS[k], label=f"PGD-{steps}"
             )
         left.set_xscale("log")
         left.set_xlabel("FOSC (nats)")
         left.set_ylabel("test points (%)")
-        left.legend()
+        left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
         at, accuracy, loss = self.groups()
         one = right.plot(at.clip(floor), 100 * accuracy, "o-", color=COLOURS[0], label="accuracy")
         right.set_xscale("log")
