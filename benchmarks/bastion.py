@@ -72,15 +72,11 @@ def of(name: str, **parameters: Any) -> Callable[[], Method]:
 
 SEARCH: dict[str, Callable[[], Method]] = {
     "at": of("at"),
-    "fast-at": of("fast-at"),
     "at-2": lambda: short(2, 0.75),
-    "trades-1": lambda: short(1, 1.0, Trades(6.0)),
     "trades-2": lambda: short(2, 0.75, Trades(6.0)),
-    "trades-2-mail": lambda: short(2, 0.75, Trades(6.0), After(MAIL(2.0, 0.0), 0.5)),
     "mart-1": lambda: short(1, 1.0, Mart(5.0)),
     "mart-2": lambda: short(2, 0.75, Mart(5.0)),
     "mart-2-dro": lambda: short(2, 0.75, Mart(5.0), KLDRO(2.0, 1.0)),
-    "mart-2-mail": lambda: short(2, 0.75, Mart(5.0), After(MAIL(2.0, 0.0), 0.5)),
     "bastion": of("bastion"),
     "mart-1-to-3": lambda: growing(3, Mart(5.0)),
     "trades-1-to-3-mail": lambda: growing(3, Trades(6.0), After(MAIL(2.0, 0.0), 0.5)),
