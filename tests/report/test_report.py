@@ -199,6 +199,11 @@ def test_equal_weights_have_no_extremes(runs, tmp_path, capsys):
     assert "weighs the same" in capsys.readouterr().err
 
 
+def test_no_run_at_all_is_said():
+    with pytest.raises(UserError, match="at least one run"):
+        collect([])
+
+
 def test_bad_requests_are_named(runs, tmp_path):
     with pytest.raises(UserError, match=r"\.html, \.md or \.tex"):
         write_report(both(runs), tmp_path / "report.pdf")

@@ -86,7 +86,9 @@ class RunRecord:
 
 
 def collect(paths: list[Path]) -> list[RunRecord]:
-    """Reads run folders. Raises UserError for a folder that is no run, or two that are the same one."""
+    """Reads run folders. Raises UserError for none, for one that is no run, and for the same one twice."""
+    if not paths:
+        raise UserError("name at least one run folder")
     resolved = [path.resolve() for path in paths]
     for k, path in enumerate(resolved):
         if path in resolved[:k]:

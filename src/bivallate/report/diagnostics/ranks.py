@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from bivallate.evaluate import attack as attacked
-from bivallate.evaluate import evaluate
-from bivallate.evaluate.statistics import wilson
+from bivallate.evaluate import eps_curve
 from bivallate.lower.threat import L2, Linf
 from bivallate.report.diagnostics.drawn import Drawn
 from bivallate.report.diagnostics.sample import looked_at, sample
@@ -144,14 +143,10 @@ def accuracy_over_eps(
     accuracy: dict[str, list[float]] = {}
     interval: dict[str, list[tuple[float, float]]] = {}
     for label, model in models.items():
-        standing = torch.ones(len(chosen.y), dtype=torch.bool)
-        accuracy[label], interval[label] = [], []
-        for eps in radii:
-            score = evaluate(model, (chosen.x, chosen.y), replace(threat, eps=eps), attack, seed=seed)
-            standing &= score.robust  # a point that a smaller ball has broken is broken in a larger one
-            hits = int(standing.sum())
-            accuracy[label].append(hits / len(standing))
-            interval[label].append(wilson(hits, len(standing)))
+        norm = type(threat).__name__
+        curve = eps_curve(model, (chosen.x, chosen.y), norm, radii, attack, seed=seed).values()
+        accuracy[label] = [score.robust_accuracy for score in curve]
+        interval[label] = [score.interval_95 for score in curve]
     return OverEps(attack, type(threat).__name__, radii, accuracy, interval, trained or {})
 
 
