@@ -18,7 +18,7 @@ from bivallate.reproduce.planning import jobs_of
 from bivallate.run.interrupt import Interrupted
 from bivallate.run.progress import Spoken
 
-FIRST = ("AT", "DONE-ADAM", "MAIL", "GAIRAT", "BiLAW")
+FIRST = ("AT", "DONE-ADAM", "MAIL", "BASTION", "GAIRAT", "BiLAW")
 ORDER = (  # table, rows (empty: all), group, seeds
     ("T-B1", FIRST, "MNIST tiny-CNN", (0,)),
     ("T-B1", (), "MNIST tiny-CNN", (0,)),
