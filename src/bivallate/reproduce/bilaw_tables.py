@@ -100,8 +100,8 @@ def _b1() -> Table:
         "tiny-CNN and Linf alone, all training images, rate 0.02, 10 epochs of the paper's 100 with the "
         "milestones in proportion, PGD-20 on all test points, AutoAttack on 1,000 random ones",
         notes=(
-            "DONE, Fast-BAT, TRADES, MAIL-TRADES, BiLAW-TRADES and bastion are not in the paper's table; they "
-            "were trained with the table's recipe for comparison.",
+            "DONE, Fast-BAT, TRADES, MAIL-TRADES, BiLAW-TRADES and bastion are not in the paper's table; "
+            "they were trained with the table's recipe for comparison.",
             "Bastion has as many epochs as the passes of AT pay for (27 for AT's 10); all others have AT's "
             "epochs, whatever a step of theirs costs.",
             "The weights reported are the best of all epochs on 1,000 held-out training images.",
