@@ -285,7 +285,9 @@ def test_after_holds_a_memory_still_and_saves_it() -> None:
     rule.update(evidence(logits, y, clock=early))
     assert all(torch.equal(v.nan_to_num(), before[k].nan_to_num()) for k, v in rule.state_dict().items())
     assert torch.equal(rule(evidence(logits, y, clock=early)), torch.ones(8, dtype=torch.float64))
+    assert rule.log() == {}, "a temperature that is not known yet cannot be recorded"
     rule.update(evidence(logits, y, clock=late))
+    assert rule.log() == {"temperature": 1.0}
     weights = rule(evidence(logits, y, clock=late))
     assert weights.std() > 0.1
     other = After(KLDRO(temperature=1.0), burn_in=0.5).bind(Facts(10, (1, 6, 6), CLASSES))

@@ -107,5 +107,5 @@ class RunningKLDRO(Weighting, nn.Module):
         return loss / self.rule.temperature_at(evidence.clock)
 
     def log(self) -> dict[str, float]:
-        """The temperature."""
-        return {"temperature": float(self.r)}
+        """The temperature, once there is one."""
+        return {} if math.isnan(self.r) else {"temperature": float(self.r)}
