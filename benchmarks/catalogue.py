@@ -126,7 +126,7 @@ def table() -> str:
         ess = _mean(found, "effective", "{:.0%}")
         joined = " | ".join(cells)
         rows.append(
-            f"| {entry.family} | [{name}](methods/{name}.md) | {joined} | {spent} | {ess} | {reached} |"
+            f"| {entry.family} | [{name}](methods/{name}.md) | {joined} | {spent} | {ess} | {len(found)} | {reached} |"
         )
     commits = sorted({r.get("commit", "?") for rs in records.values() for r in rs})
     machines = sorted({r["machine"] for rs in records.values() for r in rs if "machine" in r})
@@ -147,7 +147,7 @@ the robust accuracy of `at`: {bar}.
 
 Made by `python -m benchmarks.catalogue` (seeds 0, 1, 2; commits {commits}; {machines}).
 The settings are the same for all and were tuned for none: this table shows that the methods work, not which
-    is best.
+is best.
 
 | family | method | SA | RA-PGD-20 | RA-Tail-30 | RA last | passes over training | ESS | seeds | 70 % of AT |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
