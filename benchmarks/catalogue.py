@@ -124,10 +124,8 @@ def table() -> str:
         spent = f"{_mean(found, 'forward', '{:.0f}')}F + {_mean(found, 'backward', '{:.0f}')}B"
         cells = [_spread(found, key) for key in ("clean", "robust", "tail_30", "last_robust")]
         ess = _mean(found, "effective", "{:.0%}")
-        joined = " | ".join(cells)
-        rows.append(
-            f"| {entry.family} | [{name}](methods/{name}.md) | {joined} | {spent} | {ess} | {len(found)} | {reached} |"
-        )
+        cells = [entry.family, f"[{name}](methods/{name}.md)", *cells, spent, ess, str(len(found)), reached]
+        rows.append(f"| {' | '.join(cells)} |")
     commits = sorted({r.get("commit", "?") for rs in records.values() for r in rs})
     machines = sorted({r["machine"] for rs in records.values() for r in rs if "machine" in r})
     return HEAD.format(
