@@ -128,6 +128,21 @@ def test_seeds_of_a_method_are_one_row(runs, capsys):
     assert len(as_json(capsys, *paths(runs), "--over-seeds")["rows"]) == 3, "another setting is another row"
 
 
+def test_a_seed_counts_once(runs, capsys):
+    shutil.copytree(runs / "at-0", runs / "copy")
+    assert run(["compare", *paths(runs, "at-0", "copy"), "--over-seeds"]) == 2
+    assert "at-0, copy are one method, but their seeds repeat (0, 0)" in capsys.readouterr().err
+
+
+def test_evaluations_on_another_data_set_take_no_part(runs, capsys):
+    before = as_json(capsys, *paths(runs))
+    for name in NAMES:
+        folder = runs / name / "evaluation"
+        for file in list(folder.glob("*fgsm*")):
+            shutil.copy(file, folder / file.name.replace("-seed0", "-seed0-usps"))
+    assert as_json(capsys, *paths(runs)) == before
+
+
 @pytest.mark.parametrize("options", [[], ["--over-seeds"]], ids=str)
 def test_markdown_has_a_row_for_each_and_the_footnotes(runs, capsys, options):
     assert run(["compare", *paths(runs), "--markdown", *options]) == 0

@@ -69,3 +69,79 @@ def test_when_one_piece_fails_the_others_stop():
         crew.run([endless, fails])
     assert len(seen) < 3000
     assert crew.run([lambda s: 1]) == [1]
+
+
+class Standardised(nn.Module):
+    """Reads the weights of a first layer that it never calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4 * 36, 3)
+
+    def forward(self, x):
+        weight = self.conv.weight - self.conv.weight.mean((1, 2, 3), keepdim=True)
+        return self.head(nn.functional.conv2d(x, weight).relu().flatten(1))
+
+
+def test_a_model_that_reads_its_layers_weights_is_evaluated(monkeypatch, threads):
+    threads(2)
+    model, x, y = Standardised(), torch.rand(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64)
+    slow = bv.evaluate(model, (x, y), bv.Linf(0.02), "pgd-3")
+    monkeypatch.setattr(evaluating, "WORTH", 0)
+    assert torch.equal(bv.evaluate(model, (x, y), bv.Linf(0.02), "pgd-3").robust, slow.robust)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.Flatten(0)),
+        nn.Conv2d(1, 3, 8),
+        nn.Sequential(nn.Conv2d(1, 3, 8), nn.Unflatten(1, (3, 1))),
+    ],
+)
+def test_a_model_of_the_wrong_shape_is_told_so(model, monkeypatch):
+    monkeypatch.setattr(evaluating, "WORTH", 0)
+    with pytest.raises(bv.UserError, match="logits"):
+        bv.evaluate(model, (torch.rand(6, 1, 8, 8), torch.zeros(6, dtype=torch.int64)), bv.Linf(0.1), "pgd-3")
+
+
+def test_functions_and_hooked_modules_are_searched_by_one_thread(monkeypatch, threads):
+    threads(2)
+    monkeypatch.setattr(evaluating, "WORTH", 0)
+    asked = []
+    monkeypatch.setattr(evaluating, "_crew", lambda scout, n: (asked.append(n), Crew(scout, n))[1])
+    x, y = torch.rand(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64)
+    plain, hooked = (nn.Sequential(nn.Flatten(), nn.Linear(64, 3)) for _ in range(2))
+    hooked[1].register_forward_hook(lambda module, inputs, output: None)
+    for model in (plain, hooked, lambda x: plain(x)):
+        bv.evaluate(model, (x, y), bv.Linf(0.1), "pgd-3")
+    assert asked == [2, 1, 1]
+
+
+def test_a_resumed_search_keeps_the_shares_of_the_first(tmp_path, monkeypatch, threads):
+    monkeypatch.setattr(evaluating, "WORTH", 0)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 3))
+    x = torch.rand(60, 1, 8, 8)
+    y = model(x).argmax(1)
+
+    def stops(moment):
+        if moment.part == "apgd-ce":
+            raise KeyboardInterrupt
+
+    threads(3)
+    whole = bv.evaluate(model, (x, y), bv.Linf(0.03), "autoattack", batch_size=40)
+    with pytest.raises(KeyboardInterrupt):
+        bv.evaluate(
+            model,
+            (x, y),
+            bv.Linf(0.03),
+            "autoattack",
+            batch_size=40,
+            progress=stops,
+            resume=tmp_path / "kept",
+        )
+    threads(1)
+    again = bv.evaluate(model, (x, y), bv.Linf(0.03), "autoattack", batch_size=40, resume=tmp_path / "kept")
+    assert torch.equal(again.stage, whole.stage)
+    assert torch.allclose(again.margin, whole.margin, atol=1e-5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from tests.evaluate.conftest import affine, cloud
@@ -80,3 +82,10 @@ class Jitter(nn.Module):
 
     def forward(self, x):
         return x + torch.randn_like(x)
+
+
+def test_shares_do_not_multiply_what_memory_allows(monkeypatch):
+    model, x = affine(64, 3), cloud(1, (1, 8, 8))
+    memory = importlib.import_module("bivallate.evaluate.memory")
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 40 * example_bytes(model, x))
+    assert estimate_batch(model, x) == estimate_batch(model, x, 16) == 10

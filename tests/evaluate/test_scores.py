@@ -278,3 +278,15 @@ def test_every_listed_attack_can_be_parsed():
     for written in attacks():
         name = written.split("[")[0].replace("-N", "-2")
         assert isinstance(parse(name), Attack)
+
+
+def test_welch_with_one_method_whose_seeds_agree():
+    p = welch([0.87, 0.87], [0.85, 0.852])
+    assert p is not None
+    assert 0 < p < 0.1
+
+
+def test_an_eps_curve_does_not_resume():
+    x = cloud(4, (1, 2, 2))
+    with pytest.raises(UserError, match="resume"):
+        eps_curve(affine(4, 3), (x, torch.zeros(4, dtype=torch.int64)), "linf", [0.1], resume="file")

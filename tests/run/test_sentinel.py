@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import bivallate as bv
 from bivallate.errors import UserError
 from bivallate.lower.pgd import PGD
+from bivallate.method import create
 from bivallate.noise import Noise
 from bivallate.run.api import execute
 from bivallate.run.config import Config, Model, Validation
@@ -22,7 +23,7 @@ from bivallate.run.measure import look
 from bivallate.run.progress import Progress
 from bivallate.run.sentinel import Sentinel
 from bivallate.run.session import Session, create_model
-from bivallate.run.watch import Watch, shorter
+from bivallate.run.watch import Watch, can_be_finer, shorter
 
 TIMES = ("seconds",)
 
@@ -208,6 +209,19 @@ def test_finer_multiplies_the_steps_of_what_has_them():
     inner = shorter(bv.methods.atta(threat), finer).solver.inner
     assert (inner.steps, inner.step_size) == (2 * atta.steps, atta.step_size / 2)
     assert shorter(bv.methods.trades(threat), {"step_size": 1.0, "steps": 1.0}) == bv.methods.trades(threat)
+
+
+def test_a_whole_step_size_is_not_rounded_away():
+    method = bv.methods.fgsm_at(bv.L2(1.0)).but(solver=PGD(1, 1))
+    assert shorter(method, 0.5).solver.step_size == 0.5
+
+
+def test_an_attack_whose_steps_a_schedule_sets_cannot_be_finer():
+    threat = bv.Linf(0.1)
+    finer = {name: can_be_finer(create(name, threat).solver) for name in ("fast-at", "atta", "bastion")}
+    assert finer == {"fast-at": True, "atta": True, "bastion": False}
+    with pytest.raises(UserError, match="whole"):
+        Sentinel(rollback=True, lower=0.7)
 
 
 def test_shorter_reaches_every_step_and_nothing_else():

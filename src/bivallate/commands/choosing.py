@@ -50,7 +50,7 @@ class Wanted:
         """Whether an evaluation is one of those asked for."""
         attack, norm, eps = kind_of(found)
         return (
-            (found.weights, found.split) == (self.weights, self.split)
+            (found.weights, found.split, found.data) == (self.weights, self.split, "")  # of the run's own set
             and self.attack in (None, attack)
             and self.norm in (None, norm)
             and (self.eps is None or math.isclose(self.eps, eps, rel_tol=1e-6))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from bivallate.errors import UserError
 from bivallate.evaluate.compare import KEYS, LEVEL, Spread, TrainingCost, over_seeds
 from bivallate.evaluate.score import Score
 from bivallate.evaluate.statistics import holm, welch
@@ -15,7 +16,13 @@ from bivallate.parts import encode
 from bivallate.report.collect import Evaluation, RunRecord
 from bivallate.report.tables import flatten
 
-IRRELEVANT = ("seed", "device", "threads", "checkpoint_minutes")  # to what a run's model is a sample of
+IRRELEVANT = (
+    "seed",
+    "device",
+    "threads",
+    "checkpoint_minutes",
+    "data.data_dir",
+)  # to what a run's model is a sample of
 
 
 @dataclass(frozen=True)
@@ -83,8 +90,13 @@ def _group(
     spreads["training_passes"] = _of(spent)
     spreads["training_seconds"] = _of([c.seconds if c else math.inf for c in trained])
     first = runs[members[0]].config.method.name
-    labels = tuple(runs[k].label for k in members)
-    return Seeds(first, labels, tuple(runs[k].config.seed for k in members), {k: spreads[k] for k in KEYS})
+    labels, seeds = zip(*((runs[k].label, runs[k].config.seed) for k in members), strict=True)
+    if len(set(seeds)) < len(seeds):
+        raise UserError(
+            f"{', '.join(labels)} are one method, but their seeds repeat ({', '.join(map(str, seeds))}): a "
+            "seed that counts twice makes the interval too narrow; leave the repeated runs out"
+        )
+    return Seeds(first, labels, seeds, {k: spreads[k] for k in KEYS})
 
 
 def _of(values: list[float]) -> Spread:

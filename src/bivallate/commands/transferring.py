@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from bivallate.cli import APP
 from bivallate.commands.evaluating import Flag, kept_points, percent, show
 from bivallate.errors import UserError
+from bivallate.evaluate.compare import LEVEL, p_value
 
 
 @APP.command
@@ -88,9 +89,13 @@ def transfer(
     show(score, list(subjects.classes))
     white = folder.evaluation / evaluation_name(weights, threat, chosen.name, seed, points)
     if white.exists():
-        left = Score.load(white).robust_accuracy
-        below = score.robust_accuracy < left
-        print(f"the same attack on the model itself left {percent(left)}" + (f": {MASKED}" if below else ""))
+        own = Score.load(white)
+        p = p_value(own, score) if score.robust_accuracy < own.robust_accuracy else None
+        masked = p is not None and p < LEVEL  # a point or two more are the luck of further random starts
+        print(
+            f"the same attack on the model itself left {percent(own.robust_accuracy)}"
+            + (f": {MASKED} (p {p:.2g})" if masked else "")
+        )
     print(f"kept in {folder.evaluation / evaluation_name(weights, threat, score.attack, seed, points)}")
 
 

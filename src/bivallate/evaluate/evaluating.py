@@ -60,7 +60,9 @@ def evaluate(
     A point is robust only if it is correct on the clean image and after every turn of every part; every
     success is confirmed by a fresh forward of the model itself inside the threat. The model's mode,
     `requires_grad` and gradients are left as they were found, also when the attack raises. Randomness belongs
-    to a point's row, so that the result does not depend on the batch size beyond rounding.
+    to a point's row, so that the result does not depend on the batch size beyond rounding. On a processor a
+    long search may run in several threads at once, each with a copy of the model that shares its parameters;
+    parts of your own then need to keep no state between calls.
 
     Args:
         data: a split, or a pair (x, y) of tensors with x (N, C, H, W) in [0, 1].
@@ -171,18 +173,26 @@ def _hunt(
     x, _ = source.tensors(index[:2])
     check_images(x)
     x = x.to(where, dtype)
-    batch = batch_size or estimate_batch(model, x)
     cost = len(index) * sum(part.cost() * part.turns(CLASSES) for part in chosen.parts)
     scout = _scout(model, x) if cost > WORTH else model
-    shares = torch.get_num_threads() if scout is not model and where.type == "cpu" else 1
-    ledger = Ledger.of(len(index), batch if batch_size else batch * shares, shares)
+    alone = scout is model or where.type != "cpu" or _shares_state(scout)
+    shares = 1 if alone else torch.get_num_threads()
+    ledger = Ledger.of(len(index), batch_size or estimate_batch(model, x, shares), shares)
     return Hunt(model, _crew(scout, shares), source, index, threat, chosen, seed, ledger, where, dtype)
+
+
+def _shares_state(scout: nn.Module) -> bool:
+    """Whether copies may write to the same place: functions and hooks are not copied with a module."""
+    return any(
+        isinstance(m, _Callable) or m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
+        for m in scout.modules()
+    )
 
 
 def _crew(scout: nn.Module, members: int) -> Crew:
     try:
         return Crew(scout, members)
-    except (RuntimeError, TypeError):  # a model that can be copied once but not twice
+    except Exception:  # copying runs foreign code: a model that can be copied once but not twice
         return Crew(scout, 1)
 
 
@@ -198,16 +208,17 @@ def _scout(model: nn.Module, x: Tensor) -> nn.Module:
             copied = quick_stems(copied) if quick else copied
             if _agree(model, copied, x):
                 return copied
-    except (ImportError, RuntimeError, TypeError, NotImplementedError):  # a model that cannot be copied
+    except Exception:  # copying and calling run foreign code: whatever it raises, the model itself is right
         pass
     return model
 
 
 def _agree(model: nn.Module, scout: nn.Module, x: Tensor) -> bool:
     """Whether the copy gives the same logits to 1e-5 of their size, and the same gradient to 1e-3 of its."""
+    expected, slope = _logits_and_slope(model, x)
     try:
-        (expected, slope), (logits, grad) = (_logits_and_slope(m, x) for m in (model, scout))
-    except RuntimeError:  # such as a `view` that needs another memory format
+        logits, grad = _logits_and_slope(scout, x)
+    except Exception:  # foreign code in a setting it was not written for, such as a `view` and channels last
         return False
     near = (logits - expected).abs().max() <= 1e-5 * expected.abs().max().clamp(min=1)
     return bool(near) and bool((grad - slope).norm() <= 1e-3 * slope.norm())

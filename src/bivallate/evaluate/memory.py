@@ -43,10 +43,12 @@ def free_bytes(device: torch.device) -> int:
         return 2**31
 
 
-def estimate_batch(model: nn.Module, x: Tensor) -> int:
-    """Points to attack at once so that a quarter of the free memory suffices. Cost: one forward of one
-    point."""
+def estimate_batch(model: nn.Module, x: Tensor, shares: int = 1) -> int:
+    """Points to attack at once, in so many shares, so that a quarter of the free memory suffices for all.
+
+    Cost: one forward of one point.
+    """
     need = max(1, example_bytes(model, x[:1]))
     room = int(SHARE * free_bytes(x.device) // need)
     useful = min(512, max(64, CACHED // need)) if x.device.type == "cpu" else CAP
-    return max(1, min(useful, room))
+    return max(1, min(useful * shares, room))

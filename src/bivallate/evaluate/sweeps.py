@@ -37,8 +37,12 @@ def eps_curve(
     """A score for each radius, in ascending order; a point broken at one radius is broken at all larger ones.
 
     That is exact, because the smaller ball lies in the larger; without it the curve could rise by the luck of
-    a search. Options as in `evaluate`.
+    a search. Options as in `evaluate`, but for resume.
     """
+    if "resume" in options:
+        raise UserError(
+            "an eps curve is several evaluations and cannot resume from one file; leave resume out"
+        )
     radii = sorted({make_threat(norm, value).eps for value in eps})
     if not radii:
         raise UserError("an eps curve needs at least one radius")

@@ -56,7 +56,7 @@ def epochs_within(passes: float, *, steps: int = 3, until: float = 2 / 3) -> int
         >>> epochs_within(10 * 22)  # ten epochs of PGD-10 AT, 11 forwards and 11 backwards each
         27
     """
-    level, epochs = growth(steps, until), 1
+    level, epochs = growth(steps, until), 0
     while sum(2 * (int(level(Clock(e, epochs + 1))) + 2) for e in range(epochs + 1)) <= passes:
         epochs += 1
     return epochs

@@ -20,12 +20,12 @@ def quick_stems(model: nn.Module) -> nn.Module:
     tiny-cnn takes a third of its time so.
     """
     for name, module in list(model.named_modules()):
-        if type(module) is nn.Conv2d and FewChannels.suits(module):
+        if name and type(module) is nn.Conv2d and FewChannels.suits(module):
             model.set_submodule(name, FewChannels(module))
     return model
 
 
-class FewChannels(nn.Module):
+class FewChannels(nn.Conv2d):
     """A frozen convolution whose gradient by its input is one convolution at the output's resolution.
 
     An input pixel s i + a (stride s, phase a) is read by output o with tap s (i - o) + a + padding: each of
@@ -36,8 +36,9 @@ class FewChannels(nn.Module):
     kernel: Tensor
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.conv = conv
+        shape = conv.in_channels, conv.out_channels, conv.kernel_size
+        super().__init__(*shape, conv.stride, conv.padding, bias=conv.bias is not None, device="meta")  # pyright: ignore
+        self.weight, self.bias = conv.weight, conv.bias
         self.register_buffer("kernel", _phases(conv), persistent=False)
 
     @staticmethod
@@ -48,12 +49,11 @@ class FewChannels(nn.Module):
         hooked = conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks
         return plain and square and not hooked and conv.in_channels <= FEW
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(B, O, H', W')."""
-        conv = self.conv
-        if not (x.requires_grad and torch.is_grad_enabled()):
-            return conv(x)
-        return _Convolution.apply(x, conv.weight, conv.bias, self.kernel, conv.stride[0], conv.padding[0])
+        if not (input.requires_grad and torch.is_grad_enabled()):
+            return super().forward(input)
+        return _Convolution.apply(input, self.weight, self.bias, self.kernel, self.stride[0], self.padding[0])
 
 
 def _phases(conv: nn.Conv2d) -> Tensor:

@@ -16,7 +16,9 @@ from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
 
 PREFERRED = ("best", "last", "ema")
-_NAME = re.compile(r"(best|last|ema)(?:-(train|validation))?-(?:linf|l2)-")
+_NAME = re.compile(
+    r"(best|last|ema)(?:-(train|validation))?-(?:linf|l2)-.+-seed\d+(?:-(.+?))??(?:-(?:n|first)\d+)?\.json$"
+)
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,14 @@ class Evaluation:
 
     Attributes:
         weights: best, last or ema. split: test, validation or train. score: the verdicts. path: its file.
+        data: another set than the run's own; empty for its own.
     """
 
     weights: str
     split: str
     score: Score
     path: Path
+    data: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +59,8 @@ class RunRecord:
         """The evaluation that counts: at the training threat on the test set, of the best weights if there is
         one, the one that left least; None if the run was never attacked."""
         threat = encode(self.config.method.threat)
-        fair = [e for e in self.evaluations if encode(e.score.threat) == threat and e.split == "test"]
+        tested = [e for e in self.evaluations if (e.split, e.data) == ("test", "")]
+        fair = [e for e in tested if encode(e.score.threat) == threat]
         attacked = [e for e in fair if e.score.part_names]
         for weights in PREFERRED:
             own = [e for e in attacked if e.weights == weights]
@@ -110,7 +115,7 @@ def _read(path: Path, label: str) -> RunRecord:
 
 def _evaluation(file: Path) -> Evaluation | None:
     match = _NAME.match(file.name)
-    return Evaluation(match[1], match[2] or "test", Score.load(file), file) if match else None
+    return Evaluation(match[1], match[2] or "test", Score.load(file), file, match[3] or "") if match else None
 
 
 def _classes(path: Path, found: list[Evaluation]) -> list[str]:

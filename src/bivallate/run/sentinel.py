@@ -48,7 +48,7 @@ class Sentinel:
             many more `steps` where a part has them. At robust overfitting the learning rate. A shorter attack
             trains for a smaller ball, so "attack" can cost robustness at the full one; a finer one reaches
             as far as before and costs more passes from then on. No finer than a factor of FINEST: beyond it,
-            the rate is lowered.
+            and where a schedule sets the number of steps (Curriculum), the rate is lowered.
         limit: most rollbacks of a run.
 
     Cost: 2 `steps` + 6 passes a row of a check at most; two of them see how gradients turn within the ball.
@@ -83,6 +83,11 @@ class Sentinel:
             fraction = getattr(self, name)
             if not 0 < fraction < 1:
                 raise UserError(f"sentinel.{name} must lie between 0 and 1, got {fraction!r}")
+        if self.rollback and self.lowers == "finer" and (1 / self.lower) % 1:
+            raise UserError(
+                "sentinel.lowers=finer takes 1 / lower times the steps, which must be whole, such as with "
+                f"sentinel.lower=0.5; got {self.lower!r}"
+            )
 
     @property
     def cost(self) -> int:

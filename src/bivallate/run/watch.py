@@ -185,7 +185,7 @@ class Watch:
         state["rollbacks"] += 1
         scales = self._scales()
         steps = scales.get("attack_steps", 1.0) / rule.lower
-        finer = rule.lowers == "finer" and steps <= FINEST
+        finer = rule.lowers == "finer" and steps <= FINEST and can_be_finer(s.config.method.solver)
         if kind == "robust" or rule.lowers in ("rate", "both") or (rule.lowers == "finer" and not finer):
             state["rate"] *= rule.lower
         if kind == "catastrophic" and finer:
@@ -199,6 +199,16 @@ class Watch:
             if k.startswith(f"{kind}.")
         }
         s.relearn(own, state["good"][kind]["values"])
+
+
+def can_be_finer(part: Any) -> bool:
+    """Whether a solver's number of steps is its own: no schedule sets it, as in Curriculum."""
+    if not dataclasses.is_dataclass(part) or isinstance(part, type):
+        return False
+    names = {field.name for field in dataclasses.fields(part)}
+    if "level" in names:
+        return False
+    return {"step_size", "steps"} <= names or any(can_be_finer(getattr(part, name)) for name in names)
 
 
 def shorter(method: Method, factor: float | Mapping[str, float]) -> Method:
@@ -224,7 +234,7 @@ def _scaled(value: Any, factors: Mapping[str, float]) -> Any:
         old = getattr(value, name)
         scale = name in factors and "step_size" in names and isinstance(old, int | float)
         new = old * factors[name] if scale else _scaled(old, factors)
-        new = round(new) if scale and isinstance(old, int) else new
+        new = round(new) if scale and name == "steps" else new
         if new is not old:
             changed[name] = new
     return dataclasses.replace(value, **changed) if changed else value
