@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -31,6 +30,7 @@ from bivallate.evaluate.ensemble import SquareSearch
 from bivallate.files import write_json
 from bivallate.lower.square import Square
 from bivallate.method import facts_for
+from bivallate.reproduce.machine import commit
 
 DOCS = Path(__file__).parents[1] / "docs" / "evaluation.md"
 PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -284,13 +284,8 @@ def speed(groups: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
 
 def machine() -> str:
     """What the figures were measured on."""
-    return f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, bivallate {commit()}"
-
-
-def commit() -> str:
-    """Of the working tree."""
-    git = ["git", "-C", str(DOCS.parent), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    made = commit().get("id", "unknown")[:7]
+    return f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, bivallate {made}"
 
 
 def main() -> None:

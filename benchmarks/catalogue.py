@@ -16,7 +16,6 @@ import multiprocessing
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -39,6 +38,7 @@ def cell(task: tuple[str, int]) -> str:
     import bivallate as bv
     from bivallate.files import write_json
     from bivallate.method import create
+    from bivallate.reproduce.machine import commit
     from bivallate.run.api import execute
     from bivallate.run.config import Config, Data, Model, Validation
 
@@ -86,20 +86,11 @@ def cell(task: tuple[str, int]) -> str:
         "effective": statistics.fmean(line["effective"] for line in run.history),
         "effective_last": run.history[-1]["effective"],
         "seconds": time.monotonic() - began,
-        "commit": _commit(),
+        "commit": commit().get("id", "unknown")[:7],
         "machine": f"{platform.machine()}, one thread of {os.cpu_count()} cores, torch {torch.__version__}",
     }
     write_json(RECORDS / f"{name}-{seed}.json", record)
     return f"{name} seed {seed}: clean {best.clean_accuracy:.1%} robust {best.robust_accuracy:.1%}"
-
-
-def _commit() -> str:
-    try:
-        return subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        ).stdout.strip()
-    except OSError:
-        return "unknown"
 
 
 def table() -> str:

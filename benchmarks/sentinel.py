@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 import time
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -27,6 +26,7 @@ from bivallate.files import write_text
 from bivallate.method import create
 from bivallate.report.diagnostics.drawn import Drawn
 from bivallate.report.style import COLOURS, figure
+from bivallate.reproduce.machine import commit
 from bivallate.run.config import Validation
 from bivallate.run.optim import Cosine, Rate
 from bivallate.run.sentinel import Sentinel
@@ -121,7 +121,7 @@ def train(setting: Setting, rule: str, seed: int, data: bv.data.Dataset) -> Trai
     fgsm, pgd = (bv.evaluate(run.model, data.test, threat, attack, n=n) for attack in ("fgsm", "pgd-20"))
     seconds = time.perf_counter() - began
     accuracies = (pgd.clean_accuracy, fgsm.robust_accuracy, pgd.robust_accuracy)
-    return Trained(seed, rule, *accuracies, run.history, seconds, commit())
+    return Trained(seed, rule, *accuracies, run.history, seconds, commit().get("id", "unknown")[:7])
 
 
 def perceptron(setting: Setting, data: bv.data.Dataset, seed: int) -> nn.Module:
@@ -241,12 +241,6 @@ def kept(setting: Setting, rule: str, seed: int, path: Path, options: argparse.N
 def table(runs: list[Trained]) -> str:
     """The lines of a setting."""
     return "\n".join([HEAD, *map(row, runs)])
-
-
-def commit() -> str:
-    """Of the code that runs."""
-    said = ["git", "describe", "--always", "--exclude", "*"]
-    return subprocess.run(said, capture_output=True, text=True, cwd=DOCS, check=True).stdout.strip()
 
 
 def foot(found: dict[str, list[Trained]]) -> str:

@@ -13,11 +13,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from bivallate.cli import APP
+from bivallate.commands.evaluating import WEIGHTS
 from bivallate.errors import UserError, unknown
 from bivallate.parts import parse_number
 
 Flag = Annotated[bool, Parameter(negative=())]
-WEIGHTS = ("best", "last", "ema")
 
 
 @APP.command

@@ -12,10 +12,10 @@ from cyclopts import Parameter
 
 from bivallate.cli import APP
 from bivallate.commands.compared import Compared
+from bivallate.commands.evaluating import WEIGHTS
 from bivallate.errors import UserError, unknown
 
 Flag = Annotated[bool, Parameter(negative=())]
-WEIGHTS = ("best", "last", "ema")
 MARK = "*"
 SCORES = ("robust_accuracy", "clean_accuracy", "tail_30", "worst_class")
 HEADS = ("robust %", "vs first", "clean %", "tail 30 %", "worst class %", "training passes", "attack passes")

@@ -13,14 +13,13 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from bivallate.commands.evaluating import WEIGHTS
 from bivallate.errors import UserError, unknown
 from bivallate.lower.threat import threat as make
 from bivallate.report.diagnostics.of_run import subject
 from bivallate.report.diagnostics.ranks import FACTORS
 from bivallate.run.session import pick_device
 from bivallate.run.trainer import limit_threads
-
-WEIGHTS = ("best", "last", "ema")
 
 
 @dataclass(frozen=True, eq=False)
