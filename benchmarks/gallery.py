@@ -31,7 +31,8 @@ CAPTIONS = {
     "eps": "Accuracy against the radius of the attack.",
     "ranks": "Where the class that PGD-10 reached stood among the clean logits.",
     "weights": "The weights of the examples of each class.",
-    "weights-over-epochs": "How unequal the weights were, epoch by epoch.",
+    "weights-over-epochs": "How many examples counted, and how the weights in training were spread: "
+    "bands for 90 % and for half of them, a line for the median.",
     "examples": "The test images of lowest and highest weight.",
     "likelihoods": "Likelihoods under attack in their principal components, shaded by weight.",
     "weight-scatter": "The weights that two methods give to the same images.",

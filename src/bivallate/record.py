@@ -41,8 +41,17 @@ def summarise(
     correct = (terms.logits.detach().argmax(1) == y).sum()
     mean = w.mean()
     effective = mean.square() / w.square().mean().clamp(min=torch.finfo(w.dtype).tiny)
-    numbers = torch.stack([loss.detach().to(w.dtype), correct.to(w.dtype), mean, effective]).tolist()
+    relative = w / mean.clamp(min=torch.finfo(w.dtype).tiny)
+    sums = torch.stack([loss.detach().to(w.dtype), correct.to(w.dtype), mean, effective])
+    numbers = torch.cat([sums, relative]).tolist()
     logged = {**problem.log, **method.weighting.log()}
     return StepRecord(
-        numbers[0], int(numbers[1]), len(y), numbers[2], numbers[3], problem.forward.passes, logged
+        loss=numbers[0],
+        correct=int(numbers[1]),
+        examples=len(y),
+        weight_mean=numbers[2],
+        effective=numbers[3],
+        relative=numbers[4:],
+        passes=problem.forward.passes,
+        logged=logged,
     )

@@ -191,7 +191,8 @@ class StepRecord:
     Attributes:
         loss: the weighted loss that was descended. correct: adversarial points classified correctly.
         examples: size of the minibatch. weight_mean, effective: mean weight and effective sample size
-            (sum w)^2 / sum w^2, as a fraction of the batch.
+            (sum w)^2 / sum w^2, as a fraction of the batch. relative: weights divided by their mean, in the
+            batch's order.
         passes: forward and backward passes summed over the examples.
         logged: numbers that parts reported about themselves (active fraction, temperature, ...).
     """
@@ -201,5 +202,6 @@ class StepRecord:
     examples: int
     weight_mean: float
     effective: float
+    relative: list[float]
     passes: Passes
     logged: dict[str, float]

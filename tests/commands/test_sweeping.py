@@ -108,3 +108,26 @@ def test_a_mistake_is_one_message(runs, capsys, arguments, message):
     captured = capsys.readouterr().err
     assert message in captured
     assert "Traceback" not in captured
+
+
+def test_networks_of_ones_own_are_built_by_the_factory_that_is_named(runs, tmp_path, capsys, monkeypatch):
+    (tmp_path / "mynet.py").write_text(
+        "from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own, built_in = str(tmp_path / "own"), names(runs)[0]
+    quick = [part if part != "linear" else "mynet:net" for part in QUICK]
+    assert run(["train", "at", "--out", own, "--epochs", "1", *quick]) == 0
+    small, named = ["--n", "20"], ["--model", "mynet:net"]
+    assert run(["curve", own, built_in, "--attack", "fgsm", *small, *named]) == 0
+    assert run(["distances", own, "--steps", "2", "--targets", "1", *small, *named]) == 0
+    assert run(["transfer", built_in, "--from", own, "--attack", "fgsm", *small, *named]) == 0
+    assert run(["diagnose", own, built_in, "--what", "eps", "--what", "weights", *small, *named]) == 0
+    capsys.readouterr()
+    for command in (
+        ["curve", own],
+        ["transfer", built_in, "--from", own],
+        ["diagnose", own, "--what", "eps"],
+    ):
+        assert run([*command, *small]) == 2
+        assert "--model package.module:factory" in capsys.readouterr().err

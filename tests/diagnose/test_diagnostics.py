@@ -25,8 +25,8 @@ from bivallate.report.diagnostics.weights import (
     weigh,
     weight_scatter,
     weights_by_class,
-    weights_over_epochs,
 )
+from bivallate.report.diagnostics.weights_epochs import weights_over_epochs
 from bivallate.types import Clock
 
 matplotlib.use("Agg")
@@ -194,7 +194,7 @@ def test_principal_components_keep_distances(several):
 
 HISTORY = [
     {"epoch": e, "loss": 2 / e, "clean": 0.5, "robust": 0.1 * e, "train_robust": 0.2, "lr": 0.1,
-     "effective": 0.9, "weight_mean": 1.0}
+     "effective": 0.9, "weight_mean": 1.0, "weight_quantiles": [0.1, 0.5, 0.9, 1.2, 4.0 + e]}
     for e in (1, 2, 3)
 ]  # fmt: skip
 
@@ -261,3 +261,11 @@ def test_a_rule_that_only_weighs_what_it_was_fitted_to_says_so(several):
     bound.weighting = refuse
     with pytest.raises(UserError, match="outside a training step"):
         weigh(model, bound, data, Clock())
+
+
+def test_weights_of_runs_from_before_quantiles_were_recorded_are_drawn_without_them(tmp_path):
+    old = [{k: v for k, v in line.items() if k != "weight_quantiles"} for line in HISTORY]
+    found = weights_over_epochs({"old": old, "new": HISTORY})
+    assert found.quantiles == {"old": [], "new": [line["weight_quantiles"] for line in HISTORY]}
+    assert found.save(tmp_path / "both").stat().st_size > 1000
+    assert "not recorded" in weights_over_epochs({"old": old}).draw().axes[1].texts[0].get_text()

@@ -34,6 +34,7 @@ def test_a_line_an_epoch_with_what_a_reader_wants(digits, tmp_path):
         "average_robust",
         "weight_mean",
         "effective",
+        "weight_quantiles",
         "temperature",
     }
     assert wanted | {"forward", "backward", "total_forward", "seconds", "lr"} <= set(run.history[0])

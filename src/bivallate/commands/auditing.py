@@ -13,9 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from bivallate.cli import APP
-from bivallate.commands.evaluating import WEIGHTS
-from bivallate.errors import UserError, unknown
-from bivallate.parts import parse_number
+from bivallate.commands.options import Machine, Source, split_of, threat_of
+from bivallate.errors import UserError
 
 Flag = Annotated[bool, Parameter(negative=())]
 
@@ -24,7 +23,6 @@ Flag = Annotated[bool, Parameter(negative=())]
 def audit(
     run: Path,
     *,
-    weights: str = "best",
     n: int = 500,
     budget: float = 10.0,
     against: tuple[Path, ...] = (),
@@ -32,11 +30,8 @@ def audit(
     eps: str | None = None,
     norm: str | None = None,
     split: str = "test",
-    data_dir: str | None = None,
-    model: str | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    threads: int = 0,
+    source: Source = Source(),  # noqa: B008  frozen
+    machine: Machine = Machine(),  # noqa: B008
     json: Flag = False,
 ) -> None:
     """Ask whether the robustness of a run is real, and say what speaks for and against it.
@@ -48,8 +43,6 @@ def audit(
     ----------
     run
         folder of the run.
-    weights
-        best (on held-out data), last or ema.
     n
         seeded random subset of so many points; fewer if the data has fewer.
     budget
@@ -65,64 +58,45 @@ def audit(
         linf or l2. [default: the run's own]
     split
         test, validation or train.
-    data_dir
-        where named sets are looked for. [default: BIVALLATE_DATA]
-    model
-        package.module:factory, if the run trained a network of your own.
-    seed
-        of the subset and of random starts.
-    device
-        auto, cpu, cuda or mps.
-    threads
-        of the processor; 0 is torch's choice.
     json
         print the result as JSON instead of tables.
     """
     from bivallate.audit import audit as examine
     from bivallate.evaluate import evaluation_name
-    from bivallate.lower.threat import threat as make
-    from bivallate.run.api import load
+    from bivallate.run.api import load_run
     from bivallate.run.config import Config
     from bivallate.run.folder import RunFolder
-    from bivallate.run.session import load_data, pick_device
-    from bivallate.run.trainer import limit_threads
+    from bivallate.run.session import load_data
 
     folder = RunFolder.open(run)
-    if weights not in WEIGHTS:
-        raise unknown("weights", weights, WEIGHTS)
     if n < 1:
         raise UserError(f"--n must be a whole number of at least 1, got {n}")
-    limit_threads(threads)
+    device = machine.prepare()
     config = Config.read(folder.config)
-    config = config.set("data.data_dir", data_dir) if data_dir is not None else config
-    own = config.method.threat
-    threat = make(norm or type(own).__name__, parse_number(eps) if eps is not None else own.eps)
-    dataset = load_data(config.data, config.seed)
-    points = {"test": dataset.test, "validation": dataset.validation, "train": dataset.train}
-    if points.get(split) is None:
-        raise unknown("split", split, [k for k, v in points.items() if v is not None])
-    where = pick_device(device)
-    others = [load(RunFolder.open(other).path, "last").to(where) for other in against]
-    source = "--claimed"
+    config = config.set("data.data_dir", source.data_dir) if source.data_dir is not None else config
+    threat = threat_of(config.method.threat, norm, eps)
+    points = split_of(load_data(config.data, config.seed), split)
+    others = [load_run(other, "last", source.model).to(device) for other in against]
+    claim = "--claimed"
     if claimed is None and split == "test":
-        claimed, source = kept_claim(folder.evaluation, weights, threat)
+        claimed, claim = kept_claim(folder.evaluation, source.weights, threat)
     with _Shown(silent=json) as shown:
         result = examine(
-            load(run, weights, model=model).to(where),
-            points[split],
+            load_run(run, source.weights, source.model).to(device),
+            points,
             threat,
             n=n,
             minutes=budget,
             surrogates=others,
             claimed=claimed,
-            claim=source,
+            claim=claim,
             history=folder.read_metrics(),
-            seed=seed,
+            seed=source.seed,
             announce=shown.announce,
             progress=shown.update,
         )
-    label = weights if split == "test" else f"{weights}-{split}"
-    target = folder.path / "audit" / evaluation_name(label, threat, "audit", seed)
+    label = source.weights if split == "test" else f"{source.weights}-{split}"
+    target = folder.path / "audit" / evaluation_name(label, threat, "audit", source.seed)
     result.save(target)
     if json:
         print(json_module.dumps(result.to_json(), allow_nan=False))

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from bivallate.cli import APP
 from bivallate.commands.compared import Compared
-from bivallate.commands.evaluating import WEIGHTS
+from bivallate.commands.options import WEIGHTS
 from bivallate.errors import UserError, unknown
 
 Flag = Annotated[bool, Parameter(negative=())]

@@ -13,11 +13,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from bivallate.cli import APP
-from bivallate.errors import UserError, unknown
-from bivallate.parts import parse_number
+from bivallate.commands.options import Machine, Source, Subset, split_of, threat_of
+from bivallate.errors import UserError
 
 Flag = Annotated[bool, Parameter(negative=())]
-WEIGHTS = ("best", "last", "ema")
 
 
 @APP.command
@@ -25,19 +24,14 @@ def evaluate(
     run: Path,
     *,
     attack: str = "pgd-20",
-    weights: str = "best",
     eps: str | None = None,
     norm: str | None = None,
-    n: int | None = None,
-    first: int | None = None,
     split: str = "test",
     data: str | None = None,
-    data_dir: str | None = None,
-    model: str | None = None,
-    seed: int = 0,
+    subset: Subset = Subset(),  # noqa: B008  frozen
+    source: Source = Source(),  # noqa: B008
+    machine: Machine = Machine(),  # noqa: B008
     batch_size: int | None = None,
-    device: str = "auto",
-    threads: int = 0,
     preflight: bool = True,
     json: Flag = False,
 ) -> None:
@@ -52,32 +46,16 @@ def evaluate(
         folder of the run.
     attack
         clean, fgsm, pgd-STEPS, pgd-STEPS-RESTARTS, cw, autoattack, ...; `bivallate attacks` lists them.
-    weights
-        best (on held-out data), last or ema.
     eps
         radius in pixel units of [0, 1], such as 8/255. [default: the run's own]
     norm
         linf or l2. [default: the run's own]
-    n
-        evaluate a seeded random subset of so many points. [default: all]
-    first
-        evaluate the first so many points.
     split
         test, validation or train.
     data
         another data set than the run's.
-    data_dir
-        where named sets are looked for. [default: BIVALLATE_DATA]
-    model
-        package.module:factory, if the run trained a network of your own.
-    seed
-        of random starts and of the subset.
     batch_size
         points at once. [default: estimated from the free memory]
-    device
-        auto, cpu, cuda or mps.
-    threads
-        of the processor; 0 is torch's choice.
     preflight
         look model and data over first, for what would make the result mean nothing.
     json
@@ -86,46 +64,39 @@ def evaluate(
     from bivallate.evaluate import evaluate as score_of
     from bivallate.evaluate import evaluation_name, parse
     from bivallate.evaluate.preflight import preflight as look_over
-    from bivallate.lower.threat import threat as make
-    from bivallate.run.api import load
+    from bivallate.run.api import load_run
     from bivallate.run.config import Config
     from bivallate.run.folder import RunFolder
     from bivallate.run.interrupt import Interrupted
-    from bivallate.run.session import load_data, pick_device
-    from bivallate.run.trainer import limit_threads
+    from bivallate.run.session import load_data
 
     folder = RunFolder.open(run)
-    if weights not in WEIGHTS:
-        raise unknown("weights", weights, WEIGHTS)
-    limit_threads(threads)
+    device = machine.prepare()
     config = Config.read(folder.config)
-    for key, value in (("data.name", data), ("data.data_dir", data_dir)):
+    for key, value in (("data.name", data), ("data.data_dir", source.data_dir)):
         config = config.set(key, value) if value is not None else config
-    own = config.method.threat
-    radius = parse_number(eps) if eps is not None else own.eps
-    threat = make(norm or type(own).__name__, radius)
+    threat = threat_of(config.method.threat, norm, eps)
     dataset = load_data(config.data, config.seed)
-    points = {"test": dataset.test, "validation": dataset.validation, "train": dataset.train}
-    if points.get(split) is None:
-        raise unknown("split", split, [k for k, v in points.items() if v is not None])
-    network = load(run, weights, model=model).to(pick_device(device))
+    points = split_of(dataset, split)
+    network = load_run(run, source.weights, source.model).to(device)
     parse(attack)  # a misspelt attack is said before anything else
     if preflight:
-        print(look_over(network, points[split], threat), file=sys.stderr)
-    label = weights if split == "test" else f"{weights}-{split}"
-    name = evaluation_name(label, threat, attack, seed, kept_points(data, n, first))
+        print(look_over(network, points, threat), file=sys.stderr)
+    label = source.weights if split == "test" else f"{source.weights}-{split}"
+    chosen = subset.name(Path(data).name if data is not None else "")
+    name = evaluation_name(label, threat, attack, source.seed, chosen)
     partial = folder.evaluation / f".{name}.partial"
     try:
         with shown(json) as progress:
             score = score_of(
                 network,
-                points[split],
+                points,
                 threat,
                 attack,
-                n=n,
-                first=first,
+                n=subset.n,
+                first=subset.first,
                 batch_size=batch_size,
-                seed=seed,
+                seed=source.seed,
                 progress=progress,
                 resume=partial,
             )
@@ -140,13 +111,6 @@ def evaluate(
         return
     show(score, dataset.classes)
     print(f"kept in {folder.evaluation / name}")
-
-
-def kept_points(data: str | None, n: int | None, first: int | None) -> str:
-    """Which points were evaluated, for the file's name; empty for all of the run's own."""
-    chosen = f"n{n}" if n is not None else (f"first{first}" if first is not None else "")
-    named = Path(data).name if data is not None else ""
-    return "-".join(filter(None, [named, chosen]))
 
 
 class shown:  # noqa: N801  a context manager, used like a function

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,11 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from bivallate.commands.evaluating import WEIGHTS
-from bivallate.errors import UserError, unknown
+from bivallate.commands.options import Machine, Source
+from bivallate.errors import UserError
 from bivallate.lower.threat import threat as make
 from bivallate.report.diagnostics.of_run import subject
 from bivallate.report.diagnostics.ranks import FACTORS
-from bivallate.run.session import pick_device
-from bivallate.run.trainer import limit_threads
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,16 +35,11 @@ class Subjects:
     classes: tuple[str, ...]
 
     @classmethod
-    def of(cls, runs: Sequence[Path], weights: str, *, device: str = "auto", threads: int = 0) -> Subjects:
-        """Reads run folders. Raises UserError for none, unknown weights and runs on different data."""
-        if weights not in WEIGHTS:
-            raise unknown("weights", weights, WEIGHTS)
-        if not runs:
-            raise UserError("name at least one run folder")
-        limit_threads(threads)
-        where = pick_device(device)
-        looked_at = subject(runs, weights=weights)
-        models: dict[str, nn.Module] = {k: model.to(where) for k, model in looked_at.models.items()}
+    def of(cls, runs: Sequence[Path], source: Source, machine: Machine) -> Subjects:
+        """Reads run folders. Raises UserError for none and for runs on different data."""
+        device = machine.prepare()
+        looked_at = subject(runs, **asdict(source), device=device)
+        models: dict[str, nn.Module] = dict(looked_at.models)
         threats = tuple(run.config.method.threat for run in looked_at.runs)
         return cls(models, threats, looked_at.data.test, looked_at.runs[0].classes)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from bivallate.cli import APP
 from bivallate.commands.evaluating import Flag, percent, shown
+from bivallate.commands.options import Machine, Source, Subset
 from bivallate.commands.subjects import Subjects, norm_name, norm_of, radii_of, table
 from bivallate.files import write_json
 
@@ -26,14 +28,11 @@ def curve(
     eps: str | None = None,
     norm: str | None = None,
     attack: str = "pgd-20",
-    weights: str = "best",
-    n: int | None = None,
-    first: int | None = None,
-    seed: int = 0,
-    out: Path | None = None,
+    subset: Subset = Subset(),  # noqa: B008  frozen
+    source: Source = Source(),  # noqa: B008
+    machine: Machine = Machine(),  # noqa: B008
     batch_size: int | None = None,
-    device: str = "auto",
-    threads: int = 0,
+    out: Path | None = None,
     json: Flag = False,
 ) -> None:
     """Attack the models of runs at several radii: accuracy against eps, as a table, a figure and JSON.
@@ -50,22 +49,10 @@ def curve(
         linf or l2. [default: the first run's own]
     attack
         name of an attack; `bivallate attacks` lists them.
-    weights
-        best (on held-out data), last or ema.
-    n
-        a seeded random subset of so many test points. [default: all]
-    first
-        the first so many test points.
-    seed
-        of random starts and of the subset.
     out
         figure and data as OUT.svg, .png, .pdf and .json. [default: FIRST RUN/diagnosis/curve-NORM-ATTACK]
     batch_size
         points at once. [default: estimated from the free memory]
-    device
-        auto, cpu, cuda or mps.
-    threads
-        of the processor; 0 is torch's choice.
     json
         print the data as JSON instead of a table.
     """
@@ -73,10 +60,10 @@ def curve(
     from bivallate.report.diagnostics.ranks import OverEps
 
     name = parse(attack).name
-    subjects = Subjects.of(runs, weights, device=device, threads=threads)
+    subjects = Subjects.of(runs, source, machine)
     kind = norm_of(norm, subjects.threats[0])
     radii = radii_of(eps, kind, subjects.threats[0].eps)
-    options = {"n": n, "first": first, "seed": seed, "batch_size": batch_size}
+    options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}
     curves = {}
     for label, model in subjects.models.items():
         with shown(json) as progress:
@@ -114,14 +101,11 @@ def distances(
     norm: str | None = None,
     steps: int = 100,
     targets: int = 9,
-    weights: str = "best",
-    n: int | None = None,
-    first: int | None = None,
-    seed: int = 0,
-    out: Path | None = None,
+    subset: Subset = Subset(),  # noqa: B008  frozen
+    source: Source = Source(),  # noqa: B008
+    machine: Machine = Machine(),  # noqa: B008
     batch_size: int = 128,
-    device: str = "auto",
-    threads: int = 0,
+    out: Path | None = None,
     json: Flag = False,
 ) -> None:
     """Search the smallest perturbation that misclassifies each test point (FAB-T), for the models of runs.
@@ -138,22 +122,10 @@ def distances(
         of FAB for each target.
     targets
         classes that are aimed at, at most.
-    weights
-        best (on held-out data), last or ema.
-    n
-        a seeded random subset of so many test points. [default: all]
-    first
-        the first so many test points.
-    seed
-        of the subset.
     out
         figure and data as OUT.svg, .png, .pdf and .json. [default: FIRST RUN/diagnosis/distances-NORM]
     batch_size
         points at once.
-    device
-        auto, cpu, cuda or mps.
-    threads
-        of the processor; 0 is torch's choice.
     json
         print the data as JSON instead of a table.
     """
@@ -163,7 +135,7 @@ def distances(
     from bivallate.report.diagnostics.ranks import OverEps
 
     at_least_one("distances", steps=steps, targets=targets, batch_size=batch_size)
-    subjects = Subjects.of(runs, weights, device=device, threads=threads)
+    subjects = Subjects.of(runs, source, machine)
     kind = norm_of(norm, subjects.threats[0])
     found = {
         label: minimal_distances(
@@ -172,10 +144,10 @@ def distances(
             kind,
             steps=steps,
             targets=targets,
-            n=n,
-            first=first,
+            n=subset.n,
+            first=subset.first,
             batch_size=batch_size,
-            seed=seed,
+            seed=source.seed,
         )
         for label, model in subjects.models.items()
     }

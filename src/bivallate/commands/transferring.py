@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json as json_module
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from bivallate.cli import APP
-from bivallate.commands.evaluating import Flag, kept_points, percent, show
+from bivallate.commands.evaluating import Flag, percent, show
+from bivallate.commands.options import Machine, Source, Subset, threat_of
 from bivallate.errors import UserError
 from bivallate.evaluate.compare import LEVEL, p_value
 
@@ -22,13 +24,10 @@ def transfer(
     attack: str = "pgd-20",
     eps: str | None = None,
     norm: str | None = None,
-    weights: str = "best",
-    n: int | None = None,
-    first: int | None = None,
-    seed: int = 0,
+    subset: Subset = Subset(),  # noqa: B008  frozen
+    source: Source = Source(),  # noqa: B008
+    machine: Machine = Machine(),  # noqa: B008
     batch_size: int | None = None,
-    device: str = "auto",
-    threads: int = 0,
     json: Flag = False,
 ) -> None:
     """Judge the model of a run by adversarial points that were made on the models of other runs.
@@ -48,46 +47,36 @@ def transfer(
         radius in pixel units of [0, 1], such as 8/255. [default: the run's own]
     norm
         linf or l2. [default: the run's own]
-    weights
-        best (on held-out data), last or ema, of all of them.
-    n
-        a seeded random subset of so many test points. [default: all]
-    first
-        the first so many test points.
-    seed
-        of random starts and of the subset.
     batch_size
         points at once. [default: estimated from the free memory]
-    device
-        auto, cpu, cuda or mps.
-    threads
-        of the processor; 0 is torch's choice.
     json
         print the result as JSON instead of a table.
     """
-    from bivallate.commands.subjects import Subjects, norm_of
+    from bivallate.commands.subjects import Subjects
     from bivallate.evaluate import Score, evaluation_name, parse
     from bivallate.evaluate import transfer as judged
-    from bivallate.lower.threat import threat as make
     from bivallate.run.folder import RunFolder
 
     chosen = parse(attack)
     if not from_:
         raise UserError("name at least one other run to make the points on: --from RUN")
     folder = RunFolder.open(run)
-    subjects = Subjects.of([run, *from_], weights, device=device, threads=threads)
+    subjects = Subjects.of([run, *from_], source, machine)
     (_, model), *others = subjects.models.items()
-    own = subjects.threats[0]
-    threat = make(norm_of(norm, own), eps if eps is not None else own.eps)
-    options = {"n": n, "first": first, "seed": seed, "batch_size": batch_size}
+    threat = threat_of(subjects.threats[0], norm, eps)
+    options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}
     score = judged(model, dict(others), subjects.points, threat, chosen, **options)
-    points = kept_points(None, n, first)
-    score.save(folder.evaluation / evaluation_name(weights, threat, score.attack, seed, points))
+
+    def place(attack: str) -> Path:
+        name = evaluation_name(source.weights, threat, attack, source.seed, subset.name())
+        return folder.evaluation / name
+
+    score.save(place(score.attack))
     if json:
         print(json_module.dumps(score.to_json(), allow_nan=False))
         return
     show(score, list(subjects.classes))
-    white = folder.evaluation / evaluation_name(weights, threat, chosen.name, seed, points)
+    white = place(chosen.name)
     if white.exists():
         own = Score.load(white)
         p = p_value(own, score) if score.robust_accuracy < own.robust_accuracy else None
@@ -96,7 +85,7 @@ def transfer(
             f"the same attack on the model itself left {percent(own.robust_accuracy)}"
             + (f": {MASKED} (p {p:.2g})" if masked else "")
         )
-    print(f"kept in {folder.evaluation / evaluation_name(weights, threat, score.attack, seed, points)}")
+    print(f"kept in {place(score.attack)}")
 
 
 MASKED = "points from elsewhere break more, so its own gradients mislead the attack; see `bivallate audit`"

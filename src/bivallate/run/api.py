@@ -183,3 +183,17 @@ def load(path: str | Path, weights: str = "best", *, model: nn.Module | str | No
         model: for a network that only the user's code can build.
     """
     return models.load(path, weights, model=model).eval()
+
+
+def load_run(path: str | Path, weights: str, model: str | None) -> Classifier:
+    """The model of a run; `model` builds the network where it is the user's own, and is imported because the
+    user named it. Raises UserError without it."""
+    name = Config.read(RunFolder.open(Path(path)).config).model.name
+    if ":" not in name:
+        return load(path, weights)
+    if model is None:
+        raise UserError(
+            f"{path} trained a network of your own, {name}, and code is never imported because a file names "
+            f"it: say --model package.module:factory"
+        )
+    return load(path, weights, model=model)

@@ -201,7 +201,7 @@ class Session:
                 f"the checkpoint is of another model or method than {self.model.architecture}: {error}"
             ) from error
         self.epoch, self.step = checkpoint.epoch, checkpoint.step
-        self.tally = Tally(**values["tally"])
+        self.tally = Tally.from_dict(values["tally"])
         self.history, self.best, self.best_epoch = values["history"], values["best"], values["best_epoch"]
         self.forward, self.backward = values["forward"], values["backward"]
         self.seconds = values["seconds"]

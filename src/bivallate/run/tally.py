@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from bivallate.run.spread import Spread
 from bivallate.types import StepRecord
 
 
@@ -22,6 +23,7 @@ class Tally:
     forward: int = 0
     backward: int = 0
     seconds: float = 0.0
+    spread: Spread = field(default_factory=Spread)
     logged: dict[str, float] = field(default_factory=dict)
     counted: dict[str, int] = field(default_factory=dict)
 
@@ -34,6 +36,7 @@ class Tally:
         self.correct += record.correct
         self.weight += record.weight_mean * n
         self.effective += record.effective * n
+        self.spread.add(record.relative)
         self.forward += record.passes.forward
         self.backward += record.passes.backward
         for name, value in record.logged.items():
@@ -48,6 +51,7 @@ class Tally:
             "train_robust": self.correct / n,
             "weight_mean": self.weight / n,
             "effective": self.effective / n,
+            "weight_quantiles": self.spread.quantiles(),
             "forward": self.forward / rows,
             "backward": self.backward / rows,
             **{name: value / self.counted[name] for name, value in self.logged.items()},
@@ -56,3 +60,8 @@ class Tally:
     def to_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, kept: dict[str, Any]) -> Tally:
+        """What `to_dict` gave; a checkpoint from before weights were counted begins to count them here."""
+        return cls(**{**kept, "spread": Spread(**kept.get("spread", {}))})

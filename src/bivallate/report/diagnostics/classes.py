@@ -62,8 +62,8 @@ class PerClass(Drawn):
                 if value is None or interval is None or clean is None:
                     continue
                 ax.vlines(at, 100 * interval[0], 100 * interval[1], color=colour, lw=1.0, alpha=0.6)
-                ax.plot(at, 100 * value, marker, color=colour)
-                ax.plot(at, 100 * clean, marker, color=colour, mfc="white", mew=0.8)
+                ax.plot(at, 100 * value, marker, color=colour, ms=3.5, zorder=4)
+                ax.plot(at, 100 * clean, marker, color=colour, mfc="white", mew=0.8, ms=6)
         names = [self.classes[k] for k in order]
         ax.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 4 else 40)
         ax.set_xlim(-0.6, len(names) - 0.4)
@@ -76,8 +76,8 @@ class PerClass(Drawn):
 
     def _keys(self) -> list[Line2D]:
         keys = [
-            Line2D([], [], ls="", marker="o", color="#555555", mfc="white", label="clean"),
-            Line2D([], [], ls="", marker="o", color="#555555", label=f"{self.attack}, 95 %"),
+            Line2D([], [], ls="", marker="o", color="#555555", mfc="white", ms=6, label="clean"),
+            Line2D([], [], ls="", marker="o", color="#555555", ms=3.5, label=f"{self.attack}, 95 %"),
         ]
         if len(self.robust) > 1:
             keys += [

@@ -29,12 +29,12 @@ from bivallate.report.diagnostics.weights import (
     weigh,
     weight_scatter,
     weights_by_class,
-    weights_over_epochs,
 )
+from bivallate.report.diagnostics.weights_epochs import weights_over_epochs
 from bivallate.run import checkpoint
-from bivallate.run.api import load
+from bivallate.run.api import load_run
 from bivallate.run.folder import RunFolder
-from bivallate.run.session import Session, create_model, load_data
+from bivallate.run.session import Session, load_data
 from bivallate.types import Clock
 
 
@@ -44,7 +44,9 @@ class Subject:
 
     Attributes:
         runs: as read. weights: best, last or ema. n: points at most. seed: of the points and of the attacks.
-        attack: for accuracies by class, where no evaluation of the run says them.
+        attack: for accuracies by class, where no evaluation of the run says them. data_dir: where the named
+        set is looked for. model: `package.module:factory` of the runs whose network is the user's own.
+        device: to compute on.
     """
 
     runs: tuple[RunRecord, ...]
@@ -52,17 +54,21 @@ class Subject:
     n: int = 500
     seed: int = 0
     attack: str = "pgd-20"
+    data_dir: str | None = None
+    model: str | None = None
+    device: torch.device | str = "cpu"
 
     @cached_property
     def data(self) -> Dataset:
         """Of the first run."""
         config = self.runs[0].config
+        config = config.set("data.data_dir", self.data_dir) if self.data_dir is not None else config
         return load_data(config.data, config.seed)
 
     @cached_property
     def models(self) -> dict[str, Classifier]:
         """By label."""
-        return {run.label: load(run.path, self.weights) for run in self.runs}
+        return {run.label: load_run(run.path, self.weights, self.model).to(self.device) for run in self.runs}
 
     @property
     def first(self) -> Classifier:
@@ -95,9 +101,7 @@ class Subject:
 
     def _weigh(self, run: RunRecord) -> Weighed:
         with torch.random.fork_rng(devices=[]):  # unpacking restores the run's generators
-            session = Session(
-                run.config, self.data, create_model(run.config.model, self.data, run.config.seed)
-            )
+            session = Session(run.config, self.data, load_run(run.path, "last", self.model))
             session.unpack(checkpoint.newest(RunFolder(run.path).checkpoints, fall_back=True))
         last = run.config.epochs
         epoch = (run.best_epoch or last) if self.weights == "best" else last

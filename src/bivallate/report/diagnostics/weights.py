@@ -327,7 +327,7 @@ class Likelihoods(Drawn):
                 )
             ax.set_xlabel(f"component 1 ({self.explained[0]:.0%} of variance)")
             ax.set_ylabel(f"component {other + 1} ({self.explained[other]:.0%})")
-        axes[0].legend()
+        fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
         if dots is not None:
             fig.colorbar(dots, ax=list(axes), pad=0.01).set_label("weight / mean")
         return fig
@@ -346,46 +346,3 @@ def likelihood_pca(
     names = tuple(classes[k] for k in shown)
     y = np.array([shown.index(int(label)) for label in weighed.y[rows]])
     return Likelihoods(names, y, (u * s)[:, :3], variance[:3], weighed.weights[rows])
-
-
-@dataclass(frozen=True)
-class WeightsOverEpochs(Drawn):
-    """How unequal a run's weights were, epoch by epoch.
-
-    Attributes:
-        epochs: of each run. effective: (sum w)^2 / (B sum w^2); mean: of the weights. By label.
-    """
-
-    epochs: dict[str, list[int]]
-    effective: dict[str, list[float]]
-    mean: dict[str, list[float]]
-
-    def data(self) -> dict[str, Any]:
-        """As the attributes."""
-        return {"epochs": self.epochs, "effective": self.effective, "mean": self.mean}
-
-    def draw(self) -> Figure:
-        """Two panels."""
-        fig, (left, right) = figure(2, width=2, height=2.1)
-        for k, (label, epochs) in enumerate(self.epochs.items()):
-            left.plot(epochs, [100 * v for v in self.effective[label]], color=COLOURS[k], label=label)
-            right.plot(epochs, self.mean[label], color=COLOURS[k], label=label)
-        highest = max((v for values in self.mean.values() for v in values), default=1.0)
-        left.set_ylim(-2, 103)
-        left.set_ylabel("effective weights (% of batch)")
-        right.set_ylim(0, 1.15 * highest)
-        right.set_ylabel("mean weight")
-        for ax in (left, right):
-            ax.set_xlabel("epoch")
-            ax.xaxis.get_major_locator().set_params(integer=True)
-        left.legend()
-        return fig
-
-
-def weights_over_epochs(runs: dict[str, list[dict[str, Any]]]) -> WeightsOverEpochs:
-    """From the lines of metrics.jsonl, by label."""
-    return WeightsOverEpochs(
-        {label: [line["epoch"] for line in lines] for label, lines in runs.items()},
-        {label: [line["effective"] for line in lines] for label, lines in runs.items()},
-        {label: [line["weight_mean"] for line in lines] for label, lines in runs.items()},
-    )

@@ -1,0 +1,105 @@
+"""Options that several commands share, each said once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from cyclopts import Parameter
+
+from bivallate.errors import unknown
+from bivallate.parts import parse_number
+
+WEIGHTS = ("best", "last", "ema")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Source:
+    """Which of a run's weights, and what it takes to read the run.
+
+    Parameters
+    ----------
+    weights
+        best (on held-out data), last or ema.
+    data_dir
+        where named sets are looked for. [default: BIVALLATE_DATA]
+    model
+        package.module:factory, for a run that trained a network of your own.
+    seed
+        of the choice of points and of random starts.
+    """
+
+    weights: str = "best"
+    data_dir: str | None = None
+    model: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.weights not in WEIGHTS:
+            raise unknown("weights", self.weights, WEIGHTS)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Subset:
+    """Which of the points.
+
+    Parameters
+    ----------
+    n
+        a seeded random subset of so many points. [default: all]
+    first
+        the first so many points.
+    """
+
+    n: int | None = None
+    first: int | None = None
+
+    def name(self, data: str = "") -> str:
+        """For a file's name; empty for all of the run's own points."""
+        chosen = (
+            f"n{self.n}" if self.n is not None else (f"first{self.first}" if self.first is not None else "")
+        )
+        return "-".join(filter(None, [data, chosen]))
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Machine:
+    """Where to compute.
+
+    Parameters
+    ----------
+    device
+        auto, cpu, cuda or mps.
+    threads
+        of the processor; 0 is torch's choice.
+    """
+
+    device: str = "auto"
+    threads: int = 0
+
+    def prepare(self) -> torch.device:
+        """The device; sets the threads. Raises UserError for one that is not there."""
+        from bivallate.run.session import pick_device
+        from bivallate.run.trainer import limit_threads
+
+        limit_threads(self.threads)
+        return pick_device(self.device)
+
+
+def threat_of(own: Any, norm: str | None, eps: str | None) -> Any:
+    """The threat that was asked for; what was left open is a run's own."""
+    from bivallate.lower.threat import threat
+
+    return threat(norm or type(own).__name__, parse_number(eps) if eps is not None else own.eps)
+
+
+def split_of(dataset: Any, split: str) -> Any:
+    """The points of a split by name. Raises UserError for one that is not there."""
+    points = {"test": dataset.test, "validation": dataset.validation, "train": dataset.train}
+    if points.get(split) is None:
+        raise unknown("split", split, [k for k, v in points.items() if v is not None])
+    return points[split]
