@@ -16,14 +16,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import mean
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 import bivallate as bv
+from benchmarks.autoattack_tables import PARTS, agreement, read, speed
 from bivallate import models
 from bivallate.evaluate import Progress, evaluate
 from bivallate.evaluate.ensemble import SquareSearch
@@ -33,8 +33,6 @@ from bivallate.method import facts_for
 from bivallate.reproduce.machine import commit
 
 DOCS = Path(__file__).parents[1] / "docs" / "evaluation.md"
-PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
-SIDES = ("ours", "theirs")
 Points = tuple[Tensor, Tensor]
 MARKS = "<!-- autoattack:begin -->", "<!-- autoattack:end -->"
 
@@ -174,113 +172,40 @@ def theirs(model: nn.Module, points: Points, threat: bv.Linf | bv.L2, seed: int,
 
 
 def alone(
-    model: nn.Module, points: Points, threat: bv.Linf | bv.L2, seed: int
-) -> dict[str, tuple[float, float]]:
-    """Robust accuracy under each part on its own: (ours, theirs)."""
-    found, (x, y) = {}, points
-    for part in PARTS:
-        own = SquareSearch(solver=Square(edges=False, shrink=False)) if part == "square" else part
-        mine = evaluate(model, points, threat, own, seed=seed).robust_accuracy
-        adversary = AutoAttack(model, norm=norm_of(threat), eps=threat.eps, seed=seed, version="standard")
-        adversary.attacks_to_run, adversary.verbose = [part], False
-        adv, _ = adversary.run_standard_evaluation(x, y, batch_size=500)
-        with torch.no_grad():
-            found[part] = mine, float((model(adv).argmax(1) == y).float().mean())
-    return found
+    part: str, model: nn.Module, points: Points, threat: bv.Linf | bv.L2, seed: int
+) -> tuple[float, float]:
+    """Robust accuracy under one part on its own: (ours, theirs)."""
+    own = SquareSearch(solver=Square(edges=False, shrink=False)) if part == "square" else part
+    mine, (x, y) = evaluate(model, points, threat, own, seed=seed).robust_accuracy, points
+    adversary = AutoAttack(model, norm=norm_of(threat), eps=threat.eps, seed=seed, version="standard")
+    adversary.attacks_to_run, adversary.verbose = [part], False
+    adv, _ = adversary.run_standard_evaluation(x, y, batch_size=500)
+    with torch.no_grad():
+        return mine, float((model(adv).argmax(1) == y).float().mean())
 
 
 def run_case(key: str, built: tuple[nn.Module, Points], options: argparse.Namespace) -> None:
-    """All norms and seeds of one case; which program goes first alternates."""
+    """All norms and seeds of one case; which program goes first alternates. Each pair is kept as it ends, and
+    each part alone likewise."""
     case, (model, (x, y)) = CASES[key], built
     points = x[: options.points], y[: options.points]
     for norm, threat in (("linf", bv.Linf(case.linf)), ("l2", bv.L2(case.l2))):
         for seed in range(options.seeds) if norm in options.norms else ():
             name = f"{key}-{norm}-{seed}-{len(points[0])}-points-{options.threads}-threads.json"
-            if (options.records / name).exists():
-                continue
-            order = (ours, theirs) if seed % 2 == 0 else (theirs, ours)
-            pair = {
-                r.program: r for r in (program(model, points, threat, seed, case.name) for program in order)
-            }
-            if options.alone:
-                pair["bivallate"].alone = alone(model, points, threat, seed)
-            options.records.mkdir(parents=True, exist_ok=True)
-            facts = {"points": len(points[0]), "threads": options.threads, "machine": machine()}
-            write_json(options.records / name, {**facts, "pair": [asdict(r) for r in pair.values()]})
-            print(name, {r.program: round(sum(r.seconds.values()), 1) for r in pair.values()}, flush=True)
-
-
-def read(folder: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Records by case and norm."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for file in sorted(folder.glob("*.json")):
-        record = json.loads(file.read_text(encoding="utf-8"))
-        mine, other = sorted(record["pair"], key=lambda r: r["program"])
-        record |= {"ours": mine, "theirs": other}
-        groups.setdefault((mine["case"], mine["norm"]), []).append(record)
-    return groups
-
-
-def agreement(groups: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
-    """Robust accuracy after each part of the sequence, and under each part alone."""
-    text = [
-        "Robust accuracy in per cent after each part of the sequence, mean over seeds: ours / pyautoattack. "
-        "The whole may be above the reference by the larger of 0.4 points and the reference's spread over "
-        "seeds; each part run alone may differ by 1 point and that part's spread (Square alone with the "
-        "public code's moves: `edges=False, shrink=False`).",
-        "",
-        "| model | threat | seeds | clean | " + " | ".join(PARTS) + " | agrees | alone: largest difference |",
-        "| --- " * (len(PARTS) + 6) + "|",
-    ]
-    for (name, norm), group in groups.items():
-        seeds = {r["ours"]["seed"]: r for r in group}.values()
-        cells = [
-            " / ".join(
-                f"{100 * mean(r[side]['accuracy'][part] for r in seeds):.1f}" for side in ("ours", "theirs")
-            )
-            for part in PARTS
-        ]
-        last = [[100 * r[side]["accuracy"][PARTS[-1]] for r in seeds] for side in SIDES]
-        agrees = mean(last[0]) - mean(last[1]) <= max(0.4, max(last[1]) - min(last[1]))
-        clean = f"{100 * group[0]['ours']['accuracy']['clean']:.1f}"
-        cells = [name, norm, str(len(seeds)), clean, *cells, "yes" if agrees else "NO", _alone(group)]
-        text.append(f"| {' | '.join(cells)} |")
-    return text
-
-
-def _alone(group: list[dict[str, Any]]) -> str:
-    """The part with the largest difference of means over seeds, and whether that is within its allowance."""
-    records = [r["ours"]["alone"] for r in group if r["ours"]["alone"]]
-    if not records:
-        return "not run"
-    found = []
-    for part in PARTS:
-        mine, other = ([100 * r[part][side] for r in records] for side in (0, 1))
-        spread = max(max(v) - min(v) for v in (mine, other))
-        found.append((mean(mine) - mean(other), 1 + spread, part))
-    gap, allowed, part = max(found, key=lambda f: abs(f[0]) - f[1])
-    return f"{part} {gap:+.1f} (allowed {allowed:.1f}, {len(records)} seed{'s' * (len(records) > 1)})"
-
-
-def speed(groups: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
-    """Time of each part."""
-    text = ["Seconds of each part, mean over seeds: ours / pyautoattack.", ""]
-    text += [
-        "| model | threat | points | threads | seeds | " + " | ".join(PARTS) + " | whole | ratio |",
-        "| --- " * (len(PARTS) + 7) + "|",
-    ]
-    for (name, norm), group in groups.items():
-        for threads, points in sorted({(r["threads"], r["points"]) for r in group}):
-            some = [r for r in group if (r["threads"], r["points"]) == (threads, points)]
-            both = [
-                [mean(r[side]["seconds"][part] for r in some) for part in PARTS]
-                for side in ("ours", "theirs")
-            ]
-            cells = [name, norm, str(points), str(threads), str(len(some))]
-            cells += [f"{a:.1f} / {b:.1f}" for a, b in zip(*both, strict=True)]
-            a, b = map(sum, both)
-            text.append(f"| {' | '.join(cells)} | {a:.1f} / {b:.1f} | {a / b:.2f} |")
-    return text
+            file = options.records / name
+            if not file.exists():
+                order = (ours, theirs) if seed % 2 == 0 else (theirs, ours)
+                pair = [asdict(program(model, points, threat, seed, case.name)) for program in order]
+                facts = {"points": len(points[0]), "threads": options.threads, "machine": machine()}
+                write_json(file, {**facts, "pair": pair})
+                print(name, {r["program"]: round(sum(r["seconds"].values()), 1) for r in pair}, flush=True)
+            record = json.loads(file.read_text(encoding="utf-8"))
+            (mine,) = (r for r in record["pair"] if r["program"] == "bivallate")
+            for part in PARTS if options.alone else ():
+                if part not in mine["alone"]:
+                    mine["alone"][part] = alone(part, model, points, threat, seed)
+                    write_json(file, record)
+                    print(name, part, "alone", mine["alone"][part], flush=True)
 
 
 def machine() -> str:
@@ -305,6 +230,7 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="print the tables, leave docs/evaluation.md")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    options.records.mkdir(parents=True, exist_ok=True)
     for key in options.models:
         if key == "mnist-at" and not os.environ.get("BIVALLATE_DATA"):
             print("skipped mnist-at: BIVALLATE_DATA does not name a folder that holds mnist")

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bivallate.models.classifier import Classifier
+from bivallate.models.stem import FewChannels
 
 __all__ = ["fold_batchnorm"]
 
@@ -51,11 +52,19 @@ def _images(model: nn.Module) -> Tensor | None:
     return torch.cat([torch.full_like(ramp[:1], 0.5), ramp]).to(like)
 
 
+class _Tracer(fx.Tracer):
+    """Does not look into our convolutions, as torch's tracer does not into torch's."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, FewChannels) or super().is_leaf_module(m, module_qualified_name)
+
+
 def _folded(model: nn.Module) -> nn.Module | None:
     """A traced copy with the pairs folded; None where the module cannot be traced or has no such pair."""
     target = model.network if isinstance(model, Classifier) else model
     try:
-        graph = fx.symbolic_trace(copy.deepcopy(target))
+        root = copy.deepcopy(target)
+        graph = fx.GraphModule(root, _Tracer().trace(root))
     except Exception:  # tracing runs foreign code on proxies: whatever it raises, the plain copy is right
         return None
     pairs = _pairs(graph)
@@ -92,7 +101,7 @@ def _pairs(graph: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
             continue
         alone = calls[node.target] == calls[before.target] == 1
         convolution = graph.get_submodule(str(before.target))
-        if alone and type(convolution) is nn.Conv2d and norm.running_mean is not None:
+        if alone and type(convolution) in (nn.Conv2d, FewChannels) and norm.running_mean is not None:
             pairs.append((before, node))
     return pairs
 

@@ -14,6 +14,7 @@ from torch import nn
 from bivallate.errors import UserError, unknown
 from bivallate.models.classifier import Classifier, normalisation
 from bivallate.models.foreign import load_factory, timm_model
+from bivallate.models.stem import quick_stems
 
 __all__ = ["ACTIVATIONS", "Activation", "blank", "create", "describe", "names", "register"]
 
@@ -129,7 +130,7 @@ def create(
     size = _checked(name, shape, num_classes)
     chosen = {**entry.options, **options}
     with _seeded(seed):
-        network = entry.build(num_classes, size, ACTIVATIONS[activation], **chosen)
+        network = quick_stems(entry.build(num_classes, size, ACTIVATIONS[activation], **chosen))
     normalise = normalisation(mean, std, size[0])
     spec = {
         "name": name,
