@@ -14,7 +14,7 @@ import torch
 
 import bivallate as bv
 from bivallate.files import write_text
-from bivallate.report.diagnostics.of_run import DIAGNOSES, choose, subject
+from bivallate.report.diagnostics.of_run import DIAGNOSES, PAIRS, choose, subject
 
 DOCS = Path(__file__).parents[1] / "docs"
 EPS, EPOCHS = 0.2, 20
@@ -82,7 +82,8 @@ def draw(folders: list[Path], place: Path) -> None:
         shutil.copyfile(drawn, target / f"{name}.svg")
         page += f"\n## {name}\n\n{CAPTIONS[name]}\n\n"
         page += f"![{CAPTIONS[name]}](figures/gallery/{name}.svg)\n"
-        page += f"\n`bivallate diagnose RUN --what {name}`\n"
+        runs = "RUN RUN" if name in PAIRS else "RUN"
+        page += f"\n`bivallate diagnose {runs} --what {name}`\n"
     write_text(DOCS / "gallery.md", page)
     size = sum(p.stat().st_size for p in target.glob("*.svg"))
     print(f"{DOCS / 'gallery.md'}: {len(CAPTIONS)} figures, {size / 1e6:.2f} MB")

@@ -110,6 +110,34 @@ def test_a_mistake_is_one_message(runs, capsys, arguments, message):
     assert "Traceback" not in captured
 
 
+def test_two_seeds_and_a_run_of_another_machine_are_diagnosed(runs, tmp_path, capsys):
+    first, second = names(runs)[0], str(tmp_path / "second")
+    assert run(["train", "fast-at", "--out", second, "--seed", "1", "--epochs", "1", *QUICK]) == 0
+    config = Path(second) / "config.toml"
+    text = config.read_text().replace('device = "auto"', 'device = "cuda"')
+    config.write_text(text.replace("amp = false", "amp = true"))
+    small = ["--n", "20", "--device", "cpu", "--out", str(tmp_path / "drawn")]
+    assert run(["diagnose", first, second, "--what", "weight-scatter", *small]) == 0
+    assert (tmp_path / "drawn" / "weight-scatter.npz").exists()
+
+
+def test_a_network_handed_over_in_python_is_named_on_the_command_line(tmp_path, capsys, monkeypatch):
+    import bivallate as bv
+
+    (tmp_path / "handed.py").write_text(
+        "from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import handed  # pyright: ignore[reportMissingImports]
+
+    method, out = bv.methods.fast_at(bv.Linf(0.1)), tmp_path / "run"
+    bv.train(handed.net(), "digits", method, epochs=1, batch_size=400, out=out)
+    given = ["--attack", "fgsm", "--n", "20"]
+    assert run(["evaluate", str(out), *given]) == 2
+    assert "--model package.module:factory" in capsys.readouterr().err
+    assert run(["evaluate", str(out), *given, "--model", "handed:net"]) == 0
+
+
 def test_networks_of_ones_own_are_built_by_the_factory_that_is_named(runs, tmp_path, capsys, monkeypatch):
     (tmp_path / "mynet.py").write_text(
         "from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"

@@ -266,6 +266,27 @@ def test_a_rule_that_only_weighs_what_it_was_fitted_to_says_so(several):
 def test_weights_of_runs_from_before_quantiles_were_recorded_are_drawn_without_them(tmp_path):
     old = [{k: v for k, v in line.items() if k != "weight_quantiles"} for line in HISTORY]
     found = weights_over_epochs({"old": old, "new": HISTORY})
-    assert found.quantiles == {"old": [], "new": [line["weight_quantiles"] for line in HISTORY]}
+    assert found.quantiles == {"old": [[]] * 3, "new": [line["weight_quantiles"] for line in HISTORY]}
     assert found.save(tmp_path / "both").stat().st_size > 1000
-    assert "not recorded" in weights_over_epochs({"old": old}).draw().axes[1].texts[0].get_text()
+    said = weights_over_epochs({"old": old, "new": HISTORY}).draw().axes[1].texts[0].get_text()
+    assert said == "not recorded: old"
+
+
+def test_nine_runs_are_more_than_there_are_colours(several):
+    lines = {str(k): HISTORY for k in range(9)}
+    model, (x, y) = several
+    data, many = (x[:6], y[:6]), {str(k): model for k in range(9)}
+    for drawn in (
+        weights_over_epochs(lines),
+        learning_curves(lines),
+        gradient_alignment(many, data, THREAT),
+        adversarial_rank(many, data, THREAT),
+        accuracy_over_eps(many, data, THREAT, factors=(0, 1)),
+    ):
+        assert drawn.draw().axes
+
+
+@pytest.mark.parametrize("diagnosis", [learning_curves, weights_over_epochs])
+def test_a_run_without_a_finished_epoch_is_refused(diagnosis):
+    with pytest.raises(UserError, match="no epoch was finished"):
+        diagnosis({"a": []})

@@ -95,6 +95,7 @@ def audit(
         wanted = select(len(source), min(n or POINTS, len(source)), None, seed)
         x, y = source.tensors(wanted)
         x, y = x.to(where, dtype), y.to(where).long()
+        _same_task(module, surrogates, x[:2])
         rate = pace(judge, x, y)
         plan = _plan(len(wanted), budget_passes, minutes, rate, len(surrogates))
         if announce is not None:
@@ -104,6 +105,21 @@ def audit(
         battery = Battery(judge, chosen, threat, plan, seed, progress, lambda: time.perf_counter() - began)
         battery.run_all(surrogates, random=looked.named("random") is not None)
     return _report(battery, looked, claimed, claim, history, time.perf_counter() - began)
+
+
+def _same_task(model: nn.Module, surrogates: Sequence[nn.Module], x: Tensor) -> None:
+    """Raises UserError for a surrogate that does not read these images or has other classes."""
+    with torch.no_grad():
+        wanted = model(x).shape
+        for k, other in enumerate(surrogates):
+            try:
+                got = other(x).shape
+            except (RuntimeError, ValueError, UserError) as error:
+                raise UserError(
+                    f"model {k + 1} to transfer from cannot read {tuple(x.shape[1:])} images: {error}"
+                ) from error
+            if got != wanted:
+                raise UserError(f"model {k + 1} to transfer from has {got[1]} classes, this one {wanted[1]}")
 
 
 def _connected(module: nn.Module, looked: Preflight) -> nn.Module:

@@ -23,8 +23,8 @@ COLLAPSE = 0.4  # share of the clean accuracy that FGSM leaves a collapsed model
 REMAINS = 0.25  # share of FGSM's accuracy that PGD then leaves, at most
 FALLEN = 0.2  # of accuracy, within one epoch
 SYMPTOMS = {
-    *("ignores-eval", "random", "batch", "stateful", "probabilities", "no-gradient", "nonfinite"),
-    *("quantised", "dead", "saturated", "false-gradient"),
+    *("ignores-eval", "random", "gradient-mode", "batch", "stateful", "probabilities", "no-gradient"),
+    *("nonfinite", "quantised", "dead", "saturated", "false-gradient"),
 }
 BLIND = {"quantised", "dead", "saturated", "false-gradient"}  # of gradients that show nothing
 
@@ -65,7 +65,15 @@ def _symptoms(battery: Battery, found: Preflight) -> Check:
         )
         return Check("gradients", question, "note", numbers, words, "Train it again, with a lower rate.")
     words = "; ".join(f"{f.what} ({f.got})" for f in bad)
+    if {f.name for f in bad} == {"saturated"} and _agreed(battery):
+        words += "; yet attacks that do not mind find no more than PGD"
+        return Check("gradients", question, "note", numbers, words, f"{bad[0].fix}.")
     return Check("gradients", question, "flag", numbers, words, " ".join(f"{f.fix}." for f in bad))
+
+
+def _agreed(battery: Battery) -> bool:
+    """Whether all attacks together take no more than 5 points that PGD leaves."""
+    return accuracy(battery.left["pgd"]) - accuracy(battery.worst) <= LIMIT
 
 
 def _constant(battery: Battery) -> bool:
@@ -272,7 +280,10 @@ def _history(history: list[dict[str, Any]]) -> Check:
 
 
 def claim_check(battery: Battery, claimed: float | None, source: str) -> Check:
-    """The claim against all attacks together; without one, plain PGD is the claim."""
+    """The claim against all attacks together; without one, plain PGD is the claim.
+
+    A model that PGD leaves next to nothing does not lie, unless that is still twice of what there is.
+    """
     pgd, worst = battery.left["pgd"], battery.worst
     n, hits = len(worst), int(worst.sum())
     found = gap(pgd, worst, LIMIT)
@@ -290,6 +301,9 @@ def claim_check(battery: Battery, claimed: float | None, source: str) -> Check:
     )
     advice = "Report the strongest attack, not PGD: `bivallate evaluate RUN --attack autoattack`"
     question = "is the accuracy within 5 points of what the strongest attack leaves?"
-    modest = claim < WEAK * battery.scores["pgd"].clean_accuracy  # who claims next to nothing does not lie
-    outcome = "broken" if bad and not modest else ("note" if bad or found.significant else "pass")
+    modest = claimed is None and claim < WEAK * battery.scores["pgd"].clean_accuracy
+    if bad:
+        outcome = "broken" if not modest else "flag" if claim >= 2 * hits / n else "note"
+    else:
+        outcome = "note" if found.significant else "pass"
     return Check("claim", question, outcome, numbers, text, advice if outcome != "pass" else "")

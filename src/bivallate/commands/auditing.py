@@ -79,7 +79,7 @@ def audit(
     others = [load_run(other, "last", source.model).to(device) for other in against]
     claim = "--claimed"
     if claimed is None and split == "test":
-        claimed, claim = kept_claim(folder.evaluation, source.weights, threat)
+        claimed, claim = kept_claim(folder.evaluation, source.weights, threat, len(points))
     with _Shown(silent=json) as shown:
         result = examine(
             load_run(run, source.weights, source.model).to(device),
@@ -105,21 +105,27 @@ def audit(
     print(f"kept in {target}")
 
 
-def kept_claim(folder: Path, weights: str, threat: Any) -> tuple[float | None, str]:
+def kept_claim(folder: Path, weights: str, threat: Any, points: int) -> tuple[float | None, str]:
     """(robust accuracy, attack) of the strongest evaluation that the run keeps; (None, "") without one.
 
-    A file that cannot be read is no claim.
+    Only what could be a headline counts: the run's own test data, attacked on the model itself, on no fewer
+    points than an audit wants. A file that cannot be read is no claim.
     """
-    from bivallate.evaluate import Score
+    from bivallate.audit.plan import FEWEST
+    from bivallate.report.collect import evaluation
 
     found = []
     for path in sorted(folder.glob(f"{weights}-{type(threat).__name__.lower()}-*.json")):
         try:
-            score = Score.load(path)
+            kept = evaluation(path)
         except UserError as error:
             print(f"warning: {error}", file=sys.stderr)
             continue
-        if score.threat == threat and score.attack not in ("clean",):
+        if kept is None or (kept.split, kept.data) != ("test", ""):
+            continue
+        score = kept.score
+        direct = score.attack != "clean" and not score.attack.startswith("transfer")
+        if direct and score.threat == threat and score.n >= min(FEWEST, points):
             found.append((score.robust_accuracy, f"evaluation {score.attack}, {score.n} points"))
     return min(found, default=(None, ""))
 

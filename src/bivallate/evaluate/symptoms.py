@@ -21,6 +21,7 @@ from bivallate.types import Passes
 __all__ = [
     "Finding",
     "few_classes",
+    "forgetful",
     "hidden_gradients",
     "images",
     "logits_or_fault",
@@ -176,7 +177,14 @@ def repeatable(model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[Finding]
             "Turn noise and dropout off at inference; if randomness is the defence, attack its expectation "
             "(autoattack-rand)",
         )
-    elif max(turned, single) > DIFFERENT:
+        return
+    with torch.enable_grad():
+        asked = float((model(x.clone().requires_grad_()).detach() - logits).abs().amax() / scale)
+    if asked > DIFFERENT:
+        fix = "Answer alike whether or not a gradient is asked for: attacks see the one, verdicts the other"
+        got = f"where a gradient is asked for they differ by {asked:.1%} of the largest logit"
+        yield Finding("error", "gradient-mode", "outputs depend on whether a gradient is wanted", got, fix)
+    if max(turned, single) > DIFFERENT:
         yield Finding(
             "error",
             "batch",
@@ -186,6 +194,25 @@ def repeatable(model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[Finding]
             else "a batch of one point raises an error",
             "Use running statistics in eval mode (BatchNorm with track_running_stats, no training=True)",
         )
+
+
+def forgetful(model: nn.Module, fresh: nn.Module | None, x: Tensor, threat: ThreatModel) -> Iterator[Finding]:
+    """Does the model answer as a copy does that was never asked before?
+
+    Args:
+        fresh: a copy from before the first question; None where the model cannot be copied.
+    """
+    if fresh is None:
+        return
+    noise = Noise(0, torch.arange(len(x), device=x.device))
+    near = x + threat.project(threat.random(noise, x), x)
+    with torch.no_grad():
+        expected, got = fresh(near), model(near)
+    differ = float((got - expected).abs().amax() / expected.abs().amax().clamp(min=1e-30))
+    if differ > DIFFERENT:
+        fix = "An evaluated model must not remember what it was asked: every answer a function of its image"
+        text = f"near points that it has seen its logits differ by {differ:.1%} from those of a fresh copy"
+        yield Finding("error", "stateful", "the model remembers questions", text, fix)
 
 
 def unmoved(model: nn.Module, before: dict[str, Tensor]) -> Iterator[Finding]:

@@ -105,7 +105,7 @@ def collect(paths: list[Path]) -> list[RunRecord]:
 def _read(path: Path, label: str) -> RunRecord:
     folder = RunFolder.open(path)
     config, history = Config.read(folder.config), folder.read_metrics()
-    found = [_evaluation(file) for file in sorted(folder.evaluation.glob("*.json"))]
+    found = [evaluation(file) for file in sorted(folder.evaluation.glob("*.json"))]
     order = {name: k for k, name in enumerate(PREFERRED)}
     known = sorted(
         (e for e in found if e is not None), key=lambda e: (order[e.weights], e.split, _spent(e.score))
@@ -113,7 +113,8 @@ def _read(path: Path, label: str) -> RunRecord:
     return RunRecord(label, path, config, history, tuple(known), tuple(_classes(path, known)))
 
 
-def _evaluation(file: Path) -> Evaluation | None:
+def evaluation(file: Path) -> Evaluation | None:
+    """What a file of a run's evaluation folder holds; None for another one's name. Raises UserError."""
     match = _NAME.match(file.name)
     return Evaluation(match[1], match[2] or "test", Score.load(file), file, match[3] or "") if match else None
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bivallate.report.style import COLOURS, MARKERS, figure, save, styled
+from bivallate.report.style import COLOURS, colour, figure, marker, save, styled
 
 
 def curves(folder: Path) -> list[dict[str, Any]]:
@@ -23,7 +23,7 @@ def demo_figure(out: Path, rows: list[dict[str, Any]]) -> Path:
             lines = curves(out / row["method"])
             cost = [line["total_forward"] + line["total_backward"] for line in lines]
             robust = [100 * line["robust"] for line in lines]
-            left.plot(cost, robust, color=COLOURS[k], label=row["method"], marker=MARKERS[k], markevery=5)
+            left.plot(cost, robust, color=colour(k), label=row["method"], marker=marker(k), markevery=5)
         left.set_xscale("log")
         left.set_xlabel("cost so far: passes per training example")
         left.set_ylabel("held-out robust accuracy (%)")
@@ -35,10 +35,10 @@ def demo_figure(out: Path, rows: list[dict[str, Any]]) -> Path:
             ("robust", "under PGD-20", COLOURS[0]),
             ("tail_30", "weakest 30 %", COLOURS[1]),
         )
-        for shift, (key, label, colour) in enumerate(bars):
+        for shift, (key, label, shade) in enumerate(bars):
             heights = [100 * row[key] for row in rows]
             drawn = right.bar(
-                [p + 0.27 * (shift - 1) for p in places], heights, 0.25, color=colour, label=label
+                [p + 0.27 * (shift - 1) for p in places], heights, 0.25, color=shade, label=label
             )
             right.bar_label(drawn, fmt="%.0f", fontsize=6)
         right.set_xticks(list(places), [row["method"] for row in rows])

@@ -24,6 +24,17 @@ COLOURS = (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 COLUMN = 3.4  # inches
 
+
+def colour(k: int) -> str:
+    """Of the k-th of several runs; the ninth begins again."""
+    return COLOURS[k % len(COLOURS)]
+
+
+def marker(k: int) -> str:
+    """Of the k-th of several runs."""
+    return MARKERS[k % len(MARKERS)]
+
+
 SETTINGS: dict[str, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,

@@ -14,6 +14,7 @@ from bivallate.data import Dataset
 from bivallate.errors import UserError, unknown
 from bivallate.method import Method
 from bivallate.models import Classifier
+from bivallate.models.io import read_manifest
 from bivallate.run import checkpoint
 from bivallate.run.config import Config, Data, Model
 from bivallate.run.folder import RunFolder
@@ -188,12 +189,13 @@ def load(path: str | Path, weights: str = "best", *, model: nn.Module | str | No
 def load_run(path: str | Path, weights: str, model: str | None) -> Classifier:
     """The model of a run; `model` builds the network where it is the user's own, and is imported because the
     user named it. Raises UserError without it."""
-    name = Config.read(RunFolder.open(Path(path)).config).model.name
-    if ":" not in name:
+    described = read_manifest(RunFolder.open(Path(path)).path / "model.json")
+    name = (described["spec"] or {}).get("name", described["architecture"])
+    if name in models.names() or name.startswith("timm:"):
         return load(path, weights)
     if model is None:
         raise UserError(
             f"{path} trained a network of your own, {name}, and code is never imported because a file names "
-            f"it: say --model package.module:factory"
+            "it: say --model package.module:factory"
         )
     return load(path, weights, model=model)

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from bivallate.evaluate import Score
 from bivallate.report.diagnostics.drawn import Drawn
-from bivallate.report.style import COLOURS, COLUMN, MARKERS
+from bivallate.report.style import COLUMN, colour, marker
 
 LARGEST = 20  # classes whose cells are numbered
 
@@ -51,7 +51,7 @@ class PerClass(Drawn):
         ax = fig.subplots()
         step = 0.7 / len(self.robust)
         for j, (label, robust) in enumerate(self.robust.items()):
-            colour, marker = COLOURS[j % len(COLOURS)], MARKERS[j % len(MARKERS)]
+            shade, sign = colour(j), marker(j)
             for place, k in enumerate(order):
                 at, interval, value = (
                     place + (j - (len(self.robust) - 1) / 2) * step,
@@ -61,9 +61,9 @@ class PerClass(Drawn):
                 clean = self.clean[label][k]
                 if value is None or interval is None or clean is None:
                     continue
-                ax.vlines(at, 100 * interval[0], 100 * interval[1], color=colour, lw=1.0, alpha=0.6)
-                ax.plot(at, 100 * value, marker, color=colour, ms=3.5, zorder=4)
-                ax.plot(at, 100 * clean, marker, color=colour, mfc="white", mew=0.8, ms=6)
+                ax.vlines(at, 100 * interval[0], 100 * interval[1], color=shade, lw=1.0, alpha=0.6)
+                ax.plot(at, 100 * value, sign, color=shade, ms=3.5, zorder=4)
+                ax.plot(at, 100 * clean, sign, color=shade, mfc="white", mew=0.8, ms=6)
         names = [self.classes[k] for k in order]
         ax.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 4 else 40)
         ax.set_xlim(-0.6, len(names) - 0.4)
@@ -85,8 +85,8 @@ class PerClass(Drawn):
                     [],
                     [],
                     ls="",
-                    marker=MARKERS[j % len(MARKERS)],
-                    color=COLOURS[j % len(COLOURS)],
+                    marker=marker(j),
+                    color=colour(j),
                     label=label,
                 )
                 for j, label in enumerate(self.robust)

@@ -8,8 +8,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from bivallate.errors import UserError
 from bivallate.report.diagnostics.drawn import Drawn
-from bivallate.report.style import COLOURS, COLUMN
+from bivallate.report.style import COLUMN, colour
+
+NO_EPOCH = "no epoch was finished and recorded: train for one at least"
 
 History = Sequence[Mapping[str, Any]]
 
@@ -94,17 +97,17 @@ class LearningCurves(Drawn):
 
     def _panel(self, ax: Any, panel: Panel) -> None:
         for k, (label, history) in enumerate(self.runs.items()):
-            colour = COLOURS[k % len(COLOURS)]
+            shade = colour(k)
             for key, style in ((panel.second, (0, (3, 1.5))), (panel.key, "-")):
                 points = [(line["epoch"], line[key]) for line in history if line.get(key) is not None]
                 if points:
                     values = [panel.factor * value for _, value in points]
                     name = label if key == panel.key else None
                     dot = "o" if len(points) < 3 else ""
-                    ax.plot([e for e, _ in points], values, color=colour, ls=style, label=name, marker=dot)
+                    ax.plot([e for e, _ in points], values, color=shade, ls=style, label=name, marker=dot)
             for line in history:
                 if any(alarm.get("rolled_back") for alarm in line.get("alarms", [])):
-                    ax.axvline(line["epoch"], color=colour, lw=0.6, ls=":")
+                    ax.axvline(line["epoch"], color=shade, lw=0.6, ls=":")
         if panel.log:
             ax.set_yscale("log")
         if panel.whole:
@@ -125,4 +128,6 @@ class LearningCurves(Drawn):
 def learning_curves(runs: Mapping[str, History], keys: Sequence[str] = ()) -> LearningCurves:
     """The curves of runs by label; `keys` picks panels (a `Panel.key` each)."""
     lines = {label: [dict(line) for line in history] for label, history in runs.items()}
+    if not any(lines.values()):
+        raise UserError(NO_EPOCH)
     return LearningCurves(lines, tuple(keys) or LearningCurves.keys)

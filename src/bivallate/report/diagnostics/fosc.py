@@ -15,7 +15,7 @@ from bivallate.lower.start import uniform
 from bivallate.lower.threat import ThreatModel
 from bivallate.report.diagnostics.drawn import Drawn
 from bivallate.report.diagnostics.sample import looked_at, problem_of, sample
-from bivallate.report.style import COLOURS, figure
+from bivallate.report.style import COLOURS, colour, figure
 
 GROUPS = 20
 
@@ -55,7 +55,7 @@ class FOSC(Drawn):
             share = np.full(len(values), 100 / len(values))
             shown = values.astype(float).clip(floor, top)  # in single precision they would miss the first bin
             left.hist(
-                shown, bins, weights=share, histtype="step", lw=1.3, color=COLOURS[k], label=f"PGD-{steps}"
+                shown, bins, weights=share, histtype="step", lw=1.3, color=colour(k), label=f"PGD-{steps}"
             )
         left.set_xscale("log")
         left.set_xlabel("FOSC (nats)")

@@ -13,7 +13,7 @@ from torch import nn
 from bivallate.lower.threat import ThreatModel
 from bivallate.report.diagnostics.drawn import Drawn
 from bivallate.report.diagnostics.sample import looked_at, problem_of, sample
-from bivallate.report.style import COLOURS, figure
+from bivallate.report.style import colour, figure
 from bivallate.run.measure import cosines
 
 
@@ -44,7 +44,7 @@ class Alignment(Drawn):
         for k, (label, values) in enumerate(self.cosine.items()):
             share = np.full(len(values), 100 / len(values))
             name = f"{label}: mean {values.mean():.2f}"
-            ax.hist(values, bins, weights=share, histtype="step", lw=1.3, color=COLOURS[k], label=name)
+            ax.hist(values, bins, weights=share, histtype="step", lw=1.3, color=colour(k), label=name)
         ax.set_xlabel(rf"cosine of gradients at $x$ and $x+\eta$, eps {self.eps:.3g}")
         ax.set_ylabel("test points (%)")
         ax.legend(loc="upper left")

@@ -44,7 +44,7 @@ class Subject:
 
     Attributes:
         runs: as read. weights: best, last or ema. n: points at most. seed: of the points and of the attacks.
-        attack: for accuracies by class, where no evaluation of the run says them. data_dir: where the named
+        attack: for accuracies by class and confusions. data_dir: where the named
         set is looked for. model: `package.module:factory` of the runs whose network is the user's own.
         device: to compute on.
     """
@@ -61,7 +61,10 @@ class Subject:
     @cached_property
     def data(self) -> Dataset:
         """Of the first run."""
-        config = self.runs[0].config
+        return self._data(self.runs[0])
+
+    def _data(self, run: RunRecord) -> Dataset:
+        config = run.config
         config = config.set("data.data_dir", self.data_dir) if self.data_dir is not None else config
         return load_data(config.data, config.seed)
 
@@ -94,14 +97,20 @@ class Subject:
         return min(self.n, len(self.data.test))
 
     @cached_property
-    def weighed(self) -> dict[str, Weighed]:
-        """Every run's own weights on the same test points, with the memory of its last checkpoint
-        and the schedules of the epoch that the weights are from."""
-        return {run.label: self._weigh(run) for run in self.runs}
+    def _weighed(self) -> dict[str, Weighed]:
+        return {}
+
+    def weighed(self, run: RunRecord) -> Weighed:
+        """A run's own weights on the first run's test points, with the memory of its last checkpoint and the
+        schedules of the epoch that the weights are from."""
+        if run.label not in self._weighed:
+            self._weighed[run.label] = self._weigh(run)
+        return self._weighed[run.label]
 
     def _weigh(self, run: RunRecord) -> Weighed:
+        here = replace(run.config, device=str(self.device), amp=False)
         with torch.random.fork_rng(devices=[]):  # unpacking restores the run's generators
-            session = Session(run.config, self.data, load_run(run.path, "last", self.model))
+            session = Session(here, self._data(run), load_run(run.path, "last", self.model))
             session.unpack(checkpoint.newest(RunFolder(run.path).checkpoints, fall_back=True))
         last = run.config.epochs
         epoch = (run.best_epoch or last) if self.weights == "best" else last
@@ -120,7 +129,7 @@ def subject(paths: Sequence[Path], **settings: object) -> Subject:
         if run.config.data.name != first.name or run.classes != runs[0].classes:
             raise UserError(
                 f"{run.label} was trained on {run.config.data.name or 'tensors'}, {runs[0].label} on "
-                f"{first.name or 'tensors'}: diagnose runs on the same data together"
+                f"{first.name or 'tensors'}: name runs on the same data together"
             )
     return replace(Subject(runs), **settings)  # pyright: ignore[reportArgumentType]
 
@@ -134,7 +143,7 @@ def _landscape(s: Subject) -> Drawn:
 def _scatter(s: Subject) -> Drawn:
     if len(s.runs) != 2:
         raise UserError(f"weight-scatter compares two runs, got {len(s.runs)}: name the second one too")
-    first, second = s.weighed.values()
+    first, second = map(s.weighed, s.runs)
     return weight_scatter(first, second, (s.runs[0].label, s.runs[1].label))
 
 
@@ -159,7 +168,7 @@ def _trained(s: Subject) -> dict[str, float]:
 
 
 def _first(s: Subject) -> Weighed:
-    return s.weighed[s.runs[0].label]
+    return s.weighed(s.runs[0])
 
 
 Diagnosis = Callable[[Subject], Drawn]

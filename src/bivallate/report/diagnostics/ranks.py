@@ -15,7 +15,7 @@ from bivallate.evaluate import eps_curve
 from bivallate.lower.threat import L2, Linf
 from bivallate.report.diagnostics.drawn import Drawn
 from bivallate.report.diagnostics.sample import looked_at, sample
-from bivallate.report.style import COLOURS, COLUMN, MARKERS, figure
+from bivallate.report.style import COLUMN, colour, figure, marker
 
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
@@ -44,7 +44,7 @@ class Ranks(Drawn):
             share = 100 * changed / max(1, changed.sum())
             at = np.arange(1, len(counts)) + (k - (len(self.counts) - 1) / 2) * width
             kept = counts[0] / counts.sum()
-            ax.bar(at, share, 0.92 * width, color=COLOURS[k], label=f"{label} ({kept:.0%} unchanged)")
+            ax.bar(at, share, 0.92 * width, color=colour(k), label=f"{label} ({kept:.0%} unchanged)")
         ax.set_xticks(range(1, max(len(c) for c in self.counts.values())))
         ax.set_xlabel(f"clean rank of the class that {self.attack} reached")
         ax.set_ylabel("changed predictions (%)")
@@ -110,8 +110,8 @@ class OverEps(Drawn):
         fig, ax = figure(1, height=2.2)
         for k, (label, values) in enumerate(self.accuracy.items()):
             low, high = (100 * np.array(side) for side in zip(*self.interval[label], strict=True))
-            ax.fill_between(self.eps, low, high, color=COLOURS[k], alpha=0.15, lw=0)
-            ax.plot(self.eps, [100 * v for v in values], color=COLOURS[k], marker=MARKERS[k], label=label)
+            ax.fill_between(self.eps, low, high, color=colour(k), alpha=0.15, lw=0)
+            ax.plot(self.eps, [100 * v for v in values], color=colour(k), marker=marker(k), label=label)
         for eps in set(self.trained.values()):
             ax.axvline(eps, color="#555555", lw=0.8, ls=":")
             ax.annotate("training", (eps, 101), (2, -2), textcoords="offset points", fontsize=6, va="top")

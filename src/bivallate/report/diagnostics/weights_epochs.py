@@ -7,9 +7,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from bivallate.errors import UserError
+from bivallate.report.diagnostics.curves import NO_EPOCH
 from bivallate.report.diagnostics.drawn import Drawn
 from bivallate.report.diagnostics.weights import FLOOR
-from bivallate.report.style import COLOURS, figure
+from bivallate.report.style import colour, figure
 from bivallate.run.spread import QUANTILES
 
 
@@ -19,8 +21,8 @@ class WeightsOverEpochs(Drawn):
 
     Attributes:
         epochs: of each run. effective: (sum w)^2 / (B sum w^2); mean: of the weights; quantiles: of the
-            weights divided by the mean of their minibatch, at `QUANTILES`. By label; no quantiles for a run
-            that did not record them.
+            weights divided by the mean of their minibatch, at `QUANTILES`; none for an epoch that did not
+            record them. By label.
     """
 
     epochs: dict[str, list[int]]
@@ -41,15 +43,20 @@ class WeightsOverEpochs(Drawn):
     def draw(self) -> Figure:
         """How many examples count; bands for 90 % and for half of the weights, a line for their median."""
         fig, (left, right) = figure(2, width=2, height=2.1)
-        heaviest, lightest = 1.0, 1.0
+        heaviest, lightest, silent = 1.0, 1.0, list[str]()
         for k, (label, epochs) in enumerate(self.epochs.items()):
-            left.plot(epochs, [100 * v for v in self.effective[label]], color=COLOURS[k], label=label)
-            if not self.quantiles[label]:
+            dot = "o" if len(epochs) < 3 else ""
+            shares = [100 * v for v in self.effective[label]]
+            left.plot(epochs, shares, color=colour(k), label=label, marker=dot)
+            known = [(e, q) for e, q in zip(epochs, self.quantiles[label], strict=True) if q]
+            if not known:
+                silent.append(label)
                 continue
-            low, first, middle, third, high = zip(*self.quantiles[label], strict=True)
-            right.fill_between(epochs, _drawn(low), _drawn(high), color=COLOURS[k], alpha=0.15, lw=0)
-            right.fill_between(epochs, _drawn(first), _drawn(third), color=COLOURS[k], alpha=0.3, lw=0)
-            right.plot(epochs, _drawn(middle), color=COLOURS[k])
+            epochs, rows = zip(*known, strict=True)
+            low, first, middle, third, high = zip(*rows, strict=True)
+            right.fill_between(epochs, _drawn(low), _drawn(high), color=colour(k), alpha=0.15, lw=0)
+            right.fill_between(epochs, _drawn(first), _drawn(third), color=colour(k), alpha=0.3, lw=0)
+            right.plot(epochs, _drawn(middle), color=colour(k), marker="o" if len(epochs) < 3 else "")
             heaviest, lightest = max(heaviest, *high), min(lightest, *low)
         left.set_ylim(-2, 103)
         left.set_ylabel("effective weights (% of batch)")
@@ -58,8 +65,9 @@ class WeightsOverEpochs(Drawn):
         else:
             right.set_ylim(0, 1.1 * heaviest)
         right.set_ylabel("weight / mean")
-        if not any(self.quantiles.values()):
-            right.text(0.5, 0.5, "not recorded", ha="center", transform=right.transAxes)
+        if silent:
+            words = f"not recorded: {', '.join(silent)}"
+            right.text(0.5, 0.02, words, ha="center", fontsize=6, transform=right.transAxes)
         for ax in (left, right):
             ax.set_xlabel("epoch")
             ax.xaxis.get_major_locator().set_params(integer=True)
@@ -73,10 +81,11 @@ def _drawn(values: tuple[float, ...]) -> list[float]:
 
 def weights_over_epochs(runs: dict[str, list[dict[str, Any]]]) -> WeightsOverEpochs:
     """From the lines of metrics.jsonl, by label."""
-    kept = {label: [line.get("weight_quantiles", []) for line in lines] for label, lines in runs.items()}
+    if not any(runs.values()):
+        raise UserError(NO_EPOCH)
     return WeightsOverEpochs(
         {label: [line["epoch"] for line in lines] for label, lines in runs.items()},
         {label: [line["effective"] for line in lines] for label, lines in runs.items()},
         {label: [line["weight_mean"] for line in lines] for label, lines in runs.items()},
-        {label: rows if all(rows) else [] for label, rows in kept.items()},
+        {label: [line.get("weight_quantiles", []) for line in lines] for label, lines in runs.items()},
     )
