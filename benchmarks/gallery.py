@@ -34,7 +34,8 @@ CAPTIONS = {
     "weights-over-epochs": "How many examples counted, and how the weights in training were spread: "
     "bands for 90 % and for half of them, a line for the median.",
     "examples": "The test images of lowest and highest weight.",
-    "likelihoods": "Likelihoods under attack in their principal components, shaded by weight.",
+    "likelihoods": "Likelihoods of training images under attack in their principal components, shaded by "
+    "weight.",
     "weight-scatter": "The weights that two methods give to the same images.",
     "transfer": "Accuracy on adversarial images made on another model; the diagonal is white-box.",
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bivallate.data import Dataset
+from bivallate.data import Dataset, Split
 from bivallate.errors import UserError, unknown
 from bivallate.evaluate import Score, evaluate
 from bivallate.lower.threat import Linf
@@ -97,17 +97,17 @@ class Subject:
         return min(self.n, len(self.data.test))
 
     @cached_property
-    def _weighed(self) -> dict[str, Weighed]:
+    def _weighed(self) -> dict[tuple[str, str], Weighed]:
         return {}
 
-    def weighed(self, run: RunRecord) -> Weighed:
-        """A run's own weights on the first run's test points, with the memory of its last checkpoint and the
-        schedules of the epoch that the weights are from."""
-        if run.label not in self._weighed:
-            self._weighed[run.label] = self._weigh(run)
-        return self._weighed[run.label]
+    def weighed(self, run: RunRecord, split: str = "test") -> Weighed:
+        """A run's own weights on the first run's test or training points, with the memory of its last
+        checkpoint and the schedules of the epoch that the weights are from."""
+        if (run.label, split) not in self._weighed:
+            self._weighed[run.label, split] = self._weigh(run, getattr(self.data, split))
+        return self._weighed[run.label, split]
 
-    def _weigh(self, run: RunRecord) -> Weighed:
+    def _weigh(self, run: RunRecord, points: Split) -> Weighed:
         here = replace(run.config, device=str(self.device), amp=False)
         with torch.random.fork_rng(devices=[]):  # unpacking restores the run's generators
             session = Session(here, self._data(run), load_run(run.path, "last", self.model))
@@ -116,7 +116,7 @@ class Subject:
         epoch = (run.best_epoch or last) if self.weights == "best" else last
         clock = Clock(epoch - 1, last, seed=self.seed)
         model = self.models[run.label].to(session.device)
-        return weigh(model, session.method, self.data.test, clock, n=self.n, seed=self.seed)
+        return weigh(model, session.method, points, clock, n=self.n, seed=self.seed)
 
 
 def subject(paths: Sequence[Path], **settings: object) -> Subject:
@@ -187,7 +187,7 @@ DIAGNOSES: dict[str, Diagnosis] = {
     "weights": lambda s: weights_by_class(_first(s), s.runs[0].classes, s.runs[0].label),
     "weights-over-epochs": lambda s: weights_over_epochs({run.label: run.history for run in s.runs}),
     "examples": lambda s: extremes(_first(s), s.runs[0].classes),
-    "likelihoods": lambda s: likelihood_pca(_first(s), s.runs[0].classes),
+    "likelihoods": lambda s: likelihood_pca(s.weighed(s.runs[0], "train"), s.runs[0].classes),
     "weight-scatter": _scatter,
     "transfer": _transfer,
 }
