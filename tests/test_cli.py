@@ -107,6 +107,18 @@ def test_resume_of_a_run_with_the_users_own_network(tmp_path, monkeypatch, capsy
     )
 
 
+def test_resume_on_another_machine(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run(["train", "plain", "--out", str(out), *QUICK]) == 0
+    text = (out / "config.toml").read_text().replace('device = "auto"', 'device = "cuda"')
+    (out / "config.toml").write_text(text)
+    if not torch.cuda.is_available():
+        assert run(["resume", str(out)]) == 2
+        assert "--device auto or cpu" in capsys.readouterr().err
+    assert run(["resume", str(out), "--device", "cpu", "--threads", "1", "--data-dir", str(tmp_path)]) == 0
+    assert (out / "config.toml").read_text() == text
+
+
 MISTAKES = {
     "unknown command": (["trian", "at"], "Did you mean"),
     "unknown option": (["train", "at", "--epoch", "3"], "--epochs"),

@@ -108,8 +108,13 @@ def resume(
     *,
     model: str | None = None,
     fall_back: Annotated[bool, Parameter(negative=())] = False,
+    data_dir: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
 ) -> None:
     """Go on with an interrupted run, to exactly the weights that an uninterrupted one would have reached.
+
+    On another device or with another number of threads they agree to rounding only.
 
     Parameters
     ----------
@@ -119,10 +124,17 @@ def resume(
         package.module:factory, if the run trained a network of your own.
     fall_back
         take the older checkpoint if the newest is damaged.
+    data_dir
+        where named sets are looked for. [default: as before]
+    device
+        auto, cpu, cuda or mps. [default: as before]
+    threads
+        of the processor. [default: as before]
     """
     from bivallate.run.api import resume as go_on
 
-    _finished(go_on(run, model=model, fall_back=fall_back, progress=True), run)
+    elsewhere = {"data_dir": data_dir, "device": device, "threads": threads}
+    _finished(go_on(run, model=model, fall_back=fall_back, progress=True, **elsewhere), run)
 
 
 @APP.command

@@ -136,6 +136,9 @@ def resume(
     dataset: Dataset | None = None,
     progress: bool | Progress = False,
     fall_back: bool = False,
+    data_dir: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
 ) -> Run:
     """Goes on with an interrupted run, to the weights that an uninterrupted one would have reached, bit for
     bit.
@@ -144,6 +147,9 @@ def resume(
         path: the run's folder.
         model, method, dataset: for parts that only the user's code can build.
         fall_back: take the older checkpoint if the newest is damaged.
+        data_dir, device, threads: where named sets are looked for and where to compute, if not as before; the
+            run's configuration keeps its own. On another device, or with another number of threads, the
+            weights agree with those of an uninterrupted run to rounding only.
 
     Raises:
         UserError: no run, no readable checkpoint, other data, another model or method.
@@ -152,6 +158,9 @@ def resume(
     config = Config.read(folder.config)
     if method is not None:
         config = dataclasses.replace(config, method=method)
+    moved = {"device": device, "threads": threads, "data.data_dir": data_dir}
+    for key, value in moved.items():
+        config = config.set(key, value) if value is not None else config
     limit_threads(config.threads)
     collective.join()
     found = checkpoint.newest(folder.checkpoints, fall_back=fall_back)
