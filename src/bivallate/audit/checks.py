@@ -72,8 +72,8 @@ def _symptoms(battery: Battery, found: Preflight) -> Check:
 
 
 def _agreed(battery: Battery) -> bool:
-    """Whether all attacks together take no more than 5 points that PGD leaves."""
-    return accuracy(battery.left["pgd"]) - accuracy(battery.worst) <= LIMIT
+    """Whether all attacks together take not significantly more than 5 points that PGD leaves."""
+    return not gap(battery.left["pgd"], battery.worst, LIMIT).significant
 
 
 def _constant(battery: Battery) -> bool:
