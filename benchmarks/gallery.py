@@ -33,6 +33,7 @@ CAPTIONS = {
     "weights": "The weights of the examples of each class.",
     "weights-over-epochs": "How many examples counted, and how the weights in training were spread: "
     "bands for 90 % and for half of them, a line for the median.",
+    "weights-by-margin": "The weights of the same training images against their margins, in four epochs.",
     "examples": "The test images of lowest and highest weight.",
     "likelihoods": "Likelihoods of training images under attack in their principal components, shaded by "
     "weight.",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bivallate.errors import UserError
 from bivallate.lower.problem import LowerProblem
 from bivallate.method import BoundMethod
-from bivallate.types import Clock, StepRecord, Terms
+from bivallate.types import Clock, StepRecord, Terms, probability_margin
 
 
 class NonFinite(UserError):
@@ -36,14 +36,15 @@ def healthy(loss: Tensor, model: nn.Module, clock: Clock) -> None:
 def summarise(
     loss: Tensor, weights: Tensor, terms: Terms, problem: LowerProblem, method: BoundMethod
 ) -> StepRecord:
-    """The record of one step; everything is read in one transfer from the device."""
+    """The record of one step; its numbers are read in one transfer from the device."""
     w, y = weights.detach(), problem.y
     correct = (terms.logits.detach().argmax(1) == y).sum()
     mean = w.mean()
     effective = mean.square() / w.square().mean().clamp(min=torch.finfo(w.dtype).tiny)
     relative = w / mean.clamp(min=torch.finfo(w.dtype).tiny)
     sums = torch.stack([loss.detach().to(w.dtype), correct.to(w.dtype), mean, effective])
-    numbers = torch.cat([sums, relative]).tolist()
+    margin = probability_margin(terms.logits.detach(), y).to(w.dtype)
+    numbers = torch.cat([sums, relative, margin]).tolist()
     logged = {**problem.log, **method.weighting.log()}
     return StepRecord(
         loss=numbers[0],
@@ -51,7 +52,9 @@ def summarise(
         examples=len(y),
         weight_mean=numbers[2],
         effective=numbers[3],
-        relative=numbers[4:],
+        rows=problem.batch.index.tolist(),
+        relative=numbers[4 : 4 + len(y)],
+        margin=numbers[4 + len(y) :],
         passes=problem.forward.passes,
         logged=logged,
     )

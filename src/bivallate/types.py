@@ -191,8 +191,8 @@ class StepRecord:
     Attributes:
         loss: the weighted loss that was descended. correct: adversarial points classified correctly.
         examples: size of the minibatch. weight_mean, effective: mean weight and effective sample size
-            (sum w)^2 / sum w^2, as a fraction of the batch. relative: weights divided by their mean, in the
-            batch's order.
+            (sum w)^2 / sum w^2, as a fraction of the batch. rows: of the batch, in its order; relative: their
+            weights divided by the mean; margin: p_y - max p_k at the adversarial points.
         passes: forward and backward passes summed over the examples.
         logged: numbers that parts reported about themselves (active fraction, temperature, ...).
     """
@@ -202,6 +202,8 @@ class StepRecord:
     examples: int
     weight_mean: float
     effective: float
+    rows: list[int]
     relative: list[float]
+    margin: list[float]
     passes: Passes
     logged: dict[str, float]

@@ -26,7 +26,7 @@ from bivallate.report.diagnostics.weights import (
     weight_scatter,
     weights_by_class,
 )
-from bivallate.report.diagnostics.weights_epochs import weights_over_epochs
+from bivallate.report.diagnostics.weights_epochs import weights_by_margin, weights_over_epochs
 from bivallate.types import Clock
 
 matplotlib.use("Agg")
@@ -194,7 +194,8 @@ def test_principal_components_keep_distances(several):
 
 HISTORY = [
     {"epoch": e, "loss": 2 / e, "clean": 0.5, "robust": 0.1 * e, "train_robust": 0.2, "lr": 0.1,
-     "effective": 0.9, "weight_mean": 1.0, "weight_quantiles": [0.1, 0.5, 0.9, 1.2, 4.0 + e]}
+     "effective": 0.9, "weight_mean": 1.0, "weight_quantiles": [0.1, 0.5, 0.9, 1.2, 4.0 + e],
+     "watched": {"0": [-0.5, 2.0], "30": [0.8, 0.1 * e]}}
     for e in (1, 2, 3)
 ]  # fmt: skip
 
@@ -231,6 +232,7 @@ def test_everything_saves_its_data_and_figures(several, tmp_path):
         "examples": extremes(one, names, 3),
         "likelihoods": likelihood_pca(one, names),
         "over": weights_over_epochs({"a": HISTORY}),
+        "margins": weights_by_margin("a", HISTORY),
         "curves": learning_curves({"a": HISTORY, "b": HISTORY}),
         "classes": per_class({"m": s, "n": s}, names),
         "confusion": confusion(s, names),
@@ -270,6 +272,17 @@ def test_weights_of_runs_from_before_quantiles_were_recorded_are_drawn_without_t
     assert found.save(tmp_path / "both").stat().st_size > 1000
     said = weights_over_epochs({"old": old, "new": HISTORY}).draw().axes[1].texts[0].get_text()
     assert said == "not recorded: old"
+
+
+def test_margins_and_weights_of_the_same_examples(tmp_path):
+    lines = [line | {"epoch": e, "watched": {"7": [0.1, e]}} for e in range(1, 11) for line in HISTORY[:1]]
+    found = weights_by_margin("a", lines)
+    assert found.epochs == [1, 4, 7, 10]
+    assert found.weight == [[1], [4], [7], [10]]
+    assert found.rows == [[7]] * 4
+    assert weights_by_margin("a", lines[:1]).epochs == [1]
+    with pytest.raises(UserError, match="no epoch recorded"):
+        weights_by_margin("a", [{"epoch": 1}])
 
 
 def test_nine_runs_are_more_than_there_are_colours(several):

@@ -35,6 +35,7 @@ def test_a_line_an_epoch_with_what_a_reader_wants(digits, tmp_path):
         "weight_mean",
         "effective",
         "weight_quantiles",
+        "watched",
         "temperature",
     }
     assert wanted | {"forward", "backward", "total_forward", "seconds", "lr"} <= set(run.history[0])
@@ -43,6 +44,18 @@ def test_a_line_an_epoch_with_what_a_reader_wants(digits, tmp_path):
     assert run.history[-1]["total_forward"] == 9
     text = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert [json.loads(line) for line in text.splitlines()] == run.history
+
+
+def test_the_same_rows_are_watched_in_every_epoch(digits, tmp_path):
+    run = bv.train("tiny-cnn", digits, bv.methods.mail_at(THREAT, steps=1, burn_in=0.34), **QUICK)
+    rows = [set(line["watched"]) for line in run.history]
+    assert rows[0] == rows[1] == rows[2]
+    assert 50 <= len(rows[0]) <= 200
+    pairs = list(run.history[-1]["watched"].values())
+    assert all(-1 <= margin <= 1 and weight >= 0 for margin, weight in pairs)
+    light, heavy = min(pairs), max(pairs)  # the lowest margin weighs most
+    assert light[1] > heavy[1]
+    assert {weight for _, weight in run.history[0]["watched"].values()} == {1.0}  # the burn-in
 
 
 def test_best_is_the_epoch_with_the_highest_robust_accuracy(digits, tmp_path, monkeypatch):

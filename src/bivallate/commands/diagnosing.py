@@ -34,8 +34,8 @@ def diagnose(
         folders of the runs.
     what
         curves, alignment, alignment-over-epochs, fosc, landscape, classes, confusion, eps, ranks, weights,
-        weights-over-epochs, examples, likelihoods, weight-scatter (two runs) or transfer (two or more);
-        repeatable. [default: all]
+        weights-over-epochs, weights-by-margin, examples, likelihoods, weight-scatter (two runs) or transfer
+        (two or more); repeatable. [default: all]
     out
         folder for NAME.svg, .png, .pdf and .json or .npz. [default: FIRST RUN/diagnosis]
     n

@@ -143,7 +143,7 @@ def _training(history: list[dict[str, Any]]) -> dict[str, Any]:
         "seconds": sum(line["seconds"] for line in history),
         "forward_per_row": last["total_forward"],
         "backward_per_row": last["total_backward"],
-        "history": history,
+        "history": [{k: v for k, v in line.items() if k != "watched"} for line in history],
     }
 
 

@@ -20,6 +20,8 @@ from bivallate.run.tally import Tally
 from bivallate.run.watch import shorter
 from bivallate.types import Clock, Facts
 
+WATCHED = 100  # training rows whose margin and weight every epoch records
+
 
 def pick_device(name: str) -> torch.device:
     """The device by name; "auto" is CUDA, then MPS, then the CPU. Raises UserError for one that is not
@@ -119,12 +121,16 @@ class Session:
         self.optimizer = config.optimizer.make(self.model)
         self.average = Average(self.model, config.average) if config.average else None
         self.epoch, self.step = 0, 0
-        self.tally, self.history = Tally(), list[dict[str, Any]]()
+        self.tally, self.history = self.new_tally(), list[dict[str, Any]]()
         self.best, self.best_epoch = -1.0, -1
         self.forward, self.backward, self.seconds = 0, 0, 0.0
         self.sentinel_state: dict[str, Any] = {}
         self.sentinel_tensors: dict[str, Tensor] = {}
         collective.broadcast([*self.model.parameters(), *self.model.buffers()])
+
+    def new_tally(self) -> Tally:
+        """For an epoch; it watches about `WATCHED` rows of the training data, the same in every epoch."""
+        return Tally(stride=max(1, len(self.dataset.train) // WATCHED))
 
     def _streams(self) -> tuple[Split, Split | None]:
         """Training rows, and the second stream where the weighting asks for one."""

@@ -12,7 +12,12 @@ from bivallate.types import StepRecord
 @dataclass
 class Tally:
     """Running sums of what the steps of one epoch report; JSON holds floats exactly, so a resume loses
-    nothing."""
+    nothing.
+
+    Attributes:
+        spread: of the weights. watched: margin and weight / mean of every stride-th row of the training data,
+            as it was last trained on; none with stride 0.
+    """
 
     examples: int = 0
     rows: int = 0
@@ -24,6 +29,8 @@ class Tally:
     backward: int = 0
     seconds: float = 0.0
     spread: Spread = field(default_factory=Spread)
+    stride: int = 0
+    watched: dict[str, list[float]] = field(default_factory=dict)
     logged: dict[str, float] = field(default_factory=dict)
     counted: dict[str, int] = field(default_factory=dict)
 
@@ -37,6 +44,9 @@ class Tally:
         self.weight += record.weight_mean * n
         self.effective += record.effective * n
         self.spread.add(record.relative)
+        for row, margin, weight in zip(record.rows, record.margin, record.relative, strict=True):
+            if self.stride and row % self.stride == 0:
+                self.watched[str(row)] = [round(margin, 6), round(weight, 6)]
         self.forward += record.passes.forward
         self.backward += record.passes.backward
         for name, value in record.logged.items():
@@ -52,6 +62,7 @@ class Tally:
             "weight_mean": self.weight / n,
             "effective": self.effective / n,
             "weight_quantiles": self.spread.quantiles(),
+            "watched": {row: self.watched[row] for row in sorted(self.watched, key=int)},
             "forward": self.forward / rows,
             "backward": self.backward / rows,
             **{name: value / self.counted[name] for name, value in self.logged.items()},

@@ -18,7 +18,6 @@ from bivallate.run.measure import held_out
 from bivallate.run.optim import lower_rate, set_rate
 from bivallate.run.progress import Progress
 from bivallate.run.session import Session
-from bivallate.run.tally import Tally
 from bivallate.run.watch import Watch
 from bivallate.step import train_step
 from bivallate.types import Batch, StepRecord
@@ -108,7 +107,7 @@ class Trainer:
         better = line.get("robust", float(session.epoch)) > session.best
         if better:
             session.best, session.best_epoch = line.get("robust", float(session.epoch)), session.epoch
-        session.epoch, session.step, session.tally = session.epoch + 1, 0, Tally()
+        session.epoch, session.step, session.tally = session.epoch + 1, 0, session.new_tally()
         if self.folder is not None and collective.rank() == 0:
             if better:
                 session.save_model(self.folder.path, "best")

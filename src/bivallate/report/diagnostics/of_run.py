@@ -30,7 +30,7 @@ from bivallate.report.diagnostics.weights import (
     weight_scatter,
     weights_by_class,
 )
-from bivallate.report.diagnostics.weights_epochs import weights_over_epochs
+from bivallate.report.diagnostics.weights_epochs import weights_by_margin, weights_over_epochs
 from bivallate.run import checkpoint
 from bivallate.run.api import load_run
 from bivallate.run.folder import RunFolder
@@ -186,6 +186,7 @@ DIAGNOSES: dict[str, Diagnosis] = {
     "ranks": lambda s: adversarial_rank(dict(s.models), s.data.test, s.threat, n=s.n, seed=s.seed),
     "weights": lambda s: weights_by_class(_first(s), s.runs[0].classes, s.runs[0].label),
     "weights-over-epochs": lambda s: weights_over_epochs({run.label: run.history for run in s.runs}),
+    "weights-by-margin": lambda s: weights_by_margin(s.runs[0].label, s.runs[0].history),
     "examples": lambda s: extremes(_first(s), s.runs[0].classes),
     "likelihoods": lambda s: likelihood_pca(s.weighed(s.runs[0], "train"), s.runs[0].classes),
     "weight-scatter": _scatter,

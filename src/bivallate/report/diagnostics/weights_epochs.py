@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +76,66 @@ class WeightsOverEpochs(Drawn):
         return fig
 
 
-def _drawn(values: tuple[float, ...]) -> list[float]:
+@dataclass(frozen=True)
+class WeightsByMargin(Drawn):
+    """The weights of the same training examples against their margins, in several epochs (BiLAW, Fig. 5).
+
+    Attributes:
+        label: of the run. epochs: that are shown, the last one too. margin, weight: of each, (n,) p_y - max
+            p_k at the adversarial point of that epoch, and weight / mean. rows: of the training data.
+    """
+
+    label: str
+    epochs: list[int]
+    margin: list[list[float]]
+    weight: list[list[float]]
+    rows: list[list[int]]
+
+    def data(self) -> dict[str, Any]:
+        """As the attributes."""
+        names = ("label", "epochs", "margin", "weight", "rows")
+        return {name: getattr(self, name) for name in names}
+
+    def draw(self) -> Figure:
+        """A panel for each epoch, on the same axes."""
+        fig, axes = figure(len(self.epochs), width=2, height=1.9, sharex=True, sharey=True, squeeze=False)
+        every = [w for weights in self.weight for w in weights]
+        for k, ax in enumerate(axes.flat):
+            ax.plot(self.margin[k], _drawn(self.weight[k]), ".", color=colour(0), ms=3, mew=0, alpha=0.7)
+            ax.axhline(1, color="#555555", lw=0.7, ls=":")
+            ax.set_title(f"epoch {self.epochs[k]}")
+            ax.set_xlim(-1.05, 1.05)
+        if max(every) > 4 or min(every) < 0.05:
+            axes.flat[0].set_yscale("log")
+        else:
+            axes.flat[0].set_ylim(0, 1.1 * max(every))
+        axes.flat[0].set_ylabel(f"weight / mean, {self.label}")
+        fig.supxlabel("adversarial margin in training", fontsize=8)
+        return fig
+
+
+def weights_by_margin(label: str, lines: list[dict[str, Any]], panels: int = 4) -> WeightsByMargin:
+    """From the lines of metrics.jsonl: the first epoch, the last, and some between.
+
+    Raises:
+        UserError: no epoch recorded it.
+    """
+    known = [line for line in lines if line.get("watched")]
+    if not known:
+        raise UserError("no epoch recorded the margins and weights of single examples: train it anew")
+    shown = sorted({round(k * (len(known) - 1) / max(panels - 1, 1)) for k in range(panels)})
+    chosen = [known[k] for k in shown]
+    pairs = [list(line["watched"].values()) for line in chosen]
+    return WeightsByMargin(
+        label,
+        [line["epoch"] for line in chosen],
+        [[margin for margin, _ in some] for some in pairs],
+        [[weight for _, weight in some] for some in pairs],
+        [[int(row) for row in line["watched"]] for line in chosen],
+    )
+
+
+def _drawn(values: Sequence[float]) -> list[float]:
     return [max(v, FLOOR) for v in values]
 
 
