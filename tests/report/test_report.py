@@ -14,7 +14,7 @@ import bivallate as bv
 from bivallate.cli import run as command
 from bivallate.errors import UserError
 from bivallate.evaluate import evaluation_name
-from bivallate.report.collect import collect
+from bivallate.report.collect import collect, labels_of
 from bivallate.report.diagnostics.fosc import FOSC
 from bivallate.report.page import markdown, tex, write_report
 from bivallate.report.tables import differences_table, percent, radius, runs_table
@@ -227,3 +227,20 @@ def test_points_below_the_smallest_fosc_shown_are_still_drawn():
     found = FOSC((1,), small, np.ones_like(small), np.ones((1, 40), dtype=bool))
     heights = found.figure().axes[0].patches[0].get_path().vertices[:, 1]
     assert heights.max() == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (["r/at-digits-0", "r/trades-digits-0"], ["at-digits-0", "trades-digits-0"]),
+        (["r/mail-mnist-tiny-cnn-linf-seed0", "r/at-mnist-tiny-cnn-linf-seed0"], ["mail", "at"]),
+        (
+            ["r/at-mnist-tiny-cnn-linf-seed0", "r/at-mnist-tiny-cnn-linf-seed1"],
+            ["at-mnist-tiny-cnn-linf-seed0", "at-mnist-tiny-cnn-linf-seed1"],
+        ),
+        (["a/at-mnist-tiny-cnn-linf-seed0", "b/at-mnist-tiny-cnn-linf-seed0"], ["a/at", "b/at"]),
+        (["r/at-mnist-tiny-cnn-linf-seed0"], ["at-mnist-tiny-cnn-linf-seed0"]),
+    ],
+)
+def test_labels_tell_runs_apart_and_leave_out_what_all_share(folders, expected):
+    assert labels_of([Path(folder) for folder in folders]) == expected

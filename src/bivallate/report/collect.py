@@ -16,6 +16,7 @@ from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
 
 PREFERRED = ("best", "last", "ema")
+LONG = 20  # letters of a label, beyond which what all have in common is left out
 _NAME = re.compile(
     r"(best|last|ema)(?:-(train|validation))?-(?:linf|l2)-.+-seed\d+(?:-(.+?))??(?:-(?:n|first)\d+)?\.json$"
 )
@@ -98,7 +99,7 @@ def collect(paths: list[Path]) -> list[RunRecord]:
     for k, path in enumerate(resolved):
         if path in resolved[:k]:
             raise UserError(f"{paths[k]} is named twice; name each run once")
-    labels = _labels(resolved)
+    labels = labels_of(resolved)
     return [_read(path, label) for path, label in zip(paths, labels, strict=True)]
 
 
@@ -131,10 +132,16 @@ def _spent(score: Score) -> float:
     return sum(score.passes.values())
 
 
-def _labels(paths: list[Path]) -> list[str]:
-    """The shortest endings of the paths that tell them apart."""
+def labels_of(paths: list[Path]) -> list[str]:
+    """The shortest endings of the paths that tell them apart, long ones without the words that all end in."""
+    labels = [str(p) for p in paths]
     for depth in range(1, max(len(p.parts) for p in paths) + 1):
-        labels = ["/".join(p.parts[-depth:]) for p in paths]
-        if len(set(labels)) == len(labels):
-            return labels
-    return [str(p) for p in paths]
+        endings = ["/".join(p.parts[-depth:]) for p in paths]
+        if len(set(endings)) == len(endings):
+            labels = endings
+            break
+    words = [label.split("-") for label in labels]
+    if len(words) > 1 and max(map(len, labels)) > LONG:
+        while min(map(len, words)) > 1 and len({w[-1] for w in words}) == 1:
+            words = [w[:-1] for w in words]
+    return ["-".join(w) for w in words]
