@@ -43,8 +43,7 @@ def summarise(
     effective = mean.square() / w.square().mean().clamp(min=torch.finfo(w.dtype).tiny)
     relative = w / mean.clamp(min=torch.finfo(w.dtype).tiny)
     sums = torch.stack([loss.detach().to(w.dtype), correct.to(w.dtype), mean, effective])
-    margin = probability_margin(terms.logits.detach(), y).to(w.dtype)
-    numbers = torch.cat([sums, relative, margin]).tolist()
+    numbers = torch.cat([sums, relative, _margin(terms.logits.detach(), y).to(w.dtype)]).tolist()
     logged = {**problem.log, **method.weighting.log()}
     return StepRecord(
         loss=numbers[0],
@@ -58,3 +57,10 @@ def summarise(
         passes=problem.forward.passes,
         logged=logged,
     )
+
+
+def _margin(logits: Tensor, y: Tensor) -> Tensor:
+    """(B,) p_y - max p_k; empty where y does not number the columns of the logits, as in a regression."""
+    if logits.shape[1] < 2 or y.is_floating_point():
+        return logits.new_empty(0)
+    return probability_margin(logits, y.clamp(0, logits.shape[1] - 1))

@@ -192,7 +192,8 @@ class StepRecord:
         loss: the weighted loss that was descended. correct: adversarial points classified correctly.
         examples: size of the minibatch. weight_mean, effective: mean weight and effective sample size
             (sum w)^2 / sum w^2, as a fraction of the batch. rows: of the batch, in its order; relative: their
-            weights divided by the mean; margin: p_y - max p_k at the adversarial points.
+            weights divided by the mean; margin: p_y - max p_k at the adversarial
+            points, empty where the labels number no classes.
         passes: forward and backward passes summed over the examples.
         logged: numbers that parts reported about themselves (active fraction, temperature, ...).
     """

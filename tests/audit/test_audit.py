@@ -202,6 +202,13 @@ def test_a_verdict_follows_from_the_checks():
     assert verdict(0.5, "flag", "broken") == "not robust as claimed"
 
 
+def test_a_model_that_guesses_is_weak():
+    torch.manual_seed(0)
+    untrained = bv.models.create("fc1", num_classes=10, shape=(1, 8, 8), hidden=64).eval()
+    found = audit(untrained, points(), bv.Linf(0.01), n=100, budget_passes=1e5)
+    assert found.verdict == "weak but honest"
+
+
 def test_the_command_keeps_its_result_and_holds_the_runs_evaluation_against_it(tmp_path, capsys):
     folder = tmp_path / "run"
     method = bv.methods.plain(bv.Linf(0.2))

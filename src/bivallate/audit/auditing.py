@@ -181,4 +181,5 @@ def _report(
         seconds=seconds,
         data_fingerprint=score.data_fingerprint,
         model_fingerprint=score.model_fingerprint,
+        classes=looked.classes,
     )

@@ -63,7 +63,7 @@ class Audit:
         checks: every question asked. accuracy: fraction left after each attack, by its name.
         clean, worst: accuracy before any attack, and after all of them together; with 95 % intervals.
         claimed: the accuracy under attack that is held against `worst`, and where it comes from.
-        n, seed, threat: of the points and radii. plan: what was going to be spent. passes, seconds: what was.
+        n, seed, threat, classes: of the points and radii. plan: what was going to be spent. passes, seconds: what was.
     """
 
     checks: tuple[Check, ...]
@@ -82,6 +82,7 @@ class Audit:
     seconds: float
     data_fingerprint: str
     model_fingerprint: str
+    classes: int = 0
 
     @property
     def verdict(self) -> str:
@@ -91,7 +92,8 @@ class Audit:
             return "not robust as claimed"
         if "flag" in outcomes:
             return "suspect"
-        return "weak but honest" if self.worst < WEAK * self.clean else "believable"
+        guesses = self.classes > 1 and self.clean_interval_95[0] <= 1 / self.classes
+        return "weak but honest" if guesses or self.worst < WEAK * self.clean else "believable"
 
     @property
     def accused(self) -> bool:

@@ -130,6 +130,5 @@ def _pictures(
 
     if not kinds:
         return []
-    looked_at = subject(chosen, n=n, weights="last")
-    vars(looked_at)["data"] = dataset  # the rows that were trained on, where a scale takes only some
+    looked_at = subject(chosen, n=n, weights="last", given=dataset)
     return [DIAGNOSES[kind](looked_at).save(place / f"{kind}-{name}") for kind in kinds]

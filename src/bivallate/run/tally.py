@@ -44,7 +44,7 @@ class Tally:
         self.weight += record.weight_mean * n
         self.effective += record.effective * n
         self.spread.add(record.relative)
-        for row, margin, weight in zip(record.rows, record.margin, record.relative, strict=True):
+        for row, margin, weight in zip(record.rows, record.margin, record.relative, strict=False):
             if self.stride and row % self.stride == 0:
                 self.watched[str(row)] = [round(margin, 6), round(weight, 6)]
         self.forward += record.passes.forward

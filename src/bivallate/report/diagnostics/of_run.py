@@ -46,7 +46,8 @@ class Subject:
         runs: as read. weights: best, last or ema. n: points at most. seed: of the points and of the attacks.
         attack: for accuracies by class and confusions. data_dir: where the named
         set is looked for. model: `package.module:factory` of the runs whose network is the user's own.
-        device: to compute on.
+        device: to compute on. given: the data that all runs were trained on, where it is not what their
+            configurations name.
     """
 
     runs: tuple[RunRecord, ...]
@@ -57,6 +58,7 @@ class Subject:
     data_dir: str | None = None
     model: str | None = None
     device: torch.device | str = "cpu"
+    given: Dataset | None = None
 
     @cached_property
     def data(self) -> Dataset:
@@ -64,6 +66,8 @@ class Subject:
         return self._data(self.runs[0])
 
     def _data(self, run: RunRecord) -> Dataset:
+        if self.given is not None:
+            return self.given
         config = run.config
         config = config.set("data.data_dir", self.data_dir) if self.data_dir is not None else config
         return load_data(config.data, config.seed)
