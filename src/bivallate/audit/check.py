@@ -63,7 +63,8 @@ class Audit:
         checks: every question asked. accuracy: fraction left after each attack, by its name.
         clean, worst: accuracy before any attack, and after all of them together; with 95 % intervals.
         claimed: the accuracy under attack that is held against `worst`, and where it comes from.
-        n, seed, threat, classes: of the points and radii. plan: what was going to be spent. passes, seconds: what was.
+        n, seed, threat, classes: of the points and radii. plan: what was going to be spent. passes, seconds:
+            what was.
     """
 
     checks: tuple[Check, ...]
