@@ -238,7 +238,9 @@ def main() -> None:
         run_case(key, built(key, options.cache), options)
     groups = read(options.records)
     machines = sorted({r["machine"] for group in groups.values() for r in group})
-    text = "\n".join([*agreement(groups), "", *speed(groups), "", f"Measured on: {'; '.join(machines)}."])
+    radii = "; ".join(f"{case.name} {case.linf:g}, {case.l2:g}" for case in CASES.values())
+    foot = [f"Radii (Linf, L2): {radii}.", "", f"Measured on: {'; '.join(machines)}."]
+    text = "\n".join([*agreement(groups), "", *speed(groups), "", *foot])
     print(text)
     if not options.dry:
         before, rest = DOCS.read_text().split(MARKS[0])
