@@ -51,16 +51,16 @@ def agreement(groups: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
 
 def _alone(group: list[dict[str, Any]]) -> str:
     """The part with the largest difference of means over seeds, and whether that is within its allowance."""
-    records = [r["ours"]["alone"] for r in group if r["ours"]["alone"]]
-    if not records:
-        return "not run"
     found = []
     for part in PARTS:
-        mine, other = ([100 * r[part][side] for r in records] for side in (0, 1))
+        records = [r["ours"]["alone"][part] for r in group if part in r["ours"]["alone"]]
+        if not records:
+            return "not run"
+        mine, other = ([100 * r[side] for r in records] for side in (0, 1))
         spread = max(max(v) - min(v) for v in (mine, other))
-        found.append((mean(mine) - mean(other), 1 + spread, part))
-    gap, allowed, part = max(found, key=lambda f: abs(f[0]) - f[1])
-    return f"{part} {gap:+.1f} (allowed {allowed:.1f}, {len(records)} seed{'s' * (len(records) > 1)})"
+        found.append((mean(mine) - mean(other), 1 + spread, part, len(records)))
+    gap, allowed, part, seeds = max(found, key=lambda f: abs(f[0]) - f[1])
+    return f"{part} {gap:+.1f} (allowed {allowed:.1f}, {seeds} seed{'s' * (seeds > 1)})"
 
 
 def speed(groups: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
