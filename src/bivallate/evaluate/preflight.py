@@ -29,7 +29,7 @@ from bivallate.evaluate.symptoms import (
     repeatable,
     unmoved,
 )
-from bivallate.lower.threat import Linf, ThreatModel
+from bivallate.lower.threat import ThreatModel
 
 __all__ = ["Finding", "Preflight", "preflight"]
 
@@ -114,7 +114,7 @@ def preflight(
                 clean, near, more = hidden_gradients(module, x, y.long(), threat)
                 findings += more
                 if not {"random", "ignores-eval"} & {f.name for f in findings}:
-                    findings += forgetful(module, fresh, x, _ball(threat))
+                    findings += forgetful(module, fresh, x, threat)
             findings += unmoved(module, before)
     order = ("error", "warning", "note")
     findings.sort(key=lambda finding: order.index(finding.severity))
@@ -126,10 +126,6 @@ def _copied(module: nn.Module) -> nn.Module | None:
         return copy.deepcopy(module)
     except Exception:  # copying runs foreign code: what cannot be copied is not compared
         return None
-
-
-def _ball(threat: ThreatModel | None) -> ThreatModel:
-    return threat if threat is not None and threat.eps > 0 else Linf(0.03)
 
 
 def _affordable(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -196,7 +196,16 @@ def repeatable(model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[Finding]
         )
 
 
-def forgetful(model: nn.Module, fresh: nn.Module | None, x: Tensor, threat: ThreatModel) -> Iterator[Finding]:
+def _nearby(x: Tensor, threat: ThreatModel | None) -> Tensor:
+    """A random point in the threat's ball about each; of Linf 0.03 without a threat."""
+    ball = threat if threat is not None and threat.eps > 0 else Linf(0.03)
+    noise = Noise(0, torch.arange(len(x), device=x.device))
+    return x + ball.project(ball.random(noise, x), x)
+
+
+def forgetful(
+    model: nn.Module, fresh: nn.Module | None, x: Tensor, threat: ThreatModel | None
+) -> Iterator[Finding]:
     """Does the model answer as a copy does that was never asked before?
 
     Args:
@@ -204,8 +213,7 @@ def forgetful(model: nn.Module, fresh: nn.Module | None, x: Tensor, threat: Thre
     """
     if fresh is None:
         return
-    noise = Noise(0, torch.arange(len(x), device=x.device))
-    near = x + threat.project(threat.random(noise, x), x)
+    near = _nearby(x, threat)
     with torch.no_grad():
         expected, got = fresh(near), model(near)
     differ = float((got - expected).abs().amax() / expected.abs().amax().clamp(min=1e-30))
@@ -255,9 +263,7 @@ def hidden_gradients(
     model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel | None
 ) -> tuple[Probe, Probe, list[Finding]]:
     clean = probe(model, x, y)
-    ball = threat if threat is not None and threat.eps > 0 else Linf(0.03)
-    noise = Noise(0, torch.arange(len(x), device=x.device))
-    near = probe(model, x + ball.project(ball.random(noise, x), x), y, seed=1)
+    near = probe(model, _nearby(x, threat), y, seed=1)
     return clean, near, list(_masked(clean, near))
 
 
