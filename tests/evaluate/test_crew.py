@@ -7,8 +7,11 @@ import torch
 from torch import nn
 
 import bivallate as bv
-from bivallate.evaluate import evaluating
+from bivallate.evaluate import evaluating, hunt
+from bivallate.evaluate.attacks import Attack
 from bivallate.evaluate.crew import Crew
+from bivallate.evaluate.ensemble import AutoPGD, SquareSearch, TargetedAutoPGD
+from bivallate.lower.square import Square
 
 
 @pytest.fixture
@@ -22,6 +25,7 @@ def threads():
 @pytest.mark.parametrize("attack", ["apgd-ce-10", "apgd-t-10", "fab-t-10", "square-60"])
 def test_shares_give_the_same_verdicts(attack, threads, monkeypatch):
     monkeypatch.setattr(evaluating, "WORTH", 0)
+    monkeypatch.setattr(hunt, "LEAST", 1)
     torch.manual_seed(0)
     layers = nn.Conv2d(1, 6, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(54, 4)
     model = nn.Sequential(*layers).double()
@@ -39,6 +43,19 @@ def test_shares_give_the_same_verdicts(attack, threads, monkeypatch):
     assert torch.equal(one.stage, three.stage)
     assert torch.equal(one.predicted, three.predicted)
     assert torch.allclose(one.margin, three.margin, atol=1e-9)
+
+
+def test_small_work_stays_in_one_thread(threads, monkeypatch):
+    monkeypatch.setattr(evaluating, "WORTH", 0)
+    threads(2)
+    pieces, run = [], Crew.run
+    monkeypatch.setattr(Crew, "run", lambda crew, given: (pieces.append(len(given)), run(crew, given))[1])
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), torch.rand(20, 1, 8, 8)
+    data = x, model(x).argmax(1)
+    for least in (64 * 3 * 10, 64 * 3 * 20 + 1):
+        monkeypatch.setattr(hunt, "LEAST", least)
+        bv.evaluate(model, data, bv.Linf(1e-6), "pgd-3")
+    assert pieces == [2, 1]
 
 
 def test_pieces_come_back_in_order_whatever_their_number():
@@ -120,6 +137,7 @@ def test_functions_and_hooked_modules_are_searched_by_one_thread(monkeypatch, th
 
 def test_a_resumed_search_keeps_the_shares_of_the_first(tmp_path, monkeypatch, threads):
     monkeypatch.setattr(evaluating, "WORTH", 0)
+    monkeypatch.setattr(hunt, "LEAST", 1)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 3))
     x = torch.rand(60, 1, 8, 8)
@@ -129,19 +147,21 @@ def test_a_resumed_search_keeps_the_shares_of_the_first(tmp_path, monkeypatch, t
         if moment.part == "apgd-ce":
             raise KeyboardInterrupt
 
+    parts = AutoPGD("apgd-ce"), TargetedAutoPGD(), SquareSearch(solver=Square(300))
+    attack = Attack("short", parts)
     threads(3)
-    whole = bv.evaluate(model, (x, y), bv.Linf(0.03), "autoattack", batch_size=40)
+    whole = bv.evaluate(model, (x, y), bv.Linf(0.03), attack, batch_size=40)
     with pytest.raises(KeyboardInterrupt):
         bv.evaluate(
             model,
             (x, y),
             bv.Linf(0.03),
-            "autoattack",
+            attack,
             batch_size=40,
             progress=stops,
             resume=tmp_path / "kept",
         )
     threads(1)
-    again = bv.evaluate(model, (x, y), bv.Linf(0.03), "autoattack", batch_size=40, resume=tmp_path / "kept")
+    again = bv.evaluate(model, (x, y), bv.Linf(0.03), attack, batch_size=40, resume=tmp_path / "kept")
     assert torch.equal(again.stage, whole.stage)
     assert torch.allclose(again.margin, whole.margin, atol=1e-5)

@@ -13,7 +13,7 @@ import bivallate as bv
 from bivallate.errors import UserError
 from bivallate.evaluate import evaluate
 from bivallate.evaluate.evaluating import _scout
-from bivallate.evaluate.memory import estimate_batch, example_bytes
+from bivallate.evaluate.memory import estimate_batch, example_bytes, example_work
 from bivallate.parts import part
 
 
@@ -54,6 +54,12 @@ def test_the_estimate_follows_the_activations():
     assert example_bytes(large, x) > 3 * 2 * 4 * 10**6
     assert estimate_batch(large, x) < estimate_batch(small, x)
     assert estimate_batch(large, x) >= 1
+
+
+def test_work_is_what_the_layers_multiply():
+    layers = nn.Conv2d(4, 6, 3, groups=2, bias=False), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(6 * 36, 5)
+    model = nn.Sequential(*layers).eval()
+    assert example_work(model, cloud(1, (4, 8, 8))) == 6 * 36 * (2 * 9) + 5 * 6 * 36
 
 
 class Viewing(nn.Module):

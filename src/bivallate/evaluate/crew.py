@@ -26,7 +26,7 @@ class Crew:
 
     Small networks gain little when one operation is spread over cores, and lose much where other work holds
     one of them; points are independent, so a core each is faster. The copies share their parameters. A single
-    member works in the calling thread, with as many threads an operation as before.
+    member, or piece, is for the calling thread, with as many threads an operation as before.
 
     Attributes:
         members: at most so many pieces run at once.
@@ -49,7 +49,7 @@ class Crew:
 
     def run(self, pieces: Sequence[Callable[[nn.Module], Result]]) -> list[Result]:
         """What each piece returned, in their order."""
-        if self.members == 1:
+        if self.members == 1 or len(pieces) == 1:
             return [piece(self._scouts[0]) for piece in pieces]
         threads, free = torch.get_num_threads(), SimpleQueue[nn.Module]()
         for scout in self._scouts:

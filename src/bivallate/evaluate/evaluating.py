@@ -20,7 +20,7 @@ from bivallate.evaluate.attacks import Attack, Part, parse
 from bivallate.evaluate.crew import Crew
 from bivallate.evaluate.hunt import Hunt
 from bivallate.evaluate.ledger import Ledger
-from bivallate.evaluate.memory import estimate_batch
+from bivallate.evaluate.memory import estimate_batch, example_work
 from bivallate.evaluate.points import (
     Points,
     check_images,
@@ -178,7 +178,8 @@ def _hunt(
     alone = scout is model or where.type != "cpu" or _shares_state(scout)
     shares = 1 if alone else torch.get_num_threads()
     ledger = Ledger.of(len(index), batch_size or estimate_batch(model, x, shares), shares)
-    return Hunt(model, _crew(scout, shares), source, index, threat, chosen, seed, ledger, where, dtype)
+    work = 0 if alone else example_work(model, x[:1])
+    return Hunt(model, _crew(scout, shares), source, index, threat, chosen, seed, ledger, where, dtype, work)
 
 
 def _shares_state(scout: nn.Module) -> bool:

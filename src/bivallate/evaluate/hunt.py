@@ -32,6 +32,7 @@ __all__ = ["Hunt", "Turns"]
 
 TURN = 1 << 40  # rows are below this
 FEWEST = 8  # points that are worth a thread
+LEAST = 1 << 24  # multiplications of a forward that are: below, threads wait for each other's interpreter
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Hunt:
         model: judges. crew: searches, with the same function, perhaps faster.
         source, index: the points. threat, attack, seed: as the user gave them.
         ledger: the verdicts. device, dtype: of the model's arithmetic.
+        work: multiplications in one point's forward.
         keep: (n, ...) where the worst points found are kept, or None.
     """
 
@@ -96,6 +98,7 @@ class Hunt:
     ledger: Ledger
     device: torch.device
     dtype: torch.dtype
+    work: int
     progress: Callable[[Progress], object] | None = None
     file: str | os.PathLike[str] | None = None
     key: str = ""
@@ -178,8 +181,9 @@ class Hunt:
             self.keep[rows[worst]] = verdict.x_adv[worst.to(self.device)].to(self.keep)
 
     def _search(self, x: Tensor, y: Tensor, rows: Tensor, turn: Tensor, part: Part) -> Tensor:
-        """Candidates for pairs (row, turn), found by the crew in as many shares as the ledger says."""
-        shares = max(1, min(self.ledger.shares, len(rows) // FEWEST))
+        """Candidates for pairs (row, turn), found by the crew in as many shares as the ledger allows and the
+        work is worth."""
+        shares = max(1, min(self.ledger.shares, len(rows) // FEWEST, len(rows) * self.work // LEAST))
         cut = [t.tensor_split(shares) for t in (x, y, self.index[rows].to(self.device), turn.to(self.device))]
 
         def piece(x: Tensor, y: Tensor, index: Tensor, turn: Tensor) -> Callable[[nn.Module], Found]:

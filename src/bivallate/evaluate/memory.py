@@ -1,4 +1,4 @@
-"""How many points fit into memory at once."""
+"""What one point costs a model: how many fit into memory, and how many are worth a core."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import torch
 from torch import Tensor, nn
 
-__all__ = ["estimate_batch", "example_bytes"]
+__all__ = ["estimate_batch", "example_bytes", "example_work"]
 
 CAP = 2048  # beyond this a larger batch is no faster
 CACHED = 2**27  # bytes: on a processor, a batch whose activations leave the cache is slower
@@ -16,21 +16,32 @@ SHARE = 0.25  # of the free memory that an evaluation may take
 
 def example_bytes(model: nn.Module, x: Tensor) -> int:
     """Bytes that one example's activations and their gradients take, measured on x (1, C, H, W)."""
-    total = 0
+    return 3 * sum(output.nbytes for _, output in _layers(model, x)) + 16 * x.nbytes
 
-    def count(module: nn.Module, inputs: object, output: object) -> None:
-        nonlocal total
+
+def example_work(model: nn.Module, x: Tensor) -> int:
+    """Multiplications in the layers of one example's forward, counted on x (1, C, H, W): outputs times the
+    weights that each reads."""
+    weighed = ((getattr(module, "weight", None), output) for module, output in _layers(model, x))
+    return sum(out.numel() * w[0].numel() for w, out in weighed if isinstance(w, Tensor) and w.ndim > 1)
+
+
+def _layers(model: nn.Module, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
+    """Every layer that a forward of x passes, with its output."""
+    passed: list[tuple[nn.Module, Tensor]] = []
+
+    def note(module: nn.Module, inputs: object, output: object) -> None:
         if isinstance(output, Tensor):
-            total += output.nbytes
+            passed.append((module, output))
 
-    hooks = [m.register_forward_hook(count) for m in model.modules() if not any(m.children())]
+    hooks = [m.register_forward_hook(note) for m in model.modules() if not any(m.children())]
     try:
         with torch.no_grad():
             model(x)
     finally:
         for hook in hooks:
             hook.remove()
-    return 3 * total + 16 * x.nbytes
+    return passed
 
 
 def free_bytes(device: torch.device) -> int:

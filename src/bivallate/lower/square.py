@@ -153,12 +153,12 @@ class Square:
         """One forward for the proposed images of some rows; those with a lower margin are taken."""
         with torch.inference_mode():
             logits = problem.forward(images.view(-1, *problem.x.shape[1:]))
-            y = problem.y[rows]
-            margin, fooled = logit_margin(logits, y), clearly_fooled(logits, y)
-            lower = ((margin < state.margin[rows]) & ~state.gone[rows]).nonzero()[:, 0]
-        at = rows[lower.clone()]
-        state.point[at], state.margin[at] = images[lower.clone()], margin[lower].clone()
-        state.gone[at] = fooled[lower].clone()
+        margin = logit_margin(logits, problem.y[rows])
+        lower = ((margin < state.margin[rows]) & ~state.gone[rows]).nonzero()[:, 0]
+        if len(lower):
+            at = rows[lower]
+            state.point[at], state.margin[at] = images[lower], margin[lower]
+            state.gone[at] = clearly_fooled(logits[lower], problem.y[at])
 
 
 def _as_images(x: Tensor) -> Tensor:
@@ -205,7 +205,7 @@ def _tiles(x: Tensor, eps: float, noise: Noise) -> Tensor:
             value = tile.T if turned[i, j] else tile
             place = delta[:, :, top : top + side, left : left + side]
             place += (value * signs[:, :, i, j, None, None])[:, :, : place.shape[2], : place.shape[3]]
-    return (x + eps * delta / _norm(delta)).clamp_(0, 1)
+    return (x + eps * delta / (_norm(delta) + TINY)).clamp_(0, 1)
 
 
 def _exchange(
@@ -222,32 +222,31 @@ def _exchange(
     side = min(side + (side % 2 == 0), height, width)
     into, source = windows.place(query, side), windows.place(query, side, which=1)
     delta = state.point - state.x
-    squares = delta.square()
-    total = squares.sum((1, 2, 3), keepdim=True)
-    there = squares[:, :, *into].sum((2, 3), keepdim=True)
-    gone = squares[:, :, *source].sum((2, 3), keepdim=True) - _overlap(squares, into, source)
-    both = there + size**2 * gone
+    a, b = delta[:, :, *into], delta[:, :, *source]
+    there = _norm(a, (2, 3))
+    gone = _norm(b, (2, 3)).square() - _overlap(delta, into, source)
+    both = there.square() + size**2 * gone
     value = size * pattern(side).to(delta)
     change = (value.T if windows.transposed(query) else value) * sign
-    change = change + delta[:, :, *into] / (there.sqrt() + TINY)
-    left = (eps**2 - total).clamp_(min=0) / delta.shape[1]
-    change = change / (_norm(change, (2, 3)) + TINY) * (left + both.clamp_(min=0)).sqrt()
+    change = change + a / (there + TINY)
+    left = (eps**2 - _norm(delta).square()).clamp_(min=0) / delta.shape[1]
+    change = change * ((left + both.clamp_(min=0)).sqrt_() / (_norm(change, (2, 3)) + TINY))
     delta[:, :, *source] *= math.sqrt(1 - size**2)
     delta[:, :, *into] = change
     images = (delta * (eps / (_norm(delta) + TINY))).add_(state.x).clamp_(0, 1)
     return torch.arange(len(images), device=images.device), images
 
 
-def _overlap(squares: Tensor, a: tuple[slice, slice], b: tuple[slice, slice]) -> Tensor:
-    """Sum over the intersection of two windows."""
+def _overlap(delta: Tensor, a: tuple[slice, slice], b: tuple[slice, slice]) -> Tensor | float:
+    """Sum of squares over the intersection of two windows."""
     both = tuple(slice(max(p.start, q.start), min(p.stop, q.stop)) for p, q in zip(a, b, strict=True))
     if any(s.start >= s.stop for s in both):
-        return squares.new_zeros(1)
-    return squares[:, :, *both].sum((2, 3), keepdim=True)
+        return 0.0
+    return _norm(delta[:, :, *both], (2, 3)).square()
 
 
 def _norm(values: Tensor, over: tuple[int, ...] = (1, 2, 3)) -> Tensor:
-    return values.square().sum(over, keepdim=True).sqrt().clamp(min=TINY)
+    return torch.linalg.vector_norm(values, dim=over, keepdim=True)
 
 
 def _shared(noise: Noise) -> Noise:
