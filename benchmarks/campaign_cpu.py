@@ -21,11 +21,12 @@ from bivallate.run.progress import Spoken
 FIRST = ("AT", "DONE-ADAM", "MAIL", "BASTION", "GAIRAT", "BiLAW")
 ORDER = (  # table, rows (empty: all), group, seeds
     ("T-B1", FIRST, "MNIST tiny-CNN", (0,)),
-    ("T-B1", (), "MNIST tiny-CNN", (0,)),
+    ("T-B1", FIRST[:-1], "F-MNIST", (0,)),
     ("T-Y1", (), "MNIST", (0,)),
-    ("T-B1", FIRST, "F-MNIST", (0,)),
-    ("T-B1", (), "F-MNIST", (0,)),
     ("T-B1", FIRST, "MNIST tiny-CNN", (1, 2)),
+    ("T-B1", FIRST, "F-MNIST", (0,)),
+    ("T-B1", (), "MNIST tiny-CNN", (0,)),
+    ("T-B1", (), "F-MNIST", (0,)),
 )
 
 
