@@ -18,11 +18,14 @@ from bivallate.errors import UserError
 from bivallate.evaluate import Score
 from bivallate.reproduce import running
 from bivallate.reproduce.campaign import path_of, pending, run_campaign
+from bivallate.reproduce.catalogue import find, tables
 from bivallate.reproduce.cell import Cell
 from bivallate.reproduce.figures import FIGURES, draw
+from bivallate.reproduce.planning import jobs_of
 from bivallate.reproduce.records import Record, read_records
-from bivallate.reproduce.results_page import page, write_page
+from bivallate.reproduce.results_page import page, write_page, write_table
 from bivallate.reproduce.running import Job, run_job
+from bivallate.reproduce.scaling import at_scale
 
 from .conftest import by_hand, keep
 
@@ -67,12 +70,38 @@ def test_a_record_is_not_made_twice_and_a_run_not_trained_twice(job: Job, monkey
     assert again["training"] == first["training"]
 
 
-def test_a_changed_cell_is_trained_anew(job: Job) -> None:
+def test_a_changed_cell_is_trained_anew_and_the_old_run_kept(job: Job) -> None:
     run_job(job)
     other = dataclasses.replace(job, cell=job.cell.but(eps="0.2"))
     path_of(job).unlink()
     entry = json.loads(run_job(other).read_text())
     assert entry["config"]["method"]["threat"]["eps"] == 0.2
+    (old,) = (job.runs / "T-X" / "cpu").glob("*.before-1")
+    assert (old / "model.safetensors").exists()
+
+
+def test_a_run_is_the_same_on_another_machine(job: Job, monkeypatch) -> None:
+    run_job(job)
+    path_of(job).unlink()
+    monkeypatch.setattr(running, "execute", None)  # not needed
+    run_job(dataclasses.replace(job, threads=2, device="auto"))
+    assert path_of(job).exists()
+    assert not list((job.runs / "T-X" / "cpu").glob("*.before-*"))
+
+
+@pytest.mark.parametrize("name", tables())
+def test_every_table_goes_from_training_to_page(name: str, tmp_path: Path) -> None:
+    table = find(name)
+    group = at_scale(table, "smoke")[0].group
+    jobs = jobs_of(table, "smoke", groups=(group,), out=tmp_path, runs=tmp_path / "runs", threads=1)
+    assert run_campaign(jobs).failed == {}
+    report, text = write_table(table, "smoke", tmp_path)
+    (lines,) = (g["rows"] for g in report["groups"] if g["group"] == group)
+    for line in lines:
+        job = next(job for job in jobs if (job.cell.row, job.cell.group) == (line["row"], group))
+        assert list(line["ours"]) == [m.column for m in job.cell.measures]
+        assert line["weights"][0]["epochs"] == 1
+        assert f"| {line['row']} |" in text["markdown"]
 
 
 def test_transfer_is_the_accuracy_on_examples_of_another_network(job: Job) -> None:
@@ -138,6 +167,61 @@ def test_several_at_once_and_a_process_that_dies(job: Job, tmp_path: Path, monke
     assert outcome.failed == {dying.title: "its process died (exit status 7)"}
 
 
+CAMPAIGN = """
+import multiprocessing, pickle, sys, time
+from pathlib import Path
+from bivallate.reproduce.campaign import run_campaign
+if __name__ == "__main__":
+    jobs = pickle.loads(Path(sys.argv[1]).read_bytes())
+    started = lambda _: print(*(p.pid for p in multiprocessing.active_children()), flush=True)
+    run_campaign(jobs, at_once=2, say=started)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="asks /proc which processes live")
+def test_workers_end_with_a_killed_campaign(job: Job, tmp_path: Path) -> None:
+    import pickle
+
+    jobs = [dataclasses.replace(job, seed=seed, cell=job.cell.but(epochs=10_000)) for seed in (0, 1)]
+    (tmp_path / "jobs").write_bytes(pickle.dumps(jobs))
+    (tmp_path / "campaign.py").write_text(CAMPAIGN)
+    command = [sys.executable, str(tmp_path / "campaign.py"), str(tmp_path / "jobs")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    workers: list[str] = []
+    while len(workers) < 2 and (line := process.stdout.readline()):
+        workers = line.split()
+    assert len(workers) == 2
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 60
+    while any(map(_lives, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(_lives, workers))
+
+
+def _lives(pid: str) -> bool:
+    place = Path("/proc") / pid / "stat"
+    try:
+        return place.read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_figure_says_what_it_is_drawn_of(tmp_path: Path, capsys) -> None:
+    place = ["--out", str(tmp_path / "results"), "--runs", str(tmp_path / "runs")]
+    assert command(["reproduce", "E15", "--list", *place]) == 0
+    shown = capsys.readouterr()
+    assert "bilaw-mnist" in shown.out
+    assert "T-B1's trainings on MNIST" in shown.err
+    assert not (tmp_path / "runs").exists()
+    assert command(["reproduce", "E15", "--only", "AT", *place]) == 2
+    assert "leave out --only" in capsys.readouterr().err
+    assert command(["reproduce", "T-B7", "--jobs", "-1", "--list", *place]) == 2
+    assert "--jobs must be at least 1, got -1" in capsys.readouterr().err
+
+
 def test_the_page_is_rebuilt_from_records_alone(tmp_path: Path) -> None:
     out, target = tmp_path / "results", tmp_path / "docs" / "results.md"
     empty = page(out)
@@ -151,7 +235,11 @@ def test_the_page_is_rebuilt_from_records_alone(tmp_path: Path) -> None:
     assert write_page(out, target).read_bytes() == first
     text = first.decode()
     assert "- T-B1 at scale `cpu`" not in text
-    assert "- T-B1 `cpu`, MNIST tiny-CNN linf: MAIL above AT in PGD: **confirmed**" in text
+    assert (
+        "- T-B1 `cpu`, MNIST tiny-CNN linf: MAIL above AT in PGD (not so in the paper's figures): **conf"
+        in text
+    )
+    assert "Claims: 1 confirmed, 0 not confirmed, 0 undecided." in text
     (at,) = [line for line in text.splitlines() if line.startswith("| AT |") and "60.00" in line]
     assert "| 95.9 | 60.00 [50.2, 69.1] |" in at
     assert "| GAIRAT | 99.1 | not run |" in text

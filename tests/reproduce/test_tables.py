@@ -93,6 +93,22 @@ def test_every_cell_is_a_valid_configuration(name: str, scale) -> None:
             assert measure.source is None or measure.source in known
 
 
+@EVERY
+def test_every_table_is_judged_by_autoattack(name: str) -> None:
+    for scale in SCALES:
+        for cell in at_scale(find(name), scale):
+            assert any(m.attack.startswith("autoattack") and m.source is None for m in cell.measures)
+
+
+@EVERY
+@pytest.mark.parametrize("scale", ["smoke", "cpu"])
+def test_no_cell_repeats_another(name: str, scale) -> None:
+    cells = at_scale(find(name), scale)
+    assert len({repr(cell.but(group="")) for cell in cells}) == len(cells)
+    sources = sources_at_scale(find(name), scale).values()
+    assert len({repr(cell.but(row="", group="")) for cell in sources}) == len(sources)
+
+
 def test_full_scale_uses_the_papers_own_settings() -> None:
     cell = next(c for c in find("T-D1").cells if c.row == "DONE-ADAM" and c.group == "imbalanced 0.2")
     config = configure(cell, 0)

@@ -88,10 +88,16 @@ def reproduce(
         return _list_tables()
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
-    if seeds < 1:
-        raise UserError(f"--seeds must be at least 1, got {seeds}")
+    for flag, number, least in (("--seeds", seeds, 1), ("--jobs", jobs, 1), ("--threads", threads, 0)):
+        if number < least:
+            raise UserError(f"{flag} must be at least {least}, got {number}")
     if table.upper().startswith("E"):
-        return _figure(table, scale, records, runs, device=device, threads=threads)
+        given = {"--only": only, "--group": group, "--seeds": seeds > 1, "--jobs": jobs > 1}
+        for flag in (flag for flag, value in given.items() if value):
+            raise UserError(
+                f"{table} is a figure, drawn of one training of each of its methods: leave out {flag}"
+            )
+        return _figure(table, scale, records, runs, only_list=list_, device=device, threads=threads)
     return _table(
         table, scale, records, runs, format, list_, jobs,
         seeds=range(seeds), only=only, groups=group, device=device, threads=threads,
@@ -145,9 +151,19 @@ def _table(
     return 0
 
 
-def _figure(name: str, scale: Any, records: Path, runs: Path, *, device: str, threads: int) -> int:
-    from bivallate.reproduce.figures import draw, find_figure
+def _figure(
+    name: str, scale: Any, records: Path, runs: Path, *, only_list: bool, device: str, threads: int
+) -> int:
+    from bivallate.reproduce.campaign import to_stderr
+    from bivallate.reproduce.figures import cells_of, draw, find_figure
 
-    for path in draw(find_figure(name), scale, records, runs, device=device, threads=threads):
+    figure = find_figure(name)
+    cells = cells_of(figure, scale)
+    to_stderr(f"{figure.name}: {figure.title}, from {figure.table}'s trainings on {cells[0].group}")
+    if only_list:
+        for cell in cells:
+            print(f"{cell.row}, {cell.group}  ({cell.name})")
+        return 0
+    for path in draw(figure, scale, records, runs, device=device, threads=threads):
         print(path)
     return 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -121,12 +123,23 @@ def _note(
 
 
 def _serve(pipe: Connection) -> None:
-    """The life of a worker: jobs in, results out, until None comes."""
-    while (job := pipe.recv()) is not None:
-        try:
+    """The life of a worker: jobs in, results out, until None comes or the campaign's process is gone."""
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    try:
+        while (job := pipe.recv()) is not None:
             pipe.send(_attempt(job))
-        except Interrupted:
-            sys.exit(130)  # the training is saved; the closed pipe tells the campaign
+    except Interrupted:
+        sys.exit(130)  # the training is saved; the closed pipe tells the campaign
+    except (EOFError, ConnectionError):
+        sys.exit(1)  # nobody is left to tell
+
+
+def _end_with_the_parent() -> None:
+    """A worker that outlived a killed campaign would train beside the next one, in the same folder."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # between two checkpoints nothing is lost that a resumed training does not repeat
 
 
 @dataclass

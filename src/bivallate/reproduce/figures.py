@@ -30,7 +30,8 @@ class PaperFigure:
     """Figures of the papers that one evaluation describes.
 
     Attributes:
-        name: of the evaluation, E10 to E16. source: which figures of which paper.
+        name: of the evaluation, E10 to E16. source: which figures of which paper it is drawn after; data and
+            network are those of `table`.
         table, rows: whose cells are trained for it, in the first of the table's groups that has them.
         each: diagnoses drawn of every run by itself. together: of all runs at once. pairs: of two at a time.
     """
@@ -49,7 +50,14 @@ SINGLE_STEP = ("FAST-AT", "FAST-AT-GA", "FAST-BAT")
 FIGURES = {
     figure.name: figure
     for figure in (
-        PaperFigure("E10", "gradient alignment", "Fast-BAT", "T-F1", SINGLE_STEP, together=("alignment",)),
+        PaperFigure(
+            "E10",
+            "gradient alignment",
+            "Fast-BAT",
+            "T-F1",
+            SINGLE_STEP,
+            together=("alignment",),
+        ),
         PaperFigure(
             "E11",
             "FOSC",

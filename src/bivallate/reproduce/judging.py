@@ -43,6 +43,13 @@ class Verdict:
     paper: float | None = None
     unit: str = "fraction"
 
+    @property
+    def paper_agrees(self) -> bool | None:
+        """Whether the paper's own figures bear the claim out here; None where it has none."""
+        if self.paper is None:
+            return None
+        return self.paper >= -100 * self.claim.margin if self.claim.margin else self.paper > 0
+
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
         return {
@@ -58,6 +65,7 @@ class Verdict:
             "unit": self.unit,
             "question": self.claim.question,
             "theirs": self.claim.theirs,
+            "paper_agrees": self.paper_agrees,
         }
 
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from bivallate.data.registry import KNOWN
+from bivallate.reproduce.cell import Cell
 from bivallate.reproduce.judging import judge
 from bivallate.reproduce.records import Record, of_cell
 from bivallate.reproduce.scaling import at_scale, describe
 from bivallate.reproduce.table import Scale, Table
 
-__all__ = ["difference_text", "latex", "markdown", "side_by_side"]
+__all__ = ["contrary", "difference_text", "latex", "markdown", "side_by_side"]
 
 NOT_RUN = "not run"
 
@@ -26,16 +28,18 @@ def side_by_side(table: Table, scale: Scale, records: Sequence[Record]) -> dict[
         judge(table, claim, group, records).to_json()
         for claim in table.claims
         for group in groups
-        if _applies(claim.group, group)
-        and {claim.better, claim.worse} <= {c.row for c in cells if c.group == group}
+        if claim.group in ("", group)
+        and {claim.better, claim.worse}
+        <= {c.row for c in cells if c.group == group and _shows(c, claim.column)}
     ]
     return {
         "table": table.name,
         "title": table.title,
         "source": table.source,
+        "hardware": table.hardware,
         "scale": scale,
         "scale_note": describe(table, scale),
-        "notes": list(table.notes),
+        "notes": [*table.notes, *_data_notes(records)],
         "groups": [_group(table, group, [c for c in cells if c.group == group], records) for group in groups],
         "claims": verdicts,
         "machines": sorted({_machine(r) for r in records}),
@@ -45,8 +49,8 @@ def side_by_side(table: Table, scale: Scale, records: Sequence[Record]) -> dict[
     }
 
 
-def _applies(wanted: str, group: str) -> bool:
-    return wanted in ("", group)
+def _shows(cell: Cell, column: str) -> bool:
+    return any(measure.column == column for measure in cell.measures)
 
 
 def _group(table: Table, group: str, cells: list[Any], records: Sequence[Record]) -> dict[str, Any]:
@@ -55,8 +59,48 @@ def _group(table: Table, group: str, cells: list[Any], records: Sequence[Record]
     for cell in cells:
         paper = table.reported.get(cell.row, {}).get(group, {})
         found = of_cell(records, cell.row, group)
-        rows.append({"row": cell.row, "method": cell.method, "paper": paper, "ours": _ours(found, columns)})
-    return {"group": group, "columns": columns, "rows": rows}
+        ours, chosen = _ours(found, columns), [_chosen(record) for record in found]
+        line = {"row": cell.row, "method": cell.method, "paper": paper, "ours": ours, "weights": chosen}
+        rows.append(line)
+    alone = {column for row in rows for column in row["paper"]} - set(columns)
+    return {"group": group, "columns": columns, "paper_alone": sorted(alone), "rows": rows}
+
+
+def _chosen(record: Record) -> dict[str, Any]:
+    """Of which epoch the reported weights are, how evenly the examples counted in it, and what the held-out
+    data said of it and of the last."""
+    history = record.entry.get("training", {}).get("history", [])
+    held_out = [line["robust"] for line in history if line.get("robust") is not None]
+    best = record.entry.get("weights") == "best" and len(held_out) == len(history) > 0
+    epoch = max(range(len(history)), key=held_out.__getitem__) if best else len(history) - 1
+    return {
+        "seed": record.seed,
+        "epoch": epoch + 1,
+        "epochs": len(history),
+        "effective": history[epoch].get("effective") if history else None,
+        "held_out": held_out[epoch] if len(held_out) == len(history) > 0 else None,
+        "held_out_last": held_out[-1] if held_out else None,
+    }
+
+
+def _data_notes(records: Sequence[Record]) -> list[str]:
+    """How much of each data set the records are of, beside what is published."""
+    sizes: dict[str, set[tuple[int, int, int]]] = {}
+    for record in records:
+        entry = record.entry
+        scores = [score for score in entry["scores"].values() if "classes" in score]
+        if "config" in entry and scores:
+            tested = max(score["n"] for score in scores)
+            size = entry["data"]["train"], tested, scores[0]["classes"]
+            sizes.setdefault(entry["config"]["data"]["name"], set()).add(size)
+    return [_data_note(name, size) for name, found in sorted(sizes.items()) for size in sorted(found)]
+
+
+def _data_note(name: str, size: tuple[int, int, int]) -> str:
+    train, tested, classes = size
+    known = KNOWN.get(name)
+    whole = f" of the published {known.train:,}, {known.test:,} and {known.classes}" if known else ""
+    return f"Data: {name}, {train:,} training images, {tested:,} test images, {classes} classes{whole}."
 
 
 def _ours(found: list[Record], columns: list[str]) -> dict[str, Any]:
@@ -103,7 +147,8 @@ def figure(entry: dict[str, Any] | None) -> str:
 def markdown(report: dict[str, Any]) -> str:
     """The table as Markdown."""
     lines = [f"## {report['table']}: {report['title']}", ""]
-    lines += [f"{report['source']}. Scale `{report['scale']}`: {report['scale_note']}.", ""]
+    timed = f", timed on {report['hardware']}" if report["hardware"] else ""
+    lines += [f"{report['source']}{timed}. Scale `{report['scale']}`: {report['scale_note']}.", ""]
     count = f"{report['records']} records for {report['cells']} cells"
     lines.append(f"{count}. Accuracies in %, with 95 % intervals of the test points.")
     for group in report["groups"]:
@@ -134,13 +179,16 @@ def _grid(group: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     for column in group["columns"]:
         printed[column] = any(column in row["paper"] for row in group["rows"])
         header += [f"{column}, paper", f"{column}, ours"] if printed[column] else [column]
+    header += [f"{column}, paper" for column in group["paper_alone"]]
+    header += ["epoch (ESS)", "held out: it, last"]
     body = []
     for row in group["rows"]:
         line = [row["row"]]
         for column in group["columns"]:
             line += [row["paper"].get(column, "-").replace("+-", " ± ")] if printed[column] else []
             line.append(figure(row["ours"].get(column)))
-        body.append(line)
+        line += [row["paper"].get(column, "-") for column in group["paper_alone"]]
+        body.append([*line, *_weights_text(row["weights"])])
     return header, body
 
 
@@ -148,8 +196,27 @@ def _claim(entry: dict[str, Any]) -> list[str]:
     paper = "-" if entry["paper"] is None else f"{entry['paper']:+.2f}"
     ours = difference_text(entry)
     how = entry["how"] + (f", p = {entry['p']:.2g}" if entry["p"] is not None else "")
-    text = entry["claim"] + ("" if entry["theirs"] else " (our question)")
+    text = entry["claim"] + ("" if entry["theirs"] else " (our question)") + contrary(entry)
     return [text, entry["group"], paper, ours, entry["status"], how or "-"]
+
+
+def contrary(entry: dict[str, Any]) -> str:
+    """A remark where the paper claims what its own figures do not show here."""
+    return " (not so in the paper's figures)" if entry["theirs"] and entry["paper_agrees"] is False else ""
+
+
+def _weights_text(chosen: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    """Epoch of the reported weights with its effective sample size, and held-out robust accuracy then and at
+    the end, for every seed."""
+    epochs, held_out = [], []
+    for entry in chosen:
+        even = entry["effective"]
+        epochs.append(
+            f"{entry['epoch']}/{entry['epochs']}" + (f" ({100 * even:.0f} %)" if even is not None else "")
+        )
+        pair = (entry["held_out"], entry["held_out_last"])
+        held_out.append("-" if None in pair else ", ".join(f"{100 * value:.1f}" for value in pair))
+    return "; ".join(epochs) or NOT_RUN, "; ".join(held_out) or NOT_RUN
 
 
 def difference_text(claim: dict[str, Any]) -> str:

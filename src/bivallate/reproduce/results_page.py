@@ -8,7 +8,7 @@ from typing import Any
 from bivallate.files import write_json, write_text
 from bivallate.reproduce.catalogue import tables
 from bivallate.reproduce.records import read_records
-from bivallate.reproduce.rendering import difference_text, latex, markdown, side_by_side
+from bivallate.reproduce.rendering import contrary, difference_text, latex, markdown, side_by_side
 from bivallate.reproduce.table import QUESTIONS, Scale, Table
 
 __all__ = ["page", "write_page", "write_table"]
@@ -24,8 +24,13 @@ is rebuilt from those records by `bivallate reproduce --tables`. Figures under "
 A claim is *confirmed* if its inequality holds at the 5 % level on the test points (the same points for both
 methods, so the test is paired; with several seeds it holds for the average of these seeds), *not confirmed*
 if the opposite does, *undecided* if neither does, and *not run* where a record is missing. The intervals are
-of the test points, not of training: with one seed nothing is said about other seeds. Seconds an epoch
-are wall time (the median epoch), also where the machine had other work.
+of the test points, not of training: with one seed nothing is said about other seeds. Every claim is tested
+by itself: of twenty that do not hold, one is expected to be decided wrongly. "Not so in the paper's figures"
+marks a claim of a paper's text that its own table does not bear out in this setting.
+
+Seconds an epoch are wall time (the median epoch), also where the machine had other work. "Epoch" is that of
+the reported weights, with the effective sample size of its weights (100 %: all examples counted alike), and
+"held out" the robust accuracy on held-out training images in that epoch and in the last.
 """
 
 
@@ -77,16 +82,22 @@ def _questions(reports: Reports) -> str:
             for claim in report["claims"]
             if claim["question"] == key and claim["status"] != "not run"
         ]
+        lines += [_tally([claim for _, claim in found]), ""] if found else []
         lines += [_answer(report, claim) for report, claim in found] or ["- not run"]
         lines.append("")
     return "\n".join(lines)
+
+
+def _tally(claims: list[dict[str, Any]]) -> str:
+    counts = {s: sum(c["status"] == s for c in claims) for s in ("confirmed", "not confirmed", "undecided")}
+    return "Claims: " + ", ".join(f"{n} {status}" for status, n in counts.items()) + "."
 
 
 def _answer(report: dict[str, Any], claim: dict[str, Any]) -> str:
     where = f"{report['table']} `{report['scale']}`, {claim['group']}"
     figures = difference_text(claim)
     paper = "" if claim["paper"] is None else f"; paper {claim['paper']:+.2f}"
-    return f"- {where}: {claim['claim']}: **{claim['status']}** ({figures}{paper})"
+    return f"- {where}: {claim['claim']}{contrary(claim)}: **{claim['status']}** ({figures}{paper})"
 
 
 def _missing(out: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ def run_job(job: Job, progress: Progress | None = None) -> Path:
     Raises UserError for data that are not there; whatever else a training or an attack raises.
     """
     limit_threads(job.threads)
-    begun = time.monotonic()
+    begun, made = time.monotonic(), commit()
     cell, seed = job.cell, job.seed
     config = configure(cell, seed, job.device, job.threads)
     place = job.runs / job.table / job.scale / f"{cell.name}-seed{seed}"
@@ -85,7 +86,7 @@ def run_job(job: Job, progress: Progress | None = None) -> Path:
         "group": cell.group,
         "seed": seed,
         "weights": cell.weights,
-        "commit": commit(),
+        "commit": made,
         "machine": machine(config.device, job.threads),
         "config": _portable(encode(config)),
         "data": {"train": len(dataset.train), "rows": cell.rows, "fingerprint": dataset.fingerprint},
@@ -104,12 +105,14 @@ def trained(
 ) -> tuple[RunFolder, Classifier]:
     """The finished run of a configuration: made, continued, or found complete.
 
-    A folder with another configuration (a cell whose definition has changed since) is replaced.
+    A folder with another configuration (a cell whose definition has changed since) is put aside as
+    `PLACE.before-N`; where the run is computed makes no other configuration.
     """
     folder = RunFolder(place)
     if not _same(folder, config):
+        _put_aside(place)
         network = create_model(config.model, dataset, config.seed)
-        execute(config, dataset, network, place, progress=progress, overwrite=folder.config.exists())
+        execute(config, dataset, network, place, progress=progress)
     elif len(folder.read_metrics()) < config.epochs or not (place / "model.safetensors").exists():
         resume(place, dataset=dataset, progress=progress or False)
     return folder, load(place, weights).to(pick_device(config.device))
@@ -120,9 +123,22 @@ def _same(folder: RunFolder, config: Config) -> bool:
     if not folder.config.exists() or not any(folder.checkpoints.glob("*.safetensors")):
         return False
     try:
-        return Config.read(folder.config) == config
+        return _anywhere(Config.read(folder.config)) == _anywhere(config)
     except UserError:
         return False
+
+
+def _anywhere(config: Config) -> Config:
+    """The configuration without where and how fast it is computed."""
+    return config.set("device", "auto").set("threads", 0).set("data.data_dir", "")
+
+
+def _put_aside(place: Path) -> None:
+    if place.exists() and any(place.iterdir()):
+        number = next(
+            n for n in itertools.count(1) if not place.with_name(f"{place.name}.before-{n}").exists()
+        )
+        place.rename(place.with_name(f"{place.name}.before-{number}"))
 
 
 def cut(dataset: Dataset, rows: int) -> Dataset:

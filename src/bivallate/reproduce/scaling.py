@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from bivallate.errors import unknown
 from bivallate.method import registry
@@ -28,18 +29,46 @@ def at_scale(table: Table, scale: Scale) -> tuple[Cell, ...]:
         raise unknown("scale", scale, SCALES)
     if scale == "full":
         return table.cells
-    if scale == "smoke":
-        return _distinct(smoke(cell, table.smoke_data) for cell in table.cells)
-    return tuple(small for cell in table.cells if (small := table.cpu(cell)) is not None)
+    names = _originals(table, scale)
+    cells = (_shrunk(table, cell, scale) for cell in table.cells)
+    return _distinct(_from_originals(cell, names) for cell in cells if cell is not None)
 
 
 def sources_at_scale(table: Table, scale: Scale) -> dict[str, Cell]:
     """The networks that transfer columns need, at a scale."""
     if scale == "full":
         return table.sources
-    if scale == "smoke":
-        return {name: smoke(cell, table.smoke_data) for name, cell in table.sources.items()}
-    return {name: c for name, cell in table.sources.items() if (c := table.cpu(cell)) is not None}
+    shrunk = {
+        name: _shrunk(table, table.sources[name], scale) for name in set(_originals(table, scale).values())
+    }
+    return {name: cell for name, cell in shrunk.items() if cell is not None}
+
+
+def _shrunk(table: Table, cell: Cell, scale: Scale) -> Cell | None:
+    return smoke(cell, table.smoke_data) if scale == "smoke" else table.cpu(cell)
+
+
+def _originals(table: Table, scale: Scale) -> dict[str, str]:
+    """Every source -> the first that is the same network at this scale."""
+    seen: dict[str, Cell] = {}
+    found: dict[str, str] = {}
+    for name, source in table.sources.items():
+        cell = _shrunk(table, source, scale)
+        if cell is not None:
+            same = (n for n, other in seen.items() if cell.but(row=other.row, group=other.group) == other)
+            found[name] = next(same, name)
+            seen.setdefault(found[name], cell)
+    return found
+
+
+def _from_originals(cell: Cell, names: Mapping[str, str]) -> Cell:
+    """The cell without the transfer columns that would repeat another."""
+    kept: dict[tuple[Any, ...], Measure] = {}
+    for measure in cell.measures:
+        source = names.get(measure.source) if measure.source is not None else None
+        chosen = dataclasses.replace(measure, source=source)
+        kept.setdefault((chosen.source or chosen.column, chosen.what, chosen.key), chosen)
+    return cell.but(measures=tuple(kept.values()))
 
 
 def smoke(cell: Cell, data: str = "digits") -> Cell:
@@ -78,7 +107,7 @@ def _radius(eps: str, norm: str) -> str:
 
 
 def _distinct(cells: Iterable[Cell]) -> tuple[Cell, ...]:
-    """Without the cells that another group repeats once data set and network are the same."""
+    """Without the cells that another group repeats where data set and network are the same."""
     seen: list[Cell] = []
     for cell in cells:
         if not any(cell.but(group=other.group) == other for other in seen):
@@ -114,6 +143,7 @@ def describe(table: Table, scale: Scale) -> str:
         "smoke": f"{SMOKE_ROWS} images, one epoch, a tiny network, {SMOKE_POINTS} attacked points: this "
         "tests the path from training to table, and its figures mean nothing",
         "cpu": table.cpu_note,
-        "full": f"the paper's setting; its own figures are of {table.seeds} training{plural}",
+        "full": "the paper's setting, with as much of each data set as the data folder holds; the paper's "
+        f"figures are of {table.seeds} training{plural}",
     }
     return notes[scale]

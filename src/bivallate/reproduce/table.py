@@ -67,7 +67,7 @@ class Table:
             out; cpu_note says in words what that scale is.
         smoke_data: data set of the smoke scale. sources: networks that transfer columns need, by name.
         seeds: of the paper.
-        notes: choices that a reader must know.
+        notes: choices that a reader must know. hardware: of the paper's times, or "" where it names none.
     """
 
     name: str
@@ -81,6 +81,7 @@ class Table:
     sources: dict[str, Cell] = field(default_factory=dict)
     seeds: int = 1
     notes: tuple[str, ...] = ()
+    hardware: str = ""
 
     @property
     def reported(self) -> dict[str, dict[str, dict[str, str]]]:
