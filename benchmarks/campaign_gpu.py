@@ -64,7 +64,7 @@ def main() -> int:
     try:
         failed = len(run_campaign(jobs, say=to_stderr, until=until, shown=Spoken).failed)
     except (Interrupted, KeyboardInterrupt) as stopped:
-        to_stderr(f"stopped: {stopped}; call it again to go on")
+        to_stderr(f"stopped: {stopped or 'time is up'}; call it again to go on")
     finally:
         alarm.cancel()
         summary(jobs, chosen.out)

@@ -220,6 +220,10 @@ def test_a_figure_says_what_it_is_drawn_of(tmp_path: Path, capsys) -> None:
     assert "leave out --only" in capsys.readouterr().err
     assert command(["reproduce", "T-B7", "--jobs", "-1", "--list", *place]) == 2
     assert "--jobs must be at least 1, got -1" in capsys.readouterr().err
+    assert command(["reproduce", "T-B7", "--device", "nope", *place]) == 2
+    assert capsys.readouterr().err.count("device 'nope' cannot be used") == 1
+    assert command(["reproduce", "T-F6", "--data-dir", str(tmp_path / "none"), *place]) == 2
+    assert "--data-dir must be a folder" in capsys.readouterr().err
 
 
 def test_the_page_is_rebuilt_from_records_alone(tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ def reproduce(
         of the processor, for each cell.
     """
     if data_dir is not None:
+        if not Path(data_dir).is_dir():
+            raise UserError(f"--data-dir must be a folder, got {data_dir}")
         os.environ["BIVALLATE_DATA"] = data_dir  # for worker processes too
     records = out or (runs / "results" if scale == "smoke" and not tables else Path("results"))
     if tables:
@@ -131,6 +133,7 @@ def _table(
     from bivallate.reproduce.results_page import write_table
     from bivallate.reproduce.scaling import describe
     from bivallate.run.progress import Spoken
+    from bivallate.run.session import pick_device
 
     chosen = find(name)
     jobs = jobs_of(chosen, scale, out=records, runs=runs, **choices)
@@ -139,6 +142,7 @@ def _table(
         for job in jobs:
             print(f"{'to run' if job in left else 'done':<7} {job.title}  ({job.cell.name})")
         return 0
+    pick_device(choices["device"])  # before the first cell, not once for each
     to_stderr(f"{chosen.name} at scale {scale}: {describe(chosen, scale)}")
     shown = None if scale == "smoke" else Spoken
     outcome = run_campaign(jobs, at_once=at_once, say=to_stderr, shown=shown)
