@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from bivallate.cli import run
+from bivallate.evaluate import Score
+from bivallate.report.collect import collect
 
 QUICK = ["--batch-size", "400", "--model", "linear", "--set", "validation.steps=1", "--eps", "0.1"]
 NAMES = ("at-0", "at-1", "plain-0", "plain-1")
@@ -77,6 +81,32 @@ def test_the_strongest_common_attack_is_taken_and_named(runs, capsys):
     assert as_json(capsys, *paths(runs, "at-0", "at-1"))["attack"] == "fgsm"
     assert run(["compare", *paths(runs, "at-0", "at-1")]) == 0
     assert "fgsm at Linf eps 0.1, best weights, test data, 359 points" in capsys.readouterr().out
+
+
+def test_two_points_are_no_evidence_against_all(runs, capsys):
+    """Of a few points an attack can leave none by luck: most points count first, then what leaves least."""
+    for name in ("at-0", "at-1"):
+        for attack in ("pgd-9", "pgd-8"):
+            few = [] if attack == "pgd-8" else ["--n", "2"]
+            assert run(["evaluate", str(runs / name), "--attack", attack, *few, "--json"]) == 0
+        file = next((runs / name / "evaluation").glob("*pgd-9*"))
+        score = Score.load(file)
+        replace(score, stage=torch.ones_like(score.stage)).save(file)
+    capsys.readouterr()
+    made = as_json(capsys, *paths(runs, "at-0", "at-1"))
+    assert (made["attack"], made["n"]) == ("pgd-8", 359)
+    found = collect([runs / "at-0"])[0].strongest
+    assert found is not None
+    assert (found.score.attack, found.score.n) == ("pgd-8", 359)
+
+
+def test_a_shared_seed_does_not_cost_points(runs, capsys):
+    for name, seed in (("at-0", "0"), ("at-1", "1")):
+        for few in ([], ["--first", "2"]):
+            wanted = ["--attack", "pgd-3", "--seed", "0" if few else seed, *few]
+            assert run(["evaluate", str(runs / name), *wanted, "--json"]) == 0
+    capsys.readouterr()
+    assert as_json(capsys, *paths(runs, "at-0", "at-1"), "--attack", "pgd-3")["n"] == 359
 
 
 @pytest.mark.parametrize(

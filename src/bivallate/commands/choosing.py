@@ -72,7 +72,7 @@ def kind_of(found: Evaluation) -> Kind:
 def choose(runs: Sequence[RunRecord], paths: Sequence[Path], wanted: Wanted) -> list[Evaluation]:
     """One evaluation of each run, all by the same attack in the same threat, on the same points if possible.
 
-    Where several are left: the threat that most runs were trained for, then the attack that leaves least.
+    Where several are left: the threat that most runs were trained for, then as `precedence` says.
 
     Args:
         paths: of the runs as the user named them, for the commands of an error.
@@ -89,17 +89,17 @@ def choose(runs: Sequence[RunRecord], paths: Sequence[Path], wanted: Wanted) -> 
 
 
 def _pick(candidates: Sequence[Sequence[Evaluation]]) -> list[Evaluation]:
-    """One candidate of each run: of the same points and seed, else of the same points, else the largest."""
-    marks = (
-        lambda e: (e.score.data_fingerprint, e.score.seed),
-        lambda e: e.score.data_fingerprint,
-    )
-    for mark in marks:
-        shared = set.intersection(*({mark(e) for e in some} for some in candidates))
-        if shared:
-            found = {mark(e): e.score.n for e in candidates[0] if mark(e) in shared}
-            best = max(found, key=lambda key: (found[key], str(key)))
-            return [_lowest([e for e in some if mark(e) == best]) for some in candidates]
+    """One candidate of each run: of the same points, as many as possible, and the same seed if there is one
+    with so many; of the most points each where no points are the same."""
+    shared = set.intersection(*({e.score.data_fingerprint for e in some} for some in candidates))
+    if shared:
+        found = {e.score.data_fingerprint: e.score.n for e in candidates[0]}
+        best = max(shared, key=lambda key: (found[key], key))
+        same = [[e for e in some if e.score.data_fingerprint == best] for some in candidates]
+        seeds = set.intersection(*({e.score.seed for e in some} for some in same))
+        if seeds:
+            same = [[e for e in some if e.score.seed == max(seeds)] for some in same]
+        return [_lowest(some) for some in same]
     most = [max(e.score.n for e in some) for some in candidates]
     return [_lowest([e for e in some if e.score.n == n]) for some, n in zip(candidates, most, strict=True)]
 
@@ -108,10 +108,10 @@ def _lowest(found: Iterable[Evaluation]) -> Evaluation:
     return min(found, key=lambda e: (e.score.robust_accuracy, e.path.name))
 
 
-def _rank(runs: Sequence[RunRecord], offer: Sequence[Evaluation]) -> tuple[float, float, float]:
+def _rank(runs: Sequence[RunRecord], offer: Sequence[Evaluation]) -> tuple[float, ...]:
     at_home = sum(run.config.method.threat == e.score.threat for run, e in zip(runs, offer, strict=True))
-    left = sum(e.score.robust_accuracy for e in offer)
-    return -at_home, left, -sum(sum(e.score.passes.values()) for e in offer)
+    each = zip(*(e.precedence for e in offer), strict=True)
+    return -at_home, *(sum(values) for values in each)
 
 
 def _missing(
@@ -135,10 +135,10 @@ def _missing(
 
 
 def _most_common(fitting: Sequence[Sequence[Evaluation]]) -> Evaluation | None:
-    """An evaluation of the kind that most runs have; of equally many, the one that leaves least."""
+    """An evaluation of the kind that most runs have; of equally many, the one that takes precedence."""
     every = [e for some in fitting for e in some]
     holders = {kind_of(e): sum(kind_of(e) in map(kind_of, some) for some in fitting) for e in every}
-    return min(every, key=lambda e: (-holders[kind_of(e)], e.score.robust_accuracy), default=None)
+    return min(every, key=lambda e: (-holders[kind_of(e)], *e.precedence), default=None)
 
 
 def _command(run: RunRecord, path: Path, wanted: Wanted, example: Evaluation | None) -> str:

@@ -38,8 +38,9 @@ def compare(
 ) -> None:
     """Put the stored evaluations of several runs into one table, with what is significant and what it cost.
 
-    Nothing is attacked: the verdicts in RUN/evaluation are read. Without a choice, the strongest attack that
-    all runs have in common is taken, at the radius that most were trained for.
+    Nothing is attacked: the verdicts in RUN/evaluation are read. Without a choice, the evaluations that all
+    runs have in common at the radius that most were trained for are taken that are of the most points (1000
+    are enough), and of these the one that leaves least.
 
     Parameters
     ----------

@@ -16,6 +16,7 @@ from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
 
 PREFERRED = ("best", "last", "ema")
+ENOUGH = 1000  # points: with more, a weak attack still says less than a strong one on these
 LONG = 20  # letters of a label, beyond which what all have in common is left out
 _NAME = re.compile(
     r"(best|last|ema)(?:-(train|validation))?-(?:linf|l2)-.+-seed\d+(?:-(.+?))??(?:-(?:n|first)\d+)?\.json$"
@@ -36,6 +37,13 @@ class Evaluation:
     score: Score
     path: Path
     data: str = ""
+
+    @property
+    def precedence(self) -> tuple[float, ...]:
+        """Ascending in what counts less: most points first, though `ENOUGH` are enough, then what left least,
+        then what cost most. A few points are no evidence, however few of them are left."""
+        score = self.score
+        return -min(score.n, ENOUGH), score.robust_accuracy, -score.n, -_spent(score)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +66,7 @@ class RunRecord:
     @cached_property
     def strongest(self) -> Evaluation | None:
         """The evaluation that counts: at the training threat on the test set, of the best weights if there is
-        one, the one that left least; None if the run was never attacked."""
+        one, the first by `precedence`; None if the run was never attacked."""
         threat = encode(self.config.method.threat)
         tested = [e for e in self.evaluations if (e.split, e.data) == ("test", "")]
         fair = [e for e in tested if encode(e.score.threat) == threat]
@@ -66,7 +74,7 @@ class RunRecord:
         for weights in PREFERRED:
             own = [e for e in attacked if e.weights == weights]
             if own:
-                return min(own, key=lambda e: (e.score.robust_accuracy, -_spent(e.score)))
+                return min(own, key=lambda e: e.precedence)
         return None
 
     def series(self, key: str) -> tuple[list[int], list[float]]:

@@ -90,7 +90,7 @@ def runs_table(runs: Sequence[RunRecord]) -> Table:
         text=6,
         best=_best(values, 6) if len(compared) == 1 else frozenset(),
         note="SA: accuracy on clean images. RA: under the strongest evaluation of the run at its training "
-        "threat, all points on which any part succeeded counted as broken. RA-Tail-30: mean over the weakest "
+        "threat on its most points (1000 are enough), all points on which any part succeeded counted as broken. RA-Tail-30: mean over the weakest "
         "30 % of the classes. In brackets: 95 % intervals (Wilson; bootstrap for the tail). Cost: forward "
         "and backward passes per training example over the whole run. Bold: highest, where data and attack "
         "are the same.",
