@@ -12,8 +12,11 @@ import pytest
 import torch
 
 from bivallate.cli import run
+from bivallate.commands.auditing import kept_claim
 from bivallate.evaluate import Score
+from bivallate.lower.threat import Linf
 from bivallate.report.collect import collect
+from bivallate.report.page import write_report
 
 QUICK = ["--batch-size", "400", "--model", "linear", "--set", "validation.steps=1", "--eps", "0.1"]
 NAMES = ("at-0", "at-1", "plain-0", "plain-1")
@@ -98,6 +101,32 @@ def test_two_points_are_no_evidence_against_all(runs, capsys):
     found = collect([runs / "at-0"])[0].strongest
     assert found is not None
     assert (found.score.attack, found.score.n) == ("pgd-8", 359)
+
+
+@pytest.mark.parametrize("options", [[], ["--over-seeds"]], ids=str)
+def test_an_evaluation_of_weights_that_have_changed_is_marked(runs, capsys, options):
+    """The verdicts of a model that is gone are shown, but never silently, and others go before them."""
+    fresh = as_json(capsys, *paths(runs), *options)
+    assert not any(row["stale"] for row in fresh["rows"])
+    assert not any("weights changed" in note for note in fresh["notes"])
+    shutil.copy(runs / "plain-0" / "best.safetensors", runs / "at-0" / "best.safetensors")
+    made = as_json(capsys, *paths(runs), *options)
+    marked = [row["stale"] for row in made["rows"] if row["stale"]]
+    assert marked == ([["at-0"]] if options else [True])
+    assert "!: evaluated before the weights changed; evaluate again: at-0." in made["notes"]
+    assert run(["compare", *paths(runs), *options]) == 0
+    assert "at-0 !" in capsys.readouterr().out
+    (run_of,) = collect([runs / "at-0"])
+    assert [e.stale for e in run_of.evaluations] == [True, True]
+    page = write_report([runs / "at-0"], runs / "report.md").read_text()
+    assert "at-0, fgsm: evaluated before the weights changed; evaluate again." in page
+    assert "(best, stale)" in page
+    assert kept_claim(runs / "at-0" / "evaluation", "best", Linf(0.1), 359) == (None, "")
+    assert "is no claim: evaluated before" in capsys.readouterr().err
+    assert run(["evaluate", str(runs / "at-0"), "--attack", "noise", "--json"]) == 0
+    found = collect([runs / "at-0"])[0].strongest
+    assert found is not None
+    assert (found.score.attack, found.stale) == ("noise-10", False)
 
 
 def test_a_shared_seed_does_not_cost_points(runs, capsys):

@@ -109,19 +109,23 @@ def kept_claim(folder: Path, weights: str, threat: Any, points: int) -> tuple[fl
     """(robust accuracy, attack) of the strongest evaluation that the run keeps; (None, "") without one.
 
     Only what could be a headline counts: the run's own test data, attacked on the model itself, on no fewer
-    points than an audit wants. A file that cannot be read is no claim.
+    points than an audit wants. A file that cannot be read, or is of weights that have changed since, is no
+    claim.
     """
     from bivallate.audit.plan import FEWEST
-    from bivallate.report.collect import evaluation
+    from bivallate.report.collect import STALE, evaluation, fingerprints
 
-    found = []
+    found, prints = [], fingerprints(folder.parent)
     for path in sorted(folder.glob(f"{weights}-{type(threat).__name__.lower()}-*.json")):
         try:
-            kept = evaluation(path)
+            kept = evaluation(path, prints)
         except UserError as error:
             print(f"warning: {error}", file=sys.stderr)
             continue
         if kept is None or (kept.split, kept.data) != ("test", ""):
+            continue
+        if kept.stale:
+            print(f"warning: {path} is no claim: {STALE}", file=sys.stderr)
             continue
         score = kept.score
         direct = score.attack != "clean" and not score.attack.startswith("transfer")

@@ -16,7 +16,7 @@ from bivallate.commands.options import WEIGHTS
 from bivallate.errors import UserError, unknown
 
 Flag = Annotated[bool, Parameter(negative=())]
-MARK = "*"
+MARK, OLD = "*", "!"  # behind a p-value; behind the name of a run
 SCORES = ("robust_accuracy", "clean_accuracy", "tail_30", "worst_class")
 HEADS = ("robust %", "vs first", "clean %", "tail 30 %", "worst class %", "training passes", "attack passes")
 COSTS = ("training_passes", "training_seconds", "passes", "seconds")
@@ -143,8 +143,13 @@ def _p(value: float | None, adjusted: float | None, significant: bool) -> str:
 
 
 def _different(records: Sequence[Any], chosen: Sequence[Any]) -> list[str]:
-    """What the reader of any table must know: points, trainings and radii that differ."""
+    """What the reader of any table must know: old evaluations; points, trainings and radii that differ."""
+    from bivallate.report.collect import STALE
+
     notes = []
+    stale = [r.label for r, e in zip(records, chosen, strict=True) if e.stale]
+    if stale:
+        notes.append(f"{OLD}: {STALE}: {', '.join(stale)}.")
     if len({e.score.data_fingerprint for e in chosen}) > 1:
         counts = ", ".join(f"{r.label}: {e.score.n}" for r, e in zip(records, chosen, strict=True))
         notes.append(
@@ -177,7 +182,7 @@ def _single(records: Sequence[Any], chosen: Sequence[Any], sort: str, descending
         label = record.classes[worst] if worst < len(record.classes) else str(worst)
         cells.append(
             (
-                f"{row.name}\n{record.config.method.name}",
+                f"{row.name}{' ' + OLD if evaluation.stale else ''}\n{record.config.method.name}",
                 _percent(row.robust_accuracy, row.interval_95),
                 "first" if row is found[0] else _p(row.p_value, row.p_adjusted, row.significant),
                 _percent(row.clean_accuracy, score.clean_interval_95),
@@ -195,6 +200,7 @@ def _single(records: Sequence[Any], chosen: Sequence[Any], sort: str, descending
                 "seed": record.config.seed,
                 "evaluation": str(evaluation.path),
                 "n": score.n,
+                "stale": evaluation.stale,
                 **{key: getattr(row, key) for key in SCORES},
                 "interval_95": list(row.interval_95),
                 "clean_interval_95": list(score.clean_interval_95),
@@ -244,12 +250,13 @@ def _seeds(records: Sequence[Any], chosen: Sequence[Any], sort: str, descending:
     falling = sort not in ALL_COSTS if descending is None else descending
     groups.sort(key=lambda group: group.spreads[sort].mean, reverse=falling)
     tests = welch_tests(groups)
+    stale = {record.label for record, e in zip(records, chosen, strict=True) if e.stale}
     cells, rows = [], []
     for k, group in enumerate(groups):
         p, adjusted, significant = tests[k]
         cells.append(
             (
-                f"{group.method}\n{', '.join(group.runs)}",
+                f"{group.method}\n{', '.join(f'{r} {OLD}' if r in stale else r for r in group.runs)}",
                 group.cell("robust_accuracy"),
                 "first" if k == 0 else _p(p, adjusted, significant),
                 *(group.cell(key) for key in SCORES[1:]),
@@ -257,7 +264,8 @@ def _seeds(records: Sequence[Any], chosen: Sequence[Any], sort: str, descending:
                 _cost(group.spreads["passes"].mean, group.spreads["seconds"].mean),
             )
         )
-        rows.append(group.to_json() | {"p_value": p, "p_adjusted": adjusted, "significant": significant})
+        marks = {"p_value": p, "p_adjusted": adjusted, "significant": significant}
+        rows.append(group.to_json() | marks | {"stale": [r for r in group.runs if r in stale]})
     notes = [
         "Mean over seeds; below it the standard deviation and Student's 95 % interval of the mean.",
         f"{MARK}: mean robust accuracy differs from the first row's, p < 0.05 by Welch's t-test over seeds, "

@@ -8,7 +8,7 @@ from typing import Any
 
 from bivallate.evaluate import Score
 from bivallate.parts import encode
-from bivallate.report.collect import RunRecord
+from bivallate.report.collect import STALE, Evaluation, RunRecord
 
 NONE = "-"
 
@@ -61,7 +61,7 @@ def runs_table(runs: Sequence[RunRecord]) -> Table:
         config, strong = run.config, run.strongest
         score = strong.score if strong else None
         last = run.history[-1] if run.history else {}
-        named = f"{strong.score.attack} ({strong.weights})" if strong else NONE
+        named = f"{strong.score.attack} ({strong.weights}{_age(strong)})" if strong else NONE
         rows.append(
             (
                 run.label,
@@ -97,6 +97,10 @@ def runs_table(runs: Sequence[RunRecord]) -> Table:
     )
 
 
+def _age(e: Evaluation) -> str:
+    return ", stale" if e.stale else ""
+
+
 def evaluations_table(runs: Sequence[RunRecord]) -> Table:
     """One row for each evaluation that was found."""
     rows = []
@@ -107,7 +111,7 @@ def evaluations_table(runs: Sequence[RunRecord]) -> Table:
             rows.append(
                 (
                     run.label,
-                    e.weights if e.split == "test" else f"{e.weights}, {e.split}",
+                    (e.weights if e.split == "test" else f"{e.weights}, {e.split}") + _age(e),
                     score.attack,
                     radius(score.threat),
                     str(score.n),
@@ -125,7 +129,7 @@ def evaluations_table(runs: Sequence[RunRecord]) -> Table:
         (*columns, "cost", "time"),
         tuple(rows),
         text=4,
-        note="Cost: forward and backward passes per point.",
+        note=f"Cost: forward and backward passes per point. Stale: {STALE}.",
     )
 
 
