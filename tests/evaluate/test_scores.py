@@ -28,7 +28,7 @@ from bivallate.evaluate import (
     transfer,
 )
 from bivallate.evaluate.compare import TrainingCost
-from bivallate.evaluate.statistics import holm, mcnemar, tail, welch, wilson
+from bivallate.evaluate.statistics import bootstrap_tail, holm, mcnemar, tail, welch, wilson
 from bivallate.evaluate.sweeps import surviving
 
 
@@ -100,6 +100,41 @@ def test_the_tail_interval_covers_its_value_and_shrinks_with_points():
     many = made(y=[0, 1, 2, 3] * 100, stage=mixed, predicted=[0] * 400)
     fewer = made(y=[0, 1, 2, 3] * 10, stage=mixed[:40], predicted=[0] * 40)
     assert np.diff(many.tail_interval(50)) < np.diff(fewer.tail_interval(50))
+
+
+CLASSES = {
+    "equal": np.full(10, 0.5),
+    "one clearly worst": np.array([0.2] + [0.6] * 9),
+    "zero": np.array([0.0] * 3 + [0.4] * 7),
+    "near zero": np.full(10, 0.02),
+}
+
+
+@pytest.mark.parametrize("k", [10, 30])
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_tail_interval_covers_as_often_as_it_says(name, k):
+    """60 samples of 10 classes of 100 points: 95 % promised, at least 90 % asked for here."""
+    truth, counts = CLASSES[name], np.full(10, 100)
+    target, generator = np.sort(truth)[: k // 10].mean(), np.random.default_rng(0)
+    inside = 0
+    for _ in range(60):
+        hits = generator.binomial(counts, truth)
+        low, high = bootstrap_tail(hits, counts, k, draws=200)
+        assert low <= tail(hits, counts, k)[0] <= high
+        inside += low <= target <= high
+    assert inside >= 54
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_the_tail_interval_contains_its_score_and_is_never_a_point(pooled):
+    counts = np.full(10, 100)
+    for hits in (0, 50, 100):
+        low, high = bootstrap_tail(np.full(10, hits), counts, 30, pooled=pooled)
+        assert low <= hits / 100 <= high
+        assert high - low > 0.005
+    uneven = np.array([5, 50, 0, 200])
+    low, high = bootstrap_tail(np.array([1, 20, 0, 90]), uneven, 50, pooled=pooled)
+    assert low <= tail(np.array([1, 20, 0, 90]), uneven, 50)[int(pooled)] <= high
 
 
 def test_mcnemar_is_the_binomial_test_of_the_discordant():
