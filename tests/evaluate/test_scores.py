@@ -217,6 +217,21 @@ def test_json_holds_everything_and_returns(robust_model, held_out, tmp_path):
     assert len(names) == 24
 
 
+def test_every_accuracy_has_an_interval():
+    """Wilson's for proportions; that of the worst class allows for its choice, so it is no narrower."""
+    content = json.loads(json.dumps(HAND.to_json(), allow_nan=False))
+    accuracies = [k for k in content if f"{k}_interval_95" in content]
+    assert set(accuracies) == {"per_class", "per_class_clean", "worst_class", "tail_30", "tail_30_pooled"}
+    assert content["per_class_interval_95"][:2] == [list(wilson(3, 4)), list(wilson(1, 2))]
+    assert content["per_class_clean_interval_95"][2:] == [list(wilson(2, 2)), None]
+    assert HAND.worst_class_interval_95[0] == 0
+    shares = HAND.confusion_interval_95
+    assert shares[0, 1].tolist() == list(wilson(1, 4))
+    assert shares[3].tolist() == [[0, 1]] * 4
+    chance = made(y=list(range(4)) * 100, stage=([-1] * 4 + [1] * 4) * 50, predicted=[0] * 400)
+    assert chance.worst_class_interval_95[1] > wilson(50, 100)[1], "four equal classes: one is lowest by luck"
+
+
 def test_a_class_without_points_is_null_and_noted(robust_model, held_out):
     x, y = held_out
     score = evaluate(robust_model, (x[y != 3], y[y != 3]), bv.Linf(0.1), "fgsm")

@@ -187,7 +187,7 @@ def _single(records: Sequence[Any], chosen: Sequence[Any], sort: str, descending
                 "first" if row is found[0] else _p(row.p_value, row.p_adjusted, row.significant),
                 _percent(row.clean_accuracy, score.clean_interval_95),
                 _percent(row.tail_30, score.tail_interval(30)),
-                f"{label}: {_percent(value, score.per_class_interval_95[worst])}",
+                f"{label}: {_percent(value, score.worst_class_interval_95)}",
                 _cost(row.training_passes, row.training_seconds),
                 _cost(row.passes, row.seconds),
             )
@@ -206,7 +206,7 @@ def _single(records: Sequence[Any], chosen: Sequence[Any], sort: str, descending
                 "clean_interval_95": list(score.clean_interval_95),
                 "tail_30_interval_95": list(score.tail_interval(30)),
                 "worst_class_name": label,
-                "worst_class_interval_95": list(score.per_class_interval_95[worst] or (0.0, 1.0)),
+                "worst_class_interval_95": list(score.worst_class_interval_95),
                 "p_value": row.p_value,
                 "p_adjusted": row.p_adjusted,
                 "significant": row.significant,
@@ -222,7 +222,7 @@ def _single(records: Sequence[Any], chosen: Sequence[Any], sort: str, descending
 def _intervals() -> str:
     return (
         "Below each accuracy: its 95 % interval over points (Wilson; bootstrap for the tail, which is the "
-        "mean over the weakest 30 % of the classes)."
+        "mean over the weakest 30 % of the classes, and for the worst class, whichever that is)."
     )
 
 

@@ -163,18 +163,20 @@ def show(score: Any, classes: list[str]) -> None:
     table.add_row("robust", percent(score.robust_accuracy, score.interval_95))
     table.add_row("robust, tail 30 % of classes", percent(score.tail(30), score.tail_interval(30)))
     worst, value = score.worst_class
-    table.add_row(f"worst class: {classes[worst]}", percent(value))
+    table.add_row(f"worst class: {classes[worst]}", percent(value, score.worst_class_interval_95))
     console.print(table)
     if len(score.parts) > 2:
         console.print(
             "left after each part: " + ", ".join(f"{k} {percent(v)}" for k, v in score.parts.items())
         )
-    each = Table("class", "clean", "robust", "broken into most often")
+    each = Table("class", "clean [95 %]", "robust [95 %]", "broken into most often")
+    clean, robust = score.per_class_clean_interval_95, score.per_class_interval_95
     confusion = score.confusion.clone().fill_diagonal_(0)
     for k, label in enumerate(classes):
         into = int(confusion[k].argmax())
         often = f"{classes[into]} ({int(confusion[k, into])})" if int(confusion[k, into]) else "-"
-        each.add_row(label, percent(score.per_class_clean[k]), percent(score.per_class[k]), often)
+        accuracies = percent(score.per_class_clean[k], clean[k]), percent(score.per_class[k], robust[k])
+        each.add_row(label, *accuracies, often)
     console.print(each)
     passes = ", ".join(f"{value:.4g} {kind}" for kind, value in score.passes.items())
     console.print(f"{passes} passes per point; {score.seconds:.1f} s", markup=False)

@@ -11,6 +11,7 @@ from bivallate.parts import encode
 from bivallate.report.collect import STALE, Evaluation, RunRecord
 
 NONE = "-"
+WILSON = "In brackets: 95 % intervals (Wilson), each class for itself."
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def evaluations_table(runs: Sequence[RunRecord]) -> Table:
         for e in run.evaluations:
             score = e.score
             worst, value = score.worst_class
+            name = run.classes[worst] if worst < len(run.classes) else str(worst)
             rows.append(
                 (
                     run.label,
@@ -118,7 +120,7 @@ def evaluations_table(runs: Sequence[RunRecord]) -> Table:
                     percent(score.clean_accuracy, score.clean_interval_95),
                     percent(score.robust_accuracy, score.interval_95),
                     percent(score.tail(30), score.tail_interval(30)),
-                    f"{run.classes[worst] if worst < len(run.classes) else worst}: {percent(value)}",
+                    f"{name}: {percent(value, score.worst_class_interval_95)}",
                     f"{score.passes.get('forward', 0):.4g}F + {score.passes.get('backward', 0):.4g}B",
                     duration(score.seconds),
                 )
@@ -144,12 +146,13 @@ def classes_table(runs: Sequence[RunRecord]) -> list[Table]:
             for k, name in enumerate(classes)
         )
         heads = [head for run, _ in own for head in (f"{run.label} SA", f"{run.label} RA")]
-        tables.append(Table("Accuracy by class, %", ("class", *heads), rows))
+        tables.append(Table("Accuracy by class, %", ("class", *heads), rows, note=WILSON))
     return tables
 
 
 def _class_cells(score: Score, k: int) -> tuple[str, str]:
-    return percent(score.per_class_clean[k]), percent(score.per_class[k])
+    clean, robust = score.per_class_clean_interval_95[k], score.per_class_interval_95[k]
+    return percent(score.per_class_clean[k], clean), percent(score.per_class[k], robust)
 
 
 def alarms_table(runs: Sequence[RunRecord]) -> Table | None:
