@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bivallate.cli import run
@@ -168,3 +169,11 @@ def test_the_table_of_an_evaluation_gives_every_accuracy_an_interval(runs, capsy
     accuracies = sum(line.count(" %  [") for line in rows)
     assert "worst class" in out
     assert accuracies == 4 + 2 * 10
+
+
+def test_data_with_fewer_classes_than_the_model_is_scored(runs, tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    np.savez(tmp_path / "three.npz", x=generator.random((60, 8, 8, 1), np.float32), y=np.arange(60) % 3)
+    given = ["--attack", "pgd-3", "--data", str(tmp_path / "three.npz")]
+    assert run(["evaluate", names(runs)[0], *given]) == 0
+    assert "worst class" in capsys.readouterr().out

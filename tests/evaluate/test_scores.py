@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -277,6 +278,83 @@ def test_transfer_from_itself_is_the_white_box_and_from_noise_is_not(robust_mode
     assert stranger.attack == "transfer-pgd-5-from-stranger"
     both = transfer(robust_model, [affine(64, 10), robust_model], held_out, threat, "pgd-5", first=60)
     assert bool((both.robust <= stranger.robust).all())
+
+
+def test_transfer_from_itself_on_a_subset_is_the_white_box(robust_model, held_out):
+    """Noise belongs to the row of the data, also where the points are made."""
+    white = evaluate(robust_model, held_out, bv.Linf(0.1), "pgd-1", n=60, seed=3)
+    same = transfer(robust_model, robust_model, held_out, bv.Linf(0.1), "pgd-1", n=60, seed=3)
+    assert torch.equal(same.margin, white.margin)
+
+
+def test_points_that_apgd_transfers_lie_beyond_the_boundary(robust_model, held_out):
+    """On the surrogate itself they are wrong by more than those of an attack that stops at once."""
+    stopped = evaluate(robust_model, held_out, bv.Linf(0.2), "apgd-ce-20", first=60)
+    same = transfer(robust_model, robust_model, held_out, bv.Linf(0.2), "apgd-ce-20", first=60)
+    assert torch.equal(same.robust, stopped.robust)
+    fooled = stopped.stage == 1
+    assert int(fooled.sum()) > 10
+    assert float(same.margin[fooled].mean()) < float(stopped.margin[fooled].mean()) - 0.5
+
+
+UNMEASURABLE = [
+    ({"x": torch.full((4, 1, 8, 8), 255.0)}, r"\[0, 1\], got values"),
+    ({"x": torch.zeros(4, 1, 8, 8).byte()}, "floating point"),
+    ({"x": torch.full((4, 1, 8, 8), torch.nan)}, r"\[0, 1\]"),
+    ({"y": torch.full((4,), 10)}, "labels must lie in 0..9"),
+    ({"y": torch.zeros(4)}, "labels must be integers"),
+    ({"steps": 0}, "steps must be"),
+    ({"targets": 0}, "targets must be"),
+    ({"batch_size": 0}, "batch_size must be"),
+    ({"seed": -1}, "seed must be"),
+]
+
+
+@pytest.mark.parametrize(("changed", "message"), UNMEASURABLE, ids=lambda v: v if isinstance(v, str) else "")
+def test_distances_refuse_what_they_cannot_measure(changed, message):
+    given = {"x": torch.rand(4, 1, 8, 8), "y": torch.zeros(4).long(), **changed}
+    with pytest.raises(UserError, match=message):
+        minimal_distances(affine(64, 10), (given.pop("x"), given.pop("y")), "linf", **given)
+
+
+def test_a_model_without_logits_is_not_infinitely_robust():
+    data, broken = (torch.rand(4, 1, 8, 8), torch.zeros(4).long()), affine(64, 10)
+    with torch.no_grad():
+        broken[1].bias[0] = torch.nan
+    with pytest.raises(UserError, match="NaN or infinite logits"):
+        minimal_distances(broken, data, "linf")
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32])
+def test_distances_take_any_whole_labels_and_half_precision(kind):
+    x, model = cloud(8, (1, 8, 8)), affine(64, 10)
+    y = model(x).argmax(1)
+    expected = minimal_distances(model, (x, y), "linf", steps=5)
+    assert torch.equal(minimal_distances(model, (x, y.to(kind)), "linf", steps=5), expected)
+    half = minimal_distances(affine(64, 10).bfloat16(), (x, y), "linf", steps=5)
+    assert bool(half.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda c: c["points"]["y"].update(zlib=c["points"]["y"]["zlib"][:8]),
+        lambda c: c["points"]["y"].update(dtype="none"),
+        lambda c: c.update(points=[]),
+        lambda c: c.update(schema="other"),
+    ],
+)
+def test_a_damaged_score_is_named(tmp_path, damage):
+    content, path = HAND.to_json(), tmp_path / "score.json"
+    damage(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"score.json is not a readable evaluation"):
+        Score.load(path)
+
+
+def test_a_score_of_many_parts_keeps_their_numbers():
+    many = replace(HAND, stage=torch.full((8,), 200), part_names=tuple(map(str, range(200))))
+    assert Score.from_json(many.to_json()).broken_by == ["199"] * 8
 
 
 BAD = [

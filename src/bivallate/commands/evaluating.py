@@ -162,8 +162,10 @@ def show(score: Any, classes: list[str]) -> None:
     table.add_row("clean", percent(score.clean_accuracy, score.clean_interval_95))
     table.add_row("robust", percent(score.robust_accuracy, score.interval_95))
     table.add_row("robust, tail 30 % of classes", percent(score.tail(30), score.tail_interval(30)))
+    known = classes[: score.classes]  # of the data, which may name other classes than the model has
+    names = [*known, *map(str, range(len(known), score.classes))]
     worst, value = score.worst_class
-    table.add_row(f"worst class: {classes[worst]}", percent(value, score.worst_class_interval_95))
+    table.add_row(f"worst class: {names[worst]}", percent(value, score.worst_class_interval_95))
     console.print(table)
     if len(score.parts) > 2:
         console.print(
@@ -172,9 +174,9 @@ def show(score: Any, classes: list[str]) -> None:
     each = Table("class", "clean [95 %]", "robust [95 %]", "broken into most often")
     clean, robust = score.per_class_clean_interval_95, score.per_class_interval_95
     confusion = score.confusion.clone().fill_diagonal_(0)
-    for k, label in enumerate(classes):
+    for k, label in enumerate(names):
         into = int(confusion[k].argmax())
-        often = f"{classes[into]} ({int(confusion[k, into])})" if int(confusion[k, into]) else "-"
+        often = f"{names[into]} ({int(confusion[k, into])})" if int(confusion[k, into]) else "-"
         accuracies = percent(score.per_class_clean[k], clean[k]), percent(score.per_class[k], robust[k])
         each.add_row(label, *accuracies, often)
     console.print(each)

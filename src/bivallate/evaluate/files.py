@@ -23,8 +23,11 @@ def pack(values: Tensor) -> dict[str, Any]:
 
 
 def unpack(entry: dict[str, Any]) -> Tensor:
-    """The inverse of `pack`."""
-    raw = zlib.decompress(base64.b64decode(entry["zlib"]))
+    """The inverse of `pack`. Raises ValueError for damaged text."""
+    try:
+        raw = zlib.decompress(base64.b64decode(entry["zlib"]))
+    except zlib.error as error:
+        raise ValueError(f"a column is damaged: {error}") from error
     array = np.frombuffer(raw, np.dtype(entry["dtype"]).newbyteorder("<")).reshape(entry["shape"])
     return torch.from_numpy(array.astype(entry["dtype"]))
 

@@ -184,7 +184,7 @@ class Score:
         columns = {
             "y": _small(self.y),
             "predicted": _small(self.predicted),
-            "stage": self.stage.to(torch.int8),
+            "stage": _small(self.stage),
         }
         columns |= {"index": self.index, "margin": self.margin.float()}
         threat = {"kind": type(self.threat).__name__, "eps": self.threat.eps}
@@ -254,10 +254,10 @@ class Score:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Score:
-        """Reads what `save` wrote."""
+        """Reads what `save` wrote. Raises UserError, which names the file, for anything else."""
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
             raise UserError(f"{path} is not a readable evaluation: {error}") from error
 
 
@@ -269,8 +269,8 @@ def _intervals(hits: np.ndarray, counts: np.ndarray) -> list[tuple[float, float]
     return [wilson(h, c) if c else None for h, c in zip(hits.tolist(), counts.tolist(), strict=True)]
 
 
-def _small(labels: Tensor) -> Tensor:
-    return labels.to(torch.int16) if int(labels.max()) < 2**15 else labels.to(torch.int32)
+def _small(whole: Tensor) -> Tensor:
+    return whole.to(torch.int16) if int(whole.max()) < 2**15 else whole.to(torch.int32)
 
 
 def _check_share(k: float) -> None:
