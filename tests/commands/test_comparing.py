@@ -13,7 +13,7 @@ import torch
 
 from bivallate.cli import run
 from bivallate.commands.auditing import kept_claim
-from bivallate.evaluate import Score
+from bivallate.evaluate import Score, evaluation_name
 from bivallate.lower.threat import Linf
 from bivallate.report.collect import collect
 from bivallate.report.page import write_report
@@ -127,6 +127,47 @@ def test_an_evaluation_of_weights_that_have_changed_is_marked(runs, capsys, opti
     found = collect([runs / "at-0"])[0].strongest
     assert found is not None
     assert (found.score.attack, found.stale) == ("noise-10", False)
+
+
+@pytest.mark.parametrize("name", ["shifted-seed1", "n359", "first2", "usps", "on_x-seed0-n3"])
+def test_no_name_of_a_data_set_passes_for_the_runs_own_data(runs, capsys, name):
+    folder = runs / "at-0" / "evaluation"
+    (own,) = folder.glob("*fgsm*")
+    score = Score.load(own)
+    for points in ("", "n2"):
+        score.save(folder / evaluation_name("best", score.threat, "fgsm", 0, points, name))
+    found = {e.path.name: e.data for e in collect([runs / "at-0"])[0].evaluations}
+    assert len(found) == 4
+    assert sorted(found.values()) == ["", "", name, name]
+
+
+def test_a_radius_may_be_rounded(runs, capsys):
+    """8/255 and its decimals are one radius, whichever was typed."""
+    for name, eps in (("at-0", "8/255"), ("at-1", "0.031372549"), ("plain-0", "0.03137255")):
+        assert run(["evaluate", str(runs / name), "--attack", "fgsm", "--eps", eps, "--json"]) == 0
+    capsys.readouterr()
+    made = as_json(capsys, *paths(runs, "at-0", "at-1", "plain-0"), "--eps", "8/255")
+    assert [row["p_value"] is None for row in made["rows"]] == [True, False, False]
+    for path in runs.glob("*/evaluation/*0.1-fgsm*"):
+        path.unlink()
+    assert len(as_json(capsys, *paths(runs, "at-0", "at-1", "plain-0"))["rows"]) == 3
+
+
+def test_a_random_model_is_said_in_every_table(tmp_path, capsys, monkeypatch):
+    (tmp_path / "noisy.py").write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "class Noisy(nn.Linear):\n    def forward(self, x):\n"
+        "        return super().forward(x.flatten(1) + 0.1 * torch.randn_like(x.flatten(1)))\n\n"
+        "def net():\n    return Noisy(64, 10)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own, quick = str(tmp_path / "own"), [p if p != "linear" else "noisy:net" for p in QUICK]
+    assert run(["train", "plain", "--out", own, "--epochs", "1", *quick]) == 0
+    assert run(["evaluate", own, "--attack", "fgsm", "--model", "noisy:net", "--json"]) == 0
+    capsys.readouterr()
+    assert any("outputs depend on randomness" in note for note in as_json(capsys, own)["notes"])
+    page = write_report([Path(own)], tmp_path / "report.md").read_text()
+    assert "outputs depend on randomness" in page
 
 
 def test_a_shared_seed_does_not_cost_points(runs, capsys):

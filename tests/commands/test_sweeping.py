@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,19 @@ def test_transfer_is_kept_as_an_evaluation_of_its_own(runs, capsys):
     assert as_json(capsys, "compare", first, *chosen[:-1])["attack"] == chosen[1]
     assert run(["compare", first, second, *chosen]) == 2
     assert f"bivallate transfer {second} --attack pgd-3 --n 60 --from ..." in capsys.readouterr().err
+
+
+def test_many_surrogates_with_long_names_are_kept(runs, capsys):
+    first, second = (Path(name) for name in names(runs))
+    others = [runs / f"{letter * 70}" for letter in "abcd"]
+    for other in others:
+        shutil.copytree(second, other)
+    given = ["--from", *map(str, others), "--attack", "fgsm", "--n", "20"]
+    data = as_json(capsys, "transfer", str(first), *given)
+    (kept,) = (first / "evaluation").glob("*transfer-fgsm-from-a*.json")
+    assert len(kept.name) < 200
+    assert json.loads(kept.read_text()) == data
+    assert as_json(capsys, "compare", str(first), "--attack", data["attack"])["attack"] == data["attack"]
 
 
 MISTAKES = [

@@ -193,6 +193,14 @@ def test_spread_over_seeds_is_students():
     assert spread.std == pytest.approx(0.1)
     assert spread.interval_95 == pytest.approx((0.5 - 4.302653 * 0.1 / 3**0.5, 0.5 + 4.302653 * 0.1 / 3**0.5))
     assert over_seeds(scores[:1])["tail_30"].std is None
+    for stranger, said in (
+        (made([0] * 10, [-1] * 10, [0] * 10, name="fgsm"), "one attack and threat"),
+        (replace(scores[0], threat=bv.L2(0.1)), "one attack and threat"),
+        (replace(scores[0], index=torch.arange(1, 11)), "the same rows of the data"),
+        (made([0] * 9, [-1] * 9, [0] * 9), "the same rows of the data"),
+    ):
+        with pytest.raises(UserError, match=said):
+            over_seeds([*scores, stranger])
 
 
 def test_json_holds_everything_and_returns(robust_model, held_out, tmp_path):

@@ -107,9 +107,7 @@ def test_its_numbers_are_the_scores(runs, tmp_path):
         assert value in text
     strongest = collect(both(runs))[0].strongest
     assert strongest is not None
-    for value, interval in zip(
-        strongest.score.per_class, strongest.score.per_class_interval_95, strict=True
-    ):
+    for value, interval in zip(strongest.score.per_class, strongest.score.per_class_interval_95, strict=True):
         assert percent(value, interval) in text
 
 

@@ -113,6 +113,7 @@ def kept_claim(folder: Path, weights: str, threat: Any, points: int) -> tuple[fl
     claim.
     """
     from bivallate.audit.plan import FEWEST
+    from bivallate.evaluate.compare import same_threat
     from bivallate.report.collect import STALE, evaluation, fingerprints
 
     found, prints = [], fingerprints(folder.parent)
@@ -129,7 +130,7 @@ def kept_claim(folder: Path, weights: str, threat: Any, points: int) -> tuple[fl
             continue
         score = kept.score
         direct = score.attack != "clean" and not score.attack.startswith("transfer")
-        if direct and score.threat == threat and score.n >= min(FEWEST, points):
+        if direct and same_threat(score.threat, threat) and score.n >= min(FEWEST, points):
             found.append((score.robust_accuracy, f"evaluation {score.attack}, {score.n} points"))
     return min(found, default=(None, ""))
 

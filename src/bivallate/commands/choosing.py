@@ -12,6 +12,7 @@ from typing import Any
 
 from bivallate.errors import UserError
 from bivallate.evaluate import parse
+from bivallate.evaluate.compare import SAME_RADIUS, same_threat
 from bivallate.lower.threat import threat as make
 from bivallate.parts import parse_number
 from bivallate.report.collect import Evaluation, RunRecord
@@ -53,7 +54,7 @@ class Wanted:
             (found.weights, found.split, found.data) == (self.weights, self.split, "")  # of the run's own set
             and self.attack in (None, attack)
             and self.norm in (None, norm)
-            and (self.eps is None or math.isclose(self.eps, eps, rel_tol=1e-6))
+            and (self.eps is None or math.isclose(self.eps, eps, rel_tol=SAME_RADIUS))
         )
 
     def __str__(self) -> str:
@@ -69,6 +70,12 @@ def kind_of(found: Evaluation) -> Kind:
     return score.attack, type(score.threat).__name__, float(score.threat.eps)
 
 
+def alike(kind: Kind, found: Evaluation) -> bool:
+    """Whether an evaluation is of this kind, but for the rounding of its radius."""
+    attack, norm, eps = kind_of(found)
+    return kind[:2] == (attack, norm) and math.isclose(kind[2], eps, rel_tol=SAME_RADIUS)
+
+
 def choose(runs: Sequence[RunRecord], paths: Sequence[Path], wanted: Wanted) -> list[Evaluation]:
     """One evaluation of each run, all by the same attack in the same threat, on the same points if possible.
 
@@ -81,10 +88,12 @@ def choose(runs: Sequence[RunRecord], paths: Sequence[Path], wanted: Wanted) -> 
         UserError: a run has no such evaluation; says which command makes it.
     """
     fitting = [[e for e in run.evaluations if wanted.fits(e)] for run in runs]
-    shared = set.intersection(*({kind_of(e) for e in some} for some in fitting))
-    if not shared:
+    offers = []
+    for kind in sorted({kind_of(e) for e in fitting[0]}):
+        same = [[e for e in some if alike(kind, e)] for some in fitting]
+        offers += [_pick(same)] if all(same) else []
+    if not offers:
         raise _missing(runs, paths, fitting, wanted)
-    offers = [_pick([[e for e in some if kind_of(e) == kind] for some in fitting]) for kind in sorted(shared)]
     return min(offers, key=lambda offer: _rank(runs, offer))
 
 
@@ -109,7 +118,9 @@ def _lowest(found: Iterable[Evaluation]) -> Evaluation:
 
 
 def _rank(runs: Sequence[RunRecord], offer: Sequence[Evaluation]) -> tuple[float, ...]:
-    at_home = sum(run.config.method.threat == e.score.threat for run, e in zip(runs, offer, strict=True))
+    at_home = sum(
+        same_threat(run.config.method.threat, e.score.threat) for run, e in zip(runs, offer, strict=True)
+    )
     each = zip(*(e.precedence for e in offer), strict=True)
     return -at_home, *(sum(values) for values in each)
 
@@ -122,7 +133,7 @@ def _missing(
     kind = kind_of(example) if example is not None else None
     lines, lacking = [], []
     for run, path, some in zip(runs, paths, fitting, strict=True):
-        if kind is None or kind not in {kind_of(e) for e in some}:
+        if kind is None or not any(alike(kind, e) for e in some):
             lacking.append(run.label)
             lines.append("  " + _command(run, path, wanted, example))
     asked = f"{wanted}"
@@ -137,7 +148,7 @@ def _missing(
 def _most_common(fitting: Sequence[Sequence[Evaluation]]) -> Evaluation | None:
     """An evaluation of the kind that most runs have; of equally many, the one that takes precedence."""
     every = [e for some in fitting for e in some]
-    holders = {kind_of(e): sum(kind_of(e) in map(kind_of, some) for some in fitting) for e in every}
+    holders = {kind_of(e): sum(any(alike(kind_of(e), o) for o in some) for some in fitting) for e in every}
     return min(every, key=lambda e: (-holders[kind_of(e)], *e.precedence), default=None)
 
 

@@ -143,20 +143,25 @@ def _p(value: float | None, adjusted: float | None, significant: bool) -> str:
 
 
 def _different(records: Sequence[Any], chosen: Sequence[Any]) -> list[str]:
-    """What the reader of any table must know: old evaluations; points, trainings and radii that differ."""
+    """What the reader of any table must know: age, warnings; points, trainings and radii that differ."""
+    from bivallate.evaluate.compare import same_threat
     from bivallate.report.collect import STALE
 
     notes = []
     stale = [r.label for r, e in zip(records, chosen, strict=True) if e.stale]
     if stale:
         notes.append(f"{OLD}: {STALE}: {', '.join(stale)}.")
+    notes += [
+        f"{r.label}: {warning}" for r, e in zip(records, chosen, strict=True) for warning in e.score.warnings
+    ]
     if len({e.score.data_fingerprint for e in chosen}) > 1:
         counts = ", ".join(f"{r.label}: {e.score.n}" for r, e in zip(records, chosen, strict=True))
         notes.append(
             f"The runs were not evaluated on the same points ({counts}), so differences between those that "
             "were not are not tested; evaluate them with the same --n or --first and --seed."
         )
-    home = [r.label for r, e in zip(records, chosen, strict=True) if r.config.method.threat != e.score.threat]
+    pairs = zip(records, chosen, strict=True)
+    home = [r.label for r, e in pairs if not same_threat(r.config.method.threat, e.score.threat)]
     if home:
         notes.append(f"Trained for another threat than the one compared here: {', '.join(home)}.")
     unfinished = [r.label for r in records if len(r.history) < r.config.epochs]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,11 +81,12 @@ def evaluate(
     points = split_of(dataset, split)
     network = load_run(run, source.weights, source.model).to(device)
     parse(attack)  # a misspelt attack is said before anything else
-    if preflight:
-        print(look_over(network, points, threat), file=sys.stderr)
+    looked = look_over(network, points, threat) if preflight else None
+    if looked is not None:
+        print(looked, file=sys.stderr)
     label = source.weights if split == "test" else f"{source.weights}-{split}"
-    chosen = subset.name(Path(data).name if data is not None else "")
-    name = evaluation_name(label, threat, attack, source.seed, chosen)
+    elsewhere = Path(data).name if data is not None else ""
+    name = evaluation_name(label, threat, attack, source.seed, subset.name(), elsewhere)
     partial = folder.evaluation / f".{name}.partial"
     try:
         with shown(json) as progress:
@@ -104,6 +106,9 @@ def evaluate(
         raise Interrupted(
             "interrupted; what was decided is kept: the same command goes on from there"
         ) from None
+    if looked is not None:  # what would make the number mean nothing goes with it into every table
+        grave = tuple(str(f) for f in looked.findings if f.severity == "error")
+        score = replace(score, warnings=(*score.warnings, *grave))
     score.save(folder.evaluation / name)
     partial.unlink(missing_ok=True)
     if json:

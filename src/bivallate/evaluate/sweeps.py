@@ -215,6 +215,6 @@ def _crafted(
     check_images(x)
     with _placed(model, None) as (module, where, dtype):
         hunt = _hunt(module, source, rows, threat, chosen, seed, None, where, dtype)
-        hunt.keep = torch.empty_like(x)
+        hunt.keep = made = torch.empty_like(x)
         hunt.run(every=True)
-    return hunt.keep.clamp_(0, 1)
+    return made.clamp_(0, 1)

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import torch
 
 from bivallate.errors import UserError
 from bivallate.evaluate import Score
+from bivallate.evaluate.compare import same_threat
 from bivallate.evaluate.points import state_fingerprint
 from bivallate.models import Classifier
 from bivallate.models.io import read_manifest, read_weights
-from bivallate.parts import encode
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
 
@@ -25,7 +26,8 @@ ENOUGH = 1000  # points: with more, a weak attack still says less than a strong 
 STALE = "evaluated before the weights changed; evaluate again"
 LONG = 20  # letters of a label, beyond which what all have in common is left out
 _NAME = re.compile(
-    r"(best|last|ema)(?:-(train|validation))?-(?:linf|l2)-.+-seed\d+(?:-(.+?))??(?:-(?:n|first)\d+)?\.json$"
+    r"(best|last|ema)(?:-(train|validation))?-(?:linf|l2)-.+-seed\d+"
+    r"(?:-on_([^-]+)|-(.+?))??(?:-(?:n|first)\d+)?\.json$"  # the second: as names were before data was quoted
 )
 
 
@@ -76,9 +78,9 @@ class RunRecord:
     def strongest(self) -> Evaluation | None:
         """The evaluation that counts: at the training threat on the test set, of the best weights if there is
         one, the first by `precedence`; None if the run was never attacked."""
-        threat = encode(self.config.method.threat)
+        threat = self.config.method.threat
         tested = [e for e in self.evaluations if (e.split, e.data) == ("test", "")]
-        fair = [e for e in tested if encode(e.score.threat) == threat]
+        fair = [e for e in tested if same_threat(e.score.threat, threat)]
         attacked = [e for e in fair if e.score.part_names]
         for weights in PREFERRED:
             own = [e for e in attacked if e.weights == weights]
@@ -146,7 +148,8 @@ def evaluation(file: Path, prints: Callable[[str], str | None] | None = None) ->
         return None
     score, present = Score.load(file), (prints or fingerprints(file.parent.parent))(match[1])
     stale = present not in (None, score.model_fingerprint)
-    return Evaluation(match[1], match[2] or "test", score, file, match[3] or "", stale)
+    data = unquote(match[3]) if match[3] else match[4] or ""
+    return Evaluation(match[1], match[2] or "test", score, file, data, stale)
 
 
 def fingerprints(run: Path) -> Callable[[str], str | None]:

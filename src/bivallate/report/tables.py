@@ -91,11 +91,17 @@ def runs_table(runs: Sequence[RunRecord]) -> Table:
         text=6,
         best=_best(values, 6) if len(compared) == 1 else frozenset(),
         note="SA: accuracy on clean images. RA: under the strongest evaluation of the run at its training "
-        "threat on its most points (1000 are enough), all points on which any part succeeded counted as broken. RA-Tail-30: mean over the weakest "
-        "30 % of the classes. In brackets: 95 % intervals (Wilson; bootstrap for the tail). Cost: forward "
-        "and backward passes per training example over the whole run. Bold: highest, where data and attack "
-        "are the same.",
+        "threat on its most points (1000 are enough), all points on which any part succeeded counted as "
+        "broken. RA-Tail-30: mean over the weakest 30 % of the classes. In brackets: 95 % intervals (Wilson; "
+        "bootstrap for the tail). Cost: forward and backward passes per training example over the whole run. "
+        "Bold: highest, where data and attack are the same.",
     )
+
+
+def _source(e: Evaluation) -> str:
+    """Weights, and what is not as usual: another split, another data set, weights that have changed since."""
+    split = f", {e.split}" if e.split != "test" else ""
+    return f"{e.weights}{split}{f', on {e.data}' if e.data else ''}{_age(e)}"
 
 
 def _age(e: Evaluation) -> str:
@@ -113,7 +119,7 @@ def evaluations_table(runs: Sequence[RunRecord]) -> Table:
             rows.append(
                 (
                     run.label,
-                    (e.weights if e.split == "test" else f"{e.weights}, {e.split}") + _age(e),
+                    _source(e),
                     score.attack,
                     radius(score.threat),
                     str(score.n),
