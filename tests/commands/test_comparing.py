@@ -5,11 +5,18 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from bivallate.cli import run
+from bivallate.commands.auditing import kept_claim
+from bivallate.evaluate import Score, evaluation_name
+from bivallate.lower.threat import Linf
+from bivallate.report.collect import collect
+from bivallate.report.page import write_report
 
 QUICK = ["--batch-size", "400", "--model", "linear", "--set", "validation.steps=1", "--eps", "0.1"]
 NAMES = ("at-0", "at-1", "plain-0", "plain-1")
@@ -77,6 +84,99 @@ def test_the_strongest_common_attack_is_taken_and_named(runs, capsys):
     assert as_json(capsys, *paths(runs, "at-0", "at-1"))["attack"] == "fgsm"
     assert run(["compare", *paths(runs, "at-0", "at-1")]) == 0
     assert "fgsm at Linf eps 0.1, best weights, test data, 359 points" in capsys.readouterr().out
+
+
+def test_two_points_are_no_evidence_against_all(runs, capsys):
+    """Of a few points an attack can leave none by luck: most points count first, then what leaves least."""
+    for name in ("at-0", "at-1"):
+        for attack in ("pgd-9", "pgd-8"):
+            few = [] if attack == "pgd-8" else ["--n", "2"]
+            assert run(["evaluate", str(runs / name), "--attack", attack, *few, "--json"]) == 0
+        file = next((runs / name / "evaluation").glob("*pgd-9*"))
+        score = Score.load(file)
+        replace(score, stage=torch.ones_like(score.stage)).save(file)
+    capsys.readouterr()
+    made = as_json(capsys, *paths(runs, "at-0", "at-1"))
+    assert (made["attack"], made["n"]) == ("pgd-8", 359)
+    found = collect([runs / "at-0"])[0].strongest
+    assert found is not None
+    assert (found.score.attack, found.score.n) == ("pgd-8", 359)
+
+
+@pytest.mark.parametrize("options", [[], ["--over-seeds"]], ids=str)
+def test_an_evaluation_of_weights_that_have_changed_is_marked(runs, capsys, options):
+    """The verdicts of a model that is gone are shown, but never silently, and others go before them."""
+    fresh = as_json(capsys, *paths(runs), *options)
+    assert not any(row["stale"] for row in fresh["rows"])
+    assert not any("weights changed" in note for note in fresh["notes"])
+    shutil.copy(runs / "plain-0" / "best.safetensors", runs / "at-0" / "best.safetensors")
+    made = as_json(capsys, *paths(runs), *options)
+    marked = [row["stale"] for row in made["rows"] if row["stale"]]
+    assert marked == ([["at-0"]] if options else [True])
+    assert "!: evaluated before the weights changed; evaluate again: at-0." in made["notes"]
+    assert run(["compare", *paths(runs), *options]) == 0
+    assert "at-0 !" in capsys.readouterr().out
+    (run_of,) = collect([runs / "at-0"])
+    assert [e.stale for e in run_of.evaluations] == [True, True]
+    page = write_report([runs / "at-0"], runs / "report.md").read_text()
+    assert "at-0, fgsm: evaluated before the weights changed; evaluate again." in page
+    assert "(best, stale)" in page
+    assert kept_claim(runs / "at-0" / "evaluation", "best", Linf(0.1), 359) == (None, "")
+    assert "is no claim: evaluated before" in capsys.readouterr().err
+    assert run(["evaluate", str(runs / "at-0"), "--attack", "noise", "--json"]) == 0
+    found = collect([runs / "at-0"])[0].strongest
+    assert found is not None
+    assert (found.score.attack, found.stale) == ("noise-10", False)
+
+
+@pytest.mark.parametrize("name", ["shifted-seed1", "n359", "first2", "usps", "on_x-seed0-n3"])
+def test_no_name_of_a_data_set_passes_for_the_runs_own_data(runs, capsys, name):
+    folder = runs / "at-0" / "evaluation"
+    (own,) = folder.glob("*fgsm*")
+    score = Score.load(own)
+    for points in ("", "n2"):
+        score.save(folder / evaluation_name("best", score.threat, "fgsm", 0, points, name))
+    found = {e.path.name: e.data for e in collect([runs / "at-0"])[0].evaluations}
+    assert len(found) == 4
+    assert sorted(found.values()) == ["", "", name, name]
+
+
+def test_a_radius_may_be_rounded(runs, capsys):
+    """8/255 and its decimals are one radius, whichever was typed."""
+    for name, eps in (("at-0", "8/255"), ("at-1", "0.031372549"), ("plain-0", "0.03137255")):
+        assert run(["evaluate", str(runs / name), "--attack", "fgsm", "--eps", eps, "--json"]) == 0
+    capsys.readouterr()
+    made = as_json(capsys, *paths(runs, "at-0", "at-1", "plain-0"), "--eps", "8/255")
+    assert [row["p_value"] is None for row in made["rows"]] == [True, False, False]
+    for path in runs.glob("*/evaluation/*0.1-fgsm*"):
+        path.unlink()
+    assert len(as_json(capsys, *paths(runs, "at-0", "at-1", "plain-0"))["rows"]) == 3
+
+
+def test_a_random_model_is_said_in_every_table(tmp_path, capsys, monkeypatch):
+    (tmp_path / "noisy.py").write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "class Noisy(nn.Linear):\n    def forward(self, x):\n"
+        "        return super().forward(x.flatten(1) + 0.1 * torch.randn_like(x.flatten(1)))\n\n"
+        "def net():\n    return Noisy(64, 10)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own, quick = str(tmp_path / "own"), [p if p != "linear" else "noisy:net" for p in QUICK]
+    assert run(["train", "plain", "--out", own, "--epochs", "1", *quick]) == 0
+    assert run(["evaluate", own, "--attack", "fgsm", "--model", "noisy:net", "--json"]) == 0
+    capsys.readouterr()
+    assert any("outputs depend on randomness" in note for note in as_json(capsys, own)["notes"])
+    page = write_report([Path(own)], tmp_path / "report.md").read_text()
+    assert "outputs depend on randomness" in page
+
+
+def test_a_shared_seed_does_not_cost_points(runs, capsys):
+    for name, seed in (("at-0", "0"), ("at-1", "1")):
+        for few in ([], ["--first", "2"]):
+            wanted = ["--attack", "pgd-3", "--seed", "0" if few else seed, *few]
+            assert run(["evaluate", str(runs / name), *wanted, "--json"]) == 0
+    capsys.readouterr()
+    assert as_json(capsys, *paths(runs, "at-0", "at-1"), "--attack", "pgd-3")["n"] == 359
 
 
 @pytest.mark.parametrize(

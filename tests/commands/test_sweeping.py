@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bivallate.cli import run
@@ -87,6 +89,19 @@ def test_transfer_is_kept_as_an_evaluation_of_its_own(runs, capsys):
     assert f"bivallate transfer {second} --attack pgd-3 --n 60 --from ..." in capsys.readouterr().err
 
 
+def test_many_surrogates_with_long_names_are_kept(runs, capsys):
+    first, second = (Path(name) for name in names(runs))
+    others = [runs / f"{letter * 70}" for letter in "abcd"]
+    for other in others:
+        shutil.copytree(second, other)
+    given = ["--from", *map(str, others), "--attack", "fgsm", "--n", "20"]
+    data = as_json(capsys, "transfer", str(first), *given)
+    (kept,) = (first / "evaluation").glob("*transfer-fgsm-from-a*.json")
+    assert len(kept.name) < 200
+    assert json.loads(kept.read_text()) == data
+    assert as_json(capsys, "compare", str(first), "--attack", data["attack"])["attack"] == data["attack"]
+
+
 MISTAKES = [
     (["curve"], "at least one run"),
     (["curve", "RUN", "--eps", "0,8"], "write 8/255"),
@@ -159,3 +174,20 @@ def test_networks_of_ones_own_are_built_by_the_factory_that_is_named(runs, tmp_p
     ):
         assert run([*command, *small]) == 2
         assert "--model package.module:factory" in capsys.readouterr().err
+
+
+def test_the_table_of_an_evaluation_gives_every_accuracy_an_interval(runs, capsys):
+    assert run(["evaluate", names(runs)[0], "--attack", "fgsm", "--n", "60"]) == 0
+    out = capsys.readouterr().out
+    rows = [line for line in out.splitlines() if " %" in line and "│" in line and "each part" not in line]
+    accuracies = sum(line.count(" %  [") for line in rows)
+    assert "worst class" in out
+    assert accuracies == 4 + 2 * 10
+
+
+def test_data_with_fewer_classes_than_the_model_is_scored(runs, tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    np.savez(tmp_path / "three.npz", x=generator.random((60, 8, 8, 1), np.float32), y=np.arange(60) % 3)
+    given = ["--attack", "pgd-3", "--data", str(tmp_path / "three.npz")]
+    assert run(["evaluate", names(runs)[0], *given]) == 0
+    assert "worst class" in capsys.readouterr().out

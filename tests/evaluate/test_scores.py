@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from bivallate.evaluate import (
     transfer,
 )
 from bivallate.evaluate.compare import TrainingCost
-from bivallate.evaluate.statistics import holm, mcnemar, tail, welch, wilson
+from bivallate.evaluate.statistics import bootstrap_tail, holm, mcnemar, tail, welch, wilson
 from bivallate.evaluate.sweeps import surviving
 
 
@@ -102,6 +103,41 @@ def test_the_tail_interval_covers_its_value_and_shrinks_with_points():
     assert np.diff(many.tail_interval(50)) < np.diff(fewer.tail_interval(50))
 
 
+CLASSES = {
+    "equal": np.full(10, 0.5),
+    "one clearly worst": np.array([0.2] + [0.6] * 9),
+    "zero": np.array([0.0] * 3 + [0.4] * 7),
+    "near zero": np.full(10, 0.02),
+}
+
+
+@pytest.mark.parametrize("k", [10, 30])
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_tail_interval_covers_as_often_as_it_says(name, k):
+    """60 samples of 10 classes of 100 points: 95 % promised, at least 90 % asked for here."""
+    truth, counts = CLASSES[name], np.full(10, 100)
+    target, generator = np.sort(truth)[: k // 10].mean(), np.random.default_rng(0)
+    inside = 0
+    for _ in range(60):
+        hits = generator.binomial(counts, truth)
+        low, high = bootstrap_tail(hits, counts, k, draws=200)
+        assert low <= tail(hits, counts, k)[0] <= high
+        inside += low <= target <= high
+    assert inside >= 54
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_the_tail_interval_contains_its_score_and_is_never_a_point(pooled):
+    counts = np.full(10, 100)
+    for hits in (0, 50, 100):
+        low, high = bootstrap_tail(np.full(10, hits), counts, 30, pooled=pooled)
+        assert low <= hits / 100 <= high
+        assert high - low > 0.005
+    uneven = np.array([5, 50, 0, 200])
+    low, high = bootstrap_tail(np.array([1, 20, 0, 90]), uneven, 50, pooled=pooled)
+    assert low <= tail(np.array([1, 20, 0, 90]), uneven, 50)[int(pooled)] <= high
+
+
 def test_mcnemar_is_the_binomial_test_of_the_discordant():
     a = np.array([True] * 9 + [False] * 3)
     b = np.array([False] * 8 + [True] + [False] * 3)
@@ -157,6 +193,14 @@ def test_spread_over_seeds_is_students():
     assert spread.std == pytest.approx(0.1)
     assert spread.interval_95 == pytest.approx((0.5 - 4.302653 * 0.1 / 3**0.5, 0.5 + 4.302653 * 0.1 / 3**0.5))
     assert over_seeds(scores[:1])["tail_30"].std is None
+    for stranger, said in (
+        (made([0] * 10, [-1] * 10, [0] * 10, name="fgsm"), "one attack and threat"),
+        (replace(scores[0], threat=bv.L2(0.1)), "one attack and threat"),
+        (replace(scores[0], index=torch.arange(1, 11)), "the same rows of the data"),
+        (made([0] * 9, [-1] * 9, [0] * 9), "the same rows of the data"),
+    ):
+        with pytest.raises(UserError, match=said):
+            over_seeds([*scores, stranger])
 
 
 def test_json_holds_everything_and_returns(robust_model, held_out, tmp_path):
@@ -180,6 +224,21 @@ def test_json_holds_everything_and_returns(robust_model, held_out, tmp_path):
     every = itertools.product(("best", "last"), threats, ("pgd-20", "pgd-2"), (0, 1))
     names = {evaluation_name(*one) for one in every}
     assert len(names) == 24
+
+
+def test_every_accuracy_has_an_interval():
+    """Wilson's for proportions; that of the worst class allows for its choice, so it is no narrower."""
+    content = json.loads(json.dumps(HAND.to_json(), allow_nan=False))
+    accuracies = [k for k in content if f"{k}_interval_95" in content]
+    assert set(accuracies) == {"per_class", "per_class_clean", "worst_class", "tail_30", "tail_30_pooled"}
+    assert content["per_class_interval_95"][:2] == [list(wilson(3, 4)), list(wilson(1, 2))]
+    assert content["per_class_clean_interval_95"][2:] == [list(wilson(2, 2)), None]
+    assert HAND.worst_class_interval_95[0] == 0
+    shares = HAND.confusion_interval_95
+    assert shares[0, 1].tolist() == list(wilson(1, 4))
+    assert shares[3].tolist() == [[0, 1]] * 4
+    chance = made(y=list(range(4)) * 100, stage=([-1] * 4 + [1] * 4) * 50, predicted=[0] * 400)
+    assert chance.worst_class_interval_95[1] > wilson(50, 100)[1], "four equal classes: one is lowest by luck"
 
 
 def test_a_class_without_points_is_null_and_noted(robust_model, held_out):
@@ -227,6 +286,83 @@ def test_transfer_from_itself_is_the_white_box_and_from_noise_is_not(robust_mode
     assert stranger.attack == "transfer-pgd-5-from-stranger"
     both = transfer(robust_model, [affine(64, 10), robust_model], held_out, threat, "pgd-5", first=60)
     assert bool((both.robust <= stranger.robust).all())
+
+
+def test_transfer_from_itself_on_a_subset_is_the_white_box(robust_model, held_out):
+    """Noise belongs to the row of the data, also where the points are made."""
+    white = evaluate(robust_model, held_out, bv.Linf(0.1), "pgd-1", n=60, seed=3)
+    same = transfer(robust_model, robust_model, held_out, bv.Linf(0.1), "pgd-1", n=60, seed=3)
+    assert torch.equal(same.margin, white.margin)
+
+
+def test_points_that_apgd_transfers_lie_beyond_the_boundary(robust_model, held_out):
+    """On the surrogate itself they are wrong by more than those of an attack that stops at once."""
+    stopped = evaluate(robust_model, held_out, bv.Linf(0.2), "apgd-ce-20", first=60)
+    same = transfer(robust_model, robust_model, held_out, bv.Linf(0.2), "apgd-ce-20", first=60)
+    assert torch.equal(same.robust, stopped.robust)
+    fooled = stopped.stage == 1
+    assert int(fooled.sum()) > 10
+    assert float(same.margin[fooled].mean()) < float(stopped.margin[fooled].mean()) - 0.5
+
+
+UNMEASURABLE = [
+    ({"x": torch.full((4, 1, 8, 8), 255.0)}, r"\[0, 1\], got values"),
+    ({"x": torch.zeros(4, 1, 8, 8).byte()}, "floating point"),
+    ({"x": torch.full((4, 1, 8, 8), torch.nan)}, r"\[0, 1\]"),
+    ({"y": torch.full((4,), 10)}, "labels must lie in 0..9"),
+    ({"y": torch.zeros(4)}, "labels must be integers"),
+    ({"steps": 0}, "steps must be"),
+    ({"targets": 0}, "targets must be"),
+    ({"batch_size": 0}, "batch_size must be"),
+    ({"seed": -1}, "seed must be"),
+]
+
+
+@pytest.mark.parametrize(("changed", "message"), UNMEASURABLE, ids=lambda v: v if isinstance(v, str) else "")
+def test_distances_refuse_what_they_cannot_measure(changed, message):
+    given = {"x": torch.rand(4, 1, 8, 8), "y": torch.zeros(4).long(), **changed}
+    with pytest.raises(UserError, match=message):
+        minimal_distances(affine(64, 10), (given.pop("x"), given.pop("y")), "linf", **given)
+
+
+def test_a_model_without_logits_is_not_infinitely_robust():
+    data, broken = (torch.rand(4, 1, 8, 8), torch.zeros(4).long()), affine(64, 10)
+    with torch.no_grad():
+        broken[1].bias[0] = torch.nan
+    with pytest.raises(UserError, match="NaN or infinite logits"):
+        minimal_distances(broken, data, "linf")
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32])
+def test_distances_take_any_whole_labels_and_half_precision(kind):
+    x, model = cloud(8, (1, 8, 8)), affine(64, 10)
+    y = model(x).argmax(1)
+    expected = minimal_distances(model, (x, y), "linf", steps=5)
+    assert torch.equal(minimal_distances(model, (x, y.to(kind)), "linf", steps=5), expected)
+    half = minimal_distances(affine(64, 10).bfloat16(), (x, y), "linf", steps=5)
+    assert bool(half.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda c: c["points"]["y"].update(zlib=c["points"]["y"]["zlib"][:8]),
+        lambda c: c["points"]["y"].update(dtype="none"),
+        lambda c: c.update(points=[]),
+        lambda c: c.update(schema="other"),
+    ],
+)
+def test_a_damaged_score_is_named(tmp_path, damage):
+    content, path = HAND.to_json(), tmp_path / "score.json"
+    damage(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"score.json is not a readable evaluation"):
+        Score.load(path)
+
+
+def test_a_score_of_many_parts_keeps_their_numbers():
+    many = replace(HAND, stage=torch.full((8,), 200), part_names=tuple(map(str, range(200))))
+    assert Score.from_json(many.to_json()).broken_by == ["199"] * 8
 
 
 BAD = [

@@ -102,9 +102,13 @@ def test_its_numbers_are_the_scores(runs, tmp_path):
         percent(score.robust_accuracy, score.interval_95),
         percent(score.clean_accuracy, score.clean_interval_95),
         percent(score.tail(30), score.tail_interval(30)),
-        percent(score.worst_class[1]),
+        percent(score.worst_class[1], score.worst_class_interval_95),
     ):
         assert value in text
+    strongest = collect(both(runs))[0].strongest
+    assert strongest is not None
+    for value, interval in zip(strongest.score.per_class, strongest.score.per_class_interval_95, strict=True):
+        assert percent(value, interval) in text
 
 
 def test_the_strongest_evaluation_counts_and_a_missing_one_is_said(runs, tmp_path):

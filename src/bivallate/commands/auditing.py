@@ -109,23 +109,28 @@ def kept_claim(folder: Path, weights: str, threat: Any, points: int) -> tuple[fl
     """(robust accuracy, attack) of the strongest evaluation that the run keeps; (None, "") without one.
 
     Only what could be a headline counts: the run's own test data, attacked on the model itself, on no fewer
-    points than an audit wants. A file that cannot be read is no claim.
+    points than an audit wants. A file that cannot be read, or is of weights that have changed since, is no
+    claim.
     """
     from bivallate.audit.plan import FEWEST
-    from bivallate.report.collect import evaluation
+    from bivallate.evaluate.compare import same_threat
+    from bivallate.report.collect import STALE, evaluation, fingerprints
 
-    found = []
+    found, prints = [], fingerprints(folder.parent)
     for path in sorted(folder.glob(f"{weights}-{type(threat).__name__.lower()}-*.json")):
         try:
-            kept = evaluation(path)
+            kept = evaluation(path, prints)
         except UserError as error:
             print(f"warning: {error}", file=sys.stderr)
             continue
         if kept is None or (kept.split, kept.data) != ("test", ""):
             continue
+        if kept.stale:
+            print(f"warning: {path} is no claim: {STALE}", file=sys.stderr)
+            continue
         score = kept.score
         direct = score.attack != "clean" and not score.attack.startswith("transfer")
-        if direct and score.threat == threat and score.n >= min(FEWEST, points):
+        if direct and same_threat(score.threat, threat) and score.n >= min(FEWEST, points):
             found.append((score.robust_accuracy, f"evaluation {score.attack}, {score.n} points"))
     return min(found, default=(None, ""))
 

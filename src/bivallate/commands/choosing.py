@@ -12,6 +12,7 @@ from typing import Any
 
 from bivallate.errors import UserError
 from bivallate.evaluate import parse
+from bivallate.evaluate.compare import SAME_RADIUS, same_threat
 from bivallate.lower.threat import threat as make
 from bivallate.parts import parse_number
 from bivallate.report.collect import Evaluation, RunRecord
@@ -53,7 +54,7 @@ class Wanted:
             (found.weights, found.split, found.data) == (self.weights, self.split, "")  # of the run's own set
             and self.attack in (None, attack)
             and self.norm in (None, norm)
-            and (self.eps is None or math.isclose(self.eps, eps, rel_tol=1e-6))
+            and (self.eps is None or math.isclose(self.eps, eps, rel_tol=SAME_RADIUS))
         )
 
     def __str__(self) -> str:
@@ -69,10 +70,16 @@ def kind_of(found: Evaluation) -> Kind:
     return score.attack, type(score.threat).__name__, float(score.threat.eps)
 
 
+def alike(kind: Kind, found: Evaluation) -> bool:
+    """Whether an evaluation is of this kind, but for the rounding of its radius."""
+    attack, norm, eps = kind_of(found)
+    return kind[:2] == (attack, norm) and math.isclose(kind[2], eps, rel_tol=SAME_RADIUS)
+
+
 def choose(runs: Sequence[RunRecord], paths: Sequence[Path], wanted: Wanted) -> list[Evaluation]:
     """One evaluation of each run, all by the same attack in the same threat, on the same points if possible.
 
-    Where several are left: the threat that most runs were trained for, then the attack that leaves least.
+    Where several are left: the threat that most runs were trained for, then as `precedence` says.
 
     Args:
         paths: of the runs as the user named them, for the commands of an error.
@@ -81,25 +88,27 @@ def choose(runs: Sequence[RunRecord], paths: Sequence[Path], wanted: Wanted) -> 
         UserError: a run has no such evaluation; says which command makes it.
     """
     fitting = [[e for e in run.evaluations if wanted.fits(e)] for run in runs]
-    shared = set.intersection(*({kind_of(e) for e in some} for some in fitting))
-    if not shared:
+    offers = []
+    for kind in sorted({kind_of(e) for e in fitting[0]}):
+        same = [[e for e in some if alike(kind, e)] for some in fitting]
+        offers += [_pick(same)] if all(same) else []
+    if not offers:
         raise _missing(runs, paths, fitting, wanted)
-    offers = [_pick([[e for e in some if kind_of(e) == kind] for some in fitting]) for kind in sorted(shared)]
     return min(offers, key=lambda offer: _rank(runs, offer))
 
 
 def _pick(candidates: Sequence[Sequence[Evaluation]]) -> list[Evaluation]:
-    """One candidate of each run: of the same points and seed, else of the same points, else the largest."""
-    marks = (
-        lambda e: (e.score.data_fingerprint, e.score.seed),
-        lambda e: e.score.data_fingerprint,
-    )
-    for mark in marks:
-        shared = set.intersection(*({mark(e) for e in some} for some in candidates))
-        if shared:
-            found = {mark(e): e.score.n for e in candidates[0] if mark(e) in shared}
-            best = max(found, key=lambda key: (found[key], str(key)))
-            return [_lowest([e for e in some if mark(e) == best]) for some in candidates]
+    """One candidate of each run: of the same points, as many as possible, and the same seed if there is one
+    with so many; of the most points each where no points are the same."""
+    shared = set.intersection(*({e.score.data_fingerprint for e in some} for some in candidates))
+    if shared:
+        found = {e.score.data_fingerprint: e.score.n for e in candidates[0]}
+        best = max(shared, key=lambda key: (found[key], key))
+        same = [[e for e in some if e.score.data_fingerprint == best] for some in candidates]
+        seeds = set.intersection(*({e.score.seed for e in some} for some in same))
+        if seeds:
+            same = [[e for e in some if e.score.seed == max(seeds)] for some in same]
+        return [_lowest(some) for some in same]
     most = [max(e.score.n for e in some) for some in candidates]
     return [_lowest([e for e in some if e.score.n == n]) for some, n in zip(candidates, most, strict=True)]
 
@@ -108,10 +117,12 @@ def _lowest(found: Iterable[Evaluation]) -> Evaluation:
     return min(found, key=lambda e: (e.score.robust_accuracy, e.path.name))
 
 
-def _rank(runs: Sequence[RunRecord], offer: Sequence[Evaluation]) -> tuple[float, float, float]:
-    at_home = sum(run.config.method.threat == e.score.threat for run, e in zip(runs, offer, strict=True))
-    left = sum(e.score.robust_accuracy for e in offer)
-    return -at_home, left, -sum(sum(e.score.passes.values()) for e in offer)
+def _rank(runs: Sequence[RunRecord], offer: Sequence[Evaluation]) -> tuple[float, ...]:
+    at_home = sum(
+        same_threat(run.config.method.threat, e.score.threat) for run, e in zip(runs, offer, strict=True)
+    )
+    each = zip(*(e.precedence for e in offer), strict=True)
+    return -at_home, *(sum(values) for values in each)
 
 
 def _missing(
@@ -122,7 +133,7 @@ def _missing(
     kind = kind_of(example) if example is not None else None
     lines, lacking = [], []
     for run, path, some in zip(runs, paths, fitting, strict=True):
-        if kind is None or kind not in {kind_of(e) for e in some}:
+        if kind is None or not any(alike(kind, e) for e in some):
             lacking.append(run.label)
             lines.append("  " + _command(run, path, wanted, example))
     asked = f"{wanted}"
@@ -135,10 +146,10 @@ def _missing(
 
 
 def _most_common(fitting: Sequence[Sequence[Evaluation]]) -> Evaluation | None:
-    """An evaluation of the kind that most runs have; of equally many, the one that leaves least."""
+    """An evaluation of the kind that most runs have; of equally many, the one that takes precedence."""
     every = [e for some in fitting for e in some]
-    holders = {kind_of(e): sum(kind_of(e) in map(kind_of, some) for some in fitting) for e in every}
-    return min(every, key=lambda e: (-holders[kind_of(e)], e.score.robust_accuracy), default=None)
+    holders = {kind_of(e): sum(any(alike(kind_of(e), o) for o in some) for some in fitting) for e in every}
+    return min(every, key=lambda e: (-holders[kind_of(e)], *e.precedence), default=None)
 
 
 def _command(run: RunRecord, path: Path, wanted: Wanted, example: Evaluation | None) -> str:

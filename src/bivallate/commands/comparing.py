@@ -16,7 +16,7 @@ from bivallate.commands.options import WEIGHTS
 from bivallate.errors import UserError, unknown
 
 Flag = Annotated[bool, Parameter(negative=())]
-MARK = "*"
+MARK, OLD = "*", "!"  # behind a p-value; behind the name of a run
 SCORES = ("robust_accuracy", "clean_accuracy", "tail_30", "worst_class")
 HEADS = ("robust %", "vs first", "clean %", "tail 30 %", "worst class %", "training passes", "attack passes")
 COSTS = ("training_passes", "training_seconds", "passes", "seconds")
@@ -38,8 +38,9 @@ def compare(
 ) -> None:
     """Put the stored evaluations of several runs into one table, with what is significant and what it cost.
 
-    Nothing is attacked: the verdicts in RUN/evaluation are read. Without a choice, the strongest attack that
-    all runs have in common is taken, at the radius that most were trained for.
+    Nothing is attacked: the verdicts in RUN/evaluation are read. Without a choice, the evaluations that all
+    runs have in common at the radius that most were trained for are taken that are of the most points (1000
+    are enough), and of these the one that leaves least.
 
     Parameters
     ----------
@@ -142,15 +143,25 @@ def _p(value: float | None, adjusted: float | None, significant: bool) -> str:
 
 
 def _different(records: Sequence[Any], chosen: Sequence[Any]) -> list[str]:
-    """What the reader of any table must know: points, trainings and radii that differ."""
+    """What the reader of any table must know: age, warnings; points, trainings and radii that differ."""
+    from bivallate.evaluate.compare import same_threat
+    from bivallate.report.collect import STALE
+
     notes = []
+    stale = [r.label for r, e in zip(records, chosen, strict=True) if e.stale]
+    if stale:
+        notes.append(f"{OLD}: {STALE}: {', '.join(stale)}.")
+    notes += [
+        f"{r.label}: {warning}" for r, e in zip(records, chosen, strict=True) for warning in e.score.warnings
+    ]
     if len({e.score.data_fingerprint for e in chosen}) > 1:
         counts = ", ".join(f"{r.label}: {e.score.n}" for r, e in zip(records, chosen, strict=True))
         notes.append(
             f"The runs were not evaluated on the same points ({counts}), so differences between those that "
             "were not are not tested; evaluate them with the same --n or --first and --seed."
         )
-    home = [r.label for r, e in zip(records, chosen, strict=True) if r.config.method.threat != e.score.threat]
+    pairs = zip(records, chosen, strict=True)
+    home = [r.label for r, e in pairs if not same_threat(r.config.method.threat, e.score.threat)]
     if home:
         notes.append(f"Trained for another threat than the one compared here: {', '.join(home)}.")
     unfinished = [r.label for r in records if len(r.history) < r.config.epochs]
@@ -176,12 +187,12 @@ def _single(records: Sequence[Any], chosen: Sequence[Any], sort: str, descending
         label = record.classes[worst] if worst < len(record.classes) else str(worst)
         cells.append(
             (
-                f"{row.name}\n{record.config.method.name}",
+                f"{row.name}{' ' + OLD if evaluation.stale else ''}\n{record.config.method.name}",
                 _percent(row.robust_accuracy, row.interval_95),
                 "first" if row is found[0] else _p(row.p_value, row.p_adjusted, row.significant),
                 _percent(row.clean_accuracy, score.clean_interval_95),
                 _percent(row.tail_30, score.tail_interval(30)),
-                f"{label}: {_percent(value, score.per_class_interval_95[worst])}",
+                f"{label}: {_percent(value, score.worst_class_interval_95)}",
                 _cost(row.training_passes, row.training_seconds),
                 _cost(row.passes, row.seconds),
             )
@@ -194,12 +205,13 @@ def _single(records: Sequence[Any], chosen: Sequence[Any], sort: str, descending
                 "seed": record.config.seed,
                 "evaluation": str(evaluation.path),
                 "n": score.n,
+                "stale": evaluation.stale,
                 **{key: getattr(row, key) for key in SCORES},
                 "interval_95": list(row.interval_95),
                 "clean_interval_95": list(score.clean_interval_95),
                 "tail_30_interval_95": list(score.tail_interval(30)),
                 "worst_class_name": label,
-                "worst_class_interval_95": list(score.per_class_interval_95[worst] or (0.0, 1.0)),
+                "worst_class_interval_95": list(score.worst_class_interval_95),
                 "p_value": row.p_value,
                 "p_adjusted": row.p_adjusted,
                 "significant": row.significant,
@@ -215,7 +227,7 @@ def _single(records: Sequence[Any], chosen: Sequence[Any], sort: str, descending
 def _intervals() -> str:
     return (
         "Below each accuracy: its 95 % interval over points (Wilson; bootstrap for the tail, which is the "
-        "mean over the weakest 30 % of the classes)."
+        "mean over the weakest 30 % of the classes, and for the worst class, whichever that is)."
     )
 
 
@@ -243,12 +255,13 @@ def _seeds(records: Sequence[Any], chosen: Sequence[Any], sort: str, descending:
     falling = sort not in ALL_COSTS if descending is None else descending
     groups.sort(key=lambda group: group.spreads[sort].mean, reverse=falling)
     tests = welch_tests(groups)
+    stale = {record.label for record, e in zip(records, chosen, strict=True) if e.stale}
     cells, rows = [], []
     for k, group in enumerate(groups):
         p, adjusted, significant = tests[k]
         cells.append(
             (
-                f"{group.method}\n{', '.join(group.runs)}",
+                f"{group.method}\n{', '.join(f'{r} {OLD}' if r in stale else r for r in group.runs)}",
                 group.cell("robust_accuracy"),
                 "first" if k == 0 else _p(p, adjusted, significant),
                 *(group.cell(key) for key in SCORES[1:]),
@@ -256,7 +269,8 @@ def _seeds(records: Sequence[Any], chosen: Sequence[Any], sort: str, descending:
                 _cost(group.spreads["passes"].mean, group.spreads["seconds"].mean),
             )
         )
-        rows.append(group.to_json() | {"p_value": p, "p_adjusted": adjusted, "significant": significant})
+        marks = {"p_value": p, "p_adjusted": adjusted, "significant": significant}
+        rows.append(group.to_json() | marks | {"stale": [r for r in group.runs if r in stale]})
     notes = [
         "Mean over seeds; below it the standard deviation and Student's 95 % interval of the mean.",
         f"{MARK}: mean robust accuracy differs from the first row's, p < 0.05 by Welch's t-test over seeds, "

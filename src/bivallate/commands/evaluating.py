@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,11 +81,12 @@ def evaluate(
     points = split_of(dataset, split)
     network = load_run(run, source.weights, source.model).to(device)
     parse(attack)  # a misspelt attack is said before anything else
-    if preflight:
-        print(look_over(network, points, threat), file=sys.stderr)
+    looked = look_over(network, points, threat) if preflight else None
+    if looked is not None:
+        print(looked, file=sys.stderr)
     label = source.weights if split == "test" else f"{source.weights}-{split}"
-    chosen = subset.name(Path(data).name if data is not None else "")
-    name = evaluation_name(label, threat, attack, source.seed, chosen)
+    elsewhere = Path(data).name if data is not None else ""
+    name = evaluation_name(label, threat, attack, source.seed, subset.name(), elsewhere)
     partial = folder.evaluation / f".{name}.partial"
     try:
         with shown(json) as progress:
@@ -104,6 +106,9 @@ def evaluate(
         raise Interrupted(
             "interrupted; what was decided is kept: the same command goes on from there"
         ) from None
+    if looked is not None:  # what would make the number mean nothing goes with it into every table
+        grave = tuple(str(f) for f in looked.findings if f.severity == "error")
+        score = replace(score, warnings=(*score.warnings, *grave))
     score.save(folder.evaluation / name)
     partial.unlink(missing_ok=True)
     if json:
@@ -162,19 +167,23 @@ def show(score: Any, classes: list[str]) -> None:
     table.add_row("clean", percent(score.clean_accuracy, score.clean_interval_95))
     table.add_row("robust", percent(score.robust_accuracy, score.interval_95))
     table.add_row("robust, tail 30 % of classes", percent(score.tail(30), score.tail_interval(30)))
+    known = classes[: score.classes]  # of the data, which may name other classes than the model has
+    names = [*known, *map(str, range(len(known), score.classes))]
     worst, value = score.worst_class
-    table.add_row(f"worst class: {classes[worst]}", percent(value))
+    table.add_row(f"worst class: {names[worst]}", percent(value, score.worst_class_interval_95))
     console.print(table)
     if len(score.parts) > 2:
         console.print(
             "left after each part: " + ", ".join(f"{k} {percent(v)}" for k, v in score.parts.items())
         )
-    each = Table("class", "clean", "robust", "broken into most often")
+    each = Table("class", "clean [95 %]", "robust [95 %]", "broken into most often")
+    clean, robust = score.per_class_clean_interval_95, score.per_class_interval_95
     confusion = score.confusion.clone().fill_diagonal_(0)
-    for k, label in enumerate(classes):
+    for k, label in enumerate(names):
         into = int(confusion[k].argmax())
-        often = f"{classes[into]} ({int(confusion[k, into])})" if int(confusion[k, into]) else "-"
-        each.add_row(label, percent(score.per_class_clean[k]), percent(score.per_class[k]), often)
+        often = f"{names[into]} ({int(confusion[k, into])})" if int(confusion[k, into]) else "-"
+        accuracies = percent(score.per_class_clean[k], clean[k]), percent(score.per_class[k], robust[k])
+        each.add_row(label, *accuracies, often)
     console.print(each)
     passes = ", ".join(f"{value:.4g} {kind}" for kind, value in score.passes.items())
     console.print(f"{passes} passes per point; {score.seconds:.1f} s", markup=False)

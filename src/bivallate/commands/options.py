@@ -57,12 +57,11 @@ class Subset:
     n: int | None = None
     first: int | None = None
 
-    def name(self, data: str = "") -> str:
-        """For a file's name; empty for all of the run's own points."""
-        chosen = (
-            f"n{self.n}" if self.n is not None else (f"first{self.first}" if self.first is not None else "")
-        )
-        return "-".join(filter(None, [data, chosen]))
+    def name(self) -> str:
+        """For a file's name; empty for all points."""
+        if self.n is not None:
+            return f"n{self.n}"
+        return f"first{self.first}" if self.first is not None else ""
 
 
 @Parameter(name="*")

@@ -13,12 +13,25 @@ import torch
 from bivallate.errors import UserError, unknown
 from bivallate.evaluate.score import Score
 from bivallate.evaluate.statistics import holm, mcnemar
+from bivallate.lower.threat import ThreatModel
 
-__all__ = ["COSTS", "KEYS", "LEVEL", "Row", "Spread", "TrainingCost", "compare", "over_seeds", "p_value"]
+__all__ = [
+    "COSTS",
+    "KEYS",
+    "LEVEL",
+    "Row",
+    "Spread",
+    "TrainingCost",
+    "compare",
+    "over_seeds",
+    "p_value",
+    "same_threat",
+]
 
 COSTS = ("passes", "seconds", "training_passes", "training_seconds")
 KEYS = ("robust_accuracy", "clean_accuracy", "tail_30", "worst_class", *COSTS)
 LEVEL = 0.05
+SAME_RADIUS = 1e-6  # relative
 
 
 @dataclass(frozen=True)
@@ -98,14 +111,25 @@ def compare(
     for what, given in (("names", labels), ("training costs", costs)):
         if len(given) != len(scores):
             raise UserError(f"{len(scores)} evaluations need as many {what}, got {len(given)}")
-    kinds = {(s.attack, type(s.threat).__name__, s.threat.eps) for s in scores}
-    if len(kinds) > 1:
-        shown = "; ".join(sorted(f"{a} in {t}({e:g})" for a, t, e in kinds))
-        raise UserError(f"only evaluations of one attack and threat can be compared, got {shown}")
+    _check_alike(scores)
     rows = [_row(*one) for one in zip(labels, scores, costs, strict=True)]
     falling = sort not in COSTS if descending is None else descending
     rows.sort(key=lambda row: getattr(row, sort), reverse=falling)
     return _tested(rows)
+
+
+def same_threat(first: ThreatModel, second: ThreatModel) -> bool:
+    """Whether two threats differ by no more than the rounding of a radius: 8/255 and 0.031372549 are one."""
+    return type(first) is type(second) and math.isclose(first.eps, second.eps, rel_tol=SAME_RADIUS)
+
+
+def _check_alike(scores: Sequence[Score]) -> None:
+    """Raises UserError for different attacks or threats."""
+    first = scores[0]
+    if any(s.attack != first.attack or not same_threat(s.threat, first.threat) for s in scores):
+        kinds = {(s.attack, type(s.threat).__name__, s.threat.eps) for s in scores}
+        shown = "; ".join(sorted(f"{a} in {t}({e:g})" for a, t, e in kinds))
+        raise UserError(f"only evaluations of one attack and threat can be compared, got {shown}")
 
 
 def _row(name: str, score: Score, training: TrainingCost | None) -> Row:
@@ -174,12 +198,23 @@ class Spread:
 def over_seeds(scores: Sequence[Score]) -> dict[str, Spread]:
     """Robust, clean, tail and worst-class accuracy of several seeds of one method.
 
+    Raises:
+        UserError: no scores, or scores of different attacks, threats or rows of the data. Data that each seed
+            splits anew may differ: its test sets are replicates, too.
+
     Example:
         >>> Spread.of([0.5, 0.6]).mean
         0.55
     """
     if not scores:
         raise UserError("there are no scores to summarise")
+    _check_alike(scores)
+    if not all(torch.equal(s.index, scores[0].index) for s in scores):
+        counts = ", ".join(str(s.n) for s in scores)
+        raise UserError(
+            "seeds of one method need evaluations of the same rows of the data, got different ones "
+            f"({counts} points); evaluate them with the same --n or --first and --seed"
+        )
     return {
         "robust_accuracy": Spread.of([s.robust_accuracy for s in scores]),
         "clean_accuracy": Spread.of([s.clean_accuracy for s in scores]),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 import zlib
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -23,15 +25,25 @@ def pack(values: Tensor) -> dict[str, Any]:
 
 
 def unpack(entry: dict[str, Any]) -> Tensor:
-    """The inverse of `pack`."""
-    raw = zlib.decompress(base64.b64decode(entry["zlib"]))
+    """The inverse of `pack`. Raises ValueError for damaged text."""
+    try:
+        raw = zlib.decompress(base64.b64decode(entry["zlib"]))
+    except zlib.error as error:
+        raise ValueError(f"a column is damaged: {error}") from error
     array = np.frombuffer(raw, np.dtype(entry["dtype"]).newbyteorder("<")).reshape(entry["shape"])
     return torch.from_numpy(array.astype(entry["dtype"]))
 
 
-def evaluation_name(weights: str, threat: Any, attack: str, seed: int, points: str = "") -> str:
-    """File name that no other evaluation of the same run has; `points` says which, if not all of the test
-    set.
+def evaluation_name(
+    weights: str, threat: Any, attack: str, seed: int, points: str = "", data: str = ""
+) -> str:
+    """File name that no other evaluation of the same run has.
+
+    Args:
+        points: which of them (n500, first500), if not all. data: name of another set than the run's own; it
+            is quoted, so that no name of a set can be taken for a seed or for a number of points.
+
+    Long names end in a hash.
 
     Example:
         >>> from bivallate.lower.threat import Linf
@@ -39,5 +51,15 @@ def evaluation_name(weights: str, threat: Any, attack: str, seed: int, points: s
         'best-linf-0.0313725-pgd-20-seed0.json'
     """
     kind = type(threat).__name__.lower()
-    name = "-".join(filter(None, [weights, kind, f"{threat.eps:.6g}", attack, f"seed{seed}", points]))
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name) + ".json"
+    attack = _short(re.sub(r"[^A-Za-z0-9._-]+", "_", attack), attack, 100)
+    other = f"on_{_short(quote(data, safe='').replace('-', '%2D'), data, 60)}" if data else ""
+    start = [weights, kind, f"{threat.eps:.6g}", attack, f"seed{seed}", other, points]
+    return "-".join(filter(None, start)) + ".json"
+
+
+def _short(name: str, full: str, limit: int) -> str:
+    """At most so many letters; where some are left out, a hash of the full name tells it from others."""
+    if len(name) <= limit:
+        return name
+    mark = hashlib.blake2b(full.encode(), digest_size=6).hexdigest()
+    return f"{name[: limit - len(mark) - 1]}_{mark}"

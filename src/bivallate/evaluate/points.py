@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ __all__ = [
     "model_fingerprint",
     "points",
     "select",
+    "state_fingerprint",
 ]
 
 
@@ -119,9 +121,14 @@ def data_fingerprint(data: Points, index: Tensor) -> str:
 
 def model_fingerprint(model: nn.Module) -> str:
     """Hash of the model's class and of every parameter and buffer."""
+    return state_fingerprint(type(model), model.state_dict())
+
+
+def state_fingerprint(kind: type[nn.Module], tensors: Mapping[str, Any]) -> str:
+    """`model_fingerprint` of a model of that class in that state, which need not be built."""
     state = hashlib.blake2b(digest_size=16)
-    state.update(type(model).__qualname__.encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    state.update(kind.__qualname__.encode())
+    for name, tensor in sorted(tensors.items()):
         if isinstance(tensor, Tensor):
             state.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             flat = tensor.detach().cpu().contiguous().flatten()

@@ -117,6 +117,11 @@ class Score:
         """(K,) robust points of each class."""
         return np.bincount(self.y[self.robust].numpy(), minlength=self.classes)
 
+    @cached_property
+    def clean_hits(self) -> np.ndarray:
+        """(K,) points of each class that are correct on the clean image."""
+        return np.bincount(self.y[self.clean].numpy(), minlength=self.classes)
+
     @property
     def per_class(self) -> list[float | None]:
         """Robust accuracy of each class; None for a class without a point."""
@@ -125,13 +130,17 @@ class Score:
     @property
     def per_class_clean(self) -> list[float | None]:
         """Clean accuracy of each class."""
-        return _ratios(np.bincount(self.y[self.clean].numpy(), minlength=self.classes), self.counts)
+        return _ratios(self.clean_hits, self.counts)
 
     @property
     def per_class_interval_95(self) -> list[tuple[float, float] | None]:
         """Wilson interval of each class's robust accuracy."""
-        pairs = zip(self.hits.tolist(), self.counts.tolist(), strict=True)
-        return [wilson(h, c) if c else None for h, c in pairs]
+        return _intervals(self.hits, self.counts)
+
+    @property
+    def per_class_clean_interval_95(self) -> list[tuple[float, float] | None]:
+        """Wilson interval of each class's clean accuracy."""
+        return _intervals(self.clean_hits, self.counts)
 
     @property
     def worst_class(self) -> tuple[int, float]:
@@ -140,13 +149,20 @@ class Score:
         value, k = min(present)
         return k, value
 
+    @property
+    def worst_class_interval_95(self) -> tuple[float, float]:
+        """Interval of the lowest class accuracy, whichever class has it: the tail's interval for one class,
+        which allows for the worst class being chosen by the points that measure it. Wilson's interval of that
+        class (in `per_class_interval_95`) does not."""
+        return self.tail_interval(100 / int((self.counts > 0).sum()))
+
     def tail(self, k: float = 30, *, pooled: bool = False) -> float:
         """RA-Tail-k: mean robust accuracy of the lowest ceil(k %) classes, or that of their points pooled."""
         _check_share(k)
         return tail(self.hits, self.counts, k)[int(pooled)]
 
     def tail_interval(self, k: float = 30, *, pooled: bool = False) -> tuple[float, float]:
-        """95 % bootstrap interval of `tail`, resampling the points."""
+        """95 % interval of `tail` by a bootstrap over the points; see `bootstrap_tail`."""
         _check_share(k)
         return bootstrap_tail(self.hits, self.counts, k, pooled=pooled, seed=self.seed)
 
@@ -156,12 +172,19 @@ class Score:
         cells = torch.bincount(self.y * self.classes + self.predicted, minlength=self.classes**2)
         return cells.view(self.classes, self.classes)
 
+    @property
+    def confusion_interval_95(self) -> Tensor:
+        """(K, K, 2) float64: Wilson intervals of the shares of each row of `confusion`; (0, 1) in the rows of
+        classes without a point."""
+        rows = zip(self.confusion.tolist(), self.counts.tolist(), strict=True)
+        return torch.tensor([[wilson(cell, n) for cell in row] for row, n in rows], dtype=torch.float64)
+
     def to_json(self) -> dict[str, Any]:
         """Everything as plain data; accuracies are fractions in [0, 1]."""
         columns = {
             "y": _small(self.y),
             "predicted": _small(self.predicted),
-            "stage": self.stage.to(torch.int8),
+            "stage": _small(self.stage),
         }
         columns |= {"index": self.index, "margin": self.margin.float()}
         threat = {"kind": type(self.threat).__name__, "eps": self.threat.eps}
@@ -177,11 +200,15 @@ class Score:
             "robust_accuracy": self.robust_accuracy,
             "interval_95": list(self.interval_95),
             "per_class": self.per_class,
+            "per_class_interval_95": self.per_class_interval_95,
             "per_class_clean": self.per_class_clean,
+            "per_class_clean_interval_95": self.per_class_clean_interval_95,
             "worst_class": list(self.worst_class),
+            "worst_class_interval_95": list(self.worst_class_interval_95),
             "tail_30": self.tail(30),
             "tail_30_interval_95": list(self.tail_interval(30)),
             "tail_30_pooled": self.tail(30, pooled=True),
+            "tail_30_pooled_interval_95": list(self.tail_interval(30, pooled=True)),
             "confusion": self.confusion.tolist(),
             "parts": self.parts,
             "part_names": list(self.part_names),
@@ -227,10 +254,10 @@ class Score:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Score:
-        """Reads what `save` wrote."""
+        """Reads what `save` wrote. Raises UserError, which names the file, for anything else."""
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
             raise UserError(f"{path} is not a readable evaluation: {error}") from error
 
 
@@ -238,8 +265,12 @@ def _ratios(hits: np.ndarray, counts: np.ndarray) -> list[float | None]:
     return [h / c if c else None for h, c in zip(hits.tolist(), counts.tolist(), strict=True)]
 
 
-def _small(labels: Tensor) -> Tensor:
-    return labels.to(torch.int16) if int(labels.max()) < 2**15 else labels.to(torch.int32)
+def _intervals(hits: np.ndarray, counts: np.ndarray) -> list[tuple[float, float] | None]:
+    return [wilson(h, c) if c else None for h, c in zip(hits.tolist(), counts.tolist(), strict=True)]
+
+
+def _small(whole: Tensor) -> Tensor:
+    return whole.to(torch.int16) if int(whole.max()) < 2**15 else whole.to(torch.int32)
 
 
 def _check_share(k: float) -> None:

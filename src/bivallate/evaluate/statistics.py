@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 __all__ = ["bootstrap_tail", "holm", "mcnemar", "tail", "welch", "wilson"]
 
 Z95 = 1.959963984540054
+REACH, HALVINGS = 6.0, 10  # of the search for an end of a tail's interval: to 0.01 standard errors
+TINY = 1e-12  # rounding of a mean of class accuracies
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
@@ -21,10 +24,7 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     """
     if n == 0:
         return 0.0, 1.0
-    p, z2 = hits / n, Z95**2
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    low, high = (float(_moved(np.array(hits / n), np.array(n), z)) for z in (-Z95, Z95))
     return (0.0 if hits == 0 else low), (1.0 if hits == n else high)
 
 
@@ -39,11 +39,16 @@ def tail(hits: np.ndarray, counts: np.ndarray, k: float) -> tuple[float, float]:
     return float(means[0]), float(pooled[0])
 
 
+def _taken(classes: Any, k: float) -> Any:
+    """How many classes the tail has; rounded first, so that 30 % of 10 are 3."""
+    return np.ceil(np.round(k / 100 * classes, 9)).astype(int)
+
+
 def _tails(hits: np.ndarray, counts: np.ndarray, k: float) -> tuple[np.ndarray, np.ndarray]:
     present = counts > 0
     accuracy = np.where(present, hits / np.maximum(counts, 1), np.inf)
     order = np.argsort(accuracy, axis=1, kind="stable")
-    taken = np.ceil(np.round(k / 100 * present.sum(1), 9)).astype(int)
+    taken = _taken(present.sum(1), k)
     mask = np.arange(hits.shape[1])[None] < taken[:, None]
     pick = [np.where(mask, np.take_along_axis(values, order, 1), 0) for values in (accuracy, hits, counts)]
     return pick[0].sum(1) / np.maximum(taken, 1), pick[1].sum(1) / np.maximum(pick[2].sum(1), 1)
@@ -52,21 +57,72 @@ def _tails(hits: np.ndarray, counts: np.ndarray, k: float) -> tuple[np.ndarray, 
 def bootstrap_tail(
     hits: np.ndarray, counts: np.ndarray, k: float, *, pooled: bool = False, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile interval of a tail score under resampling of the points.
+    """95 % interval of a tail score: a bootstrap over the points of each class, read as tests.
 
-    Resampling n points with replacement draws the (class, verdict) counts from one multinomial, so no point
-    is touched.
+    The lowest classes are chosen by the same points that measure them, so the score is too low on average,
+    the more so the more classes are alike. Percentiles of resamples are too low twice over, and may even lie
+    below the score. Here an end of the interval is the tail score that the resamples would have to come from
+    for one as extreme as the score to be drawn 2.5 % of the time:
+
+    - the lower end resamples the chosen classes without choosing anew, because choice never raises a score;
+    - the upper end chooses anew in each resample, and from classes that cannot be told from the last of the
+      tail (within two standard errors) made equal, because choice lowers the score most among equals.
+
+    The score is always inside; scores of 0 and 1 get an interval as Wilson's does. In simulations with 10
+    classes of 100 points (all equal; one or three lower; spread; near 0 or 1) it covers 95 to 100 %.
+
+    Reference: Carpenter 1999, Test inversion bootstrap confidence intervals; Andrews and Soares 2010,
+    generalized moment selection, for making near classes equal.
+
+    Args:
+        draws: resamples for each trial of an end; fewer where there are more than 50 classes.
     """
-    n = int(counts.sum())
-    if n == 0:
+    some = tuple(hits.tolist()), tuple(counts.tolist())
+    return _tail_interval(*some, k, pooled, draws, seed)
+
+
+@lru_cache(maxsize=256)  # one table asks for the same interval several times
+def _tail_interval(
+    hits_of: tuple[int, ...], counts_of: tuple[int, ...], k: float, pooled: bool, draws: int, seed: int
+) -> tuple[float, float]:
+    kept = [pair for pair in zip(hits_of, counts_of, strict=True) if pair[1]]
+    if not kept:
         return 0.0, 1.0
-    cells = np.concatenate([hits, counts - hits]) / n
-    sample = np.random.default_rng(seed).multinomial(n, cells, size=draws)
-    classes = len(counts)
-    drawn = sample[:, :classes] + sample[:, classes:]
-    values = _tails(sample[:, :classes], drawn, k)[int(pooled)]
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
+    hits, counts = np.array(kept).T
+    value = tail(hits, counts, k)[int(pooled)]
+    worst = np.argsort(hits / counts, kind="stable")[: _taken(len(hits), k)]
+    draws = min(draws, max(200, 100_000 // len(hits)))
+
+    def edge(levels: np.ndarray, of: np.ndarray, share: float, sign: int) -> float:
+        """Bisects z, by which all levels are moved in standard errors, and answers with their tail score."""
+        inside, outside = -sign * REACH, sign * REACH
+        for _ in range(HALVINGS):
+            z = (inside + outside) / 2
+            generator = np.random.default_rng(seed)  # the same numbers at every z: the answer is monotone
+            shape = (len(of), draws)  # a class a row is the faster way to draw
+            drawn = generator.binomial(of[:, None], _moved(levels, of, z)[:, None], shape).T
+            score = _tails(drawn, np.broadcast_to(of, drawn.shape), share)[int(pooled)]
+            extreme = score <= value + TINY if sign > 0 else score >= value - TINY
+            inside, outside = (z, outside) if extreme.mean() >= 0.025 else (inside, z)
+        return tail(_moved(levels, of, outside) * of, of, share)[int(pooled)]
+
+    low = edge(hits[worst] / counts[worst], counts[worst], 100, -1)
+    high = edge(_levelled(hits, counts, worst[-1]), counts, k, 1)
+    return min(value, low), max(value, high)
+
+
+def _levelled(hits: np.ndarray, counts: np.ndarray, last: int) -> np.ndarray:
+    """Class accuracies, those near that of class `last` replaced by what they are together."""
+    smooth = (hits + 0.5) / (counts + 1)  # so that no hits at all have a standard error, too
+    variance = smooth * (1 - smooth) / counts
+    near = np.abs(smooth - smooth[last]) <= 2 * np.sqrt(variance + variance[last])
+    return np.where(near, hits[near].sum() / counts[near].sum(), hits / counts)
+
+
+def _moved(p: np.ndarray, n: np.ndarray, z: float) -> np.ndarray:
+    """Proportions z standard errors away: ends of score intervals."""
+    centre, spread = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return np.clip((centre + spread) / (1 + z * z / n), 0, 1)
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:

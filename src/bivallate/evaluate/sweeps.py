@@ -9,19 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bivallate.errors import UserError
-from bivallate.evaluate.attacks import Attack, Part, parse
-from bivallate.evaluate.evaluating import attack as craft
-from bivallate.evaluate.evaluating import evaluate
-from bivallate.evaluate.points import points, select
+from bivallate.errors import UserError, check_seed
+from bivallate.evaluate.attacks import Attack, Part, at_least_one, parse
+from bivallate.evaluate.evaluating import _hunt, _placed, evaluate
+from bivallate.evaluate.points import Points, check_images, check_labels, points, select
 from bivallate.evaluate.score import Score
+from bivallate.evaluate.verdict import logits_of
+from bivallate.lower.apgd import APGD
 from bivallate.lower.fab import FAB
 from bivallate.lower.objective import Towards, runner_up
-from bivallate.lower.problem import LowerProblem, evaluating, frozen
+from bivallate.lower.problem import LowerProblem
 from bivallate.lower.threat import ThreatModel
 from bivallate.lower.threat import threat as make_threat
 from bivallate.parts import part
-from bivallate.types import Batch
+from bivallate.types import Batch, Passes
 
 __all__ = ["eps_curve", "minimal_distances", "surviving", "transfer"]
 
@@ -77,24 +78,25 @@ def minimal_distances(
     """(n,) the smallest norm at which FAB-T misclassifies each point: an upper bound of its distance.
 
     Zero where the clean image is wrong, infinite where nothing was found. Confirmed by a fresh forward.
+
+    Raises:
+        UserError: images, labels, logits or counts that `evaluate` would not take either.
     """
+    check_seed(seed)
+    at_least_one("minimal_distances", steps=steps, targets=targets, batch_size=batch_size)
     source, found = points(data), []
     ball = make_threat(norm, 1.0)
-    module = model if isinstance(model, nn.Module) else None
-    for rows in select(len(source), n, first, seed).split(batch_size):
-        x, y = source.tensors(rows)
-        if module is None:
-            found.append(_distances(model, x, y, rows, ball, steps, targets))
-            continue
-        like = next(iter(module.parameters()), x)
-        x, y = x.to(like), y.to(like.device)
-        with evaluating(module), frozen(module):
-            found.append(_distances(module, x, y, rows.to(x.device), ball, steps, targets).cpu())
+    with _placed(model, None) as (module, where, dtype):
+        for rows in select(len(source), n, first, seed).split(batch_size):
+            x, y = source.tensors(rows)
+            check_images(x)
+            x, y = x.to(where, dtype), y.to(where)
+            found.append(_distances(module, x, y, rows.to(where), ball, steps, targets).cpu())
     return torch.cat(found)
 
 
 def _distances(
-    model: Callable[[Tensor], Tensor],
+    model: nn.Module,
     x: Tensor,
     y: Tensor,
     rows: Tensor,
@@ -102,13 +104,16 @@ def _distances(
     steps: int,
     targets: int,
 ) -> Tensor:
-    problem = LowerProblem(model, Batch(x, y.long(), rows), Towards(y), ball)
-    clean = problem.clean_logits
+    clean = logits_of(model, x, Passes())
+    check_labels(y, clean.shape[1])
+    y = y.long()
+    problem = LowerProblem(model, Batch(x, y, rows), Towards(y), ball)
+    problem.clean_logits = clean
     best = torch.full_like(clean[:, 0], torch.inf)
     for rank in range(min(targets, clean.shape[1] - 1)):
         aim = Towards(runner_up(clean, problem.y, torch.full_like(problem.y, rank)))
         delta = FAB(steps, leave=False).solve(problem.but(aim)).delta
-        logits = problem.value(delta)[0]
+        logits = logits_of(model, x + delta, Passes())
         size = torch.where(logits.argmax(1) != problem.y, ball.size(delta), torch.inf)
         best = torch.minimum(best, size)
     return torch.where(clean.argmax(1) != problem.y, torch.zeros_like(best), best)
@@ -161,6 +166,9 @@ def transfer(
 ) -> Score:
     """Black box: points are made on each surrogate, and the model is judged on them in turn.
 
+    APGD goes on when it has crossed the surrogate's boundary, to where the margin is lowest: points at that
+    boundary fool few other models. FAB, Square and `pgd-best` stop there by their nature and transfer badly.
+
     The score's parts are the surrogates, and its attack's name names them; its passes are the model's own. An
     accuracy below the white-box one says that the model hides its gradients. Options as in `evaluate`.
     """
@@ -172,13 +180,41 @@ def transfer(
         raise UserError("a transfer evaluation cannot be resumed: its points live in memory")
     if not surrogates:
         raise UserError("a transfer attack needs at least one surrogate")
+    check_seed(seed)
     source, chosen, made = points(data), parse(attack), []
-    index = select(len(source), n, first, seed)
+    index, lasting = select(len(source), n, first, seed), _lasting(chosen)
     for name, other in surrogates.items():
         kept = Surrogate(name)
         for rows in index.split(1024):
-            x, y = source.tensors(rows)
-            kept.keep(x, craft(other, x, y, threat, chosen, seed=seed), rows)
+            kept.keep(source.tensors(rows)[0], _crafted(other, source, rows, threat, lasting, seed), rows)
         made.append(kept)
     name = f"transfer-{chosen.name}-from-{'+'.join(surrogates)}"
     return evaluate(model, data, threat, Attack(name, tuple(made)), n=n, first=first, seed=seed, **options)
+
+
+def _lasting(attack: Attack) -> Attack:
+    """The attack with APGDs that do not leave an example when it is misclassified."""
+
+    def stays(one: Any) -> Any:
+        solver = getattr(one, "solver", None)
+        return replace(one, solver=replace(solver, leave=False)) if isinstance(solver, APGD) else one
+
+    return replace(attack, parts=tuple(map(stays, attack.parts)))
+
+
+def _crafted(
+    model: nn.Module | Callable[[Tensor], Tensor],
+    source: Points,
+    rows: Tensor,
+    threat: ThreatModel,
+    chosen: Attack,
+    seed: int,
+) -> Tensor:
+    """As `attack`, but of rows of some data, with the noise that an evaluation draws for these rows."""
+    x, _ = source.tensors(rows)
+    check_images(x)
+    with _placed(model, None) as (module, where, dtype):
+        hunt = _hunt(module, source, rows, threat, chosen, seed, None, where, dtype)
+        hunt.keep = made = torch.empty_like(x)
+        hunt.run(every=True)
+    return made.clamp_(0, 1)

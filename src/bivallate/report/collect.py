@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
+
+import torch
 
 from bivallate.errors import UserError
 from bivallate.evaluate import Score
-from bivallate.models.io import read_manifest
-from bivallate.parts import encode
+from bivallate.evaluate.compare import same_threat
+from bivallate.evaluate.points import state_fingerprint
+from bivallate.models import Classifier
+from bivallate.models.io import read_manifest, read_weights
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
 
 PREFERRED = ("best", "last", "ema")
+ENOUGH = 1000  # points: with more, a weak attack still says less than a strong one on these
+STALE = "evaluated before the weights changed; evaluate again"
 LONG = 20  # letters of a label, beyond which what all have in common is left out
 _NAME = re.compile(
-    r"(best|last|ema)(?:-(train|validation))?-(?:linf|l2)-.+-seed\d+(?:-(.+?))??(?:-(?:n|first)\d+)?\.json$"
+    r"(best|last|ema)(?:-(train|validation))?-(?:linf|l2)-.+-seed\d+"
+    r"(?:-on_([^-]+)|-(.+?))??(?:-(?:n|first)\d+)?\.json$"  # the second: as names were before data was quoted
 )
 
 
@@ -29,6 +38,7 @@ class Evaluation:
     Attributes:
         weights: best, last or ema. split: test, validation or train. score: the verdicts. path: its file.
         data: another set than the run's own; empty for its own.
+        stale: the run's weights are no longer those that were attacked.
     """
 
     weights: str
@@ -36,6 +46,15 @@ class Evaluation:
     score: Score
     path: Path
     data: str = ""
+    stale: bool = False
+
+    @property
+    def precedence(self) -> tuple[float, ...]:
+        """Ascending in what counts less: of the present weights first, then most points, though `ENOUGH` are
+        enough, then what left least, then what cost most. A few points are no evidence, however few of them
+        are left."""
+        score = self.score
+        return self.stale, -min(score.n, ENOUGH), score.robust_accuracy, -score.n, -_spent(score)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,15 +77,15 @@ class RunRecord:
     @cached_property
     def strongest(self) -> Evaluation | None:
         """The evaluation that counts: at the training threat on the test set, of the best weights if there is
-        one, the one that left least; None if the run was never attacked."""
-        threat = encode(self.config.method.threat)
+        one, the first by `precedence`; None if the run was never attacked."""
+        threat = self.config.method.threat
         tested = [e for e in self.evaluations if (e.split, e.data) == ("test", "")]
-        fair = [e for e in tested if encode(e.score.threat) == threat]
+        fair = [e for e in tested if same_threat(e.score.threat, threat)]
         attacked = [e for e in fair if e.score.part_names]
         for weights in PREFERRED:
             own = [e for e in attacked if e.weights == weights]
             if own:
-                return min(own, key=lambda e: (e.score.robust_accuracy, -_spent(e.score)))
+                return min(own, key=lambda e: e.precedence)
         return None
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
@@ -106,7 +125,8 @@ def collect(paths: list[Path]) -> list[RunRecord]:
 def _read(path: Path, label: str) -> RunRecord:
     folder = RunFolder.open(path)
     config, history = Config.read(folder.config), folder.read_metrics()
-    found = [evaluation(file) for file in sorted(folder.evaluation.glob("*.json"))]
+    prints = fingerprints(path)
+    found = [evaluation(file, prints) for file in sorted(folder.evaluation.glob("*.json"))]
     order = {name: k for k, name in enumerate(PREFERRED)}
     known = sorted(
         (e for e in found if e is not None), key=lambda e: (order[e.weights], e.split, _spent(e.score))
@@ -114,10 +134,40 @@ def _read(path: Path, label: str) -> RunRecord:
     return RunRecord(label, path, config, history, tuple(known), tuple(_classes(path, known)))
 
 
-def evaluation(file: Path) -> Evaluation | None:
-    """What a file of a run's evaluation folder holds; None for another one's name. Raises UserError."""
+def evaluation(file: Path, prints: Callable[[str], str | None] | None = None) -> Evaluation | None:
+    """What a file of a run's evaluation folder holds; None for another one's name.
+
+    Args:
+        prints: weights -> fingerprint, read from the run's folder if not given.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     match = _NAME.match(file.name)
-    return Evaluation(match[1], match[2] or "test", Score.load(file), file, match[3] or "") if match else None
+    if not match:
+        return None
+    score, present = Score.load(file), (prints or fingerprints(file.parent.parent))(match[1])
+    stale = present not in (None, score.model_fingerprint)
+    data = unquote(match[3]) if match[3] else match[4] or ""
+    return Evaluation(match[1], match[2] or "test", score, file, data, stale)
+
+
+def fingerprints(run: Path) -> Callable[[str], str | None]:
+    """Weights -> fingerprint of the classifier that is evaluated with them; None where the run's folder has
+    no such weights that can be read."""
+
+    @cache
+    def found(weights: str) -> str | None:
+        name = "model" if weights == "last" else weights
+        try:
+            tensors = read_weights(run / f"{name}.safetensors")
+        except UserError:  # whoever wants these weights is told; stored verdicts can be read without them
+            return None
+        if any(t.dtype in (torch.float16, torch.bfloat16) for t in tensors.values()):  # evaluated in float32
+            tensors = {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
+        return state_fingerprint(Classifier, tensors)
+
+    return found
 
 
 def _classes(path: Path, found: list[Evaluation]) -> list[str]:

@@ -14,7 +14,7 @@ import jinja2
 from bivallate.errors import UserError
 from bivallate.files import write_text
 from bivallate.report import tables
-from bivallate.report.collect import RunRecord, collect
+from bivallate.report.collect import STALE, RunRecord, collect
 from bivallate.report.diagnostics.classes import confusion, per_class
 from bivallate.report.diagnostics.curves import learning_curves
 from bivallate.report.diagnostics.drawn import Drawn
@@ -115,6 +115,7 @@ def _warnings(runs: Sequence[RunRecord]) -> list[str]:
             notes.append(
                 f"{run.label} has not been attacked at its training threat: bivallate evaluate {run.path}"
             )
+        notes += [f"{run.label}, {e.score.attack}: {STALE}." for e in run.evaluations if e.stale]
         notes += [f"{run.label}, {e.score.attack}: {w}" for e in run.evaluations for w in e.score.warnings]
     attacks = {run.strongest.score.attack for run in runs if run.strongest is not None}
     if len(attacks) > 1:

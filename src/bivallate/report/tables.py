@@ -8,9 +8,10 @@ from typing import Any
 
 from bivallate.evaluate import Score
 from bivallate.parts import encode
-from bivallate.report.collect import RunRecord
+from bivallate.report.collect import STALE, Evaluation, RunRecord
 
 NONE = "-"
+WILSON = "In brackets: 95 % intervals (Wilson), each class for itself."
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def runs_table(runs: Sequence[RunRecord]) -> Table:
         config, strong = run.config, run.strongest
         score = strong.score if strong else None
         last = run.history[-1] if run.history else {}
-        named = f"{strong.score.attack} ({strong.weights})" if strong else NONE
+        named = f"{strong.score.attack} ({strong.weights}{_age(strong)})" if strong else NONE
         rows.append(
             (
                 run.label,
@@ -90,11 +91,21 @@ def runs_table(runs: Sequence[RunRecord]) -> Table:
         text=6,
         best=_best(values, 6) if len(compared) == 1 else frozenset(),
         note="SA: accuracy on clean images. RA: under the strongest evaluation of the run at its training "
-        "threat, all points on which any part succeeded counted as broken. RA-Tail-30: mean over the weakest "
-        "30 % of the classes. In brackets: 95 % intervals (Wilson; bootstrap for the tail). Cost: forward "
-        "and backward passes per training example over the whole run. Bold: highest, where data and attack "
-        "are the same.",
+        "threat on its most points (1000 are enough), all points on which any part succeeded counted as "
+        "broken. RA-Tail-30: mean over the weakest 30 % of the classes. In brackets: 95 % intervals (Wilson; "
+        "bootstrap for the tail). Cost: forward and backward passes per training example over the whole run. "
+        "Bold: highest, where data and attack are the same.",
     )
+
+
+def _source(e: Evaluation) -> str:
+    """Weights, and what is not as usual: another split, another data set, weights that have changed since."""
+    split = f", {e.split}" if e.split != "test" else ""
+    return f"{e.weights}{split}{f', on {e.data}' if e.data else ''}{_age(e)}"
+
+
+def _age(e: Evaluation) -> str:
+    return ", stale" if e.stale else ""
 
 
 def evaluations_table(runs: Sequence[RunRecord]) -> Table:
@@ -104,17 +115,18 @@ def evaluations_table(runs: Sequence[RunRecord]) -> Table:
         for e in run.evaluations:
             score = e.score
             worst, value = score.worst_class
+            name = run.classes[worst] if worst < len(run.classes) else str(worst)
             rows.append(
                 (
                     run.label,
-                    e.weights if e.split == "test" else f"{e.weights}, {e.split}",
+                    _source(e),
                     score.attack,
                     radius(score.threat),
                     str(score.n),
                     percent(score.clean_accuracy, score.clean_interval_95),
                     percent(score.robust_accuracy, score.interval_95),
                     percent(score.tail(30), score.tail_interval(30)),
-                    f"{run.classes[worst] if worst < len(run.classes) else worst}: {percent(value)}",
+                    f"{name}: {percent(value, score.worst_class_interval_95)}",
                     f"{score.passes.get('forward', 0):.4g}F + {score.passes.get('backward', 0):.4g}B",
                     duration(score.seconds),
                 )
@@ -125,7 +137,7 @@ def evaluations_table(runs: Sequence[RunRecord]) -> Table:
         (*columns, "cost", "time"),
         tuple(rows),
         text=4,
-        note="Cost: forward and backward passes per point.",
+        note=f"Cost: forward and backward passes per point. Stale: {STALE}.",
     )
 
 
@@ -140,12 +152,13 @@ def classes_table(runs: Sequence[RunRecord]) -> list[Table]:
             for k, name in enumerate(classes)
         )
         heads = [head for run, _ in own for head in (f"{run.label} SA", f"{run.label} RA")]
-        tables.append(Table("Accuracy by class, %", ("class", *heads), rows))
+        tables.append(Table("Accuracy by class, %", ("class", *heads), rows, note=WILSON))
     return tables
 
 
 def _class_cells(score: Score, k: int) -> tuple[str, str]:
-    return percent(score.per_class_clean[k]), percent(score.per_class[k])
+    clean, robust = score.per_class_clean_interval_95[k], score.per_class_interval_95[k]
+    return percent(score.per_class_clean[k], clean), percent(score.per_class[k], robust)
 
 
 def alarms_table(runs: Sequence[RunRecord]) -> Table | None:
