@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["bootstrap_tail", "holm", "mcnemar", "tail", "welch", "wilson"]
+__all__ = ["bootstrap_tail", "holm", "mcnemar", "tail", "tails", "welch", "wilson"]
 
 Z95 = 1.959963984540054
 REACH, HALVINGS = 6.0, 10  # of the search for an end of a tail's interval: to 0.01 standard errors
@@ -35,7 +35,7 @@ def tail(hits: np.ndarray, counts: np.ndarray, k: float) -> tuple[float, float]:
         hits: (..., K) robust points of each class. counts: (..., K) points of each class; classes without a
             point take no part. k: in per cent.
     """
-    means, pooled = _tails(hits[None], counts[None], k)
+    means, pooled = tails(hits[None], counts[None], k)
     return float(means[0]), float(pooled[0])
 
 
@@ -44,7 +44,8 @@ def _taken(classes: Any, k: float) -> Any:
     return np.ceil(np.round(k / 100 * classes, 9)).astype(int)
 
 
-def _tails(hits: np.ndarray, counts: np.ndarray, k: float) -> tuple[np.ndarray, np.ndarray]:
+def tails(hits: np.ndarray, counts: np.ndarray, k: float) -> tuple[np.ndarray, np.ndarray]:
+    """As `tail`, of many samples: hits, counts (B, K) give (B,) and (B,)."""
     present = counts > 0
     accuracy = np.where(present, hits / np.maximum(counts, 1), np.inf)
     order = np.argsort(accuracy, axis=1, kind="stable")
@@ -101,7 +102,7 @@ def _tail_interval(
             generator = np.random.default_rng(seed)  # the same numbers at every z: the answer is monotone
             shape = (len(of), draws)  # a class a row is the faster way to draw
             drawn = generator.binomial(of[:, None], _moved(levels, of, z)[:, None], shape).T
-            score = _tails(drawn, np.broadcast_to(of, drawn.shape), share)[int(pooled)]
+            score = tails(drawn, np.broadcast_to(of, drawn.shape), share)[int(pooled)]
             extreme = score <= value + TINY if sign > 0 else score >= value - TINY
             inside, outside = (z, outside) if extreme.mean() >= 0.025 else (inside, z)
         return tail(_moved(levels, of, outside) * of, of, share)[int(pooled)]

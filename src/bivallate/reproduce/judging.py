@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bivallate.evaluate.statistics import Z95, tail
+from bivallate.evaluate.statistics import Z95, tails
 from bivallate.reproduce.records import Points, Record, of_cell
 from bivallate.reproduce.table import Claim, Reported, Table
 
@@ -158,22 +158,20 @@ def sign_flip(sums: np.ndarray) -> float:
 def _tails(paired: list[tuple[Points, Points]], sign: float) -> Comparison:
     """Difference of tail accuracies, averaged over the seeds, with a bootstrap of the points."""
     y = paired[0][0].y
-    classes = int(y.max()) + 1
-    stacks = [np.stack([a.value for a, _ in paired]), np.stack([b.value for _, b in paired])]
+    verdicts = [points.value for pair in paired for points in pair]
+    patterns, counts = np.unique(np.vstack([y, *verdicts]), axis=1, return_counts=True)
+    classes, n = np.eye(int(y.max()) + 1)[patterns[0]], len(y)
 
-    def difference(rows: np.ndarray) -> float:
-        counts = np.bincount(y[rows], minlength=classes)
-        values = [
-            np.mean([tail(np.bincount(y[rows], v[rows], classes).round(), counts, 30)[0] for v in stack])
-            for stack in stacks
-        ]
-        return sign * float(values[0] - values[1])
+    def difference(drawn: np.ndarray) -> np.ndarray:
+        """(D,) of D samples, each given by how often it has every pattern of class and verdicts."""
+        points = drawn @ classes
+        scores = [tails(drawn @ (classes * v[:, None]), points, 30)[0] for v in patterns[1:]]
+        return sign * np.mean([a - b for a, b in zip(scores[::2], scores[1::2], strict=True)], 0)
 
-    generator, n = np.random.default_rng(0), len(y)
-    drawn = [difference(generator.integers(0, n, n)) for _ in range(DRAWS)]
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    drawn = np.random.default_rng(0).multinomial(n, counts / n, DRAWS)
+    low, high = np.quantile(difference(drawn), [0.025, 0.975])
     how = f"paired bootstrap of {n} points"
-    return difference(np.arange(n)), (float(low), float(high)), None, how
+    return float(difference(counts[None])[0]), (float(low), float(high)), None, how
 
 
 def _apart(pairs: Sequence[tuple[Record, Record]], column: str, sign: float) -> Comparison:
