@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from bivallate.errors import UserError
 from bivallate.lower.objective import logit_margin
-from bivallate.lower.threat import ThreatModel
+from bivallate.lower.threat import TINY, ThreatModel
 from bivallate.types import Passes, per_example
 
 __all__ = ["TOLERANCE", "Verdict", "judge", "logits_of"]
@@ -55,15 +56,37 @@ def judge(
 ) -> Verdict:
     """The verdict on x + delta. A candidate outside the threat is brought back before it is judged.
 
+    What is accepted lies within eps + 1e-6 in float64 arithmetic, whatever the precision of the model.
+
     Cost: one forward.
     """
     x_adv = (x + delta).clamp_(0, 1)
-    outside = ~(threat.size(x_adv - x) <= threat.eps + TOLERANCE)  # NaN is outside
+    outside = ~_inside(x, x_adv, threat)
     if bool(outside.any()):
         safe = torch.where(per_example(outside, x), threat.project(delta.nan_to_num(), x), delta)
-        x_adv = (x + safe).clamp_(0, 1)
+        x_adv = _shrunk(x, (x + safe).clamp_(0, 1), threat)
     logits = logits_of(model, x_adv, passes)
-    inside = threat.size(x_adv - x) <= threat.eps + TOLERANCE
     margin = logit_margin(logits, y)
     predicted = logits.argmax(1)
-    return Verdict(x_adv, predicted, margin, (predicted != y) & inside)
+    return Verdict(x_adv, predicted, margin, (predicted != y) & _inside(x, x_adv, threat))
+
+
+def _inside(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
+    """(B,) bool: within eps + 1e-6; NaN is not."""
+    return (threat.size(_exact(x_adv) - _exact(x)) <= threat.eps + TOLERANCE).to(x.device)
+
+
+def _shrunk(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
+    """x_adv; where rounding has left it outside, as in a large L2 ball, a point on the way to x that is
+    inside after rounding."""
+    exact, delta = _exact(x), _exact(x_adv) - _exact(x)
+    rounding = torch.finfo(x.dtype).eps / 4 * math.sqrt(x[0].numel())  # of a norm of pixels in [0, 1]
+    size = threat.size(delta)
+    scale = (max(0.0, threat.eps - rounding) / size.clamp(min=TINY)).clamp(max=1)
+    nearer = (exact + per_example(scale, delta) * delta).to(x.dtype).to(x.device)
+    return torch.where(per_example(_inside(x, x_adv, threat), x), x_adv, nearer)
+
+
+def _exact(values: Tensor) -> Tensor:
+    """The same in float64; on the processor where the device has none."""
+    return values.cpu().double() if values.device.type == "mps" else values.double()
