@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import weakref
 
 import pytest
 import torch
@@ -44,6 +45,60 @@ def test_the_batch_shrinks_when_memory_runs_out(robust_model, held_out):
     assert torch.equal(usual.robust, tight.robust)
     with pytest.raises(UserError, match="one point does not fit"):
         evaluate(robust_model, held_out, threat, Hungry(0))
+
+
+@part
+class Hoarder:
+    """Runs out of memory if the tensors of a failed attempt still live."""
+
+    name: str = "hoarder"
+
+    def turns(self, classes: int) -> int:
+        return 1
+
+    def cost(self) -> float:
+        return 1
+
+    def search(self, problem, turn):
+        large = torch.zeros_like(problem.x)
+        assert all(kept() is None for kept in ATTEMPTS), "a failed attempt is let go before the next"
+        ATTEMPTS.append(weakref.ref(large))
+        if len(large) > 4:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return large
+
+
+ATTEMPTS: list[weakref.ref] = []
+
+
+def test_what_a_failed_attempt_held_is_free_before_the_next():
+    x, model = cloud(16, (1, 8, 8)), affine(64, 3)
+    ATTEMPTS.clear()
+    evaluate(model, (x, model(x).argmax(1)), bv.Linf(0.01), Hoarder(), batch_size=16)
+    assert len(ATTEMPTS) == 7, "one of 16, two of 8 and four of 4"
+
+
+class Fits(nn.Module):
+    """A model that runs out of memory with more than so many points."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.body, self.most = affine(64, 3), most
+
+    def forward(self, x):
+        if len(x) > self.most:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return self.body(x)
+
+
+def test_the_clean_pass_steps_down_too():
+    x, y = cloud(50, (1, 8, 8)), torch.zeros(50, dtype=torch.int64)
+    for most in (1, 6):
+        tight, usual = (evaluate(Fits(k), (x, y), bv.Linf(0.1), "clean", batch_size=50) for k in (most, 50))
+        assert torch.equal(tight.predicted, usual.predicted)
+    for size in (None, 50):
+        with pytest.raises(UserError, match="one point does not fit"):
+            evaluate(Fits(0), (x, y), bv.Linf(0.1), "clean", batch_size=size)
 
 
 def test_the_estimate_follows_the_activations():

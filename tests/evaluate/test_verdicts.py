@@ -225,7 +225,7 @@ def test_rounding_in_a_large_ball_hides_no_success_and_lets_none_out(threat, dty
     passes = Passes()
     verdict = judge(model, x, y, threat.project(far, x), threat, passes)
     assert torch.equal(verdict.fooled, verdict.predicted != y), "no candidate is refused for its rounding"
-    assert 0 < int(verdict.fooled.sum())
+    assert int(verdict.fooled.sum()) > 0
     size = threat.size(verdict.x_adv.double() - x.double())
     assert float(size.max()) <= threat.eps + 1e-6
     assert float(size.min()) >= threat.eps - 1e-4

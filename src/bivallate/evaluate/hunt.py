@@ -7,6 +7,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from bivallate.errors import UserError
 from bivallate.evaluate.attacks import Attack, Part
 from bivallate.evaluate.crew import Crew
 from bivallate.evaluate.ledger import Ledger, Position
+from bivallate.evaluate.memory import NO_ROOM
 from bivallate.evaluate.points import Points, check_images, check_labels
 from bivallate.evaluate.progress import Progress
 from bivallate.evaluate.score import ROBUST
@@ -125,14 +127,33 @@ class Hunt:
             self._report(part.name)
 
     def _clean(self) -> None:
-        for rows in torch.arange(len(self.index)).split(self.ledger.batch_size):
-            x, y = self.load(rows)
-            check_images(x)
-            logits = logits_of(self.model, x, self.ledger.passes)
-            check_labels(y, logits.shape[1])
-            self.ledger.enter_clean(rows, y, logits, logit_margin(logits, y.long()))
-            if self.keep is not None:
-                self.keep[rows] = x.to(self.keep)
+        done = 0
+        while done < len(self.index):
+            rows = torch.arange(done, min(done + self.ledger.batch_size, len(self.index)))
+            if self._within_memory(rows, partial(self._clean_piece, rows)):
+                done += len(rows)
+
+    def _clean_piece(self, rows: Tensor) -> None:
+        x, y = self.load(rows)
+        check_images(x)
+        logits = logits_of(self.model, x, self.ledger.passes)
+        check_labels(y, logits.shape[1])
+        self.ledger.enter_clean(rows, y, logits, logit_margin(logits, y.long()))
+        if self.keep is not None:
+            self.keep[rows] = x.to(self.keep)
+
+    def _within_memory(self, rows: Tensor, work: Callable[[], object]) -> bool:
+        """Whether the work could be done; if a CUDA device ran out of memory, batches are halved."""
+        try:
+            work()
+            return True
+        except torch.cuda.OutOfMemoryError:
+            pass  # within this block the traceback would keep the tensors of what has failed
+        torch.cuda.empty_cache()
+        if len(rows) == 1:
+            raise UserError(NO_ROOM)
+        self.ledger.batch_size = len(rows) // 2
+        return False
 
     def load(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(x, y) of rows of the ledger, on the device."""
@@ -163,19 +184,16 @@ class Hunt:
         ledger.position = Position(len(self.attack.parts))
 
     def _strike(self, rows: Tensor, turn: Tensor, part: Part, p: int) -> None:
-        """Attacks pairs (row, turn); halves the batch when a CUDA device runs out of memory."""
-        try:
-            x, y = self.load(rows)
-            delta = self._search(x, y.long(), rows, turn, part)
-            verdict = judge(self.model, x, y.long(), delta, self.threat, self.ledger.passes)
-        except torch.cuda.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            if len(rows) == 1:
-                raise UserError("one point does not fit into the device's memory; use --device cpu") from None
-            self.ledger.batch_size = max(1, len(rows) // 2)
-            for some, at in zip(rows.tensor_split(2), turn.tensor_split(2), strict=True):
-                self._strike(some, at, part, p)
+        """Attacks pairs (row, turn), in halves where a CUDA device runs out of memory."""
+        if self._within_memory(rows, partial(self._attempt, rows, turn, part, p)):
             return
+        for some, at in zip(rows.tensor_split(2), turn.tensor_split(2), strict=True):
+            self._strike(some, at, part, p)
+
+    def _attempt(self, rows: Tensor, turn: Tensor, part: Part, p: int) -> None:
+        x, y = self.load(rows)
+        delta = self._search(x, y.long(), rows, turn, part)
+        verdict = judge(self.model, x, y.long(), delta, self.threat, self.ledger.passes)
         worst = self.ledger.enter(rows, verdict, p, turn)
         if self.keep is not None and bool(worst.any()):
             self.keep[rows[worst]] = verdict.x_adv[worst.to(self.device)].to(self.keep)

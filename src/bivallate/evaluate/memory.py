@@ -7,10 +7,13 @@ import os
 import torch
 from torch import Tensor, nn
 
-__all__ = ["estimate_batch", "example_bytes", "example_work"]
+from bivallate.errors import UserError
+
+__all__ = ["NO_ROOM", "estimate_batch", "example_bytes", "example_work"]
 
 CAP = 2048  # beyond this a larger batch is no faster
 CACHED = 2**27  # bytes: on a processor, a batch whose activations leave the cache is slower
+NO_ROOM = "one point does not fit into the device's memory; use --device cpu"
 SHARE = 0.25  # of the free memory that an evaluation may take
 
 
@@ -57,9 +60,12 @@ def free_bytes(device: torch.device) -> int:
 def estimate_batch(model: nn.Module, x: Tensor, shares: int = 1) -> int:
     """Points to attack at once, in so many shares, so that a quarter of the free memory suffices for all.
 
-    Cost: one forward of one point.
+    Cost: one forward of one point. Raises UserError if that one does not fit into a CUDA device's memory.
     """
-    need = max(1, example_bytes(model, x[:1]))
+    try:
+        need = max(1, example_bytes(model, x[:1]))
+    except torch.cuda.OutOfMemoryError:
+        raise UserError(NO_ROOM) from None
     room = int(SHARE * free_bytes(x.device) // need)
     useful = min(512, max(64, CACHED // need)) if x.device.type == "cpu" else CAP
     return max(1, min(useful * shares, room))
