@@ -29,6 +29,7 @@ from bivallate.evaluate.points import (
     points,
     select,
 )
+from bivallate.evaluate.precision import without_autocast
 from bivallate.evaluate.progress import Progress
 from bivallate.evaluate.score import Score
 from bivallate.lower.problem import evaluating, frozen
@@ -41,6 +42,7 @@ WORTH = 50_000  # passes above which a copy of the model made for speed pays for
 CLASSES = 10  # for that estimate, made before the model has said how many there are
 
 
+@torch.inference_mode(False)  # a caller may be in it; attacks need gradients
 def evaluate(
     model: nn.Module | Callable[[Tensor], Tensor],
     data: Any,
@@ -101,6 +103,7 @@ def evaluate(
     return _score(hunt, prints)
 
 
+@torch.inference_mode(False)
 def attack(
     model: nn.Module | Callable[[Tensor], Tensor],
     x: Tensor,
@@ -132,17 +135,19 @@ def attack(
 def _placed(
     model: nn.Module | Callable[[Tensor], Tensor], device: torch.device | str | None
 ) -> Iterator[tuple[nn.Module, torch.device, torch.dtype]]:
-    """The model in eval mode, frozen, on a device and in float32 or better; a copy if it must be moved."""
+    """The model in eval mode, frozen, on a device and in float32 or better; a copy if it must be moved, or if
+    its tensors were made in inference mode, of which autograd keeps away."""
     module = model if isinstance(model, nn.Module) else _Callable(model)
     tensors = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
     here = tensors[0].device if tensors else torch.device("cpu")
     dtype = tensors[0].dtype if tensors else torch.float32
     where = torch.device(device) if device is not None else here
-    if where != here and not (where.type == here.type and where.index is None):
+    moved = where != here and not (where.type == here.type and where.index is None)
+    if moved or any(t.is_inference() for t in tensors):
         module = copy.deepcopy(module).to(where)
     if dtype in (torch.float16, torch.bfloat16):
         module, dtype = copy.deepcopy(module).float(), torch.float32
-    with evaluating(module), frozen(module):
+    with evaluating(module), frozen(module), without_autocast(where):
         yield module, where, dtype
 
 

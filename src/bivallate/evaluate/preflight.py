@@ -71,6 +71,7 @@ class Preflight:
         return "\n".join(["pre-flight:", *(f"  {finding}" for finding in self.findings)])
 
 
+@torch.inference_mode(False)  # a caller may be in it
 def preflight(
     model: nn.Module | Callable[[Tensor], Tensor], data: Any, threat: ThreatModel | None = None
 ) -> Preflight:

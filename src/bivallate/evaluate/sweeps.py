@@ -62,6 +62,7 @@ def eps_curve(
     return curve
 
 
+@torch.inference_mode(False)  # a caller may be in it
 def minimal_distances(
     model: nn.Module | Callable[[Tensor], Tensor],
     data: Any,

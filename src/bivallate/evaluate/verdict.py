@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError
+from bivallate.evaluate.precision import full_float32, without_autocast
 from bivallate.lower.objective import logit_margin
 from bivallate.lower.threat import TINY, ThreatModel
 from bivallate.types import Passes, per_example
@@ -33,9 +34,13 @@ class Verdict:
 
 
 def logits_of(model: nn.Module, x: Tensor, passes: Passes) -> Tensor:
-    """(B, K) finite logits without graph, in float32 or better. Cost: one forward."""
+    """(B, K) finite logits without graph, in float32 or better, without TensorFloat-32 and without an
+    autocast that the caller may be in.
+
+    Cost: one forward.
+    """
     passes.forward += len(x)
-    with torch.no_grad():
+    with torch.no_grad(), without_autocast(x.device), full_float32():
         logits = model(x)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
