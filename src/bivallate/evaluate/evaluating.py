@@ -70,11 +70,13 @@ def evaluate(
         data: a split, or a pair (x, y) of tensors with x (N, C, H, W) in [0, 1].
         attack: a name (see `attacks()`), an `Attack` or a single part.
         n, first: evaluate a seeded random subset of so many points, or the leading ones.
-        batch_size: points at once; estimated from the free memory if not given.
+        batch_size: points at once; estimated from the free memory if not given. A resume takes that of its
+            file unless one is given here.
         device: where to work; where the model is if not given. The model itself stays where it is.
         progress: called after every piece of work.
         resume: file that keeps every verdict; if it exists, the evaluation goes on from there, to the same
-            verdicts. It stays when the evaluation is done, so delete it once the score is saved.
+            verdicts. It stays when the evaluation is done, so delete it once the score is saved. A model that
+            is random cannot be resumed.
 
     Raises:
         UserError: images outside [0, 1], labels outside the classes, empty data, NaN logits, an unknown
@@ -97,8 +99,7 @@ def evaluate(
         prints = data_fingerprint(source, index), model_fingerprint(module)
         if resume is not None:
             hunt.file, hunt.key = resume, _key(prints, chosen, threat, seed)
-            if Path(resume).exists():
-                hunt = replace(hunt, ledger=Ledger.load(resume, hunt.key))
+            hunt = replace(hunt, ledger=_resumed(hunt, resume, batch_size))
         hunt.run()
     return _score(hunt, prints)
 
@@ -238,6 +239,20 @@ def _logits_and_slope(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         weights = torch.linspace(1, 2, logits.shape[1]).to(logits)
         (grad,) = torch.autograd.grad((logits * weights).sum(), point)
     return logits.detach(), grad
+
+
+def _resumed(hunt: Hunt, file: str | os.PathLike[str], batch_size: int | None) -> Ledger:
+    """The ledger kept in a file if there is one, else the hunt's own, which knows its model from now on."""
+    sample = hunt.sample()
+    if not Path(file).exists():
+        return replace(hunt.ledger, sample=sample)
+    ledger = Ledger.load(file, hunt.key)
+    if not ledger.is_of(sample):
+        raise UserError(
+            f"{file} was begun with another model: its logits on the same points differ. A model that is "
+            "random cannot be told from another, nor be resumed. Delete the file or name another one"
+        )
+    return replace(ledger, batch_size=batch_size or ledger.batch_size)
 
 
 def _key(prints: tuple[str, str], chosen: Attack, threat: ThreatModel, seed: int) -> str:

@@ -33,6 +33,7 @@ __all__ = ["Hunt", "Turns"]
 
 
 TURN = 1 << 40  # rows are below this
+SAMPLE = 8  # points whose logits tell one model from another
 FEWEST = 8  # points that are worth a thread
 LEAST = 1 << 24  # multiplications of a forward that are: below, threads wait for each other's interpreter
 
@@ -126,6 +127,15 @@ class Hunt:
             self._save()
             self._report(part.name)
 
+    def sample(self) -> Tensor:
+        """(k, K) logits of the first few points."""
+        logits = []
+        for rows in torch.arange(min(SAMPLE, len(self.index))).split(self.ledger.batch_size):
+            x, _ = self.load(rows)
+            check_images(x)
+            logits.append(logits_of(self.model, x, Passes()).cpu())
+        return torch.cat(logits)
+
     def _clean(self) -> None:
         done = 0
         while done < len(self.index):
@@ -163,22 +173,23 @@ class Hunt:
         return x, y.to(self.device)
 
     def _work(self) -> Iterator[tuple[Position, Part, range, Tensor]]:
-        """Pieces of work from the ledger's position on; a resumed hunt cuts them exactly as the first did."""
+        """Pieces of work from the ledger's position on; with the same batch size, a resumed hunt cuts them
+        exactly as the first did."""
         ledger = self.ledger
         start = ledger.position
-        for p, part in enumerate(self.attack.parts):
-            turn, count = 0, part.turns(ledger.classes)
+        for p, part in list(enumerate(self.attack.parts))[start.part :]:
+            turn, count = start.turn if p == start.part else 0, part.turns(ledger.classes)
             while turn < count:
                 at = Position(p, turn)
                 living = ledger.living(at)
-                together = max(1, min(count - turn, ledger.batch_size // max(1, len(living))))
-                done = start.offset if (p, turn) == (start.part, start.turn) else 0
-                if (p, turn) < (start.part, start.turn):
-                    done = len(living)
+                done = start.offset if at == replace(start, offset=0) else 0
+                room = ledger.batch_size // max(1, len(living)) if done == 0 else 1
+                together = max(1, min(count - turn, room))
                 while done < len(living):
                     rows = living[done : done + ledger.batch_size]
                     done += len(rows)
-                    ledger.position = Position(p, turn, done)
+                    over = done == len(living)
+                    ledger.position = Position(p, turn + together) if over else Position(p, turn, done)
                     yield at, part, range(turn, turn + together), rows
                 turn += together
         ledger.position = Position(len(self.attack.parts))
