@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError, check_seed
-from bivallate.evaluate.attacks import Attack, Part, parse
+from bivallate.evaluate.attacks import Attack, Part, at_least_one, parse
 from bivallate.evaluate.crew import Crew
 from bivallate.evaluate.hunt import Hunt
 from bivallate.evaluate.ledger import Ledger
@@ -24,6 +24,7 @@ from bivallate.evaluate.memory import estimate_batch, example_work
 from bivallate.evaluate.points import (
     Points,
     check_images,
+    check_threat,
     data_fingerprint,
     model_fingerprint,
     points,
@@ -91,6 +92,7 @@ def evaluate(
         True
     """
     check_seed(seed)
+    check_threat(threat)
     chosen, source = parse(attack), points(data)
     index = select(len(source), n, first, seed)
     with _placed(model, device) as (module, where, dtype):
@@ -115,19 +117,24 @@ def attack(
     seed: int = 0,
     batch_size: int | None = None,
 ) -> Tensor:
-    """Adversarial examples: of x's shape, type and device, in [0, 1] and within the threat of x.
+    """Adversarial examples: of x's shape and device, without graph, in [0, 1] and within the threat of x.
 
+    They are of x's type, but float32 where x is in half precision, which would round them to outside the threat.
     Every point is attacked, also one that is wrong on the clean image. Where several parts or restarts are
     run, the first point that fools the model is returned, else the one with the lowest margin.
     """
-    check_images(x)
+    check_seed(seed)
+    check_threat(threat)
     chosen, source = parse(name), points((x, y))
+    x = x.detach()
+    check_images(x)
+    kind = torch.promote_types(x.dtype, torch.float32)
     if len(x) == 0:
-        return x.clone()
+        return x.to(kind)
     with _placed(model, None) as (module, where, dtype):
         index = torch.arange(len(x))
         hunt = _hunt(module, source, index, threat, chosen, seed, batch_size, where, dtype)
-        hunt.keep = torch.empty_like(x)
+        hunt.keep = torch.empty_like(x, dtype=kind)
         hunt.run(every=True)
     return hunt.keep.clamp_(0, 1)
 
@@ -142,7 +149,7 @@ def _placed(
     tensors = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
     here = tensors[0].device if tensors else torch.device("cpu")
     dtype = tensors[0].dtype if tensors else torch.float32
-    where = torch.device(device) if device is not None else here
+    where = _device(device) if device is not None else here
     moved = where != here and not (where.type == here.type and where.index is None)
     if moved or any(t.is_inference() for t in tensors):
         module = copy.deepcopy(module).to(where)
@@ -150,6 +157,17 @@ def _placed(
         module, dtype = copy.deepcopy(module).float(), torch.float32
     with evaluating(module), frozen(module), without_autocast(where):
         yield module, where, dtype
+
+
+def _device(name: torch.device | str) -> torch.device:
+    """The device. Raises UserError for one that is not there."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {name!r} cannot be used: {reason}; use 'cpu', or leave it out") from error
+    return device
 
 
 class _Callable(nn.Module):
@@ -174,8 +192,8 @@ def _hunt(
     where: torch.device,
     dtype: torch.dtype,
 ) -> Hunt:
-    if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
-        raise UserError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+    if batch_size is not None:
+        at_least_one("evaluation", batch_size=batch_size)
     x, _ = source.tensors(index[:2])
     check_images(x)
     x = x.to(where, dtype)

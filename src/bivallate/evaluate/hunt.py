@@ -19,7 +19,7 @@ from bivallate.evaluate.attacks import Attack, Part
 from bivallate.evaluate.crew import Crew
 from bivallate.evaluate.ledger import Ledger, Position
 from bivallate.evaluate.memory import NO_ROOM
-from bivallate.evaluate.points import Points, check_images, check_labels
+from bivallate.evaluate.points import Points, check_images, check_labels, whole_labels
 from bivallate.evaluate.progress import Progress
 from bivallate.evaluate.score import ROBUST
 from bivallate.evaluate.verdict import judge, logits_of
@@ -148,7 +148,7 @@ class Hunt:
         check_images(x)
         logits = logits_of(self.model, x, self.ledger.passes)
         check_labels(y, logits.shape[1])
-        self.ledger.enter_clean(rows, y, logits, logit_margin(logits, y.long()))
+        self.ledger.enter_clean(rows, y, logits, logit_margin(logits, y))
         if self.keep is not None:
             self.keep[rows] = x.to(self.keep)
 
@@ -166,11 +166,11 @@ class Hunt:
         return False
 
     def load(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(x, y) of rows of the ledger, on the device."""
+        """(x, y) of rows of the ledger, on the device; y is int64."""
         x, y = self.source.tensors(self.index[rows])
         if x.is_floating_point():
             x = x.to(self.device, self.dtype)
-        return x, y.to(self.device)
+        return x, whole_labels(y).to(self.device)
 
     def _work(self) -> Iterator[tuple[Position, Part, range, Tensor]]:
         """Pieces of work from the ledger's position on; with the same batch size, a resumed hunt cuts them
@@ -203,8 +203,8 @@ class Hunt:
 
     def _attempt(self, rows: Tensor, turn: Tensor, part: Part, p: int) -> None:
         x, y = self.load(rows)
-        delta = self._search(x, y.long(), rows, turn, part)
-        verdict = judge(self.model, x, y.long(), delta, self.threat, self.ledger.passes)
+        delta = self._search(x, y, rows, turn, part)
+        verdict = judge(self.model, x, y, delta, self.threat, self.ledger.passes)
         worst = self.ledger.enter(rows, verdict, p, turn)
         if self.keep is not None and bool(worst.any()):
             self.keep[rows[worst]] = verdict.x_adv[worst.to(self.device)].to(self.keep)

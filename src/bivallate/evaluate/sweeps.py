@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError
-from bivallate.evaluate.attacks import Attack, Part, parse
+from bivallate.evaluate.attacks import Attack, Part, at_least_one, parse
 from bivallate.evaluate.evaluating import attack as craft
 from bivallate.evaluate.evaluating import evaluate
-from bivallate.evaluate.points import points, select
+from bivallate.evaluate.points import points, select, whole_labels
 from bivallate.evaluate.score import Score
 from bivallate.lower.fab import FAB
 from bivallate.lower.objective import Towards, runner_up
@@ -79,11 +79,13 @@ def minimal_distances(
 
     Zero where the clean image is wrong, infinite where nothing was found. Confirmed by a fresh forward.
     """
+    at_least_one("minimal distances", steps=steps, targets=targets, batch_size=batch_size)
     source, found = points(data), []
     ball = make_threat(norm, 1.0)
     module = model if isinstance(model, nn.Module) else None
     for rows in select(len(source), n, first, seed).split(batch_size):
         x, y = source.tensors(rows)
+        y = whole_labels(y)
         if module is None:
             found.append(_distances(model, x, y, rows, ball, steps, targets))
             continue
@@ -103,7 +105,7 @@ def _distances(
     steps: int,
     targets: int,
 ) -> Tensor:
-    problem = LowerProblem(model, Batch(x, y.long(), rows), Towards(y), ball)
+    problem = LowerProblem(model, Batch(x, y, rows), Towards(y), ball)
     clean = problem.clean_logits
     best = torch.full_like(clean[:, 0], torch.inf)
     for rank in range(min(targets, clean.shape[1] - 1)):
