@@ -138,6 +138,27 @@ def test_a_copy_that_cannot_be_used_is_not_used():
     assert _scout(random, x) is random
 
 
+class Clipped(nn.Module):
+    """The same function as another on images within bounds, and on no others."""
+
+    def __init__(self, model, low: float, high: float) -> None:
+        super().__init__()
+        self.model, self.low, self.high = model, low, high
+
+    def forward(self, x):
+        return self.model(x.clamp(self.low, self.high))
+
+
+def test_a_copy_that_differs_away_from_the_clean_points_is_not_used(monkeypatch):
+    x = 0.3 + 0.4 * cloud(2, (1, 8, 8))
+    model = affine(64, 4).eval().requires_grad_(False)
+    prepare = importlib.import_module("bivallate.models.prepare")
+    copied = Clipped(model, 0.25, 0.75)
+    assert torch.equal(copied(x), model(x))
+    monkeypatch.setattr(prepare, "fold_batchnorm", lambda *args, **options: copied)
+    assert _scout(model, x) is model
+
+
 class Jitter(nn.Module):
     """Never the same twice."""
 

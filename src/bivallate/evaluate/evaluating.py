@@ -35,11 +35,13 @@ from bivallate.evaluate.progress import Progress
 from bivallate.evaluate.score import Score
 from bivallate.lower.problem import evaluating, frozen
 from bivallate.lower.threat import ThreatModel
+from bivallate.noise import Noise
 from bivallate.parts import encode
 
 __all__ = ["attack", "evaluate"]
 
 WORTH = 50_000  # passes above which a copy of the model made for speed pays for making it
+NEAR = 0.1  # of the perturbed images on which such a copy is checked
 CLASSES = 10  # for that estimate, made before the model has said how many there are
 
 
@@ -119,7 +121,7 @@ def attack(
 ) -> Tensor:
     """Adversarial examples: of x's shape and device, without graph, in [0, 1] and within the threat of x.
 
-    They are of x's type, but float32 where x is in half precision, which would round them to outside the threat.
+    They are of x's type, but float32 where x is in half precision, which would round them out of the threat.
     Every point is attacked, also one that is wrong on the clean image. Where several parts or restarts are
     run, the first point that fools the model is returned, else the one with the lowest margin.
     """
@@ -227,7 +229,7 @@ def _scout(model: nn.Module, x: Tensor) -> nn.Module:
         from bivallate.models.prepare import fold_batchnorm
         from bivallate.models.stem import quick_stems
 
-        on_processor = x.device.type == "cpu" and x.ndim == 4
+        x, on_processor = _around(x), x.device.type == "cpu" and x.ndim == 4
         for quick in (on_processor, False):
             copied = fold_batchnorm(model, x, channels_last=quick)
             copied = quick_stems(copied) if quick else copied
@@ -236,6 +238,12 @@ def _scout(model: nn.Module, x: Tensor) -> nn.Module:
     except Exception:  # copying and calling run foreign code: whatever it raises, the model itself is right
         pass
     return model
+
+
+def _around(x: Tensor) -> Tensor:
+    """Images x, each perturbed a little, and noise alone: where a search goes, a copy must hold too."""
+    noise = Noise(0, torch.arange(len(x), device=x.device)).uniform("scout", tuple(x.shape[1:]), x.dtype)
+    return torch.cat([x, (x + NEAR * (2 * noise - 1)).clamp(0, 1), noise])
 
 
 def _agree(model: nn.Module, scout: nn.Module, x: Tensor) -> bool:
