@@ -13,7 +13,7 @@ from torch import nn
 import bivallate as bv
 from bivallate.errors import UserError
 from bivallate.evaluate import evaluate
-from bivallate.evaluate.evaluating import _scout
+from bivallate.evaluate.evaluating import _Callable, _scout
 from bivallate.evaluate.memory import estimate_batch, example_bytes, example_work
 from bivallate.parts import part
 
@@ -109,6 +109,25 @@ def test_the_estimate_follows_the_activations():
     assert example_bytes(large, x) > 3 * 2 * 4 * 10**6
     assert estimate_batch(large, x) < estimate_batch(small, x)
     assert estimate_batch(large, x) >= 1
+
+
+def test_a_function_is_measured_by_what_autograd_keeps():
+    x = cloud(1, (1, 8, 8))
+    weight = torch.randn(100, 64)
+
+    def deep(images):
+        hidden = images.flatten(1) @ weight.T
+        for _ in range(50):
+            hidden = hidden.tanh()
+        return hidden[:, :3]
+
+    def detached(images):
+        return torch.tensor(images.numpy().reshape(len(images), -1)[:, :3])
+
+    activations = 50 * 100 * 4
+    assert 3 * activations <= example_bytes(_Callable(deep), x) <= 4 * activations, "weights do not count"
+    assert example_bytes(_Callable(detached), x) == 3 * 12 + 16 * x.nbytes
+    assert not x.requires_grad
 
 
 def test_work_is_what_the_layers_multiply():
