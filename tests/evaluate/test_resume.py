@@ -121,7 +121,7 @@ def test_a_file_of_another_evaluation_or_a_torn_one_is_refused(robust_model, hel
 
 
 @pytest.mark.parametrize("sizes", [(10, 4), (4, 30), (30, 7), (100, 5), (5, 100)], ids=str)
-@pytest.mark.parametrize(("part", "occurrence"), [("apgd-ce", 1), ("apgd-t", 2), ("fab-t", 2)])
+@pytest.mark.parametrize(("part", "occurrence"), [("apgd-ce", 1), ("apgd-t", 2), ("fab-t", 3)])
 def test_a_batch_size_that_is_given_wins_on_resume(
     robust_model, held_out, whole, tmp_path, sizes, part, occurrence, monkeypatch
 ):
@@ -189,3 +189,15 @@ def test_progress_reaches_the_end_and_never_promises_too_little(robust_model, he
     assert moments[-1].robust_accuracy == score.robust_accuracy
     assert all(m.robust_accuracy >= score.robust_accuracy for m in moments)
     assert all(m.seconds_left >= 0 for m in moments[1:])
+
+
+def test_a_part_is_named_before_its_work(robust_model, held_out):
+    names, living = [], []
+
+    def shown(moment) -> None:
+        names.append(moment.part)
+        living.append(moment.living)
+
+    evaluate(robust_model, held_out, bv.Linf(0.1), SHORT, first=8, batch_size=64, progress=shown)
+    assert names == ["clean", *(name for part in SHORT.parts for name in (part.name, part.name))]
+    assert living[1::2] == living[:-1:2], "nothing has happened yet when a part begins"

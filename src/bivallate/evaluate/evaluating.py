@@ -76,7 +76,7 @@ def evaluate(
         batch_size: points at once; estimated from the free memory if not given. A resume takes that of its
             file unless one is given here.
         device: where to work; where the model is if not given. The model itself stays where it is.
-        progress: called after every piece of work.
+        progress: called when a part begins and after every piece of work.
         resume: file that keeps every verdict; if it exists, the evaluation goes on from there, to the same
             verdicts. It stays when the evaluation is done, so delete it once the score is saved. A model that
             is random cannot be resumed.

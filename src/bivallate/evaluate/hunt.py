@@ -179,6 +179,7 @@ class Hunt:
         start = ledger.position
         for p, part in list(enumerate(self.attack.parts))[start.part :]:
             turn, count = start.turn if p == start.part else 0, part.turns(ledger.classes)
+            self._report(part.name)  # some parts are one long piece
             while turn < count:
                 at = Position(p, turn)
                 living = ledger.living(at)
