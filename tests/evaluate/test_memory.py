@@ -13,8 +13,9 @@ from torch import nn
 import bivallate as bv
 from bivallate.errors import UserError
 from bivallate.evaluate import evaluate
-from bivallate.evaluate.evaluating import _Callable, _scout
+from bivallate.evaluate.evaluating import _Callable
 from bivallate.evaluate.memory import estimate_batch, example_bytes, example_work
+from bivallate.evaluate.scout import scout_of
 from bivallate.parts import part
 
 
@@ -151,10 +152,10 @@ class Viewing(nn.Module):
 def test_a_copy_that_cannot_be_used_is_not_used():
     x = cloud(2, (1, 8, 8))
     model = Viewing().eval().requires_grad_(False)
-    scout = _scout(model, x)
+    scout = scout_of(model, x)
     assert torch.allclose(scout(x), model(x), atol=1e-6)
     random = nn.Sequential(affine(64, 4), Jitter()).eval().requires_grad_(False)
-    assert _scout(random, x) is random
+    assert scout_of(random, x) is random
 
 
 class Clipped(nn.Module):
@@ -175,7 +176,7 @@ def test_a_copy_that_differs_away_from_the_clean_points_is_not_used(monkeypatch)
     copied = Clipped(model, 0.25, 0.75)
     assert torch.equal(copied(x), model(x))
     monkeypatch.setattr(prepare, "fold_batchnorm", lambda *args, **options: copied)
-    assert _scout(model, x) is model
+    assert scout_of(model, x) is model
 
 
 class Jitter(nn.Module):
