@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import weakref
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from torch import nn
 import bivallate as bv
 from bivallate.errors import UserError
 from bivallate.evaluate import evaluate
-from bivallate.evaluate.evaluating import _scout
+from bivallate.evaluate.evaluating import _Callable
 from bivallate.evaluate.memory import estimate_batch, example_bytes, example_work
+from bivallate.evaluate.scout import scout_of
 from bivallate.parts import part
 
 
@@ -46,6 +48,60 @@ def test_the_batch_shrinks_when_memory_runs_out(robust_model, held_out):
         evaluate(robust_model, held_out, threat, Hungry(0))
 
 
+@part
+class Hoarder:
+    """Runs out of memory if the tensors of a failed attempt still live."""
+
+    name: str = "hoarder"
+
+    def turns(self, classes: int) -> int:
+        return 1
+
+    def cost(self) -> float:
+        return 1
+
+    def search(self, problem, turn):
+        large = torch.zeros_like(problem.x)
+        assert all(kept() is None for kept in ATTEMPTS), "a failed attempt is let go before the next"
+        ATTEMPTS.append(weakref.ref(large))
+        if len(large) > 4:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return large
+
+
+ATTEMPTS: list[weakref.ref] = []
+
+
+def test_what_a_failed_attempt_held_is_free_before_the_next():
+    x, model = cloud(16, (1, 8, 8)), affine(64, 3)
+    ATTEMPTS.clear()
+    evaluate(model, (x, model(x).argmax(1)), bv.Linf(0.01), Hoarder(), batch_size=16)
+    assert len(ATTEMPTS) == 7, "one of 16, two of 8 and four of 4"
+
+
+class Fits(nn.Module):
+    """A model that runs out of memory with more than so many points."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.body, self.most = affine(64, 3), most
+
+    def forward(self, x):
+        if len(x) > self.most:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return self.body(x)
+
+
+def test_the_clean_pass_steps_down_too():
+    x, y = cloud(50, (1, 8, 8)), torch.zeros(50, dtype=torch.int64)
+    for most in (1, 6):
+        tight, usual = (evaluate(Fits(k), (x, y), bv.Linf(0.1), "clean", batch_size=50) for k in (most, 50))
+        assert torch.equal(tight.predicted, usual.predicted)
+    for size in (None, 50):
+        with pytest.raises(UserError, match="one point does not fit"):
+            evaluate(Fits(0), (x, y), bv.Linf(0.1), "clean", batch_size=size)
+
+
 def test_the_estimate_follows_the_activations():
     small, large = (
         nn.Sequential(nn.Flatten(), nn.Linear(64, k), nn.ReLU(), nn.Linear(k, 2)) for k in (10, 10**6)
@@ -54,6 +110,25 @@ def test_the_estimate_follows_the_activations():
     assert example_bytes(large, x) > 3 * 2 * 4 * 10**6
     assert estimate_batch(large, x) < estimate_batch(small, x)
     assert estimate_batch(large, x) >= 1
+
+
+def test_a_function_is_measured_by_what_autograd_keeps():
+    x = cloud(1, (1, 8, 8))
+    weight = torch.randn(100, 64)
+
+    def deep(images):
+        hidden = images.flatten(1) @ weight.T
+        for _ in range(50):
+            hidden = hidden.tanh()
+        return hidden[:, :3]
+
+    def detached(images):
+        return torch.tensor(images.numpy().reshape(len(images), -1)[:, :3])
+
+    activations = 50 * 100 * 4
+    assert 3 * activations <= example_bytes(_Callable(deep), x) <= 4 * activations, "weights do not count"
+    assert example_bytes(_Callable(detached), x) == 3 * 12 + 16 * x.nbytes
+    assert not x.requires_grad
 
 
 def test_work_is_what_the_layers_multiply():
@@ -77,10 +152,31 @@ class Viewing(nn.Module):
 def test_a_copy_that_cannot_be_used_is_not_used():
     x = cloud(2, (1, 8, 8))
     model = Viewing().eval().requires_grad_(False)
-    scout = _scout(model, x)
+    scout = scout_of(model, x)
     assert torch.allclose(scout(x), model(x), atol=1e-6)
     random = nn.Sequential(affine(64, 4), Jitter()).eval().requires_grad_(False)
-    assert _scout(random, x) is random
+    assert scout_of(random, x) is random
+
+
+class Clipped(nn.Module):
+    """The same function as another on images within bounds, and on no others."""
+
+    def __init__(self, model, low: float, high: float) -> None:
+        super().__init__()
+        self.model, self.low, self.high = model, low, high
+
+    def forward(self, x):
+        return self.model(x.clamp(self.low, self.high))
+
+
+def test_a_copy_that_differs_away_from_the_clean_points_is_not_used(monkeypatch):
+    x = 0.3 + 0.4 * cloud(2, (1, 8, 8))
+    model = affine(64, 4).eval().requires_grad_(False)
+    prepare = importlib.import_module("bivallate.models.prepare")
+    copied = Clipped(model, 0.25, 0.75)
+    assert torch.equal(copied(x), model(x))
+    monkeypatch.setattr(prepare, "fold_batchnorm", lambda *args, **options: copied)
+    assert scout_of(model, x) is model
 
 
 class Jitter(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,10 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from tests.evaluate import killed
+from tests.evaluate.conftest import affine
+from torch import nn
 
 import bivallate as bv
 from bivallate.errors import UserError
 from bivallate.evaluate import evaluate
+from bivallate.evaluate.hunt import Hunt
 
 SHORT = killed.SHORT
 
@@ -116,6 +120,64 @@ def test_a_file_of_another_evaluation_or_a_torn_one_is_refused(robust_model, hel
         evaluate(robust_model, held_out, bv.Linf(0.1), "fgsm", first=10, resume=file)
 
 
+@pytest.mark.parametrize("sizes", [(10, 4), (4, 30), (30, 7), (100, 5), (5, 100)], ids=str)
+@pytest.mark.parametrize(("part", "occurrence"), [("apgd-ce", 1), ("apgd-t", 2), ("fab-t", 3)])
+def test_a_batch_size_that_is_given_wins_on_resume(
+    robust_model, held_out, whole, tmp_path, sizes, part, occurrence, monkeypatch
+):
+    file, threat, options = tmp_path / "progress.json", bv.Linf(0.08), {"first": 24, "seed": 5}
+    stop = killer(part, occurrence)
+    with contextlib.suppress(Killed):  # a large batch takes all targets at once, and reports but once
+        evaluate(
+            robust_model, held_out, threat, SHORT, resume=file, progress=stop, batch_size=sizes[0], **options
+        )
+    most = []
+    strike = Hunt._attempt
+    monkeypatch.setattr(
+        Hunt, "_attempt", lambda h, rows, *a: (most.append(len(rows)), strike(h, rows, *a))[1]
+    )
+    resumed = evaluate(robust_model, held_out, threat, SHORT, resume=file, batch_size=sizes[1], **options)
+    assert max(most, default=0) <= sizes[1]
+    assert torch.equal(whole.stage, resumed.stage)
+    assert torch.allclose(whole.margin, resumed.margin, atol=1e-3)
+
+
+class Tempered(nn.Module):
+    """A model whose function depends on what is in no state_dict."""
+
+    def __init__(self, power: float) -> None:
+        super().__init__()
+        self.body, self.power = affine(64, 4), power
+
+    def forward(self, x):
+        return self.body(x**self.power)
+
+
+def test_a_file_knows_its_model_by_its_logits(held_out, tmp_path):
+    file, data = tmp_path / "progress.json", (held_out[0], held_out[1] % 4)
+    one, other = Tempered(1.0), Tempered(1.5)
+    for first, second in ((one, other), (lambda x: one(x), lambda x: other(x))):
+        score = evaluate(first, data, bv.Linf(0.1), "fgsm", resume=file, batch_size=50)
+        again = evaluate(first, data, bv.Linf(0.1), "fgsm", resume=file, batch_size=3)
+        assert torch.equal(score.margin, again.margin)
+        with pytest.raises(UserError, match="another model"):
+            evaluate(second, data, bv.Linf(0.1), "fgsm", resume=file)
+        file.unlink()
+
+
+def test_a_random_model_is_told_that_it_cannot_be_resumed(held_out, tmp_path):
+    body, file = affine(64, 10), tmp_path / "progress.json"
+    generator = torch.Generator().manual_seed(0)
+
+    def noisy(x):
+        logits = body(x)
+        return logits + 0.1 * torch.randn(logits.shape, generator=generator)
+
+    evaluate(noisy, held_out, bv.Linf(0.1), "fgsm", resume=file)
+    with pytest.raises(UserError, match="random"):
+        evaluate(noisy, held_out, bv.Linf(0.1), "fgsm", resume=file)
+
+
 def test_progress_reaches_the_end_and_never_promises_too_little(robust_model, held_out):
     moments = []
     score = evaluate(
@@ -127,3 +189,15 @@ def test_progress_reaches_the_end_and_never_promises_too_little(robust_model, he
     assert moments[-1].robust_accuracy == score.robust_accuracy
     assert all(m.robust_accuracy >= score.robust_accuracy for m in moments)
     assert all(m.seconds_left >= 0 for m in moments[1:])
+
+
+def test_a_part_is_named_before_its_work(robust_model, held_out):
+    names, living = [], []
+
+    def shown(moment) -> None:
+        names.append(moment.part)
+        living.append(moment.living)
+
+    evaluate(robust_model, held_out, bv.Linf(0.1), SHORT, first=8, batch_size=64, progress=shown)
+    assert names == ["clean", *(name for part in SHORT.parts for name in (part.name, part.name))]
+    assert living[1::2] == living[:-1:2], "nothing has happened yet when a part begins"

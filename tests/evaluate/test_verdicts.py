@@ -11,7 +11,9 @@ from torch import nn
 
 import bivallate as bv
 from bivallate.evaluate import Attack, RandomNoise, Score, attack, evaluate, parse
+from bivallate.evaluate.verdict import judge
 from bivallate.parts import part
+from bivallate.types import Passes
 
 FAST = ("clean", "fgsm", "pgd-3", "pgd-2-2", "cw-3-1", "noise-2", "apgd-ce-5", "apgd-dlr-5", "apgd-t-5")
 SLOW = ("fab-t-4", "fab-3-2", "square-20", "multitargeted-3", "pgd-best-3")
@@ -211,3 +213,27 @@ def test_noise_is_weaker_than_pgd(robust_model, held_out):
     pgd = evaluate(robust_model, held_out, bv.Linf(0.1), "pgd-10")
     assert isinstance(noise, Score)
     assert pgd.robust_accuracy < noise.robust_accuracy <= noise.clean_accuracy
+
+
+@pytest.mark.parametrize("threat", [bv.L2(10.0), bv.L2(40.0), bv.Linf(0.9)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_in_a_large_ball_hides_no_success_and_lets_none_out(threat, dtype):
+    x = cloud(40, (3, 64, 64)).to(dtype)
+    model = affine(3 * 64 * 64, 4).to(dtype)
+    y = model(x).argmax(1)
+    far = 5 * (cloud(40, (3, 64, 64), seed=1).to(dtype) - 0.5)
+    passes = Passes()
+    verdict = judge(model, x, y, threat.project(far, x), threat, passes)
+    assert torch.equal(verdict.fooled, verdict.predicted != y), "no candidate is refused for its rounding"
+    assert int(verdict.fooled.sum()) > 0
+    size = threat.size(verdict.x_adv.double() - x.double())
+    assert float(size.max()) <= threat.eps + 1e-6
+    assert float(size.min()) >= threat.eps - 1e-4
+
+
+@pytest.mark.parametrize("threat", [bv.L2(10.0), bv.Linf(0.1)], ids=str)
+def test_a_candidate_that_the_projection_leaves_outside_is_not_a_success(threat):
+    x = cloud(10, (3, 64, 64))
+    model = affine(3 * 64 * 64, 4)
+    verdict = judge(model, x, model(x).argmax(1), torch.full_like(x, 1e30), threat, Passes())
+    assert float(threat.size(verdict.x_adv.double() - x.double()).max()) <= threat.eps + 1e-6

@@ -19,6 +19,7 @@ from bivallate.lower.objective import (
     logit_margin,
     runner_up,
 )
+from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.square import Square, bump, pattern, share
 from bivallate.noise import Noise
@@ -244,3 +245,33 @@ def test_answers_do_not_depend_on_company(solver):
 
     everything, some = torch.arange(10), torch.tensor([7, 2, 5])
     assert torch.allclose(answer(everything)[some], answer(some), atol=1e-9)
+
+
+class Noisy(nn.Module):
+    """A small network whose logits are never the same twice."""
+
+    def __init__(self, noise: float) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 3))
+        self.noise, self.generator = noise, torch.Generator().manual_seed(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.body(x)
+        return logits + self.noise * torch.randn(logits.shape, generator=self.generator)
+
+
+@pytest.mark.parametrize("objective", [CrossEntropy(), DLR()], ids=["ce", "dlr"])
+def test_on_a_random_model_averaging_draws_is_no_weaker_than_pgd(objective):
+    torch.manual_seed(0)
+    model, x, threat = Noisy(0.6), interior(100), bv.Linf(0.06)
+    y = model.body(x).argmax(1)
+
+    def accuracy(solver) -> float:
+        delta = solver.solve(problem_of(model, x, y, objective, threat)).delta
+        with torch.no_grad():
+            draws = [(model(x + delta).argmax(1) == y).float().mean() for _ in range(200)]
+        return float(torch.stack(draws).mean())
+
+    plain = accuracy(PGD(20, 0.25 * threat.eps))
+    assert 0.1 < plain < 0.9
+    assert accuracy(APGD(20, samples=20)) <= plain + 0.015  # deciding by single draws: + 0.035 and more

@@ -197,8 +197,8 @@ def parse(attack: str | Attack | Part) -> Attack:
         if not hasattr(attack, "search"):
             raise UserError(f"attack must be a name or an Attack, got {type(attack).__name__}")
         return Attack(attack.name, (attack,))
-    match = re.fullmatch(r"(.*?)((?:-\d+)*)", attack.strip().lower())
-    assert match is not None  # the pattern matches every string without a line break
+    match = re.fullmatch(r"(.*?)((?:-\d+)*)", attack.strip().lower(), re.DOTALL)
+    assert match is not None  # the pattern matches every string
     name, numbers = match[1], [int(number) for number in match[2].split("-")[1:]]
     if name not in _FAMILIES:
         raise unknown("attack", attack, [written.split("[")[0] for _, written, _ in _FAMILIES.values()])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError, check_seed
-from bivallate.evaluate.attacks import Attack, Part, parse
+from bivallate.evaluate.attacks import Attack, Part, at_least_one, parse
 from bivallate.evaluate.crew import Crew
 from bivallate.evaluate.hunt import Hunt
 from bivallate.evaluate.ledger import Ledger
@@ -24,13 +24,16 @@ from bivallate.evaluate.memory import estimate_batch, example_work
 from bivallate.evaluate.points import (
     Points,
     check_images,
+    check_threat,
     data_fingerprint,
     model_fingerprint,
     points,
     select,
 )
+from bivallate.evaluate.precision import full_float32, without_autocast
 from bivallate.evaluate.progress import Progress
 from bivallate.evaluate.score import Score
+from bivallate.evaluate.scout import scout_of
 from bivallate.lower.problem import evaluating, frozen
 from bivallate.lower.threat import ThreatModel
 from bivallate.parts import encode
@@ -41,6 +44,7 @@ WORTH = 50_000  # passes above which a copy of the model made for speed pays for
 CLASSES = 10  # for that estimate, made before the model has said how many there are
 
 
+@torch.inference_mode(False)  # a caller may be in it; attacks need gradients
 def evaluate(
     model: nn.Module | Callable[[Tensor], Tensor],
     data: Any,
@@ -68,11 +72,13 @@ def evaluate(
         data: a split, or a pair (x, y) of tensors with x (N, C, H, W) in [0, 1].
         attack: a name (see `attacks()`), an `Attack` or a single part.
         n, first: evaluate a seeded random subset of so many points, or the leading ones.
-        batch_size: points at once; estimated from the free memory if not given.
+        batch_size: points at once; estimated from the free memory if not given. A resume takes that of its
+            file unless one is given here.
         device: where to work; where the model is if not given. The model itself stays where it is.
-        progress: called after every piece of work.
+        progress: called when a part begins and after every piece of work.
         resume: file that keeps every verdict; if it exists, the evaluation goes on from there, to the same
-            verdicts. It stays when the evaluation is done, so delete it once the score is saved.
+            verdicts. It stays when the evaluation is done, so delete it once the score is saved. A model that
+            is random cannot be resumed.
 
     Raises:
         UserError: images outside [0, 1], labels outside the classes, empty data, NaN logits, an unknown
@@ -87,6 +93,7 @@ def evaluate(
         True
     """
     check_seed(seed)
+    check_threat(threat)
     chosen, source = parse(attack), points(data)
     index = select(len(source), n, first, seed)
     with _placed(model, device) as (module, where, dtype):
@@ -95,12 +102,12 @@ def evaluate(
         prints = data_fingerprint(source, index), model_fingerprint(module)
         if resume is not None:
             hunt.file, hunt.key = resume, _key(prints, chosen, threat, seed)
-            if Path(resume).exists():
-                hunt = replace(hunt, ledger=Ledger.load(resume, hunt.key))
+            hunt = replace(hunt, ledger=_resumed(hunt, resume, batch_size))
         hunt.run()
     return _score(hunt, prints)
 
 
+@torch.inference_mode(False)
 def attack(
     model: nn.Module | Callable[[Tensor], Tensor],
     x: Tensor,
@@ -111,19 +118,24 @@ def attack(
     seed: int = 0,
     batch_size: int | None = None,
 ) -> Tensor:
-    """Adversarial examples: of x's shape, type and device, in [0, 1] and within the threat of x.
+    """Adversarial examples: of x's shape and device, without graph, in [0, 1] and within the threat of x.
 
+    They are of x's type, but float32 where x is in half precision, which would round them out of the threat.
     Every point is attacked, also one that is wrong on the clean image. Where several parts or restarts are
     run, the first point that fools the model is returned, else the one with the lowest margin.
     """
-    check_images(x)
+    check_seed(seed)
+    check_threat(threat)
     chosen, source = parse(name), points((x, y))
+    x = x.detach()
+    check_images(x)
+    kind = torch.promote_types(x.dtype, torch.float32)
     if len(x) == 0:
-        return x.clone()
+        return x.to(kind)
     with _placed(model, None) as (module, where, dtype):
         index = torch.arange(len(x))
         hunt = _hunt(module, source, index, threat, chosen, seed, batch_size, where, dtype)
-        hunt.keep = torch.empty_like(x)
+        hunt.keep = torch.empty_like(x, dtype=kind)
         hunt.run(every=True)
     return hunt.keep.clamp_(0, 1)
 
@@ -132,18 +144,31 @@ def attack(
 def _placed(
     model: nn.Module | Callable[[Tensor], Tensor], device: torch.device | str | None
 ) -> Iterator[tuple[nn.Module, torch.device, torch.dtype]]:
-    """The model in eval mode, frozen, on a device and in float32 or better; a copy if it must be moved."""
+    """The model in eval mode, frozen, on a device and in float32 or better; a copy if it must be moved, or if
+    its tensors were made in inference mode, of which autograd keeps away."""
     module = model if isinstance(model, nn.Module) else _Callable(model)
     tensors = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
     here = tensors[0].device if tensors else torch.device("cpu")
     dtype = tensors[0].dtype if tensors else torch.float32
-    where = torch.device(device) if device is not None else here
-    if where != here and not (where.type == here.type and where.index is None):
+    where = _device(device) if device is not None else here
+    moved = where != here and not (where.type == here.type and where.index is None)
+    if moved or any(t.is_inference() for t in tensors):
         module = copy.deepcopy(module).to(where)
     if dtype in (torch.float16, torch.bfloat16):
         module, dtype = copy.deepcopy(module).float(), torch.float32
-    with evaluating(module), frozen(module):
+    with evaluating(module), frozen(module), without_autocast(where), full_float32():
         yield module, where, dtype
+
+
+def _device(name: torch.device | str) -> torch.device:
+    """The device. Raises UserError for one that is not there."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {name!r} cannot be used: {reason}; use 'cpu', or leave it out") from error
+    return device
 
 
 class _Callable(nn.Module):
@@ -168,13 +193,13 @@ def _hunt(
     where: torch.device,
     dtype: torch.dtype,
 ) -> Hunt:
-    if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
-        raise UserError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+    if batch_size is not None:
+        at_least_one("evaluation", batch_size=batch_size)
     x, _ = source.tensors(index[:2])
     check_images(x)
     x = x.to(where, dtype)
     cost = len(index) * sum(part.cost() * part.turns(CLASSES) for part in chosen.parts)
-    scout = _scout(model, x) if cost > WORTH else model
+    scout = scout_of(model, x) if cost > WORTH else model
     alone = scout is model or where.type != "cpu" or _shares_state(scout)
     shares = 1 if alone else torch.get_num_threads()
     ledger = Ledger.of(len(index), batch_size or estimate_batch(model, x, shares), shares)
@@ -197,42 +222,18 @@ def _crew(scout: nn.Module, members: int) -> Crew:
         return Crew(scout, 1)
 
 
-def _scout(model: nn.Module, x: Tensor) -> nn.Module:
-    """A copy of the model made for speed where that is exact, else the model itself."""
-    try:
-        from bivallate.models.prepare import fold_batchnorm
-        from bivallate.models.stem import quick_stems
-
-        on_processor = x.device.type == "cpu" and x.ndim == 4
-        for quick in (on_processor, False):
-            copied = fold_batchnorm(model, x, channels_last=quick)
-            copied = quick_stems(copied) if quick else copied
-            if _agree(model, copied, x):
-                return copied
-    except Exception:  # copying and calling run foreign code: whatever it raises, the model itself is right
-        pass
-    return model
-
-
-def _agree(model: nn.Module, scout: nn.Module, x: Tensor) -> bool:
-    """Whether the copy gives the same logits to 1e-5 of their size, and the same gradient to 1e-3 of its."""
-    expected, slope = _logits_and_slope(model, x)
-    try:
-        logits, grad = _logits_and_slope(scout, x)
-    except Exception:  # foreign code in a setting it was not written for, such as a `view` and channels last
-        return False
-    near = (logits - expected).abs().max() <= 1e-5 * expected.abs().max().clamp(min=1)
-    return bool(near) and bool((grad - slope).norm() <= 1e-3 * slope.norm())
-
-
-def _logits_and_slope(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits, and the gradient by the image of a sum that tells them apart."""
-    with torch.enable_grad():
-        point = x.clone().requires_grad_()
-        logits = model(point)
-        weights = torch.linspace(1, 2, logits.shape[1]).to(logits)
-        (grad,) = torch.autograd.grad((logits * weights).sum(), point)
-    return logits.detach(), grad
+def _resumed(hunt: Hunt, file: str | os.PathLike[str], batch_size: int | None) -> Ledger:
+    """The ledger kept in a file if there is one, else the hunt's own, which knows its model from now on."""
+    sample = hunt.sample()
+    if not Path(file).exists():
+        return replace(hunt.ledger, sample=sample)
+    ledger = Ledger.load(file, hunt.key)
+    if not ledger.is_of(sample):
+        raise UserError(
+            f"{file} was begun with another model: its logits on the same points differ. A model that is "
+            "random cannot be told from another, nor be resumed. Delete the file or name another one"
+        )
+    return replace(ledger, batch_size=batch_size or ledger.batch_size)
 
 
 def _key(prints: tuple[str, str], chosen: Attack, threat: ThreatModel, seed: int) -> str:

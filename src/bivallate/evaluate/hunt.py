@@ -7,6 +7,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,8 @@ from bivallate.errors import UserError
 from bivallate.evaluate.attacks import Attack, Part
 from bivallate.evaluate.crew import Crew
 from bivallate.evaluate.ledger import Ledger, Position
-from bivallate.evaluate.points import Points, check_images, check_labels
+from bivallate.evaluate.memory import NO_ROOM
+from bivallate.evaluate.points import Points, check_images, check_labels, whole_labels
 from bivallate.evaluate.progress import Progress
 from bivallate.evaluate.score import ROBUST
 from bivallate.evaluate.verdict import judge, logits_of
@@ -31,6 +33,7 @@ __all__ = ["Hunt", "Turns"]
 
 
 TURN = 1 << 40  # rows are below this
+SAMPLE = 8  # points whose logits tell one model from another
 FEWEST = 8  # points that are worth a thread
 LEAST = 1 << 24  # multiplications of a forward that are: below, threads wait for each other's interpreter
 
@@ -124,58 +127,85 @@ class Hunt:
             self._save()
             self._report(part.name)
 
-    def _clean(self) -> None:
-        for rows in torch.arange(len(self.index)).split(self.ledger.batch_size):
-            x, y = self.load(rows)
+    def sample(self) -> Tensor:
+        """(k, K) logits of the first few points."""
+        logits = []
+        for rows in torch.arange(min(SAMPLE, len(self.index))).split(self.ledger.batch_size):
+            x, _ = self.load(rows)
             check_images(x)
-            logits = logits_of(self.model, x, self.ledger.passes)
-            check_labels(y, logits.shape[1])
-            self.ledger.enter_clean(rows, y, logits, logit_margin(logits, y.long()))
-            if self.keep is not None:
-                self.keep[rows] = x.to(self.keep)
+            logits.append(logits_of(self.model, x, Passes()).cpu())
+        return torch.cat(logits)
+
+    def _clean(self) -> None:
+        done = 0
+        while done < len(self.index):
+            rows = torch.arange(done, min(done + self.ledger.batch_size, len(self.index)))
+            if self._within_memory(rows, partial(self._clean_piece, rows)):
+                done += len(rows)
+
+    def _clean_piece(self, rows: Tensor) -> None:
+        x, y = self.load(rows)
+        check_images(x)
+        logits = logits_of(self.model, x, self.ledger.passes)
+        check_labels(y, logits.shape[1])
+        self.ledger.enter_clean(rows, y, logits, logit_margin(logits, y))
+        if self.keep is not None:
+            self.keep[rows] = x.to(self.keep)
+
+    def _within_memory(self, rows: Tensor, work: Callable[[], object]) -> bool:
+        """Whether the work could be done; if a CUDA device ran out of memory, batches are halved."""
+        try:
+            work()
+            return True
+        except torch.cuda.OutOfMemoryError:
+            pass  # within this block the traceback would keep the tensors of what has failed
+        torch.cuda.empty_cache()
+        if len(rows) == 1:
+            raise UserError(NO_ROOM)
+        self.ledger.batch_size = len(rows) // 2
+        return False
 
     def load(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(x, y) of rows of the ledger, on the device."""
+        """(x, y) of rows of the ledger, on the device; y is int64."""
         x, y = self.source.tensors(self.index[rows])
         if x.is_floating_point():
             x = x.to(self.device, self.dtype)
-        return x, y.to(self.device)
+        return x, whole_labels(y).to(self.device)
 
     def _work(self) -> Iterator[tuple[Position, Part, range, Tensor]]:
-        """Pieces of work from the ledger's position on; a resumed hunt cuts them exactly as the first did."""
+        """Pieces of work from the ledger's position on; with the same batch size, a resumed hunt cuts them
+        exactly as the first did."""
         ledger = self.ledger
         start = ledger.position
-        for p, part in enumerate(self.attack.parts):
-            turn, count = 0, part.turns(ledger.classes)
+        for p, part in list(enumerate(self.attack.parts))[start.part :]:
+            turn, count = start.turn if p == start.part else 0, part.turns(ledger.classes)
+            self._report(part.name)  # some parts are one long piece
             while turn < count:
                 at = Position(p, turn)
                 living = ledger.living(at)
-                together = max(1, min(count - turn, ledger.batch_size // max(1, len(living))))
-                done = start.offset if (p, turn) == (start.part, start.turn) else 0
-                if (p, turn) < (start.part, start.turn):
-                    done = len(living)
+                done = start.offset if at == replace(start, offset=0) else 0
+                room = ledger.batch_size // max(1, len(living)) if done == 0 else 1
+                together = max(1, min(count - turn, room))
                 while done < len(living):
                     rows = living[done : done + ledger.batch_size]
                     done += len(rows)
-                    ledger.position = Position(p, turn, done)
+                    over = done == len(living)
+                    ledger.position = Position(p, turn + together) if over else Position(p, turn, done)
                     yield at, part, range(turn, turn + together), rows
                 turn += together
         ledger.position = Position(len(self.attack.parts))
 
     def _strike(self, rows: Tensor, turn: Tensor, part: Part, p: int) -> None:
-        """Attacks pairs (row, turn); halves the batch when a CUDA device runs out of memory."""
-        try:
-            x, y = self.load(rows)
-            delta = self._search(x, y.long(), rows, turn, part)
-            verdict = judge(self.model, x, y.long(), delta, self.threat, self.ledger.passes)
-        except torch.cuda.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            if len(rows) == 1:
-                raise UserError("one point does not fit into the device's memory; use --device cpu") from None
-            self.ledger.batch_size = max(1, len(rows) // 2)
-            for some, at in zip(rows.tensor_split(2), turn.tensor_split(2), strict=True):
-                self._strike(some, at, part, p)
+        """Attacks pairs (row, turn), in halves where a CUDA device runs out of memory."""
+        if self._within_memory(rows, partial(self._attempt, rows, turn, part, p)):
             return
+        for some, at in zip(rows.tensor_split(2), turn.tensor_split(2), strict=True):
+            self._strike(some, at, part, p)
+
+    def _attempt(self, rows: Tensor, turn: Tensor, part: Part, p: int) -> None:
+        x, y = self.load(rows)
+        delta = self._search(x, y, rows, turn, part)
+        verdict = judge(self.model, x, y, delta, self.threat, self.ledger.passes)
         worst = self.ledger.enter(rows, verdict, p, turn)
         if self.keep is not None and bool(worst.any()):
             self.keep[rows[worst]] = verdict.x_adv[worst.to(self.device)].to(self.keep)

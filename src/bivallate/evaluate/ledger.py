@@ -19,8 +19,9 @@ from bivallate.types import Passes
 
 __all__ = ["Ledger", "Position"]
 
-SCHEMA = "bivallate-progress-2"
-COLUMNS = ("y", "stage", "turn", "predicted", "margin")
+SCHEMA = "bivallate-progress-3"
+COLUMNS = ("y", "stage", "turn", "predicted", "margin", "sample")
+SAME = 1e-4  # of the largest logit: above what batch size, threads or device may round
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Ledger:
         position: the next piece of work. passes, seconds: spent so far. batch_size: points in one piece.
         shares: into how many a piece is cut, to be searched side by side.
         classes: of the model; 0 until the clean pass is done.
+        sample: (k, K) logits of a few points, by which a resume knows the model; empty where nothing is kept.
     """
 
     y: Tensor
@@ -54,12 +56,18 @@ class Ledger:
     position: Position = field(default_factory=Position)
     passes: Passes = field(default_factory=Passes)
     seconds: float = 0.0
+    sample: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
     @classmethod
     def of(cls, n: int, batch_size: int, shares: int = 1) -> Ledger:
         """An empty ledger."""
         whole = torch.zeros(n, dtype=torch.int64)
         return cls(whole, whole + ROBUST, whole.clone(), whole.clone(), torch.zeros(n), batch_size, shares)
+
+    def is_of(self, sample: Tensor) -> bool:
+        """Whether logits of the same few points agree with those kept, but for rounding."""
+        kept = self.sample
+        return kept.shape == sample.shape and bool((kept - sample).abs().max() <= SAME * kept.abs().max())
 
     def living(self, at: Position) -> Tensor:
         """Points not broken before turn `at.turn` of part `at.part` began, whatever has happened since."""

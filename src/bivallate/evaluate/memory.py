@@ -7,16 +7,24 @@ import os
 import torch
 from torch import Tensor, nn
 
-__all__ = ["estimate_batch", "example_bytes", "example_work"]
+from bivallate.errors import UserError
+
+__all__ = ["NO_ROOM", "estimate_batch", "example_bytes", "example_work"]
 
 CAP = 2048  # beyond this a larger batch is no faster
 CACHED = 2**27  # bytes: on a processor, a batch whose activations leave the cache is slower
+NO_ROOM = "one point does not fit into the device's memory; use --device cpu"
 SHARE = 0.25  # of the free memory that an evaluation may take
 
 
 def example_bytes(model: nn.Module, x: Tensor) -> int:
-    """Bytes that one example's activations and their gradients take, measured on x (1, C, H, W)."""
-    return 3 * sum(output.nbytes for _, output in _layers(model, x)) + 16 * x.nbytes
+    """Bytes that one example's activations and their gradients take, measured on x (1, C, H, W).
+
+    Activations are the outputs of the layers, or what autograd keeps, whichever is more: functions, and what
+    a module does between its layers, show in the latter only.
+    """
+    seen = sum(output.nbytes for _, output in _layers(model, x))
+    return 3 * max(seen, _kept_bytes(model, x)) + 16 * x.nbytes
 
 
 def example_work(model: nn.Module, x: Tensor) -> int:
@@ -24,6 +32,29 @@ def example_work(model: nn.Module, x: Tensor) -> int:
     weights that each reads."""
     weighed = ((getattr(module, "weight", None), output) for module, output in _layers(model, x))
     return sum(out.numel() * w[0].numel() for w, out in weighed if isinstance(w, Tensor) and w.ndim > 1)
+
+
+def _kept_bytes(model: nn.Module, x: Tensor) -> int:
+    """Bytes that autograd keeps for one example's backward pass: those for two less those for one, so that
+    weights do not count."""
+
+    def kept(point: Tensor) -> int:
+        storages: dict[int, torch.UntypedStorage] = {}
+
+        def note(saved: Tensor) -> None:
+            storage = saved.untyped_storage()
+            storages[storage.data_ptr()] = storage  # held, so that no other comes to lie there
+
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda nothing: nothing):
+            model(point.requires_grad_())
+        return sum(storage.nbytes() for storage in storages.values())
+
+    try:
+        return kept(torch.cat([x, x])) - kept(x.clone())
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception:  # foreign code that cannot be differentiated keeps nothing
+        return 0
 
 
 def _layers(model: nn.Module, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
@@ -57,9 +88,12 @@ def free_bytes(device: torch.device) -> int:
 def estimate_batch(model: nn.Module, x: Tensor, shares: int = 1) -> int:
     """Points to attack at once, in so many shares, so that a quarter of the free memory suffices for all.
 
-    Cost: one forward of one point.
+    Cost: four forwards of one point. Raises UserError if that one does not fit into a CUDA device's memory.
     """
-    need = max(1, example_bytes(model, x[:1]))
+    try:
+        need = max(1, example_bytes(model, x[:1]))
+    except torch.cuda.OutOfMemoryError:
+        raise UserError(NO_ROOM) from None
     room = int(SHARE * free_bytes(x.device) // need)
     useful = min(512, max(64, CACHED // need)) if x.device.type == "cpu" else CAP
     return max(1, min(useful * shares, room))

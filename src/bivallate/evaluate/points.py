@@ -17,11 +17,13 @@ __all__ = [
     "Points",
     "check_images",
     "check_labels",
+    "check_threat",
     "data_fingerprint",
     "model_fingerprint",
     "points",
     "select",
     "state_fingerprint",
+    "whole_labels",
 ]
 
 
@@ -58,7 +60,7 @@ def points(data: Any) -> Points:
         x, y = data
         if y.ndim != 1 or len(x) != len(y):
             raise UserError(f"y must be (N,) labels for the N images, got {tuple(x.shape)}, {tuple(y.shape)}")
-        return Pair(x, y)
+        return Pair(x.detach(), y)
     if not hasattr(data, "tensors"):
         raise UserError(f"data must be a split or a pair (x, y) of tensors, got {type(data).__name__}")
     return data
@@ -95,11 +97,24 @@ def check_images(x: Tensor) -> None:
         )
 
 
-def check_labels(y: Tensor, classes: int) -> None:
-    """Raises UserError unless y is integer in 0, ..., classes - 1."""
+def check_threat(threat: object) -> None:
+    """Raises UserError unless it is a threat model."""
+    if not all(hasattr(threat, name) for name in ("eps", "project", "size")):
+        raise UserError(
+            f"threat must be a threat model such as bv.Linf(8 / 255) or bv.L2(0.5), got {threat!r}"
+        )
+
+
+def whole_labels(y: Tensor) -> Tensor:
+    """The labels as int64, whatever integers they were. Raises UserError for other numbers."""
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise UserError(f"labels must be integers, got {y.dtype}")
-    low, high = (int(v) for v in y.aminmax())
+    return y.long()
+
+
+def check_labels(y: Tensor, classes: int) -> None:
+    """Raises UserError unless y is integer in 0, ..., classes - 1."""
+    low, high = (int(v) for v in whole_labels(y).aminmax())
     if low < 0 or high >= classes:
         raise UserError(f"labels must lie in 0..{classes - 1} for this model, got {low}..{high}")
 

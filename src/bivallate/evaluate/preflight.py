@@ -71,6 +71,7 @@ class Preflight:
         return "\n".join(["pre-flight:", *(f"  {finding}" for finding in self.findings)])
 
 
+@torch.inference_mode(False)  # a caller may be in it
 def preflight(
     model: nn.Module | Callable[[Tensor], Tensor], data: Any, threat: ThreatModel | None = None
 ) -> Preflight:
@@ -107,11 +108,11 @@ def preflight(
             logits, more = logits_or_fault(module, x, y)
             findings += more
             if logits is not None:
-                classes = logits.shape[1]
+                classes, y = logits.shape[1], y.long()
                 findings += [*few_classes(classes, y), *outputs(logits), *repeatable(module, x, logits)]
                 if all(f.name != "range" for f in findings):
                     findings += preparation(module, x, y, logits)
-                clean, near, more = hidden_gradients(module, x, y.long(), threat)
+                clean, near, more = hidden_gradients(module, x, y, threat)
                 findings += more
                 if not {"random", "ignores-eval"} & {f.name for f in findings}:
                     findings += forgetful(module, fresh, x, threat)

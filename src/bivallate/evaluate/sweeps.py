@@ -63,6 +63,7 @@ def eps_curve(
     return curve
 
 
+@torch.inference_mode(False)  # a caller may be in it
 def minimal_distances(
     model: nn.Module | Callable[[Tensor], Tensor],
     data: Any,
@@ -215,6 +216,6 @@ def _crafted(
     check_images(x)
     with _placed(model, None) as (module, where, dtype):
         hunt = _hunt(module, source, rows, threat, chosen, seed, None, where, dtype)
-        hunt.keep = made = torch.empty_like(x)
+        hunt.keep = made = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
         hunt.run(every=True)
     return made.clamp_(0, 1)

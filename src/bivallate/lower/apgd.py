@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,6 +65,15 @@ def checkpoints(steps: int) -> list[int]:
     return found
 
 
+class _View(NamedTuple):
+    """What the model says at one point of each example, averaged over its draws."""
+
+    loss: Tensor  # (B,)
+    margin: Tensor  # (B,)
+    grad: Tensor  # (B, C, H, W)
+    gone: Tensor  # (B,) bool, clearly misclassified; never after several draws
+
+
 @dataclass
 class _State:
     """The examples still under attack: every field has a row for each."""
@@ -93,12 +103,15 @@ class APGD:
 
     Attributes:
         steps: N. rho: a period with a smaller share of rising steps halves the step size.
-        samples: gradients averaged at every step, for models that are random (EOT).
+        samples: draws averaged at every step, losses as well as gradients, for models that are random (EOT).
+            With more than one, no example leaves and the answer is the point of highest mean loss: a single
+            draw that is misclassified says little about the next.
         leave: examples that are clearly misclassified leave the batch.
 
     Cost: (steps + 1) samples forwards and backwards an example at most.
 
-    Deviation: the public code returns the latest misclassified iterate and never leaves early.
+    Deviation: the public code returns the latest misclassified iterate and never leaves early; for random
+    models it compares iterates by their last draw alone.
     """
 
     steps: int = 100
@@ -118,7 +131,7 @@ class APGD:
         answer = sphere(problem)
         kappa, spent = torch.zeros_like(problem.y), torch.zeros_like(problem.y)
         state = self._begin(problem, answer, spent)
-        won = state.margin < 0
+        won = self._wins(state.margin)
         reviews = set(checkpoints(self.steps))
         project, since = cheap_projection(problem), 0
         for i in range(self.steps):
@@ -147,17 +160,26 @@ class APGD:
         lost = ~won[state.rows]
         answer[state.rows[lost]] = state.best[lost]
 
-    def _ascent(self, problem: LowerProblem, delta: Tensor) -> tuple[Tensor, Tensor]:
+    def _wins(self, margin: Tensor) -> Tensor:
+        """(B,) bool: misclassified, where one look at a point decides that."""
+        return margin < 0 if self.samples == 1 else torch.zeros_like(margin, dtype=torch.bool)
+
+    def _ascent(self, problem: LowerProblem, delta: Tensor) -> _View:
+        seen = [self._draw(problem, delta) for _ in range(self.samples)]
+        if len(seen) == 1:
+            return seen[0]
+        loss, margin, grad = (torch.stack(values).mean(0) for values in list(zip(*seen, strict=True))[:3])
+        return _View(loss, margin, grad, torch.zeros_like(margin, dtype=torch.bool))
+
+    def _draw(self, problem: LowerProblem, delta: Tensor) -> _View:
         logits, grad = problem.ascent(delta)
-        for _ in range(self.samples - 1):
-            logits, more = problem.ascent(delta)
-            grad = grad + more
-        return logits, grad / self.samples if self.samples > 1 else grad
+        loss, margin = problem.objective(problem, logits), logit_margin(logits, problem.y)
+        return _View(loss, margin, grad, clearly_fooled(logits, problem.y))
 
     def _begin(self, problem: LowerProblem, delta: Tensor, spent: Tensor) -> _State:
-        logits, grad = self._ascent(problem, delta)
+        loss, margin, grad, gone = self._ascent(problem, delta)
         spent += self.samples
-        loss, count = problem.objective(problem, logits), len(delta)
+        count = len(delta)
         step = torch.full_like(loss, 2 * problem.threat.eps)
         rows = torch.arange(count, device=delta.device)
         return _State(
@@ -173,8 +195,8 @@ class APGD:
             best_at_review=loss.clone(),
             halved=torch.ones(count, dtype=torch.bool, device=delta.device),
             step=step,
-            margin=logit_margin(logits, problem.y),
-            gone=clearly_fooled(logits, problem.y),
+            margin=margin,
+            gone=gone,
         )
 
     def _move(self, s: _State, problem: LowerProblem, project: Callable, *, first: bool) -> None:
@@ -186,16 +208,15 @@ class APGD:
         s.before, s.delta = s.delta, stepped
 
     def _look(self, s: _State, problem: LowerProblem, answer: Tensor, won: Tensor, spent: Tensor) -> None:
-        logits, s.grad = self._ascent(problem, s.delta)
+        loss, margin, s.grad, gone = self._ascent(problem, s.delta)
         spent[s.rows] += self.samples
-        loss, margin = problem.objective(problem, logits), logit_margin(logits, problem.y)
-        lower = (margin < 0) & (~won[s.rows] | (margin < s.margin))
+        lower = self._wins(margin) & (~won[s.rows] | (margin < s.margin))
         if self.leave:  # decided where it stands, whenever it leaves: the answer knows nothing of the batch
             lower &= ~s.gone
         answer[s.rows[lower]] = s.delta[lower]
         won[s.rows[lower]] = True
         s.margin = torch.minimum(s.margin, margin)
-        s.gone |= clearly_fooled(logits, problem.y)
+        s.gone |= gone
         better = loss > s.best_loss
         mask = per_example(better, s.delta)
         s.best, s.best_grad = torch.where(mask, s.delta, s.best), torch.where(mask, s.grad, s.best_grad)

@@ -1,0 +1,56 @@
+"""Arithmetic that does not depend on what its surroundings have switched on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+
+__all__ = ["full_float32", "without_autocast"]
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """No mixed precision but what the model switches on itself."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Convolutions and matrix products without TensorFloat-32 or bfloat16, which cuDNN uses by default."""
+    cudnn = torch.backends.cudnn
+    try:
+        found = cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    except RuntimeError:  # set by torch's newer names, after which the older ones refuse to answer
+        with _newer_names():
+            yield
+        return
+    try:
+        cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        cudnn.allow_tf32 = found[0]
+        torch.set_float32_matmul_precision(found[1])
+
+
+@contextmanager
+def _newer_names() -> Iterator[None]:
+    """The same in torch's newer names (from 2.9), one for each library and kind of operation."""
+    backends = torch.backends
+    kinds = (
+        (backends.cudnn, ("conv", "rnn")),
+        (backends.cuda, ("matmul",)),
+        (backends.mkldnn, ("conv", "matmul")),
+    )
+    places = [getattr(library, kind) for library, names in kinds for kind in names]
+    found = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = "ieee"
+        yield
+    finally:
+        for place, precision in zip(places, found, strict=True):
+            place.fp32_precision = precision
