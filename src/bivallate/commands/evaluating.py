@@ -176,19 +176,25 @@ def show(score: Any, classes: list[str]) -> None:
         console.print(
             "left after each part: " + ", ".join(f"{k} {percent(v)}" for k, v in score.parts.items())
         )
-    each = Table("class", "clean [95 %]", "robust [95 %]", "broken into most often")
+    each = Table("class", "clean %", "robust %", "mostly taken for")
     clean, robust = score.per_class_clean_interval_95, score.per_class_interval_95
     confusion = score.confusion.clone().fill_diagonal_(0)
     for k, label in enumerate(names):
         into = int(confusion[k].argmax())
         often = f"{names[into]} ({int(confusion[k, into])})" if int(confusion[k, into]) else "-"
-        accuracies = percent(score.per_class_clean[k], clean[k]), percent(score.per_class[k], robust[k])
-        each.add_row(label, *accuracies, often)
+        each.add_row(
+            label, _short(score.per_class_clean[k], clean[k]), _short(score.per_class[k], robust[k]), often
+        )
     console.print(each)
     passes = ", ".join(f"{value:.4g} {kind}" for kind, value in score.passes.items())
     console.print(f"{passes} passes per point; {score.seconds:.1f} s", markup=False)
     for warning in score.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+
+
+def _short(value: float, bounds: tuple[float, float]) -> str:
+    """A percentage with its interval, short enough for two of them in a line."""
+    return f"{100 * value:.1f} [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"
 
 
 @APP.command(name="check-gradient")
