@@ -13,11 +13,14 @@ import numpy as np
 
 from bivallate.errors import UserError
 from bivallate.evaluate.files import unpack
+from bivallate.evaluate.statistics import bootstrap_tail
 from bivallate.reproduce.cell import slug
 from bivallate.reproduce.measuring import seconds_an_epoch
 from bivallate.reproduce.running import SCHEMA
 
 __all__ = ["Points", "Record", "read_records"]
+
+TAIL = 30  # per cent of the classes
 
 
 @dataclass(frozen=True)
@@ -63,16 +66,21 @@ class Record:
 
     @cached_property
     def columns(self) -> dict[str, dict[str, Any]]:
-        """Column -> value, interval_95, unit, what; times are taken anew from the epochs."""
+        """Column -> value, interval_95, unit, what; times are taken anew from the epochs, and intervals of
+        tails from the points."""
         columns = {name: dict(column) for name, column in self.entry["columns"].items()}
-        for column in columns.values():
+        for name, column in columns.items():
             if column["what"] == "seconds" and "training" in self.entry:
                 column["value"] = seconds_an_epoch(self.entry["training"]["history"])
+            points = self.points(name) if column["what"] == "tail" else None
+            if points is not None:
+                hits, counts = (np.bincount(points.y, weights) for weights in (points.value, None))
+                column["interval_95"] = list(bootstrap_tail(hits.astype(int), counts, TAIL))
         return columns
 
     def points(self, column: str) -> Points | None:
         """The numbers behind a column, or None where it has none (seconds)."""
-        entry = self.columns[column]
+        entry = self.entry["columns"][column]
         score = self.entry["scores"].get(entry.get("score", ""))
         if score is None:
             return None
