@@ -49,10 +49,10 @@ def test_the_batch_shrinks_when_memory_runs_out(robust_model, held_out):
 
 
 @part
-class Hoarder:
+class Lingering:
     """Runs out of memory if the tensors of a failed attempt still live."""
 
-    name: str = "hoarder"
+    name: str = "lingering"
 
     def turns(self, classes: int) -> int:
         return 1
@@ -75,7 +75,7 @@ ATTEMPTS: list[weakref.ref] = []
 def test_what_a_failed_attempt_held_is_free_before_the_next():
     x, model = cloud(16, (1, 8, 8)), affine(64, 3)
     ATTEMPTS.clear()
-    evaluate(model, (x, model(x).argmax(1)), bv.Linf(0.01), Hoarder(), batch_size=16)
+    evaluate(model, (x, model(x).argmax(1)), bv.Linf(0.01), Lingering(), batch_size=16)
     assert len(ATTEMPTS) == 7, "one of 16, two of 8 and four of 4"
 
 
