@@ -16,7 +16,7 @@ from bivallate.parts import part
 from bivallate.types import Passes
 
 FAST = ("clean", "fgsm", "pgd-3", "pgd-2-2", "cw-3-1", "noise-2", "apgd-ce-5", "apgd-dlr-5", "apgd-t-5")
-SLOW = ("fab-t-4", "fab-3-2", "square-20", "multitargeted-3", "pgd-best-3")
+SLOW = ("fab-t-4", "fab-3-2", "square-20", "multitargeted-3", "pgd-best-3", "pgd-zero-3")
 
 
 @part
@@ -133,6 +133,16 @@ def test_a_seed_repeats_and_another_differs(robust_model, held_out):
     other = evaluate(robust_model, held_out, bv.Linf(0.1), "pgd-2", seed=2)
     assert torch.equal(first.margin, again.margin)
     assert not torch.equal(first.margin, other.margin)
+
+
+def test_a_search_from_the_clean_image_draws_nothing(robust_model, held_out):
+    first, other = (
+        evaluate(robust_model, held_out, bv.Linf(0.1), "pgd-zero-2", seed=seed) for seed in (1, 2)
+    )
+    assert torch.equal(first.margin, other.margin)
+    one = evaluate(robust_model, held_out, bv.Linf(0.1), "pgd-zero-1")
+    fgsm = evaluate(robust_model, held_out, bv.Linf(0.025), "fgsm")  # the same step of eps/4
+    assert torch.equal(one.margin, fgsm.margin)
 
 
 @pytest.mark.parametrize("name", ["pgd-best-{}", "apgd-ce-20"])

@@ -170,6 +170,12 @@ def _pgd_best(steps: int = 20, restarts: int = 1) -> Attack:
     return Attack(name, (Ascent(name, steps, restarts, stop=Fooled()),))
 
 
+@family("pgd-zero", "pgd-zero-N", "pgd-N from the clean image; often weaker, for comparison with papers")
+def _pgd_zero(steps: int = 20) -> Attack:
+    name = f"pgd-zero-{steps}"
+    return Attack(name, (Ascent(name, steps, start=Zero()),))
+
+
 @family("cw", "cw[-N[-R]]", "N = 30 signed gradient steps of eps/4 on the margin loss of Carlini and Wagner")
 def _cw(steps: int = 30, restarts: int = 1) -> Attack:
     name = "cw" if (steps, restarts) == (30, 1) else f"cw-{steps}-{restarts}"

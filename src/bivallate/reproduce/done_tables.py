@@ -14,6 +14,7 @@ PAPER = "DONE (ICLR 2024)"
 MEASURES = (
     Measure("SA", "clean", "pgd-20"),
     Measure("RA-PGD", "robust", "pgd-20"),
+    Measure("from zero", "robust", "pgd-zero-20"),
     Measure("Tail-30", "tail", "pgd-20"),
     Measure("RA-AA", "robust", "autoattack"),
     Measure("AA Tail-30", "tail", "autoattack"),
@@ -33,7 +34,8 @@ ROWS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "DONE-ADAM": ("done-adam", {}, TRAIN),
 }
 NOTES = (
-    "Attacks begin at a random point; the paper's code may begin at the clean image, which is weaker.",
+    'RA-PGD begins at a random point; the paper\'s code may begin at the clean image, as column "from zero" '
+    "does.",
     "The last epoch's weights are reported; the paper does not say which it used.",
     "The paper leaves open K, the inner step sizes, the barrier's weight and weight decay; the catalogue's "
     "defaults are used (`bivallate methods done-adam`).",

@@ -19,7 +19,14 @@ __all__ = ["at_scale", "describe", "points_of_autoattack", "smoke", "sources_at_
 
 SMOKE_ROWS, SMOKE_POINTS, SMOKE_STEPS = 256, 20, 3
 TINY_RATE = 0.02  # peak learning rate of tiny-CNN with momentum 0.9
-SHORTER = {"pgd-50-10": "pgd-5-2", "pgd-20": "pgd-5", "pgd-10": "pgd-3", "cw": "cw-3-1", "autoattack": SHORT}
+SHORTER = {
+    "pgd-50-10": "pgd-5-2",
+    "pgd-20": "pgd-5",
+    "pgd-10": "pgd-3",
+    "pgd-zero-20": "pgd-zero-3",
+    "cw": "cw-3-1",
+    "autoattack": SHORT,
+}
 PARTS_OF_TINY_IMAGENET = "tiny_imagenet_10"
 
 
