@@ -1,4 +1,5 @@
-"""Square in L2: where its moves are the published ones, and where they are smaller."""
+"""Square in L2: where its moves are the published ones, and where they are smaller. In Linf: what is not
+asked twice."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from tests.lower.test_apgd import Ahead, binary, interior, problem_of
 from torch import Tensor
 
 import bivallate as bv
+from bivallate.lower import square
 from bivallate.lower.objective import CrossEntropy
 from bivallate.lower.square import Square
 
@@ -45,3 +47,20 @@ def test_every_move_keeps_the_norm(shrink):
     for queries in (1, 250):
         delta = reached(Square(queries, shrink=shrink))[1]
         assert torch.allclose(bv.L2(EPS).size(delta), torch.full((4,), EPS), atol=1e-5), "the box is far"
+
+
+def test_what_has_failed_at_a_point_is_not_asked_again(monkeypatch):
+    torch.manual_seed(0)
+    layers = torch.nn.Conv2d(2, 6, 3), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(24, 3)
+    model = torch.nn.Sequential(*layers).double()
+    x, threat = torch.rand(20, 2, 4, 4, dtype=torch.float64), bv.Linf(0.01)
+    y = model(x).argmax(1)
+
+    def solved():
+        return Square(1500).solve(problem_of(model, x, y, CrossEntropy(), threat))
+
+    quick = solved()
+    monkeypatch.setattr(square, "_unasked", lambda state, pixel, sign: torch.ones_like(state.gone))
+    patient = solved()
+    assert torch.equal(quick.delta, patient.delta)
+    assert float(quick.evaluations.sum()) < 0.5 * float(patient.evaluations.sum())

@@ -53,6 +53,7 @@ class _State:
     point: Tensor  # best so far
     margin: Tensor  # there
     gone: Tensor  # clearly misclassified
+    asked: Tensor  # (B, changes of one pixel) those that have failed at this point; (B, 0) where too many
 
     def select(self, rows: Tensor) -> _State:
         return _State(*(getattr(self, f.name)[rows] for f in fields(self)))
@@ -95,8 +96,9 @@ class Square:
         shrink: in L2, where the share of the pixels falls below the smallest window of 3 x 3, the move is
             made smaller instead; the public code's moves stay as large, which False restores.
 
-    Cost: queries + 1 forwards an example at most. For Linf, a query that would change nothing is answered
-    without a forward; examples that are clearly misclassified leave the batch.
+    Cost: queries + 1 forwards an example at most. For Linf, a query that would change nothing, or (on small
+    images) one pixel in a way that has failed at the same point before, is answered without a forward, as a
+    network that is not random would answer it; examples that are clearly misclassified leave the batch.
 
     Deviation: positions of windows are drawn once per query for all examples (the public code: once per query
     and batch), signs for each example; and see `edges` and `shrink`.
@@ -145,7 +147,11 @@ class Square:
     def _begin(self, problem: LowerProblem, x: Tensor, point: Tensor) -> _State:
         rows = torch.arange(len(x), device=x.device)
         worst = torch.full_like(x[:, 0, 0, 0], torch.inf)
-        state = _State(rows, x, point.clone(), worst, torch.zeros_like(rows, dtype=torch.bool))
+        changes = x[0, 0].numel() * 2 ** x.shape[1]
+        asked = torch.zeros(
+            len(x), changes * (4 * changes <= self.queries), dtype=torch.bool, device=x.device
+        )
+        state = _State(rows, x, point.clone(), worst, torch.zeros_like(rows, dtype=torch.bool), asked)
         self._ask(state, problem, rows, point)
         return state
 
@@ -159,6 +165,7 @@ class Square:
             at = rows[lower]
             state.point[at], state.margin[at] = images[lower], margin[lower]
             state.gone[at] = clearly_fooled(logits[lower], problem.y[at])
+            state.asked[at] = False
 
 
 def _as_images(x: Tensor) -> Tensor:
@@ -184,10 +191,24 @@ def _square(
     side = max(1, round(math.sqrt(share(p0, query) * height * width)))
     rows, columns = windows.place(query, min(side, height, width))
     new = (state.x[:, :, rows, columns] + eps * sign).clamp_(0, 1)
-    changed = (new != state.point[:, :, rows, columns]).flatten(1).any(1).nonzero()[:, 0]
+    differs = (new != state.point[:, :, rows, columns]).flatten(1).any(1)
+    if side == 1 and state.asked.shape[1]:
+        differs &= _unasked(state, rows.start * width + columns.start, sign.flatten(1))
+    changed = differs.nonzero()[:, 0]
     images = state.point[changed]
     images[:, :, rows, columns] = new[changed]
     return changed, images
+
+
+def _unasked(state: _State, pixel: int, sign: Tensor) -> Tensor:
+    """(B,) whether this pixel has not been changed by these signs (B, C) since the image's point last moved;
+    from now on it has."""
+    channels = torch.arange(sign.shape[1], device=sign.device)
+    change = pixel * 2 ** sign.shape[1] + ((sign > 0) << channels).sum(1)
+    every = torch.arange(len(change), device=change.device)
+    fresh = ~state.asked[every, change]
+    state.asked[every, change] = True
+    return fresh
 
 
 def _tiles(x: Tensor, eps: float, noise: Noise) -> Tensor:
