@@ -192,8 +192,10 @@ def show(score: Any, classes: list[str]) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def _short(value: float, bounds: tuple[float, float]) -> str:
+def _short(value: float | None, bounds: tuple[float, float] | None) -> str:
     """A percentage with its interval, short enough for two of them in a line."""
+    if value is None or bounds is None:  # a class without points
+        return "none"
     return f"{100 * value:.1f} [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"
 
 
