@@ -1,8 +1,14 @@
 """Errors that are the user's to mend: the command line prints them without a traceback and exits with 2."""
 
+from __future__ import annotations
+
 import difflib
 import math
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 class UserError(Exception):
@@ -21,6 +27,19 @@ def check_seed(seed: object) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 63:
         raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, got {seed!r}")
     return seed
+
+
+def check_device(name: torch.device | str, instead: str) -> torch.device:
+    """The device of that name. Raises UserError, which says what to do `instead`, where there is none."""
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {name!r} cannot be used: {reason}; {instead}") from error
+    return device
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bivallate.errors import UserError, check_seed
+from bivallate.errors import UserError, check_device, check_seed
 from bivallate.evaluate.attacks import Attack, Part, at_least_one, parse
 from bivallate.evaluate.crew import Crew
 from bivallate.evaluate.hunt import Hunt
@@ -127,17 +127,28 @@ def attack(
     check_seed(seed)
     check_threat(threat)
     chosen, source = parse(name), points((x, y))
-    x = x.detach()
+    return crafted(model, source, torch.arange(len(x)), threat, chosen, seed, batch_size)
+
+
+def crafted(
+    model: nn.Module | Callable[[Tensor], Tensor],
+    source: Points,
+    rows: Tensor,
+    threat: ThreatModel,
+    chosen: Attack,
+    seed: int,
+    batch_size: int | None = None,
+) -> Tensor:
+    """As `attack`, of rows of some data, with the noise that an evaluation draws for these rows."""
+    x, _ = source.tensors(rows)
     check_images(x)
-    kind = torch.promote_types(x.dtype, torch.float32)
-    if len(x) == 0:
-        return x.to(kind)
-    with _placed(model, None) as (module, where, dtype):
-        index = torch.arange(len(x))
-        hunt = _hunt(module, source, index, threat, chosen, seed, batch_size, where, dtype)
-        hunt.keep = torch.empty_like(x, dtype=kind)
-        hunt.run(every=True)
-    return hunt.keep.clamp_(0, 1)
+    made = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+    if len(rows):
+        with _placed(model, None) as (module, where, dtype):
+            hunt = _hunt(module, source, rows, threat, chosen, seed, batch_size, where, dtype)
+            hunt.keep = made
+            hunt.run(every=True)
+    return made.clamp_(0, 1)
 
 
 @contextmanager
@@ -150,7 +161,7 @@ def _placed(
     tensors = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
     here = tensors[0].device if tensors else torch.device("cpu")
     dtype = tensors[0].dtype if tensors else torch.float32
-    where = _device(device) if device is not None else here
+    where = check_device(device, "use 'cpu', or leave it out") if device is not None else here
     moved = where != here and not (where.type == here.type and where.index is None)
     if moved or any(t.is_inference() for t in tensors):
         module = copy.deepcopy(module).to(where)
@@ -158,17 +169,6 @@ def _placed(
         module, dtype = copy.deepcopy(module).float(), torch.float32
     with evaluating(module), frozen(module), without_autocast(where), full_float32():
         yield module, where, dtype
-
-
-def _device(name: torch.device | str) -> torch.device:
-    """The device. Raises UserError for one that is not there."""
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device {name!r} cannot be used: {reason}; use 'cpu', or leave it out") from error
-    return device
 
 
 class _Callable(nn.Module):

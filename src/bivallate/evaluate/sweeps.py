@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from bivallate.errors import UserError, check_seed
 from bivallate.evaluate.attacks import Attack, Part, at_least_one, parse
-from bivallate.evaluate.evaluating import _hunt, _placed, evaluate
-from bivallate.evaluate.points import Points, check_images, check_labels, points, select
+from bivallate.evaluate.evaluating import _placed, crafted, evaluate
+from bivallate.evaluate.points import check_images, check_labels, points, select
 from bivallate.evaluate.score import Score
 from bivallate.evaluate.verdict import logits_of
 from bivallate.lower.apgd import APGD
@@ -187,7 +187,7 @@ def transfer(
     for name, other in surrogates.items():
         kept = Surrogate(name)
         for rows in index.split(1024):
-            kept.keep(source.tensors(rows)[0], _crafted(other, source, rows, threat, lasting, seed), rows)
+            kept.keep(source.tensors(rows)[0], crafted(other, source, rows, threat, lasting, seed), rows)
         made.append(kept)
     name = f"transfer-{chosen.name}-from-{'+'.join(surrogates)}"
     return evaluate(model, data, threat, Attack(name, tuple(made)), n=n, first=first, seed=seed, **options)
@@ -201,21 +201,3 @@ def _lasting(attack: Attack) -> Attack:
         return replace(one, solver=replace(solver, leave=False)) if isinstance(solver, APGD) else one
 
     return replace(attack, parts=tuple(map(stays, attack.parts)))
-
-
-def _crafted(
-    model: nn.Module | Callable[[Tensor], Tensor],
-    source: Points,
-    rows: Tensor,
-    threat: ThreatModel,
-    chosen: Attack,
-    seed: int,
-) -> Tensor:
-    """As `attack`, but of rows of some data, with the noise that an evaluation draws for these rows."""
-    x, _ = source.tensors(rows)
-    check_images(x)
-    with _placed(model, None) as (module, where, dtype):
-        hunt = _hunt(module, source, rows, threat, chosen, seed, None, where, dtype)
-        hunt.keep = made = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
-        hunt.run(every=True)
-    return made.clamp_(0, 1)

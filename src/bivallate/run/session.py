@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bivallate import collective, data, models
 from bivallate.data import Batches, Dataset, Split
-from bivallate.errors import UserError
+from bivallate.errors import UserError, check_device
 from bivallate.models import Classifier
 from bivallate.run.average import Average
 from bivallate.run.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
@@ -30,13 +30,7 @@ def pick_device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda", collective.local_rank())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device {name!r} cannot be used: {reason}; use --device auto or cpu") from error
-    return device
+    return check_device(name, "use --device auto or cpu")
 
 
 def load_data(spec: Any, seed: int) -> Dataset:
