@@ -45,9 +45,8 @@ def sources_at_scale(table: Table, scale: Scale) -> dict[str, Cell]:
     """The networks that transfer columns need, at a scale."""
     if scale == "full":
         return table.sources
-    shrunk = {
-        name: _shrunk(table, table.sources[name], scale) for name in set(_originals(table, scale).values())
-    }
+    originals = dict.fromkeys(_originals(table, scale).values())
+    shrunk = {name: _shrunk(table, table.sources[name], scale) for name in originals}
     return {name: cell for name, cell in shrunk.items() if cell is not None}
 
 
@@ -69,12 +68,15 @@ def _originals(table: Table, scale: Scale) -> dict[str, str]:
 
 
 def _from_originals(cell: Cell, names: Mapping[str, str]) -> Cell:
-    """The cell without the transfer columns that would repeat another."""
+    """The cell without the transfer columns that would repeat another, or whose source this scale leaves
+    out."""
     kept: dict[tuple[Any, ...], Measure] = {}
     for measure in cell.measures:
-        source = names.get(measure.source) if measure.source is not None else None
-        chosen = dataclasses.replace(measure, source=source)
-        kept.setdefault((chosen.source or chosen.column, chosen.what, chosen.key), chosen)
+        if measure.source is None:
+            kept[measure.column, measure.what, measure.key] = measure
+        elif measure.source in names:
+            chosen = dataclasses.replace(measure, source=names[measure.source])
+            kept.setdefault((chosen.source, chosen.what, chosen.key), chosen)
     return cell.but(measures=tuple(kept.values()))
 
 
