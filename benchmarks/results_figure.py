@@ -53,7 +53,7 @@ def _table(found: list[dict[str, Any]]) -> list[str]:
     for row in found:
         chosen = row["weights"]
         epochs = ", ".join(str(entry["epoch"]) for entry in chosen) + f" of {chosen[0]['epochs']}"
-        cells = [row["method"], str(len(chosen)), epochs, f"{row['passes']:.0f}"]
+        cells = [row["row"], str(len(chosen)), epochs, f"{row['passes']:.0f}"]
         for column in COLUMNS:
             entry = row["ours"][column]
             low, high = (100 * bound for bound in entry["interval_95"])

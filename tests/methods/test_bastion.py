@@ -19,6 +19,10 @@ from bivallate import Linf, Method, methods
 from bivallate.lower.start import uniform
 from bivallate.method import facts_for
 from bivallate.methods.bastion import epochs_within
+from bivallate.reproduce.catalogue import find
+from bivallate.reproduce.cell import configure
+from bivallate.reproduce.scaling import at_scale
+from bivallate.reproduce.table import Scale
 from bivallate.run.recipes import recipe_for
 from bivallate.types import Batch, Clock
 
@@ -94,6 +98,16 @@ def test_the_benchmark_gives_each_method_the_epochs_that_the_budget_pays_for(nam
     if name in ("at", "bastion"):
         assert epochs == {"at": 10, "bastion": epochs_within(220)}[name]
         assert benchmark.passes(method, epochs) == spent(method, epochs)
+
+
+@pytest.mark.parametrize("scale", ["cpu", "full"])
+def test_the_table_gives_the_rows_of_equal_cost_what_the_passes_of_at_pay_for(scale: Scale) -> None:
+    cells = {c.row: c for c in at_scale(find("T-B1"), scale) if c.group == "MNIST tiny-CNN linf"}
+    budget = benchmark.passes(methods.at(THREAT), configure(cells["AT"], 0).epochs)
+    for row in ("BASTION", "FAST-BAT (equal cost)", "N-FGSM (equal cost)"):
+        config = configure(cells[row], 0)
+        assert benchmark.passes(config.method, config.epochs) <= budget
+        assert budget < benchmark.passes(config.method, config.epochs + 1)
 
 
 def test_the_page_ranks_the_mean_of_the_seeds() -> None:

@@ -35,10 +35,10 @@ def residual(blocks, classes, channels=3, bottleneck=False, stem=3):
     return total + dense(entering, classes)
 
 
-def preactivated(blocks, classes, channels=3, bottleneck=False, final_bn=True):
+def preactivated(blocks, classes, channels=3, bottleneck=False, final_bn=True, widths=(64, 128, 256, 512)):
     """He et al. 2016b: BN before each convolution, shortcuts without BN."""
-    total, entering = conv(channels, 64, 3), 64
-    for stage, (width, depth) in enumerate(zip((64, 128, 256, 512), blocks, strict=True)):
+    total, entering = conv(channels, widths[0], 3), widths[0]
+    for stage, (width, depth) in enumerate(zip(widths, blocks, strict=True)):
         leaving = 4 * width if bottleneck else width
         for block in range(depth):
             if bottleneck:
@@ -98,6 +98,7 @@ TABLE = [
     # before the average, and so does ours unless told otherwise.
     ("preact-resnet18", 10, COLOUR, {}, preactivated(BASIC, 10), 11_172_170),
     ("preact-resnet18", 10, COLOUR, {"final_bn": False}, preactivated(BASIC, 10, final_bn=False), 11_171_146),
+    ("preact-resnet18-narrow", 10, COLOUR, {}, preactivated(BASIC, 10, widths=(8, 16, 32, 64)), None),
     ("preact-resnet34", 10, COLOUR, {}, preactivated(DEEP, 10), None),
     ("preact-resnet50", 10, COLOUR, {}, preactivated(DEEP, 10, bottleneck=True), None),
     ("wrn-16-8", 10, COLOUR, {}, wide(16, 8, 10), None),

@@ -56,7 +56,7 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """conv3x3, four stages of blocks (64, 128, 256, 512), BN-activation, global average, linear.
+    """conv3x3, four stages of blocks (1, 2, 4, 8 times `width`), BN-activation, global average, linear.
 
     The defaults are the definition that the fast-training papers' code trains: a BN before the average, and
     basic blocks whose shortcut takes the raw input (bottlenecks: the activated one). `final_bn=False` is the
@@ -76,16 +76,18 @@ class PreActResNet(nn.Module):
         bottleneck: bool = False,
         final_bn: bool = True,
         shortcut: str = "raw",
+        width: int = 64,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         form = {"bottleneck": bottleneck, "shortcut": shortcut}
-        entering, stages = 64, []
-        for width, depth, stride in zip((64, 128, 256, 512), blocks, (1, 2, 2, 2), strict=True):
+        entering, stages = width, []
+        for times, depth, stride in zip((1, 2, 4, 8), blocks, (1, 2, 2, 2), strict=True):
             stage = []
             for i in range(depth):
-                stage.append(PreActBlock(entering, width, stride if i == 0 else 1, activation, **form))
-                entering = 4 * width if bottleneck else width
+                step = stride if i == 0 else 1
+                stage.append(PreActBlock(entering, times * width, step, activation, **form))
+                entering = times * width * (4 if bottleneck else 1)
             stages.append(nn.Sequential(*stage))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.final_bn = final_bn
@@ -113,12 +115,12 @@ def _preact(
     activation: Activation,
     final_bn: bool,
     shortcut: str,
+    width: int = 64,
 ) -> nn.Module:
     if shortcut not in ("raw", "activated"):
         raise unknown("shortcut", shortcut, ("raw", "activated"))
-    return PreActResNet(
-        blocks, num_classes, shape[0], activation, bottleneck=bottleneck, final_bn=final_bn, shortcut=shortcut
-    )
+    form = {"bottleneck": bottleneck, "final_bn": final_bn, "shortcut": shortcut, "width": width}
+    return PreActResNet(blocks, num_classes, shape[0], activation, **form)
 
 
 @register("preact-resnet18")
@@ -127,6 +129,14 @@ def preact_resnet18(
 ) -> nn.Module:
     """PreActResNet-18: blocks 2, 2, 2, 2 (Fast-AT, Fast-BAT and DONE papers)."""
     return _preact((2, 2, 2, 2), False, num_classes, shape, activation, final_bn, shortcut)
+
+
+@register("preact-resnet18-narrow")
+def preact_resnet18_narrow(
+    num_classes: int, shape: Shape, activation: Activation, *, final_bn: bool = True, shortcut: str = "raw"
+) -> nn.Module:
+    """PreActResNet-18 with an eighth of the channels: small enough for two cores."""
+    return _preact((2, 2, 2, 2), False, num_classes, shape, activation, final_bn, shortcut, width=8)
 
 
 @register("preact-resnet34")

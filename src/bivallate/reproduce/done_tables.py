@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bivallate.reproduce.cell import Cell, Measure
-from bivallate.reproduce.scaling import tiny_cnn
+from bivallate.reproduce.scaling import NARROW_NOTE, narrow
 from bivallate.reproduce.table import Claim, Table, asked
 
 __all__ = ["TABLES"]
@@ -65,13 +65,10 @@ def _claims(rows: tuple[str, ...], done: tuple[str, ...]) -> tuple[Claim, ...]:
 
 
 def _small(cell: Cell) -> Cell | None:
-    return tiny_cnn(cell, 12)
+    return narrow(cell, 12)
 
 
-SMALL_NOTE = (
-    "tiny-CNN instead of ResNet-18, a peak rate of 0.02, 10,000 training images, 12 epochs of the paper's 60 "
-    "with milestones in proportion, AutoAttack on 200 random test points: ordering at most"
-)
+SMALL_NOTE = NARROW_NOTE.format(epochs="12 epochs of the paper's 60")
 
 
 def _balanced_and_not(name: str, label: str, data: str, rows: tuple[str, ...], number: int) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bivallate.reproduce.cell import Cell, Measure
-from bivallate.reproduce.scaling import tiny_cnn
+from bivallate.reproduce.scaling import NARROW_NOTE, narrow
 from bivallate.reproduce.table import Claim, Table, asked
 
 __all__ = ["TABLES"]
@@ -51,16 +51,6 @@ def _cell(
     )
 
 
-def _small(cell: Cell) -> Cell | None:
-    return tiny_cnn(cell)
-
-
-SMALL_NOTE = (
-    "tiny-CNN instead of the paper's networks, a peak rate of 0.02, 10,000 training images, 10 epochs, "
-    "AutoAttack on 200 random test points: ordering at most"
-)
-
-
 def _table(
     name: str,
     number: int,
@@ -74,8 +64,8 @@ def _table(
     sources: dict[str, Cell] | None = None,
 ) -> Table:
     return Table(
-        name, title, f"{PAPER}, Table {number}", tuple(cells), tuple(claims), _small, SMALL_NOTE, smoke_data,
-        sources or {}, seeds, notes,
+        name, title, f"{PAPER}, Table {number}", tuple(cells), tuple(claims), narrow,
+        NARROW_NOTE.format(epochs="10 epochs of the paper's 20"), smoke_data, sources or {}, seeds, notes,
     )  # fmt: skip
 
 
@@ -191,7 +181,7 @@ def _f6() -> Table:
         "T-F6", 6, "ImageNet", cells, [Claim("FAST-BAT", "FAST-AT", "RA-PGD")], notes=notes, seeds=1,
         smoke_data="tiny-imagenet",
     )  # fmt: skip
-    return Table(**{**table.__dict__, "cpu": lambda cell: _small(cell.but(data="tiny-imagenet"))})
+    return Table(**{**table.__dict__, "cpu": lambda cell: narrow(cell.but(data="tiny-imagenet"))})
 
 
 def _f7() -> Table:
