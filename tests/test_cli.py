@@ -141,6 +141,7 @@ MISTAKES = {
     "eps not a number": (["train", "at", "--eps", "nan"], "finite"),
     "eps over zero": (["train", "at", "--eps", "8/0"], "such as 0.03 or 8/255"),
     "eps in grey levels": (["train", "at", "--eps", "8"], "write 8/255"),
+    "eps without its step sizes": (["train", "at", "--set", "threat.eps=0.4"], "use --eps 0.4"),
     "batch larger than data": (["train", "at", "--batch-size", "99999"], "batch size"),
     "no device": (["train", "at", "--device", "tpu9"], "device"),
     "no run": (["evaluate", "nowhere"], "no run in nowhere"),

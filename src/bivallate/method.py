@@ -89,7 +89,8 @@ class Method:
         `but(solver__steps=20)`.
 
         Whole parts are replaced together, so that parts that need each other can be given in any order;
-        fields within parts follow, in the order given.
+        fields within parts follow, in the order given. Nothing else changes: with another `threat` the steps
+        of the solver keep their size, so for another eps create the method anew.
         """
         known = [f.name for f in dataclasses.fields(self)]
         whole = {path: value for path, value in parts.items() if "__" not in path}

@@ -186,6 +186,9 @@ def _plan(
     else:
         if method is None:
             raise UserError("name a method, such as `bivallate train at`, or a configuration with --config")
+        for path, text in pairs:
+            if path.removeprefix("method.") == "threat.eps":
+                raise UserError(f"--set threat.eps would leave the step sizes as they are; use --eps {text}")
         name = data or "digits"
         radius = threat(norm, eps if eps is not None else default_eps(name))
         parameters, pairs = _split(method, pairs)
