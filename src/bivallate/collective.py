@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -56,6 +57,15 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
     dist.all_reduce(flat)
     for parameter, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         parameter.grad = grad.view_as(parameter).clone()
+
+
+def gathered(value: Any) -> list[Any]:
+    """A small picklable value of every rank, in their order; on one process, its own."""
+    if not together():
+        return [value]
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def world() -> int:

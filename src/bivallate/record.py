@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from bivallate import collective
 from bivallate.errors import UserError
 from bivallate.lower.problem import LowerProblem
 from bivallate.method import BoundMethod
@@ -36,13 +37,15 @@ def healthy(loss: Tensor, model: nn.Module, clock: Clock) -> None:
 def summarise(
     loss: Tensor, weights: Tensor, terms: Terms, problem: LowerProblem, method: BoundMethod
 ) -> StepRecord:
-    """The record of one step; its numbers are read in one transfer from the device."""
+    """The record of one step; its numbers are read in one transfer from the device. On several processes it
+    is that of this rank's share of the minibatch, whose loss was divided by the size of the whole."""
     w, y = weights.detach(), problem.y
+    loss = loss.detach() * (collective.count(len(y), y.device) / len(y))
     correct = (terms.logits.detach().argmax(1) == y).sum()
     mean = w.mean()
     effective = mean.square() / w.square().mean().clamp(min=torch.finfo(w.dtype).tiny)
     relative = w / mean.clamp(min=torch.finfo(w.dtype).tiny)
-    sums = torch.stack([loss.detach().to(w.dtype), correct.to(w.dtype), mean, effective])
+    sums = torch.stack([loss.to(w.dtype), correct.to(w.dtype), mean, effective])
     numbers = torch.cat([sums, relative, _margin(terms.logits.detach(), y).to(w.dtype)]).tolist()
     logged = {**problem.log, **method.weighting.log()}
     return StepRecord(

@@ -186,7 +186,7 @@ def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one step did, as plain numbers for the log.
+    """What one step did, as plain numbers for the log; on several processes, to this rank's examples.
 
     Attributes:
         loss: the weighted loss that was descended. correct: adversarial points classified correctly.

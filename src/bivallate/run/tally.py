@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from bivallate import collective
 from bivallate.run.spread import Spread
 from bivallate.types import StepRecord
 
@@ -53,8 +54,25 @@ class Tally:
             self.logged[name] = self.logged.get(name, 0.0) + value * n
             self.counted[name] = self.counted.get(name, 0) + n
 
+    def over_ranks(self) -> Tally:
+        """The sums of all ranks, the same on each; the time is that of the slowest."""
+        first, *others = (Tally.from_dict(kept) for kept in collective.gathered(self.to_dict()))
+        for other in others:
+            first._merge(other)
+        return first
+
+    def _merge(self, other: Tally) -> None:
+        for name in ("examples", "rows", "loss", "correct", "weight", "effective", "forward", "backward"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.seconds = max(self.seconds, other.seconds)
+        self.spread.merge(other.spread)
+        self.watched |= other.watched
+        for name, value in other.logged.items():
+            self.logged[name] = self.logged.get(name, 0.0) + value
+            self.counted[name] = self.counted.get(name, 0) + other.counted[name]
+
     def line(self) -> dict[str, Any]:
-        """Means over the examples; passes per row of the training set."""
+        """Means over the examples; passes per row that was seen."""
         n, rows = max(self.examples, 1), max(self.rows, 1)
         return {
             "loss": self.loss / n,

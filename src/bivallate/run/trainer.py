@@ -94,10 +94,11 @@ class Trainer:
         session = self.session
         collective.broadcast(session.model.buffers())
         line: dict[str, Any] = {"epoch": session.epoch + 1, "lr": session.optimizer.param_groups[0]["lr"]}
-        line |= session.tally.line() | self._measure()
+        whole = session.tally.over_ranks()
+        line |= whole.line() | self._measure()
         told = self.watch.after_epoch(line)
-        session.forward += session.tally.forward
-        session.backward += session.tally.backward
+        session.forward += whole.forward
+        session.backward += whole.backward
         self._lap()
         session.seconds += session.tally.seconds
         rows = max(len(session.batches.split), 1)

@@ -86,12 +86,10 @@ class Watch:
     def _training(self) -> tuple[int, int, int]:
         """Rows seen, forward and backward passes of training so far, over all ranks."""
         s = self.session
-        rows = s.epoch * len(s.batches.split) + s.tally.rows
-        counts = (rows, s.forward + s.tally.forward, s.backward + s.tally.backward)
-        if not collective.together():
-            return counts
-        summed = collective.total(torch.tensor(counts, device=s.device)).tolist()
-        return int(summed[0]), int(summed[1]), int(summed[2])
+        now = (s.tally.rows, s.tally.forward, s.tally.backward)
+        if collective.together():
+            now = collective.total(torch.tensor(now, device=s.device)).tolist()
+        return s.epoch * len(s.batches.split) + int(now[0]), s.forward + int(now[1]), s.backward + int(now[2])
 
     def _rows(self) -> int:
         """Rows of a check now; 0 for none."""

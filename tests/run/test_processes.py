@@ -1,0 +1,56 @@
+"""A training split over two processes is measured as one: losses, accuracies and costs of all rows."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import bivallate as bv
+from bivallate.run.config import Validation
+
+METHODS = {
+    "at": bv.methods.at(bv.Linf(0.1), steps=2),
+    "mail-at": bv.methods.mail_at(bv.Linf(0.1), steps=2, burn_in=0.0),
+}
+
+
+def history(name: str) -> list[dict[str, Any]]:
+    """The lines of two epochs on 250 digits; every check of the sentinel is left to its budget."""
+    data = bv.data.load("digits")
+    data = data.but(train=data.train.subset(slice(0, 250)))
+    quick = {"epochs": 2, "batch_size": 50, "threads": 1, "validation": Validation(2, 60)}
+    return bv.train("tiny-cnn", data, METHODS[name], **quick).history
+
+
+def _rank(rank: int, address: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    (Path(folder) / f"{rank}.json").write_text(json.dumps({name: history(name) for name in METHODS}))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_report_what_one_does(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    address = f"file://{tmp_path / 'meeting'}"
+    ranks = [context.Process(target=_rank, args=(r, address, str(tmp_path))) for r in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(240)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    first, second = (json.loads((tmp_path / f"{r}.json").read_text()) for r in range(2))
+    for name in METHODS:
+        for one, left, right in zip(history(name), first[name], second[name], strict=True):
+            exact = ("forward", "backward", "total_forward", "total_backward")
+            assert [left[key] for key in exact] == [one[key] for key in exact]
+            assert left["loss"] == pytest.approx(one["loss"], rel=1e-4)
+            assert left["train_robust"] == pytest.approx(one["train_robust"], abs=0.01)
+            assert left["watched"].keys() == one["watched"].keys()
+            told = {key: value for key, value in left.items() if key != "seconds"}
+            assert told == {key: right[key] for key in told}
