@@ -13,8 +13,8 @@ from torch import nn
 import bivallate as bv
 from bivallate.errors import UserError
 from bivallate.evaluate import evaluate
-from bivallate.evaluate.evaluating import _Callable
 from bivallate.evaluate.memory import estimate_batch, example_bytes, example_work
+from bivallate.evaluate.placing import Function
 from bivallate.evaluate.scout import scout_of
 from bivallate.parts import part
 
@@ -126,8 +126,8 @@ def test_a_function_is_measured_by_what_autograd_keeps():
         return torch.tensor(images.numpy().reshape(len(images), -1)[:, :3])
 
     activations = 50 * 100 * 4
-    assert 3 * activations <= example_bytes(_Callable(deep), x) <= 4 * activations, "weights do not count"
-    assert example_bytes(_Callable(detached), x) == 3 * 12 + 16 * x.nbytes
+    assert 3 * activations <= example_bytes(Function(deep), x) <= 4 * activations, "weights do not count"
+    assert example_bytes(Function(detached), x) == 3 * 12 + 16 * x.nbytes
     assert not x.requires_grad
 
 

@@ -16,7 +16,7 @@ from bivallate.audit.checks import accuracy, claim_check, questions
 from bivallate.audit.elsewhere import Connected
 from bivallate.audit.plan import Plan, choose
 from bivallate.errors import UserError
-from bivallate.evaluate.evaluating import _placed
+from bivallate.evaluate.placing import placed
 from bivallate.evaluate.points import points, select
 from bivallate.evaluate.preflight import Preflight, preflight
 from bivallate.evaluate.probe import gradients
@@ -88,7 +88,7 @@ def audit(
         fatal = [f for f in looked.findings if f.name in FATAL and f.severity == "error"]
         if fatal:
             raise UserError("this cannot be audited before it is mended: " + "; ".join(map(str, fatal)))
-        module, where, dtype = stack.enter_context(_placed(model, None))
+        module, where, dtype = stack.enter_context(placed(model, None))
         judge = _connected(module, looked)
         for other in surrogates:
             stack.enter_context(evaluating(other))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bivallate.errors import UserError, check_device, check_seed
+from bivallate.errors import UserError, check_seed
 from bivallate.evaluate.attacks import Attack, Part, at_least_one, parse
 from bivallate.evaluate.crew import Crew
 from bivallate.evaluate.hunt import Hunt
 from bivallate.evaluate.ledger import Ledger
 from bivallate.evaluate.memory import estimate_batch, example_work
+from bivallate.evaluate.placing import Function, placed
 from bivallate.evaluate.points import (
     Points,
     check_images,
@@ -30,11 +29,9 @@ from bivallate.evaluate.points import (
     points,
     select,
 )
-from bivallate.evaluate.precision import full_float32, without_autocast
 from bivallate.evaluate.progress import Progress
 from bivallate.evaluate.score import Score
 from bivallate.evaluate.scout import scout_of
-from bivallate.lower.problem import evaluating, frozen
 from bivallate.lower.threat import ThreatModel
 from bivallate.parts import encode
 
@@ -96,7 +93,7 @@ def evaluate(
     check_threat(threat)
     chosen, source = parse(attack), points(data)
     index = select(len(source), n, first, seed)
-    with _placed(model, device) as (module, where, dtype):
+    with placed(model, device) as (module, where, dtype):
         hunt = _hunt(module, source, index, threat, chosen, seed, batch_size, where, dtype)
         hunt.progress = progress
         prints = data_fingerprint(source, index), model_fingerprint(module)
@@ -144,42 +141,11 @@ def crafted(
     check_images(x)
     made = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
     if len(rows):
-        with _placed(model, None) as (module, where, dtype):
+        with placed(model, None) as (module, where, dtype):
             hunt = _hunt(module, source, rows, threat, chosen, seed, batch_size, where, dtype)
             hunt.keep = made
             hunt.run(every=True)
     return made.clamp_(0, 1)
-
-
-@contextmanager
-def _placed(
-    model: nn.Module | Callable[[Tensor], Tensor], device: torch.device | str | None
-) -> Iterator[tuple[nn.Module, torch.device, torch.dtype]]:
-    """The model in eval mode, frozen, on a device and in float32 or better; a copy if it must be moved, or if
-    its tensors were made in inference mode, of which autograd keeps away."""
-    module = model if isinstance(model, nn.Module) else _Callable(model)
-    tensors = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
-    here = tensors[0].device if tensors else torch.device("cpu")
-    dtype = tensors[0].dtype if tensors else torch.float32
-    where = check_device(device, "use 'cpu', or leave it out") if device is not None else here
-    moved = where != here and not (where.type == here.type and where.index is None)
-    if moved or any(t.is_inference() for t in tensors):
-        module = copy.deepcopy(module).to(where)
-    if dtype in (torch.float16, torch.bfloat16):
-        module, dtype = copy.deepcopy(module).float(), torch.float32
-    with evaluating(module), frozen(module), without_autocast(where), full_float32():
-        yield module, where, dtype
-
-
-class _Callable(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
 
 
 def _hunt(
@@ -210,7 +176,7 @@ def _hunt(
 def _shares_state(scout: nn.Module) -> bool:
     """Whether copies may write to the same place: functions and hooks are not copied with a module."""
     return any(
-        isinstance(m, _Callable) or m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
+        isinstance(m, Function) or m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
         for m in scout.modules()
     )
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError
-from bivallate.evaluate.evaluating import _placed
 from bivallate.evaluate.memory import example_bytes
+from bivallate.evaluate.placing import placed
 from bivallate.evaluate.points import points
 from bivallate.evaluate.probe import Probe
 from bivallate.evaluate.symptoms import (
@@ -100,7 +100,7 @@ def preflight(
     x, y = source.tensors(rows)
     findings = [*images(x), *modes(model)]
     classes, clean, near = 0, None, None
-    with torch.random.fork_rng(devices=[]), _placed(model, None) as (module, where, dtype):
+    with torch.random.fork_rng(devices=[]), placed(model, None) as (module, where, dtype):
         if x.is_floating_point() and bool(x.isfinite().all()):
             before = {k: v.clone() for k, v in module.named_buffers()}
             fresh = _copied(module)

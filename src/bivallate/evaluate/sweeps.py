@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from bivallate.errors import UserError, check_seed
 from bivallate.evaluate.attacks import Attack, Part, at_least_one, parse
-from bivallate.evaluate.evaluating import _placed, crafted, evaluate
+from bivallate.evaluate.evaluating import crafted, evaluate
+from bivallate.evaluate.placing import placed
 from bivallate.evaluate.points import check_images, check_labels, points, select
 from bivallate.evaluate.score import Score
 from bivallate.evaluate.verdict import logits_of
@@ -87,7 +88,7 @@ def minimal_distances(
     at_least_one("minimal_distances", steps=steps, targets=targets, batch_size=batch_size)
     source, found = points(data), []
     ball = make_threat(norm, 1.0)
-    with _placed(model, None) as (module, where, dtype):
+    with placed(model, None) as (module, where, dtype):
         for rows in select(len(source), n, first, seed).split(batch_size):
             x, y = source.tensors(rows)
             check_images(x)

@@ -1,0 +1,47 @@
+"""A model as every evaluation wants it: a module, on one device, in eval mode, frozen, in full precision."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from bivallate.errors import check_device
+from bivallate.evaluate.precision import full_float32, without_autocast
+from bivallate.lower.problem import evaluating, frozen
+
+__all__ = ["Function", "placed"]
+
+
+@contextmanager
+def placed(
+    model: nn.Module | Callable[[Tensor], Tensor], device: torch.device | str | None
+) -> Iterator[tuple[nn.Module, torch.device, torch.dtype]]:
+    """The model in eval mode, frozen, on a device and in float32 or better; a copy if it must be moved, or if
+    its tensors were made in inference mode, of which autograd keeps away."""
+    module = model if isinstance(model, nn.Module) else Function(model)
+    tensors = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
+    here = tensors[0].device if tensors else torch.device("cpu")
+    dtype = tensors[0].dtype if tensors else torch.float32
+    where = check_device(device, "use 'cpu', or leave it out") if device is not None else here
+    moved = where != here and not (where.type == here.type and where.index is None)
+    if moved or any(t.is_inference() for t in tensors):
+        module = copy.deepcopy(module).to(where)
+    if dtype in (torch.float16, torch.bfloat16):
+        module, dtype = copy.deepcopy(module).float(), torch.float32
+    with evaluating(module), frozen(module), without_autocast(where), full_float32():
+        yield module, where, dtype
+
+
+class Function(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
