@@ -1,7 +1,7 @@
-"""The README's picture and table of T-B1, from results/: `python -m benchmarks.results_figure`.
+"""The README's picture and tables of T-B1, from results/: `python -m benchmarks.results_figure`.
 
-Writes docs/figures/results.svg and the table between the markers of README.md: each method of T-B1 on MNIST
-at the two-core scale, means over the seeds there are, with 95 % intervals of the test points.
+Writes docs/figures/results.svg and the tables between the markers of README.md: each method of T-B1 at the
+two-core scale, means over the seeds there are, with 95 % intervals of the test points.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ from bivallate.reproduce.records import of_cell, read_records
 from bivallate.reproduce.rendering import side_by_side
 
 ROOT = Path(__file__).parents[1]
-GROUP = "MNIST tiny-CNN linf"
+GROUPS = {"MNIST": "MNIST tiny-CNN linf", "Fashion-MNIST": "F-MNIST tiny-CNN linf"}
 COLUMNS = {"Clean": "clean", "PGD": "PGD-20", "AA": "AutoAttack", "AA Tail-30": "AutoAttack, weakest 30 %"}
 MARKS = "<!-- t-b1:begin -->", "<!-- t-b1:end -->"
 
 
-def rows() -> list[dict[str, Any]]:
-    """The group's rows that have results, with the passes of their training; the highest AutoAttack accuracy
+def rows(name: str) -> list[dict[str, Any]]:
+    """A group's rows that have results, with the passes of their training; the highest AutoAttack accuracy
     first."""
     records = read_records(ROOT / "results", "T-B1", "cpu")
     report = side_by_side(find("T-B1"), "cpu", records)
-    (group,) = (group for group in report["groups"] if group["group"] == GROUP)
+    (group,) = (group for group in report["groups"] if group["group"] == name)
     found = [row for row in group["rows"] if row["ours"]]
     for row in found:
-        training = of_cell(records, row["row"], GROUP)[0].entry["training"]
+        training = of_cell(records, row["row"], name)[0].entry["training"]
         row["passes"] = training["forward_per_row"] + training["backward_per_row"]
     return sorted(found, key=lambda row: -row["ours"]["AA"]["value"])
 
 
 def main() -> None:
     """Draws and writes."""
-    found = rows()
-    attacked = [row for row in reversed(found) if row["row"] != "plain"]  # far to the left of all others
+    found = {label: rows(name) for label, name in GROUPS.items()}
     with styled():
-        save(_drawn(attacked), ROOT / "docs" / "figures" / "results", ("svg",))
+        save(_drawn(found), ROOT / "docs" / "figures" / "results", ("svg",))
     page = ROOT / "README.md"
     before, rest = page.read_text(encoding="utf-8").split(MARKS[0])
-    write_text(page, "\n".join([before + MARKS[0], *_table(found), MARKS[1]]) + rest.split(MARKS[1])[1])
+    tables = "\n\n".join("\n".join(_table(label, entries)) for label, entries in found.items())
+    write_text(page, "\n".join([before + MARKS[0], tables, MARKS[1]]) + rest.split(MARKS[1])[1])
 
 
-def _table(found: list[dict[str, Any]]) -> list[str]:
-    names = ["method", "seeds", "epoch", "passes an example", *COLUMNS.values()]
+def _table(label: str, found: list[dict[str, Any]]) -> list[str]:
+    names = [label, "seeds", "epoch", "passes an example", *COLUMNS.values()]
     lines = [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
     for row in found:
         chosen = row["weights"]
@@ -63,18 +63,22 @@ def _table(found: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _drawn(found: list[dict[str, Any]]) -> Figure:
-    fig, axes = figure(height=0.42 * len(found) + 0.9)
-    for k, (column, label) in enumerate(COLUMNS.items()):
-        cells = [row["ours"][column] for row in found]
-        values = [100 * cell["value"] for cell in cells]
-        low, high = ([100 * cell["interval_95"][side] for cell in cells] for side in (0, 1))
-        heights = [place + 0.27 - 0.18 * k for place in range(len(found))]
-        axes.hlines(heights, low, high, color=COLOURS[k], linewidth=1, alpha=0.6)
-        axes.plot(values, heights, MARKERS[k], color=COLOURS[k], label=label, linestyle="none")
-    axes.set_yticks(range(len(found)), [row["row"] for row in found])
-    axes.set_xlabel("accuracy (%), MNIST, eps 0.1")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2)
+def _drawn(found: dict[str, list[dict[str, Any]]]) -> Figure:
+    """A panel a data set, its methods by AutoAttack; plain training lies far to the left and is left out."""
+    most = max(len(entries) for entries in found.values())
+    fig, panels = figure(len(found), height=0.36 * most + 0.9, width=2.0)
+    for axes, (label, entries) in zip(panels, found.items(), strict=True):
+        attacked = [row for row in reversed(entries) if row["row"] != "plain"]
+        for k, (column, name) in enumerate(COLUMNS.items()):
+            cells = [row["ours"][column] for row in attacked]
+            values = [100 * cell["value"] for cell in cells]
+            low, high = ([100 * cell["interval_95"][side] for cell in cells] for side in (0, 1))
+            heights = [place + 0.27 - 0.18 * k for place in range(len(attacked))]
+            axes.hlines(heights, low, high, color=COLOURS[k], linewidth=1, alpha=0.6)
+            axes.plot(values, heights, MARKERS[k], color=COLOURS[k], label=name, linestyle="none")
+        axes.set_yticks(range(len(attacked)), [row["row"] for row in attacked])
+        axes.set_xlabel(f"accuracy (%), {label}, eps 0.1")
+    fig.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(COLUMNS))
     return fig
 
 
