@@ -34,7 +34,7 @@ from torch.func import functional_call
 
 import bivallate as bv
 from bivallate import Linf, methods, models
-from bivallate.lower.problem import attacking, frozen
+from bivallate.lower.modes import attacking, frozen
 from bivallate.lower.replay import named_first_layer
 from bivallate.method import Method, create, facts_for, registry
 from bivallate.types import Batch, Clock

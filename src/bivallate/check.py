@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from bivallate.errors import UserError
 from bivallate.evidence import gather
-from bivallate.lower.problem import Forward, Graph, LowerProblem, attacking
+from bivallate.lower.modes import attacking
+from bivallate.lower.problem import Forward, Graph, LowerProblem
 from bivallate.method import BoundMethod, Method, facts_for
 from bivallate.step import differentiate
 from bivallate.types import Batch, Clock, Facts, Solution, Terms

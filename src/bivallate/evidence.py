@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bivallate.lower.problem import Forward, evaluating
+from bivallate.lower.modes import evaluating
+from bivallate.lower.problem import Forward
 from bivallate.types import Batch, Clock, Evidence, Solution, Terms
 
 

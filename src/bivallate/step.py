@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from bivallate import collective
 from bivallate.coupling.lookahead import Lookahead
 from bivallate.evidence import gather
-from bivallate.lower.problem import Forward, LowerProblem, attacking
+from bivallate.lower.modes import attacking
+from bivallate.lower.problem import Forward, LowerProblem
 from bivallate.method import BoundMethod
 from bivallate.record import healthy, summarise
 from bivallate.types import Batch, Clock, StepRecord

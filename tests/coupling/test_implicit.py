@@ -10,9 +10,10 @@ from tests.lower.toys import FirstLogit, Hill, SquaredLogits
 from tests.methods.glue import EPS, Net, minibatches
 
 from bivallate import KLDRO, PGD, Adversarial, Barrier, Detached, Implicit, Leaf, Linf, Mask, Method, methods
+from bivallate.lower.modes import attacking
 from bivallate.lower.objective import KLToClean, Margin
 from bivallate.lower.pgd import raw
-from bivallate.lower.problem import LowerProblem, attacking
+from bivallate.lower.problem import LowerProblem
 from bivallate.lower.start import uniform, zero
 from bivallate.step import differentiate
 from bivallate.types import Batch, Clock, Facts

@@ -11,9 +11,10 @@ from tests.methods.glue import EPS, Net, minibatches
 from torch import Tensor, nn
 
 from bivallate import L2, PGD, Linf
+from bivallate.lower.modes import attacking, descending, evaluating, frozen
 from bivallate.lower.objective import KLToClean, Margin, cross_entropy, kl, logit_margin
 from bivallate.lower.pgd import adam, raw, steepest
-from bivallate.lower.problem import Forward, LowerProblem, attacking, descending, evaluating, frozen
+from bivallate.lower.problem import Forward, LowerProblem
 from bivallate.lower.start import Corner, Gaussian, Uniform, Zero, uniform
 from bivallate.types import Batch, Clock
 

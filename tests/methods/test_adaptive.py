@@ -18,8 +18,9 @@ from torch import Tensor, nn
 import bivallate as bv
 from bivallate import L2, PGD, Linf, UserError, methods
 from bivallate.lower.curriculum import BatchMixing, Levels, RunningBatchMixing
+from bivallate.lower.modes import attacking
 from bivallate.lower.objective import cross_entropy
-from bivallate.lower.problem import Forward, LowerProblem, attacking
+from bivallate.lower.problem import Forward, LowerProblem
 from bivallate.lower.stop import FOSCBelow, Iterate, Misclassified
 from bivallate.method import create
 from bivallate.noise import Noise

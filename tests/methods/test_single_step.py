@@ -14,7 +14,8 @@ from torch import nn
 import bivallate as bv
 from bivallate import L2, Linf, UserError, methods
 from bivallate.check import check_gradient
-from bivallate.lower.problem import Forward, LowerProblem, Setting, attacking
+from bivallate.lower.modes import attacking
+from bivallate.lower.problem import Forward, LowerProblem, Setting
 from bivallate.lower.start import BackwardSmoothing, Towards
 from bivallate.method import create
 from bivallate.noise import Noise

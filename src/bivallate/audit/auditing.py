@@ -21,7 +21,7 @@ from bivallate.evaluate.points import points, select
 from bivallate.evaluate.preflight import Preflight, preflight
 from bivallate.evaluate.probe import gradients
 from bivallate.evaluate.statistics import wilson
-from bivallate.lower.problem import evaluating
+from bivallate.lower.modes import evaluating
 from bivallate.lower.threat import ThreatModel
 
 __all__ = ["audit", "pace"]

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bivallate.lower.problem import Graph, LowerProblem, descending
+from bivallate.lower.modes import descending
+from bivallate.lower.problem import Graph, LowerProblem
 from bivallate.parts import part
 from bivallate.types import Solution, per_example
 

@@ -15,7 +15,8 @@ from torch.autograd import forward_ad
 from bivallate import collective
 from bivallate.coupling.elsewhere import Elsewhere
 from bivallate.errors import UserError
-from bivallate.lower.problem import Forward, LowerProblem, attacking, posed
+from bivallate.lower.modes import attacking, posed
+from bivallate.lower.problem import Forward, LowerProblem
 from bivallate.noise import Noise
 from bivallate.types import Batch, Clock, Terms
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bivallate.errors import check_device
 from bivallate.evaluate.precision import full_float32, without_autocast
-from bivallate.lower.problem import evaluating, frozen
+from bivallate.lower.modes import evaluating, frozen
 
 __all__ = ["Function", "placed"]
 

@@ -7,8 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from bivallate.lower.modes import frozen
 from bivallate.lower.objective import clearly_fooled, narrow
-from bivallate.lower.problem import LowerProblem, frozen
+from bivallate.lower.problem import LowerProblem
 from bivallate.lower.threat import TINY, Linf
 from bivallate.parts import part
 from bivallate.types import Facts, Solution, per_example

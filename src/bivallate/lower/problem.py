@@ -2,102 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from bivallate.lower.modes import frozen, own_statistics
 from bivallate.lower.threat import ThreatModel
 from bivallate.noise import Noise
 from bivallate.types import Batch, Clock, Passes
 
 if TYPE_CHECKING:
     from bivallate.lower.objective import Objective
-
-AttackMode = Literal["eval", "train", "train-tracking"]
-
-
-@contextmanager
-def posed(model: nn.Module, *, training: bool, track: bool, dropout: bool) -> Iterator[None]:
-    """Puts a model into a mode and leaves it exactly as it was found, also when the body raises.
-
-    Args:
-        model: whose modules are set.
-        training: train or eval mode.
-        track: whether train-mode BatchNorm moves its running statistics.
-        dropout: whether train-mode dropout drops.
-    """
-    found = [(m, m.training, getattr(m, "track_running_stats", None)) for m in model.modules()]
-    try:
-        for module, _, _ in found:
-            module.training = training
-            if isinstance(module, nn.modules.dropout._DropoutNd) and not dropout:
-                module.training = False
-            if isinstance(module, nn.modules.batchnorm._NormBase) and training:
-                # a norm without buffers never tracks; one with buffers may be silenced by an outer pose
-                module.track_running_stats = track and module.running_mean is not None
-        yield
-    finally:
-        for module, was_training, tracked in found:
-            module.training = was_training
-            if tracked is not None:
-                module.track_running_stats = tracked  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def attacking(model: nn.Module, mode: AttackMode):
-    """The model as the attack sees it: BatchNorm by `mode`, dropout off.
-
-    In "train" mode attack passes use batch statistics and do not move the running ones; "train-tracking"
-    moves them, as the public code of the fast family does.
-    """
-    return posed(model, training=mode != "eval", track=mode == "train-tracking", dropout=False)
-
-
-def descending(model: nn.Module):
-    """The model as the upper level sees it: plain train mode."""
-    return posed(model, training=True, track=True, dropout=True)
-
-
-def evaluating(model: nn.Module):
-    """Plain eval mode."""
-    return posed(model, training=False, track=True, dropout=False)
-
-
-@contextmanager
-def own_statistics(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """BatchNorm in eval mode reads copies of its running statistics.
-
-    A graph that is built here stays right when a later pass in train mode moves them: the kernel writes the
-    buffers behind autograd's back, which would then differentiate with the moved values and say nothing.
-    """
-    modules = model.modules() if isinstance(model, nn.Module) else ()
-    norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._NormBase) and not m.training]
-    found = [(m, m.running_mean, m.running_var) for m in norms]
-    try:
-        for norm, mean, var in found:
-            norm.running_mean = None if mean is None else mean.clone()
-            norm.running_var = None if var is None else var.clone()
-        yield
-    finally:
-        for norm, mean, var in found:
-            norm.running_mean, norm.running_var = mean, var
-
-
-@contextmanager
-def frozen(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """No parameter asks for a gradient: an input gradient then costs 0.6 of a forward and backward instead of
-    1."""
-    parameters = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
 
 
 @dataclass(frozen=True)

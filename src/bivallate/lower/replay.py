@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError, check_range, unknown
+from bivallate.lower.modes import attacking, frozen
 from bivallate.lower.overhear import Overheard
-from bivallate.lower.problem import LowerProblem, attacking, frozen
+from bivallate.lower.problem import LowerProblem
 from bivallate.lower.remembering import Remembering, refuse_lookahead, require_coupling
 from bivallate.lower.start import Start, uniform
 from bivallate.parts import part

@@ -3,21 +3,11 @@
 from bivallate.methods.adaptive import curriculum, dynamic, fat, fat_trades
 from bivallate.methods.amortised import atta, atta_trades, free_at, yopo
 from bivallate.methods.bastion import bastion
+from bivallate.methods.done import done_adam, done_gd, done_pgd
 from bivallate.methods.fast import done_fast, fast_at, fast_bat
 from bivallate.methods.learned import bilaw, bilaw_trades, non_parametric
 from bivallate.methods.perturbed import at_awp, trades_awp
-from bivallate.methods.reweighted import (
-    done_adam,
-    done_gd,
-    done_pgd,
-    gair_fat,
-    gairat,
-    mail_at,
-    mail_mart,
-    mail_trades,
-    mart,
-    wmmr,
-)
+from bivallate.methods.reweighted import gair_fat, gairat, mail_at, mail_mart, mail_trades, mart, wmmr
 from bivallate.methods.single_step import backward_smoothing, fast_at_ga, fgsm_at, n_fgsm
 from bivallate.methods.standard import at, plain, trades
 

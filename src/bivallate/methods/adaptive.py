@@ -6,9 +6,9 @@ from typing import Literal
 
 from bivallate.errors import check_range, unknown
 from bivallate.lower.curriculum import BatchMixing, Curriculum, Levels
+from bivallate.lower.modes import AttackMode
 from bivallate.lower.objective import kl_to_clean
 from bivallate.lower.pgd import PGD
-from bivallate.lower.problem import AttackMode
 from bivallate.lower.start import gaussian, uniform
 from bivallate.lower.stop import FOSCBelow, Misclassified
 from bivallate.lower.threat import L2, Linf

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from bivallate.lower.modes import AttackMode
 from bivallate.lower.objective import kl_to_clean
 from bivallate.lower.pgd import PGD
-from bivallate.lower.problem import AttackMode
 from bivallate.lower.start import gaussian, uniform, zero
 from bivallate.lower.threat import L2, Linf
 from bivallate.method import Method, register

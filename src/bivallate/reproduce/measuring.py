@@ -24,9 +24,10 @@ from bivallate.evaluate.statistics import wilson
 from bivallate.files import write_json
 from bivallate.lower.apgd import APGD
 from bivallate.lower.fab import FAB
+from bivallate.lower.modes import evaluating, frozen
 from bivallate.lower.objective import cross_entropy
 from bivallate.lower.pgd import PGD
-from bivallate.lower.problem import Forward, LowerProblem, evaluating, frozen
+from bivallate.lower.problem import Forward, LowerProblem
 from bivallate.lower.square import Square
 from bivallate.lower.threat import ThreatModel, threat
 from bivallate.models import Classifier

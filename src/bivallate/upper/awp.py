@@ -11,7 +11,8 @@ from torch import Tensor
 from bivallate import collective
 from bivallate.coupling.elsewhere import Elsewhere
 from bivallate.errors import UserError
-from bivallate.lower.problem import Forward, posed
+from bivallate.lower.modes import posed
+from bivallate.lower.problem import Forward
 from bivallate.parts import part
 from bivallate.types import Terms
 from bivallate.upper.loss import Loss

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from bivallate import collective
 from bivallate.errors import UserError
+from bivallate.lower.modes import attacking, frozen
 from bivallate.lower.objective import CrossEntropy
-from bivallate.lower.problem import Forward, Setting, attacking, frozen
+from bivallate.lower.problem import Forward, Setting
 from bivallate.lower.threat import Linf
 from bivallate.parts import part
 from bivallate.types import Terms

@@ -22,14 +22,8 @@ from bivallate.report.diagnostics.fosc import fosc
 from bivallate.report.diagnostics.gradients import gradient_alignment
 from bivallate.report.diagnostics.landscape import loss_landscape
 from bivallate.report.diagnostics.ranks import accuracy_over_eps, adversarial_rank, transfer
-from bivallate.report.diagnostics.weights import (
-    Weighed,
-    extremes,
-    likelihood_pca,
-    weigh,
-    weight_scatter,
-    weights_by_class,
-)
+from bivallate.report.diagnostics.weighing import Weighed, weigh
+from bivallate.report.diagnostics.weights import extremes, likelihood_pca, weight_scatter, weights_by_class
 from bivallate.report.diagnostics.weights_epochs import weights_by_margin, weights_over_epochs
 from bivallate.run import checkpoint
 from bivallate.run.api import load_run

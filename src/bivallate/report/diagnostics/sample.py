@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.evaluate.points import points, select
+from bivallate.lower.modes import evaluating, frozen
 from bivallate.lower.objective import cross_entropy
-from bivallate.lower.problem import Forward, LowerProblem, evaluating, frozen
+from bivallate.lower.problem import Forward, LowerProblem
 from bivallate.lower.threat import ThreatModel
 from bivallate.noise import Noise
 from bivallate.types import Batch, Clock

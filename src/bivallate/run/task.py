@@ -1,0 +1,88 @@
+"""What a training recipe is for: a method, and data that may be known."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bivallate.data import registry
+from bivallate.data.registry import Known
+from bivallate.errors import UserError
+from bivallate.method import Method
+from bivallate.run.config import Config, Data, Model, Validation
+from bivallate.run.optim import Optimizer, Rate
+
+CROP_FLIP = "crop:4,flip"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a recipe is for.
+
+    Attributes:
+        method: as the user made it. data: name of the set. fixed: parameters of the method that the user
+            chose, which recipes leave alone.
+    """
+
+    method: Method
+    data: str
+    fixed: Collection[str] = ()
+
+    @property
+    def known(self) -> Known | None:
+        """The published set, or None for images that nobody has seen yet."""
+        found = registry.known_folder(Path(self.data).name)
+        try:
+            return found or registry.find(self.data)
+        except UserError:
+            return None
+
+    @property
+    def grey(self) -> bool:
+        """Whether the set is known to be grey: then it is small enough for a small network."""
+        return self.known is not None and self.known.shape[0] == 1
+
+    @property
+    def handwriting(self) -> bool:
+        """MNIST, for which some papers have another recipe, and Fashion-MNIST, which is alike."""
+        return self.known is not None and self.known.name in ("mnist", "fashion-mnist")
+
+    def tuned(self, parameter: str, path: str, value: Any) -> Task:
+        """With a part of the method changed, unless the user set the parameter that decides it."""
+        if parameter in self.fixed:
+            return self
+        return dataclasses.replace(self, method=self.method.but(**{path.replace(".", "__"): value}))
+
+    def config(
+        self,
+        optimizer: Optimizer,
+        rate: Rate,
+        *,
+        epochs: int,
+        colour: str,
+        grey: str = "tiny-cnn",
+        normalise: bool = False,
+        validation: float = 0.1,
+        watched: int = 20,
+        augment: str = "",
+    ) -> Config:
+        """The configuration, with the augmentation written out where the set is known."""
+        own = str(self.known.augment) if self.known is not None else "default"
+        return Config(
+            method=self.method,
+            data=Data(self.data, validation=validation, augment=augment or own),
+            model=Model(name=grey if self.grey else colour, normalise=normalise),
+            optimizer=optimizer,
+            rate=rate,
+            epochs=epochs,
+            batch_size=128,
+            validation=Validation(watched, 1000),
+        )
+
+    @property
+    def cropped(self) -> str:
+        """The set's augmentation without the rotation that only Fast-BAT gives CIFAR-100."""
+        return CROP_FLIP if self.known is not None and self.known.name == "cifar100" else ""
