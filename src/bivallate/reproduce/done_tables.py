@@ -36,7 +36,8 @@ ROWS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 NOTES = (
     'RA-PGD begins at a random point; the paper\'s code may begin at the clean image, as column "from zero" '
     "does.",
-    "The last epoch's weights are reported; the paper does not say which it used.",
+    "The last epoch's weights are reported; the paper does not say which it used. Nothing is held out, so "
+    "there is no best epoch to stand beside it.",
     "The paper leaves open K, the inner step sizes, the barrier's weight and weight decay; the catalogue's "
     "defaults are used (`bivallate methods done-adam`).",
 )

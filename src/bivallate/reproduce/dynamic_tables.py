@@ -105,7 +105,7 @@ def _y2() -> Table:
     notes = (
         *NOTES[1:],
         "Examples are made on a separately trained Standard network (another seed): the same architecture on "
-        "MNIST, ResNet-50 on CIFAR-10.",
+        "MNIST, ResNet-50 on CIFAR-10 (not at scale cpu).",
     )
     return Table(
         "T-Y2", "black-box attacks", f"{PAPER}, Table 2", tuple(cells), tuple(claims), _small, SMALL_NOTE,
@@ -118,7 +118,11 @@ def _y3() -> Table:
     rows = ("Madry's", "Curriculum", "Dynamic")
     cells = [_cell(row, "CIFAR-10 WRN", "cifar10", "wrn-34-10", "8/255", measures) for row in rows]
     claims = [Claim("Dynamic", other, column) for other in rows[:2] for column in ("FGSM", "PGD-20", "C&W")]
-    notes = (*NOTES, "The paper says WideResNet, 10 times wider, and no depth: WRN-34-10 is used.")
+    notes = (
+        *NOTES,
+        "The paper says WideResNet, 10 times wider, with the settings of Madry et al.: WRN-34-10 is used, "
+        "with the training of the paper's other CIFAR-10 table.",
+    )
     return Table(
         "T-Y3",
         "WideResNet on CIFAR-10",

@@ -139,9 +139,10 @@ def narrow(cell: Cell, epochs: int = 10) -> Cell:
 
 
 NARROW_NOTE = (
-    "PreActResNet-18 with an eighth of the channels instead of the paper's networks, 10,000 training images, "
-    "{epochs} with milestones in proportion, epochs judged by PGD-10 on 500 held-out images where they are, "
-    "AutoAttack on 200 random test points: ordering at most"
+    "PreActResNet-18 with an eighth of the channels instead of the paper's networks, also where examples are "
+    "transferred from, at most 10,000 training images, {epochs} with milestones in proportion, the "
+    "epoch, where it is chosen, by PGD-10 on 500 held-out images, AutoAttack on 200 random test points: "
+    "ordering at most"
 )
 
 
