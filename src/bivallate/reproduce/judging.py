@@ -9,15 +9,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bivallate.evaluate.statistics import Z95, tails
-from bivallate.reproduce.records import Points, Record, of_cell
+from bivallate.evaluate.statistics import Z95, paired_score_interval
+from bivallate.reproduce.records import Record, of_cell
 from bivallate.reproduce.table import Claim, Reported, Table
 
 __all__ = ["Status", "Verdict", "judge", "sign_flip"]
 
 Status = Literal["confirmed", "not confirmed", "undecided", "not run"]
 LEVEL = 0.05
-DRAWS = 2000
+FEWEST = 6  # seeds that can decide a time: of as many with one sign, the sign test has p = 0.03
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Verdict:
         difference: ours, of `better` over `worse` in the claim's direction; interval_95 of it.
         p: two-sided, where the test is exact. how: the test. seeds: that both have.
         paper: the paper's difference, in the printed unit, or None. unit: of ours.
+        unweighted: rows whose method weighs examples, but hardly did before the epoch that is reported.
     """
 
     claim: Claim
@@ -42,6 +43,7 @@ class Verdict:
     seeds: tuple[int, ...] = ()
     paper: float | None = None
     unit: str = "fraction"
+    unweighted: tuple[str, ...] = ()
 
     @property
     def paper_agrees(self) -> bool | None:
@@ -66,6 +68,7 @@ class Verdict:
             "question": self.claim.question,
             "theirs": self.claim.theirs,
             "paper_agrees": self.paper_agrees,
+            "unweighted": list(self.unweighted),
         }
 
 
@@ -80,9 +83,13 @@ def judge(table: Table, claim: Claim, group: str, records: Sequence[Record]) -> 
     pairs = [(first[s], second[s]) for s in seeds]
     sign = -1.0 if claim.lower else 1.0
     difference, interval, p, how = _compare(pairs, claim.column, sign)
+    if claim.margin and p is not None:
+        p, how = None, "paired score interval"  # the test is of equality, which the claim does not ask about
     status = _status(claim, difference, interval, p)
     unit = pairs[0][0].columns[claim.column]["unit"]
-    return Verdict(claim, group, status, difference, interval, p, how, seeds, paper, unit)
+    sides = zip((claim.better, claim.worse), zip(*pairs, strict=True), strict=True)
+    alike = tuple(row for row, side in sides if any(record.unweighted for record in side))
+    return Verdict(claim, group, status, difference, interval, p, how, seeds, paper, unit, alike)
 
 
 def _paper(table: Table, claim: Claim, group: str) -> float | None:
@@ -113,22 +120,21 @@ Comparison = tuple[float, tuple[float, float] | None, float | None, str]
 
 def _compare(pairs: Sequence[tuple[Record, Record]], column: str, sign: float) -> Comparison:
     what = pairs[0][0].columns[column]["what"]
+    if what == "tail":
+        return _apart(pairs, column, sign, "intervals of both tails")
     found = [(a.points(column), b.points(column)) for a, b in pairs]
     paired = [(a, b) for a, b in found if a is not None and b is not None and a.same_points(b)]
     together = len(paired) == len(found) and all(a.same_points(paired[0][0]) for a, _ in paired)
     if not together:
-        return _apart(pairs, column, sign)
-    if what == "tail":
-        return _tails(paired, sign)
+        return _apart(pairs, column, sign, "intervals on different points")
     each = sign * np.stack([a.value.astype(float) - b.value for a, b in paired])
     point = each.mean(0)
     mean, n = float(point.mean()), len(point)
-    half = Z95 * float(point.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
-    interval = (mean - half, mean + half)
     if what == "fosc":
-        return mean, interval, None, f"paired interval on {n} points"
+        half = Z95 * float(point.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+        return mean, (mean - half, mean + half), None, f"paired interval on {n} points"
     p = sign_flip(np.rint(each.sum(0)).astype(int))
-    return mean, interval, p, f"exact paired test on {n} points"
+    return mean, _score_interval(each), p, f"exact paired test on {n} points"
 
 
 def sign_flip(sums: np.ndarray) -> float:
@@ -155,27 +161,17 @@ def sign_flip(sums: np.ndarray) -> float:
     return float(min(1.0, law[np.abs(totals) >= abs(int(sums.sum()))].sum()))
 
 
-def _tails(paired: list[tuple[Points, Points]], sign: float) -> Comparison:
-    """Difference of tail accuracies, averaged over the seeds, with a bootstrap of the points."""
-    y = paired[0][0].y
-    verdicts = [points.value for pair in paired for points in pair]
-    patterns, counts = np.unique(np.vstack([y, *verdicts]), axis=1, return_counts=True)
-    classes, n = np.eye(int(y.max()) + 1)[patterns[0]], len(y)
-
-    def difference(drawn: np.ndarray) -> np.ndarray:
-        """(D,) of D samples, each given by how often it has every pattern of class and verdicts."""
-        points = drawn @ classes
-        scores = [tails(drawn @ (classes * v[:, None]), points, 30)[0] for v in patterns[1:]]
-        return sign * np.mean([a - b for a, b in zip(scores[::2], scores[1::2], strict=True)], 0)
-
-    drawn = np.random.default_rng(0).multinomial(n, counts / n, DRAWS)
-    low, high = np.quantile(difference(drawn), [0.025, 0.975])
-    how = f"paired bootstrap of {n} points"
-    return float(difference(counts[None])[0]), (float(low), float(high)), None, how
+def _score_interval(gains: np.ndarray) -> tuple[float, float]:
+    """Of the mean of gains (seeds, points) of -1, 0 or 1: the paired score interval, averaged over seeds; it
+    stays honest where hardly a point differs."""
+    each = [paired_score_interval(int((gain > 0).sum()), int((gain < 0).sum()), len(gain)) for gain in gains]
+    low, high = np.mean(each, 0)
+    return float(low), float(high)
 
 
-def _apart(pairs: Sequence[tuple[Record, Record]], column: str, sign: float) -> Comparison:
-    """On different points: Newcombe's interval of the difference of two proportions."""
+def _apart(pairs: Sequence[tuple[Record, Record]], column: str, sign: float, how: str) -> Comparison:
+    """Newcombe's interval of a difference, from the intervals of both sides: on different points, and for
+    tails, where a resample of both would choose their weakest classes anew and so favour the more unequal."""
     entries = [(a.columns[column], b.columns[column]) for a, b in pairs]
     means = [float(np.mean([pair[side]["value"] for pair in entries])) for side in (0, 1)]
     difference = sign * (means[0] - means[1])
@@ -185,12 +181,12 @@ def _apart(pairs: Sequence[tuple[Record, Record]], column: str, sign: float) -> 
     up, down = (0, 1) if sign > 0 else (1, 0)
     low = difference - math.hypot(means[up] - bounds[up][0], bounds[down][1] - means[down])
     high = difference + math.hypot(bounds[up][1] - means[up], means[down] - bounds[down][0])
-    return difference, (low, high), None, "intervals on different points"
+    return difference, (low, high), None, how
 
 
 def _of_seeds(
     entries: list[tuple[dict[str, Any], dict[str, Any]]], sign: float
 ) -> tuple[float, float] | None:
-    """The range over at least two seeds; one seed says nothing of a measured time."""
+    """The range over the seeds, where they are enough to decide anything of a measured time."""
     each = [sign * (a["value"] - b["value"]) for a, b in entries]
-    return (min(each), max(each)) if len(each) > 1 else None
+    return (min(each), max(each)) if len(each) >= FEWEST else None

@@ -21,6 +21,7 @@ from bivallate.reproduce.running import SCHEMA
 __all__ = ["Points", "Record", "read_records"]
 
 TAIL = 30  # per cent of the classes
+ALIKE = 0.95  # effective sample size from which weights are called nearly equal
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,35 @@ class Record:
     def seed(self) -> int:
         """Of training."""
         return self.entry["seed"]
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """Of which epoch the reported weights are, how evenly the examples counted in it (effective sample
+        size), and what the held-out data said of it and of the last."""
+        history = self._history
+        held_out = [line["robust"] for line in history if line.get("robust") is not None]
+        best = self.entry.get("weights") == "best" and len(held_out) == len(history) > 0
+        epoch = max(range(len(history)), key=held_out.__getitem__) if best else len(history) - 1
+        return {
+            "seed": self.seed,
+            "epoch": epoch + 1,
+            "epochs": len(history),
+            "effective": history[epoch].get("effective") if history else None,
+            "held_out": held_out[epoch] if len(held_out) == len(history) > 0 else None,
+            "held_out_last": held_out[-1] if held_out else None,
+        }
+
+    @property
+    def unweighted(self) -> bool:
+        """Whether the method weighs examples, but hardly did in any epoch up to that of the reported
+        weights."""
+        weighting = self.entry.get("config", {}).get("method", {}).get("weighting", {"kind": "Equal"})
+        before = self._history[: self.chosen["epoch"]]
+        return weighting["kind"] != "Equal" and all(line.get("effective", 0) >= ALIKE for line in before)
+
+    @property
+    def _history(self) -> list[dict[str, Any]]:
+        return self.entry.get("training", {}).get("history", [])
 
     @cached_property
     def columns(self) -> dict[str, dict[str, Any]]:

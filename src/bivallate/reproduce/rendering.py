@@ -14,7 +14,7 @@ from bivallate.reproduce.records import Record, of_cell
 from bivallate.reproduce.scaling import at_scale, describe
 from bivallate.reproduce.table import Scale, Table
 
-__all__ = ["contrary", "difference_text", "latex", "markdown", "side_by_side"]
+__all__ = ["alike", "contrary", "difference_text", "latex", "markdown", "side_by_side"]
 
 NOT_RUN = "not run"
 
@@ -59,28 +59,11 @@ def _group(table: Table, group: str, cells: list[Any], records: Sequence[Record]
     for cell in cells:
         paper = table.reported.get(cell.row, {}).get(group, {})
         found = of_cell(records, cell.row, group)
-        ours, chosen = _ours(found, columns), [_chosen(record) for record in found]
+        ours, chosen = _ours(found, columns), [record.chosen for record in found]
         line = {"row": cell.row, "method": cell.method, "paper": paper, "ours": ours, "weights": chosen}
         rows.append(line)
     alone = {column for row in rows for column in row["paper"]} - set(columns)
     return {"group": group, "columns": columns, "paper_alone": sorted(alone), "rows": rows}
-
-
-def _chosen(record: Record) -> dict[str, Any]:
-    """Of which epoch the reported weights are, how evenly the examples counted in it, and what the held-out
-    data said of it and of the last."""
-    history = record.entry.get("training", {}).get("history", [])
-    held_out = [line["robust"] for line in history if line.get("robust") is not None]
-    best = record.entry.get("weights") == "best" and len(held_out) == len(history) > 0
-    epoch = max(range(len(history)), key=held_out.__getitem__) if best else len(history) - 1
-    return {
-        "seed": record.seed,
-        "epoch": epoch + 1,
-        "epochs": len(history),
-        "effective": history[epoch].get("effective") if history else None,
-        "held_out": held_out[epoch] if len(held_out) == len(history) > 0 else None,
-        "held_out_last": held_out[-1] if held_out else None,
-    }
 
 
 def _data_notes(records: Sequence[Record]) -> list[str]:
@@ -196,13 +179,19 @@ def _claim(entry: dict[str, Any]) -> list[str]:
     paper = "-" if entry["paper"] is None else f"{entry['paper']:+.2f}"
     ours = difference_text(entry)
     how = entry["how"] + (f", p = {entry['p']:.2g}" if entry["p"] is not None else "")
-    text = entry["claim"] + ("" if entry["theirs"] else " (our question)") + contrary(entry)
+    text = entry["claim"] + ("" if entry["theirs"] else " (our question)") + contrary(entry) + alike(entry)
     return [text, entry["group"], paper, ours, entry["status"], how or "-"]
 
 
 def contrary(entry: dict[str, Any]) -> str:
     """A remark where the paper claims what its own figures do not show here."""
     return " (not so in the paper's figures)" if entry["theirs"] and entry["paper_agrees"] is False else ""
+
+
+def alike(entry: dict[str, Any]) -> str:
+    """A remark where a method that weighs examples hardly did so before the epoch that is reported."""
+    rows = " and ".join(entry["unweighted"])
+    return f" (weights of {rows} nearly equal)" if rows else ""
 
 
 def _weights_text(chosen: Sequence[dict[str, Any]]) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 from bivallate.files import write_json, write_text
 from bivallate.reproduce.catalogue import tables
 from bivallate.reproduce.records import read_records
-from bivallate.reproduce.rendering import contrary, difference_text, latex, markdown, side_by_side
+from bivallate.reproduce.rendering import alike, contrary, difference_text, latex, markdown, side_by_side
 from bivallate.reproduce.table import QUESTIONS, Scale, Table
 
 __all__ = ["page", "write_page", "write_table"]
@@ -23,10 +23,13 @@ is rebuilt from those records by `bivallate reproduce --tables`. Figures under "
 
 A claim is *confirmed* if its inequality holds at the 5 % level on the test points (the same points for both
 methods, so the test is paired; with several seeds it holds for the average of these seeds), *not confirmed*
-if the opposite does, *undecided* if neither does, and *not run* where a record is missing. The intervals are
-of the test points, not of training: with one seed nothing is said about other seeds. Every claim is tested
-by itself: of twenty that do not hold, one is expected to be decided wrongly. "Not so in the paper's figures"
-marks a claim of a paper's text that its own table does not bear out in this setting.
+if the opposite does, *undecided* if neither does, and *not run* where a record is missing. Tails are compared
+by the intervals of both, which is cautious: a resample of both would take the more unequal method for the
+better one. The intervals are of the test points, not of training: with one seed nothing is said about other
+seeds. Every claim is tested by itself: of twenty that do not hold, one is expected to be decided wrongly.
+"Not so in the paper's figures" marks a claim of a paper's text that its own table does not bear out in this
+setting; "weights nearly equal" one on a method that weighs examples, but hardly did (effective sample size of
+at least 95 %) in any epoch up to the reported one: such a verdict says nothing of its weights.
 
 Seconds an epoch are wall time (the median epoch), also where the machine had other work. "Epoch" is that of
 the reported weights, with the effective sample size of its weights (100 %: all examples counted alike), and
@@ -89,15 +92,20 @@ def _questions(reports: Reports) -> str:
 
 
 def _tally(claims: list[dict[str, Any]]) -> str:
-    counts = {s: sum(c["status"] == s for c in claims) for s in ("confirmed", "not confirmed", "undecided")}
-    return "Claims: " + ", ".join(f"{n} {status}" for status, n in counts.items()) + "."
+    """How many were borne out; those on weights that are nearly equal answer no question and do not count."""
+    counted = [c for c in claims if not c["unweighted"]]
+    counts = {s: sum(c["status"] == s for c in counted) for s in ("confirmed", "not confirmed", "undecided")}
+    text = "Claims: " + ", ".join(f"{n} {status}" for status, n in counts.items())
+    rest = len(claims) - len(counted)
+    return text + (f"; {rest} of nearly equal weights do not count." if rest else ".")
 
 
 def _answer(report: dict[str, Any], claim: dict[str, Any]) -> str:
     where = f"{report['table']} `{report['scale']}`, {claim['group']}"
     figures = difference_text(claim)
     paper = "" if claim["paper"] is None else f"; paper {claim['paper']:+.2f}"
-    return f"- {where}: {claim['claim']}{contrary(claim)}: **{claim['status']}** ({figures}{paper})"
+    text = claim["claim"] + contrary(claim) + alike(claim)
+    return f"- {where}: {text}: **{claim['status']}** ({figures}{paper})"
 
 
 def _missing(out: Path) -> str:
