@@ -12,7 +12,8 @@ import torch
 
 from bivallate.evaluate.files import pack
 from bivallate.evaluate.statistics import tail, wilson
-from bivallate.reproduce.cell import Cell, Measure
+from bivallate.parts import encode
+from bivallate.reproduce.cell import Cell, Measure, configure
 from bivallate.reproduce.records import Record
 from bivallate.reproduce.running import SCHEMA, Job
 
@@ -52,9 +53,17 @@ def job(tiny: Cell, tmp_path: Path) -> Job:
 
 
 def by_hand(
-    row: str, robust: list[bool], *, seed: int = 0, group: str = "g", data: str = "same", table: str = "T-X"
+    row: str,
+    robust: list[bool],
+    *,
+    seed: int = 0,
+    group: str = "g",
+    data: str = "same",
+    table: str = "T-X",
+    cell: Cell | None = None,
 ) -> Record:
-    """A record whose PGD column has these verdicts; every point is clean-correct, in ten classes."""
+    """A record whose PGD column has these verdicts; every point is clean-correct, in ten classes. With a
+    cell it is one of its training."""
     verdicts = torch.tensor(robust)
     n, hits = len(robust), int(verdicts.sum())
     points = {
@@ -81,6 +90,10 @@ def by_hand(
         "commit": {"id": "0" * 40, "modified": False},
         "machine": {"gpu": None, "processor": "a processor", "threads": 1, "torch": "2.0"},
     }
+    if cell is not None:
+        config = json.loads(json.dumps(encode(configure(cell, seed))).replace("Infinity", '"inf"'))
+        entry |= {"config": config, "data": {"rows": cell.rows, "train": 100}, "weights": cell.weights}
+        entry["scores"]["pgd-20"] |= {"n": n, "classes": 10}
     return Record(entry, Path(f"{row}-seed{seed}.json"))
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from bivallate.evaluate import Score
 from bivallate.reproduce import running
 from bivallate.reproduce.campaign import path_of, pending, run_campaign
 from bivallate.reproduce.catalogue import find, tables
-from bivallate.reproduce.cell import Cell
+from bivallate.reproduce.cell import Cell, Measure
 from bivallate.reproduce.figures import FIGURES, draw
 from bivallate.reproduce.planning import jobs_of
 from bivallate.reproduce.records import Record, read_records
@@ -70,14 +71,38 @@ def test_a_record_is_not_made_twice_and_a_run_not_trained_twice(job: Job, monkey
     assert again["training"] == first["training"]
 
 
-def test_a_changed_cell_is_trained_anew_and_the_old_run_kept(job: Job) -> None:
-    run_job(job)
-    other = dataclasses.replace(job, cell=job.cell.but(eps="0.2"))
-    path_of(job).unlink()
-    entry = json.loads(run_job(other).read_text())
-    assert entry["config"]["method"]["threat"]["eps"] == 0.2
+@pytest.mark.parametrize("change", [{"eps": "0.2"}, {"rows": 300}, {"settings": {"validation.rows": 60}}])
+def test_a_changed_cell_is_trained_anew_and_the_old_run_kept(job: Job, change: dict[str, Any]) -> None:
+    first = json.loads(run_job(job).read_text())
+    other = dataclasses.replace(job, cell=job.cell.but(**change))
+    outcome = run_campaign([other])
+    assert outcome.done == [path_of(job)], "a record of another definition does not count"
+    again = json.loads(path_of(job).read_text())
+    assert (again["config"], again["data"]) != (first["config"], first["data"])
     (old,) = (job.runs / "T-X" / "cpu").glob("*.before-1")
     assert (old / "model.safetensors").exists()
+    assert pending([other]) == []
+
+
+def test_a_new_column_is_measured_of_the_run_that_is_there(job: Job, monkeypatch) -> None:
+    run_job(job)
+    monkeypatch.setattr(running, "execute", None)
+    monkeypatch.setattr(running, "resume", None)
+    more = job.cell.but(measures=(*job.cell.measures, Measure("FGSM", "robust", "fgsm")))
+    assert run_campaign([dataclasses.replace(job, cell=more)]).done == [path_of(job)]
+    assert "FGSM" in json.loads(path_of(job).read_text())["columns"]
+
+
+def test_a_sentinel_that_only_watches_and_younger_settings_leave_a_record_as_it_is(job: Job) -> None:
+    path = run_job(job)
+    entry = json.loads(path.read_text())
+    del entry["config"]["channels_last"]
+    entry["config"]["sentinel"]["lowers"] = "rate"
+    path.write_text(json.dumps(entry))
+    assert pending([job]) == []
+    entry["config"]["optimizer"]["kind"] = "NoLongerThere"
+    path.write_text(json.dumps(entry))
+    assert pending([job]) == [job]
 
 
 def test_a_run_is_the_same_on_another_machine(job: Job, monkeypatch) -> None:
@@ -128,6 +153,7 @@ def test_one_failing_cell_leaves_the_others(job: Job) -> None:
 WORKER = """
 import sys, pickle
 from pathlib import Path
+from typing import Any
 from bivallate.reproduce.running import run_job
 run_job(pickle.loads(Path(sys.argv[1]).read_bytes()))
 """
@@ -170,6 +196,7 @@ def test_several_at_once_and_a_process_that_dies(job: Job, tmp_path: Path, monke
 CAMPAIGN = """
 import multiprocessing, pickle, sys, time
 from pathlib import Path
+from typing import Any
 from bivallate.reproduce.campaign import run_campaign
 if __name__ == "__main__":
     jobs = pickle.loads(Path(sys.argv[1]).read_bytes())
@@ -232,8 +259,9 @@ def test_the_page_is_rebuilt_from_records_alone(tmp_path: Path) -> None:
     assert "- T-B1 at scale `cpu`" in empty
     assert "not run" in empty
     group = "MNIST tiny-CNN linf"
+    cells = {c.row: c for c in at_scale(find("T-B1"), "cpu") if c.group == group}
     for row, good in (("AT", 60), ("MAIL", 80)):
-        record = by_hand(row, [i < good for i in range(100)], group=group, table="T-B1")
+        record = by_hand(row, [i < good for i in range(100)], group=group, table="T-B1", cell=cells[row])
         keep(record, out, "cpu", f"{row.lower()}-mnist-tiny-cnn-linf")
     first = write_page(out, target).read_bytes()
     assert write_page(out, target).read_bytes() == first
@@ -247,6 +275,11 @@ def test_the_page_is_rebuilt_from_records_alone(tmp_path: Path) -> None:
     (at,) = [line for line in text.splitlines() if line.startswith("| AT |") and "60.00" in line]
     assert "| 95.9 | 60.00 [50.2, 69.1] |" in at
     assert "| GAIRAT | 99.1 | not run |" in text
+    other = by_hand("GAIRAT", [True] * 100, group=group, table="T-B1", cell=cells["GAIRAT"].but(epochs=3))
+    place = keep(other, out, "cpu", "gairat-mnist-tiny-cnn-linf")
+    assert "| GAIRAT | 99.1 | not run |" in page(out)
+    assert "Left out, because their cell has been defined otherwise since: gairat-mnist" in page(out)
+    place.unlink()
     (out / "T-B1" / "cpu" / "damaged-seed0.json").write_text("{")
     with pytest.raises(UserError, match=r"damaged-seed0\.json is not a readable record"):
         page(out)

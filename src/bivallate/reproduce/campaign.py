@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bivallate.errors import UserError
+from bivallate.reproduce.definition import has_columns, trained_as
+from bivallate.reproduce.records import read_record
 from bivallate.reproduce.running import Job, record_path, run_job
 from bivallate.run.interrupt import Interrupted
 from bivallate.run.progress import Progress
@@ -37,8 +39,15 @@ class Outcome:
 
 
 def pending(jobs: Sequence[Job]) -> list[Job]:
-    """The jobs that have no record yet."""
-    return [job for job in jobs if not path_of(job).exists()]
+    """The jobs that have no record yet, or one of an earlier definition of their cell."""
+    return [job for job in jobs if not _recorded(job)]
+
+
+def _recorded(job: Job) -> bool:
+    if not path_of(job).exists():
+        return False
+    entry = read_record(path_of(job)).entry
+    return trained_as(entry, job.cell, job.seed) and has_columns(entry, job.cell)
 
 
 def path_of(job: Job) -> Path:
@@ -54,7 +63,7 @@ def run_campaign(
     until: float | None = None,
     shown: Callable[[str], Progress] | None = None,
 ) -> Outcome:
-    """Runs every job that has no record, in order.
+    """Runs every job that has no record, or one of an earlier definition, in order.
 
     A cell that fails, or whose process dies, is reported, and the others go on.
 
@@ -70,7 +79,7 @@ def run_campaign(
         raise UserError(f"--jobs must be at least 1, got {at_once}")
     speak = say or (lambda line: None)
     outcome, waiting = Outcome(), pending(jobs)
-    outcome.skipped = [job.title for job in jobs if path_of(job).exists()]
+    outcome.skipped = [job.title for job in jobs if job not in waiting]
     if outcome.skipped:
         speak(f"{len(outcome.skipped)} of {len(jobs)} cells have their record already")
     late = lambda: until is not None and time.monotonic() > until  # noqa: E731

@@ -18,7 +18,7 @@ from bivallate.reproduce.cell import slug
 from bivallate.reproduce.measuring import seconds_an_epoch
 from bivallate.reproduce.running import SCHEMA
 
-__all__ = ["Points", "Record", "read_records"]
+__all__ = ["Points", "Record", "read_record", "read_records"]
 
 TAIL = 30  # per cent of the classes
 ALIKE = 0.95  # effective sample size from which weights are called nearly equal
@@ -88,7 +88,8 @@ class Record:
         weights."""
         weighting = self.entry.get("config", {}).get("method", {}).get("weighting", {"kind": "Equal"})
         before = self._history[: self.chosen["epoch"]]
-        return weighting["kind"] != "Equal" and all(line.get("effective", 0) >= ALIKE for line in before)
+        even = [line.get("effective", 0) >= ALIKE for line in before]
+        return weighting["kind"] != "Equal" and bool(even) and all(even)
 
     @property
     def _history(self) -> list[dict[str, Any]]:
@@ -129,10 +130,11 @@ def read_records(out: Path, table: str, scale: str) -> list[Record]:
 
     Raises UserError for a file that is not a record.
     """
-    return [_read(path) for path in sorted((out / table / scale).glob("*-seed*.json"))]
+    return [read_record(path) for path in sorted((out / table / scale).glob("*-seed*.json"))]
 
 
-def _read(path: Path) -> Record:
+def read_record(path: Path) -> Record:
+    """One record. Raises UserError for a file that is none."""
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -9,6 +9,7 @@ import numpy as np
 
 from bivallate.data.registry import KNOWN
 from bivallate.reproduce.cell import Cell
+from bivallate.reproduce.definition import trained_as
 from bivallate.reproduce.judging import judge
 from bivallate.reproduce.records import Record, of_cell
 from bivallate.reproduce.scaling import at_scale, describe
@@ -23,6 +24,7 @@ def side_by_side(table: Table, scale: Scale, records: Sequence[Record]) -> dict[
     """Everything that a rendering shows, as plain data; accuracies are fractions, the paper's are as
     printed."""
     cells = at_scale(table, scale)
+    records, earlier = _current(cells, records)
     groups = list(dict.fromkeys(cell.group for cell in cells))
     verdicts = [
         judge(table, claim, group, records).to_json()
@@ -39,7 +41,7 @@ def side_by_side(table: Table, scale: Scale, records: Sequence[Record]) -> dict[
         "hardware": table.hardware,
         "scale": scale,
         "scale_note": describe(table, scale),
-        "notes": [*table.notes, *_data_notes(records)],
+        "notes": [*table.notes, *_data_notes(records), *earlier],
         "groups": [_group(table, group, [c for c in cells if c.group == group], records) for group in groups],
         "claims": verdicts,
         "machines": sorted({_machine(r) for r in records}),
@@ -47,6 +49,17 @@ def side_by_side(table: Table, scale: Scale, records: Sequence[Record]) -> dict[
         "records": len(records),
         "cells": len(cells),
     }
+
+
+def _current(cells: Sequence[Cell], records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """The records of the cells as they are defined now, and a note on the others, which are left out."""
+    known = {(cell.row, cell.group): cell for cell in cells}
+    kept = [
+        r for r in records if (r.row, r.group) in known and trained_as(r.entry, known[r.row, r.group], r.seed)
+    ]
+    names = ", ".join(r.path.stem for r in records if r not in kept)
+    note = f"Left out, because their cell has been defined otherwise since: {names}."
+    return kept, [note] if names else []
 
 
 def _shows(cell: Cell, column: str) -> bool:

@@ -15,6 +15,7 @@ from bivallate.files import write_json
 from bivallate.models import Classifier
 from bivallate.parts import encode
 from bivallate.reproduce.cell import Cell, configure, slug
+from bivallate.reproduce.definition import anywhere
 from bivallate.reproduce.machine import commit, machine
 from bivallate.reproduce.measuring import columns_of, measured
 from bivallate.run.api import execute, load, resume
@@ -105,11 +106,11 @@ def trained(
 ) -> tuple[RunFolder, Classifier]:
     """The finished run of a configuration: made, continued, or found complete.
 
-    A folder with another configuration (a cell whose definition has changed since) is put aside as
-    `PLACE.before-N`; where the run is computed makes no other configuration.
+    A folder with another configuration or other data (a cell whose definition has changed since) is put
+    aside as `PLACE.before-N`; where the run is computed makes no other configuration.
     """
     folder = RunFolder(place)
-    if not _same(folder, config):
+    if not _same(folder, config, dataset.fingerprint):
         _put_aside(place)
         network = create_model(config.model, dataset, config.seed)
         execute(config, dataset, network, place, progress=progress)
@@ -118,19 +119,18 @@ def trained(
     return folder, load(place, weights).to(pick_device(config.device))
 
 
-def _same(folder: RunFolder, config: Config) -> bool:
-    """Whether the folder holds a run of this configuration that can be continued."""
+def _same(folder: RunFolder, config: Config, data: str) -> bool:
+    """Whether the folder holds a run of this configuration, on data of this fingerprint, that can be
+    continued."""
     if not folder.config.exists() or not any(folder.checkpoints.glob("*.safetensors")):
         return False
+    manifest = folder.path / "model.json"  # there from the end of the first epoch on
+    if manifest.exists() and json.loads(manifest.read_text(encoding="utf-8"))["data_fingerprint"] != data:
+        return False
     try:
-        return _anywhere(Config.read(folder.config)) == _anywhere(config)
+        return anywhere(Config.read(folder.config)) == anywhere(config)
     except UserError:
         return False
-
-
-def _anywhere(config: Config) -> Config:
-    """The configuration without where and how fast it is computed."""
-    return config.set("device", "auto").set("threads", 0).set("data.data_dir", "")
 
 
 def _put_aside(place: Path) -> None:
