@@ -16,17 +16,20 @@ import pytest
 
 from bivallate.cli import run as command
 from bivallate.errors import UserError
-from bivallate.evaluate import Score
+from bivallate.evaluate import Score, evaluate
+from bivallate.lower.threat import Linf
 from bivallate.reproduce import running
 from bivallate.reproduce.campaign import path_of, pending, run_campaign
 from bivallate.reproduce.catalogue import find, tables
-from bivallate.reproduce.cell import Cell, Measure
+from bivallate.reproduce.cell import Cell, Measure, configure
 from bivallate.reproduce.figures import FIGURES, draw
 from bivallate.reproduce.planning import jobs_of
 from bivallate.reproduce.records import Record, read_records
 from bivallate.reproduce.results_page import page, write_page, write_table
 from bivallate.reproduce.running import Job, run_job
 from bivallate.reproduce.scaling import at_scale
+from bivallate.run.api import load
+from bivallate.run.session import load_data
 
 from .conftest import by_hand, keep
 
@@ -91,6 +94,19 @@ def test_a_new_column_is_measured_of_the_run_that_is_there(job: Job, monkeypatch
     more = job.cell.but(measures=(*job.cell.measures, Measure("FGSM", "robust", "fgsm")))
     assert run_campaign([dataclasses.replace(job, cell=more)]).done == [path_of(job)]
     assert "FGSM" in json.loads(path_of(job).read_text())["columns"]
+
+
+def test_a_column_may_be_of_the_last_weights_where_the_best_are_reported(job: Job) -> None:
+    last = Measure("PGD, last epoch", "robust", "pgd-3", weights="last")
+    cell = job.cell.but(
+        measures=(*job.cell.measures, last), settings={**job.cell.settings, "optimizer.lr": 0.5}
+    )
+    entry = json.loads(run_job(dataclasses.replace(job, cell=cell)).read_text())
+    data = load_data(configure(cell, 0).data, 0).test
+    for column, weights in (("PGD", "best"), (last.column, "last")):
+        model = load(job.runs / "T-X" / "cpu" / f"{cell.name}-seed0", weights)
+        assert entry["columns"][column]["value"] == evaluate(model, data, Linf(0.05), "pgd-3").robust_accuracy
+    assert entry["columns"]["PGD"]["value"] != entry["columns"][last.column]["value"]
 
 
 def test_a_sentinel_that_only_watches_and_younger_settings_leave_a_record_as_it_is(job: Job) -> None:

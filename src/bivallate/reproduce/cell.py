@@ -26,6 +26,7 @@ class Measure:
             (clean - robust), mean "fosc", or "seconds" of training an epoch.
         attack: by name. eps: radius, or None for the cell's own. n: points drawn at random; None takes all.
         source: name of another network, on which the adversarial examples are made (transfer).
+        weights: "best" or "last", or "" for the cell's own.
     """
 
     column: str
@@ -34,6 +35,7 @@ class Measure:
     eps: str | None = None
     n: int | None = None
     source: str | None = None
+    weights: str = ""
 
     @property
     def key(self) -> str:
@@ -41,7 +43,8 @@ class Measure:
         where = f"@{self.eps.replace('/', 'of')}" if self.eps else ""
         size = f"-n{self.n}" if self.n else ""
         origin = f"-from-{slug(self.source)}" if self.source else ""
-        return f"{'fosc-' if self.what == 'fosc' else ''}{self.attack}{where}{size}{origin}"
+        of = f"-of-{self.weights}" if self.weights else ""
+        return f"{'fosc-' if self.what == 'fosc' else ''}{self.attack}{where}{size}{origin}{of}"
 
 
 @dataclass(frozen=True)

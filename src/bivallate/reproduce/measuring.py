@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,17 @@ def read_attack(name: str) -> Attack:
 
 
 def measured(
-    model: Classifier, cell: Cell, dataset: Dataset, folder: Path, sources: dict[str, Classifier]
+    models: Mapping[str, Classifier],
+    cell: Cell,
+    dataset: Dataset,
+    folder: Path,
+    sources: dict[str, Classifier],
 ) -> dict[str, dict[str, Any]]:
-    """All evaluations of a cell by key, as JSON; those already in the folder are not repeated."""
+    """All evaluations of a cell by key, as JSON; those already in the folder are not repeated.
+
+    Args:
+        models: the trained network by weights, such as "best". sources: other networks by name.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, dict[str, Any]] = {}
     for measure in cell.measures:
@@ -60,6 +69,7 @@ def measured(
             continue
         kept = folder / f"{cell.weights}-{measure.key}.json"
         if not kept.exists():
+            model = models[measure.weights or cell.weights]
             write_json(kept, _evaluation(model, measure, cell, dataset, kept, sources), indent=None)
             _partial(kept).unlink(missing_ok=True)
         found[measure.key] = json.loads(kept.read_text(encoding="utf-8"))

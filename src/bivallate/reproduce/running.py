@@ -77,8 +77,10 @@ def run_job(job: Job, progress: Progress | None = None) -> Path:
         for name, source in job.sources.items()
         if any(m.source == name for m in cell.measures)
     }
+    more = {m.weights for m in cell.measures} - {"", cell.weights}
+    models = {cell.weights: model} | {w: load(place, w).to(pick_device(config.device)) for w in more}
     history = folder.read_metrics()
-    scores = measured(model, cell, dataset, folder.evaluation, sources)
+    scores = measured(models, cell, dataset, folder.evaluation, sources)
     record = {
         "schema": SCHEMA,
         "table": job.table,
