@@ -98,9 +98,8 @@ def test_a_new_column_is_measured_of_the_run_that_is_there(job: Job, monkeypatch
 
 def test_a_column_may_be_of_the_last_weights_where_the_best_are_reported(job: Job) -> None:
     last = Measure("PGD, last epoch", "robust", "pgd-3", weights="last")
-    cell = job.cell.but(
-        measures=(*job.cell.measures, last), settings={**job.cell.settings, "optimizer.lr": 0.5}
-    )
+    wild = {**job.cell.settings, "optimizer.lr": 1000.0, "rate.at": (1.0, 1.0)}
+    cell = job.cell.but(measures=(*job.cell.measures, last), settings=wild, epochs=5)
     entry = json.loads(run_job(dataclasses.replace(job, cell=cell)).read_text())
     data = load_data(configure(cell, 0).data, 0).test
     for column, weights in (("PGD", "best"), (last.column, "last")):
