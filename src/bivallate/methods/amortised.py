@@ -60,7 +60,7 @@ def yopo(
         first_layer: its parameters' gradient: "hamiltonian" (the paper) or "both" (the public code, which
             adds the full pass's part).
 
-    Cost: m forwards and m backwards, and m (n + 1) of each through the first layer alone.
+    Cost: m forwards and m backwards, and m (n + 2) of each through the first layer alone.
 
     Reference: Zhang et al. 2019, algorithm 1.
     Deviation: the public code gives the first layer its gradient twice; see first_layer.
