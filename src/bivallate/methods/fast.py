@@ -47,7 +47,7 @@ def fast_bat(
     Args:
         threat: the set of perturbations.
         step_size: 1/lambda, of the raw gradient of the summed loss; None is 5000/255 up to eps = 8/255 and
-            2000/255 above, as in the public code (the paper's text has 2500/255 above).
+            2000/255 above, as in the public code and the paper's appendix C.1 (its section 5 has 2500/255).
         rho: alpha_2 / (lambda alpha_1), factor of the implicit gradient.
         linearisation: where the loss is linearised: "ns-pgd" (a step without sign from a uniform start),
             "uniform", "corner", or "pgd" (a sign step of eps/2 from a uniform start).
