@@ -157,3 +157,17 @@ class PGD:
             before, stepped = delta, problem.project(delta + step)
             delta = stepped if patient else torch.where(per_example(moving, delta), stepped, delta)
         return Solution(delta, before, kappa, spent)
+
+
+@part
+class Warm:
+    """Where another solver ends, as a start; its steps count as passes, not among those that begin there.
+
+    Attributes:
+        solver: makes the warm-up steps.
+    """
+
+    solver: PGD
+
+    def __call__(self, problem: LowerProblem) -> Tensor:
+        return self.solver.solve(problem).delta
