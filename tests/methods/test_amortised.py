@@ -22,6 +22,7 @@ from bivallate.lower.start import gaussian
 from bivallate.method import BoundMethod, create
 from bivallate.noise import Noise
 from bivallate.types import Batch, Clock, Facts
+from bivallate.upper.regulariser import grad_align
 
 THREAT = Linf(EPS)
 
@@ -105,6 +106,27 @@ def test_yopo_reference(m: int, n: int, first_layer: Any, norm: bool) -> None:
     assert len(left.records) == 3 * m
     for record in left.records:
         assert (record.passes.forward, record.passes.backward) == (record.examples, record.examples)
+
+
+@pytest.mark.parametrize("first_layer", ["hamiltonian", "both"])
+@pytest.mark.parametrize("norm", [True, False])
+def test_yopo_with_the_loss_of_trades(first_layer: Any, norm: bool) -> None:
+    method = methods.yopo(THREAT, m=3, n=2, first_layer=first_layer).but(loss=bv.Trades(4.0))
+    hyper = {"m": 3, "n": 2, "sigma": EPS / 4, "first_layer": first_layer, "beta": 4.0}
+    agree(method, amortised.yopo, model=Net(norm), lr=0.03, **hyper)
+
+
+def test_yopo_keeps_what_the_loss_asks_of_other_points() -> None:
+    plain = train(Net(norm=False), methods.plain(THREAT), minibatches()).model
+    method = methods.yopo(THREAT, m=1, n=1).but(loss=bv.Trades(0.0))
+    assert gap(train(Net(norm=False), method, minibatches()).model, plain) < 1e-12
+    assert gap(Net(norm=False).stem, plain.get_submodule("stem")) > 1e-3
+    anchored = methods.yopo(THREAT, m=1, n=0).but(
+        loss=grad_align(bv.Adversarial(), 0.5)
+    )  # n = 0: delta stays
+    whole = methods.at(THREAT, steps=0, attack_mode="train").but(loss=anchored.loss)
+    ends = [train(Net(norm=False), each, minibatches()).model for each in (anchored, whole)]
+    assert gap(*ends) < 1e-12
 
 
 def path_of(method: bv.Method, model: nn.Module, batch: Batch) -> list[Tensor]:

@@ -11,6 +11,7 @@ from tests.reference import done, fast_bat, plain_at, single_step, trades_mart
 
 from bivallate import KLDRO, Barrier, LastStep, Linf, methods
 from bivallate.lower.start import zero
+from bivallate.method import Method
 
 THREAT = Linf(EPS)
 
@@ -108,6 +109,15 @@ def test_done_with_the_hessian() -> None:
 
 def test_done_fast() -> None:
     agree(methods.done_fast(THREAT), done.done_fast)
+
+
+def test_done_fast_with_a_sign_step_to_warm_up() -> None:
+    method = methods.done_fast(THREAT, step_size=0.01, warmup_sign=True)
+    left = agree(method, done.done_fast, a_gd=0.01, warmup_sign=True)
+    other = train(Net(), methods.done_fast(THREAT, step_size=0.01), minibatches())
+    assert gap(left.model, other.model) > 1e-3
+    assert left.records[0].passes == other.records[0].passes
+    assert Method.from_dict(method.to_dict()) == method
 
 
 def test_the_temperature_of_done_falls_late() -> None:

@@ -67,6 +67,7 @@ def yopo(
     n: int = 3,
     sigma: float = 2 / 255,
     first_layer: str = "hamiltonian",
+    beta: float | None = None,
     path: list[Tensor] | None = None,
 ) -> list[dict[str, float]]:
     """YOPO-m-n: m full passes whose parameter gradients add up, n first-layer steps after each, one SGD step.
@@ -74,14 +75,14 @@ def yopo(
     With f = f_rest o f_0, f_0 = model.stem: p = -d mean CE / d f_0(x + eta), a constant;
     eta <- Pi(eta - sigma sign grad_eta <p, f_0(x + eta)>), n times; then the stem's gradient of -<p, f_0(x +
     eta)>. first_layer: "hamiltonian" gives the stem that last gradient alone (the paper's scheme), "both"
-    adds its part of the full passes (the public code). sigma is in pixels. lr: one entry per minibatch; the
-    caller divides it by m. path: receives eta after each of the m rounds. Draws: "start:uniform" like x.
+    adds its part of the full passes (the public code). beta: the loss is TRADES', CE(x) + beta KL, whose part
+    at x reaches the stem in either case. sigma is in pixels. lr: one entry per minibatch; the caller divides
+    it by m. path: receives eta after each of the m rounds. Draws: "start:uniform" like x.
     """
     stem = model.stem
     assert isinstance(stem, nn.Module)
     stem_params = list(stem.parameters())
     params = list(model.parameters())
-    in_stem = {id(p) for p in stem_params}
     buffers: list[Tensor] = []
     log = []
     for t, (x, y, index) in enumerate(batches):
@@ -91,16 +92,25 @@ def yopo(
         losses = []
         model.train()
         for _ in range(m):
+            clean = model(x) if beta is not None else None
             caught: list[Tensor] = []
-            handle = stem.register_forward_hook(lambda *call: caught.append(call[-1]))  # noqa: B023
-            loss = cross_entropy(model(x + eta), y).mean()
+
+            def catch(_: nn.Module, __: object, out: Tensor) -> Tensor:
+                caught.append(out if first_layer == "both" else out.detach().requires_grad_())  # noqa: B023
+                return caught[-1]  # noqa: B023
+
+            handle = stem.register_forward_hook(catch)
+            adversarial = model(x + eta)
             handle.remove()
+            if clean is None or beta is None:
+                loss = cross_entropy(adversarial, y).mean()
+            else:
+                loss = (cross_entropy(clean, y) + beta * kl(clean, adversarial)).mean()
             losses.append(loss.item())
-            grads = torch.autograd.grad(loss, [*params, caught[0]])
+            grads = torch.autograd.grad(loss, [*params, caught[0]], materialize_grads=True)
             p = -grads[-1].detach()
             for weight, g in zip(params, grads[:-1], strict=True):
-                if first_layer == "both" or id(weight) not in in_stem:
-                    total[id(weight)] += g
+                total[id(weight)] += g
             for _ in range(n):
                 eta = eta.detach().requires_grad_()
                 (g_eta,) = torch.autograd.grad((p * stem(x + eta)).sum(), eta)

@@ -146,6 +146,26 @@ def test_recipes_move_a_methods_milestones_unless_the_user_set_them():
     assert resolve("dynamic", "at", data="mnist").method == methods.at(THREAT)
 
 
+def test_trades_attacks_as_in_its_public_code_unless_the_user_says_how():
+    def attack(data: str = "cifar10", method: str = "trades", **parameters) -> tuple[int, float]:
+        solver = resolve("trades", method, data, **parameters).method.solver
+        return solver.steps, solver.step_size / THREAT.eps
+
+    assert attack() == pytest.approx((10, 7 / 31))
+    assert attack("mnist") == pytest.approx((40, 1 / 30))
+    assert attack(steps=20) == pytest.approx((20, 7 / 31))
+    assert attack(step_size=0.25) == (10, 0.25)
+    assert attack("mnist", steps=10) == attack("mnist", step_size=0.25) == (10, 0.25)
+    assert attack(method="at") == attack("mnist", "at") == (10, 0.25)
+    assert resolve("dynamic", "trades").method == methods.trades(THREAT)
+
+
+def test_mart_has_another_beta_with_a_wide_network():
+    assert resolve("mart-wrn").method.loss.beta == 6
+    assert resolve("mart-wrn", beta=3.0).method.loss.beta == 3
+    assert resolve("mart-wrn", "mail-mart").method.loss.beta == resolve("mart").method.loss.beta == 5
+
+
 def test_unknown_images_get_a_network_for_colour_and_the_loaders_augmentation(tmp_path):
     config = resolve("done", data=str(tmp_path))
     assert (config.model.name, config.data.augment) == ("resnet18", "default")

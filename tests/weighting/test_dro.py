@@ -122,6 +122,18 @@ def test_the_estimate_restarts_when_the_temperature_changes() -> None:
         assert rule.log()["temperature"] == (10 if epoch < 40 else 1 if epoch < 50 else 0.1)
 
 
+def test_the_estimate_goes_on_in_single_precision() -> None:
+    """0.1 has no exact float32, in which a device without float64 keeps the estimate."""
+    double, single = running(temperature=0.1, rate=0.3), running(temperature=0.1, rate=0.3).float()
+    assert single.r.dtype == torch.float32
+    for seed in range(3):
+        seen = evidence(losses(seed))
+        for rule in (double, single):
+            rule.update(seen)
+    assert float(double(seen).mean()) != pytest.approx(1, rel=1e-2), "the estimate is not the batch's own"
+    assert torch.allclose(single(seen), double(seen), rtol=1e-4)
+
+
 def test_memory_is_saved_and_never_shared() -> None:
     one, two = running(rate=0.5), running(rate=0.5)
     one.update(evidence(losses(1)))

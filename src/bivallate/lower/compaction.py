@@ -29,12 +29,12 @@ class Compaction:
         self._allowed = _independent(problem.forward.model)
         self._logits = self._grad = torch.empty(0)
 
-    def ascent(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+    def ascent(self, delta: Tensor, *, signs: bool = False) -> tuple[Tensor, Tensor]:
         """`LowerProblem.ascent` at delta (B, C, H, W); fresh values for the rows that are left."""
         if self._rows is None:
-            self._logits, self._grad = self._active.ascent(delta)
+            self._logits, self._grad = self._active.ascent(delta, signs=signs)
         else:
-            logits, grad = self._active.ascent(delta[self._rows])
+            logits, grad = self._active.ascent(delta[self._rows], signs=signs)
             self._logits = self._logits.index_copy(0, self._rows, logits)
             self._grad = self._grad.index_copy(0, self._rows, grad)
         return self._logits, self._grad

@@ -14,7 +14,8 @@ from bivallate.errors import UserError
 from bivallate.lower.compaction import Compaction
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.start import Start, Zero, uniform
-from bivallate.lower.stop import Iterate, Never, Stop, never
+from bivallate.lower.stop import Iterate, Misclassified, Never, Stop, never
+from bivallate.lower.threat import Linf
 from bivallate.parts import part
 from bivallate.types import Facts, Solution, per_example
 
@@ -124,6 +125,11 @@ class PGD:
     def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
         """Nothing to learn from the outer backward pass."""
 
+    def _signs(self, problem: LowerProblem) -> bool:
+        """Whether steps and stop use no more of the gradient than its signs."""
+        linf = isinstance(problem.threat, Linf) and isinstance(self.direction, Steepest)
+        return linf and isinstance(self.stop, Never | Misclassified)
+
     def solve(self, problem: LowerProblem) -> Solution:
         """Solution of the lower problem; see the class."""
         delta = before = problem.project(self.start(problem))
@@ -133,8 +139,9 @@ class PGD:
         ends, direction = self.stop(problem), self.direction(problem)
         patient, active = isinstance(self.stop, Never), Compaction(problem)
         for k in range(self.steps):
-            logits, grad = active.ascent(delta)
-            if k == 0 and isinstance(self.start, Zero):
+            from_zero = k == 0 and isinstance(self.start, Zero)
+            logits, grad = active.ascent(delta, signs=self._signs(problem) and not from_zero)
+            if from_zero:  # a loss may use this gradient again
                 problem.began_at_zero(grad)
             spent += moving
             if not patient:
@@ -150,3 +157,17 @@ class PGD:
             before, stepped = delta, problem.project(delta + step)
             delta = stepped if patient else torch.where(per_example(moving, delta), stepped, delta)
         return Solution(delta, before, kappa, spent)
+
+
+@part
+class Warm:
+    """Where another solver ends, as a start; its steps count as passes, not among those that begin there.
+
+    Attributes:
+        solver: makes the warm-up steps.
+    """
+
+    solver: PGD
+
+    def __call__(self, problem: LowerProblem) -> Tensor:
+        return self.solver.solve(problem).delta

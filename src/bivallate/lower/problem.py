@@ -28,6 +28,7 @@ class Setting:
         threat, noise: the problem's.
         clean_grad: (B, C, H, W) d objective / d delta at delta = 0, where the attack began there and so has
             paid for it. objective, training: whose gradient that is, and the network's mode.
+        coupled: whether the loss's gradient by the perturbation goes on to theta.
     """
 
     x: Tensor
@@ -36,6 +37,7 @@ class Setting:
     objective: Objective
     clean_grad: Tensor | None = None
     training: bool = False
+    coupled: bool = False
 
 
 class Forward:
@@ -43,6 +45,9 @@ class Forward:
 
     A forward pass counts when it is made, a backward pass whenever a gradient arrives at the logits of one.
     Parts add only what does not pass there: the second-order half of a double backward, and tangents.
+
+    A model that asks for mixed precision (`autocast_dtype`) has it, but for passes whose gradient by the
+    image is used with its size, which rounding takes away where the loss is flat.
 
     Attributes:
         model: the network, or any callable from (B, C, H, W) to (B, K).
@@ -61,14 +66,15 @@ class Forward:
         self.setting = setting
         self._kept: tuple[Tensor, Tensor] | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, *, exact: bool = False) -> Tensor:
         """Logits in float32 or better; a pass that was kept for this very tensor is handed out once, then
-        forgotten."""
+        forgotten. exact: without mixed precision, as every pass that a coupling's gradient goes through."""
         if self._kept is not None and self._kept[0] is x:
             logits, self._kept = self._kept[1], None
             return logits
         self.passes.forward += len(x)
-        dtype = getattr(self.model, "autocast_dtype", None)
+        exact = exact or (self.setting is not None and self.setting.coupled and x.requires_grad)
+        dtype = None if exact else getattr(self.model, "autocast_dtype", None)
         with torch.autocast(x.device.type, dtype) if dtype is not None else nullcontext():
             logits = self.model(x)
         if logits.requires_grad:
@@ -149,7 +155,7 @@ class LowerProblem:
         asked."""
         if self._clean is None:
             with torch.no_grad():
-                self._clean = self.forward(self.x)
+                self._clean = self.forward(self.x, exact=True)
         return self._clean
 
     @clean_logits.setter
@@ -165,23 +171,24 @@ class LowerProblem:
         """The nearest point of C(x)."""
         return self.threat.project(delta, self.x)
 
-    def ascent(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+    def ascent(self, delta: Tensor, *, signs: bool = False) -> tuple[Tensor, Tensor]:
         """Logits (B, K) and d objective_i / d delta_i (B, C, H, W), both without graph.
 
         The gradient is of the *sum* of the objectives, so that an example's gradient does not depend on the
-        size of its minibatch. Cost: one forward, one backward, parameters frozen.
+        size of its minibatch. signs: no more than its signs are used, for which the model's mixed precision
+        will do. Cost: one forward, one backward, parameters frozen.
         """
         with frozen(self.forward.model):
-            graph = self.graph(delta, create_graph=False)
+            graph = self.graph(delta, create_graph=False, signs=signs)
         return graph.logits.detach(), graph.grad
 
-    def graph(self, delta: Tensor, *, create_graph: bool = True) -> Graph:
+    def graph(self, delta: Tensor, *, create_graph: bool = True, signs: bool = False) -> Graph:
         """The same with the graph kept in theta and delta. Cost: one forward, one backward."""
         objective = self.objective
         with torch.enable_grad():
             point = delta.detach().requires_grad_()
             with own_statistics(self.forward.model) if create_graph else nullcontext():
-                logits = self.forward(self.x + point)
+                logits = self.forward(self.x + point, exact=not signs)
             total = objective(self, logits).sum()
             (grad,) = torch.autograd.grad(total, point, create_graph=create_graph)
         return Graph(point, logits, grad)
@@ -210,7 +217,8 @@ class LowerProblem:
     def adversarial(self, delta: Tensor) -> Tensor:
         """x + delta, recognised by `forward` if a coupling has already made the pass there."""
         mode = self._clean_grad, self._trained
-        self.forward.setting = Setting(self.x, self.threat, self.noise, self.objective, *mode)
+        coupled = delta.requires_grad and not delta.is_leaf  # a leaf is read by its solver alone
+        self.forward.setting = Setting(self.x, self.threat, self.noise, self.objective, *mode, coupled)
         x_adv = self.x + delta
         self.forward.rename(delta, x_adv)
         return x_adv

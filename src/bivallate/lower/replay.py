@@ -114,10 +114,12 @@ class YOPO(Remembering):
         steps: n; 0 leaves delta at its start.
         step_size: in units of eps.
         start: of the first replay of each minibatch.
-        first_layer: "hamiltonian" gives f_0's parameters that last gradient alone, the paper's scheme; "both"
-            adds their part of the full pass, as the public code does.
+        first_layer: "hamiltonian" puts that last gradient in the place of the one that f_0's parameters have
+            from the full pass at x + delta, the paper's scheme; "both" adds the two, as the public code does.
+            What a loss asks of other points (its clean term, a regulariser) reaches f_0 in either case.
 
-    Cost: n + 1 forwards and backwards of the first layer a replay, which are not counted as passes.
+    Cost: n + 2 forwards and backwards of the first layer a replay, n + 1 with "both"; they are not counted as
+    passes.
 
     Needs a model that names its first layer: a method `first_layer()` (every built-in model), or an
     attribute `stem`, a module that is applied to the images themselves.
@@ -155,7 +157,6 @@ class RunningYOPO(nn.Module):
         super().__init__()
         self.rule, self.kept = rule, Kept(facts)
         self._heard: Overheard | None = None
-        self._saved: list[tuple[nn.Parameter, Tensor | None]] = []
 
     def bind(self, facts: Facts) -> RunningYOPO:
         """The running part of another run."""
@@ -163,8 +164,7 @@ class RunningYOPO(nn.Module):
 
     def solve(self, problem: LowerProblem) -> Solution:
         """A start at the first replay, then what the first-layer steps left."""
-        model = problem.forward.model
-        stem, first = named_first_layer(model)
+        stem, _ = named_first_layer(problem.forward.model)
         if problem.clock.replay == 0:
             delta = problem.project(self.rule.start(problem))
             self.kept.first(len(delta))
@@ -173,9 +173,6 @@ class RunningYOPO(nn.Module):
         if self._heard is not None:  # the last step ended in an error
             self._heard.stop()
         self._heard = Overheard(problem.forward.module, stem, problem.x + delta)
-        self._saved = [
-            (p, None if p.grad is None else p.grad.clone()) for p in first.parameters() if p.requires_grad
-        ]
         none = torch.zeros_like(problem.y)
         return Solution(delta, delta, none, none)
 
@@ -185,7 +182,7 @@ class RunningYOPO(nn.Module):
         adjoint, self._heard = self._heard.output().grad, None
         assert adjoint is not None
         _, first = named_first_layer(problem.forward.model)
-        delta = delta.detach()
+        delta = before = delta.detach()
         size = self.rule.step_size * problem.threat.eps
         with attacking(first, "train"):
             for _ in range(self.rule.steps):
@@ -193,18 +190,21 @@ class RunningYOPO(nn.Module):
                     point = delta.requires_grad_()
                     (grad,) = torch.autograd.grad((adjoint * first(problem.x + point)).sum(), point)
                 delta = problem.project(point.detach() + size * problem.threat.steepest(grad))
-            self._give_gradient(first, adjoint, problem.x + delta)
+            self._give_gradient(first, adjoint, problem.x + before, problem.x + delta)
         self.kept.keep(delta)
 
-    def _give_gradient(self, first: nn.Module, adjoint: Tensor, x_adv: Tensor) -> None:
-        saved, self._saved = self._saved, []
-        if not saved:
+    def _give_gradient(self, first: nn.Module, adjoint: Tensor, before: Tensor, after: Tensor) -> None:
+        """Adds the first layer's parameter gradient at `after`, takes away the full pass's, `before`."""
+        learning = [p for p in first.parameters() if p.requires_grad]
+        if not learning:
             return
         with torch.enable_grad():
-            grads = torch.autograd.grad((adjoint * first(x_adv)).sum(), [p for p, _ in saved])
-        for (parameter, before), grad in zip(saved, grads, strict=True):
-            base = before if self.rule.first_layer == "hamiltonian" else parameter.grad
-            parameter.grad = grad if base is None else base + grad
+            hamiltonian = (adjoint * first(after)).sum()
+            if self.rule.first_layer == "hamiltonian":
+                hamiltonian = hamiltonian - (adjoint * first(before)).sum()
+            grads = torch.autograd.grad(hamiltonian, learning)
+        for parameter, grad in zip(learning, grads, strict=True):
+            parameter.grad = grad if parameter.grad is None else parameter.grad + grad
 
 
 def named_first_layer(model: object) -> tuple[nn.Module, nn.Module]:

@@ -90,15 +90,17 @@ def curriculum(
         mode: "schedule" or "cai".
         steps: K, the last level.
         step_size: in units of eps ("schedule"; "cai" draws its own).
-        until: T' / T, fraction of the epochs at which K is reached ("schedule").
+        until: T' / T ("schedule"): this fraction of the epochs is shared equally by the levels 0, ..., K, so
+            that K is reached at until K / (K + 1), and stays.
         patience: epochs without improvement, and
         threshold: accuracy, after which the level rises ("cai").
-        attack_mode: BatchNorm while attacking; the public batch-mixing code attacks in "train" mode.
+        attack_mode: BatchNorm while attacking.
 
     Cost: k + 1 forwards, k + 1 backwards; in mode "cai" k / 2 + 1 on average.
 
     Reference: Cai et al. 2018, section 3.
-    Deviation: no quantisation of inputs; the rule of "cai" measures on the training passes (`BatchMixing`).
+    Deviation: no quantisation of inputs; the rule of "cai" measures on the training passes (`BatchMixing`),
+    and "cai" attacks in eval mode by default, where its public code has train mode (attack_mode).
     """
     if mode not in ("schedule", "cai"):
         raise unknown("mode of the curriculum", str(mode), ("schedule", "cai"))
@@ -157,7 +159,8 @@ def fat_trades(
     Args:
         threat: the set of perturbations.
         beta: weight of the robust term.
-        tau: as `fat`; none is 0, 1, 2, 3 from epochs 0, 30, 50, 70 of 85, in proportion.
+        tau: as `fat`; none is 0, 1, 2, 3 from epochs 0, 30, 50, 70 of 85, the length of the public code's own
+            TRADES run, in proportion: of the recipe's 120 epochs from 42, 71 and 99.
         steps, step_size: as `fat`.
         omega: as `fat`; the public code has 0 here.
 

@@ -60,10 +60,11 @@ def yopo(
         first_layer: its parameters' gradient: "hamiltonian" (the paper) or "both" (the public code, which
             adds the full pass's part).
 
-    Cost: m forwards and m backwards, and m (n + 1) of each through the first layer alone.
+    Cost: m forwards and m backwards, and m (n + 2) of each through the first layer alone.
 
     Reference: Zhang et al. 2019, algorithm 1.
-    Deviation: the public code gives the first layer its gradient twice; see first_layer.
+    Deviation: the public code gives the first layer its gradient twice; see first_layer. Its first layer on
+    MNIST is the convolution with its ReLU; here it is the convolution alone, as on CIFAR-10.
     """
     solver = YOPO(n, step_size, uniform, first_layer)
     return Method(threat, solver, replays=m, accumulate=True, attack_mode="train")
@@ -80,7 +81,8 @@ def atta(
 ) -> Method:
     """ATTA-K on AT: K attack steps from where this image's last visit ended.
 
-    Objective: AT's; the perturbations live on the padded images and follow each crop and flip.
+    Objective: AT's; the perturbations live on the padded images and follow each crop and flip. The public
+    code pads with grey, as `--set data.augment=crop:4,flip,fill:0.5` does.
 
     Collapses at large eps (0.4 % robust at 16/255 in Fast-BAT's comparison). With few epochs most of the
     attack's length comes from the bank, so resets cost robustness at once.

@@ -6,7 +6,7 @@ from typing import Literal
 
 from bivallate.coupling.barrier import Barrier
 from bivallate.coupling.last_step import LastStep
-from bivallate.lower.pgd import PGD, raw, steepest
+from bivallate.lower.pgd import PGD, Warm, raw, steepest
 from bivallate.lower.start import corner, uniform
 from bivallate.lower.threat import L2, Linf
 from bivallate.method import Method, register
@@ -47,7 +47,7 @@ def fast_bat(
     Args:
         threat: the set of perturbations.
         step_size: 1/lambda, of the raw gradient of the summed loss; None is 5000/255 up to eps = 8/255 and
-            2000/255 above, as in the public code (the paper's text has 2500/255 above).
+            2000/255 above, as in the public code and the paper's appendix C.1 (its section 5 has 2500/255).
         rho: alpha_2 / (lambda alpha_1), factor of the implicit gradient.
         linearisation: where the loss is linearised: "ns-pgd" (a step without sign from a uniform start),
             "uniform", "corner", or "pgd" (a sign step of eps/2 from a uniform start).
@@ -73,21 +73,30 @@ def fast_bat(
 
 @register("done-fast", family="bilevel", paper="DONE, ICLR 2024", cost="3F + 5B")
 def done_fast(
-    threat: Linf, *, step_size: float = 5000 / 255, rate: float = 0.9, guard: float = 2.0
+    threat: Linf,
+    *,
+    step_size: float = 5000 / 255,
+    warmup_sign: bool = False,
+    rate: float = 0.9,
+    guard: float = 2.0,
 ) -> Method:
     """DONE in its fast setting: one gradient step from a warm-up step, KL-DRO weights, barrier coupling.
 
     Args:
         threat: the set of perturbations (Linf).
         step_size: of both raw gradient steps.
+        warmup_sign: a sign step of 1.25 eps for the warm-up, as Fast-AT's, in the place of the raw one.
         rate: eta of the running estimate.
         guard: bound of the running estimate.
 
     Cost: 3 forwards, 5 backwards.
 
     Reference: DONE, section 4.3.
+    Deviation: the paper says "PGD" of the warm-up step; like Fast-BAT's own it has no sign (warmup_sign).
     """
     solver = PGD(2, step_size, uniform, raw)
+    if warmup_sign:
+        solver = PGD(1, step_size, Warm(PGD(1, 1.25 * threat.eps, uniform, steepest)), raw)
     return Method(
         threat, solver, coupling=Barrier(), weighting=KLDRO(rate=rate, guard=guard), attack_mode="train"
     )

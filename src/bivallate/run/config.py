@@ -105,8 +105,11 @@ class Config:
         epochs, batch_size, seed: of training.
         average: decay of the exponential moving average of the weights per step; 0 keeps none.
         validation, sentinel: what is watched.
-        device: "auto", "cpu", "cuda" or "mps". channels_last: memory layout of convolutions. amp: bfloat16
-            autocast of the model, on CUDA only. threads: of the processor; 0 leaves torch's own choice.
+        device: "auto", "cpu", "cuda" or "mps". channels_last: memory layout of convolutions.
+        amp: bfloat16 autocast of the model, on CUDA only. Gradients by the image stay in float32 where more
+            than their signs are used: raw, Adam and L2 steps, FOSC, GradAlign, implicit gradients. Fast-BAT
+            and DONE's raw steps gain nothing from it.
+        threads: of the processor; 0 leaves torch's own choice.
         checkpoint_minutes: at most so long between checkpoints; one is also written after every epoch.
         recipe: name of the recipe the values came from, for the record.
     """

@@ -112,7 +112,7 @@ class GradAlign:
 def _input_gradient(model: Forward, x: Tensor, y: Tensor, *, graph: bool) -> Tensor:
     """(B, C, H, W) d CE_i / dx_i."""
     point = x.detach().requires_grad_()
-    loss = F.cross_entropy(model(point), y, reduction="sum")
+    loss = F.cross_entropy(model(point, exact=True), y, reduction="sum")
     return torch.autograd.grad(loss, point, create_graph=graph)[0]
 
 

@@ -91,7 +91,8 @@ class RunningKLDRO(Weighting, nn.Module):
         r = self.rule.temperature_at(evidence.clock)
         now = collective.log_mean_exp(self._scaled(evidence))
         rate = self.rule.rate
-        if float(self.r) != r or rate == 1:
+        same = torch.equal(self.r, torch.full_like(self.r, r))  # in the buffer's own precision
+        if not same or rate == 1:
             moved = now
         else:
             moved = torch.logaddexp(self.log_u + math.log1p(-rate), now + math.log(rate))

@@ -1,0 +1,85 @@
+"""Under autocast: the passes of a step that keep full precision, as more than a gradient's signs is used."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tests.methods.glue import CLASSES, EPS, SHAPE, Net, gap, minibatches, train
+
+import bivallate as bv
+from bivallate import L2, Linf, methods
+from bivallate.lower.problem import LowerProblem
+from bivallate.types import Batch, Facts
+
+THREAT = Linf(EPS)
+FACTS = Facts(15, SHAPE, CLASSES, dtype=torch.float32)
+
+
+def batch() -> Batch:
+    x, y, index = minibatches()[0]
+    return Batch(x.float(), y, index)
+
+
+def net(norm: bool = True) -> tuple[Net, list[str]]:
+    """A network that asks for bfloat16, and a letter for each of its passes: h(alf) or f(ull)."""
+    model, seen = Net(norm).float(), list[str]()
+    model.autocast_dtype = torch.bfloat16  # pyright: ignore
+    model.stem.register_forward_hook(lambda _, __, out: seen.append("fh"[out.dtype == torch.bfloat16]))
+    return model, seen
+
+
+@pytest.mark.parametrize(
+    ("method", "passes"),
+    [
+        (methods.plain(THREAT), "h"),
+        (methods.at(THREAT, steps=2), "hhh"),
+        (methods.at(L2(0.3), steps=2), "ffh"),
+        (methods.n_fgsm(THREAT), "hh"),
+        (methods.fat(THREAT, steps=2, tau=2), "hhh"),
+        (methods.trades(THREAT, steps=2), "hfhhh"),  # f: the constant target of the divergence
+        (methods.free_at(THREAT, replays=2), "hh"),
+        (methods.dynamic(THREAT, steps=2, c_max=0), "ffh"),
+        (methods.fast_at_ga(THREAT), "fhf"),  # the attack's gradient is the penalty's first
+        (methods.at_awp(THREAT, steps=1), "hhh"),
+        (methods.fast_bat(THREAT), "fff"),
+        (methods.fast_bat(THREAT, cross_at="delta", curvature_steps=1), "fffff"),
+        (methods.fast_bat(THREAT).but(loss=bv.Trades()), "ffhf"),
+        (methods.fast_bat(THREAT).but(loss=bv.AWP(bv.Adversarial())), "ffhf"),
+        (methods.done_gd(THREAT, steps=2), "fff"),
+        (methods.done_adam(THREAT, steps=2), "fff"),
+        (methods.done_pgd(THREAT, steps=2), "hhf"),
+        (methods.done_pgd(THREAT, steps=2).but(attack_mode="eval"), "hhff"),
+    ],
+    ids=lambda value: value.name if isinstance(value, bv.Method) else value,
+)
+def test_where_sizes_count_precision_is_full(method: bv.Method, passes: str) -> None:
+    model, seen = net()
+    train(model, method, [batch()], facts=FACTS)
+    assert "".join(seen) == passes
+
+
+def test_fast_bat_does_not_change_under_autocast() -> None:
+    half, whole = net()[0], Net().float()
+    for model in (half, whole):
+        train(model, methods.fast_bat(THREAT), [batch()], facts=FACTS)
+    assert gap(half, whole) == 0
+    assert gap(half, Net().float()) > 1e-4
+
+
+def test_the_gradient_is_exact_unless_only_its_signs_are_asked_for() -> None:
+    model, _ = net(norm=False)
+    plain = copy.deepcopy(model)
+    plain.autocast_dtype = None  # pyright: ignore
+    delta = torch.zeros_like(batch().x)
+    problems = [
+        LowerProblem(m.eval(), batch(), bv.methods.at(THREAT).objective, THREAT) for m in (model, plain)
+    ]
+    exact, expected = (problem.ascent(delta)[1] for problem in problems)
+    assert torch.equal(exact, expected)
+    coarse = problems[0].ascent(delta, signs=True)[1]
+    assert not torch.equal(coarse, expected)
+    assert (coarse.sign() == expected.sign()).double().mean() > 0.9
+    products = [problem.curvature(delta)(torch.ones_like(delta)) for problem in problems]
+    assert torch.equal(*products)
