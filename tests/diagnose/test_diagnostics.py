@@ -20,7 +20,13 @@ from bivallate.report.diagnostics.gradients import cosines, gradient_alignment
 from bivallate.report.diagnostics.landscape import loss_landscape
 from bivallate.report.diagnostics.ranks import accuracy_over_eps, adversarial_rank, transfer
 from bivallate.report.diagnostics.weighing import weigh
-from bivallate.report.diagnostics.weights import extremes, likelihood_pca, weight_scatter, weights_by_class
+from bivallate.report.diagnostics.weights import (
+    extremes,
+    likelihood_pca,
+    pictured,
+    weight_scatter,
+    weights_by_class,
+)
 from bivallate.report.diagnostics.weights_epochs import weights_by_margin, weights_over_epochs
 from bivallate.types import Clock
 
@@ -298,3 +304,9 @@ def test_nine_runs_are_more_than_there_are_colours(several):
 def test_a_run_without_a_finished_epoch_is_refused(diagnosis):
     with pytest.raises(UserError, match="no epoch was finished"):
         diagnosis({"a": []})
+
+
+def test_likelihoods_are_of_the_papers_classes_where_there_are_these():
+    names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    assert pictured(names) == (1, 0, 8)
+    assert pictured(("0", "1", "2", "3")) == (0, 1, 2)

@@ -164,10 +164,12 @@ def _figure(
     figure = find_figure(name)
     cells = cells_of(figure, scale)
     to_stderr(f"{figure.name}: {figure.title}, from {figure.table}'s trainings on {cells[0].group}")
+    if figure.differs:
+        to_stderr(f"differs from the paper's: {figure.differs}")
     if only_list:
         for cell in cells:
             print(f"{cell.row}, {cell.group}  ({cell.name})")
         return 0
-    for path in draw(figure, scale, records, runs, device=device, threads=threads):
+    for path in draw(figure, scale, records, runs, device=device, threads=threads, say=to_stderr):
         print(path)
     return 0

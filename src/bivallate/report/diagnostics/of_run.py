@@ -23,7 +23,13 @@ from bivallate.report.diagnostics.gradients import gradient_alignment
 from bivallate.report.diagnostics.landscape import loss_landscape
 from bivallate.report.diagnostics.ranks import accuracy_over_eps, adversarial_rank, transfer
 from bivallate.report.diagnostics.weighing import Weighed, weigh
-from bivallate.report.diagnostics.weights import extremes, likelihood_pca, weight_scatter, weights_by_class
+from bivallate.report.diagnostics.weights import (
+    extremes,
+    likelihood_pca,
+    pictured,
+    weight_scatter,
+    weights_by_class,
+)
 from bivallate.report.diagnostics.weights_epochs import weights_by_margin, weights_over_epochs
 from bivallate.run import checkpoint
 from bivallate.run.api import load_run
@@ -186,7 +192,9 @@ DIAGNOSES: dict[str, Diagnosis] = {
     "weights-over-epochs": lambda s: weights_over_epochs({run.label: run.history for run in s.runs}),
     "weights-by-margin": lambda s: weights_by_margin(s.runs[0].label, s.runs[0].history),
     "examples": lambda s: extremes(_first(s), s.runs[0].classes),
-    "likelihoods": lambda s: likelihood_pca(s.weighed(s.runs[0], "train"), s.runs[0].classes),
+    "likelihoods": lambda s: likelihood_pca(
+        s.weighed(s.runs[0], "train"), s.runs[0].classes, pictured(s.runs[0].classes)
+    ),
     "weight-scatter": _scatter,
     "transfer": _transfer,
 }

@@ -261,6 +261,12 @@ class Likelihoods(Drawn):
         return fig
 
 
+def pictured(classes: tuple[str, ...]) -> tuple[int, ...]:
+    """The three classes whose likelihoods are drawn: the paper's car, plane and ship, or else the first."""
+    wanted = ("automobile", "airplane", "ship")
+    return tuple(map(classes.index, wanted)) if set(wanted) <= set(classes) else (0, 1, 2)
+
+
 def likelihood_pca(
     weighed: Weighed, classes: tuple[str, ...], shown: tuple[int, ...] = (0, 1, 2)
 ) -> Likelihoods:
