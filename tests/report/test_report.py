@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -168,7 +169,15 @@ def test_the_command(runs, tmp_path, capsys):
     assert command(["report", *map(str, both(runs)), "--out", str(out)]) == 0
     assert out.stat().st_size > 10_000
     assert command(["report", str(tmp_path), "--out", str(out)]) == 2
+    assert command(["report", str(tmp_path)]) == 2
+    assert not (tmp_path / "report.html").exists()
     assert "no run in" in capsys.readouterr().err
+
+
+def test_the_report_of_one_run_lies_in_its_folder(runs, tmp_path):
+    alone = Path(shutil.copytree(both(runs)[1], tmp_path / "alone"))
+    assert command(["report", str(alone)]) == 0
+    assert (alone / "report.html").stat().st_size > 10_000
 
 
 def test_the_diagnose_command(runs, tmp_path, capsys):
