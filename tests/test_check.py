@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from tests.coupling.differences import gradient
 from tests.methods.glue import Net, minibatches
 from torch import Tensor, nn
 
-from bivallate import KLDRO, L2, PGD, Barrier, LastStep, Linf, Method, UserError, methods, models
+from bivallate import KLDRO, L2, PGD, Barrier, Equal, LastStep, Linf, Method, UserError, methods, models
 from bivallate.check import check_gradient, upper_gradient
 from bivallate.lower.interior import InteriorAscent
 from bivallate.lower.start import uniform
+from bivallate.method import create as method_named
+from bivallate.method import registry
 from bivallate.types import Batch
 
 X, Y, INDEX = minibatches((6,))[0]
@@ -49,6 +53,21 @@ def test_stated_gradients_agree(method) -> None:
     assert model.training
     assert all(p.grad is None for p in model.parameters())
     assert str(report).count("\n") == 6
+
+
+@pytest.mark.parametrize("name", sorted(registry()))
+def test_every_method_of_the_catalogue_can_be_checked(name: str) -> None:
+    method = method_named(name, THREAT)
+    report = check_gradient(Net(), method, (X, Y), directions=1)
+    assert report.method == name
+    assert math.isfinite(report.surrogate_error)
+
+
+def test_weights_that_begin_anew_are_checked_as_equal() -> None:
+    method = methods.non_parametric(THREAT, steps=1)
+    found = check_gradient(Net(), method, (X, Y), directions=2)
+    assert found.ok
+    assert found == check_gradient(Net(), method.but(weighting=Equal()), (X, Y), directions=2)
 
 
 def test_the_gap_is_what_the_method_leaves_out() -> None:

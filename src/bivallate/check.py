@@ -15,7 +15,8 @@ from bivallate.lower.modes import attacking
 from bivallate.lower.problem import Forward, Graph, LowerProblem
 from bivallate.method import BoundMethod, Method, facts_for
 from bivallate.step import differentiate
-from bivallate.types import Batch, Clock, Facts, Solution, Terms
+from bivallate.types import Batch, Clock, Evidence, Facts, Solution, Terms
+from bivallate.weighting.base import NotFitted
 
 STEPS = (1e-4, 1e-5, 1e-6)  # of the differences, relative to the norm of each parameter tensor
 AGREES = 1e-4  # relative error below which autograd and differences are taken to agree
@@ -146,7 +147,7 @@ def check_gradient(
     """Compares a method's hypergradient with finite differences, on a float64 copy of the model in eval mode.
 
     In eval mode examples do not see each other, so that each has a lower-level problem of its own. Weights
-    that learn from a second data stream are taken as they begin.
+    that learn from a second data stream are taken as they begin, or as 1 where each minibatch begins anew.
 
     Args:
         model: left as it is found.
@@ -252,7 +253,7 @@ class _Step:
         terms = self._terms(delta)
         evidence = gather(self.problem.forward, terms, solution, batch, clock)
         self.bound.weighting.update(evidence)
-        self.weights = self.bound.weighting(evidence)
+        self.weights = self._first_weights(evidence)
         self.loss = (self.weights * terms.robust + terms.anchor).mean()
         free = method.threat.interior(self.delta, batch.x).double().mean()
         self.active = 1 - float(free)
@@ -266,6 +267,13 @@ class _Step:
             solution = bound.solver.solve(problem)
             delta = bound.coupling(problem, solution)
         return problem, bound, solution, delta
+
+    def _first_weights(self, evidence: Evidence) -> Tensor:
+        """The weights before anything was learned: a constant of the check, whatever their values."""
+        try:
+            return self.bound.weighting(evidence)
+        except NotFitted:
+            return torch.ones_like(evidence.loss)
 
     def _terms(self, delta: Tensor) -> Terms:
         x_adv = self.problem.adversarial(delta)
