@@ -152,6 +152,26 @@ def test_upper_gradient_is_the_steps_own(training) -> None:
     assert torch.equal(torch.cat([v.flatten() for v in found.values()]), expected)
 
 
+@pytest.mark.parametrize("name", ["non-parametric", "bilaw", "bilaw-trades"])
+def test_learned_weights_look_ahead(name: str) -> None:
+    """The weights of the gradient are those of a training step with that rate, not the ones without any."""
+    x, y, _ = minibatches((6,), seed=5)[0]
+    method = method_named(name, THREAT)
+    found = upper_gradient(Net(), method, (X, Y), meta=(x, y))
+    model = Net()
+    batch = Batch(X, Y, torch.arange(len(Y)), meta=Batch(x, y, torch.arange(len(y))))
+    expected, _ = gradient(model, method, batch)
+    assert torch.equal(torch.cat([v.flatten() for v in found.values()]), expected)
+    equal = upper_gradient(Net(), method.but(weighting=Equal()), (X, Y))
+    assert not all(torch.allclose(found[k], equal[k]) for k in found)
+
+
+@pytest.mark.parametrize("lr", [0.0, -0.1, float("nan"), float("inf")])
+def test_a_step_ahead_needs_a_rate(lr: float) -> None:
+    with pytest.raises(UserError, match="lr must be positive"):
+        upper_gradient(Net(), methods.at(THREAT), (X, Y), lr=lr)
+
+
 def test_rows_must_match() -> None:
     with pytest.raises(UserError, match="as many rows"):
         upper_gradient(Net(), methods.at(THREAT), (X, Y[:2]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,6 +32,7 @@ def upper_gradient(
     clock: Clock | None = None,
     meta: tuple[Tensor, Tensor] | None = None,
     training: bool = True,
+    lr: float = 0.1,
 ) -> dict[str, Tensor]:
     """The parameter gradient of one step, by name; nothing is applied, everything is left as it was found.
 
@@ -45,6 +47,10 @@ def upper_gradient(
         clock: the moment, for schedules; the first minibatch of a run of one epoch by default.
         meta: a minibatch of the second data stream, for weightings that learn from one.
         training: the upper level in train mode, as in training; False puts both levels in eval mode.
+        lr: of the virtual step along which learned weights look ahead; other methods do not ask for it.
+
+    Raises:
+        UserError: images or labels that do not fit, no meta for weights that learn from it, or an lr of 0.
 
     Example:
         >>> from bivallate import Linf, methods, models
@@ -54,6 +60,8 @@ def upper_gradient(
         >>> set(gradient) == {name for name, _ in model.named_parameters()}
         True
     """
+    if not (lr > 0 and math.isfinite(lr)):
+        raise UserError(f"lr must be positive, for without a step ahead weights learn nothing, got {lr!r}")
     twin = copy.deepcopy(model).train(training)
     twin.zero_grad(set_to_none=True)
     batch, facts = _first_batch(twin, data, meta)
@@ -64,7 +72,7 @@ def upper_gradient(
         torch.manual_seed(seed)
         for replay in range(method.replays if method.accumulate else 1):
             now = Clock(moment.epoch, moment.epochs, moment.step, moment.steps, replay, seed)
-            differentiate(twin, bound, batch, now, lr=0.0)
+            differentiate(twin, bound, batch, now, lr)
     zero = torch.zeros_like
     return {n: zero(p) if p.grad is None else p.grad.detach() for n, p in twin.named_parameters()}
 
