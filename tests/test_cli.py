@@ -107,6 +107,26 @@ def test_resume_of_a_run_with_the_users_own_network(tmp_path, monkeypatch, capsy
     )
 
 
+def test_no_code_is_imported_because_a_configuration_names_it(trained, tmp_path, monkeypatch, capsys):
+    (tmp_path / "trap.py").write_text(
+        "import torch\nfrom pathlib import Path\nPath(__file__).with_name('sprung').touch()\n"
+        "def net(): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "config.toml"
+    text = (trained / "config.toml").read_text()
+    file.write_text(text.replace('name = "linear"', 'name = "trap:net"'))
+    assert file.read_text() != text
+    given = ["train", "--config", str(file), "--epochs", "1", "--out"]
+    assert run([*given, str(tmp_path / "run")]) == 2
+    assert "--model trap:net" in capsys.readouterr().err
+    assert not (tmp_path / "sprung").exists()
+    assert not (tmp_path / "run").exists()
+    assert run([*given, str(tmp_path / "run"), "--model", "trap:net"]) == 0
+    assert run([*given, str(tmp_path / "again"), "--set", "model.name=trap:net"]) == 0
+    assert (tmp_path / "sprung").exists()
+
+
 def test_resume_on_another_machine(tmp_path, capsys):
     out = tmp_path / "run"
     assert run(["train", "plain", "--out", str(out), *QUICK]) == 0
