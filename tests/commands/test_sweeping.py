@@ -39,7 +39,7 @@ def as_json(capsys, *arguments: str) -> dict:
 
 
 def test_a_curve_falls_and_is_kept(runs, tmp_path, capsys):
-    stem = tmp_path / "figures" / "curve"
+    stem = tmp_path / "figures" / "eps0.1"
     given = ["--attack", "fgsm", "--eps", "0.1,0,1/20", "--n", "60", "--out", str(stem)]
     data = as_json(capsys, "curve", *names(runs), *given)
     assert data["eps"] == [0, 0.05, 0.1]
@@ -47,7 +47,7 @@ def test_a_curve_falls_and_is_kept(runs, tmp_path, capsys):
     for values in data["accuracy"].values():
         assert values == sorted(values, reverse=True)
         assert values[0] > values[-1]
-    assert {p.suffix for p in stem.parent.iterdir()} == {".svg", ".png", ".pdf", ".json"}
+    assert {p.name for p in stem.parent.iterdir()} == {f"eps0.1.{k}" for k in ("svg", "png", "pdf", "json")}
     evaluated = as_json(capsys, "evaluate", names(runs)[0], "--attack", "clean", "--n", "60")
     assert data["accuracy"]["fast-at"][0] == evaluated["clean_accuracy"]
 
