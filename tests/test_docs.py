@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+from functools import reduce
 from pathlib import Path
 
 import pytest
 
+import bivallate
 from bivallate import cli
 
 ROOT = Path(__file__).parents[1]
@@ -16,6 +19,16 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 
 def named(path: Path) -> str:
     return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=named)
+def test_python_names_in_the_texts_exist(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for module, names in re.findall(r"from (bivallate[\w.]*) import ([\w, ]+)", text):
+        for name in names.split(","):
+            assert hasattr(importlib.import_module(module), name.strip().split(" ")[0]), (module, name)
+    for dotted in re.findall(r"\b(?:bv|bivallate)((?:\.\w+)+)\(", text):
+        assert reduce(getattr, dotted[1:].split("."), bivallate), dotted
 
 
 @pytest.mark.parametrize("path", [*PAGES, *SOURCES], ids=named)
