@@ -230,6 +230,22 @@ def test_no_place_for_the_result_is_one_message(copied, capsys):
     assert "cannot" in capsys.readouterr().err
 
 
+def test_overwrite_leaves_nothing_of_the_replaced_run(tmp_path, capsys):
+    out = tmp_path / "run"
+    given = ["train", "at", "--out", str(out), "--set", "steps=1", *QUICK]
+    assert run(given) == 0
+    fresh = {p.relative_to(out) for p in out.rglob("*")}
+    assert run(["evaluate", str(out), "--attack", "fgsm", "--n", "20", "--json"]) == 0
+    assert run(["diagnose", str(out), "--what", "curves", "--n", "20"]) == 0
+    assert (out / "diagnosis" / "curves.svg").exists()
+    (out / "report-figures").mkdir()
+    for name in "report.html", "report.md", "report.tex", "report-figures/curves.svg":
+        (out / name).write_text("old")
+    (out / "notes.txt").write_text("mine")
+    assert run([*given, "--overwrite"]) == 0
+    assert {p.relative_to(out) for p in out.rglob("*")} == fresh | {Path("notes.txt")}
+
+
 def test_overwrite_spares_folders_that_are_no_runs(tmp_path, capsys):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
