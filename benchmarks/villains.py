@@ -17,6 +17,7 @@ from tests.audit.villains import HONEST, VILLAINS, Case, digits
 
 from bivallate.audit import Audit, audit
 from bivallate.files import write_text
+from bivallate.reproduce.machine import commit, machine
 
 DOCS = Path(__file__).parents[1] / "docs" / "audit.md"
 BEGIN, END = "<!-- villains: begin -->", "<!-- villains: end -->"
@@ -55,6 +56,13 @@ HEAD = (
 )
 
 
+def _provenance(threads: int) -> str:
+    """Commit and machine of this measurement."""
+    found, here = commit(), machine("cpu", threads)
+    state = " (modified)" if found.get("modified") else ""
+    return f"commit {found.get('id', 'unknown')[:7]}{state}, {here['processor']} with {here['cores']} cores"
+
+
 def main() -> int:
     """Runs, prints and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -78,7 +86,8 @@ def main() -> int:
     total = options.seeds * (len(HONEST) + len(VILLAINS))
     foot = (
         f"{total} audits of {POINTS} points at the quick level, seeds 0 to {options.seeds - 1}, digits, "
-        f"{wrong} wrong, {seconds:.0f} s on {options.threads} thread(s). Accuracies are means over the seeds."
+        f"{wrong} wrong, {seconds:.0f} s on {options.threads} thread(s), {_provenance(options.threads)}. "
+        "Accuracies are means over the seeds."
     )
     print(foot)
     if not options.only:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from tests.coupling.differences import gradient
 from tests.methods.glue import Net, minibatches
 from torch import Tensor, nn
 
-from bivallate import KLDRO, L2, PGD, Barrier, LastStep, Linf, Method, UserError, methods, models
+from bivallate import KLDRO, L2, PGD, Barrier, Equal, LastStep, Linf, Method, UserError, methods, models
 from bivallate.check import check_gradient, upper_gradient
 from bivallate.lower.interior import InteriorAscent
 from bivallate.lower.start import uniform
+from bivallate.method import create as method_named
+from bivallate.method import registry
 from bivallate.types import Batch
 
 X, Y, INDEX = minibatches((6,))[0]
@@ -49,6 +53,21 @@ def test_stated_gradients_agree(method) -> None:
     assert model.training
     assert all(p.grad is None for p in model.parameters())
     assert str(report).count("\n") == 6
+
+
+@pytest.mark.parametrize("name", sorted(registry()))
+def test_every_method_of_the_catalogue_can_be_checked(name: str) -> None:
+    method = method_named(name, THREAT)
+    report = check_gradient(Net(), method, (X, Y), directions=1)
+    assert report.method == name
+    assert math.isfinite(report.surrogate_error)
+
+
+def test_weights_that_begin_anew_are_checked_as_equal() -> None:
+    method = methods.non_parametric(THREAT, steps=1)
+    found = check_gradient(Net(), method, (X, Y), directions=2)
+    assert found.ok
+    assert found == check_gradient(Net(), method.but(weighting=Equal()), (X, Y), directions=2)
 
 
 def test_the_gap_is_what_the_method_leaves_out() -> None:
@@ -131,6 +150,26 @@ def test_upper_gradient_is_the_steps_own(training) -> None:
     model = Net().train(training)
     found = upper_gradient(model, method, (X, Y), training=training)
     assert torch.equal(torch.cat([v.flatten() for v in found.values()]), expected)
+
+
+@pytest.mark.parametrize("name", ["non-parametric", "bilaw", "bilaw-trades"])
+def test_learned_weights_look_ahead(name: str) -> None:
+    """The weights of the gradient are those of a training step with that rate, not the ones without any."""
+    x, y, _ = minibatches((6,), seed=5)[0]
+    method = method_named(name, THREAT)
+    found = upper_gradient(Net(), method, (X, Y), meta=(x, y))
+    model = Net()
+    batch = Batch(X, Y, torch.arange(len(Y)), meta=Batch(x, y, torch.arange(len(y))))
+    expected, _ = gradient(model, method, batch)
+    assert torch.equal(torch.cat([v.flatten() for v in found.values()]), expected)
+    equal = upper_gradient(Net(), method.but(weighting=Equal()), (X, Y))
+    assert not all(torch.allclose(found[k], equal[k]) for k in found)
+
+
+@pytest.mark.parametrize("lr", [0.0, -0.1, float("nan"), float("inf")])
+def test_a_step_ahead_needs_a_rate(lr: float) -> None:
+    with pytest.raises(UserError, match="lr must be positive"):
+        upper_gradient(Net(), methods.at(THREAT), (X, Y), lr=lr)
 
 
 def test_rows_must_match() -> None:

@@ -107,6 +107,26 @@ def test_resume_of_a_run_with_the_users_own_network(tmp_path, monkeypatch, capsy
     )
 
 
+def test_no_code_is_imported_because_a_configuration_names_it(trained, tmp_path, monkeypatch, capsys):
+    (tmp_path / "trap.py").write_text(
+        "import torch\nfrom pathlib import Path\nPath(__file__).with_name('sprung').touch()\n"
+        "def net(): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "config.toml"
+    text = (trained / "config.toml").read_text()
+    file.write_text(text.replace('name = "linear"', 'name = "trap:net"'))
+    assert file.read_text() != text
+    given = ["train", "--config", str(file), "--epochs", "1", "--out"]
+    assert run([*given, str(tmp_path / "run")]) == 2
+    assert "--model trap:net" in capsys.readouterr().err
+    assert not (tmp_path / "sprung").exists()
+    assert not (tmp_path / "run").exists()
+    assert run([*given, str(tmp_path / "run"), "--model", "trap:net"]) == 0
+    assert run([*given, str(tmp_path / "again"), "--set", "model.name=trap:net"]) == 0
+    assert (tmp_path / "sprung").exists()
+
+
 def test_resume_on_another_machine(tmp_path, capsys):
     out = tmp_path / "run"
     assert run(["train", "plain", "--out", str(out), *QUICK]) == 0
@@ -208,6 +228,22 @@ def test_no_place_for_the_result_is_one_message(copied, capsys):
     (copied / "evaluation").write_text("a file where the folder should be")
     assert run(["evaluate", str(copied), "--attack", "fgsm", "--n", "20"]) == 2
     assert "cannot" in capsys.readouterr().err
+
+
+def test_overwrite_leaves_nothing_of_the_replaced_run(tmp_path, capsys):
+    out = tmp_path / "run"
+    given = ["train", "at", "--out", str(out), "--set", "steps=1", *QUICK]
+    assert run(given) == 0
+    fresh = {p.relative_to(out) for p in out.rglob("*")}
+    assert run(["evaluate", str(out), "--attack", "fgsm", "--n", "20", "--json"]) == 0
+    assert run(["diagnose", str(out), "--what", "curves", "--n", "20"]) == 0
+    assert (out / "diagnosis" / "curves.svg").exists()
+    (out / "report-figures").mkdir()
+    for name in "report.html", "report.md", "report.tex", "report-figures/curves.svg":
+        (out / name).write_text("old")
+    (out / "notes.txt").write_text("mine")
+    assert run([*given, "--overwrite"]) == 0
+    assert {p.relative_to(out) for p in out.rglob("*")} == fresh | {Path("notes.txt")}
 
 
 def test_overwrite_spares_folders_that_are_no_runs(tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +16,8 @@ from bivallate.lower.modes import attacking
 from bivallate.lower.problem import Forward, Graph, LowerProblem
 from bivallate.method import BoundMethod, Method, facts_for
 from bivallate.step import differentiate
-from bivallate.types import Batch, Clock, Facts, Solution, Terms
+from bivallate.types import Batch, Clock, Evidence, Facts, Solution, Terms
+from bivallate.weighting.base import NotFitted
 
 STEPS = (1e-4, 1e-5, 1e-6)  # of the differences, relative to the norm of each parameter tensor
 AGREES = 1e-4  # relative error below which autograd and differences are taken to agree
@@ -30,6 +32,7 @@ def upper_gradient(
     clock: Clock | None = None,
     meta: tuple[Tensor, Tensor] | None = None,
     training: bool = True,
+    lr: float = 0.1,
 ) -> dict[str, Tensor]:
     """The parameter gradient of one step, by name; nothing is applied, everything is left as it was found.
 
@@ -44,6 +47,10 @@ def upper_gradient(
         clock: the moment, for schedules; the first minibatch of a run of one epoch by default.
         meta: a minibatch of the second data stream, for weightings that learn from one.
         training: the upper level in train mode, as in training; False puts both levels in eval mode.
+        lr: of the virtual step along which learned weights look ahead; other methods do not ask for it.
+
+    Raises:
+        UserError: images or labels that do not fit, no meta for weights that learn from it, or an lr of 0.
 
     Example:
         >>> from bivallate import Linf, methods, models
@@ -53,6 +60,8 @@ def upper_gradient(
         >>> set(gradient) == {name for name, _ in model.named_parameters()}
         True
     """
+    if not (lr > 0 and math.isfinite(lr)):
+        raise UserError(f"lr must be positive, for without a step ahead weights learn nothing, got {lr!r}")
     twin = copy.deepcopy(model).train(training)
     twin.zero_grad(set_to_none=True)
     batch, facts = _first_batch(twin, data, meta)
@@ -63,7 +72,7 @@ def upper_gradient(
         torch.manual_seed(seed)
         for replay in range(method.replays if method.accumulate else 1):
             now = Clock(moment.epoch, moment.epochs, moment.step, moment.steps, replay, seed)
-            differentiate(twin, bound, batch, now, lr=0.0)
+            differentiate(twin, bound, batch, now, lr)
     zero = torch.zeros_like
     return {n: zero(p) if p.grad is None else p.grad.detach() for n, p in twin.named_parameters()}
 
@@ -146,7 +155,7 @@ def check_gradient(
     """Compares a method's hypergradient with finite differences, on a float64 copy of the model in eval mode.
 
     In eval mode examples do not see each other, so that each has a lower-level problem of its own. Weights
-    that learn from a second data stream are taken as they begin.
+    that learn from a second data stream are taken as they begin, or as 1 where each minibatch begins anew.
 
     Args:
         model: left as it is found.
@@ -252,7 +261,7 @@ class _Step:
         terms = self._terms(delta)
         evidence = gather(self.problem.forward, terms, solution, batch, clock)
         self.bound.weighting.update(evidence)
-        self.weights = self.bound.weighting(evidence)
+        self.weights = self._first_weights(evidence)
         self.loss = (self.weights * terms.robust + terms.anchor).mean()
         free = method.threat.interior(self.delta, batch.x).double().mean()
         self.active = 1 - float(free)
@@ -266,6 +275,13 @@ class _Step:
             solution = bound.solver.solve(problem)
             delta = bound.coupling(problem, solution)
         return problem, bound, solution, delta
+
+    def _first_weights(self, evidence: Evidence) -> Tensor:
+        """The weights before anything was learned: a constant of the check, whatever their values."""
+        try:
+            return self.bound.weighting(evidence)
+        except NotFitted:
+            return torch.ones_like(evidence.loss)
 
     def _terms(self, delta: Tensor) -> Terms:
         x_adv = self.problem.adversarial(delta)

@@ -104,6 +104,28 @@ def decode(entry: Any) -> Any:
     return None if entry == NONE else entry
 
 
+def portable(config: dict[str, Any]) -> dict[str, Any]:
+    """A copy of an encoded configuration that JSON can hold and other machines can read: infinities as text,
+    and without the place of the data, which is the machine's own matter.
+
+    Example:
+        >>> portable({"data": {"name": "digits", "data_dir": "/home/me"}, "clip": float("inf")})
+        {'data': {'name': 'digits', 'data_dir': ''}, 'clip': 'inf'}
+    """
+    copy = _finite(config)
+    if isinstance(copy.get("data"), dict) and "data_dir" in copy["data"]:
+        copy["data"]["data_dir"] = ""
+    return copy
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def override(value: Any, path: str, text: Any) -> Any:
     """A copy of a part with one field, named by a dotted path, changed: `override(method, "solver.steps",
     "20")`.

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from bivallate.cli import run
+from bivallate.data.sources import distinct_name
+from bivallate.report.collect import collect
 
 QUICK = ["--batch-size", "400", "--model", "linear", "--set", "validation.steps=1", "--eps", "0.1"]
 
@@ -37,7 +39,7 @@ def as_json(capsys, *arguments: str) -> dict:
 
 
 def test_a_curve_falls_and_is_kept(runs, tmp_path, capsys):
-    stem = tmp_path / "figures" / "curve"
+    stem = tmp_path / "figures" / "eps0.1"
     given = ["--attack", "fgsm", "--eps", "0.1,0,1/20", "--n", "60", "--out", str(stem)]
     data = as_json(capsys, "curve", *names(runs), *given)
     assert data["eps"] == [0, 0.05, 0.1]
@@ -45,7 +47,7 @@ def test_a_curve_falls_and_is_kept(runs, tmp_path, capsys):
     for values in data["accuracy"].values():
         assert values == sorted(values, reverse=True)
         assert values[0] > values[-1]
-    assert {p.suffix for p in stem.parent.iterdir()} == {".svg", ".png", ".pdf", ".json"}
+    assert {p.name for p in stem.parent.iterdir()} == {f"eps0.1.{k}" for k in ("svg", "png", "pdf", "json")}
     evaluated = as_json(capsys, "evaluate", names(runs)[0], "--attack", "clean", "--n", "60")
     assert data["accuracy"]["fast-at"][0] == evaluated["clean_accuracy"]
 
@@ -77,16 +79,77 @@ def test_distances_are_summed_up_and_kept(runs, tmp_path, capsys):
 def test_transfer_is_kept_as_an_evaluation_of_its_own(runs, capsys):
     first, second = names(runs)
     data = as_json(capsys, "transfer", first, "--from", second, "--attack", "pgd-3", "--n", "60")
-    assert data["attack"] == "transfer-pgd-3-from-plain"
+    attack = data["attack"]
+    assert attack.startswith("transfer-pgd-3-from-plain_")
     assert list(data["parts"]) == ["clean", "plain"]
     white = as_json(capsys, "evaluate", first, "--attack", "pgd-3", "--n", "60")
     assert data["robust_accuracy"] >= white["robust_accuracy"]
     assert run(["transfer", first, "--from", second, "--attack", "pgd-3", "--n", "60"]) == 0
     assert "the same attack on the model itself left" in capsys.readouterr().out
-    chosen = ["--attack", "transfer-pgd-3-from-plain", "--json"]
+    chosen = ["--attack", attack, "--json"]
     assert as_json(capsys, "compare", first, *chosen[:-1])["attack"] == chosen[1]
     assert run(["compare", first, second, *chosen]) == 2
     assert f"bivallate transfer {second} --attack pgd-3 --n 60 --from ..." in capsys.readouterr().err
+
+
+def test_surrogates_of_the_same_name_are_told_apart(runs, tmp_path, capsys):
+    """Two transfers whose surrogates bear one name are kept beside each other and are no common attack."""
+    for place in "one", "two":
+        shutil.copytree(runs / "plain", tmp_path / place)
+    for k, seed in enumerate("12"):
+        out = str(tmp_path / f"exp{k}" / "at")
+        assert run(["train", "fast-at", "--out", out, "--epochs", "1", "--seed", seed, *QUICK]) == 0
+    first, second = str(tmp_path / "one"), str(tmp_path / "two")
+    capsys.readouterr()
+    given = ["--attack", "fgsm", "--n", "30"]
+    near = as_json(capsys, "transfer", first, "--from", str(tmp_path / "exp0" / "at"), *given)
+    far = as_json(capsys, "transfer", first, "--from", str(tmp_path / "exp1" / "at"), *given)
+    assert near["attack"] != far["attack"]
+    kept = [json.loads(p.read_text()) for p in (tmp_path / "one" / "evaluation").glob("*transfer*.json")]
+    assert len(kept) == 2
+    assert all(one in kept for one in (near, far))
+    same = as_json(capsys, "transfer", second, "--from", str(tmp_path / "exp1" / "at"), *given)
+    assert same["attack"] == far["attack"]
+    assert as_json(capsys, "compare", first, second)["attack"] == far["attack"]
+    assert run(["compare", first, second, "--attack", near["attack"]]) == 2
+    assert "two has no evaluation" in capsys.readouterr().err
+    assert run(["compare", first, second, "--attack", near["attack"].rpartition("_")[0]]) == 2
+    assert f"did you mean '{near['attack']}'" in capsys.readouterr().err.replace(
+        far["attack"], near["attack"]
+    )
+
+
+def test_a_transfer_under_its_old_name_is_still_read(runs, tmp_path, capsys):
+    shutil.copytree(runs / "plain", tmp_path / "plain")
+    first = str(tmp_path / "plain")
+    data = as_json(capsys, "transfer", first, "--from", names(runs)[0], "--attack", "fgsm", "--n", "20")
+    (path,) = (tmp_path / "plain" / "evaluation").glob("*transfer*.json")
+    old = data | {"attack": data["attack"].rpartition("_")[0]}
+    path.unlink()
+    path.with_name(path.name.replace(data["attack"], old["attack"])).write_text(json.dumps(old))
+    found = as_json(capsys, "compare", first, "--attack", old["attack"])
+    assert found["rows"][0]["robust_accuracy"] == data["robust_accuracy"]
+
+
+def test_data_of_the_same_name_are_told_apart(runs, tmp_path, capsys, monkeypatch):
+    generator = np.random.default_rng(0)
+    shutil.copytree(runs / "plain", tmp_path / "plain")
+    for place in "x", "y":
+        (tmp_path / place).mkdir()
+        x = generator.random((60, 8, 8, 1), np.float32)
+        np.savez(tmp_path / place / "photos.npz", x=x, y=np.arange(60) % 10)
+    given = ["evaluate", str(tmp_path / "plain"), "--attack", "clean", "--data"]
+    kept = [as_json(capsys, *given, str(tmp_path / place / "photos.npz")) for place in "xy"]
+    monkeypatch.chdir(tmp_path)
+    assert as_json(capsys, *given, "x/photos.npz")["data_fingerprint"] == kept[0]["data_fingerprint"]
+    as_json(capsys, *given, "digits")
+    stored = {e.data: e.score.data_fingerprint for e in collect([tmp_path / "plain"])[0].evaluations}
+    assert len(stored) == 3
+    assert "digits" in stored
+    assert {one["data_fingerprint"] for one in kept} < set(stored.values())
+    assert all(name == "digits" or name.startswith("photos.npz_") for name in stored)
+    assert distinct_name("hub:a/faces") != distinct_name("hub:b/faces")
+    assert distinct_name("CIFAR_10") == "CIFAR_10"
 
 
 def test_many_surrogates_with_long_names_are_kept(runs, capsys):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from bivallate import Linf, UserError, methods
@@ -251,6 +253,23 @@ def test_everything_saves_its_data_and_figures(several, tmp_path):
     assert counts == s.confusion.tolist()
     again = gradient_alignment({"m": model}, data, THREAT).save(tmp_path / "again", ("svg",))
     assert again.read_bytes() == (tmp_path / "alignment.svg").read_bytes()
+
+
+def test_a_dot_in_a_figures_name_is_kept(tmp_path, monkeypatch):
+    found = weights_over_epochs({"a": HISTORY})
+    assert found.save(tmp_path / "eps0.1", ("svg", "png")) == tmp_path / "eps0.1.svg"
+    assert {p.name for p in tmp_path.iterdir()} == {"eps0.1.svg", "eps0.1.png", "eps0.1.json"}
+    whole = (tmp_path / "eps0.1.svg").read_bytes()
+
+    def broken(self, place, **_):
+        Path(place).write_text("half a fig")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Figure, "savefig", broken)
+    with pytest.raises(UserError, match=r"cannot write .*eps0\.1\.svg"):
+        found.save(tmp_path / "eps0.1", ("svg",))
+    assert (tmp_path / "eps0.1.svg").read_bytes() == whole
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_rule_that_only_weighs_what_it_was_fitted_to_says_so(several):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -283,7 +284,11 @@ def test_transfer_from_itself_is_the_white_box_and_from_noise_is_not(robust_mode
     assert torch.equal(same.robust, white.robust)
     assert stranger.robust_accuracy > white.robust_accuracy
     assert list(stranger.parts) == ["clean", "stranger"]
-    assert stranger.attack == "transfer-pgd-5-from-stranger"
+    assert re.fullmatch("transfer-pgd-5-from-stranger_[0-9a-f]{8}", stranger.attack)
+    other = transfer(robust_model, {"stranger": affine(64, 10, seed=1)}, held_out, threat, "pgd-1", first=2)
+    again = transfer(robust_model, {"stranger": affine(64, 10)}, held_out, threat, "pgd-5", first=2)
+    assert again.attack == stranger.attack
+    assert other.attack.rpartition("_")[2] != stranger.attack.rpartition("_")[2]
     both = transfer(robust_model, [affine(64, 10), robust_model], held_out, threat, "pgd-5", first=60)
     assert bool((both.robust <= stranger.robust).all())
 

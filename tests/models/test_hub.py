@@ -76,6 +76,15 @@ def test_the_card_reports_what_was_measured(model, run, tmp_path):
     assert described["classes"] == ["a", "b", "c"]
 
 
+def test_the_manifest_holds_infinities_as_text_and_no_place_of_the_data(model, run, tmp_path):
+    (run / "config.toml").write_text(
+        '[method]\nlimit = inf\n[data]\nname = "digits"\ndata_dir = "/home/me"\n'
+    )
+    folder = models.save_pretrained(model, tmp_path / "out", run=run)
+    config = json.loads((folder / "model.json").read_text())["config"]
+    assert config == {"method": {"limit": "inf"}, "data": {"name": "digits", "data_dir": ""}}
+
+
 def test_the_card_claims_nothing_without_a_run(model):
     card = models.model_card(model)
     assert "robustness\n" not in card.partition("---\n\n")[2]

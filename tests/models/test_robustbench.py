@@ -287,6 +287,27 @@ def test_other_files_are_refused_and_nothing_is_executed(write, words, tmp_path)
         models.load_robustbench(path, "preact-resnet18")
 
 
+@pytest.mark.parametrize("version", ["2.4.1+cu121", "2.5.1", "2.6.0", "2.9.1"])
+def test_an_old_pytorch_reads_safetensors_only(version, tmp_path, monkeypatch):
+    model = models.create("preact-resnet18", num_classes=4, shape=SHAPE, seed=0)
+    for name in "x.pt", "x.safetensors":
+        models.export_robustbench(model, tmp_path / name)
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(UserError, match=r"2\.10.*update PyTorch, or convert"):
+        models.load_robustbench(tmp_path / "x.pt", "preact-resnet18")
+    models.load_robustbench(tmp_path / "x.safetensors", "preact-resnet18")
+
+
+@pytest.mark.parametrize("version", ["2.10.0", "2.10.0a0+git1234", "3.0"])
+def test_a_pytorch_that_was_mended_reads_both(version, tmp_path, monkeypatch):
+    models.export_robustbench(
+        models.create("preact-resnet18", num_classes=4, shape=SHAPE, seed=0), tmp_path / "x.pt"
+    )
+    monkeypatch.setattr(torch, "__version__", version)
+    assert models.load_robustbench(tmp_path / "x.pt", "preact-resnet18").num_classes == 4
+
+
 def test_an_entry_can_be_named(tmp_path):
     state = plain_state()
     torch.save({"ema_weights": state, "state_dict": {k: v * 0 for k, v in state.items()}}, tmp_path / "x.pt")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
 
 import bivallate as bv
+from bivallate.parts import decode, encode
+from bivallate.run.api import execute
 from bivallate.run.average import Average
-from bivallate.run.config import Config, Validation
+from bivallate.run.config import Config, Data, Validation
 from bivallate.run.measure import held_out
+from bivallate.run.trainer import Trainer
 
 THREAT = bv.Linf(0.1)
 QUICK = {"epochs": 3, "batch_size": 100, "threads": 1, "validation": Validation(2, 60)}
@@ -74,6 +78,27 @@ def test_best_is_the_epoch_with_the_highest_robust_accuracy(digits, tmp_path, mo
     best, last = bv.load(tmp_path / "run", "best"), bv.load(tmp_path / "run", "last")
     assert all(torch.equal(v, kept[0.9][k]) for k, v in best.state_dict().items())
     assert all(torch.equal(v, kept[0.5][k]) for k, v in last.state_dict().items())
+
+
+def test_the_manifest_says_how_its_weights_were_made(digits, tmp_path, monkeypatch):
+    """A model that is copied out of its run keeps the configuration, infinities included."""
+    robust = iter((0.5, 0.7, 0.6))
+    monkeypatch.setattr(Trainer, "_measure", lambda self: {"clean": 0.9, "robust": next(robust)})
+    method = bv.methods.gairat(THREAT, steps=1, shift=math.inf)
+    config = Config(method, data=Data("digits", data_dir=str(tmp_path)), **QUICK)
+    network = bv.models.create("linear", num_classes=10, shape=digits.shape, seed=0)
+    execute(config, digits, network, tmp_path / "run")
+    place = tmp_path / "run" / "model.json"
+    described = json.loads(place.read_text())
+    assert (described["epoch"], described["best_epoch"]) == (3, 2)
+    kept = described["config"]
+    assert kept["data"]["data_dir"] == ""
+    assert kept["method"]["weighting"]["rule"]["shift"] == "inf"
+    assert kept["epochs"] == 3
+    kept["method"]["weighting"] = encode(config.method.weighting)
+    assert decode(kept) == config.set("data.data_dir", "")
+    place.write_text(json.dumps(described | {"config": "config.toml"}))  # as it was written before
+    assert bv.load(tmp_path / "run").num_classes == 10
 
 
 def test_average_is_the_recursion_with_a_warm_start():

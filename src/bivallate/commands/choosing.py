@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bivallate.errors import UserError
+from bivallate.errors import UserError, unknown
 from bivallate.evaluate import parse
 from bivallate.evaluate.compare import SAME_RADIUS, same_threat
 from bivallate.lower.threat import threat as make
@@ -42,6 +42,8 @@ class Wanted:
 
         Raises UserError for an unknown attack or norm and for an eps that is no number.
         """
+        if attack is not None and attack.startswith("transfer-") and attack not in known:
+            raise unknown("stored attack", attack, known)
         name = attack if attack is None or attack in known else parse(attack).name
         kind = type(make(norm, 0.0)).__name__ if norm is not None else None
         radius = parse_number(eps) if eps is not None else None

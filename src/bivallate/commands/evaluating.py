@@ -62,6 +62,7 @@ def evaluate(
     json
         print the result as JSON instead of a table.
     """
+    from bivallate.data.sources import distinct_name
     from bivallate.evaluate import evaluate as score_of
     from bivallate.evaluate import evaluation_name, parse
     from bivallate.evaluate.preflight import preflight as look_over
@@ -85,7 +86,7 @@ def evaluate(
     if looked is not None:
         print(looked, file=sys.stderr)
     label = source.weights if split == "test" else f"{source.weights}-{split}"
-    elsewhere = Path(data).name if data is not None else ""
+    elsewhere = distinct_name(data, config.data.data_dir or None) if data is not None else ""
     name = evaluation_name(label, threat, attack, source.seed, subset.name(), elsewhere)
     partial = folder.evaluation / f".{name}.partial"
     try:

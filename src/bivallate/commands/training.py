@@ -67,7 +67,7 @@ def train(
     recipe
         a paper's training recipe, such as done; `bivallate recipes` lists them.
     config
-        a config.toml to start from; other options change it.
+        a config.toml to start from; other options change it. A network of your own in it needs --model.
     set_
         one value of the configuration, KEY=VALUE, repeatable: a parameter of the method (steps=7), a field of
         a part (solver.steps=7, weighting.rate=1, optimizer.weight_decay=2e-4) or a setting
@@ -88,6 +88,8 @@ def train(
     from bivallate.run.session import create_model, load_data
 
     plan = _plan(method, config, data, eps, norm, recipe, set_)
+    if config is not None and model is None:
+        _refuse_code(plan.model.name, config, set_)
     changes = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "average": average}
     changes |= {"device": device, "threads": threads}
     plan = dataclasses.replace(plan, **{k: v for k, v in changes.items() if v is not None})
@@ -196,6 +198,16 @@ def _plan(
     for path, text in pairs:
         plan = plan.set(path, text)
     return plan
+
+
+def _refuse_code(name: str, file: Path, settings: tuple[str, ...]) -> None:
+    """Raises UserError for a network that a file, not the user, names by its module."""
+    typed = any(_pair(item)[0] == "model.name" for item in settings)
+    if ":" in name and not name.startswith("timm:") and not typed:
+        raise UserError(
+            f"{file} asks for a network of your own, {name}, and code is never imported because a file names "
+            f"it: say --model {name} if you trust it"
+        )
 
 
 def _pair(item: str) -> tuple[str, str]:

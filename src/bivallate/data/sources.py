@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from bivallate.data.decode import Encoded, Reading, decode
 from bivallate.data.stream import Stream
 from bivallate.errors import UserError, unknown
 
-__all__ = ["FIXED", "Source", "Streaming", "find"]
+__all__ = ["FIXED", "Source", "Streaming", "distinct_name", "find"]
 
 MOST_CLASSES = 1_000_000
 FIXED = 0  # the seed of test splits: the same test data whatever the seed of the run
@@ -76,7 +78,7 @@ def find(data: Any, data_dir: str | Path | None, reading: Reading, stream: Strea
         return _files(hub.download(f"{owner}/{repo}", under), repo, reading, None, stream)
     if name == "digits":
         return _digits(reading)
-    path = _local(name, data_dir)
+    path = local_path(name, data_dir)
     if path is None:
         known = registry.find(name)
         path = registry.local(known, data_dir)
@@ -95,8 +97,25 @@ def _published(known: registry.Known) -> frozenset[str]:
     return hub.SPLIT_NAMES if known.test_split == "test" else hub.SPLIT_NAMES - {"test"}
 
 
-def _local(name: str, data_dir: str | Path | None) -> Path | None:
-    """A folder or file that the name means: below the data folder by its own name, else as a path."""
+def distinct_name(name: str, data_dir: str | Path | None = None) -> str:
+    """A word for the set, for names of files: of a known set its own name, of any other the last part with a
+    hash of where it lies, for many folders are called `photos`.
+
+    Example:
+        >>> distinct_name("digits"), distinct_name("hub:alice/faces")
+        ('digits', 'faces_144d48c8')
+    """
+    with suppress(UserError):
+        registry.find(name)
+        return name
+    path = None if name.startswith("hub:") else local_path(name, data_dir)
+    place = name if path is None else str(path.resolve())
+    return f"{Path(name).name}_{hashlib.blake2b(place.encode(), digest_size=4).hexdigest()}"
+
+
+def local_path(name: str, data_dir: str | Path | None) -> Path | None:
+    """A folder or file that the name means: below the data folder by its own name, else as a path; None for a
+    known set that is not there."""
     below = registry.data_folder(data_dir)
     if below is not None and "/" not in name and (below / name).is_dir():
         return below / name

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from bivallate.errors import UserError, check_seed
 from bivallate.evaluate.attacks import Attack, Part, at_least_one, parse
 from bivallate.evaluate.evaluating import crafted, evaluate
 from bivallate.evaluate.placing import placed
-from bivallate.evaluate.points import check_images, check_labels, points, select
+from bivallate.evaluate.points import check_images, check_labels, model_fingerprint, points, select
 from bivallate.evaluate.score import Score
 from bivallate.evaluate.verdict import logits_of
 from bivallate.lower.apgd import APGD
@@ -171,8 +172,10 @@ def transfer(
     APGD goes on when it has crossed the surrogate's boundary, to where the margin is lowest: points at that
     boundary fool few other models. FAB, Square and `pgd-best` stop there by their nature and transfer badly.
 
-    The score's parts are the surrogates, and its attack's name names them; its passes are the model's own. An
-    accuracy below the white-box one says that the model hides its gradients. Options as in `evaluate`.
+    The score's parts are the surrogates, and its attack's name names them and ends in a hash of their
+    weights, so that points of other surrogates with the same names are another attack. Its passes are the
+    model's own. An accuracy below the white-box one says that the model hides its gradients. Options as in
+    `evaluate`.
     """
     if isinstance(surrogates, nn.Module):
         surrogates = [surrogates]
@@ -190,8 +193,14 @@ def transfer(
         for rows in index.split(1024):
             kept.keep(source.tensors(rows)[0], crafted(other, source, rows, threat, lasting, seed), rows)
         made.append(kept)
-    name = f"transfer-{chosen.name}-from-{'+'.join(surrogates)}"
+    name = f"transfer-{chosen.name}-from-{'+'.join(surrogates)}_{_mark(surrogates.values())}"
     return evaluate(model, data, threat, Attack(name, tuple(made)), n=n, first=first, seed=seed, **options)
+
+
+def _mark(surrogates: Iterable[nn.Module]) -> str:
+    """A short hash of the models, in order."""
+    prints = " ".join(map(model_fingerprint, surrogates))
+    return hashlib.blake2b(prints.encode(), digest_size=4).hexdigest()
 
 
 def _lasting(attack: Attack) -> Attack:

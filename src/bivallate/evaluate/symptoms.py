@@ -57,6 +57,7 @@ class Finding:
 
 
 def images(x: Tensor) -> Iterator[Finding]:
+    """Are they floating point, finite, in [0, 1], and neither uniform nor almost black?"""
     if not x.is_floating_point():
         fix = "Divide bytes by 255 and hand over floating point"
         yield Finding("error", "dtype", "images must be floating point in [0, 1]", f"{x.dtype}", fix)
@@ -71,7 +72,7 @@ def images(x: Tensor) -> Iterator[Finding]:
             "error", "range", "images must lie in [0, 1]", f"values from {low:.3g} to {high:.3g}", _cure(x)
         )
     elif high - low < 1e-6:
-        fix = "Look at the images: `bivallate data show`"
+        fix = "Look at the images: `bivallate datasets NAME --sheet sheet.png`"
         yield Finding("warning", "range", "all pixels are equal", f"{low:.3g}", fix)
     elif high <= 8 / 255 and len(x) >= 8:
         fix = "If bytes were divided by 255 twice, do it once: eps is in units of [0, 1]"
@@ -95,6 +96,7 @@ def _cure(x: Tensor) -> str:
 
 
 def modes(model: Any) -> Iterator[Finding]:
+    """Is the model in eval mode, and does .eval() reach all of it? Every module's mode is left as it was."""
     if not isinstance(model, nn.Module):
         return
     found = [(m, m.training) for m in model.modules()]
@@ -114,6 +116,7 @@ def modes(model: Any) -> Iterator[Finding]:
 
 
 def logits_or_fault(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor | None, list[Finding]]:
+    """(B, K) logits, or None and what stands in the way: no finite logits, or labels that do not fit them."""
     try:
         logits = logits_of(model, x, Passes())
     except UserError as error:
@@ -128,6 +131,7 @@ def logits_or_fault(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor | No
 
 
 def few_classes(classes: int, y: Tensor) -> Iterator[Finding]:
+    """Are there enough classes for the targeted attacks, and points of more than one?"""
     if classes < 4:
         got, fix = f"{classes} classes", "Targeted attacks then use the plain difference of two logits"
         yield Finding("note", "classes", "too few classes for the targeted DLR loss, which needs 4", got, fix)
@@ -141,6 +145,7 @@ def few_classes(classes: int, y: Tensor) -> Iterator[Finding]:
 
 
 def outputs(logits: Tensor) -> Iterator[Finding]:
+    """Are they logits, or probabilities or their logarithms?"""
     total = logits.sum(1)
     if bool((logits >= 0).all()) and bool(((total - 1).abs() < 1e-3).all()):
         yield Finding(
@@ -262,6 +267,7 @@ def preparation(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Itera
 def hidden_gradients(
     model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel | None
 ) -> tuple[Probe, Probe, list[Finding]]:
+    """The gradients' probes at the points and in the threat's ball about them, and the symptoms they show."""
     clean = probe(model, x, y)
     near = probe(model, _nearby(x, threat), y, seed=1)
     return clean, near, list(_masked(clean, near))

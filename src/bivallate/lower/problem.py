@@ -109,8 +109,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class Graph:
-    """What `ascent(..., create_graph=True)` leaves for the coupling: one forward pass and its gradient,
-    connected."""
+    """What `LowerProblem.graph` leaves for the coupling: one forward pass and its gradient, connected."""
 
     point: Tensor  # (B, C, H, W) leaf
     logits: Tensor  # (B, K) with graph in theta and point

@@ -100,8 +100,9 @@ class Square:
     images) one pixel in a way that has failed at the same point before, is answered without a forward, as a
     network that is not random would answer it; examples that are clearly misclassified leave the batch.
 
-    Deviation: positions of windows are drawn once per query for all examples (the public code: once per query
-    and batch), signs for each example; and see `edges` and `shrink`.
+    Deviation: positions of windows are drawn once per query for all examples and all restarts (the public
+    code: once per query and batch), for examples of several restarts share a minibatch; signs are drawn for
+    each example and restart; and see `edges` and `shrink`.
     """
 
     queries: int = 5000
@@ -271,5 +272,5 @@ def _norm(values: Tensor, over: tuple[int, ...] = (1, 2, 3)) -> Tensor:
 
 
 def _shared(noise: Noise) -> Noise:
-    """Draws that all rows have in common."""
+    """Draws that all rows have in common, whichever restarts they are of."""
     return Noise(noise.seed, torch.zeros(1, dtype=torch.int64), noise.epoch)

@@ -17,6 +17,7 @@ from bivallate.errors import UserError
 from bivallate.files import write_whole
 from bivallate.models.classifier import Classifier
 from bivallate.models.io import load, save
+from bivallate.parts import portable
 
 __all__ = ["from_pretrained", "model_card", "push_to_hub", "save_pretrained"]
 
@@ -126,7 +127,7 @@ def _run_entries(run: Path) -> dict[str, Any]:
     kept = ("config", "code_version", "data_fingerprint")
     entries = {key: value for key, value in _manifest(run).items() if key in kept}
     config = _config(run)
-    return {**entries, "config": config} if config else entries
+    return {**entries, "config": portable(config)} if config else entries
 
 
 def _classes(run: Place | None) -> list[str] | None:

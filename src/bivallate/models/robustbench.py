@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from bivallate.models.registry import blank
 
 __all__ = ["export_robustbench", "load_robustbench"]
 
+SAFE = (2, 10)  # the first PyTorch without a known way around weights_only=True
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "last", "best")
 PREFIXES = ("module.", "model.", "_orig_mod.", "network.")
 STATISTICS = (
@@ -46,8 +48,9 @@ def load_robustbench(
 ) -> Classifier:
     """The classifier in a public checkpoint, in eval mode and float32.
 
-    A `.pt` file is read with `weights_only=True`: tensors and plain containers or nothing. The classes, a BN
-    before the average, the stem and the normalisation are read off the keys.
+    A `.pt` file is read with `weights_only=True`, tensors and plain containers or nothing, and not at all by
+    a PyTorch before 2.10, where that could be got around. The classes, a BN before the average, the stem and
+    the normalisation are read off the keys.
 
     Args:
         architecture: resnet*, preact-resnet* or wrn-*.
@@ -58,7 +61,8 @@ def load_robustbench(
             leaderboard's PreActBlock) from `shortcut="activated"` (its PreActBlockV2).
 
     Raises:
-        UserError: not a state dict, not readable without executing code, or of another architecture.
+        UserError: not a state dict, not readable without executing code (any `.pt` before PyTorch 2.10), or
+            of another architecture.
     """
     file = Path(path)
     found = _unwrapped(_read(file), file, entry)
@@ -84,6 +88,12 @@ def load_robustbench(
 def _read(file: Path) -> Any:
     if file.suffix == ".safetensors":
         return read_weights(file)
+    if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < SAFE:
+        raise UserError(
+            f"{file} is not read with PyTorch {torch.__version__}: before {SAFE[0]}.{SAFE[1]} its reader of "
+            "weights could be made to run code (CVE-2025-32434, CVE-2026-24747); update PyTorch, or convert "
+            "the file to .safetensors in an environment that trusts it"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old pickle protocols, which are read or refused all the same

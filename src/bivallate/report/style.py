@@ -11,6 +11,8 @@ import matplotlib as mpl
 from cycler import cycler
 from matplotlib.figure import Figure
 
+from bivallate.files import write_whole
+
 COLOURS = (
     "#0072B2",
     "#D55E00",
@@ -76,9 +78,15 @@ def figure(
 
 
 def save(fig: Figure, stem: Path, kinds: tuple[str, ...] = ("svg", "png", "pdf")) -> Path:
-    """Writes the figure in each format and returns the path of the first."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    for kind in kinds:
+    """Writes the figure in each format, whole or not at all, and returns the path of the first."""
+    files = [
+        stem.with_name(f"{stem.name}.{kind}") for kind in kinds
+    ]  # a dot in the name is no suffix: eps0.1
+    for file, kind in zip(files, kinds, strict=True):
         metadata = {"Date": None} if kind == "svg" else ({"CreationDate": None} if kind == "pdf" else None)
-        fig.savefig(stem.with_suffix(f".{kind}"), metadata=metadata, dpi=200)
-    return stem.with_suffix(f".{kinds[0]}")
+
+        def write(place: Path, kind: str = kind, metadata: Any = metadata) -> None:
+            fig.savefig(place, format=kind, metadata=metadata, dpi=200)
+
+        write_whole(file, write)
+    return files[0]

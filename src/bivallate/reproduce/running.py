@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from bivallate.data import Dataset
 from bivallate.errors import UserError
 from bivallate.files import write_json
 from bivallate.models import Classifier
-from bivallate.parts import encode
+from bivallate.parts import encode, portable
 from bivallate.reproduce.cell import Cell, configure, slug
 from bivallate.reproduce.definition import anywhere
 from bivallate.reproduce.machine import commit, machine
@@ -91,7 +90,7 @@ def run_job(job: Job, progress: Progress | None = None) -> Path:
         "weights": cell.weights,
         "commit": made,
         "machine": machine(config.device, job.threads),
-        "config": _portable(encode(config)),
+        "config": portable(encode(config)),
         "data": {"train": len(dataset.train), "rows": cell.rows, "fingerprint": dataset.fingerprint},
         "training": _training(history),
         "columns": columns_of(cell, scores, history),
@@ -163,19 +162,3 @@ def _training(history: list[dict[str, Any]]) -> dict[str, Any]:
         "backward_per_row": last["total_backward"],
         "history": [{k: v for k, v in line.items() if k != "watched"} for line in history],
     }
-
-
-def _portable(config: dict[str, Any]) -> dict[str, Any]:
-    """Without the place of the data, which is the machine's own matter; infinities as text."""
-    config["data"]["data_dir"] = ""
-    return json.loads(json.dumps(_finite(config)))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    if isinstance(value, float) and value in (float("inf"), float("-inf")):
-        return str(value)
-    return value

@@ -19,12 +19,14 @@ CONTENTS = (
     "best.safetensors",
     "ema.safetensors",
 )
+REPORTS = ("report.html", "report.md", "report.tex")
+FOLDERS = ("checkpoints", "evaluation", "audit", "diagnosis", "report-figures")
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """config.toml, metrics.jsonl, model.safetensors + model.json, best and ema, checkpoints/, evaluation/,
-    report.html."""
+    """config.toml, metrics.jsonl, model.safetensors + model.json, best and ema, checkpoints/, evaluation/;
+    what the commands that look at it put there: audit/, diagnosis/ and reports."""
 
     path: Path
 
@@ -83,10 +85,11 @@ class RunFolder:
         return folder
 
     def _clear(self) -> None:
-        for name in (*CONTENTS, "report.html"):
+        """Removes what a run and the commands that look at it leave; files of the user's own stay."""
+        for name in (*CONTENTS, *REPORTS):
             (self.path / name).unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.evaluation, self.path / "audit"):
-            shutil.rmtree(folder, ignore_errors=True)
+        for name in FOLDERS:
+            shutil.rmtree(self.path / name, ignore_errors=True)
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """All epochs so far."""

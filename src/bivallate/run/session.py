@@ -13,6 +13,7 @@ from bivallate import collective, data, models
 from bivallate.data import Batches, Dataset, Split
 from bivallate.errors import UserError, check_device
 from bivallate.models import Classifier
+from bivallate.parts import encode, portable
 from bivallate.run.average import Average
 from bivallate.run.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
 from bivallate.run.config import STREAMING, Config
@@ -208,13 +209,14 @@ class Session:
         _restore_generators(_section(checkpoint.tensors, "generator"))
 
     def save_model(self, folder: Path, weights: str, model: Classifier | None = None) -> None:
-        """The weights with their manifest."""
+        """The weights, and the manifest that all weights of a run share; its `epoch` is that of the last."""
         entries = {
             "method": self.config.method.name,
-            "config": "config.toml",
+            "config": portable(encode(self.config)),
             "data": self.dataset.name,
             "data_fingerprint": self.dataset.fingerprint,
             "epoch": self.epoch,
+            "best_epoch": self.best_epoch + 1,
         }
         models.save(
             model or self.model, folder, weights=weights, classes=self.dataset.classes, entries=entries

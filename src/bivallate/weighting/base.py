@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from bivallate.method import Method
 
 
+class NotFitted(UserError):
+    """Weights were asked of a rule that weighs only the minibatch that it has been fitted to."""
+
+
 class Virtual(Protocol):
     """lookahead(w) -> the loss on a second data stream after one virtual step with weights w (B,), with its
     gradient in w: exact either way, by a Jacobian-vector product or by the second-order graph."""

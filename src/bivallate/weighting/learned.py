@@ -14,7 +14,7 @@ from bivallate import collective
 from bivallate.errors import UserError, unknown
 from bivallate.parts import part
 from bivallate.types import Evidence, Facts, probability_margin
-from bivallate.weighting.base import Virtual, Weighting
+from bivallate.weighting.base import NotFitted, Virtual, Weighting
 
 if TYPE_CHECKING:
     from bivallate.method import Method
@@ -264,9 +264,9 @@ class RunningCorrelation(Weighting):
         self.helpful = (-slope).clamp(min=0)
 
     def weigh(self, evidence: Evidence) -> Tensor:
-        """The clipped correlations, normalised."""
+        """The clipped correlations, normalised. Raises NotFitted for any but the fitted minibatch."""
         if self.helpful is None or len(self.helpful) != len(evidence.loss):
-            raise UserError("Correlation weighs a minibatch that it has been fitted to: call fit first")
+            raise NotFitted("Correlation weighs a minibatch that it has been fitted to: call fit first")
         mean = collective.mean(self.helpful)
         return torch.where(mean > 0, self.helpful / torch.where(mean > 0, mean, 1), 1)
 
