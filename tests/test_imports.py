@@ -25,7 +25,7 @@ LAYERS = [
     {"weighting", "upper"},
     {"method"},
     {"record"},
-    {"methods", "step"},
+    {"methods", "step", "probe"},
     {"check"},
 ]
 RANK = {name: k for k, names in enumerate(LAYERS) for name in names}

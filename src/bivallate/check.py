@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError
-from bivallate.evidence import gather
-from bivallate.lower.modes import attacking
-from bivallate.lower.problem import Forward, Graph, LowerProblem
-from bivallate.method import BoundMethod, Method, facts_for
+from bivallate.method import Method, facts_for
+from bivallate.probe import FrozenStep, difference, dot, like
 from bivallate.step import differentiate
-from bivallate.types import Batch, Clock, Evidence, Facts, Solution, Terms
-from bivallate.weighting.base import NotFitted
+from bivallate.types import Batch, Clock, Facts
 
 STEPS = (1e-4, 1e-5, 1e-6)  # of the differences, relative to the norm of each parameter tensor
 AGREES = 1e-4  # relative error below which autograd and differences are taken to agree
@@ -181,13 +177,13 @@ def check_gradient(
     x, y = data[0].to(device).double(), data[1].to(device)
     batch, facts = _first_batch(twin, (x, y))
     moment = clock or Clock(seed=seed)
-    step = _Step(twin, method.but(attack_mode="eval"), batch, facts, moment)
+    step = FrozenStep(twin, method.but(attack_mode="eval"), batch, facts, moment)
     with torch.random.fork_rng(devices=[device] if str(device).startswith("cuda") else []):
         torch.manual_seed(seed)
         return _report(step, method.name, seed, directions)
 
 
-def _report(step: _Step, name: str, seed: int, directions: int) -> GradientReport:
+def _report(step: FrozenStep, name: str, seed: int, directions: int) -> GradientReport:
     parameters = [p for p in step.model.parameters() if p.requires_grad]
     found = step.gradient(parameters)
     explicit = torch.autograd.grad(step.explicit(), parameters, materialize_grads=True)
@@ -196,10 +192,10 @@ def _report(step: _Step, name: str, seed: int, directions: int) -> GradientRepor
     expected: list[float] = []
     generator = torch.Generator().manual_seed(seed)
     for _ in range(directions):
-        way = [_like(p, generator) for p in parameters]
-        expected.append(_dot(found, way))
-        surrogate.append([_difference(step.surrogate, parameters, way, h) for h in STEPS])
-        truth.append([_difference(step.truth, parameters, way, h) for h in STEPS])
+        way = [like(p, generator) for p in parameters]
+        expected.append(dot(found, way))
+        surrogate.append([difference(step.surrogate, parameters, way, h) for h in STEPS])
+        truth.append([difference(step.truth, parameters, way, h) for h in STEPS])
     g = torch.tensor(expected, dtype=torch.float64)
     s, t = torch.tensor(surrogate, dtype=torch.float64), torch.tensor(truth, dtype=torch.float64)
     size = g.square().mean().sqrt().clamp(min=1e-300)
@@ -208,7 +204,7 @@ def _report(step: _Step, name: str, seed: int, directions: int) -> GradientRepor
     kinks = int((spread > AGREES).sum())
     gap = float((t.median(1).values - g).square().mean().sqrt() / size)
     extra = [a - b for a, b in zip(found, explicit, strict=True)]
-    implicit = (_dot(extra, extra) / max(_dot(explicit, explicit), 1e-300)) ** 0.5
+    implicit = (dot(extra, extra) / max(dot(explicit, explicit), 1e-300)) ** 0.5
     verdict = _verdict(error, gap, kinks, directions)
     return GradientReport(name, error, gap, implicit, step.active, kinks, directions, verdict)
 
@@ -223,121 +219,3 @@ def _verdict(error: float, gap: float, kinks: int, directions: int) -> str:
         )
     what = "and it is the true derivative" if gap <= AGREES else f"and differs from the true one by {gap:.1e}"
     return f"The stated gradient agrees with finite differences ({error:.1e}), {what}.{bent}"
-
-
-class _Witnessed(LowerProblem):
-    """A lower problem that remembers every gradient whose graph in theta was kept, and what arrives there."""
-
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.points: list[Tensor] = []
-        self.arrived: list[Tensor] = []
-
-    def graph(self, delta: Tensor, *, create_graph: bool = True, signs: bool = False) -> Graph:
-        """As the lower problem's own."""
-        graph = super().graph(delta, create_graph=create_graph, signs=signs)
-        trainable = any(p.requires_grad for p in self.forward.module.parameters())
-        if create_graph and trainable and graph.grad.requires_grad:  # products with the Hessian run frozen
-            k = len(self.points)
-            self.points.append(graph.point.detach())
-            self.arrived.append(torch.zeros_like(graph.grad))
-
-            def listen(b: Tensor) -> None:
-                self.arrived[k] = b.detach().clone()
-
-            graph.grad.register_hook(listen)
-        return graph
-
-
-class _Step:
-    """One step in eval mode, taken apart: its gradient, and the functions of theta it might be the derivative
-    of."""
-
-    def __init__(self, model: nn.Module, method: Method, batch: Batch, facts: Facts, clock: Clock) -> None:
-        self.model, self.method, self.batch, self.facts, self.clock = model, method, batch, facts, clock
-        self.problem, self.bound, solution, delta = self._solve()
-        self.solution = solution
-        self.delta = delta.detach()
-        terms = self._terms(delta)
-        evidence = gather(self.problem.forward, terms, solution, batch, clock)
-        self.bound.weighting.update(evidence)
-        self.weights = self._first_weights(evidence)
-        self.loss = (self.weights * terms.robust + terms.anchor).mean()
-        free = method.threat.interior(self.delta, batch.x).double().mean()
-        self.active = 1 - float(free)
-
-    def _solve(self) -> tuple[_Witnessed, BoundMethod, Solution, Tensor]:
-        bound = self.method.bind(self.facts)
-        with attacking(self.model, "eval"):
-            problem = _Witnessed(
-                Forward(self.model), self.batch, self.method.objective, self.method.threat, self.clock
-            )
-            solution = bound.solver.solve(problem)
-            delta = bound.coupling(problem, solution)
-        return problem, bound, solution, delta
-
-    def _first_weights(self, evidence: Evidence) -> Tensor:
-        """The weights before anything was learned: a constant of the check, whatever their values."""
-        try:
-            return self.bound.weighting(evidence)
-        except NotFitted:
-            return torch.ones_like(evidence.loss)
-
-    def _terms(self, delta: Tensor) -> Terms:
-        x_adv = self.problem.adversarial(delta)
-        return self.method.loss(self.problem.forward, self.batch.x, x_adv, self.batch.y)
-
-    def gradient(self, parameters: list[nn.Parameter]) -> tuple[Tensor, ...]:
-        """What the step's one backward pass adds to `.grad`."""
-        return torch.autograd.grad(self.loss, parameters, materialize_grads=True)
-
-    def _risk(self, delta: Tensor) -> Tensor:
-        terms = self._terms(delta)
-        weights = self.weights.detach()
-        if self.bound.weighting.differentiable:
-            evidence = gather(self.problem.forward, terms, self.solution, self.batch, self.clock)
-            weights = self.bound.weighting(evidence)
-        return (weights * terms.robust + terms.anchor).mean()
-
-    def explicit(self) -> Tensor:
-        """The loss with delta* held fixed."""
-        return self._risk(self.delta)
-
-    def surrogate(self) -> float:
-        """What the method says it descends, to first order; call after `gradient`."""
-        total = float(self.explicit().detach())
-        for point, b in zip(list(self.problem.points), list(self.problem.arrived), strict=True):
-            total += float((self.problem.ascent(point)[1] * b).sum())
-        return total
-
-    def truth(self) -> float:
-        """The loss with the attack solved anew, from the same noise."""
-        return float(self._risk(self._solve()[3].detach()).detach())
-
-
-def _like(parameter: nn.Parameter, generator: torch.Generator) -> Tensor:
-    """A random direction as long as the parameter itself."""
-    way = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.device)
-    norm = float(parameter.detach().norm())
-    return way * ((norm if norm > 0 else 1.0) / max(float(way.norm()), 1e-300))
-
-
-def _dot(a: list[Tensor] | tuple[Tensor, ...], b: list[Tensor] | tuple[Tensor, ...]) -> float:
-    return sum(float((u * v).sum()) for u, v in zip(a, b, strict=True))
-
-
-def _difference(
-    value: Callable[[], float], parameters: list[nn.Parameter], way: list[Tensor], h: float
-) -> float:
-    """Central difference; the parameters come back to the bit."""
-    home = [p.detach().clone() for p in parameters]
-    ends = []
-    for t in (h, -h):
-        with torch.no_grad():
-            for p, start, d in zip(parameters, home, way, strict=True):
-                p.copy_(start + t * d)
-        ends.append(value())
-    with torch.no_grad():
-        for p, start in zip(parameters, home, strict=True):
-            p.copy_(start)
-    return (ends[0] - ends[1]) / (2 * h)

@@ -118,6 +118,15 @@ def portable(config: dict[str, Any]) -> dict[str, Any]:
     return copy
 
 
+def from_portable(value: Any) -> Any:
+    """An encoded configuration as it was before `portable`, but for the place of the data."""
+    if isinstance(value, dict):
+        return {key: from_portable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [from_portable(item) for item in value]
+    return {"inf": math.inf, "-inf": -math.inf}.get(value, value) if isinstance(value, str) else value
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}

@@ -132,6 +132,7 @@ def distances(
     from bivallate.evaluate.attacks import at_least_one
     from bivallate.evaluate.statistics import wilson
     from bivallate.evaluate.sweeps import minimal_distances, surviving
+    from bivallate.report.diagnostics.drawn import stem_of
     from bivallate.report.diagnostics.ranks import OverEps
 
     at_least_one("distances", steps=steps, targets=targets, batch_size=batch_size)
@@ -162,7 +163,7 @@ def distances(
         interval={label: [wilson(hits, total) for hits in some] for label, some in left.items()},
         trained=subjects.trained(kind),
     )
-    stem = out or runs[0] / "diagnosis" / f"distances-{kind}"
+    stem = stem_of(out or runs[0] / "diagnosis" / f"distances-{kind}")
     drawn = figure.save(stem)
     summary = {label: _summary(values) for label, values in found.items()}
     data = {

@@ -79,9 +79,7 @@ def figure(
 
 def save(fig: Figure, stem: Path, kinds: tuple[str, ...] = ("svg", "png", "pdf")) -> Path:
     """Writes the figure in each format, whole or not at all, and returns the path of the first."""
-    files = [
-        stem.with_name(f"{stem.name}.{kind}") for kind in kinds
-    ]  # a dot in the name is no suffix: eps0.1
+    files = [stem.with_name(f"{stem.name}.{kind}") for kind in kinds]  # the dot of eps0.1 is no suffix's
     for file, kind in zip(files, kinds, strict=True):
         metadata = {"Date": None} if kind == "svg" else ({"CreationDate": None} if kind == "pdf" else None)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 from bivallate.errors import UserError
-from bivallate.parts import decode
+from bivallate.parts import decode, from_portable
 from bivallate.reproduce.cell import Cell, configure
 from bivallate.run.config import Config
 from bivallate.run.sentinel import Sentinel
@@ -30,7 +29,7 @@ def trained_as(entry: dict[str, Any], cell: Cell, seed: int) -> bool:
     if (entry["data"]["rows"], entry["weights"]) != (cell.rows, cell.weights):
         return False
     try:
-        then = decode(_floats(entry["config"]))
+        then = decode(from_portable(entry["config"]))
     except (UserError, TypeError, ValueError):  # a part that is no more, or is another
         return False
     return anywhere(then) == anywhere(configure(cell, seed))
@@ -41,12 +40,3 @@ def has_columns(entry: dict[str, Any], cell: Cell) -> bool:
     kept = {name: (column["what"], column.get("score")) for name, column in entry["columns"].items()}
     asked = {m.column: (m.what, None if m.what == "seconds" else m.key) for m in cell.measures}
     return asked.items() <= kept.items()
-
-
-def _floats(value: Any) -> Any:
-    """A configuration as it was before it became JSON, which has no infinities."""
-    if isinstance(value, dict):
-        return {key: _floats(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_floats(item) for item in value]
-    return {"inf": math.inf, "-inf": -math.inf}.get(value, value) if isinstance(value, str) else value

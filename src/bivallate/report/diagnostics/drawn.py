@@ -15,6 +15,7 @@ from bivallate.report.style import save as save_figure
 from bivallate.report.style import styled
 
 KINDS = ("svg", "png", "pdf")
+SUFFIXES = (".svg", ".png", ".pdf", ".json", ".npz")
 
 
 class Drawn(ABC):
@@ -34,15 +35,27 @@ class Drawn(ABC):
             return self.draw()
 
     def save(self, stem: str | Path, kinds: tuple[str, ...] = KINDS) -> Path:
-        """Writes stem.npz (if the data holds arrays) or stem.json, and the figure in each format.
+        """Writes stem.npz (if the data holds arrays) or stem.json, and the figure in each format. A stem that
+        ends as one of these files does is taken without that end.
 
         Returns the path of the first figure.
         """
-        place = Path(stem)
+        place = stem_of(stem)
         place.parent.mkdir(parents=True, exist_ok=True)
         write_data(place, self.data())
         with styled():
             return save_figure(self.draw(), place, kinds)
+
+
+def stem_of(path: str | Path) -> Path:
+    """The path without the end of one of the files that are written beside each other.
+
+    Example:
+        >>> [stem_of(name).name for name in ("at.svg", "at", "eps0.1")]
+        ['at', 'at', 'eps0.1']
+    """
+    place = Path(path)
+    return place.with_suffix("") if place.suffix in SUFFIXES else place
 
 
 def write_data(stem: Path, data: dict[str, Any]) -> Path:

@@ -1,0 +1,136 @@
+"""One step of a method held still, so that its hypergradient can be compared with finite differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from bivallate.evidence import gather
+from bivallate.lower.modes import attacking
+from bivallate.lower.problem import Forward, Graph, LowerProblem
+from bivallate.method import BoundMethod, Method
+from bivallate.types import Batch, Clock, Evidence, Facts, Solution, Terms
+from bivallate.weighting.base import NotFitted
+
+__all__ = ["FrozenStep", "difference", "dot", "like"]
+
+
+class Witnessed(LowerProblem):
+    """A lower problem that remembers every gradient whose graph in theta was kept, and what arrives there."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.points: list[Tensor] = []
+        self.arrived: list[Tensor] = []
+
+    def graph(self, delta: Tensor, *, create_graph: bool = True, signs: bool = False) -> Graph:
+        """As the lower problem's own."""
+        graph = super().graph(delta, create_graph=create_graph, signs=signs)
+        trainable = any(p.requires_grad for p in self.forward.module.parameters())
+        if create_graph and trainable and graph.grad.requires_grad:  # products with the Hessian run frozen
+            k = len(self.points)
+            self.points.append(graph.point.detach())
+            self.arrived.append(torch.zeros_like(graph.grad))
+
+            def listen(b: Tensor) -> None:
+                self.arrived[k] = b.detach().clone()
+
+            graph.grad.register_hook(listen)
+        return graph
+
+
+class FrozenStep:
+    """One step in eval mode, taken apart: its gradient, and the functions of theta it might be the derivative
+    of."""
+
+    def __init__(self, model: nn.Module, method: Method, batch: Batch, facts: Facts, clock: Clock) -> None:
+        self.model, self.method, self.batch, self.facts, self.clock = model, method, batch, facts, clock
+        self.problem, self.bound, solution, delta = self._solve()
+        self.solution = solution
+        self.delta = delta.detach()
+        terms = self._terms(delta)
+        evidence = gather(self.problem.forward, terms, solution, batch, clock)
+        self.bound.weighting.update(evidence)
+        self.weights = self._first_weights(evidence)
+        self.loss = (self.weights * terms.robust + terms.anchor).mean()
+        free = method.threat.interior(self.delta, batch.x).double().mean()
+        self.active = 1 - float(free)
+
+    def _solve(self) -> tuple[Witnessed, BoundMethod, Solution, Tensor]:
+        bound = self.method.bind(self.facts)
+        with attacking(self.model, "eval"):
+            problem = Witnessed(
+                Forward(self.model), self.batch, self.method.objective, self.method.threat, self.clock
+            )
+            solution = bound.solver.solve(problem)
+            delta = bound.coupling(problem, solution)
+        return problem, bound, solution, delta
+
+    def _first_weights(self, evidence: Evidence) -> Tensor:
+        """The weights before anything was learned: a constant of the check, whatever their values."""
+        try:
+            return self.bound.weighting(evidence)
+        except NotFitted:
+            return torch.ones_like(evidence.loss)
+
+    def _terms(self, delta: Tensor) -> Terms:
+        x_adv = self.problem.adversarial(delta)
+        return self.method.loss(self.problem.forward, self.batch.x, x_adv, self.batch.y)
+
+    def gradient(self, parameters: list[nn.Parameter]) -> tuple[Tensor, ...]:
+        """What the step's one backward pass adds to `.grad`."""
+        return torch.autograd.grad(self.loss, parameters, materialize_grads=True)
+
+    def _risk(self, delta: Tensor) -> Tensor:
+        terms = self._terms(delta)
+        weights = self.weights.detach()
+        if self.bound.weighting.differentiable:
+            evidence = gather(self.problem.forward, terms, self.solution, self.batch, self.clock)
+            weights = self.bound.weighting(evidence)
+        return (weights * terms.robust + terms.anchor).mean()
+
+    def explicit(self) -> Tensor:
+        """The loss with delta* held fixed."""
+        return self._risk(self.delta)
+
+    def surrogate(self) -> float:
+        """What the method says it descends, to first order; call after `gradient`."""
+        total = float(self.explicit().detach())
+        for point, b in zip(list(self.problem.points), list(self.problem.arrived), strict=True):
+            total += float((self.problem.ascent(point)[1] * b).sum())
+        return total
+
+    def truth(self) -> float:
+        """The loss with the attack solved anew, from the same noise."""
+        return float(self._risk(self._solve()[3].detach()).detach())
+
+
+def like(parameter: nn.Parameter, generator: torch.Generator) -> Tensor:
+    """A random direction as long as the parameter itself."""
+    way = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.device)
+    norm = float(parameter.detach().norm())
+    return way * ((norm if norm > 0 else 1.0) / max(float(way.norm()), 1e-300))
+
+
+def dot(a: list[Tensor] | tuple[Tensor, ...], b: list[Tensor] | tuple[Tensor, ...]) -> float:
+    """The inner product of two lists of tensors."""
+    return sum(float((u * v).sum()) for u, v in zip(a, b, strict=True))
+
+
+def difference(
+    value: Callable[[], float], parameters: list[nn.Parameter], way: list[Tensor], h: float
+) -> float:
+    """Central difference; the parameters come back to the bit."""
+    home = [p.detach().clone() for p in parameters]
+    ends = []
+    for t in (h, -h):
+        with torch.no_grad():
+            for p, start, d in zip(parameters, home, way, strict=True):
+                p.copy_(start + t * d)
+        ends.append(value())
+    with torch.no_grad():
+        for p, start in zip(parameters, home, strict=True):
+            p.copy_(start)
+    return (ends[0] - ends[1]) / (2 * h)
