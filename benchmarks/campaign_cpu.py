@@ -28,7 +28,7 @@ ORDER = (  # table, rows (empty: all), group, seeds
     ("T-B1", (), "MNIST tiny-CNN", (0,)),
     ("T-B1", (), "F-MNIST", (0,)),
     ("T-F1", ("FAST-AT", "FAST-BAT"), "CIFAR-10 @16", (0,)),
-    ("T-F1", (), "CIFAR-10", (0,)),
+    ("T-F1", (), "CIFAR-10 @", (0,)),
 )
 
 
