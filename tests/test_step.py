@@ -116,6 +116,7 @@ def _rank(rank: int, address: str, folder: str) -> None:
     shard = slice(0, 5) if rank == 0 else slice(5, 7)
     found = {name: two_steps(name, shard) for name in METHODS}
     torch.save(found, Path(folder) / f"{rank}.pt")
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 

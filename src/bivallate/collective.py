@@ -89,6 +89,12 @@ def join() -> None:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
+def meet() -> None:
+    """Waits for all ranks: none leaves while another still writes, or asks it for something."""
+    if together():
+        dist.barrier()
+
+
 def broadcast(tensors: Iterable[Tensor]) -> None:
     """Gives every rank the first rank's values, in place."""
     if together():

@@ -31,6 +31,7 @@ def _rank(rank: int, address: str, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     (Path(folder) / f"{rank}.json").write_text(json.dumps({name: history(name) for name in METHODS}))
+    torch.distributed.barrier()  # none leaves while another still asks it for something
     torch.distributed.destroy_process_group()
 
 

@@ -61,6 +61,7 @@ def execute(
 
 def _finish(session: Session, folder: RunFolder | None, progress: Progress | None) -> Run:
     Trainer(session, folder, progress or Progress()).run()
+    collective.meet()
     session.model.eval()
     average = session.average.model.eval() if session.average is not None else None
     return Run(session.model, average, session.history, folder.path if folder else None)  # pyright: ignore
