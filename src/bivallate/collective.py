@@ -86,6 +86,8 @@ def local_rank() -> int:
 def join() -> None:
     """Joins the group that torchrun has started, if it has: NCCL with CUDA, gloo without."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(local_rank())  # where objects are gathered, and ranks wait
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 

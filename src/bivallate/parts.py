@@ -119,7 +119,8 @@ def portable(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_portable(value: Any) -> Any:
-    """An encoded configuration as it was before `portable`, but for the place of the data."""
+    """The encoded configuration that `portable` was given, but for the place of the data: text that says inf
+    was an infinity."""
     if isinstance(value, dict):
         return {key: from_portable(item) for key, item in value.items()}
     if isinstance(value, list):

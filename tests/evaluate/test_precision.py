@@ -48,6 +48,17 @@ def test_an_outer_autocast_does_not_reach_the_model():
     assert torch.equal(score.margin, plain.margin)
 
 
+def test_a_network_that_was_trained_in_mixed_precision_is_evaluated_in_full():
+    model = Watched()
+    x, y = points(model)
+    plain = evaluate(model, (x, y), bv.Linf(0.02), "pgd-3")
+    model.autocast_dtype = torch.bfloat16
+    score = evaluate(model, (x, y), bv.Linf(0.02), "pgd-3")
+    assert model.types == {torch.float32}
+    assert torch.equal(score.margin, plain.margin)
+    assert model.autocast_dtype == torch.bfloat16, "it is left as it was found"
+
+
 def test_neither_search_nor_verdict_takes_short_cuts_and_puts_them_back():
     model = Watched()
     data = points(model)

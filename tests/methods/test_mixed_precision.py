@@ -38,7 +38,10 @@ def net(norm: bool = True) -> tuple[Net, list[str]]:
         (methods.at(L2(0.3), steps=2), "ffh"),
         (methods.n_fgsm(THREAT), "hh"),
         (methods.fat(THREAT, steps=2, tau=2), "hhh"),
-        (methods.trades(THREAT, steps=2), "hfhhh"),  # f: the constant target of the divergence
+        (
+            methods.trades(THREAT, steps=2),
+            "ffhhh",
+        ),  # f: the first step, at nearly no slope, and the constant target
         (methods.free_at(THREAT, replays=2), "hh"),
         (methods.dynamic(THREAT, steps=2, c_max=0), "ffh"),
         (methods.fast_at_ga(THREAT), "fhf"),  # the attack's gradient is the penalty's first

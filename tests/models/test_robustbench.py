@@ -300,7 +300,7 @@ def test_an_old_pytorch_reads_safetensors_only(version, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("version", ["2.10.0", "2.10.0a0+git1234", "3.0"])
-def test_a_pytorch_that_was_mended_reads_both(version, tmp_path, monkeypatch):
+def test_a_pytorch_that_was_mended_reads_tensors_of_a_pickle(version, tmp_path, monkeypatch):
     models.export_robustbench(
         models.create("preact-resnet18", num_classes=4, shape=SHAPE, seed=0), tmp_path / "x.pt"
     )

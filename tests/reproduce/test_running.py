@@ -108,6 +108,22 @@ def test_a_column_may_be_of_the_last_weights_where_the_best_are_reported(job: Jo
     assert entry["columns"]["PGD"]["value"] != entry["columns"][last.column]["value"]
 
 
+def test_a_damaged_record_and_another_source_are_made_anew(job: Job) -> None:
+    source = job.cell.but(row="source", measures=(), epochs=1)
+    moved = Measure("moved", "robust", "pgd-3", source="one")
+    job = dataclasses.replace(job, cell=job.cell.but(measures=(moved,)), sources={"one": source})
+    path = run_job(job)
+    assert pending([job]) == []
+    other = dataclasses.replace(job, sources={"one": source.but(epochs=2)})
+    assert pending([other]) == [other]
+    before = json.loads(path.read_text())["scores"]
+    assert run_campaign([other]).done == [path]
+    assert json.loads(path.read_text())["scores"] != before, "no evaluation of the old source is taken"
+    for text in ("{", '{"schema": "bivallate-reproduction-1"}'):
+        path.write_text(text)
+        assert pending([job]) == [job]
+
+
 def test_a_sentinel_that_only_watches_and_younger_settings_leave_a_record_as_it_is(job: Job) -> None:
     path = run_job(job)
     entry = json.loads(path.read_text())

@@ -43,6 +43,8 @@ class Wanted:
         Raises UserError for an unknown attack or norm and for an eps that is no number.
         """
         if attack is not None and attack.startswith("transfer-") and attack not in known:
+            if not known:
+                raise UserError(f"no run has {attack}: `bivallate transfer RUN --from OTHER` makes one")
             raise unknown("stored attack", attack, known)
         name = attack if attack is None or attack in known else parse(attack).name
         kind = type(make(norm, 0.0)).__name__ if norm is not None else None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import check_device
-from bivallate.evaluate.precision import full_float32, without_autocast
+from bivallate.evaluate.precision import full_float32, unmixed, without_autocast
 from bivallate.lower.modes import evaluating, frozen
 
 __all__ = ["Function", "placed"]
@@ -32,7 +32,7 @@ def placed(
         module = copy.deepcopy(module).to(where)
     if dtype in (torch.float16, torch.bfloat16):
         module, dtype = copy.deepcopy(module).float(), torch.float32
-    with evaluating(module), frozen(module), without_autocast(where), full_float32():
+    with evaluating(module), frozen(module), unmixed(module), without_autocast(where), full_float32():
         yield module, where, dtype
 
 

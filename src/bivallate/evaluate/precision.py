@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from torch import nn
 
-__all__ = ["full_float32", "without_autocast"]
+__all__ = ["full_float32", "unmixed", "without_autocast"]
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
@@ -15,6 +16,20 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+@contextmanager
+def unmixed(model: nn.Module) -> Iterator[None]:
+    """A network that was trained in mixed precision computes in its parameters' own."""
+    if getattr(model, "autocast_dtype", None) is None:
+        yield
+        return
+    found = model.autocast_dtype
+    model.autocast_dtype = None  # pyright: ignore
+    try:
+        yield
+    finally:
+        model.autocast_dtype = found
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor
 from bivallate.errors import UserError
 from bivallate.lower.compaction import Compaction
 from bivallate.lower.problem import LowerProblem
-from bivallate.lower.start import Start, Zero, uniform
+from bivallate.lower.start import Gaussian, Start, Zero, uniform
 from bivallate.lower.stop import Iterate, Misclassified, Never, Stop, never
 from bivallate.lower.threat import Linf
 from bivallate.parts import part
@@ -139,9 +139,9 @@ class PGD:
         ends, direction = self.stop(problem), self.direction(problem)
         patient, active = isinstance(self.stop, Never), Compaction(problem)
         for k in range(self.steps):
-            from_zero = k == 0 and isinstance(self.start, Zero)
-            logits, grad = active.ascent(delta, signs=self._signs(problem) and not from_zero)
-            if from_zero:  # a loss may use this gradient again
+            near = k == 0 and isinstance(self.start, Zero | Gaussian)  # a divergence has no slope there
+            logits, grad = active.ascent(delta, signs=self._signs(problem) and not near)
+            if k == 0 and isinstance(self.start, Zero):  # a loss may use this gradient again
                 problem.began_at_zero(grad)
             spent += moving
             if not patient:

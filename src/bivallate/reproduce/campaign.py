@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bivallate.errors import UserError
-from bivallate.reproduce.definition import has_columns, trained_as
+from bivallate.reproduce.definition import has_columns, is_of
 from bivallate.reproduce.records import read_record
 from bivallate.reproduce.running import Job, record_path, run_job
 from bivallate.run.interrupt import Interrupted
@@ -39,15 +39,18 @@ class Outcome:
 
 
 def pending(jobs: Sequence[Job]) -> list[Job]:
-    """The jobs that have no record yet, or one of an earlier definition of their cell."""
+    """The jobs that have no readable record yet, or one of an earlier definition of their cell."""
     return [job for job in jobs if not _recorded(job)]
 
 
 def _recorded(job: Job) -> bool:
     if not path_of(job).exists():
         return False
-    entry = read_record(path_of(job)).entry
-    return trained_as(entry, job.cell, job.seed) and has_columns(entry, job.cell)
+    try:
+        entry = read_record(path_of(job)).entry
+    except UserError:  # damaged: made anew
+        return False
+    return is_of(entry, job.cell, job.seed, job.sources) and has_columns(entry, job.cell)
 
 
 def path_of(job: Job) -> Path:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from bivallate.errors import UserError
-from bivallate.parts import decode, from_portable
+from bivallate.parts import decode, encode, from_portable, portable
 from bivallate.reproduce.cell import Cell, configure
 from bivallate.run.config import Config
 from bivallate.run.sentinel import Sentinel
 
-__all__ = ["anywhere", "has_columns", "trained_as"]
+__all__ = ["anywhere", "has_columns", "is_of", "trained"]
+
+SOURCE_SEED = 1000  # added to a cell's seed: transfer is from another training
 
 
 def anywhere(config: Config) -> Config:
@@ -21,18 +24,34 @@ def anywhere(config: Config) -> Config:
     return config if config.sentinel.rollback else dataclasses.replace(config, sentinel=Sentinel())
 
 
-def trained_as(entry: dict[str, Any], cell: Cell, seed: int) -> bool:
-    """Whether a record's training is the cell's: configuration, training rows, and which weights count.
+def trained(config: Config, cell: Cell) -> dict[str, Any]:
+    """What a record keeps of a training: configuration, training rows, and which weights count."""
+    return {"config": portable(encode(config)), "rows": cell.rows, "weights": cell.weights}
+
+
+def is_of(entry: dict[str, Any], cell: Cell, seed: int, sources: Mapping[str, Cell]) -> bool:
+    """Whether a record's training is the cell's, and those of the networks that it was attacked from are the
+    sources'.
 
     Settings that a record does not know, because they are younger, are taken to have been at their default.
     """
-    if (entry["data"]["rows"], entry["weights"]) != (cell.rows, cell.weights):
-        return False
     try:
-        then = decode(from_portable(entry["config"]))
-    except (UserError, TypeError, ValueError):  # a part that is no more, or is another
+        own = {"config": entry["config"], "rows": entry["data"]["rows"], "weights": entry["weights"]}
+        others = {name: (entry["sources"][name], sources[name]) for name in source_names(cell)}
+        return _as(own, cell, seed) and all(_as(*pair, seed + SOURCE_SEED) for pair in others.values())
+    except (KeyError, TypeError, ValueError, UserError):  # not whole, or with a part that is no more
         return False
-    return anywhere(then) == anywhere(configure(cell, seed))
+
+
+def source_names(cell: Cell) -> set[str]:
+    """The other networks that a cell's transfer columns need."""
+    return {measure.source for measure in cell.measures if measure.source is not None}
+
+
+def _as(kept: dict[str, Any], cell: Cell, seed: int) -> bool:
+    if (kept["rows"], kept["weights"]) != (cell.rows, cell.weights):
+        return False
+    return anywhere(decode(from_portable(kept["config"]))) == anywhere(configure(cell, seed))
 
 
 def has_columns(entry: dict[str, Any], cell: Cell) -> bool:

@@ -20,7 +20,7 @@ from bivallate.evaluate.ensemble import (
     TargetedBoundaryWalk,
 )
 from bivallate.evaluate.files import pack
-from bivallate.evaluate.points import data_fingerprint, points, select
+from bivallate.evaluate.points import data_fingerprint, model_fingerprint, points, select
 from bivallate.evaluate.statistics import wilson
 from bivallate.files import write_json
 from bivallate.lower.apgd import APGD
@@ -67,7 +67,8 @@ def measured(
     for measure in cell.measures:
         if measure.what == "seconds" or measure.key in found:
             continue
-        kept = folder / f"{cell.weights}-{measure.key}.json"
+        of = f"-{model_fingerprint(sources[measure.source])[:8]}" if measure.source is not None else ""
+        kept = folder / f"{cell.weights}-{measure.key}{of}.json"
         if not kept.exists():
             model = models[measure.weights or cell.weights]
             write_json(kept, _evaluation(model, measure, cell, dataset, kept, sources), indent=None)

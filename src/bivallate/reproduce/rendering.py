@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from bivallate.data.registry import KNOWN
-from bivallate.reproduce.cell import Cell
-from bivallate.reproduce.definition import trained_as
+from bivallate.reproduce.cell import Cell, slug
+from bivallate.reproduce.definition import is_of
 from bivallate.reproduce.judging import judge
 from bivallate.reproduce.records import Record, of_cell
-from bivallate.reproduce.scaling import at_scale, describe
+from bivallate.reproduce.scaling import at_scale, describe, sources_at_scale
 from bivallate.reproduce.table import Scale, Table
 
 __all__ = ["alike", "contrary", "difference_text", "latex", "markdown", "side_by_side"]
@@ -24,7 +24,7 @@ def side_by_side(table: Table, scale: Scale, records: Sequence[Record]) -> dict[
     """Everything that a rendering shows, as plain data; accuracies are fractions, the paper's are as
     printed."""
     cells = at_scale(table, scale)
-    records, earlier = _current(cells, records)
+    records, earlier = _current(cells, sources_at_scale(table, scale), records)
     groups = list(dict.fromkeys(cell.group for cell in cells))
     verdicts = [
         judge(table, claim, group, records).to_json()
@@ -51,15 +51,19 @@ def side_by_side(table: Table, scale: Scale, records: Sequence[Record]) -> dict[
     }
 
 
-def _current(cells: Sequence[Cell], records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+def _current(
+    cells: Sequence[Cell], sources: Mapping[str, Cell], records: Sequence[Record]
+) -> tuple[list[Record], list[str]]:
     """The records of the cells as they are defined now, and a note on the others, which are left out."""
-    known = {(cell.row, cell.group): cell for cell in cells}
-    kept = [
-        r for r in records if (r.row, r.group) in known and trained_as(r.entry, known[r.row, r.group], r.seed)
-    ]
-    names = ", ".join(r.path.stem for r in records if r not in kept)
+    known = {cell.name: cell for cell in cells}
+    kept, left = [], []
+    for record in records:
+        cell = known.get(slug(f"{record.row} {record.group}"))
+        now = cell is not None and is_of(record.entry, cell, record.seed, sources)
+        (kept if now else left).append(record)
+    names = ", ".join(record.path.stem for record in left)
     note = f"Left out, because their cell has been defined otherwise since: {names}."
-    return kept, [note] if names else []
+    return kept, [note] if left else []
 
 
 def _shows(cell: Cell, column: str) -> bool:

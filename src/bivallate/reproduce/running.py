@@ -14,8 +14,9 @@ from bivallate.errors import UserError
 from bivallate.files import write_json
 from bivallate.models import Classifier
 from bivallate.parts import encode, portable
+from bivallate.reproduce import definition
 from bivallate.reproduce.cell import Cell, configure, slug
-from bivallate.reproduce.definition import anywhere
+from bivallate.reproduce.definition import SOURCE_SEED, anywhere, source_names
 from bivallate.reproduce.machine import commit, machine
 from bivallate.reproduce.measuring import columns_of, measured
 from bivallate.run.api import execute, load, resume
@@ -72,11 +73,8 @@ def run_job(job: Job, progress: Progress | None = None) -> Path:
     place = job.runs / job.table / job.scale / f"{cell.name}-seed{seed}"
     dataset = cut(load_data(config.data, seed), cell.rows)
     folder, model = trained(config, dataset, place, cell.weights, progress)
-    sources = {
-        name: _source(job, source, dataset, progress)
-        for name, source in job.sources.items()
-        if any(m.source == name for m in cell.measures)
-    }
+    needed = {name: job.sources[name] for name in sorted(source_names(cell))}
+    sources = {name: _source(job, source, dataset, progress) for name, source in needed.items()}
     more = {m.weights for m in cell.measures} - {"", cell.weights}
     models = {cell.weights: model} | {w: load(place, w).to(pick_device(config.device)) for w in more}
     history = folder.read_metrics()
@@ -92,6 +90,7 @@ def run_job(job: Job, progress: Progress | None = None) -> Path:
         "commit": made,
         "machine": machine(config.device, job.threads),
         "config": portable(encode(config)),
+        "sources": {n: definition.trained(configure(s, seed + SOURCE_SEED), s) for n, s in needed.items()},
         "data": {"train": len(dataset.train), "rows": cell.rows, "fingerprint": dataset.fingerprint},
         "training": _training(history),
         "columns": columns_of(cell, scores, history),
@@ -149,7 +148,7 @@ def cut(dataset: Dataset, rows: int) -> Dataset:
 
 
 def _source(job: Job, cell: Cell, dataset: Dataset, progress: Progress | None) -> Classifier:
-    config = configure(cell, job.seed + 1000, job.device, job.threads)
+    config = configure(cell, job.seed + SOURCE_SEED, job.device, job.threads)
     place = job.runs / job.table / job.scale / f"source-{slug(cell.row)}-{slug(cell.group)}-seed{job.seed}"
     return trained(config, dataset, place, cell.weights, progress)[1]
 

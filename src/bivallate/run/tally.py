@@ -13,7 +13,8 @@ from bivallate.types import StepRecord
 @dataclass
 class Tally:
     """Running sums of what the steps of one epoch report; JSON holds floats exactly, so a resume loses
-    nothing.
+    nothing. Of several processes the first one's sums are kept: a resume within an epoch counts them for
+    every rank.
 
     Attributes:
         spread: of the weights. watched: margin and weight / mean of every stride-th row of the training data,
@@ -55,7 +56,7 @@ class Tally:
             self.counted[name] = self.counted.get(name, 0) + n
 
     def over_ranks(self) -> Tally:
-        """The sums of all ranks, the same on each; the time is that of the slowest."""
+        """The sums of all ranks, the same on each."""
         first, *others = (Tally.from_dict(kept) for kept in collective.gathered(self.to_dict()))
         for other in others:
             first._merge(other)
