@@ -43,8 +43,12 @@ def main() -> None:
         save(_drawn(found), ROOT / "docs" / "figures" / "results", ("svg",))
     page = ROOT / "README.md"
     before, rest = page.read_text(encoding="utf-8").split(MARKS[0])
-    tables = "\n\n".join("\n".join(_table(label, entries)) for label, entries in found.items())
-    write_text(page, "\n".join([before + MARKS[0], tables, MARKS[1]]) + rest.split(MARKS[1])[1])
+    write_text(page, "\n".join([before + MARKS[0], tables(found), MARKS[1]]) + rest.split(MARKS[1])[1])
+
+
+def tables(found: dict[str, list[dict[str, Any]]]) -> str:
+    """What stands between the marks."""
+    return "\n\n".join("\n".join(_table(label, entries)) for label, entries in found.items())
 
 
 def _table(label: str, found: list[dict[str, Any]]) -> list[str]:

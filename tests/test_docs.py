@@ -8,9 +8,11 @@ from functools import reduce
 from pathlib import Path
 
 import pytest
+from benchmarks.results_figure import GROUPS, MARKS, rows, tables
 
 import bivallate
 from bivallate import cli
+from bivallate.reproduce.results_page import page
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -42,3 +44,10 @@ def test_commands_that_are_named_exist(path: Path) -> None:
 def test_commands_are_looked_for_where_they_are() -> None:
     found = [re.findall(r"`bivallate ([a-z][a-z-]*)", p.read_text(encoding="utf-8")) for p in SOURCES]
     assert sum(map(len, found)) > 10
+
+
+def test_the_results_shown_are_those_of_the_records():
+    """`bivallate reproduce --tables` and `python -m benchmarks.results_figure` make both."""
+    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == page(ROOT / "results")
+    shown = (ROOT / "README.md").read_text(encoding="utf-8").split(MARKS[0])[1].split(MARKS[1])[0]
+    assert shown.strip() == tables({label: rows(name) for label, name in GROUPS.items()})
