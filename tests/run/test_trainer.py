@@ -50,6 +50,19 @@ def test_a_line_an_epoch_with_what_a_reader_wants(digits, tmp_path):
     assert [json.loads(line) for line in text.splitlines()] == run.history
 
 
+def test_a_recipe_and_a_rate_by_name(digits, tmp_path):
+    method, out = bv.methods.fast_at(THREAT), tmp_path / "run"
+    run = bv.train("tiny-cnn", "digits", method, recipe="bilaw", epochs=2, lr=0.03, threads=1, out=out)
+    config = Config.read(out / "config.toml")
+    assert (config.recipe, config.epochs, config.optimizer.lr) == ("bilaw", 2, 0.03)
+    assert config.data.validation == 1000
+    assert run.history[0]["lr"] == pytest.approx(0.03)
+    with pytest.raises(bv.UserError, match="did you mean 'bilaw'"):
+        bv.train("tiny-cnn", digits, method, recipe="bilav")
+    with pytest.raises(bv.UserError, match="learning rate must be positive, got 0"):
+        bv.train("tiny-cnn", digits, method, lr=0.0)
+
+
 def test_the_same_rows_are_watched_in_every_epoch(digits, tmp_path):
     run = bv.train("tiny-cnn", digits, bv.methods.mail_at(THREAT, steps=1, burn_in=0.34), **QUICK)
     rows = [set(line["watched"]) for line in run.history]

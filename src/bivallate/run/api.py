@@ -16,9 +16,10 @@ from bivallate.method import Method
 from bivallate.models import Classifier
 from bivallate.models.io import read_manifest
 from bivallate.run import checkpoint
-from bivallate.run.config import Config, Data, Model
+from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
 from bivallate.run.progress import Progress, Spoken
+from bivallate.run.recipes import recipe_for
 from bivallate.run.session import Session, create_model, load_data
 from bivallate.run.trainer import Trainer, limit_threads
 
@@ -72,7 +73,9 @@ def train(
     dataset: Dataset | str | tuple[Any, Any],
     method: Method,
     *,
-    epochs: int = 20,
+    epochs: int | None = None,
+    lr: float | None = None,
+    recipe: str | None = None,
     out: str | Path | None = None,
     seed: int = 0,
     overwrite: bool = False,
@@ -85,7 +88,10 @@ def train(
         model: a network, or the name of an architecture.
         dataset: from `bivallate.data.load`, or anything that it takes.
         method: what to train with; it knows its threat.
-        epochs, seed: of training. out: a folder to keep everything in; None keeps nothing on disk.
+        epochs: of training; None is 20, or the recipe's. lr: peak learning rate, else 0.1 or the recipe's.
+        recipe: a paper's training recipe by name, such as "done", which all other arguments change. Its data
+            settings (rows held out, imbalance) are used where the data is given by name.
+        seed: of everything random. out: a folder to keep everything in; None keeps nothing on disk.
         overwrite: replace a run that is there. progress: show a bar, or a `Progress` of one's own.
         settings: further fields of `Config`: batch_size, optimizer, rate, average, validation, device, ...
 
@@ -99,17 +105,14 @@ def train(
         >>> run.history[0]["epoch"]
         1
     """
-    loaded = dataset if isinstance(dataset, Dataset) else data.load(dataset, seed=seed)
-    named = dataset if isinstance(dataset, str) else _named(loaded)
+    given = dataset if isinstance(dataset, str | Dataset) else data.load(dataset, seed=seed)
+    config = recipe_for(recipe, method, given if isinstance(given, str) else _named(given))
     known = model if isinstance(model, str) else getattr(model, "architecture", type(model).__name__)
-    config = Config(
-        method=method,
-        data=Data(name=named),
-        model=Model(name=known),
-        epochs=epochs,
-        seed=seed,
-        **_known(settings),
-    )
+    named = dataclasses.replace(config.model, name=known)
+    config = dataclasses.replace(config, model=named, seed=seed, **_known(settings))
+    for path, value in (("epochs", epochs), ("optimizer.lr", lr)):
+        config = config.set(path, value) if value is not None else config
+    loaded = load_data(config.data, seed) if isinstance(given, str) else given
     network = create_model(config.model, loaded, seed) if isinstance(model, str) else model
     shown = Spoken(method.name) if progress is True else (progress or Progress())
     return execute(config, loaded, network, Path(out) if out else None, progress=shown, overwrite=overwrite)
@@ -122,7 +125,7 @@ def _named(dataset: Dataset) -> str:
 
 
 def _known(settings: dict[str, Any]) -> dict[str, Any]:
-    names = {f.name for f in dataclasses.fields(Config)}
+    names = {f.name for f in dataclasses.fields(Config)} - {"data", "model", "recipe"}
     for name in settings:
         if name not in names:
             raise unknown("setting", name, names)
