@@ -51,7 +51,8 @@ def yopo(
     Objective: AT's; the adjoint of the first layer's output is held fixed during the n steps.
 
     The gradients of the m passes add up to one update, so divide the learning rate by m (the papers' 0.2 / m
-    and 0.4 / m). The model must name its first layer; every built-in one does.
+    and 0.4 / m). The model must name its first layer; every built-in one does. On TRADES it is
+    `yopo(threat).but(loss=Trades(6.0), solver__start=Gaussian(0.001), attack_mode="eval")`.
 
     Args:
         threat: the set of perturbations.
