@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from bivallate.files import write_text
 from bivallate.report.style import COLOURS, MARKERS, figure, save, styled
 from bivallate.reproduce.catalogue import find
-from bivallate.reproduce.records import of_cell, read_records
+from bivallate.reproduce.records import read_records
 from bivallate.reproduce.rendering import side_by_side
 
 ROOT = Path(__file__).parents[1]
@@ -30,9 +30,6 @@ def rows(name: str) -> list[dict[str, Any]]:
     report = side_by_side(find("T-B1"), "cpu", records)
     (group,) = (group for group in report["groups"] if group["group"] == name)
     found = [row for row in group["rows"] if row["ours"]]
-    for row in found:
-        training = of_cell(records, row["row"], name)[0].entry["training"]
-        row["passes"] = training["forward_per_row"] + training["backward_per_row"]
     return sorted(found, key=lambda row: -row["ours"]["AA"]["value"])
 
 

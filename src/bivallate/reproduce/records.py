@@ -83,6 +83,12 @@ class Record:
         }
 
     @property
+    def passes(self) -> float | None:
+        """Forward and backward passes of the whole training, an example; None where none is recorded."""
+        training = self.entry.get("training")
+        return training["forward_per_row"] + training["backward_per_row"] if training else None
+
+    @property
     def unweighted(self) -> bool:
         """Whether the method weighs examples, but hardly did in any epoch up to that of the reported
         weights."""

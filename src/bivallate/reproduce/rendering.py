@@ -78,7 +78,7 @@ def _group(table: Table, group: str, cells: list[Any], records: Sequence[Record]
         found = of_cell(records, cell.row, group)
         ours, chosen = _ours(found, columns), [record.chosen for record in found]
         line = {"row": cell.row, "method": cell.method, "paper": paper, "ours": ours, "weights": chosen}
-        rows.append(line)
+        rows.append(line | {"passes": found[0].passes if found else None})
     alone = {column for row in rows for column in row["paper"]} - set(columns)
     return {"group": group, "columns": columns, "paper_alone": sorted(alone), "rows": rows}
 
@@ -180,7 +180,7 @@ def _grid(group: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         printed[column] = any(column in row["paper"] for row in group["rows"])
         header += [f"{column}, paper", f"{column}, ours"] if printed[column] else [column]
     header += [f"{column}, paper" for column in group["paper_alone"]]
-    header += ["epoch (ESS)", "held out: it, last"]
+    header += ["passes", "epoch (ESS)", "held out: it, last"]
     body = []
     for row in group["rows"]:
         line = [row["row"]]
@@ -188,7 +188,8 @@ def _grid(group: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             line += [row["paper"].get(column, "-").replace("+-", " ± ")] if printed[column] else []
             line.append(figure(row["ours"].get(column)))
         line += [row["paper"].get(column, "-") for column in group["paper_alone"]]
-        body.append([*line, *_weights_text(row["weights"])])
+        passes = NOT_RUN if row["passes"] is None else f"{row['passes']:.0f}"
+        body.append([*line, passes, *_weights_text(row["weights"])])
     return header, body
 
 

@@ -31,8 +31,9 @@ seeds. Every claim is tested by itself: of twenty that do not hold, one is expec
 setting; "weights nearly equal" one on a method that weighs examples, but hardly did (effective sample size of
 at least 95 %) in any epoch up to the reported one: such a verdict says nothing of its weights.
 
-Seconds an epoch are wall time (the median epoch), also where the machine had other work. "Epoch" is that of
-the reported weights, with the effective sample size of its weights (100 %: all examples counted alike), and
+"Passes" are forward and backward passes of the whole training, an example. Seconds an epoch are wall time
+(the median epoch), also where the machine had other work. "Epoch" is that of the reported weights, with the
+effective sample size of its weights (100 %: all examples counted alike), and
 "held out" the robust accuracy on held-out training images in that epoch and in the last.
 """
 
