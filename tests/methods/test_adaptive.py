@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 import bivallate as bv
 from bivallate import L2, PGD, Linf, UserError, methods
-from bivallate.lower.curriculum import BatchMixing, Levels, RunningBatchMixing
+from bivallate.lower.curriculum import BatchMixing, Levels, RunningBatchMixing, Then
 from bivallate.lower.modes import attacking
 from bivallate.lower.objective import cross_entropy
 from bivallate.lower.problem import Forward, LowerProblem
+from bivallate.lower.start import zero
 from bivallate.lower.stop import FOSCBelow, Iterate, Misclassified
 from bivallate.method import create
 from bivallate.noise import Noise
@@ -138,6 +139,20 @@ def test_curriculum_reference() -> None:
         method = methods.curriculum(THREAT, steps=steps)
         reference = partial(adaptive.curriculum, epochs=EPOCHS, control_epoch=10, steps=steps)
         agree(method, reference, epoch=EPOCHS, epochs=12)
+
+
+def test_fgsm_then_pgd_is_each_in_its_epochs() -> None:
+    fgsm, pgd = PGD(1, EPS, zero), PGD(3, EPS / 4)
+    both, data = methods.at(THREAT).but(solver=Then(fgsm, pgd, 1 / 6)), minibatches()
+    assert bv.Method.from_dict(both.to_dict()) == both
+    for epoch, solver in ((0, fgsm), (1, fgsm), (2, pgd), (11, pgd)):
+        ends = [
+            train(Net(), m, data, epoch=epoch, epochs=12).model
+            for m in (both, methods.at(THREAT).but(solver=solver))
+        ]
+        assert gap(*ends) == 0, epoch
+    with pytest.raises(UserError, match="share must be at least 0 and at most 1, got 2"):
+        Then(fgsm, pgd, 2)
 
 
 def test_levels_share_the_epochs() -> None:

@@ -75,6 +75,37 @@ class Curriculum:
 
 
 @part
+class Then:
+    """One solver in the first part of training, another in the rest.
+
+    Attributes:
+        first, rest: the solvers. share: of the epochs that are the first one's.
+
+    Reference: FGSM in 20 of 120 epochs, then PGD-10, is FGSM-PGD of the Dynamic AT paper, section 3.2:
+    `at(threat).but(solver=Then(PGD(1, eps, zero), PGD(10, eps / 4), 1 / 6))`.
+    """
+
+    first: PGD
+    rest: PGD
+    share: float
+
+    def __post_init__(self) -> None:
+        check_range("share", self.share, 0, 1)
+
+    def bind(self, facts: Facts) -> Then:
+        """Solvers without memory are their own running part."""
+        return self
+
+    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
+        """Nothing to learn from the outer backward pass."""
+
+    def solve(self, problem: LowerProblem) -> Solution:
+        """Solution by the present epoch's solver."""
+        clock = problem.clock
+        return (self.first if clock.epoch < self.share * clock.epochs else self.rest).solve(problem)
+
+
+@part
 class BatchMixing(Remembering):
     """Cai's curriculum: parts of each minibatch attacked with 0, ..., k steps; k rises when learning stalls.
 
