@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from tests.coupling.differences import gradient
 from tests.methods.glue import CLASSES, EPS, SHAPE, Net, minibatches, train
 from tests.methods.meter import Metered
+from tests.ranks import in_two_processes
 from torch import Tensor
 
 import bivallate as bv
@@ -110,26 +110,14 @@ def two_steps(name: str, take: slice) -> list[Tensor]:
     return [p.detach() for p in model.parameters()]
 
 
-def _rank(rank: int, address: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+def _work(rank: int, folder: Path) -> None:
     shard = slice(0, 5) if rank == 0 else slice(5, 7)
-    found = {name: two_steps(name, shard) for name in METHODS}
-    torch.save(found, Path(folder) / f"{rank}.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    torch.save({name: two_steps(name, shard) for name in METHODS}, folder / f"{rank}.pt")
 
 
 @pytest.mark.slow
 def test_two_uneven_processes_make_the_step_of_one(tmp_path) -> None:
-    context = multiprocessing.get_context("spawn")
-    address = f"file://{tmp_path / 'meeting'}"
-    ranks = [context.Process(target=_rank, args=(r, address, str(tmp_path))) for r in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-    assert [process.exitcode for process in ranks] == [0, 0]
+    in_two_processes(_work, tmp_path)
     left, right = (torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(2))
     for name in METHODS:
         alone = two_steps(name, slice(None))

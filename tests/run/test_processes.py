@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from tests.ranks import in_two_processes
 
 import bivallate as bv
 from bivallate.run.config import Validation
@@ -27,24 +26,13 @@ def history(name: str) -> list[dict[str, Any]]:
     return bv.train("tiny-cnn", data, METHODS[name], **quick).history
 
 
-def _rank(rank: int, address: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    (Path(folder) / f"{rank}.json").write_text(json.dumps({name: history(name) for name in METHODS}))
-    torch.distributed.barrier()  # none leaves while another still asks it for something
-    torch.distributed.destroy_process_group()
+def _work(rank: int, folder: Path) -> None:
+    (folder / f"{rank}.json").write_text(json.dumps({name: history(name) for name in METHODS}))
 
 
 @pytest.mark.slow
 def test_two_processes_report_what_one_does(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    address = f"file://{tmp_path / 'meeting'}"
-    ranks = [context.Process(target=_rank, args=(r, address, str(tmp_path))) for r in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(240)
-    assert [process.exitcode for process in ranks] == [0, 0]
+    in_two_processes(_work, tmp_path)
     first, second = (json.loads((tmp_path / f"{r}.json").read_text()) for r in range(2))
     for name in METHODS:
         for one, left, right in zip(history(name), first[name], second[name], strict=True):

@@ -12,7 +12,7 @@ from bivallate.reproduce.cell import Cell, configure
 from bivallate.run.config import Config
 from bivallate.run.sentinel import Sentinel
 
-__all__ = ["anywhere", "has_columns", "is_of", "trained"]
+__all__ = ["SOURCE_SEED", "anywhere", "has_columns", "is_of", "source_names", "trained"]
 
 SOURCE_SEED = 1000  # added to a cell's seed: transfer is from another training
 
