@@ -18,6 +18,7 @@ from bivallate.report.diagnostics.of_run import DIAGNOSES, PAIRS, choose, subjec
 
 DOCS = Path(__file__).parents[1] / "docs"
 EPS, EPOCHS = 0.2, 20
+RADII = (0.1, 0.2, 0.3)
 CAPTIONS = {
     "curves": "Learning curves: loss, held-out accuracies, effective weights, learning rate, temperature, "
     "and what the sentinel saw.",
@@ -25,10 +26,15 @@ CAPTIONS = {
     "where the loss is linear in the ball.",
     "alignment-over-epochs": "The same cosine epoch by epoch, as the sentinel saw it on held-out images.",
     "fosc": "FOSC of PGD after 1, 5 and 20 steps, and accuracy and loss of groups of equal size by it.",
+    "fosc-traces": "FOSC and loss of single test images from step to step of PGD.",
+    "fosc-over-epochs": "FOSC of training images under the method's own attack, early, half-way and at the "
+    "end of training.",
     "landscape": "The loss around a test image; dashed: the ball that the attack may use.",
     "classes": "Accuracy of each class, weakest first.",
     "confusion": "What the images of each class are taken for under attack.",
     "eps": "Accuracy against the radius of the attack.",
+    "training-eps": "Accuracy at the radius that each run was trained for, here Fast-AT and AT at three radii: "
+    "what overfits catastrophically falls in the last weights.",
     "ranks": "Where the class that PGD-10 reached stood among the clean logits.",
     "weights": "The weights of the examples of each class.",
     "weights-over-epochs": "How many examples counted, and how the weights in training were spread: "
@@ -49,11 +55,13 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="draw the runs that are there, without training")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    threat = bv.Linf(EPS)
-    methods = (bv.methods.mail_at(threat), bv.methods.done_adam(threat), bv.methods.fast_at(threat))
+    threat, radii = bv.Linf(EPS), [bv.Linf(eps) for eps in RADII]
+    methods = [bv.methods.mail_at(threat), bv.methods.done_adam(threat), bv.methods.fast_at(threat)]
+    swept = [method(radius) for method in (bv.methods.fast_at, bv.methods.at) for radius in radii]
     folders = [options.runs / method.name for method in methods]
+    by_radius = [options.runs / f"{method.name}-{method.threat.eps:g}" for method in swept]
     if not options.keep:
-        for method, folder in zip(methods, folders, strict=True):
+        for method, folder in zip([*methods, *swept], [*folders, *by_radius], strict=True):
             bv.train(
                 "tiny-cnn",
                 "digits",
@@ -63,13 +71,15 @@ def main() -> None:
                 out=folder,
                 overwrite=True,
                 progress=True,
+                keep=(2, 10),
             )
-    draw(folders, options.runs / "figures")
+    draw(folders, by_radius, options.runs / "figures")
 
 
-def draw(folders: list[Path], place: Path) -> None:
+def draw(folders: list[Path], by_radius: list[Path], place: Path) -> None:
     """Every diagnostic of the runs; comparisons of weights show the first two."""
-    everything, pair = subject(folders, n=359), subject(folders[:2], n=359)
+    everything = subject(folders, n=359)
+    special = {"weight-scatter": subject(folders[:2], n=359), "training-eps": subject(by_radius, n=359)}
     target = DOCS / "figures" / "gallery"
     target.mkdir(parents=True, exist_ok=True)
     page = (
@@ -79,8 +89,7 @@ def draw(folders: list[Path], place: Path) -> None:
         "numbers, as JSON or npz, and as PNG and PDF.\n"
     )
     for name in choose((), 2):
-        of = pair if name == "weight-scatter" else everything
-        drawn = DIAGNOSES[name](of).save(place / name)
+        drawn = DIAGNOSES[name](special.get(name, everything)).save(place / name)
         shutil.copyfile(drawn, target / f"{name}.svg")
         page += f"\n## {name}\n\n{CAPTIONS[name]}\n\n"
         page += f"![{CAPTIONS[name]}](figures/gallery/{name}.svg)\n"

@@ -230,6 +230,19 @@ def test_no_place_for_the_result_is_one_message(copied, capsys):
     assert "cannot" in capsys.readouterr().err
 
 
+def test_the_weights_of_a_kept_epoch_can_be_evaluated_and_compared(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run(["train", "plain", "--out", str(out), *QUICK, "--set", "keep=1"]) == 0
+    assert run(["evaluate", str(out), "--attack", "fgsm", "--n", "20", "--weights", "epoch-1"]) == 0
+    capsys.readouterr()
+    assert run(["compare", str(out), "--weights", "epoch-1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"][0]["n"] == 20
+    assert run(["evaluate", str(out), "--weights", "epoch-0"]) == 2
+    assert "unknown weights 'epoch-0'" in capsys.readouterr().err
+    assert run(["train", "plain", "--out", str(out), *QUICK, "--overwrite"]) == 0
+    assert not list(out.glob("epoch-*"))
+
+
 def test_overwrite_leaves_nothing_of_the_replaced_run(tmp_path, capsys):
     out = tmp_path / "run"
     given = ["train", "at", "--out", str(out), "--set", "steps=1", *QUICK]

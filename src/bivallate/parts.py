@@ -191,9 +191,9 @@ def _read(text: Any, current: Any, where: str, options: set[type]) -> Any:
             raise UserError(f"{where} must be a number, got {text!r}")
         return number
     if isinstance(current, tuple):
-        return tuple(
-            _read(item.strip(), current[0] if current else 0.0, where, set()) for item in text.split(",")
-        )
+        like = current[0] if current else (0 if options == {int} else 0.0)
+        items = [] if text.strip() in ("", "none") else text.split(",")
+        return tuple(_read(item.strip(), like, where, set()) for item in items)
     if dataclasses.is_dataclass(current):
         if type(current).__name__ in ("Constant", "Milestones", "Linear"):
             return parse_number(text, where)

@@ -17,7 +17,8 @@ from bivallate import Linf, UserError, methods
 from bivallate.method import facts_for
 from bivallate.report.diagnostics.classes import confusion, per_class
 from bivallate.report.diagnostics.curves import learning_curves
-from bivallate.report.diagnostics.fosc import fosc
+from bivallate.report.diagnostics.fosc import fosc, fosc_traces
+from bivallate.report.diagnostics.fosc_epochs import fosc_over_epochs, stationarity
 from bivallate.report.diagnostics.gradients import cosines, gradient_alignment
 from bivallate.report.diagnostics.landscape import loss_landscape
 from bivallate.report.diagnostics.ranks import accuracy_over_eps, adversarial_rank, transfer
@@ -93,6 +94,29 @@ def test_fosc_vanishes_where_a_linear_model_is_maximised(binary):
     worst = data[0] + 0.1 * signs.view_as(data[0])
     best = F.cross_entropy(model(worst), data[1], reduction="none").detach().numpy()
     assert found.loss[1] == pytest.approx(best, abs=1e-5)
+
+
+def test_traces_are_fosc_step_by_step(several):
+    model, data = several
+    traces = fosc_traces(model, data, THREAT, steps=6, n=9, seed=3)
+    found = fosc(model, data, THREAT, steps=(0, 2, 6), n=9, seed=3)
+    assert traces.fosc.shape == (7, 9)
+    assert np.array_equal(traces.fosc[[0, 2, 6]], found.fosc)
+    assert np.array_equal(traces.loss[[0, 2, 6]], found.loss)
+
+
+def test_stationarity_is_of_the_methods_own_attack_at_that_time(binary):
+    model, (x, y) = binary
+    method = methods.curriculum(THREAT, steps=8, until=1.0).bind(facts_for(model, x, 2))
+    early = stationarity(model, method, (x, y), Clock(0, 10))  # no steps: the clean image
+    late = stationarity(model, method, (x, y), Clock(9, 10))  # eight sign steps of eps/4: the corner
+    point = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(F.cross_entropy(model(point), y, reduction="sum"), point)
+    assert early == pytest.approx(0.1 * grad.abs().flatten(1).sum(1).numpy(), rel=1e-4)
+    assert float(np.abs(late).max()) < 1e-5
+    drawn = fosc_over_epochs({"curriculum": {10: late, 1: early}})
+    assert list(drawn.fosc["curriculum"]) == [1, 10]
+    assert [line.get_label()[:8] for line in drawn.figure().axes[0].get_lines()] == ["epoch 1:", "epoch 10"]
 
 
 def test_the_centre_of_the_landscape_is_the_loss_and_its_slope_the_gradient(several):

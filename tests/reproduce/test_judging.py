@@ -114,6 +114,22 @@ def test_few_measured_times_decide_nothing() -> None:
         assert judge(TABLE, claim, "g", [*fast[:seeds], *slow[:seeds]]).status == status
 
 
+def test_a_claim_needs_the_exact_test_and_the_interval() -> None:
+    """Six points that one seed of three moves: p = 0.03, but each seed by itself says nothing."""
+    records = [
+        by_hand("A", [True] * 6 + [False] * 94, seed=0),
+        *(by_hand("A", [False] * 100, seed=s) for s in (1, 2)),
+    ]
+    records += [by_hand("B", [False] * 100, seed=s) for s in range(3)]
+    verdict = judge(TABLE, PGD, "g", records)
+    assert verdict.p is not None
+    assert verdict.p < 0.05
+    assert verdict.interval_95 is not None
+    assert verdict.interval_95[0] < 0 < verdict.interval_95[1]
+    assert verdict.status == "undecided"
+    assert judge(TABLE, PGD, "g", [r for r in records if r.seed == 0]).status == "confirmed"
+
+
 def test_sign_flip_is_mcnemars_test_for_one_seed() -> None:
     generator = np.random.default_rng(0)
     for n in (5, 40):

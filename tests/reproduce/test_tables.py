@@ -10,6 +10,7 @@ import pytest
 from bivallate.errors import UserError
 from bivallate.reproduce.catalogue import find, tables
 from bivallate.reproduce.cell import configure
+from bivallate.reproduce.definition import anywhere
 from bivallate.reproduce.figures import FIGURES, cells_of
 from bivallate.reproduce.measuring import read_attack
 from bivallate.reproduce.planning import jobs_of
@@ -134,5 +135,22 @@ def test_only_and_group_choose_cells(tmp_path) -> None:
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_has_cells(name: str) -> None:
     for scale in SCALES:
-        rows = [cell.row for cell in cells_of(FIGURES[name], scale)]
-        assert tuple(rows) == FIGURES[name].rows
+        cells = cells_of(FIGURES[name], scale)
+        assert tuple(dict.fromkeys(cell.row for cell in cells)) == FIGURES[name].rows
+        assert len(cells) == len(FIGURES[name].rows) * max(1, len(FIGURES[name].radii))
+        assert len({cell.name for cell in cells}) == len(cells)
+
+
+def test_training_radii_are_written_as_the_papers() -> None:
+    cells = [cell for cell in cells_of(FIGURES["E16-EPS"], "full") if cell.row == "FAST-BAT"]
+    assert [cell.eps for cell in cells] == ["8/255", "4/255", "12/255", "16/255"]
+    sizes = [configure(cell, 0).method.coupling.step_size for cell in cells]
+    assert sizes == pytest.approx([5000 / 255, 5000 / 255, 2000 / 255, 2000 / 255])
+
+
+def test_stages_of_training_are_kept_and_make_no_other_training() -> None:
+    (cell,) = (c for c in find("T-Y1").cells if (c.row, c.group) == ("Dynamic", "CIFAR-10"))
+    config = configure(cell, 0)
+    assert (config.epochs, config.keep) == (120, (10, 60, 100))
+    assert configure(cell.but(epochs=2), 0).keep == (1, 2)
+    assert anywhere(config) == anywhere(configure(cell.but(keep=()), 0))

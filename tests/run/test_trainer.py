@@ -93,6 +93,28 @@ def test_best_is_the_epoch_with_the_highest_robust_accuracy(digits, tmp_path, mo
     assert all(torch.equal(v, kept[0.5][k]) for k, v in last.state_dict().items())
 
 
+def test_kept_epochs_are_the_weights_of_that_epoch(digits, tmp_path):
+    method, flat = bv.methods.at(THREAT, steps=1), {"rate": bv.Flat()}
+    whole = bv.train("linear", digits, method, out=tmp_path / "whole", keep=(1, 3), **flat, **QUICK)
+    short = bv.train("linear", digits, method, **flat, **{**QUICK, "epochs": 1})
+    first, last = bv.load(whole.path, "epoch-1"), bv.load(whole.path, "epoch-3")
+    assert same(first, short.model)
+    assert same(last, whole.model)
+    assert not same(first, last)
+    assert not (whole.path / "epoch-2.safetensors").exists()
+    with pytest.raises(bv.UserError, match="it has the weights best, epoch-1, epoch-3, model"):
+        bv.load(whole.path, "epoch-2")
+    with pytest.raises(bv.UserError, match="epoch 4, but training ends with epoch 3"):
+        bv.train("linear", digits, method, keep=(4,), **QUICK)
+    with pytest.raises(bv.UserError, match="counted from 1"):
+        bv.train("linear", digits, method, keep=(0,), **QUICK)
+
+
+def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    theirs = other.state_dict()
+    return all(torch.equal(v, theirs[k]) for k, v in one.state_dict().items())
+
+
 def test_the_manifest_says_how_its_weights_were_made(digits, tmp_path, monkeypatch):
     """A model that is copied out of its run keeps the configuration, infinities included."""
     robust = iter((0.5, 0.7, 0.6))

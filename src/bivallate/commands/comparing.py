@@ -12,7 +12,6 @@ from cyclopts import Parameter
 
 from bivallate.cli import APP
 from bivallate.commands.compared import Compared
-from bivallate.commands.options import WEIGHTS
 from bivallate.errors import UserError, unknown
 
 Flag = Annotated[bool, Parameter(negative=())]
@@ -58,7 +57,7 @@ def compare(
     norm
         linf or l2. [default: likewise]
     weights
-        best, last or ema.
+        best, last, ema or epoch-N.
     split
         test, validation or train.
     over_seeds
@@ -71,14 +70,15 @@ def compare(
     from bivallate.commands.choosing import Wanted, choose
     from bivallate.evaluate.compare import KEYS
     from bivallate.report.collect import collect
+    from bivallate.run.folder import check_weights
 
     for what, given, known in (
         ("column", sort, KEYS),
-        ("weights", weights, WEIGHTS),
         ("split", split, ("test", "validation", "train")),
     ):
         if given not in known:
             raise unknown(what, given, known)
+    check_weights(weights)
     if not runs:
         raise UserError("name at least one run folder to compare: bivallate compare RUN RUN ...")
     if markdown and json:

@@ -33,7 +33,8 @@ def diagnose(
     runs
         folders of the runs.
     what
-        curves, alignment, alignment-over-epochs, fosc, landscape, classes, confusion, eps, ranks, weights,
+        curves, alignment, alignment-over-epochs, fosc, fosc-traces, fosc-over-epochs (of runs that keep
+        weights), landscape, classes, confusion, eps, training-eps (runs of several radii), ranks, weights,
         weights-over-epochs, weights-by-margin, examples, likelihoods, weight-scatter (two runs) or transfer
         (two or more); repeatable. [default: all]
     out

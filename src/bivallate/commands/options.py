@@ -10,8 +10,7 @@ from cyclopts import Parameter
 
 from bivallate.errors import unknown
 from bivallate.parts import parse_number
-
-WEIGHTS = ("best", "last", "ema")
+from bivallate.run.folder import check_weights
 
 
 @Parameter(name="*")
@@ -22,7 +21,7 @@ class Source:
     Parameters
     ----------
     weights
-        best (on held-out data), last or ema.
+        best (on held-out data), last, ema, or epoch-N of a run that keeps it (--set keep=N).
     data_dir
         where named sets are looked for. [default: BIVALLATE_DATA]
     model
@@ -37,8 +36,7 @@ class Source:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.weights not in WEIGHTS:
-            raise unknown("weights", self.weights, WEIGHTS)
+        check_weights(self.weights)
 
 
 @Parameter(name="*")

@@ -26,7 +26,7 @@ ENOUGH = 1000  # points: with more, a weak attack still says less than a strong 
 STALE = "evaluated before the weights changed; evaluate again"
 LONG = 20  # letters of a label, beyond which what all have in common is left out
 _NAME = re.compile(
-    r"(best|last|ema)(?:-(train|validation))?-(?:linf|l2)-.+-seed\d+"
+    r"(best|last|ema|epoch-\d+)(?:-(train|validation))?-(?:linf|l2)-.+-seed\d+"
     r"(?:-on_([^-]+)|-(.+?))??(?:-(?:n|first)\d+)?\.json$"  # the second: as names were before data was quoted
 )
 
@@ -36,7 +36,8 @@ class Evaluation:
     """One evaluation of a run.
 
     Attributes:
-        weights: best, last or ema. split: test, validation or train. score: the verdicts. path: its file.
+        weights: best, last, ema or epoch-N. split: test, validation or train. score: the verdicts.
+        path: its file.
         data: another set than the run's own; empty for its own.
         stale: the run's weights are no longer those that were attacked.
     """
@@ -129,7 +130,8 @@ def _read(path: Path, label: str) -> RunRecord:
     found = [evaluation(file, prints) for file in sorted(folder.evaluation.glob("*.json"))]
     order = {name: k for k, name in enumerate(PREFERRED)}
     known = sorted(
-        (e for e in found if e is not None), key=lambda e: (order[e.weights], e.split, _spent(e.score))
+        (e for e in found if e is not None),
+        key=lambda e: (order.get(e.weights, len(order)), e.weights, e.split, _spent(e.score)),
     )
     return RunRecord(label, path, config, history, tuple(known), tuple(_classes(path, known)))
 

@@ -57,6 +57,7 @@ class Cell:
         recipe: of `bivallate.run.recipes`. epochs: or None for the recipe's. settings: paths into the
             configuration and their values, applied last.
         rows: training images used; 0 takes all. weights: "best" on held-out data, or "last".
+        keep: fractions of the epochs at whose end the weights are kept, for figures.
     """
 
     row: str
@@ -73,6 +74,7 @@ class Cell:
     settings: dict[str, Any] = field(default_factory=dict)
     rows: int = 0
     weights: str = "best"
+    keep: tuple[float, ...] = ()
 
     @property
     def name(self) -> str:
@@ -96,7 +98,8 @@ def configure(cell: Cell, seed: int, device: str = "auto", threads: int = 0) -> 
     config = dataclasses.replace(config, **changes)
     for path, value in cell.settings.items():
         config = config.set(path, value)
-    return config
+    keep = {max(1, round(part * config.epochs)) for part in cell.keep}
+    return dataclasses.replace(config, keep=tuple(sorted(keep)))
 
 
 def slug(text: str) -> str:

@@ -27,6 +27,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "Madry's": ("at", {}),
 }
 FIXED = {"method.attack_mode": "eval", "data.validation": 0.0, "model.normalise": False}
+STAGES = (10 / 120, 60 / 120, 100 / 120)  # whose weights stay, for the distributions of FOSC
 MNIST = {**FIXED, "rate.at": (0.4, 0.8)}  # rate drops at 20 and 40 of 50 epochs
 NOTES = (
     "FOSC is the mean over test points attacked by PGD-10, in the box-aware form; lower is better converged. "
@@ -43,7 +44,7 @@ def _cell(
     mnist = data == "mnist"
     return Cell(
         row, group, method, data, model, eps, "dynamic", measures, "linf", {**known, **parameters},
-        epochs=50 if mnist else None, settings=MNIST if mnist else FIXED, weights="last",
+        epochs=50 if mnist else None, settings=MNIST if mnist else FIXED, weights="last", keep=STAGES,
     )  # fmt: skip
 
 

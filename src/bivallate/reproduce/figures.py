@@ -13,8 +13,9 @@ from typing import Any
 
 from bivallate.data import Dataset
 from bivallate.errors import UserError, unknown
+from bivallate.parts import parse_number
 from bivallate.reproduce.catalogue import find
-from bivallate.reproduce.cell import Cell, configure
+from bivallate.reproduce.cell import Cell, configure, slug
 from bivallate.reproduce.running import cut, trained
 from bivallate.reproduce.scaling import at_scale
 from bivallate.reproduce.table import Scale
@@ -34,7 +35,10 @@ class PaperFigure:
         name: of the evaluation, E10 to E16. source: which figures of which paper it is drawn after; data and
             network are those of `table`.
         table, rows: whose cells are trained for it, in the first of the table's groups that has them.
-        each: diagnoses drawn of every run by itself. together: of all runs at once. pairs: of two at a time.
+        each: diagnoses drawn of every run by itself. by_row: of the runs of a row. together: of all runs at
+            once. pairs: of two at a time.
+        radii: every row is trained at these multiples of its radius; pictures that attack several runs alike
+            attack at the first.
         differs: from the papers' figures, beside data and network; "" if in nothing.
     """
 
@@ -44,8 +48,10 @@ class PaperFigure:
     table: str
     rows: tuple[str, ...]
     each: tuple[str, ...] = ()
+    by_row: tuple[str, ...] = ()
     together: tuple[str, ...] = ()
     pairs: tuple[str, ...] = ()
+    radii: tuple[float, ...] = ()
     differs: str = ""
 
 
@@ -68,9 +74,10 @@ FIGURES = {
             "Dynamic AT, Fig. 1, 2, 5",
             "T-Y1",
             ("Standard", "Curriculum", "Dynamic"),
-            ("fosc",),
-            differs="of the last weights alone, on test images after 1, 5 and 20 steps, in groups of equal "
-            "size; no earlier epochs, no traces of single images",
+            ("fosc", "fosc-traces"),
+            together=("fosc-over-epochs",),
+            differs="over the epochs it is of 10/120, 60/120, 100/120 and all of the training; accuracy by "
+            "FOSC is of test images after 1, 5 and 20 steps, in groups of equal size",
         ),
         PaperFigure(
             "E12",
@@ -95,13 +102,24 @@ FIGURES = {
         PaperFigure("E15", "likelihoods projected", "BiLAW, Fig. 4", "T-B1", ("BiLAW",), ("likelihoods",)),
         PaperFigure(
             "E16",
-            "weights over epochs, ranks, learning curves, accuracy against eps",
-            "BiLAW, Fig. 1b, 5; DONE, Fig. 2; Fast-BAT, Fig. 1; Dynamic AT, Fig. 4",
+            "weights over epochs, learning curves, accuracy against eps of the attack",
+            "BiLAW, Fig. 5; DONE, Fig. 2; Dynamic AT, Fig. 4a",
             "T-B1",
             ("AT", "BiLAW", "DONE-ADAM"),
             each=("weights-by-margin",),
             together=("weights-over-epochs", "ranks", "curves", "eps"),
-            differs="margins are adversarial ones; one training radius, last weights",
+            differs="margins are adversarial ones alone; last weights",
+        ),
+        PaperFigure(
+            "E16-EPS",
+            "accuracy against eps of training, with the best and the last weights; ranks",
+            "Fast-BAT, Fig. 1; Dynamic AT, Fig. 4b; BiLAW, Fig. 1b",
+            "T-F1",
+            (*SINGLE_STEP, "PGD-2-AT"),
+            by_row=("ranks",),
+            together=("training-eps",),
+            radii=(8 / 16, 4 / 16, 12 / 16, 16 / 16),
+            differs="under PGD-20; BiLAW's ranks are of AT with ten steps",
         ),
     )
 }
@@ -122,8 +140,26 @@ def cells_of(figure: PaperFigure, scale: Scale) -> list[Cell]:
     cells = [cell for cell in at_scale(find(figure.table), scale) if cell.row in figure.rows]
     if not cells:
         raise UserError(f"{figure.name} needs cells of {figure.table} that scale {scale} does not have")
-    first = [cell for cell in cells if cell.group == cells[0].group]
-    return sorted(first, key=lambda cell: figure.rows.index(cell.row))
+    group = max(cells, key=lambda cell: parse_number(cell.eps)).group if figure.radii else cells[0].group
+    first = sorted((c for c in cells if c.group == group), key=lambda cell: figure.rows.index(cell.row))
+    if not figure.radii:
+        return first
+    return [
+        cell.but(eps=_times(cell.eps, k), group=f"eps {_times(cell.eps, k)}")
+        for cell in first
+        for k in figure.radii
+    ]
+
+
+def _times(eps: str, factor: float) -> str:
+    """A multiple of a radius, written as it is.
+
+    Example:
+        >>> _times("16/255", 0.5), _times("0.15", 0.5)
+        ('8/255', '0.075')
+    """
+    value, slash, whole = eps.partition("/")
+    return f"{float(value) * factor:g}{slash}{whole}"
 
 
 def draw(
@@ -142,16 +178,17 @@ def draw(
     """
     limit_threads(threads)
     dataset: Dataset | None = None
-    folders: list[Path] = []
+    folders: dict[Path, str] = {}
     for cell in cells_of(figure, scale):
         config = configure(cell, 0, device, threads)
         dataset = cut(load_data(config.data, 0), cell.rows)
         place = runs / figure.table / scale / f"{cell.name}-seed0"
-        folders.append(trained(config, dataset, place, cell.weights)[0].path)
+        folders[trained(config, dataset, place, cell.weights)[0].path] = cell.row
     drawn: list[Path] = []
     place = out / figure.name / scale
     groups = [(figure.each, [folder], folder.name) for folder in folders]
-    groups += [(figure.together, folders, "all")]
+    groups += [(figure.by_row, [f for f in folders if folders[f] == r], slug(r)) for r in figure.rows]
+    groups += [(figure.together, list(folders), "all")]
     groups += [(figure.pairs, [a, b], f"{a.name}-and-{b.name}") for a, b in pairwise(folders)]
     for kinds, chosen, name in groups:
         drawn += _pictures(kinds, chosen, dataset, place, name, POINTS[scale], say)

@@ -25,8 +25,9 @@ class Verdict:
     """What the records say on a claim.
 
     Attributes:
-        status: "confirmed" if the claim's inequality holds at the 5 % level, "not confirmed" if its opposite
-            does, "undecided" if neither does, "not run" if a record is missing.
+        status: "confirmed" if the claim's inequality holds at the 5 % level, by the interval and, where there
+            is one, by the exact test; "not confirmed" if its opposite does; "undecided" if neither does; "not
+            run" if a record is missing.
         difference: ours, of `better` over `worse` in the claim's direction; interval_95 of it.
         p: two-sided, where the test is exact. how: the test. seeds: that both have.
         paper: the paper's difference, in the printed unit, or None. unit: of ours.
@@ -85,7 +86,7 @@ def judge(table: Table, claim: Claim, group: str, records: Sequence[Record]) -> 
     difference, interval, p, how = _compare(pairs, claim.column, sign)
     if claim.margin and p is not None:
         p, how = None, "paired score interval"  # the test is of equality, which the claim does not ask about
-    status = _status(claim, difference, interval, p)
+    status = _status(claim, interval, p)
     unit = pairs[0][0].columns[claim.column]["unit"]
     sides = zip((claim.better, claim.worse), zip(*pairs, strict=True), strict=True)
     alike = tuple(row for row, side in sides if any(record.unweighted for record in side))
@@ -102,14 +103,12 @@ def _paper(table: Table, claim: Claim, group: str) -> float | None:
     return round(worse - better if claim.lower else better - worse, 6)
 
 
-def _status(claim: Claim, difference: float, interval: tuple[float, float] | None, p: float | None) -> Status:
+def _status(claim: Claim, interval: tuple[float, float] | None, p: float | None) -> Status:
     if interval is None:
         return "undecided"
     low, high = interval
-    if p is not None and not claim.margin:
-        if p >= LEVEL or difference == 0:
-            return "undecided"
-        return "confirmed" if difference > 0 else "not confirmed"
+    if p is not None and p >= LEVEL and not claim.margin:
+        return "undecided"
     if low > -claim.margin:
         return "confirmed"
     return "not confirmed" if high < -claim.margin else "undecided"

@@ -21,15 +21,16 @@ INTRODUCTION = """# Results
 Every figure under "ours" was computed by this package and is kept, point by point, in `results/`; this page
 is rebuilt from those records by `bivallate reproduce --tables`. Figures under "paper" are as printed there.
 
-A claim is *confirmed* if its inequality holds at the 5 % level on the test points (the same points for both
-methods, so the test is paired; with several seeds it holds for the average of these seeds), *not confirmed*
-if the opposite does, *undecided* if neither does, and *not run* where a record is missing. Tails are compared
-by the intervals of both, which is cautious: a resample of both would take the more unequal method for the
-better one. The intervals are of the test points, not of training: with one seed nothing is said about other
-seeds. Every claim is tested by itself: of twenty that do not hold, one is expected to be decided wrongly.
-"Not so in the paper's figures" marks a claim of a paper's text that its own table does not bear out in this
-setting; "weights nearly equal" one on a method that weighs examples, but hardly did (effective sample size of
-at least 95 %) in any epoch up to the reported one: such a verdict says nothing of its weights.
+A claim is *confirmed* if its inequality holds at the 5 % level on the test points, by the exact test and by
+the interval (the same points for both methods, so both are paired; with several seeds it holds for the
+average of these seeds), *not confirmed* if the opposite does, *undecided* if neither does, and *not run*
+where a record is missing. Tails are compared by the intervals of both, which is cautious: a resample of both
+would take the more unequal method for the better one. The intervals are of the test points, not of training:
+with one seed nothing is said about other seeds. Every claim is tested by itself: of twenty that do not hold,
+one is expected to be decided wrongly. "Not so in the paper's figures" marks a claim of a paper's text that
+its own table does not bear out in this setting; "weights nearly equal" one on a method that weighs examples,
+but hardly did (effective sample size of at least 95 %) in any epoch up to the reported one: such a verdict
+says nothing of its weights.
 
 "Passes" are forward and backward passes of the whole training, an example. Seconds an epoch are wall time
 (the median epoch), also where the machine had other work. "Epoch" is that of the reported weights, with the

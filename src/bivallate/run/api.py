@@ -49,6 +49,8 @@ def execute(
     overwrite: bool = False,
 ) -> Run:
     """Runs a complete configuration in a new folder."""
+    if config.keep and max(config.keep) > config.epochs:
+        raise UserError(f"keep names epoch {max(config.keep)}, but training ends with epoch {config.epochs}")
     limit_threads(config.threads)
     collective.join()
     session = Session(config, dataset, model)
@@ -193,7 +195,8 @@ def load(path: str | Path, weights: str = "best", *, model: nn.Module | str | No
     """The trained model of a run folder, in eval mode.
 
     Args:
-        path: the run's folder. weights: "best" (on held-out data), "last" or "ema".
+        path: the run's folder. weights: "best" (on held-out data), "last", "ema", or "epoch-3" of a
+            run that keeps it (`keep=(3,)`).
         model: for a network that only the user's code can build.
     """
     return models.load(path, weights, model=model).eval()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bivallate.errors import UserError
+from bivallate.errors import UserError, unknown
 from bivallate.files import write_text
 
+WEIGHTS = ("best", "last", "ema")
+KEPT = re.compile(r"epoch-([1-9][0-9]*)")  # the name of weights that `Config.keep` asked for
 CONTENTS = (
     "config.toml",
     "metrics.jsonl",
@@ -23,10 +26,17 @@ REPORTS = ("report.html", "report.md", "report.tex")
 FOLDERS = ("checkpoints", "evaluation", "audit", "diagnosis", "report-figures")
 
 
+def check_weights(name: str) -> str:
+    """The name of some of a run's weights: best, last, ema, or epoch-N. Raises UserError for another."""
+    if name not in WEIGHTS and not KEPT.fullmatch(name):
+        raise unknown("weights", name, [*WEIGHTS, "epoch-N (of a run with keep=N)"])
+    return name
+
+
 @dataclass(frozen=True)
 class RunFolder:
-    """config.toml, metrics.jsonl, model.safetensors + model.json, best and ema, checkpoints/, evaluation/;
-    what the commands that look at it put there: audit/, diagnosis/ and reports."""
+    """config.toml, metrics.jsonl, model.safetensors + model.json, best, ema and epoch-N, checkpoints/,
+    evaluation/; what the commands that look at it put there: audit/, diagnosis/ and reports."""
 
     path: Path
 
@@ -88,6 +98,8 @@ class RunFolder:
         """Removes what a run and the commands that look at it leave; files of the user's own stay."""
         for name in (*CONTENTS, *REPORTS):
             (self.path / name).unlink(missing_ok=True)
+        for kept in self.path.glob("epoch-*.safetensors"):
+            kept.unlink()
         for name in FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
 

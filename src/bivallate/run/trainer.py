@@ -112,6 +112,8 @@ class Trainer:
         if self.folder is not None and collective.rank() == 0:
             if better:
                 session.save_model(self.folder.path, "best")
+            if session.epoch in session.config.keep:
+                session.save_model(self.folder.path, f"epoch-{session.epoch}")
             session.save_model(self.folder.path, "model")
             if session.average is not None:
                 session.save_model(self.folder.path, "ema", session.average.model)  # pyright: ignore

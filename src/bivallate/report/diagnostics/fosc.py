@@ -77,6 +77,55 @@ class FOSC(Drawn):
         return fig
 
 
+@dataclass(frozen=True, eq=False)
+class FOSCTraces(Drawn):
+    """FOSC and loss of single points from step to step of one PGD.
+
+    Attributes:
+        fosc, loss: (steps + 1, n) in nats.
+    """
+
+    fosc: np.ndarray
+    loss: np.ndarray
+
+    def data(self) -> dict[str, Any]:
+        """The arrays."""
+        return {"fosc": self.fosc, "loss": self.loss}
+
+    def draw(self) -> Figure:
+        """A line for each point."""
+        fig, axes = figure(2, width=2, height=2.1)
+        for k, (ax, values, name) in enumerate(
+            zip(axes, (self.fosc, self.loss), ("FOSC", "loss"), strict=True)
+        ):
+            ax.plot(range(len(values)), values, color=COLOURS[k], lw=0.8, alpha=0.6)
+            ax.set_xlabel("steps of PGD")
+            ax.set_ylabel(f"{name} (nats)")
+            ax.set_ylim(bottom=0)
+            ax.xaxis.get_major_locator().set_params(integer=True)
+        return fig
+
+
+def fosc_traces(
+    model: nn.Module,
+    data: Any,
+    threat: ThreatModel,
+    *,
+    steps: int = 20,
+    step_size: float = 0.25,
+    n: int = 20,
+    seed: int = 0,
+) -> FOSCTraces:
+    """FOSC and loss of a few points along one PGD from a uniform start; step_size in units of eps.
+
+    Cost: steps + 1 forwards and backwards a point.
+
+    Reference: Wang et al. (Dynamic AT), ICML 2019, Fig. 1b.
+    """
+    found = fosc(model, data, threat, steps=tuple(range(steps + 1)), step_size=step_size, n=n, seed=seed)
+    return FOSCTraces(found.fosc, found.loss)
+
+
 def fosc(
     model: nn.Module,
     data: Any,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from bivallate.data import Dataset, Split
@@ -18,10 +19,12 @@ from bivallate.report.collect import RunRecord, collect
 from bivallate.report.diagnostics.classes import confusion, per_class
 from bivallate.report.diagnostics.curves import learning_curves
 from bivallate.report.diagnostics.drawn import Drawn
-from bivallate.report.diagnostics.fosc import fosc
+from bivallate.report.diagnostics.fosc import fosc, fosc_traces
+from bivallate.report.diagnostics.fosc_epochs import fosc_over_epochs, stationarity
 from bivallate.report.diagnostics.gradients import gradient_alignment
 from bivallate.report.diagnostics.landscape import loss_landscape
 from bivallate.report.diagnostics.ranks import accuracy_over_eps, adversarial_rank, transfer
+from bivallate.report.diagnostics.training_eps import OwnRadius, training_eps
 from bivallate.report.diagnostics.weighing import Weighed, weigh
 from bivallate.report.diagnostics.weights import (
     extremes,
@@ -33,7 +36,7 @@ from bivallate.report.diagnostics.weights import (
 from bivallate.report.diagnostics.weights_epochs import weights_by_margin, weights_over_epochs
 from bivallate.run import checkpoint
 from bivallate.run.api import load_run
-from bivallate.run.folder import RunFolder
+from bivallate.run.folder import KEPT, RunFolder
 from bivallate.run.session import Session, load_data
 from bivallate.types import Clock
 
@@ -43,7 +46,8 @@ class Subject:
     """One or several runs under diagnosis; the first is the one that single pictures show.
 
     Attributes:
-        runs: as read. weights: best, last or ema. n: points at most. seed: of the points and of the attacks.
+        runs: as read. weights: best, last, ema or epoch-N. n: points at most. seed: of the points and of the
+            attacks.
         attack: for accuracies by class and confusions. data_dir: where the named
         set is looked for. model: `package.module:factory` of the runs whose network is the user's own.
         device: to compute on. given: the data that all runs were trained on, where it is not what their
@@ -112,15 +116,43 @@ class Subject:
         return self._weighed[run.label, split]
 
     def _weigh(self, run: RunRecord, points: Split) -> Weighed:
+        session = self._session(run)
+        kept, last = KEPT.fullmatch(self.weights), run.config.epochs
+        epoch = int(kept[1]) if kept else (run.best_epoch or last) if self.weights == "best" else last
+        clock = Clock(epoch - 1, last, seed=self.seed)
+        model = self.models[run.label].to(session.device)
+        return weigh(model, session.method, points, clock, n=self.n, seed=self.seed)
+
+    def _session(self, run: RunRecord) -> Session:
+        """As the run's last checkpoint left it."""
         here = replace(run.config, device=str(self.device), amp=False)
         with torch.random.fork_rng(devices=[]):  # unpacking restores the run's generators
             session = Session(here, self._data(run), load_run(run.path, "last", self.model))
             session.unpack(checkpoint.newest(RunFolder(run.path).checkpoints, fall_back=True))
-        last = run.config.epochs
-        epoch = (run.best_epoch or last) if self.weights == "best" else last
-        clock = Clock(epoch - 1, last, seed=self.seed)
-        model = self.models[run.label].to(session.device)
-        return weigh(model, session.method, points, clock, n=self.n, seed=self.seed)
+        return session
+
+    def own_radius(self, run: RunRecord) -> list[OwnRadius]:
+        """Robust accuracy at the radius that the run was trained for, of the best and of the last weights."""
+        found: list[OwnRadius] = []
+        threat, method = run.config.method.threat, run.config.method.name
+        for weights in ("best", "last"):
+            model = load_run(run.path, weights, self.model).to(self.device)
+            score = evaluate(model, self.data.test, threat, self.attack, n=self.points, seed=self.seed)
+            at = (score.robust_accuracy, score.interval_95)
+            found.append(OwnRadius(method, threat.eps, weights, *at))
+        return found
+
+    def stationarity(self, run: RunRecord) -> dict[int, np.ndarray]:
+        """FOSC of training points under the run's own attack, by epoch: those that it keeps, and the last."""
+        session, last = self._session(run), run.config.epochs
+        found: dict[int, np.ndarray] = {}
+        for epoch in sorted({*run.config.keep, last}):
+            name = f"epoch-{epoch}" if epoch in run.config.keep else "last"
+            model = load_run(run.path, name, self.model).to(session.device)
+            clock = Clock(epoch - 1, last, seed=self.seed)
+            points = self.data.train
+            found[epoch] = stationarity(model, session.method, points, clock, n=self.n, seed=self.seed)
+        return found
 
 
 def subject(paths: Sequence[Path], **settings: object) -> Subject:
@@ -167,6 +199,19 @@ def _alignment_over_epochs(s: Subject) -> Drawn:
     return drawn
 
 
+def _fosc_over_epochs(s: Subject) -> Drawn:
+    if not any(run.config.keep for run in s.runs):
+        raise UserError("no run keeps weights of earlier epochs: train it with --set keep=1,10,20, say")
+    return fosc_over_epochs({run.label: s.stationarity(run) for run in s.runs})
+
+
+def _training_eps(s: Subject) -> Drawn:
+    if len({run.config.method.threat.eps for run in s.runs}) < 2:
+        raise UserError("training-eps compares runs that were trained at several radii: name them all")
+    points = [point for run in s.runs for point in s.own_radius(run)]
+    return training_eps(s.attack, type(s.threat).__name__, points)
+
+
 def _trained(s: Subject) -> dict[str, float]:
     return {run.label: run.config.method.threat.eps for run in s.runs}
 
@@ -181,12 +226,15 @@ DIAGNOSES: dict[str, Diagnosis] = {
     "alignment": lambda s: gradient_alignment(dict(s.models), s.data.test, s.threat, n=s.n, seed=s.seed),
     "alignment-over-epochs": _alignment_over_epochs,
     "fosc": lambda s: fosc(s.first, s.data.test, s.threat, n=s.n, seed=s.seed),
+    "fosc-traces": lambda s: fosc_traces(s.first, s.data.test, s.threat, n=min(20, s.n), seed=s.seed),
+    "fosc-over-epochs": _fosc_over_epochs,
     "landscape": _landscape,
     "classes": lambda s: per_class(s.scores, s.runs[0].classes),
     "confusion": lambda s: confusion(s.scores[s.runs[0].label], s.runs[0].classes),
     "eps": lambda s: accuracy_over_eps(
         dict(s.models), s.data.test, s.threat, trained=_trained(s), n=s.n, seed=s.seed
     ),
+    "training-eps": _training_eps,
     "ranks": lambda s: adversarial_rank(dict(s.models), s.data.test, s.threat, n=s.n, seed=s.seed),
     "weights": lambda s: weights_by_class(_first(s), s.runs[0].classes, s.runs[0].label),
     "weights-over-epochs": lambda s: weights_over_epochs({run.label: run.history for run in s.runs}),
@@ -198,7 +246,7 @@ DIAGNOSES: dict[str, Diagnosis] = {
     "weight-scatter": _scatter,
     "transfer": _transfer,
 }
-PAIRS = {"weight-scatter": (2, 2), "transfer": (2, 99)}  # least and most runs
+PAIRS = {"weight-scatter": (2, 2), "transfer": (2, 99), "training-eps": (2, 99)}  # least and most runs
 
 
 def choose(what: Sequence[str], runs: int) -> list[str]:

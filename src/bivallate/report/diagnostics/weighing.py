@@ -56,9 +56,7 @@ def weigh(
     """
     columns: list[tuple[torch.Tensor, ...]] = []
     chosen = sample(data, n, seed)
-    own = not isinstance(method.solver, nn.Module)
-    solver = method.solver if own else PGD(20, method.threat.eps / 4)
-    objective = method.objective if own else cross_entropy
+    solver, objective = attacker(method)
     with looked_at(model) as device:
         for batch in chosen.batches(device, SIZE):
             forward = Forward(model)
@@ -74,6 +72,13 @@ def weigh(
     mean = float(w.mean())
     w = w / mean if mean > 0 else np.ones_like(w)
     return Weighed(chosen.index.numpy(), chosen.y.numpy(), w, chosen.x.numpy(), clean, moved, margin)
+
+
+def attacker(method: BoundMethod) -> tuple[Any, Any]:
+    """(solver, objective): the method's own if its solver has no memory, else PGD-20 on cross-entropy."""
+    if isinstance(method.solver, nn.Module):
+        return PGD(20, method.threat.eps / 4), cross_entropy
+    return method.solver, method.objective
 
 
 def _weights(method: BoundMethod, evidence: Any) -> torch.Tensor:

@@ -1,0 +1,92 @@
+"""How near a method's own attack came to a stationary point of its problem, at several times of training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from scipy.stats import gaussian_kde
+from torch import nn
+
+from bivallate.lower.problem import Forward, LowerProblem
+from bivallate.method import BoundMethod
+from bivallate.report.diagnostics.drawn import Drawn
+from bivallate.report.diagnostics.sample import looked_at, sample
+from bivallate.report.diagnostics.weighing import SIZE, attacker
+from bivallate.report.style import colour, figure
+from bivallate.types import Clock
+
+STYLES = ("-", "--", ":", "-.")
+GRID = 200
+
+
+@dataclass(frozen=True, eq=False)
+class FOSCOverEpochs(Drawn):
+    """FOSC of the adversarial points that a method makes of its training data, by label and epoch.
+
+    Attributes:
+        fosc: label -> epoch, from 1 -> (n,) in nats.
+    """
+
+    fosc: dict[str, dict[int, np.ndarray]]
+
+    def data(self) -> dict[str, Any]:
+        """The values by label and epoch."""
+        return {f"{label} {epoch}": v for label, by in self.fosc.items() for epoch, v in by.items()}
+
+    def draw(self) -> Figure:
+        """A panel for each run: Gaussian kernel densities on the same axis; the legend says the medians."""
+        fig, axes = figure(
+            len(self.fosc), width=max(1, 0.66 * len(self.fosc)), height=2.2, sharex=True, squeeze=False
+        )
+        every = np.concatenate([v for by in self.fosc.values() for v in by.values()])
+        top = max(float(np.quantile(every, 0.99)), 1e-6)
+        at = np.linspace(0, top, GRID)
+        for ax, (label, by_epoch) in zip(axes.flat, self.fosc.items(), strict=True):
+            for k, (epoch, values) in enumerate(by_epoch.items()):
+                name = f"epoch {epoch}: median {np.median(values):.2g}"
+                style = {"color": colour(k), "ls": STYLES[k % len(STYLES)], "label": name}
+                if np.ptp(values) > 1e-6 * top:
+                    ax.plot(at, gaussian_kde(values.astype(float))(at), **style)
+                else:
+                    ax.axvline(float(values[0]), **style)
+            ax.set_title(label)
+            ax.set_xlim(0, top)
+            ax.set_ylim(bottom=0)
+            ax.legend()
+        axes.flat[0].set_ylabel("density")
+        fig.supxlabel("FOSC (nats) of training images under the method's own attack", fontsize=8)
+        return fig
+
+
+def fosc_over_epochs(values: Mapping[str, Mapping[int, np.ndarray]]) -> FOSCOverEpochs:
+    """From what `stationarity` gave for each run and epoch.
+
+    Reference: Wang et al. (Dynamic AT), ICML 2019, Fig. 3, 5.
+    """
+    return FOSCOverEpochs({label: dict(sorted(by.items())) for label, by in values.items()})
+
+
+def stationarity(
+    model: nn.Module, method: BoundMethod, data: Any, clock: Clock, *, n: int | None = None, seed: int = 0
+) -> np.ndarray:
+    """FOSC of some points, attacked as the method does at that time: (n,) in nats, lower is better converged.
+
+    The points are attacked by the method's own solver where that has no memory, else by PGD-20, in eval mode;
+    FOSC is of what the solver climbs.
+
+    Cost: the solver's, and one forward and one backward a point.
+    """
+    found: list[torch.Tensor] = []
+    solver, objective = attacker(method)
+    with looked_at(model) as device:
+        for batch in sample(data, n, seed).batches(device, SIZE):
+            problem = LowerProblem(Forward(model), batch, objective, method.threat, clock)
+            delta = solver.solve(problem).delta.detach()
+            _, grad = problem.ascent(delta)
+            found.append(method.threat.support(grad, batch.x, delta).detach().cpu())
+    return torch.cat(found).float().numpy()
