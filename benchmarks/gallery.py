@@ -33,8 +33,8 @@ CAPTIONS = {
     "classes": "Accuracy of each class, weakest first.",
     "confusion": "What the images of each class are taken for under attack.",
     "eps": "Accuracy against the radius of the attack.",
-    "training-eps": "Accuracy at the radius that each run was trained for, here Fast-AT and AT at three radii: "
-    "what overfits catastrophically falls in the last weights.",
+    "training-eps": "Accuracy at the radius that each run was trained for, here Fast-AT and AT: "
+    "what overfits catastrophically would fall in the last weights alone.",
     "ranks": "Where the class that PGD-10 reached stood among the clean logits.",
     "weights": "The weights of the examples of each class.",
     "weights-over-epochs": "How many examples counted, and how the weights in training were spread: "

@@ -39,26 +39,26 @@ class FOSCOverEpochs(Drawn):
         return {f"{label} {epoch}": v for label, by in self.fosc.items() for epoch, v in by.items()}
 
     def draw(self) -> Figure:
-        """A panel for each run: Gaussian kernel densities on the same axis; the legend says the medians."""
+        """A panel for each run: Gaussian kernel densities of the logarithm; the legend says the medians."""
         fig, axes = figure(
-            len(self.fosc), width=max(1, 0.66 * len(self.fosc)), height=2.2, sharex=True, squeeze=False
+            len(self.fosc), width=max(1, 0.66 * len(self.fosc)), height=2.5, sharex=True, squeeze=False
         )
-        every = np.concatenate([v for by in self.fosc.values() for v in by.values()])
-        top = max(float(np.quantile(every, 0.99)), 1e-6)
-        at = np.linspace(0, top, GRID)
+        every = np.concatenate([v for by in self.fosc.values() for v in by.values()]).astype(float)
+        low = max(1e-4, float(np.quantile(every, 0.001)))  # of a solved linear problem it is zero
+        at = np.linspace(np.log10(low) - 0.3, np.log10(max(float(every.max()), 10 * low)) + 0.3, GRID)
         for ax, (label, by_epoch) in zip(axes.flat, self.fosc.items(), strict=True):
             for k, (epoch, values) in enumerate(by_epoch.items()):
                 name = f"epoch {epoch}: median {np.median(values):.2g}"
                 style = {"color": colour(k), "ls": STYLES[k % len(STYLES)], "label": name}
-                if np.ptp(values) > 1e-6 * top:
-                    ax.plot(at, gaussian_kde(values.astype(float))(at), **style)
+                logs = np.log10(values.astype(float).clip(low))
+                if np.ptp(logs) > 1e-3:
+                    ax.plot(10**at, gaussian_kde(logs)(at), **style)
                 else:
-                    ax.axvline(float(values[0]), **style)
-            ax.set_title(label)
-            ax.set_xlim(0, top)
+                    ax.axvline(10 ** float(logs[0]), **style)
+            ax.set_xscale("log")
             ax.set_ylim(bottom=0)
-            ax.legend()
-        axes.flat[0].set_ylabel("density")
+            ax.legend(title=label, title_fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 0.98))
+        axes.flat[0].set_ylabel("density (per decade)")
         fig.supxlabel("FOSC (nats) of training images under the method's own attack", fontsize=8)
         return fig
 
