@@ -35,7 +35,10 @@ def drops(config: Config) -> dict[int, float]:
     return {e: every[e] for e in range(config.epochs) if e == 0 or every[e] != every[e - 1]}
 
 
+BATCH = {"yopo": 256, "atta": 64}
 MART = {0: 0.01, 75: 1e-3, 90: 1e-4, 100: 1e-5}
+
+SMOOTH = {0: 0.1, 50: 0.01, 75: 1e-3}
 
 # recipe, data: epochs, weight decay, network, held out, attack mode, normalised, rates
 PAPERS = {
@@ -50,6 +53,15 @@ PAPERS = {
     ("gairat", "cifar10"): (100, 2e-4, "resnet18", 0.1, "eval", False, {0: 0.1, 30: 0.01, 60: 0.001}),
     ("fat", "cifar10"): (120, 2e-4, "wrn-32-10", 0.1, "eval", False, {0: 0.1, 60: 0.01, 90: 1e-3, 110: 5e-4}),
     ("mart", "cifar10"): (120, 0.0035, "resnet18", 0.1, "eval", False, MART),
+    ("n-fgsm", "cifar10"): (30, 5e-4, "preact-resnet18", 0.1, "train", True, None),
+    ("free", "cifar10"): (10, 5e-4, "preact-resnet18", 0.1, "train", True, None),
+    ("yopo", "cifar10"): (36, 5e-4, "preact-resnet18", 0.1, "train", False, {0: 0.04, 30: 4e-3, 34: 4e-4}),
+    ("yopo", "mnist"): (40, 5e-4, "tiny-cnn", 0.1, "train", False, {0: 2e-3, 30: 2e-4, 35: 2e-5}),
+    ("atta", "cifar10"): (38, 2e-4, "wrn-34-10", 0.1, "eval", False, {0: 0.1, 30: 0.01, 36: 1e-3}),
+    ("atta", "mnist"): (60, 2e-4, "tiny-cnn", 0.1, "eval", False, {0: 0.01}),
+    ("backward-smoothing", "cifar10"): (100, 5e-4, "resnet18", 0.1, "eval", True, SMOOTH),
+    ("wmmr", "cifar10"): (100, 5e-4, "resnet18", 0.1, "train", False, {0: 0.2, 60: 0.04}),
+    ("wmmr", "mnist"): (100, 5e-4, "tiny-cnn", 0.1, "train", False, {0: 0.01, 60: 2e-3}),
     ("mart-wrn", "cifar10"): (90, 7e-4, "wrn-34-10", 0.1, "eval", False, {0: 0.1, 75: 0.01}),
 }  # fmt: skip
 
@@ -60,14 +72,38 @@ def test_a_recipe_is_its_papers(recipe, data):
     config = resolve(recipe, data=data)
     assert isinstance(config.optimizer, SGD)
     assert config.optimizer.momentum == 0.9
-    assert (config.epochs, config.optimizer.weight_decay, config.batch_size) == (epochs, decay, 128)
+    batch = BATCH.get(recipe, 128)
+    assert (config.epochs, config.optimizer.weight_decay, config.batch_size) == (epochs, decay, batch)
     assert (config.model.name, config.model.normalise) == (network, normalised)
     assert config.data.validation == held
     assert config.method.attack_mode == mode
-    assert config.data.augment == ("crop:4,flip" if data == "cifar10" else "none")
+    assert config.data.augment.removesuffix(",fill:0.5") == ("crop:4,flip" if data == "cifar10" else "none")
+    assert config.data.augment.endswith("fill:0.5") == ((recipe, data) == ("atta", "cifar10"))
     assert (config.recipe, config.data.name) == (recipe, data)
     if expected is not None:
         assert drops(config) == pytest.approx(expected)
+
+
+def test_baselines_attack_mnist_as_in_their_public_code_unless_the_user_says_how():
+    eps = THREAT.eps
+    solver = resolve("yopo", data="mnist").method.solver
+    assert (solver.steps, solver.step_size) == (10, pytest.approx(1 / 30))
+    assert resolve("yopo", data="mnist", n=3).method.solver.steps == 3
+    solver = resolve("atta", "atta-trades", data="mnist").method.solver
+    assert (solver.reset, solver.inner.step_size) == (None, pytest.approx(eps / 30))
+    assert resolve("atta", data="mnist", reset=5).method.solver.reset == 5
+    method = resolve("wmmr", data="mnist").method
+    assert (method.solver.steps, method.solver.step_size) == (40, pytest.approx(eps / 30))
+    assert method.weighting.alpha == method.objective.alpha == 0.05
+    method = resolve("wmmr", data="mnist", alpha=0.1, steps=20).method
+    assert (method.solver.steps, method.solver.step_size) == (20, pytest.approx(eps / 4))
+    assert method.weighting.alpha == method.objective.alpha == 0.1
+    config = resolve("wmmr", base="trades")
+    assert (config.optimizer.weight_decay, drops(config)) == (
+        2e-4,
+        pytest.approx({0: 0.2, 75: 0.02, 90: 2e-3}),
+    )
+    assert resolve("n-fgsm", data="svhn").optimizer.lr == 0.05
 
 
 @pytest.mark.parametrize(("recipe", "peak"), [("fast", 10), ("done", 25), ("done-fast", 10)])
@@ -120,7 +156,7 @@ def test_fast_trains_mnist_with_adam_and_colour_with_sgd():
 def test_only_fast_rotates_cifar100():
     assert resolve("fast", data="cifar100").data.augment == "crop:4,flip,rotate:15"
     others = {resolve(name, data="cifar100").data.augment for name in RECIPES if name != "fast"}
-    assert others == {"crop:4,flip"}
+    assert others == {"crop:4,flip", "crop:4,flip,fill:0.5"}
 
 
 def test_replays_divide_the_rate_of_the_fast_family():

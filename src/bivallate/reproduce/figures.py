@@ -76,9 +76,8 @@ FIGURES = {
             ("Standard", "Curriculum", "Dynamic"),
             ("fosc", "fosc-traces"),
             together=("fosc-over-epochs",),
-            differs="over the epochs it is of 10/120, 60/120, 100/120 and all of the training, and the density "
-            "is of its logarithm; accuracy by FOSC is of test images after 1, 5 and 20 steps, in groups of "
-            "equal size",
+            differs="over the epochs it is of 10/120, 60/120, 100/120 and all of the training, as density "
+            "of the logarithm; accuracy by FOSC is of test images after 1, 5 and 20 steps, in equal groups",
         ),
         PaperFigure(
             "E12",

@@ -22,6 +22,7 @@ from bivallate.lower.pgd import PGD
 from bivallate.lower.stop import FOSCBelow
 from bivallate.method import Method
 from bivallate.methods.bastion import epochs_within
+from bivallate.run import recipes_baselines as baselines
 from bivallate.run.config import Config, Data
 from bivallate.run.optim import SGD, AdamW, MultiStep, Triangle
 from bivallate.run.task import Task
@@ -229,6 +230,12 @@ RECIPES: dict[str, Recipe] = {
     "gairat": Recipe(gairat, "gairat"),
     "mart": Recipe(mart, "mart"),
     "mart-wrn": Recipe(mart_wrn, "mart"),
+    "n-fgsm": Recipe(baselines.n_fgsm, "n-fgsm"),
+    "free": Recipe(baselines.free, "free-at"),
+    "yopo": Recipe(baselines.yopo, "yopo"),
+    "atta": Recipe(baselines.atta, "atta"),
+    "backward-smoothing": Recipe(baselines.backward_smoothing, "backward-smoothing"),
+    "wmmr": Recipe(baselines.wmmr, "wmmr"),
     "bastion": Recipe(bastion, "bastion"),
 }
 

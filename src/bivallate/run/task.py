@@ -68,6 +68,7 @@ class Task:
         validation: float = 0.1,
         watched: int = 20,
         augment: str = "",
+        batch: int = 128,
     ) -> Config:
         """The configuration, with the augmentation written out where the set is known."""
         own = str(self.known.augment) if self.known is not None else "default"
@@ -78,7 +79,7 @@ class Task:
             optimizer=optimizer,
             rate=rate,
             epochs=epochs,
-            batch_size=128,
+            batch_size=batch,
             validation=Validation(watched, 1000),
         )
 
