@@ -52,6 +52,29 @@ def test_a_curve_falls_and_is_kept(runs, tmp_path, capsys):
     assert data["accuracy"]["fast-at"][0] == evaluated["clean_accuracy"]
 
 
+def test_an_interrupted_curve_goes_on(runs, tmp_path, capsys, monkeypatch):
+    from bivallate.commands import evaluating
+
+    given = ["--attack", "fgsm", "--eps", "0,0.05,0.1", "--n", "40", "--out", str(tmp_path / "curve")]
+    places = [Path(name) / "evaluation" for name in names(runs)]
+
+    def kept() -> list[int]:
+        return [len(list(place.glob(".curve-*"))) for place in places]
+
+    def stop(self, moment):
+        if kept() == [3, 2]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluating.shown, "_update", stop)
+    assert run(["curve", *names(runs), *given]) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert kept() == [3, 2]
+    monkeypatch.undo()
+    resumed = as_json(capsys, "curve", *names(runs), *given)
+    assert kept() == [0, 0]
+    assert resumed == as_json(capsys, "curve", *names(runs), *given)
+
+
 def test_a_curve_without_radii_takes_the_runs_own(runs, capsys):
     assert run(["curve", names(runs)[0], "--attack", "fgsm", "--n", "20", "--norm", "l2"]) == 0
     out = capsys.readouterr().out

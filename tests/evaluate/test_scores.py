@@ -427,7 +427,20 @@ def test_welch_with_one_method_whose_seeds_agree():
     assert 0 < p < 0.1
 
 
-def test_an_eps_curve_does_not_resume():
-    x = cloud(4, (1, 2, 2))
-    with pytest.raises(UserError, match="resume"):
-        eps_curve(affine(4, 3), (x, torch.zeros(4, dtype=torch.int64)), "linf", [0.1], resume="file")
+def test_an_eps_curve_resumes_radius_by_radius(robust_model, held_out, tmp_path):
+    options = {"eps": [0.1, 0.05, 0.2], "attack": "pgd-3", "first": 30}
+    whole = eps_curve(robust_model, held_out, "linf", **options)
+
+    def stop(moment):
+        if len(list(tmp_path.iterdir())) == 2:
+            raise KeyboardInterrupt
+
+    file = tmp_path / "curve"
+    with pytest.raises(KeyboardInterrupt):
+        eps_curve(robust_model, held_out, "linf", resume=file, progress=stop, **options)
+    left = {place.name for place in tmp_path.iterdir()}
+    assert left == {"curve.0.05", "curve.0.1"}
+    resumed = eps_curve(robust_model, held_out, "linf", resume=file, **options)
+    for radius, score in whole.items():
+        assert torch.equal(score.robust, resumed[radius].robust)
+        assert score.passes == resumed[radius].passes

@@ -18,6 +18,7 @@ from bivallate.commands.options import Machine, Source, Subset, split_of, threat
 from bivallate.errors import UserError
 
 Flag = Annotated[bool, Parameter(negative=())]
+GO_ON = "interrupted; what was decided is kept: the same command goes on from there"
 
 
 @APP.command
@@ -104,9 +105,7 @@ def evaluate(
                 resume=partial,
             )
     except KeyboardInterrupt:
-        raise Interrupted(
-            "interrupted; what was decided is kept: the same command goes on from there"
-        ) from None
+        raise Interrupted(GO_ON) from None
     if looked is not None:  # what would make the number mean nothing goes with it into every table
         grave = tuple(str(f) for f in looked.findings if f.severity == "error")
         score = replace(score, warnings=(*score.warnings, *grave))

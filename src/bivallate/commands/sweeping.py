@@ -6,6 +6,7 @@ import json as json_module
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bivallate.cli import APP
-from bivallate.commands.evaluating import Flag, percent, shown
+from bivallate.commands.evaluating import GO_ON, Flag, percent, shown
 from bivallate.commands.options import Machine, Source, Subset
 from bivallate.commands.subjects import Subjects, norm_name, norm_of, radii_of, table
 from bivallate.files import write_json
@@ -37,7 +38,8 @@ def curve(
 ) -> None:
     """Attack the models of runs at several radii: accuracy against eps, as a table, a figure and JSON.
 
-    A point broken at one radius is broken at all larger ones, so that no curve rises.
+    A point broken at one radius is broken at all larger ones, so that no curve rises. A curve that was
+    interrupted goes on where it stopped.
 
     Parameters
     ----------
@@ -56,8 +58,11 @@ def curve(
     json
         print the data as JSON instead of a table.
     """
-    from bivallate.evaluate import eps_curve, parse
+    from bivallate.evaluate import eps_curve, evaluation_name, parse
+    from bivallate.lower.threat import threat as make
     from bivallate.report.diagnostics.ranks import OverEps
+    from bivallate.run.folder import RunFolder
+    from bivallate.run.interrupt import Interrupted
 
     name = parse(attack).name
     subjects = Subjects.of(runs, source, machine)
@@ -65,11 +70,17 @@ def curve(
     radii = radii_of(eps, kind, subjects.threats[0].eps)
     options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}
     curves = {}
-    for label, model in subjects.models.items():
-        with shown(json) as progress:
-            curves[label] = eps_curve(
-                model, subjects.points, kind, radii, attack, progress=progress, **options
-            )
+    named = evaluation_name(source.weights, make(kind, 0.0), name, source.seed, subset.name())
+    begun = f".curve-{named}.partial"
+    try:
+        for run, (label, model) in zip(runs, subjects.models.items(), strict=True):
+            place = RunFolder(run).evaluation / begun
+            with shown(json) as progress:
+                curves[label] = eps_curve(
+                    model, subjects.points, kind, radii, attack, resume=place, progress=progress, **options
+                )
+    except KeyboardInterrupt:
+        raise Interrupted(GO_ON) from None
     scores = list(next(iter(curves.values())).values())
     figure = OverEps(
         attack=name,
@@ -80,6 +91,8 @@ def curve(
         trained=subjects.trained(kind),
     )
     drawn = figure.save(out or runs[0] / "diagnosis" / f"curve-{kind}-{name}")
+    for kept in (file for run in runs for file in RunFolder(run).evaluation.glob(f"{begun}.*")):
+        kept.unlink()
     if json:
         print(json_module.dumps(figure.data() | {"n": scores[0].n}, allow_nan=False))
         return
@@ -138,20 +151,9 @@ def distances(
     at_least_one("distances", steps=steps, targets=targets, batch_size=batch_size)
     subjects = Subjects.of(runs, source, machine)
     kind = norm_of(norm, subjects.threats[0])
-    found = {
-        label: minimal_distances(
-            model,
-            subjects.points,
-            kind,
-            steps=steps,
-            targets=targets,
-            n=subset.n,
-            first=subset.first,
-            batch_size=batch_size,
-            seed=source.seed,
-        )
-        for label, model in subjects.models.items()
-    }
+    options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}
+    search = partial(minimal_distances, steps=steps, targets=targets, **options)
+    found = {label: search(model, subjects.points, kind) for label, model in subjects.models.items()}
     total = len(next(iter(found.values())))
     radii = _grid(list(found.values()))
     left = {label: surviving(values, radii) for label, values in found.items()}
@@ -178,22 +180,15 @@ def distances(
     if json:
         print(json_module.dumps(data, allow_nan=False))
         return
+    title = f"smallest {norm_name(kind)} perturbation found, {total} test points; quantiles over all"
     columns = ("run", "clean wrong", "none found", *(f"{share} %" for share in SHARES))
-    rows = [
-        [
-            label,
-            str(s["wrong"]),
-            str(s["none_found"]),
-            *(_length(s["quantiles"][str(share)]) for share in SHARES),
-        ]
-        for label, s in summary.items()
-    ]
-    table(
-        f"smallest {norm_name(kind)} perturbation found, {total} test points; quantiles over all",
-        columns,
-        rows,
-    )
+    table(title, columns, [_row(label, s) for label, s in summary.items()])
     print(f"kept in {drawn} and beside it, with every point's distance")
+
+
+def _row(label: str, summary: dict[str, Any]) -> list[str]:
+    lengths = [_length(summary["quantiles"][str(share)]) for share in SHARES]
+    return [label, str(summary["wrong"]), str(summary["none_found"]), *lengths]
 
 
 def _grid(found: Sequence[Tensor]) -> tuple[float, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -35,24 +36,29 @@ def eps_curve(
     norm: str,
     eps: Sequence[float | str],
     attack: str | Attack | Part = "pgd-20",
+    *,
+    resume: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> dict[float, Score]:
     """A score for each radius, in ascending order; a point broken at one radius is broken at all larger ones.
 
     That is exact, because the smaller ball lies in the larger; without it the curve could rise by the luck of
-    a search. Options as in `evaluate`, but for resume.
+    a search.
+
+    Args:
+        model, data, norm, eps, attack: as in `evaluate`; eps are several radii.
+        resume: beginning of the names of files that keep every verdict, one a radius (`FILE.0.1`); a curve
+            that was interrupted goes on from them. They are left in place.
+        options: as in `evaluate`.
     """
-    if "resume" in options:
-        raise UserError(
-            "an eps curve is several evaluations and cannot resume from one file; leave resume out"
-        )
     radii = sorted({make_threat(norm, value).eps for value in eps})
     if not radii:
         raise UserError("an eps curve needs at least one radius")
     curve: dict[float, Score] = {}
     before: Score | None = None
     for radius in radii:
-        score = evaluate(model, data, make_threat(norm, radius), attack, **options)
+        kept = None if resume is None else f"{os.fspath(resume)}.{radius!r}"
+        score = evaluate(model, data, make_threat(norm, radius), attack, resume=kept, **options)
         if before is not None:
             fallen = score.robust & ~before.robust
             score = replace(
