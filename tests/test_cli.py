@@ -239,8 +239,9 @@ def test_the_weights_of_a_kept_epoch_can_be_evaluated_and_compared(tmp_path, cap
     assert json.loads(capsys.readouterr().out)["rows"][0]["n"] == 20
     assert run(["evaluate", str(out), "--weights", "epoch-0"]) == 2
     assert "unknown weights 'epoch-0'" in capsys.readouterr().err
+    (out / "epoch-notes.safetensors").write_text("mine")
     assert run(["train", "plain", "--out", str(out), *QUICK, "--overwrite"]) == 0
-    assert not list(out.glob("epoch-*"))
+    assert [p.name for p in out.glob("epoch-*")] == ["epoch-notes.safetensors"]
 
 
 def test_overwrite_leaves_nothing_of_the_replaced_run(tmp_path, capsys):

@@ -119,6 +119,18 @@ def test_stationarity_is_of_the_methods_own_attack_at_that_time(binary):
     assert [line.get_label()[:8] for line in drawn.figure().axes[0].get_lines()] == ["epoch 1:", "epoch 10"]
 
 
+def test_stationarity_refuses_an_attack_that_leaves_the_ball(binary):
+    model, (x, y) = binary
+    method = methods.n_fgsm(THREAT).bind(facts_for(model, x, 2))
+    with pytest.raises(UserError, match="which this method's attack leaves"):
+        stationarity(model, method, (x, y), Clock())
+
+
+def test_a_label_may_look_like_mathematics(binary, tmp_path):
+    values = {1: np.linspace(0.01, 1, 20, dtype=np.float32)}
+    assert fosc_over_epochs({r"$\foo$": values}).save(tmp_path / "drawn").stat().st_size > 1000
+
+
 def test_the_centre_of_the_landscape_is_the_loss_and_its_slope_the_gradient(several):
     model, (x, y) = several
     found = loss_landscape(model, (x, y), THREAT, row=7, size=5)

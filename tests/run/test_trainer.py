@@ -105,9 +105,28 @@ def test_kept_epochs_are_the_weights_of_that_epoch(digits, tmp_path):
     with pytest.raises(bv.UserError, match="it has the weights best, epoch-1, epoch-3, model"):
         bv.load(whole.path, "epoch-2")
     with pytest.raises(bv.UserError, match="epoch 4, but training ends with epoch 3"):
-        bv.train("linear", digits, method, keep=(4,), **QUICK)
-    with pytest.raises(bv.UserError, match="counted from 1"):
-        bv.train("linear", digits, method, keep=(0,), **QUICK)
+        bv.train("linear", digits, method, keep=(4,), out=tmp_path / "late", **QUICK)
+    with pytest.raises(bv.UserError, match="name one with out="):
+        bv.train("linear", digits, method, keep=(1,), **QUICK)
+    for bad in ((0,), 3, True, (True,), (1.0,), {1}, range(1, 3)):
+        with pytest.raises(bv.UserError, match="counted from 1"):
+            bv.train("linear", digits, method, keep=bad, out=tmp_path / "bad", **QUICK)
+    assert not (tmp_path / "late").exists()
+    assert not (tmp_path / "bad").exists()
+
+
+def test_a_kept_epoch_is_as_it_was_measured_whatever_the_sentinel_does_next(digits, tmp_path, monkeypatch):
+    from bivallate.run.watch import Watch
+
+    def go_back(self, line):
+        with torch.no_grad():
+            self.session.model.network.stem[1].weight.zero_()
+        return []
+
+    monkeypatch.setattr(Watch, "after_epoch", go_back)
+    run = bv.train("linear", digits, bv.methods.plain(THREAT), out=tmp_path / "run", keep=(3,), **QUICK)
+    assert not run.model.network.stem[1].weight.any()
+    assert bv.load(tmp_path / "run", "epoch-3").network.stem[1].weight.any()
 
 
 def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:

@@ -38,7 +38,8 @@ def diagnose(
         weights-over-epochs, weights-by-margin, examples, likelihoods, weight-scatter (two runs) or transfer
         (two or more); repeatable. [default: all]
     out
-        folder for NAME.svg, .png, .pdf and .json or .npz. [default: FIRST RUN/diagnosis]
+        folder for NAME.svg, .png, .pdf and .json or .npz. [default: FIRST RUN/diagnosis, for other weights
+        than the best ones FIRST RUN/diagnosis/WEIGHTS]
     n
         test points at most.
     attack
@@ -51,7 +52,7 @@ def diagnose(
     device = machine.prepare()
     looked_at = subject(runs, **asdict(source), n=n, attack=attack, device=device)
     names = choose(what, len(runs))
-    place = out or runs[0] / "diagnosis"
+    place = out or runs[0] / "diagnosis" / ("" if source.weights == "best" else source.weights)
     for name in names:
         try:
             result = DIAGNOSES[name](looked_at)

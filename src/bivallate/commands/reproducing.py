@@ -45,7 +45,7 @@ def reproduce(
     ----------
     table
         T-D1 to T-D4, T-F1 to T-F11, T-B1, T-B2, T-B3, T-B6, T-B7, T-B8, T-Y1 to T-Y3, or a figure, E10 to
-        E16.
+        E16 and E16-EPS.
     scale
         smoke (minutes; tests the path, its figures mean nothing), cpu (what two cores can finish) or full
         (the paper's).
@@ -111,9 +111,9 @@ def _list_tables() -> int:
     from bivallate.reproduce.figures import FIGURES
 
     for entry in tables().values():
-        print(f"{entry.name:<6} {len(entry.cells):>3} cells  {entry.title} ({entry.source})")
+        print(f"{entry.name:<7}{len(entry.cells):>3} cells  {entry.title} ({entry.source})")
     for figure in FIGURES.values():
-        print(f"{figure.name:<6}            {figure.title}")
+        print(f"{figure.name:<7}           {figure.title}")
     return 0
 
 

@@ -21,6 +21,7 @@ IRRELEVANT = (
     "device",
     "threads",
     "checkpoint_minutes",
+    "keep",
     "data.data_dir",
 )  # to what a run's model is a sample of
 

@@ -131,7 +131,7 @@ def _read(path: Path, label: str) -> RunRecord:
     order = {name: k for k, name in enumerate(PREFERRED)}
     known = sorted(
         (e for e in found if e is not None),
-        key=lambda e: (order.get(e.weights, len(order)), e.weights, e.split, _spent(e.score)),
+        key=lambda e: (order.get(e.weights, len(order)), len(e.weights), e.weights, e.split, _spent(e.score)),
     )
     return RunRecord(label, path, config, history, tuple(known), tuple(_classes(path, known)))
 

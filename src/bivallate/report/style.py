@@ -77,6 +77,17 @@ def figure(
     return fig, fig.subplots(1, columns, **settings)
 
 
+def literally(fig: Figure) -> Figure:
+    """The figure, with titles, axis labels and legends that show a dollar sign as such: a run's folder may be
+    called anything. Ticks keep their exponents."""
+    legends = [found for found in (*(ax.get_legend() for ax in fig.axes), *fig.legends) if found is not None]
+    words = [text for legend in legends for text in (legend.get_title(), *legend.get_texts())]
+    words += [text for ax in fig.axes for text in (ax.title, ax.xaxis.label, ax.yaxis.label)]
+    for text in words:
+        text.set_parse_math(False)
+    return fig
+
+
 def save(fig: Figure, stem: Path, kinds: tuple[str, ...] = ("svg", "png", "pdf")) -> Path:
     """Writes the figure in each format, whole or not at all, and returns the path of the first."""
     files = [stem.with_name(f"{stem.name}.{kind}") for kind in kinds]  # the dot of eps0.1 is no suffix's

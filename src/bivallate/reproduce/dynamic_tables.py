@@ -44,7 +44,7 @@ def _cell(
     mnist = data == "mnist"
     return Cell(
         row, group, method, data, model, eps, "dynamic", measures, "linf", {**known, **parameters},
-        epochs=50 if mnist else None, settings=MNIST if mnist else FIXED, weights="last", keep=STAGES,
+        epochs=50 if mnist else None, settings=MNIST if mnist else FIXED, weights="last",
     )  # fmt: skip
 
 
@@ -73,7 +73,7 @@ SMALL_NOTE = (
 
 def _y1() -> Table:
     rows = ("Unsecured", "Standard", "Curriculum", "Dynamic")
-    cells = [_row(row, group, WHITE) for group in ("MNIST", "CIFAR-10") for row in rows]
+    cells = [_row(row, group, WHITE).but(keep=STAGES) for group in ("MNIST", "CIFAR-10") for row in rows]
     robust = tuple(ATTACKS)
     claims = [Claim("Dynamic", other, column) for other in ("Standard", "Curriculum") for column in robust]
     claims += asked("fosc", [Claim("Dynamic", "Standard", "FOSC", lower=True)])

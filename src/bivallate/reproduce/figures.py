@@ -32,8 +32,8 @@ class PaperFigure:
     """Figures of the papers that one evaluation describes.
 
     Attributes:
-        name: of the evaluation, E10 to E16. source: which figures of which paper it is drawn after; data and
-            network are those of `table`.
+        name: of the evaluation, E10 to E16-EPS. source: which figures of which paper it is drawn after; data
+            and network are those of `table`.
         table, rows: whose cells are trained for it, in the first of the table's groups that has them.
         each: diagnoses drawn of every run by itself. by_row: of the runs of a row. together: of all runs at
             once. pairs: of two at a time.
@@ -102,7 +102,7 @@ FIGURES = {
         PaperFigure("E15", "likelihoods projected", "BiLAW, Fig. 4", "T-B1", ("BiLAW",), ("likelihoods",)),
         PaperFigure(
             "E16",
-            "weights over epochs, learning curves, accuracy against eps of the attack",
+            "weights over epochs, ranks, learning curves, accuracy against eps of the attack",
             "BiLAW, Fig. 5; DONE, Fig. 2; Dynamic AT, Fig. 4a",
             "T-B1",
             ("AT", "BiLAW", "DONE-ADAM"),
@@ -144,11 +144,9 @@ def cells_of(figure: PaperFigure, scale: Scale) -> list[Cell]:
     first = sorted((c for c in cells if c.group == group), key=lambda cell: figure.rows.index(cell.row))
     if not figure.radii:
         return first
-    return [
-        cell.but(eps=_times(cell.eps, k), group=f"eps {_times(cell.eps, k)}")
-        for cell in first
-        for k in figure.radii
-    ]
+    radii = [_times(first[0].eps, factor) for factor in figure.radii]
+    swept = [cell.but(eps=eps, group=f"eps {eps}") for cell in first for eps in radii]
+    return [next((own for own in cells if own.but(group=new.group) == new), new) for new in swept]
 
 
 def _times(eps: str, factor: float) -> str:
@@ -184,6 +182,10 @@ def draw(
         dataset = cut(load_data(config.data, 0), cell.rows)
         place = runs / figure.table / scale / f"{cell.name}-seed0"
         folders[trained(config, dataset, place, cell.weights)[0].path] = cell.row
+        absent = [e for e in config.keep if not (place / f"epoch-{e}.safetensors").exists()]
+        if absent:
+            epochs = ", ".join(map(str, absent))
+            say(f"{place} did not keep the weights of epoch {epochs}: remove it to have it trained anew")
     drawn: list[Path] = []
     place = out / figure.name / scale
     groups = [(figure.each, [folder], folder.name) for folder in folders]

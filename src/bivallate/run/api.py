@@ -49,6 +49,8 @@ def execute(
     overwrite: bool = False,
 ) -> Run:
     """Runs a complete configuration in a new folder."""
+    if config.keep and out is None:
+        raise UserError("keep=... stores weights in the run's folder: name one with out=...")
     if config.keep and max(config.keep) > config.epochs:
         raise UserError(f"keep names epoch {max(config.keep)}, but training ends with epoch {config.epochs}")
     limit_threads(config.threads)

@@ -111,7 +111,8 @@ class Config:
             and DONE's raw steps gain nothing from it.
         threads: of the processor; 0 leaves torch's own choice.
         checkpoint_minutes: at most so long between checkpoints; one is also written after every epoch.
-        keep: epochs, counted from 1, whose weights stay too, as `epoch-N`.
+        keep: epochs, counted from 1, whose weights stay too, as `epoch-N`; the weights themselves, not their
+            average.
         recipe: name of the recipe the values came from, for the record.
     """
 
@@ -144,8 +145,8 @@ class Config:
             raise UserError(f"average is a decay in [0, 1), got {self.average!r}")
         if not self.checkpoint_minutes > 0:
             raise UserError(f"checkpoint_minutes must be positive, got {self.checkpoint_minutes!r}")
-        if not all(isinstance(epoch, int) and epoch >= 1 for epoch in self.keep):
-            raise UserError(f"keep names epochs, counted from 1, got {self.keep!r}")
+        if not isinstance(self.keep, tuple) or not all(type(e) is int and e >= 1 for e in self.keep):
+            raise UserError(f"keep is a tuple of epochs, counted from 1, such as (1, 10), got {self.keep!r}")
         for role, asked in (("optimizer", "make"), ("rate", "__call__")):
             if isinstance(getattr(self, role), type | str) or not hasattr(getattr(self, role), asked):
                 raise UserError(f"{getattr(self, role)!r} cannot serve as the {role} of a run")

@@ -99,7 +99,8 @@ class RunFolder:
         for name in (*CONTENTS, *REPORTS):
             (self.path / name).unlink(missing_ok=True)
         for kept in self.path.glob("epoch-*.safetensors"):
-            kept.unlink()
+            if KEPT.fullmatch(kept.stem):
+                kept.unlink()
         for name in FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
 

@@ -11,7 +11,8 @@ from typing import Any
 from bivallate.data import registry
 from bivallate.data.registry import Known
 from bivallate.errors import UserError
-from bivallate.method import Method
+from bivallate.method import Method, create
+from bivallate.method import registry as method_registry
 from bivallate.run.config import Config, Data, Model, Validation
 from bivallate.run.optim import Optimizer, Rate
 
@@ -51,10 +52,21 @@ class Task:
         return self.known is not None and self.known.name in ("mnist", "fashion-mnist")
 
     def tuned(self, parameter: str, path: str, value: Any) -> Task:
-        """With a part of the method changed, unless the user set the parameter that decides it."""
-        if parameter in self.fixed:
+        """With a part of the method changed, unless the user set the parameter that decides it: said so, or
+        has another value than the catalogue's method."""
+        if parameter in self.fixed or not self._as_made(path):
             return self
         return dataclasses.replace(self, method=self.method.but(**{path.replace(".", "__"): value}))
+
+    def _as_made(self, path: str) -> bool:
+        if self.method.name not in method_registry():
+            return True
+        own, made = self.method, create(self.method.name, self.method.threat)
+        for name in path.split("."):
+            if not hasattr(made, name):  # another part stands there than in the catalogue's method
+                return False
+            own, made = getattr(own, name), getattr(made, name)
+        return own == made
 
     def config(
         self,

@@ -96,7 +96,9 @@ class Trainer:
         line: dict[str, Any] = {"epoch": session.epoch + 1, "lr": session.optimizer.param_groups[0]["lr"]}
         whole = session.tally.over_ranks()
         line |= whole.line() | self._measure()
-        told = self.watch.after_epoch(line)
+        if session.epoch + 1 in session.config.keep and self.folder is not None and collective.rank() == 0:
+            session.save_model(self.folder.path, f"epoch-{session.epoch + 1}")
+        told = self.watch.after_epoch(line)  # may go back to earlier weights
         session.forward += whole.forward
         session.backward += whole.backward
         self._lap()
@@ -112,8 +114,6 @@ class Trainer:
         if self.folder is not None and collective.rank() == 0:
             if better:
                 session.save_model(self.folder.path, "best")
-            if session.epoch in session.config.keep:
-                session.save_model(self.folder.path, f"epoch-{session.epoch}")
             session.save_model(self.folder.path, "model")
             if session.average is not None:
                 session.save_model(self.folder.path, "ema", session.average.model)  # pyright: ignore

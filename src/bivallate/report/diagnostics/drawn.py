@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bivallate.files import write_text, write_whole
+from bivallate.report.style import literally, styled
 from bivallate.report.style import save as save_figure
-from bivallate.report.style import styled
 
 KINDS = ("svg", "png", "pdf")
 SUFFIXES = (".svg", ".png", ".pdf", ".json", ".npz")
@@ -32,7 +32,7 @@ class Drawn(ABC):
     def figure(self) -> Figure:
         """The figure in the package's style."""
         with styled():
-            return self.draw()
+            return literally(self.draw())
 
     def save(self, stem: str | Path, kinds: tuple[str, ...] = KINDS) -> Path:
         """Writes stem.npz (if the data holds arrays) or stem.json, and the figure in each format. A stem that
@@ -44,7 +44,7 @@ class Drawn(ABC):
         place.parent.mkdir(parents=True, exist_ok=True)
         write_data(place, self.data())
         with styled():
-            return save_figure(self.draw(), place, kinds)
+            return save_figure(literally(self.draw()), place, kinds)
 
 
 def stem_of(path: str | Path) -> Path:

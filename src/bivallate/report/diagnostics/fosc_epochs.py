@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from scipy.stats import gaussian_kde
 from torch import nn
 
+from bivallate.errors import UserError
 from bivallate.lower.problem import Forward, LowerProblem
 from bivallate.method import BoundMethod
 from bivallate.report.diagnostics.drawn import Drawn
@@ -59,7 +60,7 @@ class FOSCOverEpochs(Drawn):
             ax.set_ylim(bottom=0)
             ax.legend(title=label, title_fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 0.98))
         axes.flat[0].set_ylabel("density (per decade)")
-        fig.supxlabel("FOSC (nats) of training images under the method's own attack", fontsize=8)
+        fig.supxlabel("FOSC (nats) of training images under the method's attack", fontsize=8)
         return fig
 
 
@@ -80,6 +81,9 @@ def stationarity(
     FOSC is of what the solver climbs.
 
     Cost: the solver's, and one forward and one backward a point.
+
+    Raises:
+        UserError: the attack leaves the ball (N-FGSM), where FOSC says nothing.
     """
     found: list[torch.Tensor] = []
     solver, objective = attacker(method)
@@ -87,6 +91,8 @@ def stationarity(
         for batch in sample(data, n, seed).batches(device, SIZE):
             problem = LowerProblem(Forward(model), batch, objective, method.threat, clock)
             delta = solver.solve(problem).delta.detach()
+            if bool((method.threat.size(delta) > (1 + 1e-4) * method.threat.eps).any()):
+                raise UserError("FOSC is of the ball of radius eps, which this method's attack leaves")
             _, grad = problem.ascent(delta)
             found.append(method.threat.support(grad, batch.x, delta).detach().cpu())
     return torch.cat(found).float().numpy()

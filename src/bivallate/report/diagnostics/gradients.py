@@ -45,7 +45,7 @@ class Alignment(Drawn):
             share = np.full(len(values), 100 / len(values))
             name = f"{label}: mean {values.mean():.2f}"
             ax.hist(values, bins, weights=share, histtype="step", lw=1.3, color=colour(k), label=name)
-        ax.set_xlabel(rf"cosine of gradients at $x$ and $x+\eta$, eps {self.eps:.3g}")
+        ax.set_xlabel(f"cosine of gradients at x and x + \u03b7, eps {self.eps:.3g}")
         ax.set_ylabel("test points (%)")
         ax.legend(loc="upper left")
         return fig

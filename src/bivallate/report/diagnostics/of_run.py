@@ -13,6 +13,7 @@ import torch
 from bivallate.data import Dataset, Split
 from bivallate.errors import UserError, unknown
 from bivallate.evaluate import Score, evaluate
+from bivallate.lower.remembering import Remembering
 from bivallate.lower.threat import Linf
 from bivallate.models import Classifier
 from bivallate.report.collect import RunRecord, collect
@@ -116,15 +117,14 @@ class Subject:
         return self._weighed[run.label, split]
 
     def _weigh(self, run: RunRecord, points: Split) -> Weighed:
-        session = self._session(run)
-        kept, last = KEPT.fullmatch(self.weights), run.config.epochs
+        session, kept, last = self._session(run), KEPT.fullmatch(self.weights), len(run.history)
         epoch = int(kept[1]) if kept else (run.best_epoch or last) if self.weights == "best" else last
-        clock = Clock(epoch - 1, last, seed=self.seed)
+        clock = Clock(epoch - 1, run.config.epochs, seed=self.seed)
         model = self.models[run.label].to(session.device)
         return weigh(model, session.method, points, clock, n=self.n, seed=self.seed)
 
     def _session(self, run: RunRecord) -> Session:
-        """As the run's last checkpoint left it."""
+        """As the run's last checkpoint left it, with the attack steps that the sentinel has left."""
         here = replace(run.config, device=str(self.device), amp=False)
         with torch.random.fork_rng(devices=[]):  # unpacking restores the run's generators
             session = Session(here, self._data(run), load_run(run.path, "last", self.model))
@@ -139,17 +139,18 @@ class Subject:
             model = load_run(run.path, weights, self.model).to(self.device)
             score = evaluate(model, self.data.test, threat, self.attack, n=self.points, seed=self.seed)
             at = (score.robust_accuracy, score.interval_95)
-            found.append(OwnRadius(method, threat.eps, weights, *at))
+            found.append(OwnRadius(run.label, method, threat.eps, weights, *at))
         return found
 
     def stationarity(self, run: RunRecord) -> dict[int, np.ndarray]:
         """FOSC of training points under the run's own attack, by epoch: those that it keeps, and the last."""
-        session, last = self._session(run), run.config.epochs
+        session, last = self._session(run), len(run.history)
+        kept = [epoch for epoch in run.config.keep if epoch <= last]
         found: dict[int, np.ndarray] = {}
-        for epoch in sorted({*run.config.keep, last}):
-            name = f"epoch-{epoch}" if epoch in run.config.keep else "last"
+        for epoch in sorted({*kept, last}):
+            name = f"epoch-{epoch}" if epoch in kept else "last"
             model = load_run(run.path, name, self.model).to(session.device)
-            clock = Clock(epoch - 1, last, seed=self.seed)
+            clock = Clock(epoch - 1, run.config.epochs, seed=self.seed)
             points = self.data.train
             found[epoch] = stationarity(model, session.method, points, clock, n=self.n, seed=self.seed)
         return found
@@ -202,12 +203,21 @@ def _alignment_over_epochs(s: Subject) -> Drawn:
 def _fosc_over_epochs(s: Subject) -> Drawn:
     if not any(run.config.keep for run in s.runs):
         raise UserError("no run keeps weights of earlier epochs: train it with --set keep=1,10,20, say")
-    return fosc_over_epochs({run.label: s.stationarity(run) for run in s.runs})
+    return fosc_over_epochs({_attacked(run): s.stationarity(run) for run in s.runs})
+
+
+def _attacked(run: RunRecord) -> str:
+    """The label, and what stands in for an attack that has a memory."""
+    remembers = isinstance(run.config.method.solver, Remembering)
+    return f"{run.label}, under PGD-20" if remembers else run.label
 
 
 def _training_eps(s: Subject) -> Drawn:
-    if len({run.config.method.threat.eps for run in s.runs}) < 2:
-        raise UserError("training-eps compares runs that were trained at several radii: name them all")
+    threats = [run.config.method.threat for run in s.runs]
+    if len({t.eps for t in threats}) < 2 or len(set(map(type, threats))) > 1:
+        raise UserError(
+            "training-eps compares runs that were trained at several radii of one norm: name them"
+        )
     points = [point for run in s.runs for point in s.own_radius(run)]
     return training_eps(s.attack, type(s.threat).__name__, points)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from bivallate.report.diagnostics.drawn import Drawn
@@ -17,10 +18,11 @@ class OwnRadius:
     """One run's robust accuracy at its own radius, of one of its weights.
 
     Attributes:
-        label: of the line that it stands on, such as the method. eps: radius of training and attack.
+        run: its label. label: of the line that it stands on: the method. eps: radius of training and attack.
         weights: best or last. accuracy, interval_95: fractions.
     """
 
+    run: str
     label: str
     eps: float
     weights: str
@@ -53,13 +55,14 @@ class TrainingEps(Drawn):
         for ax, weights in zip(axes.flat, shown, strict=True):
             for k, label in enumerate(labels):
                 own = [p for p in self.points if (p.label, p.weights) == (label, weights)]
-                own.sort(key=lambda p: p.eps)
                 at, values = [p.eps for p in own], [100 * p.accuracy for p in own]
                 low = [100 * (p.accuracy - p.interval_95[0]) for p in own]
                 high = [100 * (p.interval_95[1] - p.accuracy) for p in own]
-                ax.errorbar(
-                    at, values, [low, high], color=colour(k), marker=marker(k), capsize=2, label=label
-                )
+                style = {"color": colour(k), "marker": marker(k)}
+                ax.errorbar(at, values, [low, high], ls="", capsize=2, label=label, **style)
+                radii = sorted(set(at))  # the line goes through the mean of several runs at one radius
+                means = [np.mean([v for a, v in zip(at, values, strict=True) if a == r]) for r in radii]
+                ax.plot(radii, means, color=colour(k))
             ax.set_title(f"{weights} weights")
             ax.set_xlabel(f"eps of training and attack ({self.norm})")
         axes.flat[0].set_ylim(bottom=0)
