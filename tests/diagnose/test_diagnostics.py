@@ -336,6 +336,10 @@ def test_margins_and_weights_of_the_same_examples(tmp_path):
     assert found.epochs == [1, 4, 7, 10]
     assert found.weight == [[1], [4], [7], [10]]
     assert found.rows == [[7]] * 4
+    assert found.clean == [[]] * 4
+    with_clean = weights_by_margin("a", [line | {"watched_clean": {"7": 0.9}} for line in lines])
+    assert with_clean.clean == [[0.9]] * 4
+    assert next(t.get_text() for t in with_clean.figure().legends[0].get_texts()) == "clean, after the epoch"
     assert weights_by_margin("a", lines[:1]).epochs == [1]
     with pytest.raises(UserError, match="no epoch recorded"):
         weights_by_margin("a", [{"epoch": 1}])

@@ -67,6 +67,12 @@ def test_the_same_rows_are_watched_in_every_epoch(digits, tmp_path):
     run = bv.train("tiny-cnn", digits, bv.methods.mail_at(THREAT, steps=1, burn_in=0.34), **QUICK)
     rows = [set(line["watched"]) for line in run.history]
     assert rows[0] == rows[1] == rows[2]
+    last = run.history[-1]["watched_clean"]
+    x, y = digits.train.tensors(torch.tensor([int(row) for row in last]))
+    p = run.model(x).softmax(1)
+    own = p.gather(1, y[:, None])[:, 0]
+    others = p.scatter(1, y[:, None], -1).amax(1)
+    assert list(last.values()) == pytest.approx((own - others).tolist(), abs=2e-6)
     assert 50 <= len(rows[0]) <= 200
     pairs = list(run.history[-1]["watched"].values())
     assert all(-1 <= margin <= 1 and weight >= 0 for margin, weight in pairs)

@@ -108,7 +108,7 @@ FIGURES = {
             ("AT", "BiLAW", "DONE-ADAM"),
             each=("weights-by-margin",),
             together=("weights-over-epochs", "ranks", "curves", "eps"),
-            differs="margins are adversarial ones alone; last weights",
+            differs="accuracies are of the last weights; clean margins are of the end of each epoch",
         ),
         PaperFigure(
             "E16-EPS",

@@ -160,5 +160,5 @@ def _training(history: list[dict[str, Any]]) -> dict[str, Any]:
         "seconds": sum(line["seconds"] for line in history),
         "forward_per_row": last["total_forward"],
         "backward_per_row": last["total_backward"],
-        "history": [{k: v for k, v in line.items() if k != "watched"} for line in history],
+        "history": [{k: v for k, v in line.items() if not k.startswith("watched")} for line in history],
     }

@@ -14,7 +14,7 @@ from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import Forward, LowerProblem
 from bivallate.lower.threat import L2, Linf
 from bivallate.noise import Noise
-from bivallate.types import Batch, Clock, Passes
+from bivallate.types import Batch, Clock, Passes, probability_margin
 
 BATCH = 500
 
@@ -51,6 +51,21 @@ def held_out(
                 held = right & (forward(x + solver.solve(problem).delta).argmax(1) == y)
             clean, robust = clean + int(right.sum()), robust + int(held.sum())
     return clean / n, robust / n, forward.passes
+
+
+@torch.no_grad()
+def clean_margins(model: nn.Module, split: Split, rows: list[int], device: torch.device) -> list[float]:
+    """p_y - max_k p_k of rows of a split, neither attacked nor augmented. Eval mode; the model is left as
+    found.
+
+    Cost: a forward a row, which no total counts: the rows are a few hundred at most.
+    """
+    found: list[float] = []
+    with evaluating(model):
+        for start in range(0, len(rows), BATCH):
+            x, y = (t.to(device) for t in split.tensors(torch.tensor(rows[start : start + BATCH])))
+            found += probability_margin(model(x), y).tolist()
+    return [round(value, 6) for value in found]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from bivallate.errors import UserError
 from bivallate.run import checkpoint
 from bivallate.run.folder import RunFolder
 from bivallate.run.interrupt import Interrupted, Request, interruptible
-from bivallate.run.measure import held_out
+from bivallate.run.measure import clean_margins, held_out
 from bivallate.run.optim import lower_rate, set_rate
 from bivallate.run.progress import Progress
 from bivallate.run.session import Session
@@ -96,6 +96,9 @@ class Trainer:
         line: dict[str, Any] = {"epoch": session.epoch + 1, "lr": session.optimizer.param_groups[0]["lr"]}
         whole = session.tally.over_ranks()
         line |= whole.line() | self._measure()
+        rows = [int(row) for row in line["watched"]]
+        clean = clean_margins(session.model, session.batches.split, rows, session.device)
+        line["watched_clean"] = dict(zip(line["watched"], clean, strict=True))
         if session.epoch + 1 in session.config.keep and self.folder is not None and collective.rank() == 0:
             session.save_model(self.folder.path, f"epoch-{session.epoch + 1}")
         told = self.watch.after_epoch(line)  # may go back to earlier weights

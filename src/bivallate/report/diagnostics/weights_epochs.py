@@ -82,18 +82,20 @@ class WeightsByMargin(Drawn):
 
     Attributes:
         label: of the run. epochs: that are shown, the last one too. margin, weight: of each, (n,) p_y - max
-            p_k at the adversarial point of that epoch, and weight / mean. rows: of the training data.
+            p_k at the adversarial point of that epoch, and weight / mean. clean: the margins at the clean
+            images after that epoch; none where they were not recorded. rows: of the training data.
     """
 
     label: str
     epochs: list[int]
     margin: list[list[float]]
     weight: list[list[float]]
+    clean: list[list[float]]
     rows: list[list[int]]
 
     def data(self) -> dict[str, Any]:
         """As the attributes."""
-        names = ("label", "epochs", "margin", "weight", "rows")
+        names = ("label", "epochs", "margin", "weight", "clean", "rows")
         return {name: getattr(self, name) for name in names}
 
     def draw(self) -> Figure:
@@ -101,7 +103,10 @@ class WeightsByMargin(Drawn):
         fig, axes = figure(len(self.epochs), width=2, height=1.9, sharex=True, sharey=True, squeeze=False)
         every = [w for weights in self.weight for w in weights]
         for k, ax in enumerate(axes.flat):
-            ax.plot(self.margin[k], _drawn(self.weight[k]), ".", color=colour(0), ms=3, mew=0, alpha=0.7)
+            dots, weights = {"ls": "", "marker": ".", "ms": 3, "mew": 0, "alpha": 0.6}, _drawn(self.weight[k])
+            if self.clean[k]:
+                ax.plot(self.clean[k], weights, color=colour(1), label="clean, after the epoch", **dots)
+            ax.plot(self.margin[k], weights, color=colour(0), label="attacked, in training", **dots)
             ax.axhline(1, color="#555555", lw=0.7, ls=":")
             ax.set_title(f"epoch {self.epochs[k]}")
             ax.set_xlim(-1.05, 1.05)
@@ -110,7 +115,9 @@ class WeightsByMargin(Drawn):
         else:
             axes.flat[0].set_ylim(0, 1.1 * max(every))
         axes.flat[0].set_ylabel(f"weight / mean, {self.label}")
-        fig.supxlabel("adversarial margin in training", fontsize=8)
+        fig.supxlabel("margin", fontsize=8)
+        handles, labels = axes.flat[0].get_legend_handles_labels()
+        fig.legend(handles, labels, loc="outside upper center", ncols=2, markerscale=3)
         return fig
 
 
@@ -131,6 +138,7 @@ def weights_by_margin(label: str, lines: list[dict[str, Any]], panels: int = 4) 
         [line["epoch"] for line in chosen],
         [[margin for margin, _ in some] for some in pairs],
         [[weight for _, weight in some] for some in pairs],
+        [list(line.get("watched_clean", {}).values()) for line in chosen],
         [[int(row) for row in line["watched"]] for line in chosen],
     )
 
