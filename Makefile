@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test check bench clean
 
 $(VENV)/.stamp-test: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("bivallate needs Python 3.11 or newer, got " + sys.version.split()[0] + "; run make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'

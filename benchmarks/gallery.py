@@ -28,7 +28,7 @@ CAPTIONS = {
     "fosc": "FOSC of PGD after 1, 5 and 20 steps, and accuracy and loss of groups of equal size by it.",
     "fosc-traces": "FOSC and loss of single test images from step to step of PGD.",
     "fosc-over-epochs": "FOSC of training images under the method's own attack, early, half-way and at the "
-    "end of training.",
+    "end of training: of runs that keep these weights (`--set keep=2,10`).",
     "landscape": "The loss around a test image; dashed: the ball that the attack may use.",
     "classes": "Accuracy of each class, weakest first.",
     "confusion": "What the images of each class are taken for under attack.",
@@ -39,7 +39,8 @@ CAPTIONS = {
     "weights": "The weights of the examples of each class.",
     "weights-over-epochs": "How many examples counted, and how the weights in training were spread: "
     "bands for 90 % and for half of them, a line for the median.",
-    "weights-by-margin": "The weights of the same training images against their margins, in four epochs.",
+    "weights-by-margin": "The weights of the same training images against their margins, attacked and clean, "
+    "in four epochs.",
     "examples": "The test images of lowest and highest weight.",
     "likelihoods": "Likelihoods of training images under attack in their principal components, shaded by "
     "weight.",
@@ -83,10 +84,11 @@ def draw(folders: list[Path], by_radius: list[Path], place: Path) -> None:
     target = DOCS / "figures" / "gallery"
     target.mkdir(parents=True, exist_ok=True)
     page = (
-        "# Gallery\n\nWhat `bivallate diagnose` draws, from three runs on scikit-learn's digits (8 x 8 "
+        "# Gallery\n\nWhat `bivallate diagnose` draws, from runs on scikit-learn's digits (8 x 8 "
         f"pixels, Linf eps {EPS}, {EPOCHS} epochs): MAIL-AT, whose model is shown where only one is, "
-        "DONE-Adam and Fast-AT. Made by `python -m benchmarks.gallery`. Each picture comes with its "
-        "numbers, as JSON or npz, and as PNG and PDF.\n"
+        "DONE-Adam and Fast-AT; for accuracy over eps of training Fast-AT and AT at three radii. Made by "
+        "`python -m benchmarks.gallery`. Each picture comes with its numbers, as JSON or npz, and as PNG and "
+        "PDF.\n"
     )
     for name in choose((), 2):
         drawn = DIAGNOSES[name](special.get(name, everything)).save(place / name)

@@ -29,7 +29,7 @@ class Data:
         validation: fraction (below 1) or number of training rows held out.
         imbalance: "none", "step:0.2" or "longtail:0.01". extra, extra_ratio: an .npz of synthetic images to
             mix in.
-        augment: "default" (the papers' choice for the set), "none", or a specification such as "crop4,flip".
+        augment: "default" (the papers' choice for the set), "none", or a specification such as "crop:4,flip".
         meta: rows of the second stream that BiLAW learns from, taken from training; used only by methods that
             ask.
         size: side to which every image is fitted; 0 leaves them. channels: 1 or 3; 0 as most images have.
