@@ -129,6 +129,11 @@ def test_stationarity_refuses_an_attack_that_leaves_the_ball(binary):
 def test_a_label_may_look_like_mathematics(binary, tmp_path):
     values = {1: np.linspace(0.01, 1, 20, dtype=np.float32)}
     assert fosc_over_epochs({r"$\foo$": values}).save(tmp_path / "drawn").stat().st_size > 1000
+    model, data = binary
+    drawn = transfer({r"$\foo$": model, "other": model}, data, THREAT, attack="fgsm", n=4)
+    assert drawn.save(tmp_path / "transfer").stat().st_size > 1000
+    silent = weights_over_epochs({r"$\foo$": [{"epoch": 1, "effective": 1.0, "weight_mean": 1.0}]})
+    assert silent.save(tmp_path / "weights").stat().st_size > 1000
 
 
 def test_the_centre_of_the_landscape_is_the_loss_and_its_slope_the_gradient(several):

@@ -142,7 +142,13 @@ def test_more_seeds_narrow_the_interval() -> None:
     assert (one.status, five.status) == ("undecided", "confirmed")
     assert five.difference == pytest.approx(0.012)
     low, high = five.interval_95 or (0, 0)
-    assert (low, high) == pytest.approx((0.012 - 0.0061, 0.012 + 0.0061), abs=3e-4)
+    assert (low, high) == pytest.approx((0.0048, 0.0191), abs=2e-4)
+
+
+def test_no_difference_is_as_uncertain_with_three_seeds_as_with_one() -> None:
+    records = [by_hand(row, [True] * 1000, seed=s) for row in "AB" for s in range(3)]
+    one = judge(TABLE, PGD, "g", [r for r in records if r.seed == 0]).interval_95
+    assert judge(TABLE, PGD, "g", records).interval_95 == pytest.approx(one, rel=0.02)
 
 
 def test_the_interval_of_several_seeds_covers() -> None:

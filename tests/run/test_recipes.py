@@ -8,6 +8,7 @@ import pytest
 
 from bivallate import Linf, methods
 from bivallate.cli import run
+from bivallate.lower.stop import FOSCBelow
 from bivallate.method import create
 from bivallate.run.config import Config
 from bivallate.run.optim import SGD, AdamW, Triangle
@@ -109,8 +110,17 @@ def test_baselines_attack_mnist_as_in_their_public_code_unless_the_user_says_how
 
 
 def test_what_was_set_in_python_stays():
-    made = recipe_for("wmmr", methods.wmmr(THREAT, alpha=2.0, steps=20), "mnist").method
-    assert (made.weighting.alpha, made.objective.alpha, made.solver.steps) == (2.0, 2.0, 20)
+    own = methods.wmmr(THREAT, alpha=2.0, steps=20)
+    assert recipe_for("wmmr", own, "mnist").method == own
+    own = methods.trades(THREAT, steps=20)
+    assert recipe_for("trades", own, "mnist").method == own
+    own = methods.wmmr(THREAT, alpha=2.0).but(name="mine")
+    assert recipe_for("wmmr", own, "mnist").method == own
+    for own in (
+        methods.curriculum(THREAT).but(solver__level=3),
+        methods.dynamic(THREAT).but(solver__stop=FOSCBelow(0.3)),
+    ):
+        assert recipe_for("dynamic", own, "mnist").method == own
     made = recipe_for("atta", methods.atta(THREAT, reset=3), "mnist").method
     assert (made.solver.reset, made.solver.inner.step_size) == (3, pytest.approx(THREAT.eps / 30))
     own = methods.trades(THREAT).but(name="mine")

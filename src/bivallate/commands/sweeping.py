@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bivallate.cli import APP
 from bivallate.commands.evaluating import GO_ON, Flag, percent, shown
@@ -61,7 +62,6 @@ def curve(
     from bivallate.evaluate import eps_curve, evaluation_name, parse
     from bivallate.lower.threat import threat as make
     from bivallate.report.diagnostics.ranks import OverEps
-    from bivallate.run.folder import RunFolder
     from bivallate.run.interrupt import Interrupted
 
     name = parse(attack).name
@@ -71,13 +71,14 @@ def curve(
     options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}
     curves = {}
     named = evaluation_name(source.weights, make(kind, 0.0), name, source.seed, subset.name())
-    begun = f".curve-{named}.partial"
+    begun: list[Path] = []
     try:
         for run, (label, model) in zip(runs, subjects.models.items(), strict=True):
-            place = RunFolder(run).evaluation / begun
+            kept = _kept(run, model, named)
+            begun += [kept.with_name(f"{kept.name}.{radius!r}") for radius in radii] if kept else []
             with shown(json) as progress:
                 curves[label] = eps_curve(
-                    model, subjects.points, kind, radii, attack, resume=place, progress=progress, **options
+                    model, subjects.points, kind, radii, attack, resume=kept, progress=progress, **options
                 )
     except KeyboardInterrupt:
         raise Interrupted(GO_ON) from None
@@ -91,8 +92,8 @@ def curve(
         trained=subjects.trained(kind),
     )
     drawn = figure.save(out or runs[0] / "diagnosis" / f"curve-{kind}-{name}")
-    for kept in (file for run in runs for file in RunFolder(run).evaluation.glob(f"{begun}.*")):
-        kept.unlink()
+    for file in begun:
+        file.unlink(missing_ok=True)
     if json:
         print(json_module.dumps(figure.data() | {"n": scores[0].n}, allow_nan=False))
         return
@@ -106,6 +107,16 @@ def curve(
     title = f"accuracy under {name} in {figure.norm}, {scores[0].n} test points [95 % interval]"
     table(title, ("eps", *curves), rows)
     print(f"kept in {drawn} and beside it")
+
+
+def _kept(run: Path, model: nn.Module, named: str) -> Path | None:
+    """Beginning of the names of the files that a curve goes on from; None where the run cannot be written
+    to."""
+    from bivallate.evaluate.points import model_fingerprint
+    from bivallate.run.folder import RunFolder
+
+    name = f".curve-{model_fingerprint(model)[:8]}-{named}.partial"
+    return RunFolder(run).evaluation / name if os.access(run, os.W_OK) else None
 
 
 @APP.command

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib as mpl
 from cycler import cycler
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FuncFormatter
 
 from bivallate.files import write_whole
 
@@ -78,11 +79,15 @@ def figure(
 
 
 def literally(fig: Figure) -> Figure:
-    """The figure, with titles, axis labels and legends that show a dollar sign as such: a run's folder may be
-    called anything. Ticks keep their exponents."""
+    """The figure, with words that show a dollar sign as such: a run's folder may be called anything. Numbers
+    on axes keep their exponents."""
     legends = [found for found in (*(ax.get_legend() for ax in fig.axes), *fig.legends) if found is not None]
     words = [text for legend in legends for text in (legend.get_title(), *legend.get_texts())]
-    words += [text for ax in fig.axes for text in (ax.title, ax.xaxis.label, ax.yaxis.label)]
+    for ax in fig.axes:
+        words += [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts]
+        for axis in (ax.xaxis, ax.yaxis):
+            if isinstance(axis.get_major_formatter(), FixedFormatter | FuncFormatter):  # words, not numbers
+                words += axis.get_ticklabels()
     for text in words:
         text.set_parse_math(False)
     return fig

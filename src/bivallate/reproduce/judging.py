@@ -85,7 +85,8 @@ def judge(table: Table, claim: Claim, group: str, records: Sequence[Record]) -> 
     sign = -1.0 if claim.lower else 1.0
     difference, interval, p, how = _compare(pairs, claim.column, sign)
     if claim.margin and p is not None:
-        p, how = None, "paired score interval"  # the test is of equality, which the claim does not ask about
+        p = None  # the test is of equality, which the claim does not ask about
+        how = "paired score interval" if len(pairs) == 1 else "paired interval over the seeds"
     status = _status(claim, interval, p)
     unit = pairs[0][0].columns[claim.column]["unit"]
     sides = zip((claim.better, claim.worse), zip(*pairs, strict=True), strict=True)
@@ -162,14 +163,14 @@ def sign_flip(sums: np.ndarray) -> float:
 
 def _score_interval(gains: np.ndarray) -> tuple[float, float]:
     """Of the mean of gains (seeds, points) of -1, 0 or 1: the paired score interval for one seed; for several
-    Agresti and Min's, of the means over the seeds, which adds half a gain and half a loss. Both stay honest
-    where hardly a point differs."""
+    that of the means over the seeds with z^2/2 gains and losses added (after Agresti and Min), which is as
+    wide where no point differs."""
     if len(gains) == 1:
         return paired_score_interval(int((gains > 0).sum()), int((gains < 0).sum()), gains.size)
     mean = gains.mean(0)
-    n = len(mean) + 2
+    n = len(mean) + Z95**2
     centre = float(mean.sum()) / n
-    half = Z95 * math.sqrt(max((float((mean**2).sum()) + 1) / n - centre**2, 0) / n)
+    half = Z95 * math.sqrt(max((float((mean**2).sum()) + Z95**2) / n - centre**2, 0) / n)
     return centre - half, centre + half
 
 

@@ -55,16 +55,17 @@ def held_out(
 
 @torch.no_grad()
 def clean_margins(model: nn.Module, split: Split, rows: list[int], device: torch.device) -> list[float]:
-    """p_y - max_k p_k of rows of a split, neither attacked nor augmented. Eval mode; the model is left as
-    found.
+    """p_y - max_k p_k of rows of a split, neither attacked nor augmented; -1 where logits are not finite.
+    Eval mode; the model is left as found.
 
-    Cost: a forward a row, which no total counts: the rows are a few hundred at most.
+    Cost: a forward a row, which no total counts: the rows are a few hundred at most. A stream reads the row
+    groups that they are in.
     """
     found: list[float] = []
     with evaluating(model):
         for start in range(0, len(rows), BATCH):
             x, y = (t.to(device) for t in split.tensors(torch.tensor(rows[start : start + BATCH])))
-            found += probability_margin(model(x), y).tolist()
+            found += probability_margin(model(x), y).nan_to_num(nan=-1.0).tolist()
     return [round(value, 6) for value in found]
 
 

@@ -273,7 +273,8 @@ def _attack_of_trades(task: Task) -> Task:
     eps = task.method.threat.eps
     if not task.handwriting:
         return task.tuned("step_size", "solver.step_size", 0.007 / 0.031 * eps)
-    if {"steps", "step_size"} & set(task.fixed):  # 40 small steps belong together
+    both = ("solver.steps", "solver.step_size")  # 40 small steps belong together
+    if {"steps", "step_size"} & set(task.fixed) or not task.as_made(*both):
         return task
     return task.tuned("steps", "solver.steps", 40).tuned("step_size", "solver.step_size", 0.01 / 0.3 * eps)
 

@@ -49,7 +49,8 @@ def yopo(task: Task) -> Config:
         return task.config(
             SGD(0.2 / m), rate, epochs=36, colour="preact-resnet18", batch=batch, augment=task.cropped
         )
-    if isinstance(task.method.solver, YOPO):
+    own = not {"n", "step_size"} & set(task.fixed) and task.as_made("solver.steps", "solver.step_size")
+    if isinstance(task.method.solver, YOPO) and own:
         task = task.tuned("n", "solver.steps", 10).tuned("step_size", "solver.step_size", 0.01 / 0.3)
     rate = MultiStep((30 / 40, 35 / 40, 39 / 40))
     return task.config(
@@ -114,7 +115,8 @@ def _wmmr_on_mnist(task: Task) -> Task:
         task = task.tuned("alpha", "objective.alpha", 0.05)
     if task.method.name != "wmmr" or not isinstance(task.method.solver, PGD):
         return task
-    if {"steps", "step_size"} & set(task.fixed):  # 40 small steps belong together
+    both = ("solver.steps", "solver.step_size")  # 40 small steps belong together
+    if {"steps", "step_size"} & set(task.fixed) or not task.as_made(*both):
         return task
     size = 0.01 / 0.3 * task.method.threat.eps
     return task.tuned("steps", "solver.steps", 40).tuned("step_size", "solver.step_size", size)

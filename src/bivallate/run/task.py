@@ -53,20 +53,22 @@ class Task:
 
     def tuned(self, parameter: str, path: str, value: Any) -> Task:
         """With a part of the method changed, unless the user set the parameter that decides it: said so, or
-        has another value than the catalogue's method."""
-        if parameter in self.fixed or not self._as_made(path):
+        has another value there than the catalogue's method of this name."""
+        if parameter in self.fixed or not self.as_made(path):
             return self
         return dataclasses.replace(self, method=self.method.but(**{path.replace(".", "__"): value}))
 
-    def _as_made(self, path: str) -> bool:
+    def as_made(self, *paths: str) -> bool:
+        """Whether these parts of the method are as the catalogue makes the method of its name."""
         if self.method.name not in method_registry():
-            return True
-        own, made = self.method, create(self.method.name, self.method.threat)
-        for name in path.split("."):
-            if not hasattr(made, name):  # another part stands there than in the catalogue's method
-                return False
-            own, made = getattr(own, name), getattr(made, name)
-        return own == made
+            return False
+        try:
+            made = create(self.method.name, self.method.threat)
+        except (UserError, TypeError):  # it has parameters that must be given
+            return False
+        absent = object()
+        pairs = ((_part(self.method, path, absent), _part(made, path, absent)) for path in paths)
+        return all(own is not absent and own == other for own, other in pairs)
 
     def config(
         self,
@@ -99,3 +101,10 @@ class Task:
     def cropped(self) -> str:
         """The set's augmentation without the rotation that only Fast-BAT gives CIFAR-100."""
         return CROP_FLIP if self.known is not None and self.known.name == "cifar100" else ""
+
+
+def _part(method: Method, path: str, absent: object) -> Any:
+    found: Any = method
+    for name in path.split("."):
+        found = getattr(found, name, absent)
+    return found

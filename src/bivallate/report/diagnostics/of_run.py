@@ -203,7 +203,13 @@ def _alignment_over_epochs(s: Subject) -> Drawn:
 def _fosc_over_epochs(s: Subject) -> Drawn:
     if not any(run.config.keep for run in s.runs):
         raise UserError("no run keeps weights of earlier epochs: train it with --set keep=1,10,20, say")
-    return fosc_over_epochs({_attacked(run): s.stationarity(run) for run in s.runs})
+    values: dict[str, dict[int, np.ndarray]] = {}
+    for run in s.runs:
+        try:
+            values[_attacked(run)] = s.stationarity(run)
+        except UserError as error:
+            raise UserError(f"{run.label}: {error}") from error
+    return fosc_over_epochs(values)
 
 
 def _attacked(run: RunRecord) -> str:

@@ -116,7 +116,7 @@ class WeightsByMargin(Drawn):
             axes.flat[0].set_ylim(0, 1.1 * max(every))
         axes.flat[0].set_ylabel(f"weight / mean, {self.label}")
         fig.supxlabel("margin", fontsize=8)
-        handles, labels = axes.flat[0].get_legend_handles_labels()
+        handles, labels = axes.flat[-1].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside upper center", ncols=2, markerscale=3)
         return fig
 
