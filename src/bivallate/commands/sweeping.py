@@ -60,6 +60,7 @@ def curve(
         print the data as JSON instead of a table.
     """
     from bivallate.evaluate import eps_curve, evaluation_name, parse
+    from bivallate.evaluate.sweeps import curve_file
     from bivallate.lower.threat import threat as make
     from bivallate.report.diagnostics.ranks import OverEps
     from bivallate.run.interrupt import Interrupted
@@ -75,7 +76,7 @@ def curve(
     try:
         for run, (label, model) in zip(runs, subjects.models.items(), strict=True):
             kept = _kept(run, model, named)
-            begun += [kept.with_name(f"{kept.name}.{radius!r}") for radius in radii] if kept else []
+            begun += [curve_file(kept, radius) for radius in radii] if kept else []
             with shown(json) as progress:
                 curves[label] = eps_curve(
                     model, subjects.points, kind, radii, attack, resume=kept, progress=progress, **options

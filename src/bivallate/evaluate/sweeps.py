@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ def eps_curve(
     curve: dict[float, Score] = {}
     before: Score | None = None
     for radius in radii:
-        kept = None if resume is None else f"{os.fspath(resume)}.{radius!r}"
+        kept = None if resume is None else curve_file(resume, radius)
         score = evaluate(model, data, make_threat(norm, radius), attack, resume=kept, **options)
         if before is not None:
             fallen = score.robust & ~before.robust
@@ -69,6 +70,11 @@ def eps_curve(
             )
         curve[radius], before = score, score
     return curve
+
+
+def curve_file(resume: str | os.PathLike[str], radius: float) -> Path:
+    """Where a curve that can be resumed keeps the verdicts at one radius."""
+    return Path(f"{os.fspath(resume)}.{radius!r}")
 
 
 @torch.inference_mode(False)  # a caller may be in it

@@ -19,9 +19,8 @@ from bivallate.evaluate.points import state_fingerprint
 from bivallate.models import Classifier
 from bivallate.models.io import read_manifest, read_weights
 from bivallate.run.config import Config
-from bivallate.run.folder import RunFolder
+from bivallate.run.folder import WEIGHTS, RunFolder
 
-PREFERRED = ("best", "last", "ema")
 ENOUGH = 1000  # points: with more, a weak attack still says less than a strong one on these
 STALE = "evaluated before the weights changed; evaluate again"
 LONG = 20  # letters of a label, beyond which what all have in common is left out
@@ -83,7 +82,7 @@ class RunRecord:
         tested = [e for e in self.evaluations if (e.split, e.data) == ("test", "")]
         fair = [e for e in tested if same_threat(e.score.threat, threat)]
         attacked = [e for e in fair if e.score.part_names]
-        for weights in PREFERRED:
+        for weights in WEIGHTS:
             own = [e for e in attacked if e.weights == weights]
             if own:
                 return min(own, key=lambda e: e.precedence)
@@ -128,7 +127,7 @@ def _read(path: Path, label: str) -> RunRecord:
     config, history = Config.read(folder.config), folder.read_metrics()
     prints = fingerprints(path)
     found = [evaluation(file, prints) for file in sorted(folder.evaluation.glob("*.json"))]
-    order = {name: k for k, name in enumerate(PREFERRED)}
+    order = {name: k for k, name in enumerate(WEIGHTS)}
     known = sorted(
         (e for e in found if e is not None),
         key=lambda e: (order.get(e.weights, len(order)), len(e.weights), e.weights, e.split, _spent(e.score)),

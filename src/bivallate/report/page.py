@@ -18,7 +18,7 @@ from bivallate.report.collect import STALE, RunRecord, collect
 from bivallate.report.diagnostics.classes import confusion, per_class
 from bivallate.report.diagnostics.curves import learning_curves
 from bivallate.report.diagnostics.drawn import Drawn
-from bivallate.report.style import literally, styled
+from bivallate.report.style import styled
 
 FORMATS = {".html": "html", ".md": "md", ".tex": "tex"}
 
@@ -154,7 +154,7 @@ def inline_svg(drawn: Drawn, prefix: str, caption: str) -> str:
     """The figure as an <svg> element without prolog, metadata or fixed size."""
     stream = io.StringIO()
     with styled():
-        literally(drawn.draw()).savefig(stream, format="svg", metadata={"Date": None})
+        drawn.figure().savefig(stream, format="svg", metadata={"Date": None})
     svg = stream.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{prefix}', svg)

@@ -12,7 +12,7 @@ from typing import Any
 from bivallate.errors import UserError, unknown
 from bivallate.files import write_text
 
-WEIGHTS = ("best", "last", "ema")
+WEIGHTS = ("best", "last", "ema")  # those that a report prefers first
 KEPT = re.compile(r"epoch-([1-9][0-9]*)")  # the name of weights that `Config.keep` asked for
 CONTENTS = (
     "config.toml",

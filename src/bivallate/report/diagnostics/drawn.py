@@ -44,7 +44,7 @@ class Drawn(ABC):
         place.parent.mkdir(parents=True, exist_ok=True)
         write_data(place, self.data())
         with styled():
-            return save_figure(literally(self.draw()), place, kinds)
+            return save_figure(self.figure(), place, kinds)
 
 
 def stem_of(path: str | Path) -> Path:
