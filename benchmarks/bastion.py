@@ -32,7 +32,7 @@ from bivallate.lower.pgd import PGD
 from bivallate.lower.start import uniform
 from bivallate.method import create, facts_for
 from bivallate.methods.bastion import growth
-from bivallate.report.cards import PARTS, one_line
+from bivallate.reports.cards import PARTS, one_line
 from bivallate.reproduce.machine import commit, machine
 from bivallate.reproduce.running import cut
 from bivallate.reproduce.running import trained as finished

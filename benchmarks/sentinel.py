@@ -24,8 +24,8 @@ import bivallate as bv
 from bivallate import models
 from bivallate.files import write_text
 from bivallate.method import create
-from bivallate.report.diagnostics.drawn import Drawn
-from bivallate.report.style import COLOURS, figure
+from bivallate.reports.diagnostics.drawn import Drawn
+from bivallate.reports.style import COLOURS, figure
 from bivallate.reproduce.machine import commit
 from bivallate.run.config import Validation
 from bivallate.run.optim import Cosine, Rate

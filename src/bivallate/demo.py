@@ -60,7 +60,7 @@ def run_demo(out: Path, *, epochs: int, threads: int) -> list[dict[str, Any]]:
         rows.append(_measured(method, folder, run.history, dataset))
     write_json(out / "table.json", rows)
     _print(wide, rows)
-    from bivallate.report.figures import demo_figure
+    from bivallate.reports.figures import demo_figure
 
     picture = demo_figure(out, rows)
     console.print(

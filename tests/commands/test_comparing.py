@@ -15,8 +15,8 @@ from bivallate.cli import run
 from bivallate.commands.auditing import kept_claim
 from bivallate.evaluate import Score, evaluation_name
 from bivallate.lower.threat import Linf
-from bivallate.report.collect import collect
-from bivallate.report.page import write_report
+from bivallate.reports.collect import collect
+from bivallate.reports.page import write_report
 
 QUICK = ["--batch-size", "400", "--model", "linear", "--set", "validation.steps=1", "--eps", "0.1"]
 NAMES = ("at-0", "at-1", "plain-0", "plain-1")

@@ -11,7 +11,7 @@ import pytest
 
 from bivallate.cli import run
 from bivallate.data.sources import distinct_name
-from bivallate.report.collect import collect
+from bivallate.reports.collect import collect
 
 QUICK = ["--batch-size", "400", "--model", "linear", "--set", "validation.steps=1", "--eps", "0.1"]
 

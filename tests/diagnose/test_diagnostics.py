@@ -15,22 +15,22 @@ from torch import Tensor, nn
 
 from bivallate import Linf, UserError, methods
 from bivallate.method import facts_for
-from bivallate.report.diagnostics.classes import confusion, per_class
-from bivallate.report.diagnostics.curves import learning_curves
-from bivallate.report.diagnostics.fosc import fosc, fosc_traces
-from bivallate.report.diagnostics.fosc_epochs import fosc_over_epochs, stationarity
-from bivallate.report.diagnostics.gradients import cosines, gradient_alignment
-from bivallate.report.diagnostics.landscape import loss_landscape
-from bivallate.report.diagnostics.ranks import accuracy_over_eps, adversarial_rank, transfer
-from bivallate.report.diagnostics.weighing import weigh
-from bivallate.report.diagnostics.weights import (
+from bivallate.reports.diagnostics.classes import confusion, per_class
+from bivallate.reports.diagnostics.curves import learning_curves
+from bivallate.reports.diagnostics.fosc import fosc, fosc_traces
+from bivallate.reports.diagnostics.fosc_epochs import fosc_over_epochs, stationarity
+from bivallate.reports.diagnostics.gradients import cosines, gradient_alignment
+from bivallate.reports.diagnostics.landscape import loss_landscape
+from bivallate.reports.diagnostics.ranks import accuracy_over_eps, adversarial_rank, transfer
+from bivallate.reports.diagnostics.weighing import weigh
+from bivallate.reports.diagnostics.weights import (
     extremes,
     likelihood_pca,
     pictured,
     weight_scatter,
     weights_by_class,
 )
-from bivallate.report.diagnostics.weights_epochs import weights_by_margin, weights_over_epochs
+from bivallate.reports.diagnostics.weights_epochs import weights_by_margin, weights_over_epochs
 from bivallate.types import Clock
 
 matplotlib.use("Agg")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import bivallate as bv
-from bivallate.report.diagnostics.of_run import DIAGNOSES, subject
+from bivallate.reports.diagnostics.of_run import DIAGNOSES, subject
 
 matplotlib.use("Agg")
 

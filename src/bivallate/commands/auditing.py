@@ -114,7 +114,7 @@ def kept_claim(folder: Path, weights: str, threat: Any, points: int) -> tuple[fl
     """
     from bivallate.audit.plan import FEWEST
     from bivallate.evaluate.compare import same_threat
-    from bivallate.report.collect import STALE, evaluation, fingerprints
+    from bivallate.reports.collect import STALE, evaluation, fingerprints
 
     found, prints = [], fingerprints(folder.parent)
     for path in sorted(folder.glob(f"{weights}-{type(threat).__name__.lower()}-*.json")):

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from bivallate.cli import APP
-from bivallate.commands.compared import Compared
 from bivallate.errors import UserError, unknown
+from bivallate.reports.comparison.table import Compared
 
 Flag = Annotated[bool, Parameter(negative=())]
 MARK, OLD = "*", "!"  # behind a p-value; behind the name of a run
@@ -67,9 +67,9 @@ def compare(
     json
         print everything as JSON.
     """
-    from bivallate.commands.choosing import Wanted, choose
     from bivallate.evaluate.compare import KEYS
-    from bivallate.report.collect import collect
+    from bivallate.reports.collect import collect
+    from bivallate.reports.comparison.choosing import Wanted, choose
     from bivallate.run.folder import check_weights
 
     for what, given, known in (
@@ -130,7 +130,7 @@ def _percent(value: float, interval: Any = None) -> str:
 
 
 def _cost(passes: float, seconds: float) -> str:
-    from bivallate.report.tables import duration
+    from bivallate.reports.tables import duration
 
     return f"{passes:.4g}\n{duration(seconds)}" if math.isfinite(passes) else "-"
 
@@ -145,7 +145,7 @@ def _p(value: float | None, adjusted: float | None, significant: bool) -> str:
 def _different(records: Sequence[Any], chosen: Sequence[Any]) -> list[str]:
     """What the reader of any table must know: age, warnings; points, trainings and radii that differ."""
     from bivallate.evaluate.compare import same_threat
-    from bivallate.report.collect import STALE
+    from bivallate.reports.collect import STALE
 
     notes = []
     stale = [r.label for r, e in zip(records, chosen, strict=True) if e.stale]
@@ -248,8 +248,8 @@ def _costs() -> str:
 
 def _seeds(records: Sequence[Any], chosen: Sequence[Any], sort: str, descending: bool | None) -> Compared:
     """A row for the seeds of each method."""
-    from bivallate.commands.seeds import by_seed, welch_tests
     from bivallate.evaluate.compare import COSTS as ALL_COSTS
+    from bivallate.reports.comparison.seeds import by_seed, welch_tests
 
     groups = by_seed(records, chosen, [_trained(record) for record in records])
     falling = sort not in ALL_COSTS if descending is None else descending

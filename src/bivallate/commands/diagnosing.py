@@ -45,7 +45,7 @@ def diagnose(
     attack
         for the accuracies by class and the confusions.
     """
-    from bivallate.report.diagnostics.of_run import DIAGNOSES, choose, subject
+    from bivallate.reports.diagnostics.of_run import DIAGNOSES, choose, subject
 
     if n < 2:
         raise UserError(f"--n must be at least 2, got {n}")

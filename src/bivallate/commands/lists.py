@@ -31,7 +31,7 @@ def methods(name: str | None = None, *, json: Json = False) -> None:
     """
     from bivallate.lower.threat import Linf
     from bivallate.method import registry
-    from bivallate.report.cards import card
+    from bivallate.reports.cards import card
 
     entries = registry()
     if name is not None:

@@ -19,7 +19,7 @@ def report(*runs: Path, out: Path | None = None) -> None:
         file to write: .html (one file with everything inside), .md or .tex (figures in a folder beside it).
         [default: report.html, of one run in its folder]
     """
-    from bivallate.report.page import write_report
+    from bivallate.reports.page import write_report
 
     place = runs[0] if len(runs) == 1 else Path()
     print(f"report: {write_report(runs, out or place / 'report.html')}")

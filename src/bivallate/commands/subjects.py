@@ -16,8 +16,8 @@ from torch import nn
 from bivallate.commands.options import Machine, Source
 from bivallate.errors import UserError
 from bivallate.lower.threat import threat as make
-from bivallate.report.diagnostics.of_run import subject
-from bivallate.report.diagnostics.ranks import FACTORS
+from bivallate.reports.diagnostics.of_run import subject
+from bivallate.reports.diagnostics.ranks import FACTORS
 
 
 @dataclass(frozen=True, eq=False)

@@ -62,7 +62,7 @@ def curve(
     from bivallate.evaluate import eps_curve, evaluation_name, parse
     from bivallate.evaluate.sweeps import curve_file
     from bivallate.lower.threat import threat as make
-    from bivallate.report.diagnostics.ranks import OverEps
+    from bivallate.reports.diagnostics.ranks import OverEps
     from bivallate.run.interrupt import Interrupted
 
     name = parse(attack).name
@@ -157,8 +157,8 @@ def distances(
     from bivallate.evaluate.attacks import at_least_one
     from bivallate.evaluate.statistics import wilson
     from bivallate.evaluate.sweeps import minimal_distances, surviving
-    from bivallate.report.diagnostics.drawn import stem_of
-    from bivallate.report.diagnostics.ranks import OverEps
+    from bivallate.reports.diagnostics.drawn import stem_of
+    from bivallate.reports.diagnostics.ranks import OverEps
 
     at_least_one("distances", steps=steps, targets=targets, batch_size=batch_size)
     subjects = Subjects.of(runs, source, machine)

@@ -206,7 +206,7 @@ def _pictures(
     n: int,
     say: Callable[[str], object],
 ) -> list[Path]:
-    from bivallate.report.diagnostics.of_run import DIAGNOSES, subject
+    from bivallate.reports.diagnostics.of_run import DIAGNOSES, subject
 
     if not kinds:
         return []

@@ -8,7 +8,7 @@ from typing import Any
 
 from bivallate.evaluate import Score
 from bivallate.parts import encode
-from bivallate.report.collect import STALE, Evaluation, RunRecord
+from bivallate.reports.collect import STALE, Evaluation, RunRecord
 
 NONE = "-"
 WILSON = "In brackets: 95 % intervals (Wilson), each class for itself."

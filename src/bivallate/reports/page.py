@@ -13,12 +13,12 @@ import jinja2
 
 from bivallate.errors import UserError
 from bivallate.files import write_text
-from bivallate.report import tables
-from bivallate.report.collect import STALE, RunRecord, collect
-from bivallate.report.diagnostics.classes import confusion, per_class
-from bivallate.report.diagnostics.curves import learning_curves
-from bivallate.report.diagnostics.drawn import Drawn
-from bivallate.report.style import styled
+from bivallate.reports import tables
+from bivallate.reports.collect import STALE, RunRecord, collect
+from bivallate.reports.diagnostics.classes import confusion, per_class
+from bivallate.reports.diagnostics.curves import learning_curves
+from bivallate.reports.diagnostics.drawn import Drawn
+from bivallate.reports.style import styled
 
 FORMATS = {".html": "html", ".md": "md", ".tex": "tex"}
 
@@ -186,7 +186,7 @@ def markdown(text: Any) -> str:
 
 def _environment(kind: str) -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("bivallate.report"),
+        loader=jinja2.PackageLoader("bivallate.reports"),
         autoescape=kind == "html",
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

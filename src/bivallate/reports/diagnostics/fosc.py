@@ -13,9 +13,9 @@ from torch import nn
 from bivallate.lower.objective import cross_entropy
 from bivallate.lower.start import uniform
 from bivallate.lower.threat import ThreatModel
-from bivallate.report.diagnostics.drawn import Drawn
-from bivallate.report.diagnostics.sample import looked_at, problem_of, sample
-from bivallate.report.style import COLOURS, colour, figure
+from bivallate.reports.diagnostics.drawn import Drawn
+from bivallate.reports.diagnostics.sample import looked_at, problem_of, sample
+from bivallate.reports.style import COLOURS, colour, figure
 
 GROUPS = 20
 

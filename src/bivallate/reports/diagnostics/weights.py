@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bivallate.errors import UserError
-from bivallate.report.diagnostics.drawn import Drawn
-from bivallate.report.diagnostics.weighing import Weighed
-from bivallate.report.style import COLOURS, COLUMN, figure
+from bivallate.reports.diagnostics.drawn import Drawn
+from bivallate.reports.diagnostics.weighing import Weighed
+from bivallate.reports.style import COLOURS, COLUMN, figure
 
 FLOOR = 1e-3  # relative weights below are drawn there
 SPREAD = 5.0  # largest relative weight that is drawn on a linear axis

@@ -15,7 +15,7 @@ from bivallate.evaluate import parse
 from bivallate.evaluate.compare import SAME_RADIUS, same_threat
 from bivallate.lower.threat import threat as make
 from bivallate.parts import parse_number
-from bivallate.report.collect import Evaluation, RunRecord
+from bivallate.reports.collect import Evaluation, RunRecord
 
 Kind = tuple[str, str, float]  # attack, norm, eps
 

@@ -15,10 +15,10 @@ from torch import nn
 from bivallate.errors import UserError
 from bivallate.lower.problem import Forward, LowerProblem
 from bivallate.method import BoundMethod
-from bivallate.report.diagnostics.drawn import Drawn
-from bivallate.report.diagnostics.sample import looked_at, sample
-from bivallate.report.diagnostics.weighing import SIZE, attacker
-from bivallate.report.style import colour, figure
+from bivallate.reports.diagnostics.drawn import Drawn
+from bivallate.reports.diagnostics.sample import looked_at, sample
+from bivallate.reports.diagnostics.weighing import SIZE, attacker
+from bivallate.reports.style import colour, figure
 from bivallate.types import Clock
 
 STYLES = ("-", "--", ":", "-.")

@@ -13,8 +13,8 @@ from bivallate.evaluate.compare import KEYS, LEVEL, Spread, TrainingCost, over_s
 from bivallate.evaluate.score import Score
 from bivallate.evaluate.statistics import holm, welch
 from bivallate.parts import encode
-from bivallate.report.collect import Evaluation, RunRecord
-from bivallate.report.tables import flatten
+from bivallate.reports.collect import Evaluation, RunRecord
+from bivallate.reports.tables import flatten
 
 IRRELEVANT = (
     "seed",

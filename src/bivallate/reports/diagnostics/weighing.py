@@ -15,7 +15,7 @@ from bivallate.lower.objective import cross_entropy
 from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import Forward, LowerProblem
 from bivallate.method import BoundMethod
-from bivallate.report.diagnostics.sample import looked_at, sample
+from bivallate.reports.diagnostics.sample import looked_at, sample
 from bivallate.types import Clock
 
 SIZE = 128  # of the minibatches that are weighed: most rules are relative to their minibatch

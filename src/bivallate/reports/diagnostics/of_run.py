@@ -16,25 +16,25 @@ from bivallate.evaluate import Score, evaluate
 from bivallate.lower.remembering import Remembering
 from bivallate.lower.threat import Linf
 from bivallate.models import Classifier
-from bivallate.report.collect import RunRecord, collect
-from bivallate.report.diagnostics.classes import confusion, per_class
-from bivallate.report.diagnostics.curves import learning_curves
-from bivallate.report.diagnostics.drawn import Drawn
-from bivallate.report.diagnostics.fosc import fosc, fosc_traces
-from bivallate.report.diagnostics.fosc_epochs import fosc_over_epochs, stationarity
-from bivallate.report.diagnostics.gradients import gradient_alignment
-from bivallate.report.diagnostics.landscape import loss_landscape
-from bivallate.report.diagnostics.ranks import accuracy_over_eps, adversarial_rank, transfer
-from bivallate.report.diagnostics.training_eps import OwnRadius, training_eps
-from bivallate.report.diagnostics.weighing import Weighed, weigh
-from bivallate.report.diagnostics.weights import (
+from bivallate.reports.collect import RunRecord, collect
+from bivallate.reports.diagnostics.classes import confusion, per_class
+from bivallate.reports.diagnostics.curves import learning_curves
+from bivallate.reports.diagnostics.drawn import Drawn
+from bivallate.reports.diagnostics.fosc import fosc, fosc_traces
+from bivallate.reports.diagnostics.fosc_epochs import fosc_over_epochs, stationarity
+from bivallate.reports.diagnostics.gradients import gradient_alignment
+from bivallate.reports.diagnostics.landscape import loss_landscape
+from bivallate.reports.diagnostics.ranks import accuracy_over_eps, adversarial_rank, transfer
+from bivallate.reports.diagnostics.training_eps import OwnRadius, training_eps
+from bivallate.reports.diagnostics.weighing import Weighed, weigh
+from bivallate.reports.diagnostics.weights import (
     extremes,
     likelihood_pca,
     pictured,
     weight_scatter,
     weights_by_class,
 )
-from bivallate.report.diagnostics.weights_epochs import weights_by_margin, weights_over_epochs
+from bivallate.reports.diagnostics.weights_epochs import weights_by_margin, weights_over_epochs
 from bivallate.run import checkpoint
 from bivallate.run.api import load_run
 from bivallate.run.folder import KEPT, RunFolder

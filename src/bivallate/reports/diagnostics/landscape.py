@@ -12,9 +12,9 @@ from matplotlib.patches import Rectangle
 from torch import nn
 
 from bivallate.lower.threat import Linf
-from bivallate.report.diagnostics.drawn import Drawn
-from bivallate.report.diagnostics.sample import BATCH, looked_at, problem_of, sample
-from bivallate.report.style import COLUMN
+from bivallate.reports.diagnostics.drawn import Drawn
+from bivallate.reports.diagnostics.sample import BATCH, looked_at, problem_of, sample
+from bivallate.reports.style import COLUMN
 
 
 @dataclass(frozen=True, eq=False)

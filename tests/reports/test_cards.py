@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bivallate.report import cards
+from bivallate.reports import cards
 
 DOCS = Path(__file__).parents[2] / "docs" / "methods"
 
@@ -14,7 +14,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "methods"
 @pytest.mark.skipif(not DOCS.exists(), reason="installed without the documentation")
 def test_cards_are_up_to_date():
     written = {p.name: p.read_text(encoding="utf-8") for p in DOCS.glob("*.md")}
-    assert written == cards.pages(), "run: python -m bivallate.report.cards"
+    assert written == cards.pages(), "run: python -m bivallate.reports.cards"
 
 
 def test_every_card_names_its_cost_its_source_and_a_reference():

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from bivallate.report.diagnostics.drawn import Drawn
-from bivallate.report.style import colour, figure, marker
+from bivallate.reports.diagnostics.drawn import Drawn
+from bivallate.reports.style import colour, figure, marker
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from bivallate.errors import UserError
-from bivallate.report.diagnostics.curves import NO_EPOCH
-from bivallate.report.diagnostics.drawn import Drawn
-from bivallate.report.diagnostics.weights import FLOOR
-from bivallate.report.style import colour, figure
+from bivallate.reports.diagnostics.curves import NO_EPOCH
+from bivallate.reports.diagnostics.drawn import Drawn
+from bivallate.reports.diagnostics.weights import FLOOR
+from bivallate.reports.style import colour, figure
 from bivallate.run.spread import QUANTILES
 
 

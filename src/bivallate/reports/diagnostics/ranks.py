@@ -13,9 +13,9 @@ from torch import nn
 from bivallate.evaluate import attack as attacked
 from bivallate.evaluate import eps_curve
 from bivallate.lower.threat import L2, Linf
-from bivallate.report.diagnostics.drawn import Drawn
-from bivallate.report.diagnostics.sample import looked_at, sample
-from bivallate.report.style import COLUMN, colour, figure, marker
+from bivallate.reports.diagnostics.drawn import Drawn
+from bivallate.reports.diagnostics.sample import looked_at, sample
+from bivallate.reports.style import COLUMN, colour, figure, marker
 
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bivallate.evaluate import Score
-from bivallate.report.diagnostics.drawn import Drawn
-from bivallate.report.style import COLUMN, colour, marker
+from bivallate.reports.diagnostics.drawn import Drawn
+from bivallate.reports.style import COLUMN, colour, marker
 
 LARGEST = 20  # classes whose cells are numbered
 

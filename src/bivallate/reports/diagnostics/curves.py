@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from bivallate.errors import UserError
-from bivallate.report.diagnostics.drawn import Drawn
-from bivallate.report.style import COLUMN, colour
+from bivallate.reports.diagnostics.drawn import Drawn
+from bivallate.reports.style import COLUMN, colour
 
 NO_EPOCH = "no epoch was finished and recorded: train for one at least"
 

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from bivallate.lower.threat import ThreatModel
-from bivallate.report.diagnostics.drawn import Drawn
-from bivallate.report.diagnostics.sample import looked_at, problem_of, sample
-from bivallate.report.style import colour, figure
+from bivallate.reports.diagnostics.drawn import Drawn
+from bivallate.reports.diagnostics.sample import looked_at, problem_of, sample
+from bivallate.reports.style import colour, figure
 from bivallate.run.measure import cosines
 
 

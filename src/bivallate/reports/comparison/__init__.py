@@ -1,0 +1,1 @@
+"""The stored evaluations of several runs in one table."""
