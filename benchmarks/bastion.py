@@ -89,6 +89,7 @@ COMPARED: dict[str, Callable[[], Method]] = {
     name: of(name)
     for name in ("at", "trades", "n-fgsm", "fast-bat", "mail-trades", "mart", "done-adam", "gairat", "bilaw")
 }
+COMPARED |= {"fast-bat": of("fast-bat", step_size=2000 / 255)}  # its public code's above 8/255
 COMPARED |= {"fast-at": of("fast-at"), "atta": of("atta", reset=None), "bastion": of("bastion")}
 ABLATED = {  # what differs from bastion, or from AT
     "bastion": "all",

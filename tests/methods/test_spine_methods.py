@@ -62,8 +62,9 @@ def test_fast_bat_as_eq_12_is_printed(hessian) -> None:
 def test_fast_bat_large_eps_has_the_smaller_step() -> None:
     method = methods.fast_bat(Linf(16 / 255))
     assert isinstance(method.coupling, LastStep)
-    assert method.coupling.step_size == pytest.approx(2000 / 255)
+    assert method.coupling.step_size == pytest.approx(2500 / 255)
     agree(method, fast_bat.fast_bat)
+    agree(methods.fast_bat(Linf(16 / 255), step_size=2000 / 255), fast_bat.fast_bat, a=2000 / 255)
 
 
 @pytest.mark.parametrize("solver", ["gd", "pgd", "adam"])

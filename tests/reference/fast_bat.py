@@ -45,7 +45,7 @@ def fast_bat(
     """theta <- theta - lr (g + cross), cross = -(1/B) grad_theta <grad_delta l_atk(z), rho H_C grad_delta
     CE(delta*)>.
 
-    a = 1/lambda multiplies the raw gradient of the summed CE (pixels): 5000/255 up to eps 8/255, 2000/255
+    a = 1/lambda multiplies the raw gradient of the summed CE (pixels): 5000/255 up to eps 8/255, 2500/255
     above. scheme (the point z of the linearisation, a constant in theta): "ns-pgd", "uniform", "corner",
     "pgd" (sign, 0.5 eps), "fgsm" (zero start, sign, eps), "ns-pgd-zero", "ns-gd" (no projection). cross_at:
     "z" (the true derivative and the authors' code) or "delta" (as eq. 12 is printed). hessian: the system
@@ -57,7 +57,7 @@ def fast_bat(
     starts.
     """
     if a is None:
-        a = 5000 / 255 if eps <= 8 / 255 + 1e-12 else 2000 / 255
+        a = 5000 / 255 if eps <= 8 / 255 + 1e-12 else 2500 / 255
     lam = 1 / a
     params = list(model.parameters())
     buffers: list[Tensor] = []

@@ -145,7 +145,24 @@ def test_training_radii_are_written_as_the_papers() -> None:
     cells = [cell for cell in cells_of(FIGURES["E16-EPS"], "full") if cell.row == "FAST-BAT"]
     assert [cell.eps for cell in cells] == ["8/255", "4/255", "12/255", "16/255"]
     sizes = [configure(cell, 0).method.coupling.step_size for cell in cells]
-    assert sizes == pytest.approx([5000 / 255, 5000 / 255, 2000 / 255, 2000 / 255])
+    assert sizes == pytest.approx([5000 / 255, 5000 / 255, 2500 / 255, 2500 / 255])
+
+
+def test_fast_bats_tables_vary_what_the_paper_varied() -> None:
+    def steps(table: str, group: str = "@16") -> dict[str, float]:
+        made = {c.row: configure(c, 0).method.coupling for c in find(table).cells if c.group == group}
+        assert {coupling.gain for coupling in made.values()} == {0.1}
+        return {row: 255 * coupling.step_size for row, coupling in made.items()}
+
+    lambdas = [1000, 1500, 2500]
+    assert steps("T-F7") == pytest.approx({str(size): size for size in (500, *lambdas, 3500)})
+    eighth = steps("T-F8")
+    assert list(eighth.values())[:3] == pytest.approx(lambdas)
+    assert eighth[".008"] == pytest.approx(0.1 / 0.008 * 255)
+    printed = {name: reported()[name] for name in ("T-F7", "T-F8")}
+    for ratio, size in zip(eighth, map(str, lambdas), strict=False):  # the same runs, printed twice
+        assert printed["T-F8"][ratio] == printed["T-F7"][size]
+    assert steps("T-F5") == pytest.approx({"Hessian-free": 2500, "Hessian-aware": 2500})
 
 
 def test_stages_of_training_are_kept_and_make_no_other_training() -> None:

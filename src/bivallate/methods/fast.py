@@ -47,7 +47,7 @@ def fast_bat(
     Args:
         threat: the set of perturbations.
         step_size: 1/lambda, of the raw gradient of the summed loss; None is 5000/255 up to eps = 8/255 and
-            2000/255 above, as in the public code and the paper's appendix C.1 (its section 5 has 2500/255).
+            2500/255 above, the paper's value at 16/255 (its appendix C.1 and public code have 2000/255).
         rho: alpha_2 / (lambda alpha_1), factor of the implicit gradient.
         linearisation: where the loss is linearised: "ns-pgd" (a step without sign from a uniform start),
             "uniform", "corner", or "pgd" (a sign step of eps/2 from a uniform start).
@@ -58,9 +58,9 @@ def fast_bat(
     Cost: 3 forwards, 5 backwards (the double backward counts as two); one pass of each less without warm-up
     step.
 
-    Reference: Zhang et al. 2022, eq. 12-13, Table 9.
+    Reference: Zhang et al. 2022, eq. 12-13, section 5, Tables 7 and 9.
     """
-    size = step_size if step_size is not None else (5000 if threat.eps <= 8 / 255 else 2000) / 255
+    size = step_size if step_size is not None else (5000 if threat.eps <= 8 / 255 else 2500) / 255
     warm_up = {
         "ns-pgd": PGD(1, size, uniform, raw),
         "uniform": PGD(0, 0.0, uniform),
