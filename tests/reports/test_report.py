@@ -15,9 +15,10 @@ import bivallate as bv
 from bivallate.cli import run as command
 from bivallate.errors import UserError
 from bivallate.evaluate import evaluation_name
+from bivallate.quoting import markdown, tex
 from bivallate.reports.collect import collect, labels_of
 from bivallate.reports.diagnostics.fosc import FOSC
-from bivallate.reports.page import markdown, tex, write_report
+from bivallate.reports.page import write_report
 from bivallate.reports.tables import differences_table, percent, radius, runs_table
 from bivallate.run.config import Validation
 from bivallate.run.sentinel import Sentinel

@@ -9,10 +9,12 @@ import torch
 
 from bivallate.data.dataset import Dataset, Split
 from bivallate.noise import permutation
+from bivallate.quoting import line
 
 __all__ = ["contact_sheet"]
 
 MOST_CLASSES = 50
+LETTERS = 30  # of a class's name
 
 
 def contact_sheet(dataset: Dataset, path: str | Path, columns: int = 10, seed: int = 0) -> Path:
@@ -23,9 +25,11 @@ def contact_sheet(dataset: Dataset, path: str | Path, columns: int = 10, seed: i
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    from bivallate.reports.style import literally, styled
+
     split = dataset.train if len(dataset.train) else dataset.test
     names = dataset.classes[:MOST_CLASSES]
-    longest = max(map(len, names))
+    longest = min(LETTERS, max(map(len, names)))
     left = min(2.6, 0.25 + 0.085 * longest)
     cell, head = 0.55, 0.55
     width, height = left + columns * cell + 0.1, head + len(names) * cell + 0.1
@@ -42,7 +46,7 @@ def contact_sheet(dataset: Dataset, path: str | Path, columns: int = 10, seed: i
         figure.text(
             (left - 0.1) / width,
             (bottom + cell / 2) / height,
-            _short(name),
+            line(name, LETTERS),
             fontsize=7,
             ha="right",
             va="center",
@@ -55,17 +59,14 @@ def contact_sheet(dataset: Dataset, path: str | Path, columns: int = 10, seed: i
                 picture.numpy(), cmap="gray" if c == 1 else None, vmin=0, vmax=1, interpolation="nearest"
             )
             axes.set_axis_off()
-    return _save(figure, Path(path))
+    with styled():
+        return _save(literally(figure), Path(path))
 
 
 def _images(split: Split, label: int, count: int, seed: int) -> torch.Tensor:
     members = (split.labels == label).nonzero()[:, 0]
     chosen = members[permutation(seed, "contact sheet", 0, len(members))[:count]]
     return split.tensors(chosen)[0]
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 30 else name[:29] + "…"
 
 
 def _save(figure: object, path: Path) -> Path:

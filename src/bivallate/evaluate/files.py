@@ -52,7 +52,11 @@ def evaluation_name(
     """
     kind = type(threat).__name__.lower()
     attack = _short(re.sub(r"[^A-Za-z0-9._-]+", "_", attack), attack, 100)
-    other = f"on_{_short(quote(data, safe='').replace('-', '%2D'), data, 60)}" if data else ""
+    other = (
+        f"on_{_short(quote(data, safe='', errors='surrogatepass').replace('-', '%2D'), data, 60)}"
+        if data
+        else ""
+    )
     start = [weights, kind, f"{threat.eps:.6g}", attack, f"seed{seed}", other, points]
     return "-".join(filter(None, start)) + ".json"
 
@@ -61,5 +65,5 @@ def _short(name: str, full: str, limit: int) -> str:
     """At most so many letters; where some are left out, a hash of the full name tells it from others."""
     if len(name) <= limit:
         return name
-    mark = hashlib.blake2b(full.encode(), digest_size=6).hexdigest()
+    mark = hashlib.blake2b(full.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
     return f"{name[: limit - len(mark) - 1]}_{mark}"

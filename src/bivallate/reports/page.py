@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
+from bivallate import quoting
 from bivallate.errors import UserError
 from bivallate.files import write_text
 from bivallate.reports import tables
@@ -157,37 +159,30 @@ def inline_svg(drawn: Drawn, prefix: str, caption: str) -> str:
         drawn.figure().savefig(stream, format="svg", metadata={"Date": None})
     svg = stream.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{prefix}', svg)
-    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", svg)
+    svg = re.sub(r"<[^>]+>", lambda tag: _own_ids(tag[0], prefix), svg)
     width = float(re.search(r'width="([\d.]+)pt"', svg)[1])  # pyright: ignore[reportOptionalSubscript]
     svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"|height="[\d.]+pt" ', "", svg, count=1)
     svg = re.sub(r' width="[\d.]+pt"', "", svg, count=1)
-    label = jinja2.utils.htmlsafe_json_dumps(caption)
     size = f'style="width:{1.55 * width:.0f}px;max-width:100%;height:auto"'
-    return svg.replace("<svg", f'<svg role="img" aria-label={label} {size}', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{quoting.html(caption)}" {size}', 1)
 
 
-_TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-}
+def _own_ids(tag: str, prefix: str) -> str:
+    """A tag of a figure whose identifiers, and references to them, begin with the prefix."""
+    tag = re.sub(r'\bid="', f'id="{prefix}', tag)
+    return re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", tag)
 
 
-def tex(text: Any) -> str:
-    """Text with LaTeX's special characters written out."""
-    return "".join(_TEX.get(c, c) for c in str(text))
-
-
-def markdown(text: Any) -> str:
-    """Text for a cell of a Markdown table."""
-    return re.sub(r"([\\|*_`<\[])", r"\\\1", str(text)).replace("\n", " ")
+def _spoken(value: Any) -> Any:
+    """What a template puts in, with nothing that hides in a text; what is markup already stays."""
+    return value if isinstance(value, Markup) else quoting.visible(value)
 
 
 def _environment(kind: str) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bivallate.reports"),
         autoescape=kind == "html",
+        finalize=_spoken,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -197,5 +192,5 @@ def _environment(kind: str) -> jinja2.Environment:
         environment.variable_start_string, environment.variable_end_string = "<<", ">>"
         environment.block_start_string, environment.block_end_string = "<%", "%>"
         environment.comment_start_string, environment.comment_end_string = "<#", "#>"
-    environment.filters |= {"tex": tex, "md": markdown}
+    environment.filters |= {"tex": quoting.tex, "md": quoting.markdown}
     return environment

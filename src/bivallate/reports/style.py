@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import matplotlib as mpl
 from cycler import cycler
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FuncFormatter
+from matplotlib.ticker import FixedFormatter, Formatter, FuncFormatter
 
 from bivallate.files import write_whole
+from bivallate.quoting import line
 
 COLOURS = (
     "#0072B2",
@@ -26,6 +28,7 @@ COLOURS = (
 )  # Okabe and Ito
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 COLUMN = 3.4  # inches
+NAME, SENTENCE = 32, 200  # characters of a name beside an axis or in a legend, and of a title
 
 
 def colour(k: int) -> str:
@@ -66,7 +69,8 @@ SETTINGS: dict[str, Any] = {
 def styled() -> Iterator[None]:
     """The package's style inside, the caller's own outside."""
     settings: Any = {**SETTINGS, "axes.prop_cycle": cycler(color=COLOURS)}
-    with mpl.rc_context(settings):
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box is drawn; no user can mend a font
         yield
 
 
@@ -79,18 +83,31 @@ def figure(
 
 
 def literally(fig: Figure) -> Figure:
-    """The figure, with words that show a dollar sign as such: a run's folder may be called anything. Numbers
-    on axes keep their exponents."""
+    """The figure, with words as they are: a run's folder and a class may be called anything. Dollar signs
+    begin no formula, control characters are written out, names that are too long for a layout lose their
+    middle. Numbers on axes keep their exponents."""
     legends = [found for found in (*(ax.get_legend() for ax in fig.axes), *fig.legends) if found is not None]
-    words = [text for legend in legends for text in (legend.get_title(), *legend.get_texts())]
+    names = [text for legend in legends for text in (legend.get_title(), *legend.get_texts())]
+    titles = list(fig.texts)
     for ax in fig.axes:
-        words += [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts]
+        titles += [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts]
         for axis in (ax.xaxis, ax.yaxis):
-            if isinstance(axis.get_major_formatter(), FixedFormatter | FuncFormatter):  # words, not numbers
-                words += axis.get_ticklabels()
-    for text in words:
+            formatter = axis.get_major_formatter()
+            if isinstance(formatter, FixedFormatter | FuncFormatter):  # words, not numbers
+                axis.set_major_formatter(_named(formatter))
+                for text in axis.get_ticklabels():
+                    text.set_parse_math(False)
+    for text in (*names, *titles):
+        own = text.get_text().split("\n")
+        shown = [line(text.get_text(), NAME)] if text in names else [line(part, SENTENCE) for part in own[:3]]
+        text.set_text("\n".join(shown))
         text.set_parse_math(False)
     return fig
+
+
+def _named(formatter: Formatter) -> FuncFormatter:
+    """The words of a formatter, each in one line of bounded length."""
+    return FuncFormatter(lambda value, place: line(formatter(value, place), NAME))
 
 
 def save(fig: Figure, stem: Path, kinds: tuple[str, ...] = ("svg", "png", "pdf")) -> Path:

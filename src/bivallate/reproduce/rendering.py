@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from bivallate.data.registry import KNOWN
+from bivallate.quoting import tex
 from bivallate.reproduce.cell import Cell, slug
 from bivallate.reproduce.definition import is_of
 from bivallate.reproduce.judging import judge
@@ -254,7 +255,7 @@ def _tabular(caption: str, header: list[str], body: list[list[str]]) -> list[str
     lines = [_tex(header), r"\midrule", *(_tex(row) for row in body)]
     return [
         r"\begin{table}",
-        rf"\caption{{{_escaped(caption)}}}",
+        rf"\caption{{{tex(caption)}}}",
         rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
         r"\toprule",
         *lines,
@@ -265,10 +266,4 @@ def _tabular(caption: str, header: list[str], body: list[list[str]]) -> list[str
 
 
 def _tex(cells: list[str]) -> str:
-    return " & ".join(_escaped(cell) for cell in cells) + r" \\"
-
-
-def _escaped(text: str) -> str:
-    for plain, safe in (("\\", r"\textbackslash{}"), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#")):
-        text = text.replace(plain, safe)
-    return text.replace("±", r"$\pm$").replace("~", r"\textasciitilde{}")
+    return " & ".join(tex(cell) for cell in cells) + r" \\"

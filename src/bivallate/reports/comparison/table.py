@@ -41,7 +41,7 @@ class Compared:
 
     def to_markdown(self) -> str:
         """A Markdown table between its title and its notes."""
-        from bivallate.reports.page import markdown as escaped
+        from bivallate.quoting import markdown as escaped
 
         def line(cells: Sequence[str]) -> str:
             return "| " + " | ".join(escaped(_in_line(cell)) for cell in cells) + " |"

@@ -1,0 +1,88 @@
+"""Text from outside, made safe for the place where it lands: a terminal, HTML, Markdown, LaTeX, a figure, a
+file's name.
+
+Names of runs, classes, attacks and columns, alarms and values of configurations come from files that others
+wrote. What is typed by the package's own code passes through the same functions and comes out unchanged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html as html_module
+import re
+from typing import Any
+
+# What moves the cursor, turns the reading direction, hides itself, or cannot be written in UTF-8. Joiners
+# (U+200C, U+200D) stay: Persian, Indic scripts and emoji need them.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e0fff]"
+)
+_MARKDOWN = re.compile(r"([\\|*_`<>\[\]~$#&])")
+_TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+}
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\.|$)")  # devices of Windows
+
+
+def visible(text: Any) -> str:
+    """Text whose control characters, marks of direction and lone surrogates are written out; lines and tabs
+    stay. For terminals and logs, and the first step everywhere else.
+
+    Example:
+        >>> print(visible("cat\\x1b[2J\\u202etac"))
+        cat\\x1b[2J\\u202etac
+    """
+    return _UNSEEN.sub(lambda found: _written(found[0]), str(text))
+
+
+def _written(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def line(text: Any, limit: int = 0) -> str:
+    """As `visible`, in one line; beyond `limit` characters (0: none) the middle is left out.
+
+    Example:
+        >>> line("a class\\nof flowers", 12)
+        'a cla…lowers'
+    """
+    one = " ".join(visible(text).split("\n")).replace("\t", " ")
+    if not limit or len(one) <= limit:
+        return one
+    head = (limit - 1) // 2
+    return f"{one[:head]}…{one[head + 1 - limit :]}"
+
+
+def html(text: Any) -> str:
+    """For the text and for the quoted attributes of an HTML element."""
+    return html_module.escape(visible(text), quote=True)
+
+
+def markdown(text: Any) -> str:
+    """For a line or a table's cell of Markdown."""
+    return _MARKDOWN.sub(r"\\\1", line(text))
+
+
+def tex(text: Any) -> str:
+    """For a line or a table's cell of LaTeX: special characters are written out."""
+    return "".join(_TEX.get(c, c) for c in line(text))
+
+
+def file_name(text: Any, limit: int = 60) -> str:
+    """For one component of a path: letters, digits, `.`, `_` and `-`; not hidden, no device, no folder above.
+    Where a name is cut, a hash tells it from others.
+
+    Example:
+        >>> file_name("pgd-20"), file_name("../../x"), file_name("")
+        ('pgd-20', '_.._x', '_')
+    """
+    name = re.sub(r"^[.-]+|[.]+$", "", re.sub(r"[^\w.-]+", "_", str(text)))
+    name = f"_{name}" if not name or _RESERVED.match(name) else name
+    if len(name) <= limit:
+        return name
+    mark = hashlib.blake2b(str(text).encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+    return f"{name[: limit - len(mark) - 1]}_{mark}"
