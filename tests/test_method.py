@@ -42,6 +42,42 @@ def test_but_reaches_into_parts_and_leaves_the_original() -> None:
         at.but(replays=0)
 
 
+@pytest.mark.parametrize("name", sorted(registry()))
+@pytest.mark.parametrize("written", [False, True], ids=["made", "from a file"])
+def test_another_threat_is_as_if_made_for_it(name, written) -> None:
+    small, large = Linf(8 / 255), Linf(16 / 255)
+    method = create(name, small)
+    method = Method.from_dict(method.to_dict()) if written else method
+    assert method.but(threat=large) == create(name, large)
+    assert method.but(threat__eps="16/255") == create(name, large)
+    assert method.but(name="mine", replays=method.replays).name == "mine"
+
+
+def test_what_a_method_derived_from_eps_follows_and_what_was_changed_must_be_given() -> None:
+    small, large = Linf(0.1), L2(0.5)
+    own = methods.at(small, steps=7, step_size=0.5).but(attack_mode="train", name="mine")
+    moved = own.but(threat=large)
+    assert isinstance(moved.solver, PGD)
+    assert (moved.solver.steps, moved.solver.step_size, moved.attack_mode) == (7, 0.25, "train")
+    assert moved.but(threat=small) == own
+    weighted = methods.trades(small).but(weighting=KLDRO(), solver__steps=3)
+    assert weighted.but(threat=large) == methods.trades(large, steps=3).but(weighting=KLDRO())
+
+    changed = methods.at(small).but(solver__step_size=0.03)
+    unknown = Method.from_dict(methods.at(small, step_size=0.5).to_dict())
+    bat = methods.fast_bat(small, step_size=0.1).but(solver__step_size=0.2, coupling__step_size=0.2)
+    replaced = methods.at(small).but(solver=PGD(3, 0.03))
+    for method in (changed, unknown, replaced):
+        with pytest.raises(UserError, match=r"solver\.step_size .* give it too, as solver__step_size="):
+            method.but(threat=large)
+        assert method.but(threat=large, solver__step_size=0.3).solver.step_size == 0.3
+        assert method.but(threat=large, solver=PGD(1, 0.2)).solver == PGD(1, 0.2)
+    assert bat.but(threat__eps=0.05).coupling.step_size == 0.2, "a step that was never derived from eps stays"
+    by_hand = Method(small, PGD(3, 0.03))
+    assert by_hand.but(threat=large).solver == by_hand.solver
+    assert methods.fast_bat(small).but(coupling=leaf).but(threat=Linf(8 / 255)).coupling == leaf
+
+
 @pytest.mark.parametrize("order", [("solver", "coupling"), ("coupling", "solver")])
 def test_parts_that_need_each_other_are_replaced_together(order) -> None:
     at, parts = methods.at(Linf(EPS)), {"solver": Free(0.5), "coupling": leaf}

@@ -20,7 +20,7 @@ from bivallate.lower.modes import AttackMode
 from bivallate.lower.objective import Objective, cross_entropy
 from bivallate.lower.pgd import Solver
 from bivallate.lower.threat import L2, Linf
-from bivallate.parts import decode, encode, override, part
+from bivallate.parts import decode, encode, override, part, rebased, written
 from bivallate.types import Facts
 from bivallate.upper.loss import Loss, adversarial
 from bivallate.weighting.base import Weighting, equal
@@ -51,6 +51,8 @@ class Method:
         attack_mode: BatchNorm while attacking: "eval", "train" (batch statistics, running ones unmoved) or
             "train-tracking" (as the public code of the fast family).
         name: for the log.
+        made: name and parameters of the catalogue's function that made it; no part of the specification, and
+            not written into configurations.
 
     Example:
         >>> from bivallate import methods, Linf, KLDRO
@@ -67,6 +69,9 @@ class Method:
     accumulate: bool = False
     attack_mode: AttackMode = "eval"
     name: str = "custom"
+    made: tuple[str, dict[str, Any]] | None = field(
+        default=None, compare=False, repr=False, metadata={"written": False}
+    )
 
     def __post_init__(self) -> None:
         if self.attack_mode not in MODES:
@@ -89,19 +94,49 @@ class Method:
         `but(solver__steps=20)`.
 
         Whole parts are replaced together, so that parts that need each other can be given in any order;
-        fields within parts follow, in the order given. Nothing else changes: with another `threat` the steps
-        of the solver keep their size, so for another eps create the method anew.
+        fields within parts follow, in the order given. With another `threat` everything that the method of
+        the catalogue had derived from the old one follows; parts that were composed by hand stay.
+
+        Raises:
+            UserError: for an unknown part; or where steps that belong to the old threat cannot follow,
+                because they have been changed since: they must then be given too.
         """
-        known = [f.name for f in dataclasses.fields(self)]
         whole = {path: value for path, value in parts.items() if "__" not in path}
         for path in whole:
-            if path not in known:
-                raise unknown("part of a method", path, known)
+            if path not in written(Method):
+                raise unknown("part of a method", path, written(Method))
+        within = {path.replace("__", "."): value for path, value in parts.items() if "__" in path}
+        threat = whole.get("threat", self.threat)
+        for path in [path for path in within if path.startswith("threat.")]:
+            threat = override(threat, path.removeprefix("threat."), within.pop(path))
+        if threat != self.threat:
+            whole = self._for(threat, {*whole, *within}) | whole | {"threat": threat}
         method = dataclasses.replace(self, **whole)
-        for path, value in parts.items():
-            if "__" in path:
-                method = override(method, path.replace("__", "."), value)
+        for path, value in within.items():
+            method = override(method, path, value)
         return method
+
+    def _for(self, threat: Any, given: set[str]) -> dict[str, Any]:
+        """The parts that another threat changes. given: dotted paths of what the user sets anyhow."""
+        name, parameters = self.made or (self.name, {})
+        if name not in registry():
+            return {}
+        try:
+            old, new = (create(name, each, **parameters) for each in (self.threat, threat))
+        except TypeError:  # a user's function with parameters that must be given, read from a file
+            return {}
+        moved = {}
+        for role in [role for role in written(Method) if role not in ("threat", "name")]:
+            own, before, after = (getattr(each, role) for each in (self, old, new))
+            moved[role], stuck = rebased(own, before, after, role)
+            for path in stuck:
+                if not any(path == g or path.startswith(f"{g}.") for g in given):
+                    raise UserError(
+                        f"{path} of {self.name} is not what {name} makes of {self.threat!r}, so it cannot "
+                        f"follow to {threat!r}: give it too, as {path.replace('.', '__')}=..., or create the "
+                        "method anew"
+                    )
+        return moved
 
     def bind(self, facts: Facts) -> BoundMethod:
         """The running method of one run: stateful parts are built afresh, nothing is shared with other
@@ -187,7 +222,7 @@ def register(name: str, *, family: str = "user", paper: str = "", cost: str = ""
             if not isinstance(threat, Linf | L2):
                 raise UserError(f"{name} needs a threat such as Linf(8 / 255), got {threat!r}")
             _check_choices(make, parameters)
-            return make(threat, **parameters).but(name=name)
+            return dataclasses.replace(make(threat, **parameters), name=name, made=(name, parameters))
 
         named.__doc__, named.__name__, named.__module__ = make.__doc__, make.__name__, make.__module__
         named.__signature__ = inspect.signature(make)  # pyright: ignore[reportFunctionMemberAccess]

@@ -65,7 +65,7 @@ def encode(value: Any) -> Any:
                 f"{type(value).__name__} cannot be written into a configuration; "
                 "declare it with @bivallate.part"
             )
-        fields = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        fields = {name: encode(getattr(value, name)) for name in written(type(value))}
         return {"kind": type(value).__name__, **fields}
     if isinstance(value, tuple | list):
         return [encode(item) for item in value]
@@ -91,7 +91,7 @@ def decode(entry: Any) -> Any:
                 "module, or declare its method as an entry point in the group bivallate.methods"
             )
         cls = _KINDS[kind]
-        known = {f.name for f in dataclasses.fields(cls) if f.init}
+        known = written(cls)
         for name in fields:
             if name not in known:
                 raise unknown(f"field of {kind}", name, known)
@@ -102,6 +102,43 @@ def decode(entry: Any) -> Any:
     if isinstance(entry, list):
         return tuple(decode(item) for item in entry)
     return None if entry == NONE else entry
+
+
+def written(cls: type) -> list[str]:
+    """The fields of a part that configurations hold: all that can be given, but for those whose metadata says
+    {"written": False}."""
+    return [f.name for f in dataclasses.fields(cls) if f.init and f.metadata.get("written", True)]
+
+
+def rebased(own: Any, old: Any, new: Any, path: str = "") -> tuple[Any, list[str]]:
+    """`own` with all that it has of `old` replaced by what `new` has there, however deep.
+
+    Returns the value, and the dotted paths of what could not follow: `new` differs from `old` there, and
+    `own` from both.
+
+    Example:
+        >>> from bivallate import PGD
+        >>> rebased(PGD(7, 0.025), PGD(10, 0.025), PGD(10, 0.05))[0].step_size
+        0.05
+    """
+    if own == old or old == new:
+        return (new if own == old else own), []
+    if not dataclasses.is_dataclass(own) or isinstance(own, type):
+        return own, [path]
+    if not type(own) is type(old) is type(new):
+        return own, [path] if _has_steps(own) else []
+    values, stuck = {}, []
+    for name in written(type(own)):
+        deeper = f"{path}.{name}" if path else name
+        values[name], more = rebased(getattr(own, name), getattr(old, name), getattr(new, name), deeper)
+        stuck += more
+    return dataclasses.replace(own, **values), stuck
+
+
+def _has_steps(part: Any) -> bool:
+    names = written(type(part))
+    deeper = (getattr(part, name) for name in names)
+    return "step_size" in names or any(_has_steps(d) for d in deeper if dataclasses.is_dataclass(d))
 
 
 def portable(config: dict[str, Any]) -> dict[str, Any]:
@@ -144,7 +181,7 @@ def override(value: Any, path: str, text: Any) -> Any:
     part by its kind (`coupling=Detached`). Raises UserError for an unknown path or a value that does not fit.
     """
     name, _, rest = path.partition(".")
-    known = {f.name for f in dataclasses.fields(value) if f.init}
+    known = written(type(value))
     if name not in known:
         raise unknown(f"part or field of {type(value).__name__}", name, known)
     current = getattr(value, name)

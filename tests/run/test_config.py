@@ -12,6 +12,7 @@ from PIL import Image
 
 from bivallate import Linf, data, methods
 from bivallate.cli import run
+from bivallate.commands.training import _plan
 from bivallate.errors import UserError
 from bivallate.run.config import Config, Data
 from bivallate.run.session import load_data
@@ -118,3 +119,19 @@ def test_datasets_reads_as_training_does(photographs, capsys):
     assert "cow" in out
     assert run(["datasets", str(photographs), "--set", "data.sizes=16"]) == 2
     assert "did you mean 'size'" in capsys.readouterr().err
+
+
+def test_another_threat_is_followed_also_from_a_file(tmp_path) -> None:
+    made = Config(method=methods.at(Linf(0.1), step_size=0.5))
+    assert made.set("threat.eps", "0.2").method == methods.at(Linf(0.2), step_size=0.5)
+    made.write(tmp_path / "config.toml")
+
+    def plan(*settings: str) -> Config:
+        return _plan(None, tmp_path / "config.toml", None, None, "linf", None, settings)
+
+    with pytest.raises(UserError, match="give it too, as solver__step_size="):
+        plan("threat.eps=0.2", "epochs=3")
+    given = plan("threat.eps=0.2", "solver.step_size=0.1", "epochs=3")
+    assert (given.method, given.epochs) == (made.set("threat.eps", "0.2").method, 3)
+    Config(method=methods.at(Linf(0.1))).write(tmp_path / "config.toml")
+    assert plan("method.threat.eps=0.2").method == methods.at(Linf(0.2))

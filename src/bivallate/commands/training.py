@@ -13,7 +13,7 @@ from bivallate.cli import APP
 from bivallate.errors import UserError
 from bivallate.method import create, registry
 from bivallate.parts import parse_number
-from bivallate.run.config import Config
+from bivallate.run.config import METHOD_PARTS, Config
 
 
 @APP.command
@@ -180,11 +180,12 @@ def _plan(
             )
         if eps is not None:
             raise UserError(
-                "--config holds step sizes that belong to its eps; start from a method's name instead, "
-                "or change each value with --set threat.eps=... --set solver.step_size=..."
+                "--config holds step sizes that belong to its eps; start from a method's name instead, or "
+                f"use --set threat.eps={eps}, which says where a step size must be given too"
             )
         plan = Config.read(config)
         plan = plan if data is None else plan.set("data.name", data)
+        plan, pairs = _with_threat(plan, pairs)
     else:
         if method is None:
             raise UserError("name a method, such as `bivallate train at`, or a configuration with --config")
@@ -215,6 +216,19 @@ def _pair(item: str) -> tuple[str, str]:
     if not equals or not key:
         raise UserError(f"--set needs KEY=VALUE, such as solver.steps=20, got {item!r}")
     return key.strip(), value.strip()
+
+
+def _with_threat(plan: Config, pairs: list[tuple[str, str]]) -> tuple[Config, list[tuple[str, str]]]:
+    """The plan with another threat, if the pairs have one, and the other pairs. Parts of the method that are
+    given beside it need not follow it."""
+    own = {path.removeprefix("method."): text for path, text in pairs}
+    own = {path: text for path, text in own.items() if path.partition(".")[0] in METHOD_PARTS}
+    if not any(path.startswith("threat.") for path in own):
+        return plan, pairs
+    within = {path.replace(".", "__"): text for path, text in own.items() if "." in path}
+    method = plan.method.but(**within)
+    taken = {path for path, _ in pairs if path.removeprefix("method.").replace(".", "__") in within}
+    return dataclasses.replace(plan, method=method), [pair for pair in pairs if pair[0] not in taken]
 
 
 def _split(method: str, pairs: list[tuple[str, str]]) -> tuple[dict[str, Any], list[tuple[str, str]]]:

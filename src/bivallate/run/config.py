@@ -11,12 +11,12 @@ from typing import Any
 from bivallate.errors import UserError, check_seed, unknown
 from bivallate.files import write_text
 from bivallate.method import Method
-from bivallate.parts import decode, encode, override, part
+from bivallate.parts import decode, encode, override, part, written
 from bivallate.run.optim import SGD, Cosine, Flat, MultiStep, Optimizer, Rate, Triangle
 from bivallate.run.sentinel import Sentinel
 
 STREAMING: dict[str, bool | None] = {"auto": None, "always": True, "never": False}
-METHOD_PARTS = tuple(f.name for f in dataclasses.fields(Method))
+METHOD_PARTS = tuple(written(Method))
 
 
 @part
@@ -153,13 +153,16 @@ class Config:
 
     def set(self, path: str, text: Any) -> Config:
         """A copy with one value changed: `set("solver.steps", "20")`; a method's part needs no `method.`
-        before it."""
+        before it, and another `threat` is followed as by `Method.but`."""
         first = path.partition(".")[0]
         own = {f.name for f in dataclasses.fields(self)}
         if first not in own and first in METHOD_PARTS:
             path = f"method.{path}"
         elif first not in own:
             raise unknown("configuration key", path, [*own, *METHOD_PARTS])
+        if path.startswith("method.threat."):
+            method = self.method.but(**{path.removeprefix("method.").replace(".", "__"): text})
+            return dataclasses.replace(self, method=method)
         return override(self, path, text)
 
     def write(self, path: Path) -> None:
