@@ -10,7 +10,7 @@ from tests.data.builders import pictures, png, write_parquet
 from bivallate import data
 from bivallate.data import Augment, Batches, Split, Stream
 from bivallate.data.decode import Reading
-from bivallate.data.parquet import read_parquet
+from bivallate.data.parquet import ParquetPart
 from bivallate.errors import UserError
 
 CROP = Augment(pad=1, flip=True)
@@ -75,7 +75,7 @@ def test_a_bad_row_is_named_when_it_comes_up(folder: Path) -> None:
     images[37] = images[37][:50]
     write_parquet(folder / "train.parquet", images, [k % 3 for k in range(60)])
     for workers in (0, 1):
-        encoded = read_parquet([folder / "train.parquet"], Reading())
+        encoded = ParquetPart([folder / "train.parquet"]).read(Reading(), None)
         train = Split(Stream(encoded, Reading(), workers), torch.from_numpy(encoded.labels), torch.arange(60))
         with pytest.raises(UserError, match=r"row 37 of train.parquet cannot be decoded"):
             list(Batches(train, 10, 0).epoch(0))

@@ -99,6 +99,8 @@ def train(
     dataset = load_data(plan.data, plan.seed)
     network = create_model(plan.model, dataset, plan.seed)
     size = len(dataset.train)
+    for note in dataset.notes:
+        say(f"{dataset.name}: {note}")
     say(f"{plan.method.name} on {dataset.name} ({size} images), {plan.model.name}, {plan.method.threat}")
     run = execute(plan, dataset, network, folder, progress=Spoken(plan.method.name), overwrite=overwrite)
     _finished(run, folder)

@@ -45,7 +45,7 @@ def digest(*parts: bytes | str | np.ndarray) -> str:
     """A short hash of the parts, in order; arrays are contiguous and count by their bytes."""
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
-        data = part.encode() if isinstance(part, str) else part
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part  # names of files
         size = data.nbytes if isinstance(data, np.ndarray) else len(data)
         state.update(size.to_bytes(8, "little"))
         if size:

@@ -7,55 +7,199 @@ from pathlib import Path
 
 import numpy as np
 
-from bivallate.data.decode import Encoded, Item
-from bivallate.data.parquet import SPLITS
+from bivallate.data.classes import places, unknown_class
+from bivallate.data.decode import Encoded, Item, Reading
+from bivallate.data.layout import IMAGES, Folder, LeftOut, is_split_alone, readable, split_of
 from bivallate.errors import UserError
 
-__all__ = ["find_folders", "folder_files", "read_folder"]
+__all__ = ["FolderPart", "find_folders"]
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"}
+PICTURES = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".raw", ".cr2", ".nef", ".arw", ".psd", ".svg"}
+WRAPPERS = {"images", "image", "imgs", "data", "dataset"}  # between a split and its classes
+KINDS = {*WRAPPERS, "labels", "annotations", "masks", "jpegimages"}  # what detection sets sort files by
+UNLABELLED = {"unknown", "unlabeled", "unlabelled", *WRAPPERS}
 ROWS = 256
 
 
-def find_folders(folder: Path) -> dict[str, Path]:
-    """The folders of the splits: train/, test/, val/ and the like, else the folder itself for training."""
-    below = {child.name.lower(): child for child in _folders(folder)}
-    found: dict[str, Path] = {}
-    for name, child in below.items():
-        if name in SPLITS and _folders(child):
-            found.setdefault(SPLITS[name], child)
-    if found:
-        return found
-    return {"train": folder} if any(folder_files(child) for child in below.values()) else {}
+def find_folders(root: Folder, left: LeftOut) -> dict[str, FolderPart]:
+    """The folders of the splits by their names, else the folder itself for training; empty without images.
+
+    Raises:
+        UserError: if it could be read in two ways, or nothing says the labels.
+    """
+    return {split: FolderPart(_classes_of(folder, left)) for split, folder in _divided(root, left).items()}
 
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
-
-
-def folder_files(folder: Path) -> list[Path]:
-    """The images under one class, at any depth, in the order of their names."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-
-
-def read_folder(folder: Path, classes: list[str] | None = None) -> tuple[Encoded, list[Path]]:
-    """(images, files): the classes are the folders' names in order, or must be among the given ones."""
-    names = classes or [child.name for child in _folders(folder)]
-    number = {name: k for k, name in enumerate(names)}
-    files: list[Path] = []
-    labels: list[int] = []
-    for child in _folders(folder):
-        if child.name not in number:
+def _divided(root: Folder, left: LeftOut) -> dict[str, Folder]:
+    named = [folder for folder in root.filled if split_of(folder.name)]
+    deep = [folder for folder in named if not _flat(folder)]
+    others = [folder for folder in root.filled if folder not in named]
+    if not named:
+        if len(others) == 1 and not _flat(others[0]) and not _own(root):
+            left.files(root.files)
+            return _divided(others[0], left)  # a folder that holds all: one class is no data set
+        _check_below(root)
+        return {"train": root} if others else {}
+    if not deep:
+        return _among_classes(root, named, others, left)
+    if others:
+        _check_others(root, deep, others)
+    for folder in others:
+        left("folders beside those of the splits", folder.path)
+    found: dict[str, Folder] = {}
+    for folder in named:
+        split = split_of(folder.name)
+        assert split is not None
+        if folder not in deep:
+            left("folders without class folders, so without labels", folder.path)
+        elif split in found:
             raise UserError(
-                f"{folder} has the class {child.name!r}, which the training data has not: {', '.join(names)}"
+                f"{_where(root)}: {found[split].name}/ and {folder.name}/ are both {split} data: join them, "
+                "or keep one"
             )
-        inside = folder_files(child)
-        files += inside
-        labels += [number[child.name]] * len(inside)
-    if not files:
-        raise UserError(f"{folder} holds no images: expected class/image.png or Parquet files")
+        else:
+            found[split] = _unwrapped(folder, split)
+    left.files(root.files)
+    return found
 
-    return Encoded(str(folder), np.array(labels, np.int64), names, Files(folder, files)), files
+
+def _flat(folder: Folder) -> bool:
+    """Whether its images lie in no class folders: directly in it, or in one folder that says nothing, such as
+    test/test or test/unknown."""
+    if not folder.filled:
+        return True
+    inner = folder.filled[0]
+    says = inner.name.lower() in {*UNLABELLED, folder.name.lower()} or is_split_alone(inner.name)
+    return len(folder.filled) == 1 and says and _flat(inner)
+
+
+def _own(folder: Folder) -> list[Path]:
+    """The images directly in a folder."""
+    return [path for path in folder.files if path.suffix.lower() in IMAGES]
+
+
+def _where(folder: Folder) -> str:
+    return readable(folder.path)
+
+
+def _among_classes(
+    root: Folder, named: list[Folder], others: list[Folder], left: LeftOut
+) -> dict[str, Folder]:
+    """Folders with a split's name but without class folders: classes among other classes."""
+    alone = [folder.name for folder in named if is_split_alone(folder.name)]
+    listed = ", ".join(f"{folder.name}/" for folder in named)
+    if not others and alone:
+        raise UserError(
+            f"{_where(root)}: {listed} hold images without class folders, so nothing says their labels (a "
+            "table of labels is not read): put each class into a folder of its own, train/cat/1.jpg"
+        )
+    if len({split_of(name) for name in alone}) > 1:
+        raise UserError(
+            f"{_where(root)}: are {listed} splits or classes? They hold images without class folders and "
+            f"stand beside {_some(others)}: move away what is no class, or rename them"
+        )
+    if alone:
+        left.says(f"{alone[0]}/ is taken as a class, for it has no class folders and stands beside others")
+    return {"train": root}
+
+
+def _check_others(root: Folder, deep: list[Folder], others: list[Folder]) -> None:
+    """Raises UserError unless the named folders can be nothing but splits."""
+    kinds = {split_of(folder.name) for folder in deep}
+    alone = all(is_split_alone(folder.name) for folder in deep)
+    if len(kinds) > 1 and (alone or all(map(_flat, others))):
+        return
+    names = ", ".join(f"{folder.name}/" for folder in deep)
+    raise UserError(
+        f"{_where(root)}: is {names} a split or a class? It stands beside {_some(others)}: keep only splits "
+        "beside it (train/ and test/, classes below them), or rename it"
+    )
+
+
+def _some(folders: list[Folder]) -> str:
+    more = ", ..." if len(folders) > 3 else ""
+    return ", ".join(f"{readable(folder.name)}/" for folder in folders[:3]) + more
+
+
+def _check_below(root: Folder) -> None:
+    """Raises UserError where splits lie below the classes: cat/train, cat/test."""
+    for folder in root.filled:
+        kinds = {split_of(child.name) for child in folder.filled if is_split_alone(child.name)}
+        if len(kinds) > 1:
+            inner = ", ".join(f"{folder.name}/{child.name}/" for child in folder.filled)
+            raise UserError(
+                f"{_where(root)} has its splits below the classes ({inner}): put train/ and test/ above "
+                "them, train/cat/1.jpg"
+            )
+
+
+def _unwrapped(folder: Folder, split: str) -> Folder:
+    """The folder that holds the classes: seg_train/seg_train, train/images."""
+    if len(folder.filled) != 1 or _own(folder):
+        return folder
+    inner = folder.filled[0]
+    wraps = inner.name.lower() in {*WRAPPERS, folder.name.lower()} or (
+        is_split_alone(inner.name) and split_of(inner.name) == split
+    )
+    return _unwrapped(inner, split) if wraps and inner.filled else folder
+
+
+def _classes_of(folder: Folder, left: LeftOut) -> Folder:
+    """The folder with those below it that are classes; what else lies there is said."""
+    kept: list[Folder] = []
+    for child in folder.folders:
+        files = list(child.walk())
+        if not child.has_images and files and not any(map(_picture, files)):
+            left("folders without images", child.path)
+            continue
+        kept.append(child)
+        left.files([path for path in files if path.suffix.lower() not in IMAGES])
+    if kept and all(child.name.lower() in KINDS for child in kept):
+        raise UserError(
+            f"{_where(folder)} has no class folders but {_some(kept)}, as sets for detection have: put the "
+            "images of each class into a folder of its own, train/cat/1.jpg"
+        )
+    for path in _own(folder):
+        left("images outside of the class folders", path)
+    left.files([path for path in folder.files if path.suffix.lower() not in IMAGES])
+    below = sorted({readable(inner.name) for child in kept for inner in child.filled})
+    if below:
+        left.says(f"folders below the classes do not count: {', '.join(below[:5])}")
+    return Folder(folder.path, tuple(kept))
+
+
+def _picture(path: Path) -> bool:
+    return path.suffix.lower() in PICTURES or not path.suffix
+
+
+@dataclass(frozen=True)
+class FolderPart:
+    """The images of one split, one folder for each class."""
+
+    folder: Folder
+
+    @property
+    def files(self) -> list[Path]:
+        """In the order of the rows."""
+        return self.folder.images
+
+    def key(self) -> tuple[str, ...]:
+        """What, beside the files, decides the labels."""
+        return tuple(readable(child.name) for child in self.folder.folders)
+
+    def read(self, reading: Reading, classes: list[str] | None) -> Encoded:
+        """Still encoded: the classes are the folders' names in order, or must be among the given ones."""
+        where, own = readable(self.folder.path), [readable(child.name) for child in self.folder.folders]
+        names = classes or own
+        number = places(own, names)
+        labels: list[int] = []
+        for name, label, child in zip(own, number, self.folder.folders, strict=True):
+            if label < 0 and child.has_images:
+                raise unknown_class(where, name, names, "the training data has")
+            labels += [label] * len(child.images)
+        if not labels:
+            raise UserError(f"{where} holds no images: expected class/image.png or Parquet files")
+        return Encoded(where, np.array(labels, np.int64), names, Files(self.folder.path, self.files))
 
 
 @dataclass(frozen=True)
@@ -77,4 +221,4 @@ class Files:
 
     def where(self, row: int) -> str:
         """The row and its file."""
-        return f"row {row} ({self.files[row].relative_to(self.folder)})"
+        return f"row {row} ({readable(self.files[row].relative_to(self.folder))})"

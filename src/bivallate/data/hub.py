@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bivallate.data.cache import cache_folder
-from bivallate.data.parquet import split_of
+from bivallate.data.shards import split_of
 from bivallate.errors import UserError
 
 __all__ = ["download"]

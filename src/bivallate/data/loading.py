@@ -10,9 +10,11 @@ import numpy as np
 
 from bivallate.data import arrays, select, tensors
 from bivallate.data.augment import Augment
+from bivallate.data.classes import from_one, numbered
 from bivallate.data.dataset import Dataset, Split, moments
 from bivallate.data.decode import Reading
-from bivallate.data.sources import FIXED, Source, Streaming, find
+from bivallate.data.sources import FIXED, find
+from bivallate.data.splits import Source, Streaming
 from bivallate.data.stream import Stream
 from bivallate.errors import UserError
 
@@ -78,9 +80,9 @@ def load(
     if extra is not None:
         train = select.mix(train, _extra(extra, train, source.classes, reading), extra_ratio, seed)
     if len(train) and not allow_missing_classes:
-        _check_classes(train, source.classes)
+        _check_classes(train, source)
     shape = splits["test"].shape
-    notes = _notes(source, splits) if source.known else ()
+    notes = (*source.notes, *(_notes(source, splits) if source.known else ()))
     return Dataset(
         source.name,
         source.classes,
@@ -105,13 +107,16 @@ def _extra(extra: Any, train: Split, classes: list[str], reading: Reading) -> Sp
     return split
 
 
-def _check_classes(train: Split, classes: list[str]) -> None:
+def _check_classes(train: Split, source: Source) -> None:
+    classes = source.classes
     empty = [k for k, count in enumerate(train.counts(len(classes))) if count == 0]
     if empty:
         listed = ", ".join(f"{classes[k]!r} (label {k})" for k in empty[:5])
+        hint = from_one(train.labels.numpy(), 0) if empty == [0] and numbered(classes) else ""
+        left = "".join(f"; {note}" for note in source.notes)
         raise UserError(
-            f"{len(empty)} of {len(classes)} classes have no row in the training data: {listed}; add rows, "
-            "or load with allow_missing_classes=True (--set data.allow_missing_classes=true)"
+            f"{len(empty)} of {len(classes)} classes have no row in the training data: {listed}{hint}; add "
+            f"rows, or load with allow_missing_classes=True (--set data.allow_missing_classes=true){left}"
         )
 
 

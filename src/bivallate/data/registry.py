@@ -27,7 +27,7 @@ class Known:
         classes, train, test: how many there are in the published set.
         mean, std: published statistics, or None to compute them. size: every image is fitted to it.
         grey: holds grey images that are meant to be read as colour. test_split: what serves as test data.
-        stream: too large to be decoded into the cache.
+        stream: too large to be decoded into the cache. label_column: of files that have several.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Known:
     grey: bool = False
     test_split: str = "test"
     stream: bool = False
+    label_column: str | None = None
 
 
 KNOWN: dict[str, Known] = {
@@ -71,7 +72,7 @@ KNOWN: dict[str, Known] = {
             "cifar100", "objects and animals", (3, 32, 32), 100, 50000, 10000,
             Augment(pad=4, flip=True, rotate=15.0),
             (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "uoft-cs/cifar100",
-            folders=("cifar100", "cifar-100"),
+            folders=("cifar100", "cifar-100"), label_column="fine_label",
         ),
         Known(
             "svhn", "house numbers", (3, 32, 32), 10, 73257, 26032, Augment(),

@@ -4,66 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from bivallate.data import arrays, cache, folders, hub, parquet, registry, select, tensors
+from bivallate.data import arrays, hub, registry, select, tensors
 from bivallate.data.dataset import Split
-from bivallate.data.decode import Encoded, Reading, decode
-from bivallate.data.stream import Stream
+from bivallate.data.decode import Reading
+from bivallate.data.splits import Source, Streaming, read_file, read_folder
 from bivallate.errors import UserError, unknown
 
-__all__ = ["FIXED", "Source", "Streaming", "distinct_name", "find"]
+__all__ = ["FIXED", "distinct_name", "find", "local_path"]
 
-MOST_CLASSES = 1_000_000
 FIXED = 0  # the seed of test splits: the same test data whatever the seed of the run
-
-
-@dataclass(frozen=True)
-class Streaming:
-    """Whether images are to be streamed (None: as the set's size asks for), and by how many processes."""
-
-    wanted: bool | None = None
-    workers: int | None = None
-
-    def chosen(self, known: registry.Known | None) -> bool:
-        """Whether to stream this set."""
-        return self.wanted if self.wanted is not None else known is not None and known.stream
-
-
-@dataclass(frozen=True)
-class Source:
-    """What was found before rows are chosen from it; no classes where the data do not name them."""
-
-    name: str
-    splits: dict[str, Split]
-    classes: list[str]
-    moments: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    known: registry.Known | None = None
-
-    def named(self, allow_missing: bool) -> Source:
-        """With classes called by their numbers where the data do not name them.
-
-        Raises:
-            UserError: for a label so large that most classes were empty; their names alone could fill memory.
-        """
-        if self.classes:
-            return self
-        largest = max(int(split.labels.max()) for split in self.splits.values())
-        rows = sum(len(split) for split in self.splits.values())
-        tests_only = "train" not in self.splits  # an evaluation needs no row of every class
-        most = MOST_CLASSES if allow_missing or tests_only else min(rows, MOST_CLASSES)
-        if largest >= most:
-            way_out = ", or load with allow_missing_classes=True (--set data.allow_missing_classes=true)"
-            raise UserError(
-                f"{self.name}: the largest label is {largest}, of {rows} rows: that would be {largest + 1} "
-                f"classes where at most {most} are possible; number the labels 0, 1, ... without gaps"
-                f"{way_out if largest < MOST_CLASSES else ''}"
-            )
-        return replace(self, classes=[str(k) for k in range(largest + 1)])
 
 
 def find(data: Any, data_dir: str | Path | None, reading: Reading, stream: Streaming) -> Source:
@@ -75,7 +27,7 @@ def find(data: Any, data_dir: str | Path | None, reading: Reading, stream: Strea
     name = str(data)
     if name.startswith("hub:"):
         owner, repo, under = (*name[4:].split("/", 2), "", "")[:3]
-        return _files(hub.download(f"{owner}/{repo}", under), repo, reading, None, stream)
+        return read_folder(hub.download(f"{owner}/{repo}", under), repo, reading, None, stream)
     if name == "digits":
         return _digits(reading)
     path = local_path(name, data_dir)
@@ -84,12 +36,12 @@ def find(data: Any, data_dir: str | Path | None, reading: Reading, stream: Strea
         path = registry.local(known, data_dir)
         if path is None:
             assert known.hub is not None
-            return _files(
+            return read_folder(
                 hub.download(known.hub, known.under, _published(known)), known.name, reading, known, stream
             )
     if path.is_file():
-        return _single(path, reading, stream)
-    return _files(path, path.name, reading, registry.known_folder(path.name), stream)
+        return read_file(path, reading, stream)
+    return read_folder(path, path.name, reading, registry.known_folder(path.name), stream)
 
 
 def _published(known: registry.Known) -> frozenset[str]:
@@ -159,89 +111,3 @@ def _pairs(data: Any, reading: Reading) -> Source:
                 f"{name} images are {splits[name].shape}, training images {splits['train'].shape}"
             )
     return Source("tensors", splits, classes)
-
-
-def _single(path: Path, reading: Reading, stream: Streaming) -> Source:
-    if path.suffix == ".npz":
-        split, classes = arrays.read_arrays(*tensors.read_npz(path), reading, str(path))
-        return Source(path.stem, {"train": split}, classes)
-    if path.suffix == ".parquet":
-        return _decoded(path.stem, {"train": [path]}, reading, None, stream)
-    raise UserError(f"{path} is neither a folder nor an .npz or .parquet file")
-
-
-def _files(
-    folder: Path, name: str, reading: Reading, known: registry.Known | None, stream: Streaming
-) -> Source:
-    """A folder of Parquet files, else of images, read through the cache."""
-    if known is not None:
-        size = reading.size or known.size
-        reading = replace(reading, grey=known.grey, size=size)
-    found: dict[str, Any] = dict(parquet.find_splits(folder)) or dict(folders.find_folders(folder))
-    if not found:
-        raise UserError(
-            f"{folder} holds no data: expected train*.parquet and test*.parquet, or class/image.png"
-        )
-    if known is not None and "test" in found and known.test_split != "test" and known.test_split in found:
-        del found["test"]  # published without labels
-    if "test" not in found and "validation" in found:
-        found["test"] = found.pop("validation")
-    return _decoded(name, found, reading, known, stream)
-
-
-def _decoded(
-    name: str, found: dict[str, Any], reading: Reading, known: registry.Known | None, stream: Streaming
-) -> Source:
-    classes: list[str] | None = None
-    splits: dict[str, Split] = {}
-    statistics = None
-    for split in sorted(found, key=["train", "validation", "test"].index):
-        if stream.chosen(known):
-            splits[split], names = _streamed(found[split], reading, classes, stream)
-            classes = names or classes
-        else:
-            decoded = _through_cache(name, split, found[split], reading, classes)
-            classes = decoded.classes or classes
-            labels, rows = (torch.from_numpy(a) for a in (decoded.labels, decoded.rows))
-            splits[split] = Split(decoded.images, labels[rows], rows, decoded.source)
-            statistics = statistics or (decoded.mean, decoded.std)
-        first = next(iter(splits.values()))
-        if splits[split].shape != first.shape:
-            raise UserError(
-                f"{name}: {split} images are {splits[split].shape}, the others {first.shape}: give a size"
-            )
-    return Source(name, splits, classes or [], statistics, known)
-
-
-def _streamed(
-    found: Any, reading: Reading, classes: list[str] | None, stream: Streaming
-) -> tuple[Split, list[str]]:
-    if isinstance(found, Path):
-        encoded, files = folders.read_folder(found, classes)
-    else:
-        encoded, files = parquet.read_parquet(found, reading, classes), found
-    if (encoded.labels < 0).any():
-        row = int((encoded.labels < 0).argmax())
-        raise UserError(
-            f"{encoded.title}: {encoded.blocks.where(row)} has no label; mend it, or load without streaming"
-        )
-    store = Stream(encoded, reading, stream.workers)
-    labels = torch.from_numpy(encoded.labels)
-    return Split(store, labels, torch.arange(len(labels)), cache.files_key(files, reading)), encoded.classes
-
-
-def _through_cache(
-    name: str, split: str, found: Any, reading: Reading, classes: list[str] | None
-) -> cache.Decoded:
-    if isinstance(found, Path):
-        encoded, files = folders.read_folder(found, classes)
-        key = cache.files_key(files, reading, classes)
-    else:
-        encoded, files = None, found
-        key = cache.files_key(files, reading, classes)
-
-    def build(work: Path) -> None:
-        images: Encoded = encoded or parquet.read_parquet(files, reading, classes)
-        decode(images, work, reading)
-
-    return cache.open_decoded(cache.cached(f"{name}-{split}", key, build))

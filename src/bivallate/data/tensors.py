@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bivallate.data.classes import from_one
 from bivallate.data.dataset import Split, digest
 from bivallate.errors import UserError
 
@@ -93,7 +94,8 @@ def check_labels(labels: Tensor, classes: int | None, what: str) -> None:
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0, 0])
         span = f"0 to {classes - 1}" if classes is not None else "0 or more"
-        raise UserError(f"{what}: labels must be {span}; row {row} has {int(labels[row])}")
+        hint = from_one(labels.numpy(), classes or 0)
+        raise UserError(f"{what}: labels must be {span}; row {row} has {int(labels[row])}{hint}")
 
 
 def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,69 @@
+"""Class names of two places put in relation: by name wherever both have them, never by position."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from bivallate.errors import UserError
+
+__all__ = ["from_one", "numbered", "places", "unknown_class"]
+
+
+def places(names: Sequence[str], known: Sequence[str]) -> list[int]:
+    """For each name its place among the known ones, -1 where it is not one of them.
+
+    Names that differ in case, spaces, underscores, hyphens, leading zeros or Unicode form are one, where that
+    leaves no doubt.
+
+    Example:
+        >>> places(["Dog", "cow", "cat"], ["cat", "dog"])
+        [1, -1, 0]
+    """
+    if list(names) == list(known):
+        return list(range(len(known)))
+    exact = {name: k for k, name in enumerate(known)}
+    plain = _unique([_plain(name) for name in known])
+    own = _unique([_plain(name) for name in names])
+    found = [exact.get(n, plain.get(_plain(n), -1) if _plain(n) in own else -1) for n in names]
+    doubled = {
+        k for k, count in Counter(found).items() if count > 1
+    }  # two names for one class: leave it open
+    return [exact.get(n, -1) if k in doubled else k for n, k in zip(names, found, strict=True)]
+
+
+def _plain(name: str) -> str:
+    text = unicodedata.normalize("NFKC", name).casefold().strip()
+    text = re.sub(r"[\s_]+|(?<=\w)-(?=\w)", "", text)
+    return text.lstrip("0") or "0" if text.isdecimal() else text
+
+
+def _unique(names: list[str]) -> dict[str, int]:
+    counts = Counter(names)
+    return {name: k for k, name in enumerate(names) if counts[name] == 1}
+
+
+def numbered(names: Sequence[str]) -> bool:
+    """Whether these are no names but the numbers of the labels."""
+    return list(names) == [str(k) for k in range(len(names))]
+
+
+def from_one(labels: np.ndarray, classes: int) -> str:
+    """For a message: that labels are numbered from 1 where they are; `classes` is 0 where it is not known."""
+    known = labels[labels >= 0]
+    if not len(known) or int(known.min()) != 1 or (classes and int(known.max()) != classes):
+        return ""
+    return f": the labels are numbered from 1 to {int(known.max())}; subtract 1 from each"
+
+
+def unknown_class(where: str, name: str, known: Sequence[str], whose: str) -> UserError:
+    """The error for a class that the other side has not; it names the nearest one."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    some = ", ".join(map(repr, known[:10])) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
+    return UserError(f"{where} has the class {name!r}, which {whose} not{hint}: {some}")
