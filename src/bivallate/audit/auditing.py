@@ -21,6 +21,7 @@ from bivallate.evaluate.points import points, select
 from bivallate.evaluate.preflight import Preflight, preflight
 from bivallate.evaluate.probe import gradients
 from bivallate.evaluate.statistics import wilson
+from bivallate.lower.asking import ask
 from bivallate.lower.modes import evaluating
 from bivallate.lower.threat import ThreatModel
 
@@ -110,10 +111,10 @@ def audit(
 def _same_task(model: nn.Module, surrogates: Sequence[nn.Module], x: Tensor) -> None:
     """Raises UserError for a surrogate that does not read these images or has other classes."""
     with torch.no_grad():
-        wanted = model(x).shape
+        wanted = ask(model, x).shape
         for k, other in enumerate(surrogates):
             try:
-                got = other(x).shape
+                got = ask(other, x).shape
             except (RuntimeError, ValueError, UserError) as error:
                 raise UserError(
                     f"model {k + 1} to transfer from cannot read {tuple(x.shape[1:])} images: {error}"

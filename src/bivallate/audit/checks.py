@@ -14,6 +14,7 @@ from bivallate.audit.check import WEAK, Check
 from bivallate.audit.exact import below, excess, gap
 from bivallate.evaluate.preflight import Preflight
 from bivallate.evaluate.statistics import wilson
+from bivallate.lower.asking import ask
 
 __all__ = ["claim_check", "questions"]
 
@@ -84,7 +85,7 @@ def _constant(battery: Battery) -> bool:
     """
     x, y = battery.points
     with torch.no_grad():
-        given = torch.cat([battery.model(some).argmax(1) for some in x.split(256)])
+        given = torch.cat([ask(battery.model, some).argmax(1) for some in x.split(256)])
     same = bool((given == given[0]).all()) and len(y.unique()) > 1
     return same and all(torch.equal(left, battery.left["subtle"]) for left in battery.left.values())
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bivallate.evaluate.attacks import Part
+from bivallate.lower.asking import ask
 from bivallate.lower.problem import Forward, LowerProblem
 
 __all__ = ["Connected", "Elsewhere", "Rescaled", "Straight", "linear_imitation"]
@@ -124,10 +125,10 @@ class Straight(nn.Module):
         for comparisons in (True, False):
             try:
                 with _Smooth(comparisons):
-                    return self.model(x)
+                    return ask(self.model, x)
             except (RuntimeError, TypeError, IndexError):  # a comparison was used as an index or a branch
                 continue
-        return self.model(x)
+        return ask(self.model, x)
 
 
 def linear_imitation(model: nn.Module, x: Tensor, spread: float, seed: int = 0) -> nn.Module:
@@ -139,7 +140,7 @@ def linear_imitation(model: nn.Module, x: Tensor, spread: float, seed: int = 0) 
     noise = (2 * torch.rand(x.shape, generator=generator) - 1).to(x) * spread
     points = torch.cat([x, (x + noise).clamp(0, 1)])
     with torch.no_grad():
-        logits = torch.cat([model(part) for part in points.split(256)]).double()
+        logits = torch.cat([ask(model, part) for part in points.split(256)]).double()
     target = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1]).double()
     flat = points.flatten(1).double()
     mean, middle = flat.mean(0), target.mean(0)

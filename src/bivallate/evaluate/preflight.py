@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from bivallate.evaluate.symptoms import (
     repeatable,
     unmoved,
 )
+from bivallate.lower.asking import writes
 from bivallate.lower.threat import ThreatModel
 
 __all__ = ["Finding", "Preflight", "preflight"]
@@ -116,10 +117,20 @@ def preflight(
                 findings += more
                 if not {"random", "ignores-eval"} & {f.name for f in findings}:
                     findings += forgetful(module, fresh, x, threat)
-            findings += unmoved(module, before)
+            findings += [*_in_place(module), *unmoved(module, before)]
     order = ("error", "warning", "note")
     findings.sort(key=lambda finding: order.index(finding.severity))
     return Preflight(tuple(findings), len(x), classes, time.perf_counter() - began, clean, near)
+
+
+def _in_place(model: nn.Module) -> Iterator[Finding]:
+    """Have passes so far overwritten the images?"""
+    if writes(model):
+        fix = (
+            "It is given a copy in every pass here; elsewhere let it compute x - mean instead of x.sub_(mean)"
+        )
+        got = "after a pass the images are not what they were"
+        yield Finding("note", "in-place", "the model changes its input in place", got, fix)
 
 
 def _copied(module: nn.Module) -> nn.Module | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bivallate.lower.asking import ask
 from bivallate.noise import Noise
 
 __all__ = ["scout_of"]
@@ -50,7 +51,7 @@ def _logits_and_slope(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Logits, and the gradient by the image of a sum that tells them apart."""
     with torch.enable_grad():
         point = x.clone().requires_grad_()
-        logits = model(point)
+        logits = ask(model, point)
         weights = torch.linspace(1, 2, logits.shape[1]).to(logits)
         (grad,) = torch.autograd.grad((logits * weights).sum(), point)
     return logits.detach(), grad

@@ -13,6 +13,7 @@ from bivallate.errors import UserError
 from bivallate.evaluate.points import check_labels
 from bivallate.evaluate.probe import Probe, probe
 from bivallate.evaluate.verdict import logits_of
+from bivallate.lower.asking import ask
 from bivallate.lower.threat import Linf, ThreatModel
 from bivallate.models.classifier import Normalise
 from bivallate.noise import Noise
@@ -165,11 +166,11 @@ def repeatable(model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[Finding]
     """Same points, same answers: twice, in another order, and alone."""
     scale = logits.abs().amax().clamp(min=1e-30)
     with torch.no_grad():
-        again = float((model(x) - logits).abs().amax() / scale)
-        turned = float((model(x.flip(0)).flip(0) - logits).abs().amax() / scale)
+        again = float((ask(model, x) - logits).abs().amax() / scale)
+        turned = float((ask(model, x.flip(0)).flip(0) - logits).abs().amax() / scale)
     try:
         with torch.no_grad():
-            alone = torch.cat([model(x[i : i + 1]) for i in range(min(4, len(x)))])
+            alone = torch.cat([ask(model, x[i : i + 1]) for i in range(min(4, len(x)))])
         single = float((alone - logits[: len(alone)]).abs().amax() / scale)
     except (ValueError, RuntimeError):  # batch statistics of one point do not exist
         single = float("inf")
@@ -184,7 +185,7 @@ def repeatable(model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[Finding]
         )
         return
     with torch.enable_grad():
-        asked = float((model(x.clone().requires_grad_()).detach() - logits).abs().amax() / scale)
+        asked = float((ask(model, x.clone().requires_grad_()).detach() - logits).abs().amax() / scale)
     if asked > DIFFERENT:
         fix = "Answer alike whether or not a gradient is asked for: attacks see the one, verdicts the other"
         got = f"where a gradient is asked for they differ by {asked:.1%} of the largest logit"
@@ -220,7 +221,7 @@ def forgetful(
         return
     near = _nearby(x, threat)
     with torch.no_grad():
-        expected, got = fresh(near), model(near)
+        expected, got = ask(fresh, near), ask(model, near)
     differ = float((got - expected).abs().amax() / expected.abs().amax().clamp(min=1e-30))
     if differ > DIFFERENT:
         fix = "An evaluated model must not remember what it was asked: every answer a function of its image"
@@ -247,7 +248,7 @@ def preparation(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Itera
     centred = (x - x.mean(axes, keepdim=True)) / x.std(axes, keepdim=True).clamp(min=1e-6)
     prepared = {"bytes (255 x)": 255 * x, "[-1, 1] (2 x - 1)": 2 * x - 1, "standardised channels": centred}
     with torch.no_grad():
-        better = {k: float((model(v).argmax(1) == y).float().mean()) for k, v in prepared.items()}
+        better = {k: float((ask(model, v).argmax(1) == y).float().mean()) for k, v in prepared.items()}
     name, best = max(better.items(), key=lambda item: item[1])
     ready = isinstance(getattr(model, "normalise", None), Normalise)  # its first layer prepares them already
     if best >= max(right + 0.25, 0.7) and not ready:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from bivallate.lower.asking import ask
 from bivallate.lower.modes import frozen, own_statistics
 from bivallate.lower.threat import ThreatModel
 from bivallate.noise import Noise
@@ -76,7 +77,7 @@ class Forward:
         exact = exact or (self.setting is not None and self.setting.coupled and x.requires_grad)
         dtype = None if exact else getattr(self.model, "autocast_dtype", None)
         with torch.autocast(x.device.type, dtype) if dtype is not None else nullcontext():
-            logits = self.model(x)
+            logits = ask(self.model, x)
         if logits.requires_grad:
             rows, passes = len(x), self.passes
 

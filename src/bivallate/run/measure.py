@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.data import Split
+from bivallate.lower.asking import ask
 from bivallate.lower.modes import evaluating
 from bivallate.lower.objective import cross_entropy
 from bivallate.lower.pgd import PGD
@@ -65,7 +66,7 @@ def clean_margins(model: nn.Module, split: Split, rows: list[int], device: torch
     with evaluating(model):
         for start in range(0, len(rows), BATCH):
             x, y = (t.to(device) for t in split.tensors(torch.tensor(rows[start : start + BATCH])))
-            found += probability_margin(model(x), y).nan_to_num(nan=-1.0).tolist()
+            found += probability_margin(ask(model, x), y).nan_to_num(nan=-1.0).tolist()
     return [round(value, 6) for value in found]
 
 

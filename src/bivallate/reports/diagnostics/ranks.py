@@ -12,6 +12,7 @@ from torch import nn
 
 from bivallate.evaluate import attack as attacked
 from bivallate.evaluate import eps_curve
+from bivallate.lower.asking import ask
 from bivallate.lower.threat import L2, Linf
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.sample import looked_at, sample
@@ -70,8 +71,10 @@ def adversarial_rank(
     for label, model in models.items():
         x_adv = attacked(model, chosen.x, chosen.y, threat, attack, seed=seed)
         with looked_at(model) as device, torch.no_grad():
-            clean = torch.cat([model(b.x).cpu() for b in chosen.batches(device)])
-            moved = torch.cat([model(b.x).argmax(1).cpu() for b in replace(chosen, x=x_adv).batches(device)])
+            clean = torch.cat([ask(model, b.x).cpu() for b in chosen.batches(device)])
+            moved = torch.cat(
+                [ask(model, b.x).argmax(1).cpu() for b in replace(chosen, x=x_adv).batches(device)]
+            )
         order = clean.argsort(dim=1, descending=True, stable=True)
         rank = (order == moved[:, None]).int().argmax(1)
         found[label] = np.bincount(rank.numpy(), minlength=clean.shape[1])
@@ -203,7 +206,7 @@ def transfer(
         for target in models.values():
             with looked_at(target) as device, torch.no_grad():
                 hits = sum(
-                    int((target(b.x).argmax(1) == b.y).sum())
+                    int((ask(target, b.x).argmax(1) == b.y).sum())
                     for b in replace(chosen, x=x_adv).batches(device)
                 )
             row.append(hits / len(chosen.y))
