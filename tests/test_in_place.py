@@ -7,15 +7,15 @@ import sys
 
 import pytest
 import torch
+from bivallate.report.diagnostics import landscape, ranks
 from torch import Tensor, nn
 
 import bivallate as bv
-from bivallate import data, models
+from bivallate import data
 from bivallate.errors import UserError
 from bivallate.evaluate import eps_curve, minimal_distances, transfer
 from bivallate.evaluate.preflight import preflight
 from bivallate.lower.asking import ask, writes
-from bivallate.report.diagnostics import landscape, ranks
 from bivallate.run.config import Validation
 
 THREAT = bv.Linf(0.1)
