@@ -41,8 +41,8 @@ def ask(model: Callable[[Tensor], Tensor], x: Tensor) -> Any:
     if x._version != before:
         raise UserError(
             f"{type(_subject(model)).__name__} changed its input in place, as it had not done in earlier "
-            "passes, so that the images are lost: let it compute x - mean instead of x.sub_(mean), or begin its "
-            "forward with x = x.clone()"
+            "passes, so that the images are lost: let it compute x - mean instead of x.sub_(mean), or begin "
+            "its forward with x = x.clone()"
         )
     return logits
 
