@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-from bivallate.report.diagnostics import landscape, ranks
 from torch import Tensor, nn
 
 import bivallate as bv
@@ -16,6 +15,7 @@ from bivallate.errors import UserError
 from bivallate.evaluate import eps_curve, minimal_distances, transfer
 from bivallate.evaluate.preflight import preflight
 from bivallate.lower.asking import ask, writes
+from bivallate.reports.diagnostics import landscape, ranks
 from bivallate.run.config import Validation
 
 THREAT = bv.Linf(0.1)
