@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from bivallate.errors import unknown
-from bivallate.models.registry import Activation, Shape, register
+from bivallate.models.registry import Activation, Shape, register, scaled
 
 __all__ = ["PreActResNet"]
 
@@ -115,36 +115,54 @@ def _preact(
     activation: Activation,
     final_bn: bool,
     shortcut: str,
-    width: int = 64,
+    width: float,
 ) -> nn.Module:
     if shortcut not in ("raw", "activated"):
         raise unknown("shortcut", shortcut, ("raw", "activated"))
-    form = {"bottleneck": bottleneck, "final_bn": final_bn, "shortcut": shortcut, "width": width}
+    form = {"bottleneck": bottleneck, "final_bn": final_bn, "shortcut": shortcut, "width": scaled(64, width)}
     return PreActResNet(blocks, num_classes, shape[0], activation, **form)
 
 
 @register("preact-resnet18")
 def preact_resnet18(
-    num_classes: int, shape: Shape, activation: Activation, *, final_bn: bool = True, shortcut: str = "raw"
+    num_classes: int,
+    shape: Shape,
+    activation: Activation,
+    *,
+    final_bn: bool = True,
+    shortcut: str = "raw",
+    width: float = 1.0,
 ) -> nn.Module:
     """PreActResNet-18: blocks 2, 2, 2, 2 (Fast-AT, Fast-BAT and DONE papers)."""
-    return _preact((2, 2, 2, 2), False, num_classes, shape, activation, final_bn, shortcut)
+    return _preact((2, 2, 2, 2), False, num_classes, shape, activation, final_bn, shortcut, width)
 
 
 @register("preact-resnet18-narrow")
 def preact_resnet18_narrow(
-    num_classes: int, shape: Shape, activation: Activation, *, final_bn: bool = True, shortcut: str = "raw"
+    num_classes: int,
+    shape: Shape,
+    activation: Activation,
+    *,
+    final_bn: bool = True,
+    shortcut: str = "raw",
+    width: float = 0.125,
 ) -> nn.Module:
     """PreActResNet-18 with an eighth of the channels: small enough for two cores."""
-    return _preact((2, 2, 2, 2), False, num_classes, shape, activation, final_bn, shortcut, width=8)
+    return _preact((2, 2, 2, 2), False, num_classes, shape, activation, final_bn, shortcut, width)
 
 
 @register("preact-resnet34")
 def preact_resnet34(
-    num_classes: int, shape: Shape, activation: Activation, *, final_bn: bool = True, shortcut: str = "raw"
+    num_classes: int,
+    shape: Shape,
+    activation: Activation,
+    *,
+    final_bn: bool = True,
+    shortcut: str = "raw",
+    width: float = 1.0,
 ) -> nn.Module:
     """PreActResNet-34: blocks 3, 4, 6, 3."""
-    return _preact((3, 4, 6, 3), False, num_classes, shape, activation, final_bn, shortcut)
+    return _preact((3, 4, 6, 3), False, num_classes, shape, activation, final_bn, shortcut, width)
 
 
 @register("preact-resnet50")
@@ -155,6 +173,7 @@ def preact_resnet50(
     *,
     final_bn: bool = True,
     shortcut: str = "activated",
+    width: float = 1.0,
 ) -> nn.Module:
     """PreActResNet-50: bottleneck blocks 3, 4, 6, 3 (Fast-BAT paper)."""
-    return _preact((3, 4, 6, 3), True, num_classes, shape, activation, final_bn, shortcut)
+    return _preact((3, 4, 6, 3), True, num_classes, shape, activation, final_bn, shortcut, width)

@@ -16,7 +16,7 @@ from bivallate.models.classifier import Classifier, normalisation
 from bivallate.models.foreign import load_factory, timm_model
 from bivallate.models.stem import quick_stems
 
-__all__ = ["ACTIVATIONS", "Activation", "blank", "create", "describe", "names", "register"]
+__all__ = ["ACTIVATIONS", "Activation", "blank", "create", "describe", "names", "register", "scaled"]
 
 Activation = Callable[[], nn.Module]
 Shape = tuple[int, int, int]
@@ -65,6 +65,14 @@ def register(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn
         return build
 
     return add
+
+
+def scaled(channels: int, width: float) -> int:
+    """So many channels times a network's `width`, at least one. Raises UserError for a width that is not
+    positive."""
+    if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width < float("inf"):
+        raise UserError(f"width is a positive multiple of the network's channels, got {width!r}")
+    return max(1, round(channels * width))
 
 
 def names() -> list[str]:

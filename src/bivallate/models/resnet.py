@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from bivallate.errors import unknown
-from bivallate.models.registry import Activation, Shape, register
+from bivallate.models.registry import Activation, Shape, register, scaled
 
 __all__ = ["ResNet"]
 
@@ -46,7 +46,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A stem, four stages of blocks (64, 128, 256, 512), global average, linear.
+    """A stem, four stages of blocks (1, 2, 4, 8 times `width`), global average, linear.
 
     The stem is conv3x3-BN-activation (`cifar`) or conv7x7 with stride 2, BN, activation and a 3x3 max-pool
     with stride 2 (`imagenet`). Submodule names are those of the public CIFAR networks, so that their state
@@ -64,23 +64,24 @@ class ResNet(nn.Module):
         *,
         bottleneck: bool = False,
         stem: str = "cifar",
+        width: int = 64,
     ) -> None:
         super().__init__()
         if stem == "imagenet":
-            self.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+            self.conv1 = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
             self.pool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
         else:
-            self.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+            self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
             self.pool = nn.Identity()
-        self.bn1 = nn.BatchNorm2d(64)
+        self.bn1 = nn.BatchNorm2d(width)
         self.activation = activation()
-        entering, stages = 64, []
-        for width, depth, stride in zip((64, 128, 256, 512), blocks, (1, 2, 2, 2), strict=True):
-            stage = []
+        entering, stages = width, []
+        for times, depth, stride in zip((1, 2, 4, 8), blocks, (1, 2, 2, 2), strict=True):
+            stage, leaving = [], times * width
             for i in range(depth):
                 step = stride if i == 0 else 1
-                stage.append(ResidualBlock(entering, width, step, activation, bottleneck=bottleneck))
-                entering = 4 * width if bottleneck else width
+                stage.append(ResidualBlock(entering, leaving, step, activation, bottleneck=bottleneck))
+                entering = 4 * leaving if bottleneck else leaving
             stages.append(nn.Sequential(*stage))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.linear = nn.Linear(entering, num_classes)
@@ -102,25 +103,33 @@ def _resnet(
     shape: Shape,
     activation: Activation,
     stem: str,
+    width: float,
 ) -> nn.Module:
     if stem not in STEMS:
         raise unknown("stem", stem, STEMS)
-    return ResNet(blocks, num_classes, shape[0], activation, bottleneck=bottleneck, stem=stem)
+    form = {"bottleneck": bottleneck, "stem": stem, "width": scaled(64, width)}
+    return ResNet(blocks, num_classes, shape[0], activation, **form)
 
 
 @register("resnet18")
-def resnet18(num_classes: int, shape: Shape, activation: Activation, *, stem: str = "cifar") -> nn.Module:
+def resnet18(
+    num_classes: int, shape: Shape, activation: Activation, *, stem: str = "cifar", width: float = 1.0
+) -> nn.Module:
     """ResNet-18: blocks 2, 2, 2, 2; stem cifar or imagenet."""
-    return _resnet((2, 2, 2, 2), False, num_classes, shape, activation, stem)
+    return _resnet((2, 2, 2, 2), False, num_classes, shape, activation, stem, width)
 
 
 @register("resnet34")
-def resnet34(num_classes: int, shape: Shape, activation: Activation, *, stem: str = "cifar") -> nn.Module:
+def resnet34(
+    num_classes: int, shape: Shape, activation: Activation, *, stem: str = "cifar", width: float = 1.0
+) -> nn.Module:
     """ResNet-34: blocks 3, 4, 6, 3; stem cifar or imagenet."""
-    return _resnet((3, 4, 6, 3), False, num_classes, shape, activation, stem)
+    return _resnet((3, 4, 6, 3), False, num_classes, shape, activation, stem, width)
 
 
 @register("resnet50")
-def resnet50(num_classes: int, shape: Shape, activation: Activation, *, stem: str = "cifar") -> nn.Module:
+def resnet50(
+    num_classes: int, shape: Shape, activation: Activation, *, stem: str = "cifar", width: float = 1.0
+) -> nn.Module:
     """ResNet-50: bottleneck blocks 3, 4, 6, 3; stem cifar or imagenet."""
-    return _resnet((3, 4, 6, 3), True, num_classes, shape, activation, stem)
+    return _resnet((3, 4, 6, 3), True, num_classes, shape, activation, stem, width)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from bivallate.errors import UserError
-from bivallate.models.registry import Activation, Shape, register
+from bivallate.models.registry import Activation, Shape, register, scaled
 
 __all__ = ["Feedforward"]
 
@@ -68,21 +68,22 @@ def tiny_cnn(num_classes: int, shape: Shape, activation: Activation) -> nn.Modul
 
 
 @register("small-cnn")
-def small_cnn(num_classes: int, shape: Shape, activation: Activation) -> nn.Module:
+def small_cnn(num_classes: int, shape: Shape, activation: Activation, *, width: float = 1.0) -> nn.Module:
     """Small-CNN, 8 layers: three blocks of [conv3x3-BN-relu] x 2 and a pool (64, 128, 196), two dense layers.
 
     Reference: appendix of the BiLAW paper; the "8-layer CNN" of the Dynamic paper.
     """
     _need("small-cnn", shape, 8)
-    channels, height, width = shape
+    channels, rows, columns = shape
     layers: list[nn.Module] = []
-    for out in (64, 128, 196):
+    for out in (scaled(each, width) for each in (64, 128, 196)):
         for entering in (channels, out):
             layers += [nn.Conv2d(entering, out, 3, padding=1), nn.BatchNorm2d(out), activation()]
         layers.append(nn.MaxPool2d(2))
         channels = out
-    features = channels * (height // 8) * (width // 8)
-    head = [nn.Flatten(), nn.Linear(features, 256), activation(), nn.Linear(256, num_classes)]
+    features = channels * (rows // 8) * (columns // 8)
+    hidden = scaled(256, width)
+    head = [nn.Flatten(), nn.Linear(features, hidden), activation(), nn.Linear(hidden, num_classes)]
     return Feedforward(layers[0], *layers[1:], *head)
 
 

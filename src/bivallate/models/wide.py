@@ -7,7 +7,7 @@ import math
 from torch import Tensor, nn
 
 from bivallate.errors import UserError
-from bivallate.models.registry import Activation, Shape, register
+from bivallate.models.registry import Activation, Shape, register, scaled
 
 __all__ = ["WideResNet"]
 
@@ -66,7 +66,7 @@ class WideResNet(nn.Module):
     def __init__(
         self,
         blocks: int,
-        widening: int,
+        widening: float,
         num_classes: int,
         channels: int,
         activation: Activation,
@@ -75,7 +75,7 @@ class WideResNet(nn.Module):
         zero_head: bool = False,
     ) -> None:
         super().__init__()
-        widths = [16 * widening, 32 * widening, 64 * widening]
+        widths = [scaled(16, widening), scaled(32, widening), scaled(64, widening)]
         self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
         self.block1 = WideStage(blocks, 16, widths[0], 1, activation, dropout)
         self.block2 = WideStage(blocks, widths[0], widths[1], 2, activation, dropout)
@@ -111,18 +111,24 @@ def _wide(
     activation: Activation,
     dropout: float,
     zero_head: bool,
+    width: float,
 ) -> nn.Module:
     if not 0 <= dropout < 1:
         raise UserError(f"dropout is a probability in [0, 1), got {dropout}")
     channels = shape[0]
-    return WideResNet(
-        blocks, widening, num_classes, channels, activation, dropout=dropout, zero_head=zero_head
-    )
+    options = {"dropout": dropout, "zero_head": zero_head}
+    return WideResNet(blocks, widening * width, num_classes, channels, activation, **options)
 
 
 @register("wrn-16-8")
 def wrn_16_8(
-    num_classes: int, shape: Shape, activation: Activation, *, dropout: float = 0.1, zero_head: bool = False
+    num_classes: int,
+    shape: Shape,
+    activation: Activation,
+    *,
+    dropout: float = 0.1,
+    zero_head: bool = False,
+    width: float = 1.0,
 ) -> nn.Module:
     """WRN-16-8: dropout 0.1 (Fast-BAT paper).
 
@@ -130,32 +136,50 @@ def wrn_16_8(
     the blocks are the (16 - 4) / 6 = 2 of the published WRN-16-8, and `zero_head` (no gradient reaches the
     image in the first step) is an option.
     """
-    return _wide(2, 8, num_classes, shape, activation, dropout, zero_head)
+    return _wide(2, 8, num_classes, shape, activation, dropout, zero_head, width)
 
 
 @register("wrn-28-10")
 def wrn_28_10(
-    num_classes: int, shape: Shape, activation: Activation, *, dropout: float = 0.0, zero_head: bool = False
+    num_classes: int,
+    shape: Shape,
+    activation: Activation,
+    *,
+    dropout: float = 0.0,
+    zero_head: bool = False,
+    width: float = 1.0,
 ) -> nn.Module:
     """WRN-28-10: (28 - 4) / 6 = 4 blocks a stage; the usual network of the public leaderboards."""
-    return _wide(4, 10, num_classes, shape, activation, dropout, zero_head)
+    return _wide(4, 10, num_classes, shape, activation, dropout, zero_head, width)
 
 
 @register("wrn-32-10")
 def wrn_32_10(
-    num_classes: int, shape: Shape, activation: Activation, *, dropout: float = 0.0, zero_head: bool = False
+    num_classes: int,
+    shape: Shape,
+    activation: Activation,
+    *,
+    dropout: float = 0.0,
+    zero_head: bool = False,
+    width: float = 1.0,
 ) -> nn.Module:
     """WRN-32-10: 5 blocks a stage (FAT, GAIRAT, WMMR, BiLAW papers); the same network as WRN-34-10.
 
     The public code of these papers counts the depth after Madry et al. as 6 n + 2, without the convolutions
     of the shortcuts, where Zagoruyko and Komodakis count 6 n + 4: both names mean n = 5.
     """
-    return _wide(5, 10, num_classes, shape, activation, dropout, zero_head)
+    return _wide(5, 10, num_classes, shape, activation, dropout, zero_head, width)
 
 
 @register("wrn-34-10")
 def wrn_34_10(
-    num_classes: int, shape: Shape, activation: Activation, *, dropout: float = 0.0, zero_head: bool = False
+    num_classes: int,
+    shape: Shape,
+    activation: Activation,
+    *,
+    dropout: float = 0.0,
+    zero_head: bool = False,
+    width: float = 1.0,
 ) -> nn.Module:
     """WRN-34-10: (34 - 4) / 6 = 5 blocks a stage (TRADES, MART, ATTA papers)."""
-    return _wide(5, 10, num_classes, shape, activation, dropout, zero_head)
+    return _wide(5, 10, num_classes, shape, activation, dropout, zero_head, width)

@@ -20,6 +20,7 @@ from bivallate.reproduce.definition import SOURCE_SEED, anywhere, source_names
 from bivallate.reproduce.machine import commit, machine
 from bivallate.reproduce.measuring import columns_of, measured
 from bivallate.run.api import execute, load, resume
+from bivallate.run.arithmetic import has_bfloat16
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
 from bivallate.run.progress import Progress
@@ -69,7 +70,7 @@ def run_job(job: Job, progress: Progress | None = None) -> Path:
     limit_threads(job.threads)
     begun, made = time.monotonic(), commit()
     cell, seed = job.cell, job.seed
-    config = configure(cell, seed, job.device, job.threads)
+    config = computable(configure(cell, seed, job.device, job.threads))
     place = job.runs / job.table / job.scale / f"{cell.name}-seed{seed}"
     dataset = cut(load_data(config.data, seed), cell.rows)
     folder, model = trained(config, dataset, place, cell.weights, progress)
@@ -100,6 +101,11 @@ def run_job(job: Job, progress: Progress | None = None) -> Path:
     path = record_path(job.out, job.table, job.scale, cell, seed)
     write_json(path, record)
     return path
+
+
+def computable(config: Config) -> Config:
+    """The configuration in float32 where the device has no bfloat16."""
+    return config if has_bfloat16(pick_device(config.device)) else config.set("amp", False)
 
 
 def trained(
@@ -148,7 +154,7 @@ def cut(dataset: Dataset, rows: int) -> Dataset:
 
 
 def _source(job: Job, cell: Cell, dataset: Dataset, progress: Progress | None) -> Classifier:
-    config = configure(cell, job.seed + SOURCE_SEED, job.device, job.threads)
+    config = computable(configure(cell, job.seed + SOURCE_SEED, job.device, job.threads))
     place = job.runs / job.table / job.scale / f"source-{slug(cell.row)}-{slug(cell.group)}-seed{job.seed}"
     return trained(config, dataset, place, cell.weights, progress)[1]
 

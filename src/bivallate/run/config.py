@@ -71,11 +71,13 @@ class Model:
     Attributes:
         name: of an architecture, or package.module:factory.
         normalise: whether the data's mean and standard deviation become the first layer.
+        width: multiple of the network's channels, for architectures that have this option.
     """
 
     name: str = "tiny-cnn"
     activation: str = "relu"
     normalise: bool = True
+    width: float = 1.0
 
 
 @part
@@ -106,9 +108,9 @@ class Config:
         average: decay of the exponential moving average of the weights per step; 0 keeps none.
         validation, sentinel: what is watched.
         device: "auto", "cpu", "cuda" or "mps". channels_last: memory layout of convolutions.
-        amp: bfloat16 autocast of the model, on CUDA only. Gradients by the image stay in float32 where more
-            than their signs are used: raw, Adam and L2 steps, FOSC, GradAlign, implicit gradients. Fast-BAT
-            and DONE's raw steps gain nothing from it.
+        amp: bfloat16 autocast of the model, on CUDA and on processors with AVX-512 BF16 or AMX. Gradients by
+            the image stay in float32 where more than their signs are used: raw, Adam and L2 steps, FOSC,
+            GradAlign, implicit gradients. Fast-BAT and DONE's raw steps gain nothing from it.
         threads: of the processor; 0 leaves torch's own choice.
         checkpoint_minutes: at most so long between checkpoints; one is also written after every epoch.
         keep: epochs, counted from 1, whose weights stay too, as `epoch-N`; the weights themselves, not their

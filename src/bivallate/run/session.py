@@ -14,6 +14,7 @@ from bivallate.data import Batches, Dataset, Split
 from bivallate.errors import UserError, check_device
 from bivallate.models import Classifier
 from bivallate.parts import encode, portable
+from bivallate.run.arithmetic import amp_dtype, lay_out
 from bivallate.run.average import Average
 from bivallate.run.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
 from bivallate.run.config import STREAMING, Config
@@ -61,6 +62,7 @@ def load_data(spec: Any, seed: int) -> Dataset:
 def create_model(spec: Any, dataset: Dataset, seed: int) -> Classifier:
     """The network of a configuration, for this data."""
     mean, std = (dataset.mean, dataset.std) if spec.normalise else (None, None)
+    options = {"width": spec.width} if spec.width != 1 else {}
     return models.create(
         spec.name,
         num_classes=len(dataset.classes),
@@ -69,6 +71,7 @@ def create_model(spec: Any, dataset: Dataset, seed: int) -> Classifier:
         std=std,
         activation=spec.activation,
         seed=seed,
+        **options,
     )
 
 
@@ -86,9 +89,8 @@ class Session:
         self.config, self.dataset = config, dataset
         self.device = pick_device(config.device)
         self.model = models.wrap(model, num_classes=len(dataset.classes), shape=dataset.shape).to(self.device)
-        if config.channels_last:
-            self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.model.autocast_dtype = _amp(config, self.device)  # pyright: ignore[reportArgumentType]
+        lay_out(self.model, config.channels_last)
+        self.model.autocast_dtype = amp_dtype(config.amp, self.device)  # pyright: ignore[reportArgumentType]
         train, meta = self._streams()
         augment = _augmentation(config, dataset)
         self.batches = Batches(
@@ -244,14 +246,6 @@ def _restore_generators(states: dict[str, Tensor]) -> None:
 def _augmentation(config: Config, dataset: Dataset) -> data.Augment:
     text = config.data.augment
     return dataset.augment if text == "default" else data.Augment.parse(text)
-
-
-def _amp(config: Config, device: torch.device) -> torch.dtype | None:
-    if not config.amp:
-        return None
-    if device.type != "cuda":
-        raise UserError(f"mixed precision is for CUDA (on {device.type} it is slower): leave amp off")
-    return torch.bfloat16
 
 
 def resolved(config: Config, **changes: Any) -> Config:
