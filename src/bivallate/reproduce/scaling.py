@@ -140,9 +140,9 @@ def narrow(cell: Cell, epochs: int = 10) -> Cell:
 COUPLED = ("done", "fast-bat")  # their passes are exact, so bfloat16 spares them nothing
 NARROW_NOTE = (
     "The paper's networks with a quarter of their channels, also where examples are transferred from, "
-    "{epochs} with milestones in proportion, a tenth of the training images held out, and PGD-10 on 500 of them where "
-    "the epoch is chosen, bfloat16 where a method uses the signs of its attack's gradients alone and the "
-    "processor has it, all test images of the data folder (CIFAR-10: 1,000)"
+    "{epochs} with milestones in proportion, a tenth of the training images held out, where the epoch is "
+    "chosen by PGD-10 on 500 of them, bfloat16 where a method uses the signs of its attack's gradients alone "
+    "and the processor has it, all test images of the data folder (CIFAR-10: 1,000)"
 )
 
 
