@@ -19,16 +19,19 @@ from bivallate.run.interrupt import Interrupted
 from bivallate.run.progress import Spoken
 
 FIRST = ("AT", "DONE-ADAM", "MAIL", "BASTION", "GAIRAT", "BiLAW")
+SINGLE = ("FAST-AT", "FAST-BAT")
+BALANCED = ("AT", "MAIL", "GAIRAT", "FAT", "DONE-PGD", "DONE-ADAM", "DONE-GD")
 ORDER = (  # table, rows (empty: all), group, seeds
-    ("T-B1", FIRST, "MNIST tiny-CNN", (0,)),
-    ("T-B1", FIRST[:-1], "F-MNIST", (0,)),
-    ("T-Y1", (), "MNIST", (0,)),
-    ("T-B1", FIRST, "MNIST tiny-CNN", (1, 2)),
-    ("T-B1", FIRST, "F-MNIST", (0,)),
+    ("T-F1", (*SINGLE, "FAST-AT-GA", "PGD-2-AT", "N-FGSM"), "CIFAR-10 @8", (0,)),
+    ("T-F1", SINGLE, "CIFAR-10 @16", (0, 1)),
+    ("T-D1", BALANCED, "balanced", (0,)),
+    ("T-Y2", (), "CIFAR-10", (0,)),
+    ("T-B2", ("AT", "GAIRAT", "MAIL", "TRADES (1/lambda=6)", "BiLAW"), "small-CNN .031", (0,)),
+    ("T-D1", BALANCED, "imbalanced", (0,)),
+    ("T-B1", FIRST, "MNIST tiny-CNN", (0, 1, 2)),
     ("T-B1", (), "MNIST tiny-CNN", (0,)),
     ("T-B1", (), "F-MNIST", (0,)),
-    ("T-F1", ("FAST-AT", "FAST-BAT"), "CIFAR-10 @16", (0,)),
-    ("T-F1", (), "CIFAR-10 @", (0,)),
+    ("T-Y1", (), "MNIST", (0,)),
 )
 
 

@@ -18,10 +18,10 @@ def dense(entering, leaving):
     return entering * leaving + leaving
 
 
-def residual(blocks, classes, channels=3, bottleneck=False, stem=3):
+def residual(blocks, classes, channels=3, bottleneck=False, stem=3, widths=(64, 128, 256, 512)):
     """He et al. 2016a: conv-BN, blocks with a shortcut (conv1x1-BN) where the shape changes, linear."""
-    total, entering = conv(channels, 64, stem) + norm(64), 64
-    for stage, (width, depth) in enumerate(zip((64, 128, 256, 512), blocks, strict=True)):
+    total, entering = conv(channels, widths[0], stem) + norm(widths[0]), widths[0]
+    for stage, (width, depth) in enumerate(zip(widths, blocks, strict=True)):
         leaving = 4 * width if bottleneck else width
         for block in range(depth):
             if bottleneck:
@@ -57,7 +57,7 @@ def wide(depth, factor, classes, channels=3):
     n, remainder = divmod(depth - 4, 6)
     assert remainder == 0
     total, entering = conv(channels, 16, 3), 16
-    for width in (16 * factor, 32 * factor, 64 * factor):
+    for width in (int(16 * factor), int(32 * factor), int(64 * factor)):
         for block in range(n):
             total += norm(entering) + conv(entering, width, 3) + norm(width) + conv(width, width, 3)
             total += conv(entering, width, 1) if block == 0 else 0
@@ -65,13 +65,13 @@ def wide(depth, factor, classes, channels=3):
     return total + norm(entering) + dense(entering, classes)
 
 
-def small_cnn(classes, channels, side):
+def small_cnn(classes, channels, side, widths=(64, 128, 196), hidden=256):
     total = 0
-    for width in (64, 128, 196):
+    for width in widths:
         total += conv(channels, width, 3, bias=True) + norm(width)
         total += conv(width, width, 3, bias=True) + norm(width)
         channels = width
-    return total + dense(196 * (side // 8) ** 2, 256) + dense(256, classes)
+    return total + dense(widths[-1] * (side // 8) ** 2, hidden) + dense(hidden, classes)
 
 
 BASIC, DEEP = (2, 2, 2, 2), (3, 4, 6, 3)
@@ -98,6 +98,10 @@ TABLE = [
     # before the average, and so does ours unless told otherwise.
     ("preact-resnet18", 10, COLOUR, {}, preactivated(BASIC, 10), 11_172_170),
     ("preact-resnet18", 10, COLOUR, {"final_bn": False}, preactivated(BASIC, 10, final_bn=False), 11_171_146),
+    ("small-cnn", 10, COLOUR, {"width": 0.25}, small_cnn(10, 3, 32, (16, 32, 49), 64), None),
+    ("preact-resnet18", 10, COLOUR, {"width": 0.25}, preactivated(BASIC, 10, widths=(16, 32, 64, 128)), None),
+    ("resnet18", 10, COLOUR, {"width": 0.25}, residual(BASIC, 10, widths=(16, 32, 64, 128)), None),
+    ("wrn-34-10", 10, COLOUR, {"width": 0.25}, wide(34, 2.5, 10), None),
     ("preact-resnet18-narrow", 10, COLOUR, {}, preactivated(BASIC, 10, widths=(8, 16, 32, 64)), None),
     ("preact-resnet34", 10, COLOUR, {}, preactivated(DEEP, 10), None),
     ("preact-resnet50", 10, COLOUR, {}, preactivated(DEEP, 10, bottleneck=True), None),
@@ -133,5 +137,5 @@ def test_normalisation_adds_buffers_and_no_parameters():
 def test_describe_counts_for_a_common_shape():
     described = models.describe("wrn-28-10")
     assert described["parameters"] == 36_479_194
-    assert described["options"] == {"dropout": 0.0, "zero_head": False}
+    assert described["options"] == {"dropout": 0.0, "zero_head": False, "width": 1.0}
     assert described["summary"].startswith("WRN-28-10")
