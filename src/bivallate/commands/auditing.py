@@ -50,7 +50,7 @@ def audit(
     against
         folder of another run on the same classes, to transfer attacks from; repeatable.
     claimed
-        robust accuracy in [0, 1] to hold against the evidence. [default: the lowest kept in RUN/evaluation
+        robust accuracy in [0, 1] to hold against the evidence. [default: the strongest kept in RUN/evaluation
         for these weights and this threat, else that of PGD]
     eps
         radius in pixel units of [0, 1], such as 8/255. [default: the run's own]
@@ -115,6 +115,7 @@ def kept_claim(folder: Path, weights: str, threat: Any, points: int) -> tuple[fl
     from bivallate.audit.plan import FEWEST
     from bivallate.evaluate.compare import same_threat
     from bivallate.reports.collect import STALE, evaluation, fingerprints
+    from bivallate.reports.strength import strongest_first
 
     found, prints = [], fingerprints(folder.parent)
     for path in sorted(folder.glob(f"{weights}-{type(threat).__name__.lower()}-*.json")):
@@ -131,8 +132,11 @@ def kept_claim(folder: Path, weights: str, threat: Any, points: int) -> tuple[fl
         score = kept.score
         direct = score.attack != "clean" and not score.attack.startswith("transfer")
         if direct and same_threat(score.threat, threat) and score.n >= min(FEWEST, points):
-            found.append((score.robust_accuracy, f"evaluation {score.attack}, {score.n} points"))
-    return min(found, default=(None, ""))
+            found.append(kept)
+    if not found:
+        return None, ""
+    score = found[strongest_first([[e] for e in found])[0]].score
+    return score.robust_accuracy, f"evaluation {score.attack}, {score.n} points"
 
 
 class _Shown:

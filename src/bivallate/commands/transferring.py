@@ -13,7 +13,7 @@ from bivallate.cli import APP
 from bivallate.commands.evaluating import Flag, percent, show
 from bivallate.commands.options import Machine, Source, Subset, threat_of
 from bivallate.errors import UserError
-from bivallate.evaluate.compare import LEVEL, p_value
+from bivallate.evaluate.pairs import LEVEL, p_value
 
 
 @APP.command

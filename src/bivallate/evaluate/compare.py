@@ -5,32 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 
 import numpy as np
 import torch
 
 from bivallate.errors import UserError, unknown
+from bivallate.evaluate.pairs import pairs
 from bivallate.evaluate.score import Score
-from bivallate.evaluate.statistics import holm, mcnemar
 from bivallate.lower.threat import ThreatModel
 
 __all__ = [
     "COSTS",
     "KEYS",
-    "LEVEL",
     "Row",
     "Spread",
     "TrainingCost",
     "compare",
     "over_seeds",
-    "p_value",
     "same_threat",
 ]
 
 COSTS = ("passes", "seconds", "training_passes", "training_seconds")
 KEYS = ("robust_accuracy", "clean_accuracy", "tail_30", "worst_class", *COSTS)
-LEVEL = 0.05
 SAME_RADIUS = 1e-6  # relative
 
 
@@ -151,21 +147,12 @@ def _row(name: str, score: Score, training: TrainingCost | None) -> Row:
 
 def _tested(rows: list[Row]) -> list[Row]:
     """The rows with their tests against the first."""
-    pairs = {(i, j): p_value(rows[i].score, rows[j].score) for i, j in combinations(range(len(rows)), 2)}
-    known = {pair: p for pair, p in pairs.items() if p is not None}
-    adjusted = dict(zip(known, holm(list(known.values())), strict=True))
-    tested = [rows[0]]
-    for j, row in enumerate(rows[1:], 1):
-        p = adjusted.get((0, j))
-        below = p is not None and p < LEVEL
-        tested.append(replace(row, p_value=pairs[0, j], p_adjusted=p, significant=below))
-    return tested
-
-
-def p_value(first: Score, second: Score) -> float | None:
-    """Exact McNemar p-value of two evaluations' robust verdicts; None if they are not of the same points."""
-    same = torch.equal(first.index, second.index) and first.data_fingerprint == second.data_fingerprint
-    return mcnemar(first.robust.numpy(), second.robust.numpy()) if same else None
+    places = [str(k) for k in range(len(rows))]  # names may repeat
+    first = {pair.second: pair for pair in pairs([r.score for r in rows], places) if pair.first == "0"}
+    return [
+        replace(row, p_value=p.p_value, p_adjusted=p.p_adjusted, significant=p.significant) if p else row
+        for row, p in zip(rows, map(first.get, places), strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from bivallate.evaluate.compare import same_threat
 from bivallate.evaluate.points import state_fingerprint
 from bivallate.models import Classifier
 from bivallate.models.io import read_manifest, read_weights
+from bivallate.reports.strength import strongest_first
 from bivallate.run.config import Config
 from bivallate.run.folder import WEIGHTS, RunFolder
 
-ENOUGH = 1000  # points: with more, a weak attack still says less than a strong one on these
 STALE = "evaluated before the weights changed; evaluate again"
 LONG = 20  # letters of a label, beyond which what all have in common is left out
 _NAME = re.compile(
@@ -48,14 +48,6 @@ class Evaluation:
     data: str = ""
     stale: bool = False
 
-    @property
-    def precedence(self) -> tuple[float, ...]:
-        """Ascending in what counts less: of the present weights first, then most points, though `ENOUGH` are
-        enough, then what left least, then what cost most. A few points are no evidence, however few of them
-        are left."""
-        score = self.score
-        return self.stale, -min(score.n, ENOUGH), score.robust_accuracy, -score.n, -_spent(score)
-
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
@@ -77,16 +69,15 @@ class RunRecord:
     @cached_property
     def strongest(self) -> Evaluation | None:
         """The evaluation that counts: at the training threat on the test set, of the best weights if there is
-        one, the first by `precedence`; None if the run was never attacked."""
-        threat = self.config.method.threat
-        tested = [e for e in self.evaluations if (e.split, e.data) == ("test", "")]
-        fair = [e for e in tested if same_threat(e.score.threat, threat)]
-        attacked = [e for e in fair if e.score.part_names]
-        for weights in WEIGHTS:
-            own = [e for e in attacked if e.weights == weights]
-            if own:
-                return min(own, key=lambda e: e.precedence)
-        return None
+        one, the strongest; None if the run was never attacked."""
+        found = (self.leading(weights, "test", self.config.method.threat) for weights in WEIGHTS)
+        return next((leading[0] for leading in found if leading), None)
+
+    def leading(self, weights: str, split: str, threat: Any) -> list[Evaluation]:
+        """The attacks in a threat on the run's own data, the strongest first (see `strongest_first`)."""
+        same = [e for e in self.evaluations if (e.weights, e.split, e.data) == (weights, split, "")]
+        found = [e for e in same if e.score.part_names and same_threat(e.score.threat, threat)]
+        return [found[k] for k in strongest_first([[e] for e in found])]
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Epochs that have a value, and the values."""

@@ -16,6 +16,7 @@ from bivallate.evaluate.compare import SAME_RADIUS, same_threat
 from bivallate.lower.threat import threat as make
 from bivallate.parts import parse_number
 from bivallate.reports.collect import Evaluation, RunRecord
+from bivallate.reports.strength import strongest_first
 
 Kind = tuple[str, str, float]  # attack, norm, eps
 
@@ -83,7 +84,8 @@ def alike(kind: Kind, found: Evaluation) -> bool:
 def choose(runs: Sequence[RunRecord], paths: Sequence[Path], wanted: Wanted) -> list[Evaluation]:
     """One evaluation of each run, all by the same attack in the same threat, on the same points if possible.
 
-    Where several are left: the threat that most runs were trained for, then as `precedence` says.
+    Where several are left: the threat that most runs were trained for, then the strongest (see
+    `strongest_first`).
 
     Args:
         paths: of the runs as the user named them, for the commands of an error.
@@ -98,7 +100,9 @@ def choose(runs: Sequence[RunRecord], paths: Sequence[Path], wanted: Wanted) -> 
         offers += [_pick(same)] if all(same) else []
     if not offers:
         raise _missing(runs, paths, fitting, wanted)
-    return min(offers, key=lambda offer: _rank(runs, offer))
+    most = max(_at_home(runs, offer) for offer in offers)
+    offers = [offer for offer in offers if _at_home(runs, offer) == most]
+    return offers[strongest_first(offers)[0]]
 
 
 def _pick(candidates: Sequence[Sequence[Evaluation]]) -> list[Evaluation]:
@@ -121,12 +125,10 @@ def _lowest(found: Iterable[Evaluation]) -> Evaluation:
     return min(found, key=lambda e: (e.score.robust_accuracy, e.path.name))
 
 
-def _rank(runs: Sequence[RunRecord], offer: Sequence[Evaluation]) -> tuple[float, ...]:
-    at_home = sum(
-        same_threat(run.config.method.threat, e.score.threat) for run, e in zip(runs, offer, strict=True)
-    )
-    each = zip(*(e.precedence for e in offer), strict=True)
-    return -at_home, *(sum(values) for values in each)
+def _at_home(runs: Sequence[RunRecord], offer: Sequence[Evaluation]) -> int:
+    """How many of the runs were trained for the threat of an offer."""
+    pairs = zip(runs, offer, strict=True)
+    return sum(same_threat(run.config.method.threat, e.score.threat) for run, e in pairs)
 
 
 def _missing(
@@ -150,10 +152,12 @@ def _missing(
 
 
 def _most_common(fitting: Sequence[Sequence[Evaluation]]) -> Evaluation | None:
-    """An evaluation of the kind that most runs have; of equally many, the one that takes precedence."""
+    """An evaluation of the kind that most runs have; of equally many, the strongest."""
     every = [e for some in fitting for e in some]
     holders = {kind_of(e): sum(any(alike(kind_of(e), o) for o in some) for some in fitting) for e in every}
-    return min(every, key=lambda e: (-holders[kind_of(e)], *e.precedence), default=None)
+    top = max(holders.values(), default=0)
+    candidates = [e for e in every if holders[kind_of(e)] == top]
+    return candidates[strongest_first([[e] for e in candidates])[0]] if candidates else None
 
 
 def _command(run: RunRecord, path: Path, wanted: Wanted, example: Evaluation | None) -> str:

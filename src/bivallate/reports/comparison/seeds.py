@@ -9,7 +9,8 @@ from itertools import combinations
 from typing import Any
 
 from bivallate.errors import UserError
-from bivallate.evaluate.compare import KEYS, LEVEL, Spread, TrainingCost, over_seeds
+from bivallate.evaluate.compare import KEYS, Spread, TrainingCost, over_seeds
+from bivallate.evaluate.pairs import LEVEL
 from bivallate.evaluate.score import Score
 from bivallate.evaluate.statistics import holm, welch
 from bivallate.parts import encode
