@@ -13,6 +13,7 @@ from bivallate.lower.pgd import PGD
 from bivallate.lower.threat import L2, Linf
 from bivallate.method import Method, register
 from bivallate.parts import part
+from bivallate.reports.comparison.api import compare
 from bivallate.run.api import Run, load, resume, train
 from bivallate.run.optim import SGD, AdamW, Cosine, Flat, MultiStep, Triangle
 from bivallate.step import train_step
@@ -63,6 +64,7 @@ __all__ = [
     "audit",
     "check_gradient",
     "cid",
+    "compare",
     "data",
     "evaluate",
     "load",

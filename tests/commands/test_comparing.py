@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import bivallate as bv
 from bivallate.cli import run
 from bivallate.commands.auditing import kept_claim
 from bivallate.evaluate import Score, evaluation_name
@@ -101,6 +102,75 @@ def test_two_points_are_no_evidence_against_all(runs, capsys):
     found = collect([runs / "at-0"])[0].strongest
     assert found is not None
     assert (found.score.attack, found.score.n) == ("pgd-8", 359)
+
+
+def test_the_strongest_evaluation_stands_first_beside_the_common_one(runs, capsys):
+    """One run was attacked harder on fewer points: that leads its row, never instead of what is compared."""
+    assert run(["evaluate", str(runs / "at-0"), "--attack", "pgd-9", "--n", "100", "--json"]) == 0
+    file = next((runs / "at-0" / "evaluation").glob("*pgd-9*"))
+    score = Score.load(file)
+    replace(score, stage=torch.ones_like(score.stage)).save(file)
+    capsys.readouterr()
+    made = as_json(capsys, *paths(runs, "at-0", "at-1"))
+    assert (made["attack"], made["n"]) == ("fgsm", 359)
+    lead = {row["run"]: row["strongest"] for row in made["rows"]}
+    assert (lead["at-0"]["attack"], lead["at-0"]["n"], lead["at-0"]["robust_accuracy"]) == ("pgd-9", 100, 0)
+    assert lead["at-0"]["interval_95"][1] < 0.05
+    assert lead["at-1"]["attack"] == "fgsm"
+    assert run(["compare", *paths(runs, "at-0", "at-1"), "--markdown"]) == 0
+    printed = capsys.readouterr().out
+    row = next(line for line in printed.splitlines() if line.startswith("| at-0"))
+    assert row.split("|")[2].strip() == "0.00 (0.0-3.7, pgd-9, 100 points)"
+    assert run(["compare", *paths(runs), "--over-seeds", "--markdown"]) == 0
+    assert "at-0: pgd-9 on 100 points is stronger and left 0.0" in capsys.readouterr().out
+    found = collect([runs / "at-0"])[0].strongest
+    assert found is not None
+    assert (found.score.attack, found.score.n) == ("pgd-9", 100)
+    assert kept_claim(runs / "at-0" / "evaluation", "best", Linf(0.1), 359)[0] == 0
+
+
+DATA = [
+    ('name = "digits"', 'name = "mnist"', "The data sets differ (at-0: mnist, 10 classes; at-1: digits"),
+    ('imbalance = "none"', 'imbalance = "step:0.2"', "data.imbalance: at-0 step:0.2, at-1 none"),
+    ('stream = "auto"', 'stream = "never"', None),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "said"), DATA)
+def test_other_data_is_said(runs, capsys, old, new, said):
+    config = runs / "at-0" / "config.toml"
+    assert old in config.read_text()
+    config.write_text(config.read_text().replace(old, new))
+    made = as_json(capsys, *paths(runs, "at-0", "at-1"))
+    text = " ".join(made["notes"])
+    assert said in text if said else "data" not in text.replace("training data", "")
+    names = [row["data"] for row in made["rows"]]
+    assert made["data"] == (names[0] if len(set(names)) == 1 else None)
+
+
+@pytest.mark.parametrize("options", [{}, {"over_seeds": True}], ids=str)
+def test_python_compares_as_the_command_does(runs, capsys, options):
+    flags = ["--over-seeds"] if options else []
+    made = bv.compare(*paths(runs), **options)
+    assert made.to_json() == as_json(capsys, *paths(runs), *flags)
+    assert run(["compare", *paths(runs), "--markdown", *flags]) == 0
+    assert str(made) == capsys.readouterr().out.rstrip()
+    assert len(repr(made)) < 150
+    pairs = {(p["first"], p["second"]): p for p in made.to_json()["pairs"]}
+    assert len(pairs) == 6
+    for pair in pairs.values():
+        low, high = pair["interval_95"]
+        assert low <= pair["difference"] <= high
+        assert pair["difference"] * pair["n"] == pytest.approx(pair["only_first"] - pair["only_second"])
+
+
+def test_python_takes_runs_and_numbers(runs):
+    (record,) = collect([runs / "at-0"])
+    done = bv.Run(None, None, [], record.path)  # pyright: ignore[reportArgumentType]
+    assert bv.compare(done, runs / "at-1", eps=0.1, norm="linf").about["n"] == 359
+    for bad, said in ((bv.Run(None, None, [], None), "keeps nothing on disk"), (3, "got int")):  # pyright: ignore
+        with pytest.raises(bv.UserError, match=said):
+            bv.compare(bad)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("options", [[], ["--over-seeds"]], ids=str)

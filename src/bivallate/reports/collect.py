@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from bivallate.evaluate.points import state_fingerprint
 from bivallate.models import Classifier
 from bivallate.models.io import read_manifest, read_weights
 from bivallate.reports.strength import strongest_first
+from bivallate.run.api import Run
 from bivallate.run.config import Config
 from bivallate.run.folder import WEIGHTS, RunFolder
 
@@ -84,6 +85,11 @@ class RunRecord:
         known = [(line["epoch"], line[key]) for line in self.history if line.get(key) is not None]
         return [epoch for epoch, _ in known], [value for _, value in known]
 
+    def worst_class(self, score: Score) -> tuple[str, float]:
+        """(name, robust accuracy) of the class that is broken most often."""
+        worst, value = score.worst_class
+        return (self.classes[worst] if worst < len(self.classes) else str(worst)), value
+
     @property
     def alarms(self) -> list[dict[str, Any]]:
         """Everything the sentinel reported, in order."""
@@ -99,6 +105,20 @@ class RunRecord:
         """The epoch, from 1, with the highest held-out robust accuracy."""
         epochs, values = self.series("robust")
         return epochs[values.index(max(values))] if values else None
+
+
+def folders(runs: Sequence[str | Path | Run]) -> list[Path]:
+    """The folders of runs, given as such or as what `train` returned. Raises UserError for a run that keeps
+    nothing on disk, and for anything else."""
+    found = []
+    for run in runs:
+        if isinstance(run, Run) and run.path is None:
+            raise UserError("this run keeps nothing on disk: train it with out=... to compare or report it")
+        place = run.path if isinstance(run, Run) else run
+        if not isinstance(place, str | Path):
+            raise UserError(f"runs are folders, or what bv.train returned; got {type(place).__name__}")
+        found.append(Path(place))
+    return found
 
 
 def collect(paths: list[Path]) -> list[RunRecord]:

@@ -114,8 +114,7 @@ def evaluations_table(runs: Sequence[RunRecord]) -> Table:
     for run in runs:
         for e in run.evaluations:
             score = e.score
-            worst, value = score.worst_class
-            name = run.classes[worst] if worst < len(run.classes) else str(worst)
+            name, value = run.worst_class(score)
             rows.append(
                 (
                     run.label,

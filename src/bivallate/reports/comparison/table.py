@@ -14,8 +14,8 @@ from rich.text import Text
 SCHEMA = "bivallate-comparison-1"
 
 
-@dataclass(frozen=True)
-class Compared:
+@dataclass(frozen=True, repr=False)
+class Comparison:
     """The table: rows as plain data, cells as text, and what must be said below it."""
 
     about: dict[str, Any]
@@ -34,6 +34,12 @@ class Compared:
             f"{a['attack']} at {a['threat']['kind']} eps {a['threat']['eps']:.6g}, {a['weights']} weights, "
             f"{a['split']} data, {points}; sorted by {a['sort']}"
         )
+
+    def __repr__(self) -> str:
+        return f"<Comparison of {len(self.rows)} rows: {self.title}>"
+
+    def __str__(self) -> str:
+        return self.to_markdown()
 
     def to_json(self) -> dict[str, Any]:
         """Everything; accuracies are fractions."""

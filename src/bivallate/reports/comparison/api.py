@@ -1,0 +1,97 @@
+"""`compare`: the stored evaluations of several runs in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bivallate.errors import UserError, unknown
+from bivallate.evaluate.compare import KEYS
+from bivallate.evaluate.pairs import pairs
+from bivallate.reports.collect import Evaluation, RunRecord, collect, folders
+from bivallate.reports.comparison.choosing import Wanted, choose
+from bivallate.reports.comparison.notes import data_name
+from bivallate.reports.comparison.rows import SCORES, by_method, single
+from bivallate.reports.comparison.table import Comparison
+from bivallate.run.api import Run
+from bivallate.run.folder import check_weights
+
+INTERVALS = {
+    "robust_accuracy": "Wilson",
+    "clean_accuracy": "Wilson",
+    "tail_30": "bootstrap over points",
+    "worst_class": "bootstrap over points",
+    "pairs": "Tango's score interval of the difference on the same points",
+}
+OVER_SEEDS = "Student, of the mean over seeds"
+
+
+def compare(
+    *runs: str | Path | Run,
+    sort: str = "robust_accuracy",
+    ascending: bool | None = None,
+    attack: str | None = None,
+    eps: str | float | None = None,
+    norm: str | None = None,
+    weights: str = "best",
+    split: str = "test",
+    over_seeds: bool = False,
+) -> Comparison:
+    """The stored evaluations of several runs in one table, with what is significant and what it cost.
+
+    Nothing is attacked: the verdicts in the runs' folders are read. Without a choice, the evaluations that
+    all runs have in common at the radius that most were trained for are taken, and of these the strongest;
+    where a run has a stronger one, that stands first in its row.
+
+    Args:
+        runs: folders, or what `train` returned. sort: a column. ascending: smallest first; else for costs
+            only.
+        attack, eps, norm: of the evaluations, as given to `evaluate`; left open, as said above.
+        weights: best, last, ema or epoch-N. split: test, validation or train.
+        over_seeds: one row for the runs that differ in their seed only: mean, standard deviation, interval.
+
+    Returns:
+        A table that prints itself, and has `to_json()` and `to_markdown()`.
+
+    Raises:
+        UserError: no runs, a run twice, an unknown name, or a run without such an evaluation; says which
+            command makes it.
+    """
+    for what, given, known in (
+        ("column", sort, KEYS),
+        ("split", split, ("test", "validation", "train")),
+    ):
+        if given not in known:
+            raise unknown(what, given, known)
+    check_weights(weights)
+    if not runs:
+        raise UserError("name at least one run folder to compare: bivallate compare RUN RUN ...")
+    paths = folders(runs)
+    records = collect(paths)
+    stored = {e.score.attack for record in records for e in record.evaluations}
+    wanted = Wanted.of(weights, split, attack, norm, None if eps is None else str(eps), stored)
+    chosen = choose(records, paths, wanted)
+    falling = None if ascending is None else not ascending
+    about = _about(records, chosen, sort, over_seeds)
+    return (by_method if over_seeds else single)(about, records, chosen, falling)
+
+
+def _about(
+    records: Sequence[RunRecord], chosen: Sequence[Evaluation], sort: str, over_seeds: bool
+) -> dict[str, Any]:
+    """What is compared, how, and every pair of runs on the same points."""
+    score = chosen[0].score
+    prints = {e.score.data_fingerprint for e in chosen}
+    names = {data_name(record) for record in records}
+    return {
+        "attack": score.attack,
+        "threat": {"kind": type(score.threat).__name__, "eps": score.threat.eps},
+        "weights": chosen[0].weights,
+        "split": chosen[0].split,
+        "n": score.n if len(prints) == 1 else None,
+        "data": names.pop() if len(names) == 1 else None,
+        "sort": sort,
+        "intervals": INTERVALS | (dict.fromkeys(SCORES, OVER_SEEDS) if over_seeds else {}),
+        "pairs": [p.to_json() for p in pairs([e.score for e in chosen], [r.label for r in records])],
+    }

@@ -1,0 +1,98 @@
+"""What must be said below a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bivallate.evaluate.compare import same_threat
+from bivallate.parts import encode
+from bivallate.reports.collect import STALE, Evaluation, RunRecord
+from bivallate.reports.tables import flatten, percent
+
+MARK, OLD = "*", "!"  # behind a p-value; behind the name of a run
+WHEREABOUTS = ("data_dir", "stream", "workers")  # of the data: they do not change it
+INTERVALS = (
+    "Below each accuracy: its 95 % interval over points (Wilson; bootstrap for the tail, which is the mean "
+    "over the weakest 30 % of the classes, and for the worst class, whichever that is)."
+)
+STRONGEST = (
+    "Strongest: what the strongest evaluation of a run in this threat left, with the attack and its points; "
+    "beside it the one that all rows have in common, which alone is ranked and tested."
+)
+SEEDS = "Mean over seeds; below it the standard deviation and Student's 95 % interval of the mean."
+TESTS = (
+    f"{MARK}: robust accuracy differs from the first row's, p < 0.05 by the exact McNemar test on the "
+    "same points, after Holm's correction for all pairs of rows (p as shown). It says that these two "
+    "models differ, not that their methods do: for that train several seeds and add --over-seeds."
+)
+SEED_TESTS = (
+    f"{MARK}: mean robust accuracy differs from the first row's, p < 0.05 by Welch's t-test over seeds, "
+    "after Holm's correction for all pairs of rows (p as shown)."
+)
+COSTS = (
+    "Cost: forward and backward passes, per training example over the whole training and per evaluated "
+    "point; below them wall time, which depends on the machine."
+)
+
+
+def data_name(run: RunRecord) -> str:
+    """Of the set that a run was trained on."""
+    return run.config.data.name or "tensors"
+
+
+def different(records: Sequence[RunRecord], chosen: Sequence[Evaluation]) -> list[str]:
+    """What the runs do not have in common, and what is wrong with their evaluations."""
+    pairs = list(zip(records, chosen, strict=True))
+    notes = []
+    stale = [r.label for r, e in pairs if e.stale]
+    if stale:
+        notes.append(f"{OLD}: {STALE}: {', '.join(stale)}.")
+    notes += [f"{r.label}: {warning}" for r, e in pairs for warning in e.score.warnings]
+    notes += other_data(records)
+    home = [r.label for r, e in pairs if not same_threat(r.config.method.threat, e.score.threat)]
+    if home:
+        notes.append(f"Trained for another threat than the one compared here: {', '.join(home)}.")
+    unfinished = [r.label for r in records if len(r.history) < r.config.epochs]
+    if unfinished:
+        notes.append(f"Not trained to the end: {', '.join(unfinished)}.")
+    if len({e.score.data_fingerprint for e in chosen}) > 1:
+        counts = ", ".join(f"{r.label}: {e.score.n}" for r, e in pairs)
+        notes.append(
+            f"The runs were not evaluated on the same points ({counts}), so differences between those that "
+            "were not are not tested; evaluate them with the same --n or --first and --seed."
+        )
+    return notes
+
+
+def other_data(records: Sequence[RunRecord]) -> list[str]:
+    """That the data sets differ, or how one set was cut and fitted for each run."""
+    names = {run.label: data_name(run) for run in records}
+    classes = {run.classes for run in records if run.classes}
+    if len(set(names.values())) > 1 or len(classes) > 1:
+        shown = "; ".join(f"{r.label}: {data_name(r)}, {len(r.classes)} classes" for r in records)
+        return [f"The data sets differ ({shown}): accuracies on different data say nothing about methods."]
+    flat = [flatten(encode(run.config.data)) for run in records]
+    keys = [key for key in flat[0] if key not in WHEREABOUTS and len({one.get(key) for one in flat}) > 1]
+    settings = [
+        f"data.{key}: " + ", ".join(f"{r.label} {one.get(key)}" for r, one in zip(records, flat, strict=True))
+        for key in keys
+    ]
+    return [f"Trained on differently prepared data ({'; '.join(settings)})."] if settings else []
+
+
+def stronger(records: Sequence[RunRecord], chosen: Sequence[Evaluation]) -> list[str]:
+    """The runs that have a stronger evaluation than the one compared."""
+    trios = zip(records, chosen, leading(records, chosen), strict=True)
+    return [
+        f"{run.label}: {lead.score.attack} on {lead.score.n} points is stronger and left "
+        f"{percent(lead.score.robust_accuracy, lead.score.interval_95)} %."
+        for run, own, lead in trios
+        if lead.path != own.path
+    ]
+
+
+def leading(records: Sequence[RunRecord], chosen: Sequence[Evaluation]) -> list[Evaluation]:
+    """The strongest evaluation of each run of the same weights in the same threat; the chosen one where no
+    other is stronger."""
+    found = [r.leading(e.weights, e.split, e.score.threat) for r, e in zip(records, chosen, strict=True)]
+    return [strong[0] if strong else e for strong, e in zip(found, chosen, strict=True)]

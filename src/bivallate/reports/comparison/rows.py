@@ -1,0 +1,169 @@
+"""The rows of a comparison: one for each run, or one for the seeds of each method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from bivallate.evaluate.compare import COSTS as ALL_COSTS
+from bivallate.evaluate.compare import Row, TrainingCost
+from bivallate.evaluate.compare import compare as ranked
+from bivallate.reports.collect import Evaluation, RunRecord
+from bivallate.reports.comparison import notes
+from bivallate.reports.comparison.notes import MARK, OLD
+from bivallate.reports.comparison.seeds import by_seed, welch_tests
+from bivallate.reports.comparison.table import Comparison
+from bivallate.reports.tables import duration
+
+SCORES = ("robust_accuracy", "clean_accuracy", "tail_30", "worst_class")
+HEADS = ("robust %", "vs first", "clean %", "tail 30 %", "worst class %", "training passes", "attack passes")
+COSTS = ("training_passes", "training_seconds", "passes", "seconds")
+
+
+def single(
+    about: dict[str, Any],
+    records: Sequence[RunRecord],
+    chosen: Sequence[Evaluation],
+    descending: bool | None,
+) -> Comparison:
+    """A row for each run."""
+    costs = [_trained(record) for record in records]
+    lead = dict(zip([r.label for r in records], notes.leading(records, chosen), strict=True))
+    by_label = {record.label: (record, e) for record, e in zip(records, chosen, strict=True)}
+    found = ranked(
+        *(e.score for e in chosen),
+        names=[record.label for record in records],
+        sort=about["sort"],
+        descending=descending,
+        training=costs,
+    )
+    shown = any(lead[row.name].path != by_label[row.name][1].path for row in found)
+    cells, rows = [], []
+    for row in found:
+        record, evaluation = by_label[row.name]
+        strong = (_strongest(lead[row.name]),) if shown else ()
+        first, *others = _cells(row, record, evaluation, row is found[0])
+        cells.append((first, *strong, *others))
+        rows.append(_entry(row, record, evaluation, lead[row.name]))
+    said = [notes.INTERVALS, *([notes.STRONGEST] if shown else [])]
+    said += [*([notes.TESTS] if len(found) > 1 else []), notes.COSTS, *notes.different(records, chosen)]
+    heads = ("run\nmethod", *(["strongest %"] if shown else []), *HEADS)
+    return Comparison(about, heads, tuple(cells), tuple(rows), tuple(said), 1)
+
+
+def _cells(row: Row, record: RunRecord, evaluation: Evaluation, is_first: bool) -> tuple[str, ...]:
+    score = row.score
+    name, value = record.worst_class(score)
+    return (
+        f"{row.name}{' ' + OLD if evaluation.stale else ''}\n{record.config.method.name}",
+        _percent(row.robust_accuracy, row.interval_95),
+        "first" if is_first else _p(row.p_value, row.p_adjusted, row.significant),
+        _percent(row.clean_accuracy, score.clean_interval_95),
+        _percent(row.tail_30, score.tail_interval(30)),
+        f"{name}: {_percent(value, score.worst_class_interval_95)}",
+        _cost(row.training_passes, row.training_seconds),
+        _cost(row.passes, row.seconds),
+    )
+
+
+def _strongest(lead: Evaluation) -> str:
+    score = lead.score
+    return f"{_percent(score.robust_accuracy, score.interval_95)}\n{score.attack}\n{score.n} points"
+
+
+def _entry(row: Row, record: RunRecord, evaluation: Evaluation, lead: Evaluation) -> dict[str, Any]:
+    """A run's row as plain data."""
+    score = row.score
+    return {
+        "run": row.name,
+        "path": str(record.path),
+        "method": record.config.method.name,
+        "seed": record.config.seed,
+        "data": notes.data_name(record),
+        "data_fingerprint": score.data_fingerprint,
+        "classes": len(record.classes),
+        "evaluation": str(evaluation.path),
+        "n": score.n,
+        "stale": evaluation.stale,
+        **{key: getattr(row, key) for key in SCORES},
+        "interval_95": list(row.interval_95),
+        "clean_interval_95": list(score.clean_interval_95),
+        "tail_30_interval_95": list(score.tail_interval(30)),
+        "worst_class_name": record.worst_class(score)[0],
+        "worst_class_interval_95": list(score.worst_class_interval_95),
+        "strongest": {
+            "attack": lead.score.attack,
+            "n": lead.score.n,
+            "robust_accuracy": lead.score.robust_accuracy,
+            "interval_95": list(lead.score.interval_95),
+            "evaluation": str(lead.path),
+            "stale": lead.stale,
+        },
+        "p_value": row.p_value,
+        "p_adjusted": row.p_adjusted,
+        "significant": row.significant,
+        **{key: _finite(getattr(row, key)) for key in COSTS},
+        "evaluation_passes": score.passes,
+    }
+
+
+def by_method(
+    about: dict[str, Any],
+    records: Sequence[RunRecord],
+    chosen: Sequence[Evaluation],
+    descending: bool | None,
+) -> Comparison:
+    """A row for the seeds of each method."""
+    sort = about["sort"]
+    groups = by_seed(records, chosen, [_trained(record) for record in records])
+    falling = sort not in ALL_COSTS if descending is None else descending
+    groups.sort(key=lambda group: group.spreads[sort].mean, reverse=falling)
+    tests = welch_tests(groups)
+    stale = {record.label for record, e in zip(records, chosen, strict=True) if e.stale}
+    cells, rows = [], []
+    for k, group in enumerate(groups):
+        p, adjusted, significant = tests[k]
+        cells.append(
+            (
+                f"{group.method}\n{', '.join(f'{r} {OLD}' if r in stale else r for r in group.runs)}",
+                group.cell("robust_accuracy"),
+                "first" if k == 0 else _p(p, adjusted, significant),
+                *(group.cell(key) for key in SCORES[1:]),
+                _cost(group.spreads["training_passes"].mean, group.spreads["training_seconds"].mean),
+                _cost(group.spreads["passes"].mean, group.spreads["seconds"].mean),
+            )
+        )
+        marks = {"p_value": p, "p_adjusted": adjusted, "significant": significant}
+        rows.append(group.to_json() | marks | {"stale": [r for r in group.runs if r in stale]})
+    said = [notes.SEEDS, notes.SEED_TESTS, notes.COSTS]
+    said += [*notes.stronger(records, chosen), *notes.different(records, chosen)]
+    return Comparison(about, ("method\nruns", *HEADS), tuple(cells), tuple(rows), tuple(said), 1)
+
+
+def _trained(record: RunRecord) -> TrainingCost | None:
+    """What a run's training cost, from its metrics; None if it wrote none."""
+    last = record.history[-1] if record.history else {}
+    if "total_forward" not in last:
+        return None
+    return TrainingCost(last["total_forward"], last["total_backward"], record.seconds)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _percent(value: float, interval: Any = None) -> str:
+    text = f"{100 * value:.2f}"
+    return text if interval is None else f"{text}\n{100 * interval[0]:.1f}-{100 * interval[1]:.1f}"
+
+
+def _cost(passes: float, seconds: float) -> str:
+    return f"{passes:.4g}\n{duration(seconds)}" if math.isfinite(passes) else "-"
+
+
+def _p(value: float | None, adjusted: float | None, significant: bool) -> str:
+    if value is None or adjusted is None:
+        return "-"
+    text = f"{adjusted:.2g}" if adjusted >= 1e-4 else "<1e-4"
+    return f"p {text}{' ' + MARK if significant else ''}"
