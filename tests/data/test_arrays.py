@@ -88,7 +88,7 @@ def test_misfit_pairs(pair: Any, message: str) -> None:
     ],
 )
 def test_misfit_files(tmp_path: Path, labels: Any, shape: tuple[int, ...], message: str) -> None:
-    path = saved(tmp_path / "x.npz", labels, np.zeros(shape, np.uint8))
+    path = saved(tmp_path / "x.npz", labels, np.resize(np.arange(256, dtype=np.uint8), shape))
     with pytest.raises(UserError, match=message):
         data.load(path)
 

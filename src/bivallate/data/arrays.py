@@ -10,7 +10,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from bivallate.data.dataset import Split, digest
-from bivallate.data.decode import Reading
+from bivallate.data.levels import check_levels
+from bivallate.data.reading import Reading
 from bivallate.data.tensors import from_tensors
 from bivallate.errors import UserError
 
@@ -43,7 +44,9 @@ def read_arrays(
         UserError: for arrays that cannot be used, or text labels that nobody allowed to be numbered.
     """
     labels, names = _number(y, reading, what, names or [])
-    return fitted(from_tensors(x, labels, what=what), reading, what), names
+    split = from_tensors(x, labels, what=what)
+    check_levels(split.images, what)
+    return fitted(split, reading, what), names
 
 
 def _number(y: Any, reading: Reading, what: str, names: list[str]) -> tuple[Any, list[str]]:

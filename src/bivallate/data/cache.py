@@ -15,11 +15,13 @@ import numpy as np
 
 from bivallate.data.dataset import digest
 from bivallate.errors import UserError
+from bivallate.opening import open_regular
 
-__all__ = ["Decoded", "cache_folder", "cached", "files_key"]
+__all__ = ["Decoded", "cache_folder", "cached", "content_key", "files_key"]
 
-FORMAT = 1
+FORMAT = 2
 PEEK = 65536
+WINDOWS = 8
 MOST_PEEKED = 1024  # image folders have too many files to open each at every start
 STALE = 86400  # seconds after which an unfinished folder belongs to a process that was killed
 
@@ -31,6 +33,7 @@ class Decoded:
     Attributes:
         images: (M, C, H, W) uint8. labels: (M,) int64. rows: (N,) int64, those of the M that are good.
         classes: names, or empty. source: hash of the content. mean, std: per channel, over the good rows.
+        notes: what a user should know of the images.
     """
 
     images: np.ndarray
@@ -40,6 +43,7 @@ class Decoded:
     source: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    notes: tuple[str, ...] = ()
 
 
 def cache_folder() -> Path:
@@ -48,27 +52,43 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else Path.home() / ".cache" / "bivallate"
 
 
-def files_key(files: Sequence[Path], *options: object) -> str:
+def files_key(files: Sequence[Path], *options: object, version: int = FORMAT) -> str:
     """Hash of path, size, time, head and tail of each file, and of the options; cheap."""
-    parts: list[bytes | str] = [str(FORMAT), *map(repr, options)]
+    parts: list[bytes | str] = [str(version), *map(repr, options)]
     peek = len(files) <= MOST_PEEKED
     for path in files:
-        try:
-            parts += _marks(path, peek)
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from None
+        stat, windows = _look(path, 2 if peek else 0)
+        parts += [os.fsencode(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns), *windows]
     return digest(*parts)
 
 
-def _marks(path: Path, peek: bool) -> list[bytes | str]:
-    stat = path.stat()
-    marks: list[bytes | str] = [str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns)]
-    if peek:
-        with path.open("rb") as file:
-            marks.append(file.read(PEEK))
-            file.seek(max(0, stat.st_size - PEEK))
-            marks.append(file.read(PEEK))
-    return marks
+def content_key(files: Sequence[Path], *options: object) -> str:
+    """Hash of the files wherever they lie and whenever they were copied: names below their common folder,
+    sizes, and some windows of the bytes of at most `MOST_PEEKED` of them."""
+    root = os.path.commonpath([path.parent for path in files])
+    peeked = {int(k) for k in np.linspace(0, len(files) - 1, min(len(files), MOST_PEEKED))}
+    parts: list[bytes | str] = ["content", *map(repr, options)]
+    for k, path in enumerate(files):
+        stat, windows = _look(path, WINDOWS if k in peeked else 0)
+        name = os.fsencode(os.path.relpath(path, root).replace(os.sep, "/"))
+        parts += [name, str(stat.st_size), *windows]
+    return digest(*parts)
+
+
+def _look(path: Path, windows: int) -> tuple[os.stat_result, list[bytes]]:
+    """The file's state, and `windows` pieces of it from its first to its last byte."""
+    try:
+        if not windows:
+            return path.stat(), []
+        with open_regular(path) as file:
+            stat = os.fstat(file.fileno())
+            last, pieces = max(0, stat.st_size - PEEK), []
+            for place in range(windows):
+                file.seek(last * place // (windows - 1))
+                pieces.append(file.read(PEEK))
+            return stat, pieces
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
 def cached(name: str, key: str, build: Callable[[Path], None]) -> Path:
@@ -130,10 +150,21 @@ def open_decoded(folder: Path) -> Decoded:
         meta = json.loads((folder / "meta.json").read_text())
         images = np.asarray(np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False))
         labels, rows = (np.load(folder / f"{n}.npy", allow_pickle=False) for n in ("labels", "rows"))
-    except (OSError, ValueError, KeyError) as error:
+        _check_parts(images, labels, rows)
+        mean, std = (tuple(float(v) for v in meta[key]) for key in ("mean", "std"))
+        names, notes = ([str(v) for v in meta.get(key, [])] for key in ("classes", "notes"))
+        return Decoded(images, labels, rows, names, str(meta["source"]), mean, std, tuple(notes))
+    except Exception as error:  # a torn header or text fails in many ways
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"the cache {folder} is damaged ({error}): delete that folder and run again"
-        ) from None
-    return Decoded(
-        images, labels, rows, meta["classes"], meta["source"], tuple(meta["mean"]), tuple(meta["std"])
-    )
+            f"the cache {folder} is damaged ({reason}): delete that folder and run again"
+        ) from error
+
+
+def _check_parts(images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> None:
+    """Raises ValueError unless the three arrays of a cache folder belong together."""
+    if images.ndim != 4 or images.dtype != np.uint8:
+        raise ValueError(f"images {images.shape} of {images.dtype}")
+    whole = labels.dtype == rows.dtype == np.int64 and labels.shape == (len(images),) and rows.ndim == 1
+    if not whole or (rows.size and not 0 <= rows.min() <= rows.max() < len(images)):
+        raise ValueError("labels or rows do not fit the images")

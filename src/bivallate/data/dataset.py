@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -62,12 +62,14 @@ class Split:
         labels: (N,) int64, of the chosen rows.
         index: (N,) int64, the chosen rows of the store: where each example stood in the original data.
         source: fingerprint of the store.
+        former: the same as an earlier version counted it, where that differs; it is asked for only then.
     """
 
     store: Store
     labels: Tensor
     index: Tensor
     source: str = ""
+    former: Callable[[], str] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -90,6 +92,10 @@ class Split:
     def fingerprint(self) -> str:
         """Hash of the source, the chosen rows and their labels."""
         return digest(self.source, self.index.numpy().tobytes(), self.labels.numpy().tobytes())
+
+    def as_former(self) -> Split:
+        """The split as an earlier version counted its source."""
+        return self if self.former is None else replace(self, source=self.former(), former=None)
 
     def raw(self, rows: Tensor) -> Tensor:
         """(B, C, H, W) in the store's type, a copy."""
@@ -147,6 +153,16 @@ class Dataset:
         """Hash of the three splits and the class names."""
         held = self.validation.fingerprint if self.validation is not None else ""
         return digest(self.train.fingerprint, held, self.test.fingerprint, *self.classes)
+
+    def matches(self, fingerprint: str) -> bool:
+        """Whether it is the fingerprint of this data, now or as an earlier version counted streamed sets."""
+        if fingerprint == self.fingerprint:
+            return True
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        if all(split is None or split.former is None for split in splits.values()):
+            return False
+        earlier = {name: split.as_former() if split is not None else None for name, split in splits.items()}
+        return fingerprint == replace(self, **earlier).fingerprint  # pyright: ignore[reportArgumentType]
 
     def summary(self) -> dict[str, Any]:
         """What a listing shows, as plain values: rows per split and class, statistics, augmentation."""

@@ -2,58 +2,31 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
-from PIL import Image, ImageOps
 
 from bivallate.data.cache import reserve, save_meta
 from bivallate.data.dataset import digest, moments
+from bivallate.data.image import BadImage, Item, Pixels, head, largest, pixels, quiet
+from bivallate.data.levels import DARK, check_levels, level_above
+from bivallate.data.reading import Canvas, Reading
 from bivallate.errors import UserError
 
-__all__ = ["Blocks", "Encoded", "Reading", "decode", "pixels", "probe"]
+__all__ = ["Blocks", "Encoded", "Item", "Reading", "decode", "probe"]
 
-Item = bytes | Path | None
-GREY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L")
 PROBED = 64
 SHOWN = 5
 MOST_BAD = 1000  # a data set with more bad rows than this is not worth reading to its end
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How images are read.
-
-    Attributes:
-        size: (H, W) to which every image is fitted (scaled, centre cut); None: they must agree.
-        channels: 1 or 3; None: what most images are.
-        on_bad: "refuse" a set with bad rows, "convert" those that can be (size, colour), or "skip" them.
-        grey: take grey images among colour ones as colour without a complaint.
-        image_column, label_column: of Parquet files; None: found by the metadata, then by name.
-    """
-
-    size: tuple[int, int] | None = None
-    channels: int | None = None
-    on_bad: str = "refuse"
-    grey: bool = False
-    image_column: str | None = None
-    label_column: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.on_bad not in ("refuse", "convert", "skip"):
-            raise UserError(f"on_bad must be 'refuse', 'convert' or 'skip', got {self.on_bad!r}")
-        if self.channels not in (None, 1, 3):
-            raise UserError(f"channels must be 1 or 3, got {self.channels}")
-        if self.size is not None and min(self.size) < 1:
-            raise UserError(f"size must be positive, got {self.size}")
 
 
 class Blocks(Protocol):
@@ -91,47 +64,91 @@ def decode(encoded: Encoded, folder: Path, reading: Reading) -> None:
     """Writes images.npy, labels.npy, rows.npy and meta.json into the folder.
 
     Raises:
-        UserError: naming the bad rows, unless they are to be skipped or could be converted.
+        UserError: naming the bad rows, unless they are to be skipped or could be converted; for images that
+            are nearly black or all alike.
     """
-    total = len(encoded.labels)
-    shape = probe(encoded, reading)
-    images = open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=(total, *shape))
-    reserve(folder / "images.npy")
-    bad = {int(row): "has no label" for row in np.flatnonzero(encoded.labels < 0)}
+    with quiet():
+        canvas = probe(encoded, reading, whole_set=True)
+        total = len(encoded.labels)
+        images = open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=(total, *canvas.shape))
+        reserve(folder / "images.npy")
+        found = _Found({int(row): BadImage("has no label") for row in np.flatnonzero(encoded.labels < 0)})
+        _read(encoded, images, canvas, reading, found)
+    bad = found.bad
+    if bad and reading.on_bad != "skip":
+        raise _refusal(encoded, bad, total) from bad[min(bad)]
+    rows = np.setdiff1d(np.arange(total), np.fromiter(bad, np.int64, len(bad)))
+    if not len(rows):
+        raise UserError(f"{encoded.title}: no usable image; row 0 {bad[0]}")
+    _check_deep(encoded.title, found.highest, canvas)
+    _finish(encoded, folder, images, rows, found)
 
-    def read(row: int, item: Item) -> None:
-        found = pixels(item, shape, reading)
-        if isinstance(found, str):
-            bad[row] = found
-        else:
-            images[row] = found
+
+@dataclass
+class _Found:
+    """What reading a set found.
+
+    Attributes:
+        bad: by row. highest: largest value of 16 or 32 bits, as a share of white. transparent: such images.
+    """
+
+    bad: dict[int, BadImage]
+    highest: float | None = None
+    transparent: int = 0
+
+    def add(self, row: int, result: Pixels | BadImage) -> None:
+        if isinstance(result, BadImage):
+            self.bad[row] = result
+            return
+        if result.highest is not None:
+            self.highest = max(self.highest or 0, result.highest)
+        self.transparent += result.transparent
+
+
+def _read(encoded: Encoded, images: np.ndarray, canvas: Canvas, reading: Reading, found: _Found) -> None:
+    def read(row: int, item: Item) -> tuple[int, Pixels | BadImage]:
+        try:
+            result = pixels(item, canvas, reading)
+        except BadImage as error:
+            return row, error
+        images[row] = result.array
+        return row, result
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         start = 0
         for block, size in enumerate(encoded.blocks.sizes):
             items = encoded.blocks.read(block)
-            list(pool.map(read, range(start, start + size), items))
+            for row, result in pool.map(read, range(start, start + size), items):
+                found.add(row, result)
             start += size
-            if len(bad) > MOST_BAD and reading.on_bad != "skip":
-                break
-    if bad and reading.on_bad != "skip":
-        raise _refusal(encoded, bad, total)
-    rows = np.setdiff1d(np.arange(total), np.fromiter(bad, np.int64, len(bad)))
-    if not len(rows):
-        raise UserError(f"{encoded.title}: no usable image; row 0 {bad[0]}")
-    _finish(encoded, folder, images, rows)
+            if len(found.bad) > MOST_BAD and reading.on_bad != "skip":
+                return
 
 
-def _finish(encoded: Encoded, folder: Path, images: np.ndarray, rows: np.ndarray) -> None:
+def _finish(encoded: Encoded, folder: Path, images: np.ndarray, rows: np.ndarray, found: _Found) -> None:
     images.flush()  # pyright: ignore[reportAttributeAccessIssue]
+    notes = check_levels(images, encoded.title, rows)
+    if found.transparent:
+        share = f"{found.transparent} of {len(rows)} images"
+        notes.append(f"{encoded.title}: {share} are transparent in part: laid on white")
     np.save(folder / "labels.npy", encoded.labels, allow_pickle=False)
     np.save(folder / "rows.npy", rows, allow_pickle=False)
     mean, std = moments(images, torch.from_numpy(rows))
     source = digest(np.asarray(images), encoded.labels)
-    save_meta(folder, classes=encoded.classes, source=source, mean=mean, std=std)
+    save_meta(folder, classes=encoded.classes, source=source, mean=mean, std=std, notes=notes)
 
 
-def _refusal(encoded: Encoded, bad: dict[int, str], total: int) -> UserError:
+def _check_deep(title: str, highest: float | None, canvas: Canvas) -> None:
+    """Raises UserError where the images of 16 or 32 bits, all together, use a small part of their range."""
+    if highest is not None and highest <= DARK:
+        raise UserError(
+            f"{title}: the images of 16 or 32 bits reach {highest:.2%} of white ({canvas.whole:g}, or "
+            f"{canvas.real:g} in floating point), so they would be black: save them as 8 bits, or load with "
+            "on_bad='convert' to scale all of them alike (--set data.on_bad=convert)"
+        )
+
+
+def _refusal(encoded: Encoded, bad: dict[int, BadImage], total: int) -> UserError:
     shown = "; ".join(f"{encoded.blocks.where(row)} {bad[row]}" for row in sorted(bad)[:SHOWN])
     more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
     return UserError(
@@ -141,83 +158,57 @@ def _refusal(encoded: Encoded, bad: dict[int, str], total: int) -> UserError:
     )
 
 
-def probe(encoded: Encoded, reading: Reading) -> tuple[int, int, int]:
-    """(C, H, W) of the array, from the headers of the first images.
+def probe(encoded: Encoded, reading: Reading, whole_set: bool = False) -> Canvas:
+    """What the images become, from the headers of the first ones.
+
+    White of images of 16 or 32 bits is their type's largest value; with on_bad="convert" it is the smallest
+    of 1, 255, 1023, ..., 65535 that none of the first images exceeds (none at all if `whole_set`).
 
     Raises:
         UserError: if the sizes differ and no size was given.
     """
+    first = encoded.blocks.read(0)[:PROBED]
     sizes: Counter[tuple[int, int]] = Counter()
-    grey = 0
-    for item in encoded.blocks.read(0)[:PROBED]:
+    grey, deep = 0, False
+    for item in first:
         try:
-            with _open(item) as image:
-                sizes[(image.height, image.width)] += 1
-                grey += image.mode in GREY_MODES
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            found = head(item)
+        except BadImage:
             continue
+        sizes[found.size] += 1
+        grey += found.grey
+        deep |= found.deep
     if not sizes:
         raise UserError(
             f"{encoded.title}: none of the first images can be read, from {encoded.blocks.where(0)} on"
         )
     channels = reading.channels or (1 if grey * 2 > sizes.total() else 3)
-    (h, w), most = sizes.most_common(1)[0]
-    if reading.size is not None:
-        return channels, *reading.size
+    canvas = Canvas((channels, *(reading.size or _common(encoded.title, sizes))))
+    if not deep or (whole_set and reading.on_bad != "convert"):
+        return canvas
+    everything = (item for block in range(len(encoded.blocks.sizes)) for item in encoded.blocks.read(block))
+    return _white(encoded.title, canvas, everything if whole_set else first, reading)
+
+
+def _common(title: str, sizes: Counter[tuple[int, int]]) -> tuple[int, int]:
+    size, most = sizes.most_common(1)[0]
     if most * 2 <= sizes.total() and len(sizes) > 1:
         listed = ", ".join(f"{b}x{a}" for a, b in sorted(sizes)[:SHOWN])
         raise UserError(
-            f"{encoded.title}: the images have different sizes ({listed}, ...): give one, such as size=64 "
+            f"{title}: the images have different sizes ({listed}, ...): give one, such as size=64 "
             "(--set data.size=64)"
         )
-    return channels, h, w
+    return size
 
 
-def _open(item: Item) -> Image.Image:
-    if item is None:
-        raise ValueError("no image")
-    return Image.open(io.BytesIO(item) if isinstance(item, bytes) else item)
-
-
-def pixels(item: Item, shape: tuple[int, int, int], reading: Reading) -> np.ndarray | str:
-    """The image as uint8 of the shape (C, H, W), or what is wrong with it."""
-    if item is None:
-        return "has no image"
-    try:
-        with _open(item) as image:
-            return _fit(image, shape, reading)
-    except Image.DecompressionBombError:
-        return "is too large an image to be opened safely"
-    except (OSError, ValueError, SyntaxError) as error:
-        reason = "not in a known image format" if isinstance(error, Image.UnidentifiedImageError) else error
-        return f"cannot be decoded ({reason})"
-
-
-def _fit(image: Image.Image, shape: tuple[int, int, int], reading: Reading) -> np.ndarray | str:
-    channels, h, w = shape
-    if (
-        reading.size is not None
-    ):  # a large JPEG is decoded at a fraction of its size, still twice the wanted one
-        image.draft(None, (2 * max(h, w), 2 * max(h, w)))
-    if image.format in ("JPEG", "MPO", "TIFF"):
-        ImageOps.exif_transpose(image, in_place=True)
-    is_grey = image.mode in GREY_MODES
-    wrong_colour = is_grey != (channels == 1)
-    if (
-        wrong_colour
-        and reading.on_bad != "convert"
-        and reading.channels is None
-        and not (is_grey and reading.grey)
-    ):
-        return "is grey among colour images" if is_grey else "has colour among grey images"
-    if (image.height, image.width) != (h, w) and reading.size is None and reading.on_bad != "convert":
-        return f"is {image.width}x{image.height} where the others are {w}x{h}"
-    mode = "L" if channels == 1 else "RGB"
-    if image.mode.startswith("I"):  # 16 bits: Pillow would clip at 255
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    if image.mode != mode:
-        image = image.convert(mode)
-    if (image.height, image.width) != (h, w):
-        image = ImageOps.fit(image, (w, h), Image.Resampling.BICUBIC)
-    array = np.asarray(image)
-    return array[None] if channels == 1 else array.transpose(2, 0, 1)
+def _white(title: str, canvas: Canvas, items: Iterable[Item], reading: Reading) -> Canvas:
+    """The canvas with white as the images of 16 or 32 bits have it; without on_bad="convert" only checked."""
+    whole = real = 0.0
+    for item in items:
+        with suppress(BadImage):
+            high = largest(item)
+            whole, real = max(whole, high[0]), max(real, high[1])
+    if reading.on_bad == "convert":
+        return replace(canvas, whole=level_above(whole), real=level_above(real))
+    _check_deep(title, max(whole / canvas.whole, real / canvas.real), canvas)
+    return canvas

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,34 +14,57 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bivallate.data.classes import from_one, places, unknown_class
-from bivallate.data.decode import Encoded, Item, Reading
+from bivallate.data.decode import Encoded, Item
 from bivallate.data.layout import readable
+from bivallate.data.reading import Reading
 from bivallate.errors import UserError
+from bivallate.opening import HEAD, kind_of, open_regular, reason_of
 
 __all__ = ["ParquetPart", "open_file"]
 
 IMAGE_COLUMNS = ("image", "img", "images", "png", "jpg", "jpeg", "webp", "pixel_values")
+AT_ONCE = 64  # rows of a group that are unpacked together
+LARGE = 1 << 30  # bytes; smaller groups may be packed as densely as they like
+DENSEST = 200  # times smaller than its images; they are compressed already
+ROWS_A_BYTE = 100
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "y", "cls", "category")
 
 
 def open_file(path: Path) -> pq.ParquetFile:
     """Opens a Parquet file, telling a truncated from a foreign one."""
     try:
-        with path.open("rb") as file:
-            head = file.read(4)
+        with open_regular(path) as file:
+            head = file.read(HEAD)
             size = file.seek(0, 2)
             file.seek(max(0, size - 4))
             tail = file.read(4)
     except OSError as error:
         raise UserError(f"cannot read {readable(path)}: {error.strerror}") from None
-    if head != b"PAR1":
-        raise UserError(f"{path} is not a Parquet file (it begins with {head!r}): remove or replace it")
+    if head[:4] != b"PAR1":
+        kind = f"; it is {known}" if (known := kind_of(head)) else ""
+        raise UserError(
+            f"{path} is not a Parquet file (it begins with {head[:4]!r}{kind}): remove or replace it"
+        )
     if tail != b"PAR1" or size < 12:
         raise UserError(f"{path} is truncated ({size} bytes, its end is missing): download it again")
+    with _undamaged(path):
+        opened = pq.ParquetFile(path)
+        rows = opened.metadata.num_rows
+        held = sum(opened.metadata.row_group(k).num_rows for k in range(opened.num_row_groups))
+        if rows != held or not 0 <= rows <= ROWS_A_BYTE * size:
+            raise ValueError(f"it claims {rows} rows, its groups hold {held}, in {size} bytes")
+        return opened
+
+
+@contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
+    """Turns whatever the library raises on a file into a message that names it."""
     try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is damaged: {error}; download it again") from None
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} is damaged: {reason_of(error)}; download it again") from error
 
 
 @dataclass(frozen=True)
@@ -138,16 +162,22 @@ class RowGroups:
     def read(self, block: int) -> list[Item]:
         """The encoded images of one row group."""
         group = self.groups[block]
-        try:
-            with pq.ParquetFile(group.path) as file:
-                array: Any = (
-                    file.read_row_group(group.number, columns=[group.column]).column(0).combine_chunks()
-                )
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{group.path} is damaged: {error}; download it again") from None
-        if pa.types.is_struct(array.type):
-            array = array.flatten()[array.type.get_field_index("bytes")]
-        return array.to_pylist()
+        with _undamaged(group.path), pq.ParquetFile(group.path) as file:
+            most = max(LARGE, DENSEST * group.path.stat().st_size)
+            items: list[Item] = []
+            for batch in file.iter_batches(AT_ONCE, [group.number], [group.column]):
+                array: Any = batch.column(0)
+                if pa.types.is_struct(array.type):
+                    array = array.flatten()[array.type.get_field_index("bytes")]
+                most -= array.nbytes
+                if most < 0:
+                    raise ValueError(
+                        f"row group {group.number} unpacks to more than {DENSEST} times its file"
+                    )
+                items += array.to_pylist()
+            if len(items) != group.rows:
+                raise ValueError(f"row group {group.number} has {len(items)} rows, not {group.rows}")
+            return items
 
     def where(self, row: int) -> str:
         """The row within its file."""
@@ -211,10 +241,8 @@ class ParquetPart:
 
 
 def _labels(path: Path, file: pq.ParquetFile, column: str) -> pa.ChunkedArray:
-    try:
+    with _undamaged(path):
         labels = file.read(columns=[column]).column(0)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is damaged: {error}; download it again") from None
     if pa.types.is_dictionary(labels.type):
         labels = labels.cast(labels.type.value_type)
     if pa.types.is_integer(labels.type):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -131,4 +132,9 @@ def mix(split: Split, extra: Split, ratio: float, seed: int) -> Split:
         labels=torch.cat([split.labels, chosen.labels]),
         index=torch.cat([split.index, chosen.index + split.store.shape[0]]),
         source=digest(split.source, extra.source),
+        former=partial(_former_mix, split, extra) if split.former or extra.former else None,
     )
+
+
+def _former_mix(split: Split, extra: Split) -> str:
+    return digest(split.as_former().source, extra.as_former().source)

@@ -39,7 +39,7 @@ def find(data: Any, data_dir: str | Path | None, reading: Reading, stream: Strea
             return read_folder(
                 hub.download(known.hub, known.under, _published(known)), known.name, reading, known, stream
             )
-    if path.is_file():
+    if not path.is_dir():
         return read_file(path, reading, stream)
     return read_folder(path, path.name, reading, registry.known_folder(path.name), stream)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from bivallate.data.parquet import ParquetPart
 from bivallate.data.shards import find_shards
 from bivallate.data.stream import Stream
 from bivallate.errors import UserError
+from bivallate.opening import recognised
 
 __all__ = ["Source", "Streaming", "read_file", "read_folder"]
 
@@ -96,7 +98,7 @@ def read_file(path: Path, reading: Reading, stream: Streaming) -> Source:
     if shards.is_parquet(path):
         return _decoded(path.stem, {"train": ParquetPart([path])}, reading, None, stream)
     hint = ": unpack it and name the folder" if path.suffix.lower() in ARCHIVES else ""
-    raise UserError(f"{path} is neither a folder nor an .npz or .parquet file{hint}")
+    raise UserError(f"{path} is neither a folder nor an .npz or .parquet file{hint or recognised(path)}")
 
 
 def read_folder(
@@ -164,6 +166,7 @@ def _decoded(
     classes: list[str] | None = None
     splits: dict[str, Split] = {}
     statistics = None
+    notes: tuple[str, ...] = ()
     _check_kinds(name, found, reading)
     for split in sorted(found, key=["train", "validation", "test"].index):
         if stream.chosen(known):
@@ -175,6 +178,7 @@ def _decoded(
             labels, rows = (torch.from_numpy(a) for a in (decoded.labels, decoded.rows))
             splits[split] = Split(decoded.images, labels[rows], rows, decoded.source)
             statistics = statistics or (decoded.mean, decoded.std)
+            notes += decoded.notes
         first = next(iter(splits.values()))
         if splits[split].shape != first.shape:
             raise UserError(
@@ -182,7 +186,7 @@ def _decoded(
             )
         if classes:
             tensors.check_labels(splits[split].labels, len(classes), f"{name}, {split} data")
-    return Source(name, splits, classes or [], statistics, known)
+    return Source(name, splits, classes or [], statistics, known, notes)
 
 
 def _check_kinds(name: str, found: Mapping[str, Part], reading: Reading) -> None:
@@ -207,9 +211,20 @@ def _streamed(
         )
     store = Stream(encoded, reading, stream.workers)
     labels = torch.from_numpy(encoded.labels)
-    return Split(
-        store, labels, torch.arange(len(labels)), cache.files_key(part.files, reading)
-    ), encoded.classes
+    former = partial(cache.files_key, part.files, _FormerReading(reading), version=1)
+    source = cache.content_key(part.files, reading.size, reading.channels, reading.on_bad, reading.grey)
+    return Split(store, labels, torch.arange(len(labels)), source, former), encoded.classes
+
+
+@dataclass(frozen=True)
+class _FormerReading:
+    """A reading as earlier versions wrote it into the fingerprints of streamed sets."""
+
+    reading: Reading
+
+    def __repr__(self) -> str:
+        names = ("size", "channels", "on_bad", "grey", "image_column", "label_column")
+        return f"Reading({', '.join(f'{name}={getattr(self.reading, name)!r}' for name in names)})"
 
 
 def _through_cache(

@@ -7,7 +7,6 @@ within pools of many blocks, over rows: a shuffle with a wide window instead of 
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -18,7 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bivallate.data.decode import Blocks, Encoded, Reading, pixels, probe
+from bivallate.data.decode import Blocks, Encoded, probe
+from bivallate.data.image import BadImage, pixels, quiet
+from bivallate.data.reading import Canvas, Reading
+from bivallate.data.workers import WorkersLost, start, submit
 from bivallate.errors import UserError
 from bivallate.noise import permutation
 
@@ -47,10 +49,11 @@ class Stream:
             raise UserError(
                 "bad rows of a streamed set cannot be skipped: use on_bad='convert', or stream=False"
             )
-        image = probe(encoded, reading)
-        self.shape = (len(encoded.labels), *image)
+        with quiet():
+            canvas = probe(encoded, reading)
+        self.shape = (len(encoded.labels), *canvas.shape)
         self.sizes = encoded.blocks.sizes
-        self.decoder = Decoder(encoded.blocks, encoded.title, image, reading)
+        self.decoder = Decoder(encoded.blocks, encoded.title, canvas, reading)
         self.starts = np.cumsum([0, *self.sizes])
         self.workers = min(8, os.cpu_count() or 1) if workers is None else workers
 
@@ -80,12 +83,11 @@ class Stream:
             return
         parts = list(parts)
         wanted = self._wanted(parts)
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, context, _start_worker, (self.decoder,)) as pool:
+        with start(self.workers, _take, self.decoder) as pool:
             try:
                 yield from self._serve(pool, parts, wanted)
             except BrokenProcessPool:
-                raise UserError(
+                raise WorkersLost(
                     "a worker that decodes images was killed or did not start: keep the script's work under "
                     "`if __name__ == '__main__':`, or free memory"
                 ) from None
@@ -118,7 +120,7 @@ class Stream:
             owner = self._block(part)
             while queue and (len(pending) < limit or wanted[queue[0]][0] <= step):
                 block = queue.pop(0)
-                pending[block] = pool.submit(_work, block, wanted[block][2], int(self.starts[block]))
+                pending[block] = submit(pool, _work, block, wanted[block][2], int(self.starts[block]))
             images = np.empty((len(part), *self.shape[1:]), np.uint8)
             for block in np.unique(owner):
                 here = np.flatnonzero(owner == block)
@@ -145,26 +147,27 @@ class Decoder:
 
     blocks: Blocks
     title: str
-    shape: tuple[int, int, int]
+    canvas: Canvas
     reading: Reading
 
     def __call__(self, block: int, rows: np.ndarray, start: int) -> np.ndarray:
         """(len(rows), C, H, W): the given rows, all of the block that begins at row `start`."""
-        items = self.blocks.read(block)
-        images = np.empty((len(rows), *self.shape), np.uint8)
-        for k, row in enumerate(rows.tolist()):
-            found = pixels(items[row - start], self.shape, self.reading)
-            if isinstance(found, str):
-                where = f"{self.title}: {self.blocks.where(row)}"
-                raise UserError(f"{where} {found}; mend it, or load without streaming")
-            images[k] = found
+        images = np.empty((len(rows), *self.canvas.shape), np.uint8)
+        with quiet():
+            items = self.blocks.read(block)
+            for k, row in enumerate(rows.tolist()):
+                try:
+                    images[k] = pixels(items[row - start], self.canvas, self.reading).array
+                except BadImage as bad:
+                    where = f"{self.title}: {self.blocks.where(row)}"
+                    raise UserError(f"{where} {bad}; mend it, or load without streaming") from bad
         return images
 
 
 _decoder: Decoder | None = None  # of a worker process, set once when it starts
 
 
-def _start_worker(decoder: Decoder) -> None:
+def _take(decoder: Decoder) -> None:
     global _decoder
     _decoder = decoder
 

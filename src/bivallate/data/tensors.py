@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bivallate.data.archive import Archive, open_npz
 from bivallate.data.classes import from_one
 from bivallate.data.dataset import Split, digest
 from bivallate.errors import UserError
+from bivallate.opening import reason_of
 
 __all__ = ["check_labels", "digits", "from_tensors", "read_npz"]
 
@@ -51,24 +52,37 @@ def from_tensors(x: Any, y: Any, classes: int | None = None, what: str = "images
 
 
 def _integers(y: Any) -> Tensor:
-    if isinstance(y, Tensor):
-        return y.detach().cpu()
-    try:
-        labels = np.asarray(y)
-    except ValueError as error:
-        raise UserError(f"labels must be integers 0, 1, ..., one per image: {error}") from None
+    """The labels as a tensor; integers, whatever their size, order of bytes and sign, as int64."""
+    labels = _native(y, "labels must be integers 0, 1, ..., one per image")
     if labels.dtype.kind not in "iufcb":
         kind = "text" if labels.dtype.kind in "SUT" else labels.dtype
         raise UserError(f"labels must be integers 0, 1, ..., got {kind}")
-    return torch.as_tensor(labels)
+    if labels.dtype.kind == "u" and labels.size and labels.max() > np.iinfo(np.int64).max:
+        raise UserError(f"labels must be integers 0, 1, ..., got {labels.max()}")
+    return torch.as_tensor(labels.astype(np.int64) if labels.dtype.kind in "iu" else labels)
+
+
+def _native(values: Any, wanted: str) -> np.ndarray:
+    """An array in this machine's order of bytes and of rows, which torch takes.
+
+    Raises:
+        UserError: saying what is wanted, whatever the object raises when it is asked for its values.
+    """
+    try:
+        if isinstance(values, Tensor):
+            held = values.detach().cpu().resolve_conj().resolve_neg()
+            array = (held.float() if held.dtype == torch.bfloat16 else held).numpy()
+        else:
+            array = np.asarray(values)
+            array = array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+        return np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
+    except Exception as error:
+        raise UserError(f"{wanted}: {reason_of(error)}") from error
 
 
 def _array(x: Any, what: str) -> np.ndarray:
     """uint8 as it is, floating as float32 after a check of the range."""
-    try:
-        images = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
-    except ValueError as error:
-        raise UserError(f"{what} must be one tensor or array (N, C, H, W): {error}") from None
+    images = _native(x, f"{what} must be one tensor or array (N, C, H, W)")
     if images.dtype == np.uint8:
         return images
     if images.dtype.kind != "f":
@@ -107,14 +121,8 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         UserError: for a file that cannot be read, lacks an array, or whose images have not 1 or 3 channels.
     """
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            keys = list(file.keys())
-            images, labels = (_entry(file, keys, wanted, path) for wanted in (IMAGE_KEYS, LABEL_KEYS))
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path}") from None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a readable .npz file of plain arrays: {error}") from None
+    with open_npz(path) as file:
+        images, labels = (_entry(file, wanted) for wanted in (IMAGE_KEYS, LABEL_KEYS))
     if images.ndim == 3:
         images = images[:, None]
     elif images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
@@ -127,11 +135,13 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return images, labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
 
 
-def _entry(file: Any, keys: list[str], wanted: tuple[str, ...], path: Path) -> np.ndarray:
+def _entry(file: Archive, wanted: tuple[str, ...]) -> np.ndarray:
     for key in wanted:
-        if key in keys:
+        if key in file.entries:
             return file[key]
-    raise UserError(f"{path} has no array called {' or '.join(wanted)}; it has {', '.join(keys) or 'none'}")
+    raise UserError(
+        f"{file.path} has no array called {' or '.join(wanted)}; it has {', '.join(file.entries) or 'none'}"
+    )
 
 
 def digits() -> tuple[Split, list[str]]:

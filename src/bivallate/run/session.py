@@ -190,7 +190,7 @@ class Session:
     def unpack(self, checkpoint: Checkpoint) -> None:
         """The inverse of `pack`. Raises UserError if the checkpoint is of another model, method or data."""
         values = checkpoint.values
-        if values["data"] != self.dataset.fingerprint:
+        if not self.dataset.matches(values["data"]):
             raise UserError(
                 "the data is not what this run was trained on (its fingerprint differs): "
                 "restore the files, or start a new run"

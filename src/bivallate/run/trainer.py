@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 from bivallate import collective
+from bivallate.data.workers import WorkersLost
 from bivallate.errors import UserError
 from bivallate.run import checkpoint
 from bivallate.run.folder import RunFolder
@@ -56,7 +58,7 @@ class Trainer:
 
     def _epoch(self, request: Request) -> None:
         session = self.session
-        for batch in session.batches.epoch(session.epoch, session.step):
+        for batch in self._batches(request):
             self._minibatch(batch)
             session.step += 1
             self._tell(self.watch.after_step())
@@ -65,6 +67,16 @@ class Trainer:
             if time.monotonic() - self._saved > 60 * session.config.checkpoint_minutes:
                 self._save()
         self._finish_epoch()
+
+    def _batches(self, request: Request) -> Iterator[Batch]:
+        """What is left of the epoch. Whoever asks a run to stop may end its decoding processes as well."""
+        session = self.session
+        try:
+            yield from session.batches.epoch(session.epoch, session.step)
+        except WorkersLost:
+            if not request.made:
+                raise
+            self._interrupt()
 
     def _minibatch(self, batch: Batch) -> None:
         """All replays of one minibatch; checkpoints lie between minibatches."""

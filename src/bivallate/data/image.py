@@ -1,0 +1,218 @@
+"""One encoded image to pixels: formats that are decoders and no more, limits before anything is allocated.
+
+Upright by its EXIF orientation; what is transparent lies on white; 16 and 32 bits become 8.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from bivallate.data.reading import Canvas, Reading
+from bivallate.errors import UserError
+from bivallate.opening import HEAD, kind_of, open_regular
+
+__all__ = ["BadImage", "Head", "Item", "Pixels", "head", "largest", "open_image", "pixels", "quiet"]
+
+Item = bytes | Path | None
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # none of them starts another program
+GREY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+MOST_PIXELS = 178_956_970  # Pillow's own limit, whatever a program has set there
+FEW_PIXELS = 1 << 22  # so many may be claimed by a file of any size
+PIXELS_A_BYTE = 10_000  # the densest of the formats, a PNG of one bit, has 8,300
+MANY_PIXELS = 1 << 24  # images above are decoded one at a time
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_large = threading.Lock()
+
+
+class BadImage(Exception):
+    """What is wrong with an image, as the end of a sentence that names it."""
+
+
+class Head(NamedTuple):
+    """Of an image, before it is fitted: (H, W) upright; whether it is grey; whether it has 16 or 32 bits."""
+
+    size: tuple[int, int]
+    grey: bool
+    deep: bool
+
+
+class Pixels(NamedTuple):
+    """A decoded image.
+
+    Attributes:
+        array: (C, H, W) uint8.
+        highest: the largest value of 16 or 32 bits, as a share of white; None for 8 bits.
+        transparent: whether a part of it was, and lies on white now.
+    """
+
+    array: np.ndarray
+    highest: float | None
+    transparent: bool
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the decoders' warnings: an image is read or refused. For the thread that starts the others."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def open_image(item: Item) -> Iterator[Image.Image]:
+    """The image, its header read and its size checked; not its pixels.
+
+    Raises:
+        BadImage: for no image, one in no known format, or one that is too large.
+        UserError, OSError: for a file that is not regular, or cannot be read.
+    """
+    if item is None:
+        raise BadImage("has no image")
+    with io.BytesIO(item) if isinstance(item, bytes) else open_regular(item) as file:
+        try:
+            image = Image.open(file, formats=FORMATS)
+        except Image.UnidentifiedImageError as error:
+            file.seek(0)
+            kind = kind_of(file.read(HEAD))
+            known = f"not in a known image format: {', '.join(FORMATS)}"
+            raise BadImage(f"cannot be decoded ({f'it is {kind}' if kind else known})") from error
+        with image:
+            stored = len(item) if isinstance(item, bytes) else os.fstat(file.fileno()).st_size
+            _check_size(image, stored)
+            with _large if image.width * image.height > MANY_PIXELS else nullcontext():
+                yield image
+
+
+def _check_size(image: Image.Image, stored: int) -> None:
+    count = image.width * image.height
+    if count > MOST_PIXELS:
+        raise BadImage(f"is too large an image to be opened safely ({image.width}x{image.height})")
+    if count > max(FEW_PIXELS, PIXELS_A_BYTE * stored):
+        raise BadImage(f"claims {image.width}x{image.height} pixels in {stored} bytes: no image is so dense")
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Turns whatever a decoder raises into what is wrong with the image."""
+    try:
+        yield
+    except (BadImage, UserError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadImage("is too large an image to be opened safely") from error
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        said = f"{type(error).__name__}: {reason[0][:200]}" if reason else type(error).__name__
+        expected = isinstance(error, OSError | ValueError | SyntaxError) and reason
+        raise BadImage(f"cannot be decoded ({reason[0][:200] if expected else said})") from error
+
+
+def head(item: Item) -> Head:
+    """Size and colour of an image. Raises BadImage."""
+    with _in_words(), open_image(item) as image:
+        grey, deep = image.mode in GREY_MODES, _deep(image)
+        upright = _upright(image) if _turn(image) is not None else image
+        return Head((upright.height, upright.width), grey, deep)
+
+
+def _deep(image: Image.Image) -> bool:
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def pixels(item: Item, canvas: Canvas, reading: Reading) -> Pixels:
+    """The image in the shape of the canvas. Raises BadImage, which says what is wrong with it."""
+    with _in_words(), open_image(item) as image:
+        return _fit(image, canvas, reading)
+
+
+def largest(item: Item) -> tuple[float, float]:
+    """The largest integer and the largest real number of an image of 16 or 32 bits; 0 where it has none."""
+    with _in_words(), open_image(item) as image:
+        if not _deep(image):
+            return 0, 0
+        high = float(np.asarray(image).max())
+        return (0, high) if image.mode == "F" else (high, 0)
+
+
+def _fit(image: Image.Image, canvas: Canvas, reading: Reading) -> Pixels:
+    channels, h, w = canvas.shape
+    if reading.size is not None:  # a large JPEG is decoded at a fraction of its size, still twice the wanted
+        image.draft(None, (2 * max(h, w), 2 * max(h, w)))
+    is_grey = image.mode in GREY_MODES
+    may_turn = reading.on_bad == "convert" or reading.channels is not None or (is_grey and reading.grey)
+    if is_grey != (channels == 1) and not may_turn:
+        raise BadImage("is grey among colour images" if is_grey else "has colour among grey images")
+    image = _upright(image)
+    if (image.height, image.width) != (h, w) and reading.size is None and reading.on_bad != "convert":
+        raise BadImage(f"is {image.width}x{image.height} where the others are {w}x{h}")
+    image, highest = _eight_bits(image, canvas)
+    image, transparent = _on_white(image)
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode != mode:
+        image = image.convert(mode)
+    if (image.height, image.width) != (h, w):
+        image = ImageOps.fit(image, (w, h), Image.Resampling.BICUBIC)
+    array = np.asarray(image)
+    return Pixels(array[None] if channels == 1 else array.transpose(2, 0, 1), highest, transparent)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # fields of the wrong type fail in many ways, and none of them says how it was held
+        return None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As it was held. Decodes first: a TIFF turns itself by that and forgets its orientation."""
+    image.load()
+    turn = _turn(image)
+    return image if turn is None else image.transpose(turn)
+
+
+def _eight_bits(image: Image.Image, canvas: Canvas) -> tuple[Image.Image, float | None]:
+    """(image, highest): Pillow itself would clip at 255 what is 16 bits, and make black what is in [0, 1]."""
+    if not _deep(image):
+        return image, None
+    real = image.mode == "F"
+    values, white = np.asarray(image), canvas.real if real else canvas.whole
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= white):  # NaN neither
+        kind = "floating-point" if real else "integer"
+        raise BadImage(
+            f"holds {kind} values from {low:g} to {high:g} where 0 is black and {white:g} is white: "
+            "save it so, or load with on_bad='convert'"
+        )
+    eight = values // 257 if white == 65535 else np.rint(values * (255 / white))
+    return Image.fromarray(eight.astype(np.uint8)), high / white
+
+
+def _on_white(image: Image.Image) -> tuple[Image.Image, bool]:
+    """(image, whether a part was transparent): as a page shows it; its ink may be in the alpha alone."""
+    if image.mode not in ALPHA_MODES and "transparency" not in image.info:
+        return image, False
+    colours = image.convert("RGBA")
+    if colours.getchannel("A").getextrema()[0] == 255:
+        return image, False
+    page = Image.new("RGBA", image.size, "white")
+    page.alpha_composite(colours)
+    return page, True

@@ -1,0 +1,51 @@
+"""How images are to be read: what the user asked for, and what holds for a whole set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bivallate.errors import UserError
+
+__all__ = ["Canvas", "Reading"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are read.
+
+    Attributes:
+        size: (H, W) to which every image is fitted (scaled, centre cut); None: they must agree.
+        channels: 1 or 3; None: what most images are.
+        on_bad: "refuse" a set with bad rows, "convert" those that can be (size, colour), or "skip" them.
+        grey: take grey images among colour ones as colour without a complaint.
+        image_column, label_column: of Parquet files; None: found by the metadata, then by name.
+    """
+
+    size: tuple[int, int] | None = None
+    channels: int | None = None
+    on_bad: str = "refuse"
+    grey: bool = False
+    image_column: str | None = None
+    label_column: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.on_bad not in ("refuse", "convert", "skip"):
+            raise UserError(f"on_bad must be 'refuse', 'convert' or 'skip', got {self.on_bad!r}")
+        if self.channels not in (None, 1, 3):
+            raise UserError(f"channels must be 1 or 3, got {self.channels}")
+        if self.size is not None and min(self.size) < 1:
+            raise UserError(f"size must be positive, got {self.size}")
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What every image of a set becomes.
+
+    Attributes:
+        shape: (C, H, W).
+        whole, real: the value that is white in images of 16 or 32 bits, of integers and of floating point.
+    """
+
+    shape: tuple[int, int, int]
+    whole: float = 65535
+    real: float = 1

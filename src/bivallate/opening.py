@@ -1,0 +1,107 @@
+"""Files that somebody else made: only regular ones are opened, and their first bytes say what they are."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from bivallate.errors import UserError
+
+__all__ = ["kind_of", "open_regular", "recognised"]
+
+HEAD = 264  # bytes by which a file is recognised
+OTHER_TYPES = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+MARKS: tuple[tuple[int, bytes, str], ...] = (
+    (
+        0,
+        b"version https://git-lfs",
+        "a Git LFS pointer, the file itself was not downloaded: run git lfs pull",
+    ),
+    (0, b"%!PS", "PostScript, a program that is not run"),
+    (0, b"\xc5\xd0\xd3\xc6", "PostScript, a program that is not run"),
+    (0, b"%PDF", "a PDF"),
+    (0, b"PAR1", "a Parquet file"),
+    (0, b"\x93NUMPY", "an .npy array"),
+    (0, b"PK\x03\x04", "a zip archive, such as .npz or weights of torch.save"),
+    (0, b"\x1f\x8b", "a gzip archive"),
+    (0, b"\xfd7zXZ", "an xz archive"),
+    (257, b"ustar", "a tar archive"),
+    (0, b"\x89HDF", "an HDF5 file"),
+    (0, b"\x89PNG", "a PNG image"),
+    (0, b"\xff\xd8\xff", "a JPEG image"),
+    (0, b"GIF8", "a GIF image"),
+    (0, b"II*\0", "a TIFF image"),
+    (0, b"MM\0*", "a TIFF image"),
+    (8, b"WEBP", "a WebP image"),
+    (0, b"DDS ", "a DDS texture"),
+    (0, b"8BPS", "a Photoshop document"),
+    (4, b"jP  \r\n", "a JPEG 2000 image"),
+    (4, b"ftyp", "a HEIC or AVIF image, or a video"),
+)
+HTML = (b"<!doctype html", b"<html", b"<head")
+LONGEST_HEADER = 100_000_000  # of safetensors files, by their own library
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens for reading what is a regular file or a link to one; nothing that may block or never end.
+
+    Raises:
+        UserError: for a folder, named pipe, device or socket.
+        OSError: as `open` does.
+    """
+    _check_regular(path, path.stat())
+    nonblocking = getattr(os, "O_NONBLOCK", 0)  # should it have become a pipe since
+    descriptor = os.open(path, os.O_RDONLY | nonblocking | getattr(os, "O_BINARY", 0))
+    file = os.fdopen(descriptor, "rb")
+    try:
+        _check_regular(path, os.fstat(descriptor))
+    except UserError:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        what = OTHER_TYPES.get(stat.S_IFMT(found.st_mode), "of a special type")
+        raise UserError(f"{path} is {what}: only regular files are read")
+
+
+def kind_of(head: bytes) -> str | None:
+    """What a file is by its first bytes (at least `HEAD` of them where there are so many); None: unknown.
+
+    Example:
+        >>> kind_of(b"<!DOCTYPE html><title>404</title>")
+        'an HTML page'
+    """
+    for offset, mark, kind in MARKS:
+        if head.startswith(mark, offset):
+            return kind
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith(HTML):
+        return "an HTML page"
+    if text.startswith((b"<?xml", b"<svg")):
+        return "XML, such as an SVG drawing"
+    if len(head) > 2 and head[0] == 0x80 and head[1] in (2, 3, 4, 5):
+        return "a pickle, which could run code and is never opened"
+    if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= LONGEST_HEADER:
+        return "a safetensors file"
+    return None
+
+
+def recognised(path: Path) -> str:
+    """ ", it is ..." for the end of a message about a file, or nothing where its first bytes say nothing."""
+    try:
+        with open_regular(path) as file:
+            kind = kind_of(file.read(HEAD))
+    except (OSError, UserError):
+        return ""
+    return f"; it is {kind}" if kind else ""
