@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bivallate.errors import UserError
+from bivallate.quoting import line
 
-__all__ = ["kind_of", "open_regular", "recognised"]
+__all__ = ["kind_of", "open_regular", "reason_of", "recognised"]
 
 HEAD = 264  # bytes by which a file is recognised
 OTHER_TYPES = {
@@ -95,6 +96,12 @@ def kind_of(head: bytes) -> str | None:
     if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= LONGEST_HEADER:
         return "a safetensors file"
     return None
+
+
+def reason_of(error: BaseException) -> str:
+    """What an exception of a decoder says, in one line; what it is, where it says nothing."""
+    text = line(str(error).strip().partition("\n")[0], 300)
+    return text or type(error).__name__
 
 
 def recognised(path: Path) -> str:

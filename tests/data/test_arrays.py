@@ -144,3 +144,67 @@ def test_an_unknown_name_lists_each_set_once(tmp_path: Path) -> None:
 def test_extra_data_are_a_pair() -> None:
     with pytest.raises(UserError, match=r"extra images must be a pair \(x, y\), got 3 things"):
         data.load((X, Y), extra=(X, Y, Y))  # pyright: ignore[reportArgumentType]
+
+
+def unusual(x: np.ndarray) -> dict[str, Any]:
+    """The same images as memory may hold them."""
+    wide = np.empty((*x.shape, 2), x.dtype)
+    wide[..., 0] = x
+    return {
+        "big-endian": x.astype(x.dtype.newbyteorder(">")),
+        "reversed": np.ascontiguousarray(x[::-1])[::-1],
+        "mirrored": np.ascontiguousarray(x[..., ::-1])[..., ::-1],
+        "with gaps": wide[..., 0],
+        "Fortran": np.asfortranarray(x),
+        "read only": np.frombuffer(x.tobytes(), x.dtype).reshape(x.shape),
+    }
+
+
+@pytest.mark.parametrize("kind", unusual(X.numpy()))
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64, np.longdouble])
+def test_arrays_as_memory_holds_them(kind: str, dtype: Any) -> None:
+    wanted = IMAGES.transpose(0, 3, 1, 2).astype(dtype) / (1 if dtype == np.uint8 else dtype(255))
+    x, y = unusual(wanted.astype(dtype))[kind], unusual(Y[:, None])[kind][:, 0]
+    split = data.from_tensors(x, y)
+    assert np.array_equal(split.images, wanted.astype(np.uint8 if dtype == np.uint8 else np.float32))
+    assert split.labels.tolist() == Y.tolist()
+    assert split.tensors([3, 1])[0].shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_tensors_of_any_floating_type(dtype: torch.dtype) -> None:
+    split = data.from_tensors(X.to(dtype).requires_grad_(), torch.from_numpy(Y))
+    assert np.array_equal(split.images, X.to(dtype).float().numpy())
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", ">u2", "u4", ">i4", "u8", ">u8"])
+def test_labels_of_any_integer_type(dtype: str) -> None:
+    assert data.from_tensors(X, Y.astype(dtype)).labels.tolist() == Y.tolist()
+    if not dtype.startswith(">"):
+        assert data.from_tensors(X, torch.from_numpy(Y.astype(dtype))).labels.tolist() == Y.tolist()
+
+
+class Stubborn:
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        raise RuntimeError("no\nvalues here")
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (Stubborn(), Y, "one tensor or array.*: no$"),
+        (X, Stubborn(), "labels must be integers.*: no$"),
+        (X.to("meta"), Y, "one tensor or array"),
+        (X.to_sparse(), Y, "one tensor or array"),
+        (X.to(torch.complex64), Y, "floating point in"),
+        (
+            X,
+            Y.astype(np.uint64) + np.uint64(2**63),
+            "labels must be integers 0, 1, ..., got 9223372036854775809",
+        ),
+        (np.zeros(3, [("r", "u1")]), Y, "floating point in"),
+    ],
+)
+def test_objects_without_usable_values(x: Any, y: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        data.from_tensors(x, y)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from bivallate.errors import UserError
-from bivallate.opening import open_regular, recognised
+from bivallate.opening import open_regular, reason_of, recognised
 
 __all__ = ["Archive", "open_npz"]
 
@@ -92,7 +92,5 @@ def open_npz(path: Path) -> Iterator[Archive]:
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
     except Exception as error:  # whatever zipfile, zlib and NumPy raise on a damaged file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise UserError(
-            f"{path} is not a readable .npz file of plain arrays: {reason}{recognised(path)}"
-        ) from error
+        said = f"{reason_of(error)}{recognised(path)}"
+        raise UserError(f"{path} is not a readable .npz file of plain arrays: {said}") from error

@@ -15,7 +15,7 @@ import numpy as np
 
 from bivallate.data.dataset import digest
 from bivallate.errors import UserError
-from bivallate.opening import open_regular
+from bivallate.opening import open_regular, reason_of
 
 __all__ = ["Decoded", "cache_folder", "cached", "content_key", "files_key"]
 
@@ -155,9 +155,8 @@ def open_decoded(folder: Path) -> Decoded:
         names, notes = ([str(v) for v in meta.get(key, [])] for key in ("classes", "notes"))
         return Decoded(images, labels, rows, names, str(meta["source"]), mean, std, tuple(notes))
     except Exception as error:  # a torn header or text fails in many ways
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"the cache {folder} is damaged ({reason}): delete that folder and run again"
+            f"the cache {folder} is damaged ({reason_of(error)}): delete that folder and run again"
         ) from error
 
 

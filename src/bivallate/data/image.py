@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from bivallate.data.reading import Canvas, Reading
 from bivallate.errors import UserError
-from bivallate.opening import HEAD, kind_of, open_regular
+from bivallate.opening import HEAD, kind_of, open_regular, reason_of
 
 __all__ = ["BadImage", "Head", "Item", "Pixels", "head", "largest", "open_image", "pixels", "quiet"]
 
@@ -120,10 +120,7 @@ def _in_words() -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise BadImage("is too large an image to be opened safely") from error
     except Exception as error:
-        reason = str(error).strip().splitlines()
-        said = f"{type(error).__name__}: {reason[0][:200]}" if reason else type(error).__name__
-        expected = isinstance(error, OSError | ValueError | SyntaxError) and reason
-        raise BadImage(f"cannot be decoded ({reason[0][:200] if expected else said})") from error
+        raise BadImage(f"cannot be decoded ({reason_of(error)})") from error
 
 
 def head(item: Item) -> Head:
