@@ -8,7 +8,7 @@ from bivallate.coupling.cid import cid
 from bivallate.coupling.implicit import Detached, Leaf
 from bivallate.coupling.last_step import LastStep
 from bivallate.errors import UserError
-from bivallate.evaluate import Score, attack, evaluate
+from bivallate.evaluate import Score, attack, evaluate, predict
 from bivallate.lower.pgd import PGD
 from bivallate.lower.threat import L2, Linf
 from bivallate.method import Method, register
@@ -71,6 +71,7 @@ __all__ = [
     "methods",
     "models",
     "part",
+    "predict",
     "register",
     "resume",
     "train",

@@ -19,11 +19,13 @@ APP = App(
 def _register() -> None:
     """Imports the commands, which put themselves into the application."""
     from bivallate.commands import (  # noqa: F401
+        attack,
         auditing,
         comparing,
         diagnosing,
         evaluating,
         lists,
+        predict,
         reporting,
         reproducing,
         sweeping,

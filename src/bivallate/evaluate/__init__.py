@@ -8,7 +8,9 @@ from bivallate.evaluate import ensemble  # noqa: F401  (registers its attacks)
 from bivallate.evaluate.attacks import Ascent, Attack, Fooled, Part, RandomNoise, attacks, parse
 from bivallate.evaluate.compare import Row, Spread, compare, over_seeds
 from bivallate.evaluate.evaluating import attack, evaluate
+from bivallate.evaluate.crafting import Crafted, craft
 from bivallate.evaluate.files import evaluation_name
+from bivallate.evaluate.predictions import Prediction, predict
 from bivallate.evaluate.progress import Progress
 from bivallate.evaluate.score import Score
 from bivallate.evaluate.sweeps import eps_curve, minimal_distances, transfer
@@ -16,8 +18,10 @@ from bivallate.evaluate.sweeps import eps_curve, minimal_distances, transfer
 __all__ = [
     "Ascent",
     "Attack",
+    "Crafted",
     "Fooled",
     "Part",
+    "Prediction",
     "Progress",
     "RandomNoise",
     "Row",
@@ -26,11 +30,13 @@ __all__ = [
     "attack",
     "attacks",
     "compare",
+    "craft",
     "eps_curve",
     "evaluate",
     "evaluation_name",
     "minimal_distances",
     "over_seeds",
     "parse",
+    "predict",
     "transfer",
 ]

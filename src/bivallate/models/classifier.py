@@ -70,6 +70,7 @@ class Classifier(nn.Module):
         num_classes, shape: K and (C, H, W).
         stem_name: path of the first parametric layer, the one that YOPO keeps in its inner loop.
         spec: JSON-able, `create(**spec)` rebuilds the architecture from it; None for a module of the user's.
+        classes: names of the classes, where the data it was trained on has them; else None.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Classifier(nn.Module):
         shape: tuple[int, int, int],
         normalise: nn.Module | None = None,
         spec: dict[str, Any] | None = None,
+        classes: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self.normalise = normalise if normalise is not None else nn.Identity()
@@ -89,6 +91,7 @@ class Classifier(nn.Module):
         self.num_classes = num_classes
         self.shape = shape
         self.spec = spec
+        self.classes = list(classes) if classes is not None else None
         self.stem_name = f"network.{getattr(network, 'stem_name', None) or _first_parametric(network)}"
 
     def forward(self, x: Tensor) -> Tensor:

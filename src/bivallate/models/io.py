@@ -53,7 +53,12 @@ def save(
         if not isinstance(value, Tensor):
             raise UserError(f"{model.architecture} keeps {key!r} outside of tensors: it cannot be saved")
         tensors[key] = value.detach().to("cpu", copy=True).contiguous()
-    text = json.dumps(manifest(model, classes=classes, entries=entries), indent=2, allow_nan=False) + "\n"
+    text = (
+        json.dumps(
+            manifest(model, classes=classes or model.classes, entries=entries), indent=2, allow_nan=False
+        )
+        + "\n"
+    )
     write_whole(file, lambda target: save_file(tensors, target, metadata={"format": "pt"}))
     write_whole(described, lambda target: target.write_text(text, encoding="utf-8"))
     return file
@@ -114,9 +119,19 @@ def load(
     """
     file, described = _places(Path(path), weights)
     tensors = read_weights(file)
-    classifier = _rebuilt(read_manifest(described), described, model)
+    entries = read_manifest(described)
+    classifier = _rebuilt(entries, described, model)
+    classifier.classes = _class_names(entries)
     fill(classifier, tensors, str(file))
     return classifier.to(device).eval()
+
+
+def _class_names(described: dict[str, Any]) -> list[str] | None:
+    """Names of the classes, if the manifest has one for each."""
+    found = described.get("classes")
+    if not isinstance(found, list) or len(found) != described["num_classes"]:
+        return None
+    return [str(name) for name in found]
 
 
 def fill(model: Classifier, tensors: Mapping[str, Tensor], source: str) -> None:

@@ -89,6 +89,7 @@ class Session:
         self.config, self.dataset = config, dataset
         self.device = pick_device(config.device)
         self.model = models.wrap(model, num_classes=len(dataset.classes), shape=dataset.shape).to(self.device)
+        self.model.classes = list(dataset.classes)
         lay_out(self.model, config.channels_last)
         self.model.autocast_dtype = amp_dtype(config.amp, self.device)  # pyright: ignore[reportArgumentType]
         train, meta = self._streams()

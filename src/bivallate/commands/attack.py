@@ -1,0 +1,86 @@
+"""`bivallate attack`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from bivallate.cli import APP
+from bivallate.commands.options import Machine, Source, split_of, threat_of
+from bivallate.errors import UserError
+
+
+@APP.command
+def attack(
+    run: Path,
+    *,
+    save: Path,
+    attack: str = "pgd-20",
+    eps: str | None = None,
+    norm: str | None = None,
+    split: str = "test",
+    data: str | None = None,
+    n: int = 24,
+    first: int | None = None,
+    source: Source = Source(),  # noqa: B008  frozen
+    machine: Machine = Machine(),  # noqa: B008
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Make adversarial images of a run's data and keep them: as PNG, as arrays, and on one sheet to look at.
+
+    SAVE gets sheet.png, adversarial.npz (x, x_adv, y, predicted, index, classes; unrounded, in [0, 1]) and
+    images/, one PNG an image. Rounding to eight bits can undo an attack: how many survive it is said.
+
+    Parameters
+    ----------
+    run
+        folder of the run.
+    save
+        folder for what is made.
+    attack
+        name of an attack; `bivallate attacks` lists them.
+    eps
+        radius in pixel units of [0, 1], such as 8/255. [default: the run's own]
+    norm
+        linf or l2. [default: the run's own]
+    split
+        test, validation or train.
+    data
+        another data set than the run's.
+    n
+        a seeded random subset of so many images.
+    first
+        the first so many images instead.
+    overwrite
+        replace what an earlier attack left in SAVE.
+    """
+    from bivallate.evaluate.crafting import craft
+    from bivallate.reports.attacked import write
+    from bivallate.run.api import load_run
+    from bivallate.run.config import Config
+    from bivallate.run.folder import RunFolder
+    from bivallate.run.session import load_data
+
+    device = machine.prepare()
+    config = Config.read(RunFolder.open(run).config)
+    for key, value in (("data.name", data), ("data.data_dir", source.data_dir)):
+        config = config.set(key, value) if value is not None else config
+    threat = threat_of(config.method.threat, norm, eps)
+    model = load_run(run, source.weights, source.model).to(device)
+    dataset = load_data(config.data, config.seed)
+    points = split_of(dataset, split)
+    count: dict[str, Any] = {"first": first} if first is not None else {"n": min(n, len(points))}
+    if save.exists() and any(save.iterdir()) and not overwrite:
+        raise UserError(
+            f"{save} is not empty: name another folder, or say --overwrite to replace what is there"
+        )
+    made = craft(model, points, threat, attack, seed=source.seed, **count)
+    write(made, save, dataset.classes)
+    print(
+        f"{made.attack} at {type(threat).__name__} eps {threat.eps:.5g}: {len(made.y)} images, "
+        f"{int(made.right.sum())} right before, {int((made.right & ~made.fooled).sum())} after; of "
+        f"{int(made.fooled.sum())} that fool the model {int(made.fooled_in_8_bits.sum())} still do in 8 bits"
+    )
+    print(f"kept in {save}: sheet.png, adversarial.npz, images/")

@@ -1,0 +1,161 @@
+"""`bivallate predict`."""
+
+from __future__ import annotations
+
+import json as json_module
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bivallate.cli import APP
+from bivallate.commands.options import Machine, Source, threat_of
+from bivallate.errors import UserError
+
+Flag = Annotated[bool, Parameter(negative=())]
+
+
+@APP.command
+def predict(
+    run: Path,
+    images: Annotated[tuple[Path, ...], Parameter(negative=(), consume_multiple=True)],
+    *,
+    attack: str = "pgd-20",
+    eps: str | None = None,
+    norm: str | None = None,
+    top: int = 3,
+    source: Source = Source(),  # noqa: B008  frozen
+    machine: Machine = Machine(),  # noqa: B008
+    json: Flag = False,
+) -> None:
+    """Say what the model of a run sees in IMAGES, how sure it is, and whether an attack changes its mind.
+
+    Images are fitted to the size that the model takes, as in training with data.size. The attack leads away
+    from what the model says, whether that is right or not.
+
+    Parameters
+    ----------
+    run
+        folder of the run.
+    images
+        image files, or folders of them.
+    attack
+        what the prediction must survive; clean attacks nothing. `bivallate attacks` lists them.
+    eps
+        radius in pixel units of [0, 1], such as 8/255. [default: the run's own]
+    norm
+        linf or l2. [default: the run's own]
+    top
+        likeliest classes shown of each image.
+    json
+        print a list as JSON instead of a table.
+    """
+    from bivallate.evaluate import parse
+    from bivallate.evaluate import predict as ask
+    from bivallate.run.api import load_run
+    from bivallate.run.config import Config
+    from bivallate.run.folder import RunFolder
+
+    if top < 1:
+        raise UserError(f"--top must be a whole number of at least 1, got {top}")
+    parse(attack)  # a misspelt attack is said before anything else
+    device = machine.prepare()
+    threat = threat_of(Config.read(RunFolder.open(run).config).method.threat, norm, eps)
+    model = load_run(run, source.weights, source.model).to(device)
+    pictures = read(images, model.shape)
+    readable = [picture for picture in pictures if picture.x is not None]
+    found: list[Any] = []
+    if readable:
+        import torch
+
+        x = torch.stack([picture.x for picture in readable]).to(device)
+        radius = None if attack == "clean" else threat
+        found = ask(model, x, radius, attack, top=top, seed=source.seed)
+    names = model.classes or [str(k) for k in range(model.num_classes)]
+    if json:
+        print(json_module.dumps(_plain(pictures, found, names), allow_nan=False))
+    else:
+        _show(pictures, found, names, f"{attack} at {type(threat).__name__} eps {threat.eps:.4g}")
+    if not readable:
+        raise UserError("none of the images could be read")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image file: how it was named, its pixels (C, H, W) in [0, 1], or why there are none."""
+
+    name: str
+    x: Any
+    fault: str = ""
+
+
+def read(images: tuple[Path, ...], shape: tuple[int, int, int]) -> list[Picture]:
+    """The image files, those of folders in the order of their names, fitted to a model's (C, H, W).
+
+    Raises UserError for a path that is not there and a folder without images.
+    """
+    from bivallate.data.decode import Reading, pixels
+    from bivallate.data.layout import IMAGES
+
+    paths: list[tuple[str, Path]] = []
+    for path in images:
+        if not path.exists():
+            raise UserError(f"there is no image at {path}")
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
+        if path.is_dir() and not inside:
+            raise UserError(f"{path} holds no image ({', '.join(sorted(IMAGES))})")
+        paths += [(str(p.relative_to(path)), p) for p in inside] if path.is_dir() else [(str(path), path)]
+    if not paths:
+        raise UserError("name at least one image or folder of images")
+    reading = Reading(size=shape[1:], channels=shape[0], on_bad="convert")
+    return [_picture(name, pixels(path, shape, reading)) for name, path in paths]
+
+
+def _picture(name: str, found: Any) -> Picture:
+    if isinstance(found, str):
+        return Picture(name, None, found)
+    import torch
+
+    return Picture(name, torch.from_numpy(found.copy()).float() / 255)
+
+
+def _plain(pictures: list[Picture], found: list[Any], names: list[str]) -> list[dict[str, Any]]:
+    answers, listed = iter(found), []
+    for picture in pictures:
+        if picture.x is None:
+            listed.append({"image": picture.name, "error": picture.fault})
+            continue
+        said = next(answers)
+        listed.append(
+            {
+                "image": picture.name,
+                "class": names[said.label],
+                "confidence": said.confidence,
+                "survives": said.survives,
+                "becomes": None if said.becomes is None else names[said.becomes],
+                "top": {names[label]: share for label, share in said.top},
+            }
+        )
+    return listed
+
+
+def _show(pictures: list[Picture], found: list[Any], names: list[str], attack: str) -> None:
+    from bivallate.quoting import line
+
+    table = Table("image", "class", "confidence", f"survives {attack}", "next")
+    answers = iter(found)
+    for picture in pictures:
+        if picture.x is None:
+            table.add_row(Text(line(picture.name)), Text(line(picture.fault), style="red"), "", "", "")
+            continue
+        said = next(answers)
+        mind = {None: "not attacked", True: "yes"}.get(said.survives, "")
+        mind = mind or f"no: becomes {line(names[said.becomes], 40)}"
+        others = ", ".join(f"{line(names[k], 24)} {share:.0%}" for k, share in said.top if k != said.label)
+        cells = (line(picture.name), line(names[said.label], 40), f"{said.confidence:.1%}", mind, others)
+        table.add_row(*(Text(cell) for cell in cells))
+    Console(highlight=False).print(table)
