@@ -110,7 +110,7 @@ def test_attack_keeps_pictures_arrays_and_a_sheet(trained, tmp_path, capsys):
 
 
 def test_predict_reads_files_and_folders(trained, tmp_path, capsys):
-    x, y = bv.data.load("digits").test.tensors(torch.arange(3))
+    x, _ = bv.data.load("digits").test.tensors(torch.arange(3))
     for k in range(3):
         Image.fromarray((x[k, 0] * 255).byte().numpy()).save(tmp_path / f"{k}.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")

@@ -7,8 +7,8 @@ here: `from bivallate.evaluate import Score, attacks`.
 from bivallate.evaluate import ensemble  # noqa: F401  (registers its attacks)
 from bivallate.evaluate.attacks import Ascent, Attack, Fooled, Part, RandomNoise, attacks, parse
 from bivallate.evaluate.compare import Row, Spread, compare, over_seeds
-from bivallate.evaluate.evaluating import attack, evaluate
 from bivallate.evaluate.crafting import Crafted, craft
+from bivallate.evaluate.evaluating import attack, evaluate
 from bivallate.evaluate.files import evaluation_name
 from bivallate.evaluate.predictions import Prediction, predict
 from bivallate.evaluate.progress import Progress

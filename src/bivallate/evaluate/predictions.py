@@ -13,7 +13,6 @@ from bivallate.evaluate.evaluating import attack as adversarial
 from bivallate.evaluate.placing import placed
 from bivallate.evaluate.verdict import logits_of
 from bivallate.lower.threat import ThreatModel
-
 from bivallate.types import Passes
 
 __all__ = ["Prediction", "logits", "predict"]
