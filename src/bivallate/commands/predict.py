@@ -98,8 +98,8 @@ def read(images: tuple[Path, ...], shape: tuple[int, int, int]) -> list[Picture]
 
     Raises UserError for a path that is not there and a folder without images.
     """
-    from bivallate.data.decode import Reading, pixels
     from bivallate.data.layout import IMAGES
+    from bivallate.data.reading import Canvas, Reading
 
     paths: list[tuple[str, Path]] = []
     for path in images:
@@ -112,14 +112,18 @@ def read(images: tuple[Path, ...], shape: tuple[int, int, int]) -> list[Picture]
     if not paths:
         raise UserError("name at least one image or folder of images")
     reading = Reading(size=shape[1:], channels=shape[0], on_bad="convert")
-    return [_picture(name, pixels(path, shape, reading)) for name, path in paths]
+    return [_picture(name, path, Canvas(shape), reading) for name, path in paths]
 
 
-def _picture(name: str, found: Any) -> Picture:
-    if isinstance(found, str):
-        return Picture(name, None, found)
+def _picture(name: str, path: Path, canvas: Any, reading: Any) -> Picture:
     import torch
 
+    from bivallate.data.image import BadImage, pixels
+
+    try:
+        found = pixels(path, canvas, reading).array
+    except BadImage as error:
+        return Picture(name, None, str(error))
     return Picture(name, torch.from_numpy(found.copy()).float() / 255)
 
 
