@@ -213,3 +213,24 @@ def test_a_run_in_memory_writes_nothing(digits, tmp_path, monkeypatch):
     assert run.path is None
     assert list(tmp_path.iterdir()) == []
     assert not run.model.training
+
+
+class Pooled(torch.nn.Module):
+    """BatchNorm behind a global pool: it cannot normalise a minibatch of one image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4)
+        self.head = torch.nn.Linear(4, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.stem(x).mean((2, 3), keepdim=True)).flatten(1))
+
+
+def test_a_single_image_at_the_end_of_an_epoch_joins_its_neighbour(digits, tmp_path):
+    data = digits.but(train=digits.train.subset(slice(0, 33)))
+    settings = {**QUICK, "batch_size": 16, "epochs": 2}
+    run = bv.train(Pooled(), data, bv.methods.fast_at(THREAT), **settings)
+    assert run.history[-1]["total_forward"] == 4  # two forwards a row and epoch: every row was there
+    with pytest.raises(bv.UserError, match="BatchNorm cannot normalise a minibatch of 1 image"):
+        bv.train(Pooled(), data, bv.methods.fast_at(THREAT), **{**settings, "batch_size": 1})

@@ -31,7 +31,8 @@ class Batches:
         split: what to draw from.
         batch_size: rows of one minibatch, summed over the ranks.
         augmentation: drawn afresh for each row and epoch; None for none.
-        drop_last: leave out a shorter last minibatch; always so where some rank would get no row of it.
+        drop_last: leave out a shorter last minibatch. Otherwise one that is too short for BatchNorm, or for
+            every rank to get a row of it (below two rows a rank), is joined to the one before.
         meta: a second stream (BiLAW): each minibatch carries one of these, cycled, of `meta_batch_size` rows.
         device: where the minibatches are put; crops and flips are made there.
 
@@ -64,14 +65,12 @@ class Batches:
         self.augmentation = augmentation or Augment()
         self.drop_last, self.device, self.rank, self.world = drop_last, torch.device(device), rank, world
         self.meta, self.meta_batch_size = meta, meta_batch_size or batch_size
-        last = len(split) % batch_size
-        if world > 1 and 0 < last < 2 * world:  # some rank could be left without a row
-            self.drop_last = True
+        self.joined = not drop_last and 0 < len(split) % batch_size < 2 * world
 
     def __len__(self) -> int:
         """Minibatches per epoch, the same on every rank."""
         whole, rest = divmod(len(self.split), self.batch_size)
-        return whole if self.drop_last else whole + (rest > 0)
+        return whole if self.drop_last or self.joined else whole + (rest > 0)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The minibatches of one pass over the data, from `start_step` on."""
@@ -108,7 +107,8 @@ class Batches:
 
     def _cut(self, step: int, mine: int) -> int:
         """Where `step` begins among this rank's rows: its share of the rows that come before."""
-        before = min(step * self.batch_size, len(self.split))
+        whole = self.joined and step == len(self)
+        before = len(self.split) if whole else min(step * self.batch_size, len(self.split))
         return before * mine // len(self.split)
 
     def _views(self, rows: Tensor, epoch: int, turn: int) -> View | None:

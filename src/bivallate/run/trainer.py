@@ -22,7 +22,7 @@ from bivallate.run.progress import Progress
 from bivallate.run.session import Session
 from bivallate.run.watch import Watch
 from bivallate.step import train_step
-from bivallate.types import Batch, StepRecord
+from bivallate.types import Batch, Clock, StepRecord
 
 
 class Trainer:
@@ -86,7 +86,7 @@ class Trainer:
         record: StepRecord | None = None
         for replay in range(session.method.replays):
             clock = session.clock(replay)
-            record = train_step(session.model, session.optimizer, session.method, batch, clock)
+            record = _step(session, batch, clock)
             session.tally.add(record, first=replay == 0)
             if session.average is not None and (
                 replay == session.method.replays - 1 or not session.method.accumulate
@@ -177,6 +177,19 @@ class Trainer:
             f"interrupted at epoch {self.session.epoch + 1}, minibatch {self.session.step}; all is saved. "
             f"Go on with: bivallate resume {self.folder.path}"
         )
+
+
+def _step(session: Session, batch: Batch, clock: Clock) -> StepRecord:
+    """`train_step`. Raises UserError where BatchNorm has one value a channel to normalise."""
+    try:
+        return train_step(session.model, session.optimizer, session.method, batch, clock)
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel"):
+            raise
+        raise UserError(
+            f"BatchNorm cannot normalise a minibatch of {len(batch.y)} image whose features are 1 x 1: "
+            "use a --batch-size of 2 or more on each process"
+        ) from error
 
 
 def limit_threads(threads: int) -> None:
