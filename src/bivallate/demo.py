@@ -54,7 +54,7 @@ def run_demo(out: Path, *, epochs: int, threads: int) -> list[dict[str, Any]]:
             rate=Triangle(0.4),
             out=folder,
             overwrite=True,
-            progress=Spoken(f"{method.name:<9}", every=10),
+            progress=Spoken(f"{method.name:<9}", every=10, explain=not rows),
             threads=0,
         )
         rows.append(_measured(method, folder, run.history, dataset))

@@ -19,6 +19,7 @@ VERDICTS = {
     "suspect": "something hides this model from its attacks: its accuracy under attack proves nothing yet",
     "not robust as claimed": "an attack here takes far more than the claim admits",
 }
+LIMIT = 0.05  # gap between the headline and the strongest attack that is worth a flag
 WEAK = 0.25  # of the clean accuracy, below which nothing much is left
 
 
@@ -91,6 +92,8 @@ class Audit:
         outcomes = {check.outcome for check in self.checks}
         if "broken" in outcomes:
             return "not robust as claimed"
+        if any(check.name == "learned" and check.outcome == "note" for check in self.checks):
+            return "weak but honest"  # what has learned nothing has nothing to hide
         if "flag" in outcomes:
             return "suspect"
         guesses = self.classes > 1 and self.clean_interval_95[0] <= 1 / self.classes

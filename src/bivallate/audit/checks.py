@@ -6,35 +6,27 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from bivallate.audit.answers import accuracy, learned, symptoms
 from bivallate.audit.battery import BLACK, Battery
-from bivallate.audit.check import WEAK, Check
+from bivallate.audit.check import LIMIT, WEAK, Check
 from bivallate.audit.exact import below, excess, gap
 from bivallate.evaluate.preflight import Preflight
 from bivallate.evaluate.statistics import wilson
-from bivallate.lower.asking import ask
 
 __all__ = ["claim_check", "questions"]
 
-LIMIT = 0.05  # gap between the headline and the strongest attack that is worth a flag
 SLACK = 0.01  # by which a weaker attack may be luckier than a stronger one
 COLLAPSE = 0.4  # share of the clean accuracy that FGSM leaves a collapsed model; plain ones keep less
 REMAINS = 0.25  # share of FGSM's accuracy that PGD then leaves, at most
 FALLEN = 0.2  # of accuracy, within one epoch
-SYMPTOMS = {
-    *("ignores-eval", "random", "gradient-mode", "batch", "stateful", "probabilities", "no-gradient"),
-    *("nonfinite", "quantised", "dead", "saturated", "false-gradient"),
-}
-BLIND = {"quantised", "dead", "saturated", "false-gradient"}  # of gradients that show nothing
 
 
 def questions(
     battery: Battery, preflight: Preflight, history: list[dict[str, Any]] | None
 ) -> Iterator[Check]:
     """All checks but that of the claim."""
-    yield _symptoms(battery, preflight)
+    yield learned(battery)
+    yield symptoms(battery, preflight)
     yield from _order(battery)
     yield _restarts(battery)
     yield _radii(battery)
@@ -47,52 +39,6 @@ def questions(
     yield _collapse(battery)
     if history:
         yield _history(history)
-
-
-def accuracy(left: Tensor) -> float:
-    """Share of points still robust."""
-    return int(left.sum()) / len(left)
-
-
-def _symptoms(battery: Battery, found: Preflight) -> Check:
-    bad = [f for f in found.findings if f.name in SYMPTOMS and f.severity != "note"]
-    numbers = {f"{where}_{k}": v for where in ("clean", "near") for k, v in _shares(getattr(found, where))}
-    question = "does the model answer repeatably, in logits, with gradients that describe it?"
-    if not bad:
-        return Check("gradients", question, "pass", numbers, "they agree with finite differences")
-    if {f.name for f in bad} <= BLIND and _constant(battery):
-        words = (
-            "one class for every image, whatever it shows: the model has learned nothing, and hides nothing"
-        )
-        return Check("gradients", question, "note", numbers, words, "Train it again, with a lower rate.")
-    words = "; ".join(f"{f.what} ({f.got})" for f in bad)
-    if {f.name for f in bad} == {"saturated"} and _agreed(battery):
-        words += "; yet attacks that do not mind find no more than PGD"
-        return Check("gradients", question, "note", numbers, words, f"{bad[0].fix}.")
-    return Check("gradients", question, "flag", numbers, words, " ".join(f"{f.fix}." for f in bad))
-
-
-def _agreed(battery: Battery) -> bool:
-    """Whether all attacks together take not significantly more than 5 points that PGD leaves."""
-    return not gap(battery.left["pgd"], battery.worst, LIMIT).significant
-
-
-def _constant(battery: Battery) -> bool:
-    """Whether the model gives one class to every point, of several, and no attack changes any of that.
-
-    A class that attacks cannot leave because gradients are hidden still meets images of other classes, so
-    that all of this accuracy is the share of that class and none of it robustness. Cost: a forward a point.
-    """
-    x, y = battery.points
-    with torch.no_grad():
-        given = torch.cat([ask(battery.model, some).argmax(1) for some in x.split(256)])
-    same = bool((given == given[0]).all()) and len(y.unique()) > 1
-    return same and all(torch.equal(left, battery.left["subtle"]) for left in battery.left.values())
-
-
-def _shares(probe: Any) -> list[tuple[str, float]]:
-    names = ("nonfinite", "dead", "saturated", "flat", "false")
-    return [(name, getattr(probe, name)) for name in names] if probe is not None else []
 
 
 ORDER = (

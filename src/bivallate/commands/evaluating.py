@@ -83,7 +83,7 @@ def evaluate(
     points = split_of(dataset, split)
     network = load_run(run, source.weights, source.model).to(device)
     parse(attack)  # a misspelt attack is said before anything else
-    looked = look_over(network, points, threat) if preflight else None
+    looked = look_over(network, points, threat, own=data is None) if preflight else None
     if looked is not None:
         print(looked, file=sys.stderr)
     label = source.weights if split == "test" else f"{source.weights}-{split}"

@@ -191,15 +191,16 @@ def recipes(
     json
         for programs.
     """
+    from bivallate.data.registry import usual
     from bivallate.lower.threat import threat
     from bivallate.method import create
     from bivallate.parts import encode
     from bivallate.run.config import to_toml
-    from bivallate.run.recipes import RECIPES, default_eps, recipe_for
+    from bivallate.run.recipes import RECIPES, recipe_for
 
     if name is not None and name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
-    radius = threat("linf", eps if eps is not None else default_eps(data))
+    radius = threat("linf", eps if eps is not None else usual(data).eps)
     chosen = RECIPES if name is None else {name: RECIPES[name]}
     plans = {n: recipe_for(n, create(method or r.method, radius), data) for n, r in chosen.items()}
     if json:

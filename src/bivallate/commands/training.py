@@ -56,9 +56,9 @@ def train(
     epochs
         passes over the training data. [default: 20, or the recipe's]
     batch_size
-        examples of a minibatch. [default: 128, or the recipe's]
+        examples of a minibatch. [default: 128, or an eighth of fewer than 1,024 images; or the recipe's]
     lr
-        peak learning rate. [default: 0.1, or the recipe's]
+        peak learning rate. [default: 0.1 for digits, else 0.05; or the recipe's]
     seed
         of everything random. [default: 0]
     average
@@ -84,6 +84,7 @@ def train(
         replace a run that is there.
     """
     from bivallate.run.api import execute
+    from bivallate.run.defaults import fitted
     from bivallate.run.progress import Spoken
     from bivallate.run.session import create_model, load_data
 
@@ -97,11 +98,16 @@ def train(
         plan = plan.set(path, value) if value is not None else plan
     folder = out or Path("runs") / f"{plan.method.name}-{Path(plan.data.name).stem}-{plan.seed}"
     dataset = load_data(plan.data, plan.seed)
+    chosen = batch_size is not None or any(_pair(item)[0] == "batch_size" for item in set_)
+    if recipe is None and config is None and not chosen:
+        plan = fitted(plan, len(dataset.train))
     network = create_model(plan.model, dataset, plan.seed)
     size = len(dataset.train)
     for note in dataset.notes:
         say(f"{dataset.name}: {note}")
     say(f"{plan.method.name} on {dataset.name} ({size} images), {plan.model.name}, {plan.method.threat}")
+    grows = f", eps grows over the first {plan.warm_up:.0%} of training" if plan.warm_up else ""
+    say(f"{plan.epochs} epochs in batches of {plan.batch_size}, rate up to {plan.optimizer.lr:g}{grows}")
     run = execute(plan, dataset, network, folder, progress=Spoken(plan.method.name), overwrite=overwrite)
     _finished(run, folder)
 
@@ -169,8 +175,9 @@ def _plan(
     settings: tuple[str, ...],
 ) -> Config:
     """The configuration from a file or from names, with every --set applied."""
+    from bivallate.data.registry import usual
     from bivallate.lower.threat import threat
-    from bivallate.run.recipes import default_eps, recipe_for
+    from bivallate.run.recipes import recipe_for
 
     pairs = [_pair(item) for item in settings]
     if config is not None:
@@ -195,7 +202,7 @@ def _plan(
             if path.removeprefix("method.") == "threat.eps":
                 raise UserError(f"--set threat.eps would leave the step sizes as they are; use --eps {text}")
         name = data or "digits"
-        radius = threat(norm, eps if eps is not None else default_eps(name))
+        radius = threat(norm, eps if eps is not None else usual(name).eps)
         parameters, pairs = _split(method, pairs)
         plan = recipe_for(recipe, create(method, radius, **parameters), name, fixed=parameters)
     for path, text in pairs:
@@ -283,4 +290,9 @@ def _finished(run: Any, folder: Path) -> None:
             f"held-out robust accuracy: last {last['robust']:.1%}, best {held[best]:.1%} (epoch {best + 1}); "
             f"{forward:.4g} forward and {backward:.4g} backward passes per example"
         )
+    if last.get("at_chance"):
+        from bivallate.evaluate.guessing import RETRAIN
+
+        again = "--set sentinel.rollback=true --set sentinel.answers=chance does the first two by itself"
+        say(f"this training has learned nothing: its answers are chance. {RETRAIN}; {again}")
     say(f"run: {folder}\nnext: bivallate evaluate {folder} --attack pgd-20")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,21 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
+class Usual:
+    """What `train` does with images where nothing was said: docs/defaults.md shows that it learns.
+
+    Attributes:
+        eps: customary Linf radius, as it is written. model: architecture. lr: peak rate of SGD.
+        warm_up: share of the minibatches over which the radius grows from almost 0 to eps.
+    """
+
+    eps: str = "8/255"
+    model: str = "tiny-cnn"
+    lr: float = 0.05
+    warm_up: float = 0.5
+
+
+@dataclass(frozen=True)
 class Known:
     """A published data set.
 
@@ -28,6 +43,7 @@ class Known:
         mean, std: published statistics, or None to compute them. size: every image is fitted to it.
         grey: holds grey images that are meant to be read as colour. test_split: what serves as test data.
         stream: too large to be decoded into the cache. label_column: of files that have several.
+        usual: how it is trained on by default.
     """
 
     name: str
@@ -48,20 +64,25 @@ class Known:
     test_split: str = "test"
     stream: bool = False
     label_column: str | None = None
+    usual: Usual = Usual()
 
 
 KNOWN: dict[str, Known] = {
     known.name: known
     for known in (
-        Known("digits", "handwritten digits of scikit-learn, built in", (1, 8, 8), 10, 1438, 359),
+        Known(
+            "digits", "handwritten digits of scikit-learn, built in", (1, 8, 8), 10, 1438, 359,
+            usual=Usual("0.15", lr=0.1, warm_up=0.0),
+        ),
         Known(
             "mnist", "handwritten digits", (1, 28, 28), 10, 60000, 10000,
             mean=(0.1307,), std=(0.3081,), hub="ylecun/mnist", folders=("mnist",),
+            usual=Usual("0.3"),
         ),
         Known(
             "fashion-mnist", "articles of clothing", (1, 28, 28), 10, 60000, 10000,
             mean=(0.2860,), std=(0.3530,), hub="zalando-datasets/fashion_mnist",
-            folders=("fashion_mnist", "fashion-mnist"),
+            folders=("fashion_mnist", "fashion-mnist"), usual=Usual("0.1"),
         ),
         Known(
             "cifar10", "objects and animals", (3, 32, 32), 10, 50000, 10000, CROP_FLIP,
@@ -125,6 +146,21 @@ def known_folder(folder: str) -> Known | None:
     return next((k for k in KNOWN.values() if folder in (*k.folders, *k.subsets)), None)
 
 
+def recognised(data: str) -> Known | None:
+    """The published set that a name, or the folder at the end of a path, stands for; None for any other."""
+    found = known_folder(Path(data).name)
+    try:
+        return found or find(data)
+    except UserError:
+        return None
+
+
+def usual(data: str) -> Usual:
+    """How a set is trained on where nothing was said."""
+    known = recognised(data)
+    return known.usual if known is not None else Usual()
+
+
 def data_folder(data_dir: str | Path | None) -> Path | None:
     """Where data sets are looked for: as given, else `BIVALLATE_DATA`, else nowhere.
 
@@ -164,6 +200,7 @@ def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:
         "mean": list(known.mean) if known.mean else None,
         "std": list(known.std) if known.std else None,
         "augment": str(known.augment),
+        "usual": asdict(known.usual),
         "hub": known.hub,
         "found": "built in" if known.name == "digits" else (str(place) if place else None),
     }

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError
+from bivallate.evaluate.guessing import preparation
 from bivallate.evaluate.memory import example_bytes
 from bivallate.evaluate.placing import placed
 from bivallate.evaluate.points import points
@@ -25,7 +26,6 @@ from bivallate.evaluate.symptoms import (
     logits_or_fault,
     modes,
     outputs,
-    preparation,
     repeatable,
     unmoved,
 )
@@ -74,13 +74,17 @@ class Preflight:
 
 @torch.inference_mode(False)  # a caller may be in it
 def preflight(
-    model: nn.Module | Callable[[Tensor], Tensor], data: Any, threat: ThreatModel | None = None
+    model: nn.Module | Callable[[Tensor], Tensor],
+    data: Any,
+    threat: ThreatModel | None = None,
+    own: bool = False,
 ) -> Preflight:
     """Looks a model and its data over before any attack. The model is left as found.
 
     Args:
         data: a split, or a pair (x, y) of tensors.
         threat: the radius within which gradients are looked at; 0.03 (Linf) if not given.
+        own: the data are of the set that the model was trained on: then guessing is not the labels' fault.
 
     Cost: about 25 forwards and 4 backwards on 32 points, 8 where the model is large.
 
@@ -112,7 +116,7 @@ def preflight(
                 classes, y = logits.shape[1], y.long()
                 findings += [*few_classes(classes, y), *outputs(logits), *repeatable(module, x, logits)]
                 if all(f.name != "range" for f in findings):
-                    findings += preparation(module, x, y, logits)
+                    findings += preparation(module, x, y, logits, own)
                 clean, near, more = hidden_gradients(module, x, y, threat)
                 findings += more
                 if not {"random", "ignores-eval"} & {f.name for f in findings}:

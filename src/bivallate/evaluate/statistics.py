@@ -9,7 +9,17 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["bootstrap_tail", "holm", "mcnemar", "paired_score_interval", "tail", "tails", "welch", "wilson"]
+__all__ = [
+    "at_chance",
+    "bootstrap_tail",
+    "holm",
+    "mcnemar",
+    "paired_score_interval",
+    "tail",
+    "tails",
+    "welch",
+    "wilson",
+]
 
 Z95 = 1.959963984540054
 REACH, HALVINGS = 6.0, 10  # of the search for an end of a tail's interval: to 0.01 standard errors
@@ -204,3 +214,20 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
 
     numbers = [(np.mean(v), np.std(v, ddof=1), len(v)) for v in (first, second)]
     return float(ttest_ind_from_stats(*numbers[0], *numbers[1], equal_var=False)[1])  # pyright: ignore
+
+
+def at_chance(labels: Sequence[int] | np.ndarray, answers: Sequence[int] | np.ndarray) -> bool:
+    """Whether answers agree with labels no more than they would if they had nothing to do with the images.
+
+    The agreement that independence gives, sum_k n_k m_k / n of n_k labels and m_k answers of a class, and two
+    standard errors above it, are chance: so one answer to every image is, however common its class, and rare
+    right answers to a rare class are not.
+
+    Example:
+        >>> at_chance([0] * 90 + [1] * 10, [0] * 100), at_chance([0] * 90 + [1] * 10, [0] * 80 + [1] * 20)
+        (True, False)
+    """
+    y, given = np.asarray(labels), np.asarray(answers)
+    n, most = len(y), int(max(y.max(), given.max())) + 1
+    share = float(np.bincount(y, minlength=most) @ np.bincount(given, minlength=most)) / n**2
+    return bool((y == given).sum() <= n * share + 2 * math.sqrt(n * share * (1 - share)))

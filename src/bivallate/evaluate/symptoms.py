@@ -15,7 +15,6 @@ from bivallate.evaluate.probe import Probe, probe
 from bivallate.evaluate.verdict import logits_of
 from bivallate.lower.asking import ask
 from bivallate.lower.threat import Linf, ThreatModel
-from bivallate.models.classifier import Normalise
 from bivallate.noise import Noise
 from bivallate.types import Passes
 
@@ -28,7 +27,6 @@ __all__ = [
     "logits_or_fault",
     "modes",
     "outputs",
-    "preparation",
     "repeatable",
     "unmoved",
 ]
@@ -239,30 +237,6 @@ def unmoved(model: nn.Module, before: dict[str, Tensor]) -> Iterator[Finding]:
         fix = "An evaluated model must not learn from the points: no training=True, no counters of queries"
         got = f"passes in eval mode moved {', '.join(moved[:3])}"
         yield Finding("error", "stateful", "the model changes while it is evaluated", got, fix)
-
-
-def preparation(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Iterator[Finding]:
-    """Would the model rather have seen its images prepared in another way?"""
-    right = float((logits.argmax(1) == y).float().mean())
-    axes = [0, *range(2, x.ndim)]
-    centred = (x - x.mean(axes, keepdim=True)) / x.std(axes, keepdim=True).clamp(min=1e-6)
-    prepared = {"bytes (255 x)": 255 * x, "[-1, 1] (2 x - 1)": 2 * x - 1, "standardised channels": centred}
-    with torch.no_grad():
-        better = {k: float((ask(model, v).argmax(1) == y).float().mean()) for k, v in prepared.items()}
-    name, best = max(better.items(), key=lambda item: item[1])
-    ready = isinstance(getattr(model, "normalise", None), Normalise)  # its first layer prepares them already
-    if best >= max(right + 0.25, 0.7) and not ready:
-        yield Finding(
-            "warning",
-            "normalisation",
-            "the model expects images prepared outside of it",
-            f"clean accuracy is {right:.0%} on pixels and {best:.0%} on {name}",
-            "Put the preparation into the model's first layer (mean= and std= of models.create, or wrap it)",
-        )
-    elif right <= 1.5 / logits.shape[1] and len(x) >= 16:
-        fix = "Check the labels' order, the images' preparation and the weights"
-        got = f"clean accuracy is {right:.0%} on {len(x)} points"
-        yield Finding("warning", "chance", "the model guesses", got, fix)
 
 
 def hidden_gradients(

@@ -17,6 +17,7 @@ from bivallate.models import Classifier
 from bivallate.models.io import read_manifest
 from bivallate.run import checkpoint
 from bivallate.run.config import Config
+from bivallate.run.defaults import fitted
 from bivallate.run.folder import RunFolder
 from bivallate.run.progress import Progress, Spoken
 from bivallate.run.recipes import recipe_for
@@ -92,12 +93,14 @@ def train(
         model: a network, or the name of an architecture.
         dataset: from `bivallate.data.load`, or anything that it takes.
         method: what to train with; it knows its threat.
-        epochs: of training; None is 20, or the recipe's. lr: peak learning rate, else 0.1 or the recipe's.
+        epochs: of training; None is 20, or the recipe's. lr: peak learning rate, else the recipe's or the
+            usual one of the data set (0.1 for digits, else 0.05).
         recipe: a paper's training recipe by name, such as "done", which all other arguments change. Its data
             settings (rows held out, imbalance) are used where the data is given by name.
         seed: of everything random. out: a folder to keep everything in; None keeps nothing on disk.
         overwrite: replace a run that is there. progress: show a bar, or a `Progress` of one's own.
-        settings: further fields of `Config`: batch_size, optimizer, rate, average, validation, device, ...
+        settings: further fields of `Config`: batch_size, optimizer, rate, average, warm_up, validation, ...
+            What is said nowhere is as `bivallate.data.registry.usual` has it for the data set.
 
     Raises:
         UserError: for anything the user can mend. NonFinite: training diverged.
@@ -117,6 +120,8 @@ def train(
     for path, value in (("epochs", epochs), ("optimizer.lr", lr)):
         config = config.set(path, value) if value is not None else config
     loaded = load_data(config.data, seed) if isinstance(given, str) else given
+    if recipe is None and "batch_size" not in settings:
+        config = fitted(config, len(loaded.train))
     network = create_model(config.model, loaded, seed) if isinstance(model, str) else model
     shown = Spoken(method.name) if progress is True else (progress or Progress())
     return execute(config, loaded, network, Path(out) if out else None, progress=shown, overwrite=overwrite)

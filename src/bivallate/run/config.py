@@ -105,6 +105,8 @@ class Config:
     Attributes:
         method, data, model, optimizer, rate: parts.
         epochs, batch_size, seed: of training.
+        warm_up: share of the minibatches over which the radius that is trained on grows from almost 0 to the
+            threat's; held-out data is always attacked within the whole.
         average: decay of the exponential moving average of the weights per step; 0 keeps none.
         validation, sentinel: what is watched.
         device: "auto", "cpu", "cuda" or "mps". channels_last: memory layout of convolutions.
@@ -127,6 +129,7 @@ class Config:
     batch_size: int = 128
     seed: int = 0
     average: float = 0.0
+    warm_up: float = 0.0
     validation: Validation = field(default=Validation())
     sentinel: Sentinel = field(default=Sentinel())
     device: str = "auto"
@@ -145,6 +148,8 @@ class Config:
             raise UserError(f"batch_size must be a whole number of at least 1, got {self.batch_size!r}")
         if not 0 <= self.average < 1:
             raise UserError(f"average is a decay in [0, 1), got {self.average!r}")
+        if not 0 <= self.warm_up < 1:
+            raise UserError(f"warm_up is a share of training in [0, 1), got {self.warm_up!r}")
         if not self.checkpoint_minutes > 0:
             raise UserError(f"checkpoint_minutes must be positive, got {self.checkpoint_minutes!r}")
         if not isinstance(self.keep, tuple) or not all(type(e) is int and e >= 1 for e in self.keep):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -20,6 +22,7 @@ class Run(Protocol):
     epoch: int
     step: int
     config: Any
+    dataset: Any
     batches: Any
     best: float
     best_epoch: int
@@ -52,10 +55,27 @@ class Progress:
         """The run is complete."""
 
 
+def attacks(line: Mapping[str, Any]) -> bool:
+    """Whether the training of an epoch attacked its images: it took more than the one forward pass of its
+    loss."""
+    return line.get("forward", math.inf) > 1
+
+
+def legend(session: Run) -> str:
+    """What the numbers of an epoch's line mean."""
+    text = "train robust: of the training images, right under the attack that they are trained with"
+    text += " (train right: nobody attacks them)"
+    if session.dataset.validation is not None:
+        text += f"; held-out: clean, and robust under PGD-{session.config.validation.steps} at the full eps"
+    text += "; w: mean weight of the images, ess: how many of them count (100%: all alike)"
+    return text + "; F, B: forward and backward passes an image"
+
+
 def describe(line: dict[str, Any], epochs: int) -> str:
     """One epoch in one line of text."""
     text = f"epoch {line['epoch']:>3}/{epochs}  loss {line['loss']:.3f}"
-    text += f"  train robust {line['train_robust']:6.1%}"
+    text += f"  train {'robust' if attacks(line) else 'right '} {line['train_robust']:6.1%}"
+    text += f" at eps {line['eps']:.3g}" if "eps" in line else ""
     if "robust" in line:
         text += f"  held-out clean {line['clean']:6.1%} robust {line['robust']:6.1%}"
     if "average_robust" in line:
@@ -66,11 +86,13 @@ def describe(line: dict[str, Any], epochs: int) -> str:
 
 class Spoken(Progress):
     """A bar with the running numbers on a terminal, and a line an epoch; lines alone where there is no
-    terminal."""
+    terminal. Before the first of them, what their numbers mean, unless that has been said."""
 
-    def __init__(self, title: str, console: Console | None = None, every: int = 1) -> None:
+    def __init__(
+        self, title: str, console: Console | None = None, every: int = 1, explain: bool = True
+    ) -> None:
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
-        self.title, self.every = title, every
+        self.title, self.every, self.explain = title, every, explain
         columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[numbers]}"))
         self._bar = Bar(*columns, TimeRemainingColumn(elapsed_when_finished=True), console=self.console)
         self._live: Live | None = None
@@ -88,6 +110,8 @@ class Spoken(Progress):
         """The run starts or goes on."""
         total = session.config.epochs * len(session.batches)
         done = session.epoch * len(session.batches) + session.step
+        if self.explain:
+            self.console.print(legend(session), markup=False, style="dim")
         self._task = self._bar.add_task(self.title, total=total, completed=done, numbers="")
 
     def step(self, session: Run, record: StepRecord, lr: float) -> None:
@@ -98,8 +122,9 @@ class Spoken(Progress):
             return
         self._shown = now
         accuracy = record.correct / record.examples
+        what = "robust" if record.passes.forward > record.examples else "right"
         numbers = (
-            f"epoch {session.epoch + 1}/{session.config.epochs} loss {record.loss:.3f} robust {accuracy:.0%}"
+            f"epoch {session.epoch + 1}/{session.config.epochs} loss {record.loss:.3f} {what} {accuracy:.0%}"
         )
         numbers += f" w {record.weight_mean:.2f} ess {record.effective:.0%} lr {lr:.3g}"
         self._bar.update(self._task, completed=done, numbers=numbers)

@@ -23,20 +23,15 @@ from bivallate.lower.stop import FOSCBelow
 from bivallate.method import Method
 from bivallate.methods.bastion import epochs_within
 from bivallate.run import recipes_baselines as baselines
-from bivallate.run.config import Config, Data
+from bivallate.run.config import Config
+from bivallate.run.defaults import defaults
 from bivallate.run.optim import SGD, AdamW, MultiStep, Triangle
 from bivallate.run.task import Task
 from bivallate.upper.loss import Mart
 from bivallate.weighting.base import After
 from bivallate.weighting.rules import GAIRAT
 
-EPS = {"mnist": "0.3", "fashion-mnist": "0.1", "fashion_mnist": "0.1", "digits": "0.15"}
 WHOLE = 0.0  # nothing held out: all rows are trained on, and the last weights are the result
-
-
-def default_eps(data: str) -> str:
-    """The customary radius for a data set."""
-    return EPS.get(data, "8/255")
 
 
 def fast(task: Task) -> Config:
@@ -251,7 +246,7 @@ def recipe_for(name: str | None, method: Method, data: str, *, fixed: Collection
         UserError: for an unknown name.
     """
     if name is None:
-        return Config(method=method, data=Data(name=data))
+        return defaults(method, data)
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
     return dataclasses.replace(RECIPES[name].make(Task(method, data, fixed)), recipe=name)

@@ -8,8 +8,11 @@ from typing import Literal
 from bivallate.errors import UserError, unknown
 from bivallate.parts import part
 
-KINDS = ("catastrophic", "robust")
+KINDS = ("catastrophic", "robust", "chance")
+ANSWERS = (*KINDS, "both", "every")
 LOWERS = ("attack", "rate", "both", "finer")
+HELPS = ("rate", "radius", "both")
+FEWEST_STEPS = 50  # of a training that may be called at chance before its end
 FINEST = 8  # times the steps: an attack of one step then is the usual one of training
 
 
@@ -21,8 +24,10 @@ class Sentinel:
     set is attacked by FGSM and then, where that failed, by a short PGD; the alignment of its gradients is
     recorded beside. *Catastrophic* overfitting: FGSM leaves much more than PGD does. *Robust* overfitting,
     from the accuracies that are measured after every epoch anyway: those on held-out data fall while those on
-    training data rise. Methods that do not attack at all have nothing to lose and are not watched; without a
-    validation set there is nothing to watch on.
+    training data rise. Methods that do not attack at all have nothing to lose and are not watched for these;
+    without a validation set there is nothing to watch on. *Chance*, of every training: after a share of its
+    steps its answers still have nothing to do with held-out images (without any, with the training images
+    that are watched).
 
     Attributes:
         on: whether anything is watched.
@@ -36,12 +41,15 @@ class Sentinel:
             epochs to the last, by this fraction and by two standard errors, while the training one rose by
             this fraction.
         window: epochs.
+        chance: share of the steps after which a training at chance, within two standard errors, is an alarm,
+            at the end of an epoch and after `FEWEST_STEPS` minibatches; also what it is given after every
+            rollback for that.
         rollback: return to the last good state and lower the step; at catastrophic overfitting only if PGD's
             accuracy has fallen below half of its best so far. The clock goes on: the order of the data
             and the schedules are those of the epoch and minibatch at hand, and nothing in the record is
             rewritten.
-        answers: which alarm is answered so: "catastrophic", "robust", or "both". Robust overfitting is also
-            answered by keeping the best weights, which every run does.
+        answers: which alarm is answered so: "catastrophic", "robust", or "both" of these; "chance"; or
+            "every" one. Robust overfitting is also answered by keeping the best weights, as every run does.
         lower: factor of every rollback.
         lowers: what is lowered at catastrophic overfitting: "attack", every `step_size` in the method's
             solver and coupling; "rate", the learning rate; "both"; or "finer", every `step_size`, with as
@@ -49,6 +57,9 @@ class Sentinel:
             trains for a smaller ball, so "attack" can cost robustness at the full one; a finer one reaches
             as far as before and costs more passes from then on. No finer than a factor of FINEST: beyond it,
             and where a schedule sets the number of steps (Curriculum), the rate is lowered.
+        helps: what is done at chance, back at the last weights that were better, which may be the first:
+            "rate", the learning rate is lowered; "radius", that of training grows anew, over the share
+            `warm_up` of all steps, and over half of what is left at most; or "both".
         limit: most rollbacks of a run.
 
     Cost: 2 `steps` + 6 passes a row of a check at most; two of them see how gradients turn within the ball.
@@ -62,16 +73,19 @@ class Sentinel:
     gap: float = 0.25
     drop: float = 0.03
     window: int = 3
+    chance: float = 0.25
     rollback: bool = False
-    answers: Literal["catastrophic", "robust", "both"] = "catastrophic"
+    answers: Literal["catastrophic", "robust", "both", "chance", "every"] = "catastrophic"
     lower: float = 0.5
     lowers: Literal["attack", "rate", "both", "finer"] = "finer"
     limit: int = 10
+    helps: Literal["rate", "radius", "both"] = "both"
 
     def __post_init__(self) -> None:
         for name, value, known in (
-            ("alarm to answer", self.answers, (*KINDS, "both")),
+            ("alarm to answer", self.answers, ANSWERS),
             ("thing to lower", self.lowers, LOWERS),
+            ("help at chance", self.helps, HELPS),
         ):
             if value not in known:
                 raise unknown(name, str(value), known)
@@ -79,7 +93,7 @@ class Sentinel:
             count = getattr(self, name)
             if not (isinstance(count, int) and count >= 1):
                 raise UserError(f"sentinel.{name} must be a whole number of at least 1, got {count!r}")
-        for name in ("share", "gap", "drop", "lower"):
+        for name in ("share", "gap", "drop", "chance", "lower"):
             fraction = getattr(self, name)
             if not 0 < fraction < 1:
                 raise UserError(f"sentinel.{name} must lie between 0 and 1, got {fraction!r}")
@@ -106,6 +120,11 @@ class Sentinel:
         wanted = int(self.share * per_epoch / self.cost)
         rows = max(min(self.fewest, most), min(wanted, most))
         return rows if rows and spent + rows * self.cost <= self.share * training else 0
+
+    def answered(self, kind: str) -> bool:
+        """Whether an alarm of this kind is answered by a rollback."""
+        either = self.answers in (kind, "every") or (self.answers == "both" and kind != "chance")
+        return self.rollback and either
 
     def collapsed(self, fgsm: float, pgd: float) -> bool:
         """Whether this looks like catastrophic overfitting."""

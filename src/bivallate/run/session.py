@@ -18,6 +18,7 @@ from bivallate.run.arithmetic import amp_dtype, lay_out
 from bivallate.run.average import Average
 from bivallate.run.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
 from bivallate.run.config import STREAMING, Config
+from bivallate.run.radius import growth
 from bivallate.run.tally import Tally
 from bivallate.run.watch import shorter
 from bivallate.types import Clock, Facts
@@ -143,6 +144,16 @@ class Session:
         """Now."""
         c = self.config
         return Clock(self.epoch, c.epochs, self.step, len(self.batches), replay, c.seed)
+
+    def growth(self) -> float:
+        """Factor of the radius at this minibatch: of the warm-up, or as the sentinel has begun it again."""
+        share, begun = self.sentinel_state.get("growing", (self.config.warm_up, 0.0))
+        return growth(self.clock(), share, begun)
+
+    def radius(self) -> dict[str, float]:
+        """The radius that the last minibatch was trained on, for the record of a run in which it grows."""
+        grows = self.config.warm_up > 0 or "growing" in self.sentinel_state
+        return {"eps": float(self.method.threat.eps)} if grows else {}
 
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What training has made so far: weights, optimiser, the method's memory, averages; not copied."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from bivallate.data import registry
@@ -35,11 +34,7 @@ class Task:
     @property
     def known(self) -> Known | None:
         """The published set, or None for images that nobody has seen yet."""
-        found = registry.known_folder(Path(self.data).name)
-        try:
-            return found or registry.find(self.data)
-        except UserError:
-            return None
+        return registry.recognised(self.data)
 
     @property
     def grey(self) -> bool:

@@ -19,6 +19,7 @@ from bivallate.run.interrupt import Interrupted, Request, interruptible
 from bivallate.run.measure import clean_margins, held_out
 from bivallate.run.optim import lower_rate, set_rate
 from bivallate.run.progress import Progress
+from bivallate.run.radius import set_radius
 from bivallate.run.session import Session
 from bivallate.run.watch import Watch
 from bivallate.step import train_step
@@ -83,6 +84,7 @@ class Trainer:
         session, config = self.session, self.session.config
         rate = set_rate(session.optimizer, config.optimizer, config.rate, session.clock())
         rate = lower_rate(session.optimizer, rate, session.sentinel_state.get("rate", 1.0))
+        set_radius(session.method, session.growth())
         record: StepRecord | None = None
         for replay in range(session.method.replays):
             clock = session.clock(replay)
@@ -107,7 +109,7 @@ class Trainer:
         collective.broadcast(session.model.buffers())
         line: dict[str, Any] = {"epoch": session.epoch + 1, "lr": session.optimizer.param_groups[0]["lr"]}
         whole = session.tally.over_ranks()
-        line |= whole.line() | self._measure()
+        line |= whole.line() | self._measure() | session.radius()
         rows = [int(row) for row in line["watched"]]
         clean = clean_margins(session.model, session.batches.split, rows, session.device)
         line["watched_clean"] = dict(zip(line["watched"], clean, strict=True))
@@ -159,7 +161,7 @@ class Trainer:
         session, watched = self.session, self.session.config.validation
         split = session.dataset.validation
         assert split is not None
-        threat, seed = session.method.threat, session.config.seed
+        threat, seed = session.method.spec.threat, session.config.seed
         return held_out(
             model, split, threat, steps=watched.steps, rows=watched.rows, seed=seed, device=session.device
         )

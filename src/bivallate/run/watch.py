@@ -12,8 +12,9 @@ from bivallate import collective
 from bivallate.data import Split
 from bivallate.method import Method
 from bivallate.noise import Noise, permutation
+from bivallate.run.chance import cause, guesses
 from bivallate.run.measure import Look, look
-from bivallate.run.sentinel import FINEST
+from bivallate.run.sentinel import FEWEST_STEPS, FINEST, KINDS
 
 if TYPE_CHECKING:
     from bivallate.run.session import Session
@@ -32,13 +33,13 @@ class Watch:
         self.session, self.rule = session, session.config.sentinel
         split = session.dataset.validation
         self.split: Split | None = split if self.rule.on and session.method.threat.eps > 0 else None
-        if self.split is not None and not session.sentinel_state:
+        if self.rule.on and not session.sentinel_state:
             session.sentinel_state |= {
                 "checks": 0, "forward": 0, "backward": 0, "alarms": [], "alarmed": [], "rollbacks": 0,
                 "attack": 1.0, "rate": 1.0, "since": 0, "good": {}, "best": 0.0,
             }  # fmt: skip
-            self._keep("catastrophic")
-            self._keep("robust")
+            for kind in KINDS:
+                self._keep(kind)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -62,26 +63,51 @@ class Watch:
             text = f"{fgsm:.0%} withstand FGSM but {pgd:.0%} PGD-{self.rule.steps}, of {rows} held-out images"
             lost = pgd <= self.state["best"] / 2  # else it has never been there, and going back gains nothing
             return self._alarm("catastrophic", f"catastrophic overfitting: {text}", lost=lost)
-        self.state["best"] = max(self.state["best"], pgd)
+        if self.session.method.threat == self.session.method.spec.threat:  # not while the radius grows
+            self.state["best"] = max(self.state["best"], pgd)
         if self.rule.calm(fgsm, pgd):
             self._over("catastrophic")
             self._keep("catastrophic")
         return []
 
     def after_epoch(self, line: dict[str, Any]) -> list[str]:
-        """Adds to the epoch's line what was seen; looks for robust overfitting. Returns what to tell."""
-        if self.split is None:
+        """Adds to the epoch's line what was seen; looks for chance and for robust overfitting. Returns what
+        to tell."""
+        if not self.rule.on:
             return []
         rows, forward, backward = self._training()
-        told = self._compare(line) if "robust" in line and forward > rows else []
-        training = max(1, forward + backward)
-        state, total = self.state, self.state["forward"] + self.state["backward"]
-        seen = ("fgsm", "pgd", "alignment", "rows")  # by the epoch's last check; nothing where it had none
-        line |= {f"sentinel_{key}": state.pop(key) for key in seen if key in state}
-        line |= {"sentinel_checks": state["checks"], "sentinel_share": total / training}
-        line |= self._scales() | {"alarms": state["alarms"]}
-        state["alarms"] = []
+        attacked = self.split is not None and "robust" in line and forward > rows
+        told = self._compare(line) if attacked else []
+        told += self._learns(line) if not told else []
+        if self.split is not None:
+            line |= self._seen(max(1, forward + backward))
+        line["alarms"] = self.state["alarms"]
+        self.state["alarms"] = []
         return told
+
+    def _seen(self, training: int) -> dict[str, Any]:
+        """What the checks saw, for the epoch's line, by its last one; nothing where it had none."""
+        state, total = self.state, self.state["forward"] + self.state["backward"]
+        seen = ("fgsm", "pgd", "alignment", "rows")
+        line = {f"sentinel_{key}": state.pop(key) for key in seen if key in state}
+        line |= {"sentinel_checks": state["checks"], "sentinel_share": total / training}
+        return line | self._scales()
+
+    def _learns(self, line: dict[str, Any]) -> list[str]:
+        """Whether the training is still at chance when it should not be."""
+        s, state, rule = self.session, self.state, self.rule
+        found = guesses(s, line)
+        if not found:
+            self._over("chance")
+            self._keep("chance")
+            return []
+        done = (s.epoch + 1) / s.config.epochs
+        early = (s.epoch + 1) * len(s.batches) < FEWEST_STEPS and done < 1
+        if early or done < state.get("patience", rule.chance):
+            return []
+        line["at_chance"] = True
+        text = f"at chance after {done:.0%} of the steps: {found}. {cause(s, line)}"
+        return self._alarm("chance", text, lost=done < 1)
 
     def _training(self) -> tuple[int, int, int]:
         """Rows seen, forward and backward passes of training so far, over all ranks."""
@@ -133,16 +159,13 @@ class Watch:
             self._keep("robust")
         return []
 
-    def _answered(self, kind: str) -> bool:
-        return self.rule.rollback and self.rule.answers in (kind, "both")
-
     def _over(self, kind: str) -> None:
         self.state["alarmed"] = [k for k in self.state["alarmed"] if k != kind]
 
     def _alarm(self, kind: str, text: str, *, lost: bool = True) -> list[str]:
         """Records an alarm, once until it is over, and answers it. Returns the text."""
         s, state = self.session, self.state
-        back = lost and self._answered(kind) and state["rollbacks"] < self.rule.limit
+        back = lost and self.rule.answered(kind) and state["rollbacks"] < self.rule.limit
         if kind in state["alarmed"] and not back:
             return []
         alarm: dict[str, Any] = {"kind": kind, "epoch": s.epoch + 1, "step": s.step, "text": text}
@@ -155,7 +178,8 @@ class Watch:
             place = f"epoch {good['epoch'] + 1}, minibatch {good['step']}"
             now = f"attack x {alarm['attack_scale']:g}, rate x {alarm['rate_scale']:g}"
             more = f" in {alarm['attack_steps']:g} times the steps" if "attack_steps" in alarm else ""
-            alarm["text"] += f"; back to the state of {place}, {now}{more}"
+            again = ", eps grows anew" if kind == "chance" and self.rule.helps != "rate" else ""
+            alarm["text"] += f"; back to the state of {place}, {now}{more}{again}"
         else:
             state["alarmed"].append(kind)
         state["alarms"].append(alarm)
@@ -163,7 +187,7 @@ class Watch:
 
     def _keep(self, kind: str) -> None:
         """The present state is one to come back to."""
-        if not self._answered(kind):
+        if not self.rule.answered(kind):
             return
         s = self.session
         tensors, values = s.learned()
@@ -184,19 +208,31 @@ class Watch:
         scales = self._scales()
         steps = scales.get("attack_steps", 1.0) / rule.lower
         finer = rule.lowers == "finer" and steps <= FINEST and can_be_finer(s.config.method.solver)
-        if kind == "robust" or rule.lowers in ("rate", "both") or (rule.lowers == "finer" and not finer):
+        if kind == "chance":
+            self._help()
+        elif kind == "robust" or rule.lowers in ("rate", "both") or (rule.lowers == "finer" and not finer):
             state["rate"] *= rule.lower
         if kind == "catastrophic" and finer:
             state["attack"] = {"step_size": scales["attack_scale"] * rule.lower, "steps": steps}
         elif kind == "catastrophic" and rule.lowers in ("attack", "both"):
             state["attack"] *= rule.lower
-        state["since"] = len(s.history) + (kind == "robust")
+        state["since"] = len(s.history) + (kind != "catastrophic")  # the others come at the end of an epoch
         own = {
             k.removeprefix(f"{kind}."): v.clone()
             for k, v in s.sentinel_tensors.items()
             if k.startswith(f"{kind}.")
         }
         s.relearn(own, state["good"][kind]["values"])
+
+    def _help(self) -> None:
+        """Lowers the rate, lets the radius grow anew, or both; and gives that its time."""
+        s, state, rule = self.session, self.state, self.rule
+        done = (s.epoch + 1) / s.config.epochs
+        state["patience"] = done + rule.chance
+        if rule.helps != "radius":
+            state["rate"] *= rule.lower
+        if rule.helps != "rate":
+            state["growing"] = [min(s.config.warm_up or 1.0, (1 - done) / 2), done]
 
 
 def can_be_finer(part: Any) -> bool:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from bivallate.errors import UserError
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.style import COLUMN, colour
+from bivallate.run.progress import attacks
 
 NO_EPOCH = "no epoch was finished and recorded: train for one at least"
 
@@ -48,6 +49,11 @@ PANELS = (
     Panel("sentinel_pgd", "sentinel (%)", 100, whole=True, second="sentinel_fgsm", legend=("PGD", "FGSM")),
     Panel("sentinel_alignment", "gradients' cosine", cosine=True),
 )
+
+
+def shown(line: Mapping[str, Any], key: str) -> bool:
+    """Whether an epoch has this quantity; the training accuracy of one that did not attack is not robust."""
+    return line.get(key) is not None and (key != "train_robust" or attacks(line))
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ class LearningCurves(Drawn):
         for k, (label, history) in enumerate(self.runs.items()):
             shade = colour(k)
             for key, style in ((panel.second, (0, (3, 1.5))), (panel.key, "-")):
-                points = [(line["epoch"], line[key]) for line in history if line.get(key) is not None]
+                points = [(line["epoch"], line[key]) for line in history if shown(line, key)]
                 if points:
                     values = [panel.factor * value for _, value in points]
                     name = label if key == panel.key else None

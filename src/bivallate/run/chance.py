@@ -1,0 +1,76 @@
+"""Whether a training has learned anything, and what may have kept it from that."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from bivallate.data import Split
+from bivallate.evaluate.statistics import at_chance
+from bivallate.lower.asking import ask
+from bivallate.lower.modes import evaluating
+from bivallate.run.measure import BATCH
+from bivallate.run.progress import attacks
+
+if TYPE_CHECKING:
+    from bivallate.run.session import Session
+
+THROWN = 1.1  # times the loss of guessing: a mean loss of an epoch above it is a rate that was too high
+
+
+def guesses(session: Session, line: dict[str, Any]) -> str:
+    """In words, how far a network is no better than chance on images that nobody attacked; else nothing.
+
+    They are the held-out rows that were measured after the epoch, or without any the training rows that are
+    watched. Where these accuracies are not beyond the share of the commonest class, the network is asked
+    again for its answers. Cost: a forward a row then, which no total counts.
+    """
+    split = session.dataset.validation
+    held = split is not None and "clean" in line
+    if held:
+        rows = list(range(min(len(split or ()), session.config.validation.rows)))
+        right = line["clean"] * len(rows)
+    else:
+        split, margins = session.batches.split, line.get("watched_clean", {})
+        rows, right = [int(row) for row in margins], sum(margin > 0 for margin in margins.values())
+    assert split is not None
+    if not rows:
+        return ""
+    labels = split.labels[rows]
+    commonest = int(labels.bincount().max()) / len(rows)
+    if right > len(rows) * commonest + 2 * math.sqrt(len(rows) * commonest * (1 - commonest)):
+        return ""
+    if not at_chance(labels.numpy(), _answers(session, split, rows)):
+        return ""
+    kind = "held-out" if held else "training"
+    share = f"{right / len(rows):.1%} of {len(rows)} {kind} images are right"
+    return f"{share}, and {commonest:.1%} are of one class"
+
+
+@torch.no_grad()
+def _answers(session: Session, split: Split, rows: list[int]) -> np.ndarray:
+    """(n,) the class that the network gives to each row. Eval mode; the model is left as found."""
+    with evaluating(session.model):
+        images = (split.tensors(torch.tensor(rows[k : k + BATCH]))[0] for k in range(0, len(rows), BATCH))
+        parts = [ask(session.model, x.to(session.device)).argmax(1) for x in images]
+    return torch.cat(parts).cpu().numpy()
+
+
+def cause(session: Session, line: dict[str, Any]) -> str:
+    """What most likely keeps a training at chance, and what to do about it."""
+    guessing = math.log(len(session.dataset.classes))
+    worst = max(entry["loss"] for entry in [*session.history, line])
+    eps = float(session.method.spec.threat.eps)
+    attacked = eps > 0 and attacks(line)
+    if worst > THROWN * guessing:
+        likely = f"the rate is too high: the loss has been {worst:.3g}, where guessing gives {guessing:.3g}"
+        return f"Likely cause: {likely}. Lower --lr, say to a fifth"
+    if attacked and "eps" not in line:
+        likely = f"attacked with all of eps {eps:.3g} from the first step, there is nothing to learn from"
+        return f"Likely cause: {likely}. Let it grow (--set warm_up=0.5), lower --lr, or lower --eps"
+    likely = f"the loss never left that of guessing, {guessing:.3g}: the rate is too high or too low"
+    more = ", eps is beyond these images and this network" if attacked else ""
+    return f"Likely cause: {likely}{more}, or labels say nothing of images. Try another --lr"
