@@ -63,6 +63,30 @@ def test_a_model_that_has_learned_nothing_is_no_liar():
     assert moved.named("gradients").outcome == "flag", "attacks change something that no gradient shows"
 
 
+def skewed():
+    """60 points, half of them of class 9."""
+    x, y = digits()[1]
+    rows = torch.cat([(y == 9).nonzero()[:30, 0], (y != 9).nonzero()[:30, 0]])
+    return x[rows], y[rows]
+
+
+class Drifting(Dead):
+    """Class 9 for nearly every image: another one for those that are all bright, which attacks may reach."""
+
+    def forward(self, x):
+        bright = x.flatten(1).mean(1, keepdim=True) ** 2
+        return super().forward(x) + torch.eye(10)[0] * (18 * bright)
+
+
+@pytest.mark.parametrize("model", [Dead(), Drifting()])
+def test_what_has_learned_nothing_is_not_suspect(model):
+    """Though half of its answers stay right where every image may become any other."""
+    found = audit(model, skewed(), THREAT, budget_passes=1e5)
+    assert found.verdict == "weak but honest"
+    assert found.named("learned").outcome == "note"
+    assert audit(model_of("at", 0), points(), THREAT, budget_passes=1e5).named("learned").outcome == "pass"
+
+
 def test_an_excess_counts_both_ways():
     a, b = first(200, 120), first(200, 150)
     assert excess(a, b, 0.01).significant

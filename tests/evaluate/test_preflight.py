@@ -116,6 +116,23 @@ def test_normalisation_outside_the_model_is_suspected_from_its_accuracy(robust_m
     assert "normalisation" not in names(preflight(robust_model, (x, y)))
 
 
+@pytest.mark.parametrize(
+    ("answers", "own", "words"),
+    [
+        (lambda logits: 0 * logits, False, "learned nothing"),
+        (lambda logits: 0 * logits, True, "learned nothing"),
+        (lambda logits: logits.roll(1, 1), True, "learned nothing"),
+        (lambda logits: logits.roll(1, 1), False, "labels' order"),
+    ],
+    ids=["constant", "constant-own", "rolled-own", "rolled"],
+)
+def test_a_model_that_guesses_is_told_what_may_help(robust_model, digits, answers, own, words):
+    points = digits[0][:200], digits[1][:200]
+    found = preflight(after(robust_model, answers), points, own=own).named("chance")
+    assert words in found.fix
+    assert ("Train it again" in found.fix) == (words == "learned nothing")
+
+
 class Stubborn(nn.Sequential):
     def train(self, mode=True):
         return super().train(True)
