@@ -1,14 +1,18 @@
-# Everything a fresh machine needs: `make demo` and `make test` do their own set-up.
+# Everything a fresh machine needs: `make install`, `make demo` and `make test` do their own set-up.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check bench clean
+.PHONY: install demo test check bench clean
 
-$(VENV)/.stamp-test: pyproject.toml constraints.txt
+$(VENV)/.stamp-install: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("bivallate needs Python 3.11 or newer, got " + sys.version.split()[0] + "; run make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.stamp-test: $(VENV)/.stamp-install
 	$(PIP) install -q -c constraints.txt -e '.[test]'
 	@touch $@
 
@@ -16,7 +20,10 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp-test
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(VENV)/.stamp-test
+install: $(VENV)/.stamp-install
+	@echo "installed: source $(BIN)/activate puts bivallate on the path"
+
+demo: $(VENV)/.stamp-install
 	@$(BIN)/bivallate demo --out runs/demo
 
 test: $(VENV)/.stamp-test

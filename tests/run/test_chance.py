@@ -9,7 +9,7 @@ import torch
 from tests.run.tiny import AT, Radii, plan, run
 
 import bivallate as bv
-from bivallate.run.chance import cause
+from bivallate.run.chance import cause, ending
 from bivallate.run.config import Validation
 from bivallate.run.interrupt import Interrupted
 from bivallate.run.optim import SGD, Flat
@@ -52,6 +52,7 @@ def test_a_training_at_chance_is_told_so_once_with_its_cause(few, method, change
         ({"loss": 2.3, "forward": 3}, "attacked with all of eps 0.4 from the first step"),
         ({"loss": 2.3, "forward": 3, "eps": 0.4}, "eps is beyond these images"),
         ({"loss": 2.3, "forward": 1}, "labels say nothing of images"),
+        ({"loss": 9.0, "forward": 3, "effective": 0.03}, "had nearly all of the weight (3% counted"),
     ],
 )
 def test_the_likely_cause_follows_from_the_record(few, line, said):
@@ -124,6 +125,23 @@ def test_help_lets_it_learn_and_repeats_to_the_bit(few, tmp_path):
     again = bv.resume(tmp_path / "cut", dataset=few)
     for a, b in zip(again.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("clean", "said"),
+    [
+        ((0.1, 0.9, 0.1), "ended at chance: epoch 2 had 90.0%, 50.0% under attack"),
+        ((0.1, 0.12, 0.1), "learned nothing"),
+        ((0.1, 0.9, 0.8), ""),
+        ((), ""),
+    ],
+)
+def test_a_command_ends_with_what_is_true_of_the_weights(clean, said):
+    history = [{"epoch": k + 1, "clean": c, "robust": 0.5} for k, c in enumerate(clean)]
+    if history and clean[-1] <= 0.1:
+        history[-1]["at_chance"] = True
+    assert said in ending(history)
+    assert bool(said) == bool(ending(history))
 
 
 def test_a_training_that_does_not_attack_is_not_called_robust(few):

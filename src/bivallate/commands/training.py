@@ -281,6 +281,8 @@ def say(text: str) -> None:
 
 
 def _finished(run: Any, folder: Path) -> None:
+    from bivallate.run.chance import ending
+
     last = run.history[-1] if run.history else {}
     held = [line["robust"] for line in run.history if "robust" in line]
     if held:
@@ -290,9 +292,7 @@ def _finished(run: Any, folder: Path) -> None:
             f"held-out robust accuracy: last {last['robust']:.1%}, best {held[best]:.1%} (epoch {best + 1}); "
             f"{forward:.4g} forward and {backward:.4g} backward passes per example"
         )
-    if last.get("at_chance"):
-        from bivallate.evaluate.guessing import RETRAIN
-
-        again = "--set sentinel.rollback=true --set sentinel.answers=chance does the first two by itself"
-        say(f"this training has learned nothing: its answers are chance. {RETRAIN}; {again}")
+    told = ending(run.history)
+    if told:
+        say(told)
     say(f"run: {folder}\nnext: bivallate evaluate {folder} --attack pgd-20")

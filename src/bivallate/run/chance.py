@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from bivallate.data import Split
+from bivallate.evaluate.guessing import RETRAIN
 from bivallate.evaluate.statistics import at_chance
 from bivallate.lower.asking import ask
 from bivallate.lower.modes import evaluating
@@ -18,6 +20,7 @@ from bivallate.run.progress import attacks
 if TYPE_CHECKING:
     from bivallate.run.session import Session
 
+ONE_HOT = 0.1  # share of the images that count, below which the weights are nearly one-hot
 THROWN = 1.1  # times the loss of guessing: a mean loss of an epoch above it is a rate that was too high
 
 
@@ -60,11 +63,15 @@ def _answers(session: Session, split: Split, rows: list[int]) -> np.ndarray:
 
 
 def cause(session: Session, line: dict[str, Any]) -> str:
-    """What most likely keeps a training at chance, and what to do about it."""
+    """What most likely keeps a training at chance, or has brought it there, and what to do about it."""
     guessing = math.log(len(session.dataset.classes))
     worst = max(entry["loss"] for entry in [*session.history, line])
     eps = float(session.method.spec.threat.eps)
     attacked = eps > 0 and attacks(line)
+    heavy = min(entry.get("effective", 1.0) for entry in [*session.history, line])
+    if heavy < ONE_HOT:
+        likely = f"a few images had nearly all of the weight ({heavy:.0%} counted in an epoch)"
+        return f"Likely cause: {likely}. Temper the weights (weighting.floor=1 of DONE's), or lower --lr"
     if worst > THROWN * guessing:
         likely = f"the rate is too high: the loss has been {worst:.3g}, where guessing gives {guessing:.3g}"
         return f"Likely cause: {likely}. Lower --lr, say to a fifth"
@@ -74,3 +81,16 @@ def cause(session: Session, line: dict[str, Any]) -> str:
     likely = f"the loss never left that of guessing, {guessing:.3g}: the rate is too high or too low"
     more = ", eps is beyond these images and this network" if attacked else ""
     return f"Likely cause: {likely}{more}, or labels say nothing of images. Try another --lr"
+
+
+def ending(history: Sequence[Mapping[str, Any]]) -> str:
+    """What to tell at the end of a training whose last epoch is at chance; nothing of any other."""
+    if not history or not history[-1].get("at_chance"):
+        return ""
+    better = [line for line in history if line.get("clean", 0.0) > 2 * history[-1].get("clean", 1.0)]
+    if better:
+        best = max(better, key=lambda line: line["robust"])
+        kept = f"epoch {best['epoch']} had {best['clean']:.1%}, {best['robust']:.1%} under attack"
+        return f"this training has ended at chance: {kept}. The weights of the best epoch are kept"
+    again = "--set sentinel.rollback=true --set sentinel.answers=chance does the first two by itself"
+    return f"this training has learned nothing: its answers are chance. {RETRAIN}; {again}"

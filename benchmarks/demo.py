@@ -1,0 +1,88 @@
+"""The demo as other processors would print it: the table of the README, each figure with its spread.
+
+    python -m benchmarks.demo [--out runs/demo-spread] [--keep]
+
+A training is a long chain of roundings, and processors round in another order: with the widest vectors that
+they have. One thread and one seed give the same figures again on the same processor, and others elsewhere.
+Here one machine computes as other kinds of them would, with the `KINDS` of instructions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from bivallate.demo import read_table
+from bivallate.files import write_text
+from bivallate.reproduce.machine import commit
+
+PAGE = Path("README.md")
+BEGIN, END = "<!-- demo: begin -->", "<!-- demo: end -->"
+KINDS = {  # what each library that multiplies is allowed to use; the first is all that the machine has
+    "native": {},
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+}
+HEAD = """| method | SA | RA-PGD-20 [95 %] | RA-Tail-30 | epoch | last epoch: SA | RA-PGD-20 | cost an epoch |
+| --- | --- | --- | --- | --- | --- | --- | --- |"""
+
+
+def demo(kind: str, out: Path, *, keep: bool) -> list[dict[str, Any]]:
+    """The rows that the demo prints with these instructions; an earlier one's if they may be kept."""
+    folder = out / kind
+    if not (keep and (folder / "table.json").exists()):
+        command = [sys.executable, "-m", "bivallate", "demo", "--out", str(folder)]
+        subprocess.run(command, check=True, env={**os.environ, **KINDS[kind]})
+    return read_table(folder)
+
+
+def row(same: list[dict[str, Any]]) -> str:
+    """A method: what the first kind printed, and where the others differ the lowest to the highest."""
+    first = same[0]
+    low, high = first["interval_95"]
+    cells = [
+        first["method"],
+        spread(same, "clean"),
+        f"{spread(same, 'robust')} [{100 * low:.0f}, {100 * high:.0f}]",
+        spread(same, "tail_30"),
+        f"{first['best_epoch']}/{first['epochs']}",
+        spread(same, "last_clean"),
+        spread(same, "last_robust"),
+        f"{first['forward']:.0f}F + {first['backward']:.0f}B",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def spread(same: list[dict[str, Any]], key: str) -> str:
+    """A figure in percent, and its range over the kinds where there is one.
+
+    Example:
+        >>> spread([{"clean": 0.5}, {"clean": 0.52}, {"clean": 0.49}], "clean")
+        '50.0% (49.0 to 52.0)'
+    """
+    values = [100 * entry[key] for entry in same]
+    low, high = min(values), max(values)
+    return f"{values[0]:.1f}%" + (f" ({low:.1f} to {high:.1f})" if high - low >= 0.05 else "")
+
+
+def main() -> None:
+    """Runs the demo with each kind of instructions and writes the table into the README."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/demo-spread"))
+    parser.add_argument("--keep", action="store_true", help="take the demos that --out holds already")
+    options = parser.parse_args()
+    found = [demo(kind, options.out, keep=options.keep) for kind in KINDS]
+    table = "\n".join([HEAD, *(row(list(same)) for same in zip(*found, strict=True))])
+    head, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    write_text(PAGE, f"{head}{BEGIN}\n{table}\n{END}{tail}")
+    print(f"{table}\n\ncommit {commit().get('id', 'unknown')[:7]}")
+
+
+if __name__ == "__main__":
+    main()
