@@ -1,6 +1,7 @@
 """Files that were made to harm: nothing is started, nothing blocks, and no memory is taken for a claim."""
 
 import io
+import json
 import os
 import resource
 import socket
@@ -199,7 +200,7 @@ def test_an_array_larger_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_row_groups_that_unpack_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One image of a megabyte, written once and named a thousand times."""
-    monkeypatch.setattr("bivallate.data.parquet.LARGE", 1 << 20)
+    monkeypatch.setattr("bivallate.data.row_groups.LARGE", 1 << 20)
     image = pa.array([bytes(1 << 16)] * 1000)
     pq.write_table(pa.table({"image": image, "label": [0, 1] * 500}), tmp_path / "train.parquet")
     with pytest.raises(
@@ -291,3 +292,27 @@ def test_the_limit_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     folder = in_parquet(tmp_path / "set", bomb_png(20_000, 20_000))
     with pytest.raises(UserError, match=r"too large an image to be opened safely \(20000x20000\)"):
         data.load(folder, **NO_TEST)
+
+
+LABEL = {"_type": "ClassLabel"}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "classes"),
+    [
+        ("[" * 100_000, ["0", "1"]),
+        ('{"info":' * 100_000, ["0", "1"]),
+        (json.dumps({"info": {"features": [1, 2]}}), ["0", "1"]),
+        (json.dumps({"info": {"features": {"label": "ClassLabel"}}}), ["0", "1"]),
+        (json.dumps({"info": {"features": {"label": {**LABEL, "names": 5}}}}), ["0", "1"]),
+        (json.dumps({"info": {"features": {"label": {**LABEL, "names": {"a": 0, "b": 1}}}}}), ["0", "1"]),
+        (json.dumps({"info": {"features": {"label": {**LABEL, "names": ["a", "b"]}}}}), ["a", "b"]),
+        (b"\xff\xfe", ["0", "1"]),
+    ],
+)
+def test_metadata_of_another_form_are_not_heeded(
+    tmp_path: Path, metadata: str | bytes, classes: list[str]
+) -> None:
+    table = pa.table({"image": GOOD, "label": [0, 1] * 3}).replace_schema_metadata({"huggingface": metadata})
+    pq.write_table(table, tmp_path / "train.parquet")
+    assert data.load(tmp_path / "train.parquet", **NO_TEST).classes == classes

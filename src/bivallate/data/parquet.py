@@ -3,68 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bivallate.data.classes import from_one, places, unknown_class
-from bivallate.data.decode import Encoded, Item
+from bivallate.data.decode import Encoded
 from bivallate.data.layout import readable
 from bivallate.data.reading import Reading
+from bivallate.data.row_groups import Group, RowGroups, open_file, undamaged
 from bivallate.errors import UserError
-from bivallate.opening import HEAD, kind_of, open_regular, reason_of
 
-__all__ = ["ParquetPart", "open_file"]
+__all__ = ["ParquetPart"]
 
 IMAGE_COLUMNS = ("image", "img", "images", "png", "jpg", "jpeg", "webp", "pixel_values")
-AT_ONCE = 64  # rows of a group that are unpacked together
-LARGE = 1 << 30  # bytes; smaller groups may be packed as densely as they like
-DENSEST = 200  # times smaller than its images; they are compressed already
-ROWS_A_BYTE = 100
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "y", "cls", "category")
-
-
-def open_file(path: Path) -> pq.ParquetFile:
-    """Opens a Parquet file, telling a truncated from a foreign one."""
-    try:
-        with open_regular(path) as file:
-            head = file.read(HEAD)
-            size = file.seek(0, 2)
-            file.seek(max(0, size - 4))
-            tail = file.read(4)
-    except OSError as error:
-        raise UserError(f"cannot read {readable(path)}: {error.strerror}") from None
-    if head[:4] != b"PAR1":
-        kind = f"; it is {known}" if (known := kind_of(head)) else ""
-        raise UserError(
-            f"{path} is not a Parquet file (it begins with {head[:4]!r}{kind}): remove or replace it"
-        )
-    if tail != b"PAR1" or size < 12:
-        raise UserError(f"{path} is truncated ({size} bytes, its end is missing): download it again")
-    with _undamaged(path):
-        opened = pq.ParquetFile(path)
-        rows = opened.metadata.num_rows
-        held = sum(opened.metadata.row_group(k).num_rows for k in range(opened.num_row_groups))
-        if rows != held or not 0 <= rows <= ROWS_A_BYTE * size:
-            raise ValueError(f"it claims {rows} rows, its groups hold {held}, in {size} bytes")
-        return opened
-
-
-@contextmanager
-def _undamaged(path: Path) -> Iterator[None]:
-    """Turns whatever the library raises on a file into a message that names it."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{path} is damaged: {reason_of(error)}; download it again") from error
 
 
 @dataclass(frozen=True)
@@ -84,7 +41,7 @@ def _columns(file: pq.ParquetFile, path: Path, reading: Reading) -> _Columns:
     try:
         meta = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = {name: f for name, f in meta["info"]["features"].items() if isinstance(f, dict)}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         features = {}
     holds = [field.name for field in schema if _holds_images(field.type)]
     fitting = {
@@ -101,8 +58,8 @@ def _columns(file: pq.ParquetFile, path: Path, reading: Reading) -> _Columns:
     image, label = chosen["image"], chosen["label"]
     if image not in holds:
         raise UserError(f"{path}: column {image!r} holds {schema.field(image).type}, not encoded images")
-    names = features.get(label, {}).get("names") or []
-    return _Columns(image, label, [str(n) for n in names])
+    names = features.get(label, {}).get("names")
+    return _Columns(image, label, [str(n) for n in names] if isinstance(names, list) else [])
 
 
 def _pick(
@@ -139,58 +96,6 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 @dataclass(frozen=True)
-class _Group:
-    """One row group of one file."""
-
-    path: Path
-    number: int
-    column: str
-    rows: int
-
-
-@dataclass(frozen=True)
-class RowGroups:
-    """Row groups of Parquet files as blocks of encoded images."""
-
-    groups: list[_Group]
-
-    @property
-    def sizes(self) -> list[int]:
-        """Rows of each group."""
-        return [group.rows for group in self.groups]
-
-    def read(self, block: int) -> list[Item]:
-        """The encoded images of one row group."""
-        group = self.groups[block]
-        with _undamaged(group.path), pq.ParquetFile(group.path) as file:
-            most = max(LARGE, DENSEST * group.path.stat().st_size)
-            items: list[Item] = []
-            for batch in file.iter_batches(AT_ONCE, [group.number], [group.column]):
-                array: Any = batch.column(0)
-                if pa.types.is_struct(array.type):
-                    array = array.flatten()[array.type.get_field_index("bytes")]
-                most -= array.nbytes
-                if most < 0:
-                    raise ValueError(
-                        f"row group {group.number} unpacks to more than {DENSEST} times its file"
-                    )
-                items += array.to_pylist()
-            if len(items) != group.rows:
-                raise ValueError(f"row group {group.number} has {len(items)} rows, not {group.rows}")
-            return items
-
-    def where(self, row: int) -> str:
-        """The row within its file."""
-        before = 0
-        for group in self.groups:
-            if row < before + group.rows:
-                earlier = sum(g.rows for g in self.groups if g.path == group.path and g.number < group.number)
-                return f"row {row - before + earlier} of {group.path.name}"
-            before += group.rows
-        raise IndexError(row)
-
-
-@dataclass(frozen=True)
 class ParquetPart:
     """The rows of one split, in files one after the other."""
 
@@ -209,7 +114,7 @@ class ParquetPart:
         if not sum(file.metadata.num_rows for file in opened):
             raise UserError(f"{self.files[0]} holds no rows")
         groups = [
-            _Group(path, k, column.image, file.metadata.row_group(k).num_rows)
+            Group(path, k, column.image, file.metadata.row_group(k).num_rows)
             for path, file, column in zip(self.files, opened, columns, strict=True)
             for k in range(file.num_row_groups)
         ]
@@ -241,7 +146,7 @@ class ParquetPart:
 
 
 def _labels(path: Path, file: pq.ParquetFile, column: str) -> pa.ChunkedArray:
-    with _undamaged(path):
+    with undamaged(path):
         labels = file.read(columns=[column]).column(0)
     if pa.types.is_dictionary(labels.type):
         labels = labels.cast(labels.type.value_type)

@@ -14,7 +14,7 @@ from typing import Any
 
 from bivallate.errors import UserError
 
-__all__ = ["WorkersLost", "start", "submit"]
+__all__ = ["WorkersLost", "end_with_parent", "start", "submit"]
 
 # What the terminal and schedulers send to a whole group; the parent alone decides what it means.
 SENT_TO_GROUPS = tuple(
@@ -55,7 +55,7 @@ def _held_back() -> Iterator[None]:
 
 def _begin(prepare: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """In the new process: out of the terminal's group, where SIGTERM from the pool still ends it."""
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     if hasattr(os, "setsid"):
         os.setsid()
     for number in SENT_TO_GROUPS:
@@ -66,8 +66,9 @@ def _begin(prepare: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     prepare(*arguments)
 
 
-def _die_with_parent() -> None:
-    """Ends this process when its parent has ended: it would wait for work for ever."""
+def end_with_parent() -> None:
+    """Ends this process when its parent has ended; for a thread of a process that would wait for work for
+    ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import sys
 import threading
 import time
@@ -15,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from bivallate.data.workers import end_with_parent
 from bivallate.errors import UserError
 from bivallate.reproduce.definition import has_columns, is_of
 from bivallate.reproduce.records import read_record
@@ -136,7 +136,9 @@ def _note(
 
 def _serve(pipe: Connection) -> None:
     """The life of a worker: jobs in, results out, until None comes or the campaign's process is gone."""
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    # One that outlived a killed campaign would train beside the next one, in the same folder. Between two
+    # checkpoints nothing is lost that a resumed training does not repeat.
+    threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         while (job := pipe.recv()) is not None:
             pipe.send(_attempt(job))
@@ -144,14 +146,6 @@ def _serve(pipe: Connection) -> None:
         sys.exit(130)  # the training is saved; the closed pipe tells the campaign
     except (EOFError, ConnectionError):
         sys.exit(1)  # nobody is left to tell
-
-
-def _end_with_the_parent() -> None:
-    """A worker that outlived a killed campaign would train beside the next one, in the same folder."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)  # between two checkpoints nothing is lost that a resumed training does not repeat
 
 
 @dataclass
