@@ -10,7 +10,7 @@ from typing import BinaryIO
 from bivallate.errors import UserError
 from bivallate.quoting import line
 
-__all__ = ["kind_of", "open_regular", "reason_of", "recognised"]
+__all__ = ["kind_at", "kind_of", "open_regular", "other_than_weights", "reason_of", "recognised"]
 
 HEAD = 264  # bytes by which a file is recognised
 OTHER_TYPES = {
@@ -20,6 +20,10 @@ OTHER_TYPES = {
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
 }
+ARCHIVE = "a zip archive, such as .npz or weights of torch.save"
+PICKLE = "a pickle, which could run code and is never opened"
+SAFETENSORS = "a safetensors file"
+TAR = "a tar archive"
 MARKS: tuple[tuple[int, bytes, str], ...] = (
     (
         0,
@@ -31,10 +35,10 @@ MARKS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"%PDF", "a PDF"),
     (0, b"PAR1", "a Parquet file"),
     (0, b"\x93NUMPY", "an .npy array"),
-    (0, b"PK\x03\x04", "a zip archive, such as .npz or weights of torch.save"),
+    (0, b"PK\x03\x04", ARCHIVE),
     (0, b"\x1f\x8b", "a gzip archive"),
     (0, b"\xfd7zXZ", "an xz archive"),
-    (257, b"ustar", "a tar archive"),
+    (257, b"ustar", TAR),
     (0, b"\x89HDF", "an HDF5 file"),
     (0, b"\x89PNG", "a PNG image"),
     (0, b"\xff\xd8\xff", "a JPEG image"),
@@ -92,9 +96,9 @@ def kind_of(head: bytes) -> str | None:
     if text.startswith((b"<?xml", b"<svg")):
         return "XML, such as an SVG drawing"
     if len(head) > 2 and head[0] == 0x80 and head[1] in (2, 3, 4, 5):
-        return "a pickle, which could run code and is never opened"
+        return PICKLE
     if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= LONGEST_HEADER:
-        return "a safetensors file"
+        return SAFETENSORS
     return None
 
 
@@ -105,10 +109,25 @@ def reason_of(error: BaseException) -> str:
 
 
 def recognised(path: Path) -> str:
-    """ ", it is ..." for the end of a message about a file, or nothing where its first bytes say nothing."""
+    """The end of a message about a file, "; it is ...", or nothing where its first bytes say nothing."""
+    kind = kind_at(path)
+    return f"; it is {kind}" if kind else ""
+
+
+def kind_at(path: Path) -> str | None:
+    """What the file is by its first bytes; None for none that can be read, or of no known kind."""
     try:
         with open_regular(path) as file:
-            kind = kind_of(file.read(HEAD))
+            return kind_of(file.read(HEAD))
     except (OSError, UserError):
-        return ""
-    return f"; it is {kind}" if kind else ""
+        return None
+
+
+def other_than_weights(path: Path) -> str | None:
+    """What is wrong with a file that should be of torch.save; None where nothing speaks against it."""
+    kind = kind_at(path)
+    if kind == SAFETENSORS:
+        return f"{path} is a safetensors file under another name: call it {path.stem}.safetensors"
+    if kind in (None, ARCHIVE, PICKLE, TAR):
+        return None
+    return f"{path} does not hold weights; it is {kind}"

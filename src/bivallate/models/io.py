@@ -19,6 +19,7 @@ from bivallate.files import write_whole
 from bivallate.models.classifier import Classifier, Normalise
 from bivallate.models.foreign import wrap
 from bivallate.models.registry import blank, create, names
+from bivallate.opening import other_than_weights, recognised
 
 __all__ = ["load", "manifest", "read_manifest", "read_weights", "save"]
 
@@ -199,7 +200,9 @@ def _places(path: Path, weights: str, writing: bool = False) -> tuple[Path, Path
         return path, own if writing or own.exists() else path.with_name("model.json")
     file = path / f"{name}.safetensors"
     if not writing and not path.is_dir():
-        raise UserError(f"no model at {path}: expected a folder with model.safetensors and model.json")
+        raise UserError(
+            f"no model at {path}: expected a folder with model.safetensors and model.json{recognised(path)}"
+        )
     if not writing and not file.exists():
         there = sorted(p.stem for p in path.glob("*.safetensors")) if path.is_dir() else []
         held = f"it has the weights {', '.join(there)}" if there else "it has none"
@@ -249,7 +252,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix in PICKLES or (not whole and head.startswith((b"PK\x03\x04", b"\x80"))):
         raise UserError(_pickled(path))
     if not whole:
-        raise UserError(f"{path} is not a safetensors file: it is foreign or damaged")
+        raise UserError(f"{path} is not a safetensors file{recognised(path) or ': it is foreign or damaged'}")
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -259,7 +262,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _pickled(path: Path) -> str:
-    return (
+    return other_than_weights(path) or (
         f"{path} is a pickle, which could run code and is never loaded: use a .safetensors file, or "
         "load_robustbench for the plain state dict of a public checkpoint"
     )

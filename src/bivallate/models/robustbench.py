@@ -20,6 +20,7 @@ from bivallate.files import write_whole
 from bivallate.models.classifier import Classifier, Normalise
 from bivallate.models.io import fill, read_weights
 from bivallate.models.registry import blank
+from bivallate.opening import other_than_weights
 
 __all__ = ["export_robustbench", "load_robustbench"]
 
@@ -94,6 +95,8 @@ def _read(file: Path) -> Any:
             "weights could be made to run code (CVE-2025-32434, CVE-2026-24747); update PyTorch, or convert "
             "the file to .safetensors in an environment that trusts it"
         )
+    if (instead := other_than_weights(file)) is not None:
+        raise UserError(instead)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old pickle protocols, which are read or refused all the same
