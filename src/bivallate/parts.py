@@ -91,6 +91,9 @@ def decode(entry: Any) -> Any:
                 "module, or declare its method as an entry point in the group bivallate.methods"
             )
         cls = _KINDS[kind]
+        fields = (
+            cls.read_older(fields) if hasattr(cls, "read_older") else fields
+        )  # written by an older version
         known = written(cls)
         for name in fields:
             if name not in known:

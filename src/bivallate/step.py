@@ -44,10 +44,10 @@ def differentiate(
         delta = method.coupling(problem, solution)
 
     x_adv = problem.adversarial(delta)  # upper level: one loss an example
+    lookahead = Lookahead.here(forward, method, batch, x_adv.detach(), clock, lr)
     terms = method.loss(forward, batch.x, x_adv, batch.y)
-    evidence = gather(forward, terms, solution, batch, clock)
+    evidence = gather(forward, terms, solution, batch, clock, lookahead.buffers)
 
-    lookahead = Lookahead(forward, method, batch, x_adv.detach(), clock, lr)
     method.weighting.update(evidence)  # a running state moves first
     method.weighting.fit(evidence, lookahead)  # third level: the weights themselves learn
     weights = method.weighting(evidence)

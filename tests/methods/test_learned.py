@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,15 +19,16 @@ from torch import Tensor
 
 import bivallate as bv
 from bivallate import Linf, UserError, methods
-from bivallate.coupling.elsewhere import Elsewhere
 from bivallate.coupling.lookahead import Lookahead, second_stream
+from bivallate.lower.elsewhere import Elsewhere
 from bivallate.lower.problem import Forward
 from bivallate.method import Method
 from bivallate.noise import Noise
-from bivallate.parts import part
+from bivallate.parts import decode, encode, part
 from bivallate.types import Batch, Clock, Evidence, Facts
 from bivallate.upper.awp import AWP
 from bivallate.upper.loss import Trades, adversarial
+from bivallate.weighting.descent import AdamDescent, Descent
 from bivallate.weighting.learned import Correlation, MarginNet, RunningMarginNet
 
 THREAT = Linf(EPS)
@@ -59,8 +61,7 @@ def compare(method: Method, transcription: Any, norm: bool = True, **hyper: Any)
     """Package and reference, three momentum updates."""
     mine, theirs = Net(norm), Net(norm).train()
     trained = train(mine, method, with_meta(minibatches()))
-    seen = "after" if norm else "before"
-    transcription(theirs, minibatches(), both_draws, meta=META, eps=EPS, lr=0.1, buffers_seen=seen, **hyper)
+    transcription(theirs, minibatches(), both_draws, meta=META, eps=EPS, lr=0.1, **hyper)
     assert gap(mine, Net(norm)) > 1e-3
     assert gap(mine, theirs) <= 1e-10
     return trained
@@ -72,11 +73,16 @@ def compare(method: Method, transcription: Any, norm: bool = True, **hyper: Any)
 @pytest.mark.parametrize("second_order", [False, True])
 @pytest.mark.parametrize("host", ["at", "trades"])
 @pytest.mark.parametrize("norm", [True, False])
-def test_bilaw(second_order, host, norm) -> None:
+@pytest.mark.parametrize(
+    "mover", [("descent", None, 0.0), ("descent", 300.0, 1e-4), ("adam", 0.05, 0.0), ("adam", 0.05, 1e-4)]
+)
+def test_bilaw(second_order, host, norm, mover) -> None:
     make = methods.bilaw if host == "at" else methods.bilaw_trades
-    method = make(THREAT, second_order=second_order, net_lr=0.05)
+    kind, lr, decay = mover
+    method = make(THREAT, second_order=second_order, net_optimizer=kind, net_lr=lr, net_weight_decay=decay)
     mu = initial(method.weighting)
-    trained = compare(method, reference.bilaw, norm, mu=mu, host=host, mu_lr=0.05)
+    given = {"mu_optimizer": kind, "mu_lr": method.weighting.optimizer.lr, "mu_weight_decay": decay}
+    trained = compare(method, reference.bilaw, norm, mu=mu, host=host, **given)
     learned = trained.bound.weighting
     assert isinstance(learned, RunningMarginNet)
     for mine, theirs in zip(learned.parameters(), mu, strict=True):
@@ -201,7 +207,7 @@ def test_derivative_in_the_network(inputs) -> None:
 def test_aligned_examples_gain_weight() -> None:
     """For a small step on mu, sum_j c_j (change of w_j) > 0: descent gives the plus sign of the text."""
     lookahead, net = looking(methods.bilaw(THREAT, steps=0))
-    rule = MarginNet((16,), lr=1e-5, weight_decay=0.0)
+    rule = MarginNet((16,), optimizer=AdamDescent(1e-5))
     network = rule.bind(FACTS)
     with torch.no_grad():
         clean, logits = net(lookahead.batch.x), net(lookahead.x_adv)
@@ -221,7 +227,7 @@ def test_aligned_examples_gain_weight() -> None:
 
 def test_equal_margins_teach_nothing() -> None:
     lookahead, _ = looking(methods.bilaw(THREAT, steps=0))
-    network = MarginNet((8,), weight_decay=0.0).bind(FACTS)
+    network = MarginNet((8,)).bind(FACTS)
     logits = torch.randn(1, CLASSES, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     y = torch.zeros(6, dtype=torch.long)
     same = logits.expand(6, -1)
@@ -287,7 +293,7 @@ class Tied(Net):
 
 def test_tied_weights_move_together_and_stay_tied() -> None:
     models = []
-    for method in (methods.bilaw(THREAT, net_lr=0.05), methods.bilaw(THREAT, net_lr=0.05, second_order=True)):
+    for method in (methods.bilaw(THREAT), methods.bilaw(THREAT, second_order=True)):
         net = train(Tied(), method, with_meta(minibatches())).model
         assert isinstance(net, Tied)
         assert net.twin.weight is net.head.weight
@@ -444,12 +450,70 @@ def test_refuses_weights_perturbed_under_a_lookahead() -> None:
         ({"inputs": "logits"}, "unknown input"),
         ({"margins_from": "dirty"}, "unknown place"),
         ({"hidden": (0,)}, "at least 1"),
-        ({"lr": 0.0}, "must be positive"),
+        ({"optimizer": "adam"}, "use Descent or AdamDescent"),
     ],
 )
 def test_bad_values_are_refused(fields, message) -> None:
     with pytest.raises(UserError, match=message):
         MarginNet(**fields)
+
+
+@pytest.mark.parametrize("kind", [Descent, AdamDescent])
+def test_bad_rates_are_refused(kind) -> None:
+    for lr, decay in ((0.0, 0.0), (math.inf, 0.0), (1.0, -0.1)):
+        with pytest.raises(UserError, match="lr must be positive"):
+            kind(lr, decay)
+    with pytest.raises(UserError, match="unknown net_optimizer"):
+        methods.bilaw(THREAT, net_optimizer="sgd")
+
+
+def test_the_network_descends_the_meta_gradient_alone() -> None:
+    """Algorithm 1, line 6: no decay pulls the weights together where the gradient is small."""
+    for method in (methods.bilaw(THREAT), methods.bilaw_trades(THREAT)):
+        assert isinstance(method.weighting, MarginNet)
+        assert isinstance(method.weighting.optimizer, Descent)
+        assert method.weighting.optimizer.weight_decay == 0
+    assert methods.bilaw(THREAT, net_optimizer="adam").weighting.optimizer == AdamDescent(1e-3, 0.0)
+    network = MarginNet((8,)).bind(FACTS)
+    network.draw(0)
+    before = [p.detach().clone() for p in network.parameters()]
+    network._step([0.01 * torch.ones_like(p) for p in before])
+    for p, old in zip(network.parameters(), before, strict=True):
+        torch.testing.assert_close(p.detach(), old - 0.01 * Descent().lr, rtol=0, atol=1e-12)
+
+
+def test_an_older_network_is_still_read() -> None:
+    """Version 0.1.0 wrote its Adam's rate and decay into the network: such a run goes on as it was."""
+    old = encode(MarginNet((64,)))
+    del old["optimizer"]
+    assert decode({**old, "lr": 2e-3, "weight_decay": 1e-4}) == MarginNet(
+        (64,), optimizer=AdamDescent(2e-3, 1e-4)
+    )
+    names = set(MarginNet((8,), optimizer=AdamDescent()).bind(FACTS).state_dict())
+    assert {"weight0_first", "bias1_second", "updates", "drawn"} <= names
+
+
+def test_margins_are_those_of_before_the_outer_pass() -> None:
+    """Algorithm 1 takes them at theta_t, before line 8 moves anything: running statistics too."""
+    net = Net().train()
+    seen: list[Tensor] = []
+
+    class Watching(MarginNet):
+        def features(self, evidence: Evidence) -> Tensor:
+            seen.append(evidence.clean_logits)
+            return super().features(evidence)
+
+    batch = with_meta(minibatches())[0]
+    net.eval()
+    with torch.no_grad():
+        before = net(batch.x)
+    net.train()
+    bound = methods.bilaw(THREAT).but(weighting=Watching()).bind(FACTS)
+    bv.train_step(net, torch.optim.SGD(net.parameters(), lr=0.1), bound, batch, Clock())
+    assert all(torch.equal(logits, before) for logits in seen)
+    net.eval()
+    with torch.no_grad():
+        assert not torch.equal(net(batch.x), before)
 
 
 @pytest.mark.parametrize(

@@ -276,8 +276,9 @@ def bilaw(
     inverse_lambda: float = 6.0,
     steps: int = 10,
     alpha: float | None = None,
-    mu_lr: float = 1e-3,
-    mu_weight_decay: float = 1e-4,
+    mu_optimizer: str = "descent",
+    mu_lr: float = 100.0,
+    mu_weight_decay: float = 0.0,
     margins_from: str = "clean",
     buffers_seen: str = "before",
     attack_mode: str = "eval",
@@ -286,7 +287,8 @@ def bilaw(
     """BiLAW and, with host="trades", BiLAW-TRADES (eq. 5-8), the whole second-order graph kept.
 
     meta: the minibatch of the second stream for each step. mu: parameters of omega_mu, updated in place by
-    Adam (L2 weight decay, betas 0.9 and 0.999, 1e-8). Virtual step: theta - lr grad of the weighted loss, no
+    mu <- mu - mu_lr grad ("descent", line 6 of Algorithm 1) or by Adam (betas 0.9 and 0.999, 1e-8), either
+    with mu_weight_decay as an L2 term. Virtual step: theta - lr grad of the weighted loss, no
     momentum, no weight decay. Virtual and validation losses: train mode, running statistics untouched.
     margins_from: "clean" (eval mode) or "adv" (the outer pass' logits). buffers_seen: the running statistics
     that clean margins and the validation attack see: "before" the outer pass of this step (as Algorithm 1
@@ -367,11 +369,14 @@ def bilaw(
                 clean_v = functional_call(model, virtual, xv)
                 validation = (cross_entropy(clean_v, yv) + inverse_lambda * kl(clean_v, adv_v)).mean()
 
-        # 5. Adam on mu
+        # 5. descent, or Adam, on mu
         meta_gradient = torch.autograd.grad(validation, mu, materialize_grads=True)
         with torch.no_grad():
             for i, leaf in enumerate(mu):
                 g_i = meta_gradient[i] + mu_weight_decay * leaf
+                if mu_optimizer == "descent":
+                    leaf.copy_(leaf - mu_lr * g_i)
+                    continue
                 m1[i] = 0.9 * m1[i] + 0.1 * g_i
                 m2[i] = 0.999 * m2[i] + 0.001 * g_i * g_i
                 first_hat, second_hat = m1[i] / (1 - 0.9 ** (t + 1)), m2[i] / (1 - 0.999 ** (t + 1))

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from bivallate import collective
-from bivallate.coupling.elsewhere import Elsewhere
 from bivallate.errors import UserError
+from bivallate.lower.elsewhere import Elsewhere
 from bivallate.lower.modes import attacking, posed
 from bivallate.lower.problem import Forward, LowerProblem
 from bivallate.noise import Noise
@@ -45,7 +45,8 @@ class Lookahead:
 
     The virtual step is plain SGD without momentum or weight decay, on the parameters that ask for a gradient.
     All its passes use batch statistics, move no buffer and drop nothing out; the second stream is attacked at
-    the virtual parameters, in the method's attack mode, from draws of its own. x_adv is a constant: an
+    the virtual parameters, in the method's attack mode, from draws of its own; in eval mode it meets the
+    running statistics of before the outer pass, as the training rows did. x_adv is a constant: an
     implicit gradient of the coupling is no part of the virtual step.
 
     The gradient in w has a closed form, d loss / d w_j = -lr / B <grad robust_j(theta), grad loss(theta~)>.
@@ -68,6 +69,18 @@ class Lookahead:
     x_adv: Tensor
     clock: Clock
     lr: float
+    buffers: Named | None = None
+
+    @staticmethod
+    def here(
+        forward: Forward, method: BoundMethod, batch: Batch, x_adv: Tensor, clock: Clock, lr: float
+    ) -> Lookahead:
+        """The lookahead from this moment, before the outer pass moves the running statistics, which are kept
+        where the weighting will ask."""
+        kept = None
+        if method.weighting.needs_meta:
+            kept = {n: b.clone() for n, b in forward.module.named_buffers()}
+        return Lookahead(forward, method, batch, x_adv, clock, lr, kept)
 
     def __call__(self, weights: Tensor, *, second_order: bool = False) -> Tensor:
         """The loss, with its gradient in `weights` (B,) attached.
@@ -163,7 +176,8 @@ class Lookahead:
     def _at(self, parameters: Named) -> Forward:
         """The network at other parameters, with copies of its buffers."""
         module = self.forward.module
-        buffers = {n: b.clone() for n, b in module.named_buffers()}
+        own = dict(module.named_buffers()) if self.buffers is None else self.buffers
+        buffers = {n: b.clone() for n, b in own.items()}
         return self.forward.of(Elsewhere(module, {**parameters, **buffers}))
 
 

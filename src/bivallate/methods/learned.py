@@ -10,10 +10,18 @@ from bivallate.lower.start import gaussian, uniform
 from bivallate.lower.threat import L2, Linf
 from bivallate.method import Method, register
 from bivallate.upper.loss import Trades
+from bivallate.weighting.descent import AdamDescent, Descent, NetOptimizer
 from bivallate.weighting.learned import Correlation, MarginNet
 
 Inputs = Literal["multiclass-margin", "scalar-margin", "adversarial-loss", "loss-difference"]
 Place = Literal["clean", "adversarial"]
+Mover = Literal["descent", "adam"]
+
+
+def _mover(kind: Mover, lr: float | None, weight_decay: float) -> NetOptimizer:
+    """The optimiser of the weighting network, at its own rate where none is given."""
+    make = Descent if kind == "descent" else AdamDescent
+    return make(weight_decay=weight_decay) if lr is None else make(lr, weight_decay)
 
 
 @register("bilaw", family="learned", paper="BiLAW, 2022", cost="(2K+5)F + (2K+4)B")
@@ -25,8 +33,9 @@ def bilaw(
     hidden: tuple[int, ...] = (128,),
     inputs: Inputs = "multiclass-margin",
     margins_from: Place = "clean",
-    net_lr: float = 1e-3,
-    net_weight_decay: float = 1e-4,
+    net_optimizer: Mover = "descent",
+    net_lr: float | None = None,
+    net_weight_decay: float = 0.0,
     second_order: bool = False,
 ) -> Method:
     """BiLAW: a small network learns the example weights from the loss on a second data stream.
@@ -44,8 +53,9 @@ def bilaw(
         hidden: widths of the network's hidden layers.
         inputs: what it sees of an example, see `MarginNet`.
         margins_from: margins of "clean" points (eval mode) or of the "adversarial" ones.
-        net_lr: of Adam on the network.
-        net_weight_decay: of Adam on the network.
+        net_optimizer: of the network: "descent", plain gradient steps as in Algorithm 1, or "adam".
+        net_lr: its rate alpha, which the paper does not print; None is the optimiser's own (`Descent`).
+        net_weight_decay: its decay; the paper has none.
         second_order: the meta-gradient by the full second-order graph, as a check.
 
     Cost: 2K + 5 forwards, 2K + 4 backwards, with a second stream of the same batch size; beyond the two
@@ -54,7 +64,8 @@ def bilaw(
     Reference: BiLAW, Algorithm 1, eq. 5-7.
     Deviation: eq. 6 has a minus sign where descent gives a plus; see `MarginNet` and `Lookahead`.
     """
-    rule = MarginNet(hidden, inputs, margins_from, net_lr, net_weight_decay, second_order)
+    mover = _mover(net_optimizer, net_lr, net_weight_decay)
+    rule = MarginNet(hidden, inputs, margins_from, mover, second_order)
     return Method(threat, PGD(steps, step_size * threat.eps, uniform), weighting=rule)
 
 
@@ -68,8 +79,9 @@ def bilaw_trades(
     hidden: tuple[int, ...] = (128,),
     inputs: Inputs = "multiclass-margin",
     margins_from: Place = "clean",
-    net_lr: float = 1e-3,
-    net_weight_decay: float = 1e-4,
+    net_optimizer: Mover = "descent",
+    net_lr: float | None = None,
+    net_weight_decay: float = 0.0,
     second_order: bool = False,
 ) -> Method:
     """BiLAW-TRADES: TRADES whose KL terms are weighed by a network that learns from a second data stream.
@@ -79,14 +91,16 @@ def bilaw_trades(
     Args:
         threat: the set of perturbations.
         beta: 1/lambda; 6, and 1 as well for CIFAR-100.
-        steps, step_size, hidden, inputs, margins_from, net_lr, net_weight_decay, second_order: as `bilaw`.
+        steps, step_size, hidden, inputs, margins_from, second_order: as `bilaw`.
+        net_optimizer, net_lr, net_weight_decay: as `bilaw`.
 
     Cost: 2K + 11 forwards, 2K + 8 backwards, with a second stream of the same batch size.
 
     Reference: BiLAW, eq. 8.
     Deviation: eq. 8 as printed sums the clean cross-entropy; only its mean makes equal weights TRADES.
     """
-    rule = MarginNet(hidden, inputs, margins_from, net_lr, net_weight_decay, second_order)
+    mover = _mover(net_optimizer, net_lr, net_weight_decay)
+    rule = MarginNet(hidden, inputs, margins_from, mover, second_order)
     solver = PGD(steps, step_size * threat.eps, gaussian)
     return Method(threat, solver, objective=kl_to_clean, weighting=rule, loss=Trades(beta))
 

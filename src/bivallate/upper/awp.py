@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bivallate import collective
-from bivallate.coupling.elsewhere import Elsewhere
 from bivallate.errors import UserError
+from bivallate.lower.elsewhere import Elsewhere
 from bivallate.lower.modes import posed
 from bivallate.lower.problem import Forward
 from bivallate.parts import part

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -15,12 +16,12 @@ from bivallate.errors import UserError, unknown
 from bivallate.parts import part
 from bivallate.types import Evidence, Facts, probability_margin
 from bivallate.weighting.base import NotFitted, Virtual, Weighting
+from bivallate.weighting.descent import Descent, NetOptimizer
 
 if TYPE_CHECKING:
     from bivallate.method import Method
 
 INPUTS = ("multiclass-margin", "scalar-margin", "adversarial-loss", "loss-difference")
-BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 def second_stream_fits(rule: str, method: Method) -> None:
@@ -46,7 +47,7 @@ class MarginNet(Weighting):
             -log p_y(x') + log p_y(x).
         margins_from: where the two margins are taken: "clean" (eval mode, one forward more) or "adversarial"
             (the outer pass' own logits).
-        lr, weight_decay: of Adam on the network's parameters.
+        optimizer: of the network's parameters: `Descent` or `AdamDescent`.
         second_order: the meta-gradient by the full second-order graph instead of one Jacobian-vector product.
 
     Scale: mean 1, so that a common factor of omega changes nothing and gets no gradient.
@@ -54,10 +55,8 @@ class MarginNet(Weighting):
     Cost: see `Lookahead`, and one forward for clean logits unless the input needs none.
 
     Reference: BiLAW, section 3, Algorithm 1, Tables 6 and 8.
-    Deviation: the paper states no optimiser for this network; Adam with 1e-3 and 1e-4 is that of the
-    meta-weight-net, on which the scheme builds. Clean margins and the second stream's attack, in eval mode,
-    see BatchNorm's running statistics as the outer pass of the same step has left them. A learning rate of 0
-    has no virtual step: the network then learns nothing but its weight decay.
+    Deviation: the paper descends the network with a rate whose value it does not print; see `Descent`. A
+    learning rate of 0 of the classifier has no virtual step: the network then learns nothing.
     """
 
     hidden: tuple[int, ...] = (128,)
@@ -65,10 +64,18 @@ class MarginNet(Weighting):
         "multiclass-margin"
     )
     margins_from: Literal["clean", "adversarial"] = "clean"
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
+    optimizer: NetOptimizer = field(default=Descent())
     second_order: bool = False
     needs_meta: ClassVar[bool] = True
+
+    @staticmethod
+    def read_older(fields: dict[str, Any]) -> dict[str, Any]:
+        """Version 0.1.0 wrote the rate and the decay of its Adam here."""
+        if "lr" not in fields:
+            return fields
+        rest = {name: value for name, value in fields.items() if name not in ("lr", "weight_decay")}
+        old = {"kind": "AdamDescent", "lr": fields["lr"], "weight_decay": fields.get("weight_decay", 1e-4)}
+        return {**rest, "optimizer": old}
 
     def __post_init__(self) -> None:
         if self.inputs not in INPUTS:
@@ -77,11 +84,8 @@ class MarginNet(Weighting):
             raise unknown("place of the margin", str(self.margins_from), ("clean", "adversarial"))
         if not all(isinstance(width, int) and width >= 1 for width in self.hidden):
             raise UserError(f"hidden must be whole numbers of at least 1, such as 64,64, got {self.hidden!r}")
-        if not (self.lr > 0 and self.weight_decay >= 0):
-            raise UserError(
-                f"lr must be positive and weight_decay not negative, got {self.lr!r} and "
-                f"{self.weight_decay!r}"
-            )
+        if not hasattr(self.optimizer, "moments"):
+            raise UserError(f"{self.optimizer!r} cannot move a weighting network: use Descent or AdamDescent")
 
     def check(self, method: Method) -> None:
         """Raises UserError for a solver with memory."""
@@ -111,7 +115,7 @@ class MarginNet(Weighting):
 
 
 class RunningMarginNet(Weighting, nn.Module):
-    """The weighting network of one run and its Adam moments, all of it tensors in the state.
+    """The weighting network of one run and its optimiser's moments, all of it tensors in the state.
 
     The network is drawn from the run's seed when it is first used, so that its start, too, is a function of
     the seed alone. A minibatch's features stay those of the moment when it was fitted.
@@ -130,12 +134,12 @@ class RunningMarginNet(Weighting, nn.Module):
             for name, shape in ((f"weight{k}", (narrow, wide)), (f"bias{k}", (narrow,))):
                 value = torch.zeros(shape, device=facts.device, dtype=facts.dtype)
                 self.register_parameter(name, nn.Parameter(value))
-                self.register_buffer(f"{name}_first", value.clone())
-                self.register_buffer(f"{name}_second", value.clone())
+                for moment in rule.optimizer.moments:
+                    self.register_buffer(f"{name}_{moment}", value.clone())
         self.layers = len(widths) - 1
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=facts.device))
         self.register_buffer("drawn", torch.zeros((), dtype=torch.bool, device=facts.device))
-        self.meta_loss = math.nan
+        self.meta_loss = self.meta_gradient = math.nan
 
     @torch.no_grad()
     def draw(self, seed: int) -> None:
@@ -158,7 +162,7 @@ class RunningMarginNet(Weighting, nn.Module):
         return h[:, 0]
 
     def fit(self, evidence: Evidence, lookahead: Virtual) -> None:
-        """One Adam step on the loss of the second stream after a virtual step with the present weights."""
+        """One step on the loss of the second stream after a virtual step with the present weights."""
         if not bool(self.drawn):
             self.draw(evidence.clock.seed)
         with torch.enable_grad():
@@ -172,16 +176,11 @@ class RunningMarginNet(Weighting, nn.Module):
 
     @torch.no_grad()
     def _step(self, grads: list[Tensor]) -> None:
-        """Adam with L2 weight decay."""
+        self.meta_gradient = float(nn.utils.get_total_norm(grads))
         self.updates += 1
-        t = int(self.updates)
-        correction1, correction2 = 1 - BETAS[0] ** t, 1 - BETAS[1] ** t
+        optimizer, step = self.rule.optimizer, int(self.updates)
         for (name, p), g in zip(self.named_parameters(), grads, strict=True):
-            g = g + self.rule.weight_decay * p
-            first, second = self.get_buffer(f"{name}_first"), self.get_buffer(f"{name}_second")
-            first.mul_(BETAS[0]).add_(g, alpha=1 - BETAS[0])
-            second.mul_(BETAS[1]).addcmul_(g, g, value=1 - BETAS[1])
-            p.sub_(self.rule.lr * (first / correction1) / ((second / correction2).sqrt() + EPSILON))
+            optimizer(p, g, step, *(self.get_buffer(f"{name}_{moment}") for moment in optimizer.moments))
 
     def weigh(self, evidence: Evidence) -> Tensor:
         """omega / mean omega with the present network."""
@@ -194,8 +193,10 @@ class RunningMarginNet(Weighting, nn.Module):
         return self.rule.features(evidence).to(self.get_parameter("weight0").dtype)
 
     def log(self) -> dict[str, float]:
-        """The loss on the second stream after the virtual step."""
-        return {} if math.isnan(self.meta_loss) else {"meta_loss": self.meta_loss}
+        """The loss on the second stream after the virtual step, and the norm of its gradient in mu."""
+        if math.isnan(self.meta_loss):
+            return {}
+        return {"meta_loss": self.meta_loss, "meta_gradient": self.meta_gradient}
 
 
 class _GlobalMean(torch.autograd.Function):
