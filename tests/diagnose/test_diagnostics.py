@@ -96,6 +96,23 @@ def test_fosc_vanishes_where_a_linear_model_is_maximised(binary):
     assert found.loss[1] == pytest.approx(best, abs=1e-5)
 
 
+@pytest.mark.parametrize("form", ["ball", "box"])
+def test_fosc_is_drawn_in_the_form_that_is_named(several, form):
+    model, data = several
+    found = fosc(model, data, THREAT, steps=(1,), n=9, form=form)
+    assert (found.form, found.data()["form"]) == (form, form)
+    other = fosc(model, data, THREAT, steps=(1,), n=9, form="box" if form == "ball" else "ball")
+    larger, smaller = (found, other) if form == "ball" else (other, found)
+    assert (larger.fosc >= smaller.fosc - 1e-6).all()
+    assert (larger.fosc > smaller.fosc).any(), "some pixels lie near 0 or 1"
+    said = "ball within [0, 1]" if form == "box" else "FOSC, ball (nats)"
+    for drawn in (found, fosc_traces(model, data, THREAT, steps=2, n=9, form=form)):
+        texts = [ax.get_xlabel() + ax.get_ylabel() for ax in drawn.figure().axes]
+        assert any(said in text for text in texts), texts
+    over = fosc_over_epochs({"at": {1: found.fosc[0], 2: other.fosc[0]}}, form)
+    assert said in over.figure().get_supxlabel()
+
+
 def test_traces_are_fosc_step_by_step(several):
     model, data = several
     traces = fosc_traces(model, data, THREAT, steps=6, n=9, seed=3)

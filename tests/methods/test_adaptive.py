@@ -18,11 +18,12 @@ from torch import Tensor, nn
 import bivallate as bv
 from bivallate import L2, PGD, Linf, UserError, methods
 from bivallate.lower.curriculum import BatchMixing, Levels, RunningBatchMixing, Then
+from bivallate.lower.estimated import EstimatedThreshold
 from bivallate.lower.modes import attacking
 from bivallate.lower.objective import cross_entropy
 from bivallate.lower.problem import Forward, LowerProblem
 from bivallate.lower.start import zero
-from bivallate.lower.stop import FOSCBelow, Iterate, Misclassified
+from bivallate.lower.stop import FOSCBelow, Iterate, Misclassified, fosc
 from bivallate.method import create
 from bivallate.noise import Noise
 from bivallate.schedule import at
@@ -49,7 +50,7 @@ def solved(method: bv.Method, model: nn.Module, **where: Any):
 
 @pytest.mark.parametrize(
     "hyper",
-    [{}, {"form": "ball"}, {"form": "ball", "fosc_origin": "start"}, {"loss_reweight": True}],
+    [{}, {"form": "box"}, {"form": "ball", "fosc_origin": "start"}, {"loss_reweight": True}],
 )
 def test_dynamic_reference(hyper: dict[str, Any]) -> None:
     method = methods.dynamic(THREAT, c_max=0.05, **hyper)
@@ -59,11 +60,14 @@ def test_dynamic_reference(hyper: dict[str, Any]) -> None:
     left = agree(method, reference, model=model, epoch=EPOCHS, epochs=12, **hyper)
     attack = [r.passes.backward / r.examples - 1 for r in left.records]
     assert 1 < attack[0] < 10, "some examples stop early while the threshold is high"
+    taken = [r.logged["steps"] for r in left.records]
+    assert all(1 <= s <= p for s, p in zip(taken, attack, strict=True))
+    assert min(taken) < max(taken)
 
 
 def test_dynamic_stops_only_at_a_zero_gap_when_the_threshold_is_zero() -> None:
     model = Linear()
-    problem, solution = solved(methods.dynamic(THREAT, c_max=0.0, step_size=1.0), model)
+    problem, solution = solved(methods.dynamic(THREAT, c_max=0.0, step_size=1.0, form="box"), model)
     assert (solution.evaluations < 10).all(), "in a corner of the box a linear score cannot rise further"
     _, grad = problem.ascent(solution.delta)
     assert problem.threat.support(grad, problem.x, solution.delta).abs().max() == 0
@@ -119,9 +123,69 @@ def test_from_the_random_start_fosc_can_be_negative() -> None:
 
 def test_dynamic_refuses_a_start_origin_in_the_box_form() -> None:
     with pytest.raises(UserError, match='form="ball"'):
-        methods.dynamic(THREAT, fosc_origin="start")
+        methods.dynamic(THREAT, fosc_origin="start", form="box")
     with pytest.raises(UserError, match="did you mean 'box'"):
         methods.dynamic(THREAT, form="bax")  # pyright: ignore[reportArgumentType]
+
+
+def test_dynamic_defaults_to_the_ball_form_of_eq_4() -> None:
+    stop = methods.dynamic(THREAT).solver.stop
+    assert (stop.form, stop.threshold.start) == ("ball", 0.5)
+    with pytest.raises(UserError, match="either given or estimated"):
+        methods.dynamic(THREAT, c_max=0.1, estimate=True)
+    with pytest.raises(UserError, match="estimated from the clean image"):
+        methods.dynamic(THREAT, estimate=True, fosc_origin="start")
+    with pytest.raises(UserError, match="needs a PGD with stop=FOSCBelow"):
+        EstimatedThreshold(PGD(3, 0.1))
+
+
+@pytest.mark.parametrize("form", ["ball", "box"])
+def test_the_first_threshold_is_estimated_from_fgsm_points(form) -> None:
+    """Written out: the mean FOSC, in the same form, of the first minibatch's FGSM points, kept for the
+    run."""
+    model, batches = Net(), minibatches()
+    method = methods.dynamic(THREAT, form=form, estimate=form == "ball")
+    x, y, _ = batches[0]
+    lo, up = adaptive.box(x, EPS)
+
+    def gradient(delta: Tensor) -> Tensor:
+        delta = delta.requires_grad_()
+        with attacking(model, "eval"):
+            return torch.autograd.grad(adaptive.cross_entropy(model(x + delta), y).sum(), delta)[0]
+
+    delta = adaptive.clip(EPS * gradient(torch.zeros_like(x)).sign(), lo, up)
+    g = gradient(delta.clone())
+    in_box, in_ball = adaptive.fosc_box(g, delta, lo, up), adaptive.fosc_ball(g, delta, EPS)
+    expected = (in_box if form == "box" else in_ball).mean()
+
+    left = train(copy.deepcopy(model), method, batches)
+    found = [record.logged["c_max"] for record in left.records]
+    assert found == pytest.approx([float(expected)] * 3, rel=1e-6)
+    assert left.bound.state_dict()["solver.c_max"] == pytest.approx(found[0])
+    given = train(copy.deepcopy(model), methods.dynamic(THREAT, form=form, c_max=found[0]), batches)
+    assert gap(left.model, given.model) <= 1e-12, "as if it had been given"
+    extra = left.records[0].passes.backward - given.records[0].passes.backward
+    assert extra == 2 * len(y)
+
+
+@pytest.mark.parametrize("form", ["ball", "box"])
+def test_fosc_is_logged_from_the_gradients_that_were_paid_for(form) -> None:
+    model = Net().eval()
+    problem, solution = solved(methods.dynamic(THREAT, c_max=1e6, form=form), model)
+    _, grad = problem.ascent(solution.delta)  # all stop there, so the last gradient is of the answer
+    name, other = ("fosc", "fosc_in_box") if form == "ball" else ("fosc_in_box", "fosc")
+    value = fosc(form, THREAT, grad, problem.x, solution.delta)
+    assert problem.log[name] == pytest.approx(float(value.mean()))
+    assert other not in problem.log
+    assert problem.log["steps"] == 1
+
+    problem, solution = solved(methods.at(THREAT, steps=3), model)
+    before, passes = solution.before_last, problem.forward.passes
+    assert (passes.forward, passes.backward) == (36, 36), "no pass more"
+    _, grad = problem.ascent(before)
+    assert problem.log["fosc"] == pytest.approx(float(fosc("ball", THREAT, grad, problem.x, before).mean()))
+    assert "steps" not in problem.log
+    assert "fosc" not in solved(methods.n_fgsm(THREAT), model)[0].log, "its points leave the ball"
 
 
 def test_dynamic_in_l2() -> None:

@@ -74,7 +74,7 @@ def compare(method: Method, transcription: Any, norm: bool = True, **hyper: Any)
 @pytest.mark.parametrize("host", ["at", "trades"])
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize(
-    "mover", [("descent", None, 0.0), ("descent", 300.0, 1e-4), ("adam", 0.05, 0.0), ("adam", 0.05, 1e-4)]
+    "mover", [("descent", 100.0, 0.0), ("descent", 300.0, 1e-4), ("adam", 0.05, 0.0), ("adam", 0.05, 1e-4)]
 )
 def test_bilaw(second_order, host, norm, mover) -> None:
     make = methods.bilaw if host == "at" else methods.bilaw_trades

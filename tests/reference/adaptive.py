@@ -47,7 +47,7 @@ def dynamic(
     control_epoch: int = 100,
     steps: int = 10,
     alpha: float | None = None,
-    form: str = "box",
+    form: str = "ball",
     fosc_origin: str = "clean",
     loss_reweight: bool = False,
     attack_mode: str = "eval",
@@ -56,9 +56,9 @@ def dynamic(
     t/T'), 0).
 
     epochs: t of each minibatch; control_epoch: T'. The control vector starts at 1, so that every sample takes
-    one step even if c_max is large. form: "box" or "ball". fosc_origin (ball): "clean", or "start" as in the
-    public code. loss_reweight: as the public code, from epoch 1 on each CE is multiplied by its own value in
-    the attack's mode, a constant. Draws: "start:uniform" like x.
+    one step even if c_max is large. form: "ball" (eq. 4) or "box". fosc_origin (ball): "clean", or "start" as
+    in the public code. loss_reweight: as the public code, from epoch 1 on each CE is multiplied by its own
+    value in the attack's mode, a constant. Draws: "start:uniform" like x.
     """
     step_size = eps / 4 if alpha is None else alpha
     params = list(model.parameters())

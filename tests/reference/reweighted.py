@@ -277,7 +277,7 @@ def bilaw(
     steps: int = 10,
     alpha: float | None = None,
     mu_optimizer: str = "descent",
-    mu_lr: float = 100.0,
+    mu_lr: float = 1.0,
     mu_weight_decay: float = 0.0,
     margins_from: str = "clean",
     buffers_seen: str = "before",

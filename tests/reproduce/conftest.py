@@ -37,6 +37,7 @@ def tiny() -> Cell:
         Measure("AA", "robust", "autoattack-short", n=40),
         Measure("gap", "gap", "pgd-3"),
         Measure("FOSC", "fosc", "pgd-10", n=40),
+        Measure("FOSC, ball", "fosc-ball", "pgd-10", n=40),
         Measure("s/epoch", "seconds"),
     )
     settings = {"validation.rows": 50, "validation.steps": 2, "batch_size": 32}

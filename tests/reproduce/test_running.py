@@ -39,12 +39,12 @@ def test_a_cell_becomes_a_record(job: Job) -> None:
     assert path == path_of(job)
     entry = json.loads(path.read_text())
     columns = entry["columns"]
-    assert list(columns) == ["SA", "PGD", "Tail-30", "AA", "gap", "FOSC", "s/epoch"]
+    assert list(columns) == ["SA", "PGD", "Tail-30", "AA", "gap", "FOSC", "FOSC, ball", "s/epoch"]
     score = Score.from_json(entry["scores"]["pgd-3"])
     assert score.robust_accuracy == columns["PGD"]["value"]
     assert score.tail(30) == pytest.approx(columns["Tail-30"]["value"])
     assert columns["gap"]["value"] == pytest.approx(columns["SA"]["value"] - columns["PGD"]["value"])
-    assert columns["FOSC"]["value"] >= 0
+    assert 0 <= columns["FOSC"]["value"] < columns["FOSC, ball"]["value"]
     assert 0.2 < columns["PGD"]["value"] <= columns["SA"]["value"]
     assert Score.from_json(entry["scores"]["autoattack-short-n40"]).n == 40
     assert entry["config"]["method"]["name"] == "at"
@@ -209,7 +209,7 @@ def test_a_killed_cell_goes_on_to_the_same_figures(job: Job, tmp_path: Path) -> 
     assert 1 <= done < 15  # killed in the middle
     assert run_campaign([long]).failed == {}
     resumed = json.loads(path_of(long).read_text())
-    for name in ("SA", "PGD", "AA", "FOSC"):
+    for name in ("SA", "PGD", "AA", "FOSC", "FOSC, ball"):
         assert resumed["columns"][name] == whole["columns"][name]
 
 

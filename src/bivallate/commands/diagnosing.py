@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from bivallate.cli import APP
 from bivallate.commands.options import Machine, Source
 from bivallate.errors import UserError
+from bivallate.lower.stop import Form
 
 
 @APP.command
@@ -21,6 +22,7 @@ def diagnose(
     out: Path | None = None,
     n: int = 500,
     attack: str = "pgd-20",
+    fosc_form: Form = "ball",
     source: Source = Source(),  # noqa: B008  frozen
     machine: Machine = Machine(),  # noqa: B008
 ) -> None:
@@ -44,13 +46,15 @@ def diagnose(
         test points at most.
     attack
         for the accuracies by class and the confusions.
+    fosc_form
+        FOSC over the ball, as Dynamic AT's eq. 4 has it, or over the box, the ball within [0, 1].
     """
     from bivallate.reports.diagnostics.of_run import DIAGNOSES, choose, subject
 
     if n < 2:
         raise UserError(f"--n must be at least 2, got {n}")
     device = machine.prepare()
-    looked_at = subject(runs, **asdict(source), n=n, attack=attack, device=device)
+    looked_at = subject(runs, **asdict(source), n=n, attack=attack, form=fosc_form, device=device)
     names = choose(what, len(runs))
     place = out or runs[0] / "diagnosis" / ("" if source.weights == "best" else source.weights)
     for name in names:

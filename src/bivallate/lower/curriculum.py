@@ -204,6 +204,7 @@ class RunningBatchMixing(nn.Module):
             found = solver.solve(problem.select(rows))
             delta[rows], before[rows] = found.delta, found.before_last
             kappa[rows], spent[rows] = found.kappa, found.evaluations
+        problem.log.pop("fosc", None)  # of one part alone
         if self._heard is not None:  # the last step ended in an error
             self._heard.stop()
         module = problem.forward.module

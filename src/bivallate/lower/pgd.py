@@ -14,7 +14,7 @@ from bivallate.errors import UserError
 from bivallate.lower.compaction import Compaction
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.start import Gaussian, Start, Zero, uniform
-from bivallate.lower.stop import Iterate, Misclassified, Never, Stop, never
+from bivallate.lower.stop import FOSCBelow, Iterate, Misclassified, Never, Stop, fosc, never
 from bivallate.lower.threat import Linf
 from bivallate.parts import part
 from bivallate.types import Facts, Solution, per_example
@@ -130,6 +130,21 @@ class PGD:
         linf = isinstance(problem.threat, Linf) and isinstance(self.direction, Steepest)
         return linf and isinstance(self.stop, Never | Misclassified)
 
+    def _report(self, problem: LowerProblem, delta: Tensor, grad: Tensor, taken: Tensor) -> None:
+        """Logs the mean FOSC at the points of the last gradients, which are the answer where an example has
+        stopped and one step short of it elsewhere, in the stop's form; and the steps taken, where a stop ends
+        them.
+
+        Gradients in mixed precision of which the signs alone were asked have no size to tell.
+        """
+        form = self.stop.form if isinstance(self.stop, FOSCBelow) else "ball"
+        rough = self._signs(problem) and getattr(problem.forward.model, "autocast_dtype", None) is not None
+        if not rough:
+            value = fosc(form, problem.threat, grad.detach(), problem.x, delta).mean()
+            problem.log["fosc" if form == "ball" else "fosc_in_box"] = float(value)
+        if not isinstance(self.stop, Never):
+            problem.log["steps"] = float(taken.float().mean())
+
     def solve(self, problem: LowerProblem) -> Solution:
         """Solution of the lower problem; see the class."""
         delta = before = problem.project(self.start(problem))
@@ -138,9 +153,11 @@ class PGD:
         rows = torch.arange(len(problem.y), device=problem.y.device)
         ends, direction = self.stop(problem), self.direction(problem)
         patient, active = isinstance(self.stop, Never), Compaction(problem)
+        seen = grad = None
         for k in range(self.steps):
             near = k == 0 and isinstance(self.start, Zero | Gaussian)  # a divergence has no slope there
             logits, grad = active.ascent(delta, signs=self._signs(problem) and not near)
+            seen = delta
             if k == 0 and isinstance(self.start, Zero):  # a loss may use this gradient again
                 problem.began_at_zero(grad)
             spent += moving
@@ -156,6 +173,8 @@ class PGD:
                 step[moving] += self.jitter * noise.normal(f"jitter/{k}", shape, step.dtype)
             before, stepped = delta, problem.project(delta + step)
             delta = stepped if patient else torch.where(per_example(moving, delta), stepped, delta)
+        if seen is not None and grad is not None:
+            self._report(problem, seen, grad, spent - (~moving).to(spent.dtype))
         return Solution(delta, before, kappa, spent)
 
 

@@ -12,8 +12,27 @@ from torch import Tensor
 
 from bivallate.errors import UserError, check_range, unknown
 from bivallate.lower.problem import LowerProblem
+from bivallate.lower.threat import ThreatModel
 from bivallate.parts import part
 from bivallate.schedule import Schedule, at
+
+Form = Literal["ball", "box"]
+FORMS = ("ball", "box")
+
+
+def fosc(form: Form, threat: ThreatModel, grad: Tensor, x: Tensor, delta: Tensor) -> Tensor:
+    """(B,) the first-order stationary condition max over d in C of <grad, d - delta>, in the units of the
+    loss: the lower, the better the inner maximisation has converged; zero at a stationary point.
+
+    Args:
+        form: "ball": C is the ball alone, eps ||grad|| - <delta, grad>. "box": C is the ball within [0, 1],
+            whose value is never larger, and exact where pixels lie near 0 or 1.
+        threat: whose ball.
+        grad: of the attacker's objective at x + delta; all of shape (B, C, H, W).
+
+    Reference: Wang et al., Dynamic AT, ICML 2019, eq. 4, in the closed form that follows it.
+    """
+    return threat.ball_support(grad, delta) if form == "ball" else threat.support(grad, x, delta)
 
 
 @dataclass(frozen=True)
@@ -80,26 +99,24 @@ class Misclassified:
 class FOSCBelow:
     """Stops an example once its first-order stationary condition is at most a threshold (Dynamic AT).
 
-    FOSC is max over d in C(x) of <g, d - delta>: zero at a stationary point of the constrained problem, in
-    the units of the loss. The first step is always taken.
+    The first step is always taken.
 
     Attributes:
         threshold: c_t in nats, summed over pixels; a number or a schedule.
-        form: "box" takes the maximum over the ball within [0, 1]; "ball", eps ||g|| - <delta, g>, over the
-            ball alone and is never smaller.
+        form: "ball" or "box", see `fosc`; the box's values are smaller, so that a threshold of the ball's
+            stops it much earlier.
         origin: what the "ball" form measures delta from: the "clean" image, or the random "start", as in the
             public code, where the value may be negative.
 
-    Reference: Wang et al., Dynamic AT, ICML 2019, eq. 8 and algorithm 1.
-    Deviation: the paper prints the ball form; the box form is exact where pixels lie near 0 or 1.
+    Reference: Wang et al., Dynamic AT, ICML 2019, eq. 4 and algorithm 1.
     """
 
     threshold: float | Schedule
-    form: Literal["box", "ball"] = "box"
+    form: Form = "ball"
     origin: Literal["clean", "start"] = "clean"
 
     def __post_init__(self) -> None:
-        for value, known in ((self.form, ("box", "ball")), (self.origin, ("clean", "start"))):
+        for value, known in ((self.form, FORMS), (self.origin, ("clean", "start"))):
             if value not in known:
                 raise unknown("form or origin of FOSC", str(value), known)
         if self.origin == "start" and self.form == "box":
@@ -114,11 +131,8 @@ class FOSCBelow:
             if iterate.k == 0:
                 start = iterate.delta if self.origin == "start" else start
                 return torch.zeros_like(iterate.rows, dtype=torch.bool)
-            if self.form == "box":
-                gap = threat.support(iterate.grad, problem.x[iterate.rows], iterate.delta)
-            else:
-                gap = threat.ball_support(iterate.grad, iterate.delta - start[iterate.rows])
-            return gap <= threshold
+            moved = iterate.delta - start[iterate.rows]
+            return fosc(self.form, threat, iterate.grad, problem.x[iterate.rows], moved) <= threshold
 
         return rule
 

@@ -52,7 +52,7 @@ class ThreatModel(Protocol):
         ...
 
     def ball_support(self, grad: Tensor, delta: Tensor) -> Tensor:
-        """(B,) the same over the ball alone, without the box: the form printed in Dynamic AT, eq. 8."""
+        """(B,) the same over the ball alone, without the box: the form of Dynamic AT, eq. 4."""
         ...
 
     def size(self, delta: Tensor) -> Tensor:

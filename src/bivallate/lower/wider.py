@@ -47,4 +47,6 @@ class Wider:
         if isinstance(threat, Linf):
             radius = min(1.0, radius)  # no pixel can move further, and Linf refuses more
         wide = problem.but(threat=replace(threat, eps=radius))  # pyright: ignore[reportArgumentType, reportCallIssue]
-        return replace(self.inner, start=lambda _: start).solve(wide)
+        solution = replace(self.inner, start=lambda _: start).solve(wide)
+        wide.log.pop("fosc", None)  # of the wider ball it says nothing
+        return solution

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from bivallate.errors import check_range, unknown
+from bivallate.errors import UserError, check_range, unknown
 from bivallate.lower.curriculum import BatchMixing, Curriculum, Levels
+from bivallate.lower.estimated import EstimatedThreshold
 from bivallate.lower.modes import AttackMode
 from bivallate.lower.objective import kl_to_clean
 from bivallate.lower.pgd import PGD
 from bivallate.lower.start import gaussian, uniform
-from bivallate.lower.stop import FOSCBelow, Misclassified
+from bivallate.lower.stop import Form, FOSCBelow, Misclassified
 from bivallate.lower.threat import L2, Linf
 from bivallate.method import Method, register
 from bivallate.schedule import Linear, Milestones
@@ -18,6 +19,7 @@ from bivallate.upper.loss import Trades
 from bivallate.weighting.base import equal
 from bivallate.weighting.own_loss import OwnLoss
 
+C_MAX = 0.5  # of the paper, in the ball form
 FAT_TAU = Milestones(values=(0.0, 1.0, 2.0), at=(50 / 120, 90 / 120))
 FAT_TRADES_TAU = Milestones(values=(0.0, 1.0, 2.0, 3.0), at=(30 / 85, 50 / 85, 70 / 85))
 
@@ -26,11 +28,12 @@ FAT_TRADES_TAU = Milestones(values=(0.0, 1.0, 2.0, 3.0), at=(30 / 85, 50 / 85, 7
 def dynamic(
     threat: Linf | L2,
     *,
-    c_max: float = 0.5,
+    c_max: float | None = None,
     until: float = 5 / 6,
     steps: int = 10,
     step_size: float = 0.25,
-    form: Literal["box", "ball"] = "box",
+    form: Form = "ball",
+    estimate: bool = False,
     fosc_origin: Literal["clean", "start"] = "clean",
     loss_reweight: bool = False,
 ) -> Method:
@@ -40,28 +43,35 @@ def dynamic(
     at epoch t, and at most to K steps.
 
     FOSC depends on the scale of the loss and on the number of pixels, so c_max does not carry over to other
-    image sizes; the mean FOSC of a batch of FGSM points is a fair first value.
+    image sizes, nor from one form to the other; the mean FOSC of FGSM points of the first minibatch is a fair
+    first value (`estimate`). The logs hold the mean FOSC of each epoch, of the gradients that were paid for.
 
     Args:
         threat: the set of perturbations.
-        c_max: first threshold, in nats.
+        c_max: first threshold, in nats; None is the paper's 0.5 in the ball form, and estimated in the box
+            form.
         until: T' / T, fraction of the epochs at which the threshold reaches zero: 100/120 on CIFAR-10, 40/50
             on MNIST.
         steps: K.
         step_size: in units of eps.
-        form: of FOSC, see `FOSCBelow`.
+        form: of FOSC: "ball", as eq. 4 has it, or "box", the ball within [0, 1]; see `fosc`.
+        estimate: c_max from the first minibatch also in the ball form, see `EstimatedThreshold`.
         fosc_origin: "start" measures from the random start as the public code does; needs form="ball".
         loss_reweight: from the second epoch on multiply each loss by itself, as the public code does.
 
     Cost: at most K + 1 forwards, K + 1 backwards; an example that has stopped costs nothing in eval mode.
 
-    Reference: Wang et al. 2019, eq. 8 and algorithm 1.
-    Deviation: FOSC in the box-aware form by default; its defining comparison is read as c > c_t (the printed
-    one is reversed).
+    Reference: Wang et al. 2019, eq. 4 and algorithm 1.
+    Deviation: the comparison in algorithm 1 is read as c > c_t (the printed one is reversed).
     """
-    check_range("c_max", c_max, 0)
-    stop = FOSCBelow(Linear(start=c_max, end=0.0, until=until), form, fosc_origin)
+    if c_max is not None:
+        check_range("c_max", c_max, 0)
+        if estimate:
+            raise UserError(f"c_max is either given or estimated, got c_max={c_max:g} and estimate=true")
+    estimate = estimate or (c_max is None and form == "box")
+    stop = FOSCBelow(Linear(start=C_MAX if c_max is None else c_max, end=0.0, until=until), form, fosc_origin)
     solver = PGD(steps, step_size * threat.eps, uniform, stop=stop)
+    solver = EstimatedThreshold(solver) if estimate else solver
     return Method(threat, solver, weighting=OwnLoss() if loss_reweight else equal)
 
 

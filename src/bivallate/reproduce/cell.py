@@ -14,7 +14,7 @@ from bivallate.run.recipes import recipe_for
 
 __all__ = ["Cell", "Measure", "What", "configure"]
 
-What = Literal["clean", "robust", "tail", "gap", "fosc", "seconds"]
+What = Literal["clean", "robust", "tail", "gap", "fosc", "fosc-ball", "seconds"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Measure:
 
     Attributes:
         column: its heading. what: "clean", "robust" or "tail" accuracy (30 % of the classes), their "gap"
-            (clean - robust), mean "fosc", or "seconds" of training an epoch.
+            (clean - robust), mean "fosc" in the box form or "fosc-ball" in that of eq. 4 of Dynamic AT, or
+            "seconds" of training an epoch.
         attack: by name. eps: radius, or None for the cell's own. n: points drawn at random; None takes all.
         source: name of another network, on which the adversarial examples are made (transfer).
         weights: "best" or "last", or "" for the cell's own.
@@ -44,7 +45,8 @@ class Measure:
         size = f"-n{self.n}" if self.n else ""
         origin = f"-from-{slug(self.source)}" if self.source else ""
         of = f"-of-{self.weights}" if self.weights else ""
-        return f"{'fosc-' if self.what == 'fosc' else ''}{self.attack}{where}{size}{origin}{of}"
+        kind = f"{self.what}-" if self.what.startswith("fosc") else ""
+        return f"{kind}{self.attack}{where}{size}{origin}{of}"
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def _compare(pairs: Sequence[tuple[Record, Record]], column: str, sign: float) -
     each = sign * np.stack([a.value.astype(float) - b.value for a, b in paired])
     point = each.mean(0)
     mean, n = float(point.mean()), len(point)
-    if what == "fosc":
+    if what.startswith("fosc"):
         half = Z95 * float(point.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
         return mean, (mean - half, mean + half), None, f"paired interval on {n} points"
     p = sign_flip(np.rint(each.sum(0)).astype(int))

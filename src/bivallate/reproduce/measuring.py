@@ -30,6 +30,7 @@ from bivallate.lower.objective import cross_entropy
 from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import Forward, LowerProblem
 from bivallate.lower.square import Square
+from bivallate.lower.stop import fosc
 from bivallate.lower.threat import ThreatModel, threat
 from bivallate.models import Classifier
 from bivallate.noise import Noise
@@ -86,8 +87,8 @@ def _evaluation(
     sources: dict[str, Classifier],
 ) -> dict[str, Any]:
     radius = threat(cell.norm, measure.eps or cell.eps)
-    if measure.what == "fosc":
-        return fosc(model, radius, dataset, measure)
+    if measure.what.startswith("fosc"):
+        return stationarity(model, radius, dataset, measure)
     if measure.source is not None:
         return _slim(transferred(sources[measure.source], model, radius, dataset, measure))
     chosen = read_attack(measure.attack)
@@ -118,11 +119,14 @@ def transferred(
     return evaluate(model, (crafted, y.to(device)), radius, "clean")
 
 
-def fosc(model: Classifier, radius: ThreatModel, dataset: Dataset, measure: Measure) -> dict[str, Any]:
-    """First-order stationarity of PGD-10's last points (step eps/4), box-aware, one value a test point.
+def stationarity(
+    model: Classifier, radius: ThreatModel, dataset: Dataset, measure: Measure
+) -> dict[str, Any]:
+    """FOSC of PGD-10's last points (step eps/4), in the measure's form, one value a test point.
 
-    Reference: Dynamic AT, eq. 8. Lower means that the inner maximisation has converged better.
+    Reference: Dynamic AT, eq. 4. Lower means that the inner maximisation has converged better.
     """
+    form = "ball" if measure.what == "fosc-ball" else "box"
     source = points(dataset.test)
     index = select(len(source), _at_most(measure.n, len(source)), None, 0)
     forward, device, values = Forward(model), next(model.parameters()).device, []
@@ -135,10 +139,11 @@ def fosc(model: Classifier, radius: ThreatModel, dataset: Dataset, measure: Meas
             problem = LowerProblem(forward, batch, cross_entropy, radius, Clock(), noise)  # pyright: ignore
             delta = solver.solve(problem).delta
             _, grad = problem.ascent(delta)
-            values.append(radius.support(grad, x, delta).detach().cpu())
+            values.append(fosc(form, radius, grad, x, delta).detach().cpu())
     value = torch.cat(values)
     return {
         "fosc": float(value.mean()),
+        "form": form,
         "n": len(value),
         "data_fingerprint": data_fingerprint(source, index),
         "points": {"fosc": pack(value.float()), "index": pack(index.int())},
@@ -170,7 +175,7 @@ def _column(measure: Measure, score: dict[str, Any], history: list[dict[str, Any
             "what": "seconds",
         }
     entry: dict[str, Any] = {"what": measure.what, "score": measure.key, "unit": "fraction"}
-    if measure.what == "fosc":
+    if measure.what.startswith("fosc"):
         return {**entry, "value": score["fosc"], "interval_95": None, "unit": "nats"}
     if measure.what == "gap":
         value = score["clean_accuracy"] - score["robust_accuracy"]

@@ -123,7 +123,7 @@ class Record:
             return None
         kept = score["points"]
         index = unpack(kept["index"]).numpy()
-        if entry["what"] == "fosc":
+        if entry["what"].startswith("fosc"):
             return Points(unpack(kept["fosc"]).numpy(), np.zeros(0), index, score["data_fingerprint"])
         stage, y = unpack(kept["stage"]).numpy(), unpack(kept["y"]).numpy()
         robust, clean = stage == -1, stage != 0

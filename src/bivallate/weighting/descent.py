@@ -35,7 +35,7 @@ class Descent:
         weight_decay: 0 in the paper.
     """
 
-    lr: float = 100.0
+    lr: float = 1.0
     weight_decay: float = 0.0
     moments: ClassVar[tuple[str, ...]] = ()
 

@@ -12,6 +12,8 @@ from torch import nn
 
 from bivallate.lower.objective import cross_entropy
 from bivallate.lower.start import uniform
+from bivallate.lower.stop import Form
+from bivallate.lower.stop import fosc as condition
 from bivallate.lower.threat import ThreatModel
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.sample import looked_at, problem_of, sample
@@ -20,22 +22,30 @@ from bivallate.reports.style import COLOURS, colour, figure
 GROUPS = 20
 
 
+def named(form: Form) -> str:
+    """FOSC as axes name it, with its form."""
+    return f"FOSC, {'ball' if form == 'ball' else 'ball within [0, 1]'} (nats)"
+
+
 @dataclass(frozen=True, eq=False)
 class FOSC(Drawn):
-    """c = max over d in C(x) of <grad, d - delta> after several numbers of steps; 0 at a stationary point.
+    """First-order stationarity after several numbers of steps; 0 at a stationary point.
 
     Attributes:
         steps: numbers of PGD steps. fosc, loss: (len(steps), n) in nats. correct: the same, bool.
+        form: of FOSC, see `bivallate.lower.stop.fosc`.
     """
 
     steps: tuple[int, ...]
     fosc: np.ndarray
     loss: np.ndarray
     correct: np.ndarray
+    form: Form = "ball"
 
     def data(self) -> dict[str, Any]:
-        """The arrays."""
-        return {"steps": list(self.steps), "fosc": self.fosc, "loss": self.loss, "correct": self.correct}
+        """The arrays, and the form."""
+        arrays = {"fosc": self.fosc, "loss": self.loss, "correct": self.correct}
+        return {"steps": list(self.steps), "form": self.form, **arrays}
 
     def groups(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(FOSC, accuracy, loss): means of groups of equal size, by the FOSC of all steps together."""
@@ -58,14 +68,14 @@ class FOSC(Drawn):
                 shown, bins, weights=share, histtype="step", lw=1.3, color=colour(k), label=f"PGD-{steps}"
             )
         left.set_xscale("log")
-        left.set_xlabel("FOSC (nats)")
+        left.set_xlabel(named(self.form))
         left.set_ylabel("test points (%)")
         left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
         at, accuracy, loss = self.groups()
         one = right.plot(at.clip(floor), 100 * accuracy, "o-", color=COLOURS[0], label="accuracy")
         right.set_xscale("log")
         right.set_ylim(-2, 102)
-        right.set_xlabel(f"FOSC (nats), mean of each of {len(at)} groups")
+        right.set_xlabel(f"{named(self.form)}, mean of each of {len(at)} groups")
         right.set_ylabel("accuracy (%)")
         other = right.twinx()
         two = other.plot(at.clip(floor), loss, "s--", color=COLOURS[1], label="loss")
@@ -82,25 +92,26 @@ class FOSCTraces(Drawn):
     """FOSC and loss of single points from step to step of one PGD.
 
     Attributes:
-        fosc, loss: (steps + 1, n) in nats.
+        fosc, loss: (steps + 1, n) in nats. form: of FOSC.
     """
 
     fosc: np.ndarray
     loss: np.ndarray
+    form: Form = "ball"
 
     def data(self) -> dict[str, Any]:
-        """The arrays."""
-        return {"fosc": self.fosc, "loss": self.loss}
+        """The arrays, and the form."""
+        return {"form": self.form, "fosc": self.fosc, "loss": self.loss}
 
     def draw(self) -> Figure:
         """A line for each point."""
         fig, axes = figure(2, width=2, height=2.1)
         for k, (ax, values, name) in enumerate(
-            zip(axes, (self.fosc, self.loss), ("FOSC", "loss"), strict=True)
+            zip(axes, (self.fosc, self.loss), (named(self.form), "loss (nats)"), strict=True)
         ):
             ax.plot(range(len(values)), values, color=COLOURS[k], lw=0.8, alpha=0.6)
             ax.set_xlabel("steps of PGD")
-            ax.set_ylabel(f"{name} (nats)")
+            ax.set_ylabel(name)
             ax.set_ylim(bottom=0)
             ax.xaxis.get_major_locator().set_params(integer=True)
         return fig
@@ -115,6 +126,7 @@ def fosc_traces(
     step_size: float = 0.25,
     n: int = 20,
     seed: int = 0,
+    form: Form = "ball",
 ) -> FOSCTraces:
     """FOSC and loss of a few points along one PGD from a uniform start; step_size in units of eps.
 
@@ -122,8 +134,9 @@ def fosc_traces(
 
     Reference: Wang et al. (Dynamic AT), ICML 2019, Fig. 1b.
     """
-    found = fosc(model, data, threat, steps=tuple(range(steps + 1)), step_size=step_size, n=n, seed=seed)
-    return FOSCTraces(found.fosc, found.loss)
+    every = tuple(range(steps + 1))
+    found = fosc(model, data, threat, steps=every, step_size=step_size, n=n, seed=seed, form=form)
+    return FOSCTraces(found.fosc, found.loss, form)
 
 
 def fosc(
@@ -135,12 +148,13 @@ def fosc(
     step_size: float = 0.25,
     n: int | None = None,
     seed: int = 0,
+    form: Form = "ball",
 ) -> FOSC:
     """FOSC, loss and correctness along one PGD from a uniform start; step_size in units of eps.
 
     Cost: max(steps) + 1 forwards and backwards a point.
 
-    Reference: Wang et al. (Dynamic AT), ICML 2019, eq. 8, Fig. 1-2.
+    Reference: Wang et al. (Dynamic AT), ICML 2019, eq. 4, Fig. 1-2.
     """
     columns: dict[int, list[torch.Tensor]] = {k: [] for k in steps}
     with looked_at(model) as device:
@@ -151,10 +165,10 @@ def fosc(
                 logits, grad = problem.ascent(delta)
                 if k in columns:
                     loss = cross_entropy(problem, logits)
-                    gap = threat.support(grad, batch.x, delta)
+                    gap = condition(form, threat, grad, batch.x, delta)
                     right = (logits.argmax(1) == batch.y).to(gap.dtype)
                     columns[k].append(torch.stack([gap, loss, right]).cpu())
                 delta = problem.project(delta + step_size * threat.eps * threat.steepest(grad))
     rows = [torch.cat(columns[k], 1).numpy() for k in steps]
     gap, loss, right = (np.stack([row[j] for row in rows]) for j in range(3))
-    return FOSC(steps, gap, loss, right > 0)
+    return FOSC(steps, gap, loss, right > 0, form)

@@ -14,8 +14,10 @@ from torch import nn
 
 from bivallate.errors import UserError
 from bivallate.lower.problem import Forward, LowerProblem
+from bivallate.lower.stop import Form, fosc
 from bivallate.method import BoundMethod
 from bivallate.reports.diagnostics.drawn import Drawn
+from bivallate.reports.diagnostics.fosc import named
 from bivallate.reports.diagnostics.sample import looked_at, sample
 from bivallate.reports.diagnostics.weighing import SIZE, attacker
 from bivallate.reports.style import colour, figure
@@ -30,14 +32,16 @@ class FOSCOverEpochs(Drawn):
     """FOSC of the adversarial points that a method makes of its training data, by label and epoch.
 
     Attributes:
-        fosc: label -> epoch, from 1 -> (n,) in nats.
+        fosc: label -> epoch, from 1 -> (n,) in nats. form: of FOSC.
     """
 
     fosc: dict[str, dict[int, np.ndarray]]
+    form: Form = "ball"
 
     def data(self) -> dict[str, Any]:
-        """The values by label and epoch."""
-        return {f"{label} {epoch}": v for label, by in self.fosc.items() for epoch, v in by.items()}
+        """The values by label and epoch, and the form."""
+        values = {f"{label} {epoch}": v for label, by in self.fosc.items() for epoch, v in by.items()}
+        return {"form": self.form, **values}
 
     def draw(self) -> Figure:
         """A panel for each run: Gaussian kernel densities of the logarithm; the legend says the medians."""
@@ -60,20 +64,27 @@ class FOSCOverEpochs(Drawn):
             ax.set_ylim(bottom=0)
             ax.legend(title=label, title_fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 0.98))
         axes.flat[0].set_ylabel("density (per decade)")
-        fig.supxlabel("FOSC (nats) of training images under the method's attack", fontsize=8)
+        fig.supxlabel(f"{named(self.form)} of training images under the method's attack", fontsize=8)
         return fig
 
 
-def fosc_over_epochs(values: Mapping[str, Mapping[int, np.ndarray]]) -> FOSCOverEpochs:
-    """From what `stationarity` gave for each run and epoch.
+def fosc_over_epochs(values: Mapping[str, Mapping[int, np.ndarray]], form: Form = "ball") -> FOSCOverEpochs:
+    """From what `stationarity` gave for each run and epoch, in the form that it was asked for.
 
     Reference: Wang et al. (Dynamic AT), ICML 2019, Fig. 3, 5.
     """
-    return FOSCOverEpochs({label: dict(sorted(by.items())) for label, by in values.items()})
+    return FOSCOverEpochs({label: dict(sorted(by.items())) for label, by in values.items()}, form)
 
 
 def stationarity(
-    model: nn.Module, method: BoundMethod, data: Any, clock: Clock, *, n: int | None = None, seed: int = 0
+    model: nn.Module,
+    method: BoundMethod,
+    data: Any,
+    clock: Clock,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    form: Form = "ball",
 ) -> np.ndarray:
     """FOSC of some points, attacked as the method does at that time: (n,) in nats, lower is better converged.
 
@@ -94,5 +105,5 @@ def stationarity(
             if bool((method.threat.size(delta) > (1 + 1e-4) * method.threat.eps).any()):
                 raise UserError("FOSC is of the ball of radius eps, which this method's attack leaves")
             _, grad = problem.ascent(delta)
-            found.append(method.threat.support(grad, batch.x, delta).detach().cpu())
+            found.append(fosc(form, method.threat, grad, batch.x, delta).detach().cpu())
     return torch.cat(found).float().numpy()

@@ -14,6 +14,7 @@ from bivallate.data import Dataset, Split
 from bivallate.errors import UserError, unknown
 from bivallate.evaluate import Score, evaluate
 from bivallate.lower.remembering import Remembering
+from bivallate.lower.stop import Form
 from bivallate.lower.threat import Linf
 from bivallate.models import Classifier
 from bivallate.reports.collect import RunRecord, collect
@@ -49,7 +50,7 @@ class Subject:
     Attributes:
         runs: as read. weights: best, last, ema or epoch-N. n: points at most. seed: of the points and of the
             attacks.
-        attack: for accuracies by class and confusions. data_dir: where the named
+        attack: for accuracies by class and confusions. form: of FOSC. data_dir: where the named
         set is looked for. model: `package.module:factory` of the runs whose network is the user's own.
         device: to compute on. given: the data that all runs were trained on, where it is not what their
             configurations name.
@@ -60,6 +61,7 @@ class Subject:
     n: int = 500
     seed: int = 0
     attack: str = "pgd-20"
+    form: Form = "ball"
     data_dir: str | None = None
     model: str | None = None
     device: torch.device | str = "cpu"
@@ -151,8 +153,9 @@ class Subject:
             name = f"epoch-{epoch}" if epoch in kept else "last"
             model = load_run(run.path, name, self.model).to(session.device)
             clock = Clock(epoch - 1, run.config.epochs, seed=self.seed)
-            points = self.data.train
-            found[epoch] = stationarity(model, session.method, points, clock, n=self.n, seed=self.seed)
+            found[epoch] = stationarity(
+                model, session.method, self.data.train, clock, n=self.n, seed=self.seed, form=self.form
+            )
         return found
 
 
@@ -209,7 +212,7 @@ def _fosc_over_epochs(s: Subject) -> Drawn:
             values[_attacked(run)] = s.stationarity(run)
         except UserError as error:
             raise UserError(f"{run.label}: {error}") from error
-    return fosc_over_epochs(values)
+    return fosc_over_epochs(values, s.form)
 
 
 def _attacked(run: RunRecord) -> str:
@@ -241,8 +244,10 @@ DIAGNOSES: dict[str, Diagnosis] = {
     "curves": lambda s: learning_curves({run.label: run.history for run in s.runs}),
     "alignment": lambda s: gradient_alignment(dict(s.models), s.data.test, s.threat, n=s.n, seed=s.seed),
     "alignment-over-epochs": _alignment_over_epochs,
-    "fosc": lambda s: fosc(s.first, s.data.test, s.threat, n=s.n, seed=s.seed),
-    "fosc-traces": lambda s: fosc_traces(s.first, s.data.test, s.threat, n=min(20, s.n), seed=s.seed),
+    "fosc": lambda s: fosc(s.first, s.data.test, s.threat, n=s.n, seed=s.seed, form=s.form),
+    "fosc-traces": lambda s: fosc_traces(
+        s.first, s.data.test, s.threat, n=min(20, s.n), seed=s.seed, form=s.form
+    ),
     "fosc-over-epochs": _fosc_over_epochs,
     "landscape": _landscape,
     "classes": lambda s: per_class(s.scores, s.runs[0].classes),

@@ -1,0 +1,90 @@
+"""Dynamic AT whose first threshold is measured in the run itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bivallate import collective
+from bivallate.errors import UserError
+from bivallate.lower.pgd import PGD
+from bivallate.lower.problem import LowerProblem
+from bivallate.lower.remembering import Remembering, refuse_lookahead
+from bivallate.lower.stop import Form, FOSCBelow, fosc
+from bivallate.parts import part
+from bivallate.schedule import Linear
+from bivallate.types import Facts, Solution
+
+__all__ = ["EstimatedThreshold", "fgsm_fosc"]
+
+
+def fgsm_fosc(problem: LowerProblem, form: Form) -> Tensor:
+    """(B,) FOSC of the FGSM points: what weak attacks leave, and so a measure for the first threshold.
+
+    Cost: two forwards and backwards.
+
+    Reference: Wang et al., Dynamic AT, ICML 2019, section 4, the footnote on c_max.
+    """
+    threat, origin = problem.threat, torch.zeros_like(problem.x)
+    delta = problem.project(threat.eps * threat.steepest(problem.ascent(origin)[1]))
+    return fosc(form, threat, problem.ascent(delta)[1], problem.x, delta)
+
+
+@part
+class EstimatedThreshold(Remembering):
+    """PGD with `FOSCBelow`, whose threshold begins at the mean FOSC of the first minibatch's FGSM points.
+
+    Attributes:
+        inner: its stop's form is that of the estimate; the threshold of that stop falls linearly, from a
+            value that is not used.
+
+    Cost: the inner solver's, and two forwards and backwards an example of the run's first minibatch.
+    """
+
+    inner: PGD
+
+    def __post_init__(self) -> None:
+        stop = self.inner.stop
+        if not (isinstance(stop, FOSCBelow) and isinstance(stop.threshold, Linear)):
+            raise UserError("EstimatedThreshold needs a PGD with stop=FOSCBelow(Linear(...))")
+        if stop.origin != "clean":
+            raise UserError('the threshold is estimated from the clean image: fosc_origin="clean"')
+
+    def check(self, method: Any) -> None:
+        """The estimate is the training rows'."""
+        refuse_lookahead(method, "EstimatedThreshold")
+
+    def bind(self, facts: Facts) -> RunningThreshold:
+        """The estimate of one run."""
+        return RunningThreshold(self, facts.device)
+
+
+class RunningThreshold(nn.Module):
+    """The solver with the threshold that it has found; 0-d, not a number before."""
+
+    c_max: Tensor
+
+    def __init__(self, rule: EstimatedThreshold, device: torch.device) -> None:
+        super().__init__()
+        self.rule = rule
+        self.register_buffer("c_max", torch.full((), torch.nan, device=device))
+
+    def bind(self, facts: Facts) -> RunningThreshold:
+        """The running part of another run."""
+        return self.rule.bind(facts)
+
+    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
+        """Nothing to learn from the outer backward pass."""
+
+    def solve(self, problem: LowerProblem) -> Solution:
+        """Solution of the inner solver."""
+        inner = self.rule.inner
+        stop: Any = inner.stop
+        if bool(self.c_max.isnan()):
+            self.c_max.copy_(collective.mean(fgsm_fosc(problem, stop.form)))
+        problem.log["c_max"] = float(self.c_max)
+        threshold = replace(stop.threshold, start=float(self.c_max))
+        return replace(inner, stop=replace(stop, threshold=threshold)).solve(problem)
