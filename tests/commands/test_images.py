@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,20 @@ def test_predict_reads_files_and_folders(trained, tmp_path, capsys):
     assert all(isinstance(said[f"{k}.png"]["survives"], bool) for k in range(3))
     assert run(["predict", str(trained), *names, "--attack", "clean"]) == 0
     assert "not attacked" in " ".join(capsys.readouterr().out.split())
+
+
+def test_predict_refuses_what_would_be_black(trained, tmp_path, capsys):
+    """One image says less than a set: a byte in 16 bits is no dark photograph, and a pipe would never end."""
+    values = (np.arange(64).reshape(8, 8) * 4).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "byte.png")
+    Image.fromarray(values * 257).save(tmp_path / "whole.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    names = [str(tmp_path / f"{name}.png") for name in ("byte", "whole", "pipe")]
+    assert run(["predict", str(trained), *names[:2], "--json"]) == 0
+    byte, whole = json.loads(capsys.readouterr().out)
+    assert "reaches 0.38% of white" in byte["error"]
+    assert "class" in whole
+    assert run(["predict", str(trained), names[2]]) == 2
 
 
 @pytest.mark.parametrize(

@@ -118,13 +118,17 @@ def read(images: tuple[Path, ...], shape: tuple[int, int, int]) -> list[Picture]
 def _picture(name: str, path: Path, canvas: Any, reading: Any) -> Picture:
     import torch
 
-    from bivallate.data.image import BadImage, pixels
+    from bivallate.data.image import BadImage, pixels, quiet
+    from bivallate.data.levels import DARK
 
     try:
-        found = pixels(path, canvas, reading).array
-    except BadImage as error:
+        with quiet():
+            found = pixels(path, canvas, reading)
+    except (BadImage, UserError) as error:
         return Picture(name, None, str(error))
-    return Picture(name, torch.from_numpy(found.copy()).float() / 255)
+    if found.highest is not None and found.highest <= DARK:
+        return Picture(name, None, f"reaches {found.highest:.2%} of white: save it with 8 bits a channel")
+    return Picture(name, torch.from_numpy(found.array.copy()).float() / 255)
 
 
 def _plain(pictures: list[Picture], found: list[Any], names: list[str]) -> list[dict[str, Any]]:
