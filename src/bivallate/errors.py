@@ -50,6 +50,13 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
         unknown method 'fast-bta': did you mean 'fast-bat'? Known: fast-at, fast-bat
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    close = nearest(name, names)
+    hint = f"did you mean {close!r}? " if close else ""
     return UserError(f"unknown {kind} {name!r}: {hint}Known: {', '.join(names)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The name that was probably meant, whatever its case; None if none is alike."""
+    plain = {other.lower(): other for other in known}
+    close = difflib.get_close_matches(name.lower(), plain, n=1, cutoff=0.5)
+    return plain[close[0]] if close else None

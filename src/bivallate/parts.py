@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import types
 import typing
 from typing import Any, dataclass_transform
@@ -149,12 +150,15 @@ def portable(config: dict[str, Any]) -> dict[str, Any]:
     and without the place of the data, which is the machine's own matter.
 
     Example:
-        >>> portable({"data": {"name": "digits", "data_dir": "/home/me"}, "clip": float("inf")})
-        {'data': {'name': 'digits', 'data_dir': ''}, 'clip': 'inf'}
+        >>> portable({"data": {"name": "/home/me/cats", "data_dir": "/home/me"}, "clip": float("inf")})
+        {'data': {'name': 'cats', 'data_dir': ''}, 'clip': 'inf'}
     """
     copy = _finite(config)
-    if isinstance(copy.get("data"), dict) and "data_dir" in copy["data"]:
-        copy["data"]["data_dir"] = ""
+    if isinstance(data := copy.get("data"), dict):
+        for key in {"name", "extra"} & set(data):
+            data[key] = os.path.basename(data[key]) if os.path.isabs(str(data[key])) else data[key]
+        if "data_dir" in data:
+            data["data_dir"] = ""
     return copy
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -45,3 +46,26 @@ def write_parquet(
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     pq.write_table(table, path, row_group_size=rows)
     return path
+
+
+def picture(name: str) -> bytes:
+    """A PNG that no other name gives."""
+    seed = zlib.crc32(name.encode("utf-8", "surrogateescape"))
+    return png(np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8))
+
+
+def grow(root: Path, names: list[str]) -> Path:
+    """Files of these names, each image another one."""
+    for name in names:
+        path = root / name
+        if name.endswith("/"):
+            path.mkdir(parents=True, exist_ok=True)
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(name) if path.suffix.lower() in (".png", ".jpg", ".jpeg") else b"text")
+    return root
+
+
+def pixels_of(encoded: bytes) -> bytes:
+    """(H, W, 3) of an encoded image."""
+    return np.asarray(Image.open(io.BytesIO(encoded))).tobytes()

@@ -39,8 +39,12 @@ def having(row: int, image: bytes | None) -> list[bytes | None]:
             r"row 5 of train.parquet cannot be decoded \(not in a known",
         ),
         (having(4, None), LABELS, {}, "row 4 of train.parquet has no image"),
-        (having(2, GREY), LABELS, {}, "row 2 of train.parquet is grey among colour images"),
-        (having(2, LARGE), LABELS, {}, "row 2 of train.parquet is 12x8 where the others are 8x8"),
+        (
+            having(2, LARGE),
+            LABELS,
+            {},
+            "row 2 of train.parquet is 12x8 where the others are 8x8.*data.size=8",
+        ),
         (GOOD, [0, 1, None, 0, 1, 2], {}, "row 2 of train.parquet has no label"),
         (
             GOOD,
@@ -73,7 +77,7 @@ def test_rows_are_named(
         data.load(folder, **NO_TEST)
 
 
-@pytest.mark.parametrize("image", [TORN, None, GREY, LARGE])
+@pytest.mark.parametrize("image", [TORN, None, LARGE])
 def test_bad_rows_can_be_skipped(make_parquet: Callable[..., Path], image: bytes | None) -> None:
     folder = make_parquet([*GOOD, *GOOD[:2], image], [*LABELS, 0, 1, 2])
     loaded = data.load(folder, on_bad="skip", **NO_TEST)
@@ -107,19 +111,55 @@ def test_channels_and_size_as_the_user_says(make_parquet: Callable[..., Path]) -
     assert loaded.shape == (1, 6, 6)
 
 
-def photographs(folder: Path) -> Path:
+@pytest.mark.parametrize("on_bad", ["refuse", "skip"])
+def test_grey_among_colour_is_read_as_colour_and_counted(
+    make_parquet: Callable[..., Path], on_bad: str
+) -> None:
+    folder = make_parquet([*GOOD, GREY], [*LABELS, 0])
+    loaded = data.load(folder, validation=0, test_fraction=0.5, on_bad=on_bad)
+    everything = np.concatenate([loaded.train.images, loaded.test.images])
+    row = torch.cat([loaded.train.index, loaded.test.index]).tolist().index(6)
+    assert len(everything) == 7
+    assert np.array_equal(everything[row], np.repeat(pictures(1, (8, 8)), 3, 0))
+    assert "train.parquet: 1 of 7 images are grey among colour images: read as colour" in loaded.notes
+    asked = data.load(folder, validation=0, test_fraction=0.5, channels=3)
+    assert asked.notes == ()
+
+
+def test_colour_among_grey_is_refused(make_parquet: Callable[..., Path]) -> None:
+    folder = make_parquet([GREY, GREY, GREY, GOOD[0]], [0, 1, 2, 0])
+    with pytest.raises(UserError, match=r"row 3 of train.parquet has colour among grey images"):
+        data.load(folder, **NO_TEST)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "wanted"),
+    [
+        ([(8, 9), (9, 10), (10, 11), (11, 12)], 8),
+        ([(15, 20), (40, 50), (60, 61), (250, 200)], 32),
+        ([(28, 28), (30, 29), (31, 40)], 28),
+        ([(3000, 4000), (2000, 1500), (600, 800)], 224),
+        ([(64, 70), (66, 64), (90, 100)], 64),
+    ],
+)
+def test_photographs_of_many_sizes_need_one(tmp_path: Path, sizes: list, wanted: int) -> None:
     for name in ("a", "b"):
-        (folder / name).mkdir(parents=True)
-        for k in range(4):
-            (folder / name / f"{k}.png").write_bytes(png(pictures(1, (8 + k, 9 + k, 3))[0]))
-    return folder
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for k, (h, w) in enumerate(sizes):
+            Image.new("RGB", (w, h), (k, 99, 0)).save(tmp_path / "photos" / name / f"{k}.png")
+    with pytest.raises(UserError, match=rf"different sizes .*size={wanted} \(--set data.size={wanted}\)"):
+        data.load(tmp_path / "photos")
+    if wanted < 64:
+        assert data.load(tmp_path / "photos", size=wanted, **NO_TEST).shape == (3, wanted, wanted)
 
 
-def test_photographs_of_many_sizes_need_one(tmp_path: Path) -> None:
-    folder = photographs(tmp_path / "photos")
-    with pytest.raises(UserError, match=r"different sizes \(9x8, 10x9.*size=64"):
-        data.load(folder)
-    assert data.load(folder, size=8, **NO_TEST).shape == (3, 8, 8)
+def test_sizes_are_looked_at_in_all_classes(tmp_path: Path) -> None:
+    for name, size in (("a", 8), ("b", 9), ("c", 10)):
+        (tmp_path / name).mkdir()
+        for k in range(100):
+            (tmp_path / name / f"{k}.png").write_bytes(png(pictures(1, (size, size, 3), k)[0]))
+    with pytest.raises(UserError, match=r"different sizes .8x8, 9x9, 10x10, .*size=8 "):
+        data.load(tmp_path)
 
 
 def truncate(folder: Path) -> None:

@@ -2,6 +2,9 @@
 
 import hashlib
 import shutil
+import socket
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,7 +53,39 @@ def hub(parquet_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> H
     fake = Hub(parquet_set, tmp_path / "snapshot")
     monkeypatch.setattr(hf.HfApi, "list_repo_tree", fake.tree)
     monkeypatch.setattr(hf, "snapshot_download", fake.snapshot)
+    monkeypatch.setattr("bivallate.data.hub._check_reachable", lambda repo: None)
     return fake
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxy, and the hub's client must not be asked."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hf.HfApi, "list_repo_tree", lambda *_, **__: pytest.fail("asked"))
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("name", ["hub:me/animals", "cifar100"])
+@pytest.mark.parametrize("fault", ["silence", "no such name", "told to be offline"])
+def test_offline_is_said_within_three_seconds(monkeypatch: pytest.MonkeyPatch, name: str, fault: str) -> None:
+    over = threading.Event()
+
+    def connect(place: tuple[str, int], timeout: float) -> None:
+        if fault == "silence":  # a name server that never answers knows no timeout
+            over.wait(30)
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    monkeypatch.setattr("bivallate.data.hub.PATIENCE", 0.2)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", fault == "told to be offline")
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"cannot download hub:.*If this machine is offline"):
+        data.load(name)
+    over.set()
+    assert time.monotonic() - began < 3
 
 
 def test_downloaded_once(hub: Hub, parquet_set: Path) -> None:

@@ -1,14 +1,12 @@
 """Layouts that people have: which file is in which split under which class, and what is said or refused."""
 
-import io
 import os
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from tests.data.builders import png, write_parquet
+import torch
+from tests.data.builders import grow, picture, pixels_of, write_parquet
 
 from bivallate import data
 from bivallate.data.decode import Reading
@@ -21,28 +19,10 @@ JUNK = "left"
 VAL, TEST, TRAIN = "validation", "test", "train"
 
 
-def picture(name: str) -> bytes:
-    """A PNG that no other name gives."""
-    seed = zlib.crc32(name.encode("utf-8", "surrogateescape"))
-    return png(np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8))
-
-
-def grow(root: Path, names: list[str]) -> Path:
-    """Files of these names, each image another one."""
-    for name in names:
-        path = root / name
-        if name.endswith("/"):
-            path.mkdir(parents=True, exist_ok=True)
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture(name) if path.suffix.lower() in (".png", ".jpg", ".jpeg") else b"text")
-    return root
-
-
 def placed(root: Path, names: list[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """({file: "split class"} of the images that were read, the notes)."""
     source = find(root, None, Reading(), Streaming())
-    by_pixels = {_pixels(picture(name)): name for name in names}
+    by_pixels = {pixels_of(picture(name)): name for name in names}
     found: dict[str, str] = {}
     for split, rows in source.splits.items():
         for image, label in zip(rows.images, rows.labels.tolist(), strict=True):
@@ -50,10 +30,6 @@ def placed(root: Path, names: list[str]) -> tuple[dict[str, str], tuple[str, ...
             assert name not in found, "read twice"
             found[name] = f"{split} {source.classes[label]}"
     return found, source.notes
-
-
-def _pixels(encoded: bytes) -> bytes:
-    return np.asarray(Image.open(io.BytesIO(encoded))).tobytes()
 
 
 READ: dict[str, dict[str, str]] = {
@@ -201,6 +177,16 @@ READ: dict[str, dict[str, str]] = {
         "test/a/1.png": "test a",
         "test/x/": JUNK,
     },
+    "a wrapper beside annotations": {
+        "101_ObjectCategories/a/1.png": "train a",
+        "101_ObjectCategories/b/1.png": "train b",
+        "Annotations/a.mat": JUNK,
+    },
+    "labels beside the splits": {
+        "train/a/1.png": "train a",
+        "train/b/1.png": "train b",
+        "labels/a.txt": JUNK,
+    },
     "pascal's trainval": {
         "trainval/a/1.png": "train a",
         "trainval/b/1.png": "train b",
@@ -254,8 +240,13 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         "class 'dgo', which the training data has not .did you mean 'dog'",
     ),
     "two splits in one name": (["train_test/a/1.png", "b/1.png"], "names two splits, test and train"),
+    "folds": (["fold1/a/1.png", "fold2/a/2.png"], "fold1/, fold2/ classes or parts of one set"),
+    "parts": (["HAM_images_part_1/1.png", "HAM_images_part_2/2.png"], "classes or parts of one set"),
     "an archive": (["train.zip"], "holds no data.*1 .zip; unpack the archive"),
-    "arrow": (["train/data-00000-of-00001.arrow", "dataset_dict.json"], "it holds 1 .arrow, 1 .json"),
+    "arrow": (
+        ["train/data-00000-of-00001.arrow", "dataset_dict.json"],
+        "it holds 1 .arrow, 1 .json; write it as Parquet",
+    ),
     "unreadable images alone": (["a/1.heic", "b/1.heic"], "2 .heic"),
 }
 
@@ -369,3 +360,59 @@ def test_a_file_and_its_copy(tmp_path: Path, copy: str) -> None:
     (tmp_path / f"{copy}.parquet").write_bytes(path.read_bytes())
     with pytest.raises(UserError, match="are copies: with both every image would be there twice"):
         data.load(tmp_path)
+
+
+def test_images_in_both_splits_are_said(tmp_path: Path) -> None:
+    root = grow(tmp_path, ["train/a/1.png", "train/b/2.png", "train/b/3.png", "test/b/4.png", "test/a/5.png"])
+    (root / "test" / "b" / "copy of 2.png").write_bytes(picture("train/b/2.png"))
+    [note] = data.load(root, validation=0).notes
+    assert note.startswith(
+        "1 of 3 test images are among the training images, pixel for pixel (the first is row 2)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "wanted"),
+    [
+        ((6, 32, 32, 3), (3, 32, 32)),
+        ((6, 28, 28, 1), (1, 28, 28)),
+        ((6, 9, 7, 4), (4, 9, 7)),
+        ((6, 3, 32, 32), (3, 32, 32)),
+        ((6, 1, 8, 8), (1, 8, 8)),
+        ((6, 3, 8, 3), (3, 8, 3)),
+        ((6, 16, 4, 4), (16, 4, 4)),
+    ],
+)
+@pytest.mark.parametrize("torch_too", [False, True])
+def test_arrays_with_channels_last(shape: tuple[int, ...], wanted: tuple[int, ...], torch_too: bool) -> None:
+    x = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    given = torch.from_numpy(x) if torch_too else x
+    loaded = data.load((given, np.arange(6) % 2), validation=0, test_fraction=0.5)
+    assert loaded.shape == wanted
+    stored = np.concatenate([loaded.train.images, loaded.test.images])
+    order = torch.cat([loaded.train.index, loaded.test.index])
+    moved = x.transpose(0, 3, 1, 2) if wanted != shape[1:] else x
+    assert np.array_equal(stored, moved[order])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Digit", "did you mean 'digits'"),
+        ("FASHON MNIST", "did you mean 'fashion-mnist'"),
+        ("{tmp}/Photos", "no file or folder .*: did you mean .*/photos"),
+        ("hub:a--b/c", "no name that the hub could have"),
+        ("hub:../x", "no name that the hub could have"),
+        ("hub:a/" + "b" * 99, "no name that the hub could have"),
+        ("{tmp}/photos.zip", "neither a folder nor .*: unpack it"),
+    ],
+)
+def test_names_that_are_nearly_right(tmp_path: Path, name: str, message: str) -> None:
+    grow(tmp_path, ["photos/a/1.png", "photos.zip"])
+    with pytest.raises(UserError, match=message):
+        data.load(name.format(tmp=tmp_path))
+
+
+@pytest.mark.parametrize("name", ["Digits", "DIGITS", "FashionMNIST", "CIFAR-10", "tiny_imagenet", "MNIST"])
+def test_published_sets_in_the_spellings_that_people_use(name: str) -> None:
+    assert data.registry.find(name).name in ("digits", "fashion-mnist", "cifar10", "tiny-imagenet", "mnist")

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bivallate.data import Split, from_tensors, holdout, imbalance, mix
+from bivallate.data.select import shared
 from bivallate.errors import UserError
 
 
@@ -85,3 +86,23 @@ def test_extra_data_at_a_ratio() -> None:
         mix(split, extra, 1.0, 0)
     with pytest.raises(UserError, match="must look like"):
         mix(split, from_tensors(torch.zeros(1, 1, 1, 1), [0]), 0.1, 0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 5), (1, 8, 8)])
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_shared_images_are_found_and_no_others(shape: tuple[int, ...], kind: type) -> None:
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 2, (40, *shape)).astype(kind)
+    other = generator.integers(0, 2, (40, *shape)).astype(kind)
+    other[7] = images[11]
+    split, rest = from_tensors(images, [0] * 40).subset(slice(5, 40)), from_tensors(other, [0] * 40)
+    wanted = [k for k in range(35) if any(np.array_equal(images[k + 5], x) for x in other)]
+    assert shared(split, rest).tolist() == wanted
+    assert 6 in wanted
+    assert shared(split, rest.subset(slice(0, 0))).tolist() == []
+
+
+def test_pixels_that_change_places_make_another_image() -> None:
+    images = np.zeros((2, 1, 4, 8), np.uint8)
+    images[0, 0, 0, 0] = images[1, 0, 1, 0] = 9
+    assert shared(from_tensors(images[:1], [0]), from_tensors(images[1:], [0])).tolist() == []

@@ -65,8 +65,8 @@ def audit(
     from bivallate.evaluate import evaluation_name
     from bivallate.run.api import load_run
     from bivallate.run.config import Config
+    from bivallate.run.evaluation_data import evaluation_data
     from bivallate.run.folder import RunFolder
-    from bivallate.run.session import load_data
 
     folder = RunFolder.open(run)
     if n < 1:
@@ -75,7 +75,7 @@ def audit(
     config = Config.read(folder.config)
     config = config.set("data.data_dir", source.data_dir) if source.data_dir is not None else config
     threat = threat_of(config.method.threat, norm, eps)
-    points = split_of(load_data(config.data, config.seed), split)
+    points = split_of(evaluation_data(run, config).data, split)
     others = [load_run(other, "last", source.model).to(device) for other in against]
     claim = "--claimed"
     if claimed is None and split == "test":

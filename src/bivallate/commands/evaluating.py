@@ -30,6 +30,7 @@ def evaluate(
     norm: str | None = None,
     split: str = "test",
     data: str | None = None,
+    by_position: Flag = False,
     subset: Subset = Subset(),  # noqa: B008  frozen
     source: Source = Source(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008
@@ -55,7 +56,9 @@ def evaluate(
     split
         test, validation or train.
     data
-        another data set than the run's.
+        another data set than the run's; without a test split all of it. Its classes are found by their names.
+    by_position
+        read the labels of that data set by their numbers, whatever its classes are called.
     batch_size
         points at once. [default: estimated from the free memory]
     preflight
@@ -63,32 +66,32 @@ def evaluate(
     json
         print the result as JSON instead of a table.
     """
-    from bivallate.data.sources import distinct_name
     from bivallate.evaluate import evaluate as score_of
     from bivallate.evaluate import evaluation_name, parse
     from bivallate.evaluate.preflight import preflight as look_over
     from bivallate.run.api import load_run
     from bivallate.run.config import Config
+    from bivallate.run.evaluation_data import evaluation_data
     from bivallate.run.folder import RunFolder
     from bivallate.run.interrupt import Interrupted
-    from bivallate.run.session import load_data
 
     folder = RunFolder.open(run)
     device = machine.prepare()
     config = Config.read(folder.config)
-    for key, value in (("data.name", data), ("data.data_dir", source.data_dir)):
-        config = config.set(key, value) if value is not None else config
+    config = config.set("data.data_dir", source.data_dir) if source.data_dir is not None else config
     threat = threat_of(config.method.threat, norm, eps)
-    dataset = load_data(config.data, config.seed)
+    parse(attack)  # a misspelt attack is said before anything else
+    evaluated = evaluation_data(run, config, data, by_position=by_position)
+    dataset = evaluated.data
+    for note in (*dataset.notes, *evaluated.warnings):
+        print(f"{dataset.name}: {note}", file=sys.stderr)
     points = split_of(dataset, split)
     network = load_run(run, source.weights, source.model).to(device)
-    parse(attack)  # a misspelt attack is said before anything else
-    looked = look_over(network, points, threat, own=data is None) if preflight else None
+    looked = look_over(network, points, threat, own=not evaluated.place) if preflight else None
     if looked is not None:
         print(looked, file=sys.stderr)
     label = source.weights if split == "test" else f"{source.weights}-{split}"
-    elsewhere = distinct_name(data, config.data.data_dir or None) if data is not None else ""
-    name = evaluation_name(label, threat, attack, source.seed, subset.name(), elsewhere)
+    name = evaluation_name(label, threat, attack, source.seed, subset.name(), evaluated.place)
     partial = folder.evaluation / f".{name}.partial"
     try:
         with shown(json) as progress:
@@ -106,9 +109,9 @@ def evaluate(
             )
     except KeyboardInterrupt:
         raise Interrupted(GO_ON) from None
-    if looked is not None:  # what would make the number mean nothing goes with it into every table
-        grave = tuple(str(f) for f in looked.findings if f.severity == "error")
-        score = replace(score, warnings=(*score.warnings, *grave))
+    # what would make the number mean nothing goes with it into every table
+    grave = tuple(str(f) for f in looked.findings if f.severity == "error") if looked is not None else ()
+    score = replace(score, warnings=(*score.warnings, *grave, *evaluated.warnings))
     score.save(folder.evaluation / name)
     partial.unlink(missing_ok=True)
     if json:

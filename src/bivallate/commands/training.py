@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from bivallate.cli import APP
+from bivallate.data import registry as data_sets
 from bivallate.errors import UserError
 from bivallate.method import create, registry
 from bivallate.parts import parse_number
@@ -86,7 +87,7 @@ def train(
     from bivallate.run.api import execute
     from bivallate.run.defaults import fitted
     from bivallate.run.progress import Spoken
-    from bivallate.run.session import create_model, load_data
+    from bivallate.run.session import create_model, load_data, settled
 
     plan = _plan(method, config, data, eps, norm, recipe, set_)
     if config is not None and model is None:
@@ -96,6 +97,7 @@ def train(
     plan = dataclasses.replace(plan, **{k: v for k, v in changes.items() if v is not None})
     for path, value in (("optimizer.lr", lr), ("data.data_dir", data_dir), ("model.name", model)):
         plan = plan.set(path, value) if value is not None else plan
+    plan = dataclasses.replace(plan, data=settled(plan.data))
     folder = out or Path("runs") / f"{plan.method.name}-{Path(plan.data.name).stem}-{plan.seed}"
     dataset = load_data(plan.data, plan.seed)
     chosen = batch_size is not None or any(_pair(item)[0] == "batch_size" for item in set_)
@@ -118,6 +120,7 @@ def resume(
     *,
     model: str | None = None,
     fall_back: Annotated[bool, Parameter(negative=())] = False,
+    data: str | None = None,
     data_dir: str | None = None,
     device: str | None = None,
     threads: int | None = None,
@@ -134,6 +137,8 @@ def resume(
         package.module:factory, if the run trained a network of your own.
     fall_back
         take the older checkpoint if the newest is damaged.
+    data
+        where the data lie now, if they were moved. [default: as before]
     data_dir
         where named sets are looked for. [default: as before]
     device
@@ -143,7 +148,7 @@ def resume(
     """
     from bivallate.run.api import resume as go_on
 
-    elsewhere = {"data_dir": data_dir, "device": device, "threads": threads}
+    elsewhere = {"data": data, "data_dir": data_dir, "device": device, "threads": threads}
     _finished(go_on(run, model=model, fall_back=fall_back, progress=True, **elsewhere), run)
 
 
@@ -202,6 +207,7 @@ def _plan(
             if path.removeprefix("method.") == "threat.eps":
                 raise UserError(f"--set threat.eps would leave the step sizes as they are; use --eps {text}")
         name = data or "digits"
+        name = known.name if (known := data_sets.get(name)) is not None else name
         radius = threat(norm, eps if eps is not None else usual(name).eps)
         parameters, pairs = _split(method, pairs)
         plan = recipe_for(recipe, create(method, radius, **parameters), name, fixed=parameters)

@@ -7,6 +7,7 @@ from bivallate.data.dataset import Dataset, Split
 from bivallate.data.loading import load
 from bivallate.data.select import holdout, imbalance, mix
 from bivallate.data.sheet import contact_sheet
+from bivallate.data.sources import lasting_name
 from bivallate.data.stream import Stream
 from bivallate.data.tensors import from_tensors
 
@@ -21,6 +22,7 @@ __all__ = [
     "from_tensors",
     "holdout",
     "imbalance",
+    "lasting_name",
     "load",
     "mix",
     "registry",

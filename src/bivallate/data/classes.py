@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import unicodedata
 from collections import Counter
@@ -10,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bivallate.errors import UserError
+from bivallate.errors import UserError, nearest
 
 __all__ = ["from_one", "numbered", "places", "unknown_class"]
 
@@ -63,7 +62,7 @@ def from_one(labels: np.ndarray, classes: int) -> str:
 
 def unknown_class(where: str, name: str, known: Sequence[str], whose: str) -> UserError:
     """The error for a class that the other side has not; it names the nearest one."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    close = nearest(name, known)
+    hint = f" (did you mean {close!r}?)" if close else ""
     some = ", ".join(map(repr, known[:10])) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
     return UserError(f"{where} has the class {name!r}, which {whose} not{hint}: {some}")

@@ -135,6 +135,7 @@ class Dataset:
         mean, std: per channel in pixel units, published ones for known sets, else of the training data.
         augment: what the papers do with this set.
         notes: what a user should know, such as a set that is not complete.
+        named: whether the data name their classes; else these are called by their numbers.
     """
 
     name: str
@@ -147,6 +148,7 @@ class Dataset:
     std: tuple[float, ...]
     augment: Augment = Augment()  # noqa: RUF009  (a frozen value)
     notes: tuple[str, ...] = ()
+    named: bool = True
 
     @cached_property
     def fingerprint(self) -> str:

@@ -25,6 +25,8 @@ from bivallate.errors import UserError
 __all__ = ["Blocks", "Encoded", "Item", "Reading", "decode", "probe"]
 
 PROBED = 64
+MOST_BLOCKS = 4  # that are read for it
+SIDES = (224, 160, 128, 96, 64, 48, 32, 28, 24, 16)  # as networks for images are built
 SHOWN = 5
 MOST_BAD = 1000  # a data set with more bad rows than this is not worth reading to its end
 
@@ -76,7 +78,7 @@ def decode(encoded: Encoded, folder: Path, reading: Reading) -> None:
         _read(encoded, images, canvas, reading, found)
     bad = found.bad
     if bad and reading.on_bad != "skip":
-        raise _refusal(encoded, bad, total) from bad[min(bad)]
+        raise _refusal(encoded, bad, total, min(canvas.shape[1:])) from bad[min(bad)]
     rows = np.setdiff1d(np.arange(total), np.fromiter(bad, np.int64, len(bad)))
     if not len(rows):
         raise UserError(f"{encoded.title}: no usable image; row 0 {bad[0]}")
@@ -89,12 +91,14 @@ class _Found:
     """What reading a set found.
 
     Attributes:
-        bad: by row. highest: largest value of 16 or 32 bits, as a share of white. transparent: such images.
+        bad: by row. highest: largest value of 16 or 32 bits, as a share of white. transparent, greyed: how
+            many such images.
     """
 
     bad: dict[int, BadImage]
     highest: float | None = None
     transparent: int = 0
+    greyed: int = 0
 
     def add(self, row: int, result: Pixels | BadImage) -> None:
         if isinstance(result, BadImage):
@@ -103,6 +107,7 @@ class _Found:
         if result.highest is not None:
             self.highest = max(self.highest or 0, result.highest)
         self.transparent += result.transparent
+        self.greyed += result.greyed
 
 
 def _read(encoded: Encoded, images: np.ndarray, canvas: Canvas, reading: Reading, found: _Found) -> None:
@@ -128,9 +133,12 @@ def _read(encoded: Encoded, images: np.ndarray, canvas: Canvas, reading: Reading
 def _finish(encoded: Encoded, folder: Path, images: np.ndarray, rows: np.ndarray, found: _Found) -> None:
     images.flush()  # pyright: ignore[reportAttributeAccessIssue]
     notes = check_levels(images, encoded.title, rows)
-    if found.transparent:
-        share = f"{found.transparent} of {len(rows)} images"
-        notes.append(f"{encoded.title}: {share} are transparent in part: laid on white")
+    for count, what in (
+        (found.transparent, "transparent in part: laid on white"),
+        (found.greyed, "grey among colour images: read as colour"),
+    ):
+        if count:
+            notes.append(f"{encoded.title}: {count} of {len(rows)} images are {what}")
     np.save(folder / "labels.npy", encoded.labels, allow_pickle=False)
     np.save(folder / "rows.npy", rows, allow_pickle=False)
     mean, std = moments(images, torch.from_numpy(rows))
@@ -148,18 +156,25 @@ def _check_deep(title: str, highest: float | None, canvas: Canvas) -> None:
         )
 
 
-def _refusal(encoded: Encoded, bad: dict[int, BadImage], total: int) -> UserError:
+def _refusal(encoded: Encoded, bad: dict[int, BadImage], total: int, side: int) -> UserError:
     shown = "; ".join(f"{encoded.blocks.where(row)} {bad[row]}" for row in sorted(bad)[:SHOWN])
     more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    size = (
+        f", or with one size for all (--set data.size={side})" if any(map(_other_size, bad.values())) else ""
+    )
     return UserError(
         f"{encoded.title}: {len(bad)} of {total} rows cannot be used as they are: {shown}{more}. Mend them, "
         "or load with on_bad='skip' to leave them out or on_bad='convert' to convert size and colour "
-        "(--set data.on_bad=skip)"
+        f"(--set data.on_bad=skip){size}"
     )
 
 
+def _other_size(error: BadImage) -> bool:
+    return "where the others are" in str(error)
+
+
 def probe(encoded: Encoded, reading: Reading, whole_set: bool = False) -> Canvas:
-    """What the images become, from the headers of the first ones.
+    """What the images become, from the headers of some.
 
     White of images of 16 or 32 bits is their type's largest value; with on_bad="convert" it is the smallest
     of 1, 255, 1023, ..., 65535 that none of the first images exceeds (none at all if `whole_set`).
@@ -167,7 +182,7 @@ def probe(encoded: Encoded, reading: Reading, whole_set: bool = False) -> Canvas
     Raises:
         UserError: if the sizes differ and no size was given.
     """
-    first = encoded.blocks.read(0)[:PROBED]
+    first = _sample(encoded.blocks)
     sizes: Counter[tuple[int, int]] = Counter()
     grey, deep = 0, False
     for item in first:
@@ -194,11 +209,27 @@ def _common(title: str, sizes: Counter[tuple[int, int]]) -> tuple[int, int]:
     size, most = sizes.most_common(1)[0]
     if most * 2 <= sizes.total() and len(sizes) > 1:
         listed = ", ".join(f"{b}x{a}" for a, b in sorted(sizes)[:SHOWN])
+        side = _fitting(sizes)
         raise UserError(
-            f"{title}: the images have different sizes ({listed}, ...): give one, such as size=64 "
-            "(--set data.size=64)"
+            f"{title}: the images have different sizes ({listed}, ...): give one, such as size={side} "
+            f"(--set data.size={side})"
         )
     return size
+
+
+def _fitting(sizes: Counter[tuple[int, int]]) -> int:
+    """A side that half of the images have and no customary network is too slow for."""
+    short = sorted(min(size) for size in sizes.elements())
+    median = short[(len(short) - 1) // 2]
+    return next((side for side in SIDES if side <= median), short[0])
+
+
+def _sample(blocks: Blocks) -> list[Item]:
+    """Images from everywhere, as the first ones of a folder are all of one class; from a few blocks."""
+    count = len(blocks.sizes)
+    chosen = sorted({k * count // MOST_BLOCKS for k in range(MOST_BLOCKS)})
+    step = max(1, sum(blocks.sizes[block] for block in chosen) // PROBED)
+    return [item for block in chosen for item in blocks.read(block)[::step]]
 
 
 def _white(title: str, canvas: Canvas, items: Iterable[Item], reading: Reading) -> Canvas:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ PICTURES = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".raw", ".cr2", "
 WRAPPERS = {"images", "image", "imgs", "data", "dataset"}  # between a split and its classes
 KINDS = {*WRAPPERS, "labels", "annotations", "masks", "jpegimages"}  # what detection sets sort files by
 UNLABELLED = {"unknown", "unlabeled", "unlabelled", *WRAPPERS}
+PARTS = re.compile(r"(fold|part|batch|chunk|shard)s?[-_ ]*\d+$", re.IGNORECASE)
 ROWS = 256
 
 
@@ -36,9 +38,10 @@ def _divided(root: Folder, left: LeftOut) -> dict[str, Folder]:
     others = [folder for folder in root.filled if folder not in named]
     if not named:
         if len(others) == 1 and not _flat(others[0]) and not _own(root):
-            left.files(root.files)
+            _leave_rest(root, left)
             return _divided(others[0], left)  # a folder that holds all: one class is no data set
         _check_below(root)
+        _check_parts(root)
         return {"train": root} if others else {}
     if not deep:
         return _among_classes(root, named, others, left)
@@ -59,8 +62,16 @@ def _divided(root: Folder, left: LeftOut) -> dict[str, Folder]:
             )
         else:
             found[split] = _unwrapped(folder, split)
-    left.files(root.files)
+    _leave_rest(root, left)
     return found
+
+
+def _leave_rest(root: Folder, left: LeftOut) -> None:
+    """Says what lies beside the folders with images."""
+    left.files(root.files)
+    for folder in root.folders:
+        if not folder.has_images:
+            left("folders without images", folder.path)
 
 
 def _flat(folder: Folder) -> bool:
@@ -133,6 +144,15 @@ def _check_below(root: Folder) -> None:
             )
 
 
+def _check_parts(root: Folder) -> None:
+    """Raises UserError where all folders are called parts of one set: fold1, fold2."""
+    if len(root.filled) > 1 and all(PARTS.search(folder.name) for folder in root.filled):
+        raise UserError(
+            f"{_where(root)}: are {_some(root.filled)} classes or parts of one set? Join parts below the "
+            "folders of the classes; rename them if they are classes"
+        )
+
+
 def _unwrapped(folder: Folder, split: str) -> Folder:
     """The folder that holds the classes: seg_train/seg_train, train/images."""
     if len(folder.filled) != 1 or _own(folder):
@@ -164,7 +184,7 @@ def _classes_of(folder: Folder, left: LeftOut) -> Folder:
     left.files([path for path in folder.files if path.suffix.lower() not in IMAGES])
     below = sorted({readable(inner.name) for child in kept for inner in child.filled})
     if below:
-        left.says(f"folders below the classes do not count: {', '.join(below[:5])}")
+        left.says(f"the classes are {_some(kept)}; folders below them do not count: {', '.join(below[:5])}")
     return Folder(folder.path, tuple(kept))
 
 

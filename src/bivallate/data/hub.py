@@ -6,8 +6,12 @@ import hashlib
 import json
 import os
 import re
+import socket
+import threading
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from bivallate.data.cache import cache_folder
 from bivallate.data.shards import split_of
@@ -16,6 +20,7 @@ from bivallate.errors import UserError
 __all__ = ["download"]
 
 SPLIT_NAMES = frozenset({"train", "validation", "test"})
+PATIENCE = 2.0
 CONVERTED = "refs/convert/parquet"  # the hub keeps a Parquet copy of sets published in other forms
 
 
@@ -25,15 +30,20 @@ def download(repo: str, under: str = "", splits: frozenset[str] = SPLIT_NAMES) -
     Raises:
         UserError: if it does not exist, is not open to this user, has no Parquet, or is out of reach.
     """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise UserError(f"hub addresses are hub:OWNER/NAME, got hub:{repo}")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or ".." in under.split("/"):
+        raise UserError(f"hub addresses are hub:OWNER/NAME or hub:OWNER/NAME/FOLDER, got hub:{repo}/{under}")
     marker = cache_folder() / "hub" / f"{repo.replace('/', '--')}-{under or 'all'}.json"
     if (folder := _complete(marker)) is not None:
         return folder
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.utils import validate_repo_id
 
     try:
+        validate_repo_id(repo)
+        _check_reachable(repo)
         folder, sizes = _fetch(repo, under, splits)
+    except HFValidationError as error:
+        raise UserError(f"hub:{repo} is no name that the hub could have: {error}") from None
     except GatedRepoError:
         raise UserError(
             f"hub:{repo} asks you to accept its terms: do so on its page, then `hf auth login`"
@@ -60,6 +70,35 @@ def download(repo: str, under: str = "", splits: frozenset[str] = SPLIT_NAMES) -
     part.write_text(json.dumps({"folder": str(folder), "sizes": sizes}))
     os.replace(part, marker)
     return folder
+
+
+def _check_reachable(repo: str) -> None:
+    """Raises UserError within `PATIENCE` seconds where nothing answers; the hub's client would try on and on.
+
+    Proxies are taken to know the way.
+    """
+    from huggingface_hub import constants
+
+    endpoint = urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE:
+        raise _unreachable(repo, OSError("HF_HUB_OFFLINE is set"))
+    if not endpoint.hostname or (getproxies() and not proxy_bypass(endpoint.hostname)):
+        return
+    place = endpoint.hostname, endpoint.port or (80 if endpoint.scheme == "http" else 443)
+    failed: list[Exception] = [TimeoutError(f"{place[0]} does not answer")]
+
+    def knock() -> None:
+        try:
+            socket.create_connection(place, PATIENCE).close()
+            failed.clear()
+        except OSError as error:
+            failed[:] = [error]
+
+    caller = threading.Thread(target=knock, daemon=True)  # looking up a name has no time limit of its own
+    caller.start()
+    caller.join(PATIENCE)
+    if failed:
+        raise _unreachable(repo, failed[0])
 
 
 def _unreachable(repo: str, error: Exception) -> UserError:

@@ -62,11 +62,13 @@ class Pixels(NamedTuple):
         array: (C, H, W) uint8.
         highest: the largest value of 16 or 32 bits, as a share of white; None for 8 bits.
         transparent: whether a part of it was, and lies on white now.
+        greyed: whether it is a grey one among colour images, which nobody asked for.
     """
 
     array: np.ndarray
     highest: float | None
     transparent: bool
+    greyed: bool = False
 
 
 @contextmanager
@@ -155,9 +157,8 @@ def _fit(image: Image.Image, canvas: Canvas, reading: Reading) -> Pixels:
     if reading.size is not None:  # a large JPEG is decoded at a fraction of its size, still twice the wanted
         image.draft(None, (2 * max(h, w), 2 * max(h, w)))
     is_grey = image.mode in GREY_MODES
-    may_turn = reading.on_bad == "convert" or reading.channels is not None or (is_grey and reading.grey)
-    if is_grey != (channels == 1) and not may_turn:
-        raise BadImage("is grey among colour images" if is_grey else "has colour among grey images")
+    if channels == 1 and not is_grey and reading.on_bad != "convert" and reading.channels is None:
+        raise BadImage("has colour among grey images")
     image = _upright(image)
     if (image.height, image.width) != (h, w) and reading.size is None and reading.on_bad != "convert":
         raise BadImage(f"is {image.width}x{image.height} where the others are {w}x{h}")
@@ -169,7 +170,8 @@ def _fit(image: Image.Image, canvas: Canvas, reading: Reading) -> Pixels:
     if (image.height, image.width) != (h, w):
         image = ImageOps.fit(image, (w, h), Image.Resampling.BICUBIC)
     array = np.asarray(image)
-    return Pixels(array[None] if channels == 1 else array.transpose(2, 0, 1), highest, transparent)
+    greyed = is_grey and channels == 3 and reading.channels is None and not reading.grey
+    return Pixels(array[None] if channels == 1 else array.transpose(2, 0, 1), highest, transparent, greyed)
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

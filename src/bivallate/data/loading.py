@@ -33,6 +33,7 @@ def load(
     image_column: str | None = None,
     label_column: str | None = None,
     test_fraction: float = 0.2,
+    whole: bool = False,
     imbalance: str | None = None,
     extra: str | Path | tuple[Any, Any] | None = None,
     extra_ratio: float = 0.5,
@@ -51,7 +52,7 @@ def load(
         on_bad: "refuse", "convert" or "skip" rows that cannot be used as they are; "convert" also numbers
             labels that are text in alphabetical order.
         image_column, label_column: of Parquet files whose columns are not found by themselves.
-        test_fraction: cut from the training data where a set comes without test data.
+        test_fraction: cut from the training data where a set comes without test data. whole: all of them are.
         imbalance: "step:0.2" or "longtail:0.01", applied to what is left for training.
         extra: an `.npz` file or pair (x, y) mixed into the training data so that it is `extra_ratio` of it.
         allow_missing_classes: train even if a class has no training row.
@@ -65,9 +66,14 @@ def load(
         return data
     side = (size, size) if isinstance(size, int) else size
     reading = Reading(side, channels, on_bad, image_column=image_column, label_column=label_column)
-    source = find(data, data_dir, reading, Streaming(stream, workers)).named(allow_missing_classes)
+    found = find(data, data_dir, reading, Streaming(stream, workers))
+    source = found.named(allow_missing_classes)
     splits = dict(source.splits)
     train = splits.get("train") or splits["test"].subset(slice(0, 0))
+    notes = source.notes
+    if "test" not in splits and whole:
+        splits["test"], train = train, train.subset(slice(0, 0))
+        notes = (*notes, f"there is no test split: all {len(splits['test']):,} images are test data")
     if "test" not in splits:
         train, splits["test"] = select.holdout(train, test_fraction, FIXED, "test")
     held: Split | None = splits.get("validation") if validation else None
@@ -82,7 +88,7 @@ def load(
     if len(train) and not allow_missing_classes:
         _check_classes(train, source)
     shape = splits["test"].shape
-    notes = (*source.notes, *(_notes(source, splits) if source.known else ()))
+    notes = (*notes, *(_notes(source, splits) if source.known else _doubled(train, splits["test"])))
     return Dataset(
         source.name,
         source.classes,
@@ -93,6 +99,7 @@ def load(
         *mean_std,
         _augmentation(source, shape),
         notes,
+        bool(found.classes),
     )
 
 
@@ -141,6 +148,17 @@ def _published(
     if known is None or known.mean is None or known.std is None or shape != known.shape:
         return None
     return known.mean, known.std
+
+
+def _doubled(train: Split, test: Split) -> tuple[str, ...]:
+    """Whether images lie in both, as where a folder holds copies."""
+    seen = select.shared(test, train)
+    if not len(seen):
+        return ()
+    return (
+        f"{len(seen):,} of {len(test):,} test images are among the training images, pixel for pixel (the "
+        f"first is row {int(test.index[seen[0]])}): accuracy on them says nothing",
+    )
 
 
 def _notes(source: Source, splits: dict[str, Split]) -> tuple[str, ...]:

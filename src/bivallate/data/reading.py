@@ -17,7 +17,7 @@ class Reading:
         size: (H, W) to which every image is fitted (scaled, centre cut); None: they must agree.
         channels: 1 or 3; None: what most images are.
         on_bad: "refuse" a set with bad rows, "convert" those that can be (size, colour), or "skip" them.
-        grey: take grey images among colour ones as colour without a complaint.
+        grey: take grey images among colour ones as colour without counting them.
         image_column, label_column: of Parquet files; None: found by the metadata, then by name.
     """
 

@@ -11,7 +11,7 @@ from bivallate.data.augment import Augment
 from bivallate.data.sheet import contact_sheet
 from bivallate.errors import UserError, unknown
 
-__all__ = ["KNOWN", "Known", "contact_sheet", "describe", "find", "known_folder", "names"]
+__all__ = ["KNOWN", "Known", "contact_sheet", "describe", "find", "get", "known_folder", "names"]
 
 CROP_FLIP = Augment(pad=4, flip=True)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -128,17 +128,26 @@ def names() -> list[str]:
     return list(KNOWN)
 
 
+def get(name: str) -> Known | None:
+    """The data set of that name, in any spelling of its case, hyphens and spaces; None if there is none."""
+    plain = _plain(name)
+    return next((k for k in KNOWN.values() if plain in map(_plain, (k.name, *k.folders))), None)
+
+
+def _plain(name: str) -> str:
+    return name.lower().translate(str.maketrans("", "", "-_ "))
+
+
 def find(name: str) -> Known:
-    """The data set of that name, in either spelling of its hyphens.
+    """The data set of that name, as `get`.
 
     Raises:
         UserError: naming the nearest one.
     """
-    plain = name.lower().replace("_", "-")
-    for known in KNOWN.values():
-        if plain in (known.name, *(folder.replace("_", "-") for folder in known.folders)):
-            return known
-    raise unknown("data set", name, [*KNOWN, "a folder", "hub:OWNER/NAME"])
+    known = get(name)
+    if known is None:
+        raise unknown("data set", name, [*KNOWN, "a folder", "hub:OWNER/NAME"])
+    return known
 
 
 def known_folder(folder: str) -> Known | None:

@@ -15,7 +15,7 @@ from bivallate.data.dataset import Split, digest
 from bivallate.errors import UserError
 from bivallate.noise import permutation
 
-__all__ = ["Joined", "holdout", "imbalance", "mix"]
+__all__ = ["Joined", "holdout", "imbalance", "mix", "shared"]
 
 
 def holdout(split: Split, n: int | float, seed: int, purpose: str = "validation") -> tuple[Split, Split]:
@@ -138,3 +138,31 @@ def mix(split: Split, extra: Split, ratio: float, seed: int) -> Split:
 
 def _former_mix(split: Split, extra: Split) -> str:
     return digest(split.as_former().source, extra.as_former().source)
+
+
+def shared(split: Split, other: Split) -> Tensor:
+    """(k,) positions in `split` of the images that are among those of `other` too, pixel for pixel.
+
+    Streams are not looked through, nor are images of another shape or type alike.
+    """
+    arrays = isinstance(split.store, np.ndarray) and isinstance(other.store, np.ndarray)
+    if not arrays or split.shape != other.shape or split.store.dtype != other.store.dtype:
+        return torch.empty(0, dtype=torch.int64)
+    own, others = _prints(split), _prints(other)
+    return torch.from_numpy(np.flatnonzero(np.isin(own, others)))
+
+
+def _prints(split: Split) -> np.ndarray:
+    """(N,) a 64-bit number for each image, equal for equal pixels: words, mixed and weighted at random."""
+    words = -(-int(np.prod(split.shape)) * split.store.dtype.itemsize // 8)
+    weights = np.random.default_rng(0).integers(1, 1 << 63, words, dtype=np.uint64)
+    result = np.empty(len(split), np.uint64)
+    for start in range(0, len(split), 1024):
+        rows = split.index[start : start + 1024].numpy()
+        pixels = np.ascontiguousarray(split.store[rows]).reshape(len(rows), -1).view(np.uint8)
+        padded = np.zeros((len(rows), words * 8), np.uint8)
+        padded[:, : pixels.shape[1]] = pixels
+        mixed = padded.view(np.uint64)
+        mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+        result[start : start + len(rows)] = ((mixed ^ (mixed >> np.uint64(32))) * weights).sum(1)
+    return result

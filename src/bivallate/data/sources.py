@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import suppress
+import os
 from pathlib import Path
 from typing import Any
 
 from bivallate.data import arrays, hub, registry, select, tensors
 from bivallate.data.dataset import Split
 from bivallate.data.decode import Reading
+from bivallate.data.layout import readable
 from bivallate.data.splits import Source, Streaming, read_file, read_folder
-from bivallate.errors import UserError, unknown
+from bivallate.errors import UserError, nearest, unknown
 
-__all__ = ["FIXED", "distinct_name", "find", "local_path"]
+__all__ = ["FIXED", "distinct_name", "find", "lasting_name", "local_path"]
 
 FIXED = 0  # the seed of test splits: the same test data whatever the seed of the run
 
@@ -28,7 +29,8 @@ def find(data: Any, data_dir: str | Path | None, reading: Reading, stream: Strea
     if name.startswith("hub:"):
         owner, repo, under = (*name[4:].split("/", 2), "", "")[:3]
         return read_folder(hub.download(f"{owner}/{repo}", under), repo, reading, None, stream)
-    if name == "digits":
+    named = registry.get(name)
+    if named is not None and named.hub is None:
         return _digits(reading)
     path = local_path(name, data_dir)
     if path is None:
@@ -54,15 +56,35 @@ def distinct_name(name: str, data_dir: str | Path | None = None) -> str:
     hash of where it lies, for many folders are called `photos`.
 
     Example:
-        >>> distinct_name("digits"), distinct_name("hub:alice/faces")
+        >>> distinct_name("Digits"), distinct_name("hub:alice/faces")
         ('digits', 'faces_144d48c8')
     """
-    with suppress(UserError):
-        registry.find(name)
-        return name
+    if (known := registry.get(name)) is not None:
+        return known.name
     path = None if name.startswith("hub:") else local_path(name, data_dir)
     place = name if path is None else str(path.resolve())
-    return f"{Path(name).name}_{hashlib.blake2b(place.encode(), digest_size=4).hexdigest()}"
+    mark = hashlib.blake2b(place.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+    return f"{readable(Path(name).name)}_{mark}"
+
+
+def lasting_name(name: str, data_dir: str | Path | None = None) -> str:
+    """The name by which data are found again from any working folder: known sets by their own spelling, paths
+    made absolute; names below the data folder and addresses stay.
+
+    Raises:
+        UserError: if there is no such data, or its path cannot be written down.
+    """
+    if name.startswith("hub:"):
+        return name
+    if (known := registry.get(name)) is not None:
+        return known.name
+    path = local_path(name, data_dir)
+    below = registry.data_folder(data_dir)
+    if path is None or (below is not None and path == below / name):
+        return name
+    if readable(path) != str(path):
+        raise UserError(f"the path {readable(path)} is not UTF-8, so no file can name it: rename the folder")
+    return os.path.abspath(path)
 
 
 def local_path(name: str, data_dir: str | Path | None) -> Path | None:
@@ -71,17 +93,18 @@ def local_path(name: str, data_dir: str | Path | None) -> Path | None:
     below = registry.data_folder(data_dir)
     if below is not None and "/" not in name and (below / name).is_dir():
         return below / name
+    if registry.get(name) is not None:
+        return None
     path = Path(name).expanduser()
-    try:
-        registry.find(name)
-    except UserError:
-        if path.exists():
-            return path
-        if "/" in name or path.suffix:
-            raise UserError(f"there is no file or folder {name}") from None
-        others = [child.name for child in below.iterdir() if child.is_dir()] if below else []
-        raise unknown("data set", name, {*registry.names(), *others, "a folder", "hub:OWNER/NAME"}) from None
-    return None
+    if path.exists():
+        return path
+    if "/" in name or path.suffix:
+        there = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
+        close = nearest(path.name, there)
+        hint = f": did you mean {path.parent / close}?" if close else ""
+        raise UserError(f"there is no file or folder {readable(name)}{hint}")
+    others = [child.name for child in below.iterdir() if child.is_dir()] if below else []
+    raise unknown("data set", name, {*registry.names(), *others, "a folder", "hub:OWNER/NAME"})
 
 
 def _digits(reading: Reading) -> Source:

@@ -154,6 +154,7 @@ def _nothing(root: Folder) -> UserError:
     most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:5]
     held = ", ".join(f"{n:,} {suffix or 'without suffix'}" for suffix, n in most)
     hint = "; unpack the archive" if ARCHIVES & set(counts) else ""
+    hint = hint or ("; write it as Parquet, by Dataset.to_parquet" if ".arrow" in counts else "")
     return UserError(
         f"{where} holds no data: expected train*.parquet and test*.parquet, or class/image.png; it holds "
         f"{held or 'no files'}{hint}"

@@ -24,12 +24,13 @@ LABEL_KEYS = ("labels", "label", "y")
 def from_tensors(x: Any, y: Any, classes: int | None = None, what: str = "images") -> Split:
     """A split of images (N, C, H, W) in [0, 1] and labels (N,) that are checked first.
 
-    Tensors or arrays; uint8 images in 0..255 are taken as they are.
+    Tensors or arrays; uint8 images in 0..255 are taken as they are. (N, H, W, C) is turned where the last
+    axis can only be the channels.
 
     Raises:
         UserError: for a wrong shape or type, values outside [0, 1], no rows, or labels outside the classes.
     """
-    images = _array(x, what)
+    images = channels_first(_array(x, what))
     labels = _integers(y)
     if images.ndim != 4:
         raise UserError(f"{what} must have the shape (N, C, H, W), got {tuple(images.shape)}")
@@ -49,6 +50,13 @@ def from_tensors(x: Any, y: Any, classes: int | None = None, what: str = "images
     check_labels(labels, classes, what)
     source = digest(np.ascontiguousarray(images), labels.numpy(), str(images.shape))
     return Split(images, labels, torch.arange(len(labels)), source)
+
+
+def channels_first(images: np.ndarray) -> np.ndarray:
+    """(N, C, H, W) of (N, H, W, C) with 1, 3 or 4 channels, fewer than rows and columns; else as it is."""
+    if images.ndim == 4 and images.shape[3] in (1, 3, 4) and min(images.shape[1:3]) > 4:
+        return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    return images
 
 
 def _integers(y: Any) -> Tensor:

@@ -21,7 +21,7 @@ from bivallate.run.defaults import fitted
 from bivallate.run.folder import RunFolder
 from bivallate.run.progress import Progress, Spoken
 from bivallate.run.recipes import recipe_for
-from bivallate.run.session import Session, create_model, load_data
+from bivallate.run.session import Session, create_model, load_data, settled
 from bivallate.run.trainer import Trainer, limit_threads
 
 
@@ -119,6 +119,8 @@ def train(
     config = dataclasses.replace(config, model=named, seed=seed, **_known(settings))
     for path, value in (("epochs", epochs), ("optimizer.lr", lr)):
         config = config.set(path, value) if value is not None else config
+    if isinstance(given, str):
+        config = dataclasses.replace(config, data=settled(config.data))
     loaded = load_data(config.data, seed) if isinstance(given, str) else given
     if recipe is None and "batch_size" not in settings:
         config = fitted(config, len(loaded.train))
@@ -149,6 +151,7 @@ def resume(
     dataset: Dataset | None = None,
     progress: bool | Progress = False,
     fall_back: bool = False,
+    data: str | None = None,
     data_dir: str | None = None,
     device: str | None = None,
     threads: int | None = None,
@@ -160,9 +163,9 @@ def resume(
         path: the run's folder.
         model, method, dataset: for parts that only the user's code can build.
         fall_back: take the older checkpoint if the newest is damaged.
-        data_dir, device, threads: where named sets are looked for and where to compute, if not as before; the
-            run's configuration keeps its own. On another device, or with another number of threads, the
-            weights agree with those of an uninterrupted run to rounding only.
+        data, data_dir, device, threads: where the data lie now, where named sets are looked for and where to
+            compute, if not as before; the run's configuration keeps its own. On another device, or with
+            another number of threads, the weights agree with those of an uninterrupted run to rounding only.
 
     Raises:
         UserError: no run, no readable checkpoint, other data, another model or method.
@@ -171,7 +174,7 @@ def resume(
     config = Config.read(folder.config)
     if method is not None:
         config = dataclasses.replace(config, method=method)
-    moved = {"device": device, "threads": threads, "data.data_dir": data_dir}
+    moved = {"device": device, "threads": threads, "data.data_dir": data_dir, "data.name": data}
     for key, value in moved.items():
         config = config.set(key, value) if value is not None else config
     limit_threads(config.threads)

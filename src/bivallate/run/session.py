@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ def pick_device(name: str) -> torch.device:
     return check_device(name, "use --device auto or cpu")
 
 
-def load_data(spec: Any, seed: int) -> Dataset:
-    """The data set of a configuration."""
+def load_data(spec: Any, seed: int, *, whole: bool = False) -> Dataset:
+    """The data set of a configuration; with `whole` all of it is test data where it has no test split."""
     if not spec.name:
         raise UserError("this run was trained on tensors: hand the same data over again (data=...)")
     return data.load(
@@ -54,10 +55,19 @@ def load_data(spec: Any, seed: int) -> Dataset:
         image_column=spec.image_column or None,
         label_column=spec.label_column or None,
         test_fraction=spec.test_fraction,
+        whole=whole,
         allow_missing_classes=spec.allow_missing_classes,
         stream=STREAMING[spec.stream],
         workers=spec.workers if spec.workers >= 0 else None,
     )
+
+
+def settled(spec: Any) -> Any:
+    """A data configuration that holds from any working folder: sets by their own names, paths absolute."""
+    place = spec.data_dir and os.path.abspath(os.path.expanduser(spec.data_dir))
+    extra = spec.extra if spec.extra == "none" else os.path.abspath(os.path.expanduser(spec.extra))
+    name = spec.name and data.lasting_name(spec.name, place or None)
+    return dataclasses.replace(spec, name=name, data_dir=place, extra=extra)
 
 
 def create_model(spec: Any, dataset: Dataset, seed: int) -> Classifier:

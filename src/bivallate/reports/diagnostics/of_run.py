@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -38,8 +39,9 @@ from bivallate.reports.diagnostics.weights import (
 from bivallate.reports.diagnostics.weights_epochs import weights_by_margin, weights_over_epochs
 from bivallate.run import checkpoint
 from bivallate.run.api import load_run
+from bivallate.run.evaluation_data import evaluation_data
 from bivallate.run.folder import KEPT, RunFolder
-from bivallate.run.session import Session, load_data
+from bivallate.run.session import Session
 from bivallate.types import Clock
 
 
@@ -77,7 +79,7 @@ class Subject:
             return self.given
         config = run.config
         config = config.set("data.data_dir", self.data_dir) if self.data_dir is not None else config
-        return load_data(config.data, config.seed)
+        return evaluation_data(run.path, config).data
 
     @cached_property
     def models(self) -> dict[str, Classifier]:
@@ -166,7 +168,8 @@ def subject(paths: Sequence[Path], **settings: object) -> Subject:
         raise UserError("name at least one run folder")
     first = runs[0].config.data
     for run in runs[1:]:
-        if run.config.data.name != first.name or run.classes != runs[0].classes:
+        same = os.path.abspath(run.config.data.name) == os.path.abspath(first.name)  # relative ones, too
+        if not same or run.classes != runs[0].classes:
             raise UserError(
                 f"{run.label} was trained on {run.config.data.name or 'tensors'}, {runs[0].label} on "
                 f"{first.name or 'tensors'}: name runs on the same data together"

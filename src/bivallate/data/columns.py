@@ -1,0 +1,94 @@
+"""Which columns of a Parquet file hold images and labels."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bivallate.data.reading import Reading
+from bivallate.errors import UserError
+
+__all__ = ["Columns", "NoColumn", "columns", "is_text"]
+
+IMAGE_COLUMNS = ("image", "img", "images", "png", "jpg", "jpeg", "webp", "pixel_values")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "y", "cls", "category")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The two columns of a file, and the names of its classes where its metadata give them."""
+
+    image: str
+    label: str
+    names: list[str]
+
+
+def columns(file: pq.ParquetFile, path: Path, reading: Reading) -> Columns:
+    """Which columns hold images and labels: as given, else by the hub's metadata, else by name and type.
+
+    Raises:
+        UserError: if there is none, or several between which only the user can choose.
+    """
+    schema = file.schema_arrow
+    try:
+        meta = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = {name: f for name, f in meta["info"]["features"].items() if isinstance(f, dict)}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        features = {}
+    holds = [field.name for field in schema if _holds_images(field.type)]
+    fitting = {
+        "image": (reading.image_column, "Image", [n for n in holds if n in IMAGE_COLUMNS] or holds),
+        "label": (reading.label_column, "ClassLabel", [n for n in schema.names if n in LABEL_COLUMNS]),
+    }
+    chosen: dict[str, str] = {}
+    for kind, (given, mark, usual) in fitting.items():
+        marked = [n for n in schema.names if features.get(n, {}).get("_type") == mark]
+        chosen[kind] = given or _only(kind, marked or usual, path, schema.names)
+        if chosen[kind] not in schema.names:
+            raise _no_column(kind, f"no column {chosen[kind]!r}", path, schema.names)
+    image, label = chosen["image"], chosen["label"]
+    if image not in holds:
+        raise UserError(f"{path}: column {image!r} holds {schema.field(image).type}, not encoded images")
+    names = features.get(label, {}).get("names")
+    return Columns(image, label, [str(n) for n in names] if isinstance(names, list) else [])
+
+
+def _only(kind: str, candidates: list[str], path: Path, names: list[str]) -> str:
+    """The column that can be meant. Raises UserError for none or several."""
+    if not candidates:
+        raise _no_column(kind, f"no {kind} column", path, names)
+    if len(candidates) > 1:
+        raise UserError(
+            f"{path} has {len(candidates)} columns that could be the {kind}: {', '.join(candidates)}; choose "
+            f"one by {kind}_column= (--set data.{kind}_column={candidates[0]})"
+        )
+    return candidates[0]
+
+
+class NoColumn(UserError):
+    """There is no such column."""
+
+
+def _no_column(kind: str, got: str, path: Path, columns: list[str]) -> UserError:
+    return NoColumn(
+        f"{path} has {got}: its columns are {', '.join(columns)}; name it by {kind}_column= "
+        f"(--set data.{kind}_column=NAME)"
+    )
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
+    return _is_binary(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)

@@ -1,0 +1,140 @@
+"""The data that a run is evaluated on: its own or others, with labels that mean the run's classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bivallate.data import Dataset, Split
+from bivallate.data.classes import places, unknown_class
+from bivallate.data.select import shared
+from bivallate.data.sources import distinct_name
+from bivallate.errors import UserError
+from bivallate.models.io import read_manifest
+from bivallate.run.config import Config
+from bivallate.run.folder import RunFolder
+from bivallate.run.session import load_data, settled
+
+__all__ = ["Evaluated", "aligned", "evaluation_data"]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a run is evaluated on.
+
+    Attributes:
+        data: with the run's classes. place: a word for names of files; empty for the run's own data.
+        warnings: what makes an accuracy on these data mean less.
+    """
+
+    data: Dataset
+    place: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+def evaluation_data(
+    run: Path, config: Config, name: str | None = None, *, by_position: bool = False
+) -> Evaluated:
+    """The run's own data, or others by name.
+
+    Of others without test data all rows are test data, fitted to the model's images where they differ, unless
+    they are what the run was trained on: then the cut that its training made holds.
+
+    Args:
+        name: of other data. by_position: read labels by their numbers, whatever the classes are called.
+
+    Raises:
+        UserError: data that cannot be read, or a class that the run has not.
+    """
+    manifest = read_manifest(RunFolder(run).path / "model.json")
+    classes = manifest.get("classes")
+    known = [str(n) for n in classes] if classes else [str(k) for k in range(manifest["num_classes"])]
+    spec = config.data
+    if name is None or distinct_name(name, spec.data_dir or None) == _place(spec):
+        return Evaluated(aligned(load_data(spec, config.seed), known, by_position=by_position))
+    there = settled(replace(spec, name=name))
+    try:
+        same = load_data(there, config.seed)
+    except UserError:  # its settings are for the run's own data
+        same = None
+    if same is not None and same.matches(manifest.get("data_fingerprint") or ""):
+        return Evaluated(aligned(same, known, by_position=by_position))
+    data = _fitted(there, config.seed, tuple(manifest["shape"]))
+    found = aligned(data, known, by_position=by_position)
+    place = distinct_name(name, spec.data_dir or None)
+    return Evaluated(found, place, _seen(config, found.test))
+
+
+def _place(spec: Any) -> str:
+    """The word for the run's own data; empty where they are not there any more."""
+    try:
+        return distinct_name(spec.name, spec.data_dir or None) if spec.name else ""
+    except UserError:
+        return ""
+
+
+def _fitted(spec: Any, seed: int, shape: tuple[int, int, int]) -> Dataset:
+    """Other data as they are, else fitted to the images that the model reads."""
+    plain = replace(spec, validation=0, imbalance="none", extra="none", allow_missing_classes=True)
+    try:
+        found = load_data(plain, seed, whole=True)
+        if found.shape == shape or shape[1] != shape[2]:
+            return found
+    except UserError:
+        if shape[1] != shape[2]:
+            raise
+    channels = shape[0] if shape[0] in (1, 3) else 0
+    fitted = load_data(replace(plain, size=shape[1], channels=channels), seed, whole=True)
+    note = f"images are fitted to the model's {shape[2]}x{shape[1]} with {shape[0]} channels"
+    return fitted.but(notes=(*fitted.notes, note))
+
+
+def aligned(data: Dataset, known: Sequence[str], *, by_position: bool = False) -> Dataset:
+    """With labels that are places among the known classes, found by name; notes say what is not the same.
+
+    Data that do not name their classes are read by the labels' numbers.
+
+    Raises:
+        UserError: for a class with rows that is not known.
+    """
+    found = data.classes
+    if found == list(known):
+        return data
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    rows = torch.cat([split.labels for split in splits.values() if split is not None])
+    used = rows.unique().tolist()
+    place = places(found, known)
+    lost = [k for k in used if place[k] < 0]
+    if by_position or (lost and not data.named):
+        if used and used[-1] >= len(known):
+            raise UserError(f"{data.name} has the label {used[-1]}, but the run has {len(known)} classes")
+        return data.but(
+            classes=list(known), notes=(*data.notes, "labels are read as places of the run's classes")
+        )
+    if lost:
+        error = unknown_class(data.name, found[lost[0]], known, "the run has")
+        raise UserError(f"{error}; --by-position reads labels by their numbers")
+    table = torch.tensor(place)
+    moved = {name: replace(s, labels=table[s.labels]) for name, s in splits.items() if s is not None}
+    notes = [f"{found[k]!r} is read as {known[place[k]]!r}" for k in used if found[k] != known[place[k]]]
+    absent = sorted(set(range(len(known))) - {place[k] for k in data.test.labels.unique().tolist()})
+    if absent:
+        some = ", ".join(known[k] for k in absent[:5]) + (", ..." if len(absent) > 5 else "")
+        notes.append(f"{len(absent)} of the run's {len(known)} classes have no test image here: {some}")
+    return data.but(classes=list(known), notes=(*data.notes, *notes), **moved)
+
+
+def _seen(config: Config, test: Split) -> tuple[str, ...]:
+    """Whether the run has seen images it is evaluated on, as far as its data are still there."""
+    try:
+        own = load_data(config.data, config.seed)
+    except UserError:
+        return ()
+    count = len(shared(test, own.train))
+    if not count:
+        return ()
+    return (f"{count:,} of {len(test):,} images are training images of this run: it has seen the answers",)
