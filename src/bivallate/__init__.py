@@ -14,6 +14,7 @@ from bivallate.lower.threat import L2, Linf
 from bivallate.method import Method, register
 from bivallate.parts import part
 from bivallate.reports.comparison.api import compare
+from bivallate.reports.page import report
 from bivallate.run.api import Run, load, resume, train
 from bivallate.run.optim import SGD, AdamW, Cosine, Flat, MultiStep, Triangle
 from bivallate.step import train_step
@@ -73,6 +74,7 @@ __all__ = [
     "part",
     "predict",
     "register",
+    "report",
     "resume",
     "train",
     "train_step",

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from bivallate.cli import APP
 
 
 @APP.command
-def report(*runs: Path, out: Path | None = None) -> None:
-    """Put one or several runs on one page: tables with intervals, curves, classes, confusions, settings.
+def report(
+    *runs: Path,
+    out: Path | None = None,
+    images: Annotated[bool, Parameter(negative="--no-images")] = True,
+    data_dir: str | None = None,
+    model: str | None = None,
+) -> None:
+    """Put one or several runs on one page: tables with intervals, tests, audits, curves, classes, confusions,
+    attacked images, settings.
 
     Parameters
     ----------
@@ -18,8 +28,14 @@ def report(*runs: Path, out: Path | None = None) -> None:
     out
         file to write: .html (one file with everything inside), .md or .tex (figures in a folder beside it).
         [default: report.html, of one run in its folder]
+    images
+        attack a few images of each run, to show them.
+    data_dir
+        where named sets are looked for, to show their images. [default: BIVALLATE_DATA]
+    model
+        package.module:factory, for a run that trained a network of your own.
     """
-    from bivallate.reports.page import write_report
+    from bivallate.reports.page import report as written
 
-    place = runs[0] if len(runs) == 1 else Path()
-    print(f"report: {write_report(runs, out or place / 'report.html')}")
+    place = written(*runs, out=out, images=images, data_dir=data_dir, model=model)
+    print(f"report: {place}")

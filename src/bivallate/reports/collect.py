@@ -18,12 +18,15 @@ from bivallate.evaluate.compare import same_threat
 from bivallate.evaluate.points import state_fingerprint
 from bivallate.models import Classifier
 from bivallate.models.io import read_manifest, read_weights
+from bivallate.quoting import line
+from bivallate.reports.audits import Audited, read_audits
 from bivallate.reports.strength import strongest_first
 from bivallate.run.api import Run
 from bivallate.run.config import Config
 from bivallate.run.folder import WEIGHTS, RunFolder
 
 STALE = "evaluated before the weights changed; evaluate again"
+NO_POINT = "no point of class"  # begins the warning of an evaluation that lacks classes
 LONG = 20  # letters of a label, beyond which what all have in common is left out
 _NAME = re.compile(
     r"(best|last|ema|epoch-\d+)(?:-(train|validation))?-(?:linf|l2)-.+-seed\d+"
@@ -57,7 +60,7 @@ class RunRecord:
     Attributes:
         label: a short name, unique among the runs of one report. path: the folder.
         config: resolved. history: a dictionary an epoch. evaluations: in the order of weights and cost.
-        classes: names of the classes.
+        classes: names of the classes. manifest: of the model, {} without one. audits: those that it keeps.
     """
 
     label: str
@@ -66,6 +69,8 @@ class RunRecord:
     history: list[dict[str, Any]]
     evaluations: tuple[Evaluation, ...]
     classes: tuple[str, ...]
+    manifest: dict[str, Any]
+    audits: tuple[Audited, ...]
 
     @cached_property
     def strongest(self) -> Evaluation | None:
@@ -85,10 +90,25 @@ class RunRecord:
         known = [(line["epoch"], line[key]) for line in self.history if line.get(key) is not None]
         return [epoch for epoch, _ in known], [value for _, value in known]
 
+    def names(self, classes: int) -> tuple[str, ...]:
+        """Of so many classes; numbers for those without a name."""
+        return tuple(self.classes[k] if k < len(self.classes) else str(k) for k in range(classes))
+
     def worst_class(self, score: Score) -> tuple[str, float]:
         """(name, robust accuracy) of the class that is broken most often."""
         worst, value = score.worst_class
-        return (self.classes[worst] if worst < len(self.classes) else str(worst)), value
+        return self.names(score.classes)[worst], value
+
+    def warnings(self, score: Score) -> list[str]:
+        """What a reader of an evaluation should know, with the names of the classes without a point."""
+        notes = [w for w in score.warnings if not w.startswith(NO_POINT)]
+        missing = [k for k, count in enumerate(score.counts) if not count]
+        if missing:
+            known = self.names(score.classes)
+            names = [line(known[k], 40) for k in missing]
+            shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+            notes.append(f"{NO_POINT} {shown}: without accuracy, and not in tail scores")
+        return notes
 
     @property
     def alarms(self) -> list[dict[str, Any]]:
@@ -135,7 +155,8 @@ def collect(paths: list[Path]) -> list[RunRecord]:
 
 def _read(path: Path, label: str) -> RunRecord:
     folder = RunFolder.open(path)
-    config, history = Config.read(folder.config), folder.read_metrics()
+    config, history, manifest = Config.read(folder.config), folder.read_metrics(), path / "model.json"
+    described = read_manifest(manifest) if manifest.exists() else {}
     prints = fingerprints(path)
     found = [evaluation(file, prints) for file in sorted(folder.evaluation.glob("*.json"))]
     order = {name: k for k, name in enumerate(WEIGHTS)}
@@ -143,7 +164,11 @@ def _read(path: Path, label: str) -> RunRecord:
         (e for e in found if e is not None),
         key=lambda e: (order.get(e.weights, len(order)), len(e.weights), e.weights, e.split, _spent(e.score)),
     )
-    return RunRecord(label, path, config, history, tuple(known), tuple(_classes(path, known)))
+    names = described.get("classes") or range(known[0].score.classes if known else 0)
+    classes = tuple(str(name) for name in names)
+    return RunRecord(
+        label, path, config, history, tuple(known), classes, described, read_audits(path, prints)
+    )
 
 
 def evaluation(file: Path, prints: Callable[[str], str | None] | None = None) -> Evaluation | None:
@@ -180,14 +205,6 @@ def fingerprints(run: Path) -> Callable[[str], str | None]:
         return state_fingerprint(Classifier, tensors)
 
     return found
-
-
-def _classes(path: Path, found: list[Evaluation]) -> list[str]:
-    manifest = path / "model.json"
-    named = read_manifest(manifest).get("classes") if manifest.exists() else None
-    if named:
-        return [str(name) for name in named]
-    return [str(k) for k in range(found[0].score.classes)] if found else []
 
 
 def _spent(score: Score) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ COLOURS = (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 COLUMN = 3.4  # inches
 NAME, SENTENCE = 32, 200  # characters of a name beside an axis or in a legend, and of a title
+TICK = 22  # characters of a class under an axis
+LARGEST = 4000  # pixels of a side of a PNG
 
 
 def colour(k: int) -> str:
@@ -110,14 +112,29 @@ def _named(formatter: Formatter) -> FuncFormatter:
     return FuncFormatter(lambda value, place: line(formatter(value, place), NAME))
 
 
+def name_classes(ax: Any, names: Sequence[str], most: int = 48) -> None:
+    """Names under the places 0, 1, ... of an axis; every second, third, ... where more than `most` would
+    overlap."""
+    every = max(1, -(-len(names) // most))
+    places = range(0, len(names), every)
+    shown = [line(names[k], TICK) for k in places]
+    flat = max(map(len, shown), default=0) < 4 and len(shown) <= 20
+    ax.set_xticks(list(places), shown, rotation=0 if flat else 90 if len(shown) > 16 else 40)
+    if not flat and len(shown) <= 16:
+        for text in ax.get_xticklabels():
+            text.set(ha="right", rotation_mode="anchor")
+    ax.grid(axis="x", visible=False)
+
+
 def save(fig: Figure, stem: Path, kinds: tuple[str, ...] = ("svg", "png", "pdf")) -> Path:
     """Writes the figure in each format, whole or not at all, and returns the path of the first."""
     files = [stem.with_name(f"{stem.name}.{kind}") for kind in kinds]  # the dot of eps0.1 is no suffix's
+    dpi = min(200.0, LARGEST / max(fig.get_size_inches()))
     for file, kind in zip(files, kinds, strict=True):
         metadata = {"Date": None} if kind == "svg" else ({"CreationDate": None} if kind == "pdf" else None)
 
         def write(place: Path, kind: str = kind, metadata: Any = metadata) -> None:
-            fig.savefig(place, format=kind, metadata=metadata, dpi=200)
+            fig.savefig(place, format=kind, metadata=metadata, dpi=dpi)
 
         write_whole(file, write)
     return files[0]

@@ -8,9 +8,20 @@ from typing import Any
 
 from bivallate.evaluate import Score
 from bivallate.parts import encode
+from bivallate.quoting import line
 from bivallate.reports.collect import STALE, Evaluation, RunRecord
+from bivallate.reports.diagnostics.classes import MANY, extremes_of
 
 NONE = "-"
+CLASS = 60  # characters of a class in a cell
+RUNS = (
+    "SA: accuracy on clean images. RA: under the strongest evaluation of the run at its training threat, all "
+    "points on which any part succeeded counted as broken; the strongest is the one that left least of the "
+    "points that all evaluations of the run judged (at least 50). RA-Tail-30: mean over the weakest 30 % of "
+    "the classes. In brackets: 95 % intervals (Wilson; bootstrap for the tail and for the worst class, "
+    "whichever that is). Cost: forward and backward passes per training example over the whole training. "
+    "Bold: highest, where data, attack and number of points are the same."
+)
 WILSON = "In brackets: 95 % intervals (Wilson), each class for itself."
 
 
@@ -22,7 +33,7 @@ class Table:
         title: what it shows. columns: heads. rows: cells.
         text: number of leading columns that hold words, set to the left; the others hold numbers.
         best: (row, column) of the highest value of a column, where that means the best.
-        note: how to read it.
+        note: how to read it. sentences: the last column holds them, and may be of several lines.
     """
 
     title: str
@@ -31,6 +42,7 @@ class Table:
     text: int = 1
     best: frozenset[tuple[int, int]] = frozenset()
     note: str = ""
+    sentences: bool = False
 
 
 def percent(value: float | None, interval: tuple[float, float] | None = None) -> str:
@@ -71,9 +83,11 @@ def runs_table(runs: Sequence[RunRecord]) -> Table:
                 config.model.name,
                 radius(config.method.threat),
                 named,
+                str(score.n) if score else NONE,
                 percent(score.clean_accuracy if score else None, score.clean_interval_95 if score else None),
                 percent(score.robust_accuracy if score else None, score.interval_95 if score else None),
                 percent(score.tail(30) if score else None, score.tail_interval(30) if score else None),
+                worst_class(run, score) if score else NONE,
                 f"{len(run.history)}/{config.epochs}",
                 f"{last['total_forward']:.4g}F + {last['total_backward']:.4g}B" if last else NONE,
                 duration(run.seconds),
@@ -82,20 +96,22 @@ def runs_table(runs: Sequence[RunRecord]) -> Table:
         values.append(
             (score.clean_accuracy, score.robust_accuracy, score.tail(30)) if score else (None, None, None)
         )
-    columns = ("run", "method", "data", "model", "eps", "strongest attack", "SA %", "RA %", "RA-Tail-30 %")
-    compared = {(row[2], row[5]) for row in rows}
+    columns = ("run", "method", "data", "model", "eps", "strongest attack", "points", "SA %", "RA %")
+    compared = {(row[2], row[5], row[6]) for row in rows}
     return Table(
         "Runs",
-        (*columns, "epochs", "cost", "time"),
+        (*columns, "RA-Tail-30 %", "worst class %", "epochs", "cost", "time"),
         tuple(rows),
         text=6,
-        best=_best(values, 6) if len(compared) == 1 else frozenset(),
-        note="SA: accuracy on clean images. RA: under the strongest evaluation of the run at its training "
-        "threat on its most points (1000 are enough), all points on which any part succeeded counted as "
-        "broken. RA-Tail-30: mean over the weakest 30 % of the classes. In brackets: 95 % intervals (Wilson; "
-        "bootstrap for the tail). Cost: forward and backward passes per training example over the whole run. "
-        "Bold: highest, where data and attack are the same.",
+        best=_best(values, 7) if len(compared) == 1 else frozenset(),
+        note=RUNS,
     )
+
+
+def worst_class(run: RunRecord, score: Score) -> str:
+    """Name, robust accuracy and interval of the class that is broken most often."""
+    name, value = run.worst_class(score)
+    return f"{line(name, CLASS)}: {percent(value, score.worst_class_interval_95)}"
 
 
 def _source(e: Evaluation) -> str:
@@ -114,7 +130,6 @@ def evaluations_table(runs: Sequence[RunRecord]) -> Table:
     for run in runs:
         for e in run.evaluations:
             score = e.score
-            name, value = run.worst_class(score)
             rows.append(
                 (
                     run.label,
@@ -125,7 +140,7 @@ def evaluations_table(runs: Sequence[RunRecord]) -> Table:
                     percent(score.clean_accuracy, score.clean_interval_95),
                     percent(score.robust_accuracy, score.interval_95),
                     percent(score.tail(30), score.tail_interval(30)),
-                    f"{name}: {percent(value, score.worst_class_interval_95)}",
+                    worst_class(run, score),
                     f"{score.passes.get('forward', 0):.4g}F + {score.passes.get('backward', 0):.4g}B",
                     duration(score.seconds),
                 )
@@ -141,23 +156,28 @@ def evaluations_table(runs: Sequence[RunRecord]) -> Table:
 
 
 def classes_table(runs: Sequence[RunRecord]) -> list[Table]:
-    """Clean and robust accuracy of each class, one table for each set of classes."""
+    """Clean and robust accuracy of each class, one table for each set of classes; of many classes the
+    weakest and the strongest of the first run."""
     tables = []
     scored = [(run, run.strongest.score) for run in runs if run.strongest is not None]
     for classes in dict.fromkeys(run.classes for run, _ in scored):
         own = [(run, score) for run, score in scored if run.classes == classes]
-        rows = tuple(
-            (name, *(cell for _, score in own for cell in _class_cells(score, k)))
-            for k, name in enumerate(classes)
-        )
+        values = own[0][1].per_class
+        order = sorted(range(len(classes)), key=lambda k: (values[k] is None, values[k] or 0.0))
+        shown = extremes_of(order, values) if len(classes) > MANY else list(range(len(classes)))
+        cells = [_class_cells(score) for _, score in own]
+        rows = tuple((line(classes[k], CLASS), *(cell for some in cells for cell in some[k])) for k in shown)
         heads = [head for run, _ in own for head in (f"{run.label} SA", f"{run.label} RA")]
-        tables.append(Table("Accuracy by class, %", ("class", *heads), rows, note=WILSON))
+        few = f"{own[0][0].label}: the {len(shown)} weakest and strongest of {len(classes)} classes; all are "
+        note = f"{few}in its evaluation folder. {WILSON}" if len(shown) < len(classes) else WILSON
+        tables.append(Table("Accuracy by class, %", ("class", *heads), rows, note=note))
     return tables
 
 
-def _class_cells(score: Score, k: int) -> tuple[str, str]:
-    clean, robust = score.per_class_clean_interval_95[k], score.per_class_interval_95[k]
-    return percent(score.per_class_clean[k], clean), percent(score.per_class[k], robust)
+def _class_cells(score: Score) -> list[tuple[str, str]]:
+    clean = zip(score.per_class_clean, score.per_class_clean_interval_95, strict=True)
+    robust = zip(score.per_class, score.per_class_interval_95, strict=True)
+    return [(percent(*c), percent(*r)) for c, r in zip(clean, robust, strict=True)]
 
 
 def alarms_table(runs: Sequence[RunRecord]) -> Table | None:
@@ -168,7 +188,13 @@ def alarms_table(runs: Sequence[RunRecord]) -> Table | None:
         for a in run.alarms
     )
     return (
-        Table("Alarms of the sentinel", ("run", "kind", "epoch.step", "what was seen"), rows, text=4)
+        Table(
+            "Alarms of the sentinel",
+            ("run", "kind", "epoch.step", "what was seen"),
+            rows,
+            text=4,
+            sentences=True,
+        )
         if rows
         else None
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bivallate import __version__
+from bivallate.run.origin import commit
 from bivallate.run.session import pick_device
 
 __all__ = ["commit", "machine"]
@@ -39,23 +39,3 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def commit() -> dict[str, Any]:
-    """Commit of the package's sources and whether they were modified since; empty where there is no
-    repository."""
-    root = Path(__file__).parents[1]
-    head = _git(root, "rev-parse", "HEAD")
-    return (
-        {"id": head, "modified": bool(_git(root, "status", "--porcelain", "--", str(root)))} if head else {}
-    )
-
-
-def _git(root: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""

@@ -19,6 +19,7 @@ from bivallate.run.arithmetic import amp_dtype, lay_out
 from bivallate.run.average import Average
 from bivallate.run.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
 from bivallate.run.config import STREAMING, Config
+from bivallate.run.origin import origin
 from bivallate.run.radius import growth
 from bivallate.run.tally import Tally
 from bivallate.run.watch import shorter
@@ -241,6 +242,7 @@ class Session:
             "data_fingerprint": self.dataset.fingerprint,
             "epoch": self.epoch,
             "best_epoch": self.best_epoch + 1,
+            "made_by": origin(),
         }
         models.save(
             model or self.model, folder, weights=weights, classes=self.dataset.classes, entries=entries

@@ -47,7 +47,7 @@ def different(records: Sequence[RunRecord], chosen: Sequence[Evaluation]) -> lis
     stale = [r.label for r, e in pairs if e.stale]
     if stale:
         notes.append(f"{OLD}: {STALE}: {', '.join(stale)}.")
-    notes += [f"{r.label}: {warning}" for r, e in pairs for warning in e.score.warnings]
+    notes += [f"{r.label}: {warning}" for r, e in pairs for warning in r.warnings(e.score)]
     notes += other_data(records)
     home = [r.label for r, e in pairs if not same_threat(r.config.method.threat, e.score.threat)]
     if home:

@@ -11,10 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bivallate.evaluate import Score
+from bivallate.quoting import line
 from bivallate.reports.diagnostics.drawn import Drawn
-from bivallate.reports.style import COLUMN, colour, marker
+from bivallate.reports.style import COLUMN, TICK, colour, marker, name_classes
 
 LARGEST = 20  # classes whose cells are numbered
+MANY, WEAKEST, STRONGEST = 50, 20, 10  # classes that are all shown; of more, so many
+NAMED = 100  # classes that a matrix names
+CELL = 0.13  # inches of a named class, so that no two names meet
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,18 @@ class PerClass(Drawn):
             "interval_95": {k: [list(i) if i else None for i in v] for k, v in self.interval.items()},
         }
 
-    def draw(self) -> Figure:
-        """Classes along the axis, weakest first; filled robust with its interval, hollow clean."""
+    @property
+    def shown(self) -> list[int]:
+        """The classes that are drawn, weakest first: all, or of many the weakest and the strongest."""
         first = next(iter(self.robust.values()))
         order = sorted(range(len(self.classes)), key=lambda k: (first[k] is None, first[k] or 0.0))
+        return extremes_of(order, first)
+
+    def draw(self) -> Figure:
+        """Classes along the axis, weakest first; filled robust with its interval, hollow clean."""
+        order = self.shown
         wide = 1.0 if len(order) * len(self.robust) <= 20 else 2.0
-        fig = Figure(figsize=(COLUMN * wide, 2.5), layout="constrained")
+        fig = Figure(figsize=(COLUMN * wide, 2.5 if len(order) <= 16 else 3.2), layout="constrained")
         ax = fig.subplots()
         step = 0.7 / len(self.robust)
         for j, (label, robust) in enumerate(self.robust.items()):
@@ -64,13 +74,17 @@ class PerClass(Drawn):
                 ax.vlines(at, 100 * interval[0], 100 * interval[1], color=shade, lw=1.0, alpha=0.6)
                 ax.plot(at, 100 * value, sign, color=shade, ms=3.5, zorder=4)
                 ax.plot(at, 100 * clean, sign, color=shade, mfc="white", mew=0.8, ms=6)
-        names = [self.classes[k] for k in order]
-        ax.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 4 else 40)
-        ax.set_xlim(-0.6, len(names) - 0.4)
+        name_classes(ax, [self.classes[k] for k in order])
+        ax.set_xlim(-0.6, len(order) - 0.4)
         ax.set_ylim(-2, 103)
-        ax.set_xlabel("class")
+        if len(order) < len(self.classes):
+            ax.axvline(WEAKEST - 0.5, color="#555555", lw=0.7, ls=":")
+            ax.set_xlabel(
+                f"the {WEAKEST} weakest and {len(order) - WEAKEST} strongest of {len(self.classes)} classes"
+            )
+        else:
+            ax.set_xlabel("class")
         ax.set_ylabel("accuracy (%)")
-        ax.grid(axis="x", visible=False)
         fig.legend(handles=self._keys(), loc="outside upper left", ncols=3)
         return fig
 
@@ -120,29 +134,63 @@ class Confusion(Drawn):
         """(K, K) of each row; zero for a class without a point."""
         return self.counts / np.maximum(self.counts.sum(1, keepdims=True), 1)
 
+    @property
+    def wide(self) -> bool:
+        """Whether it needs a page's width or more."""
+        return len(self.classes) > LARGEST
+
+    def commonest(self, most: int = 20) -> list[tuple[int, int, int]]:
+        """(true class, class it is taken for, points) of the commonest errors, the commonest first."""
+        wrong = self.counts - np.diag(np.diag(self.counts))
+        order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+        pairs = (divmod(int(place), len(self.classes)) for place in order)
+        return [(i, j, int(wrong[i, j])) for i, j in pairs if wrong[i, j]]
+
     def draw(self) -> Figure:
-        """Row-normalised shades; per cent in the cells where they fit."""
-        share, size = 100 * self.fractions, len(self.classes)
-        fig = Figure(figsize=(COLUMN, COLUMN * 0.94), layout="constrained")
-        ax = fig.subplots()
-        image = ax.imshow(share, cmap="Blues", vmin=0, vmax=100)
+        """Row-normalised shades; per cent in the cells where they fit, names of up to `NAMED` classes."""
+        size, named = len(self.classes), len(self.classes) <= NAMED
+        names = [line(name, TICK) for name in self.classes] if named else []
+        edge = 0.3 + 0.065 * max(map(len, names), default=6)  # inches beside the matrix, for the names
+        side = max(COLUMN - edge - 0.75, CELL * size) if named else 2 * COLUMN - edge
+        wide, high = edge + side + 0.8, edge + side + 0.15
+        fig = Figure(figsize=(wide, high))
+        ax = fig.add_axes((edge / wide, edge / high, side / wide, side / high))
+        image = ax.imshow(100 * self.fractions, cmap="Blues", vmin=0, vmax=100, interpolation="none")
         ax.grid(visible=False)
-        for side in ax.spines.values():
-            side.set_visible(False)
+        for spine in ax.spines.values():
+            spine.set(visible=True, color="#cccccc")
         if size <= LARGEST:
-            for i, j in np.argwhere(share >= 0.5):
-                colour = "white" if share[i, j] > 55 else "#222222"
-                ax.text(j, i, f"{share[i, j]:.0f}", ha="center", va="center", fontsize=6, color=colour)
-            turn = 0 if max(map(len, self.classes)) < 4 else 90
-            ax.set_xticks(range(size), self.classes, rotation=turn)
-            ax.set_yticks(range(size), self.classes)
+            self._number(ax)
+        if named:
+            flat = max(map(len, names)) < 4
+            ax.set_xticks(range(size), names, rotation=0 if flat else 90, fontsize=6.5)
+            ax.set_yticks(range(size), names, fontsize=6.5)
         ax.tick_params(length=0)
         ax.set_xlabel(f"predicted under {self.attack}")
-        ax.set_ylabel("true class")
-        bar = fig.colorbar(image, ax=ax, shrink=0.8, pad=0.02)
+        ax.set_ylabel("true class" if named else f"true class (all {size}, by number)")
+        tall = min(side, 2 * COLUMN)
+        bar_at = fig.add_axes(
+            ((edge + side + 0.1) / wide, (edge + side - tall) / high, 0.1 / wide, tall / high)
+        )
+        bar = fig.colorbar(image, cax=bar_at)
         bar.set_label("% of the class")
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
         return fig
+
+    def _number(self, ax: Any) -> None:
+        share = 100 * self.fractions
+        for i, j in np.argwhere(share >= 0.5):
+            colour = "white" if share[i, j] > 55 else "#222222"
+            ax.text(j, i, f"{share[i, j]:.0f}", ha="center", va="center", fontsize=6, color=colour)
+
+
+def extremes_of(order: Sequence[int], values: Sequence[float | None]) -> list[int]:
+    """Classes in ascending order of their values: all, or of many the weakest and the strongest that have a
+    value."""
+    if len(order) <= MANY:
+        return list(order)
+    known = [k for k in order if values[k] is not None]
+    return known if len(known) <= WEAKEST + STRONGEST else known[:WEAKEST] + known[-STRONGEST:]
 
 
 def per_class(scores: Mapping[str, Score], classes: Sequence[str] = ()) -> PerClass:

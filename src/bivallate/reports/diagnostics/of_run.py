@@ -19,6 +19,7 @@ from bivallate.lower.stop import Form
 from bivallate.lower.threat import Linf
 from bivallate.models import Classifier
 from bivallate.reports.collect import RunRecord, collect
+from bivallate.reports.diagnostics.attacked import attacked
 from bivallate.reports.diagnostics.classes import confusion, per_class
 from bivallate.reports.diagnostics.curves import learning_curves
 from bivallate.reports.diagnostics.drawn import Drawn
@@ -255,6 +256,9 @@ DIAGNOSES: dict[str, Diagnosis] = {
     "landscape": _landscape,
     "classes": lambda s: per_class(s.scores, s.runs[0].classes),
     "confusion": lambda s: confusion(s.scores[s.runs[0].label], s.runs[0].classes),
+    "attacked": lambda s: attacked(
+        s.first, s.data.test, s.threat, s.scores[s.runs[0].label], s.runs[0].classes, seed=s.seed
+    ),
     "eps": lambda s: accuracy_over_eps(
         dict(s.models), s.data.test, s.threat, trained=_trained(s), n=s.n, seed=s.seed
     ),

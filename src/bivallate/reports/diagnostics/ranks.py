@@ -46,7 +46,8 @@ class Ranks(Drawn):
             at = np.arange(1, len(counts)) + (k - (len(self.counts) - 1) / 2) * width
             kept = counts[0] / counts.sum()
             ax.bar(at, share, 0.92 * width, color=colour(k), label=f"{label} ({kept:.0%} unchanged)")
-        ax.set_xticks(range(1, max(len(c) for c in self.counts.values())))
+        most = max(len(c) for c in self.counts.values())
+        ax.set_xticks(range(1, most, max(1, most // 20)))
         ax.set_xlabel(f"clean rank of the class that {self.attack} reached")
         ax.set_ylabel("changed predictions (%)")
         ax.grid(axis="x", visible=False)

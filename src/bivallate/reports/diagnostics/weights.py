@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from bivallate.errors import UserError
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.weighing import Weighed
-from bivallate.reports.style import COLOURS, COLUMN, figure
+from bivallate.reports.style import COLOURS, COLUMN, figure, name_classes
 
 FLOOR = 1e-3  # relative weights below are drawn there
 SPREAD = 5.0  # largest relative weight that is drawn on a linear axis
@@ -58,9 +58,7 @@ class WeightsByClass(Drawn):
             ax.vlines(k, low, high, color=COLOURS[0], lw=3)
             ax.plot(k, middle, "o", color="white", mec=COLOURS[0], ms=4)
         ax.axhline(1, color="#555555", lw=0.7, ls=":")
-        turn = 0 if max(map(len, self.classes)) < 4 else 40
-        ax.set_xticks(range(len(self.classes)), self.classes, rotation=turn)
-        ax.grid(axis="x", visible=False)
+        name_classes(ax, self.classes)
         scale_by(ax, "y", self.weights)
         ax.set_xlabel("class (dots: examples, bars: quartiles)")
         ax.set_ylabel(f"weight / mean, {self.label}")

@@ -1,0 +1,76 @@
+"""The first numbers of a report: what the strongest attack left of each run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bivallate.evaluate import Score
+from bivallate.reports.collect import Evaluation, RunRecord
+from bivallate.reports.tables import percent, radius, worst_class
+
+MOST = 12  # runs, beyond which the table alone is shown
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One run in words and numbers, as text.
+
+    Attributes:
+        run, method: names. robust, interval: in per cent; "" where it was never attacked.
+        attack: with its radius, points and weights. clean, tail, worst: with their intervals.
+        beside: another attack, on other points. verdict: of the audit; "" without one.
+    """
+
+    run: str
+    method: str
+    robust: str = ""
+    interval: str = ""
+    attack: str = ""
+    clean: str = ""
+    tail: str = ""
+    worst: str = ""
+    beside: str = ""
+    verdict: str = ""
+
+
+def headlines(runs: Sequence[RunRecord]) -> list[Headline]:
+    """One for each run; none where there are too many to be read one by one."""
+    return [_headline(run) for run in runs] if len(runs) <= MOST else []
+
+
+def _headline(run: RunRecord) -> Headline:
+    strong, about = run.strongest, f"{run.config.method.name}, {run.config.data.name or 'tensors'}"
+    fresh = [a.verdict for a in run.audits if not a.stale]
+    verdict = ", ".join(dict.fromkeys(fresh))
+    if strong is None:
+        return Headline(run.label, about, verdict=verdict)
+    score = strong.score
+    low, high = score.interval_95
+    old = ", stale" if strong.stale else ""
+    return Headline(
+        run.label,
+        about,
+        f"{100 * score.robust_accuracy:.1f}",
+        f"{100 * low:.1f} to {100 * high:.1f}",
+        f"{_attack(score)}, {radius(score.threat)}, {strong.weights} weights{old}",
+        percent(score.clean_accuracy, score.clean_interval_95),
+        percent(score.tail(30), score.tail_interval(30)),
+        worst_class(run, score),
+        _beside(run, strong),
+        verdict,
+    )
+
+
+def _attack(score: Score) -> str:
+    return f"{score.attack} on {score.n} points"
+
+
+def _beside(run: RunRecord, strong: Evaluation) -> str:
+    """The next strongest evaluation in the same threat, of the same weights."""
+    others = [e for e in run.leading(strong.weights, "test", strong.score.threat) if e.path != strong.path]
+    if not others:
+        return ""
+    score = others[0].score
+    old = " (stale)" if others[0].stale else ""
+    return f"{_attack(score)} left {percent(score.robust_accuracy, score.interval_95)}{old}"

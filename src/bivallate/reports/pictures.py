@@ -1,0 +1,163 @@
+"""The figures of a report, and how they are put into a page."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bivallate import quoting
+from bivallate.errors import UserError
+from bivallate.reports.collect import RunRecord
+from bivallate.reports.diagnostics.attacked import Attacked, attacked
+from bivallate.reports.diagnostics.classes import MANY, Confusion, confusion, per_class
+from bivallate.reports.diagnostics.curves import learning_curves
+from bivallate.reports.diagnostics.drawn import Drawn
+from bivallate.reports.matrix import matrix_svg
+from bivallate.reports.style import styled
+from bivallate.run.api import load_run
+from bivallate.run.session import load_data
+
+PLAIN = "pgd-20"  # draws the images of a run
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the report.
+
+    Attributes:
+        name: of its file. caption: what it shows. drawn: the diagnostic. wide: fills the width of a page.
+    """
+
+    name: str
+    caption: str
+    drawn: Drawn
+    wide: bool = True
+
+    @property
+    def kind(self) -> str:
+        """How a page places it: wide, narrow, or a matrix that scrolls."""
+        if isinstance(self.drawn, Confusion) and self.drawn.wide:
+            return "matrix"
+        return "wide" if self.wide else "narrow"
+
+
+@dataclass(frozen=True)
+class Images:
+    """What it takes to attack some images of a run for its report.
+
+    Attributes:
+        data_dir: where named sets are looked for. model: `package.module:factory` of the runs whose network
+            is the user's own.
+    """
+
+    data_dir: str | None = None
+    model: str | None = None
+
+
+def pictures(runs: Sequence[RunRecord]) -> list[Picture]:
+    """Every figure that the runs have data for."""
+    found = []
+    trained = {run.label: run.history for run in runs if run.history}
+    if trained:
+        found.append(Picture("curves", _curves_caption(runs), learning_curves(trained)))
+    scored = {run: run.strongest.score for run in runs if run.strongest is not None}
+    for k, classes in enumerate(dict.fromkeys(run.classes for run in scored)):
+        same = {run.label: score for run, score in scored.items() if run.classes == classes}
+        which = (
+            "Accuracy of the weakest and strongest classes" if len(classes) > MANY else "Accuracy by class"
+        )
+        text = f"{which}, weakest first: hollow on clean images, filled under attack."
+        found.append(Picture(f"classes-{k}", text, per_class(same, classes)))
+    for k, (run, score) in enumerate(scored.items()):
+        text = f"{run.label}: what each class is taken for under {score.attack}, in per cent of the class."
+        found.append(Picture(f"confusion-{k}", text, confusion(score, run.names(score.classes)), wide=False))
+    return found
+
+
+def attacked_pictures(runs: Sequence[RunRecord], images: Images) -> tuple[list[Picture], list[str]]:
+    """Hard and easy images of each run that was attacked, and why those of a run cannot be shown."""
+    found, notes = [], []
+    for k, run in enumerate(runs):
+        if run.strongest is None:
+            continue
+        try:
+            drawn = _attacked(run, images)
+        except (UserError, OSError, RuntimeError, ValueError) as error:  # the numbers stand without them
+            notes.append(f"{run.label}: no images are shown: {str(error).splitlines()[0]}")
+            continue
+        text = (
+            f"{run.label}: points that {run.strongest.score.attack} breaks by the widest margin (hard) and "
+            f"those that stay right by the widest (easy), drawn under {drawn.attack}; above each image its "
+            "class or what it is taken for; change: grey is none, scaled to the largest."
+        )
+        found.append(Picture(f"attacked-{k}", text, drawn))
+    return found, notes
+
+
+def _attacked(run: RunRecord, images: Images) -> Attacked:
+    strong, config = run.strongest, run.config
+    if strong is None or strong.stale:
+        raise UserError("the evaluation is of weights that have changed since")
+    config = config.set("data.data_dir", images.data_dir) if images.data_dir is not None else config
+    model = load_run(run.path, strong.weights, images.model)
+    test, score = load_data(config.data, config.seed).test, strong.score
+    return attacked(model, test, score.threat, score, run.names(score.classes), attack=PLAIN)
+
+
+def _curves_caption(runs: Sequence[RunRecord]) -> str:
+    text = (
+        "Learning curves. Held-out robust accuracy is under the short attack that training measures itself "
+        "with; effective weights: (sum w)^2 / (B sum w^2), 100 % when all examples count alike."
+    )
+    rolled = any(alarm.get("rolled_back") for run in runs for alarm in run.alarms)
+    return text + (" Dotted verticals: the sentinel rolled the run back." if rolled else "")
+
+
+class Inline:
+    """Figures as SVG inside a page, with identifiers that do not meet those of the other figures."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, picture: Picture) -> str:
+        self.count += 1
+        if picture.kind == "matrix" and isinstance(picture.drawn, Confusion):
+            return matrix_svg(picture.drawn, picture.caption)
+        return inline_svg(picture.drawn, f"f{self.count}-", picture.caption)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Figures as files in a folder beside the page."""
+
+    out: Path
+    ending: str
+
+    def __call__(self, picture: Picture) -> str:
+        folder = self.out.with_name(f"{self.out.stem}-figures")
+        picture.drawn.save(folder / picture.name, (self.ending, "png"))
+        return f"{folder.name}/{picture.name}.{self.ending}"
+
+
+def inline_svg(drawn: Drawn, prefix: str, caption: str) -> str:
+    """The figure as an <svg> element without prolog, metadata or fixed size."""
+    stream = io.StringIO()
+    with styled():
+        drawn.figure().savefig(stream, format="svg", metadata={"Date": None})
+    svg = stream.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r"<[^>]+>", lambda tag: _own_ids(tag[0], prefix), svg)
+    width = float(re.search(r'width="([\d.]+)pt"', svg)[1])  # pyright: ignore[reportOptionalSubscript]
+    svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"|height="[\d.]+pt" ', "", svg, count=1)
+    svg = re.sub(r' width="[\d.]+pt"', "", svg, count=1)
+    size = f'style="width:{1.55 * width:.0f}px;max-width:100%;height:auto"'
+    return svg.replace("<svg", f'<svg role="img" aria-label="{quoting.html(caption)}" {size}', 1)
+
+
+def _own_ids(tag: str, prefix: str) -> str:
+    """A tag of a figure whose identifiers, and references to them, begin with the prefix."""
+    tag = re.sub(r'\bid="', f'id="{prefix}', tag)
+    return re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", tag)

@@ -1,0 +1,39 @@
+"""Which code made a result: commit of the package's sources, and versions."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["commit", "origin"]
+
+
+@cache
+def commit() -> dict[str, Any]:
+    """Commit of the package's sources and whether they were modified since; empty where they are in no
+    repository of their own."""
+    root = Path(__file__).parents[1]
+    head = _git(root, "rev-parse", "HEAD") if _git(root, "ls-files", "__init__.py") else ""
+    return (
+        {"id": head, "modified": bool(_git(root, "status", "--porcelain", "--", str(root)))} if head else {}
+    )
+
+
+def origin() -> dict[str, Any]:
+    """Commit and versions, for the manifest of a run."""
+    return {"commit": commit(), "python": platform.python_version(), "torch": torch.__version__}
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
