@@ -32,6 +32,7 @@ CAPTIONS = {
     "landscape": "The loss around a test image; dashed: the ball that the attack may use.",
     "classes": "Accuracy of each class, weakest first.",
     "confusion": "What the images of each class are taken for under attack.",
+    "attacked": "Test images that the attack breaks by the widest margin and that stay right by the widest.",
     "eps": "Accuracy against the radius of the attack.",
     "training-eps": "Accuracy at the radius that each run was trained for, here Fast-AT and AT: "
     "what overfits catastrophically would fall in the last weights alone.",

@@ -34,15 +34,30 @@ STRINGS = {
 }
 
 
-def trained(place: Path) -> Path:
+def trained(place: Path, epochs: int = 1, threat: bv.Linf = THREAT) -> Path:
     """A short run on the digits with one evaluation."""
     data = bv.data.load("digits")
-    method = bv.methods.at(THREAT, steps=1)
+    method = bv.methods.at(threat, steps=1)
     short = Validation(1, 50)
-    bv.train("linear", data, method, epochs=1, batch_size=512, out=place, validation=short)
-    score = bv.evaluate(bv.load(place), data.test, THREAT, "fgsm")
-    score.save(place / "evaluation" / evaluation_name("best", THREAT, "fgsm", 0))
+    bv.train("linear", data, method, epochs=epochs, batch_size=512, out=place, validation=short)
+    score = bv.evaluate(bv.load(place), data.test, threat, "fgsm")
+    score.save(place / "evaluation" / evaluation_name("best", threat, "fgsm", 0))
     return place
+
+
+def write_audit(run: Path, text: str, **changes: object) -> Path:
+    """An audit of a run's best weights in which every free text is this one."""
+    path = run / "audit" / evaluation_name("best", THREAT, "audit", 0)
+    path.parent.mkdir(exist_ok=True)
+    check = {"name": text, "finding": text, "advice": text, "outcome": "flag"}
+    entry = {
+        "verdict": "suspect", "meaning": text, "threat": {"kind": "Linf", "eps": THREAT.eps}, "n": 100,
+        "plan": {"level": text}, "claimed": 0.5, "claim": text, "worst": 0.25,
+        "worst_interval_95": [0.17, 0.34], "model_fingerprint": text,
+        "checks": [check, check | {"outcome": "pass", "name": "quiet"}],
+    }  # fmt: skip
+    path.write_text(json.dumps(entry | changes), encoding="utf-8")
+    return path
 
 
 def poisoned(run: Path, place: Path, text: str) -> Path:
@@ -67,6 +82,7 @@ def poisoned(run: Path, place: Path, text: str) -> Path:
     score = json.loads(old.read_text(encoding="utf-8"))
     score["attack"], score["part_names"], score["warnings"] = text, [text], [text]
     (copy / "evaluation" / old.name).write_text(json.dumps(score), encoding="utf-8")
+    write_audit(copy, text, verdict=text)
     lines = [json.loads(line) for line in (copy / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     lines[-1]["alarms"] = [{"kind": text, "epoch": 1, "step": 0, "text": text}]
     (copy / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")

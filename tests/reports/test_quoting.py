@@ -18,13 +18,16 @@ from tests.reports.hostile import FIRED, STRINGS, poisoned, trained
 from bivallate import quoting
 from bivallate.reports.collect import RunRecord, collect
 from bivallate.reports.diagnostics.classes import Confusion
-from bivallate.reports.page import inline_svg, render, write_report
+from bivallate.reports.matrix import matrix_svg
+from bivallate.reports.page import render, write_report
+from bivallate.reports.pictures import inline_svg
 
 HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
 TAGS = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "aside", "div", "table", "thead"}
-TAGS |= {"tbody", "tr", "th", "td", "details", "summary", "code", "footer", "br", "figure", "figcaption"}
+TAGS |= {"tbody", "tr", "th", "td", "details", "summary", "code", "figure", "figcaption"}
+TAGS |= {"main", "section", "small", "dl", "dt", "dd", "caption"}
 SVG = {
     "svg",
     "defs",
@@ -39,7 +42,7 @@ SVG = {
     "lineargradient",
     "stop",
 }
-OWN = {"class", "lang", "charset", "name", "content", "http-equiv"}
+OWN = {"class", "lang", "charset", "name", "content", "http-equiv", "scope", "role", "tabindex", "aria-label"}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 
@@ -99,14 +102,14 @@ def test_figures_hold_hostile_text_as_text(kind, monkeypatch):
     monkeypatch.setattr(mathtext.MathTextParser, "parse", lambda *_, **__: pytest.fail("read as a formula"))
     text = STRINGS[kind]
     drawn = Confusion(text, tuple(f"{text}{k}" for k in range(3)), np.eye(3))
-    svg = inline_svg(drawn, "f1-", text)
-    assert not HIDDEN.search(svg)
-    seen = Markup(svg)
-    assert seen.tags <= SVG
-    assert not any(name.startswith("on") for name in seen.attributes)
-    if len(text) < 20:  # nothing was left out
-        assert quoting.line(text) in seen.text
-    assert len(max(re.findall(r"<text[^>]*>([^<]*)", svg), key=len)) < 1500
+    for svg in (inline_svg(drawn, "f1-", text), matrix_svg(drawn, text)):
+        assert not HIDDEN.search(svg)
+        seen = Markup(svg)
+        assert seen.tags <= SVG
+        assert not any(name.startswith("on") for name in seen.attributes)
+        if len(text) < 20:  # nothing was left out
+            assert quoting.line(text) in seen.text
+        assert len(max(re.findall(r"<text[^>]*>([^<]*)", svg), key=len)) < 1500
 
 
 def test_a_name_with_the_marks_of_a_figure_leaves_its_identifiers_alone():

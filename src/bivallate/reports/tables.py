@@ -13,7 +13,7 @@ from bivallate.reports.collect import STALE, Evaluation, RunRecord
 from bivallate.reports.diagnostics.classes import MANY, extremes_of
 
 NONE = "-"
-CLASS = 60  # characters of a class in a cell
+CLASS = 36  # characters of a class in a cell
 RUNS = (
     "SA: accuracy on clean images. RA: under the strongest evaluation of the run at its training threat, all "
     "points on which any part succeeded counted as broken; the strongest is the one that left least of the "
