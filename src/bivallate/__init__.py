@@ -14,6 +14,7 @@ from bivallate.lower.threat import L2, Linf
 from bivallate.method import Method, register
 from bivallate.parts import part
 from bivallate.reports.comparison.api import compare
+from bivallate.reports.diagnostics.api import diagnose
 from bivallate.reports.page import report
 from bivallate.run.api import Run, load, resume, train
 from bivallate.run.optim import SGD, AdamW, Cosine, Flat, MultiStep, Triangle
@@ -67,6 +68,7 @@ __all__ = [
     "cid",
     "compare",
     "data",
+    "diagnose",
     "evaluate",
     "load",
     "methods",

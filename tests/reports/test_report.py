@@ -14,7 +14,7 @@ import pytest
 import bivallate as bv
 from bivallate.cli import run as command
 from bivallate.errors import UserError
-from bivallate.evaluate import evaluation_name
+from bivallate.evaluate import compare, evaluation_name
 from bivallate.quoting import markdown, tex
 from bivallate.reports.collect import collect, labels_of
 from bivallate.reports.diagnostics.fosc import FOSC
@@ -192,6 +192,36 @@ def test_the_diagnose_command(runs, tmp_path, capsys):
     assert "did you mean 'confusion'" in capsys.readouterr().err
     assert command(["diagnose", folders[0], "--what", "transfer"]) == 2
     assert "at least two runs" in capsys.readouterr().err
+
+
+def test_python_diagnoses_as_the_command_does(runs, tmp_path, monkeypatch):
+    told: dict[str, object] = {}
+    first = runs / "at_50%<b>"
+    found = bv.diagnose(
+        first, runs / "done", what=["attacked"], n=40, out=tmp_path, attack="fgsm", progress=told.__setitem__
+    )
+    assert told == {"attacked": tmp_path / "attacked.svg"}
+    assert found["attacked"].data()["clean"].shape[1:] == (1, 8, 8)
+    for bad, said in (({"n": 1}, "at least 2"), ({"what": "curve"}, "did you mean 'curves'")):
+        with pytest.raises(UserError, match=said):
+            bv.diagnose(first, **bad)
+    with pytest.raises(UserError, match="weighs the same"):
+        bv.diagnose(first, what="examples", n=20, out=tmp_path)
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr("bivallate.reports.diagnostics.api.diagnose", lambda *_, **named: asked.append(named))
+    assert command(["diagnose", str(first), "--what", "curves", "--weights", "last", "--seed", "3"]) == 0
+    wanted = {"what": ("curves",), "weights": "last", "seed": 3, "n": 500, "attack": "pgd-20", "out": None}
+    assert asked[0].items() >= wanted.items()
+
+
+def test_results_are_short_where_they_are_looked_at(runs):
+    first = collect(both(runs))[0]
+    score = first.evaluations[0].score
+    run = bv.Run(None, None, first.history, first.path)  # pyright: ignore[reportArgumentType]
+    for shown in (score, run, bv.compare(first.path), compare(score)):
+        assert len(repr(shown)) < 300
+    assert repr(score).startswith("<Score of fgsm at Linf 0.15 on 359 points: robust ")
+    assert f"2 epochs, held-out clean {first.history[-1]['clean']:.1%}" in repr(run)
 
 
 def test_alignment_over_epochs_is_what_the_sentinel_saw(runs, tmp_path, capsys):

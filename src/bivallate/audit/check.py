@@ -56,7 +56,7 @@ class Moment:
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Audit:
     """The evidence on one model.
 
@@ -85,6 +85,13 @@ class Audit:
     data_fingerprint: str
     model_fingerprint: str
     classes: int = 0
+
+    def __repr__(self) -> str:
+        low, high = self.worst_interval_95
+        return (
+            f"<Audit on {self.n} points: {self.verdict}; clean {self.clean:.1%}, after all attacks "
+            f"{self.worst:.1%} [{low:.1%}, {high:.1%}]>"
+        )
 
     @property
     def verdict(self) -> str:

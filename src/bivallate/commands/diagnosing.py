@@ -49,20 +49,15 @@ def diagnose(
     fosc_form
         FOSC over the ball, as Dynamic AT's eq. 4 has it, or over the box, the ball within [0, 1].
     """
-    from bivallate.reports.diagnostics.of_run import DIAGNOSES, choose, subject
+    from bivallate.reports.diagnostics.api import diagnose as drawn
 
-    if n < 2:
-        raise UserError(f"--n must be at least 2, got {n}")
     device = machine.prepare()
-    looked_at = subject(runs, **asdict(source), n=n, attack=attack, form=fosc_form, device=device)
-    names = choose(what, len(runs))
-    place = out or runs[0] / "diagnosis" / ("" if source.weights == "best" else source.weights)
-    for name in names:
-        try:
-            result = DIAGNOSES[name](looked_at)
-        except UserError as error:
-            if what:
-                raise
-            print(f"{name}: left out, {error}", file=sys.stderr)
-            continue
-        print(f"{name}: {result.save(place / name)}")
+    asked = {"what": what, "out": out, "n": n, "attack": attack, "fosc_form": fosc_form, "device": device}
+    drawn(*runs, **asdict(source), **asked, progress=_told)
+
+
+def _told(name: str, what: Path | UserError) -> None:
+    if isinstance(what, UserError):
+        print(f"{name}: left out, {what}", file=sys.stderr)
+    else:
+        print(f"{name}: {what}")

@@ -39,7 +39,7 @@ class TrainingCost:
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Row:
     """One evaluation in a comparison.
 
@@ -66,6 +66,10 @@ class Row:
     significant: bool
     p_adjusted: float | None = None
     training: TrainingCost | None = None
+
+    def __repr__(self) -> str:
+        tested = "" if self.p_adjusted is None else f", p {self.p_adjusted:.2g} against the first"
+        return f"<{self.name}: {self.score!r}{tested}>"
 
     @property
     def training_passes(self) -> float:

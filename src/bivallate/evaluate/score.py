@@ -25,7 +25,7 @@ SCHEMA = "bivallate-evaluation-1"
 ROBUST, CLEAN = -1, 0  # stages: never broken; wrong before any attack; i >= 1: broken by part i - 1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Score:
     """The verdicts of one attack on one model, one value a point, and what was spent on them.
 
@@ -56,6 +56,14 @@ class Score:
     data_fingerprint: str
     model_fingerprint: str
     warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        low, high = self.interval_95
+        threat = f"{type(self.threat).__name__} {self.threat.eps:.4g}"
+        return (
+            f"<Score of {self.attack} at {threat} on {self.n} points: robust "
+            f"{self.robust_accuracy:.1%} [{low:.1%}, {high:.1%}], clean {self.clean_accuracy:.1%}>"
+        )
 
     @property
     def n(self) -> int:

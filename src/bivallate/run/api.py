@@ -25,7 +25,7 @@ from bivallate.run.session import Session, create_model, load_data, settled
 from bivallate.run.trainer import Trainer, limit_threads
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A finished run.
 
@@ -38,6 +38,14 @@ class Run:
     average: Classifier | None
     history: list[dict[str, Any]]
     path: Path | None
+
+    def __repr__(self) -> str:
+        last = self.history[-1] if self.history else {}
+        accuracies = [
+            f"{what} {last[what]:.1%}" for what in ("clean", "robust") if last.get(what) is not None
+        ]
+        held = f", held-out {', '.join(accuracies)}" if accuracies else ""
+        return f"<Run in {self.path or 'memory'}: {len(self.history)} epochs{held}>"
 
 
 def execute(
