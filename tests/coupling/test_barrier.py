@@ -13,9 +13,9 @@ from torch import Tensor
 
 from bivallate import KLDRO, L2, PGD, Barrier, Detached, LastStep, Linf, Mask, Method, UserError, methods
 from bivallate.coupling.barrier import barrier_inverse
-from bivallate.lower.interior import InteriorAscent
+from bivallate.lower.interior import BarrierAscent, InteriorAscent
 from bivallate.lower.objective import cross_entropy
-from bivallate.lower.pgd import adam, raw
+from bivallate.lower.pgd import adam, raw, steepest
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.start import uniform
 from bivallate.types import Batch
@@ -166,3 +166,40 @@ def test_adam_takes_signs_first(model, batch) -> None:  # D6
 def test_the_barrier_refuses_balls(model, batch) -> None:
     with pytest.raises(UserError, match="Linf"):
         gradient(model, Method(L2(0.5), PGD(1, 0.1), coupling=Barrier()), batch)
+
+
+@pytest.mark.parametrize("direction", [raw, steepest, adam])
+@pytest.mark.parametrize("c", [1e-4, C, 1.0])
+@pytest.mark.parametrize("step_size", [0.01, 1e4])
+def test_steps_on_the_barrier_stay_strictly_inside(model, direction, c, step_size) -> None:
+    """Also where the box has hardly any room or none, and however long the step is."""
+    x, y, index = minibatches((6,))[0]
+    x = x.clone()
+    x[0, 0, 0, 0], x[0, 0, 0, 1], x[1, 0, 0, 0] = 0.0, 1.0, 1e-9
+    problem = LowerProblem(model, Batch(x, y, index), cross_entropy, THREAT)
+    delta = BarrierAscent(20, step_size, c, direction=direction).solve(problem).delta
+    lo, up = THREAT.bounds(x)
+    assert delta.isfinite().all()
+    assert ((delta > lo) & (delta < up)).all()
+    nothing = LowerProblem(model, Batch(x, y, index), cross_entropy, Linf(0.0))
+    assert BarrierAscent(3, step_size, c, direction=direction).solve(nothing).delta.abs().max() == 0
+
+
+def test_raw_steps_on_the_barrier_solve_it(model, batch) -> None:
+    """They end where the theory's solver does, so that Proposition 1 speaks of what was trained on."""
+    problem = LowerProblem(model, batch, cross_entropy, THREAT)
+    exact = InteriorAscent(60, C).solve(problem).delta
+    found = BarrierAscent(200, 1.0, C, direction=raw).solve(problem).delta
+    assert (found - exact).abs().max() < 1e-6
+    projected = PGD(10, THREAT.eps / 4).solve(problem).delta
+    on_a_bound = 1 - THREAT.interior(projected, batch.x).double().mean()
+    assert on_a_bound > 0.3, "where projected steps leave coordinates on a bound"
+
+
+def test_the_barrier_is_written_for_boxes() -> None:
+    x, y, index = minibatches((6,))[0]
+    with pytest.raises(UserError, match="written for boxes"):
+        BarrierAscent(1, 0.1).solve(LowerProblem(Net().eval(), Batch(x, y, index), cross_entropy, L2(0.5)))
+    for given in ({"steps": -1}, {"step_size": math.inf}, {"c": 0.0}):
+        with pytest.raises(UserError, match="must be"):
+            BarrierAscent(**{"steps": 1, "step_size": 0.1, **given})

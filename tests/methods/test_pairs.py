@@ -13,7 +13,7 @@ from torch import nn
 
 import bivallate as bv
 from bivallate import KLDRO, PGD, Linf, Method, UserError
-from bivallate.lower.interior import InteriorAscent
+from bivallate.lower.interior import BarrierAscent, InteriorAscent
 from bivallate.lower.objective import kl_to_clean
 from bivallate.lower.pgd import adam, raw
 from bivallate.lower.start import gaussian, uniform, zero
@@ -66,6 +66,8 @@ SOLVERS: list[Any] = [
     PGD(1, EPS / 2, uniform, stop=FOSCBelow(0.1)),
     Wider(PGD(1, EPS, uniform), 2.0),
     InteriorAscent(1, 1e-3),
+    BarrierAscent(1, EPS / 4),
+    BarrierAscent(1, 1.0, direction=raw),
 ]
 # these attack as evaluations do: no training method is made of them
 EVALUATION = {"APGD", "FAB", "Square"}

@@ -9,9 +9,9 @@ import pytest
 from tests.methods.glue import EPS, Net, agree, gap, minibatches, train
 from tests.reference import done, fast_bat, plain_at, single_step, trades_mart
 
-from bivallate import KLDRO, Barrier, LastStep, Linf, methods
+from bivallate import KLDRO, Barrier, LastStep, Linf, UserError, methods
 from bivallate.lower.start import zero
-from bivallate.method import Method
+from bivallate.method import Method, create
 
 THREAT = Linf(EPS)
 
@@ -81,6 +81,32 @@ def test_done(solver, coupling, norm) -> None:
         implicit=coupling,
         alpha=alpha,
     )
+
+
+@pytest.mark.parametrize("solver", ["gd", "pgd", "adam"])
+@pytest.mark.parametrize("c", [None, 1e-4])
+@pytest.mark.parametrize("norm", [True, False])
+def test_done_with_inner_steps_on_the_barrier(solver, c, norm) -> None:
+    """Algorithm 1's inner steps descend h, which contains the barrier."""
+    make = {"gd": methods.done_gd, "pgd": methods.done_pgd, "adam": methods.done_adam}[solver]
+    alpha = None if solver == "gd" else EPS / 4
+    given = {"c": c, "inner": "barrier"}
+    left = agree(make(THREAT, **given), done.done, model=Net(norm), solver=solver, alpha=alpha, **given)
+    assert all(record.logged["free"] == 1 for record in left.records), "no coordinate ends on a bound"
+    assert min(record.logged["sensitivity"] for record in left.records) > 0
+
+
+@pytest.mark.parametrize("name", ["done-gd", "done-pgd", "done-adam", "done-fast"])
+def test_done_has_its_strength_and_temperature(name) -> None:
+    method = create(name, THREAT, c=1e-3, temperature=1.5)
+    assert (method.coupling, method.weighting.temperature) == (Barrier(1e-3), 1.5)
+    assert create(name, THREAT).weighting == KLDRO(), "the paper's, where nothing is said"
+    assert create(name, THREAT).coupling == Barrier()
+    for c in (0.0, -1.0, math.nan):
+        with pytest.raises(UserError, match="c must be a positive number"):
+            create(name, THREAT, c=c)
+    if name == "done-gd":
+        agree(method, done.done, solver="gd", c=1e-3, r=1.5)
 
 
 @pytest.mark.parametrize(("epoch", "r"), [([39, 40, 50], [10, 1, 0.1]), ([50, 50, 51], [0.1, 0.1, 0.1])])

@@ -39,6 +39,7 @@ def done(
     adam_betas: tuple[float, float] = (0.9, 0.999),
     adam_eps: float = 1e-8,
     start: str = "uniform",
+    inner: str = "projected",
     r: Rate = 10.0,
     eta: float = 0.9,
     guard: float | None = 2.0,
@@ -56,7 +57,10 @@ def done(
     l_i.
 
     solver: "gd" (raw gradient of the summed loss, alpha 1250/255), "pgd" (signs, 2/255), "adam" (fresh
-    moments, 2/255). start: "uniform" (draws "start:uniform" like x) or "zero". r: temperature, or one per
+    moments, 2/255). start: "uniform" (draws "start:uniform" like x) or "zero". inner:
+    "projected" steps on l' and clips; "barrier" steps on h = l' - c sum log(slacks) from the start taken 5 %
+    into the box, no coordinate further than 0.9 of its way to a bound, a raw step divided by 1 + alpha C. r:
+    temperature, or one per
     update; u starts afresh whenever r changes. guard: kappa_u, or None for no guard. implicit: "barrier" (c
     defaults to eps^2 / 0.2), "mask" (rho H_C), "none". gain: kappa_imp. cotangent: what v is made of,
     detached: "summed" is grad_delta sum_i l_i, as written; "weighted" is grad_delta sum_i w_i l_i and enters
@@ -86,11 +90,28 @@ def done(
             delta = torch.zeros_like(x)
 
         # 2. K steps
+        if inner == "barrier":
+            delta = clip(delta, lo + 0.05 * (up - lo), up - 0.05 * (up - lo))
         m, s = torch.zeros_like(x), torch.zeros_like(x)
         with still(model, attack_mode):
             for k in range(1, steps + 1):
                 delta = delta.detach().requires_grad_()
                 (g,) = torch.autograd.grad(cross_entropy(model(x + delta), y).sum(), delta)
+                if inner == "barrier":
+                    d = delta.detach()
+                    a, b = up - d, d - lo
+                    g = g + c * (1 / b - 1 / a)
+                    if solver == "gd":
+                        move = alpha * g / (1 + alpha * c * (1 / a**2 + 1 / b**2))
+                    elif solver == "pgd":
+                        move = alpha * g.sign()
+                    else:
+                        m = adam_betas[0] * m + (1 - adam_betas[0]) * g
+                        s = adam_betas[1] * s + (1 - adam_betas[1]) * g * g
+                        m_hat, s_hat = m / (1 - adam_betas[0] ** k), s / (1 - adam_betas[1] ** k)
+                        move = alpha * m_hat / (s_hat.sqrt() + adam_eps)
+                    delta = d + clip(move, -0.9 * b, 0.9 * a)
+                    continue
                 if solver == "gd":
                     delta = clip(delta.detach() + alpha * g, lo, up)
                 elif solver == "pgd":

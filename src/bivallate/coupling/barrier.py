@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from bivallate.coupling.implicit import Sensitivity, at_solution
 from bivallate.coupling.linear_solve import conjugate_gradient
 from bivallate.errors import UserError
+from bivallate.lower.interior import barrier_strength
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.threat import Linf
 from bivallate.parts import part
@@ -47,8 +49,9 @@ class Barrier:
     J products more.
 
     Reference: DONE (ICLR 2024), Proposition 1 and section 3.2.
-    Deviation: the inner steps project on C and do not see the barrier, which enters here alone; see
-    `InteriorAscent` for the consistent problem, on which Proposition 1 is exact.
+    Deviation: after PGD's projected steps the barrier enters here alone; `BarrierAscent` steps on the
+    objective with barrier, as Algorithm 1 has it, and `InteriorAscent` solves that problem, on which
+    Proposition 1 is exact.
     """
 
     c: float | None = None
@@ -56,10 +59,14 @@ class Barrier:
     curvature_steps: int = 0
     tolerance: float = 1e-4
 
+    def __post_init__(self) -> None:
+        if self.c is not None and not (math.isfinite(self.c) and self.c > 0):
+            raise UserError(f"the barrier's strength c must be a positive number, got {self.c!r}")
+
     def __call__(self, problem: LowerProblem, solution: Solution) -> Tensor:
         delta = solution.delta
         threat = self._boxed(problem.threat)
-        c = self.c if self.c is not None else max(threat.eps, 1e-12) ** 2 / 0.2
+        c = barrier_strength(threat, self.c)
         diagonal = barrier_inverse(delta, problem.x, threat, c)
         problem.log["sensitivity"] = float(diagonal.mean())
         problem.log["free"] = float(threat.interior(delta, problem.x).float().mean())

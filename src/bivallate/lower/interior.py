@@ -1,13 +1,27 @@
-"""Ascent inside the box under a log barrier: the consistent lower problem of DONE's theory."""
+"""Ascent inside the box under a log barrier: the lower problem of DONE's theory and of its Algorithm 1."""
 
 from __future__ import annotations
 
-import torch
+import math
+from dataclasses import field
 
+import torch
+from torch import Tensor
+
+from bivallate.errors import UserError
+from bivallate.lower.pgd import Direction, Raw, steepest
 from bivallate.lower.problem import LowerProblem
+from bivallate.lower.start import Start, uniform
 from bivallate.lower.threat import Linf
 from bivallate.parts import part
 from bivallate.types import Facts, Solution
+
+CENTRE_GAIN = 0.1  # of the implicit gradient in the middle of the box, Fast-BAT's
+
+
+def barrier_strength(threat: Linf, c: float | None) -> float:
+    """c, or where it is None eps^2 / (2 * 0.1), which makes the gain in the middle of the box 0.1."""
+    return c if c is not None else max(threat.eps, 1e-12) ** 2 / (2 * CENTRE_GAIN)
 
 
 @part
@@ -17,7 +31,7 @@ class InteriorAscent:
 
     The step is divided by the barrier's own curvature (a diagonal Newton step with the objective's Hessian
     left out) and damped, so that it converges whenever the objective's curvature is below the barrier's. For
-    theory and tests: the training methods project instead (see `Barrier`).
+    theory and tests; for training see `BarrierAscent`.
 
     Attributes:
         steps, c: number of steps and strength of the barrier.
@@ -52,3 +66,73 @@ class InteriorAscent:
             before, delta = delta, (delta + self.damping * grad / curvature).clamp(min=low, max=high)
         kappa = torch.zeros_like(problem.y)
         return Solution(delta, before, kappa, kappa + self.steps)
+
+
+@part
+class BarrierAscent:
+    """Steps of Algorithm 1 of DONE on h, the objective with its log barrier, from a start inside the box.
+
+    delta <- delta + step_size * direction(grad objective + c (1 / s_lo - 1 / s_up)), s the slacks. No step
+    takes more than nine tenths of a coordinate's way to either bound, so that delta stays strictly inside
+    and the barrier finite. A raw step, whose length is the gradient's, is divided by 1 + step_size C, C =
+    c (1 / s_up^2 + 1 / s_lo^2) the barrier's own curvature: it is as long where the barrier is flat, and a
+    Newton step where it is steep.
+
+    Attributes:
+        steps, step_size, direction: as of `PGD`.
+        c: strength of the barrier; None is eps^2 / (2 * 0.1), as of the coupling `Barrier`.
+        start: drawn as for `PGD` and taken to within 5 % of the box's width from its bounds.
+
+    Cost: `steps` forwards and backwards.
+
+    Reference: DONE (ICLR 2024), Algorithm 1 with problem (8).
+    Deviation: the paper projects onto the closed box, where its barrier is infinite.
+    """
+
+    steps: int
+    step_size: float
+    c: float | None = None
+    start: Start = field(default=uniform)
+    direction: Direction = field(default=steepest)
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.steps, int) and self.steps >= 0):
+            raise UserError(f"BarrierAscent steps must be a whole number of at least 0, got {self.steps!r}")
+        if not (math.isfinite(self.step_size) and self.step_size >= 0):
+            raise UserError(
+                f"BarrierAscent step_size must be a finite number of at least 0, got {self.step_size!r}"
+            )
+        if self.c is not None and not (math.isfinite(self.c) and self.c > 0):
+            raise UserError(f"the barrier's strength c must be a positive number, got {self.c!r}")
+
+    def bind(self, facts: Facts) -> BarrierAscent:
+        """A solver without memory is its own running part."""
+        return self
+
+    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
+        """Nothing to learn from the outer backward pass."""
+
+    def solve(self, problem: LowerProblem) -> Solution:
+        """Where the steps end; see the class. Raises UserError for a threat that is not a box."""
+        if not isinstance(problem.threat, Linf):
+            raise UserError("the log barrier is written for boxes (Linf): choose the solver PGD")
+        c = barrier_strength(problem.threat, self.c)
+        lo, up = problem.threat.bounds(problem.x)
+        room = 0.05 * (up - lo)
+        before = delta = torch.minimum(torch.maximum(self.start(problem), lo + room), up - room)
+        direction, kappa = self.direction(problem), torch.zeros_like(problem.y)
+        for _ in range(self.steps):
+            logits, grad = problem.ascent(delta)
+            kappa += logits.argmax(1) == problem.y
+            inverse_up, inverse_lo = _inverse(up - delta), _inverse(delta - lo)
+            step = self.step_size * direction(grad + c * (inverse_lo - inverse_up))
+            if isinstance(self.direction, Raw):
+                step = step / (1 + self.step_size * c * (inverse_up.square() + inverse_lo.square()))
+            least, most = -0.9 * (delta - lo), 0.9 * (up - delta)
+            before, delta = delta, delta + torch.minimum(torch.maximum(step, least), most)
+        return Solution(delta, before, kappa, torch.full_like(kappa, self.steps))
+
+
+def _inverse(slack: Tensor) -> Tensor:
+    """1 / slack, and 0 where a box without width leaves none."""
+    return torch.where(slack > 0, 1 / torch.where(slack > 0, slack, 1), 0)

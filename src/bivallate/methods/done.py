@@ -6,13 +6,20 @@ from typing import Literal
 
 from bivallate.coupling.barrier import Barrier, Mask
 from bivallate.coupling.implicit import Coupling, detached
+from bivallate.lower.interior import BarrierAscent
 from bivallate.lower.pgd import PGD, Direction, adam, raw, steepest
 from bivallate.lower.start import uniform
 from bivallate.lower.threat import Linf
 from bivallate.method import Method, register
-from bivallate.weighting.dro import KLDRO
+from bivallate.weighting.dro import DONE_TEMPERATURE, KLDRO
 
 Coupled = Literal["barrier", "mask", "none"]
+Inner = Literal["projected", "barrier"]
+
+
+def dro(temperature: float | None, rate: float, guard: float) -> KLDRO:
+    """The weights at one temperature, or at the paper's falling ones."""
+    return KLDRO(DONE_TEMPERATURE if temperature is None else temperature, rate, guard)
 
 
 def _done(
@@ -20,14 +27,16 @@ def _done(
     steps: int,
     step_size: float,
     direction: Direction,
+    inner: Inner,
     coupling: Coupled,
-    rate: float,
-    guard: float,
+    c: float | None,
+    weighting: KLDRO,
 ) -> Method:
     """Distributionally robust weights on a barrier-coupled attack."""
-    couplings: dict[str, Coupling] = {"barrier": Barrier(), "mask": Mask(), "none": detached}
+    couplings: dict[str, Coupling] = {"barrier": Barrier(c), "mask": Mask(), "none": detached}
     solver = PGD(steps, step_size, uniform, direction)
-    weighting = KLDRO(rate=rate, guard=guard)
+    if inner == "barrier":
+        solver = BarrierAscent(steps, step_size, c, uniform, direction)
     return Method(threat, solver, coupling=couplings[coupling], weighting=weighting, attack_mode="train")
 
 
@@ -37,17 +46,27 @@ def done_gd(
     *,
     steps: int = 10,
     step_size: float = 1250 / 255,
+    inner: Inner = "projected",
     coupling: Coupled = "barrier",
+    c: float | None = None,
+    temperature: float | None = None,
     rate: float = 0.9,
     guard: float = 2.0,
 ) -> Method:
     """DONE with raw gradient steps: KL-DRO weights and the implicit gradient of a log-barrier lower level.
 
+    The paper's last temperature of 0.1 makes the weights nearly one-hot, where its Fig. 5 has most of them
+    alike: on small networks training then loses what it had (`temperature`, or `but(weighting__floor=1)`).
+
     Args:
         threat: the set of perturbations (Linf).
         steps: K.
         step_size: of the raw gradient of the summed loss, in pixel units; the paper does not state it.
+        inner: the steps are "projected" onto the box and do not see the barrier, or climb the loss with its
+            "barrier" from a start inside, as Algorithm 1's h has it (`BarrierAscent`).
         coupling: the implicit gradient: "barrier", "mask" (Fast-BAT's) or "none".
+        c: strength of the barrier; None is eps^2 / 0.2, which makes the gain in the middle of the box 0.1.
+        temperature: r, throughout; None is the paper's 10, 1 and 0.1 from epochs 0, 40 and 50 of 60.
         rate: eta of the running estimate; 1 is the in-batch softmax.
         guard: bound of the running estimate.
 
@@ -55,7 +74,7 @@ def done_gd(
 
     Reference: DONE, Algorithm 1, Proposition 1.
     """
-    return _done(threat, steps, step_size, raw, coupling, rate, guard)
+    return _done(threat, steps, step_size, raw, inner, coupling, c, dro(temperature, rate, guard))
 
 
 @register("done-pgd", family="bilevel", paper="DONE, ICLR 2024", cost="(K+1)F + (K+3)B")
@@ -64,12 +83,16 @@ def done_pgd(
     *,
     steps: int = 10,
     step_size: float = 0.25,
+    inner: Inner = "projected",
     coupling: Coupled = "barrier",
+    c: float | None = None,
+    temperature: float | None = None,
     rate: float = 0.9,
     guard: float = 2.0,
 ) -> Method:
     """DONE with sign steps; parameters as `done-gd`, with step_size in units of eps (2/255 at 8/255)."""
-    return _done(threat, steps, step_size * threat.eps, steepest, coupling, rate, guard)
+    weighting = dro(temperature, rate, guard)
+    return _done(threat, steps, step_size * threat.eps, steepest, inner, coupling, c, weighting)
 
 
 @register("done-adam", family="bilevel", paper="DONE, ICLR 2024", cost="(K+1)F + (K+3)B")
@@ -78,9 +101,13 @@ def done_adam(
     *,
     steps: int = 10,
     step_size: float = 0.25,
+    inner: Inner = "projected",
     coupling: Coupled = "barrier",
+    c: float | None = None,
+    temperature: float | None = None,
     rate: float = 0.9,
     guard: float = 2.0,
 ) -> Method:
     """DONE with Adam steps; parameters as `done-gd`, with step_size in units of eps (2/255 at 8/255)."""
-    return _done(threat, steps, step_size * threat.eps, adam, coupling, rate, guard)
+    weighting = dro(temperature, rate, guard)
+    return _done(threat, steps, step_size * threat.eps, adam, inner, coupling, c, weighting)

@@ -10,7 +10,7 @@ from bivallate.lower.pgd import PGD, Warm, raw, steepest
 from bivallate.lower.start import corner, uniform
 from bivallate.lower.threat import L2, Linf
 from bivallate.method import Method, register
-from bivallate.weighting.dro import KLDRO
+from bivallate.methods.done import dro
 
 Linearisation = Literal["ns-pgd", "uniform", "corner", "pgd"]
 
@@ -77,6 +77,8 @@ def done_fast(
     *,
     step_size: float = 5000 / 255,
     warmup_sign: bool = False,
+    c: float | None = None,
+    temperature: float | None = None,
     rate: float = 0.9,
     guard: float = 2.0,
 ) -> Method:
@@ -86,6 +88,8 @@ def done_fast(
         threat: the set of perturbations (Linf).
         step_size: of both raw gradient steps.
         warmup_sign: a sign step of 1.25 eps for the warm-up, as Fast-AT's, in the place of the raw one.
+        c: strength of the barrier, as `done-gd`.
+        temperature: r, throughout; None is the paper's falling one, in proportion.
         rate: eta of the running estimate.
         guard: bound of the running estimate.
 
@@ -97,6 +101,5 @@ def done_fast(
     solver = PGD(2, step_size, uniform, raw)
     if warmup_sign:
         solver = PGD(1, step_size, Warm(PGD(1, 1.25 * threat.eps, uniform, steepest)), raw)
-    return Method(
-        threat, solver, coupling=Barrier(), weighting=KLDRO(rate=rate, guard=guard), attack_mode="train"
-    )
+    weighting = dro(temperature, rate, guard)
+    return Method(threat, solver, coupling=Barrier(c), weighting=weighting, attack_mode="train")
