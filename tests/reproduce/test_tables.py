@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+import bivallate as bv
 from bivallate.errors import UserError
+from bivallate.lower.pgd import PGD
+from bivallate.lower.start import uniform
 from bivallate.reproduce.catalogue import find, tables
 from bivallate.reproduce.cell import configure
 from bivallate.reproduce.definition import anywhere
@@ -163,6 +168,56 @@ def test_fast_bats_tables_vary_what_the_paper_varied() -> None:
     for ratio, size in zip(eighth, map(str, lambdas), strict=False):  # the same runs, printed twice
         assert printed["T-F8"][ratio] == printed["T-F7"][size]
     assert steps("T-F5") == pytest.approx({"Hessian-free": 2500, "Hessian-aware": 2500})
+
+
+def test_cells_follow_their_papers_to_the_letter() -> None:
+    """What the papers say of single rows: path into the configuration -> value."""
+    eighth, grey = 8 / 255, 0.031
+    asked: dict[tuple[str, str], dict[str, Any]] = {
+        **{
+            (table, row): {"solver": PGD(10, grey / 4, uniform), "attack_mode": "eval"}
+            for table in ("T-B2", "T-B3")
+            for row in ("GAIRAT", "MAIL", "AT", "BiLAW")
+            if (table, row) != ("T-B3", "BiLAW")
+        },
+        ("T-Y3", "Madry's"): {
+            "solver": PGD(7, eighth / 4, uniform), "attack_mode": "train", "epochs": 205, "optimizer.lr": 0.1,
+            "optimizer.weight_decay": 2e-4, "rate.at": (0.5, 0.75),
+        },
+        ("T-F6", "FAST-BAT"): {"model.stem": "imagenet", "model.name": "resnet50"},
+        ("T-D1", "DONE-ADAM"): {"data.validation": 0.1, "method.weighting.floor": 0.0},
+        ("T-D1", "DONE-ADAM, r >= 1"): {"data.validation": 0.1, "method.weighting.floor": 1.0},
+    }  # fmt: skip
+    for (table, row), values in asked.items():
+        cells = [c for c in find(table).cells if c.row == row and c.eps != ".0078" and c.eps != "0.0078"]
+        assert cells, (table, row)
+        for cell in cells:
+            config = configure(cell, 0)
+            for path, value in values.items():
+                found: Any = config.method if path in ("solver", "attack_mode") else config
+                for name in path.split("."):
+                    found = getattr(found, name)
+                assert found == value, (table, row, path)
+
+
+def test_the_tables_of_done_have_best_and_last_weights() -> None:
+    for table in ("T-D1", "T-D2", "T-D3", "T-D4"):
+        for cell in find(table).cells:
+            of = {m.column: m.weights or cell.weights for m in cell.measures}
+            assert of["RA-AA"] == of["SA"] == "last"
+            assert of["RA-AA, best"] == of["RA-PGD, best"] == "best"
+
+
+def test_imagenet_is_trained_with_the_stem_for_large_images() -> None:
+    (cell, _) = find("T-F6").cells
+    with torch.device("meta"):
+        model = bv.models.create("resnet50", num_classes=1000, shape=(3, 224, 224), stem="imagenet")
+    assert configure(cell, 0).model.stem == model.spec["stem"] == "imagenet"
+    conv = model.stem
+    assert isinstance(conv, torch.nn.Conv2d)
+    assert (conv.kernel_size, conv.stride) == ((7, 7), (2, 2))
+    for scale in ("cpu", "smoke"):
+        assert all(configure(c, 0).model.stem == "" for c in at_scale(find("T-F6"), scale))
 
 
 def test_stages_of_training_are_kept_and_make_no_other_training() -> None:

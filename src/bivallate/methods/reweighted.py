@@ -164,7 +164,9 @@ def wmmr(
     Cost: K + 1 forwards, K + 1 backwards; two forwards and a backward more with base="trades".
 
     Reference: Zeng et al. 2021, eq. 6-8.
-    Deviation: a stray `break` leaves the public TRADES script without attack steps; not copied.
+    Deviation: BiLAW's Table 1 names alpha_test = 2 beside alpha_train = 0.1; that is the sharpness of the
+    weights of Zeng et al.'s test error, and no part of training. No table here reports that error, so it is
+    left out. A stray `break` leaves the public TRADES script without attack steps; not copied.
     """
     if base not in ("at", "trades"):
         raise unknown("base of wmmr", str(base), ("at", "trades"))

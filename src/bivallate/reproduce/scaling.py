@@ -87,7 +87,8 @@ def smoke(cell: Cell, data: str = "digits") -> Cell:
     """
     place = Path(os.environ.get("BIVALLATE_DATA", "")) / PARTS_OF_TINY_IMAGENET
     colour = data == "tiny-imagenet" and place.is_dir()
-    settings = {**cell.settings, "batch_size": 32, "validation.rows": 20, "validation.steps": 2}
+    settings = {path: value for path, value in cell.settings.items() if path != "model.stem"}
+    settings |= {"batch_size": 32, "validation.rows": 20, "validation.steps": 2}
     settings |= {"data.validation": 0.1, "data.meta": 64}
     steps = {"steps": SMOKE_STEPS} if registry()[cell.method].parameters.get("steps", 0) > SMOKE_STEPS else {}
     return cell.but(

@@ -72,12 +72,15 @@ class Model:
         name: of an architecture, or package.module:factory.
         normalise: whether the data's mean and standard deviation become the first layer.
         width: multiple of the network's channels, for architectures that have this option.
+        stem: of architectures that have a choice, such as "cifar" or "imagenet" of the residual networks; ""
+            is their own.
     """
 
     name: str = "tiny-cnn"
     activation: str = "relu"
     normalise: bool = True
     width: float = 1.0
+    stem: str = ""
 
 
 @part

@@ -74,7 +74,8 @@ def settled(spec: Any) -> Any:
 def create_model(spec: Any, dataset: Dataset, seed: int) -> Classifier:
     """The network of a configuration, for this data."""
     mean, std = (dataset.mean, dataset.std) if spec.normalise else (None, None)
-    options = {"width": spec.width} if spec.width != 1 else {}
+    options: dict[str, Any] = {"width": spec.width} if spec.width != 1 else {}
+    options |= {"stem": spec.stem} if spec.stem else {}
     return models.create(
         spec.name,
         num_classes=len(dataset.classes),
