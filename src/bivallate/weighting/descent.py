@@ -31,7 +31,8 @@ class Descent:
     that has fallen.
 
     Attributes:
-        lr: alpha, whose value the paper does not print; the default is ours (`docs/decisions.md`).
+        lr: alpha, whose value the paper does not print; the default is ours, found on held-out images
+            (docs/bilaw.md): from about ten on the sigmoid saturates and all weights become equal.
         weight_decay: 0 in the paper.
     """
 

@@ -1,0 +1,104 @@
+"""At which rate the weights of BiLAW's network come to differ: `python -m benchmarks.bilaw_rates`.
+
+Trains with K = 3 attack steps on digits and on a part of MNIST, and writes the table between the markers of
+docs/bilaw.md. Weights are those of held-out images. An hour of one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import bivallate as bv
+from bivallate.files import write_text
+from bivallate.method import create
+from bivallate.reports.diagnostics.weighing import weigh
+from bivallate.reproduce.machine import commit
+from bivallate.reproduce.running import cut
+from bivallate.run.config import Config, Validation
+from bivallate.run.progress import Progress
+from bivallate.run.recipes import recipe_for
+from bivallate.run.session import Session, load_data
+from bivallate.run.trainer import Trainer
+from bivallate.types import Clock
+
+PAGE, BEGIN, END = Path("docs/bilaw.md"), "<!-- rates: begin -->", "<!-- rates: end -->"
+RUNS = (  # data, method, optimiser, rate
+    *(("digits", "bilaw", "descent", rate) for rate in (0.1, 1.0, 10.0, 30.0)),
+    ("digits", "bilaw", "adam", 1e-3),
+    *(("digits", "bilaw-trades", "descent", rate) for rate in (1.0, 10.0, 30.0)),
+    *(("mnist", "bilaw", "descent", rate) for rate in (1.0, 10.0, 100.0)),
+)
+
+
+def settings(data: str, method: str, optimiser: str, rate: float) -> Config:
+    """A short training, in which AT learns."""
+    eps = {"digits": 0.2, "mnist": 0.1}[data]
+    chosen = create(method, bv.Linf(eps), steps=3, net_optimizer=optimiser, net_lr=rate)
+    config = recipe_for("bilaw", chosen, data).set("model.name", "tiny-cnn")
+    watched = Validation(5, 100)
+    if data == "digits":
+        config = config.set("data.meta", "200").set("batch_size", "64").set("optimizer.lr", "0.1")
+        return dataclasses.replace(
+            config.set("data.validation", "0.1"), rate=bv.Triangle(0.4), epochs=16, threads=1,
+            validation=watched,
+        )  # fmt: skip
+    config = config.set("optimizer.lr", "0.05").set("data.validation", "1000").set("batch_size", "32")
+    return dataclasses.replace(config, epochs=6, threads=1, validation=watched)
+
+
+def row(data: str, method: str, optimiser: str, rate: float) -> str:
+    """Trains and weighs."""
+    config = settings(data, method, optimiser, rate)
+    dataset = load_data(config.data, 0)
+    dataset = cut(dataset, 6000) if data == "mnist" else dataset
+    model = bv.models.create("tiny-cnn", num_classes=10, shape=dataset.shape, seed=0)
+    session = Session(config, dataset, model)
+    Trainer(session, None, Progress()).run()
+    found = weigh(
+        session.model, session.method, dataset.validation, Clock(config.epochs - 1, config.epochs), n=1000
+    )
+    tenths = [part.mean() for part in np.array_split(found.weights[np.argsort(found.margin)], 10)]
+    ranks = [np.argsort(np.argsort(values)) for values in (found.margin, found.weights)]
+    effective = min(line["effective"] for line in session.history)
+    gradient = max(line["meta_gradient"] for line in session.history)
+    cells = (
+        data, method, optimiser, f"{rate:g}", f"{gradient:.1e}", f"{effective:.3f}",
+        f"{tenths[0]:.2f}", f"{tenths[-1]:.2f}", f"{found.weights.max() / found.weights.min():.2f}",
+        f"{np.corrcoef(ranks[0], ranks[1])[0, 1]:+.2f}",
+    )  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Trains, prints and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", type=int, help="rows of the table, from 0; prints them alone")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = []
+    for k, run in enumerate(RUNS):
+        if options.only is None or k in options.only:
+            lines.append(row(*run))
+            print(lines[-1], flush=True)
+    if options.only is not None:
+        return
+    head = (
+        "| data | method | optimiser | rate | largest meta-gradient | least effective size | "
+        "least sure tenth | surest tenth | largest / least weight | rank correlation with the margin |\n"
+        "| --- | --- | --- | --: | --: | --: | --: | --: | --: | --: |"
+    )
+    made = (
+        f"`python -m benchmarks.bilaw_rates`, commit {commit().get('id', 'unknown')[:7]}, seed 0, one thread."
+    )
+    body = "\n\n".join(("\n".join((head, *lines)), made))
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    write_text(PAGE, f"{before}{BEGIN}\n\n{body}\n\n{END}{rest.split(END)[1]}")
+
+
+if __name__ == "__main__":
+    main()
