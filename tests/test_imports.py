@@ -15,6 +15,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 LAYERS = [
     {"errors", "quoting"},
+    {"opening"},
+    {"schema"},
     {"plugins"},
     {"files", "parts"},
     {"types"},

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
@@ -12,6 +14,7 @@ from cyclopts import App, CycloptsError
 APP = App(
     name="bivallate",
     help="Train image classifiers that withstand adversarial perturbations, and measure how robust they are.",
+    help_epilogue="With --debug, a command that fails shows where it failed.",
     result_action="return_value",
 )
 
@@ -40,33 +43,65 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one command and returns its exit status; prints no traceback for a user's mistake."""
-    from bivallate import __version__
-    from bivallate.errors import UserError
-    from bivallate.run.interrupt import Interrupted
-
-    _register()
-    APP.version = __version__
+    """Runs one command and returns its exit status; prints no traceback but with `--debug`."""
+    words = list(arguments)
+    end = words.index("--") if "--" in words else len(words)
+    debug = "--debug" in words[:end]
+    words = [word for k, word in enumerate(words) if word != "--debug" or k > end]
     try:
-        status = APP(list(arguments), exit_on_error=False, print_error=False)
-    except CycloptsError as error:
-        return _complain(f"{error} (see `bivallate {' '.join(arguments[:1])} --help`)")
-    except Interrupted as error:
-        _complain(str(error))
-        return 130
-    except UserError as error:
-        return _complain(str(error))
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        return _complain(f"cannot use {error.filename or 'a file'}: {error.strerror or error}")
+        return _command(words)
+    except Exception as error:  # the one place where whatever went wrong becomes a line and a status
+        if debug:
+            traceback.print_exc()
+        return _explained(error, words)
     except KeyboardInterrupt:
         _complain("interrupted")
         return 130
+
+
+def _command(words: list[str]) -> int:
+    """Finds the command and runs it."""
+    from bivallate import __version__
+    from bivallate.terminal import literal_console
+
+    _register()
+    APP.version = __version__
+    status = APP(words, console=literal_console(), exit_on_error=False, print_error=False)
     return status if isinstance(status, int) else 0
 
 
+def _explained(error: Exception, words: Sequence[str]) -> int:
+    """Says in one line what went wrong; returns 2 for what the user can mend, 1 for what nobody foresaw."""
+    from bivallate.errors import UserError
+    from bivallate.run.interrupt import Interrupted
+
+    if isinstance(error, CycloptsError):
+        return _complain(f"{error} (see `bivallate {' '.join(words[:1])} --help`)")
+    if isinstance(error, Interrupted):
+        _complain(str(error))
+        return 130
+    if isinstance(error, UserError):
+        return _complain(str(error))
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if isinstance(error, OSError):
+        return _complain(f"cannot use {error.filename or 'a file'}: {error.strerror or error}")
+    reason = (str(error).strip() or "no reason given").splitlines()[0]
+    _complain(f"unexpected {type(error).__name__}: {reason}. Where it happened stands in {_kept(error)}")
+    return 1
+
+
+def _kept(error: Exception) -> str:
+    """A new file with the traceback: hours of work may lie before it."""
+    place, name = tempfile.mkstemp(prefix="bivallate-", suffix=".txt")
+    with os.fdopen(place, "w", encoding="utf-8", errors="backslashreplace") as stream:
+        stream.writelines(traceback.format_exception(error))
+    return name
+
+
 def _complain(message: str) -> int:
-    print(f"bivallate: {message}", file=sys.stderr)
+    from bivallate.terminal import say
+
+    say(f"bivallate: {message}", beside=True)
     return 2

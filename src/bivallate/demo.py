@@ -19,6 +19,7 @@ from bivallate.run.api import load, train
 from bivallate.run.optim import SGD, Triangle
 from bivallate.run.progress import Spoken
 from bivallate.run.trainer import limit_threads
+from bivallate.terminal import literal_console
 
 EPS = 0.2  # of a pixel range of 1: here plain training keeps almost nothing, and adversarial training does
 ATTACK = "pgd-20"
@@ -32,8 +33,8 @@ def chosen() -> list[Method]:
 
 def run_demo(out: Path, *, epochs: int, threads: int) -> list[dict[str, Any]]:
     """Trains, attacks, prints the table, draws the picture, and says where everything is."""
-    console = Console(highlight=False, soft_wrap=True)
-    wide = Console(highlight=False, width=max(console.width, 112))
+    console = literal_console(soft_wrap=True)
+    wide = literal_console(width=max(console.width, 112))
     limit_threads(min(threads, os.cpu_count() or 1))
     dataset = data.load("digits")
     held = len(dataset.validation or [])

@@ -16,6 +16,7 @@ from typing import Any, dataclass_transform
 
 from bivallate import plugins
 from bivallate.errors import UserError, unknown
+from bivallate.schema import check_fields
 
 _KINDS: dict[str, type] = {}
 NONE = "@none"  # TOML has no null
@@ -39,7 +40,8 @@ def parse_number(text: str | float, what: str = "eps") -> float:
 
 @dataclass_transform(frozen_default=True)
 def part(cls: type) -> Any:
-    """Class decorator: a frozen dataclass that configurations know by its name.
+    """Class decorator: a frozen dataclass that configurations know by its name, and whose values have the
+    types that its fields are annotated with, wherever they come from.
 
     Example:
         >>> @part
@@ -53,6 +55,16 @@ def part(cls: type) -> Any:
     there = _KINDS.get(cls.__name__)
     if there is not None and (there.__module__, there.__qualname__) != (cls.__module__, cls.__qualname__):
         raise UserError(f"the name {cls.__name__} is taken by {there.__module__}; give your part another one")
+    own = cls.__dict__.get("__post_init__")
+
+    def __post_init__(self: Any) -> None:  # noqa: N807  dataclasses call it so
+        check_fields(self)
+        if own is not None:
+            own(self)
+        elif (inherited := getattr(super(made, self), "__post_init__", None)) is not None:
+            inherited()
+
+    cls.__post_init__ = __post_init__  # pyright: ignore[reportAttributeAccessIssue]
     made = dataclasses.dataclass(frozen=True)(cls)
     _KINDS[cls.__name__] = made
     return made
@@ -79,33 +91,58 @@ def encode(value: Any) -> Any:
     )
 
 
-def decode(entry: Any) -> Any:
-    """The inverse of `encode`. Raises UserError for an unknown kind or field, with the nearest name."""
+def decode(entry: Any, where: str = "") -> Any:
+    """The inverse of `encode`.
+
+    Raises:
+        UserError: an unknown kind or field, with the nearest name; a value that does not fit, with the key
+            within the entry.
+    """
     if isinstance(entry, dict):
-        fields = dict(entry)
-        kind = fields.pop("kind", None)
-        if kind not in _KINDS:
-            plugins.loaded()  # a part of the user's own project may not be imported yet
-        if not isinstance(kind, str) or kind not in _KINDS:
-            raise UserError(
-                f"{unknown('part', str(kind), _KINDS)}. A part of your own must be imported: import its "
-                "module, or declare its method as an entry point in the group bivallate.methods"
-            )
-        cls = _KINDS[kind]
-        fields = (
-            cls.read_older(fields) if hasattr(cls, "read_older") else fields
-        )  # written by an older version
+        cls = _kind(entry.get("kind"), where)
+        given = {name: item for name, item in entry.items() if name != "kind"}
+        given = _as_now(cls, given, where)
         known = written(cls)
-        for name in fields:
+        for name in given:
             if name not in known:
-                raise unknown(f"field of {kind}", name, known)
+                raise unknown(f"field of {_at(where, cls.__name__)}", name, known)
+        values = {name: decode(item, f"{where}.{name}" if where else name) for name, item in given.items()}
         try:
-            return cls(**{name: decode(item) for name, item in fields.items()})
+            return cls(**values)
         except TypeError as error:
-            raise UserError(f"{kind} is not complete: {error}") from error
+            raise UserError(f"{_at(where, cls.__name__)} is not complete: {error}") from error
+        except UserError as error:
+            raise UserError(f"{where}: {error}" if where else str(error)) from error
+        except Exception as error:  # a user's part may fail in its own way at what a file gives it
+            raise UserError(f"{_at(where, cls.__name__)} does not take its values: {error!r}") from error
     if isinstance(entry, list):
-        return tuple(decode(item) for item in entry)
+        return tuple(decode(item, f"{where}[{k}]") for k, item in enumerate(entry))
     return None if entry == NONE else entry
+
+
+def _as_now(cls: Any, given: dict[str, Any], where: str) -> dict[str, Any]:
+    """The fields of a part as it is now, where an older version wrote them."""
+    try:
+        return cls.read_older(given) if hasattr(cls, "read_older") else given
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise UserError(f"{_at(where, cls.__name__)} does not take its values: {error!r}") from error
+
+
+def _kind(kind: Any, where: str) -> type:
+    """The part of this name."""
+    if isinstance(kind, str) and kind not in _KINDS:
+        plugins.loaded()  # a part of the user's own project may not be imported yet
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise UserError(
+            f"{where + ': ' if where else ''}{unknown('part', str(kind), _KINDS)}. A part of your own must "
+            "be imported: import its module, or declare its method as an entry point in the group "
+            "bivallate.methods"
+        )
+    return _KINDS[kind]
+
+
+def _at(where: str, name: str) -> str:
+    return f"{where} ({name})" if where else name
 
 
 def written(cls: type) -> list[str]:

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from bivallate.cli import APP
 from bivallate.commands.options import Machine, Source, split_of, threat_of
 from bivallate.errors import UserError
+from bivallate.terminal import say
 
 
 @APP.command
@@ -78,9 +79,9 @@ def attack(
         )
     made = craft(model, points, threat, attack, seed=source.seed, **count)
     write(made, save, dataset.classes)
-    print(
+    say(
         f"{made.attack} at {type(threat).__name__} eps {threat.eps:.5g}: {len(made.y)} images, "
         f"{int(made.right.sum())} right before, {int((made.right & ~made.fooled).sum())} after; of "
         f"{int(made.fooled.sum())} that fool the model {int(made.fooled_in_8_bits.sum())} still do in 8 bits"
     )
-    print(f"kept in {save}: sheet.png, adversarial.npz, images/")
+    say(f"kept in {save}: sheet.png, adversarial.npz, images/")

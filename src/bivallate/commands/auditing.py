@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json as json_module
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from bivallate.cli import APP
 from bivallate.commands.options import Machine, Source, split_of, threat_of
 from bivallate.errors import UserError
+from bivallate.quoting import line
+from bivallate.terminal import NAME, columns, literal_console, say, say_json
 
 Flag = Annotated[bool, Parameter(negative=())]
 
@@ -99,10 +98,10 @@ def audit(
     target = folder.path / "audit" / evaluation_name(label, threat, "audit", source.seed)
     result.save(target)
     if json:
-        print(json_module.dumps(result.to_json(), allow_nan=False))
+        say_json(result.to_json())
         return
     show(result)
-    print(f"kept in {target}")
+    say(f"kept in {target}")
 
 
 def kept_claim(folder: Path, weights: str, threat: Any, points: int) -> tuple[float | None, str]:
@@ -122,12 +121,12 @@ def kept_claim(folder: Path, weights: str, threat: Any, points: int) -> tuple[fl
         try:
             kept = evaluation(path, prints)
         except UserError as error:
-            print(f"warning: {error}", file=sys.stderr)
+            say(f"warning: {error}", beside=True)
             continue
         if kept is None or (kept.split, kept.data) != ("test", ""):
             continue
         if kept.stale:
-            print(f"warning: {path} is no claim: {STALE}", file=sys.stderr)
+            say(f"warning: {path} is no claim: {STALE}", beside=True)
             continue
         score = kept.score
         direct = score.attack != "clean" and not score.attack.startswith("transfer")
@@ -143,10 +142,9 @@ class _Shown:
     """States the budget, then shows progress on the terminal."""
 
     def __init__(self, *, silent: bool) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = literal_console(beside=True)
         self._silent = silent
-        columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[numbers]}"))
-        self._bar = Progress(*columns, console=self._console, transient=True)
+        self._bar = Progress(*columns(), console=self._console, transient=True)
         self._visible = self._console.is_terminal and not silent
 
     def __enter__(self) -> _Shown:
@@ -170,21 +168,22 @@ class _Shown:
     def update(self, moment: Any) -> None:
         """What runs now."""
         numbers = f"{moment.passes:,} passes, {moment.seconds:.0f} s"
-        self._bar.update(self._task, description=moment.attack, completed=moment.fraction, numbers=numbers)
+        self._bar.update(
+            self._task, description=line(moment.attack, NAME), completed=moment.fraction, numbers=numbers
+        )
 
 
 def show(result: Any) -> None:
     """Verdict, evidence and advice for people."""
     from bivallate.audit import VERDICTS
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = literal_console(soft_wrap=True)
     low, high = result.worst_interval_95
-    console.print(f"verdict: {result.verdict}: {VERDICTS[result.verdict]}", markup=False)
+    console.print(f"verdict: {result.verdict}: {VERDICTS[result.verdict]}")
     console.print(
         f"{result.n} points at {type(result.threat).__name__} eps {result.threat.eps:.5g}: clean "
         f"{result.clean:.1%}, claimed {result.claimed:.1%} ({result.claim}), after all attacks "
         f"{result.worst:.1%} [{low:.1%}, {high:.1%}]",
-        markup=False,
     )
     table = Table("", "check", "question", "found")
     for check in result.checks:
@@ -193,5 +192,5 @@ def show(result: Any) -> None:
     if result.evidence:
         console.print("what to do:")
     for check in result.evidence:
-        console.print(f"  {check.name}: {check.advice}", markup=False)
-    console.print(f"{result.passes:,} passes, {result.seconds:.1f} s", markup=False)
+        console.print(f"  {check.name}: {check.advice}")
+    console.print(f"{result.passes:,} passes, {result.seconds:.1f} s")

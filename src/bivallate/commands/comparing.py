@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ from cyclopts import Parameter
 
 from bivallate.cli import APP
 from bivallate.errors import UserError
+from bivallate.terminal import say, say_json
 
 Flag = Annotated[bool, Parameter(negative=())]
 
@@ -76,8 +76,8 @@ def compare(
         over_seeds=over_seeds,
     )
     if json:
-        print(json_module.dumps(made.to_json(), allow_nan=False))
+        say_json(made.to_json())
     elif markdown:
-        print(made.to_markdown())
+        say(made.to_markdown())
     else:
         made.show()

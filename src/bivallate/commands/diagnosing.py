@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +12,7 @@ from bivallate.cli import APP
 from bivallate.commands.options import Machine, Source
 from bivallate.errors import UserError
 from bivallate.lower.stop import Form
+from bivallate.terminal import say
 
 
 @APP.command
@@ -58,6 +58,6 @@ def diagnose(
 
 def _told(name: str, what: Path | UserError) -> None:
     if isinstance(what, UserError):
-        print(f"{name}: left out, {what}", file=sys.stderr)
+        say(f"{name}: left out, {what}", beside=True)
     else:
-        print(f"{name}: {what}")
+        say(f"{name}: {what}")

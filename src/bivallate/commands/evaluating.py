@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json as json_module
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TimeRemainingColumn
 from rich.table import Table
 
 from bivallate.cli import APP
 from bivallate.commands.options import Machine, Source, Subset, split_of, threat_of
 from bivallate.errors import UserError
+from bivallate.quoting import line
+from bivallate.terminal import NAME, columns, literal_console, say, say_json
 
 Flag = Annotated[bool, Parameter(negative=())]
 GO_ON = "interrupted; what was decided is kept: the same command goes on from there"
@@ -84,12 +83,12 @@ def evaluate(
     evaluated = evaluation_data(run, config, data, by_position=by_position)
     dataset = evaluated.data
     for note in (*dataset.notes, *evaluated.warnings):
-        print(f"{dataset.name}: {note}", file=sys.stderr)
+        say(f"{dataset.name}: {note}", beside=True)
     points = split_of(dataset, split)
     network = load_run(run, source.weights, source.model).to(device)
     looked = look_over(network, points, threat, own=not evaluated.place) if preflight else None
     if looked is not None:
-        print(looked, file=sys.stderr)
+        say(looked, beside=True)
     label = source.weights if split == "test" else f"{source.weights}-{split}"
     name = evaluation_name(label, threat, attack, source.seed, subset.name(), evaluated.place)
     partial = folder.evaluation / f".{name}.partial"
@@ -115,19 +114,18 @@ def evaluate(
     score.save(folder.evaluation / name)
     partial.unlink(missing_ok=True)
     if json:
-        print(json_module.dumps(score.to_json(), allow_nan=False))
+        say_json(score.to_json())
         return
     show(score, dataset.classes)
-    print(f"kept in {folder.evaluation / name}")
+    say(f"kept in {folder.evaluation / name}")
 
 
 class shown:  # noqa: N801  a context manager, used like a function
     """Shows an evaluation's progress on the terminal."""
 
     def __init__(self, silent: bool) -> None:
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[numbers]}"))
-        self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+        console = literal_console(beside=True)
+        self._bar = Progress(*columns(), TimeRemainingColumn(), console=console, transient=True)
         self._visible = console.is_terminal and not silent
 
     def __enter__(self) -> Any:
@@ -140,7 +138,7 @@ class shown:  # noqa: N801  a context manager, used like a function
         left = "" if moment.seconds_left is None else f", {moment.seconds_left:.0f} s left"
         self._bar.update(
             self._task,
-            description=f"{moment.attack} / {moment.part}",
+            description=line(f"{moment.attack} / {moment.part}", NAME),
             completed=moment.fraction,
             numbers=f"{moment.living} of {moment.points} still robust{left}",
         )
@@ -159,19 +157,18 @@ def percent(value: float | None, interval: Any = None) -> str:
 
 def show(score: Any, classes: list[str]) -> None:
     """The score as tables for people."""
-    console = Console(highlight=False)
+    console = literal_console()
     eps = score.threat.eps
     console.print(
         f"{score.attack} at {type(score.threat).__name__} eps {eps:.5g} ({255 * eps:.3g}/255), "
         f"{score.n} points, seed {score.seed}",
-        markup=False,
     )
     table = Table("accuracy", "value [95 % interval]")
     table.add_row("clean", percent(score.clean_accuracy, score.clean_interval_95))
     table.add_row("robust", percent(score.robust_accuracy, score.interval_95))
     table.add_row("robust, tail 30 % of classes", percent(score.tail(30), score.tail_interval(30)))
     known = classes[: score.classes]  # of the data, which may name other classes than the model has
-    names = [*known, *map(str, range(len(known), score.classes))]
+    names = [line(name, NAME) for name in (*known, *range(len(known), score.classes))]
     worst, value = score.worst_class
     table.add_row(f"worst class: {names[worst]}", percent(value, score.worst_class_interval_95))
     console.print(table)
@@ -190,9 +187,9 @@ def show(score: Any, classes: list[str]) -> None:
         )
     console.print(each)
     passes = ", ".join(f"{value:.4g} {kind}" for kind, value in score.passes.items())
-    console.print(f"{passes} passes per point; {score.seconds:.1f} s", markup=False)
+    console.print(f"{passes} passes per point; {score.seconds:.1f} s")
     for warning in score.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        say(f"warning: {warning}", beside=True)
 
 
 def _short(value: float | None, bounds: tuple[float, float] | None) -> str:
@@ -245,4 +242,4 @@ def check_gradient(
     if n < 2:
         raise UserError(f"--n must be at least 2, got {n}")
     network = create_model(plan.model, dataset, seed)
-    print(check(network, plan.method, dataset.train.tensors(slice(0, n)), seed=seed))
+    say(check(network, plan.method, dataset.train.tensors(slice(0, n)), seed=seed))

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import json as json_module
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from bivallate.cli import APP
 from bivallate.errors import UserError, unknown
+from bivallate.quoting import line
+from bivallate.terminal import NAME, literal_console, say, say_json
 
 Json = Annotated[bool, Parameter(negative=())]
 
@@ -51,10 +50,10 @@ def methods(name: str | None = None, *, json: Json = False) -> None:
         for e in sorted(entries.values(), key=lambda e: (e.family, e.name))
     ]
     if json:
-        print(json_module.dumps(rows, indent=1))
+        say_json(rows, 1)
         return
     if name is not None:
-        print(card(entries[name]))
+        say(card(entries[name]))
         return
     table = Table(title="F, B: forward and backward passes per example; K attack steps", title_justify="left")
     for column in ("family", "method", "cost", "summary", "paper", "parameters"):
@@ -62,8 +61,8 @@ def methods(name: str | None = None, *, json: Json = False) -> None:
     for row in rows:
         defaults = ", ".join(f"{k}={v}" for k, v in row["parameters"].items())
         texts = (row["family"], row["name"], row["cost"], row["summary"], row["paper"], defaults)
-        table.add_row(*(escape(text) for text in texts))
-    _console().print(table)
+        table.add_row(*texts)
+    literal_console().print(table)
 
 
 def _shown(value: Any) -> Any:
@@ -132,14 +131,14 @@ def datasets(
     if sheet is not None:
         registry.contact_sheet(loaded, sheet)
     if json:
-        print(json_module.dumps(facts, indent=1))
+        say_json(facts, 1)
         return
-    console = _console()
+    console = literal_console()
     for key in ("name", "shape", "mean", "std", "augmentation", "notes"):
-        console.print(f"{key:<14}{facts[key]}", markup=False)
+        console.print(f"{key:<14}{facts[key]}")
     table = Table("class", *facts["counts"])
     for i, label in enumerate(loaded.classes):
-        table.add_row(escape(label), *(str(counts[i]) for counts in facts["counts"].values()))
+        table.add_row(line(label, NAME), *(str(counts[i]) for counts in facts["counts"].values()))
     table.add_row("all", *(str(sum(counts)) for counts in facts["counts"].values()))
     console.print(table)
     said = (
@@ -147,7 +146,7 @@ def datasets(
         if sheet is not None
         else f"contact sheet: bivallate datasets {name} --sheet x.png"
     )
-    console.print(said, markup=False)
+    console.print(said)
 
 
 def _loaded(name: str, data_dir: str | None, settings: tuple[str, ...]) -> Any:
@@ -194,7 +193,7 @@ def recipes(
     from bivallate.data.registry import usual
     from bivallate.lower.threat import threat
     from bivallate.method import create
-    from bivallate.parts import encode
+    from bivallate.parts import encode, portable
     from bivallate.run.config import to_toml
     from bivallate.run.recipes import RECIPES, recipe_for
 
@@ -204,10 +203,10 @@ def recipes(
     chosen = RECIPES if name is None else {name: RECIPES[name]}
     plans = {n: recipe_for(n, create(method or r.method, radius), data) for n, r in chosen.items()}
     if json:
-        print(json_module.dumps({n: encode(plan) for n, plan in plans.items()}, indent=1))
+        say_json({n: portable(encode(plan)) for n, plan in plans.items()}, 1)
     elif name is not None:
-        print("\n".join(f"# {line}".rstrip() for line in RECIPES[name].about.splitlines()))
-        print(to_toml(encode(plans[name])))
+        say("\n".join(f"# {line}".rstrip() for line in RECIPES[name].about.splitlines()))
+        say(to_toml(encode(plans[name])))
     else:
         rows = [
             {
@@ -240,15 +239,11 @@ def attacks(*, json: Json = False) -> None:
 
 def _show(rows: list[dict[str, Any]], json: bool, title: str) -> None:
     if json:
-        print(json_module.dumps(rows, indent=1, default=str))
+        say_json(rows, 1)
         return
     table = Table(title=title, title_justify="left")
     for column in rows[0]:
         table.add_column(str(column), overflow="fold")
     for row in rows:
-        table.add_row(*(escape("-" if value is None else str(value)) for value in row.values()))
-    _console().print(table)
-
-
-def _console() -> Console:
-    return Console(highlight=False)
+        table.add_row(*("-" if value is None else str(value) for value in row.values()))
+    literal_console().print(table)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json as json_module
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from bivallate.cli import APP
 from bivallate.commands.options import Machine, Source, threat_of
 from bivallate.errors import UserError
+from bivallate.terminal import literal_console, say_json
 
 Flag = Annotated[bool, Parameter(negative=())]
 
@@ -77,7 +76,7 @@ def predict(
         found = ask(model, x, radius, attack, top=top, seed=source.seed)
     names = model.classes or [str(k) for k in range(model.num_classes)]
     if json:
-        print(json_module.dumps(_plain(pictures, found, names), allow_nan=False))
+        say_json(_plain(pictures, found, names))
     else:
         _show(pictures, found, names, f"{attack} at {type(threat).__name__} eps {threat.eps:.4g}")
     if not readable:
@@ -166,4 +165,4 @@ def _show(pictures: list[Picture], found: list[Any], names: list[str], attack: s
         others = ", ".join(f"{line(names[k], 24)} {share:.0%}" for k, share in said.top if k != said.label)
         cells = (line(picture.name), line(names[said.label], 40), f"{said.confidence:.1%}", mind, others)
         table.add_row(*(Text(cell) for cell in cells))
-    Console(highlight=False).print(table)
+    literal_console().print(table)

@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from bivallate.cli import APP
+from bivallate.terminal import say
 
 
 @APP.command
@@ -38,4 +39,4 @@ def report(
     from bivallate.reports.page import report as written
 
     place = written(*runs, out=out, images=images, data_dir=data_dir, model=model)
-    print(f"report: {place}")
+    say(f"report: {place}")

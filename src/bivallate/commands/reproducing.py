@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ from cyclopts import Parameter
 
 from bivallate.cli import APP
 from bivallate.errors import UserError, unknown
+from bivallate.terminal import say, to_json
 
 Flag = Annotated[bool, Parameter(negative=())]
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())]
@@ -84,7 +84,7 @@ def reproduce(
     if tables:
         from bivallate.reproduce.results_page import write_page
 
-        print(f"results: {write_page(records, docs)}")
+        say(f"results: {write_page(records, docs)}")
         return 0
     if table is None:
         return _list_tables()
@@ -111,9 +111,9 @@ def _list_tables() -> int:
     from bivallate.reproduce.figures import FIGURES
 
     for entry in tables().values():
-        print(f"{entry.name:<7}{len(entry.cells):>3} cells  {entry.title} ({entry.source})")
+        say(f"{entry.name:<7}{len(entry.cells):>3} cells  {entry.title} ({entry.source})")
     for figure in FIGURES.values():
-        print(f"{figure.name:<7}           {figure.title}")
+        say(f"{figure.name:<7}           {figure.title}")
     return 0
 
 
@@ -140,14 +140,14 @@ def _table(
     if only_list:
         left = pending(jobs)
         for job in jobs:
-            print(f"{'to run' if job in left else 'done':<7} {job.title}  ({job.cell.name})")
+            say(f"{'to run' if job in left else 'done':<7} {job.title}  ({job.cell.name})")
         return 0
     pick_device(choices["device"])  # before the first cell, not once for each
     to_stderr(f"{chosen.name} at scale {scale}: {describe(chosen, scale)}")
     shown = None if scale == "smoke" else Spoken
     outcome = run_campaign(jobs, at_once=at_once, say=to_stderr, shown=shown)
     report, text = write_table(chosen, scale, records)
-    print(json_module.dumps(report, indent=1) if form == "json" else text[form])
+    say(to_json(report, 1) if form == "json" else text[form])
     if outcome.failed:
         failures = "\n".join(f"  {title}: {why.splitlines()[0]}" for title, why in outcome.failed.items())
         to_stderr(f"{len(outcome.failed)} cells failed:\n{failures}")
@@ -168,8 +168,8 @@ def _figure(
         to_stderr(f"differs from the paper's: {figure.differs}")
     if only_list:
         for cell in cells:
-            print(f"{cell.row}, {cell.group}  ({cell.name})")
+            say(f"{cell.row}, {cell.group}  ({cell.name})")
         return 0
     for path in draw(figure, scale, records, runs, device=device, threads=threads, say=to_stderr):
-        print(path)
+        say(path)
     return 0

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from torch import nn
 
 from bivallate.commands.options import Machine, Source
@@ -18,6 +16,7 @@ from bivallate.errors import UserError
 from bivallate.lower.threat import threat as make
 from bivallate.reports.diagnostics.of_run import subject
 from bivallate.reports.diagnostics.ranks import FACTORS
+from bivallate.terminal import literal_console
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +70,11 @@ def radii_of(eps: str | None, kind: str, own: float) -> list[float]:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table for people; the first column holds words."""
-    console = Console(highlight=False)
-    console.print(title, markup=False)
+    console = literal_console()
+    console.print(title)
     drawn = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for k, head in enumerate(columns):
-        drawn.add_column(Text(head), justify="left" if k == 0 else "right", overflow="fold")
+        drawn.add_column(head, justify="left" if k == 0 else "right", overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))
+        drawn.add_row(*row)
     console.print(drawn)

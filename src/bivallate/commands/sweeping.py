@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import math
 import os
 from collections.abc import Sequence
@@ -19,6 +18,8 @@ from bivallate.commands.evaluating import GO_ON, Flag, percent, shown
 from bivallate.commands.options import Machine, Source, Subset
 from bivallate.commands.subjects import Subjects, norm_name, norm_of, radii_of, table
 from bivallate.files import write_json
+from bivallate.quoting import file_name
+from bivallate.terminal import say, say_json
 
 SHARES = (5, 25, 50, 75, 95)
 GRID = 30  # steps of the figure's axis
@@ -92,11 +93,11 @@ def curve(
         interval={label: [s.interval_95 for s in found.values()] for label, found in curves.items()},
         trained=subjects.trained(kind),
     )
-    drawn = figure.save(out or runs[0] / "diagnosis" / f"curve-{kind}-{name}")
+    drawn = figure.save(out or runs[0] / "diagnosis" / f"curve-{kind}-{file_name(name)}")
     for file in begun:
         file.unlink(missing_ok=True)
     if json:
-        print(json_module.dumps(figure.data() | {"n": scores[0].n}, allow_nan=False))
+        say_json(figure.data() | {"n": scores[0].n})
         return
     rows = [
         [
@@ -107,7 +108,7 @@ def curve(
     ]
     title = f"accuracy under {name} in {figure.norm}, {scores[0].n} test points [95 % interval]"
     table(title, ("eps", *curves), rows)
-    print(f"kept in {drawn} and beside it")
+    say(f"kept in {drawn} and beside it")
 
 
 def _kept(run: Path, model: nn.Module, named: str) -> Path | None:
@@ -190,12 +191,12 @@ def distances(
     }
     write_json(stem.with_name(f"{stem.name}.json"), data)
     if json:
-        print(json_module.dumps(data, allow_nan=False))
+        say_json(data)
         return
     title = f"smallest {norm_name(kind)} perturbation found, {total} test points; quantiles over all"
     columns = ("run", "clean wrong", "none found", *(f"{share} %" for share in SHARES))
     table(title, columns, [_row(label, s) for label, s in summary.items()])
-    print(f"kept in {drawn} and beside it, with every point's distance")
+    say(f"kept in {drawn} and beside it, with every point's distance")
 
 
 def _row(label: str, summary: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from bivallate.data import registry as data_sets
 from bivallate.errors import UserError
 from bivallate.method import create, registry
 from bivallate.parts import parse_number
+from bivallate.quoting import file_name
 from bivallate.run.config import METHOD_PARTS, Config
 
 
@@ -98,7 +99,8 @@ def train(
     for path, value in (("optimizer.lr", lr), ("data.data_dir", data_dir), ("model.name", model)):
         plan = plan.set(path, value) if value is not None else plan
     plan = dataclasses.replace(plan, data=settled(plan.data))
-    folder = out or Path("runs") / f"{plan.method.name}-{Path(plan.data.name).stem}-{plan.seed}"
+    named = f"{file_name(plan.method.name)}-{file_name(Path(plan.data.name).stem)}-{plan.seed}"
+    folder = out or Path("runs") / named
     dataset = load_data(plan.data, plan.seed)
     chosen = batch_size is not None or any(_pair(item)[0] == "batch_size" for item in set_)
     if recipe is None and config is None and not chosen:
@@ -278,12 +280,10 @@ def _typed(name: str, text: str, default: Any) -> Any:
 
 def say(text: str) -> None:
     """One line to the person, beside the results on standard output."""
-    import sys
-
-    from bivallate import collective
+    from bivallate import collective, terminal
 
     if collective.rank() == 0:
-        print(text, file=sys.stderr)
+        terminal.say(text, beside=True)
 
 
 def _finished(run: Any, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ from bivallate.commands.evaluating import Flag, percent, show
 from bivallate.commands.options import Machine, Source, Subset, threat_of
 from bivallate.errors import UserError
 from bivallate.evaluate.pairs import LEVEL, p_value
+from bivallate.terminal import say, say_json
 
 
 @APP.command
@@ -73,7 +73,7 @@ def transfer(
 
     score.save(place(score.attack))
     if json:
-        print(json_module.dumps(score.to_json(), allow_nan=False))
+        say_json(score.to_json())
         return
     show(score, list(subjects.classes))
     white = place(chosen.name)
@@ -81,11 +81,11 @@ def transfer(
         own = Score.load(white)
         p = p_value(own, score) if score.robust_accuracy < own.robust_accuracy else None
         masked = p is not None and p < LEVEL  # a point or two more are the luck of further random starts
-        print(
+        say(
             f"the same attack on the model itself left {percent(own.robust_accuracy)}"
             + (f": {MASKED} (p {p:.2g})" if masked else "")
         )
-    print(f"kept in {place(score.attack)}")
+    say(f"kept in {place(score.attack)}")
 
 
 MASKED = "points from elsewhere break more, so its own gradients mislead the attack; see `bivallate audit`"

@@ -16,6 +16,7 @@ import numpy as np
 from bivallate.data.dataset import digest
 from bivallate.errors import UserError
 from bivallate.opening import open_regular, reason_of
+from bivallate.quoting import file_name
 
 __all__ = ["Decoded", "cache_folder", "cached", "content_key", "files_key"]
 
@@ -93,7 +94,7 @@ def _look(path: Path, windows: int) -> tuple[os.stat_result, list[bytes]]:
 
 def cached(name: str, key: str, build: Callable[[Path], None]) -> Path:
     """The folder of this key; if there is none, `build` fills a temporary one that takes its place whole."""
-    final = cache_folder() / "data" / f"{name}-{key}"
+    final = cache_folder() / "data" / f"{file_name(name)}-{key}"
     if (final / "meta.json").exists():
         return final
     try:

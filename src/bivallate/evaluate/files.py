@@ -4,16 +4,57 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
 import zlib
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 from urllib.parse import quote
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bivallate.errors import UserError
+from bivallate.schema import Amount, Range, Whole
+
+MOST_CLASSES = 30_000  # whose confusions fit into memory
+
 __all__ = ["evaluation_name", "pack", "unpack"]
+
+
+class Packed(TypedDict):
+    """A column of an evaluation's file."""
+
+    dtype: Literal["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
+    shape: Annotated[list[Annotated[int, Range(0, 10**8)]], Range(0, 4)]
+    zlib: str
+
+
+class Columns(TypedDict):
+    """One value a point each."""
+
+    y: Packed
+    predicted: Packed
+    stage: Packed
+    index: Packed
+    margin: Packed
+
+
+class Written(TypedDict):
+    """An evaluation's file, as far as it is read; the rest follows from the points."""
+
+    attack: str
+    attack_detail: dict[str, Any]
+    threat: dict[str, Any]
+    classes: Annotated[int, Range(1, MOST_CLASSES)]
+    points: Columns
+    part_names: list[str]
+    passes: dict[str, Amount]
+    seconds: Amount
+    seed: Whole
+    data_fingerprint: str
+    model_fingerprint: str
+    warnings: list[str]
 
 
 def pack(values: Tensor) -> dict[str, Any]:
@@ -25,13 +66,34 @@ def pack(values: Tensor) -> dict[str, Any]:
 
 
 def unpack(entry: dict[str, Any]) -> Tensor:
-    """The inverse of `pack`. Raises ValueError for damaged text."""
+    """The inverse of `pack`. Raises ValueError for damaged text, without unpacking more than is promised."""
+    kind, shape = np.dtype(entry["dtype"]), entry["shape"]
+    size = kind.itemsize * math.prod(shape)
+    unpacking = zlib.decompressobj()
     try:
-        raw = zlib.decompress(base64.b64decode(entry["zlib"]))
+        raw = unpacking.decompress(base64.b64decode(entry["zlib"]), size + 1)
     except zlib.error as error:
         raise ValueError(f"a column is damaged: {error}") from error
-    array = np.frombuffer(raw, np.dtype(entry["dtype"]).newbyteorder("<")).reshape(entry["shape"])
-    return torch.from_numpy(array.astype(entry["dtype"]))
+    if len(raw) != size or not unpacking.eof:
+        raise ValueError(f"a column is damaged: it does not hold the {size} bytes of its shape")
+    return torch.from_numpy(np.frombuffer(raw, kind.newbyteorder("<")).reshape(shape).astype(kind))
+
+
+def unpacked(entry: dict[str, Any], name: str) -> Tensor:
+    """As `unpack`. Raises UserError that names the column."""
+    try:
+        return unpack(entry)
+    except (ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        raise UserError(f"{name}: {error}") from error
+
+
+def within(n: int, **columns: Tensor) -> None:
+    """Raises UserError unless all columns have one number for each of n points, n at least 1."""
+    for name, column in columns.items():
+        if column.shape != (n,) or n < 1:
+            raise UserError(f"{name} must have one value for each of {n} points, got {list(column.shape)}")
+        if bool(column.isnan().any()):
+            raise UserError(f"{name} holds what is no number")
 
 
 def evaluation_name(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal, TypedDict
 
 import torch
 from torch import Tensor
 
 from bivallate.errors import UserError
-from bivallate.evaluate.files import pack, unpack
+from bivallate.evaluate.files import MOST_CLASSES, Packed, pack, unpacked, within
 from bivallate.evaluate.score import CLEAN, ROBUST
 from bivallate.evaluate.verdict import Verdict
 from bivallate.files import write_json
+from bivallate.schema import MEGABYTE, Amount, Count, Range, Whole, read_json
 from bivallate.types import Passes
 
 __all__ = ["Ledger", "Position"]
@@ -22,6 +23,31 @@ __all__ = ["Ledger", "Position"]
 SCHEMA = "bivallate-progress-3"
 COLUMNS = ("y", "stage", "turn", "predicted", "margin", "sample")
 SAME = 1e-4  # of the largest logit: above what batch size, threads or device may round
+
+
+class Columns(TypedDict):
+    """One value a point each, and the logits of a few points."""
+
+    y: Packed
+    stage: Packed
+    turn: Packed
+    predicted: Packed
+    margin: Packed
+    sample: Packed
+
+
+class Written(TypedDict):
+    """A progress file."""
+
+    schema: Literal["bivallate-progress-3"]
+    key: str
+    batch_size: Count
+    shares: Count
+    classes: Annotated[int, Range(0, MOST_CLASSES)]
+    position: tuple[Whole, Whole, Whole]
+    passes: tuple[Whole, Whole]
+    seconds: Amount
+    columns: Columns
 
 
 @dataclass(frozen=True)
@@ -124,21 +150,35 @@ class Ledger:
     def load(cls, path: str | os.PathLike[str], key: str) -> Ledger:
         """Reads what `save` wrote. Raises UserError if it is damaged or of another evaluation."""
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            if content["schema"] != SCHEMA:
-                raise ValueError(f"schema {content['schema']!r}")
-            columns = {name: unpack(content["columns"][name]) for name in COLUMNS}
-            forward, backward = content["passes"]
-            found, classes, position = content["key"], content["classes"], Position(*content["position"])
-            cut, seconds = (content["batch_size"], content["shares"]), content["seconds"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            content = read_json(path, "progress file", Written, 1024 * MEGABYTE)
+            columns = {name: unpacked(content["columns"][name], name) for name in COLUMNS}
+            made = cls(
+                **columns,
+                batch_size=content["batch_size"],
+                shares=content["shares"],
+                classes=content["classes"],
+                position=Position(*content["position"]),
+                passes=Passes(*content["passes"]),
+                seconds=content["seconds"],
+            )
+            made._whole()
+        except UserError as error:
             raise UserError(
                 f"{path} cannot be resumed, it is not a progress file ({error}); delete it to begin anew"
             ) from error
-        if found != key:
+        if content["key"] != key:
             raise UserError(
                 f"{path} belongs to another evaluation (model, points, threat, attack or seed differ); "
                 "delete it or name another file"
             )
-        return cls(**columns, batch_size=cut[0], shares=cut[1], classes=classes, position=position,
-                   passes=Passes(forward, backward), seconds=seconds)  # fmt: skip
+        return made
+
+    def _whole(self) -> None:
+        """Raises UserError where columns do not belong together."""
+        points = {name: getattr(self, name) for name in COLUMNS if name != "sample"}
+        within(len(self.y), **points)
+        for name in ("y", "stage", "turn", "predicted"):
+            if points[name].dtype != torch.int64:
+                raise UserError(f"{name} must hold whole numbers of 64 bits, got {points[name].dtype}")
+        if int(self.stage.min()) < ROBUST or self.sample.ndim != 2:
+            raise UserError("the columns do not belong together")

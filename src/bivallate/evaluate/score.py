@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,10 +13,12 @@ import torch
 from torch import Tensor
 
 from bivallate.errors import UserError
-from bivallate.evaluate.files import pack, unpack
+from bivallate.evaluate.files import Written, pack, unpacked, within
 from bivallate.evaluate.statistics import bootstrap_tail, tail, wilson
 from bivallate.files import write_json
+from bivallate.lower.threat import L2, Linf
 from bivallate.parts import decode, encode
+from bivallate.schema import MEGABYTE, check, parse, read_text
 
 __all__ = ["Score"]
 
@@ -231,16 +232,19 @@ class Score:
 
     @classmethod
     def from_json(cls, content: dict[str, Any] | str) -> Score:
-        """The inverse of `to_json`; takes text or the parsed dictionary."""
-        entry = json.loads(content) if isinstance(content, str) else content
-        if not isinstance(entry, dict) or entry.get("schema") != SCHEMA:
-            got = entry.get("schema") if isinstance(entry, dict) else type(entry).__name__
+        """The inverse of `to_json`; takes text or the parsed dictionary. Raises UserError that names the
+        key."""
+        if isinstance(content, str):
+            content = parse(content, "the text", "evaluation", dict[str, Any])
+        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+            got = content.get("schema") if isinstance(content, dict) else type(content).__name__
             raise UserError(f"this is not an evaluation's JSON: schema must be {SCHEMA!r}, got {got!r}")
-        columns = {name: unpack(column) for name, column in entry["points"].items()}
-        return cls(
+        entry = check(Written, content, "evaluation")
+        columns = {name: unpacked(column, name) for name, column in entry["points"].items()}
+        made = cls(
             attack=entry["attack"],
-            detail=decode(entry["attack_detail"]),
-            threat=decode(entry["threat"]),
+            detail=decode(entry["attack_detail"], "attack_detail"),
+            threat=check(Linf | L2, decode(entry["threat"], "threat"), "threat"),
             classes=entry["classes"],
             y=columns["y"].long(),
             predicted=columns["predicted"].long(),
@@ -255,6 +259,20 @@ class Score:
             model_fingerprint=entry["model_fingerprint"],
             warnings=tuple(entry["warnings"]),
         )
+        made._whole()
+        return made
+
+    def _whole(self) -> None:
+        """Raises UserError where columns do not belong together."""
+        within(
+            self.n, y=self.y, predicted=self.predicted, margin=self.margin, stage=self.stage, index=self.index
+        )
+        ranges = {"y": self.classes - 1, "predicted": self.classes - 1, "stage": len(self.part_names)}
+        for name, highest in ranges.items():
+            lowest = ROBUST if name == "stage" else 0
+            column = getattr(self, name)
+            if int(column.min()) < lowest or int(column.max()) > highest:
+                raise UserError(f"{name} holds numbers outside of {lowest} to {highest}")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the JSON atomically."""
@@ -263,9 +281,11 @@ class Score:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Score:
         """Reads what `save` wrote. Raises UserError, which names the file, for anything else."""
+        text = read_text(path, "evaluation", 1024 * MEGABYTE)
+        content = parse(text, path, "evaluation", dict[str, Any])
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
+            return cls.from_json(content)
+        except UserError as error:
             raise UserError(f"{path} is not a readable evaluation: {error}") from error
 
 

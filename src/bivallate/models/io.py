@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -20,12 +20,51 @@ from bivallate.models.classifier import Classifier, Normalise
 from bivallate.models.foreign import wrap
 from bivallate.models.registry import blank, create, names
 from bivallate.opening import other_than_weights, recognised
+from bivallate.schema import Range, check, read_json
 
 __all__ = ["load", "manifest", "read_manifest", "read_weights", "save"]
 
 FORMAT, VERSION = "bivallate-model", 1
+Classes = Annotated[int, Range(1, 100_000)]
+Side = Annotated[int, Range(1, 100_000)]
+Shape = tuple[Side, Side, Side]
 PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".tar"}
 SHOWN = 3  # keys named in an error
+
+
+class Statistics(TypedDict):
+    """Of each channel."""
+
+    mean: list[float] | None
+    std: list[float] | None
+
+
+class Spec(TypedDict):
+    """How a built-in architecture is created."""
+
+    name: str
+    num_classes: NotRequired[Classes]
+    shape: NotRequired[Shape]
+    mean: NotRequired[list[float] | None]
+    std: NotRequired[list[float] | None]
+    activation: NotRequired[str]
+
+
+class Manifest(TypedDict):
+    """What stands beside weights, as far as something reads it; a run adds entries of its own."""
+
+    architecture: str
+    spec: Spec | None
+    num_classes: Classes
+    shape: Shape
+    normalisation: Statistics | None
+    classes: NotRequired[list[str] | None]
+    data: NotRequired[str]
+    data_fingerprint: NotRequired[str]
+    method: NotRequired[str]
+    code_version: NotRequired[str]
+    config: NotRequired[dict[str, Any] | None]
+    epoch: NotRequired[int]
 
 
 def save(
@@ -216,25 +255,20 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         UserError: missing, not JSON, foreign, or of a newer version.
     """
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"the manifest {path} is missing: weights alone do not say their architecture"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"the manifest {path} cannot be read ({error}): it is damaged") from error
-    if not isinstance(described, dict) or described.get("format") != FORMAT:
+    if not path.exists():
+        raise UserError(f"the manifest {path} is missing: weights alone do not say their architecture")
+    described = read_json(path, "manifest", dict[str, Any])
+    if described.get("format") != FORMAT:
         raise UserError(f"{path} is not a manifest of a model: its format is not {FORMAT!r}")
     if described.get("version") != VERSION:
         raise UserError(
             f"{path} has format version {described.get('version')}, this program reads {VERSION}: "
             "update bivallate"
         )
-    absent = {"architecture", "spec", "num_classes", "shape", "normalisation"} - set(described)
-    if absent:
-        raise UserError(f"the manifest {path} lacks {', '.join(sorted(absent))}: it is damaged")
-    return described
+    try:
+        return check(Manifest, described, "manifest")
+    except UserError as error:
+        raise UserError(f"{path}: {error}: it is damaged") from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -222,4 +222,6 @@ class _Crew:
 
 def to_stderr(line: str) -> None:
     """One line to the person."""
-    print(line, file=sys.stderr, flush=True)
+    from bivallate.terminal import say
+
+    say(line, beside=True)

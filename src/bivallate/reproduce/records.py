@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
 from bivallate.errors import UserError
-from bivallate.evaluate.files import unpack
+from bivallate.evaluate.files import Packed, unpacked, within
 from bivallate.evaluate.statistics import bootstrap_tail
-from bivallate.reproduce.cell import slug
+from bivallate.reproduce.cell import What, slug
 from bivallate.reproduce.measuring import seconds_an_epoch
 from bivallate.reproduce.running import SCHEMA
+from bivallate.schema import MEGABYTE, Amount, Whole, check, read_json
 
 __all__ = ["Points", "Record", "read_record", "read_records"]
 
@@ -41,6 +41,79 @@ class Points:
     def same_points(self, other: Points) -> bool:
         """Whether both are of the same images in the same order."""
         return self.data == other.data and np.array_equal(self.index, other.index)
+
+
+class Column(TypedDict):
+    """One number of a record."""
+
+    what: What
+    value: float | None
+    interval_95: tuple[float, float] | None
+    unit: str
+    score: NotRequired[str]
+
+
+class Kept(TypedDict):
+    """The points of an evaluation."""
+
+    points: dict[str, Packed]
+    data_fingerprint: str
+
+
+class Epoch(TypedDict):
+    """What is read of an epoch."""
+
+    seconds: Amount
+    effective: NotRequired[float | None]
+    robust: NotRequired[float | None]
+
+
+class Training(TypedDict):
+    """What was spent, epoch by epoch."""
+
+    forward_per_row: Amount
+    backward_per_row: Amount
+    history: list[Epoch]
+
+
+class Kind(TypedDict):
+    """A part, of which only the name is read."""
+
+    kind: str
+
+
+class OfMethod(TypedDict):
+    """What is read of a method."""
+
+    weighting: NotRequired[Kind]
+
+
+class OfData(TypedDict):
+    """What is read of a data set."""
+
+    name: str
+
+
+class Configured(TypedDict):
+    """What is read of a configuration without decoding it: definitions change, and old results stay."""
+
+    method: NotRequired[OfMethod]
+    data: NotRequired[OfData]
+
+
+class Written(TypedDict):
+    """A record, as far as it is read."""
+
+    row: str
+    group: str
+    seed: Whole
+    weights: NotRequired[str]
+    columns: dict[str, Column]
+    scores: dict[str, Kept]
+    training: NotRequired[Training]
+    config: NotRequired[Configured]
+    machine: NotRequired[dict[str, str | int | float | None]]
+    commit: NotRequired[dict[str, str | bool | None]]
 
 
 @dataclass(frozen=True)
@@ -121,11 +194,16 @@ class Record:
         score = self.entry["scores"].get(entry.get("score", ""))
         if score is None:
             return None
-        kept = score["points"]
-        index = unpack(kept["index"]).numpy()
+        wanted = ("index", "fosc") if entry["what"].startswith("fosc") else ("index", "stage", "y")
+        absent = [name for name in wanted if name not in score["points"]]
+        if absent:
+            raise UserError(f"{column} lacks the points' {', '.join(absent)}")
+        kept = {name: unpacked(score["points"][name], f"{column}.{name}") for name in wanted}
+        within(len(kept["index"]), **kept)
+        index = kept["index"].numpy()
         if entry["what"].startswith("fosc"):
-            return Points(unpack(kept["fosc"]).numpy(), np.zeros(0), index, score["data_fingerprint"])
-        stage, y = unpack(kept["stage"]).numpy(), unpack(kept["y"]).numpy()
+            return Points(kept["fosc"].numpy(), np.zeros(0), index, score["data_fingerprint"])
+        stage, y = kept["stage"].numpy(), kept["y"].numpy()
         robust, clean = stage == -1, stage != 0
         value = {"clean": clean, "gap": clean & ~robust}.get(entry["what"], robust)
         return Points(value.astype(np.int64), y, index, score["data_fingerprint"])
@@ -141,15 +219,18 @@ def read_records(out: Path, table: str, scale: str) -> list[Record]:
 
 def read_record(path: Path) -> Record:
     """One record. Raises UserError for a file that is none."""
+    entry = read_json(path, "record", dict[str, Any], 256 * MEGABYTE)
+    if entry.get("schema") != SCHEMA:
+        raise UserError(f"{path} is not a record of {SCHEMA}: move it out of the results")
     try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        record = Record(check(Written, entry, "record"), path)
+        for name in record.entry["columns"]:
+            record.points(name)
+    except (UserError, ValueError) as error:
         raise UserError(
             f"{path} is not a readable record ({error}): remove it and run the cell again"
         ) from error
-    if not isinstance(entry, dict) or entry.get("schema") != SCHEMA:
-        raise UserError(f"{path} is not a record of {SCHEMA}: move it out of the results")
-    return Record(entry, path)
+    return record
 
 
 def of_cell(records: Iterable[Record], row: str, group: str) -> list[Record]:

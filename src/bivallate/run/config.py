@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
+import json
 from dataclasses import field
+from math import inf
 from pathlib import Path
 from typing import Any
 
-from bivallate.errors import UserError, check_seed, unknown
+from bivallate.errors import UserError, check_range, check_seed, unknown
 from bivallate.files import write_text
 from bivallate.method import Method
 from bivallate.parts import decode, encode, override, part, written
 from bivallate.run.optim import SGD, Cosine, Flat, MultiStep, Optimizer, Rate, Triangle
 from bivallate.run.sentinel import Sentinel
+from bivallate.schema import MEGABYTE, check, parse, read_text
 
 STREAMING: dict[str, bool | None] = {"auto": None, "always": True, "never": False}
 METHOD_PARTS = tuple(written(Method))
@@ -60,6 +62,12 @@ class Data:
     workers: int = -1
 
     def __post_init__(self) -> None:
+        ranges = {"validation": (0, inf), "meta": (0, inf), "size": (0, inf), "channels": (0, 4)}
+        ranges |= {"extra_ratio": (0, 1), "workers": (-1, inf)}
+        for name, bounds in ranges.items():
+            check_range(f"data.{name}", getattr(self, name), *bounds)
+        if not 0 < self.test_fraction < 1:
+            raise UserError(f"data.test_fraction must be between 0 and 1, got {self.test_fraction!r}")
         if self.stream not in STREAMING:
             raise unknown("way to stream", str(self.stream), STREAMING)
 
@@ -186,16 +194,14 @@ class Config:
     def read(path: Path) -> Config:
         """A configuration file. Raises UserError for what it cannot read, with the nearest name for a wrong
         key."""
-        try:
-            entry = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"cannot read the configuration {path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not valid TOML: {error}") from error
-        config = decode({"kind": "Config", **entry})
-        if not isinstance(getattr(config, "method", None), Method):
+        text = read_text(path, "configuration", 4 * MEGABYTE)
+        entry = parse(text, path, "configuration", dict[str, Any], "TOML")
+        if not isinstance(entry.get("method"), dict):
             raise UserError(f"{path} has no [method] table: every run needs a method")
-        return config
+        try:
+            return check(Config, decode({**entry, "kind": "Config"}), "configuration")
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
 
 
 def to_toml(entry: dict[str, Any], prefix: str = "") -> str:
@@ -225,8 +231,7 @@ def _value(value: Any) -> str:
                 + "]"
             )
         return "[" + ", ".join(_value(item) for item in value) + "]"
-    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's escapes are JSON's
 
 
 def _inline(table: dict[str, Any]) -> str:

@@ -7,10 +7,11 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 from bivallate.errors import UserError, unknown
 from bivallate.files import write_text
+from bivallate.schema import MEGABYTE, Amount, Count, Digits, Share, parse, read_text
 
 WEIGHTS = ("best", "last", "ema")  # those that a report prefers first
 KEPT = re.compile(r"epoch-([1-9][0-9]*)")  # the name of weights that `Config.keep` asked for
@@ -22,6 +23,7 @@ CONTENTS = (
     "best.safetensors",
     "ema.safetensors",
 )
+Row = Annotated[str, Digits()]
 REPORTS = ("report.html", "report.md", "report.tex")
 FOLDERS = ("checkpoints", "evaluation", "audit", "diagnosis", "report-figures")
 
@@ -31,6 +33,44 @@ def check_weights(name: str) -> str:
     if name not in WEIGHTS and not KEPT.fullmatch(name):
         raise unknown("weights", name, [*WEIGHTS, "epoch-N (of a run with keep=N)"])
     return name
+
+
+class Alarm(TypedDict):
+    """What the sentinel reported."""
+
+    kind: str
+    epoch: int
+    step: int
+    text: str
+    rolled_back: NotRequired[bool]
+
+
+class Line(TypedDict):
+    """A line of metrics.jsonl, as far as something reads it; what a method logs besides stays as it is."""
+
+    epoch: Count
+    loss: float
+    train_robust: float
+    weight_mean: float
+    effective: float
+    forward: Amount
+    backward: Amount
+    total_forward: Amount
+    total_backward: Amount
+    seconds: Amount
+    lr: NotRequired[float]
+    clean: NotRequired[Share]
+    robust: NotRequired[Share]
+    average_clean: NotRequired[Share]
+    average_robust: NotRequired[Share]
+    temperature: NotRequired[float | None]
+    sentinel_fgsm: NotRequired[float | None]
+    sentinel_pgd: NotRequired[float | None]
+    sentinel_alignment: NotRequired[float | None]
+    weight_quantiles: NotRequired[list[float]]
+    watched: NotRequired[dict[Row, tuple[float, float]]]
+    watched_clean: NotRequired[dict[Row, float]]
+    alarms: NotRequired[list[Alarm]]
 
 
 @dataclass(frozen=True)
@@ -110,10 +150,9 @@ class RunFolder:
         write_text(self.metrics, "".join(lines))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All epochs so far; a line that is not JSON raises UserError."""
+        """All epochs so far. Raises UserError for a line that is no epoch, with its number and key."""
         if not self.metrics.exists():
             return []
-        try:
-            return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
-        except ValueError as error:
-            raise UserError(f"{self.metrics} is damaged: {error}") from error
+        lines = read_text(self.metrics, "record of epochs", 1024 * MEGABYTE).splitlines()
+        places = (f"{self.metrics}, line {k}" for k in range(1, len(lines) + 1))
+        return [parse(line, place, "epoch", Line) for line, place in zip(lines, places, strict=True)]

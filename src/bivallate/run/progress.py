@@ -10,9 +10,11 @@ from typing import Any, Protocol
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.progress import TimeRemainingColumn
 
+from bivallate.quoting import visible
+from bivallate.terminal import columns, literal_console
 from bivallate.types import StepRecord
 
 
@@ -91,10 +93,9 @@ class Spoken(Progress):
     def __init__(
         self, title: str, console: Console | None = None, every: int = 1, explain: bool = True
     ) -> None:
-        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
-        self.title, self.every, self.explain = title, every, explain
-        columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[numbers]}"))
-        self._bar = Bar(*columns, TimeRemainingColumn(elapsed_when_finished=True), console=self.console)
+        self.console = console or literal_console(beside=True, soft_wrap=True)
+        self.title, self.every, self.explain = visible(title), every, explain
+        self._bar = Bar(*columns(), TimeRemainingColumn(elapsed_when_finished=True), console=self.console)
         self._live: Live | None = None
         self._shown = 0.0
 
@@ -138,7 +139,7 @@ class Spoken(Progress):
 
     def alarm(self, session: Run, text: str) -> None:
         """A line for the alarm."""
-        self.console.print(f"{self.title}  ALARM {text}", markup=False, style="bold red")
+        self.console.print(visible(f"{self.title}  ALARM {text}"), markup=False, style="bold red")
 
     def end(self, session: Run) -> None:
         """Nothing more to say: the caller reports the result."""

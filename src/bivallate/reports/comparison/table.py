@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
+
+from bivallate.terminal import literal_console
 
 SCHEMA = "bivallate-comparison-1"
 
@@ -59,16 +59,16 @@ class Comparison:
 
     def show(self) -> None:
         """The table for people."""
-        console = Console(highlight=False)
-        console.print(self.title, markup=False)
+        console = literal_console()
+        console.print(self.title)
         table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
         for k, head in enumerate(self.columns):
             table.add_column(head, justify="left" if k < self.words else "right", overflow="fold")
         for row in self.cells:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*row)
         console.print(table)
         for note in self.notes:
-            console.print(note, markup=False)
+            console.print(note)
 
 
 def _in_line(cell: str) -> str:

@@ -1,0 +1,271 @@
+"""One check of plain data against type hints, and the reading of the files that hold it.
+
+What a kind of file holds is declared once, as a dataclass or a `TypedDict` with the reader; ranges stand in
+the hint: `Annotated[int, Range(1)]`. A fault is one line with the file and the key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import json
+import math
+import numbers
+import os
+import reprlib
+import sys
+import tomllib
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from bivallate.errors import UserError, unknown
+from bivallate.opening import HEAD, kind_of, open_regular
+
+LARGEST = 3.4e38  # of a float32; infinities are numbers of their own
+DEEPEST = 50  # tables within tables
+MEGABYTE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers, or lengths of what has one, from `low` to `high`."""
+
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __call__(self, value: Any, where: str) -> None:
+        """Raises UserError outside."""
+        size = value if isinstance(value, int | float) else len(value) if hasattr(value, "__len__") else None
+        if size is not None and not self.low <= size <= self.high:
+            top = "" if math.isinf(self.high) else f" and at most {self.high:g}"
+            what = f"{where} must be" if size is value else f"the length of {where} must be"
+            raise UserError(f"{what} at least {self.low:g}{top}, got {reprlib.repr(size)}")
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Text that is a whole number, as keys of JSON are."""
+
+    def __call__(self, value: str, where: str) -> None:
+        """Raises UserError for another."""
+        if not (value.isascii() and value.isdigit() and len(value) < 19):
+            raise UserError(f"a key of {where} must be a whole number, got {reprlib.repr(value)}")
+
+
+Count = Annotated[int, Range(1, 2**31 - 1)]
+Whole = Annotated[int, Range(0, 2**63 - 1)]
+Amount = Annotated[float, Range(0, LARGEST)]  # finite
+Share = Annotated[float, Range(0, 1)]
+
+
+def check(hint: Any, value: Any, where: str) -> Any:
+    """The value, numbers of NumPy as Python's, if it is what the hint asks.
+
+    Raises:
+        UserError: names `where` and the key within it. Text is no number and no truth value, truth values are
+            no numbers, and no number is NaN or beyond a float32's range.
+    """
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        value = check(options[0], value, where)
+        for limit in options[1:]:
+            limit(value, where)
+        return value
+    if origin is typing.Union or isinstance(hint, types.UnionType):
+        return _either(options, value, where)
+    if origin is typing.Literal:
+        if not any(value == o and type(value) is type(o) for o in options):
+            owner, _, name = where.rpartition(".")
+            of = f" of {owner}" if owner else ""
+            raise unknown(name.replace("_", " ") + of, str(value), [str(o) for o in options])
+        return value
+    if hint is None or hint is types.NoneType:
+        return _demand(value is None, value, "nothing", where)
+    if hint in _PLAIN:
+        return _PLAIN[hint](value, where)
+    if origin in (tuple, list):
+        return _sequence(origin, options, value, where)
+    if origin is dict:
+        _demand(isinstance(value, dict), value, "a table", where)
+        return {check(options[0], k, where): check(options[1], v, f"{where}.{k}") for k, v in value.items()}
+    if typing.is_typeddict(hint):
+        return _table(hint, value, where)
+    if _own(hint):
+        plain = isinstance(value, str | bool | int | float | list | tuple | dict | types.NoneType)
+        return _demand(not plain, value, f"a part such as {hint.__name__} names", where)
+    return value
+
+
+def _own(hint: Any) -> bool:
+    """Whether a hint is one of the package's parts or what they must be able to do."""
+    return isinstance(hint, type) and hint.__module__.startswith("bivallate.")
+
+
+def _demand(right: bool, value: Any, wanted: str, where: str) -> Any:
+    if not right:
+        raise UserError(f"{where} must be {wanted}, got {reprlib.repr(value)}")
+    return value
+
+
+def _truth(value: Any, where: str) -> bool:
+    return bool(_demand(type(value).__name__ in ("bool", "bool_"), value, "true or false", where))
+
+
+def _whole(value: Any, where: str) -> int:
+    right = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    number = int(_demand(right, value, "a whole number", where))
+    _demand(-(2**63) <= number < 2**63, value, "a whole number of 64 bits", where)
+    return number
+
+
+def _number(value: Any, where: str) -> float | int:
+    right = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if isinstance(value, int) and right:
+        return _demand(abs(value) <= LARGEST, value, "a number that fits 32 bits", where)
+    number = float(_demand(right and value == value, value, "a number", where))
+    _demand(abs(number) <= LARGEST or math.isinf(number), value, "a number that fits 32 bits", where)
+    return number
+
+
+def _text(value: Any, where: str) -> str:
+    return _demand(isinstance(value, str), value, "text", where)
+
+
+_PLAIN: dict[Any, Callable[[Any, str], Any]] = {bool: _truth, int: _whole, float: _number, str: _text}
+
+
+def _either(options: tuple[Any, ...], value: Any, where: str) -> Any:
+    reasons = []
+    for option in options:
+        try:
+            return check(option, value, where)
+        except UserError as error:
+            reasons.append(str(error))
+    raise UserError("; or ".join(reasons))
+
+
+def _sequence(kind: type, options: tuple[Any, ...], value: Any, where: str) -> Any:
+    right = isinstance(value, list | tuple)
+    _demand(right, value, "a list", where)
+    if kind is tuple and options[-1:] != (...,):
+        _demand(len(value) == len(options), value, f"a list of {len(options)}", where)
+    hints = options if kind is tuple and options[-1:] != (...,) else [options[0]] * len(value)
+    return type(value)(
+        check(h, v, f"{where}[{k}]") for k, (h, v) in enumerate(zip(hints, value, strict=True))
+    )
+
+
+def _table(hint: Any, value: Any, where: str) -> Any:
+    _demand(isinstance(value, dict), value, "a table", where)
+    keys = _keys(hint)
+    absent = sorted(key for key, (_, optional) in keys.items() if not optional and key not in value)
+    if absent:
+        raise UserError(f"{where} lacks {', '.join(absent)}")
+    return {k: check(keys[k][0], v, f"{where}.{k}") if k in keys else v for k, v in value.items()}
+
+
+@functools.cache
+def _keys(hint: Any) -> dict[str, tuple[Any, bool]]:
+    """Key -> its hint, and whether it may be left out; strings in annotations hide that from `TypedDict`."""
+    found = {}
+    for key, asked in typing.get_type_hints(hint, include_extras=True).items():
+        optional = typing.get_origin(asked) is typing.NotRequired
+        found[key] = (typing.get_args(asked)[0] if optional else asked), optional
+    return found
+
+
+@functools.cache
+def fields_of(cls: type) -> dict[str, Any]:
+    """Field of a dataclass -> its hint; without those that only a type checker can read."""
+    found = {}
+    for f in dataclasses.fields(cls):
+        home = next(c for c in cls.__mro__ if f.name in inspect.get_annotations(c))
+        alone = type(f.name, (), {"__annotations__": {f.name: f.type}})
+        try:
+            names = vars(sys.modules[home.__module__])
+            found[f.name] = typing.get_type_hints(alone, names, include_extras=True)[f.name]
+        except Exception:  # a user's part may name what only a type checker sees
+            continue
+    return found
+
+
+def check_fields(value: Any) -> None:
+    """Checks the fields of a frozen dataclass against their hints; numbers of NumPy become Python's."""
+    for name, hint in fields_of(type(value)).items():
+        if hasattr(value, name):
+            given = getattr(value, name)
+            plain = check(hint, given, f"{type(value).__name__}.{name}")
+            if plain is not given:
+                object.__setattr__(value, name, plain)
+
+
+def read_text(path: str | os.PathLike[str], what: str, limit: int) -> str:
+    """A text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        UserError: it is not there, not a regular file, larger than `limit` bytes, or not UTF-8.
+    """
+    place = Path(path)
+    try:
+        with open_regular(place) as stream:
+            data = stream.read(limit + 1)
+    except OSError as error:
+        raise UserError(f"cannot read the {what} {path}: {error.strerror or error}") from error
+    if len(data) > limit:
+        raise UserError(f"{path} is too large: {what}s have at most {limit:,} bytes")
+    found = kind_of(data[:HEAD])
+    if found is not None:
+        raise UserError(f"{path} is not a readable {what}: it is {found}")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no {what}: byte {error.start} is not UTF-8 text") from error
+
+
+def parse(text: str, path: object, what: str, hint: Any, language: str = "JSON") -> Any:
+    """Plain data from JSON or TOML, checked against a hint. Raises UserError that names the file and key."""
+    try:
+        value = tomllib.loads(text) if language == "TOML" else json.loads(text, parse_constant=_no_number)
+    except UserError as error:
+        raise UserError(f"{path} is not a readable {what}: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is not a readable {what}: it is nested too deeply") from error
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not a readable {what}: it is damaged, not valid {language}: {error}"
+        ) from error
+    _shallow(value, path, what)
+    try:
+        return check(hint, value, what)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _no_number(name: str) -> Any:
+    raise UserError(f"{name} is no number of JSON")
+
+
+def _shallow(value: Any, path: object, what: str) -> None:
+    """Raises UserError for what later steps could not walk through."""
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > DEEPEST:
+            raise UserError(f"{path} is not a readable {what}: it is nested more than {DEEPEST} deep")
+        level = [
+            item
+            for node in level
+            if isinstance(node, dict | list)
+            for item in (node.values() if isinstance(node, dict) else node)
+            if isinstance(item, dict | list)
+        ]
+
+
+def read_json(path: str | os.PathLike[str], what: str, hint: Any, limit: int = 64 * MEGABYTE) -> Any:
+    """A JSON file, checked against a hint. Raises UserError that names the file and the key."""
+    return parse(read_text(path, what, limit), path, what, hint)

@@ -1,0 +1,62 @@
+"""What is printed: text for people, with nothing hidden in it, and JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, ProgressColumn, TextColumn
+from rich.text import Text
+
+from bivallate.errors import UserError
+from bivallate.quoting import visible
+
+NARROWEST = 40  # columns: a narrower terminal wraps what is laid out for so many
+NAME = 60  # characters of a name in a table
+
+
+def say(text: Any, *, beside: bool = False) -> None:
+    """A line on standard output, or beside the results on standard error; whatever it holds is text."""
+    print(visible(text), file=sys.stderr if beside else sys.stdout, flush=beside)
+
+
+def say_json(value: Any, indent: int | None = None) -> None:
+    """JSON on standard output, in ASCII."""
+    print(to_json(value, indent))
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON in ASCII, without NaN and infinities, which JSON does not have.
+
+    Raises:
+        UserError: something that is no plain data.
+    """
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"the result cannot be written as JSON: {error}") from error
+
+
+class _Literal(Console):
+    """A console for which all strings are text: no markup, no emoji names, nothing that moves the cursor."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        options |= {"markup": False, "emoji": False, "highlight": False}
+        return super().render_str(visible(text), **options)
+
+
+def literal_console(*, beside: bool = False, width: int | None = None, soft_wrap: bool = False) -> Console:
+    """A rich console on standard output, or on standard error."""
+    made = _Literal(
+        stderr=beside, width=width, highlight=False, markup=False, emoji=False, soft_wrap=soft_wrap
+    )
+    made.width = max(made.width, NARROWEST)
+    return made
+
+
+def columns() -> tuple[ProgressColumn, ...]:
+    """Of a bar: what runs, how far it is, and its numbers. What is put there must be `visible`."""
+    description = TextColumn("{task.description}", markup=False)
+    return description, BarColumn(24), TextColumn("{task.fields[numbers]}", markup=False)
