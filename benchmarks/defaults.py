@@ -24,7 +24,8 @@ from bivallate.data.registry import usual
 from bivallate.files import write_json, write_text
 from bivallate.lower.threat import threat
 from bivallate.method import create
-from bivallate.parts import encode, portable
+from bivallate.parts import decode, encode, from_portable, portable
+from bivallate.reproduce.definition import anywhere
 from bivallate.reproduce.machine import commit
 from bivallate.run.api import execute
 from bivallate.run.config import Config
@@ -119,8 +120,7 @@ def _record(name: str, method: str) -> dict[str, Any] | None:
 def current(record: dict[str, Any], name: str, method: str) -> bool:
     """Whether a record is of the defaults as they are now."""
     config: Config = recipe_for(None, create(method, threat("linf", usual(name).eps)), name)
-    now = portable(encode(fitted(config, record["rows"]).set("threads", 1)))
-    return record["config"] == now
+    return anywhere(decode(from_portable(record["config"]))) == anywhere(fitted(config, record["rows"]))
 
 
 def main() -> None:

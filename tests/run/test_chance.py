@@ -19,7 +19,7 @@ from bivallate.run.session import Session, create_model
 
 FAR = bv.methods.at(bv.Linf(0.5), steps=2)
 PLAIN = bv.methods.plain(bv.Linf(0.1))
-HELP = Sentinel(rollback=True, answers="chance", lower=0.25)
+HELP = Sentinel(rollback=True, answers="chance", lower=0.25, chance=0.25)
 STUCK = {"optimizer": SGD(0.3), "rate": Flat()}
 SLOW = {"optimizer": SGD(0.01), "rate": Flat()}
 

@@ -73,7 +73,7 @@ class Sentinel:
     gap: float = 0.25
     drop: float = 0.03
     window: int = 3
-    chance: float = 0.25
+    chance: float = 0.5
     rollback: bool = False
     answers: Literal["catastrophic", "robust", "both", "chance", "every"] = "catastrophic"
     lower: float = 0.5

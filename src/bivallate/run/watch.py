@@ -228,7 +228,7 @@ class Watch:
         """Lowers the rate, lets the radius grow anew, or both; and gives that its time."""
         s, state, rule = self.session, self.state, self.rule
         done = (s.epoch + 1) / s.config.epochs
-        state["patience"] = done + rule.chance
+        state["patience"] = min(1.0, done + rule.chance)
         if rule.helps != "radius":
             state["rate"] *= rule.lower
         if rule.helps != "rate":
