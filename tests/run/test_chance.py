@@ -128,16 +128,19 @@ def test_help_lets_it_learn_and_repeats_to_the_bit(few, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("clean", "said"),
+    ("clean", "robust", "said"),
     [
-        ((0.1, 0.9, 0.1), "ended at chance: epoch 2 had 90.0%, 50.0% under attack"),
-        ((0.1, 0.12, 0.1), "learned nothing"),
-        ((0.1, 0.9, 0.8), ""),
-        ((), ""),
+        ((0.1, 0.9, 0.1), (0.1, 0.5, 0.1), "ended at chance: epoch 2 had 90.0%, 50.0% under attack"),
+        ((0.1, 0.9, 0.1), (0.1, 0.0, 0.1), "learned nothing"),  # the best weights are others
+        ((0.1, 0.12, 0.1), (0.1, 0.1, 0.1), "learned nothing"),
+        ((0.1, 0.9, 0.8), (0.1, 0.5, 0.6), ""),
+        ((), (), ""),
     ],
 )
-def test_a_command_ends_with_what_is_true_of_the_weights(clean, said):
-    history = [{"epoch": k + 1, "clean": c, "robust": 0.5} for k, c in enumerate(clean)]
+def test_a_command_ends_with_what_is_true_of_the_weights(clean, robust, said):
+    history = [
+        {"epoch": k + 1, "clean": c, "robust": r} for k, (c, r) in enumerate(zip(clean, robust, strict=True))
+    ]
     if history and clean[-1] <= 0.1:
         history[-1]["at_chance"] = True
     assert said in ending(history)

@@ -111,7 +111,7 @@ def train(
         say(f"{dataset.name}: {note}")
     say(f"{plan.method.name} on {dataset.name} ({size} images), {plan.model.name}, {plan.method.threat}")
     grows = f", eps grows over the first {plan.warm_up:.0%} of training" if plan.warm_up else ""
-    say(f"{plan.epochs} epochs in batches of {plan.batch_size}, rate up to {plan.optimizer.lr:g}{grows}")
+    say(f"{plan.epochs} epochs, batches of {plan.batch_size}, rate up to {plan.optimizer.lr:g}{grows}")
     run = execute(plan, dataset, network, folder, progress=Spoken(plan.method.name), overwrite=overwrite)
     _finished(run, folder)
 

@@ -87,10 +87,9 @@ def ending(history: Sequence[Mapping[str, Any]]) -> str:
     """What to tell at the end of a training whose last epoch is at chance; nothing of any other."""
     if not history or not history[-1].get("at_chance"):
         return ""
-    better = [line for line in history if line.get("clean", 0.0) > 2 * history[-1].get("clean", 1.0)]
-    if better:
-        best = max(better, key=lambda line: line["robust"])
+    best = max(history, key=lambda line: line.get("robust", 0.0))  # the epoch whose weights are `best`
+    if best.get("clean", 0.0) > 2 * history[-1].get("clean", 1.0):
         kept = f"epoch {best['epoch']} had {best['clean']:.1%}, {best['robust']:.1%} under attack"
-        return f"this training has ended at chance: {kept}. The weights of the best epoch are kept"
+        return f"this training has ended at chance: {kept}. The weights of that epoch are kept as best"
     again = "--set sentinel.rollback=true --set sentinel.answers=chance does the first two by itself"
     return f"this training has learned nothing: its answers are chance. {RETRAIN}; {again}"
