@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ class Usual:
     model: str = "tiny-cnn"
     lr: float = 0.05
     warm_up: float = 0.5
+
+    def __str__(self) -> str:
+        return f"eps {self.eps}, {self.model}, rate {self.lr:g}, warm-up {self.warm_up:g}"
 
 
 @dataclass(frozen=True)
@@ -209,7 +212,7 @@ def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:
         "mean": list(known.mean) if known.mean else None,
         "std": list(known.std) if known.std else None,
         "augment": str(known.augment),
-        "usual": asdict(known.usual),
+        "usual": str(known.usual),
         "hub": known.hub,
         "found": "built in" if known.name == "digits" else (str(place) if place else None),
     }
