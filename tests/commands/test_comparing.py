@@ -129,6 +129,25 @@ def test_the_strongest_evaluation_stands_first_beside_the_common_one(runs, capsy
     assert kept_claim(runs / "at-0" / "evaluation", "best", Linf(0.1), 359)[0] == 0
 
 
+def test_another_common_attack_is_said_beside_the_strongest(runs, capsys):
+    for name in ("at-0", "at-1"):
+        assert run(["evaluate", str(runs / name), "--attack", "pgd-9", "--n", "100", "--json"]) == 0
+        file = next((runs / name / "evaluation").glob("*pgd-9*"))
+        score = Score.load(file)
+        replace(score, stage=torch.ones_like(score.stage)).save(file)
+    capsys.readouterr()
+    for options in ([], ["--over-seeds"]):
+        made = as_json(capsys, *paths(runs, "at-0", "at-1"), *options)
+        assert (made["attack"], made["n"]) == ("pgd-9", 100)
+        (said,) = (note for note in made["notes"] if note.startswith("Beside it all have fgsm"))
+        kept = Score.load(next((runs / "at-1" / "evaluation").glob("*fgsm*")))
+        assert f"at-1 {100 * kept.robust_accuracy:.1f} [" in said
+        assert said.count("of 359 points") == 2
+    made = as_json(capsys, *paths(runs, "at-0", "at-1"), "--attack", "fgsm")
+    assert not any("fgsm" in note for note in made["notes"])
+    assert any(note.startswith("Beside it all have pgd-9") for note in made["notes"])
+
+
 DATA = [
     ('name = "digits"', 'name = "mnist"', "The data sets differ (at-0: mnist, 10 classes; at-1: digits"),
     ('imbalance = "none"', 'imbalance = "step:0.2"', "data.imbalance: at-0 step:0.2, at-1 none"),

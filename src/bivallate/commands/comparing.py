@@ -31,8 +31,8 @@ def compare(
     """Put the stored evaluations of several runs into one table, with what is significant and what it cost.
 
     Nothing is attacked: the verdicts in RUN/evaluation are read. Without a choice, the evaluations that all
-    runs have in common at the radius that most were trained for are taken that are of the most points (1000
-    are enough), and of these the one that leaves least.
+    runs have in common at the radius that most were trained for are taken, and of these the strongest. Where
+    a run has a stronger one still, that stands first in its row. Says when data sets differ.
 
     Parameters
     ----------

@@ -91,6 +91,22 @@ def stronger(records: Sequence[RunRecord], chosen: Sequence[Evaluation]) -> list
     ]
 
 
+def beside(records: Sequence[RunRecord], chosen: Sequence[Evaluation]) -> list[str]:
+    """The next strongest attack that all runs have in the same threat, on whatever points."""
+    lists = [r.leading(e.weights, e.split, e.score.threat) for r, e in zip(records, chosen, strict=True)]
+    attack = chosen[0].score.attack
+    others = [e.score.attack for e in lists[0] if e.score.attack != attack]
+    common = [name for name in others if all(any(e.score.attack == name for e in own) for own in lists)]
+    if not common:
+        return []
+    scores = [next(e.score for e in own if e.score.attack == common[0]) for own in lists]
+    shown = "; ".join(
+        f"{r.label} {percent(s.robust_accuracy, s.interval_95)} of {s.n} points"
+        for r, s in zip(records, scores, strict=True)
+    )
+    return [f"Beside it all have {common[0]}, which left (%): {shown}."]
+
+
 def leading(records: Sequence[RunRecord], chosen: Sequence[Evaluation]) -> list[Evaluation]:
     """The strongest evaluation of each run of the same weights in the same threat; the chosen one where no
     other is stronger."""

@@ -47,7 +47,8 @@ def single(
         cells.append((first, *strong, *others))
         rows.append(_entry(row, record, evaluation, lead[row.name]))
     said = [notes.INTERVALS, *([notes.STRONGEST] if shown else [])]
-    said += [*([notes.TESTS] if len(found) > 1 else []), notes.COSTS, *notes.different(records, chosen)]
+    said += [*([notes.TESTS] if len(found) > 1 else []), notes.COSTS]
+    said += [*notes.beside(records, chosen), *notes.different(records, chosen)]
     heads = ("run\nmethod", *(["strongest %"] if shown else []), *HEADS)
     return Comparison(about, heads, tuple(cells), tuple(rows), tuple(said), 1)
 
@@ -137,7 +138,8 @@ def by_method(
         marks = {"p_value": p, "p_adjusted": adjusted, "significant": significant}
         rows.append(group.to_json() | marks | {"stale": [r for r in group.runs if r in stale]})
     said = [notes.SEEDS, notes.SEED_TESTS, notes.COSTS]
-    said += [*notes.stronger(records, chosen), *notes.different(records, chosen)]
+    said += [*notes.stronger(records, chosen), *notes.beside(records, chosen)]
+    said += notes.different(records, chosen)
     return Comparison(about, ("method\nruns", *HEADS), tuple(cells), tuple(rows), tuple(said), 1)
 
 

@@ -10,11 +10,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bivallate.errors import UserError
+from bivallate.quoting import line
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.weighing import Weighed
 from bivallate.reports.style import COLOURS, COLUMN, figure, name_classes
 
 FLOOR = 1e-3  # relative weights below are drawn there
+TILE = 8  # characters of a class above an image
 SPREAD = 5.0  # largest relative weight that is drawn on a linear axis
 
 
@@ -185,8 +187,8 @@ class Extremes(Drawn):
             side.set(visible=True, color=colour, linewidth=2)
         ax.set_xticks([])
         ax.set_yticks([])
-        into = "" if adversarial == y else f"→{self.classes[adversarial]}"
-        ax.set_title(f"{self.classes[y]}{into}\n{self.weights[i, j]:.2f}", fontsize=6.5, pad=2)
+        into = "" if adversarial == y else f"→{line(self.classes[adversarial], TILE)}"
+        ax.set_title(f"{line(self.classes[y], TILE)}{into}\n{self.weights[i, j]:.2f}", fontsize=6.5, pad=2)
 
 
 def extremes(weighed: Weighed, classes: tuple[str, ...], count: int = 10) -> Extremes:
