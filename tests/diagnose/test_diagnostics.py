@@ -391,3 +391,22 @@ def test_likelihoods_are_of_the_papers_classes_where_there_are_these():
     names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     assert pictured(names) == (1, 0, 8)
     assert pictured(("0", "1", "2", "3")) == (0, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("key", "forward", "drawn"),
+    [
+        ("train_robust", 1.0, False),
+        ("train_robust", 2.0, True),
+        ("robust", 1.0, True),
+        ("train_robust", None, True),
+    ],
+)
+def test_the_training_accuracy_of_a_run_that_does_not_attack_is_not_drawn_as_robust(key, forward, drawn):
+    from bivallate.reports.diagnostics.curves import LearningCurves
+
+    lines = [{"epoch": k, "robust": 0.1, "train_robust": 0.9} for k in (1, 2)]
+    lines = [line | ({"forward": forward} if forward is not None else {}) for line in lines]
+    axis = LearningCurves({"run": lines}, keys=("robust",)).draw().axes[0]
+    wanted = [100 * line[key] for line in lines]
+    assert (wanted in [list(line.get_ydata()) for line in axis.lines]) == drawn
