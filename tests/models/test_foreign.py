@@ -1,14 +1,20 @@
 """The user's own modules and factories, and timm."""
 
+import json
+import pickle
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import bivallate as bv
 from bivallate import models
 from bivallate.errors import UserError
+from bivallate.run.config import Config, Model
+from bivallate.run.session import create_model
 
 SHAPE = (1, 8, 8)
 SOURCE = """
@@ -162,24 +168,160 @@ def test_timm_that_is_not_installed_is_asked_for(monkeypatch):
         models.create("timm:resnet18", num_classes=3, shape=SHAPE)
 
 
-def test_timm_models_are_made_without_downloads_or_in_place_activations(monkeypatch):
-    made = {}
+@pytest.fixture
+def timm(monkeypatch):
+    """A stand-in that would run a file, as timm did before 1.0.26; `made` keeps what it was asked for."""
+    made = []
 
-    def create_model(name, *, pretrained, num_classes, in_chans):
-        made.update(name=name, pretrained=pretrained)
+    def create_model(name, *, pretrained, num_classes, in_chans, checkpoint_path="", **options):
+        made.append({"name": name, "pretrained": pretrained, **options})
+        if checkpoint_path:
+            pickle.loads(Path(checkpoint_path).read_bytes())
+        if "depth" in options:
+            raise TypeError("no argument depth")
+        side = options.get("img_size", 8)
         return nn.Sequential(
-            nn.Conv2d(in_chans, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, num_classes)
+            nn.Conv2d(in_chans, 4, 3),
+            nn.ReLU(inplace=True),
+            nn.Flatten(),
+            nn.Linear(4 * (side - 2) ** 2, num_classes),
         )
 
-    timm = types.SimpleNamespace(
+    fake = types.SimpleNamespace(
+        __version__="1.0.26",
+        made=made,
         create_model=create_model,
-        is_model=lambda name: name == "resnet18",
+        is_model=lambda name: name.partition(":")[0] in ("resnet18", "local-dir", "hf-hub"),
         list_models=lambda pattern: ["resnet18"],
     )
-    monkeypatch.setitem(sys.modules, "timm", timm)
+    monkeypatch.setitem(sys.modules, "timm", fake)
+    return fake
+
+
+def test_timm_models_are_made_without_downloads_or_in_place_activations(timm):
     model = models.create("timm:resnet18", num_classes=3, shape=SHAPE, mean=0.5, std=0.5)
-    assert made == {"name": "resnet18", "pretrained": False}
+    assert timm.made == [{"name": "resnet18", "pretrained": False}]
     assert not any(getattr(part, "inplace", False) for part in model.modules())
     assert models.create(**model.spec).architecture == "timm:resnet18"
     with pytest.raises(UserError, match="timm has no model 'resnet17': it has resnet18"):
         models.create("timm:resnet17", num_classes=3, shape=SHAPE)
+
+
+def test_options_of_timm_reach_it_and_the_manifest(timm, tmp_path):
+    model = models.create("timm:resnet18", num_classes=3, shape=(1, 6, 6), img_size=6, drop_rate=0.1)
+    assert timm.made[-1] == {"name": "resnet18", "pretrained": False, "img_size": 6, "drop_rate": 0.1}
+    models.save(model, tmp_path)
+    again = models.load(tmp_path)
+    x = torch.rand(2, 1, 6, 6)
+    assert torch.equal(again(x), model.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"img_sise": 6}, "did you mean 'img_size'"),
+        ({"img_size": object()}, "must be a number, a word"),
+        ({"act_layer": "../layer"}, "must be a number, a word"),
+        ({"depth": 2}, "timm:resnet18 failed with TypeError: no argument depth"),
+        ({}, "model.options.img_size=6"),
+    ],
+)
+def test_mistaken_options_of_timm_are_told(timm, options, words):
+    with pytest.raises(UserError, match=words):
+        models.create("timm:resnet18", num_classes=3, shape=(1, 6, 6), **options)
+
+
+@pytest.mark.parametrize("version", ["1.0.25", "0.9.16", "1.0"])
+def test_a_timm_that_executes_what_it_loads_is_refused(timm, version):
+    timm.__version__ = version
+    with pytest.raises(UserError, match=r"pip install 'timm>=1.0.26'"):
+        models.create("timm:resnet18", num_classes=3, shape=SHAPE)
+
+
+class _Bomb:
+    def __reduce__(self):
+        return exec, ("import pathlib; pathlib.Path('ran').touch()",)
+
+
+HOSTILE = [
+    {"checkpoint_path": "model.pt"},
+    {"pretrained": True},
+    {"pretrained_cfg": {"file": "model.pt"}},
+    {"pretrained_cfg_overlay": {"file": "model.pt"}},
+    {"cache_dir": "."},
+    {"block_fn": "model.pt"},
+    {"act_layer": "model.pt"},
+    {"img_size": {"checkpoint_path": "model.pt"}},
+    {"scriptable": True},
+    {"features_only": True},
+    {"name": "timm:local-dir:."},
+    {"name": "timm:hf-hub:owner/name"},
+    {"name": "own_nets:plain"},
+    {"num_classes": "three"},
+    {"num_classes": -3},
+    {"shape": [1, 8]},
+    {"shape": "large"},
+    {"mean": "half"},
+    {"std": [0]},
+    {"activation": ["relu"]},
+]
+
+
+@pytest.mark.parametrize("entry", HOSTILE, ids=str)
+@pytest.mark.parametrize("name", ["timm:resnet18", "tiny-cnn"])
+def test_no_entry_of_a_manifest_runs_or_loads_anything(timm, tmp_path, entry, name):
+    models.save(models.create("tiny-cnn", num_classes=3, shape=SHAPE), tmp_path)
+    (tmp_path / "model.pt").write_bytes(pickle.dumps(_Bomb()))
+    described = json.loads((tmp_path / "model.json").read_text())
+    described["spec"] = {
+        "name": name,
+        "num_classes": 3,
+        "shape": [1, 8, 8],
+        "mean": None,
+        "std": None,
+    } | entry
+    (tmp_path / "model.json").write_text(json.dumps(described))
+    for read in (models.load, bv.load, models.from_pretrained):
+        with pytest.raises(UserError):
+            read(tmp_path, weights="model")
+    assert not (tmp_path / "ran").exists()
+    assert all(set(made) == {"name", "pretrained"} and not made["pretrained"] for made in timm.made)
+    assert all(made["name"] == "resnet18" for made in timm.made)
+
+
+def test_options_of_a_configuration(timm, tmp_path):
+    config = Config(bv.methods.at(bv.Linf(0.1)), model=Model("timm:resnet18"))
+    config = config.set("model.options.img_size", "7").set("model.options.drop_rate", "1e-1")
+    config = config.set("model.options.img_size", "8")
+    config.write(tmp_path / "config.toml")
+    assert Config.read(tmp_path / "config.toml") == config
+    digits = bv.data.load("digits")
+    assert create_model(config.model, digits, 0).spec["img_size"] == 8
+    assert timm.made[-1]["drop_rate"] == 0.1
+    wide = config.set("model.name", "fc1").set("model.options", ()).set("model.options.hidden", "16")
+    assert create_model(wide.model, digits, 0).network.stem[1].out_features == 16
+    hostile = config.set("model.options.checkpoint_path", "model.pt")
+    with pytest.raises(UserError, match="unknown option of timm:resnet18 'checkpoint_path'"):
+        create_model(hostile.model, digits, 0)
+    own = config.set("model.name", "own_nets:plain")
+    with pytest.raises(UserError, match="own_nets:plain is your own"):
+        create_model(own.model, digits, 0)
+    with pytest.raises(UserError, match="KEY=VALUE"):
+        Model("fc1", options=("hidden",))
+
+
+def test_the_real_timm_if_it_is_there(tmp_path):
+    timm = pytest.importorskip("timm")
+    assert timm.is_model("vit_tiny_patch16_224")
+    options = {"img_size": 8, "patch_size": 4, "depth": 1, "embed_dim": 12, "num_heads": 3}
+    model = models.create("timm:vit_tiny_patch16_224", num_classes=3, shape=SHAPE, seed=0, **options)
+    models.save(model, tmp_path)
+    x = torch.rand(2, *SHAPE)
+    assert torch.equal(models.load(tmp_path)(x), model.eval()(x))
+    described = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.pt").write_bytes(pickle.dumps(_Bomb()))
+    described["spec"]["checkpoint_path"] = str(tmp_path / "model.pt")
+    (tmp_path / "model.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match="unknown option"):
+        models.load(tmp_path)
+    assert not (tmp_path / "ran").exists()

@@ -1,4 +1,4 @@
-"""Networks that this package did not define: the user's own modules and factories, and timm's."""
+"""Networks that this package did not define: the user's own modules and factories."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 from bivallate.errors import UserError
 from bivallate.models.classifier import Classifier, normalisation
 
-__all__ = ["load_factory", "timm_model", "wrap"]
+__all__ = ["load_factory", "wrap"]
 
 Statistics = Sequence[float] | float | None
 
@@ -135,47 +135,3 @@ def _import(reference: str) -> Callable[..., Any]:
     if not callable(found):
         raise UserError(f"{reference!r} is not callable: name a function or a class that returns the model")
     return found
-
-
-def timm_model(
-    name: str,
-    *,
-    num_classes: int,
-    shape: Sequence[int],
-    mean: Statistics = None,
-    std: Statistics = None,
-    **options: Any,
-) -> Classifier:
-    """timm's architecture, without pretrained weights and with in-place activations turned off.
-
-    Args:
-        name: as timm lists it, without the `timm:` in front.
-
-    Raises:
-        UserError: timm is not installed, or knows no such architecture.
-    """
-    try:
-        import timm  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise UserError(
-            f"the model timm:{name} needs timm ({error}): install it with pip install 'bivallate[timm]'"
-        ) from error
-    if not timm.is_model(name):
-        close = ", ".join(timm.list_models(f"*{name[:6]}*")[:5])
-        raise UserError(f"timm has no model {name!r}" + (f": it has {close}" if close else ""))
-    module = timm.create_model(
-        name, pretrained=False, num_classes=num_classes, in_chans=int(shape[0]), **options
-    )
-    for part in module.modules():
-        if getattr(part, "inplace", False):  # the first graph is kept for the double backward
-            part.inplace = False
-    model = wrap(module, num_classes=num_classes, shape=shape, mean=mean, std=std, name=f"timm:{name}")
-    model.spec = {
-        "name": f"timm:{name}",
-        "num_classes": num_classes,
-        "shape": [int(side) for side in shape],
-        "mean": mean if mean is None or isinstance(mean, int | float) else [float(m) for m in mean],
-        "std": std if std is None or isinstance(std, int | float) else [float(s) for s in std],
-        **options,
-    }
-    return model

@@ -225,8 +225,12 @@ def _rebuilt(described: dict[str, Any], place: Path, model: nn.Module | str | No
         )
     try:
         return blank(spec)
-    except (TypeError, KeyError) as error:
-        raise UserError(f"{place} does not describe a model: {error}") from error
+    except UserError as error:
+        raise UserError(f"{place} does not describe a model that can be built: {error}") from error
+    except Exception as error:  # a file's values, in the hands of an architecture
+        raise UserError(
+            f"{place} does not describe a model ({type(error).__name__}: {error}): it is damaged"
+        ) from error
 
 
 def _places(path: Path, weights: str, writing: bool = False) -> tuple[Path, Path]:

@@ -13,7 +13,8 @@ from torch import nn
 
 from bivallate.errors import UserError, unknown
 from bivallate.models.classifier import Classifier, normalisation
-from bivallate.models.foreign import load_factory, timm_model
+from bivallate.models.foreign import load_factory
+from bivallate.models.from_timm import timm_model
 from bivallate.models.stem import quick_stems
 
 __all__ = ["ACTIVATIONS", "Activation", "blank", "create", "describe", "names", "register", "scaled"]

@@ -82,6 +82,7 @@ class Model:
         width: multiple of the network's channels, for architectures that have this option.
         stem: of architectures that have a choice, such as "cifar" or "imagenet" of the residual networks; ""
             is their own.
+        options: of the architecture, each KEY=VALUE.
     """
 
     name: str = "tiny-cnn"
@@ -89,6 +90,25 @@ class Model:
     normalise: bool = True
     width: float = 1.0
     stem: str = ""
+    options: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.options, tuple) or not all(
+            isinstance(item, str) and item.partition("=")[1] for item in self.options
+        ):
+            raise UserError(
+                f'model.options holds texts KEY=VALUE, such as ["img_size=32"], got {self.options!r}'
+            )
+
+    def with_option(self, key: str, text: str) -> Model:
+        """A copy with one option set."""
+        kept = tuple(item for item in self.options if item.partition("=")[0] != key)
+        return dataclasses.replace(self, options=(*kept, f"{key}={text}"))
+
+    def chosen(self) -> dict[str, Any]:
+        """The options by name, with values of the types that their texts look like."""
+        pairs = (item.partition("=") for item in self.options)
+        return {key.strip(): _literal(text.strip()) for key, _, text in pairs}
 
 
 @part
@@ -173,6 +193,9 @@ class Config:
         """A copy with one value changed: `set("solver.steps", "20")`; a method's part needs no `method.`
         before it, and another `threat` is followed as by `Method.but`."""
         first = path.partition(".")[0]
+        if path.startswith("model.options."):
+            chosen = self.model.with_option(path.removeprefix("model.options."), str(text))
+            return dataclasses.replace(self, model=chosen)
         own = {f.name for f in dataclasses.fields(self)}
         if first not in own and first in METHOD_PARTS:
             path = f"method.{path}"
@@ -202,6 +225,20 @@ class Config:
             return check(Config, decode({**entry, "kind": "Config"}), "configuration")
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
+
+
+def _literal(text: str) -> Any:
+    """A number, a boolean, None, a list of these (with commas) or the text itself."""
+    if "," in text:
+        return [_literal(item.strip()) for item in text.split(",") if item.strip()]
+    if text.lower() in (words := {"true": True, "false": False, "none": None}):
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def to_toml(entry: dict[str, Any], prefix: str = "") -> str:

@@ -76,6 +76,12 @@ def create_model(spec: Any, dataset: Dataset, seed: int) -> Classifier:
     mean, std = (dataset.mean, dataset.std) if spec.normalise else (None, None)
     options: dict[str, Any] = {"width": spec.width} if spec.width != 1 else {}
     options |= {"stem": spec.stem} if spec.stem else {}
+    options |= spec.chosen()
+    if spec.options and ":" in spec.name and not spec.name.startswith("timm:"):
+        raise UserError(
+            f"model.options are for built-in networks and timm's: {spec.name} is your own, give its factory "
+            "defaults, or pass the module in Python"
+        )
     return models.create(
         spec.name,
         num_classes=len(dataset.classes),
