@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError
+from bivallate.lower.modes import evaluating
+from bivallate.lower.problem import Forward
+from bivallate.lower.second_order import explained
 from bivallate.method import Method, facts_for
 from bivallate.probe import FrozenStep, difference, dot, like
 from bivallate.step import differentiate
@@ -83,15 +86,20 @@ def _first_batch(
         raise UserError(f"labels must be integers, got {y.dtype}")
     if not x.is_floating_point() or not (float(x.min()) >= 0 and float(x.max()) <= 1):
         raise UserError(f"images must be floating point in [0, 1], got {x.dtype} up to {float(x.max()):g}")
-    outputs = getattr(model, "num_classes", None)
-    if int(y.min()) < 0 or (outputs is not None and int(y.max()) >= outputs):
-        raise UserError(f"labels must lie in 0..{(outputs or 0) - 1}, got {int(y.min())}..{int(y.max())}")
-    classes = int(torch.cat([y, meta[1]]).max()) + 1 if meta is not None else int(y.max()) + 1
+    outputs = _outputs(model, x)
+    if int(y.min()) < 0 or int(y.max()) >= outputs:
+        raise UserError(f"labels must lie in 0..{outputs - 1}, got {int(y.min())}..{int(y.max())}")
     second = None if meta is None else Batch(*meta, torch.arange(len(meta[1]), device=y.device))
     rows = len(x) + (0 if meta is None else len(meta[1]))
     return Batch(x, y, torch.arange(len(y), device=y.device), None, second), facts_for(
-        model, x, classes, rows
+        model, x, outputs, rows
     )
+
+
+def _outputs(model: nn.Module, x: Tensor) -> int:
+    """The classes that the model tells apart, seen in the logits of a row."""
+    with torch.no_grad(), evaluating(model):
+        return Forward(model)(x[:1]).shape[1]
 
 
 @dataclass(frozen=True)
@@ -139,6 +147,7 @@ class GradientReport:
         )
 
 
+@explained
 def check_gradient(
     model: nn.Module,
     method: Method,

@@ -14,6 +14,7 @@ from bivallate.coupling.lookahead import Lookahead
 from bivallate.evidence import gather
 from bivallate.lower.modes import attacking
 from bivallate.lower.problem import Forward, LowerProblem
+from bivallate.lower.second_order import explained
 from bivallate.method import BoundMethod
 from bivallate.record import healthy, summarise
 from bivallate.types import Batch, Clock, StepRecord
@@ -32,6 +33,7 @@ def train_step(
     return record
 
 
+@explained
 def differentiate(
     model: nn.Module, method: BoundMethod, batch: Batch, clock: Clock, lr: float
 ) -> tuple[Tensor, StepRecord]:

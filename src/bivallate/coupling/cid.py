@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bivallate.coupling.linear_solve import conjugate_gradient
 from bivallate.errors import UserError
+from bivallate.lower.second_order import twice_differentiable
 from bivallate.noise import Noise
 from bivallate.types import per_example
 
@@ -183,7 +184,8 @@ def _gradient(
     point = u.detach().requires_grad_()
     (outer,) = torch.autograd.grad(f(point), point)
     direct = torch.autograd.grad((values * outer).sum(), [*leaves, delta], materialize_grads=True)
-    lower = h(theta, delta, index)
+    with twice_differentiable():
+        lower = h(theta, delta, index)
     if lower.shape != index.shape:
         raise UserError(f"h must return one number a function, ({len(index)},), got {tuple(lower.shape)}")
     (slope,) = torch.autograd.grad(lower.sum(), delta, create_graph=True, materialize_grads=True)

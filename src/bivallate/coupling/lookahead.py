@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from bivallate.errors import UserError
 from bivallate.lower.elsewhere import Elsewhere
 from bivallate.lower.modes import attacking, posed
 from bivallate.lower.problem import Forward, LowerProblem
+from bivallate.lower.second_order import tangents, twice_differentiable
 from bivallate.noise import Noise
 from bivallate.types import Batch, Clock, Terms
 
@@ -123,7 +124,8 @@ class Lookahead:
         """Gradient of mean_i(w_i robust_i + anchor_i) at theta, for every parameter."""
         passes = self.forward.passes
         before = passes.forward
-        terms = self._terms(theta, self.batch, self.x_adv)
+        with twice_differentiable() if second_order else nullcontext():
+            terms = self._terms(theta, self.batch, self.x_adv)
         if second_order:
             passes.backward += passes.forward - before
         count = collective.count(len(weights), weights.device)
@@ -147,18 +149,11 @@ class Lookahead:
         before = passes.forward
         # a view is not the setting's own tensor: regularisers of the anchor, which has no weight, stand back
         batch = replace(self.batch, x=self.batch.x.view_as(self.batch.x))
-        with torch.no_grad(), forward_ad.dual_level():
+        with tangents(self.forward.module, self.x_adv):
             with warnings.catch_warnings():  # PyTorch's first dual tensor imports a script it has deprecated
                 warnings.simplefilter("ignore", DeprecationWarning)
                 dual = {n: forward_ad.make_dual(p, v[n]) for n, p in theta.items()}
-            try:
-                robust = self._terms(dual, batch, self.x_adv).robust
-            except NotImplementedError as error:
-                raise UserError(
-                    "the network or the loss has a layer without forward-mode derivative, which the "
-                    "Jacobian-vector product of learned weights needs; set weighting.second_order=true "
-                    f"({str(error).splitlines()[0]})"
-                ) from error
+            robust = self._terms(dual, batch, self.x_adv).robust
             tangent = forward_ad.unpack_dual(robust).tangent
         passes.backward += passes.forward - before
         return torch.zeros_like(robust) if tangent is None else tangent

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bivallate.lower.asking import ask
 from bivallate.lower.modes import frozen, own_statistics
+from bivallate.lower.second_order import twice_differentiable
 from bivallate.lower.threat import ThreatModel
 from bivallate.noise import Noise
 from bivallate.types import Batch, Clock, Passes
@@ -187,7 +188,10 @@ class LowerProblem:
         objective = self.objective
         with torch.enable_grad():
             point = delta.detach().requires_grad_()
-            with own_statistics(self.forward.model) if create_graph else nullcontext():
+            with ExitStack() as again:
+                if create_graph:
+                    again.enter_context(own_statistics(self.forward.model))
+                    again.enter_context(twice_differentiable())
                 logits = self.forward(self.x + point, exact=not signs)
             total = objective(self, logits).sum()
             (grad,) = torch.autograd.grad(total, point, create_graph=create_graph)

@@ -15,6 +15,7 @@ from bivallate.errors import UserError
 from bivallate.lower.modes import attacking, frozen
 from bivallate.lower.objective import CrossEntropy
 from bivallate.lower.problem import Forward, Setting
+from bivallate.lower.second_order import twice_differentiable
 from bivallate.lower.threat import Linf
 from bivallate.parts import part
 from bivallate.types import Terms
@@ -112,7 +113,8 @@ class GradAlign:
 def _input_gradient(model: Forward, x: Tensor, y: Tensor, *, graph: bool) -> Tensor:
     """(B, C, H, W) d CE_i / dx_i."""
     point = x.detach().requires_grad_()
-    loss = F.cross_entropy(model(point, exact=True), y, reduction="sum")
+    with twice_differentiable() if graph else nullcontext():
+        loss = F.cross_entropy(model(point, exact=True), y, reduction="sum")
     return torch.autograd.grad(loss, point, create_graph=graph)[0]
 
 

@@ -1,0 +1,166 @@
+"""Passes that are differentiated twice, or carry a tangent, and the layers that cannot be in one."""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from bivallate.errors import UserError
+
+__all__ = ["explained", "lacking", "tangents", "twice_differentiable"]
+
+Step = TypeVar("Step", bound=Callable[..., Any])
+
+SECOND = re.compile(
+    r"derivative for .* is not implemented|once_differentiable|[Dd]ouble backward|backward of backward"
+)
+TANGENT = re.compile(r"forward.(?:mode )?(?:AD|automatic differentiation)|jvp", re.IGNORECASE)
+
+
+def twice_differentiable() -> AbstractContextManager[object]:
+    """Attention by its plain mathematical kernel: the fused ones, quicker and leaner, have neither a second
+    derivative nor a tangent. For the forward passes that need them alone."""
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+def explained(step: Step) -> Step:
+    """Decorator of (model, method, batch or (x, y), ...): the error of a layer without second derivative
+    becomes a UserError that names the layer and says what to do."""
+
+    @wraps(step)
+    def told(model: nn.Module, method: Any, batch: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return step(model, method, batch, *args, **options)
+        except RuntimeError as error:
+            if not SECOND.search(str(error)):
+                raise
+            x = batch[0] if isinstance(batch, tuple) else batch.x
+            raise UserError(_second(error, model, method, x)) from error
+
+    return told  # pyright: ignore[reportReturnType]
+
+
+def _second(error: RuntimeError, model: nn.Module, method: Any, x: Tensor) -> str:
+    name = getattr(method, "spec", method).name
+    first = str(error).splitlines()[0]
+    if "aot_autograd" in first:
+        what, cure = "a compiled network", "hand over the network without torch.compile"
+    else:
+        what = lacking(model, x) or "one of the network's layers"
+        cure = "write that layer in plain operations"
+    return (
+        f"{name} differentiates its gradients again, and {what} has no second derivative ({first}): {cure}, "
+        "or train with a method that needs none, such as at, trades or n-fgsm"
+    )
+
+
+@contextmanager
+def tangents(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """A level of dual numbers for one forward pass of x through a network whose parameters have tangents.
+
+    Raises:
+        UserError: a layer lets none through; it is named.
+    """
+    try:
+        with torch.no_grad(), forward_ad.dual_level(), twice_differentiable():
+            yield
+    except RuntimeError as error:
+        if not (isinstance(error, NotImplementedError) or TANGENT.search(str(error))):
+            raise
+        name = lacking(model, x, tangent=True) or "a layer, or the loss,"
+        raise UserError(
+            f"{name} has no forward-mode derivative, which the Jacobian-vector product of learned weights "
+            f"needs; set weighting.second_order=true ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def lacking(model: nn.Module, x: Tensor, *, tangent: bool = False) -> str | None:
+    """The innermost layer without second derivative, or without tangent, as "layer PATH (Type)"; None where
+    none is found.
+
+    Args:
+        x: (B, C, H, W) a few images; two are looked at, on a copy of the network.
+    """
+    try:
+        twin = copy.deepcopy(model)
+        calls = _calls(twin, x[:2].detach().clone())
+    except Exception:  # foreign code, asked for no more than a better message
+        return None
+    for path, module in reversed(list(twin.named_modules())):  # children before their parents
+        if module in calls and _fails(module, *calls[module], tangent=tangent):
+            return f"layer {path or 'forward'} ({type(module).__name__})"
+    return None
+
+
+def _calls(model: nn.Module, x: Tensor) -> dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]:
+    """What every module is called with in a forward pass of x."""
+    found: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def note(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        found[module] = args, options
+
+    with ExitStack() as stack, torch.enable_grad(), twice_differentiable():
+        for module in model.modules():
+            stack.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
+        model(x.requires_grad_())
+    return found
+
+
+def _fails(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], *, tangent: bool) -> bool:
+    own = [_leaf(value) for value in args]
+    try:
+        with twice_differentiable():
+            _push(module, own, options) if tangent else _differentiate(module, own, options)
+    except RuntimeError as error:
+        return bool((TANGENT if tangent else SECOND).search(str(error)))
+    except Exception:  # called alone it does something else
+        return False
+    return False
+
+
+def _leaf(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.detach().clone().requires_grad_()
+    return value
+
+
+def _differentiate(module: nn.Module, args: list[Any], options: dict[str, Any]) -> None:
+    with torch.enable_grad():
+        wanted = [a for a in args if isinstance(a, Tensor) and a.requires_grad] + list(module.parameters())
+        wanted = [w for w in wanted if w.requires_grad]
+        made = _first_tensor(module(*(a.clone() if isinstance(a, Tensor) else a for a in args), **options))
+        grads = torch.autograd.grad(
+            made.square().sum(), wanted, create_graph=True, materialize_grads=True, allow_unused=True
+        )
+        again = sum((g.square().sum() for g in grads), torch.zeros((), requires_grad=True).to(made))
+        torch.autograd.grad(again, wanted, allow_unused=True)
+
+
+def _push(module: nn.Module, args: list[Any], options: dict[str, Any]) -> None:
+    with torch.no_grad(), forward_ad.dual_level(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        named = {
+            n: forward_ad.make_dual(p.detach(), torch.ones_like(p)) for n, p in module.named_parameters()
+        }
+        dual = [
+            forward_ad.make_dual(a.detach(), torch.ones_like(a))
+            if isinstance(a, Tensor) and a.requires_grad
+            else a
+            for a in args
+        ]
+        functional_call(module, named, tuple(dual), options)
+
+
+def _first_tensor(made: Any) -> Tensor:
+    return made if isinstance(made, Tensor) else next(part for part in made if isinstance(part, Tensor))
