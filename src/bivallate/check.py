@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bivallate.errors import UserError
+from bivallate.errors import UserError, plainly
 from bivallate.lower.modes import evaluating
 from bivallate.lower.problem import Forward
 from bivallate.lower.second_order import explained
@@ -22,6 +22,7 @@ STEPS = (1e-4, 1e-5, 1e-6)  # of the differences, relative to the norm of each p
 AGREES = 1e-4  # relative error below which autograd and differences are taken to agree
 
 
+@plainly
 def upper_gradient(
     model: nn.Module,
     method: Method,
@@ -147,6 +148,7 @@ class GradientReport:
         )
 
 
+@plainly
 @explained
 def check_gradient(
     model: nn.Module,

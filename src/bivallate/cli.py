@@ -9,7 +9,20 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, _convert
+
+
+def _whole(text: str) -> int:
+    """A whole number as --set reads it: 30.0 is one, 2.9 is not rounded."""
+    if not any(mark in text.lower() for mark in ".e") or text.lower().lstrip("+-").startswith("0x"):
+        return int(text, 0)
+    number = float(text)
+    if number != int(number):
+        raise ValueError(f"{text} is not a whole number")
+    return int(number)
+
+
+_convert._converters[int] = _whole  # pyright: ignore[reportPrivateUsage]  rounded, for every option of every command
 
 APP = App(
     name="bivallate",

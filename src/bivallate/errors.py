@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
     import torch
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class UserError(Exception):
@@ -22,8 +26,43 @@ def check_range(what: str, value: float, low: float, high: float = math.inf) -> 
         raise UserError(f"{what} must be at least {low:g}{top}, got {value!r}")
 
 
+def plain(value: Any) -> Any:
+    """A number of NumPy's or torch's, or a list or tuple of them, as Python's own; anything else as it is.
+
+    Example:
+        >>> import numpy as np
+        >>> plain(np.int64(3)), plain((np.float32(0.5), "x"))
+        (3, (0.5, 'x'))
+    """
+    if type(value) in (tuple, list):
+        return type(value)(plain(item) for item in value)
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+
+
+def plainly(function: Function) -> Function:
+    """Decorator: numbers of NumPy's or torch's that a function is given arrive as Python's own."""
+
+    @functools.wraps(function)
+    def given(*args: Any, **options: Any) -> Any:
+        return function(*map(_number, args), **{name: _number(value) for name, value in options.items()})
+
+    return cast(Function, given)
+
+
+def _number(value: Any) -> Any:
+    """As `plain`, but not of data, which is a tuple of tensors or arrays."""
+    return value if type(value) in (tuple, list) else plain(value)
+
+
+def check_whole(what: str, value: Any, least: int = 1) -> None:
+    """Raises UserError unless it is a whole number of at least so much; true and false are none."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{what} must be a whole number of at least {least}, got {value!r}")
+
+
 def check_seed(seed: object) -> int:
     """A whole number from 0 to 2^63 - 1. Raises UserError for anything else."""
+    seed = plain(seed)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 63:
         raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, got {seed!r}")
     return seed

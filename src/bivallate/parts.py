@@ -15,7 +15,7 @@ import typing
 from typing import Any, dataclass_transform
 
 from bivallate import plugins
-from bivallate.errors import UserError, unknown
+from bivallate.errors import UserError, plain, unknown
 from bivallate.schema import check_fields
 
 _KINDS: dict[str, type] = {}
@@ -58,6 +58,7 @@ def part(cls: type) -> Any:
     own = cls.__dict__.get("__post_init__")
 
     def __post_init__(self: Any) -> None:  # noqa: N807  dataclasses call it so
+        _take_plain_numbers(self)
         check_fields(self)
         if own is not None:
             own(self)
@@ -68,6 +69,14 @@ def part(cls: type) -> Any:
     made = dataclasses.dataclass(frozen=True)(cls)
     _KINDS[cls.__name__] = made
     return made
+
+
+def _take_plain_numbers(value: Any) -> None:
+    """Lets a part hold Python's numbers where it is given NumPy's or torch's: it is written and compared."""
+    for f in dataclasses.fields(value):
+        given = getattr(value, f.name, None)
+        if (own := plain(given)) is not given:
+            object.__setattr__(value, f.name, own)
 
 
 def encode(value: Any) -> Any:

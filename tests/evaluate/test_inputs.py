@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from tests.evaluate.conftest import affine, cloud
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import bivallate as bv
 from bivallate.errors import UserError
@@ -58,3 +60,68 @@ def test_crafted_points_are_within_the_threat_and_without_graph(threat, dtype):
     assert not found.requires_grad
     assert x.grad is None
     assert float(threat.size(found.double() - x.detach().double()).max()) <= threat.eps + 1e-6
+
+
+def _sequences(x, y):
+    whole = TensorDataset(x, y)
+    big = x.numpy().astype(">f4")
+    return {
+        "TensorDataset": whole,
+        "Subset": Subset(whole, list(range(len(x)))),
+        "list of pairs": list(zip(x, y, strict=True)),
+        "labels by number": [(image, int(label)) for image, label in zip(x, y, strict=True)],
+        "arrays by row": [(image.numpy(), label.numpy()) for image, label in zip(x, y, strict=True)],
+        "arrays": (x.numpy(), y.numpy()),
+        "of the other order": (big, y.numpy().astype(">i8")),
+        "reversed": (big[::-1][::-1], y.tolist()),
+        "a list": [x, y],
+    }
+
+
+@pytest.mark.parametrize("kind", list(_sequences(torch.rand(2, 1, 2, 2), torch.zeros(2).long())))
+def test_data_as_people_have_it(kind):
+    model, x = affine(64, 10), cloud(12, (1, 8, 8))
+    y, threat = model(x).argmax(1), bv.Linf(0.05)
+    data = _sequences(x, y)[kind]
+    expected = evaluate(model, (x, y), threat, "pgd-3")
+    found = evaluate(model, data, threat, "pgd-3")
+    assert torch.equal(found.margin, expected.margin)
+    assert evaluate(model, data, threat, "pgd-3", n=5).n == 5
+    assert preflight(model, data, threat).classes == 10
+    assert len(minimal_distances(model, data, "linf", steps=2)) == 12
+
+
+class _Broken:
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, row):
+        raise OSError("the disk\nis gone")
+
+
+OTHERS = [
+    (DataLoader(TensorDataset(torch.rand(3, 1, 2, 2), torch.zeros(3))), "hand over its data set"),
+    ({"x": 1, "y": 2}, "sequence of pairs.*got dict"),
+    ("digits", r"hand over bv.data.load\('digits'\).test"),
+    (iter([1]), "got list_iterator"),
+    (7, "got int"),
+    ((torch.rand(3, 1, 2, 2), torch.zeros(3), torch.zeros(3)), "row 0 of the data must be a pair"),
+    ([(torch.rand(1, 2, 2), 0), (torch.rand(1, 3, 3), 0), (torch.rand(1, 2, 2), 0)], "several shapes"),
+    ([("a", 0), ("b", 0), ("c", 1)], "the image of row 0 must be"),
+    ([(torch.rand(1, 2, 2), torch.zeros(3))] * 3, "the label of row 0 must be one number"),
+    ((np.array([["a"]]), [0]), "x must be a tensor or an array of numbers"),
+    (_Broken(), r"row 0 of the data cannot be read \(OSError"),
+]
+
+
+@pytest.mark.parametrize(("data", "words"), OTHERS, ids=[words for _, words in OTHERS])
+def test_other_data_is_told(data, words):
+    model = affine(4, 10)
+    for call in (evaluate, preflight):
+        with pytest.raises(UserError, match=words):
+            call(model, data, bv.Linf(0.1))
+
+
+def test_a_whole_data_set_is_told_to_be_cut():
+    with pytest.raises(UserError, match=r"such as data.test"):
+        evaluate(affine(64, 10), bv.data.load("digits"), bv.Linf(0.1), "fgsm")

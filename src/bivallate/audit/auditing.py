@@ -15,7 +15,7 @@ from bivallate.audit.check import Audit, Moment
 from bivallate.audit.checks import accuracy, claim_check, questions
 from bivallate.audit.elsewhere import Connected
 from bivallate.audit.plan import Plan, choose
-from bivallate.errors import UserError
+from bivallate.errors import UserError, plainly
 from bivallate.evaluate.placing import placed
 from bivallate.evaluate.points import points, select
 from bivallate.evaluate.preflight import Preflight, preflight
@@ -31,6 +31,7 @@ POINTS = 500
 FATAL = {"range", "dtype", "logits", "labels"}  # without these mended nothing can be attacked
 
 
+@plainly
 def audit(
     model: nn.Module | Callable[[Tensor], Tensor],
     data: Any,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from cyclopts import Parameter
 
-from bivallate.errors import unknown
+from bivallate.errors import UserError, unknown
 from bivallate.parts import parse_number
 from bivallate.run.folder import check_weights
 
@@ -88,10 +88,28 @@ class Machine:
 
 
 def threat_of(own: Any, norm: str | None, eps: str | None) -> Any:
-    """The threat that was asked for; what was left open is a run's own."""
+    """The threat that was asked for; what was left open is a run's own.
+
+    Raises:
+        UserError: another norm without its radius.
+    """
     from bivallate.lower.threat import threat
 
+    if norm is not None and eps is None:
+        same_norm(norm, own)
     return threat(norm or type(own).__name__, parse_number(eps) if eps is not None else own.eps)
+
+
+def same_norm(norm: str, own: Any) -> None:
+    """Raises UserError unless a threat is of that norm: a radius means something else in another."""
+    from bivallate.lower.threat import threat
+
+    if type(threat(norm, 0.0)) is not type(own):
+        usual = "0.5 (128/255)" if isinstance(own, type(threat("linf", 0.0))) else "8/255"
+        raise UserError(
+            f"--norm {norm} needs a radius of its own, --eps, such as {usual}: the run's, {own.eps:g}, is of "
+            f"{type(own).__name__}"
+        )
 
 
 def split_of(dataset: Any, split: str) -> Any:

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import nn
 
-from bivallate.commands.options import Machine, Source
+from bivallate.commands.options import Machine, Source, same_norm
 from bivallate.errors import UserError
 from bivallate.lower.threat import threat as make
 from bivallate.reports.diagnostics.of_run import subject
@@ -58,10 +58,12 @@ def norm_name(kind: str) -> str:
     return type(make(kind, 0.0)).__name__
 
 
-def radii_of(eps: str | None, kind: str, own: float) -> list[float]:
+def radii_of(eps: str | None, kind: str, threat: Any) -> list[float]:
     """The radii of `0,2/255,4/255`; without any, the customary multiples of a run's own."""
     if eps is not None:
         return [make(kind, part.strip()).eps for part in eps.split(",")]
+    same_norm(kind, threat)
+    own = threat.eps
     if own == 0:
         raise UserError("this run was trained with eps 0: say the radii, such as --eps 0,2/255,4/255,8/255")
     limit = 1.0 if kind == "linf" else float("inf")

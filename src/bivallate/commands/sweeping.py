@@ -69,7 +69,7 @@ def curve(
     name = parse(attack).name
     subjects = Subjects.of(runs, source, machine)
     kind = norm_of(norm, subjects.threats[0])
-    radii = radii_of(eps, kind, subjects.threats[0].eps)
+    radii = radii_of(eps, kind, subjects.threats[0])
     options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}
     curves = {}
     named = evaluation_name(source.weights, make(kind, 0.0), name, source.seed, subset.name())

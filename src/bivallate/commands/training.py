@@ -210,6 +210,10 @@ def _plan(
                 raise UserError(f"--set threat.eps would leave the step sizes as they are; use --eps {text}")
         name = data or "digits"
         name = known.name if (known := data_sets.get(name)) is not None else name
+        if eps is None and threat(norm, 0.0) != threat("linf", 0.0):
+            raise UserError(
+                f"--norm {norm} needs a radius, --eps, such as 0.5 (128/255): the customary ones are of Linf"
+            )
         radius = threat(norm, eps if eps is not None else usual(name).eps)
         parameters, pairs = _split(method, pairs)
         plan = recipe_for(recipe, create(method, radius, **parameters), name, fixed=parameters)

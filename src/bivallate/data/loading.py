@@ -16,11 +16,12 @@ from bivallate.data.decode import Reading
 from bivallate.data.sources import FIXED, find
 from bivallate.data.splits import Source, Streaming
 from bivallate.data.stream import Stream
-from bivallate.errors import UserError
+from bivallate.errors import UserError, plainly
 
 __all__ = ["load"]
 
 
+@plainly
 def load(
     data: Any,
     *,

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from bivallate.errors import UserError, unknown
+from bivallate.errors import UserError, check_whole, unknown
 from bivallate.lower.objective import CrossEntropy, Margin, Objective
 from bivallate.lower.pgd import PGD, Direction, Steepest
 from bivallate.lower.problem import LowerProblem
@@ -128,8 +128,7 @@ class Attack:
 def at_least_one(name: str, **counts: int) -> None:
     """Raises UserError unless every count is a whole number of at least 1."""
     for what, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{name}: {what} must be a whole number of at least 1, got {value!r}")
+        check_whole(f"{name}: {what}", value)
 
 
 Recipe = Callable[..., Attack]  # (steps and restarts as far as the name gave them) -> attack

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bivallate.errors import UserError, check_seed
+from bivallate.errors import UserError, check_seed, plainly
 from bivallate.evaluate.attacks import Attack, Part, at_least_one, parse
 from bivallate.evaluate.crew import Crew
 from bivallate.evaluate.hunt import Hunt
@@ -41,6 +41,7 @@ WORTH = 50_000  # passes above which a copy of the model made for speed pays for
 CLASSES = 10  # for that estimate, made before the model has said how many there are
 
 
+@plainly
 @torch.inference_mode(False)  # a caller may be in it; attacks need gradients
 def evaluate(
     model: nn.Module | Callable[[Tensor], Tensor],
@@ -104,6 +105,7 @@ def evaluate(
     return _score(hunt, prints)
 
 
+@plainly
 @torch.inference_mode(False)
 def attack(
     model: nn.Module | Callable[[Tensor], Tensor],

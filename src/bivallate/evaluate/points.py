@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from bivallate.errors import UserError
+from bivallate.errors import UserError, plain
+from bivallate.evaluate.sequences import Rows, as_rows, as_tensor
 from bivallate.noise import permutation
 
 __all__ = [
@@ -51,26 +52,25 @@ class Pair:
 
 
 def points(data: Any) -> Points:
-    """A split as it is, or a pair (x, y) of tensors."""
-    if isinstance(data, tuple | list):
-        if len(data) != 2 or not all(isinstance(t, Tensor) for t in data):
-            raise UserError(
-                "data must be a split or a pair (x, y) of tensors, got a sequence of other things"
-            )
-        x, y = data
+    """A split as it is, a pair (x, y) of tensors or arrays, a TensorDataset, or a sequence of pairs (image,
+    label), such as a data set of PyTorch's."""
+    whole = isinstance(data, torch.utils.data.TensorDataset) and len(data.tensors) == 2
+    pair: Any = data.tensors if whole else data
+    if isinstance(pair, tuple | list) and len(pair) == 2 and not isinstance(pair[0], tuple | list):
+        x, y = as_tensor(pair[0], "x"), as_tensor(pair[1], "y")
         if y.ndim != 1 or len(x) != len(y):
             raise UserError(f"y must be (N,) labels for the N images, got {tuple(x.shape)}, {tuple(y.shape)}")
-        return Pair(x.detach(), y)
-    if not hasattr(data, "tensors"):
-        raise UserError(f"data must be a split or a pair (x, y) of tensors, got {type(data).__name__}")
-    return data
+        return Pair(x, y)
+    if callable(getattr(data, "tensors", None)):
+        return data
+    return as_rows(data)
 
 
 def select(total: int, n: int | None, first: int | None, seed: int) -> Tensor:
     """(n,) rows: all, the first so many, or a seeded random subset in ascending order."""
     if n is not None and first is not None:
         raise UserError("give n (a random subset) or first (the leading rows), not both")
-    wanted = n if n is not None else first
+    wanted = plain(n if n is not None else first)
     if total == 0:
         raise UserError("there are no points to evaluate: the data is empty")
     if wanted is None:
@@ -122,11 +122,11 @@ def check_labels(y: Tensor, classes: int) -> None:
 def data_fingerprint(data: Points, index: Tensor) -> str:
     """Hash of the points that are evaluated: of the tensors, or of the split they were cut from."""
     state = hashlib.blake2b(digest_size=16)
-    if isinstance(data, Pair):
-        x, y = data.tensors(index)
-        for tensor in (x, y):
-            state.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-            state.update(tensor.detach().cpu().contiguous().numpy().data)
+    if isinstance(data, Pair | Rows):
+        for some in index.split(1000) if isinstance(data, Rows) else [index]:
+            for tensor in data.tensors(some):
+                state.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+                state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     else:
         source = getattr(data, "fingerprint", None)
         state.update(str(source if source is not None else id(data)).encode())

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bivallate.errors import UserError, check_seed
+from bivallate.errors import UserError, check_seed, plainly
 from bivallate.evaluate.attacks import Attack, Part, at_least_one, parse
 from bivallate.evaluate.evaluating import crafted, evaluate
 from bivallate.evaluate.placing import placed
@@ -31,6 +31,7 @@ from bivallate.types import Batch, Passes
 __all__ = ["eps_curve", "minimal_distances", "surviving", "transfer"]
 
 
+@plainly
 def eps_curve(
     model: nn.Module | Callable[[Tensor], Tensor],
     data: Any,
@@ -77,6 +78,7 @@ def curve_file(resume: str | os.PathLike[str], radius: float) -> Path:
     return Path(f"{os.fspath(resume)}.{radius!r}")
 
 
+@plainly
 @torch.inference_mode(False)  # a caller may be in it
 def minimal_distances(
     model: nn.Module | Callable[[Tensor], Tensor],
@@ -167,6 +169,7 @@ class Surrogate:
         return torch.stack([kept[row] for row in problem.batch.index.tolist()]).to(problem.x)
 
 
+@plainly
 def transfer(
     model: nn.Module | Callable[[Tensor], Tensor],
     surrogates: Mapping[str, nn.Module] | Sequence[nn.Module] | nn.Module,

@@ -14,6 +14,7 @@ from torch import nn
 
 from bivallate.errors import UserError
 from bivallate.models.classifier import Classifier, normalisation
+from bivallate.models.trainable import check_module, uncompiled
 
 __all__ = ["load_factory", "wrap"]
 
@@ -32,8 +33,10 @@ def wrap(
     """Any module as a classifier, itself unchanged; a classifier is returned as it is.
 
     Raises:
-        UserError: the module does not map (B, C, H, W) to (B, num_classes).
+        UserError: it is no module with values, or does not map (B, C, H, W) to (B, num_classes).
     """
+    check_module(module)
+    module = uncompiled(module)
     if isinstance(module, Classifier):
         if module.num_classes != num_classes or module.shape != tuple(shape):
             raise UserError(
@@ -42,7 +45,7 @@ def wrap(
             )
         return module
     size = (int(shape[0]), int(shape[1]), int(shape[2]))
-    name = name or type(module).__qualname__
+    name = name or type(getattr(module, "_orig_mod", module)).__qualname__  # of what was compiled
     model = Classifier(
         module,
         architecture=name,

@@ -92,7 +92,7 @@ def save(
     for key, value in model.state_dict().items():
         if not isinstance(value, Tensor):
             raise UserError(f"{model.architecture} keeps {key!r} outside of tensors: it cannot be saved")
-        tensors[key] = value.detach().to("cpu", copy=True).contiguous()
+        tensors[_unwrapped(key)] = value.detach().to("cpu", copy=True).contiguous()
     text = (
         json.dumps(
             manifest(model, classes=classes or model.classes, entries=entries), indent=2, allow_nan=False
@@ -181,6 +181,7 @@ def fill(model: Classifier, tensors: Mapping[str, Tensor], source: str) -> None:
         UserError: other keys or shapes than the model's.
     """
     own = model.state_dict()
+    tensors = renamed(tensors, own)
     missing = [key for key in own if key not in tensors]
     foreign = [key for key in tensors if key not in own]
     shapes = [
@@ -199,6 +200,24 @@ def fill(model: Classifier, tensors: Mapping[str, Tensor], source: str) -> None:
     if len(precision) == 1:
         model.to(precision.pop())
     model.load_state_dict(dict(tensors), strict=True)
+
+
+def renamed(tensors: Mapping[str, Tensor], own: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """The tensors under the model's own keys, where the two differ in wrappers alone: torch.compile's and
+    those of data parallel training."""
+    bare = {_bare(key): key for key in own}
+    named = {bare.get(_bare(key), key): value for key, value in tensors.items()}
+    return named if len(named) == len(tensors) else tensors
+
+
+def _unwrapped(key: str) -> str:
+    """A key without torch.compile's part of it."""
+    return ".".join(part for part in key.split(".") if part != "_orig_mod")
+
+
+def _bare(key: str) -> str:
+    """A key without the parts of wrappers, to be compared by."""
+    return ".".join(part for part in _unwrapped(key).split(".") if part != "module")
 
 
 def _rebuilt(described: dict[str, Any], place: Path, model: nn.Module | str | None) -> Classifier:

@@ -26,8 +26,15 @@ __all__ = ["export_robustbench", "load_robustbench"]
 
 SAFE = (2, 10)  # the first PyTorch without a known way around weights_only=True
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "last", "best")
-PREFIXES = ("module.", "model.", "_orig_mod.", "network.")
+PREFIXES = (
+    *("module.", "model.", "_orig_mod.", "network.", "net.", "backbone.", "encoder.", "basic_net."),
+    *("attacker.", "1."),
+)
 STATISTICS = (
+    ("0.mean", "0.std"),  # Sequential(normalisation, network)
+    ("normalizer.new_mean", "normalizer.new_std"),
+    ("normalize.new_mean", "normalize.new_std"),
+    ("normalize_layer.mean", "normalize_layer.std"),
     ("mu", "sigma"),
     ("mean", "std"),
     ("normalize.mean", "normalize.std"),
@@ -67,7 +74,7 @@ def load_robustbench(
     """
     file = Path(path)
     found = _unwrapped(_read(file), file, entry)
-    state = {_bare(key): value for key, value in found.items()}
+    state = _without_prefixes(found)
     held = _take_statistics(state)
     mean, std = (mean, std) if mean is not None or std is not None else held
     state = _renamed(state, architecture, options)
@@ -82,7 +89,10 @@ def load_robustbench(
             tensors[key] = value
         elif key.endswith("num_batches_tracked"):  # absent from checkpoints older than torch 0.4.1
             tensors.setdefault(key, torch.zeros_like(value))
-    fill(model, tensors, str(file))
+    try:
+        fill(model, tensors, str(file))
+    except UserError as error:
+        raise UserError(f"{error}. Prefixes that were taken off: {', '.join(PREFIXES)}") from error
     return model.eval()
 
 
@@ -120,11 +130,21 @@ def _unwrapped(content: Any, file: Path, entry: str | None) -> dict[str, Tensor]
             raise UserError(f"{file} has no entry {entry!r}: it has {', '.join(map(str, content))}")
         return _unwrapped(content[entry], file, None)
     if content and all(isinstance(value, Tensor) for value in content.values()):
+        odd = next((key for key in content if not isinstance(key, str)), None)
+        if odd is not None:
+            raise UserError(
+                f"{file} names its tensors by {type(odd).__name__}s, such as {odd!r}, not by layers"
+            )
         return dict(content)
     for key in WRAPPERS:
         if isinstance(content.get(key), Mapping):
             return _unwrapped(content[key], file, None)
     raise UserError(f"{file} holds no state dict under the keys tried: name one of its own as entry=")
+
+
+def _without_prefixes(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state under bare keys; what lies nearest to the top counts where several lie under one key."""
+    return {_bare(key): found[key] for key in sorted(found, key=lambda key: key.count("."), reverse=True)}
 
 
 def _bare(key: str) -> str:
@@ -134,11 +154,13 @@ def _bare(key: str) -> str:
 
 
 def _take_statistics(state: dict[str, Tensor]) -> tuple[list[float] | None, list[float] | None]:
-    """Removes the normalisation's buffers from the state and returns them."""
-    for mean, std in STATISTICS:
-        if mean in state and std in state:
-            return state.pop(mean).flatten().tolist(), state.pop(std).flatten().tolist()
-    return None, None
+    """Removes the normalisation's buffers from the state and returns the first of them."""
+    held = [
+        (state.pop(mean).flatten().tolist(), state.pop(std).flatten().tolist())
+        for mean, std in STATISTICS
+        if mean in state and std in state
+    ]
+    return held[0] if held else (None, None)
 
 
 def _renamed(state: dict[str, Tensor], architecture: str, options: dict[str, Any]) -> dict[str, Tensor]:

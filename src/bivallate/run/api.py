@@ -11,12 +11,13 @@ from torch import nn
 
 from bivallate import collective, data, models
 from bivallate.data import Dataset
-from bivallate.errors import UserError, unknown
+from bivallate.errors import UserError, plainly, unknown
 from bivallate.method import Method
 from bivallate.models import Classifier
+from bivallate.models.classifier import Normalise
 from bivallate.models.io import read_manifest
 from bivallate.run import checkpoint
-from bivallate.run.config import Config
+from bivallate.run.config import Config, Model
 from bivallate.run.defaults import fitted
 from bivallate.run.folder import RunFolder
 from bivallate.run.progress import Progress, Spoken
@@ -81,6 +82,7 @@ def _finish(session: Session, folder: RunFolder | None, progress: Progress | Non
     return Run(session.model, average, session.history, folder.path if folder else None)  # pyright: ignore
 
 
+@plainly
 def train(
     model: nn.Module | str,
     dataset: Dataset | str | tuple[Any, Any],
@@ -122,9 +124,7 @@ def train(
     """
     given = dataset if isinstance(dataset, str | Dataset) else data.load(dataset, seed=seed)
     config = recipe_for(recipe, method, given if isinstance(given, str) else _named(given))
-    known = model if isinstance(model, str) else getattr(model, "architecture", type(model).__name__)
-    named = dataclasses.replace(config.model, name=known)
-    config = dataclasses.replace(config, model=named, seed=seed, **_known(settings))
+    config = dataclasses.replace(config, model=_described(config.model, model), seed=seed, **_known(settings))
     for path, value in (("epochs", epochs), ("optimizer.lr", lr)):
         config = config.set(path, value) if value is not None else config
     if isinstance(given, str):
@@ -135,6 +135,28 @@ def train(
     network = create_model(config.model, loaded, seed) if isinstance(model, str) else model
     shown = Spoken(method.name) if progress is True else (progress or Progress())
     return execute(config, loaded, network, Path(out) if out else None, progress=shown, overwrite=overwrite)
+
+
+def _described(part: Model, model: nn.Module | str) -> Model:
+    """What a configuration says of a network that was handed over: enough to build it again, if it can be."""
+    if isinstance(model, str):
+        return dataclasses.replace(part, name=model)
+    inner = getattr(model, "_orig_mod", model)
+    named = dataclasses.replace(part, name=getattr(inner, "architecture", type(inner).__name__))
+    if not isinstance(inner, Classifier) or inner.spec is None:
+        return named
+    named = dataclasses.replace(
+        named,
+        normalise=isinstance(inner.normalise, Normalise),
+        activation=inner.spec.get("activation", part.activation),
+        width=1.0,
+        options=(),
+    )
+    for key, value in inner.spec.items():
+        if key not in ("name", "num_classes", "shape", "mean", "std", "activation"):
+            text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            named = named.with_option(key, text)
+    return named
 
 
 def _named(dataset: Dataset) -> str:

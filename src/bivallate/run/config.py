@@ -9,7 +9,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from bivallate.errors import UserError, check_range, check_seed, unknown
+from bivallate.errors import UserError, check_range, check_seed, check_whole, unknown
 from bivallate.files import write_text
 from bivallate.method import Method
 from bivallate.parts import decode, encode, override, part, written
@@ -123,10 +123,8 @@ class Validation:
     rows: int = 1000
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.rows, int) and self.rows >= 1):
-            raise UserError(f"validation.rows must be a whole number of at least 1, got {self.rows!r}")
-        if not (isinstance(self.steps, int) and self.steps >= 0):
-            raise UserError(f"validation.steps must be a whole number of at least 0, got {self.steps!r}")
+        check_whole("validation.rows", self.rows)
+        check_whole("validation.steps", self.steps, 0)
 
 
 @part
@@ -173,10 +171,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        if not (isinstance(self.epochs, int) and self.epochs >= 1):
-            raise UserError(f"epochs must be a whole number of at least 1, got {self.epochs!r}")
-        if not (isinstance(self.batch_size, int) and self.batch_size >= 1):
-            raise UserError(f"batch_size must be a whole number of at least 1, got {self.batch_size!r}")
+        check_whole("epochs", self.epochs)
+        check_whole("batch_size", self.batch_size)
         if not 0 <= self.average < 1:
             raise UserError(f"average is a decay in [0, 1), got {self.average!r}")
         if not 0 <= self.warm_up < 1:

@@ -14,6 +14,8 @@ from bivallate import collective, data, models
 from bivallate.data import Batches, Dataset, Split
 from bivallate.errors import UserError, check_device
 from bivallate.models import Classifier
+from bivallate.models.io import renamed
+from bivallate.models.trainable import trainable
 from bivallate.parts import encode, portable
 from bivallate.run.arithmetic import amp_dtype, lay_out
 from bivallate.run.average import Average
@@ -109,6 +111,7 @@ class Session:
         self.device = pick_device(config.device)
         self.model = models.wrap(model, num_classes=len(dataset.classes), shape=dataset.shape).to(self.device)
         self.model.classes = list(dataset.classes)
+        trainable(self.model)
         lay_out(self.model, config.channels_last)
         self.model.autocast_dtype = amp_dtype(config.amp, self.device)  # pyright: ignore[reportArgumentType]
         train, meta = self._streams()
@@ -190,12 +193,13 @@ class Session:
     def relearn(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """The inverse of `learned`; the attack's steps are those that the sentinel has left."""
         part = {name: _section(tensors, name) for name in ("model", "optimizer", "method", "average")}
-        self.model.load_state_dict(part["model"])
+        self.model.load_state_dict(renamed(part["model"], self.model.state_dict()))
         unpack_optimizer(self.optimizer, part["optimizer"])
         self.method = shorter(self.config.method, self.sentinel_state.get("attack", 1.0)).bind(self._facts)
         self.method.load_state_dict({**part["method"], **values["method"]})
         if self.average is not None:
-            self.average.model.load_state_dict(part["average"])
+            average = self.average.model
+            average.load_state_dict(renamed(part["average"], average.state_dict()))
             self.average.updates = values["average_updates"]
 
     def pack(self) -> Checkpoint:
