@@ -148,6 +148,18 @@ MISTAKES = {
     "unknown data set": (["train", "at", "--data", "digts"], "did you mean 'digits'"),
     "unknown recipe": (["train", "at", "--recipe", "fst"], "did you mean 'fast'"),
     "unknown norm": (["train", "at", "--norm", "l3"], "unknown norm"),
+    "another norm's radius": (
+        ["train", "at", "--norm", "l2"],
+        "--norm l2 needs a radius, --eps, such as 0.5",
+    ),
+    "and by its other name": (["train", "at", "--norm", "L_2"], "needs a radius, --eps"),
+    "epochs of a fraction": (["train", "at", "--epochs", "2.9"], "2.9"),
+    "a batch of a fraction": (["train", "at", "--batch-size", "99.9"], "99.9"),
+    "a seed of a fraction": (["train", "at", "--seed", "0.5"], "0.5"),
+    "points of a fraction": (["evaluate", "RUN", "--n", "10.5"], "10.5"),
+    "first of a fraction": (["evaluate", "RUN", "--first", "1e-3"], "1e-3"),
+    "threads of a fraction": (["resume", "RUN", "--threads", "1.5"], "1.5"),
+    "epochs that are no number": (["train", "at", "--epochs", "inf"], "inf"),
     "unknown key": (["train", "at", "--set", "solvr.steps=3"], "did you mean 'solver'"),
     "unknown field": (["train", "at", "--set", "solver.step=3"], "did you mean 'steps'"),
     "unknown part": (["train", "at", "--set", "coupling=Detachd"], "did you mean 'Detached'"),
@@ -186,7 +198,7 @@ MISTAKES = {
     "endless steps": (["train", "at", "--set", "solver.steps=inf"], "whole number"),
     "too many threads": (["train", "at", "--threads", "100000"], "threads"),
     "no time between checkpoints": (["train", "at", "--set", "checkpoint_minutes=-1"], "positive"),
-    "barrier in L2": (["train", "done-adam", "--norm", "l2"], "Linf"),
+    "barrier in L2": (["train", "done-adam", "--norm", "l2", "--eps", "0.5"], "Linf"),
 }
 
 
@@ -212,6 +224,8 @@ def test_mistakes_with_a_run(copied, tmp_path, capsys):
     fails(["evaluate", path, "--weights", "bst"], "did you mean 'best'")
     fails(["evaluate", path, "--weights", "ema"], "ema")
     fails(["evaluate", path, "--eps", "8"], "write 8/255")
+    for command in (["evaluate", path], ["audit", path], ["transfer", path, "--from", path], ["curve", path]):
+        fails([*command, "--norm", "l2"], "--norm l2 needs a radius of its own, --eps, such as 0.5 (128/255)")
     fails(["evaluate", path, "--n", "0"], "n")
     fails(["evaluate", path, "--seed", "-1"], "seed")
     fails(["train", "--config", f"{path}/config.toml", "--eps", "0.1", "--out", f"{path}-2"], "--set")

@@ -76,7 +76,9 @@ def test_an_interrupted_curve_goes_on(runs, tmp_path, capsys, monkeypatch):
 
 
 def test_a_curve_without_radii_takes_the_runs_own(runs, capsys):
-    assert run(["curve", names(runs)[0], "--attack", "fgsm", "--n", "20", "--norm", "l2"]) == 0
+    assert (
+        run(["curve", names(runs)[0], "--attack", "fgsm", "--n", "20", "--norm", "l2", "--eps", "0,0.5"]) == 0
+    )
     out = capsys.readouterr().out
     assert "accuracy under fgsm in L2, 20 test points" in out
     assert (runs / "fast-at" / "diagnosis" / "curve-l2-fgsm.json").exists()
@@ -196,6 +198,7 @@ MISTAKES = [
     (["curve", "RUN", "--n", "0"], "at least 1"),
     (["distances", "RUN", "--steps", "0"], "steps must be"),
     (["distances", "RUN", "--norm", "l3"], "unknown norm"),
+    (["curve", "RUN", "--norm", "l2"], "--norm l2 needs a radius of its own, --eps, such as 0.5"),
     (["distances", "RUN", "--weights", "bst"], "did you mean 'best'"),
     (["transfer", "RUN"], "--from"),
     (["transfer", "RUN", "--from", "nowhere"], "no run in nowhere"),

@@ -183,6 +183,21 @@ WRAPPINGS = {
     "nested": lambda s: {"model": {f"module.model.{k}": v for k, v in s.items()}},
     "last": lambda s: {"last": s, "best": {k: v * 0 for k, v in s.items()}},
     "uncounted": lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")},
+    "an attacker's": lambda s: {
+        "model": {
+            **{f"module.attacker.model.{k}": v * 0 for k, v in s.items()},
+            **{f"module.model.{k}": v for k, v in s.items()},
+        }
+    },
+    "an attacker's, last": lambda s: {
+        **{f"module.model.{k}": v for k, v in s.items()},
+        **{f"module.attacker.model.{k}": v * 0 for k, v in s.items()},
+    },
+    "an attacker's alone": lambda s: {f"attacker.model.{k}": v for k, v in s.items()},
+    "backbone": lambda s: {"state_dict": {f"backbone.{k}": v for k, v in s.items()}},
+    "encoder": lambda s: {f"module.encoder.{k}": v for k, v in s.items()},
+    "second in a sequence": lambda s: {f"module.1.{k}": v for k, v in s.items()},
+    "compiled": lambda s: {f"_orig_mod.module.{k}": v for k, v in s.items()},
     "half": lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()},
 }
 
@@ -200,7 +215,17 @@ def test_wrappings_are_undone(wrapping, tmp_path):
     assert isinstance(model.normalise, nn.Identity)
 
 
-@pytest.mark.parametrize("names", [("mu", "sigma"), ("mean", "std"), ("normalize.mean", "normalize.std")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("mu", "sigma"),
+        ("mean", "std"),
+        ("normalize.mean", "normalize.std"),
+        ("normalizer.new_mean", "normalizer.new_std"),
+        ("attacker.normalize.new_mean", "attacker.normalize.new_std"),
+        ("0.mean", "0.std"),
+    ],
+)
 def test_normalisation_is_found_under_its_names(names, tmp_path):
     state = plain_state()
     state[names[0]] = torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)
@@ -261,6 +286,14 @@ def headless(path):
     torch.save({"conv1.weight": torch.zeros(64, 3, 3, 3)}, path)
 
 
+def numbered(path):
+    torch.save(dict(enumerate(plain_state().values())), path)
+
+
+def prefixed(path):
+    torch.save({f"unheard.{k}": v for k, v in plain_state().items()}, path)
+
+
 def other(path):
     torch.save(dict(models.create("resnet18", num_classes=10, shape=SHAPE).network.state_dict()), path)
 
@@ -276,6 +309,11 @@ def other(path):
         (listed, "holds a list"),
         (elsewhere, "entry="),
         (headless, "no linear layer"),
+        (numbered, "names its tensors by ints, such as 0"),
+        (
+            prefixed,
+            r"it adds network.unheard.* Prefixes that were taken off: module., model., .*attacker., 1.$",
+        ),
         (other, "another architecture than preact-resnet18"),
         (lambda path: None, "No such file"),
     ],

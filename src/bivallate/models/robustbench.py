@@ -144,7 +144,8 @@ def _unwrapped(content: Any, file: Path, entry: str | None) -> dict[str, Tensor]
 
 def _without_prefixes(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state under bare keys; what lies nearest to the top counts where several lie under one key."""
-    return {_bare(key): found[key] for key in sorted(found, key=lambda key: key.count("."), reverse=True)}
+    nearest = {_bare(key): key for key in sorted(found, key=lambda key: key.count("."), reverse=True)}
+    return {_bare(key): value for key, value in found.items() if nearest[_bare(key)] == key}
 
 
 def _bare(key: str) -> str:
