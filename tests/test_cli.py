@@ -224,7 +224,7 @@ def test_mistakes_with_a_run(copied, tmp_path, capsys):
     fails(["evaluate", path, "--weights", "bst"], "did you mean 'best'")
     fails(["evaluate", path, "--weights", "ema"], "ema")
     fails(["evaluate", path, "--eps", "8"], "write 8/255")
-    for command in (["evaluate", path], ["audit", path], ["transfer", path, "--from", path], ["curve", path]):
+    for command in (["evaluate", path], ["audit", path], ["curve", path]):
         fails([*command, "--norm", "l2"], "--norm l2 needs a radius of its own, --eps, such as 0.5 (128/255)")
     fails(["evaluate", path, "--n", "0"], "n")
     fails(["evaluate", path, "--seed", "-1"], "seed")
