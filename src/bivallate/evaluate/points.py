@@ -54,14 +54,14 @@ class Pair:
 def points(data: Any) -> Points:
     """A split as it is, a pair (x, y) of tensors or arrays, a TensorDataset, or a sequence of pairs (image,
     label), such as a data set of PyTorch's."""
-    whole = isinstance(data, torch.utils.data.TensorDataset) and len(data.tensors) == 2
-    pair: Any = data.tensors if whole else data
+    held: Any = getattr(data, "tensors", None)  # a tuple where it is a TensorDataset
+    pair = held if isinstance(held, tuple) else data
     if isinstance(pair, tuple | list) and len(pair) == 2 and not isinstance(pair[0], tuple | list):
         x, y = as_tensor(pair[0], "x"), as_tensor(pair[1], "y")
         if y.ndim != 1 or len(x) != len(y):
             raise UserError(f"y must be (N,) labels for the N images, got {tuple(x.shape)}, {tuple(y.shape)}")
         return Pair(x, y)
-    if callable(getattr(data, "tensors", None)):
+    if callable(held):
         return data
     return as_rows(data)
 
