@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import bivallate as bv
-from bivallate.cli import run
+from bivallate.cli import _whole, run
 
 QUICK = ["--epochs", "1", "--batch-size", "400", "--model", "linear", "--set", "validation.steps=1"]
 
@@ -362,3 +362,8 @@ def test_numpy_arrays_train_too():
     x, y = np.random.default_rng(0).random((40, 1, 8, 8), dtype=np.float32), np.arange(40) % 4
     run_ = bv.train("linear", (x, y), bv.methods.plain(bv.Linf(0.1)), epochs=1, batch_size=8)
     assert len(run_.history) == 1
+
+
+@pytest.mark.parametrize("text", ["30", "30.0", "0030", "3e1", "0x1e", "+30"])
+def test_whole_numbers_may_be_written_in_several_ways(text):
+    assert _whole(text) == 30

@@ -15,7 +15,7 @@ from cyclopts import App, CycloptsError, _convert
 def _whole(text: str) -> int:
     """A whole number as --set reads it: 30.0 is one, 2.9 is not rounded."""
     if not any(mark in text.lower() for mark in ".e") or text.lower().lstrip("+-").startswith("0x"):
-        return int(text, 0)
+        return int(text, 0 if text.lower().lstrip("+-")[:2] in ("0x", "0o", "0b") else 10)
     number = float(text)
     if number != int(number):
         raise ValueError(f"{text} is not a whole number")

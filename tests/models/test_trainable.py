@@ -285,3 +285,35 @@ def test_a_run_of_a_model_that_was_handed_over_is_resumed_without_it(options, di
     again = bv.resume(tmp_path / "run", dataset=digits).model
     x, _ = digits.test.tensors(torch.arange(5))
     assert torch.equal(again(x), run.model(x))
+
+
+UNFIT = {
+    "a class": (nn.Linear, "got the class Linear: call it"),
+    "a name": ("tiny-cnn", "got str"),
+    "nothing": (None, "got NoneType"),
+    "lazy": (lazy(), r"0\.weight of Sequential is lazy: pass a batch through the model first"),
+    "without values": (empty(), "has no values"),
+    "two precisions": (
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 10).double(), nn.Linear(10, 10)),
+        "RuntimeError",
+    ),
+    "another size": (
+        nn.Sequential(nn.Flatten(), nn.Linear(3, 10)),
+        "the model fail.* on .*images.*RuntimeError",
+    ),
+    "a function that fails": (lambda x: 1 / 0, "ZeroDivisionError: division by zero"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_what_cannot_be_evaluated_is_told(case, digits):
+    model, words = UNFIT[case]
+    calls = [
+        lambda: bv.evaluate(model, digits.test, bv.Linf(0.1), "fgsm", first=5),
+        lambda: bv.attack(model, *digits.test.tensors(torch.arange(3)), bv.Linf(0.1), "fgsm"),
+        lambda: bv.audit(model, digits.test, bv.Linf(0.1), n=20, budget_passes=3e4),
+    ]
+    for call in calls:
+        with pytest.raises(UserError, match=words) as told:
+            call()
+        assert "\n" not in str(told.value)

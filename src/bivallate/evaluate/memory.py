@@ -86,15 +86,24 @@ def free_bytes(device: torch.device) -> int:
         return 2**31
 
 
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 def estimate_batch(model: nn.Module, x: Tensor, shares: int = 1) -> int:
     """Points to attack at once, in so many shares, so that a quarter of the free memory suffices for all.
 
-    Cost: four forwards of one point. Raises UserError if that one does not fit into a CUDA device's memory.
+    Cost: four forwards of one point. Raises UserError if it does not fit into a CUDA device's memory, or
+    if the model fails on it.
     """
     try:
         need = max(1, example_bytes(model, x[:1]))
     except torch.cuda.OutOfMemoryError:
         raise UserError(NO_ROOM) from None
+    except UserError:
+        raise
+    except Exception as error:  # the user's own code, asked for the first time
+        raise UserError(f"the model failed on images of shape {tuple(x.shape)} ({_said(error)})") from error
     room = int(SHARE * free_bytes(x.device) // need)
     useful = min(512, max(64, CACHED // need)) if x.device.type == "cpu" else CAP
     return max(1, min(useful * shares, room))

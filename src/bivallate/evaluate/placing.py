@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bivallate.errors import check_device
 from bivallate.evaluate.precision import full_float32, unmixed, without_autocast
 from bivallate.lower.modes import evaluating, frozen
+from bivallate.models.trainable import check_module, check_values
 
 __all__ = ["Function", "placed"]
 
@@ -21,8 +22,15 @@ def placed(
     model: nn.Module | Callable[[Tensor], Tensor], device: torch.device | str | None
 ) -> Iterator[tuple[nn.Module, torch.device, torch.dtype]]:
     """The model in eval mode, frozen, on a device and in float32 or better; a copy if it must be moved, or if
-    its tensors were made in inference mode, of which autograd keeps away."""
+    its tensors were made in inference mode, of which autograd keeps away.
+
+    Raises:
+        UserError: no model, or one whose tensors have no values yet.
+    """
+    if isinstance(model, type) or not callable(model):
+        check_module(model)
     module = model if isinstance(model, nn.Module) else Function(model)
+    check_values(module)
     tensors = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
     here = tensors[0].device if tensors else torch.device("cpu")
     dtype = tensors[0].dtype if tensors else torch.float32

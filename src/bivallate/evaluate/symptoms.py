@@ -121,6 +121,11 @@ def logits_or_fault(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor | No
     except UserError as error:
         fix = "Return one finite logit a class"
         return None, [Finding("error", "logits", "the model does not return logits", str(error), fix)]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the user's own code, asked for the first time
+        got, fix = f"{type(error).__name__}: {error}".splitlines()[0], "Call it on these images and mend it"
+        return None, [Finding("error", "logits", "the model fails on the images", got, fix)]
     try:
         check_labels(y, logits.shape[1])
     except UserError as error:

@@ -13,7 +13,7 @@ from bivallate.errors import UserError
 from bivallate.lower.modes import posed
 from bivallate.models.classifier import Classifier
 
-__all__ = ["check_module", "trainable", "uncompiled"]
+__all__ = ["check_module", "check_values", "trainable", "uncompiled"]
 
 
 def check_module(model: object) -> None:
@@ -22,17 +22,24 @@ def check_module(model: object) -> None:
         what = "the class" if isinstance(model, type) else type(model).__name__
         name = f" {model.__name__}: call it" if isinstance(model, type) else ": make one of it"
         raise UserError(f"a model is a torch.nn.Module or a name, such as 'tiny-cnn'; got {what}{name}")
+    check_values(model, lazy=True)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if is_lazy(tensor):  # its first pass makes it
-            continue
-        if tensor.device.type == "meta":
-            raise UserError(
-                f"{name} of {type(model).__name__} has no values (device meta): load weights first"
-            )
-        if tensor.is_inference():
+        if not is_lazy(tensor) and tensor.is_inference():
             raise UserError(
                 f"{name} of {type(model).__name__} was made in inference mode, where nothing can be learned: "
                 "make the model outside of it"
+            )
+
+
+def check_values(model: nn.Module, *, lazy: bool = False) -> None:
+    """Raises UserError where a tensor of the model has no values. lazy: those that a first pass makes may be
+    missing."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor) and not lazy:
+            raise UserError(f"{name} of {type(model).__name__} is lazy: pass a batch through the model first")
+        if not is_lazy(tensor) and tensor.device.type == "meta":
+            raise UserError(
+                f"{name} of {type(model).__name__} has no values (device meta): load weights first"
             )
 
 
