@@ -150,6 +150,7 @@ def _described(part: Model, model: nn.Module | str) -> Model:
         normalise=isinstance(inner.normalise, Normalise),
         activation=inner.spec.get("activation", part.activation),
         width=1.0,
+        stem="",
         options=(),
     )
     for key, value in inner.spec.items():
