@@ -45,8 +45,8 @@ class Spec(TypedDict):
     name: str
     num_classes: NotRequired[Classes]
     shape: NotRequired[Shape]
-    mean: NotRequired[list[float] | None]
-    std: NotRequired[list[float] | None]
+    mean: NotRequired[list[float] | float | None]  # a number holds for every channel
+    std: NotRequired[list[float] | float | None]
     activation: NotRequired[str]
 
 
