@@ -41,6 +41,9 @@ class EstimatedThreshold(Remembering):
         inner: its stop's form is that of the estimate; the threshold of that stop falls linearly, from a
             value that is not used.
 
+    Where the radius of training grows (`warm_up`), the estimate is of the first, small radius, and low: give
+    c_max there.
+
     Cost: the inner solver's, and two forwards and backwards an example of the run's first minibatch.
     """
 
