@@ -232,7 +232,9 @@ def test_mistakes_with_a_run(copied, tmp_path, capsys):
     fails(["evaluate", path, "--n", "1000000"], "1000000")
     fails(["train", "at", "--out", path], "--overwrite")
     (copied / "config.toml").write_text("epochs = [broken")
-    fails(["resume", path], "not valid TOML")
+    fails(["train", "--config", f"{path}/config.toml", "--out", f"{path}-2"], "not valid TOML")
+    assert run(["resume", path]) == 0
+    assert "was damaged: written again from the checkpoint" in capsys.readouterr().err
     (copied / "config.toml").write_text("epoch = 3\n")
     fails(["resume", path], "did you mean 'epochs'")
 

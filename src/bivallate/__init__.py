@@ -1,5 +1,8 @@
 """bivallate: adversarial training as bilevel optimisation, and an honest measure of what it achieves."""
 
+from bivallate import starting  # noqa: F401  first, as what follows takes seconds
+
+# isort: split
 from bivallate import data, methods, models
 from bivallate.audit import audit
 from bivallate.check import check_gradient, upper_gradient

@@ -51,8 +51,23 @@ def _register() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: exits with 0, with 2 for a user's mistake, with 130 for an interrupted run."""
-    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+    """Entry point: exits with 0, with 1 where standard output could not take the result, with 2 for a user's
+    mistake, with 130 for an interrupted run."""
+    from bivallate.starting import ready
+    from bivallate.steady import steadied
+
+    with steadied() as (out, _):
+        try:
+            ready()
+            status = run(sys.argv[1:] if arguments is None else list(arguments))
+        except KeyboardInterrupt:
+            _complain("interrupted")
+            status = 130
+        out.flush()
+        if out.lost is not None and not isinstance(out.lost, BrokenPipeError):
+            _complain(f"standard output could not be written ({out.lost}); what belongs into files is there")
+            status = status or 1
+        sys.exit(status)
 
 
 def run(arguments: Sequence[str]) -> int:

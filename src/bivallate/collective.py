@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bivallate.errors import UserError
+
 
 def together() -> bool:
     """Whether several processes share each minibatch."""
@@ -66,6 +68,26 @@ def gathered(value: Any) -> list[Any]:
     values: list[Any] = [None] * world()
     dist.all_gather_object(values, value)
     return values
+
+
+def agree(error: UserError | None) -> None:
+    """Raises on every rank what one of them has met, so that none waits for another that has gone."""
+    told = gathered(None if error is None else str(error))
+    if error is not None:
+        raise error
+    for text in told:
+        if text is not None:
+            raise UserError(text)
+
+
+def any_rank(value: bool) -> bool:
+    """Whether it holds on one of the ranks."""
+    return bool(total(torch.tensor(int(value), device=_device()))) if together() else value
+
+
+def _device() -> torch.device:
+    """Where the group's collectives compute."""
+    return torch.device("cuda", local_rank()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
 def world() -> int:

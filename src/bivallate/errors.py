@@ -81,6 +81,15 @@ def check_device(name: torch.device | str, instead: str) -> torch.device:
     return device
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator says that there is no room, on whatever device; torch has no one type for it."""
+    import torch
+
+    words = ("DefaultCPUAllocator", "not enough memory", "bad_alloc", "Unable to allocate")
+    plain = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return plain or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that is not in a list: it suggests the nearest one and names the rest.
 

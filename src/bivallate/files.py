@@ -1,9 +1,15 @@
-"""Files that are whole or not there at all."""
+"""Files that are whole or not there at all, and stay so when the power fails."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import secrets
+import shutil
+import stat
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -12,27 +18,92 @@ from typing import Any
 from safetensors import SafetensorError
 
 from bivallate.errors import UserError
+from bivallate.processes import alive, here
+
+UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF, errno.EISDIR}
+FORGOTTEN = 24 * 3600  # seconds after which another machine's temporary files are nobody's
+TEMPORARY = re.compile(r"\.bivallate-(?P<place>[0-9a-f]{12})-(?P<pid>[0-9]+)-[0-9a-f]{16}\.tmp")
+EARLIER = re.compile(r"\..+\.(?P<pid>[0-9]+)\.tmp")  # as versions before 0.2 named them
 
 
 def write_whole(path: Path, write: Callable[[Path], Any], *, durable: bool = True) -> None:
     """Lets `write` fill a temporary file beside `path`, then moves it into place; the old file stays until
     then. `durable`: also after a loss of power.
 
+    The temporary file lies in a folder of its own that only this process can open and whose name nobody can
+    guess, so that no link can wait there. What was at `path` is replaced and never written through, should it
+    be a link. The mode is what the umask leaves of 0666, whatever the library that writes it would choose.
+
     Raises UserError when there is no space or no permission.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    work = temporary(path.parent)
+    filled = work / path.name
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
+        make_folder(path.parent)
+        work.mkdir(mode=0o700)
+        mode = _reserve(filled)
+        write(filled)
+        _settle(filled, mode, durable=durable)
+        filled.replace(path)
         if durable:
-            with temporary.open("rb") as stream:
-                os.fsync(stream.fileno())
-        temporary.replace(path)
+            sync_folder(path.parent)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
     finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def temporary(folder: Path) -> Path:
+    """A name that nobody can guess, and that says whose it is."""
+    return folder / f".bivallate-{here()}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
+
+
+def _reserve(path: Path) -> int:
+    """Makes an empty file that was not there, and says which mode the umask leaves it."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
+
+
+def _settle(path: Path, mode: int, *, durable: bool) -> None:
+    """Gives a written file its mode, and puts it on the disk."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        if stat.S_IMODE(os.fstat(handle).st_mode) != mode:
+            os.fchmod(handle, mode) if hasattr(os, "fchmod") else os.chmod(path, mode)
+        if durable:
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_folder(path: Path) -> None:
+    """Puts a folder's entries on the disk; file systems that cannot are left as they are."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno in UNSUPPORTED:
+            return
+        raise
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+    finally:
+        os.close(handle)
+
+
+def make_folder(path: Path) -> None:
+    """A folder and those above it, as far as they are not there, on the disk before anything is put in."""
+    if path.is_dir():
+        return
+    missing = [place for place in (path, *path.parents) if not place.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        sync_folder(place.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -44,3 +115,40 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1, durable: bool 
     """JSON, whole or not at all; NaN and infinities are refused because JSON has none."""
     text = json.dumps(value, indent=indent, allow_nan=False) + "\n"
     write_whole(path, lambda place: place.write_text(text, encoding="utf-8"), durable=durable)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link (never what it points to) or a folder with all that it holds.
+
+    Raises UserError for what cannot be removed; what is not there is no error.
+    """
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot remove {error.filename or path}: {error.strerror or error}") from error
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file is one that `write_whole` has not finished, or never will."""
+    return bool(TEMPORARY.fullmatch(name) or EARLIER.fullmatch(name))
+
+
+def sweep(folder: Path) -> None:
+    """Removes the temporary files of processes that are no more; those of living ones stay."""
+    with suppress(OSError):  # nobody needs them, so what cannot be removed may stay
+        for left in folder.iterdir():
+            if _abandoned(left):
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _abandoned(path: Path) -> bool:
+    ours = TEMPORARY.fullmatch(path.name)
+    found = ours or EARLIER.fullmatch(path.name)
+    if found is None:
+        return False
+    if ours is not None and ours["place"] == here():
+        return not alive(int(ours["pid"]))
+    return time.time() - path.lstat().st_mtime > FORGOTTEN

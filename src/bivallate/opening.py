@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from bivallate.errors import UserError
 from bivallate.quoting import line
 
-__all__ = ["kind_at", "kind_of", "open_regular", "other_than_weights", "reason_of", "recognised"]
+__all__ = [
+    "check_regular",
+    "kind_at",
+    "kind_of",
+    "open_regular",
+    "other_than_weights",
+    "reason_of",
+    "recognised",
+]
 
 HEAD = 264  # bytes by which a file is recognised
 OTHER_TYPES = {
@@ -72,6 +81,12 @@ def open_regular(path: Path) -> BinaryIO:
         file.close()
         raise
     return file
+
+
+def check_regular(path: Path) -> None:
+    """Raises UserError where `open_regular` would; what is not there is no error."""
+    with suppress(FileNotFoundError):
+        _check_regular(path, path.stat())
 
 
 def _check_regular(path: Path, found: os.stat_result) -> None:

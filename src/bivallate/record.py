@@ -29,8 +29,7 @@ def healthy(loss: Tensor, model: nn.Module, clock: Clock) -> None:
     what = f"the loss is {value:g}" if not math.isfinite(value) else "a gradient is not finite"
     raise NonFinite(
         f"{what} at epoch {clock.epoch + 1}, minibatch {clock.step + 1}. Likely cause: a learning rate "
-        "that is too high, or inputs that are not finite. The parameters were not updated; lower --lr, or "
-        "resume from the last checkpoint"
+        "that is too high, or inputs that are not finite. The parameters were not updated"
     )
 
 

@@ -64,12 +64,16 @@ def foreign(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncated, emptied, flipped, pickled, foreign])
-def test_a_bad_checkpoint_is_refused_and_the_older_one_offered(damage, tmp_path):
+def test_the_older_whole_one_stands_in_for_a_bad_checkpoint_and_that_is_said(damage, tmp_path):
     checkpoint.save(tmp_path, make(1))
     damage(checkpoint.save(tmp_path, make(2)))
+    said: list[str] = []
+    assert checkpoint.newest(tmp_path, tell=said.append).epoch == 1
+    assert len(said) == 1
+    assert "epoch-00002" in said[0]
+    assert "older whole one, at epoch 2, minibatch 3" in said[0]
     with pytest.raises(UserError, match=r"older good one is there, at epoch 2.*--fall-back"):
-        checkpoint.newest(tmp_path)
-    assert checkpoint.newest(tmp_path, fall_back=True).epoch == 1
+        checkpoint.newest(tmp_path, fall_back=False)
 
 
 def test_no_checkpoint_at_all(tmp_path):
@@ -90,7 +94,7 @@ def test_a_header_that_is_not_ours_is_refused(damage, tmp_path):
     checkpoint.save(tmp_path, make(1))
     damage(checkpoint.save(tmp_path, make(2)))
     with pytest.raises(UserError, match="older good one"):
-        checkpoint.newest(tmp_path)
+        checkpoint.newest(tmp_path, fall_back=False)
 
 
 def test_no_space_leaves_the_previous_one(tmp_path):

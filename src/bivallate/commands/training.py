@@ -121,7 +121,7 @@ def resume(
     run: Path,
     *,
     model: str | None = None,
-    fall_back: Annotated[bool, Parameter(negative=())] = False,
+    fall_back: bool = True,
     data: str | None = None,
     data_dir: str | None = None,
     device: str | None = None,
@@ -138,7 +138,7 @@ def resume(
     model
         package.module:factory, if the run trained a network of your own.
     fall_back
-        take the older checkpoint if the newest is damaged.
+        take the older checkpoint if the newest is damaged, and say so.
     data
         where the data lie now, if they were moved. [default: as before]
     data_dir

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 
 from bivallate.data.dataset import digest
 from bivallate.errors import UserError
+from bivallate.files import temporary
 from bivallate.opening import open_regular, reason_of
 from bivallate.quoting import file_name
 
@@ -100,7 +100,8 @@ def cached(name: str, key: str, build: Callable[[Path], None]) -> Path:
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         _sweep(final.parent)
-        work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=final.parent))
+        work = temporary(final.parent)
+        work.mkdir()  # as open to others as the umask says: a cache may be shared
     except OSError as error:
         raise UserError(
             f"cannot write the cache {final.parent}: {error}; set BIVALLATE_CACHE to a folder"

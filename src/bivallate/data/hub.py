@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import socket
 import threading
@@ -16,6 +15,7 @@ from urllib.request import getproxies, proxy_bypass
 from bivallate.data.cache import cache_folder
 from bivallate.data.shards import split_of
 from bivallate.errors import UserError
+from bivallate.files import write_json
 
 __all__ = ["download"]
 
@@ -65,10 +65,7 @@ def download(repo: str, under: str = "", splits: frozenset[str] = SPLIT_NAMES) -
         ):
             raise _unreachable(repo, error) from None
         raise
-    marker.parent.mkdir(parents=True, exist_ok=True)
-    part = marker.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps({"folder": str(folder), "sizes": sizes}))
-    os.replace(part, marker)
+    write_json(marker, {"folder": str(folder), "sizes": sizes}, indent=None)
     return folder
 
 

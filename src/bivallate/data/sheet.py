@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 
 from bivallate.data.dataset import Dataset, Split
+from bivallate.files import write_whole
 from bivallate.noise import permutation
 from bivallate.quoting import line
 
@@ -70,8 +70,5 @@ def _images(split: Split, label: int, count: int, seed: int) -> torch.Tensor:
 
 
 def _save(figure: object, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    figure.savefig(part)  # pyright: ignore[reportAttributeAccessIssue]
-    os.replace(part, path)
+    write_whole(path, figure.savefig)  # pyright: ignore[reportAttributeAccessIssue]
     return path

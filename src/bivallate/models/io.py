@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bivallate.errors import UserError
-from bivallate.files import write_whole
+from bivallate.files import write_text
 from bivallate.models.classifier import Classifier, Normalise
 from bivallate.models.foreign import wrap
 from bivallate.models.registry import blank, create, names
-from bivallate.opening import other_than_weights, recognised
+from bivallate.opening import check_regular, other_than_weights, recognised
 from bivallate.schema import Range, check, read_json
+from bivallate.sealed import read_sealed, write_sealed
 
-__all__ = ["load", "manifest", "read_manifest", "read_weights", "save"]
+__all__ = ["load", "manifest", "manifest_text", "read_manifest", "read_weights", "run_of", "save"]
 
 FORMAT, VERSION = "bivallate-model", 1
 Classes = Annotated[int, Range(1, 100_000)]
@@ -93,15 +93,22 @@ def save(
         if not isinstance(value, Tensor):
             raise UserError(f"{model.architecture} keeps {key!r} outside of tensors: it cannot be saved")
         tensors[_unwrapped(key)] = value.detach().to("cpu", copy=True).contiguous()
-    text = (
-        json.dumps(
-            manifest(model, classes=classes or model.classes, entries=entries), indent=2, allow_nan=False
-        )
-        + "\n"
-    )
-    write_whole(file, lambda target: save_file(tensors, target, metadata={"format": "pt"}))
-    write_whole(described, lambda target: target.write_text(text, encoding="utf-8"))
+    about = manifest(model, classes=classes or model.classes, entries=entries)
+    text = manifest_text(about)
+    write_sealed(file, tensors, {"run": about.get("run"), "facts": _facts(about)})
+    write_text(described, text)
     return file
+
+
+def manifest_text(about: Mapping[str, Any]) -> str:
+    """The text of a manifest's file."""
+    return json.dumps(about, indent=2, allow_nan=False) + "\n"
+
+
+def _facts(about: Mapping[str, Any]) -> str:
+    """A checksum of what a network is rebuilt from, which its weights carry."""
+    facts = {key: about[key] for key in ("spec", "num_classes", "shape", "normalisation")}
+    return f"crc32:{zlib.crc32(json.dumps(facts, sort_keys=True).encode()):08x}"
 
 
 def manifest(
@@ -158,11 +165,17 @@ def load(
         UserError: a file is missing, truncated, foreign, a pickle, or of another architecture.
     """
     file, described = _places(Path(path), weights)
-    tensors = read_weights(file)
-    entries = read_manifest(described)
-    classifier = _rebuilt(entries, described, model)
-    classifier.classes = _class_names(entries)
+    (tensors, header), about = _read(file), read_manifest(described)
+    if about.get("run", header.get("run")) != header.get("run") and header:
+        raise UserError(f"{file} is of another run than {described}: the files of two runs were mixed")
+    classifier = _rebuilt(about, described, model)
+    classifier.classes = _class_names(about)
     fill(classifier, tensors, str(file))
+    if header.get("facts", _facts(about)) != _facts(about):
+        raise UserError(
+            f"{described} is not what {file.name} was saved with: it was changed or damaged; `bivallate "
+            "resume` writes that of a run again"
+        )
     return classifier.to(device).eval()
 
 
@@ -300,6 +313,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: missing, truncated, foreign, or a pickle, which is never loaded.
     """
+    return _read(path)[0]
+
+
+def run_of(path: Path) -> str | None:
+    """The run that weights say they are of; None where they say nothing."""
+    return _read(path)[1].get("run")
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors, and what their header says; foreign weights say nothing."""
+    check_regular(path)
     try:
         with path.open("rb") as stream:
             head = stream.read(9)
@@ -311,10 +335,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not whole:
         raise UserError(f"{path} is not a safetensors file{recognised(path) or ': it is foreign or damaged'}")
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        header, tensors, _ = read_sealed(path)
+        return tensors, header or {}
+    except UserError as error:
         raise UserError(
-            f"{path} is truncated or damaged ({error}): restore it, or use other weights of the run"
+            f"{error}. Restore it, or use other weights of the run; `bivallate resume` writes again what the "
+            "run's checkpoint holds"
         ) from error
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,14 @@ from bivallate.method import Method
 from bivallate.models import Classifier
 from bivallate.models.classifier import Normalise
 from bivallate.models.io import read_manifest
-from bivallate.run import checkpoint
+from bivallate.run.checkpoint import Checkpoint
 from bivallate.run.config import Config, Model
 from bivallate.run.defaults import fitted
 from bivallate.run.folder import RunFolder
+from bivallate.run.lock import Lock, held
 from bivallate.run.progress import Progress, Spoken
 from bivallate.run.recipes import recipe_for
+from bivallate.run.reopen import reopen, repair
 from bivallate.run.session import Session, create_model, load_data, settled
 from bivallate.run.trainer import Trainer, limit_threads
 
@@ -58,24 +62,46 @@ def execute(
     progress: Progress | None = None,
     overwrite: bool = False,
 ) -> Run:
-    """Runs a complete configuration in a new folder."""
+    """Runs a complete configuration in a new folder, which it holds until the end."""
     if config.keep and out is None:
         raise UserError("keep=... stores weights in the run's folder: name one with out=...")
     if config.keep and max(config.keep) > config.epochs:
         raise UserError(f"keep names epoch {max(config.keep)}, but training ends with epoch {config.epochs}")
     limit_threads(config.threads)
     collective.join()
-    session = Session(config, dataset, model)
-    folder = None
-    if out is not None:
-        folder = RunFolder.create(out, overwrite=overwrite) if collective.rank() == 0 else RunFolder(out)
+    session, shown = Session(config, dataset, model), progress or Progress()
+    if out is None:
+        return _finish(session, None, shown)
+
+    def begin() -> None:
+        folder = RunFolder.create(out, overwrite=overwrite)  # again, now that nobody else can use it
+        folder.tidy()
+        folder.clear()
+        config.write(folder.config)
+
+    with _holding(lambda: RunFolder.create(out, overwrite=overwrite), shown, begin) as lock:
+        return _finish(session, RunFolder(out), shown, lock)
+
+
+@contextmanager
+def _holding(
+    find: Callable[[], RunFolder], shown: Progress, prepare: Callable[[], None]
+) -> Iterator[Lock | None]:
+    """The first rank finds the folder, holds it and prepares it; all raise what it meets."""
+    lock, failed = None, None
+    with ExitStack() as stack:
         if collective.rank() == 0:
-            config.write(folder.config)
-    return _finish(session, folder, progress)
+            try:
+                lock = stack.enter_context(held(find().path, shown.note))
+                prepare()
+            except UserError as error:
+                failed = error
+        collective.agree(failed)
+        yield lock
 
 
-def _finish(session: Session, folder: RunFolder | None, progress: Progress | None) -> Run:
-    Trainer(session, folder, progress or Progress()).run()
+def _finish(session: Session, folder: RunFolder | None, progress: Progress, lock: Lock | None = None) -> Run:
+    Trainer(session, folder, progress, lock).run()
     collective.meet()
     session.model.eval()
     average = session.average.model.eval() if session.average is not None else None
@@ -181,7 +207,7 @@ def resume(
     method: Method | None = None,
     dataset: Dataset | None = None,
     progress: bool | Progress = False,
-    fall_back: bool = False,
+    fall_back: bool = True,
     data: str | None = None,
     data_dir: str | None = None,
     device: str | None = None,
@@ -193,30 +219,39 @@ def resume(
     Args:
         path: the run's folder.
         model, method, dataset: for parts that only the user's code can build.
-        fall_back: take the older checkpoint if the newest is damaged.
+        progress: show a bar, or a `Progress` of one's own; without, what was found and mended is warned of.
+        fall_back: take the older checkpoint if the newest is damaged, and say so; else that is an error.
         data, data_dir, device, threads: where the data lie now, where named sets are looked for and where to
             compute, if not as before; the run's configuration keeps its own. On another device, or with
             another number of threads, the weights agree with those of an uninterrupted run to rounding only.
 
     Raises:
-        UserError: no run, no readable checkpoint, other data, another model or method.
+        UserError: no run, no readable checkpoint, other data, another model, method or configuration, or
+            another process trains in the folder.
     """
-    folder = RunFolder.open(Path(path))
-    config = Config.read(folder.config)
-    if method is not None:
-        config = dataclasses.replace(config, method=method)
-    moved = {"device": device, "threads": threads, "data.data_dir": data_dir, "data.name": data}
-    for key, value in moved.items():
-        config = config.set(key, value) if value is not None else config
-    limit_threads(config.threads)
+    shown = Spoken(Path(path).name) if progress is True else (progress or Progress())
     collective.join()
-    found = checkpoint.newest(folder.checkpoints, fall_back=fall_back)
-    loaded = dataset if dataset is not None else load_data(config.data, config.seed)
-    network = _network(config, loaded, model)
-    session = Session(config, loaded, network)
-    session.unpack(found)
-    shown = Spoken(config.method.name) if progress is True else (progress or Progress())
-    return _finish(session, folder, shown)
+    folder, begun = RunFolder.open(Path(path)), list[tuple[Config, Checkpoint | None]]()
+
+    def prepare() -> None:
+        folder.tidy()
+        begun.append(reopen(folder, shown.note, fall_back=fall_back))
+
+    with _holding(lambda: folder, shown, prepare) as lock:
+        config, found = begun[0] if begun else reopen(folder, lambda text: None, fall_back=fall_back)
+        if method is not None:
+            config = dataclasses.replace(config, method=method)
+        moved = {"device": device, "threads": threads, "data.data_dir": data_dir, "data.name": data}
+        for key, value in moved.items():
+            config = config.set(key, value) if value is not None else config
+        limit_threads(config.threads)
+        loaded = dataset if dataset is not None else load_data(config.data, config.seed)
+        session = Session(config, loaded, _network(config, loaded, model))
+        if found is not None:
+            session.unpack(found)
+        if lock is not None:
+            repair(folder, session, shown.note)
+        return _finish(session, folder, shown, lock)
 
 
 def _network(config: Config, dataset: Dataset, model: nn.Module | str | None) -> nn.Module:

@@ -1,28 +1,30 @@
 """Checkpoints: one safetensors file each, whole or not there, verified when read; the previous one is kept.
 
 A file holds every tensor that an exact resume needs (model, optimiser, averages, the method's memory,
-generator states) and, in its header, everything else as JSON, with a checksum over the tensors.
+generator states) and, in its header, everything else as JSON; its seal is a checksum over all of it.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from bivallate.errors import UserError
-from bivallate.files import write_whole
+from bivallate.files import remove
+from bivallate.sealed import read_sealed, write_sealed
 
-FORMAT = "bivallate-checkpoint-1"
+FORMAT, FIRST = "bivallate-checkpoint-2", "bivallate-checkpoint-1"  # the first one's sum left out the place
 KEEP = 2
 LARGE = 64 * 1024 * 1024  # bytes; tensors above (an ATTA bank) are files of their own
+NAME, BANK = re.compile(r"epoch-(\d{5,})-step-(\d{7,})\.safetensors"), ".bank.safetensors"
 
 
 @dataclass
@@ -40,8 +42,83 @@ class Checkpoint:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-def checksum(checkpoint: Checkpoint) -> int:
-    """CRC-32 over values, names and bytes, in the order of the names."""
+def save(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Writes a checkpoint and removes all but the newest two."""
+    name = f"epoch-{checkpoint.epoch:05d}-step-{checkpoint.step:07d}"
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in checkpoint.tensors.items()}
+    large = {k: v for k, v in tensors.items() if v.numel() * v.element_size() > LARGE}
+    small = {k: v for k, v in tensors.items() if k not in large}
+    banks = {}
+    if large:
+        bank = folder / f"{name}{BANK}"
+        banks[bank.name] = write_sealed(bank, large, {"format": FORMAT})
+    header = {
+        "format": FORMAT,
+        "epoch": checkpoint.epoch,
+        "step": checkpoint.step,
+        "banks": banks,
+        "values": checkpoint.values,
+    }
+    path = folder / f"{name}.safetensors"
+    write_sealed(path, small, header)
+    for old in list_all(folder)[KEEP:]:
+        remove(old)
+    clear_orphans(folder)
+    return path
+
+
+def clear_orphans(folder: Path) -> None:
+    """Removes the banks whose checkpoint is gone, or was never finished."""
+    whole = {path.stem for path in list_all(folder)}
+    for bank in folder.glob(f"epoch-*{BANK}"):
+        if bank.name.removesuffix(BANK) not in whole:
+            remove(bank)
+
+
+def list_all(folder: Path) -> list[Path]:
+    """Checkpoint files, newest first."""
+    found = {path: NAME.fullmatch(path.name) for path in folder.glob("epoch-*.safetensors")}
+    places = {path: (int(match[1]), int(match[2])) for path, match in found.items() if match}
+    return sorted(places, key=places.__getitem__, reverse=True)
+
+
+def load(path: Path) -> Checkpoint:
+    """A checkpoint, verified. Raises UserError if the file is missing, truncated, damaged or not a
+    checkpoint."""
+    try:
+        return _load(path)
+    except UserError as error:
+        raise UserError(f"the checkpoint cannot be used: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"the checkpoint {path} is damaged: {type(error).__name__} {error}") from error
+
+
+def _load(path: Path) -> Checkpoint:
+    header, tensors, mark = read_sealed(path)
+    if header is None or header.get("format") not in (FORMAT, FIRST):
+        raise UserError(f"{path} is not a bivallate checkpoint")
+    first = header["format"] == FIRST
+    if mark is None and not first:
+        raise UserError(f"{path} is damaged: its checksum is gone")
+    banks = dict.fromkeys(header["files"]) if first else header["banks"]
+    for name, expected in banks.items():
+        _, more, found = read_sealed(path.with_name(Path(name).name))
+        if found != expected:
+            raise UserError(f"{name} is not the bank that {path.name} was written with")
+        tensors.update(more)
+    checkpoint = Checkpoint(header["epoch"], header["step"], tensors, header["values"])
+    if first and _first_checksum(checkpoint) != header["crc32"]:
+        raise UserError(f"{path} is damaged: its contents do not match its checksum")
+    match = NAME.fullmatch(path.name)
+    if match is None or (int(match[1]), int(match[2])) != (checkpoint.epoch, checkpoint.step):
+        raise UserError(
+            f"{path} holds epoch {checkpoint.epoch}, step {checkpoint.step}, which is not its name"
+        )
+    return checkpoint
+
+
+def _first_checksum(checkpoint: Checkpoint) -> int:
+    """That of the first format: CRC-32 over values, names and bytes, in the order of the names."""
     crc = zlib.crc32(json.dumps(checkpoint.values, sort_keys=True).encode())
     for name in sorted(checkpoint.tensors):
         data = checkpoint.tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
@@ -49,76 +126,18 @@ def checksum(checkpoint: Checkpoint) -> int:
     return crc
 
 
-def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Writes a checkpoint and removes all but the newest two."""
-    name = f"epoch-{checkpoint.epoch:05d}-step-{checkpoint.step:07d}"
-    path = folder / f"{name}.safetensors"
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in checkpoint.tensors.items()}
-    large = {k: v for k, v in tensors.items() if v.numel() * v.element_size() > LARGE}
-    small = {k: v for k, v in tensors.items() if k not in large}
-    files = []
-    if large:
-        bank = folder / f"{name}.bank.safetensors"
-        write_whole(bank, lambda place: save_file(large, place))
-        files.append(bank.name)
-    header = {
-        "format": FORMAT,
-        "epoch": checkpoint.epoch,
-        "step": checkpoint.step,
-        "crc32": checksum(Checkpoint(checkpoint.epoch, checkpoint.step, tensors, checkpoint.values)),
-        "files": files,
-        "values": checkpoint.values,
-    }
-    write_whole(path, lambda place: save_file(small, place, {"bivallate": json.dumps(header)}))
-    for old in list_all(folder)[KEEP:]:
-        old.unlink(missing_ok=True)
-        old.with_name(old.stem + ".bank.safetensors").unlink(missing_ok=True)
-    return path
-
-
-def list_all(folder: Path) -> list[Path]:
-    """Checkpoint files, newest first."""
-    files = (p for p in folder.glob("epoch-*.safetensors") if not p.name.endswith(".bank.safetensors"))
-    return sorted(files, reverse=True)
-
-
-def load(path: Path) -> Checkpoint:
-    """A checkpoint, verified. Raises UserError if the file is missing, truncated, damaged or not a
-    checkpoint."""
-    try:
-        header, tensors = _open(path)
-        if header is None or header.get("format") != FORMAT:
-            raise UserError(f"{path} is not a bivallate checkpoint")
-        for name in header["files"]:
-            tensors.update(_open(path.with_name(Path(name).name))[1])
-        found = Checkpoint(header["epoch"], header["step"], tensors, header["values"])
-        whole = checksum(found) == header["crc32"]
-    except OSError as error:
-        raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"the checkpoint {path} is truncated, or not a safetensors file: {error}") from error
-    if not whole:
-        raise UserError(f"the checkpoint {path} is damaged: its contents do not match its checksum")
-    return found
-
-
-def _open(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  not a dict
-    return (json.loads(metadata["bivallate"]) if "bivallate" in metadata else None), tensors
-
-
-def newest(folder: Path, *, fall_back: bool = False) -> Checkpoint:
-    """The newest checkpoint.
+def newest(
+    folder: Path, *, fall_back: bool = True, tell: Callable[[str], None] = lambda text: None
+) -> Checkpoint:
+    """The newest checkpoint that is whole.
 
     Args:
         folder: of the checkpoints.
         fall_back: take the older good one if the newest cannot be read.
+        tell: hears that the older one was taken, and why.
 
     Raises:
-        UserError: no checkpoint, or the newest is bad; the message offers the older good one, if there is
-            one.
+        UserError: no checkpoint, none that is whole, or the newest is bad and `fall_back` is off.
     """
     files = list_all(folder)
     if not files:
@@ -130,13 +149,16 @@ def newest(folder: Path, *, fall_back: bool = False) -> Checkpoint:
         except UserError as error:
             problems.append(str(error))
             continue
+        place = f"epoch {found.epoch + 1}, minibatch {found.step}"
         if problems and not fall_back:
-            raise UserError(
-                f"{problems[0]}. An older good one is there, at epoch {found.epoch + 1}, "
-                f"minibatch {found.step}: resume from it with --fall-back"
-            )
+            raise UserError(f"{problems[0]}. An older good one is there, at {place}: resume with --fall-back")
+        if problems:
+            tell(f"{problems[0]}; going on from the older whole one, at {place}")
         return found
-    raise UserError("; ".join(problems))
+    raise UserError(
+        f"{'; '.join(problems)}. None is left: begin anew with `bivallate train --config "
+        f"{folder.parent / 'config.toml'} --out {folder.parent} --overwrite`"
+    )
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from bivallate.errors import UserError, check_range, check_seed, check_whole, un
 from bivallate.files import write_text
 from bivallate.method import Method
 from bivallate.parts import decode, encode, override, part, written
+from bivallate.run.folder import FIRST_LINE
 from bivallate.run.optim import SGD, Cosine, Flat, MultiStep, Optimizer, Rate, Triangle
 from bivallate.run.sentinel import Sentinel
 from bivallate.schema import MEGABYTE, check, parse, read_text
@@ -205,9 +206,7 @@ class Config:
     def write(self, path: Path) -> None:
         """The configuration as TOML."""
         entry = encode(self)
-        write_text(
-            path, "# Resolved and complete: `bivallate train --config` repeats this run.\n" + to_toml(entry)
-        )
+        write_text(path, f"{FIRST_LINE}: `bivallate train --config` repeats this run.\n" + to_toml(entry))
 
     @staticmethod
     def read(path: Path) -> Config:

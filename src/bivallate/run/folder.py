@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
 from bivallate.errors import UserError, unknown
-from bivallate.files import write_text
+from bivallate.files import is_temporary, make_folder, remove, sweep, sync_folder, write_text
+from bivallate.opening import check_regular
+from bivallate.run.checkpoint import clear_orphans, list_all
+from bivallate.run.lock import NAME as LOCK
 from bivallate.schema import MEGABYTE, Amount, Count, Digits, Share, parse, read_text
 
 WEIGHTS = ("best", "last", "ema")  # those that a report prefers first
@@ -24,6 +26,7 @@ CONTENTS = (
     "ema.safetensors",
 )
 Row = Annotated[str, Digits()]
+FIRST_LINE = "# Resolved and complete"  # of config.toml
 REPORTS = ("report.html", "report.md", "report.tex")
 FOLDERS = ("checkpoints", "evaluation", "audit", "diagnosis", "report-figures")
 
@@ -102,52 +105,100 @@ class RunFolder:
 
     @staticmethod
     def create(path: Path, *, overwrite: bool = False) -> RunFolder:
-        """A new folder. Raises UserError if it exists and holds anything, unless `overwrite` says to clear
-        the run."""
+        """A folder that is free for a run: new, empty, or with nothing but a run's beginning in it, which has
+        no state to go on from. Raises UserError if it holds more; `overwrite` clears a run."""
         folder = RunFolder(path)
-        if path.exists() and not path.is_dir():
-            raise UserError(f"{path} is a file; name a folder for the run with --out")
-        if path.is_dir() and any(path.iterdir()):
-            if not overwrite:
-                raise UserError(
-                    f"the run folder {path} exists already: choose another --out, continue it with "
-                    f"`bivallate resume {path}`, or replace it with --overwrite"
-                )
-            if not folder.config.exists():
-                raise UserError(
-                    f"{path} is not a run folder, so --overwrite will not clear it; choose another --out"
-                )
-            folder._clear()
+        if not folder.free and not overwrite:
+            raise UserError(
+                f"the run folder {path} exists already: choose another --out, continue it with "
+                f"`bivallate resume {path}`, or replace it with --overwrite"
+            )
+        if not folder.free and not folder.is_run:
+            raise UserError(
+                f"{path} is not a run folder, so --overwrite will not clear it; choose another --out"
+            )
         try:
-            folder.checkpoints.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
         except OSError as error:
-            raise UserError(f"cannot create the run folder {path}: {error.strerror}") from error
+            raise UserError(f"cannot create the run folder {path}: {error.strerror or error}") from error
         return folder
 
     @staticmethod
     def open(path: Path) -> RunFolder:
-        """An existing run. Raises UserError if there is none."""
+        """An existing run. Raises UserError if there is none, or if a folder of it is a link."""
         folder = RunFolder(Path(path))
-        if not folder.config.exists():
+        if not folder.config.exists() and not list_all(folder.checkpoints):
             raise UserError(
                 f"no run in {path}: it has no config.toml; name a folder that `bivallate train` wrote"
             )
+        if folder.checkpoints.is_symlink():
+            raise UserError(
+                f"{folder.checkpoints} is a link, and a run keeps its state in its own folder: put the files "
+                "themselves there, or link the whole run's folder"
+            )
         return folder
 
-    def _clear(self) -> None:
-        """Removes what a run and the commands that look at it leave; files of the user's own stay."""
-        for name in (*CONTENTS, *REPORTS):
-            (self.path / name).unlink(missing_ok=True)
-        for kept in self.path.glob("epoch-*.safetensors"):
-            if KEPT.fullmatch(kept.stem):
-                kept.unlink()
-        for name in FOLDERS:
-            shutil.rmtree(self.path / name, ignore_errors=True)
+    @property
+    def free(self) -> bool:
+        """Whether nothing would be lost if a run began here. Raises UserError for what is no folder."""
+        if not self.path.exists():
+            return True
+        if not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; name a folder for the run with --out")
+        return all(self._is_beginning(entry) for entry in self._entries())
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it is a run's, even one that was half cleared."""
+        return self.config.exists() or all(self._is_own(entry.name) for entry in self._entries())
+
+    def _entries(self) -> list[Path]:
+        return [p for p in self.path.iterdir() if p.name != LOCK and not is_temporary(p.name)]
+
+    def _is_beginning(self, entry: Path) -> bool:
+        if entry.name == "checkpoints" and entry.is_dir() and not entry.is_symlink():
+            return not list_all(entry)
+        empty = entry.name in FOLDERS and entry.is_dir() and not any(entry.iterdir())
+        return empty or (entry == self.config and self._is_ours(entry))
+
+    @staticmethod
+    def _is_ours(config: Path) -> bool:
+        """Whether a file is a configuration that a run wrote; one that is empty is nobody's."""
+        try:
+            check_regular(config)
+            with config.open("rb") as stream:
+                return stream.read(len(FIRST_LINE)) in (b"", FIRST_LINE.encode())
+        except (OSError, UserError):
+            return False
+
+    @staticmethod
+    def _is_own(name: str) -> bool:
+        kept = name.endswith(".safetensors") and KEPT.fullmatch(name.removesuffix(".safetensors"))
+        return name in (*CONTENTS, *REPORTS, *FOLDERS) or bool(kept)
+
+    def clear(self) -> None:
+        """Removes what a run and the commands that look at it leave, the checkpoints last; files of the
+        user's own stay, and config.toml, which the next one replaces: a folder that is half cleared still is
+        a run's. Of links, only the link is removed.
+
+        Raises UserError for what cannot be removed.
+        """
+        own = [entry for entry in self._entries() if self._is_own(entry.name) and entry != self.config]
+        for entry in sorted(own, key=lambda entry: entry.name == "checkpoints"):
+            remove(entry)
+        make_folder(self.checkpoints)
+        sync_folder(self.path)
+
+    def tidy(self) -> None:
+        """Removes what processes that are no more have left unfinished."""
+        for place in (self.path, *(self.path / name for name in FOLDERS)):
+            if place.is_dir() and not place.is_symlink():
+                sweep(place)
+        clear_orphans(self.checkpoints)
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """All epochs so far."""
-        lines = (json.dumps(line, allow_nan=False) + "\n" for line in history)
-        write_text(self.metrics, "".join(lines))
+        write_text(self.metrics, lines_of(history))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All epochs so far. Raises UserError for a line that is no epoch, with its number and key."""
@@ -156,3 +207,8 @@ class RunFolder:
         lines = read_text(self.metrics, "record of epochs", 1024 * MEGABYTE).splitlines()
         places = (f"{self.metrics}, line {k}" for k in range(1, len(lines) + 1))
         return [parse(line, place, "epoch", Line) for line, place in zip(lines, places, strict=True)]
+
+
+def lines_of(history: list[dict[str, Any]]) -> str:
+    """The text of metrics.jsonl."""
+    return "".join(json.dumps(line, allow_nan=False) + "\n" for line in history)

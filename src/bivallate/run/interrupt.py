@@ -1,4 +1,4 @@
-"""Ctrl-C between minibatches instead of in the middle of one."""
+"""A request to stop is met between minibatches instead of in the middle of one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 from bivallate.errors import UserError
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 
 
 class Interrupted(UserError):
@@ -24,7 +26,9 @@ class Request:
 
 @contextmanager
 def interruptible() -> Iterator[Request]:
-    """Turns the first SIGINT or SIGTERM into a request; a second one interrupts at once. Main thread only."""
+    """Turns the first SIGINT, SIGTERM, SIGHUP or SIGUSR1 (schedulers of clusters send it before time is up)
+    into a request; a second one interrupts at once. One that is ignored, as under nohup, stays so. Main
+    thread only."""
     request = Request()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -35,7 +39,9 @@ def interruptible() -> Iterator[Request]:
             raise KeyboardInterrupt
         request.made = True
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, ask) for number in heard}
     try:
         yield request
     finally:

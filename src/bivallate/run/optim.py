@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -162,3 +163,8 @@ def lower_rate(optimizer: torch.optim.Optimizer, rate: float, scale: float) -> f
     for group in optimizer.param_groups:
         group["lr"] = rate * scale
     return rate * scale
+
+
+def rate_before(spec: Optimizer, rate: Rate, clock: Clock, scale: float) -> float | None:
+    """The rate of the minibatch before this one in its epoch, for checkpoints that do not hold it."""
+    return None if not clock.step else spec.lr * rate(replace(clock, step=clock.step - 1)) * scale

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
+import warnings
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol
@@ -14,6 +16,7 @@ from rich.progress import Progress as Bar
 from rich.progress import TimeRemainingColumn
 
 from bivallate.quoting import visible
+from bivallate.steady import Steady
 from bivallate.terminal import columns, literal_console
 from bivallate.types import StepRecord
 
@@ -52,6 +55,10 @@ class Progress:
 
     def alarm(self, session: Run, text: str) -> None:
         """The sentinel has seen something."""
+
+    def note(self, text: str) -> None:
+        """Something that was found or mended, which is no error; may come before `begin`."""
+        warnings.warn(text, stacklevel=3)
 
     def end(self, session: Run) -> None:
         """The run is complete."""
@@ -94,6 +101,8 @@ class Spoken(Progress):
         self, title: str, console: Console | None = None, every: int = 1, explain: bool = True
     ) -> None:
         self.console = console or literal_console(beside=True, soft_wrap=True)
+        if console is None:
+            self.console.file = Steady(lambda: sys.stderr)  # pyright: ignore[reportAttributeAccessIssue]
         self.title, self.every, self.explain = visible(title), every, explain
         self._bar = Bar(*columns(), TimeRemainingColumn(elapsed_when_finished=True), console=self.console)
         self._live: Live | None = None
@@ -140,6 +149,10 @@ class Spoken(Progress):
     def alarm(self, session: Run, text: str) -> None:
         """A line for the alarm."""
         self.console.print(visible(f"{self.title}  ALARM {text}"), markup=False, style="bold red")
+
+    def note(self, text: str) -> None:
+        """A line of its own."""
+        self.console.print(text, markup=False)
 
     def end(self, session: Run) -> None:
         """Nothing more to say: the caller reports the result."""

@@ -21,6 +21,8 @@ from bivallate.run.arithmetic import amp_dtype, lay_out
 from bivallate.run.average import Average
 from bivallate.run.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
 from bivallate.run.config import STREAMING, Config
+from bivallate.run.identity import identity_of
+from bivallate.run.optim import rate_before
 from bivallate.run.origin import origin
 from bivallate.run.radius import growth
 from bivallate.run.tally import Tally
@@ -104,6 +106,8 @@ class Session:
         method: bound to this run. batches: the minibatches. average: of the weights, or None.
         epoch, step: the next minibatch. tally: sums of the current epoch. history: lines of finished epochs.
         best: robust accuracy on held-out data of the best epoch so far.
+        rate: learning rate of the last minibatch; None before the first.
+        run: sixteen digits that tell this run from others: of what it is a function of when it begins.
     """
 
     def __init__(self, config: Config, dataset: Dataset, model: nn.Module) -> None:
@@ -144,6 +148,8 @@ class Session:
         self.tally, self.history = self.new_tally(), list[dict[str, Any]]()
         self.best, self.best_epoch = -1.0, -1
         self.forward, self.backward, self.seconds = 0, 0, 0.0
+        self.rate: float | None = None
+        self.run = identity_of(config, dataset.fingerprint, self.model.architecture)
         self.sentinel_state: dict[str, Any] = {}
         self.sentinel_tensors: dict[str, Tensor] = {}
         collective.broadcast([*self.model.parameters(), *self.model.buffers()])
@@ -218,6 +224,11 @@ class Session:
             "sentinel": self.sentinel_state,
             "data": self.dataset.fingerprint,
             "architecture": self.model.architecture,
+            "rate": self.rate,
+            "eps": float(self.method.threat.eps),
+            "run": self.run,
+            "config": portable(encode(self.config)),
+            "data_dir": self.config.data.data_dir,
         }
         return Checkpoint(self.epoch, self.step, tensors, values)
 
@@ -242,22 +253,40 @@ class Session:
         self.history, self.best, self.best_epoch = values["history"], values["best"], values["best_epoch"]
         self.forward, self.backward = values["forward"], values["backward"]
         self.seconds = values["seconds"]
+        self.run = values.get("run", self.run)
+        scale = self.sentinel_state.get("rate", 1.0)
+        before = rate_before(self.config.optimizer, self.config.rate, self.clock(), scale)
+        self.rate = values.get("rate", before)
+        eps = values.get("eps", self.method.threat.eps)
+        if eps != self.method.threat.eps:  # that of the last minibatch, where it grows
+            self.method.threat = dataclasses.replace(self.method.spec.threat, eps=eps)
         _restore_generators(_section(checkpoint.tensors, "generator"))
+
+    def manifest(self) -> dict[str, Any]:
+        """What model.json holds now."""
+        return models.manifest(self.model, classes=self.dataset.classes, entries=self._entries())
 
     def save_model(self, folder: Path, weights: str, model: Classifier | None = None) -> None:
         """The weights, and the manifest that all weights of a run share; its `epoch` is that of the last."""
-        entries = {
+        models.save(
+            model or self.model,
+            folder,
+            weights=weights,
+            classes=self.dataset.classes,
+            entries=self._entries(),
+        )
+
+    def _entries(self) -> dict[str, Any]:
+        return {
             "method": self.config.method.name,
             "config": portable(encode(self.config)),
             "data": self.dataset.name,
             "data_fingerprint": self.dataset.fingerprint,
             "epoch": self.epoch,
             "best_epoch": self.best_epoch + 1,
+            "run": self.run,
             "made_by": origin(),
         }
-        models.save(
-            model or self.model, folder, weights=weights, classes=self.dataset.classes, entries=entries
-        )
 
 
 def _section(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -281,8 +310,3 @@ def _restore_generators(states: dict[str, Tensor]) -> None:
 def _augmentation(config: Config, dataset: Dataset) -> data.Augment:
     text = config.data.augment
     return dataset.augment if text == "default" else data.Augment.parse(text)
-
-
-def resolved(config: Config, **changes: Any) -> Config:
-    """A copy of a configuration with fields replaced."""
-    return dataclasses.replace(config, **changes)

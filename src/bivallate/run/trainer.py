@@ -12,14 +12,18 @@ from torch import nn
 
 from bivallate import collective
 from bivallate.data.workers import WorkersLost
-from bivallate.errors import UserError
+from bivallate.errors import UserError, out_of_memory
+from bivallate.record import NonFinite
 from bivallate.run import checkpoint
 from bivallate.run.folder import RunFolder
+from bivallate.run.health import trouble_of
 from bivallate.run.interrupt import Interrupted, Request, interruptible
+from bivallate.run.lock import Lock
 from bivallate.run.measure import clean_margins, held_out
 from bivallate.run.optim import lower_rate, set_rate
 from bivallate.run.progress import Progress
 from bivallate.run.radius import set_radius
+from bivallate.run.room import no_room
 from bivallate.run.session import Session
 from bivallate.run.watch import Watch
 from bivallate.step import train_step
@@ -31,10 +35,13 @@ class Trainer:
 
     Attributes:
         session: the state. folder: where it is kept, or None. progress: what is shown.
+        lock: on the folder; asked before anything is written there.
     """
 
-    def __init__(self, session: Session, folder: RunFolder | None, progress: Progress) -> None:
-        self.session, self.folder, self.progress = session, folder, progress
+    def __init__(
+        self, session: Session, folder: RunFolder | None, progress: Progress, lock: Lock | None = None
+    ) -> None:
+        self.session, self.folder, self.progress, self.lock = session, folder, progress, lock
         self.watch = Watch(session)
         self._saved = time.monotonic()
         self._since = time.monotonic()
@@ -44,17 +51,19 @@ class Trainer:
 
         Raises:
             Interrupted: asked to stop; the state is saved.
-            NonFinite: the loss or a gradient is not finite; the last checkpoint stays as it was.
+            NonFinite: the loss, a gradient or the weights are not finite; the last checkpoint stays.
+            UserError: the folder is gone or taken over, or a minibatch does not fit into memory.
         """
         session = self.session
         session.model.train()
-        if self.folder is not None and session.epoch == 0 and session.step == 0:
-            self._save()  # a run that dies in its first minutes can be resumed too
         with interruptible() as request, self.progress as progress:
+            if self.folder is not None and session.epoch == 0 and session.step == 0:
+                self._save()  # a run that dies in its first minutes can be resumed too
             progress.begin(session)
             self._since = time.monotonic()
             while session.epoch < session.config.epochs:
                 self._epoch(request)
+            self._check_lock()
             progress.end(session)
 
     def _epoch(self, request: Request) -> None:
@@ -63,7 +72,7 @@ class Trainer:
             self._minibatch(batch)
             session.step += 1
             self._tell(self.watch.after_step())
-            if request.made:
+            if collective.any_rank(request.made):
                 self._interrupt()
             if time.monotonic() - self._saved > 60 * session.config.checkpoint_minutes:
                 self._save()
@@ -88,7 +97,7 @@ class Trainer:
         record: StepRecord | None = None
         for replay in range(session.method.replays):
             clock = session.clock(replay)
-            record = _step(session, batch, clock)
+            record = self._step(batch, clock)
             session.tally.add(record, first=replay == 0)
             if session.average is not None and (
                 replay == session.method.replays - 1 or not session.method.accumulate
@@ -96,7 +105,41 @@ class Trainer:
                 session.average.update(session.model)
         assert record is not None
         self._lap()
+        session.rate = rate
         self.progress.step(session, record, rate)
+
+    def _step(self, batch: Batch, clock: Clock) -> StepRecord:
+        """One training step, whose failures say what to do."""
+        session = self.session
+
+        def work(batch: Batch) -> StepRecord:
+            return _step(session, batch, clock)
+
+        try:
+            return work(batch)
+        except NonFinite as error:
+            raise NonFinite(f"{error}. {self._advice()}") from error
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or collective.together():
+                raise
+            failed = error.with_traceback(None)  # it holds the tensors of what has failed
+        raise no_room(failed, batch, work)
+
+    def _advice(self) -> str:
+        lr = self.session.config.optimizer.lr
+        return (
+            "Training is deterministic, so resuming from the last good checkpoint comes to the same point: "
+            f"train again with a lower rate, such as --lr {lr / 4:.2g} (it was {lr:g}), or a smaller --eps"
+        )
+
+    def _check_good(self) -> None:
+        """Raises NonFinite for a state that must not be kept, so that the last good one stays."""
+        session, trouble = self.session, trouble_of(self.session)
+        if trouble:
+            place = f"epoch {session.epoch + 1}, minibatch {session.step}"
+            raise NonFinite(
+                f"training has diverged by {place}: {trouble}. This state is not kept. {self._advice()}"
+            )
 
     def _lap(self) -> None:
         now = time.monotonic()
@@ -107,7 +150,10 @@ class Trainer:
         """Measures, keeps the best, writes the line, moves on to the next epoch."""
         session = self.session
         collective.broadcast(session.model.buffers())
-        line: dict[str, Any] = {"epoch": session.epoch + 1, "lr": session.optimizer.param_groups[0]["lr"]}
+        self._check_good()
+        self._check_lock()
+        lr = session.optimizer.param_groups[0]["lr"] if session.rate is None else session.rate
+        line: dict[str, Any] = {"epoch": session.epoch + 1, "lr": lr}
         whole = session.tally.over_ranks()
         line |= whole.line() | self._measure() | session.radius()
         rows = [int(row) for row in line["watched"]]
@@ -128,6 +174,7 @@ class Trainer:
         if better:
             session.best, session.best_epoch = line.get("robust", float(session.epoch)), session.epoch
         session.epoch, session.step, session.tally = session.epoch + 1, 0, session.new_tally()
+        self._check_lock()
         if self.folder is not None and collective.rank() == 0:
             if better:
                 session.save_model(self.folder.path, "best")
@@ -166,9 +213,15 @@ class Trainer:
             model, split, threat, steps=watched.steps, rows=watched.rows, seed=seed, device=session.device
         )
 
+    def _check_lock(self) -> None:
+        if self.lock is not None:
+            self.lock.check()
+
     def _save(self) -> None:
         self._saved = time.monotonic()
         if self.folder is not None and collective.rank() == 0:
+            self._check_lock()
+            self._check_good()
             checkpoint.save(self.folder.checkpoints, self.session.pack())
 
     def _interrupt(self) -> None:

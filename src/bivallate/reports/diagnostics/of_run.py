@@ -133,7 +133,7 @@ class Subject:
         here = replace(run.config, device=str(self.device), amp=False)
         with torch.random.fork_rng(devices=[]):  # unpacking restores the run's generators
             session = Session(here, self._data(run), load_run(run.path, "last", self.model))
-            session.unpack(checkpoint.newest(RunFolder(run.path).checkpoints, fall_back=True))
+            session.unpack(checkpoint.newest(RunFolder(run.path).checkpoints))
         return session
 
     def own_radius(self, run: RunRecord) -> list[OwnRadius]:

@@ -1,0 +1,48 @@
+"""Which processes live: by this one's own eyes, so only those of this start of this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from functools import cache
+from pathlib import Path
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs here; one that has ended and is only waited for does not."""
+    if os.name == "nt":
+        return True  # to ask would end it there
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return _status(pid)[0] not in ("Z", "X")
+
+
+def started(pid: int) -> str:
+    """When a process started, in the kernel's ticks, so that a number given anew to another is known; empty
+    where that cannot be told."""
+    return _status(pid)[1]
+
+
+def _status(pid: int) -> tuple[str, str]:
+    """State and start of a process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return fields[0], fields[19]
+    except (OSError, IndexError):
+        return "", ""
+
+
+@cache
+def here() -> str:
+    """Twelve digits that the processes have in common which can see each other: those of one start of one
+    machine and of one container."""
+    try:
+        place = Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        place = platform.node()
+    return hashlib.blake2b(place.encode(), digest_size=6).hexdigest()

@@ -1,0 +1,183 @@
+"""One run in one folder at a time: a lock that survives kills and goes when its holder is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from bivallate.errors import UserError
+from bivallate.files import temporary, write_json
+from bivallate.opening import check_regular
+from bivallate.processes import alive, here, started
+
+NAME = ".lock"
+BEAT = 20.0  # seconds between two signs of life
+STALE = 120.0  # seconds without one after which a holder that cannot be seen is gone
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a folder.
+
+    Attributes:
+        host, pid: for people. place, start: of the machine and of the process, by which it is known to live.
+        token: of this holding, so that a holder knows whether it still is one.
+    """
+
+    host: str = field(default_factory=platform.node)
+    pid: int = field(default_factory=os.getpid)
+    place: str = field(default_factory=here)
+    start: str = field(default_factory=lambda: started(os.getpid()))
+    token: str = field(default_factory=lambda: secrets.token_hex(8))
+
+
+class Lock:
+    """A held folder; `check` before anything is written there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.file, self.holder = folder, folder / NAME, Holder()
+
+    def check(self) -> None:
+        """Raises UserError if the folder is gone, or another process has it now."""
+        found = _read(self.file)
+        if found is not None and found.token == self.holder.token:
+            return
+        if found is not None:
+            raise UserError(
+                f"process {found.pid} on {found.host} has taken {self.folder} over: this run stops"
+            )
+        raise UserError(
+            f"{self.folder} was removed or emptied while the run was going on: it stops, and what it had not "
+            "yet kept elsewhere is lost; train again"
+        )
+
+    def _release(self) -> None:
+        if self.holder.pid == os.getpid():  # not a child's to give back
+            with suppress(UserError, OSError):
+                self.check()
+                self.file.unlink()
+
+
+@contextmanager
+def held(folder: Path, tell: Callable[[str], None] = lambda text: None) -> Iterator[Lock]:
+    """Holds a folder that is there.
+
+    A holder on this machine is gone when its process is. One that cannot be seen (another machine on a shared
+    file system, another container, a machine that has been started anew) renews the file's time every 20
+    seconds and is gone when it has not done so for two minutes; that is waited for, and said to `tell`.
+
+    Raises UserError if another process holds it.
+    """
+    lock, ended = Lock(folder), threading.Event()
+    _take(lock, tell)
+    beat = threading.Thread(target=_beat, args=(lock, ended), daemon=True)
+    beat.start()
+    try:
+        yield lock
+    finally:
+        ended.set()
+        lock._release()
+
+
+def _take(lock: Lock, tell: Callable[[str], None]) -> None:
+    seen: float | None = None
+    while True:
+        with _turn(lock.folder):
+            there = lock.file.exists()
+            found = _read(lock.file) if there else None
+            beat = _time_of(lock.file)
+            quiet = 0.0 if not there or _visible(found) else _now(lock.folder) - beat
+            if not there or (_ended(found) if _visible(found) else quiet > STALE):
+                write_json(lock.file, asdict(lock.holder), indent=None)
+                return
+        if _visible(found) or (seen is not None and beat != seen):
+            raise UserError(_in_use(lock.folder, found))
+        if seen is None:
+            left = f"waiting up to {STALE - quiet:.0f} s for a sign of life"
+            tell(f"{lock.folder} was last held by {_who(found)}, which cannot be seen from here; {left}")
+        seen = beat
+        time.sleep(min(BEAT / 4, max(0.05, STALE / 20)))
+
+
+def _in_use(folder: Path, found: Holder | None) -> str:
+    return (
+        f"{folder} is in use: {_who(found)} is training there. Wait for it, stop it, or choose another "
+        "folder with --out"
+    )
+
+
+def _who(found: Holder | None) -> str:
+    return f"process {found.pid} on {found.host}" if found is not None else "a process that left no name"
+
+
+def _visible(found: Holder | None) -> bool:
+    return found is not None and found.place == here()
+
+
+def _ended(found: Holder | None) -> bool:
+    return found is not None and not (alive(found.pid) and started(found.pid) == found.start)
+
+
+def _read(path: Path) -> Holder | None:
+    """The holder; None where there is none, or the file is not readable as one."""
+    try:
+        check_regular(path)
+        entry: Any = json.loads(path.read_text(encoding="utf-8"))
+        types = {f.name: int if f.name == "pid" else str for f in fields(Holder)}
+        whole = entry.keys() == types.keys() and all(type(entry[k]) is kind for k, kind in types.items())
+    except (OSError, ValueError, AttributeError, RecursionError, UserError):
+        return None
+    return Holder(**entry) if whole else None
+
+
+def _time_of(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _now(folder: Path) -> float:
+    """The file system's own clock, which is the one that the lock's time is of."""
+    probe = temporary(folder)
+    try:
+        probe.touch(exist_ok=False)
+        return probe.stat().st_mtime
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            probe.unlink()
+
+
+@contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """One process of this machine at a time looks at the lock and takes it. File systems that cannot lock
+    leave it to `check`: of two that write at once, the first then sees the other's name."""
+    handle = None
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _beat(lock: Lock, ended: threading.Event) -> None:
+    while not ended.wait(BEAT):
+        with suppress(UserError, OSError):
+            lock.check()
+            os.utime(lock.file)

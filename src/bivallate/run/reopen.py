@@ -1,0 +1,175 @@
+"""A run folder as it was left: what to go on from, and what of it must be written again."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from typing import Any
+
+from bivallate.errors import UserError
+from bivallate.models.io import manifest_text, read_weights, run_of
+from bivallate.opening import check_regular
+from bivallate.parts import decode, encode, from_portable
+from bivallate.run.checkpoint import Checkpoint, list_all, newest
+from bivallate.run.config import Config
+from bivallate.run.folder import RunFolder, lines_of
+from bivallate.run.session import Session
+
+FREE = (
+    "device",
+    "threads",
+    "data.data_dir",
+    "data.name",
+    "data.workers",
+    "checkpoint_minutes",
+    "keep",
+    "recipe",
+)
+# what may differ from the checkpoint's; data of another name have to have the same fingerprint
+
+Tell = Callable[[str], None]
+
+
+def reopen(folder: RunFolder, tell: Tell, *, fall_back: bool = True) -> tuple[Config, Checkpoint | None]:
+    """The configuration of a run, and the newest checkpoint that is whole; None where the run ended before
+    its first, so that it begins anew. A config.toml that is missing or torn is written again.
+
+    Raises UserError where nothing can be gone on from, or config.toml is another run's than the checkpoint.
+    """
+    if folder.checkpoints.is_symlink():
+        raise UserError(
+            f"{folder.checkpoints} is a link, and a run keeps its state in its own folder: put the files "
+            "themselves there, or link the whole run's folder"
+        )
+    if not list_all(folder.checkpoints):
+        config = Config.read(folder.config)
+        if not folder.free:
+            raise UserError(
+                f"{folder.path} holds results, but no checkpoint to go on from: begin anew with `bivallate "
+                f"train --config {folder.config} --out {folder.path} --overwrite`"
+            )
+        tell(f"{folder.path} was left before its first checkpoint: it begins anew")
+        return config, None
+    found = newest(folder.checkpoints, fall_back=fall_back, tell=tell)
+    if "config" not in found.values:  # written before checkpoints kept it
+        return Config.read(folder.config), found
+    return _configuration(folder, found.values, tell), found
+
+
+def _configuration(folder: RunFolder, values: dict[str, Any], tell: Tell) -> Config:
+    original: Config = decode(from_portable(values["config"])).set("data.data_dir", values["data_dir"])
+    wrong = _torn(folder, values["config"])
+    if wrong:
+        original.write(folder.config)
+        tell(f"{folder.config} {wrong}: written again from the checkpoint")
+        return original
+    config = Config.read(folder.config)
+    other = [key for key in differing(original, config) if key not in FREE]
+    if other:
+        raise UserError(
+            f"{folder.config} is not the configuration that the checkpoints in {folder.path} were made with: "
+            f"{', '.join(other[:5])} differ{'s' if len(other) == 1 else ''}. To go on with theirs, delete "
+            "config.toml and resume; for another run, train in another folder"
+        )
+    return config
+
+
+def _torn(folder: RunFolder, kept: dict[str, Any]) -> str:
+    """What is wrong with config.toml, if not all of it is there; empty for a whole one."""
+    if not folder.config.exists():
+        return "was missing"
+    check_regular(folder.config)
+    try:
+        text = folder.config.read_bytes().decode("utf-8")
+        there = _flat(tomllib.loads(text))
+    except (OSError, ValueError, RecursionError):  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        return "was damaged"
+    whole = _flat(kept)
+    if there.keys() - whole.keys():
+        return ""  # somebody has written into it
+    return "was torn" if not text.endswith("\n") or whole.keys() - there.keys() else ""
+
+
+def differing(one: Config, other: Config) -> list[str]:
+    """Dotted names of the settings in which two configurations differ."""
+    left, right = _flat(encode(one)), _flat(encode(other))
+    return sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key))
+
+
+def _flat(entry: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in entry.items():
+        more = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        found |= more
+    return found
+
+
+def repair(folder: RunFolder, session: Session, tell: Tell) -> None:
+    """Writes again what the session's checkpoint holds and the folder has lost: the record, and at the end of
+    an epoch its weights and the manifest. Says what is lost for good."""
+    _record(folder, session, tell)
+    present = _present(session) if session.step == 0 and session.epoch else {}
+    if present and not _described(folder, session):
+        session.save_model(folder.path, "model")
+        tell("model.json was missing, damaged or of another version: written again from the checkpoint")
+    for name, model in present.items():
+        if not _whole(folder, name, session):
+            session.save_model(folder.path, name, model)
+            tell(f"{name}.safetensors was missing or damaged: written again from the checkpoint")
+    for name in _earlier(session) - present.keys():
+        if not _whole(folder, name, session):
+            tell(
+                f"{name}.safetensors is missing or damaged, and its weights are in no checkpoint: "
+                "use others of this run (--weights last), or train again"
+            )
+
+
+def _record(folder: RunFolder, session: Session, tell: Tell) -> None:
+    wanted = lines_of(session.history)
+    try:
+        check_regular(folder.metrics)
+        there = folder.metrics.read_text(encoding="utf-8") if folder.metrics.exists() else ""
+    except (OSError, ValueError, UserError):
+        there = "\0"
+    if there == wanted:
+        return
+    folder.write_metrics(session.history)
+    if not there.startswith(wanted):  # else it was only ahead of the checkpoint
+        tell("metrics.jsonl was missing or damaged: written again from the checkpoint")
+
+
+def _present(session: Session) -> dict[str, Any]:
+    """The weights that the session stands for at the end of an epoch, by name."""
+    found: dict[str, Any] = {"model": session.model}
+    if session.average is not None:
+        found["ema"] = session.average.model
+    if session.best_epoch == session.epoch - 1:
+        found["best"] = session.model
+    if session.epoch in session.config.keep and not session.config.sentinel.rollback:
+        found[f"epoch-{session.epoch}"] = session.model
+    return found
+
+
+def _earlier(session: Session) -> set[str]:
+    """Names of the weights that earlier epochs have left for good."""
+    kept = {f"epoch-{epoch}" for epoch in session.config.keep if epoch <= session.epoch}
+    return kept | ({"best"} if session.best_epoch >= 0 else set())
+
+
+def _whole(folder: RunFolder, name: str, session: Session) -> bool:
+    path = folder.path / f"{name}.safetensors"
+    try:
+        read_weights(path)
+        return run_of(path) in (None, session.run)
+    except UserError:
+        return False
+
+
+def _described(folder: RunFolder, session: Session) -> bool:
+    """Whether model.json is what this run writes."""
+    path = folder.path / "model.json"
+    try:
+        check_regular(path)
+        return path.read_bytes() == manifest_text(session.manifest()).encode()
+    except (OSError, UserError):
+        return False

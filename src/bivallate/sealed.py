@@ -1,0 +1,61 @@
+"""Tensors in a safetensors file that carries a checksum over all of itself."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bivallate.errors import UserError
+from bivallate.files import write_whole
+from bivallate.opening import check_regular
+
+KEY, SEAL = "bivallate", "seal"  # one key alone: the library writes several in an order that changes
+
+
+def seal(tensors: Mapping[str, Tensor], header: Any) -> str:
+    """CRC-32 over the header and every tensor's name, type, shape and bytes, in the order of the names."""
+    crc = zlib.crc32(json.dumps(header, sort_keys=True, allow_nan=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        crc = zlib.crc32(f"{name} {value.dtype} {list(value.shape)}".encode(), crc)
+        crc = zlib.crc32(value.flatten().view(torch.uint8).numpy().data, crc)
+    return f"crc32:{crc:08x}"
+
+
+def write_sealed(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
+    """Writes tensors and a header that JSON can hold, whole or not at all. Returns the seal."""
+    mark = seal(tensors, json.loads(json.dumps(header)))
+    text = json.dumps({**header, SEAL: mark})
+    write_whole(path, lambda place: save_file(tensors, place, {KEY: text}))
+    return mark
+
+
+def read_sealed(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor], str | None]:
+    """Header, tensors and seal; the first and the last are None in a file that was written without.
+
+    Raises UserError if the file is missing, truncated, no safetensors file, or does not match its seal.
+    """
+    check_regular(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  not a dict
+        header = json.loads(metadata[KEY]) if KEY in metadata else None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (SafetensorError, ValueError, RecursionError, RuntimeError) as error:
+        raise UserError(f"{path} is truncated or damaged, or not a safetensors file: {error}") from error
+    if header is not None and not isinstance(header, dict):
+        raise UserError(f"{path} is damaged: its header is no table")
+    mark = None if header is None else header.pop(SEAL, None)
+    if mark is not None and mark != seal(tensors, header):
+        raise UserError(f"{path} is damaged: its contents do not match its checksum")
+    return header, tensors, mark

@@ -1,0 +1,350 @@
+"""A run's folder after a fault: gone on from, mended, or refused; never mixed, never in silence."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.run.runs import Killed, copy, digits, kill_at, metrics, same, settings, train
+
+import bivallate as bv
+from bivallate.run import checkpoint, session
+from bivallate.run.config import Config
+from bivallate.run.progress import Progress
+
+OLD = Path(__file__).parent / "old"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    train(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed in its second epoch of three."""
+    path = tmp_path_factory.mktemp("half") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, 5)
+        with pytest.raises(Killed):
+            train(path)
+    return path
+
+
+def resume(path: Path) -> bv.Run:
+    return bv.resume(path, dataset=digits())
+
+
+@pytest.mark.parametrize("name", ["at", "atta"])
+def test_folders_of_the_first_version_end_at_the_same_bits(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "WATCHED", 6)  # as when they were made
+    run = copy(OLD / name, tmp_path / name)
+    wanted = load_file(run / "finished" / "model.safetensors")
+    fresh = bv.train("linear", digits(), Config.read(run / "config.toml").method, **settings(average=0.0))
+    alike = all(torch.equal(v, wanted[k]) for k, v in fresh.model.state_dict().items())
+    resume(run)
+    for key, value in load_file(run / "model.safetensors").items():
+        torch.testing.assert_close(value, wanted[key], rtol=1e-5, atol=1e-6)
+        assert torch.equal(value, wanted[key]) or not alike  # another processor rounds otherwise
+    if alike:
+        now, then = metrics(run), metrics(run / "finished")
+        known = [{key: line[key] for key in old} for line, old in zip(now, then, strict=True)]
+        assert known == then  # lines may say more today
+
+
+# the record ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", range(10))
+def test_the_record_is_the_uninterrupted_ones_wherever_it_was_cut(steps, whole, tmp_path, monkeypatch):
+    """Also where an epoch's last minibatch was done and the epoch not: then the rate is in no optimiser."""
+    with monkeypatch.context() as patch:
+        if steps < 9:
+            kill_at(patch, steps)
+        else:  # die where the epoch is summed up
+            patch.setattr("bivallate.run.trainer.held_out", lambda *a, **k: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            train(tmp_path / "run")
+    resume(tmp_path / "run")
+    same(whole, tmp_path / "run")
+
+
+def test_a_radius_that_grows_is_in_the_record_of_a_resumed_run_too(tmp_path, monkeypatch):
+    train(tmp_path / "whole", warm_up=0.9)
+    with monkeypatch.context() as patch:
+        patch.setattr("bivallate.run.trainer.held_out", lambda *a, **k: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            train(tmp_path / "run", warm_up=0.9)
+    resume(tmp_path / "run")
+    assert 0 < metrics(tmp_path / "run")[0]["eps"] < 0.15
+    same(tmp_path / "whole", tmp_path / "run")
+
+
+# damage ----------------------------------------------------------------------
+
+
+def torn(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def zeroed(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x80  # no ASCII any more, so no text stays valid
+    path.write_bytes(bytes(data))
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+def a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+DAMAGE = [torn, zeroed, emptied, flipped, gone, a_pipe]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["checkpoints", "config.toml", "metrics.jsonl"])
+def test_an_interrupted_run_goes_on_whatever_became_of_one_of_its_files(name, damage, half, whole, tmp_path):
+    run = copy(half, tmp_path / "run")
+    damage(checkpoint.list_all(run / "checkpoints")[0] if name == "checkpoints" else run / name)
+    if (name, damage) == ("config.toml", a_pipe):
+        with pytest.raises(bv.UserError, match="only regular files are read"):
+            resume(run)
+        return
+    if (name, damage) == ("checkpoints", gone):
+        resume(run)  # the older one is the newest now
+    else:
+        with pytest.warns(UserWarning, match="older whole one|written again"):
+            resume(run)
+    same(whole, run)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "ema.safetensors", "metrics.jsonl", "model.json", "config.toml"]
+)
+def test_a_finished_run_is_mended_from_its_checkpoint(name, damage, whole, tmp_path):
+    run = copy(whole, tmp_path / "run")
+    damage(run / name)
+    if (name, damage) == ("config.toml", a_pipe):
+        return
+    with pytest.warns(UserWarning, match="written again from the checkpoint"):
+        resume(run)
+    for file in ("config.toml", "model.json", "model.safetensors", "ema.safetensors", "metrics.jsonl"):
+        assert (run / file).read_bytes() == (whole / file).read_bytes()
+
+
+@pytest.mark.parametrize("damage", [torn, gone, flipped])
+def test_best_weights_that_no_checkpoint_holds_are_said_to_be_lost(damage, tmp_path):
+    run, epoch = tmp_path / "run", 3
+    train(run)
+    best = json.loads((run / "model.json").read_text())["best_epoch"]
+    damage(run / "best.safetensors")
+    with pytest.warns(UserWarning, match="written again" if best == epoch else "in no checkpoint"):
+        resume(run)
+    if damage is flipped and best != epoch:
+        with pytest.raises(bv.UserError, match="damaged"):
+            bv.load(run)
+
+
+def test_a_flipped_bit_in_the_weights_is_not_evaluated(whole, tmp_path):
+    run = copy(whole, tmp_path / "run")
+    data = bytearray((run / "best.safetensors").read_bytes())
+    data[-2] ^= 1
+    (run / "best.safetensors").write_bytes(bytes(data))
+    with pytest.raises(bv.UserError, match="do not match its checksum"):
+        bv.load(run)
+
+
+@pytest.mark.parametrize("field", ["epoch", "step"])
+def test_a_checkpoint_whose_place_was_changed_is_no_checkpoint(field, half, tmp_path):
+    run = copy(half, tmp_path / "run")
+    path = checkpoint.list_all(run / "checkpoints")[0]
+    data = path.read_bytes()
+    found = getattr(checkpoint.load(path), field)
+    changed = data.replace(f'\\"{field}\\": {found}'.encode(), f'\\"{field}\\": {found + 1}'.encode(), 1)
+    assert changed != data
+    path.write_bytes(changed)
+    with pytest.raises(bv.UserError, match="checksum"):
+        checkpoint.load(path)
+
+
+def test_weights_of_two_runs_are_not_mixed(whole, tmp_path):
+    run = copy(whole, tmp_path / "run")
+    train(tmp_path / "other", seed=1)
+    shutil.copy(tmp_path / "other" / "best.safetensors", run)
+    with pytest.raises(bv.UserError, match="another run"):
+        bv.load(run)
+
+
+# other configurations ----------------------------------------------------------------------
+
+
+def edited(run: Path) -> None:
+    text = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(text.replace("lr = 0.05", "lr = 0.06"))
+
+
+def of_another(run: Path) -> None:
+    config = Config.read(run / "config.toml").set("seed", 3)
+    config.write(run / "config.toml")
+
+
+@pytest.mark.parametrize(("change", "key"), [(edited, r"optimizer\.lr"), (of_another, "seed")])
+def test_checkpoints_are_not_gone_on_from_under_another_configuration(change, key, half, whole, tmp_path):
+    run = copy(half, tmp_path / "run")
+    change(run)
+    with pytest.raises(bv.UserError, match=key):
+        resume(run)
+    (run / "config.toml").unlink()  # the remedy that it names
+    with pytest.warns(UserWarning, match="written again"):
+        resume(run)
+    same(whole, run)
+
+
+def test_where_and_how_often_may_be_changed(half, whole, tmp_path):
+    run = copy(half, tmp_path / "run")
+    config = Config.read(run / "config.toml").set("checkpoint_minutes", 7.0)
+    config.write(run / "config.toml")
+    resume(run)
+    assert metrics(run) == metrics(whole)
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_link_in_place_of_the_checkpoints(overwrite, half, whole, tmp_path):
+    run = copy(half, tmp_path / "run")
+    shutil.move(run / "checkpoints", tmp_path / "elsewhere")
+    (run / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    if not overwrite:
+        with pytest.raises(bv.UserError, match="is a link"):
+            resume(run)
+        return
+    there = sorted((tmp_path / "elsewhere").iterdir())
+    train(run, overwrite=True)
+    same(whole, run)
+    assert not (run / "checkpoints").is_symlink()
+    assert sorted((tmp_path / "elsewhere").iterdir()) == there
+
+
+def test_what_cannot_be_cleared_is_named(half, tmp_path, monkeypatch):
+    run = copy(half, tmp_path / "run")
+
+    rmtree = shutil.rmtree
+
+    def refuse(path: Path, **more: Any) -> None:
+        if path.name.startswith("."):
+            return rmtree(path, **more)
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.raises(bv.UserError, match=r"cannot remove .*checkpoints.*Permission denied"):
+        train(run, overwrite=True)
+
+
+# dead ends ----------------------------------------------------------------------
+
+
+def beginning(run: Path) -> None:
+    for path in run.iterdir():
+        if path.name != "config.toml":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def bare(run: Path) -> None:
+    beginning(run)
+    (run / "config.toml").unlink()
+    (run / "checkpoints").mkdir()
+
+
+def cleared_halfway(run: Path) -> None:
+    for name in ("config.toml", "model.json", "metrics.jsonl"):
+        (run / name).unlink()
+
+
+@pytest.mark.parametrize("how", [beginning, bare])
+def test_train_uses_a_folder_that_holds_nothing_but_a_beginning(how, whole, tmp_path):
+    run = copy(whole, tmp_path / "run")
+    how(run)
+    train(run)
+    same(whole, run)
+
+
+def test_resume_begins_a_run_anew_that_has_no_checkpoint_yet(whole, tmp_path):
+    run = copy(whole, tmp_path / "run")
+    beginning(run)
+    with pytest.warns(UserWarning, match="begins anew"):
+        resume(run)
+    same(whole, run)
+
+
+def test_a_folder_that_was_cleared_halfway_can_be_overwritten_or_gone_on_with(whole, tmp_path):
+    run = copy(whole, tmp_path / "run")
+    cleared_halfway(run)
+    train(run, overwrite=True)
+    same(whole, run)
+    cleared_halfway(run)
+    with pytest.warns(UserWarning, match="written again"):
+        resume(run)
+    same(whole, run)
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "best.safetensors", "config.toml"])
+def test_a_folder_with_something_in_it_is_not_taken(name, tmp_path):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(bv.UserError, match="exists already"):
+        train(tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_results_without_a_checkpoint_are_not_cleared_by_resume(whole, tmp_path):
+    run = copy(whole, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(bv.UserError, match=r"no checkpoint to go on from.*--overwrite"):
+        resume(run)
+    assert (run / "best.safetensors").exists()
+
+
+def test_temporary_files_and_banks_of_dead_processes_go(half, tmp_path, monkeypatch):
+    run = copy(half, tmp_path / "run")
+    child = os.fork()
+    if child == 0:
+        from bivallate.files import temporary
+
+        for place in (run, run / "checkpoints"):
+            temporary(place).mkdir()
+        os._exit(0)
+    os.waitpid(child, 0)
+    (run / "checkpoints" / "epoch-00009-step-0000001.bank.safetensors").write_bytes(b"")
+    resume(run)
+    assert [p.name for p in run.rglob("*") if p.name.startswith(".") or "bank" in p.name] == []
+
+
+def test_a_folder_that_goes_during_the_run_ends_it_with_a_word(tmp_path):
+    class Delete(Progress):
+        def step(self, session, record, lr) -> None:
+            if (session.epoch, session.step) == (1, 1):
+                shutil.rmtree(tmp_path / "run")
+
+    with pytest.raises(bv.UserError, match="was removed or emptied"):
+        train(tmp_path / "run", progress=Delete())
+    assert not (tmp_path / "run").exists()
