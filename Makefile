@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install demo test check bench clean
+.PHONY: install demo test faults check bench clean
 
 $(VENV)/.stamp-install: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("bivallate needs Python 3.11 or newer, got " + sys.version.split()[0] + "; run make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
@@ -28,6 +28,9 @@ demo: $(VENV)/.stamp-install
 
 test: $(VENV)/.stamp-test
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+faults: $(VENV)/.stamp-test
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults
 
 check: $(VENV)/.stamp-dev
 	@$(BIN)/ruff format --check .

@@ -104,6 +104,16 @@ class Optimizer(Protocol):
     def make(self, model: nn.Module) -> torch.optim.Optimizer: ...
 
 
+class Plan(Protocol):
+    """What a configuration says of both."""
+
+    @property
+    def optimizer(self) -> Optimizer: ...
+
+    @property
+    def rate(self) -> Rate: ...
+
+
 @part
 class SGD:
     """Stochastic gradient descent with momentum; weight decay is added to the gradient."""
@@ -165,6 +175,8 @@ def lower_rate(optimizer: torch.optim.Optimizer, rate: float, scale: float) -> f
     return rate * scale
 
 
-def rate_before(spec: Optimizer, rate: Rate, clock: Clock, scale: float) -> float | None:
+def rate_before(plan: Plan, clock: Clock, scale: float) -> float | None:
     """The rate of the minibatch before this one in its epoch, for checkpoints that do not hold it."""
-    return None if not clock.step else spec.lr * rate(replace(clock, step=clock.step - 1)) * scale
+    if not clock.step:
+        return None
+    return plan.optimizer.lr * plan.rate(replace(clock, step=clock.step - 1)) * scale

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,8 @@ FREE = (
     "recipe",
 )
 # what may differ from the checkpoint's; data of another name have to have the same fingerprint
+
+ORIGIN = ("code_version", "made_by")  # of a manifest: which code made the weights, not what they are
 
 Tell = Callable[[str], None]
 
@@ -111,7 +114,7 @@ def repair(folder: RunFolder, session: Session, tell: Tell) -> None:
     present = _present(session) if session.step == 0 and session.epoch else {}
     if present and not _described(folder, session):
         session.save_model(folder.path, "model")
-        tell("model.json was missing, damaged or of another version: written again from the checkpoint")
+        tell("model.json was missing or damaged: written again from the checkpoint")
     for name, model in present.items():
         if not _whole(folder, name, session):
             session.save_model(folder.path, name, model)
@@ -170,6 +173,12 @@ def _described(folder: RunFolder, session: Session) -> bool:
     path = folder.path / "model.json"
     try:
         check_regular(path)
-        return path.read_bytes() == manifest_text(session.manifest()).encode()
-    except (OSError, UserError):
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, UserError):
         return False
+    wanted = json.loads(manifest_text(session.manifest()))
+    if not isinstance(there, dict):
+        return False
+    free = {key for key in (*ORIGIN, "run") if key in ORIGIN or key not in there}  # younger than some runs
+    left, right = ({k: v for k, v in about.items() if k not in free} for about in (there, wanted))
+    return left == right

@@ -254,8 +254,7 @@ class Session:
         self.forward, self.backward = values["forward"], values["backward"]
         self.seconds = values["seconds"]
         self.run = values.get("run", self.run)
-        scale = self.sentinel_state.get("rate", 1.0)
-        before = rate_before(self.config.optimizer, self.config.rate, self.clock(), scale)
+        before = rate_before(self.config, self.clock(), self.sentinel_state.get("rate", 1.0))
         self.rate = values.get("rate", before)
         eps = values.get("eps", self.method.threat.eps)
         if eps != self.method.threat.eps:  # that of the last minibatch, where it grows
