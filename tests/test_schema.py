@@ -47,7 +47,7 @@ WRONG = [
     ("optimizer__lr", "0.1", "a number"),
     ("optimizer__lr", True, "a number"),
     ("optimizer__lr", 1e39, "fits 32 bits"),
-    ("optimizer__lr", float("nan"), "a number"),
+    ("optimizer__lr", float("nan"), "a finite number"),
     ("method__threat__eps", [0.1], "a number"),
     ("method__solver__steps", 2.5, "a whole number"),
     ("method__solver__start", "zero", "a part"),

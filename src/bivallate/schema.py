@@ -127,7 +127,8 @@ def _number(value: Any, where: str) -> float | int:
     right = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if isinstance(value, int) and right:
         return _demand(abs(value) <= LARGEST, value, "a number that fits 32 bits", where)
-    number = float(_demand(right and value == value, value, "a number", where))
+    number = float(_demand(right, value, "a number", where))
+    _demand(not math.isnan(number), value, "a finite number", where)
     _demand(abs(number) <= LARGEST or math.isinf(number), value, "a number that fits 32 bits", where)
     return number
 

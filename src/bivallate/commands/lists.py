@@ -11,6 +11,7 @@ from rich.table import Table
 
 from bivallate.cli import APP
 from bivallate.errors import UserError, unknown
+from bivallate.parts import portable
 from bivallate.quoting import line
 from bivallate.terminal import NAME, literal_console, say, say_json
 
@@ -50,7 +51,7 @@ def methods(name: str | None = None, *, json: Json = False) -> None:
         for e in sorted(entries.values(), key=lambda e: (e.family, e.name))
     ]
     if json:
-        say_json(rows, 1)
+        say_json([portable(row) for row in rows], 1)
         return
     if name is not None:
         say(card(entries[name]))
@@ -193,7 +194,7 @@ def recipes(
     from bivallate.data.registry import usual
     from bivallate.lower.threat import threat
     from bivallate.method import create
-    from bivallate.parts import encode, portable
+    from bivallate.parts import encode
     from bivallate.run.config import to_toml
     from bivallate.run.recipes import RECIPES, recipe_for
 
@@ -239,7 +240,7 @@ def attacks(*, json: Json = False) -> None:
 
 def _show(rows: list[dict[str, Any]], json: bool, title: str) -> None:
     if json:
-        say_json(rows, 1)
+        say_json([portable(row) for row in rows], 1)
         return
     table = Table(title=title, title_justify="left")
     for column in rows[0]:

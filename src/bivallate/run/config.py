@@ -214,6 +214,10 @@ class Config:
         key."""
         text = read_text(path, "configuration", 4 * MEGABYTE)
         entry = parse(text, path, "configuration", dict[str, Any], "TOML")
+        known = [*written(Config), "kind"]
+        for key in entry:
+            if key not in known:
+                raise UserError(f"{path}: {unknown('configuration key', key, known)}")
         if not isinstance(entry.get("method"), dict):
             raise UserError(f"{path} has no [method] table: every run needs a method")
         try:
