@@ -4,14 +4,14 @@ from bivallate import starting  # noqa: F401  first, as what follows takes secon
 
 # isort: split
 from bivallate import data, methods, models
-from bivallate.audit import audit
+from bivallate.audit.of_run import audit
 from bivallate.check import check_gradient, upper_gradient
 from bivallate.coupling.barrier import Barrier, Implicit, Mask
 from bivallate.coupling.cid import cid
 from bivallate.coupling.implicit import Detached, Leaf
 from bivallate.coupling.last_step import LastStep
 from bivallate.errors import UserError
-from bivallate.evaluate import Score, attack, evaluate, predict
+from bivallate.evaluate import Score, attack, predict
 from bivallate.lower.pgd import PGD
 from bivallate.lower.threat import L2, Linf
 from bivallate.method import Method, register
@@ -20,6 +20,7 @@ from bivallate.reports.comparison.api import compare
 from bivallate.reports.diagnostics.api import diagnose
 from bivallate.reports.page import report
 from bivallate.run.api import Run, load, resume, train
+from bivallate.run.examined import evaluate
 from bivallate.run.optim import SGD, AdamW, Cosine, Flat, MultiStep, Triangle
 from bivallate.step import train_step
 from bivallate.types import Batch, Clock

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import bivallate as bv
+from bivallate.audit.of_run import kept_claim
 from bivallate.cli import run
-from bivallate.commands.auditing import kept_claim
 from bivallate.evaluate import Score, evaluation_name
 from bivallate.lower.threat import Linf
 from bivallate.reports.collect import collect

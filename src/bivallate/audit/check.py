@@ -55,6 +55,21 @@ class Moment:
     passes: int
     seconds: float
 
+    @property
+    def title(self) -> str:
+        """What runs now."""
+        return f"audit / {self.attack}"
+
+    @property
+    def numbers(self) -> str:
+        """What was spent."""
+        return f"{self.passes:,} passes"
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the present pace, if no further point breaks; None before there is one."""
+        return self.seconds * (1 - self.fraction) / self.fraction if self.fraction > 0 else None
+
 
 @dataclass(frozen=True, repr=False)
 class Audit:

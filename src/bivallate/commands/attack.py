@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from bivallate.cli import APP
-from bivallate.commands.options import Machine, Source, split_of, threat_of
+from bivallate.commands.options import Machine, Source, threat_of
 from bivallate.errors import UserError
 from bivallate.terminal import say
 
@@ -61,6 +61,7 @@ def attack(
     from bivallate.reports.attacked import write
     from bivallate.run.api import load_run
     from bivallate.run.config import Config
+    from bivallate.run.examined import split_of
     from bivallate.run.folder import RunFolder
     from bivallate.run.session import load_data
 

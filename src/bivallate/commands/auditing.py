@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import Parameter
-from rich.progress import Progress
 from rich.table import Table
 
 from bivallate.cli import APP
-from bivallate.commands.options import Machine, Source, split_of, threat_of
+from bivallate.commands.keeping import place_of
+from bivallate.commands.options import Flag, Machine, Source, threat_of
 from bivallate.errors import UserError
-from bivallate.quoting import line
-from bivallate.terminal import NAME, columns, literal_console, say, say_json
-
-Flag = Annotated[bool, Parameter(negative=())]
+from bivallate.evaluate.watching import duration, watched
+from bivallate.terminal import literal_console, say, say_json
 
 
 @APP.command
@@ -31,6 +28,8 @@ def audit(
     split: str = "test",
     source: Source = Source(),  # noqa: B008  frozen
     machine: Machine = Machine(),  # noqa: B008
+    out: Path | None = None,
+    quiet: Flag = False,
     json: Flag = False,
 ) -> None:
     """Ask whether the robustness of a run is real, and say what speaks for and against it.
@@ -57,120 +56,59 @@ def audit(
         linf or l2. [default: the run's own]
     split
         test, validation or train.
+    out
+        file for the result, as JSON. [default: one of its own in RUN/audit]
+    quiet
+        no progress.
     json
         print the result as JSON instead of tables.
     """
-    from bivallate.audit import audit as examine
-    from bivallate.evaluate import evaluation_name
-    from bivallate.run.api import load_run
-    from bivallate.run.config import Config
-    from bivallate.run.evaluation_data import evaluation_data
+    from bivallate.audit.of_run import audit_file, audit_of
+    from bivallate.run.examined import Examined
     from bivallate.run.folder import RunFolder
 
-    folder = RunFolder.open(run)
+    RunFolder.open(run)
     if n < 1:
         raise UserError(f"--n must be a whole number of at least 1, got {n}")
-    device = machine.prepare()
-    config = Config.read(folder.config)
-    config = config.set("data.data_dir", source.data_dir) if source.data_dir is not None else config
-    threat = threat_of(config.method.threat, norm, eps)
-    points = split_of(evaluation_data(run, config).data, split)
-    others = [load_run(other, "last", source.model).to(device) for other in against]
-    claim = "--claimed"
-    if claimed is None and split == "test":
-        claimed, claim = kept_claim(folder.evaluation, source.weights, threat, len(points))
-    with _Shown(silent=json) as shown:
-        result = examine(
-            load_run(run, source.weights, source.model).to(device),
-            points,
-            threat,
+    examined = Examined.of(
+        run,
+        threat=lambda own: threat_of(own, norm, eps),
+        weights=source.weights,
+        split=split,
+        data_dir=source.data_dir,
+        model=source.model,
+        device=machine.prepare(),
+    )
+    place = place_of(audit_file(examined, source.seed), out)
+    with watched(json or quiet) as progress:
+        result = audit_of(
+            examined,
+            claimed=claimed,
+            against=against,
+            factory=source.model,
             n=n,
             minutes=budget,
-            surrogates=others,
-            claimed=claimed,
-            claim=claim,
-            history=folder.read_metrics(),
             seed=source.seed,
-            announce=shown.announce,
-            progress=shown.update,
+            announce=None if json or quiet else _announce,
+            progress=progress,
         )
-    label = source.weights if split == "test" else f"{source.weights}-{split}"
-    target = folder.path / "audit" / evaluation_name(label, threat, "audit", source.seed)
-    result.save(target)
     if json:
         say_json(result.to_json())
-        return
-    show(result)
-    say(f"kept in {target}")
+    else:
+        show(result)
+    if place is not None:
+        result.save(place)
+        if not json:
+            say(f"kept in {place}")
 
 
-def kept_claim(folder: Path, weights: str, threat: Any, points: int) -> tuple[float | None, str]:
-    """(robust accuracy, attack) of the strongest evaluation that the run keeps; (None, "") without one.
-
-    Only what could be a headline counts: the run's own test data, attacked on the model itself, on no fewer
-    points than an audit wants. A file that cannot be read, or is of weights that have changed since, is no
-    claim.
-    """
-    from bivallate.audit.plan import FEWEST
-    from bivallate.evaluate.compare import same_threat
-    from bivallate.reports.collect import STALE, evaluation, fingerprints
-    from bivallate.reports.strength import strongest_first
-
-    found, prints = [], fingerprints(folder.parent)
-    for path in sorted(folder.glob(f"{weights}-{type(threat).__name__.lower()}-*.json")):
-        try:
-            kept = evaluation(path, prints)
-        except UserError as error:
-            say(f"warning: {error}", beside=True)
-            continue
-        if kept is None or (kept.split, kept.data) != ("test", ""):
-            continue
-        if kept.stale:
-            say(f"warning: {path} is no claim: {STALE}", beside=True)
-            continue
-        score = kept.score
-        direct = score.attack != "clean" and not score.attack.startswith("transfer")
-        if direct and same_threat(score.threat, threat) and score.n >= min(FEWEST, points):
-            found.append(kept)
-    if not found:
-        return None, ""
-    score = found[strongest_first([[e] for e in found])[0]].score
-    return score.robust_accuracy, f"evaluation {score.attack}, {score.n} points"
-
-
-class _Shown:
-    """States the budget, then shows progress on the terminal."""
-
-    def __init__(self, *, silent: bool) -> None:
-        self._console = literal_console(beside=True)
-        self._silent = silent
-        self._bar = Progress(*columns(), console=self._console, transient=True)
-        self._visible = self._console.is_terminal and not silent
-
-    def __enter__(self) -> _Shown:
-        if self._visible:
-            self._bar.start()
-        self._task = self._bar.add_task("", total=1.0, numbers="")
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
-
-    def announce(self, plan: Any, seconds: float) -> None:
-        """What is going to be spent."""
-        if not self._silent:
-            self._console.print(
-                f"audit at the {plan.level} level: {plan.n} points, at most {plan.cost():,} passes, "
-                f"about {seconds:.0f} s",
-                soft_wrap=True,
-            )
-
-    def update(self, moment: Any) -> None:
-        """What runs now."""
-        numbers = f"{moment.passes:,} passes, {moment.seconds:.0f} s"
-        self._bar.update(
-            self._task, description=line(moment.attack, NAME), completed=moment.fraction, numbers=numbers
-        )
+def _announce(plan: Any, seconds: float) -> None:
+    """What is going to be spent."""
+    say(
+        f"audit at the {plan.level} level: {plan.n} points, at most {plan.cost():,} passes, "
+        f"about {duration(seconds)}",
+        beside=True,
+    )
 
 
 def show(result: Any) -> None:

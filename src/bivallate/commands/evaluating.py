@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from rich.progress import Progress, TimeRemainingColumn
 from rich.table import Table
 
 from bivallate.cli import APP
-from bivallate.commands.options import Machine, Source, Subset, split_of, threat_of
+from bivallate.commands.keeping import place_of
+from bivallate.commands.options import Flag, Machine, Source, Subset, threat_of
 from bivallate.errors import UserError
+from bivallate.evaluate.watching import watched
 from bivallate.quoting import line
-from bivallate.terminal import NAME, columns, literal_console, say, say_json
+from bivallate.terminal import NAME, literal_console, say, say_json
 
-Flag = Annotated[bool, Parameter(negative=())]
 GO_ON = "interrupted; what was decided is kept: the same command goes on from there"
 
 
 @APP.command
 def evaluate(
-    run: Path,
-    *,
-    attack: str = "pgd-20",
+    *runs: Path,
+    attack: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=True)] = ("pgd-20",),
     eps: str | None = None,
     norm: str | None = None,
     split: str = "test",
@@ -35,19 +35,22 @@ def evaluate(
     machine: Machine = Machine(),  # noqa: B008
     batch_size: int | None = None,
     preflight: bool = True,
+    out: Path | None = None,
+    quiet: Flag = False,
     json: Flag = False,
 ) -> None:
     """Attack the model of a run and report how much of its accuracy is left.
 
     The result is kept in RUN/evaluation, one file for each weights, threat, attack and seed. An evaluation
-    that was interrupted goes on where it stopped.
+    that was interrupted goes on where it stopped. Of several runs or attacks each is told in a line.
 
     Parameters
     ----------
-    run
-        folder of the run.
+    runs
+        folders of one or several runs.
     attack
-        clean, fgsm, pgd-STEPS, pgd-STEPS-RESTARTS, cw, autoattack, ...; `bivallate attacks` lists them.
+        one or several of clean, fgsm, pgd-STEPS, pgd-STEPS-RESTARTS, cw, autoattack, ...; `bivallate attacks`
+        lists them.
     eps
         radius in pixel units of [0, 1], such as 8/255. [default: the run's own]
     norm
@@ -62,89 +65,86 @@ def evaluate(
         points at once. [default: estimated from the free memory]
     preflight
         look model and data over first, for what would make the result mean nothing.
+    out
+        file for the result, as JSON; of several a folder for their files. [default: of its own in
+        RUN/evaluation]
+    quiet
+        no progress and no remarks before the result.
     json
-        print the result as JSON instead of a table.
+        print the result as JSON instead of a table; of several a list.
     """
-    from bivallate.evaluate import evaluate as score_of
-    from bivallate.evaluate import evaluation_name, parse
-    from bivallate.evaluate.preflight import preflight as look_over
-    from bivallate.run.api import load_run
-    from bivallate.run.config import Config
-    from bivallate.run.evaluation_data import evaluation_data
-    from bivallate.run.folder import RunFolder
+    from bivallate.evaluate import parse
+    from bivallate.run.examined import Examined
     from bivallate.run.interrupt import Interrupted
 
-    folder = RunFolder.open(run)
-    device = machine.prepare()
-    config = Config.read(folder.config)
-    config = config.set("data.data_dir", source.data_dir) if source.data_dir is not None else config
-    threat = threat_of(config.method.threat, norm, eps)
-    parse(attack)  # a misspelt attack is said before anything else
-    evaluated = evaluation_data(run, config, data, by_position=by_position)
-    dataset = evaluated.data
-    for note in (*dataset.notes, *evaluated.warnings):
-        say(f"{dataset.name}: {note}", beside=True)
-    points = split_of(dataset, split)
-    network = load_run(run, source.weights, source.model).to(device)
-    looked = look_over(network, points, threat, own=not evaluated.place) if preflight else None
-    if looked is not None:
-        say(looked, beside=True)
-    label = source.weights if split == "test" else f"{source.weights}-{split}"
-    name = evaluation_name(label, threat, attack, source.seed, subset.name(), evaluated.place)
-    partial = folder.evaluation / f".{name}.partial"
-    try:
-        with shown(json) as progress:
-            score = score_of(
-                network,
-                points,
-                threat,
-                attack,
-                n=subset.n,
-                first=subset.first,
-                batch_size=batch_size,
-                seed=source.seed,
-                progress=progress,
-                resume=partial,
-            )
-    except KeyboardInterrupt:
-        raise Interrupted(GO_ON) from None
-    # what would make the number mean nothing goes with it into every table
-    grave = tuple(str(f) for f in looked.findings if f.severity == "error") if looked is not None else ()
-    score = replace(score, warnings=(*score.warnings, *grave, *evaluated.warnings))
-    score.save(folder.evaluation / name)
-    partial.unlink(missing_ok=True)
-    if json:
-        say_json(score.to_json())
-        return
-    show(score, dataset.classes)
-    say(f"kept in {folder.evaluation / name}")
+    chosen, attacks = _sorted_out(runs, attack)
+    for name in attacks:
+        parse(name)  # a misspelt attack is said before anything else
+    several, device = len(chosen) * len(attacks) > 1, machine.prepare()
+    where = {"data": data, "by_position": by_position, "split": split, "device": device}
+    where |= {"weights": source.weights, "data_dir": source.data_dir, "model": source.model}
+    options = asdict(subset) | {"batch_size": batch_size, "seed": source.seed}
+    found: list[dict[str, Any]] = []
+    for run in chosen:
+        examined = Examined.of(run, threat=lambda own: threat_of(own, norm, eps), **where)
+        looked = _look(examined, preflight, quiet)
+        for name in attacks:
+            label = f"{run} {name}" if several else ""
+            default = examined.file(name, source.seed, subset.name())
+            place = place_of(default, out / f"{run.name}-{default.name}" if out and several else out)
+            try:
+                with watched(json or quiet, label) as progress:
+                    score = examined.evaluate(name, file=place, looked=looked, progress=progress, **options)
+            except KeyboardInterrupt:
+                raise Interrupted(GO_ON) from None
+            found.append({"run": str(run), **score.to_json()})
+            if not json:
+                _line(label, score) if several else show(score, examined.data.classes)
+            elif not several:
+                say_json(score.to_json())
+            _kept(score, place, silent=json)
+    if json and several:
+        say_json(found)
 
 
-class shown:  # noqa: N801  a context manager, used like a function
-    """Shows an evaluation's progress on the terminal."""
+def _sorted_out(runs: Sequence[Path], attacks: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Folders that stand behind --attack are runs. Raises UserError for none."""
+    from bivallate.run.folder import RunFolder
 
-    def __init__(self, silent: bool) -> None:
-        console = literal_console(beside=True)
-        self._bar = Progress(*columns(), TimeRemainingColumn(), console=console, transient=True)
-        self._visible = console.is_terminal and not silent
+    behind = [name for name in attacks if RunFolder(Path(name)).config.exists()]
+    runs = [*runs, *map(Path, behind)]
+    if not runs:
+        raise UserError("name the folder of a run, such as `bivallate evaluate runs/x --attack pgd-20`")
+    return runs, [name for name in attacks if name not in behind]
 
-    def __enter__(self) -> Any:
-        if self._visible:
-            self._bar.start()
-        self._task = self._bar.add_task("", total=1.0, numbers="")
-        return self._update
 
-    def _update(self, moment: Any) -> None:
-        left = "" if moment.seconds_left is None else f", {moment.seconds_left:.0f} s left"
-        self._bar.update(
-            self._task,
-            description=line(f"{moment.attack} / {moment.part}", NAME),
-            completed=moment.fraction,
-            numbers=f"{moment.living} of {moment.points} still robust{left}",
-        )
+def _look(examined: Any, preflight: bool, quiet: bool) -> Any:
+    """What was found before the attack, told."""
+    looked = examined.look_over() if preflight else None
+    if not quiet:
+        for note in (*examined.data.notes, *examined.warnings):
+            say(f"{examined.data.name}: {note}", beside=True)
+        if looked is not None:
+            say(looked, beside=True)
+    return looked
 
-    def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
+
+def _kept(score: Any, place: Path | None, *, silent: bool) -> None:
+    """Keeps a score that has been printed."""
+    from bivallate.run.examined import keep
+
+    if place is not None:
+        keep(score, place)
+        if not silent:
+            say(f"kept in {place}")
+
+
+def _line(label: str, score: Any) -> None:
+    """One of several scores."""
+    robust = percent(score.robust_accuracy, score.interval_95)
+    say(f"{label}: clean {percent(score.clean_accuracy)}, robust {robust}, {score.n} points")
+    for warning in score.warnings:
+        say(f"warning: {label}: {warning}", beside=True)
 
 
 def percent(value: float | None, interval: Any = None) -> str:

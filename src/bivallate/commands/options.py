@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from cyclopts import Parameter
 
-from bivallate.errors import UserError, unknown
+from bivallate.errors import UserError
 from bivallate.parts import parse_number
 from bivallate.run.folder import check_weights
+
+Flag = Annotated[bool, Parameter(negative=())]
 
 
 @Parameter(name="*")
@@ -21,7 +23,8 @@ class Source:
     Parameters
     ----------
     weights
-        best (on held-out data), last, ema, or epoch-N of a run that keeps it (--set keep=N).
+        best (on held-out data), last (the file model.safetensors), ema, or epoch-N of a run that keeps it
+        (--set keep=N).
     data_dir
         where named sets are looked for. [default: BIVALLATE_DATA]
     model
@@ -36,7 +39,7 @@ class Source:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_weights(self.weights)
+        object.__setattr__(self, "weights", check_weights(self.weights))
 
 
 @Parameter(name="*")
@@ -57,9 +60,9 @@ class Subset:
 
     def name(self) -> str:
         """For a file's name; empty for all points."""
-        if self.n is not None:
-            return f"n{self.n}"
-        return f"first{self.first}" if self.first is not None else ""
+        from bivallate.run.examined import subset_name
+
+        return subset_name(self.n, self.first)
 
 
 @Parameter(name="*")
@@ -110,11 +113,3 @@ def same_norm(norm: str, own: Any) -> None:
             f"--norm {norm} needs a radius of its own, --eps, such as {usual}: the run's, {own.eps:g}, is of "
             f"{type(own).__name__}"
         )
-
-
-def split_of(dataset: Any, split: str) -> Any:
-    """The points of a split by name. Raises UserError for one that is not there."""
-    points = {"test": dataset.test, "validation": dataset.validation, "train": dataset.train}
-    if points.get(split) is None:
-        raise unknown("split", split, [k for k, v in points.items() if v is not None])
-    return points[split]

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.cli import APP
-from bivallate.commands.evaluating import GO_ON, Flag, percent, shown
-from bivallate.commands.options import Machine, Source, Subset
+from bivallate.commands.evaluating import GO_ON, percent
+from bivallate.commands.keeping import place_of
+from bivallate.commands.options import Flag, Machine, Source, Subset
 from bivallate.commands.subjects import Subjects, norm_name, norm_of, radii_of, table
+from bivallate.evaluate.watching import watched
 from bivallate.files import write_json
 from bivallate.quoting import file_name
 from bivallate.terminal import say, say_json
@@ -36,6 +38,7 @@ def curve(
     machine: Machine = Machine(),  # noqa: B008
     batch_size: int | None = None,
     out: Path | None = None,
+    quiet: Flag = False,
     json: Flag = False,
 ) -> None:
     """Attack the models of runs at several radii: accuracy against eps, as a table, a figure and JSON.
@@ -57,12 +60,15 @@ def curve(
         figure and data as OUT.svg, .png, .pdf and .json. [default: FIRST RUN/diagnosis/curve-NORM-ATTACK]
     batch_size
         points at once. [default: estimated from the free memory]
+    quiet
+        no progress.
     json
         print the data as JSON instead of a table.
     """
     from bivallate.evaluate import eps_curve, evaluation_name, parse
     from bivallate.evaluate.sweeps import curve_file
     from bivallate.lower.threat import threat as make
+    from bivallate.reports.diagnostics.drawn import stem_of
     from bivallate.reports.diagnostics.ranks import OverEps
     from bivallate.run.interrupt import Interrupted
 
@@ -71,14 +77,15 @@ def curve(
     kind = norm_of(norm, subjects.threats[0])
     radii = radii_of(eps, kind, subjects.threats[0])
     options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}
-    curves = {}
+    curves, stem = {}, stem_of(out or runs[0] / "diagnosis" / f"curve-{kind}-{file_name(name)}")
+    place = place_of(stem.with_name(f"{stem.name}.json"), out and stem.with_name(f"{stem.name}.json"))
     named = evaluation_name(source.weights, make(kind, 0.0), name, source.seed, subset.name())
     begun: list[Path] = []
     try:
         for run, (label, model) in zip(runs, subjects.models.items(), strict=True):
             kept = _kept(run, model, named)
             begun += [curve_file(kept, radius) for radius in radii] if kept else []
-            with shown(json) as progress:
+            with watched(json or quiet, label) as progress:
                 curves[label] = eps_curve(
                     model, subjects.points, kind, radii, attack, resume=kept, progress=progress, **options
                 )
@@ -93,12 +100,20 @@ def curve(
         interval={label: [s.interval_95 for s in found.values()] for label, found in curves.items()},
         trained=subjects.trained(kind),
     )
-    drawn = figure.save(out or runs[0] / "diagnosis" / f"curve-{kind}-{file_name(name)}")
-    for file in begun:
-        file.unlink(missing_ok=True)
     if json:
         say_json(figure.data() | {"n": scores[0].n})
-        return
+    else:
+        _show_curve(figure, curves)
+    if place is not None:
+        drawn = figure.save(stem)
+        if not json:
+            say(f"kept in {drawn} and beside it")
+    for file in begun:
+        file.unlink(missing_ok=True)
+
+
+def _show_curve(figure: Any, curves: dict[str, Any]) -> None:
+    points = next(iter(next(iter(curves.values())).values())).n
     rows = [
         [
             f"{radius:.5g}",
@@ -106,9 +121,8 @@ def curve(
         ]
         for radius in figure.eps
     ]
-    title = f"accuracy under {name} in {figure.norm}, {scores[0].n} test points [95 % interval]"
+    title = f"accuracy under {figure.attack} in {figure.norm}, {points} test points [95 % interval]"
     table(title, ("eps", *curves), rows)
-    say(f"kept in {drawn} and beside it")
 
 
 def _kept(run: Path, model: nn.Module, named: str) -> Path | None:
@@ -132,6 +146,7 @@ def distances(
     machine: Machine = Machine(),  # noqa: B008
     batch_size: int = 128,
     out: Path | None = None,
+    quiet: Flag = False,
     json: Flag = False,
 ) -> None:
     """Search the smallest perturbation that misclassifies each test point (FAB-T), for the models of runs.
@@ -152,6 +167,8 @@ def distances(
         figure and data as OUT.svg, .png, .pdf and .json. [default: FIRST RUN/diagnosis/distances-NORM]
     batch_size
         points at once.
+    quiet
+        no progress.
     json
         print the data as JSON instead of a table.
     """
@@ -165,8 +182,13 @@ def distances(
     subjects = Subjects.of(runs, source, machine)
     kind = norm_of(norm, subjects.threats[0])
     options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}
-    search = partial(minimal_distances, steps=steps, targets=targets, **options)
-    found = {label: search(model, subjects.points, kind) for label, model in subjects.models.items()}
+    stem = stem_of(out or runs[0] / "diagnosis" / f"distances-{kind}")
+    file = stem.with_name(f"{stem.name}.json")
+    place = place_of(file, out and file)
+    search, found = partial(minimal_distances, steps=steps, targets=targets, **options), {}
+    for label, model in subjects.models.items():
+        with watched(json or quiet, label) as progress:
+            found[label] = search(model, subjects.points, kind, progress=progress)
     total = len(next(iter(found.values())))
     radii = _grid(list(found.values()))
     left = {label: surviving(values, radii) for label, values in found.items()}
@@ -178,8 +200,6 @@ def distances(
         interval={label: [wilson(hits, total) for hits in some] for label, some in left.items()},
         trained=subjects.trained(kind),
     )
-    stem = stem_of(out or runs[0] / "diagnosis" / f"distances-{kind}")
-    drawn = figure.save(stem)
     summary = {label: _summary(values) for label, values in found.items()}
     data = {
         "norm": norm_name(kind),
@@ -189,14 +209,21 @@ def distances(
         "runs": summary,
         "curve": figure.data(),
     }
-    write_json(stem.with_name(f"{stem.name}.json"), data)
     if json:
         say_json(data)
-        return
-    title = f"smallest {norm_name(kind)} perturbation found, {total} test points; quantiles over all"
+    else:
+        _show_distances(data)
+    if place is not None:
+        drawn = figure.save(stem)
+        write_json(place, data)
+        if not json:
+            say(f"kept in {drawn} and beside it, with every point's distance")
+
+
+def _show_distances(data: dict[str, Any]) -> None:
+    title = f"smallest {data['norm']} perturbation found, {data['n']} test points; quantiles over all"
     columns = ("run", "clean wrong", "none found", *(f"{share} %" for share in SHARES))
-    table(title, columns, [_row(label, s) for label, s in summary.items()])
-    say(f"kept in {drawn} and beside it, with every point's distance")
+    table(title, columns, [_row(label, s) for label, s in data["runs"].items()])
 
 
 def _row(label: str, summary: dict[str, Any]) -> list[str]:

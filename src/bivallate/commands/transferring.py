@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from bivallate.cli import APP
-from bivallate.commands.evaluating import Flag, percent, show
-from bivallate.commands.options import Machine, Source, Subset, threat_of
+from bivallate.commands.evaluating import percent, show
+from bivallate.commands.keeping import place_of
+from bivallate.commands.options import Flag, Machine, Source, Subset, threat_of
 from bivallate.errors import UserError
 from bivallate.evaluate.pairs import LEVEL, p_value
 from bivallate.terminal import say, say_json
@@ -28,6 +29,7 @@ def transfer(
     source: Source = Source(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008
     batch_size: int | None = None,
+    out: Path | None = None,
     json: Flag = False,
 ) -> None:
     """Judge the model of a run by adversarial points that were made on the models of other runs.
@@ -49,11 +51,13 @@ def transfer(
         linf or l2. [default: the run's own]
     batch_size
         points at once. [default: estimated from the free memory]
+    out
+        file for the result, as JSON. [default: one of its own in RUN/evaluation]
     json
         print the result as JSON instead of a table.
     """
     from bivallate.commands.subjects import Subjects
-    from bivallate.evaluate import Score, evaluation_name, parse
+    from bivallate.evaluate import evaluation_name, parse
     from bivallate.evaluate import transfer as judged
     from bivallate.run.folder import RunFolder
 
@@ -65,18 +69,28 @@ def transfer(
     (_, model), *others = subjects.models.items()
     threat = threat_of(subjects.threats[0], norm, eps)
     options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}
-    score = judged(model, dict(others), subjects.points, threat, chosen, **options)
 
     def place(attack: str) -> Path:
         name = evaluation_name(source.weights, threat, attack, source.seed, subset.name())
         return folder.evaluation / name
 
-    score.save(place(score.attack))
+    writable = place_of(place(f"transfer-{chosen.name}"), out) is not None
+    score = judged(model, dict(others), subjects.points, threat, chosen, **options)
     if json:
         say_json(score.to_json())
-        return
+    else:
+        _show(score, subjects, place(chosen.name))
+    if writable:
+        kept = out or place(score.attack)
+        score.save(kept)
+        if not json:
+            say(f"kept in {kept}")
+
+
+def _show(score: Any, subjects: Any, white: Path) -> None:
+    from bivallate.evaluate import Score
+
     show(score, list(subjects.classes))
-    white = place(chosen.name)
     if white.exists():
         own = Score.load(white)
         p = p_value(own, score) if score.robust_accuracy < own.robust_accuracy else None
@@ -85,7 +99,6 @@ def transfer(
             f"the same attack on the model itself left {percent(own.robust_accuracy)}"
             + (f": {MASKED} (p {p:.2g})" if masked else "")
         )
-    say(f"kept in {place(score.attack)}")
 
 
 MASKED = "points from elsewhere break more, so its own gradients mislead the attack; see `bivallate audit`"

@@ -6,6 +6,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -239,7 +240,8 @@ class Hunt:
     def _save(self) -> None:
         self.ledger.seconds = time.perf_counter() - self._began
         if self.file is not None:
-            self.ledger.save(Path(self.file), self.key)
+            with suppress(UserError):  # no reason to lose what was found: the score can be told all the same
+                self.ledger.save(Path(self.file), self.key)
 
     def _report(self, name: str) -> None:
         if self.progress is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "Searched"]
 
 
 @dataclass(frozen=True)
@@ -27,3 +27,42 @@ class Progress:
     living: int
     seconds: float
     seconds_left: float | None
+
+    @property
+    def title(self) -> str:
+        """What runs."""
+        return f"{self.attack} / {self.part}"
+
+    @property
+    def numbers(self) -> str:
+        """What is left."""
+        return f"{self.living} of {self.points} still robust"
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A moment of a search that takes one point after another.
+
+    Attributes:
+        title: what runs. points: how many there are; done: searched already. seconds: so far.
+    """
+
+    title: str
+    points: int
+    done: int
+    seconds: float
+
+    @property
+    def numbers(self) -> str:
+        """How many points are done."""
+        return f"{self.done} of {self.points} points"
+
+    @property
+    def fraction(self) -> float:
+        """Of the points, in [0, 1]."""
+        return self.done / max(1, self.points)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the present pace; None before there is one."""
+        return self.seconds * (self.points - self.done) / self.done if self.done else None

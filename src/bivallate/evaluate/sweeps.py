@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from bivallate.evaluate.attacks import Attack, Part, at_least_one, parse
 from bivallate.evaluate.evaluating import crafted, evaluate
 from bivallate.evaluate.placing import placed
 from bivallate.evaluate.points import check_images, check_labels, model_fingerprint, points, select
+from bivallate.evaluate.progress import Searched
 from bivallate.evaluate.score import Score
 from bivallate.evaluate.verdict import logits_of
 from bivallate.lower.apgd import APGD
@@ -91,24 +93,29 @@ def minimal_distances(
     first: int | None = None,
     batch_size: int = 128,
     seed: int = 0,
+    progress: Callable[[Searched], object] | None = None,
 ) -> Tensor:
     """(n,) the smallest norm at which FAB-T misclassifies each point: an upper bound of its distance.
 
     Zero where the clean image is wrong, infinite where nothing was found. Confirmed by a fresh forward.
+    `progress` is called after every batch.
 
     Raises:
         UserError: images, labels, logits or counts that `evaluate` would not take either.
     """
     check_seed(seed)
     at_least_one("minimal_distances", steps=steps, targets=targets, batch_size=batch_size)
-    source, found = points(data), []
-    ball = make_threat(norm, 1.0)
+    source, found, began = points(data), [], time.perf_counter()
+    ball, index = make_threat(norm, 1.0), select(len(source), n, first, seed)
     with placed(model, None) as (module, where, dtype):
-        for rows in select(len(source), n, first, seed).split(batch_size):
+        for rows in index.split(batch_size):
             x, y = source.tensors(rows)
             check_images(x)
             x, y = x.to(where, dtype), y.to(where)
             found.append(_distances(module, x, y, rows.to(where), ball, steps, targets).cpu())
+            if progress is not None:
+                done, seconds = sum(map(len, found)), time.perf_counter() - began
+                progress(Searched("distances / FAB-T", len(index), done, seconds))
     return torch.cat(found)
 
 

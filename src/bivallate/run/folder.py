@@ -32,7 +32,10 @@ FOLDERS = ("checkpoints", "evaluation", "audit", "diagnosis", "report-figures")
 
 
 def check_weights(name: str) -> str:
-    """The name of some of a run's weights: best, last, ema, or epoch-N. Raises UserError for another."""
+    """The name of some of a run's weights: best, last, ema, or epoch-N; `model`, as the file of the last is
+    called, is another word for last. Raises UserError for another."""
+    if name == "model":
+        return "last"
     if name not in WEIGHTS and not KEPT.fullmatch(name):
         raise unknown("weights", name, [*WEIGHTS, "epoch-N (of a run with keep=N)"])
     return name

@@ -1,0 +1,48 @@
+"""Where a command keeps its result, asked before the work that leads to it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from bivallate.errors import UserError
+from bivallate.terminal import say
+
+__all__ = ["place_of"]
+
+
+def place_of(default: Path, out: Path | None) -> Path | None:
+    """The file that a result goes to: `out` if it is given, else the default, which lies in a run's folder.
+
+    Returns None, and warns, where the run's folder cannot be written to: the result is then printed only.
+
+    Raises:
+        UserError: `out` cannot be written.
+    """
+    place = default if out is None else out
+    fault = _fault(place)
+    if not fault:
+        return place
+    if out is not None:
+        raise UserError(f"cannot write --out {out}: {fault}; name another place")
+    say(
+        f"warning: {default} cannot be written ({fault}): the result is printed and not kept; "
+        "name a place with --out",
+        beside=True,
+    )
+    return None
+
+
+def _fault(place: Path) -> str:
+    """Why no file can be written there; empty if one can. Leaves nothing behind."""
+    if place.is_dir():
+        return "it is a folder"
+    folder = next((p for p in place.absolute().parents if os.path.lexists(p)), place.absolute().parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
+        os.close(handle)
+        os.unlink(name)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""

@@ -1,0 +1,216 @@
+"""A trained model before the points that it is evaluated on, and where what is found is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bivallate.data import Dataset, Split
+from bivallate.errors import UserError, unknown
+from bivallate.evaluate import Score, evaluation_name, parse
+from bivallate.evaluate import evaluate as score_of
+from bivallate.evaluate.preflight import Preflight, preflight
+from bivallate.evaluate.progress import Progress
+from bivallate.evaluate.watching import watched
+from bivallate.lower.threat import ThreatModel
+from bivallate.models import Classifier
+from bivallate.run.api import load_run
+from bivallate.run.config import Config
+from bivallate.run.evaluation_data import evaluation_data
+from bivallate.run.folder import RunFolder
+from bivallate.run.session import pick_device
+
+__all__ = ["Examined", "evaluate", "keep", "partial_of", "split_of", "subset_name"]
+
+Threat = ThreatModel | Callable[[ThreatModel], ThreatModel] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Examined:
+    """What an evaluation needs, except for the attack.
+
+    Attributes:
+        path: of the run's folder. model: on its device. data, points: the set, and its split under attack.
+        threat: that the points are attacked within. weights, split: whose names they go by.
+        elsewhere: a word for other data than the run's own. warnings: what makes an accuracy mean less.
+    """
+
+    path: Path
+    model: Classifier
+    data: Dataset
+    points: Split
+    threat: ThreatModel
+    weights: str
+    split: str
+    elsewhere: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        path: str | Path,
+        *,
+        threat: Threat = None,
+        weights: str = "best",
+        split: str = "test",
+        data: str | None = None,
+        by_position: bool = False,
+        data_dir: str | None = None,
+        model: str | None = None,
+        device: torch.device | str = "auto",
+    ) -> Examined:
+        """A run folder's model and data.
+
+        Args:
+            threat: another than the run's own, or a function of that. data: another set by name. by_position:
+                read its labels by their numbers. model: package.module:factory of a network of one's own.
+
+        Raises:
+            UserError: no run, or data, a split or weights that are not there.
+        """
+        folder = RunFolder.open(Path(path))
+        config = Config.read(folder.config)
+        config = config.set("data.data_dir", data_dir) if data_dir is not None else config
+        own = config.method.threat
+        chosen = own if threat is None else threat(own) if callable(threat) else threat
+        found = evaluation_data(folder.path, config, data, by_position=by_position)
+        points = split_of(found.data, split)
+        network = load_run(path, weights, model).to(pick_device(str(device)))
+        where = (weights, split, found.place, found.warnings)
+        return cls(folder.path, network, found.data, points, chosen, *where)
+
+    @property
+    def label(self) -> str:
+        """Weights and split, for names of files."""
+        return self.weights if self.split == "test" else f"{self.weights}-{self.split}"
+
+    def file(self, attack: str, seed: int, points: str = "") -> Path:
+        """Where the run keeps an evaluation; `points`: which of them, for the name."""
+        name = evaluation_name(self.label, self.threat, attack, seed, points, self.elsewhere)
+        return RunFolder(self.path).evaluation / name
+
+    def look_over(self) -> Preflight:
+        """What would make any result mean nothing."""
+        return preflight(self.model, self.points, self.threat, own=not self.elsewhere)
+
+    def evaluate(
+        self, attack: Any, *, file: Path | None = None, looked: Preflight | None = None, **options: Any
+    ) -> Score:
+        """The score; grave findings of a look before it, and warnings about the data, go with it.
+
+        Args:
+            file: where it is going to be kept. Verdicts are kept beside it until `keep`, and an evaluation
+                that was interrupted goes on from them. options: as in `bivallate.evaluate.evaluate`.
+        """
+        resume = None if file is None else partial_of(file)
+        score = score_of(self.model, self.points, self.threat, attack, resume=resume, **options)
+        grave = tuple(str(f) for f in looked.findings if f.severity == "error") if looked is not None else ()
+        return replace(score, warnings=(*score.warnings, *grave, *self.warnings))
+
+
+def keep(score: Score, file: Path) -> None:
+    """Writes a score, whole; the verdicts beside it have served."""
+    score.save(file)
+    partial_of(file).unlink(missing_ok=True)
+
+
+def partial_of(file: Path) -> Path:
+    """Where an evaluation under way keeps its verdicts."""
+    return file.with_name(f".{file.name}.partial")
+
+
+def split_of(dataset: Dataset, split: str) -> Split:
+    """The points of a split by name. Raises UserError for one that is not there."""
+    points = {"test": dataset.test, "validation": dataset.validation, "train": dataset.train}
+    found = points.get(split)
+    if found is None:
+        raise unknown("split", split, [k for k, v in points.items() if v is not None])
+    return found
+
+
+def evaluate(
+    model: Any,
+    data: Any = None,
+    threat: ThreatModel | None = None,
+    attack: Any = "pgd-20",
+    *,
+    weights: str = "best",
+    split: str = "test",
+    factory: str | None = None,
+    data_dir: str | None = None,
+    store: bool = True,
+    n: int | None = None,
+    first: int | None = None,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    progress: bool | Callable[[Progress], object] = False,
+    **options: Any,
+) -> Score:
+    """How many points of some data a model classifies correctly whatever the attack tried.
+
+    Args:
+        model: a network or function, or the folder of a run: then data and threat are the run's own where
+            they are not given, and the score is kept in RUN/evaluation as `bivallate evaluate` keeps it.
+        data: a split, or a pair (x, y) of tensors; of a run also the name of a data set.
+        attack: a name (see `bivallate attacks`), an `Attack` or a part.
+        weights, split, factory, data_dir: of a run: which weights, which points, package.module:factory of a
+            network of one's own, where named sets are looked for.
+        store: keep the score of a run.
+        n, first: a seeded random subset of so many points, or the leading ones.
+        progress: True shows how far it is; or a function to call with every moment.
+        options: batch_size and resume of `bivallate.evaluate.evaluate`, which says more.
+
+    Raises:
+        UserError: for anything the user can mend.
+
+    Example:
+        >>> import bivallate as bv
+        >>> digits = bv.data.load("digits")
+        >>> model = bv.models.create("linear", num_classes=10, shape=(1, 8, 8))
+        >>> 0 <= bv.evaluate(model, digits.test, bv.Linf(0.1), "fgsm", n=20).robust_accuracy <= 1
+        True
+    """
+    options |= {"n": n, "first": first, "seed": seed}
+    with watched(silent=progress is not True) as show:
+        options["progress"] = progress if callable(progress) else show
+        if isinstance(model, str | Path):
+            where = {"weights": weights, "split": split, "data_dir": data_dir, "model": factory}
+            return _of_run(model, data, threat, attack, store, where | {"device": device or "auto"}, options)
+        if data is None or threat is None:
+            raise UserError(
+                "say what to evaluate on: bv.evaluate(model, data.test, bv.Linf(8/255)); only the folder of "
+                'a run, bv.evaluate("runs/x"), knows its own data and threat'
+            )
+        return score_of(model, data, threat, attack, device=device, **options)
+
+
+def _of_run(
+    path: str | Path,
+    data: Any,
+    threat: ThreatModel | None,
+    attack: Any,
+    store: bool,
+    where: dict[str, Any],
+    options: dict[str, Any],
+) -> Score:
+    name = parse(attack).name  # a misspelt attack is said before anything else
+    other = str(data) if isinstance(data, str | Path) else None
+    examined = Examined.of(path, threat=threat, data=other, **where)
+    if data is not None and other is None:  # points that have no name: nobody can find them again
+        return score_of(examined.model, data, examined.threat, attack, **options)
+    file = None
+    if store and isinstance(attack, str):  # an attack of one's own may bear another's name
+        file = examined.file(name, options["seed"], subset_name(options["n"], options["first"]))
+    score = examined.evaluate(attack, file=file, looked=examined.look_over(), **options)
+    if file is not None:
+        keep(score, file)
+    return score
+
+
+def subset_name(n: int | None, first: int | None) -> str:
+    """Which of the points, for a file's name; empty for all points."""
+    return f"n{n}" if n is not None else f"first{first}" if first is not None else ""

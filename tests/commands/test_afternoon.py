@@ -1,0 +1,141 @@
+"""Evaluations from the command line and from Python: several at once, kept or printed, with progress."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import bivallate as bv
+from bivallate.audit.check import Moment
+from bivallate.cli import run
+from bivallate.evaluate import watching
+from bivallate.evaluate.progress import Progress, Searched
+from bivallate.evaluate.watching import watched
+
+QUICK = ["--batch-size", "400", "--model", "linear", "--set", "validation.steps=1", "--eps", "0.1"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("afternoon")
+    for method in ("fast-at", "plain"):
+        assert run(["train", method, "--out", str(root / method), "--epochs", "1", *QUICK]) == 0
+    return root
+
+
+@pytest.fixture(autouse=True)
+def quiet(runs, capsys):
+    capsys.readouterr()
+
+
+COMMANDS = {
+    "evaluate": (["--attack", "fgsm", "--n", "20"], "evaluation", "robust"),
+    "audit": (["--n", "50", "--budget", "0.05"], "audit", "verdict"),
+    "curve": (["--attack", "fgsm", "--n", "20", "--eps", "0,0.1"], "diagnosis", "0.1"),
+    "distances": (["--n", "10", "--steps", "2", "--targets", "1"], "diagnosis", "fast-at"),
+    "transfer": (["--from", "PLAIN", "--attack", "fgsm", "--n", "20"], "evaluation", "robust"),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_result_is_printed_where_it_cannot_be_kept(command, runs, tmp_path, capsys):
+    """A folder that is a file cannot be written to by anybody, root included."""
+    import shutil
+
+    more, place, printed = COMMANDS[command]
+    more = [str(runs / "plain") if word == "PLAIN" else word for word in more]
+    shutil.copytree(runs / "fast-at", tmp_path / "fast-at")
+    shutil.rmtree(tmp_path / "fast-at" / place, ignore_errors=True)
+    (tmp_path / "fast-at" / place).write_text("in the way")
+    given = [command, str(tmp_path / "fast-at"), *more]
+    assert run(given) == 0
+    told = capsys.readouterr()
+    assert printed in told.out
+    assert "kept in" not in told.out
+    assert "printed and not kept" in told.err
+    (tmp_path / "file").write_text("")
+    assert run([*given, "--out", str(tmp_path / "file" / "x.json")]) == 2
+    told = capsys.readouterr()
+    assert "cannot write --out" in told.err
+    assert not told.out, "said before the work"
+    assert run([*given, "--out", str(tmp_path / "there" / "x.json"), "--json"]) == 0
+    json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "there" / "x.json").read_text())
+
+
+def test_several_runs_and_attacks_in_one_start(runs, tmp_path, capsys):
+    names = [str(runs / "fast-at"), str(runs / "plain")]
+    given = ["evaluate", "--attack", "fgsm", "clean", *names, "--n", "90", "--quiet", "--out", str(tmp_path)]
+    assert run(given) == 0
+    told = capsys.readouterr()
+    for name in names:
+        for attack in ("fgsm", "clean"):
+            assert told.out.count(f"{name} {attack}: clean ") == 1
+    assert len(list(tmp_path.glob("*.json"))) == 4
+    assert not told.err
+    assert run([*given, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(entry["run"], entry["attack"]) for entry in found] == [
+        (name, attack) for name in names for attack in ("fgsm", "clean")
+    ]
+    assert run(["evaluate", "--attack", "fgsm"]) == 2
+    assert "name the folder of a run" in capsys.readouterr().err
+
+
+def test_python_evaluates_and_audits_runs_as_the_commands_do(runs, capsys):
+    place = runs / "fast-at"
+    score = bv.evaluate(place, attack="pgd-3", n=20, weights="last")
+    assert (
+        run(["evaluate", str(place), "--attack", "pgd-3", "--n", "20", "--weights", "model", "--json"]) == 0
+    )
+    same = json.loads(capsys.readouterr().out)
+    assert same["robust_accuracy"] == score.robust_accuracy
+    kept = list((place / "evaluation").glob("last-*pgd-3-*n20.json"))
+    assert len(kept) == 1, "one name for the last weights, and one file"
+    found = bv.audit(place, n=50, minutes=0.05)
+    assert found.claimed is not None
+    assert bv.audit(place, n=50, minutes=0.05, store=False).checks == found.checks
+    assert len(list((place / "audit").glob("*.json"))) == 1
+
+
+@pytest.mark.parametrize("look", [bv.evaluate, bv.audit])
+def test_a_model_without_data_gets_a_line(look, runs):
+    model = bv.load(runs / "plain")
+    with pytest.raises(bv.UserError, match="say what to"):
+        look(model)
+    with pytest.raises(bv.UserError, match="no run in"):
+        look("nowhere")
+
+
+def test_progress_can_be_asked_for(runs, capsys, monkeypatch):
+    monkeypatch.setattr(watching, "SHORT", 0.0)
+    bv.evaluate(runs / "plain", attack="pgd-2-2", n=20, progress=True, store=False, batch_size=10)
+    assert "left" in capsys.readouterr().err
+
+
+MOMENTS = {
+    "evaluation": lambda f: Progress("pgd-20", "pgd", f, 0.5, 10, 5, 100 * f, 100 * (1 - f) if f else None),
+    "audit": lambda f: Moment("pgd", f, 1000, 100 * f),
+    "search": lambda f: Searched("distances", 100, int(100 * f), 100 * f),
+}
+
+
+@pytest.mark.parametrize("kind", MOMENTS)
+def test_redirected_progress_is_an_estimate_and_a_line_every_half_minute(kind, monkeypatch):
+    stream, clock = StringIO(), [0.0]
+    monkeypatch.setattr(watching.time, "monotonic", lambda: clock[0])
+    with watched(label="run x", console=Console(file=stream, width=200)) as show:
+        for second in range(100):
+            clock[0] = float(second)
+            show(MOMENTS[kind](second / 100))
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 4, "at once, and after 30, 60 and 90 seconds"
+    assert all(line.startswith("run x: ") and line.endswith("left") for line in lines)
+    assert "about 69 s left" in lines[1]
+    with watched(silent=True, console=Console(file=stream, width=200)) as show:
+        show(MOMENTS[kind](0.5))
+    assert len(stream.getvalue().splitlines()) == 4
