@@ -81,6 +81,9 @@ def test_a_method_card(capsys):
     card = capsys.readouterr().out
     assert "LastStep" in card
     assert "eq. 12-13" in card
+    for name in bv.method.registry():
+        assert run(["methods", name, "--json"]) == 0, "also a default that JSON has no number for"
+        json.loads(capsys.readouterr().out)
 
 
 def test_resume_of_a_run_with_the_users_own_network(tmp_path, monkeypatch, capsys):

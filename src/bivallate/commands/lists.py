@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,7 @@ def methods(name: str | None = None, *, json: Json = False) -> None:
     """
     from bivallate.lower.threat import Linf
     from bivallate.method import registry
+    from bivallate.parts import portable
     from bivallate.reports.cards import card
 
     entries = registry()
@@ -46,7 +48,11 @@ def methods(name: str | None = None, *, json: Json = False) -> None:
             "paper": e.paper,
             "cost": e.cost,
             "parameters": {k: _shown(v) for k, v in e.parameters.items()},
-            **({"parts": e.make(Linf(8 / 255)).to_dict(), "card": inspect.getdoc(e.make)} if name else {}),
+            **(
+                {"parts": portable(e.make(Linf(8 / 255)).to_dict()), "card": inspect.getdoc(e.make)}
+                if name
+                else {}
+            ),
         }
         for e in sorted(entries.values(), key=lambda e: (e.family, e.name))
     ]
@@ -68,7 +74,7 @@ def methods(name: str | None = None, *, json: Json = False) -> None:
 
 def _shown(value: Any) -> Any:
     if isinstance(value, float):
-        return round(value, 6)
+        return round(value, 6) if math.isfinite(value) else str(value)
     return value if isinstance(value, str | int | bool) or value is None else str(value)
 
 
