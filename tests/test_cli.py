@@ -372,3 +372,39 @@ def test_numpy_arrays_train_too():
 @pytest.mark.parametrize("text", ["30", "30.0", "0030", "3e1", "0x1e", "+30"])
 def test_whole_numbers_may_be_written_in_several_ways(text):
     assert _whole(text) == 30
+
+
+@pytest.mark.parametrize("command", ["methods", "models", "datasets", "recipes", "attacks"])
+def test_lists_are_a_name_and_a_line_of_eighty_columns(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run([command, "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert run([command]) == 0
+    told = capsys.readouterr()
+    lines = told.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(entries) <= len(lines) <= len(entries) + 2
+    assert f"bivallate {command} NAME" in told.err
+    name = lines[0].split()[0].split("[")[0].removesuffix("-N")
+    assert run([command, name]) == 0
+    assert name in capsys.readouterr().out
+
+
+MISSPELT = [
+    ("stepz=7", "steps"),
+    ("optimiser.lr=1", "optimizer"),
+    ("epohcs=3", "epochs"),
+    ("solvr.steps=3", "solver"),
+]
+
+
+@pytest.mark.parametrize(("setting", "meant"), MISSPELT)
+def test_a_misspelt_key_is_matched_against_the_methods_own_too(setting, meant, capsys):
+    assert run(["train", "at", "--set", setting]) == 2
+    assert f"did you mean '{meant}'" in capsys.readouterr().err
+
+
+def test_check_gradient_has_the_options_of_its_siblings(capsys):
+    given = ["check-gradient", "at", "--model", "linear", "--n", "2", "--directions", "1", "--device", "cpu"]
+    assert run([*given, "--norm", "l2", "--eps", "0.5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["method"] == "at"

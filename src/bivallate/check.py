@@ -13,7 +13,7 @@ from bivallate.errors import UserError, plainly
 from bivallate.lower.modes import evaluating
 from bivallate.lower.problem import Forward
 from bivallate.lower.second_order import explained
-from bivallate.method import Method, facts_for
+from bivallate.method import Method, checked, facts_for
 from bivallate.probe import FrozenStep, difference, dot, like
 from bivallate.step import differentiate
 from bivallate.types import Batch, Clock, Facts
@@ -62,6 +62,7 @@ def upper_gradient(
     """
     if not (lr > 0 and math.isfinite(lr)):
         raise UserError(f"lr must be positive, for without a step ahead weights learn nothing, got {lr!r}")
+    method = checked(method)
     twin = copy.deepcopy(model).train(training)
     twin.zero_grad(set_to_none=True)
     batch, facts = _first_batch(twin, data, meta)
@@ -181,6 +182,7 @@ def check_gradient(
         >>> check_gradient(model, methods.fast_bat(Linf(0.1), step_size=0.1), (x, y)).ok
         True
     """
+    method = checked(method)
     device = "cpu" if next(model.parameters()).device.type == "mps" else next(model.parameters()).device
     twin = copy.deepcopy(model).to(device).double().eval()
     if hasattr(twin, "autocast_dtype"):

@@ -37,6 +37,7 @@ def _register() -> None:
     from bivallate.commands import (  # noqa: F401
         attack,
         auditing,
+        checking,
         comparing,
         diagnosing,
         evaluating,

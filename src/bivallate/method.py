@@ -272,6 +272,20 @@ def create(name: str, threat: Linf | L2, **parameters: Any) -> Method:
     return entry.make(threat, **parameters)
 
 
+def checked(method: Any) -> Any:
+    """The method. Raises UserError for a function of the catalogue that was not called, and for anything
+    else."""
+    if isinstance(method, Method):
+        return method
+    name = getattr(method, "__name__", "")
+    if callable(method):
+        raise UserError(
+            f"{name or method!r} makes a method and was not called: write bv.methods.{name or 'NAME'}"
+            "(bv.Linf(8/255))"
+        )
+    raise UserError(f"a method is needed, such as bv.methods.at(bv.Linf(8/255)), got {method!r}")
+
+
 def facts_for(
     model: nn.Module, x: torch.Tensor, classes: int, rows: int | None = None, padding: int = 0
 ) -> Facts:

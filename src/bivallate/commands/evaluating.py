@@ -1,4 +1,4 @@
-"""`bivallate evaluate` and `check-gradient`."""
+"""`bivallate evaluate`."""
 
 from __future__ import annotations
 
@@ -197,49 +197,3 @@ def _short(value: float | None, bounds: tuple[float, float] | None) -> str:
     if value is None or bounds is None:  # a class without points
         return "none"
     return f"{100 * value:.1f} [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"
-
-
-@APP.command(name="check-gradient")
-def check_gradient(
-    method: str,
-    *,
-    model: str = "tiny-cnn",
-    data: str = "digits",
-    eps: str | None = None,
-    n: int = 16,
-    seed: int = 0,
-    activation: str = "softplus",
-    set_: Annotated[tuple[str, ...], Parameter(name="--set", negative=())] = (),
-) -> None:
-    """Compare a method's gradient with finite differences, on your own model.
-
-    Parameters
-    ----------
-    method
-        name of a method.
-    model
-        architecture, or package.module:factory.
-    data
-        data set whose first training examples are used.
-    eps
-        radius. [default: the data set's customary one]
-    n
-        examples.
-    seed
-        of the weights and of the noise.
-    activation
-        relu, softplus or silu; finite differences need a smooth one to be exact.
-    set_
-        KEY=VALUE, as for train.
-    """
-    from bivallate.check import check_gradient as check
-    from bivallate.commands.training import _plan
-    from bivallate.run.session import create_model, load_data
-
-    plan = _plan(method, None, data, eps, "linf", None, set_).set("model.name", model)
-    plan = plan.set("model.activation", activation)
-    dataset = load_data(plan.data, seed)
-    if n < 2:
-        raise UserError(f"--n must be at least 2, got {n}")
-    network = create_model(plan.model, dataset, seed)
-    say(check(network, plan.method, dataset.train.tensors(slice(0, n)), seed=seed))

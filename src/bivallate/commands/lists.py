@@ -62,14 +62,7 @@ def methods(name: str | None = None, *, json: Json = False) -> None:
     if name is not None:
         say(card(entries[name]))
         return
-    table = Table(title="F, B: forward and backward passes per example; K attack steps", title_justify="left")
-    for column in ("family", "method", "cost", "summary", "paper", "parameters"):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        defaults = ", ".join(f"{k}={v}" for k, v in row["parameters"].items())
-        texts = (row["family"], row["name"], row["cost"], row["summary"], row["paper"], defaults)
-        table.add_row(*texts)
-    literal_console().print(table)
+    _one_a_line({row["name"]: f"{row['family']}: {row['summary']}" for row in rows}, "methods", "NAME")
 
 
 def _shown(value: Any) -> Any:
@@ -79,18 +72,27 @@ def _shown(value: Any) -> Any:
 
 
 @APP.command
-def models(*, json: Json = False) -> None:
-    """List the architectures.
+def models(name: str | None = None, *, json: Json = False) -> None:
+    """List the architectures, or show the options of one.
 
     Parameters
     ----------
+    name
+        of an architecture.
     json
         for programs.
     """
     from bivallate import models as architectures
 
+    if name is not None:
+        _details(architectures.describe(name), json)
+        return
     rows = [architectures.describe(name) for name in architectures.names()]
-    _show(rows, json, "architectures; also timm:NAME and package.module:factory")
+    if json:
+        say_json(rows, 1)
+        return
+    told = {row["name"]: f"{row['parameters'] / 1e6:.2f} M parameters: {row['summary']}" for row in rows}
+    _one_a_line(told | {"timm:NAME": "one of timm's", "package.module:factory": "your own"}, "models", "NAME")
 
 
 @APP.command
@@ -121,7 +123,7 @@ def datasets(
     from bivallate.data import registry
 
     if name is None:
-        _show([registry.describe(n, data_dir) for n in registry.names()], json, "data sets")
+        _list_datasets([registry.describe(n, data_dir) for n in registry.names()], json)
         return
     loaded = _loaded(name, data_dir, set_)
     splits = {"train": loaded.train, "validation": loaded.validation, "test": loaded.test}
@@ -215,42 +217,73 @@ def recipes(
         say("\n".join(f"# {line}".rstrip() for line in RECIPES[name].about.splitlines()))
         say(to_toml(encode(plans[name])))
     else:
-        rows = [
-            {
-                "recipe": n,
-                "method": plan.method.name,
-                "model": plan.model.name,
-                "epochs": plan.epochs,
-                "peak rate": f"{plan.optimizer.lr:g}",
-                "what": RECIPES[n].summary,
-            }
-            for n, plan in plans.items()
-        ]
-        _show(rows, False, f"recipes, for {data}; `bivallate recipes NAME` prints one")
+        told = {
+            n: f"{plan.method.name}, {plan.epochs} epochs: {RECIPES[n].summary}" for n, plan in plans.items()
+        }
+        _one_a_line(told, "recipes", "NAME")
 
 
 @APP.command
-def attacks(*, json: Json = False) -> None:
-    """List the attacks that `bivallate evaluate` knows.
+def attacks(name: str | None = None, *, json: Json = False) -> None:
+    """List the attacks that `bivallate evaluate` knows, or show the parts of one.
+
+    N: steps; R: restarts.
 
     Parameters
     ----------
+    name
+        of an attack, as `bivallate evaluate` takes it.
     json
         for programs.
     """
     from bivallate.evaluate import attacks as known
+    from bivallate.evaluate import parse
+    from bivallate.parts import encode
 
-    rows = [{"attack": name, "what": text} for name, text in known().items()]
-    _show(rows, json, "attacks; N steps, R restarts")
+    if name is not None:
+        _details({"attack": name, "parts": [encode(part) for part in parse(name).parts]}, json)
+        return
+    if json:
+        say_json([{"attack": name, "what": text} for name, text in known().items()], 1)
+        return
+    _one_a_line(known(), "attacks", "NAME")
 
 
-def _show(rows: list[dict[str, Any]], json: bool, title: str) -> None:
+def _list_datasets(rows: list[dict[str, Any]], json: bool) -> None:
     if json:
         say_json([portable(row) for row in rows], 1)
         return
-    table = Table(title=title, title_justify="left")
-    for column in rows[0]:
-        table.add_column(str(column), overflow="fold")
+    told = {}
     for row in rows:
-        table.add_row(*("-" if value is None else str(value) for value in row.values()))
-    literal_console().print(table)
+        where = row["found"] or ("from the hub" if row["hub"] else "not found")
+        size = "x".join(map(str, row["shape"]))
+        told[row["name"]] = (
+            f"{row['classes']} classes, {size}, {row['train']:,} + {row['test']:,} images: {where}"
+        )
+    _one_a_line(told, "datasets", "NAME")
+
+
+def _one_a_line(rows: dict[str, str], command: str, argument: str) -> None:
+    """Names and one line each, no wider than the terminal."""
+    longest, width = max(map(len, rows)), literal_console().width
+    for name, text in rows.items():
+        told = line(f"{name:<{longest}}  {text}")
+        say(told if len(told) <= width else f"{told[: width - 1]}…")
+    say(f"more about one: bivallate {command} {argument}", beside=True)
+
+
+def _details(entry: dict[str, Any], json: bool) -> None:
+    """One of a list, with all that is known of it."""
+    if json:
+        say_json(entry, 1)
+        return
+    for key, value in entry.items():
+        told = value if isinstance(value, list) else [value]
+        for k, item in enumerate(told):
+            say(f"{key if k == 0 else '':<14}{_written(item)}")
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k}={_written(v)}" for k, v in value.items())
+    return str(value)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from bivallate import terminal
 from bivallate.cli import APP
+from bivallate.commands.options import Flag
+from bivallate.commands.settings import own_parameters, pair
 from bivallate.data import registry as data_sets
 from bivallate.errors import UserError
-from bivallate.method import create, registry
-from bivallate.parts import parse_number
+from bivallate.method import create
 from bivallate.quoting import file_name
 from bivallate.run.config import METHOD_PARTS, Config
 
@@ -38,7 +39,11 @@ def train(
     device: str | None = None,
     threads: int | None = None,
     out: Path | None = None,
-    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    overwrite: Flag = False,
+    max_minutes: float | None = None,
+    patience: int | None = None,
+    dry_run: Flag = False,
+    quiet: Flag = False,
 ) -> None:
     """Train a classifier with METHOD and keep the run in a folder.
 
@@ -84,6 +89,14 @@ def train(
         folder of the run. [default: runs/METHOD-DATA-SEED]
     overwrite
         replace a run that is there.
+    max_minutes
+        save and stop after so many minutes, as an interruption does; `bivallate resume` goes on.
+    patience
+        end when the held-out robust accuracy has not risen for so many epochs. [default: 0, never]
+    dry_run
+        print the resolved configuration and what it is going to take; train and write nothing.
+    quiet
+        say nothing but alarms.
     """
     from bivallate.run.api import execute
     from bivallate.run.defaults import fitted
@@ -94,7 +107,7 @@ def train(
     if config is not None and model is None:
         _refuse_code(plan.model.name, config, set_)
     changes = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "average": average}
-    changes |= {"device": device, "threads": threads}
+    changes |= {"device": device, "threads": threads, "patience": patience}
     plan = dataclasses.replace(plan, **{k: v for k, v in changes.items() if v is not None})
     for path, value in (("optimizer.lr", lr), ("data.data_dir", data_dir), ("model.name", model)):
         plan = plan.set(path, value) if value is not None else plan
@@ -102,18 +115,39 @@ def train(
     named = f"{file_name(plan.method.name)}-{file_name(Path(plan.data.name).stem)}-{plan.seed}"
     folder = out or Path("runs") / named
     dataset = load_data(plan.data, plan.seed)
-    chosen = batch_size is not None or any(_pair(item)[0] == "batch_size" for item in set_)
+    chosen = batch_size is not None or any(pair(item)[0] == "batch_size" for item in set_)
     if recipe is None and config is None and not chosen:
         plan = fitted(plan, len(dataset.train))
     network = create_model(plan.model, dataset, plan.seed)
     size = len(dataset.train)
+    tell = (lambda text: None) if quiet else say
     for note in dataset.notes:
-        say(f"{dataset.name}: {note}")
-    say(f"{plan.method.name} on {dataset.name} ({size} images), {plan.model.name}, {plan.method.threat}")
+        tell(f"{dataset.name}: {note}")
+    tell(f"{plan.method.name} on {dataset.name} ({size} images), {plan.model.name}, {plan.method.threat}")
     grows = f", eps grows over the first {plan.warm_up:.0%} of training" if plan.warm_up else ""
-    say(f"{plan.epochs} epochs, batches of {plan.batch_size}, rate up to {plan.optimizer.lr:g}{grows}")
-    run = execute(plan, dataset, network, folder, progress=Spoken(plan.method.name), overwrite=overwrite)
-    _finished(run, folder)
+    tell(f"{plan.epochs} epochs, batches of {plan.batch_size}, rate up to {plan.optimizer.lr:g}{grows}")
+    if dry_run:
+        _foretell(plan, dataset, network, folder)
+        return
+    spoken = Spoken(plan.method.name, quiet=quiet)
+    run = execute(
+        plan, dataset, network, folder, progress=spoken, overwrite=overwrite, max_minutes=max_minutes
+    )
+    if not quiet:
+        _finished(run, folder)
+
+
+def _foretell(plan: Config, dataset: Any, network: Any, folder: Path) -> None:
+    """The configuration on standard output, and beside it what it would take."""
+    from bivallate.parts import encode
+    from bivallate.run.config import to_toml
+    from bivallate.run.forecast import forecast
+    from bivallate.run.trainer import limit_threads
+
+    limit_threads(plan.threads)
+    expected = forecast(plan, dataset, network)
+    terminal.say(to_toml(encode(plan)))
+    say(f"would take {expected}; would be kept in {folder}; nothing was written")
 
 
 @APP.command
@@ -126,6 +160,8 @@ def resume(
     data_dir: str | None = None,
     device: str | None = None,
     threads: int | None = None,
+    max_minutes: float | None = None,
+    quiet: Flag = False,
 ) -> None:
     """Go on with an interrupted run, to exactly the weights that an uninterrupted one would have reached.
 
@@ -147,11 +183,21 @@ def resume(
         auto, cpu, cuda or mps. [default: as before]
     threads
         of the processor. [default: as before]
+    max_minutes
+        save and stop after so many minutes, as an interruption does.
+    quiet
+        say nothing but alarms.
     """
     from bivallate.run.api import resume as go_on
+    from bivallate.run.progress import Spoken
 
     elsewhere = {"data": data, "data_dir": data_dir, "device": device, "threads": threads}
-    _finished(go_on(run, model=model, fall_back=fall_back, progress=True, **elsewhere), run)
+    spoken = Spoken(run.resolve().name, quiet=quiet)
+    finished = go_on(
+        run, model=model, fall_back=fall_back, progress=spoken, max_minutes=max_minutes, **elsewhere
+    )
+    if not quiet:
+        _finished(finished, run)
 
 
 @APP.command
@@ -186,7 +232,7 @@ def _plan(
     from bivallate.lower.threat import threat
     from bivallate.run.recipes import recipe_for
 
-    pairs = [_pair(item) for item in settings]
+    pairs = [pair(item) for item in settings]
     if config is not None:
         if method is not None:
             raise UserError(f"--config names the method already; leave out {method!r}")
@@ -215,7 +261,7 @@ def _plan(
                 f"--norm {norm} needs a radius, --eps, such as 0.5 (128/255): the customary ones are of Linf"
             )
         radius = threat(norm, eps if eps is not None else usual(name).eps)
-        parameters, pairs = _split(method, pairs)
+        parameters, pairs = own_parameters(method, pairs)
         plan = recipe_for(recipe, create(method, radius, **parameters), name, fixed=parameters)
     for path, text in pairs:
         plan = plan.set(path, text)
@@ -224,19 +270,12 @@ def _plan(
 
 def _refuse_code(name: str, file: Path, settings: tuple[str, ...]) -> None:
     """Raises UserError for a network that a file, not the user, names by its module."""
-    typed = any(_pair(item)[0] == "model.name" for item in settings)
+    typed = any(pair(item)[0] == "model.name" for item in settings)
     if ":" in name and not name.startswith("timm:") and not typed:
         raise UserError(
             f"{file} asks for a network of your own, {name}, and code is never imported because a file names "
             f"it: say --model {name} if you trust it"
         )
-
-
-def _pair(item: str) -> tuple[str, str]:
-    key, equals, value = item.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set needs KEY=VALUE, such as solver.steps=20, got {item!r}")
-    return key.strip(), value.strip()
 
 
 def _with_threat(plan: Config, pairs: list[tuple[str, str]]) -> tuple[Config, list[tuple[str, str]]]:
@@ -249,42 +288,12 @@ def _with_threat(plan: Config, pairs: list[tuple[str, str]]) -> tuple[Config, li
     within = {path.replace(".", "__"): text for path, text in own.items() if "." in path}
     method = plan.method.but(**within)
     taken = {path for path, _ in pairs if path.removeprefix("method.").replace(".", "__") in within}
-    return dataclasses.replace(plan, method=method), [pair for pair in pairs if pair[0] not in taken]
-
-
-def _split(method: str, pairs: list[tuple[str, str]]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Parameters of the method's function, and the rest, which are paths into the configuration."""
-    entries = registry()
-    if method not in entries:
-        return {}, pairs  # `create` says what is wrong
-    known = entries[method].parameters
-    own = {k: _typed(k, v, known[k]) for k, v in pairs if k in known}
-    return own, [(k, v) for k, v in pairs if k not in known]
-
-
-def _typed(name: str, text: str, default: Any) -> Any:
-    """Text as the type of the default asks."""
-    if isinstance(default, bool):
-        if text.lower() not in ("true", "false"):
-            raise UserError(f"{name} must be true or false, got {text!r}")
-        return text.lower() == "true"
-    if isinstance(default, str):
-        return text
-    if text.lower() == "none":
-        return None
-    if isinstance(default, tuple):
-        return tuple(_typed(name, item, default[0] if default else 0.0) for item in text.split(","))
-    number = parse_number(text, name)
-    if math.isnan(number) or (isinstance(default, int) and not math.isfinite(number)):
-        raise UserError(f"{name} must be a number, got {text!r}")
-    if isinstance(default, int) and number != int(number):
-        raise UserError(f"{name} must be a whole number, got {text!r}")
-    return int(number) if isinstance(default, int) else number
+    return dataclasses.replace(plan, method=method), [item for item in pairs if item[0] not in taken]
 
 
 def say(text: str) -> None:
     """One line to the person, beside the results on standard output."""
-    from bivallate import collective, terminal
+    from bivallate import collective
 
     if collective.rank() == 0:
         terminal.say(text, beside=True)

@@ -13,8 +13,10 @@ from torch import nn
 
 from bivallate import collective, data, models
 from bivallate.data import Dataset
+from bivallate.data.registry import usual
 from bivallate.errors import UserError, plainly, unknown
-from bivallate.method import Method
+from bivallate.lower.threat import threat
+from bivallate.method import Method, checked, create
 from bivallate.models import Classifier
 from bivallate.models.classifier import Normalise
 from bivallate.models.io import read_manifest
@@ -61,17 +63,24 @@ def execute(
     *,
     progress: Progress | None = None,
     overwrite: bool = False,
+    max_minutes: float | None = None,
 ) -> Run:
     """Runs a complete configuration in a new folder, which it holds until the end."""
     if config.keep and out is None:
         raise UserError("keep=... stores weights in the run's folder: name one with out=...")
     if config.keep and max(config.keep) > config.epochs:
         raise UserError(f"keep names epoch {max(config.keep)}, but training ends with epoch {config.epochs}")
+    if config.patience and not dataset.validation:
+        raise UserError(
+            "patience watches the held-out robust accuracy, and nothing is held out: "
+            "use --set data.validation=0.1, or patience 0"
+        )
+    _check_minutes(max_minutes)
     limit_threads(config.threads)
     collective.join()
     session, shown = Session(config, dataset, model), progress or Progress()
     if out is None:
-        return _finish(session, None, shown)
+        return _finish(session, None, shown, minutes=max_minutes)
 
     def begin() -> None:
         folder = RunFolder.create(out, overwrite=overwrite)  # again, now that nobody else can use it
@@ -80,7 +89,7 @@ def execute(
         config.write(folder.config)
 
     with _holding(lambda: RunFolder.create(out, overwrite=overwrite), shown, begin) as lock:
-        return _finish(session, RunFolder(out), shown, lock)
+        return _finish(session, RunFolder(out), shown, lock, max_minutes)
 
 
 @contextmanager
@@ -100,8 +109,14 @@ def _holding(
         yield lock
 
 
-def _finish(session: Session, folder: RunFolder | None, progress: Progress, lock: Lock | None = None) -> Run:
-    Trainer(session, folder, progress, lock).run()
+def _finish(
+    session: Session,
+    folder: RunFolder | None,
+    progress: Progress,
+    lock: Lock | None = None,
+    minutes: float | None = None,
+) -> Run:
+    Trainer(session, folder, progress, lock, minutes).run()
     collective.meet()
     session.model.eval()
     average = session.average.model.eval() if session.average is not None else None
@@ -112,8 +127,10 @@ def _finish(session: Session, folder: RunFolder | None, progress: Progress, lock
 def train(
     model: nn.Module | str,
     dataset: Dataset | str | tuple[Any, Any],
-    method: Method,
+    method: Method | str,
     *,
+    eps: float | str | None = None,
+    norm: str = "linf",
     epochs: int | None = None,
     lr: float | None = None,
     recipe: str | None = None,
@@ -121,6 +138,7 @@ def train(
     seed: int = 0,
     overwrite: bool = False,
     progress: bool | Progress = False,
+    max_minutes: float | None = None,
     **settings: Any,
 ) -> Run:
     """Trains a model and returns the finished run.
@@ -128,13 +146,15 @@ def train(
     Args:
         model: a network, or the name of an architecture.
         dataset: from `bivallate.data.load`, or anything that it takes.
-        method: what to train with; it knows its threat.
+        method: what to train with, which knows its threat; or its name, with eps and norm. Without eps the
+            customary Linf radius of the data set.
         epochs: of training; None is 20, or the recipe's. lr: peak learning rate, else the recipe's or the
             usual one of the data set (0.1 for digits, else 0.05).
         recipe: a paper's training recipe by name, such as "done", which all other arguments change. Its data
             settings (rows held out, imbalance) are used where the data is given by name.
         seed: of everything random. out: a folder to keep everything in; None keeps nothing on disk.
         overwrite: replace a run that is there. progress: show a bar, or a `Progress` of one's own.
+        max_minutes: save and stop after so long, by an `Interrupted`; `resume` goes on.
         settings: further fields of `Config`: batch_size, optimizer, rate, average, warm_up, validation, ...
             What is said nowhere is as `bivallate.data.registry.usual` has it for the data set.
 
@@ -149,7 +169,9 @@ def train(
         1
     """
     given = dataset if isinstance(dataset, str | Dataset) else data.load(dataset, seed=seed)
-    config = recipe_for(recipe, method, given if isinstance(given, str) else _named(given))
+    place = given if isinstance(given, str) else _named(given)
+    method = _method(method, eps, norm, place)
+    config = recipe_for(recipe, method, place)
     config = dataclasses.replace(config, model=_described(config.model, model), seed=seed, **_known(settings))
     for path, value in (("epochs", epochs), ("optimizer.lr", lr)):
         config = config.set(path, value) if value is not None else config
@@ -160,7 +182,34 @@ def train(
         config = fitted(config, len(loaded.train))
     network = create_model(config.model, loaded, seed) if isinstance(model, str) else model
     shown = Spoken(method.name) if progress is True else (progress or Progress())
-    return execute(config, loaded, network, Path(out) if out else None, progress=shown, overwrite=overwrite)
+    return execute(
+        config,
+        loaded,
+        network,
+        Path(out) if out else None,
+        progress=shown,
+        overwrite=overwrite,
+        max_minutes=max_minutes,
+    )
+
+
+def _method(method: Method | str, eps: float | str | None, norm: str, data_name: str) -> Method:
+    """The method itself, or that of a name with its threat. Raises UserError for what says neither."""
+    if not isinstance(method, str):
+        if eps is not None or norm != "linf":
+            raise UserError(
+                "a method knows its threat: give eps and norm with its name, "
+                'bv.train(model, data, "at", eps=8/255)'
+            )
+        return checked(method)
+    if eps is None and type(threat(norm, 0.0)) is not type(threat("linf", 0.0)):
+        raise UserError(f"norm={norm!r} needs a radius, eps=..., such as 0.5: the customary ones are of Linf")
+    return create(method, threat(norm, usual(data_name).eps if eps is None else eps))
+
+
+def _check_minutes(minutes: float | None) -> None:
+    if minutes is not None and not minutes > 0:
+        raise UserError(f"max_minutes must be positive, got {minutes!r}")
 
 
 def _described(part: Model, model: nn.Module | str) -> Model:
@@ -212,6 +261,7 @@ def resume(
     data_dir: str | None = None,
     device: str | None = None,
     threads: int | None = None,
+    max_minutes: float | None = None,
 ) -> Run:
     """Goes on with an interrupted run, to the weights that an uninterrupted one would have reached, bit for
     bit.
@@ -229,6 +279,7 @@ def resume(
         UserError: no run, no readable checkpoint, other data, another model, method or configuration, or
             another process trains in the folder.
     """
+    _check_minutes(max_minutes)
     shown = Spoken(Path(path).name) if progress is True else (progress or Progress())
     collective.join()
     folder, begun = RunFolder.open(Path(path)), list[tuple[Config, Checkpoint | None]]()
@@ -240,7 +291,7 @@ def resume(
     with _holding(lambda: folder, shown, prepare) as lock:
         config, found = begun[0] if begun else reopen(folder, lambda text: None, fall_back=fall_back)
         if method is not None:
-            config = dataclasses.replace(config, method=method)
+            config = dataclasses.replace(config, method=checked(method))
         moved = {"device": device, "threads": threads, "data.data_dir": data_dir, "data.name": data}
         for key, value in moved.items():
             config = config.set(key, value) if value is not None else config
@@ -251,7 +302,7 @@ def resume(
             session.unpack(found)
         if lock is not None:
             repair(folder, session, shown.note)
-        return _finish(session, folder, shown, lock)
+        return _finish(session, folder, shown, lock, max_minutes)
 
 
 def _network(config: Config, dataset: Dataset, model: nn.Module | str | None) -> nn.Module:

@@ -145,6 +145,7 @@ class Config:
             GradAlign, implicit gradients. Fast-BAT and DONE's raw steps gain nothing from it.
         threads: of the processor; 0 leaves torch's own choice.
         checkpoint_minutes: at most so long between checkpoints; one is also written after every epoch.
+        patience: training ends when the held-out robust accuracy has not risen for so many epochs; 0: never.
         keep: epochs, counted from 1, whose weights stay too, as `epoch-N`; the weights themselves, not their
             average.
         recipe: name of the recipe the values came from, for the record.
@@ -168,12 +169,14 @@ class Config:
     threads: int = 0
     checkpoint_minutes: float = 5.0
     keep: tuple[int, ...] = ()
+    patience: int = 0
     recipe: str = "none"
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
         check_whole("epochs", self.epochs)
         check_whole("batch_size", self.batch_size)
+        check_whole("patience", self.patience, 0)
         if not 0 <= self.average < 1:
             raise UserError(f"average is a decay in [0, 1), got {self.average!r}")
         if not 0 <= self.warm_up < 1:

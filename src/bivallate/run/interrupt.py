@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -18,26 +20,41 @@ class Interrupted(UserError):
 
 
 class Request:
-    """Whether somebody has asked the run to stop."""
+    """Whether somebody has asked the run to stop, or its time is up.
 
-    def __init__(self) -> None:
-        self.made = False
+    Args:
+        minutes: that it may take from now on; None sets no limit.
+    """
+
+    def __init__(self, minutes: float | None = None) -> None:
+        self.asked = False
+        self._until = math.inf if minutes is None else time.monotonic() + 60 * minutes
+
+    @property
+    def late(self) -> bool:
+        """Whether the time is up."""
+        return time.monotonic() >= self._until
+
+    @property
+    def made(self) -> bool:
+        """Whether to stop."""
+        return self.asked or self.late
 
 
 @contextmanager
-def interruptible() -> Iterator[Request]:
+def interruptible(minutes: float | None = None) -> Iterator[Request]:
     """Turns the first SIGINT, SIGTERM, SIGHUP or SIGUSR1 (schedulers of clusters send it before time is up)
     into a request; a second one interrupts at once. One that is ignored, as under nohup, stays so. Main
-    thread only."""
-    request = Request()
+    thread only. `minutes`: after which stopping is asked for as well."""
+    request = Request(minutes)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if request.made:
+        if request.asked:
             raise KeyboardInterrupt
-        request.made = True
+        request.asked = True
 
     numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
     heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]

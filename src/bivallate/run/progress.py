@@ -15,10 +15,13 @@ from rich.live import Live
 from rich.progress import Progress as Bar
 from rich.progress import TimeRemainingColumn
 
+from bivallate.evaluate.watching import EVERY, SHORT, duration
 from bivallate.quoting import visible
 from bivallate.steady import Steady
 from bivallate.terminal import columns, literal_console
 from bivallate.types import StepRecord
+
+SURE = 3.0  # seconds after which the pace is known
 
 
 class Run(Protocol):
@@ -95,32 +98,44 @@ def describe(line: dict[str, Any], epochs: int) -> str:
 
 class Spoken(Progress):
     """A bar with the running numbers on a terminal, and a line an epoch; lines alone where there is no
-    terminal. Before the first of them, what their numbers mean, unless that has been said."""
+    terminal, also within a long epoch. Before the first of them, what their numbers mean, unless that has
+    been said. `quiet`: alarms alone."""
 
     def __init__(
-        self, title: str, console: Console | None = None, every: int = 1, explain: bool = True
+        self,
+        title: str,
+        console: Console | None = None,
+        every: int = 1,
+        explain: bool = True,
+        quiet: bool = False,
     ) -> None:
         self.console = console or literal_console(beside=True, soft_wrap=True)
         if console is None:
             self.console.file = Steady(lambda: sys.stderr)  # pyright: ignore[reportAttributeAccessIssue]
         self.title, self.every, self.explain = visible(title), every, explain
+        self.quiet = quiet
         self._bar = Bar(*columns(), TimeRemainingColumn(elapsed_when_finished=True), console=self.console)
         self._live: Live | None = None
-        self._shown = 0.0
+        self._shown = self._began = 0.0
+        self._spoken: float | None = None
+        self._first = 0
 
     def __enter__(self) -> Spoken:
-        if self.console.is_terminal:
+        self._drawn = self.console.is_terminal and not self.quiet
+        if self._drawn:
             self._bar.start()
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self._bar.stop()
+        if self._drawn:
+            self._bar.stop()
 
     def begin(self, session: Run) -> None:
         """The run starts or goes on."""
         total = session.config.epochs * len(session.batches)
         done = session.epoch * len(session.batches) + session.step
-        if self.explain:
+        self._began, self._first, self._spoken = time.monotonic(), done, None
+        if self.explain and not self.quiet:
             self.console.print(legend(session), markup=False, style="dim")
         self._task = self._bar.add_task(self.title, total=total, completed=done, numbers="")
 
@@ -138,12 +153,27 @@ class Spoken(Progress):
         )
         numbers += f" w {record.weight_mean:.2f} ess {record.effective:.0%} lr {lr:.3g}"
         self._bar.update(self._task, completed=done, numbers=numbers)
+        if not self._drawn and not self.quiet:
+            self._speak(session, done, now)
+
+    def _speak(self, session: Run, done: int, now: float) -> None:
+        """How far the run is, where there is no terminal: once when it is known to be long, then every half
+        minute."""
+        spent, total = now - self._began, session.config.epochs * len(session.batches)
+        left = spent * (total - done) / max(1, done - self._first)
+        due = spent >= SURE and left > SHORT if self._spoken is None else now - self._spoken >= EVERY
+        if not due:
+            return
+        self._spoken = now
+        place = f"epoch {session.epoch + 1}/{session.config.epochs}, minibatch {session.step + 1} of "
+        place += f"{len(session.batches)}, about {duration(left)} left"
+        self.console.print(f"{self.title}  {place}", markup=False)
 
     def epoch(self, session: Run, line: dict[str, Any]) -> None:
         """A line for the epoch."""
         self._bar.update(self._task, completed=session.epoch * len(session.batches))
         last = session.epoch >= session.config.epochs
-        if session.epoch % self.every == 0 or last:
+        if (session.epoch % self.every == 0 or last) and not self.quiet:
             self.console.print(f"{self.title}  {describe(line, session.config.epochs)}", markup=False)
 
     def alarm(self, session: Run, text: str) -> None:
@@ -155,4 +185,9 @@ class Spoken(Progress):
         self.console.print(text, markup=False)
 
     def end(self, session: Run) -> None:
-        """Nothing more to say: the caller reports the result."""
+        """Why it ended early; the result is the caller's to report."""
+        patience = session.config.patience
+        if session.epoch < session.config.epochs and not self.quiet:
+            text = f"ends after epoch {session.epoch} of {session.config.epochs}: held-out robust accuracy "
+            text += f"has not risen since epoch {session.best_epoch + 1} (patience {patience})"
+            self.console.print(f"{self.title}  {text}", markup=False)

@@ -154,6 +154,11 @@ class Session:
         self.sentinel_tensors: dict[str, Tensor] = {}
         collective.broadcast([*self.model.parameters(), *self.model.buffers()])
 
+    @property
+    def settled(self) -> bool:
+        """Whether the held-out robust accuracy has not risen for as many epochs as patience allows."""
+        return 0 < self.config.patience <= self.epoch - 1 - self.best_epoch
+
     def new_tally(self) -> Tally:
         """For an epoch; it watches about `WATCHED` rows of the training data, the same in every epoch."""
         return Tally(stride=max(1, len(self.dataset.train) // WATCHED))

@@ -36,13 +36,19 @@ class Trainer:
     Attributes:
         session: the state. folder: where it is kept, or None. progress: what is shown.
         lock: on the folder; asked before anything is written there.
+        minutes: after which it is saved and stopped; None sets no limit.
     """
 
     def __init__(
-        self, session: Session, folder: RunFolder | None, progress: Progress, lock: Lock | None = None
+        self,
+        session: Session,
+        folder: RunFolder | None,
+        progress: Progress,
+        lock: Lock | None = None,
+        minutes: float | None = None,
     ) -> None:
         self.session, self.folder, self.progress, self.lock = session, folder, progress, lock
-        self.watch = Watch(session)
+        self.watch, self.minutes = Watch(session), minutes
         self._saved = time.monotonic()
         self._since = time.monotonic()
 
@@ -50,18 +56,18 @@ class Trainer:
         """From wherever the session stands to the last epoch.
 
         Raises:
-            Interrupted: asked to stop; the state is saved.
+            Interrupted: asked to stop, or the time is up; the state is saved.
             NonFinite: the loss, a gradient or the weights are not finite; the last checkpoint stays.
             UserError: the folder is gone or taken over, or a minibatch does not fit into memory.
         """
         session = self.session
         session.model.train()
-        with interruptible() as request, self.progress as progress:
+        with interruptible(self.minutes) as request, self.progress as progress:
             if self.folder is not None and session.epoch == 0 and session.step == 0:
                 self._save()  # a run that dies in its first minutes can be resumed too
             progress.begin(session)
             self._since = time.monotonic()
-            while session.epoch < session.config.epochs:
+            while session.epoch < session.config.epochs and not session.settled:
                 self._epoch(request)
             self._check_lock()
             progress.end(session)
@@ -73,7 +79,7 @@ class Trainer:
             session.step += 1
             self._tell(self.watch.after_step())
             if collective.any_rank(request.made):
-                self._interrupt()
+                self._interrupt(request)
             if time.monotonic() - self._saved > 60 * session.config.checkpoint_minutes:
                 self._save()
         self._finish_epoch()
@@ -86,7 +92,7 @@ class Trainer:
         except WorkersLost:
             if not request.made:
                 raise
-            self._interrupt()
+            self._interrupt(request)
 
     def _minibatch(self, batch: Batch) -> None:
         """All replays of one minibatch; checkpoints lie between minibatches."""
@@ -224,12 +230,13 @@ class Trainer:
             self._check_good()
             checkpoint.save(self.folder.checkpoints, self.session.pack())
 
-    def _interrupt(self) -> None:
+    def _interrupt(self, request: Request) -> None:
         if self.folder is None:
             raise Interrupted("interrupted; the run had no folder (out=...), so its state is lost")
         self._save()
         raise Interrupted(
-            f"interrupted at epoch {self.session.epoch + 1}, minibatch {self.session.step}; all is saved. "
+            f"{'the time is up' if request.late else 'interrupted'} at epoch {self.session.epoch + 1}, "
+            f"minibatch {self.session.step}; all is saved. "
             f"Go on with: bivallate resume {self.folder.path}"
         )
 

@@ -1,0 +1,81 @@
+"""What a training is going to take, measured on its first minibatches; nothing of them is kept."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import nn
+
+from bivallate.data import Dataset
+from bivallate.evaluate.watching import duration
+from bivallate.run.config import Config
+from bivallate.run.session import Session
+from bivallate.step import train_step
+
+__all__ = ["Forecast", "forecast"]
+
+STEPS = 4  # minibatches that are tried; the first of them only warms up
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """An estimate: methods that choose their attack by what they see may take more or less later on.
+
+    Attributes:
+        forward, backward: passes a training image over the whole training, held-out measurements included.
+        seconds: of the whole training. memory: bytes at most, of the process or of the CUDA device.
+    """
+
+    forward: float
+    backward: float
+    seconds: float
+    memory: int
+
+    def __str__(self) -> str:
+        passes = f"{self.forward:.4g} forward and {self.backward:.4g} backward passes per image"
+        return f"about {duration(self.seconds)}, {passes}, {self.memory / 2**30:.1f} GiB of memory"
+
+
+def forecast(config: Config, dataset: Dataset, model: nn.Module) -> Forecast:
+    """Tries a few minibatches with a rate of 0 at the full radius. The model is not to be used afterwards."""
+    session = Session(config, dataset, model)
+    session.model.train()
+    for group in session.optimizer.param_groups:
+        group["lr"] = 0.0
+    if session.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    seconds, forward, backward, images = list[float](), 0, 0, 0
+    for batch in session.batches.epoch(0, 0):
+        began = time.perf_counter()
+        for replay in range(session.method.replays):
+            clock = session.clock(replay)
+            record = train_step(session.model, session.optimizer, session.method, batch, clock)
+            forward, backward = forward + record.passes.forward, backward + record.passes.backward
+        images += len(batch.y)
+        if session.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+        if len(seconds) == STEPS:
+            break
+    held = 0 if dataset.validation is None else min(config.validation.rows, len(dataset.validation))
+    rows, steps = len(session.batches.split), config.validation.steps
+    ahead = config.epochs * (forward / images + held * (steps + 2) / rows)
+    back = config.epochs * (backward / images + held * steps / rows)
+    pace = median(seconds[1:] or seconds) * len(seconds) / (forward + backward)
+    return Forecast(ahead, back, pace * rows * (ahead + back), _peak(session.device))
+
+
+def _peak(device: torch.device) -> int:
+    """Bytes that were in use at most."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else 1024 * used
