@@ -384,7 +384,7 @@ def test_lists_are_a_name_and_a_line_of_eighty_columns(command, capsys, monkeypa
     lines = told.out.splitlines()
     assert max(map(len, lines)) <= 80
     assert len(entries) <= len(lines) <= len(entries) + 2
-    assert f"bivallate {command} NAME" in told.err
+    assert lines[-1].endswith(f"bivallate {command} NAME")
     name = lines[0].split()[0].split("[")[0].removesuffix("-N")
     assert run([command, name]) == 0
     assert name in capsys.readouterr().out

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from bivallate.cli import APP
-from bivallate.commands.keeping import place_of
+from bivallate.commands.keeping import keeping, place_of
 from bivallate.commands.options import Flag, Machine, Source, threat_of
 from bivallate.errors import UserError
 from bivallate.evaluate.watching import duration, watched
@@ -92,14 +92,11 @@ def audit(
             announce=None if json or quiet else _announce,
             progress=progress,
         )
-    if json:
-        say_json(result.to_json())
-    else:
-        show(result)
-    if place is not None:
-        result.save(place)
-        if not json:
-            say(f"kept in {place}")
+    with keeping(place, result.save, silent=json):
+        if json:
+            say_json(result.to_json())
+        else:
+            show(result)
 
 
 def _announce(plan: Any, seconds: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from bivallate.cli import APP
-from bivallate.commands.keeping import place_of
+from bivallate.commands.keeping import keeping, place_of
 from bivallate.commands.options import Flag, Machine, Source, Subset, threat_of
 from bivallate.errors import UserError
 from bivallate.evaluate.watching import watched
@@ -74,7 +75,7 @@ def evaluate(
         print the result as JSON instead of a table; of several a list.
     """
     from bivallate.evaluate import parse
-    from bivallate.run.examined import Examined
+    from bivallate.run.examined import Examined, keep
     from bivallate.run.interrupt import Interrupted
 
     chosen, attacks = _sorted_out(runs, attack)
@@ -98,11 +99,11 @@ def evaluate(
             except KeyboardInterrupt:
                 raise Interrupted(GO_ON) from None
             found.append({"run": str(run), **score.to_json()})
-            if not json:
-                _line(label, score) if several else show(score, examined.data.classes)
-            elif not several:
-                say_json(score.to_json())
-            _kept(score, place, silent=json)
+            with keeping(place, partial(keep, score), silent=json):
+                if not json:
+                    _line(label, score) if several else show(score, examined.data.classes)
+                elif not several:
+                    say_json(score.to_json())
     if json and several:
         say_json(found)
 
@@ -127,16 +128,6 @@ def _look(examined: Any, preflight: bool, quiet: bool) -> Any:
         if looked is not None:
             say(looked, beside=True)
     return looked
-
-
-def _kept(score: Any, place: Path | None, *, silent: bool) -> None:
-    """Keeps a score that has been printed."""
-    from bivallate.run.examined import keep
-
-    if place is not None:
-        keep(score, place)
-        if not silent:
-            say(f"kept in {place}")
 
 
 def _line(label: str, score: Any) -> None:

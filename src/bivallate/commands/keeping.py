@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bivallate.errors import UserError
 from bivallate.terminal import say
 
-__all__ = ["place_of"]
+__all__ = ["keeping", "place_of"]
 
 
 def place_of(default: Path, out: Path | None) -> Path | None:
@@ -32,6 +34,24 @@ def place_of(default: Path, out: Path | None) -> Path | None:
         beside=True,
     )
     return None
+
+
+@contextmanager
+def keeping(place: Path | None, save: Callable[[Path], object], *, silent: bool = False) -> Iterator[None]:
+    """Saves a result before the block prints it, and says afterwards where: whatever happens to one of the
+    two, the other is done. None keeps nothing. Raises UserError, after the block, if it could not be saved.
+    """
+    fault: UserError | None = None
+    if place is not None:
+        try:
+            save(place)
+        except UserError as error:
+            fault = error
+    yield
+    if fault is not None:
+        raise fault
+    if place is not None and not silent:
+        say(f"kept in {place}")
 
 
 def _fault(place: Path) -> str:

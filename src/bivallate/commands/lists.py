@@ -269,7 +269,7 @@ def _one_a_line(rows: dict[str, str], command: str, argument: str) -> None:
     for name, text in rows.items():
         told = line(f"{name:<{longest}}  {text}")
         say(told if len(told) <= width else f"{told[: width - 1]}…")
-    say(f"more about one: bivallate {command} {argument}", beside=True)
+    say(f"more about one: bivallate {command} {argument}")
 
 
 def _details(entry: dict[str, Any], json: bool) -> None:

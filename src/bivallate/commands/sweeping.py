@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from bivallate.cli import APP
 from bivallate.commands.evaluating import GO_ON, percent
-from bivallate.commands.keeping import place_of
+from bivallate.commands.keeping import keeping, place_of
 from bivallate.commands.options import Flag, Machine, Source, Subset
 from bivallate.commands.subjects import Subjects, norm_name, norm_of, radii_of, table
 from bivallate.evaluate.watching import watched
 from bivallate.files import write_json
 from bivallate.quoting import file_name
-from bivallate.terminal import say, say_json
+from bivallate.terminal import say_json
 
 SHARES = (5, 25, 50, 75, 95)
 GRID = 30  # steps of the figure's axis
@@ -100,14 +100,11 @@ def curve(
         interval={label: [s.interval_95 for s in found.values()] for label, found in curves.items()},
         trained=subjects.trained(kind),
     )
-    if json:
-        say_json(figure.data() | {"n": scores[0].n})
-    else:
-        _show_curve(figure, curves)
-    if place is not None:
-        drawn = figure.save(stem)
-        if not json:
-            say(f"kept in {drawn} and beside it")
+    with keeping(place, lambda _: figure.save(stem), silent=json):
+        if json:
+            say_json(figure.data() | {"n": scores[0].n})
+        else:
+            _show_curve(figure, curves)
     for file in begun:
         file.unlink(missing_ok=True)
 
@@ -209,15 +206,16 @@ def distances(
         "runs": summary,
         "curve": figure.data(),
     }
-    if json:
-        say_json(data)
-    else:
-        _show_distances(data)
-    if place is not None:
-        drawn = figure.save(stem)
+
+    def save(place: Path) -> None:
+        figure.save(stem)
         write_json(place, data)
-        if not json:
-            say(f"kept in {drawn} and beside it, with every point's distance")
+
+    with keeping(place, save, silent=json):
+        if json:
+            say_json(data)
+        else:
+            _show_distances(data)
 
 
 def _show_distances(data: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from bivallate.cli import APP
 from bivallate.commands.evaluating import percent, show
-from bivallate.commands.keeping import place_of
+from bivallate.commands.keeping import keeping, place_of
 from bivallate.commands.options import Flag, Machine, Source, Subset, threat_of
 from bivallate.errors import UserError
 from bivallate.evaluate.pairs import LEVEL, p_value
@@ -76,15 +76,12 @@ def transfer(
 
     writable = place_of(place(f"transfer-{chosen.name}"), out) is not None
     score = judged(model, dict(others), subjects.points, threat, chosen, **options)
-    if json:
-        say_json(score.to_json())
-    else:
-        _show(score, subjects, place(chosen.name))
-    if writable:
-        kept = out or place(score.attack)
-        score.save(kept)
-        if not json:
-            say(f"kept in {kept}")
+    kept = (out or place(score.attack)) if writable else None
+    with keeping(kept, score.save, silent=json):
+        if json:
+            say_json(score.to_json())
+        else:
+            _show(score, subjects, place(chosen.name))
 
 
 def _show(score: Any, subjects: Any, white: Path) -> None:
