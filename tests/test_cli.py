@@ -383,7 +383,7 @@ def test_lists_are_a_name_and_a_line_of_eighty_columns(command, capsys, monkeypa
     told = capsys.readouterr()
     lines = told.out.splitlines()
     assert max(map(len, lines)) <= 80
-    assert len(entries) <= len(lines) <= len(entries) + 2
+    assert len(entries) < len(lines) <= len(entries) + 3
     assert lines[-1].endswith(f"bivallate {command} NAME")
     name = lines[0].split()[0].split("[")[0].removesuffix("-N")
     assert run([command, name]) == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,7 +31,6 @@ def methods(name: str | None = None, *, json: Json = False) -> None:
     """
     from bivallate.lower.threat import Linf
     from bivallate.method import registry
-    from bivallate.parts import portable
     from bivallate.reports.cards import card
 
     entries = registry()
@@ -48,11 +46,7 @@ def methods(name: str | None = None, *, json: Json = False) -> None:
             "paper": e.paper,
             "cost": e.cost,
             "parameters": {k: _shown(v) for k, v in e.parameters.items()},
-            **(
-                {"parts": portable(e.make(Linf(8 / 255)).to_dict()), "card": inspect.getdoc(e.make)}
-                if name
-                else {}
-            ),
+            **({"parts": e.make(Linf(8 / 255)).to_dict(), "card": inspect.getdoc(e.make)} if name else {}),
         }
         for e in sorted(entries.values(), key=lambda e: (e.family, e.name))
     ]
@@ -67,7 +61,7 @@ def methods(name: str | None = None, *, json: Json = False) -> None:
 
 def _shown(value: Any) -> Any:
     if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else str(value)
+        return round(value, 6)
     return value if isinstance(value, str | int | bool) or value is None else str(value)
 
 
