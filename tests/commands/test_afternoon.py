@@ -55,7 +55,7 @@ def test_a_result_is_printed_where_it_cannot_be_kept(command, runs, tmp_path, ca
     shutil.rmtree(tmp_path / "fast-at" / place, ignore_errors=True)
     (tmp_path / "fast-at" / place).write_text("in the way")
     given = [command, str(tmp_path / "fast-at"), *more]
-    assert run(given) == 0
+    assert run(given) == 2
     told = capsys.readouterr()
     assert printed in told.out
     assert "kept in" not in told.out

@@ -85,7 +85,7 @@ def evaluate(
     where = {"data": data, "by_position": by_position, "split": split, "device": device}
     where |= {"weights": source.weights, "data_dir": source.data_dir, "model": source.model}
     options = asdict(subset) | {"batch_size": batch_size, "seed": source.seed}
-    found: list[dict[str, Any]] = []
+    found, faults = list[dict[str, Any]](), list[UserError]()
     for run in chosen:
         examined = Examined.of(run, threat=lambda own: threat_of(own, norm, eps), **where)
         looked = _look(examined, preflight, quiet)
@@ -99,13 +99,15 @@ def evaluate(
             except KeyboardInterrupt:
                 raise Interrupted(GO_ON) from None
             found.append({"run": str(run), **score.to_json()})
-            with keeping(place, partial(keep, score), silent=json):
+            with keeping(place, partial(keep, score), silent=json, faults=faults):
                 if not json:
                     _line(label, score) if several else show(score, examined.data.classes)
                 elif not several:
                     say_json(score.to_json())
     if json and several:
         say_json(found)
+    if faults:
+        raise faults[0]
 
 
 def _sorted_out(runs: Sequence[Path], attacks: Sequence[str]) -> tuple[list[Path], list[str]]:

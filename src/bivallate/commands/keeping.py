@@ -17,7 +17,8 @@ __all__ = ["keeping", "place_of"]
 def place_of(default: Path, out: Path | None) -> Path | None:
     """The file that a result goes to: `out` if it is given, else the default, which lies in a run's folder.
 
-    Returns None, and warns, where the run's folder cannot be written to: the result is then printed only.
+    Returns None, and warns, where the run's folder cannot be written to: the result is then printed only,
+    and `keeping` ends the command with status 2.
 
     Raises:
         UserError: `out` cannot be written.
@@ -37,20 +38,36 @@ def place_of(default: Path, out: Path | None) -> Path | None:
 
 
 @contextmanager
-def keeping(place: Path | None, save: Callable[[Path], object], *, silent: bool = False) -> Iterator[None]:
+def keeping(
+    place: Path | None,
+    save: Callable[[Path], object],
+    *,
+    silent: bool = False,
+    faults: list[UserError] | None = None,
+) -> Iterator[None]:
     """Saves a result before the block prints it, and says afterwards where: whatever happens to one of the
-    two, the other is done. None keeps nothing. Raises UserError, after the block, if it could not be saved.
+    two, the other is done.
+
+    Args:
+        place: None if the result has none. faults: gets the error instead of its being raised.
+
+    Raises:
+        UserError: after the block, if the result could not be saved.
     """
     fault: UserError | None = None
-    if place is not None:
+    if place is None:
+        fault = UserError("the result was printed, but cannot be kept in the run's folder: say --out")
+    else:
         try:
             save(place)
         except UserError as error:
             fault = error
     yield
-    if fault is not None:
+    if fault is not None and faults is None:
         raise fault
-    if place is not None and not silent:
+    if fault is not None and faults is not None:
+        faults.append(fault)
+    elif not silent:
         say(f"kept in {place}")
 
 
