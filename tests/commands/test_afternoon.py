@@ -142,3 +142,36 @@ def test_redirected_progress_is_an_estimate_and_a_line_every_half_minute(kind, m
     with watched(silent=True, console=Console(file=stream, width=200)) as show:
         show(MOMENTS[kind](0.5))
     assert len(stream.getvalue().splitlines()) == 4
+
+
+def test_a_checkpoint_of_another_project_is_evaluated(runs, tmp_path, capsys):
+    from safetensors.torch import save_file
+
+    model = bv.load(runs / "plain", "last")
+    (tmp_path / "there").mkdir()
+    save_file(model.network.state_dict(), tmp_path / "there" / "net.safetensors")
+    given = ["--arch", "linear", "--data", "digits", "--eps", "0.1", "--attack", "clean", "--json"]
+    for place in (tmp_path / "there", tmp_path / "there" / "net.safetensors"):
+        assert run(["evaluate", str(place), *given]) == 0
+        assert json.loads(capsys.readouterr().out)["n"] == 359
+        assert len(list((tmp_path / "there").iterdir())) == 1, "kept only where --out says"
+    assert run(["evaluate", str(tmp_path / "there"), *given, "--out", str(tmp_path / "x.json")]) == 0
+    assert json.loads((tmp_path / "x.json").read_text())["attack"] == "clean"
+    assert run(["evaluate", str(tmp_path / "there"), "--arch", "linear"]) == 2
+    assert "say --data and --eps" in capsys.readouterr().err
+    assert run(["evaluate", str(tmp_path), *given]) == 2
+
+
+def test_a_run_of_a_method_that_is_not_installed_is_evaluated(runs, tmp_path):
+    import shutil
+
+    shutil.copytree(runs / "plain", tmp_path / "plain")
+    place = tmp_path / "plain" / "config.toml"
+    text = place.read_text()
+    assert 'kind = "Equal"' in text
+    place.write_text(text.replace('kind = "Equal"', 'kind = "Mine"'))
+    found = bv.evaluate(tmp_path / "plain", attack="clean", n=20)
+    assert found.clean_accuracy == bv.evaluate(runs / "plain", attack="clean", n=20).clean_accuracy
+    place.write_text(text.replace('name = "digits"', 'nam = "digits"'))
+    with pytest.raises(bv.UserError, match="nam"):
+        bv.evaluate(tmp_path / "plain", attack="clean", n=20)

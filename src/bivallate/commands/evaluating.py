@@ -34,6 +34,7 @@ def evaluate(
     subset: Subset = Subset(),  # noqa: B008  frozen
     source: Source = Source(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008
+    arch: str | None = None,
     batch_size: int | None = None,
     preflight: bool = True,
     out: Path | None = None,
@@ -48,7 +49,8 @@ def evaluate(
     Parameters
     ----------
     runs
-        folders of one or several runs.
+        folders of one or several runs; or, with --arch, --data and --eps, a checkpoint of another project
+        (.safetensors, .pt, or a folder with one), whose result is kept only with --out.
     attack
         one or several of clean, fgsm, pgd-STEPS, pgd-STEPS-RESTARTS, cw, autoattack, ...; `bivallate attacks`
         lists them.
@@ -62,6 +64,8 @@ def evaluate(
         another data set than the run's; without a test split all of it. Its classes are found by their names.
     by_position
         read the labels of that data set by their numbers, whatever its classes are called.
+    arch
+        architecture of a checkpoint that is no run; `bivallate models` lists them.
     batch_size
         points at once. [default: estimated from the free memory]
     preflight
@@ -87,19 +91,24 @@ def evaluate(
     options = asdict(subset) | {"batch_size": batch_size, "seed": source.seed}
     found, faults = list[dict[str, Any]](), list[UserError]()
     for run in chosen:
-        examined = Examined.of(run, threat=lambda own: threat_of(own, norm, eps), **where)
+        examined = (
+            Examined.of(run, threat=lambda own: threat_of(own, norm, eps), **where)
+            if arch is None
+            else _foreign(run, arch, data, norm, eps, split, source, device)
+        )
         looked = _look(examined, preflight, quiet)
         for name in attacks:
             label = f"{run} {name}" if several else ""
             default = examined.file(name, source.seed, subset.name())
-            place = place_of(default, out / f"{run.name}-{default.name}" if out and several else out)
+            asked = out / f"{run.name}-{default.name}" if out and several else out
+            place = place_of(default, asked) if arch is None or out else None
             try:
                 with watched(json or quiet, label) as progress:
                     score = examined.evaluate(name, file=place, looked=looked, progress=progress, **options)
             except KeyboardInterrupt:
                 raise Interrupted(GO_ON) from None
             found.append({"run": str(run), **score.to_json()})
-            with keeping(place, partial(keep, score), silent=json, faults=faults):
+            with keeping(place, partial(keep, score), silent=json, faults=faults if arch is None else []):
                 if not json:
                     _line(label, score) if several else show(score, examined.data.classes)
                 elif not several:
@@ -119,6 +128,29 @@ def _sorted_out(runs: Sequence[Path], attacks: Sequence[str]) -> tuple[list[Path
     if not runs:
         raise UserError("name the folder of a run, such as `bivallate evaluate runs/x --attack pgd-20`")
     return runs, [name for name in attacks if name not in behind]
+
+
+def _foreign(
+    path: Path,
+    arch: str,
+    data: str | None,
+    norm: str | None,
+    eps: str | None,
+    split: str,
+    source: Source,
+    device: Any,
+) -> Any:
+    """A checkpoint of another project. Raises UserError unless data and radius are said."""
+    from bivallate.lower.threat import threat
+    from bivallate.run.foreign import examined_checkpoint
+
+    if data is None or eps is None:
+        raise UserError(
+            "a checkpoint knows neither its data nor its radius: say --data and --eps with --arch"
+        )
+    ball = threat(norm or "linf", eps)
+    where = {"weights": source.weights, "data_dir": source.data_dir}
+    return examined_checkpoint(path, arch, data, ball, split=split, device=device, **where)
 
 
 def _look(examined: Any, preflight: bool, quiet: bool) -> Any:

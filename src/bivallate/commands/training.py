@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -314,4 +315,6 @@ def _finished(run: Any, folder: Path) -> None:
     told = ending(run.history)
     if told:
         say(told)
-    say(f"run: {folder}\nnext: bivallate evaluate {folder} --attack pgd-20")
+    own = run.model.architecture
+    network = f" --model {own}" if ":" in own and not own.startswith("timm:") else ""
+    say(f"run: {folder}\nnext: bivallate evaluate {shlex.quote(str(folder))}{network} --attack pgd-20")

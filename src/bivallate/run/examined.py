@@ -17,12 +17,16 @@ from bivallate.evaluate.preflight import Preflight, preflight
 from bivallate.evaluate.progress import Progress
 from bivallate.evaluate.watching import watched
 from bivallate.lower.threat import ThreatModel
+from bivallate.method import create
 from bivallate.models import Classifier
+from bivallate.parts import decode, encode
 from bivallate.run.api import load_run
 from bivallate.run.config import Config
 from bivallate.run.evaluation_data import evaluation_data
 from bivallate.run.folder import RunFolder
 from bivallate.run.session import pick_device
+from bivallate.schema import MEGABYTE, check, read_text
+from bivallate.schema import parse as parse_file
 
 __all__ = ["Examined", "evaluate", "keep", "partial_of", "split_of", "subset_name"]
 
@@ -73,7 +77,7 @@ class Examined:
             UserError: no run, or data, a split or weights that are not there.
         """
         folder = RunFolder.open(Path(path))
-        config = Config.read(folder.config)
+        config = _configuration(folder.config)
         config = config.set("data.data_dir", data_dir) if data_dir is not None else config
         own = config.method.threat
         chosen = own if threat is None else threat(own) if callable(threat) else threat
@@ -110,6 +114,21 @@ class Examined:
         score = score_of(self.model, self.points, self.threat, attack, resume=resume, **options)
         grave = tuple(str(f) for f in looked.findings if f.severity == "error") if looked is not None else ()
         return replace(score, warnings=(*score.warnings, *grave, *self.warnings))
+
+
+def _configuration(file: Path) -> Config:
+    """A run's configuration; a method whose parts are not installed is none that an evaluation needs, so that
+    only its threat is read."""
+    try:
+        return Config.read(file)
+    except UserError:
+        text = read_text(file, "configuration", 4 * MEGABYTE)
+        entry = parse_file(text, file, "configuration", dict[str, Any], "TOML")
+        method = entry.get("method")
+        if not isinstance(method, dict) or "threat" not in method:
+            raise
+        known = encode(create("plain", decode(method["threat"])))
+        return check(Config, decode({**entry, "method": known, "kind": "Config"}), "configuration")
 
 
 def keep(score: Score, file: Path) -> None:

@@ -1,0 +1,69 @@
+"""A checkpoint that is no run, before the points that it is evaluated on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from bivallate import models
+from bivallate.errors import UserError
+from bivallate.lower.threat import ThreatModel
+from bivallate.models import Classifier
+from bivallate.models.robustbench import load_robustbench
+from bivallate.run.config import Data
+from bivallate.run.examined import Examined, split_of
+from bivallate.run.session import load_data, pick_device, settled
+
+__all__ = ["examined_checkpoint"]
+
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
+
+
+def examined_checkpoint(
+    path: str | Path,
+    architecture: str | None,
+    data: str,
+    threat: ThreatModel,
+    *,
+    weights: str = "best",
+    split: str = "test",
+    data_dir: str | None = None,
+    device: torch.device | str = "auto",
+) -> Examined:
+    """The model in a file of weights, or in a folder that holds one, and a data set by name.
+
+    Args:
+        architecture: by name; of a folder with a model.json it may be left out.
+
+    Raises:
+        UserError: weights that are not there or of another architecture, or data of more classes.
+    """
+    place = Path(path)
+    spec = settled(Data(data, data_dir=data_dir or "", validation=0, allow_missing_classes=True))
+    dataset = load_data(spec, 0, whole=True)
+    model = _model(place, architecture, dataset.shape, weights)
+    if len(dataset.classes) > model.num_classes:
+        raise UserError(
+            f"{place} tells {model.num_classes} classes, {data} has {len(dataset.classes)}: "
+            "it was trained on other data"
+        )
+    network = model.to(pick_device(str(device)))
+    return Examined(place, network, dataset, split_of(dataset, split), threat, place.stem, split, data)
+
+
+def _model(place: Path, architecture: str | None, shape: tuple[int, int, int], weights: str) -> Classifier:
+    if place.is_dir() and (place / "model.json").exists():
+        return models.load(place, weights)
+    if architecture is None:
+        raise UserError(
+            f"{place} is no run: say --arch NAME, --data and --eps for a checkpoint of another project "
+            "(`bivallate models` lists the architectures)"
+        )
+    if place.is_dir():
+        held = sorted(p for p in place.iterdir() if p.suffix in WEIGHTS)
+        if len(held) != 1:
+            names = ", ".join(p.name for p in held) or "none"
+            raise UserError(f"{place} should hold one file of weights, it has {names}: name the file")
+        place = held[0]
+    return load_robustbench(place, architecture, shape=shape)
