@@ -125,3 +125,30 @@ def test_other_data_is_told(data, words):
 def test_a_whole_data_set_is_told_to_be_cut():
     with pytest.raises(UserError, match=r"such as data.test"):
         evaluate(affine(64, 10), bv.data.load("digits"), bv.Linf(0.1), "fgsm")
+
+
+def _numb(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().flatten(1)[:, :4]
+
+
+def _silent(x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return x.flatten(1)[:, :4] * 2
+
+
+def _aside(x: torch.Tensor) -> torch.Tensor:
+    return _numb(x) + torch.zeros(4, requires_grad=True)
+
+
+@pytest.mark.parametrize("model", [_numb, _silent, _aside])
+def test_a_model_without_gradient_is_told_and_square_goes_on(model):
+    x, threat = cloud(6, (1, 4, 4)), bv.Linf(0.05)
+    y = model(x).argmax(1).detach()
+    for name in ("fgsm", "pgd-2", "cw", "apgd-ce", "autoattack"):
+        with pytest.raises(UserError, match="no_grad"):
+            evaluate(model, (x, y), threat, name)
+    with pytest.raises(UserError, match="no_grad"):
+        attack(model, x, y, threat, "pgd-2")
+    with pytest.raises(UserError, match="no_grad"):
+        minimal_distances(model, (x, y), "linf", steps=2)
+    assert evaluate(model, (x, y), threat, "square").clean_accuracy == 1

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,7 +17,8 @@ from tests.run.runs import Killed, copy, digits, kill_at, metrics, same, setting
 
 import bivallate as bv
 from bivallate.run import checkpoint, session
-from bivallate.run.config import Config
+from bivallate.run.api import execute
+from bivallate.run.config import Config, Data, Model
 from bivallate.run.progress import Progress
 
 OLD = Path(__file__).parent / "old"
@@ -348,3 +351,27 @@ def test_a_folder_that_goes_during_the_run_ends_it_with_a_word(tmp_path):
     with pytest.raises(bv.UserError, match="was removed or emptied"):
         train(tmp_path / "run", progress=Delete())
     assert not (tmp_path / "run").exists()
+
+
+def marked(path: Path) -> None:
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as editors do
+
+
+@pytest.mark.parametrize("damage", [torn, gone, marked, None])
+def test_data_that_a_path_names_are_found_whatever_became_of_the_configuration(damage, tmp_path, monkeypatch):
+    x, y = torch.rand(40, 1, 4, 4).numpy(), torch.arange(40).numpy() % 2
+    for name in ("own", "more"):
+        np.savez(tmp_path / f"{name}.npz", x=x, y=y)
+    chosen = session.settled(Data(name=str(tmp_path / "own.npz"), extra=str(tmp_path / "more.npz")))
+    config = Config(method=bv.methods.plain(bv.Linf(0.1)), model=Model("linear"), data=chosen, epochs=1)
+    config = config.set("batch_size", 16)
+    data, run = session.load_data(chosen, 0), tmp_path / "run"
+    execute(config, data, session.create_model(config.model, data, 0), run)
+    before = (run / "config.toml").read_bytes()
+    if damage is not None:
+        damage(run / "config.toml")
+    monkeypatch.chdir(Path("/"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error" if damage in (marked, None) else "ignore")
+        bv.resume(run)
+    assert (run / "config.toml").read_bytes().removeprefix(b"\xef\xbb\xbf") == before

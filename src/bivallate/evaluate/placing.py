@@ -9,12 +9,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from bivallate.errors import check_device
+from bivallate.errors import UserError, check_device
 from bivallate.evaluate.precision import full_float32, unmixed, without_autocast
 from bivallate.lower.modes import evaluating, frozen
 from bivallate.models.trainable import check_module, check_values
 
 __all__ = ["Function", "placed"]
+
+
+UNDIFFERENTIABLE = ("does not require grad", "not have been used in the graph")  # in autograd's own words
 
 
 @contextmanager
@@ -25,7 +28,8 @@ def placed(
     its tensors were made in inference mode, of which autograd keeps away.
 
     Raises:
-        UserError: no model, or one whose tensors have no values yet.
+        UserError: no model, one whose tensors have no values yet, or one without a gradient when an attack
+            inside asks for it.
     """
     if isinstance(model, type) or not callable(model):
         check_module(model)
@@ -41,7 +45,15 @@ def placed(
     if dtype in (torch.float16, torch.bfloat16):
         module, dtype = copy.deepcopy(module).float(), torch.float32
     with evaluating(module), frozen(module), unmixed(module), without_autocast(where), full_float32():
-        yield module, where, dtype
+        try:
+            yield module, where, dtype
+        except RuntimeError as error:
+            if not any(words in str(error) for words in UNDIFFERENTIABLE):
+                raise
+            raise UserError(
+                "this attack follows the gradient, and none leads from the logits to the images: remove "
+                "torch.no_grad(), detach() and conversions to numpy from the forward; square needs none"
+            ) from error
 
 
 class Function(nn.Module):

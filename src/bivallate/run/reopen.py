@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tomllib
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from bivallate.parts import decode, encode, from_portable
 from bivallate.run.checkpoint import Checkpoint, list_all, newest
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder, lines_of
-from bivallate.run.session import Session
+from bivallate.run.session import PLACES, Session
 
 FREE = (
     "device",
@@ -60,7 +61,9 @@ def reopen(folder: RunFolder, tell: Tell, *, fall_back: bool = True) -> tuple[Co
 
 
 def _configuration(folder: RunFolder, values: dict[str, Any], tell: Tell) -> Config:
-    original: Config = decode(from_portable(values["config"])).set("data.data_dir", values["data_dir"])
+    original: Config = decode(from_portable(values["config"]))
+    places = {name: values[key] for key, name in PLACES.items() if key in values}
+    original = dataclasses.replace(original, data=dataclasses.replace(original.data, **places))
     wrong = _torn(folder, values["config"])
     if wrong:
         original.write(folder.config)
@@ -83,7 +86,7 @@ def _torn(folder: RunFolder, kept: dict[str, Any]) -> str:
         return "was missing"
     check_regular(folder.config)
     try:
-        text = folder.config.read_bytes().decode("utf-8")
+        text = folder.config.read_bytes().decode("utf-8-sig")  # as it is read
         there = _flat(tomllib.loads(text))
     except (OSError, ValueError, RecursionError):  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         return "was damaged"

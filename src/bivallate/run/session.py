@@ -42,6 +42,10 @@ def pick_device(name: str) -> torch.device:
     return check_device(name, "use --device auto or cpu")
 
 
+PLACES = {"data_dir": "data_dir", "data_name": "name", "data_extra": "extra"}
+# what a portable configuration leaves out, by its key in a checkpoint
+
+
 def load_data(spec: Any, seed: int, *, whole: bool = False) -> Dataset:
     """The data set of a configuration; with `whole` all of it is test data where it has no test split."""
     if not spec.name:
@@ -233,7 +237,7 @@ class Session:
             "eps": float(self.method.threat.eps),
             "run": self.run,
             "config": portable(encode(self.config)),
-            "data_dir": self.config.data.data_dir,
+            **{key: getattr(self.config.data, name) for key, name in PLACES.items()},
         }
         return Checkpoint(self.epoch, self.step, tensors, values)
 
