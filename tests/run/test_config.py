@@ -101,15 +101,18 @@ def test_photographs_of_all_sizes_train_once_the_message_is_followed(photographs
     command = ["train", "plain", "--data", str(photographs), "--epochs", "1", "--batch-size", "8"]
     command += ["--model", "linear", "--set", "validation.steps=1", "--out", str(tmp_path / "run")]
     assert run(command) == 2
-    assert "--set data.size=64" in capsys.readouterr().err
+    assert "--set data.size=32" in capsys.readouterr().err  # their shorter sides are 20 to 50 pixels
     command += ["--set", "data.size=16"]
+    cut = photographs / "ant" / "cut.jpg"
+    cut.write_bytes((photographs / "ant" / "0.jpg").read_bytes()[:300])
     assert run(command) == 2
     message = capsys.readouterr().err
-    assert "29.jpg" in message
+    assert "cut.jpg" in message
     assert "--set data.on_bad=skip" in message
-    assert run([*command, "--set", "data.on_bad=convert"]) == 0
+    assert run([*command, "--set", "data.on_bad=skip"]) == 0
+    assert "1 of 30 images are grey among colour" in capsys.readouterr().err
     kept = Config.read(tmp_path / "run" / "config.toml").data
-    assert (kept.size, kept.on_bad) == (16, "convert")
+    assert (kept.size, kept.on_bad) == (16, "skip")
 
 
 def test_datasets_reads_as_training_does(photographs, capsys):
