@@ -211,6 +211,9 @@ def _check_eps(eps: float) -> None:
 NORMS: dict[str, type[Linf] | type[L2]] = {"linf": Linf, "l2": L2}
 
 
+CUSTOMARY = {"Linf": "8/255", "L2": "128/255"}  # radii on small colour images, where nothing else is known
+
+
 def threat(norm: str, eps: str | float) -> Linf | L2:
     """The threat model by the name of its norm: `threat("linf", "8/255")`."""
     key = norm.lower().replace("_", "").replace("-", "")

@@ -13,6 +13,7 @@ from typing import Any
 from bivallate.errors import UserError, unknown
 from bivallate.evaluate import parse
 from bivallate.evaluate.compare import SAME_RADIUS, same_threat
+from bivallate.lower.threat import CUSTOMARY
 from bivallate.lower.threat import threat as make
 from bivallate.parts import parse_number
 from bivallate.reports.collect import Evaluation, RunRecord
@@ -165,9 +166,10 @@ def _command(run: RunRecord, path: Path, wanted: Wanted, example: Evaluation | N
     attack = example.score.attack if example is not None else wanted.attack or "pgd-20"
     own: Any = run.config.method.threat
     norm = type(example.score.threat).__name__ if example is not None else wanted.norm or type(own).__name__
-    eps = (
-        example.score.threat.eps if example is not None else wanted.eps if wanted.eps is not None else own.eps
-    )
+    other_norm = norm != type(own).__name__
+    eps = example.score.threat.eps if example is not None else wanted.eps
+    if eps is None:
+        eps = parse_number(CUSTOMARY[norm]) if other_norm else own.eps
     words = ["bivallate", "evaluate", str(path), "--attack", attack]
     if attack.startswith("transfer-"):  # made by another command, whose surrogates the name only labels
         words = [
@@ -179,8 +181,8 @@ def _command(run: RunRecord, path: Path, wanted: Wanted, example: Evaluation | N
         ]
     words += ["--weights", wanted.weights] if wanted.weights != "best" else []
     words += ["--split", wanted.split] if wanted.split != "test" else []
-    words += ["--norm", norm.lower()] if norm != type(own).__name__ else []
-    words += ["--eps", repr(eps)] if eps != own.eps else []
+    words += ["--norm", norm.lower()] if other_norm else []
+    words += ["--eps", repr(eps)] if other_norm or eps != own.eps else []
     if example is not None:
         points = re.search(r"(?:^|-)(n|first)(\d+)\.json$", example.path.name)
         words += [f"--{points[1]}", points[2]] if points else []
