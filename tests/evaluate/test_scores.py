@@ -379,7 +379,7 @@ BAD = [
     ({"data": (torch.zeros(4, 1, 8, 8), torch.full((4,), 10))}, "labels must lie in 0..9"),
     ({"data": (torch.zeros(4, 1, 8, 8), torch.full((4,), -1))}, "labels must lie in 0..9"),
     ({"data": (torch.zeros(4, 1, 8, 8), torch.zeros(4))}, "labels must be integers"),
-    ({"data": 7}, "a split or a pair"),
+    ({"data": 7}, "a split, a pair"),
     ({"attack": "pdg-20"}, "did you mean"),
     ({"attack": "pgd-0"}, "at least 1, got 0"),
     ({"attack": "pgd-20-0"}, "at least 1, got 0"),

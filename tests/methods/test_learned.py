@@ -448,9 +448,9 @@ def test_refuses_weights_perturbed_under_a_lookahead() -> None:
     ("fields", "message"),
     [
         ({"inputs": "logits"}, "unknown input"),
-        ({"margins_from": "dirty"}, "unknown place"),
+        ({"margins_from": "dirty"}, "unknown margins from"),
         ({"hidden": (0,)}, "at least 1"),
-        ({"optimizer": "adam"}, "use Descent or AdamDescent"),
+        ({"optimizer": "adam"}, "MarginNet.optimizer must be a part"),
     ],
 )
 def test_bad_values_are_refused(fields, message) -> None:

@@ -330,7 +330,7 @@ def test_the_doubt_of_mart_carries_gradient() -> None:
         (lambda: MAIL(margin="odd"), "unknown margin"),  # pyright: ignore
         (lambda: MAIL(slope=math.inf), "finite slope"),
         (lambda: WMMR(alpha=-1.0), "at least 0"),
-        (lambda: GAIRAT(form="cosh"), "unknown weight function"),  # pyright: ignore
+        (lambda: GAIRAT(form="cosh"), "unknown form"),  # pyright: ignore
         (lambda: GAIRAT(steps=0), "at least 1"),
         (lambda: After(MAIL(), burn_in=60), r"\[0, 1\]"),
         (lambda: methods.wmmr(THREAT, base="mart"), "unknown base"),  # pyright: ignore

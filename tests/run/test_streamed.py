@@ -192,7 +192,7 @@ def test_a_broken_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: b
     def breaking(batches: bv.data.Batches, *place: int) -> Iterator[Any]:
         for step, batch in enumerate(epoch(batches, *place)):
             if step == 2:
-                made[0].made = asked
+                made[0].asked = asked
                 raise WorkersLost("a worker was killed")
             yield batch
 

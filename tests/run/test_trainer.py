@@ -115,7 +115,7 @@ def test_kept_epochs_are_the_weights_of_that_epoch(digits, tmp_path):
     with pytest.raises(bv.UserError, match="name one with out="):
         bv.train("linear", digits, method, keep=(1,), **QUICK)
     for bad in ((0,), 3, True, (True,), (1.0,), {1}, range(1, 3)):
-        with pytest.raises(bv.UserError, match="counted from 1"):
+        with pytest.raises(bv.UserError, match=r"counted from 1|keep must be a list|whole number"):
             bv.train("linear", digits, method, keep=bad, out=tmp_path / "bad", **QUICK)
     assert not (tmp_path / "late").exists()
     assert not (tmp_path / "bad").exists()

@@ -135,7 +135,10 @@ def test_wraps_weighted_methods_too() -> None:
 
 
 def test_bad_values_are_refused() -> None:
-    for fields, message in (({"gamma": -1.0}, "at least 0"), ({"warm_up": 0.5}, "whole number of epochs")):
+    for fields, message in (
+        ({"gamma": -1.0}, "at least 0"),
+        ({"warm_up": 0.5}, "warm_up must be a whole number"),
+    ):
         with pytest.raises(UserError, match=message):
             AWP(adversarial, **fields)  # pyright: ignore
     x, y, _ = minibatches()[0]

@@ -63,7 +63,7 @@ class Manifest(TypedDict):
     data_fingerprint: NotRequired[str]
     method: NotRequired[str]
     code_version: NotRequired[str]
-    config: NotRequired[dict[str, Any] | None]
+    config: NotRequired[dict[str, Any] | str | None]  # the first version wrote a file's name
     epoch: NotRequired[int]
 
 

@@ -29,7 +29,9 @@ FREE = (
 )
 # what may differ from the checkpoint's; data of another name have to have the same fingerprint
 
-ORIGIN = ("code_version", "made_by")  # of a manifest: which code made the weights, not what they are
+# of a manifest: which code made the weights and where its data were, not what they are; a checkpoint is held
+# against the data when it is loaded
+ORIGIN = ("code_version", "made_by", "data", "data_fingerprint")
 
 Tell = Callable[[str], None]
 
@@ -183,5 +185,12 @@ def _described(folder: RunFolder, session: Session) -> bool:
     if not isinstance(there, dict):
         return False
     free = {key for key in (*ORIGIN, "run") if key in ORIGIN or key not in there}  # younger than some runs
-    left, right = ({k: v for k, v in about.items() if k not in free} for about in (there, wanted))
-    return left == right
+    return _meant(there, free) == _meant(wanted, free)
+
+
+def _meant(about: dict[str, Any], free: set[str]) -> dict[str, Any]:
+    """What a manifest says but for what may differ; `normalisation` says the statistics of `spec` too, which
+    may be one number for all channels."""
+    flat = _flat({k: v for k, v in about.items() if k not in free})
+    open_to = {*(f"config.{key}" for key in FREE), "spec.mean", "spec.std"}
+    return {key: value for key, value in flat.items() if key not in open_to}
