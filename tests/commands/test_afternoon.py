@@ -156,6 +156,14 @@ def test_a_checkpoint_of_another_project_is_evaluated(runs, tmp_path, capsys):
         assert json.loads(capsys.readouterr().out)["n"] == 359
         assert len(list((tmp_path / "there").iterdir())) == 1, "kept only where --out says"
     assert run(["evaluate", str(tmp_path / "there"), *given, "--out", str(tmp_path / "x.json")]) == 0
+    as_it_is = capsys.readouterr()
+    assert "holds no normalisation" in as_it_is.err
+    assert run(["evaluate", str(tmp_path / "there"), *given, "--normalise"]) == 0
+    standardised = capsys.readouterr()
+    assert "holds no normalisation" not in standardised.err
+    truth = bv.evaluate(model, bv.data.load("digits").test, bv.Linf(0.1), "clean").clean_accuracy
+    found = [json.loads(said.out)["clean_accuracy"] for said in (as_it_is, standardised)]
+    assert found[1] == truth != found[0]
     assert json.loads((tmp_path / "x.json").read_text())["attack"] == "clean"
     assert run(["evaluate", str(tmp_path / "there"), "--arch", "linear"]) == 2
     assert "say --data and --eps" in capsys.readouterr().err

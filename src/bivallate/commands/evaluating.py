@@ -35,6 +35,7 @@ def evaluate(
     source: Source = Source(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008
     arch: str | None = None,
+    normalise: Flag = False,
     batch_size: int | None = None,
     preflight: bool = True,
     out: Path | None = None,
@@ -66,6 +67,9 @@ def evaluate(
         read the labels of that data set by their numbers, whatever its classes are called.
     arch
         architecture of a checkpoint that is no run; `bivallate models` lists them.
+    normalise
+        standardise images by the data's mean and standard deviation, for a checkpoint that was trained on
+        such images and holds no normalisation of its own.
     batch_size
         points at once. [default: estimated from the free memory]
     preflight
@@ -94,7 +98,7 @@ def evaluate(
         examined = (
             Examined.of(run, threat=lambda own: threat_of(own, norm, eps), **where)
             if arch is None
-            else _foreign(run, arch, data, norm, eps, split, source, device)
+            else _foreign(run, arch, data, norm, eps, split, source, device, normalise)
         )
         looked = _look(examined, preflight, quiet)
         for name in attacks:
@@ -139,6 +143,7 @@ def _foreign(
     split: str,
     source: Source,
     device: Any,
+    normalise: bool,
 ) -> Any:
     """A checkpoint of another project. Raises UserError unless data and radius are said."""
     from bivallate.lower.threat import threat
@@ -149,7 +154,7 @@ def _foreign(
             "a checkpoint knows neither its data nor its radius: say --data and --eps with --arch"
         )
     ball = threat(norm or "linf", eps)
-    where = {"weights": source.weights, "data_dir": source.data_dir}
+    where = {"weights": source.weights, "data_dir": source.data_dir, "normalise": normalise}
     return examined_checkpoint(path, arch, data, ball, split=split, device=device, **where)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from bivallate import models
+from bivallate.data import Dataset
 from bivallate.errors import UserError
 from bivallate.lower.threat import ThreatModel
 from bivallate.models import Classifier
@@ -30,11 +32,14 @@ def examined_checkpoint(
     split: str = "test",
     data_dir: str | None = None,
     device: torch.device | str = "auto",
+    normalise: bool = False,
 ) -> Examined:
     """The model in a file of weights, or in a folder that holds one, and a data set by name.
 
     Args:
         architecture: by name; of a folder with a model.json it may be left out.
+        normalise: whether the network wants images standardised by the data's mean and standard deviation,
+            where its file holds no normalisation of its own.
 
     Raises:
         UserError: weights that are not there or of another architecture, or data of more classes.
@@ -42,17 +47,25 @@ def examined_checkpoint(
     place = Path(path)
     spec = settled(Data(data, data_dir=data_dir or "", validation=0, allow_missing_classes=True))
     dataset = load_data(spec, 0, whole=True)
-    model = _model(place, architecture, dataset.shape, weights)
+    model = _model(place, architecture, weights, dataset, normalise)
     if len(dataset.classes) > model.num_classes:
         raise UserError(
             f"{place} tells {model.num_classes} classes, {data} has {len(dataset.classes)}: "
             "it was trained on other data"
         )
     network = model.to(pick_device(str(device)))
-    return Examined(place, network, dataset, split_of(dataset, split), threat, place.stem, split, data)
+    points, warnings = split_of(dataset, split), ()
+    if isinstance(model.normalise, nn.Identity):
+        warnings = (
+            f"{place} holds no normalisation, so its network is given images in [0, 1] as they are: if it "
+            f"was trained on standardised ones, say --normalise (mean and std of {data})",
+        )
+    return Examined(place, network, dataset, points, threat, place.stem, split, data, warnings)
 
 
-def _model(place: Path, architecture: str | None, shape: tuple[int, int, int], weights: str) -> Classifier:
+def _model(
+    place: Path, architecture: str | None, weights: str, dataset: Dataset, normalise: bool
+) -> Classifier:
     if place.is_dir() and (place / "model.json").exists():
         return models.load(place, weights)
     if architecture is None:
@@ -66,4 +79,5 @@ def _model(place: Path, architecture: str | None, shape: tuple[int, int, int], w
             names = ", ".join(p.name for p in held) or "none"
             raise UserError(f"{place} should hold one file of weights, it has {names}: name the file")
         place = held[0]
-    return load_robustbench(place, architecture, shape=shape)
+    mean, std = (dataset.mean, dataset.std) if normalise else (None, None)
+    return load_robustbench(place, architecture, shape=dataset.shape, mean=mean, std=std)
