@@ -416,3 +416,17 @@ def test_names_that_are_nearly_right(tmp_path: Path, name: str, message: str) ->
 @pytest.mark.parametrize("name", ["Digits", "DIGITS", "FashionMNIST", "CIFAR-10", "tiny_imagenet", "MNIST"])
 def test_published_sets_in_the_spellings_that_people_use(name: str) -> None:
     assert data.registry.find(name).name in ("digits", "fashion-mnist", "cifar10", "tiny-imagenet", "mnist")
+
+
+def test_validation_data_that_serve_as_test_data_are_said(tmp_path: Path) -> None:
+    names = [
+        f"{split}/{label}/{k}.png" for split in ("MyTrainData", "my-valid") for label in "ab" for k in (1, 2)
+    ]
+    grow(tmp_path / "set", names)
+    where, notes = placed(tmp_path / "set", names)
+    assert {place.split()[0] for name, place in where.items() if name.startswith("my-valid")} == {"test"}
+    assert "there are no test data: the validation data serve as test data" in notes
+    names += ["test/a/1.png", "test/b/1.png"]
+    grow(tmp_path / "whole", names)
+    _, notes = placed(tmp_path / "whole", names)
+    assert not any("serve as test data" in note for note in notes)

@@ -127,6 +127,8 @@ def read_folder(
         )
     if "test" not in found and "validation" in found:
         found["test"] = found.pop("validation")
+        if known is None and not any("serve as test data" in note for note in left.said):
+            left.says("there are no test data: the validation data serve as test data")
     source = _decoded(name, found, reading, known, stream)
     return replace(source, notes=(*left.notes, *source.notes))
 
