@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from bivallate.reproduce.machine import commit, machine
 from bivallate.reproduce.planning import jobs_of
 from bivallate.reproduce.running import Job, trained
 from bivallate.run.api import load
+from bivallate.run.interrupt import Interrupted
 from bivallate.run.progress import Spoken
 from bivallate.run.session import load_data
 from bivallate.run.trainer import limit_threads
@@ -94,4 +96,8 @@ def _spread(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        sys.exit(130)
