@@ -161,3 +161,18 @@ def test_mistakes_are_named(trained, tmp_path, capsys, given, expected):
     places = {"EMPTY": str(tmp_path / "empty"), "BROKEN": str(tmp_path / "broken.png")}
     assert run(["predict", str(trained), *(places.get(g, g) for g in given)]) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_labels_of_other_data_go_by_the_names_of_their_classes(trained, tmp_path, capsys):
+    """A folder that lacks classes counts its own from 0; what is kept has the run's labels."""
+    x, y = bv.data.load("digits").test.tensors(torch.arange(60))
+    for k in range(60):
+        if int(y[k]) in (3, 7):
+            place = tmp_path / "set" / str(int(y[k]))
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((x[k, 0] * 255).round().byte().numpy()).save(place / f"{k}.png")
+    given = ["--data", str(tmp_path / "set"), "--attack", "fgsm", "--eps", "0.1"]
+    assert run(["attack", str(trained), "--save", str(tmp_path / "adv"), *given]) == 0
+    kept = np.load(tmp_path / "adv" / "adversarial.npz", allow_pickle=False)
+    assert set(kept["y"].tolist()) == {3, 7}
+    assert kept["classes"].tolist() == [str(k) for k in range(10)]

@@ -289,7 +289,6 @@ def test_a_run_of_a_model_that_was_handed_over_is_resumed_without_it(options, di
 
 UNFIT = {
     "a class": (nn.Linear, "got the class Linear: call it"),
-    "a name": ("tiny-cnn", "no run in tiny-cnn|got str|a run is audited on its own data"),
     "nothing": (None, "got NoneType"),
     "lazy": (lazy(), r"0\.weight of Sequential is lazy: pass a batch through the model first"),
     "without values": (empty(), "has no values"),
@@ -308,12 +307,23 @@ UNFIT = {
 @pytest.mark.parametrize("case", UNFIT)
 def test_what_cannot_be_evaluated_is_told(case, digits):
     model, words = UNFIT[case]
+    refuses(model, (words,) * 3, digits)
+
+
+def test_a_name_is_a_run_or_nothing(digits):
+    """What takes a run's folder by name looks for one; what takes networks alone says so."""
+    words = "no run in tiny-cnn", "got str", "a run is audited on its own data"
+    refuses("tiny-cnn", words, digits)
+
+
+def refuses(model, words, digits):
+    """One line for each of evaluate, attack and audit."""
     calls = [
         lambda: bv.evaluate(model, digits.test, bv.Linf(0.1), "fgsm", first=5),
         lambda: bv.attack(model, *digits.test.tensors(torch.arange(3)), bv.Linf(0.1), "fgsm"),
         lambda: bv.audit(model, digits.test, bv.Linf(0.1), n=20, budget_passes=3e4),
     ]
-    for call in calls:
-        with pytest.raises(UserError, match=words) as told:
+    for call, expected in zip(calls, words, strict=True):
+        with pytest.raises(UserError, match=expected) as told:
             call()
         assert "\n" not in str(told.value)

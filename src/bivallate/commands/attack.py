@@ -59,27 +59,28 @@ def attack(
     """
     from bivallate.evaluate.crafting import craft
     from bivallate.reports.attacked import write
-    from bivallate.run.api import load_run
-    from bivallate.run.config import Config
-    from bivallate.run.examined import split_of
-    from bivallate.run.folder import RunFolder
-    from bivallate.run.session import load_data
+    from bivallate.run.examined import Examined
 
-    device = machine.prepare()
-    config = Config.read(RunFolder.open(run).config)
-    for key, value in (("data.name", data), ("data.data_dir", source.data_dir)):
-        config = config.set(key, value) if value is not None else config
-    threat = threat_of(config.method.threat, norm, eps)
-    model = load_run(run, source.weights, source.model).to(device)
-    dataset = load_data(config.data, config.seed)
-    points = split_of(dataset, split)
+    examined = Examined.of(
+        run,
+        threat=lambda own: threat_of(own, norm, eps),
+        weights=source.weights,
+        split=split,
+        data=data,
+        data_dir=source.data_dir,
+        model=source.model,
+        device=machine.prepare(),
+    )
+    for note in (*examined.data.notes, *examined.warnings):
+        say(f"{examined.data.name}: {note}", beside=True)
+    points, threat = examined.points, examined.threat
     count: dict[str, Any] = {"first": first} if first is not None else {"n": min(n, len(points))}
     if save.exists() and any(save.iterdir()) and not overwrite:
         raise UserError(
             f"{save} is not empty: name another folder, or say --overwrite to replace what is there"
         )
-    made = craft(model, points, threat, attack, seed=source.seed, **count)
-    write(made, save, dataset.classes)
+    made = craft(examined.model, points, threat, attack, seed=source.seed, **count)
+    write(made, save, examined.data.classes)
     say(
         f"{made.attack} at {type(threat).__name__} eps {threat.eps:.5g}: {len(made.y)} images, "
         f"{int(made.right.sum())} right before, {int((made.right & ~made.fooled).sum())} after; of "
