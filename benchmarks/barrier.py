@@ -47,7 +47,7 @@ class Setting:
 
 SETTINGS = (
     Setting("mnist", "tiny-cnn", 0.1, 6000, 8, 0.05),
-    Setting("cifar10", "preact-resnet18-narrow", 8 / 255, 6000, 8, 0.1),
+    Setting("cifar10", "preact-resnet18-narrow", 8 / 255, 4000, 8, 0.1),
 )
 
 
