@@ -47,14 +47,15 @@ def resume(path: Path) -> bv.Run:
     return bv.resume(path, dataset=digits())
 
 
-@pytest.mark.parametrize("name", ["at", "atta"])
-def test_folders_of_the_first_version_end_at_the_same_bits(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "rows"), [("at", 24), ("atta", 24), ("bilaw", 32)])
+def test_folders_of_older_versions_end_at_the_same_bits(name, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(session, "WATCHED", 6)  # as when they were made
     run = copy(OLD / name, tmp_path / name)
     wanted = load_file(run / "finished" / "model.safetensors")
-    fresh = bv.train("linear", digits(), Config.read(run / "config.toml").method, **settings(average=0.0))
+    method = Config.read(run / "config.toml").method
+    fresh = bv.train("linear", digits(rows), method, **settings(average=0.0))
     alike = all(torch.equal(v, wanted[k]) for k, v in fresh.model.state_dict().items())
-    resume(run)
+    bv.resume(run, dataset=digits(rows))
     for key, value in load_file(run / "model.safetensors").items():
         torch.testing.assert_close(value, wanted[key], rtol=1e-5, atol=1e-6)
         assert torch.equal(value, wanted[key]) or not alike  # another processor rounds otherwise
