@@ -282,7 +282,7 @@ def _read(text: Any, current: Any, where: str, options: set[type]) -> Any:
         return number
     if isinstance(current, tuple):
         like = current[0] if current else (0 if options == {int} else 0.0)
-        items = [] if options == {int} and text in ("", "none") else text.split(",")
+        items = [] if text in ("", "none") and float not in options else text.split(",")
         return tuple(_read(item.strip(), like, where, set()) for item in items)
     if dataclasses.is_dataclass(current):
         if type(current).__name__ in ("Constant", "Milestones", "Linear"):

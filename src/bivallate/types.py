@@ -90,6 +90,7 @@ class Facts:
     padding: int = 0  # of the recorded crops: the canvas is padding pixels wider on every side
     steps: int = 1  # minibatches per epoch
     rotates: bool = False  # whether the augmentation turns images, which cannot be undone
+    resizes: bool = False  # whether images have another size in some phase of training
 
 
 @dataclass

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import count, pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bivallate.data.augment import Augment, View
@@ -35,6 +36,8 @@ class Batches:
             every rank to get a row of it (below two rows a rank), is joined to the one before.
         meta: a second stream (BiLAW): each minibatch carries one of these, cycled, of `meta_batch_size` rows.
         device: where the minibatches are put; crops and flips are made there.
+        sides: (H, W) that every image is scaled to after its crop and flip; None leaves it. Scaled images
+            have no view, which is of the images as they are stored.
 
     Raises:
         UserError: for an empty split or a minibatch larger than the split.
@@ -52,7 +55,9 @@ class Batches:
         device: torch.device | str = "cpu",
         rank: int = 0,
         world: int = 1,
+        sides: tuple[int, int] | None = None,
     ) -> None:
+        self.sides = None if sides == split.shape[1:] else sides
         _check_size("training data", split, batch_size)
         if meta is not None:
             _check_size("second stream", meta, meta_batch_size or batch_size)
@@ -120,10 +125,12 @@ class Batches:
     def _build(self, split: Split, raw: Tensor, rows: Tensor, view: View | None) -> Batch:
         raw = raw.to(self.device, non_blocking=True)
         index, y = rows.to(self.device), split.labels[rows].to(self.device)
-        if view is None:
-            return Batch(as_float(raw), y, index, None)
-        view = view.to(self.device)
-        return Batch(as_float(self.augmentation.cut(raw, view)), y, index, view)
+        if view is not None:
+            view = view.to(self.device)
+            raw = self.augmentation.cut(raw, view)
+        if self.sides is None:
+            return Batch(as_float(raw), y, index, view)
+        return Batch(_scaled(as_float(raw), self.sides), y, index, None)
 
     def _meta(self, position: int) -> Batch:
         """The second stream's part of the run's minibatch `position`; a cycle is cut to whole minibatches."""
@@ -134,6 +141,12 @@ class Batches:
         rows = order[step * self.meta_batch_size : (step + 1) * self.meta_batch_size]
         mine = rows[self.rank :: self.world]
         return self._build(self.meta, self.meta.raw(mine), mine, self._views(mine, cycle, META))
+
+
+def _scaled(x: Tensor, sides: tuple[int, int]) -> Tensor:
+    """Images in [0, 1] fitted to (H, W); where that is smaller, every pixel counts."""
+    small = F.interpolate(x, sides, mode="bilinear", align_corners=False, antialias=True)
+    return small.clamp(0, 1)
 
 
 def _check_size(kind: str, split: Split, batch_size: int) -> None:

@@ -57,6 +57,10 @@ class PerExample(Remembering):
                 "stored perturbations cannot be carried through a rotation, which has no inverse: "
                 "choose an augmentation without it, such as --set data.augment=crop:4,flip"
             )
+        if facts.resizes:
+            raise UserError(
+                "stored perturbations are of images of one size: train without phases (--set phases=none)"
+            )
         return RunningPerExample(self, facts)
 
 

@@ -68,6 +68,7 @@ class Classifier(nn.Module):
         network: everything behind it.
         architecture: the registered name, or `package.module:factory` of the user's own.
         num_classes, shape: K and (C, H, W).
+        other_sizes: (H, W) of images that it takes as well; of a training in phases.
         stem_name: path of the first parametric layer, the one that YOPO keeps in its inner loop.
         spec: JSON-able, `create(**spec)` rebuilds the architecture from it; None for a module of the user's.
         classes: names of the classes, where the data it was trained on has them; else None.
@@ -90,17 +91,21 @@ class Classifier(nn.Module):
         self.architecture = architecture
         self.num_classes = num_classes
         self.shape = shape
+        self.other_sizes: tuple[tuple[int, int], ...] = ()
         self.spec = spec
         self.classes = list(classes) if classes is not None else None
         self.stem_name = f"network.{getattr(network, 'stem_name', None) or _first_parametric(network)}"
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != 4 or tuple(x.shape[1:]) != self.shape:
+        if x.ndim != 4 or (tuple(x.shape[1:]) != self.shape and not self._takes(x)):
             raise UserError(
                 f"{self.architecture} takes images of shape (batch, {', '.join(map(str, self.shape))}), "
                 f"got {tuple(x.shape)}: create the model with the shape of the data"
             )
         return self.network(self.normalise(x))
+
+    def _takes(self, x: Tensor) -> bool:
+        return x.shape[1] == self.shape[0] and tuple(x.shape[2:]) in self.other_sizes
 
     @property
     def stem(self) -> nn.Module:

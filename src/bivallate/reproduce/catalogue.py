@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cache
 
 from bivallate.errors import unknown
-from bivallate.reproduce import bilaw_tables, done_tables, dynamic_tables, fast_tables
+from bivallate.reproduce import bilaw_tables, done_tables, dynamic_tables, fast_ablations, fast_tables
 from bivallate.reproduce.cell import Cell, Measure
 from bivallate.reproduce.table import Table
 
@@ -19,6 +19,7 @@ def tables() -> dict[str, Table]:
     modules = {
         done_tables: "one Tesla V100",
         fast_tables: "one RTX 3090",
+        fast_ablations: "one RTX 3090",
         bilaw_tables: "one RTX 2080 Ti",
         dynamic_tables: "",
     }

@@ -89,7 +89,7 @@ def smoke(cell: Cell, data: str = "digits") -> Cell:
     colour = data == "tiny-imagenet" and place.is_dir()
     settings = {path: value for path, value in cell.settings.items() if path != "model.stem"}
     settings |= {"batch_size": 32, "validation.rows": 20, "validation.steps": 2}
-    settings |= {"data.validation": 0.1, "data.meta": 64}
+    settings |= {"data.validation": 0.1, "data.meta": 64, "phases": ()}
     steps = {"steps": SMOKE_STEPS} if registry()[cell.method].parameters.get("steps", 0) > SMOKE_STEPS else {}
     return cell.but(
         data=data if colour else "digits",

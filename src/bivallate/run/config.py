@@ -15,6 +15,7 @@ from bivallate.method import Method
 from bivallate.parts import decode, encode, override, part, written
 from bivallate.run.folder import FIRST_LINE
 from bivallate.run.optim import SGD, Cosine, Flat, MultiStep, Optimizer, Rate, Triangle
+from bivallate.run.phases import Phase, check_phases
 from bivallate.run.sentinel import Sentinel
 from bivallate.schema import MEGABYTE, check, parse, read_text
 
@@ -145,6 +146,7 @@ class Config:
             GradAlign, implicit gradients. Fast-BAT and DONE's raw steps gain nothing from it.
         threads: of the processor; 0 leaves torch's own choice.
         checkpoint_minutes: at most so long between checkpoints; one is also written after every epoch.
+        phases: parts of training with smaller images and minibatches; empty: one, as said elsewhere.
         patience: training ends when the held-out robust accuracy has not risen for so many epochs; 0: never.
         keep: epochs, counted from 1, whose weights stay too, as `epoch-N`; the weights themselves, not their
             average.
@@ -170,6 +172,7 @@ class Config:
     checkpoint_minutes: float = 5.0
     keep: tuple[int, ...] = ()
     patience: int = 0
+    phases: tuple[Phase, ...] = ()
     recipe: str = "none"
 
     def __post_init__(self) -> None:
@@ -181,6 +184,7 @@ class Config:
             raise UserError(f"average is a decay in [0, 1), got {self.average!r}")
         if not 0 <= self.warm_up < 1:
             raise UserError(f"warm_up is a share of training in [0, 1), got {self.warm_up!r}")
+        check_phases(self.phases)
         if not self.checkpoint_minutes > 0:
             raise UserError(f"checkpoint_minutes must be positive, got {self.checkpoint_minutes!r}")
         if not isinstance(self.keep, tuple) or not all(type(e) is int and e >= 1 for e in self.keep):

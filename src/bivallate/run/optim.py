@@ -67,16 +67,46 @@ class MultiStep:
     factors: tuple[float, ...] = ()
 
     def __call__(self, clock: Clock) -> float:
-        reached = bisect_right([_epoch(fraction, clock.epochs) for fraction in self.at], clock.epoch)
+        reached = bisect_right([epoch_of(fraction, clock.epochs) for fraction in self.at], clock.epoch)
         if self.factors:
             return ([1.0, *self.factors])[reached]
         return self.factor**reached
 
 
-def _epoch(fraction: float, epochs: int) -> int:
-    """The epoch of a milestone, counted from 0."""
+def epoch_of(fraction: float, epochs: int) -> int:
+    """The epoch of a milestone, counted from 0; none between the ends falls together with them."""
     place = round(fraction * epochs)
     return max(1, min(place, epochs - 1)) if 0 < fraction < 1 else place
+
+
+@part
+class Pieces:
+    """Straight lines between the points (at[k], values[k]).
+
+    Attributes:
+        at: fractions of training, from 0 to 1. values: of the peak rate.
+
+    Example:
+        >>> Pieces(at=(0.0, 0.5, 1.0), values=(0.0, 1.0, 0.1))(Clock(epoch=3, epochs=4))
+        0.55
+    """
+
+    at: tuple[float, ...] = (0.0, 1.0)
+    values: tuple[float, ...] = (1.0, 0.0)
+
+    def __post_init__(self) -> None:
+        rising = (
+            list(self.at) == sorted(self.at) and len(self.at) > 1 and self.at[0] == 0 and self.at[-1] == 1
+        )
+        if not rising or len(self.at) != len(self.values):
+            raise UserError(
+                f"Pieces need as many values as places, and places from 0 to 1, got {self.at}, {self.values}"
+            )
+
+    def __call__(self, clock: Clock) -> float:
+        k = min(bisect_right(self.at, clock.progress), len(self.at) - 1)
+        share = (clock.progress - self.at[k - 1]) / (self.at[k] - self.at[k - 1])
+        return self.values[k - 1] + share * (self.values[k] - self.values[k - 1])
 
 
 @part

@@ -152,7 +152,8 @@ class Spoken(Progress):
             f"epoch {session.epoch + 1}/{session.config.epochs} loss {record.loss:.3f} {what} {accuracy:.0%}"
         )
         numbers += f" w {record.weight_mean:.2f} ess {record.effective:.0%} lr {lr:.3g}"
-        self._bar.update(self._task, completed=done, numbers=numbers)
+        total = session.config.epochs * len(session.batches)  # other phases have other minibatches
+        self._bar.update(self._task, completed=done, total=total, numbers=numbers)
         if not self._drawn and not self.quiet:
             self._speak(session, done, now)
 

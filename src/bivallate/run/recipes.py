@@ -22,6 +22,7 @@ from bivallate.lower.pgd import PGD
 from bivallate.lower.stop import FOSCBelow
 from bivallate.method import Method
 from bivallate.methods.bastion import epochs_within
+from bivallate.run import recipe_imagenet
 from bivallate.run import recipes_baselines as baselines
 from bivallate.run.config import Config
 from bivallate.run.defaults import defaults
@@ -216,6 +217,7 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "fast": Recipe(fast, "fast-bat"),
+    "imagenet": Recipe(recipe_imagenet.imagenet, "fast-bat"),
     "done": Recipe(done, "done-adam"),
     "done-fast": Recipe(done_fast, "done-fast"),
     "bilaw": Recipe(bilaw, "bilaw"),

@@ -24,6 +24,7 @@ from bivallate.run.config import STREAMING, Config
 from bivallate.run.identity import identity_of
 from bivallate.run.optim import rate_before
 from bivallate.run.origin import origin
+from bivallate.run.phases import batches_by_phase, phase_at, take_sizes
 from bivallate.run.radius import growth
 from bivallate.run.tally import Tally
 from bivallate.run.watch import shorter
@@ -107,7 +108,7 @@ class Session:
 
     Attributes:
         config, dataset, model: what the run is a function of.
-        method: bound to this run. batches: the minibatches. average: of the weights, or None.
+        method: bound to this run. average: of the weights, or None.
         epoch, step: the next minibatch. tally: sums of the current epoch. history: lines of finished epochs.
         best: robust accuracy on held-out data of the best epoch so far.
         rate: learning rate of the last minibatch; None before the first.
@@ -124,16 +125,11 @@ class Session:
         self.model.autocast_dtype = amp_dtype(config.amp, self.device)  # pyright: ignore[reportArgumentType]
         train, meta = self._streams()
         augment = _augmentation(config, dataset)
-        self.batches = Batches(
-            train,
-            config.batch_size,
-            config.seed,
-            augment,
-            meta=meta,
-            device=self.device,
-            rank=collective.rank(),
-            world=collective.world(),
+        take_sizes(self.model, config.phases)
+        self._batches = batches_by_phase(
+            config.phases, train, meta, augment, config.batch_size, config.seed, self.device
         )
+        self.epoch, self.step = 0, 0
         facts = Facts(
             len(train),
             dataset.shape,
@@ -143,12 +139,12 @@ class Session:
             augment.pad,
             len(self.batches),
             augment.rotate > 0,
+            bool(self.model.other_sizes),
         )
         self._facts = facts
         self.method = config.method.bind(facts)
         self.optimizer = config.optimizer.make(self.model)
         self.average = Average(self.model, config.average) if config.average else None
-        self.epoch, self.step = 0, 0
         self.tally, self.history = self.new_tally(), list[dict[str, Any]]()
         self.best, self.best_epoch = -1.0, -1
         self.forward, self.backward, self.seconds = 0, 0, 0.0
@@ -162,6 +158,11 @@ class Session:
     def settled(self) -> bool:
         """Whether the held-out robust accuracy has not risen for as many epochs as patience allows."""
         return 0 < self.config.patience <= self.epoch - 1 - self.best_epoch
+
+    @property
+    def batches(self) -> Batches:
+        """The minibatches of the present phase; behind the last epoch those of the last phase."""
+        return self._batches[phase_at(self.config.phases, self.epoch, self.config.epochs)]
 
     def new_tally(self) -> Tally:
         """For an epoch; it watches about `WATCHED` rows of the training data, the same in every epoch."""

@@ -1,0 +1,110 @@
+"""Training in phases, each with images of another size and another batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from bivallate import collective
+from bivallate.data import Augment, Batches, Split
+from bivallate.errors import UserError, check_range
+from bivallate.lower.modes import evaluating
+from bivallate.models import Classifier
+from bivallate.parts import part
+from bivallate.run.optim import epoch_of
+
+
+@part
+class Phase:
+    """A part of training, up to the fraction `until` of its epochs.
+
+    Attributes:
+        scale: side of the images as a share of the data's. batch: minibatch as a share of the run's.
+
+    Example:
+        >>> Phase(until=0.4, scale=128 / 288).sides((288, 288))
+        (128, 128)
+    """
+
+    until: float = 1.0
+    scale: float = 1.0
+    batch: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("until", "scale", "batch"):
+            check_range(f"phases: {name}", getattr(self, name), 1e-6, 1)
+
+    def sides(self, whole: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) in this phase."""
+        return max(1, round(self.scale * whole[0])), max(1, round(self.scale * whole[1]))
+
+
+def check_phases(phases: object) -> None:
+    """Raises UserError for anything but phases, one after the other, the last until the end."""
+    whole = isinstance(phases, tuple) and all(isinstance(item, Phase) for item in phases)
+    ends = [item.until for item in phases] if whole else []  # pyright: ignore[reportGeneralTypeIssues]
+    if not whole or ends != sorted(set(ends)) or (ends and ends[-1] != 1):
+        raise UserError(
+            "phases is a tuple of Phase, each `until` a larger fraction of the epochs and the last until "
+            f"1.0, got {phases!r}"
+        )
+
+
+def phase_at(phases: Sequence[Phase], epoch: int, epochs: int) -> int:
+    """Which phase an epoch, counted from 0, is in: 0 where there are none.
+
+    Example:
+        >>> [phase_at((Phase(0.4), Phase(0.8), Phase()), epoch, 5) for epoch in range(6)]
+        [0, 0, 1, 1, 2, 2]
+    """
+    ends = [epoch_of(phase.until, epochs) for phase in phases[:-1]]
+    return sum(epoch >= end for end in ends)
+
+
+def batches_by_phase(
+    phases: Sequence[Phase],
+    train: Split,
+    meta: Split | None,
+    augment: Augment,
+    size: int,
+    seed: int,
+    device: torch.device,
+) -> tuple[Batches, ...]:
+    """The minibatches of each phase; of the whole training where there are no phases. `size`: of a
+    minibatch."""
+    _, h, w = train.shape
+    return tuple(
+        Batches(
+            train, max(1, round(phase.batch * size)), seed, augment, meta=meta, device=device,
+            rank=collective.rank(), world=collective.world(), sides=phase.sides((h, w)),
+        )
+        for phase in phases or (Phase(),)
+    )  # fmt: skip
+
+
+def take_sizes(model: Classifier, phases: Sequence[Phase]) -> None:
+    """Lets the network take images of every size that the phases show it.
+
+    Raises:
+        UserError: for a network that is made for one size.
+    """
+    c, h, w = model.shape
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    sizes = {phase.sides((h, w)) for phase in phases} - {(h, w)}
+    model.other_sizes = tuple(sorted(sizes))
+    for size in model.other_sizes:
+        with torch.random.fork_rng(devices=[]), evaluating(model), torch.no_grad():
+            _try(model, torch.zeros(2, c, *size, device=device))
+
+
+def _try(model: nn.Module, x: torch.Tensor) -> None:
+    try:
+        model(x)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the network cannot take images of {x.shape[2]} x {x.shape[3]}, which a phase of training has "
+            f"({error}): choose one that averages over places before its last layer, such as resnet18, or "
+            "train without phases (--set phases=none)"
+        ) from error
