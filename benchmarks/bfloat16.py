@@ -22,8 +22,8 @@ from bivallate.reproduce.cell import configure
 from bivallate.reproduce.machine import commit, machine
 from bivallate.reproduce.planning import jobs_of
 from bivallate.reproduce.running import Job, trained
-from bivallate.run.api import load
 from bivallate.run.interrupt import Interrupted
+from bivallate.run.loading import load
 from bivallate.run.progress import Spoken
 from bivallate.run.session import load_data
 from bivallate.run.trainer import limit_threads

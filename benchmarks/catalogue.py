@@ -39,8 +39,8 @@ def cell(task: tuple[str, int]) -> str:
     from bivallate.files import write_json
     from bivallate.method import create
     from bivallate.reproduce.machine import commit
-    from bivallate.run.api import execute
     from bivallate.run.config import Config, Data, Model, Validation
+    from bivallate.run.execution import execute
 
     torch.set_num_threads(1)
     method = create(name, bv.Linf(EPS))

@@ -27,9 +27,9 @@ from bivallate.method import create
 from bivallate.parts import decode, encode, from_portable, portable
 from bivallate.reproduce.definition import anywhere
 from bivallate.reproduce.machine import commit
-from bivallate.run.api import execute
 from bivallate.run.config import Config
 from bivallate.run.defaults import fitted
+from bivallate.run.execution import execute
 from bivallate.run.progress import Spoken
 from bivallate.run.recipes import recipe_for
 from bivallate.run.session import create_model, load_data

@@ -16,8 +16,9 @@ from bivallate.cli import run as command
 from bivallate.errors import UserError
 from bivallate.evaluate.files import pack, unpack
 from bivallate.parts import decode, encode
-from bivallate.run.config import Config, Data, to_toml
+from bivallate.run.config import Config, Data
 from bivallate.run.optim import SGD
+from bivallate.run.toml import to_toml
 from bivallate.schema import Count, check, parse, read_json, read_text
 
 

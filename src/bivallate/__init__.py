@@ -19,9 +19,12 @@ from bivallate.parts import part
 from bivallate.reports.comparison.api import compare
 from bivallate.reports.diagnostics.api import diagnose
 from bivallate.reports.page import report
-from bivallate.run.api import Run, load, resume, train
+from bivallate.run.api import train
 from bivallate.run.examined import evaluate
+from bivallate.run.execution import Run
+from bivallate.run.loading import load
 from bivallate.run.optim import SGD, AdamW, Cosine, Flat, MultiStep, Triangle
+from bivallate.run.resuming import resume
 from bivallate.step import train_step
 from bivallate.types import Batch, Clock
 from bivallate.upper.awp import AWP

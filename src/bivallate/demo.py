@@ -15,7 +15,8 @@ from bivallate.evaluate import evaluate, evaluation_name
 from bivallate.files import write_json
 from bivallate.lower.threat import Linf
 from bivallate.method import Method
-from bivallate.run.api import load, train
+from bivallate.run.api import train
+from bivallate.run.loading import load
 from bivallate.run.optim import SGD, Triangle
 from bivallate.run.progress import Spoken
 from bivallate.run.trainer import limit_threads

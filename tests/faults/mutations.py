@@ -27,8 +27,9 @@ from bivallate.reports.collect import collect
 from bivallate.reports.tables import alarms_table, evaluations_table, runs_table
 from bivallate.reproduce.records import read_record
 from bivallate.run import checkpoint
-from bivallate.run.config import Config, to_toml
+from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
+from bivallate.run.toml import to_toml
 
 DEEP = 100_000
 VALUES: tuple[Any, ...] = (

@@ -28,7 +28,7 @@ from bivallate.reproduce.records import Record, read_records
 from bivallate.reproduce.results_page import page, write_page, write_table
 from bivallate.reproduce.running import Job, run_job
 from bivallate.reproduce.scaling import at_scale
-from bivallate.run.api import load
+from bivallate.run.loading import load
 from bivallate.run.session import load_data
 
 from .conftest import by_hand, keep

@@ -17,8 +17,8 @@ from tests.run.runs import Killed, copy, digits, kill_at, metrics, same, setting
 
 import bivallate as bv
 from bivallate.run import checkpoint, session
-from bivallate.run.api import execute
 from bivallate.run.config import Config, Data, Model
+from bivallate.run.execution import execute
 from bivallate.run.progress import Progress
 
 OLD = Path(__file__).parent / "old"

@@ -15,8 +15,8 @@ from bivallate.errors import UserError
 from bivallate.lower.pgd import PGD
 from bivallate.method import create
 from bivallate.noise import Noise
-from bivallate.run.api import execute
 from bivallate.run.config import Config, Model, Validation
+from bivallate.run.execution import execute
 from bivallate.run.folder import RunFolder
 from bivallate.run.interrupt import Interrupted
 from bivallate.run.measure import look

@@ -10,9 +10,9 @@ import torch
 
 import bivallate as bv
 from bivallate.parts import decode, encode
-from bivallate.run.api import execute
 from bivallate.run.average import Average
 from bivallate.run.config import Config, Data, Validation
+from bivallate.run.execution import execute
 from bivallate.run.measure import held_out
 from bivallate.run.trainer import Trainer
 

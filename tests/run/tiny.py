@@ -7,8 +7,8 @@ from pathlib import Path
 
 import bivallate as bv
 from bivallate.data import Dataset
-from bivallate.run.api import Run, execute
 from bivallate.run.config import Config, Model, Validation
+from bivallate.run.execution import Run, execute
 from bivallate.run.optim import SGD
 from bivallate.run.progress import Progress
 from bivallate.run.session import create_model

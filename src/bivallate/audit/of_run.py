@@ -16,9 +16,9 @@ from bivallate.evaluate.watching import watched
 from bivallate.lower.threat import ThreatModel
 from bivallate.reports.collect import STALE, evaluation, fingerprints
 from bivallate.reports.strength import strongest_first
-from bivallate.run.api import load_run
 from bivallate.run.examined import Examined
 from bivallate.run.folder import RunFolder
+from bivallate.run.loading import load_run
 from bivallate.terminal import say
 
 __all__ = ["audit", "audit_file", "audit_of", "kept_claim"]

@@ -197,8 +197,8 @@ def recipes(
     from bivallate.lower.threat import threat
     from bivallate.method import create
     from bivallate.parts import encode
-    from bivallate.run.config import to_toml
     from bivallate.run.recipes import RECIPES, recipe_for
+    from bivallate.run.toml import to_toml
 
     if name is not None and name not in RECIPES:
         raise unknown("recipe", name, RECIPES)

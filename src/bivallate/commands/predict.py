@@ -55,9 +55,9 @@ def predict(
     """
     from bivallate.evaluate import parse
     from bivallate.evaluate import predict as ask
-    from bivallate.run.api import load_run
     from bivallate.run.config import Config
     from bivallate.run.folder import RunFolder
+    from bivallate.run.loading import load_run
 
     if top < 1:
         raise UserError(f"--top must be a whole number of at least 1, got {top}")

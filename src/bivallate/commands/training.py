@@ -99,18 +99,23 @@ def train(
     quiet
         say nothing but alarms.
     """
-    from bivallate.run.api import execute
     from bivallate.run.defaults import fitted
+    from bivallate.run.execution import execute
     from bivallate.run.progress import Spoken
     from bivallate.run.session import create_model, load_data, settled
 
     plan = _plan(method, config, data, eps, norm, recipe, set_)
     if config is not None and model is None:
         _refuse_code(plan.model.name, config, set_)
-    changes = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "average": average}
+    changes = {"batch_size": batch_size, "seed": seed, "average": average}
     changes |= {"device": device, "threads": threads, "patience": patience}
     plan = dataclasses.replace(plan, **{k: v for k, v in changes.items() if v is not None})
-    for path, value in (("optimizer.lr", lr), ("data.data_dir", data_dir), ("model.name", model)):
+    for path, value in (
+        ("epochs", epochs),
+        ("optimizer.lr", lr),
+        ("data.data_dir", data_dir),
+        ("model.name", model),
+    ):
         plan = plan.set(path, value) if value is not None else plan
     plan = dataclasses.replace(plan, data=settled(plan.data))
     named = f"{file_name(plan.method.name)}-{file_name(Path(plan.data.name).stem)}-{plan.seed}"
@@ -141,8 +146,8 @@ def train(
 def _foretell(plan: Config, dataset: Any, network: Any, folder: Path) -> None:
     """The configuration on standard output, and beside it what it would take."""
     from bivallate.parts import encode
-    from bivallate.run.config import to_toml
     from bivallate.run.forecast import forecast
+    from bivallate.run.toml import to_toml
     from bivallate.run.trainer import limit_threads
 
     limit_threads(plan.threads)
@@ -155,6 +160,7 @@ def _foretell(plan: Config, dataset: Any, network: Any, folder: Path) -> None:
 def resume(
     run: Path,
     *,
+    epochs: int | None = None,
     model: str | None = None,
     fall_back: bool = True,
     data: str | None = None,
@@ -164,7 +170,8 @@ def resume(
     max_minutes: float | None = None,
     quiet: Flag = False,
 ) -> None:
-    """Go on with an interrupted run, to exactly the weights that an uninterrupted one would have reached.
+    """Go on with an interrupted run, to exactly the weights that an uninterrupted one would have reached; or
+    with a finished one to more epochs.
 
     On another device or with another number of threads they agree to rounding only.
 
@@ -172,6 +179,9 @@ def resume(
     ----------
     run
         folder of the run.
+    epochs
+        go on to so many epochs in all, more than were planned, also with a run that is finished; written into
+        its configuration. What that changes of its schedules is said.
     model
         package.module:factory, if the run trained a network of your own.
     fall_back
@@ -189,13 +199,19 @@ def resume(
     quiet
         say nothing but alarms.
     """
-    from bivallate.run.api import resume as go_on
     from bivallate.run.progress import Spoken
+    from bivallate.run.resuming import resume as go_on
 
     elsewhere = {"data": data, "data_dir": data_dir, "device": device, "threads": threads}
     spoken = Spoken(run.resolve().name, quiet=quiet)
     finished = go_on(
-        run, model=model, fall_back=fall_back, progress=spoken, max_minutes=max_minutes, **elsewhere
+        run,
+        epochs=epochs,
+        model=model,
+        fall_back=fall_back,
+        progress=spoken,
+        max_minutes=max_minutes,
+        **elsewhere,
     )
     if not quiet:
         _finished(finished, run)

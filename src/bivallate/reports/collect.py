@@ -21,8 +21,8 @@ from bivallate.models.io import read_manifest, read_weights
 from bivallate.quoting import line
 from bivallate.reports.audits import Audited, read_audits
 from bivallate.reports.strength import strongest_first
-from bivallate.run.api import Run
 from bivallate.run.config import Config
+from bivallate.run.execution import Run
 from bivallate.run.folder import WEIGHTS, RunFolder
 
 STALE = "evaluated before the weights changed; evaluate again"

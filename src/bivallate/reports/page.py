@@ -19,7 +19,7 @@ from bivallate.reports.collect import STALE, RunRecord, collect, folders
 from bivallate.reports.comparison.notes import other_data
 from bivallate.reports.headlines import headlines
 from bivallate.reports.pictures import Beside, Images, Inline, Picture, attacked_pictures, pictures
-from bivallate.run.api import Run
+from bivallate.run.execution import Run
 from bivallate.run.origin import commit
 
 FORMATS = {".html": "html", ".md": "md", ".tex": "tex"}

@@ -17,7 +17,7 @@ from bivallate.reports.diagnostics.curves import learning_curves
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.matrix import matrix_svg
 from bivallate.reports.style import styled
-from bivallate.run.api import load_run
+from bivallate.run.loading import load_run
 from bivallate.run.session import load_data
 
 PLAIN = "pgd-20"  # draws the images of a run

@@ -19,11 +19,13 @@ from bivallate.reproduce.cell import Cell, configure, slug
 from bivallate.reproduce.definition import SOURCE_SEED, anywhere, source_names
 from bivallate.reproduce.machine import commit, machine
 from bivallate.reproduce.measuring import columns_of, measured
-from bivallate.run.api import execute, load, resume
 from bivallate.run.arithmetic import has_bfloat16
 from bivallate.run.config import Config
+from bivallate.run.execution import execute
 from bivallate.run.folder import RunFolder
+from bivallate.run.loading import load
 from bivallate.run.progress import Progress
+from bivallate.run.resuming import resume
 from bivallate.run.session import create_model, load_data, pick_device
 from bivallate.run.trainer import limit_threads
 

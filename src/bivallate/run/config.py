@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import field
 from math import inf
 from pathlib import Path
@@ -17,6 +16,7 @@ from bivallate.run.folder import FIRST_LINE
 from bivallate.run.optim import SGD, Cosine, Flat, MultiStep, Optimizer, Rate, Triangle
 from bivallate.run.phases import Phase, check_phases
 from bivallate.run.sentinel import Sentinel
+from bivallate.run.toml import to_toml
 from bivallate.schema import MEGABYTE, check, parse, read_text
 
 STREAMING: dict[str, bool | None] = {"auto": None, "always": True, "never": False}
@@ -148,6 +148,8 @@ class Config:
         checkpoint_minutes: at most so long between checkpoints; one is also written after every epoch.
         phases: parts of training with smaller images and minibatches; empty: one, as said elsewhere.
         patience: training ends when the held-out robust accuracy has not risen for so many epochs; 0: never.
+        extended: lengths that the run was planned with before `resume` made it longer, rising; up to the end
+            of each, every schedule is that of a run of this length.
         keep: epochs, counted from 1, whose weights stay too, as `epoch-N`; the weights themselves, not their
             average.
         recipe: name of the recipe the values came from, for the record.
@@ -174,6 +176,7 @@ class Config:
     patience: int = 0
     phases: tuple[Phase, ...] = ()
     recipe: str = "none"
+    extended: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -189,13 +192,17 @@ class Config:
             raise UserError(f"checkpoint_minutes must be positive, got {self.checkpoint_minutes!r}")
         if not isinstance(self.keep, tuple) or not all(type(e) is int and e >= 1 for e in self.keep):
             raise UserError(f"keep is a tuple of epochs, counted from 1, such as (1, 10), got {self.keep!r}")
+        lengths = (0, *self.extended, self.epochs) if isinstance(self.extended, tuple) else ()
+        if not lengths or not all(type(e) is int for e in lengths) or sorted({*lengths}) != [*lengths]:
+            raise UserError(f"extended is a tuple of rising lengths below epochs, got {self.extended!r}")
         for role, asked in (("optimizer", "make"), ("rate", "__call__")):
             if isinstance(getattr(self, role), type | str) or not hasattr(getattr(self, role), asked):
                 raise UserError(f"{getattr(self, role)!r} cannot serve as the {role} of a run")
 
     def set(self, path: str, text: Any) -> Config:
         """A copy with one value changed: `set("solver.steps", "20")`; a method's part needs no `method.`
-        before it, and another `threat` is followed as by `Method.but`."""
+        before it, another `threat` is followed as by `Method.but`, and other `epochs` are a plan of their
+        own."""
         first = path.partition(".")[0]
         if path.startswith("model.options."):
             chosen = self.model.with_option(path.removeprefix("model.options."), str(text))
@@ -208,7 +215,32 @@ class Config:
         if path.startswith("method.threat."):
             method = self.method.but(**{path.removeprefix("method.").replace(".", "__"): text})
             return dataclasses.replace(self, method=method)
-        return override(self, path, text)
+        return override(dataclasses.replace(self, extended=()) if path == "epochs" else self, path, text)
+
+    def planned(self, epoch: int) -> int:
+        """How many epochs the run was to have when it came to this one, counted from 0.
+
+        Example:
+            >>> from bivallate import Linf, methods
+            >>> run = Config(methods.plain(Linf(0)), epochs=30, extended=(20,))
+            >>> run.planned(19), run.planned(20)
+            (20, 30)
+        """
+        return next((length for length in self.extended if epoch < length), self.epochs)
+
+    def longer(self, epochs: int) -> Config:
+        """A copy that goes on to more epochs. Raises UserError for fewer; as many change nothing."""
+        check_whole("epochs", epochs)
+        if epochs < self.epochs:
+            raise UserError(f"this run has {self.epochs} epochs: name more of them to go on, got {epochs}")
+        if epochs == self.epochs:
+            return self
+        return dataclasses.replace(self, epochs=epochs, extended=(*self.extended, self.epochs))
+
+    def goes_beyond(self, other: Config) -> bool:
+        """Whether this is the other's plan made longer, whatever else differs."""
+        before = (*other.extended, other.epochs)
+        return self.extended[: len(before)] == before
 
     def write(self, path: Path) -> None:
         """The configuration as TOML."""
@@ -245,44 +277,6 @@ def _literal(text: str) -> Any:
         except ValueError:
             continue
     return text
-
-
-def to_toml(entry: dict[str, Any], prefix: str = "") -> str:
-    """Nested dictionaries of numbers, strings, booleans and lists of these as TOML."""
-    plain = {k: v for k, v in entry.items() if not isinstance(v, dict)}
-    lines = [f"{k} = {_value(v)}" for k, v in plain.items()]
-    text = "\n".join(lines) + "\n" if lines else ""
-    for key, table in entry.items():
-        if isinstance(table, dict):
-            name = f"{prefix}{key}"
-            text += f"\n[{name}]\n" + to_toml(table, f"{name}.")
-    return text
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, float):
-        return repr(value)  # the shortest text that reads back to the same bits; inf and nan are TOML too
-    if isinstance(value, list):
-        if any(isinstance(item, dict) for item in value):
-            return (
-                "["
-                + ", ".join(_inline(item) if isinstance(item, dict) else _value(item) for item in value)
-                + "]"
-            )
-        return "[" + ", ".join(_value(item) for item in value) + "]"
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's escapes are JSON's
-
-
-def _inline(table: dict[str, Any]) -> str:
-    return (
-        "{"
-        + ", ".join(f"{k} = {_inline(v) if isinstance(v, dict) else _value(v)}" for k, v in table.items())
-        + "}"
-    )
 
 
 __all__ = ["Config", "Cosine", "Data", "Flat", "Model", "MultiStep", "Validation"]

@@ -20,10 +20,10 @@ from bivallate.lower.threat import ThreatModel
 from bivallate.method import create
 from bivallate.models import Classifier
 from bivallate.parts import decode, encode
-from bivallate.run.api import load_run
 from bivallate.run.config import Config
 from bivallate.run.evaluation_data import evaluation_data
 from bivallate.run.folder import RunFolder
+from bivallate.run.loading import load_run
 from bivallate.run.session import pick_device
 from bivallate.schema import MEGABYTE, check, read_text
 from bivallate.schema import parse as parse_file

@@ -28,6 +28,7 @@ FREE = (
     "recipe",
 )
 # what may differ from the checkpoint's; data of another name have to have the same fingerprint
+LENGTH = ("epochs", "extended")  # may differ where one of the two plans goes beyond the other
 
 # of a manifest: which code made the weights and where its data were, not what they are; a checkpoint is held
 # against the data when it is loaded
@@ -72,13 +73,20 @@ def _configuration(folder: RunFolder, values: dict[str, Any], tell: Tell) -> Con
         tell(f"{folder.config} {wrong}: written again from the checkpoint")
         return original
     config = Config.read(folder.config)
-    other = [key for key in differing(original, config) if key not in FREE]
+    shorter = original.goes_beyond(config)
+    allowed = (*FREE, *LENGTH) if shorter or config.goes_beyond(original) else FREE
+    other = [key for key in differing(original, config) if key not in allowed]
     if other:
+        longer = "; for more epochs use `bivallate resume --epochs`" if "epochs" in other else ""
         raise UserError(
             f"{folder.config} is not the configuration that the checkpoints in {folder.path} were made with: "
             f"{', '.join(other[:5])} differ{'s' if len(other) == 1 else ''}. To go on with theirs, delete "
-            "config.toml and resume; for another run, train in another folder"
+            f"config.toml and resume; for another run, train in another folder{longer}"
         )
+    if shorter:
+        config = dataclasses.replace(config, epochs=original.epochs, extended=original.extended)
+        config.write(folder.config)
+        tell(f"{folder.config} named an earlier end of this run: written again from the checkpoint")
     return config
 
 
@@ -185,12 +193,13 @@ def _described(folder: RunFolder, session: Session) -> bool:
     if not isinstance(there, dict):
         return False
     free = {key for key in (*ORIGIN, "run") if key in ORIGIN or key not in there}  # younger than some runs
-    return _meant(there, free) == _meant(wanted, free)
+    lengths = LENGTH if session.config.extended else ()  # weights of before it was made longer
+    open_to = {*(f"config.{key}" for key in (*FREE, *lengths)), "spec.mean", "spec.std"}
+    return _meant(there, free, open_to) == _meant(wanted, free, open_to)
 
 
-def _meant(about: dict[str, Any], free: set[str]) -> dict[str, Any]:
+def _meant(about: dict[str, Any], free: set[str], open_to: set[str]) -> dict[str, Any]:
     """What a manifest says but for what may differ; `normalisation` says the statistics of `spec` too, which
     may be one number for all channels."""
     flat = _flat({k: v for k, v in about.items() if k not in free})
-    open_to = {*(f"config.{key}" for key in FREE), "spec.mean", "spec.std"}
     return {key: value for key, value in flat.items() if key not in open_to}

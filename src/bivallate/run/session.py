@@ -180,7 +180,7 @@ class Session:
     def clock(self, replay: int = 0) -> Clock:
         """Now."""
         c = self.config
-        return Clock(self.epoch, c.epochs, self.step, len(self.batches), replay, c.seed)
+        return Clock(self.epoch, c.planned(self.epoch), self.step, len(self.batches), replay, c.seed)
 
     def growth(self) -> float:
         """Factor of the radius at this minibatch: of the warm-up, or as the sentinel has begun it again."""

@@ -101,7 +101,7 @@ class Watch:
             self._over("chance")
             self._keep("chance")
             return []
-        done = (s.epoch + 1) / s.config.epochs
+        done = (s.epoch + 1) / s.config.planned(s.epoch)
         early = (s.epoch + 1) * len(s.batches) < FEWEST_STEPS and done < 1
         if early or done < state.get("patience", rule.chance):
             return []
@@ -227,7 +227,7 @@ class Watch:
     def _help(self) -> None:
         """Lowers the rate, lets the radius grow anew, or both; and gives that its time."""
         s, state, rule = self.session, self.state, self.rule
-        done = (s.epoch + 1) / s.config.epochs
+        done = (s.epoch + 1) / s.config.planned(s.epoch)
         state["patience"] = min(1.0, done + rule.chance)
         if rule.helps != "radius":
             state["rate"] *= rule.lower

@@ -14,7 +14,7 @@ from bivallate.reports.comparison.choosing import Wanted, choose
 from bivallate.reports.comparison.notes import data_name
 from bivallate.reports.comparison.rows import SCORES, by_method, single
 from bivallate.reports.comparison.table import Comparison
-from bivallate.run.api import Run
+from bivallate.run.execution import Run
 from bivallate.run.folder import check_weights
 
 INTERVALS = {

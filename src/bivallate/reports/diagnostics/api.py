@@ -12,7 +12,7 @@ from bivallate.lower.stop import Form
 from bivallate.reports.collect import folders
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.of_run import DIAGNOSES, choose, subject
-from bivallate.run.api import Run
+from bivallate.run.execution import Run
 from bivallate.run.folder import check_weights
 from bivallate.run.session import pick_device
 

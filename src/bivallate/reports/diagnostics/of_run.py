@@ -39,9 +39,9 @@ from bivallate.reports.diagnostics.weights import (
 )
 from bivallate.reports.diagnostics.weights_epochs import weights_by_margin, weights_over_epochs
 from bivallate.run import checkpoint
-from bivallate.run.api import load_run
 from bivallate.run.evaluation_data import evaluation_data
 from bivallate.run.folder import KEPT, RunFolder
+from bivallate.run.loading import load_run
 from bivallate.run.session import Session
 from bivallate.types import Clock
 

@@ -1,0 +1,121 @@
+"""A configuration that is run to its end in a folder that nobody else uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bivallate import collective
+from bivallate.data import Dataset
+from bivallate.errors import UserError
+from bivallate.models import Classifier
+from bivallate.run.config import Config
+from bivallate.run.folder import RunFolder
+from bivallate.run.lock import Lock, held
+from bivallate.run.progress import Progress
+from bivallate.run.session import Session
+from bivallate.run.trainer import Trainer, limit_threads
+
+__all__ = ["Run", "check_minutes", "execute", "finish", "holding"]
+
+
+@dataclass(frozen=True, repr=False)
+class Run:
+    """A finished run.
+
+    Attributes:
+        model: with the last weights, in eval mode. average: with the averaged weights, or None.
+        history: a dictionary an epoch, as in metrics.jsonl. path: of the folder, or None.
+    """
+
+    model: Classifier
+    average: Classifier | None
+    history: list[dict[str, Any]]
+    path: Path | None
+
+    def __repr__(self) -> str:
+        last = self.history[-1] if self.history else {}
+        accuracies = [
+            f"{what} {last[what]:.1%}" for what in ("clean", "robust") if last.get(what) is not None
+        ]
+        held = f", held-out {', '.join(accuracies)}" if accuracies else ""
+        return f"<Run in {self.path or 'memory'}: {len(self.history)} epochs{held}>"
+
+
+def execute(
+    config: Config,
+    dataset: Dataset,
+    model: nn.Module,
+    out: Path | None,
+    *,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+    max_minutes: float | None = None,
+) -> Run:
+    """Runs a complete configuration in a new folder, which it holds until the end."""
+    if config.keep and out is None:
+        raise UserError("keep=... stores weights in the run's folder: name one with out=...")
+    if config.keep and max(config.keep) > config.epochs:
+        raise UserError(f"keep names epoch {max(config.keep)}, but training ends with epoch {config.epochs}")
+    if config.patience and not dataset.validation:
+        raise UserError(
+            "patience watches the held-out robust accuracy, and nothing is held out: "
+            "use --set data.validation=0.1, or patience 0"
+        )
+    check_minutes(max_minutes)
+    limit_threads(config.threads)
+    collective.join()
+    session, shown = Session(config, dataset, model), progress or Progress()
+    if out is None:
+        return finish(session, None, shown, minutes=max_minutes)
+
+    def begin() -> None:
+        folder = RunFolder.create(out, overwrite=overwrite)  # again, now that nobody else can use it
+        folder.tidy()
+        folder.clear()
+        config.write(folder.config)
+
+    with holding(lambda: RunFolder.create(out, overwrite=overwrite), shown, begin) as lock:
+        return finish(session, RunFolder(out), shown, lock, max_minutes)
+
+
+@contextmanager
+def holding(
+    find: Callable[[], RunFolder], shown: Progress, prepare: Callable[[], None]
+) -> Iterator[Lock | None]:
+    """The first rank finds the folder, holds it and prepares it; all raise what it meets."""
+    lock, failed = None, None
+    with ExitStack() as stack:
+        if collective.rank() == 0:
+            try:
+                lock = stack.enter_context(held(find().path, shown.note))
+                prepare()
+            except UserError as error:
+                failed = error
+        collective.agree(failed)
+        yield lock
+
+
+def finish(
+    session: Session,
+    folder: RunFolder | None,
+    progress: Progress,
+    lock: Lock | None = None,
+    minutes: float | None = None,
+) -> Run:
+    Trainer(session, folder, progress, lock, minutes).run()
+    collective.meet()
+    session.model.eval()
+    average = session.average.model.eval() if session.average is not None else None
+    return Run(session.model, average, session.history, folder.path if folder else None)  # pyright: ignore
+
+
+def check_minutes(minutes: float | None) -> None:
+    """Raises UserError unless it is a time, or None."""
+    if minutes is not None and not minutes > 0:
+        raise UserError(f"max_minutes must be positive, got {minutes!r}")

@@ -1,0 +1,115 @@
+"""`resume`: an interrupted run to its end, or a finished one beyond it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from torch import nn
+
+from bivallate import collective, models
+from bivallate.data import Dataset
+from bivallate.errors import UserError
+from bivallate.method import Method, checked
+from bivallate.run.checkpoint import Checkpoint
+from bivallate.run.config import Config
+from bivallate.run.execution import Run, check_minutes, finish, holding
+from bivallate.run.folder import RunFolder
+from bivallate.run.lengthening import lengthening
+from bivallate.run.progress import Progress, Spoken
+from bivallate.run.reopen import Tell, reopen, repair
+from bivallate.run.session import Session, create_model, load_data
+from bivallate.run.trainer import limit_threads
+
+
+def resume(
+    path: str | Path,
+    *,
+    model: nn.Module | str | None = None,
+    method: Method | None = None,
+    epochs: int | None = None,
+    dataset: Dataset | None = None,
+    progress: bool | Progress = False,
+    fall_back: bool = True,
+    data: str | None = None,
+    data_dir: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    max_minutes: float | None = None,
+) -> Run:
+    """Goes on with an interrupted run, to the weights that an uninterrupted one would have reached, bit for
+    bit.
+
+    Args:
+        path: the run's folder.
+        model, method, dataset: for parts that only the user's code can build.
+        epochs: how many the run is to have now, for one that is to go on beyond its end; written into its
+            configuration. Up to the end that was planned all is as planned; from there on every schedule is
+            that of a run of the new length, and what this changes is said.
+        progress: show a bar, or a `Progress` of one's own; without, what was found and mended is warned of.
+        fall_back: take the older checkpoint if the newest is damaged, and say so; else that is an error.
+        data, data_dir, device, threads: where the data lie now, where named sets are looked for and where to
+            compute, if not as before; the run's configuration keeps its own. On another device, or with
+            another number of threads, the weights agree with those of an uninterrupted run to rounding only.
+
+    Raises:
+        UserError: no run, no readable checkpoint, other data, another model, method or configuration,
+            fewer epochs than before, or another process trains in the folder.
+    """
+    check_minutes(max_minutes)
+    shown = Spoken(Path(path).name) if progress is True else (progress or Progress())
+    collective.join()
+    folder, begun = RunFolder.open(Path(path)), list[tuple[Config, Checkpoint | None]]()
+
+    def prepare() -> None:
+        folder.tidy()
+        begun.append(reopen(folder, shown.note, fall_back=fall_back))
+
+    with holding(lambda: folder, shown, prepare) as lock:
+        config, found = begun[0] if begun else reopen(folder, lambda text: None, fall_back=fall_back)
+        planned, config = config, config if epochs is None else config.longer(epochs)
+        if method is not None:
+            config = dataclasses.replace(config, method=checked(method))
+        moved = {"device": device, "threads": threads, "data.data_dir": data_dir, "data.name": data}
+        for key, value in moved.items():
+            config = config.set(key, value) if value is not None else config
+        limit_threads(config.threads)
+        loaded = dataset if dataset is not None else load_data(config.data, config.seed)
+        session = Session(config, loaded, _network(config, loaded, model))
+        if found is not None:
+            session.unpack(found)
+        if config.epochs > planned.epochs:
+            _go_beyond(folder, session, planned, shown.note)
+        if lock is not None:
+            repair(folder, session, shown.note)
+        return finish(session, folder, shown, lock, max_minutes)
+
+
+def _go_beyond(folder: RunFolder, session: Session, planned: Config, tell: Tell) -> None:
+    """Writes down that the run is longer than it was planned, and says what that changes."""
+    config = session.config
+    if session.settled:
+        raise UserError(
+            f"this run ended after epoch {session.epoch}: its held-out robust accuracy had not risen for "
+            f"{config.patience} epochs, and more of them would change nothing. Train again with another "
+            "--patience"
+        )
+    if collective.rank() == 0:
+        own = dataclasses.replace(planned, epochs=config.epochs, extended=config.extended)
+        own.write(folder.config)
+    told = lengthening(planned, config, len(session.batches))
+    if told:
+        tell(told)
+
+
+def _network(config: Config, dataset: Dataset, model: nn.Module | str | None) -> nn.Module:
+    name = config.model.name
+    if isinstance(model, nn.Module):
+        return model
+    if model is None and name not in models.names() and not name.startswith("timm:"):
+        raise UserError(
+            f"this run trained {name}, which only your code can build: hand it over again "
+            "(model=... in Python, --model package.module:factory on the command line)"
+        )
+    chosen = dataclasses.replace(config.model, name=model) if isinstance(model, str) else config.model
+    return create_model(chosen, dataset, config.seed)
