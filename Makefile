@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install demo test faults check bench clean
+.PHONY: install demo test faults style check build lock bench clean
 
 $(VENV)/.stamp-install: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("bivallate needs Python 3.11 or newer, got " + sys.version.split()[0] + "; run make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
@@ -32,14 +32,24 @@ test: $(VENV)/.stamp-test
 faults: $(VENV)/.stamp-test
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults
 
-check: $(VENV)/.stamp-dev
+style: $(VENV)/.stamp-dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/pyright
+
+check: style
 	@$(MAKE) --no-print-directory test
+
+build: $(VENV)/.stamp-dev
+	@rm -rf dist
+	@$(BIN)/python -m build -q --no-isolation
+	@$(BIN)/twine check --strict dist/*
+
+lock: $(VENV)/.stamp-dev
+	@$(BIN)/uv pip compile -q --universal --all-extras --no-emit-index-url --no-header --no-annotate --python-version 3.11 -c constraints.txt -o requirements.lock pyproject.toml
 
 bench: $(VENV)/.stamp-test
 	@$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) dist runs .pytest_cache .ruff_cache

@@ -41,6 +41,7 @@ APPLICATIONS = {
     "data",
     "models",
     "demo",
+    "doctor",
     "recipes",
     "reproduce",
 }

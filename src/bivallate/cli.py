@@ -40,6 +40,7 @@ def _register() -> None:
         checking,
         comparing,
         diagnosing,
+        doctor,
         evaluating,
         lists,
         predict,

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from scipy.stats import t as student
 from tests.evaluate.conftest import affine, cloud
@@ -92,6 +93,12 @@ def test_wilson_agrees_with_its_equation():
             )
     assert wilson(0, 20)[0] == 0
     assert wilson(20, 20)[1] == 1
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 1), (1, 1), (0, 20), (7, 20), (999, 1000), (1000, 1000)])
+def test_wilson_agrees_with_scipy(hits: int, n: int) -> None:
+    there = scipy.stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
+    assert wilson(hits, n) == pytest.approx((there.low, there.high), abs=1e-12)
 
 
 def test_the_tail_interval_covers_its_value_and_shrinks_with_points():

@@ -1,0 +1,37 @@
+"""`bivallate doctor`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from bivallate.cli import APP
+from bivallate.commands.options import Flag
+from bivallate.terminal import say, say_json
+
+
+@APP.command
+def doctor(*, data_dir: str | None = None, self_test: bool = True, json: Flag = False) -> int:
+    """Print what a report of a fault should say of this machine, and test the installation in ten seconds.
+
+    Exits with 1 where something is not well.
+
+    Parameters
+    ----------
+    data_dir
+        where named sets are looked for. [default: BIVALLATE_DATA]
+    self_test
+        train, save, load and attack something small.
+    json
+        print the findings as JSON.
+    """
+    from bivallate import doctor as physician
+
+    found = []
+    parts = [physician.examine(data_dir)] + ([physician.self_test()] if self_test else [])
+    for finding in (one for part in parts for one in part):
+        found.append(finding)
+        if not json:
+            say(f"{'  ' if finding.ok else '! '}{finding.name:<38} {finding.value}")
+    if json:
+        say_json([asdict(one) for one in found])
+    return 0 if all(one.ok for one in found) else 1
