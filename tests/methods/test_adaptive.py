@@ -245,7 +245,9 @@ def cai_draws(levels: list[int], epochs: list[int]) -> Callable[..., Tensor]:
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_batch_mixing_reference(mode: Any) -> None:
     epochs, levels = [0, 1, 2, 3], [0, 1, 2, 3]
-    method = methods.curriculum(THREAT, mode="cai", patience=0, threshold=0.0, attack_mode=mode)
+    method = methods.curriculum(
+        THREAT, mode="cai", patience=0, threshold=0.0, held_out=False, attack_mode=mode
+    )
 
     def reference(model: nn.Module, batches: Any, _: Any, **hyper: Any) -> Any:
         return adaptive.curriculum_cai(model, batches, cai_draws(levels, epochs), levels=levels, **hyper)
@@ -286,8 +288,22 @@ def test_the_level_rule_is_the_published_one_on_one_accuracy() -> None:
         assert found[-1] >= 2, "the rule was put to work"
 
 
+def test_the_level_rule_on_held_out_data_is_the_published_one() -> None:
+    generator = torch.Generator().manual_seed(5)
+    trained, held = (0.8 + 0.2 * torch.rand(2, 120, generator=generator)).tolist()
+    solver = BatchMixing(highest=1000, patience=3, held_out=True).bind(facts())
+    found: list[tuple[int, int | None]] = []
+    for epoch, pair in enumerate(zip(held, trained, strict=True)):
+        best_epoch, (_, rises) = solver.best_epoch, solver.judge(*pair, epoch)
+        if rises:
+            solver.rise(solver.level + 1, epoch)
+        found.append((solver.level, best_epoch if rises else None))
+    assert found == adaptive.cai_levels(trained, held, patience=3)
+    assert found[-1][0] >= 2, "the rule was put to work"
+
+
 def test_the_level_rule_measures_itself_and_resumes() -> None:
-    method = methods.curriculum(THREAT, mode="cai", patience=1, threshold=0.0)
+    method = methods.curriculum(THREAT, mode="cai", patience=1, threshold=0.0, held_out=False)
     data, epochs = minibatches((6, 6, 6, 3)), [0, 1, 2, 3]
 
     def run(stop: int | None) -> tuple[bv.method.BoundMethod, nn.Module]:

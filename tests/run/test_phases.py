@@ -10,7 +10,6 @@ import torch
 import bivallate as bv
 from bivallate.data import Augment, Batches
 from bivallate.errors import UserError
-from bivallate.run.api import resume
 from bivallate.run.config import Config, Model, Validation
 from bivallate.run.interrupt import Interrupted
 from bivallate.run.optim import SGD, Pieces
@@ -63,7 +62,7 @@ def test_every_phase_shows_its_own_size_and_resumes_to_the_bit(few, tmp_path):
     assert {epoch: max(sizes) for epoch, sizes in seen.steps.items()} == {0: 32, 1: 16, 2: 8}
     with pytest.raises(Interrupted):
         run(phased(), few, tmp_path / "run", Radii(stop=3 + 4))  # in the second phase
-    again = resume(tmp_path / "run", dataset=few)
+    again = bv.resume(tmp_path / "run", dataset=few)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
 

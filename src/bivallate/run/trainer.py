@@ -18,6 +18,7 @@ from bivallate.run import checkpoint
 from bivallate.run.folder import RunFolder
 from bivallate.run.health import trouble_of
 from bivallate.run.interrupt import Interrupted, Request, interruptible
+from bivallate.run.lessons import Lessons
 from bivallate.run.lock import Lock
 from bivallate.run.measure import clean_margins, held_out
 from bivallate.run.optim import lower_rate, set_rate
@@ -48,7 +49,7 @@ class Trainer:
         minutes: float | None = None,
     ) -> None:
         self.session, self.folder, self.progress, self.lock = session, folder, progress, lock
-        self.watch, self.minutes = Watch(session), minutes
+        self.watch, self.lessons, self.minutes = Watch(session), Lessons(session), minutes
         self._saved = time.monotonic()
         self._since = time.monotonic()
 
@@ -167,7 +168,8 @@ class Trainer:
         line["watched_clean"] = dict(zip(line["watched"], clean, strict=True))
         if session.epoch + 1 in session.config.keep and self.folder is not None and collective.rank() == 0:
             session.save_model(self.folder.path, f"epoch-{session.epoch + 1}")
-        told = self.watch.after_epoch(line)  # may go back to earlier weights
+        told = self.watch.after_epoch(line)  # may go back to earlier weights, and so may a curriculum
+        self.lessons.after_epoch(line)
         session.forward += whole.forward
         session.backward += whole.backward
         self._lap()
