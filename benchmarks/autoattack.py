@@ -26,7 +26,7 @@ import bivallate as bv
 from benchmarks.autoattack_tables import PARTS, agreement, read, speed
 from bivallate import models
 from bivallate.evaluate import Progress, evaluate
-from bivallate.evaluate.ensemble import SquareSearch
+from bivallate.evaluate.attacks import square
 from bivallate.files import write_json
 from bivallate.lower.square import Square
 from bivallate.method import facts_for
@@ -131,19 +131,19 @@ CASES = {
 
 
 def ours(model: nn.Module, points: Points, threat: bv.Linf | bv.L2, seed: int, case: str) -> Result:
-    """Our ensemble; the time of each part is that between its progress reports."""
+    """Our ensemble; the time of each stage is that between its progress reports."""
     seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     last = time.perf_counter()
 
     def mark(moment: Progress) -> None:
         nonlocal last
         now = time.perf_counter()
-        if moment.part in seconds:
-            seconds[moment.part] += now - last
+        if moment.stage in seconds:
+            seconds[moment.stage] += now - last
         last = now
 
     score = evaluate(model, points, threat, "autoattack", seed=seed, progress=mark)
-    return Result(case, type(threat).__name__, seed, "bivallate", dict(score.parts), seconds)
+    return Result(case, type(threat).__name__, seed, "bivallate", dict(score.stages), seconds)
 
 
 def norm_of(threat: bv.Linf | bv.L2) -> Literal["Linf", "L2"]:
@@ -175,7 +175,7 @@ def alone(
     part: str, model: nn.Module, points: Points, threat: bv.Linf | bv.L2, seed: int
 ) -> tuple[float, float]:
     """Robust accuracy under one part on its own: (ours, theirs)."""
-    own = SquareSearch(solver=Square(edges=False, shrink=False)) if part == "square" else part
+    own = square(Square(edges=False, shrink=False)) if part == "square" else part
     mine, (x, y) = evaluate(model, points, threat, own, seed=seed).robust_accuracy, points
     adversary = AutoAttack(model, norm=norm_of(threat), eps=threat.eps, seed=seed, version="standard")
     adversary.attacks_to_run, adversary.verbose = [part], False
@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--alone", action="store_true", help="also compare each part run on its own")
+    parser.add_argument("--alone", action="store_true", help="also compare each stage run on its own")
     parser.add_argument("--records", type=Path, default=DOCS.parents[1] / "results" / "autoattack")
     parser.add_argument(
         "--cache", type=Path, help="folder for the trained models, to save training them again"

@@ -23,11 +23,11 @@ def read(folder: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
 
 
 def agreement(groups: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
-    """Robust accuracy after each part of the sequence, and under each part alone."""
+    """Robust accuracy after each stage of the sequence, and under each stage alone."""
     text = [
-        "Robust accuracy in per cent after each part of the sequence, mean over seeds: ours / pyautoattack. "
+        "Robust accuracy in per cent after each stage of the sequence, mean over seeds: ours / pyautoattack. "
         "The whole may be above the reference by the larger of 0.4 points and the reference's spread over "
-        "seeds; each part run alone may differ by 1 point and that part's spread (Square alone with the "
+        "seeds; each stage run alone may differ by 1 point and that stage's spread (Square alone with the "
         "public code's moves: `edges=False, shrink=False`).",
         "",
         "| model | threat | seeds | clean | " + " | ".join(PARTS) + " | agrees | alone: largest difference |",
@@ -64,8 +64,8 @@ def _alone(group: list[dict[str, Any]]) -> str:
 
 
 def speed(groups: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
-    """Time of each part."""
-    text = ["Seconds of each part, mean over seeds: ours / pyautoattack.", ""]
+    """Time of each stage."""
+    text = ["Seconds of each stage, mean over seeds: ours / pyautoattack.", ""]
     text += [
         "| model | threat | points | threads | seeds | " + " | ".join(PARTS) + " | whole | ratio |",
         "| --- " * (len(PARTS) + 7) + "|",

@@ -15,7 +15,8 @@ from bivallate.audit.elsewhere import Elsewhere, Straight, linear_imitation
 from bivallate.audit.exact import below, excess, gap
 from bivallate.audit.plan import choose
 from bivallate.cli import run
-from bivallate.evaluate import Ascent, Attack, RandomNoise, evaluate
+from bivallate.evaluate import Attack, Search, evaluate
+from bivallate.evaluate.attacks import noise as draws
 from bivallate.run.config import Validation
 
 
@@ -140,9 +141,9 @@ def test_gradients_pass_through_rounding_detaching_and_comparing():
 def test_attacks_on_a_linear_imitation_transfer_to_a_model_without_gradients():
     model, (x, y) = NoGraph(model_of("plain", 0)).eval(), points(200)
     copy = linear_imitation(model, x, LARGE.eps)
-    part = Elsewhere("imitation", copy, Ascent("pgd"))
+    part = Elsewhere("imitation", copy, Search("pgd"))
     imitated = evaluate(model, (x, y), LARGE, Attack("imitation", (part,)))
-    noise = evaluate(model, (x, y), LARGE, Attack("noise", (RandomNoise(10),)))
+    noise = evaluate(model, (x, y), LARGE, Attack("noise", (draws(10),)))
     assert excess(imitated.robust, noise.robust, 0.05).significant
 
 

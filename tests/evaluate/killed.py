@@ -17,22 +17,14 @@ import torch
 from torch import Tensor, nn
 
 import bivallate as bv
-from bivallate.evaluate import Attack, Score, evaluate
-from bivallate.evaluate.ensemble import AutoPGD, SquareSearch, TargetedAutoPGD, TargetedBoundaryWalk
+from bivallate.evaluate import Score, evaluate
+from bivallate.evaluate.attacks import ensemble
 from bivallate.lower.apgd import APGD
 from bivallate.lower.fab import FAB
 from bivallate.lower.square import Square
 
-SHORT = Attack(
-    "short",
-    (
-        AutoPGD("apgd-ce", solver=APGD(6)),
-        TargetedAutoPGD(solver=APGD(6), targets=3),
-        TargetedBoundaryWalk(solver=FAB(5), targets=3),
-        SquareSearch(solver=Square(40)),
-    ),
-)
-PARTS = tuple(part.name for part in SHORT.parts)
+SHORT = ensemble("short", APGD(6), FAB(5), Square(40), targets=3)
+STAGES = tuple(stage.name for stage in SHORT.stages)
 FORWARDS = 3  # inside the search, before the end
 
 
@@ -66,7 +58,7 @@ def attacked(file: Path | None) -> Score:
 
 def die_in(name: str, file: Path) -> None:
     """Runs the evaluation to its end, which comes early."""
-    kind: Any = type(SHORT.parts[PARTS.index(name)])
+    kind: Any = type(SHORT.stages[STAGES.index(name)])
     search, seen = kind.search, 0
 
     def armed(part: Any, *args: Any) -> Tensor:
@@ -84,7 +76,7 @@ def main(folder: Path) -> None:
     """Forks a child for each part."""
     torch.set_num_threads(1)
     ends = {}
-    for name in PARTS:
+    for name in STAGES:
         child = os.fork()
         if child == 0:
             die_in(name, folder / f"{name}.json")

@@ -6,19 +6,15 @@ import pytest
 import torch
 
 import bivallate as bv
-from bivallate.evaluate import Attack, evaluate
-from bivallate.evaluate.ensemble import AutoPGD, SquareSearch, TargetedAutoPGD, TargetedBoundaryWalk
+from bivallate.evaluate import evaluate
+from bivallate.evaluate.attacks import ensemble
 from bivallate.lower.apgd import APGD
 from bivallate.lower.fab import FAB
 from bivallate.lower.square import Square
 
 POINTS, STEPS, QUERIES, TARGETS = 50, 15, 100, 2
-PARTS = {
-    "apgd-ce": AutoPGD("apgd-ce", solver=APGD(STEPS)),
-    "apgd-t": TargetedAutoPGD(solver=APGD(STEPS), targets=TARGETS),
-    "fab-t": TargetedBoundaryWalk(solver=FAB(STEPS), targets=TARGETS),
-    "square": SquareSearch(solver=Square(QUERIES, edges=False)),
-}
+WHOLE = ensemble("whole", APGD(STEPS), FAB(STEPS), Square(QUERIES, edges=False), TARGETS)
+STAGES = {stage.name: stage for stage in WHOLE.stages}
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +39,17 @@ def public(reference, model, points, threat, names):
 
 
 @pytest.mark.parametrize("threat", [bv.Linf(0.1), bv.L2(0.5)], ids=["linf", "l2"])
-def test_parts_and_whole_agree_with_the_public_code(reference, robust_model, held_out, threat):
+def test_stages_and_whole_agree_with_the_public_code(reference, robust_model, held_out, threat):
     points = held_out[0][:POINTS], held_out[1][:POINTS]
     robust_model.eval()
     try:
         clean = evaluate(robust_model, points, threat, "clean").clean_accuracy
-        for name, part in PARTS.items():
-            ours = evaluate(robust_model, points, threat, part).robust_accuracy
+        for name, stage in STAGES.items():
+            ours = evaluate(robust_model, points, threat, stage).robust_accuracy
             theirs = public(reference, robust_model, points, threat, [name])
             assert theirs < clean, "the attack breaks something"
             assert abs(ours - theirs) <= 2 / POINTS + 1e-6, name
-        whole = evaluate(robust_model, points, threat, Attack("whole", tuple(PARTS.values())))
-        assert whole.robust_accuracy <= public(reference, robust_model, points, threat, PARTS) + 1e-6
+        whole = evaluate(robust_model, points, threat, WHOLE)
+        assert whole.robust_accuracy <= public(reference, robust_model, points, threat, STAGES) + 1e-6
     finally:
         robust_model.train()

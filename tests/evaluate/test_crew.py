@@ -8,9 +8,8 @@ from torch import nn
 
 import bivallate as bv
 from bivallate.evaluate import evaluating, hunt
-from bivallate.evaluate.attacks import Attack
+from bivallate.evaluate.attacks import Attack, auto_pgd, square, targeted_auto_pgd
 from bivallate.evaluate.crew import Crew
-from bivallate.evaluate.ensemble import AutoPGD, SquareSearch, TargetedAutoPGD
 from bivallate.lower.square import Square
 
 
@@ -144,10 +143,10 @@ def test_a_resumed_search_keeps_the_shares_of_the_first(tmp_path, monkeypatch, t
     y = model(x).argmax(1)
 
     def stops(moment):
-        if moment.part == "apgd-ce":
+        if moment.stage == "apgd-ce":
             raise KeyboardInterrupt
 
-    parts = AutoPGD("apgd-ce"), TargetedAutoPGD(), SquareSearch(solver=Square(300))
+    parts = auto_pgd(), targeted_auto_pgd(), square(Square(300))
     attack = Attack("short", parts)
     threads(3)
     whole = bv.evaluate(model, (x, y), bv.Linf(0.03), attack, batch_size=40)

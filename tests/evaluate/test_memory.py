@@ -26,7 +26,7 @@ class Hungry:
     fits: int
     name: str = "hungry"
 
-    def turns(self, classes: int) -> int:
+    def count(self, classes: int) -> int:
         return 3
 
     def cost(self) -> float:
@@ -54,7 +54,7 @@ class Lingering:
 
     name: str = "lingering"
 
-    def turns(self, classes: int) -> int:
+    def count(self, classes: int) -> int:
         return 1
 
     def cost(self) -> float:

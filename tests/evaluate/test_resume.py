@@ -33,8 +33,8 @@ def killer(part: str, occurrence: int):
 
     def progress(moment) -> None:
         nonlocal seen
-        seen += moment.part == part
-        if moment.part == part and seen == occurrence:
+        seen += moment.stage == part
+        if moment.stage == part and seen == occurrence:
             raise Killed
 
     return progress
@@ -91,20 +91,20 @@ def undisturbed():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("name", killed.PARTS)
+@pytest.mark.parametrize("name", killed.STAGES)
 def test_a_real_kill_inside_a_search_changes_no_verdict(name, graves, undisturbed):
     folder, ends = graves
     assert ends[name] == -signal.SIGKILL
     file = folder / f"{name}.json"
     left = json.loads(file.read_text())
     part, turn, offset = left["position"]
-    assert killed.PARTS[part] == name, "killed while that part was running"
+    assert killed.STAGES[part] == name, "killed while that part was running"
     assert turn + offset > 0, "some of its verdicts were kept"
     resumed = killed.attacked(file)
     for column in ("stage", "margin", "predicted"):
         assert torch.equal(getattr(undisturbed, column), getattr(resumed, column))
     assert resumed.passes == undisturbed.passes
-    assert sorted(p.name for p in folder.iterdir()) == sorted(f"{n}.json" for n in killed.PARTS)
+    assert sorted(p.name for p in folder.iterdir()) == sorted(f"{n}.json" for n in killed.STAGES)
 
 
 def test_a_file_of_another_evaluation_or_a_torn_one_is_refused(robust_model, held_out, tmp_path):
@@ -132,9 +132,9 @@ def test_a_batch_size_that_is_given_wins_on_resume(
             robust_model, held_out, threat, SHORT, resume=file, progress=stop, batch_size=sizes[0], **options
         )
     most = []
-    strike = Hunt._attempt
+    search = Hunt._search_and_judge
     monkeypatch.setattr(
-        Hunt, "_attempt", lambda h, rows, *a: (most.append(len(rows)), strike(h, rows, *a))[1]
+        Hunt, "_search_and_judge", lambda h, rows, *a: (most.append(len(rows)), search(h, rows, *a))[1]
     )
     resumed = evaluate(robust_model, held_out, threat, SHORT, resume=file, batch_size=sizes[1], **options)
     assert max(most, default=0) <= sizes[1]
@@ -195,9 +195,9 @@ def test_a_part_is_named_before_its_work(robust_model, held_out):
     names, living = [], []
 
     def shown(moment) -> None:
-        names.append(moment.part)
+        names.append(moment.stage)
         living.append(moment.living)
 
     evaluate(robust_model, held_out, bv.Linf(0.1), SHORT, first=8, batch_size=64, progress=shown)
-    assert names == ["clean", *(name for part in SHORT.parts for name in (part.name, part.name))]
+    assert names == ["clean", *(name for part in SHORT.stages for name in (part.name, part.name))]
     assert living[1::2] == living[:-1:2], "nothing has happened yet when a part begins"

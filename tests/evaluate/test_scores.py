@@ -48,7 +48,7 @@ def made(y, stage, predicted, *, name="pgd-20", seed=0) -> Score:
         margin=torch.zeros(n),
         stage=torch.tensor(stage),
         index=torch.arange(n),
-        part_names=("pgd-20",),
+        stage_names=("pgd-20",),
         passes={"forward": 1.0, "backward": 1.0},
         seconds=1.0,
         seed=seed,
@@ -75,7 +75,7 @@ def test_scores_of_a_hand_made_evaluation():
     assert HAND.tail(100, pooled=True) == 0.5
     assert HAND.confusion.tolist() == [[3, 1, 0, 0], [0, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
     assert HAND.broken_by == [None, None, None, "pgd-20", None, "clean", "pgd-20", "pgd-20"]
-    assert HAND.parts == {"clean": 0.875, "pgd-20": 0.5}
+    assert HAND.stages == {"clean": 0.875, "pgd-20": 0.5}
 
 
 def test_the_tail_of_43_classes_takes_13():
@@ -225,7 +225,7 @@ def test_json_holds_everything_and_returns(robust_model, held_out, tmp_path):
     with pytest.raises(UserError, match="not a readable evaluation"):
         Score.load(path)
     required = (
-        "schema attack threat n clean_accuracy robust_accuracy interval_95 per_class tail_30 parts passes"
+        "schema attack threat n clean_accuracy robust_accuracy interval_95 per_class tail_30 stages passes"
     )
     assert set(required.split()) <= set(content)
     threats = (bv.Linf(0.1), bv.L2(0.1), bv.L2(0.2))
@@ -290,7 +290,7 @@ def test_transfer_from_itself_is_the_white_box_and_from_noise_is_not(robust_mode
     stranger = transfer(robust_model, {"stranger": affine(64, 10)}, held_out, threat, "pgd-5", first=60)
     assert torch.equal(same.robust, white.robust)
     assert stranger.robust_accuracy > white.robust_accuracy
-    assert list(stranger.parts) == ["clean", "stranger"]
+    assert list(stranger.stages) == ["clean", "stranger"]
     assert re.fullmatch("transfer-pgd-5-from-stranger_[0-9a-f]{8}", stranger.attack)
     other = transfer(robust_model, {"stranger": affine(64, 10, seed=1)}, held_out, threat, "pgd-1", first=2)
     again = transfer(robust_model, {"stranger": affine(64, 10)}, held_out, threat, "pgd-5", first=2)
@@ -373,7 +373,7 @@ def test_a_damaged_score_is_named(tmp_path, damage):
 
 
 def test_a_score_of_many_parts_keeps_their_numbers():
-    many = replace(HAND, stage=torch.full((8,), 200), part_names=tuple(map(str, range(200))))
+    many = replace(HAND, stage=torch.full((8,), 200), stage_names=tuple(map(str, range(200))))
     assert Score.from_json(many.to_json()).broken_by == ["199"] * 8
 
 

@@ -10,7 +10,8 @@ from tests.evaluate.conftest import affine, cloud
 from torch import nn
 
 import bivallate as bv
-from bivallate.evaluate import Attack, RandomNoise, Score, attack, evaluate, parse
+from bivallate.evaluate import Attack, Score, attack, evaluate, parse
+from bivallate.evaluate.attacks import noise as draws
 from bivallate.evaluate.verdict import judge
 from bivallate.parts import part
 from bivallate.types import Passes
@@ -25,7 +26,7 @@ class Liar:
 
     name: str = "liar"
 
-    def turns(self, classes: int) -> int:
+    def count(self, classes: int) -> int:
         return 1
 
     def cost(self) -> float:
@@ -41,7 +42,7 @@ class Raises:
 
     name: str = "raises"
 
-    def turns(self, classes: int) -> int:
+    def count(self, classes: int) -> int:
         return 1
 
     def cost(self) -> float:
@@ -164,13 +165,13 @@ def test_accuracy_does_not_rise_with_steps_restarts_or_attacks(robust_model, hel
 
 
 def test_parts_run_on_what_is_left_and_cost_nothing_for_the_broken(robust_model, held_out):
-    both = Attack("both", (*parse("apgd-ce-10").parts, *parse("apgd-t-10-3").parts))
+    both = Attack("both", (*parse("apgd-ce-10").stages, *parse("apgd-t-10-3").stages))
     score = evaluate(robust_model, held_out, bv.Linf(0.12), both)
-    left = list(score.parts.values())
+    left = list(score.stages.values())
     assert left == sorted(left, reverse=True)
-    assert list(score.parts) == ["clean", "apgd-ce", "apgd-t"]
-    assert score.parts["apgd-t"] == score.robust_accuracy
-    living = score.parts["clean"] + 3 * score.parts["apgd-ce"]
+    assert list(score.stages) == ["clean", "apgd-ce", "apgd-t"]
+    assert score.stages["apgd-t"] == score.robust_accuracy
+    living = score.stages["clean"] + 3 * score.stages["apgd-ce"]
     assert score.passes["backward"] <= 11 * living + 1e-6
 
 
@@ -188,7 +189,7 @@ def test_any_number_of_classes_and_channels(classes, shape, threat):
     model = affine(x[0].numel(), classes)
     with torch.no_grad():
         y = model(x).argmax(1)
-    chain = Attack("all", tuple(p for name in FAST + SLOW for p in parse(name).parts))
+    chain = Attack("all", tuple(p for name in FAST + SLOW for p in parse(name).stages))
     score = evaluate(model, (x, y), threat, chain)
     assert score.clean_accuracy == 1
     assert score.robust_accuracy < 1
@@ -219,7 +220,7 @@ def test_double_precision_and_functions_are_welcome(held_out):
 
 
 def test_noise_is_weaker_than_pgd(robust_model, held_out):
-    noise = evaluate(robust_model, held_out, bv.Linf(0.1), RandomNoise(5))
+    noise = evaluate(robust_model, held_out, bv.Linf(0.1), draws(5))
     pgd = evaluate(robust_model, held_out, bv.Linf(0.1), "pgd-10")
     assert isinstance(noise, Score)
     assert pgd.robust_accuracy < noise.robust_accuracy <= noise.clean_accuracy

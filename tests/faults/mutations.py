@@ -82,7 +82,7 @@ def read_score(run: Path) -> None:
     score = Score.load(next((run / "evaluation").glob("best*.json")))
     assert 0 <= score.robust_accuracy <= score.clean_accuracy <= 1
     assert int(score.confusion.sum()) == score.n
-    assert len(score.parts) <= 1 + len(score.part_names)
+    assert len(score.stages) <= 1 + len(score.stage_names)
     assert len(score.per_class) == score.classes
 
 

@@ -12,12 +12,20 @@ from torch import Tensor, nn
 from bivallate.audit.check import Moment
 from bivallate.audit.elsewhere import Elsewhere, Rescaled, Straight, linear_imitation
 from bivallate.audit.plan import Plan
-from bivallate.evaluate.attacks import Ascent, Attack, Fooled, Part, RandomNoise
-from bivallate.evaluate.ensemble import AutoPGD, SquareSearch, TargetedAutoPGD
+from bivallate.evaluate.attacks import (
+    Attack,
+    Stage,
+    auto_pgd,
+    auto_pgd_dlr,
+    noise,
+    square,
+    targeted_auto_pgd,
+)
 from bivallate.evaluate.evaluating import evaluate
 from bivallate.evaluate.score import ROBUST, Score
+from bivallate.evaluate.search import Fooled, Restarts, ScaledPGD, Search
 from bivallate.lower.apgd import APGD
-from bivallate.lower.objective import DLR, CrossEntropy, Margin
+from bivallate.lower.objective import Margin
 from bivallate.lower.square import Square
 from bivallate.lower.start import Zero
 from bivallate.lower.threat import Linf, ThreatModel
@@ -50,10 +58,10 @@ class Battery:
     scores: dict[str, Score] = field(default_factory=dict)
     passes: int = 0
 
-    def run(self, name: str, *parts: Part, threat: ThreatModel | None = None) -> Score:
+    def run(self, name: str, *stages: Stage, threat: ThreatModel | None = None) -> Score:
         """One attack on all points; what it left is kept under its name."""
         self._tell(name)
-        attack = Attack(name, parts)
+        attack = Attack(name, stages)
         score = evaluate(self.model, self.points, threat or self.threat, attack, seed=self.seed)
         self.scores[name], self.left[name] = score, score.robust
         self.passes += round(sum(score.passes.values()) * score.n)
@@ -76,43 +84,42 @@ class Battery:
         """Noise, one-step attacks at several sizes, PGD of growing strength."""
         plan, eps = self.plan, self.threat.eps
         tiny = replace(self.threat, eps=min(eps / 4, SUBTLE * self._whole()))  # pyright: ignore
-        self.run("subtle", RandomNoise(2, "subtle"), threat=tiny)
-        self.run("noise", RandomNoise(10))
+        self.run("subtle", noise(2, "subtle"), threat=tiny)
+        self.run("noise", noise(10))
         self.run("fgsm", _one_step(1.0))
         self.run("fgsm-short", *(_one_step(share) for share in (0.25, 0.5, 0.75)))
-        self.run("pgd-few", Ascent("pgd-few", 10))
-        self.run("pgd", Ascent("pgd", plan.steps))
-        self.run("pgd-more", Ascent("pgd-more", plan.longer, step_size=5 / plan.longer))
-        self.run("pgd-restarts", Ascent("pgd-restarts", plan.steps, plan.restarts))
+        self.run("pgd-few", _pgd("pgd-few", 10))
+        self.run("pgd", _pgd("pgd", plan.steps))
+        self.run("pgd-more", _pgd("pgd-more", plan.longer, step_size=5 / plan.longer))
+        self.run("pgd-restarts", Search("pgd-restarts", ScaledPGD(plan.steps), turns=Restarts(plan.restarts)))
 
     def strong(self, *, random: bool) -> None:
         """Auto-PGD on three losses, C&W, Square; averaged gradients where outputs are random."""
         plan = self.plan
         solver = APGD(plan.auto, samples=plan.samples if random else 1)
-        targeted = TargetedAutoPGD(solver=APGD(plan.auto), targets=plan.targets)
-        score = self.run(
-            "apgd", AutoPGD("apgd-ce", CrossEntropy(), solver), AutoPGD("apgd-dlr", DLR(), solver), targeted
-        )
+        targeted = targeted_auto_pgd(APGD(plan.auto), plan.targets)
+        score = self.run("apgd", auto_pgd(solver), auto_pgd_dlr(solver), targeted)
         self.left["apgd-ce"] = (score.stage == ROBUST) | (score.stage > 1)
-        self.run("cw", Ascent("cw", plan.steps, objective=Margin()))
-        self.run("square", SquareSearch(solver=Square(plan.queries)))
+        self.run("cw", Search("cw", ScaledPGD(plan.steps), Margin()))
+        self.run("square", square(Square(plan.queries)))
 
     def radii(self) -> None:
         """PGD at half and twice the radius, and at one that lets the attacker draw any image."""
         eps, whole = self.threat.eps, self._whole()
         for name, factor in (("half-eps", 0.5), ("double-eps", 2.0)):
             threat = replace(self.threat, eps=min(factor * eps, whole))  # pyright: ignore
-            self.run(name, Ascent(name, self.plan.steps), threat=threat)
-        parts = (
-            RandomNoise(5, "any-noise"),
-            Ascent("any-image", self.plan.steps, step_size=0.1, start=Zero(), stop=Fooled()),
-            Ascent("any-margin", self.plan.steps, step_size=0.1, objective=Margin(), stop=Fooled()),
+            self.run(name, _pgd(name, self.plan.steps), threat=threat)
+        drawing = ScaledPGD(self.plan.steps, 0.1, stop=Fooled())
+        stages = (
+            noise(5, "any-noise"),
+            Search("any-image", replace(drawing, start=Zero())),
+            Search("any-margin", drawing, Margin()),
         )
-        self.run("any-image", *parts, threat=replace(self.threat, eps=whole))  # pyright: ignore
+        self.run("any-image", *stages, threat=replace(self.threat, eps=whole))  # pyright: ignore
 
     def from_elsewhere(self, surrogates: Sequence[nn.Module]) -> None:
         """Searches on the rescaled, the smoothed and the imitated model, and on others."""
-        inner = Ascent("pgd", self.plan.steps)
+        inner = _pgd("pgd", self.plan.steps)
         scale = self._clean_margin() or 1.0
         self.run("rescaled", Elsewhere("rescaled", Rescaled(self.model, scale), inner))
         self.run("straight", Elsewhere("straight", Straight(self.model), inner))
@@ -120,9 +127,9 @@ class Battery:
         copy = linear_imitation(self.model, x, self.threat.eps / self._whole(), self.seed)
         self.passes += 2 * len(x)
         self.run("imitation", Elsewhere("imitation", copy, inner))
-        parts = [Elsewhere(f"transfer-{i}", model, inner) for i, model in enumerate(surrogates)]
-        if parts:
-            self.run("transfer", *parts)
+        stages = [Elsewhere(f"transfer-{i}", model, inner) for i, model in enumerate(surrogates)]
+        if stages:
+            self.run("transfer", *stages)
 
     def _clean_margin(self) -> float:
         score = evaluate(self.model, self.points, self.threat, "clean")
@@ -149,5 +156,9 @@ class Battery:
         return 1.0 if isinstance(self.threat, Linf) else math.sqrt(self.points[0][0].numel())
 
 
-def _one_step(share: float) -> Ascent:
-    return Ascent(f"fgsm-{share:g}", steps=1, step_size=share, start=Zero())
+def _pgd(name: str, steps: int, step_size: float = 0.25) -> Search:
+    return Search(name, ScaledPGD(steps, step_size))
+
+
+def _one_step(share: float) -> Search:
+    return Search(f"fgsm-{share:g}", ScaledPGD(1, share, Zero()))

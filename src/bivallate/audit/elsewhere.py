@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bivallate.evaluate.attacks import Part
+from bivallate.evaluate.attacks import Stage
 from bivallate.lower.asking import ask
 from bivallate.lower.problem import Forward, LowerProblem
 
@@ -19,7 +19,7 @@ __all__ = ["Connected", "Elsewhere", "Rescaled", "Straight", "linear_imitation"]
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """A part that searches on `source`; the verdict stays with the model under attack.
+    """A stage that searches on `source`; the verdict stays with the model under attack.
 
     Attributes:
         source: in eval mode. inner: the search.
@@ -27,18 +27,18 @@ class Elsewhere:
 
     name: str
     source: nn.Module
-    inner: Part
+    inner: Stage
 
-    def turns(self, classes: int) -> int:
-        """The inner part's."""
-        return self.inner.turns(classes)
+    def count(self, classes: int) -> int:
+        """The inner stage's."""
+        return self.inner.count(classes)
 
     def cost(self) -> float:
-        """The inner part's."""
+        """The inner stage's."""
         return self.inner.cost()
 
     def search(self, problem: LowerProblem, turn: Tensor) -> Tensor:
-        """What the inner part finds on the source."""
+        """What the inner stage finds on the source."""
         forward = Forward(self.source, problem.forward.passes)
         moved = LowerProblem(
             forward, problem.batch, problem.objective, problem.threat, problem.clock, problem.noise

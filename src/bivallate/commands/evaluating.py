@@ -202,9 +202,9 @@ def show(score: Any, classes: list[str]) -> None:
     worst, value = score.worst_class
     table.add_row(f"worst class: {names[worst]}", percent(value, score.worst_class_interval_95))
     console.print(table)
-    if len(score.parts) > 2:
+    if len(score.stages) > 2:
         console.print(
-            "left after each part: " + ", ".join(f"{k} {percent(v)}" for k, v in score.parts.items())
+            "left after each stage: " + ", ".join(f"{k} {percent(v)}" for k, v in score.stages.items())
         )
     each = Table("class", "clean %", "robust %", "mostly taken for")
     clean, robust = score.per_class_clean_interval_95, score.per_class_interval_95

@@ -235,7 +235,7 @@ def attacks(name: str | None = None, *, json: Json = False) -> None:
     from bivallate.parts import encode
 
     if name is not None:
-        _details({"attack": name, "parts": [encode(part) for part in parse(name).parts]}, json)
+        _details({"attack": name, "stages": [encode(stage) for stage in parse(name).stages]}, json)
         return
     if json:
         say_json([{"attack": name, "what": text} for name, text in known().items()], 1)

@@ -4,8 +4,7 @@ The package is callable through `bivallate.evaluate(...)`, which is `evaluate` b
 here: `from bivallate.evaluate import Score, attacks`.
 """
 
-from bivallate.evaluate import ensemble  # noqa: F401  (registers its attacks)
-from bivallate.evaluate.attacks import Ascent, Attack, Fooled, Part, RandomNoise, attacks, parse
+from bivallate.evaluate.attacks import Attack, Stage, attacks, parse
 from bivallate.evaluate.compare import Row, Spread, compare, over_seeds
 from bivallate.evaluate.crafting import Crafted, craft
 from bivallate.evaluate.evaluating import attack, evaluate
@@ -13,20 +12,22 @@ from bivallate.evaluate.files import evaluation_name
 from bivallate.evaluate.predictions import Prediction, predict
 from bivallate.evaluate.progress import Progress
 from bivallate.evaluate.score import Score
+from bivallate.evaluate.search import Restarts, ScaledPGD, Search, Targets
 from bivallate.evaluate.sweeps import eps_curve, minimal_distances, transfer
 
 __all__ = [
-    "Ascent",
     "Attack",
     "Crafted",
-    "Fooled",
-    "Part",
     "Prediction",
     "Progress",
-    "RandomNoise",
+    "Restarts",
     "Row",
+    "ScaledPGD",
     "Score",
+    "Search",
     "Spread",
+    "Stage",
+    "Targets",
     "attack",
     "attacks",
     "compare",

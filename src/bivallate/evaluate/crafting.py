@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.data.dataset import Split
-from bivallate.evaluate.attacks import Attack, Part, parse
+from bivallate.evaluate.attacks import Attack, Stage, parse
 from bivallate.evaluate.evaluating import crafted
 from bivallate.evaluate.points import check_threat, points, select
 from bivallate.evaluate.predictions import logits
@@ -59,7 +59,7 @@ def craft(
     model: nn.Module | Callable[[Tensor], Tensor],
     data: Split | tuple[Tensor, Tensor],
     threat: ThreatModel,
-    attack: str | Attack | Part = "pgd-20",
+    attack: str | Attack | Stage = "pgd-20",
     *,
     n: int | None = None,
     first: int | None = None,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError, check_seed, plainly
-from bivallate.evaluate.attacks import Attack, Part, at_least_one, parse
+from bivallate.evaluate.attacks import Attack, Stage, parse
 from bivallate.evaluate.crew import Crew
 from bivallate.evaluate.hunt import Hunt
 from bivallate.evaluate.ledger import Ledger
@@ -32,6 +32,7 @@ from bivallate.evaluate.points import (
 from bivallate.evaluate.progress import Progress
 from bivallate.evaluate.score import Score
 from bivallate.evaluate.scout import scout_of
+from bivallate.evaluate.search import at_least_one
 from bivallate.lower.threat import ThreatModel
 from bivallate.parts import encode
 
@@ -47,7 +48,7 @@ def evaluate(
     model: nn.Module | Callable[[Tensor], Tensor],
     data: Any,
     threat: ThreatModel,
-    attack: str | Attack | Part = "pgd-20",
+    attack: str | Attack | Stage = "pgd-20",
     *,
     n: int | None = None,
     first: int | None = None,
@@ -59,21 +60,21 @@ def evaluate(
 ) -> Score:
     """How many points of some data the model classifies correctly whatever the attack tried.
 
-    A point is robust only if it is correct on the clean image and after every turn of every part; every
+    A point is robust only if it is correct on the clean image and after every turn of every stage; every
     success is confirmed by a fresh forward of the model itself inside the threat. The model's mode,
     `requires_grad` and gradients are left as they were found, also when the attack raises. Randomness belongs
     to a point's row, so that the result does not depend on the batch size beyond rounding. On a processor a
     long search may run in several threads at once, each with a copy of the model that shares its parameters;
-    parts of your own then need to keep no state between calls.
+    stages of your own then need to keep no state between calls.
 
     Args:
         data: a split, or a pair (x, y) of tensors with x (N, C, H, W) in [0, 1].
-        attack: a name (see `attacks()`), an `Attack` or a single part.
+        attack: a name (see `attacks()`), an `Attack` or a single stage.
         n, first: evaluate a seeded random subset of so many points, or the leading ones.
         batch_size: points at once; estimated from the free memory if not given. A resume takes that of its
             file unless one is given here.
         device: where to work; where the model is if not given. The model itself stays where it is.
-        progress: called when a part begins and after every piece of work.
+        progress: called when a stage begins and after every piece of work.
         resume: file that keeps every verdict; if it exists, the evaluation goes on from there, to the same
             verdicts. It stays when the evaluation is done, so delete it once the score is saved. A model that
             is random cannot be resumed.
@@ -112,7 +113,7 @@ def attack(
     x: Tensor,
     y: Tensor,
     threat: ThreatModel,
-    name: str | Attack | Part = "pgd-20",
+    name: str | Attack | Stage = "pgd-20",
     *,
     seed: int = 0,
     batch_size: int | None = None,
@@ -120,7 +121,7 @@ def attack(
     """Adversarial examples: of x's shape and device, without graph, in [0, 1] and within the threat of x.
 
     They are of x's type, but float32 where x is in half precision, which would round them out of the threat.
-    Every point is attacked, also one that is wrong on the clean image. Where several parts or restarts are
+    Every point is attacked, also one that is wrong on the clean image. Where several stages or restarts are
     run, the first point that fools the model is returned, else the one with the lowest margin.
     """
     check_seed(seed)
@@ -166,7 +167,7 @@ def _hunt(
     x, _ = source.tensors(index[:2])
     check_images(x)
     x = x.to(where, dtype)
-    cost = len(index) * sum(part.cost() * part.turns(CLASSES) for part in chosen.parts)
+    cost = len(index) * sum(stage.cost() * stage.count(CLASSES) for stage in chosen.stages)
     scout = scout_of(model, x) if cost > WORTH else model
     alone = scout is model or where.type != "cpu" or _shares_state(scout)
     shares = 1 if alone else torch.get_num_threads()
@@ -205,8 +206,8 @@ def _resumed(hunt: Hunt, file: str | os.PathLike[str], batch_size: int | None) -
 
 
 def _key(prints: tuple[str, str], chosen: Attack, threat: ThreatModel, seed: int) -> str:
-    parts = json.dumps([prints, encode(chosen), encode(threat), seed])
-    return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
+    text = json.dumps([prints, encode(chosen), encode(threat), seed])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _score(hunt: Hunt, prints: tuple[str, str]) -> Score:
@@ -228,7 +229,7 @@ def _score(hunt: Hunt, prints: tuple[str, str]) -> Score:
         margin=ledger.margin,
         stage=ledger.stage,
         index=hunt.index,
-        part_names=tuple(part.name for part in hunt.attack.parts),
+        stage_names=tuple(stage.name for stage in hunt.attack.stages),
         passes={"forward": ledger.passes.forward / n, "backward": ledger.passes.backward / n},
         seconds=ledger.seconds,
         seed=hunt.seed,

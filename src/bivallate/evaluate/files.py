@@ -48,7 +48,7 @@ class Written(TypedDict):
     threat: dict[str, Any]
     classes: Annotated[int, Range(1, MOST_CLASSES)]
     points: Columns
-    part_names: list[str]
+    stage_names: list[str]
     passes: dict[str, Amount]
     seconds: Amount
     seed: Whole

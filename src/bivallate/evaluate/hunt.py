@@ -1,4 +1,4 @@
-"""The hunt: runs the parts of an attack, one after another, on the points that are still robust."""
+"""The hunt: runs the stages of an attack, one after another, on the points that are still robust."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError
-from bivallate.evaluate.attacks import Attack, Part
+from bivallate.evaluate.attacks import Attack, Stage
 from bivallate.evaluate.crew import Crew
 from bivallate.evaluate.ledger import Ledger, Position
 from bivallate.evaluate.memory import NO_ROOM
@@ -30,7 +30,7 @@ from bivallate.lower.threat import ThreatModel
 from bivallate.noise import Noise
 from bivallate.types import Batch, Passes
 
-__all__ = ["Hunt", "Turns"]
+__all__ = ["Hunt", "TurnNoise"]
 
 
 TURN = 1 << 40  # rows are below this
@@ -40,7 +40,7 @@ LEAST = 1 << 24  # multiplications of a forward that are: below, threads wait fo
 
 
 @dataclass(frozen=True)
-class Turns:
+class TurnNoise:
     """The noise of several turns at once: each row has the draws that it has when its turn is alone.
 
     Attributes:
@@ -122,11 +122,11 @@ class Hunt:
         self._report("clean")
         if self.threat.eps == 0:
             return
-        for position, part, turns, rows in self._work():
+        for position, stage, turns, rows in self._work():
             turn = torch.tensor(turns).repeat_interleave(len(rows))
-            self._strike(rows.repeat(len(turns)), turn, part, position.part)
+            self._search(rows.repeat(len(turns)), turn, stage, position.stage)
             self._save()
-            self._report(part.name)
+            self._report(stage.name)
 
     def sample(self) -> Tensor:
         """(k, K) logits of the first few points."""
@@ -173,16 +173,16 @@ class Hunt:
             x = x.to(self.device, self.dtype)
         return x, whole_labels(y).to(self.device)
 
-    def _work(self) -> Iterator[tuple[Position, Part, range, Tensor]]:
+    def _work(self) -> Iterator[tuple[Position, Stage, range, Tensor]]:
         """Pieces of work from the ledger's position on; with the same batch size, a resumed hunt cuts them
         exactly as the first did."""
         ledger = self.ledger
         start = ledger.position
-        for p, part in list(enumerate(self.attack.parts))[start.part :]:
-            turn, count = start.turn if p == start.part else 0, part.turns(ledger.classes)
-            self._report(part.name)  # some parts are one long piece
+        for s, stage in list(enumerate(self.attack.stages))[start.stage :]:
+            turn, count = start.turn if s == start.stage else 0, stage.count(ledger.classes)
+            self._report(stage.name)  # some stages are one long piece
             while turn < count:
-                at = Position(p, turn)
+                at = Position(s, turn)
                 living = ledger.living(at)
                 done = start.offset if at == replace(start, offset=0) else 0
                 room = ledger.batch_size // max(1, len(living)) if done == 0 else 1
@@ -191,34 +191,34 @@ class Hunt:
                     rows = living[done : done + ledger.batch_size]
                     done += len(rows)
                     over = done == len(living)
-                    ledger.position = Position(p, turn + together) if over else Position(p, turn, done)
-                    yield at, part, range(turn, turn + together), rows
+                    ledger.position = Position(s, turn + together) if over else Position(s, turn, done)
+                    yield at, stage, range(turn, turn + together), rows
                 turn += together
-        ledger.position = Position(len(self.attack.parts))
+        ledger.position = Position(len(self.attack.stages))
 
-    def _strike(self, rows: Tensor, turn: Tensor, part: Part, p: int) -> None:
+    def _search(self, rows: Tensor, turn: Tensor, stage: Stage, s: int) -> None:
         """Attacks pairs (row, turn), in halves where a CUDA device runs out of memory."""
-        if self._within_memory(rows, partial(self._attempt, rows, turn, part, p)):
+        if self._within_memory(rows, partial(self._search_and_judge, rows, turn, stage, s)):
             return
         for some, at in zip(rows.tensor_split(2), turn.tensor_split(2), strict=True):
-            self._strike(some, at, part, p)
+            self._search(some, at, stage, s)
 
-    def _attempt(self, rows: Tensor, turn: Tensor, part: Part, p: int) -> None:
+    def _search_and_judge(self, rows: Tensor, turn: Tensor, stage: Stage, s: int) -> None:
         x, y = self.load(rows)
-        delta = self._search(x, y, rows, turn, part)
+        delta = self._search_in_shares(x, y, rows, turn, stage)
         verdict = judge(self.model, x, y, delta, self.threat, self.ledger.passes)
-        worst = self.ledger.enter(rows, verdict, p, turn)
+        worst = self.ledger.enter(rows, verdict, s, turn)
         if self.keep is not None and bool(worst.any()):
             self.keep[rows[worst]] = verdict.x_adv[worst.to(self.device)].to(self.keep)
 
-    def _search(self, x: Tensor, y: Tensor, rows: Tensor, turn: Tensor, part: Part) -> Tensor:
+    def _search_in_shares(self, x: Tensor, y: Tensor, rows: Tensor, turn: Tensor, stage: Stage) -> Tensor:
         """Candidates for pairs (row, turn), found by the crew in as many shares as the ledger allows and the
         work is worth."""
         shares = max(1, min(self.ledger.shares, len(rows) // FEWEST, len(rows) * self.work // LEAST))
         cut = [t.tensor_split(shares) for t in (x, y, self.index[rows].to(self.device), turn.to(self.device))]
 
         def piece(x: Tensor, y: Tensor, index: Tensor, turn: Tensor) -> Callable[[nn.Module], Found]:
-            return lambda scout: self._pursue(scout, Batch(x, y, index), turn, part)
+            return lambda scout: self._search_share(scout, Batch(x, y, index), turn, stage)
 
         found = self.crew.run([piece(*share) for share in zip(*cut, strict=True)])
         for _, passes in found:
@@ -226,16 +226,16 @@ class Hunt:
             self.ledger.passes.backward += passes.backward
         return torch.cat([delta for delta, _ in found])
 
-    def _pursue(self, scout: nn.Module, batch: Batch, turn: Tensor, part: Part) -> Found:
-        kind = part.name.rstrip("-0123456789")  # noise goes by the kind of part, so that restarts nest
+    def _search_share(self, scout: nn.Module, batch: Batch, turn: Tensor, stage: Stage) -> Found:
+        kind = stage.name.rstrip("-0123456789")  # noise goes by the kind of stage, so that restarts nest
         purpose, passes, turns = zlib.crc32(kind.encode()), Passes(), turn.unique().tolist()
         if len(turns) == 1:
             noise = Noise(self.seed, batch.index, purpose, turns[0])
         else:
-            noise = cast(Noise, Turns(self.seed, batch.index + TURN * turn, purpose))
+            noise = cast(Noise, TurnNoise(self.seed, batch.index + TURN * turn, purpose))
         forward = Forward(scout, passes)
         problem = LowerProblem(forward, batch, cross_entropy, self.threat, noise=noise)
-        return part.search(problem, turn), passes
+        return stage.search(problem, turn), passes
 
     def _save(self) -> None:
         self.ledger.seconds = time.perf_counter() - self._began
@@ -257,12 +257,12 @@ class Hunt:
     def _left(self) -> float:
         """Passes that remain if no further point breaks."""
         at, living, left = self.ledger.position, int((self.ledger.stage == ROBUST).sum()), 0.0
-        for p, part in enumerate(self.attack.parts):
-            if p < at.part or self.threat.eps == 0:
+        for s, stage in enumerate(self.attack.stages):
+            if s < at.stage or self.threat.eps == 0:
                 continue
-            turns = float(part.turns(self.ledger.classes))
-            if p == at.part:
+            turns = float(stage.count(self.ledger.classes))
+            if s == at.stage:
                 begun = len(self.ledger.living(replace(at, offset=0)))
                 turns -= at.turn + (at.offset / begun if begun else 1.0)
-            left += max(0.0, turns) * part.cost() * living
+            left += max(0.0, turns) * stage.cost() * living
         return left

@@ -52,9 +52,9 @@ class Written(TypedDict):
 
 @dataclass(frozen=True)
 class Position:
-    """The next piece of work: turns from `turn` on of part `part`, for living points from `offset` on."""
+    """The next piece of work: turns from `turn` on of stage `stage`, for living points from `offset` on."""
 
-    part: int = 0
+    stage: int = 0
     turn: int = 0
     offset: int = 0
 
@@ -96,8 +96,8 @@ class Ledger:
         return kept.shape == sample.shape and bool((kept - sample).abs().max() <= SAME * kept.abs().max())
 
     def living(self, at: Position) -> Tensor:
-        """Points not broken before turn `at.turn` of part `at.part` began, whatever has happened since."""
-        stage = at.part + 1
+        """Points not broken before turn `at.turn` of stage `at.stage` began, whatever has happened since."""
+        stage = at.stage + 1
         later = (self.stage > stage) | ((self.stage == stage) & (self.turn >= at.turn))
         return ((self.stage == ROBUST) | later).nonzero()[:, 0]
 
@@ -108,7 +108,7 @@ class Ledger:
         self.stage[rows] = torch.where(self.predicted[rows] == self.y[rows], ROBUST, CLEAN)
         self.classes = logits.shape[1]
 
-    def enter(self, rows: Tensor, verdict: Verdict, part: int, turn: Tensor) -> Tensor:
+    def enter(self, rows: Tensor, verdict: Verdict, stage: int, turn: Tensor) -> Tensor:
         """Records verdicts on living points; a point may occur several times, with different turns.
 
         Returns (B,) bool: the rows of the verdict that are their point's worst so far.
@@ -123,7 +123,7 @@ class Ledger:
             self.margin[rows[lower]], best[rows[lower]] = margin[lower], lower
             broken = some[fooled[some]]
             at = rows[broken]
-            self.stage[at], self.turn[at], self.predicted[at] = part + 1, t, predicted[broken]
+            self.stage[at], self.turn[at], self.predicted[at] = stage + 1, t, predicted[broken]
         worst = torch.zeros_like(fooled)
         worst[best[best >= 0]] = True
         return worst
@@ -137,7 +137,7 @@ class Ledger:
             "batch_size": self.batch_size,
             "shares": self.shares,
             "classes": self.classes,
-            "position": [at.part, at.turn, at.offset],
+            "position": [at.stage, at.turn, at.offset],
             "passes": [self.passes.forward, self.passes.backward],
             "seconds": self.seconds,
             "columns": {name: pack(getattr(self, name)) for name in COLUMNS},

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bivallate.evaluate.attacks import Attack, Part, parse
+from bivallate.evaluate.attacks import Attack, Stage, parse
 from bivallate.evaluate.evaluating import attack as adversarial
 from bivallate.evaluate.placing import placed
 from bivallate.evaluate.verdict import logits_of
@@ -42,7 +42,7 @@ def predict(
     model: nn.Module | Callable[[Tensor], Tensor],
     x: Tensor,
     threat: ThreatModel | None = None,
-    attack: str | Attack | Part = "pgd-20",
+    attack: str | Attack | Stage = "pgd-20",
     *,
     top: int = 3,
     seed: int = 0,

@@ -12,7 +12,7 @@ class Progress:
     """A moment of an evaluation, for whoever shows it.
 
     Attributes:
-        attack, part: names; part is "clean" before the attack.
+        attack, stage: names; stage is "clean" before the attack.
         fraction: of the work that is left if no further point breaks, in [0, 1].
         robust_accuracy: no more than this can be the result. points: how many there are; living: still
             robust.
@@ -20,7 +20,7 @@ class Progress:
     """
 
     attack: str
-    part: str
+    stage: str
     fraction: float
     robust_accuracy: float
     points: int
@@ -31,7 +31,7 @@ class Progress:
     @property
     def title(self) -> str:
         """What runs."""
-        return f"{self.attack} / {self.part}"
+        return f"{self.attack} / {self.stage}"
 
     @property
     def numbers(self) -> str:

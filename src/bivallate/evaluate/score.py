@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bivallate.errors import UserError
 from bivallate.evaluate.files import Written, pack, unpacked, within
+from bivallate.evaluate.older import EARLIER, as_now
 from bivallate.evaluate.statistics import bootstrap_tail, tail, wilson
 from bivallate.files import write_json
 from bivallate.lower.threat import L2, Linf
@@ -22,8 +23,8 @@ from bivallate.schema import MEGABYTE, check, parse, read_text
 
 __all__ = ["Score"]
 
-SCHEMA = "bivallate-evaluation-1"
-ROBUST, CLEAN = -1, 0  # stages: never broken; wrong before any attack; i >= 1: broken by part i - 1
+SCHEMA = "bivallate-evaluation-2"
+ROBUST, CLEAN = -1, 0  # stages: never broken; wrong before any attack; i >= 1: broken by stage i - 1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -31,12 +32,12 @@ class Score:
     """The verdicts of one attack on one model, one value a point, and what was spent on them.
 
     Attributes:
-        attack: its name; detail: its parts, written down. threat: the threat model.
+        attack: its name; detail: its stages, written down. threat: the threat model.
         classes: of the model. y, predicted: (n,) labels and predictions at the worst point found (the label
             itself where none was).
         margin: (n,) z_y - max_{k != y} z_k there: negative when broken, else the lowest that was met.
-        stage: (n,) -1 robust, 0 wrong on the clean image, i broken by part i (from 1).
-        index: (n,) rows of the data. part_names: of the attack.
+        stage: (n,) -1 robust, 0 wrong on the clean image, i broken by stage i (from 1).
+        index: (n,) rows of the data. stage_names: of the attack.
         passes: forward and backward passes per example. seconds: wall time.
         warnings: what a reader should know.
     """
@@ -50,7 +51,7 @@ class Score:
     margin: Tensor
     stage: Tensor
     index: Tensor
-    part_names: tuple[str, ...]
+    stage_names: tuple[str, ...]
     passes: dict[str, float]
     seconds: float
     seed: int
@@ -73,7 +74,7 @@ class Score:
 
     @cached_property
     def robust(self) -> Tensor:
-        """(n,) bool: correct on the clean image and after every part."""
+        """(n,) bool: correct on the clean image and after every stage."""
         return self.stage == ROBUST
 
     @cached_property
@@ -103,15 +104,15 @@ class Score:
 
     @property
     def broken_by(self) -> list[str | None]:
-        """What broke each point: a part's name, "clean", or None."""
-        names = (None, "clean", *self.part_names)
+        """What broke each point: a stage's name, "clean", or None."""
+        names = (None, "clean", *self.stage_names)
         return [names[int(s) + 1] for s in self.stage]
 
     @property
-    def parts(self) -> dict[str, float]:
-        """Robust accuracy left after each part, in order, beginning with the clean one."""
+    def stages(self) -> dict[str, float]:
+        """Robust accuracy left after each stage, in order, beginning with the clean one."""
         left = {"clean": self.clean_accuracy}
-        for i, name in enumerate(self.part_names):
+        for i, name in enumerate(self.stage_names):
             kept = (self.stage == ROBUST) | (self.stage > i + 1)
             left[name] = int(kept.sum()) / self.n
         return left
@@ -219,8 +220,8 @@ class Score:
             "tail_30_pooled": self.tail(30, pooled=True),
             "tail_30_pooled_interval_95": list(self.tail_interval(30, pooled=True)),
             "confusion": self.confusion.tolist(),
-            "parts": self.parts,
-            "part_names": list(self.part_names),
+            "stages": self.stages,
+            "stage_names": list(self.stage_names),
             "passes": self.passes,
             "seconds": self.seconds,
             "seed": self.seed,
@@ -236,6 +237,8 @@ class Score:
         key."""
         if isinstance(content, str):
             content = parse(content, "the text", "evaluation", dict[str, Any])
+        if isinstance(content, dict) and content.get("schema") == EARLIER:
+            content = as_now(content) | {"schema": SCHEMA}
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             got = content.get("schema") if isinstance(content, dict) else type(content).__name__
             raise UserError(f"this is not an evaluation's JSON: schema must be {SCHEMA!r}, got {got!r}")
@@ -251,7 +254,7 @@ class Score:
             margin=columns["margin"],
             stage=columns["stage"].long(),
             index=columns["index"].long(),
-            part_names=tuple(entry["part_names"]),
+            stage_names=tuple(entry["stage_names"]),
             passes=entry["passes"],
             seconds=entry["seconds"],
             seed=entry["seed"],
@@ -267,7 +270,7 @@ class Score:
         within(
             self.n, y=self.y, predicted=self.predicted, margin=self.margin, stage=self.stage, index=self.index
         )
-        ranges = {"y": self.classes - 1, "predicted": self.classes - 1, "stage": len(self.part_names)}
+        ranges = {"y": self.classes - 1, "predicted": self.classes - 1, "stage": len(self.stage_names)}
         for name, highest in ranges.items():
             lowest = ROBUST if name == "stage" else 0
             column = getattr(self, name)

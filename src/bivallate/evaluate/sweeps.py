@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError, check_seed, plainly
-from bivallate.evaluate.attacks import Attack, Part, at_least_one, parse
+from bivallate.evaluate.attacks import Attack, Stage, parse
 from bivallate.evaluate.evaluating import crafted, evaluate
 from bivallate.evaluate.placing import placed
 from bivallate.evaluate.points import check_images, check_labels, model_fingerprint, points, select
 from bivallate.evaluate.progress import Searched
 from bivallate.evaluate.score import Score
+from bivallate.evaluate.search import at_least_one
 from bivallate.evaluate.verdict import logits_of
 from bivallate.lower.apgd import APGD
 from bivallate.lower.fab import FAB
@@ -39,7 +40,7 @@ def eps_curve(
     data: Any,
     norm: str,
     eps: Sequence[float | str],
-    attack: str | Attack | Part = "pgd-20",
+    attack: str | Attack | Stage = "pgd-20",
     *,
     resume: str | os.PathLike[str] | None = None,
     **options: Any,
@@ -150,14 +151,14 @@ def surviving(distances: Tensor, radii: Sequence[float]) -> list[int]:
 
 @part
 class Surrogate:
-    """Points made beforehand on another model, as a part that the target is judged by."""
+    """Points made beforehand on another model, as a stage that the target is judged by."""
 
     name: str
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_points", {})
 
-    def turns(self, classes: int) -> int:
+    def count(self, classes: int) -> int:
         """One."""
         return 1
 
@@ -182,7 +183,7 @@ def transfer(
     surrogates: Mapping[str, nn.Module] | Sequence[nn.Module] | nn.Module,
     data: Any,
     threat: ThreatModel,
-    attack: str | Attack | Part = "pgd-20",
+    attack: str | Attack | Stage = "pgd-20",
     *,
     n: int | None = None,
     first: int | None = None,
@@ -194,7 +195,7 @@ def transfer(
     APGD goes on when it has crossed the surrogate's boundary, to where the margin is lowest: points at that
     boundary fool few other models. FAB, Square and `pgd-best` stop there by their nature and transfer badly.
 
-    The score's parts are the surrogates, and its attack's name names them and ends in a hash of their
+    The score's stages are the surrogates, and its attack's name names them and ends in a hash of their
     weights, so that points of other surrogates with the same names are another attack. Its passes are the
     model's own. An accuracy below the white-box one says that the model hides its gradients. Options as in
     `evaluate`.
@@ -232,4 +233,4 @@ def _lasting(attack: Attack) -> Attack:
         solver = getattr(one, "solver", None)
         return replace(one, solver=replace(solver, leave=False)) if isinstance(solver, APGD) else one
 
-    return replace(attack, parts=tuple(map(stays, attack.parts)))
+    return replace(attack, stages=tuple(map(stays, attack.stages)))

@@ -82,7 +82,7 @@ class RunRecord:
     def leading(self, weights: str, split: str, threat: Any) -> list[Evaluation]:
         """The attacks in a threat on the run's own data, the strongest first (see `strongest_first`)."""
         same = [e for e in self.evaluations if (e.weights, e.split, e.data) == (weights, split, "")]
-        found = [e for e in same if e.score.part_names and same_threat(e.score.threat, threat)]
+        found = [e for e in same if e.score.stage_names and same_threat(e.score.threat, threat)]
         return [found[k] for k in strongest_first([[e] for e in found])]
 
     def series(self, key: str) -> tuple[list[int], list[float]]:

@@ -13,12 +13,7 @@ import torch
 
 from bivallate.data import Dataset
 from bivallate.evaluate import Attack, Score, attack, evaluate, parse
-from bivallate.evaluate.ensemble import (
-    AutoPGD,
-    SquareSearch,
-    TargetedAutoPGD,
-    TargetedBoundaryWalk,
-)
+from bivallate.evaluate.attacks import ensemble
 from bivallate.evaluate.files import pack
 from bivallate.evaluate.points import data_fingerprint, model_fingerprint, points, select
 from bivallate.evaluate.statistics import wilson
@@ -47,8 +42,7 @@ def read_attack(name: str) -> Attack:
     """An attack by name; "autoattack-short" is the standard ensemble with budgets that prove nothing."""
     if name != SHORT:
         return parse(name)
-    targeted = TargetedAutoPGD(solver=APGD(5), targets=2), TargetedBoundaryWalk(solver=FAB(3), targets=2)
-    return Attack(SHORT, (AutoPGD("apgd-ce", solver=APGD(5)), *targeted, SquareSearch(solver=Square(10))))
+    return ensemble(SHORT, APGD(5), FAB(3), Square(10), targets=2)
 
 
 def measured(

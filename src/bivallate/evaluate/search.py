@@ -1,0 +1,212 @@
+"""The stages that attacks are made of: a solver, what it maximises, and how often it is run on each point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from bivallate.errors import UserError, check_whole
+from bivallate.lower.apgd import APGD
+from bivallate.lower.fab import FAB, NearestPlane
+from bivallate.lower.objective import CrossEntropy, Objective, TargetedDLR, Towards, narrow, runner_up
+from bivallate.lower.pgd import PGD, Direction, Steepest
+from bivallate.lower.problem import LowerProblem
+from bivallate.lower.square import Square
+from bivallate.lower.start import Start, Uniform
+from bivallate.lower.stop import Iterate, Never, Rule, Stop
+from bivallate.parts import part
+from bivallate.types import Solution
+
+__all__ = [
+    "AimedDLR",
+    "AimedDifference",
+    "Fooled",
+    "RandomDraw",
+    "Restarts",
+    "ScaledPGD",
+    "Search",
+    "Targets",
+    "at_least_one",
+]
+
+
+def at_least_one(name: str, **counts: int) -> None:
+    """Raises UserError unless every count is a whole number of at least 1."""
+    for what, value in counts.items():
+        check_whole(f"{name}: {what}", value)
+
+
+@part
+class Fooled:
+    """Stops an example as soon as it is misclassified, so that any iterate may be the answer."""
+
+    def __call__(self, problem: LowerProblem) -> Rule:
+        def rule(iterate: Iterate) -> Tensor:
+            return iterate.logits.argmax(1) != problem.y
+
+        return rule
+
+
+@part
+class ScaledPGD:
+    """PGD whose step is given in units of eps, so that one attack serves every radius.
+
+    Attributes:
+        step_size: in units of eps.
+        stop: `Never()` judges the last point of every restart, `Fooled()` any point on the way.
+    """
+
+    steps: int = 20
+    step_size: float = 0.25
+    start: Start = field(default_factory=Uniform)
+    direction: Direction = field(default_factory=Steepest)
+    stop: Stop = field(default_factory=Never)
+
+    def __post_init__(self) -> None:
+        if not self.step_size > 0:
+            raise UserError(f"step_size must be positive (in units of eps), got {self.step_size}")
+
+    def solve(self, problem: LowerProblem) -> Solution:
+        """Where the gradient ascent ended."""
+        step = self.step_size * problem.threat.eps
+        return PGD(self.steps, step, self.start, self.direction, self.stop).solve(problem)
+
+
+@part
+class RandomDraw:
+    """A uniform draw from the ball: no attack at all, but what every attack must beat."""
+
+    def solve(self, problem: LowerProblem) -> Solution:
+        """One draw."""
+        delta = problem.project(problem.threat.random(problem.noise, problem.x))
+        nothing = torch.zeros_like(problem.y)
+        return Solution(delta, delta, nothing, nothing)
+
+
+@part
+class AimedDLR:
+    """The targeted difference of logits ratio, aimed at given classes."""
+
+    def __call__(self, target: Tensor) -> Objective:
+        return TargetedDLR(target)
+
+
+@part
+class AimedDifference:
+    """z_t - z_y, aimed at given classes t."""
+
+    def __call__(self, target: Tensor) -> Objective:
+        return Towards(target)
+
+
+class Searcher(Protocol):
+    """Solves a lower problem; every solver of training does, too."""
+
+    def solve(self, problem: LowerProblem) -> Solution: ...
+
+
+class Turns(Protocol):
+    """How often a stage is run on each point, and what differs between the runs."""
+
+    def count(self, classes: int) -> int:
+        """How many turns there are for a model of so many classes."""
+        ...
+
+    def solve(self, solver: Any, objective: Any, problem: LowerProblem, turn: Tensor) -> Tensor:
+        """The perturbations (B, C, H, W) of rows at their turns (B,)."""
+        ...
+
+
+@part
+class Restarts:
+    """The same search n times, each with noise of its own."""
+
+    n: int = 1
+
+    def count(self, classes: int) -> int:
+        """n."""
+        return self.n
+
+    def solve(self, solver: Any, objective: Any, problem: LowerProblem, turn: Tensor) -> Tensor:
+        """What the solver finds; the noise already belongs to the turn."""
+        problem = problem.but(objective)
+        if not isinstance(solver, FAB):
+            return solver.solve(problem).delta
+        # FAB alone begins at the clean image, where every restart would be the first one again: later ones
+        # begin elsewhere. Restarts may share a batch, so rows are told apart here.
+        delta = torch.zeros_like(problem.x)
+        for later in (False, True):
+            rows = ((turn > 0) == later).nonzero()[:, 0]
+            if len(rows):
+                delta[rows] = replace(solver, scatter=later).solve(narrow(problem, rows)).delta
+        return delta
+
+
+@part
+class Targets:
+    """A search towards each of the n likeliest wrong classes, in the order of the clean logits."""
+
+    n: int = 9
+
+    def count(self, classes: int) -> int:
+        """n, but never more than the other classes."""
+        return min(self.n, classes - 1)
+
+    def solve(self, solver: Any, objective: Any, problem: LowerProblem, turn: Tensor) -> Tensor:
+        """What the solver finds towards the class that stands at the turn's rank on the clean image."""
+        target = runner_up(problem.clean_logits, problem.y, turn)
+        return solver.solve(problem.but(objective(target))).delta
+
+
+@part
+class Search:
+    """One solver, run on every point in turns: restarts, or targets.
+
+    Attributes:
+        solver: of the lower problem. objective: what it maximises; with `Targets`, what makes an objective of
+            the targets (B,). FAB follows it too; Square and random draws look at the margin alone.
+        turns: `Restarts(n)` or `Targets(n)`.
+
+    Cost: `cost()` passes a turn, and one forward for the verdict.
+    """
+
+    name: str
+    solver: Searcher = field(default_factory=ScaledPGD)
+    objective: Objective | Callable[[Tensor], Objective] = field(default_factory=CrossEntropy)
+    turns: Turns = field(default_factory=Restarts)
+
+    def __post_init__(self) -> None:
+        budgets = {name: getattr(self.solver, name, 1) for name in ("steps", "queries")}
+        word = "targets" if isinstance(self.turns, Targets) else "restarts"
+        at_least_one(self.name, **budgets, **{word: getattr(self.turns, "n", 1)})
+
+    def count(self, classes: int) -> int:
+        """The turns there are for a model of so many classes."""
+        return self.turns.count(classes)
+
+    def cost(self) -> float:
+        """Forward and backward passes an example and turn, about."""
+        return passes_of(self.solver)
+
+    def search(self, problem: LowerProblem, turn: Tensor) -> Tensor:
+        """What the solver finds in the rows' turns (B,)."""
+        return self.turns.solve(self.solver, self.objective, problem, turn)
+
+
+def passes_of(solver: Any) -> float:
+    """Forward and backward passes of a solver an example, about: for progress and for plans."""
+    match solver:
+        case APGD():
+            return 2 * (solver.steps + 1) * solver.samples
+        case FAB():
+            return (12 if isinstance(solver.boundary, NearestPlane) else 3) * solver.steps  # at ten classes
+        case Square():
+            return solver.queries + 1
+        case RandomDraw():
+            return 1.0
+        case _:
+            return 2 * getattr(solver, "steps", 20) + 1
