@@ -11,7 +11,7 @@ from typing import Any
 
 from bivallate.evaluate.statistics import wilson
 from bivallate.files import write_text
-from bivallate.reports.style import COLOURS, figure, save, styled
+from bivallate.style import COLOURS, figure, save, styled
 
 PAGE, FIGURE = Path("docs/bastion.md"), Path("docs/figures/bastion")
 TITLES = {"fashion-mnist": "Fashion-MNIST", "mnist": "MNIST"}

@@ -12,10 +12,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from bivallate.files import write_text
-from bivallate.reports.style import COLOURS, MARKERS, figure, save, styled
 from bivallate.reproduce.catalogue import find
 from bivallate.reproduce.records import read_records
 from bivallate.reproduce.rendering import side_by_side
+from bivallate.style import COLOURS, MARKERS, figure, save, styled
 
 ROOT = Path(__file__).parents[1]
 GROUPS = {"MNIST": "MNIST tiny-CNN linf", "Fashion-MNIST": "F-MNIST tiny-CNN linf"}

@@ -25,11 +25,11 @@ from bivallate import models
 from bivallate.files import write_text
 from bivallate.method import create
 from bivallate.reports.diagnostics.drawn import Drawn
-from bivallate.reports.style import COLOURS, figure
 from bivallate.reproduce.machine import commit
 from bivallate.run.config import Validation
 from bivallate.run.optim import Cosine, Rate
 from bivallate.run.sentinel import Sentinel
+from bivallate.style import COLOURS, figure
 
 DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- sentinel: begin -->", "<!-- sentinel: end -->"

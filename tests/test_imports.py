@@ -19,6 +19,7 @@ LAYERS = [
     {"schema"},
     {"plugins", "processes"},
     {"files", "parts"},
+    {"style"},
     {"types", "sealed"},
     {"noise", "schedule", "collective"},
     {"lower"},

@@ -25,7 +25,7 @@ def contact_sheet(dataset: Dataset, path: str | Path, columns: int = 10, seed: i
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from bivallate.reports.style import literally, styled
+    from bivallate.style import literally, styled
 
     split = dataset.train if len(dataset.train) else dataset.test
     names = dataset.classes[:MOST_CLASSES]

@@ -15,7 +15,7 @@ from PIL import Image
 from bivallate.evaluate.crafting import Crafted, in_8_bits
 from bivallate.files import write_whole
 from bivallate.quoting import file_name, line
-from bivallate.reports.style import literally, styled
+from bivallate.style import literally, styled
 
 __all__ = ["sheet", "write"]
 

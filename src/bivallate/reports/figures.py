@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bivallate.reports.style import COLOURS, colour, figure, marker, save, styled
+from bivallate.style import COLOURS, colour, figure, marker, save, styled
 
 
 def curves(folder: Path) -> list[dict[str, Any]]:

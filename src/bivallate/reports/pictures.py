@@ -16,9 +16,9 @@ from bivallate.reports.diagnostics.classes import MANY, Confusion, confusion, pe
 from bivallate.reports.diagnostics.curves import learning_curves
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.matrix import matrix_svg
-from bivallate.reports.style import styled
 from bivallate.run.loading import load_run
 from bivallate.run.session import load_data
+from bivallate.style import styled
 
 PLAIN = "pgd-20"  # draws the images of a run
 

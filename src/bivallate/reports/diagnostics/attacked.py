@@ -18,7 +18,7 @@ from bivallate.lower.asking import ask
 from bivallate.quoting import line
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.sample import looked_at
-from bivallate.reports.style import COLOURS, COLUMN
+from bivallate.style import COLOURS, COLUMN
 
 NAME = 14  # characters of a class above an image
 RAW = 64  # pixels of a side, up to which an image is put in as it is

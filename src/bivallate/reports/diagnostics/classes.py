@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from bivallate.evaluate import Score
 from bivallate.quoting import line
 from bivallate.reports.diagnostics.drawn import Drawn
-from bivallate.reports.style import COLUMN, TICK, colour, marker, name_classes
+from bivallate.style import COLUMN, TICK, colour, marker, name_classes
 
 LARGEST = 20  # classes whose cells are numbered
 MANY, WEAKEST, STRONGEST = 50, 20, 10  # classes that are all shown; of more, so many

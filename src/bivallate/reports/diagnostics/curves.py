@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from bivallate.errors import UserError
 from bivallate.reports.diagnostics.drawn import Drawn
-from bivallate.reports.style import COLUMN, colour
 from bivallate.run.progress import attacks
+from bivallate.style import COLUMN, colour
 
 NO_EPOCH = "no epoch was finished and recorded: train for one at least"
 

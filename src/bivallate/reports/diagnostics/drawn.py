@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bivallate.files import write_text, write_whole
-from bivallate.reports.style import literally, styled
-from bivallate.reports.style import save as save_figure
+from bivallate.style import literally, styled
+from bivallate.style import save as save_figure
 
 KINDS = ("svg", "png", "pdf")
 SUFFIXES = (".svg", ".png", ".pdf", ".json", ".npz")

@@ -17,7 +17,7 @@ from bivallate.lower.stop import fosc as condition
 from bivallate.lower.threat import ThreatModel
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.sample import looked_at, problem_of, sample
-from bivallate.reports.style import COLOURS, colour, figure
+from bivallate.style import COLOURS, colour, figure
 
 GROUPS = 20
 

@@ -20,7 +20,7 @@ from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.fosc import named
 from bivallate.reports.diagnostics.sample import looked_at, sample
 from bivallate.reports.diagnostics.weighing import SIZE, attacker
-from bivallate.reports.style import colour, figure
+from bivallate.style import colour, figure
 from bivallate.types import Clock
 
 STYLES = ("-", "--", ":", "-.")

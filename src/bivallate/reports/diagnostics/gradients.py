@@ -13,8 +13,8 @@ from torch import nn
 from bivallate.lower.threat import ThreatModel
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.sample import looked_at, problem_of, sample
-from bivallate.reports.style import colour, figure
 from bivallate.run.measure import cosines
+from bivallate.style import colour, figure
 
 
 @dataclass(frozen=True, eq=False)

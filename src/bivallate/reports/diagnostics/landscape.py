@@ -14,7 +14,7 @@ from torch import nn
 from bivallate.lower.threat import Linf
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.sample import BATCH, looked_at, problem_of, sample
-from bivallate.reports.style import COLUMN
+from bivallate.style import COLUMN
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from bivallate.lower.asking import ask
 from bivallate.lower.threat import L2, Linf
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.sample import looked_at, sample
-from bivallate.reports.style import COLUMN, colour, figure, marker
+from bivallate.style import COLUMN, colour, figure, marker
 
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 

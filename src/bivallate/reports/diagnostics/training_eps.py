@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bivallate.reports.diagnostics.drawn import Drawn
-from bivallate.reports.style import colour, figure, marker
+from bivallate.style import colour, figure, marker
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from bivallate.errors import UserError
 from bivallate.quoting import line
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.weighing import Weighed
-from bivallate.reports.style import COLOURS, COLUMN, figure, name_classes
+from bivallate.style import COLOURS, COLUMN, figure, name_classes
 
 FLOOR = 1e-3  # relative weights below are drawn there
 TILE = 8  # characters of a class above an image

@@ -12,8 +12,8 @@ from bivallate.errors import UserError
 from bivallate.reports.diagnostics.curves import NO_EPOCH
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.weights import FLOOR
-from bivallate.reports.style import colour, figure
 from bivallate.run.spread import QUANTILES
+from bivallate.style import colour, figure
 
 
 @dataclass(frozen=True)
