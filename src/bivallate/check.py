@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError, plainly
+from bivallate.lower.forward import Forward
 from bivallate.lower.modes import evaluating
-from bivallate.lower.problem import Forward
 from bivallate.lower.second_order import explained
 from bivallate.method import Method, checked, facts_for
 from bivallate.probe import FrozenStep, difference, dot, like

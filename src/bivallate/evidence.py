@@ -5,35 +5,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bivallate.lower.elsewhere import Elsewhere
 from bivallate.lower.modes import evaluating
-from bivallate.lower.problem import Forward
-from bivallate.types import Batch, Clock, Evidence, Solution, Terms
+from bivallate.lower.problem import LowerProblem
+from bivallate.types import Evidence, Solution, Terms
 
 
 def gather(
-    forward: Forward,
-    terms: Terms,
-    solution: Solution,
-    batch: Batch,
-    clock: Clock,
-    buffers: dict[str, Tensor] | None = None,
+    problem: LowerProblem, terms: Terms, solution: Solution, buffers: dict[str, Tensor] | None = None
 ) -> Evidence:
     """Evidence of one step: detached values; clean logits in eval mode, computed when first asked, with the
-    network's present buffers or those given, of before the outer pass."""
+    network's present buffers or those given, of before the outer pass.
+
+    Raises:
+        UserError: the loss has made another pass at the solution than the one that the coupling handed on.
+    """
+    problem.check_handed_on()
 
     def clean() -> Tensor:
-        network = forward if buffers is None else forward.of(Elsewhere(forward.module, buffers))
+        forward = problem.forward if buffers is None else problem.forward.at(buffers)
         with torch.no_grad(), evaluating(forward.module):
-            return network(batch.x)
+            return forward(problem.x)
 
     return Evidence(
         loss=terms.robust.detach(),
         logits=terms.logits.detach(),
-        y=batch.y,
-        index=batch.index,
+        y=problem.y,
+        index=problem.batch.index,
         kappa=solution.kappa,
-        clock=clock,
+        clock=problem.clock,
         clean=clean,
         attached=terms.logits,
     )

@@ -17,8 +17,9 @@ from bivallate import plugins
 from bivallate.coupling.implicit import Coupling, detached
 from bivallate.errors import UserError, unknown
 from bivallate.lower.modes import AttackMode
-from bivallate.lower.objective import Objective, cross_entropy
+from bivallate.lower.objective import cross_entropy
 from bivallate.lower.pgd import Solver
+from bivallate.lower.problem import Objective
 from bivallate.lower.threat import L2, Linf
 from bivallate.parts import decode, encode, override, part, rebased, written
 from bivallate.types import Facts

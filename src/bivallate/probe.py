@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bivallate.evidence import gather
 from bivallate.lower.modes import attacking
-from bivallate.lower.problem import Forward, Graph, LowerProblem
+from bivallate.lower.problem import Graph, LowerProblem
 from bivallate.method import BoundMethod, Method
 from bivallate.types import Batch, Clock, Evidence, Facts, Solution, Terms
 from bivallate.weighting.base import NotFitted
@@ -51,7 +51,7 @@ class FrozenStep:
         self.solution = solution
         self.delta = delta.detach()
         terms = self._terms(delta)
-        evidence = gather(self.problem.forward, terms, solution, batch, clock)
+        evidence = gather(self.problem, terms, solution)
         self.bound.weighting.update(evidence)
         self.weights = self._first_weights(evidence)
         self.loss = (self.weights * terms.robust + terms.anchor).mean()
@@ -61,9 +61,7 @@ class FrozenStep:
     def _solve(self) -> tuple[Witnessed, BoundMethod, Solution, Tensor]:
         bound = self.method.bind(self.facts)
         with attacking(self.model, "eval"):
-            problem = Witnessed(
-                Forward(self.model), self.batch, self.method.objective, self.method.threat, self.clock
-            )
+            problem = Witnessed(self.model, self.batch, self.method.objective, self.method.threat, self.clock)
             solution = bound.solver.solve(problem)
             delta = bound.coupling(problem, solution)
         return problem, bound, solution, delta
@@ -76,8 +74,7 @@ class FrozenStep:
             return torch.ones_like(evidence.loss)
 
     def _terms(self, delta: Tensor) -> Terms:
-        x_adv = self.problem.adversarial(delta)
-        return self.method.loss(self.problem.forward, self.batch.x, x_adv, self.batch.y)
+        return self.method.loss(self.problem, self.problem.adversarial(delta))
 
     def gradient(self, parameters: list[nn.Parameter]) -> tuple[Tensor, ...]:
         """What the step's one backward pass adds to `.grad`."""
@@ -87,7 +84,7 @@ class FrozenStep:
         terms = self._terms(delta)
         weights = self.weights.detach()
         if self.bound.weighting.differentiable:
-            evidence = gather(self.problem.forward, terms, self.solution, self.batch, self.clock)
+            evidence = gather(self.problem, terms, self.solution)
             weights = self.bound.weighting(evidence)
         return (weights * terms.robust + terms.anchor).mean()
 

@@ -13,7 +13,7 @@ from bivallate import collective
 from bivallate.coupling.lookahead import Lookahead
 from bivallate.evidence import gather
 from bivallate.lower.modes import attacking
-from bivallate.lower.problem import Forward, LowerProblem
+from bivallate.lower.problem import LowerProblem
 from bivallate.lower.second_order import explained
 from bivallate.method import BoundMethod
 from bivallate.record import healthy, summarise
@@ -38,17 +38,16 @@ def differentiate(
     model: nn.Module, method: BoundMethod, batch: Batch, clock: Clock, lr: float
 ) -> tuple[Tensor, StepRecord]:
     """The same up to the update: adds the gradient of the upper level to `.grad`."""
-    forward = Forward(model)
     with attacking(model, method.attack_mode):  # lower level: delta*(theta)
         share = method.loss.reuses_forward
-        problem = LowerProblem(forward, batch, method.objective, method.threat, clock, share=share)
+        problem = LowerProblem(model, batch, method.objective, method.threat, clock, share=share)
         solution = method.solver.solve(problem)
         delta = method.coupling(problem, solution)
 
     x_adv = problem.adversarial(delta)  # upper level: one loss an example
-    lookahead = Lookahead.here(forward, method, batch, x_adv.detach(), clock, lr)
-    terms = method.loss(forward, batch.x, x_adv, batch.y)
-    evidence = gather(forward, terms, solution, batch, clock, lookahead.buffers)
+    lookahead = Lookahead.here(problem, method, x_adv.detach(), lr)
+    terms = method.loss(problem, x_adv)
+    evidence = gather(problem, terms, solution, lookahead.buffers)
 
     method.weighting.update(evidence)  # a running state moves first
     method.weighting.fit(evidence, lookahead)  # third level: the weights themselves learn

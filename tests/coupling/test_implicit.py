@@ -9,14 +9,27 @@ from tests.coupling.differences import error, gradient, relative
 from tests.lower.toys import FirstLogit, Hill, SquaredLogits
 from tests.methods.glue import EPS, Net, minibatches
 
-from bivallate import KLDRO, PGD, Adversarial, Barrier, Detached, Implicit, Leaf, Linf, Mask, Method, methods
+from bivallate import (
+    KLDRO,
+    PGD,
+    Adversarial,
+    Barrier,
+    Detached,
+    Implicit,
+    Leaf,
+    Linf,
+    Mask,
+    Method,
+    UserError,
+    methods,
+)
 from bivallate.lower.modes import attacking
-from bivallate.lower.objective import KLToClean, Margin
+from bivallate.lower.objective import KLToClean, Margin, cross_entropy
 from bivallate.lower.pgd import raw
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.start import uniform, zero
 from bivallate.step import differentiate
-from bivallate.types import Batch, Clock, Facts
+from bivallate.types import Batch, Clock, Facts, Terms
 
 
 def hills() -> tuple[Hill, Batch]:
@@ -60,8 +73,8 @@ def test_danskin_where_the_objective_is_the_loss() -> None:
     model, batch = hills()
 
     class Same(SquaredLogits):
-        def __call__(self, model, x, x_adv, y):
-            terms = super().__call__(model, x, x_adv, y)
+        def __call__(self, problem, x_adv):
+            terms = super().__call__(problem, x_adv)
             return type(terms)(terms.logits[:, 0], terms.anchor, terms.logits)
 
     climb = Method(Linf(1.0), PGD(300, 0.5, zero, raw), objective=FirstLogit(), loss=Same())
@@ -102,17 +115,29 @@ def test_dropout_keeps_the_two_passes_apart() -> None:
     assert record.passes.forward == 8 * (2 + 1 + 1)
 
 
-def test_the_kept_pass_is_handed_out_once_and_only_for_its_tensor() -> None:
-    from bivallate.lower.problem import Forward
-
-    x = torch.rand(2, 1, 6, 6, dtype=torch.float64)
-    forward = Forward(Net().eval())
+def test_the_pass_that_was_handed_on_is_given_once() -> None:
+    x, y, index = minibatches((2,))[0]
+    problem = LowerProblem(Net().eval(), Batch(x, y, index), cross_entropy, Linf(EPS))
     logits = torch.zeros(2, 3, dtype=torch.float64)
-    forward.keep(x, logits)
-    assert not torch.equal(forward(x.clone()), logits)
-    assert forward(x) is logits
-    assert not torch.equal(forward(x), logits)
-    assert forward.passes.forward == 4
+    problem.hand_on(logits)
+    assert not torch.equal(problem.logits(x), logits)
+    with pytest.raises(UserError, match="logits_at_solution"):
+        problem.check_handed_on()
+    assert problem.logits_at_solution(x) is logits
+    assert not torch.equal(problem.logits_at_solution(x), logits)
+    assert problem.forward.passes.forward == 4
+    problem.check_handed_on()
+
+
+def test_a_loss_that_leaves_the_shared_pass_behind_is_refused() -> None:
+    class Own(SquaredLogits):
+        def __call__(self, problem, x_adv):
+            logits = problem.logits(x_adv)
+            return Terms(logits.square().sum(1), torch.zeros_like(logits[:, 0]), logits)
+
+    model, batch = Net(norm=False).train(), Batch(*minibatches((8,))[0])
+    with pytest.raises(UserError, match="gradient is lost"):
+        gradient(model, methods.done_pgd(Linf(EPS), steps=1).but(loss=Own()), batch)
 
 
 def test_leaf_receives_the_gradient_of_the_loss() -> None:

@@ -14,7 +14,7 @@ from bivallate import L2, PGD, Linf
 from bivallate.lower.modes import attacking, descending, evaluating, frozen
 from bivallate.lower.objective import KLToClean, Margin, cross_entropy, kl, logit_margin
 from bivallate.lower.pgd import adam, raw, steepest
-from bivallate.lower.problem import Forward, LowerProblem
+from bivallate.lower.problem import LowerProblem
 from bivallate.lower.start import Corner, Gaussian, Uniform, Zero, uniform
 from bivallate.types import Batch, Clock
 
@@ -240,4 +240,5 @@ def test_a_callable_is_a_model() -> None:
     assert PGD(2, 0.01).solve(problem).delta.shape == BATCH.x.shape
     with pytest.raises(TypeError, match=r"nn\.Module"):
         _ = problem.forward.module
-    assert Forward(nn.Identity()).of(nn.Identity()).passes.forward == 0
+    own = LowerProblem(Net(), BATCH, cross_entropy, THREAT)
+    assert own.at({}).forward.passes is own.forward.passes

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bivallate.lower.problem import Forward, LowerProblem
+from bivallate.lower.problem import LowerProblem
 from bivallate.types import Terms
 
 
@@ -23,8 +23,8 @@ class SquaredLogits:
 
     reuses_forward: ClassVar[bool] = True
 
-    def __call__(self, model: Forward, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
-        logits = model(x_adv)
+    def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
+        logits = problem.logits_at_solution(x_adv)
         robust = logits.square().sum(1) / 2
         return Terms(robust, torch.zeros_like(robust), logits)
 

@@ -16,6 +16,9 @@ from tests.reference.plainsgd import Draws, MiniBatch, Rate, at
 from torch import Tensor, nn
 
 import bivallate as bv
+from bivallate.lower.objective import cross_entropy
+from bivallate.lower.problem import LowerProblem
+from bivallate.lower.threat import Linf
 from bivallate.method import BoundMethod, Method
 from bivallate.noise import Noise
 from bivallate.types import Batch, Clock, Facts, StepRecord
@@ -89,6 +92,19 @@ def draws(seed: int = 0, epoch: Epochs = 0, rename: dict[str, str] | None = None
         return made(names.get(name, name), tuple(like.shape[1:]), torch.float64)
 
     return draw
+
+
+def asked(
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    index: Tensor | None = None,
+    eps: float = EPS,
+    clock: Clock | None = None,
+) -> LowerProblem:
+    """The problem that a loss is asked about: `loss(asked(model, x, y), x_adv)`."""
+    batch = Batch(x, y, torch.arange(len(y)) if index is None else index)
+    return LowerProblem(model, batch, cross_entropy, Linf(eps), clock)
 
 
 @dataclass

@@ -21,7 +21,7 @@ from bivallate.lower.curriculum import BatchMixing, Levels, RunningBatchMixing, 
 from bivallate.lower.estimated import EstimatedThreshold
 from bivallate.lower.modes import attacking
 from bivallate.lower.objective import cross_entropy
-from bivallate.lower.problem import Forward, LowerProblem
+from bivallate.lower.problem import LowerProblem
 from bivallate.lower.start import zero
 from bivallate.lower.stop import FOSCBelow, Iterate, Misclassified, fosc
 from bivallate.method import create
@@ -36,7 +36,7 @@ EPOCHS = [0, 6, 11]  # of 12: threshold c_max, 0.4 c_max, 0
 def problem_of(model: nn.Module, threat: Linf | L2 = THREAT, size: int = 12, epoch: int = 0) -> LowerProblem:
     x, y, index = minibatches((size,))[0]
     clock = Clock(epoch=epoch, epochs=12)
-    return LowerProblem(Forward(model), Batch(x, y, index), cross_entropy, threat, clock)
+    return LowerProblem(model, Batch(x, y, index), cross_entropy, threat, clock)
 
 
 def solved(method: bv.Method, model: nn.Module, **where: Any):
@@ -428,7 +428,7 @@ def test_permuting_the_minibatch_permutes_the_attacks() -> None:
         ends = []
         for rows in (torch.arange(16), order):
             batch = Batch(x[rows], y[rows], index[rows])
-            ends.append(solver.solve(LowerProblem(Forward(model), batch, cross_entropy, THREAT)).delta)
+            ends.append(solver.solve(LowerProblem(model, batch, cross_entropy, THREAT)).delta)
         assert torch.equal(ends[0][order], ends[1])
 
 

@@ -16,7 +16,7 @@ import bivallate as bv
 from bivallate import L2, PGD, Linf, UserError, methods, models
 from bivallate.data.augment import Augment, View
 from bivallate.lower.memory import PerExample
-from bivallate.lower.problem import Forward, LowerProblem
+from bivallate.lower.problem import LowerProblem
 from bivallate.lower.replay import YOPO
 from bivallate.lower.start import gaussian
 from bivallate.method import BoundMethod, create
@@ -311,7 +311,7 @@ def test_half_precision_moves_little_and_stays_feasible() -> None:
 def test_atta_writes_what_the_step_trained_on() -> None:
     method = methods.atta(THREAT).but(coupling=bv.LastStep(0.05))
     bound, model, batch = method.bind(facts()), Net(), Batch(*minibatches()[0])
-    problem = LowerProblem(Forward(model), batch, method.objective, THREAT)
+    problem = LowerProblem(model, batch, method.objective, THREAT)
     solution = bound.solver.solve(problem)
     delta = method.coupling(problem, solution)
     bound.solver.feedback(problem, delta)

@@ -14,7 +14,7 @@ from bivallate.lower import compaction
 from bivallate.lower.modes import AttackMode, attacking
 from bivallate.lower.objective import cross_entropy, kl_to_clean
 from bivallate.lower.pgd import PGD, adam, steepest
-from bivallate.lower.problem import Forward, LowerProblem
+from bivallate.lower.problem import LowerProblem
 from bivallate.lower.stop import FOSCBelow, Iterate, Misclassified
 from bivallate.parts import part
 from bivallate.types import Batch, Clock, Solution
@@ -54,7 +54,7 @@ def solve(
 ) -> tuple[Solution, LowerProblem]:
     with attacking(model, mode):
         batch = Batch(x, y, torch.arange(len(y)))
-        problem = LowerProblem(Forward(model), batch, objective, THREAT, Clock(epochs=12))
+        problem = LowerProblem(model, batch, objective, THREAT, Clock(epochs=12))
         return solver.solve(problem), problem
 
 

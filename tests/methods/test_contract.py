@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import bivallate as bv
 from bivallate import L2, Linf, Method, UserError
+from bivallate.lower.problem import LowerProblem
 from bivallate.method import BoundMethod, create, registry
 from bivallate.types import Batch, Clock, Facts, StepRecord, Terms
 from bivallate.upper.awp import AWP
@@ -108,9 +109,9 @@ class Recording:
         self.loss, self.reuses_forward = loss, loss.reuses_forward
         self.seen: list[tuple[Tensor, Tensor]] = []
 
-    def __call__(self, model: Any, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
-        self.seen.append((x.detach().clone(), x_adv.detach().clone()))
-        return self.loss(model, x, x_adv, y)
+    def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
+        self.seen.append((problem.x.detach().clone(), x_adv.detach().clone()))
+        return self.loss(problem, x_adv)
 
 
 class Listening:

@@ -20,8 +20,8 @@ from torch import Tensor
 import bivallate as bv
 from bivallate import Linf, UserError, methods
 from bivallate.coupling.lookahead import Lookahead, second_stream
-from bivallate.lower.elsewhere import Elsewhere
-from bivallate.lower.problem import Forward
+from bivallate.lower.functional import Functional
+from bivallate.lower.problem import LowerProblem
 from bivallate.method import Method
 from bivallate.noise import Noise
 from bivallate.parts import decode, encode, part
@@ -138,7 +138,9 @@ def looking(method: Method, norm: bool = True) -> tuple[Lookahead, Net]:
     net = Net(norm).train()
     batch = with_meta(minibatches())[0]
     x_adv = (batch.x + 0.01).clamp(0, 1)
-    return Lookahead(Forward(net), method.bind(FACTS), batch, x_adv, Clock(), lr=0.1), net
+    bound = method.bind(FACTS)
+    problem = LowerProblem(net, batch, bound.objective, bound.threat)
+    return Lookahead(problem, bound, x_adv, lr=0.1), net
 
 
 @pytest.mark.parametrize("loss", [adversarial, Trades(6.0)], ids=["at", "trades"])
@@ -172,9 +174,15 @@ def test_derivative_in_the_network(inputs) -> None:
     lookahead, net = looking(methods.bilaw(THREAT, steps=0))
     network = rule.bind(FACTS)
     network.draw(3)
-    logits, y = net(lookahead.x_adv), lookahead.batch.y
+    logits, y = net(lookahead.x_adv), lookahead.problem.batch.y
     evidence = Evidence(
-        torch.zeros(6, dtype=torch.float64), logits.detach(), y, y, y, Clock(), lambda: net(lookahead.batch.x)
+        torch.zeros(6, dtype=torch.float64),
+        logits.detach(),
+        y,
+        y,
+        y,
+        Clock(),
+        lambda: net(lookahead.problem.x),
     )
     features = rule.features(evidence).detach()
     assert features.shape == (6, CLASSES if inputs == "multiclass-margin" else 1)
@@ -210,8 +218,8 @@ def test_aligned_examples_gain_weight() -> None:
     rule = MarginNet((16,), optimizer=AdamDescent(1e-5))
     network = rule.bind(FACTS)
     with torch.no_grad():
-        clean, logits = net(lookahead.batch.x), net(lookahead.x_adv)
-    y = lookahead.batch.y
+        clean, logits = net(lookahead.problem.batch.x), net(lookahead.x_adv)
+    y = lookahead.problem.batch.y
     evidence = Evidence(torch.zeros(6, dtype=torch.float64), logits, y, y, y, Clock(), lambda: clean)
     network.draw(0)
     before = network(evidence)
@@ -306,7 +314,7 @@ def test_tied_weights_move_together_and_stay_tied() -> None:
     one = Tied()
     double = {n: 2 * p.detach() for n, p in one.named_parameters()}
     with torch.no_grad():
-        expected = Elsewhere(one, double)(x)
+        expected = Functional(one, double)(x)
         for p in one.parameters():
             p.mul_(2)
         assert torch.equal(one(x), expected)
@@ -316,9 +324,8 @@ def test_lookahead_has_no_dropout() -> None:
     net = Net(dropout=0.5).train()
     batch = with_meta(minibatches())[0]
     method = methods.bilaw(THREAT, steps=1).bind(FACTS)
-    values = {
-        float(Lookahead(Forward(net), method, batch, batch.x, Clock(), 0.1)(torch.ones(6))) for _ in "12"
-    }
+    problem = LowerProblem(net, batch, method.objective, method.threat)
+    values = {float(Lookahead(problem, method, batch.x, 0.1)(torch.ones(6))) for _ in "12"}
     assert len(values) == 1
 
 

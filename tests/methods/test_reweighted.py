@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from tests.methods.glue import CLASSES, EPS, Net, agree, minibatches
+from tests.methods.glue import CLASSES, EPS, Net, agree, asked, minibatches
 from tests.reference import reweighted as reference
 from tests.reference import trades_mart
 from tests.reference.plainsgd import box, clip, cross_entropy, sgd, still
@@ -15,7 +15,7 @@ from torch import Tensor
 from bivallate import Linf, UserError, methods
 from bivallate.lower.objective import cross_entropy as objective
 from bivallate.lower.pgd import PGD
-from bivallate.lower.problem import Forward, LowerProblem
+from bivallate.lower.problem import LowerProblem
 from bivallate.lower.weighted import MarginWeighted
 from bivallate.methods.reweighted import RECIPE
 from bivallate.schedule import Linear
@@ -213,7 +213,7 @@ def test_kappa_counts_every_correct_iterate() -> None:
         return torch.nn.functional.one_hot(predicted, 2).to(x) + 0 * x.flatten(1).sum(1, keepdim=True)
 
     batch = Batch(torch.full((2, 1, 2, 2), 0.5), torch.tensor([0, 1]), torch.arange(2))
-    problem = LowerProblem(Forward(model), batch, objective, THREAT)
+    problem = LowerProblem(model, batch, objective, THREAT)
     solution = PGD(4, EPS / 4).solve(problem)
     assert solution.kappa.tolist() == [2, 3]
 
@@ -300,7 +300,7 @@ def test_a_certain_example_adds_next_to_no_kl_to_mart() -> None:
     clean = torch.tensor([[60.0, 0.0, 0.0], [0.5, 0.0, 0.0]], dtype=torch.float64)
     adversarial = torch.tensor([[0.0, 5.0, 0.0]] * 2, dtype=torch.float64)
     answers = iter((clean, adversarial))
-    terms = Mart(beta=1.0)(Forward(lambda x: next(answers)), clean, adversarial, y)
+    terms = Mart(beta=1.0)(asked(lambda x: next(answers), clean, y), adversarial)
     divergence = (clean.log_softmax(1).exp() * (clean.log_softmax(1) - adversarial.log_softmax(1))).sum(1)
     assert terms.anchor[0] <= 1.01e-7 * divergence[0]
     assert terms.anchor[1] > 0.1 * divergence[1]
@@ -309,12 +309,12 @@ def test_a_certain_example_adds_next_to_no_kl_to_mart() -> None:
 def test_the_doubt_of_mart_carries_gradient() -> None:
     x, y, _ = minibatches()[0]
     net = Net()
-    anchor = Mart()(Forward(net), x, x, y).anchor.sum()
+    anchor = Mart()(asked(net, x, y), x).anchor.sum()
     assert anchor.item() == pytest.approx(0, abs=1e-9)
     clean = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
     fixed = torch.tensor([[0.0, 3.0, 0.0]], dtype=torch.float64)
     answers = iter((clean, fixed))
-    terms = Mart(beta=1.0)(Forward(lambda z: next(answers)), clean, fixed, torch.tensor([0]))
+    terms = Mart(beta=1.0)(asked(lambda z: next(answers), clean, torch.tensor([0])), fixed)
     (grad,) = torch.autograd.grad(terms.anchor.sum(), clean)
     p = clean.detach().softmax(1)
     log_ratio = clean.detach().log_softmax(1) - (fixed.softmax(1) + 1e-12).log()
@@ -344,7 +344,7 @@ def test_bad_values_are_refused(make, message) -> None:
 def test_smoothing_moves_the_cross_entropy_of_mart_alone() -> None:
     x, y, _ = minibatches()[0]
     net = Net().eval()
-    sharp, smooth = (Mart(smoothing=s)(Forward(net), x, x, y) for s in (0.0, 0.2))
-    own, other = (Adversarial(s)(Forward(net), x, x, y) for s in (0.0, 0.2))
+    sharp, smooth = (Mart(smoothing=s)(asked(net, x, y), x) for s in (0.0, 0.2))
+    own, other = (Adversarial(s)(asked(net, x, y), x) for s in (0.0, 0.2))
     torch.testing.assert_close(smooth.robust - sharp.robust, other.robust - own.robust)
     assert torch.equal(sharp.anchor, smooth.anchor)

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from tests.methods.glue import EPS, Net, agree, gap, minibatches, train
+from tests.methods.glue import EPS, Net, agree, asked, gap, minibatches, train
 from tests.reference import single_step
 from torch import nn
 
@@ -15,10 +15,9 @@ import bivallate as bv
 from bivallate import L2, Linf, UserError, methods
 from bivallate.check import check_gradient
 from bivallate.lower.modes import attacking
-from bivallate.lower.problem import Forward, LowerProblem, Setting
+from bivallate.lower.problem import LowerProblem
 from bivallate.lower.start import BackwardSmoothing, Towards
 from bivallate.method import create
-from bivallate.noise import Noise
 from bivallate.types import Batch, Clock
 from bivallate.upper.loss import adversarial
 from bivallate.upper.regulariser import GradAlign, grad_align, grad_align_coefficient
@@ -28,7 +27,7 @@ THREAT = Linf(EPS)
 
 def problem_of(model: nn.Module, method: bv.Method, seed: int = 0) -> LowerProblem:
     x, y, index = minibatches()[0]
-    return LowerProblem(Forward(model), Batch(x, y, index), method.objective, method.threat, Clock(seed=seed))
+    return LowerProblem(model, Batch(x, y, index), method.objective, method.threat, Clock(seed=seed))
 
 
 @pytest.mark.parametrize("eps", [EPS, 16 / 255])
@@ -60,7 +59,7 @@ def test_n_fgsm_leaves_the_ball_but_not_the_wider_one() -> None:
 def test_n_fgsm_at_a_radius_beyond_all_pixels() -> None:
     x, y, index = minibatches()[0]
     method = methods.n_fgsm(Linf(0.6))
-    problem = LowerProblem(Forward(Net()), Batch(x, y, index), method.objective, method.threat)
+    problem = LowerProblem(Net(), Batch(x, y, index), method.objective, method.threat)
     delta = method.solver.solve(problem).delta
     assert delta.abs().max() > 0.6
     assert (x + delta).min() >= 0
@@ -98,16 +97,11 @@ class Binary(nn.Module):
         return torch.stack([score, -score], 1)
 
 
-def posed(model: nn.Module, x: torch.Tensor, index: torch.Tensor, eps: float = EPS) -> Forward:
-    noise = Noise(0, index)
-    return Forward(model, setting=Setting(x, Linf(eps), noise, methods.at(THREAT).objective))
-
-
 def test_the_penalty_is_zero_for_a_binary_linear_model_and_bounded_otherwise() -> None:
     x, y, index = minibatches()[0]
-    terms = GradAlign(adversarial, 0.5)(posed(Binary(), x, index), x, x, y % 2)
+    terms = GradAlign(adversarial, 0.5)(asked(Binary(), x, y % 2, index), x)
     assert terms.anchor.abs().max() < 1e-12
-    terms = GradAlign(adversarial, 0.5)(posed(Net(), x, index, 0.3), x, x, y)
+    terms = GradAlign(adversarial, 0.5)(asked(Net(), x, y, index, 0.3), x)
     assert terms.anchor.max() > 1e-3
     assert terms.anchor.min() >= -1e-12
     assert terms.anchor.max() <= 1.0 + 1e-12
@@ -131,15 +125,15 @@ def test_pairs_with_a_zero_gradient_are_dropped_from_the_mean_and_harm_no_gradie
     x[2:] = 0.5 + x[2:] / 2
     y, index = torch.tensor([0, 1, 2, 0, 1, 2]), torch.arange(6)
     model = Dead()
-    anchor = GradAlign(adversarial, 0.5)(posed(model, x, index, 0.05), x, x, y).anchor
+    anchor = GradAlign(adversarial, 0.5)(asked(model, x, y, index, 0.05), x).anchor
     assert (anchor[:2] == 0).all()
     assert (anchor[2:] > 0).all()
     anchor.mean().backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
     model.inner.norm1 = model.inner.norm2 = nn.Identity()  # no statistics: the others' mean can stand alone
-    every = GradAlign(adversarial, 0.5)(posed(model, x, index, 0.05), x, x, y).anchor
+    every = GradAlign(adversarial, 0.5)(asked(model, x, y, index, 0.05), x).anchor
     bright = x[2:]
-    alone = GradAlign(adversarial, 0.5)(posed(model, bright, index[2:], 0.05), bright, bright, y[2:]).anchor
+    alone = GradAlign(adversarial, 0.5)(asked(model, bright, y[2:], index[2:], 0.05), bright).anchor
     assert every.mean().item() == pytest.approx(alone.mean().item(), rel=1e-12)
 
 
@@ -148,7 +142,7 @@ def test_the_gradient_at_the_clean_image_is_held_constant_unless_asked() -> None
     grads = []
     for detach in (True, False):
         model = Net()
-        anchor = GradAlign(adversarial, 0.5, detach=detach)(posed(model, x, index, 0.2), x, x, y).anchor
+        anchor = GradAlign(adversarial, 0.5, detach=detach)(asked(model, x, y, index, 0.2), x).anchor
         anchor.mean().backward()
         grads.append(model.conv.weight.grad.clone())
     assert (grads[0] - grads[1]).abs().max() > 1e-6
@@ -183,9 +177,6 @@ def test_grad_align_refuses_what_it_cannot_know() -> None:
     methods.fast_at_ga(L2(0.5), coefficient=0.2)
     with pytest.raises(UserError, match="at least 0"):
         methods.fast_at_ga(THREAT, coefficient=-1.0)
-    x, y, _ = minibatches()[0]
-    with pytest.raises(UserError, match="train_step"):
-        GradAlign(adversarial, 0.5)(Forward(Net()), x, x, y)
 
 
 def test_smoothing_by_zero_has_no_gradient_and_a_step_approaches_its_target() -> None:

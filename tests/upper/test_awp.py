@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.methods.glue import EPS, Net, agree, gap, minibatches, train
+from tests.methods.glue import EPS, Net, agree, asked, gap, minibatches, train
 from tests.reference import awp as reference
 
 from bivallate import Linf, UserError, methods
-from bivallate.lower.problem import Forward
 from bivallate.upper.awp import AWP
 from bivallate.upper.loss import Adversarial, Loss, Mart, Trades, adversarial
 from bivallate.weighting.rules import MAIL
@@ -69,7 +68,7 @@ def test_without_gamma_it_is_the_host(loss) -> None:
 def perturbation(net: Net, loss: Loss, gamma: float = 0.01) -> dict[str, torch.Tensor]:
     """v at the first minibatch."""
     x, y, _ = minibatches()[0]
-    return AWP(loss, gamma)._perturbation(Forward(net.train()), x, (x + 0.01).clamp(0, 1), y)
+    return AWP(loss, gamma)._perturbation(asked(net.train(), x, y), (x + 0.01).clamp(0, 1))
 
 
 def test_size_and_kind_of_the_perturbation() -> None:
@@ -96,10 +95,8 @@ def test_the_perturbation_knows_no_scale_and_climbs() -> None:
     for name in one:
         torch.testing.assert_close(one[name], thousand[name], rtol=1e-9, atol=1e-15)
     x, y, _ = minibatches()[0]
-    forward, x_adv = Forward(net), (x + 0.01).clamp(0, 1)
-    values = [
-        float(AWP(adversarial, g)(forward, x, x_adv, y).robust.mean().detach()) for g in (0.0, 1e-3, 1e-2)
-    ]
+    problem, x_adv = asked(net, x, y), (x + 0.01).clamp(0, 1)
+    values = [float(AWP(adversarial, g)(problem, x_adv).robust.mean().detach()) for g in (0.0, 1e-3, 1e-2)]
     assert values[0] < values[1] < values[2]
 
 
@@ -109,7 +106,7 @@ def test_only_the_perturbed_pass_moves_the_statistics() -> None:
     perturbation(net, adversarial)
     assert all(torch.equal(v, found[k]) for k, v in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
-    AWP(adversarial)(Forward(net), x, x, y)
+    AWP(adversarial)(asked(net, x, y), x)
     assert int(net.norm1.num_batches_tracked) == int(found["norm1.num_batches_tracked"]) + 1
     assert not torch.equal(net.norm2.running_mean, found["norm2.running_mean"])
 
@@ -119,11 +116,11 @@ def test_the_gradient_is_the_hosts_at_the_perturbed_weights() -> None:
     v = perturbation(net, adversarial, 0.05)
     x_adv = (x + 0.01).clamp(0, 1)
     other = copy.deepcopy(net)
-    AWP(adversarial, 0.05)(Forward(net), x, x_adv, y).robust.mean().backward()
+    AWP(adversarial, 0.05)(asked(net, x, y), x_adv).robust.mean().backward()
     with torch.no_grad():
         for name, p in other.named_parameters():
             p.add_(v.get(name, torch.zeros_like(p)))
-    adversarial(Forward(other), x, x_adv, y).robust.mean().backward()
+    adversarial(asked(other, x, y), x_adv).robust.mean().backward()
     for p, q in zip(net.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-10, atol=1e-13)
 
@@ -141,6 +138,3 @@ def test_bad_values_are_refused() -> None:
     ):
         with pytest.raises(UserError, match=message):
             AWP(adversarial, **fields)  # pyright: ignore
-    x, y, _ = minibatches()[0]
-    with pytest.raises(UserError, match="must know the epoch"):
-        AWP(adversarial, warm_up=1)(Forward(Net()), x, x, y)

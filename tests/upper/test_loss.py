@@ -8,11 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.coupling.differences import gradient, relative
-from tests.methods.glue import EPS, Net, minibatches
+from tests.methods.glue import EPS, Net, asked, minibatches
 from torch import nn
 
 from bivallate import Adversarial, Linf, Trades, methods
-from bivallate.lower.problem import Forward
 from bivallate.types import Batch
 
 BATCH = Batch(*minibatches((6,))[0])
@@ -21,7 +20,7 @@ BATCH = Batch(*minibatches((6,))[0])
 def test_adversarial_is_cross_entropy() -> None:
     z = torch.tensor([[1.0, 0.0, -1.0], [0.5, 0.5, 3.0]], dtype=torch.float64)
     y = torch.tensor([0, 1])
-    terms = Adversarial()(Forward(nn.Identity()), z * 0, z, y)
+    terms = Adversarial()(asked(nn.Identity(), z * 0, y), z)
     by_hand = [
         math.log(math.e + 1 + math.exp(-1)) - 1,
         math.log(2 * math.exp(0.5) + math.exp(3)) - 0.5,
@@ -29,7 +28,7 @@ def test_adversarial_is_cross_entropy() -> None:
     assert terms.robust.tolist() == pytest.approx(by_hand, rel=1e-12)
     assert terms.anchor.tolist() == [0, 0]
     assert torch.equal(terms.logits, z)
-    smooth = Adversarial(0.3)(Forward(nn.Identity()), z, z, y).robust
+    smooth = Adversarial(0.3)(asked(nn.Identity(), z, y), z).robust
     everywhere = -z.log_softmax(1).mean(1)
     assert torch.allclose(smooth, 0.7 * terms.robust + 0.3 * everywhere)
 
@@ -37,11 +36,11 @@ def test_adversarial_is_cross_entropy() -> None:
 def test_trades_by_hand() -> None:
     clean = torch.tensor([[0.5, 0.25, 0.25]], dtype=torch.float64).log()
     adv = torch.tensor([[0.25, 0.5, 0.25]], dtype=torch.float64).log()
-    terms = Trades(beta=3.0)(Forward(nn.Identity()), clean, adv, torch.tensor([0]))
+    terms = Trades(beta=3.0)(asked(nn.Identity(), clean, torch.tensor([0])), adv)
     assert float(terms.robust) == pytest.approx(3 * 0.25 * math.log(2))
     assert float(terms.anchor) == pytest.approx(math.log(2))
     assert torch.equal(terms.logits, adv)
-    swapped = Trades(beta=3.0)(Forward(nn.Identity()), adv, clean, torch.tensor([0]))
+    swapped = Trades(beta=3.0)(asked(nn.Identity(), adv, torch.tensor([0])), clean)
     assert float(swapped.anchor) == pytest.approx(math.log(4)), "the anchor is of the clean point"
 
 
@@ -56,7 +55,7 @@ def test_trades_lets_the_gradient_through_both_branches() -> None:
     parameters = list(model.parameters())
     flat = [
         torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, retain_graph=True)])
-        for loss in (both, one, (detached(Forward(model), BATCH.x, x_adv, BATCH.y).robust / 6).mean())
+        for loss in (both, one, (detached(asked(model, BATCH.x, BATCH.y), x_adv).robust / 6).mean())
     ]
     assert relative(flat[2], flat[0]) < 1e-12
     assert relative(flat[2], flat[1]) > 1e-2
@@ -74,5 +73,5 @@ def test_divergence_is_never_negative_and_vanishes_only_at_equality() -> None:
     generator = torch.Generator().manual_seed(0)
     clean, adv = (5 * torch.randn(50, 4, generator=generator) for _ in range(2))
     y = torch.zeros(50, dtype=torch.long)
-    assert (Trades()(Forward(nn.Identity()), clean, adv, y).robust > 0).all()
-    assert Trades()(Forward(nn.Identity()), clean, clean, y).robust.abs().max() < 1e-6
+    assert (Trades()(asked(nn.Identity(), clean, y), adv).robust > 0).all()
+    assert Trades()(asked(nn.Identity(), clean, y), clean).robust.abs().max() < 1e-6

@@ -12,7 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from bivallate.evaluate.attacks import Stage
 from bivallate.lower.asking import ask
-from bivallate.lower.problem import Forward, LowerProblem
+from bivallate.lower.forward import Forward
+from bivallate.lower.problem import LowerProblem
 
 __all__ = ["Connected", "Elsewhere", "Rescaled", "Straight", "linear_imitation"]
 

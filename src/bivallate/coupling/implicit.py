@@ -146,7 +146,7 @@ def at_solution(problem: LowerProblem, delta: Tensor, sensitivity: Callable[[Ten
     tether = Tether(problem, graph, sensitivity(graph.grad.detach()))
     delta = delta.detach()
     logits: Tensor = _Tethered.apply(graph.logits, graph.grad, tether)  # pyright: ignore[reportAssignmentType]
-    problem.forward.keep(delta, logits)
+    problem.hand_on(logits)
     return delta
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,12 +13,11 @@ from torch.autograd import forward_ad
 
 from bivallate import collective
 from bivallate.errors import UserError
-from bivallate.lower.elsewhere import Elsewhere
 from bivallate.lower.modes import attacking, posed
-from bivallate.lower.problem import Forward, LowerProblem
+from bivallate.lower.problem import LowerProblem
 from bivallate.lower.second_order import tangents, twice_differentiable
 from bivallate.noise import Noise
-from bivallate.types import Batch, Clock, Terms
+from bivallate.types import Clock, Terms
 
 if TYPE_CHECKING:
     from bivallate.method import BoundMethod
@@ -64,24 +62,20 @@ class Lookahead:
     own text reads.
     """
 
-    forward: Forward
+    problem: LowerProblem
     method: BoundMethod
-    batch: Batch
     x_adv: Tensor
-    clock: Clock
     lr: float
     buffers: Named | None = None
 
     @staticmethod
-    def here(
-        forward: Forward, method: BoundMethod, batch: Batch, x_adv: Tensor, clock: Clock, lr: float
-    ) -> Lookahead:
+    def here(problem: LowerProblem, method: BoundMethod, x_adv: Tensor, lr: float) -> Lookahead:
         """The lookahead from this moment, before the outer pass moves the running statistics, which are kept
         where the weighting will ask."""
         kept = None
         if method.weighting.needs_meta:
-            kept = {n: b.clone() for n, b in forward.module.named_buffers()}
-        return Lookahead(forward, method, batch, x_adv, clock, lr, kept)
+            kept = {n: b.clone() for n, b in problem.forward.module.named_buffers()}
+        return Lookahead(problem, method, x_adv, lr, kept)
 
     def __call__(self, weights: Tensor, *, second_order: bool = False) -> Tensor:
         """The loss, with its gradient in `weights` (B,) attached.
@@ -92,88 +86,75 @@ class Lookahead:
         """
         if second_order and collective.together():
             raise UserError("the second-order meta-gradient runs on one process: set second_order=false")
-        meta = self._meta()
+        second = self._second_stream()
         theta = self._parameters()
         grads = self._virtual_gradient(theta, weights if second_order else weights.detach(), second_order)
         if not second_order:
             theta = {n: p.detach() for n, p in theta.items()}
         moved = {n: p - self.lr * grads[n] for n, p in theta.items()}
         fixed = {n: p.detach().requires_grad_() for n, p in moved.items()}
-        delta = self._attack(meta, fixed)
+        x_adv = second.x + self._attack(second, fixed)
 
         if second_order:
-            return _mean(self._terms(moved, meta, meta.x + delta))
-        loss = _mean(self._terms(fixed, meta, meta.x + delta))
+            return _mean(self._terms(second, moved, x_adv))
+        loss = _mean(self._terms(second, fixed, x_adv))
         v = _total_gradient(loss, fixed)
         slope = -self.lr / collective.count(len(weights), weights.device) * self._along(theta, v)
         value = collective.total(loss.detach())
         return value + (slope * (weights - weights.detach())).sum()
 
-    def _meta(self) -> Batch:
-        if self.batch.meta is None:
+    def _second_stream(self) -> LowerProblem:
+        meta = self.problem.batch.meta
+        if meta is None:
             raise UserError(
                 "this weighting learns from a second data stream, but the batch has none; "
                 "set data.meta (rows taken from training) or pass Batch(meta=...)"
             )
-        return self.batch.meta
+        return self.problem.of_second_stream(meta, second_stream(self.problem.clock, meta.index))
 
     def _parameters(self) -> Named:
-        return {n: p for n, p in self.forward.module.named_parameters() if p.requires_grad}
+        return {n: p for n, p in self.problem.forward.module.named_parameters() if p.requires_grad}
 
     def _virtual_gradient(self, theta: Named, weights: Tensor, second_order: bool) -> Named:
         """Gradient of mean_i(w_i robust_i + anchor_i) at theta, for every parameter."""
-        passes = self.forward.passes
+        passes = self.problem.forward.passes
         before = passes.forward
         with twice_differentiable() if second_order else nullcontext():
-            terms = self._terms(theta, self.batch, self.x_adv)
+            terms = self._terms(self.problem, theta, self.x_adv)
         if second_order:
             passes.backward += passes.forward - before
         count = collective.count(len(weights), weights.device)
         loss = (weights * terms.robust + terms.anchor).sum() / count
         return _total_gradient(loss, theta, create_graph=second_order)
 
-    def _attack(self, meta: Batch, parameters: Named) -> Tensor:
+    def _attack(self, second: LowerProblem, parameters: Named) -> Tensor:
         """delta (B', C, H, W) for the second stream at the given parameters."""
         constant = {n: p.detach() for n, p in parameters.items()}
-        noise = second_stream(self.clock, meta.index)
-        with attacking(self.forward.module, self.method.attack_mode):
-            virtual = self._at(constant)
-            problem = LowerProblem(
-                virtual, meta, self.method.objective, self.method.threat, self.clock, noise
-            )
-            return self.method.solver.solve(problem).delta.detach()
+        with attacking(self.problem.forward.module, self.method.attack_mode):
+            return self.method.solver.solve(self._at(second, constant)).delta.detach()
 
     def _along(self, theta: Named, v: Named) -> Tensor:
         """(B,) <grad robust_j(theta), v> for every example: one forward pass with a tangent."""
-        passes = self.forward.passes
+        passes = self.problem.forward.passes
         before = passes.forward
-        # a view is not the setting's own tensor: regularisers of the anchor, which has no weight, stand back
-        batch = replace(self.batch, x=self.batch.x.view_as(self.batch.x))
-        with tangents(self.forward.module, self.x_adv):
+        with tangents(self.problem.forward.module, self.x_adv):
             with warnings.catch_warnings():  # PyTorch's first dual tensor imports a script it has deprecated
                 warnings.simplefilter("ignore", DeprecationWarning)
                 dual = {n: forward_ad.make_dual(p, v[n]) for n, p in theta.items()}
-            robust = self._terms(dual, batch, self.x_adv).robust
+            robust = self._terms(self.problem.unregularised(), dual, self.x_adv).robust
             tangent = forward_ad.unpack_dual(robust).tangent
         passes.backward += passes.forward - before
         return torch.zeros_like(robust) if tangent is None else tangent
 
-    def _terms(self, parameters: Named, batch: Batch, x_adv: Tensor) -> Terms:
+    def _terms(self, problem: LowerProblem, parameters: Named, x_adv: Tensor) -> Terms:
         """The method's loss at other parameters, in the upper level's mode, leaving every buffer alone."""
-        with self._still():
-            return self.method.loss(self._at(parameters), batch.x, x_adv, batch.y)
+        with posed(self.problem.forward.module, training=True, track=False, dropout=False):
+            return self.method.loss(self._at(problem, parameters), x_adv)
 
-    @contextmanager
-    def _still(self) -> Iterator[None]:
-        with posed(self.forward.module, training=True, track=False, dropout=False):
-            yield
-
-    def _at(self, parameters: Named) -> Forward:
-        """The network at other parameters, with copies of its buffers."""
-        module = self.forward.module
-        own = dict(module.named_buffers()) if self.buffers is None else self.buffers
-        buffers = {n: b.clone() for n, b in own.items()}
-        return self.forward.of(Elsewhere(module, {**parameters, **buffers}))
+    def _at(self, problem: LowerProblem, parameters: Named) -> LowerProblem:
+        """A problem at other parameters, with copies of the network's buffers."""
+        own = dict(self.problem.forward.module.named_buffers()) if self.buffers is None else self.buffers
+        return problem.at({**parameters, **{n: b.clone() for n, b in own.items()}})
 
 
 def _mean(terms: Terms) -> Tensor:

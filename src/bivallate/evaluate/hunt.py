@@ -24,8 +24,9 @@ from bivallate.evaluate.points import Points, check_images, check_labels, whole_
 from bivallate.evaluate.progress import Progress
 from bivallate.evaluate.score import ROBUST
 from bivallate.evaluate.verdict import judge, logits_of
+from bivallate.lower.forward import Forward
 from bivallate.lower.objective import cross_entropy, logit_margin
-from bivallate.lower.problem import Forward, LowerProblem
+from bivallate.lower.problem import LowerProblem
 from bivallate.lower.threat import ThreatModel
 from bivallate.noise import Noise
 from bivallate.types import Batch, Passes

@@ -12,9 +12,9 @@ from torch import Tensor
 from bivallate.errors import UserError, check_whole
 from bivallate.lower.apgd import APGD
 from bivallate.lower.fab import FAB, NearestPlane
-from bivallate.lower.objective import CrossEntropy, Objective, TargetedDLR, Towards, narrow, runner_up
+from bivallate.lower.objective import CrossEntropy, TargetedDLR, Towards, narrow, runner_up
 from bivallate.lower.pgd import PGD, Direction, Steepest
-from bivallate.lower.problem import LowerProblem
+from bivallate.lower.problem import LowerProblem, Objective
 from bivallate.lower.square import Square
 from bivallate.lower.start import Start, Uniform
 from bivallate.lower.stop import Iterate, Never, Rule, Stop

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,12 +11,6 @@ from bivallate.lower.problem import LowerProblem
 from bivallate.parts import part
 
 CLEAR = 1e-4  # margin, as a fraction of the largest logit, beyond which a search needs no further proof
-
-
-class Objective(Protocol):
-    """(problem, logits (B, K)) -> (B,), differentiable in the logits."""
-
-    def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor: ...
 
 
 @part

@@ -3,110 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bivallate.lower.asking import ask
+from bivallate.errors import UserError
+from bivallate.lower.forward import Forward
 from bivallate.lower.modes import frozen, own_statistics
 from bivallate.lower.second_order import twice_differentiable
 from bivallate.lower.threat import ThreatModel
 from bivallate.noise import Noise
-from bivallate.types import Batch, Clock, Passes
-
-if TYPE_CHECKING:
-    from bivallate.lower.objective import Objective
+from bivallate.types import Batch, Clock
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What a loss may know of the lower problem at whose solution it is asked (GradAlign draws there).
+class Objective(Protocol):
+    """(problem, logits (B, K)) -> (B,), differentiable in the logits."""
 
-    Attributes:
-        x: (B, C, H, W) the problem's clean points: a loss that is asked about others must not use the rest.
-        threat, noise: the problem's.
-        clean_grad: (B, C, H, W) d objective / d delta at delta = 0, where the attack began there and so has
-            paid for it. objective, training: whose gradient that is, and the network's mode.
-        coupled: whether the loss's gradient by the perturbation goes on to theta.
-    """
-
-    x: Tensor
-    threat: ThreatModel
-    noise: Noise
-    objective: Objective
-    clean_grad: Tensor | None = None
-    training: bool = False
-    coupled: bool = False
-
-
-class Forward:
-    """The network as solvers, couplings and losses call it: counts passes and never pays one twice.
-
-    A forward pass counts when it is made, a backward pass whenever a gradient arrives at the logits of one.
-    Parts add only what does not pass there: the second-order half of a double backward, and tangents.
-
-    A model that asks for mixed precision (`autocast_dtype`) has it, but for passes whose gradient by the
-    image is used with its size, which rounding takes away where the loss is flat.
-
-    Attributes:
-        model: the network, or any callable from (B, C, H, W) to (B, K).
-        passes: the count, shared by everything that happens in one step.
-        setting: of the lower problem that has been solved, for losses that ask; None before.
-    """
-
-    def __init__(
-        self,
-        model: Callable[[Tensor], Tensor],
-        passes: Passes | None = None,
-        setting: Setting | None = None,
-    ) -> None:
-        self.model = model
-        self.passes = passes if passes is not None else Passes()
-        self.setting = setting
-        self._kept: tuple[Tensor, Tensor] | None = None
-
-    def __call__(self, x: Tensor, *, exact: bool = False) -> Tensor:
-        """Logits in float32 or better; a pass that was kept for this very tensor is handed out once, then
-        forgotten. exact: without mixed precision, as every pass that a coupling's gradient goes through."""
-        if self._kept is not None and self._kept[0] is x:
-            logits, self._kept = self._kept[1], None
-            return logits
-        self.passes.forward += len(x)
-        exact = exact or (self.setting is not None and self.setting.coupled and x.requires_grad)
-        dtype = None if exact else getattr(self.model, "autocast_dtype", None)
-        with torch.autocast(x.device.type, dtype) if dtype is not None else nullcontext():
-            logits = ask(self.model, x)
-        if logits.requires_grad:
-            rows, passes = len(x), self.passes
-
-            def arrived(_: Tensor) -> None:
-                passes.backward += rows
-
-            logits.register_hook(arrived)
-        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-
-    def keep(self, x: Tensor, logits: Tensor) -> None:
-        """Remember logits for x: the next call with this very tensor returns them."""
-        self._kept = (x, logits)
-
-    def rename(self, old: Tensor, new: Tensor) -> None:
-        """Logits kept for `old` are from now on those of `new`."""
-        if self._kept is not None and self._kept[0] is old:
-            self._kept = (new, self._kept[1])
-
-    @property
-    def module(self) -> nn.Module:
-        """The network as a module, for parts that need its parameters."""
-        if not isinstance(self.model, nn.Module):
-            raise TypeError(f"this part needs an nn.Module with parameters, got {type(self.model).__name__}")
-        return self.model
-
-    def of(self, model: Callable[[Tensor], Tensor]) -> Forward:
-        """Another network whose passes go to the same count (virtual parameters, a perturbed copy)."""
-        return Forward(model, self.passes, self.setting)
+    def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -121,11 +37,16 @@ class Graph:
 class LowerProblem:
     """max over delta in C(x) of objective(theta, delta; x, y): one independent problem per example.
 
+    The upper level is asked about the same problem: a loss is (problem, x_adv) -> Terms.
+
     Attributes:
         forward: the network, counted. batch, x, y, clock, threat, objective: what the problem is made of.
         noise: the draws of these rows at this moment.
-        share: whether the upper loss will ask for logits at exactly x + delta, once, so that a coupling may
-            make that pass for it.
+        share: whether the loss will ask for `logits_at_solution`, once and before any other pass, so that a
+            coupling may make that pass for it.
+        regularised: whether regularisers of the anchor have a say. Not on a second data stream, nor where the
+            anchor has no weight.
+        coupled: whether the gradient of the loss by x_adv goes on to theta; see `adversarial`.
         log: numbers that parts report about themselves, for the run's record.
     """
 
@@ -138,17 +59,19 @@ class LowerProblem:
         clock: Clock | None = None,
         noise: Noise | None = None,
         share: bool = False,
+        regularised: bool = True,
     ) -> None:
-        self.share = share
+        self.share, self.regularised = share, regularised
         self.forward = model if isinstance(model, Forward) else Forward(model)
         self.batch, self.x, self.y = batch, batch.x, batch.y
         self.objective, self.threat = objective, threat
         self.clock = clock = clock or Clock()
         self.noise = noise or Noise(clock.seed, batch.index, clock.epoch, clock.replay)
+        self.coupled = False
         self.log: dict[str, float] = {}
         self._clean: Tensor | None = None
-        self._clean_grad: Tensor | None = None
-        self._trained = False
+        self._at_zero: tuple[Tensor, bool] | None = None
+        self._at_solution: Tensor | None = None
 
     @property
     def clean_logits(self) -> Tensor:
@@ -166,7 +89,13 @@ class LowerProblem:
 
     def began_at_zero(self, grad: Tensor) -> None:
         """Keeps the gradient at delta = 0 for losses that need it again."""
-        self._clean_grad, self._trained = grad, getattr(self.forward.model, "training", False)
+        self._at_zero = grad, bool(getattr(self.forward.model, "training", False))
+
+    def gradient_at_zero(self, training: bool) -> Tensor | None:
+        """(B, C, H, W) d objective / d delta at delta = 0, if the attack has taken it in this mode of the
+        network."""
+        grad, mode = self._at_zero or (None, training)
+        return grad if mode == training else None
 
     def project(self, delta: Tensor) -> Tensor:
         """The nearest point of C(x)."""
@@ -219,19 +148,39 @@ class LowerProblem:
         return product
 
     def adversarial(self, delta: Tensor) -> Tensor:
-        """x + delta, recognised by `forward` if a coupling has already made the pass there."""
-        mode = self._clean_grad, self._trained
-        coupled = delta.requires_grad and not delta.is_leaf  # a leaf is read by its solver alone
-        self.forward.setting = Setting(self.x, self.threat, self.noise, self.objective, *mode, coupled)
-        x_adv = self.x + delta
-        self.forward.rename(delta, x_adv)
-        return x_adv
+        """x + delta, which the upper level is about.
+
+        Where delta brings a gradient to theta, every pass there is exact; a leaf is read by its solver alone.
+        """
+        self.coupled = delta.requires_grad and not delta.is_leaf
+        return self.x + delta
+
+    def logits(self, x: Tensor, *, exact: bool = False) -> Tensor:
+        """(B, K) logits at any points, with graph, in the network's present mode. Cost: one forward."""
+        return self.forward(x, exact=exact or (self.coupled and x.requires_grad))
+
+    def logits_at_solution(self, x_adv: Tensor) -> Tensor:
+        """The same at the attacked points, for losses that declare `reuses_forward`: a pass that the coupling
+        has made there is handed out, once."""
+        made, self._at_solution = self._at_solution, None
+        return self.logits(x_adv) if made is None else made
+
+    def hand_on(self, logits: Tensor) -> None:
+        """Logits at the solution that a coupling has made, and that carry its gradient, for the loss."""
+        self._at_solution = logits
+
+    def check_handed_on(self) -> None:
+        """Raises UserError if the loss has left the coupling's pass, and so its gradient, behind."""
+        if self._at_solution is not None:
+            raise UserError(
+                "the loss declares reuses_forward and made its own pass at x_adv, so that the coupling's "
+                "gradient is lost: let it ask problem.logits_at_solution(x_adv), or set reuses_forward=False"
+            )
 
     def but(self, objective: Objective | None = None, threat: ThreatModel | None = None) -> LowerProblem:
         """The same problem with another objective or constraint set; passes are counted together."""
-        objective, threat = objective or self.objective, threat or self.threat
-        other = LowerProblem(self.forward, self.batch, objective, threat, self.clock, self.noise)
-        other._clean, other.log = self._clean, self.log
+        other = self._copy(objective=objective or self.objective, threat=threat or self.threat)
+        other._clean = self._clean
         return other
 
     def select(self, rows: Tensor) -> LowerProblem:
@@ -239,8 +188,34 @@ class LowerProblem:
         b = self.batch
         view = b.view[rows] if b.view is not None else None
         batch = Batch(b.x[rows], b.y[rows], b.index[rows], view)
-        noise = replace(self.noise, index=self.noise.index[rows])
-        other = LowerProblem(self.forward, batch, self.objective, self.threat, self.clock, noise)
+        other = self._copy(batch=batch, noise=replace(self.noise, index=self.noise.index[rows]))
         other._clean = None if self._clean is None else self._clean[rows]
-        other.log = self.log
+        return other
+
+    def at(self, parameters: dict[str, Tensor]) -> LowerProblem:
+        """The same problem with some of the network's parameters and buffers replaced."""
+        return self._copy(model=self.forward.at(parameters))
+
+    def unregularised(self) -> LowerProblem:
+        """The same problem, for a loss whose anchor has no weight."""
+        return self._copy(regularised=False)
+
+    def of_second_stream(self, batch: Batch, noise: Noise) -> LowerProblem:
+        """The same question about a minibatch of the second data stream, with draws and a log of its own."""
+        other = self._copy(batch=batch, noise=noise, regularised=False)
+        other.coupled, other.log = False, {}
+        return other
+
+    def _copy(self, **changes: Any) -> LowerProblem:
+        given: dict[str, Any] = {
+            "model": self.forward,
+            "batch": self.batch,
+            "objective": self.objective,
+            "threat": self.threat,
+            "clock": self.clock,
+            "noise": self.noise,
+            "regularised": self.regularised,
+        }
+        other = LowerProblem(**(given | changes))
+        other.coupled, other.log = self.coupled, self.log
         return other

@@ -7,8 +7,8 @@ from dataclasses import field
 import torch
 from torch import Tensor
 
-from bivallate.lower.objective import Objective, cross_entropy
-from bivallate.lower.problem import LowerProblem
+from bivallate.lower.objective import cross_entropy
+from bivallate.lower.problem import LowerProblem, Objective
 from bivallate.parts import part
 from bivallate.types import probability_margin
 

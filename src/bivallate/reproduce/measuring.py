@@ -20,10 +20,11 @@ from bivallate.evaluate.statistics import wilson
 from bivallate.files import write_json
 from bivallate.lower.apgd import APGD
 from bivallate.lower.fab import FAB
+from bivallate.lower.forward import Forward
 from bivallate.lower.modes import evaluating, frozen
 from bivallate.lower.objective import cross_entropy
 from bivallate.lower.pgd import PGD
-from bivallate.lower.problem import Forward, LowerProblem
+from bivallate.lower.problem import LowerProblem
 from bivallate.lower.square import Square
 from bivallate.lower.stop import fosc
 from bivallate.lower.threat import ThreatModel, threat

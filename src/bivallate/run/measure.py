@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from bivallate.data import Split
 from bivallate.lower.asking import ask
+from bivallate.lower.forward import Forward
 from bivallate.lower.modes import evaluating
 from bivallate.lower.objective import cross_entropy
 from bivallate.lower.pgd import PGD
-from bivallate.lower.problem import Forward, LowerProblem
+from bivallate.lower.problem import LowerProblem
 from bivallate.lower.threat import L2, Linf
 from bivallate.noise import Noise
 from bivallate.types import Batch, Clock, Passes, probability_margin

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from bivallate import collective
 from bivallate.errors import UserError
-from bivallate.lower.elsewhere import Elsewhere
 from bivallate.lower.modes import posed
-from bivallate.lower.problem import Forward
+from bivallate.lower.problem import LowerProblem
 from bivallate.parts import part
 from bivallate.types import Terms
 from bivallate.upper.loss import Loss
@@ -67,28 +66,21 @@ class AWP:
         if check is not None:
             check(method)
 
-    def __call__(self, model: Forward, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
-        if self.gamma == 0 or not self._on(model):
-            return self.loss(model, x, x_adv, y)
-        v = self._perturbation(model, x, x_adv.detach(), y)
-        parameters = dict(model.module.named_parameters())
+    def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
+        if self.gamma == 0 or problem.clock.epoch < self.warm_up:
+            return self.loss(problem, x_adv)
+        v = self._perturbation(problem, x_adv.detach())
+        parameters = dict(problem.forward.module.named_parameters())
         moved = {n: parameters[n] + v_l for n, v_l in v.items()}
-        terms = self.loss(model.of(Elsewhere(model.module, moved)), x, x_adv, y)
+        terms = self.loss(problem.at(moved), x_adv)
         if self.decay == 0:
             return terms
         pull = self.decay * torch.stack([(parameters[n] * v_l).sum() for n, v_l in v.items()]).sum()
         return Terms(terms.robust, terms.anchor + (pull - pull.detach()), terms.logits)
 
-    def _on(self, model: Forward) -> bool:
-        if self.warm_up == 0:
-            return True
-        if model.setting is None:
-            raise UserError("AWP with a warm-up must know the epoch: call it by bivallate.train_step")
-        return model.setting.noise.epoch >= self.warm_up
-
-    def _perturbation(self, model: Forward, x: Tensor, x_adv: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def _perturbation(self, problem: LowerProblem, x_adv: Tensor) -> dict[str, Tensor]:
         """v for every weight tensor, without graph."""
-        module = model.module
+        module = problem.forward.module
         theta = {
             n: p.detach().requires_grad_()
             for n, p in module.named_parameters()
@@ -96,8 +88,8 @@ class AWP:
         }
         buffers = {n: b.clone() for n, b in module.named_buffers()}
         with torch.enable_grad(), posed(module, training=True, track=False, dropout=True):
-            terms = self.loss(model.of(Elsewhere(module, {**theta, **buffers})), x, x_adv, y)
-            climbed = (terms.robust + terms.anchor).sum() / collective.count(len(y), y.device)
+            terms = self.loss(problem.at({**theta, **buffers}), x_adv)
+            climbed = (terms.robust + terms.anchor).sum() / collective.count(len(x_adv), x_adv.device)
             grads = torch.autograd.grad(climbed, list(theta.values()), materialize_grads=True)
         steps = dict(zip(theta, (collective.total(g) for g in grads), strict=True))
         return {

@@ -11,21 +11,21 @@ from torch import Tensor
 
 from bivallate.errors import check_range
 from bivallate.lower.objective import kl
-from bivallate.lower.problem import Forward
+from bivallate.lower.problem import LowerProblem
 from bivallate.parts import part
 from bivallate.types import Terms
 
 
 class Loss(Protocol):
-    """(model, x, x_adv, y) -> Terms.
+    """(problem, x_adv) -> Terms, x_adv (B, C, H, W) the attacked points of the problem.
 
-    `reuses_forward` promises to call the model exactly once, first, and on `x_adv` itself, so that a coupling
-    may have made that pass already.
+    `reuses_forward` promises that the loss makes one pass, `problem.logits_at_solution(x_adv)`, so that a
+    coupling may have made it already.
     """
 
     reuses_forward: ClassVar[bool]
 
-    def __call__(self, model: Forward, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms: ...
+    def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms: ...
 
 
 @part
@@ -42,8 +42,8 @@ class Adversarial:
     def __post_init__(self) -> None:
         check_range("label smoothing", self.smoothing, 0, 1)
 
-    def __call__(self, model: Forward, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
-        logits = model(x_adv)
+    def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
+        logits, y = problem.logits_at_solution(x_adv), problem.y
         robust = F.cross_entropy(logits, y, reduction="none", label_smoothing=self.smoothing)
         return Terms(robust, torch.zeros_like(robust), logits)
 
@@ -65,9 +65,9 @@ class Trades:
         check_range("beta", self.beta, 0)
         check_range("label smoothing", self.smoothing, 0, 1)
 
-    def __call__(self, model: Forward, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
-        clean, logits = model(x), model(x_adv)
-        anchor = F.cross_entropy(clean, y, reduction="none", label_smoothing=self.smoothing)
+    def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
+        clean, logits = problem.logits(problem.x), problem.logits(x_adv)
+        anchor = F.cross_entropy(clean, problem.y, reduction="none", label_smoothing=self.smoothing)
         return Terms(self.beta * kl(clean, logits), anchor, logits)
 
 
@@ -97,8 +97,8 @@ class Mart:
         check_range("beta", self.beta, 0)
         check_range("label smoothing", self.smoothing, 0, 1)
 
-    def __call__(self, model: Forward, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
-        clean, logits = model(x), model(x_adv)
+    def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
+        clean, logits, y = problem.logits(problem.x), problem.logits(x_adv), problem.y
         log_p, q = clean.log_softmax(1), logits.softmax(1)
         robust = F.cross_entropy(logits, y, reduction="none", label_smoothing=self.smoothing)
         if self.boosted:

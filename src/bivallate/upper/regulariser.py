@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from bivallate import collective
 from bivallate.errors import UserError
 from bivallate.lower.modes import attacking, frozen
 from bivallate.lower.objective import CrossEntropy
-from bivallate.lower.problem import Forward, Setting
+from bivallate.lower.problem import LowerProblem
 from bivallate.lower.second_order import twice_differentiable
 from bivallate.lower.threat import Linf
 from bivallate.parts import part
@@ -71,38 +71,32 @@ class GradAlign:
         if self.coefficient is not None and not self.coefficient >= 0:
             raise UserError(f"GradAlign's coefficient must be at least 0, got {self.coefficient!r}")
 
-    def __call__(self, model: Forward, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
-        terms = self.base(model, x, x_adv, y)
-        setting = model.setting
-        if setting is None:
-            raise UserError(
-                "GradAlign draws its noise from the training step: call it by bivallate.train_step"
-            )
-        if setting.x is not x:
+    def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
+        terms = self.base(problem, x_adv)
+        if not problem.regularised:
             return terms
         coefficient = self.coefficient
         if coefficient is None:
-            coefficient = grad_align_coefficient(setting.threat.eps)
-        cos, kept = self._alignment(model, setting, x, y)
+            coefficient = grad_align_coefficient(problem.threat.eps)
+        cos, kept = self._alignment(problem)
         rows = collective.total(kept.to(cos.dtype).sum())
-        share = collective.count(len(y)) / rows.clamp(min=1)
+        share = collective.count(len(kept)) / rows.clamp(min=1)
         anchor = terms.anchor + coefficient * share * torch.where(kept, 1 - cos, 0)
         return Terms(terms.robust, anchor, terms.logits)
 
-    def _alignment(self, model: Forward, setting: Setting, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _alignment(self, problem: LowerProblem) -> tuple[Tensor, Tensor]:
         """(B,) cosine of the two gradients, with graph, and (B,) bool, where both are non-zero."""
-        network = model.model
-        eta = setting.threat.random(setting.noise, x, "eta")
-        module = network if isinstance(network, nn.Module) else None
-        still = attacking(module, "train" if module.training else "eval") if module else nullcontext()
-        with still:
-            g0 = setting.clean_grad
-            same = module is not None and setting.training == module.training
-            if g0 is None or not (same and self.detach and isinstance(setting.objective, CrossEntropy)):
-                with frozen(network) if self.detach else nullcontext():
-                    g0 = _input_gradient(model, x, y, graph=not self.detach)
-            g1 = _input_gradient(model, x + eta, y, graph=True)
-        model.passes.backward += (1 if self.detach else 2) * len(y)  # second-order halves, of g1 (and g0)
+        x, module = problem.x, problem.forward.module
+        eta = problem.threat.random(problem.noise, x, "eta")
+        paid = self.detach and isinstance(problem.objective, CrossEntropy)
+        g0 = problem.gradient_at_zero(module.training) if paid else None
+        with attacking(module, "train" if module.training else "eval"):
+            if g0 is None:
+                with frozen(module) if self.detach else nullcontext():
+                    g0 = _input_gradient(problem, x, graph=not self.detach)
+            g1 = _input_gradient(problem, x + eta, graph=True)
+        # second-order halves, of g1 (and g0)
+        problem.forward.passes.backward += (1 if self.detach else 2) * len(x)
         a, b = g0.flatten(1), g1.flatten(1)
         kept = (a.detach().norm(dim=1) > 0) & (b.detach().norm(dim=1) > 0)
         # a zero row would give its norm's derivative 0/0, so it is replaced before, not masked afterwards
@@ -110,11 +104,11 @@ class GradAlign:
         return (a / a.norm(dim=1, keepdim=True) * (b / b.norm(dim=1, keepdim=True))).sum(1), kept
 
 
-def _input_gradient(model: Forward, x: Tensor, y: Tensor, *, graph: bool) -> Tensor:
+def _input_gradient(problem: LowerProblem, x: Tensor, *, graph: bool) -> Tensor:
     """(B, C, H, W) d CE_i / dx_i."""
     point = x.detach().requires_grad_()
     with twice_differentiable() if graph else nullcontext():
-        loss = F.cross_entropy(model(point, exact=True), y, reduction="sum")
+        loss = F.cross_entropy(problem.logits(point, exact=True), problem.y, reduction="sum")
     return torch.autograd.grad(loss, point, create_graph=graph)[0]
 
 

@@ -13,7 +13,7 @@ from scipy.stats import gaussian_kde
 from torch import nn
 
 from bivallate.errors import UserError
-from bivallate.lower.problem import Forward, LowerProblem
+from bivallate.lower.problem import LowerProblem
 from bivallate.lower.stop import Form, fosc
 from bivallate.method import BoundMethod
 from bivallate.reports.diagnostics.drawn import Drawn
@@ -100,7 +100,7 @@ def stationarity(
     solver, objective = attacker(method)
     with looked_at(model) as device:
         for batch in sample(data, n, seed).batches(device, SIZE):
-            problem = LowerProblem(Forward(model), batch, objective, method.threat, clock)
+            problem = LowerProblem(model, batch, objective, method.threat, clock)
             delta = solver.solve(problem).delta.detach()
             if bool((method.threat.size(delta) > (1 + 1e-4) * method.threat.eps).any()):
                 raise UserError("FOSC is of the ball of radius eps, which this method's attack leaves")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bivallate.evaluate.points import points, select
 from bivallate.lower.modes import evaluating, frozen
 from bivallate.lower.objective import cross_entropy
-from bivallate.lower.problem import Forward, LowerProblem
+from bivallate.lower.problem import LowerProblem
 from bivallate.lower.threat import ThreatModel
 from bivallate.noise import Noise
 from bivallate.types import Batch, Clock
@@ -57,4 +57,4 @@ def problem_of(
 ) -> LowerProblem:
     """max over delta in C(x) of the cross-entropy, with noise of a diagnostic's own."""
     noise = Noise(seed, batch.index, turn=-7)
-    return LowerProblem(Forward(model), batch, cross_entropy, threat, Clock(seed=seed), noise)
+    return LowerProblem(model, batch, cross_entropy, threat, Clock(seed=seed), noise)

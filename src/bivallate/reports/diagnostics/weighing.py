@@ -13,7 +13,7 @@ from bivallate.errors import UserError
 from bivallate.evidence import gather
 from bivallate.lower.objective import cross_entropy
 from bivallate.lower.pgd import PGD
-from bivallate.lower.problem import Forward, LowerProblem
+from bivallate.lower.problem import LowerProblem
 from bivallate.method import BoundMethod
 from bivallate.reports.diagnostics.sample import looked_at, sample
 from bivallate.types import Clock
@@ -59,12 +59,11 @@ def weigh(
     solver, objective = attacker(method)
     with looked_at(model) as device:
         for batch in chosen.batches(device, SIZE):
-            forward = Forward(model)
-            problem = LowerProblem(forward, batch, objective, method.threat, clock)
+            problem = LowerProblem(model, batch, objective, method.threat, clock)
             solution = solver.solve(problem)
             with torch.no_grad():
-                terms = method.loss(forward, batch.x, problem.adversarial(solution.delta), batch.y)
-                evidence = gather(forward, terms, solution, batch, clock)
+                terms = method.loss(problem, problem.adversarial(solution.delta))
+                evidence = gather(problem, terms, solution)
                 weights = _weights(method, evidence)
                 clean, moved = evidence.clean_logits.softmax(1), terms.logits.softmax(1)
             columns.append((weights.float().cpu(), clean.cpu(), moved.cpu(), evidence.margin.cpu()))

@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class Functional:
     """(B, C, H, W) -> (B, K): the module, in its own mode and precision, with some parameters and buffers
     replaced.
 
