@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bivallate import data, methods
-from bivallate.evaluate import evaluate, evaluation_name
+from bivallate.evaluate import Identity, evaluate
 from bivallate.files import write_json
 from bivallate.lower.threat import Linf
 from bivallate.method import Method
@@ -79,7 +80,9 @@ def _measured(method: Method, folder: Path, history: list[dict[str, Any]], datas
     """One row of the table: the weights that were best on held-out data, on the test set."""
     scores = {w: evaluate(load(folder, w), dataset.test, method.threat, ATTACK) for w in ("best", "last")}
     for weights, score in scores.items():
-        score.save(folder / "evaluation" / evaluation_name(weights, method.threat, ATTACK, 0))
+        identity = Identity(weights=weights)
+        name = identity.file_name(method.threat, ATTACK, 0)
+        replace(score, identity=identity).save(folder / "evaluation" / name)
     score = scores["best"]
     best = max(history, key=lambda line: line["robust"])
     return {

@@ -226,11 +226,15 @@ def test_no_name_of_a_data_set_passes_for_the_runs_own_data(runs, capsys, name):
     folder = runs / "at-0" / "evaluation"
     (own,) = folder.glob("*fgsm*")
     score = Score.load(own)
-    for points in ("", "n2"):
-        score.save(folder / evaluation_name("best", score.threat, "fgsm", 0, points, name))
+    assert score.identity is not None
+    for n in (None, 2):
+        other = replace(score, identity=replace(score.identity, data=name, n=n))
+        other.save(folder / other.identity.file_name(score.threat, "fgsm", 0))
+        earlier = replace(score, identity=None)  # as files were that said it in their names alone
+        earlier.save(folder / evaluation_name("best", score.threat, "fgsm", 1, f"n{n}" if n else "", name))
     found = {e.path.name: e.data for e in collect([runs / "at-0"])[0].evaluations}
-    assert len(found) == 4
-    assert sorted(found.values()) == ["", "", name, name]
+    assert len(found) == 6
+    assert sorted(found.values()) == ["", "", name, name, name, name]
 
 
 def test_a_radius_may_be_rounded(runs, capsys):
@@ -331,7 +335,11 @@ def test_evaluations_on_another_data_set_take_no_part(runs, capsys):
     for name in NAMES:
         folder = runs / name / "evaluation"
         for file in list(folder.glob("*fgsm*")):
-            shutil.copy(file, folder / file.name.replace("-seed0", "-seed0-usps"))
+            score = Score.load(file)
+            assert score.identity is not None
+            elsewhere = replace(score.identity, data="usps")
+            replace(score, identity=elsewhere).save(folder / f"usps-{file.name}")
+            replace(score, identity=None).save(folder / file.name.replace("-seed0", "-seed0-usps"))
     assert as_json(capsys, *paths(runs)) == before
 
 

@@ -106,7 +106,7 @@ def test_transfer_is_kept_as_an_evaluation_of_its_own(runs, capsys):
     data = as_json(capsys, "transfer", first, "--from", second, "--attack", "pgd-3", "--n", "60")
     attack = data["attack"]
     assert attack.startswith("transfer-pgd-3-from-plain_")
-    assert list(data["parts"]) == ["clean", "plain"]
+    assert list(data["stages"]) == ["clean", "plain"]
     white = as_json(capsys, "evaluate", first, "--attack", "pgd-3", "--n", "60")
     assert data["robust_accuracy"] >= white["robust_accuracy"]
     assert run(["transfer", first, "--from", second, "--attack", "pgd-3", "--n", "60"]) == 0

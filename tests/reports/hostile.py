@@ -80,7 +80,7 @@ def poisoned(run: Path, place: Path, text: str) -> Path:
     (copy / "config.toml").write_text(settings, encoding="utf-8")
     (old,) = (copy / "evaluation").glob("*.json")
     score = json.loads(old.read_text(encoding="utf-8"))
-    score["attack"], score["part_names"], score["warnings"] = text, [text], [text]
+    score["attack"], score["stage_names"], score["warnings"] = text, [text], [text]
     (copy / "evaluation" / old.name).write_text(json.dumps(score), encoding="utf-8")
     write_audit(copy, text, verdict=text)
     lines = [json.loads(line) for line in (copy / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from bivallate.evaluate.naming import Identity
 from bivallate.files import write_json
 
 __all__ = ["VERDICTS", "Audit", "Check", "Moment"]
@@ -80,7 +81,7 @@ class Audit:
         clean, worst: accuracy before any attack, and after all of them together; with 95 % intervals.
         claimed: the accuracy under attack that is held against `worst`, and where it comes from.
         n, seed, threat, classes: of the points and radii. plan: what was going to be spent. passes, seconds:
-            what was.
+            what was. identity: which run's weights and split; None for a model that is of no run.
     """
 
     checks: tuple[Check, ...]
@@ -100,6 +101,7 @@ class Audit:
     data_fingerprint: str
     model_fingerprint: str
     classes: int = 0
+    identity: Identity | None = None
 
     def __repr__(self) -> str:
         low, high = self.worst_interval_95

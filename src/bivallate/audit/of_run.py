@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,10 @@ from bivallate.audit.auditing import audit as examine
 from bivallate.audit.check import Audit, Moment
 from bivallate.audit.plan import FEWEST
 from bivallate.errors import UserError
-from bivallate.evaluate import evaluation_name
 from bivallate.evaluate.compare import same_threat
 from bivallate.evaluate.watching import watched
 from bivallate.lower.threat import ThreatModel
-from bivallate.reports.collect import STALE, evaluation, fingerprints
+from bivallate.reports.stored import STALE, Fit, read_evaluation
 from bivallate.reports.strength import strongest_first
 from bivallate.run.examined import Examined
 from bivallate.run.folder import RunFolder
@@ -28,7 +28,7 @@ MINUTES = 10.0  # that an audit of a run may take
 
 def audit_file(examined: Examined, seed: int) -> Path:
     """Where a run keeps an audit."""
-    return examined.path / "audit" / evaluation_name(examined.label, examined.threat, "audit", seed)
+    return examined.path / "audit" / examined.identity().file_name(examined.threat, "audit", seed)
 
 
 def audit_of(
@@ -54,7 +54,8 @@ def audit_of(
     device = next(iter(examined.model.parameters())).device
     others = [load_run(other, "last", factory).to(device) for other in against]
     options |= {"surrogates": others, "claimed": claimed, "claim": claim, "history": folder.read_metrics()}
-    return examine(examined.model, examined.points, examined.threat, **options)
+    result = examine(examined.model, examined.points, examined.threat, **options)
+    return replace(result, identity=examined.identity())
 
 
 def audit(
@@ -117,22 +118,23 @@ def kept_claim(folder: Path, weights: str, threat: Any, points: int) -> tuple[fl
     points than an audit wants. A file that cannot be read, or is of weights that have changed since, is no
     claim.
     """
-    found, prints = [], fingerprints(folder.parent)
-    for path in sorted(folder.glob(f"{weights}-{type(threat).__name__.lower()}-*.json")):
+    found, fit = [], Fit.of(folder.parent)
+    for path in sorted(folder.glob("*.json")):
         try:
-            kept = evaluation(path, prints)
+            kept = read_evaluation(path, fit)
         except UserError as error:
             say(f"warning: {error}", beside=True)
             continue
-        if kept is None or (kept.split, kept.data) != ("test", ""):
-            continue
-        if kept.stale:
-            say(f"warning: {path} is no claim: {STALE}", beside=True)
+        if kept is None or (kept.weights, kept.split, kept.data) != (weights, "test", ""):
             continue
         score = kept.score
         direct = score.attack != "clean" and not score.attack.startswith("transfer")
-        if direct and same_threat(score.threat, threat) and score.n >= min(FEWEST, points):
-            found.append(kept)
+        if not (direct and same_threat(score.threat, threat) and score.n >= min(FEWEST, points)):
+            continue
+        if kept.stale or kept.foreign:
+            say(f"warning: {path} is no claim: {kept.foreign or STALE}", beside=True)
+            continue
+        found.append(kept)
     if not found:
         return None, ""
     score = found[strongest_first([[e] for e in found])[0]].score

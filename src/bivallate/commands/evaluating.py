@@ -103,7 +103,7 @@ def evaluate(
         looked = _look(examined, preflight, quiet)
         for name in attacks:
             label = f"{run} {name}" if several else ""
-            default = examined.file(name, source.seed, subset.name())
+            default = examined.file(name, source.seed, subset.n, subset.first)
             asked = out / f"{run.name}-{default.name}" if out and several else out
             place = place_of(default, asked) if arch is None or out else None
             try:

@@ -58,12 +58,6 @@ class Subset:
     n: int | None = None
     first: int | None = None
 
-    def name(self) -> str:
-        """For a file's name; empty for all points."""
-        from bivallate.run.examined import subset_name
-
-        return subset_name(self.n, self.first)
-
 
 @Parameter(name="*")
 @dataclass(frozen=True)

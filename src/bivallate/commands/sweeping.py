@@ -65,7 +65,7 @@ def curve(
     json
         print the data as JSON instead of a table.
     """
-    from bivallate.evaluate import eps_curve, evaluation_name, parse
+    from bivallate.evaluate import Identity, eps_curve, parse
     from bivallate.evaluate.sweeps import curve_file
     from bivallate.lower.threat import threat as make
     from bivallate.reports.diagnostics.drawn import stem_of
@@ -79,7 +79,8 @@ def curve(
     options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}
     curves, stem = {}, stem_of(out or runs[0] / "diagnosis" / f"curve-{kind}-{file_name(name)}")
     place = place_of(stem.with_name(f"{stem.name}.json"), out and stem.with_name(f"{stem.name}.json"))
-    named = evaluation_name(source.weights, make(kind, 0.0), name, source.seed, subset.name())
+    points = Identity(weights=source.weights, n=subset.n, first=subset.first)
+    named = points.file_name(make(kind, 0.0), name, source.seed)
     begun: list[Path] = []
     try:
         for run, (label, model) in zip(runs, subjects.models.items(), strict=True):

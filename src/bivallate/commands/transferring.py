@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ from bivallate.commands.evaluating import percent, show
 from bivallate.commands.keeping import keeping, place_of
 from bivallate.commands.options import Flag, Machine, Source, Subset, threat_of
 from bivallate.errors import UserError
+from bivallate.evaluate.compare import same_threat
 from bivallate.evaluate.pairs import LEVEL, p_value
 from bivallate.terminal import say, say_json
 
@@ -57,8 +58,9 @@ def transfer(
         print the result as JSON instead of a table.
     """
     from bivallate.commands.subjects import Subjects
-    from bivallate.evaluate import evaluation_name, parse
+    from bivallate.evaluate import Identity, parse
     from bivallate.evaluate import transfer as judged
+    from bivallate.reports.stored import Fit, read_evaluations
     from bivallate.run.folder import RunFolder
 
     chosen = parse(attack)
@@ -70,26 +72,37 @@ def transfer(
     threat = threat_of(subjects.threats[0], norm, eps)
     options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}
 
+    fit = Fit.of(folder.path)
+    identity = Identity(fit.run, source.weights, n=subset.n, first=subset.first)
+
     def place(attack: str) -> Path:
-        name = evaluation_name(source.weights, threat, attack, source.seed, subset.name())
-        return folder.evaluation / name
+        return folder.evaluation / identity.file_name(threat, attack, source.seed)
 
     writable = place_of(place(f"transfer-{chosen.name}"), out) is not None
     score = judged(model, dict(others), subjects.points, threat, chosen, **options)
+    score = replace(score, identity=identity)
     kept = (out or place(score.attack)) if writable else None
     with keeping(kept, score.save, silent=json):
         if json:
             say_json(score.to_json())
         else:
-            _show(score, subjects, place(chosen.name))
+            known = read_evaluations(folder.evaluation, fit)
+            white = [e.score for e in known if e.score.attack == chosen.name and _comparable(e, score)]
+            _show(score, subjects, white[0] if white else None)
 
 
-def _show(score: Any, subjects: Any, white: Path) -> None:
-    from bivallate.evaluate import Score
+def _comparable(stored: Any, score: Any) -> bool:
+    """Whether a kept evaluation is of the same weights, points, threat and seed."""
+    other, present = stored.score, not (stored.stale or stored.foreign)
+    same = (other.data_fingerprint, other.model_fingerprint, other.seed)
+    own = (score.data_fingerprint, score.model_fingerprint, score.seed)
+    return present and same == own and same_threat(other.threat, score.threat)
 
+
+def _show(score: Any, subjects: Any, own: Any) -> None:
+    """The score, and what the same attack on the model itself left where that is kept."""
     show(score, list(subjects.classes))
-    if white.exists():
-        own = Score.load(white)
+    if own is not None:
         p = p_value(own, score) if score.robust_accuracy < own.robust_accuracy else None
         masked = p is not None and p < LEVEL  # a point or two more are the luck of further random starts
         say(

@@ -8,7 +8,7 @@ from bivallate.evaluate.attacks import Attack, Stage, attacks, parse
 from bivallate.evaluate.compare import Row, Spread, compare, over_seeds
 from bivallate.evaluate.crafting import Crafted, craft
 from bivallate.evaluate.evaluating import attack, evaluate
-from bivallate.evaluate.files import evaluation_name
+from bivallate.evaluate.naming import Identity, evaluation_name
 from bivallate.evaluate.predictions import Prediction, predict
 from bivallate.evaluate.progress import Progress
 from bivallate.evaluate.score import Score
@@ -18,6 +18,7 @@ from bivallate.evaluate.sweeps import eps_curve, minimal_distances, transfer
 __all__ = [
     "Attack",
     "Crafted",
+    "Identity",
     "Prediction",
     "Progress",
     "Restarts",

@@ -1,25 +1,22 @@
-"""Arrays as text, and files that are either whole or not there."""
+"""An evaluation's file: what it must hold, and arrays as text."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import math
-import re
 import zlib
-from typing import Annotated, Any, Literal, TypedDict
-from urllib.parse import quote
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bivallate.errors import UserError
-from bivallate.schema import Amount, Range, Whole
+from bivallate.schema import Amount, Count, Range, Whole
 
 MOST_CLASSES = 30_000  # whose confusions fit into memory
 
-__all__ = ["evaluation_name", "pack", "unpack"]
+__all__ = ["pack", "unpack"]
 
 
 class Packed(TypedDict):
@@ -40,6 +37,18 @@ class Columns(TypedDict):
     margin: Packed
 
 
+class Said(TypedDict):
+    """An `Identity`."""
+
+    run: str
+    weights: str
+    split: str
+    data: str
+    data_set: str
+    n: Count | None
+    first: Count | None
+
+
 class Written(TypedDict):
     """An evaluation's file, as far as it is read; the rest follows from the points."""
 
@@ -54,6 +63,7 @@ class Written(TypedDict):
     seed: Whole
     data_fingerprint: str
     model_fingerprint: str
+    identity: NotRequired[Said | None]
     warnings: list[str]
 
 
@@ -94,38 +104,3 @@ def within(n: int, **columns: Tensor) -> None:
             raise UserError(f"{name} must have one value for each of {n} points, got {list(column.shape)}")
         if bool(column.isnan().any()):
             raise UserError(f"{name} holds what is no number")
-
-
-def evaluation_name(
-    weights: str, threat: Any, attack: str, seed: int, points: str = "", data: str = ""
-) -> str:
-    """File name that no other evaluation of the same run has.
-
-    Args:
-        points: which of them (n500, first500), if not all. data: name of another set than the run's own; it
-            is quoted, so that no name of a set can be taken for a seed or for a number of points.
-
-    Long names end in a hash.
-
-    Example:
-        >>> from bivallate.lower.threat import Linf
-        >>> evaluation_name("best", Linf(8 / 255), "pgd-20", 0)
-        'best-linf-0.0313725-pgd-20-seed0.json'
-    """
-    kind = type(threat).__name__.lower()
-    attack = _short(re.sub(r"[^A-Za-z0-9._-]+", "_", attack), attack, 100)
-    other = (
-        f"on_{_short(quote(data, safe='', errors='surrogatepass').replace('-', '%2D'), data, 60)}"
-        if data
-        else ""
-    )
-    start = [weights, kind, f"{threat.eps:.6g}", attack, f"seed{seed}", other, points]
-    return "-".join(filter(None, start)) + ".json"
-
-
-def _short(name: str, full: str, limit: int) -> str:
-    """At most so many letters; where some are left out, a hash of the full name tells it from others."""
-    if len(name) <= limit:
-        return name
-    mark = hashlib.blake2b(full.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
-    return f"{name[: limit - len(mark) - 1]}_{mark}"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote
 
-__all__ = ["EARLIER", "as_now"]
+from bivallate.evaluate.naming import Identity
+
+__all__ = ["EARLIER", "as_now", "by_name"]
 
 EARLIER = "bivallate-evaluation-1"
 
@@ -72,3 +76,22 @@ _KINDS: dict[str, Callable[[Entry], Entry]] = {
     "SquareSearch": _search("Restarts"),
     "MultiTargeted": _multitargeted,
 }
+
+_NAME = re.compile(
+    r"(?P<weights>best|last|ema|epoch-\d+)(?:-(?P<split>train|validation))?-(?:linf|l2)-.+-seed\d+"
+    r"(?:-on_(?P<quoted>[^-]+)|-(?P<plain>.+?))??(?:-(?P<choice>n|first)(?P<count>\d+))?\.json"
+)
+
+
+def by_name(name: str) -> Identity | None:
+    """What the name of a file tells that holds no identity; None for the name of something else.
+
+    Earlier versions kept it nowhere else; data sets' names stand there unquoted in the oldest files.
+    """
+    match = _NAME.fullmatch(name)
+    if not match:
+        return None
+    data = unquote(match["quoted"]) if match["quoted"] else match["plain"] or ""
+    count = {match["choice"]: int(match["count"] or 0)}
+    n, first = count.get("n"), count.get("first")
+    return Identity(weights=match["weights"], split=match["split"] or "test", data=data, n=n, first=first)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bivallate.errors import UserError
 from bivallate.evaluate.files import Written, pack, unpacked, within
+from bivallate.evaluate.naming import Identity
 from bivallate.evaluate.older import EARLIER, as_now
 from bivallate.evaluate.statistics import bootstrap_tail, tail, wilson
 from bivallate.files import write_json
@@ -40,6 +41,7 @@ class Score:
         index: (n,) rows of the data. stage_names: of the attack.
         passes: forward and backward passes per example. seconds: wall time.
         warnings: what a reader should know.
+        identity: which run's weights and points these are; None for a model that is of no run.
     """
 
     attack: str
@@ -58,6 +60,7 @@ class Score:
     data_fingerprint: str
     model_fingerprint: str
     warnings: tuple[str, ...] = ()
+    identity: Identity | None = None
 
     def __repr__(self) -> str:
         low, high = self.interval_95
@@ -227,6 +230,7 @@ class Score:
             "seed": self.seed,
             "data_fingerprint": self.data_fingerprint,
             "model_fingerprint": self.model_fingerprint,
+            "identity": None if self.identity is None else self.identity.to_json(),
             "warnings": list(self.warnings),
             "points": {name: pack(column) for name, column in columns.items()},
         }
@@ -261,6 +265,7 @@ class Score:
             data_fingerprint=entry["data_fingerprint"],
             model_fingerprint=entry["model_fingerprint"],
             warnings=tuple(entry["warnings"]),
+            identity=Identity.of(entry.get("identity")),
         )
         made._whole()
         return made

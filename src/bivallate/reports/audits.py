@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bivallate.errors import UserError
+from bivallate.evaluate.files import Said
+from bivallate.evaluate.naming import Identity
+from bivallate.evaluate.older import by_name
 from bivallate.lower.threat import threat
+from bivallate.reports.stored import Fit
+from bivallate.schema import check
 
 MOST = 10_000_000  # bytes of a file that can be an audit
 
@@ -42,46 +46,54 @@ class Audited:
     path: Path
 
 
-def read_audits(run: Path, prints: Callable[[str], str | None]) -> tuple[Audited, ...]:
-    """Those in RUN/audit.
-
-    Args:
-        prints: weights -> fingerprint of the run's model with them.
+def read_audits(run: Path, fit: Fit) -> tuple[Audited, ...]:
+    """Those in RUN/audit that are of the run's own data.
 
     Raises:
         UserError: a file is damaged.
     """
-    return tuple(_read(path, prints) for path in sorted((run / "audit").glob("*-audit-*.json")))
+    found = (_read(path, fit) for path in sorted((run / "audit").glob("*.json")))
+    return tuple(audit for audit in found if audit is not None)
 
 
-def _read(path: Path, prints: Callable[[str], str | None]) -> Audited:
-    label = path.name.split("-linf-")[0].split("-l2-")[0]
-    weights, _, split = label.partition("-") if not label.startswith("epoch-") else (label, "", "")
+def _read(path: Path, fit: Fit) -> Audited | None:
+    """None for another run's, or for a file that says of nothing what it is."""
+    named = by_name(path.name)
     try:
         if path.stat().st_size > MOST:
             raise ValueError(f"it holds more than {MOST:,} bytes")
         entry = json.loads(path.read_text(encoding="utf-8"))
         low, high = (float(bound) for bound in entry["worst_interval_95"])
-        kept = str(entry["model_fingerprint"])
-        return Audited(
-            weights,
-            split or "test",
-            str(entry["verdict"]),
-            str(entry["meaning"]),
-            threat(str(entry["threat"]["kind"]), float(entry["threat"]["eps"])),
-            int(entry["n"]),
-            str(entry["plan"]["level"]),
-            float(entry["claimed"]),
-            str(entry["claim"]),
-            float(entry["worst"]),
-            (low, high),
-            tuple(
-                (str(c["name"]), str(c["finding"]), str(c["advice"]))
-                for c in entry["checks"]
-                if c["outcome"] in ("flag", "broken")
-            ),
-            prints(weights) not in (None, kept),
-            path,
+        given = entry.get("identity")
+        identity = named if given is None else Identity.of(check(Said, given, "identity"))
+        if identity is None or identity.data:
+            return None
+        stale, foreign = fit.judge(identity, str(entry["model_fingerprint"]))
+        return (
+            None
+            if foreign
+            else Audited(
+                identity.weights,
+                identity.split,
+                str(entry["verdict"]),
+                str(entry["meaning"]),
+                threat(str(entry["threat"]["kind"]), float(entry["threat"]["eps"])),
+                int(entry["n"]),
+                str(entry["plan"]["level"]),
+                float(entry["claimed"]),
+                str(entry["claim"]),
+                float(entry["worst"]),
+                (low, high),
+                tuple(
+                    (str(c["name"]), str(c["finding"]), str(c["advice"]))
+                    for c in entry["checks"]
+                    if c["outcome"] in ("flag", "broken")
+                ),
+                stale,
+                path,
+            )
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError) as error:
+        if named is None:  # somebody else's file
+            return None
         raise UserError(f"{path} is not a readable audit: {error}") from error

@@ -2,55 +2,26 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
-
-import torch
 
 from bivallate.errors import UserError
 from bivallate.evaluate import Score
 from bivallate.evaluate.compare import same_threat
-from bivallate.evaluate.points import state_fingerprint
-from bivallate.models import Classifier
-from bivallate.models.io import read_manifest, read_weights
+from bivallate.models.io import read_manifest
 from bivallate.quoting import line
 from bivallate.reports.audits import Audited, read_audits
+from bivallate.reports.stored import FOREIGN, Evaluation, Fit, read_evaluations
 from bivallate.reports.strength import strongest_first
 from bivallate.run.config import Config
 from bivallate.run.execution import Run
 from bivallate.run.folder import WEIGHTS, RunFolder
 
-STALE = "evaluated before the weights changed; evaluate again"
 NO_POINT = "no point of class"  # begins the warning of an evaluation that lacks classes
 LONG = 20  # letters of a label, beyond which what all have in common is left out
-_NAME = re.compile(
-    r"(best|last|ema|epoch-\d+)(?:-(train|validation))?-(?:linf|l2)-.+-seed\d+"
-    r"(?:-on_([^-]+)|-(.+?))??(?:-(?:n|first)\d+)?\.json$"  # the second: as names were before data was quoted
-)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One evaluation of a run.
-
-    Attributes:
-        weights: best, last, ema or epoch-N. split: test, validation or train. score: the verdicts.
-        path: its file.
-        data: another set than the run's own; empty for its own.
-        stale: the run's weights are no longer those that were attacked.
-    """
-
-    weights: str
-    split: str
-    score: Score
-    path: Path
-    data: str = ""
-    stale: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +32,7 @@ class RunRecord:
         label: a short name, unique among the runs of one report. path: the folder.
         config: resolved. history: a dictionary an epoch. evaluations: in the order of weights and cost.
         classes: names of the classes. manifest: of the model, {} without one. audits: those that it keeps.
+        strangers: evaluations in its folder that are not of this run; they take part in nothing.
     """
 
     label: str
@@ -71,6 +43,7 @@ class RunRecord:
     classes: tuple[str, ...]
     manifest: dict[str, Any]
     audits: tuple[Audited, ...]
+    strangers: tuple[Evaluation, ...] = ()
 
     @cached_property
     def strongest(self) -> Evaluation | None:
@@ -109,6 +82,11 @@ class RunRecord:
             shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
             notes.append(f"{NO_POINT} {shown}: without accuracy, and not in tail scores")
         return notes
+
+    @property
+    def left_out(self) -> list[str]:
+        """What is said of evaluations that are not of this run."""
+        return [f"{self.label}: {e.path.name} is {FOREIGN}: {e.foreign}." for e in self.strangers]
 
     @property
     def alarms(self) -> list[dict[str, Any]]:
@@ -157,54 +135,18 @@ def _read(path: Path, label: str) -> RunRecord:
     folder = RunFolder.open(path)
     config, history, manifest = Config.read(folder.config), folder.read_metrics(), path / "model.json"
     described = read_manifest(manifest) if manifest.exists() else {}
-    prints = fingerprints(path)
-    found = [evaluation(file, prints) for file in sorted(folder.evaluation.glob("*.json"))]
+    fit = Fit.of(path)
+    found = read_evaluations(folder.evaluation, fit)
     order = {name: k for k, name in enumerate(WEIGHTS)}
     known = sorted(
-        (e for e in found if e is not None),
+        (e for e in found if not e.foreign),
         key=lambda e: (order.get(e.weights, len(order)), len(e.weights), e.weights, e.split, _spent(e.score)),
     )
     names = described.get("classes") or range(known[0].score.classes if known else 0)
     classes = tuple(str(name) for name in names)
-    return RunRecord(
-        label, path, config, history, tuple(known), classes, described, read_audits(path, prints)
-    )
-
-
-def evaluation(file: Path, prints: Callable[[str], str | None] | None = None) -> Evaluation | None:
-    """What a file of a run's evaluation folder holds; None for another one's name.
-
-    Args:
-        prints: weights -> fingerprint, read from the run's folder if not given.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    match = _NAME.match(file.name)
-    if not match:
-        return None
-    score, present = Score.load(file), (prints or fingerprints(file.parent.parent))(match[1])
-    stale = present not in (None, score.model_fingerprint)
-    data = unquote(match[3]) if match[3] else match[4] or ""
-    return Evaluation(match[1], match[2] or "test", score, file, data, stale)
-
-
-def fingerprints(run: Path) -> Callable[[str], str | None]:
-    """Weights -> fingerprint of the classifier that is evaluated with them; None where the run's folder has
-    no such weights that can be read."""
-
-    @cache
-    def found(weights: str) -> str | None:
-        name = "model" if weights == "last" else weights
-        try:
-            tensors = read_weights(run / f"{name}.safetensors")
-        except UserError:  # whoever wants these weights is told; stored verdicts can be read without them
-            return None
-        if any(t.dtype in (torch.float16, torch.bfloat16) for t in tensors.values()):  # evaluated in float32
-            tensors = {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
-        return state_fingerprint(Classifier, tensors)
-
-    return found
+    strange = tuple(e for e in found if e.foreign)
+    audits = read_audits(path, fit)
+    return RunRecord(label, path, config, history, tuple(known), classes, described, audits, strange)
 
 
 def _spent(score: Score) -> float:

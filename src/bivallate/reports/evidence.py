@@ -11,9 +11,10 @@ from bivallate.errors import UserError
 from bivallate.evaluate import Score
 from bivallate.evaluate.pairs import pairs
 from bivallate.quoting import line
-from bivallate.reports.collect import Evaluation, RunRecord
+from bivallate.reports.collect import RunRecord
 from bivallate.reports.comparison.choosing import Wanted, choose
 from bivallate.reports.diagnostics.classes import confusion
+from bivallate.reports.stored import Evaluation
 from bivallate.reports.tables import CLASS, NONE, Table, percent, radius
 
 

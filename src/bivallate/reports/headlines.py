@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bivallate.evaluate import Score
-from bivallate.reports.collect import Evaluation, RunRecord
+from bivallate.reports.collect import RunRecord
+from bivallate.reports.stored import Evaluation
 from bivallate.reports.tables import percent, radius, worst_class
 
 MOST = 12  # runs, beyond which the table alone is shown

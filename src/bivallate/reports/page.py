@@ -15,10 +15,11 @@ from bivallate import quoting
 from bivallate.errors import UserError
 from bivallate.files import write_text
 from bivallate.reports import evidence, tables
-from bivallate.reports.collect import STALE, RunRecord, collect, folders
+from bivallate.reports.collect import RunRecord, collect, folders
 from bivallate.reports.comparison.notes import other_data
 from bivallate.reports.headlines import headlines
 from bivallate.reports.pictures import Beside, Images, Inline, Picture, attacked_pictures, pictures
+from bivallate.reports.stored import STALE
 from bivallate.run.execution import Run
 from bivallate.run.origin import commit
 
@@ -109,6 +110,7 @@ def _warnings(runs: Sequence[RunRecord]) -> list[str]:
             notes.append(
                 f"{run.label} has not been attacked at its training threat: bivallate evaluate {run.path}"
             )
+        notes += run.left_out
         notes += [f"{run.label}, {e.score.attack}: {STALE}." for e in run.evaluations if e.stale]
         notes += [
             f"{run.label}, {e.score.attack}: {w}" for e in run.evaluations for w in run.warnings(e.score)

@@ -9,8 +9,9 @@ from typing import Any
 from bivallate.evaluate import Score
 from bivallate.parts import encode
 from bivallate.quoting import line
-from bivallate.reports.collect import STALE, Evaluation, RunRecord
+from bivallate.reports.collect import RunRecord
 from bivallate.reports.diagnostics.classes import MANY, extremes_of
+from bivallate.reports.stored import STALE, Evaluation
 
 NONE = "-"
 CLASS = 36  # characters of a class in a cell

@@ -11,7 +11,7 @@ import torch
 
 from bivallate.data import Dataset, Split
 from bivallate.errors import UserError, unknown
-from bivallate.evaluate import Score, evaluation_name, parse
+from bivallate.evaluate import Identity, Score, parse
 from bivallate.evaluate import evaluate as score_of
 from bivallate.evaluate.preflight import Preflight, preflight
 from bivallate.evaluate.progress import Progress
@@ -19,6 +19,7 @@ from bivallate.evaluate.watching import watched
 from bivallate.lower.threat import ThreatModel
 from bivallate.method import create
 from bivallate.models import Classifier
+from bivallate.models.io import read_manifest
 from bivallate.parts import decode, encode
 from bivallate.run.config import Config
 from bivallate.run.evaluation_data import evaluation_data
@@ -28,7 +29,7 @@ from bivallate.run.session import pick_device
 from bivallate.schema import MEGABYTE, check, read_text
 from bivallate.schema import parse as parse_file
 
-__all__ = ["Examined", "evaluate", "keep", "partial_of", "split_of", "subset_name"]
+__all__ = ["Examined", "evaluate", "keep", "partial_of", "split_of"]
 
 Threat = ThreatModel | Callable[[ThreatModel], ThreatModel] | None
 
@@ -41,6 +42,7 @@ class Examined:
         path: of the run's folder. model: on its device. data, points: the set, and its split under attack.
         threat: that the points are attacked within. weights, split: whose names they go by.
         elsewhere: a word for other data than the run's own. warnings: what makes an accuracy mean less.
+        run: the run's own digits. data_set: fingerprint of the set; both empty where they are not known.
     """
 
     path: Path
@@ -52,6 +54,8 @@ class Examined:
     split: str
     elsewhere: str = ""
     warnings: tuple[str, ...] = ()
+    run: str = ""
+    data_set: str = ""
 
     @classmethod
     def of(
@@ -84,17 +88,16 @@ class Examined:
         found = evaluation_data(folder.path, config, data, by_position=by_position)
         points = split_of(found.data, split)
         network = load_run(path, weights, model).to(pick_device(str(device)))
-        where = (weights, split, found.place, found.warnings)
+        where = (weights, split, found.place, found.warnings, *_marks(folder, found.data))
         return cls(folder.path, network, found.data, points, chosen, *where)
 
-    @property
-    def label(self) -> str:
-        """Weights and split, for names of files."""
-        return self.weights if self.split == "test" else f"{self.weights}-{self.split}"
+    def identity(self, n: int | None = None, first: int | None = None) -> Identity:
+        """Of an evaluation on a random subset of n points, on the first so many, or on all."""
+        return Identity(self.run, self.weights, self.split, self.elsewhere, self.data_set, n, first)
 
-    def file(self, attack: str, seed: int, points: str = "") -> Path:
-        """Where the run keeps an evaluation; `points`: which of them, for the name."""
-        name = evaluation_name(self.label, self.threat, attack, seed, points, self.elsewhere)
+    def file(self, attack: str, seed: int, n: int | None = None, first: int | None = None) -> Path:
+        """Where the run keeps an evaluation."""
+        name = self.identity(n, first).file_name(self.threat, attack, seed)
         return RunFolder(self.path).evaluation / name
 
     def look_over(self) -> Preflight:
@@ -113,7 +116,15 @@ class Examined:
         resume = None if file is None else partial_of(file)
         score = score_of(self.model, self.points, self.threat, attack, resume=resume, **options)
         grave = tuple(str(f) for f in looked.findings if f.severity == "error") if looked is not None else ()
-        return replace(score, warnings=(*score.warnings, *grave, *self.warnings))
+        identity = self.identity(options.get("n"), options.get("first"))
+        return replace(score, warnings=(*score.warnings, *grave, *self.warnings), identity=identity)
+
+
+def _marks(folder: RunFolder, data: Dataset) -> tuple[str, str]:
+    """What the run calls itself, and the data's fingerprint, as the run wrote it where they are its own."""
+    manifest = read_manifest(folder.path / "model.json")
+    own = str(manifest.get("data_fingerprint") or "")
+    return str(manifest.get("run") or ""), own if data.matches(own) else data.fingerprint
 
 
 def _configuration(file: Path) -> Config:
@@ -223,13 +234,8 @@ def _of_run(
         return score_of(examined.model, data, examined.threat, attack, **options)
     file = None
     if store and isinstance(attack, str):  # an attack of one's own may bear another's name
-        file = examined.file(name, options["seed"], subset_name(options["n"], options["first"]))
+        file = examined.file(name, options["seed"], options["n"], options["first"])
     score = examined.evaluate(attack, file=file, looked=examined.look_over(), **options)
     if file is not None:
         keep(score, file)
     return score
-
-
-def subset_name(n: int | None, first: int | None) -> str:
-    """Which of the points, for a file's name; empty for all points."""
-    return f"n{n}" if n is not None else f"first{first}" if first is not None else ""

@@ -9,11 +9,12 @@ from typing import Any
 from bivallate.errors import UserError, unknown
 from bivallate.evaluate.compare import KEYS
 from bivallate.evaluate.pairs import pairs
-from bivallate.reports.collect import Evaluation, RunRecord, collect, folders
+from bivallate.reports.collect import RunRecord, collect, folders
 from bivallate.reports.comparison.choosing import Wanted, choose
 from bivallate.reports.comparison.notes import data_name
 from bivallate.reports.comparison.rows import SCORES, by_method, single
 from bivallate.reports.comparison.table import Comparison
+from bivallate.reports.stored import Evaluation
 from bivallate.run.execution import Run
 from bivallate.run.folder import check_weights
 

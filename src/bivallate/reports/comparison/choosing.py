@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from bivallate.evaluate.compare import SAME_RADIUS, same_threat
 from bivallate.lower.threat import CUSTOMARY
 from bivallate.lower.threat import threat as make
 from bivallate.parts import parse_number
-from bivallate.reports.collect import Evaluation, RunRecord
+from bivallate.reports.collect import RunRecord
+from bivallate.reports.stored import Evaluation
 from bivallate.reports.strength import strongest_first
 
 Kind = tuple[str, str, float]  # attack, norm, eps
@@ -184,7 +184,6 @@ def _command(run: RunRecord, path: Path, wanted: Wanted, example: Evaluation | N
     words += ["--norm", norm.lower()] if other_norm else []
     words += ["--eps", repr(eps)] if other_norm or eps != own.eps else []
     if example is not None:
-        points = re.search(r"(?:^|-)(n|first)(\d+)\.json$", example.path.name)
-        words += [f"--{points[1]}", points[2]] if points else []
+        words += example.identity.options
         words += ["--seed", str(example.score.seed)] if example.score.seed else []
     return shlex.join(words) + (" --from ..." if words[1] == "transfer" else "")

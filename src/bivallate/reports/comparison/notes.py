@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from bivallate.evaluate.compare import same_threat
 from bivallate.parts import encode
-from bivallate.reports.collect import STALE, Evaluation, RunRecord
+from bivallate.reports.collect import RunRecord
+from bivallate.reports.stored import STALE, Evaluation
 from bivallate.reports.tables import flatten, percent
 
 MARK, OLD = "*", "!"  # behind a p-value; behind the name of a run
@@ -47,6 +48,7 @@ def different(records: Sequence[RunRecord], chosen: Sequence[Evaluation]) -> lis
     stale = [r.label for r, e in pairs if e.stale]
     if stale:
         notes.append(f"{OLD}: {STALE}: {', '.join(stale)}.")
+    notes += [note for record in records for note in record.left_out]
     notes += [f"{r.label}: {warning}" for r, e in pairs for warning in r.warnings(e.score)]
     notes += other_data(records)
     home = [r.label for r, e in pairs if not same_threat(r.config.method.threat, e.score.threat)]

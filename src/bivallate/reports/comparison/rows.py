@@ -9,11 +9,12 @@ from typing import Any
 from bivallate.evaluate.compare import COSTS as ALL_COSTS
 from bivallate.evaluate.compare import Row, TrainingCost
 from bivallate.evaluate.compare import compare as ranked
-from bivallate.reports.collect import Evaluation, RunRecord
+from bivallate.reports.collect import RunRecord
 from bivallate.reports.comparison import notes
 from bivallate.reports.comparison.notes import MARK, OLD
 from bivallate.reports.comparison.seeds import by_seed, welch_tests
 from bivallate.reports.comparison.table import Comparison
+from bivallate.reports.stored import Evaluation
 from bivallate.reports.tables import duration
 
 SCORES = ("robust_accuracy", "clean_accuracy", "tail_30", "worst_class")

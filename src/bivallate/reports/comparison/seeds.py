@@ -14,7 +14,8 @@ from bivallate.evaluate.pairs import LEVEL
 from bivallate.evaluate.score import Score
 from bivallate.evaluate.statistics import holm, welch
 from bivallate.parts import encode
-from bivallate.reports.collect import Evaluation, RunRecord
+from bivallate.reports.collect import RunRecord
+from bivallate.reports.stored import Evaluation
 from bivallate.reports.tables import flatten
 
 IRRELEVANT = (

@@ -1,0 +1,170 @@
+"""What an evaluation is stands in its file: names are labels, and what does not fit a run is left out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bivallate.audit.of_run import kept_claim
+from bivallate.cli import run
+from bivallate.evaluate import Identity, Score
+from bivallate.lower.threat import Linf
+from bivallate.reports.collect import RunRecord, collect
+from bivallate.reports.page import render
+from bivallate.reports.stored import Evaluation
+
+OLD = Path(__file__).parents[1] / "evaluate" / "old" / "run"  # trained and attacked at commit 487ed02
+THREAT = Linf(0.15)
+NAMES = {
+    "best-linf-0.15-autoattack-seed0-first40.json": Identity(first=40),
+    "best-linf-0.15-pgd-20-seed0.json": Identity(),
+    "best-linf-0.15-pgd-3-seed0-on_other.npz_bfef752d.json": Identity(data="other.npz_bfef752d"),
+    "best-linf-0.15-transfer-pgd-5-from-second_cc13eaf7-seed0-first60.json": Identity(first=60),
+    "best-train-linf-0.15-fgsm-seed0-first80.json": Identity(split="train", first=80),
+    "ema-l2-0.5-cw-seed0-first60.json": Identity(weights="ema", first=60),
+    "epoch-1-validation-linf-0.15-fgsm-seed0.json": Identity(weights="epoch-1", split="validation"),
+    "last-linf-0.15-pgd-5-2-seed2-n50.json": Identity(weights="last", n=50),
+}
+
+
+@pytest.fixture
+def old(tmp_path) -> Path:
+    return Path(shutil.copytree(OLD, tmp_path / "old"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple[Path, Path]:
+    """Two runs of one kind, each attacked by its own command."""
+    root, quick = tmp_path_factory.mktemp("stored"), ["--model", "linear", "--epochs", "1", "--eps", "0.15"]
+    for name, seed in (("a", "0"), ("b", "1")):
+        assert run(["train", "plain", "--out", str(root / name), "--seed", seed, *quick]) == 0
+        assert run(["evaluate", str(root / name), "--attack", "fgsm", "--json"]) == 0
+    return root / "a", root / "b"
+
+
+@pytest.fixture
+def pair(made, tmp_path, capsys) -> tuple[Path, Path]:
+    capsys.readouterr()
+    return tuple(Path(shutil.copytree(place, tmp_path / place.name)) for place in made)  # pyright: ignore
+
+
+def record(place: Path) -> RunRecord:
+    (found,) = collect([place])
+    return found
+
+
+def only(place: Path) -> Evaluation:
+    (found,) = record(place).evaluations
+    return found
+
+
+def test_a_run_of_version_1_is_read_as_before(old):
+    found = record(old)
+    assert {e.path.name: e.identity for e in found.evaluations} == NAMES
+    assert not any(e.stale for e in found.evaluations)
+    assert found.strongest is not None
+    assert found.strongest.score.attack == "pgd-20", "forty points are too few to lead"
+    assert [(a.weights, a.split, a.verdict, a.stale) for a in found.audits] == [
+        ("best", "test", "believable", False),
+        ("epoch-1", "validation", "believable", False),
+    ]
+    assert kept_claim(old / "evaluation", "best", THREAT, 359)[1] == "evaluation pgd-20, 359 points"
+    assert "autoattack" in render("md", [found], [])
+
+
+def test_a_run_of_version_1_is_compared_with_a_new_one(old, pair, capsys):
+    wanted = ["--attack", "pgd-3", "--first", "40", "--json"]
+    for place in (old, pair[0]):
+        assert run(["evaluate", str(place), *wanted]) == 0
+    capsys.readouterr()
+    assert run(["compare", str(old), str(pair[0]), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert rows[1]["p_value"] is not None, "the same points, so that they are tested"
+
+
+def test_a_file_says_what_it_is_and_its_name_does_not(pair):
+    place = pair[0]
+    before = only(place)
+    manifest = json.loads((place / "model.json").read_text())
+    assert before.identity == Identity(manifest["run"], data_set=manifest["data_fingerprint"])
+    assert before.score.model_fingerprint == json.loads(before.path.read_text())["model_fingerprint"]
+    for name in ("mine.json", "last-train-l2-9-autoattack-seed5-on_usps-n7.json"):
+        before.path.rename(place / "evaluation" / name)
+        before = only(place)
+        assert before.identity.data == ""
+        assert (before.weights, before.split, before.stale) == ("best", "test", False)
+    assert record(place).strongest is not None
+    shutil.copy(before.path, before.path.with_name("copy.json"))
+    assert len(record(place).evaluations) == 2
+    before.path.with_name("notes.json").write_text("[]")
+    before.path.with_name("draft.json").write_text("{")
+    assert len(record(place).evaluations) == 2, "somebody else's files are passed over"
+
+
+FOREIGN = {
+    "another run's": (lambda own, other: other, "its weights are another run's"),
+    "another run's, of weights that this one has not": (
+        lambda own, other: replace(other, identity=replace(other.identity, weights="epoch-7")),
+        "its weights are another run's",
+    ),
+    "other data": (
+        lambda own, other: replace(own, identity=replace(own.identity, data_set="0" * 16)),
+        "its points are of other data",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_does_not_fit_the_run_is_named_and_not_mixed(pair, capsys, kind):
+    own, other = (only(place) for place in pair)
+    change, reason = FOREIGN[kind]
+    weaker = replace(change(own.score, other.score), stage=other.score.stage.clamp(min=1))  # would lead
+    weaker.save(pair[0] / "evaluation" / "copied.json")
+    found = record(pair[0])
+    assert [e.path for e in found.evaluations] == [own.path]
+    (note,) = found.left_out
+    assert note == f"a: copied.json is left out, it does not belong to this run: {reason}."
+    assert note in render("md", [found], [])
+    assert run(["compare", *map(str, pair), "--json"]) == 0
+    compared = json.loads(capsys.readouterr().out)
+    assert note in compared["notes"]
+    assert {Path(row["evaluation"]).name for row in compared["rows"]} == {own.path.name, other.path.name}
+    assert kept_claim(pair[0] / "evaluation", "best", THREAT, 359)[0] == own.score.robust_accuracy
+
+
+def test_no_file_chooses_where_weights_are_read(pair, monkeypatch):
+    own = only(pair[0]).score
+    assert own.identity is not None
+    away = replace(own, identity=replace(own.identity, weights="../b/best"))
+    away.save(pair[0] / "evaluation" / "away.json")
+    read = []
+    monkeypatch.setattr("bivallate.reports.stored.read_weights", lambda path: read.append(path.name) or {})
+    record(pair[0])
+    assert set(read) == {"best.safetensors"}
+
+
+def test_audits_say_what_they_are_of_too(old):
+    audits = old / "audit"
+    entry = json.loads((audits / "best-linf-0.15-audit-seed0.json").read_text())
+    manifest = json.loads((old / "model.json").read_text())
+    own = Identity(manifest["run"], data_set=manifest["data_fingerprint"], split="validation")
+    for name, identity in (
+        ("x.json", own),
+        ("other-data.json", replace(own, data="usps")),
+        ("foreign.json", replace(own, run="f" * 16, weights="epoch-1")),
+    ):
+        (audits / name).write_text(json.dumps(entry | {"identity": identity.to_json()}))
+    (audits / "notes.json").write_text("no JSON at all")
+    found = [(a.path.name, a.split, a.stale) for a in record(old).audits]
+    assert [f for f in found if "audit" not in f[0]] == [("x.json", "validation", False)]
+    assert len(found) == 3
+
+
+def test_an_identity_goes_through_the_file(pair, tmp_path):
+    score = only(pair[0]).score
+    score.save(tmp_path / "x.json")
+    assert Score.load(tmp_path / "x.json").identity == score.identity
