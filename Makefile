@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install demo test faults style check build lock bench clean
+.PHONY: install demo test faults style check docs build lock bench clean
 
 $(VENV)/.stamp-install: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("bivallate needs Python 3.11 or newer, got " + sys.version.split()[0] + "; run make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
@@ -18,6 +18,10 @@ $(VENV)/.stamp-test: $(VENV)/.stamp-install
 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-test
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/.stamp-docs: $(VENV)/.stamp-install
+	$(PIP) install -q -c constraints.txt -e '.[docs]'
 	@touch $@
 
 install: $(VENV)/.stamp-install
@@ -40,6 +44,10 @@ style: $(VENV)/.stamp-dev
 check: style
 	@$(MAKE) --no-print-directory test
 
+docs: $(VENV)/.stamp-docs
+	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+	@echo "the site: docs/_build/index.html"
+
 build: $(VENV)/.stamp-dev
 	@rm -rf dist
 	@$(BIN)/python -m build -q --no-isolation
@@ -52,4 +60,4 @@ bench: $(VENV)/.stamp-test
 	@$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) dist runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) dist runs docs/_build .pytest_cache .ruff_cache
