@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bivallate.reports.style import COLOURS, figure, save, styled
 from matplotlib.figure import Figure
 
 import bivallate as bv
-from bivallate.reports.style import COLOURS, figure, save, styled
 from bivallate.reproduce.machine import commit
 
 EPS, EPOCHS, ATTACK = 0.2, 30, "pgd-20"

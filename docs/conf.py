@@ -123,7 +123,7 @@ def plain_to_rst(line: str) -> str:
 
 
 def attributes_listed(lines: list[str]) -> list[str]:
-    """A docstring with its section "Attributes" as a definition list, where several names may share a line."""
+    """A docstring with its section "Attributes" as a definition list; several names may share a line."""
     made, within = [], False
     for line in lines:
         if line.rstrip() == "Attributes:":
