@@ -30,7 +30,7 @@ from bivallate.evaluate import (
     parse,
     transfer,
 )
-from bivallate.evaluate.compare import TrainingCost
+from bivallate.evaluate.metrics import TrainingCost
 from bivallate.evaluate.statistics import bootstrap_tail, holm, mcnemar, tail, welch, wilson
 from bivallate.evaluate.sweeps import surviving
 

@@ -39,8 +39,8 @@ def compare(
     runs
         folders of the runs.
     sort
-        robust_accuracy, clean_accuracy, tail_30, worst_class, passes, seconds (of the evaluation),
-        training_passes or training_seconds.
+        a column: robust_accuracy, clean_accuracy, tail_30, worst_class, passes, seconds (of the evaluation),
+        training_passes, training_seconds.
     ascending
         smallest first. [default: for costs only]
     attack

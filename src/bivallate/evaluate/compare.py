@@ -9,45 +9,33 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from bivallate.errors import UserError, unknown
+from bivallate.errors import UserError
+from bivallate.evaluate import metrics
+from bivallate.evaluate.metrics import TrainingCost, by_key
 from bivallate.evaluate.pairs import pairs
 from bivallate.evaluate.score import Score
 from bivallate.lower.threat import ThreatModel
 
 __all__ = [
-    "COSTS",
-    "KEYS",
     "Row",
     "Spread",
-    "TrainingCost",
     "compare",
     "over_seeds",
     "same_threat",
 ]
 
-COSTS = ("passes", "seconds", "training_passes", "training_seconds")
-KEYS = ("robust_accuracy", "clean_accuracy", "tail_30", "worst_class", *COSTS)
 SAME_RADIUS = 1e-6  # relative
-
-
-@dataclass(frozen=True)
-class TrainingCost:
-    """What a model cost to train: forward and backward passes per training example, and wall seconds."""
-
-    forward: float
-    backward: float
-    seconds: float
 
 
 @dataclass(frozen=True, repr=False)
 class Row:
     """One evaluation in a comparison.
 
+    Every metric is an attribute, too: `row.robust_accuracy`, `row.tail_30`, `row.training_passes`.
+
     Attributes:
         name: of the run. score: the evaluation itself. training: what the model cost, where known.
-        robust_accuracy, clean_accuracy, tail_30, worst_class: fractions. interval_95: of the robust accuracy.
-        passes: forwards and backwards per example. seconds: of the evaluation.
-        training_passes, training_seconds: of the training, infinite where unknown.
+        values: of every metric (see `METRICS`) by its key; infinite where it is not known.
         p_value: exact McNemar test of the robust verdicts against the first row, on the same points; None for
             the first row and where the points differ.
         p_adjusted: the same after Holm's correction for all pairs of rows. significant: it is below 5 %.
@@ -55,31 +43,23 @@ class Row:
 
     name: str
     score: Score
-    robust_accuracy: float
-    interval_95: tuple[float, float]
-    clean_accuracy: float
-    tail_30: float
-    worst_class: float
-    passes: float
-    seconds: float
-    p_value: float | None
-    significant: bool
+    values: dict[str, float]
+    p_value: float | None = None
+    significant: bool = False
     p_adjusted: float | None = None
     training: TrainingCost | None = None
+
+    def __getattr__(self, name: str) -> float:
+        try:
+            return self.__dict__["values"][name]
+        except KeyError:
+            raise AttributeError(
+                f"a row has no {name}, its metrics are {', '.join(self.__dict__.get('values', ()))}"
+            ) from None
 
     def __repr__(self) -> str:
         tested = "" if self.p_adjusted is None else f", p {self.p_adjusted:.2g} against the first"
         return f"<{self.name}: {self.score!r}{tested}>"
-
-    @property
-    def training_passes(self) -> float:
-        """Forwards and backwards per training example."""
-        return self.training.forward + self.training.backward if self.training else math.inf
-
-    @property
-    def training_seconds(self) -> float:
-        """Wall time of the training."""
-        return self.training.seconds if self.training else math.inf
 
 
 def compare(
@@ -96,7 +76,7 @@ def compare(
 
     Args:
         names: of the runs; numbered if not given.
-        sort: a column of `Row` that is a number. descending: largest first, unless the column is a cost.
+        sort: key of a metric. descending: largest first, unless less of it is better.
         training: what each model cost, where that is known.
 
     Raises:
@@ -104,8 +84,7 @@ def compare(
     """
     if not scores:
         raise UserError("there is nothing to compare: give at least one evaluation")
-    if sort not in KEYS:
-        raise unknown("column", sort, KEYS)
+    column = by_key(sort)
     labels = list(names) if names is not None else [str(i + 1) for i in range(len(scores))]
     costs = list(training) if training is not None else [None] * len(scores)
     for what, given in (("names", labels), ("training costs", costs)):
@@ -113,8 +92,8 @@ def compare(
             raise UserError(f"{len(scores)} evaluations need as many {what}, got {len(given)}")
     _check_alike(scores)
     rows = [_row(*one) for one in zip(labels, scores, costs, strict=True)]
-    falling = sort not in COSTS if descending is None else descending
-    rows.sort(key=lambda row: getattr(row, sort), reverse=falling)
+    falling = not column.rising if descending is None else descending
+    rows.sort(key=lambda row: row.values[sort], reverse=falling)
     return _tested(rows)
 
 
@@ -133,20 +112,8 @@ def _check_alike(scores: Sequence[Score]) -> None:
 
 
 def _row(name: str, score: Score, training: TrainingCost | None) -> Row:
-    return Row(
-        name=name,
-        score=score,
-        robust_accuracy=score.robust_accuracy,
-        interval_95=score.interval_95,
-        clean_accuracy=score.clean_accuracy,
-        tail_30=score.tail(30),
-        worst_class=score.worst_class[1],
-        passes=score.passes["forward"] + score.passes["backward"],
-        seconds=score.seconds,
-        p_value=None,
-        significant=False,
-        training=training,
-    )
+    values = {metric.key: metric.value(score, training) for metric in metrics.METRICS}
+    return Row(name, score, values, training=training)
 
 
 def _tested(rows: list[Row]) -> list[Row]:
@@ -187,7 +154,7 @@ class Spread:
 
 
 def over_seeds(scores: Sequence[Score]) -> dict[str, Spread]:
-    """Robust, clean, tail and worst-class accuracy of several seeds of one method.
+    """Every share (robust, clean, tail and worst-class accuracy) of several seeds of one method.
 
     Raises:
         UserError: no scores, or scores of different attacks, threats or rows of the data. Data that each seed
@@ -206,9 +173,5 @@ def over_seeds(scores: Sequence[Score]) -> dict[str, Spread]:
             "seeds of one method need evaluations of the same rows of the data, got different ones "
             f"({counts} points); evaluate them with the same --n or --first and --seed"
         )
-    return {
-        "robust_accuracy": Spread.of([s.robust_accuracy for s in scores]),
-        "clean_accuracy": Spread.of([s.clean_accuracy for s in scores]),
-        "tail_30": Spread.of([s.tail(30) for s in scores]),
-        "worst_class": Spread.of([s.worst_class[1] for s in scores]),
-    }
+    shares = [metric for metric in metrics.METRICS if metric.is_share]
+    return {metric.key: Spread.of([metric.value(s, None) for s in scores]) for metric in shares}

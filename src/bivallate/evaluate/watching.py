@@ -42,16 +42,16 @@ class Moment(Protocol):
         ...
 
 
-def duration(seconds: float) -> str:
-    """Seconds for people.
+def duration(seconds: float, digits: int = 0) -> str:
+    """Seconds for people; `digits` behind the point below hours, which have one.
 
     Example:
         >>> duration(8.4), duration(260), duration(9000)
         ('8 s', '4 min', '2.5 h')
     """
     if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        return f"{seconds:.{digits}f} s"
+    return f"{seconds / 60:.{digits}f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class watched:  # noqa: N801  a context manager, used like a function

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bivallate.evaluate import Score
+from bivallate.evaluate.watching import duration
 from bivallate.parts import encode
 from bivallate.quoting import line
 from bivallate.reports.collect import RunRecord
@@ -61,13 +62,6 @@ def radius(threat: Any) -> str:
     return f"{type(threat).__name__} {f'{eps:.4g}' if short else f'{round(levels)}/255'}"
 
 
-def duration(seconds: float) -> str:
-    """Seconds, minutes or hours."""
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def runs_table(runs: Sequence[RunRecord]) -> Table:
     """One row a run: what it was, what it cost, and what its strongest attack left of its accuracy."""
     rows, values = [], []
@@ -91,7 +85,7 @@ def runs_table(runs: Sequence[RunRecord]) -> Table:
                 worst_class(run, score) if score else NONE,
                 f"{len(run.history)}/{config.epochs}",
                 f"{last['total_forward']:.4g}F + {last['total_backward']:.4g}B" if last else NONE,
-                duration(run.seconds),
+                duration(run.seconds, 1),
             )
         )
         values.append(
@@ -143,7 +137,7 @@ def evaluations_table(runs: Sequence[RunRecord]) -> Table:
                     percent(score.tail(30), score.tail_interval(30)),
                     worst_class(run, score),
                     f"{score.passes.get('forward', 0):.4g}F + {score.passes.get('backward', 0):.4g}B",
-                    duration(score.seconds),
+                    duration(score.seconds, 1),
                 )
             )
     columns = ("run", "weights", "attack", "eps", "points", "SA %", "RA %", "RA-Tail-30 %", "worst class %")

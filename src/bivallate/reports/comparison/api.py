@@ -7,24 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from bivallate.errors import UserError, unknown
-from bivallate.evaluate.compare import KEYS
+from bivallate.evaluate import metrics
+from bivallate.evaluate.metrics import by_key
 from bivallate.evaluate.pairs import pairs
 from bivallate.reports.collect import RunRecord, collect, folders
 from bivallate.reports.comparison.choosing import Wanted, choose
 from bivallate.reports.comparison.notes import data_name
-from bivallate.reports.comparison.rows import SCORES, by_method, single
+from bivallate.reports.comparison.rows import by_method, single
 from bivallate.reports.comparison.table import Comparison
 from bivallate.reports.stored import Evaluation
 from bivallate.run.execution import Run
 from bivallate.run.folder import check_weights
 
-INTERVALS = {
-    "robust_accuracy": "Wilson",
-    "clean_accuracy": "Wilson",
-    "tail_30": "bootstrap over points",
-    "worst_class": "bootstrap over points",
-    "pairs": "Tango's score interval of the difference on the same points",
-}
+PAIRS = {"pairs": "Tango's score interval of the difference on the same points"}
 OVER_SEEDS = "Student, of the mean over seeds"
 
 
@@ -59,12 +54,9 @@ def compare(
         UserError: no runs, a run twice, an unknown name, or a run without such an evaluation; says which
             command makes it.
     """
-    for what, given, known in (
-        ("column", sort, KEYS),
-        ("split", split, ("test", "validation", "train")),
-    ):
-        if given not in known:
-            raise unknown(what, given, known)
+    by_key(sort)
+    if split not in (splits := ("test", "validation", "train")):
+        raise unknown("split", split, splits)
     check_weights(weights)
     if not runs:
         raise UserError("name at least one run folder to compare: bivallate compare RUN RUN ...")
@@ -85,6 +77,8 @@ def _about(
     score = chosen[0].score
     prints = {e.score.data_fingerprint for e in chosen}
     names = {data_name(record) for record in records}
+    shares = [metric.key for metric in metrics.METRICS if metric.is_share]
+    intervals = {metric.key: metric.how for metric in metrics.METRICS if metric.interval is not None}
     return {
         "attack": score.attack,
         "threat": {"kind": type(score.threat).__name__, "eps": score.threat.eps},
@@ -93,6 +87,6 @@ def _about(
         "n": score.n if len(prints) == 1 else None,
         "data": names.pop() if len(names) == 1 else None,
         "sort": sort,
-        "intervals": INTERVALS | (dict.fromkeys(SCORES, OVER_SEEDS) if over_seeds else {}),
+        "intervals": intervals | PAIRS | (dict.fromkeys(shares, OVER_SEEDS) if over_seeds else {}),
         "pairs": [p.to_json() for p in pairs([e.score for e in chosen], [r.label for r in records])],
     }

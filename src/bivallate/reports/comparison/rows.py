@@ -6,20 +6,27 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from bivallate.evaluate.compare import COSTS as ALL_COSTS
-from bivallate.evaluate.compare import Row, TrainingCost
+from bivallate.evaluate import metrics
+from bivallate.evaluate.compare import Row
 from bivallate.evaluate.compare import compare as ranked
+from bivallate.evaluate.metrics import Metric, TrainingCost, by_key
 from bivallate.reports.collect import RunRecord
 from bivallate.reports.comparison import notes
 from bivallate.reports.comparison.notes import MARK, OLD
 from bivallate.reports.comparison.seeds import by_seed, welch_tests
 from bivallate.reports.comparison.table import Comparison
 from bivallate.reports.stored import Evaluation
-from bivallate.reports.tables import duration
 
-SCORES = ("robust_accuracy", "clean_accuracy", "tail_30", "worst_class")
-HEADS = ("robust %", "vs first", "clean %", "tail 30 %", "worst class %", "training passes", "attack passes")
-COSTS = ("training_passes", "training_seconds", "passes", "seconds")
+
+def columns() -> list[Metric]:
+    """The metrics that have a column of their own."""
+    return [metric for metric in metrics.METRICS if metric.head]
+
+
+def heads() -> list[str]:
+    """Of the columns, with that of the tests."""
+    first, *others = (metric.head for metric in columns())
+    return [first, "vs first", *others]
 
 
 def single(
@@ -50,28 +57,24 @@ def single(
     said = [notes.INTERVALS, *([notes.STRONGEST] if shown else [])]
     said += [*([notes.TESTS] if len(found) > 1 else []), notes.COSTS]
     said += [*notes.beside(records, chosen), *notes.different(records, chosen)]
-    heads = ("run\nmethod", *(["strongest %"] if shown else []), *HEADS)
-    return Comparison(about, heads, tuple(cells), tuple(rows), tuple(said), 1)
+    shown_heads = ("run\nmethod", *(["strongest %"] if shown else []), *heads())
+    return Comparison(about, shown_heads, tuple(cells), tuple(rows), tuple(said), 1)
 
 
 def _cells(row: Row, record: RunRecord, evaluation: Evaluation, is_first: bool) -> tuple[str, ...]:
-    score = row.score
-    name, value = record.worst_class(score)
+    names = record.names(row.score.classes)
+    ranked_by, *others = (metric.cell(row.score, row.training, names) for metric in columns())
     return (
         f"{row.name}{' ' + OLD if evaluation.stale else ''}\n{record.config.method.name}",
-        _percent(row.robust_accuracy, row.interval_95),
+        ranked_by,
         "first" if is_first else _p(row.p_value, row.p_adjusted, row.significant),
-        _percent(row.clean_accuracy, score.clean_interval_95),
-        _percent(row.tail_30, score.tail_interval(30)),
-        f"{name}: {_percent(value, score.worst_class_interval_95)}",
-        _cost(row.training_passes, row.training_seconds),
-        _cost(row.passes, row.seconds),
+        *others,
     )
 
 
 def _strongest(lead: Evaluation) -> str:
     score = lead.score
-    return f"{_percent(score.robust_accuracy, score.interval_95)}\n{score.attack}\n{score.n} points"
+    return f"{columns()[0].cell(score, None, ())}\n{score.attack}\n{score.n} points"
 
 
 def _entry(row: Row, record: RunRecord, evaluation: Evaluation, lead: Evaluation) -> dict[str, Any]:
@@ -88,12 +91,9 @@ def _entry(row: Row, record: RunRecord, evaluation: Evaluation, lead: Evaluation
         "evaluation": str(evaluation.path),
         "n": score.n,
         "stale": evaluation.stale,
-        **{key: getattr(row, key) for key in SCORES},
-        "interval_95": list(row.interval_95),
-        "clean_interval_95": list(score.clean_interval_95),
-        "tail_30_interval_95": list(score.tail_interval(30)),
+        **{key: _finite(value) for key, value in row.values.items()},
+        **{m.json_key: list(m.interval(score)) for m in metrics.METRICS if m.interval is not None},
         "worst_class_name": record.worst_class(score)[0],
-        "worst_class_interval_95": list(score.worst_class_interval_95),
         "strongest": {
             "attack": lead.score.attack,
             "n": lead.score.n,
@@ -105,7 +105,6 @@ def _entry(row: Row, record: RunRecord, evaluation: Evaluation, lead: Evaluation
         "p_value": row.p_value,
         "p_adjusted": row.p_adjusted,
         "significant": row.significant,
-        **{key: _finite(getattr(row, key)) for key in COSTS},
         "evaluation_passes": score.passes,
     }
 
@@ -119,7 +118,7 @@ def by_method(
     """A row for the seeds of each method."""
     sort = about["sort"]
     groups = by_seed(records, chosen, [_trained(record) for record in records])
-    falling = sort not in ALL_COSTS if descending is None else descending
+    falling = not by_key(sort).rising if descending is None else descending
     groups.sort(key=lambda group: group.spreads[sort].mean, reverse=falling)
     tests = welch_tests(groups)
     stale = {record.label for record, e in zip(records, chosen, strict=True) if e.stale}
@@ -129,11 +128,9 @@ def by_method(
         cells.append(
             (
                 f"{group.method}\n{', '.join(f'{r} {OLD}' if r in stale else r for r in group.runs)}",
-                group.cell("robust_accuracy"),
+                group.cell(columns()[0]),
                 "first" if k == 0 else _p(p, adjusted, significant),
-                *(group.cell(key) for key in SCORES[1:]),
-                _cost(group.spreads["training_passes"].mean, group.spreads["training_seconds"].mean),
-                _cost(group.spreads["passes"].mean, group.spreads["seconds"].mean),
+                *(group.cell(metric) for metric in columns()[1:]),
             )
         )
         marks = {"p_value": p, "p_adjusted": adjusted, "significant": significant}
@@ -141,7 +138,7 @@ def by_method(
     said = [notes.SEEDS, notes.SEED_TESTS, notes.COSTS]
     said += [*notes.stronger(records, chosen), *notes.beside(records, chosen)]
     said += notes.different(records, chosen)
-    return Comparison(about, ("method\nruns", *HEADS), tuple(cells), tuple(rows), tuple(said), 1)
+    return Comparison(about, ("method\nruns", *heads()), tuple(cells), tuple(rows), tuple(said), 1)
 
 
 def _trained(record: RunRecord) -> TrainingCost | None:
@@ -154,15 +151,6 @@ def _trained(record: RunRecord) -> TrainingCost | None:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-def _percent(value: float, interval: Any = None) -> str:
-    text = f"{100 * value:.2f}"
-    return text if interval is None else f"{text}\n{100 * interval[0]:.1f}-{100 * interval[1]:.1f}"
-
-
-def _cost(passes: float, seconds: float) -> str:
-    return f"{passes:.4g}\n{duration(seconds)}" if math.isfinite(passes) else "-"
 
 
 def _p(value: float | None, adjusted: float | None, significant: bool) -> str:

@@ -9,7 +9,9 @@ from itertools import combinations
 from typing import Any
 
 from bivallate.errors import UserError
-from bivallate.evaluate.compare import KEYS, Spread, TrainingCost, over_seeds
+from bivallate.evaluate import metrics
+from bivallate.evaluate.compare import Spread, over_seeds
+from bivallate.evaluate.metrics import Metric, TrainingCost, by_key
 from bivallate.evaluate.pairs import LEVEL
 from bivallate.evaluate.score import Score
 from bivallate.evaluate.statistics import holm, welch
@@ -41,11 +43,15 @@ class Seeds:
     seeds: tuple[int, ...]
     spreads: dict[str, Spread]
 
-    def cell(self, key: str) -> str:
-        """Mean, standard deviation and interval of an accuracy, in per cent."""
-        spread = self.spreads[key]
-        text = f"{100 * spread.mean:.2f}"
-        if spread.std is None or spread.interval_95 is None:
+    def cell(self, metric: Metric) -> str:
+        """Mean, standard deviation and interval of a share; the mean and its companion's of a cost."""
+        spread = self.spreads[metric.key]
+        if not math.isfinite(spread.mean):
+            return "-"
+        text = metric.show(spread.mean)
+        if metric.below:
+            return f"{text}\n{by_key(metric.below).show(self.spreads[metric.below].mean)}"
+        if not metric.is_share or spread.std is None or spread.interval_95 is None:
             return text
         low, high = (100 * min(1.0, max(0.0, bound)) for bound in spread.interval_95)
         return f"{text}\n±{100 * spread.std:.2f}\n{low:.1f}-{high:.1f}"
@@ -85,13 +91,9 @@ def _group(
     costs: Sequence[TrainingCost | None],
 ) -> Seeds:
     own = [scores[k] for k in members]
-    spreads = over_seeds(own)
-    spreads["passes"] = Spread.of([sum(score.passes.values()) for score in own])
-    spreads["seconds"] = Spread.of([score.seconds for score in own])
-    trained = [costs[k] for k in members]
-    spent = [c.forward + c.backward if c else math.inf for c in trained]
-    spreads["training_passes"] = _of(spent)
-    spreads["training_seconds"] = _of([c.seconds if c else math.inf for c in trained])
+    over_seeds(own)  # refuses what are no seeds of one method
+    pairs = list(zip(own, (costs[k] for k in members), strict=True))
+    spreads = {m.key: _of([m.value(score, cost) for score, cost in pairs]) for m in metrics.METRICS}
     first = runs[members[0]].config.method.name
     labels, seeds = zip(*((runs[k].label, runs[k].config.seed) for k in members), strict=True)
     if len(set(seeds)) < len(seeds):
@@ -99,7 +101,7 @@ def _group(
             f"{', '.join(labels)} are one method, but their seeds repeat ({', '.join(map(str, seeds))}): a "
             "seed that counts twice makes the interval too narrow; leave the repeated runs out"
         )
-    return Seeds(first, labels, seeds, {k: spreads[k] for k in KEYS})
+    return Seeds(first, labels, seeds, spreads)
 
 
 def _of(values: list[float]) -> Spread:
