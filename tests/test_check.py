@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -193,3 +194,99 @@ def test_bad_input_is_refused() -> None:
     for bad in ((2 * x + 1, y), (x, y + 1), (x, y.float()), (x * float("nan"), y)):
         with pytest.raises(UserError):
             upper_gradient(model, methods.at(Linf(0.1)), bad)
+
+
+def small() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(X[0].numel(), 3))
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = small()
+
+    def forward(self, x: Tensor):
+        logits = self.inner(x)
+        return (logits, logits) if self.training else logits
+
+
+class Silent(Pair):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.inner(x)
+
+
+class Blind(Pair):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.detach())
+
+
+class Uncopied(Pair):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = self.inner[1].weight * 2
+
+
+LAZY = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+MODELS = {
+    "frozen": (small().requires_grad_(False), "no parameter of Sequential asks for a gradient"),
+    "lazy": (LAZY, "1.weight of Sequential is lazy: pass a batch through the model first"),
+    "without values": (small().to("meta"), "1.weight of Sequential has no values"),
+    "without parameters": (nn.Flatten(), "there is nothing to train"),
+    "no gradient": (Silent(), "no gradient leaves its logits"),
+    "none to the images": (Blind(), "to the images"),
+    "other shapes": (nn.Sequential(nn.Flatten(), nn.Linear(5, 3)), "failed in .* mode on a batch of shape"),
+    "no logits": (
+        nn.Conv2d(X.shape[1], 3, 1),
+        r"must return logits, here \(2, classes\); it returned \(2, 3,",
+    ),
+    "not copied": (Uncopied(), "Uncopied cannot be copied"),
+    "a class": (nn.Linear, "got the class Linear: call it"),
+    "nothing": (None, "got NoneType"),
+}
+ROWS = {
+    "floating labels": ((X, Y.float()), "labels must be integers"),
+    "labels of a column": ((X, Y[:, None]), r"labels \(B,\)"),
+    "planes": ((X[:, 0], Y), r"images \(B, C, H, W\)"),
+    "three": ((X, Y, Y), r"must be a pair \(x, y\), got 3 things"),
+    "images alone": (X, "got Tensor"),
+    "text": (("a", "b"), "must be a pair"),
+    "beyond white": ((2 + X, Y), r"floating point in \[0, 1\]"),
+    "other classes": ((X, Y + 70), r"labels must lie in 0..\d+, got 7"),
+}
+
+
+@pytest.mark.parametrize("asked", [upper_gradient, check_gradient])
+@pytest.mark.parametrize("case", [*MODELS, *ROWS])
+def test_a_model_or_rows_of_no_use_are_told_in_one_line(asked, case) -> None:
+    model, words = MODELS.get(case, (Net(), ""))
+    rows, words = ROWS.get(case, ((X, Y), words))
+    for method in (methods.at(THREAT, steps=1), methods.fast_bat(THREAT)):
+        with pytest.raises(UserError, match=words) as told:
+            asked(model, method, rows)
+        assert "\n" not in str(told.value)
+
+
+def test_a_second_stream_of_no_use_and_a_model_that_fails_in_train_mode_are_told() -> None:
+    for meta, words in (
+        ((X, Y + 70), "labels must lie"),
+        ((X, Y.float()), "integers"),
+        ((X[..., :4], Y), "meta images"),
+    ):
+        with pytest.raises(UserError, match=words):
+            upper_gradient(Net(), methods.bilaw(THREAT), (X, Y), meta=meta)
+    with pytest.raises(UserError, match="it returned tuple"):
+        upper_gradient(Pair(), methods.at(THREAT, steps=1), (X, Y % 3))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_gradient_of_a_model_in_any_precision(kind) -> None:
+    method = methods.at(THREAT, steps=1)
+    exact = small().to(kind)
+    wanted = upper_gradient(copy.deepcopy(exact).double(), method, (X.double(), Y % 3))
+    found = upper_gradient(exact, method, (X.numpy(), (Y % 3).int().numpy()))
+    assert {p.dtype for p in exact.parameters()} == {kind}
+    for name, value in found.items():
+        assert value.dtype == (torch.float64 if kind == torch.float64 else torch.float32)
+        torch.testing.assert_close(value.double(), wanted[name], rtol=1e-4, atol=1e-6)

@@ -23,7 +23,7 @@ LAYERS = [
     {"types", "sealed"},
     {"noise", "schedule", "collective"},
     {"lower"},
-    {"evidence"},
+    {"evidence", "learnable"},
     {"coupling"},
     {"weighting", "upper"},
     {"method"},

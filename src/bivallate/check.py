@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError, plainly
+from bivallate.learnable import check_learning, check_module, check_values, copied
 from bivallate.lower.forward import Forward
 from bivallate.lower.modes import evaluating
 from bivallate.lower.second_order import explained
@@ -40,7 +41,7 @@ def upper_gradient(
     ..., and replays that accumulate are all taken. Weight decay is the optimiser's and not part of it.
 
     Args:
-        model: not touched; the step is made on a copy.
+        model: not touched; the step is made on a copy, in float32 where the model is in half precision.
         method: from the catalogue, or composed.
         data: x (B, C, H, W) in [0, 1] and y (B,).
         seed: of the attack's noise and of dropout.
@@ -50,7 +51,8 @@ def upper_gradient(
         lr: of the virtual step along which learned weights look ahead; other methods do not ask for it.
 
     Raises:
-        UserError: images or labels that do not fit, no meta for weights that learn from it, or an lr of 0.
+        UserError: a model that cannot learn, images or labels that do not fit, no meta for weights that learn
+            from it, or an lr of 0.
 
     Example:
         >>> from bivallate import Linf, methods, models
@@ -63,7 +65,7 @@ def upper_gradient(
     if not (lr > 0 and math.isfinite(lr)):
         raise UserError(f"lr must be positive, for without a step ahead weights learn nothing, got {lr!r}")
     method = checked(method)
-    twin = copy.deepcopy(model).train(training)
+    twin = _twin(model).train(training)
     twin.zero_grad(set_to_none=True)
     batch, facts = _first_batch(twin, data, meta)
     bound = (method if training else method.but(attack_mode="eval")).bind(facts)
@@ -78,24 +80,56 @@ def upper_gradient(
     return {n: zero(p) if p.grad is None else p.grad.detach() for n, p in twin.named_parameters()}
 
 
-def _first_batch(
-    model: nn.Module, data: tuple[Tensor, Tensor], meta: tuple[Tensor, Tensor] | None = None
-) -> tuple[Batch, Facts]:
-    x, y = data
-    if len(x) != len(y) or len(x) == 0:
+def _twin(model: nn.Module) -> nn.Module:
+    """A copy in float32 or better. Raises UserError for no module, or one whose tensors have no values."""
+    check_module(model)
+    check_values(model)
+    twin = copied(model)
+    low = any(t.dtype in (torch.float16, torch.bfloat16) for t in (*twin.parameters(), *twin.buffers()))
+    return twin.float() if low else twin
+
+
+def _first_batch(model: nn.Module, data: Any, meta: Any = None) -> tuple[Batch, Facts]:
+    """The rows as a minibatch where the model is. Raises UserError for rows, or a model, of no use."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    x, y = _tensors(data, "data", like)
+    second = None if meta is None else _tensors(meta, "meta", like)
+    if second is not None and second[0].shape[1:] != x.shape[1:]:
+        raise UserError(f"meta images are {tuple(second[0].shape[1:])}, the others {tuple(x.shape[1:])}")
+    check_learning(copied(model), x[:2], type(model).__name__, training=model.training)
+    outputs = _outputs(model, x)
+    for labels in (y,) if second is None else (y, second[1]):
+        if int(labels.min()) < 0 or int(labels.max()) >= outputs:
+            raise UserError(
+                f"labels must lie in 0..{outputs - 1}, got {int(labels.min())}..{int(labels.max())}"
+            )
+    pair = None if second is None else Batch(*second, torch.arange(len(second[1]), device=y.device))
+    rows = len(x) + (0 if second is None else len(second[1]))
+    batch = Batch(x, y, torch.arange(len(y), device=y.device), None, pair)
+    return batch, facts_for(model, x, outputs, rows)
+
+
+def _tensors(data: Any, what: str, like: Tensor) -> tuple[Tensor, Tensor]:
+    """(x, y) of a pair of tensors or arrays: x (B, C, H, W) as `like` is, y (B,) int64."""
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        got = f"{len(data)} things" if isinstance(data, tuple | list) else type(data).__name__
+        raise UserError(f"{what} must be a pair (x, y), got {got}")
+    try:
+        x, y = (torch.as_tensor(part).detach() for part in data)
+    except Exception as error:  # of whatever was given as images or labels
+        raise UserError(f"{what} must be a pair (x, y) of tensors or arrays: {error}") from error
+    if x.ndim != 4 or y.ndim != 1:
+        raise UserError(
+            f"{what} must be images (B, C, H, W) and labels (B,), got the shapes {tuple(x.shape)} and "
+            f"{tuple(y.shape)}"
+        )
+    if len(x) != len(y) or x.numel() == 0:
         raise UserError(f"x and y must hold as many rows, at least one, got {len(x)} and {len(y)}")
-    if y.dtype.is_floating_point or y.dtype == torch.bool:
+    if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
         raise UserError(f"labels must be integers, got {y.dtype}")
     if not x.is_floating_point() or not (float(x.min()) >= 0 and float(x.max()) <= 1):
         raise UserError(f"images must be floating point in [0, 1], got {x.dtype} up to {float(x.max()):g}")
-    outputs = _outputs(model, x)
-    if int(y.min()) < 0 or int(y.max()) >= outputs:
-        raise UserError(f"labels must lie in 0..{outputs - 1}, got {int(y.min())}..{int(y.max())}")
-    second = None if meta is None else Batch(*meta, torch.arange(len(meta[1]), device=y.device))
-    rows = len(x) + (0 if meta is None else len(meta[1]))
-    return Batch(x, y, torch.arange(len(y), device=y.device), None, second), facts_for(
-        model, x, outputs, rows
-    )
+    return x.to(like), y.to(like.device).long()
 
 
 def _outputs(model: nn.Module, x: Tensor) -> int:
@@ -183,12 +217,13 @@ def check_gradient(
         True
     """
     method = checked(method)
-    device = "cpu" if next(model.parameters()).device.type == "mps" else next(model.parameters()).device
-    twin = copy.deepcopy(model).to(device).double().eval()
+    twin = _twin(model).eval()
+    device = next((p.device for p in twin.parameters()), torch.device("cpu"))
+    device = torch.device("cpu") if device.type == "mps" else device
+    twin = twin.to(device).double()
     if hasattr(twin, "autocast_dtype"):
         twin.autocast_dtype = None  # pyright: ignore[reportArgumentType]
-    x, y = data[0].to(device).double(), data[1].to(device)
-    batch, facts = _first_batch(twin, (x, y))
+    batch, facts = _first_batch(twin, data)
     moment = clock or Clock(seed=seed)
     step = FrozenStep(twin, method.but(attack_mode="eval"), batch, facts, moment)
     with torch.random.fork_rng(devices=[device] if str(device).startswith("cuda") else []):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from bivallate.errors import UserError, check_device
 from bivallate.evaluate.precision import full_float32, unmixed, without_autocast
+from bivallate.learnable import check_module, check_values
 from bivallate.lower.modes import evaluating, frozen
-from bivallate.models.trainable import check_module, check_values
 
 __all__ = ["Function", "placed"]
 

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from bivallate.errors import UserError
+from bivallate.learnable import check_module
 from bivallate.models.classifier import Classifier, normalisation
-from bivallate.models.trainable import check_module, uncompiled
+from bivallate.models.trainable import uncompiled
 
 __all__ = ["load_factory", "wrap"]
 
