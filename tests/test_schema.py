@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import threading
 from pathlib import Path
@@ -200,3 +201,18 @@ def test_files_are_named_as_paths_and_as_text(tmp_path):
     for place in (Path(tmp_path / "x"), str(tmp_path / "x")):
         with pytest.raises(UserError, match="cannot read the thing"):
             read_text(place, "thing", 10)
+
+
+OWN_TEXT = {"sealed.py", "run/reopen.py", "reproduce/table.py"}  # what this program has just written itself
+
+
+def test_files_are_parsed_in_one_place():
+    root = Path(bv.__file__).parent
+    calls = {
+        str(path.relative_to(root))
+        for path in root.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in ("load", "loads")
+        if isinstance(node.value, ast.Name) and node.value.id in ("json", "tomllib", "pickle", "yaml")
+    }
+    assert calls == {"schema.py", *OWN_TEXT}

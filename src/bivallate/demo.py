@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -126,8 +125,3 @@ def _print(console: Console, rows: list[dict[str, Any]]) -> None:
         "First with the weights of the epoch that was most robust held-out, then with the last ones.\n"
         "Cost: forward and backward passes per training example and epoch."
     )
-
-
-def read_table(out: Path) -> list[dict[str, Any]]:
-    """The rows of an earlier demo."""
-    return json.loads((out / "table.json").read_text(encoding="utf-8"))

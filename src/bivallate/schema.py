@@ -228,10 +228,20 @@ def read_text(path: str | os.PathLike[str], what: str, limit: int) -> str:
         raise UserError(f"{path} is no {what}: byte {error.start} is not UTF-8 text") from error
 
 
-def parse(text: str, path: object, what: str, hint: Any, language: str = "JSON") -> Any:
-    """Plain data from JSON or TOML, checked against a hint. Raises UserError that names the file and key."""
+def parse(
+    text: str, path: object, what: str, hint: Any, language: str = "JSON", *, finite: bool = True
+) -> Any:
+    """Plain data from JSON or TOML, checked against a hint.
+
+    Args:
+        finite: whether NaN and infinities, which JSON has not but Python writes, are refused.
+
+    Raises:
+        UserError: names the file and the key.
+    """
+    constant = _no_number if finite else float
     try:
-        value = tomllib.loads(text) if language == "TOML" else json.loads(text, parse_constant=_no_number)
+        value = tomllib.loads(text) if language == "TOML" else json.loads(text, parse_constant=constant)
     except UserError as error:
         raise UserError(f"{path} is not a readable {what}: {error}") from error
     except RecursionError as error:

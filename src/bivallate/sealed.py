@@ -16,6 +16,7 @@ from torch import Tensor
 from bivallate.errors import UserError
 from bivallate.files import write_whole
 from bivallate.opening import check_regular
+from bivallate.schema import parse
 
 KEY, SEAL = "bivallate", "seal"  # one key alone: the library writes several in an order that changes
 
@@ -48,13 +49,12 @@ def read_sealed(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor], s
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  not a dict
-        header = json.loads(metadata[KEY]) if KEY in metadata else None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (SafetensorError, ValueError, RecursionError, RuntimeError) as error:
+    except (SafetensorError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is truncated or damaged, or not a safetensors file: {error}") from error
-    if header is not None and not isinstance(header, dict):
-        raise UserError(f"{path} is damaged: its header is no table")
+    text = metadata.get(KEY)
+    header = None if text is None else parse(text, path, "header", dict[str, Any], finite=False)
     mark = None if header is None else header.pop(SEAL, None)
     if mark is not None and mark != seal(tensors, header):
         raise UserError(f"{path} is damaged: its contents do not match its checksum")

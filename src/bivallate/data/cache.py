@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from bivallate.errors import UserError
 from bivallate.files import temporary
 from bivallate.opening import open_regular, reason_of
 from bivallate.quoting import file_name
+from bivallate.schema import read_json
 
 __all__ = ["Decoded", "cache_folder", "cached", "content_key", "files_key"]
 
@@ -25,6 +27,16 @@ PEEK = 65536
 WINDOWS = 8
 MOST_PEEKED = 1024  # image folders have too many files to open each at every start
 STALE = 86400  # seconds after which an unfinished folder belongs to a process that was killed
+
+
+class Meta(TypedDict):
+    """meta.json of a folder of the cache."""
+
+    source: str
+    mean: list[float]
+    std: list[float]
+    classes: NotRequired[list[str]]
+    notes: NotRequired[list[str]]
 
 
 @dataclass(frozen=True)
@@ -149,13 +161,13 @@ def save_meta(folder: Path, **meta: object) -> None:
 def open_decoded(folder: Path) -> Decoded:
     """Maps the images of a cache folder into memory, read only."""
     try:
-        meta = json.loads((folder / "meta.json").read_text())
+        meta = read_json(folder / "meta.json", "description", Meta)
         images = np.asarray(np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False))
         labels, rows = (np.load(folder / f"{n}.npy", allow_pickle=False) for n in ("labels", "rows"))
         _check_parts(images, labels, rows)
-        mean, std = (tuple(float(v) for v in meta[key]) for key in ("mean", "std"))
-        names, notes = ([str(v) for v in meta.get(key, [])] for key in ("classes", "notes"))
-        return Decoded(images, labels, rows, names, str(meta["source"]), mean, std, tuple(notes))
+        mean, std = (tuple(map(float, meta[key])) for key in ("mean", "std"))
+        names, notes = (meta.get(key, []) for key in ("classes", "notes"))
+        return Decoded(images, labels, rows, names, meta["source"], mean, std, tuple(notes))
     except Exception as error:  # a torn header or text fails in many ways
         raise UserError(
             f"the cache {folder} is damaged ({reason_of(error)}): delete that folder and run again"

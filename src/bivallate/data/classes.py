@@ -11,7 +11,7 @@ import numpy as np
 
 from bivallate.errors import UserError, nearest
 
-__all__ = ["from_one", "numbered", "places", "unknown_class"]
+__all__ = ["check_distinct", "from_one", "numbered", "places", "unknown_class"]
 
 
 def places(names: Sequence[str], known: Sequence[str]) -> list[int]:
@@ -45,6 +45,17 @@ def _plain(name: str) -> str:
 def _unique(names: list[str]) -> dict[str, int]:
     counts = Counter(names)
     return {name: k for k, name in enumerate(names) if counts[name] == 1}
+
+
+def check_distinct(names: Sequence[str], where: str) -> None:
+    """Raises UserError where one name stands for two classes: nobody could tell them apart by it."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            labels = ", ".join(str(k) for k, other in enumerate(names) if other == name)
+            raise UserError(
+                f"{where} calls {count} classes {name!r} (labels {labels}): rename them, or give "
+                "their rows one label"
+            )
 
 
 def numbered(names: Sequence[str]) -> bool:

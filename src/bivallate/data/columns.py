@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bivallate.data.classes import check_distinct
 from bivallate.data.reading import Reading
 from bivallate.errors import UserError
+from bivallate.schema import parse
 
 __all__ = ["Columns", "NoColumn", "columns", "is_text"]
 
 IMAGE_COLUMNS = ("image", "img", "images", "png", "jpg", "jpeg", "webp", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "y", "cls", "category")
+
+
+class Info(TypedDict):
+    """What the hub's metadata say of columns."""
+
+    features: dict[str, Any]
+
+
+class Metadata(TypedDict):
+    """What the hub keeps in a file's schema."""
+
+    info: Info
 
 
 @dataclass(frozen=True)
@@ -35,9 +49,10 @@ def columns(file: pq.ParquetFile, path: Path, reading: Reading) -> Columns:
     """
     schema = file.schema_arrow
     try:
-        meta = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        features = {name: f for name, f in meta["info"]["features"].items() if isinstance(f, dict)}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        text = (schema.metadata or {}).get(b"huggingface", b"{}").decode()
+        told = parse(text, path, "metadata", Metadata)["info"]["features"]
+        features = {name: f for name, f in told.items() if isinstance(f, dict)}
+    except (UserError, UnicodeDecodeError):  # another program's, or none
         features = {}
     holds = [field.name for field in schema if _holds_images(field.type)]
     fitting = {
@@ -53,8 +68,10 @@ def columns(file: pq.ParquetFile, path: Path, reading: Reading) -> Columns:
     image, label = chosen["image"], chosen["label"]
     if image not in holds:
         raise UserError(f"{path}: column {image!r} holds {schema.field(image).type}, not encoded images")
-    names = features.get(label, {}).get("names")
-    return Columns(image, label, [str(n) for n in names] if isinstance(names, list) else [])
+    told = features.get(label, {}).get("names")
+    names = [str(n) for n in told] if isinstance(told, list) else []
+    check_distinct(names, f"{path}: column {label!r}")
+    return Columns(image, label, names)
 
 
 def _only(kind: str, candidates: list[str], path: Path, names: list[str]) -> str:

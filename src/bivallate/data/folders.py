@@ -13,7 +13,9 @@ from bivallate.data.decode import Encoded, Item, Reading
 from bivallate.data.layout import IMAGES, Folder, LeftOut, is_split_alone, readable, split_of
 from bivallate.errors import UserError
 
-__all__ = ["FolderPart", "find_folders"]
+__all__ = ["TABLE", "FolderPart", "find_folders", "has_classes"]
+
+TABLE = "put a table labels.csv with the columns file_name,label beside them"
 
 PICTURES = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".raw", ".cr2", ".nef", ".arw", ".psd", ".svg"}
 WRAPPERS = {"images", "image", "imgs", "data", "dataset"}  # between a split and its classes
@@ -74,6 +76,30 @@ def _leave_rest(root: Folder, left: LeftOut) -> None:
             left("folders without images", folder.path)
 
 
+def has_classes(root: Folder) -> bool:
+    """Whether folders say the labels; not where images lie together, in parts of one set, or in folders of
+    splits alone."""
+    named = [folder for folder in root.filled if _says_split(folder.name)]
+    others = [folder for folder in root.filled if folder not in named]
+    if named:
+        return any(not _flat(folder) for folder in named) or not all(map(_says_nothing, others))
+    if len(others) == 1:
+        return not _flat(root) and has_classes(others[0])
+    together = all(PARTS.search(folder.name) for folder in others) or all(map(_says_nothing, others))
+    return not together
+
+
+def _says_split(name: str) -> bool:
+    try:
+        return is_split_alone(name)
+    except UserError:
+        return True
+
+
+def _says_nothing(folder: Folder) -> bool:
+    return folder.name.lower() in {*KINDS, *UNLABELLED}
+
+
 def _flat(folder: Folder) -> bool:
     """Whether its images lie in no class folders: directly in it, or in one folder that says nothing, such as
     test/test or test/unknown."""
@@ -101,8 +127,8 @@ def _among_classes(
     listed = ", ".join(f"{folder.name}/" for folder in named)
     if not others and alone:
         raise UserError(
-            f"{_where(root)}: {listed} hold images without class folders, so nothing says their labels (a "
-            "table of labels is not read): put each class into a folder of its own, train/cat/1.jpg"
+            f"{_where(root)}: {listed} hold images without class folders, so nothing says their labels: put "
+            f"each class into a folder of its own, train/cat/1.jpg, or {TABLE}"
         )
     if len({split_of(name) for name in alone}) > 1:
         raise UserError(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import socket
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -16,12 +15,20 @@ from bivallate.data.cache import cache_folder
 from bivallate.data.shards import split_of
 from bivallate.errors import UserError
 from bivallate.files import write_json
+from bivallate.schema import read_json
 
 __all__ = ["download"]
 
 SPLIT_NAMES = frozenset({"train", "validation", "test"})
 PATIENCE = 2.0
 CONVERTED = "refs/convert/parquet"  # the hub keeps a Parquet copy of sets published in other forms
+
+
+class Downloaded(TypedDict):
+    """What is kept of a download: its folder, and the bytes of each file below it."""
+
+    folder: str
+    sizes: dict[str, int]
 
 
 def download(repo: str, under: str = "", splits: frozenset[str] = SPLIT_NAMES) -> Path:
@@ -108,10 +115,10 @@ def _unreachable(repo: str, error: Exception) -> UserError:
 def _complete(marker: Path) -> Path | None:
     """The folder of an earlier download whose files are all there, so that no network is needed."""
     try:
-        known = json.loads(marker.read_text())
+        known = read_json(marker, "record of a download", Downloaded)
         folder = Path(known["folder"])
         whole = all((folder / name).stat().st_size == size for name, size in known["sizes"].items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, UserError):
         return None
     return folder if whole else None
 

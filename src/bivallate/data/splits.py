@@ -14,6 +14,7 @@ import torch
 from bivallate.data import arrays, cache, folders, registry, shards, tensors
 from bivallate.data.dataset import Split
 from bivallate.data.decode import Encoded, Reading, decode
+from bivallate.data.labelled import TablePart, find_tables
 from bivallate.data.layout import Folder, LeftOut, readable, scan
 from bivallate.data.parquet import ParquetPart
 from bivallate.data.shards import find_shards
@@ -110,7 +111,7 @@ def read_folder(
         reading = replace(reading, grey=known.grey, size=reading.size or known.size, label_column=label)
     left = LeftOut(folder)
     root = scan(folder, left)
-    found = dict(_parts(root, left))
+    found = dict(_parts(root, left, reading))
     if not found:
         raise _nothing(root)
     if known is not None and "test" in found and known.test_split != "test" and known.test_split in found:
@@ -133,15 +134,20 @@ def read_folder(
     return replace(source, notes=(*left.notes, *source.notes))
 
 
-def _parts(root: Folder, left: LeftOut) -> Mapping[str, Part]:
+def _parts(root: Folder, left: LeftOut, reading: Reading) -> Mapping[str, Part]:
     found = find_shards(root, left)
-    if not found:
-        return folders.find_folders(root, left)
-    left.files([path for path in root.walk() if not shards.is_parquet(path)])
-    return {split: ParquetPart(paths) for split, paths in found.items()}
+    if found:
+        left.files([path for path in root.walk() if not shards.is_parquet(path)])
+        return {split: ParquetPart(paths) for split, paths in found.items()}
+    asked = reading.label_column is not None
+    if (asked or not folders.has_classes(root)) and (tables := find_tables(root, left, reading)):
+        return tables
+    return folders.find_folders(root, left)
 
 
 def _hidden(part: Part | None, reading: Reading) -> bool:
+    if isinstance(part, TablePart):
+        return part.hidden()
     return isinstance(part, ParquetPart) and part.hidden(reading)
 
 
@@ -151,7 +157,7 @@ def _nothing(root: Folder) -> UserError:
     if root.images:
         return UserError(
             f"{where} holds {len(root.images):,} images but no class folders, so nothing says their labels: "
-            "put each class into a folder of its own, cat/1.jpg"
+            f"put each class into a folder of its own, cat/1.jpg, or {folders.TABLE}"
         )
     most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:5]
     held = ", ".join(f"{n:,} {suffix or 'without suffix'}" for suffix, n in most)

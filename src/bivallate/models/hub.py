@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import tempfile
-import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -16,12 +15,25 @@ from torch import nn
 from bivallate.errors import UserError
 from bivallate.files import write_whole
 from bivallate.models.classifier import Classifier
-from bivallate.models.io import load, save
+from bivallate.models.io import load, read_manifest, save
 from bivallate.parts import portable
+from bivallate.quoting import markdown, visible
+from bivallate.schema import MEGABYTE, Share, parse, read_json, read_text
 
 __all__ = ["from_pretrained", "model_card", "push_to_hub", "save_pretrained"]
 
 Place = str | os.PathLike[str]
+
+
+class Evaluated(TypedDict):
+    """An evaluation's file, as far as a card reports it."""
+
+    attack: str
+    robust_accuracy: Share
+    threat: NotRequired[dict[str, Any]]
+    n: NotRequired[int]
+    clean_accuracy: NotRequired[Share]
+    interval_95: NotRequired[list[Share]]
 
 
 def save_pretrained(
@@ -104,22 +116,24 @@ def _first_line(error: Exception) -> str:
 
 
 def _manifest(run: Path) -> dict[str, Any]:
-    return _json(run / "model.json")
+    place = run / "model.json"
+    return read_manifest(place) if place.exists() else {}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _evaluation(path: Path) -> dict[str, Any]:
+    """What a card says of an evaluation; nothing of a file that is none, or is damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path, "evaluation", Evaluated, 1024 * MEGABYTE)
+    except UserError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _config(run: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    place = run / "config.toml"
+    if not place.exists():
         return {}
+    text = read_text(place, "configuration", 4 * MEGABYTE)
+    return portable(parse(text, place, "configuration", dict[str, Any], "TOML"))
 
 
 def _run_entries(run: Path) -> dict[str, Any]:
@@ -127,7 +141,7 @@ def _run_entries(run: Path) -> dict[str, Any]:
     kept = ("config", "code_version", "data_fingerprint")
     entries = {key: value for key, value in _manifest(run).items() if key in kept}
     config = _config(run)
-    return {**entries, "config": portable(config)} if config else entries
+    return {**entries, "config": config} if config else entries
 
 
 def _classes(run: Place | None) -> list[str] | None:
@@ -155,13 +169,12 @@ def model_card(model: Classifier, *, run: Place | None = None, name: str = "owne
 
 
 def _measured(run: Path) -> list[str]:
-    reports = [_json(path) for path in sorted((run / "evaluation").glob("*.json"))]
+    reports = [_evaluation(path) for path in sorted((run / "evaluation").glob("*.json"))]
     rows = [
-        f"| {r['attack']} | {_threat(r.get('threat'))} | {r.get('n', '')} "
+        f"| {markdown(r['attack'])} | {markdown(_threat(r.get('threat')))} | {r.get('n', '')} "
         f"| {_share(r.get('clean_accuracy'))} | {_share(r.get('robust_accuracy'))} "
         f"| {_interval(r.get('interval_95'))} |"
-        for r in reports
-        if "attack" in r and "robust_accuracy" in r
+        for r in filter(None, reports)
     ]
     if not rows:
         return []
@@ -170,23 +183,24 @@ def _measured(run: Path) -> list[str]:
 
 
 def _trained(run: Path) -> list[str]:
-    file = run / "config.toml"
-    if not _config(run):
+    config = _config(run)
+    if not config:
         return []
-    return [f"## Training\n\n```toml\n{file.read_text(encoding='utf-8').strip()}\n```"]
+    from bivallate.run.config import to_toml
+
+    text = visible(to_toml(config)).strip()
+    longest = max((len(ticks) for ticks in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"## Training\n\n{fence}toml\n{text}\n{fence}"]
 
 
-def _share(value: Any) -> str:
-    return f"{100 * value:.2f} %" if isinstance(value, int | float) else ""
+def _share(value: float | None) -> str:
+    return f"{100 * value:.2f} %" if value is not None else ""
 
 
-def _interval(value: Any) -> str:
-    if isinstance(value, list) and len(value) == 2 and all(isinstance(v, int | float) for v in value):
-        return f"{_share(value[0])} to {_share(value[1])}"
-    return ""
+def _interval(value: list[float] | None) -> str:
+    return f"{_share(value[0])} to {_share(value[1])}" if value and len(value) == 2 else ""
 
 
-def _threat(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} = {part}" for key, part in value.items())
-    return "" if value is None else str(value)
+def _threat(value: dict[str, Any] | None) -> str:
+    return ", ".join(f"{key} = {part}" for key, part in (value or {}).items())

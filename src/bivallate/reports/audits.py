@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from bivallate.evaluate.naming import Identity
 from bivallate.evaluate.older import by_name
 from bivallate.lower.threat import threat
 from bivallate.reports.stored import Fit
-from bivallate.schema import check
+from bivallate.schema import MEGABYTE, check, read_json
 
-MOST = 10_000_000  # bytes of a file that can be an audit
+MOST = 10 * MEGABYTE  # bytes of a file that can be an audit
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,7 @@ def _read(path: Path, fit: Fit) -> Audited | None:
     """None for another run's, or for a file that says of nothing what it is."""
     named = by_name(path.name)
     try:
-        if path.stat().st_size > MOST:
-            raise ValueError(f"it holds more than {MOST:,} bytes")
-        entry = json.loads(path.read_text(encoding="utf-8"))
+        entry = read_json(path, "audit", dict[str, Any], MOST)
         low, high = (float(bound) for bound in entry["worst_interval_95"])
         given = entry.get("identity")
         identity = named if given is None else Identity.of(check(Said, given, "identity"))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from bivallate.run.folder import RunFolder
 from bivallate.style import COLOURS, colour, figure, marker, save, styled
 
 
 def curves(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl."""
-    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return RunFolder(folder).read_metrics()
 
 
 def demo_figure(out: Path, rows: list[dict[str, Any]]) -> Path:

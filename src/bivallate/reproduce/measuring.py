@@ -3,7 +3,6 @@ whole."""
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +30,7 @@ from bivallate.lower.threat import ThreatModel, threat
 from bivallate.models import Classifier
 from bivallate.noise import Noise
 from bivallate.reproduce.cell import Cell, Measure
+from bivallate.schema import MEGABYTE, read_json
 from bivallate.types import Batch, Clock
 
 __all__ = ["SHORT", "columns_of", "measured", "read_attack", "seconds_an_epoch"]
@@ -69,7 +69,7 @@ def measured(
             model = models[measure.weights or cell.weights]
             write_json(kept, _evaluation(model, measure, cell, dataset, kept, sources), indent=None)
             _partial(kept).unlink(missing_ok=True)
-        found[measure.key] = json.loads(kept.read_text(encoding="utf-8"))
+        found[measure.key] = read_json(kept, "evaluation", dict[str, Any], 1024 * MEGABYTE)
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from bivallate.data import Dataset
 from bivallate.errors import UserError
 from bivallate.files import write_json
 from bivallate.models import Classifier
+from bivallate.models.io import read_manifest
 from bivallate.parts import encode, portable
 from bivallate.reproduce import definition
 from bivallate.reproduce.cell import Cell, configure, slug
@@ -134,9 +134,9 @@ def _same(folder: RunFolder, config: Config, data: str) -> bool:
     if not folder.config.exists() or not any(folder.checkpoints.glob("*.safetensors")):
         return False
     manifest = folder.path / "model.json"  # there from the end of the first epoch on
-    if manifest.exists() and json.loads(manifest.read_text(encoding="utf-8"))["data_fingerprint"] != data:
-        return False
     try:
+        if manifest.exists() and read_manifest(manifest).get("data_fingerprint") != data:
+            return False
         return anywhere(Config.read(folder.config)) == anywhere(config)
     except UserError:
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import secrets
@@ -10,14 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from bivallate.errors import UserError
 from bivallate.files import temporary, write_json
-from bivallate.opening import check_regular
 from bivallate.processes import alive, here, started
+from bivallate.schema import MEGABYTE, read_json
 
 NAME = ".lock"
 BEAT = 20.0  # seconds between two signs of life
@@ -38,6 +37,16 @@ class Holder:
     place: str = field(default_factory=here)
     start: str = field(default_factory=lambda: started(os.getpid()))
     token: str = field(default_factory=lambda: secrets.token_hex(8))
+
+
+class Held(TypedDict):
+    """The file of a lock: what `Holder` says."""
+
+    host: str
+    pid: int
+    place: str
+    start: str
+    token: str
 
 
 class Lock:
@@ -130,13 +139,10 @@ def _ended(found: Holder | None) -> bool:
 def _read(path: Path) -> Holder | None:
     """The holder; None where there is none, or the file is not readable as one."""
     try:
-        check_regular(path)
-        entry: Any = json.loads(path.read_text(encoding="utf-8"))
-        types = {f.name: int if f.name == "pid" else str for f in fields(Holder)}
-        whole = entry.keys() == types.keys() and all(type(entry[k]) is kind for k, kind in types.items())
-    except (OSError, ValueError, AttributeError, RecursionError, UserError):
+        entry = read_json(path, "lock", Held, MEGABYTE)
+    except UserError:
         return None
-    return Holder(**entry) if whole else None
+    return Holder(**entry) if entry.keys() == Held.__annotations__.keys() else None
 
 
 def _time_of(path: Path) -> float:

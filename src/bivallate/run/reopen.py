@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tomllib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from bivallate.run.checkpoint import Checkpoint, list_all, newest
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder, lines_of
 from bivallate.run.session import PLACES, Session
+from bivallate.schema import MEGABYTE, parse, read_json, read_text
 
 FREE = (
     "device",
@@ -96,9 +96,9 @@ def _torn(folder: RunFolder, kept: dict[str, Any]) -> str:
         return "was missing"
     check_regular(folder.config)
     try:
-        text = folder.config.read_bytes().decode("utf-8-sig")  # as it is read
-        there = _flat(tomllib.loads(text))
-    except (OSError, ValueError, RecursionError):  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        text = read_text(folder.config, "configuration", 4 * MEGABYTE)
+        there = _flat(parse(text, folder.config, "configuration", dict[str, Any], "TOML"))
+    except UserError:
         return "was damaged"
     whole = _flat(kept)
     if there.keys() - whole.keys():
@@ -185,13 +185,10 @@ def _described(folder: RunFolder, session: Session) -> bool:
     """Whether model.json is what this run writes."""
     path = folder.path / "model.json"
     try:
-        check_regular(path)
-        there = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, UserError):
+        there = read_json(path, "manifest", dict[str, Any])
+    except UserError:
         return False
     wanted = json.loads(manifest_text(session.manifest()))
-    if not isinstance(there, dict):
-        return False
     free = {key for key in (*ORIGIN, "run") if key in ORIGIN or key not in there}  # younger than some runs
     lengths = LENGTH if session.config.extended else ()  # weights of before it was made longer
     open_to = {*(f"config.{key}" for key in (*FREE, *lengths)), "spec.mean", "spec.std"}
