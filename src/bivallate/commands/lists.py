@@ -103,7 +103,7 @@ def datasets(
     Parameters
     ----------
     name
-        of a set, a folder, an .npz or hub:owner/name.
+        of a set, a folder, an .npz, .zip or .tar, or hub:owner/name.
     json
         for programs.
     data_dir

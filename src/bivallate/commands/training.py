@@ -53,7 +53,7 @@ def train(
     method
         name of a method; `bivallate methods` lists them. Not needed with --config.
     data
-        data set: a name, a folder, an .npz or hub:owner/name. [default: digits]
+        data set: a name, a folder, an .npz, .zip or .tar, or hub:owner/name. [default: digits]
     model
         architecture, or package.module:factory of your own. [default: tiny-cnn, or the recipe's]
     eps

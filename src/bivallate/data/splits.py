@@ -19,6 +19,7 @@ from bivallate.data.layout import Folder, LeftOut, readable, scan
 from bivallate.data.parquet import ParquetPart
 from bivallate.data.shards import find_shards
 from bivallate.data.stream import Stream
+from bivallate.data.unpacking import is_archive, unpacked
 from bivallate.errors import UserError
 from bivallate.opening import recognised
 
@@ -98,8 +99,17 @@ def read_file(path: Path, reading: Reading, stream: Streaming) -> Source:
         return Source(path.stem, {"train": split}, classes)
     if shards.is_parquet(path):
         return _decoded(path.stem, {"train": ParquetPart([path])}, reading, None, stream)
+    if is_archive(path):
+        folder, left = unpacked(path)
+        try:
+            source = read_folder(folder, folder.name, reading, None, stream)
+        except UserError as error:
+            raise UserError(f"{path}, unpacked into the cache: {error}") from error
+        return replace(source, notes=(*left, *source.notes))
     hint = ": unpack it and name the folder" if path.suffix.lower() in ARCHIVES else ""
-    raise UserError(f"{path} is neither a folder nor an .npz or .parquet file{hint or recognised(path)}")
+    raise UserError(
+        f"{path} is neither a folder nor an .npz, .parquet, .zip or .tar file{hint or recognised(path)}"
+    )
 
 
 def read_folder(
@@ -161,7 +171,7 @@ def _nothing(root: Folder) -> UserError:
         )
     most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:5]
     held = ", ".join(f"{n:,} {suffix or 'without suffix'}" for suffix, n in most)
-    hint = "; unpack the archive" if ARCHIVES & set(counts) else ""
+    hint = "; unpack the archive, or name it itself" if ARCHIVES & set(counts) else ""
     hint = hint or ("; write it as Parquet, by Dataset.to_parquet" if ".arrow" in counts else "")
     return UserError(
         f"{where} holds no data: expected train*.parquet and test*.parquet, or class/image.png; it holds "
