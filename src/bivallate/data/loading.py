@@ -42,7 +42,7 @@ def load(
     stream: bool | None = None,
     workers: int | None = None,
 ) -> Dataset:
-    """A data set from a name ("digits", "cifar10"), "hub:owner/name", a folder, an archive, an `.npz` or a pair (x, y).
+    """A data set: a name ("digits"), "hub:owner/name", a folder, an archive, an `.npz` or a pair (x, y).
 
     Args:
         data: which; a pair of pairs ((x, y), (x, y)) is training and test data; a `Dataset` passes through.
