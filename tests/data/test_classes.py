@@ -215,3 +215,13 @@ def test_a_published_set_with_two_label_columns_has_a_choice_of_its_own(tmp_path
         tmp_path / "cifar100", {"image": 0}, {"coarse_label": [0, 0, 1], "fine_label": [0, 1, 2]}, TWO
     )
     assert labels(folder) == {"train": ABC}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_two_classes_of_one_name_are_refused(tmp_path: Path, stream: bool) -> None:
+    names = ["cat", "dog", "cat"]
+    folder = write_parquet(
+        tmp_path / "set" / "train.parquet", [png(i) for i in pictures(6)], [0, 1, 2] * 2, names
+    )
+    with pytest.raises(UserError, match=r"column 'label' calls 2 classes 'cat' \(labels 0, 2\): rename them"):
+        data.load(folder.parent, stream=stream, workers=0)

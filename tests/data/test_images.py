@@ -114,10 +114,12 @@ def test_ink_in_the_alpha_channel_lies_on_white(
 ) -> None:
     ink = np.where(GREY > 127, 255, 0).astype(np.uint8)
     folder = folder_of(tmp_path / "ink", [make(i) for i in ink])
-    assert np.array_equal(stored(folder), np.repeat(255 - ink[:, None], channels, 1))
-    assert data.load(folder, **NO_TEST).notes == (
-        f"{folder}: 20 of 20 images are transparent in part: laid on white",
-    )
+    wanted = np.repeat(255 - ink[:, None], channels, 1)
+    for stream, looked in ((False, "20 images"), (True, "the 20 images looked at")):
+        assert np.array_equal(stored(folder, stream=stream, workers=0), wanted)
+        assert data.load(folder, stream=stream, workers=0, **NO_TEST).notes == (
+            f"{folder}: 20 of {looked} are transparent in part: laid on white",
+        )
 
 
 def test_opaque_images_keep_their_bytes(tmp_path: Path) -> None:
@@ -145,15 +147,37 @@ def test_black_sets_are_refused(tmp_path: Path, images: np.ndarray, message: str
     with pytest.raises(UserError, match=message):
         data.load(tmp_path / "x.npz")
     if images.dtype == np.uint8:
-        with pytest.raises(UserError, match=message):
-            data.load(folder_of(tmp_path / "black", [png(i) for i in images]))
+        folder = folder_of(tmp_path / "black", [png(i) for i in images])
+        for stream in (False, True):
+            with pytest.raises(UserError, match=message):
+                data.load(folder, stream=stream, workers=0)
 
 
-def test_a_channel_without_content_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_channel_without_content_is_named(tmp_path: Path, stream: bool) -> None:
     colours = pictures(6)
     colours[..., 2] = 9
     folder = folder_of(tmp_path / "two", [png(i) for i in colours])
-    assert data.load(folder, **NO_TEST).notes == (f"{folder}: channel 2 is 9 in every image",)
+    loaded = data.load(folder, stream=stream, workers=0, **NO_TEST)
+    assert loaded.notes == (f"{folder}: channel 2 is 9 in every image",)
+
+
+@pytest.mark.parametrize("deeper", [False, True])
+def test_one_bright_image_beyond_the_first_of_a_stream_is_enough(tmp_path: Path, deeper: bool) -> None:
+    def write(image: np.ndarray) -> bytes:
+        return deep(image[None].astype(np.uint16) * 257)[0] if deeper else png(image)
+
+    images = [np.full((4, 4), 3 + k % 2, np.uint8) for k in range(100)]
+    folder = folder_of(tmp_path / "late", [*map(write, images), write(pictures(1, (4, 4))[0])])
+    last = folder / "a" / "100.png"
+    for stream in (False, True):
+        data.load(folder, stream=stream, workers=0, whole=True)
+    last.write_bytes(write(images[0]))
+    for stream in (False, True):
+        with pytest.raises(
+            UserError, match="reach 1.57% of white" if deeper else "all pixels is 4 where 255"
+        ):
+            data.load(folder, stream=stream, workers=0, whole=True)
 
 
 PICTURE = np.kron(pictures(1, (4, 6, 3))[0], np.ones((8, 8, 1), np.uint8))  # 32 x 48, coarse enough for JPEG

@@ -312,7 +312,7 @@ def other(path):
         (numbered, "names its tensors by ints, such as 0"),
         (
             prefixed,
-            r"it adds network.unheard.* Prefixes that were taken off: module., model., .*attacker., 1.$",
+            r"it adds network.unheard.* taken off its names: none; known are module., .*attacker., 1.$",
         ),
         (other, "another architecture than preact-resnet18"),
         (lambda path: None, "No such file"),
@@ -369,3 +369,18 @@ def test_what_would_compute_something_else_there_is_not_exported(name, options, 
     with pytest.raises(UserError, match=words):
         models.export_robustbench(model, tmp_path / "x.pt")
     assert not list(tmp_path.iterdir())
+
+
+PREFIXED = ("module.", "attacker.", "backbone.", "model.", "1.", "_orig_mod.", "module._orig_mod.model.", "")
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+@pytest.mark.parametrize("prefix", PREFIXED)
+def test_prefixes_that_were_taken_off_are_said(prefix, suffix, tmp_path):
+    path, told = tmp_path / f"x.{suffix}", []
+    state = {f"{prefix}{key}": value for key, value in plain_state().items()}
+    save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
+    model = models.load_robustbench(path, "preact-resnet18", tell=told.append)
+    assert all(torch.equal(model.network.state_dict()[k], v) for k, v in plain_state().items())
+    wanted = f"x.{suffix}: taken off the names of its tensors: {prefix}"
+    assert told == ([wanted] if prefix else [])

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Protocol
 
@@ -18,14 +19,15 @@ from numpy.lib.format import open_memmap
 from bivallate.data.cache import reserve, save_meta
 from bivallate.data.dataset import digest, moments
 from bivallate.data.image import BadImage, Item, Pixels, head, largest, pixels, quiet
-from bivallate.data.levels import DARK, check_levels, level_above
+from bivallate.data.levels import DARK, Levels, check_levels, level_above
 from bivallate.data.reading import Canvas, Reading
 from bivallate.errors import UserError
 
-__all__ = ["Blocks", "Encoded", "Item", "Reading", "decode", "probe"]
+__all__ = ["Blocks", "Encoded", "Item", "Reading", "decode", "look", "probe"]
 
 PROBED = 64
 MOST_BLOCKS = 4  # that are read for it
+MOST_LOOKED = 4096  # images of a stream where the first ones are suspicious
 SIDES = (224, 160, 128, 96, 64, 48, 32, 28, 24, 16)  # as networks for images are built
 SHOWN = 5
 MOST_BAD = 1000  # a data set with more bad rows than this is not worth reading to its end
@@ -109,6 +111,14 @@ class _Found:
         self.transparent += result.transparent
         self.greyed += result.greyed
 
+    def notes(self, title: str, looked: str) -> list[str]:
+        """What was done to images, of so many that were looked at."""
+        kinds = (
+            (self.transparent, "transparent in part: laid on white"),
+            (self.greyed, "grey among colour images: read as colour"),
+        )
+        return [f"{title}: {count} of {looked} are {what}" for count, what in kinds if count]
+
 
 def _read(encoded: Encoded, images: np.ndarray, canvas: Canvas, reading: Reading, found: _Found) -> None:
     def read(row: int, item: Item) -> tuple[int, Pixels | BadImage]:
@@ -132,13 +142,7 @@ def _read(encoded: Encoded, images: np.ndarray, canvas: Canvas, reading: Reading
 
 def _finish(encoded: Encoded, folder: Path, images: np.ndarray, rows: np.ndarray, found: _Found) -> None:
     images.flush()  # pyright: ignore[reportAttributeAccessIssue]
-    notes = check_levels(images, encoded.title, rows)
-    for count, what in (
-        (found.transparent, "transparent in part: laid on white"),
-        (found.greyed, "grey among colour images: read as colour"),
-    ):
-        if count:
-            notes.append(f"{encoded.title}: {count} of {len(rows)} images are {what}")
+    notes = check_levels(images, encoded.title, rows) + found.notes(encoded.title, f"{len(rows)} images")
     np.save(folder / "labels.npy", encoded.labels, allow_pickle=False)
     np.save(folder / "rows.npy", rows, allow_pickle=False)
     mean, std = moments(images, torch.from_numpy(rows))
@@ -199,10 +203,41 @@ def probe(encoded: Encoded, reading: Reading, whole_set: bool = False) -> Canvas
         )
     channels = reading.channels or (1 if grey * 2 > sizes.total() else 3)
     canvas = Canvas((channels, *(reading.size or _common(encoded.title, sizes))))
-    if not deep or (whole_set and reading.on_bad != "convert"):
+    if not deep or reading.on_bad != "convert":
         return canvas
-    everything = (item for block in range(len(encoded.blocks.sizes)) for item in encoded.blocks.read(block))
-    return _white(encoded.title, canvas, everything if whole_set else first, reading)
+    return _white(canvas, _everything(encoded.blocks) if whole_set else first)
+
+
+def _everything(blocks: Blocks) -> Iterable[Item]:
+    return (item for block in range(len(blocks.sizes)) for item in blocks.read(block))
+
+
+def look(encoded: Encoded, canvas: Canvas, reading: Reading) -> list[str]:
+    """What `decode` would say and refuse, of images that will be decoded later: from some, and from up to
+    `MOST_LOOKED` more where the first are dark or all alike.
+
+    Raises:
+        UserError: for images that are nearly black or all alike.
+    """
+    levels, found, count = Levels(canvas.shape[0], 255), _Found({}), 0
+    first = _sample(encoded.blocks)
+    with quiet():
+        for k, item in enumerate(chain(first, islice(_everything(encoded.blocks), MOST_LOOKED))):
+            bright = found.highest is None or found.highest > DARK
+            if k >= len(first) and levels.settled and bright:
+                break
+            with suppress(BadImage):  # said with its row when that comes up
+                result = pixels(item, canvas, reading)
+                levels.add(result.array[None])
+                if k < len(first):
+                    count += 1
+                    found.add(k, result)
+                elif result.highest is not None:
+                    found.highest = max(found.highest or 0, result.highest)
+    if not count:
+        return []
+    _check_deep(encoded.title, found.highest, canvas)
+    return levels.check(encoded.title) + found.notes(encoded.title, f"the {count} images looked at")
 
 
 def _common(title: str, sizes: Counter[tuple[int, int]]) -> tuple[int, int]:
@@ -232,14 +267,11 @@ def _sample(blocks: Blocks) -> list[Item]:
     return [item for block in chosen for item in blocks.read(block)[::step]]
 
 
-def _white(title: str, canvas: Canvas, items: Iterable[Item], reading: Reading) -> Canvas:
-    """The canvas with white as the images of 16 or 32 bits have it; without on_bad="convert" only checked."""
+def _white(canvas: Canvas, items: Iterable[Item]) -> Canvas:
+    """The canvas with white as the images of 16 or 32 bits have it."""
     whole = real = 0.0
     for item in items:
         with suppress(BadImage):
             high = largest(item)
             whole, real = max(whole, high[0]), max(real, high[1])
-    if reading.on_bad == "convert":
-        return replace(canvas, whole=level_above(whole), real=level_above(real))
-    _check_deep(title, max(whole / canvas.whole, real / canvas.real), canvas)
-    return canvas
+    return replace(canvas, whole=level_above(whole), real=level_above(real))

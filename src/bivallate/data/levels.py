@@ -6,7 +6,7 @@ import numpy as np
 
 from bivallate.errors import UserError
 
-__all__ = ["DARK", "check_levels", "level_above"]
+__all__ = ["DARK", "Levels", "check_levels", "level_above"]
 
 DARK = (
     1 / 8
@@ -20,25 +20,45 @@ def level_above(value: float) -> float:
     return next((level for level in LEVELS if level >= value), value)
 
 
-def check_levels(images: np.ndarray, what: str, rows: np.ndarray | None = None) -> list[str]:
-    """What a user should know of images (N, C, H, W), uint8 or in [0, 1]: channels without content.
+class Levels:
+    """The lowest and the highest value of each channel, of images that are seen in parts."""
 
-    Raises:
-        UserError: if all are below an eighth of white, or every pixel has the same value.
-    """
+    def __init__(self, channels: int, white: float) -> None:
+        self.white = white
+        self.low, self.high = np.full(channels, np.inf), np.full(channels, -np.inf)
+
+    def add(self, images: np.ndarray) -> None:
+        """Some more, (N, C, H, W)."""
+        self.low = np.minimum(self.low, images.min(axis=(0, 2, 3)))
+        self.high = np.maximum(self.high, images.max(axis=(0, 2, 3)))
+
+    @property
+    def settled(self) -> bool:
+        """Whether `check` would find nothing, however many more were seen."""
+        return bool(self.high.max() > DARK * self.white and (self.low < self.high).all())
+
+    def check(self, what: str) -> list[str]:
+        """What a user should know: channels without content.
+
+        Raises:
+            UserError: if all are below an eighth of white, or every pixel has the same value.
+        """
+        highest = self.high.max()
+        if self.low.min() == highest:
+            raise UserError(f"{what}: every pixel of every image is {highest:g}: there is nothing to learn")
+        if highest <= DARK * self.white:
+            raise UserError(
+                f"{what}: the largest value of all pixels is {highest:g} where {self.white} is white, so "
+                f"they are nearly black: scale them so that white is {self.white}"
+            )
+        flat = np.flatnonzero(self.low == self.high)
+        return [f"{what}: channel {c} is {self.high[c]:g} in every image" for c in flat.tolist()]
+
+
+def check_levels(images: np.ndarray, what: str, rows: np.ndarray | None = None) -> list[str]:
+    """What a user should know of images (N, C, H, W), uint8 or in [0, 1]; raises as `Levels.check` does."""
     chosen = np.arange(len(images)) if rows is None else rows
-    low, high = np.full(images.shape[1], np.inf), np.full(images.shape[1], -np.inf)
+    levels = Levels(images.shape[1], 255 if images.dtype == np.uint8 else 1)
     for start in range(0, len(chosen), CHUNK):
-        part = images[chosen[start : start + CHUNK]]
-        low = np.minimum(low, part.min(axis=(0, 2, 3)))
-        high = np.maximum(high, part.max(axis=(0, 2, 3)))
-    white = 255 if images.dtype == np.uint8 else 1
-    if low.min() == high.max():
-        raise UserError(f"{what}: every pixel of every image is {high.max():g}: there is nothing to learn")
-    if high.max() <= DARK * white:
-        raise UserError(
-            f"{what}: the largest value of all pixels is {high.max():g} where {white} is white, so they are "
-            f"nearly black: scale them so that white is {white}"
-        )
-    flat = np.flatnonzero(low == high)
-    return [f"{what}: channel {c} is {high[c]:g} in every image" for c in flat.tolist()]
+        levels.add(images[chosen[start : start + CHUNK]])
+    return levels.check(what)

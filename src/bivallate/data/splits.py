@@ -189,7 +189,8 @@ def _decoded(
     _check_kinds(name, found, reading)
     for split in sorted(found, key=["train", "validation", "test"].index):
         if stream.chosen(known):
-            splits[split], names = _streamed(found[split], reading, classes, stream)
+            splits[split], names, said = _streamed(found[split], reading, classes, stream)
+            notes += said
             classes = names or classes
         else:
             decoded = _through_cache(name, split, found[split], reading, classes)
@@ -221,7 +222,7 @@ def _check_kinds(name: str, found: Mapping[str, Part], reading: Reading) -> None
 
 def _streamed(
     part: Part, reading: Reading, classes: list[str] | None, stream: Streaming
-) -> tuple[Split, list[str]]:
+) -> tuple[Split, list[str], tuple[str, ...]]:
     encoded = part.read(reading, classes)
     if (encoded.labels < 0).any():
         row = int((encoded.labels < 0).argmax())
@@ -232,7 +233,7 @@ def _streamed(
     labels = torch.from_numpy(encoded.labels)
     former = partial(cache.files_key, part.files, _FormerReading(reading), version=1)
     source = cache.content_key(part.files, reading.size, reading.channels, reading.on_bad, reading.grey)
-    return Split(store, labels, torch.arange(len(labels)), source, former), encoded.classes
+    return Split(store, labels, torch.arange(len(labels)), source, former), encoded.classes, store.notes
 
 
 @dataclass(frozen=True)

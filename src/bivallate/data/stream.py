@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bivallate.data.decode import Blocks, Encoded, probe
+from bivallate.data.decode import Blocks, Encoded, look, probe
 from bivallate.data.image import BadImage, pixels, quiet
 from bivallate.data.reading import Canvas, Reading
 from bivallate.data.workers import WorkersLost, start, submit
@@ -38,8 +38,12 @@ class Stream:
         workers: processes that decode ahead; 0 decodes in this one. They are spawned, so a script must keep
             its work under `if __name__ == "__main__":`.
 
+    Attributes:
+        notes: what a user should know of the images, from a look at some.
+
     Raises:
-        UserError: when a row that cannot be used comes up; skipping needs a reading of all rows first.
+        UserError: for images that are nearly black or all alike; when a row that cannot be used comes up;
+            skipping needs a reading of all rows first.
     """
 
     dtype = np.dtype(np.uint8)
@@ -51,6 +55,7 @@ class Stream:
             )
         with quiet():
             canvas = probe(encoded, reading)
+        self.notes = tuple(look(encoded, canvas, reading))
         self.shape = (len(encoded.labels), *canvas.shape)
         self.sizes = encoded.blocks.sizes
         self.decoder = Decoder(encoded.blocks, encoded.title, canvas, reading)

@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ def load_robustbench(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     entry: str | None = None,
+    tell: Callable[[str], None] = lambda text: None,
     **options: Any,
 ) -> Classifier:
     """The classifier in a public checkpoint, in eval mode and float32.
@@ -65,6 +66,7 @@ def load_robustbench(
         mean, std: for checkpoints that do not hold their normalisation.
         entry: the checkpoint's key under which the weights lie; tried in turn: state_dict, model, last, best,
             ...
+        tell: hears which prefixes were taken off the keys.
         options: of the architecture. Keys do not tell `shortcut="raw"` (the default for basic blocks; the
             leaderboard's PreActBlock) from `shortcut="activated"` (its PreActBlockV2).
 
@@ -74,7 +76,9 @@ def load_robustbench(
     """
     file = Path(path)
     found = _unwrapped(_read(file), file, entry)
-    state = _without_prefixes(found)
+    state, taken = _without_prefixes(found)
+    if taken:
+        tell(f"{file.name}: taken off the names of its tensors: {', '.join(taken)}")
     held = _take_statistics(state)
     mean, std = (mean, std) if mean is not None or std is not None else held
     state = _renamed(state, architecture, options)
@@ -92,7 +96,10 @@ def load_robustbench(
     try:
         fill(model, tensors, str(file))
     except UserError as error:
-        raise UserError(f"{error}. Prefixes that were taken off: {', '.join(PREFIXES)}") from error
+        known = f"known are {', '.join(PREFIXES)}"
+        raise UserError(
+            f"{error}. Prefixes taken off its names: {', '.join(taken) or 'none'}; {known}"
+        ) from error
     return model.eval()
 
 
@@ -142,10 +149,13 @@ def _unwrapped(content: Any, file: Path, entry: str | None) -> dict[str, Tensor]
     raise UserError(f"{file} holds no state dict under the keys tried: name one of its own as entry=")
 
 
-def _without_prefixes(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state under bare keys; what lies nearest to the top counts where several lie under one key."""
-    nearest = {_bare(key): key for key in sorted(found, key=lambda key: key.count("."), reverse=True)}
-    return {_bare(key): value for key, value in found.items() if nearest[_bare(key)] == key}
+def _without_prefixes(found: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The state under bare keys, and the prefixes that were taken off; what lies nearest to the top counts
+    where several lie under one key."""
+    bare = {key: _bare(key) for key in found}
+    nearest = {bare[key]: key for key in sorted(found, key=lambda key: key.count("."), reverse=True)}
+    state = {bare[key]: value for key, value in found.items() if nearest[bare[key]] == key}
+    return state, sorted({key.removesuffix(bare[key]) for key in nearest.values()} - {""})
 
 
 def _bare(key: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -47,24 +48,30 @@ def examined_checkpoint(
     place = Path(path)
     spec = settled(Data(data, data_dir=data_dir or "", validation=0, allow_missing_classes=True))
     dataset = load_data(spec, 0, whole=True)
-    model = _model(place, architecture, weights, dataset, normalise)
+    warnings: list[str] = []
+    model = _model(place, architecture, weights, dataset, normalise, warnings.append)
     if len(dataset.classes) > model.num_classes:
         raise UserError(
             f"{place} tells {model.num_classes} classes, {data} has {len(dataset.classes)}: "
             "it was trained on other data"
         )
     network = model.to(pick_device(str(device)))
-    points, warnings = split_of(dataset, split), ()
+    points = split_of(dataset, split)
     if isinstance(model.normalise, nn.Identity):
-        warnings = (
+        warnings.append(
             f"{place} holds no normalisation, so its network is given images in [0, 1] as they are: if it "
-            f"was trained on standardised ones, say --normalise (mean and std of {data})",
+            f"was trained on standardised ones, say --normalise (mean and std of {data})"
         )
-    return Examined(place, network, dataset, points, threat, place.stem, split, data, warnings)
+    return Examined(place, network, dataset, points, threat, place.stem, split, data, tuple(warnings))
 
 
 def _model(
-    place: Path, architecture: str | None, weights: str, dataset: Dataset, normalise: bool
+    place: Path,
+    architecture: str | None,
+    weights: str,
+    dataset: Dataset,
+    normalise: bool,
+    tell: Callable[[str], None],
 ) -> Classifier:
     if place.is_dir() and (place / "model.json").exists():
         return models.load(place, weights)
@@ -80,4 +87,4 @@ def _model(
             raise UserError(f"{place} should hold one file of weights, it has {names}: name the file")
         place = held[0]
     mean, std = (dataset.mean, dataset.std) if normalise else (None, None)
-    return load_robustbench(place, architecture, shape=dataset.shape, mean=mean, std=std)
+    return load_robustbench(place, architecture, shape=dataset.shape, mean=mean, std=std, tell=tell)
