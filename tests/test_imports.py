@@ -20,7 +20,7 @@ LAYERS = [
     {"plugins", "processes"},
     {"files", "parts"},
     {"style"},
-    {"types", "sealed"},
+    {"types", "sealed", "roles"},
     {"noise", "schedule", "collective"},
     {"lower"},
     {"evidence", "learnable"},

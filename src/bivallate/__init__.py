@@ -8,11 +8,15 @@ from bivallate.audit.of_run import audit
 from bivallate.check import check_gradient, upper_gradient
 from bivallate.coupling.barrier import Barrier, Implicit, Mask
 from bivallate.coupling.cid import cid
-from bivallate.coupling.implicit import Detached, Leaf
+from bivallate.coupling.implicit import Coupling, Detached, Leaf
 from bivallate.coupling.last_step import LastStep
 from bivallate.errors import UserError
 from bivallate.evaluate import Score, attack, predict
 from bivallate.lower.pgd import PGD
+from bivallate.lower.problem import LowerProblem, Objective
+from bivallate.lower.solver import Solver
+from bivallate.lower.start import Start, corner, gaussian, uniform, zero
+from bivallate.lower.stop import Stop
 from bivallate.lower.threat import L2, Linf
 from bivallate.method import Method, register
 from bivallate.parts import part
@@ -26,10 +30,10 @@ from bivallate.run.loading import load
 from bivallate.run.optim import SGD, AdamW, Cosine, Flat, MultiStep, Triangle
 from bivallate.run.resuming import resume
 from bivallate.step import train_step
-from bivallate.types import Batch, Clock
+from bivallate.types import Batch, Clock, Evidence, Facts, Solution, Terms
 from bivallate.upper.awp import AWP
-from bivallate.upper.loss import Adversarial, Mart, Trades
-from bivallate.weighting.base import After, Equal
+from bivallate.upper.loss import Adversarial, Loss, Mart, Trades
+from bivallate.weighting.base import After, Equal, Weighting
 from bivallate.weighting.dro import KLDRO
 from bivallate.weighting.learned import Correlation, MarginNet
 from bivallate.weighting.rules import GAIRAT, MAIL, WMMR
@@ -52,31 +56,45 @@ __all__ = [
     "Clock",
     "Correlation",
     "Cosine",
+    "Coupling",
     "Detached",
     "Equal",
+    "Evidence",
+    "Facts",
     "Flat",
     "Implicit",
     "LastStep",
     "Leaf",
     "Linf",
+    "Loss",
+    "LowerProblem",
     "MarginNet",
     "Mart",
     "Mask",
     "Method",
     "MultiStep",
+    "Objective",
     "Run",
     "Score",
+    "Solution",
+    "Solver",
+    "Start",
+    "Stop",
+    "Terms",
     "Trades",
     "Triangle",
     "UserError",
+    "Weighting",
     "attack",
     "audit",
     "check_gradient",
     "cid",
     "compare",
+    "corner",
     "data",
     "diagnose",
     "evaluate",
+    "gaussian",
     "load",
     "methods",
     "models",
@@ -87,5 +105,7 @@ __all__ = [
     "resume",
     "train",
     "train_step",
+    "uniform",
     "upper_gradient",
+    "zero",
 ]

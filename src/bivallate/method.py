@@ -18,21 +18,21 @@ from bivallate.coupling.implicit import Coupling, detached
 from bivallate.errors import UserError, unknown
 from bivallate.lower.modes import AttackMode
 from bivallate.lower.objective import cross_entropy
-from bivallate.lower.pgd import Solver
 from bivallate.lower.problem import Objective
+from bivallate.lower.solver import Solver
 from bivallate.lower.threat import L2, Linf
 from bivallate.parts import decode, encode, override, part, rebased, written
+from bivallate.roles import Role
 from bivallate.types import Facts
 from bivallate.upper.loss import Loss, adversarial
 from bivallate.weighting.base import Weighting, equal
 
-ROLES: dict[str, tuple[str, ...]] = {
-    "threat": ("eps", "project"),
-    "solver": ("solve", "feedback", "bind"),
-    "objective": ("__call__",),
-    "coupling": ("__call__",),
-    "weighting": ("weigh", "bind"),
-    "loss": ("__call__", "reuses_forward"),
+ROLES: dict[str, type[Role]] = {
+    "solver": Solver,
+    "objective": Objective,
+    "coupling": Coupling,
+    "weighting": Weighting,
+    "loss": Loss,
 }
 MODES = ("eval", "train", "train-tracking")
 
@@ -79,16 +79,17 @@ class Method:
             raise unknown("attack mode", str(self.attack_mode), MODES)
         if not (isinstance(self.replays, int) and self.replays >= 1):
             raise UserError(f"replays must be a whole number of at least 1, got {self.replays!r}")
-        for name, asked in ROLES.items():
+        if not hasattr(self.threat, "project") or isinstance(self.threat, type):
+            raise UserError(f"{self.threat!r} cannot serve as the threat of a method: write Linf(8 / 255)")
+        for name, role in ROLES.items():
             value = getattr(self, name)
-            if isinstance(value, type | str) or not all(hasattr(value, each) for each in asked):
+            if not isinstance(value, role):
                 raise UserError(
-                    f"{value!r} cannot serve as the {name} of a method: it has no {', '.join(asked)}"
+                    f"{value!r} cannot serve as the {name} of a method: it is no {role.__name__} (your own "
+                    f"derives from bivallate.{role.__name__})"
                 )
-        for name in ("solver", "coupling", "weighting", "loss"):
-            check = getattr(getattr(self, name), "check", None)
-            if check is not None:
-                check(self)
+        for name in ROLES:
+            getattr(self, name).check(self)
 
     def but(self, **parts: Any) -> Method:
         """A copy with some parts replaced; a double underscore reaches into a part:

@@ -7,18 +7,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bivallate.lower.problem import LowerProblem
+from bivallate.lower.problem import LowerProblem, Objective
 from bivallate.types import Terms
+from bivallate.upper.loss import Loss
 
 
-class FirstLogit:
+class FirstLogit(Objective):
     """The attacker maximises the first logit."""
 
     def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:
         return logits[:, 0]
 
 
-class SquaredLogits:
+class SquaredLogits(Loss):
     """A loss that is not the attacker's objective: half the squared logits."""
 
     reuses_forward: ClassVar[bool] = True

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import bivallate as bv
 from bivallate import L2, PGD, Linf, UserError, methods
-from bivallate.lower.curriculum import BatchMixing, Levels, RunningBatchMixing, Then
+from bivallate.lower.curriculum import BatchMixing, BoundBatchMixing, Levels, Then
 from bivallate.lower.estimated import EstimatedThreshold
 from bivallate.lower.modes import attacking
 from bivallate.lower.objective import cross_entropy
@@ -262,7 +262,7 @@ def test_a_minibatch_smaller_than_its_parts_is_attacked_at_the_last_level() -> N
     model = Net()
     problem = problem_of(model, size=2)
     solver = BatchMixing(highest=5).bind(facts())
-    assert isinstance(solver, RunningBatchMixing)
+    assert isinstance(solver, BoundBatchMixing)
     solver.level = 5
     with attacking(model, "eval"):
         solution = solver.solve(problem)
@@ -422,7 +422,7 @@ def test_permuting_the_minibatch_permutes_the_attacks() -> None:
     order = torch.randperm(16, generator=torch.Generator().manual_seed(5))
     model = Net().eval()
     mixing = methods.curriculum(THREAT, mode="cai").bind(facts(16)).solver
-    assert isinstance(mixing, RunningBatchMixing)
+    assert isinstance(mixing, BoundBatchMixing)
     mixing.level = 3
     for solver in (methods.fat(THREAT).solver, methods.dynamic(THREAT, c_max=0.05).solver, mixing):
         ends = []

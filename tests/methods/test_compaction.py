@@ -15,7 +15,7 @@ from bivallate.lower.modes import AttackMode, attacking
 from bivallate.lower.objective import cross_entropy, kl_to_clean
 from bivallate.lower.pgd import PGD, adam, steepest
 from bivallate.lower.problem import LowerProblem
-from bivallate.lower.stop import FOSCBelow, Iterate, Misclassified
+from bivallate.lower.stop import FOSCBelow, Iterate, Misclassified, Stop
 from bivallate.parts import part
 from bivallate.types import Batch, Clock, Solution
 
@@ -23,7 +23,7 @@ THREAT = Linf(8 / 255)
 
 
 @part
-class Scripted:
+class Scripted(Stop):
     """Row i stops before step ends[i]."""
 
     ends: tuple[int, ...]
@@ -138,7 +138,7 @@ def test_rules_see_the_values_that_a_row_left_with() -> None:
     seen: list[Iterate] = []
 
     @part
-    class Watching:
+    class Watching(Stop):
         def __call__(self, problem: LowerProblem) -> Any:
             def rule(iterate: Iterate) -> Tensor:
                 seen.append(iterate)

@@ -19,7 +19,7 @@ from bivallate.lower.problem import LowerProblem
 from bivallate.method import BoundMethod, create, registry
 from bivallate.types import Batch, Clock, Facts, StepRecord, Terms
 from bivallate.upper.awp import AWP
-from bivallate.upper.loss import Mart, Trades
+from bivallate.upper.loss import Loss, Mart, Trades
 
 NAMES = sorted(n for n, e in registry().items() if e.make.__module__.startswith("bivallate."))
 LINF, EUCLIDEAN = Linf(0.05), L2(0.4)
@@ -102,7 +102,7 @@ def last_epoch(step: int, replay: int, epoch: int = 3) -> Clock:
     return Clock(epoch, 4, step, 3, replay, seed=3)
 
 
-class Recording:
+class Recording(Loss):
     """A loss that keeps every pair (x, x_adv) it is asked about."""
 
     def __init__(self, loss: Any) -> None:

@@ -29,7 +29,7 @@ from bivallate.types import Batch, Clock, Evidence, Facts
 from bivallate.upper.awp import AWP
 from bivallate.upper.loss import Trades, adversarial
 from bivallate.weighting.descent import AdamDescent, Descent
-from bivallate.weighting.learned import Correlation, MarginNet, RunningMarginNet
+from bivallate.weighting.learned import BoundMarginNet, Correlation, MarginNet
 
 THREAT = Linf(EPS)
 FACTS = Facts(15, SHAPE, CLASSES, dtype=torch.float64)
@@ -84,7 +84,7 @@ def test_bilaw(second_order, host, norm, mover) -> None:
     given = {"mu_optimizer": kind, "mu_lr": method.weighting.optimizer.lr, "mu_weight_decay": decay}
     trained = compare(method, reference.bilaw, norm, mu=mu, host=host, **given)
     learned = trained.bound.weighting
-    assert isinstance(learned, RunningMarginNet)
+    assert isinstance(learned, BoundMarginNet)
     for mine, theirs in zip(learned.parameters(), mu, strict=True):
         torch.testing.assert_close(mine.detach(), theirs.detach(), rtol=0, atol=1e-9)
     moved = [(a.detach() - b).abs().max() for a, b in zip(mu, initial(method.weighting), strict=True)]
@@ -431,14 +431,11 @@ class Remembering(torch.nn.Module):
 
 def test_refuses_a_solver_with_memory() -> None:
     @part
-    class Hoarder:
+    class Hoarder(bv.Solver):
         def bind(self, facts: Facts) -> Remembering:
             return Remembering()
 
         def solve(self, problem: object) -> None:
-            raise AssertionError("never asked")
-
-        def feedback(self, problem: object, delta: object) -> None:
             raise AssertionError("never asked")
 
     for weighting in (MarginNet(), Correlation()):

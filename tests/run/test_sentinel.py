@@ -23,7 +23,7 @@ from bivallate.run.measure import look
 from bivallate.run.progress import Progress
 from bivallate.run.sentinel import Sentinel
 from bivallate.run.session import Session, create_model
-from bivallate.run.watch import Watch, can_be_finer, shorter
+from bivallate.run.watch import Watch, shorter
 
 TIMES = ("seconds",)
 
@@ -218,7 +218,7 @@ def test_a_whole_step_size_is_not_rounded_away():
 
 def test_an_attack_whose_steps_a_schedule_sets_cannot_be_finer():
     threat = bv.Linf(0.1)
-    finer = {name: can_be_finer(create(name, threat).solver) for name in ("fast-at", "atta", "bastion")}
+    finer = {name: create(name, threat).solver.can_be_finer() for name in ("fast-at", "atta", "bastion")}
     assert finer == {"fast-at": True, "atta": True, "bastion": False}
     with pytest.raises(UserError, match="whole"):
         Sentinel(rollback=True, lower=0.7)

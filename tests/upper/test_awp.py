@@ -84,9 +84,7 @@ def test_size_and_kind_of_the_perturbation() -> None:
 def test_the_perturbation_knows_no_scale_and_climbs() -> None:
     net = Net()
 
-    class Scaled:
-        reuses_forward = False
-
+    class Scaled(Loss):
         def __call__(self, *args: Any):
             terms = adversarial(*args)
             return type(terms)(1e3 * terms.robust, terms.anchor, terms.logits)

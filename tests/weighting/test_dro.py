@@ -13,7 +13,7 @@ from torch import Tensor
 from bivallate import KLDRO, UserError
 from bivallate.schedule import Constant, Milestones
 from bivallate.types import Clock, Evidence, Facts
-from bivallate.weighting.dro import RunningKLDRO
+from bivallate.weighting.dro import BoundKLDRO
 
 D = torch.float64
 
@@ -24,9 +24,9 @@ def evidence(losses: Tensor, epoch: int = 0, epochs: int = 60) -> Evidence:
     return Evidence(losses, zeros, rows * 0, rows, rows * 0, Clock(epoch, epochs), lambda: zeros)
 
 
-def running(**rule) -> RunningKLDRO:
+def running(**rule) -> BoundKLDRO:
     bound = KLDRO(**{"temperature": 0.7, "guard": math.inf, **rule}).bind(Facts(10, (1, 1, 1), 3))
-    assert isinstance(bound, RunningKLDRO)
+    assert isinstance(bound, BoundKLDRO)
     return bound
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from bivallate.coupling.implicit import Sensitivity, at_solution
+from bivallate.coupling.implicit import Coupling, Sensitivity, at_solution
 from bivallate.coupling.linear_solve import conjugate_gradient
 from bivallate.errors import UserError
 from bivallate.lower.interior import barrier_strength
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.threat import Linf
 from bivallate.parts import part
+from bivallate.roles import Composition
 from bivallate.types import Solution, per_example
 
 
@@ -30,7 +30,7 @@ def barrier_inverse(delta: Tensor, x: Tensor, threat: Linf, c: float) -> Tensor:
 
 
 @part
-class Barrier:
+class Barrier(Coupling):
     """d delta*/d theta = [C_i - Hessian of the objective]^-1 d grad/d theta, by default without the Hessian.
 
     At a bound the sensitivity is zero, exactly as with Fast-BAT's hard mask: the barrier interpolates that
@@ -72,7 +72,7 @@ class Barrier:
         problem.log["free"] = float(threat.interior(delta, problem.x).float().mean())
         return at_solution(problem, delta, lambda grad: self._sensitivity(problem, delta, diagonal))
 
-    def check(self, method: Any) -> None:
+    def check(self, method: Composition) -> None:
         """Refuses a method whose threat is not a box."""
         self._boxed(method.threat)
 
@@ -103,7 +103,7 @@ class Barrier:
 
 
 @part
-class Mask:
+class Mask(Coupling):
     """Fast-BAT's sensitivity gain * H_C at the solution itself (DONE's option `mask`); costs as `Barrier`."""
 
     gain: float = 0.1
@@ -115,7 +115,7 @@ class Mask:
 
 
 @part
-class Implicit:
+class Implicit(Coupling):
     """Implicit function theorem on the free coordinates: d delta*/d theta = -(P H P)^-1 P d grad/d theta.
 
     Exact at a strict local maximiser with strict complementarity, where -H is positive definite on the free

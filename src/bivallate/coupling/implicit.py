@@ -6,9 +6,10 @@ loss is the hypergradient, and nothing else in the package needs to know that th
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,23 +17,25 @@ from torch import Tensor
 from bivallate.lower.modes import descending
 from bivallate.lower.problem import Graph, LowerProblem
 from bivallate.parts import part
+from bivallate.roles import Role
 from bivallate.types import Solution, per_example
 
 Sensitivity = Callable[[Tensor], Tensor]
 
 
-class Coupling(Protocol):
+class Coupling(Role, ABC):
     """(problem, solution) -> delta (B, C, H, W), with the gradient in theta that it deserves.
 
     The value is solution.delta, or one more step from there for `LastStep`, which takes the solver's last
     step itself so that its pass is not paid twice.
     """
 
+    @abstractmethod
     def __call__(self, problem: LowerProblem, solution: Solution) -> Tensor: ...
 
 
 @part
-class Detached:
+class Detached(Coupling):
     """No gradient: exact at an unconstrained maximiser of the training loss (Danskin), assumed by plain AT.
     Free."""
 
@@ -41,7 +44,7 @@ class Detached:
 
 
 @part
-class Leaf:
+class Leaf(Coupling):
     """Asks the outer backward pass for d loss / d delta, in `.grad`, which solvers with feedback read.
     Free."""
 

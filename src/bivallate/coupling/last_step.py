@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from dataclasses import replace
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
-from bivallate.coupling.implicit import Sensitivity, attach
+from bivallate.coupling.implicit import Coupling, Sensitivity, attach
 from bivallate.coupling.linear_solve import conjugate_gradient
 from bivallate.errors import UserError, unknown
 from bivallate.lower.problem import LowerProblem
@@ -17,7 +18,7 @@ from bivallate.types import Solution, per_example
 
 
 @part
-class LastStep:
+class LastStep(Coupling):
     """delta*(theta) = project(z + step_size * grad objective(theta, z)), z = solution.delta held fixed.
 
     This is the exact minimiser of the linearised lower problem with its quadratic term, 1/lambda = step_size
@@ -53,6 +54,10 @@ class LastStep:
             raise UserError(f"LastStep step_size must be a positive number, got {self.step_size!r}")
         if self.cross_at not in ("z", "delta"):
             raise unknown("cross_at", str(self.cross_at), ["z", "delta"])
+
+    def stepped(self, length: float, number: float = 1.0) -> Self:
+        """The one step that the coupling takes, longer or shorter."""
+        return replace(self, step_size=length * self.step_size)
 
     def __call__(self, problem: LowerProblem, solution: Solution) -> Tensor:
         z, share = solution.delta, self.gain / self.step_size

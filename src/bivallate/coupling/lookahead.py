@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,10 +16,8 @@ from bivallate.lower.modes import attacking, posed
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.second_order import tangents, twice_differentiable
 from bivallate.noise import Noise
+from bivallate.roles import Composition
 from bivallate.types import Clock, Terms
-
-if TYPE_CHECKING:
-    from bivallate.method import BoundMethod
 
 SECOND_STREAM = 1 << 32  # turns from here on belong to the second stream; replays and restarts lie far below
 REPLAYS = 1 << 16  # more replays of one minibatch than anyone makes
@@ -63,13 +60,13 @@ class Lookahead:
     """
 
     problem: LowerProblem
-    method: BoundMethod
+    method: Composition
     x_adv: Tensor
     lr: float
     buffers: Named | None = None
 
     @staticmethod
-    def here(problem: LowerProblem, method: BoundMethod, x_adv: Tensor, lr: float) -> Lookahead:
+    def here(problem: LowerProblem, method: Composition, x_adv: Tensor, lr: float) -> Lookahead:
         """The lookahead from this moment, before the outer pass moves the running statistics, which are kept
         where the weighting will ask."""
         kept = None

@@ -41,7 +41,7 @@ def at_least_one(name: str, **counts: int) -> None:
 
 
 @part
-class Fooled:
+class Fooled(Stop):
     """Stops an example as soon as it is misclassified, so that any iterate may be the answer."""
 
     def __call__(self, problem: LowerProblem) -> Rule:

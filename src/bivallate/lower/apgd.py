@@ -11,9 +11,10 @@ from torch import Tensor
 
 from bivallate.lower.objective import clearly_fooled, logit_margin, narrow
 from bivallate.lower.problem import LowerProblem
+from bivallate.lower.solver import Solver
 from bivallate.lower.threat import TINY, Linf
 from bivallate.parts import part
-from bivallate.types import Facts, Solution, per_example
+from bivallate.types import Solution, per_example
 
 __all__ = ["APGD", "checkpoints", "sphere"]
 
@@ -98,7 +99,7 @@ class _State:
 
 
 @part
-class APGD:
+class APGD(Solver):
     """Auto-PGD: the answer is the misclassified iterate of lowest margin, else the best point.
 
     Attributes:
@@ -118,13 +119,6 @@ class APGD:
     rho: float = 0.75
     samples: int = 1
     leave: bool = True
-
-    def bind(self, facts: Facts) -> APGD:
-        """A solver without memory is its own running part."""
-        return self
-
-    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
-        """Nothing to learn from the outer backward pass."""
 
     def solve(self, problem: LowerProblem) -> Solution:
         """Solution of the lower problem; see the class."""

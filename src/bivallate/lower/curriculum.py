@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import field, replace
-from typing import Any
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,11 @@ from bivallate.errors import UserError, check_range
 from bivallate.lower.overhear import Overheard
 from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import LowerProblem
-from bivallate.lower.remembering import Remembering, refuse_lookahead, require_coupling
+from bivallate.lower.solver import Remembering, Solver, require_coupling
 from bivallate.lower.start import zero
 from bivallate.noise import Noise
 from bivallate.parts import part
+from bivallate.roles import Composition
 from bivallate.schedule import Schedule, at
 from bivallate.types import Clock, Facts, Solution
 
@@ -46,7 +47,7 @@ class Levels:
 
 
 @part
-class Curriculum:
+class Curriculum(Solver):
     """The inner solver with as many steps as the level says; level 0 is the clean image.
 
     Attributes:
@@ -59,12 +60,13 @@ class Curriculum:
     inner: PGD
     level: float | Schedule
 
-    def bind(self, facts: Facts) -> Curriculum:
-        """A solver without memory is its own running part."""
-        return self
+    def check(self, method: Composition) -> None:
+        """What the inner solver asks of a method."""
+        self.inner.check(method)
 
-    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
-        """Nothing to learn from the outer backward pass."""
+    def stepped(self, length: float, number: float = 1.0) -> Self:
+        """The inner solver's steps."""
+        return replace(self, inner=self.inner.stepped(length, number))
 
     def solve(self, problem: LowerProblem) -> Solution:
         """Solution at the present level."""
@@ -75,7 +77,7 @@ class Curriculum:
 
 
 @part
-class Then:
+class Then(Solver):
     """One solver in the first part of training, another in the rest.
 
     Attributes:
@@ -92,12 +94,19 @@ class Then:
     def __post_init__(self) -> None:
         check_range("share", self.share, 0, 1)
 
-    def bind(self, facts: Facts) -> Then:
-        """Solvers without memory are their own running part."""
-        return self
+    def check(self, method: Composition) -> None:
+        """What the two solvers ask of a method."""
+        self.first.check(method)
+        self.rest.check(method)
 
-    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
-        """Nothing to learn from the outer backward pass."""
+    def can_be_finer(self) -> bool:
+        """As both solvers."""
+        return self.first.can_be_finer() and self.rest.can_be_finer()
+
+    def stepped(self, length: float, number: float = 1.0) -> Self:
+        """The two solvers' steps."""
+        first, rest = (solver.stepped(length, number) for solver in (self.first, self.rest))
+        return replace(self, first=first, rest=rest)
 
     def solve(self, problem: LowerProblem) -> Solution:
         """Solution by the present epoch's solver."""
@@ -146,17 +155,17 @@ class BatchMixing(Remembering):
                 f"threshold={self.threshold:g}"
             )
 
-    def check(self, method: Any) -> None:
+    def check(self, method: Composition) -> None:
         """The rule listens to the pass at x + delta."""
-        require_coupling(method, "BatchMixing", "Detached")
-        refuse_lookahead(method, "BatchMixing")
+        require_coupling(method, self, "Detached")
+        super().check(method)
 
-    def bind(self, facts: Facts) -> RunningBatchMixing:
+    def bind(self, facts: Facts) -> BoundBatchMixing:
         """The level of one run."""
-        return RunningBatchMixing(self, facts.device)
+        return BoundBatchMixing(self, facts.device)
 
 
-class RunningBatchMixing(nn.Module):
+class BoundBatchMixing(Solver, nn.Module):
     """The solver with its level and what it has measured.
 
     Attributes:
@@ -172,10 +181,6 @@ class RunningBatchMixing(nn.Module):
         self.register_buffer("counts", torch.zeros(2, dtype=torch.int64, device=device))
         self.level, self.epoch, self.best, self.best_epoch = 0, 0, -math.inf, 0
         self._heard: Overheard | None = None
-
-    def bind(self, facts: Facts) -> RunningBatchMixing:
-        """The running part of another run."""
-        return self.rule.bind(facts)
 
     def get_extra_state(self) -> dict[str, float]:
         """Level and rule as plain numbers; no best yet is -1."""

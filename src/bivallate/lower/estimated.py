@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from bivallate import collective
 from bivallate.errors import UserError
 from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import LowerProblem
-from bivallate.lower.remembering import Remembering, refuse_lookahead
+from bivallate.lower.solver import Remembering, Solver
 from bivallate.lower.stop import Form, FOSCBelow, fosc
 from bivallate.parts import part
 from bivallate.schedule import Linear
@@ -56,16 +56,20 @@ class EstimatedThreshold(Remembering):
         if stop.origin != "clean":
             raise UserError('the threshold is estimated from the clean image: fosc_origin="clean"')
 
-    def check(self, method: Any) -> None:
-        """The estimate is the training rows'."""
-        refuse_lookahead(method, "EstimatedThreshold")
+    def can_be_finer(self) -> bool:
+        """As the inner solver."""
+        return self.inner.can_be_finer()
 
-    def bind(self, facts: Facts) -> RunningThreshold:
+    def stepped(self, length: float, number: float = 1.0) -> Self:
+        """The inner solver's steps."""
+        return replace(self, inner=self.inner.stepped(length, number))
+
+    def bind(self, facts: Facts) -> BoundEstimatedThreshold:
         """The estimate of one run."""
-        return RunningThreshold(self, facts.device)
+        return BoundEstimatedThreshold(self, facts.device)
 
 
-class RunningThreshold(nn.Module):
+class BoundEstimatedThreshold(Solver, nn.Module):
     """The solver with the threshold that it has found; 0-d, not a number before."""
 
     c_max: Tensor
@@ -74,13 +78,6 @@ class RunningThreshold(nn.Module):
         super().__init__()
         self.rule = rule
         self.register_buffer("c_max", torch.full((), torch.nan, device=device))
-
-    def bind(self, facts: Facts) -> RunningThreshold:
-        """The running part of another run."""
-        return self.rule.bind(facts)
-
-    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
-        """Nothing to learn from the outer backward pass."""
 
     def solve(self, problem: LowerProblem) -> Solution:
         """Solution of the inner solver."""

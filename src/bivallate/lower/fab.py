@@ -10,9 +10,10 @@ from torch import Tensor
 from bivallate.lower.modes import frozen
 from bivallate.lower.objective import clearly_fooled, narrow
 from bivallate.lower.problem import LowerProblem
+from bivallate.lower.solver import Solver
 from bivallate.lower.threat import TINY, Linf
 from bivallate.parts import part
-from bivallate.types import Facts, Solution, per_example
+from bivallate.types import Solution, per_example
 
 __all__ = ["FAB", "nearest_on_plane"]
 
@@ -111,7 +112,7 @@ class NearestPlane:
 
 
 @part
-class FAB:
+class FAB(Solver):
     """Fast adaptive boundary attack: the smallest misclassified perturbation that was met.
 
     The problem's eps matters only for the answer and for the start of further restarts. The answer of an
@@ -135,13 +136,6 @@ class FAB:
     boundary: Boundary = TargetPlane()
     scatter: bool = False
     leave: bool = True
-
-    def bind(self, facts: Facts) -> FAB:
-        """A solver without memory is its own running part."""
-        return self
-
-    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
-        """Nothing to learn from the outer backward pass."""
 
     def solve(self, problem: LowerProblem) -> Solution:
         """Solution of the lower problem; see the class."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import field
+from dataclasses import field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -11,10 +12,12 @@ from torch import Tensor
 from bivallate.errors import UserError
 from bivallate.lower.pgd import Direction, Raw, steepest
 from bivallate.lower.problem import LowerProblem
+from bivallate.lower.solver import Solver
 from bivallate.lower.start import Start, uniform
 from bivallate.lower.threat import Linf
 from bivallate.parts import part
-from bivallate.types import Facts, Solution
+from bivallate.roles import Composition
+from bivallate.types import Solution
 
 CENTRE_GAIN = 0.1  # of the implicit gradient in the middle of the box, Fast-BAT's
 
@@ -25,7 +28,7 @@ def barrier_strength(threat: Linf, c: float | None) -> float:
 
 
 @part
-class InteriorAscent:
+class InteriorAscent(Solver):
     """Maximises objective + c sum_k log slack_k by preconditioned gradient steps; delta never touches a
     bound.
 
@@ -46,12 +49,9 @@ class InteriorAscent:
     damping: float = 0.5
     margin: float = 1e-3
 
-    def bind(self, facts: Facts) -> InteriorAscent:
-        """A solver without memory is its own running part."""
-        return self
-
-    def feedback(self, problem: LowerProblem, delta: torch.Tensor) -> None:
-        """Nothing to learn from the outer backward pass."""
+    def fixed_steps(self) -> int:
+        """`steps`."""
+        return self.steps
 
     def solve(self, problem: LowerProblem) -> Solution:
         """Solution of the barrier problem; see the class."""
@@ -69,7 +69,7 @@ class InteriorAscent:
 
 
 @part
-class BarrierAscent:
+class BarrierAscent(Solver):
     """Steps of Algorithm 1 of DONE on h, the objective with its log barrier, from a start inside the box.
 
     delta <- delta + step_size * direction(grad objective + c (1 / s_lo - 1 / s_up)), s the slacks. No step
@@ -105,12 +105,22 @@ class BarrierAscent:
         if self.c is not None and not (math.isfinite(self.c) and self.c > 0):
             raise UserError(f"the barrier's strength c must be a positive number, got {self.c!r}")
 
-    def bind(self, facts: Facts) -> BarrierAscent:
-        """A solver without memory is its own running part."""
-        return self
+    def check(self, method: Composition) -> None:
+        """What the start asks of a method."""
+        self.start.check(method)
 
-    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
-        """Nothing to learn from the outer backward pass."""
+    def fixed_steps(self) -> int:
+        """`steps`."""
+        return self.steps
+
+    def can_be_finer(self) -> bool:
+        """Its steps are its own."""
+        return True
+
+    def stepped(self, length: float, number: float = 1.0) -> Self:
+        """Its steps, and the start's."""
+        steps, start = round(number * self.steps), self.start.stepped(length, number)
+        return replace(self, steps=steps, step_size=length * self.step_size, start=start)
 
     def solve(self, problem: LowerProblem) -> Solution:
         """Where the steps end; see the class. Raises UserError for a threat that is not a box."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from bivallate.errors import UserError
 from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import LowerProblem
-from bivallate.lower.remembering import Remembering, refuse_lookahead
+from bivallate.lower.solver import Remembering, Solver
+from bivallate.lower.start import Given
 from bivallate.noise import Noise
 from bivallate.parts import part
 from bivallate.types import Facts, Solution
@@ -46,11 +47,15 @@ class PerExample(Remembering):
         if self.reset is not None and self.reset < 1:
             raise UserError(f"reset must be at least 1 epoch, or none for never, got {self.reset!r}")
 
-    def check(self, method: Any) -> None:
-        """The bank is of the training stream alone."""
-        refuse_lookahead(method, "PerExample")
+    def can_be_finer(self) -> bool:
+        """As the inner solver."""
+        return self.inner.can_be_finer()
 
-    def bind(self, facts: Facts) -> RunningPerExample:
+    def stepped(self, length: float, number: float = 1.0) -> Self:
+        """The inner solver's steps."""
+        return replace(self, inner=self.inner.stepped(length, number))
+
+    def bind(self, facts: Facts) -> BoundPerExample:
         """The bank of one run."""
         if facts.rotates:
             raise UserError(
@@ -61,10 +66,10 @@ class PerExample(Remembering):
             raise UserError(
                 "stored perturbations are of images of one size: train without phases (--set phases=none)"
             )
-        return RunningPerExample(self, facts)
+        return BoundPerExample(self, facts)
 
 
-class RunningPerExample(nn.Module):
+class BoundPerExample(Solver, nn.Module):
     """The solver with its bank (rows, C, H + 2 padding, W + 2 padding) and the epoch of each row's reset."""
 
     bank: Tensor
@@ -80,10 +85,6 @@ class RunningPerExample(nn.Module):
         self.register_buffer("born", torch.full((facts.rows,), -1, device=facts.device))
         self._canvas: Tensor | None = None
 
-    def bind(self, facts: Facts) -> RunningPerExample:
-        """The running part of another run."""
-        return self.rule.bind(facts)
-
     def solve(self, problem: LowerProblem) -> Solution:
         """The inner solver from the stored perturbations."""
         canvas = self._recall(problem)
@@ -96,7 +97,7 @@ class RunningPerExample(nn.Module):
             )
         start = canvas if view is None else view.apply(canvas)
         self._canvas = canvas
-        return replace(self.rule.inner, start=lambda _: start).solve(problem)
+        return replace(self.rule.inner, start=Given(start)).solve(problem)
 
     def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
         """Stores the perturbation that the step trained on."""

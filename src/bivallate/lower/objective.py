@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from bivallate.lower.problem import LowerProblem
+from bivallate.lower.problem import LowerProblem, Objective
 from bivallate.parts import part
 
 CLEAR = 1e-4  # margin, as a fraction of the largest logit, beyond which a search needs no further proof
 
 
 @part
-class CrossEntropy:
+class CrossEntropy(Objective):
     """-log p_y(x + delta)."""
 
     def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ class CrossEntropy:
 
 
 @part
-class KLToClean:
+class KLToClean(Objective):
     """KL(p(x) || p(x + delta)), summed over classes; the clean distribution is constant (TRADES, eq. 5).
 
     Its gradient is exactly zero at delta = 0: start elsewhere. Cost: one forward more, once, for the clean
@@ -34,7 +34,7 @@ class KLToClean:
 
 
 @part
-class Margin:
+class Margin(Objective):
     """-max(z_y - max_{j != y} z_j + confidence, 0): the C&W objective in the form the field's code uses.
 
     With the customary confidence of 50 the outer maximum is practically never active.
@@ -60,7 +60,7 @@ def logit_margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 @part
-class LogitMargin:
+class LogitMargin(Objective):
     """-(z_y - max_{j != y} z_j), positive when misclassified."""
 
     def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class LogitMargin:
 
 
 @part
-class DLR:
+class DLR(Objective):
     """-(z_y - max_{j != y} z_j) / (z_(1) - z_(3) + 1e-12), blind to the scale of the logits.
 
     The gradient flows through the denominator. Below three classes there is no third logit, and the numerator
@@ -82,7 +82,7 @@ class DLR:
 
 
 @dataclass(frozen=True)
-class Towards:
+class Towards(Objective):
     """z_t - z_y for a target class t of each example; FAB linearises it.
 
     Attributes:
@@ -100,7 +100,7 @@ class Towards:
 
 
 @dataclass(frozen=True)
-class TargetedDLR:
+class TargetedDLR(Objective):
     """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12).
 
     Below four classes the numerator alone is used.

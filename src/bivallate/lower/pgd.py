@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import field, replace
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -13,11 +13,13 @@ from torch import Tensor
 from bivallate.errors import UserError
 from bivallate.lower.compaction import Compaction
 from bivallate.lower.problem import LowerProblem
+from bivallate.lower.solver import Solver
 from bivallate.lower.start import Gaussian, Start, Zero, uniform
 from bivallate.lower.stop import FOSCBelow, Iterate, Misclassified, Never, Stop, fosc, never
 from bivallate.lower.threat import Linf
 from bivallate.parts import part
-from bivallate.types import Facts, Solution, per_example
+from bivallate.roles import Composition
+from bivallate.types import Solution, per_example
 
 Step = Callable[[Tensor], Tensor]
 
@@ -75,18 +77,8 @@ raw = Raw()
 adam = Adam()
 
 
-class Solver(Protocol):
-    """Solves the lower level; `feedback` may use what the outer backward pass has paid for."""
-
-    def solve(self, problem: LowerProblem) -> Solution: ...
-
-    def feedback(self, problem: LowerProblem, delta: Tensor) -> None: ...
-
-    def bind(self, facts: Facts) -> Solver: ...
-
-
 @part
-class PGD:
+class PGD(Solver):
     """delta <- project(delta + step_size * direction(gradient)), `steps` times; the last iterate is the
     answer.
 
@@ -118,12 +110,23 @@ class PGD:
         if not (math.isfinite(self.step_size) and self.step_size >= 0):
             raise UserError(f"PGD step_size must be a finite number of at least 0, got {self.step_size!r}")
 
-    def bind(self, facts: Facts) -> PGD:
-        """A solver without memory is its own running part."""
-        return self
+    def check(self, method: Composition) -> None:
+        """What start and stop ask of a method."""
+        self.start.check(method)
+        self.stop.check(method)
 
-    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
-        """Nothing to learn from the outer backward pass."""
+    def fixed_steps(self) -> int:
+        """`steps`, fewer only where a stop ends them."""
+        return self.steps
+
+    def can_be_finer(self) -> bool:
+        """Its steps are its own."""
+        return True
+
+    def stepped(self, length: float, number: float = 1.0) -> Self:
+        """Its steps, and the start's."""
+        steps, start = round(number * self.steps), self.start.stepped(length, number)
+        return replace(self, steps=steps, step_size=length * self.step_size, start=start)
 
     def _signs(self, problem: LowerProblem) -> bool:
         """Whether steps and stop use no more of the gradient than its signs."""
@@ -179,7 +182,7 @@ class PGD:
 
 
 @part
-class Warm:
+class Warm(Start):
     """Where another solver ends, as a start; its steps count as passes, not among those that begin there.
 
     Attributes:
@@ -187,6 +190,10 @@ class Warm:
     """
 
     solver: PGD
+
+    def stepped(self, length: float, number: float = 1.0) -> Self:
+        """The solver's steps."""
+        return replace(self, solver=self.solver.stepped(length, number))
 
     def __call__(self, problem: LowerProblem) -> Tensor:
         return self.solver.solve(problem).delta

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +17,18 @@ from bivallate.lower.modes import frozen, own_statistics
 from bivallate.lower.second_order import twice_differentiable
 from bivallate.lower.threat import ThreatModel
 from bivallate.noise import Noise
+from bivallate.roles import Role
 from bivallate.types import Batch, Clock
 
 
-class Objective(Protocol):
-    """(problem, logits (B, K)) -> (B,), differentiable in the logits."""
+class Objective(Role, ABC):
+    """What the attacker maximises: (problem, logits (B, K)) -> (B,), differentiable in the logits."""
 
+    @abstractmethod
     def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor: ...
+
+
+Score = Callable[["LowerProblem", Tensor], Tensor]  # what an objective is called as; any function will do
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class LowerProblem:
         self,
         model: Callable[[Tensor], Tensor] | Forward,
         batch: Batch,
-        objective: Objective,
+        objective: Score,
         threat: ThreatModel,
         clock: Clock | None = None,
         noise: Noise | None = None,
@@ -177,7 +183,7 @@ class LowerProblem:
                 "gradient is lost: let it ask problem.logits_at_solution(x_adv), or set reuses_forward=False"
             )
 
-    def but(self, objective: Objective | None = None, threat: ThreatModel | None = None) -> LowerProblem:
+    def but(self, objective: Score | None = None, threat: ThreatModel | None = None) -> LowerProblem:
         """The same problem with another objective or constraint set; passes are counted together."""
         other = self._copy(objective=objective or self.objective, threat=threat or self.threat)
         other._clean = self._clean

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import field
-from typing import Any, Literal
+from dataclasses import field, replace
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,10 @@ from bivallate.errors import UserError, check_range, unknown
 from bivallate.lower.modes import attacking, frozen
 from bivallate.lower.overhear import Overheard
 from bivallate.lower.problem import LowerProblem
-from bivallate.lower.remembering import Remembering, refuse_lookahead, require_coupling
+from bivallate.lower.solver import Remembering, Solver, require_coupling
 from bivallate.lower.start import Start, uniform
 from bivallate.parts import part
+from bivallate.roles import Composition
 from bivallate.types import Facts, Solution
 
 
@@ -66,28 +67,28 @@ class Free(Remembering):
     def __post_init__(self) -> None:
         check_range("step_size", self.step_size, 0)
 
-    def check(self, method: Any) -> None:
+    def stepped(self, length: float, number: float = 1.0) -> Self:
+        """The step that every backward pass makes."""
+        return replace(self, step_size=length * self.step_size)
+
+    def check(self, method: Composition) -> None:
         """Free-AT reads d loss / d delta off the outer backward pass."""
-        require_coupling(method, "Free", "Leaf")
-        refuse_lookahead(method, "Free")
+        require_coupling(method, self, "Leaf")
+        super().check(method)
         if method.accumulate:
             raise UserError("Free-AT updates the parameters at every replay: set accumulate=False")
 
-    def bind(self, facts: Facts) -> RunningFree:
+    def bind(self, facts: Facts) -> BoundFree:
         """The buffer of one run."""
-        return RunningFree(self, facts)
+        return BoundFree(self, facts)
 
 
-class RunningFree(nn.Module):
+class BoundFree(Solver, nn.Module):
     """Free-AT's solver with its buffer."""
 
     def __init__(self, rule: Free, facts: Facts) -> None:
         super().__init__()
         self.rule, self.kept = rule, Kept(facts)
-
-    def bind(self, facts: Facts) -> RunningFree:
-        """The running part of another run."""
-        return self.rule.bind(facts)
 
     def solve(self, problem: LowerProblem) -> Solution:
         """What the last replay left, projected."""
@@ -138,29 +139,34 @@ class YOPO(Remembering):
         if self.first_layer not in ("hamiltonian", "both"):
             raise unknown("treatment of the first layer", str(self.first_layer), ("hamiltonian", "both"))
 
-    def check(self, method: Any) -> None:
+    def can_be_finer(self) -> bool:
+        """Its steps are its own."""
+        return True
+
+    def stepped(self, length: float, number: float = 1.0) -> Self:
+        """The first-layer steps, and the start's."""
+        steps, start = round(number * self.steps), self.start.stepped(length, number)
+        return replace(self, steps=steps, step_size=length * self.step_size, start=start)
+
+    def check(self, method: Composition) -> None:
         """YOPO adds the gradients of all replays to one update."""
-        require_coupling(method, "YOPO", "Detached")
-        refuse_lookahead(method, "YOPO")
+        require_coupling(method, self, "Detached")
+        super().check(method)
         if method.replays > 1 and not method.accumulate:
             raise UserError("YOPO makes one update from the gradients of all replays: set accumulate=True")
 
-    def bind(self, facts: Facts) -> RunningYOPO:
+    def bind(self, facts: Facts) -> BoundYOPO:
         """The buffer of one run."""
-        return RunningYOPO(self, facts)
+        return BoundYOPO(self, facts)
 
 
-class RunningYOPO(nn.Module):
+class BoundYOPO(Solver, nn.Module):
     """YOPO's solver with the delta that it carries from replay to replay."""
 
     def __init__(self, rule: YOPO, facts: Facts) -> None:
         super().__init__()
         self.rule, self.kept = rule, Kept(facts)
         self._heard: Overheard | None = None
-
-    def bind(self, facts: Facts) -> RunningYOPO:
-        """The running part of another run."""
-        return self.rule.bind(facts)
 
     def solve(self, problem: LowerProblem) -> Solution:
         """A start at the first replay, then what the first-layer steps left."""

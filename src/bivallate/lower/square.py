@@ -11,10 +11,11 @@ from torch import Tensor
 
 from bivallate.lower.objective import clearly_fooled, logit_margin, narrow
 from bivallate.lower.problem import LowerProblem
+from bivallate.lower.solver import Solver
 from bivallate.lower.threat import TINY, Linf
 from bivallate.noise import Noise
 from bivallate.parts import part
-from bivallate.types import Facts, Solution
+from bivallate.types import Solution
 
 __all__ = ["Square", "bump", "pattern", "share"]
 
@@ -86,7 +87,7 @@ class _Windows:
 
 
 @part
-class Square:
+class Square(Solver):
     """Square attack on the margin loss: a change is kept if it lowers the margin.
 
     Attributes:
@@ -109,13 +110,6 @@ class Square:
     p0: float = 0.8
     edges: bool = True
     shrink: bool = True
-
-    def bind(self, facts: Facts) -> Square:
-        """A solver without memory is its own running part."""
-        return self
-
-    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
-        """Nothing to learn from the outer backward pass."""
 
     def solve(self, problem: LowerProblem) -> Solution:
         """Solution of the lower problem; see the class."""

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from bivallate.errors import check_range
 from bivallate.lower.objective import kl
-from bivallate.lower.problem import LowerProblem
+from bivallate.lower.problem import LowerProblem, Objective
 from bivallate.parts import part
+from bivallate.roles import Role
 
 
-class Start(Protocol):
+class Start(Role, ABC):
     """(problem) -> delta (B, C, H, W)."""
 
+    @abstractmethod
     def __call__(self, problem: LowerProblem) -> Tensor: ...
 
 
+@dataclass(frozen=True)
+class Given(Start):
+    """A perturbation that is there already, (B, C, H, W)."""
+
+    delta: Tensor
+
+    def __call__(self, problem: LowerProblem) -> Tensor:
+        return self.delta
+
+
 @part
-class Zero:
+class Zero(Start):
     """The clean image."""
 
     def __call__(self, problem: LowerProblem) -> Tensor:
@@ -28,7 +42,7 @@ class Zero:
 
 
 @part
-class Uniform:
+class Uniform(Start):
     """Uniform in the ball of the threat model.
 
     Attributes:
@@ -45,7 +59,7 @@ class Uniform:
 
 
 @part
-class Gaussian:
+class Gaussian(Start):
     """scale * N(0, I), the tiny start of the TRADES family."""
 
     scale: float = 0.001
@@ -56,7 +70,7 @@ class Gaussian:
 
 
 @part
-class Corner:
+class Corner(Start):
     """A random corner of the ball: eps * sign(U) for Linf, its radial projection for L2 (Fast-BAT, Table
     9)."""
 
@@ -66,7 +80,7 @@ class Corner:
 
 
 @part
-class Towards:
+class Towards(Objective):
     """-KL(softmax(q + psi) || softmax(logits)): the nearer to perturbed logits q + psi, the higher.
 
     q are the logits themselves, held fixed, so this is an objective at delta = 0 alone. psi is uniform in
@@ -81,7 +95,7 @@ class Towards:
 
 
 @part
-class BackwardSmoothing:
+class BackwardSmoothing(Start):
     """One step from the clean image that moves its logits towards randomly perturbed ones.
 
     Attributes:
@@ -99,6 +113,10 @@ class BackwardSmoothing:
     def __post_init__(self) -> None:
         check_range("gamma", self.gamma, 0)
         check_range("step_size", self.step_size, 0)
+
+    def stepped(self, length: float, number: float = 1.0) -> Self:
+        """Its one step, longer or shorter."""
+        return replace(self, step_size=length * self.step_size)
 
     def __call__(self, problem: LowerProblem) -> Tensor:
         logits, grad = problem.but(Towards(self.gamma)).ascent(torch.zeros_like(problem.x))

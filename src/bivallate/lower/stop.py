@@ -3,9 +3,10 @@ solve."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from bivallate.errors import UserError, check_range, unknown
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.threat import ThreatModel
 from bivallate.parts import part
+from bivallate.roles import Role
 from bivallate.schedule import Schedule, at
 
 Form = Literal["ball", "box"]
@@ -49,15 +51,16 @@ class Iterate:
 Rule = Callable[[Iterate], Tensor]
 
 
-class Stop(Protocol):
+class Stop(Role, ABC):
     """(problem) -> a rule for one solve: Iterate -> (B,) bool, True where the example stops before this
     step."""
 
+    @abstractmethod
     def __call__(self, problem: LowerProblem) -> Rule: ...
 
 
 @part
-class Never:
+class Never(Stop):
     """Every example takes every step."""
 
     def __call__(self, problem: LowerProblem) -> Rule:
@@ -67,7 +70,7 @@ class Never:
 
 
 @part
-class Misclassified:
+class Misclassified(Stop):
     """Stops an example that is misclassified, after it has been so `tau` times already (FAT, PGD-K-tau).
 
     The visits are counted in all, not in a row: an example that flips back is not forgiven the earlier ones.
@@ -96,7 +99,7 @@ class Misclassified:
 
 
 @part
-class FOSCBelow:
+class FOSCBelow(Stop):
     """Stops an example once its first-order stationary condition is at most a threshold (Dynamic AT).
 
     The first step is always taken.

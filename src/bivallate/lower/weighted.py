@@ -10,11 +10,12 @@ from torch import Tensor
 from bivallate.lower.objective import cross_entropy
 from bivallate.lower.problem import LowerProblem, Objective
 from bivallate.parts import part
+from bivallate.roles import Composition
 from bivallate.types import probability_margin
 
 
 @part
-class MarginWeighted:
+class MarginWeighted(Objective):
     """exp(-alpha m) times another objective, m the probability margin at the attacked point.
 
     Attributes:
@@ -29,6 +30,10 @@ class MarginWeighted:
     alpha: float = 0.5
     objective: Objective = field(default=cross_entropy)
     detach: bool = False
+
+    def check(self, method: Composition) -> None:
+        """What the weighted objective asks of a method."""
+        self.objective.check(method)
 
     def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:
         weight = torch.exp(-self.alpha * probability_margin(logits, problem.y))

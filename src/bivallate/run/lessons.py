@@ -9,7 +9,7 @@ import torch
 
 from bivallate import collective
 from bivallate.errors import UserError
-from bivallate.lower.curriculum import RunningBatchMixing
+from bivallate.lower.curriculum import BoundBatchMixing
 from bivallate.run.measure import held_out
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Lessons:
     def on(self) -> bool:
         """Whether there is a level to judge."""
         solver = self.session.method.solver
-        return isinstance(solver, RunningBatchMixing) and solver.rule.held_out
+        return isinstance(solver, BoundBatchMixing) and solver.rule.held_out
 
     def after_epoch(self, line: dict[str, Any]) -> None:
         """Measures at the present level, and keeps the state or comes back to the best one."""
@@ -57,9 +57,9 @@ class Lessons:
         if rises and self.session.epoch + 1 < self.session.config.epochs:
             line |= {"level_reloaded": self._reload(level + 1) + 1}
 
-    def _solver(self) -> RunningBatchMixing:
+    def _solver(self) -> BoundBatchMixing:
         solver = self.session.method.solver
-        assert isinstance(solver, RunningBatchMixing)
+        assert isinstance(solver, BoundBatchMixing)
         return solver
 
     def _accuracy(self, level: int, line: dict[str, Any]) -> float:

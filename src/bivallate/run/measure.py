@@ -14,6 +14,7 @@ from bivallate.lower.modes import evaluating
 from bivallate.lower.objective import cross_entropy
 from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import LowerProblem
+from bivallate.lower.start import Given
 from bivallate.lower.threat import L2, Linf
 from bivallate.noise import Noise
 from bivallate.types import Batch, Clock, Passes, probability_margin
@@ -107,7 +108,7 @@ def look(model: nn.Module, x: Tensor, y: Tensor, threat: Linf | L2, noise: Noise
         if len(left):
             rest = problem.select(left)
             start = threat.random(rest.noise, rest.x, "sentinel")
-            solver = PGD(steps, threat.eps / 2, lambda problem: start)
+            solver = PGD(steps, threat.eps / 2, Given(start))
             held = int(_withstand(rest, solver.solve(rest).delta).sum())
     alignment = float(cosines(here, there).mean())
     return Look(len(left) / len(y), held / len(y), alignment, forward.passes)

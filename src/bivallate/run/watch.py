@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -207,7 +206,7 @@ class Watch:
         state["rollbacks"] += 1
         scales = self._scales()
         steps = scales.get("attack_steps", 1.0) / rule.lower
-        finer = rule.lowers == "finer" and steps <= FINEST and can_be_finer(s.config.method.solver)
+        finer = rule.lowers == "finer" and steps <= FINEST and s.config.method.solver.can_be_finer()
         if kind == "chance":
             self._help()
         elif kind == "robust" or rule.lowers in ("rate", "both") or (rule.lowers == "finer" and not finer):
@@ -235,16 +234,6 @@ class Watch:
             state["growing"] = [min(s.config.warm_up or 1.0, (1 - done) / 2), done]
 
 
-def can_be_finer(part: Any) -> bool:
-    """Whether a solver's number of steps is its own: no schedule sets it, as in Curriculum."""
-    if not dataclasses.is_dataclass(part) or isinstance(part, type):
-        return False
-    names = {field.name for field in dataclasses.fields(part)}
-    if "level" in names:
-        return False
-    return {"step_size", "steps"} <= names or any(can_be_finer(getattr(part, name)) for name in names)
-
-
 def shorter(method: Method, factor: float | Mapping[str, float]) -> Method:
     """The method with every step of its attack, in the solver and in the coupling, shortened by a factor.
 
@@ -255,20 +244,6 @@ def shorter(method: Method, factor: float | Mapping[str, float]) -> Method:
     factors = factor if isinstance(factor, Mapping) else {"step_size": factor}
     if set(factors.values()) == {1}:
         return method
-    return method.but(solver=_scaled(method.solver, factors), coupling=_scaled(method.coupling, factors))
-
-
-def _scaled(value: Any, factors: Mapping[str, float]) -> Any:
-    """A part with its fields, however deep, multiplied by the factors of their names."""
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        return value
-    changed = {}
-    names = [field.name for field in dataclasses.fields(value)]
-    for name in names:
-        old = getattr(value, name)
-        scale = name in factors and "step_size" in names and isinstance(old, int | float)
-        new = old * factors[name] if scale else _scaled(old, factors)
-        new = round(new) if scale and name == "steps" else new
-        if new is not old:
-            changed[name] = new
-    return dataclasses.replace(value, **changed) if changed else value
+    length, number = factors["step_size"], factors.get("steps", 1.0)
+    solver, coupling = (each.stepped(length, number) for each in (method.solver, method.coupling))
+    return method.but(solver=solver, coupling=coupling)

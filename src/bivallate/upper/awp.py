@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,15 +12,13 @@ from bivallate.errors import UserError
 from bivallate.lower.modes import posed
 from bivallate.lower.problem import LowerProblem
 from bivallate.parts import part
+from bivallate.roles import Composition
 from bivallate.types import Terms
 from bivallate.upper.loss import Loss
 
-if TYPE_CHECKING:
-    from bivallate.method import Method
-
 
 @part
-class AWP:
+class AWP(Loss):
     """The host loss at theta + v, v_l = gamma ||theta_l|| g_l / ||g_l|| with g the gradient of the host loss
     at theta.
 
@@ -47,7 +44,6 @@ class AWP:
     gamma: float = 0.01
     warm_up: int = 0
     decay: float = 0.0
-    reuses_forward: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.gamma) and self.gamma >= 0):
@@ -55,16 +51,14 @@ class AWP:
         if not (isinstance(self.warm_up, int) and self.warm_up >= 0):
             raise UserError(f"AWP warm_up is a whole number of epochs, got {self.warm_up!r}")
 
-    def check(self, method: Method) -> None:
+    def check(self, method: Composition) -> None:
         """What the host asks of a method; and no weighting that evaluates the loss at virtual parameters."""
         if method.weighting.needs_meta:
             raise UserError(
                 f"AWP perturbs the network's own parameters, and {type(method.weighting).__name__} evaluates "
                 "the loss at virtual ones: use a weighting that does not learn, or the loss without AWP"
             )
-        check = getattr(self.loss, "check", None)
-        if check is not None:
-            check(method)
+        self.loss.check(method)
 
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
         if self.gamma == 0 or problem.clock.epoch < self.warm_up:

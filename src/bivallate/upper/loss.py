@@ -3,7 +3,8 @@ not."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,23 +14,25 @@ from bivallate.errors import check_range
 from bivallate.lower.objective import kl
 from bivallate.lower.problem import LowerProblem
 from bivallate.parts import part
+from bivallate.roles import Role
 from bivallate.types import Terms
 
 
-class Loss(Protocol):
+class Loss(Role, ABC):
     """(problem, x_adv) -> Terms, x_adv (B, C, H, W) the attacked points of the problem.
 
     `reuses_forward` promises that the loss makes one pass, `problem.logits_at_solution(x_adv)`, so that a
     coupling may have made it already.
     """
 
-    reuses_forward: ClassVar[bool]
+    reuses_forward: ClassVar[bool] = False
 
+    @abstractmethod
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms: ...
 
 
 @part
-class Adversarial:
+class Adversarial(Loss):
     """robust = -log p_y(x_adv), no anchor. Cost: one forward, one backward.
 
     Attributes:
@@ -49,7 +52,7 @@ class Adversarial:
 
 
 @part
-class Trades:
+class Trades(Loss):
     """anchor = -log p_y(x), robust = beta KL(p(x) || p(x_adv)); the gradient flows through both. Cost: two
     forwards, and two backwards.
 
@@ -59,7 +62,6 @@ class Trades:
 
     beta: float = 6.0
     smoothing: float = 0.0
-    reuses_forward: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_range("beta", self.beta, 0)
@@ -72,7 +74,7 @@ class Trades:
 
 
 @part
-class Mart:
+class Mart(Loss):
     """robust = boosted cross-entropy at x_adv, anchor = beta KL(p(x) || p(x_adv)) (1 - p_y(x)). Cost: two
     forwards, and two backwards.
 
@@ -91,7 +93,6 @@ class Mart:
     beta: float = 5.0
     smoothing: float = 0.0
     boosted: bool = True
-    reuses_forward: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_range("beta", self.beta, 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from bivallate.lower.problem import LowerProblem
 from bivallate.lower.second_order import twice_differentiable
 from bivallate.lower.threat import Linf
 from bivallate.parts import part
+from bivallate.roles import Composition
 from bivallate.types import Terms
 from bivallate.upper.loss import Loss
 
@@ -35,7 +35,7 @@ def grad_align_coefficient(eps: float) -> float:
 
 
 @part
-class GradAlign:
+class GradAlign(Loss):
     """anchor + coefficient * (1 - mean_i cos(g_i(0), g_i(eta))), g_i(e) = d CE_i / dx at x_i + e.
 
     eta is uniform in the ball, and x + eta is not clipped to [0, 1]. Keeps the loss locally linear inside the
@@ -59,10 +59,10 @@ class GradAlign:
     base: Loss
     coefficient: float | None = None
     detach: bool = True
-    reuses_forward: ClassVar[bool] = False
 
-    def check(self, method: Any) -> None:
-        """Refuses the law where it was not measured."""
+    def check(self, method: Composition) -> None:
+        """Refuses the law where it was not measured, and what the base refuses."""
+        self.base.check(method)
         if self.coefficient is None and not isinstance(method.threat, Linf):
             raise UserError(
                 "the law of GradAlign's coefficient was fitted for Linf: give a coefficient, for example "

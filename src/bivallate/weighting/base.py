@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError
 from bivallate.parts import part
+from bivallate.roles import Composition, Role
 from bivallate.types import Clock, Evidence, Facts
-
-if TYPE_CHECKING:
-    from bivallate.method import Method
 
 
 class NotFitted(UserError):
@@ -27,7 +25,7 @@ class Virtual(Protocol):
     def __call__(self, weights: Tensor, *, second_order: bool = False) -> Tensor: ...
 
 
-class Weighting(ABC):
+class Weighting(Role, ABC):
     """Evidence -> (B,) weights of the robust losses.
 
     The loss that is descended is mean_i(w_i robust_i + anchor_i), so weights of mean 1 leave its scale alone;
@@ -107,15 +105,13 @@ class After(Weighting):
         """As the rule."""
         return self.rule.needs_meta
 
-    def check(self, method: Method) -> None:
+    def check(self, method: Composition) -> None:
         """What the rule asks of a method."""
-        check: Any = getattr(self.rule, "check", None)
-        if check is not None:
-            check(method)
+        self.rule.check(method)
 
     def bind(self, facts: Facts) -> Weighting:
         """The running part, around the rule's own."""
-        return RunningAfter(self, self.rule.bind(facts))
+        return BoundAfter(self, self.rule.bind(facts))
 
     def over(self, clock: Clock) -> bool:
         """Whether the burn-in lies behind."""
@@ -126,7 +122,7 @@ class After(Weighting):
         return self.rule.weigh(evidence) if self.over(evidence.clock) else torch.ones_like(evidence.loss)
 
 
-class RunningAfter(Weighting, nn.Module):
+class BoundAfter(Weighting, nn.Module):
     """`After` around a running rule, whose memory it saves."""
 
     def __init__(self, spec: After, rule: Weighting) -> None:

@@ -61,9 +61,9 @@ class KLDRO(Weighting):
         """r at this moment."""
         return max(at(self.temperature, clock), self.floor)
 
-    def bind(self, facts: Facts) -> RunningKLDRO:
+    def bind(self, facts: Facts) -> BoundKLDRO:
         """The running estimate of one run."""
-        return RunningKLDRO(self, facts.device)
+        return BoundKLDRO(self, facts.device)
 
     def weigh(self, evidence: Evidence) -> Tensor:
         """In-batch weights (rate 1): what an unbound rule can say."""
@@ -71,7 +71,7 @@ class KLDRO(Weighting):
         return (q - collective.log_mean_exp(q)).exp()
 
 
-class RunningKLDRO(Weighting, nn.Module):
+class BoundKLDRO(Weighting, nn.Module):
     """KL-DRO weights with their running estimate log u, in float64."""
 
     log_u: Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,17 +14,15 @@ from torch import Tensor, nn
 from bivallate import collective
 from bivallate.errors import UserError, unknown
 from bivallate.parts import part
+from bivallate.roles import Composition
 from bivallate.types import Evidence, Facts, probability_margin
 from bivallate.weighting.base import NotFitted, Virtual, Weighting
 from bivallate.weighting.descent import Descent, NetOptimizer
 
-if TYPE_CHECKING:
-    from bivallate.method import Method
-
 INPUTS = ("multiclass-margin", "scalar-margin", "adversarial-loss", "loss-difference")
 
 
-def second_stream_fits(rule: str, method: Method) -> None:
+def second_stream_fits(rule: str, method: Composition) -> None:
     """Raises UserError if the method's solver keeps a memory that rows of a second stream would overwrite."""
     tiny = Facts(rows=1, shape=(1, 1, 1), classes=2)
     if isinstance(method.solver.bind(tiny), nn.Module):
@@ -87,13 +85,13 @@ class MarginNet(Weighting):
         if not hasattr(self.optimizer, "moments"):
             raise UserError(f"{self.optimizer!r} cannot move a weighting network: use Descent or AdamDescent")
 
-    def check(self, method: Method) -> None:
+    def check(self, method: Composition) -> None:
         """Raises UserError for a solver with memory."""
         second_stream_fits("MarginNet", method)
 
-    def bind(self, facts: Facts) -> RunningMarginNet:
+    def bind(self, facts: Facts) -> BoundMarginNet:
         """The network of one run, with its optimiser's state."""
-        return RunningMarginNet(self, facts)
+        return BoundMarginNet(self, facts)
 
     def weigh(self, evidence: Evidence) -> Tensor:
         """A rule that has not been bound has no network."""
@@ -114,7 +112,7 @@ class MarginNet(Weighting):
         return seen[:, None]
 
 
-class RunningMarginNet(Weighting, nn.Module):
+class BoundMarginNet(Weighting, nn.Module):
     """The weighting network of one run and its optimiser's moments, all of it tensors in the state.
 
     The network is drawn from the run's seed when it is first used, so that its start, too, is a function of
@@ -234,20 +232,20 @@ class Correlation(Weighting):
     second_order: bool = False
     needs_meta: ClassVar[bool] = True
 
-    def check(self, method: Method) -> None:
+    def check(self, method: Composition) -> None:
         """Raises UserError for a solver with memory."""
         second_stream_fits("Correlation", method)
 
-    def bind(self, facts: Facts) -> RunningCorrelation:
+    def bind(self, facts: Facts) -> BoundCorrelation:
         """The running rule."""
-        return RunningCorrelation(self)
+        return BoundCorrelation(self)
 
     def weigh(self, evidence: Evidence) -> Tensor:
         """A rule that has not been bound has seen no second stream."""
         raise UserError("Correlation is measured during a run: use method.bind(facts), or bivallate.train")
 
 
-class RunningCorrelation(Weighting):
+class BoundCorrelation(Weighting):
     """The correlations of the present minibatch; they are measured afresh at every step, so no state is
     saved."""
 

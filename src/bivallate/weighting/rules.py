@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,12 +12,10 @@ from torch import Tensor
 from bivallate import collective
 from bivallate.errors import UserError, check_range, unknown
 from bivallate.parts import part
+from bivallate.roles import Composition
 from bivallate.schedule import Constant, Linear, Milestones, at
 from bivallate.types import Evidence, probability_margin
 from bivallate.weighting.base import Weighting
-
-if TYPE_CHECKING:
-    from bivallate.method import Method
 
 MARGINS = ("adversarial", "natural", "difference")
 FORMS = ("tanh", "sigmoid", "discrete")
@@ -138,9 +136,9 @@ class GAIRAT(Weighting):
         ):
             raise UserError("a linear shift needs finite ends: infinity times a fraction has no value")
 
-    def check(self, method: Method) -> None:
+    def check(self, method: Composition) -> None:
         """Raises UserError unless the solver takes the steps that kappa is counted in."""
-        taken = getattr(method.solver, "steps", None)
+        taken = method.solver.fixed_steps()
         if taken != self.steps:
             takes = taken if taken is not None else "no fixed number of"
             raise UserError(

@@ -14,7 +14,7 @@ import torch
 from bivallate.data import Dataset, Split
 from bivallate.errors import UserError, unknown
 from bivallate.evaluate import Score, evaluate
-from bivallate.lower.remembering import Remembering
+from bivallate.lower.solver import Remembering
 from bivallate.lower.stop import Form
 from bivallate.lower.threat import Linf
 from bivallate.models import Classifier

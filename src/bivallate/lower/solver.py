@@ -1,0 +1,74 @@
+"""What a solver of the lower level is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from bivallate.errors import UserError
+from bivallate.lower.problem import LowerProblem
+from bivallate.roles import Composition, Role
+from bivallate.types import Facts, Solution
+
+__all__ = ["Remembering", "Solver", "require_coupling"]
+
+
+class Solver(Role, ABC):
+    """Solves the lower level. A specification without memory is its own running solver."""
+
+    @abstractmethod
+    def solve(self, problem: LowerProblem) -> Solution:
+        """Where the attack on each example ends."""
+
+    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
+        """May use what the outer backward pass has paid for; nothing by default."""
+
+    def bind(self, facts: Facts) -> Solver:
+        """The running solver of one run; one with memory is an `nn.Module` named `Bound...`."""
+        return self
+
+    def fixed_steps(self) -> int | None:
+        """Steps that every example may take; None where they are not one number."""
+        return None
+
+    def can_be_finer(self) -> bool:
+        """Whether `stepped` may trade the length of steps for their number: no schedule sets it."""
+        return False
+
+
+class Remembering(Solver):
+    """A solver whose memory belongs to a run and to the training stream: `bind` makes the one that solves."""
+
+    def solve(self, problem: LowerProblem) -> Solution:
+        """Refuses: there is no memory yet."""
+        raise UserError(
+            f"the solver {type(self).__name__} has a memory, which belongs to one run: use the solver of "
+            "method.bind(facts)"
+        )
+
+    @abstractmethod
+    def bind(self, facts: Facts) -> Solver:
+        """The solver with the memory of one run."""
+
+    def check(self, method: Composition) -> None:
+        """Refuses weightings that attack a second stream, whose rows would overwrite the memory of the
+        first."""
+        if method.weighting.needs_meta:
+            raise UserError(
+                f"the solver {type(self).__name__} remembers the training stream and cannot also attack the "
+                f"second stream of {type(method.weighting).__name__}; use the solver PGD with this weighting"
+            )
+
+
+def require_coupling(method: Composition, solver: Solver, coupling: str) -> None:
+    """Refuses a coupling that the solver cannot work with.
+
+    Raises:
+        UserError: the method has another coupling.
+    """
+    if type(method.coupling).__name__ != coupling:
+        raise UserError(
+            f"the solver {type(solver).__name__} needs the coupling {coupling}, got "
+            f"{type(method.coupling).__name__}; set coupling={coupling}() first, or choose the solver PGD"
+        )

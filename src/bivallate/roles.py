@@ -1,0 +1,42 @@
+"""What every part of a method is, whatever row of the picture it stands in."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, Self
+
+
+class Composition(Protocol):
+    """A method as its parts see it: the choice of the other parts."""
+
+    @property
+    def threat(self) -> Any: ...
+    @property
+    def solver(self) -> Any: ...
+    @property
+    def objective(self) -> Any: ...
+    @property
+    def coupling(self) -> Any: ...
+    @property
+    def weighting(self) -> Any: ...
+    @property
+    def loss(self) -> Any: ...
+    @property
+    def replays(self) -> int: ...
+    @property
+    def accumulate(self) -> bool: ...
+    @property
+    def attack_mode(self) -> Any: ...
+
+
+class Role:
+    """A part of a method. The bases of the rows derive from it: solver, objective, start, stop, coupling,
+    weighting, loss."""
+
+    def check(self, method: Composition) -> None:
+        """Raises UserError where the part cannot serve beside the method's other parts; asked when the method
+        is composed."""
+
+    def stepped(self, length: float, number: float = 1.0) -> Self:
+        """The part with the steps of its attack `length` times as long and `number` times as many; one that
+        makes none is itself."""
+        return self
