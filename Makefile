@@ -54,7 +54,7 @@ build: $(VENV)/.stamp-dev
 	@$(BIN)/twine check --strict dist/*
 
 lock: $(VENV)/.stamp-dev
-	@$(BIN)/uv pip compile -q --universal --all-extras --no-emit-index-url --no-header --no-annotate --python-version 3.11 -c constraints.txt -o requirements.lock pyproject.toml
+	@$(BIN)/uv pip compile -q --universal --extra dev --extra docs --extra timm --extra tensorboard --extra wandb --no-emit-index-url --no-header --no-annotate --python-version 3.11 -c constraints.txt -o requirements.lock pyproject.toml
 
 bench: $(VENV)/.stamp-test
 	@$(BIN)/python -m benchmarks

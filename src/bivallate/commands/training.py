@@ -43,6 +43,7 @@ def train(
     overwrite: Flag = False,
     max_minutes: float | None = None,
     patience: int | None = None,
+    log: str = "",
     dry_run: Flag = False,
     quiet: Flag = False,
 ) -> None:
@@ -94,6 +95,8 @@ def train(
         save and stop after so many minutes, as an interruption does; `bivallate resume` goes on.
     patience
         end when the held-out robust accuracy has not risen for so many epochs. [default: 0, never]
+    log
+        where the numbers go besides: csv, tensorboard, wandb, trackio; several with commas.
     dry_run
         print the resolved configuration and what it is going to take; train and write nothing.
     quiet
@@ -137,7 +140,7 @@ def train(
         return
     spoken = Spoken(plan.method.name, quiet=quiet)
     run = execute(
-        plan, dataset, network, folder, progress=spoken, overwrite=overwrite, max_minutes=max_minutes
+        plan, dataset, network, folder, progress=spoken, overwrite=overwrite, max_minutes=max_minutes, log=log
     )
     if not quiet:
         _finished(run, folder)
@@ -168,6 +171,7 @@ def resume(
     device: str | None = None,
     threads: int | None = None,
     max_minutes: float | None = None,
+    log: str = "",
     quiet: Flag = False,
 ) -> None:
     """Go on with an interrupted run, to exactly the weights that an uninterrupted one would have reached; or
@@ -196,6 +200,8 @@ def resume(
         of the processor. [default: as before]
     max_minutes
         save and stop after so many minutes, as an interruption does.
+    log
+        where the numbers go besides, as for train; a run does not remember it.
     quiet
         say nothing but alarms.
     """
@@ -211,6 +217,7 @@ def resume(
         fall_back=fall_back,
         progress=spoken,
         max_minutes=max_minutes,
+        log=log,
         **elsewhere,
     )
     if not quiet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from bivallate.models.classifier import Normalise
 from bivallate.run.config import Config, Model
 from bivallate.run.defaults import fitted
 from bivallate.run.execution import Run, execute
+from bivallate.run.logs import Logger
 from bivallate.run.progress import Progress, Spoken
 from bivallate.run.recipes import recipe_for
 from bivallate.run.session import create_model, load_data, settled
@@ -40,6 +42,7 @@ def train(
     overwrite: bool = False,
     progress: bool | Progress = False,
     max_minutes: float | None = None,
+    log: str | Sequence[str | Logger] = (),
     **settings: Any,
 ) -> Run:
     """Trains a model and returns the finished run.
@@ -55,6 +58,8 @@ def train(
             settings (rows held out, imbalance) are used where the data is given by name.
         seed: of everything random. out: a folder to keep everything in; None keeps nothing on disk.
         overwrite: replace a run that is there. progress: show a bar, or a `Progress` of one's own.
+        log: where the numbers go besides: "csv", "tensorboard", "wandb", "trackio", several with commas, or a
+            `Logger` of one's own.
         max_minutes: save and stop after so long, by an `Interrupted`; `resume` goes on.
         settings: further fields of `Config`: batch_size, optimizer, rate, average, warm_up, validation, ...
             What is said nowhere is as `bivallate.data.registry.usual` has it for the data set.
@@ -91,6 +96,7 @@ def train(
         progress=shown,
         overwrite=overwrite,
         max_minutes=max_minutes,
+        log=log,
     )
 
 

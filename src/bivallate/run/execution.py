@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ from bivallate.models import Classifier
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
 from bivallate.run.lock import Lock, held
+from bivallate.run.log_to import loggers
+from bivallate.run.logs import Logged, Logger
 from bivallate.run.progress import Progress
 from bivallate.run.session import Session
 from bivallate.run.trainer import Trainer, limit_threads
@@ -56,6 +58,7 @@ def execute(
     progress: Progress | None = None,
     overwrite: bool = False,
     max_minutes: float | None = None,
+    log: str | Sequence[str | Logger] = (),
 ) -> Run:
     """Runs a complete configuration in a new folder, which it holds until the end."""
     if config.keep and out is None:
@@ -68,11 +71,12 @@ def execute(
             "use --set data.validation=0.1, or patience 0"
         )
     check_minutes(max_minutes)
+    told = loggers(log)
     limit_threads(config.threads)
     collective.join()
     session, shown = Session(config, dataset, model), progress or Progress()
     if out is None:
-        return finish(session, None, shown, minutes=max_minutes)
+        return finish(session, None, shown, minutes=max_minutes, told=told)
 
     def begin() -> None:
         folder = RunFolder.create(out, overwrite=overwrite)  # again, now that nobody else can use it
@@ -81,7 +85,7 @@ def execute(
         config.write(folder.config)
 
     with holding(lambda: RunFolder.create(out, overwrite=overwrite), shown, begin) as lock:
-        return finish(session, RunFolder(out), shown, lock, max_minutes)
+        return finish(session, RunFolder(out), shown, lock, max_minutes, told)
 
 
 @contextmanager
@@ -107,8 +111,11 @@ def finish(
     progress: Progress,
     lock: Lock | None = None,
     minutes: float | None = None,
+    told: Sequence[Logger] = (),
 ) -> Run:
-    Trainer(session, folder, progress, lock, minutes).run()
+    """Runs a session to its end; the loggers hear of it."""
+    shown = Logged(progress, told, folder.path if folder else None) if told else progress
+    Trainer(session, folder, shown, lock, minutes).run()
     collective.meet()
     session.model.eval()
     average = session.average.model.eval() if session.average is not None else None

@@ -28,7 +28,7 @@ CONTENTS = (
 Row = Annotated[str, Digits()]
 FIRST_LINE = "# Resolved and complete"  # of config.toml
 REPORTS = ("report.html", "report.md", "report.tex")
-FOLDERS = ("checkpoints", "evaluation", "audit", "diagnosis", "report-figures")
+FOLDERS = ("checkpoints", "evaluation", "audit", "diagnosis", "report-figures", "logs")
 
 
 def check_weights(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -16,6 +17,8 @@ from bivallate.run.config import Config
 from bivallate.run.execution import Run, check_minutes, finish, holding
 from bivallate.run.folder import RunFolder
 from bivallate.run.lengthening import lengthening
+from bivallate.run.log_to import loggers
+from bivallate.run.logs import Logger
 from bivallate.run.progress import Progress, Spoken
 from bivallate.run.reopen import Tell, reopen, repair
 from bivallate.run.session import Session, create_model, load_data
@@ -36,6 +39,7 @@ def resume(
     device: str | None = None,
     threads: int | None = None,
     max_minutes: float | None = None,
+    log: str | Sequence[str | Logger] = (),
 ) -> Run:
     """Goes on with an interrupted run, to the weights that an uninterrupted one would have reached, bit for
     bit.
@@ -51,12 +55,14 @@ def resume(
         data, data_dir, device, threads: where the data lie now, where named sets are looked for and where to
             compute, if not as before; the run's configuration keeps its own. On another device, or with
             another number of threads, the weights agree with those of an uninterrupted run to rounding only.
+        log: as in `train`; a run does not remember its loggers.
 
     Raises:
         UserError: no run, no readable checkpoint, other data, another model, method or configuration,
             fewer epochs than before, or another process trains in the folder.
     """
     check_minutes(max_minutes)
+    told = loggers(log)
     shown = Spoken(Path(path).name) if progress is True else (progress or Progress())
     collective.join()
     folder, begun = RunFolder.open(Path(path)), list[tuple[Config, Checkpoint | None]]()
@@ -82,7 +88,7 @@ def resume(
             _go_beyond(folder, session, planned, shown.note)
         if lock is not None:
             repair(folder, session, shown.note)
-        return finish(session, folder, shown, lock, max_minutes)
+        return finish(session, folder, shown, lock, max_minutes, told)
 
 
 def _go_beyond(folder: RunFolder, session: Session, planned: Config, tell: Tell) -> None:
