@@ -39,6 +39,17 @@ def write_sealed(path: Path, tensors: dict[str, Tensor], header: dict[str, Any])
     return mark
 
 
+def is_sealed(path: Path) -> bool:
+    """Whether a file carries a checksum, which is not looked at; not one that is none or is damaged."""
+    try:
+        check_regular(path)
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(KEY)
+        return text is not None and SEAL in parse(text, path, "header", dict[str, Any], finite=False)
+    except (OSError, SafetensorError, ValueError, RuntimeError, UserError):
+        return False
+
+
 def read_sealed(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor], str | None]:
     """Header, tensors and seal; the first and the last are None in a file that was written without.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tests.faults.scenarios import resume, same_run
 
 import bivallate as bv
@@ -49,6 +50,14 @@ def mutated(path: Path, rng: random.Random) -> None:
     path.write_bytes(bytes(data))
 
 
+def stripped(path: Path, rng: random.Random) -> None:
+    """Tensors without the header that holds their checksum; other files are torn."""
+    if path.suffix == ".safetensors":
+        save_file({name: value.clone() for name, value in load_file(path).items()}, path)
+    else:
+        torn(path, rng)
+
+
 def gone(path: Path, rng: random.Random) -> None:
     """Removed."""
     path.unlink()
@@ -78,7 +87,7 @@ def dangling(path: Path, rng: random.Random) -> None:
     path.symlink_to("nowhere")
 
 
-BYTES = (torn, zeroed, flipped, mutated)
+BYTES = (torn, zeroed, flipped, mutated, stripped)
 PLACES = (gone, pipe, device, folder, dangling)
 Damage = Callable[[Path, random.Random], None]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.run.runs import Killed, copy, digits, kill_at, metrics, same, settings, train
 
 import bivallate as bv
@@ -191,6 +191,24 @@ def test_a_checkpoint_whose_place_was_changed_is_no_checkpoint(field, half, tmp_
     path.write_bytes(changed)
     with pytest.raises(bv.UserError, match="checksum"):
         checkpoint.load(path)
+
+
+@pytest.mark.parametrize("name", ["best", "model", "ema"])
+def test_weights_that_lost_their_checksum_are_not_taken_for_old_ones(name, whole, tmp_path):
+    run = copy(whole, tmp_path / "run")
+    file = run / f"{name}.safetensors"
+    save_file({key: value + 1 for key, value in load_file(file).items()}, file)
+    with pytest.raises(bv.UserError, match="the checksum that it was written with is gone"):
+        bv.load(run, name)
+    about = json.loads((run / "model.json").read_text())
+    assert about["sealed"] == ["best", "ema", "model"]
+    if name != "best":
+        with pytest.warns(UserWarning, match=f"{name}.safetensors was missing or damaged: written again"):
+            resume(run)
+        assert file.read_bytes() == (whole / file.name).read_bytes()
+    else:  # a folder of an earlier version has no such list
+        (run / "model.json").write_text(json.dumps({k: v for k, v in about.items() if k != "sealed"}))
+        assert bv.load(run, name)
 
 
 def test_weights_of_two_runs_are_not_mixed(whole, tmp_path):

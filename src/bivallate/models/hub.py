@@ -15,7 +15,8 @@ from torch import nn
 from bivallate.errors import UserError
 from bivallate.files import write_whole
 from bivallate.models.classifier import Classifier
-from bivallate.models.io import load, read_manifest, save
+from bivallate.models.description import read_manifest
+from bivallate.models.io import load, save
 from bivallate.parts import portable
 from bivallate.quoting import markdown, visible
 from bivallate.schema import MEGABYTE, Share, parse, read_json, read_text

@@ -2,69 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import os
-import zlib
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError
 from bivallate.files import write_text
-from bivallate.models.classifier import Classifier, Normalise
+from bivallate.models.classifier import Classifier
+from bivallate.models.description import (
+    class_names,
+    facts_of,
+    manifest,
+    manifest_text,
+    read_manifest,
+    sealed_in,
+)
 from bivallate.models.foreign import wrap
 from bivallate.models.registry import blank, create, names
 from bivallate.opening import check_regular, other_than_weights, recognised
-from bivallate.schema import Range, check, read_json
-from bivallate.sealed import read_sealed, write_sealed
+from bivallate.sealed import is_sealed, read_sealed, write_sealed
 
-__all__ = ["load", "manifest", "manifest_text", "read_manifest", "read_weights", "run_of", "save"]
+__all__ = ["load", "read_weights", "run_of", "save"]
 
-FORMAT, VERSION = "bivallate-model", 1
-Classes = Annotated[int, Range(1, 100_000)]
-Side = Annotated[int, Range(1, 100_000)]
-Shape = tuple[Side, Side, Side]
 PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".tar"}
 SHOWN = 3  # keys named in an error
-
-
-class Statistics(TypedDict):
-    """Of each channel."""
-
-    mean: list[float] | None
-    std: list[float] | None
-
-
-class Spec(TypedDict):
-    """How a built-in architecture is created."""
-
-    name: str
-    num_classes: NotRequired[Classes]
-    shape: NotRequired[Shape]
-    mean: NotRequired[list[float] | float | None]  # a number holds for every channel
-    std: NotRequired[list[float] | float | None]
-    activation: NotRequired[str]
-
-
-class Manifest(TypedDict):
-    """What stands beside weights, as far as something reads it; a run adds entries of its own."""
-
-    architecture: str
-    spec: Spec | None
-    num_classes: Classes
-    shape: Shape
-    normalisation: Statistics | None
-    classes: NotRequired[list[str] | None]
-    data: NotRequired[str]
-    data_fingerprint: NotRequired[str]
-    method: NotRequired[str]
-    code_version: NotRequired[str]
-    config: NotRequired[dict[str, Any] | str | None]  # the first version wrote a file's name
-    epoch: NotRequired[int]
 
 
 def save(
@@ -93,57 +58,12 @@ def save(
         if not isinstance(value, Tensor):
             raise UserError(f"{model.architecture} keeps {key!r} outside of tensors: it cannot be saved")
         tensors[_unwrapped(key)] = value.detach().to("cpu", copy=True).contiguous()
-    about = manifest(model, classes=classes or model.classes, entries=entries)
+    sealed = sorted({*sealed_in(described), file.stem})
+    about = manifest(model, classes=classes or model.classes, entries={**(entries or {}), "sealed": sealed})
     text = manifest_text(about)
-    write_sealed(file, tensors, {"run": about.get("run"), "facts": _facts(about)})
+    write_sealed(file, tensors, {"run": about.get("run"), "facts": facts_of(about)})
     write_text(described, text)
     return file
-
-
-def manifest_text(about: Mapping[str, Any]) -> str:
-    """The text of a manifest's file."""
-    return json.dumps(about, indent=2, allow_nan=False) + "\n"
-
-
-def _facts(about: Mapping[str, Any]) -> str:
-    """A checksum of what a network is rebuilt from, which its weights carry."""
-    facts = {key: about[key] for key in ("spec", "num_classes", "shape", "normalisation")}
-    return f"crc32:{zlib.crc32(json.dumps(facts, sort_keys=True).encode()):08x}"
-
-
-def manifest(
-    model: Classifier, *, classes: list[str] | None = None, entries: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """What `model.json` holds: enough to rebuild the architecture, and where the weights come from.
-
-    `spec` is None for a module of the user's: it is rebuilt only when the user names it again.
-    """
-    first = model.normalise
-    statistics = None
-    if isinstance(first, Normalise):
-        statistics = {"mean": first.mean.flatten().tolist(), "std": first.std.flatten().tolist()}
-    fixed = {
-        "format": FORMAT,
-        "version": VERSION,
-        "architecture": model.architecture,
-        "spec": model.spec,
-        "num_classes": model.num_classes,
-        "shape": list(model.shape),
-        "normalisation": statistics,
-        "classes": classes,
-        "code_version": _code_version(),
-    }
-    clash = sorted(set(fixed) & set(entries or {}) - {"code_version"})
-    if clash:
-        raise UserError(f"the manifest's entries {', '.join(clash)} are taken: choose other names")
-    return {**fixed, **(entries or {})}
-
-
-def _code_version() -> str:
-    try:
-        return version("bivallate")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def load(
@@ -169,22 +89,19 @@ def load(
     if about.get("run", header.get("run")) != header.get("run") and header:
         raise UserError(f"{file} is of another run than {described}: the files of two runs were mixed")
     classifier = _rebuilt(about, described, model)
-    classifier.classes = _class_names(about)
+    classifier.classes = class_names(about)
     fill(classifier, tensors, str(file))
-    if header.get("facts", _facts(about)) != _facts(about):
+    if file.stem in about.get("sealed", []) and not is_sealed(file):
+        raise UserError(
+            f"{file} is damaged: the checksum that it was written with is gone. Restore it, or use other "
+            "weights of the run; `bivallate resume` writes again what the run's checkpoint holds"
+        )
+    if header.get("facts", facts_of(about)) != facts_of(about):
         raise UserError(
             f"{described} is not what {file.name} was saved with: it was changed or damaged; `bivallate "
             "resume` writes that of a run again"
         )
     return classifier.to(device).eval()
-
-
-def _class_names(described: dict[str, Any]) -> list[str] | None:
-    """Names of the classes, if the manifest has one for each."""
-    found = described.get("classes")
-    if not isinstance(found, list) or len(found) != described["num_classes"]:
-        return None
-    return [str(name) for name in found]
 
 
 def fill(model: Classifier, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -283,28 +200,6 @@ def _places(path: Path, weights: str, writing: bool = False) -> tuple[Path, Path
         held = f"it has the weights {', '.join(there)}" if there else "it has none"
         raise UserError(f"{path} has no weights {weights!r} ({file.name}): {held}")
     return file, path / "model.json"
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest, checked for its format.
-
-    Raises:
-        UserError: missing, not JSON, foreign, or of a newer version.
-    """
-    if not path.exists():
-        raise UserError(f"the manifest {path} is missing: weights alone do not say their architecture")
-    described = read_json(path, "manifest", dict[str, Any])
-    if described.get("format") != FORMAT:
-        raise UserError(f"{path} is not a manifest of a model: its format is not {FORMAT!r}")
-    if described.get("version") != VERSION:
-        raise UserError(
-            f"{path} has format version {described.get('version')}, this program reads {VERSION}: "
-            "update bivallate"
-        )
-    try:
-        return check(Manifest, described, "manifest")
-    except UserError as error:
-        raise UserError(f"{path}: {error}: it is damaged") from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

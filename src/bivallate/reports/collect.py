@@ -11,7 +11,7 @@ from typing import Any
 from bivallate.errors import UserError
 from bivallate.evaluate import Score
 from bivallate.evaluate.compare import same_threat
-from bivallate.models.io import read_manifest
+from bivallate.models.description import read_manifest
 from bivallate.quoting import line
 from bivallate.reports.audits import Audited, read_audits
 from bivallate.reports.stored import FOREIGN, Evaluation, Fit, read_evaluations

@@ -16,7 +16,8 @@ from bivallate.evaluate.naming import Identity
 from bivallate.evaluate.older import by_name
 from bivallate.evaluate.points import state_fingerprint
 from bivallate.models import Classifier
-from bivallate.models.io import read_manifest, read_weights
+from bivallate.models.description import read_manifest
+from bivallate.models.io import read_weights
 from bivallate.run.folder import check_weights
 
 __all__ = ["FOREIGN", "STALE", "Evaluation", "Fit", "read_evaluation", "read_evaluations"]

@@ -12,7 +12,7 @@ from bivallate.data import Dataset
 from bivallate.errors import UserError
 from bivallate.files import write_json
 from bivallate.models import Classifier
-from bivallate.models.io import read_manifest
+from bivallate.models.description import read_manifest
 from bivallate.parts import encode, portable
 from bivallate.reproduce import definition
 from bivallate.reproduce.cell import Cell, configure, slug

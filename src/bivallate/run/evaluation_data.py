@@ -14,7 +14,7 @@ from bivallate.data.classes import places, unknown_class
 from bivallate.data.select import shared
 from bivallate.data.sources import distinct_name
 from bivallate.errors import UserError
-from bivallate.models.io import read_manifest
+from bivallate.models.description import read_manifest
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
 from bivallate.run.session import load_data, settled

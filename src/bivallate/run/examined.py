@@ -19,7 +19,7 @@ from bivallate.evaluate.watching import watched
 from bivallate.lower.threat import ThreatModel
 from bivallate.method import create
 from bivallate.models import Classifier
-from bivallate.models.io import read_manifest
+from bivallate.models.description import read_manifest
 from bivallate.parts import decode, encode
 from bivallate.run.config import Config
 from bivallate.run.evaluation_data import evaluation_data

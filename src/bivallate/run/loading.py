@@ -9,7 +9,7 @@ from torch import nn
 from bivallate import models
 from bivallate.errors import UserError
 from bivallate.models import Classifier
-from bivallate.models.io import read_manifest
+from bivallate.models.description import read_manifest
 from bivallate.run.folder import RunFolder
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from bivallate.errors import UserError
-from bivallate.models.io import manifest_text, read_weights, run_of
+from bivallate.models.description import manifest_text, sealed_in
+from bivallate.models.io import read_weights, run_of
 from bivallate.opening import check_regular
 from bivallate.parts import decode, encode, from_portable
 from bivallate.run.checkpoint import Checkpoint, list_all, newest
@@ -16,6 +17,7 @@ from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder, lines_of
 from bivallate.run.session import PLACES, Session
 from bivallate.schema import MEGABYTE, parse, read_json, read_text
+from bivallate.sealed import is_sealed
 
 FREE = (
     "device",
@@ -32,7 +34,7 @@ LENGTH = ("epochs", "extended")  # may differ where one of the two plans goes be
 
 # of a manifest: which code made the weights and where its data were, not what they are; a checkpoint is held
 # against the data when it is loaded
-ORIGIN = ("code_version", "made_by", "data", "data_fingerprint")
+ORIGIN = ("code_version", "made_by", "data", "data_fingerprint", "sealed")
 
 Tell = Callable[[str], None]
 
@@ -176,6 +178,8 @@ def _whole(folder: RunFolder, name: str, session: Session) -> bool:
     path = folder.path / f"{name}.safetensors"
     try:
         read_weights(path)
+        if name in sealed_in(folder.path / "model.json") and not is_sealed(path):
+            return False
         return run_of(path) in (None, session.run)
     except UserError:
         return False

@@ -1,0 +1,147 @@
+"""What stands beside weights: how to rebuild what holds them, and where they come from."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, NotRequired, TypedDict
+
+from bivallate.errors import UserError
+from bivallate.models.classifier import Classifier, Normalise
+from bivallate.schema import Range, check, read_json
+from bivallate.sealed import is_sealed
+
+__all__ = ["class_names", "facts_of", "manifest", "manifest_text", "read_manifest", "sealed_in"]
+
+FORMAT, VERSION = "bivallate-model", 1
+Classes = Annotated[int, Range(1, 100_000)]
+Side = Annotated[int, Range(1, 100_000)]
+Shape = tuple[Side, Side, Side]
+
+
+class Statistics(TypedDict):
+    """Of each channel."""
+
+    mean: list[float] | None
+    std: list[float] | None
+
+
+class Spec(TypedDict):
+    """How a built-in architecture is created."""
+
+    name: str
+    num_classes: NotRequired[Classes]
+    shape: NotRequired[Shape]
+    mean: NotRequired[list[float] | float | None]  # a number holds for every channel
+    std: NotRequired[list[float] | float | None]
+    activation: NotRequired[str]
+
+
+class Manifest(TypedDict):
+    """What stands beside weights, as far as something reads it; a run adds entries of its own.
+
+    `sealed` names the weights that were written with a checksum: those that have lost it are damaged, and not
+    of an earlier version.
+    """
+
+    architecture: str
+    spec: Spec | None
+    num_classes: Classes
+    shape: Shape
+    normalisation: Statistics | None
+    classes: NotRequired[list[str] | None]
+    data: NotRequired[str]
+    data_fingerprint: NotRequired[str]
+    method: NotRequired[str]
+    code_version: NotRequired[str]
+    config: NotRequired[dict[str, Any] | str | None]  # the first version wrote a file's name
+    epoch: NotRequired[int]
+    sealed: NotRequired[list[str]]
+
+
+def manifest_text(about: Mapping[str, Any]) -> str:
+    """The text of a manifest's file."""
+    return json.dumps(about, indent=2, allow_nan=False) + "\n"
+
+
+def facts_of(about: Mapping[str, Any]) -> str:
+    """A checksum of what a network is rebuilt from, which its weights carry."""
+    facts = {key: about[key] for key in ("spec", "num_classes", "shape", "normalisation")}
+    return f"crc32:{zlib.crc32(json.dumps(facts, sort_keys=True).encode()):08x}"
+
+
+def manifest(
+    model: Classifier, *, classes: list[str] | None = None, entries: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What `model.json` holds: enough to rebuild the architecture, and where the weights come from.
+
+    `spec` is None for a module of the user's: it is rebuilt only when the user names it again.
+    """
+    first = model.normalise
+    statistics = None
+    if isinstance(first, Normalise):
+        statistics = {"mean": first.mean.flatten().tolist(), "std": first.std.flatten().tolist()}
+    fixed = {
+        "format": FORMAT,
+        "version": VERSION,
+        "architecture": model.architecture,
+        "spec": model.spec,
+        "num_classes": model.num_classes,
+        "shape": list(model.shape),
+        "normalisation": statistics,
+        "classes": classes,
+        "code_version": _code_version(),
+    }
+    clash = sorted(set(fixed) & set(entries or {}) - {"code_version"})
+    if clash:
+        raise UserError(f"the manifest's entries {', '.join(clash)} are taken: choose other names")
+    return {**fixed, **(entries or {})}
+
+
+def _code_version() -> str:
+    try:
+        return version("bivallate")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def class_names(described: dict[str, Any]) -> list[str] | None:
+    """Names of the classes, if the manifest has one for each."""
+    found = described.get("classes")
+    if not isinstance(found, list) or len(found) != described["num_classes"]:
+        return None
+    return [str(name) for name in found]
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest, checked for its format.
+
+    Raises:
+        UserError: missing, not JSON, foreign, or of a newer version.
+    """
+    if not path.exists():
+        raise UserError(f"the manifest {path} is missing: weights alone do not say their architecture")
+    described = read_json(path, "manifest", dict[str, Any])
+    if described.get("format") != FORMAT:
+        raise UserError(f"{path} is not a manifest of a model: its format is not {FORMAT!r}")
+    if described.get("version") != VERSION:
+        raise UserError(
+            f"{path} has format version {described.get('version')}, this program reads {VERSION}: "
+            "update bivallate"
+        )
+    try:
+        return check(Manifest, described, "manifest")
+    except UserError as error:
+        raise UserError(f"{path}: {error}: it is damaged") from error
+
+
+def sealed_in(path: Path) -> list[str]:
+    """The weights that a manifest says are sealed; where it says nothing, those beside it that are."""
+    try:
+        told = read_manifest(path).get("sealed")
+    except UserError:
+        told = None
+    return sorted(p.stem for p in path.parent.glob("*.safetensors") if is_sealed(p)) if told is None else told
