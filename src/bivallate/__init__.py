@@ -33,12 +33,12 @@ from bivallate.step import train_step
 from bivallate.types import Batch, Clock, Evidence, Facts, Solution, Terms
 from bivallate.upper.awp import AWP
 from bivallate.upper.loss import Adversarial, Loss, Mart, Trades
+from bivallate.version import __version__ as __version__
 from bivallate.weighting.base import After, Equal, Weighting
 from bivallate.weighting.dro import KLDRO
 from bivallate.weighting.learned import Correlation, MarginNet
 from bivallate.weighting.rules import GAIRAT, MAIL, WMMR
 
-__version__ = "0.1.0"
 __all__ = [
     "AWP",
     "GAIRAT",

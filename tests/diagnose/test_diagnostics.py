@@ -14,12 +14,13 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from bivallate import Linf, UserError, methods
+from bivallate.evaluate.geometry import cosines
 from bivallate.method import facts_for
 from bivallate.reports.diagnostics.classes import confusion, per_class
 from bivallate.reports.diagnostics.curves import learning_curves
 from bivallate.reports.diagnostics.fosc import fosc, fosc_traces
 from bivallate.reports.diagnostics.fosc_epochs import fosc_over_epochs, stationarity
-from bivallate.reports.diagnostics.gradients import cosines, gradient_alignment
+from bivallate.reports.diagnostics.gradients import gradient_alignment
 from bivallate.reports.diagnostics.landscape import loss_landscape
 from bivallate.reports.diagnostics.ranks import accuracy_over_eps, adversarial_rank, transfer
 from bivallate.reports.diagnostics.weighing import weigh

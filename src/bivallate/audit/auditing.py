@@ -79,17 +79,11 @@ def audit(
         believable
     """
     began = time.perf_counter()
-    if claimed is not None and not 0 <= claimed <= 1:
-        raise UserError(f"claimed is a fraction in [0, 1], got {claimed!r}; write 0.5 for 50 %")
-    if threat.eps <= 0:
-        raise UserError("an audit needs a radius above 0: with eps = 0 there is no attack")
+    _check(claimed, threat)
     source = points(data)
     with torch.random.fork_rng(devices=[]), ExitStack() as stack:
         torch.manual_seed(seed)
-        looked = preflight(model, data, threat)
-        fatal = [f for f in looked.findings if f.name in FATAL and f.severity == "error"]
-        if fatal:
-            raise UserError("this cannot be audited before it is mended: " + "; ".join(map(str, fatal)))
+        looked = _looked_over(model, data, threat)
         module, where, dtype = stack.enter_context(placed(model, None))
         judge = _connected(module, looked)
         for other in surrogates:
@@ -107,6 +101,23 @@ def audit(
         battery = Battery(judge, chosen, threat, plan, seed, progress, lambda: time.perf_counter() - began)
         battery.run_all(surrogates, random=looked.named("random") is not None)
     return _report(battery, looked, claimed, claim, history, time.perf_counter() - began)
+
+
+def _check(claimed: float | None, threat: ThreatModel) -> None:
+    """Raises UserError for a claim that is no fraction, and for no radius."""
+    if claimed is not None and not 0 <= claimed <= 1:
+        raise UserError(f"claimed is a fraction in [0, 1], got {claimed!r}; write 0.5 for 50 %")
+    if threat.eps <= 0:
+        raise UserError("an audit needs a radius above 0: with eps = 0 there is no attack")
+
+
+def _looked_over(model: nn.Module | Callable[[Tensor], Tensor], data: Any, threat: ThreatModel) -> Preflight:
+    """The pre-flight. Raises UserError for what no attack can start on."""
+    looked = preflight(model, data, threat)
+    fatal = [f for f in looked.findings if f.name in FATAL and f.severity == "error"]
+    if fatal:
+        raise UserError("this cannot be audited before it is mended: " + "; ".join(map(str, fatal)))
+    return looked
 
 
 def _same_task(model: nn.Module, surrogates: Sequence[nn.Module], x: Tensor) -> None:

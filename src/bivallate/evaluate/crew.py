@@ -38,6 +38,8 @@ class Crew:
         self._scouts = [scout] if members == 1 else [self._enlisted(scout) for _ in range(members)]
 
     def _enlisted(self, scout: nn.Module) -> nn.Module:
+        # deepcopy takes what its memo already holds: modules are new, so that hooks and modes are a member's
+        # own, and tensors are the same, so that members share the memory of one
         shared = {id(t): t for t in (*scout.parameters(), *scout.buffers())}
         member = copy.deepcopy(scout, shared)
         member.register_forward_pre_hook(self._heed)

@@ -104,3 +104,15 @@ def within(n: int, **columns: Tensor) -> None:
             raise UserError(f"{name} must have one value for each of {n} points, got {list(column.shape)}")
         if bool(column.isnan().any()):
             raise UserError(f"{name} holds what is no number")
+
+
+def in_range(**columns: tuple[Tensor, int, int]) -> None:
+    """Raises UserError unless all numbers of a column (values, lowest, highest) lie between the two."""
+    for name, (column, lowest, highest) in columns.items():
+        if int(column.min()) < lowest or int(column.max()) > highest:
+            raise UserError(f"{name} holds numbers outside of {lowest} to {highest}")
+
+
+def small(whole: Tensor) -> Tensor:
+    """Whole numbers in 16 bits where they fit, else in 32."""
+    return whole.to(torch.int16) if int(whole.max()) < 2**15 else whole.to(torch.int32)

@@ -184,8 +184,9 @@ class Hunt:
             self._report(stage.name)  # some stages are one long piece
             while turn < count:
                 at = Position(s, turn)
-                living = ledger.living(at)
+                living = ledger.living(at)  # as the turn began: a resume must cut the same pieces again
                 done = start.offset if at == replace(start, offset=0) else 0
+                # few living points leave a batch mostly empty: then several turns of them share it
                 room = ledger.batch_size // max(1, len(living)) if done == 0 else 1
                 together = max(1, min(count - turn, room))
                 while done < len(living):

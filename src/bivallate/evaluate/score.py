@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from bivallate.errors import UserError
-from bivallate.evaluate.files import Written, pack, unpacked, within
+from bivallate.evaluate.files import Written, in_range, pack, small, unpacked, within
 from bivallate.evaluate.naming import Identity
 from bivallate.evaluate.older import EARLIER, as_now
-from bivallate.evaluate.statistics import bootstrap_tail, tail, wilson
+from bivallate.evaluate.statistics import bootstrap_tail, ratios, tail, wilson, wilsons
 from bivallate.files import write_json
 from bivallate.lower.threat import L2, Linf
 from bivallate.parts import decode, encode
@@ -138,22 +138,22 @@ class Score:
     @property
     def per_class(self) -> list[float | None]:
         """Robust accuracy of each class; None for a class without a point."""
-        return _ratios(self.hits, self.counts)
+        return ratios(self.hits, self.counts)
 
     @property
     def per_class_clean(self) -> list[float | None]:
         """Clean accuracy of each class."""
-        return _ratios(self.clean_hits, self.counts)
+        return ratios(self.clean_hits, self.counts)
 
     @property
     def per_class_interval_95(self) -> list[tuple[float, float] | None]:
         """Wilson interval of each class's robust accuracy."""
-        return _intervals(self.hits, self.counts)
+        return wilsons(self.hits, self.counts)
 
     @property
     def per_class_clean_interval_95(self) -> list[tuple[float, float] | None]:
         """Wilson interval of each class's clean accuracy."""
-        return _intervals(self.clean_hits, self.counts)
+        return wilsons(self.clean_hits, self.counts)
 
     @property
     def worst_class(self) -> tuple[int, float]:
@@ -194,18 +194,11 @@ class Score:
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain data; accuracies are fractions in [0, 1]."""
-        columns = {
-            "y": _small(self.y),
-            "predicted": _small(self.predicted),
-            "stage": _small(self.stage),
-        }
-        columns |= {"index": self.index, "margin": self.margin.float()}
-        threat = {"kind": type(self.threat).__name__, "eps": self.threat.eps}
         return {
             "schema": SCHEMA,
             "attack": self.attack,
             "attack_detail": encode(self.detail),
-            "threat": threat,
+            "threat": {"kind": type(self.threat).__name__, "eps": self.threat.eps},
             "n": self.n,
             "classes": self.classes,
             "clean_accuracy": self.clean_accuracy,
@@ -232,8 +225,14 @@ class Score:
             "model_fingerprint": self.model_fingerprint,
             "identity": None if self.identity is None else self.identity.to_json(),
             "warnings": list(self.warnings),
-            "points": {name: pack(column) for name, column in columns.items()},
+            "points": {name: pack(column) for name, column in self._columns.items()},
         }
+
+    @property
+    def _columns(self) -> dict[str, Tensor]:
+        """What is kept of every point, in the smallest type that holds it."""
+        whole = {"y": small(self.y), "predicted": small(self.predicted), "stage": small(self.stage)}
+        return whole | {"index": self.index, "margin": self.margin.float()}
 
     @classmethod
     def from_json(cls, content: dict[str, Any] | str) -> Score:
@@ -267,20 +266,10 @@ class Score:
             warnings=tuple(entry["warnings"]),
             identity=Identity.of(entry.get("identity")),
         )
-        made._whole()
+        within(made.n, **columns)
+        in_range(y=(made.y, 0, made.classes - 1), predicted=(made.predicted, 0, made.classes - 1))
+        in_range(stage=(made.stage, ROBUST, len(made.stage_names)))
         return made
-
-    def _whole(self) -> None:
-        """Raises UserError where columns do not belong together."""
-        within(
-            self.n, y=self.y, predicted=self.predicted, margin=self.margin, stage=self.stage, index=self.index
-        )
-        ranges = {"y": self.classes - 1, "predicted": self.classes - 1, "stage": len(self.stage_names)}
-        for name, highest in ranges.items():
-            lowest = ROBUST if name == "stage" else 0
-            column = getattr(self, name)
-            if int(column.min()) < lowest or int(column.max()) > highest:
-                raise UserError(f"{name} holds numbers outside of {lowest} to {highest}")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the JSON atomically."""
@@ -295,18 +284,6 @@ class Score:
             return cls.from_json(content)
         except UserError as error:
             raise UserError(f"{path} is not a readable evaluation: {error}") from error
-
-
-def _ratios(hits: np.ndarray, counts: np.ndarray) -> list[float | None]:
-    return [h / c if c else None for h, c in zip(hits.tolist(), counts.tolist(), strict=True)]
-
-
-def _intervals(hits: np.ndarray, counts: np.ndarray) -> list[tuple[float, float] | None]:
-    return [wilson(h, c) if c else None for h, c in zip(hits.tolist(), counts.tolist(), strict=True)]
-
-
-def _small(whole: Tensor) -> Tensor:
-    return whole.to(torch.int16) if int(whole.max()) < 2**15 else whole.to(torch.int32)
 
 
 def _check_share(k: float) -> None:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.lower.asking import ask
+from bivallate.models.prepare import fold_batchnorm
+from bivallate.models.stem import quick_stems
 from bivallate.noise import Noise
 
 __all__ = ["scout_of"]
@@ -16,9 +18,8 @@ NEAR = 0.1  # of the perturbed images on which a copy is checked
 def scout_of(model: nn.Module, x: Tensor) -> nn.Module:
     """A copy of the model made for speed where that is exact, else the model itself."""
     try:
-        from bivallate.models.prepare import fold_batchnorm
-        from bivallate.models.stem import quick_stems
-
+        # compared at perturbed images and at noise too, for a search goes where no photograph is: a copy
+        # that is right on photographs alone would lead it astray. What it finds the model itself judges anew
         x, on_processor = _around(x), x.device.type == "cpu" and x.ndim == 4
         for quick in (on_processor, False):
             copied = fold_batchnorm(model, x, channels_last=quick)

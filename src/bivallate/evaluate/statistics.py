@@ -15,10 +15,12 @@ __all__ = [
     "holm",
     "mcnemar",
     "paired_score_interval",
+    "ratios",
     "tail",
     "tails",
     "welch",
     "wilson",
+    "wilsons",
 ]
 
 Z95 = 1.959963984540054
@@ -37,6 +39,16 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
         return 0.0, 1.0
     low, high = (float(_moved(np.array(hits / n), np.array(n), z)) for z in (-Z95, Z95))
     return (0.0 if hits == 0 else low), (1.0 if hits == n else high)
+
+
+def ratios(hits: np.ndarray, counts: np.ndarray) -> list[float | None]:
+    """hits / counts of every class; None for a class without a point."""
+    return [h / c if c else None for h, c in zip(hits.tolist(), counts.tolist(), strict=True)]
+
+
+def wilsons(hits: np.ndarray, counts: np.ndarray) -> list[tuple[float, float] | None]:
+    """`wilson` of every class; None for a class without a point."""
+    return [wilson(h, c) if c else None for h, c in zip(hits.tolist(), counts.tolist(), strict=True)]
 
 
 def tail(hits: np.ndarray, counts: np.ndarray, k: float) -> tuple[float, float]:

@@ -31,7 +31,7 @@ from bivallate.lower.threat import threat as make_threat
 from bivallate.parts import part
 from bivallate.types import Batch, Passes
 
-__all__ = ["eps_curve", "minimal_distances", "surviving", "transfer"]
+__all__ = ["eps_curve", "minimal_distances", "shown", "surviving", "transfer"]
 
 
 @plainly
@@ -218,6 +218,25 @@ def transfer(
         made.append(kept)
     name = f"transfer-{chosen.name}-from-{'+'.join(surrogates)}_{_mark(surrogates.values())}"
     return evaluate(model, data, threat, Attack(name, tuple(made)), n=n, first=first, seed=seed, **options)
+
+
+def shown(
+    source: nn.Module | Callable[[Tensor], Tensor],
+    targets: Mapping[str, nn.Module],
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    attack: str | Attack | Stage = "pgd-20",
+    *,
+    seed: int = 0,
+) -> dict[str, Score]:
+    """What each target says of the points that are made on another model: clean scores on those images.
+
+    Unlike in `transfer` a point counts as right even where the target is wrong on the clean image, and the
+    attack stops at the source's boundary.
+    """
+    x_adv = crafted(source, points((x, y)), torch.arange(len(x)), threat, parse(attack), seed)
+    return {label: evaluate(target, (x_adv, y), threat, "clean") for label, target in targets.items()}
 
 
 def _mark(surrogates: Iterable[nn.Module]) -> str:

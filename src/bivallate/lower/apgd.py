@@ -57,6 +57,8 @@ def checkpoints(steps: int) -> list[int]:
         >>> checkpoints(100)
         [22, 41, 57, 70, 80, 87, 93, 99]
     """
+    # periods shrink because late in the budget a step that is too large must be found out sooner; each number
+    # is rounded down before it is used, as published, so that a budget of 100 is reviewed where theirs is
     period, least, shrink = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
     found, at = [], period
     while at <= steps:
@@ -129,6 +131,7 @@ class APGD(Solver):
         reviews = set(checkpoints(self.steps))
         project, since = cheap_projection(problem), 0
         for i in range(self.steps):
+            # examples leave in lots: copying the batch for each that is done would cost more than it saves
             if self.leave and self._few_left(state.gone):
                 kept = (~state.gone).nonzero()[:, 0]
                 self._settle(state, answer, won)
@@ -220,6 +223,7 @@ class APGD(Solver):
 
     def _review(self, s: _State, period: int) -> None:
         """Halves the steps of examples that oscillate or stand still, and sends them back to their best."""
+        # the second condition waits a period after a halving: a smaller step needs time to beat the best
         halve = (s.rises <= self.rho * period) | (~s.halved & (s.best_at_review >= s.best_loss))
         s.step = torch.where(halve, s.step / 2, s.step)
         mask = per_example(halve, s.delta)

@@ -35,6 +35,7 @@ class Compaction:
             self._logits, self._grad = self._active.ascent(delta, signs=signs)
         else:
             logits, grad = self._active.ascent(delta[self._rows], signs=signs)
+            # not in place: whoever was given the earlier tensors may still hold them
             self._logits = self._logits.index_copy(0, self._rows, logits)
             self._grad = self._grad.index_copy(0, self._rows, grad)
         return self._logits, self._grad

@@ -72,11 +72,15 @@ class _Windows:
     @classmethod
     def drawn(cls, noise: Noise, queries: int, x: Tensor, *, edges: bool) -> _Windows:
         """The windows of so many queries on images x."""
+        # one window a query for all examples, so that a proposal is one slice of the batch; each example
+        # keeps or refuses it for itself, and has signs of its own
         numbers = _shared(noise).uniform("square/windows", (queries, 5))[0]
         return cls(numbers.tolist(), x.shape[2], x.shape[3], int(edges))
 
     def place(self, query: int, side: int, which: int = 0) -> tuple[slice, slice]:
         """The window's rows and columns; corners are uniform on 0, ..., size - side - 1 + edge."""
+        # without the edge the published code's last row and column are never reached: it draws corners below
+        # size - side, which excludes the last place that still fits
         u, v = self.corners[query][2 * which : 2 * which + 2]
         top, left = (int(r * (size - side + self.edge)) for r, size in ((u, self.height), (v, self.width)))
         return slice(top, top + side), slice(left, left + side)

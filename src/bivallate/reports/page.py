@@ -22,6 +22,7 @@ from bivallate.reports.pictures import Beside, Images, Inline, Picture, attacked
 from bivallate.reports.stored import STALE
 from bivallate.run.execution import Run
 from bivallate.run.origin import commit
+from bivallate.version import __version__
 
 FORMATS = {".html": "html", ".md": "md", ".tex": "tex"}
 
@@ -78,8 +79,6 @@ def render(
     kind: str, runs: Sequence[RunRecord], figures: Sequence[tuple[Picture, str]], notes: Sequence[str] = ()
 ) -> str:
     """The text of a report; each figure comes with its inline SVG or its file's name."""
-    from bivallate import __version__
-
     first = [tables.runs_table(runs), evidence.pairs_table(runs), evidence.audits_table(runs)]
     first += [tables.evaluations_table(runs), tables.alarms_table(runs)]
     last = [*evidence.errors_tables(runs), *tables.classes_table(runs), tables.differences_table(runs)]

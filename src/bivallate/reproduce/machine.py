@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from bivallate import __version__
 from bivallate.run.origin import commit
 from bivallate.run.session import pick_device
+from bivallate.version import __version__
 
 __all__ = ["commit", "machine"]
 

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 
 from bivallate.data import Dataset
-from bivallate.evaluate import Attack, Score, attack, evaluate, parse
+from bivallate.evaluate import Attack, Score, evaluate, parse
 from bivallate.evaluate.attacks import ensemble
 from bivallate.evaluate.files import pack
+from bivallate.evaluate.geometry import fosc_after
 from bivallate.evaluate.points import data_fingerprint, model_fingerprint, points, select
 from bivallate.evaluate.statistics import wilson
+from bivallate.evaluate.sweeps import shown
 from bivallate.files import write_json
 from bivallate.lower.apgd import APGD
 from bivallate.lower.fab import FAB
@@ -25,7 +27,6 @@ from bivallate.lower.objective import cross_entropy
 from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.square import Square
-from bivallate.lower.stop import fosc
 from bivallate.lower.threat import ThreatModel, threat
 from bivallate.models import Classifier
 from bivallate.noise import Noise
@@ -110,8 +111,8 @@ def transferred(
     index = select(len(dataset.test), _at_most(measure.n, len(dataset.test)), None, 0)
     x, y = dataset.test.tensors(index)
     device = next(model.parameters()).device
-    crafted = attack(source, x.to(device), y.to(device), radius, read_attack(measure.attack))
-    return evaluate(model, (crafted, y.to(device)), radius, "clean")
+    found = shown(source, {"": model}, x.to(device), y.to(device), radius, read_attack(measure.attack))
+    return found[""]
 
 
 def stationarity(
@@ -132,9 +133,7 @@ def stationarity(
             batch = Batch(x, y, rows.to(device))
             noise = Noise(0, batch.index, turn=-1)
             problem = LowerProblem(forward, batch, cross_entropy, radius, Clock(), noise)  # pyright: ignore
-            delta = solver.solve(problem).delta
-            _, grad = problem.ascent(delta)
-            values.append(fosc(form, radius, grad, x, delta).detach().cpu())
+            values.append(fosc_after(solver, problem, form).cpu())
     value = torch.cat(values)
     return {
         "fosc": float(value.mean()),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.data import Split
+from bivallate.evaluate.geometry import alignment
 from bivallate.lower.asking import ask
 from bivallate.lower.forward import Forward
 from bivallate.lower.modes import evaluating
@@ -100,8 +101,7 @@ def look(model: nn.Module, x: Tensor, y: Tensor, threat: Linf | L2, noise: Noise
     batch, clock = Batch(x, y, noise.index), Clock(seed=noise.seed)
     problem = LowerProblem(forward, batch, cross_entropy, threat, clock, noise)
     with evaluating(model):
-        _, here = problem.ascent(torch.zeros_like(x))
-        _, there = problem.ascent(threat.random(noise, x, "alignment"))
+        cosine, here = alignment(problem)
         step = problem.project(threat.eps * threat.steepest(here))
         left = _withstand(problem, step).nonzero()[:, 0]
         held = 0
@@ -110,18 +110,10 @@ def look(model: nn.Module, x: Tensor, y: Tensor, threat: Linf | L2, noise: Noise
             start = threat.random(rest.noise, rest.x, "sentinel")
             solver = PGD(steps, threat.eps / 2, Given(start))
             held = int(_withstand(rest, solver.solve(rest).delta).sum())
-    alignment = float(cosines(here, there).mean())
-    return Look(len(left) / len(y), held / len(y), alignment, forward.passes)
+    return Look(len(left) / len(y), held / len(y), float(cosine.mean()), forward.passes)
 
 
 def _withstand(problem: LowerProblem, delta: Tensor) -> Tensor:
     """(B,) bool, correct at delta."""
     with torch.no_grad():
         return problem.forward(problem.x + delta).argmax(1) == problem.y
-
-
-def cosines(a: Tensor, b: Tensor) -> Tensor:
-    """(B,) cosine of gradients (B, ...); 1 where one of them is zero, as in the public helper."""
-    a, b = a.flatten(1).double(), b.flatten(1).double()
-    norms = a.norm(dim=1) * b.norm(dim=1)
-    return torch.where(norms > 0, (a * b).sum(1) / norms.clamp(min=1e-300), 1.0)

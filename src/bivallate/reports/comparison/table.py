@@ -9,6 +9,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from bivallate.quoting import markdown as escaped
 from bivallate.terminal import literal_console
 
 SCHEMA = "bivallate-comparison-1"
@@ -47,7 +48,6 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """A Markdown table between its title and its notes."""
-        from bivallate.quoting import markdown as escaped
 
         def line(cells: Sequence[str]) -> str:
             return "| " + " | ".join(escaped(_in_line(cell)) for cell in cells) + " |"

@@ -10,10 +10,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
+from bivallate.evaluate.geometry import fosc_at
 from bivallate.lower.objective import cross_entropy
 from bivallate.lower.start import uniform
 from bivallate.lower.stop import Form
-from bivallate.lower.stop import fosc as condition
 from bivallate.lower.threat import ThreatModel
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.sample import looked_at, problem_of, sample
@@ -162,10 +162,9 @@ def fosc(
             problem = problem_of(model, batch, threat, seed)
             delta = problem.project(uniform(problem))
             for k in range(max(steps) + 1):
-                logits, grad = problem.ascent(delta)
+                gap, logits, grad = fosc_at(problem, delta, form)
                 if k in columns:
                     loss = cross_entropy(problem, logits)
-                    gap = condition(form, threat, grad, batch.x, delta)
                     right = (logits.argmax(1) == batch.y).to(gap.dtype)
                     columns[k].append(torch.stack([gap, loss, right]).cpu())
                 delta = problem.project(delta + step_size * threat.eps * threat.steepest(grad))

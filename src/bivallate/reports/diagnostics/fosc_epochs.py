@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from scipy.stats import gaussian_kde
 from torch import nn
 
-from bivallate.errors import UserError
+from bivallate.evaluate.geometry import fosc_after
 from bivallate.lower.problem import LowerProblem
-from bivallate.lower.stop import Form, fosc
+from bivallate.lower.stop import Form
 from bivallate.method import BoundMethod
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.fosc import named
@@ -101,9 +101,5 @@ def stationarity(
     with looked_at(model) as device:
         for batch in sample(data, n, seed).batches(device, SIZE):
             problem = LowerProblem(model, batch, objective, method.threat, clock)
-            delta = solver.solve(problem).delta.detach()
-            if bool((method.threat.size(delta) > (1 + 1e-4) * method.threat.eps).any()):
-                raise UserError("FOSC is of the ball of radius eps, which this method's attack leaves")
-            _, grad = problem.ascent(delta)
-            found.append(fosc(form, method.threat, grad, batch.x, delta).detach().cpu())
+            found.append(fosc_after(solver, problem, form).cpu())
     return torch.cat(found).float().numpy()

@@ -10,10 +10,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
+from bivallate.evaluate.geometry import alignment
 from bivallate.lower.threat import ThreatModel
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.sample import looked_at, problem_of, sample
-from bivallate.run.measure import cosines
 from bivallate.style import colour, figure
 
 
@@ -66,9 +66,6 @@ def gradient_alignment(
         with looked_at(model) as device:
             for batch in chosen.batches(device):
                 problem = problem_of(model, batch, threat, seed)
-                eta = threat.random(problem.noise, batch.x, "alignment")
-                _, here = problem.ascent(torch.zeros_like(batch.x))
-                _, there = problem.ascent(eta)
-                values.append(cosines(here, there).cpu())
+                values.append(alignment(problem)[0].cpu())
         found[label] = torch.cat(values).numpy()
     return Alignment(threat.eps, found)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from bivallate.evaluate import attack as attacked
-from bivallate.evaluate import eps_curve
+from bivallate.evaluate.sweeps import eps_curve, shown
 from bivallate.lower.asking import ask
 from bivallate.lower.threat import L2, Linf
 from bivallate.reports.diagnostics.drawn import Drawn
@@ -202,14 +202,6 @@ def transfer(
     """Attacks every model and shows the points to all; transfer below white-box hints at masked gradients."""
     chosen, rows = sample(data, n, seed), []
     for source in models.values():
-        x_adv = attacked(source, chosen.x, chosen.y, threat, attack, seed=seed)
-        row = []
-        for target in models.values():
-            with looked_at(target) as device, torch.no_grad():
-                hits = sum(
-                    int((ask(target, b.x).argmax(1) == b.y).sum())
-                    for b in replace(chosen, x=x_adv).batches(device)
-                )
-            row.append(hits / len(chosen.y))
-        rows.append(row)
+        found = shown(source, models, chosen.x, chosen.y, threat, attack, seed=seed)
+        rows.append([found[label].clean_accuracy for label in models])
     return Transfer(attack, tuple(models), rows)

@@ -1,0 +1,70 @@
+"""How the loss looks about a point: is an attack's answer stationary, and do nearby gradients agree?"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bivallate.errors import UserError
+from bivallate.lower.problem import LowerProblem
+from bivallate.lower.stop import Form, fosc
+from bivallate.types import Solution
+
+__all__ = ["alignment", "cosines", "fosc_after", "fosc_at"]
+
+ROUNDING = 1e-4  # relative to eps, by which a perturbation may leave the ball
+
+
+class Attacker(Protocol):
+    """Whatever solves the lower problem."""
+
+    def solve(self, problem: LowerProblem) -> Solution: ...
+
+
+def fosc_at(problem: LowerProblem, delta: Tensor, form: Form) -> tuple[Tensor, Tensor, Tensor]:
+    """(FOSC (B,) in nats, logits (B, K), gradient (B, C, H, W)) at delta; of what the problem maximises.
+
+    Cost: one forward and one backward.
+
+    Reference: Wang et al. (Dynamic AT), ICML 2019, eq. 4; see `bivallate.lower.stop.fosc`.
+    """
+    logits, grad = problem.ascent(delta)
+    return fosc(form, problem.threat, grad, problem.x, delta).detach(), logits, grad
+
+
+def fosc_after(solver: Attacker, problem: LowerProblem, form: Form) -> Tensor:
+    """(B,) FOSC where a solver ends: lower means that the inner maximisation has converged better.
+
+    Cost: the solver's, and one forward and one backward.
+
+    Raises:
+        UserError: the attack leaves the ball (N-FGSM), where FOSC says nothing.
+    """
+    delta = solver.solve(problem).delta.detach()
+    if bool((problem.threat.size(delta) > (1 + ROUNDING) * problem.threat.eps).any()):
+        raise UserError("FOSC is of the ball of radius eps, which this method's attack leaves")
+    return fosc_at(problem, delta, form)[0]
+
+
+def alignment(problem: LowerProblem) -> tuple[Tensor, Tensor]:
+    """(cosine (B,) of the gradients at x and at x + eta, the gradient at x); eta is uniform and not clipped.
+
+    GradAlign trains on the same cosine, differentiably and with gradients that the step has paid for:
+    `bivallate.upper.regulariser`.
+
+    Cost: two forwards and two backwards.
+
+    Reference: the GA score of Andriushchenko and Flammarion 2020, section 4.
+    """
+    _, here = problem.ascent(torch.zeros_like(problem.x))
+    _, there = problem.ascent(problem.threat.random(problem.noise, problem.x, "alignment"))
+    return cosines(here, there), here
+
+
+def cosines(a: Tensor, b: Tensor) -> Tensor:
+    """(B,) cosine of gradients (B, ...); 1 where one of them is zero, as in the public helper."""
+    a, b = a.flatten(1).double(), b.flatten(1).double()
+    norms = a.norm(dim=1) * b.norm(dim=1)
+    return torch.where(norms > 0, (a * b).sum(1) / norms.clamp(min=1e-300), 1.0)
