@@ -344,3 +344,9 @@ def test_a_decompression_bomb_is_not_opened(
     bomb = make_parquet([*(png(i) for i in pictures(5, (4, 4, 3))), LARGE], LABELS)
     with pytest.raises(UserError, match=r"row 5 of train.parquet is too large"):
         data.load(bomb, **NO_TEST)
+
+
+def test_an_empty_array_is_called_so(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.zeros((0, 3, 8, 8), np.float32), y=np.zeros(0, np.int64))
+    with pytest.raises(UserError, match=r"x\.npz: no rows, shape"):
+        data.load(tmp_path / "x.npz")

@@ -39,7 +39,7 @@ class Archive:
         with self.file.open(entry) as stream:
             shape, dtype = _header(stream)
             claimed, held = prod(shape) * dtype.itemsize, entry.file_size - stream.tell()
-        if dtype.kind not in KINDS or dtype.itemsize > held:
+        if dtype.kind not in KINDS or (claimed and dtype.itemsize > held):
             raise ValueError(f"array {name!r} holds {dtype}, not plain numbers or text")
         if claimed != held:
             raise ValueError(
