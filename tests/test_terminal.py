@@ -130,6 +130,7 @@ def test_every_error_is_one_line_and_a_traceback_with_debug(error, status, monke
 
 def test_an_unforeseen_error_keeps_its_traceback_in_a_file(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(cli, "APP", lambda *_, **__: {}["nothing"])
+    monkeypatch.setattr(cli, "_register", lambda: None)
     monkeypatch.setattr(cli.tempfile, "tempdir", str(tmp_path))
     assert command([]) == 1
     (kept,) = tmp_path.iterdir()

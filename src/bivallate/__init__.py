@@ -1,43 +1,53 @@
-"""bivallate: adversarial training as bilevel optimisation, and an honest measure of what it achieves."""
+"""bivallate: adversarial training as bilevel optimisation, and an honest measure of what it achieves.
+
+Names are imported when they are first asked for: the command line answers at once where it needs no torch.
+"""
 
 from bivallate import starting  # noqa: F401  first, as what follows takes seconds
 
 # isort: split
-from bivallate import data, methods, models
-from bivallate.audit.of_run import audit
-from bivallate.check import check_gradient, upper_gradient
-from bivallate.coupling.barrier import Barrier, Implicit, Mask
-from bivallate.coupling.cid import cid
-from bivallate.coupling.implicit import Coupling, Detached, Leaf
-from bivallate.coupling.last_step import LastStep
-from bivallate.errors import UserError
-from bivallate.evaluate import Score, attack, predict
-from bivallate.lower.pgd import PGD
-from bivallate.lower.problem import LowerProblem, Objective
-from bivallate.lower.solver import Solver
-from bivallate.lower.start import Start, corner, gaussian, uniform, zero
-from bivallate.lower.stop import Stop
-from bivallate.lower.threat import L2, Linf
-from bivallate.method import Method, register
-from bivallate.parts import part
-from bivallate.reports.comparison.api import compare
-from bivallate.reports.diagnostics.api import diagnose
-from bivallate.reports.page import report
-from bivallate.run.api import train
-from bivallate.run.examined import evaluate
-from bivallate.run.execution import Run
-from bivallate.run.loading import load
-from bivallate.run.optim import SGD, AdamW, Cosine, Flat, MultiStep, Triangle
-from bivallate.run.resuming import resume
-from bivallate.step import train_step
-from bivallate.types import Batch, Clock, Evidence, Facts, Solution, Terms
-from bivallate.upper.awp import AWP
-from bivallate.upper.loss import Adversarial, Loss, Mart, Trades
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from bivallate.lazily import lazily
 from bivallate.version import __version__ as __version__
-from bivallate.weighting.base import After, Equal, Weighting
-from bivallate.weighting.dro import KLDRO
-from bivallate.weighting.learned import Correlation, MarginNet
-from bivallate.weighting.rules import GAIRAT, MAIL, WMMR
+
+if TYPE_CHECKING:
+    from bivallate import data, methods, models
+    from bivallate.audit.of_run import audit
+    from bivallate.check import check_gradient, upper_gradient
+    from bivallate.coupling.barrier import Barrier, Implicit, Mask
+    from bivallate.coupling.cid import cid
+    from bivallate.coupling.implicit import Coupling, Detached, Leaf
+    from bivallate.coupling.last_step import LastStep
+    from bivallate.errors import UserError
+    from bivallate.evaluate import Score, attack, predict
+    from bivallate.lower.pgd import PGD
+    from bivallate.lower.problem import LowerProblem, Objective
+    from bivallate.lower.solver import Solver
+    from bivallate.lower.start import Start, corner, gaussian, uniform, zero
+    from bivallate.lower.stop import Stop
+    from bivallate.lower.threat import L2, Linf
+    from bivallate.method import Method, register
+    from bivallate.parts import part
+    from bivallate.reports.comparison.api import compare
+    from bivallate.reports.diagnostics.api import diagnose
+    from bivallate.reports.page import report
+    from bivallate.run.api import train
+    from bivallate.run.examined import evaluate
+    from bivallate.run.execution import Run
+    from bivallate.run.loading import load
+    from bivallate.run.optim import SGD, AdamW, Cosine, Flat, MultiStep, Triangle
+    from bivallate.run.resuming import resume
+    from bivallate.step import train_step
+    from bivallate.types import Batch, Clock, Evidence, Facts, Solution, Terms
+    from bivallate.upper.awp import AWP
+    from bivallate.upper.loss import Adversarial, Loss, Mart, Trades
+    from bivallate.weighting.base import After, Equal, Weighting
+    from bivallate.weighting.dro import KLDRO
+    from bivallate.weighting.learned import Correlation, MarginNet
+    from bivallate.weighting.rules import GAIRAT, MAIL, WMMR
 
 __all__ = [
     "AWP",
@@ -109,3 +119,85 @@ __all__ = [
     "upper_gradient",
     "zero",
 ]
+
+_PLACES = {
+    "audit": "bivallate.audit.of_run",
+    "check_gradient": "bivallate.check",
+    "upper_gradient": "bivallate.check",
+    "Barrier": "bivallate.coupling.barrier",
+    "Implicit": "bivallate.coupling.barrier",
+    "Mask": "bivallate.coupling.barrier",
+    "cid": "bivallate.coupling.cid",
+    "Coupling": "bivallate.coupling.implicit",
+    "Detached": "bivallate.coupling.implicit",
+    "Leaf": "bivallate.coupling.implicit",
+    "LastStep": "bivallate.coupling.last_step",
+    "UserError": "bivallate.errors",
+    "Score": "bivallate.evaluate",
+    "attack": "bivallate.evaluate",
+    "predict": "bivallate.evaluate",
+    "PGD": "bivallate.lower.pgd",
+    "LowerProblem": "bivallate.lower.problem",
+    "Objective": "bivallate.lower.problem",
+    "Solver": "bivallate.lower.solver",
+    "Start": "bivallate.lower.start",
+    "corner": "bivallate.lower.start",
+    "gaussian": "bivallate.lower.start",
+    "uniform": "bivallate.lower.start",
+    "zero": "bivallate.lower.start",
+    "Stop": "bivallate.lower.stop",
+    "L2": "bivallate.lower.threat",
+    "Linf": "bivallate.lower.threat",
+    "Method": "bivallate.method",
+    "register": "bivallate.method",
+    "part": "bivallate.parts",
+    "compare": "bivallate.reports.comparison.api",
+    "diagnose": "bivallate.reports.diagnostics.api",
+    "report": "bivallate.reports.page",
+    "train": "bivallate.run.api",
+    "evaluate": "bivallate.run.examined",
+    "Run": "bivallate.run.execution",
+    "load": "bivallate.run.loading",
+    "AdamW": "bivallate.run.optim",
+    "Cosine": "bivallate.run.optim",
+    "Flat": "bivallate.run.optim",
+    "MultiStep": "bivallate.run.optim",
+    "SGD": "bivallate.run.optim",
+    "Triangle": "bivallate.run.optim",
+    "resume": "bivallate.run.resuming",
+    "train_step": "bivallate.step",
+    "Batch": "bivallate.types",
+    "Clock": "bivallate.types",
+    "Evidence": "bivallate.types",
+    "Facts": "bivallate.types",
+    "Solution": "bivallate.types",
+    "Terms": "bivallate.types",
+    "AWP": "bivallate.upper.awp",
+    "Adversarial": "bivallate.upper.loss",
+    "Loss": "bivallate.upper.loss",
+    "Mart": "bivallate.upper.loss",
+    "Trades": "bivallate.upper.loss",
+    "After": "bivallate.weighting.base",
+    "Equal": "bivallate.weighting.base",
+    "Weighting": "bivallate.weighting.base",
+    "KLDRO": "bivallate.weighting.dro",
+    "Correlation": "bivallate.weighting.learned",
+    "MarginNet": "bivallate.weighting.learned",
+    "GAIRAT": "bivallate.weighting.rules",
+    "MAIL": "bivallate.weighting.rules",
+    "WMMR": "bivallate.weighting.rules",
+}
+
+
+__getattr__, __dir__ = lazily(__name__, _PLACES)
+
+
+class _Front(ModuleType):
+    """Keeps `evaluate` and `audit` functions where the packages of these names are imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _PLACES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Front

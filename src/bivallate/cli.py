@@ -9,7 +9,10 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError, _convert
+from cyclopts import App, CycloptsError, ValidationError, _convert
+
+from bivallate import __version__
+from bivallate.commands import COMMANDS
 
 
 def _whole(text: str) -> int:
@@ -28,27 +31,25 @@ APP = App(
     name="bivallate",
     help="Train image classifiers that withstand adversarial perturbations, and measure how robust they are.",
     help_epilogue="With --debug, a command that fails shows where it failed.",
+    version=__version__,
     result_action="return_value",
 )
 
 
 def _register() -> None:
-    """Imports the commands, which put themselves into the application."""
-    from bivallate.commands import (  # noqa: F401
-        attack,
-        auditing,
-        checking,
-        comparing,
-        diagnosing,
-        doctor,
-        evaluating,
-        lists,
-        predict,
-        reporting,
-        reproducing,
-        sweeping,
-        training,
-        transferring,
+    """Makes the commands known by name, once."""
+    if COMMANDS.keys() <= set(APP):
+        return
+    for name, command in COMMANDS.items():
+        examples = "".join(f"\n      bivallate {example}" for example in command.examples)
+        APP.command(
+            command.function(),
+            name=name,
+            usage=f"Usage: bivallate {name} {command.usage}",
+            help_epilogue=f"    Examples:{examples}",
+        )
+    APP.register_install_completion_command(
+        help="Let the shell complete commands and options (bash, zsh or fish)."
     )
 
 
@@ -91,11 +92,9 @@ def run(arguments: Sequence[str]) -> int:
 
 def _command(words: list[str]) -> int:
     """Finds the command and runs it."""
-    from bivallate import __version__
     from bivallate.terminal import literal_console
 
     _register()
-    APP.version = __version__
     status = APP(words, console=literal_console(), exit_on_error=False, print_error=False)
     return status if isinstance(status, int) else 0
 
@@ -105,6 +104,8 @@ def _explained(error: Exception, words: Sequence[str]) -> int:
     from bivallate.errors import UserError
     from bivallate.run.interrupt import Interrupted
 
+    if isinstance(error, ValidationError) and error.argument is not None and error.exception_message:
+        return _complain(f"{error.argument.name} {error.exception_message}")
     if isinstance(error, CycloptsError):
         return _complain(f"{error} (see `bivallate {' '.join(words[:1])} --help`)")
     if isinstance(error, Interrupted):

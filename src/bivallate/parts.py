@@ -8,12 +8,14 @@ the same way.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 import os
 import types
 import typing
 from typing import Any, dataclass_transform
 
+import bivallate
 from bivallate import plugins
 from bivallate.errors import UserError, plain, unknown
 from bivallate.schema import check_fields
@@ -52,6 +54,8 @@ def part(cls: type) -> Any:
         >>> decode({'kind': 'Half', 'of': 3.0})
         Half(of=3.0)
     """
+    if not cls.__module__.startswith("bivallate."):
+        _load_own()  # a name of the package's is not to be had, whether or not that is imported yet
     there = _KINDS.get(cls.__name__)
     if there is not None and (there.__module__, there.__qualname__) != (cls.__module__, cls.__qualname__):
         raise UserError(f"the name {cls.__name__} is taken by {there.__module__}; give your part another one")
@@ -140,6 +144,7 @@ def _as_now(cls: Any, given: dict[str, Any], where: str) -> dict[str, Any]:
 def _kind(kind: Any, where: str) -> type:
     """The part of this name."""
     if isinstance(kind, str) and kind not in _KINDS:
+        _load_own()
         plugins.loaded()  # a part of the user's own project may not be imported yet
     if not isinstance(kind, str) or kind not in _KINDS:
         raise UserError(
@@ -148,6 +153,12 @@ def _kind(kind: Any, where: str) -> type:
             "bivallate.methods"
         )
     return _KINDS[kind]
+
+
+def _load_own() -> None:
+    """Makes all parts of the package known, which is imported piece by piece."""
+    for place in sorted(set(bivallate._PLACES.values())):  # pyright: ignore[reportPrivateUsage]
+        importlib.import_module(place)
 
 
 def _at(where: str, name: str) -> str:
@@ -259,6 +270,8 @@ def _annotation(cls: type, name: str) -> set[type]:
 def _read(text: Any, current: Any, where: str, options: set[type]) -> Any:
     if not isinstance(text, str):
         return text
+    if text.isidentifier() and text not in _KINDS:
+        _load_own()
     if text in _KINDS:
         try:
             return _KINDS[text]()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from bivallate import Linf, data, methods
 from bivallate.cli import run
-from bivallate.commands.training import _plan
+from bivallate.commands.planning import plan_of
 from bivallate.errors import UserError
 from bivallate.run.config import Config, Data
 from bivallate.run.session import load_data
@@ -130,7 +130,7 @@ def test_another_threat_is_followed_also_from_a_file(tmp_path) -> None:
     made.write(tmp_path / "config.toml")
 
     def plan(*settings: str) -> Config:
-        return _plan(None, tmp_path / "config.toml", None, None, "linf", None, settings)
+        return plan_of(None, tmp_path / "config.toml", None, None, "linf", None, settings)
 
     with pytest.raises(UserError, match="give it too, as solver__step_size="):
         plan("threat.eps=0.2", "epochs=3")

@@ -1,1 +1,127 @@
-"""The commands of `bivallate`, one file for each family."""
+"""The commands of `bivallate`: plain functions that `cli` registers.
+
+Their modules import torch, and whatever imports it, within the functions: help and lists are asked for often.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["COMMANDS", "Command"]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command, as the overview and its help show it.
+
+    Attributes:
+        place: module:function within this package. usage: its arguments. examples: lines that work as they
+            stand, but for the names of runs.
+    """
+
+    place: str
+    usage: str
+    examples: tuple[str, ...]
+
+    def function(self) -> Callable[..., Any]:
+        """What the command runs."""
+        module, _, name = self.place.partition(":")
+        return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+
+
+COMMANDS = {
+    "train": Command(
+        "training:train",
+        "METHOD [OPTIONS]",
+        (
+            "train at",
+            "train fast-bat --data cifar10 --model preact-resnet18 --epochs 30",
+            "train trades --data photos/ --set data.size=32 --set beta=4",
+            "train mine:robust --model mine:net --data digits",
+            "train --config runs/a/config.toml --seed 1 --out runs/b",
+        ),
+    ),
+    "resume": Command(
+        "training:resume",
+        "RUN [OPTIONS]",
+        ("resume runs/at-digits-0", "resume runs/at-digits-0 --epochs 40"),
+    ),
+    "evaluate": Command(
+        "evaluating:evaluate",
+        "RUN... [OPTIONS]",
+        (
+            "evaluate runs/at-digits-0 --attack autoattack",
+            "evaluate runs/a runs/b --attack pgd-50-10 cw --first 1000",
+            "evaluate net.pt --arch resnet18 --data cifar10 --eps 8/255",
+        ),
+    ),
+    "audit": Command(
+        "auditing:audit",
+        "RUN [OPTIONS]",
+        ("audit runs/at-digits-0", "audit runs/at-digits-0 --budget 30 --against runs/plain-digits-0"),
+    ),
+    "compare": Command(
+        "comparing:compare",
+        "RUN... [OPTIONS]",
+        ("compare runs/a runs/b", "compare runs/a runs/b --attack autoattack --markdown"),
+    ),
+    "report": Command(
+        "reporting:report",
+        "RUN... [OPTIONS]",
+        ("report runs/a runs/b --out report.html", "report runs/a --out report.tex"),
+    ),
+    "diagnose": Command(
+        "diagnosing:diagnose",
+        "RUN... [OPTIONS]",
+        ("diagnose runs/a", "diagnose runs/a runs/b --what curves --what ranks"),
+    ),
+    "attack": Command(
+        "attack:attack",
+        "RUN --save FOLDER [OPTIONS]",
+        ("attack runs/at-digits-0 --save attacked", "attack runs/a --save x --attack apgd-ce --first 8"),
+    ),
+    "predict": Command(
+        "predict:predict",
+        "RUN IMAGE... [OPTIONS]",
+        ("predict runs/a photo.png", "predict runs/a photos/ --attack clean --json"),
+    ),
+    "curve": Command(
+        "sweeping:curve",
+        "RUN... [OPTIONS]",
+        ("curve runs/a runs/b --n 500", "curve runs/a --eps 0,2/255,4/255,8/255"),
+    ),
+    "distances": Command("sweeping:distances", "RUN... [OPTIONS]", ("distances runs/a runs/b --n 200",)),
+    "transfer": Command(
+        "transferring:transfer",
+        "RUN --from RUN... [OPTIONS]",
+        ("transfer runs/a --from runs/b runs/c --attack pgd-50",),
+    ),
+    "check-gradient": Command(
+        "checking:check_gradient",
+        "METHOD [OPTIONS]",
+        ("check-gradient done-adam", "check-gradient mine:robust --model mine:net --data digits"),
+    ),
+    "reproduce": Command(
+        "reproducing:reproduce",
+        "[TABLE] [OPTIONS]",
+        ("reproduce", "reproduce T-F1 --scale cpu --list", "reproduce T-D1 --scale cpu --only AT DONE-ADAM"),
+    ),
+    "doctor": Command("doctor:doctor", "[OPTIONS]", ("doctor", "doctor --no-self-test --json")),
+    "demo": Command("training:demo", "[OPTIONS]", ("demo", "demo --out /tmp/demo --epochs 5")),
+    "methods": Command("lists:methods", "[NAME] [OPTIONS]", ("methods", "methods fast-bat")),
+    "models": Command("lists:models", "[NAME] [OPTIONS]", ("models", "models resnet18")),
+    "datasets": Command(
+        "lists:datasets",
+        "[NAME] [OPTIONS]",
+        ("datasets", "datasets digits --sheet digits.png", "datasets photos/ --set data.size=64"),
+    ),
+    "recipes": Command(
+        "lists:recipes",
+        "[NAME] [OPTIONS]",
+        ("recipes", "recipes done --method done-adam --data cifar10"),
+    ),
+    "attacks": Command("lists:attacks", "[NAME] [OPTIONS]", ("attacks", "attacks autoattack")),
+}

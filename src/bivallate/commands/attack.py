@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import Parameter
-
-from bivallate.cli import APP
-from bivallate.commands.options import Machine, Source, threat_of
+from bivallate.commands.options import Ball, Count, Flag, Machine, Source, Split
 from bivallate.errors import UserError
 from bivallate.terminal import say
 
 
-@APP.command
 def attack(
     run: Path,
+    /,
     *,
     save: Path,
     attack: str = "pgd-20",
-    eps: str | None = None,
-    norm: str | None = None,
-    split: str = "test",
+    ball: Ball = Ball(),  # noqa: B008  frozen
+    split: Split = "test",
     data: str | None = None,
-    n: int = 24,
-    first: int | None = None,
-    source: Source = Source(),  # noqa: B008  frozen
+    n: Count = 24,
+    first: Count | None = None,
+    source: Source = Source(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008
-    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    overwrite: Flag = False,
 ) -> None:
     """Make adversarial images of a run's data and keep them: as PNG, as arrays, and on one sheet to look at.
 
@@ -42,12 +38,6 @@ def attack(
         folder for what is made.
     attack
         name of an attack; `bivallate attacks` lists them.
-    eps
-        radius in pixel units of [0, 1], such as 8/255. [default: the run's own]
-    norm
-        linf or l2. [default: the run's own]
-    split
-        test, validation or train.
     data
         another data set than the run's.
     n
@@ -63,7 +53,7 @@ def attack(
 
     examined = Examined.of(
         run,
-        threat=lambda own: threat_of(own, norm, eps),
+        threat=ball.of,
         weights=source.weights,
         split=split,
         data=data,

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from cyclopts import Parameter
 from rich.table import Table
 
-from bivallate.cli import APP
 from bivallate.commands.keeping import keeping, place_of
-from bivallate.commands.options import Flag, Machine, Source, threat_of
-from bivallate.errors import UserError
-from bivallate.evaluate.watching import duration, watched
+from bivallate.commands.options import Ball, Count, Flag, Machine, Positive, Share, Source, Split
 from bivallate.terminal import literal_console, say, say_json
 
 
-@APP.command
 def audit(
     run: Path,
+    /,
     *,
-    n: int = 500,
-    budget: float = 10.0,
-    against: tuple[Path, ...] = (),
-    claimed: float | None = None,
-    eps: str | None = None,
-    norm: str | None = None,
-    split: str = "test",
-    source: Source = Source(),  # noqa: B008  frozen
+    n: Count = 500,
+    budget: Positive = 10.0,
+    against: Annotated[tuple[Path, ...], Parameter(negative=(), show_default=False)] = (),
+    claimed: Share | None = None,
+    ball: Ball = Ball(),  # noqa: B008  frozen
+    split: Split = "test",
+    source: Source = Source(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008
     out: Path | None = None,
     quiet: Flag = False,
@@ -50,12 +47,6 @@ def audit(
     claimed
         robust accuracy in [0, 1] to hold against the evidence. [default: the strongest kept in RUN/evaluation
         for these weights and this threat, else that of PGD]
-    eps
-        radius in pixel units of [0, 1], such as 8/255. [default: the run's own]
-    norm
-        linf or l2. [default: the run's own]
-    split
-        test, validation or train.
     out
         file for the result, as JSON. [default: one of its own in RUN/audit]
     quiet
@@ -64,15 +55,14 @@ def audit(
         print the result as JSON instead of tables.
     """
     from bivallate.audit.of_run import audit_file, audit_of
+    from bivallate.evaluate.watching import watched
     from bivallate.run.examined import Examined
     from bivallate.run.folder import RunFolder
 
     RunFolder.open(run)
-    if n < 1:
-        raise UserError(f"--n must be a whole number of at least 1, got {n}")
     examined = Examined.of(
         run,
-        threat=lambda own: threat_of(own, norm, eps),
+        threat=ball.of,
         weights=source.weights,
         split=split,
         data_dir=source.data_dir,
@@ -101,6 +91,8 @@ def audit(
 
 def _announce(plan: Any, seconds: float) -> None:
     """What is going to be spent."""
+    from bivallate.evaluate.watching import duration
+
     say(
         f"audit at the {plan.level} level: {plan.n} points, at most {plan.cost():,} passes, "
         f"about {duration(seconds)}",

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
 
-from cyclopts import Parameter
-
-from bivallate.cli import APP
-from bivallate.commands.options import Flag, Machine
-from bivallate.errors import UserError
+from bivallate.commands.options import Count, Flag, Machine, Seed, Settings, Several
 from bivallate.terminal import say, say_json
 
 
-@APP.command(name="check-gradient")
 def check_gradient(
     method: str,
+    /,
     *,
     model: str = "tiny-cnn",
     data: str = "digits",
     eps: str | None = None,
     norm: str = "linf",
-    n: int = 16,
-    directions: int = 6,
-    seed: int = 0,
+    n: Several = 16,
+    directions: Count = 6,
+    seed: Seed = 0,
     activation: str = "softplus",
-    set_: Annotated[tuple[str, ...], Parameter(name="--set", negative=())] = (),
+    set_: Settings = (),
     data_dir: str | None = None,
     machine: Machine = Machine(),  # noqa: B008  frozen
     json: Flag = False,
@@ -35,7 +30,7 @@ def check_gradient(
     Parameters
     ----------
     method
-        name of a method; `bivallate methods` lists them.
+        name of a method, as `bivallate methods` lists them, or package.module:function of your own.
     model
         architecture, or package.module:factory.
     data
@@ -60,14 +55,11 @@ def check_gradient(
         print the result as JSON.
     """
     from bivallate.check import check_gradient as check
-    from bivallate.commands.training import _plan
+    from bivallate.commands.planning import plan_of
     from bivallate.run.session import create_model, load_data
 
-    for name, value, least in (("n", n, 2), ("directions", directions, 1)):
-        if value < least:
-            raise UserError(f"--{name} must be at least {least}, got {value}")
     device = machine.prepare()
-    plan = _plan(method, None, data, eps, norm, None, set_).set("model.name", model)
+    plan = plan_of(method, None, data, eps, norm, None, set_).set("model.name", model)
     plan = plan.set("model.activation", activation)
     plan = plan if data_dir is None else plan.set("data.data_dir", data_dir)
     dataset = load_data(plan.data, seed)

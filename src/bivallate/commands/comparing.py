@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
-
-from bivallate.cli import APP
+from bivallate.commands.options import Flag, Split
 from bivallate.errors import UserError
 from bivallate.terminal import say, say_json
 
-Flag = Annotated[bool, Parameter(negative=())]
 
-
-@APP.command
 def compare(
     *runs: Path,
     sort: str = "robust_accuracy",
@@ -23,7 +17,7 @@ def compare(
     eps: str | None = None,
     norm: str | None = None,
     weights: str = "best",
-    split: str = "test",
+    split: Split = "test",
     over_seeds: Flag = False,
     markdown: Flag = False,
     json: Flag = False,
@@ -51,8 +45,6 @@ def compare(
         linf or l2. [default: likewise]
     weights
         best, last, ema or epoch-N.
-    split
-        test, validation or train.
     over_seeds
         one row for the runs that differ in their seed only: mean, standard deviation and interval.
     markdown

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from bivallate.cli import APP
-from bivallate.commands.options import Machine, Source
+from bivallate.commands.options import Machine, Several, Source
 from bivallate.errors import UserError
-from bivallate.lower.stop import Form
 from bivallate.terminal import say
 
 
-@APP.command
 def diagnose(
     *runs: Path,
-    what: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    what: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
     out: Path | None = None,
-    n: int = 500,
+    n: Several = 500,
     attack: str = "pgd-20",
-    fosc_form: Form = "ball",
+    fosc_form: Literal["ball", "box"] = "ball",
     source: Source = Source(),  # noqa: B008  frozen
     machine: Machine = Machine(),  # noqa: B008
 ) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from bivallate.cli import APP
 from bivallate.commands.options import Flag
 from bivallate.terminal import say, say_json
 
 
-@APP.command
 def doctor(*, data_dir: str | None = None, self_test: bool = True, json: Flag = False) -> int:
     """Print what a report of a fault should say of this machine, and test the installation in ten seconds.
 

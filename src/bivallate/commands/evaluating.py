@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,32 +11,31 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.table import Table
 
-from bivallate.cli import APP
 from bivallate.commands.keeping import keeping, place_of
-from bivallate.commands.options import Flag, Machine, Source, Subset, threat_of
+from bivallate.commands.options import Ball, Count, Flag, Machine, Source, Split, Subset
 from bivallate.errors import UserError
-from bivallate.evaluate.watching import watched
 from bivallate.quoting import line
 from bivallate.terminal import NAME, literal_console, say, say_json
 
+Attacks = Annotated[
+    tuple[str, ...], Parameter(negative=(), consume_multiple=True, show_default=lambda names: " ".join(names))
+]
 GO_ON = "interrupted; what was decided is kept: the same command goes on from there"
 
 
-@APP.command
 def evaluate(
     *runs: Path,
-    attack: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=True)] = ("pgd-20",),
-    eps: str | None = None,
-    norm: str | None = None,
-    split: str = "test",
+    attack: Attacks = ("pgd-20",),
+    ball: Ball = Ball(),  # noqa: B008  frozen
+    split: Split = "test",
     data: str | None = None,
     by_position: Flag = False,
-    subset: Subset = Subset(),  # noqa: B008  frozen
+    subset: Subset = Subset(),  # noqa: B008
     source: Source = Source(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008
     arch: str | None = None,
     normalise: Flag = False,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     preflight: bool = True,
     out: Path | None = None,
     quiet: Flag = False,
@@ -55,12 +54,6 @@ def evaluate(
     attack
         one or several of clean, fgsm, pgd-STEPS, pgd-STEPS-RESTARTS, cw, autoattack, ...; `bivallate attacks`
         lists them.
-    eps
-        radius in pixel units of [0, 1], such as 8/255. [default: the run's own]
-    norm
-        linf or l2. [default: the run's own]
-    split
-        test, validation or train.
     data
         another data set than the run's; without a test split all of it. Its classes are found by their names.
     by_position
@@ -83,44 +76,74 @@ def evaluate(
         print the result as JSON instead of a table; of several a list.
     """
     from bivallate.evaluate import parse
-    from bivallate.run.examined import Examined, keep
-    from bivallate.run.interrupt import Interrupted
+    from bivallate.run.examined import Examined
 
     chosen, attacks = _sorted_out(runs, attack)
     for name in attacks:
         parse(name)  # a misspelt attack is said before anything else
-    several, device = len(chosen) * len(attacks) > 1, machine.prepare()
+    device = machine.prepare()
     where = {"data": data, "by_position": by_position, "split": split, "device": device}
     where |= {"weights": source.weights, "data_dir": source.data_dir, "model": source.model}
     options = asdict(subset) | {"batch_size": batch_size, "seed": source.seed}
-    found, faults = list[dict[str, Any]](), list[UserError]()
+    task = Task(options, out, len(chosen) * len(attacks) > 1, arch is not None, quiet, json)
     for run in chosen:
-        examined = (
-            Examined.of(run, threat=lambda own: threat_of(own, norm, eps), **where)
-            if arch is None
-            else _foreign(run, arch, data, norm, eps, split, source, device, normalise)
-        )
+        if arch is None:
+            examined = Examined.of(run, threat=ball.of, **where)
+        else:
+            examined = _foreign(run, arch, data, ball, split, source, device, normalise)
         looked = _look(examined, preflight, quiet)
         for name in attacks:
-            label = f"{run} {name}" if several else ""
-            default = examined.file(name, source.seed, subset.n, subset.first)
-            asked = out / f"{run.name}-{default.name}" if out and several else out
-            place = place_of(default, asked) if arch is None or out else None
-            try:
-                with watched(json or quiet, label) as progress:
-                    score = examined.evaluate(name, file=place, looked=looked, progress=progress, **options)
-            except KeyboardInterrupt:
-                raise Interrupted(GO_ON) from None
-            found.append({"run": str(run), **score.to_json()})
-            with keeping(place, partial(keep, score), silent=json, faults=faults if arch is None else []):
-                if not json:
-                    _line(label, score) if several else show(score, examined.data.classes)
-                elif not several:
-                    say_json(score.to_json())
-    if json and several:
-        say_json(found)
-    if faults:
-        raise faults[0]
+            task.attack(examined, name, looked, f"{run} {name}", run)
+    if json and task.several:
+        say_json(task.found)
+    if task.faults:
+        raise task.faults[0]
+
+
+@dataclass
+class Task:
+    """Evaluations of one start of the command, each kept and printed.
+
+    Attributes:
+        options: of each. out: instead of a file in the run.
+        several: each is told in a line. foreign: no run stands behind the model. found: the results.
+        faults: results that could not be kept.
+    """
+
+    options: dict[str, Any]
+    out: Path | None
+    several: bool
+    foreign: bool
+    quiet: bool
+    json: bool
+    found: list[dict[str, Any]] = field(default_factory=list)
+    faults: list[UserError] = field(default_factory=list)
+
+    def attack(self, examined: Any, name: str, looked: Any, label: str, run: Path) -> None:
+        """One of them. Raises Interrupted where it was stopped; the same command goes on from there."""
+        from bivallate.evaluate.watching import watched
+        from bivallate.run.examined import keep
+        from bivallate.run.interrupt import Interrupted
+
+        place, json = self._place(examined, name, run), self.json
+        try:
+            with watched(json or self.quiet, label if self.several else "") as progress:
+                score = examined.evaluate(name, file=place, looked=looked, progress=progress, **self.options)
+        except KeyboardInterrupt:
+            raise Interrupted(GO_ON) from None
+        self.found.append({"run": str(run), **score.to_json()})
+        faults = [] if self.foreign else self.faults
+        with keeping(place, partial(keep, score), silent=json, faults=faults):
+            if json and not self.several:
+                say_json(score.to_json())
+            elif not json:
+                _line(label, score) if self.several else show(score, examined.data.classes)
+
+    def _place(self, examined: Any, name: str, run: Path) -> Path | None:
+        """The file of a result; None where it is only printed."""
+        default = examined.file(name, *(self.options[key] for key in ("seed", "n", "first")))
+        asked = self.out / f"{run.name}-{default.name}" if self.out and self.several else self.out
+        return place_of(default, asked) if self.out or not self.foreign else None
 
 
 def _sorted_out(runs: Sequence[Path], attacks: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -138,8 +161,7 @@ def _foreign(
     path: Path,
     arch: str,
     data: str | None,
-    norm: str | None,
-    eps: str | None,
+    ball: Ball,
     split: str,
     source: Source,
     device: Any,
@@ -149,13 +171,13 @@ def _foreign(
     from bivallate.lower.threat import threat
     from bivallate.run.foreign import examined_checkpoint
 
-    if data is None or eps is None:
+    if data is None or ball.eps is None:
         raise UserError(
             "a checkpoint knows neither its data nor its radius: say --data and --eps with --arch"
         )
-    ball = threat(norm or "linf", eps)
+    radius = threat(ball.norm or "linf", ball.eps)
     where = {"weights": source.weights, "data_dir": source.data_dir, "normalise": normalise}
-    return examined_checkpoint(path, arch, data, ball, split=split, device=device, **where)
+    return examined_checkpoint(path, arch, data, radius, split=split, device=device, **where)
 
 
 def _look(examined: Any, preflight: bool, quiet: bool) -> Any:

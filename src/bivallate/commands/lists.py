@@ -4,59 +4,61 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import Parameter
 from rich.table import Table
 
-from bivallate.cli import APP
+from bivallate.commands.options import Flag, Settings
 from bivallate.errors import UserError, unknown
 from bivallate.parts import portable
 from bivallate.quoting import line
 from bivallate.terminal import NAME, literal_console, say, say_json
 
-Json = Annotated[bool, Parameter(negative=())]
 
-
-@APP.command
-def methods(name: str | None = None, *, json: Json = False) -> None:
+def methods(name: str | None = None, /, *, json: Flag = False) -> None:
     """List the methods by family with their cost, or show the card of one.
 
     Parameters
     ----------
     name
-        of a method, for its card: objective, parts, parameters, cost, weaknesses, deviations, reference.
+        of a method, or package.module:function of your own, for its card: objective, parts, parameters, cost,
+        weaknesses, deviations, reference.
     json
         for programs.
     """
-    from bivallate.lower.threat import Linf
+    from bivallate.commands.declared import methods as listed
+
+    if name is None and not json:
+        told = {row.name: f"{row.family}: {row.summary}" for row in listed()}
+        _one_a_line(told, "methods", "NAME")
+        return
+    from bivallate.commands.settings import named
     from bivallate.method import registry
     from bivallate.reports.cards import card
 
+    chosen = None if name is None else named(name)
     entries = registry()
-    if name is not None:
-        if name not in entries:
-            raise unknown("method", name, entries)
-        entries = {name: entries[name]}
-    rows = [
-        {
-            "name": e.name,
-            "family": e.family,
-            "summary": e.summary,
-            "paper": e.paper,
-            "cost": e.cost,
-            "parameters": {k: _shown(v) for k, v in e.parameters.items()},
-            **({"parts": e.make(Linf(8 / 255)).to_dict(), "card": inspect.getdoc(e.make)} if name else {}),
-        }
-        for e in sorted(entries.values(), key=lambda e: (e.family, e.name))
-    ]
+    if chosen is not None and chosen not in entries:
+        raise unknown("method", chosen, entries)
     if json:
-        say_json([portable(row) for row in rows], 1)
-        return
-    if name is not None:
-        say(card(entries[name]))
-        return
-    _one_a_line({row["name"]: f"{row['family']}: {row['summary']}" for row in rows}, "methods", "NAME")
+        shown = (
+            sorted(entries.values(), key=lambda e: (e.family, e.name))
+            if chosen is None
+            else [entries[chosen]]
+        )
+        say_json([portable(_row(entry, whole=chosen is not None)) for entry in shown], 1)
+    elif chosen is not None:
+        say(card(entries[chosen]))
+
+
+def _row(entry: Any, *, whole: bool) -> dict[str, Any]:
+    """A method, for programs; whole: with its parts and its card."""
+    from bivallate.lower.threat import Linf
+
+    row = {key: getattr(entry, key) for key in ("name", "family", "summary", "paper", "cost")}
+    row["parameters"] = {k: _shown(v) for k, v in entry.parameters.items()}
+    more = {"parts": entry.make(Linf(8 / 255)).to_dict(), "card": inspect.getdoc(entry.make)} if whole else {}
+    return row | more
 
 
 def _shown(value: Any) -> Any:
@@ -65,8 +67,7 @@ def _shown(value: Any) -> Any:
     return value if isinstance(value, str | int | bool) or value is None else str(value)
 
 
-@APP.command
-def models(name: str | None = None, *, json: Json = False) -> None:
+def models(name: str | None = None, /, *, json: Flag = False) -> None:
     """List the architectures, or show the options of one.
 
     Parameters
@@ -89,14 +90,14 @@ def models(name: str | None = None, *, json: Json = False) -> None:
     _one_a_line(told | {"timm:NAME": "one of timm's", "package.module:factory": "your own"}, "models", "NAME")
 
 
-@APP.command
 def datasets(
     name: str | None = None,
+    /,
     *,
-    json: Json = False,
+    json: Flag = False,
     data_dir: str | None = None,
     sheet: Path | None = None,
-    set_: Annotated[tuple[str, ...], Parameter(name="--set", negative=())] = (),
+    set_: Settings = (),
 ) -> None:
     """List the data sets, or show the counts, classes and statistics of one.
 
@@ -132,7 +133,9 @@ def datasets(
         "classes": loaded.classes,
     }
     if sheet is not None:
-        registry.contact_sheet(loaded, sheet)
+        from bivallate.data import contact_sheet
+
+        contact_sheet(loaded, sheet)
     if json:
         say_json(facts, 1)
         return
@@ -167,14 +170,14 @@ def _loaded(name: str, data_dir: str | None, settings: tuple[str, ...]) -> Any:
     return load_data(spec, seed=0)
 
 
-@APP.command
 def recipes(
     name: str | None = None,
+    /,
     *,
     method: str | None = None,
     data: str = "cifar10",
     eps: str | None = None,
-    json: Json = False,
+    json: Flag = False,
 ) -> None:
     """List the papers' training recipes, or print the configuration that one of them gives.
 
@@ -217,8 +220,7 @@ def recipes(
         _one_a_line(told, "recipes", "NAME")
 
 
-@APP.command
-def attacks(name: str | None = None, *, json: Json = False) -> None:
+def attacks(name: str | None = None, /, *, json: Flag = False) -> None:
     """List the attacks that `bivallate evaluate` knows, or show the parts of one.
 
     N: steps; R: restarts.
@@ -230,11 +232,12 @@ def attacks(name: str | None = None, *, json: Json = False) -> None:
     json
         for programs.
     """
-    from bivallate.evaluate import attacks as known
-    from bivallate.evaluate import parse
-    from bivallate.parts import encode
+    from bivallate.commands.declared import attacks as known
 
     if name is not None:
+        from bivallate.evaluate import parse
+        from bivallate.parts import encode
+
         _details({"attack": name, "stages": [encode(stage) for stage in parse(name).stages]}, json)
         return
     if json:

@@ -1,18 +1,87 @@
-"""Options that several commands share, each said once."""
+"""Options that several commands share, each said once, and the numbers that they take."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from cyclopts import Parameter
 
-from bivallate.errors import UserError
+from bivallate.errors import UserError, check_seed
 from bivallate.parts import parse_number
-from bivallate.run.folder import check_weights
 
-Flag = Annotated[bool, Parameter(negative=())]
+if TYPE_CHECKING:
+    import torch
+
+
+def _ranging(low: float, high: float = math.inf, *, above: bool = False) -> Parameter:
+    """A number's range, held against what was typed before anything else happens; None is what was not."""
+
+    def check(kind: Any, value: float | None) -> None:
+        if value is None:
+            return
+        fits = (low < value if above else low <= value) and value <= high
+        if not fits:
+            least = f"above {low:g}" if above else f"at least {low:g}"
+            most = "" if math.isinf(high) else f" and at most {high:g}"
+            whole = "a whole number of " if isinstance(value, int) and not above else ""
+            raise ValueError(f"must be {whole}{least}{most}, got {value}")
+
+    return Parameter(validator=check)
+
+
+def _seeded(kind: Any, value: int | None) -> None:
+    try:
+        check_seed(0 if value is None else value)
+    except UserError as error:
+        raise ValueError(str(error).removeprefix("seed ")) from error
+
+
+Count = Annotated[int, _ranging(1)]
+Several = Annotated[int, _ranging(2)]
+Amount = Annotated[int, _ranging(0)]
+Positive = Annotated[float, _ranging(0, above=True)]
+Share = Annotated[float, _ranging(0, 1)]
+Seed = Annotated[int, Parameter(validator=_seeded)]
+Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
+Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
+Settings = Annotated[tuple[str, ...], Parameter(name="--set", negative=(), show_default=False)]
+Split = Annotated[str, Parameter(help="test, validation or train.")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Ball:
+    """Within which images are changed; what is left open is the run's own.
+
+    Parameters
+    ----------
+    eps
+        radius in pixel units of [0, 1], such as 8/255. [default: the run's own]
+    norm
+        linf or l2. [default: the run's own]
+    """
+
+    eps: str | None = None
+    norm: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.eps is not None:
+            parse_number(self.eps, "--eps")
+        if self.norm is not None:
+            from bivallate.lower.threat import threat
+
+            threat(self.norm, 0.0)
+
+    def of(self, own: Any) -> Any:
+        """The threat that was asked for. Raises UserError for another norm without its radius."""
+        from bivallate.lower.threat import threat
+
+        if self.norm is not None and self.eps is None:
+            same_norm(self.norm, own)
+        eps = own.eps if self.eps is None else parse_number(self.eps)
+        return threat(self.norm or type(own).__name__, eps)
 
 
 @Parameter(name="*")
@@ -36,9 +105,13 @@ class Source:
     weights: str = "best"
     data_dir: str | None = None
     model: str | None = None
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
+        if self.weights == "best":
+            return
+        from bivallate.run.folder import check_weights
+
         object.__setattr__(self, "weights", check_weights(self.weights))
 
 
@@ -55,8 +128,8 @@ class Subset:
         the first so many points.
     """
 
-    n: int | None = None
-    first: int | None = None
+    n: Count | None = None
+    first: Count | None = None
 
 
 @Parameter(name="*")
@@ -73,7 +146,7 @@ class Machine:
     """
 
     device: str = "auto"
-    threads: int = 0
+    threads: Amount = 0
 
     def prepare(self) -> torch.device:
         """The device; sets the threads. Raises UserError for one that is not there."""
@@ -82,19 +155,6 @@ class Machine:
 
         limit_threads(self.threads)
         return pick_device(self.device)
-
-
-def threat_of(own: Any, norm: str | None, eps: str | None) -> Any:
-    """The threat that was asked for; what was left open is a run's own.
-
-    Raises:
-        UserError: another norm without its radius.
-    """
-    from bivallate.lower.threat import threat
-
-    if norm is not None and eps is None:
-        same_norm(norm, own)
-    return threat(norm or type(own).__name__, parse_number(eps) if eps is not None else own.eps)
 
 
 def same_norm(norm: str, own: Any) -> None:

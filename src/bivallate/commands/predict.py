@@ -4,30 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import Parameter
 from rich.table import Table
 from rich.text import Text
 
-from bivallate.cli import APP
-from bivallate.commands.options import Machine, Source, threat_of
+from bivallate.commands.options import Ball, Count, Flag, Machine, Source
 from bivallate.errors import UserError
 from bivallate.terminal import literal_console, say_json
 
-Flag = Annotated[bool, Parameter(negative=())]
 
-
-@APP.command
 def predict(
     run: Path,
-    images: Annotated[tuple[Path, ...], Parameter(negative=(), consume_multiple=True)],
-    *,
+    /,
+    *images: Path,
     attack: str = "pgd-20",
-    eps: str | None = None,
-    norm: str | None = None,
-    top: int = 3,
-    source: Source = Source(),  # noqa: B008  frozen
+    ball: Ball = Ball(),  # noqa: B008  frozen
+    top: Count = 3,
+    source: Source = Source(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008
     json: Flag = False,
 ) -> None:
@@ -44,10 +38,6 @@ def predict(
         image files, or folders of them.
     attack
         what the prediction must survive; clean attacks nothing. `bivallate attacks` lists them.
-    eps
-        radius in pixel units of [0, 1], such as 8/255. [default: the run's own]
-    norm
-        linf or l2. [default: the run's own]
     top
         likeliest classes shown of each image.
     json
@@ -59,11 +49,9 @@ def predict(
     from bivallate.run.folder import RunFolder
     from bivallate.run.loading import load_run
 
-    if top < 1:
-        raise UserError(f"--top must be a whole number of at least 1, got {top}")
     parse(attack)  # a misspelt attack is said before anything else
     device = machine.prepare()
-    threat = threat_of(Config.read(RunFolder.open(run).config).method.threat, norm, eps)
+    threat = ball.of(Config.read(RunFolder.open(run).config).method.threat)
     model = load_run(run, source.weights, source.model).to(device)
     pictures = read(images, model.shape)
     readable = [picture for picture in pictures if picture.x is not None]

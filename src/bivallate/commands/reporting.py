@@ -7,11 +7,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from bivallate.cli import APP
 from bivallate.terminal import say
 
 
-@APP.command
 def report(
     *runs: Path,
     out: Path | None = None,

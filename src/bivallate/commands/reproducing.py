@@ -8,33 +8,31 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from bivallate.cli import APP
+from bivallate.commands.options import Amount, Count, Flag, Names
 from bivallate.errors import UserError, unknown
 from bivallate.terminal import say, to_json
 
-Flag = Annotated[bool, Parameter(negative=())]
-Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())]
 FORMATS = ("markdown", "latex", "json")
 
 
-@APP.command
 def reproduce(
     table: str | None = None,
+    /,
     *,
     scale: str = "smoke",
-    seeds: int = 1,
+    seeds: Count = 1,
     only: Names = (),
     group: Names = (),
-    jobs: int = 1,
+    jobs: Count = 1,
     out: Path | None = None,
     runs: Path = Path("runs") / "reproduce",
     format: str = "markdown",
-    list_: Annotated[bool, Parameter(name="--list", negative=())] = False,
+    list_: Annotated[bool, Parameter(name="--list", negative=(), show_default=False)] = False,
     tables: Flag = False,
     docs: Path = Path("docs") / "results.md",
     data_dir: str | None = None,
     device: str = "auto",
-    threads: int = 1,
+    threads: Amount = 1,
 ) -> int:
     """Train and attack what a paper's TABLE reports, and print paper and ours side by side with verdicts.
 
@@ -90,9 +88,6 @@ def reproduce(
         return _list_tables()
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
-    for flag, number, least in (("--seeds", seeds, 1), ("--jobs", jobs, 1), ("--threads", threads, 0)):
-        if number < least:
-            raise UserError(f"{flag} must be at least {least}, got {number}")
     if table.upper().startswith("E"):
         given = {"--only": only, "--group": group, "--seeds": seeds > 1, "--jobs": jobs > 1}
         for flag in (flag for flag, value in given.items() if value):

@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
 from bivallate.errors import UserError, unknown
-from bivallate.method import registry
+from bivallate.method import Method, checked, register, registry
+from bivallate.models.foreign import imported
 from bivallate.parts import parse_number
 from bivallate.run.config import METHOD_PARTS, Config
 
-__all__ = ["own_parameters", "pair"]
+__all__ = ["named", "own_parameters", "pair"]
+
+
+def named(method: str) -> str:
+    """The name of a method. One of the user's own, package.module:function, is imported and becomes known by
+    it; only what was typed may be given here, never what a file holds.
+
+    Raises:
+        UserError: it cannot be imported, or is no function.
+    """
+    if ":" not in method or method in registry():
+        return method
+    make = imported(method, "a function (threat, **parameters) that returns a Method")
+
+    @functools.wraps(make)
+    def guarded(threat: Any, **parameters: Any) -> Method:
+        try:
+            return checked(make(threat, **parameters))
+        except UserError as error:
+            raise UserError(f"{method}: {error}") from error
+        except Exception as error:  # a user's function may fail in its own way
+            raise UserError(f"{method} failed with {type(error).__name__}: {error}") from error
+
+    register(method)(guarded)
+    return method
 
 
 def pair(item: str) -> tuple[str, str]:

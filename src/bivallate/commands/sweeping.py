@@ -8,26 +8,23 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from bivallate.cli import APP
 from bivallate.commands.evaluating import GO_ON, percent
 from bivallate.commands.keeping import keeping, place_of
-from bivallate.commands.options import Flag, Machine, Source, Subset
-from bivallate.commands.subjects import Subjects, norm_name, norm_of, radii_of, table
-from bivallate.evaluate.watching import watched
-from bivallate.files import write_json
+from bivallate.commands.options import Count, Flag, Machine, Source, Subset
 from bivallate.quoting import file_name
 from bivallate.terminal import say_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from bivallate.commands.subjects import Subjects
 
 SHARES = (5, 25, 50, 75, 95)
 GRID = 30  # steps of the figure's axis
 
 
-@APP.command
 def curve(
     *runs: Path,
     eps: str | None = None,
@@ -36,7 +33,7 @@ def curve(
     subset: Subset = Subset(),  # noqa: B008  frozen
     source: Source = Source(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     out: Path | None = None,
     quiet: Flag = False,
     json: Flag = False,
@@ -65,52 +62,84 @@ def curve(
     json
         print the data as JSON instead of a table.
     """
-    from bivallate.evaluate import Identity, eps_curve, parse
-    from bivallate.evaluate.sweeps import curve_file
+    from bivallate.commands.subjects import Subjects, norm_of, radii_of
+    from bivallate.evaluate import Identity, parse
     from bivallate.lower.threat import threat as make
     from bivallate.reports.diagnostics.drawn import stem_of
-    from bivallate.reports.diagnostics.ranks import OverEps
-    from bivallate.run.interrupt import Interrupted
 
     name = parse(attack).name
     subjects = Subjects.of(runs, source, machine)
     kind = norm_of(norm, subjects.threats[0])
     radii = radii_of(eps, kind, subjects.threats[0])
     options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}
-    curves, stem = {}, stem_of(out or runs[0] / "diagnosis" / f"curve-{kind}-{file_name(name)}")
+    stem = stem_of(out or runs[0] / "diagnosis" / f"curve-{kind}-{file_name(name)}")
     place = place_of(stem.with_name(f"{stem.name}.json"), out and stem.with_name(f"{stem.name}.json"))
     points = Identity(weights=source.weights, n=subset.n, first=subset.first)
     named = points.file_name(make(kind, 0.0), name, source.seed)
-    begun: list[Path] = []
+    kept = [_kept(run, model, named) for run, model in zip(runs, subjects.models.values(), strict=True)]
+    curves = _curves(subjects, kept, kind, radii, attack, json or quiet, options)
+    figure = _figure_of(name, curves, subjects.trained(kind))
+    with keeping(place, lambda _: figure.save(stem), silent=json):
+        if json:
+            say_json(figure.data() | {"n": next(iter(next(iter(curves.values())).values())).n})
+        else:
+            _show_curve(figure, curves)
+    _clear(kept, radii)
+
+
+def _curves(
+    subjects: Subjects,
+    kept: Sequence[Path | None],
+    kind: str,
+    radii: Sequence[float],
+    attack: str,
+    silent: bool,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """label -> radius -> score. Raises Interrupted where it was stopped; what was decided is kept."""
+    from bivallate.evaluate import eps_curve
+    from bivallate.evaluate.watching import watched
+    from bivallate.run.interrupt import Interrupted
+
+    found, points = {}, subjects.points
     try:
-        for run, (label, model) in zip(runs, subjects.models.items(), strict=True):
-            kept = _kept(run, model, named)
-            begun += [curve_file(kept, radius) for radius in radii] if kept else []
-            with watched(json or quiet, label) as progress:
-                curves[label] = eps_curve(
-                    model, subjects.points, kind, radii, attack, resume=kept, progress=progress, **options
+        for place, (label, model) in zip(kept, subjects.models.items(), strict=True):
+            with watched(silent, label) as progress:
+                found[label] = eps_curve(
+                    model, points, kind, radii, attack, resume=place, progress=progress, **options
                 )
     except KeyboardInterrupt:
         raise Interrupted(GO_ON) from None
+    return found
+
+
+def _figure_of(attack: str, curves: dict[str, Any], trained: dict[str, float]) -> Any:
+    """The figure of curves that share their radii."""
+    from bivallate.reports.diagnostics.ranks import OverEps
+
     scores = list(next(iter(curves.values())).values())
-    figure = OverEps(
-        attack=name,
+    return OverEps(
+        attack=attack,
         norm=type(scores[0].threat).__name__,
         eps=tuple(score.threat.eps for score in scores),
         accuracy={label: [s.robust_accuracy for s in found.values()] for label, found in curves.items()},
         interval={label: [s.interval_95 for s in found.values()] for label, found in curves.items()},
-        trained=subjects.trained(kind),
+        trained=trained,
     )
-    with keeping(place, lambda _: figure.save(stem), silent=json):
-        if json:
-            say_json(figure.data() | {"n": scores[0].n})
-        else:
-            _show_curve(figure, curves)
-    for file in begun:
-        file.unlink(missing_ok=True)
+
+
+def _clear(kept: Sequence[Path | None], radii: Sequence[float]) -> None:
+    """Removes the verdicts that the curves would have gone on from."""
+    from bivallate.evaluate.sweeps import curve_file
+
+    for place in (place for place in kept if place is not None):
+        for radius in radii:
+            curve_file(place, radius).unlink(missing_ok=True)
 
 
 def _show_curve(figure: Any, curves: dict[str, Any]) -> None:
+    from bivallate.commands.subjects import table
+
     points = next(iter(next(iter(curves.values())).values())).n
     rows = [
         [
@@ -133,16 +162,15 @@ def _kept(run: Path, model: nn.Module, named: str) -> Path | None:
     return RunFolder(run).evaluation / name if os.access(run, os.W_OK) else None
 
 
-@APP.command
 def distances(
     *runs: Path,
     norm: str | None = None,
-    steps: int = 100,
-    targets: int = 9,
+    steps: Count = 100,
+    targets: Count = 9,
     subset: Subset = Subset(),  # noqa: B008  frozen
     source: Source = Source(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008
-    batch_size: int = 128,
+    batch_size: Count = 128,
     out: Path | None = None,
     quiet: Flag = False,
     json: Flag = False,
@@ -170,13 +198,12 @@ def distances(
     json
         print the data as JSON instead of a table.
     """
-    from bivallate.evaluate.attacks import at_least_one
-    from bivallate.evaluate.statistics import wilson
-    from bivallate.evaluate.sweeps import minimal_distances, surviving
+    from bivallate.commands.subjects import Subjects, norm_name, norm_of
+    from bivallate.evaluate.sweeps import minimal_distances
+    from bivallate.evaluate.watching import watched
+    from bivallate.files import write_json
     from bivallate.reports.diagnostics.drawn import stem_of
-    from bivallate.reports.diagnostics.ranks import OverEps
 
-    at_least_one("distances", steps=steps, targets=targets, batch_size=batch_size)
     subjects = Subjects.of(runs, source, machine)
     kind = norm_of(norm, subjects.threats[0])
     options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}
@@ -187,26 +214,10 @@ def distances(
     for label, model in subjects.models.items():
         with watched(json or quiet, label) as progress:
             found[label] = search(model, subjects.points, kind, progress=progress)
-    total = len(next(iter(found.values())))
-    radii = _grid(list(found.values()))
-    left = {label: surviving(values, radii) for label, values in found.items()}
-    figure = OverEps(
-        attack="FAB-T",
-        norm=norm_name(kind),
-        eps=radii,
-        accuracy={label: [hits / total for hits in some] for label, some in left.items()},
-        interval={label: [wilson(hits, total) for hits in some] for label, some in left.items()},
-        trained=subjects.trained(kind),
-    )
-    summary = {label: _summary(values) for label, values in found.items()}
-    data = {
-        "norm": norm_name(kind),
-        "n": total,
-        "steps": steps,
-        "targets": targets,
-        "runs": summary,
-        "curve": figure.data(),
-    }
+    figure = _survivors(found, norm_name(kind), subjects.trained(kind))
+    data: dict[str, Any] = {"norm": norm_name(kind), "n": len(next(iter(found.values())))}
+    data |= {"steps": steps, "targets": targets}
+    data |= {"runs": {label: _summary(values) for label, values in found.items()}, "curve": figure.data()}
 
     def save(place: Path) -> None:
         figure.save(stem)
@@ -219,7 +230,27 @@ def distances(
             _show_distances(data)
 
 
+def _survivors(found: dict[str, Tensor], norm: str, trained: dict[str, float]) -> Any:
+    """The figure: how many points are left over the radius."""
+    from bivallate.evaluate.statistics import wilson
+    from bivallate.evaluate.sweeps import surviving
+    from bivallate.reports.diagnostics.ranks import OverEps
+
+    total, radii = len(next(iter(found.values()))), _grid(list(found.values()))
+    left = {label: surviving(values, radii) for label, values in found.items()}
+    return OverEps(
+        attack="FAB-T",
+        norm=norm,
+        eps=radii,
+        accuracy={label: [hits / total for hits in some] for label, some in left.items()},
+        interval={label: [wilson(hits, total) for hits in some] for label, some in left.items()},
+        trained=trained,
+    )
+
+
 def _show_distances(data: dict[str, Any]) -> None:
+    from bivallate.commands.subjects import table
+
     title = f"smallest {data['norm']} perturbation found, {data['n']} test points; quantiles over all"
     columns = ("run", "clean wrong", "none found", *(f"{share} %" for share in SHARES))
     table(title, columns, [_row(label, s) for label, s in data["runs"].items()])
@@ -232,6 +263,8 @@ def _row(label: str, summary: dict[str, Any]) -> list[str]:
 
 def _grid(found: Sequence[Tensor]) -> tuple[float, ...]:
     """Radii from zero to where the last found point falls."""
+    import torch
+
     finite = torch.cat([values[values.isfinite()] for values in found])
     last = float(finite.max()) if len(finite) else 0.0
     return tuple(last * k / GRID for k in range(GRID + 1)) if last else (0.0,)

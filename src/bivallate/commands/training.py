@@ -2,47 +2,38 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
-
-from cyclopts import Parameter
+from typing import Any
 
 from bivallate import terminal
-from bivallate.cli import APP
-from bivallate.commands.options import Flag
-from bivallate.commands.settings import own_parameters, pair
-from bivallate.data import registry as data_sets
-from bivallate.errors import UserError
-from bivallate.method import create
+from bivallate.commands.options import Amount, Count, Flag, Positive, Seed, Settings
 from bivallate.quoting import file_name
-from bivallate.run.config import METHOD_PARTS, Config
 
 
-@APP.command
 def train(
     method: str | None = None,
+    /,
     *,
     data: str | None = None,
     model: str | None = None,
     eps: str | None = None,
     norm: str = "linf",
-    epochs: int | None = None,
-    batch_size: int | None = None,
+    epochs: Count | None = None,
+    batch_size: Count | None = None,
     lr: float | None = None,
-    seed: int | None = None,
+    seed: Seed | None = None,
     average: float | None = None,
     recipe: str | None = None,
     config: Path | None = None,
-    set_: Annotated[tuple[str, ...], Parameter(name="--set", negative=())] = (),
+    set_: Settings = (),
     data_dir: str | None = None,
     device: str | None = None,
-    threads: int | None = None,
+    threads: Amount | None = None,
     out: Path | None = None,
     overwrite: Flag = False,
-    max_minutes: float | None = None,
-    patience: int | None = None,
+    max_minutes: Positive | None = None,
+    patience: Amount | None = None,
     log: str = "",
     dry_run: Flag = False,
     quiet: Flag = False,
@@ -52,7 +43,8 @@ def train(
     Parameters
     ----------
     method
-        name of a method; `bivallate methods` lists them. Not needed with --config.
+        name of a method, as `bivallate methods` lists them, or package.module:function of your own. Not
+        needed with --config.
     data
         data set: a name, a folder, an .npz, .zip or .tar, or hub:owner/name. [default: digits]
     model
@@ -102,39 +94,22 @@ def train(
     quiet
         say nothing but alarms.
     """
-    from bivallate.run.defaults import fitted
+    from bivallate.commands.planning import introduce, laid_out, plan_of
     from bivallate.run.execution import execute
     from bivallate.run.progress import Spoken
-    from bivallate.run.session import create_model, load_data, settled
 
-    plan = _plan(method, config, data, eps, norm, recipe, set_)
-    if config is not None and model is None:
-        _refuse_code(plan.model.name, config, set_)
-    changes = {"batch_size": batch_size, "seed": seed, "average": average}
-    changes |= {"device": device, "threads": threads, "patience": patience}
-    plan = dataclasses.replace(plan, **{k: v for k, v in changes.items() if v is not None})
-    for path, value in (
-        ("epochs", epochs),
-        ("optimizer.lr", lr),
-        ("data.data_dir", data_dir),
-        ("model.name", model),
-    ):
+    plan = plan_of(method, config, data, eps, norm, recipe, set_, model)
+    changes = {"seed": seed, "average": average, "device": device, "threads": threads, "patience": patience}
+    changes |= {"epochs": epochs, "batch_size": batch_size, "optimizer.lr": lr, "data.data_dir": data_dir}
+    for path, value in changes.items():
         plan = plan.set(path, value) if value is not None else plan
-    plan = dataclasses.replace(plan, data=settled(plan.data))
-    named = f"{file_name(plan.method.name)}-{file_name(Path(plan.data.name).stem)}-{plan.seed}"
-    folder = out or Path("runs") / named
-    dataset = load_data(plan.data, plan.seed)
-    chosen = batch_size is not None or any(pair(item)[0] == "batch_size" for item in set_)
-    if recipe is None and config is None and not chosen:
-        plan = fitted(plan, len(dataset.train))
-    network = create_model(plan.model, dataset, plan.seed)
-    size = len(dataset.train)
-    tell = (lambda text: None) if quiet else say
-    for note in dataset.notes:
-        tell(f"{dataset.name}: {note}")
-    tell(f"{plan.method.name} on {dataset.name} ({size} images), {plan.model.name}, {plan.method.threat}")
-    grows = f", eps grows over the first {plan.warm_up:.0%} of training" if plan.warm_up else ""
-    tell(f"{plan.epochs} epochs, batches of {plan.batch_size}, rate up to {plan.optimizer.lr:g}{grows}")
+    default = (
+        Path("runs") / f"{file_name(plan.method.name)}-{file_name(Path(plan.data.name).stem)}-{plan.seed}"
+    )
+    folder = out or default
+    chosen = batch_size is not None or recipe is not None or config is not None or _sets(set_, "batch_size")
+    plan, dataset, network = laid_out(plan, fit=not chosen)
+    introduce(plan, dataset, (lambda text: None) if quiet else say)
     if dry_run:
         _foretell(plan, dataset, network, folder)
         return
@@ -146,7 +121,12 @@ def train(
         _finished(run, folder)
 
 
-def _foretell(plan: Config, dataset: Any, network: Any, folder: Path) -> None:
+def _sets(settings: tuple[str, ...], key: str) -> bool:
+    """Whether one of KEY=VALUE has this key."""
+    return any(item.partition("=")[0].strip() == key for item in settings)
+
+
+def _foretell(plan: Any, dataset: Any, network: Any, folder: Path) -> None:
     """The configuration on standard output, and beside it what it would take."""
     from bivallate.parts import encode
     from bivallate.run.forecast import forecast
@@ -159,18 +139,19 @@ def _foretell(plan: Config, dataset: Any, network: Any, folder: Path) -> None:
     say(f"would take {expected}; would be kept in {folder}; nothing was written")
 
 
-@APP.command
 def resume(
     run: Path,
+    /,
     *,
-    epochs: int | None = None,
+    epochs: Count | None = None,
+    method: str | None = None,
     model: str | None = None,
     fall_back: bool = True,
     data: str | None = None,
     data_dir: str | None = None,
     device: str | None = None,
-    threads: int | None = None,
-    max_minutes: float | None = None,
+    threads: Amount | None = None,
+    max_minutes: Positive | None = None,
     log: str = "",
     quiet: Flag = False,
 ) -> None:
@@ -186,6 +167,8 @@ def resume(
     epochs
         go on to so many epochs in all, more than were planned, also with a run that is finished; written into
         its configuration. What that changes of its schedules is said.
+    method
+        package.module:function, if the run trains with a method of your own.
     model
         package.module:factory, if the run trained a network of your own.
     fall_back
@@ -205,9 +188,12 @@ def resume(
     quiet
         say nothing but alarms.
     """
+    from bivallate.commands.settings import named
     from bivallate.run.progress import Spoken
     from bivallate.run.resuming import resume as go_on
 
+    if method is not None:
+        named(method)  # which makes its parts known
     elsewhere = {"data": data, "data_dir": data_dir, "device": device, "threads": threads}
     spoken = Spoken(run.resolve().name, quiet=quiet)
     finished = go_on(
@@ -224,8 +210,7 @@ def resume(
         _finished(finished, run)
 
 
-@APP.command
-def demo(*, out: Path = Path("runs/demo"), epochs: int = 30, threads: int = 1) -> None:
+def demo(*, out: Path = Path("runs/demo"), epochs: Count = 30, threads: Amount = 1) -> None:
     """Train four methods on scikit-learn's digits, attack each, and print what came out: about two minutes.
 
     Parameters
@@ -240,79 +225,6 @@ def demo(*, out: Path = Path("runs/demo"), epochs: int = 30, threads: int = 1) -
     from bivallate.demo import run_demo
 
     run_demo(out, epochs=epochs, threads=threads)
-
-
-def _plan(
-    method: str | None,
-    config: Path | None,
-    data: str | None,
-    eps: str | None,
-    norm: str,
-    recipe: str | None,
-    settings: tuple[str, ...],
-) -> Config:
-    """The configuration from a file or from names, with every --set applied."""
-    from bivallate.data.registry import usual
-    from bivallate.lower.threat import threat
-    from bivallate.run.recipes import recipe_for
-
-    pairs = [pair(item) for item in settings]
-    if config is not None:
-        if method is not None:
-            raise UserError(f"--config names the method already; leave out {method!r}")
-        if recipe is not None or norm != "linf":
-            raise UserError(
-                "--config holds a recipe's and a norm's values already; leave out --recipe and --norm"
-            )
-        if eps is not None:
-            raise UserError(
-                "--config holds step sizes that belong to its eps; start from a method's name instead, or "
-                f"use --set threat.eps={eps}, which says where a step size must be given too"
-            )
-        plan = Config.read(config)
-        plan = plan if data is None else plan.set("data.name", data)
-        plan, pairs = _with_threat(plan, pairs)
-    else:
-        if method is None:
-            raise UserError("name a method, such as `bivallate train at`, or a configuration with --config")
-        for path, text in pairs:
-            if path.removeprefix("method.") == "threat.eps":
-                raise UserError(f"--set threat.eps would leave the step sizes as they are; use --eps {text}")
-        name = data or "digits"
-        name = known.name if (known := data_sets.get(name)) is not None else name
-        if eps is None and threat(norm, 0.0) != threat("linf", 0.0):
-            raise UserError(
-                f"--norm {norm} needs a radius, --eps, such as 0.5 (128/255): the customary ones are of Linf"
-            )
-        radius = threat(norm, eps if eps is not None else usual(name).eps)
-        parameters, pairs = own_parameters(method, pairs)
-        plan = recipe_for(recipe, create(method, radius, **parameters), name, fixed=parameters)
-    for path, text in pairs:
-        plan = plan.set(path, text)
-    return plan
-
-
-def _refuse_code(name: str, file: Path, settings: tuple[str, ...]) -> None:
-    """Raises UserError for a network that a file, not the user, names by its module."""
-    typed = any(pair(item)[0] == "model.name" for item in settings)
-    if ":" in name and not name.startswith("timm:") and not typed:
-        raise UserError(
-            f"{file} asks for a network of your own, {name}, and code is never imported because a file names "
-            f"it: say --model {name} if you trust it"
-        )
-
-
-def _with_threat(plan: Config, pairs: list[tuple[str, str]]) -> tuple[Config, list[tuple[str, str]]]:
-    """The plan with another threat, if the pairs have one, and the other pairs. Parts of the method that are
-    given beside it need not follow it."""
-    own = {path.removeprefix("method."): text for path, text in pairs}
-    own = {path: text for path, text in own.items() if path.partition(".")[0] in METHOD_PARTS}
-    if not any(path.startswith("threat.") for path in own):
-        return plan, pairs
-    within = {path.replace(".", "__"): text for path, text in own.items() if "." in path}
-    method = plan.method.but(**within)
-    taken = {path for path, _ in pairs if path.removeprefix("method.").replace(".", "__") in within}
-    return dataclasses.replace(plan, method=method), [item for item in pairs if item[0] not in taken]
 
 
 def say(text: str) -> None:

@@ -8,28 +8,24 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from bivallate.cli import APP
 from bivallate.commands.evaluating import percent, show
 from bivallate.commands.keeping import keeping, place_of
-from bivallate.commands.options import Flag, Machine, Source, Subset, threat_of
+from bivallate.commands.options import Ball, Count, Flag, Machine, Source, Subset
 from bivallate.errors import UserError
-from bivallate.evaluate.compare import same_threat
-from bivallate.evaluate.pairs import LEVEL, p_value
 from bivallate.terminal import say, say_json
 
 
-@APP.command
 def transfer(
     run: Path,
+    /,
     *,
     from_: Annotated[tuple[Path, ...], Parameter(name="--from", negative=(), consume_multiple=True)],
     attack: str = "pgd-20",
-    eps: str | None = None,
-    norm: str | None = None,
-    subset: Subset = Subset(),  # noqa: B008  frozen
+    ball: Ball = Ball(),  # noqa: B008  frozen
+    subset: Subset = Subset(),  # noqa: B008
     source: Source = Source(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     out: Path | None = None,
     json: Flag = False,
 ) -> None:
@@ -46,10 +42,6 @@ def transfer(
         folders of the runs that the points are made on, one after another.
     attack
         name of the attack on those; `bivallate attacks` lists them.
-    eps
-        radius in pixel units of [0, 1], such as 8/255. [default: the run's own]
-    norm
-        linf or l2. [default: the run's own]
     batch_size
         points at once. [default: estimated from the free memory]
     out
@@ -69,7 +61,7 @@ def transfer(
     folder = RunFolder.open(run)
     subjects = Subjects.of([run, *from_], source, machine)
     (_, model), *others = subjects.models.items()
-    threat = threat_of(subjects.threats[0], norm, eps)
+    threat = ball.of(subjects.threats[0])
     options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}
 
     fit = Fit.of(folder.path)
@@ -93,6 +85,8 @@ def transfer(
 
 def _comparable(stored: Any, score: Any) -> bool:
     """Whether a kept evaluation is of the same weights, points, threat and seed."""
+    from bivallate.evaluate.compare import same_threat
+
     other, present = stored.score, not (stored.stale or stored.foreign)
     same = (other.data_fingerprint, other.model_fingerprint, other.seed)
     own = (score.data_fingerprint, score.model_fingerprint, score.seed)
@@ -101,6 +95,8 @@ def _comparable(stored: Any, score: Any) -> bool:
 
 def _show(score: Any, subjects: Any, own: Any) -> None:
     """The score, and what the same attack on the model itself left where that is kept."""
+    from bivallate.evaluate.pairs import LEVEL, p_value
+
     show(score, list(subjects.classes))
     if own is not None:
         p = p_value(own, score) if score.robust_accuracy < own.robust_accuracy else None

@@ -1,15 +1,20 @@
 """Images in [0, 1] with an index: data sets by name or path, minibatches, recorded augmentation."""
 
-from bivallate.data import registry
-from bivallate.data.augment import Augment, View
-from bivallate.data.batches import Batches
-from bivallate.data.dataset import Dataset, Split
-from bivallate.data.loading import load
-from bivallate.data.select import holdout, imbalance, mix
-from bivallate.data.sheet import contact_sheet
-from bivallate.data.sources import lasting_name
-from bivallate.data.stream import Stream
-from bivallate.data.tensors import from_tensors
+from typing import TYPE_CHECKING
+
+from bivallate.lazily import lazily
+
+if TYPE_CHECKING:
+    from bivallate.data import registry
+    from bivallate.data.augment import Augment, View
+    from bivallate.data.batches import Batches
+    from bivallate.data.dataset import Dataset, Split
+    from bivallate.data.loading import load
+    from bivallate.data.select import holdout, imbalance, mix
+    from bivallate.data.sheet import contact_sheet
+    from bivallate.data.sources import lasting_name
+    from bivallate.data.stream import Stream
+    from bivallate.data.tensors import from_tensors
 
 __all__ = [
     "Augment",
@@ -27,3 +32,20 @@ __all__ = [
     "mix",
     "registry",
 ]
+
+_PLACES = {
+    "Augment": "bivallate.data.augment",
+    "View": "bivallate.data.augment",
+    "Batches": "bivallate.data.batches",
+    "Dataset": "bivallate.data.dataset",
+    "Split": "bivallate.data.dataset",
+    "load": "bivallate.data.loading",
+    "holdout": "bivallate.data.select",
+    "imbalance": "bivallate.data.select",
+    "mix": "bivallate.data.select",
+    "contact_sheet": "bivallate.data.sheet",
+    "lasting_name": "bivallate.data.sources",
+    "Stream": "bivallate.data.stream",
+    "from_tensors": "bivallate.data.tensors",
+}
+__getattr__, __dir__ = lazily(__name__, _PLACES)

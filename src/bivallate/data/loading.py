@@ -131,7 +131,7 @@ def _check_classes(train: Split, source: Source) -> None:
 def _augmentation(source: Source, shape: tuple[int, int, int]) -> Augment:
     """The papers' choice for known sets; else crops for colour images, and never flips (signs, letters)."""
     if source.known is not None:
-        return source.known.augment
+        return Augment.parse(source.known.augment)
     return Augment(pad=max(1, shape[1] // 8)) if shape[0] == 3 else Augment()
 
 

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bivallate.data.augment import Augment
-from bivallate.data.sheet import contact_sheet
 from bivallate.errors import UserError, unknown
 
-__all__ = ["KNOWN", "Known", "contact_sheet", "describe", "find", "get", "known_folder", "names"]
+__all__ = ["KNOWN", "Known", "describe", "find", "get", "known_folder", "names"]
 
-CROP_FLIP = Augment(pad=4, flip=True)
+CROP_FLIP = "crop:4,flip"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -46,6 +44,7 @@ class Known:
         mean, std: published statistics, or None to compute them. size: every image is fitted to it.
         grey: holds grey images that are meant to be read as colour. test_split: what serves as test data.
         stream: too large to be decoded into the cache. label_column: of files that have several.
+        augment: what `Augment.parse` takes.
         usual: how it is trained on by default.
     """
 
@@ -55,7 +54,7 @@ class Known:
     classes: int
     train: int
     test: int
-    augment: Augment = Augment()  # noqa: RUF009  (a frozen value)
+    augment: str = "none"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     hub: str | None = None
@@ -94,12 +93,12 @@ KNOWN: dict[str, Known] = {
         ),
         Known(
             "cifar100", "objects and animals", (3, 32, 32), 100, 50000, 10000,
-            Augment(pad=4, flip=True, rotate=15.0),
+            "crop:4,flip,rotate:15",
             (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "uoft-cs/cifar100",
             folders=("cifar100", "cifar-100"), label_column="fine_label",
         ),
         Known(
-            "svhn", "house numbers", (3, 32, 32), 10, 73257, 26032, Augment(),
+            "svhn", "house numbers", (3, 32, 32), 10, 73257, 26032, "none",
             (0.4377, 0.4438, 0.4728), (0.1201, 0.1231, 0.1052), "ufldl-stanford/svhn", "cropped_digits",
             folders=("svhn",),
         ),
@@ -108,7 +107,7 @@ KNOWN: dict[str, Known] = {
             (0.4467, 0.4398, 0.4066), (0.2242, 0.2215, 0.2239), "tanganke/stl10", folders=("stl10", "stl-10"),
         ),
         Known(
-            "gtsrb", "German traffic signs", (3, 32, 32), 43, 39209, 12630, Augment(pad=4),
+            "gtsrb", "German traffic signs", (3, 32, 32), 43, 39209, 12630, "crop:4",
             (0.3403, 0.3121, 0.3214), (0.2724, 0.2608, 0.2669), "tanganke/gtsrb",
             folders=("gtsrb",), subsets=("gtsrb_small",), size=(32, 32),
         ),
@@ -118,7 +117,7 @@ KNOWN: dict[str, Known] = {
             subsets=("tiny_imagenet_10",), grey=True, test_split="validation",
         ),
         Known(
-            "imagenet", "ILSVRC 2012", (3, 224, 224), 1000, 1281167, 50000, Augment(pad=16, flip=True),
+            "imagenet", "ILSVRC 2012", (3, 224, 224), 1000, 1281167, 50000, "crop:16,flip",
             IMAGENET_MEAN, IMAGENET_STD, "ILSVRC/imagenet-1k", folders=("imagenet", "imagenet-1k"),
             size=(224, 224), grey=True, test_split="validation", stream=True,
         ),
@@ -211,7 +210,7 @@ def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:
         "test": known.test,
         "mean": list(known.mean) if known.mean else None,
         "std": list(known.std) if known.std else None,
-        "augment": str(known.augment),
+        "augment": known.augment,
         "usual": str(known.usual),
         "hub": known.hub,
         "found": "built in" if known.name == "digits" else (str(place) if place else None),

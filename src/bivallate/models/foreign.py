@@ -100,7 +100,7 @@ def load_factory(
     Raises:
         UserError: the reference cannot be imported, the factory fails, or what it makes is not a classifier.
     """
-    factory = _import(reference)
+    factory = imported(reference, "a function or a class that returns the model")
     try:
         accepted = inspect.signature(factory).parameters
     except (TypeError, ValueError):
@@ -117,10 +117,15 @@ def load_factory(
     return wrap(module, num_classes=num_classes, shape=shape, mean=mean, std=std, name=reference)
 
 
-def _import(reference: str) -> Callable[..., Any]:
+def imported(reference: str, wanted: str) -> Callable[..., Any]:
+    """What the user's `package.module:name` stands for; modules of the working directory are found as well.
+
+    Raises:
+        UserError: it cannot be imported, or cannot be called, which `wanted` can.
+    """
     module_name, colon, attribute = reference.partition(":")
     if not (module_name and colon and attribute):
-        raise UserError(f"a factory is named as package.module:factory, got {reference!r}")
+        raise UserError(f"code of your own is named as package.module:name, got {reference!r}")
     here = os.getcwd()
     sys.path.append(here)
     try:
@@ -137,5 +142,5 @@ def _import(reference: str) -> Callable[..., Any]:
             raise UserError(f"{reference!r}: {module_name} has no {attribute!r}")
         found = getattr(found, part)
     if not callable(found):
-        raise UserError(f"{reference!r} is not callable: name a function or a class that returns the model")
+        raise UserError(f"{reference!r} is not callable: name {wanted}")
     return found

@@ -80,7 +80,7 @@ class Task:
         batch: int = 128,
     ) -> Config:
         """The configuration, with the augmentation written out where the set is known."""
-        own = str(self.known.augment) if self.known is not None else "default"
+        own = self.known.augment if self.known is not None else "default"
         return Config(
             method=self.method,
             data=Data(self.data, validation=validation, augment=augment or own),
