@@ -61,7 +61,7 @@ def test_evaluate_prints_a_table_and_json(trained, capsys):
         == 0
     )
     result = json.loads(capsys.readouterr().out)
-    wanted = "schema attack threat n clean_accuracy robust_accuracy interval_95 per_class tail_30 parts"
+    wanted = "schema attack threat n clean_accuracy robust_accuracy interval_95 per_class tail_30 stages"
     assert set(wanted.split()) <= set(result)
     assert result["n"] == 50
     assert run(["evaluate", str(trained), "--attack", "pgd-3-2", "--n", "60"]) == 0
