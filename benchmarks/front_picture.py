@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bivallate.reports.style import COLOURS, figure, save, styled
 from matplotlib.figure import Figure
 
 import bivallate as bv
 from bivallate.reproduce.machine import commit
+from bivallate.style import COLOURS, figure, save, styled
 
 EPS, EPOCHS, ATTACK = 0.2, 30, "pgd-20"
 TARGET = Path(__file__).parents[1] / "docs" / "figures" / "front"

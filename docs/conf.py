@@ -1,12 +1,13 @@
 """The site that `make docs` builds from these pages with Sphinx; every warning is an error there.
 
 Pages are plain Markdown that reads well without the site. What only the site needs is added here: the
-navigation, the reference of the commands, and docstrings as reStructuredText.
+navigation, the reference of the commands, the records, and docstrings as reStructuredText.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ html_theme = "furo"
 html_title = "bivallate"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["records.js"]
 html_copy_source = False
 
 myst_heading_anchors = 6  # as GitHub names them, so that a link works in both places
@@ -46,6 +48,7 @@ NAVIGATION: dict[str, dict[str, str]] = {
         "Recipes": "recipes",
         "Defaults": "defaults",
         "Runs": "runs",
+        "Clusters": "cluster",
         "Evaluation": "evaluation",
         "Audit": "audit",
         "Sentinel": "sentinel",
@@ -53,6 +56,7 @@ NAVIGATION: dict[str, dict[str, str]] = {
         "Reliability": "reliability",
     },
     "What was measured": {
+        "All records": "records",
         "The papers' tables": "results",
         "Every method on digits": "methods",
         "Bastion": "bastion",
@@ -63,6 +67,7 @@ NAVIGATION: dict[str, dict[str, str]] = {
     },
     "Methods and parts": {
         "Methods": "methods/index",
+        "Combinations": "combinations",
         "Your own method": "tutorial",
     },
     "Reference": {
@@ -96,7 +101,15 @@ def commands() -> str:
     return text[text.index("**Commands**") :]  # without the table of contents, which the site has
 
 
-MADE = {"commands": commands}
+def records() -> str:
+    """All records as plots and a table."""
+    sys.path.insert(0, str(DOCS.parent))
+    from benchmarks.records_page import html
+
+    return f"```{{raw}} html\n{html(DOCS.parent / 'results')}\n```\n"
+
+
+MADE = {"commands": commands, "records": records}
 
 
 def _complete(app: Any, name: str, source: list[str]) -> None:

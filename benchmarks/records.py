@@ -1,0 +1,171 @@
+"""Every measured accuracy in results/ as one list: a row for each training, threat and attack."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bivallate.evaluate.statistics import wilson
+from bivallate.reproduce.catalogue import tables
+from bivallate.reproduce.cell import slug
+from bivallate.reproduce.definition import is_of
+from bivallate.reproduce.records import read_records
+from bivallate.reproduce.scaling import at_scale, sources_at_scale
+from bivallate.reproduce.table import Scale
+
+SCALES: tuple[Scale, ...] = ("full", "cpu")
+PAGES = {
+    "catalogue": "methods",
+    "defaults": "defaults",
+    "bastion": "bastion",
+}  # whose tables the records make
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network under one attack.
+
+    Attributes:
+        origin: table or folder of the record; page: of docs/ that tells what was done.
+        images: training images, 0 for all. judged: "test" or "held out". points: images that were attacked.
+        clean, robust, low, high: fractions; the interval is of the points, at 95 %.
+        passes: forward and backward passes of the whole training, an image.
+        weights: which of the run. commit: with a + where files had been changed.
+    """
+
+    origin: str
+    page: str
+    method: str
+    data: str
+    images: int
+    network: str
+    threat: str
+    attack: str
+    judged: str
+    points: int
+    clean: float
+    robust: float
+    low: float
+    high: float
+    passes: float
+    seed: int
+    weights: str
+    commit: str
+
+
+def every(results: Path) -> tuple[list[Row], int]:
+    """(all rows, and how many records of the papers' tables are left out because their cell is defined
+    otherwise now). The agreement of two AutoAttacks (results/autoattack) has a page of its own."""
+    rows = [*_catalogue(results), *_defaults(results), *_bastion(results)]
+    left = 0
+    for table in tables().values():
+        for scale in SCALES:
+            cells = {cell.name: cell for cell in at_scale(table, scale)}
+            for record in read_records(results, table.name, scale):
+                cell = cells.get(slug(f"{record.row} {record.group}"))
+                if cell and is_of(record.entry, cell, record.seed, sources_at_scale(table, scale)):
+                    rows += _of_table(table.name, record)
+                else:
+                    left += 1
+    return sorted(rows, key=lambda r: (r.data, r.threat, r.attack, -r.robust, r.method, r.seed)), left
+
+
+def _of_table(table: str, record: Any) -> Iterator[Row]:
+    entry = record.entry
+    config = entry["config"]
+    keys = {column["score"] for column in entry["columns"].values() if column["what"] == "robust"}
+    for key in sorted(keys):
+        score = entry["scores"][key]
+        yield Row(
+            table,
+            "results",
+            config["method"]["name"],
+            config["data"]["name"],
+            entry["data"]["train"],
+            config["model"]["name"],
+            _threat(score["threat"]),
+            score["attack"],
+            "test",
+            score["n"],
+            score["clean_accuracy"],
+            score["robust_accuracy"],
+            *score["interval_95"],
+            record.passes,
+            record.seed,
+            entry["weights"],
+            _commit(entry["commit"]),
+        )
+
+
+def _catalogue(results: Path) -> Iterator[Row]:
+    for record in _read(results / "catalogue"):
+        judged = 0, "tiny-cnn", f"Linf {_radius(record['eps'])}", "pgd-20", "test"  # as docs/methods.md says
+        cost, commit = record["forward"] + record["backward"], _commit(record["commit"])
+        for weights, key in (("best", ""), ("last", "last_")):
+            found = record[f"{key}clean"], *_with_interval(record[f"{key}robust"], 359)
+            named = "catalogue", PAGES["catalogue"], record["method"], "digits"
+            yield Row(*named, *judged, 359, *found, cost, record["seed"], weights, commit)
+
+
+def _defaults(results: Path) -> Iterator[Row]:
+    for record in _read(results / "defaults"):
+        config = record["config"]
+        yield Row(
+            "defaults",
+            PAGES["defaults"],
+            config["method"]["name"],
+            config["data"]["name"],
+            record["rows"],
+            config["model"]["name"],
+            _threat(config["method"]["threat"]),
+            "pgd-20",
+            "test",
+            record["points"],
+            record["clean"],
+            record["robust"],
+            *record["interval_95"],
+            record["passes"],
+            config["seed"],
+            "best",
+            _commit(record["commit"]),
+        )
+
+
+def _bastion(results: Path) -> Iterator[Row]:
+    for record in _read(results / "bastion"):
+        attack, n = record["judge"].partition(" on ")[::2]
+        judged = [(attack, "held out", int(n.split()[0]), record["validation"])]
+        if test := record.get("test"):
+            judged.append((test["attack"], "test", test["n"], test))
+        named = "bastion", PAGES["bastion"], record["method"], record["data"], record["rows"]
+        for attack, where, points, found in judged:
+            figures = found["clean"], *_with_interval(found["robust"], points)
+            rest = record["passes"], record["seed"], "ema", _commit(record["commit"])
+            yield Row(*named, "tiny-cnn", "Linf 0.1", attack, where, points, *figures, *rest)
+
+
+def _read(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.json"))]
+
+
+def _with_interval(share: float, points: int) -> tuple[float, float, float]:
+    return share, *wilson(round(share * points), points)
+
+
+def _threat(entry: dict[str, Any]) -> str:
+    return f"{entry['kind']} {_radius(entry['eps'])}"
+
+
+def _radius(eps: float) -> str:
+    levels = 255 * eps
+    whole = abs(levels - round(levels)) < 1e-6 and abs(100 * eps - round(100 * eps)) > 1e-6
+    return f"{round(levels)}/255" if whole else f"{eps:g}"
+
+
+def _commit(entry: dict[str, Any] | str) -> str:
+    if isinstance(entry, str):
+        return entry[:7]
+    return str(entry.get("id", ""))[:7] + ("+" if entry.get("modified") else "")

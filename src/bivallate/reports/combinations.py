@@ -1,0 +1,179 @@
+"""`docs/combinations.md`: which parts go together, asked of the parts themselves.
+
+    python -m bivallate.reports.combinations      # writes the page
+
+Every part that a method of the catalogue has is tried with every other, and with some that no method has by
+default; what a `Method` refuses when it is composed is written down with the reason that it gives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bivallate.coupling.barrier import Implicit, Mask
+from bivallate.errors import UserError
+from bivallate.files import write_text
+from bivallate.lower.objective import DLR, LogitMargin, Margin
+from bivallate.lower.threat import L2, Linf
+from bivallate.method import Method, registry
+
+ROWS = {  # role -> how the page calls it, in the order of the picture, from below
+    "threat": "Threats",
+    "solver": "Solvers of the lower level",
+    "objective": "Objectives of the attacker",
+    "coupling": "Couplings",
+    "weighting": "Weightings",
+    "loss": "Losses of the upper level",
+}
+RADII = Linf(8 / 255), L2(0.5)
+WRAPPED = ("rule", "loss", "base", "inner")  # fields of a part that hold another of its role
+SHOWN = 6  # methods that are named for a part
+
+
+@dataclass
+class Kind:
+    """A part by its name.
+
+    Attributes:
+        values: as methods have it. methods: of the catalogue, that have it. homes: for each value a method with
+            it, or the plainest one.
+    """
+
+    role: str
+    name: str
+    values: list[Any] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
+    homes: list[Method] = field(default_factory=list)
+
+    @property
+    def summary(self) -> str:
+        """First paragraph of its docstring; of a rule that waits, the rule's."""
+        part = getattr(self.values[0], "rule", self.values[0])
+        return " ".join((inspect.getdoc(type(part)) or "").partition("\n\n")[0].split())
+
+    def add(self, value: Any, home: Method, method: str = "") -> None:
+        if method and method not in self.methods:
+            self.methods.append(method)
+        if value not in self.values:
+            self.values.append(value)
+            self.homes.append(home)
+
+
+def label(value: Any) -> str:
+    """A part as the page names it: of one that wraps another, both.
+
+    Example:
+        >>> from bivallate import After, MAIL
+        >>> label(After(MAIL(), 0.5))
+        'After(MAIL)'
+    """
+    inner = [getattr(value, name, None) for name in WRAPPED]
+    held = [label(part) for part in inner if dataclasses.is_dataclass(part)]
+    return f"{type(value).__name__}({held[0]})" if held else type(value).__name__
+
+
+def kinds() -> dict[str, list[Kind]]:
+    """Role -> all parts, those of the catalogue at either threat first."""
+    found: dict[tuple[str, str], Kind] = {}
+
+    def keep(role: str, value: Any, home: Method, method: str = "") -> None:
+        name = label(value)
+        found.setdefault((role, name), Kind(role, name)).add(value, home, method)
+
+    own = [entry for entry in registry().values() if entry.make.__module__.startswith("bivallate.")]
+    for entry, threat in itertools.product(sorted(own, key=lambda e: e.name), RADII):
+        try:
+            method = entry.make(threat)
+        except UserError:
+            continue
+        for role in ROWS:
+            keep(role, getattr(method, role), method, entry.name)
+    plain = registry()["at"].make(RADII[0])
+    for value in (Implicit(), Mask()):
+        keep("coupling", value, plain)
+    for value in (DLR(), LogitMargin(), Margin()):
+        keep("objective", value, plain)
+    return {role: [kind for kind in found.values() if kind.role == role] for role in ROWS}
+
+
+def apart(one: Kind, other: Kind) -> str | None:
+    """Why two parts never go together, whatever their values and their company; None where they do."""
+    said = []
+    for k, j in itertools.product(range(len(one.values)), range(len(other.values))):
+        pair = {one.role: one.values[k], other.role: other.values[j]}
+        for home in (one.homes[k], other.homes[j]):
+            try:
+                Method(**{role: getattr(home, role) for role in ROWS} | pair)
+            except UserError as error:
+                said.append(str(error))
+            else:
+                return None
+    return said[0]
+
+
+def page() -> str:
+    """The page as Markdown."""
+    found = kinds()
+    refused = [
+        (one, other, why)
+        for left, right in itertools.combinations(found.values(), 2)
+        for one, other in itertools.product(left, right)
+        if (why := apart(one, other)) is not None
+    ]
+    never = {frozenset((id(one), id(other))) for one, other, _ in refused}
+    whole = list(itertools.product(*found.values()))
+    fit = sum(all({id(a), id(b)} not in never for a, b in itertools.combinations(c, 2)) for c in whole)
+    lines = [INTRODUCTION.format(fit=f"{fit:,}", whole=f"{len(whole):,}"), "## What does not go together", ""]
+    lines += ["| part | with | because |", "| --- | --- | --- |"]
+    lines += [f"| `{one.name}` | `{other.name}` | {_cell(why)} |" for one, other, why in refused]
+    for role, title in ROWS.items():
+        lines += ["", f"## {title}", "", "| part | what it is | in the catalogue |", "| --- | --- | --- |"]
+        lines += [f"| `{kind.name}` | {_cell(kind.summary)} | {_named(kind)} |" for kind in found[role]]
+    return "\n".join([*lines, ""])
+
+
+def _named(kind: Kind) -> str:
+    """The methods that have a part, at most a few of them."""
+    links = [f"[{name}](methods/{name}.md)" for name in kind.methods[:SHOWN]]
+    rest = len(kind.methods) - SHOWN
+    return ", ".join(links) + (f" and {rest} more" if rest > 0 else "") or "-"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("*", "\\*").replace("<", "\\<")
+
+
+INTRODUCTION = """# Which parts go together
+
+A method is one part from each row of [the picture](index.md#how-it-works), and parts of one row can stand
+in for each other. Each part says itself what it needs of the others, and a `bv.Method` that cannot work is
+refused when it is composed. This page asks them: `python -m bivallate.reports.combinations` tries every
+part of the catalogue, and some that no method has by default, with every other. What is not listed as
+refused goes together: {fit} of {whole} combinations of one part from each row.
+
+```python
+import bivallate as bv
+
+method = bv.methods.trades(bv.Linf(8 / 255)).but(weighting=bv.KLDRO(temperature=1.0))
+```
+
+On the command line: `bivallate train trades --set weighting=KLDRO`. That parts go together says that the
+step is defined, not that it is worth its passes: what was measured is in [All records](records.md). Parts
+may have values that ask for more: GAIRAT's weights count the steps of the attack, and both must have the
+same number. A few requirements are of the data and show when training begins, such as an augmentation that
+ATTA's memory cannot follow. The attacks of `bivallate evaluate` are not listed.
+"""
+
+
+def write(path: Path) -> None:
+    """Writes the page; the same parts give the same bytes."""
+    write_text(path, page())
+
+
+if __name__ == "__main__":
+    write(Path("docs/combinations.md"))
