@@ -40,8 +40,8 @@ class Kind:
     """A part by its name.
 
     Attributes:
-        values: as methods have it. methods: of the catalogue, that have it. homes: for each value a method with
-            it, or the plainest one.
+        values: as methods have it. methods: their names. homes: for each value a method with it, or the
+            plainest one.
     """
 
     role: str
