@@ -40,6 +40,7 @@ napoleon_custom_sections = ["Glossary"]
 # to be in here once.
 NAVIGATION: dict[str, dict[str, str]] = {
     "Begin": {
+        "Which method?": "choosing",
         "Glossary": "glossary",
     },
     "Use": {

@@ -1,0 +1,114 @@
+"""The tables of docs/choosing.md, from results/: `python -m benchmarks.choosing`.
+
+For each setting in which several methods were judged alike, and each budget of passes: the method with the
+highest accuracy, and those that are not told apart from it by the interval of the points.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.records import Row, every
+from bivallate.files import write_text
+from bivallate.method import registry
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "choosing.md"
+MARKS = "<!-- choosing: begin -->", "<!-- choosing: end -->"
+BUDGETS = 50, 100, 250, 1000  # passes of the whole training, an image
+FEWEST = 5  # methods of a setting that is shown
+DATA = {"digits": "Digits", "mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What has to be the same for a comparison."""
+
+    origin: str
+    data: str
+    images: int
+    threat: str
+    network: str
+    attack: str
+    judged: str
+    page: str
+
+    @property
+    def title(self) -> str:
+        """As a heading."""
+        images = f"{self.images:,} training images" if self.images else "all training images"
+        return f"{DATA.get(self.data, self.data.upper())}, {self.threat}, {self.network}, {images}"
+
+
+def settings(rows: Iterable[Row]) -> dict[Setting, dict[str, list[Row]]]:
+    """Setting -> attacked method of the catalogue -> a row a seed; weights that held-out images chose."""
+    known = registry()
+    found: dict[Setting, dict[str, list[Row]]] = {}
+    for r in rows:
+        if r.method in known and r.method != "plain" and r.weights != "last":
+            key = Setting(r.origin, r.data, r.images, r.threat, r.network, r.attack, r.judged, r.page)
+            found.setdefault(key, {}).setdefault(r.method, []).append(r)
+    return {setting: methods for setting, methods in found.items() if len(methods) >= FEWEST}
+
+
+def strongest(found: dict[Setting, dict[str, list[Row]]]) -> list[Setting]:
+    """The settings, each under its strongest attack only; autoattack before all others."""
+    best: dict[tuple, Setting] = {}
+    for s in sorted(found, key=lambda s: (s.attack == "autoattack", s.attack)):
+        best[s.origin, s.data, s.images, s.threat, s.network] = s
+    return sorted(best.values(), key=lambda s: (s.attack != "autoattack", s.data, -s.images))
+
+
+def table(setting: Setting, methods: dict[str, list[Row]]) -> str:
+    """Markdown of one setting."""
+    some = next(iter(methods.values()))[0]
+    lines = [
+        f"### {setting.title}",
+        "",
+        f"`{setting.attack}` on {some.points:,} {setting.judged} images; {len(methods)} methods, "
+        f"[{setting.origin}]({setting.page}.md).",
+        "",
+        "| passes an image, at most | highest | robust | not told apart from it |",
+        "| --- | --- | --- | --- |",
+    ]
+    before = ""
+    for budget in BUDGETS:
+        within = {name: rows for name, rows in methods.items() if _mean(rows, "passes") <= budget}
+        if within and (line := _line(within)) != before:
+            lines.append(f"| {budget:,} {line}")
+            before = line
+    return "\n".join(lines)
+
+
+def _line(methods: dict[str, list[Row]]) -> str:
+    order = sorted(methods, key=lambda name: -_mean(methods[name], "robust"))
+    best = methods[order[0]]
+    low, high = _mean(best, "low"), _mean(best, "high")
+    others = [name for name in order[1:] if _mean(methods[name], "robust") >= low]
+    seeds = f", {len(best)} seeds" if len(best) > 1 else ""
+    told = ", ".join(others) or ("none" if len(methods) > 1 else "no other was run")
+    figures = f"{100 * _mean(best, 'robust'):.1f} % [{100 * low:.1f}, {100 * high:.1f}]{seeds}"
+    return f"| [{order[0]}](methods/{order[0]}.md) | {figures} | {told} |"
+
+
+def _mean(rows: Sequence[Row], key: str) -> float:
+    return statistics.fmean(getattr(row, key) for row in rows)
+
+
+def tables() -> str:
+    """What stands between the marks."""
+    found = settings(every(ROOT / "results")[0])
+    return "\n\n".join(table(setting, found[setting]) for setting in strongest(found))
+
+
+def main() -> None:
+    """Writes the tables into the page."""
+    before, rest = PAGE.read_text(encoding="utf-8").split(MARKS[0])
+    write_text(PAGE, f"{before}{MARKS[0]}\n\n{tables()}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
+
+
+if __name__ == "__main__":
+    main()
