@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -101,6 +102,20 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     close = nearest(name, names)
     hint = f"did you mean {close!r}? " if close else ""
     return UserError(f"unknown {kind} {name!r}: {hint}Known: {', '.join(names)}")
+
+
+def check_options(what: str, given: Iterable[str], function: Callable[..., Any], **called: str) -> None:
+    """Raises UserError for an option that a function does not take.
+
+    Args:
+        what: takes the options, for the error. called: what an option that may be meant is called here.
+    """
+    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for name in given:
+        if name in called:
+            raise UserError(f"{name} of {what} is called {called[name]} in Python")
+        if name not in known:
+            raise unknown(f"option of {what}", name, known)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +21,13 @@ NAME = 60  # characters of a name in a table
 def say(text: Any, *, beside: bool = False) -> None:
     """A line on standard output, or beside the results on standard error; whatever it holds is text."""
     print(visible(text), file=sys.stderr if beside else sys.stdout, flush=beside)
+
+
+def teller(progress: bool | Callable[[str], object]) -> Callable[[str], object]:
+    """What is told how far something is: nobody, a line beside the results, or a function of the caller's."""
+    if callable(progress):
+        return progress
+    return (lambda text: say(text, beside=True)) if progress else (lambda text: None)
 
 
 def say_json(value: Any, indent: int | None = None) -> None:

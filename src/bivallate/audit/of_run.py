@@ -10,13 +10,13 @@ from typing import Any
 from bivallate.audit.auditing import audit as examine
 from bivallate.audit.check import Audit, Moment
 from bivallate.audit.plan import FEWEST
-from bivallate.errors import UserError
+from bivallate.errors import UserError, check_options
 from bivallate.evaluate.compare import same_threat
 from bivallate.evaluate.watching import watched
 from bivallate.lower.threat import ThreatModel
 from bivallate.reports.stored import STALE, Fit, read_evaluation
 from bivallate.reports.strength import strongest_first
-from bivallate.run.examined import Examined
+from bivallate.run.examined import Examined, subject_of
 from bivallate.run.folder import RunFolder
 from bivallate.run.loading import load_run
 from bivallate.terminal import say
@@ -76,9 +76,10 @@ def audit(
     """Attacks a model in ways whose results must agree, and says whether they do.
 
     Args:
-        model: a network or function, or the folder of a run: then data and threat are the run's own, its
-            history and its kept evaluations are held against the evidence, ten minutes may be spent where no
-            budget is given, and the result is kept in RUN/audit as `bivallate audit` keeps it.
+        model: a network or function, or a run (its folder, or what `train` returned): then data and threat
+            are the run's own, its history and its kept evaluations are held against the evidence, ten minutes
+            may be spent where no budget is given, and the result is kept in RUN/audit as `bivallate audit`
+            keeps it.
         data, threat: a split or a pair (x, y), and what is attacked within; of a run they may be left out.
         weights, split, against, factory, data_dir: of a run: which weights and points, other runs to
             transfer attacks from, package.module:factory of networks of one's own, where named sets are
@@ -90,6 +91,8 @@ def audit(
     Raises:
         UserError: for anything the user can mend.
     """
+    check_options("audit", options, examine, budget="minutes")
+    model = subject_of(model)
     with watched(silent=progress is not True) as show:
         options |= {"seed": seed, "progress": progress if callable(progress) else show}
         if not isinstance(model, str | Path):

@@ -23,6 +23,7 @@ def audit(
     claimed: Share | None = None,
     ball: Ball = Ball(),  # noqa: B008  frozen
     split: Split = "test",
+    data: str | None = None,
     source: Source = Source(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008
     out: Path | None = None,
@@ -47,6 +48,8 @@ def audit(
     claimed
         robust accuracy in [0, 1] to hold against the evidence. [default: the strongest kept in RUN/evaluation
         for these weights and this threat, else that of PGD]
+    data
+        another data set than the run's, or where its own lies now.
     out
         file for the result, as JSON. [default: one of its own in RUN/audit]
     quiet
@@ -65,6 +68,7 @@ def audit(
         threat=ball.of,
         weights=source.weights,
         split=split,
+        data=data,
         data_dir=source.data_dir,
         model=source.model,
         device=machine.prepare(),

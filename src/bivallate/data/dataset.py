@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bivallate.data.augment import Augment
 from bivallate.errors import UserError
+from bivallate.quoting import visible
 
 __all__ = ["Dataset", "Split", "Store", "as_float"]
 
@@ -73,6 +74,9 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"<Split of {len(self):,} images, {' x '.join(map(str, self.shape))}>"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -149,6 +153,12 @@ class Dataset:
     augment: Augment = Augment()  # noqa: RUF009  (a frozen value)
     notes: tuple[str, ...] = ()
     named: bool = True
+
+    def __repr__(self) -> str:
+        held = f", {len(self.validation):,} held out" if self.validation is not None else ""
+        rows = f"{len(self.train):,} images to train on{held}, {len(self.test):,} to test on"
+        size = " x ".join(map(str, self.shape))
+        return f"<Dataset {visible(self.name)}: {len(self.classes)} classes, {size}, {rows}>"
 
     @cached_property
     def fingerprint(self) -> str:

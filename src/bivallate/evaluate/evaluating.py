@@ -33,6 +33,7 @@ from bivallate.evaluate.progress import Progress
 from bivallate.evaluate.score import Score
 from bivallate.evaluate.scout import scout_of
 from bivallate.evaluate.search import at_least_one
+from bivallate.evaluate.watching import watched
 from bivallate.lower.threat import ThreatModel
 from bivallate.parts import encode
 
@@ -117,17 +118,21 @@ def attack(
     *,
     seed: int = 0,
     batch_size: int | None = None,
+    progress: bool | Callable[[Progress], object] = False,
 ) -> Tensor:
     """Adversarial examples: of x's shape and device, without graph, in [0, 1] and within the threat of x.
 
     They are of x's type, but float32 where x is in half precision, which would round them out of the threat.
     Every point is attacked, also one that is wrong on the clean image. Where several stages or restarts are
-    run, the first point that fools the model is returned, else the one with the lowest margin.
+    run, the first point that fools the model is returned, else the one with the lowest margin. `progress`:
+    True shows how far it is; or a function to call with every moment.
     """
     check_seed(seed)
     check_threat(threat)
     chosen, source = parse(name), points((x, y))
-    return crafted(model, source, torch.arange(len(x)), threat, chosen, seed, batch_size)
+    with watched(silent=progress is not True) as show:
+        told = progress if callable(progress) else show
+        return crafted(model, source, torch.arange(len(x)), threat, chosen, seed, batch_size, told)
 
 
 def crafted(
@@ -138,6 +143,7 @@ def crafted(
     chosen: Attack,
     seed: int,
     batch_size: int | None = None,
+    progress: Callable[[Progress], object] | None = None,
 ) -> Tensor:
     """As `attack`, of rows of some data, with the noise that an evaluation draws for these rows."""
     x, _ = source.tensors(rows)
@@ -146,7 +152,7 @@ def crafted(
     if len(rows):
         with placed(model, None) as (module, where, dtype):
             hunt = _hunt(module, source, rows, threat, chosen, seed, batch_size, where, dtype)
-            hunt.keep = made
+            hunt.keep, hunt.progress = made, progress
             hunt.run(every=True)
     return made.clamp_(0, 1)
 

@@ -105,11 +105,16 @@ class RunRecord:
         return epochs[values.index(max(values))] if values else None
 
 
-def folders(runs: Sequence[str | Path | Run]) -> list[Path]:
-    """The folders of runs, given as such or as what `train` returned. Raises UserError for a run that keeps
-    nothing on disk, and for anything else."""
+Runs = str | Path | Run | Sequence[str | Path | Run]  # one, or several in a list
+
+
+def folders(runs: Sequence[Runs]) -> list[Path]:
+    """The folders of runs, given as such or as what `train` returned, also in lists.
+
+    Raises UserError for a run that keeps nothing on disk, and for anything else.
+    """
     found = []
-    for run in runs:
+    for run in (one for given in runs for one in (given if isinstance(given, list | tuple) else [given])):
         if isinstance(run, Run) and run.path is None:
             raise UserError("this run keeps nothing on disk: train it with out=... to compare or report it")
         place = run.path if isinstance(run, Run) else run

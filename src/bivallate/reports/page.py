@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,34 +15,36 @@ from bivallate import quoting
 from bivallate.errors import UserError
 from bivallate.files import write_text
 from bivallate.reports import evidence, tables
-from bivallate.reports.collect import RunRecord, collect, folders
+from bivallate.reports.collect import RunRecord, Runs, collect, folders
 from bivallate.reports.comparison.notes import other_data
 from bivallate.reports.headlines import headlines
 from bivallate.reports.pictures import Beside, Images, Inline, Picture, attacked_pictures, pictures
 from bivallate.reports.stored import STALE
-from bivallate.run.execution import Run
 from bivallate.run.origin import commit
+from bivallate.terminal import teller
 from bivallate.version import __version__
 
 FORMATS = {".html": "html", ".md": "md", ".tex": "tex"}
 
 
 def report(
-    *runs: str | Path | Run,
+    *runs: Runs,
     out: str | Path | None = None,
     images: bool = True,
     data_dir: str | None = None,
     model: str | None = None,
+    progress: bool | Callable[[str], object] = False,
 ) -> Path:
     """Puts one or several runs on one page and returns its path: tables with intervals, tests, audits,
     curves, classes, confusions, attacked images, settings.
 
     Args:
-        runs: folders, or what `train` returned.
+        runs: folders, or what `train` returned; also in one list.
         out: .html (one file with everything inside), .md or .tex (figures in a folder beside it); else
             report.html, of one run in its folder.
         images: attack a few images of each run, to show them. data_dir: where its data is looked for, if not
             where it was. model: `package.module:factory` for a network of your own.
+        progress: True says beside the results what is being done; or a function that is told.
 
     Raises:
         UserError: an unknown ending, no runs, a folder that is no run, a damaged file in one.
@@ -50,10 +52,17 @@ def report(
     paths = folders(runs)
     place = paths[0] if len(paths) == 1 else Path()
     wanted = Images(data_dir, model) if images else None
-    return write_report(paths, Path(out) if out is not None else place / "report.html", wanted)
+    return write_report(
+        paths, Path(out) if out is not None else place / "report.html", wanted, teller(progress)
+    )
 
 
-def write_report(paths: Sequence[Path], out: Path, images: Images | None = None) -> Path:
+def write_report(
+    paths: Sequence[Path],
+    out: Path,
+    images: Images | None = None,
+    tell: Callable[[str], object] = lambda text: None,
+) -> Path:
     """Writes the report of some run folders; the ending of `out` chooses the format.
 
     HTML is one file without references to anything outside; Markdown and LaTeX put their figures into the
@@ -67,10 +76,14 @@ def write_report(paths: Sequence[Path], out: Path, images: Images | None = None)
         raise UserError(f"a report is written as .html, .md or .tex, got {out.name!r}")
     if not paths:
         raise UserError("name at least one run folder")
+    tell(f"reading {len(paths)} runs")
     runs = collect(list(paths))
+    if images is not None:
+        tell("attacking a few images of each")
     shown, notes = attacked_pictures(runs, images) if images is not None else ([], [])
     show = Inline() if kind == "html" else Beside(out, "svg" if kind == "md" else "pdf")
     figures = [(p, show(p)) for p in (*pictures(runs), *shown)]
+    tell("writing")
     write_text(out, render(kind, runs, figures, notes))
     return out
 

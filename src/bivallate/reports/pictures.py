@@ -17,7 +17,7 @@ from bivallate.reports.diagnostics.curves import learning_curves
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.matrix import matrix_svg
 from bivallate.run.loading import load_run
-from bivallate.run.session import load_data
+from bivallate.run.session import own_data
 from bivallate.style import styled
 
 PLAIN = "pgd-20"  # draws the images of a run
@@ -103,7 +103,7 @@ def _attacked(run: RunRecord, images: Images) -> Attacked:
         raise UserError("the evaluation is of weights that have changed since")
     config = config.set("data.data_dir", images.data_dir) if images.data_dir is not None else config
     model = load_run(run.path, strong.weights, images.model)
-    test, score = load_data(config.data, config.seed).test, strong.score
+    test, score = own_data(config.data, config.seed).test, strong.score
     return attacked(model, test, score.threat, score, run.names(score.classes), attack=PLAIN)
 
 

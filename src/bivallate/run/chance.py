@@ -27,30 +27,49 @@ THROWN = 1.1  # times the loss of guessing: a mean loss of an epoch above it is 
 def guesses(session: Session, line: dict[str, Any]) -> str:
     """In words, how far a network is no better than chance on images that nobody attacked; else nothing.
 
-    They are the held-out rows that were measured after the epoch, or without any the training rows that are
-    watched. Where these accuracies are not beyond the share of the commonest class, the network is asked
-    again for its answers. Cost: a forward a row then, which no total counts.
+    They are the held-out rows that were measured after the epoch, or without enough of them the training rows
+    that are watched; nothing is said of too few. Where these accuracies are not beyond the share of the
+    commonest class, the network is asked again for its answers. Cost: a forward a row then, which no total
+    counts.
     """
-    split = session.dataset.validation
-    held = split is not None and "clean" in line
-    if held:
-        rows = list(range(min(len(split or ()), session.config.validation.rows)))
-        right = line["clean"] * len(rows)
-    else:
-        split, margins = session.batches.split, line.get("watched_clean", {})
+    split, kind, right = session.dataset.validation, "held-out", 0.0
+    rows = list(range(min(len(split or ()), session.config.validation.rows))) if "clean" in line else []
+    if split is None or len(rows) < enough(_commonest(split, rows)):
+        split, kind, margins = session.batches.split, "training", line.get("watched_clean", {})
         rows, right = [int(row) for row in margins], sum(margin > 0 for margin in margins.values())
-    assert split is not None
-    if not rows:
-        return ""
-    labels = split.labels[rows]
-    commonest = int(labels.bincount().max()) / len(rows)
+        if len(rows) < enough(_commonest(split, rows)):
+            return ""
+    else:
+        right = line["clean"] * len(rows)
+    labels, commonest = split.labels[rows], _commonest(split, rows)
     if right > len(rows) * commonest + 2 * math.sqrt(len(rows) * commonest * (1 - commonest)):
         return ""
     if not at_chance(labels.numpy(), _answers(session, split, rows)):
         return ""
-    kind = "held-out" if held else "training"
     share = f"{right / len(rows):.1%} of {len(rows)} {kind} images are right"
     return f"{share}, and {commonest:.1%} are of one class"
+
+
+def enough(commonest: float) -> int:
+    """The fewest images on which chance can be told from a network that is halfway from it to all right: the
+    two binomial accuracies lie apart by two standard errors of each.
+
+    Args:
+        commonest: share of the commonest class, which is what chance reaches. Above a half it counts as one:
+            then the answers to the other classes decide, which are tested for their own.
+
+    Example:
+        >>> enough(0.1), enough(0.5), enough(0.9)
+        (13, 56, 56)
+    """
+    commonest = min(commonest, 0.5)
+    half, spread = (1 + commonest) / 2, math.sqrt(commonest * (1 - commonest))
+    return math.ceil((2 * (spread + math.sqrt(half * (1 - half))) / (half - commonest)) ** 2)
+
+
+def _commonest(split: Split, rows: Sequence[int]) -> float:
+    """Share of the commonest class; of no rows that of a coin."""
+    return int(split.labels[list(rows)].bincount().max()) / len(rows) if rows else 0.5
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from bivallate.errors import UserError
 from bivallate.models.description import read_manifest
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
-from bivallate.run.session import load_data, settled
+from bivallate.run.session import load_data, own_data, settled
 
 __all__ = ["Evaluated", "aligned", "evaluation_data"]
 
@@ -55,7 +55,8 @@ def evaluation_data(
     known = [str(n) for n in classes] if classes else [str(k) for k in range(manifest["num_classes"])]
     spec = config.data
     if name is None or distinct_name(name, spec.data_dir or None) == _place(spec):
-        return Evaluated(aligned(load_data(spec, config.seed), known, by_position=by_position))
+        data = own_data(spec, config.seed) if name is None else load_data(spec, config.seed)
+        return Evaluated(aligned(data, known, by_position=by_position))
     there = settled(replace(spec, name=name))
     try:
         same = load_data(there, config.seed)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bivallate.data import Dataset, Split
-from bivallate.errors import UserError, unknown
+from bivallate.errors import UserError, check_options, unknown
 from bivallate.evaluate import Identity, Score, parse
 from bivallate.evaluate import evaluate as score_of
 from bivallate.evaluate.preflight import Preflight, preflight
@@ -23,6 +23,7 @@ from bivallate.models.description import read_manifest
 from bivallate.parts import decode, encode
 from bivallate.run.config import Config
 from bivallate.run.evaluation_data import evaluation_data
+from bivallate.run.execution import Run
 from bivallate.run.folder import RunFolder
 from bivallate.run.loading import load_run
 from bivallate.run.session import pick_device
@@ -183,8 +184,9 @@ def evaluate(
     """How many points of some data a model classifies correctly whatever the attack tried.
 
     Args:
-        model: a network or function, or the folder of a run: then data and threat are the run's own where
-            they are not given, and the score is kept in RUN/evaluation as `bivallate evaluate` keeps it.
+        model: a network or function, or a run (its folder, or what `train` returned): then data and threat
+            are the run's own where they are not given, and the score is kept in RUN/evaluation as `bivallate
+            evaluate` keeps it.
         data: a split, or a pair (x, y) of tensors; of a run also the name of a data set.
         attack: a name (see `bivallate attacks`), an `Attack` or a part.
         weights, split, factory, data_dir: of a run: which weights, which points, package.module:factory of a
@@ -204,6 +206,8 @@ def evaluate(
         >>> 0 <= bv.evaluate(model, digits.test, bv.Linf(0.1), "fgsm", n=20).robust_accuracy <= 1
         True
     """
+    check_options("evaluate", options, score_of)
+    model = subject_of(model)
     options |= {"n": n, "first": first, "seed": seed}
     with watched(silent=progress is not True) as show:
         options["progress"] = progress if callable(progress) else show
@@ -216,6 +220,11 @@ def evaluate(
                 'a run, bv.evaluate("runs/x"), knows its own data and threat'
             )
         return score_of(model, data, threat, attack, device=device, **options)
+
+
+def subject_of(model: Any) -> Any:
+    """The folder of what `train` returned, or its model where it kept none; anything else as it is."""
+    return (model.path or model.model) if isinstance(model, Run) else model
 
 
 def _of_run(

@@ -21,7 +21,7 @@ from bivallate.run.log_to import loggers
 from bivallate.run.logs import Logger
 from bivallate.run.progress import Progress, Spoken
 from bivallate.run.reopen import Tell, reopen, repair
-from bivallate.run.session import Session, create_model, load_data
+from bivallate.run.session import Session, create_model, own_data
 from bivallate.run.trainer import limit_threads
 
 
@@ -80,7 +80,7 @@ def resume(
         for key, value in moved.items():
             config = config.set(key, value) if value is not None else config
         limit_threads(config.threads)
-        loaded = dataset if dataset is not None else load_data(config.data, config.seed)
+        loaded = dataset if dataset is not None else own_data(config.data, config.seed)
         session = Session(config, loaded, _network(config, loaded, model))
         if found is not None:
             session.unpack(found)

@@ -72,6 +72,19 @@ def load_data(spec: Any, seed: int, *, whole: bool = False) -> Dataset:
     )
 
 
+def own_data(spec: Any, seed: int) -> Dataset:
+    """The data that a run was trained on. Raises UserError, with the remedy, where they are not there any
+    more."""
+    try:
+        return load_data(spec, seed)
+    except UserError as error:
+        named = bool(spec.name) and data.registry.get(spec.name) is not None
+        option = "--data-dir FOLDER" if named else "--data PLACE, which resume, evaluate and audit take"
+        if not spec.name:
+            raise
+        raise UserError(f"{error}. If the data have moved, say where they are now: {option}") from error
+
+
 def settled(spec: Any) -> Any:
     """A data configuration that holds from any working folder: sets by their own names, paths absolute."""
     place = spec.data_dir and os.path.abspath(os.path.expanduser(spec.data_dir))

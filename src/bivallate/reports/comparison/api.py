@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bivallate.errors import UserError, unknown
 from bivallate.evaluate import metrics
 from bivallate.evaluate.metrics import by_key
 from bivallate.evaluate.pairs import pairs
-from bivallate.reports.collect import RunRecord, collect, folders
+from bivallate.reports.collect import RunRecord, Runs, collect, folders
 from bivallate.reports.comparison.choosing import Wanted, choose
 from bivallate.reports.comparison.notes import data_name
 from bivallate.reports.comparison.rows import by_method, single
 from bivallate.reports.comparison.table import Comparison
 from bivallate.reports.stored import Evaluation
-from bivallate.run.execution import Run
 from bivallate.run.folder import check_weights
+from bivallate.terminal import teller
 
 PAIRS = {"pairs": "Tango's score interval of the difference on the same points"}
 OVER_SEEDS = "Student, of the mean over seeds"
 
 
 def compare(
-    *runs: str | Path | Run,
+    *runs: Runs,
     sort: str = "robust_accuracy",
     ascending: bool | None = None,
     attack: str | None = None,
@@ -33,6 +32,7 @@ def compare(
     weights: str = "best",
     split: str = "test",
     over_seeds: bool = False,
+    progress: bool | Callable[[str], object] = False,
 ) -> Comparison:
     """The stored evaluations of several runs in one table, with what is significant and what it cost.
 
@@ -41,11 +41,12 @@ def compare(
     where a run has a stronger one, that stands first in its row.
 
     Args:
-        runs: folders, or what `train` returned. sort: a column. ascending: smallest first; else for costs
-            only.
+        runs: folders, or what `train` returned; also in one list. sort: a column.
+        ascending: smallest first; else for costs only.
         attack, eps, norm: of the evaluations, as given to `evaluate`; left open, as said above.
         weights: best, last, ema or epoch-N. split: test, validation or train.
         over_seeds: one row for the runs that differ in their seed only: mean, standard deviation, interval.
+        progress: True says beside the results what is being done; or a function that is told.
 
     Returns:
         A table that prints itself, and has `to_json()` and `to_markdown()`.
@@ -60,11 +61,13 @@ def compare(
     check_weights(weights)
     if not runs:
         raise UserError("name at least one run folder to compare: bivallate compare RUN RUN ...")
-    paths = folders(runs)
+    paths, tell = folders(runs), teller(progress)
+    tell(f"reading {len(paths)} runs")
     records = collect(paths)
     stored = {e.score.attack for record in records for e in record.evaluations}
     wanted = Wanted.of(weights, split, attack, norm, None if eps is None else str(eps), stored)
     chosen = choose(records, paths, wanted)
+    tell(f"comparing {chosen[0].score.attack} on {chosen[0].score.n} points")
     falling = None if ascending is None else not ascending
     about = _about(records, chosen, sort, over_seeds)
     return (by_method if over_seeds else single)(about, records, chosen, falling)

@@ -9,18 +9,18 @@ import torch
 
 from bivallate.errors import UserError
 from bivallate.lower.stop import Form
-from bivallate.reports.collect import folders
+from bivallate.reports.collect import Runs, folders
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.of_run import DIAGNOSES, choose, subject
-from bivallate.run.execution import Run
 from bivallate.run.folder import check_weights
 from bivallate.run.session import pick_device
+from bivallate.terminal import say
 
 Told = Callable[[str, Path | UserError], object]
 
 
 def diagnose(
-    *runs: str | Path | Run,
+    *runs: Runs,
     what: str | Sequence[str] = (),
     out: str | Path | None = None,
     weights: str = "best",
@@ -31,7 +31,7 @@ def diagnose(
     data_dir: str | None = None,
     model: str | None = None,
     device: torch.device | str = "auto",
-    progress: Told | None = None,
+    progress: bool | Told = False,
 ) -> dict[str, Drawn]:
     """Draws what a run's model and its training did, and writes each picture with its data beside it.
 
@@ -39,14 +39,15 @@ def diagnose(
     have no data for are left out.
 
     Args:
-        runs: folders, or what `train` returned. what: names of pictures, as `bivallate diagnose --help` lists
-            them; else all.
+        runs: folders, or what `train` returned; also in one list.
+        what: names of pictures, as `bivallate diagnose --help` lists them; else all.
         out: folder for NAME.svg, .png, .pdf and .json or .npz; else FIRST RUN/diagnosis, for other weights
             than the best ones FIRST RUN/diagnosis/WEIGHTS.
         weights: best, last, ema or epoch-N. n: test points at most. attack: for the accuracies by class, the
             confusions and the images. fosc_form: "ball" or "box". seed: of points and random starts.
         data_dir: where named sets are looked for. model: `package.module:factory` for a network of your own.
-        progress: called with each name and the path of its figure, or the reason why it is left out.
+        progress: called with each name and the path of its figure, or the reason why it is left out; True
+            says so beside the results.
 
     Returns:
         Name -> result, with `.data()`, `.figure()` and `.save(path)`.
@@ -78,6 +79,8 @@ def diagnose(
     return found
 
 
-def _tell(progress: Told | None, name: str, what: Path | UserError) -> None:
-    if progress is not None:
+def _tell(progress: bool | Told, name: str, what: Path | UserError) -> None:
+    if callable(progress):
         progress(name, what)
+    elif progress:
+        say(f"{name}: {'left out, ' if isinstance(what, UserError) else ''}{what}", beside=True)
