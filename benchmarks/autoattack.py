@@ -1,6 +1,6 @@
 """Agreement with pyautoattack, and speed against it: `python -m benchmarks.autoattack`.
 
-Robust accuracy after each part and of the whole, for models of four kinds, both norms and several seeds, and
+Robust accuracy after each stage and of the whole, for models of four kinds, both norms and several seeds, and
 the time of both programs on the same model and points, measured in turns in one process. Every pair is kept
 as a record in results/autoattack and not measured again; the tables between the markers of docs/evaluation.md
 are made from the records. MNIST is read from $BIVALLATE_DATA/mnist and skipped if it is not there.
@@ -152,7 +152,7 @@ def norm_of(threat: bv.Linf | bv.L2) -> Literal["Linf", "L2"]:
 
 
 def theirs(model: nn.Module, points: Points, threat: bv.Linf | bv.L2, seed: int, case: str) -> Result:
-    """The reference's ensemble in the same way; its parts share their budgets with the standard version."""
+    """The reference's ensemble in the same way; its stages share their budgets with the standard version."""
     norm, (x, y) = norm_of(threat), points
     accuracy, seconds = {}, {}
     with torch.no_grad():
@@ -174,7 +174,7 @@ def theirs(model: nn.Module, points: Points, threat: bv.Linf | bv.L2, seed: int,
 def alone(
     part: str, model: nn.Module, points: Points, threat: bv.Linf | bv.L2, seed: int
 ) -> tuple[float, float]:
-    """Robust accuracy under one part on its own: (ours, theirs)."""
+    """Robust accuracy under one stage on its own: (ours, theirs)."""
     own = square(Square(edges=False, shrink=False)) if part == "square" else part
     mine, (x, y) = evaluate(model, points, threat, own, seed=seed).robust_accuracy, points
     adversary = AutoAttack(model, norm=norm_of(threat), eps=threat.eps, seed=seed, version="standard")
@@ -186,7 +186,7 @@ def alone(
 
 def run_case(key: str, built: tuple[nn.Module, Points], options: argparse.Namespace) -> None:
     """All norms and seeds of one case; which program goes first alternates. Each pair is kept as it ends, and
-    each part alone likewise."""
+    each stage alone likewise."""
     case, (model, (x, y)) = CASES[key], built
     points = x[: options.points], y[: options.points]
     for norm, threat in (("linf", bv.Linf(case.linf)), ("l2", bv.L2(case.l2))):

@@ -50,7 +50,7 @@ def agreement(groups: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
 
 
 def _alone(group: list[dict[str, Any]]) -> str:
-    """The part with the largest difference of means over seeds, and whether that is within its allowance."""
+    """The stage with the largest difference of means over seeds, and whether that is within its allowance."""
     found = []
     for part in PARTS:
         records = [r["ours"]["alone"][part] for r in group if part in r["ours"]["alone"]]

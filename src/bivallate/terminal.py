@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from rich.text import Text
 
 from bivallate.errors import UserError
@@ -64,7 +64,8 @@ def literal_console(*, beside: bool = False, width: int | None = None, soft_wrap
     return made
 
 
-def columns() -> tuple[ProgressColumn, ...]:
-    """Of a bar: what runs, how far it is, and its numbers. What is put there must be `visible`."""
+def bar(console: Console, *more: ProgressColumn, transient: bool = False) -> Progress:
+    """The progress bar: what runs, how far it is, and its numbers. What is put there must be `visible`."""
     description = TextColumn("{task.description}", markup=False)
-    return description, BarColumn(24), TextColumn("{task.fields[numbers]}", markup=False)
+    numbers = TextColumn("{task.fields[numbers]}", markup=False)
+    return Progress(description, BarColumn(24), numbers, *more, console=console, transient=transient)

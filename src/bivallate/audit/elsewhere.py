@@ -141,7 +141,7 @@ def linear_imitation(model: nn.Module, x: Tensor, spread: float, seed: int = 0) 
     noise = (2 * torch.rand(x.shape, generator=generator) - 1).to(x) * spread
     points = torch.cat([x, (x + noise).clamp(0, 1)])
     with torch.no_grad():
-        logits = torch.cat([ask(model, part) for part in points.split(256)]).double()
+        logits = torch.cat([ask(model, some) for some in points.split(256)]).double()
     target = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1]).double()
     flat = points.flatten(1).double()
     mean, middle = flat.mean(0), target.mean(0)

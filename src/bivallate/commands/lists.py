@@ -221,7 +221,7 @@ def recipes(
 
 
 def attacks(name: str | None = None, /, *, json: Flag = False) -> None:
-    """List the attacks that `bivallate evaluate` knows, or show the parts of one.
+    """List the attacks that `bivallate evaluate` knows, or show the stages of one.
 
     N: steps; R: restarts.
 

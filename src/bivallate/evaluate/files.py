@@ -27,7 +27,7 @@ class Packed(TypedDict):
     zlib: str
 
 
-class Columns(TypedDict):
+class PointColumns(TypedDict):
     """One value a point each."""
 
     y: Packed
@@ -37,7 +37,7 @@ class Columns(TypedDict):
     margin: Packed
 
 
-class Said(TypedDict):
+class WrittenIdentity(TypedDict):
     """An `Identity`."""
 
     run: str
@@ -49,21 +49,21 @@ class Said(TypedDict):
     first: Count | None
 
 
-class Written(TypedDict):
+class WrittenScore(TypedDict):
     """An evaluation's file, as far as it is read; the rest follows from the points."""
 
     attack: str
     attack_detail: dict[str, Any]
     threat: dict[str, Any]
     classes: Annotated[int, Range(1, MOST_CLASSES)]
-    points: Columns
+    points: PointColumns
     stage_names: list[str]
     passes: dict[str, Amount]
     seconds: Amount
     seed: Whole
     data_fingerprint: str
     model_fingerprint: str
-    identity: NotRequired[Said | None]
+    identity: NotRequired[WrittenIdentity | None]
     warnings: list[str]
 
 

@@ -25,7 +25,7 @@ COLUMNS = ("y", "stage", "turn", "predicted", "margin", "sample")
 SAME = 1e-4  # of the largest logit: above what batch size, threads or device may round
 
 
-class Columns(TypedDict):
+class LedgerColumns(TypedDict):
     """One value a point each, and the logits of a few points."""
 
     y: Packed
@@ -36,7 +36,7 @@ class Columns(TypedDict):
     sample: Packed
 
 
-class Written(TypedDict):
+class WrittenLedger(TypedDict):
     """A progress file."""
 
     schema: Literal["bivallate-progress-3"]
@@ -47,7 +47,7 @@ class Written(TypedDict):
     position: tuple[Whole, Whole, Whole]
     passes: tuple[Whole, Whole]
     seconds: Amount
-    columns: Columns
+    columns: LedgerColumns
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Ledger:
     def load(cls, path: str | os.PathLike[str], key: str) -> Ledger:
         """Reads what `save` wrote. Raises UserError if it is damaged or of another evaluation."""
         try:
-            content = read_json(path, "progress file", Written, 1024 * MEGABYTE)
+            content = read_json(path, "progress file", WrittenLedger, 1024 * MEGABYTE)
             columns = {name: unpacked(content["columns"][name], name) for name in COLUMNS}
             made = cls(
                 **columns,

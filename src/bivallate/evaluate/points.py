@@ -37,7 +37,7 @@ class Points(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class TensorPair:
     """Images x (N, C, H, W) and labels y (N,) in memory."""
 
     x: Tensor
@@ -60,7 +60,7 @@ def points(data: Any) -> Points:
         x, y = as_tensor(pair[0], "x"), as_tensor(pair[1], "y")
         if y.ndim != 1 or len(x) != len(y):
             raise UserError(f"y must be (N,) labels for the N images, got {tuple(x.shape)}, {tuple(y.shape)}")
-        return Pair(x, y)
+        return TensorPair(x, y)
     if callable(held):
         return data
     return as_rows(data)
@@ -122,7 +122,7 @@ def check_labels(y: Tensor, classes: int) -> None:
 def data_fingerprint(data: Points, index: Tensor) -> str:
     """Hash of the points that are evaluated: of the tensors, or of the split they were cut from."""
     state = hashlib.blake2b(digest_size=16)
-    if isinstance(data, Pair | Rows):
+    if isinstance(data, TensorPair | Rows):
         for some in index.split(1000) if isinstance(data, Rows) else [index]:
             for tensor in data.tensors(some):
                 state.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())

@@ -86,5 +86,5 @@ def predict(
 def logits(model: nn.Module | Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """(B, K) of images on any device, in eval mode and full precision, on the processor."""
     with placed(model, None) as (module, where, dtype):
-        parts = [logits_of(module, part.to(where, dtype), Passes()).cpu() for part in x.split(BATCH)]
-    return torch.cat(parts)
+        found = [logits_of(module, some.to(where, dtype), Passes()).cpu() for some in x.split(BATCH)]
+    return torch.cat(found)

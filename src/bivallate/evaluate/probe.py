@@ -92,7 +92,7 @@ def probe(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> Probe:
     false = _false(model, x, y, found, random, dead)
     right = found.logits.argmax(1) == y
     saturated = finite & ~dead & gone & right
-    share = [float(part.float().mean()) for part in (~finite, dead, saturated, flat, false & finite)]
+    share = [float(some.float().mean()) for some in (~finite, dead, saturated, flat, false & finite)]
     return Probe(found.differentiable, *share)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bivallate.errors import UserError
-from bivallate.evaluate.files import Written, in_range, pack, small, unpacked, within
+from bivallate.evaluate.files import WrittenScore, in_range, pack, small, unpacked, within
 from bivallate.evaluate.naming import Identity
 from bivallate.evaluate.older import EARLIER, as_now
 from bivallate.evaluate.statistics import bootstrap_tail, ratios, tail, wilson, wilsons
@@ -245,7 +245,7 @@ class Score:
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             got = content.get("schema") if isinstance(content, dict) else type(content).__name__
             raise UserError(f"this is not an evaluation's JSON: schema must be {SCHEMA!r}, got {got!r}")
-        entry = check(Written, content, "evaluation")
+        entry = check(WrittenScore, content, "evaluation")
         columns = {name: unpacked(column, name) for name, column in entry["points"].items()}
         made = cls(
             attack=entry["attack"],

@@ -7,18 +7,17 @@ from collections.abc import Callable
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import Progress
 
 from bivallate.quoting import line, visible
-from bivallate.terminal import NAME, columns, literal_console
+from bivallate.terminal import NAME, bar, literal_console
 
-__all__ = ["Moment", "duration", "watched"]
+__all__ = ["Watchable", "duration", "watched"]
 
 EVERY = 30.0  # seconds between lines where there is no terminal
 SHORT = 10.0  # seconds of work that need no announcement
 
 
-class Moment(Protocol):
+class Watchable(Protocol):
     """What is shown of a moment of an evaluation, an audit or a search."""
 
     @property
@@ -65,10 +64,10 @@ class watched:  # noqa: N801  a context manager, used like a function
     def __init__(self, silent: bool = False, label: str = "", console: Console | None = None) -> None:
         self._console = console or literal_console(beside=True, soft_wrap=True)
         self._silent, self._label = silent, label
-        self._bar = Progress(*columns(), console=self._console, transient=True)
+        self._bar = bar(self._console, transient=True)
         self._spoken: float | None = None
 
-    def __enter__(self) -> Callable[[Moment], None]:
+    def __enter__(self) -> Callable[[Watchable], None]:
         self._drawn = self._console.is_terminal and not self._silent
         if self._drawn:
             self._bar.start()
@@ -79,7 +78,7 @@ class watched:  # noqa: N801  a context manager, used like a function
         if self._drawn:
             self._bar.stop()
 
-    def _update(self, moment: Moment) -> None:
+    def _update(self, moment: Watchable) -> None:
         left = moment.seconds_left
         title = f"{self._label}: {moment.title}" if self._label else moment.title
         numbers = moment.numbers + ("" if left is None else f", about {duration(left)} left")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bivallate.errors import UserError
-from bivallate.evaluate.files import Said
+from bivallate.evaluate.files import WrittenIdentity
 from bivallate.evaluate.naming import Identity
 from bivallate.evaluate.older import by_name
 from bivallate.lower.threat import threat
@@ -62,7 +62,7 @@ def _read(path: Path, fit: Fit) -> Audited | None:
         entry = read_json(path, "audit", dict[str, Any], MOST)
         low, high = (float(bound) for bound in entry["worst_interval_95"])
         given = entry.get("identity")
-        identity = named if given is None else Identity.of(check(Said, given, "identity"))
+        identity = named if given is None else Identity.of(check(WrittenIdentity, given, "identity"))
         if identity is None or identity.data:
             return None
         stale, foreign = fit.judge(identity, str(entry["model_fingerprint"]))

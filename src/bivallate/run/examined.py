@@ -188,7 +188,7 @@ def evaluate(
             are the run's own where they are not given, and the score is kept in RUN/evaluation as `bivallate
             evaluate` keeps it.
         data: a split, or a pair (x, y) of tensors; of a run also the name of a data set.
-        attack: a name (see `bivallate attacks`), an `Attack` or a part.
+        attack: a name (see `bivallate attacks`), an `Attack` or a stage of one.
         weights, split, factory, data_dir: of a run: which weights, which points, package.module:factory of a
             network of one's own, where named sets are looked for.
         store: keep the score of a run.

@@ -12,13 +12,12 @@ from typing import Any, Protocol
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress import Progress as Bar
 from rich.progress import TimeRemainingColumn
 
 from bivallate.evaluate.watching import EVERY, SHORT, duration
 from bivallate.quoting import visible
 from bivallate.steady import Steady
-from bivallate.terminal import columns, literal_console
+from bivallate.terminal import bar, literal_console
 from bivallate.types import StepRecord
 
 SURE = 3.0  # seconds after which the pace is known
@@ -114,7 +113,7 @@ class Spoken(Progress):
             self.console.file = Steady(lambda: sys.stderr)  # pyright: ignore[reportAttributeAccessIssue]
         self.title, self.every, self.explain = visible(title), every, explain
         self.quiet = quiet
-        self._bar = Bar(*columns(), TimeRemainingColumn(elapsed_when_finished=True), console=self.console)
+        self._bar = bar(self.console, TimeRemainingColumn(elapsed_when_finished=True))
         self._live: Live | None = None
         self._shown = self._began = 0.0
         self._spoken: float | None = None
