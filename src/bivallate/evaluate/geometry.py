@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
 from bivallate.errors import UserError
 from bivallate.lower.problem import LowerProblem
+from bivallate.lower.solver import Solver
 from bivallate.lower.stop import Form, fosc
-from bivallate.types import Solution
 
 __all__ = ["alignment", "cosines", "fosc_after", "fosc_at"]
 
 ROUNDING = 1e-4  # relative to eps, by which a perturbation may leave the ball
-
-
-class Attacker(Protocol):
-    """Whatever solves the lower problem."""
-
-    def solve(self, problem: LowerProblem) -> Solution: ...
 
 
 def fosc_at(problem: LowerProblem, delta: Tensor, form: Form) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,7 +26,7 @@ def fosc_at(problem: LowerProblem, delta: Tensor, form: Form) -> tuple[Tensor, T
     return fosc(form, problem.threat, grad, problem.x, delta).detach(), logits, grad
 
 
-def fosc_after(solver: Attacker, problem: LowerProblem, form: Form) -> Tensor:
+def fosc_after(solver: Solver, problem: LowerProblem, form: Form) -> Tensor:
     """(B,) FOSC where a solver ends: lower means that the inner maximisation has converged better.
 
     Cost: the solver's, and one forward and one backward.

@@ -15,6 +15,7 @@ from bivallate.lower.fab import FAB, NearestPlane
 from bivallate.lower.objective import CrossEntropy, TargetedDLR, Towards, narrow, runner_up
 from bivallate.lower.pgd import PGD, Direction, Steepest
 from bivallate.lower.problem import LowerProblem, Objective
+from bivallate.lower.solver import Solver
 from bivallate.lower.square import Square
 from bivallate.lower.start import Start, Uniform
 from bivallate.lower.stop import Iterate, Never, Rule, Stop
@@ -52,7 +53,7 @@ class Fooled(Stop):
 
 
 @part
-class ScaledPGD:
+class ScaledPGD(Solver):
     """PGD whose step is given in units of eps, so that one attack serves every radius.
 
     Attributes:
@@ -77,7 +78,7 @@ class ScaledPGD:
 
 
 @part
-class RandomDraw:
+class RandomDraw(Solver):
     """A uniform draw from the ball: no attack at all, but what every attack must beat."""
 
     def solve(self, problem: LowerProblem) -> Solution:
@@ -103,12 +104,6 @@ class AimedDifference:
         return Towards(target)
 
 
-class Searcher(Protocol):
-    """Solves a lower problem; every solver of training does, too."""
-
-    def solve(self, problem: LowerProblem) -> Solution: ...
-
-
 class Turns(Protocol):
     """How often a stage is run on each point, and what differs between the runs."""
 
@@ -116,7 +111,7 @@ class Turns(Protocol):
         """How many turns there are for a model of so many classes."""
         ...
 
-    def solve(self, solver: Any, objective: Any, problem: LowerProblem, turn: Tensor) -> Tensor:
+    def solve(self, solver: Solver, objective: Any, problem: LowerProblem, turn: Tensor) -> Tensor:
         """The perturbations (B, C, H, W) of rows at their turns (B,)."""
         ...
 
@@ -131,7 +126,7 @@ class Restarts:
         """n."""
         return self.n
 
-    def solve(self, solver: Any, objective: Any, problem: LowerProblem, turn: Tensor) -> Tensor:
+    def solve(self, solver: Solver, objective: Any, problem: LowerProblem, turn: Tensor) -> Tensor:
         """What the solver finds; the noise already belongs to the turn."""
         problem = problem.but(objective)
         if not isinstance(solver, FAB):
@@ -156,7 +151,7 @@ class Targets:
         """n, but never more than the other classes."""
         return min(self.n, classes - 1)
 
-    def solve(self, solver: Any, objective: Any, problem: LowerProblem, turn: Tensor) -> Tensor:
+    def solve(self, solver: Solver, objective: Any, problem: LowerProblem, turn: Tensor) -> Tensor:
         """What the solver finds towards the class that stands at the turn's rank on the clean image."""
         target = runner_up(problem.clean_logits, problem.y, turn)
         return solver.solve(problem.but(objective(target))).delta
@@ -175,7 +170,7 @@ class Search:
     """
 
     name: str
-    solver: Searcher = field(default_factory=ScaledPGD)
+    solver: Solver = field(default_factory=ScaledPGD)
     objective: Objective | Callable[[Tensor], Objective] = field(default_factory=CrossEntropy)
     turns: Turns = field(default_factory=Restarts)
 
@@ -197,7 +192,7 @@ class Search:
         return self.turns.solve(self.solver, self.objective, problem, turn)
 
 
-def passes_of(solver: Any) -> float:
+def passes_of(solver: Solver) -> float:
     """Forward and backward passes of a solver an example, about: for progress and for plans."""
     match solver:
         case APGD():
