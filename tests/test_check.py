@@ -85,6 +85,21 @@ def test_the_gap_is_what_the_method_leaves_out() -> None:
     assert check_gradient(Net(), full, (0.2 + 0.6 * X, Y), directions=2).true_gap < 1e-6
 
 
+@pytest.mark.parametrize("name", ["done-gd", "done-pgd", "done-adam"])
+def test_proposition_1_is_one_parameter_and_agrees_with_finite_differences(name: str) -> None:
+    method = method_named(name, Linf(0.1), steps=60, inner="exact", c=2e-3, temperature=1.0)
+    assert method.solver == InteriorAscent(60, 2e-3)
+    assert isinstance(method.coupling, Barrier)
+    assert (method.coupling.c, method.coupling.curvature_steps) == (2e-3, 60)
+    assert check_gradient(Net(), method, (0.2 + 0.6 * X, Y), directions=2).true_gap < 1e-6
+    short = method.but(coupling=Barrier(2e-3))
+    assert check_gradient(Net(), short, (0.2 + 0.6 * X, Y), directions=1).true_gap > 1e-4, (
+        "the Hessian matters"
+    )
+    with pytest.raises(UserError, match="unknown inner"):
+        method_named(name, Linf(0.1), inner="precise")
+
+
 class _NoSecond(torch.autograd.Function):
     """tanh whose backward forgets that it depends on x."""
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bivallate.coupling.last_step import LastStep
     from bivallate.errors import UserError
     from bivallate.evaluate import Score, attack, predict
+    from bivallate.lower.convergence import convergence_bound
     from bivallate.lower.pgd import PGD
     from bivallate.lower.problem import LowerProblem, Objective
     from bivallate.lower.solver import Solver
@@ -100,6 +101,7 @@ __all__ = [
     "check_gradient",
     "cid",
     "compare",
+    "convergence_bound",
     "corner",
     "data",
     "diagnose",
@@ -136,6 +138,7 @@ _PLACES = {
     "Score": "bivallate.evaluate",
     "attack": "bivallate.evaluate",
     "predict": "bivallate.evaluate",
+    "convergence_bound": "bivallate.lower.convergence",
     "PGD": "bivallate.lower.pgd",
     "LowerProblem": "bivallate.lower.problem",
     "Objective": "bivallate.lower.problem",

@@ -7,9 +7,15 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+import torch
 
 import bivallate as bv
+from bivallate.lower.problem import LowerProblem
+from bivallate.reports.diagnostics.fosc_epochs import FOSCOverEpochs
 from bivallate.reports.diagnostics.of_run import DIAGNOSES, subject
+from bivallate.reports.diagnostics.sample import looked_at, sample
+from bivallate.reports.diagnostics.weighing import weigh
+from bivallate.types import Clock
 
 matplotlib.use("Agg")
 
@@ -24,9 +30,13 @@ def runs(tmp_path_factory) -> Path:
         "wide": (bv.methods.at(bv.Linf(0.2), steps=2), ()),
         "ball": (bv.methods.at(bv.L2(0.5), steps=2), ()),
         "free": (bv.methods.free_at(bv.Linf(0.1), replays=2), (1,)),
+        "mail": (bv.methods.mail_at(bv.Linf(0.1), steps=2, burn_in=0.0), ()),
+        "bilaw": (bv.methods.bilaw(bv.Linf(0.1), steps=2), ()),
+        "n-fgsm": (bv.methods.n_fgsm(bv.Linf(0.1)), ()),
     }
+    own = {"bilaw": {"batch_size": 300}}
     for name, (method, keep) in made.items():
-        bv.train("linear", "digits", method, out=root / name, keep=keep, **quick)
+        bv.train("linear", "digits", method, out=root / name, keep=keep, **quick | own.get(name, {}))
     return root
 
 
@@ -66,3 +76,83 @@ def test_accuracy_over_eps_of_training(runs):
     for together in (["at"], ["at", "ball"], ["at", "free"]):
         with pytest.raises(bv.UserError, match="several radii of one norm"):
             DIAGNOSES["training-eps"](subject([runs / name for name in together], n=60))
+
+
+def test_every_run_is_tested_under_every_runs_attack(runs):
+    looked = subject([runs / "at", runs / "wide"], weights="last", n=60)
+    drawn = DIAGNOSES["cross"](looked)
+    assert drawn.accuracy.shape == (2, 2)
+    method = looked.session(looked.runs[1]).method
+    chosen = sample(looked.data.test, 60, 0)
+    model, right = looked.models["at"], 0
+    with looked_at(model) as device:
+        for batch in chosen.batches(device, 128):
+            problem = LowerProblem(model, batch, method.objective, method.threat, Clock(1, 2))
+            x_adv = batch.x + method.solver.solve(problem).delta
+            right += int(((model(batch.x).argmax(1) == batch.y) & (model(x_adv).argmax(1) == batch.y)).sum())
+    assert drawn.accuracy[0, 1] == right / 60
+    assert (drawn.accuracy[:, 1] < drawn.accuracy[:, 0]).all(), "the wider attack is the stronger one"
+    own = DIAGNOSES["fosc-over-epochs"](looked).fosc["at"][2]
+    np.testing.assert_allclose(drawn.fosc[0], own, rtol=1e-5)
+    assert (drawn.loss > 0).all()
+    with pytest.raises(bv.UserError, match="leaves"):
+        DIAGNOSES["cross"](subject([runs / "at", runs / "n-fgsm"], n=30))
+    with pytest.raises(bv.UserError, match="name the others too"):
+        DIAGNOSES["cross"](subject([runs / "at"], n=30))
+
+
+def test_two_weightings_are_compared_on_the_network_of_the_first(runs):
+    looked = subject([runs / "bilaw", runs / "mail"], weights="last", n=60)
+    drawn = DIAGNOSES["weightings"](looked)
+    np.testing.assert_array_equal(drawn.first, looked.weighed(looked.runs[0]).weights)
+    swapped = DIAGNOSES["weight-scatter"](looked)
+    np.testing.assert_array_equal(swapped.first, drawn.first)
+    assert not np.array_equal(swapped.second, drawn.second), "another network"
+    method = looked.session(looked.runs[1]).method
+    expected = weigh(looked.models["bilaw"], method, looked.data.test, Clock(1, 2), n=60)
+    np.testing.assert_array_equal(drawn.second, expected.weights)
+
+
+def test_omega_at_clean_margins_is_the_methods_weight_and_at_others_the_networks(runs):
+    looked = subject([runs / "bilaw"], weights="last", n=60)
+    drawn = DIAGNOSES["omega"](looked)
+    own = looked.weighed(looked.runs[0], "train")
+    np.testing.assert_allclose(drawn.clean[1], own.weights, rtol=1e-5)
+    net = looked.session(looked.runs[0]).method.weighting
+    p = torch.from_numpy(own.adversarial)
+    margins = p.gather(1, torch.from_numpy(own.y)[:, None]) - p
+    with torch.no_grad():
+        weights = net.omega(margins).numpy()
+    np.testing.assert_allclose(drawn.attacked[1], weights / weights.mean(), rtol=1e-4)
+    np.testing.assert_array_equal(drawn.attacked[0], own.margin)
+    assert (drawn.clean[0] > drawn.attacked[0]).mean() > 0.9
+    with pytest.raises(bv.UserError, match="BiLAW"):
+        DIAGNOSES["omega"](subject([runs / "mail"], n=30))
+
+
+def test_alignment_by_epoch_is_the_score_on_test_points_of_kept_weights(runs):
+    looked = subject([runs / "at", runs / "wide"], weights="last", n=60)
+    drawn = DIAGNOSES["alignment-by-epoch"](looked)
+    assert {label: list(score) for label, score in drawn.score.items()} == {"at": [1, 2]}
+    assert drawn.score["at"][2] == pytest.approx(DIAGNOSES["alignment"](looked).score["at"])
+    with pytest.raises(bv.UserError, match="no run keeps weights"):
+        DIAGNOSES["alignment-by-epoch"](subject([runs / "wide"], n=30))
+
+
+def test_pictures_of_several_runs_and_their_data_are_written(runs, tmp_path):
+    for name, chosen in {"cross": ("at", "wide"), "omega": ("bilaw",), "alignment-by-epoch": ("at",)}.items():
+        drawn = DIAGNOSES[name](subject([runs / run for run in chosen], weights="last", n=30))
+        assert drawn.save(tmp_path / name).stat().st_size > 1000
+
+
+def test_landscapes_are_those_of_each_run(runs):
+    drawn = DIAGNOSES["landscapes"](subject([runs / "at", runs / "mail"], weights="last", n=30))
+    one = DIAGNOSES["landscape"](subject([runs / "mail"], weights="last", n=30))
+    np.testing.assert_array_equal(drawn.data()["loss mail"], one.loss)
+    assert len(drawn.draw().axes) == 3, "two panels and the scale"
+
+
+def test_the_share_of_converged_points_is_of_those_within_a_tenth():
+    drawn = FOSCOverEpochs({"at": {1: np.array([0.0, 0.05, 0.1, 0.2])}})
+    assert drawn.share("at", 1) == 0.75
+    assert drawn.data()["within_0.1"] == {"at": {"1": 0.75}}

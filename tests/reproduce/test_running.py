@@ -22,7 +22,8 @@ from bivallate.reproduce import running
 from bivallate.reproduce.campaign import path_of, pending, run_campaign
 from bivallate.reproduce.catalogue import find, tables
 from bivallate.reproduce.cell import Cell, Measure, configure
-from bivallate.reproduce.figures import FIGURES, draw
+from bivallate.reproduce.figure_list import FIGURES
+from bivallate.reproduce.figures import draw
 from bivallate.reproduce.planning import jobs_of
 from bivallate.reproduce.records import Record, read_records
 from bivallate.reproduce.results_page import page, write_page, write_table
@@ -340,7 +341,7 @@ def test_a_figure_is_drawn_from_the_tables_own_runs(tmp_path: Path) -> None:
     pictures = draw(FIGURES["E15"], "smoke", tmp_path / "out", tmp_path / "runs", device="cpu", threads=1)
     assert [picture.suffix for picture in pictures] == [".svg"]
     assert pictures[0].stat().st_size > 1000
-    assert len(list((tmp_path / "runs" / "T-B1" / "smoke").glob("bilaw-*-seed0/model.safetensors"))) == 1
+    assert len(list((tmp_path / "runs" / "T-B2" / "smoke").glob("bilaw-*-seed0/model.safetensors"))) == 1
 
 
 def test_records_of_something_else_are_refused(tmp_path: Path) -> None:

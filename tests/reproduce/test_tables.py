@@ -16,7 +16,8 @@ from bivallate.lower.start import uniform
 from bivallate.reproduce.catalogue import find, tables
 from bivallate.reproduce.cell import configure
 from bivallate.reproduce.definition import anywhere
-from bivallate.reproduce.figures import FIGURES, cells_of
+from bivallate.reproduce.figure_list import FIGURES
+from bivallate.reproduce.figures import cells_of
 from bivallate.reproduce.measuring import read_attack
 from bivallate.reproduce.planning import jobs_of
 from bivallate.reproduce.scaling import at_scale, sources_at_scale
@@ -141,9 +142,38 @@ def test_only_and_group_choose_cells(tmp_path) -> None:
 def test_every_figure_has_cells(name: str) -> None:
     for scale in SCALES:
         cells = cells_of(FIGURES[name], scale)
-        assert tuple(dict.fromkeys(cell.row for cell in cells)) == FIGURES[name].rows
-        assert len(cells) == len(FIGURES[name].rows) * max(1, len(FIGURES[name].radii))
+        rows = tuple(FIGURES[name].variants) or FIGURES[name].rows
+        assert tuple(dict.fromkeys(cell.row for cell in cells)) == rows
+        assert len(cells) == len(rows) * max(1, len(FIGURES[name].radii))
         assert len({cell.name for cell in cells}) == len(cells)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "model"),
+    [
+        *((name, "cifar10", "small-cnn") for name in FIGURES if FIGURES[name].table in ("T-B2", "T-Y1")),
+        ("E10", "cifar10", "preact-resnet18"),
+        ("E13-DONE", "cifar10", "resnet18"),
+    ],
+)
+def test_figures_are_on_their_papers_data_with_its_networks(name: str, data: str, model: str) -> None:
+    for scale in ("cpu", "full"):
+        cells = cells_of(FIGURES[name], scale)
+        assert {(cell.data, cell.model) for cell in cells} == {(data, model)}
+        assert {configure(cell, 0).model.width for cell in cells} == {0.25 if scale == "cpu" else 1.0}
+
+
+def test_the_variants_of_a_figure_train_as_they_say() -> None:
+    eps = 8 / 255
+    solvers = {c.row: configure(c, 0).method.solver for c in cells_of(FIGURES["E11-SIZES"], "full")}
+    sizes = [solver.step_size / eps for solver in solvers.values()]
+    assert sizes == pytest.approx([1, 1 / 2, 1 / 4, 1 / 6, 1 / 8])
+    assert {solver.steps for solver in solvers.values()} == {20}
+    numbers = [configure(c, 0).method.solver.steps for c in cells_of(FIGURES["E11-NUMBERS"], "cpu")]
+    assert numbers == [10, 20, 30, 40]
+    begun = configure(cells_of(FIGURES["E11-FGSM"], "full")[2], 0)
+    assert (begun.method.solver.first.steps, begun.method.solver.share) == (1, pytest.approx(1 / 6))
+    assert begun.keep == (10, 60, 100)
 
 
 def test_training_radii_are_written_as_the_papers() -> None:

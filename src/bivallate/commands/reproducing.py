@@ -103,7 +103,7 @@ def reproduce(
 
 def _list_tables() -> int:
     from bivallate.reproduce.catalogue import tables
-    from bivallate.reproduce.figures import FIGURES
+    from bivallate.reproduce.figure_list import FIGURES
 
     for entry in tables().values():
         say(f"{entry.name:<7}{len(entry.cells):>3} cells  {entry.title} ({entry.source})")

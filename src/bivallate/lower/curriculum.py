@@ -84,7 +84,7 @@ class Then(Solver):
         first, rest: the solvers. share: of the epochs that are the first one's.
 
     Reference: FGSM in 20 of 120 epochs, then PGD-10, is FGSM-PGD of the Dynamic AT paper, section 3.2:
-    `at(threat).but(solver=Then(PGD(1, eps, zero), PGD(10, eps / 4), 1 / 6))`.
+    `bv.methods.at(threat, fgsm_first=1 / 6)`.
     """
 
     first: PGD

@@ -37,7 +37,7 @@ class InteriorAscent(Solver):
     theory and tests; for training see `BarrierAscent`.
 
     Attributes:
-        steps, c: number of steps and strength of the barrier.
+        steps: number of steps. c: strength of the barrier; None is eps^2 / (2 * 0.1), as of `Barrier`.
         damping: fraction of the diagonal Newton step that is taken.
         margin: delta keeps this fraction of the box's width away from either bound.
 
@@ -45,7 +45,7 @@ class InteriorAscent(Solver):
     """
 
     steps: int
-    c: float
+    c: float | None = None
     damping: float = 0.5
     margin: float = 1e-3
 
@@ -57,12 +57,13 @@ class InteriorAscent(Solver):
         """Solution of the barrier problem; see the class."""
         if not isinstance(problem.threat, Linf):
             raise TypeError("the log barrier is written for Linf")
+        c = barrier_strength(problem.threat, self.c)
         lo, up = problem.threat.bounds(problem.x)
         low, high = lo + self.margin * (up - lo), up - self.margin * (up - lo)
         before = delta = ((lo + up) / 2).clamp(min=low, max=high)
         for _ in range(self.steps):
-            grad = problem.ascent(delta)[1] + self.c * (1 / (delta - lo) - 1 / (up - delta))
-            curvature = self.c * ((up - delta) ** -2 + (delta - lo) ** -2)
+            grad = problem.ascent(delta)[1] + c * (1 / (delta - lo) - 1 / (up - delta))
+            curvature = c * ((up - delta) ** -2 + (delta - lo) ** -2)
             before, delta = delta, (delta + self.damping * grad / curvature).clamp(min=low, max=high)
         kappa = torch.zeros_like(problem.y)
         return Solution(delta, before, kappa, kappa + self.steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bivallate.lower.curriculum import Then
 from bivallate.lower.modes import AttackMode
 from bivallate.lower.objective import kl_to_clean
 from bivallate.lower.pgd import PGD
@@ -22,7 +23,12 @@ def plain(threat: Linf | L2) -> Method:
 
 @register("at", family="standard", paper="Madry et al., ICLR 2018", cost="(K+1)F + (K+1)B")
 def at(
-    threat: Linf | L2, *, steps: int = 10, step_size: float = 0.25, attack_mode: AttackMode = "eval"
+    threat: Linf | L2,
+    *,
+    steps: int = 10,
+    step_size: float = 0.25,
+    fgsm_first: float = 0.0,
+    attack_mode: AttackMode = "eval",
 ) -> Method:
     """Adversarial training against PGD-K from a uniform start.
 
@@ -30,13 +36,17 @@ def at(
         threat: the set of perturbations.
         steps: K; PGD-2 AT is steps=2, step_size=0.5, attack_mode="train"; PGD-7 AT steps=7, step_size=0.25.
         step_size: in units of eps.
+        fgsm_first: share of the epochs that begin training with FGSM from the image (one step of eps) in
+            place of PGD: 1/6 is FGSM-PGD of Dynamic AT, section 3.2.
         attack_mode: BatchNorm while attacking.
 
     Cost: K + 1 forwards, K + 1 backwards.
 
     Reference: Madry et al. 2018, eq. 2.1.
     """
-    return Method(threat, PGD(steps, step_size * threat.eps, uniform), attack_mode=attack_mode)
+    solver = PGD(steps, step_size * threat.eps, uniform)
+    begun = Then(PGD(1, threat.eps, zero), solver, fgsm_first) if fgsm_first else solver
+    return Method(threat, begun, attack_mode=attack_mode)
 
 
 @register("trades", family="standard", paper="Zhang et al., ICML 2019", cost="(K+3)F + (K+2)B")

@@ -28,7 +28,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "Madry's": ("at", {"steps": 7}),
 }
 FIXED = {"method.attack_mode": "eval", "data.validation": 0.0, "model.normalise": False}
-STAGES = (10 / 120, 60 / 120, 100 / 120)  # whose weights stay, for the distributions of FOSC
+STAGES = (10 / 120, 60 / 120, 90 / 120, 100 / 120)  # whose weights stay, for the distributions of FOSC
 MADRYS = {  # its public code: 80,000 minibatches, drops after 40,000 and 60,000, batch statistics
     **FIXED, "method.attack_mode": "train", "optimizer.lr": 0.1, "optimizer.weight_decay": 2e-4,
     "rate.at": (0.5, 0.75),

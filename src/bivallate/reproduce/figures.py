@@ -6,7 +6,6 @@ The drawing is that of `bivallate diagnose`; here are only the runs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,113 +15,16 @@ from bivallate.errors import UserError, unknown
 from bivallate.parts import parse_number
 from bivallate.reproduce.catalogue import find
 from bivallate.reproduce.cell import Cell, configure, slug
+from bivallate.reproduce.figure_list import FIGURES, PaperFigure
 from bivallate.reproduce.running import cut, trained
 from bivallate.reproduce.scaling import at_scale
 from bivallate.reproduce.table import Scale
 from bivallate.run.session import load_data
 from bivallate.run.trainer import limit_threads
 
-__all__ = ["FIGURES", "PaperFigure", "cells_of", "draw", "find_figure"]
+__all__ = ["cells_of", "draw", "find_figure"]
 
 POINTS = {"smoke": 32, "cpu": 500, "full": 1000}
-
-
-@dataclass(frozen=True)
-class PaperFigure:
-    """Figures of the papers that one evaluation describes.
-
-    Attributes:
-        name: of the evaluation, E10 to E16-EPS. source: which figures of which paper it is drawn after; data
-            and network are those of `table`.
-        table, rows: whose cells are trained for it, in the first of the table's groups that has them.
-        each: diagnoses drawn of every run by itself. by_row: of the runs of a row. together: of all runs at
-            once. pairs: of two at a time.
-        radii: every row is trained at these multiples of its radius; pictures that attack several runs alike
-            attack at the first.
-        differs: from the papers' figures, beside data and network; "" if in nothing.
-    """
-
-    name: str
-    title: str
-    source: str
-    table: str
-    rows: tuple[str, ...]
-    each: tuple[str, ...] = ()
-    by_row: tuple[str, ...] = ()
-    together: tuple[str, ...] = ()
-    pairs: tuple[str, ...] = ()
-    radii: tuple[float, ...] = ()
-    differs: str = ""
-
-
-SINGLE_STEP = ("FAST-AT", "FAST-AT-GA", "FAST-BAT")
-FIGURES = {
-    figure.name: figure
-    for figure in (
-        PaperFigure(
-            "E10",
-            "gradient alignment",
-            "Fast-BAT",
-            "T-F1",
-            SINGLE_STEP,
-            together=("alignment", "alignment-over-epochs"),
-            differs="over the epochs it is what the sentinel saw on held-out images, not on the test set",
-        ),
-        PaperFigure(
-            "E11",
-            "FOSC",
-            "Dynamic AT, Fig. 1, 2, 5",
-            "T-Y1",
-            ("Standard", "Curriculum", "Dynamic"),
-            ("fosc", "fosc-traces"),
-            together=("fosc-over-epochs",),
-            differs="over the epochs it is of 10/120, 60/120, 100/120 and all of the training, as density "
-            "of the logarithm; accuracy by FOSC is of test images after 1, 5 and 20 steps, in equal groups",
-        ),
-        PaperFigure(
-            "E12",
-            "loss landscape",
-            "Fast-BAT",
-            "T-F1",
-            ("FAST-AT", "FAST-BAT"),
-            ("landscape",),
-            differs="at a random test image, not at number 1456; in units of eps",
-        ),
-        PaperFigure(
-            "E13",
-            "weights by class, and of one method against another",
-            "BiLAW, Fig. 3, 6; DONE, Fig. 5",
-            "T-B1",
-            ("MAIL", "BiLAW", "GAIRAT", "DONE-ADAM"),
-            ("weights",),
-            pairs=("weight-scatter",),
-            differs="weights are those of the method's own attack, as dots with quartiles",
-        ),
-        PaperFigure("E14", "easy and hard examples", "BiLAW", "T-B1", ("MAIL", "BiLAW"), ("examples",)),
-        PaperFigure("E15", "likelihoods projected", "BiLAW, Fig. 4", "T-B1", ("BiLAW",), ("likelihoods",)),
-        PaperFigure(
-            "E16",
-            "weights over epochs, ranks, learning curves, accuracy against eps of the attack",
-            "BiLAW, Fig. 5; DONE, Fig. 2; Dynamic AT, Fig. 4a",
-            "T-B1",
-            ("AT", "BiLAW", "DONE-ADAM"),
-            each=("weights-by-margin",),
-            together=("weights-over-epochs", "ranks", "curves", "eps"),
-            differs="accuracies are of the last weights; clean margins are of the end of each epoch",
-        ),
-        PaperFigure(
-            "E16-EPS",
-            "accuracy against eps of training, with the best and the last weights; ranks",
-            "Fast-BAT, Fig. 1; Dynamic AT, Fig. 4b; BiLAW, Fig. 1b",
-            "T-F1",
-            (*SINGLE_STEP, "PGD-2-AT"),
-            by_row=("ranks",),
-            together=("training-eps",),
-            radii=(8 / 16, 4 / 16, 12 / 16, 16 / 16),
-            differs="under PGD-20; BiLAW's ranks are of AT with ten steps",
-        ),
-    )
-}
 
 
 def find_figure(name: str) -> PaperFigure:
@@ -140,13 +42,28 @@ def cells_of(figure: PaperFigure, scale: Scale) -> list[Cell]:
     cells = [cell for cell in at_scale(find(figure.table), scale) if cell.row in figure.rows]
     if not cells:
         raise UserError(f"{figure.name} needs cells of {figure.table} that scale {scale} does not have")
-    group = max(cells, key=lambda cell: parse_number(cell.eps)).group if figure.radii else cells[0].group
+    group = _group(figure, cells)
     first = sorted((c for c in cells if c.group == group), key=lambda cell: figure.rows.index(cell.row))
+    first = [cell.but(keep=tuple(sorted({*cell.keep, *figure.keep}))) for cell in first]
+    if figure.variants:
+        return [
+            cell.but(row=name, group=f"{cell.row} {group}", parameters={**cell.parameters, **parameters})
+            for cell in first
+            for name, parameters in figure.variants.items()
+        ]
     if not figure.radii:
         return first
     radii = [_times(first[0].eps, factor) for factor in figure.radii]
     swept = [cell.but(eps=eps, group=f"eps {eps}") for cell in first for eps in radii]
     return [next((own for own in cells if own.but(group=new.group) == new), new) for new in swept]
+
+
+def _group(figure: PaperFigure, cells: list[Cell]) -> str:
+    """The named group, where the scale has it; with radii that of the largest, else the first."""
+    named = [cell.group for cell in cells if cell.group == figure.group]
+    if named:
+        return named[0]
+    return max(cells, key=lambda cell: parse_number(cell.eps)).group if figure.radii else cells[0].group
 
 
 def _times(eps: str, factor: float) -> str:
@@ -189,11 +106,13 @@ def draw(
     drawn: list[Path] = []
     place = out / figure.name / scale
     groups = [(figure.each, [folder], folder.name) for folder in folders]
-    groups += [(figure.by_row, [f for f in folders if folders[f] == r], slug(r)) for r in figure.rows]
+    rows = dict.fromkeys(folders.values())
+    groups += [(figure.by_row, [f for f in folders if folders[f] == r], slug(r)) for r in rows]
     groups += [(figure.together, list(folders), "all")]
     groups += [(figure.pairs, [a, b], f"{a.name}-and-{b.name}") for a, b in pairwise(folders)]
     for kinds, chosen, name in groups:
-        drawn += _pictures(kinds, chosen, dataset, place, name, POINTS[scale], say)
+        looked = {"n": POINTS[scale], "attack": figure.attack}
+        drawn += _pictures(kinds, chosen, dataset, place, name, looked, say)
     return drawn
 
 
@@ -203,14 +122,14 @@ def _pictures(
     dataset: Any,
     place: Path,
     name: str,
-    n: int,
+    looked: dict[str, Any],
     say: Callable[[str], object],
 ) -> list[Path]:
     from bivallate.reports.diagnostics.of_run import DIAGNOSES, subject
 
     if not kinds:
         return []
-    looked_at = subject(chosen, n=n, weights="last", given=dataset)
+    looked_at = subject(chosen, weights="last", given=dataset, **looked)
     drawn: list[Path] = []
     for kind in kinds:
         try:

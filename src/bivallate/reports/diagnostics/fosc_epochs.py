@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from scipy.stats import gaussian_kde
 from torch import nn
 
 from bivallate.evaluate.geometry import fosc_after
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.stop import Form
 from bivallate.method import BoundMethod
+from bivallate.reports.diagnostics.density import log_density, log_grid
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.fosc import named
 from bivallate.reports.diagnostics.sample import looked_at, sample
@@ -24,7 +24,7 @@ from bivallate.style import colour, figure
 from bivallate.types import Clock
 
 STYLES = ("-", "--", ":", "-.")
-GRID = 200
+NEAR = 0.1  # nats; the share of points below it is what the paper compares
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,28 +38,28 @@ class FOSCOverEpochs(Drawn):
     fosc: dict[str, dict[int, np.ndarray]]
     form: Form = "ball"
 
+    def share(self, label: str, epoch: int) -> float:
+        """Fraction of the points whose FOSC is within [0, 0.1], the paper's measure of good convergence."""
+        return float((self.fosc[label][epoch] <= NEAR).mean())
+
     def data(self) -> dict[str, Any]:
-        """The values by label and epoch, and the form."""
+        """The values by label and epoch, the share of each within [0, 0.1], and the form."""
+        share = {label: {str(e): self.share(label, e) for e in by} for label, by in self.fosc.items()}
         values = {f"{label} {epoch}": v for label, by in self.fosc.items() for epoch, v in by.items()}
-        return {"form": self.form, **values}
+        return {"form": self.form, "within_0.1": share, **values}
 
     def draw(self) -> Figure:
-        """A panel for each run: Gaussian kernel densities of the logarithm; the legend says the medians."""
+        """A panel for each run: Gaussian kernel densities of the logarithm; the legend says the medians and
+        the shares within [0, 0.1]."""
         fig, axes = figure(
             len(self.fosc), width=max(1, 0.66 * len(self.fosc)), height=2.5, sharex=True, squeeze=False
         )
-        every = np.concatenate([v for by in self.fosc.values() for v in by.values()]).astype(float)
-        low = max(1e-4, float(np.quantile(every, 0.001)))  # of a solved linear problem it is zero
-        at = np.linspace(np.log10(low) - 0.3, np.log10(max(float(every.max()), 10 * low)) + 0.3, GRID)
+        low, at = log_grid([v for by in self.fosc.values() for v in by.values()])
         for ax, (label, by_epoch) in zip(axes.flat, self.fosc.items(), strict=True):
             for k, (epoch, values) in enumerate(by_epoch.items()):
-                name = f"epoch {epoch}: median {np.median(values):.2g}"
-                style = {"color": colour(k), "ls": STYLES[k % len(STYLES)], "label": name}
-                logs = np.log10(values.astype(float).clip(low))
-                if np.ptp(logs) > 1e-3:
-                    ax.plot(10**at, gaussian_kde(logs)(at), **style)
-                else:
-                    ax.axvline(10 ** float(logs[0]), **style)
+                share = f"{self.share(label, epoch):.0%}"
+                name = f"epoch {epoch}: median {np.median(values):.2g}, {share} below {NEAR:g}"
+                log_density(ax, at, low, values, color=colour(k), ls=STYLES[k % len(STYLES)], label=name)
             ax.set_xscale("log")
             ax.set_ylim(bottom=0)
             ax.legend(title=label, title_fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 0.98))

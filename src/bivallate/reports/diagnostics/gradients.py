@@ -51,6 +51,38 @@ class Alignment(Drawn):
         return fig
 
 
+@dataclass(frozen=True, eq=False)
+class AlignmentByEpoch(Drawn):
+    """The GA score at the end of several epochs.
+
+    Attributes:
+        eps: radius of eta. score: label -> epoch, from 1 -> mean cosine over the points.
+    """
+
+    eps: float
+    score: dict[str, dict[int, float]]
+
+    def data(self) -> dict[str, Any]:
+        """As the attributes."""
+        return {
+            "eps": self.eps,
+            "score": {k: {str(e): v for e, v in s.items()} for k, s in self.score.items()},
+        }
+
+    def draw(self) -> Figure:
+        """A line for each run."""
+        fig, ax = figure(1, height=2.2)
+        for k, (label, by_epoch) in enumerate(self.score.items()):
+            dot = "o" if len(by_epoch) < 3 else ""
+            ax.plot(list(by_epoch), list(by_epoch.values()), color=colour(k), label=label, marker=dot)
+        ax.set_ylim(min(-0.02, ax.get_ylim()[0]), 1.02)
+        ax.set_xlabel("epoch")
+        ax.set_ylabel(f"gradients' cosine on test points, eps {self.eps:.3g}")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.legend()
+        return fig
+
+
 def gradient_alignment(
     models: dict[str, nn.Module], data: Any, threat: ThreatModel, *, n: int | None = None, seed: int = 0
 ) -> Alignment:
@@ -58,7 +90,8 @@ def gradient_alignment(
 
     Cost: two forwards and two backwards a point and model.
 
-    Reference: Andriushchenko and Flammarion 2020, section 4.
+    Reference: Fast-BAT, Fig. 2 (of weights of several epochs, `AlignmentByEpoch`); Andriushchenko and
+    Flammarion 2020, section 4.
     """
     chosen, found = sample(data, n, seed), {}
     for label, model in models.items():

@@ -17,6 +17,8 @@ from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.sample import BATCH, looked_at, problem_of, sample
 from bivallate.style import COLUMN
 
+KINDS = ("loss", "correct")
+
 
 @dataclass(frozen=True, eq=False)
 class Landscape(Drawn):
@@ -51,6 +53,44 @@ class Landscape(Drawn):
         ax.set_xlabel(f"along the gradient's sign (units of eps = {self.eps:.3g})")
         ax.set_ylabel("along random signs (eps)")
         fig.colorbar(filled, ax=ax, shrink=0.9, pad=0.02).set_label("loss (nats)")
+        return fig
+
+
+@dataclass(frozen=True)
+class Landscapes(Drawn):
+    """The landscapes of several models around the same point.
+
+    Attributes:
+        of: label -> landscape, on the same axes.
+    """
+
+    of: dict[str, Landscape]
+
+    def data(self) -> dict[str, Any]:
+        """The grid of each by label."""
+        first = next(iter(self.of.values()))
+        grids = {f"{kind} {label}": getattr(one, kind) for label, one in self.of.items() for kind in KINDS}
+        return {"eps": first.eps, "axis": first.axis, **grids}
+
+    def draw(self) -> Figure:
+        """A panel for each, on one scale of the loss."""
+        wide = len(self.of)
+        fig = Figure(figsize=(COLUMN * 0.72 * wide, 2.5), layout="constrained")
+        axes = fig.subplots(1, wide, squeeze=False, sharey=True)
+        top = max(float(one.loss.max()) for one in self.of.values())
+        levels = np.linspace(0, max(top, 1e-6), 25)
+        filled = None
+        for ax, (label, one) in zip(axes.flat, self.of.items(), strict=True):
+            filled = ax.contourf(one.axis, one.axis, one.loss.T, levels=levels, cmap="viridis")
+            filled.set_edgecolor("face")
+            ax.add_patch(Rectangle((-1, -1), 2, 2, fill=False, ec="white", lw=1.0, ls="--"))
+            ax.set_aspect("equal")
+            ax.grid(visible=False)
+            ax.set_title(label)
+        axes[0][0].set_ylabel("along random signs (eps)")
+        fig.supxlabel("along the gradient's sign (units of eps)", fontsize=8)
+        if filled is not None:
+            fig.colorbar(filled, ax=list(axes.flat), shrink=0.9, pad=0.02).set_label("loss (nats)")
         return fig
 
 

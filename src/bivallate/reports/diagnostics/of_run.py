@@ -14,27 +14,26 @@ import torch
 from bivallate.data import Dataset, Split
 from bivallate.errors import UserError, unknown
 from bivallate.evaluate import Score, evaluate
-from bivallate.lower.solver import Remembering
 from bivallate.lower.stop import Form
 from bivallate.lower.threat import Linf
 from bivallate.models import Classifier
 from bivallate.reports.collect import RunRecord, collect
+from bivallate.reports.diagnostics import of_runs
 from bivallate.reports.diagnostics.attacked import attacked
 from bivallate.reports.diagnostics.classes import confusion, per_class
 from bivallate.reports.diagnostics.curves import learning_curves
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.fosc import fosc, fosc_traces
-from bivallate.reports.diagnostics.fosc_epochs import fosc_over_epochs, stationarity
+from bivallate.reports.diagnostics.fosc_epochs import stationarity
 from bivallate.reports.diagnostics.gradients import gradient_alignment
 from bivallate.reports.diagnostics.landscape import loss_landscape
-from bivallate.reports.diagnostics.ranks import accuracy_over_eps, adversarial_rank, transfer
-from bivallate.reports.diagnostics.training_eps import OwnRadius, training_eps
+from bivallate.reports.diagnostics.ranks import accuracy_over_eps, adversarial_rank
+from bivallate.reports.diagnostics.training_eps import OwnRadius
 from bivallate.reports.diagnostics.weighing import Weighed, weigh
 from bivallate.reports.diagnostics.weights import (
     extremes,
     likelihood_pca,
     pictured,
-    weight_scatter,
     weights_by_class,
 )
 from bivallate.reports.diagnostics.weights_epochs import weights_by_margin, weights_over_epochs
@@ -122,13 +121,13 @@ class Subject:
         return self._weighed[run.label, split]
 
     def _weigh(self, run: RunRecord, points: Split) -> Weighed:
-        session, kept, last = self._session(run), KEPT.fullmatch(self.weights), len(run.history)
+        session, kept, last = self.session(run), KEPT.fullmatch(self.weights), len(run.history)
         epoch = int(kept[1]) if kept else (run.best_epoch or last) if self.weights == "best" else last
         clock = Clock(epoch - 1, run.config.epochs, seed=self.seed)
         model = self.models[run.label].to(session.device)
         return weigh(model, session.method, points, clock, n=self.n, seed=self.seed)
 
-    def _session(self, run: RunRecord) -> Session:
+    def session(self, run: RunRecord) -> Session:
         """As the run's last checkpoint left it, with the attack steps that the sentinel has left."""
         here = replace(run.config, device=str(self.device), amp=False)
         with torch.random.fork_rng(devices=[]):  # unpacking restores the run's generators
@@ -149,7 +148,7 @@ class Subject:
 
     def stationarity(self, run: RunRecord) -> dict[int, np.ndarray]:
         """FOSC of training points under the run's own attack, by epoch: those that it keeps, and the last."""
-        session, last = self._session(run), len(run.history)
+        session, last = self.session(run), len(run.history)
         kept = [epoch for epoch in run.config.keep if epoch <= last]
         found: dict[int, np.ndarray] = {}
         for epoch in sorted({*kept, last}):
@@ -184,61 +183,6 @@ def _landscape(s: Subject) -> Drawn:
     return loss_landscape(s.first, s.data.test, s.threat, n=1, seed=s.seed)
 
 
-def _scatter(s: Subject) -> Drawn:
-    if len(s.runs) != 2:
-        raise UserError(f"weight-scatter compares two runs, got {len(s.runs)}: name the second one too")
-    first, second = map(s.weighed, s.runs)
-    return weight_scatter(first, second, (s.runs[0].label, s.runs[1].label))
-
-
-def _transfer(s: Subject) -> Drawn:
-    if len(s.runs) < 2:
-        raise UserError("transfer needs at least two runs: name the others too")
-    return transfer(dict(s.models), s.data.test, s.threat, n=s.n, seed=s.seed)
-
-
-def _alignment_over_epochs(s: Subject) -> Drawn:
-    drawn = learning_curves({run.label: run.history for run in s.runs}, ("sentinel_alignment",))
-    if not drawn.panels:
-        raise UserError(
-            "no run recorded it: the sentinel does, wherever it watches (sentinel.on, eps above 0, a method "
-            "that attacks, and enough passes for a check)"
-        )
-    return drawn
-
-
-def _fosc_over_epochs(s: Subject) -> Drawn:
-    if not any(run.config.keep for run in s.runs):
-        raise UserError("no run keeps weights of earlier epochs: train it with --set keep=1,10,20, say")
-    values: dict[str, dict[int, np.ndarray]] = {}
-    for run in s.runs:
-        try:
-            values[_attacked(run)] = s.stationarity(run)
-        except UserError as error:
-            raise UserError(f"{run.label}: {error}") from error
-    return fosc_over_epochs(values, s.form)
-
-
-def _attacked(run: RunRecord) -> str:
-    """The label, and what stands in for an attack that has a memory."""
-    remembers = isinstance(run.config.method.solver, Remembering)
-    return f"{run.label}, under PGD-20" if remembers else run.label
-
-
-def _training_eps(s: Subject) -> Drawn:
-    threats = [run.config.method.threat for run in s.runs]
-    if len({t.eps for t in threats}) < 2 or len(set(map(type, threats))) > 1:
-        raise UserError(
-            "training-eps compares runs that were trained at several radii of one norm: name them"
-        )
-    points = [point for run in s.runs for point in s.own_radius(run)]
-    return training_eps(s.attack, type(s.threat).__name__, points)
-
-
-def _trained(s: Subject) -> dict[str, float]:
-    return {run.label: run.config.method.threat.eps for run in s.runs}
-
-
 def _first(s: Subject) -> Weighed:
     return s.weighed(s.runs[0])
 
@@ -247,34 +191,42 @@ Diagnosis = Callable[[Subject], Drawn]
 DIAGNOSES: dict[str, Diagnosis] = {
     "curves": lambda s: learning_curves({run.label: run.history for run in s.runs}),
     "alignment": lambda s: gradient_alignment(dict(s.models), s.data.test, s.threat, n=s.n, seed=s.seed),
-    "alignment-over-epochs": _alignment_over_epochs,
+    "alignment-over-epochs": of_runs.alignment_over_epochs,
+    "alignment-by-epoch": of_runs.alignment_by_epoch,
     "fosc": lambda s: fosc(s.first, s.data.test, s.threat, n=s.n, seed=s.seed, form=s.form),
     "fosc-traces": lambda s: fosc_traces(
         s.first, s.data.test, s.threat, n=min(20, s.n), seed=s.seed, form=s.form
     ),
-    "fosc-over-epochs": _fosc_over_epochs,
+    "fosc-over-epochs": of_runs.fosc_over_epochs,
     "landscape": _landscape,
+    "landscapes": of_runs.landscapes,
     "classes": lambda s: per_class(s.scores, s.runs[0].classes),
     "confusion": lambda s: confusion(s.scores[s.runs[0].label], s.runs[0].classes),
     "attacked": lambda s: attacked(
         s.first, s.data.test, s.threat, s.scores[s.runs[0].label], s.runs[0].classes, seed=s.seed
     ),
     "eps": lambda s: accuracy_over_eps(
-        dict(s.models), s.data.test, s.threat, trained=_trained(s), n=s.n, seed=s.seed
+        dict(s.models), s.data.test, s.threat, trained=of_runs.trained(s), n=s.n, seed=s.seed
     ),
-    "training-eps": _training_eps,
+    "training-eps": of_runs.training_eps,
     "ranks": lambda s: adversarial_rank(dict(s.models), s.data.test, s.threat, n=s.n, seed=s.seed),
     "weights": lambda s: weights_by_class(_first(s), s.runs[0].classes, s.runs[0].label),
     "weights-over-epochs": lambda s: weights_over_epochs({run.label: run.history for run in s.runs}),
     "weights-by-margin": lambda s: weights_by_margin(s.runs[0].label, s.runs[0].history),
+    "omega": of_runs.omega_of,
     "examples": lambda s: extremes(_first(s), s.runs[0].classes),
     "likelihoods": lambda s: likelihood_pca(
         s.weighed(s.runs[0], "train"), s.runs[0].classes, pictured(s.runs[0].classes)
     ),
-    "weight-scatter": _scatter,
-    "transfer": _transfer,
+    "weight-scatter": of_runs.scatter,
+    "weightings": of_runs.weightings,
+    "cross": of_runs.cross,
+    "transfer": of_runs.transfer,
 }
-PAIRS = {"weight-scatter": (2, 2), "transfer": (2, 99), "training-eps": (2, 99)}  # least and most runs
+PAIRS = {
+    "weight-scatter": (2, 2), "weightings": (2, 2), "transfer": (2, 99), "cross": (2, 99),
+    "training-eps": (2, 99), "landscapes": (2, 99),
+}  # least and most runs  # fmt: skip
 
 
 def choose(what: Sequence[str], runs: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +46,19 @@ class Weighed:
 
 
 def weigh(
-    model: nn.Module, method: BoundMethod, data: Any, clock: Clock, *, n: int | None = None, seed: int = 0
+    model: nn.Module,
+    method: BoundMethod,
+    data: Any,
+    clock: Clock,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    weighting: Callable[[Any], torch.Tensor] | None = None,
 ) -> Weighed:
     """The weights of a bound method on some points in minibatches of 128, and what they hang on.
 
     The points are attacked by the method's own solver where that has no memory, else by PGD-20. Eval mode.
+    The network need not be the method's own; `weighting` (evidence -> weights) stands in for the method's.
 
     Raises:
         UserError: a rule that weighs only what it has just been fitted to.
@@ -64,7 +73,7 @@ def weigh(
             with torch.no_grad():
                 terms = method.loss(problem, problem.adversarial(solution.delta))
                 evidence = gather(problem, terms, solution)
-                weights = _weights(method, evidence)
+                weights = weighting(evidence) if weighting is not None else _weights(method, evidence)
                 clean, moved = evidence.clean_logits.softmax(1), terms.logits.softmax(1)
             columns.append((weights.float().cpu(), clean.cpu(), moved.cpu(), evidence.margin.cpu()))
     w, clean, moved, margin = (torch.cat(c).numpy() for c in zip(*columns, strict=True))

@@ -1,0 +1,26 @@
+"""Distributions as lines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy.stats import gaussian_kde
+
+GRID = 200
+
+
+def log_grid(values: list[np.ndarray]) -> tuple[float, np.ndarray]:
+    """(least value that is drawn, places on a decimal logarithm's axis) for positive values of all kinds."""
+    every = np.concatenate(values).astype(float)
+    low = max(1e-4, float(np.quantile(every, 0.001)))  # of a solved linear problem it is zero
+    return low, np.linspace(np.log10(low) - 0.3, np.log10(max(float(every.max()), 2 * low)) + 0.3, GRID)
+
+
+def log_density(ax: Any, at: np.ndarray, low: float, values: np.ndarray, **style: Any) -> None:
+    """The Gaussian kernel density of the decimal logarithm; values that are all alike are a line."""
+    logs = np.log10(values.astype(float).clip(low))
+    if np.ptp(logs) > 1e-3:
+        ax.plot(10**at, gaussian_kde(logs)(at), **style)
+    else:
+        ax.axvline(10 ** float(logs[0]), **style)

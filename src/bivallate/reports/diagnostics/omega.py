@@ -1,0 +1,97 @@
+"""What BiLAW's weight network makes of margins: at the clean images, and at their adversarial points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from bivallate.errors import UserError
+from bivallate.method import BoundMethod
+from bivallate.reports.diagnostics.drawn import Drawn
+from bivallate.reports.diagnostics.weighing import weigh
+from bivallate.reports.style import COLOURS, figure
+from bivallate.types import Clock, Evidence
+from bivallate.weighting.learned import RunningMarginNet
+
+Place = Literal["clean", "adversarial"]
+PLACES: tuple[Place, ...] = ("clean", "adversarial")
+
+
+@dataclass(frozen=True, eq=False)
+class Omega(Drawn):
+    """The weights that the network gives to margins of the same points.
+
+    Attributes:
+        label: of the run. clean, attacked: (2, n) scalar margins p_y - max p_k, and weights divided by their
+            mean.
+    """
+
+    label: str
+    clean: np.ndarray
+    attacked: np.ndarray
+
+    def data(self) -> dict[str, Any]:
+        """As the attributes."""
+        return {"label": self.label, "clean": self.clean, "attacked": self.attacked}
+
+    def draw(self) -> Figure:
+        """A panel for clean margins, and one for adversarial ones."""
+        fig, axes = figure(2, width=2, height=2.1, sharey=True)
+        names = ("clean images", "their adversarial points")
+        for k, (ax, (margin, weight), name) in enumerate(
+            zip(axes, (self.clean, self.attacked), names, strict=True)
+        ):
+            ax.plot(margin, weight, ".", color=COLOURS[k], ms=3, mew=0, alpha=0.6)
+            ax.axhline(1, color="#555555", lw=0.7, ls=":")
+            ax.set_xlim(-1.05, 1.05)
+            ax.set_xlabel(f"margin at {name}")
+        most = float(max(self.clean[1].max(), self.attacked[1].max()))
+        axes[0].set_ylim(0, 1.1 * most)
+        axes[0].set_ylabel(f"weight / mean, {self.label}")
+        return fig
+
+
+def omega(
+    label: str,
+    model: nn.Module,
+    method: BoundMethod,
+    data: Any,
+    clock: Clock,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+) -> Omega:
+    """The weights of a bound BiLAW at the clean and at the adversarial margins of some points.
+
+    Cost: twice the method's attack.
+
+    Reference: BiLAW, Fig. 5.
+
+    Raises:
+        UserError: the method has no network of margins.
+    """
+    net = method.weighting
+    if not isinstance(net, RunningMarginNet) or "margin" not in net.rule.inputs:
+        raise UserError("this method has no network that weighs by margins: it is BiLAW's")
+    rules = [partial(_at, net, place) for place in PLACES]
+    found = [weigh(model, method, data, clock, n=n, seed=seed, weighting=rule) for rule in rules]
+    clean = np.stack([_margin(found[0].clean, found[0].y), found[0].weights])
+    return Omega(label, clean, np.stack([found[1].margin, found[1].weights]))
+
+
+def _at(net: RunningMarginNet, place: Place, evidence: Evidence) -> torch.Tensor:
+    features = replace(net.rule, margins_from=place).features(evidence)
+    return net.omega(features)
+
+
+def _margin(p: np.ndarray, y: np.ndarray) -> np.ndarray:
+    rows = np.arange(len(y))
+    other = p.copy()
+    other[rows, y] = -np.inf
+    return p[rows, y] - other.max(1)
