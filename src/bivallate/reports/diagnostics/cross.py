@@ -15,7 +15,7 @@ from bivallate.errors import UserError
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.stop import Form, fosc
 from bivallate.method import BoundMethod
-from bivallate.reports.diagnostics.density import log_density, log_grid
+from bivallate.reports.diagnostics.density import density, log_density, log_grid
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.fosc import named
 from bivallate.reports.diagnostics.sample import looked_at, problem_of, sample
@@ -51,14 +51,16 @@ class CrossTested(Drawn):
         fig = Figure(figsize=(2 * COLUMN, 2.9), layout="constrained")
         table, left, right = fig.subplots(1, 3, width_ratios=(1.15, 1, 1))
         self._table(table)
-        for ax, values, name in ((left, self.fosc, named(self.form)), (right, self.loss, "loss (nats)")):
-            low, at = log_grid(list(values))
-            for k, (label, own) in enumerate(zip(self.labels, values, strict=True)):
-                log_density(ax, at, low, own, color=colour(k), ls=STYLES[k % len(STYLES)], label=label)
-            ax.set_xscale("log")
+        low, at = log_grid(list(self.fosc))
+        for k, label in enumerate(self.labels):
+            style = {"color": colour(k), "ls": STYLES[k % len(STYLES)], "label": label}
+            log_density(left, at, low, self.fosc[k], **style)
+            density(right, self.loss[k], 1.1 * float(self.loss.max()), **style)
+        left.set_xscale("log")
+        for ax, name, unit in ((left, named(self.form), "decade"), (right, "loss (nats)", "nat")):
             ax.set_ylim(bottom=0)
             ax.set_xlabel(name)
-        left.set_ylabel("density (per decade)")
+            ax.set_ylabel(f"density (per {unit})")
         handles, labels = left.get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside upper right", ncols=min(3, len(labels)))
         return fig

@@ -14,7 +14,7 @@ def log_grid(values: list[np.ndarray]) -> tuple[float, np.ndarray]:
     """(least value that is drawn, places on a decimal logarithm's axis) for positive values of all kinds."""
     every = np.concatenate(values).astype(float)
     low = max(1e-4, float(np.quantile(every, 0.001)))  # of a solved linear problem it is zero
-    return low, np.linspace(np.log10(low) - 0.3, np.log10(max(float(every.max()), 2 * low)) + 0.3, GRID)
+    return low, np.linspace(np.log10(low) - 0.3, np.log10(max(float(every.max()), 10 * low)) + 0.3, GRID)
 
 
 def log_density(ax: Any, at: np.ndarray, low: float, values: np.ndarray, **style: Any) -> None:
@@ -24,3 +24,12 @@ def log_density(ax: Any, at: np.ndarray, low: float, values: np.ndarray, **style
         ax.plot(10**at, gaussian_kde(logs)(at), **style)
     else:
         ax.axvline(10 ** float(logs[0]), **style)
+
+
+def density(ax: Any, values: np.ndarray, most: float, **style: Any) -> None:
+    """The Gaussian kernel density of values from 0 to `most`; values that are all alike are a line."""
+    if np.ptp(values) > 1e-6:
+        at = np.linspace(0, most, GRID)
+        ax.plot(at, gaussian_kde(values.astype(float))(at), **style)
+    else:
+        ax.axvline(float(values[0]), **style)

@@ -57,12 +57,12 @@ class FOSCOverEpochs(Drawn):
         low, at = log_grid([v for by in self.fosc.values() for v in by.values()])
         for ax, (label, by_epoch) in zip(axes.flat, self.fosc.items(), strict=True):
             for k, (epoch, values) in enumerate(by_epoch.items()):
-                share = f"{self.share(label, epoch):.0%}"
-                name = f"epoch {epoch}: median {np.median(values):.2g}, {share} below {NEAR:g}"
+                name = f"epoch {epoch}: {np.median(values):.2g}, {self.share(label, epoch):.0%}"
                 log_density(ax, at, low, values, color=colour(k), ls=STYLES[k % len(STYLES)], label=name)
             ax.set_xscale("log")
             ax.set_ylim(bottom=0)
-            ax.legend(title=label, title_fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 0.98))
+            title = f"{label} (median, within {NEAR:g})"
+            ax.legend(title=title, title_fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 0.98))
         axes.flat[0].set_ylabel("density (per decade)")
         fig.supxlabel(f"{named(self.form)} of training images under the method's attack", fontsize=8)
         return fig

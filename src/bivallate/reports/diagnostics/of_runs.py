@@ -92,7 +92,7 @@ def weightings(s: Subject) -> Drawn:
     session = s.session(other)
     network = s.models[own.label].to(session.device)
     found = weigh(network, session.method, s.data.test, clock, n=s.n, seed=s.seed)
-    labels = (own.label, f"{other.label}'s rule on that network")
+    labels = (own.label, f"{other.label} on it")
     return weight_scatter(s.weighed(own), found, labels)
 
 
