@@ -20,7 +20,7 @@ from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.fosc import named
 from bivallate.reports.diagnostics.sample import looked_at, problem_of, sample
 from bivallate.reports.diagnostics.weighing import SIZE, attacker
-from bivallate.reports.style import COLUMN, colour
+from bivallate.style import COLUMN, colour
 from bivallate.types import Clock
 
 STYLES = ("-", "--", ":", "-.")

@@ -15,9 +15,9 @@ from bivallate.errors import UserError
 from bivallate.method import BoundMethod
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.weighing import weigh
-from bivallate.reports.style import COLOURS, figure
+from bivallate.style import COLOURS, figure
 from bivallate.types import Clock, Evidence
-from bivallate.weighting.learned import RunningMarginNet
+from  import RunningMarginNet
 
 Place = Literal["clean", "adversarial"]
 PLACES: tuple[Place, ...] = ("clean", "adversarial")
