@@ -17,7 +17,7 @@ from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.weighing import weigh
 from bivallate.style import COLOURS, figure
 from bivallate.types import Clock, Evidence
-from  import RunningMarginNet
+from bivallate.weighting.learned import BoundMarginNet
 
 Place = Literal["clean", "adversarial"]
 PLACES: tuple[Place, ...] = ("clean", "adversarial")
@@ -77,7 +77,7 @@ def omega(
         UserError: the method has no network of margins.
     """
     net = method.weighting
-    if not isinstance(net, RunningMarginNet) or "margin" not in net.rule.inputs:
+    if not isinstance(net, BoundMarginNet) or "margin" not in net.rule.inputs:
         raise UserError("this method has no network that weighs by margins: it is BiLAW's")
     rules = [partial(_at, net, place) for place in PLACES]
     found = [weigh(model, method, data, clock, n=n, seed=seed, weighting=rule) for rule in rules]
@@ -85,7 +85,7 @@ def omega(
     return Omega(label, clean, np.stack([found[1].margin, found[1].weights]))
 
 
-def _at(net: RunningMarginNet, place: Place, evidence: Evidence) -> torch.Tensor:
+def _at(net: BoundMarginNet, place: Place, evidence: Evidence) -> torch.Tensor:
     features = replace(net.rule, margins_from=place).features(evidence)
     return net.omega(features)
 
