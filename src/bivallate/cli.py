@@ -101,6 +101,7 @@ def _command(words: list[str]) -> int:
 
 def _explained(error: Exception, words: Sequence[str]) -> int:
     """Says in one line what went wrong; returns 2 for what the user can mend, 1 for what nobody foresaw."""
+    from bivallate.collective import Echo, rank
     from bivallate.errors import UserError
     from bivallate.run.interrupt import Interrupted
 
@@ -109,8 +110,9 @@ def _explained(error: Exception, words: Sequence[str]) -> int:
     if isinstance(error, CycloptsError):
         return _complain(f"{error} (see `bivallate {' '.join(words[:1])} --help`)")
     if isinstance(error, Interrupted):
-        _complain(str(error))
-        return 130
+        return 130 if rank() else _complain(str(error), 130)
+    if isinstance(error, Echo):
+        return 2
     if isinstance(error, UserError):
         return _complain(str(error))
     if isinstance(error, BrokenPipeError):
@@ -131,8 +133,8 @@ def _kept(error: Exception) -> str:
     return name
 
 
-def _complain(message: str) -> int:
+def _complain(message: str, status: int = 2) -> int:
     from bivallate.terminal import say
 
     say(f"bivallate: {message}", beside=True)
-    return 2
+    return status

@@ -70,6 +70,10 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
+class Echo(UserError):
+    """What another rank has met, and says."""
+
+
 def agree(error: UserError | None) -> None:
     """Raises on every rank what one of them has met, so that none waits for another that has gone."""
     told = gathered(None if error is None else str(error))
@@ -77,7 +81,7 @@ def agree(error: UserError | None) -> None:
         raise error
     for text in told:
         if text is not None:
-            raise UserError(text)
+            raise Echo(text)
 
 
 def any_rank(value: bool) -> bool:
@@ -96,8 +100,10 @@ def world() -> int:
 
 
 def rank() -> int:
-    """Which of them this is; the first one writes files and speaks."""
-    return dist.get_rank() if together() else 0
+    """Which of them this is, also before they have joined; the first one writes files and speaks."""
+    if together():
+        return dist.get_rank()
+    return int(os.environ.get("RANK", "0")) if _launched() and not dist.is_initialized() else 0
 
 
 def local_rank() -> int:
@@ -105,9 +111,14 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def _launched() -> bool:
+    """Whether torchrun has started several processes."""
+    return dist.is_available() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def join() -> None:
     """Joins the group that torchrun has started, if it has: NCCL with CUDA, gloo without."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+    if _launched() and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank())  # where objects are gathered, and ranks wait
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from tests.ranks import in_two_processes
 
 import bivallate as bv
+from bivallate import cli, collective
 from bivallate.run.config import Validation
 
 METHODS = {
@@ -43,3 +46,31 @@ def test_two_processes_report_what_one_does(tmp_path: Path) -> None:
             assert left["watched"].keys() == one["watched"].keys()
             told = {key: value for key, value in left.items() if key != "seconds"}
             assert told == {key: right[key] for key in told}
+
+
+def _commands(rank: int, folder: Path) -> None:
+    train = ["train", "at", "--data", "digits", "--model", "linear", "--epochs", "1", "--threads", "1"]
+    told = list[tuple[int, str]]()
+    for _ in range(2):
+        with redirect_stderr(io.StringIO()) as text:
+            told.append((cli.run([*train, "--out", str(folder / "run")]), text.getvalue()))
+    (folder / f"{rank}.json").write_text(json.dumps(told))
+
+
+@pytest.mark.slow
+def test_two_processes_speak_once_and_end_together_where_the_folder_is_taken(tmp_path: Path) -> None:
+    in_two_processes(_commands, tmp_path)
+    first, second = (json.loads((tmp_path / f"{r}.json").read_text()) for r in range(2))
+    assert [status for status, _ in first] == [status for status, _ in second] == [0, 2]
+    for part in ("at on digits", "train robust:", "epoch   1/1", "next: bivallate evaluate"):
+        assert first[0][1].count(part) == 1
+    assert "exists already" in first[1][1]
+    assert [text for _, text in second] == ["", ""]
+
+
+def test_a_rank_is_known_before_it_has_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert collective.rank() == 0
+    monkeypatch.setenv("RANK", "1")
+    assert collective.rank() == 0  # one process: some schedulers set it for other reasons
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert collective.rank() == 1

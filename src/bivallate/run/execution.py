@@ -74,7 +74,7 @@ def execute(
     told = loggers(log)
     limit_threads(config.threads)
     collective.join()
-    session, shown = Session(config, dataset, model), progress or Progress()
+    session, shown = Session(config, dataset, model), spoken_once(progress)
     if out is None:
         return finish(session, None, shown, minutes=max_minutes, told=told)
 
@@ -86,6 +86,11 @@ def execute(
 
     with holding(lambda: RunFolder.create(out, overwrite=overwrite), shown, begin) as lock:
         return finish(session, RunFolder(out), shown, lock, max_minutes, told)
+
+
+def spoken_once(progress: Progress | None) -> Progress:
+    """What is shown by the first rank alone, which has joined the others."""
+    return progress if progress is not None and collective.rank() == 0 else Progress()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from bivallate.errors import UserError
 from bivallate.method import Method, checked
 from bivallate.run.checkpoint import Checkpoint
 from bivallate.run.config import Config
-from bivallate.run.execution import Run, check_minutes, finish, holding
+from bivallate.run.execution import Run, check_minutes, finish, holding, spoken_once
 from bivallate.run.folder import RunFolder
 from bivallate.run.lengthening import lengthening
 from bivallate.run.log_to import loggers
@@ -63,8 +63,8 @@ def resume(
     """
     check_minutes(max_minutes)
     told = loggers(log)
-    shown = Spoken(Path(path).name) if progress is True else (progress or Progress())
     collective.join()
+    shown = spoken_once(Spoken(Path(path).name) if progress is True else progress or None)
     folder, begun = RunFolder.open(Path(path)), list[tuple[Config, Checkpoint | None]]()
 
     def prepare() -> None:

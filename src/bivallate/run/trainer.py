@@ -80,7 +80,7 @@ class Trainer:
             session.step += 1
             self._tell(self.watch.after_step())
             if collective.any_rank(request.made):
-                self._interrupt(request)
+                self._interrupt(request, together=True)
             if time.monotonic() - self._saved > 60 * session.config.checkpoint_minutes:
                 self._save()
         self._finish_epoch()
@@ -232,10 +232,12 @@ class Trainer:
             self._check_good()
             checkpoint.save(self.folder.checkpoints, self.session.pack())
 
-    def _interrupt(self, request: Request) -> None:
+    def _interrupt(self, request: Request, *, together: bool = False) -> None:
         if self.folder is None:
             raise Interrupted("interrupted; the run had no folder (out=...), so its state is lost")
         self._save()
+        if together:
+            collective.meet()  # a launcher ends all as soon as one has gone, and the first still saves
         raise Interrupted(
             f"{'the time is up' if request.late else 'interrupted'} at epoch {self.session.epoch + 1}, "
             f"minibatch {self.session.step}; all is saved. "
