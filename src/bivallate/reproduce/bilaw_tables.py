@@ -76,6 +76,34 @@ def _cell(
     )
 
 
+B1_NOTES = (
+    "DONE, Fast-BAT, TRADES, MAIL-TRADES, BiLAW-TRADES, N-FGSM and bastion are not in the paper's "
+    "table; they were trained with the table's recipe for comparison.",
+    "Bastion and the rows of equal cost have as many epochs as the passes of AT pay for (for AT's "
+    "10: bastion 27, Fast-BAT 27, N-FGSM 55); all others have AT's epochs, whatever a step of theirs "
+    "costs: Fast-BAT less than AT, TRADES, DONE, MAIL-TRADES and BiLAW more.",
+    "The weights reported are the best of all epochs under PGD-20 on 1,000 held-out training images, "
+    "but for plain training, where those would be the first epochs': there they are the last.",
+    "Every method trains with its own attack, as in its public code: PGD-10 with steps of eps/4 from "
+    "a uniform start for AT, WMMR, BiLAW and DONE, from a tiny Gaussian one for TRADES and "
+    "BiLAW-TRADES; steps of 0.226 eps for GAIRAT (uniform) and MAIL (Gaussian). A difference between "
+    "two rows is one of whole methods, not of their weights alone.",
+    "GAIRAT weighs from three tenths of training on (its authors' 30 of 100 epochs), MAIL from five "
+    "eighths: at scale cpu from epochs 4 and 7 of 10 on, when the rate has fallen to a tenth and a "
+    "hundredth. DONE's temperature falls in the last third; before, its weights are nearly equal.",
+    "At the paper's rate of 0.1 AT on tiny-CNN stayed at chance for the two epochs that were "
+    "tried (MNIST, seed 0, loss 2.303); scale cpu trains every method with a peak rate of 0.02.",
+    "Every method holds out 1,000 training images to choose its epoch on, where the paper leaves the "
+    "training sets of BiLAW's competitors whole. BiLAW learns its weights from 1,000 more, on which "
+    "it does not train: 58,000 are left to it, 59,000 to the others.",
+    "Parameters are those of the papers, tuned for none of these data sets: Fast-BAT's step is "
+    "that of its public code for CIFAR-10 at 16/255 (2000/255 on the raw gradient), N-FGSM's noise "
+    "twice eps, while bastion's steps were chosen on held-out images of these two sets at this eps. "
+    "Choosing the epoch costs passes too, and is easier the more epochs there are (55 for N-FGSM "
+    "at equal cost).",
+)
+
+
 def _b1() -> Table:
     rows = ("plain", "AT", "GAIRAT", "WMMR", "MAIL", "BiLAW")
     beside = ("DONE-ADAM", "FAST-BAT", "TRADES", "MAIL-TRADES", "BiLAW-TRADES", "BASTION", *EQUAL_COST)
@@ -91,17 +119,7 @@ def _b1() -> Table:
                     cell = _cell(row, f"{label} {name} {norm}", data, model, eps, norm, **extra)
                     cell = cell.but(weights="last") if row == "plain" else cell
                     cells.append(_at_the_cost_of_at(cell, 100))
-    heuristic = ("GAIRAT", "WMMR", "MAIL")
-    claims = asked("reweighting", [Claim(row, "AT", "PGD") for row in (*heuristic, "BiLAW")])
-    claims += asked("reweighting", [Claim("AT", row, "AA") for row in (*heuristic, "BiLAW")])
-    claims += asked("bilaw", [Claim("BiLAW", row, column) for row in heuristic for column in ("PGD", "AA")])
-    lifts = [Claim("DONE-ADAM", "AT", column, theirs=False) for column in ("PGD", "Tail-30", "AA Tail-30")]
-    claims += asked("tail", [*lifts, Claim("DONE-ADAM", "AT", "AA", margin=0.01, theirs=False)])
-    claims += [Claim("TRADES", "AT", "AA", theirs=False), Claim("FAST-BAT", "AT", "AA", theirs=False)]
-    claims += [Claim("MAIL-TRADES", "TRADES", "AA", theirs=False)]
-    claims += [Claim("BiLAW-TRADES", "TRADES", "AA", theirs=False)]
-    others = [row for row in (*rows, *beside) if row not in ("plain", "FAST-BAT", "BASTION")]
-    claims += [Claim("BASTION", row, c, theirs=False) for row in others for c in ("AA", "AA Tail-30")]
+    claims = _b1_claims((*rows, *beside))
     tails = (
         Measure("Tail-30", "tail", "pgd-20"),
         Measure("AA Tail-30", "tail", "autoattack", n=1000),
@@ -116,33 +134,23 @@ def _b1() -> Table:
         _b1_cpu,
         "tiny-CNN and Linf alone, all training images, rate 0.02, 10 epochs of the paper's 100 with the "
         "milestones in proportion, PGD-20 on all test points, AutoAttack on 1,000 random ones",
-        notes=(
-            "DONE, Fast-BAT, TRADES, MAIL-TRADES, BiLAW-TRADES, N-FGSM and bastion are not in the paper's "
-            "table; they were trained with the table's recipe for comparison.",
-            "Bastion and the rows of equal cost have as many epochs as the passes of AT pay for (for AT's "
-            "10: bastion 27, Fast-BAT 27, N-FGSM 55); all others have AT's epochs, whatever a step of theirs "
-            "costs: Fast-BAT less than AT, TRADES, DONE, MAIL-TRADES and BiLAW more.",
-            "The weights reported are the best of all epochs under PGD-20 on 1,000 held-out training images, "
-            "but for plain training, where those would be the first epochs': there they are the last.",
-            "Every method trains with its own attack, as in its public code: PGD-10 with steps of eps/4 from "
-            "a uniform start for AT, WMMR, BiLAW and DONE, from a tiny Gaussian one for TRADES and "
-            "BiLAW-TRADES; steps of 0.226 eps for GAIRAT (uniform) and MAIL (Gaussian). A difference between "
-            "two rows is one of whole methods, not of their weights alone.",
-            "GAIRAT weighs from three tenths of training on (its authors' 30 of 100 epochs), MAIL from five "
-            "eighths: at scale cpu from epochs 4 and 7 of 10 on, when the rate has fallen to a tenth and a "
-            "hundredth. DONE's temperature falls in the last third; before, its weights are nearly equal.",
-            "At the paper's rate of 0.1 AT on tiny-CNN stayed at chance for the two epochs that were "
-            "tried (MNIST, seed 0, loss 2.303); scale cpu trains every method with a peak rate of 0.02.",
-            "Every method holds out 1,000 training images to choose its epoch on, where the paper leaves the "
-            "training sets of BiLAW's competitors whole. BiLAW learns its weights from 1,000 more, on which "
-            "it does not train: 58,000 are left to it, 59,000 to the others.",
-            "Parameters are those of the papers, tuned for none of these data sets: Fast-BAT's step is "
-            "that of its public code for CIFAR-10 at 16/255 (2000/255 on the raw gradient), N-FGSM's noise "
-            "twice eps, while bastion's steps were chosen on held-out images of these two sets at this eps. "
-            "Choosing the epoch costs passes too, and is easier the more epochs there are (55 for N-FGSM "
-            "at equal cost).",
-        ),
+        notes=B1_NOTES,
     )
+
+
+def _b1_claims(rows: tuple[str, ...]) -> list[Claim]:
+    heuristic = ("GAIRAT", "WMMR", "MAIL")
+    claims = asked("reweighting", [Claim(row, "AT", "PGD") for row in (*heuristic, "BiLAW")])
+    claims += asked("reweighting", [Claim("AT", row, "AA") for row in (*heuristic, "BiLAW")])
+    claims += asked("bilaw", [Claim("BiLAW", row, column) for row in heuristic for column in ("PGD", "AA")])
+    lifts = [Claim("DONE-ADAM", "AT", column, theirs=False) for column in ("PGD", "Tail-30", "AA Tail-30")]
+    claims += asked("tail", [*lifts, Claim("DONE-ADAM", "AT", "AA", margin=0.01, theirs=False)])
+    claims += [Claim("TRADES", "AT", "AA", theirs=False), Claim("FAST-BAT", "AT", "AA", theirs=False)]
+    claims += [Claim("MAIL-TRADES", "TRADES", "AA", theirs=False)]
+    claims += [Claim("BiLAW-TRADES", "TRADES", "AA", theirs=False)]
+    others = [row for row in rows if row not in ("plain", "FAST-BAT", "BASTION")]
+    claims += [Claim("BASTION", row, c, theirs=False) for row in others for c in ("AA", "AA Tail-30")]
+    return claims
 
 
 def _b1_cpu(cell: Cell) -> Cell | None:
