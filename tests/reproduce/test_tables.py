@@ -173,7 +173,7 @@ def test_the_variants_of_a_figure_train_as_they_say() -> None:
     assert numbers == [10, 20, 30, 40]
     begun = configure(cells_of(FIGURES["E11-FGSM"], "full")[2], 0)
     assert (begun.method.solver.first.steps, begun.method.solver.share) == (1, pytest.approx(1 / 6))
-    assert begun.keep == (10, 60, 100)
+    assert begun.keep == (10, 60, 90, 100)
 
 
 def test_training_radii_are_written_as_the_papers() -> None:
