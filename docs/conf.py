@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS.parent))  # benchmarks/, which makes what pages show of the records
 
 project = "bivallate"
 copyright = "the authors of bivallate, Apache-2.0"
@@ -40,6 +41,7 @@ napoleon_custom_sections = ["Glossary"]
 # to be in here once.
 NAVIGATION: dict[str, dict[str, str]] = {
     "Begin": {
+        "Tutorial": "notebook",
         "Which method?": "choosing",
         "Glossary": "glossary",
     },
@@ -102,15 +104,21 @@ def commands() -> str:
     return text[text.index("**Commands**") :]  # without the table of contents, which the site has
 
 
+def notebook() -> str:
+    """The notebook with its outputs."""
+    from benchmarks.notebook import markdown, read
+
+    return markdown(read())
+
+
 def records() -> str:
     """All records as plots and a table."""
-    sys.path.insert(0, str(DOCS.parent))
     from benchmarks.records_page import html
 
     return f"```{{raw}} html\n{html(DOCS.parent / 'results')}\n```\n"
 
 
-MADE = {"commands": commands, "records": records}
+MADE = {"commands": commands, "notebook": notebook, "records": records}
 
 
 def _complete(app: Any, name: str, source: list[str]) -> None:
