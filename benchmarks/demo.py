@@ -1,4 +1,4 @@
-"""The demo as other processors would print it: the table of the README, each figure with its spread.
+"""The demo as other processors would print it: the table of README and docs/demo.md, with its spread.
 
     python -m benchmarks.demo [--out runs/demo-spread] [--keep]
 
@@ -10,17 +10,17 @@ Here one machine computes as other kinds of them would, with the `KINDS` of inst
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from bivallate.demo import read_table
 from bivallate.files import write_text
 from bivallate.reproduce.machine import commit
 
-PAGE = Path("README.md")
+PAGES = Path("README.md"), Path("docs/demo.md")
 BEGIN, END = "<!-- demo: begin -->", "<!-- demo: end -->"
 KINDS = {  # what each library that multiplies is allowed to use; the first is all that the machine has
     "native": {},
@@ -36,7 +36,7 @@ def demo(kind: str, out: Path, *, keep: bool) -> list[dict[str, Any]]:
     if not (keep and (folder / "table.json").exists()):
         command = [sys.executable, "-m", "bivallate", "demo", "--out", str(folder)]
         subprocess.run(command, check=True, env={**os.environ, **KINDS[kind]})
-    return read_table(folder)
+    return json.loads((folder / "table.json").read_text(encoding="utf-8"))
 
 
 def row(same: list[dict[str, Any]]) -> str:
@@ -69,7 +69,7 @@ def spread(same: list[dict[str, Any]], key: str) -> str:
 
 
 def main() -> None:
-    """Runs the demo with each kind of instructions and writes the table into the README."""
+    """Runs the demo with each kind of instructions and writes the table into the README and docs/demo.md."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -78,9 +78,10 @@ def main() -> None:
     options = parser.parse_args()
     found = [demo(kind, options.out, keep=options.keep) for kind in KINDS]
     table = "\n".join([HEAD, *(row(list(same)) for same in zip(*found, strict=True))])
-    head, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    write_text(PAGE, f"{head}{BEGIN}\n{table}\n{END}{tail}")
+    for page in PAGES:
+        head, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+        _, _, tail = rest.partition(END)
+        write_text(page, f"{head}{BEGIN}\n{table}\n{END}{tail}")
     print(f"{table}\n\ncommit {commit().get('id', 'unknown')[:7]}")
 
 

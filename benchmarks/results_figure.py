@@ -1,6 +1,6 @@
-"""The README's picture and tables of T-B1, from results/: `python -m benchmarks.results_figure`.
+"""The picture and tables of T-B1 in docs/papers.md, from results/: `python -m benchmarks.results_figure`.
 
-Writes docs/figures/results.svg and the tables between the markers of README.md: each method of T-B1 at the
+Writes docs/figures/results.svg and the tables between the marks of docs/papers.md: each method of T-B1 at the
 two-core scale, means over the seeds there are, with 95 % intervals of the test points.
 """
 
@@ -20,6 +20,7 @@ from bivallate.style import COLOURS, MARKERS, figure, save, styled
 ROOT = Path(__file__).parents[1]
 GROUPS = {"MNIST": "MNIST tiny-CNN linf", "Fashion-MNIST": "F-MNIST tiny-CNN linf"}
 COLUMNS = {"Clean": "clean", "PGD": "PGD-20", "AA": "AutoAttack", "AA Tail-30": "AutoAttack, weakest 30 %"}
+PAGE = ROOT / "docs" / "papers.md"
 MARKS = "<!-- t-b1:begin -->", "<!-- t-b1:end -->"
 
 
@@ -38,9 +39,8 @@ def main() -> None:
     found = {label: rows(name) for label, name in GROUPS.items()}
     with styled():
         save(_drawn(found), ROOT / "docs" / "figures" / "results", ("svg",))
-    page = ROOT / "README.md"
-    before, rest = page.read_text(encoding="utf-8").split(MARKS[0])
-    write_text(page, "\n".join([before + MARKS[0], tables(found), MARKS[1]]) + rest.split(MARKS[1])[1])
+    before, rest = PAGE.read_text(encoding="utf-8").split(MARKS[0])
+    write_text(PAGE, "\n".join([before + MARKS[0], tables(found), MARKS[1]]) + rest.split(MARKS[1])[1])
 
 
 def tables(found: dict[str, list[dict[str, Any]]]) -> str:

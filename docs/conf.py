@@ -37,11 +37,12 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_custom_sections = ["Glossary"]
 
-# Caption -> what the page is called in the navigation -> page. `tests/test_site.py` holds every page of docs/
+# Caption -> what the page is called in the navigation -> page. `tests/test_docs.py` holds every page of docs/
 # to be in here once.
 NAVIGATION: dict[str, dict[str, str]] = {
     "Begin": {
         "Tutorial": "notebook",
+        "The demo": "demo",
         "Which method?": "choosing",
         "Glossary": "glossary",
     },
@@ -60,6 +61,7 @@ NAVIGATION: dict[str, dict[str, str]] = {
     },
     "What was measured": {
         "All records": "records",
+        "Against the papers": "papers",
         "The papers' tables": "results",
         "Every method on digits": "methods",
         "Bastion": "bastion",

@@ -1,22 +1,34 @@
-"""What texts and messages tell a reader to type exists."""
+"""What texts and messages tell a reader to type exists, and the pages of docs/ form a site without dead
+links, lost pages or undocumented names; no Sphinx needed. `make docs` builds it, with warnings as errors."""
 
 from __future__ import annotations
 
 import importlib
 import re
-from functools import reduce
+import runpy
+from collections import Counter
+from functools import cache, reduce
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
-from benchmarks.results_figure import GROUPS, MARKS, rows, tables
+from benchmarks.demo import BEGIN, END
+from benchmarks.results_figure import GROUPS, MARKS, PAGE, rows, tables
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 import bivallate
 from bivallate import cli
 from bivallate.reproduce.results_page import page
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCS = ROOT / "docs"
+SITE = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
+PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")), *SITE]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
+PARSER = MarkdownIt("commonmark").enable("table")
 
 
 def named(path: Path) -> str:
@@ -49,5 +61,149 @@ def test_commands_are_looked_for_where_they_are() -> None:
 def test_the_results_shown_are_those_of_the_records():
     """`bivallate reproduce --tables` and `python -m benchmarks.results_figure` make both."""
     assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == page(ROOT / "results")
-    shown = (ROOT / "README.md").read_text(encoding="utf-8").split(MARKS[0])[1].split(MARKS[1])[0]
+    shown = PAGE.read_text(encoding="utf-8").split(MARKS[0])[1].split(MARKS[1])[0]
     assert shown.strip() == tables({label: rows(name) for label, name in GROUPS.items()})
+
+
+def test_the_demo_is_shown_alike_wherever_it_is() -> None:
+    """`python -m benchmarks.demo` writes both."""
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/demo.md")]
+    one, other = (text.split(BEGIN)[1].split(END)[0] for text in texts)
+    assert one == other
+
+
+@cache
+def conf() -> dict[str, Any]:
+    return runpy.run_path(str(DOCS / "conf.py"))
+
+
+def pieces(text: str) -> list[Token]:
+    """All inline tokens of a page: code and comments are none."""
+    return [child for token in PARSER.parse(text) for child in token.children or []]
+
+
+def targets(text: str) -> list[str]:
+    """Where its links and pictures lead."""
+    return [
+        str(t.attrs.get("href", t.attrs.get("src"))) for t in pieces(text) if t.type in ("link_open", "image")
+    ]
+
+
+@cache
+def anchors(path: Path) -> set[str]:
+    """What headings are called in links, as on GitHub and on the site."""
+    tokens = PARSER.parse(path.read_text(encoding="utf-8"))
+    found: Counter[str] = Counter()
+    names = set()
+    for head, line in pairwise(tokens):
+        if head.type == "heading_open":
+            title = "".join(t.content for t in line.children or [] if t.type in ("text", "code_inline"))
+            slug = re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-")
+            names.add(f"{slug}-{found[slug]}" if found[slug] else slug)
+            found[slug] += 1
+    return names
+
+
+def faults(text: str, page: Path) -> list[str]:
+    """Links of a page that lead nowhere."""
+    found = []
+    for target in targets(text):
+        url = urlsplit(target)
+        if url.scheme:
+            continue
+        place = (page.parent / unquote(url.path)).resolve() if url.path else page
+        if not place.is_relative_to(DOCS if page.is_relative_to(DOCS) else ROOT):
+            found.append(f"{target}: not on the site")
+        elif not place.exists():
+            found.append(f"{target}: there is no {place.relative_to(ROOT)}")
+        elif url.fragment and (place.suffix != ".md" or url.fragment not in anchors(place)):
+            found.append(f"{target}: no heading of this name in {place.name}")
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_lead_somewhere(page: Path) -> None:
+    assert faults(page.read_text(encoding="utf-8"), page) == []
+
+
+def test_dead_links_are_found(tmp_path: Path) -> None:
+    text = "[a](gone.md) ![b](figures/gone.svg) [c](runs.md#gone) [d](../LICENSE) [e](runs.md) `[f](gone.md)`"
+    assert [fault.split(":")[0] for fault in faults(text, DOCS / "index.md")] == [
+        "gone.md",
+        "figures/gone.svg",
+        "runs.md#gone",
+        "../LICENSE",
+    ]
+    assert len(targets((DOCS / "gallery.md").read_text(encoding="utf-8"))) > 10
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_pictures_are_the_projects_own_and_have_a_text(page: Path) -> None:
+    for token in pieces(page.read_text(encoding="utf-8")):
+        if token.type == "image":
+            assert not urlsplit(str(token.attrs["src"])).scheme, "a page may need no network"
+            assert token.content, token.attrs["src"]
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    listed = [page for pages in conf()["NAVIGATION"].values() for page in pages.values()] + conf()["CARDS"]
+    there = [str(page.relative_to(DOCS).with_suffix("")) for page in SITE]
+    assert sorted([*listed, "index"]) == sorted(there), "list every page in NAVIGATION of docs/conf.py"
+
+
+def test_every_page_has_one_title_and_no_jump_between_headings() -> None:
+    for path in SITE:
+        levels = [
+            int(t.tag[1]) for t in PARSER.parse(path.read_text(encoding="utf-8")) if t.type == "heading_open"
+        ]
+        assert levels[:1] == [1], path
+        assert 1 not in levels[1:], path
+        assert all(b <= a + 1 for a, b in pairwise(levels)), path
+
+
+def test_what_the_site_adds_has_its_place() -> None:
+    for name in conf()["MADE"]:
+        assert f"<!-- site: {name} -->" in (DOCS / f"{name}.md").read_text(encoding="utf-8")
+
+
+def test_every_public_name_is_documented_once() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "api").glob("*.md"))
+    shown = re.findall(r"^\.\. auto\w+:: bivallate\.(\w+)$", text, re.MULTILINE)
+    assert sorted(shown) == sorted(bivallate.__all__), "docs/api/ lists the names of bivallate.__all__"
+
+
+def test_nothing_is_loaded_from_elsewhere() -> None:
+    for path in (DOCS / "_static").iterdir():
+        assert not re.search(r"https?:|url\(|@import|fetch\(", path.read_text(encoding="utf-8")), path
+
+
+def test_docstrings_become_text_that_sphinx_reads_as_it_is() -> None:
+    made = {
+        "delta_i*(theta) of a `PGD(*, x_)`": r"delta_i\*(theta) of a ``PGD(*, x_)``",
+        "|x|, w_ and **parts": r"\|x\|, w\_ and \*\*parts",
+        r"``already`` \* escaped, _private": r"``already`` \* escaped, _private",
+    }
+    assert {line: conf()["plain_to_rst"](line) for line in made} == made
+
+
+def test_attributes_that_share_a_line_stay_together() -> None:
+    lines = [
+        "What it is.",
+        "",
+        "Attributes:",
+        "    a, b: both",
+        "        of them. c: too.",
+        "",
+        "Raises: no.",
+    ]
+    assert conf()["attributes_listed"](lines) == [
+        "What it is.",
+        "",
+        ".. rubric:: Attributes",
+        "",
+        "``a, b``",
+        "    both",
+        "    of them. c: too.",
+        "",
+        "Raises: no.",
+    ]
