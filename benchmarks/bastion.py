@@ -30,8 +30,9 @@ from bivallate.files import write_json
 from bivallate.lower.curriculum import Curriculum
 from bivallate.lower.pgd import PGD
 from bivallate.lower.start import uniform
-from bivallate.method import create, facts_for
+from bivallate.method import facts_for
 from bivallate.methods.bastion import growth
+from bivallate.methods.entries import create
 from bivallate.reports.cards import PARTS, one_line
 from bivallate.reproduce.machine import commit, machine
 from bivallate.reproduce.running import cut

@@ -16,7 +16,7 @@ import torch
 
 import bivallate as bv
 from bivallate.files import write_text
-from bivallate.method import create
+from bivallate.methods.entries import create
 from bivallate.reports.diagnostics.weighing import weigh
 from bivallate.reproduce.machine import commit
 from bivallate.reproduce.running import cut

@@ -37,7 +37,7 @@ def cell(task: tuple[str, int]) -> str:
 
     import bivallate as bv
     from bivallate.files import write_json
-    from bivallate.method import create
+    from bivallate.methods.entries import create
     from bivallate.reproduce.machine import commit
     from bivallate.run.config import Config, Data, Model, Validation
     from bivallate.run.execution import execute
@@ -95,7 +95,7 @@ def cell(task: tuple[str, int]) -> str:
 
 def table() -> str:
     """docs/methods.md from the records."""
-    from bivallate.method import registry
+    from bivallate.methods.entries import registry
 
     entries = {n: e for n, e in registry().items() if e.make.__module__.startswith("bivallate.")}
     records = _records()
@@ -177,7 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="*", default=None)
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args(arguments)
-    from bivallate.method import registry
+    from bivallate.methods.entries import registry
 
     names = options.only or sorted(
         n for n, e in registry().items() if e.make.__module__.startswith("bivallate.")

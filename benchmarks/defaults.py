@@ -23,7 +23,7 @@ from bivallate.data import holdout
 from bivallate.data.registry import usual
 from bivallate.files import write_json, write_text
 from bivallate.lower.threat import threat
-from bivallate.method import create
+from bivallate.methods.entries import create
 from bivallate.parts import decode, encode, from_portable, portable
 from bivallate.reproduce.definition import anywhere
 from bivallate.reproduce.machine import commit

@@ -36,7 +36,8 @@ import bivallate as bv
 from bivallate import Linf, methods, models
 from bivallate.lower.modes import attacking, frozen
 from bivallate.lower.replay import named_first_layer
-from bivallate.method import Method, create, facts_for, registry
+from bivallate.method import Method, facts_for
+from bivallate.methods.entries import create, registry
 from bivallate.types import Batch, Clock
 
 EPS = 8 / 255

@@ -23,7 +23,7 @@ from torch import nn
 import bivallate as bv
 from bivallate import models
 from bivallate.files import write_text
-from bivallate.method import create
+from bivallate.methods.entries import create
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reproduce.machine import commit
 from bivallate.run.config import Validation

@@ -15,8 +15,8 @@ from bivallate import KLDRO, L2, PGD, Barrier, Equal, LastStep, Linf, Method, Us
 from bivallate.check import check_gradient, upper_gradient
 from bivallate.lower.interior import InteriorAscent
 from bivallate.lower.start import uniform
-from bivallate.method import create as method_named
-from bivallate.method import registry
+from bivallate.methods.entries import create as method_named
+from bivallate.methods.entries import registry
 from bivallate.types import Batch
 
 X, Y, INDEX = minibatches((6,))[0]

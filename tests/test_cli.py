@@ -81,7 +81,7 @@ def test_a_method_card(capsys):
     card = capsys.readouterr().out
     assert "LastStep" in card
     assert "eq. 12-13" in card
-    for name in bv.method.registry():
+    for name in bv.methods.entries.registry():
         assert run(["methods", name, "--json"]) == 0, "also a default that JSON has no number for"
         json.loads(capsys.readouterr().out)
 

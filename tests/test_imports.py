@@ -14,7 +14,7 @@ ROOT = Path(bivallate.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 LAYERS = [
-    {"errors", "quoting"},
+    {"errors", "quoting", "version"},
     {"opening"},
     {"schema"},
     {"plugins", "processes"},
@@ -77,6 +77,99 @@ def room(module: str) -> str:
 def own(path: Path) -> str:
     parts = path.relative_to(ROOT).parts
     return parts[0].removesuffix(".py")
+
+
+MODULES = {
+    ".".join(("bivallate", *p.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): p
+    for p in FILES
+}
+
+# Imports inside functions cost a reader the overview. They save start-up time in the command line's own files
+# (`cli.py`, `commands/`), whose every option is known before torch is, and here:
+LATER = {
+    ("bivallate.data.sheet", "bivallate.style"): "matplotlib, for the sheet of a data set alone",
+    ("bivallate.demo", "bivallate.reports.figures"): "matplotlib, after the training",
+    ("bivallate.evaluate.scout", "bivallate.models.prepare"): "torch's fusion passes, for copies alone",
+    ("bivallate.evaluate.scout", "bivallate.models.stem"): "the same",
+    ("bivallate.run.logs", "bivallate.style"): "matplotlib, which few logs draw with",
+    ("bivallate.reproduce.campaign", "bivallate.terminal"): "rich, for a person alone",
+    ("bivallate.reproduce.figures", "bivallate.reports.diagnostics.of_run"): "matplotlib and scikit-learn",
+}
+# Arrows that close a circle and still stand: the list may only become shorter.
+CIRCLES: set[tuple[str, str]] = {
+    (f"bivallate.commands.{name}", "bivallate.cli")
+    for name in (
+        *("attack", "auditing", "checking", "comparing", "diagnosing", "doctor", "evaluating", "lists"),
+        *("predict", "reporting", "reproducing", "sweeping", "training", "transferring"),
+    )
+}
+
+
+def arrows(path: Path, *, inside: bool | None = None) -> set[str]:
+    """Modules of the package that a file imports anywhere; inside: in functions alone, or outside them."""
+    found: set[str] = set()
+
+    def walk(node: ast.AST, within: bool) -> None:
+        for child in ast.iter_child_nodes(node):
+            deeper = within or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            names: list[str] = []
+            if isinstance(child, ast.Import):
+                names = [alias.name for alias in child.names]
+            elif isinstance(child, ast.ImportFrom):
+                whole = [f"{child.module}.{alias.name}" for alias in child.names]
+                names = [name if name in MODULES else child.module or "" for name in whole]
+            if inside is None or inside == within:
+                found.update(name for name in names if name in MODULES)
+            walk(child, deeper)
+
+    walk(ast.parse(path.read_text()), False)
+    return found
+
+
+def circles(graph: dict[str, set[str]]) -> list[tuple[str, str]]:
+    """The arrows that close a circle, each seen from the walk that finds it."""
+    closing, done, way = [], set[str](), list[str]()
+
+    def visit(module: str) -> None:
+        way.append(module)
+        for target in sorted(graph[module]):
+            if target in way:
+                closing.append((module, target))
+            elif target not in done:
+                visit(target)
+        done.add(way.pop())
+
+    for module in sorted(graph):
+        if module not in done:
+            visit(module)
+    return closing
+
+
+def test_no_circles_among_files() -> None:
+    """Imports in functions and under TYPE_CHECKING count: who must know the other to be read, depends on
+    it."""
+    every = {module: arrows(path) - {module} for module, path in MODULES.items()}
+    graph = {module: {t for t in targets if (module, t) not in CIRCLES} for module, targets in every.items()}
+    found = [f"{MODULES[a].relative_to(ROOT)} imports {b}, which needs it" for a, b in circles(graph)]
+    assert not found, "\n".join(found)
+    stale = [arrow for arrow in CIRCLES if arrow[1] not in every.get(arrow[0], set())]
+    assert not stale, f"these arrows are gone; take them off the list: {stale}"
+
+
+def test_a_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [("c", "a")]
+    assert circles({"a": {"b"}, "b": set(), "c": {"a", "b"}}) == []
+
+
+def test_imports_inside_functions_are_few_and_have_a_reason() -> None:
+    found = {
+        (module, target)
+        for module, path in MODULES.items()
+        if own(path) not in ("cli", "commands")
+        for target in arrows(path, inside=True)
+    }
+    assert found == set(LATER)
+    assert all(LATER.values())
 
 
 CORE = [p for p in FILES if own(p) in RANK]

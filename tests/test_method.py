@@ -11,7 +11,8 @@ from tests.methods.glue import EPS, Net, gap, minibatches, train
 from bivallate import KLDRO, L2, PGD, Linf, Method, Trades, UserError, methods, register
 from bivallate.coupling.implicit import leaf
 from bivallate.lower.replay import Free
-from bivallate.method import create, facts_for, registry
+from bivallate.method import facts_for
+from bivallate.methods.entries import create, registry
 from bivallate.types import Facts
 
 FACTS = Facts(20, (1, 6, 6), 3)
@@ -120,9 +121,10 @@ def test_a_users_own_method() -> None:
     made = create("mine-of-this-test", Linf(EPS), steps=5)
     assert made == mine(Linf(EPS), steps=5)
     assert (made.name, registry()["mine-of-this-test"].parameters) == ("mine-of-this-test", {"steps": 2})
-    from bivallate import method
+    from bivallate.methods import entries
 
-    del method._REGISTRY["mine-of-this-test"]
+    for known in (entries._REGISTRY, entries.MAKERS):
+        del known["mine-of-this-test"]
 
 
 def test_runs_share_nothing() -> None:

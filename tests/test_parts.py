@@ -11,7 +11,7 @@ import pytest
 from bivallate import KLDRO, L2, PGD, Barrier, LastStep, Linf, Method, UserError, methods, part
 from bivallate.lower.pgd import Adam
 from bivallate.lower.start import Zero
-from bivallate.method import registry
+from bivallate.methods.entries import registry
 from bivallate.parts import decode, encode, override, parse_number
 from bivallate.schedule import Constant, Milestones
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from bivallate.lower.start import Start, corner, gaussian, uniform, zero
     from bivallate.lower.stop import Stop
     from bivallate.lower.threat import L2, Linf
-    from bivallate.method import Method, register
+    from bivallate.method import Method
+    from bivallate.methods.entries import register
     from bivallate.parts import part
     from bivallate.reports.comparison.api import compare
     from bivallate.reports.diagnostics.api import diagnose
@@ -152,7 +153,7 @@ _PLACES = {
     "L2": "bivallate.lower.threat",
     "Linf": "bivallate.lower.threat",
     "Method": "bivallate.method",
-    "register": "bivallate.method",
+    "register": "bivallate.methods.entries",
     "part": "bivallate.parts",
     "compare": "bivallate.reports.comparison.api",
     "diagnose": "bivallate.reports.diagnostics.api",

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
-from bivallate import __version__, data, methods, models
+from bivallate import data, methods, models
 from bivallate.check import check_gradient
 from bivallate.data.cache import cache_folder
 from bivallate.data.registry import describe
@@ -27,6 +27,7 @@ from bivallate.run.api import train
 from bivallate.run.arithmetic import has_bfloat16
 from bivallate.run.loading import load
 from bivallate.run.origin import commit
+from bivallate.version import __version__
 
 
 @dataclass(frozen=True)

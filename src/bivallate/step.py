@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate import collective
-from bivallate.coupling.lookahead import Lookahead
+from bivallate.coupling.lookahead import Lookahead, Rates, rates
 from bivallate.evidence import gather
 from bivallate.lower.modes import attacking
 from bivallate.lower.problem import LowerProblem
@@ -24,7 +24,7 @@ def train_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, method: BoundMethod, batch: Batch, clock: Clock
 ) -> StepRecord:
     """Solve the lower level, weigh the examples, descend the upper level. The model is in train mode."""
-    loss, record = differentiate(model, method, batch, clock, lr=optimizer.param_groups[0]["lr"])
+    loss, record = differentiate(model, method, batch, clock, rates(optimizer, model))
     if clock.replay == method.replays - 1 or not method.accumulate:
         collective.sum_gradients(model.parameters())
         healthy(loss, model, clock)
@@ -35,7 +35,7 @@ def train_step(
 
 @explained
 def differentiate(
-    model: nn.Module, method: BoundMethod, batch: Batch, clock: Clock, lr: float
+    model: nn.Module, method: BoundMethod, batch: Batch, clock: Clock, lr: Rates
 ) -> tuple[Tensor, StepRecord]:
     """The same up to the update: adds the gradient of the upper level to `.grad`."""
     with attacking(model, method.attack_mode):  # lower level: delta*(theta)

@@ -122,7 +122,7 @@ AT = bv.methods.at(THREAT, steps=1)
 
 def made(name: str, **parts: Any) -> bv.Method:
     """A method of the catalogue."""
-    return bv.method.create(name, THREAT, **parts)  # pyright: ignore[reportAttributeAccessIssue]
+    return bv.methods.entries.create(name, THREAT, **parts)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def over(folder: Path) -> object:

@@ -24,7 +24,7 @@ from bivallate.lower.objective import cross_entropy
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.start import zero
 from bivallate.lower.stop import FOSCBelow, Iterate, Misclassified, fosc
-from bivallate.method import create
+from bivallate.methods.entries import create
 from bivallate.noise import Noise
 from bivallate.schedule import at
 from bivallate.types import Batch, Clock, Facts

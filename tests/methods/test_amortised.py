@@ -19,7 +19,8 @@ from bivallate.lower.memory import PerExample
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.replay import YOPO
 from bivallate.lower.start import gaussian
-from bivallate.method import BoundMethod, create
+from bivallate.method import BoundMethod
+from bivallate.methods.entries import create
 from bivallate.noise import Noise
 from bivallate.types import Batch, Clock, Facts
 from bivallate.upper.regulariser import grad_align

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import bivallate as bv
 from bivallate.errors import UserError
-from bivallate.method import create, registry
+from bivallate.methods.entries import create, registry
 
 THREAT = bv.Linf(0.1)
 SECOND = ["fast-bat", "done-gd", "done-pgd", "done-adam", "done-fast", "fast-at-ga"]

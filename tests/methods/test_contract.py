@@ -16,7 +16,8 @@ from torch import Tensor, nn
 import bivallate as bv
 from bivallate import L2, Linf, Method, UserError
 from bivallate.lower.problem import LowerProblem
-from bivallate.method import BoundMethod, create, registry
+from bivallate.method import BoundMethod
+from bivallate.methods.entries import create, registry
 from bivallate.types import Batch, Clock, Facts, StepRecord, Terms
 from bivallate.upper.awp import AWP
 from bivallate.upper.loss import Loss, Mart, Trades

@@ -19,7 +19,7 @@ from bivallate.lower.pgd import adam, raw
 from bivallate.lower.start import gaussian, uniform, zero
 from bivallate.lower.stop import FOSCBelow, Misclassified
 from bivallate.lower.wider import Wider
-from bivallate.method import registry
+from bivallate.methods.entries import registry
 from bivallate.parts import _KINDS
 from bivallate.types import Batch, Clock, Facts
 from bivallate.upper.awp import AWP

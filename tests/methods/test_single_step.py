@@ -17,7 +17,7 @@ from bivallate.check import check_gradient
 from bivallate.lower.modes import attacking
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.start import BackwardSmoothing, Towards
-from bivallate.method import create
+from bivallate.methods.entries import create
 from bivallate.types import Batch, Clock
 from bivallate.upper.loss import adversarial
 from bivallate.upper.regulariser import GradAlign, grad_align, grad_align_coefficient

@@ -11,7 +11,8 @@ from tests.reference import done, fast_bat, plain_at, single_step, trades_mart
 
 from bivallate import KLDRO, Barrier, LastStep, Linf, UserError, methods
 from bivallate.lower.start import zero
-from bivallate.method import Method, create
+from bivallate.method import Method
+from bivallate.methods.entries import create
 
 THREAT = Linf(EPS)
 

@@ -9,7 +9,7 @@ import torch
 from tests.run.tiny import AT, Radii, plan, run
 
 import bivallate as bv
-from bivallate.method import create
+from bivallate.methods.entries import create
 from bivallate.run.config import Config
 from bivallate.run.defaults import defaults, fitted
 from bivallate.run.interrupt import Interrupted

@@ -5,9 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tests.run.runs import Killed, digits, kill_at, same, train
 
 import bivallate as bv
+from bivallate.coupling.lookahead import Lookahead
+from bivallate.coupling.lookahead import rates as rates_of
+from bivallate.run.checkpoint import newest
 from bivallate.run.optim import set_rate
+from bivallate.run.progress import Progress
 from bivallate.types import Clock
 
 STEPS = 7
@@ -62,3 +67,79 @@ def test_adamw_is_torchs_own():
     model = torch.nn.Linear(2, 2)
     group = bv.AdamW(1e-3, weight_decay=0.1).make(model).param_groups[0]
     assert (group["lr"], group["weight_decay"], group["betas"]) == (1e-3, 0.1, (0.9, 0.999))
+
+
+# groups ----------------------------------------------------------------------
+
+
+@bv.part
+class TwoRates:
+    """The biases learn at a tenth of the rate."""
+
+    lr: float = 0.1
+
+    def make(self, model):
+        split = {True: [], False: []}
+        for p in model.parameters():
+            split[p.ndim > 1].append(p)
+        groups = [{"params": split[False], "lr": self.lr / 10}, {"params": split[True]}]
+        return torch.optim.SGD(groups, self.lr, momentum=0.9)
+
+
+class Watched(Progress):
+    """Keeps the rates of every minibatch."""
+
+    def __init__(self) -> None:
+        self.seen = []
+
+    def step(self, session, record, lr):
+        self.seen.append((lr, [group["lr"] for group in session.optimizer.param_groups]))
+
+
+@pytest.mark.parametrize("rate", [bv.Triangle(), bv.MultiStep(), bv.Cosine(warm_up=0.3), bv.Flat()], ids=str)
+def test_groups_keep_the_ratio_of_their_rates(rate):
+    watched = Watched()
+    train(None, optimizer=TwoRates(), rate=rate, epochs=2, progress=watched)
+    assert len(watched.seen) == 6
+    for lr, (slow, quick) in watched.seen:
+        assert slow == pytest.approx(lr / 10, rel=1e-12)
+        assert quick == lr
+
+
+def test_a_run_with_groups_resumes_to_the_bit_and_names_its_parameters(tmp_path, monkeypatch):
+    train(tmp_path / "whole", optimizer=TwoRates())
+    with monkeypatch.context() as patch:
+        kill_at(patch, 4)
+        with pytest.raises(Killed):
+            train(tmp_path / "killed", optimizer=TwoRates())
+    kept = newest(tmp_path / "killed" / "checkpoints").tensors
+    assert {k for k in kept if k.startswith("optimizer.")} == {
+        f"optimizer.network.stem.1.{name}.momentum_buffer" for name in ("weight", "bias")
+    }
+    bv.resume(tmp_path / "killed", dataset=digits())
+    same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_the_virtual_step_of_learned_weights_moves_each_group_at_its_own_rate():
+    model = bv.models.create("tiny-cnn", num_classes=3, shape=(1, 8, 8), seed=0).double()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(6, 1, 8, 8, generator=generator, dtype=torch.float64)
+    batch = bv.Batch(
+        x,
+        torch.arange(6) % 3,
+        torch.arange(6),
+        None,
+        bv.Batch(x.flip(0), torch.arange(6) % 3, torch.arange(6)),
+    )
+    bound = bv.methods.bilaw(bv.Linf(0.1), steps=0).bind(bv.Facts(12, (1, 8, 8), 3, dtype=torch.float64))
+    problem = bv.LowerProblem(model.train(), batch, bound.objective, bound.threat)
+    lr = rates_of(TwoRates().make(model), model)
+    assert set(lr.values()) == {0.1, 0.01}
+    weights = torch.linspace(0.5, 1.5, 6, dtype=torch.float64).requires_grad_()
+    slopes = [
+        torch.autograd.grad(Lookahead(problem, bound, x, lr)(weights, second_order=second), weights)[0]
+        for second in (False, True)
+    ]
+    torch.testing.assert_close(*slopes, rtol=1e-9, atol=1e-13)
+    one = torch.autograd.grad(Lookahead(problem, bound, x, 0.1)(weights), weights)[0]
+    assert (one - slopes[0]).abs().max() > 1e-6

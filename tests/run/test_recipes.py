@@ -9,7 +9,7 @@ import pytest
 from bivallate import Linf, methods
 from bivallate.cli import run
 from bivallate.lower.stop import FOSCBelow
-from bivallate.method import create
+from bivallate.methods.entries import create
 from bivallate.run.config import Config
 from bivallate.run.optim import SGD, AdamW, Triangle
 from bivallate.run.recipes import RECIPES, recipe_for

@@ -64,10 +64,10 @@ METHODS = {
     "at": bv.methods.at(THREAT, steps=2),
     "done": bv.methods.done_adam(THREAT, steps=2),
     "fast-bat": bv.methods.fast_bat(THREAT),
-    "free": bv.method.create("free-at", THREAT, replays=2),  # pyright: ignore
-    "atta": bv.method.create("atta", THREAT),  # pyright: ignore
-    "curriculum": bv.method.create("curriculum", THREAT, steps=2),  # pyright: ignore
-    "bilaw": bv.method.create("bilaw", THREAT, steps=1),  # pyright: ignore
+    "free": bv.methods.entries.create("free-at", THREAT, replays=2),  # pyright: ignore
+    "atta": bv.methods.entries.create("atta", THREAT),  # pyright: ignore
+    "curriculum": bv.methods.entries.create("curriculum", THREAT, steps=2),  # pyright: ignore
+    "bilaw": bv.methods.entries.create("bilaw", THREAT, steps=1),  # pyright: ignore
 }
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import bivallate as bv
 from bivallate.errors import UserError
 from bivallate.lower.pgd import PGD
-from bivallate.method import create
+from bivallate.methods.entries import create
 from bivallate.noise import Noise
 from bivallate.run.config import Config, Model, Validation
 from bivallate.run.execution import execute
@@ -23,7 +23,7 @@ from bivallate.run.measure import look
 from bivallate.run.progress import Progress
 from bivallate.run.sentinel import Sentinel
 from bivallate.run.session import Session, create_model
-from bivallate.run.watch import Watch, shorter
+from bivallate.run.watch import Watch
 
 TIMES = ("seconds",)
 
@@ -164,7 +164,7 @@ def test_a_rollback_restores_model_and_optimiser_and_lowers_the_step(digits, mon
         back = session.learned()[0]
         assert back.keys() == kept.keys()
         assert all(torch.equal(v, kept[k]) for k, v in back.items())
-        assert session.sentinel_state["attack"] == session.sentinel_state["rate"] == scale
+        assert session.sentinel.length == session.sentinel.rate == scale
         inner, own = session.method.spec.solver.inner, config.method.solver.inner
         assert inner.step_size == scale * own.step_size
         session.method.solver.bank += 1
@@ -196,24 +196,24 @@ def test_finer_ends_where_it_would_cost_too_much(digits):
     for _ in range(5):
         watch._alarm("catastrophic", "told")
         solver = session.method.spec.solver
-        seen.append((solver.steps, session.sentinel_state["rate"]))
+        seen.append((solver.steps, session.sentinel.rate))
         assert solver.steps * solver.step_size == pytest.approx(0.3)
     assert seen == [(2, 1), (4, 1), (8, 1), (8, 0.5), (8, 0.25)]
 
 
 def test_finer_multiplies_the_steps_of_what_has_them():
-    threat, finer = bv.Linf(0.1), {"step_size": 0.5, "steps": 2.0}
-    fgsm = shorter(bv.methods.fgsm_at(threat), finer).solver
+    threat, finer = bv.Linf(0.1), (0.5, 2.0)
+    fgsm = bv.methods.fgsm_at(threat).stepped(*finer).solver
     assert (fgsm.steps, fgsm.step_size) == (2, 0.05)
     atta = bv.methods.atta(threat).solver.inner
-    inner = shorter(bv.methods.atta(threat), finer).solver.inner
+    inner = bv.methods.atta(threat).stepped(*finer).solver.inner
     assert (inner.steps, inner.step_size) == (2 * atta.steps, atta.step_size / 2)
-    assert shorter(bv.methods.trades(threat), {"step_size": 1.0, "steps": 1.0}) == bv.methods.trades(threat)
+    assert bv.methods.trades(threat).stepped(1.0, 1.0) == bv.methods.trades(threat)
 
 
 def test_a_whole_step_size_is_not_rounded_away():
     method = bv.methods.fgsm_at(bv.L2(1.0)).but(solver=PGD(1, 1))
-    assert shorter(method, 0.5).solver.step_size == 0.5
+    assert method.stepped(0.5).solver.step_size == 0.5
 
 
 def test_an_attack_whose_steps_a_schedule_sets_cannot_be_finer():
@@ -226,14 +226,14 @@ def test_an_attack_whose_steps_a_schedule_sets_cannot_be_finer():
 
 def test_shorter_reaches_every_step_and_nothing_else():
     threat = bv.Linf(0.1)
-    bat = shorter(bv.methods.fast_bat(threat), 0.5)
+    bat = bv.methods.fast_bat(threat).stepped(0.5)
     assert bat.solver.step_size == bv.methods.fast_bat(threat).solver.step_size / 2
     assert bat.coupling.step_size == bv.methods.fast_bat(threat).coupling.step_size / 2
     assert bat.but(
         solver=bv.methods.fast_bat(threat).solver, coupling=bv.methods.fast_bat(threat).coupling
     ) == (bv.methods.fast_bat(threat))
-    assert shorter(bv.methods.backward_smoothing(threat), 0.5).solver.start.step_size == 0.5
-    assert shorter(bat, 1.0) is bat
+    assert bv.methods.backward_smoothing(threat).stepped(0.5).solver.start.step_size == 0.5
+    assert bat.stepped(1.0) is bat
 
 
 class Masked(nn.Module):

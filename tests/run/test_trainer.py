@@ -203,7 +203,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_does_not(digits):
 
 def test_configurations_survive_being_written(tmp_path):
     for name in ("done-adam", "fast-bat", "bilaw", "atta", "trades-awp", "dynamic"):
-        method = bv.method.create(name, bv.L2(0.5) if name == "dynamic" else THREAT)
+        method = bv.methods.entries.create(name, bv.L2(0.5) if name == "dynamic" else THREAT)
         config = Config(method=method, optimizer=bv.AdamW(), rate=bv.Cosine(), average=0.99)
         config.write(tmp_path / "config.toml")
         assert Config.read(tmp_path / "config.toml") == config, name

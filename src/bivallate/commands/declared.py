@@ -30,7 +30,7 @@ class Declared:
 def methods() -> list[Declared]:
     """All methods, by family and name. Those of installed projects are known by importing them only."""
     if entry_points(group=GROUP):
-        from bivallate.method import registry
+        from bivallate.methods.entries import registry
 
         found = [Declared(e.name, e.family, e.summary) for e in registry().values()]
     else:

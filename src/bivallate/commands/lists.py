@@ -33,7 +33,7 @@ def methods(name: str | None = None, /, *, json: Flag = False) -> None:
         _one_a_line(told, "methods", "NAME")
         return
     from bivallate.commands.settings import named
-    from bivallate.method import registry
+    from bivallate.methods.entries import registry
     from bivallate.reports.cards import card
 
     chosen = None if name is None else named(name)
@@ -198,7 +198,7 @@ def recipes(
     """
     from bivallate.data.registry import usual
     from bivallate.lower.threat import threat
-    from bivallate.method import create
+    from bivallate.methods.entries import create
     from bivallate.parts import encode
     from bivallate.run.recipes import RECIPES, recipe_for
     from bivallate.run.toml import to_toml

@@ -11,7 +11,7 @@ from bivallate.data import Dataset
 from bivallate.data import registry as data_sets
 from bivallate.errors import UserError
 from bivallate.lower.threat import threat
-from bivallate.method import create
+from bivallate.methods.entries import create
 from bivallate.models import Classifier
 from bivallate.run.config import METHOD_PARTS, Config
 from bivallate.run.defaults import fitted

@@ -8,7 +8,8 @@ import math
 from typing import Any
 
 from bivallate.errors import UserError, unknown
-from bivallate.method import Method, checked, register, registry
+from bivallate.method import Method, checked
+from bivallate.methods.entries import register, registry
 from bivallate.models.foreign import imported
 from bivallate.parts import parse_number
 from bivallate.run.config import METHOD_PARTS, Config

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from bivallate import collective
@@ -23,6 +23,17 @@ SECOND_STREAM = 1 << 32  # turns from here on belong to the second stream; repla
 REPLAYS = 1 << 16  # more replays of one minibatch than anyone makes
 
 Named = dict[str, Tensor]
+Rates = float | dict[str, float]  # one for all parameters, or one for each name
+
+
+def rates(optimizer: torch.optim.Optimizer, model: nn.Module) -> Rates:
+    """The learning rates of the step that an optimiser is about to make; a parameter that it leaves alone has
+    none."""
+    one = {float(group["lr"]) for group in optimizer.param_groups}
+    if len(one) == 1:
+        return one.pop()
+    own = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+    return {name: own.get(id(p), 0.0) for name, p in model.named_parameters()}
 
 
 def second_stream(clock: Clock, index: Tensor) -> Noise:
@@ -62,11 +73,11 @@ class Lookahead:
     problem: LowerProblem
     method: Composition
     x_adv: Tensor
-    lr: float
+    lr: Rates
     buffers: Named | None = None
 
     @staticmethod
-    def here(problem: LowerProblem, method: Composition, x_adv: Tensor, lr: float) -> Lookahead:
+    def here(problem: LowerProblem, method: Composition, x_adv: Tensor, lr: Rates) -> Lookahead:
         """The lookahead from this moment, before the outer pass moves the running statistics, which are kept
         where the weighting will ask."""
         kept = None
@@ -88,7 +99,7 @@ class Lookahead:
         grads = self._virtual_gradient(theta, weights if second_order else weights.detach(), second_order)
         if not second_order:
             theta = {n: p.detach() for n, p in theta.items()}
-        moved = {n: p - self.lr * grads[n] for n, p in theta.items()}
+        moved = {n: p - self._rate(n) * grads[n] for n, p in theta.items()}
         fixed = {n: p.detach().requires_grad_() for n, p in moved.items()}
         x_adv = second.x + self._attack(second, fixed)
 
@@ -96,9 +107,14 @@ class Lookahead:
             return _mean(self._terms(second, moved, x_adv))
         loss = _mean(self._terms(second, fixed, x_adv))
         v = _total_gradient(loss, fixed)
-        slope = -self.lr / collective.count(len(weights), weights.device) * self._along(theta, v)
+        common = 1.0 if isinstance(self.lr, dict) else self.lr
+        v = {n: self.lr[n] * g for n, g in v.items()} if isinstance(self.lr, dict) else v
+        slope = -common / collective.count(len(weights), weights.device) * self._along(theta, v)
         value = collective.total(loss.detach())
         return value + (slope * (weights - weights.detach())).sum()
+
+    def _rate(self, name: str) -> float:
+        return self.lr[name] if isinstance(self.lr, dict) else self.lr
 
     def _second_stream(self) -> LowerProblem:
         meta = self.problem.batch.meta

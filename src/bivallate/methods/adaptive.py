@@ -13,7 +13,8 @@ from bivallate.lower.pgd import PGD
 from bivallate.lower.start import gaussian, uniform
 from bivallate.lower.stop import Form, FOSCBelow, Misclassified
 from bivallate.lower.threat import L2, Linf
-from bivallate.method import Method, register
+from bivallate.method import Method
+from bivallate.methods.entries import register
 from bivallate.schedule import Linear, Milestones
 from bivallate.upper.loss import Trades
 from bivallate.weighting.base import equal

@@ -12,7 +12,8 @@ from bivallate.lower.pgd import PGD
 from bivallate.lower.replay import YOPO, Free
 from bivallate.lower.start import uniform
 from bivallate.lower.threat import L2, Linf
-from bivallate.method import Method, register
+from bivallate.method import Method
+from bivallate.methods.entries import register
 from bivallate.upper.loss import Trades
 
 

@@ -6,7 +6,8 @@ from bivallate.lower.curriculum import Curriculum
 from bivallate.lower.pgd import PGD
 from bivallate.lower.start import uniform
 from bivallate.lower.threat import L2, Linf
-from bivallate.method import Method, register
+from bivallate.method import Method
+from bivallate.methods.entries import register
 from bivallate.schedule import Linear
 from bivallate.types import Clock
 from bivallate.upper.loss import Trades

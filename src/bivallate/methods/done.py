@@ -10,7 +10,8 @@ from bivallate.lower.interior import BarrierAscent, InteriorAscent
 from bivallate.lower.pgd import PGD, Direction, adam, raw, steepest
 from bivallate.lower.start import uniform
 from bivallate.lower.threat import Linf
-from bivallate.method import Method, register
+from bivallate.method import Method
+from bivallate.methods.entries import register
 from bivallate.weighting.dro import DONE_TEMPERATURE, KLDRO
 
 Coupled = Literal["barrier", "mask", "none"]

@@ -9,8 +9,9 @@ from bivallate.coupling.last_step import LastStep
 from bivallate.lower.pgd import PGD, Warm, raw, steepest
 from bivallate.lower.start import corner, uniform
 from bivallate.lower.threat import L2, Linf
-from bivallate.method import Method, register
+from bivallate.method import Method
 from bivallate.methods.done import dro
+from bivallate.methods.entries import register
 
 Linearisation = Literal["ns-pgd", "uniform", "corner", "pgd"]
 

@@ -8,7 +8,8 @@ from bivallate.lower.objective import kl_to_clean
 from bivallate.lower.pgd import PGD
 from bivallate.lower.start import gaussian, uniform
 from bivallate.lower.threat import L2, Linf
-from bivallate.method import Method, register
+from bivallate.method import Method
+from bivallate.methods.entries import register
 from bivallate.upper.loss import Trades
 from bivallate.weighting.descent import AdamDescent, Descent, NetOptimizer
 from bivallate.weighting.learned import Correlation, MarginNet

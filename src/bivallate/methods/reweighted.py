@@ -12,7 +12,8 @@ from bivallate.lower.start import gaussian, uniform
 from bivallate.lower.stop import Misclassified
 from bivallate.lower.threat import L2, Linf
 from bivallate.lower.weighted import MarginWeighted
-from bivallate.method import Method, register
+from bivallate.method import Method
+from bivallate.methods.entries import register
 from bivallate.schedule import Linear, Milestones
 from bivallate.upper.loss import Mart, Trades, adversarial
 from bivallate.weighting.base import After

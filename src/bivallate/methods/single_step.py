@@ -7,7 +7,8 @@ from bivallate.lower.pgd import PGD
 from bivallate.lower.start import BackwardSmoothing, Uniform, zero
 from bivallate.lower.threat import L2, Linf
 from bivallate.lower.wider import Wider
-from bivallate.method import Method, register
+from bivallate.method import Method
+from bivallate.methods.entries import register
 from bivallate.upper.loss import Trades, adversarial
 from bivallate.upper.regulariser import grad_align
 

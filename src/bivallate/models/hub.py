@@ -19,6 +19,7 @@ from bivallate.models.description import read_manifest
 from bivallate.models.io import load, save
 from bivallate.parts import portable
 from bivallate.quoting import markdown, visible
+from bivallate.run.toml import to_toml
 from bivallate.schema import MEGABYTE, Share, parse, read_json, read_text
 
 __all__ = ["from_pretrained", "model_card", "push_to_hub", "save_pretrained"]
@@ -187,8 +188,6 @@ def _trained(run: Path) -> list[str]:
     config = _config(run)
     if not config:
         return []
-    from bivallate.run.config import to_toml
-
     text = visible(to_toml(config)).strip()
     longest = max((len(ticks) for ticks in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)

@@ -9,7 +9,7 @@ from typing import Any
 
 from bivallate.files import write_text
 from bivallate.lower.threat import Linf
-from bivallate.method import Entry, registry
+from bivallate.methods.entries import Entry, registry
 
 PARTS = ("solver", "objective", "coupling", "weighting", "loss")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bivallate.lower.threat import threat
-from bivallate.method import create
+from bivallate.methods.entries import create
 from bivallate.run.config import Config
 from bivallate.run.recipes import recipe_for
 

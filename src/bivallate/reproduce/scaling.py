@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bivallate.errors import unknown
-from bivallate.method import registry
+from bivallate.methods.entries import registry
 from bivallate.parts import parse_number
 from bivallate.reproduce.cell import Cell, Measure
 from bivallate.reproduce.measuring import SHORT

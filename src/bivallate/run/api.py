@@ -14,7 +14,8 @@ from bivallate.data import Dataset
 from bivallate.data.registry import usual
 from bivallate.errors import UserError, plainly, unknown
 from bivallate.lower.threat import threat
-from bivallate.method import Method, checked, create
+from bivallate.method import Method, checked
+from bivallate.methods.entries import create
 from bivallate.models import Classifier
 from bivallate.models.classifier import Normalise
 from bivallate.run.config import Config, Model

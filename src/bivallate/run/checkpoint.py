@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bivallate.errors import UserError
 from bivallate.files import remove
@@ -161,17 +161,36 @@ def newest(
     )
 
 
-def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's per-parameter state as tensors by dotted name; rates and decays are the
+def pack_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The optimiser's state of every parameter as tensors, "NAME.KEY"; rates and decays are the
     configuration's."""
-    state = optimizer.state_dict()["state"]
-    return {f"{i}.{k}": v for i, entry in state.items() for k, v in entry.items() if isinstance(v, Tensor)}
+    names, state = _names(optimizer, model), optimizer.state_dict()["state"]
+    return {
+        f"{names[i]}.{k}": v for i, entry in state.items() for k, v in entry.items() if isinstance(v, Tensor)
+    }
 
 
-def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `pack_optimizer`."""
+def unpack_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `pack_optimizer`; also of version 0.1.0's, which numbered the parameters.
+
+    Raises:
+        KeyError: state of a parameter that is not there.
+    """
+    place = {name: i for i, name in enumerate(_names(optimizer, model))}
     state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = value
+    for key, value in tensors.items():
+        name, _, kind = key.rpartition(".")
+        index = int(name) if name.isdigit() and name not in place else place[name]
+        state.setdefault(index, {})[kind] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
+    """Of the optimiser's parameters, by their place in it."""
+    names = {id(p): _bare(name) for name, p in model.named_parameters()}
+    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+
+
+def _bare(name: str) -> str:
+    """Without the part that torch.compile adds."""
+    return name.replace("_orig_mod.", "")

@@ -17,7 +17,7 @@ from bivallate.evaluate.preflight import Preflight, preflight
 from bivallate.evaluate.progress import Progress
 from bivallate.evaluate.watching import watched
 from bivallate.lower.threat import ThreatModel
-from bivallate.method import create
+from bivallate.methods.entries import create
 from bivallate.models import Classifier
 from bivallate.models.description import read_manifest
 from bivallate.parts import decode, encode

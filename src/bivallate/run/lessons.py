@@ -21,7 +21,7 @@ KIND = "level"  # under which the level's best state lies beside the sentinel's
 class Lessons:
     """Acts on a session whose solver is a curriculum with a hold-out; on any other it does nothing.
 
-    The level's best state lies in `session.sentinel_state` and `session.sentinel_tensors`, in every
+    The level's best state lies in `session.sentinel.level` and `session.sentinel_tensors`, in every
     checkpoint, so that a resumed run reloads the same.
 
     Raises:
@@ -82,13 +82,14 @@ class Lessons:
         tensors, values = s.learned()
         kept = {k: v for k, v in s.sentinel_tensors.items() if not k.startswith(f"{KIND}.")}
         s.sentinel_tensors = kept | {f"{KIND}.{k}": v.detach().clone() for k, v in tensors.items()}
-        s.sentinel_state[KIND] = {"epoch": s.epoch, "values": values}
+        s.sentinel.level = {"epoch": s.epoch, "values": values}
 
     def _reload(self, level: int) -> int:
         """Back to the best state of the last level, on the next one; the epoch that it is from."""
         s = self.session
         own = {k: v.clone() for k, v in s.sentinel_tensors.items() if k.startswith(f"{KIND}.")}
-        kept = s.sentinel_state[KIND]
+        kept = s.sentinel.level
+        assert kept is not None
         s.relearn({k.removeprefix(f"{KIND}."): v for k, v in own.items()}, kept["values"])
         self._solver().rise(level, s.epoch)
         return kept["epoch"]

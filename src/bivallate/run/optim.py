@@ -126,7 +126,17 @@ class Cosine:
 
 
 class Optimizer(Protocol):
-    """Makes a torch optimiser for a model; `lr` is the peak rate."""
+    """Makes a torch optimiser for a model; `lr` is the peak rate, which groups of parameters may differ from.
+
+    Example:
+        >>> from bivallate import part
+        >>> @part
+        ... class SlowStem:
+        ...     lr: float = 0.1
+        ...     def make(self, model):
+        ...         stem = {"params": model.stem.parameters(), "lr": self.lr / 10}
+        ...         return torch.optim.SGD([stem, {"params": model.head.parameters()}], self.lr)
+    """
 
     @property
     def lr(self) -> float: ...
@@ -188,21 +198,31 @@ def _positive(lr: float, weight_decay: float) -> None:
         raise UserError(f"weight decay must be at least 0, got {weight_decay!r}")
 
 
-def set_rate(optimizer: torch.optim.Optimizer, spec: Optimizer, rate: Rate, clock: Clock) -> float:
-    """Puts the learning rate of this moment (and momentum, if the schedule moves it) into the optimiser."""
-    lr = spec.lr * rate(clock)
+def optimizer_of(spec: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of a run. Groups of parameters keep the ratio that their rates have to `spec.lr`."""
+    optimizer = spec.make(model)
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["share"] = group["lr"] / spec.lr
+    return optimizer
+
+
+def set_rate(
+    optimizer: torch.optim.Optimizer, spec: Optimizer, rate: Rate, clock: Clock, scale: float = 1.0
+) -> float:
+    """Puts the learning rates of this moment (and momentum, if the schedule moves it) into the optimiser.
+
+    Args:
+        scale: what the sentinel has left of the rate.
+
+    Returns:
+        The rate of a group whose peak is `spec.lr`.
+    """
+    lr = spec.lr * rate(clock) * scale
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("share", 1.0)
         if isinstance(rate, Triangle) and isinstance(spec, SGD):
             group["momentum"] = rate.momentum(clock, spec.momentum)
     return lr
-
-
-def lower_rate(optimizer: torch.optim.Optimizer, rate: float, scale: float) -> float:
-    """Multiplies the learning rate of this moment by what the sentinel has left of it; returns the result."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate * scale
-    return rate * scale
 
 
 def rate_before(plan: Plan, clock: Clock, scale: float) -> float | None:

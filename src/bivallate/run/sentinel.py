@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from bivallate.errors import UserError, unknown
 from bivallate.parts import part
@@ -14,6 +15,64 @@ LOWERS = ("attack", "rate", "both", "finer")
 HELPS = ("rate", "radius", "both")
 FEWEST_STEPS = 50  # of a training that may be called at chance before its end
 FINEST = 8  # times the steps: an attack of one step then is the usual one of training
+SEEN = ("fgsm", "pgd", "alignment", "rows")
+
+
+@dataclass
+class SentinelState:
+    """What a run remembers of its alarms, in every checkpoint.
+
+    Attributes:
+        checks, forward, backward: looks that were taken, and the passes they took.
+        alarms: of this epoch. alarmed: kinds that are not over yet.
+        rollbacks: that were made. rate, length, number: what they have left of the learning rate, of the
+            length of the attack's steps, and factor of their number, where that was changed.
+        since: line of the history from which robust overfitting is judged.
+        good: place and plain values of the states to come back to, by kind of alarm.
+        best: accuracy under PGD of the best look so far. seen: the last look since the epoch began.
+        patience: share of the steps before which chance is no alarm, after a rollback.
+        growing: (share, beginning) of a radius that grows anew. level: of a curriculum, its best state.
+    """
+
+    checks: int = 0
+    forward: int = 0
+    backward: int = 0
+    alarms: list[dict[str, Any]] = field(default_factory=list)
+    alarmed: list[str] = field(default_factory=list)
+    rollbacks: int = 0
+    rate: float = 1.0
+    length: float = 1.0
+    number: float | None = None
+    since: int = 0
+    good: dict[str, dict[str, Any]] = field(default_factory=dict)
+    best: float = 0.0
+    seen: dict[str, float] = field(default_factory=dict)
+    patience: float | None = None
+    growing: tuple[float, float] | None = None
+    level: dict[str, Any] | None = None
+    begun: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dict(vars(self))
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> SentinelState:
+        """The inverse; also of what version 0.1.0 wrote, a table without the last look and `begun`."""
+        given = dict(values)
+        if "begun" not in given:
+            attack = given.pop("attack", 1.0)
+            scales = attack if isinstance(attack, dict) else {"step_size": attack}
+            given |= {"length": scales["step_size"], "number": scales.get("steps")}
+            given["seen"] = {key: given.pop(key) for key in SEEN if key in given}
+            given["begun"] = "checks" in given
+        growing = given.get("growing")
+        return SentinelState(**{**given, "growing": None if growing is None else tuple(growing)})
+
+    def scales(self) -> dict[str, float]:
+        """What the rollbacks have left, for the record."""
+        steps = {} if self.number is None else {"attack_steps": self.number}
+        return {"attack_scale": self.length, **steps, "rate_scale": self.rate}
 
 
 @part

@@ -22,12 +22,12 @@ from bivallate.run.average import Average
 from bivallate.run.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
 from bivallate.run.config import STREAMING, Config
 from bivallate.run.identity import identity_of
-from bivallate.run.optim import rate_before
+from bivallate.run.optim import optimizer_of, rate_before
 from bivallate.run.origin import origin
 from bivallate.run.phases import batches_by_phase, phase_at, take_sizes
 from bivallate.run.radius import growth
+from bivallate.run.sentinel import SentinelState
 from bivallate.run.tally import Tally
-from bivallate.run.watch import shorter
 from bivallate.types import Clock, Facts
 
 WATCHED = 100  # training rows whose margin and weight every epoch records
@@ -156,14 +156,14 @@ class Session:
         )
         self._facts = facts
         self.method = config.method.bind(facts)
-        self.optimizer = config.optimizer.make(self.model)
+        self.optimizer = optimizer_of(config.optimizer, self.model)
         self.average = Average(self.model, config.average) if config.average else None
         self.tally, self.history = self.new_tally(), list[dict[str, Any]]()
         self.best, self.best_epoch = -1.0, -1
         self.forward, self.backward, self.seconds = 0, 0, 0.0
         self.rate: float | None = None
         self.run = identity_of(config, dataset.fingerprint, self.model.architecture)
-        self.sentinel_state: dict[str, Any] = {}
+        self.sentinel = SentinelState()
         self.sentinel_tensors: dict[str, Tensor] = {}
         collective.broadcast([*self.model.parameters(), *self.model.buffers()])
 
@@ -197,18 +197,18 @@ class Session:
 
     def growth(self) -> float:
         """Factor of the radius at this minibatch: of the warm-up, or as the sentinel has begun it again."""
-        share, begun = self.sentinel_state.get("growing", (self.config.warm_up, 0.0))
+        share, begun = self.sentinel.growing or (self.config.warm_up, 0.0)
         return growth(self.clock(), share, begun)
 
     def radius(self) -> dict[str, float]:
         """The radius that the last minibatch was trained on, for the record of a run in which it grows."""
-        grows = self.config.warm_up > 0 or "growing" in self.sentinel_state
+        grows = self.config.warm_up > 0 or self.sentinel.growing is not None
         return {"eps": float(self.method.threat.eps)} if grows else {}
 
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What training has made so far: weights, optimiser, the method's memory, averages; not copied."""
         tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= {f"optimizer.{k}": v for k, v in pack_optimizer(self.optimizer).items()}
+        tensors |= {f"optimizer.{k}": v for k, v in pack_optimizer(self.optimizer, self.model).items()}
         memory = self.method.state_dict()
         tensors |= {f"method.{k}": v for k, v in memory.items() if isinstance(v, Tensor)}
         if self.average is not None:
@@ -223,8 +223,9 @@ class Session:
         """The inverse of `learned`; the attack's steps are those that the sentinel has left."""
         part = {name: _section(tensors, name) for name in ("model", "optimizer", "method", "average")}
         self.model.load_state_dict(renamed(part["model"], self.model.state_dict()))
-        unpack_optimizer(self.optimizer, part["optimizer"])
-        self.method = shorter(self.config.method, self.sentinel_state.get("attack", 1.0)).bind(self._facts)
+        unpack_optimizer(self.optimizer, self.model, part["optimizer"])
+        left = self.sentinel
+        self.method = self.config.method.stepped(left.length, left.number or 1.0).bind(self._facts)
         self.method.load_state_dict({**part["method"], **values["method"]})
         if self.average is not None:
             average = self.average.model
@@ -244,7 +245,7 @@ class Session:
             "forward": self.forward,
             "backward": self.backward,
             "seconds": self.seconds,
-            "sentinel": self.sentinel_state,
+            "sentinel": self.sentinel.to_dict(),
             "data": self.dataset.fingerprint,
             "architecture": self.model.architecture,
             "rate": self.rate,
@@ -263,7 +264,7 @@ class Session:
                 "the data is not what this run was trained on (its fingerprint differs): "
                 "restore the files, or start a new run"
             )
-        self.sentinel_state = values["sentinel"]
+        self.sentinel = SentinelState.from_dict(values["sentinel"])
         self.sentinel_tensors = _section(checkpoint.tensors, "sentinel")
         try:
             self.relearn(checkpoint.tensors, values)
@@ -277,7 +278,7 @@ class Session:
         self.forward, self.backward = values["forward"], values["backward"]
         self.seconds = values["seconds"]
         self.run = values.get("run", self.run)
-        before = rate_before(self.config, self.clock(), self.sentinel_state.get("rate", 1.0))
+        before = rate_before(self.config, self.clock(), self.sentinel.rate)
         self.rate = values.get("rate", before)
         eps = values.get("eps", self.method.threat.eps)
         if eps != self.method.threat.eps:  # that of the last minibatch, where it grows

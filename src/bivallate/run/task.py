@@ -10,8 +10,9 @@ from typing import Any
 from bivallate.data import registry
 from bivallate.data.registry import Known
 from bivallate.errors import UserError
-from bivallate.method import Method, create
-from bivallate.method import registry as method_registry
+from bivallate.method import Method
+from bivallate.methods.entries import create
+from bivallate.methods.entries import registry as method_registry
 from bivallate.run.config import Config, Data, Model, Validation
 from bivallate.run.optim import Optimizer, Rate
 

@@ -21,7 +21,7 @@ from bivallate.run.interrupt import Interrupted, Request, interruptible
 from bivallate.run.lessons import Lessons
 from bivallate.run.lock import Lock
 from bivallate.run.measure import clean_margins, held_out
-from bivallate.run.optim import lower_rate, set_rate
+from bivallate.run.optim import set_rate
 from bivallate.run.progress import Progress
 from bivallate.run.radius import set_radius
 from bivallate.run.room import no_room
@@ -98,8 +98,9 @@ class Trainer:
     def _minibatch(self, batch: Batch) -> None:
         """All replays of one minibatch; checkpoints lie between minibatches."""
         session, config = self.session, self.session.config
-        rate = set_rate(session.optimizer, config.optimizer, config.rate, session.clock())
-        rate = lower_rate(session.optimizer, rate, session.sentinel_state.get("rate", 1.0))
+        rate = set_rate(
+            session.optimizer, config.optimizer, config.rate, session.clock(), session.sentinel.rate
+        )
         set_radius(session.method, session.growth())
         record: StepRecord | None = None
         for replay in range(session.method.replays):
@@ -159,7 +160,7 @@ class Trainer:
         collective.broadcast(session.model.buffers())
         self._check_good()
         self._check_lock()
-        lr = session.optimizer.param_groups[0]["lr"] if session.rate is None else session.rate
+        lr = session.config.optimizer.lr if session.rate is None else session.rate
         line: dict[str, Any] = {"epoch": session.epoch + 1, "lr": lr}
         whole = session.tally.over_ranks()
         line |= whole.line() | self._measure() | session.radius()

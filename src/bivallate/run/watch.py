@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bivallate import collective
 from bivallate.data import Split
-from bivallate.method import Method
 from bivallate.noise import Noise, permutation
 from bivallate.run.chance import cause, guesses
 from bivallate.run.measure import Look, look
-from bivallate.run.sentinel import FEWEST_STEPS, FINEST, KINDS
+from bivallate.run.sentinel import FEWEST_STEPS, FINEST, KINDS, SEEN, SentinelState
 
 if TYPE_CHECKING:
     from bivallate.run.session import Session
@@ -24,7 +22,7 @@ TURN = -3  # of the noise: no replay, restart or measurement draws with it
 class Watch:
     """Acts on a session as its configuration's sentinel says.
 
-    All that it remembers lies in `session.sentinel_state` (JSON) and `session.sentinel_tensors` (the states
+    All that it remembers lies in `session.sentinel` (JSON) and `session.sentinel_tensors` (the states
     to come back to), so that a resumed run sees the same alarms and repeats the same rollbacks to the bit.
     """
 
@@ -32,18 +30,15 @@ class Watch:
         self.session, self.rule = session, session.config.sentinel
         split = session.dataset.validation
         self.split: Split | None = split if self.rule.on and session.method.threat.eps > 0 else None
-        if self.rule.on and not session.sentinel_state:
-            session.sentinel_state |= {
-                "checks": 0, "forward": 0, "backward": 0, "alarms": [], "alarmed": [], "rollbacks": 0,
-                "attack": 1.0, "rate": 1.0, "since": 0, "good": {}, "best": 0.0,
-            }  # fmt: skip
+        if self.rule.on and not session.sentinel.begun:
+            session.sentinel.begun = True
             for kind in KINDS:
                 self._keep(kind)
 
     @property
-    def state(self) -> dict[str, Any]:
+    def state(self) -> SentinelState:
         """What the session remembers for it."""
-        return self.session.sentinel_state
+        return self.session.sentinel
 
     def after_step(self) -> list[str]:
         """A check, if one is due. Returns what to tell the person."""
@@ -54,16 +49,16 @@ class Watch:
             return []
         seen = self._check(rows)
         fgsm, pgd = seen.fgsm, seen.pgd
-        self.state["checks"] += 1
-        self.state["forward"] += seen.passes.forward
-        self.state["backward"] += seen.passes.backward
-        self.state.update(fgsm=fgsm, pgd=pgd, alignment=seen.alignment, rows=rows)
+        self.state.checks += 1
+        self.state.forward += seen.passes.forward
+        self.state.backward += seen.passes.backward
+        self.state.seen = dict(zip(SEEN, (fgsm, pgd, seen.alignment, rows), strict=True))
         if self.rule.collapsed(fgsm, pgd):
             text = f"{fgsm:.0%} withstand FGSM but {pgd:.0%} PGD-{self.rule.steps}, of {rows} held-out images"
-            lost = pgd <= self.state["best"] / 2  # else it has never been there, and going back gains nothing
+            lost = pgd <= self.state.best / 2  # else it has never been there, and going back gains nothing
             return self._alarm("catastrophic", f"catastrophic overfitting: {text}", lost=lost)
         if self.session.method.threat == self.session.method.spec.threat:  # not while the radius grows
-            self.state["best"] = max(self.state["best"], pgd)
+            self.state.best = max(self.state.best, pgd)
         if self.rule.calm(fgsm, pgd):
             self._over("catastrophic")
             self._keep("catastrophic")
@@ -80,17 +75,17 @@ class Watch:
         told += self._learns(line) if not told else []
         if self.split is not None:
             line |= self._seen(max(1, forward + backward))
-        line["alarms"] = self.state["alarms"]
-        self.state["alarms"] = []
+        line["alarms"] = self.state.alarms
+        self.state.alarms = []
         return told
 
     def _seen(self, training: int) -> dict[str, Any]:
         """What the checks saw, for the epoch's line, by its last one; nothing where it had none."""
-        state, total = self.state, self.state["forward"] + self.state["backward"]
-        seen = ("fgsm", "pgd", "alignment", "rows")
-        line = {f"sentinel_{key}": state.pop(key) for key in seen if key in state}
-        line |= {"sentinel_checks": state["checks"], "sentinel_share": total / training}
-        return line | self._scales()
+        state, total = self.state, self.state.forward + self.state.backward
+        line: dict[str, Any] = {f"sentinel_{key}": value for key, value in state.seen.items()}
+        state.seen = {}
+        line |= {"sentinel_checks": state.checks, "sentinel_share": total / training}
+        return line | state.scales()
 
     def _learns(self, line: dict[str, Any]) -> list[str]:
         """Whether the training is still at chance when it should not be."""
@@ -102,7 +97,7 @@ class Watch:
             return []
         done = (s.epoch + 1) / s.config.planned(s.epoch)
         early = (s.epoch + 1) * len(s.batches) < FEWEST_STEPS and done < 1
-        if early or done < state.get("patience", rule.chance):
+        if early or done < (rule.chance if state.patience is None else state.patience):
             return []
         line["at_chance"] = True
         text = f"at chance after {done:.0%} of the steps: {found}. {cause(s, line)}"
@@ -124,12 +119,12 @@ class Watch:
             return 0
         steps = s.epoch * len(s.batches) + s.step
         per_epoch = (forward + backward) / steps * len(s.batches)
-        spent = self.state["forward"] + self.state["backward"]
+        spent = self.state.forward + self.state.backward
         return self.rule.rows_now(spent, forward + backward, per_epoch, len(self.split or ()))
 
     def _check(self, rows: int) -> Look:
         """A look at a slice that is drawn for this check."""
-        s, number = self.session, self.state["checks"]
+        s, number = self.session, self.state.checks
         assert self.split is not None
         chosen = permutation(s.config.seed, "sentinel", number, len(self.split))[:rows]
         x, y = (t.to(s.device) for t in self.split.tensors(chosen))
@@ -146,7 +141,7 @@ class Watch:
     def _compare(self, line: dict[str, Any]) -> list[str]:
         s, state = self.session, self.state
         assert self.split is not None
-        lines = [*s.history, line][state["since"] :]
+        lines = [*s.history, line][state.since :]
         held, trained = ([entry[key] for entry in lines] for key in ("robust", "train_robust"))
         fell = self.rule.overfitted(held, trained, min(s.config.validation.rows, len(self.split)))
         if fell is not None:
@@ -159,29 +154,29 @@ class Watch:
         return []
 
     def _over(self, kind: str) -> None:
-        self.state["alarmed"] = [k for k in self.state["alarmed"] if k != kind]
+        self.state.alarmed = [k for k in self.state.alarmed if k != kind]
 
     def _alarm(self, kind: str, text: str, *, lost: bool = True) -> list[str]:
         """Records an alarm, once until it is over, and answers it. Returns the text."""
         s, state = self.session, self.state
-        back = lost and self.rule.answered(kind) and state["rollbacks"] < self.rule.limit
-        if kind in state["alarmed"] and not back:
+        back = lost and self.rule.answered(kind) and state.rollbacks < self.rule.limit
+        if kind in state.alarmed and not back:
             return []
         alarm: dict[str, Any] = {"kind": kind, "epoch": s.epoch + 1, "step": s.step, "text": text}
         alarm["rolled_back"] = back
         if back:
-            good = state["good"][kind]
+            good = state.good[kind]
             self._roll_back(kind)
             alarm |= {"to_epoch": good["epoch"] + 1, "to_step": good["step"]}
-            alarm |= self._scales()
+            alarm |= state.scales()
             place = f"epoch {good['epoch'] + 1}, minibatch {good['step']}"
             now = f"attack x {alarm['attack_scale']:g}, rate x {alarm['rate_scale']:g}"
             more = f" in {alarm['attack_steps']:g} times the steps" if "attack_steps" in alarm else ""
             again = ", eps grows anew" if kind == "chance" and self.rule.helps != "rate" else ""
             alarm["text"] += f"; back to the state of {place}, {now}{more}{again}"
         else:
-            state["alarmed"].append(kind)
-        state["alarms"].append(alarm)
+            state.alarmed.append(kind)
+        state.alarms.append(alarm)
         return [f"epoch {alarm['epoch']}, minibatch {alarm['step']}: {alarm['text']}"]
 
     def _keep(self, kind: str) -> None:
@@ -192,58 +187,34 @@ class Watch:
         tensors, values = s.learned()
         kept = {k: v for k, v in s.sentinel_tensors.items() if not k.startswith(f"{kind}.")}
         s.sentinel_tensors = kept | {f"{kind}.{k}": v.detach().clone() for k, v in tensors.items()}
-        s.sentinel_state["good"][kind] = {"epoch": s.epoch, "step": s.step, "values": values}
-
-    def _scales(self) -> dict[str, float]:
-        """Factors that the rollbacks have left: of the attack's steps, of their number, of the rate."""
-        attack, rate = self.state["attack"], self.state["rate"]
-        if isinstance(attack, dict):
-            return {"attack_scale": attack["step_size"], "attack_steps": attack["steps"], "rate_scale": rate}
-        return {"attack_scale": attack, "rate_scale": rate}
+        s.sentinel.good[kind] = {"epoch": s.epoch, "step": s.step, "values": values}
 
     def _roll_back(self, kind: str) -> None:
         s, state, rule = self.session, self.state, self.rule
-        state["rollbacks"] += 1
-        scales = self._scales()
-        steps = scales.get("attack_steps", 1.0) / rule.lower
-        finer = rule.lowers == "finer" and steps <= FINEST and s.config.method.solver.can_be_finer()
+        state.rollbacks += 1
+        number = (state.number or 1.0) / rule.lower
+        finer = rule.lowers == "finer" and number <= FINEST and s.config.method.solver.can_be_finer()
         if kind == "chance":
             self._help()
         elif kind == "robust" or rule.lowers in ("rate", "both") or (rule.lowers == "finer" and not finer):
-            state["rate"] *= rule.lower
-        if kind == "catastrophic" and finer:
-            state["attack"] = {"step_size": scales["attack_scale"] * rule.lower, "steps": steps}
-        elif kind == "catastrophic" and rule.lowers in ("attack", "both"):
-            state["attack"] *= rule.lower
-        state["since"] = len(s.history) + (kind != "catastrophic")  # the others come at the end of an epoch
+            state.rate *= rule.lower
+        if kind == "catastrophic" and (finer or rule.lowers in ("attack", "both")):
+            state.length *= rule.lower
+            state.number = number if finer else state.number
+        state.since = len(s.history) + (kind != "catastrophic")  # the others come at the end of an epoch
         own = {
             k.removeprefix(f"{kind}."): v.clone()
             for k, v in s.sentinel_tensors.items()
             if k.startswith(f"{kind}.")
         }
-        s.relearn(own, state["good"][kind]["values"])
+        s.relearn(own, state.good[kind]["values"])
 
     def _help(self) -> None:
         """Lowers the rate, lets the radius grow anew, or both; and gives that its time."""
         s, state, rule = self.session, self.state, self.rule
         done = (s.epoch + 1) / s.config.planned(s.epoch)
-        state["patience"] = min(1.0, done + rule.chance)
+        state.patience = min(1.0, done + rule.chance)
         if rule.helps != "radius":
-            state["rate"] *= rule.lower
+            state.rate *= rule.lower
         if rule.helps != "rate":
-            state["growing"] = [min(s.config.warm_up or 1.0, (1 - done) / 2), done]
-
-
-def shorter(method: Method, factor: float | Mapping[str, float]) -> Method:
-    """The method with every step of its attack, in the solver and in the coupling, shortened by a factor.
-
-    Args:
-        method: to change.
-        factor: of `step_size`; or factors of `step_size` and of `steps`, the latter for parts that have both.
-    """
-    factors = factor if isinstance(factor, Mapping) else {"step_size": factor}
-    if set(factors.values()) == {1}:
-        return method
-    length, number = factors["step_size"], factors.get("steps", 1.0)
-    solver, coupling = (each.stepped(length, number) for each in (method.solver, method.coupling))
-    return method.but(solver=solver, coupling=coupling)
+            state.growing = (min(s.config.warm_up or 1.0, (1 - done) / 2), done)

@@ -1,0 +1,104 @@
+"""The methods that are known by name: how one is entered, found and made."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from bivallate import plugins
+from bivallate.errors import UserError, unknown
+from bivallate.lower.threat import L2, Linf
+from bivallate.method import MAKERS, Method
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A named method of the catalogue.
+
+    Attributes:
+        make: (threat, **parameters) -> Method. family, paper, cost: for the lists and cards; cost is in
+            forward (F) and backward (B) passes per example.
+    """
+
+    name: str
+    make: Callable[..., Method]
+    family: str
+    paper: str
+    cost: str
+
+    @property
+    def summary(self) -> str:
+        """First line of the docstring."""
+        return (inspect.getdoc(self.make) or "").partition("\n")[0]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Names and defaults, the threat left out."""
+        signature = inspect.signature(self.make).parameters
+        return {n: p.default for n, p in signature.items() if n != "threat"}
+
+
+_REGISTRY: dict[str, Entry] = {}
+
+
+def register(name: str, *, family: str = "user", paper: str = "", cost: str = ""):
+    """Decorator: makes a function (threat, **parameters) -> Method available by name, also on the command
+    line."""
+
+    def keep(make: Callable[..., Method]) -> Callable[..., Method]:
+        def named(threat: Linf | L2, **parameters: Any) -> Method:
+            if not isinstance(threat, Linf | L2):
+                raise UserError(f"{name} needs a threat such as Linf(8 / 255), got {threat!r}")
+            _check_choices(make, parameters)
+            return dataclasses.replace(make(threat, **parameters), name=name, made=(name, parameters))
+
+        named.__doc__, named.__name__, named.__module__ = make.__doc__, make.__name__, make.__module__
+        named.__signature__ = inspect.signature(make)  # pyright: ignore[reportFunctionMemberAccess]
+        named.__wrapped__ = make  # pyright: ignore[reportFunctionMemberAccess]
+        _REGISTRY[name] = Entry(name, named, family, paper, cost)
+        MAKERS[name] = named
+        return named
+
+    return keep
+
+
+def _check_choices(make: Callable[..., Method], parameters: dict[str, Any]) -> None:
+    """Raises UserError for a word that is not among the choices a parameter is annotated with."""
+    for name, value in parameters.items():
+        choices = typing.get_args(_hints(make).get(name))
+        if typing.get_origin(_hints(make).get(name)) is typing.Literal and value not in choices:
+            raise unknown(name, str(value), [str(c) for c in choices])
+
+
+@functools.cache
+def _hints(make: Callable[..., Method]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(make)
+    except Exception:  # a user's function may annotate with names that only a type checker sees
+        return {}
+
+
+def registry() -> dict[str, Entry]:
+    """All methods by name: the package's own, and those that installed projects register under
+    `bivallate.methods`."""
+    for name, make in plugins.loaded().items():
+        if name not in _REGISTRY and callable(make):
+            register(name)(make)  # pyright: ignore[reportArgumentType]
+    return dict(_REGISTRY)
+
+
+def create(name: str, threat: Linf | L2, **parameters: Any) -> Method:
+    """A method by its name. Raises UserError for an unknown name or parameter, with the nearest one."""
+    entries = registry()
+    if name not in entries:
+        raise unknown("method", name, entries)
+    entry = entries[name]
+    for parameter in parameters:
+        if parameter not in entry.parameters:
+            raise unknown(f"parameter of {name}", parameter, entry.parameters)
+    return entry.make(threat, **parameters)
