@@ -28,8 +28,8 @@ LAYERS = [
     {"weighting", "upper"},
     {"method"},
     {"record"},
-    {"methods", "step", "probe"},
-    {"check"},
+    {"methods", "step", "frozen_step"},
+    {"gradcheck"},
 ]
 RANK = {name: k for k, names in enumerate(LAYERS) for name in names}
 APPLICATIONS = {

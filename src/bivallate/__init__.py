@@ -16,7 +16,7 @@ from bivallate.version import __version__ as __version__
 if TYPE_CHECKING:
     from bivallate import data, methods, models
     from bivallate.audit.of_run import audit
-    from bivallate.check import check_gradient, upper_gradient
+    from bivallate.gradcheck import check_gradient, upper_gradient
     from bivallate.coupling.barrier import Barrier, Implicit, Mask
     from bivallate.coupling.cid import cid
     from bivallate.coupling.implicit import Coupling, Detached, Leaf
@@ -125,8 +125,8 @@ __all__ = [
 
 _PLACES = {
     "audit": "bivallate.audit.of_run",
-    "check_gradient": "bivallate.check",
-    "upper_gradient": "bivallate.check",
+    "check_gradient": "bivallate.gradcheck",
+    "upper_gradient": "bivallate.gradcheck",
     "Barrier": "bivallate.coupling.barrier",
     "Implicit": "bivallate.coupling.barrier",
     "Mask": "bivallate.coupling.barrier",

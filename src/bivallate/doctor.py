@@ -17,10 +17,10 @@ import torch
 from packaging.requirements import Requirement
 
 from bivallate import data, methods, models
-from bivallate.check import check_gradient
 from bivallate.data.cache import cache_folder
 from bivallate.data.registry import describe
 from bivallate.evaluate import evaluate
+from bivallate.gradcheck import check_gradient
 from bivallate.lower.threat import Linf
 from bivallate.reproduce.machine import machine
 from bivallate.run.api import train

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import bivallate as bv
 from bivallate import L2, PGD, Linf, UserError, methods, models
 from bivallate.data.augment import Augment, View
-from bivallate.lower.memory import PerExample
+from bivallate.lower.atta import PerExample
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.replay import YOPO
 from bivallate.lower.start import gaussian

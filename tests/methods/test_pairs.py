@@ -15,10 +15,9 @@ import bivallate as bv
 from bivallate import KLDRO, PGD, Linf, Method, UserError
 from bivallate.lower.interior import BarrierAscent, InteriorAscent
 from bivallate.lower.objective import kl_to_clean
-from bivallate.lower.pgd import adam, raw
+from bivallate.lower.pgd import Wider, adam, raw
 from bivallate.lower.start import gaussian, uniform, zero
 from bivallate.lower.stop import FOSCBelow, Misclassified
-from bivallate.lower.wider import Wider
 from bivallate.methods.entries import registry
 from bivallate.parts import _KINDS
 from bivallate.types import Batch, Clock, Facts
@@ -27,8 +26,7 @@ from bivallate.upper.loss import Adversarial, Mart, Trades
 from bivallate.upper.regulariser import GradAlign
 from bivallate.weighting.base import After, Equal, Weighting
 from bivallate.weighting.learned import Correlation, MarginNet
-from bivallate.weighting.own_loss import OwnLoss
-from bivallate.weighting.rules import GAIRAT, MAIL, WMMR
+from bivallate.weighting.rules import GAIRAT, MAIL, WMMR, OwnLoss
 
 THREAT = Linf(EPS)
 FACTS = Facts(20, SHAPE, CLASSES, dtype=torch.float64)

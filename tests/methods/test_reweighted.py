@@ -13,10 +13,10 @@ from tests.reference.plainsgd import box, clip, cross_entropy, sgd, still
 from torch import Tensor
 
 from bivallate import Linf, UserError, methods
+from bivallate.lower.objective import MarginWeighted
 from bivallate.lower.objective import cross_entropy as objective
 from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import LowerProblem
-from bivallate.lower.weighted import MarginWeighted
 from bivallate.methods.reweighted import RECIPE
 from bivallate.schedule import Linear
 from bivallate.types import Batch, Clock, Evidence, Facts

@@ -13,7 +13,7 @@ from torch import nn
 
 import bivallate as bv
 from bivallate import L2, Linf, UserError, methods
-from bivallate.check import check_gradient
+from bivallate.gradcheck import check_gradient
 from bivallate.lower.modes import attacking
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.start import BackwardSmoothing, Towards

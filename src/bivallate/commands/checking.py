@@ -54,7 +54,7 @@ def check_gradient(
     json
         print the result as JSON.
     """
-    from bivallate.check import check_gradient as check
+    from bivallate.gradcheck import check_gradient as check
     from bivallate.commands.planning import plan_of
     from bivallate.run.session import create_model, load_data
 

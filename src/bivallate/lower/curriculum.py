@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bivallate import collective
 from bivallate.errors import UserError, check_range
-from bivallate.lower.overhear import Overheard
+from bivallate.lower.hooks import Overheard
 from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Remembering, Solver, require_coupling

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bivallate.lower.problem import LowerProblem, Objective
 from bivallate.parts import part
+from bivallate.roles import Composition
+from bivallate.types import probability_margin
 
 CLEAR = 1e-4  # margin, as a fraction of the largest logit, beyond which a search needs no further proof
 
@@ -147,6 +150,34 @@ def clearly_fooled(logits: Tensor, y: Tensor) -> Tensor:
 
 
 cross_entropy = CrossEntropy()
+
+
+@part
+class MarginWeighted(Objective):
+    """exp(-alpha m) times another objective, m the probability margin at the attacked point.
+
+    Attributes:
+        alpha: sharpness, the same as the weighting's.
+        objective: what is weighted.
+        detach: keep the weight constant; the sign of the gradient, and so every sign step, is then that of
+            the objective alone.
+
+    Reference: Zeng et al., WMMR, AAAI 2021, public code.
+    """
+
+    alpha: float = 0.5
+    objective: Objective = field(default=cross_entropy)
+    detach: bool = False
+
+    def check(self, method: Composition) -> None:
+        """What the weighted objective asks of a method."""
+        self.objective.check(method)
+
+    def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:
+        weight = torch.exp(-self.alpha * probability_margin(logits, problem.y))
+        return (weight.detach() if self.detach else weight) * self.objective(problem, logits)
+
+
 kl_to_clean = KLToClean()
 margin = Margin()
 dlr = DLR()

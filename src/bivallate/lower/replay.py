@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError, check_range, unknown
+from bivallate.lower.hooks import Overheard
 from bivallate.lower.modes import attacking, frozen
-from bivallate.lower.overhear import Overheard
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Remembering, Solver, require_coupling
 from bivallate.lower.start import Start, uniform

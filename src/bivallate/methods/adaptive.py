@@ -18,7 +18,7 @@ from bivallate.methods.entries import register
 from bivallate.schedule import Linear, Milestones
 from bivallate.upper.loss import Trades
 from bivallate.weighting.base import equal
-from bivallate.weighting.own_loss import OwnLoss
+from bivallate.weighting.rules import OwnLoss
 
 C_MAX = 0.5  # of the paper, in the ball form
 FAT_TAU = Milestones(values=(0.0, 1.0, 2.0), at=(50 / 120, 90 / 120))

@@ -6,7 +6,7 @@ from typing import Literal
 
 from bivallate.coupling.implicit import leaf
 from bivallate.errors import unknown
-from bivallate.lower.memory import PerExample
+from bivallate.lower.atta import PerExample
 from bivallate.lower.objective import cross_entropy, kl_to_clean
 from bivallate.lower.pgd import PGD
 from bivallate.lower.replay import YOPO, Free

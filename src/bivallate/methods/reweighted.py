@@ -6,12 +6,11 @@ import math
 from typing import Literal
 
 from bivallate.errors import UserError, unknown
-from bivallate.lower.objective import cross_entropy, kl_to_clean
+from bivallate.lower.objective import MarginWeighted, cross_entropy, kl_to_clean
 from bivallate.lower.pgd import PGD
 from bivallate.lower.start import gaussian, uniform
 from bivallate.lower.stop import Misclassified
 from bivallate.lower.threat import L2, Linf
-from bivallate.lower.weighted import MarginWeighted
 from bivallate.method import Method
 from bivallate.methods.entries import register
 from bivallate.schedule import Linear, Milestones

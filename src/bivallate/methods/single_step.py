@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from bivallate.lower.objective import kl_to_clean
-from bivallate.lower.pgd import PGD
+from bivallate.lower.pgd import PGD, Wider
 from bivallate.lower.start import BackwardSmoothing, Uniform, zero
 from bivallate.lower.threat import L2, Linf
-from bivallate.lower.wider import Wider
 from bivallate.method import Method
 from bivallate.methods.entries import register
 from bivallate.upper.loss import Trades, adversarial

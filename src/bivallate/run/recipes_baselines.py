@@ -6,10 +6,10 @@ the last weights or chooses on test data.
 
 from __future__ import annotations
 
-from bivallate.lower.memory import PerExample
+from bivallate.lower.atta import PerExample
+from bivallate.lower.objective import MarginWeighted
 from bivallate.lower.pgd import PGD
 from bivallate.lower.replay import YOPO
-from bivallate.lower.weighted import MarginWeighted
 from bivallate.run.config import Config
 from bivallate.run.optim import SGD, Flat, MultiStep, Triangle
 from bivallate.run.task import Task

@@ -1,4 +1,4 @@
-"""Weights by a fixed rule: of the probability margin (MAIL, WMMR) or of the steps survived (GAIRAT)."""
+"""Weights by a fixed rule: of the margin (MAIL, WMMR), the steps survived (GAIRAT) or the loss itself."""
 
 from __future__ import annotations
 
@@ -157,3 +157,22 @@ class GAIRAT(Weighting):
             return torch.ones_like(kappa)
         z = shift + 5 * (1 - 2 * kappa / self.steps)
         return mean_one(torch.sigmoid(2 * z if self.form == "tanh" else z))
+
+
+@part
+class OwnLoss(Weighting):
+    """w_i = robust_i, held constant: every example's loss multiplied by itself.
+
+    Attributes:
+        since: first epoch, from 0, with these weights; 1 before.
+
+    Scale: the mean weight is the mean robust loss, so the effective learning rate falls with it.
+
+    Reference: the public code of Wang et al., ICML 2019; not in the paper.
+    Deviation: that code makes another pass in inference mode for the weights; these are the training pass's.
+    """
+
+    since: int = 1
+
+    def weigh(self, evidence: Evidence) -> Tensor:
+        return evidence.loss if evidence.clock.epoch >= self.since else torch.ones_like(evidence.loss)

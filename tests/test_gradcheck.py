@@ -12,7 +12,7 @@ from tests.methods.glue import Net, minibatches
 from torch import Tensor, nn
 
 from bivallate import KLDRO, L2, PGD, Barrier, Equal, LastStep, Linf, Method, UserError, methods, models
-from bivallate.check import check_gradient, upper_gradient
+from bivallate.gradcheck import check_gradient, upper_gradient
 from bivallate.lower.interior import InteriorAscent
 from bivallate.lower.start import uniform
 from bivallate.methods.entries import create as method_named

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError, plainly
+from bivallate.frozen_step import FrozenStep, difference, dot, like
 from bivallate.learnable import check_learning, check_module, check_values, copied
 from bivallate.lower.forward import Forward
 from bivallate.lower.modes import evaluating
 from bivallate.lower.second_order import explained
 from bivallate.method import Method, checked, facts_for
-from bivallate.probe import FrozenStep, difference, dot, like
 from bivallate.step import differentiate
 from bivallate.types import Batch, Clock, Facts
 
