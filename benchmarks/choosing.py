@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.records import Row, every
 from bivallate.files import write_text
-from bivallate.method import registry
+from bivallate.methods.entries import registry
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "choosing.md"

@@ -16,13 +16,13 @@ from bivallate.version import __version__ as __version__
 if TYPE_CHECKING:
     from bivallate import data, methods, models
     from bivallate.audit.of_run import audit
-    from bivallate.gradcheck import check_gradient, upper_gradient
     from bivallate.coupling.barrier import Barrier, Implicit, Mask
     from bivallate.coupling.cid import cid
     from bivallate.coupling.implicit import Coupling, Detached, Leaf
     from bivallate.coupling.last_step import LastStep
     from bivallate.errors import UserError
     from bivallate.evaluate import Score, attack, predict
+    from bivallate.gradcheck import check_gradient, upper_gradient
     from bivallate.lower.convergence import convergence_bound
     from bivallate.lower.pgd import PGD
     from bivallate.lower.problem import LowerProblem, Objective

@@ -93,7 +93,6 @@ def run(arguments: Sequence[str]) -> int:
 def _command(words: list[str]) -> int:
     """Finds the command and runs it."""
     from bivallate.terminal import literal_console
-    from bivallate.version import __version__
 
     _register()
     status = APP(words, console=literal_console(), exit_on_error=False, print_error=False)

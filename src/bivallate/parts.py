@@ -11,11 +11,11 @@ import dataclasses
 import importlib
 import math
 import os
+import sys
 import types
 import typing
 from typing import Any, dataclass_transform
 
-import bivallate
 from bivallate import plugins
 from bivallate.errors import UserError, plain, unknown
 from bivallate.schema import check_fields
@@ -157,7 +157,8 @@ def _kind(kind: Any, where: str) -> type:
 
 def _load_own() -> None:
     """Makes all parts of the package known, which is imported piece by piece."""
-    for place in sorted(set(bivallate._PLACES.values())):  # pyright: ignore[reportPrivateUsage]
+    package = sys.modules[__name__.partition(".")[0]]  # loaded before, lists its parts' places
+    for place in sorted(set(package._PLACES.values())):
         importlib.import_module(place)
 
 

@@ -54,8 +54,8 @@ def check_gradient(
     json
         print the result as JSON.
     """
-    from bivallate.gradcheck import check_gradient as check
     from bivallate.commands.planning import plan_of
+    from bivallate.gradcheck import check_gradient as check
     from bivallate.run.session import create_model, load_data
 
     device = machine.prepare()

@@ -20,7 +20,8 @@ from bivallate.errors import UserError
 from bivallate.files import write_text
 from bivallate.lower.objective import DLR, LogitMargin, Margin
 from bivallate.lower.threat import L2, Linf
-from bivallate.method import Method, registry
+from bivallate.method import Method
+from bivallate.methods.entries import registry
 
 ROWS = {  # role -> how the page calls it, in the order of the picture, from below
     "threat": "Threats",
