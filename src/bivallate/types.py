@@ -171,12 +171,6 @@ class Evidence:
         """(B,) p_y - max_{k != y} p_k in [-1, 1] on the adversarial points; negative when misclassified."""
         return probability_margin(self.logits, self.y)
 
-    @property
-    def multiclass_margin(self) -> Tensor:
-        """(B, K) p_y - p_k in [-1, 1] on the clean points (BiLAW, section 3)."""
-        p = self.clean_logits.softmax(1)
-        return p.gather(1, self.y[:, None]) - p
-
 
 def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
     """(B,) p_y - max_{k != y} p_k in [-1, 1] of the softmax of logits (B, K)."""

@@ -1,11 +1,11 @@
-"""Conjugate gradients and the Neumann series, each example on its own."""
+"""Conjugate gradients, each example on its own."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from bivallate.coupling.linear_solve import conjugate_gradient, neumann
+from bivallate.coupling.linear_solve import conjugate_gradient
 
 GENERATOR = torch.Generator().manual_seed(0)
 D = torch.float64
@@ -55,12 +55,3 @@ def test_negative_curvature_stops_with_the_iterate_before() -> None:
     first = float(v[1] @ v[1] / (v[1] @ H[1] @ v[1]))  # one step down the gradient, then it meets -4
     assert torch.allclose(found.u[1], first * v[1])
     assert torch.allclose(found.u[2], torch.tensor([1.0, 0.25], dtype=D))
-
-
-def test_neumann_tends_to_the_inverse() -> None:
-    H, v = positive(2, 4), torch.randn(2, 4, generator=GENERATOR, dtype=D)
-    scale = float(1 / torch.linalg.eigvalsh(H).max())
-    exact = torch.linalg.solve(H, v)
-    errors = [float((neumann(product(H), v, steps=k, scale=scale) - exact).norm()) for k in (0, 20, 1000)]
-    assert errors[0] > errors[1] > errors[2]
-    assert errors[2] < 1e-8

@@ -63,13 +63,3 @@ def conjugate_gradient(matvec: Matvec, v: Tensor, *, steps: int, tolerance: floa
         direction = residual + per_example(beta, v) * direction
         rr = torch.where(active, new, rr)
     return LinearSolution(u, failed)
-
-
-def neumann(matvec: Matvec, v: Tensor, *, steps: int, scale: float) -> Tensor:
-    """scale * sum_{k <= steps} (I - scale H)^k v: tends to H^-1 v when 0 < scale < 2 / ||H|| and H is
-    positive."""
-    term = total = v
-    for _ in range(steps):
-        term = term - scale * matvec(term)
-        total = total + term
-    return scale * total
