@@ -259,17 +259,19 @@ def override(value: Any, path: str, text: Any) -> Any:
     return dataclasses.replace(value, **{name: new})
 
 
-def _annotation(cls: type, name: str) -> set[type]:
+def _annotation(cls: type, name: str) -> set[type | str]:
+    """The types that a field may have, and the words."""
     try:
         hint = typing.get_type_hints(cls)[name]
     except Exception:  # a user's part may annotate with names that only a type checker sees
         return set()
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_args(hint) else (hint,)
-    return {o for o in options if isinstance(o, type)}
+    words = {w for o in options if typing.get_origin(o) is typing.Literal for w in typing.get_args(o)}
+    return {o for o in options if isinstance(o, type)} | words
 
 
-def _read(text: Any, current: Any, where: str, options: set[type]) -> Any:
-    if not isinstance(text, str):
+def _read(text: Any, current: Any, where: str, options: set[type | str]) -> Any:
+    if not isinstance(text, str) or text in options:
         return text
     if text.isidentifier() and text not in _KINDS:
         _load_own()
@@ -278,10 +280,11 @@ def _read(text: Any, current: Any, where: str, options: set[type]) -> Any:
             return _KINDS[text]()
         except TypeError as error:
             raise UserError(f"{where}={text} needs values of its own: {error}") from None
-    if isinstance(current, bool):
+    if isinstance(current, bool) or (isinstance(current, str) and bool in options):
         if text.lower() in ("true", "false"):
             return text.lower() == "true"
-        raise UserError(f"{where} must be true or false, got {text!r}")
+        words = "".join(f" or {word}" for word in options if isinstance(word, str))
+        raise UserError(f"{where} must be true or false{words}, got {text!r}")
     if isinstance(current, int) and float not in options:
         number = parse_number(text, where)
         if not math.isfinite(number) or number != int(number):

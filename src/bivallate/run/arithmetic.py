@@ -37,8 +37,9 @@ def amp_dtype(wanted: bool, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16
 
 
-def lay_out(model: nn.Module, channels_last: bool) -> None:
-    """Puts a network's convolutions into channels_last memory, in place, if that is wanted."""
-    if channels_last:
+def lay_out(model: nn.Module, channels_last: bool | str) -> None:
+    """Puts a network's convolutions into channels_last memory, in place, if that is wanted; while "auto" is
+    not settled they stay as usual."""
+    if channels_last is True:
         untyped: Any = model
         untyped.to(memory_format=torch.channels_last)

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import field
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bivallate.errors import UserError, check_range, check_seed, check_whole, unknown
 from bivallate.files import write_text
@@ -140,7 +140,11 @@ class Config:
             threat's; held-out data is always attacked within the whole.
         average: decay of the exponential moving average of the weights per step; 0 keeps none.
         validation, sentinel: what is watched.
-        device: "auto", "cpu", "cuda" or "mps". channels_last: memory layout of convolutions.
+        device: "auto", "cpu", "cuda" or "mps".
+        channels_last: memory layout of convolutions. "auto" tries a few steps of the training in both when it
+            begins, and writes true or false into the run's configuration. Layouts differ in rounding, so the
+            bits of a run that begins with "auto" depend on a measurement; those of its written configuration
+            do not.
         amp: bfloat16 autocast of the model, on CUDA and on processors with AVX-512 BF16 or AMX. Gradients by
             the image stay in float32 where more than their signs are used: raw, Adam and L2 steps, FOSC,
             GradAlign, implicit gradients. Fast-BAT and DONE's raw steps gain nothing from it.
@@ -168,7 +172,7 @@ class Config:
     validation: Validation = field(default=Validation())
     sentinel: Sentinel = field(default=Sentinel())
     device: str = "auto"
-    channels_last: bool = False
+    channels_last: bool | Literal["auto"] = False
     amp: bool = False
     threads: int = 0
     checkpoint_minutes: float = 5.0

@@ -16,6 +16,7 @@ from bivallate.errors import UserError
 from bivallate.models import Classifier
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
+from bivallate.run.layout import settled_layout
 from bivallate.run.lock import Lock, held
 from bivallate.run.log_to import loggers
 from bivallate.run.logs import Logged, Logger
@@ -74,7 +75,9 @@ def execute(
     told = loggers(log)
     limit_threads(config.threads)
     collective.join()
-    session, shown = Session(config, dataset, model), spoken_once(progress)
+    shown = spoken_once(progress)
+    config = settled_layout(config, dataset, model, shown.note)
+    session = Session(config, dataset, model)
     if out is None:
         return finish(session, None, shown, minutes=max_minutes, told=told)
 

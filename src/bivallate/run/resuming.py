@@ -16,6 +16,7 @@ from bivallate.run.checkpoint import Checkpoint
 from bivallate.run.config import Config
 from bivallate.run.execution import Run, check_minutes, finish, holding, spoken_once
 from bivallate.run.folder import RunFolder
+from bivallate.run.layout import settled_layout
 from bivallate.run.lengthening import lengthening
 from bivallate.run.log_to import loggers
 from bivallate.run.logs import Logger
@@ -81,7 +82,13 @@ def resume(
             config = config.set(key, value) if value is not None else config
         limit_threads(config.threads)
         loaded = dataset if dataset is not None else own_data(config.data, config.seed)
-        session = Session(config, loaded, _network(config, loaded, model))
+        network = _network(config, loaded, model)
+        if config.channels_last == "auto":  # written so by hand before the first checkpoint
+            config = settled_layout(config, loaded, network, shown.note)
+            planned = dataclasses.replace(planned, channels_last=config.channels_last)
+            if collective.rank() == 0:
+                planned.write(folder.config)
+        session = Session(config, loaded, network)
         if found is not None:
             session.unpack(found)
         if config.epochs > planned.epochs:

@@ -1,0 +1,108 @@
+"""Which memory layout of the convolutions a run's own training steps are faster in: measured, then written
+down."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from itertools import islice
+from time import perf_counter
+
+import torch
+from torch import nn
+
+from bivallate import collective
+from bivallate.data import Dataset
+from bivallate.run.config import Config
+from bivallate.run.session import Session
+from bivallate.step import train_step
+from bivallate.types import Batch
+
+__all__ = ["faster_last", "settled_layout", "timed"]
+
+STEPS = 3  # minibatches, each tried in both layouts; the best time counts, so the first may only warm up
+SECONDS = 10.0  # no further minibatch is tried after so long
+GAIN = 0.97  # share of the usual layout's time that the other one has to stay below
+
+
+def settled_layout(
+    config: Config, dataset: Dataset, model: nn.Module, tell: Callable[[str], object]
+) -> Config:
+    """The configuration with `channels_last` true or false where it was "auto", and one line on why.
+
+    The run's first minibatches make steps of its method, at a rate of 0, on copies of the model: the model,
+    its buffers, the generators and the order of the data stay as they are, so that the run is to the bit the
+    one whose configuration had named the layout. Every rank takes the first one's choice.
+    """
+    if config.channels_last != "auto":
+        return config
+    if not any(p.dim() == 4 for p in model.parameters()):
+        tell("channels_last = false: the network has no convolutions")
+        return dataclasses.replace(config, channels_last=False)
+    try:
+        times = timed(config, dataset, model)
+    except Exception as error:  # what is wrong is the training's to say: it meets it too
+        if collective.together():
+            raise
+        tell(f"channels_last = false: it could not be measured ({type(error).__name__})")
+        return dataclasses.replace(config, channels_last=False)
+    usual, last = (min(times[layout]) for layout in (False, True))
+    chosen = collective.gathered(faster_last(times[False], times[True]))[0]
+    seconds = f"a step took {last:.3g} s channels last and {usual:.3g} s as usual"
+    if collective.rank() == 0:
+        tell(f"channels_last = {str(chosen).lower()}: {seconds}")
+    return dataclasses.replace(config, channels_last=chosen)
+
+
+def faster_last(usual: Sequence[float], last: Sequence[float]) -> bool:
+    """Whether channels last is clearly faster: by the best times, so that a disturbed one does not count.
+
+    Example:
+        >>> faster_last([3.0, 1.0], [2.0, 0.8]), faster_last([1.0], [0.99])
+        (True, False)
+    """
+    return min(last) < GAIN * min(usual)
+
+
+def timed(config: Config, dataset: Dataset, model: nn.Module) -> dict[bool, list[float]]:
+    """Seconds of training steps by layout, on copies that leave model and generators as they are."""
+    where = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=where):
+        sessions = {last: _copy(config, dataset, model, last) for last in (False, True)}
+        times: dict[bool, list[float]] = {False: [], True: []}
+        spent = 0.0
+        for batch in _first(sessions[False]):
+            for last, session in sessions.items():
+                began = perf_counter()
+                _step(session, batch)
+                times[last].append(perf_counter() - began)
+                spent += times[last][-1]
+            if collective.any_rank(spent > SECONDS):
+                break
+    return times
+
+
+def _copy(config: Config, dataset: Dataset, model: nn.Module, last: bool) -> Session:
+    here = dataclasses.replace(config, channels_last=last)
+    session = Session(here, dataset, copy.deepcopy(model))
+    session.model.train()
+    for group in session.optimizer.param_groups:
+        group["lr"] = 0.0
+    return session
+
+
+def _first(session: Session) -> Iterator[Batch]:
+    """The first minibatches; processes that decode a stream end with them."""
+    with closing(session.batches.epoch(0, 0)) as batches:  # pyright: ignore[reportArgumentType]
+        yield from islice(batches, STEPS)
+
+
+def _step(session: Session, batch: Batch) -> None:
+    for replay in range(session.method.replays):
+        train_step(session.model, session.optimizer, session.method, batch, session.clock(replay))
+    if session.device.type == "cuda":
+        torch.cuda.synchronize(session.device)
+    elif session.device.type == "mps":
+        torch.mps.synchronize()
