@@ -19,8 +19,8 @@ from bivallate.evaluate.files import pack, unpack
 from bivallate.parts import decode, encode
 from bivallate.run.config import Config, Data
 from bivallate.run.optim import SGD
-from bivallate.run.toml import to_toml
 from bivallate.schema import Count, check, parse, read_json, read_text
+from bivallate.toml import to_toml
 
 
 def written(**changes: Any) -> dict[str, Any]:

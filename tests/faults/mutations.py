@@ -29,7 +29,7 @@ from bivallate.reproduce.records import read_record
 from bivallate.run import checkpoint
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
-from bivallate.run.toml import to_toml
+from bivallate.toml import to_toml
 
 DEEP = 100_000
 VALUES: tuple[Any, ...] = (

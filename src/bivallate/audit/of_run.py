@@ -9,9 +9,9 @@ from typing import Any
 
 from bivallate.audit.auditing import audit as examine
 from bivallate.audit.check import Audit, Moment
-from bivallate.audit.plan import FEWEST
 from bivallate.errors import UserError, check_options
 from bivallate.evaluate.compare import same_threat
+from bivallate.evaluate.statistics import FEWEST_POINTS
 from bivallate.evaluate.watching import watched
 from bivallate.lower.threat import ThreatModel
 from bivallate.reports.stored import STALE, Fit, read_evaluation
@@ -132,7 +132,7 @@ def kept_claim(folder: Path, weights: str, threat: Any, points: int) -> tuple[fl
             continue
         score = kept.score
         direct = score.attack != "clean" and not score.attack.startswith("transfer")
-        if not (direct and same_threat(score.threat, threat) and score.n >= min(FEWEST, points)):
+        if not (direct and same_threat(score.threat, threat) and score.n >= min(FEWEST_POINTS, points)):
             continue
         if kept.stale or kept.foreign:
             say(f"warning: {path} is no claim: {kept.foreign or STALE}", beside=True)

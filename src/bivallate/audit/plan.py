@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bivallate.errors import UserError
+from bivallate.evaluate.statistics import FEWEST_POINTS
 
 __all__ = ["LEVELS", "Plan", "choose"]
-
-FEWEST = 50  # points below which no test can tell anything apart
 
 
 @dataclass(frozen=True)
@@ -71,10 +70,10 @@ def choose(points: int, budget: float, surrogates: int = 0) -> Plan:
             return plan
     quick = replace(LEVELS[-1], n=1, surrogates=1 + surrogates)
     affordable = math.floor(budget / quick.cost()) if math.isfinite(budget) else points
-    if affordable < min(FEWEST, points):
-        need = replace(quick, n=min(FEWEST, points)).cost()
+    if affordable < min(FEWEST_POINTS, points):
+        need = replace(quick, n=min(FEWEST_POINTS, points)).cost()
         raise UserError(
             f"the budget of {budget:,.0f} passes is too small: the least that tells anything is {need:,} "
-            f"({min(FEWEST, points)} points at the quick level); allow more minutes, or a GPU"
+            f"({min(FEWEST_POINTS, points)} points at the quick level); allow more minutes, or a GPU"
         )
     return replace(quick, n=min(points, affordable))

@@ -201,7 +201,7 @@ def recipes(
     from bivallate.methods.entries import create
     from bivallate.parts import encode
     from bivallate.run.recipes import RECIPES, recipe_for
-    from bivallate.run.toml import to_toml
+    from bivallate.toml import to_toml
 
     if name is not None and name not in RECIPES:
         raise unknown("recipe", name, RECIPES)

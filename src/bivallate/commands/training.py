@@ -130,8 +130,8 @@ def _foretell(plan: Any, dataset: Any, network: Any, folder: Path) -> None:
     """The configuration on standard output, and beside it what it would take."""
     from bivallate.parts import encode
     from bivallate.run.forecast import forecast
-    from bivallate.run.toml import to_toml
     from bivallate.run.trainer import limit_threads
+    from bivallate.toml import to_toml
 
     limit_threads(plan.threads)
     expected = forecast(plan, dataset, network)

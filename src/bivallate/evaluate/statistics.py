@@ -28,6 +28,10 @@ REACH, HALVINGS = 6.0, 10  # of the search for an end of a tail's interval: to 0
 TINY = 1e-12  # rounding of a mean of class accuracies
 
 
+FEWEST_POINTS = 50
+"""Points below which no test can tell anything apart."""
+
+
 def wilson(hits: int, n: int) -> tuple[float, float]:
     """95 % score interval for a proportion of `hits` in `n`; (0, 1) for no points at all.
 

@@ -19,8 +19,8 @@ from bivallate.models.description import read_manifest
 from bivallate.models.io import load, save
 from bivallate.parts import portable
 from bivallate.quoting import markdown, visible
-from bivallate.run.toml import to_toml
 from bivallate.schema import MEGABYTE, Share, parse, read_json, read_text
+from bivallate.toml import to_toml
 
 __all__ = ["from_pretrained", "model_card", "push_to_hub", "save_pretrained"]
 

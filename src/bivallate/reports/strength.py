@@ -7,8 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from bivallate.audit.plan import FEWEST
 from bivallate.evaluate import Score
+from bivallate.evaluate.statistics import FEWEST_POINTS
 
 __all__ = ["Judged", "common_ground", "strongest_first"]
 
@@ -29,8 +29,8 @@ def strongest_first(offers: Sequence[Sequence[Judged]]) -> list[int]:
     Evaluations on different points cannot be ranked by their accuracies: a hundred points may be easier than
     all of them. So those of a run are ranked by what they left of the points that all of them judged, and by
     their own accuracies where there are too few of these. Verdicts of the present weights go before others,
-    and those on fewer than `FEWEST` points behind: an attack can leave none of a few points by luck. Of
-    equals the one leads that spent most on a point, then the one on most points.
+    and those on fewer than `FEWEST_POINTS` points behind: an attack can leave none of a few points by luck.
+    Of equals the one leads that spent most on a point, then the one on most points.
     """
     if not offers:
         return []
@@ -54,7 +54,7 @@ def strongest_first(offers: Sequence[Sequence[Judged]]) -> list[int]:
 
 def _is_few(found: Judged, others: Sequence[Judged]) -> bool:
     """Whether an evaluation is on too few points to lead, where others are on more."""
-    return found.score.n < min(FEWEST, max(e.score.n for e in others))
+    return found.score.n < min(FEWEST_POINTS, max(e.score.n for e in others))
 
 
 def common_ground(found: Sequence[Judged], few: Sequence[bool] | None = None) -> list[float]:
@@ -79,7 +79,7 @@ def _shared(scores: Sequence[Score]) -> np.ndarray | None:
     rows = scores[0].index.numpy()
     for score in scores[1:]:
         rows = np.intersect1d(rows, score.index.numpy())
-    if len(rows) < min(FEWEST, min(score.n for score in scores)):
+    if len(rows) < min(FEWEST_POINTS, min(score.n for score in scores)):
         return None
     labels = [_labels(score, rows) for score in scores]
     return rows if all(np.array_equal(labels[0], other) for other in labels[1:]) else None

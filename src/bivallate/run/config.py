@@ -16,8 +16,8 @@ from bivallate.run.folder import FIRST_LINE
 from bivallate.run.optim import SGD, Cosine, Flat, MultiStep, Optimizer, Rate, Triangle
 from bivallate.run.phases import Phase, check_phases
 from bivallate.run.sentinel import Sentinel
-from bivallate.run.toml import to_toml
 from bivallate.schema import MEGABYTE, check, parse, read_text
+from bivallate.toml import to_toml
 
 STREAMING: dict[str, bool | None] = {"auto": None, "always": True, "never": False}
 METHOD_PARTS = tuple(written(Method))

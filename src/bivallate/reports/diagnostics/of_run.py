@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from bivallate.data import Dataset, Split
 from bivallate.errors import UserError, unknown
-from bivallate.evaluate import Score, evaluate
-from bivallate.lower.stop import Form
 from bivallate.lower.threat import Linf
-from bivallate.models import Classifier
-from bivallate.reports.collect import RunRecord, collect
+from bivallate.reports.collect import collect
 from bivallate.reports.diagnostics import of_runs
 from bivallate.reports.diagnostics.attacked import attacked
 from bivallate.reports.diagnostics.classes import confusion, per_class
 from bivallate.reports.diagnostics.curves import learning_curves
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.fosc import fosc, fosc_traces
-from bivallate.reports.diagnostics.fosc_epochs import stationarity
 from bivallate.reports.diagnostics.gradients import gradient_alignment
 from bivallate.reports.diagnostics.landscape import loss_landscape
 from bivallate.reports.diagnostics.ranks import accuracy_over_eps, adversarial_rank
-from bivallate.reports.diagnostics.training_eps import OwnRadius
-from bivallate.reports.diagnostics.weighing import Weighed, weigh
+from bivallate.reports.diagnostics.subject import Subject
+from bivallate.reports.diagnostics.weighing import Weighed
 from bivallate.reports.diagnostics.weights import (
     extremes,
     likelihood_pca,
@@ -37,128 +28,6 @@ from bivallate.reports.diagnostics.weights import (
     weights_by_class,
 )
 from bivallate.reports.diagnostics.weights_epochs import weights_by_margin, weights_over_epochs
-from bivallate.run import checkpoint
-from bivallate.run.evaluation_data import evaluation_data
-from bivallate.run.folder import KEPT, RunFolder
-from bivallate.run.loading import load_run
-from bivallate.run.session import Session
-from bivallate.types import Clock
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One or several runs under diagnosis; the first is the one that single pictures show.
-
-    Attributes:
-        runs: as read. weights: best, last, ema or epoch-N. n: points at most. seed: of the points and of the
-            attacks.
-        attack: for accuracies by class and confusions. form: of FOSC. data_dir: where the named
-        set is looked for. model: `package.module:factory` of the runs whose network is the user's own.
-        device: to compute on. given: the data that all runs were trained on, where it is not what their
-            configurations name.
-    """
-
-    runs: tuple[RunRecord, ...]
-    weights: str = "best"
-    n: int = 500
-    seed: int = 0
-    attack: str = "pgd-20"
-    form: Form = "ball"
-    data_dir: str | None = None
-    model: str | None = None
-    device: torch.device | str = "cpu"
-    given: Dataset | None = None
-
-    @cached_property
-    def data(self) -> Dataset:
-        """Of the first run."""
-        return self._data(self.runs[0])
-
-    def _data(self, run: RunRecord) -> Dataset:
-        if self.given is not None:
-            return self.given
-        config = run.config
-        config = config.set("data.data_dir", self.data_dir) if self.data_dir is not None else config
-        return evaluation_data(run.path, config).data
-
-    @cached_property
-    def models(self) -> dict[str, Classifier]:
-        """By label."""
-        return {run.label: load_run(run.path, self.weights, self.model).to(self.device) for run in self.runs}
-
-    @property
-    def first(self) -> Classifier:
-        """The model of the first run."""
-        return self.models[self.runs[0].label]
-
-    @property
-    def threat(self):
-        """That the first run was trained for."""
-        return self.runs[0].config.method.threat
-
-    @cached_property
-    def scores(self) -> dict[str, Score]:
-        """The same attack on every run, on the same points."""
-        return {
-            label: evaluate(model, self.data.test, self.threat, self.attack, n=self.points, seed=self.seed)
-            for label, model in self.models.items()
-        }
-
-    @property
-    def points(self) -> int:
-        """How many test points are looked at."""
-        return min(self.n, len(self.data.test))
-
-    @cached_property
-    def _weighed(self) -> dict[tuple[str, str], Weighed]:
-        return {}
-
-    def weighed(self, run: RunRecord, split: str = "test") -> Weighed:
-        """A run's own weights on the first run's test or training points, with the memory of its last
-        checkpoint and the schedules of the epoch that the weights are from."""
-        if (run.label, split) not in self._weighed:
-            self._weighed[run.label, split] = self._weigh(run, getattr(self.data, split))
-        return self._weighed[run.label, split]
-
-    def _weigh(self, run: RunRecord, points: Split) -> Weighed:
-        session, kept, last = self.session(run), KEPT.fullmatch(self.weights), len(run.history)
-        epoch = int(kept[1]) if kept else (run.best_epoch or last) if self.weights == "best" else last
-        clock = Clock(epoch - 1, run.config.epochs, seed=self.seed)
-        model = self.models[run.label].to(session.device)
-        return weigh(model, session.method, points, clock, n=self.n, seed=self.seed)
-
-    def session(self, run: RunRecord) -> Session:
-        """As the run's last checkpoint left it, with the attack steps that the sentinel has left."""
-        here = replace(run.config, device=str(self.device), amp=False)
-        with torch.random.fork_rng(devices=[]):  # unpacking restores the run's generators
-            session = Session(here, self._data(run), load_run(run.path, "last", self.model))
-            session.unpack(checkpoint.newest(RunFolder(run.path).checkpoints))
-        return session
-
-    def own_radius(self, run: RunRecord) -> list[OwnRadius]:
-        """Robust accuracy at the radius that the run was trained for, of the best and of the last weights."""
-        found: list[OwnRadius] = []
-        threat, method = run.config.method.threat, run.config.method.name
-        for weights in ("best", "last"):
-            model = load_run(run.path, weights, self.model).to(self.device)
-            score = evaluate(model, self.data.test, threat, self.attack, n=self.points, seed=self.seed)
-            at = (score.robust_accuracy, score.interval_95)
-            found.append(OwnRadius(run.label, method, threat.eps, weights, *at))
-        return found
-
-    def stationarity(self, run: RunRecord) -> dict[int, np.ndarray]:
-        """FOSC of training points under the run's own attack, by epoch: those that it keeps, and the last."""
-        session, last = self.session(run), len(run.history)
-        kept = [epoch for epoch in run.config.keep if epoch <= last]
-        found: dict[int, np.ndarray] = {}
-        for epoch in sorted({*kept, last}):
-            name = f"epoch-{epoch}" if epoch in kept else "last"
-            model = load_run(run.path, name, self.model).to(session.device)
-            clock = Clock(epoch - 1, run.config.epochs, seed=self.seed)
-            found[epoch] = stationarity(
-                model, session.method, self.data.train, clock, n=self.n, seed=self.seed, form=self.form
-            )
-        return found
 
 
 def subject(paths: Sequence[Path], **settings: object) -> Subject:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from bivallate.errors import UserError
@@ -18,14 +16,12 @@ from bivallate.reports.diagnostics.gradients import AlignmentByEpoch, gradient_a
 from bivallate.reports.diagnostics.landscape import Landscapes, loss_landscape
 from bivallate.reports.diagnostics.omega import omega
 from bivallate.reports.diagnostics.ranks import transfer as transferred
+from bivallate.reports.diagnostics.subject import Subject
 from bivallate.reports.diagnostics.training_eps import training_eps as own_radii
 from bivallate.reports.diagnostics.weighing import weigh
 from bivallate.reports.diagnostics.weights import weight_scatter
 from bivallate.run.loading import load_run
 from bivallate.types import Clock
-
-if TYPE_CHECKING:
-    from bivallate.reports.diagnostics.of_run import Subject
 
 
 def scatter(s: Subject) -> Drawn:
