@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 import bivallate as bv
 from bivallate.reproduce.machine import commit
-from bivallate.style import COLOURS, figure, save, styled
+from bivallate.style import COLOURS, save, styled
 
 EPS, EPOCHS, ATTACK = 0.2, 30, "pgd-20"
 TARGET = Path(__file__).parents[1] / "docs" / "figures" / "front"
@@ -27,7 +27,10 @@ def main() -> None:
     torch.set_num_threads(1)
     data, threat = bv.data.load("digits", validation=0), bv.Linf(EPS)
     found = {}
-    for name, method in {"plain": bv.methods.plain(threat), "against attacks": bv.methods.at(threat)}.items():
+    for name, method in {
+        "plainly": bv.methods.plain(threat),
+        "against attacks": bv.methods.at(threat),
+    }.items():
         plan: dict[str, Any] = {"epochs": EPOCHS, "batch_size": 64, "optimizer": bv.SGD(0.1), "seed": 0}
         run = bv.train("tiny-cnn", data, method, rate=bv.Triangle(0.4), progress=False, **plan)
         score = bv.evaluate(run.model, data.test, threat, attack=ATTACK, seed=0)
@@ -43,30 +46,32 @@ def main() -> None:
 def _drawn(found: dict[str, Any], split: Any, row: int, threat: bv.Linf) -> Figure:
     """The image, the image attacked on each network with its answer, and how often each is right."""
     x, y = split.tensors([row])
-    fig, panels = figure(4, height=1.75, width=2.0, width_ratios=(1, 1, 1, 1.5))
-    _image(panels[0], x, f"a test image: {int(y)}")
-    for k, (name, (model, _)) in enumerate(found.items()):
+    fig = Figure(figsize=(4.2, 2.7), layout="constrained")
+    panels = fig.subplot_mosaic([["image", *found], ["bars"] * 3], height_ratios=(1.35, 1))
+    _image(panels["image"], x, f"a {int(y)}", "a test image\nas it is")
+    bars, colours = panels["bars"], dict(zip(found, COLOURS[1::-1], strict=True))
+    for k, (name, (model, score)) in enumerate(found.items()):
         attacked = bv.attack(model, x, y, threat, ATTACK, seed=0)
         sure, answer = model(attacked).detach().softmax(1).max(1)
-        said = f"attacked: “{int(answer)}” ({float(sure):.0%})"
-        _image(panels[k + 1], attacked, said, f"trained {name}" if k else "trained plainly", COLOURS[1 - k])
-    bars = panels[3]
-    for k, (_, score) in enumerate(found.values()):
+        said = f"“{int(answer)}” ({float(sure):.0%} sure)"
+        _image(panels[name], attacked, said, f"attacked, trained\n{name}", colours[name])
         for place, value in ((k, score.clean_accuracy), (k + 2.5, score.robust_accuracy)):
-            bars.bar(place, 100 * value, color=COLOURS[1 - k])
-            bars.text(place, 100 * value + 1, f"{100 * value:.0f}", ha="center", va="bottom")
-    bars.set_xticks([0.5, 3], ["as they are", "attacked"])
-    bars.set(ylim=(0, 112), title=f"right on {found['plain'][1].n} images (%)")
-    bars.grid(axis="x", visible=False)
+            bars.barh(place, 100 * value, color=colours[name])
+            bars.text(100 * value + 1, place, f"{100 * value:.0f} %", va="center")
+    bars.set_yticks([0.5, 3], ["as they are", "attacked"])
+    bars.set(xlim=(0, 112), xticks=[], title=f"right on {score.n} test images")
+    bars.invert_yaxis()
+    bars.grid(visible=False)
+    bars.spines["bottom"].set_visible(False)
     return fig
 
 
-def _image(axes: Any, x: torch.Tensor, title: str, below: str = "", colour: str = "black") -> None:
+def _image(axes: Any, x: torch.Tensor, title: str, below: str, colour: str = "black") -> None:
     axes.imshow(x[0, 0].detach(), cmap="gray", vmin=0, vmax=1)
     axes.set(xticks=[], yticks=[], title=title)
     axes.set_xlabel(below, color=colour, fontweight="bold")
     for spine in axes.spines.values():
-        spine.set(visible=True, color=colour, linewidth=2 if below else 0.8)
+        spine.set(visible=True, color=colour, linewidth=0.8 if colour == "black" else 2)
 
 
 if __name__ == "__main__":

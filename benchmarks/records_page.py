@@ -26,11 +26,11 @@ COLUMNS = {  # heading -> what it says
     "passes": "forward and backward, of the whole training, an image",
     "trained on": "number of training images",
     "judged on": "how many images, and which",
+    "from": "the page that tells of it",
     "network": "",
     "seed": "",
     "weights": "which of the run",
     "commit": "a + says that files had been changed",
-    "from": "the page that tells of it",
 }
 Place = tuple[str, str, str, int]  # data, threat, network, images
 
@@ -86,11 +86,11 @@ def _cells(row: Row) -> list[str]:
         _number(f"{row.passes:,.0f}", row.passes),
         _number(images, row.images or math.inf),
         f"<td>{row.points:,} {row.judged}</td>",
+        f'<td><a href="{row.page}.html">{escape(row.origin)}</a></td>',
         f"<td>{escape(row.network)}</td>",
         _number(str(row.seed), row.seed),
         f"<td>{escape(row.weights)}</td>",
         f"<td><code>{escape(row.commit)}</code></td>",
-        f'<td><a href="{row.page}.html">{escape(row.origin)}</a></td>',
     ]
 
 
