@@ -71,8 +71,9 @@ def table(rows: Sequence[Row]) -> str:
     )
     body = "\n".join(f"<tr>{''.join(_cells(row))}</tr>" for row in rows)
     return (
-        f'<div class="table-wrapper records" id="records-table"><table class="docutils records">\n'
-        f"<caption>All records, one row for each training, threat and attack</caption>\n"
+        '<div class="table-wrapper records" tabindex="0" role="region" aria-label="All records">\n'
+        '<table class="docutils records">\n'
+        "<caption>All records, one row for each training, threat and attack</caption>\n"
         f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
     )
 

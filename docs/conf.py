@@ -176,6 +176,7 @@ def _after_napoleon(app: Any, what: str, name: str, obj: Any, options: Any, line
 
 def setup(app: Any) -> dict[str, bool]:
     """What Sphinx calls."""
+    app.connect("env-get-outdated", lambda *_: [*MADE, root_doc, "methods/index"])  # more than their files
     app.connect("source-read", _complete)
     app.connect("autodoc-process-docstring", _before_napoleon, priority=100)
     app.connect("autodoc-process-docstring", _after_napoleon, priority=900)
