@@ -35,7 +35,6 @@ maximum_signature_line_length = 72
 toc_object_entries_show_parents = "hide"
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
-napoleon_custom_sections = ["Glossary"]
 
 # Caption -> what the page is called in the navigation -> page. `tests/test_docs.py` holds every page of docs/
 # to be in here once.
@@ -103,7 +102,8 @@ def commands() -> str:
 
     cli._register()
     text = cli.APP.generate_docs(output_format="markdown", heading_level=1, recursive=True)
-    return text[text.index("**Commands**") :]  # without the table of contents, which the site has
+    text = text[text.index("**Commands**") :]  # without the table of contents, which the site has
+    return re.sub(r"^\* \[`(.+?)`\]\(#.+?\)", r"* [`\1`](#bivallate-\1)", text, flags=re.MULTILINE)
 
 
 def notebook() -> str:

@@ -90,9 +90,9 @@ def targets(text: str) -> list[str]:
 
 
 @cache
-def anchors(path: Path) -> set[str]:
-    """What headings are called in links, as on GitHub and on the site."""
-    tokens = PARSER.parse(path.read_text(encoding="utf-8"))
+def anchors(text: str) -> set[str]:
+    """What a page's headings are called in links, as on GitHub and on the site."""
+    tokens = PARSER.parse(text)
     found: Counter[str] = Counter()
     names = set()
     for head, line in pairwise(tokens):
@@ -116,7 +116,9 @@ def faults(text: str, page: Path) -> list[str]:
             found.append(f"{target}: not on the site")
         elif not place.exists():
             found.append(f"{target}: there is no {place.relative_to(ROOT)}")
-        elif url.fragment and (place.suffix != ".md" or url.fragment not in anchors(place)):
+        elif url.fragment and (
+            place.suffix != ".md" or url.fragment not in anchors(place.read_text(encoding="utf-8"))
+        ):
             found.append(f"{target}: no heading of this name in {place.name}")
     return found
 
@@ -164,6 +166,13 @@ def test_every_page_has_one_title_and_no_jump_between_headings() -> None:
 def test_what_the_site_adds_has_its_place() -> None:
     for name in conf()["MADE"]:
         assert f"<!-- site: {name} -->" in (DOCS / f"{name}.md").read_text(encoding="utf-8")
+
+
+def test_the_reference_of_the_commands_leads_to_each() -> None:
+    text = conf()["commands"]()
+    found = targets(text)
+    assert {f"#bivallate-{name}" for name in cli.APP if not name.startswith("-")} <= set(found)
+    assert {target.removeprefix("#") for target in found if target.startswith("#")} <= anchors(text)
 
 
 def test_every_public_name_is_documented_once() -> None:
