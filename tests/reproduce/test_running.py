@@ -196,7 +196,8 @@ def test_a_killed_cell_goes_on_to_the_same_figures(job: Job, tmp_path: Path) -> 
     import pickle
 
     long = dataclasses.replace(job, cell=job.cell.but(epochs=15))
-    whole = json.loads(run_job(dataclasses.replace(long, runs=tmp_path / "whole", table="T-W")).read_text())
+    apart = dataclasses.replace(long, runs=tmp_path / "whole", out=tmp_path / "whole", table="T-W")
+    whole = json.loads(run_job(apart).read_text())
     (tmp_path / "job").write_bytes(pickle.dumps(long))
     process = subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path / "job")])
     metrics = long.runs / "T-X" / "cpu" / f"{long.cell.name}-seed0" / "metrics.jsonl"
@@ -272,13 +273,13 @@ def test_a_figure_says_what_it_is_drawn_of(tmp_path: Path, capsys) -> None:
     place = ["--out", str(tmp_path / "results"), "--runs", str(tmp_path / "runs")]
     assert command(["reproduce", "E15", "--list", *place]) == 0
     shown = capsys.readouterr()
-    assert "bilaw-mnist" in shown.out
-    assert "T-B1's trainings on MNIST" in shown.err
+    assert "bilaw-small-cnn" in shown.out
+    assert "T-B2's trainings on small-CNN" in shown.err
     assert not (tmp_path / "runs").exists()
     assert command(["reproduce", "E15", "--only", "AT", *place]) == 2
     assert "leave out --only" in capsys.readouterr().err
     assert command(["reproduce", "T-B7", "--jobs", "-1", "--list", *place]) == 2
-    assert "--jobs must be at least 1, got -1" in capsys.readouterr().err
+    assert "--jobs must be a whole number of at least 1, got -1" in capsys.readouterr().err
     assert command(["reproduce", "T-B7", "--device", "nope", *place]) == 2
     assert capsys.readouterr().err.count("device 'nope' cannot be used") == 1
     assert command(["reproduce", "T-F6", "--data-dir", str(tmp_path / "none"), *place]) == 2

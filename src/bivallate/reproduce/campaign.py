@@ -18,6 +18,7 @@ from bivallate.data.workers import end_with_parent
 from bivallate.errors import UserError
 from bivallate.reproduce.definition import has_columns, is_of
 from bivallate.reproduce.records import read_record
+from bivallate.reproduce.reuse import record_from_another
 from bivallate.reproduce.running import Job, record_path, run_job
 from bivallate.run.interrupt import Interrupted
 from bivallate.run.progress import Progress
@@ -113,13 +114,21 @@ def _here(
 def _attempt(job: Job, progress: Progress | None = None) -> tuple[bool, str]:
     """(whether the job has its record, its path or why not)."""
     try:
-        return True, str(run_job(job, progress))
+        return True, str(record_from_another(job) or run_job(job, progress))
     except Interrupted:
         raise
     except UserError as error:
         return False, str(error)
     except Exception as error:  # one cell must not end a campaign
         return False, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+
+
+def _trainings(job: Job) -> frozenset[str]:
+    """Those of a job; none where its cell cannot be configured, which it says when it runs."""
+    try:
+        return job.trainings
+    except UserError:
+        return frozenset()
 
 
 def _note(
@@ -153,16 +162,21 @@ class _Worker:
     process: BaseProcess
     pipe: Connection
     job: Job | None = None
+    trainings: frozenset[str] = frozenset()
     begun: float = 0.0
 
 
 class _Crew:
-    """Worker processes, one job each at a time; one that dies is replaced."""
+    """Worker processes, one job each at a time; one that dies is replaced.
+
+    Jobs that share a training wait for each other: a run is one process's at a time.
+    """
 
     def __init__(
         self, waiting: list[Job], outcome: Outcome, speak: Callable[[str], object], late: Callable[[], bool]
     ) -> None:
-        self.waiting, self.outcome, self.speak, self.late = list(waiting), outcome, speak, late
+        self.waiting = [(job, _trainings(job)) for job in waiting]
+        self.outcome, self.speak, self.late = outcome, speak, late
         self.total = len(waiting)
         self.context = multiprocessing.get_context("spawn")
         self.workers: list[_Worker] = []
@@ -188,10 +202,13 @@ class _Crew:
         return worker
 
     def _give(self, worker: _Worker) -> None:
-        if not self.waiting or self.late():
-            worker.job = None
+        taken = frozenset[str]().union(*(w.trainings for w in self.workers if w.job is not None))
+        free = (k for k, (_, trainings) in enumerate(self.waiting) if not trainings & taken)
+        place = None if self.late() else next(free, None)
+        if place is None:
             return
-        worker.job, worker.begun = self.waiting.pop(0), time.monotonic()
+        worker.job, worker.trainings = self.waiting.pop(place)
+        worker.begun = time.monotonic()
         self.speak(f"[{self.total - len(self.waiting)}/{self.total}] {worker.job.title}")
         worker.pipe.send(worker.job)
 
@@ -207,10 +224,12 @@ class _Crew:
                 result = False, f"its process died (exit status {worker.process.exitcode})"
                 self.workers.remove(worker)
             _note(self.outcome, worker.job, result, time.monotonic() - worker.begun, self.speak)
-            if worker in self.workers:
+            worker.job = None
+            if worker not in self.workers and self.waiting:
+                self._hire()
+        for worker in self.workers:
+            if worker.job is None:
                 self._give(worker)
-            elif self.waiting:
-                self._give(self._hire())
 
     def _dismiss(self, worker: _Worker) -> None:
         if worker.job is None and worker.process.is_alive():

@@ -98,11 +98,12 @@ def draw(
         config = configure(cell, 0, device, threads)
         dataset = cut(load_data(config.data, 0), cell.rows)
         place = runs / figure.table / scale / f"{cell.name}-seed0"
-        folders[trained(config, dataset, place, cell.weights)[0].path] = cell.row
-        absent = [e for e in config.keep if not (place / f"epoch-{e}.safetensors").exists()]
+        run = trained(config, dataset, place, cell.weights)[0].path
+        folders[run] = cell.row
+        absent = [e for e in config.keep if not (run / f"epoch-{e}.safetensors").exists()]
         if absent:
             epochs = ", ".join(map(str, absent))
-            say(f"{place} did not keep the weights of epoch {epochs}: remove it to have it trained anew")
+            say(f"{run} did not keep the weights of epoch {epochs}: remove it to have it trained anew")
     drawn: list[Path] = []
     place = out / figure.name / scale
     groups = [(figure.each, [folder], folder.name) for folder in folders]

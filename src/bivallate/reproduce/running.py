@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from bivallate.data import Dataset
-from bivallate.errors import UserError
 from bivallate.files import write_json
 from bivallate.models import Classifier
-from bivallate.models.description import read_manifest
 from bivallate.parts import encode, portable
 from bivallate.reproduce import definition
 from bivallate.reproduce.cell import Cell, configure, slug
-from bivallate.reproduce.definition import SOURCE_SEED, anywhere, source_names
+from bivallate.reproduce.definition import SOURCE_SEED, source_names
 from bivallate.reproduce.machine import commit, machine
 from bivallate.reproduce.measuring import columns_of, measured
+from bivallate.reproduce.sharing import equal_run, training_of, with_all_kept
+from bivallate.reproduce.table import Scale
 from bivallate.run.arithmetic import has_bfloat16
 from bivallate.run.config import Config
 from bivallate.run.execution import execute
@@ -44,7 +44,7 @@ class Job:
     """
 
     table: str
-    scale: str
+    scale: Scale
     cell: Cell
     seed: int
     out: Path
@@ -52,6 +52,12 @@ class Job:
     sources: dict[str, Cell] = field(default_factory=dict)
     device: str = "auto"
     threads: int = 1
+
+    @property
+    def trainings(self) -> frozenset[str]:
+        """The trainings that it needs, its sources' included; equal ones of other jobs are the same runs."""
+        sources = {training_of(self.sources[n], self.seed + SOURCE_SEED) for n in source_names(self.cell)}
+        return frozenset({training_of(self.cell, self.seed), *sources})
 
     @property
     def title(self) -> str:
@@ -72,14 +78,14 @@ def run_job(job: Job, progress: Progress | None = None) -> Path:
     limit_threads(job.threads)
     begun, made = time.monotonic(), commit()
     cell, seed = job.cell, job.seed
-    config = computable(configure(cell, seed, job.device, job.threads))
+    config = computable(configure(with_all_kept(cell, job.scale), seed, job.device, job.threads))
     place = job.runs / job.table / job.scale / f"{cell.name}-seed{seed}"
     dataset = cut(load_data(config.data, seed), cell.rows)
     folder, model = trained(config, dataset, place, cell.weights, progress)
     needed = {name: job.sources[name] for name in sorted(source_names(cell))}
     sources = {name: _source(job, source, dataset, progress) for name, source in needed.items()}
     more = {m.weights for m in cell.measures} - {"", cell.weights}
-    models = {cell.weights: model} | {w: load(place, w).to(pick_device(config.device)) for w in more}
+    models = {cell.weights: model} | {w: load(folder.path, w).to(pick_device(config.device)) for w in more}
     history = folder.read_metrics()
     scores = measured(models, cell, dataset, folder.evaluation, sources)
     record = {
@@ -92,7 +98,7 @@ def run_job(job: Job, progress: Progress | None = None) -> Path:
         "weights": cell.weights,
         "commit": made,
         "machine": machine(config.device, job.threads),
-        "config": portable(encode(config)),
+        "config": portable(encode(Config.read(folder.config))),
         "sources": {n: definition.trained(configure(s, seed + SOURCE_SEED), s) for n, s in needed.items()},
         "data": {"train": len(dataset.train), "rows": cell.rows, "fingerprint": dataset.fingerprint},
         "training": _training(history),
@@ -113,33 +119,21 @@ def computable(config: Config) -> Config:
 def trained(
     config: Config, dataset: Dataset, place: Path, weights: str, progress: Progress | None = None
 ) -> tuple[RunFolder, Classifier]:
-    """The finished run of a configuration: made, continued, or found complete.
+    """The finished run of a configuration: made, continued, or found complete, at its place or where another
+    cell of the scale has had it trained.
 
     A folder with another configuration or other data (a cell whose definition has changed since) is put
     aside as `PLACE.before-N`; where the run is computed makes no other configuration.
     """
-    folder = RunFolder(place)
-    if not _same(folder, config, dataset.fingerprint):
+    folder = equal_run(place, config, dataset.fingerprint)
+    if folder is None:
+        folder = RunFolder(place)
         _put_aside(place)
         network = create_model(config.model, dataset, config.seed)
         execute(config, dataset, network, place, progress=progress)
-    elif len(folder.read_metrics()) < config.epochs or not (place / "model.safetensors").exists():
-        resume(place, dataset=dataset, progress=progress or False)
-    return folder, load(place, weights).to(pick_device(config.device))
-
-
-def _same(folder: RunFolder, config: Config, data: str) -> bool:
-    """Whether the folder holds a run of this configuration, on data of this fingerprint, that can be
-    continued."""
-    if not folder.config.exists() or not any(folder.checkpoints.glob("*.safetensors")):
-        return False
-    manifest = folder.path / "model.json"  # there from the end of the first epoch on
-    try:
-        if manifest.exists() and read_manifest(manifest).get("data_fingerprint") != data:
-            return False
-        return anywhere(Config.read(folder.config)) == anywhere(config)
-    except UserError:
-        return False
+    elif len(folder.read_metrics()) < config.epochs or not (folder.path / "model.safetensors").exists():
+        resume(folder.path, dataset=dataset, progress=progress or False)
+    return folder, load(folder.path, weights).to(pick_device(config.device))
 
 
 def _put_aside(place: Path) -> None:

@@ -1,0 +1,94 @@
+"""Cells of several tables that are one training: it is made once, and so is what is measured of it."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bivallate.errors import UserError
+from bivallate.models.description import read_manifest
+from bivallate.parts import encode, parse_number, portable
+from bivallate.reproduce.catalogue import tables
+from bivallate.reproduce.cell import Cell, configure
+from bivallate.reproduce.definition import anywhere
+from bivallate.reproduce.scaling import at_scale
+from bivallate.reproduce.table import Scale
+from bivallate.run.config import Config
+from bivallate.run.folder import RunFolder
+
+__all__ = ["equal_run", "shared", "training_of", "with_all_kept"]
+
+
+def training_of(cell: Cell, seed: int) -> str:
+    """What a cell's training is a function of, as text: equal for cells that are trained alike, whatever
+    their names, columns and reported weights."""
+    return json.dumps([portable(encode(anywhere(configure(cell, seed)))), cell.rows], sort_keys=True)
+
+
+def shared(scale: Scale) -> list[list[tuple[str, Cell]]]:
+    """The cells (with their tables) that are one training with others, together, in the tables' order."""
+    found: dict[str, list[tuple[str, Cell]]] = defaultdict(list)
+    for alike in _alike(scale).values():
+        for name, cell in alike if len(alike) > 1 else ():
+            found[training_of(cell, 0)].append((name, cell))
+    return [group for group in found.values() if len(group) > 1]
+
+
+def with_all_kept(cell: Cell, scale: Scale) -> Cell:
+    """The cell, which also keeps the epochs that cells of the same training keep."""
+    alike = [c for _, c in _alike(scale).get(_looks(cell), ()) if not set(c.keep) <= set(cell.keep)]
+    own = training_of(cell, 0) if alike else ""
+    kept = {part for other in alike if training_of(other, 0) == own for part in other.keep}
+    return cell.but(keep=tuple(sorted({*cell.keep, *kept})))
+
+
+@functools.cache
+def _alike(scale: Scale) -> dict[tuple[Any, ...], list[tuple[str, Cell]]]:
+    """The cells of all tables by what is quickly compared."""
+    found: dict[tuple[Any, ...], list[tuple[str, Cell]]] = defaultdict(list)
+    for name, table in tables().items():
+        for cell in at_scale(table, scale):
+            found[_looks(cell)].append((name, cell))
+    return found
+
+
+def _looks(cell: Cell) -> tuple[Any, ...]:
+    return cell.method, cell.data, cell.model, cell.norm, parse_number(cell.eps), cell.rows
+
+
+def equal_run(place: Path, config: Config, data: str) -> RunFolder | None:
+    """The run to take for a configuration: the cell's own or another of the same scale, one that is finished
+    before one that is not; None where there is none.
+
+    Args:
+        place: RUNS/TABLE/SCALE/CELL, where it is expected. data: fingerprint of the data set.
+    """
+    found = [folder for folder in _candidates(place) if _is_of(folder, config, data)]
+    done = [len(folder.read_metrics()) for folder in found]
+    return found[max(range(len(found)), key=done.__getitem__)] if found else None
+
+
+def _candidates(place: Path) -> Iterator[RunFolder]:
+    yield RunFolder(place)
+    for other in sorted(place.parents[2].glob(f"*/{place.parent.name}/*")):
+        # one that is not yet through its first epoch does not say on which rows it trains
+        if other != place and ".before-" not in other.name and (other / "model.json").exists():
+            yield RunFolder(other)
+
+
+def _is_of(folder: RunFolder, config: Config, data: str) -> bool:
+    """Whether the folder holds a run of this configuration, on data of this fingerprint, that can be
+    continued."""
+    if not folder.config.exists() or not any(folder.checkpoints.glob("*.safetensors")):
+        return False
+    manifest = folder.path / "model.json"  # there from the end of the first epoch on
+    try:
+        if manifest.exists() and read_manifest(manifest).get("data_fingerprint") != data:
+            return False
+        return anywhere(Config.read(folder.config)) == anywhere(config)
+    except UserError:
+        return False

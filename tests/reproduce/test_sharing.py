@@ -1,0 +1,159 @@
+"""Cells that are one training are trained once and measured once, whatever table they stand in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bivallate.reproduce import campaign, running
+from bivallate.reproduce.campaign import _Crew, _Worker, path_of, pending, run_campaign
+from bivallate.reproduce.catalogue import find
+from bivallate.reproduce.cell import Cell, Measure, configure
+from bivallate.reproduce.records import read_record
+from bivallate.reproduce.running import Job, run_job
+from bivallate.reproduce.scaling import at_scale
+from bivallate.reproduce.sharing import shared, training_of, with_all_kept
+from bivallate.run.folder import RunFolder
+
+SHARED = [  # table: row, group; at scale cpu
+    "T-F1: FAST-AT, CIFAR-10 @8 = T-F2: FAST-AT, train @8 = T-F4: FAST-AT, @8 = T-F10: FAST-AT, @8"
+    " = T-F11: Fast-AT ReLU, @8",
+    "T-F1: FAST-AT-GA, CIFAR-10 @8 = T-F2: FAST-AT-GA, train @8 = T-F4: FAST-AT-GA, @8"
+    " = T-F10: FAST-AT-GA, @8",
+    "T-F1: FAST-BAT, CIFAR-10 @8 = T-F2: FAST-BAT, train @8 = T-F4: FAST-BAT, @8 = T-F5: Hessian-free, @8"
+    " = T-F10: FAST-BAT, @8 = T-F11: Fast-BAT ReLU HF, @8",
+    "T-F1: PGD-2-AT, CIFAR-10 @8 = T-F2: PGD-2-AT, train @8 = T-F4: PGD-2-AT, @8",
+    "T-F1: FAST-AT, CIFAR-10 @16 = T-F2: FAST-AT, train @16 = T-F10: FAST-AT, @16 = T-F11: Fast-AT ReLU, @16",
+    "T-F1: FAST-AT-GA, CIFAR-10 @16 = T-F2: FAST-AT-GA, train @16 = T-F10: FAST-AT-GA, @16",
+    "T-F1: FAST-BAT, CIFAR-10 @16 = T-F2: FAST-BAT, train @16 = T-F5: Hessian-free, @16 = T-F7: 2500, @16"
+    " = T-F8: .0125, @16 = T-F9: PGD w/o sign, @16 = T-F10: FAST-BAT, @16 = T-F11: Fast-BAT ReLU HF, @16",
+    "T-F1: PGD-2-AT, CIFAR-10 @16 = T-F2: PGD-2-AT, train @16",
+    "T-F5: Hessian-aware, @8 = T-F11: Fast-BAT ReLU HA, @8",
+    "T-F5: Hessian-aware, @16 = T-F11: Fast-BAT ReLU HA, @16",
+    "T-F7: 1000, @16 = T-F8: .025, @16",
+    "T-F7: 1500, @16 = T-F8: .0167, @16",
+    "T-B2: BiLAW-TRADES, WRN-32-10 .031 = T-B6: 128, WRN-32-10 .031 = T-B7: 6, WRN-32-10 .031"
+    " = T-B8: multi-class margin, WRN-32-10 .031",
+    *(
+        f"T-Y1: {row}, {group} = T-Y2: {row}, {group}"
+        for group in ("MNIST", "CIFAR-10")
+        for row in ("Standard", "Curriculum", "Dynamic")
+    ),
+]
+
+
+def test_the_cells_that_are_one_training() -> None:
+    found = [" = ".join(f"{t}: {c.row}, {c.group}" for t, c in group) for group in shared("cpu")]
+    assert sorted(found) == sorted(SHARED)
+
+
+def test_a_training_keeps_the_epochs_that_any_of_its_cells_wants() -> None:
+    first, second = (
+        next(c for c in at_scale(find(t), "cpu") if (c.row, c.group) == ("Dynamic", "CIFAR-10"))
+        for t in ("T-Y1", "T-Y2")
+    )
+    assert first.keep
+    assert not second.keep
+    assert with_all_kept(second, "cpu").keep == with_all_kept(first, "cpu").keep == first.keep
+    assert configure(with_all_kept(second, "cpu"), 0).keep == configure(first, 0).keep
+    assert with_all_kept(second.but(rows=7), "cpu").keep == ()
+
+
+DIFFERENT: list[dict[str, Any]] = [{"epochs": 3}, {"rows": 300}, {"eps": "0.1"}, {"settings": {}}]
+ALIKE: list[dict[str, Any]] = [{"row": "another"}, {"weights": "last"}, {"keep": (1.0,)}, {"eps": ".05"}]
+
+
+@pytest.mark.parametrize("change", [*DIFFERENT, *ALIKE], ids=str)
+def test_equal_are_those_that_train_alike(change: dict[str, Any], tiny: Cell) -> None:
+    assert (training_of(tiny, 0) == training_of(tiny.but(**change), 0)) is (change in ALIKE)
+    assert training_of(tiny, 0) != training_of(tiny, 1)
+
+
+def renamed(job: Job, **changes: Any) -> Job:
+    return dataclasses.replace(job, table="T-Z", cell=job.cell.but(row="other", group="else", **changes))
+
+
+def test_another_tables_training_is_taken_and_measured(job: Job, monkeypatch) -> None:
+    run_job(job)
+    monkeypatch.setattr(running, "execute", None)  # neither is needed
+    monkeypatch.setattr(running, "resume", None)
+    other = renamed(job, measures=(Measure("FGSM", "robust", "fgsm"),), weights="last")
+    assert run_campaign([other]).failed == {}
+    record = read_record(path_of(other))
+    assert (record.row, list(record.columns)) == ("other", ["FGSM"])
+    assert pending([job, other]) == []
+    assert not (job.runs / "T-Z").exists()
+
+
+def test_an_interrupted_one_is_finished_where_it_lies(job: Job, monkeypatch) -> None:
+    place = job.runs / "T-X" / "cpu" / f"{job.cell.name}-seed0"
+    from bivallate.run.interrupt import Interrupted
+    from bivallate.run.progress import Progress
+
+    class Stops(Progress):
+        def epoch(self, session: Any, line: dict[str, Any]) -> None:
+            raise Interrupted("now")
+
+    with pytest.raises(Interrupted):
+        run_job(job, Stops())
+    assert len(RunFolder(place).read_metrics()) == 1
+    monkeypatch.setattr(running, "execute", None)
+    run_job(renamed(job))
+    assert len(RunFolder(place).read_metrics()) == 2
+
+
+def test_another_tables_record_is_taken_where_it_has_all_that_is_asked(job: Job, monkeypatch) -> None:
+    path = run_job(job)
+    first = json.loads(path.read_text())
+    monkeypatch.setattr(campaign, "run_job", None)  # no training and no evaluation
+    fewer = tuple(m for m in job.cell.measures if m.column in ("PGD", "gap", "s/epoch"))
+    other = renamed(job, measures=fewer)
+    assert run_campaign([other]).failed == {}
+    entry = json.loads(path_of(other).read_text())
+    assert entry["columns"] == {m.column: first["columns"][m.column] for m in fewer}
+    assert (entry["made_for"], entry["table"]) == (f"T-X/cpu/{path.name}", "T-Z")
+    assert entry["training"] == first["training"]
+    assert list(entry["scores"]) == ["pgd-3"]
+    assert pending([other]) == []
+
+
+@pytest.mark.parametrize(
+    "change", [{"weights": "last"}, {"epochs": 3}, {"measures": (Measure("SA", "clean"),)}]
+)
+def test_another_record_is_not_taken_for_what_it_is_not(
+    job: Job, change: dict[str, Any], monkeypatch
+) -> None:
+    run_job(job)
+    asked = list[Job]()
+
+    def noted(job: Job, progress: object) -> Path:
+        asked.append(job)
+        return Path()
+
+    monkeypatch.setattr(campaign, "run_job", noted)
+    run_campaign([other := renamed(job, **change)])
+    assert asked == [other]
+
+
+def test_jobs_of_one_training_are_not_run_at_once(job: Job, monkeypatch) -> None:
+    third = dataclasses.replace(job, cell=job.cell.but(eps="0.1"))
+    crew = _Crew([job, renamed(job), third], campaign.Outcome(), lambda line: None, lambda: False)
+    given = list[str]()
+
+    class Pipe:
+        def send(self, job: Job) -> None:
+            given.append(f"{job.table} {job.cell.eps}")
+
+    workers = [_Worker(None, Pipe()) for _ in range(3)]  # pyright: ignore[reportArgumentType]
+    crew.workers = workers
+    for worker in workers:
+        crew._give(worker)
+    assert given == ["T-X 0.05", "T-X 0.1"]
+    workers[0].job = None
+    crew._give(workers[2])
+    assert given[2:] == ["T-Z 0.05"]
+    assert crew.waiting == []
