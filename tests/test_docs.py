@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from benchmarks import choosing
 from benchmarks.demo import BEGIN, END
 from benchmarks.results_figure import GROUPS, MARKS, PAGE, rows, tables
 from markdown_it import MarkdownIt
@@ -63,6 +64,12 @@ def test_the_results_shown_are_those_of_the_records():
     assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == page(ROOT / "results")
     shown = PAGE.read_text(encoding="utf-8").split(MARKS[0])[1].split(MARKS[1])[0]
     assert shown.strip() == tables({label: rows(name) for label, name in GROUPS.items()})
+
+
+def test_the_tables_of_choosing_are_those_of_the_records() -> None:
+    """`python -m benchmarks.choosing` makes them anew."""
+    text = choosing.PAGE.read_text(encoding="utf-8")
+    assert text.split(choosing.MARKS[0])[1].split(choosing.MARKS[1])[0].strip() == choosing.tables()
 
 
 def test_the_demo_is_shown_alike_wherever_it_is() -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from benchmarks import choosing
 from benchmarks.records import Row, every
 from benchmarks.records_page import COLUMNS, html, table
 
@@ -62,12 +61,6 @@ def test_plots_tell_each_mark_in_words_and_stay_within_their_frame() -> None:
         assert 0 < float(circle.get("cy", -1)) < 300
         assert mark.get("aria-label") == mark.findtext("title")
     assert "plain on" not in page()[0]
-
-
-def test_the_tables_of_choosing_are_those_of_the_records() -> None:
-    """`python -m benchmarks.choosing` makes them anew."""
-    text = choosing.PAGE.read_text(encoding="utf-8")
-    assert text.split(choosing.MARKS[0])[1].split(choosing.MARKS[1])[0].strip() == choosing.tables()
 
 
 def test_a_row_says_what_was_measured() -> None:
