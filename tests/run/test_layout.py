@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from bivallate.run.toml import to_toml
 
 import bivallate as bv
 from bivallate.cli import run as command
@@ -18,6 +17,7 @@ from bivallate.run import layout
 from bivallate.run.config import Config
 from bivallate.run.progress import Progress
 from bivallate.run.resuming import resume
+from bivallate.toml import to_toml
 
 from .runs import digits, same, settings
 
