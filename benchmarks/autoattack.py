@@ -25,8 +25,8 @@ from torch import Tensor, nn
 import bivallate as bv
 from benchmarks.autoattack_tables import PARTS, agreement, read, speed
 from bivallate import models
-from bivallate.evaluate import Progress, evaluate
-from bivallate.evaluate.attacks import square
+from bivallate.evaluation import Progress, evaluate
+from bivallate.evaluation.attacks import square
 from bivallate.files import write_json
 from bivallate.lower.square import Square
 from bivallate.method import facts_for

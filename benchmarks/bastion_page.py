@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bivallate.evaluate.statistics import wilson
+from bivallate.evaluation.statistics import wilson
 from bivallate.files import write_text
 from bivallate.style import COLOURS, figure, save, styled
 

@@ -15,17 +15,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bivallate.evaluate import evaluate
+from bivallate.evaluation import evaluate
 from bivallate.files import write_json
-from bivallate.reproduce.catalogue import tables
 from bivallate.reproduce.cell import configure
 from bivallate.reproduce.machine import commit, machine
+from bivallate.reproduce.papers.catalogue import tables
 from bivallate.reproduce.planning import jobs_of
 from bivallate.reproduce.running import Job, trained
-from bivallate.run.interrupt import Interrupted
-from bivallate.run.loading import load
+from bivallate.run.load_model import load
 from bivallate.run.progress import Spoken
 from bivallate.run.session import load_data
+from bivallate.run.signals import Interrupted
 from bivallate.run.trainer import limit_threads
 
 FORMATS = {"bfloat16": True, "float32": False}

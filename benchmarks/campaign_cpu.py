@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 from bivallate.reproduce.campaign import run_campaign, to_stderr
-from bivallate.reproduce.catalogue import tables
+from bivallate.reproduce.papers.catalogue import tables
 from bivallate.reproduce.planning import jobs_of
-from bivallate.run.interrupt import Interrupted
 from bivallate.run.progress import Spoken
+from bivallate.run.signals import Interrupted
 
 FIRST = ("AT", "DONE-ADAM", "MAIL", "BASTION", "GAIRAT", "BiLAW")
 SINGLE = ("FAST-AT", "FAST-BAT")

@@ -18,13 +18,13 @@ import time
 from pathlib import Path
 
 from bivallate.reproduce.campaign import path_of, run_campaign, to_stderr
-from bivallate.reproduce.catalogue import find
+from bivallate.reproduce.papers.catalogue import find
 from bivallate.reproduce.planning import jobs_of
 from bivallate.reproduce.records import read_records
 from bivallate.reproduce.rendering import figure
 from bivallate.reproduce.running import Job
-from bivallate.run.interrupt import Interrupted
 from bivallate.run.progress import Spoken
+from bivallate.run.signals import Interrupted
 
 ORDER = (  # table, rows (empty: all), group
     ("T-F1", ("FAST-AT", "FAST-BAT", "FAST-AT-GA", "PGD-2-AT", "N-FGSM"), "CIFAR-10 @8"),

@@ -31,7 +31,7 @@ from bivallate.run.config import Config
 from bivallate.run.defaults import fitted
 from bivallate.run.execution import execute
 from bivallate.run.progress import Spoken
-from bivallate.run.recipes import recipe_for
+from bivallate.run.recipes.published import recipe_for
 from bivallate.run.session import create_model, load_data
 
 RECORDS, PAGE = Path("results/defaults"), Path("docs/defaults.md")

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bivallate.evaluate.statistics import wilson
-from bivallate.reproduce.catalogue import tables
+from bivallate.evaluation.statistics import wilson
 from bivallate.reproduce.cell import slug
 from bivallate.reproduce.definition import is_of
+from bivallate.reproduce.paper_table import Scale
+from bivallate.reproduce.papers.catalogue import tables
 from bivallate.reproduce.records import read_records
 from bivallate.reproduce.scaling import at_scale, sources_at_scale
-from bivallate.reproduce.table import Scale
 
 SCALES: tuple[Scale, ...] = ("full", "cpu")
 PAGES = {

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from bivallate.files import write_text
-from bivallate.reproduce.catalogue import find
+from bivallate.reproduce.papers.catalogue import find
 from bivallate.reproduce.records import read_records
 from bivallate.reproduce.rendering import side_by_side
 from bivallate.style import COLOURS, MARKERS, figure, save, styled

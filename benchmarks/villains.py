@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tests.audit.villains import HONEST, VILLAINS, Case, digits
 
-from bivallate.audit import Audit, audit
+from bivallate.audits import Audit, audit
 from bivallate.files import write_text
 from bivallate.reproduce.machine import commit, machine
 

@@ -88,10 +88,13 @@ MODULES = {
 # (`cli.py`, `commands/`), whose every option is known before torch is, and here:
 LATER = {
     ("bivallate.data.sheet", "bivallate.style"): "matplotlib, for the sheet of a data set alone",
-    ("bivallate.demo", "bivallate.reports.figures"): "matplotlib, after the training",
-    ("bivallate.run.logs", "bivallate.style"): "matplotlib, which few logs draw with",
+    ("bivallate.demo", "bivallate.reports.demo_figure"): "matplotlib, after the training",
+    ("bivallate.run.logger", "bivallate.style"): "matplotlib, which few logs draw with",
     ("bivallate.reproduce.campaign", "bivallate.terminal"): "rich, for a person alone",
-    ("bivallate.reproduce.figures", "bivallate.reports.diagnostics.of_run"): "matplotlib and scikit-learn",
+    (
+        "bivallate.reproduce.paper_figures",
+        "bivallate.reports.diagnostics.of_one_run",
+    ): "matplotlib and scikit-learn",
 }
 
 
@@ -218,3 +221,12 @@ def test_the_tutorial_is_short() -> None:
 def test_names_that_say_nothing_are_not_used() -> None:
     for path in FILES:
         assert path.stem not in ("utils", "helpers", "common", "misc"), path
+
+
+def test_a_file_stem_stands_once() -> None:
+    """But for the commands, which bear the names that are typed."""
+    stems: dict[str, list[str]] = {}
+    for path in FILES:
+        if path.stem != "__init__" and own(path) != "commands":
+            stems.setdefault(path.stem, []).append(str(path.relative_to(ROOT)))
+    assert {stem: where for stem, where in stems.items() if len(where) > 1} == {}

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import bivallate as bv
 from bivallate import data
 from bivallate.errors import UserError
-from bivallate.evaluate import eps_curve, minimal_distances, transfer
-from bivallate.evaluate.preflight import preflight
+from bivallate.evaluation import eps_curve, minimal_distances, transfer
+from bivallate.evaluation.preflight import preflight
 from bivallate.lower.asking import ask, writes
 from bivallate.reports.diagnostics import landscape, ranks
 from bivallate.run.config import Validation
@@ -75,7 +75,7 @@ def made(kind: type[Twin]) -> Twin:
 
 @pytest.fixture(autouse=True)
 def _with_a_scout(monkeypatch):
-    monkeypatch.setattr(sys.modules["bivallate.evaluate.evaluating"], "WORTH", 0)
+    monkeypatch.setattr(sys.modules["bivallate.evaluation.evaluating"], "WORTH", 0)
 
 
 @pytest.fixture(scope="module")

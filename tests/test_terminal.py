@@ -40,11 +40,11 @@ def test_nothing_prints_but_the_one_module():
 
 @pytest.mark.parametrize("kind", STRINGS)
 def test_commands_print_hostile_text_as_text(kind, score, capsys):
-    from bivallate.audit import VERDICTS
-    from bivallate.commands.auditing import show as show_audit
-    from bivallate.commands.evaluating import show
+    from bivallate.audits import VERDICTS
+    from bivallate.commands.audit import show as show_audit
+    from bivallate.commands.evaluate import show
     from bivallate.commands.subjects import table
-    from bivallate.reports.comparison.table import Comparison
+    from bivallate.reports.comparison.comparison_table import Comparison
 
     text = STRINGS[kind]
     show(score, [f"{text}{k}" for k in range(10)])
@@ -71,7 +71,7 @@ def test_commands_print_hostile_text_as_text(kind, score, capsys):
 
 
 def test_long_names_are_cut_in_tables_of_classes(score, capsys):
-    from bivallate.commands.evaluating import show
+    from bivallate.commands.evaluate import show
 
     show(score, [f"{k}{'x' * 50_000}" for k in range(10)])
     assert len(capsys.readouterr().out) < 200 * 12 * NAME

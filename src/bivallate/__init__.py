@@ -15,13 +15,13 @@ from bivallate.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from bivallate import data, methods, models
-    from bivallate.audit.of_run import audit
+    from bivallate.audits.run_audit import audit
     from bivallate.coupling.barrier import Barrier, Implicit, Mask
     from bivallate.coupling.cid import cid
     from bivallate.coupling.implicit import Coupling, Detached, Leaf
     from bivallate.coupling.last_step import LastStep
     from bivallate.errors import UserError
-    from bivallate.evaluate import Score, attack, predict
+    from bivallate.evaluation import Score, attack, predict
     from bivallate.gradcheck import check_gradient, upper_gradient
     from bivallate.lower.convergence import convergence_bound
     from bivallate.lower.pgd import PGD
@@ -33,22 +33,22 @@ if TYPE_CHECKING:
     from bivallate.method import Method
     from bivallate.methods.entries import register
     from bivallate.parts import part
-    from bivallate.reports.comparison.api import compare
-    from bivallate.reports.diagnostics.api import diagnose
+    from bivallate.reports.comparison.comparing import compare
+    from bivallate.reports.diagnostics.diagnosing import diagnose
     from bivallate.reports.page import report
-    from bivallate.run.api import train
     from bivallate.run.examined import evaluate
     from bivallate.run.execution import Run
-    from bivallate.run.loading import load
+    from bivallate.run.load_model import load
     from bivallate.run.optim import SGD, AdamW, Cosine, Flat, MultiStep, Triangle
     from bivallate.run.resuming import resume
+    from bivallate.run.training import train
     from bivallate.step import train_step
     from bivallate.types import Batch, Clock, Evidence, Facts, Solution, Terms
     from bivallate.upper.awp import AWP
     from bivallate.upper.loss import Adversarial, Loss, Mart, Trades
     from bivallate.weighting.base import After, Equal, Weighting
     from bivallate.weighting.dro import KLDRO
-    from bivallate.weighting.learned import Correlation, MarginNet
+    from bivallate.weighting.margin_net import Correlation, MarginNet
     from bivallate.weighting.rules import GAIRAT, MAIL, WMMR
 
 __all__ = [
@@ -124,7 +124,7 @@ __all__ = [
 ]
 
 _PLACES = {
-    "audit": "bivallate.audit.of_run",
+    "audit": "bivallate.audits.run_audit",
     "check_gradient": "bivallate.gradcheck",
     "upper_gradient": "bivallate.gradcheck",
     "Barrier": "bivallate.coupling.barrier",
@@ -136,9 +136,9 @@ _PLACES = {
     "Leaf": "bivallate.coupling.implicit",
     "LastStep": "bivallate.coupling.last_step",
     "UserError": "bivallate.errors",
-    "Score": "bivallate.evaluate",
-    "attack": "bivallate.evaluate",
-    "predict": "bivallate.evaluate",
+    "Score": "bivallate.evaluation",
+    "attack": "bivallate.evaluation",
+    "predict": "bivallate.evaluation",
     "convergence_bound": "bivallate.lower.convergence",
     "PGD": "bivallate.lower.pgd",
     "LowerProblem": "bivallate.lower.problem",
@@ -155,13 +155,13 @@ _PLACES = {
     "Method": "bivallate.method",
     "register": "bivallate.methods.entries",
     "part": "bivallate.parts",
-    "compare": "bivallate.reports.comparison.api",
-    "diagnose": "bivallate.reports.diagnostics.api",
+    "compare": "bivallate.reports.comparison.comparing",
+    "diagnose": "bivallate.reports.diagnostics.diagnosing",
     "report": "bivallate.reports.page",
-    "train": "bivallate.run.api",
+    "train": "bivallate.run.training",
     "evaluate": "bivallate.run.examined",
     "Run": "bivallate.run.execution",
-    "load": "bivallate.run.loading",
+    "load": "bivallate.run.load_model",
     "AdamW": "bivallate.run.optim",
     "Cosine": "bivallate.run.optim",
     "Flat": "bivallate.run.optim",
@@ -185,8 +185,8 @@ _PLACES = {
     "Equal": "bivallate.weighting.base",
     "Weighting": "bivallate.weighting.base",
     "KLDRO": "bivallate.weighting.dro",
-    "Correlation": "bivallate.weighting.learned",
-    "MarginNet": "bivallate.weighting.learned",
+    "Correlation": "bivallate.weighting.margin_net",
+    "MarginNet": "bivallate.weighting.margin_net",
     "GAIRAT": "bivallate.weighting.rules",
     "MAIL": "bivallate.weighting.rules",
     "WMMR": "bivallate.weighting.rules",

@@ -103,7 +103,7 @@ def _explained(error: Exception, words: Sequence[str]) -> int:
     """Says in one line what went wrong; returns 2 for what the user can mend, 1 for what nobody foresaw."""
     from bivallate.collective import Echo, rank
     from bivallate.errors import UserError
-    from bivallate.run.interrupt import Interrupted
+    from bivallate.run.signals import Interrupted
 
     if isinstance(error, ValidationError) and error.argument is not None and error.exception_message:
         return _complain(f"{error.argument.name} {error.exception_message}")

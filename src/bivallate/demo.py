@@ -11,15 +11,15 @@ from rich.console import Console
 from rich.table import Table
 
 from bivallate import data, methods
-from bivallate.evaluate import Identity, evaluate
+from bivallate.evaluation import Identity, evaluate
 from bivallate.files import write_json
 from bivallate.lower.threat import Linf
 from bivallate.method import Method
-from bivallate.run.api import train
-from bivallate.run.loading import load
+from bivallate.run.load_model import load
 from bivallate.run.optim import SGD, Triangle
 from bivallate.run.progress import Spoken
 from bivallate.run.trainer import limit_threads
+from bivallate.run.training import train
 from bivallate.terminal import literal_console
 
 EPS = 0.2  # of a pixel range of 1: here plain training keeps almost nothing, and adversarial training does
@@ -62,7 +62,7 @@ def run_demo(out: Path, *, epochs: int, threads: int) -> list[dict[str, Any]]:
         rows.append(_measured(method, folder, run.history, dataset))
     write_json(out / "table.json", rows)
     _print(wide, rows)
-    from bivallate.reports.figures import demo_figure
+    from bivallate.reports.demo_figure import demo_figure
 
     picture = demo_figure(out, rows)
     console.print(

@@ -19,14 +19,14 @@ from packaging.requirements import Requirement
 from bivallate import data, methods, models
 from bivallate.data.cache import cache_folder
 from bivallate.data.registry import describe
-from bivallate.evaluate import evaluate
+from bivallate.evaluation import evaluate
 from bivallate.gradcheck import check_gradient
 from bivallate.lower.threat import Linf
 from bivallate.reproduce.machine import machine
-from bivallate.run.api import train
 from bivallate.run.arithmetic import has_bfloat16
-from bivallate.run.loading import load
+from bivallate.run.load_model import load
 from bivallate.run.origin import commit
+from bivallate.run.training import train
 from bivallate.version import __version__
 
 

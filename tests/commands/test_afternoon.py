@@ -10,12 +10,12 @@ import pytest
 from rich.console import Console
 
 import bivallate as bv
-from bivallate.audit import auditing
-from bivallate.audit.check import Moment
+from bivallate.audits import auditing
+from bivallate.audits.result import Moment
 from bivallate.cli import run
-from bivallate.evaluate import watching
-from bivallate.evaluate.progress import Progress, Searched
-from bivallate.evaluate.watching import watched
+from bivallate.evaluation import watching
+from bivallate.evaluation.evaluation_progress import Progress, Searched
+from bivallate.evaluation.watching import watched
 
 QUICK = ["--batch-size", "400", "--model", "linear", "--set", "validation.steps=1", "--eps", "0.1"]
 

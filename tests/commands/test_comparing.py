@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import bivallate as bv
-from bivallate.audit.of_run import kept_claim
+from bivallate.audits.run_audit import kept_claim
 from bivallate.cli import run
-from bivallate.evaluate import Score, evaluation_name
+from bivallate.evaluation import Score, evaluation_name
 from bivallate.lower.threat import Linf
 from bivallate.reports.collect import collect
 from bivallate.reports.page import write_report

@@ -14,7 +14,7 @@ from torch import nn
 
 import bivallate as bv
 from bivallate.cli import run
-from bivallate.evaluate import craft
+from bivallate.evaluation import craft
 
 QUICK = ["--batch-size", "100", "--model", "linear", "--set", "validation.steps=1", "--epochs", "2"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from bivallate.cli import run
-from bivallate.evaluate import metrics
-from bivallate.evaluate.metrics import Metric
+from bivallate.evaluation import metrics
+from bivallate.evaluation.metrics import Metric
 
 LOST = Metric(
     "lost",

@@ -15,7 +15,7 @@ import bivallate as bv
 from bivallate import cli, method
 from bivallate.cli import APP, run
 from bivallate.commands import COMMANDS, declared
-from bivallate.evaluate.attacks import attacks
+from bivallate.evaluation.attacks import attacks
 
 HEAVY = ("torch", "numpy", "scipy", "sklearn", "matplotlib", "PIL", "pyarrow")
 LOOK = (
@@ -44,7 +44,7 @@ def test_help_and_lists_need_nothing_that_is_slow_to_import(words):
 def test_the_package_loads_no_plotting_and_its_front_holds_functions_where_packages_bear_their_names():
     code = (
         "import sys\n"
-        "import bivallate.evaluate.score, bivallate.audit.check, bivallate as bv\n"
+        "import bivallate.evaluation.score, bivallate.audits.result, bivallate as bv\n"
         "bv.train, bv.methods.at\n"
         "print(*(type(f).__name__ for f in (bv.evaluate, bv.audit, bv.data, bv.method)), end=' ')\n"
         "print('matplotlib' in sys.modules, 'torch' in sys.modules)"

@@ -53,7 +53,7 @@ def test_a_curve_falls_and_is_kept(runs, tmp_path, capsys):
 
 
 def test_an_interrupted_curve_goes_on(runs, tmp_path, capsys, monkeypatch):
-    from bivallate.evaluate import watching
+    from bivallate.evaluation import watching
 
     given = ["--attack", "fgsm", "--eps", "0,0.05,0.1", "--n", "40", "--out", str(tmp_path / "curve")]
     places = [Path(name) / "evaluation" for name in names(runs)]

@@ -14,14 +14,14 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from bivallate import Linf, UserError, methods
-from bivallate.evaluate.geometry import cosines
+from bivallate.evaluation.geometry import cosines
 from bivallate.method import facts_for
-from bivallate.reports.diagnostics.classes import confusion, per_class
 from bivallate.reports.diagnostics.curves import learning_curves
 from bivallate.reports.diagnostics.fosc import fosc, fosc_traces
 from bivallate.reports.diagnostics.fosc_epochs import fosc_over_epochs, stationarity
 from bivallate.reports.diagnostics.gradients import gradient_alignment
 from bivallate.reports.diagnostics.landscape import loss_landscape
+from bivallate.reports.diagnostics.per_class import confusion, per_class
 from bivallate.reports.diagnostics.ranks import accuracy_over_eps, adversarial_rank, transfer
 from bivallate.reports.diagnostics.weighing import weigh
 from bivallate.reports.diagnostics.weights import (
@@ -271,7 +271,7 @@ def test_curves_leave_out_what_was_not_recorded():
 
 
 def score():
-    from bivallate.evaluate import evaluate
+    from bivallate.evaluation import evaluate
 
     torch.manual_seed(3)
     model, x = Linear(4, 5), torch.rand(80, 3, 2, 2)

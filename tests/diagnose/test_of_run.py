@@ -12,7 +12,7 @@ import torch
 import bivallate as bv
 from bivallate.lower.problem import LowerProblem
 from bivallate.reports.diagnostics.fosc_epochs import FOSCOverEpochs
-from bivallate.reports.diagnostics.of_run import DIAGNOSES, subject
+from bivallate.reports.diagnostics.of_one_run import DIAGNOSES, subject
 from bivallate.reports.diagnostics.sample import looked_at, sample
 from bivallate.reports.diagnostics.weighing import weigh
 from bivallate.types import Clock

@@ -21,8 +21,8 @@ from tests.reports.hostile import trained
 
 import bivallate as bv
 from bivallate.errors import UserError
-from bivallate.evaluate import Score
-from bivallate.evaluate.ledger import Ledger
+from bivallate.evaluation import Score
+from bivallate.evaluation.state import Ledger
 from bivallate.reports.collect import collect
 from bivallate.reports.tables import alarms_table, evaluations_table, runs_table
 from bivallate.reproduce.records import read_record

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import bivallate as bv
-from bivallate.evaluate import Score, evaluate
-from bivallate.evaluate.attacks import parse
-from bivallate.run import checkpoint, watch
+from bivallate.evaluation import Score, evaluate
+from bivallate.evaluation.attacks import parse
+from bivallate.run import checkpoint, sentinel_loop
 from bivallate.run.config import Config, Validation
-from bivallate.run.measure import look
 from bivallate.run.reopen import FREE, ORIGIN, differing
 from bivallate.run.sentinel import Sentinel
+from bivallate.run.validation import look
 
 THREAT = bv.Linf(0.15)
 FILES = ("model.safetensors", "best.safetensors", "ema.safetensors", "epoch-1.safetensors")
@@ -172,11 +172,11 @@ def unsteady() -> Iterator[None]:
         seen = look(model, x, y, threat, noise, steps)
         return dataclasses.replace(seen, fgsm=1.0, pgd=0.0 if noise.epoch % 3 == 2 else 1.0)
 
-    watch.look = told  # pyright: ignore[reportPrivateImportUsage]
+    sentinel_loop.look = told  # pyright: ignore[reportPrivateImportUsage]
     try:
         yield
     finally:
-        watch.look = look  # pyright: ignore[reportPrivateImportUsage]
+        sentinel_loop.look = look  # pyright: ignore[reportPrivateImportUsage]
 
 
 def rollback() -> Scenario:

@@ -19,11 +19,11 @@ from bivallate import Linf, Method, methods
 from bivallate.lower.start import uniform
 from bivallate.method import facts_for
 from bivallate.methods.bastion import epochs_within
-from bivallate.reproduce.catalogue import find
 from bivallate.reproduce.cell import configure
+from bivallate.reproduce.paper_table import Scale
+from bivallate.reproduce.papers.catalogue import find
 from bivallate.reproduce.scaling import at_scale
-from bivallate.reproduce.table import Scale
-from bivallate.run.recipes import recipe_for
+from bivallate.run.recipes.published import recipe_for
 from bivallate.types import Batch, Clock
 
 THREAT = Linf(EPS)

@@ -29,7 +29,7 @@ from bivallate.types import Batch, Clock, Evidence, Facts
 from bivallate.upper.awp import AWP
 from bivallate.upper.loss import Trades, adversarial
 from bivallate.weighting.descent import AdamDescent, Descent
-from bivallate.weighting.learned import BoundMarginNet, Correlation, MarginNet
+from bivallate.weighting.margin_net import BoundMarginNet, Correlation, MarginNet
 
 THREAT = Linf(EPS)
 FACTS = Facts(15, SHAPE, CLASSES, dtype=torch.float64)

@@ -25,7 +25,7 @@ from bivallate.upper.awp import AWP
 from bivallate.upper.loss import Adversarial, Mart, Trades
 from bivallate.upper.regulariser import GradAlign
 from bivallate.weighting.base import After, Equal, Weighting
-from bivallate.weighting.learned import Correlation, MarginNet
+from bivallate.weighting.margin_net import Correlation, MarginNet
 from bivallate.weighting.rules import GAIRAT, MAIL, WMMR, OwnLoss
 
 THREAT = Linf(EPS)

@@ -157,9 +157,9 @@ def test_a_registered_architecture_is_created_saved_and_described(tmp_path):
             "width": 6,
         }
     finally:
-        from bivallate.models import registry
+        from bivallate.models import architectures
 
-        del registry._registry["for-this-test"]
+        del architectures._registry["for-this-test"]
 
 
 def test_timm_that_is_not_installed_is_asked_for(monkeypatch):

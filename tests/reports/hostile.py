@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import bivallate as bv
-from bivallate.evaluate import evaluation_name
+from bivallate.evaluation import evaluation_name
 from bivallate.run.config import Validation
 
 THREAT = bv.Linf(0.15)

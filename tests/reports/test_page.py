@@ -15,10 +15,10 @@ from tests.reports.hostile import trained, write_audit
 import bivallate as bv
 from bivallate.cli import run as command
 from bivallate.errors import UserError
-from bivallate.evaluate import Score, evaluation_name
+from bivallate.evaluation import Score, evaluation_name
 from bivallate.reports.collect import RunRecord, collect
-from bivallate.reports.diagnostics.attacked import attacked
-from bivallate.reports.diagnostics.classes import Confusion, per_class
+from bivallate.reports.diagnostics.easy_and_hard import attacked
+from bivallate.reports.diagnostics.per_class import Confusion, per_class
 from bivallate.reports.headlines import headlines
 from bivallate.reports.matrix import matrix_svg
 from bivallate.reports.page import render

@@ -17,7 +17,7 @@ from tests.reports.hostile import FIRED, STRINGS, poisoned, trained
 
 from bivallate import quoting
 from bivallate.reports.collect import RunRecord, collect
-from bivallate.reports.diagnostics.classes import Confusion
+from bivallate.reports.diagnostics.per_class import Confusion
 from bivallate.reports.matrix import matrix_svg
 from bivallate.reports.page import render, write_report
 from bivallate.reports.pictures import inline_svg

@@ -14,7 +14,7 @@ import pytest
 import bivallate as bv
 from bivallate.cli import run as command
 from bivallate.errors import UserError
-from bivallate.evaluate import compare, evaluation_name
+from bivallate.evaluation import compare, evaluation_name
 from bivallate.quoting import markdown, tex
 from bivallate.reports.collect import collect, labels_of
 from bivallate.reports.diagnostics.fosc import FOSC
@@ -208,7 +208,9 @@ def test_python_diagnoses_as_the_command_does(runs, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="weighs the same"):
         bv.diagnose(first, what="examples", n=20, out=tmp_path)
     asked: list[dict[str, object]] = []
-    monkeypatch.setattr("bivallate.reports.diagnostics.api.diagnose", lambda *_, **named: asked.append(named))
+    monkeypatch.setattr(
+        "bivallate.reports.diagnostics.diagnosing.diagnose", lambda *_, **named: asked.append(named)
+    )
     assert command(["diagnose", str(first), "--what", "curves", "--weights", "last", "--seed", "3"]) == 0
     wanted = {"what": ("curves",), "weights": "last", "seed": 3, "n": 500, "attack": "pgd-20", "out": None}
     assert asked[0].items() >= wanted.items()

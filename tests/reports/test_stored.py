@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from bivallate.audit.of_run import kept_claim
+from bivallate.audits.run_audit import kept_claim
 from bivallate.cli import run
-from bivallate.evaluate import Identity, Score
+from bivallate.evaluation import Identity, Score
 from bivallate.lower.threat import Linf
 from bivallate.reports.collect import RunRecord, collect
 from bivallate.reports.page import render
-from bivallate.reports.stored import Evaluation
+from bivallate.reports.stored_evaluations import Evaluation
 
 OLD = Path(__file__).parents[1] / "evaluate" / "old" / "run"  # trained and attacked at commit 487ed02
 THREAT = Linf(0.15)
@@ -142,7 +142,9 @@ def test_no_file_chooses_where_weights_are_read(pair, monkeypatch):
     away = replace(own, identity=replace(own.identity, weights="../b/best"))
     away.save(pair[0] / "evaluation" / "away.json")
     read = []
-    monkeypatch.setattr("bivallate.reports.stored.read_weights", lambda path: read.append(path.name) or {})
+    monkeypatch.setattr(
+        "bivallate.reports.stored_evaluations.read_weights", lambda path: read.append(path.name) or {}
+    )
     record(pair[0])
     assert set(read) == {"best.safetensors"}
 

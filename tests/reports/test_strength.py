@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from bivallate.evaluate import Score
+from bivallate.evaluation import Score
 from bivallate.lower.threat import Linf
 from bivallate.reports.strength import common_ground, strongest_first
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from bivallate.evaluate.files import pack
-from bivallate.evaluate.statistics import tail, wilson
+from bivallate.evaluation.evaluation_file import pack
+from bivallate.evaluation.statistics import tail, wilson
 from bivallate.parts import encode
 from bivallate.reproduce.cell import Cell, Measure, configure
 from bivallate.reproduce.records import Record

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from bivallate.evaluate.statistics import mcnemar
+from bivallate.evaluation.statistics import mcnemar
 from bivallate.reproduce.judging import judge, sign_flip
-from bivallate.reproduce.table import Claim, Table
+from bivallate.reproduce.paper_table import Claim, Table
 
 from .conftest import by_hand
 

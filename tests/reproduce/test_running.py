@@ -16,20 +16,20 @@ import pytest
 
 from bivallate.cli import run as command
 from bivallate.errors import UserError
-from bivallate.evaluate import Score, evaluate
+from bivallate.evaluation import Score, evaluate
 from bivallate.lower.threat import Linf
 from bivallate.reproduce import running
 from bivallate.reproduce.campaign import path_of, pending, run_campaign
-from bivallate.reproduce.catalogue import find, tables
 from bivallate.reproduce.cell import Cell, Measure, configure
-from bivallate.reproduce.figure_list import FIGURES
-from bivallate.reproduce.figures import draw
+from bivallate.reproduce.paper_figures import draw
+from bivallate.reproduce.papers.catalogue import find, tables
+from bivallate.reproduce.papers.figure_list import FIGURES
 from bivallate.reproduce.planning import jobs_of
 from bivallate.reproduce.records import Record, read_records
 from bivallate.reproduce.results_page import page, write_page, write_table
 from bivallate.reproduce.running import Job, run_job
 from bivallate.reproduce.scaling import at_scale
-from bivallate.run.loading import load
+from bivallate.run.load_model import load
 from bivallate.run.session import load_data
 
 from .conftest import by_hand, keep

@@ -13,15 +13,15 @@ import bivallate as bv
 from bivallate.errors import UserError
 from bivallate.lower.pgd import PGD
 from bivallate.lower.start import uniform
-from bivallate.reproduce.catalogue import find, tables
 from bivallate.reproduce.cell import configure
 from bivallate.reproduce.definition import anywhere
-from bivallate.reproduce.figure_list import FIGURES
-from bivallate.reproduce.figures import cells_of
 from bivallate.reproduce.measuring import read_attack
+from bivallate.reproduce.paper_figures import cells_of
+from bivallate.reproduce.paper_table import QUESTIONS, SCALES, Reported, reported
+from bivallate.reproduce.papers.catalogue import find, tables
+from bivallate.reproduce.papers.figure_list import FIGURES
 from bivallate.reproduce.planning import jobs_of
 from bivallate.reproduce.scaling import at_scale, sources_at_scale
-from bivallate.reproduce.table import QUESTIONS, SCALES, Reported, reported
 
 NAMES = [
     *(f"T-D{k}" for k in range(1, 5)),

@@ -12,7 +12,7 @@ from PIL import Image
 
 from bivallate import Linf, data, methods
 from bivallate.cli import run
-from bivallate.commands.planning import plan_of
+from bivallate.commands.configuration import plan_of
 from bivallate.errors import UserError
 from bivallate.run.config import Config, Data
 from bivallate.run.session import load_data

@@ -12,10 +12,10 @@ import bivallate as bv
 from bivallate.methods.entries import create
 from bivallate.run.config import Config
 from bivallate.run.defaults import defaults, fitted
-from bivallate.run.interrupt import Interrupted
-from bivallate.run.radius import growth
-from bivallate.run.recipes import RECIPES, recipe_for
+from bivallate.run.recipes.published import RECIPES, recipe_for
 from bivallate.run.sentinel import Sentinel
+from bivallate.run.signals import Interrupted
+from bivallate.run.warm_up import growth
 from bivallate.types import Clock
 
 

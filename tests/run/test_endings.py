@@ -17,8 +17,8 @@ import bivallate as bv
 from bivallate import cli
 from bivallate.record import NonFinite
 from bivallate.run import checkpoint, trainer
-from bivallate.run.interrupt import Interrupted
 from bivallate.run.progress import Progress, Spoken
+from bivallate.run.signals import Interrupted
 from bivallate.steady import steadied
 
 ALLOCATOR = (

@@ -9,7 +9,7 @@ from tests.data.builders import grow, picture, pixels_of, write_parquet
 import bivallate as bv
 from bivallate.cli import run as command
 from bivallate.errors import UserError
-from bivallate.evaluate import Score
+from bivallate.evaluation import Score
 from bivallate.run.config import Config
 from bivallate.run.evaluation_data import Evaluated, evaluation_data
 

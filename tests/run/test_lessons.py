@@ -11,8 +11,8 @@ import torch
 import bivallate as bv
 from bivallate.errors import UserError
 from bivallate.run.config import Config, Model, Validation
-from bivallate.run.interrupt import Interrupted
 from bivallate.run.progress import Progress
+from bivallate.run.signals import Interrupted
 
 from .tiny import Radii, plan, run
 

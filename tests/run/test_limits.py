@@ -14,7 +14,7 @@ import bivallate as bv
 from bivallate.cli import run
 from bivallate.run import progress
 from bivallate.run.config import Config
-from bivallate.run.interrupt import Interrupted
+from bivallate.run.signals import Interrupted
 from bivallate.types import Passes
 
 QUICK = ["--batch-size", "400", "--model", "linear", "--set", "validation.steps=1", "--epochs", "2"]

@@ -18,9 +18,9 @@ import torch
 
 import bivallate as bv
 from bivallate import cli
-from bivallate.run.interrupt import Interrupted
-from bivallate.run.log_to import LOGGERS
+from bivallate.run.loggers import LOGGERS
 from bivallate.run.progress import Progress
+from bivallate.run.signals import Interrupted
 
 
 class Heard:

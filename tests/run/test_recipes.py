@@ -12,7 +12,7 @@ from bivallate.lower.stop import FOSCBelow
 from bivallate.methods.entries import create
 from bivallate.run.config import Config
 from bivallate.run.optim import SGD, AdamW, Triangle
-from bivallate.run.recipes import RECIPES, recipe_for
+from bivallate.run.recipes.published import RECIPES, recipe_for
 from bivallate.schedule import at
 from bivallate.types import Clock
 

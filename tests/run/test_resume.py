@@ -16,8 +16,8 @@ import torch
 import bivallate as bv
 from bivallate.run import trainer
 from bivallate.run.config import Validation
-from bivallate.run.interrupt import Interrupted
 from bivallate.run.progress import Progress
+from bivallate.run.signals import Interrupted
 
 THREAT = bv.Linf(0.15)
 

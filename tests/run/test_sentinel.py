@@ -18,12 +18,12 @@ from bivallate.noise import Noise
 from bivallate.run.config import Config, Model, Validation
 from bivallate.run.execution import execute
 from bivallate.run.folder import RunFolder
-from bivallate.run.interrupt import Interrupted
-from bivallate.run.measure import look
 from bivallate.run.progress import Progress
 from bivallate.run.sentinel import Sentinel
+from bivallate.run.sentinel_loop import Watch
 from bivallate.run.session import Session, create_model
-from bivallate.run.watch import Watch
+from bivallate.run.signals import Interrupted
+from bivallate.run.validation import look
 
 TIMES = ("seconds",)
 
@@ -93,7 +93,7 @@ def unsteady(monkeypatch):
         seen = look(model, x, y, threat, noise, steps)
         return dataclasses.replace(seen, fgsm=1.0, pgd=0.0 if noise.epoch % 3 == 2 else 1.0)
 
-    monkeypatch.setattr("bivallate.run.watch.look", told)
+    monkeypatch.setattr("bivallate.run.sentinel_loop.look", told)
 
 
 def test_the_allowance_is_never_exceeded_and_is_used(digits, tmp_path):

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from bivallate.run.spread import QUANTILES, Spread
+from bivallate.run.weight_spread import QUANTILES, Spread
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.3, 2.0])

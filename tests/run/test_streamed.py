@@ -19,7 +19,7 @@ from bivallate.data.workers import WorkersLost
 from bivallate.errors import UserError
 from bivallate.run import trainer
 from bivallate.run.config import Validation
-from bivallate.run.interrupt import Interrupted, Request
+from bivallate.run.signals import Interrupted, Request
 
 CHOSEN: dict[str, Any] = {
     "epochs": 2,

@@ -10,11 +10,11 @@ import torch
 
 import bivallate as bv
 from bivallate.parts import decode, encode
-from bivallate.run.average import Average
 from bivallate.run.config import Config, Data, Validation
+from bivallate.run.ema import Average
 from bivallate.run.execution import execute
-from bivallate.run.measure import held_out
 from bivallate.run.trainer import Trainer
+from bivallate.run.validation import held_out
 
 THREAT = bv.Linf(0.1)
 QUICK = {"epochs": 3, "batch_size": 100, "threads": 1, "validation": Validation(2, 60)}
@@ -124,7 +124,7 @@ def test_kept_epochs_are_the_weights_of_that_epoch(digits, tmp_path):
 
 
 def test_a_kept_epoch_is_as_it_was_measured_whatever_the_sentinel_does_next(digits, tmp_path, monkeypatch):
-    from bivallate.run.watch import Watch
+    from bivallate.run.sentinel_loop import Watch
 
     def go_back(self, line):
         with torch.no_grad():

@@ -47,8 +47,8 @@ def attack(
     overwrite
         replace what an earlier attack left in SAVE.
     """
-    from bivallate.evaluate.crafting import craft
-    from bivallate.reports.attacked import write
+    from bivallate.evaluation.crafting import craft
+    from bivallate.reports.adversarial_images import write
     from bivallate.run.examined import Examined
 
     examined = Examined.of(

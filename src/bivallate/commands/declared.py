@@ -42,7 +42,7 @@ def methods() -> list[Declared]:
 
 
 def attacks() -> dict[str, str]:
-    """How each attack is written -> what it is, in the order of `bivallate.evaluate.attacks`."""
+    """How each attack is written -> what it is, in the order of `bivallate.evaluation.attacks`."""
     return {given[1]: given[2] for given, _, _ in _decorated("evaluate", "family")}
 
 

@@ -200,7 +200,7 @@ def recipes(
     from bivallate.lower.threat import threat
     from bivallate.methods.entries import create
     from bivallate.parts import encode
-    from bivallate.run.recipes import RECIPES, recipe_for
+    from bivallate.run.recipes.published import RECIPES, recipe_for
     from bivallate.toml import to_toml
 
     if name is not None and name not in RECIPES:
@@ -235,7 +235,7 @@ def attacks(name: str | None = None, /, *, json: Flag = False) -> None:
     from bivallate.commands.declared import attacks as known
 
     if name is not None:
-        from bivallate.evaluate import parse
+        from bivallate.evaluation import parse
         from bivallate.parts import encode
 
         _details({"attack": name, "stages": [encode(stage) for stage in parse(name).stages]}, json)

@@ -43,11 +43,11 @@ def predict(
     json
         print a list as JSON instead of a table.
     """
-    from bivallate.evaluate import parse
-    from bivallate.evaluate import predict as ask
+    from bivallate.evaluation import parse
+    from bivallate.evaluation import predict as ask
     from bivallate.run.config import Config
     from bivallate.run.folder import RunFolder
-    from bivallate.run.loading import load_run
+    from bivallate.run.load_model import load_run
 
     parse(attack)  # a misspelt attack is said before anything else
     device = machine.prepare()

@@ -14,7 +14,7 @@ from torch import nn
 from bivallate.commands.options import Machine, Source, same_norm
 from bivallate.errors import UserError
 from bivallate.lower.threat import threat as make
-from bivallate.reports.diagnostics.of_run import subject
+from bivallate.reports.diagnostics.of_one_run import subject
 from bivallate.reports.diagnostics.ranks import FACTORS
 from bivallate.terminal import literal_console
 

@@ -14,9 +14,9 @@ from bivallate.data.classes import places, unknown_class
 from bivallate.data.dataset import digest
 from bivallate.data.decode import Encoded
 from bivallate.data.folders import Files
+from bivallate.data.label_table import Line, Table, is_table, read_table
 from bivallate.data.layout import Folder, LeftOut, readable, split_of
 from bivallate.data.reading import Reading
-from bivallate.data.table import Line, Table, is_table, read_table
 from bivallate.errors import UserError
 
 __all__ = ["TablePart", "find_tables"]

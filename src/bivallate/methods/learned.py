@@ -12,7 +12,7 @@ from bivallate.method import Method
 from bivallate.methods.entries import register
 from bivallate.upper.loss import Trades
 from bivallate.weighting.descent import AdamDescent, Descent, NetOptimizer
-from bivallate.weighting.learned import Correlation, MarginNet
+from bivallate.weighting.margin_net import Correlation, MarginNet
 
 Inputs = Literal["multiclass-margin", "scalar-margin", "adversarial-loss", "loss-difference"]
 Place = Literal["clean", "adversarial"]

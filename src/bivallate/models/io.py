@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bivallate.errors import UserError
 from bivallate.files import write_text
+from bivallate.models.architectures import blank, create, names
 from bivallate.models.classifier import Classifier
 from bivallate.models.description import (
     class_names,
@@ -22,7 +23,6 @@ from bivallate.models.description import (
     sealed_in,
 )
 from bivallate.models.foreign import wrap
-from bivallate.models.registry import blank, create, names
 from bivallate.opening import check_regular, other_than_weights, recognised
 from bivallate.sealed import is_sealed, read_sealed, write_sealed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from bivallate.errors import unknown
-from bivallate.models.registry import Activation, Shape, register, scaled
+from bivallate.models.architectures import Activation, Shape, register, scaled
 
 __all__ = ["PreActResNet"]
 

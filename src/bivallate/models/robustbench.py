@@ -17,9 +17,9 @@ from torch import Tensor
 
 from bivallate.errors import UserError
 from bivallate.files import write_whole
+from bivallate.models.architectures import blank
 from bivallate.models.classifier import Classifier, Normalise
 from bivallate.models.io import fill, read_weights
-from bivallate.models.registry import blank
 from bivallate.opening import other_than_weights
 
 __all__ = ["export_robustbench", "load_robustbench"]

@@ -7,7 +7,7 @@ import math
 from torch import Tensor, nn
 
 from bivallate.errors import UserError
-from bivallate.models.registry import Activation, Shape, register, scaled
+from bivallate.models.architectures import Activation, Shape, register, scaled
 
 __all__ = ["WideResNet"]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from bivallate.errors import UserError
-from bivallate.evaluate import Score
-from bivallate.evaluate.compare import same_threat
+from bivallate.evaluation import Score
+from bivallate.evaluation.significance import same_threat
 from bivallate.models.description import read_manifest
 from bivallate.quoting import line
-from bivallate.reports.audits import Audited, read_audits
-from bivallate.reports.stored import FOREIGN, Evaluation, Fit, read_evaluations
+from bivallate.reports.stored_audits import Audited, read_audits
+from bivallate.reports.stored_evaluations import FOREIGN, Evaluation, Fit, read_evaluations
 from bivallate.reports.strength import strongest_first
 from bivallate.run.config import Config
 from bivallate.run.execution import Run

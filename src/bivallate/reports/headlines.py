@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bivallate.evaluate import Score
+from bivallate.evaluation import Score
 from bivallate.reports.collect import RunRecord
-from bivallate.reports.stored import Evaluation
+from bivallate.reports.stored_evaluations import Evaluation
 from bivallate.reports.tables import percent, radius, worst_class
 
 MOST = 12  # runs, beyond which the table alone is shown

@@ -9,7 +9,7 @@ import matplotlib as mpl
 from PIL import Image
 
 from bivallate import quoting
-from bivallate.reports.diagnostics.classes import Confusion
+from bivallate.reports.diagnostics.per_class import Confusion
 
 CELL = 13  # pixels of a class: two lines of text do not meet
 LETTER = 6.2  # pixels of a letter, about

@@ -14,12 +14,12 @@ from markupsafe import Markup
 from bivallate import quoting
 from bivallate.errors import UserError
 from bivallate.files import write_text
-from bivallate.reports import evidence, tables
+from bivallate.reports import evidence_tables, tables
 from bivallate.reports.collect import RunRecord, Runs, collect, folders
 from bivallate.reports.comparison.notes import other_data
 from bivallate.reports.headlines import headlines
 from bivallate.reports.pictures import Beside, Images, Inline, Picture, attacked_pictures, pictures
-from bivallate.reports.stored import STALE
+from bivallate.reports.stored_evaluations import STALE
 from bivallate.run.origin import commit
 from bivallate.terminal import teller
 from bivallate.version import __version__
@@ -92,10 +92,10 @@ def render(
     kind: str, runs: Sequence[RunRecord], figures: Sequence[tuple[Picture, str]], notes: Sequence[str] = ()
 ) -> str:
     """The text of a report; each figure comes with its inline SVG or its file's name."""
-    first = [tables.runs_table(runs), evidence.pairs_table(runs), evidence.audits_table(runs)]
+    first = [tables.runs_table(runs), evidence_tables.pairs_table(runs), evidence_tables.audits_table(runs)]
     first += [tables.evaluations_table(runs), tables.alarms_table(runs)]
-    last = [*evidence.errors_tables(runs), *tables.classes_table(runs), tables.differences_table(runs)]
-    last += [evidence.origins_table(runs)]
+    last = [*evidence_tables.errors_tables(runs), *tables.classes_table(runs), tables.differences_table(runs)]
+    last += [evidence_tables.origins_table(runs)]
     code = commit().get("id", "")[:12]
     entry: dict[str, Any] = {
         "title": "bivallate: " + ", ".join(run.label for run in runs),

@@ -11,12 +11,12 @@ from pathlib import Path
 from bivallate import quoting
 from bivallate.errors import UserError
 from bivallate.reports.collect import RunRecord
-from bivallate.reports.diagnostics.attacked import Attacked, attacked
-from bivallate.reports.diagnostics.classes import MANY, Confusion, confusion, per_class
 from bivallate.reports.diagnostics.curves import learning_curves
 from bivallate.reports.diagnostics.drawn import Drawn
+from bivallate.reports.diagnostics.easy_and_hard import Attacked, attacked
+from bivallate.reports.diagnostics.per_class import MANY, Confusion, confusion, per_class
 from bivallate.reports.matrix import matrix_svg
-from bivallate.run.loading import load_run
+from bivallate.run.load_model import load_run
 from bivallate.run.session import own_data
 from bivallate.style import styled
 

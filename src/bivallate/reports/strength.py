@@ -7,8 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from bivallate.evaluate import Score
-from bivallate.evaluate.statistics import FEWEST_POINTS
+from bivallate.evaluation import Score
+from bivallate.evaluation.statistics import FEWEST_POINTS
 
 __all__ = ["Judged", "common_ground", "strongest_first"]
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bivallate.evaluate import Score
-from bivallate.evaluate.watching import duration
+from bivallate.evaluation import Score
+from bivallate.evaluation.watching import duration
 from bivallate.parts import encode
 from bivallate.quoting import line
 from bivallate.reports.collect import RunRecord
-from bivallate.reports.diagnostics.classes import MANY, extremes_of
-from bivallate.reports.stored import STALE, Evaluation
+from bivallate.reports.diagnostics.per_class import MANY, extremes_of
+from bivallate.reports.stored_evaluations import STALE, Evaluation
 
 NONE = "-"
 CLASS = 36  # characters of a class in a cell

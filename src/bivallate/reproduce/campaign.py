@@ -20,8 +20,8 @@ from bivallate.reproduce.definition import has_columns, is_of
 from bivallate.reproduce.records import read_record
 from bivallate.reproduce.reuse import record_from_another
 from bivallate.reproduce.running import Job, record_path, run_job
-from bivallate.run.interrupt import Interrupted
 from bivallate.run.progress import Progress
+from bivallate.run.signals import Interrupted
 
 __all__ = ["Outcome", "pending", "run_campaign"]
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from bivallate.lower.threat import threat
 from bivallate.methods.entries import create
 from bivallate.run.config import Config
-from bivallate.run.recipes import recipe_for
+from bivallate.run.recipes.published import recipe_for
 
 __all__ = ["Cell", "Measure", "What", "configure"]
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bivallate.evaluate.statistics import Z95, paired_score_interval
+from bivallate.evaluation.statistics import Z95, paired_score_interval
+from bivallate.reproduce.paper_table import Claim, Reported, Table
 from bivallate.reproduce.records import Record, of_cell
-from bivallate.reproduce.table import Claim, Reported, Table
 
 __all__ = ["Status", "Verdict", "judge", "sign_flip"]
 

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from bivallate.data import Dataset
-from bivallate.evaluate import Attack, Score, evaluate, parse
-from bivallate.evaluate.attacks import ensemble
-from bivallate.evaluate.files import pack
-from bivallate.evaluate.geometry import fosc_after
-from bivallate.evaluate.points import data_fingerprint, model_fingerprint, points, select
-from bivallate.evaluate.statistics import wilson
-from bivallate.evaluate.sweeps import shown
+from bivallate.evaluation import Attack, Score, evaluate, parse
+from bivallate.evaluation.attacks import ensemble
+from bivallate.evaluation.evaluation_file import pack
+from bivallate.evaluation.geometry import fosc_after
+from bivallate.evaluation.points import data_fingerprint, model_fingerprint, points, select
+from bivallate.evaluation.statistics import wilson
+from bivallate.evaluation.sweeps import shown
 from bivallate.files import write_json
 from bivallate.lower.apgd import APGD
 from bivallate.lower.fab import FAB

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from bivallate.errors import UserError, unknown
 from bivallate.reproduce.cell import Cell
+from bivallate.reproduce.paper_table import Scale, Table
 from bivallate.reproduce.running import Job
 from bivallate.reproduce.scaling import at_scale, sources_at_scale
-from bivallate.reproduce.table import Scale, Table
 
 __all__ = ["RUNS", "jobs_of"]
 

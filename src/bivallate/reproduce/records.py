@@ -11,8 +11,8 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 
 from bivallate.errors import UserError
-from bivallate.evaluate.files import Packed, unpacked, within
-from bivallate.evaluate.statistics import bootstrap_tail
+from bivallate.evaluation.evaluation_file import Packed, unpacked, within
+from bivallate.evaluation.statistics import bootstrap_tail
 from bivallate.reproduce.cell import What, slug
 from bivallate.reproduce.measuring import seconds_an_epoch
 from bivallate.reproduce.running import SCHEMA

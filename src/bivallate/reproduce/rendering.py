@@ -12,9 +12,9 @@ from bivallate.quoting import tex
 from bivallate.reproduce.cell import Cell, slug
 from bivallate.reproduce.definition import is_of
 from bivallate.reproduce.judging import judge
+from bivallate.reproduce.paper_table import Scale, Table
 from bivallate.reproduce.records import Record, of_cell
 from bivallate.reproduce.scaling import at_scale, describe, sources_at_scale
-from bivallate.reproduce.table import Scale, Table
 
 __all__ = ["alike", "contrary", "difference_text", "latex", "markdown", "side_by_side"]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from bivallate.files import write_json, write_text
-from bivallate.reproduce.catalogue import tables
+from bivallate.reproduce.paper_table import QUESTIONS, Scale, Table
+from bivallate.reproduce.papers.catalogue import tables
 from bivallate.reproduce.records import read_records
 from bivallate.reproduce.rendering import alike, contrary, difference_text, latex, markdown, side_by_side
-from bivallate.reproduce.table import QUESTIONS, Scale, Table
 
 __all__ = ["page", "write_page", "write_table"]
 

@@ -23,7 +23,7 @@ from bivallate.run.arithmetic import has_bfloat16
 from bivallate.run.config import Config
 from bivallate.run.execution import execute
 from bivallate.run.folder import RunFolder
-from bivallate.run.loading import load
+from bivallate.run.load_model import load
 from bivallate.run.progress import Progress
 from bivallate.run.resuming import resume
 from bivallate.run.session import create_model, load_data, pick_device

@@ -13,7 +13,7 @@ from bivallate.methods.entries import registry
 from bivallate.parts import parse_number
 from bivallate.reproduce.cell import Cell, Measure
 from bivallate.reproduce.measuring import SHORT
-from bivallate.reproduce.table import SCALES, Scale, Table
+from bivallate.reproduce.paper_table import SCALES, Scale, Table
 
 __all__ = ["NARROW_NOTE", "at_scale", "describe", "narrow", "smoke", "sources_at_scale"]
 

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from bivallate.data import Split
-from bivallate.evaluate.guessing import RETRAIN
-from bivallate.evaluate.statistics import at_chance
+from bivallate.evaluation.guessing import RETRAIN
+from bivallate.evaluation.statistics import at_chance
 from bivallate.lower.asking import ask
 from bivallate.lower.modes import evaluating
-from bivallate.run.measure import BATCH
 from bivallate.run.progress import attacks
+from bivallate.run.validation import BATCH
 
 if TYPE_CHECKING:
     from bivallate.run.session import Session

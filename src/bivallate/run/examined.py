@@ -11,11 +11,11 @@ import torch
 
 from bivallate.data import Dataset, Split
 from bivallate.errors import UserError, check_options, unknown
-from bivallate.evaluate import Identity, Score, parse
-from bivallate.evaluate import evaluate as score_of
-from bivallate.evaluate.preflight import Preflight, preflight
-from bivallate.evaluate.progress import Progress
-from bivallate.evaluate.watching import watched
+from bivallate.evaluation import Identity, Score, parse
+from bivallate.evaluation import evaluate as score_of
+from bivallate.evaluation.evaluation_progress import Progress
+from bivallate.evaluation.preflight import Preflight, preflight
+from bivallate.evaluation.watching import watched
 from bivallate.lower.threat import ThreatModel
 from bivallate.methods.entries import create
 from bivallate.models import Classifier
@@ -25,7 +25,7 @@ from bivallate.run.config import Config
 from bivallate.run.evaluation_data import evaluation_data
 from bivallate.run.execution import Run
 from bivallate.run.folder import RunFolder
-from bivallate.run.loading import load_run
+from bivallate.run.load_model import load_run
 from bivallate.run.session import pick_device
 from bivallate.schema import MEGABYTE, check, read_text
 from bivallate.schema import parse as parse_file
@@ -112,7 +112,7 @@ class Examined:
 
         Args:
             file: where it is going to be kept. Verdicts are kept beside it until `keep`, and an evaluation
-                that was interrupted goes on from them. options: as in `bivallate.evaluate.evaluate`.
+                that was interrupted goes on from them. options: as in `bivallate.evaluation.evaluate`.
         """
         resume = None if file is None else partial_of(file)
         score = score_of(self.model, self.points, self.threat, attack, resume=resume, **options)
@@ -194,7 +194,7 @@ def evaluate(
         store: keep the score of a run.
         n, first: a seeded random subset of so many points, or the leading ones.
         progress: True shows how far it is; or a function to call with every moment.
-        options: batch_size and resume of `bivallate.evaluate.evaluate`, which says more.
+        options: batch_size and resume of `bivallate.evaluation.evaluate`, which says more.
 
     Raises:
         UserError: for anything the user can mend.

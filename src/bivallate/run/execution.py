@@ -16,10 +16,10 @@ from bivallate.errors import UserError
 from bivallate.models import Classifier
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
-from bivallate.run.layout import settled_layout
 from bivallate.run.lock import Lock, held
-from bivallate.run.log_to import loggers
-from bivallate.run.logs import Logged, Logger
+from bivallate.run.logger import Logged, Logger
+from bivallate.run.loggers import loggers
+from bivallate.run.memory_layout import settled_layout
 from bivallate.run.progress import Progress
 from bivallate.run.session import Session
 from bivallate.run.trainer import Trainer, limit_threads

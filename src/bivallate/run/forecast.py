@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bivallate.data import Dataset
-from bivallate.evaluate.watching import duration
+from bivallate.evaluation.watching import duration
 from bivallate.run.config import Config
 from bivallate.run.session import Session
 from bivallate.step import train_step

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bivallate.run.config import Config
-from bivallate.run.radius import growth
+from bivallate.run.warm_up import growth
 from bivallate.types import Clock
 
 __all__ = ["hanging", "lengthening"]

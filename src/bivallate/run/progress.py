@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import TimeRemainingColumn
 
-from bivallate.evaluate.watching import EVERY, SHORT, duration
+from bivallate.evaluation.watching import EVERY, SHORT, duration
 from bivallate.quoting import visible
 from bivallate.steady import Steady
 from bivallate.terminal import bar, literal_console

@@ -16,10 +16,10 @@ from bivallate.run.checkpoint import Checkpoint
 from bivallate.run.config import Config
 from bivallate.run.execution import Run, check_minutes, finish, holding, spoken_once
 from bivallate.run.folder import RunFolder
-from bivallate.run.layout import settled_layout
 from bivallate.run.lengthening import lengthening
-from bivallate.run.log_to import loggers
-from bivallate.run.logs import Logger
+from bivallate.run.logger import Logger
+from bivallate.run.loggers import loggers
+from bivallate.run.memory_layout import settled_layout
 from bivallate.run.progress import Progress, Spoken
 from bivallate.run.reopen import Tell, reopen, repair
 from bivallate.run.session import Session, create_model, own_data

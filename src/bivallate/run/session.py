@@ -18,16 +18,16 @@ from bivallate.models.io import renamed
 from bivallate.models.trainable import trainable
 from bivallate.parts import encode, portable
 from bivallate.run.arithmetic import amp_dtype, lay_out
-from bivallate.run.average import Average
 from bivallate.run.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
 from bivallate.run.config import STREAMING, Config
+from bivallate.run.ema import Average
+from bivallate.run.epoch_sums import Tally
 from bivallate.run.identity import identity_of
 from bivallate.run.optim import optimizer_of, rate_before
 from bivallate.run.origin import origin
 from bivallate.run.phases import batches_by_phase, phase_at, take_sizes
-from bivallate.run.radius import growth
 from bivallate.run.sentinel import SentinelState
-from bivallate.run.tally import Tally
+from bivallate.run.warm_up import growth
 from bivallate.types import Clock, Facts
 
 WATCHED = 100  # training rows whose margin and weight every epoch records

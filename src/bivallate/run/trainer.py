@@ -15,18 +15,18 @@ from bivallate.data.workers import WorkersLost
 from bivallate.errors import UserError, out_of_memory
 from bivallate.record import NonFinite
 from bivallate.run import checkpoint
+from bivallate.run.cai_curriculum import Lessons
+from bivallate.run.divergence import trouble_of
 from bivallate.run.folder import RunFolder
-from bivallate.run.health import trouble_of
-from bivallate.run.interrupt import Interrupted, Request, interruptible
-from bivallate.run.lessons import Lessons
 from bivallate.run.lock import Lock
-from bivallate.run.measure import clean_margins, held_out
 from bivallate.run.optim import set_rate
+from bivallate.run.out_of_memory import no_room
 from bivallate.run.progress import Progress
-from bivallate.run.radius import set_radius
-from bivallate.run.room import no_room
+from bivallate.run.sentinel_loop import Watch
 from bivallate.run.session import Session
-from bivallate.run.watch import Watch
+from bivallate.run.signals import Interrupted, Request, interruptible
+from bivallate.run.validation import clean_margins, held_out
+from bivallate.run.warm_up import set_radius
 from bivallate.step import train_step
 from bivallate.types import Batch, Clock, StepRecord
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bivallate.evaluate.compare import same_threat
+from bivallate.evaluation.significance import same_threat
 from bivallate.parts import encode
 from bivallate.reports.collect import RunRecord
-from bivallate.reports.stored import STALE, Evaluation
+from bivallate.reports.stored_evaluations import STALE, Evaluation
 from bivallate.reports.tables import flatten, percent
 
 MARK, OLD = "*", "!"  # behind a p-value; behind the name of a run

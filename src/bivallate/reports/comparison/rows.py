@@ -6,16 +6,16 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from bivallate.evaluate import metrics
-from bivallate.evaluate.compare import Row
-from bivallate.evaluate.compare import compare as ranked
-from bivallate.evaluate.metrics import Metric, TrainingCost, by_key
+from bivallate.evaluation import metrics
+from bivallate.evaluation.metrics import Metric, TrainingCost, by_key
+from bivallate.evaluation.significance import Row
+from bivallate.evaluation.significance import compare as ranked
 from bivallate.reports.collect import RunRecord
 from bivallate.reports.comparison import notes
+from bivallate.reports.comparison.comparison_table import Comparison
 from bivallate.reports.comparison.notes import MARK, OLD
 from bivallate.reports.comparison.seeds import by_seed, welch_tests
-from bivallate.reports.comparison.table import Comparison
-from bivallate.reports.stored import Evaluation
+from bivallate.reports.stored_evaluations import Evaluation
 
 
 def columns() -> list[Metric]:

@@ -9,15 +9,15 @@ from itertools import combinations
 from typing import Any
 
 from bivallate.errors import UserError
-from bivallate.evaluate import metrics
-from bivallate.evaluate.compare import Spread, over_seeds
-from bivallate.evaluate.metrics import Metric, TrainingCost, by_key
-from bivallate.evaluate.pairs import LEVEL
-from bivallate.evaluate.score import Score
-from bivallate.evaluate.statistics import holm, welch
+from bivallate.evaluation import metrics
+from bivallate.evaluation.metrics import Metric, TrainingCost, by_key
+from bivallate.evaluation.pairs import LEVEL
+from bivallate.evaluation.score import Score
+from bivallate.evaluation.significance import Spread, over_seeds
+from bivallate.evaluation.statistics import holm, welch
 from bivallate.parts import encode
 from bivallate.reports.collect import RunRecord
-from bivallate.reports.stored import Evaluation
+from bivallate.reports.stored_evaluations import Evaluation
 from bivallate.reports.tables import flatten
 
 IRRELEVANT = (

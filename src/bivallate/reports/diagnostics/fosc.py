@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from bivallate.evaluate.geometry import fosc_at
+from bivallate.evaluation.geometry import fosc_at
 from bivallate.lower.objective import cross_entropy
 from bivallate.lower.start import uniform
 from bivallate.lower.stop import Form

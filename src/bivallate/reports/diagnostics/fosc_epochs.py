@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from bivallate.evaluate.geometry import fosc_after
+from bivallate.evaluation.geometry import fosc_after
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.stop import Form
 from bivallate.method import BoundMethod

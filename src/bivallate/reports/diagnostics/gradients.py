@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from bivallate.evaluate.geometry import alignment
+from bivallate.evaluation.geometry import alignment
 from bivallate.lower.threat import ThreatModel
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.sample import looked_at, problem_of, sample

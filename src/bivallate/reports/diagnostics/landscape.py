@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import nn
 
-from bivallate.evaluate.points import points
+from bivallate.evaluation.points import points
 from bivallate.lower.threat import Linf
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.sample import BATCH, looked_at, problem_of, sample

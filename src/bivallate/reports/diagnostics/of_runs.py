@@ -20,7 +20,7 @@ from bivallate.reports.diagnostics.subject import Subject
 from bivallate.reports.diagnostics.training_eps import training_eps as own_radii
 from bivallate.reports.diagnostics.weighing import weigh
 from bivallate.reports.diagnostics.weights import weight_scatter
-from bivallate.run.loading import load_run
+from bivallate.run.load_model import load_run
 from bivallate.types import Clock
 
 

@@ -17,7 +17,7 @@ from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.weighing import weigh
 from bivallate.style import COLOURS, figure
 from bivallate.types import Clock, Evidence
-from bivallate.weighting.learned import BoundMarginNet
+from bivallate.weighting.margin_net import BoundMarginNet
 
 Place = Literal["clean", "adversarial"]
 PLACES: tuple[Place, ...] = ("clean", "adversarial")

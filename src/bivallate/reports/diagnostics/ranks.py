@@ -10,8 +10,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from bivallate.evaluate import attack as attacked
-from bivallate.evaluate.sweeps import eps_curve, shown
+from bivallate.evaluation import attack as attacked
+from bivallate.evaluation.sweeps import eps_curve, shown
 from bivallate.lower.asking import ask
 from bivallate.lower.threat import L2, Linf
 from bivallate.reports.diagnostics.drawn import Drawn

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bivallate.evaluate.points import points, select
+from bivallate.evaluation.points import points, select
 from bivallate.lower.modes import evaluating, frozen
 from bivallate.lower.objective import cross_entropy
 from bivallate.lower.problem import LowerProblem

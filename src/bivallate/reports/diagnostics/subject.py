@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from bivallate.data import Dataset, Split
-from bivallate.evaluate import Score, evaluate
+from bivallate.evaluation import Score, evaluate
 from bivallate.lower.stop import Form
 from bivallate.models import Classifier
 from bivallate.reports.collect import RunRecord
@@ -19,7 +19,7 @@ from bivallate.reports.diagnostics.weighing import Weighed, weigh
 from bivallate.run import checkpoint
 from bivallate.run.evaluation_data import evaluation_data
 from bivallate.run.folder import KEPT, RunFolder
-from bivallate.run.loading import load_run
+from bivallate.run.load_model import load_run
 from bivallate.run.session import Session
 from bivallate.types import Clock
 

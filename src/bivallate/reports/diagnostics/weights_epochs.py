@@ -12,7 +12,7 @@ from bivallate.errors import UserError
 from bivallate.reports.diagnostics.curves import NO_EPOCH
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.weights import FLOOR
-from bivallate.run.spread import QUANTILES
+from bivallate.run.weight_spread import QUANTILES
 from bivallate.style import colour, figure
 
 

@@ -1,0 +1,198 @@
+"""`audit`: is this robustness real?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bivallate.audits.battery import Battery
+from bivallate.audits.plan import Plan, choose
+from bivallate.audits.questions import accuracy, claim_check, questions
+from bivallate.audits.result import Audit, Moment
+from bivallate.audits.surrogates import Connected
+from bivallate.errors import UserError, plainly
+from bivallate.evaluation.inference import placed
+from bivallate.evaluation.neighbourhood import gradients
+from bivallate.evaluation.points import points, select
+from bivallate.evaluation.preflight import Preflight, preflight
+from bivallate.evaluation.statistics import wilson
+from bivallate.lower.asking import ask
+from bivallate.lower.modes import evaluating
+from bivallate.lower.threat import ThreatModel
+
+__all__ = ["audit", "pace"]
+
+POINTS = 500
+FATAL = {"range", "dtype", "logits", "labels"}  # without these mended nothing can be attacked
+
+
+@plainly
+def audit(
+    model: nn.Module | Callable[[Tensor], Tensor],
+    data: Any,
+    threat: ThreatModel,
+    *,
+    n: int | None = None,
+    budget_passes: float | None = None,
+    minutes: float | None = None,
+    surrogates: Sequence[nn.Module] = (),
+    claimed: float | None = None,
+    claim: str = "the claim",
+    history: list[dict[str, Any]] | None = None,
+    seed: int = 0,
+    announce: Callable[[Plan, float], object] | None = None,
+    progress: Callable[[Moment], object] | None = None,
+) -> Audit:
+    """Attacks a model in ways whose results must agree, and says whether they do.
+
+    Every test is exact, paired on the same points and one-sided against the accusation. The model's mode,
+    gradients and buffers and the global generator are left as found.
+
+    Args:
+        data: a split, or a pair (x, y). n: seeded random subset of so many points; 500 if not given.
+        budget_passes, minutes: what may be spent; minutes are turned into passes at the measured pace. The
+            level of strength and, if need be, the number of points follow from them. Neither: the standard
+            level.
+        surrogates: other models of the same classes, to transfer from; a linear imitation is always made.
+        claimed: a robust accuracy in [0, 1] to hold against the evidence; claim: where it comes from. Not
+            given: what plain PGD leaves.
+        history: a run's metrics, one dictionary an epoch.
+        announce: called with the plan and its estimated seconds before anything is attacked. progress:
+            called before every attack.
+
+    Raises:
+        UserError: data or model that cannot be attacked at all, or a budget that is too small.
+
+    Example:
+        >>> from bivallate.lower.threat import Linf
+        >>> class Bright(nn.Module):
+        ...     def forward(self, x):
+        ...         total = x.flatten(1).sum(1) - 2
+        ...         return torch.stack([total, -total], 1)
+        >>> x = torch.linspace(0, 1, 60).view(60, 1, 1, 1).expand(60, 1, 2, 2)
+        >>> print(audit(Bright(), (x, Bright()(x).argmax(1)), Linf(0.1), budget_passes=1e5).verdict)
+        believable
+    """
+    began = time.perf_counter()
+    _check(claimed, threat)
+    source = points(data)
+    with torch.random.fork_rng(devices=[]), ExitStack() as stack:
+        torch.manual_seed(seed)
+        looked = _looked_over(model, data, threat)
+        module, where, dtype = stack.enter_context(placed(model, None))
+        judge = _connected(module, looked)
+        for other in surrogates:
+            stack.enter_context(evaluating(other))
+        wanted = select(len(source), min(n or POINTS, len(source)), None, seed)
+        x, y = source.tensors(wanted)
+        x, y = x.to(where, dtype), y.to(where).long()
+        _same_task(module, surrogates, x[:2])
+        rate = pace(judge, x, y)
+        plan = _plan(len(wanted), budget_passes, minutes, rate, len(surrogates))
+        if announce is not None:
+            announce(plan, plan.cost() / rate)
+        x, y = source.tensors(select(len(source), plan.n, None, seed))
+        chosen = x.to(where, dtype), y.to(where).long()
+        battery = Battery(judge, chosen, threat, plan, seed, progress, lambda: time.perf_counter() - began)
+        battery.run_all(surrogates, random=looked.named("random") is not None)
+    return _report(battery, looked, claimed, claim, history, time.perf_counter() - began)
+
+
+def _check(claimed: float | None, threat: ThreatModel) -> None:
+    """Raises UserError for a claim that is no fraction, and for no radius."""
+    if claimed is not None and not 0 <= claimed <= 1:
+        raise UserError(f"claimed is a fraction in [0, 1], got {claimed!r}; write 0.5 for 50 %")
+    if threat.eps <= 0:
+        raise UserError("an audit needs a radius above 0: with eps = 0 there is no attack")
+
+
+def _looked_over(model: nn.Module | Callable[[Tensor], Tensor], data: Any, threat: ThreatModel) -> Preflight:
+    """The pre-flight. Raises UserError for what no attack can start on."""
+    looked = preflight(model, data, threat)
+    fatal = [f for f in looked.findings if f.name in FATAL and f.severity == "error"]
+    if fatal:
+        raise UserError("this cannot be audited before it is mended: " + "; ".join(map(str, fatal)))
+    return looked
+
+
+def _same_task(model: nn.Module, surrogates: Sequence[nn.Module], x: Tensor) -> None:
+    """Raises UserError for a surrogate that does not read these images or has other classes."""
+    with torch.no_grad():
+        wanted = ask(model, x).shape
+        for k, other in enumerate(surrogates):
+            try:
+                got = ask(other, x).shape
+            except (RuntimeError, ValueError, UserError) as error:
+                raise UserError(
+                    f"model {k + 1} to transfer from cannot read {tuple(x.shape[1:])} images: {error}"
+                ) from error
+            if got != wanted:
+                raise UserError(f"model {k + 1} to transfer from has {got[1]} classes, this one {wanted[1]}")
+
+
+def _connected(module: nn.Module, looked: Preflight) -> nn.Module:
+    return Connected(module).eval() if looked.named("no-gradient") is not None else module
+
+
+def pace(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Passes a second, measured on a batch."""
+    some, labels = x[:128], y[:128]
+    gradients(model, some[:2], labels[:2])
+    began = time.perf_counter()
+    gradients(model, some, labels)
+    if some.is_cuda:
+        torch.cuda.synchronize()
+    return 3 * len(some) / max(time.perf_counter() - began, 1e-6)
+
+
+def _plan(
+    count: int, budget_passes: float | None, minutes: float | None, rate: float, surrogates: int
+) -> Plan:
+    for name, value in (("budget_passes", budget_passes), ("minutes", minutes)):
+        if value is not None and not value > 0:
+            raise UserError(f"{name} must be positive, got {value!r}")
+    budgets = [budget_passes] if budget_passes is not None else []
+    budgets += [60 * minutes * rate] if minutes is not None else []
+    if budgets:
+        return choose(count, min(budgets), surrogates)
+    return choose(count, 15_000.0 * count, surrogates)
+
+
+def _report(
+    battery: Battery,
+    looked: Preflight,
+    claimed: float | None,
+    claim: str,
+    history: list[dict[str, Any]] | None,
+    seconds: float,
+) -> Audit:
+    checks = (
+        claim_check(battery, claimed, claim if claimed is not None else "PGD"),
+        *questions(battery, looked, history),
+    )
+    score = battery.scores["pgd"]
+    hits = int(battery.worst.sum())
+    return Audit(
+        checks=checks,
+        accuracy={name: accuracy(left) for name, left in battery.left.items()},
+        clean=score.clean_accuracy,
+        clean_interval_95=score.clean_interval_95,
+        worst=hits / score.n,
+        worst_interval_95=wilson(hits, score.n),
+        claimed=checks[0].numbers["claimed"],
+        claim=claim if claimed is not None else f"pgd-{battery.plan.steps}",
+        n=score.n,
+        seed=battery.seed,
+        threat=battery.threat,
+        plan=battery.plan.to_json(),
+        passes=battery.passes,
+        seconds=seconds,
+        data_fingerprint=score.data_fingerprint,
+        model_fingerprint=score.model_fingerprint,
+        classes=looked.classes,
+    )

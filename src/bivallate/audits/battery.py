@@ -1,0 +1,164 @@
+"""The attacks of an audit, all on the same points, and what each has left."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from bivallate.audits.plan import Plan
+from bivallate.audits.result import Moment
+from bivallate.audits.surrogates import Elsewhere, Rescaled, Straight, linear_imitation
+from bivallate.evaluation.attacks import (
+    Attack,
+    Stage,
+    auto_pgd,
+    auto_pgd_dlr,
+    noise,
+    square,
+    targeted_auto_pgd,
+)
+from bivallate.evaluation.evaluating import evaluate
+from bivallate.evaluation.score import ROBUST, Score
+from bivallate.evaluation.search import Fooled, Restarts, ScaledPGD, Search
+from bivallate.lower.apgd import APGD
+from bivallate.lower.objective import Margin
+from bivallate.lower.square import Square
+from bivallate.lower.start import Zero
+from bivallate.lower.threat import Linf, ThreatModel
+
+__all__ = ["WHITE", "Battery"]
+
+SUBTLE = 1 / 512  # half a grey level: no photograph means anything at this scale
+WHITE = ("fgsm", "pgd-few", "pgd", "pgd-more", "pgd-restarts", "cw", "apgd-ce", "apgd", "rescaled")
+BLACK = ("square", "imitation", "transfer")
+
+
+@dataclass
+class Battery:
+    """Runs attacks and keeps their verdicts.
+
+    Attributes:
+        model: judges, in eval mode. points: (x, y) under attack. threat, plan, seed: of the audit.
+        left: name -> (n,) bool, robust after that attack alone.
+        scores: name -> the score behind it. passes: spent.
+    """
+
+    model: nn.Module
+    points: tuple[Tensor, Tensor]
+    threat: ThreatModel
+    plan: Plan
+    seed: int
+    progress: Callable[[Moment], object] | None = None
+    clock: Callable[[], float] = field(default=lambda: 0.0)
+    left: dict[str, Tensor] = field(default_factory=dict)
+    scores: dict[str, Score] = field(default_factory=dict)
+    passes: int = 0
+
+    def run(self, name: str, *stages: Stage, threat: ThreatModel | None = None) -> Score:
+        """One attack on all points; what it left is kept under its name."""
+        self._tell(name)
+        attack = Attack(name, stages)
+        score = evaluate(self.model, self.points, threat or self.threat, attack, seed=self.seed)
+        self.scores[name], self.left[name] = score, score.robust
+        self.passes += round(sum(score.passes.values()) * score.n)
+        return score
+
+    def _tell(self, name: str) -> None:
+        if self.progress is not None:
+            fraction = min(1.0, self.passes / max(1, self.plan.cost()))
+            self.progress(Moment(name, fraction, self.passes, self.clock()))
+
+    def run_all(self, surrogates: Sequence[nn.Module], *, random: bool) -> None:
+        """Every attack of the plan."""
+        self.plain()
+        self.strong(random=random)
+        self.radii()
+        self.from_elsewhere(surrogates)
+        self._tell("done")
+
+    def plain(self) -> None:
+        """Noise, one-step attacks at several sizes, PGD of growing strength."""
+        plan, eps = self.plan, self.threat.eps
+        tiny = replace(self.threat, eps=min(eps / 4, SUBTLE * self._whole()))  # pyright: ignore
+        self.run("subtle", noise(2, "subtle"), threat=tiny)
+        self.run("noise", noise(10))
+        self.run("fgsm", _one_step(1.0))
+        self.run("fgsm-short", *(_one_step(share) for share in (0.25, 0.5, 0.75)))
+        self.run("pgd-few", _pgd("pgd-few", 10))
+        self.run("pgd", _pgd("pgd", plan.steps))
+        self.run("pgd-more", _pgd("pgd-more", plan.longer, step_size=5 / plan.longer))
+        self.run("pgd-restarts", Search("pgd-restarts", ScaledPGD(plan.steps), turns=Restarts(plan.restarts)))
+
+    def strong(self, *, random: bool) -> None:
+        """Auto-PGD on three losses, C&W, Square; averaged gradients where outputs are random."""
+        plan = self.plan
+        solver = APGD(plan.auto, samples=plan.samples if random else 1)
+        targeted = targeted_auto_pgd(APGD(plan.auto), plan.targets)
+        score = self.run("apgd", auto_pgd(solver), auto_pgd_dlr(solver), targeted)
+        self.left["apgd-ce"] = (score.stage == ROBUST) | (score.stage > 1)
+        self.run("cw", Search("cw", ScaledPGD(plan.steps), Margin()))
+        self.run("square", square(Square(plan.queries)))
+
+    def radii(self) -> None:
+        """PGD at half and twice the radius, and at one that lets the attacker draw any image."""
+        eps, whole = self.threat.eps, self._whole()
+        for name, factor in (("half-eps", 0.5), ("double-eps", 2.0)):
+            threat = replace(self.threat, eps=min(factor * eps, whole))  # pyright: ignore
+            self.run(name, _pgd(name, self.plan.steps), threat=threat)
+        drawing = ScaledPGD(self.plan.steps, 0.1, stop=Fooled())
+        stages = (
+            noise(5, "any-noise"),
+            Search("any-image", replace(drawing, start=Zero())),
+            Search("any-margin", drawing, Margin()),
+        )
+        self.run("any-image", *stages, threat=replace(self.threat, eps=whole))  # pyright: ignore
+
+    def from_elsewhere(self, surrogates: Sequence[nn.Module]) -> None:
+        """Searches on the rescaled, the smoothed and the imitated model, and on others."""
+        inner = _pgd("pgd", self.plan.steps)
+        scale = self._clean_margin() or 1.0
+        self.run("rescaled", Elsewhere("rescaled", Rescaled(self.model, scale), inner))
+        self.run("straight", Elsewhere("straight", Straight(self.model), inner))
+        x, _ = self.points
+        copy = linear_imitation(self.model, x, self.threat.eps / self._whole(), self.seed)
+        self.passes += 2 * len(x)
+        self.run("imitation", Elsewhere("imitation", copy, inner))
+        stages = [Elsewhere(f"transfer-{i}", model, inner) for i, model in enumerate(surrogates)]
+        if stages:
+            self.run("transfer", *stages)
+
+    def _clean_margin(self) -> float:
+        score = evaluate(self.model, self.points, self.threat, "clean")
+        self.passes += score.n
+        return float(score.margin.abs().median())
+
+    def union(self, *names: str) -> Tensor:
+        """(n,) bool: robust after all of these attacks; those that were not run take no part."""
+        sets = [self.left[name] for name in names if name in self.left]
+        return torch.stack(sets).all(0)
+
+    @property
+    def white(self) -> Tensor:
+        """(n,) bool: robust after all attacks by the model's own gradients."""
+        return self.union(*WHITE)
+
+    @property
+    def worst(self) -> Tensor:
+        """(n,) bool: robust after everything within the threat."""
+        return self.union(*WHITE, *BLACK, "straight", "noise", "subtle", "fgsm-short")
+
+    def _whole(self) -> float:
+        """The radius from which every image can become every other: the norm of an image of ones."""
+        return 1.0 if isinstance(self.threat, Linf) else math.sqrt(self.points[0][0].numel())
+
+
+def _pgd(name: str, steps: int, step_size: float = 0.25) -> Search:
+    return Search(name, ScaledPGD(steps, step_size))
+
+
+def _one_step(share: float) -> Search:
+    return Search(f"fgsm-{share:g}", ScaledPGD(1, share, Zero()))

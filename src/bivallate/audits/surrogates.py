@@ -1,0 +1,157 @@
+"""Attacks that search on another model than the one that judges: rescaled, made differentiable, imitated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from bivallate.evaluation.attacks import Stage
+from bivallate.lower.asking import ask
+from bivallate.lower.forward import Forward
+from bivallate.lower.problem import LowerProblem
+
+__all__ = ["Connected", "Elsewhere", "Rescaled", "Straight", "linear_imitation"]
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A stage that searches on `source`; the verdict stays with the model under attack.
+
+    Attributes:
+        source: in eval mode. inner: the search.
+    """
+
+    name: str
+    source: nn.Module
+    inner: Stage
+
+    def count(self, classes: int) -> int:
+        """The inner stage's."""
+        return self.inner.count(classes)
+
+    def cost(self) -> float:
+        """The inner stage's."""
+        return self.inner.cost()
+
+    def search(self, problem: LowerProblem, turn: Tensor) -> Tensor:
+        """What the inner stage finds on the source."""
+        forward = Forward(self.source, problem.forward.passes)
+        moved = LowerProblem(
+            forward, problem.batch, problem.objective, problem.threat, problem.clock, problem.noise
+        )
+        return self.inner.search(moved, turn)
+
+
+class Rescaled(nn.Module):
+    """The model with its logits divided by a number; its decisions are the same."""
+
+    def __init__(self, model: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.model, self.scale = model, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x) / self.scale
+
+
+class Connected(nn.Module):
+    """The model with a graph from image to logits, of zero gradient where the model itself has none."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.model(x)
+        if x.requires_grad and not logits.requires_grad:
+            return logits + 0 * x.flatten(1).sum(1, keepdim=True)
+        return logits
+
+
+_STEPS: set[Callable[..., Any]] = {
+    *(torch.round, torch.floor, torch.ceil, torch.trunc, torch.sign),
+    *(Tensor.round, Tensor.floor, Tensor.ceil, Tensor.trunc, Tensor.sign),
+}
+_COMPARISONS: set[Callable[..., Any]] = {
+    *(torch.gt, torch.ge, torch.lt, torch.le, Tensor.gt, Tensor.ge, Tensor.lt, Tensor.le),
+    *(Tensor.__gt__, Tensor.__ge__, Tensor.__lt__, Tensor.__le__),
+}
+_RISING = {torch.gt, torch.ge, Tensor.gt, Tensor.ge, Tensor.__gt__, Tensor.__ge__}
+_DETACH: set[Callable[..., Any]] = {torch.detach, Tensor.detach}
+
+
+class _Smooth(TorchFunctionMode):
+    """Rounding passes gradients as the identity would, detaching does not detach.
+
+    Attributes:
+        comparisons: whether x > t has the gradient of a sigmoid, too; then it is no longer a boolean.
+    """
+
+    def __init__(self, comparisons: bool) -> None:
+        super().__init__()
+        self.comparisons = comparisons
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        first = args[0] if args else None
+        if not (isinstance(first, Tensor) and first.requires_grad):
+            return func(*args, **(kwargs or {}))
+        if func in _DETACH:
+            return first
+        if func in _STEPS:
+            hard = func(first.detach(), *args[1:], **(kwargs or {}))
+            return hard + (first - first.detach())
+        if self.comparisons and func in _COMPARISONS:
+            hard = func(first.detach(), *args[1:]).to(first.dtype)
+            slope = 1.0 if func in _RISING else -1.0
+            soft = torch.sigmoid(10 * slope * (first - args[1]))
+            return hard + (soft - soft.detach())
+        return func(*args, **(kwargs or {}))
+
+
+class Straight(nn.Module):
+    """The same values with gradients through rounding, signs, detaching and, where it works, comparisons.
+
+    Reference: backward pass differentiable approximation (Athalye et al. 2018, section 4.1).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        for comparisons in (True, False):
+            try:
+                with _Smooth(comparisons):
+                    return ask(self.model, x)
+            except (RuntimeError, TypeError, IndexError):  # a comparison was used as an index or a branch
+                continue
+        return ask(self.model, x)
+
+
+def linear_imitation(model: nn.Module, x: Tensor, spread: float, seed: int = 0) -> nn.Module:
+    """A linear model that imitates another's logits on x and near it, by ridge regression.
+
+    Its gradients transfer to models whose own are hidden. Cost: two forwards a point of x.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    noise = (2 * torch.rand(x.shape, generator=generator) - 1).to(x) * spread
+    points = torch.cat([x, (x + noise).clamp(0, 1)])
+    with torch.no_grad():
+        logits = torch.cat([ask(model, some) for some in points.split(256)]).double()
+    target = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1]).double()
+    flat = points.flatten(1).double()
+    mean, middle = flat.mean(0), target.mean(0)
+    centred = flat - mean
+    gram = centred @ centred.T
+    ridge = 0.01 * gram.diagonal().mean().clamp(min=1e-12) + 1e-9
+    dual = torch.linalg.solve(gram + ridge * torch.eye(len(gram)).to(gram), target - middle)
+    layer = nn.Linear(flat.shape[1], target.shape[1]).to(x)
+    weight = (centred.T @ dual).T
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(middle - weight @ mean)
+    return nn.Sequential(nn.Flatten(), layer).eval()

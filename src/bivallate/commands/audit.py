@@ -1,0 +1,127 @@
+"""`bivallate audit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.table import Table
+
+from bivallate.commands.keeping import keeping, place_of
+from bivallate.commands.options import Ball, Count, Flag, Machine, Positive, Share, Source, Split
+from bivallate.terminal import literal_console, say, say_json
+
+
+def audit(
+    run: Path,
+    /,
+    *,
+    n: Count = 500,
+    budget: Positive = 10.0,
+    against: Annotated[tuple[Path, ...], Parameter(negative=(), show_default=False)] = (),
+    claimed: Share | None = None,
+    ball: Ball = Ball(),  # noqa: B008  frozen
+    split: Split = "test",
+    data: str | None = None,
+    source: Source = Source(),  # noqa: B008
+    machine: Machine = Machine(),  # noqa: B008
+    out: Path | None = None,
+    quiet: Flag = False,
+    json: Flag = False,
+) -> None:
+    """Ask whether the robustness of a run is real, and say what speaks for and against it.
+
+    Attacks that know more or do more must not do worse, and accuracy must go where it has to go; where that
+    fails, gradients are masked and a published number would not last. The result is kept in RUN/audit.
+
+    Parameters
+    ----------
+    run
+        folder of the run.
+    n
+        seeded random subset of so many points; fewer if the data has fewer.
+    budget
+        minutes that the attacks may take; their strength follows from it.
+    against
+        folder of another run on the same classes, to transfer attacks from; repeatable.
+    claimed
+        robust accuracy in [0, 1] to hold against the evidence. [default: the strongest kept in RUN/evaluation
+        for these weights and this threat, else that of PGD]
+    data
+        another data set than the run's, or where its own lies now.
+    out
+        file for the result, as JSON. [default: one of its own in RUN/audit]
+    quiet
+        no progress.
+    json
+        print the result as JSON instead of tables.
+    """
+    from bivallate.audits.run_audit import audit_file, audit_of
+    from bivallate.evaluation.watching import watched
+    from bivallate.run.examined import Examined
+    from bivallate.run.folder import RunFolder
+
+    RunFolder.open(run)
+    examined = Examined.of(
+        run,
+        threat=ball.of,
+        weights=source.weights,
+        split=split,
+        data=data,
+        data_dir=source.data_dir,
+        model=source.model,
+        device=machine.prepare(),
+    )
+    place = place_of(audit_file(examined, source.seed), out)
+    with watched(json or quiet) as progress:
+        result = audit_of(
+            examined,
+            claimed=claimed,
+            against=against,
+            factory=source.model,
+            n=n,
+            minutes=budget,
+            seed=source.seed,
+            announce=None if json or quiet else _announce,
+            progress=progress,
+        )
+    with keeping(place, result.save, silent=json):
+        if json:
+            say_json(result.to_json())
+        else:
+            show(result)
+
+
+def _announce(plan: Any, seconds: float) -> None:
+    """What is going to be spent."""
+    from bivallate.evaluation.watching import duration
+
+    say(
+        f"audit at the {plan.level} level: {plan.n} points, at most {plan.cost():,} passes, "
+        f"about {duration(seconds)}",
+        beside=True,
+    )
+
+
+def show(result: Any) -> None:
+    """Verdict, evidence and advice for people."""
+    from bivallate.audits import VERDICTS
+
+    console = literal_console(soft_wrap=True)
+    low, high = result.worst_interval_95
+    console.print(f"verdict: {result.verdict}: {VERDICTS[result.verdict]}")
+    console.print(
+        f"{result.n} points at {type(result.threat).__name__} eps {result.threat.eps:.5g}: clean "
+        f"{result.clean:.1%}, claimed {result.claimed:.1%} ({result.claim}), after all attacks "
+        f"{result.worst:.1%} [{low:.1%}, {high:.1%}]",
+    )
+    table = Table("", "check", "question", "found")
+    for check in result.checks:
+        table.add_row(check.outcome, check.name, check.question, check.finding)
+    console.print(table)
+    if result.evidence:
+        console.print("what to do:")
+    for check in result.evidence:
+        console.print(f"  {check.name}: {check.advice}")
+    console.print(f"{result.passes:,} passes, {result.seconds:.1f} s")

@@ -1,0 +1,72 @@
+"""`bivallate check-gradient`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from bivallate.commands.options import Count, Flag, Machine, Seed, Settings, Several
+from bivallate.terminal import say, say_json
+
+
+def check_gradient(
+    method: str,
+    /,
+    *,
+    model: str = "tiny-cnn",
+    data: str = "digits",
+    eps: str | None = None,
+    norm: str = "linf",
+    n: Several = 16,
+    directions: Count = 6,
+    seed: Seed = 0,
+    activation: str = "softplus",
+    set_: Settings = (),
+    data_dir: str | None = None,
+    machine: Machine = Machine(),  # noqa: B008  frozen
+    json: Flag = False,
+) -> None:
+    """Compare the gradient of METHOD with finite differences, on your own model.
+
+    Parameters
+    ----------
+    method
+        name of a method, as `bivallate methods` lists them, or package.module:function of your own.
+    model
+        architecture, or package.module:factory.
+    data
+        data set whose first training examples are used.
+    eps
+        radius in pixel units of [0, 1], such as 8/255. [default: the data set's customary one]
+    norm
+        linf or l2.
+    n
+        examples.
+    directions
+        random directions in the space of the parameters.
+    seed
+        of the weights, of the noise and of the directions.
+    activation
+        relu, softplus or silu; finite differences need a smooth one to be exact.
+    set_
+        KEY=VALUE, as for train.
+    data_dir
+        where named sets are looked for. [default: BIVALLATE_DATA]
+    json
+        print the result as JSON.
+    """
+    from bivallate.commands.configuration import plan_of
+    from bivallate.gradcheck import check_gradient as check
+    from bivallate.run.session import create_model, load_data
+
+    device = machine.prepare()
+    plan = plan_of(method, None, data, eps, norm, None, set_).set("model.name", model)
+    plan = plan.set("model.activation", activation)
+    plan = plan if data_dir is None else plan.set("data.data_dir", data_dir)
+    dataset = load_data(plan.data, seed)
+    network = create_model(plan.model, dataset, seed).to(device)
+    x, y = dataset.train.tensors(slice(0, n))
+    found = check(network, plan.method, (x.to(device), y.to(device)), seed=seed, directions=directions)
+    if json:
+        say_json({**asdict(found), "ok": found.ok})
+    else:
+        say(found)

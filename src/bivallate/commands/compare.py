@@ -1,0 +1,75 @@
+"""`bivallate compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bivallate.commands.options import Flag, Split
+from bivallate.errors import UserError
+from bivallate.terminal import say, say_json
+
+
+def compare(
+    *runs: Path,
+    sort: str = "robust_accuracy",
+    ascending: bool | None = None,
+    attack: str | None = None,
+    eps: str | None = None,
+    norm: str | None = None,
+    weights: str = "best",
+    split: Split = "test",
+    over_seeds: Flag = False,
+    markdown: Flag = False,
+    json: Flag = False,
+) -> None:
+    """Put the stored evaluations of several runs into one table, with what is significant and what it cost.
+
+    Nothing is attacked: the verdicts in RUN/evaluation are read. Without a choice, the evaluations that all
+    runs have in common at the radius that most were trained for are taken, and of these the strongest. Where
+    a run has a stronger one still, that stands first in its row. Says when data sets differ.
+
+    Parameters
+    ----------
+    runs
+        folders of the runs.
+    sort
+        a column: robust_accuracy, clean_accuracy, tail_30, worst_class, passes, seconds (of the evaluation),
+        training_passes, training_seconds.
+    ascending
+        smallest first. [default: for costs only]
+    attack
+        name of the attack, as given to evaluate. [default: the strongest that all have]
+    eps
+        radius, such as 8/255. [default: the one that most runs were trained for]
+    norm
+        linf or l2. [default: likewise]
+    weights
+        best, last, ema or epoch-N.
+    over_seeds
+        one row for the runs that differ in their seed only: mean, standard deviation and interval.
+    markdown
+        print a Markdown table.
+    json
+        print everything as JSON.
+    """
+    from bivallate.reports.comparison.comparing import compare as compared
+
+    if markdown and json:
+        raise UserError("give --markdown or --json, not both")
+    made = compared(
+        *runs,
+        sort=sort,
+        ascending=ascending,
+        attack=attack,
+        eps=eps,
+        norm=norm,
+        weights=weights,
+        split=split,
+        over_seeds=over_seeds,
+    )
+    if json:
+        say_json(made.to_json())
+    elif markdown:
+        say(made.to_markdown())
+    else:
+        made.show()

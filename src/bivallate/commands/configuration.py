@@ -1,0 +1,132 @@
+"""The configuration of a run, from what was typed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from bivallate.commands.settings import named, own_parameters, pair
+from bivallate.data import Dataset
+from bivallate.data import registry as data_sets
+from bivallate.errors import UserError
+from bivallate.lower.threat import threat
+from bivallate.methods.entries import create
+from bivallate.models import Classifier
+from bivallate.run.config import METHOD_PARTS, Config
+from bivallate.run.defaults import fitted
+from bivallate.run.recipes.published import recipe_for
+from bivallate.run.session import create_model, load_data, settled
+
+__all__ = ["introduce", "laid_out", "plan_of"]
+
+Pairs = list[tuple[str, str]]
+
+
+def plan_of(
+    method: str | None,
+    config: Path | None,
+    data: str | None,
+    eps: str | None,
+    norm: str,
+    recipe: str | None,
+    settings: tuple[str, ...],
+    model: str | None = None,
+) -> Config:
+    """The configuration from a file or from names, with every --set and another network applied."""
+    pairs = [pair(item) for item in settings]
+    if config is not None:
+        plan, pairs = _from_file(config, method, data, eps, norm, recipe, pairs)
+    elif method is not None:
+        plan, pairs = _from_names(named(method), data or "digits", eps, norm, recipe, pairs)
+    else:
+        raise UserError("name a method, such as `bivallate train at`, or a configuration with --config")
+    for path, text in pairs:
+        plan = plan.set(path, text)
+    if config is not None and model is None:
+        _refuse_code(plan.model.name, config, settings)
+    return plan if model is None else plan.set("model.name", model)
+
+
+def _from_file(
+    file: Path,
+    method: str | None,
+    data: str | None,
+    eps: str | None,
+    norm: str,
+    recipe: str | None,
+    pairs: Pairs,
+) -> tuple[Config, Pairs]:
+    """The configuration that a file holds, and the pairs that are still to be set."""
+    if method is not None:
+        raise UserError(f"--config names the method already; leave out {method!r}")
+    if recipe is not None or norm != "linf":
+        raise UserError(
+            "--config holds a recipe's and a norm's values already; leave out --recipe and --norm"
+        )
+    if eps is not None:
+        raise UserError(
+            "--config holds step sizes that belong to its eps; start from a method's name instead, or "
+            f"use --set threat.eps={eps}, which says where a step size must be given too"
+        )
+    plan = Config.read(file)
+    return _with_threat(plan if data is None else plan.set("data.name", data), pairs)
+
+
+def _from_names(
+    method: str, data: str, eps: str | None, norm: str, recipe: str | None, pairs: Pairs
+) -> tuple[Config, Pairs]:
+    """The configuration of a method on a data set, and the pairs that are no parameters of the method."""
+    for path, text in pairs:
+        if path.removeprefix("method.") == "threat.eps":
+            raise UserError(f"--set threat.eps would leave the step sizes as they are; use --eps {text}")
+    known = data_sets.get(data)
+    name = known.name if known is not None else data
+    if eps is None and threat(norm, 0.0) != threat("linf", 0.0):
+        raise UserError(
+            f"--norm {norm} needs a radius, --eps, such as 0.5 (128/255): the customary ones are of Linf"
+        )
+    radius = threat(norm, eps if eps is not None else data_sets.usual(name).eps)
+    parameters, pairs = own_parameters(method, pairs)
+    return recipe_for(recipe, create(method, radius, **parameters), name, fixed=parameters), pairs
+
+
+def laid_out(plan: Config, *, fit: bool) -> tuple[Config, Dataset, Classifier]:
+    """The plan with lasting places, its data and its network. fit: let the batch size suit the data."""
+    plan = dataclasses.replace(plan, data=settled(plan.data))
+    dataset = load_data(plan.data, plan.seed)
+    plan = fitted(plan, len(dataset.train)) if fit else plan
+    return plan, dataset, create_model(plan.model, dataset, plan.seed)
+
+
+def introduce(plan: Config, dataset: Dataset, tell: Callable[[str], object]) -> None:
+    """Says what is going to be trained, and what was found in the data."""
+    size = len(dataset.train)
+    for note in dataset.notes:
+        tell(f"{dataset.name}: {note}")
+    tell(f"{plan.method.name} on {dataset.name} ({size} images), {plan.model.name}, {plan.method.threat}")
+    grows = f", eps grows over the first {plan.warm_up:.0%} of training" if plan.warm_up else ""
+    tell(f"{plan.epochs} epochs, batches of {plan.batch_size}, rate up to {plan.optimizer.lr:g}{grows}")
+
+
+def _refuse_code(name: str, file: Path, settings: tuple[str, ...]) -> None:
+    """Raises UserError for a network that a file, not the user, names by its module."""
+    typed = any(pair(item)[0] == "model.name" for item in settings)
+    if ":" in name and not name.startswith("timm:") and not typed:
+        raise UserError(
+            f"{file} asks for a network of your own, {name}, and code is never imported because a file names "
+            f"it: say --model {name} if you trust it"
+        )
+
+
+def _with_threat(plan: Config, pairs: Pairs) -> tuple[Config, Pairs]:
+    """The plan with another threat, if the pairs have one, and the other pairs. Parts of the method that are
+    given beside it need not follow it."""
+    own = {path.removeprefix("method."): text for path, text in pairs}
+    own = {path: text for path, text in own.items() if path.partition(".")[0] in METHOD_PARTS}
+    if not any(path.startswith("threat.") for path in own):
+        return plan, pairs
+    within = {path.replace(".", "__"): text for path, text in own.items() if "." in path}
+    method = plan.method.but(**within)
+    taken = {path for path, _ in pairs if path.removeprefix("method.").replace(".", "__") in within}
+    return dataclasses.replace(plan, method=method), [item for item in pairs if item[0] not in taken]

@@ -1,0 +1,290 @@
+"""`bivallate curve` and `bivallate distances`: beyond one radius."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bivallate.commands.evaluate import GO_ON, percent
+from bivallate.commands.keeping import keeping, place_of
+from bivallate.commands.options import Count, Flag, Machine, Source, Subset
+from bivallate.quoting import file_name
+from bivallate.terminal import say_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from bivallate.commands.subjects import Subjects
+
+SHARES = (5, 25, 50, 75, 95)
+GRID = 30  # steps of the figure's axis
+
+
+def curve(
+    *runs: Path,
+    eps: str | None = None,
+    norm: str | None = None,
+    attack: str = "pgd-20",
+    subset: Subset = Subset(),  # noqa: B008  frozen
+    source: Source = Source(),  # noqa: B008
+    machine: Machine = Machine(),  # noqa: B008
+    batch_size: Count | None = None,
+    out: Path | None = None,
+    quiet: Flag = False,
+    json: Flag = False,
+) -> None:
+    """Attack the models of runs at several radii: accuracy against eps, as a table, a figure and JSON.
+
+    A point broken at one radius is broken at all larger ones, so that no curve rises. A curve that was
+    interrupted goes on where it stopped.
+
+    Parameters
+    ----------
+    runs
+        folders of the runs, all on the same data.
+    eps
+        radii, such as 0,2/255,4/255,8/255. [default: 0 to twice the first run's own]
+    norm
+        linf or l2. [default: the first run's own]
+    attack
+        name of an attack; `bivallate attacks` lists them.
+    out
+        figure and data as OUT.svg, .png, .pdf and .json. [default: FIRST RUN/diagnosis/curve-NORM-ATTACK]
+    batch_size
+        points at once. [default: estimated from the free memory]
+    quiet
+        no progress.
+    json
+        print the data as JSON instead of a table.
+    """
+    from bivallate.commands.subjects import Subjects, norm_of, radii_of
+    from bivallate.evaluation import Identity, parse
+    from bivallate.lower.threat import threat as make
+    from bivallate.reports.diagnostics.drawn import stem_of
+
+    name = parse(attack).name
+    subjects = Subjects.of(runs, source, machine)
+    kind = norm_of(norm, subjects.threats[0])
+    radii = radii_of(eps, kind, subjects.threats[0])
+    options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}
+    stem = stem_of(out or runs[0] / "diagnosis" / f"curve-{kind}-{file_name(name)}")
+    place = place_of(stem.with_name(f"{stem.name}.json"), out and stem.with_name(f"{stem.name}.json"))
+    points = Identity(weights=source.weights, n=subset.n, first=subset.first)
+    named = points.file_name(make(kind, 0.0), name, source.seed)
+    kept = [_kept(run, model, named) for run, model in zip(runs, subjects.models.values(), strict=True)]
+    curves = _curves(subjects, kept, kind, radii, attack, json or quiet, options)
+    figure = _figure_of(name, curves, subjects.trained(kind))
+    with keeping(place, lambda _: figure.save(stem), silent=json):
+        if json:
+            say_json(figure.data() | {"n": next(iter(next(iter(curves.values())).values())).n})
+        else:
+            _show_curve(figure, curves)
+    _clear(kept, radii)
+
+
+def _curves(
+    subjects: Subjects,
+    kept: Sequence[Path | None],
+    kind: str,
+    radii: Sequence[float],
+    attack: str,
+    silent: bool,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """label -> radius -> score. Raises Interrupted where it was stopped; what was decided is kept."""
+    from bivallate.evaluation import eps_curve
+    from bivallate.evaluation.watching import watched
+    from bivallate.run.signals import Interrupted
+
+    found, points = {}, subjects.points
+    try:
+        for place, (label, model) in zip(kept, subjects.models.items(), strict=True):
+            with watched(silent, label) as progress:
+                found[label] = eps_curve(
+                    model, points, kind, radii, attack, resume=place, progress=progress, **options
+                )
+    except KeyboardInterrupt:
+        raise Interrupted(GO_ON) from None
+    return found
+
+
+def _figure_of(attack: str, curves: dict[str, Any], trained: dict[str, float]) -> Any:
+    """The figure of curves that share their radii."""
+    from bivallate.reports.diagnostics.ranks import OverEps
+
+    scores = list(next(iter(curves.values())).values())
+    return OverEps(
+        attack=attack,
+        norm=type(scores[0].threat).__name__,
+        eps=tuple(score.threat.eps for score in scores),
+        accuracy={label: [s.robust_accuracy for s in found.values()] for label, found in curves.items()},
+        interval={label: [s.interval_95 for s in found.values()] for label, found in curves.items()},
+        trained=trained,
+    )
+
+
+def _clear(kept: Sequence[Path | None], radii: Sequence[float]) -> None:
+    """Removes the verdicts that the curves would have gone on from."""
+    from bivallate.evaluation.sweeps import curve_file
+
+    for place in (place for place in kept if place is not None):
+        for radius in radii:
+            curve_file(place, radius).unlink(missing_ok=True)
+
+
+def _show_curve(figure: Any, curves: dict[str, Any]) -> None:
+    from bivallate.commands.subjects import table
+
+    points = next(iter(next(iter(curves.values())).values())).n
+    rows = [
+        [
+            f"{radius:.5g}",
+            *(percent(found[radius].robust_accuracy, found[radius].interval_95) for found in curves.values()),
+        ]
+        for radius in figure.eps
+    ]
+    title = f"accuracy under {figure.attack} in {figure.norm}, {points} test points [95 % interval]"
+    table(title, ("eps", *curves), rows)
+
+
+def _kept(run: Path, model: nn.Module, named: str) -> Path | None:
+    """Beginning of the names of the files that a curve goes on from; None where the run cannot be written
+    to."""
+    from bivallate.evaluation.points import model_fingerprint
+    from bivallate.run.folder import RunFolder
+
+    name = f".curve-{model_fingerprint(model)[:8]}-{named}.partial"
+    return RunFolder(run).evaluation / name if os.access(run, os.W_OK) else None
+
+
+def distances(
+    *runs: Path,
+    norm: str | None = None,
+    steps: Count = 100,
+    targets: Count = 9,
+    subset: Subset = Subset(),  # noqa: B008  frozen
+    source: Source = Source(),  # noqa: B008
+    machine: Machine = Machine(),  # noqa: B008
+    batch_size: Count = 128,
+    out: Path | None = None,
+    quiet: Flag = False,
+    json: Flag = False,
+) -> None:
+    """Search the smallest perturbation that misclassifies each test point (FAB-T), for the models of runs.
+
+    What is found is an upper bound of the distance to the boundary: 0 where the clean image is wrong.
+
+    Parameters
+    ----------
+    runs
+        folders of the runs, all on the same data.
+    norm
+        linf or l2. [default: the first run's own]
+    steps
+        of FAB for each target.
+    targets
+        classes that are aimed at, at most.
+    out
+        figure and data as OUT.svg, .png, .pdf and .json. [default: FIRST RUN/diagnosis/distances-NORM]
+    batch_size
+        points at once.
+    quiet
+        no progress.
+    json
+        print the data as JSON instead of a table.
+    """
+    from bivallate.commands.subjects import Subjects, norm_name, norm_of
+    from bivallate.evaluation.sweeps import minimal_distances
+    from bivallate.evaluation.watching import watched
+    from bivallate.files import write_json
+    from bivallate.reports.diagnostics.drawn import stem_of
+
+    subjects = Subjects.of(runs, source, machine)
+    kind = norm_of(norm, subjects.threats[0])
+    options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}
+    stem = stem_of(out or runs[0] / "diagnosis" / f"distances-{kind}")
+    file = stem.with_name(f"{stem.name}.json")
+    place = place_of(file, out and file)
+    search, found = partial(minimal_distances, steps=steps, targets=targets, **options), {}
+    for label, model in subjects.models.items():
+        with watched(json or quiet, label) as progress:
+            found[label] = search(model, subjects.points, kind, progress=progress)
+    figure = _survivors(found, norm_name(kind), subjects.trained(kind))
+    data: dict[str, Any] = {"norm": norm_name(kind), "n": len(next(iter(found.values())))}
+    data |= {"steps": steps, "targets": targets}
+    data |= {"runs": {label: _summary(values) for label, values in found.items()}, "curve": figure.data()}
+
+    def save(place: Path) -> None:
+        figure.save(stem)
+        write_json(place, data)
+
+    with keeping(place, save, silent=json):
+        if json:
+            say_json(data)
+        else:
+            _show_distances(data)
+
+
+def _survivors(found: dict[str, Tensor], norm: str, trained: dict[str, float]) -> Any:
+    """The figure: how many points are left over the radius."""
+    from bivallate.evaluation.statistics import wilson
+    from bivallate.evaluation.sweeps import surviving
+    from bivallate.reports.diagnostics.ranks import OverEps
+
+    total, radii = len(next(iter(found.values()))), _grid(list(found.values()))
+    left = {label: surviving(values, radii) for label, values in found.items()}
+    return OverEps(
+        attack="FAB-T",
+        norm=norm,
+        eps=radii,
+        accuracy={label: [hits / total for hits in some] for label, some in left.items()},
+        interval={label: [wilson(hits, total) for hits in some] for label, some in left.items()},
+        trained=trained,
+    )
+
+
+def _show_distances(data: dict[str, Any]) -> None:
+    from bivallate.commands.subjects import table
+
+    title = f"smallest {data['norm']} perturbation found, {data['n']} test points; quantiles over all"
+    columns = ("run", "clean wrong", "none found", *(f"{share} %" for share in SHARES))
+    table(title, columns, [_row(label, s) for label, s in data["runs"].items()])
+
+
+def _row(label: str, summary: dict[str, Any]) -> list[str]:
+    lengths = [_length(summary["quantiles"][str(share)]) for share in SHARES]
+    return [label, str(summary["wrong"]), str(summary["none_found"]), *lengths]
+
+
+def _grid(found: Sequence[Tensor]) -> tuple[float, ...]:
+    """Radii from zero to where the last found point falls."""
+    import torch
+
+    finite = torch.cat([values[values.isfinite()] for values in found])
+    last = float(finite.max()) if len(finite) else 0.0
+    return tuple(last * k / GRID for k in range(GRID + 1)) if last else (0.0,)
+
+
+def _summary(values: Tensor) -> dict[str, Any]:
+    """Counts, quantiles over all points and the distances themselves; null where nothing was found."""
+    ordered = values.sort().values
+    at = {share: ordered[max(0, math.ceil(share / 100 * len(values)) - 1)] for share in SHARES}
+    return {
+        "wrong": int((values == 0).sum()),
+        "none_found": int(values.isinf().sum()),
+        "quantiles": {str(share): _finite(float(value)) for share, value in at.items()},
+        "distances": [_finite(value) for value in values.tolist()],
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _length(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"

@@ -1,0 +1,60 @@
+"""`bivallate diagnose`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from bivallate.commands.options import Machine, Several, Source
+from bivallate.errors import UserError
+from bivallate.terminal import say
+
+
+def diagnose(
+    *runs: Path,
+    what: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
+    out: Path | None = None,
+    n: Several = 500,
+    attack: str = "pgd-20",
+    fosc_form: Literal["ball", "box"] = "ball",
+    source: Source = Source(),  # noqa: B008  frozen
+    machine: Machine = Machine(),  # noqa: B008
+) -> None:
+    """Draw what a run's model and its training did, each picture with its data beside it.
+
+    Pictures of one model show the first run, comparisons all of them.
+
+    Parameters
+    ----------
+    runs
+        folders of the runs.
+    what
+        curves, alignment, alignment-over-epochs, fosc, fosc-traces, fosc-over-epochs (of runs that keep
+        weights), landscape, classes, confusion, attacked, eps, training-eps (runs of several radii), ranks,
+        weights, weights-over-epochs, weights-by-margin, examples, likelihoods, weight-scatter (two runs) or
+        transfer (two or more); repeatable. [default: all]
+    out
+        folder for NAME.svg, .png, .pdf and .json or .npz. [default: FIRST RUN/diagnosis, for other weights
+        than the best ones FIRST RUN/diagnosis/WEIGHTS]
+    n
+        test points at most.
+    attack
+        for the accuracies by class and the confusions.
+    fosc_form
+        FOSC over the ball, as Dynamic AT's eq. 4 has it, or over the box, the ball within [0, 1].
+    """
+    from bivallate.reports.diagnostics.diagnosing import diagnose as drawn
+
+    device = machine.prepare()
+    asked = {"what": what, "out": out, "n": n, "attack": attack, "fosc_form": fosc_form, "device": device}
+    drawn(*runs, **asdict(source), **asked, progress=_told)
+
+
+def _told(name: str, what: Path | UserError) -> None:
+    if isinstance(what, UserError):
+        say(f"{name}: left out, {what}", beside=True)
+    else:
+        say(f"{name}: {what}")

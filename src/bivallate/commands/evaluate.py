@@ -1,0 +1,251 @@
+"""`bivallate evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.table import Table
+
+from bivallate.commands.keeping import keeping, place_of
+from bivallate.commands.options import Ball, Count, Flag, Machine, Source, Split, Subset
+from bivallate.errors import UserError
+from bivallate.quoting import line
+from bivallate.terminal import NAME, literal_console, say, say_json
+
+Attacks = Annotated[
+    tuple[str, ...], Parameter(negative=(), consume_multiple=True, show_default=lambda names: " ".join(names))
+]
+GO_ON = "interrupted; what was decided is kept: the same command goes on from there"
+
+
+def evaluate(
+    *runs: Path,
+    attack: Attacks = ("pgd-20",),
+    ball: Ball = Ball(),  # noqa: B008  frozen
+    split: Split = "test",
+    data: str | None = None,
+    by_position: Flag = False,
+    subset: Subset = Subset(),  # noqa: B008
+    source: Source = Source(),  # noqa: B008
+    machine: Machine = Machine(),  # noqa: B008
+    arch: str | None = None,
+    normalise: Flag = False,
+    batch_size: Count | None = None,
+    preflight: bool = True,
+    out: Path | None = None,
+    quiet: Flag = False,
+    json: Flag = False,
+) -> None:
+    """Attack the model of a run and report how much of its accuracy is left.
+
+    The result is kept in RUN/evaluation, one file for each weights, threat, attack and seed. An evaluation
+    that was interrupted goes on where it stopped. Of several runs or attacks each is told in a line.
+
+    Parameters
+    ----------
+    runs
+        folders of one or several runs; or, with --arch, --data and --eps, a checkpoint of another project
+        (.safetensors, .pt, or a folder with one), whose result is kept only with --out.
+    attack
+        one or several of clean, fgsm, pgd-STEPS, pgd-STEPS-RESTARTS, cw, autoattack, ...; `bivallate attacks`
+        lists them.
+    data
+        another data set than the run's; without a test split all of it. Its classes are found by their names.
+    by_position
+        read the labels of that data set by their numbers, whatever its classes are called.
+    arch
+        architecture of a checkpoint that is no run; `bivallate models` lists them.
+    normalise
+        standardise images by the data's mean and standard deviation, for a checkpoint that was trained on
+        such images and holds no normalisation of its own.
+    batch_size
+        points at once. [default: estimated from the free memory]
+    preflight
+        look model and data over first, for what would make the result mean nothing.
+    out
+        file for the result, as JSON; of several a folder for their files. [default: of its own in
+        RUN/evaluation]
+    quiet
+        no progress and no remarks before the result.
+    json
+        print the result as JSON instead of a table; of several a list.
+    """
+    from bivallate.evaluation import parse
+    from bivallate.run.examined import Examined
+
+    chosen, attacks = _sorted_out(runs, attack)
+    for name in attacks:
+        parse(name)  # a misspelt attack is said before anything else
+    device = machine.prepare()
+    where = {"data": data, "by_position": by_position, "split": split, "device": device}
+    where |= {"weights": source.weights, "data_dir": source.data_dir, "model": source.model}
+    options = asdict(subset) | {"batch_size": batch_size, "seed": source.seed}
+    task = Task(options, out, len(chosen) * len(attacks) > 1, arch is not None, quiet, json)
+    for run in chosen:
+        if arch is None:
+            examined = Examined.of(run, threat=ball.of, **where)
+        else:
+            examined = _foreign(run, arch, data, ball, split, source, device, normalise)
+        looked = _look(examined, preflight, quiet)
+        for name in attacks:
+            task.attack(examined, name, looked, f"{run} {name}", run)
+    if json and task.several:
+        say_json(task.found)
+    if task.faults:
+        raise task.faults[0]
+
+
+@dataclass
+class Task:
+    """Evaluations of one start of the command, each kept and printed.
+
+    Attributes:
+        options: of each. out: instead of a file in the run.
+        several: each is told in a line. foreign: no run stands behind the model. found: the results.
+        faults: results that could not be kept.
+    """
+
+    options: dict[str, Any]
+    out: Path | None
+    several: bool
+    foreign: bool
+    quiet: bool
+    json: bool
+    found: list[dict[str, Any]] = field(default_factory=list)
+    faults: list[UserError] = field(default_factory=list)
+
+    def attack(self, examined: Any, name: str, looked: Any, label: str, run: Path) -> None:
+        """One of them. Raises Interrupted where it was stopped; the same command goes on from there."""
+        from bivallate.evaluation.watching import watched
+        from bivallate.run.examined import keep
+        from bivallate.run.signals import Interrupted
+
+        place, json = self._place(examined, name, run), self.json
+        try:
+            with watched(json or self.quiet, label if self.several else "") as progress:
+                score = examined.evaluate(name, file=place, looked=looked, progress=progress, **self.options)
+        except KeyboardInterrupt:
+            raise Interrupted(GO_ON) from None
+        self.found.append({"run": str(run), **score.to_json()})
+        faults = [] if self.foreign else self.faults
+        with keeping(place, partial(keep, score), silent=json, faults=faults):
+            if json and not self.several:
+                say_json(score.to_json())
+            elif not json:
+                _line(label, score) if self.several else show(score, examined.data.classes)
+
+    def _place(self, examined: Any, name: str, run: Path) -> Path | None:
+        """The file of a result; None where it is only printed."""
+        default = examined.file(name, *(self.options[key] for key in ("seed", "n", "first")))
+        asked = self.out / f"{run.name}-{default.name}" if self.out and self.several else self.out
+        return place_of(default, asked) if self.out or not self.foreign else None
+
+
+def _sorted_out(runs: Sequence[Path], attacks: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Folders that stand behind --attack are runs. Raises UserError for none."""
+    from bivallate.run.folder import RunFolder
+
+    behind = [name for name in attacks if RunFolder(Path(name)).config.exists()]
+    runs = [*runs, *map(Path, behind)]
+    if not runs:
+        raise UserError("name the folder of a run, such as `bivallate evaluate runs/x --attack pgd-20`")
+    return runs, [name for name in attacks if name not in behind]
+
+
+def _foreign(
+    path: Path,
+    arch: str,
+    data: str | None,
+    ball: Ball,
+    split: str,
+    source: Source,
+    device: Any,
+    normalise: bool,
+) -> Any:
+    """A checkpoint of another project. Raises UserError unless data and radius are said."""
+    from bivallate.lower.threat import threat
+    from bivallate.run.other_checkpoints import examined_checkpoint
+
+    if data is None or ball.eps is None:
+        raise UserError(
+            "a checkpoint knows neither its data nor its radius: say --data and --eps with --arch"
+        )
+    radius = threat(ball.norm or "linf", ball.eps)
+    where = {"weights": source.weights, "data_dir": source.data_dir, "normalise": normalise}
+    return examined_checkpoint(path, arch, data, radius, split=split, device=device, **where)
+
+
+def _look(examined: Any, preflight: bool, quiet: bool) -> Any:
+    """What was found before the attack, told."""
+    looked = examined.look_over() if preflight else None
+    if not quiet:
+        for note in (*examined.data.notes, *examined.warnings):
+            say(f"{examined.data.name}: {note}", beside=True)
+        if looked is not None:
+            say(looked, beside=True)
+    return looked
+
+
+def _line(label: str, score: Any) -> None:
+    """One of several scores."""
+    robust = percent(score.robust_accuracy, score.interval_95)
+    say(f"{label}: clean {percent(score.clean_accuracy)}, robust {robust}, {score.n} points")
+    for warning in score.warnings:
+        say(f"warning: {label}: {warning}", beside=True)
+
+
+def percent(value: float | None, interval: Any = None) -> str:
+    """A fraction as a percentage, with its interval."""
+    if value is None:
+        return "none"
+    text = f"{100 * value:.2f} %"
+    return text if interval is None else f"{text}  [{100 * interval[0]:.2f}, {100 * interval[1]:.2f}]"
+
+
+def show(score: Any, classes: list[str]) -> None:
+    """The score as tables for people."""
+    console = literal_console()
+    eps = score.threat.eps
+    console.print(
+        f"{score.attack} at {type(score.threat).__name__} eps {eps:.5g} ({255 * eps:.3g}/255), "
+        f"{score.n} points, seed {score.seed}",
+    )
+    table = Table("accuracy", "value [95 % interval]")
+    table.add_row("clean", percent(score.clean_accuracy, score.clean_interval_95))
+    table.add_row("robust", percent(score.robust_accuracy, score.interval_95))
+    table.add_row("robust, tail 30 % of classes", percent(score.tail(30), score.tail_interval(30)))
+    known = classes[: score.classes]  # of the data, which may name other classes than the model has
+    names = [line(name, NAME) for name in (*known, *range(len(known), score.classes))]
+    worst, value = score.worst_class
+    table.add_row(f"worst class: {names[worst]}", percent(value, score.worst_class_interval_95))
+    console.print(table)
+    if len(score.stages) > 2:
+        console.print(
+            "left after each stage: " + ", ".join(f"{k} {percent(v)}" for k, v in score.stages.items())
+        )
+    each = Table("class", "clean %", "robust %", "mostly taken for")
+    clean, robust = score.per_class_clean_interval_95, score.per_class_interval_95
+    confusion = score.confusion.clone().fill_diagonal_(0)
+    for k, label in enumerate(names):
+        into = int(confusion[k].argmax())
+        often = f"{names[into]} ({int(confusion[k, into])})" if int(confusion[k, into]) else "-"
+        each.add_row(
+            label, _short(score.per_class_clean[k], clean[k]), _short(score.per_class[k], robust[k]), often
+        )
+    console.print(each)
+    passes = ", ".join(f"{value:.4g} {kind}" for kind, value in score.passes.items())
+    console.print(f"{passes} passes per point; {score.seconds:.1f} s")
+    for warning in score.warnings:
+        say(f"warning: {warning}", beside=True)
+
+
+def _short(value: float | None, bounds: tuple[float, float] | None) -> str:
+    """A percentage with its interval, short enough for two of them in a line."""
+    if value is None or bounds is None:  # a class without points
+        return "none"
+    return f"{100 * value:.1f} [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"

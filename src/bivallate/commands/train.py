@@ -1,0 +1,255 @@
+"""`bivallate train`, `resume` and `demo`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from bivallate import terminal
+from bivallate.commands.options import Amount, Count, Flag, Positive, Seed, Settings
+from bivallate.quoting import file_name
+
+
+def train(
+    method: str | None = None,
+    /,
+    *,
+    data: str | None = None,
+    model: str | None = None,
+    eps: str | None = None,
+    norm: str = "linf",
+    epochs: Count | None = None,
+    batch_size: Count | None = None,
+    lr: float | None = None,
+    seed: Seed | None = None,
+    average: float | None = None,
+    recipe: str | None = None,
+    config: Path | None = None,
+    set_: Settings = (),
+    data_dir: str | None = None,
+    device: str | None = None,
+    threads: Amount | None = None,
+    out: Path | None = None,
+    overwrite: Flag = False,
+    max_minutes: Positive | None = None,
+    patience: Amount | None = None,
+    log: str = "",
+    dry_run: Flag = False,
+    quiet: Flag = False,
+) -> None:
+    """Train a classifier with METHOD and keep the run in a folder.
+
+    Parameters
+    ----------
+    method
+        name of a method, as `bivallate methods` lists them, or package.module:function of your own. Not
+        needed with --config.
+    data
+        data set: a name, a folder, an .npz, .zip or .tar, or hub:owner/name. [default: digits]
+    model
+        architecture, or package.module:factory of your own. [default: tiny-cnn, or the recipe's]
+    eps
+        radius of the perturbations in pixel units of [0, 1], such as 8/255. [default: 0.3 for mnist, 0.1 for
+        fashion-mnist, 0.15 for digits, else 8/255]
+    norm
+        linf or l2.
+    epochs
+        passes over the training data. [default: 20, or the recipe's]
+    batch_size
+        examples of a minibatch. [default: 128, or an eighth of fewer than 1,024 images; or the recipe's]
+    lr
+        peak learning rate. [default: 0.1 for digits, else 0.05; or the recipe's]
+    seed
+        of everything random. [default: 0]
+    average
+        decay per step of an exponential moving average of the weights, such as 0.999; 0 keeps none. [default:
+        0]
+    recipe
+        a paper's training recipe, such as done; `bivallate recipes` lists them.
+    config
+        a config.toml to start from; other options change it. A network of your own in it needs --model.
+    set_
+        one value of the configuration, KEY=VALUE, repeatable: a parameter of the method (steps=7), a field of
+        a part (solver.steps=7, weighting.rate=1, optimizer.weight_decay=2e-4) or a setting
+        (validation.steps=20).
+    data_dir
+        where named sets are looked for. [default: BIVALLATE_DATA]
+    device
+        auto, cpu, cuda or mps. [default: auto]
+    threads
+        of the processor; resuming to the bit needs the same number. [default: torch's choice]
+    out
+        folder of the run. [default: runs/METHOD-DATA-SEED]
+    overwrite
+        replace a run that is there.
+    max_minutes
+        save and stop after so many minutes, as an interruption does; `bivallate resume` goes on.
+    patience
+        end when the held-out robust accuracy has not risen for so many epochs. [default: 0, never]
+    log
+        where the numbers go besides: csv, tensorboard, wandb, trackio; several with commas.
+    dry_run
+        print the resolved configuration and what it is going to take; train and write nothing.
+    quiet
+        say nothing but alarms.
+    """
+    from bivallate.commands.configuration import introduce, laid_out, plan_of
+    from bivallate.run.execution import execute
+    from bivallate.run.progress import Spoken
+
+    plan = plan_of(method, config, data, eps, norm, recipe, set_, model)
+    changes = {"seed": seed, "average": average, "device": device, "threads": threads, "patience": patience}
+    changes |= {"epochs": epochs, "batch_size": batch_size, "optimizer.lr": lr, "data.data_dir": data_dir}
+    for path, value in changes.items():
+        plan = plan.set(path, value) if value is not None else plan
+    default = (
+        Path("runs") / f"{file_name(plan.method.name)}-{file_name(Path(plan.data.name).stem)}-{plan.seed}"
+    )
+    folder = out or default
+    chosen = batch_size is not None or recipe is not None or config is not None or _sets(set_, "batch_size")
+    plan, dataset, network = laid_out(plan, fit=not chosen)
+    introduce(plan, dataset, (lambda text: None) if quiet else say)
+    if dry_run:
+        _foretell(plan, dataset, network, folder)
+        return
+    spoken = Spoken(plan.method.name, quiet=quiet)
+    run = execute(
+        plan, dataset, network, folder, progress=spoken, overwrite=overwrite, max_minutes=max_minutes, log=log
+    )
+    if not quiet:
+        _finished(run, folder)
+
+
+def _sets(settings: tuple[str, ...], key: str) -> bool:
+    """Whether one of KEY=VALUE has this key."""
+    return any(item.partition("=")[0].strip() == key for item in settings)
+
+
+def _foretell(plan: Any, dataset: Any, network: Any, folder: Path) -> None:
+    """The configuration on standard output, and beside it what it would take."""
+    from bivallate.parts import encode
+    from bivallate.run.forecast import forecast
+    from bivallate.run.trainer import limit_threads
+    from bivallate.toml import to_toml
+
+    limit_threads(plan.threads)
+    expected = forecast(plan, dataset, network)
+    terminal.say(to_toml(encode(plan)))
+    say(f"would take {expected}; would be kept in {folder}; nothing was written")
+
+
+def resume(
+    run: Path,
+    /,
+    *,
+    epochs: Count | None = None,
+    method: str | None = None,
+    model: str | None = None,
+    fall_back: bool = True,
+    data: str | None = None,
+    data_dir: str | None = None,
+    device: str | None = None,
+    threads: Amount | None = None,
+    max_minutes: Positive | None = None,
+    log: str = "",
+    quiet: Flag = False,
+) -> None:
+    """Go on with an interrupted run, to exactly the weights that an uninterrupted one would have reached; or
+    with a finished one to more epochs.
+
+    On another device or with another number of threads they agree to rounding only.
+
+    Parameters
+    ----------
+    run
+        folder of the run.
+    epochs
+        go on to so many epochs in all, more than were planned, also with a run that is finished; written into
+        its configuration. What that changes of its schedules is said.
+    method
+        package.module:function, if the run trains with a method of your own.
+    model
+        package.module:factory, if the run trained a network of your own.
+    fall_back
+        take the older checkpoint if the newest is damaged, and say so.
+    data
+        where the data lie now, if they were moved. [default: as before]
+    data_dir
+        where named sets are looked for. [default: as before]
+    device
+        auto, cpu, cuda or mps. [default: as before]
+    threads
+        of the processor. [default: as before]
+    max_minutes
+        save and stop after so many minutes, as an interruption does.
+    log
+        where the numbers go besides, as for train; a run does not remember it.
+    quiet
+        say nothing but alarms.
+    """
+    from bivallate.commands.settings import named
+    from bivallate.run.progress import Spoken
+    from bivallate.run.resuming import resume as go_on
+
+    if method is not None:
+        named(method)  # which makes its parts known
+    elsewhere = {"data": data, "data_dir": data_dir, "device": device, "threads": threads}
+    spoken = Spoken(run.resolve().name, quiet=quiet)
+    finished = go_on(
+        run,
+        epochs=epochs,
+        model=model,
+        fall_back=fall_back,
+        progress=spoken,
+        max_minutes=max_minutes,
+        log=log,
+        **elsewhere,
+    )
+    if not quiet:
+        _finished(finished, run)
+
+
+def demo(*, out: Path = Path("runs/demo"), epochs: Count = 30, threads: Amount = 1) -> None:
+    """Train four methods on scikit-learn's digits, attack each, and print what came out: about two minutes.
+
+    Parameters
+    ----------
+    out
+        folder of the runs; what an earlier demo left there is replaced.
+    epochs
+        of each method.
+    threads
+        of the processor.
+    """
+    from bivallate.demo import run_demo
+
+    run_demo(out, epochs=epochs, threads=threads)
+
+
+def say(text: str) -> None:
+    """One line to the person, beside the results on standard output."""
+    from bivallate import collective
+
+    if collective.rank() == 0:
+        terminal.say(text, beside=True)
+
+
+def _finished(run: Any, folder: Path) -> None:
+    from bivallate.run.chance import ending
+
+    last = run.history[-1] if run.history else {}
+    held = [line["robust"] for line in run.history if "robust" in line]
+    if held:
+        best = max(range(len(held)), key=held.__getitem__)
+        forward, backward = last["total_forward"], last["total_backward"]
+        say(
+            f"held-out robust accuracy: last {last['robust']:.1%}, best {held[best]:.1%} (epoch {best + 1}); "
+            f"{forward:.4g} forward and {backward:.4g} backward passes per example"
+        )
+    told = ending(run.history)
+    if told:
+        say(told)
+    own = run.model.architecture
+    network = f" --model {own}" if ":" in own and not own.startswith("timm:") else ""
+    say(f"run: {folder}\nnext: bivallate evaluate {shlex.quote(str(folder))}{network} --attack pgd-20")

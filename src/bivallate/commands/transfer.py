@@ -1,0 +1,110 @@
+"""`bivallate transfer`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from bivallate.commands.evaluate import percent, show
+from bivallate.commands.keeping import keeping, place_of
+from bivallate.commands.options import Ball, Count, Flag, Machine, Source, Subset
+from bivallate.errors import UserError
+from bivallate.terminal import say, say_json
+
+
+def transfer(
+    run: Path,
+    /,
+    *,
+    from_: Annotated[tuple[Path, ...], Parameter(name="--from", negative=(), consume_multiple=True)],
+    attack: str = "pgd-20",
+    ball: Ball = Ball(),  # noqa: B008  frozen
+    subset: Subset = Subset(),  # noqa: B008
+    source: Source = Source(),  # noqa: B008
+    machine: Machine = Machine(),  # noqa: B008
+    batch_size: Count | None = None,
+    out: Path | None = None,
+    json: Flag = False,
+) -> None:
+    """Judge the model of a run by adversarial points that were made on the models of other runs.
+
+    An accuracy below that of the same attack on the model itself says that the model hides its gradients. The
+    result is kept in RUN/evaluation.
+
+    Parameters
+    ----------
+    run
+        folder of the run.
+    from_
+        folders of the runs that the points are made on, one after another.
+    attack
+        name of the attack on those; `bivallate attacks` lists them.
+    batch_size
+        points at once. [default: estimated from the free memory]
+    out
+        file for the result, as JSON. [default: one of its own in RUN/evaluation]
+    json
+        print the result as JSON instead of a table.
+    """
+    from bivallate.commands.subjects import Subjects
+    from bivallate.evaluation import Identity, parse
+    from bivallate.evaluation import transfer as judged
+    from bivallate.reports.stored_evaluations import Fit, read_evaluations
+    from bivallate.run.folder import RunFolder
+
+    chosen = parse(attack)
+    if not from_:
+        raise UserError("name at least one other run to make the points on: --from RUN")
+    folder = RunFolder.open(run)
+    subjects = Subjects.of([run, *from_], source, machine)
+    (_, model), *others = subjects.models.items()
+    threat = ball.of(subjects.threats[0])
+    options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}
+
+    fit = Fit.of(folder.path)
+    identity = Identity(fit.run, source.weights, n=subset.n, first=subset.first)
+
+    def place(attack: str) -> Path:
+        return folder.evaluation / identity.file_name(threat, attack, source.seed)
+
+    writable = place_of(place(f"transfer-{chosen.name}"), out) is not None
+    score = judged(model, dict(others), subjects.points, threat, chosen, **options)
+    score = replace(score, identity=identity)
+    kept = (out or place(score.attack)) if writable else None
+    with keeping(kept, score.save, silent=json):
+        if json:
+            say_json(score.to_json())
+        else:
+            known = read_evaluations(folder.evaluation, fit)
+            white = [e.score for e in known if e.score.attack == chosen.name and _comparable(e, score)]
+            _show(score, subjects, white[0] if white else None)
+
+
+def _comparable(stored: Any, score: Any) -> bool:
+    """Whether a kept evaluation is of the same weights, points, threat and seed."""
+    from bivallate.evaluation.significance import same_threat
+
+    other, present = stored.score, not (stored.stale or stored.foreign)
+    same = (other.data_fingerprint, other.model_fingerprint, other.seed)
+    own = (score.data_fingerprint, score.model_fingerprint, score.seed)
+    return present and same == own and same_threat(other.threat, score.threat)
+
+
+def _show(score: Any, subjects: Any, own: Any) -> None:
+    """The score, and what the same attack on the model itself left where that is kept."""
+    from bivallate.evaluation.pairs import LEVEL, p_value
+
+    show(score, list(subjects.classes))
+    if own is not None:
+        p = p_value(own, score) if score.robust_accuracy < own.robust_accuracy else None
+        masked = p is not None and p < LEVEL  # a point or two more are the luck of further random starts
+        say(
+            f"the same attack on the model itself left {percent(own.robust_accuracy)}"
+            + (f": {MASKED} (p {p:.2g})" if masked else "")
+        )
+
+
+MASKED = "points from elsewhere break more, so its own gradients mislead the attack; see `bivallate audit`"

@@ -1,0 +1,40 @@
+"""Attacks run in sequence on the points that are still robust, and the scores that follow from them."""
+
+from bivallate.evaluation.attacks import Attack, Stage, attacks, parse
+from bivallate.evaluation.crafting import Crafted, craft
+from bivallate.evaluation.evaluating import attack, evaluate
+from bivallate.evaluation.evaluation_progress import Progress
+from bivallate.evaluation.naming import Identity, evaluation_name
+from bivallate.evaluation.predictions import Prediction, predict
+from bivallate.evaluation.score import Score
+from bivallate.evaluation.search import Restarts, ScaledPGD, Search, Targets
+from bivallate.evaluation.significance import Row, Spread, compare, over_seeds
+from bivallate.evaluation.sweeps import eps_curve, minimal_distances, transfer
+
+__all__ = [
+    "Attack",
+    "Crafted",
+    "Identity",
+    "Prediction",
+    "Progress",
+    "Restarts",
+    "Row",
+    "ScaledPGD",
+    "Score",
+    "Search",
+    "Spread",
+    "Stage",
+    "Targets",
+    "attack",
+    "attacks",
+    "compare",
+    "craft",
+    "eps_curve",
+    "evaluate",
+    "evaluation_name",
+    "minimal_distances",
+    "over_seeds",
+    "parse",
+    "predict",
+    "transfer",
+]

@@ -1,0 +1,248 @@
+"""The attacks by name: each is a sequence of stages, run on the points that the stages before have left."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from bivallate.errors import UserError, unknown
+from bivallate.evaluation.search import (
+    AimedDifference,
+    AimedDLR,
+    Fooled,
+    RandomDraw,
+    Restarts,
+    ScaledPGD,
+    Search,
+    Targets,
+    at_least_one,
+)
+from bivallate.lower.apgd import APGD
+from bivallate.lower.fab import FAB, NearestPlane
+from bivallate.lower.objective import DLR, CrossEntropy, Margin
+from bivallate.lower.problem import LowerProblem
+from bivallate.lower.square import Square
+from bivallate.lower.start import Zero
+from bivallate.parts import part
+
+__all__ = ["Attack", "Stage", "attacks", "parse"]
+
+
+class Stage(Protocol):
+    """One search for adversarial points, made of turns (restarts or targets); mostly a `Search`.
+
+    `search` gets the problem of some points, one row a (point, turn), with turn (B,) int64, and returns its
+    candidates delta (B, C, H, W); a verdict is only passed after a fresh forward.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def count(self, classes: int) -> int:
+        """How many restarts or targets there are for a model of so many classes."""
+        ...
+
+    def cost(self) -> float:
+        """Forward and backward passes an example and turn, about."""
+        ...
+
+    def search(self, problem: LowerProblem, turn: Tensor) -> Tensor: ...
+
+
+@part
+class Attack:
+    """A named sequence of stages: a point is robust if it survives them all. No stages: clean accuracy."""
+
+    name: str
+    stages: tuple[Stage, ...] = ()
+
+
+Recipe = Callable[..., Attack]  # (steps and restarts as far as the name gave them) -> attack
+_FAMILIES: dict[str, tuple[Recipe, str, str]] = {}  # name -> recipe, how it is written, description
+
+
+def family(name: str, written: str, description: str) -> Callable[[Recipe], Recipe]:
+    """Decorator: registers a family of attacks; the recipe's parameters are the numbers of the name."""
+
+    def add(recipe: Recipe) -> Recipe:
+        _FAMILIES[name] = (recipe, written, description)
+        return recipe
+
+    return add
+
+
+@family("clean", "clean", "no attack: clean accuracy")
+def _clean() -> Attack:
+    return Attack("clean")
+
+
+@family("fgsm", "fgsm", "one signed gradient step of size eps from the clean image")
+def _fgsm() -> Attack:
+    return _one(Search("fgsm", ScaledPGD(1, 1.0, Zero())))
+
+
+@family(
+    "pgd", "pgd-N[-R]", "N signed gradient steps of eps/4 on cross-entropy, R random restarts; last point"
+)
+def _pgd(steps: int = 20, restarts: int = 1) -> Attack:
+    name = f"pgd-{steps}" + (f"-{restarts}" if restarts != 1 else "")
+    return _one(Search(name, ScaledPGD(steps), turns=Restarts(restarts)))
+
+
+@family("pgd-best", "pgd-best-N[-R]", "the same, where any point on the way counts")
+def _pgd_best(steps: int = 20, restarts: int = 1) -> Attack:
+    name = f"pgd-best-{steps}" + (f"-{restarts}" if restarts != 1 else "")
+    return _one(Search(name, ScaledPGD(steps, stop=Fooled()), turns=Restarts(restarts)))
+
+
+@family("pgd-zero", "pgd-zero-N", "pgd-N from the clean image; often weaker, for comparison with papers")
+def _pgd_zero(steps: int = 20) -> Attack:
+    return _one(Search(f"pgd-zero-{steps}", ScaledPGD(steps, start=Zero())))
+
+
+@family("cw", "cw[-N[-R]]", "N = 30 signed gradient steps of eps/4 on the margin loss of Carlini and Wagner")
+def _cw(steps: int = 30, restarts: int = 1) -> Attack:
+    name = "cw" if (steps, restarts) == (30, 1) else f"cw-{steps}-{restarts}"
+    return _one(Search(name, ScaledPGD(steps), Margin(), Restarts(restarts)))
+
+
+@family("noise", "noise[-N]", "N = 10 uniform draws from the ball: a baseline, not an attack")
+def _noise(draws: int = 10) -> Attack:
+    return Attack(f"noise-{draws}", (noise(draws),))
+
+
+def noise(draws: int, name: str = "noise") -> Search:
+    """Uniform draws from the ball."""
+    return Search(name, RandomDraw(), turns=Restarts(draws))
+
+
+@family("apgd-ce", "apgd-ce[-N[-R]]", "Auto-PGD on cross-entropy: N = 100 steps, R = 1 restarts")
+def _apgd_ce(steps: int = 100, restarts: int = 1) -> Attack:
+    return _one(auto_pgd(APGD(steps), restarts), (steps, restarts), (100, 1))
+
+
+@family("apgd-dlr", "apgd-dlr[-N[-R]]", "Auto-PGD on the difference of logits ratio")
+def _apgd_dlr(steps: int = 100, restarts: int = 1) -> Attack:
+    return _one(auto_pgd_dlr(APGD(steps), restarts), (steps, restarts), (100, 1))
+
+
+@family("apgd-t", "apgd-t[-N[-T]]", "Auto-PGD on the targeted difference of logits ratio, T = 9 targets")
+def _apgd_t(steps: int = 100, targets: int = 9) -> Attack:
+    return _one(targeted_auto_pgd(APGD(steps), targets), (steps, targets), (100, 9))
+
+
+@family("fab", "fab[-N[-R]]", "fast adaptive boundary attack, N = 100 steps, R = 5 restarts")
+def _fab(steps: int = 100, restarts: int = 5) -> Attack:
+    made = Search("fab", FAB(steps, boundary=NearestPlane()), turns=Restarts(restarts))
+    return _one(made, (steps, restarts), (100, 5))
+
+
+@family("fab-t", "fab-t[-N[-T]]", "fast adaptive boundary attack towards T = 9 targets")
+def _fab_t(steps: int = 100, targets: int = 9) -> Attack:
+    return _one(targeted_fab(FAB(steps), targets), (steps, targets), (100, 9))
+
+
+@family("square", "square[-Q[-R]]", "random search with square windows, without gradients, Q = 5000 queries")
+def _square(queries: int = 5000, restarts: int = 1) -> Attack:
+    return _one(square(Square(queries), restarts), (queries, restarts), (5000, 1))
+
+
+@family("multitargeted", "multitargeted[-N[-T]]", "PGD on the logit difference to T = 9 targets in turn")
+def _multitargeted(steps: int = 20, targets: int = 9) -> Attack:
+    made = Search("multitargeted", ScaledPGD(steps), AimedDifference(), Targets(targets))
+    return _one(made, (steps, targets), (20, 9))
+
+
+@family("autoattack", "autoattack", "the standard ensemble: apgd-ce, apgd-t, fab-t, square")
+def _autoattack() -> Attack:
+    return ensemble("autoattack")
+
+
+@family("autoattack-plus", "autoattack-plus", "the longer ensemble: five restarts, and untargeted stages too")
+def _autoattack_plus() -> Attack:
+    untargeted = auto_pgd(restarts=5), auto_pgd_dlr(restarts=5), *_fab().stages, square()
+    return Attack("autoattack-plus", (*untargeted, targeted_auto_pgd(), targeted_fab()))
+
+
+@family(
+    "autoattack-rand",
+    "autoattack-rand",
+    "for models that are random: apgd-ce and apgd-dlr, 20 samples a step",
+)
+def _autoattack_rand() -> Attack:
+    eot = APGD(samples=20)
+    return Attack("autoattack-rand", (auto_pgd(eot), auto_pgd_dlr(eot)))
+
+
+def auto_pgd(solver: APGD = APGD(), restarts: int = 1) -> Search:  # noqa: B008  frozen
+    """APGD on cross-entropy, a stage."""
+    return Search("apgd-ce", solver, CrossEntropy(), Restarts(restarts))
+
+
+def auto_pgd_dlr(solver: APGD = APGD(), restarts: int = 1) -> Search:  # noqa: B008
+    """APGD on the difference of logits ratio, a stage."""
+    return Search("apgd-dlr", solver, DLR(), Restarts(restarts))
+
+
+def targeted_auto_pgd(solver: APGD = APGD(), targets: int = 9) -> Search:  # noqa: B008
+    """APGD on the targeted difference of logits ratio, a stage."""
+    return Search("apgd-t", solver, AimedDLR(), Targets(targets))
+
+
+def targeted_fab(solver: FAB = FAB(), targets: int = 9) -> Search:  # noqa: B008
+    """FAB-T, a stage."""
+    return Search("fab-t", solver, AimedDifference(), Targets(targets))
+
+
+def square(solver: Square = Square(), restarts: int = 1) -> Search:  # noqa: B008
+    """Square attack, a stage."""
+    return Search("square", solver, turns=Restarts(restarts))
+
+
+def ensemble(
+    name: str,
+    apgd: APGD = APGD(),  # noqa: B008
+    fab: FAB = FAB(),  # noqa: B008
+    random_search: Square = Square(),  # noqa: B008
+    targets: int = 9,
+) -> Attack:
+    """AutoAttack's four stages with any budgets."""
+    targeted = targeted_auto_pgd(apgd, targets), targeted_fab(fab, targets)
+    return Attack(name, (auto_pgd(apgd), *targeted, square(random_search)))
+
+
+def _one(made: Search, numbers: tuple[int, ...] = (), usual: tuple[int, ...] = ()) -> Attack:
+    """The attack that is one stage; its name repeats numbers that are not the usual ones."""
+    suffix = "" if numbers == usual else "".join(f"-{number}" for number in numbers)
+    return Attack(made.name + suffix, (made,))
+
+
+def attacks() -> dict[str, str]:
+    """How each attack is written -> what it is."""
+    return {written: description for _, written, description in _FAMILIES.values()}
+
+
+def parse(attack: str | Attack | Stage) -> Attack:
+    """The attack of a name such as pgd-50-10; an Attack, or a single stage, is taken as it is.
+
+    Raises UserError for an unknown name, with the nearest one, and for counts of zero.
+    """
+    if isinstance(attack, Attack):
+        return attack
+    if not isinstance(attack, str):
+        if not hasattr(attack, "search"):
+            raise UserError(f"attack must be a name or an Attack, got {type(attack).__name__}")
+        return Attack(attack.name, (attack,))
+    match = re.fullmatch(r"(.*?)((?:-\d+)*)", attack.strip().lower(), re.DOTALL)
+    assert match is not None  # the pattern matches every string
+    name, numbers = match[1], [int(number) for number in match[2].split("-")[1:]]
+    if name not in _FAMILIES:
+        raise unknown("attack", attack, [written.split("[")[0] for _, written, _ in _FAMILIES.values()])
+    recipe, written, _ = _FAMILIES[name]
+    if len(numbers) > recipe.__code__.co_argcount or (written.startswith(f"{name}-N") and not numbers):
+        raise UserError(f"attack {attack!r} must be written {written}")
+    at_least_one(f"attack {attack!r}", **dict(zip(("steps", "restarts", "third"), numbers, strict=False)))
+    return recipe(*numbers)

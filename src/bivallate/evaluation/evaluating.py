@@ -1,0 +1,245 @@
+"""`evaluate` and `attack`: how robust is a model, and by which points is that known?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bivallate.errors import UserError, check_seed, plainly
+from bivallate.evaluation.attacks import Attack, Stage, parse
+from bivallate.evaluation.batch_size import estimate_batch, example_work
+from bivallate.evaluation.evaluation_progress import Progress
+from bivallate.evaluation.inference import Function, placed
+from bivallate.evaluation.points import (
+    Points,
+    check_images,
+    check_threat,
+    data_fingerprint,
+    model_fingerprint,
+    points,
+    select,
+)
+from bivallate.evaluation.runner import Hunt
+from bivallate.evaluation.score import Score
+from bivallate.evaluation.search import at_least_one
+from bivallate.evaluation.search_model import scout_of
+from bivallate.evaluation.state import Ledger
+from bivallate.evaluation.threads import Crew
+from bivallate.evaluation.watching import watched
+from bivallate.lower.threat import ThreatModel
+from bivallate.parts import encode
+
+__all__ = ["attack", "evaluate"]
+
+WORTH = 50_000  # passes above which a copy of the model made for speed pays for making it
+CLASSES = 10  # for that estimate, made before the model has said how many there are
+
+
+@plainly
+@torch.inference_mode(False)  # a caller may be in it; attacks need gradients
+def evaluate(
+    model: nn.Module | Callable[[Tensor], Tensor],
+    data: Any,
+    threat: ThreatModel,
+    attack: str | Attack | Stage = "pgd-20",
+    *,
+    n: int | None = None,
+    first: int | None = None,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    progress: Callable[[Progress], object] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+) -> Score:
+    """How many points of some data the model classifies correctly whatever the attack tried.
+
+    A point is robust only if it is correct on the clean image and after every turn of every stage; every
+    success is confirmed by a fresh forward of the model itself inside the threat. The model's mode,
+    `requires_grad` and gradients are left as they were found, also when the attack raises. Randomness belongs
+    to a point's row, so that the result does not depend on the batch size beyond rounding. On a processor a
+    long search may run in several threads at once, each with a copy of the model that shares its parameters;
+    stages of your own then need to keep no state between calls.
+
+    Args:
+        data: a split, or a pair (x, y) of tensors with x (N, C, H, W) in [0, 1].
+        attack: a name (see `attacks()`), an `Attack` or a single stage.
+        n, first: evaluate a seeded random subset of so many points, or the leading ones.
+        batch_size: points at once; estimated from the free memory if not given. A resume takes that of its
+            file unless one is given here.
+        device: where to work; where the model is if not given. The model itself stays where it is.
+        progress: called when a stage begins and after every piece of work.
+        resume: file that keeps every verdict; if it exists, the evaluation goes on from there, to the same
+            verdicts. It stays when the evaluation is done, so delete it once the score is saved. A model that
+            is random cannot be resumed.
+
+    Raises:
+        UserError: images outside [0, 1], labels outside the classes, empty data, NaN logits, an unknown
+            attack, a progress file of another evaluation.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> x, y = torch.rand(20, 1, 2, 2), torch.randint(0, 3, (20,))
+        >>> from bivallate.lower.threat import Linf
+        >>> score = evaluate(model, (x, y), Linf(0.1), "fgsm")
+        >>> score.robust_accuracy <= score.clean_accuracy
+        True
+    """
+    check_seed(seed)
+    check_threat(threat)
+    chosen, source = parse(attack), points(data)
+    index = select(len(source), n, first, seed)
+    with placed(model, device) as (module, where, dtype):
+        hunt = _hunt(module, source, index, threat, chosen, seed, batch_size, where, dtype)
+        hunt.progress = progress
+        prints = data_fingerprint(source, index), model_fingerprint(module)
+        if resume is not None:
+            hunt.file, hunt.key = resume, _key(prints, chosen, threat, seed)
+            hunt = replace(hunt, ledger=_resumed(hunt, resume, batch_size))
+        hunt.run()
+    return _score(hunt, prints)
+
+
+@plainly
+@torch.inference_mode(False)
+def attack(
+    model: nn.Module | Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    name: str | Attack | Stage = "pgd-20",
+    *,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: bool | Callable[[Progress], object] = False,
+) -> Tensor:
+    """Adversarial examples: of x's shape and device, without graph, in [0, 1] and within the threat of x.
+
+    They are of x's type, but float32 where x is in half precision, which would round them out of the threat.
+    Every point is attacked, also one that is wrong on the clean image. Where several stages or restarts are
+    run, the first point that fools the model is returned, else the one with the lowest margin. `progress`:
+    True shows how far it is; or a function to call with every moment.
+    """
+    check_seed(seed)
+    check_threat(threat)
+    chosen, source = parse(name), points((x, y))
+    with watched(silent=progress is not True) as show:
+        told = progress if callable(progress) else show
+        return crafted(model, source, torch.arange(len(x)), threat, chosen, seed, batch_size, told)
+
+
+def crafted(
+    model: nn.Module | Callable[[Tensor], Tensor],
+    source: Points,
+    rows: Tensor,
+    threat: ThreatModel,
+    chosen: Attack,
+    seed: int,
+    batch_size: int | None = None,
+    progress: Callable[[Progress], object] | None = None,
+) -> Tensor:
+    """As `attack`, of rows of some data, with the noise that an evaluation draws for these rows."""
+    x, _ = source.tensors(rows)
+    check_images(x)
+    made = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+    if len(rows):
+        with placed(model, None) as (module, where, dtype):
+            hunt = _hunt(module, source, rows, threat, chosen, seed, batch_size, where, dtype)
+            hunt.keep, hunt.progress = made, progress
+            hunt.run(every=True)
+    return made.clamp_(0, 1)
+
+
+def _hunt(
+    model: nn.Module,
+    source: Points,
+    index: Tensor,
+    threat: ThreatModel,
+    chosen: Attack,
+    seed: int,
+    batch_size: int | None,
+    where: torch.device,
+    dtype: torch.dtype,
+) -> Hunt:
+    if batch_size is not None:
+        at_least_one("evaluation", batch_size=batch_size)
+    x, _ = source.tensors(index[:2])
+    check_images(x)
+    x = x.to(where, dtype)
+    cost = len(index) * sum(stage.cost() * stage.count(CLASSES) for stage in chosen.stages)
+    scout = scout_of(model, x) if cost > WORTH else model
+    alone = scout is model or where.type != "cpu" or _shares_state(scout)
+    shares = 1 if alone else torch.get_num_threads()
+    ledger = Ledger.of(len(index), batch_size or estimate_batch(model, x, shares), shares)
+    work = 0 if alone else example_work(model, x[:1])
+    return Hunt(model, _crew(scout, shares), source, index, threat, chosen, seed, ledger, where, dtype, work)
+
+
+def _shares_state(scout: nn.Module) -> bool:
+    """Whether copies may write to the same place: functions and hooks are not copied with a module."""
+    return any(
+        isinstance(m, Function) or m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
+        for m in scout.modules()
+    )
+
+
+def _crew(scout: nn.Module, members: int) -> Crew:
+    try:
+        return Crew(scout, members)
+    except Exception:  # copying runs foreign code: a model that can be copied once but not twice
+        return Crew(scout, 1)
+
+
+def _resumed(hunt: Hunt, file: str | os.PathLike[str], batch_size: int | None) -> Ledger:
+    """The ledger kept in a file if there is one, else the hunt's own, which knows its model from now on."""
+    sample = hunt.sample()
+    if not Path(file).exists():
+        return replace(hunt.ledger, sample=sample)
+    ledger = Ledger.load(file, hunt.key)
+    if not ledger.is_of(sample):
+        raise UserError(
+            f"{file} was begun with another model: its logits on the same points differ. A model that is "
+            "random cannot be told from another, nor be resumed. Delete the file or name another one"
+        )
+    return replace(ledger, batch_size=batch_size or ledger.batch_size)
+
+
+def _key(prints: tuple[str, str], chosen: Attack, threat: ThreatModel, seed: int) -> str:
+    text = json.dumps([prints, encode(chosen), encode(threat), seed])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _score(hunt: Hunt, prints: tuple[str, str]) -> Score:
+    ledger, n = hunt.ledger, len(hunt.index)
+    missing = sorted(set(range(ledger.classes)) - set(ledger.y.tolist()))
+    notes = ()
+    if missing:
+        names = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+        notes = (
+            f"no point of class {names}: these classes have no accuracy and take no part in tail scores",
+        )
+    return Score(
+        attack=hunt.attack.name,
+        detail=hunt.attack,
+        threat=hunt.threat,
+        classes=ledger.classes,
+        y=ledger.y,
+        predicted=ledger.predicted,
+        margin=ledger.margin,
+        stage=ledger.stage,
+        index=hunt.index,
+        stage_names=tuple(stage.name for stage in hunt.attack.stages),
+        passes={"forward": ledger.passes.forward / n, "backward": ledger.passes.backward / n},
+        seconds=ledger.seconds,
+        seed=hunt.seed,
+        data_fingerprint=prints[0],
+        model_fingerprint=prints[1],
+        warnings=notes,
+    )

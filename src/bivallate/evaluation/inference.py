@@ -1,0 +1,67 @@
+"""A model as every evaluation wants it: a module, on one device, in eval mode, frozen, in full precision."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from bivallate.errors import UserError, check_device
+from bivallate.evaluation.full_precision import full_float32, unmixed, without_autocast
+from bivallate.learnable import check_module, check_values
+from bivallate.lower.modes import evaluating, frozen
+
+__all__ = ["Function", "placed"]
+
+
+UNDIFFERENTIABLE = ("does not require grad", "not have been used in the graph")  # in autograd's own words
+
+
+@contextmanager
+def placed(
+    model: nn.Module | Callable[[Tensor], Tensor], device: torch.device | str | None
+) -> Iterator[tuple[nn.Module, torch.device, torch.dtype]]:
+    """The model in eval mode, frozen, on a device and in float32 or better; a copy if it must be moved, or if
+    its tensors were made in inference mode, of which autograd keeps away.
+
+    Raises:
+        UserError: no model, one whose tensors have no values yet, or one without a gradient when an attack
+            inside asks for it.
+    """
+    if isinstance(model, type) or not callable(model):
+        check_module(model)
+    module = model if isinstance(model, nn.Module) else Function(model)
+    check_values(module)
+    tensors = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
+    here = tensors[0].device if tensors else torch.device("cpu")
+    dtype = tensors[0].dtype if tensors else torch.float32
+    where = check_device(device, "use 'cpu', or leave it out") if device is not None else here
+    moved = where != here and not (where.type == here.type and where.index is None)
+    if moved or any(t.is_inference() for t in tensors):
+        module = copy.deepcopy(module).to(where)
+    if dtype in (torch.float16, torch.bfloat16):
+        module, dtype = copy.deepcopy(module).float(), torch.float32
+    with evaluating(module), frozen(module), unmixed(module), without_autocast(where), full_float32():
+        try:
+            yield module, where, dtype
+        except RuntimeError as error:
+            if not any(words in str(error) for words in UNDIFFERENTIABLE):
+                raise
+            raise UserError(
+                "this attack follows the gradient, and none leads from the logits to the images: remove "
+                "torch.no_grad(), detach() and conversions to numpy from the forward; square needs none"
+            ) from error
+
+
+class Function(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)

@@ -1,0 +1,168 @@
+"""The numbers that `compare` knows, each declared once: what `METRICS` holds is sorted, printed and stored.
+
+Example:
+    Another column: the share of the clean points that the attack broke, the smallest first::
+
+        Metric("lost", "lost %", lambda score, _: score.clean_accuracy - score.robust_accuracy, rising=True)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bivallate.errors import unknown
+from bivallate.evaluation.score import Score
+from bivallate.evaluation.watching import duration
+
+__all__ = ["METRICS", "Metric", "TrainingCost", "by_key"]
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """What a model cost to train: forward and backward passes per training example, and wall seconds."""
+
+    forward: float
+    backward: float
+    seconds: float
+
+
+def percent(share: float) -> str:
+    """A share in per cent, without the sign."""
+    return f"{100 * share:.2f}"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of an evaluation, or of the training behind it.
+
+    Attributes:
+        key: its name for `--sort` and in JSON. head: of its column; empty where it has none of its own.
+        value: (score, training) -> the number; infinite where it is not known.
+        rising: whether less is better, so that it is sorted with the smallest first.
+        interval: score -> its 95 % interval; None where it has none. how: what that is.
+        interval_key: of the interval in JSON, if it is not KEY_interval_95.
+        show: the number as text. below: key of the metric that stands below it in the same cell.
+        lead: (score, names of the classes) -> words before the number.
+        over_training: whether it is of the training, which a score alone does not know.
+    """
+
+    key: str
+    head: str
+    value: Callable[[Score, TrainingCost | None], float]
+    rising: bool = False
+    interval: Callable[[Score], Interval] | None = None
+    how: str = ""
+    interval_key: str = ""
+    show: Callable[[float], str] = percent
+    below: str = ""
+    lead: Callable[[Score, Sequence[str]], str] | None = None
+    over_training: bool = False
+
+    @property
+    def json_key(self) -> str:
+        """Of its interval."""
+        return self.interval_key or f"{self.key}_interval_95"
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it is a fraction in [0, 1], written in per cent."""
+        return self.show is percent
+
+    def cell(self, score: Score, training: TrainingCost | None, names: Sequence[str]) -> str:
+        """The number for people, its interval or companion in the line below; a dash where not known."""
+        value = self.value(score, training)
+        if not math.isfinite(value):
+            return "-"
+        text = (self.lead(score, names) if self.lead else "") + self.show(value)
+        if self.interval is not None:
+            low, high = self.interval(score)
+            return f"{text}\n{100 * low:.1f}-{100 * high:.1f}"
+        return f"{text}\n{self.companion(score, training)}" if self.below else text
+
+    def companion(self, score: Score, training: TrainingCost | None) -> str:
+        """What stands below the number."""
+        other = by_key(self.below)
+        return other.show(other.value(score, training))
+
+
+def number(value: float) -> str:
+    """A count of passes."""
+    return f"{value:.4g}"
+
+
+def seconds(value: float) -> str:
+    """Wall time."""
+    return duration(value, 1)
+
+
+METRICS = (
+    Metric(
+        "robust_accuracy",
+        "robust %",
+        lambda score, _: score.robust_accuracy,
+        interval=lambda score: score.interval_95,
+        how="Wilson",
+        interval_key="interval_95",
+    ),
+    Metric(
+        "clean_accuracy",
+        "clean %",
+        lambda score, _: score.clean_accuracy,
+        interval=lambda score: score.clean_interval_95,
+        how="Wilson",
+        interval_key="clean_interval_95",
+    ),
+    Metric(
+        "tail_30",
+        "tail 30 %",
+        lambda score, _: score.tail(30),
+        interval=lambda score: score.tail_interval(30),
+        how="bootstrap over points",
+    ),
+    Metric(
+        "worst_class",
+        "worst class %",
+        lambda score, _: score.worst_class[1],
+        interval=lambda score: score.worst_class_interval_95,
+        how="bootstrap over points",
+        lead=lambda score, names: f"{names[score.worst_class[0]]}: ",
+    ),
+    Metric(
+        "training_passes",
+        "training passes",
+        lambda _, cost: cost.forward + cost.backward if cost else math.inf,
+        rising=True,
+        show=number,
+        below="training_seconds",
+        over_training=True,
+    ),
+    Metric(
+        "training_seconds",
+        "",
+        lambda _, cost: cost.seconds if cost else math.inf,
+        rising=True,
+        show=seconds,
+        over_training=True,
+    ),
+    Metric(
+        "passes",
+        "attack passes",
+        lambda score, _: score.passes["forward"] + score.passes["backward"],
+        rising=True,
+        show=number,
+        below="seconds",
+    ),
+    Metric("seconds", "", lambda score, _: score.seconds, rising=True, show=seconds),
+)
+
+
+def by_key(key: str) -> Metric:
+    """The metric of that key. Raises UserError, which names the nearest one."""
+    known = {one.key: one for one in METRICS}
+    if key not in known:
+        raise unknown("column", key, list(known))
+    return known[key]

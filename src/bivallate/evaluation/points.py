@@ -1,0 +1,151 @@
+"""The points under attack: where they come from, which are taken, and what is wrong with them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from bivallate.errors import UserError, plain
+from bivallate.evaluation.sequences import Rows, as_rows, as_tensor
+from bivallate.noise import permutation
+
+__all__ = [
+    "Points",
+    "check_images",
+    "check_labels",
+    "check_threat",
+    "data_fingerprint",
+    "model_fingerprint",
+    "points",
+    "select",
+    "state_fingerprint",
+    "whole_labels",
+]
+
+
+class Points(Protocol):
+    """Images that can be read by row: `data.Split`, or a pair of tensors wrapped."""
+
+    def __len__(self) -> int: ...
+
+    def tensors(self, rows: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class TensorPair:
+    """Images x (N, C, H, W) and labels y (N,) in memory."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def tensors(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(x, y) of the given rows."""
+        return self.x[rows.to(self.x.device)], self.y[rows.to(self.y.device)]
+
+
+def points(data: Any) -> Points:
+    """A split as it is, a pair (x, y) of tensors or arrays, a TensorDataset, or a sequence of pairs (image,
+    label), such as a data set of PyTorch's."""
+    held: Any = getattr(data, "tensors", None)  # a tuple where it is a TensorDataset
+    pair = held if isinstance(held, tuple) else data
+    if isinstance(pair, tuple | list) and len(pair) == 2 and not isinstance(pair[0], tuple | list):
+        x, y = as_tensor(pair[0], "x"), as_tensor(pair[1], "y")
+        if y.ndim != 1 or len(x) != len(y):
+            raise UserError(f"y must be (N,) labels for the N images, got {tuple(x.shape)}, {tuple(y.shape)}")
+        return TensorPair(x, y)
+    if callable(held):
+        return data
+    return as_rows(data)
+
+
+def select(total: int, n: int | None, first: int | None, seed: int) -> Tensor:
+    """(n,) rows: all, the first so many, or a seeded random subset in ascending order."""
+    if n is not None and first is not None:
+        raise UserError("give n (a random subset) or first (the leading rows), not both")
+    wanted = plain(n if n is not None else first)
+    if total == 0:
+        raise UserError("there are no points to evaluate: the data is empty")
+    if wanted is None:
+        return torch.arange(total)
+    name = "n" if n is not None else "first"
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+        raise UserError(f"{name} must be a whole number of at least 1, got {wanted!r}")
+    if wanted > total:
+        raise UserError(f"{name} is {wanted}, but the data has {total} points")
+    return torch.arange(wanted) if n is None else permutation(seed, "subset", 0, total)[:wanted].sort().values
+
+
+def check_images(x: Tensor) -> None:
+    """Raises UserError unless x is (B, ...) floating point in [0, 1]."""
+    if not x.is_floating_point():
+        raise UserError(f"images must be floating point in [0, 1], got {x.dtype}; divide bytes by 255")
+    if x.ndim < 2:
+        raise UserError(f"images must be (N, C, H, W), got shape {tuple(x.shape)}")
+    low, high = (float(v) for v in x.aminmax()) if x.numel() else (0.0, 1.0)
+    if not (low >= 0 and high <= 1):  # also false for NaN
+        raise UserError(
+            f"images must lie in [0, 1], got values from {low:g} to {high:g}; "
+            "normalisation belongs into the model's first layer"
+        )
+
+
+def check_threat(threat: object) -> None:
+    """Raises UserError unless it is a threat model."""
+    if not all(hasattr(threat, name) for name in ("eps", "project", "size")):
+        raise UserError(
+            f"threat must be a threat model such as bv.Linf(8 / 255) or bv.L2(0.5), got {threat!r}"
+        )
+
+
+def whole_labels(y: Tensor) -> Tensor:
+    """The labels as int64, whatever integers they were. Raises UserError for other numbers."""
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise UserError(f"labels must be integers, got {y.dtype}")
+    return y.long()
+
+
+def check_labels(y: Tensor, classes: int) -> None:
+    """Raises UserError unless y is integer in 0, ..., classes - 1."""
+    low, high = (int(v) for v in whole_labels(y).aminmax())
+    if low < 0 or high >= classes:
+        raise UserError(f"labels must lie in 0..{classes - 1} for this model, got {low}..{high}")
+
+
+def data_fingerprint(data: Points, index: Tensor) -> str:
+    """Hash of the points that are evaluated: of the tensors, or of the split they were cut from."""
+    state = hashlib.blake2b(digest_size=16)
+    if isinstance(data, TensorPair | Rows):
+        for some in index.split(1000) if isinstance(data, Rows) else [index]:
+            for tensor in data.tensors(some):
+                state.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+                state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    else:
+        source = getattr(data, "fingerprint", None)
+        state.update(str(source if source is not None else id(data)).encode())
+        state.update(index.numpy().data)
+    return state.hexdigest()
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """Hash of the model's class and of every parameter and buffer."""
+    return state_fingerprint(type(model), model.state_dict())
+
+
+def state_fingerprint(kind: type[nn.Module], tensors: Mapping[str, Any]) -> str:
+    """`model_fingerprint` of a model of that class in that state, which need not be built."""
+    state = hashlib.blake2b(digest_size=16)
+    state.update(kind.__qualname__.encode())
+    for name, tensor in sorted(tensors.items()):
+        if isinstance(tensor, Tensor):
+            state.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            flat = tensor.detach().cpu().contiguous().flatten()
+            state.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    return state.hexdigest()

@@ -1,0 +1,270 @@
+"""The hunt: runs the stages of an attack, one after another, on the points that are still robust."""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from bivallate.errors import UserError
+from bivallate.evaluation.attacks import Attack, Stage
+from bivallate.evaluation.batch_size import NO_ROOM
+from bivallate.evaluation.evaluation_progress import Progress
+from bivallate.evaluation.points import Points, check_images, check_labels, whole_labels
+from bivallate.evaluation.score import ROBUST
+from bivallate.evaluation.state import Ledger, Position
+from bivallate.evaluation.threads import Crew
+from bivallate.evaluation.verify import judge, logits_of
+from bivallate.lower.forward import Forward
+from bivallate.lower.objective import cross_entropy, logit_margin
+from bivallate.lower.problem import LowerProblem
+from bivallate.lower.threat import ThreatModel
+from bivallate.noise import Noise
+from bivallate.types import Batch, Passes
+
+__all__ = ["Hunt", "TurnNoise"]
+
+
+TURN = 1 << 40  # rows are below this
+SAMPLE = 8  # points whose logits tell one model from another
+FEWEST = 8  # points that are worth a thread
+LEAST = 1 << 24  # multiplications of a forward that are: below, threads wait for each other's interpreter
+
+
+@dataclass(frozen=True)
+class TurnNoise:
+    """The noise of several turns at once: each row has the draws that it has when its turn is alone.
+
+    Attributes:
+        index: (B,) turn * 2^40 + row of the data, so that it can be selected from like any index.
+    """
+
+    seed: int
+    index: Tensor
+    epoch: int
+
+    def _draw(self, kind: str, *args: Any, **options: Any) -> Tensor:
+        turns = self.index // TURN
+        places, pieces = [], []
+        for turn in turns.unique().tolist():
+            places.append((turns == turn).nonzero()[:, 0])
+            noise = Noise(self.seed, self.index[places[-1]] % TURN, self.epoch, turn)
+            pieces.append(getattr(noise, kind)(*args, **options))
+        return torch.cat(pieces)[torch.cat(places).argsort()]
+
+    def uniform(self, *args: Any, **options: Any) -> Tensor:
+        """As `Noise.uniform`."""
+        return self._draw("uniform", *args, **options)
+
+    def normal(self, *args: Any, **options: Any) -> Tensor:
+        """As `Noise.normal`."""
+        return self._draw("normal", *args, **options)
+
+    def sign(self, *args: Any, **options: Any) -> Tensor:
+        """As `Noise.sign`."""
+        return self._draw("sign", *args, **options)
+
+    def integers(self, *args: Any, **options: Any) -> Tensor:
+        """As `Noise.integers`."""
+        return self._draw("integers", *args, **options)
+
+
+Found = tuple[Tensor, Passes]
+
+
+@dataclass
+class Hunt:
+    """One evaluation under way.
+
+    Attributes:
+        model: judges. crew: searches, with the same function, perhaps faster.
+        source, index: the points. threat, attack, seed: as the user gave them.
+        ledger: the verdicts. device, dtype: of the model's arithmetic.
+        work: multiplications in one point's forward.
+        keep: (n, ...) where the worst points found are kept, or None.
+    """
+
+    model: nn.Module
+    crew: Crew
+    source: Points
+    index: Tensor
+    threat: ThreatModel
+    attack: Attack
+    seed: int
+    ledger: Ledger
+    device: torch.device
+    dtype: torch.dtype
+    work: int
+    progress: Callable[[Progress], object] | None = None
+    file: str | os.PathLike[str] | None = None
+    key: str = ""
+    keep: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self._began = time.perf_counter() - self.ledger.seconds
+
+    def run(self, *, every: bool = False) -> None:
+        """Fills the ledger. `every`: also attack points that are wrong on the clean image."""
+        if self.ledger.classes == 0:
+            self._clean()
+            if every:
+                self.ledger.stage.fill_(ROBUST)
+                self.ledger.margin.fill_(torch.inf)
+            self._save()
+        self._report("clean")
+        if self.threat.eps == 0:
+            return
+        for position, stage, turns, rows in self._work():
+            turn = torch.tensor(turns).repeat_interleave(len(rows))
+            self._search(rows.repeat(len(turns)), turn, stage, position.stage)
+            self._save()
+            self._report(stage.name)
+
+    def sample(self) -> Tensor:
+        """(k, K) logits of the first few points."""
+        logits = []
+        for rows in torch.arange(min(SAMPLE, len(self.index))).split(self.ledger.batch_size):
+            x, _ = self.load(rows)
+            check_images(x)
+            logits.append(logits_of(self.model, x, Passes()).cpu())
+        return torch.cat(logits)
+
+    def _clean(self) -> None:
+        done = 0
+        while done < len(self.index):
+            rows = torch.arange(done, min(done + self.ledger.batch_size, len(self.index)))
+            if self._within_memory(rows, partial(self._clean_piece, rows)):
+                done += len(rows)
+
+    def _clean_piece(self, rows: Tensor) -> None:
+        x, y = self.load(rows)
+        check_images(x)
+        logits = logits_of(self.model, x, self.ledger.passes)
+        check_labels(y, logits.shape[1])
+        self.ledger.enter_clean(rows, y, logits, logit_margin(logits, y))
+        if self.keep is not None:
+            self.keep[rows] = x.to(self.keep)
+
+    def _within_memory(self, rows: Tensor, work: Callable[[], object]) -> bool:
+        """Whether the work could be done; if a CUDA device ran out of memory, batches are halved."""
+        try:
+            work()
+            return True
+        except torch.cuda.OutOfMemoryError:
+            pass  # within this block the traceback would keep the tensors of what has failed
+        torch.cuda.empty_cache()
+        if len(rows) == 1:
+            raise UserError(NO_ROOM)
+        self.ledger.batch_size = len(rows) // 2
+        return False
+
+    def load(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(x, y) of rows of the ledger, on the device; y is int64."""
+        x, y = self.source.tensors(self.index[rows])
+        if x.is_floating_point():
+            x = x.to(self.device, self.dtype)
+        return x, whole_labels(y).to(self.device)
+
+    def _work(self) -> Iterator[tuple[Position, Stage, range, Tensor]]:
+        """Pieces of work from the ledger's position on; with the same batch size, a resumed hunt cuts them
+        exactly as the first did."""
+        ledger = self.ledger
+        start = ledger.position
+        for s, stage in list(enumerate(self.attack.stages))[start.stage :]:
+            turn, count = start.turn if s == start.stage else 0, stage.count(ledger.classes)
+            self._report(stage.name)  # some stages are one long piece
+            while turn < count:
+                at = Position(s, turn)
+                living = ledger.living(at)  # as the turn began: a resume must cut the same pieces again
+                done = start.offset if at == replace(start, offset=0) else 0
+                # few living points leave a batch mostly empty: then several turns of them share it
+                room = ledger.batch_size // max(1, len(living)) if done == 0 else 1
+                together = max(1, min(count - turn, room))
+                while done < len(living):
+                    rows = living[done : done + ledger.batch_size]
+                    done += len(rows)
+                    over = done == len(living)
+                    ledger.position = Position(s, turn + together) if over else Position(s, turn, done)
+                    yield at, stage, range(turn, turn + together), rows
+                turn += together
+        ledger.position = Position(len(self.attack.stages))
+
+    def _search(self, rows: Tensor, turn: Tensor, stage: Stage, s: int) -> None:
+        """Attacks pairs (row, turn), in halves where a CUDA device runs out of memory."""
+        if self._within_memory(rows, partial(self._search_and_judge, rows, turn, stage, s)):
+            return
+        for some, at in zip(rows.tensor_split(2), turn.tensor_split(2), strict=True):
+            self._search(some, at, stage, s)
+
+    def _search_and_judge(self, rows: Tensor, turn: Tensor, stage: Stage, s: int) -> None:
+        x, y = self.load(rows)
+        delta = self._search_in_shares(x, y, rows, turn, stage)
+        verdict = judge(self.model, x, y, delta, self.threat, self.ledger.passes)
+        worst = self.ledger.enter(rows, verdict, s, turn)
+        if self.keep is not None and bool(worst.any()):
+            self.keep[rows[worst]] = verdict.x_adv[worst.to(self.device)].to(self.keep)
+
+    def _search_in_shares(self, x: Tensor, y: Tensor, rows: Tensor, turn: Tensor, stage: Stage) -> Tensor:
+        """Candidates for pairs (row, turn), found by the crew in as many shares as the ledger allows and the
+        work is worth."""
+        shares = max(1, min(self.ledger.shares, len(rows) // FEWEST, len(rows) * self.work // LEAST))
+        cut = [t.tensor_split(shares) for t in (x, y, self.index[rows].to(self.device), turn.to(self.device))]
+
+        def piece(x: Tensor, y: Tensor, index: Tensor, turn: Tensor) -> Callable[[nn.Module], Found]:
+            return lambda scout: self._search_share(scout, Batch(x, y, index), turn, stage)
+
+        found = self.crew.run([piece(*share) for share in zip(*cut, strict=True)])
+        for _, passes in found:
+            self.ledger.passes.forward += passes.forward
+            self.ledger.passes.backward += passes.backward
+        return torch.cat([delta for delta, _ in found])
+
+    def _search_share(self, scout: nn.Module, batch: Batch, turn: Tensor, stage: Stage) -> Found:
+        kind = stage.name.rstrip("-0123456789")  # noise goes by the kind of stage, so that restarts nest
+        purpose, passes, turns = zlib.crc32(kind.encode()), Passes(), turn.unique().tolist()
+        if len(turns) == 1:
+            noise = Noise(self.seed, batch.index, purpose, turns[0])
+        else:
+            noise = cast(Noise, TurnNoise(self.seed, batch.index + TURN * turn, purpose))
+        forward = Forward(scout, passes)
+        problem = LowerProblem(forward, batch, cross_entropy, self.threat, noise=noise)
+        return stage.search(problem, turn), passes
+
+    def _save(self) -> None:
+        self.ledger.seconds = time.perf_counter() - self._began
+        if self.file is not None:
+            with suppress(UserError):  # no reason to lose what was found: the score can be told all the same
+                self.ledger.save(Path(self.file), self.key)
+
+    def _report(self, name: str) -> None:
+        if self.progress is None:
+            return
+        ledger, n = self.ledger, len(self.index)
+        ledger.seconds = time.perf_counter() - self._began
+        living = int((ledger.stage == ROBUST).sum())
+        spent, left = ledger.passes.forward + ledger.passes.backward, self._left()
+        wait = ledger.seconds * left / spent if name != "clean" else None
+        fraction = spent / max(1.0, spent + left)
+        self.progress(Progress(self.attack.name, name, fraction, living / n, n, living, ledger.seconds, wait))
+
+    def _left(self) -> float:
+        """Passes that remain if no further point breaks."""
+        at, living, left = self.ledger.position, int((self.ledger.stage == ROBUST).sum()), 0.0
+        for s, stage in enumerate(self.attack.stages):
+            if s < at.stage or self.threat.eps == 0:
+                continue
+            turns = float(stage.count(self.ledger.classes))
+            if s == at.stage:
+                begun = len(self.ledger.living(replace(at, offset=0)))
+                turns -= at.turn + (at.offset / begun if begun else 1.0)
+            left += max(0.0, turns) * stage.cost() * living
+        return left

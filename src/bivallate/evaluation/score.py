@@ -1,0 +1,291 @@
+"""Score: what an evaluation found, point by point, and every number that follows from it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bivallate.errors import UserError
+from bivallate.evaluation.evaluation_file import WrittenScore, in_range, pack, small, unpacked, within
+from bivallate.evaluation.naming import Identity
+from bivallate.evaluation.older import EARLIER, as_now
+from bivallate.evaluation.statistics import bootstrap_tail, ratios, tail, wilson, wilsons
+from bivallate.files import write_json
+from bivallate.lower.threat import L2, Linf
+from bivallate.parts import decode, encode
+from bivallate.schema import MEGABYTE, check, parse, read_text
+
+__all__ = ["Score"]
+
+SCHEMA = "bivallate-evaluation-2"
+ROBUST, CLEAN = -1, 0  # stages: never broken; wrong before any attack; i >= 1: broken by stage i - 1
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Score:
+    """The verdicts of one attack on one model, one value a point, and what was spent on them.
+
+    Attributes:
+        attack: its name; detail: its stages, written down. threat: the threat model.
+        classes: of the model. y, predicted: (n,) labels and predictions at the worst point found (the label
+            itself where none was).
+        margin: (n,) z_y - max_{k != y} z_k there: negative when broken, else the lowest that was met.
+        stage: (n,) -1 robust, 0 wrong on the clean image, i broken by stage i (from 1).
+        index: (n,) rows of the data. stage_names: of the attack.
+        passes: forward and backward passes per example. seconds: wall time.
+        warnings: what a reader should know.
+        identity: which run's weights and points these are; None for a model that is of no run.
+    """
+
+    attack: str
+    detail: Any
+    threat: Any
+    classes: int
+    y: Tensor
+    predicted: Tensor
+    margin: Tensor
+    stage: Tensor
+    index: Tensor
+    stage_names: tuple[str, ...]
+    passes: dict[str, float]
+    seconds: float
+    seed: int
+    data_fingerprint: str
+    model_fingerprint: str
+    warnings: tuple[str, ...] = ()
+    identity: Identity | None = None
+
+    def __repr__(self) -> str:
+        low, high = self.interval_95
+        threat = f"{type(self.threat).__name__} {self.threat.eps:.4g}"
+        return (
+            f"<Score of {self.attack} at {threat} on {self.n} points: robust "
+            f"{self.robust_accuracy:.1%} [{low:.1%}, {high:.1%}], clean {self.clean_accuracy:.1%}>"
+        )
+
+    @property
+    def n(self) -> int:
+        """Number of points."""
+        return len(self.y)
+
+    @cached_property
+    def robust(self) -> Tensor:
+        """(n,) bool: correct on the clean image and after every stage."""
+        return self.stage == ROBUST
+
+    @cached_property
+    def clean(self) -> Tensor:
+        """(n,) bool: correct on the clean image."""
+        return self.stage != CLEAN
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Fraction of all points that are robust."""
+        return int(self.robust.sum()) / self.n
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Fraction of all points that are classified correctly before any attack."""
+        return int(self.clean.sum()) / self.n
+
+    @property
+    def interval_95(self) -> tuple[float, float]:
+        """Wilson interval of the robust accuracy."""
+        return wilson(int(self.robust.sum()), self.n)
+
+    @property
+    def clean_interval_95(self) -> tuple[float, float]:
+        """Wilson interval of the clean accuracy."""
+        return wilson(int(self.clean.sum()), self.n)
+
+    @property
+    def broken_by(self) -> list[str | None]:
+        """What broke each point: a stage's name, "clean", or None."""
+        names = (None, "clean", *self.stage_names)
+        return [names[int(s) + 1] for s in self.stage]
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Robust accuracy left after each stage, in order, beginning with the clean one."""
+        left = {"clean": self.clean_accuracy}
+        for i, name in enumerate(self.stage_names):
+            kept = (self.stage == ROBUST) | (self.stage > i + 1)
+            left[name] = int(kept.sum()) / self.n
+        return left
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """(K,) points of each class."""
+        return np.bincount(self.y.numpy(), minlength=self.classes)
+
+    @cached_property
+    def hits(self) -> np.ndarray:
+        """(K,) robust points of each class."""
+        return np.bincount(self.y[self.robust].numpy(), minlength=self.classes)
+
+    @cached_property
+    def clean_hits(self) -> np.ndarray:
+        """(K,) points of each class that are correct on the clean image."""
+        return np.bincount(self.y[self.clean].numpy(), minlength=self.classes)
+
+    @property
+    def per_class(self) -> list[float | None]:
+        """Robust accuracy of each class; None for a class without a point."""
+        return ratios(self.hits, self.counts)
+
+    @property
+    def per_class_clean(self) -> list[float | None]:
+        """Clean accuracy of each class."""
+        return ratios(self.clean_hits, self.counts)
+
+    @property
+    def per_class_interval_95(self) -> list[tuple[float, float] | None]:
+        """Wilson interval of each class's robust accuracy."""
+        return wilsons(self.hits, self.counts)
+
+    @property
+    def per_class_clean_interval_95(self) -> list[tuple[float, float] | None]:
+        """Wilson interval of each class's clean accuracy."""
+        return wilsons(self.clean_hits, self.counts)
+
+    @property
+    def worst_class(self) -> tuple[int, float]:
+        """(class, robust accuracy) of the class that is broken most often."""
+        present = [(value, k) for k, value in enumerate(self.per_class) if value is not None]
+        value, k = min(present)
+        return k, value
+
+    @property
+    def worst_class_interval_95(self) -> tuple[float, float]:
+        """Interval of the lowest class accuracy, whichever class has it: the tail's interval for one class,
+        which allows for the worst class being chosen by the points that measure it. Wilson's interval of that
+        class (in `per_class_interval_95`) does not."""
+        return self.tail_interval(100 / int((self.counts > 0).sum()))
+
+    def tail(self, k: float = 30, *, pooled: bool = False) -> float:
+        """RA-Tail-k: mean robust accuracy of the lowest ceil(k %) classes, or that of their points pooled."""
+        _check_share(k)
+        return tail(self.hits, self.counts, k)[int(pooled)]
+
+    def tail_interval(self, k: float = 30, *, pooled: bool = False) -> tuple[float, float]:
+        """95 % interval of `tail` by a bootstrap over the points; see `bootstrap_tail`."""
+        _check_share(k)
+        return bootstrap_tail(self.hits, self.counts, k, pooled=pooled, seed=self.seed)
+
+    @property
+    def confusion(self) -> Tensor:
+        """(K, K) int64 counts: rows true classes, columns predictions at the worst point found."""
+        cells = torch.bincount(self.y * self.classes + self.predicted, minlength=self.classes**2)
+        return cells.view(self.classes, self.classes)
+
+    @property
+    def confusion_interval_95(self) -> Tensor:
+        """(K, K, 2) float64: Wilson intervals of the shares of each row of `confusion`; (0, 1) in the rows of
+        classes without a point."""
+        rows = zip(self.confusion.tolist(), self.counts.tolist(), strict=True)
+        return torch.tensor([[wilson(cell, n) for cell in row] for row, n in rows], dtype=torch.float64)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain data; accuracies are fractions in [0, 1]."""
+        return {
+            "schema": SCHEMA,
+            "attack": self.attack,
+            "attack_detail": encode(self.detail),
+            "threat": {"kind": type(self.threat).__name__, "eps": self.threat.eps},
+            "n": self.n,
+            "classes": self.classes,
+            "clean_accuracy": self.clean_accuracy,
+            "clean_interval_95": list(self.clean_interval_95),
+            "robust_accuracy": self.robust_accuracy,
+            "interval_95": list(self.interval_95),
+            "per_class": self.per_class,
+            "per_class_interval_95": self.per_class_interval_95,
+            "per_class_clean": self.per_class_clean,
+            "per_class_clean_interval_95": self.per_class_clean_interval_95,
+            "worst_class": list(self.worst_class),
+            "worst_class_interval_95": list(self.worst_class_interval_95),
+            "tail_30": self.tail(30),
+            "tail_30_interval_95": list(self.tail_interval(30)),
+            "tail_30_pooled": self.tail(30, pooled=True),
+            "tail_30_pooled_interval_95": list(self.tail_interval(30, pooled=True)),
+            "confusion": self.confusion.tolist(),
+            "stages": self.stages,
+            "stage_names": list(self.stage_names),
+            "passes": self.passes,
+            "seconds": self.seconds,
+            "seed": self.seed,
+            "data_fingerprint": self.data_fingerprint,
+            "model_fingerprint": self.model_fingerprint,
+            "identity": None if self.identity is None else self.identity.to_json(),
+            "warnings": list(self.warnings),
+            "points": {name: pack(column) for name, column in self._columns.items()},
+        }
+
+    @property
+    def _columns(self) -> dict[str, Tensor]:
+        """What is kept of every point, in the smallest type that holds it."""
+        whole = {"y": small(self.y), "predicted": small(self.predicted), "stage": small(self.stage)}
+        return whole | {"index": self.index, "margin": self.margin.float()}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any] | str) -> Score:
+        """The inverse of `to_json`; takes text or the parsed dictionary. Raises UserError that names the
+        key."""
+        if isinstance(content, str):
+            content = parse(content, "the text", "evaluation", dict[str, Any])
+        if isinstance(content, dict) and content.get("schema") == EARLIER:
+            content = as_now(content) | {"schema": SCHEMA}
+        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+            got = content.get("schema") if isinstance(content, dict) else type(content).__name__
+            raise UserError(f"this is not an evaluation's JSON: schema must be {SCHEMA!r}, got {got!r}")
+        entry = check(WrittenScore, content, "evaluation")
+        columns = {name: unpacked(column, name) for name, column in entry["points"].items()}
+        made = cls(
+            attack=entry["attack"],
+            detail=decode(entry["attack_detail"], "attack_detail"),
+            threat=check(Linf | L2, decode(entry["threat"], "threat"), "threat"),
+            classes=entry["classes"],
+            y=columns["y"].long(),
+            predicted=columns["predicted"].long(),
+            margin=columns["margin"],
+            stage=columns["stage"].long(),
+            index=columns["index"].long(),
+            stage_names=tuple(entry["stage_names"]),
+            passes=entry["passes"],
+            seconds=entry["seconds"],
+            seed=entry["seed"],
+            data_fingerprint=entry["data_fingerprint"],
+            model_fingerprint=entry["model_fingerprint"],
+            warnings=tuple(entry["warnings"]),
+            identity=Identity.of(entry.get("identity")),
+        )
+        within(made.n, **columns)
+        in_range(y=(made.y, 0, made.classes - 1), predicted=(made.predicted, 0, made.classes - 1))
+        in_range(stage=(made.stage, ROBUST, len(made.stage_names)))
+        return made
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the JSON atomically."""
+        write_json(Path(path), self.to_json(), indent=None)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Score:
+        """Reads what `save` wrote. Raises UserError, which names the file, for anything else."""
+        text = read_text(path, "evaluation", 1024 * MEGABYTE)
+        content = parse(text, path, "evaluation", dict[str, Any])
+        try:
+            return cls.from_json(content)
+        except UserError as error:
+            raise UserError(f"{path} is not a readable evaluation: {error}") from error
+
+
+def _check_share(k: float) -> None:
+    if not 0 < k <= 100:
+        raise UserError(f"the tail's share must be above 0 and at most 100 per cent, got {k!r}")

@@ -1,0 +1,177 @@
+"""Several evaluations side by side: who is better, is it significant, at what cost, and over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from bivallate.errors import UserError
+from bivallate.evaluation import metrics
+from bivallate.evaluation.metrics import TrainingCost, by_key
+from bivallate.evaluation.pairs import pairs
+from bivallate.evaluation.score import Score
+from bivallate.lower.threat import ThreatModel
+
+__all__ = [
+    "Row",
+    "Spread",
+    "compare",
+    "over_seeds",
+    "same_threat",
+]
+
+SAME_RADIUS = 1e-6  # relative
+
+
+@dataclass(frozen=True, repr=False)
+class Row:
+    """One evaluation in a comparison.
+
+    Every metric is an attribute, too: `row.robust_accuracy`, `row.tail_30`, `row.training_passes`.
+
+    Attributes:
+        name: of the run. score: the evaluation itself. training: what the model cost, where known.
+        values: of every metric (see `METRICS`) by its key; infinite where it is not known.
+        p_value: exact McNemar test of the robust verdicts against the first row, on the same points; None for
+            the first row and where the points differ.
+        p_adjusted: the same after Holm's correction for all pairs of rows. significant: it is below 5 %.
+    """
+
+    name: str
+    score: Score
+    values: dict[str, float]
+    p_value: float | None = None
+    significant: bool = False
+    p_adjusted: float | None = None
+    training: TrainingCost | None = None
+
+    def __getattr__(self, name: str) -> float:
+        try:
+            return self.__dict__["values"][name]
+        except KeyError:
+            raise AttributeError(
+                f"a row has no {name}, its metrics are {', '.join(self.__dict__.get('values', ()))}"
+            ) from None
+
+    def __repr__(self) -> str:
+        tested = "" if self.p_adjusted is None else f", p {self.p_adjusted:.2g} against the first"
+        return f"<{self.name}: {self.score!r}{tested}>"
+
+
+def compare(
+    *scores: Score,
+    names: Sequence[str] | None = None,
+    sort: str = "robust_accuracy",
+    descending: bool | None = None,
+    training: Sequence[TrainingCost | None] | None = None,
+) -> list[Row]:
+    """Rows of a table, best first, each tested against the first.
+
+    The correction is for all pairs, not only for those with the first row, because the data chose which row
+    stands first.
+
+    Args:
+        names: of the runs; numbered if not given.
+        sort: key of a metric. descending: largest first, unless less of it is better.
+        training: what each model cost, where that is known.
+
+    Raises:
+        UserError: nothing to compare, or evaluations of different attacks or threats.
+    """
+    if not scores:
+        raise UserError("there is nothing to compare: give at least one evaluation")
+    column = by_key(sort)
+    labels = list(names) if names is not None else [str(i + 1) for i in range(len(scores))]
+    costs = list(training) if training is not None else [None] * len(scores)
+    for what, given in (("names", labels), ("training costs", costs)):
+        if len(given) != len(scores):
+            raise UserError(f"{len(scores)} evaluations need as many {what}, got {len(given)}")
+    _check_alike(scores)
+    rows = [_row(*one) for one in zip(labels, scores, costs, strict=True)]
+    falling = not column.rising if descending is None else descending
+    rows.sort(key=lambda row: row.values[sort], reverse=falling)
+    return _tested(rows)
+
+
+def same_threat(first: ThreatModel, second: ThreatModel) -> bool:
+    """Whether two threats differ by no more than the rounding of a radius: 8/255 and 0.031372549 are one."""
+    return type(first) is type(second) and math.isclose(first.eps, second.eps, rel_tol=SAME_RADIUS)
+
+
+def _check_alike(scores: Sequence[Score]) -> None:
+    """Raises UserError for different attacks or threats."""
+    first = scores[0]
+    if any(s.attack != first.attack or not same_threat(s.threat, first.threat) for s in scores):
+        kinds = {(s.attack, type(s.threat).__name__, s.threat.eps) for s in scores}
+        shown = "; ".join(sorted(f"{a} in {t}({e:g})" for a, t, e in kinds))
+        raise UserError(f"only evaluations of one attack and threat can be compared, got {shown}")
+
+
+def _row(name: str, score: Score, training: TrainingCost | None) -> Row:
+    values = {metric.key: metric.value(score, training) for metric in metrics.METRICS}
+    return Row(name, score, values, training=training)
+
+
+def _tested(rows: list[Row]) -> list[Row]:
+    """The rows with their tests against the first."""
+    places = [str(k) for k in range(len(rows))]  # names may repeat
+    first = {pair.second: pair for pair in pairs([r.score for r in rows], places) if pair.first == "0"}
+    return [
+        replace(row, p_value=p.p_value, p_adjusted=p.p_adjusted, significant=p.significant) if p else row
+        for row, p in zip(rows, map(first.get, places), strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A number over the seeds of a method.
+
+    Attributes:
+        values: one a seed. mean: of them. std: with n - 1 in the denominator, None for one seed.
+        interval_95: Student's interval of the mean, None for one seed.
+    """
+
+    values: tuple[float, ...]
+    mean: float
+    std: float | None
+    interval_95: tuple[float, float] | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """From the values."""
+        n, mean = len(values), float(np.mean(values))
+        if n < 2:
+            return cls(tuple(values), mean, None, None)
+        from scipy.stats import t
+
+        std = float(np.std(values, ddof=1))
+        half = float(t.ppf(0.975, n - 1)) * std / math.sqrt(n)
+        return cls(tuple(values), mean, std, (mean - half, mean + half))
+
+
+def over_seeds(scores: Sequence[Score]) -> dict[str, Spread]:
+    """Every share (robust, clean, tail and worst-class accuracy) of several seeds of one method.
+
+    Raises:
+        UserError: no scores, or scores of different attacks, threats or rows of the data. Data that each seed
+            splits anew may differ: its test sets are replicates, too.
+
+    Example:
+        >>> Spread.of([0.5, 0.6]).mean
+        0.55
+    """
+    if not scores:
+        raise UserError("there are no scores to summarise")
+    _check_alike(scores)
+    if not all(torch.equal(s.index, scores[0].index) for s in scores):
+        counts = ", ".join(str(s.n) for s in scores)
+        raise UserError(
+            "seeds of one method need evaluations of the same rows of the data, got different ones "
+            f"({counts} points); evaluate them with the same --n or --first and --seed"
+        )
+    shares = [metric for metric in metrics.METRICS if metric.is_share]
+    return {metric.key: Spread.of([metric.value(s, None) for s in scores]) for metric in shares}

@@ -1,0 +1,98 @@
+"""Verdicts: nothing counts as broken that a fresh forward inside the threat does not confirm."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bivallate.errors import UserError
+from bivallate.evaluation.full_precision import full_float32, without_autocast
+from bivallate.lower.asking import ask
+from bivallate.lower.objective import logit_margin
+from bivallate.lower.threat import TINY, ThreatModel
+from bivallate.types import Passes, per_example
+
+__all__ = ["TOLERANCE", "Verdict", "judge", "logits_of"]
+
+TOLERANCE = 1e-6  # by which a perturbation may exceed eps through rounding
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the model says about candidates.
+
+    Attributes:
+        x_adv: (B, C, H, W) in [0, 1]. predicted: (B,). margin: (B,) of the logits. fooled: (B,) bool.
+    """
+
+    x_adv: Tensor
+    predicted: Tensor
+    margin: Tensor
+    fooled: Tensor
+
+
+def logits_of(model: nn.Module, x: Tensor, passes: Passes) -> Tensor:
+    """(B, K) finite logits without graph, in float32 or better, without TensorFloat-32 and without an
+    autocast that the caller may be in.
+
+    Cost: one forward.
+    """
+    passes.forward += len(x)
+    with torch.no_grad(), without_autocast(x.device), full_float32():
+        logits = ask(model, x)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(f"the model must return logits of shape ({len(x)}, classes), got {got}")
+    if logits.shape[1] < 2:
+        raise UserError("the model returns one logit a point; a classifier needs at least two classes")
+    if not bool(logits.isfinite().all()):
+        bad = int((~logits.isfinite()).any(1).sum())
+        raise UserError(
+            f"the model returned NaN or infinite logits for {bad} of {len(x)} points; "
+            "no accuracy can be stated for it. Check its weights and its normalisation"
+        )
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def judge(
+    model: nn.Module, x: Tensor, y: Tensor, delta: Tensor, threat: ThreatModel, passes: Passes
+) -> Verdict:
+    """The verdict on x + delta. A candidate outside the threat is brought back before it is judged.
+
+    What is accepted lies within eps + 1e-6 in float64 arithmetic, whatever the precision of the model.
+
+    Cost: one forward.
+    """
+    x_adv = (x + delta).clamp_(0, 1)
+    outside = ~_inside(x, x_adv, threat)
+    if bool(outside.any()):
+        safe = torch.where(per_example(outside, x), threat.project(delta.nan_to_num(), x), delta)
+        x_adv = _shrunk(x, (x + safe).clamp_(0, 1), threat)
+    logits = logits_of(model, x_adv, passes)
+    margin = logit_margin(logits, y)
+    predicted = logits.argmax(1)
+    return Verdict(x_adv, predicted, margin, (predicted != y) & _inside(x, x_adv, threat))
+
+
+def _inside(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
+    """(B,) bool: within eps + 1e-6; NaN is not."""
+    return (threat.size(_exact(x_adv) - _exact(x)) <= threat.eps + TOLERANCE).to(x.device)
+
+
+def _shrunk(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
+    """x_adv; where rounding has left it outside, as in a large L2 ball, a point on the way to x that is
+    inside after rounding."""
+    exact, delta = _exact(x), _exact(x_adv) - _exact(x)
+    rounding = torch.finfo(x.dtype).eps / 4 * math.sqrt(x[0].numel())  # of a norm of pixels in [0, 1]
+    size = threat.size(delta)
+    scale = (max(0.0, threat.eps - rounding) / size.clamp(min=TINY)).clamp(max=1)
+    nearer = (exact + per_example(scale, delta) * delta).to(x.dtype).to(x.device)
+    return torch.where(per_example(_inside(x, x_adv, threat), x), x_adv, nearer)
+
+
+def _exact(values: Tensor) -> Tensor:
+    """The same in float64; on the processor where the device has none."""
+    return values.cpu().double() if values.device.type == "mps" else values.double()

@@ -1,0 +1,102 @@
+"""Adversarial images on disk: as pictures, as arrays, and on one sheet to look at."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from bivallate.evaluation.crafting import Crafted, in_8_bits
+from bivallate.files import write_whole
+from bivallate.quoting import file_name, line
+from bivallate.style import literally, styled
+
+__all__ = ["sheet", "write"]
+
+COLUMNS, MOST = 8, 64  # of the sheet; images on it
+LETTERS = 14  # of a class's name above a picture
+STRIPS = ("clean", "attacked", "change")
+
+
+def write(made: Crafted, folder: Path, classes: Sequence[str]) -> None:
+    """`sheet.png`, `adversarial.npz` and `images/` in a folder; what an earlier call left there is replaced.
+
+    Raises UserError where the folder cannot be written.
+    """
+    pictures = folder / "images"
+    if pictures.is_dir() and not pictures.is_symlink():
+        shutil.rmtree(pictures)
+    for k, picture in enumerate(in_8_bits(made.x_adv).numpy()):
+        image = Image.fromarray(picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0))
+        words = f"{int(made.index[k]):05d}-{_name(classes, made.y[k])}-as-{_name(classes, made.after[k])}"
+        write_whole(pictures / f"{file_name(words, 100)}.png", lambda to, i=image: i.save(to, "PNG"))
+    arrays = {name: getattr(made, name).numpy() for name in ("x", "x_adv", "y", "index")}
+    arrays |= {"predicted": made.after.numpy(), "classes": np.array([str(c) for c in classes])}
+
+    def fill(place: Path) -> None:
+        with place.open("wb") as stream:
+            np.savez_compressed(stream, **arrays)
+
+    write_whole(folder / "adversarial.npz", fill)
+    with styled():
+        drawn = sheet(made, classes)
+        write_whole(folder / "sheet.png", lambda place: drawn.savefig(place, format="png"))
+
+
+def sheet(made: Crafted, classes: Sequence[str]) -> Figure:
+    """Each image clean, attacked, and the change enlarged so that eps fills the scale; at most 64 images.
+
+    The class that the model sees is written above; red where it is wrong.
+    """
+    count = min(len(made.y), MOST)
+    columns = min(COLUMNS, count)
+    rows = -(-count // columns)
+    cell, head, title = 0.85, 0.22, 0.45
+    block = 3 * cell + 2 * head + 0.15
+    width, height = 0.6 + columns * cell, title + rows * block
+    figure = Figure((width, height), dpi=150)
+    FigureCanvasAgg(figure)
+    words = f"{made.attack}: {int(made.fooled.sum())} of {len(made.y)} images fool the model"
+    figure.text(0.1 / width, 1 - 0.2 / height, words, fontsize=9, weight="bold", va="center")
+    largest = float((made.x_adv - made.x).abs().max()) or 1.0
+    for k in range(count):
+        top = height - title - (k // columns) * block
+        left = 0.55 + (k % columns) * cell
+        change = (made.x_adv[k] - made.x[k]) / (2 * largest) + 0.5
+        said = (made.before[k], made.after[k], None)
+        for strip, (image, answer) in enumerate(zip((made.x[k], made.x_adv[k], change), said, strict=True)):
+            top -= cell + (head if answer is not None else 0.02)
+            place = (left / width, top / height, 0.95 * cell / width, 0.95 * cell / height)
+            _picture(figure, place, image)
+            if k % columns == 0:
+                at = (0.1 / width, (top + cell / 2) / height)
+                figure.text(*at, STRIPS[strip], fontsize=6, va="center", rotation=90)
+            if answer is not None:
+                wrong = bool(answer != made.y[k])
+                at = (left + cell / 2) / width, (top + cell) / height
+                shown = {
+                    "fontsize": 6,
+                    "ha": "center",
+                    "va": "bottom",
+                    "color": "#C0392B" if wrong else "#222",
+                }
+                figure.text(*at, line(_name(classes, answer), LETTERS), **shown)
+    return literally(figure)
+
+
+def _picture(figure: Figure, place: tuple[float, float, float, float], image: Any) -> None:
+    axes = figure.add_axes(place)
+    grey = len(image) == 1
+    shown = image[0] if grey else image.permute(1, 2, 0)
+    axes.imshow(shown.numpy(), cmap="gray" if grey else None, vmin=0, vmax=1, interpolation="nearest")
+    axes.set_axis_off()
+
+
+def _name(classes: Sequence[str], label: Any) -> str:
+    return str(classes[int(label)]) if int(label) < len(classes) else str(int(label))

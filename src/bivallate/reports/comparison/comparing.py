@@ -1,0 +1,95 @@
+"""`compare`: the stored evaluations of several runs in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bivallate.errors import UserError, unknown
+from bivallate.evaluation import metrics
+from bivallate.evaluation.metrics import by_key
+from bivallate.evaluation.pairs import pairs
+from bivallate.reports.collect import RunRecord, Runs, collect, folders
+from bivallate.reports.comparison.comparable import Wanted, choose
+from bivallate.reports.comparison.comparison_table import Comparison
+from bivallate.reports.comparison.notes import data_name
+from bivallate.reports.comparison.rows import by_method, single
+from bivallate.reports.stored_evaluations import Evaluation
+from bivallate.run.folder import check_weights
+from bivallate.terminal import teller
+
+PAIRS = {"pairs": "Tango's score interval of the difference on the same points"}
+OVER_SEEDS = "Student, of the mean over seeds"
+
+
+def compare(
+    *runs: Runs,
+    sort: str = "robust_accuracy",
+    ascending: bool | None = None,
+    attack: str | None = None,
+    eps: str | float | None = None,
+    norm: str | None = None,
+    weights: str = "best",
+    split: str = "test",
+    over_seeds: bool = False,
+    progress: bool | Callable[[str], object] = False,
+) -> Comparison:
+    """The stored evaluations of several runs in one table, with what is significant and what it cost.
+
+    Nothing is attacked: the verdicts in the runs' folders are read. Without a choice, the evaluations that
+    all runs have in common at the radius that most were trained for are taken, and of these the strongest;
+    where a run has a stronger one, that stands first in its row.
+
+    Args:
+        runs: folders, or what `train` returned; also in one list. sort: a column.
+        ascending: smallest first; else for costs only.
+        attack, eps, norm: of the evaluations, as given to `evaluate`; left open, as said above.
+        weights: best, last, ema or epoch-N. split: test, validation or train.
+        over_seeds: one row for the runs that differ in their seed only: mean, standard deviation, interval.
+        progress: True says beside the results what is being done; or a function that is told.
+
+    Returns:
+        A table that prints itself, and has `to_json()` and `to_markdown()`.
+
+    Raises:
+        UserError: no runs, a run twice, an unknown name, or a run without such an evaluation; says which
+            command makes it.
+    """
+    by_key(sort)
+    if split not in (splits := ("test", "validation", "train")):
+        raise unknown("split", split, splits)
+    check_weights(weights)
+    if not runs:
+        raise UserError("name at least one run folder to compare: bivallate compare RUN RUN ...")
+    paths, tell = folders(runs), teller(progress)
+    tell(f"reading {len(paths)} runs")
+    records = collect(paths)
+    stored = {e.score.attack for record in records for e in record.evaluations}
+    wanted = Wanted.of(weights, split, attack, norm, None if eps is None else str(eps), stored)
+    chosen = choose(records, paths, wanted)
+    tell(f"comparing {chosen[0].score.attack} on {chosen[0].score.n} points")
+    falling = None if ascending is None else not ascending
+    about = _about(records, chosen, sort, over_seeds)
+    return (by_method if over_seeds else single)(about, records, chosen, falling)
+
+
+def _about(
+    records: Sequence[RunRecord], chosen: Sequence[Evaluation], sort: str, over_seeds: bool
+) -> dict[str, Any]:
+    """What is compared, how, and every pair of runs on the same points."""
+    score = chosen[0].score
+    prints = {e.score.data_fingerprint for e in chosen}
+    names = {data_name(record) for record in records}
+    shares = [metric.key for metric in metrics.METRICS if metric.is_share]
+    intervals = {metric.key: metric.how for metric in metrics.METRICS if metric.interval is not None}
+    return {
+        "attack": score.attack,
+        "threat": {"kind": type(score.threat).__name__, "eps": score.threat.eps},
+        "weights": chosen[0].weights,
+        "split": chosen[0].split,
+        "n": score.n if len(prints) == 1 else None,
+        "data": names.pop() if len(names) == 1 else None,
+        "sort": sort,
+        "intervals": intervals | PAIRS | (dict.fromkeys(shares, OVER_SEEDS) if over_seeds else {}),
+        "pairs": [p.to_json() for p in pairs([e.score for e in chosen], [r.label for r in records])],
+    }

@@ -1,0 +1,139 @@
+"""Attacked images: points that an attack breaks most clearly, and points that it leaves most clearly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from bivallate.errors import UserError
+from bivallate.evaluation import Score
+from bivallate.evaluation import attack as attack_points
+from bivallate.evaluation.points import points
+from bivallate.lower.asking import ask
+from bivallate.quoting import line
+from bivallate.reports.diagnostics.drawn import Drawn
+from bivallate.reports.diagnostics.sample import looked_at
+from bivallate.style import COLOURS, COLUMN
+
+NAME = 14  # characters of a class above an image
+RAW = 64  # pixels of a side, up to which an image is put in as it is
+KINDS = ("hard", "easy")
+
+
+@dataclass(frozen=True, eq=False)
+class Attacked(Drawn):
+    """Clean and attacked images side by side.
+
+    Attributes:
+        attack: its name. classes: names.
+        kind: (m,) "hard" (right when clean, and broken) or "easy" (robust). clean, attacked: (m, C, H, W).
+        y, predicted, predicted_attacked: (m,) labels and predictions. index: (m,) rows of the data.
+    """
+
+    attack: str
+    classes: tuple[str, ...]
+    kind: tuple[str, ...]
+    clean: np.ndarray
+    attacked: np.ndarray
+    y: np.ndarray
+    predicted: np.ndarray
+    predicted_attacked: np.ndarray
+    index: np.ndarray
+
+    def data(self) -> dict[str, Any]:
+        """All of it."""
+        names = ("clean", "attacked", "y", "predicted", "predicted_attacked", "index")
+        arrays = {name: getattr(self, name) for name in names}
+        words = {"attack": self.attack, "classes": list(self.classes), "kind": list(self.kind)}
+        return words | arrays
+
+    def draw(self) -> Figure:
+        """For each kind a row of clean images, one of attacked ones and one of the change between them."""
+        kinds = [kind for kind in KINDS if kind in self.kind]
+        columns = max(self.kind.count(kind) for kind in kinds)
+        fig = Figure(figsize=(2 * COLUMN, 3.4 * len(kinds)), layout="constrained")
+        grid = fig.subplots(3 * len(kinds), columns, squeeze=False)
+        for ax in grid.flat:
+            ax.set_axis_off()
+        for k, kind in enumerate(kinds):
+            rows = [row for row, own in enumerate(self.kind) if own == kind]
+            for j, row in enumerate(rows):
+                self._example(grid[3 * k : 3 * k + 3, j], row)
+            for i, name in enumerate((f"{kind}: clean", "attacked", "change")):
+                first = grid[3 * k + i][0]
+                first.text(-0.12, 0.5, name, rotation=90, va="center", ha="right", transform=first.transAxes)
+        return fig
+
+    def _example(self, axes: Any, row: int) -> None:
+        change = self.attacked[row] - self.clean[row]
+        grey = 0.5 + 0.5 * change / max(float(np.abs(change).max()), 1e-12)
+        for ax, image in zip(axes, (self.clean[row], self.attacked[row], grey), strict=True):
+            shown = image.transpose(1, 2, 0) if len(image) == 3 else image.mean(0)
+            way = "none" if max(shown.shape[:2]) <= RAW else "antialiased"
+            ax.imshow(shown.clip(0, 1), cmap="gray", vmin=0, vmax=1, interpolation=way)
+        y, before, after = int(self.y[row]), int(self.predicted[row]), int(self.predicted_attacked[row])
+        names = [line(self.classes[k] if k < len(self.classes) else k, NAME) for k in (y, before, after)]
+        axes[0].set_title(names[1] if before == y else f"{names[0]}, not {names[1]}", fontsize=6, pad=2)
+        colour = COLOURS[1] if after != y else "#222222"
+        axes[1].set_title(names[2], fontsize=6, pad=2, color=colour)
+
+
+def attacked(
+    model: nn.Module,
+    data: Any,
+    threat: Any,
+    score: Score,
+    classes: tuple[str, ...] = (),
+    *,
+    attack: str = "pgd-20",
+    count: int = 6,
+    seed: int = 0,
+) -> Attacked:
+    """The hardest and the easiest points of an evaluation, attacked anew to be shown.
+
+    Hard are those that are right when clean and wrong by the widest margin at the worst point found; easy
+    are those that stay right by the widest margin. The evaluation chooses, `attack` draws: it need not break
+    what a stronger evaluation broke.
+
+    Args:
+        data: the split that was evaluated. score: the evaluation. count: of each kind, at most.
+
+    Raises:
+        UserError: no point is right when clean, or the data has fewer rows than were evaluated.
+    """
+    source = points(data)
+    if len(source) <= int(score.index.max()):
+        raise UserError("the data has fewer points than were evaluated: it is not what it was")
+    order = score.margin.argsort(stable=True)
+    right = score.clean[order]
+    robust = score.robust[order]
+    hard = order[right & ~robust][:count]
+    easy = order[right & robust].flip(0)[:count]
+    rows = torch.cat([hard, easy])
+    if not len(rows):
+        raise UserError("no point is classified correctly even without an attack")
+    x, y = source.tensors(score.index[rows])
+    if not torch.equal(y.long().cpu(), score.y[rows]):
+        raise UserError("the data has other labels than were evaluated: it is not what it was")
+    moved = attack_points(model, x, y, threat, attack, seed=seed).cpu()
+    return Attacked(
+        attack,
+        tuple(classes) or tuple(str(k) for k in range(score.classes)),
+        ("hard",) * len(hard) + ("easy",) * len(easy),
+        x.float().cpu().numpy(),
+        moved.float().numpy(),
+        y.cpu().numpy(),
+        _predicted(model, x),
+        _predicted(model, moved),
+        score.index[rows].numpy(),
+    )
+
+
+def _predicted(model: nn.Module, x: Tensor) -> np.ndarray:
+    with looked_at(model) as device, torch.no_grad():
+        return ask(model, x.to(device)).argmax(1).cpu().numpy()

@@ -1,0 +1,140 @@
+"""The papers' figures: the cells whose runs they are drawn from, and what is drawn of them.
+
+The drawing is that of `bivallate diagnose`; here are only the runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from bivallate.data import Dataset
+from bivallate.errors import UserError, unknown
+from bivallate.parts import parse_number
+from bivallate.reproduce.cell import Cell, configure, slug
+from bivallate.reproduce.paper_table import Scale
+from bivallate.reproduce.papers.catalogue import find
+from bivallate.reproduce.papers.figure_list import FIGURES, PaperFigure
+from bivallate.reproduce.running import cut, trained
+from bivallate.reproduce.scaling import at_scale
+from bivallate.run.session import load_data
+from bivallate.run.trainer import limit_threads
+
+__all__ = ["cells_of", "draw", "find_figure"]
+
+POINTS = {"smoke": 32, "cpu": 500, "full": 1000}
+
+
+def find_figure(name: str) -> PaperFigure:
+    """The figure of that name. Raises UserError naming the nearest one."""
+    if name.upper() not in FIGURES:
+        raise unknown("figure", name, FIGURES)
+    return FIGURES[name.upper()]
+
+
+def cells_of(figure: PaperFigure, scale: Scale) -> list[Cell]:
+    """The cells that the figure is drawn from, in the order of its rows.
+
+    Raises UserError where the table has none of them at this scale.
+    """
+    cells = [cell for cell in at_scale(find(figure.table), scale) if cell.row in figure.rows]
+    if not cells:
+        raise UserError(f"{figure.name} needs cells of {figure.table} that scale {scale} does not have")
+    group = _group(figure, cells)
+    first = sorted((c for c in cells if c.group == group), key=lambda cell: figure.rows.index(cell.row))
+    first = [cell.but(keep=tuple(sorted({*cell.keep, *figure.keep}))) for cell in first]
+    if figure.variants:
+        return [
+            cell.but(row=name, group=f"{cell.row} {group}", parameters={**cell.parameters, **parameters})
+            for cell in first
+            for name, parameters in figure.variants.items()
+        ]
+    if not figure.radii:
+        return first
+    radii = [_times(first[0].eps, factor) for factor in figure.radii]
+    swept = [cell.but(eps=eps, group=f"eps {eps}") for cell in first for eps in radii]
+    return [next((own for own in cells if own.but(group=new.group) == new), new) for new in swept]
+
+
+def _group(figure: PaperFigure, cells: list[Cell]) -> str:
+    """The named group, where the scale has it; with radii that of the largest, else the first."""
+    named = [cell.group for cell in cells if cell.group == figure.group]
+    if named:
+        return named[0]
+    return max(cells, key=lambda cell: parse_number(cell.eps)).group if figure.radii else cells[0].group
+
+
+def _times(eps: str, factor: float) -> str:
+    """A multiple of a radius, written as it is.
+
+    Example:
+        >>> _times("16/255", 0.5), _times("0.15", 0.5)
+        ('8/255', '0.075')
+    """
+    value, slash, whole = eps.partition("/")
+    return f"{float(value) * factor:g}{slash}{whole}"
+
+
+def draw(
+    figure: PaperFigure,
+    scale: Scale,
+    out: Path,
+    runs: Path,
+    *,
+    device: str = "auto",
+    threads: int = 1,
+    say: Callable[[str], object] = lambda text: None,
+) -> list[Path]:
+    """Trains what is missing, in the folders that the table uses, and draws; the paths of the pictures.
+
+    What these runs do not have (too few passes for the sentinel to have looked) is told to `say`, and left.
+    """
+    limit_threads(threads)
+    dataset: Dataset | None = None
+    folders: dict[Path, str] = {}
+    for cell in cells_of(figure, scale):
+        config = configure(cell, 0, device, threads)
+        dataset = cut(load_data(config.data, 0), cell.rows)
+        place = runs / figure.table / scale / f"{cell.name}-seed0"
+        run = trained(config, dataset, place, cell.weights)[0].path
+        folders[run] = cell.row
+        absent = [e for e in config.keep if not (run / f"epoch-{e}.safetensors").exists()]
+        if absent:
+            epochs = ", ".join(map(str, absent))
+            say(f"{run} did not keep the weights of epoch {epochs}: remove it to have it trained anew")
+    drawn: list[Path] = []
+    place = out / figure.name / scale
+    groups = [(figure.each, [folder], folder.name) for folder in folders]
+    rows = dict.fromkeys(folders.values())
+    groups += [(figure.by_row, [f for f in folders if folders[f] == r], slug(r)) for r in rows]
+    groups += [(figure.together, list(folders), "all")]
+    groups += [(figure.pairs, [a, b], f"{a.name}-and-{b.name}") for a, b in pairwise(folders)]
+    for kinds, chosen, name in groups:
+        looked = {"n": POINTS[scale], "attack": figure.attack}
+        drawn += _pictures(kinds, chosen, dataset, place, name, looked, say)
+    return drawn
+
+
+def _pictures(
+    kinds: tuple[str, ...],
+    chosen: list[Path],
+    dataset: Any,
+    place: Path,
+    name: str,
+    looked: dict[str, Any],
+    say: Callable[[str], object],
+) -> list[Path]:
+    from bivallate.reports.diagnostics.of_one_run import DIAGNOSES, subject
+
+    if not kinds:
+        return []
+    looked_at = subject(chosen, weights="last", given=dataset, **looked)
+    drawn: list[Path] = []
+    for kind in kinds:
+        try:
+            drawn.append(DIAGNOSES[kind](looked_at).save(place / f"{kind}-{name}"))
+        except UserError as error:
+            say(f"no {kind} of {name}: {error}")
+    return drawn

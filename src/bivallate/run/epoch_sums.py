@@ -1,0 +1,97 @@
+"""Sums over the minibatches of an epoch, exact across a resume."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from bivallate import collective
+from bivallate.run.weight_spread import Spread
+from bivallate.types import StepRecord
+
+
+@dataclass
+class Tally:
+    """Running sums of what the steps of one epoch report; JSON holds floats exactly, so a resume loses
+    nothing. Of several processes the first one's sums are kept: a resume within an epoch counts them for
+    every rank.
+
+    Attributes:
+        spread: of the weights. watched: margin and weight / mean of every stride-th row of the training data,
+            as it was last trained on; none with stride 0.
+    """
+
+    examples: int = 0
+    rows: int = 0
+    loss: float = 0.0
+    correct: int = 0
+    weight: float = 0.0
+    effective: float = 0.0
+    forward: int = 0
+    backward: int = 0
+    seconds: float = 0.0
+    spread: Spread = field(default_factory=Spread)
+    stride: int = 0
+    watched: dict[str, list[float]] = field(default_factory=dict)
+    logged: dict[str, float] = field(default_factory=dict)
+    counted: dict[str, int] = field(default_factory=dict)
+
+    def add(self, record: StepRecord, *, first: bool) -> None:
+        """Takes in one step; `first` tells the first use of a minibatch from a replay."""
+        n = record.examples
+        self.examples += n
+        self.rows += n if first else 0
+        self.loss += record.loss * n
+        self.correct += record.correct
+        self.weight += record.weight_mean * n
+        self.effective += record.effective * n
+        self.spread.add(record.relative)
+        for row, margin, weight in zip(record.rows, record.margin, record.relative, strict=False):
+            if self.stride and row % self.stride == 0:
+                self.watched[str(row)] = [round(margin, 6), round(weight, 6)]
+        self.forward += record.passes.forward
+        self.backward += record.passes.backward
+        for name, value in record.logged.items():
+            self.logged[name] = self.logged.get(name, 0.0) + value * n
+            self.counted[name] = self.counted.get(name, 0) + n
+
+    def over_ranks(self) -> Tally:
+        """The sums of all ranks, the same on each."""
+        first, *others = (Tally.from_dict(kept) for kept in collective.gathered(self.to_dict()))
+        for other in others:
+            first._merge(other)
+        return first
+
+    def _merge(self, other: Tally) -> None:
+        for name in ("examples", "rows", "loss", "correct", "weight", "effective", "forward", "backward"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.seconds = max(self.seconds, other.seconds)
+        self.spread.merge(other.spread)
+        self.watched |= other.watched
+        for name, value in other.logged.items():
+            self.logged[name] = self.logged.get(name, 0.0) + value
+            self.counted[name] = self.counted.get(name, 0) + other.counted[name]
+
+    def line(self) -> dict[str, Any]:
+        """Means over the examples; passes per row that was seen."""
+        n, rows = max(self.examples, 1), max(self.rows, 1)
+        return {
+            "loss": self.loss / n,
+            "train_robust": self.correct / n,
+            "weight_mean": self.weight / n,
+            "effective": self.effective / n,
+            "weight_quantiles": self.spread.quantiles(),
+            "watched": {row: self.watched[row] for row in sorted(self.watched, key=int)},
+            "forward": self.forward / rows,
+            "backward": self.backward / rows,
+            **{name: value / self.counted[name] for name, value in self.logged.items()},
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, kept: dict[str, Any]) -> Tally:
+        """What `to_dict` gave; a checkpoint from before weights were counted begins to count them here."""
+        return cls(**{**kept, "spread": Spread(**kept.get("spread", {}))})

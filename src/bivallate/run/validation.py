@@ -1,0 +1,119 @@
+"""The short measurements on held-out data: after each epoch, and when the sentinel looks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bivallate.data import Split
+from bivallate.evaluation.geometry import alignment
+from bivallate.lower.asking import ask
+from bivallate.lower.forward import Forward
+from bivallate.lower.modes import evaluating
+from bivallate.lower.objective import cross_entropy
+from bivallate.lower.pgd import PGD
+from bivallate.lower.problem import LowerProblem
+from bivallate.lower.start import Given
+from bivallate.lower.threat import L2, Linf
+from bivallate.noise import Noise
+from bivallate.types import Batch, Clock, Passes, probability_margin
+
+BATCH = 500
+
+
+def held_out(
+    model: nn.Module,
+    split: Split,
+    threat: Linf | L2,
+    *,
+    steps: int,
+    rows: int,
+    seed: int,
+    device: torch.device,
+) -> tuple[float, float, Passes]:
+    """Clean and robust accuracy on the first rows of a split (which is shuffled), and the passes it took.
+
+    PGD with step eps/4 from the same uniform start at every call; robust implies clean-correct. Eval mode;
+    the model is left as found.
+    """
+    forward, clean, robust = Forward(model), 0, 0
+    n = min(rows, len(split))
+    solver = PGD(steps, threat.eps / 4)
+    with evaluating(model):
+        for start in range(0, n, BATCH):
+            chosen = torch.arange(start, min(start + BATCH, n))
+            x, y = (t.to(device) for t in split.tensors(chosen))
+            index = chosen.to(device)
+            noise = Noise(seed, index, turn=-1)
+            problem = LowerProblem(
+                forward, Batch(x, y, index), cross_entropy, threat, Clock(seed=seed), noise
+            )
+            with torch.no_grad():
+                right = forward(x).argmax(1) == y
+                held = right & (forward(x + solver.solve(problem).delta).argmax(1) == y)
+            clean, robust = clean + int(right.sum()), robust + int(held.sum())
+    return clean / n, robust / n, forward.passes
+
+
+@torch.no_grad()
+def clean_margins(model: nn.Module, split: Split, rows: list[int], device: torch.device) -> list[float]:
+    """p_y - max_k p_k of rows of a split, neither attacked nor augmented; -1 where logits are not finite.
+    Eval mode; the model is left as found.
+
+    Cost: a forward a row, which no total counts: the rows are a few hundred at most. A stream reads the row
+    groups that they are in.
+    """
+    found: list[float] = []
+    with evaluating(model):
+        for start in range(0, len(rows), BATCH):
+            x, y = (t.to(device) for t in split.tensors(torch.tensor(rows[start : start + BATCH])))
+            found += probability_margin(ask(model, x), y).nan_to_num(nan=-1.0).tolist()
+    return [round(value, 6) for value in found]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the sentinel sees in some rows.
+
+    Attributes:
+        fgsm, pgd: fraction that withstands FGSM, and FGSM and PGD.
+        alignment: mean cosine of the loss's gradients at a point and at a random one near it, in [-1, 1].
+        passes: that it took.
+    """
+
+    fgsm: float
+    pgd: float
+    alignment: float
+    passes: Passes
+
+
+def look(model: nn.Module, x: Tensor, y: Tensor, threat: Linf | L2, noise: Noise, steps: int) -> Look:
+    """How rows withstand FGSM and then PGD, and how their gradients turn. Eval mode; the model is left as
+    found.
+
+    Cost: 3 forwards and 2 backwards a row, and steps + 1 forwards and steps backwards a row that FGSM left.
+
+    Reference: the alignment is the GA score of Andriushchenko and Flammarion 2020, section 4.
+    """
+    forward = Forward(model)
+    batch, clock = Batch(x, y, noise.index), Clock(seed=noise.seed)
+    problem = LowerProblem(forward, batch, cross_entropy, threat, clock, noise)
+    with evaluating(model):
+        cosine, here = alignment(problem)
+        step = problem.project(threat.eps * threat.steepest(here))
+        left = _withstand(problem, step).nonzero()[:, 0]
+        held = 0
+        if len(left):
+            rest = problem.select(left)
+            start = threat.random(rest.noise, rest.x, "sentinel")
+            solver = PGD(steps, threat.eps / 2, Given(start))
+            held = int(_withstand(rest, solver.solve(rest).delta).sum())
+    return Look(len(left) / len(y), held / len(y), float(cosine.mean()), forward.passes)
+
+
+def _withstand(problem: LowerProblem, delta: Tensor) -> Tensor:
+    """(B,) bool, correct at delta."""
+    with torch.no_grad():
+        return problem.forward(problem.x + delta).argmax(1) == problem.y

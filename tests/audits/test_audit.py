@@ -1,0 +1,259 @@
+"""The audit's arithmetic, its budget, its record, and that it leaves no trace."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tests.audit.villains import LARGE, THREAT, NoGraph, digits, model_of, thermometer
+from torch import nn
+
+import bivallate as bv
+from bivallate.audits import Audit, Check, audit
+from bivallate.audits.exact import below, excess, gap
+from bivallate.audits.plan import choose
+from bivallate.audits.surrogates import Elsewhere, Straight, linear_imitation
+from bivallate.cli import run
+from bivallate.evaluation import Attack, Search, evaluate
+from bivallate.evaluation.attacks import noise as draws
+from bivallate.run.config import Validation
+
+
+def points(n=60):
+    x, y = digits()[1]
+    return x[:n], y[:n]
+
+
+def first(n, count):
+    """(n,) bool with so many leading True."""
+    return torch.arange(n) < count
+
+
+def test_gaps_are_flagged_by_exact_tests_only():
+    everything = first(200, 200)
+    assert not gap(everything, first(200, 190), 0.05).significant, "exactly the tolerance"
+    assert not gap(everything, first(200, 184), 0.05).significant, "8 % of 200 points may be noise"
+    assert gap(everything, first(200, 176), 0.05).significant
+    found = gap(everything, first(200, 150), 0.05)
+    assert (found.count, found.share) == (50, 0.25)
+    assert found.interval[0] < 0.25 < found.interval[1]
+
+
+class Dead(nn.Module):
+    """One class for every image; `hidden` is a model that answers where an attack has moved the image."""
+
+    def __init__(self, hidden: nn.Module | None = None) -> None:
+        super().__init__()
+        self.bias, self.hidden = nn.Parameter(torch.arange(10.0)), hidden
+
+    def forward(self, x):
+        logits = self.bias.expand(len(x), -1) + 0 * x.flatten(1).sum(1, keepdim=True)
+        if self.hidden is None:
+            return logits
+        moved = ((16 * x).frac().flatten(1) > 0).any(1, keepdim=True)  # the images are whole sixteenths
+        return torch.where(moved, self.hidden(x), logits)
+
+
+def test_a_model_that_has_learned_nothing_is_no_liar():
+    found = audit(Dead(), points(), THREAT, budget_passes=1e5)
+    assert not found.accused
+    assert found.named("gradients").outcome == "note"
+    assert "learned nothing" in found.named("gradients").finding
+    moved = audit(Dead(model_of("at", 0)), points(), THREAT, budget_passes=1e5)
+    assert moved.named("gradients").outcome == "flag", "attacks change something that no gradient shows"
+
+
+def skewed():
+    """60 points, half of them of class 9."""
+    x, y = digits()[1]
+    rows = torch.cat([(y == 9).nonzero()[:30, 0], (y != 9).nonzero()[:30, 0]])
+    return x[rows], y[rows]
+
+
+class Drifting(Dead):
+    """Class 9 for nearly every image: another one for those that are all bright, which attacks may reach."""
+
+    def forward(self, x):
+        bright = x.flatten(1).mean(1, keepdim=True) ** 2
+        return super().forward(x) + torch.eye(10)[0] * (18 * bright)
+
+
+@pytest.mark.parametrize("model", [Dead(), Drifting()])
+def test_what_has_learned_nothing_is_not_suspect(model):
+    """Though half of its answers stay right where every image may become any other."""
+    found = audit(model, skewed(), THREAT, budget_passes=1e5)
+    assert found.verdict == "weak but honest"
+    assert found.named("learned").outcome == "note"
+    assert audit(model_of("at", 0), points(), THREAT, budget_passes=1e5).named("learned").outcome == "pass"
+
+
+def test_an_excess_counts_both_ways():
+    a, b = first(200, 120), first(200, 150)
+    assert excess(a, b, 0.01).significant
+    assert excess(a, b, 0.01).share == pytest.approx(0.15)
+    assert not excess(b, a, 0.01).significant
+    assert not excess(a, a, 0.01).significant
+    assert not excess(a, b, 0.2).significant, "below the tolerance"
+
+
+def test_the_tests_accuse_a_model_on_the_border_no_more_often_than_they_say():
+    """Of 2,000 honest audits whose true gap is the tolerance, at most about 0.5 % are accused."""
+    generator = torch.Generator().manual_seed(0)
+    broken = torch.rand(2000, 300, generator=generator) < 0.05
+    whole = torch.ones(300, dtype=torch.bool)
+    accused = sum(gap(whole, ~row, 0.05).significant for row in broken)
+    assert 0 < accused <= 20
+    lucky = torch.rand(2, 1000, 300, generator=generator) < 0.5
+    assert sum(excess(a, b, 0.0).significant for a, b in zip(*lucky, strict=True)) <= 12
+
+
+def test_a_claim_is_refuted_only_by_evidence():
+    assert below(30, 100, 0.5)
+    assert not below(45, 100, 0.5)
+    assert not below(0, 100, 0.0)
+
+
+def test_a_larger_budget_buys_strength_and_a_smaller_one_fewer_points():
+    assert [choose(500, budget).level for budget in (1e9, 3e6, 6e5)] == ["full", "standard", "quick"]
+    few = choose(500, 1e5)
+    assert few.level == "quick"
+    assert 50 <= few.n < 500
+    assert few.cost() <= 1e5
+    with pytest.raises(bv.UserError, match="too small"):
+        choose(500, 1e4)
+
+
+def test_gradients_pass_through_rounding_detaching_and_comparing():
+    x = torch.rand(4, 1, 8, 8, requires_grad=True)
+
+    class Hides(nn.Module):
+        def forward(self, v):
+            return thermometer(v) + (3 * v).round() / 3 + v.detach()
+
+    values = Hides()(x)
+    straight = Straight(Hides())(x)
+    assert torch.equal(values, straight), "the values are the model's own"
+    assert not values.requires_grad or not bool(torch.autograd.grad(values.sum(), x)[0].any())
+    assert bool((torch.autograd.grad(straight.sum(), x)[0] > 1.5).all())
+
+
+def test_attacks_on_a_linear_imitation_transfer_to_a_model_without_gradients():
+    model, (x, y) = NoGraph(model_of("plain", 0)).eval(), points(200)
+    copy = linear_imitation(model, x, LARGE.eps)
+    part = Elsewhere("imitation", copy, Search("pgd"))
+    imitated = evaluate(model, (x, y), LARGE, Attack("imitation", (part,)))
+    noise = evaluate(model, (x, y), LARGE, Attack("noise", (draws(10),)))
+    assert excess(imitated.robust, noise.robust, 0.05).significant
+
+
+def test_the_spent_passes_stay_within_the_plan_that_was_announced():
+    said, seen = [], []
+    found = audit(
+        model_of("plain", 0),
+        points(),
+        THREAT,
+        budget_passes=8e4,
+        announce=lambda plan, seconds: said.append((plan, seconds)),
+        progress=seen.append,
+    )
+    plan, seconds = said[0]
+    assert plan.cost() <= 8e4
+    assert 0 < found.passes <= plan.cost()
+    assert seconds > 0
+    assert seen[-1].attack == "done"
+    assert [m.passes for m in seen] == sorted(m.passes for m in seen)
+
+
+def test_an_audit_repeats_and_leaves_everything_as_found(tmp_path):
+    model = model_of("plain", 0).train()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    first_time, second = (audit(model, points(), THREAT, budget_passes=8e4, seed=3) for _ in range(2))
+    assert torch.equal(generator, torch.get_rng_state())
+    assert model.training
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in state.items())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    model.eval()
+    assert first_time.accuracy == second.accuracy
+    first_time.save(tmp_path / "audit" / "a.json")
+    entry = json.loads((tmp_path / "audit" / "a.json").read_text())
+    assert entry["schema"] == "bivallate-audit-1"
+    assert entry["verdict"] == first_time.verdict
+    assert entry["plan"]["passes"] >= entry["passes"]
+    assert {check["name"] for check in entry["checks"]} == {c.name for c in first_time.checks}
+
+
+def test_surrogates_are_used_and_history_is_read():
+    history = [{"epoch": 1, "robust": 0.6}, {"epoch": 2, "robust": 0.1}]
+    surrogate = model_of("plain", 1)
+    found = audit(
+        model_of("plain", 0), points(), THREAT, budget_passes=1e5, surrogates=[surrogate], history=history
+    )
+    assert found.named("transfer").outcome == "pass"
+    assert found.named("transfer").numbers["transfer"] < found.clean
+    assert found.named("history").outcome == "note"
+    assert "epoch 2" in found.named("history").finding
+    assert not found.accused
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"claimed": 50.0}, "fraction"),
+        ({"threat": bv.Linf(0.0)}, "radius above 0"),
+        ({"minutes": -1.0}, "positive"),
+        ({"points": (255 * points()[0], points()[1])}, "divide by 255"),
+        ({"points": (points()[0], points()[1] + 10)}, "labels"),
+    ],
+    ids=["claimed", "eps", "minutes", "bytes", "labels"],
+)
+def test_what_cannot_be_audited_is_said(change, words):
+    where, threat = change.pop("points", points()), change.pop("threat", THREAT)
+    with pytest.raises(bv.UserError, match=words):
+        audit(model_of("plain", 0), where, threat, **change)
+
+
+def test_a_verdict_follows_from_the_checks():
+    def verdict(worst, *outcomes):
+        checks = tuple(Check("c", "?", outcome, {}, "") for outcome in outcomes)
+        interval = (0.0, 1.0)
+        made = Audit(checks, {}, 0.9, interval, worst, interval, 0.5, "", 1, 0, THREAT, {}, 0, 0.0, "", "")
+        return made.verdict
+
+    assert verdict(0.5, "pass", "note", "skipped") == "believable"
+    assert verdict(0.1, "pass") == "weak but honest"
+    assert verdict(0.5, "pass", "flag") == "suspect"
+    assert verdict(0.5, "flag", "broken") == "not robust as claimed"
+
+
+def test_a_model_that_guesses_is_weak():
+    torch.manual_seed(0)
+    untrained = bv.models.create("fc1", num_classes=10, shape=(1, 8, 8), hidden=64).eval()
+    found = audit(untrained, points(), bv.Linf(0.01), n=100, budget_passes=1e5)
+    assert found.verdict == "weak but honest"
+
+
+def test_the_command_keeps_its_result_and_holds_the_runs_evaluation_against_it(tmp_path, capsys):
+    folder = tmp_path / "run"
+    method = bv.methods.plain(bv.Linf(0.2))
+    bv.train("linear", "digits", method, epochs=1, out=folder, validation=Validation(1, 20))
+    capsys.readouterr()
+    assert run(["evaluate", str(folder), "--attack", "fgsm", "--n", "60"]) == 0
+    assert "pre-flight: all is well" in capsys.readouterr().err
+    assert run(["evaluate", str(folder), "--attack", "fgsm", "--n", "60", "--no-preflight"]) == 0
+    assert "pre-flight" not in capsys.readouterr().err
+    assert run(["audit", str(folder), "--n", "20", "--json", "--against", str(folder)]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    kept = json.loads((folder / "audit" / "best-linf-0.2-audit-seed0.json").read_text())
+    assert shown == kept
+    assert kept["claim"] == "evaluation fgsm, 60 points"
+    assert kept["n"] == 20
+    assert "transfer" in kept["accuracy"]
+    assert run(["audit", str(folder), "--n", "20", "--claimed", "0.9"]) == 0
+    printed = capsys.readouterr()
+    assert "not robust as claimed" in printed.out
+    assert "what to do" in printed.out
+    assert "passes, about" in printed.err
+    assert run(["audit", str(folder), "--weights", "bets"]) == 2
+    assert "did you mean 'best'" in capsys.readouterr().err
