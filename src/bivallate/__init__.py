@@ -6,9 +6,7 @@ Names are imported when they are first asked for: the command line answers at on
 from bivallate import starting  # noqa: F401  first, as what follows takes seconds
 
 # isort: split
-import sys
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bivallate.lazily import lazily
 from bivallate.version import __version__ as __version__
@@ -194,14 +192,3 @@ _PLACES = {
 
 
 __getattr__, __dir__ = lazily(__name__, _PLACES)
-
-
-class _Front(ModuleType):
-    """Keeps `evaluate` and `audit` functions where the packages of these names are imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _PLACES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Front

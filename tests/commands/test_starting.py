@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 import bivallate as bv
-from bivallate import cli, method
+from bivallate import cli
 from bivallate.cli import APP, run
 from bivallate.commands import COMMANDS, declared
 from bivallate.evaluation.attacks import attacks
+from bivallate.methods.entries import registry
 
 HEAVY = ("torch", "numpy", "scipy", "sklearn", "matplotlib", "PIL", "pyarrow")
 LOOK = (
@@ -41,7 +42,7 @@ def test_help_and_lists_need_nothing_that_is_slow_to_import(words):
     assert loaded(LOOK, *words.split()) == "LOADED [] 0"
 
 
-def test_the_package_loads_no_plotting_and_its_front_holds_functions_where_packages_bear_their_names():
+def test_the_package_loads_no_plotting():
     code = (
         "import sys\n"
         "import bivallate.evaluation.score, bivallate.audits.result, bivallate as bv\n"
@@ -68,12 +69,15 @@ def test_what_is_imported_late_is_what_a_type_checker_sees(package):
     assert set(module.__all__) == set(seen)
     assert all(getattr(module, name) is not None for name in module.__all__)
     assert set(module.__all__) <= set(dir(module))
+    root = Path(inspect.getfile(module)).parent
+    twice = [name for name in places if (root / name).is_dir() or (root / f"{name}.py").exists()]
+    assert not twice, "importing a module of this name would hide the function"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         module.nothing  # noqa: B018
 
 
 def test_lists_are_read_from_the_source_as_the_registries_have_them():
-    own = [e for e in method.registry().values() if e.make.__module__.startswith("bivallate.")]
+    own = [e for e in registry().values() if e.make.__module__.startswith("bivallate.")]
     told = [declared.Declared(e.name, e.family, e.summary) for e in own]
     assert declared.methods() == sorted(told, key=lambda e: (e.family, e.name))
     assert list(declared.attacks().items()) == list(attacks().items())

@@ -34,7 +34,7 @@ class Command:
 
 COMMANDS = {
     "train": Command(
-        "training:train",
+        "train:train",
         "METHOD [OPTIONS]",
         (
             "train at",
@@ -45,12 +45,12 @@ COMMANDS = {
         ),
     ),
     "resume": Command(
-        "training:resume",
+        "train:resume",
         "RUN [OPTIONS]",
         ("resume runs/at-digits-0", "resume runs/at-digits-0 --epochs 40"),
     ),
     "evaluate": Command(
-        "evaluating:evaluate",
+        "evaluate:evaluate",
         "RUN... [OPTIONS]",
         (
             "evaluate runs/at-digits-0 --attack autoattack",
@@ -59,22 +59,22 @@ COMMANDS = {
         ),
     ),
     "audit": Command(
-        "auditing:audit",
+        "audit:audit",
         "RUN [OPTIONS]",
         ("audit runs/at-digits-0", "audit runs/at-digits-0 --budget 30 --against runs/plain-digits-0"),
     ),
     "compare": Command(
-        "comparing:compare",
+        "compare:compare",
         "RUN... [OPTIONS]",
         ("compare runs/a runs/b", "compare runs/a runs/b --attack autoattack --markdown"),
     ),
     "report": Command(
-        "reporting:report",
+        "report:report",
         "RUN... [OPTIONS]",
         ("report runs/a runs/b --out report.html", "report runs/a --out report.tex"),
     ),
     "diagnose": Command(
-        "diagnosing:diagnose",
+        "diagnose:diagnose",
         "RUN... [OPTIONS]",
         ("diagnose runs/a", "diagnose runs/a runs/b --what curves --what ranks"),
     ),
@@ -89,28 +89,30 @@ COMMANDS = {
         ("predict runs/a photo.png", "predict runs/a photos/ --attack clean --json"),
     ),
     "curve": Command(
-        "sweeping:curve",
+        "curve_and_distances:curve",
         "RUN... [OPTIONS]",
         ("curve runs/a runs/b --n 500", "curve runs/a --eps 0,2/255,4/255,8/255"),
     ),
-    "distances": Command("sweeping:distances", "RUN... [OPTIONS]", ("distances runs/a runs/b --n 200",)),
+    "distances": Command(
+        "curve_and_distances:distances", "RUN... [OPTIONS]", ("distances runs/a runs/b --n 200",)
+    ),
     "transfer": Command(
-        "transferring:transfer",
+        "transfer:transfer",
         "RUN --from RUN... [OPTIONS]",
         ("transfer runs/a --from runs/b runs/c --attack pgd-50",),
     ),
     "check-gradient": Command(
-        "checking:check_gradient",
+        "check_gradient:check_gradient",
         "METHOD [OPTIONS]",
         ("check-gradient done-adam", "check-gradient mine:robust --model mine:net --data digits"),
     ),
     "reproduce": Command(
-        "reproducing:reproduce",
+        "reproduce:reproduce",
         "[TABLE] [OPTIONS]",
         ("reproduce", "reproduce T-F1 --scale cpu --list", "reproduce T-D1 --scale cpu --only AT DONE-ADAM"),
     ),
     "doctor": Command("doctor:doctor", "[OPTIONS]", ("doctor", "doctor --no-self-test --json")),
-    "demo": Command("training:demo", "[OPTIONS]", ("demo", "demo --out /tmp/demo --epochs 5")),
+    "demo": Command("train:demo", "[OPTIONS]", ("demo", "demo --out /tmp/demo --epochs 5")),
     "methods": Command("lists:methods", "[NAME] [OPTIONS]", ("methods", "methods fast-bat")),
     "models": Command("lists:models", "[NAME] [OPTIONS]", ("models", "models resnet18")),
     "datasets": Command(

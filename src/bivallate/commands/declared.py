@@ -43,7 +43,7 @@ def methods() -> list[Declared]:
 
 def attacks() -> dict[str, str]:
     """How each attack is written -> what it is, in the order of `bivallate.evaluation.attacks`."""
-    return {given[1]: given[2] for given, _, _ in _decorated("evaluate", "family")}
+    return {given[1]: given[2] for given, _, _ in _decorated("evaluation", "family")}
 
 
 def _summary(function: ast.FunctionDef) -> str:
