@@ -11,8 +11,8 @@ import pytest
 
 from bivallate.reproduce import campaign, running
 from bivallate.reproduce.campaign import _Crew, _Worker, path_of, pending, run_campaign
-from bivallate.reproduce.catalogue import find
 from bivallate.reproduce.cell import Cell, Measure, configure
+from bivallate.reproduce.papers.catalogue import find
 from bivallate.reproduce.records import read_record
 from bivallate.reproduce.running import Job, run_job
 from bivallate.reproduce.scaling import at_scale
@@ -91,8 +91,8 @@ def test_another_tables_training_is_taken_and_measured(job: Job, monkeypatch) ->
 
 def test_an_interrupted_one_is_finished_where_it_lies(job: Job, monkeypatch) -> None:
     place = job.runs / "T-X" / "cpu" / f"{job.cell.name}-seed0"
-    from bivallate.run.interrupt import Interrupted
     from bivallate.run.progress import Progress
+    from bivallate.run.signals import Interrupted
 
     class Stops(Progress):
         def epoch(self, session: Any, line: dict[str, Any]) -> None:

@@ -17,8 +17,8 @@ from bivallate.reproduce.cell import Cell, configure, slug
 from bivallate.reproduce.definition import SOURCE_SEED, source_names
 from bivallate.reproduce.machine import commit, machine
 from bivallate.reproduce.measuring import columns_of, measured
+from bivallate.reproduce.paper_table import Scale
 from bivallate.reproduce.sharing import equal_run, training_of, with_all_kept
-from bivallate.reproduce.table import Scale
 from bivallate.run.arithmetic import has_bfloat16
 from bivallate.run.config import Config
 from bivallate.run.execution import execute

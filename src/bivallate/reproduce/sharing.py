@@ -12,11 +12,11 @@ from typing import Any
 from bivallate.errors import UserError
 from bivallate.models.description import read_manifest
 from bivallate.parts import encode, parse_number, portable
-from bivallate.reproduce.catalogue import tables
 from bivallate.reproduce.cell import Cell, configure
 from bivallate.reproduce.definition import anywhere
+from bivallate.reproduce.paper_table import Scale
+from bivallate.reproduce.papers.catalogue import tables
 from bivallate.reproduce.scaling import at_scale
-from bivallate.reproduce.table import Scale
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
 
