@@ -19,6 +19,7 @@ copyright = "the authors of bivallate, Apache-2.0"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build"]
 root_doc = "index"
+highlight_language = "none"  # of blocks that name no language: commands and formulas
 
 html_theme = "furo"
 html_title = "bivallate"
