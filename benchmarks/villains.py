@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from tests.audit.villains import HONEST, VILLAINS, Case, digits
+from tests.audits.villains import HONEST, VILLAINS, Case, digits
 
 from bivallate.audits import Audit, audit
 from bivallate.files import write_text

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from tests.audit.villains import LARGE, THREAT, NoGraph, digits, model_of, thermometer
+from tests.audits.villains import LARGE, THREAT, NoGraph, digits, model_of, thermometer
 from torch import nn
 
 import bivallate as bv

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.audit.villains import HONEST, VILLAINS, digits
+from tests.audits.villains import HONEST, VILLAINS, digits
 
 from bivallate.audits import VERDICTS, audit
 
