@@ -98,10 +98,20 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
         >>> print(unknown("method", "fast-bta", ["fast-at", "fast-bat"]))
         unknown method 'fast-bta': did you mean 'fast-bat'? Known: fast-at, fast-bat
     """
-    names = sorted(known)
+    names = sorted(set(known))
     close = nearest(name, names)
     hint = f"did you mean {close!r}? " if close else ""
-    return UserError(f"unknown {kind} {name!r}: {hint}Known: {', '.join(names)}")
+    return UserError(f"unknown {kind} {name!r}: {hint}Known: {listed(names)}")
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names in a message: each once, in their order, and a word where there are none.
+
+    Example:
+        >>> listed(["b", "a", "b"]), listed([])
+        ('b, a', 'none')
+    """
+    return ", ".join(dict.fromkeys(map(str, names))) or "none"
 
 
 def check_options(what: str, given: Iterable[str], function: Callable[..., Any], **called: str) -> None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from bivallate.data.classes import check_distinct
 from bivallate.data.reading import Reading
-from bivallate.errors import UserError
+from bivallate.errors import UserError, listed
 from bivallate.schema import parse
 
 __all__ = ["Columns", "NoColumn", "columns", "is_text"]
@@ -92,7 +92,7 @@ class NoColumn(UserError):
 
 def _no_column(kind: str, got: str, path: Path, columns: list[str]) -> UserError:
     return NoColumn(
-        f"{path} has {got}: its columns are {', '.join(columns)}; name it by {kind}_column= "
+        f"{path} has {got}: its columns are {listed(columns)}; name it by {kind}_column= "
         f"(--set data.{kind}_column=NAME)"
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bivallate.data.layout import readable
-from bivallate.errors import UserError, nearest
+from bivallate.errors import UserError, listed, nearest
 from bivallate.schema import MEGABYTE, parse, read_text
 
 __all__ = ["Line", "Table", "is_table", "read_table"]
@@ -42,7 +42,7 @@ class Table:
             hint = f" (did you mean {close!r}?)" if close else ""
             raise UserError(
                 f"{readable(self.path)} has no column {name!r}{hint}: its columns are "
-                f"{', '.join(self.header)}; name another by {kind}_column= (--set data.{kind}_column=NAME)"
+                f"{listed(self.header)}; name another by {kind}_column= (--set data.{kind}_column=NAME)"
             )
         return self.header.index(name)
 

@@ -17,7 +17,7 @@ from bivallate.data.folders import Files
 from bivallate.data.label_table import Line, Table, is_table, read_table
 from bivallate.data.layout import Folder, LeftOut, readable, split_of
 from bivallate.data.reading import Reading
-from bivallate.errors import UserError
+from bivallate.errors import UserError, listed
 
 __all__ = ["TablePart", "find_tables"]
 
@@ -232,7 +232,7 @@ def _label_column(table: Table, image: int, reading: Reading, *, alone: bool) ->
 
 def _no_label(table: Table) -> UserError:
     return UserError(
-        f"{readable(table.path)}: which column is the label? Its columns are {', '.join(table.header)}; name "
+        f"{readable(table.path)}: which column is the label? Its columns are {listed(table.header)}; name "
         "it by label_column= (--set data.label_column=NAME)"
     )
 

@@ -104,6 +104,7 @@ def local_path(name: str, data_dir: str | Path | None) -> Path | None:
         hint = f": did you mean {path.parent / close}?" if close else ""
         raise UserError(f"there is no file or folder {readable(name)}{hint}")
     others = [child.name for child in below.iterdir() if child.is_dir()] if below else []
+    others = [child for child in others if registry.get(child) is None]  # else it is one of the names
     raise unknown("data set", name, {*registry.names(), *others, "a folder", "hub:OWNER/NAME"})
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from bivallate.data.archive import Archive, open_npz
 from bivallate.data.classes import from_one
 from bivallate.data.dataset import Split, digest
-from bivallate.errors import UserError
+from bivallate.errors import UserError, listed
 from bivallate.opening import reason_of
 
 __all__ = ["check_labels", "digits", "from_tensors", "read_npz"]
@@ -147,9 +147,7 @@ def _entry(file: Archive, wanted: tuple[str, ...]) -> np.ndarray:
     for key in wanted:
         if key in file.entries:
             return file[key]
-    raise UserError(
-        f"{file.path} has no array called {' or '.join(wanted)}; it has {', '.join(file.entries) or 'none'}"
-    )
+    raise UserError(f"{file.path} has no array called {' or '.join(wanted)}; it has {listed(file.entries)}")
 
 
 def digits() -> tuple[Split, list[str]]:

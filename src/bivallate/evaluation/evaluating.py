@@ -22,6 +22,7 @@ from bivallate.evaluation.points import (
     Points,
     check_images,
     check_threat,
+    class_names,
     data_fingerprint,
     model_fingerprint,
     points,
@@ -221,7 +222,8 @@ def _score(hunt: Hunt, prints: tuple[str, str]) -> Score:
     missing = sorted(set(range(ledger.classes)) - set(ledger.y.tolist()))
     notes = ()
     if missing:
-        names = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+        called = class_names(hunt.model, ledger.classes)
+        names = ", ".join(called[k] for k in missing[:10]) + (", ..." if len(missing) > 10 else "")
         notes = (
             f"no point of class {names}: these classes have no accuracy and take no part in tail scores",
         )

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from bivallate.errors import UserError, plain
 from bivallate.evaluation.sequences import Rows, as_rows, as_tensor
 from bivallate.noise import permutation
+from bivallate.quoting import line
 
 __all__ = [
     "Points",
     "check_images",
     "check_labels",
     "check_threat",
+    "class_names",
     "data_fingerprint",
     "model_fingerprint",
     "points",
@@ -26,6 +28,9 @@ __all__ = [
     "state_fingerprint",
     "whole_labels",
 ]
+
+
+NAME = 40  # characters of a class in a message
 
 
 class Points(Protocol):
@@ -117,6 +122,13 @@ def check_labels(y: Tensor, classes: int) -> None:
     low, high = (int(v) for v in whole_labels(y).aminmax())
     if low < 0 or high >= classes:
         raise UserError(f"labels must lie in 0..{classes - 1} for this model, got {low}..{high}")
+
+
+def class_names(model: Any, count: int) -> list[str]:
+    """What a model's own classes are called, in one short line each; their numbers where it does not say."""
+    names = getattr(getattr(model, "_orig_mod", model), "classes", None)
+    known = isinstance(names, list | tuple) and len(names) == count
+    return [line(name, NAME) for name in (names if known else range(count))]
 
 
 def data_fingerprint(data: Points, index: Tensor) -> str:

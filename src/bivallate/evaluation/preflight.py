@@ -16,7 +16,7 @@ from bivallate.evaluation.batch_size import example_bytes
 from bivallate.evaluation.guessing import preparation
 from bivallate.evaluation.inference import placed
 from bivallate.evaluation.neighbourhood import Probe
-from bivallate.evaluation.points import points
+from bivallate.evaluation.points import class_names, points
 from bivallate.evaluation.symptoms import (
     Finding,
     few_classes,
@@ -114,7 +114,11 @@ def preflight(
             findings += more
             if logits is not None:
                 classes, y = logits.shape[1], y.long()
-                findings += [*few_classes(classes, y), *outputs(logits), *repeatable(module, x, logits)]
+                findings += [
+                    *few_classes(class_names(module, classes), y),
+                    *outputs(logits),
+                    *repeatable(module, x, logits),
+                ]
                 if all(f.name != "range" for f in findings):
                     findings += preparation(module, x, y, logits, own)
                 clean, near, more = hidden_gradients(module, x, y, threat)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from bivallate.errors import UserError
+from bivallate.errors import UserError, listed
 from bivallate.evaluation import metrics
 from bivallate.evaluation.metrics import TrainingCost, by_key
 from bivallate.evaluation.pairs import pairs
@@ -54,7 +54,7 @@ class Row:
             return self.__dict__["values"][name]
         except KeyError:
             raise AttributeError(
-                f"a row has no {name}, its metrics are {', '.join(self.__dict__.get('values', ()))}"
+                f"a row has no {name}, its metrics are {listed(self.__dict__.get('values', ()))}"
             ) from None
 
     def __repr__(self) -> str:

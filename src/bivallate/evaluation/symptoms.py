@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,8 +134,9 @@ def logits_or_fault(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor | No
     return logits, []
 
 
-def few_classes(classes: int, y: Tensor) -> Iterator[Finding]:
-    """Are there enough classes for the targeted attacks, and points of more than one?"""
+def few_classes(names: Sequence[str], y: Tensor) -> Iterator[Finding]:
+    """Are there enough classes, of these names, for the targeted attacks, and points of more than one?"""
+    classes = len(names)
     if classes < 4:
         got, fix = f"{classes} classes", "Targeted attacks then use the plain difference of two logits"
         yield Finding("note", "classes", "too few classes for the targeted DLR loss, which needs 4", got, fix)
@@ -144,7 +145,7 @@ def few_classes(classes: int, y: Tensor) -> Iterator[Finding]:
         yield Finding("note", "classes", "fewer classes than AutoAttack's 9 targets", got, fix)
     if len(y) >= 8 and bool((y == y[0]).all()):
         fix = "Shuffle, or take a random subset with --n"
-        got = f"every label is {int(y[0])}"
+        got = f"every label is {names[int(y[0])]}"
         yield Finding("warning", "one-class", "the points are of one class", got, fix)
 
 

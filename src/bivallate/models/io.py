@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bivallate.errors import UserError
+from bivallate.errors import UserError, listed
 from bivallate.files import write_text
 from bivallate.models.architectures import blank, create, names
 from bivallate.models.classifier import Classifier
@@ -197,8 +197,7 @@ def _places(path: Path, weights: str, writing: bool = False) -> tuple[Path, Path
         )
     if not writing and not file.exists():
         there = sorted(p.stem for p in path.glob("*.safetensors")) if path.is_dir() else []
-        held = f"it has the weights {', '.join(there)}" if there else "it has none"
-        raise UserError(f"{path} has no weights {weights!r} ({file.name}): {held}")
+        raise UserError(f"{path} has no weights {weights!r} ({file.name}): it has {listed(there)}")
     return file, path / "model.json"
 
 

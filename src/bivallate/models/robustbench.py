@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bivallate.errors import UserError
+from bivallate.errors import UserError, listed
 from bivallate.files import write_whole
 from bivallate.models.architectures import blank
 from bivallate.models.classifier import Classifier, Normalise
@@ -97,9 +97,7 @@ def load_robustbench(
         fill(model, tensors, str(file))
     except UserError as error:
         known = f"known are {', '.join(PREFIXES)}"
-        raise UserError(
-            f"{error}. Prefixes taken off its names: {', '.join(taken) or 'none'}; {known}"
-        ) from error
+        raise UserError(f"{error}. Prefixes taken off its names: {listed(taken)}; {known}") from error
     return model.eval()
 
 
@@ -134,7 +132,7 @@ def _unwrapped(content: Any, file: Path, entry: str | None) -> dict[str, Tensor]
         raise UserError(f"{file} holds a {type(content).__name__}, not a state dict")
     if entry is not None:
         if entry not in content:
-            raise UserError(f"{file} has no entry {entry!r}: it has {', '.join(map(str, content))}")
+            raise UserError(f"{file} has no entry {entry!r}: it has {listed(content)}")
         return _unwrapped(content[entry], file, None)
     if content and all(isinstance(value, Tensor) for value in content.values()):
         odd = next((key for key in content if not isinstance(key, str)), None)

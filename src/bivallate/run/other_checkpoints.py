@@ -10,7 +10,7 @@ from torch import nn
 
 from bivallate import models
 from bivallate.data import Dataset
-from bivallate.errors import UserError
+from bivallate.errors import UserError, listed
 from bivallate.lower.threat import ThreatModel
 from bivallate.models import Classifier
 from bivallate.models.robustbench import load_robustbench
@@ -83,8 +83,10 @@ def _model(
     if place.is_dir():
         held = sorted(p for p in place.iterdir() if p.suffix in WEIGHTS)
         if len(held) != 1:
-            names = ", ".join(p.name for p in held) or "none"
-            raise UserError(f"{place} should hold one file of weights, it has {names}: name the file")
+            raise UserError(
+                f"{place} should hold one file of weights, it has {listed(p.name for p in held)}: name "
+                "the file"
+            )
         place = held[0]
     mean, std = (dataset.mean, dataset.std) if normalise else (None, None)
     return load_robustbench(place, architecture, shape=dataset.shape, mean=mean, std=std, tell=tell)

@@ -1,0 +1,83 @@
+"""What messages list and name: known names once each, classes by their names."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+import bivallate as bv
+from bivallate.commands.settings import own_parameters
+from bivallate.data import sources
+from bivallate.data.columns import _no_column
+from bivallate.data.table import Table
+from bivallate.errors import UserError, unknown
+from bivallate.evaluate.preflight import preflight
+from bivallate.method import create
+from bivallate.models.robustbench import _unwrapped
+from bivallate.parts import override
+from bivallate.run.recipes import recipe_for
+
+PLAN = recipe_for(None, create("plain", bv.Linf(0.1)), "digits")
+
+
+def _raised(error: UserError) -> None:
+    raise error
+
+
+LISTS = {
+    "nothing is known": lambda at: _raised(unknown("thing", "x", [])),
+    "a name is known twice": lambda at: _raised(unknown("thing", "x", ["b", "a", "b"])),
+    "a method without parameters": lambda at: create("plain", bv.Linf(0.1), steps=1),
+    "a network without options": lambda at: bv.models.create("linear", num_classes=2, shape=(1, 2, 2), a=1),
+    "a part without fields": lambda at: override(PLAN, "method.coupling.x", "1"),
+    "a parameter that is a part's name too": lambda at: own_parameters("bilaw", [("zzz", "1")]),
+    "a set whose folder has another spelling": lambda at: sources.local_path("zzz", at),
+    "a file without weights": lambda at: bv.models.load(at),
+    "an empty checkpoint": lambda at: _unwrapped({}, at, "model"),
+    "a table without columns": lambda at: Table(at, [], []).column("x", "label"),
+    "Parquet without columns": lambda at: _raised(_no_column("label", "no label column", at, [])),
+}
+
+
+@pytest.mark.parametrize("case", LISTS)
+def test_a_list_of_names_is_never_empty_and_names_nothing_twice(case, tmp_path):
+    (tmp_path / "fashion_mnist").mkdir()
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(UserError) as raised:
+        LISTS[case](tmp_path)
+    text = str(raised.value)
+    assert not re.search(r"(Known:|has|are|tried)\s*([;:,.]|$)", text), text
+    listed = re.search(r"(?:Known:|columns are|it has) (.*?)(?:;|$)", text)
+    if listed:
+        names = [name.lower().translate(str.maketrans("", "", "-_ ")) for name in listed[1].split(", ")]
+        assert all(names), text
+        assert len(names) == len(set(names)), text
+
+
+@pytest.fixture
+def animals():
+    model = bv.models.create("linear", num_classes=3, shape=(1, 2, 2)).eval()
+    model.classes = ["cat", "d\x1bog", "owl"]
+    return model
+
+
+def _scored(model, y):
+    x = torch.linspace(0.1, 0.9, 8 * 4).view(8, 1, 2, 2)
+    return " ".join(bv.evaluate(model, (x, y), bv.Linf(0.01), "clean").warnings)
+
+
+def _looked(model, y):
+    x = torch.linspace(0.1, 0.9, 8 * 4).view(8, 1, 2, 2)
+    return str(preflight(model, (x, y)))
+
+
+@pytest.mark.parametrize("ask", [_scored, _looked])
+def test_classes_are_told_by_name_where_a_model_has_names_and_else_by_number(ask, animals):
+    y = torch.full((8,), 1)
+    told = ask(animals, y)
+    assert ("cat, owl" in told) if ask is _scored else ("every label is d\\x1bog" in told), told
+    animals.classes = None
+    told = ask(animals, y)
+    assert ("class 0, 2" in told) if ask is _scored else ("every label is 1" in told), told
