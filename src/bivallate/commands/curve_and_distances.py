@@ -30,6 +30,7 @@ def curve(
     eps: str | None = None,
     norm: str | None = None,
     attack: str = "pgd-20",
+    data: str | None = None,
     subset: Subset = Subset(),  # noqa: B008  frozen
     source: Source = Source(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008
@@ -57,6 +58,8 @@ def curve(
         figure and data as OUT.svg, .png, .pdf and .json. [default: FIRST RUN/diagnosis/curve-NORM-ATTACK]
     batch_size
         points at once. [default: estimated from the free memory]
+    data
+        where the runs' data lie now, if they were moved. [default: as in training]
     quiet
         no progress.
     json
@@ -68,7 +71,7 @@ def curve(
     from bivallate.reports.diagnostics.drawn import stem_of
 
     name = parse(attack).name
-    subjects = Subjects.of(runs, source, machine)
+    subjects = Subjects.of(runs, source, machine, data)
     kind = norm_of(norm, subjects.threats[0])
     radii = radii_of(eps, kind, subjects.threats[0])
     options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}
@@ -167,6 +170,7 @@ def distances(
     norm: str | None = None,
     steps: Count = 100,
     targets: Count = 9,
+    data: str | None = None,
     subset: Subset = Subset(),  # noqa: B008  frozen
     source: Source = Source(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008
@@ -193,6 +197,8 @@ def distances(
         figure and data as OUT.svg, .png, .pdf and .json. [default: FIRST RUN/diagnosis/distances-NORM]
     batch_size
         points at once.
+    data
+        where the runs' data lie now, if they were moved. [default: as in training]
     quiet
         no progress.
     json
@@ -204,7 +210,7 @@ def distances(
     from bivallate.files import write_json
     from bivallate.reports.diagnostics.drawn import stem_of
 
-    subjects = Subjects.of(runs, source, machine)
+    subjects = Subjects.of(runs, source, machine, data)
     kind = norm_of(norm, subjects.threats[0])
     options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}
     stem = stem_of(out or runs[0] / "diagnosis" / f"distances-{kind}")
@@ -215,19 +221,19 @@ def distances(
         with watched(json or quiet, label) as progress:
             found[label] = search(model, subjects.points, kind, progress=progress)
     figure = _survivors(found, norm_name(kind), subjects.trained(kind))
-    data: dict[str, Any] = {"norm": norm_name(kind), "n": len(next(iter(found.values())))}
-    data |= {"steps": steps, "targets": targets}
-    data |= {"runs": {label: _summary(values) for label, values in found.items()}, "curve": figure.data()}
+    told: dict[str, Any] = {"norm": norm_name(kind), "n": len(next(iter(found.values())))}
+    told |= {"steps": steps, "targets": targets}
+    told |= {"runs": {label: _summary(values) for label, values in found.items()}, "curve": figure.data()}
 
     def save(place: Path) -> None:
         figure.save(stem)
-        write_json(place, data)
+        write_json(place, told)
 
     with keeping(place, save, silent=json):
         if json:
-            say_json(data)
+            say_json(told)
         else:
-            _show_distances(data)
+            _show_distances(told)
 
 
 def _survivors(found: dict[str, Tensor], norm: str, trained: dict[str, float]) -> Any:

@@ -20,6 +20,7 @@ def diagnose(
     n: Several = 500,
     attack: str = "pgd-20",
     fosc_form: Literal["ball", "box"] = "ball",
+    data: str | None = None,
     source: Source = Source(),  # noqa: B008  frozen
     machine: Machine = Machine(),  # noqa: B008
 ) -> None:
@@ -45,11 +46,14 @@ def diagnose(
         for the accuracies by class and the confusions.
     fosc_form
         FOSC over the ball, as Dynamic AT's eq. 4 has it, or over the box, the ball within [0, 1].
+    data
+        where the runs' data lie now, if they were moved. [default: as in training]
     """
     from bivallate.reports.diagnostics.diagnosing import diagnose as drawn
 
     device = machine.prepare()
     asked = {"what": what, "out": out, "n": n, "attack": attack, "fosc_form": fosc_form, "device": device}
+    asked |= {"data": data}
     drawn(*runs, **asdict(source), **asked, progress=_told)
 
 

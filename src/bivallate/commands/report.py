@@ -14,6 +14,7 @@ def report(
     *runs: Path,
     out: Path | None = None,
     images: Annotated[bool, Parameter(negative="--no-images")] = True,
+    data: str | None = None,
     data_dir: str | None = None,
     model: str | None = None,
 ) -> None:
@@ -29,6 +30,8 @@ def report(
         [default: report.html, of one run in its folder]
     images
         attack a few images of each run, to show them.
+    data
+        where the runs' data lie now, if they were moved. [default: as in training]
     data_dir
         where named sets are looked for, to show their images. [default: BIVALLATE_DATA]
     model
@@ -36,5 +39,5 @@ def report(
     """
     from bivallate.reports.page import report as written
 
-    place = written(*runs, out=out, images=images, data_dir=data_dir, model=model)
+    place = written(*runs, out=out, images=images, data=data, data_dir=data_dir, model=model)
     say(f"report: {place}")

@@ -34,10 +34,11 @@ class Subjects:
     classes: tuple[str, ...]
 
     @classmethod
-    def of(cls, runs: Sequence[Path], source: Source, machine: Machine) -> Subjects:
-        """Reads run folders. Raises UserError for none and for runs on different data."""
+    def of(cls, runs: Sequence[Path], source: Source, machine: Machine, data: str | None) -> Subjects:
+        """Reads run folders; `data`: where theirs lie now. Raises UserError for none and for runs on
+        different data."""
         device = machine.prepare()
-        looked_at = subject(runs, **asdict(source), device=device)
+        looked_at = subject(runs, **asdict(source), moved=data, device=device)
         models: dict[str, nn.Module] = dict(looked_at.models)
         threats = tuple(run.config.method.threat for run in looked_at.runs)
         return cls(models, threats, looked_at.data.test, looked_at.runs[0].classes)

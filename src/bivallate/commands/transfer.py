@@ -22,6 +22,7 @@ def transfer(
     from_: Annotated[tuple[Path, ...], Parameter(name="--from", negative=(), consume_multiple=True)],
     attack: str = "pgd-20",
     ball: Ball = Ball(),  # noqa: B008  frozen
+    data: str | None = None,
     subset: Subset = Subset(),  # noqa: B008
     source: Source = Source(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008
@@ -44,6 +45,8 @@ def transfer(
         name of the attack on those; `bivallate attacks` lists them.
     batch_size
         points at once. [default: estimated from the free memory]
+    data
+        where the runs' data lie now, if they were moved. [default: as in training]
     out
         file for the result, as JSON. [default: one of its own in RUN/evaluation]
     json
@@ -59,7 +62,7 @@ def transfer(
     if not from_:
         raise UserError("name at least one other run to make the points on: --from RUN")
     folder = RunFolder.open(run)
-    subjects = Subjects.of([run, *from_], source, machine)
+    subjects = Subjects.of([run, *from_], source, machine, data)
     (_, model), *others = subjects.models.items()
     threat = ball.of(subjects.threats[0])
     options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}

@@ -127,8 +127,8 @@ def check_labels(y: Tensor, classes: int) -> None:
 def class_names(model: Any, count: int) -> list[str]:
     """What a model's own classes are called, in one short line each; their numbers where it does not say."""
     names = getattr(getattr(model, "_orig_mod", model), "classes", None)
-    known = isinstance(names, list | tuple) and len(names) == count
-    return [line(name, NAME) for name in (names if known else range(count))]
+    known = names if isinstance(names, list | tuple) and len(names) == count else range(count)
+    return [line(name, NAME) for name in known]
 
 
 def data_fingerprint(data: Points, index: Tensor) -> str:

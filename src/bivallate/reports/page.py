@@ -31,6 +31,7 @@ def report(
     *runs: Runs,
     out: str | Path | None = None,
     images: bool = True,
+    data: str | None = None,
     data_dir: str | None = None,
     model: str | None = None,
     progress: bool | Callable[[str], object] = False,
@@ -42,8 +43,9 @@ def report(
         runs: folders, or what `train` returned; also in one list.
         out: .html (one file with everything inside), .md or .tex (figures in a folder beside it); else
             report.html, of one run in its folder.
-        images: attack a few images of each run, to show them. data_dir: where its data is looked for, if not
-            where it was. model: `package.module:factory` for a network of your own.
+        images: attack a few images of each run, to show them. data: where the runs' data lie now, if they
+            were moved. data_dir: where named sets are looked for. model: `package.module:factory` for a
+            network of your own.
         progress: True says beside the results what is being done; or a function that is told.
 
     Raises:
@@ -51,7 +53,7 @@ def report(
     """
     paths = folders(runs)
     place = paths[0] if len(paths) == 1 else Path()
-    wanted = Images(data_dir, model) if images else None
+    wanted = Images(data_dir, model, data) if images else None
     return write_report(
         paths, Path(out) if out is not None else place / "report.html", wanted, teller(progress)
     )

@@ -17,7 +17,7 @@ from bivallate.reports.diagnostics.easy_and_hard import Attacked, attacked
 from bivallate.reports.diagnostics.per_class import MANY, Confusion, confusion, per_class
 from bivallate.reports.matrix import matrix_svg
 from bivallate.run.load_model import load_run
-from bivallate.run.session import own_data
+from bivallate.run.evaluation_data import moved_data
 from bivallate.style import styled
 
 PLAIN = "pgd-20"  # draws the images of a run
@@ -50,11 +50,12 @@ class Images:
 
     Attributes:
         data_dir: where named sets are looked for. model: `package.module:factory` of the runs whose network
-            is the user's own.
+            is the user's own. data: where the runs' data lie now.
     """
 
     data_dir: str | None = None
     model: str | None = None
+    data: str | None = None
 
 
 def pictures(runs: Sequence[RunRecord]) -> list[Picture]:
@@ -103,7 +104,7 @@ def _attacked(run: RunRecord, images: Images) -> Attacked:
         raise UserError("the evaluation is of weights that have changed since")
     config = config.set("data.data_dir", images.data_dir) if images.data_dir is not None else config
     model = load_run(run.path, strong.weights, images.model)
-    test, score = own_data(config.data, config.seed).test, strong.score
+    test, score = moved_data(run.path, config, images.data).test, strong.score
     return attacked(model, test, score.threat, score, run.names(score.classes), attack=PLAIN)
 
 

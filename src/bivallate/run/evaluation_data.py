@@ -19,7 +19,7 @@ from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
 from bivallate.run.session import load_data, own_data, settled
 
-__all__ = ["Evaluated", "aligned", "evaluation_data"]
+__all__ = ["Evaluated", "aligned", "evaluation_data", "moved_data"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,21 @@ def evaluation_data(
     found = aligned(data, known, by_position=by_position)
     place = distinct_name(name, spec.data_dir or None)
     return Evaluated(found, place, _seen(config, found.test))
+
+
+def moved_data(run: Path, config: Config, place: str | None = None) -> Dataset:
+    """The run's own data, which may lie at another place now.
+
+    Raises:
+        UserError: they cannot be read, or what lies there are other data.
+    """
+    found = evaluation_data(run, config, place)
+    if found.place:
+        raise UserError(
+            f"{place} does not hold the data that {run} was trained on, and --data says here where those lie "
+            "now; other data are for `bivallate evaluate`, attack and audit"
+        )
+    return found.data
 
 
 def _place(spec: Any) -> str:

@@ -79,7 +79,7 @@ def own_data(spec: Any, seed: int) -> Dataset:
         return load_data(spec, seed)
     except UserError as error:
         named = bool(spec.name) and data.registry.get(spec.name) is not None
-        option = "--data-dir FOLDER" if named else "--data PLACE, which resume, evaluate and audit take"
+        option = "--data-dir FOLDER" if named else "--data PLACE"
         if not spec.name:
             raise
         raise UserError(f"{error}. If the data have moved, say where they are now: {option}") from error

@@ -28,6 +28,7 @@ def diagnose(
     attack: str = "pgd-20",
     fosc_form: Form = "ball",
     seed: int = 0,
+    data: str | None = None,
     data_dir: str | None = None,
     model: str | None = None,
     device: torch.device | str = "auto",
@@ -45,7 +46,8 @@ def diagnose(
             than the best ones FIRST RUN/diagnosis/WEIGHTS.
         weights: best, last, ema or epoch-N. n: test points at most. attack: for the accuracies by class, the
             confusions and the images. fosc_form: "ball" or "box". seed: of points and random starts.
-        data_dir: where named sets are looked for. model: `package.module:factory` for a network of your own.
+        data: where the runs' data lie now, if they were moved. data_dir: where named sets are looked for.
+        model: `package.module:factory` for a network of your own.
         progress: called with each name and the path of its figure, or the reason why it is left out; True
             says so beside the results.
 
@@ -61,7 +63,7 @@ def diagnose(
     check_weights(weights)
     asked = (what,) if isinstance(what, str) else tuple(what)
     paths, where = folders(runs), device if isinstance(device, torch.device) else pick_device(device)
-    settings = {"weights": weights, "seed": seed, "data_dir": data_dir, "model": model}
+    settings = {"weights": weights, "seed": seed, "moved": data, "data_dir": data_dir, "model": model}
     looked_at = subject(paths, **settings, n=n, attack=attack, form=fosc_form, device=where)
     own = paths[0] / "diagnosis" / ("" if weights == "best" else weights)
     place = own if out is None else Path(out)

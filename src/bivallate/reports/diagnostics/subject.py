@@ -17,7 +17,7 @@ from bivallate.reports.diagnostics.fosc_epochs import stationarity
 from bivallate.reports.diagnostics.training_eps import OwnRadius
 from bivallate.reports.diagnostics.weighing import Weighed, weigh
 from bivallate.run import checkpoint
-from bivallate.run.evaluation_data import evaluation_data
+from bivallate.run.evaluation_data import moved_data
 from bivallate.run.folder import KEPT, RunFolder
 from bivallate.run.load_model import load_run
 from bivallate.run.session import Session
@@ -33,8 +33,8 @@ class Subject:
             attacks.
         attack: for accuracies by class and confusions. form: of FOSC. data_dir: where the named
         set is looked for. model: `package.module:factory` of the runs whose network is the user's own.
-        device: to compute on. given: the data that all runs were trained on, where it is not what their
-            configurations name.
+        moved: where the runs' data lie now. device: to compute on. given: the data that all runs were trained
+            on, where it is not what their configurations name.
     """
 
     runs: tuple[RunRecord, ...]
@@ -45,6 +45,7 @@ class Subject:
     form: Form = "ball"
     data_dir: str | None = None
     model: str | None = None
+    moved: str | None = None
     device: torch.device | str = "cpu"
     given: Dataset | None = None
 
@@ -58,7 +59,7 @@ class Subject:
             return self.given
         config = run.config
         config = config.set("data.data_dir", self.data_dir) if self.data_dir is not None else config
-        return evaluation_data(run.path, config).data
+        return moved_data(run.path, config, self.moved)
 
     @cached_property
     def models(self) -> dict[str, Classifier]:
