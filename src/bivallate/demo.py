@@ -15,6 +15,7 @@ from bivallate.evaluation import Identity, evaluate
 from bivallate.files import write_json
 from bivallate.lower.threat import Linf
 from bivallate.method import Method
+from bivallate.quoting import command
 from bivallate.run.load_model import load
 from bivallate.run.optim import SGD, Triangle
 from bivallate.run.progress import Spoken
@@ -67,12 +68,20 @@ def run_demo(out: Path, *, epochs: int, threads: int) -> list[dict[str, Any]]:
     picture = demo_figure(out, rows)
     console.print(
         f"\nruns, metrics and evaluations: {out}/<method>\npicture: {picture}\nnext:\n"
-        f"  bivallate evaluate {out}/at --attack autoattack        the standard attack ensemble\n"
-        f"  bivallate report {out}/at {out}/fast-bat --out report.html\n"
-        f"  bivallate train done-adam --data digits --epochs 60 --set weighting.floor=1\n"
-        "  bivallate methods                                     everything else there is"
+        + "\n".join(f"  {line}" for line in _next(out))
     )
     return rows
+
+
+def _next(out: Path) -> list[str]:
+    """Commands to go on with: the standard attack ensemble, a page, a longer training, the whole list."""
+    longer = ("--data", "digits", "--epochs", 60, "--set", "weighting.floor=1")
+    return [
+        command("evaluate", out / "at", "--attack", "autoattack"),
+        command("report", out / "at", out / "fast-bat", "--out", "report.html"),
+        command("train", "done-adam", *longer),
+        command("methods"),
+    ]
 
 
 def _measured(method: Method, folder: Path, history: list[dict[str, Any]], dataset: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import html as html_module
 import re
+import shlex
 from typing import Any
 
 # What moves the cursor, turns the reading direction, hides itself, or cannot be written in UTF-8. Joiners
@@ -55,6 +56,16 @@ def line(text: Any, limit: int = 0) -> str:
         return one
     head = (limit - 1) // 2
     return f"{one[:head]}…{one[head + 1 - limit :]}"
+
+
+def command(*words: Any) -> str:
+    """A line of the command line that works as it is printed, quoted for a shell.
+
+    Example:
+        >>> print(command("report", "runs/a b"))
+        bivallate report 'runs/a b'
+    """
+    return shlex.join(["bivallate", *map(str, words)])
 
 
 def html(text: Any) -> str:

@@ -11,7 +11,7 @@ from rich.table import Table
 from bivallate.commands.options import Flag, Settings
 from bivallate.errors import UserError, unknown
 from bivallate.parts import portable
-from bivallate.quoting import line
+from bivallate.quoting import command, line
 from bivallate.terminal import NAME, literal_console, say, say_json
 
 
@@ -150,9 +150,16 @@ def datasets(
     said = (
         f"contact sheet: {sheet}"
         if sheet is not None
-        else f"contact sheet: bivallate datasets {name} --sheet x.png"
+        else f"contact sheet: {_sheet_of(name, data_dir, set_)}"
     )
     console.print(said)
+
+
+def _sheet_of(name: str, data_dir: str | None, settings: tuple[str, ...]) -> str:
+    """The command that draws a set's contact sheet."""
+    where = ["--data-dir", data_dir] if data_dir is not None else []
+    how = [word for item in settings for word in ("--set", item)]
+    return command("datasets", name, *where, *how, "--sheet", "sheet.png")
 
 
 def _loaded(name: str, data_dir: str | None, settings: tuple[str, ...]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +117,7 @@ def train(
         plan, dataset, network, folder, progress=spoken, overwrite=overwrite, max_minutes=max_minutes, log=log
     )
     if not quiet:
-        _finished(run, folder)
+        _finished(run, folder, [])
 
 
 def _sets(settings: tuple[str, ...], key: str) -> bool:
@@ -189,6 +188,7 @@ def resume(
         say nothing but alarms.
     """
     from bivallate.commands.settings import named
+    from bivallate.run.continuing import places
     from bivallate.run.progress import Spoken
     from bivallate.run.resuming import resume as go_on
 
@@ -207,7 +207,7 @@ def resume(
         **elsewhere,
     )
     if not quiet:
-        _finished(finished, run)
+        _finished(finished, run, places(name=data, data_dir=data_dir))
 
 
 def demo(*, out: Path = Path("runs/demo"), epochs: Count = 30, threads: Amount = 1) -> None:
@@ -235,8 +235,10 @@ def say(text: str) -> None:
         terminal.say(text, beside=True)
 
 
-def _finished(run: Any, folder: Path) -> None:
+def _finished(run: Any, folder: Path, moved: list[str]) -> None:
+    """What came out, and what comes next. moved: the options that say where data lie now."""
     from bivallate.run.chance import ending
+    from bivallate.run.continuing import to_evaluate
 
     last = run.history[-1] if run.history else {}
     held = [line["robust"] for line in run.history if "robust" in line]
@@ -250,6 +252,4 @@ def _finished(run: Any, folder: Path) -> None:
     told = ending(run.history)
     if told:
         say(told)
-    own = run.model.architecture
-    network = f" --model {own}" if ":" in own and not own.startswith("timm:") else ""
-    say(f"run: {folder}\nnext: bivallate evaluate {shlex.quote(str(folder))}{network} --attack pgd-20")
+    say(f"run: {folder}\nnext: {to_evaluate(folder, run.model.architecture, moved)}")

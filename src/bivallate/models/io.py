@@ -197,7 +197,9 @@ def _places(path: Path, weights: str, writing: bool = False) -> tuple[Path, Path
         )
     if not writing and not file.exists():
         there = sorted(p.stem for p in path.glob("*.safetensors")) if path.is_dir() else []
-        raise UserError(f"{path} has no weights {weights!r} ({file.name}): it has {listed(there)}")
+        raise UserError(
+            f"{path} has no weights {weights!r} ({file.name}): it has the weights {listed(there)}"
+        )
     return file, path / "model.json"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from bivallate.errors import UserError
 from bivallate.evaluation import Score
 from bivallate.evaluation.pairs import pairs
-from bivallate.quoting import line
+from bivallate.quoting import command, line
 from bivallate.reports.collect import RunRecord
 from bivallate.reports.comparison.comparable import Wanted, choose
 from bivallate.reports.diagnostics.per_class import confusion
@@ -68,7 +68,17 @@ def audits_table(runs: Sequence[RunRecord]) -> Table:
     rows = []
     for run in runs:
         if not run.audits:
-            rows.append((run.label, "not audited", NONE, NONE, NONE, NONE, f"bivallate audit {run.path}"))
+            rows.append(
+                (
+                    run.label,
+                    "not audited",
+                    NONE,
+                    NONE,
+                    NONE,
+                    NONE,
+                    command("audit", run.path),
+                )
+            )
         for a in run.audits:
             against = "; ".join(f"{name}: {finding}" for name, finding, _ in a.against) or "nothing"
             split = f", {a.split}" if a.split != "test" else ""

@@ -121,9 +121,8 @@ def _warnings(runs: Sequence[RunRecord]) -> list[str]:
         if len(run.history) < run.config.epochs:
             notes.append(f"{run.label} is not finished: {len(run.history)} of {run.config.epochs} epochs.")
         if run.strongest is None:
-            notes.append(
-                f"{run.label} has not been attacked at its training threat: bivallate evaluate {run.path}"
-            )
+            cure = quoting.command("evaluate", run.path)
+            notes.append(f"{run.label} has not been attacked at its training threat: {cure}")
         notes += run.left_out
         notes += [f"{run.label}, {e.score.attack}: {STALE}." for e in run.evaluations if e.stale]
         notes += [

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bivallate.errors import UserError
 from bivallate.files import remove
+from bivallate.quoting import command
 from bivallate.sealed import read_sealed, write_sealed
 
 FORMAT, FIRST = "bivallate-checkpoint-2", "bivallate-checkpoint-1"  # the first one's sum left out the place
@@ -155,10 +156,8 @@ def newest(
         if problems:
             tell(f"{problems[0]}; going on from the older whole one, at {place}")
         return found
-    raise UserError(
-        f"{'; '.join(problems)}. None is left: begin anew with `bivallate train --config "
-        f"{folder.parent / 'config.toml'} --out {folder.parent} --overwrite`"
-    )
+    anew = command("train", "--config", folder.parent / "config.toml", "--out", folder.parent, "--overwrite")
+    raise UserError(f"{'; '.join(problems)}. None is left: begin anew with `{anew}`")
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:

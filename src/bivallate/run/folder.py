@@ -11,6 +11,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 from bivallate.errors import UserError, unknown
 from bivallate.files import is_temporary, make_folder, remove, sweep, sync_folder, write_text
 from bivallate.opening import check_regular
+from bivallate.quoting import command
 from bivallate.run.checkpoint import clear_orphans, list_all
 from bivallate.run.lock import NAME as LOCK
 from bivallate.schema import MEGABYTE, Amount, Count, Digits, Share, parse, read_text
@@ -114,7 +115,7 @@ class RunFolder:
         if not folder.free and not overwrite:
             raise UserError(
                 f"the run folder {path} exists already: choose another --out, continue it with "
-                f"`bivallate resume {path}`, or replace it with --overwrite"
+                f"`{command('resume', path)}`, or replace it with --overwrite"
             )
         if not folder.free and not folder.is_run:
             raise UserError(

@@ -24,12 +24,17 @@ def load(path: str | Path, weights: str = "best", *, model: nn.Module | str | No
     return models.load(path, weights, model=model).eval()
 
 
+def built_in(name: str) -> bool:
+    """Whether the package can build an architecture of that name, timm's included, from the name alone."""
+    return name in models.names() or name.startswith("timm:")
+
+
 def load_run(path: str | Path, weights: str, model: str | None) -> Classifier:
     """The model of a run; `model` builds the network where it is the user's own, and is imported because the
     user named it. Raises UserError without it."""
     described = read_manifest(RunFolder.open(Path(path)).path / "model.json")
     name = (described["spec"] or {}).get("name", described["architecture"])
-    if name in models.names() or name.startswith("timm:"):
+    if built_in(name):
         return load(path, weights)
     if model is None:
         raise UserError(

@@ -12,6 +12,7 @@ from bivallate.models.description import manifest_text, sealed_in
 from bivallate.models.io import read_weights, run_of
 from bivallate.opening import check_regular
 from bivallate.parts import decode, encode, from_portable
+from bivallate.quoting import command
 from bivallate.run.checkpoint import Checkpoint, list_all, newest
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder, lines_of
@@ -54,8 +55,8 @@ def reopen(folder: RunFolder, tell: Tell, *, fall_back: bool = True) -> tuple[Co
         config = Config.read(folder.config)
         if not folder.free:
             raise UserError(
-                f"{folder.path} holds results, but no checkpoint to go on from: begin anew with `bivallate "
-                f"train --config {folder.config} --out {folder.path} --overwrite`"
+                f"{folder.path} holds results, but no checkpoint to go on from: begin anew with "
+                f"`{command('train', '--config', folder.config, '--out', folder.path, '--overwrite')}`"
             )
         tell(f"{folder.path} was left before its first checkpoint: it begins anew")
         return config, None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from bivallate import collective, models
+from bivallate import collective
 from bivallate.data import Dataset
 from bivallate.errors import UserError
 from bivallate.method import Method, checked
@@ -17,6 +17,7 @@ from bivallate.run.config import Config
 from bivallate.run.execution import Run, check_minutes, finish, holding, spoken_once
 from bivallate.run.folder import RunFolder
 from bivallate.run.lengthening import lengthening
+from bivallate.run.load_model import built_in
 from bivallate.run.logger import Logger
 from bivallate.run.loggers import loggers
 from bivallate.run.memory_layout import settled_layout
@@ -119,7 +120,7 @@ def _network(config: Config, dataset: Dataset, model: nn.Module | str | None) ->
     name = config.model.name
     if isinstance(model, nn.Module):
         return model
-    if model is None and name not in models.names() and not name.startswith("timm:"):
+    if model is None and not built_in(name):
         raise UserError(
             f"this run trained {name}, which only your code can build: hand it over again "
             "(model=... in Python, --model package.module:factory on the command line)"

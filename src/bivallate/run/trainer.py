@@ -14,6 +14,7 @@ from bivallate import collective
 from bivallate.data.workers import WorkersLost
 from bivallate.errors import UserError, out_of_memory
 from bivallate.record import NonFinite
+from bivallate.run.continuing import to_resume
 from bivallate.run import checkpoint
 from bivallate.run.cai_curriculum import Lessons
 from bivallate.run.divergence import trouble_of
@@ -239,10 +240,12 @@ class Trainer:
         self._save()
         if together:
             collective.meet()  # a launcher ends all as soon as one has gone, and the first still saves
+        session = self.session
+        architecture = str(getattr(session.model, "architecture", ""))
         raise Interrupted(
-            f"{'the time is up' if request.late else 'interrupted'} at epoch {self.session.epoch + 1}, "
-            f"minibatch {self.session.step}; all is saved. "
-            f"Go on with: bivallate resume {self.folder.path}"
+            f"{'the time is up' if request.late else 'interrupted'} at epoch {session.epoch + 1}, "
+            f"minibatch {session.step}; all is saved. "
+            f"Go on with: {to_resume(self.folder.path, session.config, architecture)}"
         )
 
 
