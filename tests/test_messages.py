@@ -14,7 +14,7 @@ from bivallate.data.columns import _no_column
 from bivallate.data.table import Table
 from bivallate.errors import UserError, unknown
 from bivallate.evaluate.preflight import preflight
-from bivallate.method import create
+from bivallate.methods.entries import create
 from bivallate.models.robustbench import _unwrapped
 from bivallate.parts import override
 from bivallate.run.recipes import recipe_for

@@ -11,7 +11,8 @@ from typing import Any
 
 from bivallate import collective, plugins
 from bivallate.errors import UserError
-from bivallate.method import Method, registry
+from bivallate.method import Method
+from bivallate.methods.entries import registry
 from bivallate.quoting import command
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
