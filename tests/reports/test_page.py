@@ -242,7 +242,7 @@ def test_classes_without_a_point_are_named(made):
 
 def test_python_reports_as_the_command_does(made, monkeypatch):
     asked: list[tuple[list[Path], Path, Images | None]] = []
-    monkeypatch.setattr("bivallate.reports.page.write_report", lambda *a: asked.append(a) or a[1])
+    monkeypatch.setattr("bivallate.reports.page.write_report", lambda *a: asked.append(a[:3]) or a[1])
     assert bv.report(made, images=False) == made / "report.html"
     assert command(["report", str(made), "--no-images"]) == 0
     bv.report(made, made.parent, out="r.md", data_dir="d", model="m:f")
