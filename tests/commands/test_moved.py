@@ -16,7 +16,7 @@ FEW = ["--n", "6"]
 COMMANDS = {
     "resume": [],
     "evaluate": ["--attack", "fgsm"],
-    "audit": ["--budget", "0.01", *FEW],
+    "audit": ["--budget", "0.3", *FEW],
     "attack": ["--attack", "fgsm", "--save", "made"],
     "curve": ["--attack", "fgsm", "--eps", "0,0.1"],
     "distances": ["--steps", "1", "--targets", "1"],
