@@ -11,13 +11,13 @@ import bivallate as bv
 from bivallate.commands.settings import own_parameters
 from bivallate.data import sources
 from bivallate.data.columns import _no_column
-from bivallate.data.table import Table
+from bivallate.data.label_table import Table
 from bivallate.errors import UserError, unknown
-from bivallate.evaluate.preflight import preflight
+from bivallate.evaluation.preflight import preflight
 from bivallate.methods.entries import create
 from bivallate.models.robustbench import _unwrapped
 from bivallate.parts import override
-from bivallate.run.recipes import recipe_for
+from bivallate.run.recipes.published import recipe_for
 
 PLAN = recipe_for(None, create("plain", bv.Linf(0.1)), "digits")
 

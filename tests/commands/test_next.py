@@ -16,7 +16,7 @@ from bivallate.demo import _next
 from bivallate.errors import UserError
 from bivallate.run.checkpoint import newest
 from bivallate.run.folder import RunFolder
-from bivallate.run.interrupt import Interrupted
+from bivallate.run.signals import Interrupted
 
 OWN = '''
 from torch import nn

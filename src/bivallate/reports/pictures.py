@@ -16,8 +16,8 @@ from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.easy_and_hard import Attacked, attacked
 from bivallate.reports.diagnostics.per_class import MANY, Confusion, confusion, per_class
 from bivallate.reports.matrix import matrix_svg
-from bivallate.run.load_model import load_run
 from bivallate.run.evaluation_data import moved_data
+from bivallate.run.load_model import load_run
 from bivallate.style import styled
 
 PLAIN = "pgd-20"  # draws the images of a run

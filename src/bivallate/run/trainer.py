@@ -14,9 +14,9 @@ from bivallate import collective
 from bivallate.data.workers import WorkersLost
 from bivallate.errors import UserError, out_of_memory
 from bivallate.record import NonFinite
-from bivallate.run.continuing import to_resume
 from bivallate.run import checkpoint
 from bivallate.run.cai_curriculum import Lessons
+from bivallate.run.continuing import to_resume
 from bivallate.run.divergence import trouble_of
 from bivallate.run.folder import RunFolder
 from bivallate.run.lock import Lock
