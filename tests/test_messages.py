@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import bivallate as bv
+from bivallate.cli import run
 from bivallate.commands.settings import own_parameters
 from bivallate.data import sources
 from bivallate.data.columns import _no_column
@@ -17,7 +18,9 @@ from bivallate.evaluation.preflight import preflight
 from bivallate.methods.entries import create
 from bivallate.models.robustbench import _unwrapped
 from bivallate.parts import override
+from bivallate.quoting import coded
 from bivallate.run.recipes.published import recipe_for
+from bivallate.style import figure, whole_ticks
 
 PLAN = recipe_for(None, create("plain", bv.Linf(0.1)), "digits")
 
@@ -81,3 +84,19 @@ def test_classes_are_told_by_name_where_a_model_has_names_and_else_by_number(ask
     animals.classes = None
     told = ask(animals, y)
     assert ("class 0, 2" in told) if ask is _scored else ("every label is 1" in told), told
+
+
+def test_options_without_a_default_print_none_and_check_gradient_has_the_shared_ones(capsys):
+    for name in ("train", "resume", "check-gradient"):
+        assert run([name, "--help"]) == 0
+        assert '[default: ""]' not in (told := capsys.readouterr().out)
+    assert "of no run the" in told
+
+
+def test_a_single_epoch_has_a_whole_tick_and_commands_in_notes_are_code():
+    _, ax = figure(1)
+    ax.plot([2], [0.5], "o")
+    whole_ticks(ax)
+    assert all(float(tick).is_integer() for tick in ax.get_xticks())
+    assert coded("`a` <b>") == "<code>a</code> &lt;b&gt;"
+    assert bv.Logger.__name__ == "Logger"

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from bivallate.run.examined import evaluate
     from bivallate.run.execution import Run
     from bivallate.run.load_model import load
+    from bivallate.run.logger import Logger
     from bivallate.run.optim import SGD, AdamW, Cosine, Flat, MultiStep, Triangle
     from bivallate.run.resuming import resume
     from bivallate.run.training import train
@@ -76,6 +77,7 @@ __all__ = [
     "LastStep",
     "Leaf",
     "Linf",
+    "Logger",
     "Loss",
     "LowerProblem",
     "MarginNet",
@@ -160,6 +162,7 @@ _PLACES = {
     "evaluate": "bivallate.run.examined",
     "Run": "bivallate.run.execution",
     "load": "bivallate.run.load_model",
+    "Logger": "bivallate.run.logger",
     "AdamW": "bivallate.run.optim",
     "Cosine": "bivallate.run.optim",
     "Flat": "bivallate.run.optim",

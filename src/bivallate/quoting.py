@@ -73,6 +73,16 @@ def html(text: Any) -> str:
     return html_module.escape(visible(text), quote=True)
 
 
+def coded(text: Any) -> str:
+    """HTML of a sentence in which commands stand between backticks: they become code.
+
+    Example:
+        >>> print(coded("see `bivallate audit` <b>"))
+        see <code>bivallate audit</code> &lt;b&gt;
+    """
+    return re.sub("`([^`]+)`", r"<code>\1</code>", html(text))
+
+
 def markdown(text: Any) -> str:
     """For a line or a table's cell of Markdown."""
     return _MARKDOWN.sub(r"\\\1", line(text))

@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib as mpl
 from cycler import cycler
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, Formatter, FuncFormatter
+from matplotlib.ticker import FixedFormatter, Formatter, FuncFormatter, MaxNLocator
 
 from bivallate.files import write_whole
 from bivallate.quoting import line
@@ -110,6 +110,11 @@ def literally(fig: Figure) -> Figure:
 def _named(formatter: Formatter) -> FuncFormatter:
     """The words of a formatter, each in one line of bounded length."""
     return FuncFormatter(lambda value, place: line(formatter(value, place), NAME))
+
+
+def whole_ticks(ax: Any) -> None:
+    """Whole numbers alone along the axis of epochs or steps, also where there is a single one."""
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def name_classes(ax: Any, names: Sequence[str], most: int = 48) -> None:

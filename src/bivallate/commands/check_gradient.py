@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from bivallate.commands.options import Count, Flag, Machine, Seed, Settings, Several
+from bivallate.commands.options import Ball, Count, Flag, Machine, Seed, Settings, Several
+from bivallate.errors import UserError
 from bivallate.terminal import say, say_json
 
 
@@ -14,8 +15,7 @@ def check_gradient(
     *,
     model: str = "tiny-cnn",
     data: str = "digits",
-    eps: str | None = None,
-    norm: str = "linf",
+    ball: Ball = Ball(),  # noqa: B008  frozen
     n: Several = 16,
     directions: Count = 6,
     seed: Seed = 0,
@@ -35,10 +35,6 @@ def check_gradient(
         architecture, or package.module:factory.
     data
         data set whose first training examples are used.
-    eps
-        radius in pixel units of [0, 1], such as 8/255. [default: the data set's customary one]
-    norm
-        linf or l2.
     n
         examples.
     directions
@@ -59,11 +55,13 @@ def check_gradient(
     from bivallate.run.session import create_model, load_data
 
     device = machine.prepare()
-    plan = plan_of(method, None, data, eps, norm, None, set_).set("model.name", model)
+    plan = plan_of(method, None, data, ball.eps, ball.norm or "linf", None, set_).set("model.name", model)
     plan = plan.set("model.activation", activation)
     plan = plan if data_dir is None else plan.set("data.data_dir", data_dir)
     dataset = load_data(plan.data, seed)
     network = create_model(plan.model, dataset, seed).to(device)
+    if n > len(dataset.train):
+        raise UserError(f"--n is {n}, but {dataset.name} has {len(dataset.train)} training images")
     x, y = dataset.train.tensors(slice(0, n))
     found = check(network, plan.method, (x.to(device), y.to(device)), seed=seed, directions=directions)
     if json:

@@ -47,20 +47,22 @@ Seed = Annotated[int, Parameter(validator=_seeded)]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
 Settings = Annotated[tuple[str, ...], Parameter(name="--set", negative=(), show_default=False)]
+Log = Annotated[str, Parameter(show_default=False)]
 Split = Annotated[str, Parameter(help="test, validation or train.")]
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Ball:
-    """Within which images are changed; what is left open is the run's own.
+    """Within which images are changed; what is left open is the run's own, or the data set's.
 
     Parameters
     ----------
     eps
-        radius in pixel units of [0, 1], such as 8/255. [default: the run's own]
+        radius in pixel units of [0, 1], such as 8/255. [default: the run's own; of no run the data set's
+        customary one]
     norm
-        linf or l2. [default: the run's own]
+        linf or l2. [default: the run's own; of no run linf]
     """
 
     eps: str | None = None

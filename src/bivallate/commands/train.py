@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bivallate import terminal
-from bivallate.commands.options import Amount, Count, Flag, Positive, Seed, Settings
+from bivallate.commands.options import Amount, Count, Flag, Log, Positive, Seed, Settings
 from bivallate.quoting import file_name
 
 
@@ -33,7 +33,7 @@ def train(
     overwrite: Flag = False,
     max_minutes: Positive | None = None,
     patience: Amount | None = None,
-    log: str = "",
+    log: Log = "",
     dry_run: Flag = False,
     quiet: Flag = False,
 ) -> None:
@@ -87,7 +87,8 @@ def train(
     patience
         end when the held-out robust accuracy has not risen for so many epochs. [default: 0, never]
     log
-        where the numbers go besides: csv, tensorboard, wandb, trackio; several with commas.
+        where the numbers go besides: csv, tensorboard, wandb, trackio; several with commas. [default:
+        nowhere]
     dry_run
         print the resolved configuration and what it is going to take; train and write nothing.
     quiet
@@ -151,7 +152,7 @@ def resume(
     device: str | None = None,
     threads: Amount | None = None,
     max_minutes: Positive | None = None,
-    log: str = "",
+    log: Log = "",
     quiet: Flag = False,
 ) -> None:
     """Go on with an interrupted run, to exactly the weights that an uninterrupted one would have reached; or
@@ -183,7 +184,7 @@ def resume(
     max_minutes
         save and stop after so many minutes, as an interruption does.
     log
-        where the numbers go besides, as for train; a run does not remember it.
+        where the numbers go besides, as for train; a run does not remember it. [default: nowhere]
     quiet
         say nothing but alarms.
     """

@@ -158,4 +158,5 @@ def _environment(kind: str) -> jinja2.Environment:
         environment.block_start_string, environment.block_end_string = "<%", "%>"
         environment.comment_start_string, environment.comment_end_string = "<#", "#>"
     environment.filters |= {"tex": quoting.tex, "md": quoting.markdown}
+    environment.filters["coded"] = lambda text: Markup(quoting.coded(text))
     return environment

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from bivallate.errors import UserError
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.run.progress import attacks
-from bivallate.style import COLUMN, colour
+from bivallate.style import COLUMN, colour, whole_ticks
 
 NO_EPOCH = "no epoch was finished and recorded: train for one at least"
 
@@ -122,7 +122,7 @@ class LearningCurves(Drawn):
             ax.set_ylim(min(-0.02, ax.get_ylim()[0]), 1.02)
         ax.set_xlabel("epoch")
         ax.set_ylabel(panel.label)
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        whole_ticks(ax)
         if panel.second:
             styles = [
                 ax.plot([], [], color="#555555", ls=style, label=name)[0]

@@ -17,7 +17,7 @@ from bivallate.lower.stop import Form
 from bivallate.lower.threat import ThreatModel
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.sample import looked_at, problem_of, sample
-from bivallate.style import COLOURS, colour, figure
+from bivallate.style import COLOURS, colour, figure, whole_ticks
 
 GROUPS = 20
 
@@ -113,7 +113,7 @@ class FOSCTraces(Drawn):
             ax.set_xlabel("steps of PGD")
             ax.set_ylabel(name)
             ax.set_ylim(bottom=0)
-            ax.xaxis.get_major_locator().set_params(integer=True)
+            whole_ticks(ax)
         return fig
 
 

@@ -14,7 +14,7 @@ from bivallate.evaluation.geometry import alignment
 from bivallate.lower.threat import ThreatModel
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.sample import looked_at, problem_of, sample
-from bivallate.style import colour, figure
+from bivallate.style import colour, figure, whole_ticks
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class AlignmentByEpoch(Drawn):
         ax.set_ylim(min(-0.02, ax.get_ylim()[0]), 1.02)
         ax.set_xlabel("epoch")
         ax.set_ylabel(f"gradients' cosine on test points, eps {self.eps:.3g}")
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        whole_ticks(ax)
         ax.legend()
         return fig
 

@@ -13,7 +13,7 @@ from bivallate.reports.diagnostics.curves import NO_EPOCH
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.weights import FLOOR
 from bivallate.run.weight_spread import QUANTILES
-from bivallate.style import colour, figure
+from bivallate.style import colour, figure, whole_ticks
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class WeightsOverEpochs(Drawn):
             right.text(0.5, 0.02, words, ha="center", fontsize=6, transform=right.transAxes)
         for ax in (left, right):
             ax.set_xlabel("epoch")
-            ax.xaxis.get_major_locator().set_params(integer=True)
+            whole_ticks(ax)
         left.legend()
         return fig
 
