@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import bivallate as bv
 from benchmarks.autoattack_tables import PARTS, agreement, read, speed
 from bivallate import models
-from bivallate.evaluation import Progress, evaluate
+from bivallate.evaluation import EvaluationProgress, evaluate
 from bivallate.evaluation.attacks import square
 from bivallate.files import write_json
 from bivallate.lower.square import Square
@@ -135,7 +135,7 @@ def ours(model: nn.Module, points: Points, threat: bv.Linf | bv.L2, seed: int, c
     seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     last = time.perf_counter()
 
-    def mark(moment: Progress) -> None:
+    def mark(moment: EvaluationProgress) -> None:
         nonlocal last
         now = time.perf_counter()
         if moment.stage in seconds:

@@ -230,3 +230,12 @@ def test_a_file_stem_stands_once() -> None:
         if path.stem != "__init__" and own(path) != "commands":
             stems.setdefault(path.stem, []).append(str(path.relative_to(ROOT)))
     assert {stem: where for stem, where in stems.items() if len(where) > 1} == {}
+
+
+def test_a_class_name_stands_once() -> None:
+    where: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                where.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: files for name, files in where.items() if len(files) > 1} == {}

@@ -31,7 +31,7 @@ from bivallate.version import __version__
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """One line of the examination: what was looked at, what it is, and whether that is well."""
 
     name: str
@@ -39,24 +39,26 @@ class Finding:
     ok: bool = True
 
 
-def examine(data_dir: str | None = None) -> Iterator[Finding]:
+def examine(data_dir: str | None = None) -> Iterator[Diagnosis]:
     """Versions, devices, threads and data, one by one."""
     facts = machine("cpu", 0)
-    yield Finding("bivallate", f"{__version__}, {_origin()}")
-    yield Finding("python", f"{facts['python']} on {facts['system']} {platform.release()}")
+    yield Diagnosis("bivallate", f"{__version__}, {_origin()}")
+    yield Diagnosis("python", f"{facts['python']} on {facts['system']} {platform.release()}")
     yield from packages()
     bf16 = "with" if has_bfloat16(torch.device("cpu")) else "without"
-    yield Finding("processor", f"{facts['processor']}, {facts['cores']} cores, {bf16} bfloat16")
+    yield Diagnosis("processor", f"{facts['processor']}, {facts['cores']} cores, {bf16} bfloat16")
     asked = os.environ.get("OMP_NUM_THREADS")
-    yield Finding("threads", f"{torch.get_num_threads()}" + (f" (OMP_NUM_THREADS={asked})" if asked else ""))
+    yield Diagnosis(
+        "threads", f"{torch.get_num_threads()}" + (f" (OMP_NUM_THREADS={asked})" if asked else "")
+    )
     yield from devices()
     room = shutil.disk_usage(_existing(cache_folder())).free / 2**30
-    yield Finding("cache", f"{_short(cache_folder())}, {room:.0f} GiB free", ok=room >= 1)
+    yield Diagnosis("cache", f"{_short(cache_folder())}, {room:.0f} GiB free", ok=room >= 1)
     for name in data.registry.names():
-        yield Finding(f"data {name}", _short(describe(name, data_dir)["found"] or "not found"))
+        yield Diagnosis(f"data {name}", _short(describe(name, data_dir)["found"] or "not found"))
 
 
-def packages() -> Iterator[Finding]:
+def packages() -> Iterator[Diagnosis]:
     """Every package that bivallate's own metadata asks for, and timm, with its version."""
     wanted = [Requirement(text) for text in metadata.requires("bivallate") or ()]
     for need in wanted:
@@ -65,31 +67,33 @@ def packages() -> Iterator[Finding]:
             found = metadata.version(need.name)
         except metadata.PackageNotFoundError:
             if not optional:
-                yield Finding(need.name, f"not installed, and {need.specifier} is needed", ok=False)
+                yield Diagnosis(need.name, f"not installed, and {need.specifier} is needed", ok=False)
             continue
         if optional and need.name != "timm":
             continue
         fits = need.specifier.contains(found, prereleases=True)
-        yield Finding(need.name, found if fits else f"{found}, and {need.specifier} is needed", fits)
+        yield Diagnosis(need.name, found if fits else f"{found}, and {need.specifier} is needed", fits)
 
 
-def devices() -> Iterator[Finding]:
+def devices() -> Iterator[Diagnosis]:
     """Accelerators that torch can see."""
     for k in range(torch.cuda.device_count()):
         of = torch.cuda.get_device_properties(k)
-        yield Finding(f"cuda:{k}", f"{of.name}, {of.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}")
+        yield Diagnosis(
+            f"cuda:{k}", f"{of.name}, {of.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+        )
     if torch.backends.mps.is_available():
-        yield Finding("mps", "available; not tested by this project")
+        yield Diagnosis("mps", "available; not tested by this project")
     if not torch.cuda.device_count():
         build = (
             "a build for processors"
             if torch.version.cuda is None
             else f"a build for CUDA {torch.version.cuda}"
         )
-        yield Finding("cuda", f"no device (torch is {build})")
+        yield Diagnosis("cuda", f"no device (torch is {build})")
 
 
-def self_test() -> Iterator[Finding]:
+def self_test() -> Iterator[Diagnosis]:
     """Small versions of what the package is for, each timed: they must give what they give everywhere.
 
     A check that fails is a finding that is not ok; none raises.
@@ -105,7 +109,7 @@ def self_test() -> Iterator[Finding]:
                 value, ok = check()
             except Exception as error:  # whatever it is, it is what the examination is to find
                 value, ok = f"{type(error).__name__}: {error}", False
-            yield Finding(name, f"{value} ({time.perf_counter() - began:.1f} s)", ok)
+            yield Diagnosis(name, f"{value} ({time.perf_counter() - began:.1f} s)", ok)
 
 
 def _gradient() -> tuple[str, bool]:

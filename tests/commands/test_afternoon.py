@@ -14,7 +14,7 @@ from bivallate.audits import auditing
 from bivallate.audits.result import Moment
 from bivallate.cli import run
 from bivallate.evaluation import watching
-from bivallate.evaluation.evaluation_progress import Progress, Searched
+from bivallate.evaluation.evaluation_progress import EvaluationProgress, Searched
 from bivallate.evaluation.watching import watched
 
 QUICK = ["--batch-size", "400", "--model", "linear", "--set", "validation.steps=1", "--eps", "0.1"]
@@ -121,7 +121,9 @@ def test_progress_can_be_asked_for(runs, capsys, monkeypatch):
 
 
 MOMENTS = {
-    "evaluation": lambda f: Progress("pgd-20", "pgd", f, 0.5, 10, 5, 100 * f, 100 * (1 - f) if f else None),
+    "evaluation": lambda f: EvaluationProgress(
+        "pgd-20", "pgd", f, 0.5, 10, 5, 100 * f, 100 * (1 - f) if f else None
+    ),
     "audit": lambda f: Moment("pgd", f, 1000, 100 * f),
     "search": lambda f: Searched("distances", 100, int(100 * f), 100 * f),
 }

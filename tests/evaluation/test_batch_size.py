@@ -15,7 +15,7 @@ from bivallate.errors import UserError
 from bivallate.evaluation import evaluate
 from bivallate.evaluation.batch_size import estimate_batch, example_bytes, example_work
 from bivallate.evaluation.inference import Function
-from bivallate.evaluation.search_model import scout_of
+from bivallate.evaluation.search_model import search_model
 from bivallate.parts import part
 
 
@@ -152,10 +152,10 @@ class Viewing(nn.Module):
 def test_a_copy_that_cannot_be_used_is_not_used():
     x = cloud(2, (1, 8, 8))
     model = Viewing().eval().requires_grad_(False)
-    scout = scout_of(model, x)
-    assert torch.allclose(scout(x), model(x), atol=1e-6)
+    searcher = search_model(model, x)
+    assert torch.allclose(searcher(x), model(x), atol=1e-6)
     random = nn.Sequential(affine(64, 4), Jitter()).eval().requires_grad_(False)
-    assert scout_of(random, x) is random
+    assert search_model(random, x) is random
 
 
 class Clipped(nn.Module):
@@ -176,7 +176,7 @@ def test_a_copy_that_differs_away_from_the_clean_points_is_not_used(monkeypatch)
     copied = Clipped(model, 0.25, 0.75)
     assert torch.equal(copied(x), model(x))
     monkeypatch.setattr(prepare, "fold_batchnorm", lambda *args, **options: copied)
-    assert scout_of(model, x) is model
+    assert search_model(model, x) is model
 
 
 class Jitter(nn.Module):

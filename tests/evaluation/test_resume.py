@@ -19,7 +19,7 @@ from torch import nn
 import bivallate as bv
 from bivallate.errors import UserError
 from bivallate.evaluation import evaluate
-from bivallate.evaluation.runner import Hunt
+from bivallate.evaluation.runner import Runner
 
 SHORT = killed.SHORT
 
@@ -132,9 +132,9 @@ def test_a_batch_size_that_is_given_wins_on_resume(
             robust_model, held_out, threat, SHORT, resume=file, progress=stop, batch_size=sizes[0], **options
         )
     most = []
-    search = Hunt._search_and_judge
+    search = Runner._search_and_judge
     monkeypatch.setattr(
-        Hunt, "_search_and_judge", lambda h, rows, *a: (most.append(len(rows)), search(h, rows, *a))[1]
+        Runner, "_search_and_judge", lambda h, rows, *a: (most.append(len(rows)), search(h, rows, *a))[1]
     )
     resumed = evaluate(robust_model, held_out, threat, SHORT, resume=file, batch_size=sizes[1], **options)
     assert max(most, default=0) <= sizes[1]

@@ -9,7 +9,7 @@ from torch import nn
 import bivallate as bv
 from bivallate.evaluation import evaluating, runner
 from bivallate.evaluation.attacks import Attack, auto_pgd, square, targeted_auto_pgd
-from bivallate.evaluation.threads import Crew
+from bivallate.evaluation.threads import Searchers
 from bivallate.lower.square import Square
 
 
@@ -47,8 +47,10 @@ def test_shares_give_the_same_verdicts(attack, threads, monkeypatch):
 def test_small_work_stays_in_one_thread(threads, monkeypatch):
     monkeypatch.setattr(evaluating, "WORTH", 0)
     threads(2)
-    pieces, run = [], Crew.run
-    monkeypatch.setattr(Crew, "run", lambda crew, given: (pieces.append(len(given)), run(crew, given))[1])
+    pieces, run = [], Searchers.run
+    monkeypatch.setattr(
+        Searchers, "run", lambda searchers, given: (pieces.append(len(given)), run(searchers, given))[1]
+    )
     model, x = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), torch.rand(20, 1, 8, 8)
     data = x, model(x).argmax(1)
     for least in (64 * 3 * 10, 64 * 3 * 20 + 1):
@@ -58,33 +60,33 @@ def test_small_work_stays_in_one_thread(threads, monkeypatch):
 
 
 def test_pieces_come_back_in_order_whatever_their_number():
-    crew = Crew(nn.Linear(2, 2), 2)
-    pieces = [lambda scout, i=i: (time.sleep(0.01 * (i == 0)), i)[1] for i in range(5)]
-    assert crew.run(pieces) == [0, 1, 2, 3, 4]
+    searchers = Searchers(nn.Linear(2, 2), 2)
+    pieces = [lambda searcher, i=i: (time.sleep(0.01 * (i == 0)), i)[1] for i in range(5)]
+    assert searchers.run(pieces) == [0, 1, 2, 3, 4]
 
 
 def test_members_share_parameters():
-    scout = nn.Linear(2, 2)
-    crew = Crew(scout, 2)
-    assert crew.run([lambda s: s.weight.data_ptr()] * 2) == [scout.weight.data_ptr()] * 2
+    searcher = nn.Linear(2, 2)
+    searchers = Searchers(searcher, 2)
+    assert searchers.run([lambda s: s.weight.data_ptr()] * 2) == [searcher.weight.data_ptr()] * 2
 
 
 def test_when_one_piece_fails_the_others_stop():
-    crew, seen = Crew(nn.Linear(2, 2), 2), []
+    searchers, seen = Searchers(nn.Linear(2, 2), 2), []
 
-    def fails(scout: nn.Module) -> None:
+    def fails(searcher: nn.Module) -> None:
         raise ValueError("broken")
 
-    def endless(scout: nn.Module) -> None:
+    def endless(searcher: nn.Module) -> None:
         for _ in range(3000):
-            scout(torch.zeros(1, 2))
+            searcher(torch.zeros(1, 2))
             seen.append(1)
             time.sleep(0.002)
 
     with pytest.raises(ValueError, match="broken"):
-        crew.run([endless, fails])
+        searchers.run([endless, fails])
     assert len(seen) < 3000
-    assert crew.run([lambda s: 1]) == [1]
+    assert searchers.run([lambda s: 1]) == [1]
 
 
 class Standardised(nn.Module):
@@ -125,7 +127,7 @@ def test_functions_and_hooked_modules_are_searched_by_one_thread(monkeypatch, th
     threads(2)
     monkeypatch.setattr(evaluating, "WORTH", 0)
     asked = []
-    monkeypatch.setattr(evaluating, "_crew", lambda scout, n: (asked.append(n), Crew(scout, n))[1])
+    monkeypatch.setattr(evaluating, "_searchers", lambda one, n: (asked.append(n), Searchers(one, n))[1])
     x, y = torch.rand(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64)
     plain, hooked = (nn.Sequential(nn.Flatten(), nn.Linear(64, 3)) for _ in range(2))
     hooked[1].register_forward_hook(lambda module, inputs, output: None)

@@ -22,7 +22,7 @@ from tests.reports.hostile import trained
 import bivallate as bv
 from bivallate.errors import UserError
 from bivallate.evaluation import Score
-from bivallate.evaluation.state import Ledger
+from bivallate.evaluation.state import State
 from bivallate.reports.collect import collect
 from bivallate.reports.tables import alarms_table, evaluations_table, runs_table
 from bivallate.reproduce.records import read_record
@@ -43,9 +43,9 @@ RECORD = "results/T-B1/cpu/at-mnist-tiny-cnn-linf-seed0.json"
 def prepare(root: Path) -> Path:
     """A run with an evaluation, one that was broken off, and a record."""
     run = trained(root / "run")
-    ledger = Ledger.of(20, 4)
-    ledger.sample = ledger.margin[:4].view(2, 2).clone()
-    ledger.save(run / "evaluation" / ".x.partial", "key")
+    state = State.of(20, 4)
+    state.sample = state.margin[:4].view(2, 2).clone()
+    state.save(run / "evaluation" / ".x.partial", "key")
     repository = Path(__file__).parents[2]
     shutil.copy(repository / RECORD, run / "record.json")
     return run
@@ -88,8 +88,8 @@ def read_score(run: Path) -> None:
 
 def read_partial(run: Path) -> None:
     """An evaluation that was broken off."""
-    ledger = Ledger.load(run / "evaluation" / ".x.partial", "key")
-    assert ledger.batch_size >= 1
+    state = State.load(run / "evaluation" / ".x.partial", "key")
+    assert state.batch_size >= 1
 
 
 def read_checkpoint(run: Path) -> None:

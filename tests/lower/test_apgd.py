@@ -15,7 +15,7 @@ from bivallate.lower.objective import (
     DLR,
     CrossEntropy,
     TargetedDLR,
-    Towards,
+    TowardsTarget,
     logit_margin,
     runner_up,
 )
@@ -151,7 +151,7 @@ def test_fab_finds_the_distance_of_a_hyperplane(threat, nearest):
     with torch.no_grad():
         y = model(x).argmax(1)
     solver = FAB(30, boundary=NearestPlane(), leave=False) if nearest else FAB(30, leave=False)
-    problem = problem_of(model, x, y, Towards(1 - y), threat)
+    problem = problem_of(model, x, y, TowardsTarget(1 - y), threat)
     size = threat.size(solver.solve(problem).delta)
     exact = (x.flatten(1) @ w).abs() / (w.abs().sum() if isinstance(threat, bv.Linf) else w.norm())
     assert bool((size >= exact * (1 - 1e-3)).all())
@@ -162,7 +162,7 @@ def test_fab_costs_what_it_says():
     model, _ = binary()
     x = interior(8)
     y = torch.zeros(8, dtype=torch.int64)
-    problem = problem_of(model, x, y, Towards(1 - y), bv.Linf(1e-6))
+    problem = problem_of(model, x, y, TowardsTarget(1 - y), bv.Linf(1e-6))
     FAB(10, leave=False).solve(problem)
     assert problem.forward.passes.backward <= 11 * 8
     assert problem.forward.passes.forward <= 21 * 8
@@ -240,7 +240,7 @@ def test_answers_do_not_depend_on_company(solver):
     def answer(rows: Tensor) -> Tensor:
         batch = Batch(x[rows], y[rows], index[rows])
         noise = Noise(3, index[rows])
-        problem = LowerProblem(model, batch, Towards(aim[rows]), bv.Linf(0.05), noise=noise)
+        problem = LowerProblem(model, batch, TowardsTarget(aim[rows]), bv.Linf(0.05), noise=noise)
         return solver.solve(problem).delta
 
     everything, some = torch.arange(10), torch.tensor([7, 2, 5])

@@ -8,11 +8,11 @@ from scipy.stats import binomtest
 
 from bivallate.evaluation.statistics import mcnemar
 from bivallate.reproduce.judging import judge, sign_flip
-from bivallate.reproduce.paper_table import Claim, Table
+from bivallate.reproduce.paper_table import Claim, PaperTable
 
 from .conftest import by_hand
 
-TABLE = Table("T-X", "title", "source", (), (), lambda cell: cell, "note")
+TABLE = PaperTable("T-X", "title", "source", (), (), lambda cell: cell, "note")
 PGD = Claim("A", "B", "PGD")
 
 

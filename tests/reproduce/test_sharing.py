@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bivallate.reproduce import campaign, running
-from bivallate.reproduce.campaign import _Crew, _Worker, path_of, pending, run_campaign
+from bivallate.reproduce.campaign import _Worker, _Workers, path_of, pending, run_campaign
 from bivallate.reproduce.cell import Cell, Measure, configure
 from bivallate.reproduce.papers.catalogue import find
 from bivallate.reproduce.records import read_record
@@ -141,7 +141,7 @@ def test_another_record_is_not_taken_for_what_it_is_not(
 
 def test_jobs_of_one_training_are_not_run_at_once(job: Job, monkeypatch) -> None:
     third = dataclasses.replace(job, cell=job.cell.but(eps="0.1"))
-    crew = _Crew([job, renamed(job), third], campaign.Outcome(), lambda line: None, lambda: False)
+    pool = _Workers([job, renamed(job), third], campaign.Outcome(), lambda line: None, lambda: False)
     given = list[str]()
 
     class Pipe:
@@ -149,11 +149,11 @@ def test_jobs_of_one_training_are_not_run_at_once(job: Job, monkeypatch) -> None
             given.append(f"{job.table} {job.cell.eps}")
 
     workers = [_Worker(None, Pipe()) for _ in range(3)]  # pyright: ignore[reportArgumentType]
-    crew.workers = workers
+    pool.workers = workers
     for worker in workers:
-        crew._give(worker)
+        pool._give(worker)
     assert given == ["T-X 0.05", "T-X 0.1"]
     workers[0].job = None
-    crew._give(workers[2])
+    pool._give(workers[2])
     assert given[2:] == ["T-Z 0.05"]
-    assert crew.waiting == []
+    assert pool.waiting == []

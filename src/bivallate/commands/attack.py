@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bivallate.commands.options import Ball, Count, Flag, Machine, Source, Split
+from bivallate.commands.options import Ball, Count, Flag, Machine, Split, WeightsSource
 from bivallate.errors import UserError
 from bivallate.terminal import say
 
@@ -21,7 +21,7 @@ def attack(
     data: str | None = None,
     n: Count = 24,
     first: Count | None = None,
-    source: Source = Source(),  # noqa: B008
+    source: WeightsSource = WeightsSource(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008
     overwrite: Flag = False,
 ) -> None:

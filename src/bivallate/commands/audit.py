@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from bivallate.commands.keeping import keeping, place_of
-from bivallate.commands.options import Ball, Count, Flag, Machine, Positive, Share, Source, Split
+from bivallate.commands.options import Ball, Count, Flag, Machine, Positive, Share, Split, WeightsSource
 from bivallate.terminal import literal_console, say, say_json
 
 
@@ -24,7 +24,7 @@ def audit(
     ball: Ball = Ball(),  # noqa: B008  frozen
     split: Split = "test",
     data: str | None = None,
-    source: Source = Source(),  # noqa: B008
+    source: WeightsSource = WeightsSource(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008
     out: Path | None = None,
     quiet: Flag = False,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bivallate.commands.evaluate import GO_ON, percent
 from bivallate.commands.keeping import keeping, place_of
-from bivallate.commands.options import Count, Flag, Machine, Source, Subset
+from bivallate.commands.options import Count, Flag, Machine, Subset, WeightsSource
 from bivallate.quoting import file_name
 from bivallate.terminal import say_json
 
@@ -32,7 +32,7 @@ def curve(
     attack: str = "pgd-20",
     data: str | None = None,
     subset: Subset = Subset(),  # noqa: B008  frozen
-    source: Source = Source(),  # noqa: B008
+    source: WeightsSource = WeightsSource(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008
     batch_size: Count | None = None,
     out: Path | None = None,
@@ -172,7 +172,7 @@ def distances(
     targets: Count = 9,
     data: str | None = None,
     subset: Subset = Subset(),  # noqa: B008  frozen
-    source: Source = Source(),  # noqa: B008
+    source: WeightsSource = WeightsSource(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008
     batch_size: Count = 128,
     out: Path | None = None,

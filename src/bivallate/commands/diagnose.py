@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from bivallate.commands.options import Machine, Several, Source
+from bivallate.commands.options import Machine, Several, WeightsSource
 from bivallate.errors import UserError
 from bivallate.terminal import say
 
@@ -21,7 +21,7 @@ def diagnose(
     attack: str = "pgd-20",
     fosc_form: Literal["ball", "box"] = "ball",
     data: str | None = None,
-    source: Source = Source(),  # noqa: B008  frozen
+    source: WeightsSource = WeightsSource(),  # noqa: B008  frozen
     machine: Machine = Machine(),  # noqa: B008
 ) -> None:
     """Draw what a run's model and its training did, each picture with its data beside it.

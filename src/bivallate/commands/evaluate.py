@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from bivallate.commands.keeping import keeping, place_of
-from bivallate.commands.options import Ball, Count, Flag, Machine, Source, Split, Subset
+from bivallate.commands.options import Ball, Count, Flag, Machine, Split, Subset, WeightsSource
 from bivallate.errors import UserError
 from bivallate.quoting import line
 from bivallate.terminal import NAME, literal_console, say, say_json
@@ -31,7 +31,7 @@ def evaluate(
     data: str | None = None,
     by_position: Flag = False,
     subset: Subset = Subset(),  # noqa: B008
-    source: Source = Source(),  # noqa: B008
+    source: WeightsSource = WeightsSource(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008
     arch: str | None = None,
     normalise: Flag = False,
@@ -85,7 +85,7 @@ def evaluate(
     where = {"data": data, "by_position": by_position, "split": split, "device": device}
     where |= {"weights": source.weights, "data_dir": source.data_dir, "model": source.model}
     options = asdict(subset) | {"batch_size": batch_size, "seed": source.seed}
-    task = Task(options, out, len(chosen) * len(attacks) > 1, arch is not None, quiet, json)
+    task = EvaluationTask(options, out, len(chosen) * len(attacks) > 1, arch is not None, quiet, json)
     for run in chosen:
         if arch is None:
             examined = Examined.of(run, threat=ball.of, **where)
@@ -101,7 +101,7 @@ def evaluate(
 
 
 @dataclass
-class Task:
+class EvaluationTask:
     """Evaluations of one start of the command, each kept and printed.
 
     Attributes:
@@ -163,7 +163,7 @@ def _foreign(
     data: str | None,
     ball: Ball,
     split: str,
-    source: Source,
+    source: WeightsSource,
     device: Any,
     normalise: bool,
 ) -> Any:

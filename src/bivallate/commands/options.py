@@ -88,7 +88,7 @@ class Ball:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Source:
+class WeightsSource:
     """Which of a run's weights, and what it takes to read the run.
 
     Parameters

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from bivallate.commands.options import Ball, Count, Flag, Machine, Source
+from bivallate.commands.options import Ball, Count, Flag, Machine, WeightsSource
 from bivallate.errors import UserError
 from bivallate.terminal import literal_console, say_json
 
@@ -21,7 +21,7 @@ def predict(
     attack: str = "pgd-20",
     ball: Ball = Ball(),  # noqa: B008  frozen
     top: Count = 3,
-    source: Source = Source(),  # noqa: B008
+    source: WeightsSource = WeightsSource(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008
     json: Flag = False,
 ) -> None:
@@ -72,7 +72,7 @@ def predict(
 
 
 @dataclass(frozen=True)
-class Picture:
+class NamedImage:
     """An image file: how it was named, its pixels (C, H, W) in [0, 1], or why there are none."""
 
     name: str
@@ -80,7 +80,7 @@ class Picture:
     fault: str = ""
 
 
-def read(images: tuple[Path, ...], shape: tuple[int, int, int]) -> list[Picture]:
+def read(images: tuple[Path, ...], shape: tuple[int, int, int]) -> list[NamedImage]:
     """The image files, those of folders in the order of their names, fitted to a model's (C, H, W).
 
     Raises UserError for a path that is not there and a folder without images.
@@ -102,7 +102,7 @@ def read(images: tuple[Path, ...], shape: tuple[int, int, int]) -> list[Picture]
     return [_picture(name, path, Canvas(shape), reading) for name, path in paths]
 
 
-def _picture(name: str, path: Path, canvas: Any, reading: Any) -> Picture:
+def _picture(name: str, path: Path, canvas: Any, reading: Any) -> NamedImage:
     import torch
 
     from bivallate.data.image import BadImage, pixels, quiet
@@ -112,13 +112,13 @@ def _picture(name: str, path: Path, canvas: Any, reading: Any) -> Picture:
         with quiet():
             found = pixels(path, canvas, reading)
     except (BadImage, UserError) as error:
-        return Picture(name, None, str(error))
+        return NamedImage(name, None, str(error))
     if found.highest is not None and found.highest <= DARK:
-        return Picture(name, None, f"reaches {found.highest:.2%} of white: save it with 8 bits a channel")
-    return Picture(name, torch.from_numpy(found.array.copy()).float() / 255)
+        return NamedImage(name, None, f"reaches {found.highest:.2%} of white: save it with 8 bits a channel")
+    return NamedImage(name, torch.from_numpy(found.array.copy()).float() / 255)
 
 
-def _plain(pictures: list[Picture], found: list[Any], names: list[str]) -> list[dict[str, Any]]:
+def _plain(pictures: list[NamedImage], found: list[Any], names: list[str]) -> list[dict[str, Any]]:
     answers, listed = iter(found), []
     for picture in pictures:
         if picture.x is None:
@@ -138,7 +138,7 @@ def _plain(pictures: list[Picture], found: list[Any], names: list[str]) -> list[
     return listed
 
 
-def _show(pictures: list[Picture], found: list[Any], names: list[str], attack: str) -> None:
+def _show(pictures: list[NamedImage], found: list[Any], names: list[str], attack: str) -> None:
     from bivallate.quoting import line
 
     table = Table("image", "class", "confidence", f"survives {attack}", "next")

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import nn
 
-from bivallate.commands.options import Machine, Source, same_norm
+from bivallate.commands.options import Machine, WeightsSource, same_norm
 from bivallate.errors import UserError
 from bivallate.lower.threat import threat as make
 from bivallate.reports.diagnostics.of_one_run import subject
@@ -34,7 +34,7 @@ class Subjects:
     classes: tuple[str, ...]
 
     @classmethod
-    def of(cls, runs: Sequence[Path], source: Source, machine: Machine, data: str | None) -> Subjects:
+    def of(cls, runs: Sequence[Path], source: WeightsSource, machine: Machine, data: str | None) -> Subjects:
         """Reads run folders; `data`: where theirs lie now. Raises UserError for none and for runs on
         different data."""
         device = machine.prepare()

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from bivallate.commands.evaluate import percent, show
 from bivallate.commands.keeping import keeping, place_of
-from bivallate.commands.options import Ball, Count, Flag, Machine, Source, Subset
+from bivallate.commands.options import Ball, Count, Flag, Machine, Subset, WeightsSource
 from bivallate.errors import UserError
 from bivallate.terminal import say, say_json
 
@@ -24,7 +24,7 @@ def transfer(
     ball: Ball = Ball(),  # noqa: B008  frozen
     data: str | None = None,
     subset: Subset = Subset(),  # noqa: B008
-    source: Source = Source(),  # noqa: B008
+    source: WeightsSource = WeightsSource(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008
     batch_size: Count | None = None,
     out: Path | None = None,

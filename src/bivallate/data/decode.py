@@ -19,7 +19,7 @@ from numpy.lib.format import open_memmap
 from bivallate.data.cache import reserve, save_meta
 from bivallate.data.dataset import digest, moments
 from bivallate.data.image import BadImage, Item, Pixels, head, largest, pixels, quiet
-from bivallate.data.levels import DARK, Levels, check_levels, level_above
+from bivallate.data.levels import DARK, GreyLevels, check_levels, level_above
 from bivallate.data.reading import Canvas, Reading
 from bivallate.errors import UserError
 
@@ -219,7 +219,7 @@ def look(encoded: Encoded, canvas: Canvas, reading: Reading) -> list[str]:
     Raises:
         UserError: for images that are nearly black or all alike.
     """
-    levels, found, count = Levels(canvas.shape[0], 255), _Found({}), 0
+    levels, found, count = GreyLevels(canvas.shape[0], 255), _Found({}), 0
     first = _sample(encoded.blocks)
     with quiet():
         for k, item in enumerate(chain(first, islice(_everything(encoded.blocks), MOST_LOOKED))):

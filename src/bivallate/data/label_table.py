@@ -12,7 +12,7 @@ from bivallate.data.layout import readable
 from bivallate.errors import UserError, listed, nearest
 from bivallate.schema import MEGABYTE, parse, read_text
 
-__all__ = ["Line", "Table", "is_table", "read_table"]
+__all__ = ["LabelTable", "TableLine", "is_table", "read_table"]
 
 SUFFIXES = {".csv", ".tsv"}
 MOST = 256 * MEGABYTE
@@ -20,7 +20,7 @@ WIDEST = 10_000  # columns
 
 
 @dataclass(frozen=True)
-class Line:
+class TableLine:
     """A row, its cells without spaces around them, and its number in the file, from 1."""
 
     number: int
@@ -28,12 +28,12 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Table:
+class LabelTable:
     """A table as it was read. header: names of the columns."""
 
     path: Path
     header: list[str]
-    lines: list[Line]
+    lines: list[TableLine]
 
     def column(self, name: str, kind: str) -> int:
         """The place of a column that the user has named. Raises UserError that lists what there is."""
@@ -46,7 +46,7 @@ class Table:
             )
         return self.header.index(name)
 
-    def where(self, line: Line) -> str:
+    def where(self, line: TableLine) -> str:
         """For messages."""
         return f"line {line.number} of {readable(self.path.name)}"
 
@@ -57,7 +57,7 @@ def is_table(path: Path) -> bool:
     return named and "submission" not in path.stem.lower()
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path) -> LabelTable:
     """The table in a file.
 
     Raises:
@@ -67,16 +67,16 @@ def read_table(path: Path) -> Table:
     return _of_json(path, text) if path.suffix.lower() == ".jsonl" else _of_csv(path, text)
 
 
-def _of_csv(path: Path, text: str) -> Table:
+def _of_csv(path: Path, text: str) -> LabelTable:
     first = text.lstrip().partition("\n")[0]
     mark = max(("\t", ",", ";", "|"), key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True, skipinitialspace=True)
-    lines: list[Line] = []
+    lines: list[TableLine] = []
     try:
         for cells in reader:
             stripped = [cell.strip() for cell in cells]
             if any(stripped):
-                lines.append(Line(reader.line_num, stripped))
+                lines.append(TableLine(reader.line_num, stripped))
     except csv.Error as error:
         raise UserError(f"{readable(path)}, line {reader.line_num}: {error}") from error
     if not lines:
@@ -93,10 +93,10 @@ def _of_csv(path: Path, text: str) -> Table:
                 f"{readable(path)}, line {line.number}: {len(line.cells)} cells where the first line has "
                 f"{len(header)}: put text that holds {mark!r} into quotes"
             )
-    return Table(path, header, lines[1:])
+    return LabelTable(path, header, lines[1:])
 
 
-def _of_json(path: Path, text: str) -> Table:
+def _of_json(path: Path, text: str) -> LabelTable:
     rows: dict[int, dict[str, Any]] = {
         number: parse(line, f"{readable(path)}, line {number}", "row", dict[str, Any])
         for number, line in enumerate(text.splitlines(), 1)
@@ -105,8 +105,8 @@ def _of_json(path: Path, text: str) -> Table:
     header = sorted({key for row in rows.values() for key in row})
     if not header:
         raise UserError(f"{readable(path)} is an empty table")
-    lines = [Line(number, [_cell(row.get(key)) for key in header]) for number, row in rows.items()]
-    return Table(path, header, lines)
+    lines = [TableLine(number, [_cell(row.get(key)) for key in header]) for number, row in rows.items()]
+    return LabelTable(path, header, lines)
 
 
 def _cell(value: Any) -> str:

@@ -14,7 +14,7 @@ from bivallate.data.classes import places, unknown_class
 from bivallate.data.dataset import digest
 from bivallate.data.decode import Encoded
 from bivallate.data.folders import Files
-from bivallate.data.label_table import Line, Table, is_table, read_table
+from bivallate.data.label_table import LabelTable, TableLine, is_table, read_table
 from bivallate.data.layout import Folder, LeftOut, readable, split_of
 from bivallate.data.reading import Reading
 from bivallate.errors import UserError, listed
@@ -33,7 +33,7 @@ SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Row:
+class LabelledRow:
     """An image, its label as the table says it, and the line that says so."""
 
     path: Path
@@ -52,7 +52,7 @@ class TablePart:
 
     folder: Path
     table: str
-    rows: tuple[Row, ...]
+    rows: tuple[LabelledRow, ...]
     numbers: bool
 
     @property
@@ -102,7 +102,7 @@ class Lines(Files):
         return f"{self.lines[row]} ({readable(self.files[row].relative_to(self.folder))})"
 
 
-class Images:
+class NamedImages:
     """The images below a folder by what a table may call them; nothing else is ever opened."""
 
     def __init__(self, root: Folder) -> None:
@@ -139,12 +139,12 @@ def find_tables(root: Folder, left: LeftOut, reading: Reading) -> dict[str, Tabl
         UserError: naming the table and the line: a file that is not there or is named twice, a column that
             only the user can choose.
     """
-    images = Images(root)
+    images = NamedImages(root)
     read = [read_table(path) for path in root.walk() if is_table(path)] if images.paths else []
     tables = [_headed(table, images) for table in read]
     found = [(t, column) for t in tables if (column := _image_column(t, images, reading)) is not None]
-    parts: dict[str, list[Row]] = {}
-    seen: dict[Path, Row] = {}
+    parts: dict[str, list[LabelledRow]] = {}
+    seen: dict[Path, LabelledRow] = {}
     for table, column in found:
         label = _label_column(table, column, reading, alone=len(found) == 1)
         if label is None:
@@ -167,16 +167,16 @@ def find_tables(root: Folder, left: LeftOut, reading: Reading) -> dict[str, Tabl
     return {split: TablePart(root.path, title, tuple(rows), numbers) for split, rows in parts.items()}
 
 
-def _headed(table: Table, images: Images) -> Table:
+def _headed(table: LabelTable, images: NamedImages) -> LabelTable:
     """A table whose first line names an image has no header: its columns are numbered."""
     known = {*FILE_NAMES, *LABEL_NAMES, *SPLIT_NAMES}
     if not any(images.find(name, table.path) for name in table.header if name.lower() not in known):
         return table
     names = [f"column {k}" for k in range(1, len(table.header) + 1)]
-    return Table(table.path, names, [Line(1, table.header), *table.lines])
+    return LabelTable(table.path, names, [TableLine(1, table.header), *table.lines])
 
 
-def _new(row: Row, seen: dict[Path, Row], left: LeftOut) -> bool:
+def _new(row: LabelledRow, seen: dict[Path, LabelledRow], left: LeftOut) -> bool:
     """Whether a row's image is named for the first time. Raises UserError where it had another label."""
     earlier = seen.setdefault(row.path, row)
     if earlier is row:
@@ -190,7 +190,7 @@ def _new(row: Row, seen: dict[Path, Row], left: LeftOut) -> bool:
     return False
 
 
-def _image_column(table: Table, images: Images, reading: Reading) -> int | None:
+def _image_column(table: LabelTable, images: NamedImages, reading: Reading) -> int | None:
     """The column whose cells are names of images; None where there is none."""
     if reading.image_column is not None and reading.image_column in table.header:
         return table.header.index(reading.image_column)
@@ -209,7 +209,7 @@ def _image_column(table: Table, images: Images, reading: Reading) -> int | None:
     return best[0]
 
 
-def _label_column(table: Table, image: int, reading: Reading, *, alone: bool) -> int | None:
+def _label_column(table: LabelTable, image: int, reading: Reading, *, alone: bool) -> int | None:
     """The column of the labels; None for a table without one, if it is not the only table.
 
     Raises:
@@ -230,14 +230,14 @@ def _label_column(table: Table, image: int, reading: Reading, *, alone: bool) ->
     raise _no_label(table)
 
 
-def _no_label(table: Table) -> UserError:
+def _no_label(table: LabelTable) -> UserError:
     return UserError(
         f"{readable(table.path)}: which column is the label? Its columns are {listed(table.header)}; name "
         "it by label_column= (--set data.label_column=NAME)"
     )
 
 
-def _choose(kind: str, names: list[str], table: Table) -> UserError:
+def _choose(kind: str, names: list[str], table: LabelTable) -> UserError:
     return UserError(
         f"{readable(table.path)} has {len(names)} columns that could be the {kind}: {', '.join(names)}; "
         f"choose one by {kind}_column= (--set data.{kind}_column={names[0]})"
@@ -245,11 +245,11 @@ def _choose(kind: str, names: list[str], table: Table) -> UserError:
 
 
 def _rows(
-    table: Table, column: int, label: int, images: Images, reading: Reading, left: LeftOut
-) -> Iterable[tuple[str, Row]]:
+    table: LabelTable, column: int, label: int, images: NamedImages, reading: Reading, left: LeftOut
+) -> Iterable[tuple[str, LabelledRow]]:
     """(split, row) of each line whose image is there."""
     split_at = _split_column(table)
-    lacking: list[Line] = []
+    lacking: list[TableLine] = []
     for line in table.lines:
         name = line.cells[column]
         paths = images.find(name, table.path)
@@ -262,7 +262,7 @@ def _rows(
         told = line.cells[split_at] if split_at is not None else table.path.stem
         above = reversed(paths[0].relative_to(images.root).parent.parts)
         split = next((kind for place in (told, *above) if (kind := _split(place))), "train")
-        yield split, Row(paths[0], line.cells[label], table.where(line))
+        yield split, LabelledRow(paths[0], line.cells[label], table.where(line))
     if lacking and reading.on_bad != "skip":
         some = ", ".join(f"line {line.number} ({line.cells[column]!r})" for line in lacking[:SHOWN])
         raise UserError(
@@ -274,7 +274,7 @@ def _rows(
         left.says(f"{readable(table.path.name)}: {len(lacking)} rows name no image and are left out")
 
 
-def _split_column(table: Table) -> int | None:
+def _split_column(table: LabelTable) -> int | None:
     """The column that says the split of each row, where all cells do."""
     for k, name in enumerate(table.header):
         if name.lower() in SPLIT_NAMES and table.lines and all(_split(ln.cells[k]) for ln in table.lines):

@@ -6,7 +6,7 @@ import numpy as np
 
 from bivallate.errors import UserError
 
-__all__ = ["DARK", "Levels", "check_levels", "level_above"]
+__all__ = ["DARK", "GreyLevels", "check_levels", "level_above"]
 
 DARK = (
     1 / 8
@@ -20,7 +20,7 @@ def level_above(value: float) -> float:
     return next((level for level in LEVELS if level >= value), value)
 
 
-class Levels:
+class GreyLevels:
     """The lowest and the highest value of each channel, of images that are seen in parts."""
 
     def __init__(self, channels: int, white: float) -> None:
@@ -56,9 +56,9 @@ class Levels:
 
 
 def check_levels(images: np.ndarray, what: str, rows: np.ndarray | None = None) -> list[str]:
-    """What a user should know of images (N, C, H, W), uint8 or in [0, 1]; raises as `Levels.check` does."""
+    """What a user should know of images (N, C, H, W), uint8 or in [0, 1]; raises as its `check` does."""
     chosen = np.arange(len(images)) if rows is None else rows
-    levels = Levels(images.shape[1], 255 if images.dtype == np.uint8 else 1)
+    levels = GreyLevels(images.shape[1], 255 if images.dtype == np.uint8 else 1)
     for start in range(0, len(chosen), CHUNK):
         levels.add(images[chosen[start : start + CHUNK]])
     return levels.check(what)

@@ -3,26 +3,26 @@
 from bivallate.evaluation.attacks import Attack, Stage, attacks, parse
 from bivallate.evaluation.crafting import Crafted, craft
 from bivallate.evaluation.evaluating import attack, evaluate
-from bivallate.evaluation.evaluation_progress import Progress
+from bivallate.evaluation.evaluation_progress import EvaluationProgress
 from bivallate.evaluation.naming import Identity, evaluation_name
 from bivallate.evaluation.predictions import Prediction, predict
 from bivallate.evaluation.score import Score
 from bivallate.evaluation.search import Restarts, ScaledPGD, Search, Targets
-from bivallate.evaluation.significance import Row, Spread, compare, over_seeds
+from bivallate.evaluation.significance import Row, SeedSpread, compare, over_seeds
 from bivallate.evaluation.sweeps import eps_curve, minimal_distances, transfer
 
 __all__ = [
     "Attack",
     "Crafted",
+    "EvaluationProgress",
     "Identity",
     "Prediction",
-    "Progress",
     "Restarts",
     "Row",
     "ScaledPGD",
     "Score",
     "Search",
-    "Spread",
+    "SeedSpread",
     "Stage",
     "Targets",
     "attack",

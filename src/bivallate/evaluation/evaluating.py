@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bivallate.errors import UserError, check_seed, plainly
 from bivallate.evaluation.attacks import Attack, Stage, parse
 from bivallate.evaluation.batch_size import estimate_batch, example_work
-from bivallate.evaluation.evaluation_progress import Progress
+from bivallate.evaluation.evaluation_progress import EvaluationProgress
 from bivallate.evaluation.inference import Function, placed
 from bivallate.evaluation.points import (
     Points,
@@ -28,12 +28,12 @@ from bivallate.evaluation.points import (
     points,
     select,
 )
-from bivallate.evaluation.runner import Hunt
+from bivallate.evaluation.runner import Runner
 from bivallate.evaluation.score import Score
 from bivallate.evaluation.search import at_least_one
-from bivallate.evaluation.search_model import scout_of
-from bivallate.evaluation.state import Ledger
-from bivallate.evaluation.threads import Crew
+from bivallate.evaluation.search_model import search_model
+from bivallate.evaluation.state import State
+from bivallate.evaluation.threads import Searchers
 from bivallate.evaluation.watching import watched
 from bivallate.lower.threat import ThreatModel
 from bivallate.parts import encode
@@ -57,7 +57,7 @@ def evaluate(
     batch_size: int | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
-    progress: Callable[[Progress], object] | None = None,
+    progress: Callable[[EvaluationProgress], object] | None = None,
     resume: str | os.PathLike[str] | None = None,
 ) -> Score:
     """How many points of some data the model classifies correctly whatever the attack tried.
@@ -98,14 +98,14 @@ def evaluate(
     chosen, source = parse(attack), points(data)
     index = select(len(source), n, first, seed)
     with placed(model, device) as (module, where, dtype):
-        hunt = _hunt(module, source, index, threat, chosen, seed, batch_size, where, dtype)
-        hunt.progress = progress
+        runner = _runner(module, source, index, threat, chosen, seed, batch_size, where, dtype)
+        runner.progress = progress
         prints = data_fingerprint(source, index), model_fingerprint(module)
         if resume is not None:
-            hunt.file, hunt.key = resume, _key(prints, chosen, threat, seed)
-            hunt = replace(hunt, ledger=_resumed(hunt, resume, batch_size))
-        hunt.run()
-    return _score(hunt, prints)
+            runner.file, runner.key = resume, _key(prints, chosen, threat, seed)
+            runner = replace(runner, state=_resumed(runner, resume, batch_size))
+        runner.run()
+    return _score(runner, prints)
 
 
 @plainly
@@ -119,7 +119,7 @@ def attack(
     *,
     seed: int = 0,
     batch_size: int | None = None,
-    progress: bool | Callable[[Progress], object] = False,
+    progress: bool | Callable[[EvaluationProgress], object] = False,
 ) -> Tensor:
     """Adversarial examples: of x's shape and device, without graph, in [0, 1] and within the threat of x.
 
@@ -144,7 +144,7 @@ def crafted(
     chosen: Attack,
     seed: int,
     batch_size: int | None = None,
-    progress: Callable[[Progress], object] | None = None,
+    progress: Callable[[EvaluationProgress], object] | None = None,
 ) -> Tensor:
     """As `attack`, of rows of some data, with the noise that an evaluation draws for these rows."""
     x, _ = source.tensors(rows)
@@ -152,13 +152,13 @@ def crafted(
     made = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
     if len(rows):
         with placed(model, None) as (module, where, dtype):
-            hunt = _hunt(module, source, rows, threat, chosen, seed, batch_size, where, dtype)
-            hunt.keep, hunt.progress = made, progress
-            hunt.run(every=True)
+            runner = _runner(module, source, rows, threat, chosen, seed, batch_size, where, dtype)
+            runner.keep, runner.progress = made, progress
+            runner.run(every=True)
     return made.clamp_(0, 1)
 
 
-def _hunt(
+def _runner(
     model: nn.Module,
     source: Points,
     index: Tensor,
@@ -168,48 +168,50 @@ def _hunt(
     batch_size: int | None,
     where: torch.device,
     dtype: torch.dtype,
-) -> Hunt:
+) -> Runner:
     if batch_size is not None:
         at_least_one("evaluation", batch_size=batch_size)
     x, _ = source.tensors(index[:2])
     check_images(x)
     x = x.to(where, dtype)
     cost = len(index) * sum(stage.cost() * stage.count(CLASSES) for stage in chosen.stages)
-    scout = scout_of(model, x) if cost > WORTH else model
-    alone = scout is model or where.type != "cpu" or _shares_state(scout)
+    searcher = search_model(model, x) if cost > WORTH else model
+    alone = searcher is model or where.type != "cpu" or _shares_state(searcher)
     shares = 1 if alone else torch.get_num_threads()
-    ledger = Ledger.of(len(index), batch_size or estimate_batch(model, x, shares), shares)
+    state = State.of(len(index), batch_size or estimate_batch(model, x, shares), shares)
     work = 0 if alone else example_work(model, x[:1])
-    return Hunt(model, _crew(scout, shares), source, index, threat, chosen, seed, ledger, where, dtype, work)
-
-
-def _shares_state(scout: nn.Module) -> bool:
-    """Whether copies may write to the same place: functions and hooks are not copied with a module."""
-    return any(
-        isinstance(m, Function) or m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
-        for m in scout.modules()
+    return Runner(
+        model, _searchers(searcher, shares), source, index, threat, chosen, seed, state, where, dtype, work
     )
 
 
-def _crew(scout: nn.Module, members: int) -> Crew:
+def _shares_state(searcher: nn.Module) -> bool:
+    """Whether copies may write to the same place: functions and hooks are not copied with a module."""
+    return any(
+        isinstance(m, Function) or m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
+        for m in searcher.modules()
+    )
+
+
+def _searchers(searcher: nn.Module, members: int) -> Searchers:
     try:
-        return Crew(scout, members)
+        return Searchers(searcher, members)
     except Exception:  # copying runs foreign code: a model that can be copied once but not twice
-        return Crew(scout, 1)
+        return Searchers(searcher, 1)
 
 
-def _resumed(hunt: Hunt, file: str | os.PathLike[str], batch_size: int | None) -> Ledger:
-    """The ledger kept in a file if there is one, else the hunt's own, which knows its model from now on."""
-    sample = hunt.sample()
+def _resumed(runner: Runner, file: str | os.PathLike[str], batch_size: int | None) -> State:
+    """The state kept in a file if there is one, else the runner's own, which knows its model from now on."""
+    sample = runner.sample()
     if not Path(file).exists():
-        return replace(hunt.ledger, sample=sample)
-    ledger = Ledger.load(file, hunt.key)
-    if not ledger.is_of(sample):
+        return replace(runner.state, sample=sample)
+    state = State.load(file, runner.key)
+    if not state.is_of(sample):
         raise UserError(
             f"{file} was begun with another model: its logits on the same points differ. A model that is "
             "random cannot be told from another, nor be resumed. Delete the file or name another one"
         )
-    return replace(ledger, batch_size=batch_size or ledger.batch_size)
+    return replace(state, batch_size=batch_size or state.batch_size)
 
 
 def _key(prints: tuple[str, str], chosen: Attack, threat: ThreatModel, seed: int) -> str:
@@ -217,9 +219,9 @@ def _key(prints: tuple[str, str], chosen: Attack, threat: ThreatModel, seed: int
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _score(hunt: Hunt, prints: tuple[str, str]) -> Score:
-    ledger, n = hunt.ledger, len(hunt.index)
-    missing = sorted(set(range(ledger.classes)) - set(ledger.y.tolist()))
+def _score(runner: Runner, prints: tuple[str, str]) -> Score:
+    state, n = runner.state, len(runner.index)
+    missing = sorted(set(range(state.classes)) - set(state.y.tolist()))
     notes = ()
     if missing:
         called = class_names(hunt.model, ledger.classes)
@@ -228,19 +230,19 @@ def _score(hunt: Hunt, prints: tuple[str, str]) -> Score:
             f"no point of class {names}: these classes have no accuracy and take no part in tail scores",
         )
     return Score(
-        attack=hunt.attack.name,
-        detail=hunt.attack,
-        threat=hunt.threat,
-        classes=ledger.classes,
-        y=ledger.y,
-        predicted=ledger.predicted,
-        margin=ledger.margin,
-        stage=ledger.stage,
-        index=hunt.index,
-        stage_names=tuple(stage.name for stage in hunt.attack.stages),
-        passes={"forward": ledger.passes.forward / n, "backward": ledger.passes.backward / n},
-        seconds=ledger.seconds,
-        seed=hunt.seed,
+        attack=runner.attack.name,
+        detail=runner.attack,
+        threat=runner.threat,
+        classes=state.classes,
+        y=state.y,
+        predicted=state.predicted,
+        margin=state.margin,
+        stage=state.stage,
+        index=runner.index,
+        stage_names=tuple(stage.name for stage in runner.attack.stages),
+        passes={"forward": state.passes.forward / n, "backward": state.passes.backward / n},
+        seconds=state.seconds,
+        seed=runner.seed,
         data_fingerprint=prints[0],
         model_fingerprint=prints[1],
         warnings=notes,

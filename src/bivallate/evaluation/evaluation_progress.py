@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Progress", "Searched"]
+__all__ = ["EvaluationProgress", "Searched"]
 
 
 @dataclass(frozen=True)
-class Progress:
+class EvaluationProgress:
     """A moment of an evaluation, for whoever shows it.
 
     Attributes:

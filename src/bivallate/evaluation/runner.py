@@ -1,4 +1,4 @@
-"""The hunt: runs the stages of an attack, one after another, on the points that are still robust."""
+"""Runs the stages of an attack, one after another, on the points that are still robust."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from bivallate.errors import UserError
 from bivallate.evaluation.attacks import Attack, Stage
 from bivallate.evaluation.batch_size import NO_ROOM
-from bivallate.evaluation.evaluation_progress import Progress
+from bivallate.evaluation.evaluation_progress import EvaluationProgress
 from bivallate.evaluation.points import Points, check_images, check_labels, whole_labels
 from bivallate.evaluation.score import ROBUST
-from bivallate.evaluation.state import Ledger, Position
-from bivallate.evaluation.threads import Crew
+from bivallate.evaluation.state import Position, State
+from bivallate.evaluation.threads import Searchers
 from bivallate.evaluation.verify import judge, logits_of
 from bivallate.lower.forward import Forward
 from bivallate.lower.objective import cross_entropy, logit_margin
@@ -31,7 +31,7 @@ from bivallate.lower.threat import ThreatModel
 from bivallate.noise import Noise
 from bivallate.types import Batch, Passes
 
-__all__ = ["Hunt", "TurnNoise"]
+__all__ = ["Runner", "TurnNoise"]
 
 
 TURN = 1 << 40  # rows are below this
@@ -82,43 +82,43 @@ Found = tuple[Tensor, Passes]
 
 
 @dataclass
-class Hunt:
+class Runner:
     """One evaluation under way.
 
     Attributes:
-        model: judges. crew: searches, with the same function, perhaps faster.
+        model: judges. searchers: searches, with the same function, perhaps faster.
         source, index: the points. threat, attack, seed: as the user gave them.
-        ledger: the verdicts. device, dtype: of the model's arithmetic.
+        state: the verdicts. device, dtype: of the model's arithmetic.
         work: multiplications in one point's forward.
         keep: (n, ...) where the worst points found are kept, or None.
     """
 
     model: nn.Module
-    crew: Crew
+    searchers: Searchers
     source: Points
     index: Tensor
     threat: ThreatModel
     attack: Attack
     seed: int
-    ledger: Ledger
+    state: State
     device: torch.device
     dtype: torch.dtype
     work: int
-    progress: Callable[[Progress], object] | None = None
+    progress: Callable[[EvaluationProgress], object] | None = None
     file: str | os.PathLike[str] | None = None
     key: str = ""
     keep: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self._began = time.perf_counter() - self.ledger.seconds
+        self._began = time.perf_counter() - self.state.seconds
 
     def run(self, *, every: bool = False) -> None:
-        """Fills the ledger. `every`: also attack points that are wrong on the clean image."""
-        if self.ledger.classes == 0:
+        """Fills the state. `every`: also attack points that are wrong on the clean image."""
+        if self.state.classes == 0:
             self._clean()
             if every:
-                self.ledger.stage.fill_(ROBUST)
-                self.ledger.margin.fill_(torch.inf)
+                self.state.stage.fill_(ROBUST)
+                self.state.margin.fill_(torch.inf)
             self._save()
         self._report("clean")
         if self.threat.eps == 0:
@@ -132,7 +132,7 @@ class Hunt:
     def sample(self) -> Tensor:
         """(k, K) logits of the first few points."""
         logits = []
-        for rows in torch.arange(min(SAMPLE, len(self.index))).split(self.ledger.batch_size):
+        for rows in torch.arange(min(SAMPLE, len(self.index))).split(self.state.batch_size):
             x, _ = self.load(rows)
             check_images(x)
             logits.append(logits_of(self.model, x, Passes()).cpu())
@@ -141,16 +141,16 @@ class Hunt:
     def _clean(self) -> None:
         done = 0
         while done < len(self.index):
-            rows = torch.arange(done, min(done + self.ledger.batch_size, len(self.index)))
+            rows = torch.arange(done, min(done + self.state.batch_size, len(self.index)))
             if self._within_memory(rows, partial(self._clean_piece, rows)):
                 done += len(rows)
 
     def _clean_piece(self, rows: Tensor) -> None:
         x, y = self.load(rows)
         check_images(x)
-        logits = logits_of(self.model, x, self.ledger.passes)
+        logits = logits_of(self.model, x, self.state.passes)
         check_labels(y, logits.shape[1])
-        self.ledger.enter_clean(rows, y, logits, logit_margin(logits, y))
+        self.state.enter_clean(rows, y, logits, logit_margin(logits, y))
         if self.keep is not None:
             self.keep[rows] = x.to(self.keep)
 
@@ -164,39 +164,39 @@ class Hunt:
         torch.cuda.empty_cache()
         if len(rows) == 1:
             raise UserError(NO_ROOM)
-        self.ledger.batch_size = len(rows) // 2
+        self.state.batch_size = len(rows) // 2
         return False
 
     def load(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(x, y) of rows of the ledger, on the device; y is int64."""
+        """(x, y) of rows of the state, on the device; y is int64."""
         x, y = self.source.tensors(self.index[rows])
         if x.is_floating_point():
             x = x.to(self.device, self.dtype)
         return x, whole_labels(y).to(self.device)
 
     def _work(self) -> Iterator[tuple[Position, Stage, range, Tensor]]:
-        """Pieces of work from the ledger's position on; with the same batch size, a resumed hunt cuts them
+        """Pieces of work from the state's position on; with the same batch size, a resumed runner cuts them
         exactly as the first did."""
-        ledger = self.ledger
-        start = ledger.position
+        state = self.state
+        start = state.position
         for s, stage in list(enumerate(self.attack.stages))[start.stage :]:
-            turn, count = start.turn if s == start.stage else 0, stage.count(ledger.classes)
+            turn, count = start.turn if s == start.stage else 0, stage.count(state.classes)
             self._report(stage.name)  # some stages are one long piece
             while turn < count:
                 at = Position(s, turn)
-                living = ledger.living(at)  # as the turn began: a resume must cut the same pieces again
+                living = state.living(at)  # as the turn began: a resume must cut the same pieces again
                 done = start.offset if at == replace(start, offset=0) else 0
                 # few living points leave a batch mostly empty: then several turns of them share it
-                room = ledger.batch_size // max(1, len(living)) if done == 0 else 1
+                room = state.batch_size // max(1, len(living)) if done == 0 else 1
                 together = max(1, min(count - turn, room))
                 while done < len(living):
-                    rows = living[done : done + ledger.batch_size]
+                    rows = living[done : done + state.batch_size]
                     done += len(rows)
                     over = done == len(living)
-                    ledger.position = Position(s, turn + together) if over else Position(s, turn, done)
+                    state.position = Position(s, turn + together) if over else Position(s, turn, done)
                     yield at, stage, range(turn, turn + together), rows
                 turn += together
-        ledger.position = Position(len(self.attack.stages))
+        state.position = Position(len(self.attack.stages))
 
     def _search(self, rows: Tensor, turn: Tensor, stage: Stage, s: int) -> None:
         """Attacks pairs (row, turn), in halves where a CUDA device runs out of memory."""
@@ -208,63 +208,65 @@ class Hunt:
     def _search_and_judge(self, rows: Tensor, turn: Tensor, stage: Stage, s: int) -> None:
         x, y = self.load(rows)
         delta = self._search_in_shares(x, y, rows, turn, stage)
-        verdict = judge(self.model, x, y, delta, self.threat, self.ledger.passes)
-        worst = self.ledger.enter(rows, verdict, s, turn)
+        verdict = judge(self.model, x, y, delta, self.threat, self.state.passes)
+        worst = self.state.enter(rows, verdict, s, turn)
         if self.keep is not None and bool(worst.any()):
             self.keep[rows[worst]] = verdict.x_adv[worst.to(self.device)].to(self.keep)
 
     def _search_in_shares(self, x: Tensor, y: Tensor, rows: Tensor, turn: Tensor, stage: Stage) -> Tensor:
-        """Candidates for pairs (row, turn), found by the crew in as many shares as the ledger allows and the
-        work is worth."""
-        shares = max(1, min(self.ledger.shares, len(rows) // FEWEST, len(rows) * self.work // LEAST))
+        """Candidates for pairs (row, turn), found by the searchers in as many shares as the state allows and
+        the work is worth."""
+        shares = max(1, min(self.state.shares, len(rows) // FEWEST, len(rows) * self.work // LEAST))
         cut = [t.tensor_split(shares) for t in (x, y, self.index[rows].to(self.device), turn.to(self.device))]
 
         def piece(x: Tensor, y: Tensor, index: Tensor, turn: Tensor) -> Callable[[nn.Module], Found]:
-            return lambda scout: self._search_share(scout, Batch(x, y, index), turn, stage)
+            return lambda searcher: self._search_share(searcher, Batch(x, y, index), turn, stage)
 
-        found = self.crew.run([piece(*share) for share in zip(*cut, strict=True)])
+        found = self.searchers.run([piece(*share) for share in zip(*cut, strict=True)])
         for _, passes in found:
-            self.ledger.passes.forward += passes.forward
-            self.ledger.passes.backward += passes.backward
+            self.state.passes.forward += passes.forward
+            self.state.passes.backward += passes.backward
         return torch.cat([delta for delta, _ in found])
 
-    def _search_share(self, scout: nn.Module, batch: Batch, turn: Tensor, stage: Stage) -> Found:
+    def _search_share(self, searcher: nn.Module, batch: Batch, turn: Tensor, stage: Stage) -> Found:
         kind = stage.name.rstrip("-0123456789")  # noise goes by the kind of stage, so that restarts nest
         purpose, passes, turns = zlib.crc32(kind.encode()), Passes(), turn.unique().tolist()
         if len(turns) == 1:
             noise = Noise(self.seed, batch.index, purpose, turns[0])
         else:
             noise = cast(Noise, TurnNoise(self.seed, batch.index + TURN * turn, purpose))
-        forward = Forward(scout, passes)
+        forward = Forward(searcher, passes)
         problem = LowerProblem(forward, batch, cross_entropy, self.threat, noise=noise)
         return stage.search(problem, turn), passes
 
     def _save(self) -> None:
-        self.ledger.seconds = time.perf_counter() - self._began
+        self.state.seconds = time.perf_counter() - self._began
         if self.file is not None:
             with suppress(UserError):  # no reason to lose what was found: the score can be told all the same
-                self.ledger.save(Path(self.file), self.key)
+                self.state.save(Path(self.file), self.key)
 
     def _report(self, name: str) -> None:
         if self.progress is None:
             return
-        ledger, n = self.ledger, len(self.index)
-        ledger.seconds = time.perf_counter() - self._began
-        living = int((ledger.stage == ROBUST).sum())
-        spent, left = ledger.passes.forward + ledger.passes.backward, self._left()
-        wait = ledger.seconds * left / spent if name != "clean" else None
+        state, n = self.state, len(self.index)
+        state.seconds = time.perf_counter() - self._began
+        living = int((state.stage == ROBUST).sum())
+        spent, left = state.passes.forward + state.passes.backward, self._left()
+        wait = state.seconds * left / spent if name != "clean" else None
         fraction = spent / max(1.0, spent + left)
-        self.progress(Progress(self.attack.name, name, fraction, living / n, n, living, ledger.seconds, wait))
+        self.progress(
+            EvaluationProgress(self.attack.name, name, fraction, living / n, n, living, state.seconds, wait)
+        )
 
     def _left(self) -> float:
         """Passes that remain if no further point breaks."""
-        at, living, left = self.ledger.position, int((self.ledger.stage == ROBUST).sum()), 0.0
+        at, living, left = self.state.position, int((self.state.stage == ROBUST).sum()), 0.0
         for s, stage in enumerate(self.attack.stages):
             if s < at.stage or self.threat.eps == 0:
                 continue
-            turns = float(stage.count(self.ledger.classes))
+            turns = float(stage.count(self.state.classes))
             if s == at.stage:
-                begun = len(self.ledger.living(replace(at, offset=0)))
+                begun = len(self.state.living(replace(at, offset=0)))
                 turns -= at.turn + (at.offset / begun if begun else 1.0)
             left += max(0.0, turns) * stage.cost() * living
         return left

@@ -12,7 +12,7 @@ from torch import Tensor
 from bivallate.errors import UserError, check_whole
 from bivallate.lower.apgd import APGD
 from bivallate.lower.fab import FAB, NearestPlane
-from bivallate.lower.objective import CrossEntropy, TargetedDLR, Towards, narrow, runner_up
+from bivallate.lower.objective import CrossEntropy, TargetedDLR, TowardsTarget, narrow, runner_up
 from bivallate.lower.pgd import PGD, Direction, Steepest
 from bivallate.lower.problem import LowerProblem, Objective
 from bivallate.lower.solver import Solver
@@ -101,7 +101,7 @@ class AimedDifference:
     """z_t - z_y, aimed at given classes t."""
 
     def __call__(self, target: Tensor) -> Objective:
-        return Towards(target)
+        return TowardsTarget(target)
 
 
 class Turns(Protocol):

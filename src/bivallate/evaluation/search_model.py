@@ -1,4 +1,4 @@
-"""The scout: a copy of the model that searches faster, where that is exact; it never decides."""
+"""A copy of the model that searches faster, where that is exact; it never decides."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from bivallate.models.prepare import fold_batchnorm
 from bivallate.models.stem import quick_stems
 from bivallate.noise import Noise
 
-__all__ = ["scout_of"]
+__all__ = ["search_model"]
 
 NEAR = 0.1  # of the perturbed images on which a copy is checked
 
 
-def scout_of(model: nn.Module, x: Tensor) -> nn.Module:
+def search_model(model: nn.Module, x: Tensor) -> nn.Module:
     """A copy of the model made for speed where that is exact, else the model itself."""
     try:
         # compared at perturbed images and at noise too, for a search goes where no photograph is: a copy
@@ -33,15 +33,15 @@ def scout_of(model: nn.Module, x: Tensor) -> nn.Module:
 
 def _around(x: Tensor) -> Tensor:
     """Images x, each perturbed a little, and noise alone: where a search goes, a copy must hold too."""
-    noise = Noise(0, torch.arange(len(x), device=x.device)).uniform("scout", tuple(x.shape[1:]), x.dtype)
+    noise = Noise(0, torch.arange(len(x), device=x.device)).uniform("searcher", tuple(x.shape[1:]), x.dtype)
     return torch.cat([x, (x + NEAR * (2 * noise - 1)).clamp(0, 1), noise])
 
 
-def _agree(model: nn.Module, scout: nn.Module, x: Tensor) -> bool:
+def _agree(model: nn.Module, searcher: nn.Module, x: Tensor) -> bool:
     """Whether the copy gives the same logits to 1e-5 of their size, and the same gradient to 1e-3 of its."""
     expected, slope = _logits_and_slope(model, x)
     try:
-        logits, grad = _logits_and_slope(scout, x)
+        logits, grad = _logits_and_slope(searcher, x)
     except Exception:  # foreign code in a setting it was not written for, such as a `view` and channels last
         return False
     near = (logits - expected).abs().max() <= 1e-5 * expected.abs().max().clamp(min=1)

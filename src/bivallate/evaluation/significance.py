@@ -18,7 +18,7 @@ from bivallate.lower.threat import ThreatModel
 
 __all__ = [
     "Row",
-    "Spread",
+    "SeedSpread",
     "compare",
     "over_seeds",
     "same_threat",
@@ -127,7 +127,7 @@ def _tested(rows: list[Row]) -> list[Row]:
 
 
 @dataclass(frozen=True)
-class Spread:
+class SeedSpread:
     """A number over the seeds of a method.
 
     Attributes:
@@ -141,7 +141,7 @@ class Spread:
     interval_95: tuple[float, float] | None
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def of(cls, values: Sequence[float]) -> SeedSpread:
         """From the values."""
         n, mean = len(values), float(np.mean(values))
         if n < 2:
@@ -153,7 +153,7 @@ class Spread:
         return cls(tuple(values), mean, std, (mean - half, mean + half))
 
 
-def over_seeds(scores: Sequence[Score]) -> dict[str, Spread]:
+def over_seeds(scores: Sequence[Score]) -> dict[str, SeedSpread]:
     """Every share (robust, clean, tail and worst-class accuracy) of several seeds of one method.
 
     Raises:
@@ -174,4 +174,4 @@ def over_seeds(scores: Sequence[Score]) -> dict[str, Spread]:
             f"({counts} points); evaluate them with the same --n or --first and --seed"
         )
     shares = [metric for metric in metrics.METRICS if metric.is_share]
-    return {metric.key: Spread.of([metric.value(s, None) for s in scores]) for metric in shares}
+    return {metric.key: SeedSpread.of([metric.value(s, None) for s in scores]) for metric in shares}

@@ -1,4 +1,4 @@
-"""The ledger of an evaluation: every verdict so far and where the search stands, kept through a kill."""
+"""The state of an evaluation: every verdict so far and where the search stands, kept through a kill."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from bivallate.files import write_json
 from bivallate.schema import MEGABYTE, Amount, Count, Range, Whole, read_json
 from bivallate.types import Passes
 
-__all__ = ["Ledger", "Position"]
+__all__ = ["Position", "State"]
 
 SCHEMA = "bivallate-progress-3"
 COLUMNS = ("y", "stage", "turn", "predicted", "margin", "sample")
 SAME = 1e-4  # of the largest logit: above what batch size, threads or device may round
 
 
-class LedgerColumns(TypedDict):
+class StateColumns(TypedDict):
     """One value a point each, and the logits of a few points."""
 
     y: Packed
@@ -36,7 +36,7 @@ class LedgerColumns(TypedDict):
     sample: Packed
 
 
-class WrittenLedger(TypedDict):
+class WrittenState(TypedDict):
     """A progress file."""
 
     schema: Literal["bivallate-progress-3"]
@@ -47,7 +47,7 @@ class WrittenLedger(TypedDict):
     position: tuple[Whole, Whole, Whole]
     passes: tuple[Whole, Whole]
     seconds: Amount
-    columns: LedgerColumns
+    columns: StateColumns
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Position:
 
 
 @dataclass
-class Ledger:
+class State:
     """Verdicts of n points.
 
     Attributes:
@@ -85,8 +85,8 @@ class Ledger:
     sample: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
     @classmethod
-    def of(cls, n: int, batch_size: int, shares: int = 1) -> Ledger:
-        """An empty ledger."""
+    def of(cls, n: int, batch_size: int, shares: int = 1) -> State:
+        """An empty state."""
         whole = torch.zeros(n, dtype=torch.int64)
         return cls(whole, whole + ROBUST, whole.clone(), whole.clone(), torch.zeros(n), batch_size, shares)
 
@@ -129,7 +129,7 @@ class Ledger:
         return worst
 
     def save(self, path: str | os.PathLike[str], key: str) -> None:
-        """Writes the ledger atomically; `key` says which evaluation it belongs to."""
+        """Writes the state atomically; `key` says which evaluation it belongs to."""
         at = self.position
         content = {
             "schema": SCHEMA,
@@ -147,10 +147,10 @@ class Ledger:
         )  # written often; a process that is killed loses nothing
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], key: str) -> Ledger:
+    def load(cls, path: str | os.PathLike[str], key: str) -> State:
         """Reads what `save` wrote. Raises UserError if it is damaged or of another evaluation."""
         try:
-            content = read_json(path, "progress file", WrittenLedger, 1024 * MEGABYTE)
+            content = read_json(path, "progress file", WrittenState, 1024 * MEGABYTE)
             columns = {name: unpacked(content["columns"][name], name) for name in COLUMNS}
             made = cls(
                 **columns,

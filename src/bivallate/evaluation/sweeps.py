@@ -24,7 +24,7 @@ from bivallate.evaluation.search import at_least_one
 from bivallate.evaluation.verify import logits_of
 from bivallate.lower.apgd import APGD
 from bivallate.lower.fab import FAB
-from bivallate.lower.objective import Towards, runner_up
+from bivallate.lower.objective import TowardsTarget, runner_up
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.threat import ThreatModel
 from bivallate.lower.threat import threat as make_threat
@@ -132,11 +132,11 @@ def _distances(
     clean = logits_of(model, x, Passes())
     check_labels(y, clean.shape[1])
     y = y.long()
-    problem = LowerProblem(model, Batch(x, y, rows), Towards(y), ball)
+    problem = LowerProblem(model, Batch(x, y, rows), TowardsTarget(y), ball)
     problem.clean_logits = clean
     best = torch.full_like(clean[:, 0], torch.inf)
     for rank in range(min(targets, clean.shape[1] - 1)):
-        aim = Towards(runner_up(clean, problem.y, torch.full_like(problem.y, rank)))
+        aim = TowardsTarget(runner_up(clean, problem.y, torch.full_like(problem.y, rank)))
         delta = FAB(steps, leave=False).solve(problem.but(aim)).delta
         logits = logits_of(model, x + delta, Passes())
         size = torch.where(logits.argmax(1) != problem.y, ball.size(delta), torch.inf)

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-__all__ = ["Crew"]
+__all__ = ["Searchers"]
 
 Result = TypeVar("Result")
 
@@ -21,8 +21,8 @@ class Stopped(Exception):
     """The search was called off."""
 
 
-class Crew:
-    """Runs pieces of a search, each on a scout of its own.
+class Searchers:
+    """Runs pieces of a search, each on a searcher of its own.
 
     Small networks gain little when one operation is spread over cores, and lose much where other work holds
     one of them; points are independent, so a core each is faster. The copies share their parameters. A single
@@ -32,16 +32,16 @@ class Crew:
         members: at most so many pieces run at once.
     """
 
-    def __init__(self, scout: nn.Module, members: int) -> None:
+    def __init__(self, searcher: nn.Module, members: int) -> None:
         self.members = members
         self._stop = threading.Event()
-        self._scouts = [scout] if members == 1 else [self._enlisted(scout) for _ in range(members)]
+        self._scouts = [searcher] if members == 1 else [self._enlisted(searcher) for _ in range(members)]
 
-    def _enlisted(self, scout: nn.Module) -> nn.Module:
+    def _enlisted(self, searcher: nn.Module) -> nn.Module:
         # deepcopy takes what its memo already holds: modules are new, so that hooks and modes are a member's
         # own, and tensors are the same, so that members share the memory of one
-        shared = {id(t): t for t in (*scout.parameters(), *scout.buffers())}
-        member = copy.deepcopy(scout, shared)
+        shared = {id(t): t for t in (*searcher.parameters(), *searcher.buffers())}
+        member = copy.deepcopy(searcher, shared)
         member.register_forward_pre_hook(self._heed)
         return member
 
@@ -54,15 +54,15 @@ class Crew:
         if self.members == 1 or len(pieces) == 1:
             return [piece(self._scouts[0]) for piece in pieces]
         threads, free = torch.get_num_threads(), SimpleQueue[nn.Module]()
-        for scout in self._scouts:
-            free.put(scout)
+        for searcher in self._scouts:
+            free.put(searcher)
 
         def with_a_scout(piece: Callable[[nn.Module], Result]) -> Result:
-            scout = free.get()
+            searcher = free.get()
             try:
-                return piece(scout)
+                return piece(searcher)
             finally:
-                free.put(scout)
+                free.put(searcher)
 
         pool = ThreadPoolExecutor(self.members, "bivallate", torch.set_num_threads, (1,))
         try:

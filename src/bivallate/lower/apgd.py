@@ -78,7 +78,7 @@ class _View(NamedTuple):
 
 
 @dataclass
-class _State:
+class _APGDState:
     """The examples still under attack: every field has a row for each."""
 
     rows: Tensor  # positions in the minibatch
@@ -96,8 +96,8 @@ class _State:
     margin: Tensor  # lowest so far
     gone: Tensor  # clearly misclassified: leaves at the next occasion
 
-    def select(self, rows: Tensor) -> _State:
-        return _State(*(getattr(self, f.name)[rows] for f in fields(self)))
+    def select(self, rows: Tensor) -> _APGDState:
+        return _APGDState(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
 @part
@@ -152,7 +152,7 @@ class APGD(Solver):
     def _few_left(self, gone: Tensor) -> bool:
         return int(gone.sum()) * 4 >= len(gone)
 
-    def _settle(self, state: _State, answer: Tensor, won: Tensor) -> None:
+    def _settle(self, state: _APGDState, answer: Tensor, won: Tensor) -> None:
         """Examples that were never misclassified answer with their best point."""
         lost = ~won[state.rows]
         answer[state.rows[lost]] = state.best[lost]
@@ -173,13 +173,13 @@ class APGD(Solver):
         loss, margin = problem.objective(problem, logits), logit_margin(logits, problem.y)
         return _View(loss, margin, grad, clearly_fooled(logits, problem.y))
 
-    def _begin(self, problem: LowerProblem, delta: Tensor, spent: Tensor) -> _State:
+    def _begin(self, problem: LowerProblem, delta: Tensor, spent: Tensor) -> _APGDState:
         loss, margin, grad, gone = self._ascent(problem, delta)
         spent += self.samples
         count = len(delta)
         step = torch.full_like(loss, 2 * problem.threat.eps)
         rows = torch.arange(count, device=delta.device)
-        return _State(
+        return _APGDState(
             rows=rows,
             delta=delta.clone(),
             before=delta.clone(),
@@ -196,7 +196,7 @@ class APGD(Solver):
             gone=gone,
         )
 
-    def _move(self, s: _State, problem: LowerProblem, project: Callable, *, first: bool) -> None:
+    def _move(self, s: _APGDState, problem: LowerProblem, project: Callable, *, first: bool) -> None:
         direction = problem.threat.steepest(s.grad)
         stepped = project(torch.addcmul(s.delta, per_example(s.step, s.delta), direction))
         if not first:
@@ -204,7 +204,7 @@ class APGD(Solver):
             stepped = project(aim)
         s.before, s.delta = s.delta, stepped
 
-    def _look(self, s: _State, problem: LowerProblem, answer: Tensor, won: Tensor, spent: Tensor) -> None:
+    def _look(self, s: _APGDState, problem: LowerProblem, answer: Tensor, won: Tensor, spent: Tensor) -> None:
         loss, margin, s.grad, gone = self._ascent(problem, s.delta)
         spent[s.rows] += self.samples
         lower = self._wins(margin) & (~won[s.rows] | (margin < s.margin))
@@ -221,7 +221,7 @@ class APGD(Solver):
         s.rises += loss > s.last_loss
         s.last_loss = loss
 
-    def _review(self, s: _State, period: int) -> None:
+    def _review(self, s: _APGDState, period: int) -> None:
         """Halves the steps of examples that oscillate or stand still, and sends them back to their best."""
         # the second condition waits a period after a halving: a smaller step needs time to beat the best
         halve = (s.rises <= self.rho * period) | (~s.halved & (s.best_at_review >= s.best_loss))

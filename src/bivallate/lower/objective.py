@@ -85,7 +85,7 @@ class DLR(Objective):
 
 
 @dataclass(frozen=True)
-class Towards(Objective):
+class TowardsTarget(Objective):
     """z_t - z_y for a target class t of each example; FAB linearises it.
 
     Attributes:
@@ -97,9 +97,9 @@ class Towards(Objective):
     def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:
         return _pick(logits, self.target) - _pick(logits, problem.y)
 
-    def select(self, rows: Tensor) -> Towards:
+    def select(self, rows: Tensor) -> TowardsTarget:
         """The objective of some examples."""
-        return Towards(self.target[rows])
+        return TowardsTarget(self.target[rows])
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def runner_up(clean_logits: Tensor, y: Tensor, rank: Tensor) -> Tensor:
 def narrow(problem: LowerProblem, rows: Tensor) -> LowerProblem:
     """The problems of some examples, also where the objective knows a value for each example."""
     chosen = problem.objective
-    own = chosen.select(rows) if isinstance(chosen, Towards | TargetedDLR) else chosen
+    own = chosen.select(rows) if isinstance(chosen, TowardsTarget | TargetedDLR) else chosen
     return problem.select(rows).but(own)
 
 

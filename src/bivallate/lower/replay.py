@@ -19,7 +19,7 @@ from bivallate.roles import Composition
 from bivallate.types import Facts, Solution
 
 
-class Kept(nn.Module):
+class KeptDelta(nn.Module):
     """delta by position in the minibatch: a buffer as long as the longest minibatch so far, zero at first."""
 
     delta: Tensor
@@ -88,7 +88,7 @@ class BoundFree(Solver, nn.Module):
 
     def __init__(self, rule: Free, facts: Facts) -> None:
         super().__init__()
-        self.rule, self.kept = rule, Kept(facts)
+        self.rule, self.kept = rule, KeptDelta(facts)
 
     def solve(self, problem: LowerProblem) -> Solution:
         """What the last replay left, projected."""
@@ -165,7 +165,7 @@ class BoundYOPO(Solver, nn.Module):
 
     def __init__(self, rule: YOPO, facts: Facts) -> None:
         super().__init__()
-        self.rule, self.kept = rule, Kept(facts)
+        self.rule, self.kept = rule, KeptDelta(facts)
         self._heard: Overheard | None = None
 
     def solve(self, problem: LowerProblem) -> Solution:

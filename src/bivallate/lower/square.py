@@ -46,7 +46,7 @@ def pattern(s: int) -> Tensor:
 
 
 @dataclass
-class _State:
+class _SquareState:
     """The examples still under attack, as images (B, C, H, W)."""
 
     rows: Tensor  # positions in the minibatch
@@ -56,8 +56,8 @@ class _State:
     gone: Tensor  # clearly misclassified
     asked: Tensor  # (B, changes of one pixel) those that have failed at this point; (B, 0) where too many
 
-    def select(self, rows: Tensor) -> _State:
-        return _State(*(getattr(self, f.name)[rows] for f in fields(self)))
+    def select(self, rows: Tensor) -> _SquareState:
+        return _SquareState(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -143,18 +143,18 @@ class Square(Solver):
         answer = answer.view(shape)
         return Solution(answer, answer, torch.zeros_like(spent), spent)
 
-    def _begin(self, problem: LowerProblem, x: Tensor, point: Tensor) -> _State:
+    def _begin(self, problem: LowerProblem, x: Tensor, point: Tensor) -> _SquareState:
         rows = torch.arange(len(x), device=x.device)
         worst = torch.full_like(x[:, 0, 0, 0], torch.inf)
         changes = x[0, 0].numel() * 2 ** x.shape[1]
         asked = torch.zeros(
             len(x), changes * (4 * changes <= self.queries), dtype=torch.bool, device=x.device
         )
-        state = _State(rows, x, point.clone(), worst, torch.zeros_like(rows, dtype=torch.bool), asked)
+        state = _SquareState(rows, x, point.clone(), worst, torch.zeros_like(rows, dtype=torch.bool), asked)
         self._ask(state, problem, rows, point)
         return state
 
-    def _ask(self, state: _State, problem: LowerProblem, rows: Tensor, images: Tensor) -> None:
+    def _ask(self, state: _SquareState, problem: LowerProblem, rows: Tensor, images: Tensor) -> None:
         """One forward for the proposed images of some rows; those with a lower margin are taken."""
         with torch.inference_mode():
             logits = problem.forward(images.view(-1, *problem.x.shape[1:]))
@@ -183,7 +183,7 @@ def _stripes(x: Tensor, eps: float, noise: Noise) -> Tensor:
 
 
 def _square(
-    state: _State, eps: float, windows: _Windows, query: int, p0: float, sign: Tensor, *, shrink: bool
+    state: _SquareState, eps: float, windows: _Windows, query: int, p0: float, sign: Tensor, *, shrink: bool
 ) -> tuple[Tensor, Tensor]:
     """Linf: the window of each image goes to +-eps. Only images that this changes are proposed."""
     height, width = state.x.shape[2:]
@@ -199,7 +199,7 @@ def _square(
     return changed, images
 
 
-def _unasked(state: _State, pixel: int, sign: Tensor) -> Tensor:
+def _unasked(state: _SquareState, pixel: int, sign: Tensor) -> Tensor:
     """(B,) whether this pixel has not been changed by these signs (B, C) since the image's point last moved;
     from now on it has."""
     channels = torch.arange(sign.shape[1], device=sign.device)
@@ -229,7 +229,7 @@ def _tiles(x: Tensor, eps: float, noise: Noise) -> Tensor:
 
 
 def _exchange(
-    state: _State, eps: float, windows: _Windows, query: int, p0: float, sign: Tensor, *, shrink: bool
+    state: _SquareState, eps: float, windows: _Windows, query: int, p0: float, sign: Tensor, *, shrink: bool
 ) -> tuple[Tensor, Tensor]:
     """L2: the norm of one window, and what is left of the budget, goes into a pattern in another.
 

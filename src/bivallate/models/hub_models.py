@@ -27,7 +27,7 @@ __all__ = ["from_pretrained", "model_card", "push_to_hub", "save_pretrained"]
 Place = str | os.PathLike[str]
 
 
-class Evaluated(TypedDict):
+class HubEvaluation(TypedDict):
     """An evaluation's file, as far as a card reports it."""
 
     attack: str
@@ -125,7 +125,7 @@ def _manifest(run: Path) -> dict[str, Any]:
 def _evaluation(path: Path) -> dict[str, Any]:
     """What a card says of an evaluation; nothing of a file that is none, or is damaged."""
     try:
-        return read_json(path, "evaluation", Evaluated, 1024 * MEGABYTE)
+        return read_json(path, "evaluation", HubEvaluation, 1024 * MEGABYTE)
     except UserError:
         return {}
 

@@ -37,7 +37,7 @@ SHOWN = 6  # methods that are named for a part
 
 
 @dataclass
-class Kind:
+class PartKind:
     """A part by its name.
 
     Attributes:
@@ -78,13 +78,13 @@ def label(value: Any) -> str:
     return f"{type(value).__name__}({held[0]})" if held else type(value).__name__
 
 
-def kinds() -> dict[str, list[Kind]]:
+def kinds() -> dict[str, list[PartKind]]:
     """Role -> all parts, those of the catalogue at either threat first."""
-    found: dict[tuple[str, str], Kind] = {}
+    found: dict[tuple[str, str], PartKind] = {}
 
     def keep(role: str, value: Any, home: Method, method: str = "") -> None:
         name = label(value)
-        found.setdefault((role, name), Kind(role, name)).add(value, home, method)
+        found.setdefault((role, name), PartKind(role, name)).add(value, home, method)
 
     own = [entry for entry in registry().values() if entry.make.__module__.startswith("bivallate.")]
     for entry, threat in itertools.product(sorted(own, key=lambda e: e.name), RADII):
@@ -102,7 +102,7 @@ def kinds() -> dict[str, list[Kind]]:
     return {role: [kind for kind in found.values() if kind.role == role] for role in ROWS}
 
 
-def apart(one: Kind, other: Kind) -> str | None:
+def apart(one: PartKind, other: PartKind) -> str | None:
     """Why two parts never go together, whatever their values and their company; None where they do."""
     said = []
     for k, j in itertools.product(range(len(one.values)), range(len(other.values))):
@@ -138,7 +138,7 @@ def page() -> str:
     return "\n".join([*lines, ""])
 
 
-def _named(kind: Kind) -> str:
+def _named(kind: PartKind) -> str:
     """The methods that have a part, at most a few of them."""
     links = [f"[{name}](methods/{name}.md)" for name in kind.methods[:SHOWN]]
     rest = len(kind.methods) - SHOWN

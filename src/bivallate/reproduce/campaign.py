@@ -90,7 +90,7 @@ def run_campaign(
     if at_once == 1:
         _here(waiting, outcome, speak, late, shown)
     else:
-        _Crew(waiting, outcome, speak, late).work(min(at_once, len(waiting)))
+        _Workers(waiting, outcome, speak, late).work(min(at_once, len(waiting)))
     return outcome
 
 
@@ -166,7 +166,7 @@ class _Worker:
     begun: float = 0.0
 
 
-class _Crew:
+class _Workers:
     """Worker processes, one job each at a time; one that dies is replaced.
 
     Jobs that share a training wait for each other: a run is one process's at a time.

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 
 from bivallate.evaluation.statistics import Z95, paired_score_interval
-from bivallate.reproduce.paper_table import Claim, Reported, Table
+from bivallate.reproduce.paper_table import Claim, PaperTable, Reported
 from bivallate.reproduce.records import Record, of_cell
 
-__all__ = ["Status", "Verdict", "judge", "sign_flip"]
+__all__ = ["Judgement", "Status", "judge", "sign_flip"]
 
 Status = Literal["confirmed", "not confirmed", "undecided", "not run"]
 LEVEL = 0.05
@@ -21,7 +21,7 @@ FEWEST = 6  # seeds that can decide a time: of as many with one sign, the sign t
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """What the records say on a claim.
 
     Attributes:
@@ -73,14 +73,14 @@ class Verdict:
         }
 
 
-def judge(table: Table, claim: Claim, group: str, records: Sequence[Record]) -> Verdict:
+def judge(table: PaperTable, claim: Claim, group: str, records: Sequence[Record]) -> Judgement:
     """The verdict on one claim in one group of columns."""
     first = {r.seed: r for r in of_cell(records, claim.better, group) if claim.column in r.columns}
     second = {r.seed: r for r in of_cell(records, claim.worse, group) if claim.column in r.columns}
     seeds = tuple(sorted(first.keys() & second.keys()))
     paper = _paper(table, claim, group)
     if not seeds:
-        return Verdict(claim, group, "not run", paper=paper)
+        return Judgement(claim, group, "not run", paper=paper)
     pairs = [(first[s], second[s]) for s in seeds]
     sign = -1.0 if claim.lower else 1.0
     difference, interval, p, how = _compare(pairs, claim.column, sign)
@@ -91,10 +91,10 @@ def judge(table: Table, claim: Claim, group: str, records: Sequence[Record]) -> 
     unit = pairs[0][0].columns[claim.column]["unit"]
     sides = zip((claim.better, claim.worse), zip(*pairs, strict=True), strict=True)
     alike = tuple(row for row, side in sides if any(record.unweighted for record in side))
-    return Verdict(claim, group, status, difference, interval, p, how, seeds, paper, unit, alike)
+    return Judgement(claim, group, status, difference, interval, p, how, seeds, paper, unit, alike)
 
 
-def _paper(table: Table, claim: Claim, group: str) -> float | None:
+def _paper(table: PaperTable, claim: Claim, group: str) -> float | None:
     figures = [
         table.reported.get(row, {}).get(group, {}).get(claim.column) for row in (claim.better, claim.worse)
     ]

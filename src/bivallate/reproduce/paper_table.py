@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from bivallate.reproduce.cell import Cell
 
-__all__ = ["QUESTIONS", "SCALES", "Claim", "Reported", "Scale", "Table", "asked", "reported"]
+__all__ = ["QUESTIONS", "SCALES", "Claim", "PaperTable", "Reported", "Scale", "asked", "reported"]
 
 Scale = Literal["smoke", "cpu", "full"]
 SCALES: tuple[Scale, ...] = ("smoke", "cpu", "full")
@@ -57,7 +57,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Table:
+class PaperTable:
     """One table of a paper.
 
     Attributes:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bivallate.errors import UserError, unknown
 from bivallate.reproduce.cell import Cell
-from bivallate.reproduce.paper_table import Scale, Table
+from bivallate.reproduce.paper_table import PaperTable, Scale
 from bivallate.reproduce.running import Job
 from bivallate.reproduce.scaling import at_scale, sources_at_scale
 
@@ -17,7 +17,7 @@ RUNS = Path("runs") / "reproduce"
 
 
 def jobs_of(
-    table: Table,
+    table: PaperTable,
     scale: Scale,
     *,
     seeds: Sequence[int] = (0,),
@@ -46,7 +46,7 @@ def jobs_of(
     ]
 
 
-def chosen(table: Table, cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
+def chosen(table: PaperTable, cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
     """The cells whose row or method is named, in the order of the names."""
     if not only:
         return list(cells)

@@ -18,14 +18,14 @@ from bivallate.reproduce.measuring import seconds_an_epoch
 from bivallate.reproduce.running import SCHEMA
 from bivallate.schema import MEGABYTE, Amount, Whole, check, read_json
 
-__all__ = ["Points", "Record", "read_record", "read_records"]
+__all__ = ["Record", "RecordedPoints", "read_record", "read_records"]
 
 TAIL = 30  # per cent of the classes
 ALIKE = 0.95  # effective sample size from which weights are called nearly equal
 
 
 @dataclass(frozen=True)
-class Points:
+class RecordedPoints:
     """One number a test point: a verdict (0 or 1), clean minus robust, or FOSC.
 
     Attributes:
@@ -38,7 +38,7 @@ class Points:
     index: np.ndarray
     data: str
 
-    def same_points(self, other: Points) -> bool:
+    def same_points(self, other: RecordedPoints) -> bool:
         """Whether both are of the same images in the same order."""
         return self.data == other.data and np.array_equal(self.index, other.index)
 
@@ -53,7 +53,7 @@ class Column(TypedDict):
     score: NotRequired[str]
 
 
-class Kept(TypedDict):
+class KeptPoints(TypedDict):
     """The points of an evaluation."""
 
     points: dict[str, Packed]
@@ -109,7 +109,7 @@ class Written(TypedDict):
     seed: Whole
     weights: NotRequired[str]
     columns: dict[str, Column]
-    scores: dict[str, Kept]
+    scores: dict[str, KeptPoints]
     training: NotRequired[Training]
     config: NotRequired[Configured]
     machine: NotRequired[dict[str, str | int | float | None]]
@@ -188,7 +188,7 @@ class Record:
                 column["interval_95"] = list(bootstrap_tail(hits.astype(int), counts, TAIL))
         return columns
 
-    def points(self, column: str) -> Points | None:
+    def points(self, column: str) -> RecordedPoints | None:
         """The numbers behind a column, or None where it has none (seconds)."""
         entry = self.entry["columns"][column]
         score = self.entry["scores"].get(entry.get("score", ""))
@@ -202,11 +202,11 @@ class Record:
         within(len(kept["index"]), **kept)
         index = kept["index"].numpy()
         if entry["what"].startswith("fosc"):
-            return Points(kept["fosc"].numpy(), np.zeros(0), index, score["data_fingerprint"])
+            return RecordedPoints(kept["fosc"].numpy(), np.zeros(0), index, score["data_fingerprint"])
         stage, y = kept["stage"].numpy(), kept["y"].numpy()
         robust, clean = stage == -1, stage != 0
         value = {"clean": clean, "gap": clean & ~robust}.get(entry["what"], robust)
-        return Points(value.astype(np.int64), y, index, score["data_fingerprint"])
+        return RecordedPoints(value.astype(np.int64), y, index, score["data_fingerprint"])
 
 
 def read_records(out: Path, table: str, scale: str) -> list[Record]:

@@ -12,7 +12,7 @@ from bivallate.quoting import tex
 from bivallate.reproduce.cell import Cell, slug
 from bivallate.reproduce.definition import is_of
 from bivallate.reproduce.judging import judge
-from bivallate.reproduce.paper_table import Scale, Table
+from bivallate.reproduce.paper_table import PaperTable, Scale
 from bivallate.reproduce.records import Record, of_cell
 from bivallate.reproduce.scaling import at_scale, describe, sources_at_scale
 
@@ -21,7 +21,7 @@ __all__ = ["alike", "contrary", "difference_text", "latex", "markdown", "side_by
 NOT_RUN = "not run"
 
 
-def side_by_side(table: Table, scale: Scale, records: Sequence[Record]) -> dict[str, Any]:
+def side_by_side(table: PaperTable, scale: Scale, records: Sequence[Record]) -> dict[str, Any]:
     """Everything that a rendering shows, as plain data; accuracies are fractions, the paper's are as
     printed."""
     cells = at_scale(table, scale)
@@ -71,7 +71,7 @@ def _shows(cell: Cell, column: str) -> bool:
     return any(measure.column == column for measure in cell.measures)
 
 
-def _group(table: Table, group: str, cells: list[Any], records: Sequence[Record]) -> dict[str, Any]:
+def _group(table: PaperTable, group: str, cells: list[Any], records: Sequence[Record]) -> dict[str, Any]:
     columns = list(dict.fromkeys(m.column for cell in cells for m in cell.measures))
     rows = []
     for cell in cells:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bivallate.files import write_json, write_text
-from bivallate.reproduce.paper_table import QUESTIONS, Scale, Table
+from bivallate.reproduce.paper_table import QUESTIONS, PaperTable, Scale
 from bivallate.reproduce.papers.catalogue import tables
 from bivallate.reproduce.records import read_records
 from bivallate.reproduce.rendering import alike, contrary, difference_text, latex, markdown, side_by_side
@@ -59,7 +59,7 @@ def write_page(out: Path, target: Path) -> Path:
     return target
 
 
-def write_table(table: Table, scale: Scale, out: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def write_table(table: PaperTable, scale: Scale, out: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """(the table as plain data, as "markdown" and "latex" text), kept as files in the table's folder."""
     report = side_by_side(table, scale, read_records(out, table.name, scale))
     text = {"markdown": markdown(report), "latex": latex(report)}
@@ -70,7 +70,7 @@ def write_table(table: Table, scale: Scale, out: Path) -> tuple[dict[str, Any], 
     return report, text
 
 
-def _report(table: Table, scale: Scale, out: Path) -> dict[str, Any] | None:
+def _report(table: PaperTable, scale: Scale, out: Path) -> dict[str, Any] | None:
     records = read_records(out, table.name, scale)
     return side_by_side(table, scale, records) if records else None
 

@@ -13,7 +13,7 @@ from bivallate.methods.entries import registry
 from bivallate.parts import parse_number
 from bivallate.reproduce.cell import Cell, Measure
 from bivallate.reproduce.measuring import SHORT
-from bivallate.reproduce.paper_table import SCALES, Scale, Table
+from bivallate.reproduce.paper_table import SCALES, PaperTable, Scale
 
 __all__ = ["NARROW_NOTE", "at_scale", "describe", "narrow", "smoke", "sources_at_scale"]
 
@@ -29,7 +29,7 @@ SHORTER = {
 PARTS_OF_TINY_IMAGENET = "tiny_imagenet_10"
 
 
-def at_scale(table: Table, scale: Scale) -> tuple[Cell, ...]:
+def at_scale(table: PaperTable, scale: Scale) -> tuple[Cell, ...]:
     """The cells of a table at a scale. Raises UserError for an unknown scale."""
     if scale not in SCALES:
         raise unknown("scale", scale, SCALES)
@@ -40,7 +40,7 @@ def at_scale(table: Table, scale: Scale) -> tuple[Cell, ...]:
     return _distinct(_from_originals(cell, names) for cell in cells if cell is not None)
 
 
-def sources_at_scale(table: Table, scale: Scale) -> dict[str, Cell]:
+def sources_at_scale(table: PaperTable, scale: Scale) -> dict[str, Cell]:
     """The networks that transfer columns need, at a scale."""
     if scale == "full":
         return table.sources
@@ -49,11 +49,11 @@ def sources_at_scale(table: Table, scale: Scale) -> dict[str, Cell]:
     return {name: cell for name, cell in shrunk.items() if cell is not None}
 
 
-def _shrunk(table: Table, cell: Cell, scale: Scale) -> Cell | None:
+def _shrunk(table: PaperTable, cell: Cell, scale: Scale) -> Cell | None:
     return smoke(cell, table.smoke_data) if scale == "smoke" else table.cpu(cell)
 
 
-def _originals(table: Table, scale: Scale) -> dict[str, str]:
+def _originals(table: PaperTable, scale: Scale) -> dict[str, str]:
     """Every source -> the first that is the same network at this scale."""
     seen: dict[str, Cell] = {}
     found: dict[str, str] = {}
@@ -147,7 +147,7 @@ NARROW_NOTE = (
 )
 
 
-def describe(table: Table, scale: Scale) -> str:
+def describe(table: PaperTable, scale: Scale) -> str:
     """What a scale means for a table, in words."""
     plural = "s" if table.seeds > 1 else ""
     notes: Mapping[str, str] = {

@@ -13,7 +13,7 @@ from bivallate.data import Dataset, Split
 from bivallate.errors import UserError, check_options, unknown
 from bivallate.evaluation import Identity, Score, parse
 from bivallate.evaluation import evaluate as score_of
-from bivallate.evaluation.evaluation_progress import Progress
+from bivallate.evaluation.evaluation_progress import EvaluationProgress
 from bivallate.evaluation.preflight import Preflight, preflight
 from bivallate.evaluation.watching import watched
 from bivallate.lower.threat import ThreatModel
@@ -178,7 +178,7 @@ def evaluate(
     first: int | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
-    progress: bool | Callable[[Progress], object] = False,
+    progress: bool | Callable[[EvaluationProgress], object] = False,
     **options: Any,
 ) -> Score:
     """How many points of some data a model classifies correctly whatever the attack tried.

@@ -52,7 +52,7 @@ class Alarm(TypedDict):
     rolled_back: NotRequired[bool]
 
 
-class Line(TypedDict):
+class EpochLine(TypedDict):
     """A line of metrics.jsonl, as far as something reads it; what a method logs besides stays as it is."""
 
     epoch: Count
@@ -210,7 +210,7 @@ class RunFolder:
             return []
         lines = read_text(self.metrics, "record of epochs", 1024 * MEGABYTE).splitlines()
         places = (f"{self.metrics}, line {k}" for k in range(1, len(lines) + 1))
-        return [parse(line, place, "epoch", Line) for line, place in zip(lines, places, strict=True)]
+        return [parse(line, place, "epoch", EpochLine) for line, place in zip(lines, places, strict=True)]
 
 
 def lines_of(history: list[dict[str, Any]]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bivallate import collective
 from bivallate.parts import encode
-from bivallate.run.progress import Progress, Run
+from bivallate.run.progress import Progress, WatchedRun
 from bivallate.types import StepRecord
 
 if TYPE_CHECKING:
@@ -79,13 +79,13 @@ class Logged(Progress):
             self._tell("end")
         self.shown.__exit__(kind, error, trace)
 
-    def begin(self, session: Run) -> None:
+    def begin(self, session: WatchedRun) -> None:
         """The run starts or goes on."""
         self.shown.begin(session)
         self._begun = True
         self._tell("begin", encode(session.config), self.folder, _step(session))
 
-    def step(self, session: Run, record: StepRecord, lr: float) -> None:
+    def step(self, session: WatchedRun, record: StepRecord, lr: float) -> None:
         """One minibatch is done; every tenth is told."""
         self.shown.step(session, record, lr)
         step = _step(session) + 1
@@ -94,7 +94,7 @@ class Logged(Progress):
             values |= {"weight_mean": record.weight_mean, "effective": record.effective}
             self._tell("step", step, values | record.logged)
 
-    def epoch(self, session: Run, line: dict[str, Any]) -> None:
+    def epoch(self, session: WatchedRun, line: dict[str, Any]) -> None:
         """One epoch is done and measured."""
         self.shown.epoch(session, line)
         numbers = {
@@ -102,7 +102,7 @@ class Logged(Progress):
         }
         self._tell("epoch", _step(session), numbers)
 
-    def alarm(self, session: Run, text: str) -> None:
+    def alarm(self, session: WatchedRun, text: str) -> None:
         """The sentinel has seen something."""
         self.shown.alarm(session, text)
         self._tell("alarm", _step(session), text)
@@ -111,7 +111,7 @@ class Logged(Progress):
         """Something found or mended."""
         self.shown.note(text)
 
-    def end(self, session: Run) -> None:
+    def end(self, session: WatchedRun) -> None:
         """The run is complete: its curves are drawn."""
         self.shown.end(session)
         history = getattr(session, "history", ())
@@ -131,7 +131,7 @@ class Logged(Progress):
                 )
 
 
-def _step(session: Run) -> int:
+def _step(session: WatchedRun) -> int:
     return session.epoch * len(session.batches) + session.step
 
 

@@ -144,7 +144,7 @@ class Optimizer(Protocol):
     def make(self, model: nn.Module) -> torch.optim.Optimizer: ...
 
 
-class Plan(Protocol):
+class OptimPlan(Protocol):
     """What a configuration says of both."""
 
     @property
@@ -225,7 +225,7 @@ def set_rate(
     return lr
 
 
-def rate_before(plan: Plan, clock: Clock, scale: float) -> float | None:
+def rate_before(plan: OptimPlan, clock: Clock, scale: float) -> float | None:
     """The rate of the minibatch before this one in its epoch, for checkpoints that do not hold it."""
     if not clock.step:
         return None

@@ -23,7 +23,7 @@ from bivallate.types import StepRecord
 SURE = 3.0  # seconds after which the pace is known
 
 
-class Run(Protocol):
+class WatchedRun(Protocol):
     """What progress needs to know of a session."""
 
     epoch: int
@@ -46,23 +46,23 @@ class Progress:
     ) -> None:
         return None
 
-    def begin(self, session: Run) -> None:
+    def begin(self, session: WatchedRun) -> None:
         """The run starts or goes on."""
 
-    def step(self, session: Run, record: StepRecord, lr: float) -> None:
+    def step(self, session: WatchedRun, record: StepRecord, lr: float) -> None:
         """One minibatch is done."""
 
-    def epoch(self, session: Run, line: dict[str, Any]) -> None:
+    def epoch(self, session: WatchedRun, line: dict[str, Any]) -> None:
         """One epoch is done and measured."""
 
-    def alarm(self, session: Run, text: str) -> None:
+    def alarm(self, session: WatchedRun, text: str) -> None:
         """The sentinel has seen something."""
 
     def note(self, text: str) -> None:
         """Something that was found or mended, which is no error; may come before `begin`."""
         warnings.warn(text, stacklevel=3)
 
-    def end(self, session: Run) -> None:
+    def end(self, session: WatchedRun) -> None:
         """The run is complete."""
 
 
@@ -72,7 +72,7 @@ def attacks(line: Mapping[str, Any]) -> bool:
     return line.get("forward", math.inf) > 1
 
 
-def legend(session: Run) -> str:
+def legend(session: WatchedRun) -> str:
     """What the numbers of an epoch's line mean."""
     text = "train robust: of the training images, right under the attack that they are trained with"
     text += " (train right: nobody attacks them)"
@@ -129,7 +129,7 @@ class Spoken(Progress):
         if self._drawn:
             self._bar.stop()
 
-    def begin(self, session: Run) -> None:
+    def begin(self, session: WatchedRun) -> None:
         """The run starts or goes on."""
         total = session.config.epochs * len(session.batches)
         done = session.epoch * len(session.batches) + session.step
@@ -138,7 +138,7 @@ class Spoken(Progress):
             self.console.print(legend(session), markup=False, style="dim")
         self._task = self._bar.add_task(self.title, total=total, completed=done, numbers="")
 
-    def step(self, session: Run, record: StepRecord, lr: float) -> None:
+    def step(self, session: WatchedRun, record: StepRecord, lr: float) -> None:
         """Moves the bar, at most ten times a second."""
         done = session.epoch * len(session.batches) + session.step + 1
         now = time.monotonic()
@@ -156,7 +156,7 @@ class Spoken(Progress):
         if not self._drawn and not self.quiet:
             self._speak(session, done, now)
 
-    def _speak(self, session: Run, done: int, now: float) -> None:
+    def _speak(self, session: WatchedRun, done: int, now: float) -> None:
         """How far the run is, where there is no terminal: once when it is known to be long, then every half
         minute."""
         spent, total = now - self._began, session.config.epochs * len(session.batches)
@@ -169,14 +169,14 @@ class Spoken(Progress):
         place += f"{len(session.batches)}, about {duration(left)} left"
         self.console.print(f"{self.title}  {place}", markup=False)
 
-    def epoch(self, session: Run, line: dict[str, Any]) -> None:
+    def epoch(self, session: WatchedRun, line: dict[str, Any]) -> None:
         """A line for the epoch."""
         self._bar.update(self._task, completed=session.epoch * len(session.batches))
         last = session.epoch >= session.config.epochs
         if (session.epoch % self.every == 0 or last) and not self.quiet:
             self.console.print(f"{self.title}  {describe(line, session.config.epochs)}", markup=False)
 
-    def alarm(self, session: Run, text: str) -> None:
+    def alarm(self, session: WatchedRun, text: str) -> None:
         """A line for the alarm."""
         self.console.print(visible(f"{self.title}  ALARM {text}"), markup=False, style="bold red")
 
@@ -184,7 +184,7 @@ class Spoken(Progress):
         """A line of its own."""
         self.console.print(text, markup=False)
 
-    def end(self, session: Run) -> None:
+    def end(self, session: WatchedRun) -> None:
         """Why it ended early; the result is the caller's to report."""
         patience = session.config.patience
         if session.epoch < session.config.epochs and not self.quiet:

@@ -13,7 +13,7 @@ from bivallate.evaluation import metrics
 from bivallate.evaluation.metrics import Metric, TrainingCost, by_key
 from bivallate.evaluation.pairs import LEVEL
 from bivallate.evaluation.score import Score
-from bivallate.evaluation.significance import Spread, over_seeds
+from bivallate.evaluation.significance import SeedSpread, over_seeds
 from bivallate.evaluation.statistics import holm, welch
 from bivallate.parts import encode
 from bivallate.reports.collect import RunRecord
@@ -41,7 +41,7 @@ class Seeds:
     method: str
     runs: tuple[str, ...]
     seeds: tuple[int, ...]
-    spreads: dict[str, Spread]
+    spreads: dict[str, SeedSpread]
 
     def cell(self, metric: Metric) -> str:
         """Mean, standard deviation and interval of a share; the mean and its companion's of a cost."""
@@ -104,11 +104,11 @@ def _group(
     return Seeds(first, labels, seeds, spreads)
 
 
-def _of(values: list[float]) -> Spread:
+def _of(values: list[float]) -> SeedSpread:
     """A spread; without one where a value is not known."""
     if all(map(math.isfinite, values)):
-        return Spread.of(values)
-    return Spread(tuple(values), math.inf, None, None)
+        return SeedSpread.of(values)
+    return SeedSpread(tuple(values), math.inf, None, None)
 
 
 def welch_tests(groups: Sequence[Seeds]) -> list[tuple[float | None, float | None, bool]]:

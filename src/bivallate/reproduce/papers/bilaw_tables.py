@@ -6,7 +6,7 @@ from typing import Any
 
 from bivallate.methods.bastion import epochs_within
 from bivallate.reproduce.cell import Cell, Measure
-from bivallate.reproduce.paper_table import Claim, Table, asked
+from bivallate.reproduce.paper_table import Claim, PaperTable, asked
 from bivallate.reproduce.scaling import NARROW_NOTE, narrow
 
 __all__ = ["TABLES"]
@@ -104,7 +104,7 @@ B1_NOTES = (
 )
 
 
-def _b1() -> Table:
+def _b1() -> PaperTable:
     rows = ("plain", "AT", "GAIRAT", "WMMR", "MAIL", "BiLAW")
     beside = ("DONE-ADAM", "FAST-BAT", "TRADES", "MAIL-TRADES", "BiLAW-TRADES", "BASTION", *EQUAL_COST)
     linf_alone = {"DONE-ADAM", "BASTION", *EQUAL_COST}
@@ -125,7 +125,7 @@ def _b1() -> Table:
         Measure("AA Tail-30", "tail", "autoattack", n=1000),
         Measure("s/epoch", "seconds"),
     )
-    return Table(
+    return PaperTable(
         "T-B1",
         "reweighting on MNIST and Fashion-MNIST, Linf 0.1 and L2 0.3",
         f"{PAPER}, Table 1",
@@ -168,7 +168,7 @@ def _at_the_cost_of_at(cell: Cell, epochs: int) -> Cell:
     return cell.but(epochs=epochs_within(22 * epochs)) if cell.method == "bastion" else cell
 
 
-def _b2() -> Table:
+def _b2() -> PaperTable:
     rows = ("GAIRAT", "WMMR", "MAIL", "AT", "TRADES (1/lambda=6)", "Non-parametric", "BiLAW", "BiLAW-TRADES")
     cells = [
         _cell(row, f"{label} {eps}", "cifar10", model, f"0{eps}")
@@ -185,7 +185,7 @@ def _b2() -> Table:
     return _table("T-B2", 2, "reweighting on CIFAR-10", cells, claims)
 
 
-def _b3() -> Table:
+def _b3() -> PaperTable:
     names = {
         "BiLAW-TRADES": "BiLAW-TRADES",
         "AT": "AT",
@@ -205,7 +205,7 @@ def _b3() -> Table:
 
 def _ablation(
     name: str, number: int, title: str, rows: dict[str, dict[str, Any]], claims: list[Claim]
-) -> Table:
+) -> PaperTable:
     gap = (Measure("gap", "gap", "pgd-20"),) if name == "T-B6" else ()
     cells = [
         _cell("BiLAW-TRADES", "WRN-32-10 .031", "cifar10", "wrn-32-10", "0.031", **parameters).but(
@@ -218,21 +218,21 @@ def _ablation(
     )
 
 
-def _b6() -> Table:
+def _b6() -> PaperTable:
     rows = {"128": (128,), "64": (64,), "64-64": (64, 64), "256": (256,)}
     entries = {row: {"hidden": hidden} for row, hidden in rows.items()}
     claims = [Claim("128", row, "PGD") for row in rows if row != "128"]
     return _ablation("T-B6", 6, "capacity of the weight network", entries, claims)
 
 
-def _b7() -> Table:
+def _b7() -> PaperTable:
     entries = {row: {"beta": float(row)} for row in ("6", "1", "5", "10")}
     claims = [Claim("6", row, "PGD") for row in ("1", "5", "10")]
     claims += [Claim("1", row, "Clean") for row in ("6", "5", "10")]
     return _ablation("T-B7", 7, "1/lambda of BiLAW-TRADES", entries, claims)
 
 
-def _b8() -> Table:
+def _b8() -> PaperTable:
     rows = {
         "multi-class margin": "multiclass-margin",
         "scalar margin": "scalar-margin",
@@ -244,7 +244,9 @@ def _b8() -> Table:
     return _ablation("T-B8", 8, "what the weight network sees", entries, claims)
 
 
-def _table(name: str, number: int, title: str, cells: list[Cell], claims: list[Claim], *notes: str) -> Table:
+def _table(
+    name: str, number: int, title: str, cells: list[Cell], claims: list[Claim], *notes: str
+) -> PaperTable:
     known = (
         "The weights reported are the best of all epochs on held-out training images: 1,000, but at "
         "scale cpu 500. BiLAW learns its weights from 1,000 others, on which it does not train: at scale "
@@ -254,7 +256,7 @@ def _table(name: str, number: int, title: str, cells: list[Cell], claims: list[C
         "Every method attacks in ten steps of eps/4, as section A.2.1 says, from a uniform start; TRADES and "
         "BiLAW-TRADES, whose divergence has no slope at the image itself, from a tiny Gaussian one."
     )
-    return Table(
+    return PaperTable(
         name,
         title,
         f"{PAPER}, Table {number}",

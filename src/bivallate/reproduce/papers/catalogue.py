@@ -7,14 +7,14 @@ from functools import cache
 
 from bivallate.errors import unknown
 from bivallate.reproduce.cell import Cell, Measure
-from bivallate.reproduce.paper_table import Table
+from bivallate.reproduce.paper_table import PaperTable
 from bivallate.reproduce.papers import bilaw_tables, done_tables, dynamic_tables, fast_ablations, fast_tables
 
 __all__ = ["find", "tables"]
 
 
 @cache
-def tables() -> dict[str, Table]:
+def tables() -> dict[str, PaperTable]:
     """Every table, paper by paper."""
     modules = {
         done_tables: "one Tesla V100",
@@ -33,7 +33,7 @@ def tables() -> dict[str, Table]:
 ADDED = "AA is ours: AutoAttack on 1,000 random test points, which the paper's table does not have."
 
 
-def _with_autoattack(table: Table) -> Table:
+def _with_autoattack(table: PaperTable) -> PaperTable:
     """The table with an AutoAttack column where the paper has none."""
 
     def judged(cell: Cell) -> bool:
@@ -46,7 +46,7 @@ def _with_autoattack(table: Table) -> Table:
     return replace(table, cells=tuple(cells), notes=(*table.notes, ADDED))
 
 
-def find(name: str) -> Table:
+def find(name: str) -> PaperTable:
     """The table of that name. Raises UserError naming the nearest one."""
     known = tables()
     if name.upper() not in known:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bivallate.reproduce.cell import Cell, Measure
-from bivallate.reproduce.paper_table import Claim, Table, asked
+from bivallate.reproduce.paper_table import Claim, PaperTable, asked
 from bivallate.reproduce.scaling import NARROW_NOTE, narrow
 
 __all__ = ["TABLES"]
@@ -83,13 +83,13 @@ def _small(cell: Cell) -> Cell | None:
 SMALL_NOTE = NARROW_NOTE.format(epochs="20 epochs of the paper's 60")
 
 
-def _balanced_and_not(name: str, label: str, data: str, rows: tuple[str, ...], number: int) -> Table:
+def _balanced_and_not(name: str, label: str, data: str, rows: tuple[str, ...], number: int) -> PaperTable:
     done = tuple(row for row in rows if row.startswith("DONE"))
     cells = [_cell(row, "balanced", data) for row in rows]
     cells += [_cell(row, "imbalanced 0.2", data, "step:0.2") for row in rows if row not in ("FAT", "WMMR")]
     title = f"reweighting on {label}, balanced and with five classes cut to a fifth"
     claims = _claims(rows, done)
-    return Table(
+    return PaperTable(
         name,
         title,
         f"{PAPER}, Table {number}",
@@ -102,11 +102,11 @@ def _balanced_and_not(name: str, label: str, data: str, rows: tuple[str, ...], n
     )
 
 
-def _d3() -> Table:
+def _d3() -> PaperTable:
     rows = ("AT", "MAIL", "GAIRAT", "DONE-PGD", "DONE-ADAM", FLOORED_ROW)
     cells = [_cell(r, g, d) for g, d in (("STL10", "stl10"), ("GTSRB", "gtsrb")) for r in rows]
     claims = _claims(rows, ("DONE-PGD", "DONE-ADAM"))
-    return Table(
+    return PaperTable(
         "T-D3",
         "reweighting on STL10 and GTSRB",
         f"{PAPER}, Table 3",
@@ -119,7 +119,7 @@ def _d3() -> Table:
     )
 
 
-def _d4() -> Table:
+def _d4() -> PaperTable:
     rows = {"Fast-AT": "fast-at", "Fast-AT-GA": "fast-at-ga", "Fast-BAT": "fast-bat", "DONE": "done-fast"}
     measures = tuple(m for m in MEASURES if m.column != "AA Tail-30")
     cells = tuple(
@@ -134,7 +134,7 @@ def _d4() -> Table:
     claims += [Claim("DONE", row, "RA-AA", theirs=False) for row in others]
     claims += [Claim("Fast-AT", "DONE", "SA")]
     note = SMALL_NOTE.replace("20 epochs of the paper's 60", "20 epochs of the paper's 25")
-    return Table(
+    return PaperTable(
         "T-D4",
         "DONE in its fast setting on CIFAR-10",
         f"{PAPER}, Table 4",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bivallate.reproduce.cell import Cell, Measure
-from bivallate.reproduce.paper_table import Claim, Table, asked
+from bivallate.reproduce.paper_table import Claim, PaperTable, asked
 from bivallate.reproduce.scaling import NARROW_NOTE, narrow
 
 __all__ = ["TABLES"]
@@ -77,7 +77,7 @@ SMALL_NOTE = (
 )
 
 
-def _y1() -> Table:
+def _y1() -> PaperTable:
     rows = ("Unsecured", "Standard", "Curriculum", "Dynamic")
     cells = [_row(row, group, WHITE).but(keep=STAGES) for group in ("MNIST", "CIFAR-10") for row in rows]
     robust = tuple(ATTACKS)
@@ -85,7 +85,7 @@ def _y1() -> Table:
     lower = [Claim("Dynamic", "Standard", column, lower=True) for column in ("FOSC, ball", "FOSC")]
     claims += asked("fosc", lower)
     claims += [Claim("Dynamic", "Standard", "AA", theirs=False)]
-    return Table(
+    return PaperTable(
         "T-Y1",
         "white-box attacks",
         f"{PAPER}, Table 1",
@@ -97,7 +97,7 @@ def _y1() -> Table:
     )
 
 
-def _y2() -> Table:
+def _y2() -> PaperTable:
     measures = tuple(
         Measure(column, "robust", attack, source="Standard") for column, attack in ATTACKS.items()
     )
@@ -115,13 +115,13 @@ def _y2() -> Table:
         "Examples are made on a separately trained Standard network (another seed): the same architecture on "
         "MNIST, ResNet-50 on CIFAR-10 (not at scale cpu).",
     )
-    return Table(
+    return PaperTable(
         "T-Y2", "black-box attacks", f"{PAPER}, Table 2", tuple(cells), tuple(claims), _small, SMALL_NOTE,
         sources=sources, notes=notes,
     )  # fmt: skip
 
 
-def _y3() -> Table:
+def _y3() -> PaperTable:
     measures = tuple(m for m in WHITE if m.column != "PGD-10" and not m.what.startswith("fosc"))
     rows = ("Madry's", "Curriculum", "Dynamic")
     cells = [_cell(row, "CIFAR-10 WRN", "cifar10", "wrn-34-10", "8/255", measures) for row in rows]
@@ -134,7 +134,7 @@ def _y3() -> Table:
         "minibatches) at 0.1, a tenth and a hundredth of it from 1/2 and 3/4 on, weight decay 2e-4; the "
         "others as in the paper's other CIFAR-10 table.",
     )
-    return Table(
+    return PaperTable(
         "T-Y3",
         "WideResNet on CIFAR-10",
         f"{PAPER}, Table 3",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bivallate.reproduce.cell import Cell
-from bivallate.reproduce.paper_table import Claim, Table
+from bivallate.reproduce.paper_table import Claim, PaperTable
 from bivallate.reproduce.papers.fast_cells import (
     AA,
     AT_SIXTEEN,
@@ -22,14 +22,14 @@ from bivallate.reproduce.papers.fast_cells import (
 __all__ = ["TABLES"]
 
 
-def _f7() -> Table:
+def _f7() -> PaperTable:
     sizes = ("500", "1000", "1500", "2500", "3500")
     cells = [_sixteen(size, {"step_size": float(size) / 255}) for size in sizes]
     claims = [Claim("2500", size, "PGD") for size in sizes if size != "2500"]
     return fast_table("T-F7", 7, "Fast-BAT's step 1/lambda, in /255, at 16/255", cells, claims, seeds=1)
 
 
-def _f8() -> Table:
+def _f8() -> PaperTable:
     sizes = {".025": 1000, ".0167": 1500, ".0125": 2500, ".008": 3187.5}
     cells = [_sixteen(ratio, {"step_size": size / 255}) for ratio, size in sizes.items()]
     claims = [Claim(".0125", ratio, "PGD") for ratio in sizes if ratio != ".0125"]
@@ -44,7 +44,7 @@ def _f8() -> Table:
     )
 
 
-def _f9() -> Table:
+def _f9() -> PaperTable:
     schemes = {"PGD w/o sign": "ns-pgd", "uniform": "uniform", "corner": "corner", "PGD (sign)": "pgd"}
     cells = [_sixteen(row, {"linearisation": scheme}) for row, scheme in schemes.items()]
     claims = [Claim("PGD w/o sign", row, "PGD") for row in list(schemes)[1:]]
@@ -63,7 +63,7 @@ def _sixteen(row: str, parameters: dict[str, Any]) -> Cell:
     return fast_cell(row, "@16", "16/255", (SA, PGD), entry=("fast-bat", parameters))
 
 
-def _f10() -> Table:
+def _f10() -> PaperTable:
     evaluated = {"method.attack_mode": "eval"}
     entries: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         "AT (PGD-7)": ("at", {"steps": 7}, {}),
@@ -93,7 +93,7 @@ def _f10() -> Table:
     return fast_table("T-F10", 10, "methods that spare passes, and PGD-7 AT", cells, claims, notes=notes)
 
 
-def _f11() -> Table:
+def _f11() -> PaperTable:
     activations = {"ReLU": "relu", "Softplus": "softplus", "Swish": "silu"}
     cells: list[Cell] = []
     for at, eps in EPS.items():

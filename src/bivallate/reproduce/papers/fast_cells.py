@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bivallate.reproduce.cell import Cell, Measure
-from bivallate.reproduce.paper_table import Claim, Table
+from bivallate.reproduce.paper_table import Claim, PaperTable
 from bivallate.reproduce.scaling import NARROW_NOTE, narrow
 
 PAPER = "Fast-BAT (Zhang et al., ICML 2022)"
@@ -71,9 +71,9 @@ def fast_table(
     seeds: int = 10,
     smoke_data: str = "digits",
     sources: dict[str, Cell] | None = None,
-) -> Table:
+) -> PaperTable:
     """A table of the paper."""
-    return Table(
+    return PaperTable(
         name, title, f"{PAPER}, Table {number}", tuple(cells), tuple(claims), small,
         NARROW_NOTE.format(epochs="the paper's 20 epochs"), smoke_data, sources or {}, seeds, notes,
     )  # fmt: skip

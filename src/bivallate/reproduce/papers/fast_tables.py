@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bivallate.reproduce.cell import Cell, Measure
-from bivallate.reproduce.paper_table import Claim, Table, asked
+from bivallate.reproduce.paper_table import Claim, PaperTable, asked
 from bivallate.reproduce.papers.fast_cells import (
     AA,
     AT_SIXTEEN,
@@ -29,7 +29,7 @@ __all__ = ["TABLES"]
 EVERY = tuple(k / 20 for k in range(1, 20))  # epoch of 20 whose weights stay
 
 
-def _f1() -> Table:
+def _f1() -> PaperTable:
     measures = (SA, PGD, LAST, AA, SECONDS)
     drawn = ("FAST-AT", "FAST-AT-GA", "FAST-BAT")
     sets = {"CIFAR-10": "cifar10", "CIFAR-100": "cifar100", "Tiny-ImageNet": "tiny-imagenet"}
@@ -57,7 +57,7 @@ def _f1() -> Table:
     )  # fmt: skip
 
 
-def _f2() -> Table:
+def _f2() -> PaperTable:
     measures = (
         Measure("SA", "clean", "pgd-50-10", "8/255"),
         *(Measure(f"PGD{at}", "robust", "pgd-50-10", eps) for at, eps in EPS.items()),
@@ -72,7 +72,7 @@ def _f2() -> Table:
     return fast_table("T-F2", 2, "trained at one radius, attacked at two", cells, claims, notes=notes)
 
 
-def _f3() -> Table:
+def _f3() -> PaperTable:
     rows = ("FAST-AT", "FAST-AT-GA", "PGD-2-AT", "FAST-BAT")
     models = {"PARN-50": "preact-resnet50", "WRN-16-8": "wrn-16-8"}
     cells = [
@@ -85,7 +85,7 @@ def _f3() -> Table:
     return fast_table("T-F3", 3, "larger networks", cells, claims, notes=(*NOTES, AT_SIXTEEN))
 
 
-def _f4() -> Table:
+def _f4() -> PaperTable:
     rows = ("FAST-AT", "PGD-2-AT", "FAST-AT-GA", "FAST-BAT")
     models = {"PARN-18": "preact-resnet18", "PARN-50": "preact-resnet50", "WRN-16-8": "wrn-16-8"}
     measures = (
@@ -108,7 +108,7 @@ def _f4() -> Table:
     )
 
 
-def _f5() -> Table:
+def _f5() -> PaperTable:
     entries: dict[str, Row] = {
         "Hessian-free": ("fast-bat", {}),
         "Hessian-aware": ("fast-bat", {"curvature_steps": 5}),
@@ -126,7 +126,7 @@ def _f5() -> Table:
     return fast_table("T-F5", 5, "Hessian-free and Hessian-aware", cells, claims, notes=notes)
 
 
-def _f6() -> Table:
+def _f6() -> PaperTable:
     measures = (Measure("SA", "clean", "pgd-50-10"), Measure("RA-PGD", "robust", "pgd-50-10"))
     entries: dict[str, Row] = {
         "FAST-AT": ("fast-at", {}),
