@@ -1,4 +1,4 @@
-"""A process that is killed in the middle of a search: `python -m tests.evaluate.killed FOLDER`.
+"""A process that is killed in the middle of a search: `python -m tests.evaluation.killed FOLDER`.
 
 For each part of a short AutoAttack it forks a child, which sends itself SIGKILL at a forward pass inside that
 part's second search, and prints how each child ended. The progress files stay in FOLDER.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.evaluate.conftest import affine, cloud
+from tests.evaluation.conftest import affine, cloud
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import bivallate as bv

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.evaluate.conftest import affine, cloud
+from tests.evaluation.conftest import affine, cloud
 from torch import nn
 
 import bivallate as bv

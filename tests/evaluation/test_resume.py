@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.evaluate import killed
-from tests.evaluate.conftest import affine
+from tests.evaluation import killed
+from tests.evaluation.conftest import affine
 from torch import nn
 
 import bivallate as bv
@@ -76,7 +76,7 @@ def test_resuming_gives_the_same_verdicts(robust_model, held_out, whole, tmp_pat
 def graves(tmp_path_factory):
     """What four killed processes left, and how each of them ended."""
     folder = tmp_path_factory.mktemp("killed")
-    command = [sys.executable, "-m", "tests.evaluate.killed", str(folder)]
+    command = [sys.executable, "-m", "tests.evaluation.killed", str(folder)]
     done = subprocess.run(command, check=True, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     return folder, json.loads(done.stdout)
 

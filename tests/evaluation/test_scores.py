@@ -13,7 +13,7 @@ import pytest
 import scipy.stats
 import torch
 from scipy.stats import t as student
-from tests.evaluate.conftest import affine, cloud
+from tests.evaluation.conftest import affine, cloud
 
 import bivallate as bv
 from bivallate.errors import UserError

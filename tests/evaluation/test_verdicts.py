@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from tests.evaluate.conftest import affine, cloud
+from tests.evaluation.conftest import affine, cloud
 from torch import nn
 
 import bivallate as bv
