@@ -224,7 +224,7 @@ def _score(runner: Runner, prints: tuple[str, str]) -> Score:
     missing = sorted(set(range(state.classes)) - set(state.y.tolist()))
     notes = ()
     if missing:
-        called = class_names(hunt.model, ledger.classes)
+        called = class_names(runner.model, state.classes)
         names = ", ".join(called[k] for k in missing[:10]) + (", ..." if len(missing) > 10 else "")
         notes = (
             f"no point of class {names}: these classes have no accuracy and take no part in tail scores",
