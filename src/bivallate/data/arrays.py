@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from bivallate.data.classes import places
 from bivallate.data.dataset import Split, digest
 from bivallate.data.levels import check_levels
 from bivallate.data.reading import Reading
@@ -34,8 +35,9 @@ def split_pair(pair: Any, what: str) -> tuple[Any, Any]:
 
 def read_arrays(
     x: Any, y: Any, reading: Reading, what: str, names: list[str] | None = None
-) -> tuple[Split, list[str]]:
-    """(split, class names): text labels are numbered by `names`, else in alphabetical order.
+) -> tuple[Split, list[str], tuple[str, ...]]:
+    """(split, class names, what a user should know of the images): text labels are numbered by `names`, else
+    in alphabetical order.
 
     Alphabetical order is for on_bad="convert" alone. The names come back as they went in (none: empty) where
     the labels are integers.
@@ -45,27 +47,31 @@ def read_arrays(
     """
     labels, names = _number(y, reading, what, names or [])
     split = from_tensors(x, labels, what=what)
-    check_levels(split.images, what)
-    return fitted(split, reading, what), names
+    notes = check_levels(split.images, what)
+    return fitted(split, reading, what), names, tuple(notes)
 
 
 def _number(y: Any, reading: Reading, what: str, names: list[str]) -> tuple[Any, list[str]]:
     texts = None if isinstance(y, Tensor) else _texts(y)
     if texts is None or texts.ndim != 1:
         return y, names
+    strings = [text.strip() for text in texts.tolist()]
+    if "" in strings:
+        raise UserError(f"{what}: row {strings.index('')} has no label: give it one, or leave the row out")
+    own = sorted(set(strings))
     if not names:
-        names = sorted(set(texts.tolist()))
+        names = own
         if reading.on_bad != "convert":
             some = ", ".join(map(repr, names[:3]))
             raise UserError(
                 f"{what}: the labels are text ({some}, ...): load with on_bad='convert' to number these "
                 f"{len(names)} names in alphabetical order (--set data.on_bad=convert)"
             )
-    number = {name: k for k, name in enumerate(names)}
-    for row, text in enumerate(texts.tolist()):
-        if text not in number:
+    number = dict(zip(own, places(own, names), strict=True))
+    for row, text in enumerate(strings):
+        if number[text] < 0:
             raise UserError(f"{what}: row {row} has the label {text!r}, which is no class name")
-    return np.array([number[text] for text in texts.tolist()], np.int64), names
+    return np.array([number[text] for text in strings], np.int64), names
 
 
 def _texts(y: Any) -> np.ndarray | None:

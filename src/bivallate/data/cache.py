@@ -70,8 +70,8 @@ def files_key(files: Sequence[Path], *options: object, version: int = FORMAT) ->
     parts: list[bytes | str] = [str(version), *map(repr, options)]
     peek = len(files) <= MOST_PEEKED
     for path in files:
-        stat, windows = _look(path, 2 if peek else 0)
-        parts += [os.fsencode(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns), *windows]
+        size, changed, windows = _look(path, 2 if peek else 0)
+        parts += [os.fsencode(os.path.realpath(path)), str(size), str(changed), *windows]
     return digest(*parts)
 
 
@@ -82,24 +82,28 @@ def content_key(files: Sequence[Path], *options: object) -> str:
     peeked = {int(k) for k in np.linspace(0, len(files) - 1, min(len(files), MOST_PEEKED))}
     parts: list[bytes | str] = ["content", *map(repr, options)]
     for k, path in enumerate(files):
-        stat, windows = _look(path, WINDOWS if k in peeked else 0)
+        size, _, windows = _look(path, WINDOWS if k in peeked else 0)
         name = os.fsencode(os.path.relpath(path, root).replace(os.sep, "/"))
-        parts += [name, str(stat.st_size), *windows]
+        parts += [name, str(size), *windows]
     return digest(*parts)
 
 
-def _look(path: Path, windows: int) -> tuple[os.stat_result, list[bytes]]:
-    """The file's state, and `windows` pieces of it from its first to its last byte."""
+def _look(path: Path, windows: int) -> tuple[int, int, list[bytes]]:
+    """The file's size and time, and `windows` pieces of it from its first to its last byte. A link that leads
+    nowhere has none of them: its row is bad when it is read."""
+    if path.is_symlink() and not path.exists():
+        return -1, -1, []
     try:
         if not windows:
-            return path.stat(), []
+            stat = path.stat()
+            return stat.st_size, stat.st_mtime_ns, []
         with open_regular(path) as file:
             stat = os.fstat(file.fileno())
             last, pieces = max(0, stat.st_size - PEEK), []
             for place in range(windows):
                 file.seek(last * place // (windows - 1))
                 pieces.append(file.read(PEEK))
-            return stat, pieces
+            return stat.st_size, stat.st_mtime_ns, pieces
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
 

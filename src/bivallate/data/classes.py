@@ -11,7 +11,7 @@ import numpy as np
 
 from bivallate.errors import UserError, nearest
 
-__all__ = ["check_distinct", "from_one", "numbered", "places", "unknown_class"]
+__all__ = ["check_distinct", "from_one", "numbered", "places", "remarks", "unknown_class"]
 
 
 def places(names: Sequence[str], known: Sequence[str]) -> list[int]:
@@ -56,6 +56,22 @@ def check_distinct(names: Sequence[str], where: str) -> None:
                 f"{where} calls {count} classes {name!r} (labels {labels}): rename them, or give "
                 "their rows one label"
             )
+
+
+def remarks(names: Sequence[str]) -> list[str]:
+    """What a user should know of a data set's classes: that there is one alone, that some are hardly two.
+
+    Example:
+        >>> remarks(["Cat", "cat", "dog"])
+        ["the classes 'Cat', 'cat' differ in case, spaces or the like alone: are they one?"]
+    """
+    if len(names) == 1:
+        return [f"there is one class, {names[0]!r}: nothing to tell apart"]
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(_plain(name), []).append(name)
+    doubles = [", ".join(map(repr, same)) for same in alike.values() if len(same) > 1]
+    return [f"the classes {same} differ in case, spaces or the like alone: are they one?" for same in doubles]
 
 
 def numbered(names: Sequence[str]) -> bool:

@@ -143,6 +143,9 @@ def _read(encoded: Encoded, images: np.ndarray, canvas: Canvas, reading: Reading
 def _finish(encoded: Encoded, folder: Path, images: np.ndarray, rows: np.ndarray, found: _Found) -> None:
     images.flush()  # pyright: ignore[reportAttributeAccessIssue]
     notes = check_levels(images, encoded.title, rows) + found.notes(encoded.title, f"{len(rows)} images")
+    if found.bad:
+        named = _named(encoded, found.bad)
+        notes.append(f"{encoded.title}: {len(found.bad)} of {len(encoded.labels)} rows are left out: {named}")
     np.save(folder / "labels.npy", encoded.labels, allow_pickle=False)
     np.save(folder / "rows.npy", rows, allow_pickle=False)
     mean, std = moments(images, torch.from_numpy(rows))
@@ -161,16 +164,20 @@ def _check_deep(title: str, highest: float | None, canvas: Canvas) -> None:
 
 
 def _refusal(encoded: Encoded, bad: dict[int, BadImage], total: int, side: int) -> UserError:
-    shown = "; ".join(f"{encoded.blocks.where(row)} {bad[row]}" for row in sorted(bad)[:SHOWN])
-    more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
     size = (
         f", or with one size for all (--set data.size={side})" if any(map(_other_size, bad.values())) else ""
     )
     return UserError(
-        f"{encoded.title}: {len(bad)} of {total} rows cannot be used as they are: {shown}{more}. Mend them, "
-        "or load with on_bad='skip' to leave them out or on_bad='convert' to convert size and colour "
-        f"(--set data.on_bad=skip){size}"
+        f"{encoded.title}: {len(bad)} of {total} rows cannot be used as they are: {_named(encoded, bad)}. "
+        "Mend them, or load with on_bad='skip' to leave them out or on_bad='convert' to convert size and "
+        f"colour (--set data.on_bad=skip){size}"
     )
+
+
+def _named(encoded: Encoded, bad: dict[int, BadImage]) -> str:
+    """The first bad rows, and what is wrong with each."""
+    shown = "; ".join(f"{encoded.blocks.where(row)} {bad[row]}" for row in sorted(bad)[:SHOWN])
+    return shown + (f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else "")
 
 
 def _other_size(error: BadImage) -> bool:

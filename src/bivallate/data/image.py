@@ -122,6 +122,8 @@ def _in_words() -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise BadImage("is too large an image to be opened safely") from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's; decoders give no number
+            raise BadImage(f"cannot be read ({error.strerror})") from error
         raise BadImage(f"cannot be decoded ({reason_of(error)})") from error
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -177,7 +176,7 @@ def _scan(path: Path, left: LeftOut, root: str, linked: set[str]) -> Folder:
                 entries.append(_scan(child, left, root, linked))
             else:
                 left("linked folders that are read elsewhere", child)
-        elif child.exists() and not stat.S_ISREG(child.stat().st_mode):
+        elif child.exists() and not child.is_file():
             left("pipes and devices", child)
         else:  # a link that leads nowhere too: whoever reads it says so
             entries.append(name)

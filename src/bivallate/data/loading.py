@@ -11,11 +11,11 @@ import numpy as np
 from bivallate.data import arrays, select, tensors
 from bivallate.data.augment import Augment
 from bivallate.data.classes import from_one, numbered
-from bivallate.data.dataset import Dataset, Split, moments
+from bivallate.data.dataset import Dataset, Split
 from bivallate.data.decode import Reading
-from bivallate.data.sources import FIXED, find
+from bivallate.data.divide import divided, looked_at
+from bivallate.data.sources import find
 from bivallate.data.splits import Source, Streaming
-from bivallate.data.stream import Stream
 from bivallate.errors import UserError, plainly
 
 __all__ = ["load"]
@@ -69,50 +69,34 @@ def load(
     reading = Reading(side, channels, on_bad, image_column=image_column, label_column=label_column)
     found = find(data, data_dir, reading, Streaming(stream, workers))
     source = found.named(allow_missing_classes)
-    splits = dict(source.splits)
-    train = splits.get("train") or splits["test"].subset(slice(0, 0))
-    notes = source.notes
-    if "test" not in splits and whole:
-        splits["test"], train = train, train.subset(slice(0, 0))
-        notes = (*notes, f"there is no test split: all {len(splits['test']):,} images are test data")
-    if "test" not in splits:
-        train, splits["test"] = select.holdout(train, test_fraction, FIXED, "test")
-    held: Split | None = splits.get("validation") if validation else None
-    everything = train if len(train) else splits["test"]
-    mean_std = _published(source, everything.shape) or source.moments or _measured(everything)
-    if validation and held is None and len(train):
-        train, held = select.holdout(train, validation, seed)
+    rows = divided(source, seed=seed, validation=validation, test_fraction=test_fraction, whole=whole)
+    train, notes = rows.train, rows.notes
     if imbalance is not None:
         train = select.imbalance(train, imbalance, len(source.classes), seed)
     if extra is not None:
-        train = select.mix(train, _extra(extra, train, source.classes, reading), extra_ratio, seed)
+        train, said = _mixed(train, extra, extra_ratio, source.classes, reading, seed)
+        notes += said
     if len(train) and not allow_missing_classes:
         _check_classes(train, source)
-    shape = splits["test"].shape
-    notes = (*notes, *(_notes(source, splits) if source.known else _doubled(train, splits["test"])))
+    notes += looked_at(source, train, rows.test)
+    parts = source.classes, rows.test.shape, train, rows.validation, rows.test
     return Dataset(
-        source.name,
-        source.classes,
-        shape,
-        train,
-        held,
-        splits["test"],
-        *mean_std,
-        _augmentation(source, shape),
-        notes,
-        bool(found.classes),
+        source.name, *parts, *rows.moments, _augmentation(source, rows.test.shape), notes, bool(found.classes)
     )
 
 
-def _extra(extra: Any, train: Split, classes: list[str], reading: Reading) -> Split:
+def _mixed(
+    train: Split, extra: Any, ratio: float, classes: list[str], reading: Reading, seed: int
+) -> tuple[Split, tuple[str, ...]]:
+    """(training data with extra images, what a user should know of these)."""
     named = isinstance(extra, str | Path)
     what = str(extra) if named else "extra images"
     x, y = tensors.read_npz(Path(extra)) if named else arrays.split_pair(extra, what)
-    split, _ = arrays.read_arrays(x, y, reading, what, classes)
+    split, _, notes = arrays.read_arrays(x, y, reading, what, classes)
     if train.store.dtype == np.float32 and split.store.dtype == np.uint8:
         split = replace(split, store=split.images.astype(np.float32) / np.float32(255))
     tensors.check_labels(split.labels, len(classes), "extra data")
-    return split
+    return select.mix(train, split, ratio, seed), notes
 
 
 def _check_classes(train: Split, source: Source) -> None:
@@ -133,41 +117,3 @@ def _augmentation(source: Source, shape: tuple[int, int, int]) -> Augment:
     if source.known is not None:
         return Augment.parse(source.known.augment)
     return Augment(pad=max(1, shape[1] // 8)) if shape[0] == 3 else Augment()
-
-
-def _measured(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the rows; of a stream its first ones, as all would be decoded."""
-    rows = split.index[:2048] if isinstance(split.store, Stream) else split.index
-    return moments(split.store, rows)
-
-
-def _published(
-    source: Source, shape: tuple[int, int, int]
-) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """The published mean and standard deviation, if the images have the published shape."""
-    known = source.known
-    if known is None or known.mean is None or known.std is None or shape != known.shape:
-        return None
-    return known.mean, known.std
-
-
-def _doubled(train: Split, test: Split) -> tuple[str, ...]:
-    """Whether images lie in both, as where a folder holds copies."""
-    seen = select.shared(test, train)
-    if not len(seen):
-        return ()
-    return (
-        f"{len(seen):,} of {len(test):,} test images are among the training images, pixel for pixel (the "
-        f"first is row {int(test.index[seen[0]])}): accuracy on them says nothing",
-    )
-
-
-def _notes(source: Source, splits: dict[str, Split]) -> tuple[str, ...]:
-    known = source.known
-    assert known is not None
-    wanted = {"train": known.train, "test": known.test}
-    return tuple(
-        f"{len(splits[name]) if name in splits else 0:,} of the {count:,} published {name} images were found"
-        for name, count in wanted.items()
-        if name not in splits or len(splits[name]) < count
-    )

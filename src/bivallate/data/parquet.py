@@ -99,8 +99,8 @@ def _number(
     where: Callable[[int], str],
     title: str,
 ) -> tuple[np.ndarray, list[str]]:
-    """(labels, names): -1 for null; text and the numbers of a file that names its classes by their names,
-    other numbers as they are.
+    """(labels, names): -1 for null and empty text; text, without spaces around it, and the numbers of a file
+    that names its classes by their names, other numbers as they are.
 
     The names are the given ones, else those that the first file to name any declares, else, for text, all in
     alphabetical order.
@@ -117,8 +117,8 @@ def _number(
             labels.append(_by_name(numbers, own, names, lambda row, start=start: where(start + row), title))
             start += len(numbers)
         return np.concatenate(labels), names
-    strings = [value for part in parts for value in part.to_pylist()]
-    own = sorted({s for s in strings if s is not None})
+    strings = [(value or "").strip() for part in parts for value in part.to_pylist()]
+    own = sorted({s for s in strings if s})
     if not names and reading.on_bad != "convert":
         some = ", ".join(map(repr, own[:3]))
         raise UserError(
@@ -128,9 +128,9 @@ def _number(
     names = names or own
     number = dict(zip(own, places(own, names), strict=True))
     for row, text in enumerate(strings):
-        if text is not None and number[text] < 0:
+        if text and number[text] < 0:
             raise UserError(f"{title}: {where(row)} has the label {text!r}, which is no class name")
-    return np.array([-1 if s is None else number[s] for s in strings], np.int64), names
+    return np.array([number.get(s, -1) for s in strings], np.int64), names
 
 
 def _check_numbers(numbers: np.ndarray, names: list[str], where: Callable[[int], str], title: str) -> None:

@@ -122,10 +122,12 @@ def _pairs(data: Any, reading: Reading) -> Source:
     parts = {"train": data[0], "test": data[1]} if nested else {"train": data}
     splits: dict[str, Split] = {}
     classes: list[str] = []
+    notes: tuple[str, ...] = ()
     for name, part in parts.items():
         what = f"{name} images"
         x, y = arrays.split_pair(part, what)
-        splits[name], found = arrays.read_arrays(x, y, reading, what, classes)
+        splits[name], found, said = arrays.read_arrays(x, y, reading, what, classes)
+        notes += said
         if name == "test" and found and not classes:
             raise UserError("the test labels are text and the training labels integers: use one kind")
         classes = found
@@ -134,4 +136,4 @@ def _pairs(data: Any, reading: Reading) -> Source:
             raise UserError(
                 f"{name} images are {splits[name].shape}, training images {splits['train'].shape}"
             )
-    return Source("tensors", splits, classes)
+    return Source("tensors", splits, classes, notes=notes)

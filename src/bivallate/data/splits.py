@@ -95,8 +95,8 @@ class Source:
 
 def read_file(path: Path, reading: Reading, stream: Streaming) -> Source:
     if path.suffix == ".npz":
-        split, classes = arrays.read_arrays(*tensors.read_npz(path), reading, str(path))
-        return Source(path.stem, {"train": split}, classes)
+        split, classes, notes = arrays.read_arrays(*tensors.read_npz(path), reading, str(path))
+        return Source(path.stem, {"train": split}, classes, notes=notes)
     if shards.is_parquet(path):
         return _decoded(path.stem, {"train": ParquetPart([path])}, reading, None, stream)
     if is_archive(path):

@@ -31,7 +31,7 @@ def from_tensors(x: Any, y: Any, classes: int | None = None, what: str = "images
         UserError: for a wrong shape or type, values outside [0, 1], no rows, or labels outside the classes.
     """
     images = channels_first(_array(x, what))
-    labels = _integers(y)
+    labels = _integers(y, what)
     if images.ndim != 4:
         raise UserError(f"{what} must have the shape (N, C, H, W), got {tuple(images.shape)}")
     if len(images) == 0:
@@ -42,10 +42,11 @@ def from_tensors(x: Any, y: Any, classes: int | None = None, what: str = "images
         )
     if labels.ndim != 1 or len(labels) != len(images):
         raise UserError(
-            f"labels must have the shape ({len(images)},), one per image, got {tuple(labels.shape)}"
+            f"{what}: labels must have the shape ({len(images)},), one per image, got "
+            f"{tuple(labels.shape)}{_one_hot(labels)}"
         )
     if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
-        raise UserError(f"labels must be integers 0, 1, ..., got {labels.dtype}")
+        raise UserError(f"{what}: labels must be integers 0, 1, ..., got {labels.dtype}{_whole(labels)}")
     labels = labels.long()
     check_labels(labels, classes, what)
     source = digest(np.ascontiguousarray(images), labels.numpy(), str(images.shape))
@@ -59,14 +60,35 @@ def channels_first(images: np.ndarray) -> np.ndarray:
     return images
 
 
-def _integers(y: Any) -> Tensor:
+def _one_hot(labels: Tensor) -> str:
+    """For a message: what to do with labels that are one-hot."""
+    if labels.ndim != 2 or labels.shape[1] < 2 or not bool(((labels != 0).sum(1) == 1).all()):
+        return ""
+    return ": they are one-hot, use y.argmax(1)"
+
+
+def _whole(labels: Tensor) -> str:
+    """For a message: what to do with labels that could be integers, or which one could not."""
+    if labels.dtype.is_complex:
+        return ""
+    if labels.dtype == torch.bool:
+        return ": false and true are 0 and 1, use y.astype(int)"
+    broken = labels != labels.round()  # NaN too
+    if bool(broken.any()):
+        row = int(broken.nonzero()[0, 0])
+        return f"; row {row} has {float(labels[row]):g}"
+    return ": they are whole numbers, use y.astype(int)"
+
+
+def _integers(y: Any, what: str) -> Tensor:
     """The labels as a tensor; integers, whatever their size, order of bytes and sign, as int64."""
-    labels = _native(y, "labels must be integers 0, 1, ..., one per image")
+    wanted = f"{what}: labels must be integers 0, 1, ..."
+    labels = _native(y, f"{wanted}, one per image")
     if labels.dtype.kind not in "iufcb":
         kind = "text" if labels.dtype.kind in "SUT" else labels.dtype
-        raise UserError(f"labels must be integers 0, 1, ..., got {kind}")
+        raise UserError(f"{wanted}, got {kind}")
     if labels.dtype.kind == "u" and labels.size and labels.max() > np.iinfo(np.int64).max:
-        raise UserError(f"labels must be integers 0, 1, ..., got {labels.max()}")
+        raise UserError(f"{wanted}, got {labels.max()}")
     return torch.as_tensor(labels.astype(np.int64) if labels.dtype.kind in "iu" else labels)
 
 

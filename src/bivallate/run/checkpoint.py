@@ -160,6 +160,11 @@ def newest(
     raise UserError(f"{'; '.join(problems)}. None is left: begin anew with `{anew}`")
 
 
+def section(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors whose dotted names begin so, without that beginning."""
+    return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+
+
 def pack_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """The optimiser's state of every parameter as tensors, "NAME.KEY"; rates and decays are the
     configuration's."""

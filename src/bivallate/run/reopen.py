@@ -16,7 +16,8 @@ from bivallate.quoting import command
 from bivallate.run.checkpoint import Checkpoint, list_all, newest
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder, lines_of
-from bivallate.run.session import PLACES, Session
+from bivallate.run.packing import PLACES
+from bivallate.run.session import Session
 from bivallate.schema import MEGABYTE, parse, read_json, read_text
 from bivallate.sealed import is_sealed
 

@@ -21,6 +21,7 @@ from bivallate.run.load_model import built_in
 from bivallate.run.logger import Logger
 from bivallate.run.loggers import loggers
 from bivallate.run.memory_layout import settled_layout
+from bivallate.run.packing import unpack
 from bivallate.run.progress import Progress, Spoken
 from bivallate.run.reopen import Tell, reopen, repair
 from bivallate.run.session import Session, create_model, own_data
@@ -91,7 +92,7 @@ def resume(
                 planned.write(folder.config)
         session = Session(config, loaded, network)
         if found is not None:
-            session.unpack(found)
+            unpack(session, found)
         if config.epochs > planned.epochs:
             _go_beyond(folder, session, planned, shown.note)
         if lock is not None:

@@ -1,4 +1,4 @@
-"""The state of a run: everything that a checkpoint holds, and nothing else."""
+"""The state of a run: everything that a checkpoint holds, and nothing else; `packing` writes it down."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from bivallate.models.io import renamed
 from bivallate.models.trainable import trainable
 from bivallate.parts import encode, portable
 from bivallate.run.arithmetic import amp_dtype, lay_out
-from bivallate.run.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
+from bivallate.run.checkpoint import pack_optimizer, section, unpack_optimizer
 from bivallate.run.config import STREAMING, Config
 from bivallate.run.ema import Average
 from bivallate.run.epoch_sums import Tally
 from bivallate.run.identity import identity_of
-from bivallate.run.optim import optimizer_of, rate_before
+from bivallate.run.optim import optimizer_of
 from bivallate.run.origin import origin
 from bivallate.run.phases import batches_by_phase, phase_at, take_sizes
 from bivallate.run.sentinel import SentinelState
@@ -41,10 +41,6 @@ def pick_device(name: str) -> torch.device:
             return torch.device("cuda", collective.local_rank())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     return check_device(name, "use --device auto or cpu")
-
-
-PLACES = {"data_dir": "data_dir", "data_name": "name", "data_extra": "extra"}
-# what a portable configuration leaves out, by its key in a checkpoint
 
 
 def load_data(spec: Any, seed: int, *, whole: bool = False) -> Dataset:
@@ -93,8 +89,18 @@ def settled(spec: Any) -> Any:
     return dataclasses.replace(spec, name=name, data_dir=place, extra=extra)
 
 
+def _check_several(dataset: Dataset) -> None:
+    """Raises UserError for data of one class, of which every answer would be right."""
+    if len(dataset.classes) < 2:
+        raise UserError(
+            f"the data have one class, {dataset.classes[0]!r}: there is nothing to tell apart; name data of "
+            "two classes or more"
+        )
+
+
 def create_model(spec: Any, dataset: Dataset, seed: int) -> Classifier:
     """The network of a configuration, for this data."""
+    _check_several(dataset)
     mean, std = (dataset.mean, dataset.std) if spec.normalise else (None, None)
     options: dict[str, Any] = {"width": spec.width} if spec.width != 1 else {}
     options |= {"stem": spec.stem} if spec.stem else {}
@@ -130,6 +136,7 @@ class Session:
 
     def __init__(self, config: Config, dataset: Dataset, model: nn.Module) -> None:
         self.config, self.dataset = config, dataset
+        _check_several(dataset)
         self.device = pick_device(config.device)
         self.model = models.wrap(model, num_classes=len(dataset.classes), shape=dataset.shape).to(self.device)
         self.model.classes = list(dataset.classes)
@@ -221,7 +228,7 @@ class Session:
 
     def relearn(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """The inverse of `learned`; the attack's steps are those that the sentinel has left."""
-        part = {name: _section(tensors, name) for name in ("model", "optimizer", "method", "average")}
+        part = {name: section(tensors, name) for name in ("model", "optimizer", "method", "average")}
         self.model.load_state_dict(renamed(part["model"], self.model.state_dict()))
         unpack_optimizer(self.optimizer, self.model, part["optimizer"])
         left = self.sentinel
@@ -231,59 +238,6 @@ class Session:
             average = self.average.model
             average.load_state_dict(renamed(part["average"], average.state_dict()))
             self.average.updates = values["average_updates"]
-
-    def pack(self) -> Checkpoint:
-        """Everything that an exact resume needs."""
-        tensors, values = self.learned()
-        tensors |= {f"generator.{k}": v for k, v in _generators().items()}
-        tensors |= {f"sentinel.{k}": v for k, v in self.sentinel_tensors.items()}
-        values |= {
-            "tally": self.tally.to_dict(),
-            "history": self.history,
-            "best": self.best,
-            "best_epoch": self.best_epoch,
-            "forward": self.forward,
-            "backward": self.backward,
-            "seconds": self.seconds,
-            "sentinel": self.sentinel.to_dict(),
-            "data": self.dataset.fingerprint,
-            "architecture": self.model.architecture,
-            "rate": self.rate,
-            "eps": float(self.method.threat.eps),
-            "run": self.run,
-            "config": portable(encode(self.config)),
-            **{key: getattr(self.config.data, name) for key, name in PLACES.items()},
-        }
-        return Checkpoint(self.epoch, self.step, tensors, values)
-
-    def unpack(self, checkpoint: Checkpoint) -> None:
-        """The inverse of `pack`. Raises UserError if the checkpoint is of another model, method or data."""
-        values = checkpoint.values
-        if not self.dataset.matches(values["data"]):
-            raise UserError(
-                "the data is not what this run was trained on (its fingerprint differs): "
-                "restore the files, or start a new run"
-            )
-        self.sentinel = SentinelState.from_dict(values["sentinel"])
-        self.sentinel_tensors = _section(checkpoint.tensors, "sentinel")
-        try:
-            self.relearn(checkpoint.tensors, values)
-        except (RuntimeError, KeyError, ValueError) as error:
-            raise UserError(
-                f"the checkpoint is of another model or method than {self.model.architecture}: {error}"
-            ) from error
-        self.epoch, self.step = checkpoint.epoch, checkpoint.step
-        self.tally = Tally.from_dict(values["tally"])
-        self.history, self.best, self.best_epoch = values["history"], values["best"], values["best_epoch"]
-        self.forward, self.backward = values["forward"], values["backward"]
-        self.seconds = values["seconds"]
-        self.run = values.get("run", self.run)
-        before = rate_before(self.config, self.clock(), self.sentinel.rate)
-        self.rate = values.get("rate", before)
-        eps = values.get("eps", self.method.threat.eps)
-        if eps != self.method.threat.eps:  # that of the last minibatch, where it grows
-            self.method.threat = dataclasses.replace(self.method.spec.threat, eps=eps)
-        _restore_generators(_section(checkpoint.tensors, "generator"))
 
     def manifest(self) -> dict[str, Any]:
         """What model.json holds now."""
@@ -310,24 +264,6 @@ class Session:
             "run": self.run,
             "made_by": origin(),
         }
-
-
-def _section(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-
-
-def _generators() -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        states |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
-    return states
-
-
-def _restore_generators(states: dict[str, Tensor]) -> None:
-    torch.set_rng_state(states["cpu"])
-    cuda = [states[f"cuda{i}"] for i in range(len(states) - 1)]
-    if cuda and torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(cuda)
 
 
 def _augmentation(config: Config, dataset: Dataset) -> data.Augment:

@@ -14,7 +14,7 @@ from bivallate import collective
 from bivallate.data.workers import WorkersLost
 from bivallate.errors import UserError, out_of_memory
 from bivallate.record import NonFinite
-from bivallate.run import checkpoint
+from bivallate.run import checkpoint, packing
 from bivallate.run.cai_curriculum import Lessons
 from bivallate.run.continuing import to_resume
 from bivallate.run.divergence import trouble_of
@@ -232,7 +232,7 @@ class Trainer:
         if self.folder is not None and collective.rank() == 0:
             self._check_lock()
             self._check_good()
-            checkpoint.save(self.folder.checkpoints, self.session.pack())
+            checkpoint.save(self.folder.checkpoints, packing.pack(self.session))
 
     def _interrupt(self, request: Request, *, together: bool = False) -> None:
         if self.folder is None:

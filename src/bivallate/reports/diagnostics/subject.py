@@ -20,6 +20,7 @@ from bivallate.run import checkpoint
 from bivallate.run.evaluation_data import moved_data
 from bivallate.run.folder import KEPT, RunFolder
 from bivallate.run.load_model import load_run
+from bivallate.run.packing import unpack
 from bivallate.run.session import Session
 from bivallate.types import Clock
 
@@ -112,7 +113,7 @@ class Subject:
         here = replace(run.config, device=str(self.device), amp=False)
         with torch.random.fork_rng(devices=[]):  # unpacking restores the run's generators
             session = Session(here, self._data(run), load_run(run.path, "last", self.model))
-            session.unpack(checkpoint.newest(RunFolder(run.path).checkpoints))
+            unpack(session, checkpoint.newest(RunFolder(run.path).checkpoints))
         return session
 
     def own_radius(self, run: RunRecord) -> list[OwnRadius]:

@@ -1,0 +1,94 @@
+"""A run's state as a checkpoint, and back: the generators and the place in the data too."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from bivallate.errors import UserError
+from bivallate.parts import encode, portable
+from bivallate.run.checkpoint import Checkpoint, section
+from bivallate.run.epoch_sums import Tally
+from bivallate.run.optim import rate_before
+from bivallate.run.sentinel import SentinelState
+from bivallate.run.session import Session
+
+__all__ = ["PLACES", "pack", "unpack"]
+
+PLACES = {"data_dir": "data_dir", "data_name": "name", "data_extra": "extra"}
+# what a portable configuration leaves out, by its key in a checkpoint
+
+
+def pack(session: Session) -> Checkpoint:
+    """Everything that an exact resume needs."""
+    tensors, values = session.learned()
+    tensors |= {f"generator.{k}": v for k, v in _generators().items()}
+    tensors |= {f"sentinel.{k}": v for k, v in session.sentinel_tensors.items()}
+    values |= {
+        "tally": session.tally.to_dict(),
+        "history": session.history,
+        "best": session.best,
+        "best_epoch": session.best_epoch,
+        "forward": session.forward,
+        "backward": session.backward,
+        "seconds": session.seconds,
+        "sentinel": session.sentinel.to_dict(),
+        "data": session.dataset.fingerprint,
+        "architecture": session.model.architecture,
+        "rate": session.rate,
+        "eps": float(session.method.threat.eps),
+        "run": session.run,
+        "config": portable(encode(session.config)),
+        **{key: getattr(session.config.data, name) for key, name in PLACES.items()},
+    }
+    return Checkpoint(session.epoch, session.step, tensors, values)
+
+
+def unpack(session: Session, checkpoint: Checkpoint) -> None:
+    """The inverse of `pack`. Raises UserError if the checkpoint is of another model, method or data."""
+    values = checkpoint.values
+    if not session.dataset.matches(values["data"]):
+        raise UserError(
+            "the data is not what this run was trained on (its fingerprint differs): "
+            "restore the files, or start a new run"
+        )
+    session.sentinel = SentinelState.from_dict(values["sentinel"])
+    session.sentinel_tensors = section(checkpoint.tensors, "sentinel")
+    try:
+        session.relearn(checkpoint.tensors, values)
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise UserError(
+            f"the checkpoint is of another model or method than {session.model.architecture}: {error}"
+        ) from error
+    session.epoch, session.step = checkpoint.epoch, checkpoint.step
+    session.tally = Tally.from_dict(values["tally"])
+    session.history, session.best, session.best_epoch = (
+        values["history"],
+        values["best"],
+        values["best_epoch"],
+    )
+    session.forward, session.backward = values["forward"], values["backward"]
+    session.seconds = values["seconds"]
+    session.run = values.get("run", session.run)
+    before = rate_before(session.config, session.clock(), session.sentinel.rate)
+    session.rate = values.get("rate", before)
+    eps = values.get("eps", session.method.threat.eps)
+    if eps != session.method.threat.eps:  # that of the last minibatch, where it grows
+        session.method.threat = dataclasses.replace(session.method.spec.threat, eps=eps)
+    _restore_generators(section(checkpoint.tensors, "generator"))
+
+
+def _generators() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def _restore_generators(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    cuda = [states[f"cuda{i}"] for i in range(len(states) - 1)]
+    if cuda and torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(cuda)
