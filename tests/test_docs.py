@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from benchmarks import choosing
+from benchmarks import choosing, house
 from benchmarks.demo import BEGIN, END
 from benchmarks.results_figure import GROUPS, MARKS, PAGE, rows, tables
 from markdown_it import MarkdownIt
@@ -223,3 +223,15 @@ def test_attributes_that_share_a_line_stay_together() -> None:
         "",
         "Raises: no.",
     ]
+
+
+def test_the_files_of_the_walks_exist() -> None:
+    walks = (ROOT / "docs" / "design.md").read_text()
+    named = set(re.findall(r"`((?:\w+/)*\w+\.py)`", walks))
+    assert len(named) > 40
+    assert sorted(name for name in named if not (ROOT / "src" / "bivallate" / name).exists()) == []
+
+
+def test_the_house_is_drawn_as_it_stands() -> None:
+    """`python -m benchmarks.house` draws it anew."""
+    assert house.PICTURE.read_text() == house.draw()
