@@ -12,13 +12,13 @@ from bivallate.data.sources import FIXED
 from bivallate.data.splits import Source
 from bivallate.data.stream import Stream
 
-__all__ = ["Rows", "divided", "looked_at"]
+__all__ = ["Divided", "divided", "looked_at"]
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
-class Rows:
+class Divided:
     """Which rows are for what.
 
     Attributes:
@@ -34,7 +34,9 @@ class Rows:
     notes: tuple[str, ...]
 
 
-def divided(source: Source, *, seed: int, validation: float | int, test_fraction: float, whole: bool) -> Rows:
+def divided(
+    source: Source, *, seed: int, validation: float | int, test_fraction: float, whole: bool
+) -> Divided:
     """Test data as they are, else cut from the training data whatever the seed, or all of it if `whole`;
     held-out data as they are, else cut from the rest by the seed; none where `validation` is 0."""
     splits = dict(source.splits)
@@ -52,7 +54,7 @@ def divided(source: Source, *, seed: int, validation: float | int, test_fraction
         train, held = select.holdout(train, validation, seed)
     if source.known is not None:
         notes = (*notes, *_incomplete(source.known, splits))
-    return Rows(train, held, splits["test"], statistics, notes)
+    return Divided(train, held, splits["test"], statistics, notes)
 
 
 def looked_at(source: Source, train: Split, test: Split) -> tuple[str, ...]:
