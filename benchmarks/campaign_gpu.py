@@ -2,76 +2,134 @@
 
     BIVALLATE_DATA=data python benchmarks/campaign_gpu.py [--minutes 9] [--out results] [--runs FOLDER]
 
-Each cell is recorded in results/ as it ends. With --minutes the script stops in good time, in the middle of a
-training too, and a later call goes on from there; the last thing it prints is a short table of what is done.
+Each cell is recorded in --out as it ends; cells that --known has on record are left out. With --minutes the
+script stops in good time, in the middle of a training too, and a later call goes on from there; the last
+thing it prints is a short table of what is done. As many cells are trained at once as fill the device
+(`benchmarks/filling.py`: a probe of some twenty seconds, once a machine; --jobs N leaves it out; records say
+how many shared the device, whose seconds are longer), in bfloat16 where the method gains by it (--float32 for
+none).
+
+Where only a part of the data can be brought at a time, `--bring FOLDER` puts its files beside those that
+earlier calls have brought to BIVALLATE_DATA, and the call ends there if some are still missing.
 `--scale smoke --device cpu` tests the path in a minute.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
 from pathlib import Path
 
-from bivallate.reproduce.campaign import path_of, run_campaign, to_stderr
+from benchmarks.filling import filled
+from bivallate import data
+from bivallate.errors import UserError
+from bivallate.files import make_folder
+from bivallate.reproduce.campaign import path_of, pending, run_campaign, to_stderr
 from bivallate.reproduce.papers.catalogue import find
 from bivallate.reproduce.planning import jobs_of
 from bivallate.reproduce.records import read_records
 from bivallate.reproduce.rendering import figure
 from bivallate.reproduce.running import Job
+from bivallate.reproduce.scaling import in_bfloat16
 from bivallate.run.progress import Spoken
 from bivallate.run.signals import Interrupted
 
+FAST = ("FAST-AT", "FAST-BAT", "FAST-AT-GA", "PGD-2-AT", "N-FGSM")
+DONE = ("AT", "MAIL", "GAIRAT", "DONE-ADAM", "DONE-PGD", "DONE-GD")
 ORDER = (  # table, rows (empty: all), group
-    ("T-F1", ("FAST-AT", "FAST-BAT", "FAST-AT-GA", "PGD-2-AT", "N-FGSM"), "CIFAR-10 @8"),
-    ("T-D1", ("AT", "MAIL", "GAIRAT", "DONE-ADAM", "DONE-PGD", "DONE-GD"), "balanced"),
-    ("T-D1", ("AT", "MAIL", "GAIRAT", "DONE-ADAM", "DONE-PGD", "DONE-GD"), "imbalanced 0.2"),
-    ("T-F1", ("FAST-AT", "FAST-BAT", "FAST-AT-GA", "PGD-2-AT", "N-FGSM"), "CIFAR-10 @16"),
+    ("T-F1", FAST, "CIFAR-10 @8"),
+    ("T-D1", DONE, "balanced"),
+    ("T-D1", DONE, "imbalanced 0.2"),
+    ("T-F1", FAST, "CIFAR-10 @16"),
     ("T-D4", (), "fast"),
 )
 
 
 def plan(chosen: argparse.Namespace) -> list[Job]:
-    """The jobs of ORDER."""
+    """The jobs of ORDER, all with one seed and then all with the next."""
+    where = {"out": chosen.out, "runs": chosen.runs, "device": chosen.device, "threads": chosen.threads}
     jobs: list[Job] = []
-    for name, rows, group in ORDER:
-        settings = {
-            "out": chosen.out,
-            "runs": chosen.runs,
-            "device": chosen.device,
-            "threads": chosen.threads,
-        }
-        found = jobs_of(find(name), chosen.scale, seeds=range(chosen.seeds), only=rows, **settings)
-        jobs += [job for job in found if job.cell.group == group]
-    return jobs
+    for seed in range(chosen.seeds):
+        for name, rows, group in ORDER:
+            found = jobs_of(find(name), chosen.scale, seeds=(seed,), only=rows, **where)
+            jobs += [job for job in found if job.cell.group == group]
+    if not chosen.float32:
+        jobs = [dataclasses.replace(job, cell=in_bfloat16(job.cell)) for job in jobs]
+    return jobs[: chosen.limit] if chosen.limit else jobs
 
 
-def main() -> int:
+def unrecorded(jobs: list[Job], known: Path) -> list[Job]:
+    """The jobs that have no record, neither where it is to be written nor among those that are known."""
+    return [job for job in pending(jobs) if pending([dataclasses.replace(job, out=known)])]
+
+
+def bring(pieces: Path, folder: Path) -> str:
+    """Copies files into the data folder, under their own names; what CIFAR-10 still lacks, or nothing.
+
+    Raises UserError where there is nothing to bring.
+    """
+    files = [path for path in sorted(pieces.rglob("*")) if path.is_file()] if pieces.is_dir() else []
+    if not files:
+        raise UserError(f"--bring {pieces} is no folder with files of a data set")
+    for path in files:
+        target = folder / path.relative_to(pieces)
+        make_folder(target.parent)
+        half = target.with_name(f".{target.name}.part")
+        shutil.copyfile(path, half)
+        half.replace(target)
+    try:
+        data.load("cifar10", data_dir=folder)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def main(given: list[str] | None = None) -> int:
     """All cells of ORDER, each once, within the time given."""
-    chosen = arguments()
-    jobs = plan(chosen)
-    if chosen.limit:
-        jobs = jobs[: chosen.limit]
-    until = time.monotonic() + 60 * chosen.minutes
-    alarm = threading.Timer(60 * chosen.minutes, os.kill, (os.getpid(), signal.SIGINT))
-    alarm.daemon = True
-    alarm.start()
+    begun, chosen = time.monotonic(), arguments(given)
+    try:
+        if chosen.bring is not None:
+            lacking = bring(chosen.bring, Path(os.environ.get("BIVALLATE_DATA", "data")))
+            if lacking:
+                to_stderr(f"not all of the data are here: {lacking}")
+                return 0
+        return work(chosen, begun + 60 * chosen.minutes)
+    except UserError as error:
+        to_stderr(str(error))
+        return 2
+
+
+def work(chosen: argparse.Namespace, until: float) -> int:
+    """The campaign, up to a time of `time.monotonic`."""
+    jobs, over = plan(chosen), threading.Event()
+
+    def ring() -> None:
+        if not over.wait(until - time.monotonic()):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    if until > time.monotonic():  # else no cell is begun
+        threading.Thread(target=ring, daemon=True).start()
     failed = 0
     try:
-        failed = len(run_campaign(jobs, say=to_stderr, until=until, shown=Spoken).failed)
+        waiting = unrecorded(jobs, chosen.known)
+        size = chosen.jobs or (filled(waiting[0], chosen.runs / "filling.json", to_stderr) if waiting else 1)
+        waiting = [dataclasses.replace(job, together=size) for job in waiting]
+        failed = len(run_campaign(waiting, at_once=size, say=to_stderr, until=until, shown=Spoken).failed)
     except (Interrupted, KeyboardInterrupt) as stopped:
         to_stderr(f"stopped: {stopped or 'time is up'}; call it again to go on")
     finally:
-        alarm.cancel()
-        summary(jobs, chosen.out)
+        over.set()  # no alarm from here on
+        summary(jobs, chosen.out, chosen.known)
     return 1 if failed else 0
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
     """From the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -80,25 +138,29 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=1e5, help="stop, saved, after so many")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--limit", type=int, default=0, help="only the first so many cells")
+    parser.add_argument("--jobs", type=int, default=0, help="cells at once; 0: as many as fill the device")
+    parser.add_argument("--float32", action="store_true", help="no bfloat16")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=4, help="of the processor, for loading")
     parser.add_argument("--out", type=Path, default=Path("results"))
+    parser.add_argument("--known", type=Path, default=Path("results"), help="records of earlier calls")
     parser.add_argument("--runs", type=Path, default=Path("runs") / "reproduce")
-    return parser.parse_args()
+    parser.add_argument("--bring", type=Path, help="folder with a part of the data")
+    return parser.parse_args(given)
 
 
-def summary(jobs: list[Job], out: Path) -> None:
+def summary(jobs: list[Job], *places: Path) -> None:
     """A short table: one line a cell."""
     for job in jobs:
-        if not path_of(job).exists():
+        there = [dataclasses.replace(job, out=out) for out in places]
+        found = next((own for own in there if path_of(own).exists()), None)
+        if found is None:
             print(f"{job.title}: not run")
             continue
-        records = {record.path: record for record in read_records(out, job.table, job.scale)}
-        columns = records[path_of(job)].columns
-        print(
-            f"{job.title}: "
-            + ", ".join(f"{name} {figure({**e, 'std': None})}" for name, e in columns.items())
-        )
+        records = {record.path: record for record in read_records(found.out, job.table, job.scale)}
+        columns = records[path_of(found)].columns
+        told = ", ".join(f"{name} {figure({**e, 'std': None})}" for name, e in columns.items())
+        print(f"{job.title}: {told}")
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def test_without_a_measurement_it_is_the_usual_layout(network, fault, words, mon
     def fails(*_: object) -> None:
         raise fault
 
-    monkeypatch.setattr(memory_layout, "_step", fails)
+    monkeypatch.setattr(memory_layout, "whole_step", fails)
     told = Told()
     train(tmp_path / "run", told, network, channels_last="auto", epochs=1)
     (line,) = told.lines

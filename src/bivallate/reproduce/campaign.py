@@ -189,8 +189,10 @@ class _Workers:
             while any(worker.job is not None for worker in self.workers):
                 self._listen()
         finally:
-            for worker in self.workers:
+            for worker in self.workers:  # all are told before one is waited for: time may be up
                 self._dismiss(worker)
+            for worker in self.workers:
+                worker.process.join(timeout=30)
 
     def _hire(self) -> _Worker:
         mine, theirs = self.context.Pipe()
@@ -236,7 +238,6 @@ class _Workers:
             worker.pipe.send(None)
         else:
             worker.process.terminate()
-        worker.process.join(timeout=30)
 
 
 def to_stderr(line: str) -> None:

@@ -40,7 +40,8 @@ class Job:
 
     Attributes:
         out: folder of the records. runs: folder of the trainings. sources: other networks that its transfer
-            columns need, by name. device, threads: as in a run's configuration.
+            columns need, by name. device, threads: as in a run's configuration. together: jobs that share the
+            device, itself included.
     """
 
     table: str
@@ -52,6 +53,7 @@ class Job:
     sources: dict[str, Cell] = field(default_factory=dict)
     device: str = "auto"
     threads: int = 1
+    together: int = 1
 
     @property
     def trainings(self) -> frozenset[str]:
@@ -97,7 +99,7 @@ def run_job(job: Job, progress: Progress | None = None) -> Path:
         "seed": seed,
         "weights": cell.weights,
         "commit": made,
-        "machine": machine(config.device, job.threads),
+        "machine": machine(config.device, job.threads) | _company(job),
         "config": portable(encode(Config.read(folder.config))),
         "sources": {n: definition.trained(configure(s, seed + SOURCE_SEED), s) for n, s in needed.items()},
         "data": {"train": len(dataset.train), "rows": cell.rows, "fingerprint": dataset.fingerprint},
@@ -109,6 +111,11 @@ def run_job(job: Job, progress: Progress | None = None) -> Path:
     path = record_path(job.out, job.table, job.scale, cell, seed)
     write_json(path, record)
     return path
+
+
+def _company(job: Job) -> dict[str, int]:
+    """How many jobs shared the device, where they did: it makes their seconds longer."""
+    return {"together": job.together} if job.together > 1 else {}
 
 
 def computable(config: Config) -> Config:

@@ -13,7 +13,7 @@ from torch import nn
 from bivallate.data import Dataset
 from bivallate.evaluation.watching import duration
 from bivallate.run.config import Config
-from bivallate.run.session import Session
+from bivallate.run.memory_layout import on_trial
 from bivallate.step import train_step
 
 __all__ = ["Forecast", "forecast"]
@@ -42,10 +42,7 @@ class Forecast:
 
 def forecast(config: Config, dataset: Dataset, model: nn.Module) -> Forecast:
     """Tries a few minibatches with a rate of 0 at the full radius. The model is not to be used afterwards."""
-    session = Session(config, dataset, model)
-    session.model.train()
-    for group in session.optimizer.param_groups:
-        group["lr"] = 0.0
+    session = on_trial(config, dataset, model)
     if session.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     seconds, forward, backward, images = list[float](), 0, 0, 0

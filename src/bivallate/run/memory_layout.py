@@ -20,7 +20,7 @@ from bivallate.run.session import Session
 from bivallate.step import train_step
 from bivallate.types import Batch
 
-__all__ = ["faster_last", "settled_layout", "timed"]
+__all__ = ["faster_last", "on_trial", "settled_layout", "timed", "whole_step"]
 
 STEPS = 3  # minibatches, each tried in both layouts; the best time counts, so the first may only warm up
 SECONDS = 10.0  # no further minibatch is tried after so long
@@ -70,13 +70,16 @@ def timed(config: Config, dataset: Dataset, model: nn.Module) -> dict[bool, list
     """Seconds of training steps by layout, on copies that leave model and generators as they are."""
     where = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=where):
-        sessions = {last: _copy(config, dataset, model, last) for last in (False, True)}
+        sessions = {
+            last: on_trial(dataclasses.replace(config, channels_last=last), dataset, copy.deepcopy(model))
+            for last in (False, True)
+        }
         times: dict[bool, list[float]] = {False: [], True: []}
         spent = 0.0
         for batch in _first(sessions[False]):
             for last, session in sessions.items():
                 began = perf_counter()
-                _step(session, batch)
+                whole_step(session, batch)
                 times[last].append(perf_counter() - began)
                 spent += times[last][-1]
             if collective.any_rank(spent > SECONDS):
@@ -84,9 +87,9 @@ def timed(config: Config, dataset: Dataset, model: nn.Module) -> dict[bool, list
     return times
 
 
-def _copy(config: Config, dataset: Dataset, model: nn.Module, last: bool) -> Session:
-    here = dataclasses.replace(config, channels_last=last)
-    session = Session(here, dataset, copy.deepcopy(model))
+def on_trial(config: Config, dataset: Dataset, model: nn.Module) -> Session:
+    """A session whose steps are to be timed, at a rate of 0. The model is not to be used afterwards."""
+    session = Session(config, dataset, model)
     session.model.train()
     for group in session.optimizer.param_groups:
         group["lr"] = 0.0
@@ -99,7 +102,8 @@ def _first(session: Session) -> Iterator[Batch]:
         yield from islice(batches, STEPS)
 
 
-def _step(session: Session, batch: Batch) -> None:
+def whole_step(session: Session, batch: Batch) -> None:
+    """All replays of one minibatch, until the device is through with them."""
     for replay in range(session.method.replays):
         train_step(session.model, session.optimizer, session.method, batch, session.clock(replay))
     if session.device.type == "cuda":

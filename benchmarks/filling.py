@@ -1,0 +1,165 @@
+"""How many trainings at once fill one device: a short probe, and the rule that reads it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import count
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bivallate.data.workers import end_with_parent
+from bivallate.files import write_json
+from bivallate.reproduce.cell import configure
+from bivallate.reproduce.machine import machine
+from bivallate.reproduce.running import Job, computable, cut
+from bivallate.run.memory_layout import on_trial, whole_step
+from bivallate.run.session import Session, create_model, load_data
+from bivallate.run.trainer import limit_threads
+from bivallate.types import Batch
+
+SIZES = (1, 2, 3, 4)
+SECONDS = 3.0  # of each size, after the networks are warm
+ENOUGH = 0.95  # share of the best throughput at which fewer trainings are preferred
+ROOM = 0.75  # share of the device's memory that trainings may take; evaluations take a little more
+CONTEXT = 700 << 20  # bytes that a process takes besides its tensors
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What so many trainings did at once.
+
+    Attributes:
+        images: a second, of all together. memory: bytes of tensors that one of them took at most.
+    """
+
+    images: float
+    memory: int = 0
+
+
+def at_once(seen: Mapping[int, Seen], memory: int) -> int:
+    """The fewest trainings whose joint throughput reaches 95 % of the best, of those that fit together.
+
+    Args:
+        seen: by how many trainings. memory: of the device, in bytes; 0 where it is not known.
+
+    Example:
+        >>> at_once({1: Seen(100.0), 2: Seen(150.0), 4: Seen(155.0)}, memory=0)
+        2
+    """
+    fit = {k: s for k, s in seen.items() if not memory or k * (s.memory + CONTEXT) <= ROOM * memory}
+    best = max((s.images for s in fit.values()), default=0.0)
+    return min((k for k, s in fit.items() if s.images >= ENOUGH * best > 0), default=1)
+
+
+def filled(job: Job, kept: Path, say: Callable[[str], object], sizes: Sequence[int] = SIZES) -> int:
+    """How many trainings to run at once: by a probe of the job's training, kept for the machine that it was
+    made on."""
+    here = machine(job.device, 1) | {"cell": job.cell.name, "scale": job.scale}
+    seen = _known(kept, here)
+    if seen is None:
+        seen = probe(job, [k for k in sizes if k <= (os.cpu_count() or 1)])
+        write_json(kept, {"machine": here, "seen": {k: asdict(s) for k, s in seen.items()}})
+    size = at_once(seen, _memory(here["device"]))
+    told = ", ".join(f"{k}: {s.images:.0f}" for k, s in seen.items())
+    say(f"{size} trainings at once (images a second by their number: {told})")
+    return size
+
+
+def _known(kept: Path, here: dict[str, Any]) -> dict[int, Seen] | None:
+    try:
+        entry = json.loads(kept.read_text(encoding="utf-8"))
+        return {int(k): Seen(**s) for k, s in entry["seen"].items()} if entry["machine"] == here else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _memory(device: str) -> int:
+    return torch.cuda.mem_get_info()[1] if device == "cuda" else 0
+
+
+def probe(job: Job, sizes: Sequence[int], seconds: float = SECONDS) -> dict[int, Seen]:
+    """Throughput by number of processes that train the job at once; ends at a number that fails (no
+    memory)."""
+    context = multiprocessing.get_context("spawn")
+    pipes: list[Connection] = []
+    processes: list[Any] = []
+    found: dict[int, Seen] = {}
+    try:
+        for _ in range(max(sizes, default=0)):
+            mine, theirs = context.Pipe()
+            processes.append(context.Process(target=_serve, args=(theirs, job), daemon=True))
+            processes[-1].start()
+            theirs.close()
+            pipes.append(mine)
+        ready = [_heard(pipe) for pipe in pipes]
+        for size in sorted(sizes):
+            if None in ready[:size]:
+                break
+            for pipe in pipes[:size]:
+                pipe.send(seconds)
+            told = [_heard(pipe) for pipe in pipes[:size]]
+            if None in told:
+                break
+            found[size] = Seen(sum(images for images, _ in told), max(memory for _, memory in told))
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+    return found
+
+
+def _heard(pipe: Connection) -> Any:
+    """What a process says; None if it failed."""
+    try:
+        return pipe.recv()
+    except (EOFError, ConnectionError):
+        return None
+
+
+def _serve(pipe: Connection, job: Job) -> None:
+    """The life of a process: a trial is made ready, and timed as often as it is asked."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    limit_threads(job.threads)
+    session = ready_for(job)
+    batches = endless(session)
+    pace(session, batches, 0.0)
+    pipe.send((0.0, 0))
+    while True:
+        pipe.send(pace(session, batches, pipe.recv()))
+
+
+def ready_for(job: Job) -> Session:
+    """A job's training that changes nothing that is kept."""
+    config = computable(configure(job.cell, job.seed, job.device, job.threads))
+    dataset = cut(load_data(config.data, job.seed), job.cell.rows)
+    return on_trial(config, dataset, create_model(config.model, dataset, job.seed))
+
+
+def endless(session: Session) -> Iterator[Batch]:
+    """The minibatches of epoch after epoch."""
+    for epoch in count():
+        yield from session.batches.epoch(epoch)
+
+
+def pace(session: Session, batches: Iterator[Batch], seconds: float) -> tuple[float, int]:
+    """Images a second over at least so many seconds and one step, and bytes of the device at most."""
+    begun, images = time.perf_counter(), 0
+    while True:
+        batch = next(batches)
+        whole_step(session, batch)
+        images += len(batch.y)
+        took = time.perf_counter() - begun
+        if took >= seconds:
+            break
+    used = torch.cuda.max_memory_reserved() if session.device.type == "cuda" else 0
+    return images / took, used

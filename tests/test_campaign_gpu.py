@@ -1,0 +1,151 @@
+"""A short time on one device: how much runs at once, what stops it, and data that come in pieces."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks import campaign_gpu, filling
+from benchmarks.filling import CONTEXT, Seen, at_once, endless, filled, pace, ready_for
+
+from bivallate.errors import UserError
+from bivallate.reproduce.cell import configure
+from bivallate.reproduce.definition import anywhere
+from bivallate.reproduce.records import read_records
+from bivallate.reproduce.running import Job
+
+GIGABYTE = 1 << 30
+RULES = [  # images a second by number, GiB of one, GiB of the device; how many run at once
+    ({1: 100, 2: 190, 3: 270, 4: 350}, 4, 80, 4),
+    ({1: 100, 2: 150, 4: 155}, 4, 80, 2),  # four gain less than 5 %
+    ({1: 100, 2: 104, 4: 90}, 4, 80, 1),
+    ({1: 100, 2: 190, 4: 350}, 20, 80, 2),  # four do not fit
+    ({1: 100, 2: 190}, 100, 80, 1),  # not even one, by this reckoning
+    ({1: 100, 2: 190}, 0, 0, 2),  # memory unknown
+    ({}, 0, 80, 1),  # the probe failed
+]
+
+
+@pytest.mark.parametrize(("images", "each", "whole", "chosen"), RULES)
+def test_the_fewest_that_fill_the_device(images, each, whole, chosen) -> None:
+    seen = {k: Seen(float(n), each * GIGABYTE - CONTEXT if each else 0) for k, n in images.items()}
+    assert at_once(seen, whole * GIGABYTE) == chosen
+
+
+def arguments(tmp_path: Path, *more: str) -> list[str]:
+    places = ["--out", str(tmp_path / "out"), "--known", str(tmp_path / "known")]
+    places += ["--runs", str(tmp_path / "runs")]
+    return ["--scale", "smoke", "--device", "cpu", "--threads", "1", "--limit", "1", *places, *more]
+
+
+def first(tmp_path: Path, *more: str) -> Job:
+    return campaign_gpu.plan(campaign_gpu.arguments(arguments(tmp_path, *more)))[0]
+
+
+def test_a_cell_is_recorded_once_and_the_table_comes_last(tmp_path, capsys) -> None:
+    assert campaign_gpu.main(arguments(tmp_path, "--jobs", "1")) == 0
+    assert capsys.readouterr().out.startswith("T-F1 smoke: FAST-AT, CIFAR-10 @8, seed 0: SA ")
+    (record,) = read_records(tmp_path / "out", "T-F1", "smoke")
+    assert "together" not in record.entry["machine"]
+    (tmp_path / "out").rename(tmp_path / "known")
+    shutil.rmtree(tmp_path / "runs")
+    assert campaign_gpu.main(arguments(tmp_path, "--jobs", "1")) == 0  # known: nothing is trained
+    assert not (tmp_path / "runs").exists()
+    assert capsys.readouterr().out.startswith("T-F1 smoke: FAST-AT, CIFAR-10 @8, seed 0: SA ")
+
+
+def test_no_cell_is_begun_when_time_is_up(tmp_path, capsys) -> None:
+    assert campaign_gpu.work(campaign_gpu.arguments(arguments(tmp_path, "--jobs", "1")), float("-inf")) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "T-F1 smoke: FAST-AT, CIFAR-10 @8, seed 0: not run\n"
+    assert "time is up" in shown.err
+
+
+def test_the_papers_cells_come_first_and_speed_defines_nothing(tmp_path) -> None:
+    chosen = campaign_gpu.arguments(["--scale", "full", "--seeds", "2", "--out", str(tmp_path)])
+    jobs = campaign_gpu.plan(chosen)
+    assert [(j.cell.row, j.seed) for j in jobs[:5]] == [(row, 0) for row in campaign_gpu.FAST]
+    assert [j.seed for j in jobs] == [0] * (len(jobs) // 2) + [1] * (len(jobs) // 2)
+    amp = {j.cell.row: configure(j.cell, 0).amp for j in jobs}
+    assert amp["FAST-AT"]
+    assert amp["AT"]
+    assert not amp["FAST-BAT"]
+    assert not amp["DONE-ADAM"]
+    plain = campaign_gpu.plan(campaign_gpu.arguments(["--float32", "--out", str(tmp_path)]))
+    assert not any(configure(j.cell, 0).amp for j in plain)
+    for fast, exact in zip(jobs, plain, strict=False):
+        assert anywhere(configure(fast.cell, 0)) == anywhere(configure(exact.cell, 0))
+        assert configure(fast.cell, 0).model.name == "preact-resnet18" or fast.table != "T-F1"
+
+
+def test_a_probe_is_made_once_a_machine(tmp_path, monkeypatch) -> None:
+    job, asked, told = first(tmp_path), list[list[int]](), list[str]()
+
+    def probed(job: Job, sizes: list[int]) -> dict[int, Seen]:
+        asked.append(sizes)
+        return {1: Seen(10.0), 2: Seen(19.0, 5)}
+
+    monkeypatch.setattr(filling, "probe", probed)
+    monkeypatch.setattr(filling.os, "cpu_count", lambda: 3)
+    kept = tmp_path / "runs" / "filling.json"
+    kept.parent.mkdir()
+    assert [filled(job, kept, told.append) for _ in range(2)] == [2, 2]
+    assert asked == [[1, 2, 3]]
+    assert told[1] == "2 trainings at once (images a second by their number: 1: 10, 2: 19)"
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"machine": {}}))
+    assert filled(job, kept, told.append) == 2
+    assert len(asked) == 2
+
+
+def test_a_trial_counts_images_and_changes_no_weight(tmp_path) -> None:
+    session = ready_for(first(tmp_path))
+    before = [p.detach().clone() for p in session.model.parameters()]
+    batches = endless(session)
+    for _ in range(len(session.batches) + 1):  # on into the next epoch
+        images, memory = pace(session, batches, 0.0)
+        assert images > 0
+    assert memory == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, session.model.parameters(), strict=True))
+
+
+@pytest.mark.slow
+def test_processes_are_timed_together(tmp_path) -> None:
+    seen = filling.probe(first(tmp_path), (1, 2), seconds=0.1)
+    assert sorted(seen) == [1, 2]
+    assert all(s.images > 0 for s in seen.values())
+    assert filling.probe(dataclasses.replace(first(tmp_path), device="cuda:9"), (1,)) == {}
+
+
+def test_data_come_in_pieces(tmp_path, monkeypatch, capsys) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    monkeypatch.setenv("BIVALLATE_DATA", str(tmp_path / "data"))
+    images = [{"bytes": png(k), "path": None} for k in range(40)]
+    for k, name in enumerate(("train-00000-of-00002", "train-00001-of-00002")):
+        place = tmp_path / f"piece{k}" / "cifar10"
+        place.mkdir(parents=True)
+        table = pa.table({"img": images[20 * k : 20 * k + 20], "label": [i % 10 for i in range(20)]})
+        parquet.write_table(table, place / f"{name}.parquet")
+    shutil.copy(
+        tmp_path / "piece1/cifar10/train-00001-of-00002.parquet", tmp_path / "piece1/cifar10/test.parquet"
+    )
+    assert campaign_gpu.main([*arguments(tmp_path), "--bring", str(tmp_path / "piece0")]) == 0
+    assert "lacks 1 of 2 shards" in capsys.readouterr().err
+    assert campaign_gpu.bring(tmp_path / "piece1", tmp_path / "data") == ""
+    with pytest.raises(UserError, match="no folder with files"):
+        campaign_gpu.bring(tmp_path / "none", tmp_path / "data")
+
+
+def png(k: int) -> bytes:
+    from io import BytesIO
+
+    from PIL import Image
+
+    buffer = BytesIO()
+    Image.new("RGB", (32, 32), (6 * k, 3 * k, k)).save(buffer, "PNG")
+    return buffer.getvalue()
