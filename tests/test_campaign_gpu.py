@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -46,6 +45,7 @@ def first(tmp_path: Path, *more: str) -> Job:
     return campaign_gpu.plan(campaign_gpu.arguments(arguments(tmp_path, *more)))[0]
 
 
+@pytest.mark.slow
 def test_a_cell_is_recorded_once_and_the_table_comes_last(tmp_path, capsys) -> None:
     assert campaign_gpu.main(arguments(tmp_path, "--jobs", "1")) == 0
     assert capsys.readouterr().out.startswith("T-F1 smoke: FAST-AT, CIFAR-10 @8, seed 0: SA ")
@@ -117,7 +117,6 @@ def test_processes_are_timed_together(tmp_path) -> None:
     seen = filling.probe(first(tmp_path), (1, 2), seconds=0.1)
     assert sorted(seen) == [1, 2]
     assert all(s.images > 0 for s in seen.values())
-    assert filling.probe(dataclasses.replace(first(tmp_path), device="cuda:9"), (1,)) == {}
 
 
 def test_data_come_in_pieces(tmp_path, monkeypatch, capsys) -> None:
@@ -125,15 +124,12 @@ def test_data_come_in_pieces(tmp_path, monkeypatch, capsys) -> None:
     from pyarrow import parquet
 
     monkeypatch.setenv("BIVALLATE_DATA", str(tmp_path / "data"))
-    images = [{"bytes": png(k), "path": None} for k in range(40)]
-    for k, name in enumerate(("train-00000-of-00002", "train-00001-of-00002")):
-        place = tmp_path / f"piece{k}" / "cifar10"
-        place.mkdir(parents=True)
-        table = pa.table({"img": images[20 * k : 20 * k + 20], "label": [i % 10 for i in range(20)]})
+    for k, name in enumerate(("train-00000-of-00002", "train-00001-of-00002", "test")):
+        place = tmp_path / f"piece{min(k, 1)}" / "cifar10"
+        place.mkdir(parents=True, exist_ok=True)
+        images = [{"bytes": png(20 * k + i), "path": None} for i in range(20)]
+        table = pa.table({"img": images, "label": [i % 10 for i in range(20)]})
         parquet.write_table(table, place / f"{name}.parquet")
-    shutil.copy(
-        tmp_path / "piece1/cifar10/train-00001-of-00002.parquet", tmp_path / "piece1/cifar10/test.parquet"
-    )
     assert campaign_gpu.main([*arguments(tmp_path), "--bring", str(tmp_path / "piece0")]) == 0
     assert "lacks 1 of 2 shards" in capsys.readouterr().err
     assert campaign_gpu.bring(tmp_path / "piece1", tmp_path / "data") == ""
@@ -147,5 +143,5 @@ def png(k: int) -> bytes:
     from PIL import Image
 
     buffer = BytesIO()
-    Image.new("RGB", (32, 32), (6 * k, 3 * k, k)).save(buffer, "PNG")
+    Image.new("RGB", (32, 32), (4 * k, 3 * k, k)).save(buffer, "PNG")
     return buffer.getvalue()
