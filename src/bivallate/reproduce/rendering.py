@@ -127,7 +127,8 @@ def _ours(found: list[Record], columns: list[str]) -> dict[str, Any]:
 def _machine(record: Record) -> str:
     m = record.entry["machine"]
     where = m["gpu"] or f"{m['processor']}, {m['threads']} thread{'s' if m['threads'] > 1 else ''}"
-    return f"{where}, torch {m['torch']}"
+    company = f", {m['together']} trainings at once" if m.get("together", 1) > 1 else ""
+    return f"{where}{company}, torch {m['torch']}"
 
 
 def figure(entry: dict[str, Any] | None) -> str:
