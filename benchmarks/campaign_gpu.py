@@ -1,6 +1,6 @@
 """CIFAR-10 with PreActResNet-18 and ResNet-18 on a GPU, in order of worth, at the papers' settings.
 
-    BIVALLATE_DATA=data python benchmarks/campaign_gpu.py [--minutes 9] [--out results] [--runs FOLDER]
+    BIVALLATE_DATA=data python -m benchmarks.campaign_gpu [--minutes 9] [--out results] [--runs FOLDER]
 
 Each cell is recorded in --out as it ends; cells that --known has on record are left out. With --minutes the
 script stops in good time, in the middle of a training too, and a later call goes on from there; the last

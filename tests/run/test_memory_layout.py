@@ -91,7 +91,10 @@ def test_nothing_of_the_measurement_stays(monkeypatch):
 
 @pytest.mark.parametrize(
     ("network", "fault", "words"),
-    [("linear", None, "no convolutions"), ("tiny-cnn", RuntimeError("no"), "not be measured (RuntimeError)")],
+    [
+        ("linear", None, "no convolutions"),
+        ("tiny-cnn", RuntimeError("no"), "not be measured (RuntimeError: no)"),
+    ],
 )
 def test_without_a_measurement_it_is_the_usual_layout(network, fault, words, monkeypatch, tmp_path):
     def fails(*_: object) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from bivallate import collective
 from bivallate.data import Dataset
 from bivallate.run.config import Config
+from bivallate.run.packing import generators, restore_generators
 from bivallate.run.session import Session
 from bivallate.step import train_step
 from bivallate.types import Batch
@@ -46,7 +47,7 @@ def settled_layout(
     except Exception as error:  # what is wrong is the training's to say: it meets it too
         if collective.together():
             raise
-        tell(f"channels_last = false: it could not be measured ({type(error).__name__})")
+        tell(f"channels_last = false: it could not be measured ({type(error).__name__}: {error})")
         return dataclasses.replace(config, channels_last=False)
     usual, last = (min(times[layout]) for layout in (False, True))
     chosen = collective.gathered(faster_last(times[False], times[True]))[0]
@@ -68,14 +69,11 @@ def faster_last(usual: Sequence[float], last: Sequence[float]) -> bool:
 
 def timed(config: Config, dataset: Dataset, model: nn.Module) -> dict[bool, list[float]]:
     """Seconds of training steps by layout, on copies that leave model and generators as they are."""
-    where = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=where):
-        sessions = {
-            last: on_trial(dataclasses.replace(config, channels_last=last), dataset, copy.deepcopy(model))
-            for last in (False, True)
-        }
-        times: dict[bool, list[float]] = {False: [], True: []}
-        spent = 0.0
+    before, spent = generators(), 0.0
+    times: dict[bool, list[float]] = {False: [], True: []}
+    try:
+        here = {last: dataclasses.replace(config, channels_last=last) for last in times}
+        sessions = {last: on_trial(here[last], dataset, copy.deepcopy(model)) for last in times}
         for batch in _first(sessions[False]):
             for last, session in sessions.items():
                 began = perf_counter()
@@ -84,6 +82,8 @@ def timed(config: Config, dataset: Dataset, model: nn.Module) -> dict[bool, list
                 spent += times[last][-1]
             if collective.any_rank(spent > SECONDS):
                 break
+    finally:
+        restore_generators(before)
     return times
 
 

@@ -24,7 +24,7 @@ PLACES = {"data_dir": "data_dir", "data_name": "name", "data_extra": "extra"}
 def pack(session: Session) -> Checkpoint:
     """Everything that an exact resume needs."""
     tensors, values = session.learned()
-    tensors |= {f"generator.{k}": v for k, v in _generators().items()}
+    tensors |= {f"generator.{k}": v for k, v in generators().items()}
     tensors |= {f"sentinel.{k}": v for k, v in session.sentinel_tensors.items()}
     values |= {
         "tally": session.tally.to_dict(),
@@ -77,17 +77,19 @@ def unpack(session: Session, checkpoint: Checkpoint) -> None:
     eps = values.get("eps", session.method.threat.eps)
     if eps != session.method.threat.eps:  # that of the last minibatch, where it grows
         session.method.threat = dataclasses.replace(session.method.spec.threat, eps=eps)
-    _restore_generators(section(checkpoint.tensors, "generator"))
+    restore_generators(section(checkpoint.tensors, "generator"))
 
 
-def _generators() -> dict[str, Tensor]:
+def generators() -> dict[str, Tensor]:
+    """The states of torch's generators, by place."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
     return states
 
 
-def _restore_generators(states: dict[str, Tensor]) -> None:
+def restore_generators(states: dict[str, Tensor]) -> None:
+    """The inverse of `generators`."""
     torch.set_rng_state(states["cpu"])
     cuda = [states[f"cuda{i}"] for i in range(len(states) - 1)]
     if cuda and torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
