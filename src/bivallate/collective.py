@@ -28,8 +28,8 @@ def total(value: Tensor) -> Tensor:
     return value
 
 
-def count(n: int, device: torch.device | None = None) -> int:
-    """Examples of the whole minibatch when this rank holds n."""
+def count(n: int, device: torch.device) -> int:
+    """Examples of the whole minibatch when this rank holds n; `device` is where the ranks add them up."""
     return int(total(torch.tensor(n, device=device))) if together() else n
 
 

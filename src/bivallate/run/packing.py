@@ -15,7 +15,7 @@ from bivallate.run.optim import rate_before
 from bivallate.run.sentinel import SentinelState
 from bivallate.run.session import Session
 
-__all__ = ["PLACES", "pack", "unpack"]
+__all__ = ["PLACES", "generators", "pack", "restore_generators", "unpack"]
 
 PLACES = {"data_dir": "data_dir", "data_name": "name", "data_extra": "extra"}
 # what a portable configuration leaves out, by its key in a checkpoint
