@@ -34,7 +34,7 @@ CONTEXT = 700 << 20  # bytes that a process takes besides its tensors
 
 
 @dataclass(frozen=True)
-class Seen:
+class Throughput:
     """What so many trainings did at once.
 
     Attributes:
@@ -45,14 +45,14 @@ class Seen:
     memory: int = 0
 
 
-def at_once(seen: Mapping[int, Seen], memory: int) -> int:
+def at_once(seen: Mapping[int, Throughput], memory: int) -> int:
     """The fewest trainings whose joint throughput reaches 95 % of the best, of those that fit together.
 
     Args:
         seen: by how many trainings. memory: of the device, in bytes; 0 where it is not known.
 
     Example:
-        >>> at_once({1: Seen(100.0), 2: Seen(150.0), 4: Seen(155.0)}, memory=0)
+        >>> at_once({1: Throughput(100.0), 2: Throughput(150.0), 4: Throughput(155.0)}, memory=0)
         2
     """
     fit = {k: s for k, s in seen.items() if not memory or k * (s.memory + CONTEXT) <= ROOM * memory}
@@ -74,10 +74,12 @@ def filled(job: Job, kept: Path, say: Callable[[str], object], sizes: Sequence[i
     return size
 
 
-def _known(kept: Path, here: dict[str, Any]) -> dict[int, Seen] | None:
+def _known(kept: Path, here: dict[str, Any]) -> dict[int, Throughput] | None:
     try:
         entry = json.loads(kept.read_text(encoding="utf-8"))
-        return {int(k): Seen(**s) for k, s in entry["seen"].items()} if entry["machine"] == here else None
+        return (
+            {int(k): Throughput(**s) for k, s in entry["seen"].items()} if entry["machine"] == here else None
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -86,13 +88,13 @@ def _memory(device: str) -> int:
     return torch.cuda.mem_get_info()[1] if device == "cuda" else 0
 
 
-def probe(job: Job, sizes: Sequence[int], seconds: float = SECONDS) -> dict[int, Seen]:
+def probe(job: Job, sizes: Sequence[int], seconds: float = SECONDS) -> dict[int, Throughput]:
     """Throughput by number of processes that train the job at once; ends at a number that fails (no
     memory)."""
     context = multiprocessing.get_context("spawn")
     pipes: list[Connection] = []
     processes: list[Any] = []
-    found: dict[int, Seen] = {}
+    found: dict[int, Throughput] = {}
     try:
         for _ in range(max(sizes, default=0)):
             mine, theirs = context.Pipe()
@@ -109,7 +111,7 @@ def probe(job: Job, sizes: Sequence[int], seconds: float = SECONDS) -> dict[int,
             told = [_heard(pipe) for pipe in pipes[:size]]
             if None in told:
                 break
-            found[size] = Seen(sum(images for images, _ in told), max(memory for _, memory in told))
+            found[size] = Throughput(sum(images for images, _ in told), max(memory for _, memory in told))
     finally:
         for process in processes:
             process.terminate()

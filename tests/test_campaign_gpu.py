@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import campaign_gpu, filling
-from benchmarks.filling import CONTEXT, Seen, at_once, endless, filled, pace, ready_for
+from benchmarks.filling import CONTEXT, Throughput, at_once, endless, filled, pace, ready_for
 
 from bivallate.errors import UserError
 from bivallate.reproduce.cell import configure
@@ -31,7 +31,7 @@ RULES = [  # images a second by number, GiB of one, GiB of the device; how many 
 
 @pytest.mark.parametrize(("images", "each", "whole", "chosen"), RULES)
 def test_the_fewest_that_fill_the_device(images, each, whole, chosen) -> None:
-    seen = {k: Seen(float(n), each * GIGABYTE - CONTEXT if each else 0) for k, n in images.items()}
+    seen = {k: Throughput(float(n), each * GIGABYTE - CONTEXT if each else 0) for k, n in images.items()}
     assert at_once(seen, whole * GIGABYTE) == chosen
 
 
@@ -85,9 +85,9 @@ def test_the_papers_cells_come_first_and_speed_defines_nothing(tmp_path) -> None
 def test_a_probe_is_made_once_a_machine(tmp_path, monkeypatch) -> None:
     job, asked, told = first(tmp_path), list[list[int]](), list[str]()
 
-    def probed(job: Job, sizes: list[int]) -> dict[int, Seen]:
+    def probed(job: Job, sizes: list[int]) -> dict[int, Throughput]:
         asked.append(sizes)
-        return {1: Seen(10.0), 2: Seen(19.0, 5)}
+        return {1: Throughput(10.0), 2: Throughput(19.0, 5)}
 
     monkeypatch.setattr(filling, "probe", probed)
     monkeypatch.setattr(filling.os, "cpu_count", lambda: 3)
