@@ -131,6 +131,15 @@ def test_predict_reads_files_and_folders(trained, tmp_path, capsys):
     assert "not attacked" in " ".join(capsys.readouterr().out.split())
 
 
+def test_the_name_of_an_image_is_shown_whole(trained, tmp_path, capsys):
+    place = tmp_path / ("d" * 120) / "the-one.png"
+    place.parent.mkdir()
+    Image.new("L", (8, 8), 128).save(place)
+    assert run(["predict", str(trained), str(place), "--attack", "clean"]) == 0
+    cells = [row.split("│")[1].strip() for row in capsys.readouterr().out.splitlines() if row.count("│") > 1]
+    assert str(place) in "".join(cells)
+
+
 def test_predict_refuses_what_would_be_black(trained, tmp_path, capsys):
     """One image says less than a set: a byte in 16 bits is no dark photograph, and a pipe would never end."""
     values = (np.arange(64).reshape(8, 8) * 4).astype(np.uint16)

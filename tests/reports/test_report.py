@@ -125,6 +125,7 @@ def test_the_strongest_evaluation_counts_and_a_missing_one_is_said(runs, tmp_pat
     assert rows[0][11] == "2/2"
     text = write_report(both(runs), tmp_path / "report.md").read_text()
     assert "done has not been attacked" in text
+    assert "--attack autoattack" in text
 
 
 def test_other_threats_and_last_weights_do_not_count(runs):

@@ -145,12 +145,14 @@ def _show(pictures: list[NamedImage], found: list[Any], names: list[str], attack
     answers = iter(found)
     for picture in pictures:
         if picture.x is None:
-            table.add_row(Text(line(picture.name)), Text(line(picture.fault), style="red"), "", "", "")
+            table.add_row(
+                Text(line(picture.name), overflow="fold"), Text(line(picture.fault), style="red"), "", "", ""
+            )
             continue
         said = next(answers)
         mind = {None: "not attacked", True: "yes"}.get(said.survives, "")
         mind = mind or f"no: becomes {line(names[said.becomes], 40)}"
         others = ", ".join(f"{line(names[k], 24)} {share:.0%}" for k, share in said.top if k != said.label)
-        cells = (line(picture.name), line(names[said.label], 40), f"{said.confidence:.1%}", mind, others)
-        table.add_row(*(Text(cell) for cell in cells))
+        cells = (line(names[said.label], 40), f"{said.confidence:.1%}", mind, others)
+        table.add_row(Text(line(picture.name), overflow="fold"), *(Text(cell) for cell in cells))
     literal_console().print(table)

@@ -14,7 +14,8 @@ from bivallate.models.classifier import Normalise
 __all__ = ["RETRAIN", "preparation"]
 
 RETRAIN = (
-    "Train it again with a lower rate (--lr), a radius that grows (--set warm_up=0.5), or another method"
+    "Train it again for more epochs, with a lower rate (--lr), a radius that grows (--set warm_up=0.5), or "
+    "another method"
 )
 
 

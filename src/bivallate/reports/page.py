@@ -121,7 +121,9 @@ def _warnings(runs: Sequence[RunRecord]) -> list[str]:
         if len(run.history) < run.config.epochs:
             notes.append(f"{run.label} is not finished: {len(run.history)} of {run.config.epochs} epochs.")
         if run.strongest is None:
-            cure = quoting.command("evaluate", run.path)
+            own = run.config.model.name
+            network = ["--model", own] if ":" in own and not own.startswith("timm:") else []
+            cure = quoting.command("evaluate", run.path, *network, "--attack", "autoattack")
             notes.append(f"{run.label} has not been attacked at its training threat: {cure}")
         notes += run.left_out
         notes += [f"{run.label}, {e.score.attack}: {STALE}." for e in run.evaluations if e.stale]
