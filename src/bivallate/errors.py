@@ -75,6 +75,9 @@ def check_device(name: torch.device | str, instead: str) -> torch.device:
 
     try:
         device = torch.device(name)
+    except (RuntimeError, TypeError) as error:  # torch's own words list every type that it was ever built for
+        raise UserError(f"unknown device {name!r}: devices are cpu, cuda, cuda:N, mps; {instead}") from error
+    try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
@@ -100,8 +103,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """
     names = sorted(set(known))
     close = nearest(name, names)
-    hint = f"did you mean {close!r}? " if close else ""
-    return UserError(f"unknown {kind} {name!r}: {hint}Known: {listed(names)}")
+    hint = f": did you mean {close!r}?" if close else "."
+    return UserError(f"unknown {kind} {name!r}{hint} Known: {listed(names)}")
 
 
 def listed(names: Iterable[object]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bivallate.errors import UserError, plainly
+from bivallate.errors import UserError, check_range, plainly
 from bivallate.frozen_step import FrozenStep, difference, dot, like
 from bivallate.learnable import check_learning, check_module, check_values, copied
 from bivallate.lower.forward import Forward
@@ -20,6 +20,7 @@ from bivallate.step import differentiate
 from bivallate.types import Batch, Clock, Facts
 
 STEPS = (1e-4, 1e-5, 1e-6)  # of the differences, relative to the norm of each parameter tensor
+MOST_DIRECTIONS = 1000  # a verdict stands long before, and each costs six attacks
 AGREES = 1e-4  # relative error below which autograd and differences are taken to agree
 
 
@@ -204,7 +205,7 @@ def check_gradient(
         method: whose gradient is meant.
         data: a few rows, x (B, C, H, W) in [0, 1] and y (B,).
         seed: of the attack's noise and of the directions.
-        directions: random directions in parameter space.
+        directions: random directions in parameter space, at most 1,000.
         clock: the moment, for schedules.
 
     Cost: about 6 * directions attacks and as many gradients; a few rows are enough.
@@ -216,6 +217,7 @@ def check_gradient(
         >>> check_gradient(model, methods.fast_bat(Linf(0.1), step_size=0.1), (x, y)).ok
         True
     """
+    check_range("directions", directions, 1, MOST_DIRECTIONS)
     method = checked(method)
     twin = _twin(model).eval()
     device = next((p.device for p in twin.parameters()), torch.device("cpu"))

@@ -304,5 +304,6 @@ def _read(text: Any, current: Any, where: str, options: set[type | str]) -> Any:
     if dataclasses.is_dataclass(current):
         if type(current).__name__ in ("Constant", "Milestones", "Linear"):
             return parse_number(text, where)
-        raise unknown(f"part for {where}", text, _KINDS)
+        role = tuple(option for option in options if isinstance(option, type)) or object
+        raise unknown(f"part for {where}", text, [k for k, kind in _KINDS.items() if issubclass(kind, role)])
     return text

@@ -108,7 +108,7 @@ def test_kept_epochs_are_the_weights_of_that_epoch(digits, tmp_path):
     assert same(last, whole.model)
     assert not same(first, last)
     assert not (whole.path / "epoch-2.safetensors").exists()
-    with pytest.raises(bv.UserError, match="it has the weights best, epoch-1, epoch-3, model"):
+    with pytest.raises(bv.UserError, match="it has the weights best, epoch-1, epoch-3, last"):
         bv.load(whole.path, "epoch-2")
     with pytest.raises(bv.UserError, match="epoch 4, but training ends with epoch 3"):
         bv.train("linear", digits, method, keep=(4,), out=tmp_path / "late", **QUICK)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from bivallate.commands.options import Ball, Count, Flag, Machine, Split, WeightsSource
+from bivallate.commands.options import Ball, Count, DataName, Flag, Machine, Split, WeightsSource
 from bivallate.errors import UserError
 from bivallate.terminal import say
 
@@ -18,8 +17,8 @@ def attack(
     attack: str = "pgd-20",
     ball: Ball = Ball(),  # noqa: B008  frozen
     split: Split = "test",
-    data: str | None = None,
-    n: Count = 24,
+    data: DataName | None = None,
+    n: Count | None = None,
     first: Count | None = None,
     source: WeightsSource = WeightsSource(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008
@@ -41,7 +40,7 @@ def attack(
     data
         another data set than the run's.
     n
-        a seeded random subset of so many images.
+        a seeded random subset of so many images. [default: 24, or all of fewer]
     first
         the first so many images instead.
     overwrite
@@ -64,12 +63,12 @@ def attack(
     for note in (*examined.data.notes, *examined.warnings):
         say(f"{examined.data.name}: {note}", beside=True)
     points, threat = examined.points, examined.threat
-    count: dict[str, Any] = {"first": first} if first is not None else {"n": min(n, len(points))}
+    n = min(24, len(points)) if n is None and first is None else n
     if save.exists() and any(save.iterdir()) and not overwrite:
         raise UserError(
             f"{save} is not empty: name another folder, or say --overwrite to replace what is there"
         )
-    made = craft(examined.model, points, threat, attack, seed=source.seed, **count)
+    made = craft(examined.model, points, threat, attack, seed=source.seed, n=n, first=first)
     write(made, save, examined.data.classes)
     say(
         f"{made.attack} at {type(threat).__name__} eps {threat.eps:.5g}: {len(made.y)} images, "

@@ -9,7 +9,17 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from bivallate.commands.keeping import keeping, place_of
-from bivallate.commands.options import Ball, Count, Flag, Machine, Positive, Share, Split, WeightsSource
+from bivallate.commands.options import (
+    Ball,
+    Count,
+    DataName,
+    Flag,
+    Machine,
+    Positive,
+    Share,
+    Split,
+    WeightsSource,
+)
 from bivallate.terminal import literal_console, say, say_json
 
 
@@ -23,7 +33,7 @@ def audit(
     claimed: Share | None = None,
     ball: Ball = Ball(),  # noqa: B008  frozen
     split: Split = "test",
-    data: str | None = None,
+    data: DataName | None = None,
     source: WeightsSource = WeightsSource(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008
     out: Path | None = None,

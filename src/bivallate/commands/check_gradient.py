@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from bivallate.commands.options import Ball, Count, Flag, Machine, Seed, Settings, Several
+from bivallate.commands.options import (
+    Ball,
+    Count,
+    DataFolder,
+    DataName,
+    Flag,
+    Machine,
+    Seed,
+    Settings,
+    Several,
+)
 from bivallate.errors import UserError
 from bivallate.terminal import say, say_json
 
@@ -14,14 +24,14 @@ def check_gradient(
     /,
     *,
     model: str = "tiny-cnn",
-    data: str = "digits",
+    data: DataName = "digits",
     ball: Ball = Ball(),  # noqa: B008  frozen
     n: Several = 16,
     directions: Count = 6,
     seed: Seed = 0,
     activation: str = "softplus",
     set_: Settings = (),
-    data_dir: str | None = None,
+    data_dir: DataFolder | None = None,
     machine: Machine = Machine(),  # noqa: B008  frozen
     json: Flag = False,
 ) -> None:
@@ -38,7 +48,7 @@ def check_gradient(
     n
         examples.
     directions
-        random directions in the space of the parameters.
+        random directions in the space of the parameters, at most 1000.
     seed
         of the weights, of the noise and of the directions.
     activation

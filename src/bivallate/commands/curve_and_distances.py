@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bivallate.commands.evaluate import GO_ON, percent
 from bivallate.commands.keeping import keeping, place_of
-from bivallate.commands.options import Count, Flag, Machine, Subset, WeightsSource
+from bivallate.commands.options import Count, DataName, Flag, Machine, Subset, WeightsSource
 from bivallate.quoting import file_name
 from bivallate.terminal import say_json
 
@@ -30,7 +30,7 @@ def curve(
     eps: str | None = None,
     norm: str | None = None,
     attack: str = "pgd-20",
-    data: str | None = None,
+    data: DataName | None = None,
     subset: Subset = Subset(),  # noqa: B008  frozen
     source: WeightsSource = WeightsSource(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008
@@ -170,7 +170,7 @@ def distances(
     norm: str | None = None,
     steps: Count = 100,
     targets: Count = 9,
-    data: str | None = None,
+    data: DataName | None = None,
     subset: Subset = Subset(),  # noqa: B008  frozen
     source: WeightsSource = WeightsSource(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from bivallate.commands.options import Machine, Several, WeightsSource
+from bivallate.commands.options import DataName, Machine, Several, WeightsSource
 from bivallate.errors import UserError
 from bivallate.terminal import say
 
@@ -20,7 +20,7 @@ def diagnose(
     n: Several = 500,
     attack: str = "pgd-20",
     fosc_form: Literal["ball", "box"] = "ball",
-    data: str | None = None,
+    data: DataName | None = None,
     source: WeightsSource = WeightsSource(),  # noqa: B008  frozen
     machine: Machine = Machine(),  # noqa: B008
 ) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from bivallate.commands.options import Flag
+from bivallate.commands.options import DataFolder, Flag
 from bivallate.terminal import say, say_json
 
 
-def doctor(*, data_dir: str | None = None, self_test: bool = True, json: Flag = False) -> int:
+def doctor(*, data_dir: DataFolder | None = None, self_test: bool = True, json: Flag = False) -> int:
     """Print what a report of a fault should say of this machine, and test the installation in ten seconds.
 
     Exits with 1 where something is not well.

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from bivallate.commands.keeping import keeping, place_of
-from bivallate.commands.options import Ball, Count, Flag, Machine, Split, Subset, WeightsSource
+from bivallate.commands.options import Ball, Count, DataName, Flag, Machine, Split, Subset, WeightsSource
 from bivallate.errors import UserError
 from bivallate.quoting import line
 from bivallate.terminal import NAME, literal_console, say, say_json
@@ -28,7 +28,7 @@ def evaluate(
     attack: Attacks = ("pgd-20",),
     ball: Ball = Ball(),  # noqa: B008  frozen
     split: Split = "test",
-    data: str | None = None,
+    data: DataName | None = None,
     by_position: Flag = False,
     subset: Subset = Subset(),  # noqa: B008
     source: WeightsSource = WeightsSource(),  # noqa: B008

@@ -8,11 +8,13 @@ from typing import Any
 
 from rich.table import Table
 
-from bivallate.commands.options import Flag, Settings
-from bivallate.errors import UserError, unknown
+from bivallate.commands.options import DataFolder, DataName, Flag, Settings
+from bivallate.errors import UserError, listed, unknown
 from bivallate.parts import portable
 from bivallate.quoting import command, line
 from bivallate.terminal import NAME, literal_console, say, say_json
+
+SHEETS = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")  # a contact sheet's endings
 
 
 def methods(name: str | None = None, /, *, json: Flag = False) -> None:
@@ -80,7 +82,7 @@ def models(name: str | None = None, /, *, json: Flag = False) -> None:
     from bivallate import models as architectures
 
     if name is not None:
-        _details(architectures.describe(name), json)
+        _details(_foreign(name) if ":" in name else architectures.describe(name), json)
         return
     rows = [architectures.describe(name) for name in architectures.names()]
     if json:
@@ -90,12 +92,30 @@ def models(name: str | None = None, /, *, json: Flag = False) -> None:
     _one_a_line(told | {"timm:NAME": "one of timm's", "package.module:factory": "your own"}, "models", "NAME")
 
 
+def _foreign(name: str) -> dict[str, Any]:
+    """How a network that is not the package's is used; nothing is imported for it."""
+    if name.startswith("timm:"):
+        from bivallate.models.from_timm import OPTIONS
+
+        summary = "timm's, without pretrained weights; needs pip install 'bivallate[timm]'"
+        options = f"--set model.options.KEY=VALUE with {listed(sorted(OPTIONS))}"
+    else:
+        summary = "your own: a function or a class that returns the network"
+        options = "num_classes and shape are given where it takes them, more by --set model.options.KEY=VALUE"
+    return {
+        "name": name,
+        "summary": summary,
+        "options": options,
+        "use": command("train", "METHOD", "--model", name),
+    }
+
+
 def datasets(
-    name: str | None = None,
+    name: DataName | None = None,
     /,
     *,
     json: Flag = False,
-    data_dir: str | None = None,
+    data_dir: DataFolder | None = None,
     sheet: Path | None = None,
     set_: Settings = (),
 ) -> None:
@@ -110,7 +130,7 @@ def datasets(
     data_dir
         where named sets are looked for. [default: BIVALLATE_DATA]
     sheet
-        write a contact sheet of NAME to this PNG or SVG file.
+        write a contact sheet of NAME to this PNG, SVG or PDF file.
     set_
         how NAME is read, KEY=VALUE as in `bivallate train`, repeatable: data.size=64, data.on_bad=convert,
         data.image_column=photo, data.validation=0, data.imbalance=step:0.2; `data.` may be left out.
@@ -120,6 +140,8 @@ def datasets(
     if name is None:
         _list_datasets([registry.describe(n, data_dir) for n in registry.names()], json)
         return
+    if sheet is not None and sheet.suffix.lower() not in SHEETS:
+        raise UserError(f"--sheet is written as {listed(SHEETS)}, by its ending, got {sheet.name!r}")
     loaded = _loaded(name, data_dir, set_)
     splits = {"train": loaded.train, "validation": loaded.validation, "test": loaded.test}
     facts: dict[str, Any] = {
@@ -182,7 +204,7 @@ def recipes(
     /,
     *,
     method: str | None = None,
-    data: str = "cifar10",
+    data: DataName = "cifar10",
     eps: str | None = None,
     json: Flag = False,
 ) -> None:

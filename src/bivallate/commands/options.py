@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -38,12 +39,24 @@ def _seeded(kind: Any, value: int | None) -> None:
         raise ValueError(str(error).removeprefix("seed ")) from error
 
 
+def _there(kind: Any, value: str | None) -> None:
+    if value is not None and not Path(value).expanduser().is_dir():
+        raise ValueError(f"must be a folder: there is none at {value!r}")
+
+
+def _named(kind: Any, value: str | None) -> None:
+    if value is not None and not value.strip():
+        raise ValueError("must name a data set, a folder or a file; `bivallate datasets` lists the sets")
+
+
 Count = Annotated[int, _ranging(1)]
 Several = Annotated[int, _ranging(2)]
 Amount = Annotated[int, _ranging(0)]
 Positive = Annotated[float, _ranging(0, above=True)]
 Share = Annotated[float, _ranging(0, 1)]
 Seed = Annotated[int, Parameter(validator=_seeded)]
+DataName = Annotated[str, Parameter(validator=_named)]
+DataFolder = Annotated[str, Parameter(validator=_there)]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
 Settings = Annotated[tuple[str, ...], Parameter(name="--set", negative=(), show_default=False)]
@@ -105,7 +118,7 @@ class WeightsSource:
     """
 
     weights: str = "best"
-    data_dir: str | None = None
+    data_dir: DataFolder | None = None
     model: str | None = None
     seed: Seed = 0
 
@@ -142,7 +155,7 @@ class Machine:
     Parameters
     ----------
     device
-        auto, cpu, cuda or mps.
+        auto, cpu, cuda, cuda:N or mps.
     threads
         of the processor; 0 is torch's choice.
     """

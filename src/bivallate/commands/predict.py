@@ -66,9 +66,18 @@ def predict(
     if json:
         say_json(_plain(pictures, found, names))
     else:
-        _show(pictures, found, names, f"{attack} at {type(threat).__name__} eps {threat.eps:.4g}")
+        _show(pictures, found, names, _head(attack, threat))
     if not readable:
         raise UserError("none of the images could be read")
+
+
+def _head(attack: str, threat: Any) -> str:
+    """Of the column that says what became of a prediction."""
+    return (
+        "attack"
+        if attack == "clean"
+        else f"survives {attack} at {type(threat).__name__} eps {threat.eps:.4g}"
+    )
 
 
 @dataclass(frozen=True)
@@ -141,7 +150,7 @@ def _plain(pictures: list[NamedImage], found: list[Any], names: list[str]) -> li
 def _show(pictures: list[NamedImage], found: list[Any], names: list[str], attack: str) -> None:
     from bivallate.quoting import line
 
-    table = Table("image", "class", "confidence", f"survives {attack}", "next")
+    table = Table("image", "class", "confidence", attack, "next")
     answers = iter(found)
     for picture in pictures:
         if picture.x is None:

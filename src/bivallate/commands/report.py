@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from bivallate.commands.options import DataFolder, DataName
 from bivallate.terminal import say
 
 
@@ -14,8 +15,8 @@ def report(
     *runs: Path,
     out: Path | None = None,
     images: Annotated[bool, Parameter(negative="--no-images")] = True,
-    data: str | None = None,
-    data_dir: str | None = None,
+    data: DataName | None = None,
+    data_dir: DataFolder | None = None,
     model: str | None = None,
 ) -> None:
     """Put one or several runs on one page: tables with intervals, tests, audits, curves, classes, confusions,

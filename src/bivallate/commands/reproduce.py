@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from bivallate.commands.options import Amount, Count, Flag, Names
+from bivallate.commands.options import Amount, Count, DataFolder, Flag, Names
 from bivallate.errors import UserError, unknown
 from bivallate.terminal import say, to_json
 
@@ -30,7 +30,7 @@ def reproduce(
     list_: Annotated[bool, Parameter(name="--list", negative=(), show_default=False)] = False,
     tables: Flag = False,
     docs: Path = Path("docs") / "results.md",
-    data_dir: str | None = None,
+    data_dir: DataFolder | None = None,
     device: str = "auto",
     threads: Amount = 1,
 ) -> int:

@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from bivallate import terminal
-from bivallate.commands.options import Amount, Count, Flag, Log, Positive, Seed, Settings
+from bivallate.commands.options import (
+    Amount,
+    Count,
+    DataFolder,
+    DataName,
+    Flag,
+    Log,
+    Positive,
+    Seed,
+    Settings,
+)
 from bivallate.quoting import file_name
 
 
@@ -14,7 +24,7 @@ def train(
     method: str | None = None,
     /,
     *,
-    data: str | None = None,
+    data: DataName | None = None,
     model: str | None = None,
     eps: str | None = None,
     norm: str = "linf",
@@ -26,7 +36,7 @@ def train(
     recipe: str | None = None,
     config: Path | None = None,
     set_: Settings = (),
-    data_dir: str | None = None,
+    data_dir: DataFolder | None = None,
     device: str | None = None,
     threads: Amount | None = None,
     out: Path | None = None,
@@ -147,8 +157,8 @@ def resume(
     method: str | None = None,
     model: str | None = None,
     fall_back: bool = True,
-    data: str | None = None,
-    data_dir: str | None = None,
+    data: DataName | None = None,
+    data_dir: DataFolder | None = None,
     device: str | None = None,
     threads: Amount | None = None,
     max_minutes: Positive | None = None,

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from bivallate.commands.evaluate import percent, show
 from bivallate.commands.keeping import keeping, place_of
-from bivallate.commands.options import Ball, Count, Flag, Machine, Subset, WeightsSource
+from bivallate.commands.options import Ball, Count, DataName, Flag, Machine, Subset, WeightsSource
 from bivallate.errors import UserError
 from bivallate.terminal import say, say_json
 
@@ -22,7 +22,7 @@ def transfer(
     from_: Annotated[tuple[Path, ...], Parameter(name="--from", negative=(), consume_multiple=True)],
     attack: str = "pgd-20",
     ball: Ball = Ball(),  # noqa: B008  frozen
-    data: str | None = None,
+    data: DataName | None = None,
     subset: Subset = Subset(),  # noqa: B008
     source: WeightsSource = WeightsSource(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008

@@ -196,7 +196,11 @@ def _places(path: Path, weights: str, writing: bool = False) -> tuple[Path, Path
             f"no model at {path}: expected a folder with model.safetensors and model.json{recognised(path)}"
         )
     if not writing and not file.exists():
-        there = sorted(p.stem for p in path.glob("*.safetensors")) if path.is_dir() else []
+        there = (
+            sorted("last" if p.stem == "model" else p.stem for p in path.glob("*.safetensors"))
+            if path.is_dir()
+            else []
+        )
         raise UserError(
             f"{path} has no weights {weights!r} ({file.name}): it has the weights {listed(there)}"
         )
