@@ -304,6 +304,12 @@ def _read(text: Any, current: Any, where: str, options: set[type | str]) -> Any:
     if dataclasses.is_dataclass(current):
         if type(current).__name__ in ("Constant", "Milestones", "Linear"):
             return parse_number(text, where)
-        role = tuple(option for option in options if isinstance(option, type)) or object
-        raise unknown(f"part for {where}", text, [k for k, kind in _KINDS.items() if issubclass(kind, role)])
+        raise unknown(f"part for {where}", text, _fitting(options))
     return text
+
+
+def _fitting(options: set[type | str]) -> list[str]:
+    """The parts that a field of these types takes; all of them where it is a protocol, which none derives
+    from."""
+    roles = tuple(o for o in options if isinstance(o, type) and not getattr(o, "_is_protocol", False))
+    return [name for name, kind in _KINDS.items() if issubclass(kind, roles)] or list(_KINDS)
