@@ -12,7 +12,7 @@ from bivallate.cli import run
 from bivallate.commands.settings import own_parameters
 from bivallate.data import sources
 from bivallate.data.columns import _no_column
-from bivallate.data.label_table import Table
+from bivallate.data.label_table import LabelTable
 from bivallate.errors import UserError, unknown
 from bivallate.evaluation.preflight import preflight
 from bivallate.methods.entries import create
@@ -39,7 +39,7 @@ LISTS = {
     "a set whose folder has another spelling": lambda at: sources.local_path("zzz", at),
     "a file without weights": lambda at: bv.models.load(at),
     "an empty checkpoint": lambda at: _unwrapped({}, at, "model"),
-    "a table without columns": lambda at: Table(at, [], []).column("x", "label"),
+    "a table without columns": lambda at: LabelTable(at, [], []).column("x", "label"),
     "Parquet without columns": lambda at: _raised(_no_column("label", "no label column", at, [])),
 }
 
