@@ -76,7 +76,9 @@ def check_device(name: torch.device | str, instead: str) -> torch.device:
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:  # torch's own words list every type that it was ever built for
-        raise UserError(f"unknown device {name!r}: devices are cpu, cuda, cuda:N, mps; {instead}") from error
+        raise UserError(
+            f"device {name!r} cannot be used: devices are cpu, cuda, cuda:N, mps; {instead}"
+        ) from error
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
