@@ -1,4 +1,4 @@
-"""A method is a choice of one part from each row of the picture, and nothing else."""
+"""`Method`: the choice of threat, solver, objective, coupling, weighting and loss (the rows in `step.py`)."""
 
 from __future__ import annotations
 

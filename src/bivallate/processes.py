@@ -1,4 +1,4 @@
-"""Which processes live: by this one's own eyes, so only those of this start of this machine."""
+"""Whether a process is alive; known only of this machine since it was started."""
 
 from __future__ import annotations
 

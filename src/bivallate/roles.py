@@ -1,4 +1,4 @@
-"""What every part of a method is, whatever row of the picture it stands in."""
+"""`Role`: the base class of all exchangeable parts of a method."""
 
 from __future__ import annotations
 

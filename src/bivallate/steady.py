@@ -1,4 +1,4 @@
-"""Output that nobody reads any more, or that a full disk does not take, ends no work."""
+"""Output and errors that a closed pipe or a full disk does not let end the command."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ LOST = Metric(
     "lost",
     "lost %",
     lambda score, _: score.clean_accuracy - score.robust_accuracy,
-    rising=True,
+    less_is_better=True,
 )
 
 

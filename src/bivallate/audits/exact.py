@@ -1,4 +1,4 @@
-"""Exact tests on paired verdicts, one-sided against the accusation: noise accuses nobody."""
+"""One-sided exact tests on paired verdicts: a check rarely fails by chance."""
 
 from __future__ import annotations
 

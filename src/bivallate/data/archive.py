@@ -1,4 +1,4 @@
-"""`.npz` archives: what an array claims is compared with what is stored before memory is taken for it."""
+"""`.npz` read safely: declared sizes are compared with stored bytes before memory is taken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether pixels use their range: images that are nearly black, or all alike, would train without a word."""
+"""Images that are nearly black or all alike, mostly misread ones, are refused or noted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Worker processes that outlive nobody: they heed no signal to the group and die with their parent."""
+"""Worker processes that ignore signals to their group and end with their parent."""
 
 from __future__ import annotations
 

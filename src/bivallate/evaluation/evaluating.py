@@ -1,4 +1,4 @@
-"""`evaluate` and `attack`: how robust is a model, and by which points is that known?"""
+"""`evaluate` and `attack`: robust accuracy with a verdict a point, and adversarial images."""
 
 from __future__ import annotations
 

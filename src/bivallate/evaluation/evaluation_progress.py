@@ -13,7 +13,7 @@ class EvaluationProgress:
 
     Attributes:
         attack, stage: names; stage is "clean" before the attack.
-        fraction: of the work that is left if no further point breaks, in [0, 1].
+        fraction: of the work that is done, if no further point breaks, in [0, 1].
         robust_accuracy: no more than this can be the result. points: how many there are; living: still
             robust.
         seconds: so far. seconds_left: at the present pace; None before there is one.

@@ -3,7 +3,8 @@
 Example:
     Another column: the share of the clean points that the attack broke, the smallest first::
 
-        Metric("lost", "lost %", lambda score, _: score.clean_accuracy - score.robust_accuracy, rising=True)
+        lost = lambda score, _: score.clean_accuracy - score.robust_accuracy
+        Metric("lost", "lost %", lost, less_is_better=True)
 """
 
 from __future__ import annotations
@@ -42,25 +43,23 @@ class Metric:
     Attributes:
         key: its name for `--sort` and in JSON. head: of its column; empty where it has none of its own.
         value: (score, training) -> the number; infinite where it is not known.
-        rising: whether less is better, so that it is sorted with the smallest first.
+        less_is_better: whether the smallest is sorted first.
         interval: score -> its 95 % interval; None where it has none. how: what that is.
         interval_key: of the interval in JSON, if it is not KEY_interval_95.
         show: the number as text. below: key of the metric that stands below it in the same cell.
         lead: (score, names of the classes) -> words before the number.
-        over_training: whether it is of the training, which a score alone does not know.
     """
 
     key: str
     head: str
     value: Callable[[Score, TrainingCost | None], float]
-    rising: bool = False
+    less_is_better: bool = False
     interval: Callable[[Score], Interval] | None = None
     how: str = ""
     interval_key: str = ""
     show: Callable[[float], str] = percent
     below: str = ""
     lead: Callable[[Score, Sequence[str]], str] | None = None
-    over_training: bool = False
 
     @property
     def json_key(self) -> str:
@@ -135,28 +134,26 @@ METRICS = (
         "training_passes",
         "training passes",
         lambda _, cost: cost.forward + cost.backward if cost else math.inf,
-        rising=True,
+        less_is_better=True,
         show=number,
         below="training_seconds",
-        over_training=True,
     ),
     Metric(
         "training_seconds",
         "",
         lambda _, cost: cost.seconds if cost else math.inf,
-        rising=True,
+        less_is_better=True,
         show=seconds,
-        over_training=True,
     ),
     Metric(
         "passes",
         "attack passes",
         lambda score, _: score.passes["forward"] + score.passes["backward"],
-        rising=True,
+        less_is_better=True,
         show=number,
         below="seconds",
     ),
-    Metric("seconds", "", lambda score, _: score.seconds, rising=True, show=seconds),
+    Metric("seconds", "", lambda score, _: score.seconds, less_is_better=True, show=seconds),
 )
 
 

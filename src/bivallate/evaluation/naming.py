@@ -1,4 +1,4 @@
-"""Which run's weights an evaluation is of, and what its file is called: a label that nobody reads."""
+"""An evaluation's identity, and the name of its file, which is read only where the file holds none."""
 
 from __future__ import annotations
 

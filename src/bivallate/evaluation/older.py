@@ -1,4 +1,4 @@
-"""Evaluations as earlier versions wrote them, as they would be written now: the one place that knows."""
+"""Evaluation files of earlier versions, converted to the present one."""
 
 from __future__ import annotations
 

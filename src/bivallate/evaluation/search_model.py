@@ -1,4 +1,4 @@
-"""A copy of the model that searches faster, where that is exact; it never decides."""
+"""A faster copy of the model for the search; the model itself judges."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def compare(
             raise UserError(f"{len(scores)} evaluations need as many {what}, got {len(given)}")
     _check_alike(scores)
     rows = [_row(*one) for one in zip(labels, scores, costs, strict=True)]
-    falling = not column.rising if descending is None else descending
+    falling = not column.less_is_better if descending is None else descending
     rows.sort(key=lambda row: row.values[sort], reverse=falling)
     return _tested(rows)
 
@@ -161,7 +161,7 @@ def over_seeds(scores: Sequence[Score]) -> dict[str, SeedSpread]:
             splits anew may differ: its test sets are replicates, too.
 
     Example:
-        >>> Spread.of([0.5, 0.6]).mean
+        >>> SeedSpread.of([0.5, 0.6]).mean
         0.55
     """
     if not scores:

@@ -1,4 +1,4 @@
-"""A network is asked for logits and is not trusted with the images: what it writes, it writes into a copy.
+"""Calls a network so that what it changes in place cannot reach the caller's images.
 
 A network that normalises by `x.sub_(mean)` overwrites the very tensor that the caller goes on with: a judge
 would compare it with the ball, a search would step from it, a data set would be changed for good.

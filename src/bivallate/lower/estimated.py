@@ -1,4 +1,4 @@
-"""Dynamic AT whose first threshold is measured in the run itself."""
+"""Dynamic AT whose first FOSC threshold is estimated from the first minibatch."""
 
 from __future__ import annotations
 

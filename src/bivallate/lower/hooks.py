@@ -1,4 +1,4 @@
-"""Listening to the upper level's forward pass, for solvers that use what it has paid for."""
+"""Output and gradient of a module in the pass at x_adv, for solvers that use them again."""
 
 from __future__ import annotations
 

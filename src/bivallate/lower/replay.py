@@ -1,4 +1,4 @@
-"""Solvers that replay a minibatch and move delta with gradients the outer backward pass has paid for."""
+"""Solvers that use a minibatch several times and move delta by the step's own backward pass."""
 
 from __future__ import annotations
 

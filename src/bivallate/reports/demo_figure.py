@@ -1,4 +1,4 @@
-"""Figures drawn from run folders."""
+"""The figure of `bivallate demo`."""
 
 from __future__ import annotations
 

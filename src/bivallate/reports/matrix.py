@@ -1,4 +1,4 @@
-"""The confusion matrix of many classes as an SVG of its natural size, for a box that scrolls."""
+"""A large confusion matrix as SVG of its own size, shown in a box that scrolls."""
 
 from __future__ import annotations
 

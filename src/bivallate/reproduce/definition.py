@@ -1,4 +1,4 @@
-"""Whether a run or a record is of a cell as it is defined now: definitions change, and old results stay."""
+"""Whether a stored run or record still matches its cell's present definition."""
 
 from __future__ import annotations
 

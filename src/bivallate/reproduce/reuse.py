@@ -1,4 +1,4 @@
-"""A record from another table's, where that is of the same training and has every measurement."""
+"""Another table's record is used again where training and measurements are the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trained model before the points that it is evaluated on, and where what is found is kept."""
+"""A run's model, the data that it is evaluated on, and the file that the result goes to."""
 
 from __future__ import annotations
 

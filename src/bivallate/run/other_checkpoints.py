@@ -1,4 +1,4 @@
-"""A checkpoint that is no run, before the points that it is evaluated on."""
+"""A checkpoint of another project, loaded to be evaluated."""
 
 from __future__ import annotations
 

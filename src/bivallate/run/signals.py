@@ -1,4 +1,4 @@
-"""A request to stop is met between minibatches instead of in the middle of one."""
+"""Signals and the time limit become a stop between two minibatches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Regularisers: wrappers of a loss that add to its anchor, one line each to add to any method."""
+"""Regularisers: wrappers of a loss that add a penalty to its anchor."""
 
 from __future__ import annotations
 
