@@ -17,7 +17,7 @@ from bivallate.reports.collect import RunRecord, collect
 from bivallate.reports.page import render
 from bivallate.reports.stored_evaluations import Evaluation
 
-OLD = Path(__file__).parents[1] / "evaluate" / "old" / "run"  # trained and attacked at commit 487ed02
+OLD = Path(__file__).parents[1] / "evaluation" / "old" / "run"  # trained and attacked at commit 487ed02
 THREAT = Linf(0.15)
 NAMES = {
     "best-linf-0.15-autoattack-seed0-first40.json": Identity(first=40),
