@@ -16,6 +16,8 @@ from bivallate import cli
 from bivallate.cli import APP, run
 from bivallate.commands import COMMANDS, declared
 from bivallate.evaluation.attacks import attacks
+from bivallate.method import MAKERS
+from bivallate.methods import entries
 from bivallate.methods.entries import registry
 
 HEAVY = ("torch", "numpy", "scipy", "sklearn", "matplotlib", "PIL", "pyarrow")
@@ -161,6 +163,17 @@ def test_the_shell_completes_commands_and_options(tmp_path, monkeypatch, capsys)
     assert any("check-gradient" in text and "--batch-size" in text for text in scripts)
 
 
+@pytest.fixture
+def registries():
+    """As they were, for the tests that come after."""
+    kept = [(table, dict(table)) for table in (entries._REGISTRY, MAKERS)]
+    yield
+    for table, before in kept:
+        table.clear()
+        table.update(before)
+
+
+@pytest.mark.usefixtures("registries")
 def test_a_method_of_ones_own_is_taken_wherever_a_name_is(tmp_path, monkeypatch, capsys):
     (tmp_path / "my_own.py").write_text(
         "import bivallate as bv\n\n\n"

@@ -76,8 +76,8 @@ def test_options_reach_the_factory():
 @pytest.mark.parametrize(
     ("reference", "words"),
     [
-        ("own_nets", "package.module:factory"),
-        ("own_nets:", "package.module:factory"),
+        ("own_nets", "package.module:name"),
+        ("own_nets:", "package.module:name"),
         ("no_such_module:f", "cannot import 'no_such_module'.*working directory"),
         ("broken_nets:f", "cannot import 'broken_nets'.*nowhere_to_be_found"),
         ("own_nets:missing", "own_nets has no 'missing'"),

@@ -253,6 +253,6 @@ def test_imagenet_is_trained_with_the_stem_for_large_images() -> None:
 def test_stages_of_training_are_kept_and_make_no_other_training() -> None:
     (cell,) = (c for c in find("T-Y1").cells if (c.row, c.group) == ("Dynamic", "CIFAR-10"))
     config = configure(cell, 0)
-    assert (config.epochs, config.keep) == (120, (10, 60, 100))
+    assert (config.epochs, config.keep) == (120, (10, 60, 90, 100))
     assert configure(cell.but(epochs=2), 0).keep == (1, 2)
     assert anywhere(config) == anywhere(configure(cell.but(keep=()), 0))

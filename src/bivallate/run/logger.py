@@ -36,7 +36,7 @@ class Logger(Protocol):
         >>> import bivallate as bv
         >>> _ = bv.train("linear", "digits", "plain", eps=0, epochs=1, log=[Printer()])
         begins at 0
-        epoch 1 after step 12
+        epoch 1 after step 11
         ends
     """
 
