@@ -33,6 +33,7 @@ APP = App(
     help_epilogue="With --debug, a command that fails shows where it failed.",
     version=__version__,
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # `run` says that it was interrupted
 )
 
 

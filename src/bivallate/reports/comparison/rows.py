@@ -118,7 +118,7 @@ def by_method(
     """A row for the seeds of each method."""
     sort = about["sort"]
     groups = by_seed(records, chosen, [_trained(record) for record in records])
-    falling = not by_key(sort).rising if descending is None else descending
+    falling = not by_key(sort).less_is_better if descending is None else descending
     groups.sort(key=lambda group: group.spreads[sort].mean, reverse=falling)
     tests = welch_tests(groups)
     stale = {record.label for record, e in zip(records, chosen, strict=True) if e.stale}
