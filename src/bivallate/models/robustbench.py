@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ from bivallate.files import write_whole
 from bivallate.models.architectures import blank
 from bivallate.models.classifier import Classifier, Normalise
 from bivallate.models.io import fill, read_weights
-from bivallate.opening import other_than_weights
+from bivallate.opening import ARCHIVE, check_regular, kind_at, other_than_weights
 
 __all__ = ["export_robustbench", "load_robustbench"]
 
 SAFE = (2, 10)  # the first PyTorch without a known way around weights_only=True
+SMALL = 1 << 24  # bytes; what unpacks to no more may be packed as densely as it likes
+DENSEST = 2  # times smaller than the tensors; PyTorch stores them as they are, and weights hardly shrink
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "last", "best")
 PREFIXES = (
     *("module.", "model.", "_orig_mod.", "network.", "net.", "backbone.", "encoder.", "basic_net."),
@@ -102,6 +105,7 @@ def load_robustbench(
 
 
 def _read(file: Path) -> Any:
+    check_regular(file)
     if file.suffix == ".safetensors":
         return read_weights(file)
     if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < SAFE:
@@ -113,6 +117,7 @@ def _read(file: Path) -> Any:
     if (instead := other_than_weights(file)) is not None:
         raise UserError(instead)
     try:
+        _check_density(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old pickle protocols, which are read or refused all the same
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -123,8 +128,21 @@ def _read(file: Path) -> Any:
             f"{file} holds more than tensors and is not loaded, for that could run code: save its state dict "
             "as .safetensors in an environment that trusts it"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
+    except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError, zipfile.BadZipFile) as error:
         raise UserError(f"{file} is not a PyTorch checkpoint, or is truncated ({error})") from error
+
+
+def _check_density(file: Path) -> None:
+    """Raises UserError where a zip claims more than it can hold of weights; before memory is taken for it."""
+    if kind_at(file) != ARCHIVE:
+        return
+    with zipfile.ZipFile(file) as archive:
+        claimed = sum(entry.file_size for entry in archive.infolist())
+    if claimed > max(SMALL, DENSEST * (stored := file.stat().st_size)):
+        raise UserError(
+            f"{file} would unpack from {stored} to {claimed} bytes, more than {DENSEST} times: weights are "
+            "not so empty; write it again with torch.save, which does not pack"
+        )
 
 
 def _unwrapped(content: Any, file: Path, entry: str | None) -> dict[str, Tensor]:
