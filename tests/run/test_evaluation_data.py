@@ -10,6 +10,8 @@ import bivallate as bv
 from bivallate.cli import run as command
 from bivallate.errors import UserError
 from bivallate.evaluation import Score
+from bivallate.evaluation.crafting import craft
+from bivallate.evaluation.sweeps import minimal_distances
 from bivallate.run.config import Config
 from bivallate.run.evaluation_data import Evaluated, evaluation_data
 
@@ -76,6 +78,40 @@ def test_folders_mean_the_runs_classes(trained: Path, tmp_path: Path, layout: st
     assert any(f"{absent} of the run's 3 classes have no test image" in n for n in found.data.notes) == bool(
         absent
     )
+
+
+@pytest.mark.parametrize("layout", FOLDERS)
+def test_splits_mean_the_models_classes(trained: Path, tmp_path: Path, layout: str) -> None:
+    grow(tmp_path, list(FOLDERS[layout]))
+    test, model = look(trained, tmp_path / "new").data.test, bv.load(trained)
+    split = bv.data.load(str(tmp_path / "new"), allow_missing_classes=True, validation=0, whole=True).test
+    wanted = bv.evaluate(model, test, bv.Linf(0.1), "clean")
+    for subject in (trained, model):
+        found = bv.evaluate(subject, split.subset(slice(None)), bv.Linf(0.1), "clean")
+        assert found.y.tolist() == test.labels.tolist()
+        assert (found.data_fingerprint, found.clean_accuracy) == (
+            wanted.data_fingerprint,
+            wanted.clean_accuracy,
+        )
+    assert craft(model, split, bv.Linf(0.1), "fgsm").y.tolist() == test.labels.tolist()
+    by_number = bv.evaluate(model, split.tensors(), bv.Linf(0.1), "clean")
+    assert by_number.y.tolist() == split.labels.tolist()
+
+
+def test_a_split_with_a_class_that_the_model_has_not_is_refused(trained: Path, tmp_path: Path) -> None:
+    grow(tmp_path, ["new/cats/1.png", "new/dog/1.png"])
+    split, model = bv.data.load(str(tmp_path / "new"), whole=True, validation=0).test, bv.load(trained)
+    ball = bv.Linf(0.1)
+    for ask in (
+        lambda: bv.evaluate(model, split, ball),
+        lambda: bv.audit(model, split, ball),
+        lambda: craft(model, split, ball),
+        lambda: minimal_distances(model, split, "linf"),
+    ):
+        with pytest.raises(UserError, match=r"class 'cats', which the model has not .did you mean 'cat'"):
+            ask()
+    model.classes = None
+    assert bv.evaluate(model, split, bv.Linf(0.1), "clean").y.tolist() == split.labels.tolist()
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def audit(
     """
     began = time.perf_counter()
     _check(claimed, threat)
-    source = points(data)
+    source = points(data, model)
     with torch.random.fork_rng(devices=[]), ExitStack() as stack:
         torch.manual_seed(seed)
         looked = _looked_over(model, data, threat)

@@ -104,7 +104,7 @@ def fitted(split: Split, reading: Reading, what: str) -> Split:
     if images is split.images:
         return split
     source = digest(np.ascontiguousarray(images), split.labels.numpy(), str(images.shape))
-    return Split(images, split.labels, torch.arange(len(split)), source)
+    return Split(images, split.labels, torch.arange(len(split)), source, classes=split.classes)
 
 
 def _grey(images: np.ndarray) -> np.ndarray:

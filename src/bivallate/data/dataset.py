@@ -64,6 +64,7 @@ class Split:
         index: (N,) int64, the chosen rows of the store: where each example stood in the original data.
         source: fingerprint of the store.
         former: the same as an earlier version counted it, where that differs; it is asked for only then.
+        classes: names, in the order of the labels, where the data name them; no part of the fingerprint.
     """
 
     store: Store
@@ -71,6 +72,7 @@ class Split:
     index: Tensor
     source: str = ""
     former: Callable[[], str] | None = None
+    classes: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -139,7 +141,8 @@ class Dataset:
         mean, std: per channel in pixel units, published ones for known sets, else of the training data.
         augment: what the papers do with this set.
         notes: what a user should know, such as a set that is not complete.
-        named: whether the data name their classes; else these are called by their numbers.
+        named: whether the data name their classes, as the splits then do; else these are called by their
+            numbers.
     """
 
     name: str
@@ -153,6 +156,13 @@ class Dataset:
     augment: Augment = Augment()  # noqa: RUF009  (a frozen value)
     notes: tuple[str, ...] = ()
     named: bool = True
+
+    def __post_init__(self) -> None:
+        names = tuple(self.classes) if self.named else None
+        for part in ("train", "validation", "test"):
+            split = getattr(self, part)
+            if isinstance(split, Split) and split.classes != names:
+                object.__setattr__(self, part, replace(split, classes=names))
 
     def __repr__(self) -> str:
         held = f", {len(self.validation):,} held out" if self.validation is not None else ""

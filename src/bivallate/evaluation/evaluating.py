@@ -70,7 +70,8 @@ def evaluate(
     stages of your own then need to keep no state between calls.
 
     Args:
-        data: a split, or a pair (x, y) of tensors with x (N, C, H, W) in [0, 1].
+        data: a split, or a pair (x, y) of tensors with x (N, C, H, W) in [0, 1]. Labels of a split are found
+            by the names of the classes where both it and the model name theirs.
         attack: a name (see `attacks()`), an `Attack` or a single stage.
         n, first: evaluate a seeded random subset of so many points, or the leading ones.
         batch_size: points at once; estimated from the free memory if not given. A resume takes that of its
@@ -82,8 +83,8 @@ def evaluate(
             is random cannot be resumed.
 
     Raises:
-        UserError: images outside [0, 1], labels outside the classes, empty data, NaN logits, an unknown
-            attack, a progress file of another evaluation.
+        UserError: images outside [0, 1], labels outside the classes, a class that the model has not, empty
+            data, NaN logits, an unknown attack, a progress file of another evaluation.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
@@ -95,7 +96,7 @@ def evaluate(
     """
     check_seed(seed)
     check_threat(threat)
-    chosen, source = parse(attack), points(data)
+    chosen, source = parse(attack), points(data, model)
     index = select(len(source), n, first, seed)
     with placed(model, device) as (module, where, dtype):
         runner = _runner(module, source, index, threat, chosen, seed, batch_size, where, dtype)

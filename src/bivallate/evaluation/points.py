@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from bivallate.data.classes import places, unknown_class
+from bivallate.data.dataset import Split
 from bivallate.errors import UserError, plain
 from bivallate.evaluation.sequences import Rows, as_rows, as_tensor
 from bivallate.noise import permutation
@@ -56,9 +58,15 @@ class TensorPair:
         return self.x[rows.to(self.x.device)], self.y[rows.to(self.y.device)]
 
 
-def points(data: Any) -> Points:
+def points(data: Any, model: Any = None) -> Points:
     """A split as it is, a pair (x, y) of tensors or arrays, a TensorDataset, or a sequence of pairs (image,
-    label), such as a data set of PyTorch's."""
+    label), such as a data set of PyTorch's.
+
+    Labels of a split that names its classes become those of the model, where that names its own.
+
+    Raises:
+        UserError: no such data, or a class with rows that the model has not.
+    """
     held: Any = getattr(data, "tensors", None)  # a tuple where it is a TensorDataset
     pair = held if isinstance(held, tuple) else data
     if isinstance(pair, tuple | list) and len(pair) == 2 and not isinstance(pair[0], tuple | list):
@@ -67,8 +75,26 @@ def points(data: Any) -> Points:
             raise UserError(f"y must be (N,) labels for the N images, got {tuple(x.shape)}, {tuple(y.shape)}")
         return TensorPair(x, y)
     if callable(held):
-        return data
+        return _renumbered(data, _own_classes(model)) if isinstance(data, Split) else data
     return as_rows(data)
+
+
+def _own_classes(model: Any) -> list[str] | None:
+    """The names that a model bears, also a compiled one."""
+    names = getattr(getattr(model, "_orig_mod", model), "classes", None)
+    return list(names) if isinstance(names, list | tuple) else None
+
+
+def _renumbered(split: Split, known: list[str] | None) -> Split:
+    """With labels that are places among the known classes, found by name; as it is where one has no names."""
+    if split.classes is None or known is None or list(split.classes) == known:
+        return split
+    place = places(split.classes, known)
+    lost = [k for k in split.labels.unique().tolist() if place[k] < 0]
+    if lost:
+        error = unknown_class("the split", split.classes[lost[0]], known, "the model has")
+        raise UserError(f"{error}; give split.tensors() to read labels by their numbers")
+    return replace(split, labels=torch.tensor(place)[split.labels], classes=tuple(known))
 
 
 def select(total: int, n: int | None, first: int | None, seed: int) -> Tensor:
@@ -126,8 +152,8 @@ def check_labels(y: Tensor, classes: int) -> None:
 
 def class_names(model: Any, count: int) -> list[str]:
     """What a model's own classes are called, in one short line each; their numbers where it does not say."""
-    names = getattr(getattr(model, "_orig_mod", model), "classes", None)
-    known = names if isinstance(names, list | tuple) and len(names) == count else range(count)
+    names = _own_classes(model)
+    known = names if names is not None and len(names) == count else range(count)
     return [line(name, NAME) for name in known]
 
 

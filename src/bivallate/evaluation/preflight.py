@@ -98,7 +98,7 @@ def preflight(
         'range'
     """
     began = time.perf_counter()
-    source = points(data)
+    source = points(data, model)
     if len(source) == 0:
         raise UserError("there are no points to look at: the data is empty")
     rows = torch.linspace(0, len(source) - 1, min(ROWS, len(source))).long()

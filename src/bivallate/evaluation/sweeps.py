@@ -106,7 +106,7 @@ def minimal_distances(
     """
     check_seed(seed)
     at_least_one("minimal_distances", steps=steps, targets=targets, batch_size=batch_size)
-    source, found, began = points(data), [], time.perf_counter()
+    source, found, began = points(data, model), [], time.perf_counter()
     ball, index = make_threat(norm, 1.0), select(len(source), n, first, seed)
     with placed(model, None) as (module, where, dtype):
         for rows in index.split(batch_size):
@@ -209,7 +209,7 @@ def transfer(
     if not surrogates:
         raise UserError("a transfer attack needs at least one surrogate")
     check_seed(seed)
-    source, chosen, made = points(data), parse(attack), []
+    source, chosen, made = points(data, model), parse(attack), []
     index, lasting = select(len(source), n, first, seed), _lasting(chosen)
     for name, other in surrogates.items():
         kept = Surrogate(name)

@@ -106,7 +106,7 @@ def attacked(
     Raises:
         UserError: no point is right when clean, or the data has fewer rows than were evaluated.
     """
-    source = points(data)
+    source = points(data, model)
     if len(source) <= int(score.index.max()):
         raise UserError("the data has fewer points than were evaluated: it is not what it was")
     order = score.margin.argsort(stable=True)
