@@ -221,6 +221,20 @@ def test_no_method_is_imported_because_a_file_names_it(tmp_path, monkeypatch):
     assert not Path("sprung").exists()
 
 
+def test_a_methods_name_from_a_file_leads_nowhere_out_of_runs(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    given = ["--model", "linear", "--epochs", "1", "--batch-size", "400", "--quiet"]
+    assert run(["train", "plain", *given, "--out", "x"]) == 0
+    text = Path("x/config.toml").read_text()
+    Path("c.toml").write_text(text.replace('name = "plain"', 'name = "../../x"'))
+    assert run(["train", "--config", "c.toml", "--quiet"]) == 0
+    (made,) = Path("runs").iterdir()
+    assert 'name = "../../x"' in (made / "config.toml").read_text()
+    assert [p.name for p in tmp_path.iterdir()] == ["work"]
+    assert {p.name for p in Path.cwd().iterdir()} == {"x", "c.toml", "runs"}
+
+
 def test_python_and_the_front_agree_on_the_version(capsys):
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.strip() == bv.__version__
