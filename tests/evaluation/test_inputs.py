@@ -9,8 +9,9 @@ from tests.evaluation.conftest import affine, cloud
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import bivallate as bv
+from bivallate.audits.auditing import audit
 from bivallate.errors import UserError
-from bivallate.evaluation import attack, evaluate, minimal_distances, transfer
+from bivallate.evaluation import attack, eps_curve, evaluate, minimal_distances, transfer
 from bivallate.evaluation.preflight import preflight
 
 
@@ -48,6 +49,27 @@ def test_mistakes_are_told(changed, message):
         given["name"] = given.pop("attack")
         with pytest.raises(UserError, match=message):
             attack(model, x, y, **given)
+
+
+ASKED = {
+    "evaluate": lambda *data, **shown: evaluate(*data, bv.Linf(0.1), "fgsm", **shown),
+    "attack": lambda model, data, **shown: attack(model, *data, bv.Linf(0.1), "fgsm", **shown),
+    "audit": lambda *data, **shown: audit(*data, bv.Linf(0.1), budget_passes=1e5, **shown),
+    "minimal_distances": lambda *data, **shown: minimal_distances(*data, "linf", steps=2, **shown),
+    "eps_curve": lambda *data, **shown: eps_curve(*data, "linf", [0.1], "fgsm", **shown),
+    "transfer": lambda model, data, **shown: transfer(model, model, data, bv.Linf(0.1), "fgsm", **shown),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_progress_is_shown_or_told(name):
+    model, x = affine(64, 10), cloud(40, (1, 8, 8))
+    data, moments = (x, model(x).argmax(1)), []
+    for progress in (True, False, moments.append):
+        ASKED[name](model, data, progress=progress)
+    assert moments
+    with pytest.raises(UserError, match="progress must be True, False or a function of a moment, got 'yes'"):
+        ASKED[name](model, data, progress="yes")
 
 
 @pytest.mark.parametrize("threat", [bv.Linf(8 / 255), bv.L2(0.5)], ids=["linf", "l2"])

@@ -21,6 +21,7 @@ from bivallate.evaluation.neighbourhood import gradients
 from bivallate.evaluation.points import points, select
 from bivallate.evaluation.preflight import Preflight, preflight
 from bivallate.evaluation.statistics import wilson
+from bivallate.evaluation.watching import told
 from bivallate.lower.asking import ask
 from bivallate.lower.modes import evaluating
 from bivallate.lower.threat import ThreatModel
@@ -46,7 +47,7 @@ def audit(
     history: list[dict[str, Any]] | None = None,
     seed: int = 0,
     announce: Callable[[Plan, float], object] | None = None,
-    progress: Callable[[Moment], object] | None = None,
+    progress: bool | Callable[[Moment], object] | None = None,
 ) -> Audit:
     """Attacks a model in ways whose results must agree, and says whether they do.
 
@@ -63,7 +64,7 @@ def audit(
             given: what plain PGD leaves.
         history: a run's metrics, one dictionary an epoch.
         announce: called with the plan and its estimated seconds before anything is attacked. progress:
-            called before every attack.
+            called before every attack; True shows it.
 
     Raises:
         UserError: data or model that cannot be attacked at all, or a budget that is too small.
@@ -98,7 +99,8 @@ def audit(
             announce(plan, plan.cost() / rate)
         x, y = source.tensors(select(len(source), plan.n, None, seed))
         chosen = x.to(where, dtype), y.to(where).long()
-        battery = Battery(judge, chosen, threat, plan, seed, progress, lambda: time.perf_counter() - began)
+        show = stack.enter_context(told(progress))
+        battery = Battery(judge, chosen, threat, plan, seed, show, lambda: time.perf_counter() - began)
         battery.run_all(surrogates, random=looked.named("random") is not None)
     return _report(battery, looked, claimed, claim, history, time.perf_counter() - began)
 

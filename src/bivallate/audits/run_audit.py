@@ -12,7 +12,7 @@ from bivallate.audits.result import Audit, Moment
 from bivallate.errors import UserError, check_options
 from bivallate.evaluation.significance import same_threat
 from bivallate.evaluation.statistics import FEWEST_POINTS
-from bivallate.evaluation.watching import watched
+from bivallate.evaluation.watching import told
 from bivallate.lower.threat import ThreatModel
 from bivallate.reports.stored_evaluations import STALE, Fit, read_evaluation
 from bivallate.reports.strength import strongest_first
@@ -93,8 +93,8 @@ def audit(
     """
     check_options("audit", options, examine, budget="minutes")
     model = subject_of(model)
-    with watched(silent=progress is not True) as show:
-        options |= {"seed": seed, "progress": progress if callable(progress) else show}
+    with told(progress) as show:
+        options |= {"seed": seed, "progress": show}
         if not isinstance(model, str | Path):
             if data is None or threat is None:
                 raise UserError(

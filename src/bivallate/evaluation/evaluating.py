@@ -34,7 +34,7 @@ from bivallate.evaluation.search import at_least_one
 from bivallate.evaluation.search_model import search_model
 from bivallate.evaluation.state import State
 from bivallate.evaluation.threads import Searchers
-from bivallate.evaluation.watching import watched
+from bivallate.evaluation.watching import told
 from bivallate.lower.threat import ThreatModel
 from bivallate.parts import encode
 
@@ -57,7 +57,7 @@ def evaluate(
     batch_size: int | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
-    progress: Callable[[EvaluationProgress], object] | None = None,
+    progress: bool | Callable[[EvaluationProgress], object] | None = None,
     resume: str | os.PathLike[str] | None = None,
 ) -> Score:
     """How many points of some data the model classifies correctly whatever the attack tried.
@@ -77,7 +77,7 @@ def evaluate(
         batch_size: points at once; estimated from the free memory if not given. A resume takes that of its
             file unless one is given here.
         device: where to work; where the model is if not given. The model itself stays where it is.
-        progress: called when a stage begins and after every piece of work.
+        progress: called when a stage begins and after every piece of work; True shows it.
         resume: file that keeps every verdict; if it exists, the evaluation goes on from there, to the same
             verdicts. It stays when the evaluation is done, so delete it once the score is saved. A model that
             is random cannot be resumed.
@@ -98,9 +98,9 @@ def evaluate(
     check_threat(threat)
     chosen, source = parse(attack), points(data, model)
     index = select(len(source), n, first, seed)
-    with placed(model, device) as (module, where, dtype):
+    with told(progress) as show, placed(model, device) as (module, where, dtype):
         runner = _runner(module, source, index, threat, chosen, seed, batch_size, where, dtype)
-        runner.progress = progress
+        runner.progress = show
         prints = data_fingerprint(source, index), model_fingerprint(module)
         if resume is not None:
             runner.file, runner.key = resume, _key(prints, chosen, threat, seed)
@@ -132,9 +132,8 @@ def attack(
     check_seed(seed)
     check_threat(threat)
     chosen, source = parse(name), points((x, y))
-    with watched(silent=progress is not True) as show:
-        told = progress if callable(progress) else show
-        return crafted(model, source, torch.arange(len(x)), threat, chosen, seed, batch_size, told)
+    with told(progress) as show:
+        return crafted(model, source, torch.arange(len(x)), threat, chosen, seed, batch_size, show)
 
 
 def crafted(

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from bivallate.errors import UserError, check_seed, plainly
 from bivallate.evaluation.attacks import Attack, Stage, parse
 from bivallate.evaluation.evaluating import crafted, evaluate
-from bivallate.evaluation.evaluation_progress import Searched
+from bivallate.evaluation.evaluation_progress import EvaluationProgress, Searched
 from bivallate.evaluation.inference import placed
 from bivallate.evaluation.points import check_images, check_labels, model_fingerprint, points, select
 from bivallate.evaluation.score import Score
 from bivallate.evaluation.search import at_least_one
 from bivallate.evaluation.verify import logits_of
+from bivallate.evaluation.watching import told
 from bivallate.lower.apgd import APGD
 from bivallate.lower.fab import FAB
 from bivallate.lower.objective import TowardsTarget, runner_up
@@ -43,6 +44,7 @@ def eps_curve(
     attack: str | Attack | Stage = "pgd-20",
     *,
     resume: str | os.PathLike[str] | None = None,
+    progress: bool | Callable[[EvaluationProgress], object] | None = None,
     **options: Any,
 ) -> dict[float, Score]:
     """A score for each radius, in ascending order; a point broken at one radius is broken at all larger ones.
@@ -54,25 +56,28 @@ def eps_curve(
         model, data, norm, eps, attack: as in `evaluate`; eps are several radii.
         resume: beginning of the names of files that keep every verdict, one a radius (`FILE.0.1`); a curve
             that was interrupted goes on from them. They are left in place.
-        options: as in `evaluate`.
+        progress, options: as in `evaluate`.
     """
     radii = sorted({make_threat(norm, value).eps for value in eps})
     if not radii:
         raise UserError("an eps curve needs at least one radius")
     curve: dict[float, Score] = {}
     before: Score | None = None
-    for radius in radii:
-        kept = None if resume is None else curve_file(resume, radius)
-        score = evaluate(model, data, make_threat(norm, radius), attack, resume=kept, **options)
-        if before is not None:
-            fallen = score.robust & ~before.robust
-            score = replace(
-                score,
-                stage=torch.where(fallen, before.stage, score.stage),
-                predicted=torch.where(fallen, before.predicted, score.predicted),
-                margin=torch.where(fallen, before.margin, score.margin),
+    with told(progress) as show:
+        for radius in radii:
+            kept = None if resume is None else curve_file(resume, radius)
+            score = evaluate(
+                model, data, make_threat(norm, radius), attack, resume=kept, progress=show, **options
             )
-        curve[radius], before = score, score
+            if before is not None:
+                fallen = score.robust & ~before.robust
+                score = replace(
+                    score,
+                    stage=torch.where(fallen, before.stage, score.stage),
+                    predicted=torch.where(fallen, before.predicted, score.predicted),
+                    margin=torch.where(fallen, before.margin, score.margin),
+                )
+            curve[radius], before = score, score
     return curve
 
 
@@ -94,12 +99,12 @@ def minimal_distances(
     first: int | None = None,
     batch_size: int = 128,
     seed: int = 0,
-    progress: Callable[[Searched], object] | None = None,
+    progress: bool | Callable[[Searched], object] | None = None,
 ) -> Tensor:
     """(n,) the smallest norm at which FAB-T misclassifies each point: an upper bound of its distance.
 
     Zero where the clean image is wrong, infinite where nothing was found. Confirmed by a fresh forward.
-    `progress` is called after every batch.
+    `progress` is called after every batch; True shows it.
 
     Raises:
         UserError: images, labels, logits or counts that `evaluate` would not take either.
@@ -108,15 +113,15 @@ def minimal_distances(
     at_least_one("minimal_distances", steps=steps, targets=targets, batch_size=batch_size)
     source, found, began = points(data, model), [], time.perf_counter()
     ball, index = make_threat(norm, 1.0), select(len(source), n, first, seed)
-    with placed(model, None) as (module, where, dtype):
+    with told(progress) as show, placed(model, None) as (module, where, dtype):
         for rows in index.split(batch_size):
             x, y = source.tensors(rows)
             check_images(x)
             x, y = x.to(where, dtype), y.to(where)
             found.append(_distances(module, x, y, rows.to(where), ball, steps, targets).cpu())
-            if progress is not None:
+            if show is not None:
                 done, seconds = sum(map(len, found)), time.perf_counter() - began
-                progress(Searched("distances / FAB-T", len(index), done, seconds))
+                show(Searched("distances / FAB-T", len(index), done, seconds))
     return torch.cat(found)
 
 

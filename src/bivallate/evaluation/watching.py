@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 from rich.console import Console
 
+from bivallate.errors import UserError
 from bivallate.quoting import line, visible
 from bivallate.terminal import NAME, bar, literal_console
 
-__all__ = ["Watchable", "duration", "watched"]
+__all__ = ["Watchable", "duration", "told", "watched"]
 
 EVERY = 30.0  # seconds between lines where there is no terminal
 SHORT = 10.0  # seconds of work that need no announcement
@@ -91,3 +93,21 @@ class watched:  # noqa: N801  a context manager, used like a function
         if left > SHORT if self._spoken is None else now - self._spoken >= EVERY:
             self._spoken = now
             self._console.print(visible(f"{title}: {moment.fraction:.0%}, {numbers}"), markup=False)
+
+
+@contextmanager
+def told(progress: bool | Callable[[Any], object] | None) -> Iterator[Callable[[Any], object] | None]:
+    """What is called with every moment: a function of the caller's, what shows it where True, else nothing.
+
+    Raises:
+        UserError: progress is nothing of these.
+    """
+    if progress is True:
+        with watched() as show:
+            yield show
+    elif callable(progress):
+        yield progress
+    elif progress is None or progress is False:
+        yield None
+    else:
+        raise UserError(f"progress must be True, False or a function of a moment, got {progress!r}")

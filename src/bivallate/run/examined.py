@@ -15,7 +15,7 @@ from bivallate.evaluation import Identity, Score, parse
 from bivallate.evaluation import evaluate as score_of
 from bivallate.evaluation.evaluation_progress import EvaluationProgress
 from bivallate.evaluation.preflight import Preflight, preflight
-from bivallate.evaluation.watching import watched
+from bivallate.evaluation.watching import told
 from bivallate.lower.threat import ThreatModel
 from bivallate.methods.entries import create
 from bivallate.models import Classifier
@@ -209,8 +209,8 @@ def evaluate(
     check_options("evaluate", options, score_of)
     model = subject_of(model)
     options |= {"n": n, "first": first, "seed": seed}
-    with watched(silent=progress is not True) as show:
-        options["progress"] = progress if callable(progress) else show
+    with told(progress) as show:
+        options["progress"] = show
         if isinstance(model, str | Path):
             where = {"weights": weights, "split": split, "data_dir": data_dir, "model": factory}
             return _of_run(model, data, threat, attack, store, where | {"device": device or "auto"}, options)
