@@ -239,3 +239,37 @@ def test_a_class_name_stands_once() -> None:
             if isinstance(node, ast.ClassDef):
                 where.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
     assert {name: files for name, files in where.items() if len(files) > 1} == {}
+
+
+LONG = {
+    "parts.py",
+    "commands/lists.py",
+    "commands/attack.py: attack",
+    "commands/audit.py: audit",
+    "commands/curve_and_distances.py: distances",
+    "commands/evaluate.py: evaluate",
+    "commands/lists.py: datasets",
+    "commands/reproduce.py: reproduce",
+    "commands/train.py: train",
+    "commands/transfer.py: transfer",
+    "reports/evidence_tables.py: audits_table",
+    "reports/evidence_tables.py: origins_table",
+    "run/resuming.py: resume",
+    "run/training.py: train",
+}
+"""What is longer than the rule has it, for the reasons in CONTRIBUTING.md: may only become shorter."""
+
+
+def test_rooms_are_small() -> None:
+    found = set[str]()
+    for path in FILES:
+        place, text = path.relative_to(ROOT).as_posix(), path.read_text()
+        if len(text.splitlines()) > 300:
+            found.add(place)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                doc = node.body[0] if ast.get_docstring(node) is not None else None
+                told = (doc.end_lineno or 0) - doc.lineno + 1 if doc is not None else 0
+                if (node.end_lineno or 0) - node.lineno + 1 - told > 40:
+                    found.add(f"{place}: {node.name}")
+    assert found == LONG
