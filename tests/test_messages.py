@@ -100,3 +100,33 @@ def test_a_single_epoch_has_a_whole_tick_and_commands_in_notes_are_code():
     assert all(float(tick).is_integer() for tick in ax.get_xticks())
     assert coded("`a` <b>") == "<code>a</code> &lt;b&gt;"
     assert bv.Logger.__name__ == "Logger"
+
+
+def _train(**given: object) -> object:
+    return bv.train("linear", "digits", "plain", **{"epochs": 1, **given})  # pyright: ignore
+
+
+def _network(**given: object) -> object:
+    return bv.models.create(**{"name": "linear", "num_classes": 3, "shape": (1, 2, 2), **given})  # pyright: ignore
+
+
+SLIPS = {
+    "a seed that is text": (_train, {"seed": "3"}, "seed must be a whole number, got '3'"),
+    "epochs that are none": (_train, {"epochs": "three"}, "epochs"),
+    "minutes that are text": (_train, {"max_minutes": "3"}, "max_minutes must be a number, got '3'"),
+    "a number for a folder": (_train, {"out": 3}, "out must be a path, got 3"),
+    "a number for a run": (bv.load, {"path": 3}, "must be a path, got 3"),
+    "a number for a run to resume": (bv.resume, {"path": 3}, "run's folder must be a path, got 3"),
+    "a seed of data": (bv.data.load, {"data": "digits", "seed": "a"}, "seed must be .* got 'a'"),
+    "a share": (bv.data.load, {"data": "digits", "validation": "a"}, "validation must be a number, got 'a'"),
+    "one side for a shape": (_network, {"shape": 8}, r"needs shape=\(channels, height, width\), got 8"),
+    "classes that are text": (_network, {"num_classes": "3"}, "at least 2 classes, got num_classes='3'"),
+    "a seed of weights": (_network, {"seed": "a"}, "seed must be .* got 'a'"),
+    "a number for a name": (_network, {"name": 3}, "called by its name, got 3"),
+}
+
+
+@pytest.mark.parametrize(("ask", "given", "message"), SLIPS.values(), ids=SLIPS)
+def test_values_of_the_wrong_kind_are_told(ask, given: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ask(**given)

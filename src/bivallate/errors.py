@@ -6,7 +6,9 @@ import difflib
 import functools
 import inspect
 import math
+import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -67,6 +69,19 @@ def check_seed(seed: object) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 63:
         raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, got {seed!r}")
     return seed
+
+
+def check_number(what: str, value: Any) -> None:
+    """Raises UserError unless it is a number; true and false are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{what} must be a number, got {value!r}")
+
+
+def check_path(what: str, value: Any) -> Path:
+    """The path. Raises UserError for what is none."""
+    if not isinstance(value, str | os.PathLike):
+        raise UserError(f"{what} must be a path, got {value!r}")
+    return Path(value)
 
 
 def check_device(name: torch.device | str, instead: str) -> torch.device:

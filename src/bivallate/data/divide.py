@@ -11,6 +11,7 @@ from bivallate.data.registry import Known
 from bivallate.data.sources import FIXED
 from bivallate.data.splits import Source
 from bivallate.data.stream import Stream
+from bivallate.errors import check_number, check_seed
 
 __all__ = ["Divided", "divided", "looked_at"]
 
@@ -39,6 +40,10 @@ def divided(
 ) -> Divided:
     """Test data as they are, else cut from the training data whatever the seed, or all of it if `whole`;
     held-out data as they are, else cut from the rest by the seed; none where `validation` is 0."""
+    check_seed(seed)
+    for name, share in {"validation": validation, "test_fraction": test_fraction}.items():
+        if share:
+            check_number(name, share)
     splits = dict(source.splits)
     train = splits.get("train") or splits["test"].subset(slice(0, 0))
     notes = source.notes

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bivallate.errors import UserError, plainly, unknown
+from bivallate.errors import UserError, check_seed, plainly, unknown
 from bivallate.models.classifier import Classifier, normalisation
 from bivallate.models.foreign import load_factory
 from bivallate.models.from_timm import timm_model
@@ -129,6 +129,10 @@ def create(
     Raises:
         UserError: an unknown name, activation or option, or a shape that the architecture cannot take.
     """
+    if seed is not None:
+        check_seed(seed)
+    if not isinstance(name, str):
+        raise UserError(f"an architecture is called by its name, got {name!r}")
     if ":" in name:
         return _foreign(name, num_classes, shape, mean, std, activation, seed, options)
     entry = _entry(name)
@@ -202,9 +206,12 @@ def _plain(value: Sequence[float] | float | None) -> list[float] | float | None:
 
 
 def _checked(name: str, shape: Sequence[int], num_classes: int) -> Shape:
-    size = tuple(int(side) for side in shape)
+    try:
+        size = tuple(int(side) for side in shape)
+    except (TypeError, ValueError):
+        size = ()
     if len(size) != 3 or min(size) < 1:
-        raise UserError(f"{name} needs shape=(channels, height, width), got {tuple(shape)}")
-    if num_classes < 2:
-        raise UserError(f"{name} needs at least 2 classes, got num_classes={num_classes}")
+        raise UserError(f"{name} needs shape=(channels, height, width), got {shape!r}")
+    if not isinstance(num_classes, int) or num_classes < 2:
+        raise UserError(f"{name} needs at least 2 classes, got num_classes={num_classes!r}")
     return size[0], size[1], size[2]

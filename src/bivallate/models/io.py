@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bivallate.errors import UserError, listed
+from bivallate.errors import UserError, check_path, listed
 from bivallate.files import write_text
 from bivallate.models.architectures import blank, create, names
 from bivallate.models.classifier import Classifier
@@ -84,7 +84,7 @@ def load(
     Raises:
         UserError: a file is missing, truncated, foreign, a pickle, or of another architecture.
     """
-    file, described = _places(Path(path), weights)
+    file, described = _places(check_path("the model's folder or file", path), weights)
     (tensors, header), about = _read(file), read_manifest(described)
     if about.get("run", header.get("run")) != header.get("run") and header:
         raise UserError(f"{file} is of another run than {described}: the files of two runs were mixed")

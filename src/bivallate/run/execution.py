@@ -12,7 +12,7 @@ from torch import nn
 
 from bivallate import collective
 from bivallate.data import Dataset
-from bivallate.errors import UserError
+from bivallate.errors import UserError, check_number
 from bivallate.models import Classifier
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
@@ -132,5 +132,8 @@ def finish(
 
 def check_minutes(minutes: float | None) -> None:
     """Raises UserError unless it is a time, or None."""
-    if minutes is not None and not minutes > 0:
+    if minutes is None:
+        return
+    check_number("max_minutes", minutes)
+    if not minutes > 0:
         raise UserError(f"max_minutes must be positive, got {minutes!r}")

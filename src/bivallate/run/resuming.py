@@ -10,7 +10,7 @@ from torch import nn
 
 from bivallate import collective
 from bivallate.data import Dataset
-from bivallate.errors import UserError
+from bivallate.errors import UserError, check_path
 from bivallate.method import Method, checked
 from bivallate.run.checkpoint import Checkpoint
 from bivallate.run.config import Config
@@ -64,11 +64,12 @@ def resume(
         UserError: no run, no readable checkpoint, other data, another model, method or configuration,
             fewer epochs than before, or another process trains in the folder.
     """
+    path = check_path("the run's folder", path)
     check_minutes(max_minutes)
     told = loggers(log)
     collective.join()
-    shown = spoken_once(Spoken(Path(path).name) if progress is True else progress or None)
-    folder, begun = RunFolder.open(Path(path)), list[tuple[Config, Checkpoint | None]]()
+    shown = spoken_once(Spoken(path.name) if progress is True else progress or None)
+    folder, begun = RunFolder.open(path), list[tuple[Config, Checkpoint | None]]()
 
     def prepare() -> None:
         folder.tidy()

@@ -12,7 +12,7 @@ from torch import nn
 from bivallate import data
 from bivallate.data import Dataset
 from bivallate.data.registry import usual
-from bivallate.errors import UserError, plainly, unknown
+from bivallate.errors import UserError, check_path, plainly, unknown
 from bivallate.lower.threat import threat
 from bivallate.method import Method, checked
 from bivallate.methods.entries import create
@@ -75,6 +75,7 @@ def train(
         >>> run.history[0]["epoch"]
         1
     """
+    folder = check_path("out", out) if out else None
     given = dataset if isinstance(dataset, str | Dataset) else data.load(dataset, seed=seed)
     place = given if isinstance(given, str) else _named(given)
     method = _method(method, eps, norm, place)
@@ -93,7 +94,7 @@ def train(
         config,
         loaded,
         network,
-        Path(out) if out else None,
+        folder,
         progress=shown,
         overwrite=overwrite,
         max_minutes=max_minutes,
