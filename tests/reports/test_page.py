@@ -241,16 +241,16 @@ def test_classes_without_a_point_are_named(made):
 
 
 def test_python_reports_as_the_command_does(made, monkeypatch):
-    asked: list[tuple[list[Path], Path, Images | None]] = []
+    asked: list[tuple[list[Path], Path, Images | None]] = []  # and who hears of progress, which differs
     monkeypatch.setattr("bivallate.reports.page.write_report", lambda *a: asked.append(a[:3]) or a[1])
     assert bv.report(made, images=False) == made / "report.html"
     assert command(["report", str(made), "--no-images"]) == 0
-    bv.report(made, made.parent, out="r.md", data_dir="d", model="m:f")
-    options = ["--out", "r.md", "--data-dir", "d", "--model", "m:f"]
+    place = str(made.parent)
+    bv.report(made, made.parent, out="r.md", data_dir=place, model="m:f")
+    options = ["--out", "r.md", "--data-dir", place, "--model", "m:f"]
     assert command(["report", str(made), str(made.parent), *options]) == 0
-    told = [given[:3] for given in asked]  # the fourth is who hears of progress
-    assert told[0] == told[1] == ([made], made / "report.html", None)
-    assert told[2] == told[3] == ([made, made.parent], Path("r.md"), Images("d", "m:f"))
+    assert asked[0] == asked[1] == ([made], made / "report.html", None)
+    assert asked[2] == asked[3] == ([made, made.parent], Path("r.md"), Images(place, "m:f"))
 
 
 def test_no_run_is_no_report():
