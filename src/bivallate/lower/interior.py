@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from bivallate.errors import UserError
+from bivallate.errors import UserError, check_whole
 from bivallate.lower.pgd import Direction, Raw, steepest
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Solver
@@ -97,8 +97,7 @@ class BarrierAscent(Solver):
     direction: Direction = field(default=steepest)
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.steps, int) and self.steps >= 0):
-            raise UserError(f"BarrierAscent steps must be a whole number of at least 0, got {self.steps!r}")
+        check_whole("BarrierAscent steps", self.steps, 0)
         if not (math.isfinite(self.step_size) and self.step_size >= 0):
             raise UserError(
                 f"BarrierAscent step_size must be a finite number of at least 0, got {self.step_size!r}"

@@ -10,7 +10,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from bivallate.errors import UserError, check_range
+from bivallate.errors import UserError, check_range, check_whole
 from bivallate.lower.compaction import Compaction
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Solver
@@ -105,8 +105,7 @@ class PGD(Solver):
     jitter: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.steps, int) and self.steps >= 0):
-            raise UserError(f"PGD steps must be a whole number of at least 0, got {self.steps!r}")
+        check_whole("PGD steps", self.steps, 0)
         if not (math.isfinite(self.step_size) and self.step_size >= 0):
             raise UserError(f"PGD step_size must be a finite number of at least 0, got {self.step_size!r}")
 
