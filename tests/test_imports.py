@@ -244,10 +244,8 @@ def test_a_class_name_stands_once() -> None:
 LONG = {
     "parts.py",
     "commands/lists.py",
-    "commands/attack.py: attack",
     "commands/audit.py: audit",
     "commands/curve_and_distances.py: distances",
-    "commands/evaluate.py: evaluate",
     "commands/lists.py: datasets",
     "commands/reproduce.py: reproduce",
     "commands/train.py: train",

@@ -50,16 +50,8 @@ def attack(
     from bivallate.reports.adversarial_images import write
     from bivallate.run.examined import Examined
 
-    examined = Examined.of(
-        run,
-        threat=ball.of,
-        weights=source.weights,
-        split=split,
-        data=data,
-        data_dir=source.data_dir,
-        model=source.model,
-        device=machine.prepare(),
-    )
+    device = machine.prepare()
+    examined = Examined.of(run, threat=ball.of, split=split, data=data, device=device, **source.reading)
     for note in (*examined.data.notes, *examined.warnings):
         say(f"{examined.data.name}: {note}", beside=True)
     points, threat = examined.points, examined.threat

@@ -70,19 +70,9 @@ def audit(
     from bivallate.audits.run_audit import audit_file, audit_of
     from bivallate.evaluation.watching import watched
     from bivallate.run.examined import Examined
-    from bivallate.run.folder import RunFolder
 
-    RunFolder.open(run)
-    examined = Examined.of(
-        run,
-        threat=ball.of,
-        weights=source.weights,
-        split=split,
-        data=data,
-        data_dir=source.data_dir,
-        model=source.model,
-        device=machine.prepare(),
-    )
+    device = machine.prepare()
+    examined = Examined.of(run, threat=ball.of, split=split, data=data, device=device, **source.reading)
     place = place_of(audit_file(examined, source.seed), out)
     with watched(json or quiet) as progress:
         result = audit_of(

@@ -82,8 +82,7 @@ def evaluate(
     for name in attacks:
         parse(name)  # a misspelt attack is said before anything else
     device = machine.prepare()
-    where = {"data": data, "by_position": by_position, "split": split, "device": device}
-    where |= {"weights": source.weights, "data_dir": source.data_dir, "model": source.model}
+    where = {"data": data, "by_position": by_position, "split": split, "device": device, **source.reading}
     options = asdict(subset) | {"batch_size": batch_size, "seed": source.seed}
     task = EvaluationTask(options, out, len(chosen) * len(attacks) > 1, arch is not None, quiet, json)
     for run in chosen:

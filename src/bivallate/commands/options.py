@@ -129,6 +129,11 @@ class WeightsSource:
 
         object.__setattr__(self, "weights", check_weights(self.weights))
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What `Examined.of` asks of it: weights, data_dir and model."""
+        return {"weights": self.weights, "data_dir": self.data_dir, "model": self.model}
+
 
 @Parameter(name="*")
 @dataclass(frozen=True)
