@@ -7,7 +7,8 @@ script stops in good time, in the middle of a training too, and a later call goe
 thing it prints is a short table of what is done. As many cells are trained at once as fill the device
 (`benchmarks/filling.py`: a probe of some twenty seconds, once a machine; --jobs N leaves it out; records say
 how many shared the device, whose seconds are longer), in bfloat16 where the method gains by it (--float32 for
-none).
+none). At `--scale cpu`, whose narrow networks fill no device by themselves, bfloat16 only costs launches: all
+of its cells are computed in float32, the longest first.
 
 Where only a part of the data can be brought at a time, `--bring FOLDER` puts its files beside those that
 earlier calls have brought to BIVALLATE_DATA, and the call ends there if some are still missing.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import os
 import shutil
 import signal
@@ -31,6 +33,7 @@ from bivallate import data
 from bivallate.errors import UserError
 from bivallate.files import make_folder
 from bivallate.reproduce.campaign import path_of, pending, run_campaign, to_stderr
+from bivallate.reproduce.cell import Cell
 from bivallate.reproduce.papers.catalogue import find
 from bivallate.reproduce.planning import jobs_of
 from bivallate.reproduce.records import read_records
@@ -42,26 +45,48 @@ from bivallate.run.signals import Interrupted
 
 FAST = ("FAST-AT", "FAST-BAT", "FAST-AT-GA", "PGD-2-AT", "N-FGSM")
 DONE = ("AT", "MAIL", "GAIRAT", "DONE-ADAM", "DONE-PGD", "DONE-GD")
-ORDER = (  # table, rows (empty: all), group
-    ("T-F1", FAST, "CIFAR-10 @8"),
-    ("T-D1", DONE, "balanced"),
-    ("T-D1", DONE, "imbalanced 0.2"),
-    ("T-F1", FAST, "CIFAR-10 @16"),
-    ("T-D4", (), "fast"),
+ORDER = (  # table, rows (empty: all), group, seeds (empty: those asked for)
+    ("T-F1", FAST, "CIFAR-10 @8", ()),
+    ("T-D1", DONE, "balanced", ()),
+    ("T-D1", DONE, "imbalanced 0.2", ()),
+    ("T-F1", FAST, "CIFAR-10 @16", ()),
+    ("T-D4", (), "fast", ()),
 )
+SLOWEST = ("DONE-GD", "DONE-ADAM", "DONE-ADAM, r >= 1", "DONE-PGD", "FAT", "GAIRAT", "MAIL", "AT")
+NARROW = (
+    ("T-D1", SLOWEST, "balanced", (0,)),
+    ("T-F1", FAST, "CIFAR-10 @8", (0,)),
+    ("T-F1", FAST[:2], "CIFAR-10 @16", (0, 1)),
+    ("T-Y2", (), "CIFAR-10", (0,)),
+    ("T-B2", ("BiLAW", "TRADES (1/lambda=6)", "GAIRAT", "MAIL", "AT"), "small-CNN .031", (0,)),
+    ("T-D1", SLOWEST, "imbalanced 0.2", (0,)),
+    ("T-B1", ("BiLAW",), "MNIST tiny-CNN linf", (0, 1, 2)),
+    ("T-B1", ("BiLAW-TRADES",), "MNIST tiny-CNN linf", (0,)),
+    ("T-Y1", ("Dynamic",), "MNIST", (0,)),
+    ("T-F1", FAST, "CIFAR-10 @8", (1, 2)),
+)
+SIZES = (1, 4, 8, 12, 16)  # of narrow networks at once
 
 
 def plan(chosen: argparse.Namespace) -> list[Job]:
-    """The jobs of ORDER, all with one seed and then all with the next."""
+    """The jobs of ORDER, all with one seed and then all with the next; of NARROW at scale cpu."""
     where = {"out": chosen.out, "runs": chosen.runs, "device": chosen.device, "threads": chosen.threads}
     jobs: list[Job] = []
-    for seed in range(chosen.seeds):
-        for name, rows, group in ORDER:
-            found = jobs_of(find(name), chosen.scale, seeds=(seed,), only=rows, **where)
-            jobs += [job for job in found if job.cell.group == group]
-    if not chosen.float32:
+    order = NARROW if chosen.scale == "cpu" else ORDER
+    rounds = [[(entry, seed) for entry in order if not entry[3]] for seed in range(chosen.seeds)]
+    rounds.append([(entry, seed) for entry in order for seed in entry[3]])
+    for (name, rows, group, _), seed in itertools.chain.from_iterable(rounds):
+        found = jobs_of(find(name), chosen.scale, seeds=(seed,), only=rows, **where)
+        jobs += [job for job in found if job.cell.group == group]
+    if chosen.scale == "cpu":
+        jobs = [dataclasses.replace(job, cell=_in_float32(job.cell)) for job in jobs]
+    elif not chosen.float32:
         jobs = [dataclasses.replace(job, cell=in_bfloat16(job.cell)) for job in jobs]
     return jobs[: chosen.limit] if chosen.limit else jobs
+
+
+def _in_float32(cell: Cell) -> Cell:
+    return cell.but(settings={**cell.settings, "amp": False, "channels_last": False})
 
 
 def unrecorded(jobs: list[Job], known: Path) -> list[Job]:
@@ -118,7 +143,7 @@ def work(chosen: argparse.Namespace, until: float) -> int:
     failed = 0
     try:
         waiting = unrecorded(jobs, chosen.known)
-        size = chosen.jobs or (filled(waiting[0], chosen.runs / "filling.json", to_stderr) if waiting else 1)
+        size = chosen.jobs or (_filling(waiting[0], chosen.runs / "filling.json") if waiting else 1)
         waiting = [dataclasses.replace(job, together=size) for job in waiting]
         failed = len(run_campaign(waiting, at_once=size, say=to_stderr, until=until, shown=Spoken).failed)
     except (Interrupted, KeyboardInterrupt) as stopped:
@@ -129,12 +154,17 @@ def work(chosen: argparse.Namespace, until: float) -> int:
     return 1 if failed else 0
 
 
+def _filling(job: Job, kept: Path) -> int:
+    """How many jobs like this one to run at once."""
+    return filled(job, kept, to_stderr, SIZES) if job.scale == "cpu" else filled(job, kept, to_stderr)
+
+
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     """From the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--scale", default="full", choices=("smoke", "full"))
+    parser.add_argument("--scale", default="full", choices=("smoke", "cpu", "full"))
     parser.add_argument("--minutes", type=float, default=1e5, help="stop, saved, after so many")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--limit", type=int, default=0, help="only the first so many cells")

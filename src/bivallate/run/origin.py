@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -12,16 +14,19 @@ import torch
 
 __all__ = ["commit", "origin"]
 
+_ID = re.compile("[0-9a-f]{7,64}")
+
 
 @cache
 def commit() -> dict[str, Any]:
-    """Commit of the package's sources and whether they were modified since; empty where they are in no
-    repository of their own."""
+    """Commit of the package's sources and whether they were modified since; where they are in no repository
+    of their own (a copy on a compute node, an image), what `BIVALLATE_COMMIT` says of them, or empty."""
     root = Path(__file__).parents[1]
     head = _git(root, "rev-parse", "HEAD") if _git(root, "ls-files", "__init__.py") else ""
-    return (
-        {"id": head, "modified": bool(_git(root, "status", "--porcelain", "--", str(root)))} if head else {}
-    )
+    if head:
+        return {"id": head, "modified": bool(_git(root, "status", "--porcelain", "--", str(root)))}
+    told = os.environ.get("BIVALLATE_COMMIT", "")
+    return {"id": told} if _ID.fullmatch(told) else {}
 
 
 def origin() -> dict[str, Any]:
