@@ -70,9 +70,10 @@ def _result(name: str, seed: int, runs: Path) -> dict[str, Any]:
 
 
 def _place(job: Job, name: str, runs: Path) -> Path:
-    """The campaign's own folder for its own format."""
-    table = job.table if name == "bfloat16" else "bfloat16"
-    return runs / table / job.scale / f"{job.cell.name}-seed{job.seed}"
+    """The campaign's own folder for its own format; the other's apart, where no training of the campaign is
+    taken for it: both are one definition."""
+    runs = runs if name == "bfloat16" else runs / name
+    return runs / job.table / job.scale / f"{job.cell.name}-seed{job.seed}"
 
 
 def _table(out: Path) -> str:
