@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import shlex
 import subprocess
 import sys
@@ -16,8 +17,6 @@ from bivallate import cli
 from bivallate.cli import APP, run
 from bivallate.commands import COMMANDS, declared
 from bivallate.evaluation.attacks import attacks
-from bivallate.method import MAKERS
-from bivallate.methods import entries
 from bivallate.methods.entries import registry
 
 HEAVY = ("torch", "numpy", "scipy", "sklearn", "matplotlib", "PIL", "pyarrow")
@@ -81,8 +80,20 @@ def test_what_is_imported_late_is_what_a_type_checker_sees(package):
 def test_lists_are_read_from_the_source_as_the_registries_have_them():
     own = [e for e in registry().values() if e.make.__module__.startswith("bivallate.")]
     told = [declared.Declared(e.name, e.family, e.summary) for e in own]
-    assert declared.methods() == sorted(told, key=lambda e: (e.family, e.name))
+    assert sorted(declared.in_the_source(), key=lambda e: e.name) == sorted(told, key=lambda e: e.name)
     assert list(declared.attacks().items()) == list(attacks().items())
+
+
+def test_a_method_of_the_users_is_in_every_list(capsys):
+    @bv.register("of-this-test")
+    def mine(threat):
+        """Do nothing of one's own."""
+        return bv.methods.plain(threat)
+
+    assert run(["methods"]) == 0
+    assert "of-this-test" in capsys.readouterr().out
+    assert run(["methods", "--json"]) == 0
+    assert "of-this-test" in {entry["name"] for entry in json.loads(capsys.readouterr().out)}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -163,17 +174,6 @@ def test_the_shell_completes_commands_and_options(tmp_path, monkeypatch, capsys)
     assert any("check-gradient" in text and "--batch-size" in text for text in scripts)
 
 
-@pytest.fixture
-def registries():
-    """As they were, for the tests that come after."""
-    kept = [(table, dict(table)) for table in (entries._REGISTRY, MAKERS)]
-    yield
-    for table, before in kept:
-        table.clear()
-        table.update(before)
-
-
-@pytest.mark.usefixtures("registries")
 def test_a_method_of_ones_own_is_taken_wherever_a_name_is(tmp_path, monkeypatch, capsys):
     (tmp_path / "my_own.py").write_text(
         "import bivallate as bv\n\n\n"

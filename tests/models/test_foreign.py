@@ -140,26 +140,21 @@ def test_a_registered_architecture_is_created_saved_and_described(tmp_path):
             Scaled(width, num_classes),
         )
 
-    try:
-        assert "for-this-test" in models.names()
-        model = models.create("for-this-test", num_classes=3, shape=SHAPE, width=6)
-        models.save(model, tmp_path)
-        x = torch.rand(2, *SHAPE)
-        assert torch.equal(models.load(tmp_path)(x), model(x))
-        assert models.describe("for-this-test")["summary"] == "Own: a test's."
-        assert model.spec == {
-            "name": "for-this-test",
-            "num_classes": 3,
-            "shape": [1, 8, 8],
-            "mean": None,
-            "std": None,
-            "activation": "relu",
-            "width": 6,
-        }
-    finally:
-        from bivallate.models import architectures
-
-        del architectures._registry["for-this-test"]
+    assert "for-this-test" in models.names()
+    model = models.create("for-this-test", num_classes=3, shape=SHAPE, width=6)
+    models.save(model, tmp_path)
+    x = torch.rand(2, *SHAPE)
+    assert torch.equal(models.load(tmp_path)(x), model(x))
+    assert models.describe("for-this-test")["summary"] == "Own: a test's."
+    assert model.spec == {
+        "name": "for-this-test",
+        "num_classes": 3,
+        "shape": [1, 8, 8],
+        "mean": None,
+        "std": None,
+        "activation": "relu",
+        "width": 6,
+    }
 
 
 def test_timm_that_is_not_installed_is_asked_for(monkeypatch):

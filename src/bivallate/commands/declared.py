@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -15,7 +16,7 @@ from typing import Any
 
 from bivallate.plugins import GROUP
 
-__all__ = ["Declared", "attacks", "methods"]
+__all__ = ["Declared", "attacks", "in_the_source", "methods"]
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,23 @@ class Declared:
 
 
 def methods() -> list[Declared]:
-    """All methods, by family and name. Those of installed projects are known by importing them only."""
-    if entry_points(group=GROUP):
+    """All methods, by family and name. Those of installed projects are known by importing them only, and
+    others only where the registry is loaded already."""
+    if entry_points(group=GROUP) or "bivallate.methods.entries" in sys.modules:
         from bivallate.methods.entries import registry
 
         found = [Declared(e.name, e.family, e.summary) for e in registry().values()]
     else:
-        found = [
-            Declared(given[0], named.get("family", "user"), _summary(function))
-            for given, named, function in _decorated("methods", "register")
-        ]
+        found = in_the_source()
     return sorted(found, key=lambda e: (e.family, e.name))
+
+
+def in_the_source() -> list[Declared]:
+    """The package's own methods."""
+    return [
+        Declared(given[0], named.get("family", "user"), _summary(function))
+        for given, named, function in _decorated("methods", "register")
+    ]
 
 
 def attacks() -> dict[str, str]:

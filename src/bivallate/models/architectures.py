@@ -55,7 +55,6 @@ def register(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn
         ...     return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], num_classes))
         >>> create("one-pixel", num_classes=3, shape=(1, 2, 2)).num_classes
         3
-        >>> _ = _registry.pop("one-pixel")  # only an example
     """
 
     def add(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:

@@ -1,0 +1,53 @@
+"""What a test, or an example in a docstring, registers under a name is gone after it."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+REGISTRIES: dict[tuple[str, str], Callable[[Any], Any]] = {
+    ("bivallate.parts", "_KINDS"): lambda part: part,
+    ("bivallate.methods.entries", "_REGISTRY"): lambda entry: entry.make,
+    ("bivallate.method", "MAKERS"): lambda make: make,
+    ("bivallate.models.architectures", "_registry"): lambda entry: entry.build,
+    ("bivallate.evaluation.attacks", "_FAMILIES"): lambda entry: entry[0],
+}
+"""Where a decorator enters what it decorates -> the class or function of an entry."""
+
+
+def tables() -> dict[tuple[str, str], dict[str, Any]]:
+    """The registries of the modules that are loaded: none is imported for this."""
+    return {
+        place: getattr(sys.modules[place[0]], place[1]) for place in REGISTRIES if place[0] in sys.modules
+    }
+
+
+def of_the_package(made: Any) -> bool:
+    """Whether a module of the package holds it, whose import during a test is for good."""
+    made = inspect.unwrap(made)
+    module = sys.modules.get(made.__module__) if made.__module__.startswith("bivallate.") else None
+    return inspect.unwrap(getattr(module, made.__name__, None)) is made  # pyright: ignore[reportArgumentType]
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Leaves the registries as they were: pytest-xdist may give a process any test next."""
+    before = {place: dict(table) for place, table in tables().items()}
+    yield
+    for place, table in tables().items():
+        known = before.get(place, {})
+        own = {n: e for n, e in table.items() if n not in known and of_the_package(REGISTRIES[place](e))}
+        table.clear()
+        table.update(known | own)
+
+
+@pytest.fixture(autouse=True)
+def registries() -> Iterator[None]:
+    """Every test and every example in a docstring runs within it."""
+    with restored():
+        yield

@@ -1,0 +1,52 @@
+"""What a test registers does not outlive it."""
+
+from __future__ import annotations
+
+from conftest import REGISTRIES, restored, tables
+
+import bivallate as bv
+from bivallate import models
+from bivallate.evaluation.attacks import Attack, family
+from bivallate.methods.entries import MAKERS, registry
+
+
+def names() -> list[set[str]]:
+    return [set(table) for table in tables().values()]
+
+
+def test_what_a_test_registers_is_gone_after_it() -> None:
+    registry()
+    before, at = names(), MAKERS["at"]
+    with restored():
+
+        @bv.part
+        class OfThisTest:
+            x: int = 1
+
+        @bv.register("of-this-test")
+        def method(threat):
+            return bv.methods.plain(threat)
+
+        bv.register("at")(method)
+
+        @models.register("of-this-test")
+        def network(num_classes, shape, activation): ...
+
+        @family("of-this-test", "of-this-test", "nothing")
+        def attack() -> Attack:
+            return Attack("of-this-test")
+
+        assert len(names()) == len(REGISTRIES)
+        assert all(len(now) == len(then) + 1 for now, then in zip(names(), before, strict=True))
+    assert names() == before
+    assert MAKERS["at"] is at
+
+
+def test_what_the_package_registers_while_a_test_runs_stays() -> None:
+    whole = {place: dict(table) for place, table in tables().items()}
+    for table in tables().values():
+        table.clear()
+    with restored():  # as if all was imported within
+        for place, table in tables().items():
+            table.update(whole[place])
+    assert {place: list(table) for place, table in tables().items()} == {p: list(t) for p, t in whole.items()}
