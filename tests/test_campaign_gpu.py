@@ -82,6 +82,17 @@ def test_the_papers_cells_come_first_and_speed_defines_nothing(tmp_path) -> None
         assert configure(fast.cell, 0).model.name == "preact-resnet18" or fast.table != "T-F1"
 
 
+@pytest.mark.parametrize("scale", ["cpu", "full"])
+def test_every_cell_is_planned_once_and_float32_means_all(scale, tmp_path) -> None:
+    given = ["--scale", scale, "--out", str(tmp_path)]
+    jobs = campaign_gpu.plan(campaign_gpu.arguments(given))
+    assert len({job.title for job in jobs}) == len(jobs)
+    assert {(job.table, job.cell.row) for job in jobs} >= {("T-F1", "FAST-BAT"), ("T-D1", "DONE-GD")}
+    plain = campaign_gpu.plan(campaign_gpu.arguments([*given, "--float32"]))
+    assert [job.title for job in plain] == [job.title for job in jobs]
+    assert not any(configure(job.cell, 0).amp for job in plain)
+
+
 def test_a_probe_is_made_once_a_machine(tmp_path, monkeypatch) -> None:
     job, asked, told = first(tmp_path), list[list[int]](), list[str]()
 
