@@ -1,0 +1,276 @@
+"""Is it right on a GPU? Those questions of `benchmarks/device_suite.py` that ask for agreement."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import bivallate as bv
+from benchmarks.device_suite import Place, Question, Row
+from bivallate.data import Dataset
+from bivallate.errors import UserError
+from bivallate.evaluation import evaluate
+from bivallate.evaluation.attacks import ensemble
+from bivallate.lower.apgd import APGD
+from bivallate.lower.fab import FAB
+from bivallate.lower.square import Square
+from bivallate.method import Method, facts_for
+from bivallate.methods.entries import create, registry
+from bivallate.run.config import Config, Flat
+from bivallate.run.progress import Progress
+from bivallate.step import train_step
+from bivallate.types import Batch, Clock, StepRecord
+
+EPS = 8 / 255
+SAME = 1e-8  # between a card and a processor in float64, in parameters after two steps
+COUNTED = ("at", "fast-bat", "done-adam", "fat", "at-l2", "yopo", "free-at", "bilaw")
+LAUNCHES = re.compile(r"cudaLaunchKernel|cuLaunchKernel|cudaLaunchKernelExC|cudaGraphLaunch")
+
+
+def synthetic(rows: int, side: int = 32, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """uint8 images (rows, 3, side, side) of ten classes that can be told apart within 8/255, and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(rows) % 10
+    coarse = torch.rand(10, 3, 4, 4, generator=torch.Generator().manual_seed(1)) - 0.5
+    shown = nn.functional.interpolate(coarse, (side, side), mode="bilinear")[y]
+    x = 0.5 + 0.7 * shown + 0.1 * torch.randn(shown.shape, generator=generator)
+    return (255 * x.clamp(0, 1)).round().to(torch.uint8), y
+
+
+def shown(points: int) -> tuple[Tensor, Tensor]:
+    """Images in [0, 1] that no network was trained on, and labels."""
+    x, y = synthetic(points, seed=3)
+    return x.float() / 255, y
+
+
+def dataset_of(rows: int, side: int = 32, held: int = 20) -> Dataset:
+    """A data set of synthetic images."""
+    return bv.data.load((synthetic(rows, side), synthetic(max(held, 20), side, seed=2)), validation=held)
+
+
+def method_of(name: str) -> Method:
+    """The method of the catalogue; `NAME-l2` within the customary L2 ball."""
+    plain = name.removesuffix("-l2")
+    return create(plain, bv.Linf(EPS) if plain == name else bv.L2(0.5))
+
+
+class Trial:
+    """A network and a method on one device, in one number format, on one minibatch."""
+
+    def __init__(self, name: str, device: str, dtype: torch.dtype = torch.float32) -> None:
+        x, y = synthetic(16, 16)
+        x, index = x.to(device, dtype) / 255, torch.arange(len(y), device=device)
+        meta = Batch(x[:8], y[:8].to(device), index[:8])
+        self.batch = Batch(x, y.to(device), index, meta=meta)
+        made = bv.models.create("preact-resnet18", num_classes=10, shape=(3, 16, 16), seed=0, width=1 / 16)
+        self.model = made.to(device, dtype).train()
+        self.method = method_of(name).bind(facts_for(self.model, x, 10))
+        self.optimizer = torch.optim.SGD(self.model.parameters(), 0.05, momentum=0.9)
+        self.steps = 0
+
+    def step(self) -> StepRecord:
+        """All replays of the minibatch, late in training, when every weighting has begun."""
+        record = None
+        for replay in range(self.method.replays):
+            clock = Clock(epoch=3, epochs=4, step=self.steps, steps=10, replay=replay)
+            record = train_step(self.model, self.optimizer, self.method, self.batch, clock)
+        assert record is not None
+        self.steps += 1
+        return record
+
+
+def methods(place: Place) -> Iterator[Row]:
+    """Every method makes two steps: finite in float32, and in float64 the processor's own."""
+    names = list(registry())[:4] if place.toy else list(registry())
+    finite, apart, failed = 0, dict[str, float](), dict[str, str]()
+    for name in names:
+        try:
+            trial = Trial(name, place.device)
+            finite += all(math.isfinite(trial.step().loss) for _ in range(2))
+            here, there = (Trial(name, device, torch.float64) for device in (place.device, "cpu"))
+            for trial in (here, there):
+                trial.step()
+                trial.step()
+            pairs = zip(here.model.parameters(), there.model.parameters(), strict=True)
+            apart[name] = max(float((a.detach().cpu() - b.detach()).abs().max()) for a, b in pairs)
+        except Exception as error:  # the other methods are tried all the same
+            failed[name] = f"{type(error).__name__}: {str(error)[:200]}"
+    yield Row("methods with finite losses", f"{finite} of {len(names)}", "all", finite == len(names), finite)
+    worst = max(apart, key=lambda name: apart[name], default="none")
+    most = apart.get(worst, math.nan)
+    told = f"at most {most:.1e} ({worst})"
+    yield Row("difference from the processor in float64", told, f"{SAME:g}", most <= SAME, most)
+    for name, text in failed.items():
+        yield Row(name, f"failed: {text}", met=False)
+    for name, value in apart.items():
+        if value > SAME:
+            yield Row(f"{name} differs by", f"{value:.1e}", number=value)
+
+
+def counts(place: Place) -> Iterator[Row]:
+    """Kernels that a step launches, and how often it makes the host wait."""
+    if not place.cuda:
+        yield Row("launches and waits", "need a CUDA device")
+        return
+    for name in COUNTED:
+        trial = Trial(name, place.device)
+        for _ in range(3):
+            trial.step()
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("warn")
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            trial.step()
+        torch.cuda.set_sync_debug_mode("default")
+        waits = sum("synchroniz" in str(warning.message) for warning in heard)
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as seen:
+            trial.step()
+            torch.cuda.synchronize()
+        launches = sum(event.count for event in seen.key_averages() if LAUNCHES.search(event.key))
+        waits_text = f"{waits} waits, {launches} launches ({trial.method.replays} replays)"
+        yield Row(name, waits_text, "at most 1 wait a replay", waits <= trial.method.replays, waits)
+
+
+class Killed(Progress):
+    """Ends the process as a power cut would, after so many minibatches."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def step(self, session: Any, record: StepRecord, lr: float) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def training(place: Place, name: str, out: Path, progress: Progress | None = None) -> None:
+    """Two epochs of a method with everything that keeps state: momentum, BatchNorm, an average."""
+    rows = 64 if place.toy else 512
+    name_of, options = ("tiny-cnn", {}) if place.toy else ("preact-resnet18", {"width": 0.25})
+    model = bv.models.create(name_of, num_classes=10, shape=(3, 32, 32), seed=0, **options)
+    settings: dict[str, Any] = {"device": place.device, "batch_size": 16 if place.toy else 64}
+    settings |= {"average": 0.9, "checkpoint_minutes": 1e-6, "rate": Flat()}
+    if any(field.name == "deterministic" for field in dataclasses.fields(Config)):
+        settings["deterministic"] = True
+    torch.use_deterministic_algorithms(True)
+    bv.train(
+        model,
+        dataset_of(rows),
+        method_of(name),
+        epochs=2,
+        out=out,
+        overwrite=True,
+        progress=progress or Progress(),
+        **settings,
+    )
+
+
+KILL = "import sys; from benchmarks.device_questions import *; kill_in(*sys.argv[1:])"
+
+
+def kill_in(device: str, size: str, name: str, out: str) -> None:
+    """What the process that is killed does."""
+    training(Place(device, size, math.inf, Path(out)), name, Path(out), Killed(4 if size == "toy" else 10))
+
+
+def resume(place: Place) -> Iterator[Row]:
+    """A training that is killed within its second epoch and resumed has the bits of one that was not."""
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        for name in ("at",) if place.toy else ("at", "free-at", "done-adam", "bilaw"):
+            whole, broken = (place.folder / f"resume-{name}-{kind}" for kind in ("whole", "killed"))
+            training(place, name, whole)
+            told = [sys.executable, "-c", KILL, place.device, place.size, name, str(broken)]
+            status = subprocess.run(told, stderr=subprocess.DEVNULL, timeout=max(place.left(), 1)).returncode
+            if status != -signal.SIGKILL:
+                yield Row(name, f"failed: the training to be killed ended with status {status}", met=False)
+                continue
+            bv.resume(broken, dataset=dataset_of(64 if place.toy else 512))
+            same = [
+                (whole / file).read_bytes() == (broken / file).read_bytes()
+                for file in ("model.safetensors", "ema.safetensors")
+            ]
+            yield Row(
+                f"{name}, killed and resumed", "same bits" if all(same) else "other bits", "same", all(same)
+            )
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def trained(place: Place, model: str, steps: int) -> nn.Module:
+    """A network that knows these classes."""
+    x, y = synthetic(2048)
+    x, y = x.to(place.device), y.to(place.device)
+    network = bv.models.create(model, num_classes=10, shape=(3, 32, 32), seed=0).to(place.device).train()
+    bound = method_of("plain").bind(facts_for(network, x[:1].float(), 10))
+    optimizer = torch.optim.SGD(network.parameters(), 0.02, momentum=0.9)
+    for step in range(steps):
+        rows = torch.arange(128, device=place.device) + 128 * (step % 16)
+        batch = Batch(x[rows].float() / 255, y[rows], rows)
+        train_step(network, optimizer, bound, batch, Clock(step=step, steps=steps))
+    return network.eval()
+
+
+def radius(model: nn.Module, x: Tensor, y: Tensor, share: float) -> bv.Linf:
+    """The ball within which about that share of the points withstands a short attack."""
+    tried = [bv.Linf(eps / 255) for eps in (0.5, 1, 2, 4, 8, 12, 16, 24)]
+    return min(tried, key=lambda ball: abs(evaluate(model, (x, y), ball, "pgd-10").robust_accuracy - share))
+
+
+def verdicts(place: Place) -> Iterator[Row]:
+    """AutoAttack's verdicts on the card are the processor's."""
+    points = 16 if place.toy else 200
+    model = trained(place, "tiny-cnn" if place.toy else "small-cnn", 30 if place.toy else 60)
+    x, y = shown(points)
+    short = ensemble("autoattack-short", APGD(20), FAB(10), Square(100), targets=2)
+    attack = short if place.toy else ensemble("autoattack-500", random_search=Square(500))
+    threat = radius(model, x, y, 0.6)
+    here = evaluate(model, (x, y), threat, attack)
+    there = evaluate(copy.deepcopy(model).cpu(), (x, y), threat, attack)
+    same = int((here.robust == there.robust).sum())
+    told = f"{same} of {points} ({here.robust_accuracy:.1%} here, {there.robust_accuracy:.1%} there)"
+    yield Row("verdicts that agree", told, "all", same == points, same)
+    told = f"{here.clean_accuracy:.1%} clean, eps {255 * threat.eps:g}/255, {here.seconds:.0f} s here"
+    yield Row("of " + ", ".join(here.stage_names), told)
+
+
+def room(place: Place) -> Iterator[Row]:
+    """What a training says whose minibatch does not fit, and whether validation fits where training does."""
+    if not place.cuda:
+        yield Row("too little memory", "needs a CUDA device")
+        return
+    whole = torch.cuda.get_device_properties(place.device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 6 * 2**30 / whole))
+    data = dataset_of(1024, 64)
+    try:
+        bv.train("resnet18", data, method_of("at"), epochs=1, device=place.device, batch_size=1024)
+        yield Row("a minibatch that does not fit", "it did fit in 6 GiB")
+    except UserError as error:
+        yield Row("a minibatch that does not fit", str(error)[:300], "says which would", "fits" in str(error))
+    torch.cuda.empty_cache()
+    data = dataset_of(600, 224, held=512)
+    run = bv.train("resnet18", data, method_of("at"), epochs=1, device=place.device, batch_size=16)
+    yield Row("validation at 224 pixels in 6 GiB", f"done: {run.history[0]['robust']:.1%}", "fits", True)
+
+
+QUESTIONS = (
+    Question("methods", 100, methods),
+    Question("resume", 90, resume),
+    Question("verdicts", 60, verdicts),
+    Question("counts", 40, counts),
+    Question("room", 45, room),
+)

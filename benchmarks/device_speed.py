@@ -1,0 +1,246 @@
+"""How fast is it on a GPU? The questions of `benchmarks/device_suite.py` that are answered in seconds."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import bivallate as bv
+from benchmarks.device_questions import EPS, dataset_of, method_of, radius, shown, synthetic, trained
+from benchmarks.device_suite import Place, Question, Row
+from bivallate.evaluation import evaluate
+from bivallate.lower.modes import attacking, frozen
+from bivallate.method import facts_for
+from bivallate.run.config import Config
+from bivallate.run.progress import Progress
+from bivallate.run.session import Session
+from bivallate.run.trainer import Trainer
+from bivallate.step import train_step
+from bivallate.types import Batch, Clock
+
+FORMATS = ("float32", "tf32", "bf16")
+PER_EPOCH = 391  # minibatches of 128 in 50,000 images
+MINUTES = {"at": (60, 12.0), "fast-bat": (20, 3.0)}  # epochs, and the minutes that they may take
+
+
+@contextmanager
+def arithmetic(model: nn.Module, name: str) -> Iterator[None]:
+    """The number format of a straight loop and of the package alike."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+    model.autocast_dtype = torch.bfloat16 if name == "bf16" else None  # pyright: ignore
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def seconds_of(work: Callable[[], object], place: Place, times: int = 12, warm: int = 3) -> float:
+    """Median of a call, the device idle before and after."""
+    found = []
+    for k in range(warm + times):
+        if place.cuda:
+            torch.cuda.synchronize()
+        begun = time.perf_counter()
+        work()
+        if place.cuda:
+            torch.cuda.synchronize()
+        if k >= warm:
+            found.append(time.perf_counter() - begun)
+    return statistics.median(found)
+
+
+class Bench:
+    """AT PGD-10 on PreActResNet-18, by the package and by a straight loop, on one minibatch."""
+
+    def __init__(self, place: Place, *, channels_last: bool = False) -> None:
+        self.place, rows = place, 16 if place.toy else 128
+        x, y = synthetic(rows)
+        self.x, self.y = x.to(place.device).float() / 255, y.to(place.device)
+        name = "tiny-cnn" if place.toy else "preact-resnet18"
+        self.model = (
+            bv.models.create(name, num_classes=10, shape=(3, 32, 32), seed=0).to(place.device).train()
+        )
+        if channels_last:
+            self.model.to(memory_format=torch.channels_last)  # pyright: ignore
+        self.method = method_of("at").bind(facts_for(self.model, self.x, 10))
+        self.steps, self.size = (10, EPS / 4)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), 1e-3, momentum=0.9, weight_decay=5e-4)
+        self.batch = Batch(self.x, self.y, torch.arange(rows, device=place.device))
+
+    def ours(self, model: nn.Module | None = None) -> None:
+        """One step of the package."""
+        train_step(self.model if model is None else model, self.optimizer, self.method, self.batch, Clock())
+
+    def logits(self, x: Tensor, model: nn.Module | None = None) -> Tensor:
+        """With the mixed precision that `arithmetic` has set."""
+        dtype = self.model.autocast_dtype
+        with torch.autocast(x.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            return (self.model if model is None else model)(x).float()
+
+    def attack(self, delta: Tensor, model: nn.Module | None = None) -> Tensor:
+        """PGD from delta, in eval mode, nothing but the arithmetic."""
+        low, high = (-self.x).clamp(min=-EPS), (1 - self.x).clamp(max=EPS)
+        for _ in range(self.steps):
+            point = delta.detach().requires_grad_()
+            loss = F.cross_entropy(self.logits(self.x + point, model), self.y, reduction="sum")
+            (grad,) = torch.autograd.grad(loss, point)
+            delta = torch.minimum(torch.maximum(delta + self.size * grad.sign(), low), high)
+        return delta
+
+    def descend(self, delta: Tensor, model: nn.Module | None = None) -> None:
+        """The outer step."""
+        F.cross_entropy(self.logits(self.x + delta, model), self.y).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def straight(self, model: nn.Module | None = None) -> None:
+        """One step of the loop that one would write by hand."""
+        start = torch.empty_like(self.x).uniform_(-EPS, EPS)
+        with attacking(self.model, "eval"), frozen(self.model):
+            delta = self.attack(start, model)
+        self.descend(delta, model)
+
+    def graphed(self) -> Callable[[], None]:
+        """The straight loop whose attack is one CUDA graph."""
+        start, stream = torch.empty_like(self.x).uniform_(-EPS, EPS), torch.cuda.Stream()
+        with attacking(self.model, "eval"), frozen(self.model):
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    self.attack(start)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                found = self.attack(start)
+
+        def step() -> None:
+            start.uniform_(-EPS, EPS)
+            graph.replay()
+            self.descend(found)
+
+        return step
+
+
+def ratios(place: Place) -> Iterator[Row]:
+    """Ours over a straight loop, by number format and memory layout."""
+    for channels_last in (False, True):
+        layout = "channels last" if channels_last else "as usual"
+        for name in FORMATS if place.cuda else ("float32",):
+            bench = Bench(place, channels_last=channels_last)
+            with arithmetic(bench.model, name):
+                ours, straight = (seconds_of(work, place) for work in (bench.ours, bench.straight))
+            told = f"{1e3 * ours:.1f} ms, straight {1e3 * straight:.1f} ms: {ours / straight:.2f}"
+            yield Row(f"AT step, {name}, {layout}", told, "1.05", ours <= 1.05 * straight, ours / straight)
+
+
+def graphs(place: Place) -> Iterator[Row]:
+    """What a captured attack would gain on the straight loop."""
+    if not place.cuda:
+        yield Row("CUDA graphs", "need a CUDA device")
+        return
+    for name in FORMATS:
+        bench = Bench(place, channels_last=name == "bf16")
+        with arithmetic(bench.model, name):
+            straight = seconds_of(bench.straight, place)
+            graphed = seconds_of(bench.graphed(), place)
+        told = f"{1e3 * graphed:.1f} ms, without {1e3 * straight:.1f} ms: {graphed / straight:.2f}"
+        yield Row(f"straight loop, graph of the attack, {name}", told, number=graphed / straight)
+
+
+def compiled(place: Place) -> Iterator[Row]:
+    """The same steps with torch.compile, and how long it takes to begin."""
+    for name in ("tf32", "bf16") if place.cuda else ("float32",):
+        bench = Bench(place, channels_last=name == "bf16")
+        with arithmetic(bench.model, name):
+            plain = seconds_of(bench.ours, place)
+            model = torch.compile(bench.model, backend="aot_eager" if place.toy else "inductor")
+            begun = time.perf_counter()
+            bench.straight(model)  # pyright: ignore[reportArgumentType]
+            wait = time.perf_counter() - begun
+            straight = seconds_of(lambda b=bench, m=model: b.straight(m), place)  # pyright: ignore
+            yield Row(f"straight loop, compiled, {name}", f"{1e3 * straight:.1f} ms, first {wait:.0f} s")
+            ours = seconds_of(lambda b=bench, m=model: b.ours(m), place)  # pyright: ignore
+            told = f"{1e3 * ours:.1f} ms, without {1e3 * plain:.1f} ms: {ours / plain:.2f}"
+            yield Row(f"ours, compiled, {name}", told, number=ours / plain)
+
+
+def configured(place: Place, name: str, precision: str) -> Config:
+    """A training as a user would have it, in one number format."""
+    config = Config(method_of(name), device=place.device, batch_size=16 if place.toy else 128, epochs=30)
+    if precision == "bf16":
+        config = config.set("channels_last", "true")
+    return config.set("amp", "true" if precision == "bf16" else "false")
+
+
+def epochs(place: Place) -> Iterator[Row]:
+    """Seconds an epoch of the training loop, from some fifty minibatches, and the memory that it takes."""
+    rows, steps = (256, 4) if place.toy else (20_000, 50)
+    data = dataset_of(rows)
+    for name, network in (("at", "resnet18"), ("fast-bat", "preact-resnet18"), ("done-adam", "resnet18")):
+        for precision in FORMATS if place.cuda else ("float32",):
+            if place.cuda:
+                torch.cuda.reset_peak_memory_stats()
+            model = bv.models.create("tiny-cnn" if place.toy else network, num_classes=10, shape=data.shape)
+            session = Session(configured(place, name, precision), data, model)
+            session.model.train()
+            trainer = Trainer(session, None, Progress())
+            with arithmetic(session.model, precision):
+                each = _paced(trainer, steps, place)
+            peak = torch.cuda.max_memory_allocated() / 2**30 if place.cuda else 0.0
+            whole, goal, met = PER_EPOCH * each, "", None
+            if name in MINUTES:
+                number, limit = MINUTES[name]
+                goal, met = f"{number} epochs in {limit:g} min", number * whole / 60 <= limit
+                told = f"{whole:.1f} s an epoch ({number * whole / 60:.1f} min), {peak:.1f} GiB"
+            else:
+                told = f"{whole:.1f} s an epoch, {peak:.1f} GiB"
+            yield Row(f"{name} on {network}, {precision}", told, goal, met, whole)
+
+
+def _paced(trainer: Trainer, steps: int, place: Place) -> float:
+    """Seconds a minibatch of the real loop, after ten that warm up."""
+    warm, begun, done = steps // 5, 0.0, 0
+    for batch in trainer.session.batches.epoch(0, 0):
+        if done == warm:
+            if place.cuda:
+                torch.cuda.synchronize()
+            begun = time.perf_counter()
+        trainer._minibatch(batch)
+        trainer.session.step += 1
+        done += 1
+        if done == warm + steps:
+            break
+    if place.cuda:
+        torch.cuda.synchronize()
+    return (time.perf_counter() - begun) / (done - warm)
+
+
+def autoattack(place: Place) -> Iterator[Row]:
+    """Images a second of the standard ensemble on ResNet-18, most of which withstand it to its end."""
+    points = 8 if place.toy else 64
+    model = trained(place, "tiny-cnn" if place.toy else "resnet18", 30 if place.toy else 100)
+    x, y = shown(points)
+    threat = radius(model, x, y, 0.8)
+    for attack in ("pgd-20", "apgd-ce-5" if place.toy else "autoattack"):
+        score = evaluate(model, (x, y), threat, attack)
+        passes = points * (score.passes["forward"] + score.passes["backward"])
+        told = (
+            f"{points / score.seconds:.2f} images a second, {passes / score.seconds:.0f} passes a second "
+            f"({score.robust_accuracy:.1%} of {points} robust in {255 * threat.eps:g}/255)"
+        )
+        yield Row(attack, told, number=points / score.seconds)
+
+
+QUESTIONS = (
+    Question("ratios", 60, ratios),
+    Question("epochs", 110, epochs),
+    Question("graphs", 40, graphs),
+    Question("autoattack", 110, autoattack),
+    Question("compiled", 80, compiled),
+)

@@ -1,0 +1,216 @@
+"""What this project does on a GPU, in under ten minutes: does it compute, is it exact, how fast is it.
+
+    PYTHONPATH=src python -m benchmarks.device_suite --out device.json [--only ratios epochs] [--minutes 9]
+
+Each question is a process of its own with a budget of time: what fails or takes too long is a row of the
+table, and the rest goes on. The table is printed last. All data are synthetic. `--device cpu --size toy`
+tests the path in a minute. The questions are in `benchmarks/device_questions.py` (is it right?) and
+`benchmarks/device_speed.py` (how fast is it?).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+REPEATABLE = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # what deterministic matrix products ask of CUDA
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        what: was measured. value: as text. goal: in words, or empty. met: whether it was; None without goal.
+        number: the value for programs.
+    """
+
+    what: str
+    value: str
+    goal: str = ""
+    met: bool | None = None
+    number: float | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how large: the device, and the size of what is measured.
+
+    Attributes:
+        size: "full" or "toy". until: of `time.time`, when the budget is spent. folder: for what is written.
+    """
+
+    device: str
+    size: str
+    until: float
+    folder: Path
+
+    @property
+    def toy(self) -> bool:
+        """Whether only the path is tested."""
+        return self.size == "toy"
+
+    @property
+    def cuda(self) -> bool:
+        """Whether there is a card to ask."""
+        return self.device.startswith("cuda")
+
+    def left(self) -> float:
+        """Seconds."""
+        return self.until - time.time()
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question, the seconds that its answer may take, and its answer."""
+
+    name: str
+    seconds: float
+    answer: Callable[[Place], Iterator[Row]]
+
+
+def questions() -> dict[str, Question]:
+    """By name, in the order in which they are asked."""
+    from benchmarks import device_questions, device_speed
+
+    every = (*device_questions.QUESTIONS, *device_speed.QUESTIONS)
+    return {question.name: question for question in every}
+
+
+def answer(question: Question, place: Place, put: Callable[[Row], object]) -> None:
+    """Hands on every row of an answer; an error is one more."""
+    try:
+        for row in question.answer(place):
+            put(row)
+    except Exception as error:  # whatever it is, the other questions are asked all the same
+        traceback.print_exc()
+        put(Row(question.name, f"failed: {type(error).__name__}: {str(error)[:300]}", met=False))
+
+
+def asked_apart(question: Question, chosen: argparse.Namespace, seconds: float) -> list[Row]:
+    """The rows of a question that a process of its own answers, as many as it has in that time."""
+    rows, command = chosen.folder / f"{question.name}.rows", [sys.executable, "-m", "benchmarks.device_suite"]
+    command += ["--device", chosen.device, "--size", chosen.size, "--folder", str(chosen.folder)]
+    command += ["--seconds", str(seconds), "--answer", question.name]
+    rows.unlink(missing_ok=True)
+    process = subprocess.Popen(command, env={**os.environ, **REPEATABLE})
+    try:
+        status, late = process.wait(seconds), False
+    except subprocess.TimeoutExpired:
+        process.kill()
+        status, late = process.wait(), True
+    lines = rows.read_text(encoding="utf-8").splitlines() if rows.exists() else []
+    found = [Row(**json.loads(line)) for line in lines]
+    if late:
+        found.append(Row(question.name, f"stopped: not done in {seconds:.0f} s", met=False))
+    elif status:
+        found.append(Row(question.name, f"failed: its process ended with status {status}", met=False))
+    return found
+
+
+def ask(chosen: argparse.Namespace) -> dict[str, list[Row]]:
+    """All that was chosen, each within its budget and all within the time."""
+    until = time.time() + 60 * chosen.minutes
+    known, found = questions(), dict[str, list[Row]]()
+    for name in chosen.only or known:
+        seconds = min(known[name].seconds * chosen.patience, until - time.time())
+        if seconds < 5:
+            found[name] = [Row(name, "not run: the time was up", met=False)]
+            continue
+        begun = time.time()
+        if chosen.here:
+            found[name] = []
+            place = Place(chosen.device, chosen.size, begun + seconds, chosen.folder)
+            answer(known[name], place, found[name].append)
+        else:
+            found[name] = asked_apart(known[name], chosen, seconds)
+        found[name].append(Row("seconds", f"{time.time() - begun:.0f}", number=time.time() - begun))
+        write(chosen, found)
+    return found
+
+
+def write(chosen: argparse.Namespace, found: dict[str, list[Row]]) -> None:
+    """The rows so far, with card and commit."""
+    entry = {"machine": described(chosen.device), "commit": chosen.commit, "size": chosen.size}
+    entry["rows"] = {name: [asdict(row) for row in rows] for name, rows in found.items()}
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    chosen.out.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
+
+
+def described(device: str) -> dict[str, Any]:
+    """Card and versions."""
+    import torch
+
+    from bivallate.reproduce.machine import machine
+
+    known = machine(device, 0)
+    if known["device"] == "cuda":
+        known |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return known
+
+
+def table(found: dict[str, list[Row]]) -> str:
+    """Markdown."""
+    lines = ["| question | what | answer | goal |", "| --- | --- | --- | --- |"]
+    for name, rows in found.items():
+        for row in rows:
+            mark = "" if row.met is None else (" (met)" if row.met else " (NOT met)")
+            lines.append(f"| {name} | {row.what} | {row.value} | {row.goal}{mark} |")
+    return "\n".join(lines)
+
+
+def main(given: list[str] | None = None) -> int:
+    """Exit status: 0 when every question was answered, whatever the answers are; else 1."""
+    chosen = arguments(given)
+    chosen.folder.mkdir(parents=True, exist_ok=True)
+    if chosen.answer:
+        place = Place(chosen.device, chosen.size, time.time() + chosen.seconds, chosen.folder)
+        with (chosen.folder / f"{chosen.answer}.rows").open("a", encoding="utf-8") as file:
+
+            def put(row: Row) -> None:
+                file.write(json.dumps(asdict(row)) + "\n")
+                file.flush()
+                print(f"{chosen.answer}: {row.what}: {row.value}", file=sys.stderr, flush=True)
+
+            answer(questions()[chosen.answer], place, put)
+        return 0
+    found = ask(chosen)
+    machine = described(chosen.device)
+    print(f"\n{machine['gpu'] or machine['processor']}, torch {machine['torch']}, commit {chosen.commit}\n")
+    print(table(found))
+    unanswered = ("failed", "stopped", "not run")
+    return int(any(row.value.startswith(unanswered) for rows in found.values() for row in rows))
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    """From the command line."""
+    from bivallate.run.origin import commit
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--size", default="full", choices=("full", "toy"))
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(questions()))
+    parser.add_argument("--minutes", type=float, default=9.0, help="for all questions together")
+    parser.add_argument("--patience", type=float, default=1.0, help="factor of each question's budget")
+    parser.add_argument("--out", type=Path, default=Path("results") / "device.json")
+    parser.add_argument("--folder", type=Path, default=Path("runs") / "device", help="for runs and rows")
+    parser.add_argument("--commit", default=str(commit().get("id", ""))[:9], help="where git does not tell")
+    parser.add_argument("--here", action="store_true", help="in this process, without limits")
+    parser.add_argument("--answer", choices=list(questions()), help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=60.0, help=argparse.SUPPRESS)
+    return parser.parse_args(given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
