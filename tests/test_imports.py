@@ -19,6 +19,7 @@ LAYERS = [
     {"schema"},
     {"plugins", "processes"},
     {"files", "parts"},
+    {"from_text"},
     {"style"},
     {"types", "sealed", "roles"},
     {"noise", "schedule", "collective"},
@@ -242,11 +243,8 @@ def test_a_class_name_stands_once() -> None:
 
 
 LONG = {
-    "parts.py",
-    "commands/lists.py",
     "commands/audit.py: audit",
     "commands/curve_and_distances.py: distances",
-    "commands/lists.py: datasets",
     "commands/reproduce.py: reproduce",
     "commands/train.py: train",
     "commands/transfer.py: transfer",

@@ -15,9 +15,9 @@ from bivallate.data.columns import _no_column
 from bivallate.data.label_table import LabelTable
 from bivallate.errors import UserError, unknown
 from bivallate.evaluation.preflight import preflight
+from bivallate.from_text import override
 from bivallate.methods.entries import create
 from bivallate.models.robustbench import _unwrapped
-from bivallate.parts import override
 from bivallate.quoting import coded
 from bivallate.run.recipes.published import recipe_for
 from bivallate.style import figure, whole_ticks

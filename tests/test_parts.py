@@ -5,15 +5,34 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from bivallate import KLDRO, L2, PGD, Barrier, LastStep, Linf, Method, UserError, methods, part
+import bivallate
+from bivallate import (
+    KLDRO,
+    L2,
+    PGD,
+    Barrier,
+    Equal,
+    LastStep,
+    Linf,
+    Method,
+    UserError,
+    Weighting,
+    methods,
+    part,
+)
+from bivallate.commands.settings import own_parameters
+from bivallate.from_text import override, parse_number, read
 from bivallate.lower.pgd import Adam
 from bivallate.lower.start import Zero
 from bivallate.methods.entries import registry
-from bivallate.parts import decode, encode, override, parse_number
-from bivallate.schedule import Constant, Milestones
+from bivallate.parts import decode, encode
+from bivallate.run.config import Config
+from bivallate.schedule import Constant, Milestones, Schedule
 
 METHOD = methods.done_adam(Linf(8 / 255))
 
@@ -108,6 +127,76 @@ def test_override(path, text, value) -> None:
 def test_bad_overrides(path, text, hint) -> None:
     with pytest.raises(UserError, match=hint):
         override(METHOD, path, text)
+
+
+READ = [
+    ("20", int, 1, 20),
+    ("8/255", float, 1.0, 8 / 255),
+    ("3", float, 6, 3.0),
+    ("inf", float, 1.0, math.inf),
+    ("none", float | None, 1.0, None),
+    ("7", int | None, None, 7),
+    ("True", bool, False, True),
+    ("auto", bool | Literal["auto"], True, "auto"),
+    ("false", bool | Literal["auto"], "auto", False),
+    ("1, 2", tuple[int, ...], (), (1, 2)),
+    ("none", tuple[int, ...], (3,), ()),
+    ("", tuple[float, ...], (3.0,), ()),
+    ("1,yes", tuple[int, str], (0, ""), (1, "yes")),
+    ("Linear", str, "digits", "Linear"),
+    ("none", str, "x", "none"),
+    ("Equal", Weighting, KLDRO(), Equal()),
+    ("0.5", float | Schedule, Milestones((1.0, 2.0), (0.5,)), 0.5),
+    ("0.5", None, Milestones((1.0, 2.0), (0.5,)), 0.5),
+    ("0.5", Schedule, Milestones((1.0, 2.0), (0.5,)), 0.5),
+    ("5", None, 2, 5),
+    ("none", None, 2, None),
+    ("1/4,2", None, (1.0,), (0.25, 2.0)),
+    ("yes", None, "x", "yes"),
+    ("3", None, None, 3),
+    ("1e-3", None, None, 1e-3),
+    ("token", None, None, "token"),
+]
+
+
+@pytest.mark.parametrize(("text", "hint", "current", "value"), READ)
+def test_text_is_read_as_the_hint_asks_and_else_as_what_stands_there(text, hint, current, value) -> None:
+    found = read(text, hint, "here", current)
+    assert (found, type(found)) == (value, type(value))
+
+
+NOT_READ = [
+    ("2.5", int, 1, "whole number"),
+    ("inf", int, 1, "whole number"),
+    ("nan", float, 1.0, "number"),
+    ("none", float, 1.0, "number"),
+    ("yes", bool, True, "true or false"),
+    ("yes", bool | Literal["auto"], True, "true or false or auto"),
+    ("1,x", tuple[int, ...], (), "number"),
+    ("1", tuple[int, str], (0, ""), "2 values"),
+    ("Equall", Weighting, KLDRO(), "did you mean 'Equal'"),
+    ("PGD", float | Schedule, 1.0, "needs values of its own"),
+    ("x", None, 2, "number"),
+]
+
+
+@pytest.mark.parametrize(("text", "hint", "current", "message"), NOT_READ)
+def test_text_that_does_not_fit_is_refused(text, hint, current, message) -> None:
+    with pytest.raises(UserError, match=rf"here.*{message}|{message}.*here"):
+        read(text, hint, "here", current)
+
+
+def test_a_parameter_a_field_and_an_option_are_read_alike() -> None:
+    known, rest = own_parameters("at", [("steps", "7"), ("step_size", "1/4"), ("solver.steps", "7")])
+    assert (known, rest) == ({"steps": 7, "step_size": 0.25}, [("solver.steps", "7")])
+    config = Config(methods.at(Linf(0.1))).set("solver.steps", "7").set("model.options.size", "7")
+    assert config.method.solver.steps == config.model.chosen()["size"] == 7
+
+
+def test_text_is_taken_apart_in_one_place() -> None:
+    root = Path(bivallate.__file__).parent
+    found = {p.name for p in root.rglob("*.py") if 'partition("=")' in p.read_text()}
+    assert found == {"from_text.py"}
 
 
 def test_a_part_can_be_exchanged_by_its_name() -> None:

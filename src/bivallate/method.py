@@ -13,12 +13,13 @@ from torch import nn
 from bivallate import plugins
 from bivallate.coupling.implicit import Coupling, detached
 from bivallate.errors import UserError, unknown
+from bivallate.from_text import override
 from bivallate.lower.modes import AttackMode
 from bivallate.lower.objective import cross_entropy
 from bivallate.lower.problem import Objective
 from bivallate.lower.solver import Solver
 from bivallate.lower.threat import L2, Linf
-from bivallate.parts import decode, encode, override, part, rebased, written
+from bivallate.parts import decode, encode, part, rebased, written
 from bivallate.roles import Role
 from bivallate.types import Facts
 from bivallate.upper.loss import Loss, adversarial

@@ -12,8 +12,6 @@ import importlib
 import math
 import os
 import sys
-import types
-import typing
 from typing import Any, dataclass_transform
 
 from bivallate import plugins
@@ -22,22 +20,6 @@ from bivallate.schema import check_fields
 
 _KINDS: dict[str, type] = {}
 NONE = "@none"  # TOML has no null
-
-
-def parse_number(text: str | float, what: str = "eps") -> float:
-    """A float from `0.03`, `8/255` or a number; `what` names the value in the error.
-
-    Example:
-        >>> round(parse_number("8/255"), 4)
-        0.0314
-    """
-    if isinstance(text, int | float):
-        return float(text)
-    try:
-        numerator, _, denominator = text.partition("/")
-        return float(numerator) / float(denominator) if denominator else float(numerator)
-    except (ValueError, ZeroDivisionError):
-        raise UserError(f"{what} must be a number such as 0.03 or 8/255, got {text!r}") from None
 
 
 @dataclass_transform(frozen_default=True)
@@ -238,78 +220,21 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def override(value: Any, path: str, text: Any) -> Any:
-    """A copy of a part with one field, named by a dotted path, changed: `override(method, "solver.steps",
-    "20")`.
-
-    Text is read as the field's type asks: numbers may be written as 8/255, booleans as true or false, and a
-    part by its kind (`coupling=Detached`). Raises UserError for an unknown path or a value that does not fit.
-    """
-    name, _, rest = path.partition(".")
-    known = written(type(value))
-    if name not in known:
-        raise unknown(f"part or field of {type(value).__name__}", name, known)
-    current = getattr(value, name)
-    if rest:
-        if not dataclasses.is_dataclass(current):
-            raise UserError(f"{name} of {type(value).__name__} is {current!r}, which has no field {rest!r}")
-        new = override(current, rest, text)
-    else:
-        new = _read(text, current, f"{type(value).__name__}.{name}", _annotation(type(value), name))
-    return dataclasses.replace(value, **{name: new})
-
-
-def _annotation(cls: type, name: str) -> set[type | str]:
-    """The types that a field may have, and the words."""
-    try:
-        hint = typing.get_type_hints(cls)[name]
-    except Exception:  # a user's part may annotate with names that only a type checker sees
-        return set()
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_args(hint) else (hint,)
-    words = {w for o in options if typing.get_origin(o) is typing.Literal for w in typing.get_args(o)}
-    return {o for o in options if isinstance(o, type)} | words
-
-
-def _read(text: Any, current: Any, where: str, options: set[type | str]) -> Any:
-    if not isinstance(text, str) or text in options:
-        return text
+def part_named(text: str, where: str) -> Any:
+    """The part of that kind with its defaults, or None where no kind is called so. Raises UserError for one
+    that needs values of its own."""
     if text.isidentifier() and text not in _KINDS:
         _load_own()
-    if text in _KINDS:
-        try:
-            return _KINDS[text]()
-        except TypeError as error:
-            raise UserError(f"{where}={text} needs values of its own: {error}") from None
-    if isinstance(current, bool) or (isinstance(current, str) and bool in options):
-        if text.lower() in ("true", "false"):
-            return text.lower() == "true"
-        words = "".join(f" or {word}" for word in options if isinstance(word, str))
-        raise UserError(f"{where} must be true or false{words}, got {text!r}")
-    if isinstance(current, int) and float not in options:
-        number = parse_number(text, where)
-        if not math.isfinite(number) or number != int(number):
-            raise UserError(f"{where} must be a whole number, got {text!r}")
-        return int(number)
-    if isinstance(current, float | int) or (current is None and float in options):
-        if current is None and text == "none":
-            return None
-        number = parse_number(text, where)
-        if math.isnan(number):
-            raise UserError(f"{where} must be a number, got {text!r}")
-        return number
-    if isinstance(current, tuple):
-        like = current[0] if current else (0 if options == {int} else 0.0)
-        items = [] if text in ("", "none") and float not in options else text.split(",")
-        return tuple(_read(item.strip(), like, where, set()) for item in items)
-    if dataclasses.is_dataclass(current):
-        if type(current).__name__ in ("Constant", "Milestones", "Linear"):
-            return parse_number(text, where)
-        raise unknown(f"part for {where}", text, _fitting(options))
-    return text
+    if text not in _KINDS:
+        return None
+    try:
+        return _KINDS[text]()
+    except TypeError as error:
+        raise UserError(f"{where}={text} needs values of its own: {error}") from None
 
 
-def _fitting(options: set[type | str]) -> list[str]:
+def fitting(hints: list[Any]) -> list[str]:
     """The parts that a field of these types takes; all of them where it is a protocol, which none derives
     from."""
-    roles = tuple(o for o in options if isinstance(o, type) and not getattr(o, "_is_protocol", False))
+    roles = tuple(h for h in hints if isinstance(h, type) and not getattr(h, "_is_protocol", False))
     return [name for name, kind in _KINDS.items() if issubclass(kind, roles)] or list(_KINDS)

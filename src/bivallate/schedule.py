@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from bivallate.errors import UserError, check_range
+from bivallate.from_text import parse_number
 from bivallate.parts import part
 from bivallate.types import Clock
 
@@ -14,9 +15,14 @@ class Schedule(Protocol):
 
     def __call__(self, clock: Clock) -> float: ...
 
+    @staticmethod
+    def from_text(text: str, where: str) -> float:
+        """A number, which is the same at all times."""
+        return parse_number(text, where)
+
 
 @part
-class Constant:
+class Constant(Schedule):
     """The same value always."""
 
     value: float
@@ -26,7 +32,7 @@ class Constant:
 
 
 @part
-class Milestones:
+class Milestones(Schedule):
     """values[k] from the epoch at which the k-th milestone, a fraction of all epochs, is reached; values[0]
     before.
 
@@ -57,7 +63,7 @@ class Milestones:
 
 
 @part
-class Linear:
+class Linear(Schedule):
     """From `start` at epoch 0 to `end` at the fraction `until` of all epochs, by whole epochs, constant
     afterwards."""
 

@@ -11,7 +11,7 @@ import torch
 import bivallate as bv
 from bivallate.cli import run
 from bivallate.errors import check_device, unknown
-from bivallate.parts import override
+from bivallate.from_text import override
 
 SHORT = ["--batch-size", "100", "--model", "linear", "--set", "validation.steps=1", "--epochs", "1"]
 

@@ -116,7 +116,7 @@ COMMANDS = {
     "methods": Command("lists:methods", "[NAME] [OPTIONS]", ("methods", "methods fast-bat")),
     "models": Command("lists:models", "[NAME] [OPTIONS]", ("models", "models resnet18")),
     "datasets": Command(
-        "lists:datasets",
+        "datasets:datasets",
         "[NAME] [OPTIONS]",
         ("datasets", "datasets digits --sheet digits.png", "datasets photos/ --set data.size=64"),
     ),

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from bivallate.commands.settings import named, own_parameters, pair
+from bivallate.commands.settings import named, own_parameters
 from bivallate.data import Dataset
 from bivallate.data import registry as data_sets
 from bivallate.errors import UserError
+from bivallate.from_text import pair
 from bivallate.lower.threat import threat
 from bivallate.methods.entries import create
 from bivallate.models import Classifier

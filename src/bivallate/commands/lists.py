@@ -1,20 +1,15 @@
-"""`bivallate methods`, `models`, `datasets`, `recipes`, `attacks`: what there is."""
+"""`bivallate methods`, `models`, `recipes`, `attacks`: what there is."""
 
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from bivallate.commands.options import DataFolder, DataName, Flag, Settings
-from bivallate.errors import UserError, listed, unknown
+from bivallate.commands.options import DataName, Flag
+from bivallate.errors import listed, unknown
 from bivallate.parts import portable
 from bivallate.quoting import command, line
-from bivallate.terminal import NAME, literal_console, say, say_json
-
-SHEETS = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")  # a contact sheet's endings
+from bivallate.terminal import literal_console, say, say_json
 
 
 def methods(name: str | None = None, /, *, json: Flag = False) -> None:
@@ -32,7 +27,7 @@ def methods(name: str | None = None, /, *, json: Flag = False) -> None:
 
     if name is None and not json:
         told = {row.name: f"{row.family}: {row.summary}" for row in listed()}
-        _one_a_line(told, "methods", "NAME")
+        one_a_line(told, "methods", "NAME")
         return
     from bivallate.commands.settings import named
     from bivallate.methods.entries import registry
@@ -89,7 +84,7 @@ def models(name: str | None = None, /, *, json: Flag = False) -> None:
         say_json(rows, 1)
         return
     told = {row["name"]: f"{row['parameters'] / 1e6:.2f} M parameters: {row['summary']}" for row in rows}
-    _one_a_line(told | {"timm:NAME": "one of timm's", "package.module:factory": "your own"}, "models", "NAME")
+    one_a_line(told | {"timm:NAME": "one of timm's", "package.module:factory": "your own"}, "models", "NAME")
 
 
 def _foreign(name: str) -> dict[str, Any]:
@@ -108,95 +103,6 @@ def _foreign(name: str) -> dict[str, Any]:
         "options": options,
         "use": command("train", "METHOD", "--model", name),
     }
-
-
-def datasets(
-    name: DataName | None = None,
-    /,
-    *,
-    json: Flag = False,
-    data_dir: DataFolder | None = None,
-    sheet: Path | None = None,
-    set_: Settings = (),
-) -> None:
-    """List the data sets, or show the counts, classes and statistics of one.
-
-    Parameters
-    ----------
-    name
-        of a set, a folder, an .npz, .zip or .tar, or hub:owner/name.
-    json
-        for programs.
-    data_dir
-        where named sets are looked for. [default: BIVALLATE_DATA]
-    sheet
-        write a contact sheet of NAME to this PNG, SVG or PDF file.
-    set_
-        how NAME is read, KEY=VALUE as in `bivallate train`, repeatable: data.size=64, data.on_bad=convert,
-        data.image_column=photo, data.validation=0, data.imbalance=step:0.2; `data.` may be left out.
-    """
-    from bivallate.data import registry
-
-    if name is None:
-        _list_datasets([registry.describe(n, data_dir) for n in registry.names()], json)
-        return
-    if sheet is not None and sheet.suffix.lower() not in SHEETS:
-        raise UserError(f"--sheet is written as {listed(SHEETS)}, by its ending, got {sheet.name!r}")
-    loaded = _loaded(name, data_dir, set_)
-    splits = {"train": loaded.train, "validation": loaded.validation, "test": loaded.test}
-    facts: dict[str, Any] = {
-        "name": loaded.name,
-        "shape": list(loaded.shape),
-        "mean": list(loaded.mean),
-        "std": list(loaded.std),
-        "augmentation": str(loaded.augment),
-        "notes": list(loaded.notes),
-        "counts": {k: s.counts(len(loaded.classes)) for k, s in splits.items() if s is not None},
-        "classes": loaded.classes,
-    }
-    if sheet is not None:
-        from bivallate.data import contact_sheet
-
-        contact_sheet(loaded, sheet)
-    if json:
-        say_json(facts, 1)
-        return
-    console = literal_console()
-    for key in ("name", "shape", "mean", "std", "augmentation", "notes"):
-        console.print(f"{key:<14}{facts[key]}")
-    table = Table("class", *facts["counts"])
-    for i, label in enumerate(loaded.classes):
-        table.add_row(line(label, NAME), *(str(counts[i]) for counts in facts["counts"].values()))
-    table.add_row("all", *(str(sum(counts)) for counts in facts["counts"].values()))
-    console.print(table)
-    said = (
-        f"contact sheet: {sheet}"
-        if sheet is not None
-        else f"contact sheet: {_sheet_of(name, data_dir, set_)}"
-    )
-    console.print(said)
-
-
-def _sheet_of(name: str, data_dir: str | None, settings: tuple[str, ...]) -> str:
-    """The command that draws a set's contact sheet."""
-    where = ["--data-dir", data_dir] if data_dir is not None else []
-    how = [word for item in settings for word in ("--set", item)]
-    return command("datasets", name, *where, *how, "--sheet", "sheet.png")
-
-
-def _loaded(name: str, data_dir: str | None, settings: tuple[str, ...]) -> Any:
-    """A data set as a run with these settings and seed 0 would see it."""
-    from bivallate.parts import override
-    from bivallate.run.config import Data
-    from bivallate.run.session import load_data
-
-    spec = Data(name, data_dir=data_dir or "")
-    for item in settings:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise UserError(f"--set needs KEY=VALUE, such as data.size=64, got {item!r}")
-        spec = override(spec, key.strip().removeprefix("data."), value.strip())
-    return load_data(spec, seed=0)
 
 
 def recipes(
@@ -246,7 +152,7 @@ def recipes(
         told = {
             n: f"{plan.method.name}, {plan.epochs} epochs: {RECIPES[n].summary}" for n, plan in plans.items()
         }
-        _one_a_line(told, "recipes", "NAME")
+        one_a_line(told, "recipes", "NAME")
 
 
 def attacks(name: str | None = None, /, *, json: Flag = False) -> None:
@@ -272,24 +178,10 @@ def attacks(name: str | None = None, /, *, json: Flag = False) -> None:
     if json:
         say_json([{"attack": name, "what": text} for name, text in known().items()], 1)
         return
-    _one_a_line(known(), "attacks", "NAME")
+    one_a_line(known(), "attacks", "NAME")
 
 
-def _list_datasets(rows: list[dict[str, Any]], json: bool) -> None:
-    if json:
-        say_json([portable(row) for row in rows], 1)
-        return
-    told = {}
-    for row in rows:
-        where = row["found"] or ("from the hub" if row["hub"] else "not found")
-        size = "x".join(map(str, row["shape"]))
-        told[row["name"]] = (
-            f"{row['classes']} classes, {size}, {row['train']:,} + {row['test']:,} images: {where}"
-        )
-    _one_a_line(told, "datasets", "NAME")
-
-
-def _one_a_line(rows: dict[str, str], command: str, argument: str) -> None:
+def one_a_line(rows: dict[str, str], command: str, argument: str) -> None:
     """Names and one line each, no wider than the terminal."""
     longest, width = max(map(len, rows)), literal_console().width
     for name, text in rows.items():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from bivallate.errors import UserError, check_seed
-from bivallate.parts import parse_number
+from bivallate.from_text import parse_number
 
 if TYPE_CHECKING:
     import torch

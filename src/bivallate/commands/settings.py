@@ -1,20 +1,19 @@
-"""What `--set KEY=VALUE` says: parameters of the method, or paths into the configuration."""
+"""Methods by the names that were typed, and which of `--set KEY=VALUE` are their parameters."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 from bivallate.errors import UserError, unknown
+from bivallate.from_text import read
 from bivallate.method import Method, checked
 from bivallate.methods.entries import register, registry
 from bivallate.models.foreign import imported
-from bivallate.parts import parse_number
 from bivallate.run.config import METHOD_PARTS, Config
 
-__all__ = ["named", "own_parameters", "pair"]
+__all__ = ["named", "own_parameters"]
 
 
 def named(method: str) -> str:
@@ -41,14 +40,6 @@ def named(method: str) -> str:
     return method
 
 
-def pair(item: str) -> tuple[str, str]:
-    """KEY and VALUE. Raises UserError for anything else."""
-    key, equals, value = item.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set needs KEY=VALUE, such as solver.steps=20, got {item!r}")
-    return key.strip(), value.strip()
-
-
 def own_parameters(method: str, pairs: list[tuple[str, str]]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Parameters of the method's function, and the rest, which are paths into the configuration.
 
@@ -64,25 +55,6 @@ def own_parameters(method: str, pairs: list[tuple[str, str]]) -> tuple[dict[str,
         first = key.partition(".")[0]
         if first not in (*known, *others):
             raise unknown(f"parameter of {method} or configuration key", first, [*known, *others])
-    own = {k: _typed(k, v, known[k]) for k, v in pairs if k in known}
+    hints = entries[method].hints
+    own = {k: read(v, hints.get(k), k, known[k]) for k, v in pairs if k in known}
     return own, [(k, v) for k, v in pairs if k not in known]
-
-
-def _typed(name: str, text: str, default: Any) -> Any:
-    """Text as the type of the default asks."""
-    if isinstance(default, bool):
-        if text.lower() not in ("true", "false"):
-            raise UserError(f"{name} must be true or false, got {text!r}")
-        return text.lower() == "true"
-    if isinstance(default, str):
-        return text
-    if text.lower() == "none":
-        return None
-    if isinstance(default, tuple):
-        return tuple(_typed(name, item, default[0] if default else 0.0) for item in text.split(","))
-    number = parse_number(text, name)
-    if math.isnan(number) or (isinstance(default, int) and not math.isfinite(number)):
-        raise UserError(f"{name} must be a number, got {text!r}")
-    if isinstance(default, int) and number != int(number):
-        raise UserError(f"{name} must be a whole number, got {text!r}")
-    return int(number) if isinstance(default, int) else number

@@ -17,6 +17,7 @@ from bivallate.commands.options import (
     Seed,
     Settings,
 )
+from bivallate.from_text import pair
 from bivallate.quoting import file_name
 
 
@@ -133,7 +134,7 @@ def train(
 
 def _sets(settings: tuple[str, ...], key: str) -> bool:
     """Whether one of KEY=VALUE has this key."""
-    return any(item.partition("=")[0].strip() == key for item in settings)
+    return any(pair(item)[0] == key for item in settings)
 
 
 def _foretell(plan: Any, dataset: Any, network: Any, folder: Path) -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from bivallate.errors import UserError, unknown
+from bivallate.from_text import parse_number
 from bivallate.noise import Noise
-from bivallate.parts import parse_number, part
+from bivallate.parts import part
 from bivallate.types import per_example
 
 TINY = 1e-12

@@ -42,6 +42,11 @@ class Entry:
         signature = inspect.signature(self.make).parameters
         return {n: p.default for n, p in signature.items() if n != "threat"}
 
+    @property
+    def hints(self) -> dict[str, Any]:
+        """Names and type hints of the parameters; none where only a type checker can read them."""
+        return _hints(inspect.unwrap(self.make))
+
 
 _REGISTRY: dict[str, Entry] = {}
 

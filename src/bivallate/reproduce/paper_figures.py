@@ -12,7 +12,7 @@ from typing import Any
 
 from bivallate.data import Dataset
 from bivallate.errors import UserError, unknown
-from bivallate.parts import parse_number
+from bivallate.from_text import parse_number
 from bivallate.reproduce.cell import Cell, configure, slug
 from bivallate.reproduce.paper_table import Scale
 from bivallate.reproduce.papers.catalogue import find

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bivallate.errors import unknown
+from bivallate.from_text import parse_number
 from bivallate.methods.entries import registry
-from bivallate.parts import parse_number
 from bivallate.reproduce.cell import Cell, Measure
 from bivallate.reproduce.measuring import SHORT
 from bivallate.reproduce.paper_table import SCALES, PaperTable, Scale

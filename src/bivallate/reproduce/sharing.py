@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bivallate.errors import UserError
+from bivallate.from_text import parse_number
 from bivallate.models.description import read_manifest
-from bivallate.parts import encode, parse_number, portable
+from bivallate.parts import encode, portable
 from bivallate.reproduce.cell import Cell, configure
 from bivallate.reproduce.definition import anywhere
 from bivallate.reproduce.paper_table import Scale

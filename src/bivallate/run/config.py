@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from bivallate.errors import UserError, check_range, check_seed, check_whole, unknown
 from bivallate.files import write_text
+from bivallate.from_text import literal, override, pair
 from bivallate.method import Method
-from bivallate.parts import decode, encode, override, part, written
+from bivallate.parts import decode, encode, part, written
 from bivallate.run.folder import FIRST_LINE
 from bivallate.run.optim import SGD, Cosine, Flat, MultiStep, Optimizer, Rate, Triangle
 from bivallate.run.phases import Phase, check_phases
@@ -95,22 +96,17 @@ class Model:
     options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.options, tuple) or not all(
-            isinstance(item, str) and item.partition("=")[1] for item in self.options
-        ):
-            raise UserError(
-                f'model.options holds texts KEY=VALUE, such as ["img_size=32"], got {self.options!r}'
-            )
+        for item in self.options:
+            pair(item, "img_size=32", "model.options")
 
     def with_option(self, key: str, text: str) -> Model:
         """A copy with one option set."""
-        kept = tuple(item for item in self.options if item.partition("=")[0] != key)
+        kept = tuple(item for item in self.options if pair(item)[0] != key)
         return dataclasses.replace(self, options=(*kept, f"{key}={text}"))
 
     def chosen(self) -> dict[str, Any]:
         """The options by name, with values of the types that their texts look like."""
-        pairs = (item.partition("=") for item in self.options)
-        return {key.strip(): _literal(text.strip()) for key, _, text in pairs}
+        return {key: literal(text) for key, text in map(pair, self.options)}
 
 
 @part
@@ -267,20 +263,6 @@ class Config:
             return check(Config, decode({**entry, "kind": "Config"}), "configuration")
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
-
-
-def _literal(text: str) -> Any:
-    """A number, a boolean, None, a list of these (with commas) or the text itself."""
-    if "," in text:
-        return [_literal(item.strip()) for item in text.split(",") if item.strip()]
-    if text.lower() in (words := {"true": True, "false": False, "none": None}):
-        return words[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 __all__ = ["Config", "Cosine", "Data", "Flat", "Model", "MultiStep", "Validation"]

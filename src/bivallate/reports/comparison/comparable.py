@@ -12,9 +12,9 @@ from typing import Any
 from bivallate.errors import UserError, unknown
 from bivallate.evaluation import parse
 from bivallate.evaluation.significance import SAME_RADIUS, same_threat
+from bivallate.from_text import parse_number
 from bivallate.lower.threat import CUSTOMARY
 from bivallate.lower.threat import threat as make
-from bivallate.parts import parse_number
 from bivallate.reports.collect import RunRecord
 from bivallate.reports.stored_evaluations import Evaluation
 from bivallate.reports.strength import strongest_first

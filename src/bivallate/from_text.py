@@ -1,0 +1,180 @@
+"""Text as the value that it stands for: `--set KEY=VALUE`, parameters of methods and options of networks.
+
+What is asked for is said by the type hint of the field or the parameter; where there is none, by the value
+that stands there now.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import types
+import typing
+from typing import Annotated, Any
+
+from bivallate.errors import UserError, unknown
+from bivallate.parts import fitting, part_named, written
+from bivallate.schema import fields_of
+
+__all__ = ["literal", "override", "pair", "parse_number", "read"]
+
+PLAIN = (bool, int, float, str, types.NoneType)
+
+
+def parse_number(text: str | float, what: str = "eps") -> float:
+    """A float from `0.03`, `8/255` or a number; `what` names the value in the error.
+
+    Example:
+        >>> round(parse_number("8/255"), 4)
+        0.0314
+    """
+    if isinstance(text, int | float):
+        return float(text)
+    try:
+        numerator, _, denominator = text.partition("/")
+        return float(numerator) / float(denominator) if denominator else float(numerator)
+    except (ValueError, ZeroDivisionError):
+        raise UserError(f"{what} must be a number such as 0.03 or 8/255, got {text!r}") from None
+
+
+def pair(item: str, such_as: str = "solver.steps=20", what: str = "--set") -> tuple[str, str]:
+    """KEY and VALUE of KEY=VALUE. Raises UserError for anything else."""
+    key, equals, value = item.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"{what} needs KEY=VALUE, such as {such_as}, got {item!r}")
+    return key.strip(), value.strip()
+
+
+def literal(text: str) -> Any:
+    """What a text looks like, where nothing says what it should be: a number, a boolean, None, a list of
+    these (with commas) or the text itself.
+
+    Example:
+        >>> literal("3"), literal("1/4"), literal("none"), literal("7, 7"), literal("same")
+        (3, 0.25, None, [7, 7], 'same')
+    """
+    if "," in text:
+        return [literal(item.strip()) for item in text.split(",") if item.strip()]
+    if text.lower() in (words := {"true": True, "false": False, "none": None}):
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return parse_number(text) if re.fullmatch(r"\d+/[1-9]\d*", text) else text
+
+
+def override(value: Any, path: str, text: Any) -> Any:
+    """A copy of a part with one field, named by a dotted path, changed: `override(method, "solver.steps",
+    "20")`.
+
+    Text is read as the field asks (see `read`); anything else is the value itself. Raises UserError for an
+    unknown path or a value that does not fit.
+    """
+    name, _, rest = path.partition(".")
+    known = written(type(value))
+    if name not in known:
+        raise unknown(f"part or field of {type(value).__name__}", name, known)
+    current = getattr(value, name)
+    if rest:
+        if not dataclasses.is_dataclass(current):
+            raise UserError(f"{name} of {type(value).__name__} is {current!r}, which has no field {rest!r}")
+        new = override(current, rest, text)
+    else:
+        new = text
+        if isinstance(text, str):
+            new = read(text, fields_of(type(value)).get(name), f"{type(value).__name__}.{name}", current)
+    return dataclasses.replace(value, **{name: new})
+
+
+def read(text: str, hint: Any, where: str, current: Any = None) -> Any:
+    """The value that a text stands for where `hint` is asked for.
+
+    Numbers may be written as 8/255, booleans as true or false, None as none, tuples with commas, and a part
+    by its kind (`coupling=Detached`) or in the short form that the part itself reads (`from_text`).
+
+    Args:
+        hint: a type hint; None, where nobody says.
+        where: names the value in errors.
+        current: what stands there now; without a hint its type is asked for.
+
+    Raises:
+        UserError: the text stands for nothing of that type.
+    """
+    options = _options(hint)
+    if not options:
+        if current is None:
+            return literal(text)
+        options = [type(current)] if isinstance(current, str) else [type(current), types.NoneType]
+    words = [word for option in options if _is_words(option) for word in typing.get_args(option)]
+    parts = [option for option in options if _is_part(option)]
+    if text in words:
+        return text
+    if text.lower() == "none" and types.NoneType in options:
+        return None
+    if parts and (made := part_named(text, where)) is not None:
+        return made
+    if bool in options:
+        return _truth(text, where, words)
+    if float in options or int in options:
+        return _number(text, where, whole=float not in options)
+    for option in options:
+        if tuple in (option, typing.get_origin(option)):
+            return _several(text, option, where, current)
+    return _short(text, parts, where, current) if parts else text
+
+
+def _options(hint: Any) -> list[Any]:
+    """The hints that a hint is a choice of; none where it says nothing."""
+    if typing.get_origin(hint) is Annotated:
+        return _options(typing.get_args(hint)[0])
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return [option for choice in typing.get_args(hint) for option in _options(choice)]
+    return [] if hint is None or hint is Any else [hint]
+
+
+def _is_words(hint: Any) -> bool:
+    return typing.get_origin(hint) is typing.Literal
+
+
+def _is_part(hint: Any) -> bool:
+    """Whether parts fit a hint: classes that are not plain, and functions."""
+    return hint not in (*PLAIN, tuple) and typing.get_origin(hint) not in (tuple, typing.Literal)
+
+
+def _truth(text: str, where: str, words: list[str]) -> bool:
+    if text.lower() not in ("true", "false"):
+        others = "".join(f" or {word}" for word in words)
+        raise UserError(f"{where} must be true or false{others}, got {text!r}")
+    return text.lower() == "true"
+
+
+def _number(text: str, where: str, *, whole: bool) -> float | int:
+    number = parse_number(text, where)
+    if whole and (not math.isfinite(number) or number != int(number)):
+        raise UserError(f"{where} must be a whole number, got {text!r}")
+    if math.isnan(number):
+        raise UserError(f"{where} must be a number, got {text!r}")
+    return int(number) if whole else number
+
+
+def _several(text: str, hint: Any, where: str, current: Any) -> tuple[Any, ...]:
+    """A tuple from its items, with commas; none is the empty one."""
+    items = [] if text.lower() in ("", "none") else [item.strip() for item in text.split(",")]
+    asked = typing.get_args(hint)
+    if not asked:
+        asked = (type(current[0]) if current else float, ...)
+    hints = [asked[0]] * len(items) if asked[-1] is ... else asked
+    if len(hints) != len(items):
+        raise UserError(f"{where} holds {len(hints)} values with commas between them, got {text!r}")
+    return tuple(read(item, hint, where) for item, hint in zip(items, hints, strict=True))
+
+
+def _short(text: str, parts: list[Any], where: str, current: Any) -> Any:
+    """What a part that may stand here makes of the text."""
+    for kind in [type(current), *parts]:
+        if hasattr(kind, "from_text"):
+            return kind.from_text(text, where)
+    raise unknown(f"part for {where}", text, fitting(parts))
