@@ -3,9 +3,11 @@ group."""
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,6 +15,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bivallate.errors import UserError
+from bivallate.types import Batch
+
+PATIENCE = timedelta(
+    days=1
+)  # a process that waits may wait for an attack; one that has died is the launcher's
 
 
 def together() -> bool:
@@ -28,37 +35,71 @@ def total(value: Tensor) -> Tensor:
     return value
 
 
-def count(n: int, device: torch.device) -> int:
-    """Examples of the whole minibatch when this rank holds n; `device` is where the ranks add them up."""
-    return int(total(torch.tensor(n, device=device))) if together() else n
+def totals(values: Sequence[Tensor]) -> list[Tensor]:
+    """The sums over ranks of several tensors without graph, in one flat bucket; themselves on one process."""
+    if not together() or not values:
+        return list(values)
+    flat = torch.cat([value.detach().flatten() for value in values])
+    dist.all_reduce(flat)
+    parts = flat.split([value.numel() for value in values])
+    return [part.view_as(value).clone() for part, value in zip(parts, values, strict=True)]
+
+
+def size(batch: Batch) -> int:
+    """Rows of the whole minibatch; added up by the ranks only where whoever cut it did not say."""
+    if batch.whole is not None or not together():
+        return len(batch.y) if batch.whole is None else batch.whole
+    return int(total(torch.tensor(len(batch.y), device=batch.y.device)))
+
+
+def interleaved(values: Tensor, whole: int) -> Tensor:
+    """(whole, ...) what all ranks hold of a minibatch of so many rows, in its order: of rank r the rows r,
+    r + world, ...; without graph."""
+    if not together():
+        return values
+    every = values.new_zeros(whole, *values.shape[1:])
+    every[rank() :: world()] = values.detach()
+    dist.all_reduce(every)
+    return every
+
+
+def mine(places: Tensor) -> Tensor:
+    """Of places in the whole minibatch those of this rank's rows, as places among them."""
+    return places[places % world() == rank()] // world() if together() else places
 
 
 def mean(values: Tensor) -> Tensor:
     """Mean over the whole minibatch of (B,) values; differentiable on one process."""
-    return total(values.sum()) / count(len(values), values.device) if together() else values.mean()
+    if not together():
+        return values.mean()
+    added = total(torch.stack([values.sum(), values.new_tensor(len(values))]))
+    return added[0] / added[1]
 
 
 def log_mean_exp(values: Tensor) -> Tensor:
     """log of the mean over the whole minibatch of exp(values), without overflow; values is (B,)."""
     if not together():
         return values.logsumexp(0) - math.log(len(values))
-    peak = values.max().detach().clone()
-    dist.all_reduce(peak, op=dist.ReduceOp.MAX)
-    return peak + mean((values - peak).exp()).log()
+    values = values.detach()
+    own = torch.stack([values.logsumexp(0), values.new_tensor(len(values))])
+    every = [torch.empty_like(own) for _ in range(world())]
+    dist.all_gather(every, own)
+    logs, rows = torch.stack(every).unbind(1)
+    return logs.logsumexp(0) - rows.sum().log()
 
 
-def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Adds the gradients of all ranks, in place; each rank's loss was a sum divided by the global count.
+def sum_gradients(parameters: Iterable[Tensor], besides: Tensor) -> Tensor:
+    """Adds the gradients of all ranks, in place, and returns the sums of what goes along; each rank's loss
+    was a sum divided by the global count.
 
     One flat all-reduce: an average of per-rank averages would be wrong on uneven batches.
     """
-    if not together():
-        return
     parameters = [p for p in parameters if p.requires_grad]
-    flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters])
-    dist.all_reduce(flat)
-    for parameter, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = grad.view_as(parameter).clone()
+    own = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    *grads, along = totals([*own, besides.to(own[0])] if own else [besides])
+    for parameter, grad in zip(parameters, grads, strict=True):
+        parameter.grad = grad
+    return along
 
 
 def gathered(value: Any) -> list[Any]:
@@ -68,6 +109,11 @@ def gathered(value: Any) -> list[Any]:
     values: list[Any] = [None] * world()
     dist.all_gather_object(values, value)
     return values
+
+
+def first(value: Any) -> Any:
+    """The first rank's value, on every rank."""
+    return gathered(value if rank() == 0 else None)[0]
 
 
 class Echo(UserError):
@@ -90,8 +136,10 @@ def any_rank(value: bool) -> bool:
 
 
 def _device() -> torch.device:
-    """Where the group's collectives compute."""
-    return torch.device("cuda", local_rank()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    """Where numbers that are not on a device yet are added up: the processor, but in a group of a user's own
+    that can only compute on CUDA."""
+    able = "cpu" in dist.get_backend_config()
+    return torch.device("cpu") if able else torch.device("cuda", torch.cuda.current_device())
 
 
 def world() -> int:
@@ -117,21 +165,34 @@ def _launched() -> bool:
 
 
 def join() -> None:
-    """Joins the group that torchrun has started, if it has: NCCL with CUDA, gloo without."""
-    if _launched() and not dist.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(local_rank())  # where objects are gathered, and ranks wait
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    """Joins the group that torchrun has started, if it has, until this process ends: gloo for what is on the
+    processor, and NCCL for what is on CUDA, where there is any."""
+    if not _launched() or dist.is_initialized():
+        return
+    both = torch.cuda.is_available() and dist.is_nccl_available()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if both else "gloo", timeout=PATIENCE)
+    atexit.register(leave)
+
+
+def leave() -> None:
+    """Leaves the group, if it is still there."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def meet() -> None:
     """Waits for all ranks: none leaves while another still writes, or asks it for something."""
     if together():
-        dist.barrier()
+        any_rank(False)
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Gives every rank the first rank's values, in place."""
-    if together():
-        for tensor in tensors:
-            dist.broadcast(tensor.data, 0)
+    """Gives every rank the first rank's values, in place: one flat bucket for each type and device."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors if together() else ():
+        kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor.data)
+    for same in kinds.values():
+        flat = torch.cat([tensor.flatten() for tensor in same])
+        dist.broadcast(flat, 0)
+        for tensor, part in zip(same, flat.split([t.numel() for t in same]), strict=True):
+            tensor.copy_(part.view_as(tensor))

@@ -16,17 +16,18 @@ from bivallate.lower.modes import attacking
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.second_order import explained
 from bivallate.method import BoundMethod
-from bivallate.record import healthy, summarise
+from bivallate.record import Tell, healthy, over_ranks, silence, summarise
 from bivallate.types import Batch, Clock, StepRecord
 
 
 def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, method: BoundMethod, batch: Batch, clock: Clock
-) -> StepRecord:
+    model: nn.Module, optimizer: torch.optim.Optimizer, method: BoundMethod, batch: Batch, clock: Clock,
+    tell: Tell = silence,
+) -> StepRecord:  # fmt: skip
     """Solve the lower level, weigh the examples, descend the upper level. The model is in train mode."""
     loss, record = differentiate(model, method, batch, clock, rates(optimizer, model))
     if clock.replay == method.replays - 1 or not method.accumulate:
-        collective.sum_gradients(model.parameters())
+        loss, record = over_ranks(model, loss, record, tell)
         healthy(loss, model, clock)
         optimizer.step()
         optimizer.zero_grad()
@@ -53,7 +54,7 @@ def differentiate(
     method.weighting.fit(evidence, lookahead)  # third level: the weights themselves learn
     weights = method.weighting(evidence)
 
-    loss = (weights * terms.robust + terms.anchor).sum() / collective.count(len(batch.y), batch.y.device)
+    loss = (weights * terms.robust + terms.anchor).sum() / collective.size(batch)
     loss.backward()  # carries d delta*/d theta when coupled
     method.solver.feedback(problem, delta)
     return loss.detach(), summarise(loss, weights, terms, problem, method)

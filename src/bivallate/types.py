@@ -38,6 +38,8 @@ class Batch:
         index: (B,) int64, row in the training set; per-example state and randomness hang on it.
         view: how x was cut from the stored image (a recorded crop and flip), or None.
         meta: a minibatch of the second data stream (BiLAW), or None.
+        whole: rows of the minibatch over all processes, of which these are a share; None where whoever cut it
+            does not say.
     """
 
     x: Tensor
@@ -45,13 +47,14 @@ class Batch:
     index: Tensor
     view: Any = None
     meta: Batch | None = None
+    whole: int | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         view = self.view.to(device) if self.view is not None else None
         meta = self.meta.to(device) if self.meta is not None else None
         x, y, index = (t.to(device, non_blocking=True) for t in (self.x, self.y, self.index))
-        return Batch(x, y, index, view, meta)
+        return Batch(x, y, index, view, meta, self.whole)
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,7 @@ class StepRecord:
             points, empty where the labels number no classes.
         passes: forward and backward passes summed over the examples.
         logged: numbers that parts reported about themselves (active fraction, temperature, ...).
+        told: sums over all processes of what each told them with its gradients; empty before an update.
     """
 
     loss: float
@@ -203,3 +207,4 @@ class StepRecord:
     margin: list[float]
     passes: Passes
     logged: dict[str, float]
+    told: tuple[float, ...] = ()

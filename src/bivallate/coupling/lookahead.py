@@ -104,13 +104,12 @@ class Lookahead:
         x_adv = second.x + self._attack(second, fixed)
 
         if second_order:
-            return _mean(self._terms(second, moved, x_adv))
-        loss = _mean(self._terms(second, fixed, x_adv))
-        v = _total_gradient(loss, fixed)
+            return _mean(self._terms(second, moved, x_adv), second)
+        loss = _mean(self._terms(second, fixed, x_adv), second)
+        v, value = _total_gradient(loss, fixed)
         common = 1.0 if isinstance(self.lr, dict) else self.lr
         v = {n: self.lr[n] * g for n, g in v.items()} if isinstance(self.lr, dict) else v
-        slope = -common / collective.count(len(weights), weights.device) * self._along(theta, v)
-        value = collective.total(loss.detach())
+        slope = -common / collective.size(self.problem.batch) * self._along(theta, v)
         return value + (slope * (weights - weights.detach())).sum()
 
     def _rate(self, name: str) -> float:
@@ -136,9 +135,8 @@ class Lookahead:
             terms = self._terms(self.problem, theta, self.x_adv)
         if second_order:
             passes.backward += passes.forward - before
-        count = collective.count(len(weights), weights.device)
-        loss = (weights * terms.robust + terms.anchor).sum() / count
-        return _total_gradient(loss, theta, create_graph=second_order)
+        loss = (weights * terms.robust + terms.anchor).sum() / collective.size(self.problem.batch)
+        return _total_gradient(loss, theta, create_graph=second_order)[0]
 
     def _attack(self, second: LowerProblem, parameters: Named) -> Tensor:
         """delta (B', C, H, W) for the second stream at the given parameters."""
@@ -170,15 +168,15 @@ class Lookahead:
         return problem.at({**parameters, **{n: b.clone() for n, b in own.items()}})
 
 
-def _mean(terms: Terms) -> Tensor:
+def _mean(terms: Terms, problem: LowerProblem) -> Tensor:
     """This rank's part of the mean loss over the whole minibatch."""
-    count = collective.count(len(terms.robust), terms.robust.device)
-    return (terms.robust + terms.anchor).sum() / count
+    return (terms.robust + terms.anchor).sum() / collective.size(problem.batch)
 
 
-def _total_gradient(loss: Tensor, parameters: Named, create_graph: bool = False) -> Named:
-    """d loss / d parameter, summed over ranks."""
+def _total_gradient(loss: Tensor, parameters: Named, create_graph: bool = False) -> tuple[Named, Tensor]:
+    """d loss / d parameter and the loss without graph, summed over ranks."""
     grads = torch.autograd.grad(
         loss, list(parameters.values()), create_graph=create_graph, materialize_grads=True
     )
-    return {n: collective.total(g) for n, g in zip(parameters, grads, strict=True)}
+    *grads, value = collective.totals([*grads, loss.detach()])
+    return dict(zip(parameters, grads, strict=True)), value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count, pairwise
 
 import torch
@@ -24,20 +25,21 @@ META = 1  # the second stream's turn of the noise: its rows may carry the same n
 class Batches:
     """Shuffled, augmented minibatches; what (epoch, step) yields depends on the seed and the rows alone.
 
-    `Batch.index` is the row of the split, 0, ..., n - 1. Over several ranks each rank owns the rows with
-    index % world == rank and takes its share of each minibatch: all ranks make the same number of steps, and
-    per-example state stays where its row is.
+    `Batch.index` is the row of the split, 0, ..., n - 1. Over several ranks the minibatches are those of one
+    process, and each rank takes every `world`-th row of each: the row at place k of a minibatch is that of
+    rank k % world, in every minibatch.
 
     Args:
         split: what to draw from.
         batch_size: rows of one minibatch, summed over the ranks.
         augmentation: drawn afresh for each row and epoch; None for none.
-        drop_last: leave out a shorter last minibatch. Otherwise one that is too short for BatchNorm, or for
-            every rank to get a row of it (below two rows a rank), is joined to the one before.
+        drop_last: leave out a shorter last minibatch. Otherwise one that is too short for BatchNorm (one row)
+            or for the ranks (below `fewest` rows a rank) is joined to the one before.
         meta: a second stream (BiLAW): each minibatch carries one of these, cycled, of `meta_batch_size` rows.
         device: where the minibatches are put; crops and flips are made there.
         sides: (H, W) that every image is scaled to after its crop and flip; None leaves it. Scaled images
             have no view, which is of the images as they are stored.
+        fewest: rows of a minibatch that every rank needs: 2 where each has BatchNorm of its own.
 
     Raises:
         UserError: for an empty split or a minibatch larger than the split.
@@ -56,21 +58,23 @@ class Batches:
         rank: int = 0,
         world: int = 1,
         sides: tuple[int, int] | None = None,
+        fewest: int = 2,
     ) -> None:
         self.sides = None if sides == split.shape[1:] else sides
         _check_size("training data", split, batch_size)
         if meta is not None:
             _check_size("second stream", meta, meta_batch_size or batch_size)
         smallest = min(batch_size, meta_batch_size or batch_size)
-        if not 0 <= rank < world or (world > 1 and smallest < 2 * world):
+        if not 0 <= rank < world or (world > 1 and smallest < fewest * world):
             raise UserError(
-                f"rank {rank} of {world} cannot share {smallest} rows a minibatch: use at least {2 * world}"
+                f"rank {rank} of {world} cannot share {smallest} rows a minibatch: use at least "
+                f"{fewest * world}"
             )
         self.split, self.batch_size, self.seed = split, batch_size, seed
         self.augmentation = augmentation or Augment()
         self.drop_last, self.device, self.rank, self.world = drop_last, torch.device(device), rank, world
         self.meta, self.meta_batch_size = meta, meta_batch_size or batch_size
-        self.joined = not drop_last and 0 < len(split) % batch_size < 2 * world
+        self.joined = not drop_last and 0 < len(split) % batch_size < max(2, fewest * world)
 
     def __len__(self) -> int:
         """Minibatches per epoch, the same on every rank."""
@@ -79,19 +83,21 @@ class Batches:
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The minibatches of one pass over the data, from `start_step` on."""
-        order = self._mine(self._order(epoch))
-        views = self._views(order, epoch, 0)
-        cuts = [self._cut(step, len(order)) for step in range(start_step, len(self) + 1)]
-        parts = [slice(*cut) for cut in pairwise(cuts)]
-        for step, part, raw in zip(
-            count(start_step), parts, self._raw([order[p] for p in parts]), strict=False
+        order = self._order(epoch)
+        cuts = list(pairwise(self._cut(step) for step in range(start_step, len(self) + 1)))
+        shares = [order[begin:end][self.rank :: self.world] for begin, end in cuts]
+        views = self._views(torch.cat([order[:0], *shares]), epoch, 0)
+        done = 0
+        for step, (begin, end), rows, raw in zip(
+            count(start_step), cuts, shares, self._raw(shares), strict=False
         ):
-            batch = self._build(self.split, raw, order[part], views[part] if views else None)
+            view = None if views is None else views[done : done + len(rows)]
+            done += len(rows)
+            batch = self._build(self.split, raw, rows, view, end - begin)
             if self.meta is None:
                 yield batch
             else:
-                meta = self._meta(epoch * len(self) + step)
-                yield Batch(batch.x, batch.y, batch.index, batch.view, meta)
+                yield replace(batch, meta=self._meta(epoch * len(self) + step))
 
     def _order(self, epoch: int) -> Tensor:
         store = self.split.store
@@ -107,14 +113,10 @@ class Batches:
         else:
             yield from map(self.split.raw, parts)
 
-    def _mine(self, order: Tensor) -> Tensor:
-        return order if self.world == 1 else order[order % self.world == self.rank]
-
-    def _cut(self, step: int, mine: int) -> int:
-        """Where `step` begins among this rank's rows: its share of the rows that come before."""
+    def _cut(self, step: int) -> int:
+        """Where `step` begins in the order of the epoch."""
         whole = self.joined and step == len(self)
-        before = len(self.split) if whole else min(step * self.batch_size, len(self.split))
-        return before * mine // len(self.split)
+        return len(self.split) if whole else min(step * self.batch_size, len(self.split))
 
     def _views(self, rows: Tensor, epoch: int, turn: int) -> View | None:
         """How each row is shown, drawn for many rows at once: a draw costs little but its calls do."""
@@ -122,15 +124,15 @@ class Batches:
             return None
         return self.augmentation.view(Noise(self.seed, rows, epoch, turn), self.split.shape)
 
-    def _build(self, split: Split, raw: Tensor, rows: Tensor, view: View | None) -> Batch:
+    def _build(self, split: Split, raw: Tensor, rows: Tensor, view: View | None, whole: int) -> Batch:
         raw = raw.to(self.device, non_blocking=True)
         index, y = rows.to(self.device), split.labels[rows].to(self.device)
         if view is not None:
             view = view.to(self.device)
             raw = self.augmentation.cut(raw, view)
         if self.sides is None:
-            return Batch(as_float(raw), y, index, view)
-        return Batch(_scaled(as_float(raw), self.sides), y, index, None)
+            return Batch(as_float(raw), y, index, view, whole=whole)
+        return Batch(_scaled(as_float(raw), self.sides), y, index, whole=whole)
 
     def _meta(self, position: int) -> Batch:
         """The second stream's part of the run's minibatch `position`; a cycle is cut to whole minibatches."""
@@ -140,7 +142,7 @@ class Batches:
         order = permutation(self.seed, "shuffle meta", cycle, len(self.meta))
         rows = order[step * self.meta_batch_size : (step + 1) * self.meta_batch_size]
         mine = rows[self.rank :: self.world]
-        return self._build(self.meta, self.meta.raw(mine), mine, self._views(mine, cycle, META))
+        return self._build(self.meta, self.meta.raw(mine), mine, self._views(mine, cycle, META), len(rows))
 
 
 def _scaled(x: Tensor, sides: tuple[int, int]) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from bivallate import collective
 from bivallate.errors import UserError
 from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import LowerProblem
@@ -70,7 +71,11 @@ class PerExample(Remembering):
 
 
 class BoundPerExample(Solver, nn.Module):
-    """The solver with its bank (rows, C, H + 2 padding, W + 2 padding) and the epoch of each row's reset."""
+    """The solver with its bank (rows, C, H + 2 padding, W + 2 padding) and the epoch of each row's reset.
+
+    Of several processes each has all of it, because a row is another one's in the next epoch: two all-reduces
+    of the minibatch's perturbations and rows a step.
+    """
 
     bank: Tensor
     born: Tensor
@@ -104,8 +109,9 @@ class BoundPerExample(Solver, nn.Module):
         assert self._canvas is not None
         view, delta = problem.batch.view, delta.detach()
         canvas = delta if view is None else view.write(self._canvas.contiguous(), delta)
-        index, self._canvas = problem.batch.index, None
-        self.bank[index] = canvas.to(self.bank.dtype)
+        whole, self._canvas = collective.size(problem.batch), None
+        index = collective.interleaved(problem.batch.index, whole)
+        self.bank[index] = collective.interleaved(canvas, whole).to(self.bank.dtype)
         self.born[index] = self._last_reset(problem.clock.epoch)
 
     def _last_reset(self, epoch: int) -> int:

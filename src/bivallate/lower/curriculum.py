@@ -251,10 +251,11 @@ class BoundBatchMixing(Solver, nn.Module):
 
     def _parts(self, problem: LowerProblem) -> list[tuple[int, Tensor]]:
         """(j, rows) of the parts with steps to take."""
-        order = problem.noise.uniform("part", (), torch.float64).argsort(stable=True)
+        drawn = problem.noise.uniform("part", (), torch.float64)
+        order = collective.interleaved(drawn, collective.size(problem.batch)).argsort(stable=True)
         size = len(order) // (self.level + 1)
         cuts = [j * size for j in range(self.level + 1)] + [len(order)]
-        parts = [(j, order[cuts[j] : cuts[j + 1]]) for j in range(1, self.level + 1)]
+        parts = [(j, collective.mine(order[cuts[j] : cuts[j + 1]])) for j in range(1, self.level + 1)]
         return [(j, rows) for j, rows in parts if len(rows)]
 
     def _step_size(self, problem: LowerProblem, j: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,13 +13,14 @@ from bivallate.types import StepRecord
 
 @dataclass
 class Tally:
-    """Running sums of what the steps of one epoch report; JSON holds floats exactly, so a resume loses
-    nothing. Of several processes the first one's sums are kept: a resume within an epoch counts them for
-    every rank.
+    """Running sums of what the steps of one epoch report, of this process; JSON holds floats exactly, so a
+    resume loses nothing.
 
     Attributes:
         spread: of the weights. watched: margin and weight / mean of every stride-th row of the training data,
             as it was last trained on; none with stride 0.
+        sent, everywhere: rows, forward and backward passes, of this process as the others have heard of them,
+            and of all processes.
     """
 
     examples: int = 0
@@ -35,6 +37,23 @@ class Tally:
     watched: dict[str, list[float]] = field(default_factory=dict)
     logged: dict[str, float] = field(default_factory=dict)
     counted: dict[str, int] = field(default_factory=dict)
+    sent: list[int] = field(default_factory=lambda: [0, 0, 0])
+    everywhere: list[int] = field(default_factory=lambda: [0, 0, 0])
+
+    def news(self, record: StepRecord, *, first: bool) -> list[float]:
+        """Rows, forward and backward passes that the other processes have not heard of, with those of the
+        step that is being made."""
+        own = self._costs()
+        now = (record.examples if first else 0, record.passes.forward, record.passes.backward)
+        return [float(a + b - sent) for a, b, sent in zip(own, now, self.sent, strict=True)]
+
+    def heard(self, news: Sequence[float]) -> None:
+        """Takes in the sums of all processes' news, once the step is added."""
+        self.sent = self._costs()
+        self.everywhere = [a + round(b) for a, b in zip(self.everywhere, news, strict=True)]
+
+    def _costs(self) -> list[int]:
+        return [self.rows, self.forward, self.backward]
 
     def add(self, record: StepRecord, *, first: bool) -> None:
         """Takes in one step; `first` tells the first use of a minibatch from a replay."""
@@ -94,4 +113,6 @@ class Tally:
     @classmethod
     def from_dict(cls, kept: dict[str, Any]) -> Tally:
         """What `to_dict` gave; a checkpoint from before weights were counted begins to count them here."""
-        return cls(**{**kept, "spread": Spread(**kept.get("spread", {}))})
+        costs = [kept.get(name, 0) for name in ("rows", "forward", "backward")]
+        younger = {"sent": costs, "everywhere": costs}
+        return cls(**{**younger, **kept, "spread": Spread(**kept.get("spread", {}))})

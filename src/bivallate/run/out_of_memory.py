@@ -35,7 +35,7 @@ def first(batch: Batch, n: int) -> Batch:
     """The first n examples."""
     view = None if batch.view is None else batch.view[:n]
     meta = None if batch.meta is None else first(batch.meta, min(n, len(batch.meta.y)))
-    return Batch(batch.x[:n], batch.y[:n], batch.index[:n], view, meta)
+    return Batch(batch.x[:n], batch.y[:n], batch.index[:n], view, meta, batch.whole and n)
 
 
 def _fits(attempt: Callable[[Batch], object], batch: Batch) -> bool:

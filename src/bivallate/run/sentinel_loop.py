@@ -106,10 +106,8 @@ class Watch:
     def _training(self) -> tuple[int, int, int]:
         """Rows seen, forward and backward passes of training so far, over all ranks."""
         s = self.session
-        now = (s.tally.rows, s.tally.forward, s.tally.backward)
-        if collective.together():
-            now = collective.total(torch.tensor(now, device=s.device)).tolist()
-        return s.epoch * len(s.batches.split) + int(now[0]), s.forward + int(now[1]), s.backward + int(now[2])
+        rows, forward, backward = s.tally.everywhere
+        return s.epoch * len(s.batches.split) + rows, s.forward + forward, s.backward + backward
 
     def _rows(self) -> int:
         """Rows of a check now; 0 for none."""

@@ -36,10 +36,14 @@ WATCHED = 100  # training rows whose margin and weight every epoch records
 def pick_device(name: str) -> torch.device:
     """The device by name; "auto" is CUDA, then MPS, then the CPU. Raises UserError for one that is not
     there."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", collective.local_rank())
+    if name == "auto" and not torch.cuda.is_available():
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    own = torch.device("cuda", collective.local_rank() % max(1, torch.cuda.device_count()))
+    if name == "auto" or (name == "cuda" and collective.together()):
+        device = check_device(own, "use --device auto or cpu")
+        if collective.together():
+            torch.cuda.set_device(device)  # where NCCL works
+        return device
     return check_device(name, "use --device auto or cpu")
 
 

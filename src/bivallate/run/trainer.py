@@ -13,7 +13,7 @@ from torch import nn
 from bivallate import collective
 from bivallate.data.workers import WorkersLost
 from bivallate.errors import UserError, out_of_memory
-from bivallate.record import NonFinite
+from bivallate.record import NonFinite, Tell
 from bivallate.run import checkpoint, packing
 from bivallate.run.cai_curriculum import Lessons
 from bivallate.run.continuing import to_resume
@@ -77,12 +77,12 @@ class Trainer:
     def _epoch(self, request: Request) -> None:
         session = self.session
         for batch in self._batches(request):
-            self._minibatch(batch)
+            stop, due = self._minibatch(batch, request)
             session.step += 1
             self._tell(self.watch.after_step())
-            if collective.any_rank(request.made):
-                self._interrupt(request, together=True)
-            if time.monotonic() - self._saved > 60 * session.config.checkpoint_minutes:
+            if stop:
+                self._interrupt(request)
+            if due:
                 self._save()
         self._finish_epoch()
 
@@ -92,12 +92,13 @@ class Trainer:
         try:
             yield from session.batches.epoch(session.epoch, session.step)
         except WorkersLost:
-            if not request.made:
+            if not request.made or collective.together():  # the others are in the middle of this minibatch
                 raise
             self._interrupt(request)
 
-    def _minibatch(self, batch: Batch) -> None:
-        """All replays of one minibatch; checkpoints lie between minibatches."""
+    def _minibatch(self, batch: Batch, request: Request) -> tuple[bool, bool]:
+        """All replays of one minibatch; checkpoints lie between minibatches. Returns whether one of the
+        processes has been asked to stop, and whether it is time for the first one to save."""
         session, config = self.session, self.session.config
         rate = set_rate(
             session.optimizer, config.optimizer, config.rate, session.clock(), session.sentinel.rate
@@ -106,8 +107,10 @@ class Trainer:
         record: StepRecord | None = None
         for replay in range(session.method.replays):
             clock = session.clock(replay)
-            record = self._step(batch, clock)
+            record = self._step(batch, clock, request)
             session.tally.add(record, first=replay == 0)
+            if record.told:
+                session.tally.heard(record.told[2:])
             if session.average is not None and (
                 replay == session.method.replays - 1 or not session.method.accumulate
             ):
@@ -116,13 +119,18 @@ class Trainer:
         self._lap()
         session.rate = rate
         self.progress.step(session, record, rate)
+        return record.told[0] > 0, record.told[1] > 0
 
-    def _step(self, batch: Batch, clock: Clock) -> StepRecord:
-        """One training step, whose failures say what to do."""
-        session = self.session
+    def _step(self, batch: Batch, clock: Clock, request: Request) -> StepRecord:
+        """One training step, whose failures say what to do; what processes must agree on goes with it."""
+        session, patience = self.session, 60 * self.session.config.checkpoint_minutes
+
+        def tell(record: StepRecord) -> list[float]:
+            due = collective.rank() == 0 and time.monotonic() - self._saved > patience
+            return [request.made, due, *session.tally.news(record, first=clock.replay == 0)]
 
         def work(batch: Batch) -> StepRecord:
-            return _step(session, batch, clock)
+            return _step(session, batch, clock, tell)
 
         try:
             return work(batch)
@@ -234,12 +242,11 @@ class Trainer:
             self._check_good()
             checkpoint.save(self.folder.checkpoints, packing.pack(self.session))
 
-    def _interrupt(self, request: Request, *, together: bool = False) -> None:
+    def _interrupt(self, request: Request) -> None:
         if self.folder is None:
             raise Interrupted("interrupted; the run had no folder (out=...), so its state is lost")
         self._save()
-        if together:
-            collective.meet()  # a launcher ends all as soon as one has gone, and the first still saves
+        collective.meet()  # a launcher ends all as soon as one has gone, and another still saves
         session = self.session
         architecture = str(getattr(session.model, "architecture", ""))
         raise Interrupted(
@@ -249,10 +256,10 @@ class Trainer:
         )
 
 
-def _step(session: Session, batch: Batch, clock: Clock) -> StepRecord:
+def _step(session: Session, batch: Batch, clock: Clock, tell: Tell) -> StepRecord:
     """`train_step`. Raises UserError where BatchNorm has one value a channel to normalise."""
     try:
-        return train_step(session.model, session.optimizer, session.method, batch, clock)
+        return train_step(session.model, session.optimizer, session.method, batch, clock, tell)
     except ValueError as error:
         if not str(error).startswith("Expected more than 1 value per channel"):
             raise

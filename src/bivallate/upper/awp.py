@@ -83,9 +83,9 @@ class AWP(Loss):
         buffers = {n: b.clone() for n, b in module.named_buffers()}
         with torch.enable_grad(), posed(module, training=True, track=False, dropout=True):
             terms = self.loss(problem.at({**theta, **buffers}), x_adv)
-            climbed = (terms.robust + terms.anchor).sum() / collective.count(len(x_adv), x_adv.device)
+            climbed = (terms.robust + terms.anchor).sum() / collective.size(problem.batch)
             grads = torch.autograd.grad(climbed, list(theta.values()), materialize_grads=True)
-        steps = dict(zip(theta, (collective.total(g) for g in grads), strict=True))
+        steps = dict(zip(theta, collective.totals(grads), strict=True))
         return {
             n: self.gamma * p.detach().norm() * steps[n] / (steps[n].norm() + 1e-20) for n, p in theta.items()
         }

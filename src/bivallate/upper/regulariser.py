@@ -80,7 +80,7 @@ class GradAlign(Loss):
             coefficient = grad_align_coefficient(problem.threat.eps)
         cos, kept = self._alignment(problem)
         rows = collective.total(kept.to(cos.dtype).sum())
-        share = collective.count(len(kept), kept.device) / rows.clamp(min=1)
+        share = collective.size(problem.batch) / rows.clamp(min=1)
         anchor = terms.anchor + coefficient * share * torch.where(kept, 1 - cos, 0)
         return Terms(terms.robust, anchor, terms.logits)
 

@@ -165,12 +165,32 @@ class BoundMarginNet(Weighting, nn.Module):
             self.draw(evidence.clock.seed)
         with torch.enable_grad():
             omega = self.omega(self._features(evidence))
-            weights = omega / _GlobalMean.apply(omega)
-            loss = lookahead(weights, second_order=self.rule.second_order)
-            parameters = list(self.parameters())
-            grads = torch.autograd.grad(loss, parameters, materialize_grads=True)
+            mean = collective.mean(omega).requires_grad_() if collective.together() else omega.mean()
+            weights = omega / mean
+            at = weights.detach().requires_grad_()
+            loss = lookahead(at, second_order=self.rule.second_order)
+            (slope,) = torch.autograd.grad(loss, at)
+            grads = self._gradient(omega, mean, weights, slope)
         self.meta_loss = float(loss.detach())
-        self._step([collective.total(g) for g in grads])
+        self._step(grads)
+
+    def _gradient(self, omega: Tensor, mean: Tensor, weights: Tensor, slope: Tensor) -> list[Tensor]:
+        """d sum_i slope_i weights_i / d mu over all ranks, in one collective.
+
+        The mean that divides every rank's weights hangs on all ranks' omegas: to the derivative with the mean
+        held fixed comes that by the mean times the mean's own, and each of these is a sum over ranks.
+        """
+        parameters = list(self.parameters())
+        if not collective.together():
+            return list(torch.autograd.grad(weights, parameters, slope, materialize_grads=True))
+        *direct, by_mean = torch.autograd.grad(
+            weights, [*parameters, mean], slope, retain_graph=True, materialize_grads=True
+        )
+        of_mean = torch.autograd.grad(omega.sum(), parameters, materialize_grads=True)
+        added = collective.totals([*direct, *of_mean, by_mean, by_mean.new_tensor(len(omega))])
+        count, by_mean = added.pop(), added.pop()
+        half = len(parameters)
+        return [d + by_mean * m / count for d, m in zip(added[:half], added[half:], strict=True)]
 
     @torch.no_grad()
     def _step(self, grads: list[Tensor]) -> None:
@@ -195,20 +215,6 @@ class BoundMarginNet(Weighting, nn.Module):
         if math.isnan(self.meta_loss):
             return {}
         return {"meta_loss": self.meta_loss, "meta_gradient": self.meta_gradient}
-
-
-class _GlobalMean(torch.autograd.Function):
-    """The mean over the minibatches of all ranks, with its derivative in every rank's values."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        ctx.shape, ctx.count = values.shape, collective.count(len(values), values.device)
-        return collective.mean(values)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:  # pyright: ignore
-        return (collective.total(grad_outputs[0]) / ctx.count).expand(ctx.shape)
 
 
 @part
