@@ -74,6 +74,7 @@ NAVIGATION: dict[str, dict[str, str]] = {
         "Methods": "methods/index",
         "Combinations": "combinations",
         "Your own method": "tutorial",
+        "Adding to it": "extending",
     },
     "Reference": {
         "Commands": "commands",

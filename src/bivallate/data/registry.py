@@ -44,6 +44,7 @@ class Known:
         mean, std: published statistics, or None to compute them. size: every image is fitted to it.
         grey: holds grey images that are meant to be read as colour. test_split: what serves as test data.
         stream: too large to be decoded into the cache. label_column: of files that have several.
+        built_in: scikit-learn brings it; it is never looked for.
         augment: what `Augment.parse` takes.
         usual: how it is trained on by default.
     """
@@ -66,6 +67,7 @@ class Known:
     test_split: str = "test"
     stream: bool = False
     label_column: str | None = None
+    built_in: bool = False
     usual: Usual = Usual()
 
 
@@ -74,7 +76,7 @@ KNOWN: dict[str, Known] = {
     for known in (
         Known(
             "digits", "handwritten digits of scikit-learn, built in", (1, 8, 8), 10, 1438, 359,
-            usual=Usual("0.15", lr=0.1, warm_up=0.0),
+            built_in=True, usual=Usual("0.15", lr=0.1, warm_up=0.0),
         ),
         Known(
             "mnist", "handwritten digits", (1, 28, 28), 10, 60000, 10000,
@@ -213,5 +215,5 @@ def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:
         "augment": known.augment,
         "usual": str(known.usual),
         "hub": known.hub,
-        "found": "built in" if known.name == "digits" else (str(place) if place else None),
+        "found": "built in" if known.built_in else (str(place) if place else None),
     }

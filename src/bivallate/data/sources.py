@@ -12,7 +12,7 @@ from bivallate.data.dataset import Split
 from bivallate.data.decode import Reading
 from bivallate.data.layout import readable
 from bivallate.data.splits import Source, Streaming, read_file, read_folder
-from bivallate.errors import UserError, nearest, unknown
+from bivallate.errors import UserError, listed, nearest, unknown
 
 __all__ = ["FIXED", "distinct_name", "find", "lasting_name", "local_path"]
 
@@ -30,20 +30,27 @@ def find(data: Any, data_dir: str | Path | None, reading: Reading, stream: Strea
         owner, repo, under = (*name[4:].split("/", 2), "", "")[:3]
         return read_folder(hub.download(f"{owner}/{repo}", under), repo, reading, None, stream)
     named = registry.get(name)
-    if named is not None and named.hub is None:
+    if named is not None and named.built_in:
         return _digits(reading)
     path = local_path(name, data_dir)
     if path is None:
         known = registry.find(name)
         path = registry.local(known, data_dir)
         if path is None:
-            assert known.hub is not None
-            return read_folder(
-                hub.download(known.hub, known.under, _published(known)), known.name, reading, known, stream
-            )
+            return read_folder(_downloaded(known), known.name, reading, known, stream)
     if not path.is_dir():
         return read_file(path, reading, stream)
     return read_folder(path, path.name, reading, registry.known_folder(path.name), stream)
+
+
+def _downloaded(known: registry.Known) -> Path:
+    """The folder of a known set from the hub. Raises UserError for one that is not there."""
+    if known.hub is None:
+        raise UserError(
+            f"{known.name} is not there: it is looked for as the folder {listed(known.folders)} in "
+            "--data-dir or BIVALLATE_DATA"
+        )
+    return hub.download(known.hub, known.under, _published(known))
 
 
 def _published(known: registry.Known) -> frozenset[str]:

@@ -9,7 +9,9 @@ from bivallate.reproduce.cell import Cell, Measure
 from bivallate.reproduce.paper_table import Claim, PaperTable, asked
 from bivallate.reproduce.scaling import NARROW_NOTE, narrow
 
-__all__ = ["TABLES"]
+__all__ = ["HARDWARE", "TABLES"]
+
+HARDWARE = "one RTX 2080 Ti"
 
 PAPER = "BiLAW (Holtz, Weng, Mishne 2022)"
 TINY_RATE = 0.02  # peak learning rate of tiny-CNN with momentum 0.9

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
 
 from bivallate.errors import unknown
+from bivallate.reproduce import papers
 from bivallate.reproduce.cell import Cell, Measure
-from bivallate.reproduce.paper_table import PaperTable
-from bivallate.reproduce.papers import bilaw_tables, done_tables, dynamic_tables, fast_ablations, fast_tables
+from bivallate.reproduce.paper_table import PaperTable, reported
 
 __all__ = ["find", "tables"]
 
 
 @cache
 def tables() -> dict[str, PaperTable]:
-    """Every table, paper by paper."""
-    modules = {
-        done_tables: "one Tesla V100",
-        fast_tables: "one RTX 3090",
-        fast_ablations: "one RTX 3090",
-        bilaw_tables: "one RTX 2080 Ti",
-        dynamic_tables: "",
-    }
-    return {
-        table.name: replace(_with_autoattack(table), hardware=hardware)
-        for module, hardware in modules.items()
-        for table in module.TABLES
-    }
+    """Every table of every file beside this one, in the order of `reported.json`."""
+    found = {}
+    for place in iter_modules(papers.__path__):
+        module = import_module(f"{papers.__name__}.{place.name}")
+        for table in getattr(module, "TABLES", ()):
+            found[table.name] = replace(_with_autoattack(table), hardware=module.HARDWARE)
+    order = [*reported(), *found]
+    return dict(sorted(found.items(), key=lambda item: order.index(item[0])))
 
 
 ADDED = "AA is ours: AutoAttack on 1,000 random test points, which the paper's table does not have."

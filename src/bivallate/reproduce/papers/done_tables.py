@@ -8,7 +8,9 @@ from bivallate.reproduce.cell import Cell, Measure
 from bivallate.reproduce.paper_table import Claim, PaperTable, asked
 from bivallate.reproduce.scaling import NARROW_NOTE, narrow
 
-__all__ = ["TABLES"]
+__all__ = ["HARDWARE", "TABLES"]
+
+HARDWARE = "one Tesla V100"
 
 PAPER = "DONE (ICLR 2024)"
 MEASURES = (

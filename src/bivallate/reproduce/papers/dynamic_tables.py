@@ -8,7 +8,9 @@ from bivallate.reproduce.cell import Cell, Measure
 from bivallate.reproduce.paper_table import Claim, PaperTable, asked
 from bivallate.reproduce.scaling import NARROW_NOTE, narrow
 
-__all__ = ["TABLES"]
+__all__ = ["HARDWARE", "TABLES"]
+
+HARDWARE = ""  # the paper names none
 
 PAPER = "Dynamic AT (Wang et al., ICML 2019)"
 ATTACKS = {"FGSM": "fgsm", "PGD-10": "pgd-10", "PGD-20": "pgd-20", "C&W": "cw"}

@@ -19,7 +19,9 @@ from bivallate.reproduce.papers.fast_cells import (
     fast_table,
 )
 
-__all__ = ["TABLES"]
+__all__ = ["HARDWARE", "TABLES"]
+
+HARDWARE = "one RTX 3090"
 
 
 def _f7() -> PaperTable:

@@ -24,7 +24,9 @@ from bivallate.reproduce.papers.fast_cells import (
 )
 from bivallate.reproduce.scaling import NARROW_NOTE, narrow
 
-__all__ = ["TABLES"]
+__all__ = ["HARDWARE", "TABLES"]
+
+HARDWARE = "one RTX 3090"
 
 EVERY = tuple(k / 20 for k in range(1, 20))  # epoch of 20 whose weights stay
 

@@ -1,0 +1,141 @@
+"""The five additions of docs/extending.md work as they are printed, in at most twenty lines each."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import bivallate as bv
+from bivallate.cli import run
+from bivallate.data import registry
+from bivallate.evaluation import metrics
+from bivallate.reproduce import papers
+from bivallate.reproduce.papers import catalogue
+from bivallate.run.config import Config
+
+PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
+SECTIONS = dict(re.findall(r"^## (.*)\n(?:(?!^## )[\s\S])*?```python\n([\s\S]*?)```", PAGE.read_text(), re.M))
+
+
+def code(of: str) -> str:
+    (found,) = (text for heading, text in SECTIONS.items() if of in heading)
+    return found
+
+
+@pytest.fixture
+def executed(monkeypatch) -> Callable[[str], dict[str, Any]]:
+    """What a block of the page makes, as a module of its own."""
+
+    def run_block(of: str) -> dict[str, Any]:
+        module = ModuleType("of_the_page")
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        exec(compile(code(of), str(PAGE), "exec", dont_inherit=True), vars(module))
+        return vars(module)
+
+    return run_block
+
+
+def test_five_examples_of_at_most_twenty_lines() -> None:
+    lines = {
+        heading: sum(bool(line.strip()) for line in text.splitlines()) for heading, text in SECTIONS.items()
+    }
+    assert len(lines) == 5
+    assert max(lines.values()) <= 20, lines
+
+
+def test_a_rule_for_steps(executed) -> None:
+    method = executed("steps")["method"]
+    assert bv.Method.from_dict(method.to_dict()) == method
+    images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    batch = bv.Batch(images, torch.arange(6) % 3, torch.arange(6))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    problem = bv.LowerProblem(model, batch, method.objective, method.threat)
+    found = method.solver.solve(problem).delta
+    assert found.abs().max() == pytest.approx(0.1)
+    one_step = method.but(solver__steps=1, solver__start=bv.zero)
+    same = one_step.but(solver__direction=bv.methods.at(bv.Linf(0.1)).solver.direction)
+    torch.testing.assert_close(one_step.solver.solve(problem).delta, same.solver.solve(problem).delta)
+    assert not torch.equal(
+        found, method.but(solver__direction=same.solver.direction).solver.solve(problem).delta
+    )
+
+
+def test_a_data_set(executed, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(registry, "KNOWN", dict(registry.KNOWN))
+    executed("data set")
+    monkeypatch.setenv("BIVALLATE_DATA", str(tmp_path))
+    monkeypatch.setenv("BIVALLATE_CACHE", str(tmp_path / "cache"))
+    drawn = np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 5)):
+        for shape in ("circle", "square"):
+            folder = tmp_path / "shapes" / split / shape
+            folder.mkdir(parents=True)
+            for k in range(count):
+                Image.fromarray(drawn.integers(0, 256, (12, 12), np.uint8)).save(folder / f"{k}.png")
+    assert run(["train", "fgsm-at", "--data", "shapes", "--epochs", "1", "--out", str(tmp_path / "r")]) == 0
+    config = Config.read(tmp_path / "r" / "config.toml")
+    assert (config.method.threat, config.model.name, config.optimizer.lr) == (bv.Linf(0.2), "linear", 0.1)
+    loaded = bv.data.load("shapes")
+    assert (loaded.mean, loaded.std, str(loaded.augment)) == ((0.4,), (0.3,), "crop:1,flip")
+    capsys.readouterr()
+    assert run(["datasets"]) == 0
+    assert "2 classes, 1x12x12, 40 + 10 images" in capsys.readouterr().out
+    monkeypatch.setenv("BIVALLATE_DATA", str(tmp_path / "cache"))
+    with pytest.raises(bv.UserError, match="shapes is not there"):
+        bv.data.load("shapes")
+
+
+def test_an_optimiser(executed) -> None:
+    made = executed("optimiser")
+    model = made["run"].model
+    optimizer = made["QuickHead"](0.02).make(model)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.02, 0.2]
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+    assert len(made["run"].history) == 1
+
+
+def test_a_number_of_compare(executed, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(metrics, "METRICS", metrics.METRICS)
+    executed("number")
+    runs = [str(tmp_path / name) for name in ("a", "b")]
+    for seed, place in enumerate(runs):
+        few = ["--model", "linear", "--epochs", "1", "--eps", "0.1", "--seed", str(seed)]
+        assert run(["train", "plain", "--out", place, *few]) == 0
+        assert run(["evaluate", place, "--attack", "fgsm", "--json"]) == 0
+    capsys.readouterr()
+    assert run(["compare", *runs, "--sort", "lost", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    lost = [row["lost"] for row in rows]
+    assert lost == sorted(lost)
+    assert lost[0] == rows[0]["clean_accuracy"] - rows[0]["robust_accuracy"] > 0
+    assert run(["compare", *runs]) == 0
+    assert "lost %" in capsys.readouterr().out
+    assert run(["compare", *runs, "--over-seeds", "--sort", "lost", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"][0]["lost"]["mean"] == sum(lost) / 2
+    assert run(["compare", *runs, "--sort", "lots"]) == 2
+    assert "did you mean 'lost'" in capsys.readouterr().err
+
+
+def test_a_table(tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "tables_of_this_test.py").write_text(code("table"))
+    monkeypatch.setattr(papers, "__path__", [*papers.__path__, str(tmp_path)])
+    monkeypatch.chdir(tmp_path)
+    catalogue.tables.cache_clear()
+    try:
+        assert list(catalogue.tables())[-1] == "T-X1"
+        assert catalogue.find("t-x1").hardware == "one RTX 3090"
+        assert run(["reproduce", "T-X1", "--scale", "smoke"]) == 0
+    finally:
+        catalogue.tables.cache_clear()
+    told = capsys.readouterr().out
+    assert "Fast-BAT above Fast-AT in PGD-20" in told
