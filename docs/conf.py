@@ -50,6 +50,7 @@ NAVIGATION: dict[str, dict[str, str]] = {
         "Data": "data",
         "Models": "models",
         "Recipes": "recipes",
+        "Fine-tuning": "finetuning",
         "Defaults": "defaults",
         "Runs": "runs",
         "Clusters": "cluster",

@@ -196,10 +196,17 @@ def portable(config: dict[str, Any]) -> dict[str, Any]:
     copy = _finite(config)
     if isinstance(data := copy.get("data"), dict):
         for key in {"name", "extra"} & set(data):
-            data[key] = os.path.basename(data[key]) if os.path.isabs(str(data[key])) else data[key]
+            data[key] = _bare(data[key])
         if "data_dir" in data:
             data["data_dir"] = ""
+    if isinstance(init := copy.get("init"), dict) and "weights" in init:
+        init["weights"] = _bare(init["weights"])
     return copy
+
+
+def _bare(place: Any) -> Any:
+    """The name of what lies at an absolute path; anything else as it is."""
+    return os.path.basename(place) if os.path.isabs(str(place)) else place
 
 
 def from_portable(value: Any) -> Any:

@@ -14,12 +14,13 @@ from bivallate.from_text import pair
 from bivallate.lower.threat import threat
 from bivallate.methods.entries import create
 from bivallate.models import Classifier
+from bivallate.run.beginning import begin
 from bivallate.run.config import METHOD_PARTS, Config
 from bivallate.run.defaults import fitted
 from bivallate.run.recipes.published import recipe_for
-from bivallate.run.session import create_model, load_data, settled
+from bivallate.run.session import load_data, settled
 
-__all__ = ["introduce", "laid_out", "plan_of"]
+__all__ = ["init_pairs", "introduce", "laid_out", "plan_of"]
 
 Pairs = list[tuple[str, str]]
 
@@ -92,12 +93,30 @@ def _from_names(
     return recipe_for(recipe, create(method, radius, **parameters), name, fixed=parameters), pairs
 
 
-def laid_out(plan: Config, *, fit: bool) -> tuple[Config, Dataset, Classifier]:
-    """The plan with lasting places, its data and its network. fit: let the batch size suit the data."""
+def init_pairs(weights: str | None, freeze: tuple[str, ...]) -> tuple[str, ...]:
+    """What was typed of the weights to begin with, as KEY=VALUE; other weights are none that a file names."""
+    other = () if weights is None else (f"init.weights={weights}", "init.fingerprint=", "init.which=auto")
+    return (*other, *((f"init.freeze={','.join(freeze)}",) if freeze else ()))
+
+
+def laid_out(
+    plan: Config,
+    *,
+    fit: bool,
+    architecture: str | None = None,
+    tell: Callable[[str], object],
+) -> tuple[Config, Dataset, Classifier]:
+    """The plan with lasting places, its data and its network.
+
+    Args:
+        fit: let the batch size suit the data. architecture: that was typed, for weights that do not know
+            theirs. tell: hears which weights it begins with.
+    """
     plan = dataclasses.replace(plan, data=settled(plan.data))
     dataset = load_data(plan.data, plan.seed)
     plan = fitted(plan, len(dataset.train)) if fit else plan
-    return plan, dataset, create_model(plan.model, dataset, plan.seed)
+    plan, network = begin(plan, dataset, architecture, tell)
+    return plan, dataset, network
 
 
 def introduce(plan: Config, dataset: Dataset, tell: Callable[[str], object]) -> None:

@@ -13,6 +13,7 @@ from bivallate.commands.options import (
     DataName,
     Flag,
     Log,
+    Names,
     Positive,
     Seed,
     Settings,
@@ -35,6 +36,8 @@ def train(
     seed: Seed | None = None,
     average: float | None = None,
     recipe: str | None = None,
+    init: str | None = None,
+    freeze: Names = (),
     config: Path | None = None,
     set_: Settings = (),
     data_dir: DataFolder | None = None,
@@ -77,6 +80,13 @@ def train(
         0]
     recipe
         a paper's training recipe, such as done; `bivallate recipes` lists them.
+    init
+        weights to begin with: a run, a folder, a .safetensors or .pt file, hub:owner/name or timm:NAME. They
+        decide the network, but for a bare file, which needs --model; a head for other classes is new.
+        [default: fresh weights]
+    freeze
+        layers that do not learn: a name, * in it for anything, stem, head, or !head for all but the head;
+        repeatable.
     config
         a config.toml to start from; other options change it. A network of your own in it needs --model.
     set_
@@ -105,10 +115,11 @@ def train(
     quiet
         say nothing but alarms.
     """
-    from bivallate.commands.configuration import introduce, laid_out, plan_of
+    from bivallate.commands.configuration import init_pairs, introduce, laid_out, plan_of
     from bivallate.run.execution import execute
     from bivallate.run.progress import Spoken
 
+    set_ = (*init_pairs(init, freeze), *set_)
     plan = plan_of(method, config, data, eps, norm, recipe, set_, model)
     changes = {"seed": seed, "average": average, "device": device, "threads": threads, "patience": patience}
     changes |= {"epochs": epochs, "batch_size": batch_size, "optimizer.lr": lr, "data.data_dir": data_dir}
@@ -119,8 +130,10 @@ def train(
     )
     folder = out or default
     chosen = batch_size is not None or recipe is not None or config is not None or _sets(set_, "batch_size")
-    plan, dataset, network = laid_out(plan, fit=not chosen)
-    introduce(plan, dataset, (lambda text: None) if quiet else say)
+    tell = (lambda text: None) if quiet else say
+    named = plan.model.name if _sets(set_, "model.name") else model
+    plan, dataset, network = laid_out(plan, fit=not chosen, architecture=named, tell=tell)
+    introduce(plan, dataset, tell)
     if dry_run:
         _foretell(plan, dataset, network, folder)
         return

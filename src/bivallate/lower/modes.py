@@ -24,7 +24,7 @@ def posed(model: nn.Module, *, training: bool, track: bool, dropout: bool) -> It
     found = [(m, m.training, getattr(m, "track_running_stats", None)) for m in model.modules()]
     try:
         for module, _, _ in found:
-            module.training = training
+            module.training = training and not getattr(module, "held", False)
             if isinstance(module, nn.modules.dropout._DropoutNd) and not dropout:
                 module.training = False
             if isinstance(module, nn.modules.batchnorm._NormBase) and training:
@@ -50,6 +50,12 @@ def attacking(model: nn.Module, mode: AttackMode):
 def descending(model: nn.Module):
     """The model as the upper level sees it: plain train mode."""
     return posed(model, training=True, track=True, dropout=True)
+
+
+def learning(model: nn.Module) -> None:
+    """Puts a model into train mode, to stay there, but for norms that are held still with a frozen layer."""
+    for module in model.modules():
+        module.training = not getattr(module, "held", False)
 
 
 def evaluating(model: nn.Module):

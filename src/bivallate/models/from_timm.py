@@ -10,7 +10,7 @@ from bivallate.errors import UserError, unknown
 from bivallate.models.classifier import Classifier
 from bivallate.models.foreign import wrap
 
-__all__ = ["OPTIONS", "timm_model"]
+__all__ = ["OPTIONS", "timm_model", "timm_pretrained"]
 
 # What a network is made of. Whatever names a file, a folder, a hub, a configuration or a class is not here:
 # a manifest is somebody else's text, and weights are read by this package alone.
@@ -74,6 +74,28 @@ def timm_model(
     Raises:
         UserError: timm is not installed or too old, knows no such architecture or option, or fails.
     """
+    module = _made(name, options, pretrained=False, num_classes=num_classes, in_chans=int(shape[0]))
+    return _described(module, name, options, num_classes=num_classes, shape=shape, mean=mean, std=std)
+
+
+def timm_pretrained(name: str, *, shape: Sequence[int], **options: Any) -> Classifier:
+    """timm's network with the weights that timm has for it, read and fitted to the shape by timm's own
+    loader; its classes and its normalisation are those that it was trained with.
+
+    Raises:
+        UserError: as `timm_model`; timm has no weights for it, or cannot fetch them.
+    """
+    module = _made(name, options, pretrained=True, in_chans=int(shape[0]))
+    about = getattr(module, "pretrained_cfg", None) or {}
+    mean, std = about.get("mean"), about.get("std")
+    if mean and std and len(mean) != int(shape[0]):  # timm adds up the kernels of the colours
+        mean, std = sum(mean) / len(mean), sum(std) / len(std)
+    classes = int(getattr(module, "num_classes", 0))
+    return _described(module, name, options, num_classes=classes, shape=shape, mean=mean, std=std)
+
+
+def _made(name: str, options: dict[str, Any], **how: Any) -> Any:
+    """The module that timm makes."""
     timm = _timm(name)
     for key, value in options.items():
         _check_option(name, key, value)
@@ -81,11 +103,22 @@ def timm_model(
         close = ", ".join(timm.list_models(f"*{re.sub(r'[^a-z0-9_]', '', name[:6])}*")[:5])
         raise UserError(f"timm has no model {name!r}" + (f": it has {close}" if close else ""))
     try:
-        module = timm.create_model(
-            name, pretrained=False, num_classes=num_classes, in_chans=int(shape[0]), **options
-        )
+        return timm.create_model(name, **how, **options)
     except Exception as error:
         raise UserError(f"timm:{name} failed with {type(error).__name__}: {error}") from error
+
+
+def _described(
+    module: Any,
+    name: str,
+    options: dict[str, Any],
+    *,
+    num_classes: int,
+    shape: Sequence[int],
+    mean: Statistics,
+    std: Statistics,
+) -> Classifier:
+    """The module as a classifier that says how it is made again."""
     for part in module.modules():
         if getattr(part, "inplace", False):  # the first graph is kept for the double backward
             part.inplace = False

@@ -252,6 +252,11 @@ def _constructor(model: Classifier) -> tuple[str, bool]:
             f"the public definitions compute with relu, this model with {spec.get('activation')}: "
             "loaded there, it would compute something else"
         )
+    if spec.get("width", 1) != 1:
+        raise UserError(
+            f"the public definitions have the whole number of channels, this model {spec['width']:g} of it: "
+            "loaded there, its tensors would not fit; share it by save_pretrained"
+        )
     classes = f"num_classes={model.num_classes}"
     if name.startswith("wrn-"):
         depth, factor = (34, 10) if name == "wrn-32-10" else map(int, name.split("-")[1:])

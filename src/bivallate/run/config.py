@@ -14,6 +14,7 @@ from bivallate.from_text import literal, override, pair
 from bivallate.method import Method
 from bivallate.parts import decode, encode, part, written
 from bivallate.run.folder import FIRST_LINE
+from bivallate.run.initial import Init
 from bivallate.run.optim import SGD, Cosine, Flat, MultiStep, Optimizer, Rate, Triangle
 from bivallate.run.phases import Phase, check_phases
 from bivallate.run.sentinel import Sentinel
@@ -86,6 +87,7 @@ class Model:
         stem: of architectures that have a choice, such as "cifar" or "imagenet" of the residual networks; ""
             is their own.
         options: of the architecture, each KEY=VALUE.
+        mean, std: of each channel, for the first layer; empty: the data's.
     """
 
     name: str = "tiny-cnn"
@@ -94,6 +96,8 @@ class Model:
     width: float = 1.0
     stem: str = ""
     options: tuple[str, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for item in self.options:
@@ -130,7 +134,7 @@ class Config:
     """Everything that a run is a function of.
 
     Attributes:
-        method, data, model, optimizer, rate: parts.
+        method, data, model, optimizer, rate: parts. init: weights to begin with, and which of them stay.
         epochs, batch_size, seed: of training.
         warm_up: share of the minibatches over which the radius that is trained on grows from almost 0 to the
             threat's; held-out data is always attacked within the whole.
@@ -158,6 +162,7 @@ class Config:
     method: Method
     data: Data = field(default=Data())
     model: Model = field(default=Model())
+    init: Init = field(default=Init())
     optimizer: Optimizer = field(default=SGD())
     rate: Rate = field(default=Triangle())
     epochs: int = 20

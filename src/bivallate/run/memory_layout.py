@@ -15,6 +15,7 @@ from torch import nn
 
 from bivallate import collective
 from bivallate.data import Dataset
+from bivallate.lower.modes import learning
 from bivallate.run.config import Config
 from bivallate.run.packing import generators, restore_generators
 from bivallate.run.session import Session
@@ -90,7 +91,7 @@ def timed(config: Config, dataset: Dataset, model: nn.Module) -> dict[bool, list
 def on_trial(config: Config, dataset: Dataset, model: nn.Module) -> Session:
     """A session whose steps are to be timed, at a rate of 0. The model is not to be used afterwards."""
     session = Session(config, dataset, model)
-    session.model.train()
+    learning(session.model)
     for group in session.optimizer.param_groups:
         group["lr"] = 0.0
     return session

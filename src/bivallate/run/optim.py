@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from bivallate.errors import UserError
+from bivallate.from_text import parse_number
+from bivallate.models.layers import matching
 from bivallate.parts import part
 from bivallate.types import Clock
 
@@ -156,39 +158,88 @@ class OptimPlan(Protocol):
 
 @part
 class SGD:
-    """Stochastic gradient descent with momentum; weight decay is added to the gradient."""
+    """Stochastic gradient descent with momentum; weight decay is added to the gradient.
+
+    Attributes:
+        groups: parts of the network with another rate, PATTERN:FACTOR, such as "head:10" or "body.0.*:0.1";
+            of several that mean a parameter the first counts. Patterns are those of `Init.freeze`.
+    """
 
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
     nesterov: bool = False
+    groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _positive(self.lr, self.weight_decay)
+        factors(self.groups)
 
     def make(self, model: nn.Module) -> torch.optim.Optimizer:
         """torch.optim.SGD over all parameters."""
         return torch.optim.SGD(
-            model.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
+            grouped(model, self.groups, self.lr),
+            self.lr,
+            self.momentum,
+            weight_decay=self.weight_decay,
+            nesterov=self.nesterov,
         )
 
 
 @part
 class AdamW:
-    """Adam with decoupled weight decay."""
+    """Adam with decoupled weight decay. `groups` as in SGD."""
 
     lr: float = 1e-3
     beta1: float = 0.9
     beta2: float = 0.999
     weight_decay: float = 1e-2
+    groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _positive(self.lr, self.weight_decay)
+        factors(self.groups)
 
     def make(self, model: nn.Module) -> torch.optim.Optimizer:
         """torch.optim.AdamW over all parameters."""
         betas = (self.beta1, self.beta2)
-        return torch.optim.AdamW(model.parameters(), self.lr, betas, weight_decay=self.weight_decay)
+        parameters = grouped(model, self.groups, self.lr)
+        return torch.optim.AdamW(parameters, self.lr, betas, weight_decay=self.weight_decay)
+
+
+def factors(groups: tuple[str, ...]) -> dict[str, float]:
+    """Pattern -> factor of the rate. Raises UserError for what is no list of PATTERN:FACTOR.
+
+    Example:
+        >>> factors(("head:10", "stem:1/10"))
+        {'head': 10.0, 'stem': 0.1}
+    """
+    found: dict[str, float] = {}
+    for item in groups if isinstance(groups, tuple) else (groups,):
+        pattern, colon, text = item.rpartition(":") if isinstance(item, str) else ("", "", "")
+        if not (pattern and colon):
+            raise UserError(f"optimizer.groups are PATTERN:FACTOR, such as head:10, got {item!r}")
+        factor = parse_number(text, f"the factor of {pattern}")
+        if not (math.isfinite(factor) and factor > 0):
+            raise UserError(
+                f"the factor of {pattern} in optimizer.groups must be positive, got {text}; "
+                f"--freeze {pattern} is for what shall not learn"
+            )
+        found.setdefault(pattern.strip(), factor)
+    return found
+
+
+def grouped(model: nn.Module, groups: tuple[str, ...], lr: float) -> list[Any]:
+    """What torch's optimisers take: all parameters, or groups of them, each with its peak rate."""
+    if not groups:
+        return list(model.parameters())
+    rates: dict[str, float] = {}
+    for pattern, factor in factors(groups).items():
+        rates |= {name: factor * lr for name in matching(model, pattern) if name not in rates}
+    by_rate: dict[float, list[nn.Parameter]] = {lr: []}
+    for name, parameter in model.named_parameters():
+        by_rate.setdefault(rates.get(name, lr), []).append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in by_rate.items() if parameters]
 
 
 def _positive(lr: float, weight_decay: float) -> None:

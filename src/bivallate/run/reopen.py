@@ -27,11 +27,12 @@ FREE = (
     "data.data_dir",
     "data.name",
     "data.workers",
+    "init.weights",
     "checkpoint_minutes",
     "keep",
     "recipe",
 )
-# what may differ from the checkpoint's; data of another name have to have the same fingerprint
+# what may differ from the checkpoint's; data of another name have to have the same fingerprint, and weights
 LENGTH = ("epochs", "extended")  # may differ where one of the two plans goes beyond the other
 
 # of a manifest: which code made the weights and where its data were, not what they are; a checkpoint is held
@@ -70,7 +71,9 @@ def reopen(folder: RunFolder, tell: Tell, *, fall_back: bool = True) -> tuple[Co
 def _configuration(folder: RunFolder, values: dict[str, Any], tell: Tell) -> Config:
     original: Config = decode(from_portable(values["config"]))
     places = {name: values[key] for key, name in PLACES.items() if key in values}
-    original = dataclasses.replace(original, data=dataclasses.replace(original.data, **places))
+    begun = dataclasses.replace(original.init, weights=values.get("init_weights", original.init.weights))
+    data = dataclasses.replace(original.data, **places)
+    original = dataclasses.replace(original, data=data, init=begun)
     wrong = _torn(folder, values["config"])
     if wrong:
         original.write(folder.config)

@@ -12,6 +12,7 @@ from bivallate import collective
 from bivallate.data import Dataset
 from bivallate.errors import UserError, check_path
 from bivallate.method import Method, checked
+from bivallate.run.beginning import first_network
 from bivallate.run.checkpoint import Checkpoint
 from bivallate.run.config import Config
 from bivallate.run.execution import Run, check_minutes, finish, holding, spoken_once
@@ -85,7 +86,7 @@ def resume(
             config = config.set(key, value) if value is not None else config
         limit_threads(config.threads)
         loaded = dataset if dataset is not None else own_data(config.data, config.seed)
-        network = _network(config, loaded, model)
+        network = _network(config, loaded, model, anew=found is None)
         if config.channels_last == "auto":  # written so by hand before the first checkpoint
             config = settled_layout(config, loaded, network, shown.note)
             planned = dataclasses.replace(planned, channels_last=config.channels_last)
@@ -118,7 +119,8 @@ def _go_beyond(folder: RunFolder, session: Session, planned: Config, tell: Tell)
         tell(told)
 
 
-def _network(config: Config, dataset: Dataset, model: nn.Module | str | None) -> nn.Module:
+def _network(config: Config, dataset: Dataset, model: nn.Module | str | None, *, anew: bool) -> nn.Module:
+    """The network of a run, to be filled from its checkpoint, or `anew` with what the run begins with."""
     name = config.model.name
     if isinstance(model, nn.Module):
         return model
@@ -127,5 +129,7 @@ def _network(config: Config, dataset: Dataset, model: nn.Module | str | None) ->
             f"this run trained {name}, which only your code can build: hand it over again "
             "(model=... in Python, --model package.module:factory on the command line)"
         )
+    if anew:
+        return first_network(config, dataset, model)
     chosen = dataclasses.replace(config.model, name=model) if isinstance(model, str) else config.model
     return create_model(chosen, dataset, config.seed)

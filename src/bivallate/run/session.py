@@ -15,6 +15,7 @@ from bivallate.data import Batches, Dataset, Split
 from bivallate.errors import UserError, check_device
 from bivallate.models import Classifier
 from bivallate.models.io import renamed
+from bivallate.models.layers import freeze
 from bivallate.models.trainable import trainable
 from bivallate.parts import encode, portable
 from bivallate.run.arithmetic import amp_dtype, lay_out
@@ -105,7 +106,8 @@ def _check_several(dataset: Dataset) -> None:
 def create_model(spec: Any, dataset: Dataset, seed: int) -> Classifier:
     """The network of a configuration, for this data."""
     _check_several(dataset)
-    mean, std = (dataset.mean, dataset.std) if spec.normalise else (None, None)
+    own = (spec.mean or dataset.mean, spec.std or dataset.std)
+    mean, std = own if spec.normalise else (None, None)
     options: dict[str, Any] = {"width": spec.width} if spec.width != 1 else {}
     options |= {"stem": spec.stem} if spec.stem else {}
     options |= spec.chosen()
@@ -145,6 +147,7 @@ class Session:
         self.model = models.wrap(model, num_classes=len(dataset.classes), shape=dataset.shape).to(self.device)
         self.model.classes = list(dataset.classes)
         trainable(self.model)
+        freeze(self.model, config.init.freeze)
         lay_out(self.model, config.channels_last)
         self.model.autocast_dtype = amp_dtype(config.amp, self.device)  # pyright: ignore[reportArgumentType]
         train, meta = self._streams()

@@ -13,6 +13,7 @@ from torch import nn
 from bivallate import collective
 from bivallate.data.workers import WorkersLost
 from bivallate.errors import UserError, out_of_memory
+from bivallate.lower.modes import learning
 from bivallate.record import NonFinite, Tell
 from bivallate.run import checkpoint, packing
 from bivallate.run.cai_curriculum import Lessons
@@ -63,7 +64,7 @@ class Trainer:
             UserError: the folder is gone or taken over, or a minibatch does not fit into memory.
         """
         session = self.session
-        session.model.train()
+        learning(session.model)
         with interruptible(self.minutes) as request, self.progress as progress:
             if self.folder is not None and session.epoch == 0 and session.step == 0:
                 self._save()  # a run that dies in its first minutes can be resumed too

@@ -16,20 +16,20 @@ from bivallate.errors import UserError, check_path, plainly, unknown
 from bivallate.lower.threat import threat
 from bivallate.method import Method, checked
 from bivallate.methods.entries import create
-from bivallate.models import Classifier
-from bivallate.models.classifier import Normalise
-from bivallate.run.config import Config, Model
+from bivallate.run.beginning import begin, described
+from bivallate.run.config import Config
 from bivallate.run.defaults import fitted
 from bivallate.run.execution import Run, execute
+from bivallate.run.initial import Init
 from bivallate.run.logger import Logger
 from bivallate.run.progress import Progress, Spoken
 from bivallate.run.recipes.published import recipe_for
-from bivallate.run.session import create_model, load_data, settled
+from bivallate.run.session import load_data, settled
 
 
 @plainly
 def train(
-    model: nn.Module | str,
+    model: nn.Module | str | None,
     dataset: Dataset | str | tuple[Any, Any],
     method: Method | str,
     *,
@@ -38,6 +38,8 @@ def train(
     epochs: int | None = None,
     lr: float | None = None,
     recipe: str | None = None,
+    init: str | Path | Run | Init | None = None,
+    freeze: str | Sequence[str] = (),
     out: str | Path | None = None,
     seed: int = 0,
     overwrite: bool = False,
@@ -49,7 +51,7 @@ def train(
     """Trains a model and returns the finished run.
 
     Args:
-        model: a network, or the name of an architecture.
+        model: a network, or the name of an architecture; None with `init`, whose weights know theirs.
         dataset: from `bivallate.data.load`, or anything that it takes.
         method: what to train with, which knows its threat; or its name, with eps and norm. Without eps the
             customary Linf radius of the data set.
@@ -57,6 +59,9 @@ def train(
             usual one of the data set (0.1 for digits, else 0.05).
         recipe: a paper's training recipe by name, such as "done", which all other arguments change. Its data
             settings (rows held out, imbalance) are used where the data is given by name.
+        init: weights to begin with: a run (its folder, or what `train` returned), a folder, a file,
+            "hub:owner/name" or "timm:NAME"; a head for other classes is new. freeze: patterns of layers that
+            do not learn, such as "stem", "body.0.*" or "!head".
         seed: of everything random. out: a folder to keep everything in; None keeps nothing on disk.
         overwrite: replace a run that is there. progress: show a bar, or a `Progress` of one's own.
         log: where the numbers go besides: "csv", "tensorboard", "wandb", "trackio", several with commas, or a
@@ -80,7 +85,10 @@ def train(
     place = given if isinstance(given, str) else _named(given)
     method = _method(method, eps, norm, place)
     config = recipe_for(recipe, method, place)
-    config = dataclasses.replace(config, model=_described(config.model, model), seed=seed, **_known(settings))
+    begun = _init(init, freeze, model)
+    config = dataclasses.replace(config, seed=seed, init=begun, **_known(settings))
+    if model is not None:
+        config = dataclasses.replace(config, model=described(config.model, model))
     for path, value in (("epochs", epochs), ("optimizer.lr", lr)):
         config = config.set(path, value) if value is not None else config
     if isinstance(given, str):
@@ -88,8 +96,12 @@ def train(
     loaded = load_data(config.data, seed) if isinstance(given, str) else given
     if recipe is None and "batch_size" not in settings:
         config = fitted(config, len(loaded.train))
-    network = create_model(config.model, loaded, seed) if isinstance(model, str) else model
     shown = Spoken(method.name) if progress is True else (progress or Progress())
+    network: nn.Module
+    if isinstance(model, nn.Module):
+        network = model
+    else:
+        config, network = begin(config, loaded, model, shown.note if progress else None)
     return execute(
         config,
         loaded,
@@ -100,6 +112,22 @@ def train(
         max_minutes=max_minutes,
         log=log,
     )
+
+
+def _init(init: str | Path | Run | Init | None, freeze: str | Sequence[str], model: Any) -> Init:
+    """What the run begins with. Raises UserError where nothing says which network, or both do."""
+    if isinstance(init, Run) and init.path is None:
+        raise UserError(
+            "init names a run that kept nothing on disk: pass its model, bv.train(run.model, ...)"
+        )
+    place = init.path if isinstance(init, Run) else init
+    begun = place if isinstance(place, Init) else Init(weights=str(place or ""))
+    begun = dataclasses.replace(begun, freeze=(freeze,) if isinstance(freeze, str) else tuple(freeze))
+    if begun.weights and isinstance(model, nn.Module):
+        raise UserError("a network that is handed over has its weights: leave out init, or pass model=None")
+    if model is None and not begun.weights:
+        raise UserError('name a network, such as "tiny-cnn", or weights to begin with, init="runs/plain"')
+    return begun
 
 
 def _method(method: Method | str, eps: float | str | None, norm: str, data_name: str) -> Method:
@@ -116,29 +144,6 @@ def _method(method: Method | str, eps: float | str | None, norm: str, data_name:
     return create(method, threat(norm, usual(data_name).eps if eps is None else eps))
 
 
-def _described(part: Model, model: nn.Module | str) -> Model:
-    """What a configuration says of a network that was handed over: enough to build it again, if it can be."""
-    if isinstance(model, str):
-        return dataclasses.replace(part, name=model)
-    inner = getattr(model, "_orig_mod", model)
-    named = dataclasses.replace(part, name=getattr(inner, "architecture", type(inner).__name__))
-    if not isinstance(inner, Classifier) or inner.spec is None:
-        return named
-    named = dataclasses.replace(
-        named,
-        normalise=isinstance(inner.normalise, Normalise),
-        activation=inner.spec.get("activation", part.activation),
-        width=1.0,
-        stem="",
-        options=(),
-    )
-    for key, value in inner.spec.items():
-        if key not in ("name", "num_classes", "shape", "mean", "std", "activation"):
-            text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            named = named.with_option(key, text)
-    return named
-
-
 def _named(dataset: Dataset) -> str:
     """The name to load it by again; the fingerprint that checkpoints keep tells whether that gives the same
     data."""
@@ -146,7 +151,7 @@ def _named(dataset: Dataset) -> str:
 
 
 def _known(settings: dict[str, Any]) -> dict[str, Any]:
-    names = {f.name for f in dataclasses.fields(Config)} - {"data", "model", "recipe"}
+    names = {f.name for f in dataclasses.fields(Config)} - {"data", "model", "init", "recipe"}
     for name in settings:
         if name not in names:
             raise unknown("setting", name, names)

@@ -1,0 +1,93 @@
+"""Layers of a network by pattern: those that learn slowly, or not at all, and the one that tells classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from bivallate.errors import UserError, listed, nearest
+from bivallate.models.classifier import Classifier
+
+__all__ = ["freeze", "head_of", "matching"]
+
+WORDS = ("stem", "head")  # patterns for the first layer and the last
+NETWORK = "network."  # in front of every name in a classifier; patterns may leave it out
+
+
+def head_of(model: nn.Module) -> str:
+    """Path of the last layer that has a row a class; empty where none has, or the classes are not known."""
+    classes = getattr(model, "num_classes", None)
+    found = ""
+    for path, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.ndim > 1 and weight.shape[0] == classes:
+            found = path
+    return found
+
+
+def matching(model: nn.Module, pattern: str) -> list[str]:
+    """Names of the parameters that a pattern means.
+
+    Args:
+        pattern: the name of a parameter or of the module it is in, where * stands for anything; `stem` and
+            `head` mean the first layer and the last; with ! in front, all others.
+
+    Raises:
+        UserError: it means no parameter, with the nearest name; or all of them by a ! before nothing.
+
+    Example:
+        >>> from bivallate import models
+        >>> net = models.create("tiny-cnn", num_classes=10, shape=(1, 8, 8))
+        >>> matching(net, "stem"), matching(net, "body.*.bias") == matching(net, "!*.weight")[1:]
+        (['network.stem.weight', 'network.stem.bias'], True)
+    """
+    text = pattern.removeprefix("!")
+    wanted = _paths(model, text)
+    names = [name for name, _ in model.named_parameters()]
+    met = {name for name in names if any(_meets(name, path) for path in wanted)}
+    if not met or not text:
+        modules = [path.removeprefix(NETWORK) for path, _ in model.named_modules() if path]
+        close = nearest(text, [*modules, *(name.removeprefix(NETWORK) for name in names)])
+        top = listed(path for path in modules if path not in ("normalise", "network") and "." not in path)
+        hint = f": did you mean {close!r}?" if close else "."
+        raise UserError(
+            f"no parameter is meant by the pattern {pattern!r}{hint} Patterns are stem, head, or names with "
+            f"*, such as those of {top}"
+        )
+    return [name for name in names if (name in met) != pattern.startswith("!")]
+
+
+def _paths(model: nn.Module, text: str) -> list[str]:
+    """The patterns of full names that a word or a pattern stands for."""
+    if text == "head":
+        return [path] if (path := head_of(model)) else []
+    if text == "stem" and isinstance(model, Classifier):
+        return [model.stem_name]
+    return [text, NETWORK + text] if text else []
+
+
+def _meets(name: str, path: str) -> bool:
+    return fnmatchcase(name, path) or fnmatchcase(name, f"{path}.*")
+
+
+def freeze(model: nn.Module, patterns: Iterable[str]) -> None:
+    """Parameters that these patterns mean learn no more; a norm none of whose parameters learns keeps its
+    running statistics too, and normalises by them also in training.
+
+    Raises:
+        UserError: a pattern means nothing, or nothing is left that learns.
+    """
+    frozen = {name for pattern in patterns for name in matching(model, pattern)}
+    if not frozen:
+        return
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise UserError(f"all layers are frozen by {listed(patterns)}: nothing is left to train")
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            own = list(module.parameters())
+            module.held = bool(own) and not any(p.requires_grad for p in own)  # pyright: ignore
