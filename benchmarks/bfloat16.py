@@ -28,7 +28,7 @@ from bivallate.run.session import load_data
 from bivallate.run.signals import Interrupted
 from bivallate.run.trainer import limit_threads
 
-FORMATS = {"bfloat16": True, "float32": False}
+FORMATS = {"bfloat16": "bf16", "float32": "float32"}
 COLUMNS = ("clean", "pgd-20", "last clean", "last pgd-20")
 
 
@@ -53,7 +53,7 @@ def main() -> None:
 def _result(name: str, seed: int, runs: Path) -> dict[str, Any]:
     (job,) = jobs_of(tables()["T-F1"], "cpu", seeds=(seed,), only=("FAST-AT",), groups=("CIFAR-10 @8",))
     limit_threads(job.threads)
-    config = configure(job.cell, seed, job.device, job.threads).set("amp", FORMATS[name])
+    config = configure(job.cell, seed, job.device, job.threads).set("precision", FORMATS[name])
     dataset = load_data(config.data, seed)
     place = _place(job, name, runs)
     folder, best = trained(config, dataset, place, "best", Spoken(f"{name} seed {seed}"))

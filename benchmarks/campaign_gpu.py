@@ -83,7 +83,7 @@ def plan(chosen: argparse.Namespace) -> list[Job]:
         found = jobs_of(find(name), chosen.scale, seeds=(seed,), only=rows, **where)
         jobs += [job for job in found if job.cell.group == group]
     for k, job in enumerate(jobs):
-        plain = job.cell.but(settings={**job.cell.settings, "amp": False, "channels_last": False})
+        plain = job.cell.but(settings={**job.cell.settings, "precision": "float32", "channels_last": False})
         jobs[k] = dataclasses.replace(job, cell=plain if chosen.float32 else in_bfloat16(job.cell))
     return jobs[: chosen.limit] if chosen.limit else jobs
 

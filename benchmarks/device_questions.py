@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 import os
 import re
@@ -29,7 +28,7 @@ from bivallate.lower.fab import FAB
 from bivallate.lower.square import Square
 from bivallate.method import Method, facts_for
 from bivallate.methods.entries import create, registry
-from bivallate.run.config import Config, Flat
+from bivallate.run.config import Flat
 from bivallate.run.progress import Progress
 from bivallate.step import train_step
 from bivallate.types import Batch, Clock, StepRecord
@@ -164,9 +163,7 @@ def training(place: Place, name: str, out: Path, progress: Progress | None = Non
     model = bv.models.create(name_of, num_classes=10, shape=(3, 32, 32), seed=0, **options)
     settings: dict[str, Any] = {"device": place.device, "batch_size": 16 if place.toy else 64}
     settings |= {"average": 0.9, "checkpoint_minutes": 1e-6, "rate": Flat()}
-    if any(field.name == "deterministic" for field in dataclasses.fields(Config)):
-        settings["deterministic"] = True
-    torch.use_deterministic_algorithms(True)
+    settings |= {"deterministic": True}
     bv.train(
         model,
         dataset_of(rows),
@@ -189,26 +186,22 @@ def kill_in(device: str, size: str, name: str, out: str) -> None:
 
 def resume(place: Place) -> Iterator[Row]:
     """A training that is killed within its second epoch and resumed has the bits of one that was not."""
-    before = torch.are_deterministic_algorithms_enabled()
-    try:
-        for name in ("at",) if place.toy else ("at", "free-at", "done-adam", "bilaw"):
-            whole, broken = (place.folder / f"resume-{name}-{kind}" for kind in ("whole", "killed"))
-            training(place, name, whole)
-            told = [sys.executable, "-c", KILL, place.device, place.size, name, str(broken)]
-            status = subprocess.run(told, stderr=subprocess.DEVNULL, timeout=max(place.left(), 1)).returncode
-            if status != -signal.SIGKILL:
-                yield Row(name, f"failed: the training to be killed ended with status {status}", met=False)
-                continue
-            bv.resume(broken, dataset=dataset_of(64 if place.toy else 512))
-            same = [
-                (whole / file).read_bytes() == (broken / file).read_bytes()
-                for file in ("model.safetensors", "ema.safetensors")
-            ]
-            yield Row(
-                f"{name}, killed and resumed", "same bits" if all(same) else "other bits", "same", all(same)
-            )
-    finally:
-        torch.use_deterministic_algorithms(before)
+    for name in ("at",) if place.toy else ("at", "free-at", "done-adam", "bilaw"):
+        whole, broken = (place.folder / f"resume-{name}-{kind}" for kind in ("whole", "killed"))
+        training(place, name, whole)
+        told = [sys.executable, "-c", KILL, place.device, place.size, name, str(broken)]
+        status = subprocess.run(told, stderr=subprocess.DEVNULL, timeout=max(place.left(), 1)).returncode
+        if status != -signal.SIGKILL:
+            yield Row(name, f"failed: the training to be killed ended with status {status}", met=False)
+            continue
+        bv.resume(broken, dataset=dataset_of(64 if place.toy else 512))
+        same = [
+            (whole / file).read_bytes() == (broken / file).read_bytes()
+            for file in ("model.safetensors", "ema.safetensors")
+        ]
+        yield Row(
+            f"{name}, killed and resumed", "same bits" if all(same) else "other bits", "same", all(same)
+        )
 
 
 def trained(place: Place, model: str, steps: int) -> nn.Module:

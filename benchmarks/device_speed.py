@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -175,7 +176,7 @@ def configured(place: Place, name: str, precision: str) -> Config:
     config = Config(method_of(name), device=place.device, batch_size=16 if place.toy else 128, epochs=30)
     if precision == "bf16":
         config = config.set("channels_last", "true")
-    return config.set("amp", "true" if precision == "bf16" else "false")
+    return config.set("precision", precision)
 
 
 def epochs(place: Place) -> Iterator[Row]:
@@ -188,10 +189,10 @@ def epochs(place: Place) -> Iterator[Row]:
                 torch.cuda.reset_peak_memory_stats()
             model = bv.models.create("tiny-cnn" if place.toy else network, num_classes=10, shape=data.shape)
             session = Session(configured(place, name, precision), data, model)
-            session.model.train()
-            trainer = Trainer(session, None, Progress())
-            with arithmetic(session.model, precision):
-                each = _paced(trainer, steps, place)
+            paced = Paced(steps, place)
+            with arithmetic(session.model, precision), suppress(Enough):
+                Trainer(session, None, paced).run()
+            each = paced.seconds / steps
             peak = torch.cuda.max_memory_allocated() / 2**30 if place.cuda else 0.0
             whole, goal, met = PER_EPOCH * each, "", None
             if name in MINUTES:
@@ -203,22 +204,25 @@ def epochs(place: Place) -> Iterator[Row]:
             yield Row(f"{name} on {network}, {precision}", told, goal, met, whole)
 
 
-def _paced(trainer: Trainer, steps: int, place: Place) -> float:
-    """Seconds a minibatch of the real loop, after ten that warm up."""
-    warm, begun, done = steps // 5, 0.0, 0
-    for batch in trainer.session.batches.epoch(0, 0):
-        if done == warm:
-            if place.cuda:
-                torch.cuda.synchronize()
-            begun = time.perf_counter()
-        trainer._minibatch(batch)
-        trainer.session.step += 1
-        done += 1
-        if done == warm + steps:
-            break
-    if place.cuda:
-        torch.cuda.synchronize()
-    return (time.perf_counter() - begun) / (done - warm)
+class Enough(Exception):
+    """Enough minibatches were timed."""
+
+
+class Paced(Progress):
+    """Times minibatches of the training loop after a few that warm up, and then ends it."""
+
+    def __init__(self, steps: int, place: Place) -> None:
+        self.steps, self.place, self.done, self.seconds = steps, place, -max(1, steps // 5), 0.0
+
+    def step(self, *_: Any) -> None:
+        self.done += 1
+        if self.done not in (0, self.steps):
+            return
+        if self.place.cuda:
+            torch.cuda.synchronize()
+        self.seconds = time.perf_counter() - self.seconds  # the moment, then the time since
+        if self.done:
+            raise Enough
 
 
 def autoattack(place: Place) -> Iterator[Row]:

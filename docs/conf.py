@@ -53,6 +53,7 @@ NAVIGATION: dict[str, dict[str, str]] = {
         "Fine-tuning": "finetuning",
         "Defaults": "defaults",
         "Runs": "runs",
+        "GPU": "device",
         "Clusters": "cluster",
         "Evaluation": "evaluation",
         "Audit": "audit",

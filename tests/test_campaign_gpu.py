@@ -70,13 +70,13 @@ def test_the_papers_cells_come_first_and_speed_defines_nothing(tmp_path) -> None
     jobs = campaign_gpu.plan(chosen)
     assert [(j.cell.row, j.seed) for j in jobs[:5]] == [(row, 0) for row in campaign_gpu.FAST]
     assert [j.seed for j in jobs] == [0] * (len(jobs) // 2) + [1] * (len(jobs) // 2)
-    amp = {j.cell.row: configure(j.cell, 0).amp for j in jobs}
+    amp = {j.cell.row: configure(j.cell, 0).precision == "bf16" for j in jobs}
     assert amp["FAST-AT"]
     assert amp["AT"]
     assert not amp["FAST-BAT"]
     assert not amp["DONE-ADAM"]
     plain = campaign_gpu.plan(campaign_gpu.arguments(["--float32", "--out", str(tmp_path)]))
-    assert not any(configure(j.cell, 0).amp for j in plain)
+    assert {configure(j.cell, 0).precision for j in plain} == {"float32"}
     for fast, exact in zip(jobs, plain, strict=False):
         assert anywhere(configure(fast.cell, 0)) == anywhere(configure(exact.cell, 0))
         assert configure(fast.cell, 0).model.name == "preact-resnet18" or fast.table != "T-F1"
@@ -90,7 +90,7 @@ def test_every_cell_is_planned_once_and_float32_means_all(scale, tmp_path) -> No
     assert {(job.table, job.cell.row) for job in jobs} >= {("T-F1", "FAST-BAT"), ("T-D1", "DONE-GD")}
     plain = campaign_gpu.plan(campaign_gpu.arguments([*given, "--float32"]))
     assert [job.title for job in plain] == [job.title for job in jobs]
-    assert not any(configure(job.cell, 0).amp for job in plain)
+    assert {configure(job.cell, 0).precision for job in plain} == {"float32"}
 
 
 def test_a_probe_is_made_once_a_machine(tmp_path, monkeypatch) -> None:

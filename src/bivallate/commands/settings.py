@@ -53,7 +53,7 @@ def own_parameters(method: str, pairs: list[tuple[str, str]]) -> tuple[dict[str,
     others = [*(f.name for f in dataclasses.fields(Config)), *METHOD_PARTS]
     for key, _ in pairs:
         first = key.partition(".")[0]
-        if first not in (*known, *others):
+        if first not in (*known, *others, "amp"):  # an older name, which `Config.set` reads
             raise unknown(f"parameter of {method} or configuration key", first, [*known, *others])
     hints = entries[method].hints
     own = {k: read(v, hints.get(k), k, known[k]) for k, v in pairs if k in known}

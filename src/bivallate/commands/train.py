@@ -42,6 +42,8 @@ def train(
     set_: Settings = (),
     data_dir: DataFolder | None = None,
     device: str | None = None,
+    precision: str | None = None,
+    deterministic: Flag = False,
     threads: Amount | None = None,
     out: Path | None = None,
     overwrite: Flag = False,
@@ -97,6 +99,10 @@ def train(
         where named sets are looked for. [default: BIVALLATE_DATA]
     device
         auto, cpu, cuda or mps. [default: auto]
+    precision
+        of products and convolutions: float32, tf32 or bf16. [default: float32]
+    deterministic
+        only operations that give the same bits every time: slower, on CUDA.
     threads
         of the processor; resuming to the bit needs the same number. [default: torch's choice]
     out
@@ -122,6 +128,7 @@ def train(
     set_ = (*init_pairs(init, freeze), *set_)
     plan = plan_of(method, config, data, eps, norm, recipe, set_, model)
     changes = {"seed": seed, "average": average, "device": device, "threads": threads, "patience": patience}
+    changes |= {"precision": precision, "deterministic": deterministic or None}
     changes |= {"epochs": epochs, "batch_size": batch_size, "optimizer.lr": lr, "data.data_dir": data_dir}
     for path, value in changes.items():
         plan = plan.set(path, value) if value is not None else plan

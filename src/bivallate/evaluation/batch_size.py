@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bivallate.errors import UserError
 from bivallate.lower.asking import ask
 
-__all__ = ["NO_ROOM", "estimate_batch", "example_bytes", "example_work"]
+__all__ = ["NO_ROOM", "estimate_batch", "example_bytes", "example_work", "free_bytes"]
 
 CAP = 2048  # beyond this a larger batch is no faster
 CACHED = 2**27  # bytes: on a processor, a batch whose activations leave the cache is slower
@@ -77,9 +77,10 @@ def _layers(model: nn.Module, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device."""
+    """Memory that is free on a device; of CUDA's, what torch holds and does not use is free to us."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # not every system says

@@ -33,18 +33,19 @@ def unmixed(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def full_float32() -> Iterator[None]:
-    """Convolutions and matrix products without TensorFloat-32 or bfloat16, which cuDNN uses by default."""
+def full_float32(*, tf32: bool = False) -> Iterator[None]:
+    """Convolutions and matrix products without TensorFloat-32 or bfloat16, which cuDNN uses by default; or
+    with TensorFloat-32, where the device has it."""
     cudnn = torch.backends.cudnn
     try:
         found = cudnn.allow_tf32, torch.get_float32_matmul_precision()
     except RuntimeError:  # set by torch's newer names, after which the older ones refuse to answer
-        with _newer_names():
+        with _newer_names("tf32" if tf32 else "ieee"):
             yield
         return
     try:
-        cudnn.allow_tf32 = False
-        torch.set_float32_matmul_precision("highest")
+        cudnn.allow_tf32 = tf32
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
         yield
     finally:
         cudnn.allow_tf32 = found[0]
@@ -52,7 +53,7 @@ def full_float32() -> Iterator[None]:
 
 
 @contextmanager
-def _newer_names() -> Iterator[None]:
+def _newer_names(wanted: str) -> Iterator[None]:
     """The same in torch's newer names (from 2.9), one for each library and kind of operation."""
     backends = torch.backends
     kinds = (
@@ -60,12 +61,12 @@ def _newer_names() -> Iterator[None]:
         (backends.cuda, ("matmul",)),
         (backends.mkldnn, ("conv", "matmul")),
     )
-    places = [getattr(library, kind) for library, names in kinds for kind in names]
-    found = [place.fp32_precision for place in places]
+    places = [(getattr(library, kind), library) for library, names in kinds for kind in names]
+    found = [place.fp32_precision for place, _ in places]
     try:
-        for place in places:
-            place.fp32_precision = "ieee"
+        for place, library in places:
+            place.fp32_precision = "ieee" if library is backends.mkldnn else wanted
         yield
     finally:
-        for place, precision in zip(places, found, strict=True):
+        for (place, _), precision in zip(places, found, strict=True):
             place.fp32_precision = precision

@@ -19,10 +19,10 @@ SOURCE_SEED = 1000  # added to a cell's seed: transfer is from another training
 
 def anywhere(config: Config) -> Config:
     """The configuration without what leaves the weights as they are, or within what another seed changes:
-    where and how fast it is computed (device, threads, layout, bfloat16), which epochs are kept, and a
-    sentinel that only watches."""
+    where and how fast it is computed (device, threads, layout, precision, determinism), which epochs are
+    kept, and a sentinel that only watches."""
     config = config.set("device", "auto").set("threads", 0).set("data.data_dir", "").set("keep", ())
-    config = config.set("channels_last", False).set("amp", False)
+    config = config.set("channels_last", False).set("precision", "float32").set("deterministic", False)
     return config if config.sentinel.rollback else dataclasses.replace(config, sentinel=Sentinel())
 
 

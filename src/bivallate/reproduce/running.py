@@ -19,7 +19,7 @@ from bivallate.reproduce.machine import commit, machine
 from bivallate.reproduce.measuring import columns_of, measured
 from bivallate.reproduce.paper_table import Scale
 from bivallate.reproduce.sharing import equal_run, training_of, with_all_kept
-from bivallate.run.arithmetic import has_bfloat16
+from bivallate.run.arithmetic import within
 from bivallate.run.config import Config
 from bivallate.run.execution import execute
 from bivallate.run.folder import RunFolder
@@ -119,8 +119,8 @@ def _company(job: Job) -> dict[str, int]:
 
 
 def computable(config: Config) -> Config:
-    """The configuration in float32 where the device has no bfloat16."""
-    return config if has_bfloat16(pick_device(config.device)) else config.set("amp", False)
+    """The configuration in float32 where the device has not its precision."""
+    return config.set("precision", within(config.precision, pick_device(config.device)))
 
 
 def trained(

@@ -138,7 +138,7 @@ def narrow(cell: Cell, epochs: int = 10) -> Cell:
 
 def in_bfloat16(cell: Cell) -> Cell:
     """The cell in bfloat16, channels last, if its method gains by it; the same definition."""
-    fast = {"amp": True, "channels_last": True}
+    fast = {"precision": "bf16", "channels_last": True}
     return cell if cell.method.startswith(COUPLED) else cell.but(settings={**cell.settings, **fast})
 
 

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from bivallate.errors import UserError
+from bivallate.evaluation.full_precision import full_float32
 
-__all__ = ["amp_dtype", "has_bfloat16", "lay_out"]
+__all__ = [
+    "Precision",
+    "amp_read",
+    "autocast_of",
+    "computing",
+    "has_bfloat16",
+    "has_tf32",
+    "lay_out",
+    "within",
+]
+
+Precision = Literal["float32", "tf32", "bf16"]
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -23,18 +38,108 @@ def has_bfloat16(device: torch.device) -> bool:
     return any(getattr(torch.cpu, name, bool)() for name in asked)
 
 
-def amp_dtype(wanted: bool, device: torch.device) -> torch.dtype | None:
-    """The format that the model computes in under `amp`, or None. Raises UserError where it would be
-    slower."""
-    if not wanted:
+def autocast_of(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """The format that the model's autocast computes in, or None. Raises UserError where the device has not
+    the precision, or would be slower in it."""
+    if precision == "tf32" and not has_tf32(device):
+        raise UserError(
+            f"precision=tf32 is of CUDA devices from compute capability 8.0 on, and this is {device.type}: "
+            "use --precision float32"
+        )
+    if precision != "bf16":
         return None
     if not has_bfloat16(device):
         lacking = " without AVX-512 BF16 and AMX" if device.type == "cpu" else ""
         raise UserError(
-            f"mixed precision (amp) is for CUDA and for processors with AVX-512 BF16 or AMX; on {device.type}"
-            f"{lacking} it is slower than float32: leave amp off (--set amp=false)"
+            "precision=bf16 (mixed precision) is for CUDA and for processors with AVX-512 BF16 or AMX; on "
+            f"{device.type}{lacking} it is slower than float32: use --precision float32"
         )
     return torch.bfloat16
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Whether the device multiplies TensorFloat-32."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def within(precision: Precision, device: torch.device) -> Precision:
+    """The precision, or float32 where the device has not got it."""
+    there = {"float32": True, "tf32": has_tf32(device), "bf16": has_bfloat16(device)}
+    return precision if there[precision] else "float32"
+
+
+def amp_read(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a configuration, with the precision that an older `amp` meant: bf16 or not."""
+    if "amp" not in fields:
+        return fields
+    meant = {"true": "bf16", "false": "float32"}.get(str(fields["amp"]).lower())
+    if meant is None:
+        raise UserError(f"amp, now precision, was true or false, got {fields['amp']!r}")
+    return {"precision": meant, **{name: value for name, value in fields.items() if name != "amp"}}
+
+
+@contextmanager
+def computing(precision: Precision, deterministic: bool, device: torch.device) -> Iterator[None]:
+    """Matrix products and convolutions of this precision and no other, whatever torch has as its default;
+    and, if that is wanted, only operations that give the same bits every time.
+
+    A processor's always do, with one number of threads, so nothing changes there. Torch's settings are left
+    as they were found.
+
+    Raises:
+        UserError: an operation has no deterministic form on the device.
+    """
+    with (
+        full_float32(tf32=precision == "tf32"),
+        _repeatable() if _asks(deterministic, device) else nullcontext(),
+    ):
+        try:
+            yield
+        except RuntimeError as error:
+            told = _no_such_form(error) if deterministic else None
+            if told is None:
+                raise
+            raise told from error
+
+
+def _asks(deterministic: bool, device: torch.device) -> bool:
+    return deterministic and device.type == "cuda"
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """Only deterministic operations; cuBLAS reads its variable when it is first used."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    cudnn, filled = torch.backends.cudnn, torch.utils.deterministic
+    found = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    kept = cudnn.benchmark, filled.fill_uninitialized_memory
+    try:
+        torch.use_deterministic_algorithms(True)
+        cudnn.benchmark = filled.fill_uninitialized_memory = False
+        yield
+    finally:
+        torch.use_deterministic_algorithms(found[0], warn_only=found[1])
+        cudnn.benchmark, filled.fill_uninitialized_memory = kept
+
+
+def _no_such_form(error: RuntimeError) -> UserError | None:
+    """What to say of torch's refusal."""
+    text = str(error).splitlines()[0] if str(error) else ""
+    if "CUBLAS_WORKSPACE_CONFIG" in str(error):
+        return UserError(
+            "deterministic=true came too late: this process has used cuBLAS before. Set the environment "
+            "variable CUBLAS_WORKSPACE_CONFIG=:4096:8 before Python starts"
+        )
+    if "does not have a deterministic implementation" in text:
+        name = text.partition(" does not have")[0]
+        return UserError(
+            f"deterministic=true: {name} of this network or method has no deterministic form on CUDA: take "
+            "another layer, train with deterministic=false, or on the processor"
+        )
+    return None
 
 
 def lay_out(model: nn.Module, channels_last: bool | str) -> None:

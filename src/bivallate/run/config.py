@@ -13,6 +13,7 @@ from bivallate.files import write_text
 from bivallate.from_text import literal, override, pair
 from bivallate.method import Method
 from bivallate.parts import decode, encode, part, written
+from bivallate.run.arithmetic import Precision, amp_read
 from bivallate.run.folder import FIRST_LINE
 from bivallate.run.initial import Init
 from bivallate.run.optim import SGD, Cosine, Flat, MultiStep, Optimizer, Rate, Triangle
@@ -145,9 +146,13 @@ class Config:
             begins, and writes true or false into the run's configuration. Layouts differ in rounding, so the
             bits of a run that begins with "auto" depend on a measurement; those of its written configuration
             do not.
-        amp: bfloat16 autocast of the model, on CUDA and on processors with AVX-512 BF16 or AMX. Gradients by
-            the image stay in float32 where more than their signs are used: raw, Adam and L2 steps, FOSC,
-            GradAlign, implicit gradients. Fast-BAT and DONE's raw steps gain nothing from it.
+        precision: of the model's products and convolutions, in training and on held-out data. "float32";
+            "tf32": inputs rounded to ten bits of mantissa, on CUDA; "bf16": bfloat16 autocast, on CUDA and on
+            processors with AVX-512 BF16 or AMX. In bf16 gradients by the image stay in float32 where more
+            than their signs are used: raw, Adam and L2 steps, FOSC, GradAlign, implicit gradients. Fast-BAT
+            and DONE's raw steps gain nothing from it.
+        deterministic: only operations that give the same bits every time, which a resume to the bit needs on
+            CUDA; slower there, and refused where a layer has none. A processor's are so anyway.
         threads: of the processor; 0 leaves torch's own choice.
         checkpoint_minutes: at most so long between checkpoints; one is also written after every epoch.
         phases: parts of training with smaller images and minibatches; empty: one, as said elsewhere.
@@ -174,7 +179,8 @@ class Config:
     sentinel: Sentinel = field(default=Sentinel())
     device: str = "auto"
     channels_last: bool | Literal["auto"] = False
-    amp: bool = False
+    precision: Precision = "float32"
+    deterministic: bool = False
     threads: int = 0
     checkpoint_minutes: float = 5.0
     keep: tuple[int, ...] = ()
@@ -204,10 +210,16 @@ class Config:
             if isinstance(getattr(self, role), type | str) or not hasattr(getattr(self, role), asked):
                 raise UserError(f"{getattr(self, role)!r} cannot serve as the {role} of a run")
 
+    @staticmethod
+    def read_older(fields: dict[str, Any]) -> dict[str, Any]:
+        """The fields as they are now."""
+        return amp_read(fields)
+
     def set(self, path: str, text: Any) -> Config:
         """A copy with one value changed: `set("solver.steps", "20")`; a method's part needs no `method.`
         before it, another `threat` is followed as by `Method.but`, and other `epochs` are a plan of their
         own."""
+        ((path, text),) = amp_read({path: text}).items()
         first = path.partition(".")[0]
         if path.startswith("model.options."):
             chosen = self.model.with_option(path.removeprefix("model.options."), str(text))
@@ -258,6 +270,7 @@ class Config:
         key."""
         text = read_text(path, "configuration", 4 * MEGABYTE)
         entry = parse(text, path, "configuration", dict[str, Any], "TOML")
+        entry = Config.read_older(entry)
         known = [*written(Config), "kind"]
         for key in entry:
             if key not in known:

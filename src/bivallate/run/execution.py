@@ -14,6 +14,7 @@ from bivallate import collective
 from bivallate.data import Dataset
 from bivallate.errors import UserError, check_number
 from bivallate.models import Classifier
+from bivallate.run.arithmetic import computing
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
 from bivallate.run.lock import Lock, held
@@ -123,7 +124,9 @@ def finish(
 ) -> Run:
     """Runs a session to its end; the loggers hear of it."""
     shown = Logged(progress, told, folder.path if folder else None) if told else progress
-    Trainer(session, folder, shown, lock, minutes).run()
+    config = session.config
+    with computing(config.precision, config.deterministic, session.device):
+        Trainer(session, folder, shown, lock, minutes).run()
     collective.meet()
     session.model.eval()
     average = session.average.model.eval() if session.average is not None else None

@@ -12,6 +12,7 @@ from torch import nn
 
 from bivallate.data import Dataset
 from bivallate.evaluation.watching import duration
+from bivallate.run.arithmetic import computing
 from bivallate.run.config import Config
 from bivallate.run.memory_layout import on_trial
 from bivallate.step import train_step
@@ -50,7 +51,8 @@ def forecast(config: Config, dataset: Dataset, model: nn.Module) -> Forecast:
         began = time.perf_counter()
         for replay in range(session.method.replays):
             clock = session.clock(replay)
-            record = train_step(session.model, session.optimizer, session.method, batch, clock)
+            with computing(config.precision, config.deterministic, session.device):
+                record = train_step(session.model, session.optimizer, session.method, batch, clock)
             forward, backward = forward + record.passes.forward, backward + record.passes.backward
         images += len(batch.y)
         if session.device.type == "cuda":

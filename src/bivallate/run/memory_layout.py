@@ -16,6 +16,7 @@ from torch import nn
 from bivallate import collective
 from bivallate.data import Dataset
 from bivallate.lower.modes import learning
+from bivallate.run.arithmetic import computing
 from bivallate.run.config import Config
 from bivallate.run.packing import generators, restore_generators
 from bivallate.run.session import Session
@@ -78,7 +79,8 @@ def timed(config: Config, dataset: Dataset, model: nn.Module) -> dict[bool, list
         for batch in _first(sessions[False]):
             for last, session in sessions.items():
                 began = perf_counter()
-                whole_step(session, batch)
+                with computing(config.precision, config.deterministic, session.device):
+                    whole_step(session, batch)
                 times[last].append(perf_counter() - began)
                 spent += times[last][-1]
             if collective.any_rank(spent > SECONDS):

@@ -1,14 +1,22 @@
-"""What to say when a minibatch does not fit into memory: what was needed, and which one would."""
+"""Minibatches that do not fit into memory: what is measured goes on in smaller ones, what is trained on says
+which would fit."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from bivallate.errors import UserError, out_of_memory
+from bivallate.evaluation.batch_size import example_bytes, free_bytes
 from bivallate.types import Batch
+
+__all__ = ["first", "in_pieces", "no_room", "room_for"]
+
+Piece = TypeVar("Piece")
 
 
 def no_room(error: BaseException, batch: Batch, attempt: Callable[[Batch], object]) -> UserError:
@@ -31,6 +39,45 @@ def no_room(error: BaseException, batch: Batch, attempt: Callable[[Batch], objec
     return UserError(f"{text}Not even one image fits: take smaller images (--set data.size=...) or a model")
 
 
+def in_pieces(n: int, size: int, work: Callable[[int, int], object]) -> int:
+    """Does work(start, stop) on all of 0, ..., n - 1, in pieces that are halved where memory runs out.
+
+    Returns:
+        The size of pieces that fits, at most `size`.
+
+    Raises:
+        UserError: not even one row does.
+    """
+    start = 0
+    while start < n:
+        stop = min(start + size, n)
+        if _fits(lambda piece: work(*piece), (start, stop)):
+            start = stop
+        elif stop - start == 1:
+            raise UserError(
+                "not even one held-out image fits into memory: take smaller images (--set data.size=...), or "
+                "another --device"
+            )
+        else:
+            size = (stop - start) // 2
+    return size
+
+
+def room_for(model: nn.Module, x: Tensor, most: int) -> int:
+    """How many images like x (1, C, H, W) can be attacked at once, at most `most`, by half and half again;
+    an estimate, so that memory need not run out first.
+
+    Cost: four forwards of x.
+    """
+    try:
+        room = free_bytes(x.device) // max(1, example_bytes(model, x))
+    except (RuntimeError, MemoryError):  # what is wrong is the measurement's to say
+        return most
+    while most > max(1, room):
+        most //= 2
+    return most
+
+
 def first(batch: Batch, n: int) -> Batch:
     """The first n examples."""
     view = None if batch.view is None else batch.view[:n]
@@ -38,7 +85,7 @@ def first(batch: Batch, n: int) -> Batch:
     return Batch(batch.x[:n], batch.y[:n], batch.index[:n], view, meta, batch.whole and n)
 
 
-def _fits(attempt: Callable[[Batch], object], batch: Batch) -> bool:
+def _fits(attempt: Callable[[Piece], object], batch: Piece) -> bool:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     try:

@@ -18,7 +18,7 @@ from bivallate.models.io import renamed
 from bivallate.models.layers import freeze
 from bivallate.models.trainable import trainable
 from bivallate.parts import encode, portable
-from bivallate.run.arithmetic import amp_dtype, lay_out
+from bivallate.run.arithmetic import autocast_of, lay_out
 from bivallate.run.checkpoint import pack_optimizer, section, unpack_optimizer
 from bivallate.run.config import STREAMING, Config
 from bivallate.run.ema import Average
@@ -149,7 +149,7 @@ class Session:
         trainable(self.model)
         freeze(self.model, config.init.freeze)
         lay_out(self.model, config.channels_last)
-        self.model.autocast_dtype = amp_dtype(config.amp, self.device)  # pyright: ignore[reportArgumentType]
+        self.model.autocast_dtype = autocast_of(config.precision, self.device)  # pyright: ignore[reportArgumentType]
         train, meta = self._streams()
         augment = _augmentation(config, dataset)
         take_sizes(self.model, config.phases)

@@ -152,6 +152,7 @@ def _named(dataset: Dataset) -> str:
 
 def _known(settings: dict[str, Any]) -> dict[str, Any]:
     names = {f.name for f in dataclasses.fields(Config)} - {"data", "model", "init", "recipe"}
+    settings = Config.read_older(settings)
     for name in settings:
         if name not in names:
             raise unknown("setting", name, names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from bivallate.lower.problem import LowerProblem
 from bivallate.lower.start import Given
 from bivallate.lower.threat import L2, Linf
 from bivallate.noise import Noise
+from bivallate.run.out_of_memory import in_pieces, room_for
 from bivallate.types import Batch, Clock, Passes, probability_margin
 
 BATCH = 500
@@ -36,25 +37,33 @@ def held_out(
     """Clean and robust accuracy on the first rows of a split (which is shuffled), and the passes it took.
 
     PGD with step eps/4 from the same uniform start at every call; robust implies clean-correct. Eval mode;
-    the model is left as found.
+    the model is left as found. Batches of 500, or as many as fit into memory.
     """
-    forward, clean, robust = Forward(model), 0, 0
-    n = min(rows, len(split))
-    solver = PGD(steps, threat.eps / 4)
+    n, solver = min(rows, len(split)), PGD(steps, threat.eps / 4)
+    clean, robust, passes = 0, 0, Passes()
+
+    def measure(start: int, stop: int) -> None:
+        nonlocal clean, robust, passes
+        forward, chosen = Forward(model), torch.arange(start, stop)
+        x, y = (t.to(device) for t in split.tensors(chosen))
+        index = chosen.to(device)
+        noise = Noise(seed, index, turn=-1)
+        problem = LowerProblem(forward, Batch(x, y, index), cross_entropy, threat, Clock(seed=seed), noise)
+        with torch.no_grad():
+            right = forward(x).argmax(1) == y
+            held = right & (forward(x + solver.solve(problem).delta).argmax(1) == y)
+        clean, robust = clean + int(right.sum()), robust + int(held.sum())
+        passes = passes + forward.passes
+
     with evaluating(model):
-        for start in range(0, n, BATCH):
-            chosen = torch.arange(start, min(start + BATCH, n))
-            x, y = (t.to(device) for t in split.tensors(chosen))
-            index = chosen.to(device)
-            noise = Noise(seed, index, turn=-1)
-            problem = LowerProblem(
-                forward, Batch(x, y, index), cross_entropy, threat, Clock(seed=seed), noise
-            )
-            with torch.no_grad():
-                right = forward(x).argmax(1) == y
-                held = right & (forward(x + solver.solve(problem).delta).argmax(1) == y)
-            clean, robust = clean + int(right.sum()), robust + int(held.sum())
-    return clean / n, robust / n, forward.passes
+        in_pieces(n, _room(model, split, device), measure)
+    return clean / n, robust / n, passes
+
+
+def _room(model: nn.Module, split: Split, device: torch.device) -> int:
+    """Rows of a batch, in eval mode."""
+    one, _ = split.tensors(torch.arange(1))
+    return room_for(model, one.to(device), BATCH)
 
 
 @torch.no_grad()
@@ -66,10 +75,13 @@ def clean_margins(model: nn.Module, split: Split, rows: list[int], device: torch
     groups that they are in.
     """
     found: list[float] = []
+
+    def measure(start: int, stop: int) -> None:
+        x, y = (t.to(device) for t in split.tensors(torch.tensor(rows[start:stop])))
+        found.extend(probability_margin(ask(model, x), y).nan_to_num(nan=-1.0).tolist())
+
     with evaluating(model):
-        for start in range(0, len(rows), BATCH):
-            x, y = (t.to(device) for t in split.tensors(torch.tensor(rows[start : start + BATCH])))
-            found += probability_margin(ask(model, x), y).nan_to_num(nan=-1.0).tolist()
+        in_pieces(len(rows), BATCH, measure)
     return [round(value, 6) for value in found]
 
 
@@ -97,20 +109,33 @@ def look(model: nn.Module, x: Tensor, y: Tensor, threat: Linf | L2, noise: Noise
 
     Reference: the alignment is the GA score of Andriushchenko and Flammarion 2020, section 4.
     """
-    forward = Forward(model)
-    batch, clock = Batch(x, y, noise.index), Clock(seed=noise.seed)
-    problem = LowerProblem(forward, batch, cross_entropy, threat, clock, noise)
+    seen: list[tuple[Tensor, int, int, Passes]] = []
+
+    def measure(start: int, stop: int) -> None:
+        rows = slice(start, stop)
+        batch, clock = Batch(x[rows], y[rows], noise.index[rows]), Clock(seed=noise.seed)
+        own = replace(noise, index=noise.index[rows])
+        seen.append(_look(LowerProblem(Forward(model), batch, cross_entropy, threat, clock, own), steps))
+
     with evaluating(model):
-        cosine, here = alignment(problem)
-        step = problem.project(threat.eps * threat.steepest(here))
-        left = _withstand(problem, step).nonzero()[:, 0]
-        held = 0
-        if len(left):
-            rest = problem.select(left)
-            start = threat.random(rest.noise, rest.x, "sentinel")
-            solver = PGD(steps, threat.eps / 2, Given(start))
-            held = int(_withstand(rest, solver.solve(rest).delta).sum())
-    return Look(len(left) / len(y), held / len(y), float(cosine.mean()), forward.passes)
+        in_pieces(len(y), len(y), measure)
+    cosines, left, held, passes = zip(*seen, strict=True)
+    mean = float(torch.cat(cosines).mean())
+    return Look(sum(left) / len(y), sum(held) / len(y), mean, sum(passes, Passes()))
+
+
+def _look(problem: LowerProblem, steps: int) -> tuple[Tensor, int, int, Passes]:
+    """Cosines (B,), how many withstand FGSM and how many PGD as well, and the passes, in eval mode."""
+    threat, held = problem.threat, 0
+    cosine, here = alignment(problem)
+    step = problem.project(threat.eps * threat.steepest(here))
+    left = _withstand(problem, step).nonzero()[:, 0]
+    if len(left):
+        rest = problem.select(left)
+        start = threat.random(rest.noise, rest.x, "sentinel")
+        solver = PGD(steps, threat.eps / 2, Given(start))
+        held = int(_withstand(rest, solver.solve(rest).delta).sum())
+    return cosine, len(left), held, problem.forward.passes
 
 
 def _withstand(problem: LowerProblem, delta: Tensor) -> Tensor:

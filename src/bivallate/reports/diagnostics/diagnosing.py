@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from bivallate.errors import UserError
+from bivallate.evaluation.full_precision import full_float32
 from bivallate.lower.stop import Form
 from bivallate.reports.collect import Runs, folders
 from bivallate.reports.diagnostics.drawn import Drawn
@@ -70,7 +71,8 @@ def diagnose(
     found: dict[str, Drawn] = {}
     for name in choose(asked, len(paths)):
         try:
-            drawn = DIAGNOSES[name](looked_at)
+            with full_float32():
+                drawn = DIAGNOSES[name](looked_at)
         except UserError as error:
             if asked:
                 raise

@@ -110,7 +110,7 @@ class Subject:
 
     def session(self, run: RunRecord) -> Session:
         """As the run's last checkpoint left it, with the attack steps that the sentinel has left."""
-        here = replace(run.config, device=str(self.device), amp=False)
+        here = replace(run.config, device=str(self.device), precision="float32")
         with torch.random.fork_rng(devices=[]):  # unpacking restores the run's generators
             session = Session(here, self._data(run), load_run(run.path, "last", self.model))
             unpack(session, checkpoint.newest(RunFolder(run.path).checkpoints))
