@@ -110,7 +110,8 @@ def _asks(deterministic: bool, device: torch.device) -> bool:
 def _repeatable() -> Iterator[None]:
     """Only deterministic operations; cuBLAS reads its variable when it is first used."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    cudnn, filled = torch.backends.cudnn, torch.utils.deterministic
+    cudnn: Any = torch.backends.cudnn
+    filled: Any = torch.utils.deterministic
     found = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
