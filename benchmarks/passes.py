@@ -92,6 +92,11 @@ def catalogue(k: int) -> dict[str, tuple[Method, Floor, float]]:
         "done-pgd": of("done-pgd", 1.15, "k Gt, D"),
         "done-adam": of("done-adam", 1.15, "k Gt, D"),
         "done-fast": of("done-fast", 1.15, "2 Gt, D"),
+        "faal": of("faal", 1.15, "k Ge, 1"),
+        "cfol": of("cfol", 1.15, "k Ge, 1"),
+        "wat": of("wat", 1.15, "Fe, k Ge, 2 1"),
+        "dafa": of("dafa", 1.15, "Fe, k Ge, 2 1"),
+        "cfa": of("cfa", 1.15, "k Gt, 1"),
         "bastion": of("bastion", 1.15, "k Ge, 2 1"),
     }
 

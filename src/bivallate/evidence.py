@@ -20,6 +20,7 @@ def gather(
         UserError: the loss has made another pass at the solution than the one that the coupling handed on.
     """
     problem.check_handed_on()
+    problem.said = terms.logits.detach()
 
     def clean() -> Tensor:
         forward = problem.forward if buffers is None else problem.forward.at(buffers)
@@ -35,4 +36,5 @@ def gather(
         clock=problem.clock,
         clean=clean,
         attached=terms.logits,
+        class_score=problem.class_score,
     )

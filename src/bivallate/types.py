@@ -153,6 +153,7 @@ class Evidence:
         loss: (B,) the robust part. logits: (B, K) adversarial. y, index, kappa: (B,).
         clean: gives the clean logits (B, K) in eval mode on demand (one forward pass when asked).
         attached: (B, K) adversarial logits with graph, for rules that declare their weights differentiable.
+        class_score: (K,) a number for each class that the solver has gathered, or None.
     """
 
     loss: Tensor
@@ -163,6 +164,7 @@ class Evidence:
     clock: Clock
     clean: Callable[[], Tensor]
     attached: Tensor | None = None
+    class_score: Tensor | None = None
 
     @cached_property
     def clean_logits(self) -> Tensor:

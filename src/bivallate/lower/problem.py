@@ -14,6 +14,7 @@ from torch import Tensor
 from bivallate.errors import UserError
 from bivallate.lower.forward import Forward
 from bivallate.lower.modes import frozen, own_statistics
+from bivallate.lower.radii import Radii
 from bivallate.lower.second_order import twice_differentiable
 from bivallate.lower.threat import ThreatModel
 from bivallate.noise import Noise
@@ -54,6 +55,9 @@ class LowerProblem:
             anchor has no weight.
         coupled: whether the gradient of the loss by x_adv goes on to theta; see `adversarial`.
         log: numbers that parts report about themselves, for the run's record.
+        said: (B, K) what the upper level's pass said of the attacked points, without graph, once it is made;
+            a solver's `feedback` may read it.
+        class_score: (K,) a number for each class that the solver has gathered, or None.
     """
 
     def __init__(
@@ -75,6 +79,8 @@ class LowerProblem:
         self.noise = noise or Noise(clock.seed, batch.index, clock.epoch, clock.replay)
         self.coupled = False
         self.log: dict[str, float] = {}
+        self.said: Tensor | None = None
+        self.class_score: Tensor | None = None
         self._clean: Tensor | None = None
         self._at_zero: tuple[Tensor, bool] | None = None
         self._at_solution: Tensor | None = None
@@ -194,7 +200,9 @@ class LowerProblem:
         b = self.batch
         view = b.view[rows] if b.view is not None else None
         batch = Batch(b.x[rows], b.y[rows], b.index[rows], view)
-        other = self._copy(batch=batch, noise=replace(self.noise, index=self.noise.index[rows]))
+        threat = self.threat.select(rows) if isinstance(self.threat, Radii) else self.threat
+        noise = replace(self.noise, index=self.noise.index[rows])
+        other = self._copy(batch=batch, noise=noise, threat=threat)
         other._clean = None if self._clean is None else self._clean[rows]
         return other
 
@@ -223,5 +231,5 @@ class LowerProblem:
             "regularised": self.regularised,
         }
         other = LowerProblem(**(given | changes))
-        other.coupled, other.log = self.coupled, self.log
+        other.coupled, other.log, other.class_score = self.coupled, self.log, self.class_score
         return other

@@ -4,6 +4,7 @@ from bivallate.methods.adaptive import curriculum, dynamic, fat, fat_trades
 from bivallate.methods.amortised import atta, atta_trades, free_at, yopo
 from bivallate.methods.bastion import bastion
 from bivallate.methods.done import done_adam, done_gd, done_pgd
+from bivallate.methods.fair import cfa, cfol, dafa, faal, wat
 from bivallate.methods.fast import done_fast, fast_at, fast_bat
 from bivallate.methods.learned import bilaw, bilaw_trades, non_parametric
 from bivallate.methods.perturbed import at_awp, trades_awp
@@ -20,12 +21,16 @@ __all__ = [
     "bastion",
     "bilaw",
     "bilaw_trades",
+    "cfa",
+    "cfol",
     "curriculum",
+    "dafa",
     "done_adam",
     "done_fast",
     "done_gd",
     "done_pgd",
     "dynamic",
+    "faal",
     "fast_at",
     "fast_at_ga",
     "fast_bat",
@@ -44,6 +49,7 @@ __all__ = [
     "plain",
     "trades",
     "trades_awp",
+    "wat",
     "wmmr",
     "yopo",
 ]

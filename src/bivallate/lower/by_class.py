@@ -1,0 +1,213 @@
+"""Attacks whose radius follows how each class fared in an epoch that is over (CFA, DAFA)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from bivallate import collective
+from bivallate.errors import check_range
+from bivallate.lower.pgd import PGD, Step
+from bivallate.lower.problem import LowerProblem
+from bivallate.lower.radii import Radii
+from bivallate.lower.solver import Remembering, Solver, require_coupling
+from bivallate.parts import part
+from bivallate.roles import Composition, Role
+from bivallate.types import Clock, Facts, Solution, per_example
+
+__all__ = ["BoundClassRadius", "ClassRadius", "ClassScore", "Distance", "Proportional", "RobustRate", "Told"]
+
+
+class ClassScore(Role):
+    """One number a class, from what the network said of an epoch's adversarial points in training."""
+
+    @abstractmethod
+    def due(self, clock: Clock, known: bool) -> bool:
+        """Whether the epoch that has just ended gives the scores of the one that the clock is in.
+
+        known: whether an earlier epoch has given some.
+        """
+
+    @abstractmethod
+    def __call__(self, counts: Tensor, right: Tensor, mean: Tensor) -> Tensor:
+        """(K,) scores from rows (K,) and correct rows (K,) of each class and its mean prediction (K, K)."""
+
+
+@part
+class RobustRate(ClassScore):
+    """The share of each class's adversarial points that were classified correctly in the last epoch (CFA).
+
+    Attributes:
+        begin: fraction of the epochs before the first scores; 10 of 200 in the paper's setting.
+
+    Reference: Wei et al., CFA, CVPR 2023, section 4; public code.
+    """
+
+    begin: float = 0.05
+
+    def __post_init__(self) -> None:
+        check_range("begin", self.begin, 0, 1)
+
+    def due(self, clock: Clock, known: bool) -> bool:
+        """After every epoch, from `begin` on."""
+        return clock.epoch >= max(1, round(self.begin * clock.epochs))
+
+    def __call__(self, counts: Tensor, right: Tensor, mean: Tensor) -> Tensor:
+        return right / counts.clamp(min=1)
+
+
+@part
+class Distance(ClassScore):
+    """W_c = 1 + scale sum_{j != c} s_cj p_c(j) p_j(j), p_c the mean prediction of class c's attacked points.
+
+    s_cj is 1 where p_c(c) < p_j(j), class c being the harder one, and -1 otherwise: of two similar classes
+    the harder one gains what it takes from the easier. Given once, by the epoch that `warm_up` ends with.
+
+    Attributes:
+        scale: lambda; 0 leaves all scores at 1.
+        warm_up: fraction of the epochs before; 70 of 110.
+
+    Reference: Lee et al., DAFA, ICLR 2024; public code (`calculate_class_weights`).
+    """
+
+    scale: float = 1.0
+    warm_up: float = 70 / 110
+
+    def __post_init__(self) -> None:
+        check_range("scale", self.scale, 0)
+        check_range("warm_up", self.warm_up, 0, 1)
+
+    def due(self, clock: Clock, known: bool) -> bool:
+        """Once, when the warm-up is over."""
+        return not known and clock.epoch >= max(1, round(self.warm_up * clock.epochs))
+
+    def __call__(self, counts: Tensor, right: Tensor, mean: Tensor) -> Tensor:
+        own = mean.diagonal()
+        sign = torch.where(own[:, None] < own[None], 1.0, -1.0).to(mean.dtype).fill_diagonal_(0)
+        return 1 + self.scale * (sign * mean * own[None]).sum(1)
+
+
+@part
+class Proportional:
+    """The steepest direction, as long as the row's radius is in units of eps; the plain one without radii."""
+
+    def __call__(self, problem: LowerProblem) -> Step:
+        threat = problem.threat
+        if not isinstance(threat, Radii):
+            return threat.steepest
+        return lambda grad: per_example(threat.factor, grad) * threat.steepest(grad)
+
+
+@part
+class ClassRadius(Remembering):
+    """Attacks each row within (base + score of its class) eps; within eps before there are scores.
+
+    The scores are gathered from the upper level's own passes, for nothing, and handed to the other parts as
+    `problem.class_score`. They are in training alone: whoever evaluates does so at eps.
+
+    Attributes:
+        inner: the solver. score: what is gathered.
+        base: added to the score; lambda_1 of CFA, 0 for scores that are radii themselves.
+
+    Cost: the inner solver's; memory of (K, K + 2) numbers.
+
+    Reference: Wei et al. 2023 (CFA), section 4; Lee et al. 2024 (DAFA).
+    """
+
+    inner: PGD
+    score: ClassScore
+    base: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_range("base", self.base, 0)
+
+    def check(self, method: Composition) -> None:
+        """What the inner solver asks of a method; and a coupling that does not ask for the ball."""
+        require_coupling(method, self, "Detached")
+        super().check(method)
+        self.inner.check(method)
+
+    def can_be_finer(self) -> bool:
+        """As the inner solver."""
+        return self.inner.can_be_finer()
+
+    def stepped(self, length: float, number: float = 1.0) -> Self:
+        """The inner solver's steps."""
+        return replace(self, inner=self.inner.stepped(length, number))
+
+    def bind(self, facts: Facts) -> BoundClassRadius:
+        """The sums of one run."""
+        return BoundClassRadius(self, facts)
+
+
+class Told(nn.Module):
+    """Sums over the present epoch of what the network said of each class, and its number.
+
+    Every rank holds the sums of all of them.
+    """
+
+    sums: Tensor
+    epoch: Tensor
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__()
+        shape = (facts.classes, facts.classes + 2)
+        self.register_buffer("sums", torch.zeros(shape, dtype=facts.dtype, device=facts.device))
+        self.register_buffer("epoch", torch.tensor(-1, device=facts.device))
+
+    def turned(self, clock: Clock) -> bool:
+        """Whether another epoch has begun, whose sums have not."""
+        return int(self.epoch) != clock.epoch
+
+    def begin(self, clock: Clock) -> None:
+        """Empty sums for this epoch."""
+        self.sums.zero_()
+        self.epoch.fill_(clock.epoch)
+
+    def add(self, logits: Tensor, y: Tensor) -> None:
+        """Takes in a minibatch: logits (B, K)."""
+        right = (logits.argmax(1) == y).to(self.sums.dtype)
+        rows = torch.cat([torch.ones_like(right)[:, None], right[:, None], logits.softmax(1)], 1)
+        self.sums += collective.total(torch.zeros_like(self.sums).index_add_(0, y, rows.to(self.sums.dtype)))
+
+    def read(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(rows (K,), correct rows (K,), mean prediction (K, K)) of each class."""
+        counts, right, total = self.sums[:, 0], self.sums[:, 1], self.sums[:, 2:]
+        return counts, right, total / counts[:, None].clamp(min=1)
+
+
+class BoundClassRadius(Solver, nn.Module):
+    """The solver with its sums and the present scores (K,)."""
+
+    score: Tensor
+    known: Tensor
+
+    def __init__(self, rule: ClassRadius, facts: Facts) -> None:
+        nn.Module.__init__(self)
+        self.rule, self.told = rule, Told(facts)
+        self.register_buffer("score", torch.zeros(facts.classes, dtype=facts.dtype, device=facts.device))
+        self.register_buffer("known", torch.tensor(False, device=facts.device))
+
+    def solve(self, problem: LowerProblem) -> Solution:
+        """The inner solver within each row's own radius."""
+        clock = problem.clock
+        if self.told.turned(clock):
+            if int(self.told.epoch) >= 0 and self.rule.score.due(clock, bool(self.known)):
+                self.score.copy_(self.rule.score(*self.told.read()))
+                self.known.fill_(True)
+            self.told.begin(clock)
+        if not bool(self.known):
+            return self.rule.inner.solve(problem)
+        problem.class_score = self.score.clone()
+        factor = (self.rule.base + self.score[problem.y]).clamp(min=0).to(problem.x.dtype)
+        problem.log["mean_radius"] = float(factor.mean()) * problem.threat.eps
+        return self.rule.inner.solve(problem.but(threat=Radii(problem.threat, factor)))  # pyright: ignore
+
+    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
+        """Counts what the upper level said of this minibatch."""
+        assert problem.said is not None
+        self.told.add(problem.said, problem.y)

@@ -1,0 +1,91 @@
+"""A ball of its own for every row of a minibatch (class-wise training)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from bivallate.lower.threat import L2, Linf
+from bivallate.noise import Noise
+from bivallate.types import per_example
+
+
+@dataclass(frozen=True)
+class Radii:
+    """A threat whose radius differs from row to row, with its own exact projection; in training alone.
+
+    Rows of one radius are one group, and each group asks the threat of its radius.
+
+    Attributes:
+        threat: the threat of the method; its eps is that of the factor 1.
+        factor: (B,) radius of each row in units of eps, at least 0; for Linf no radius is above 1.
+    """
+
+    threat: Linf | L2
+    factor: Tensor
+
+    @property
+    def eps(self) -> float:
+        """Of the threat: what steps and starts are measured by."""
+        return self.threat.eps
+
+    @cached_property
+    def radius(self) -> Tensor:
+        """(B,) in pixel units."""
+        radius = self.factor * self.threat.eps
+        return radius.clamp(max=1.0) if isinstance(self.threat, Linf) else radius
+
+    @cached_property
+    def _groups(self) -> list[tuple[Tensor, Linf | L2]]:
+        own, which = self.radius.unique(return_inverse=True)
+        return [
+            ((which == k).nonzero()[:, 0], replace(self.threat, eps=eps))
+            for k, eps in enumerate(own.tolist())
+        ]
+
+    @cached_property
+    def _back(self) -> Tensor:
+        return torch.cat([rows for rows, _ in self._groups]).argsort()
+
+    def _each(self, ask: Callable[[Linf | L2, Tensor], Tensor]) -> Tensor:
+        return torch.cat([ask(threat, rows) for rows, threat in self._groups])[self._back]
+
+    def select(self, rows: Tensor) -> Radii:
+        """The radii of some rows."""
+        return Radii(self.threat, self.factor[rows])
+
+    def project(self, delta: Tensor, x: Tensor) -> Tensor:
+        """The nearest point of each row's own set."""
+        return self._each(lambda threat, rows: threat.project(delta[rows], x[rows]))
+
+    def retract(self, delta: Tensor, x: Tensor) -> Tensor:
+        """The projection as a differentiable map, see `Linf.retract`."""
+        return self._each(lambda threat, rows: threat.retract(delta[rows], x[rows]))
+
+    def interior(self, delta: Tensor, x: Tensor) -> Tensor:
+        """(B, C, H, W) bool, coordinates strictly inside their bounds."""
+        return self._each(lambda threat, rows: threat.interior(delta[rows], x[rows]))
+
+    def random(self, noise: Noise, x: Tensor, purpose: str = "start") -> Tensor:
+        """Uniform in each row's ball: the threat's own draws, scaled."""
+        return per_example(self.radius / max(self.eps, 1e-300), x) * self.threat.random(noise, x, purpose)
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        """As the threat: a direction knows no radius."""
+        return self.threat.steepest(grad)
+
+    def support(self, grad: Tensor, x: Tensor, delta: Tensor) -> Tensor:
+        """(B,) max over d in each row's set of <grad, d - delta>."""
+        return self._each(lambda threat, rows: threat.support(grad[rows], x[rows], delta[rows]))
+
+    def ball_support(self, grad: Tensor, delta: Tensor) -> Tensor:
+        """(B,) the same over the balls alone."""
+        return self._each(lambda threat, rows: threat.ball_support(grad[rows], delta[rows]))
+
+    def size(self, delta: Tensor) -> Tensor:
+        """(B,) the norm of each perturbation."""
+        return self.threat.size(delta)

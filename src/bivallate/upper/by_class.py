@@ -1,0 +1,89 @@
+"""Losses of the class-wise methods: what the weights multiply, and a TRADES whose beta is the class's own."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bivallate.errors import UserError, check_range, unknown
+from bivallate.lower.objective import kl
+from bivallate.lower.problem import LowerProblem
+from bivallate.parts import part
+from bivallate.roles import Composition
+from bivallate.types import Terms
+from bivallate.upper.loss import Loss
+
+PARTS = ("all", "anchor")
+
+
+@part
+class Weighed(Loss):
+    """Another loss whose weights multiply all of it, or its anchor in the place of its robust part.
+
+    Attributes:
+        loss: the host. part: "all": robust + anchor is weighed and nothing is left alone; "anchor": the two
+            change places, so that with TRADES the weights multiply the clean cross-entropy.
+
+    Cost: the host's.
+    """
+
+    loss: Loss
+    part: Literal["all", "anchor"] = "all"
+
+    def __post_init__(self) -> None:
+        if self.part not in PARTS:
+            raise unknown("part that is weighed", str(self.part), PARTS)
+
+    def check(self, method: Composition) -> None:
+        """What the host asks of a method."""
+        self.loss.check(method)
+
+    def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
+        terms = self.loss(problem, x_adv)
+        if self.part == "anchor":
+            return Terms(terms.anchor, terms.robust, terms.logits)
+        whole = terms.robust + terms.anchor
+        return Terms(whole, torch.zeros_like(whole), terms.logits)
+
+
+@part
+class ClassTrades(Loss):
+    """anchor = (1 - b_y) CE(x), robust = b_y KL(p(x) || p(x_adv)), b_c = beta_c / (1 + beta_c).
+
+    beta_c = (base + score_c) beta with the class scores that the solver has gathered, and beta before.
+
+    Attributes:
+        beta: weight of the KL term. base: lambda_2, added to the scores.
+
+    Cost: two forwards, and two backwards.
+
+    Reference: Wei et al., CFA, CVPR 2023, section 4 (class-wise calibrated regularisation); public code.
+    """
+
+    beta: float = 6.0
+    base: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_range("beta", self.beta, 0)
+        check_range("base", self.base, 0)
+
+    def check(self, method: Composition) -> None:
+        """Refuses solvers that gather no scores."""
+        if not hasattr(method.solver, "score"):
+            raise UserError(
+                f"the loss ClassTrades reads the scores that the solver ClassRadius gathers, and "
+                f"{type(method.solver).__name__} gathers none: use Trades"
+            )
+
+    def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
+        clean, logits, y = problem.logits(problem.x), problem.logits(x_adv), problem.y
+        factor = torch.ones_like(clean[:, 0])
+        if problem.class_score is not None:
+            factor = (self.base + problem.class_score[y]).to(clean.dtype)
+        beta = factor * self.beta
+        share = beta / (1 + beta)
+        anchor = (1 - share) * F.cross_entropy(clean, y, reduction="none")
+        return Terms(share * kl(clean, logits), anchor, logits)

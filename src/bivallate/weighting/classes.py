@@ -1,0 +1,246 @@
+"""Weights that all examples of a class share (FAAL, WAT, CFOL, DAFA)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from bivallate import collective
+from bivallate.errors import UserError, check_range
+from bivallate.parts import part
+from bivallate.roles import Composition
+from bivallate.types import Evidence, Facts
+from bivallate.weighting.base import Weighting
+
+__all__ = ["ClassBandit", "ClassDRO", "ClassNoRegret", "ClassScored", "worst_distribution"]
+
+REACH, HALVINGS = 30.0, 90  # of the search for the multiplier: e^-30 to e^30 times the spread, to rounding
+
+
+def class_sums(values: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """(sums (K,), rows (K,)) of values (B,) over the classes, of the whole minibatch."""
+    both = torch.stack([values, torch.ones_like(values)], 1)
+    sums = collective.total(both.new_zeros(classes, 2).index_add_(0, y, both))
+    return sums[:, 0], sums[:, 1]
+
+
+def worst_distribution(values: Tensor, radius: float) -> Tensor:
+    """(K,) argmax over p in the simplex of <p, values>, subject to KL(uniform || p) <= radius.
+
+    By stationarity p_c is proportional to 1 / (max + t - values_c), with the one t > 0 at which the
+    divergence is the radius; it falls in t, so t is found by bisection.
+
+    Example:
+        >>> worst_distribution(torch.tensor([0.0, 0.0, 1.0]), 0.0).tolist() == [1 / 3] * 3
+        False
+        >>> [round(p, 3) for p in worst_distribution(torch.tensor([0.0, 0.0, 1.0]), 0.5).tolist()]
+        [0.075, 0.075, 0.85]
+    """
+    gap = (values.max() - values).double()
+    spread = float(gap.max())
+    if radius <= 0 or spread <= 0 or not math.isfinite(spread):
+        return torch.full_like(values, 1 / len(values))
+    gap = gap / spread
+    low, high = -REACH, REACH
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if float(_divergence(_shares(gap, middle))) > radius:
+            low = middle
+        else:
+            high = middle
+    return _shares(gap, high).to(values.dtype)
+
+
+def _shares(gap: Tensor, log_t: float) -> Tensor:
+    inverse = 1 / (math.exp(log_t) + gap)
+    return inverse / inverse.sum()
+
+
+def _divergence(p: Tensor) -> Tensor:
+    """KL(uniform || p)."""
+    return -math.log(len(p)) - p.log().mean()
+
+
+@part
+class ClassDRO(Weighting):
+    """w_i = K p_y, p = argmax <p, a> over distributions of the classes with KL(uniform || p) <= radius.
+
+    a_c is the sum over the minibatch's rows of class c of max_{k != y} p_k - p_y at the attacked points, so
+    that a class counts as often as it is there.
+
+    Attributes:
+        radius: tau of the divergence; 0 weighs all classes alike.
+
+    Scale: mean 1 where the classes are equally frequent.
+
+    Reference: Zhang et al., FAAL, CVPR 2024; public code (FAAL.py, ft_prn.py).
+    Deviation: the public code has a conic solver find p; this is its closed form.
+    """
+
+    radius: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_range("radius", self.radius, 0)
+
+    def weigh(self, evidence: Evidence) -> Tensor:
+        """K p_y."""
+        classes = evidence.logits.shape[1]
+        sums, _ = class_sums(-evidence.margin, evidence.y, classes)
+        return classes * worst_distribution(sums, self.radius)[evidence.y]
+
+
+@part
+class ClassNoRegret(Weighting):
+    """w_i = q_y + q_0, q = K softmax(rate sum_t L_t) over the K classes and the mean of all, q_0.
+
+    L_t are the mean losses of the classes, and of all rows, over epoch t; the weights of an epoch know those
+    of the epochs before.
+
+    Attributes:
+        rate: eta.
+
+    Scale: mean 1 + (K - 1) / K q_0 where the classes are equally frequent, so 2 K / (K + 1) at first.
+
+    Reference: Li and Liu, WAT, AAAI 2023; public code.
+    Deviation: the losses are the training passes' own, and cost nothing; the public code attacks held-out
+    data after every epoch, and has weights 2 in the first.
+    """
+
+    rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_range("rate", self.rate, 0)
+
+    def bind(self, facts: Facts) -> BoundClassNoRegret:
+        """The sums of one run."""
+        return BoundClassNoRegret(self, facts)
+
+    def weigh(self, evidence: Evidence) -> Tensor:
+        """What an unbound rule can say: the first epoch's."""
+        classes = evidence.logits.shape[1]
+        return torch.full_like(evidence.loss, 2 * classes / (classes + 1))
+
+
+class BoundClassNoRegret(Weighting, nn.Module):
+    """The rule with its sums: (K, 2) of this epoch, (K + 1,) of the epochs before."""
+
+    sums: Tensor
+    history: Tensor
+    epoch: Tensor
+
+    def __init__(self, rule: ClassNoRegret, facts: Facts) -> None:
+        nn.Module.__init__(self)
+        self.rule = rule
+        where = {"dtype": facts.dtype, "device": facts.device}
+        self.register_buffer("sums", torch.zeros(facts.classes, 2, **where))
+        self.register_buffer("history", torch.zeros(facts.classes + 1, **where))
+        self.register_buffer("epoch", torch.tensor(-1, device=facts.device))
+
+    @torch.no_grad()
+    def update(self, evidence: Evidence) -> None:
+        """Adds a finished epoch to the history, and this minibatch to the present one."""
+        if int(self.epoch) != evidence.clock.epoch:
+            total, rows = self.sums[:, 0], self.sums[:, 1]
+            means = torch.cat([total / rows.clamp(min=1), (total.sum() / rows.sum().clamp(min=1))[None]])
+            self.history += means
+            self.sums.zero_()
+            self.epoch.fill_(evidence.clock.epoch)
+        total, rows = class_sums(evidence.loss.to(self.sums.dtype), evidence.y, len(self.sums))
+        self.sums += torch.stack([total, rows], 1)
+
+    def weigh(self, evidence: Evidence) -> Tensor:
+        """q_y + q_0."""
+        q = len(self.sums) * (self.rule.rate * self.history).softmax(0)
+        return (q[evidence.y] + q[-1]).to(evidence.loss.dtype)
+
+    def log(self) -> dict[str, float]:
+        """The largest weight a class has."""
+        q = len(self.sums) * (self.rule.rate * self.history).softmax(0)
+        return {"class_weight_max": float(q[:-1].max() + q[-1])}
+
+
+@part
+class ClassBandit(Weighting):
+    """w_i = K p_y, p = explore / K + (1 - explore) softmax(s), and s_c grows with the errors of class c.
+
+    After the weights of a minibatch, s_c += rate K n_c, n_c its misclassified adversarial points of class c.
+
+    Attributes:
+        rate: eta; explore: gamma, share of the uniform distribution.
+
+    Scale: mean 1 where the classes are equally frequent; at least `explore`, at most K.
+
+    Reference: Pethick et al., CFOL, TMLR 2023; public code (class_sampler.py with `reweight`).
+    Deviation: the paper draws the classes by p and divides by it; the public code's other way, here, draws
+    rows as ever and multiplies by p, which has the same mean and keeps every row in every epoch. With unequal
+    classes the two differ by the classes' frequencies.
+    """
+
+    rate: float = 5e-6
+    explore: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_range("rate", self.rate, 0)
+        check_range("explore", self.explore, 0, 1)
+
+    def bind(self, facts: Facts) -> BoundClassBandit:
+        """The scores of one run."""
+        return BoundClassBandit(self, facts)
+
+    def weigh(self, evidence: Evidence) -> Tensor:
+        """What an unbound rule can say: 1."""
+        return torch.ones_like(evidence.loss)
+
+
+class BoundClassBandit(Weighting, nn.Module):
+    """The rule with its scores (K,), and the distribution that this minibatch is weighed by."""
+
+    score: Tensor
+    shares: Tensor
+
+    def __init__(self, rule: ClassBandit, facts: Facts) -> None:
+        nn.Module.__init__(self)
+        self.rule = rule
+        where = {"dtype": facts.dtype, "device": facts.device}
+        self.register_buffer("score", torch.zeros(facts.classes, **where))
+        self.register_buffer("shares", torch.full((facts.classes,), 1 / facts.classes, **where))
+
+    @torch.no_grad()
+    def update(self, evidence: Evidence) -> None:
+        """Keeps the distribution of before, then moves the scores by this minibatch's errors."""
+        classes, explore = len(self.score), self.rule.explore
+        self.shares.copy_(explore / classes + (1 - explore) * self.score.softmax(0))
+        wrong = (evidence.logits.argmax(1) != evidence.y).to(self.score.dtype)
+        self.score += self.rule.rate * classes * class_sums(wrong, evidence.y, classes)[0]
+
+    def weigh(self, evidence: Evidence) -> Tensor:
+        """K p_y."""
+        return (len(self.shares) * self.shares[evidence.y]).to(evidence.loss.dtype)
+
+    def log(self) -> dict[str, float]:
+        """The largest weight a class has."""
+        return {"class_weight_max": float(len(self.shares) * self.shares.max())}
+
+
+@part
+class ClassScored(Weighting):
+    """w_i = the score of the class that the solver has gathered; 1 before there are scores.
+
+    Scale: that of the scores; those of `Distance` have a mean near 1.
+    """
+
+    def check(self, method: Composition) -> None:
+        """Refuses solvers that gather none."""
+        if not hasattr(method.solver, "score"):
+            raise UserError(
+                f"the weighting ClassScored reads the scores that the solver ClassRadius gathers, and "
+                f"{type(method.solver).__name__} gathers none"
+            )
+
+    def weigh(self, evidence: Evidence) -> Tensor:
+        """The score of y."""
+        if evidence.class_score is None:
+            return torch.ones_like(evidence.loss)
+        return evidence.class_score[evidence.y].to(evidence.loss.dtype)
