@@ -20,7 +20,7 @@ from bivallate.method import BoundMethod
 from bivallate.methods.entries import create, registry
 from bivallate.types import Batch, Clock, Facts, StepRecord, Terms
 from bivallate.upper.awp import AWP
-from bivallate.upper.by_class import Weighed
+from bivallate.upper.class_losses import Weighed
 from bivallate.upper.loss import Loss, Mart, Trades
 
 NAMES = sorted(n for n, e in registry().items() if e.make.__module__.startswith("bivallate."))

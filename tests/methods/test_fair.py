@@ -13,14 +13,14 @@ from torch import Tensor
 
 import bivallate as bv
 from bivallate import L2, Linf, UserError, methods
-from bivallate.lower.by_class import Distance, RobustRate
+from bivallate.lower.class_radius import Distance, RobustRate
 from bivallate.lower.radii import Radii
 from bivallate.methods.reweighted import RECIPE
 from bivallate.noise import Noise
 from bivallate.types import Batch, Clock
-from bivallate.upper.by_class import Weighed
+from bivallate.upper.class_losses import Weighed
 from bivallate.upper.loss import Trades, adversarial
-from bivallate.weighting.classes import ClassDRO, worst_distribution
+from bivallate.weighting.class_weights import ClassDRO, worst_distribution
 
 THREAT = Linf(EPS)
 STEP = RECIPE * EPS

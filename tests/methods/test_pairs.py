@@ -23,11 +23,11 @@ from bivallate.methods.entries import registry
 from bivallate.parts import _KINDS
 from bivallate.types import Batch, Clock, Facts
 from bivallate.upper.awp import AWP
-from bivallate.upper.by_class import Weighed
+from bivallate.upper.class_losses import Weighed
 from bivallate.upper.loss import Adversarial, Mart, Trades
 from bivallate.upper.regulariser import GradAlign
 from bivallate.weighting.base import After, Equal, Weighting
-from bivallate.weighting.classes import ClassBandit, ClassDRO, ClassNoRegret
+from bivallate.weighting.class_weights import ClassBandit, ClassDRO, ClassNoRegret
 from bivallate.weighting.margin_net import Correlation, MarginNet
 from bivallate.weighting.rules import GAIRAT, MAIL, WMMR, OwnLoss
 

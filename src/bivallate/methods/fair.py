@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from bivallate.errors import unknown
-from bivallate.lower.by_class import ClassRadius, Distance, Proportional, RobustRate
+from bivallate.lower.class_radius import ClassRadius, Distance, Proportional, RobustRate
 from bivallate.lower.objective import cross_entropy, kl_to_clean
 from bivallate.lower.pgd import PGD
 from bivallate.lower.start import gaussian, uniform
@@ -13,9 +13,9 @@ from bivallate.lower.threat import L2, Linf
 from bivallate.method import Method
 from bivallate.methods.entries import register
 from bivallate.methods.reweighted import RECIPE
-from bivallate.upper.by_class import ClassTrades, Weighed
+from bivallate.upper.class_losses import ClassTrades, Weighed
 from bivallate.upper.loss import Trades, adversarial
-from bivallate.weighting.classes import ClassBandit, ClassDRO, ClassNoRegret, ClassScored
+from bivallate.weighting.class_weights import ClassBandit, ClassDRO, ClassNoRegret, ClassScored
 
 Base = Literal["at", "trades"]
 
