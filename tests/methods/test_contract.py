@@ -20,7 +20,7 @@ from bivallate.method import BoundMethod
 from bivallate.methods.entries import create, registry
 from bivallate.types import Batch, Clock, Facts, StepRecord, Terms
 from bivallate.upper.awp import AWP
-from bivallate.upper.class_losses import Weighed
+from bivallate.upper.class_losses import Reweighed
 from bivallate.upper.loss import Loss, Mart, Trades
 
 NAMES = sorted(n for n, e in registry().items() if e.make.__module__.startswith("bivallate."))
@@ -246,7 +246,7 @@ def test_a_step_leaves_the_model_as_it_was_found(name: str) -> None:
     assert all(p.grad is None for p in model.parameters())
     assert torch.equal(model.head.bias, bias)
     assert model.loose.running_mean is None
-    host = method.loss.loss if isinstance(method.loss, AWP | Weighed) else method.loss
+    host = method.loss.loss if isinstance(method.loss, AWP | Reweighed) else method.loss
     forwards = 2 if isinstance(host, Trades | Mart) else 1
     # only the upper level's own passes move the running statistics
     assert int(model.norm.num_batches_tracked) == forwards * method.replays

@@ -13,12 +13,12 @@ from torch import Tensor
 
 import bivallate as bv
 from bivallate import L2, Linf, UserError, methods
-from bivallate.lower.class_radius import Distance, RobustRate
+from bivallate.lower.class_radius import ClassDistance, RobustRate
 from bivallate.lower.radii import Radii
 from bivallate.methods.reweighted import RECIPE
 from bivallate.noise import Noise
 from bivallate.types import Batch, Clock
-from bivallate.upper.class_losses import Weighed
+from bivallate.upper.class_losses import Reweighed
 from bivallate.upper.loss import Trades, adversarial
 from bivallate.weighting.class_weights import ClassDRO, worst_distribution
 
@@ -193,21 +193,21 @@ def test_scores_of_classes() -> None:
     counts, right = torch.tensor([4.0, 2.0, 0.0]), torch.tensor([3.0, 2.0, 0.0])
     mean = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]])
     assert RobustRate()(counts, right, mean).tolist() == [0.75, 1.0, 0.0]
-    own = Distance(1.0)(counts, right, mean).tolist()
+    own = ClassDistance(1.0)(counts, right, mean).tolist()
     assert own == pytest.approx(
         [1 + 0.3 * 0.8 - 0.2 * 0.4, 1 - 0.1 * 0.5 - 0.1 * 0.4, 1 + 0.3 * 0.5 + 0.3 * 0.8]
     )
     clock = Clock(epoch=7, epochs=11)
-    assert Distance().due(clock, False)
-    assert not Distance().due(clock, True)
-    assert not Distance().due(Clock(epoch=6, epochs=11), False)
+    assert ClassDistance().due(clock, False)
+    assert not ClassDistance().due(clock, True)
+    assert not ClassDistance().due(Clock(epoch=6, epochs=11), False)
 
 
 def test_what_the_weights_multiply() -> None:
     x, y, index = minibatches()[0]
     problem, x_adv = asked(Net(), x, y, index), (x + 0.01).clamp(0, 1)
     host = Trades()(problem, x_adv)
-    whole, other = Weighed(Trades())(problem, x_adv), Weighed(Trades(), "anchor")(problem, x_adv)
+    whole, other = Reweighed(Trades())(problem, x_adv), Reweighed(Trades(), "anchor")(problem, x_adv)
     assert torch.allclose(whole.robust, host.robust + host.anchor)
     assert whole.anchor.abs().max() == 0
     assert torch.allclose(other.robust, host.anchor)
@@ -218,7 +218,7 @@ def test_what_the_weights_multiply() -> None:
     ("make", "said"),
     [
         (lambda: methods.faal(THREAT, base="mart"), "base"),
-        (lambda: Weighed(adversarial, "robust"), "part"),
+        (lambda: Reweighed(adversarial, "robust"), "part"),
         (lambda: methods.at(THREAT).but(weighting=methods.dafa(THREAT).weighting), "ClassRadius"),
         (lambda: methods.at(THREAT).but(loss=methods.cfa(THREAT, base="trades").loss), "ClassRadius"),
         (lambda: methods.cfa(THREAT).but(coupling=bv.Leaf()), "Detached"),

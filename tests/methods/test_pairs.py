@@ -23,7 +23,7 @@ from bivallate.methods.entries import registry
 from bivallate.parts import _KINDS
 from bivallate.types import Batch, Clock, Facts
 from bivallate.upper.awp import AWP
-from bivallate.upper.class_losses import Weighed
+from bivallate.upper.class_losses import Reweighed
 from bivallate.upper.loss import Adversarial, Mart, Trades
 from bivallate.upper.regulariser import GradAlign
 from bivallate.weighting.base import After, Equal, Weighting
@@ -63,7 +63,7 @@ LOSSES: list[Any] = [
     AWP(GradAlign(Trades(), 0.2)),
 ]
 # losses that are one host or one term more: a rule, a memory and a network that learns say enough of them
-WRAPPED: list[Any] = [Weighed(Trades()), Weighed(Trades(), "anchor")]
+WRAPPED: list[Any] = [Reweighed(Trades()), Reweighed(Trades(), "anchor")]
 FEW = [w for w in WEIGHTINGS if isinstance(w, KLDRO | MAIL | MarginNet)]
 PAIRS = [*itertools.product(WEIGHTINGS, LOSSES), *itertools.product(FEW, WRAPPED)]
 # these ask for the memory of one solver, and are refused with all others (tests/methods/test_fair.py)

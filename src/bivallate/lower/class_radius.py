@@ -19,7 +19,15 @@ from bivallate.parts import part
 from bivallate.roles import Composition, Role
 from bivallate.types import Clock, Facts, Solution, per_example
 
-__all__ = ["BoundClassRadius", "ClassRadius", "ClassScore", "Distance", "Proportional", "RobustRate", "Told"]
+__all__ = [
+    "BoundClassRadius",
+    "ClassDistance",
+    "ClassRadius",
+    "ClassScore",
+    "Proportional",
+    "RobustRate",
+    "Told",
+]
 
 
 class ClassScore(Role):
@@ -61,7 +69,7 @@ class RobustRate(ClassScore):
 
 
 @part
-class Distance(ClassScore):
+class ClassDistance(ClassScore):
     """W_c = 1 + scale sum_{j != c} s_cj p_c(j) p_j(j), p_c the mean prediction of class c's attacked points.
 
     s_cj is 1 where p_c(c) < p_j(j), class c being the harder one, and -1 otherwise: of two similar classes

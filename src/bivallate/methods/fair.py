@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from bivallate.errors import unknown
-from bivallate.lower.class_radius import ClassRadius, Distance, Proportional, RobustRate
+from bivallate.lower.class_radius import ClassDistance, ClassRadius, Proportional, RobustRate
 from bivallate.lower.objective import cross_entropy, kl_to_clean
 from bivallate.lower.pgd import PGD
 from bivallate.lower.start import gaussian, uniform
@@ -13,7 +13,7 @@ from bivallate.lower.threat import L2, Linf
 from bivallate.method import Method
 from bivallate.methods.entries import register
 from bivallate.methods.reweighted import RECIPE
-from bivallate.upper.class_losses import ClassTrades, Weighed
+from bivallate.upper.class_losses import ClassTrades, Reweighed
 from bivallate.upper.loss import Trades, adversarial
 from bivallate.weighting.class_weights import ClassBandit, ClassDRO, ClassNoRegret, ClassScored
 
@@ -66,7 +66,7 @@ def faal(
         solver,
         objective=cross_entropy if on_at else kl_to_clean,
         weighting=ClassDRO(radius),
-        loss=adversarial if on_at else Weighed(Trades(beta)),
+        loss=adversarial if on_at else Reweighed(Trades(beta)),
     )
 
 
@@ -100,7 +100,7 @@ def wat(
     Deviation: see `ClassNoRegret`: losses of the training passes instead of held-out ones.
     """
     solver = PGD(steps, step_size * threat.eps, gaussian)
-    loss = Weighed(Trades(beta))
+    loss = Reweighed(Trades(beta))
     return Method(threat, solver, objective=kl_to_clean, weighting=ClassNoRegret(rate), loss=loss)
 
 
@@ -150,8 +150,8 @@ def dafa(
 ) -> Method:
     """DAFA: TRADES in which the harder of two similar classes takes weight and radius from the easier one.
 
-    After the warm-up each class has W_c (see `Distance`): the weight of its clean cross-entropy and, times
-    eps, the radius of its attack and the length of its steps.
+    After the warm-up each class has W_c (see `ClassDistance`): the weight of its clean cross-entropy and,
+    times eps, the radius of its attack and the length of its steps.
 
     The scores are of one epoch and stay: what the weights then change is not seen again. Training alone uses
     other radii; evaluation is at eps.
@@ -170,8 +170,8 @@ def dafa(
     could be read here: equations are those of the code.
     """
     inner = PGD(steps, step_size * threat.eps, gaussian, Proportional())
-    solver = ClassRadius(inner, Distance(scale, warm_up), base=0.0)
-    loss = Weighed(Trades(beta), "anchor")
+    solver = ClassRadius(inner, ClassDistance(scale, warm_up), base=0.0)
+    loss = Reweighed(Trades(beta), "anchor")
     return Method(threat, solver, objective=kl_to_clean, weighting=ClassScored(), loss=loss)
 
 

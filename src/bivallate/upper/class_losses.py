@@ -20,7 +20,7 @@ PARTS = ("all", "anchor")
 
 
 @part
-class Weighed(Loss):
+class Reweighed(Loss):
     """Another loss whose weights multiply all of it, or its anchor in the place of its robust part.
 
     Attributes:

@@ -228,7 +228,7 @@ class BoundClassBandit(Weighting, nn.Module):
 class ClassScored(Weighting):
     """w_i = the score of the class that the solver has gathered; 1 before there are scores.
 
-    Scale: that of the scores; those of `Distance` have a mean near 1.
+    Scale: that of the scores; those of `ClassDistance` have a mean near 1.
     """
 
     def check(self, method: Composition) -> None:
