@@ -65,6 +65,11 @@ PAPERS = {
     ("backward-smoothing", "cifar10"): (100, 5e-4, "resnet18", 0.1, "eval", True, SMOOTH),
     ("wmmr", "cifar10"): (100, 5e-4, "resnet18", 0.1, "train", False, {0: 0.2, 60: 0.04}),
     ("wmmr", "mnist"): (100, 5e-4, "tiny-cnn", 0.1, "train", False, {0: 0.01, 60: 2e-3}),
+    ("faal", "cifar10"): (2, 5e-4, "preact-resnet18", 0.1, "eval", True, {0: 0.01, 1: 1e-3}),
+    ("wat", "cifar10"): (100, 2e-4, "resnet18", 0.1, "eval", False, {0: 0.1, 75: 0.01, 90: 1e-3}),
+    ("cfol", "cifar10"): (200, 5e-4, "resnet18", 0.1, "eval", True, {0: 0.1, 100: 0.01, 150: 1e-3}),
+    ("dafa", "cifar10"): (110, 5e-4, "resnet18", 0.1, "eval", False, {0: 0.1, 100: 0.01, 105: 1e-3}),
+    ("cfa", "cifar10"): (200, 5e-4, "preact-resnet18", 0.1, "train", True, {0: 0.1, 100: 0.01, 150: 1e-3}),
     ("mart-wrn", "cifar10"): (90, 7e-4, "wrn-34-10", 0.1, "eval", False, {0: 0.1, 75: 0.01}),
 }  # fmt: skip
 

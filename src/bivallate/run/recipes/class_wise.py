@@ -1,0 +1,56 @@
+"""The recipes of the class-wise methods' public code.
+
+Deviation: each holds out a tenth of the rows and keeps the epoch that is best there by mean robust accuracy,
+where that code takes the last weights or looks at test data, some at its worst class.
+"""
+
+from __future__ import annotations
+
+from bivallate.run.config import Config
+from bivallate.run.optim import SGD, MultiStep
+from bivallate.run.recipes.task import Task
+
+__all__ = ["cfa", "cfol", "dafa", "faal", "wat"]
+
+
+def faal(task: Task) -> Config:
+    """FAAL: 2 epochs that mend a trained model, 0.01 and then 0.001; best epoch.
+
+    The model is handed over in Python: `bv.train(bv.load("runs/at"), "cifar10", method, recipe="faal")`.
+    """
+    sgd = SGD(0.01)
+    return task.config(
+        sgd, MultiStep((0.5,)), epochs=2, colour="preact-resnet18", normalise=True, augment=task.cropped
+    )
+
+
+def wat(task: Task) -> Config:
+    """WAT: 100 epochs, 0.1 times 0.1, 0.01 at 75, 90; weight decay 2e-4; best epoch."""
+    sgd = SGD(0.1, weight_decay=2e-4)
+    return task.config(sgd, MultiStep((0.75, 0.9)), epochs=100, colour="resnet18", augment=task.cropped)
+
+
+def cfol(task: Task) -> Config:
+    """CFOL: 200 epochs, 0.1 times 0.1, 0.01 at 100, 150; best epoch."""
+    return task.config(
+        SGD(0.1), MultiStep((0.5, 0.75)), epochs=200, colour="resnet18", normalise=True, augment=task.cropped
+    )
+
+
+def dafa(task: Task) -> Config:
+    """DAFA: 110 epochs, 0.1 times 0.1, 0.01 at 100, 105; best epoch."""
+    return task.config(
+        SGD(0.1), MultiStep((100 / 110, 105 / 110)), epochs=110, colour="resnet18", augment=task.cropped
+    )
+
+
+def cfa(task: Task) -> Config:
+    """CFA: 200 epochs, 0.1 times 0.1, 0.01 at 100, 150; best epoch."""
+    return task.config(
+        SGD(0.1),
+        MultiStep((0.5, 0.75)),
+        epochs=200,
+        colour="preact-resnet18",
+        normalise=True,
+        augment=task.cropped,
+    )
