@@ -42,8 +42,8 @@ def faal(
     Minimises max_p sum_c K p_c mean loss_c subject to KL(uniform || p) <= radius, where p is chosen by the
     classes' margins at the attacked points.
 
-    Made to mend a robust model in two epochs (`--recipe faal`); trained from scratch its weights follow the
-    noise of a minibatch's few rows a class, and with many classes most are absent.
+    Made to mend a robust model in two epochs (`--init runs/at --recipe faal`). From scratch its weights
+    follow the noise of a minibatch's few rows a class, and with many classes most are absent.
 
     Args:
         threat: the set of perturbations.

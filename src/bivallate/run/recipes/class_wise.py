@@ -16,7 +16,7 @@ __all__ = ["cfa", "cfol", "dafa", "faal", "wat"]
 def faal(task: Task) -> Config:
     """FAAL: 2 epochs that mend a trained model, 0.01 and then 0.001; best epoch.
 
-    The model is handed over in Python: `bv.train(bv.load("runs/at"), "cifar10", method, recipe="faal")`.
+    It begins with the weights of a robust run: `bivallate train faal --init runs/at --recipe faal`.
     """
     sgd = SGD(0.01)
     return task.config(
