@@ -40,7 +40,7 @@ from bivallate.reproduce.planning import jobs_of
 from bivallate.reproduce.records import read_records
 from bivallate.reproduce.rendering import figure
 from bivallate.reproduce.running import Job
-from bivallate.reproduce.scaling import in_bfloat16
+from bivallate.reproduce.scaling import quick
 from bivallate.run.progress import Spoken
 from bivallate.run.signals import Interrupted
 
@@ -84,7 +84,7 @@ def plan(chosen: argparse.Namespace) -> list[Job]:
         jobs += [job for job in found if job.cell.group == group]
     for k, job in enumerate(jobs):
         plain = job.cell.but(settings={**job.cell.settings, "precision": "float32", "channels_last": False})
-        jobs[k] = dataclasses.replace(job, cell=plain if chosen.float32 else in_bfloat16(job.cell))
+        jobs[k] = dataclasses.replace(job, cell=plain if chosen.float32 else quick(job.cell))
     return jobs[: chosen.limit] if chosen.limit else jobs
 
 

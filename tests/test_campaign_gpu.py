@@ -70,11 +70,9 @@ def test_the_papers_cells_come_first_and_speed_defines_nothing(tmp_path) -> None
     jobs = campaign_gpu.plan(chosen)
     assert [(j.cell.row, j.seed) for j in jobs[:5]] == [(row, 0) for row in campaign_gpu.FAST]
     assert [j.seed for j in jobs] == [0] * (len(jobs) // 2) + [1] * (len(jobs) // 2)
-    amp = {j.cell.row: configure(j.cell, 0).precision == "bf16" for j in jobs}
-    assert amp["FAST-AT"]
-    assert amp["AT"]
-    assert not amp["FAST-BAT"]
-    assert not amp["DONE-ADAM"]
+    formats = {j.cell.row: configure(j.cell, 0).precision for j in jobs}
+    assert formats["FAST-AT"] == formats["AT"] == "bf16"
+    assert formats["FAST-BAT"] == formats["DONE-ADAM"] == "tf32"
     plain = campaign_gpu.plan(campaign_gpu.arguments(["--float32", "--out", str(tmp_path)]))
     assert {configure(j.cell, 0).precision for j in plain} == {"float32"}
     for fast, exact in zip(jobs, plain, strict=False):

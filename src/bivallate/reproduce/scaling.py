@@ -15,7 +15,7 @@ from bivallate.reproduce.cell import Cell, Measure
 from bivallate.reproduce.measuring import SHORT
 from bivallate.reproduce.paper_table import SCALES, PaperTable, Scale
 
-__all__ = ["NARROW_NOTE", "at_scale", "describe", "in_bfloat16", "narrow", "smoke", "sources_at_scale"]
+__all__ = ["NARROW_NOTE", "at_scale", "describe", "narrow", "quick", "smoke", "sources_at_scale"]
 
 SMOKE_ROWS, SMOKE_POINTS, SMOKE_STEPS = 256, 20, 3
 SHORTER = {
@@ -129,20 +129,24 @@ def narrow(cell: Cell, epochs: int = 10) -> Cell:
     channels and fewer epochs.
 
     Methods that use no more of an input gradient than its signs compute in bfloat16, channels last, where the
-    machine has it (`benchmarks/bfloat16.py`): it halves their time. Couplings are exact in any case.
+    machine has it (`benchmarks/bfloat16.py`): it halves their time. Couplings compute in float32 on a
+    processor, in TensorFloat-32 on a card.
     """
     settings = {**cell.settings, "validation.rows": 500, "validation.steps": 10}
     settings |= {"model.width": 0.25, "data.validation": 0.1}
-    return in_bfloat16(cell.but(epochs=epochs, settings=settings))
+    return quick(cell.but(epochs=epochs, settings=settings))
 
 
-def in_bfloat16(cell: Cell) -> Cell:
-    """The cell in bfloat16, channels last, if its method gains by it; the same definition."""
-    fast = {"precision": "bf16", "channels_last": True}
-    return cell if cell.method.startswith(COUPLED) else cell.but(settings={**cell.settings, **fast})
+def quick(cell: Cell) -> Cell:
+    """The cell in the number format that its method gains by, which is the same definition: bfloat16,
+    channels last, or TensorFloat-32 where a coupling's derivatives count. A device without it computes in
+    float32."""
+    coupled = cell.method.startswith(COUPLED)
+    fast = {"precision": "tf32"} if coupled else {"precision": "bf16", "channels_last": True}
+    return cell.but(settings={**cell.settings, **fast})
 
 
-COUPLED = ("done", "fast-bat")  # their passes are exact, so bfloat16 spares them nothing
+COUPLED = ("done", "fast-bat")  # their passes are exact under autocast, so bfloat16 spares them nothing
 NARROW_NOTE = (
     "The paper's networks with a quarter of their channels, also where examples are transferred from, "
     "{epochs} with milestones in proportion, a tenth of the training images held out, where the epoch is "
