@@ -58,7 +58,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     threat, radii = bv.Linf(EPS), [bv.Linf(eps) for eps in RADII]
-    methods = [bv.methods.mail_at(threat), bv.methods.done_adam(threat), bv.methods.fast_at(threat)]
+    papers = bv.methods.done_adam(threat, temperature=None)  # whose weights grow one-hot, as a picture shows
+    methods = [bv.methods.mail_at(threat), papers, bv.methods.fast_at(threat)]
     swept = [method(radius) for method in (bv.methods.fast_at, bv.methods.at) for radius in radii]
     folders = [options.runs / method.name for method in methods]
     by_radius = [options.runs / f"{method.name}-{method.threat.eps:g}" for method in swept]

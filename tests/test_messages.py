@@ -110,9 +110,21 @@ def _network(**given: object) -> object:
     return bv.models.create(**{"name": "linear", "num_classes": 3, "shape": (1, 2, 2), **given})  # pyright: ignore
 
 
+def _method(**given: object) -> object:
+    return bv.methods.at(bv.Linf(0.1), **given)  # pyright: ignore
+
+
 SLIPS = {
     "a seed that is text": (_train, {"seed": "3"}, "seed must be a whole number, got '3'"),
     "epochs that are none": (_train, {"epochs": "three"}, "epochs"),
+    "epochs that are text": (_train, {"epochs": "3"}, "epochs must be a whole number .* got '3'"),
+    "a rate that is text": (_train, {"lr": "0.1"}, "lr must be a number, got '0.1'"),
+    "a switch that is text": (_train, {"overwrite": "false"}, "overwrite must be true or false, got 'false'"),
+    "a batch that is text": (_train, {"batch_size": "8"}, "batch_size must be a whole number"),
+    "steps that are text": (_method, {"steps": "3"}, "steps must be a whole number, got '3'"),
+    "a step's length that is text": (_method, {"step_size": "3"}, "step_size must be a number, got '3'"),
+    "a side that is text": (bv.data.load, {"data": "digits", "size": "8"}, "size must be a whole .* got '8'"),
+    "a seed of pictures": (bv.diagnose, {"seed": "3"}, "seed must be a whole number .* got '3'"),
     "minutes that are text": (_train, {"max_minutes": "3"}, "max_minutes must be a number, got '3'"),
     "a number for a folder": (_train, {"out": 3}, "out must be a path, got 3"),
     "a number for a run": (bv.load, {"path": 3}, "must be a path, got 3"),

@@ -75,11 +75,10 @@ def run_demo(out: Path, *, epochs: int, threads: int) -> list[dict[str, Any]]:
 
 def _next(out: Path) -> list[str]:
     """Commands to go on with: the standard attack ensemble, a page, a longer training, the whole list."""
-    longer = ("--data", "digits", "--epochs", 60, "--set", "weighting.floor=1")
     return [
         command("evaluate", out / "at", "--attack", "autoattack"),
         command("report", out / "at", out / "fast-bat", "--out", "report.html"),
-        command("train", "done-adam", *longer),
+        command("train", "done-adam", "--data", "digits", "--epochs", 60),
         command("methods"),
     ]
 

@@ -97,3 +97,33 @@ def test_a_growing_radius_learns_where_the_whole_one_stays_at_chance(few):
     assert at_once["clean"] < 0.2
     assert grown["clean"] > 0.4
     assert "eps" not in at_once
+
+
+@pytest.mark.parametrize(
+    ("made", "fixed", "last"),
+    [
+        (lambda ball: bv.methods.done_adam(ball), (), 3.0),
+        (lambda ball: bv.methods.done_fast(ball), (), 3.0),
+        (lambda ball: bv.methods.done_adam(ball, steps=2), (), 3.0),
+        (lambda ball: bv.methods.done_adam(ball), ("temperature",), 0.1),
+        (lambda ball: bv.methods.done_adam(ball, temperature=None), (), 0.1),
+        (lambda ball: bv.methods.done_gd(ball, temperature=0.5), (), 0.5),
+        (lambda ball: bv.methods.done_gd(ball).but(weighting=bv.KLDRO(0.5)), (), 0.5),
+        (lambda ball: bv.methods.at(ball).but(weighting=bv.KLDRO()), (), 0.1),
+    ],
+)
+def test_dones_temperature_stays_where_a_small_network_learns_unless_one_was_asked_for(made, fixed, last):
+    method = made(bv.Linf(0.1))
+    end = Clock(epoch=19, epochs=20)
+    assert recipe_for(None, method, "mnist", fixed=fixed).method.weighting.temperature_at(end) == last
+    paper = recipe_for("done", method, "mnist", fixed=fixed).method
+    assert paper == method
+
+
+@pytest.mark.parametrize(
+    ("eps", "size"), [(8 / 255, 5000 / 255), (16 / 255, 2500 / 255), (0.25, 2500 / 255), (0.3, 1000.0)]
+)
+def test_fast_bats_step_reaches_the_bounds_of_large_balls(eps, size):
+    method = bv.methods.fast_bat(bv.Linf(eps))
+    assert (method.solver.step_size, method.coupling.step_size) == (size, size)
+    assert bv.methods.fast_bat(bv.Linf(eps), step_size=2.0).coupling.step_size == 2.0

@@ -1,9 +1,11 @@
 """What a run is evaluated on: labels that mean its own classes, no row of its training, nothing unsaid."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tests.data.builders import grow, picture, pixels_of, write_parquet
 
 import bivallate as bv
@@ -12,8 +14,14 @@ from bivallate.errors import UserError
 from bivallate.evaluation import Score
 from bivallate.evaluation.crafting import craft
 from bivallate.evaluation.sweeps import minimal_distances
+from bivallate.reports.diagnostics.fosc import fosc
+from bivallate.reports.diagnostics.gradients import gradient_alignment
+from bivallate.reports.diagnostics.landscape import loss_landscape
+from bivallate.reports.diagnostics.ranks import accuracy_over_eps, adversarial_rank
+from bivallate.reports.diagnostics.weighing import weigh
 from bivallate.run.config import Config
 from bivallate.run.evaluation_data import Evaluated, evaluation_data
+from bivallate.types import Clock, Facts
 
 CLASSES = ["cat", "dog", "eel"]
 OWN = [f"{name}/{k}.png" for name in CLASSES for k in range(10)]
@@ -112,6 +120,31 @@ def test_a_split_with_a_class_that_the_model_has_not_is_refused(trained: Path, t
             ask()
     model.classes = None
     assert bv.evaluate(model, split, bv.Linf(0.1), "clean").y.tolist() == split.labels.tolist()
+
+
+PICTURES = {
+    "alignment": lambda model, data: gradient_alignment({"a": model}, data, bv.Linf(0.1)),
+    "fosc": lambda model, data: fosc(model, data, bv.Linf(0.1), steps=(1,)),
+    "landscape": lambda model, data: loss_landscape(model, data, bv.Linf(0.1), size=3),
+    "landscape of a row": lambda model, data: loss_landscape(model, data, bv.Linf(0.1), row=1, size=3),
+    "eps": lambda model, data: accuracy_over_eps({"a": model}, data, bv.Linf(0.1), attack="fgsm"),
+    "ranks": lambda model, data: adversarial_rank({"a": model}, data, bv.Linf(0.1), attack="fgsm"),
+    "weights": lambda model, data: weigh(
+        model, bv.methods.mail_at(bv.Linf(0.1)).bind(Facts(3, (3, 4, 4), 3)), data, Clock()
+    ).margin.tolist(),
+}
+
+
+@pytest.mark.parametrize("picture", PICTURES)
+def test_pictures_find_labels_by_name_too(trained: Path, tmp_path: Path, picture: str) -> None:
+    grow(tmp_path, ["new/eel/1.png", "new/dog/1.png", "new/dog/2.png"])
+    split, model = bv.data.load(str(tmp_path / "new"), whole=True, validation=0).test, bv.load(trained)
+    x, y = split.tensors()
+    assert y.tolist() != [CLASSES.index(split.classes[k]) for k in y]
+    moved = torch.tensor([CLASSES.index(split.classes[k]) for k in y])
+    told = PICTURES[picture](model, split), PICTURES[picture](model, (x, moved))
+    plain = [one if isinstance(one, list) else one.data() for one in told]
+    assert json.dumps(plain[0], default=repr) == json.dumps(plain[1], default=repr)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bivallate.errors import UserError
+from bivallate.errors import UserError, check_whole
 
 __all__ = ["Canvas", "Reading"]
 
@@ -33,8 +33,12 @@ class Reading:
             raise UserError(f"on_bad must be 'refuse', 'convert' or 'skip', got {self.on_bad!r}")
         if self.channels not in (None, 1, 3):
             raise UserError(f"channels must be 1 or 3, got {self.channels}")
-        if self.size is not None and min(self.size) < 1:
-            raise UserError(f"size must be positive, got {self.size}")
+        if self.size is not None:
+            sides = self.size if isinstance(self.size, tuple | list) else (self.size,)
+            if len(sides) != 2:
+                raise UserError(f"size must be a whole number, or two for (H, W), got {self.size!r}")
+            for side in sides:
+                check_whole("size", side)
 
 
 @dataclass(frozen=True)

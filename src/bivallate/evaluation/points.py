@@ -58,14 +58,14 @@ class TensorPair:
         return self.x[rows.to(self.x.device)], self.y[rows.to(self.y.device)]
 
 
-def points(data: Any, model: Any = None) -> Points:
+def points(data: Any, *models: Any) -> Points:
     """A split as it is, a pair (x, y) of tensors or arrays, a TensorDataset, or a sequence of pairs (image,
     label), such as a data set of PyTorch's.
 
-    Labels of a split that names its classes become those of the model, where that names its own.
+    Labels of a split that names its classes become those of the models, where these name their own.
 
     Raises:
-        UserError: no such data, or a class with rows that the model has not.
+        UserError: no such data, a class with rows that a model has not, or models of different classes.
     """
     held: Any = getattr(data, "tensors", None)  # a tuple where it is a TensorDataset
     pair = held if isinstance(held, tuple) else data
@@ -75,14 +75,18 @@ def points(data: Any, model: Any = None) -> Points:
             raise UserError(f"y must be (N,) labels for the N images, got {tuple(x.shape)}, {tuple(y.shape)}")
         return TensorPair(x, y)
     if callable(held):
-        return _renumbered(data, _own_classes(model)) if isinstance(data, Split) else data
+        return _renumbered(data, _own_classes(models)) if isinstance(data, Split) else data
     return as_rows(data)
 
 
-def _own_classes(model: Any) -> list[str] | None:
-    """The names that a model bears, also a compiled one."""
-    names = getattr(getattr(model, "_orig_mod", model), "classes", None)
-    return list(names) if isinstance(names, list | tuple) else None
+def _own_classes(models: tuple[Any, ...]) -> list[str] | None:
+    """The names that all these models bear, also compiled ones; None if one of them bears none."""
+    found = [getattr(getattr(model, "_orig_mod", model), "classes", None) for model in models]
+    if not found or not all(isinstance(names, list | tuple) for names in found):
+        return None
+    if any(list(names) != list(found[0]) for names in found):
+        raise UserError("these models name different classes, or in another order: look at each on its own")
+    return list(found[0])
 
 
 def _renumbered(split: Split, known: list[str] | None) -> Split:
@@ -152,7 +156,7 @@ def check_labels(y: Tensor, classes: int) -> None:
 
 def class_names(model: Any, count: int) -> list[str]:
     """What a model's own classes are called, in one short line each; their numbers where it does not say."""
-    names = _own_classes(model)
+    names = _own_classes((model,))
     known = names if names is not None and len(names) == count else range(count)
     return [line(name, NAME) for name in known]
 

@@ -60,7 +60,8 @@ def done_gd(
     """DONE with raw gradient steps: KL-DRO weights and the implicit gradient of a log-barrier lower level.
 
     The paper's last temperature of 0.1 makes the weights nearly one-hot, where its Fig. 5 has most of them
-    alike: on small networks training then loses what it had (`temperature`, or `but(weighting__floor=1)`).
+    alike: on small networks training then loses what it had. Without a recipe training therefore has 10 and
+    3, unless a temperature was asked for (`bivallate.run.defaults`).
 
     Args:
         threat: the set of perturbations (Linf).

@@ -14,6 +14,7 @@ from bivallate import plugins
 from bivallate.errors import UserError, unknown
 from bivallate.lower.threat import L2, Linf
 from bivallate.method import MAKERS, Method
+from bivallate.schema import check
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def register(name: str, *, family: str = "user", paper: str = "", cost: str = ""
         def named(threat: Linf | L2, **parameters: Any) -> Method:
             if not isinstance(threat, Linf | L2):
                 raise UserError(f"{name} needs a threat such as Linf(8 / 255), got {threat!r}")
-            _check_choices(make, parameters)
+            parameters = _checked(make, parameters)
             return dataclasses.replace(make(threat, **parameters), name=name, made=(name, parameters))
 
         named.__doc__, named.__name__, named.__module__ = make.__doc__, make.__name__, make.__module__
@@ -72,12 +73,17 @@ def register(name: str, *, family: str = "user", paper: str = "", cost: str = ""
     return keep
 
 
-def _check_choices(make: Callable[..., Method], parameters: dict[str, Any]) -> None:
-    """Raises UserError for a word that is not among the choices a parameter is annotated with."""
+def _checked(make: Callable[..., Method], parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters, numbers of NumPy as Python's. Raises UserError for one that is not of the kind, or not
+    among the choices, that it is annotated with."""
+    found = {}
     for name, value in parameters.items():
-        choices = typing.get_args(_hints(make).get(name))
-        if typing.get_origin(_hints(make).get(name)) is typing.Literal and value not in choices:
+        hint = _hints(make).get(name, Any)
+        choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+        if choices and value not in choices:
             raise unknown(name, str(value), [str(c) for c in choices])
+        found[name] = check(hint, value, name)
+    return found
 
 
 @functools.cache

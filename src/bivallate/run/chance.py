@@ -90,7 +90,7 @@ def cause(session: Session, line: dict[str, Any]) -> str:
     heavy = min(entry.get("effective", 1.0) for entry in [*session.history, line])
     if heavy < ONE_HOT:
         likely = f"a few images had nearly all of the weight ({heavy:.0%} counted in an epoch)"
-        return f"Likely cause: {likely}. Temper the weights (weighting.floor=1 of DONE's), or lower --lr"
+        return f"Likely cause: {likely}. Temper the weights (weighting.floor=3 of DONE's), or lower --lr"
     if worst > THROWN * guessing:
         likely = f"the rate is too high: the loss has been {worst:.3g}, where guessing gives {guessing:.3g}"
         return f"Likely cause: {likely}. Lower --lr, say to a fifth"

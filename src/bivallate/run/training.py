@@ -12,7 +12,7 @@ from torch import nn
 from bivallate import data
 from bivallate.data import Dataset
 from bivallate.data.registry import usual
-from bivallate.errors import UserError, check_path, plainly, unknown
+from bivallate.errors import UserError, check_number, check_path, check_whole, plainly, unknown
 from bivallate.lower.threat import threat
 from bivallate.method import Method, checked
 from bivallate.methods.entries import create
@@ -25,6 +25,7 @@ from bivallate.run.logger import Logger
 from bivallate.run.progress import Progress, Spoken
 from bivallate.run.recipes.published import recipe_for
 from bivallate.run.session import load_data, settled
+from bivallate.schema import check
 
 
 @plainly
@@ -81,6 +82,7 @@ def train(
         1
     """
     folder = check_path("out", out) if out else None
+    check(bool, overwrite, "overwrite")
     given = dataset if isinstance(dataset, str | Dataset) else data.load(dataset, seed=seed)
     place = given if isinstance(given, str) else _named(given)
     method = _method(method, eps, norm, place)
@@ -89,8 +91,10 @@ def train(
     config = dataclasses.replace(config, seed=seed, init=begun, **_known(settings))
     if model is not None:
         config = dataclasses.replace(config, model=described(config.model, model))
-    for path, value in (("epochs", epochs), ("optimizer.lr", lr)):
-        config = config.set(path, value) if value is not None else config
+    for path, value, right in (("epochs", epochs, check_whole), ("optimizer.lr", lr, check_number)):
+        if value is not None:
+            right(path.rpartition(".")[2], value)  # text is for the command line
+            config = config.set(path, value)
     if isinstance(given, str):
         config = dataclasses.replace(config, data=settled(config.data))
     loaded = load_data(config.data, seed) if isinstance(given, str) else given

@@ -113,7 +113,7 @@ def _accuracy(
     solver, objective = attacker(method)
     right = total = 0
     with looked_at(model) as device:
-        for batch in sample(data, n, seed).batches(device, SIZE):
+        for batch in sample(data, n, seed, model).batches(device, SIZE):
             problem = LowerProblem(model, batch, objective, method.threat, clock)
             delta = solver.solve(problem).delta
             with torch.no_grad():
@@ -131,7 +131,7 @@ def _converged(
     solver, objective = attacker(method)
     gaps, losses = list[torch.Tensor](), list[torch.Tensor]()
     with looked_at(model) as device:
-        for batch in sample(data, n, seed).batches(device, SIZE):
+        for batch in sample(data, n, seed, model).batches(device, SIZE):
             problem = LowerProblem(model, batch, objective, method.threat, clock)
             delta = solver.solve(problem).delta.detach()
             if bool((method.threat.size(delta) > (1 + 1e-4) * method.threat.eps).any()):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from bivallate.errors import UserError
+from bivallate.errors import UserError, check_seed
 from bivallate.evaluation.full_precision import full_float32
 from bivallate.lower.stop import Form
 from bivallate.reports.collect import Runs, folders
@@ -62,6 +62,7 @@ def diagnose(
     if isinstance(n, bool) or not isinstance(n, int) or n < 2:
         raise UserError(f"n, the test points that are looked at, must be at least 2, got {n!r}")
     check_weights(weights)
+    check_seed(seed)
     asked = (what,) if isinstance(what, str) else tuple(what)
     paths, where = folders(runs), device if isinstance(device, torch.device) else pick_device(device)
     settings = {"weights": weights, "seed": seed, "moved": data, "data_dir": data_dir, "model": model}

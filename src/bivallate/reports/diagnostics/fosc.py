@@ -158,7 +158,7 @@ def fosc(
     """
     columns: dict[int, list[torch.Tensor]] = {k: [] for k in steps}
     with looked_at(model) as device:
-        for batch in sample(data, n, seed).batches(device):
+        for batch in sample(data, n, seed, model).batches(device):
             problem = problem_of(model, batch, threat, seed)
             delta = problem.project(uniform(problem))
             for k in range(max(steps) + 1):

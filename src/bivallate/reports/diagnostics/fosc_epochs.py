@@ -99,7 +99,7 @@ def stationarity(
     found: list[torch.Tensor] = []
     solver, objective = attacker(method)
     with looked_at(model) as device:
-        for batch in sample(data, n, seed).batches(device, SIZE):
+        for batch in sample(data, n, seed, model).batches(device, SIZE):
             problem = LowerProblem(model, batch, objective, method.threat, clock)
             found.append(fosc_after(solver, problem, form).cpu())
     return torch.cat(found).float().numpy()

@@ -93,7 +93,7 @@ def gradient_alignment(
     Reference: Fast-BAT, Fig. 2 (of weights of several epochs, `AlignmentByEpoch`); Andriushchenko and
     Flammarion 2020, section 4.
     """
-    chosen, found = sample(data, n, seed), {}
+    chosen, found = sample(data, n, seed, *models.values()), {}
     for label, model in models.items():
         values = []
         with looked_at(model) as device:

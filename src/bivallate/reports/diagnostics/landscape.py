@@ -115,7 +115,7 @@ def loss_landscape(
 
     Reference: Zhang et al. (Fast-BAT), ICML 2022, Fig. 3.
     """
-    chosen = sample(data, n, seed) if row is None else sample(tuple(t for t in _row(data, row)), None, seed)
+    chosen = sample(data, n, seed, model) if row is None else sample(_row(data, row, model), None, seed)
     axis = torch.linspace(-reach, reach, size)
     total, right = torch.zeros(size * size), torch.zeros(size * size)
     a, b = (axis * threat.eps).repeat_interleave(size), (axis * threat.eps).repeat(size)
@@ -140,5 +140,5 @@ def loss_landscape(
     return Landscape(threat.eps, axis.numpy(), *grid)
 
 
-def _row(data: Any, row: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return points(data).tensors(torch.tensor([row]))
+def _row(data: Any, row: int, model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    return points(data, model).tensors(torch.tensor([row]))

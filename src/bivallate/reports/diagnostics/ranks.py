@@ -68,7 +68,7 @@ def adversarial_rank(
 
     Reference: BiLAW, Fig. 1b.
     """
-    chosen, found = sample(data, n, seed), {}
+    chosen, found = sample(data, n, seed, *models.values()), {}
     for label, model in models.items():
         x_adv = attacked(model, chosen.x, chosen.y, threat, attack, seed=seed)
         with looked_at(model) as device, torch.no_grad():
@@ -141,7 +141,7 @@ def accuracy_over_eps(
 
     Reference: Fast-BAT, Fig. 1; Dynamic AT, Fig. 4.
     """
-    chosen = sample(data, n, seed)
+    chosen = sample(data, n, seed, *models.values())
     limit = 1.0 if isinstance(threat, Linf) else float("inf")
     radii = tuple(sorted({min(limit, f * threat.eps) for f in factors}))
     accuracy: dict[str, list[float]] = {}
@@ -200,7 +200,7 @@ def transfer(
     seed: int = 0,
 ) -> Transfer:
     """Attacks every model and shows the points to all; transfer below white-box hints at masked gradients."""
-    chosen, rows = sample(data, n, seed), []
+    chosen, rows = sample(data, n, seed, *models.values()), []
     for source in models.values():
         found = shown(source, models, chosen.x, chosen.y, threat, attack, seed=seed)
         rows.append([found[label].clean_accuracy for label in models])

@@ -36,9 +36,15 @@ class Sample:
             yield Batch(self.x[part], self.y[part], self.index[part]).to(device)
 
 
-def sample(data: Any, n: int | None = None, seed: int = 0) -> Sample:
-    """A seeded random subset of at most n points of a split or of a pair (x, y) of tensors; all without n."""
-    source = points(data)
+def sample(data: Any, n: int | None = None, seed: int = 0, *models: Any) -> Sample:
+    """A seeded random subset of at most n points of a split or of a pair (x, y) of tensors; all without n.
+
+    Labels of a split that names its classes are found by name among those of the models.
+
+    Raises:
+        UserError: the models name other classes, or one with rows is unknown to them.
+    """
+    source = points(data, *models)
     rows = select(len(source), None if n is None else min(n, len(source)), None, seed)
     x, y = source.tensors(rows)
     return Sample(x, y, rows)

@@ -64,7 +64,7 @@ def weigh(
         UserError: a rule that weighs only what it has just been fitted to.
     """
     columns: list[tuple[torch.Tensor, ...]] = []
-    chosen = sample(data, n, seed)
+    chosen = sample(data, n, seed, model)
     solver, objective = attacker(method)
     with looked_at(model) as device:
         for batch in chosen.batches(device, SIZE):

@@ -265,7 +265,7 @@ def recipe_for(name: str | None, method: Method, data: str, *, fixed: Collection
         UserError: for an unknown name.
     """
     if name is None:
-        return defaults(method, data)
+        return defaults(method, data, fixed=fixed)
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
     return dataclasses.replace(RECIPES[name].make(Task(method, data, fixed)), recipe=name)
