@@ -10,41 +10,81 @@ from pathlib import Path
 import pytest
 
 import bivallate as bv
+from bivallate.cli import run as command
 
 TUTORIAL = Path(__file__).parents[1] / "docs" / "tutorial.md"
 
 
-def project(folder: Path) -> dict[str, str]:
-    """The tutorial's own file, declared by entry points as if installed; and a broken neighbour."""
-    text = TUTORIAL.read_text(encoding="utf-8")
-    code = next(block for block in text.split("```python\n")[1:] if "my_methods.py" in block).split("```")[0]
-    (folder / "my_methods.py").write_text(code)
-    info = folder / "mine-1.0.dist-info"
+def blocks(language: str) -> list[str]:
+    """The tutorial's blocks of code in their order."""
+    parts = TUTORIAL.read_text(encoding="utf-8").split(f"```{language}\n")[1:]
+    return [part.split("```")[0] for part in parts]
+
+
+def project(folder: Path, site: Path) -> None:
+    """The tutorial's own project as its reader has it; in `site` its entry points, as installing writes them,
+    and a broken neighbour's."""
+    first, *parts = blocks("python")
+    (table,) = blocks("toml")
+    folder.mkdir()
+    (folder / "first.py").write_text(first)
+    (folder / "my_methods.py").write_text("\n\n".join(parts))
+    (folder / "pyproject.toml").write_text(table)
+    site.mkdir()
+    asked = f"import setuptools.build_meta as m; m.prepare_metadata_for_build_editable({str(site)!r})"
+    ran([sys.executable, "-c", asked], folder)
+    info = site / "broken-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
-    entries = "[bivallate.methods]\nentropy-at = my_methods:entropy_at\nbroken = no_such_module:method\n"
-    (info / "entry_points.txt").write_text(entries)
-    return {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[bivallate.methods]\nbroken = no_such_module:method\n")
 
 
-def test_the_tutorials_method_trains_resumes_and_is_evaluated(tmp_path):
-    environment = project(tmp_path)
+def ran(words: list[str], folder: Path, *places: Path) -> str:
+    """What a process prints in a folder, with further places to import from."""
+    ours = os.environ.get("PYTHONPATH", "")
+    path = os.pathsep.join([*map(str, places), *([ours] if ours else [])])
+    here = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, env=here, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "bivallate", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
 
-    options = ["--epochs", "1", "--batch-size", "400", "--model", "linear", "--out", "r", "--set", "steps=1"]
-    for arguments in (
-        ["train", "entropy-at", *options],
-        ["resume", "r"],
-        ["evaluate", "r", "--attack", "fgsm"],
-    ):
-        result = run(*arguments)
-        assert result.returncode == 0, result.stderr
-    refused = run("train", "broken")
-    assert refused.returncode == 2
-    assert "no_such_module" in refused.stderr
+SHORT = "--epochs 1 --batch-size 400 --model linear --set steps=1 --data digits --out"
+COMMANDS = f"""
+train my_methods:entropy_at {SHORT} r
+resume r --method my_methods:entropy_at
+train entropy-at {SHORT} installed
+methods entropy-at
+check-gradient entropy-at --model tiny-cnn
+"""
+ASK = """
+import sys
+from bivallate.cli import run
+for line in sys.argv[1].strip().splitlines():
+    assert run(line.split()) == 0, line
+"""
+IN_PYTHON = """
+import runpy, sys
+import bivallate as bv
+import my_methods
+assert runpy.run_path("first.py")["run"].history[-1]["clean"] > 0.1
+own = bv.methods.at(bv.Linf(0.1), steps=1).but(loss=my_methods.Sharpened())
+bv.train("linear", "digits", own, epochs=1, batch_size=400)
+from bivallate.cli import run
+assert run(["train", "broken"]) == 2
+"""
+
+
+def test_every_block_and_command_of_the_tutorial_works(tmp_path: Path) -> None:
+    folder, site = tmp_path / "project", tmp_path / "site"
+    project(folder, site)
+    told = ran([sys.executable, "-c", ASK + IN_PYTHON, COMMANDS], folder, site)
+    assert "AT that leans towards examples" in told
+    assert command(["evaluate", str(folder / "installed"), "--attack", "fgsm"]) == 0  # not installed here
+    text = TUTORIAL.read_text(encoding="utf-8")
+    for line in COMMANDS.strip().splitlines():  # each stands in the tutorial so
+        words = line.split(" --epochs")[0].replace("resume r ", "resume RUN ")
+        assert f"bivallate {words}" in " ".join(text.split()), words
 
 
 def test_a_parts_name_is_taken_once():

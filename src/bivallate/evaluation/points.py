@@ -82,11 +82,12 @@ def points(data: Any, *models: Any) -> Points:
 def _own_classes(models: tuple[Any, ...]) -> list[str] | None:
     """The names that all these models bear, also compiled ones; None if one of them bears none."""
     found = [getattr(getattr(model, "_orig_mod", model), "classes", None) for model in models]
-    if not found or not all(isinstance(names, list | tuple) for names in found):
+    named = [list(names) for names in found if isinstance(names, list | tuple)]
+    if not named or len(named) < len(found):
         return None
-    if any(list(names) != list(found[0]) for names in found):
+    if any(names != named[0] for names in named):
         raise UserError("these models name different classes, or in another order: look at each on its own")
-    return list(found[0])
+    return named[0]
 
 
 def _renumbered(split: Split, known: list[str] | None) -> Split:
