@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import suppress
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +19,7 @@ __all__ = [
     "kind_of",
     "open_regular",
     "other_than_weights",
+    "pinned",
     "reason_of",
     "recognised",
 ]
@@ -81,6 +84,15 @@ def open_regular(path: Path) -> BinaryIO:
         file.close()
         raise
     return file
+
+
+@contextmanager
+def pinned(path: Path) -> Iterator[Path]:
+    """A path under which libraries open again the very file that was looked at, whatever has been put in its
+    place since; the path itself on systems without such names. Raises as `open_regular` does."""
+    with open_regular(path) as file:
+        own = Path(f"/proc/self/fd/{file.fileno()}")
+        yield own if sys.platform == "linux" and own.exists() else path
 
 
 def check_regular(path: Path) -> None:

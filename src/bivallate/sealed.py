@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bivallate.errors import UserError
 from bivallate.files import write_whole
-from bivallate.opening import check_regular
+from bivallate.opening import pinned
 from bivallate.schema import parse
 
 KEY, SEAL = "bivallate", "seal"  # one key alone: the library writes several in an order that changes
@@ -42,8 +42,7 @@ def write_sealed(path: Path, tensors: dict[str, Tensor], header: dict[str, Any])
 def is_sealed(path: Path) -> bool:
     """Whether a file carries a checksum, which is not looked at; not one that is none or is damaged."""
     try:
-        check_regular(path)
-        with safe_open(path, framework="pt") as file:
+        with pinned(path) as place, safe_open(place, framework="pt") as file:
             text = (file.metadata() or {}).get(KEY)
         return text is not None and SEAL in parse(text, path, "header", dict[str, Any], finite=False)
     except (OSError, SafetensorError, ValueError, RuntimeError, UserError):
@@ -55,9 +54,8 @@ def read_sealed(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor], s
 
     Raises UserError if the file is missing, truncated, no safetensors file, or does not match its seal.
     """
-    check_regular(path)
     try:
-        with safe_open(path, framework="pt") as file:
+        with pinned(path) as place, safe_open(place, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  not a dict
     except OSError as error:

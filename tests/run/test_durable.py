@@ -16,9 +16,11 @@ from safetensors.torch import load_file, save_file
 from tests.run.runs import Killed, copy, digits, kill_at, metrics, same, settings, train
 
 import bivallate as bv
+from bivallate.cli import run as cli
 from bivallate.run import checkpoint, session
 from bivallate.run.config import Config, Data, Model
 from bivallate.run.execution import execute
+from bivallate.run.folder import FOLDERS, RunFolder
 from bivallate.run.progress import Progress
 
 OLD = Path(__file__).parent / "old"
@@ -266,6 +268,20 @@ def test_a_link_in_place_of_the_checkpoints(overwrite, half, whole, tmp_path):
     same(whole, run)
     assert not (run / "checkpoints").is_symlink()
     assert sorted((tmp_path / "elsewhere").iterdir()) == there
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_link_in_place_of_a_runs_folder_is_written_through_by_nothing(name, half, tmp_path):
+    run = copy(half, tmp_path / "run")
+    (tmp_path / "elsewhere").mkdir()
+    shutil.rmtree(run / name, ignore_errors=True)
+    (run / name).symlink_to(tmp_path / "elsewhere")
+    for command in ("evaluate", "audit", "diagnose", "report"):
+        assert cli([command, str(run)]) == 2
+    for read in (resume, RunFolder.open):
+        with pytest.raises(bv.UserError, match=f"{name} is a link, and a run keeps what is its own"):
+            read(run)
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_what_cannot_be_cleared_is_named(half, tmp_path, monkeypatch):

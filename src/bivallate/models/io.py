@@ -24,7 +24,7 @@ from bivallate.models.description import (
 )
 from bivallate.models.foreign import wrap
 from bivallate.opening import check_regular, other_than_weights, recognised
-from bivallate.sealed import is_sealed, read_sealed, write_sealed
+from bivallate.sealed import read_sealed, write_sealed
 
 __all__ = ["load", "read_weights", "run_of", "save"]
 
@@ -85,13 +85,13 @@ def load(
         UserError: a file is missing, truncated, foreign, a pickle, or of another architecture.
     """
     file, described = _places(check_path("the model's folder or file", path), weights)
-    (tensors, header), about = _read(file), read_manifest(described)
+    (tensors, header, seal), about = _read(file), read_manifest(described)
     if about.get("run", header.get("run")) != header.get("run") and header:
         raise UserError(f"{file} is of another run than {described}: the files of two runs were mixed")
     classifier = _rebuilt(about, described, model)
     classifier.classes = class_names(about)
     fill(classifier, tensors, str(file))
-    if file.stem in about.get("sealed", []) and not is_sealed(file):
+    if file.stem in about.get("sealed", []) and seal is None:
         raise UserError(
             f"{file} is damaged: the checksum that it was written with is gone. Restore it, or use other "
             "weights of the run; `bivallate resume` writes again what the run's checkpoint holds"
@@ -221,8 +221,8 @@ def run_of(path: Path) -> str | None:
     return _read(path)[1].get("run")
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors, and what their header says; foreign weights say nothing."""
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
+    """Tensors, what their header says, and their checksum; foreign weights say nothing and have none."""
     check_regular(path)
     try:
         with path.open("rb") as stream:
@@ -235,8 +235,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not whole:
         raise UserError(f"{path} is not a safetensors file{recognised(path) or ': it is foreign or damaged'}")
     try:
-        header, tensors, _ = read_sealed(path)
-        return tensors, header or {}
+        header, tensors, mark = read_sealed(path)
+        return tensors, header or {}, mark
     except UserError as error:
         raise UserError(
             f"{error}. Restore it, or use other weights of the run; `bivallate resume` writes again what the "

@@ -4,10 +4,6 @@ written."""
 from __future__ import annotations
 
 import os
-import pickle
-import re
-import warnings
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,15 +15,12 @@ from torch import Tensor
 from bivallate.errors import UserError, listed
 from bivallate.files import write_whole
 from bivallate.models.architectures import blank
+from bivallate.models.checkpoint_file import check_claim, read_checkpoint
 from bivallate.models.classifier import Classifier, Normalise
-from bivallate.models.io import fill, read_weights
-from bivallate.opening import ARCHIVE, check_regular, kind_at, other_than_weights
+from bivallate.models.io import fill
 
 __all__ = ["export_robustbench", "load_robustbench"]
 
-SAFE = (2, 10)  # the first PyTorch without a known way around weights_only=True
-SMALL = 1 << 24  # bytes; what unpacks to no more may be packed as densely as it likes
-DENSEST = 2  # times smaller than the tensors; PyTorch stores them as they are, and weights hardly shrink
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "last", "best")
 PREFIXES = (
     *("module.", "model.", "_orig_mod.", "network.", "net.", "backbone.", "encoder.", "basic_net."),
@@ -78,7 +71,7 @@ def load_robustbench(
             of another architecture.
     """
     file = Path(path)
-    found = _unwrapped(_read(file), file, entry)
+    found = _unwrapped(read_checkpoint(file), file, entry)
     state, taken = _without_prefixes(found)
     if taken:
         tell(f"{file.name}: taken off the names of its tensors: {', '.join(taken)}")
@@ -104,47 +97,6 @@ def load_robustbench(
     return model.eval()
 
 
-def _read(file: Path) -> Any:
-    check_regular(file)
-    if file.suffix == ".safetensors":
-        return read_weights(file)
-    if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < SAFE:
-        raise UserError(
-            f"{file} is not read with PyTorch {torch.__version__}: before {SAFE[0]}.{SAFE[1]} its reader of "
-            "weights could be made to run code (CVE-2025-32434, CVE-2026-24747); update PyTorch, or convert "
-            "the file to .safetensors in an environment that trusts it"
-        )
-    if (instead := other_than_weights(file)) is not None:
-        raise UserError(instead)
-    try:
-        _check_density(file)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old pickle protocols, which are read or refused all the same
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{file} holds more than tensors and is not loaded, for that could run code: save its state dict "
-            "as .safetensors in an environment that trusts it"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} is not a PyTorch checkpoint, or is truncated ({error})") from error
-
-
-def _check_density(file: Path) -> None:
-    """Raises UserError where a zip claims more than it can hold of weights; before memory is taken for it."""
-    if kind_at(file) != ARCHIVE:
-        return
-    with zipfile.ZipFile(file) as archive:
-        claimed = sum(entry.file_size for entry in archive.infolist())
-    if claimed > max(SMALL, DENSEST * (stored := file.stat().st_size)):
-        raise UserError(
-            f"{file} would unpack from {stored} to {claimed} bytes, more than {DENSEST} times: weights are "
-            "not so empty; write it again with torch.save, which does not pack"
-        )
-
-
 def _unwrapped(content: Any, file: Path, entry: str | None) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         raise UserError(f"{file} holds a {type(content).__name__}, not a state dict")
@@ -153,6 +105,7 @@ def _unwrapped(content: Any, file: Path, entry: str | None) -> dict[str, Tensor]
             raise UserError(f"{file} has no entry {entry!r}: it has {listed(content)}")
         return _unwrapped(content[entry], file, None)
     if content and all(isinstance(value, Tensor) for value in content.values()):
+        check_claim(file, sum(value.numel() * value.itemsize for value in content.values()))
         odd = next((key for key in content if not isinstance(key, str)), None)
         if odd is not None:
             raise UserError(

@@ -135,12 +135,17 @@ class RunFolder:
             raise UserError(
                 f"no run in {path}: it has no config.toml; name a folder that `bivallate train` wrote"
             )
-        if folder.checkpoints.is_symlink():
-            raise UserError(
-                f"{folder.checkpoints} is a link, and a run keeps its state in its own folder: put the files "
-                "themselves there, or link the whole run's folder"
-            )
+        folder.check_own()
         return folder
+
+    def check_own(self) -> None:
+        """Raises UserError where a folder of the run is a link, through which would be written elsewhere."""
+        for place in (self.path / name for name in FOLDERS):
+            if place.is_symlink():
+                raise UserError(
+                    f"{place} is a link, and a run keeps what is its own in its own folder: put the files "
+                    "themselves there, or link the whole run's folder"
+                )
 
     @property
     def free(self) -> bool:

@@ -48,11 +48,7 @@ def reopen(folder: RunFolder, tell: Tell, *, fall_back: bool = True) -> tuple[Co
 
     Raises UserError where nothing can be gone on from, or config.toml is another run's than the checkpoint.
     """
-    if folder.checkpoints.is_symlink():
-        raise UserError(
-            f"{folder.checkpoints} is a link, and a run keeps its state in its own folder: put the files "
-            "themselves there, or link the whole run's folder"
-        )
+    folder.check_own()
     if not list_all(folder.checkpoints):
         config = Config.read(folder.config)
         if not folder.free:
