@@ -1,7 +1,8 @@
 """Checkpoints: one safetensors file each, whole or not there, verified when read; the previous one is kept.
 
 A file holds every tensor that an exact resume needs (model, optimiser, averages, the method's memory,
-generator states) and, in its header, everything else as JSON; its seal is a checksum over all of it.
+generator states) and, in its header, everything else as JSON; its seal is a checksum over all of it. Of
+several processes it is the first one's, and names the files of the others: see `rank_files`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bivallate import collective
 from bivallate.errors import UserError
 from bivallate.files import remove
 from bivallate.quoting import command
+from bivallate.run import rank_files
 from bivallate.sealed import read_sealed, write_sealed
 
 FORMAT, FIRST = "bivallate-checkpoint-2", "bivallate-checkpoint-1"  # the first one's sum left out the place
@@ -35,23 +38,45 @@ class Checkpoint:
     Attributes:
         epoch, step: the next minibatch.
         tensors: by dotted name. values: anything JSON can hold.
+        world: processes that wrote it; None where that was not written down.
     """
 
     epoch: int
     step: int
     tensors: dict[str, Tensor] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
+    world: int | None = None
+
+
+def place(folder: Path, epoch: int, step: int) -> Path:
+    """The file of a checkpoint."""
+    return folder / f"epoch-{epoch:05d}-step-{step:07d}.safetensors"
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Writes a checkpoint and removes all but the newest two."""
-    name = f"epoch-{checkpoint.epoch:05d}-step-{checkpoint.step:07d}"
+    """Writes a checkpoint and removes all but the newest two. Of several processes all call it; all raise
+    what one of them meets."""
+    path = place(folder, checkpoint.epoch, checkpoint.step)
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in checkpoint.tensors.items()}
+    ranks = rank_files.write(folder, path.stem, tensors, checkpoint.values)
+    failed = None
+    if collective.rank() == 0:
+        try:
+            _write(path, checkpoint, tensors, ranks)
+        except UserError as error:
+            failed = error
+    collective.agree(failed)
+    return path
+
+
+def _write(path: Path, checkpoint: Checkpoint, tensors: dict[str, Tensor], ranks: dict[str, str]) -> None:
+    """The first process's file, last of all, and none of those that are older than the newest two."""
+    folder = path.parent
     large = {k: v for k, v in tensors.items() if v.numel() * v.element_size() > LARGE}
     small = {k: v for k, v in tensors.items() if k not in large}
     banks = {}
     if large:
-        bank = folder / f"{name}{BANK}"
+        bank = folder / f"{path.stem}{BANK}"
         banks[bank.name] = write_sealed(bank, large, {"format": FORMAT})
     header = {
         "format": FORMAT,
@@ -59,21 +84,25 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         "step": checkpoint.step,
         "banks": banks,
         "values": checkpoint.values,
+        "world": collective.world(),
+        "ranks": ranks,
     }
-    path = folder / f"{name}.safetensors"
     write_sealed(path, small, header)
     for old in list_all(folder)[KEEP:]:
         remove(old)
     clear_orphans(folder)
-    return path
 
 
 def clear_orphans(folder: Path) -> None:
-    """Removes the banks whose checkpoint is gone, or was never finished."""
+    """Removes the banks and the parts of other processes whose checkpoint is gone, or was never finished."""
     whole = {path.stem for path in list_all(folder)}
     for bank in folder.glob(f"epoch-*{BANK}"):
         if bank.name.removesuffix(BANK) not in whole:
             remove(bank)
+    for part in folder.glob("epoch-*.rank-*.safetensors"):
+        match = rank_files.NAME.fullmatch(part.name)
+        if match and match["checkpoint"] not in whole:
+            remove(part)
 
 
 def list_all(folder: Path) -> list[Path]:
@@ -107,7 +136,9 @@ def _load(path: Path) -> Checkpoint:
         if found != expected:
             raise UserError(f"{name} is not the bank that {path.name} was written with")
         tensors.update(more)
-    checkpoint = Checkpoint(header["epoch"], header["step"], tensors, header["values"])
+    world = header.get("world")
+    rank_files.overlaid(path.parent, header.get("ranks", {}), world, tensors, header["values"])
+    checkpoint = Checkpoint(header["epoch"], header["step"], tensors, header["values"], world)
     if first and _first_checksum(checkpoint) != header["crc32"]:
         raise UserError(f"{path} is damaged: its contents do not match its checksum")
     match = NAME.fullmatch(path.name)
@@ -150,11 +181,11 @@ def newest(
         except UserError as error:
             problems.append(str(error))
             continue
-        place = f"epoch {found.epoch + 1}, minibatch {found.step}"
+        where = f"epoch {found.epoch + 1}, minibatch {found.step}"
         if problems and not fall_back:
-            raise UserError(f"{problems[0]}. An older good one is there, at {place}: resume with --fall-back")
+            raise UserError(f"{problems[0]}. An older good one is there, at {where}: resume with --fall-back")
         if problems:
-            tell(f"{problems[0]}; going on from the older whole one, at {place}")
+            tell(f"{problems[0]}; going on from the older whole one, at {where}")
         return found
     anew = command("train", "--config", folder.parent / "config.toml", "--out", folder.parent, "--overwrite")
     raise UserError(f"{'; '.join(problems)}. None is left: begin anew with `{anew}`")

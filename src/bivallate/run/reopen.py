@@ -7,13 +7,14 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from bivallate import collective
 from bivallate.errors import UserError
 from bivallate.models.description import manifest_text, sealed_in
 from bivallate.models.io import read_weights, run_of
 from bivallate.opening import check_regular
 from bivallate.parts import decode, encode, from_portable
 from bivallate.quoting import command
-from bivallate.run.checkpoint import Checkpoint, list_all, newest
+from bivallate.run.checkpoint import Checkpoint, list_all, load, newest, place
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder, lines_of
 from bivallate.run.packing import PLACES
@@ -40,6 +41,36 @@ LENGTH = ("epochs", "extended")  # may differ where one of the two plans goes be
 ORIGIN = ("code_version", "made_by", "data", "data_fingerprint", "sealed")
 
 Tell = Callable[[str], None]
+
+
+def reopened(
+    folder: RunFolder, own: tuple[Config, Checkpoint | None] | None
+) -> tuple[Config, Checkpoint | None]:
+    """What the first process has found with `reopen`, on every process, each with its own state.
+
+    Args:
+        own: what was found; None on the others.
+
+    Raises:
+        UserError: for a run that stopped within an epoch on another number of processes.
+    """
+    config, at = collective.first(own and (own[0], own[1] and (own[1].epoch, own[1].step)))
+    found = own[1] if own is not None else at and load(place(folder.checkpoints, *at))
+    if found is not None:
+        _check_processes(found)
+    return config, found
+
+
+def _check_processes(found: Checkpoint) -> None:
+    now, were = collective.world(), found.world
+    if found.step == 0 or now == (were or 1):
+        return
+    before = f"on {were} process{'es' * (were > 1)}" if were else "in a version that did not say on how many"
+    raise UserError(
+        f"this run stopped within epoch {found.epoch + 1} {before}, where each has a state of its own, and "
+        f"cannot go on there on {now}: resume it on as many (torchrun --nproc-per-node={were or 'N'} -m "
+        "bivallate resume ...); from the end of an epoch it goes on on any number"
+    )
 
 
 def reopen(folder: RunFolder, tell: Tell, *, fall_back: bool = True) -> tuple[Config, Checkpoint | None]:

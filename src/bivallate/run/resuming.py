@@ -24,7 +24,7 @@ from bivallate.run.loggers import loggers
 from bivallate.run.memory_layout import settled_layout
 from bivallate.run.packing import unpack
 from bivallate.run.progress import Progress, Spoken
-from bivallate.run.reopen import Tell, reopen, repair
+from bivallate.run.reopen import Tell, reopen, reopened, repair
 from bivallate.run.session import Session, create_model, own_data
 from bivallate.run.trainer import limit_threads
 
@@ -77,7 +77,7 @@ def resume(
         begun.append(reopen(folder, shown.note, fall_back=fall_back))
 
     with holding(lambda: folder, shown, prepare) as lock:
-        config, found = begun[0] if begun else reopen(folder, lambda text: None, fall_back=fall_back)
+        config, found = reopened(folder, begun[0] if begun else None)
         planned, config = config, config if epochs is None else config.longer(epochs)
         if method is not None:
             config = dataclasses.replace(config, method=checked(method))

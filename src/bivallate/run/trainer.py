@@ -184,6 +184,7 @@ class Trainer:
         session.forward += whole.forward
         session.backward += whole.backward
         self._lap()
+        session.tally.seconds = collective.first(session.tally.seconds)  # as the history is every process's
         session.seconds += session.tally.seconds
         rows = max(len(session.batches.split), 1)
         line |= {"total_forward": session.forward / rows, "total_backward": session.backward / rows}
@@ -233,12 +234,18 @@ class Trainer:
         )
 
     def _check_lock(self) -> None:
-        if self.lock is not None:
-            self.lock.check()
+        """Raises UserError, on all processes, if the first one does not hold the folder any more."""
+        lost = None
+        try:
+            if self.lock is not None:
+                self.lock.check()
+        except UserError as error:
+            lost = error
+        collective.agree(lost)
 
     def _save(self) -> None:
         self._saved = time.monotonic()
-        if self.folder is not None and collective.rank() == 0:
+        if self.folder is not None:
             self._check_lock()
             self._check_good()
             checkpoint.save(self.folder.checkpoints, packing.pack(self.session))

@@ -1,0 +1,81 @@
+"""What each of several processes adds to a checkpoint: the part of its state that is not the first one's.
+
+The processes share weights and optimiser to the bit. BatchNorm's statistics within an epoch, perturbations
+that are kept by place, sums of the epoch and generators are each one's own. Every process but the first
+writes those into a file beside the checkpoint, which names them all with their seals and is written last: a
+set of files is whole or not there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from bivallate import collective
+from bivallate.errors import UserError
+from bivallate.sealed import read_sealed, seal, write_sealed
+
+__all__ = ["NAME", "overlaid", "write"]
+
+NAME = re.compile(r"(?P<checkpoint>epoch-\d{5,}-step-\d{7,})\.rank-[1-9]\d*\.safetensors")
+FORMAT = "bivallate-rank-1"
+
+Tensors = dict[str, Tensor]
+Values = dict[str, Any]
+
+
+def write(folder: Path, name: str, tensors: Tensors, values: Values) -> dict[str, str]:
+    """Writes this process's part of a checkpoint, where it has one; called by all processes at once.
+
+    Returns:
+        File name -> seal of every part, on every process.
+
+    Raises:
+        UserError: on all processes, if one of them could not write.
+    """
+    if not collective.together():
+        return {}
+    own, shared = _marks(tensors, values), collective.first(_marks(tensors, values))
+    differing = {key for key, mark in own.items() if shared.get(key) != mark}
+    header = {"format": FORMAT, "values": {k: v for k, v in values.items() if f"value {k}" in differing}}
+    part = {name: tensor for name, tensor in tensors.items() if f"tensor {name}" in differing}
+    written, failed = dict[str, str](), None
+    if differing:
+        file = folder / f"{name}.rank-{collective.rank()}.safetensors"
+        try:
+            written[file.name] = write_sealed(file, part, header)
+        except UserError as error:
+            failed = error
+    collective.agree(failed)
+    return {file: mark for part in collective.gathered(written) for file, mark in part.items()}
+
+
+def _marks(tensors: Tensors, values: Values) -> dict[str, Any]:
+    """A checksum of every tensor and value, by which processes see where they differ."""
+    marks: dict[str, Any] = {f"tensor {name}": seal({"": tensor}, None) for name, tensor in tensors.items()}
+    texts = {name: json.dumps(value, sort_keys=True) for name, value in values.items()}
+    return marks | {f"value {name}": zlib.crc32(text.encode()) for name, text in texts.items()}
+
+
+def overlaid(folder: Path, seals: dict[str, str], world: int | None, tensors: Tensors, values: Values) -> None:
+    """Puts this process's part over what the first one has written, if there are as many processes as there
+    were. The first process looks at all parts.
+
+    Raises:
+        UserError: a part is missing, damaged, or of another checkpoint.
+    """
+    for file, mark in seals.items():
+        own = f".rank-{collective.rank()}." in file and collective.world() == world
+        if not own and collective.rank():
+            continue
+        header, more, found = read_sealed(folder / Path(file).name)
+        if header is None or found != mark:
+            raise UserError(f"{file} is not the part that this checkpoint was written with")
+        if own:
+            tensors.update(more)
+            values.update(header["values"])

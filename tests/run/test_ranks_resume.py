@@ -1,0 +1,128 @@
+"""A training on two processes that is killed or stopped, and goes on: to the bits of one that never was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.ranks import in_two_processes
+from torch import nn
+
+import bivallate as bv
+from bivallate import UserError, collective
+from bivallate.run import checkpoint, trainer
+from bivallate.run.folder import RunFolder
+from bivallate.run.signals import Interrupted
+from bivallate.sealed import read_sealed
+from bivallate.step import train_step
+
+THREAT = bv.Linf(0.1)
+METHODS = {
+    "at": bv.methods.at(THREAT, steps=2, attack_mode="train"),
+    "atta": bv.methods.atta(THREAT),
+    "free": bv.methods.free_at(THREAT, replays=2),
+}
+HOW = ("whole", "killed", "stopped")
+
+
+class Killed(BaseException):
+    """As far as the folder can tell."""
+
+
+@contextmanager
+def ended(how: str) -> Iterator[None]:
+    """In the third minibatch of the second epoch: as a kill ends it, or by a signal to one process alone."""
+
+    def step(model: Any, optimizer: Any, method: Any, batch: Any, clock: Any, tell: Any) -> Any:
+        if (clock.epoch, clock.step, clock.replay) == (1, 2, 0):
+            if how == "killed":
+                raise Killed
+            if collective.rank() == 1:
+                signal.raise_signal(signal.SIGTERM)
+        return train_step(model, optimizer, method, batch, clock, tell)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "train_step", step)
+        with pytest.raises(Killed if how == "killed" else Interrupted):
+            yield
+
+
+def digits() -> bv.data.Dataset:
+    """74 rows to train on: four minibatches of 16 and one of 10."""
+    data = bv.data.load("digits")
+    return data.but(train=data.train.subset(slice(0, 74)), validation=data.train.subset(slice(200, 220)))
+
+
+def network() -> nn.Module:
+    """With BatchNorm, whose statistics are each process's own within an epoch."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+
+def _work(rank: int, folder: Path) -> None:
+    for name, method in METHODS.items():
+        options = {"epochs": 2, "batch_size": 16, "checkpoint_minutes": 1e-9, "average": 0.9, "threads": 1}
+        for how in HOW:
+            place = folder / f"{name}-{how}"
+            if how == "whole":
+                bv.train(network(), digits(), method, out=place, **options)
+                continue
+            with ended(how):
+                bv.train(network(), digits(), method, out=place, **options)
+            found = checkpoint.load(checkpoint.list_all(place / "checkpoints")[0])
+            assert (found.epoch, found.step, found.world) == (1, 3 if how == "stopped" else 2, 2)
+            torch.save(found.values["tally"], folder / f"{name}-{rank}.pt")
+            if rank == 0 and (name, how) == ("at", "stopped"):
+                shutil.copytree(place, folder / "left")
+            collective.meet()
+            bv.resume(place, dataset=digits(), model=network())
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """The record but for what a clock has said."""
+    kept = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in kept]
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_to_the_bits_of_a_whole_run(tmp_path: Path) -> None:
+    in_two_processes(_work, tmp_path)
+    for name in METHODS:
+        whole = read_sealed(tmp_path / f"{name}-whole" / "model.safetensors")[1]
+        for how in ("killed", "stopped"):
+            again = read_sealed(tmp_path / f"{name}-{how}" / "model.safetensors")[1]
+            assert all(torch.equal(whole[k], again[k]) for k in whole), (name, how)
+            assert lines(tmp_path / f"{name}-{how}") == lines(tmp_path / f"{name}-whole"), (name, how)
+        left, right = (torch.load(tmp_path / f"{name}-{r}.pt") for r in range(2))
+        assert left["rows"] == right["rows"] == 24
+        assert left["loss"] != right["loss"]
+        assert left["everywhere"] == right["everywhere"]
+    _on_another_number(tmp_path)
+
+
+def _on_another_number(folder: Path) -> None:
+    """One process goes on at the end of an epoch only, and does not take a set of files that is torn."""
+    with pytest.raises(UserError, match=r"within epoch 2 on 2 processes.*--nproc-per-node=2"):
+        bv.resume(folder / "left", dataset=digits(), model=network())
+    told = list[str]()
+    checkpoints = folder / "left" / "checkpoints"
+    newest = checkpoint.list_all(checkpoints)[0]
+    part = newest.with_name(f"{newest.stem}.rank-1.safetensors")
+    assert sorted(p.name for p in checkpoints.glob("*rank*"))[-1] == part.name
+    part.unlink()
+    assert checkpoint.newest(checkpoints, tell=told.append).step == 2
+    assert part.name in told[0]
+    newest.unlink()
+    shutil.copy(checkpoints / f"{checkpoint.list_all(checkpoints)[0].stem}.rank-1.safetensors", part)
+    RunFolder(folder / "left").tidy()
+    assert not part.exists(), "a part whose checkpoint was never finished"
+    with pytest.warns(UserWarning, match="2 epochs become 3"):
+        longer = bv.resume(folder / "at-whole", dataset=digits(), model=network(), epochs=3)
+    assert len(longer.history) == 3
