@@ -102,7 +102,7 @@ def _command(words: list[str]) -> int:
 
 def _explained(error: Exception, words: Sequence[str]) -> int:
     """Says in one line what went wrong; returns 2 for what the user can mend, 1 for what nobody foresaw."""
-    from bivallate.collective import Echo, rank
+    from bivallate.collective import Echo, parted, rank
     from bivallate.errors import UserError
     from bivallate.run.signals import Interrupted
 
@@ -121,6 +121,12 @@ def _explained(error: Exception, words: Sequence[str]) -> int:
         return 0
     if isinstance(error, OSError):
         return _complain(f"cannot use {error.filename or 'a file'}: {error.strerror or error}")
+    if parted(error):
+        return _complain(
+            "another process of this group has ended, so this one ends too; what it said stands above, or in "
+            "its own log. The last checkpoint is whole: resume on as many processes",
+            1,
+        )
     reason = (str(error).strip() or "no reason given").splitlines()[0]
     _complain(f"unexpected {type(error).__name__}: {reason}. Where it happened stands in {_kept(error)}")
     return 1

@@ -166,12 +166,42 @@ def _launched() -> bool:
 
 def join() -> None:
     """Joins the group that torchrun has started, if it has, until this process ends: gloo for what is on the
-    processor, and NCCL for what is on CUDA, where there is any."""
+    processor, and NCCL for what is on CUDA, where there is any.
+
+    Raises:
+        UserError: Slurm has started several processes that do not know of each other.
+    """
     if not _launched() or dist.is_initialized():
+        _check_alone()
         return
     both = torch.cuda.is_available() and dist.is_nccl_available()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if both else "gloo", timeout=PATIENCE)
+    store, number, count = next(dist.rendezvous("env://"))  # pyright: ignore[reportPrivateImportUsage]
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":  # torchrun hands the store of a failed attempt on, as it is
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"attempt-{attempt}", store)  # pyright: ignore[reportPrivateImportUsage]
+    back_ends = "cpu:gloo,cuda:nccl" if both else "gloo"
+    dist.init_process_group(back_ends, store=store, rank=number, world_size=count, timeout=PATIENCE)
     atexit.register(leave)
+
+
+def _check_alone() -> None:
+    """Raises UserError where srun has started the same command several times over."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS") or "1"
+    if "WORLD_SIZE" in os.environ or dist.is_initialized() or not tasks.isdigit() or int(tasks) < 2:
+        return
+    raise UserError(
+        f"Slurm has this command in {tasks} tasks, none of which knows of the others: all would train "
+        "the same run into one folder. Let them share it: start `torchrun ... -m bivallate ...` once a "
+        "machine, or set RANK=$SLURM_PROCID, LOCAL_RANK=$SLURM_LOCALID, WORLD_SIZE=$SLURM_NTASKS, and "
+        "MASTER_ADDR and MASTER_PORT, in each (docs/cluster.md has both scripts). For one process alone: "
+        "`srun -n 1`, or WORLD_SIZE=1 before the command"
+    )
+
+
+def parted(error: BaseException) -> bool:
+    """Whether a collective has failed because another process of the group has gone."""
+    words = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
+    return together() and isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words)
 
 
 def leave() -> None:

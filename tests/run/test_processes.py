@@ -12,7 +12,7 @@ import pytest
 from tests.ranks import in_two_processes
 
 import bivallate as bv
-from bivallate import cli, collective
+from bivallate import UserError, cli, collective
 from bivallate.run.config import Validation
 
 METHODS = {
@@ -74,3 +74,29 @@ def test_a_rank_is_known_before_it_has_joined(monkeypatch: pytest.MonkeyPatch) -
     assert collective.rank() == 0  # one process: some schedulers set it for other reasons
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert collective.rank() == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "told"),
+    [
+        ({"SLURM_NTASKS": "4"}, True),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2"}, True),
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "4"}, False),  # srun -n 1 in a larger job
+        ({"SLURM_NTASKS": "4", "WORLD_SIZE": "1"}, False),
+        ({"SLURM_NTASKS": "1"}, False),
+    ],
+)
+def test_lone_tasks_of_slurm_are_told_of_each_other(
+    task: dict[str, str], told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in task.items():
+        monkeypatch.setenv(name, value)
+    plan = {"epochs": 1, "batch_size": 50, "threads": 1, "out": tmp_path / "run"}
+    data = bv.data.load("digits")
+    data = data.but(train=data.train.subset(slice(0, 50)), validation=None)
+    if not told:
+        assert bv.train("linear", data, METHODS["at"], **plan).path == tmp_path / "run"
+        return
+    with pytest.raises(UserError, match=r"tasks, none of which.*torchrun"):
+        bv.train("linear", data, METHODS["at"], **plan)
+    assert not (tmp_path / "run").exists()

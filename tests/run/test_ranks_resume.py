@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from tests.ranks import in_two_processes
-from torch import nn
+from tests.run.torchrun_script import digits, network, train
 
 import bivallate as bv
 from bivallate import UserError, collective
@@ -52,18 +55,6 @@ def ended(how: str) -> Iterator[None]:
         patch.setattr(trainer, "train_step", step)
         with pytest.raises(Killed if how == "killed" else Interrupted):
             yield
-
-
-def digits() -> bv.data.Dataset:
-    """74 rows to train on: four minibatches of 16 and one of 10."""
-    data = bv.data.load("digits")
-    return data.but(train=data.train.subset(slice(0, 74)), validation=data.train.subset(slice(200, 220)))
-
-
-def network() -> nn.Module:
-    """With BatchNorm, whose statistics are each process's own within an epoch."""
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
 
 
 def _work(rank: int, folder: Path) -> None:
@@ -126,3 +117,21 @@ def _on_another_number(folder: Path) -> None:
     with pytest.warns(UserWarning, match="2 epochs become 3"):
         longer = bv.resume(folder / "at-whole", dataset=digits(), model=network(), epochs=3)
     assert len(longer.history) == 3
+
+
+def _trained(rank: int, folder: Path) -> None:
+    train(str(folder / "whole"))
+
+
+@pytest.mark.slow
+def test_torchrun_starts_again_after_a_kill_and_comes_to_the_same_bits(tmp_path: Path) -> None:
+    """kill -9 of one process; several seconds, because torchrun imports everything twice in each process."""
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    line += ["--max-restarts=1", "-m", "tests.run.torchrun_script", str(tmp_path / "killed")]
+    ended = subprocess.run(line, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert "exitcode: -9" in ended.stderr
+    in_two_processes(_trained, tmp_path)
+    whole, again = (read_sealed(tmp_path / name / "model.safetensors")[1] for name in ("whole", "killed"))
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 import bivallate as bv
+from bivallate import UserError
 from bivallate.run import trainer
 from bivallate.run.config import Validation
 from bivallate.run.progress import Progress
@@ -167,3 +169,25 @@ def test_a_process_killed_with_signal_9_resumes_from_the_command_line(tmp_path):
     )
     same_files(tmp_path / "whole", tmp_path / "killed", "model.safetensors", "best.safetensors")
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "killed")
+
+
+def test_one_command_begins_a_run_and_goes_on_with_it(tmp_path, monkeypatch):
+    dataset, method, more = tiny(), METHODS["at"], settings(checkpoint_minutes=1e-6)
+    start = partial(bv.train, "tiny-cnn", dataset, method, resume_if_there=True, **more)
+    whole = start(out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        kill_after(patch, 4)
+        with pytest.raises(Killed):
+            start(out=tmp_path / "killed")
+    gone_on = start(out=tmp_path / "killed")
+    same_files(tmp_path / "whole", tmp_path / "killed", "model.safetensors")
+    assert [line["epoch"] for line in gone_on.history] == [line["epoch"] for line in whole.history]
+    before = (tmp_path / "whole" / "model.safetensors").stat().st_mtime_ns
+    assert len(start(out=tmp_path / "whole").history) == len(whole.history)  # finished: nothing is left to do
+    assert (tmp_path / "whole" / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match=r"is another one: .*lr differs"):
+        start(out=tmp_path / "whole", lr=0.01)
+    with pytest.raises(UserError, match="cannot go with overwrite"):
+        start(out=tmp_path / "whole", overwrite=True)
+    with pytest.raises(UserError, match="needs the run's folder"):
+        start()

@@ -47,6 +47,7 @@ def train(
     threads: Amount | None = None,
     out: Path | None = None,
     overwrite: Flag = False,
+    resume_if_there: Flag = False,
     max_minutes: Positive | None = None,
     patience: Amount | None = None,
     log: Log = "",
@@ -109,6 +110,9 @@ def train(
         folder of the run. [default: runs/METHOD-DATA-SEED]
     overwrite
         replace a run that is there.
+    resume_if_there
+        go on with the run that is in the folder, if one is, and begin it otherwise: one command for the first
+        start and for every later one.
     max_minutes
         save and stop after so many minutes, as an interruption does; `bivallate resume` goes on.
     patience
@@ -122,8 +126,8 @@ def train(
         say nothing but alarms.
     """
     from bivallate.commands.configuration import init_pairs, introduce, laid_out, plan_of
-    from bivallate.run.execution import execute
     from bivallate.run.progress import Spoken
+    from bivallate.run.resuming import begin_or_resume
 
     set_ = (*init_pairs(init, freeze), *set_)
     plan = plan_of(method, config, data, eps, norm, recipe, set_, model)
@@ -145,9 +149,9 @@ def train(
         _foretell(plan, dataset, network, folder)
         return
     spoken = Spoken(plan.method.name, quiet=quiet)
-    run = execute(
-        plan, dataset, network, folder, progress=spoken, overwrite=overwrite, max_minutes=max_minutes, log=log
-    )
+    options = {"progress": spoken, "max_minutes": max_minutes, "log": log}
+    options |= {"overwrite": overwrite, "resume_if_there": resume_if_there}
+    run = begin_or_resume(plan, dataset, network, folder, **options)
     if not quiet:
         _finished(run, folder, [])
 

@@ -62,7 +62,9 @@ def _marks(tensors: Tensors, values: Values) -> dict[str, Any]:
     return marks | {f"value {name}": zlib.crc32(text.encode()) for name, text in texts.items()}
 
 
-def overlaid(folder: Path, seals: dict[str, str], world: int | None, tensors: Tensors, values: Values) -> None:
+def overlaid(
+    folder: Path, seals: dict[str, str], world: int | None, tensors: Tensors, values: Values
+) -> None:
     """Puts this process's part over what the first one has written, if there are as many processes as there
     were. The first process looks at all parts.
 

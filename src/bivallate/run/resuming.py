@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -12,10 +13,11 @@ from bivallate import collective
 from bivallate.data import Dataset
 from bivallate.errors import UserError, check_path
 from bivallate.method import Method, checked
+from bivallate.quoting import command
 from bivallate.run.beginning import first_network
-from bivallate.run.checkpoint import Checkpoint
+from bivallate.run.checkpoint import Checkpoint, list_all
 from bivallate.run.config import Config
-from bivallate.run.execution import Run, check_minutes, finish, holding, spoken_once
+from bivallate.run.execution import Run, check_minutes, execute, finish, holding, spoken_once
 from bivallate.run.folder import RunFolder
 from bivallate.run.lengthening import lengthening
 from bivallate.run.load_model import built_in
@@ -24,7 +26,7 @@ from bivallate.run.loggers import loggers
 from bivallate.run.memory_layout import settled_layout
 from bivallate.run.packing import unpack
 from bivallate.run.progress import Progress, Spoken
-from bivallate.run.reopen import Tell, reopen, reopened, repair
+from bivallate.run.reopen import FREE, Tell, differing, reopen, reopened, repair
 from bivallate.run.session import Session, create_model, own_data
 from bivallate.run.trainer import limit_threads
 
@@ -100,6 +102,53 @@ def resume(
         if lock is not None:
             repair(folder, session, shown.note)
         return finish(session, folder, shown, lock, max_minutes, told)
+
+
+def begin_or_resume(
+    config: Config,
+    dataset: Dataset,
+    model: nn.Module,
+    out: Path | None,
+    *,
+    resume_if_there: bool = False,
+    overwrite: bool = False,
+    **options: Any,
+) -> Run:
+    """Runs a complete configuration; with `resume_if_there` goes on with the run that is in the folder, if
+    one is, which has to be the same, and begins anew otherwise. options: as of `execute`.
+
+    Raises:
+        UserError: the run that is there is another one, or there is no folder, or it is to be replaced too.
+    """
+    if not resume_if_there:
+        return execute(config, dataset, model, out, overwrite=overwrite, **options)
+    if out is None or overwrite:
+        raise UserError(
+            "resume_if_there needs the run's folder, out=..., and cannot go with overwrite, which begins anew"
+        )
+    collective.join()
+    folder = RunFolder(out)
+    if not collective.first(not folder.free and bool(list_all(folder.checkpoints))):
+        return execute(config, dataset, model, out, **options)
+    _check_same(config, folder)
+    where = {"device": config.device, "threads": config.threads}
+    return resume(out, model=model, method=config.method, dataset=dataset, **where, **options)
+
+
+def _check_same(config: Config, folder: RunFolder) -> None:
+    """Raises UserError unless a folder's run is of this configuration, but for where it is computed."""
+    try:
+        there = Config.read(folder.config)
+    except UserError:  # torn or missing: `resume` writes it again
+        return
+    free = (*FREE, "channels_last") if config.channels_last == "auto" else FREE
+    other = [key for key in differing(config, there) if key not in free]
+    if other:
+        raise UserError(
+            f"the run in {folder.path} is another one: {', '.join(other[:5])} "
+            f"differ{'s' if len(other) == 1 else ''}; name another folder with out=..., or go on with it by "
+            f"`{command('resume', folder.path)}`"
+        )
 
 
 def _go_beyond(folder: RunFolder, session: Session, planned: Config, tell: Tell) -> None:

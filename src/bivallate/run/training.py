@@ -19,11 +19,12 @@ from bivallate.methods.entries import create
 from bivallate.run.beginning import begin, described
 from bivallate.run.config import Config
 from bivallate.run.defaults import fitted
-from bivallate.run.execution import Run, execute
+from bivallate.run.execution import Run
 from bivallate.run.initial import Init
 from bivallate.run.logger import Logger
 from bivallate.run.progress import Progress, Spoken
 from bivallate.run.recipes.published import recipe_for
+from bivallate.run.resuming import begin_or_resume
 from bivallate.run.session import load_data, settled
 from bivallate.schema import check
 
@@ -44,6 +45,7 @@ def train(
     out: str | Path | None = None,
     seed: int = 0,
     overwrite: bool = False,
+    resume_if_there: bool = False,
     progress: bool | Progress = False,
     max_minutes: float | None = None,
     log: str | Sequence[str | Logger] = (),
@@ -64,7 +66,9 @@ def train(
             "hub:owner/name" or "timm:NAME"; a head for other classes is new. freeze: patterns of layers that
             do not learn, such as "stem", "body.0.*" or "!head".
         seed: of everything random. out: a folder to keep everything in; None keeps nothing on disk.
-        overwrite: replace a run that is there. progress: show a bar, or a `Progress` of one's own.
+        overwrite: replace a run that is there. resume_if_there: go on with it instead, if it is the same one:
+            one script for the first start and for every later one.
+        progress: show a bar, or a `Progress` of one's own.
         log: where the numbers go besides: "csv", "tensorboard", "wandb", "trackio", several with commas, or a
             `Logger` of one's own.
         max_minutes: save and stop after so long, by an `Interrupted`; `resume` goes on.
@@ -82,7 +86,8 @@ def train(
         1
     """
     folder = check_path("out", out) if out else None
-    check(bool, overwrite, "overwrite")
+    for name, flag in (("overwrite", overwrite), ("resume_if_there", resume_if_there)):
+        check(bool, flag, name)
     given = dataset if isinstance(dataset, str | Dataset) else data.load(dataset, seed=seed)
     place = given if isinstance(given, str) else _named(given)
     method = _method(method, eps, norm, place)
@@ -106,11 +111,12 @@ def train(
         network = model
     else:
         config, network = begin(config, loaded, model, shown.note if progress else None)
-    return execute(
+    return begin_or_resume(
         config,
         loaded,
         network,
         folder,
+        resume_if_there=resume_if_there,
         progress=shown,
         overwrite=overwrite,
         max_minutes=max_minutes,
