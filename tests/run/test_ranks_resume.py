@@ -32,6 +32,7 @@ METHODS = {
     "atta": bv.methods.atta(THREAT),
     "free": bv.methods.free_at(THREAT, replays=2),
 }
+OPTIONS = {"epochs": 2, "batch_size": 16, "checkpoint_minutes": 1e-9, "average": 0.9, "threads": 1}
 HOW = ("whole", "killed", "stopped")
 
 
@@ -59,7 +60,7 @@ def ended(how: str) -> Iterator[None]:
 
 def _work(rank: int, folder: Path) -> None:
     for name, method in METHODS.items():
-        options = {"epochs": 2, "batch_size": 16, "checkpoint_minutes": 1e-9, "average": 0.9, "threads": 1}
+        options = OPTIONS | {"sync_batchnorm": name == "free"}
         for how in HOW:
             place = folder / f"{name}-{how}"
             if how == "whole":
@@ -95,6 +96,9 @@ def test_two_processes_go_on_to_the_bits_of_a_whole_run(tmp_path: Path) -> None:
         assert left["rows"] == right["rows"] == 24
         assert left["loss"] != right["loss"]
         assert left["everywhere"] == right["everywhere"]
+    alone = bv.train(network(), digits(), METHODS["free"], **OPTIONS).model.state_dict()
+    synced = read_sealed(tmp_path / "free-whole" / "model.safetensors")[1]
+    assert max(float((alone[k].double() - synced[k].double()).abs().max()) for k in alone) < 1e-4
     _on_another_number(tmp_path)
 
 

@@ -94,7 +94,13 @@ class Barrier(Coupling):
             def matvec(u: Tensor) -> Tensor:
                 return u - root * curvature(root * u)
 
-            found = conjugate_gradient(matvec, root * v, steps=self.curvature_steps, tolerance=self.tolerance)
+            found = conjugate_gradient(
+                matvec,
+                root * v,
+                steps=self.curvature_steps,
+                tolerance=self.tolerance,
+                anywhere=problem.anywhere,
+            )
             problem.log["negative_curvature"] = float(found.failed.float().mean())
             y = torch.where(per_example(found.failed, v), root * v, found.u)
             return self.gain * root * y
@@ -142,7 +148,8 @@ class Implicit(Coupling):
             def matvec(u: Tensor) -> Tensor:
                 return free * (self.damping * u - curvature(free * u))
 
-            found = conjugate_gradient(matvec, free * v, steps=self.steps, tolerance=self.tolerance)
+            more = {"tolerance": self.tolerance, "anywhere": problem.anywhere}
+            found = conjugate_gradient(matvec, free * v, steps=self.steps, **more)
             problem.log["negative_curvature"] = float(found.failed.float().mean())
             return found.u
 

@@ -85,7 +85,13 @@ class LastStep(Coupling):
             def matvec(u: Tensor) -> Tensor:
                 return free * (stiffness * free * u - curvature(free * u))
 
-            found = conjugate_gradient(matvec, free * v, steps=self.curvature_steps, tolerance=self.tolerance)
+            found = conjugate_gradient(
+                matvec,
+                free * v,
+                steps=self.curvature_steps,
+                tolerance=self.tolerance,
+                anywhere=problem.anywhere,
+            )
             problem.log["negative_curvature"] = float(found.failed.float().mean())
             return self.gain * torch.where(per_example(found.failed, v), free * v, stiffness * found.u)
 

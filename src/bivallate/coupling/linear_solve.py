@@ -26,7 +26,14 @@ class LinearSolution:
     failed: Tensor
 
 
-def conjugate_gradient(matvec: Matvec, v: Tensor, *, steps: int, tolerance: float = 1e-4) -> LinearSolution:
+def conjugate_gradient(
+    matvec: Matvec,
+    v: Tensor,
+    *,
+    steps: int,
+    tolerance: float = 1e-4,
+    anywhere: Callable[[bool], bool] = bool,
+) -> LinearSolution:
     """Conjugate gradients for H u = v, every example on its own, started at zero.
 
     An example stops when its residual has fallen to `tolerance` times the norm of v, or keeps its previous
@@ -39,6 +46,7 @@ def conjugate_gradient(matvec: Matvec, v: Tensor, *, steps: int, tolerance: floa
         v: (B, ...) right-hand side.
         steps: at most so many products.
         tolerance: relative residual norm.
+        anywhere: as `LowerProblem.anywhere`, where products wait for those of other processes.
     """
     u, residual = torch.zeros_like(v), v
     direction, rr = v, dot(v, v)
@@ -47,7 +55,7 @@ def conjugate_gradient(matvec: Matvec, v: Tensor, *, steps: int, tolerance: floa
     active = rr > 0
     for k in range(steps):
         active = active & (rr > target)
-        if not bool(active.any()):
+        if not anywhere(bool(active.any())):
             break
         product = matvec(direction)
         curvature = dot(direction, product)

@@ -165,7 +165,7 @@ class PGD(Solver):
             spent += moving
             if not patient:
                 moving = moving & ~ends(Iterate(k, delta, grad, logits, rows))
-                if active.shrink(problem, moving) == 0:
+                if not problem.anywhere(active.shrink(problem, moving) > 0):
                     break
             kappa += moving & (logits.argmax(1) == problem.y)
             step = self.step_size * direction(grad)

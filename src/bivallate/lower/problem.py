@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bivallate import collective
 from bivallate.errors import UserError
 from bivallate.lower.forward import Forward
+from bivallate.lower.functional import Functional
 from bivallate.lower.modes import frozen, own_statistics
 from bivallate.lower.radii import Radii
 from bivallate.lower.second_order import twice_differentiable
+from bivallate.lower.synced import together_in
 from bivallate.lower.threat import ThreatModel
 from bivallate.noise import Noise
 from bivallate.roles import Role
@@ -205,6 +208,13 @@ class LowerProblem:
         other = self._copy(batch=batch, noise=noise, threat=threat)
         other._clean = None if self._clean is None else self._clean[rows]
         return other
+
+    def anywhere(self, flag: bool) -> bool:
+        """Whether it holds here; or on one of several processes, where the network's passes wait for each
+        other: loops that end when it does not then make the same passes everywhere."""
+        model = self.forward.model
+        module = model.module if isinstance(model, Functional) else model
+        return collective.any_rank(flag) if together_in(module) else flag
 
     def at(self, parameters: dict[str, Tensor]) -> LowerProblem:
         """The same problem with some of the network's parameters and buffers replaced."""

@@ -153,6 +153,8 @@ class Config:
             and DONE's raw steps gain nothing from it.
         deterministic: only operations that give the same bits every time, which a resume to the bit needs on
             CUDA; slower there, and refused where a layer has none. A processor's are so anyway.
+        sync_batchnorm: on several processes, BatchNorm's statistics are those of the whole minibatch, at two
+            all-reduces a layer and pass; false: of each process's own rows.
         threads: of the processor; 0 leaves torch's own choice.
         checkpoint_minutes: at most so long between checkpoints; one is also written after every epoch.
         phases: parts of training with smaller images and minibatches; empty: one, as said elsewhere.
@@ -181,6 +183,7 @@ class Config:
     channels_last: bool | Literal["auto"] = False
     precision: Precision = "float32"
     deterministic: bool = False
+    sync_batchnorm: bool = False
     threads: int = 0
     checkpoint_minutes: float = 5.0
     keep: tuple[int, ...] = ()

@@ -13,6 +13,7 @@ from torch import nn
 from bivallate import collective
 from bivallate.data import Dataset
 from bivallate.errors import UserError, check_number
+from bivallate.lower.synced import alone_again
 from bivallate.models import Classifier
 from bivallate.run.arithmetic import computing
 from bivallate.run.config import Config
@@ -128,8 +129,10 @@ def finish(
     with computing(config.precision, config.deterministic, session.device):
         Trainer(session, folder, shown, lock, minutes).run()
     collective.meet()
-    session.model.eval()
+    alone_again(session.model.eval())
     average = session.average.model.eval() if session.average is not None else None
+    if average is not None:
+        alone_again(average)
     return Run(session.model, average, session.history, folder.path if folder else None)  # pyright: ignore
 
 

@@ -71,14 +71,16 @@ def batches_by_phase(
     size: int,
     seed: int,
     device: torch.device,
+    fewest: int = 2,
 ) -> tuple[Batches, ...]:
     """The minibatches of each phase; of the whole training where there are no phases. `size`: of a
-    minibatch."""
+    minibatch, `fewest`: of its rows for every process."""
     _, h, w = train.shape
     return tuple(
         Batches(
             train, max(1, round(phase.batch * size)), seed, augment, meta=meta, device=device,
             rank=collective.rank(), world=collective.world(), sides=phase.sides((h, w)),
+            fewest=fewest,
         )
         for phase in phases or (Phase(),)
     )  # fmt: skip

@@ -28,6 +28,7 @@ from bivallate.run.optim import optimizer_of
 from bivallate.run.origin import origin
 from bivallate.run.phases import batches_by_phase, phase_at, take_sizes
 from bivallate.run.sentinel import SentinelState
+from bivallate.run.together import normalise_together
 from bivallate.run.warm_up import growth
 from bivallate.types import Clock, Facts
 
@@ -144,18 +145,14 @@ class Session:
         self.config, self.dataset = config, dataset
         _check_several(dataset)
         self.device = pick_device(config.device)
-        self.model = models.wrap(model, num_classes=len(dataset.classes), shape=dataset.shape).to(self.device)
-        self.model.classes = list(dataset.classes)
-        trainable(self.model)
-        freeze(self.model, config.init.freeze)
-        lay_out(self.model, config.channels_last)
-        self.model.autocast_dtype = autocast_of(config.precision, self.device)  # pyright: ignore[reportArgumentType]
+        self.model = self._prepared(model)
         train, meta = self._streams()
         augment = _augmentation(config, dataset)
         take_sizes(self.model, config.phases)
         self._batches = batches_by_phase(
-            config.phases, train, meta, augment, config.batch_size, config.seed, self.device
-        )
+            config.phases, train, meta, augment, config.batch_size, config.seed, self.device,
+            fewest=1 if config.sync_batchnorm else 2,
+        )  # fmt: skip
         self.epoch, self.step = 0, 0
         facts = Facts(
             len(train),
@@ -180,6 +177,19 @@ class Session:
         self.sentinel = SentinelState()
         self.sentinel_tensors: dict[str, Tensor] = {}
         collective.broadcast([*self.model.parameters(), *self.model.buffers()])
+
+    def _prepared(self, model: nn.Module) -> Classifier:
+        """The network as a classifier of this data, on its device, as the configuration has it compute."""
+        config, dataset = self.config, self.dataset
+        made = models.wrap(model, num_classes=len(dataset.classes), shape=dataset.shape).to(self.device)
+        made.classes = list(dataset.classes)
+        trainable(made)
+        freeze(made, config.init.freeze)
+        if config.sync_batchnorm:
+            normalise_together(made, config.method)
+        lay_out(made, config.channels_last)
+        made.autocast_dtype = autocast_of(config.precision, self.device)  # pyright: ignore[reportArgumentType]
+        return made
 
     @property
     def settled(self) -> bool:

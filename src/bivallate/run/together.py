@@ -1,0 +1,30 @@
+"""Whether a network and a method can normalise over the rows of all processes."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from bivallate import collective
+from bivallate.errors import UserError
+from bivallate.lower.curriculum import BatchMixing
+from bivallate.lower.synced import synchronise
+from bivallate.method import Method
+
+__all__ = ["normalise_together"]
+
+
+def normalise_together(model: nn.Module, method: Method) -> None:
+    """Lets BatchNorm normalise over the rows of all processes, where there are several.
+
+    Raises:
+        UserError: for a layer that cannot, and for an attack on parts of a minibatch, of which a process may
+            have no row.
+    """
+    if not collective.together():
+        return
+    if isinstance(method.solver, BatchMixing) and method.attack_mode != "eval":
+        raise UserError(
+            "sync_batchnorm: this curriculum attacks parts of a minibatch one after another in train mode, "
+            "and a process may have no row of a part: use attack_mode=eval, or sync_batchnorm=false"
+        )
+    synchronise(model)
