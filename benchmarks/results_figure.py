@@ -1,11 +1,12 @@
-"""The picture and tables of T-B1 in docs/papers.md, from results/: `python -m benchmarks.results_figure`.
+"""The pictures and tables of docs/papers.md and README.md, from results/: `python -m benchmarks.results_figure`.
 
-Writes docs/figures/results.svg and the tables between the marks of docs/papers.md: each method of T-B1 at the
-two-core scale, means over the seeds there are, with 95 % intervals of the test points.
+Each method of a paper's table at the two-core scale, means over the seeds there are, with 95 % intervals of the
+test points: tables between the marks of the pages, pictures in docs/figures/.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,44 +19,94 @@ from bivallate.reproduce.rendering import side_by_side
 from bivallate.style import COLOURS, MARKERS, figure, save, styled
 
 ROOT = Path(__file__).parents[1]
-GROUPS = {"MNIST": "MNIST tiny-CNN linf", "Fashion-MNIST": "F-MNIST tiny-CNN linf"}
-COLUMNS = {"Clean": "clean", "PGD": "PGD-20", "AA": "AutoAttack", "AA Tail-30": "AutoAttack, weakest 30 %"}
-PAGE = ROOT / "docs" / "papers.md"
-MARKS = "<!-- t-b1:begin -->", "<!-- t-b1:end -->"
+PAPERS, FRONT = "docs/papers.md", "README.md"
 
 
-def rows(name: str) -> list[dict[str, Any]]:
-    """A group's rows that have results, with the passes of their training; the highest AutoAttack accuracy
-    first."""
-    records = read_records(ROOT / "results", "T-B1", "cpu")
-    report = side_by_side(find("T-B1"), "cpu", records)
+@dataclass(frozen=True)
+class Shown:
+    """A paper's table as it is shown.
+
+    Attributes:
+        groups: of the table, by what they are called here. columns: of the table, by the same.
+        best: the column that rows are sorted by. eps: for the axis.
+        pages: which have the table, between the marks of its name. picture: name of the file.
+    """
+
+    table: str
+    groups: dict[str, str]
+    columns: dict[str, str]
+    best: str
+    eps: str
+    pages: tuple[str, ...]
+    picture: str
+
+    @property
+    def marks(self) -> tuple[str, str]:
+        """What stands before and after the table."""
+        name = self.table.lower()
+        return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+
+
+SHOWN = (
+    Shown(
+        "T-F1",
+        {"CIFAR-10, 8/255": "CIFAR-10 @8", "CIFAR-10, 16/255": "CIFAR-10 @16"},
+        {"SA": "clean", "PGD": "PGD-50-10", "PGD, last epoch": "last epoch's", "AA": "AutoAttack"},
+        best="AA",
+        eps="",
+        pages=(PAPERS, FRONT),
+        picture="cifar10",
+    ),
+    Shown(
+        "T-B1",
+        {"MNIST": "MNIST tiny-CNN linf", "Fashion-MNIST": "F-MNIST tiny-CNN linf"},
+        {"Clean": "clean", "PGD": "PGD-20", "AA": "AutoAttack", "AA Tail-30": "AutoAttack, weakest 30 %"},
+        best="AA",
+        eps=", eps 0.1",
+        pages=(PAPERS,),
+        picture="results",
+    ),
+)
+
+
+def rows(shown: Shown, name: str) -> list[dict[str, Any]]:
+    """A group's rows that have results, with the passes of their training; the highest first."""
+    records = read_records(ROOT / "results", shown.table, "cpu")
+    report = side_by_side(find(shown.table), "cpu", records)
     (group,) = (group for group in report["groups"] if group["group"] == name)
     found = [row for row in group["rows"] if row["ours"]]
-    return sorted(found, key=lambda row: -row["ours"]["AA"]["value"])
+    return sorted(found, key=lambda row: -row["ours"][shown.best]["value"])
 
 
 def main() -> None:
     """Draws and writes."""
-    found = {label: rows(name) for label, name in GROUPS.items()}
-    with styled():
-        save(_drawn(found), ROOT / "docs" / "figures" / "results", ("svg",))
-    before, rest = PAGE.read_text(encoding="utf-8").split(MARKS[0])
-    write_text(PAGE, "\n".join([before + MARKS[0], tables(found), MARKS[1]]) + rest.split(MARKS[1])[1])
+    for shown in SHOWN:
+        found = {label: rows(shown, name) for label, name in shown.groups.items()}
+        with styled():
+            save(_drawn(shown, found), ROOT / "docs" / "figures" / shown.picture, ("svg",))
+        for page in shown.pages:
+            _put(ROOT / page, shown.marks, tables(shown))
 
 
-def tables(found: dict[str, list[dict[str, Any]]]) -> str:
+def _put(page: Path, marks: tuple[str, str], text: str) -> None:
+    before, rest = page.read_text(encoding="utf-8").split(marks[0])
+    write_text(page, "\n".join([before + marks[0], text, marks[1]]) + rest.split(marks[1])[1])
+
+
+def tables(shown: Shown) -> str:
     """What stands between the marks."""
-    return "\n\n".join("\n".join(_table(label, entries)) for label, entries in found.items())
+    found = {label: rows(shown, name) for label, name in shown.groups.items()}
+    return "\n\n".join("\n".join(_table(shown, label, entries)) for label, entries in found.items())
 
 
-def _table(label: str, found: list[dict[str, Any]]) -> list[str]:
-    names = [label, "seeds", "epoch", "passes an example", *COLUMNS.values()]
+def _table(shown: Shown, label: str, found: list[dict[str, Any]]) -> list[str]:
+    names = [label, "seeds", "epoch", "passes an example", *shown.columns.values()]
     lines = [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
     for row in found:
         chosen = row["weights"]
         epochs = ", ".join(str(entry["epoch"]) for entry in chosen) + f" of {chosen[0]['epochs']}"
         cells = [row["row"], str(len(chosen)), epochs, f"{row['passes']:.0f}"]
-        for column in COLUMNS:
+        for column in shown.columns:
             entry = row["ours"][column]
             low, high = (100 * bound for bound in entry["interval_95"])
             interval = f" [{low:.1f}, {high:.1f}]" if column.startswith("AA") else ""
@@ -64,13 +115,14 @@ def _table(label: str, found: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _drawn(found: dict[str, list[dict[str, Any]]]) -> Figure:
-    """A panel a data set, its methods by AutoAttack; plain training lies far to the left and is left out."""
+def _drawn(shown: Shown, found: dict[str, list[dict[str, Any]]]) -> Figure:
+    """A panel a group, its methods by their best column; plain training lies far to the left and is left
+    out."""
     most = max(len(entries) for entries in found.values())
     fig, panels = figure(len(found), height=0.36 * most + 0.9, width=2.0)
     for axes, (label, entries) in zip(panels, found.items(), strict=True):
         attacked = [row for row in reversed(entries) if row["row"] != "plain"]
-        for k, (column, name) in enumerate(COLUMNS.items()):
+        for k, (column, name) in enumerate(shown.columns.items()):
             cells = [row["ours"][column] for row in attacked]
             values = [100 * cell["value"] for cell in cells]
             low, high = ([100 * cell["interval_95"][side] for cell in cells] for side in (0, 1))
@@ -78,8 +130,8 @@ def _drawn(found: dict[str, list[dict[str, Any]]]) -> Figure:
             axes.hlines(heights, low, high, color=COLOURS[k], linewidth=1, alpha=0.6)
             axes.plot(values, heights, MARKERS[k], color=COLOURS[k], label=name, linestyle="none")
         axes.set_yticks(range(len(attacked)), [row["row"] for row in attacked])
-        axes.set_xlabel(f"accuracy (%), {label}, eps 0.1")
-    fig.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(COLUMNS))
+        axes.set_xlabel(f"accuracy (%), {label}{shown.eps}")
+    fig.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(shown.columns))
     return fig
 
 

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from benchmarks import choosing, house
 from benchmarks.demo import BEGIN, END
-from benchmarks.results_figure import GROUPS, MARKS, PAGE, rows, tables
+from benchmarks.results_figure import SHOWN, tables
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
@@ -62,8 +62,11 @@ def test_commands_are_looked_for_where_they_are() -> None:
 def test_the_results_shown_are_those_of_the_records():
     """`bivallate reproduce --tables` and `python -m benchmarks.results_figure` make both."""
     assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == page(ROOT / "results")
-    shown = PAGE.read_text(encoding="utf-8").split(MARKS[0])[1].split(MARKS[1])[0]
-    assert shown.strip() == tables({label: rows(name) for label, name in GROUPS.items()})
+    for shown in SHOWN:
+        for name in shown.pages:
+            begin, end = shown.marks
+            text = (ROOT / name).read_text(encoding="utf-8").split(begin)[1].split(end)[0]
+            assert text.strip() == tables(shown), f"{shown.table} in {name}"
 
 
 def test_the_tables_of_choosing_are_those_of_the_records() -> None:
