@@ -1,6 +1,6 @@
-"""The pictures and tables of docs/papers.md and README.md, from results/: `python -m benchmarks.results_figure`.
+"""The pictures and tables of docs/papers.md and README.md: `python -m benchmarks.results_figure`.
 
-Each method of a paper's table at the two-core scale, means over the seeds there are, with 95 % intervals of
+From results/: each method of a paper's table at the two-core scale, means over the seeds there are, with 95 % intervals of
 the test points: tables between the marks of the pages, pictures in docs/figures/.
 """
 
