@@ -1,7 +1,7 @@
 """The pictures and tables of docs/papers.md and README.md: `python -m benchmarks.results_figure`.
 
-From results/: each method of a paper's table at the two-core scale, means over the seeds there are, with 95 % intervals of
-the test points: tables between the marks of the pages, pictures in docs/figures/.
+Made from results/: each method of a paper's table at the two-core scale, means over the seeds there are, with
+95 % intervals of the test points; tables between the marks of the pages, pictures in docs/figures/.
 """
 
 from __future__ import annotations
