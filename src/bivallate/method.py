@@ -175,6 +175,8 @@ class BoundMethod:
             spec.coupling,
             spec.loss,
         )
+        self.share = spec.loss.reuses_forward
+        self.parallel = spec.loss.follows(spec.objective) and not weighting.differentiable
         self.replays, self.accumulate = spec.replays, spec.accumulate
         self.attack_mode: AttackMode = spec.attack_mode
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from bivallate import collective
 from bivallate.errors import UserError
 from bivallate.lower.problem import LowerProblem
 from bivallate.method import BoundMethod
-from bivallate.types import Clock, StepRecord, Terms, probability_margin
+from bivallate.reading import read
+from bivallate.types import Clock, Passes, StepRecord, Terms, probability_margin
 
 Tell = Callable[[StepRecord], Sequence[float]]
 
@@ -23,14 +24,75 @@ class NonFinite(UserError):
     good."""
 
 
-def healthy(loss: Tensor, model: nn.Module, clock: Clock) -> None:
-    """Raises NonFinite if the loss or any gradient is not finite. Cost: one pass over the gradients."""
+@dataclass(frozen=True)
+class Unread:
+    """The record of one step while its numbers are on the device that computed them.
+
+    Attributes:
+        sums: (4,) loss, correct, mean weight, effective sample size. rows: of every example. relative,
+            margin: as in `StepRecord`. logged: numbers, or tensors of one.
+    """
+
+    sums: Tensor
+    rows: Tensor
+    relative: Tensor
+    margin: Tensor
+    passes: Passes
+    logged: Mapping[str, float | Tensor]
+
+    def read(self, *besides: Tensor) -> tuple[StepRecord, list[float]]:
+        """The record, and the values of tensors of one number, in one transfer."""
+        logged = {name: value for name, value in self.logged.items() if isinstance(value, Tensor)}
+        found = read([self.sums, self.rows, self.relative, self.margin, *logged.values(), *besides])
+        (loss, correct, mean, effective), rows, relative, margin, *rest = [value.tolist() for value in found]
+        record = StepRecord(
+            loss=loss,
+            correct=int(correct),
+            examples=len(rows),
+            weight_mean=mean,
+            effective=effective,
+            rows=rows,
+            relative=relative,
+            margin=margin,
+            passes=self.passes,
+            logged={**self.logged, **dict(zip(logged, rest, strict=False))},  # pyright: ignore
+        )
+        return record, rest[len(logged) :]
+
+
+def settled(model: nn.Module, loss: Tensor, unread: Unread, clock: Clock, tell: Tell) -> StepRecord:
+    """Adds the gradients of all processes, in place, looks at them, and reads the record. With them goes the
+    loss, so that all see the same one, and what `tell` says of the step when it is asked, as late as can be:
+    the record has the sums.
+
+    Cost: one all-reduce of one flat bucket, none on one process; one pass over the gradients; one transfer
+    from the device, two on several processes.
+
+    Raises:
+        NonFinite: the loss or a gradient is not finite.
+    """
+    if not collective.together():
+        record, seen = unread.read(_norm(model), loss)
+        _check_finite(*seen, clock)
+        return replace(record, told=tuple(tell(record)))
+    record, _ = unread.read()
+    told = loss.new_tensor(tell(record))
+    along = collective.sum_gradients(model.parameters(), torch.stack([loss, *told]))
+    norm, value, *words = read([torch.cat([_norm(model).to(along)[None], along])])[0].tolist()
+    _check_finite(norm, value, clock)
+    return replace(record, told=tuple(words))
+
+
+def _norm(model: nn.Module) -> Tensor:
+    """Of all gradients together."""
     grads = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = float(nn.utils.get_total_norm(grads)) if grads else 0.0
-    value = float(loss)
-    if math.isfinite(norm) and math.isfinite(value):
+    return nn.utils.get_total_norm(grads) if grads else torch.zeros(())
+
+
+def _check_finite(norm: float, loss: float, clock: Clock) -> None:
+    if math.isfinite(norm) and math.isfinite(loss):
         return
-    what = f"the loss is {value:g}" if not math.isfinite(value) else "a gradient is not finite"
+    what = f"the loss is {loss:g}" if not math.isfinite(loss) else "a gradient is not finite"
     raise NonFinite(
         f"{what} at epoch {clock.epoch + 1}, minibatch {clock.step + 1}. Likely cause: a learning rate "
         "that is too high, or inputs that are not finite. The parameters were not updated"
@@ -42,24 +104,11 @@ def silence(record: StepRecord) -> Sequence[float]:
     return ()
 
 
-def over_ranks(model: nn.Module, loss: Tensor, record: StepRecord, tell: Tell) -> tuple[Tensor, StepRecord]:
-    """Adds the gradients of all processes, in place. With them goes the loss, so that all see the same one,
-    and what `tell` says of the step when it is asked, as late as can be: the record has the sums.
-
-    Cost: one all-reduce of one flat bucket; none on one process.
-    """
-    words = tell(record)
-    if not collective.together():
-        return loss, replace(record, told=tuple(words))
-    along = collective.sum_gradients(model.parameters(), torch.stack([loss, *loss.new_tensor(words)]))
-    return along[0], replace(record, told=tuple(along[1:].tolist()))
-
-
 def summarise(
     loss: Tensor, weights: Tensor, terms: Terms, problem: LowerProblem, method: BoundMethod
-) -> StepRecord:
-    """The record of one step; its numbers are read in one transfer from the device. On several processes it
-    is that of this rank's share of the minibatch, whose loss was divided by the size of the whole."""
+) -> Unread:
+    """What one step says of itself. On several processes it is of this rank's share of the minibatch, whose
+    loss was divided by the size of the whole."""
     w, y = weights.detach(), problem.y
     loss = loss.detach() * (collective.size(problem.batch) / len(y))
     correct = (terms.logits.detach().argmax(1) == y).sum()
@@ -67,20 +116,9 @@ def summarise(
     effective = mean.square() / w.square().mean().clamp(min=torch.finfo(w.dtype).tiny)
     relative = w / mean.clamp(min=torch.finfo(w.dtype).tiny)
     sums = torch.stack([loss.to(w.dtype), correct.to(w.dtype), mean, effective])
-    numbers = torch.cat([sums, relative, _margin(terms.logits.detach(), y).to(w.dtype)]).tolist()
+    margin = _margin(terms.logits.detach(), y).to(w.dtype)
     logged = {**problem.log, **method.weighting.log()}
-    return StepRecord(
-        loss=numbers[0],
-        correct=int(numbers[1]),
-        examples=len(y),
-        weight_mean=numbers[2],
-        effective=numbers[3],
-        rows=problem.batch.index.tolist(),
-        relative=numbers[4 : 4 + len(y)],
-        margin=numbers[4 + len(y) :],
-        passes=problem.forward.passes,
-        logged=logged,
-    )
+    return Unread(sums, problem.batch.index, relative, margin, problem.forward.passes, logged)
 
 
 def _margin(logits: Tensor, y: Tensor) -> Tensor:

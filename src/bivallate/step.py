@@ -16,7 +16,7 @@ from bivallate.lower.modes import attacking
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.second_order import explained
 from bivallate.method import BoundMethod
-from bivallate.record import Tell, healthy, over_ranks, silence, summarise
+from bivallate.record import Tell, Unread, settled, silence, summarise
 from bivallate.types import Batch, Clock, StepRecord
 
 
@@ -25,23 +25,23 @@ def train_step(
     tell: Tell = silence,
 ) -> StepRecord:  # fmt: skip
     """Solve the lower level, weigh the examples, descend the upper level. The model is in train mode."""
-    loss, record = differentiate(model, method, batch, clock, rates(optimizer, model))
-    if clock.replay == method.replays - 1 or not method.accumulate:
-        loss, record = over_ranks(model, loss, record, tell)
-        healthy(loss, model, clock)
-        optimizer.step()
-        optimizer.zero_grad()
+    loss, unread = differentiate(model, method, batch, clock, rates(optimizer, model))
+    if clock.replay < method.replays - 1 and method.accumulate:
+        return unread.read()[0]
+    record = settled(model, loss, unread, clock, tell)
+    optimizer.step()
+    optimizer.zero_grad()
     return record
 
 
 @explained
 def differentiate(
     model: nn.Module, method: BoundMethod, batch: Batch, clock: Clock, lr: Rates
-) -> tuple[Tensor, StepRecord]:
+) -> tuple[Tensor, Unread]:
     """The same up to the update: adds the gradient of the upper level to `.grad`."""
     with attacking(model, method.attack_mode):  # lower level: delta*(theta)
-        share = method.loss.reuses_forward
-        problem = LowerProblem(model, batch, method.objective, method.threat, clock, share=share)
+        problem = LowerProblem(model, batch, method.objective, method.threat, clock, share=method.share)
+        problem.parallel = method.parallel
         solution = method.solver.solve(problem)
         delta = method.coupling(problem, solution)
 

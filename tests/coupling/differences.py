@@ -16,12 +16,12 @@ def gradient(model: nn.Module, method: Method, batch: Batch, **clock: int) -> tu
     """The step's parameter gradient as one vector, and its record; the model's mode is the upper level's."""
     model.zero_grad()
     facts = Facts(1 + int(batch.index.max()), tuple(batch.x.shape[1:]), 3, dtype=batch.x.dtype)  # pyright: ignore
-    _, record = differentiate(model, method.bind(facts), batch, Clock(**clock), lr=0.1)
+    _, unread = differentiate(model, method.bind(facts), batch, Clock(**clock), lr=0.1)
     found = torch.cat(
         [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in model.parameters()]
     )
     model.zero_grad()
-    return found, record
+    return found, unread.read()[0]
 
 
 def error(

@@ -68,8 +68,8 @@ class Barrier(Coupling):
         threat = self._boxed(problem.threat)
         c = barrier_strength(threat, self.c)
         diagonal = barrier_inverse(delta, problem.x, threat, c)
-        problem.log["sensitivity"] = float(diagonal.mean())
-        problem.log["free"] = float(threat.interior(delta, problem.x).float().mean())
+        problem.log["sensitivity"] = diagonal.mean()
+        problem.log["free"] = threat.interior(delta, problem.x).float().mean()
         return at_solution(problem, delta, lambda grad: self._sensitivity(problem, delta, diagonal))
 
     def check(self, method: Composition) -> None:
@@ -101,7 +101,7 @@ class Barrier(Coupling):
                 tolerance=self.tolerance,
                 anywhere=problem.anywhere,
             )
-            problem.log["negative_curvature"] = float(found.failed.float().mean())
+            problem.log["negative_curvature"] = found.failed.float().mean()
             y = torch.where(per_example(found.failed, v), root * v, found.u)
             return self.gain * root * y
 
@@ -116,7 +116,7 @@ class Mask(Coupling):
 
     def __call__(self, problem: LowerProblem, solution: Solution) -> Tensor:
         free = problem.threat.interior(solution.delta, problem.x).to(solution.delta.dtype)
-        problem.log["free"] = float(free.mean())
+        problem.log["free"] = free.mean()
         return at_solution(problem, solution.delta, lambda grad: lambda v: self.gain * free * v)
 
 
@@ -141,7 +141,7 @@ class Implicit(Coupling):
     def __call__(self, problem: LowerProblem, solution: Solution) -> Tensor:
         delta = solution.delta
         free = problem.threat.interior(delta, problem.x).to(delta.dtype)
-        problem.log["free"] = float(free.mean())
+        problem.log["free"] = free.mean()
         curvature = problem.curvature(delta)
 
         def solve(v: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class Implicit(Coupling):
 
             more = {"tolerance": self.tolerance, "anywhere": problem.anywhere}
             found = conjugate_gradient(matvec, free * v, steps=self.steps, **more)
-            problem.log["negative_curvature"] = float(found.failed.float().mean())
+            problem.log["negative_curvature"] = found.failed.float().mean()
             return found.u
 
         return at_solution(problem, delta, lambda grad: solve)

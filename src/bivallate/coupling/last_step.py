@@ -71,7 +71,7 @@ class LastStep(Coupling):
             cross = graph.grad if self.cross_at == "z" else problem.graph(delta).grad
             delta = attach(delta, cross, self._sensitivity(problem, delta))
         problem.forward.passes.backward += len(z)
-        problem.log["free"] = float(problem.threat.interior(delta.detach(), problem.x).float().mean())
+        problem.log["free"] = problem.threat.interior(delta.detach(), problem.x).float().mean()
         return delta
 
     def _sensitivity(self, problem: LowerProblem, delta: Tensor) -> Sensitivity:
@@ -92,7 +92,7 @@ class LastStep(Coupling):
                 tolerance=self.tolerance,
                 anywhere=problem.anywhere,
             )
-            problem.log["negative_curvature"] = float(found.failed.float().mean())
+            problem.log["negative_curvature"] = found.failed.float().mean()
             return self.gain * torch.where(per_example(found.failed, v), free * v, stiffness * found.u)
 
         return solve

@@ -212,7 +212,7 @@ class BoundClassRadius(Solver, nn.Module):
             return self.rule.inner.solve(problem)
         problem.class_score = self.score.clone()
         factor = (self.rule.base + self.score[problem.y]).clamp(min=0).to(problem.x.dtype)
-        problem.log["mean_radius"] = float(factor.mean()) * problem.threat.eps
+        problem.log["mean_radius"] = factor.mean() * problem.threat.eps
         return self.rule.inner.solve(problem.but(threat=Radii(problem.threat, factor)))  # pyright: ignore
 
     def feedback(self, problem: LowerProblem, delta: Tensor) -> None:

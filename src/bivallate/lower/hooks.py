@@ -10,12 +10,14 @@ class Overheard:
     """What a module inside a network puts out in the pass at x_adv, with its gradient after the backward.
 
     Passes at other points (a clean pass, a regulariser's) are not heard; of several at x_adv the last one
-    is kept, which is the one that the loss is made of.
+    is kept, which is the one that the loss is made of. On a device a pass that is alone is taken to be at
+    x_adv, so that the host need not wait for it to be compared.
     """
 
     def __init__(self, network: nn.Module, module: nn.Module, x_adv: Tensor) -> None:
-        self._x_adv, self._here = x_adv, False
-        self._output: Tensor | None = None
+        self._x_adv = x_adv
+        self._here: bool | Tensor = False
+        self._outputs: list[tuple[bool | Tensor, Tensor]] = []
         self._handles = [
             network.register_forward_pre_hook(self._enter),
             module.register_forward_hook(self._leave),
@@ -23,19 +25,27 @@ class Overheard:
 
     def _enter(self, network: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = args[0]
-        self._here = x.shape == self._x_adv.shape and torch.equal(x, self._x_adv)
+        if x.shape != self._x_adv.shape:
+            self._here = False
+        elif x.device.type == "cpu":
+            self._here = torch.equal(x, self._x_adv)
+        else:
+            self._here = (x == self._x_adv).all()  # on the device; asked for only if there are several passes
 
     def _leave(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        if self._here and output.requires_grad:
+        if self._here is not False and output.requires_grad:
             output.retain_grad()
-            self._output = output
+            self._outputs.append((self._here, output))
 
     def output(self) -> Tensor:
         """The output, once; ends the listening."""
         self.stop()
-        if self._output is None:
+        heard, self._outputs = self._outputs, []
+        if len(heard) > 1:
+            heard = [(here, output) for here, output in heard if bool(here)]
+        if not heard:
             raise RuntimeError("the loss made no pass at x + delta, or its first layer is never called")
-        return self._output
+        return heard[-1][1]
 
     def stop(self) -> None:
         """Ends the listening."""

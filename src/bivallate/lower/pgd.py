@@ -143,9 +143,9 @@ class PGD(Solver):
         rough = self._signs(problem) and getattr(problem.forward.model, "autocast_dtype", None) is not None
         if not rough:
             value = fosc(form, problem.threat, grad.detach(), problem.x, delta).mean()
-            problem.log["fosc" if form == "ball" else "fosc_in_box"] = float(value)
+            problem.log["fosc" if form == "ball" else "fosc_in_box"] = value
         if not isinstance(self.stop, Never):
-            problem.log["steps"] = float(taken.float().mean())
+            problem.log["steps"] = taken.float().mean()
 
     def solve(self, problem: LowerProblem) -> Solution:
         """Solution of the lower problem; see the class."""
@@ -170,9 +170,8 @@ class PGD(Solver):
             kappa += moving & (logits.argmax(1) == problem.y)
             step = self.step_size * direction(grad)
             if self.jitter:
-                noise = replace(problem.noise, index=problem.noise.index[moving])
-                shape = tuple(problem.x.shape[1:])
-                step[moving] += self.jitter * noise.normal(f"jitter/{k}", shape, step.dtype)
+                noise = problem.noise.normal(f"jitter/{k}", tuple(problem.x.shape[1:]), step.dtype)
+                step = torch.where(per_example(moving, step), step + self.jitter * noise, step)
             before, stepped = delta, problem.project(delta + step)
             delta = stepped if patient else torch.where(per_example(moving, delta), stepped, delta)
         if seen is not None and grad is not None:

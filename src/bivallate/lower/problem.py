@@ -56,8 +56,11 @@ class LowerProblem:
             coupling may make that pass for it.
         regularised: whether regularisers of the anchor have a say. Not on a second data stream, nor where the
             anchor has no weight.
+        parallel: whether the loss's gradient at the logits is known to be, row by row, a multiple of the
+            objective's.
         coupled: whether the gradient of the loss by x_adv goes on to theta; see `adversarial`.
-        log: numbers that parts report about themselves, for the run's record.
+        log: numbers that parts report about themselves, for the run's record; tensors of one number are read
+            with the others, so that no part waits for the device.
         said: (B, K) what the upper level's pass said of the attacked points, without graph, once it is made;
             a solver's `feedback` may read it.
         class_score: (K,) a number for each class that the solver has gathered, or None.
@@ -80,8 +83,8 @@ class LowerProblem:
         self.objective, self.threat = objective, threat
         self.clock = clock = clock or Clock()
         self.noise = noise or Noise(clock.seed, batch.index, clock.epoch, clock.replay)
-        self.coupled = False
-        self.log: dict[str, float] = {}
+        self.coupled = self.parallel = False
+        self.log: dict[str, float | Tensor] = {}
         self.said: Tensor | None = None
         self.class_score: Tensor | None = None
         self._clean: Tensor | None = None

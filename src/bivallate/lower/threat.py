@@ -163,7 +163,12 @@ class L2:
         return torch.where(ratio > 0, ratio, 1).sqrt() * (ratio > 0)  # no infinite slope at eps = 0
 
     def _scale(self, v: Tensor, lo: Tensor, up: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+        """t, and the coordinates that are at their bounds there."""
         bound = torch.where(v > 0, up, lo)
+        if v.device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
+            saturated = self._sorted_out(v, bound, limit)  # the host need not wait; CUDA's sums may vary
+            t = self._radius(v, bound, saturated).clamp(max=limit)
+            return t, saturated | ((per_example(t, v) * v).abs() > bound.abs())
         saturated = torch.zeros_like(v, dtype=torch.bool)
         while True:
             t = self._radius(v, bound, saturated).clamp(max=limit)
@@ -171,6 +176,20 @@ class L2:
             if not bool((more & ~saturated).any()):
                 return t, saturated
             saturated |= more
+
+    def _sorted_out(self, v: Tensor, bound: Tensor, limit: float) -> Tensor:
+        """The saturated coordinates in closed form: those that reach their bound while the norm is below eps.
+
+        With the coordinates in the order of the t at which they reach it, the norm at each such t is that of
+        the bounds before and of t v from there on.
+        """
+        size, most = v.abs().flatten(1), bound.abs().flatten(1)
+        reached, order = (most / size).nan_to_num(nan=math.inf, posinf=math.inf).sort(dim=1)
+        before = most.square().gather(1, order)
+        before = before.cumsum(1) - before
+        rest = size.square().gather(1, order).flip(1).cumsum(1).flip(1)
+        full = (before + reached.square() * rest < self.eps**2) & (reached < limit)
+        return torch.zeros_like(full).scatter(1, order, full).view_as(v)
 
     def interior(self, delta: Tensor, x: Tensor) -> Tensor:
         """Coordinates strictly inside the box, of examples strictly inside the ball."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Average:
@@ -25,7 +26,10 @@ class Average:
         """Takes in the parameters as they are now."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        for own, other in zip(self.model.parameters(), model.parameters(), strict=True):
-            own.lerp_(other, 1 - decay)
-        for own, other in zip(self.model.buffers(), model.buffers(), strict=True):
-            own.copy_(other)
+        mine: list[Tensor] = list(self.model.parameters())
+        lists: Any = torch  # its operations on lists of tensors, one kernel for many, are not among the stubs
+        lists._foreach_lerp_(mine, list(model.parameters()), 1 - decay)
+        pairs = list(zip(self.model.buffers(), model.buffers(), strict=True))
+        for dtype in {own.dtype for own, _ in pairs}:
+            alike = [pair for pair in pairs if pair[0].dtype == dtype]
+            lists._foreach_copy_([own for own, _ in alike], [value for _, value in alike])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bivallate.errors import check_range
-from bivallate.lower.objective import kl
+from bivallate.lower.objective import CrossEntropy, kl
 from bivallate.lower.problem import LowerProblem
 from bivallate.parts import part
 from bivallate.roles import Role
@@ -26,6 +26,11 @@ class Loss(Role, ABC):
     """
 
     reuses_forward: ClassVar[bool] = False
+
+    def follows(self, objective: object) -> bool:
+        """Whether it is known that the gradient of `robust` at the logits is, row by row, a multiple of the
+        attacker's objective's."""
+        return False
 
     @abstractmethod
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms: ...
@@ -44,6 +49,10 @@ class Adversarial(Loss):
 
     def __post_init__(self) -> None:
         check_range("label smoothing", self.smoothing, 0, 1)
+
+    def follows(self, objective: object) -> bool:
+        """Without smoothing it is the cross-entropy itself."""
+        return self.smoothing == 0 and isinstance(objective, CrossEntropy)
 
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
         logits, y = problem.logits_at_solution(x_adv), problem.y

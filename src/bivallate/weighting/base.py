@@ -60,8 +60,8 @@ class Weighting(Role, ABC):
         weights w."""
         return
 
-    def log(self) -> dict[str, float]:
-        """Numbers for the run's record."""
+    def log(self) -> dict[str, float | Tensor]:
+        """Numbers for the run's record; tensors of one number are read with the others, in one transfer."""
         return {}
 
 
@@ -145,6 +145,6 @@ class BoundAfter(Weighting, nn.Module):
         if self.spec.over(evidence.clock):
             self.rule.fit(evidence, lookahead)
 
-    def log(self) -> dict[str, float]:
+    def log(self) -> dict[str, float | Tensor]:
         """The rule's numbers."""
         return self.rule.log()

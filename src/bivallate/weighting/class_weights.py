@@ -155,10 +155,10 @@ class BoundClassNoRegret(Weighting, nn.Module):
         q = len(self.sums) * (self.rule.rate * self.history).softmax(0)
         return (q[evidence.y] + q[-1]).to(evidence.loss.dtype)
 
-    def log(self) -> dict[str, float]:
+    def log(self) -> dict[str, float | Tensor]:
         """The largest weight a class has."""
         q = len(self.sums) * (self.rule.rate * self.history).softmax(0)
-        return {"class_weight_max": float(q[:-1].max() + q[-1])}
+        return {"class_weight_max": q[:-1].max() + q[-1]}
 
 
 @part
@@ -219,9 +219,9 @@ class BoundClassBandit(Weighting, nn.Module):
         """K p_y."""
         return (len(self.shares) * self.shares[evidence.y]).to(evidence.loss.dtype)
 
-    def log(self) -> dict[str, float]:
+    def log(self) -> dict[str, float | Tensor]:
         """The largest weight a class has."""
-        return {"class_weight_max": float(len(self.shares) * self.shares.max())}
+        return {"class_weight_max": len(self.shares) * self.shares.max()}
 
 
 @part

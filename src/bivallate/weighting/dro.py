@@ -83,6 +83,7 @@ class BoundKLDRO(Weighting, nn.Module):
         dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self.register_buffer("log_u", torch.zeros((), dtype=dtype, device=device))
         self.register_buffer("r", torch.full((), math.nan, dtype=dtype, device=device))
+        self.temperature: float | None = None  # r, for which the device is not asked
 
     @torch.no_grad()
     def update(self, evidence: Evidence) -> None:
@@ -91,13 +92,14 @@ class BoundKLDRO(Weighting, nn.Module):
         r = self.rule.temperature_at(evidence.clock)
         now = collective.log_mean_exp(self._scaled(evidence))
         rate = self.rule.rate
-        same = torch.equal(self.r, torch.full_like(self.r, r))  # in the buffer's own precision
-        if not same or rate == 1:
-            moved = now
-        else:
-            moved = torch.logaddexp(self.log_u + math.log1p(-rate), now + math.log(rate))
+        moved = now
+        if rate < 1:
+            same = self.r == torch.full_like(self.r, r)  # in the buffer's own precision; not while it is NaN
+            added = torch.logaddexp(self.log_u + math.log1p(-rate), now + math.log(rate))
+            moved = torch.where(same, added, now)
         self.log_u.copy_(torch.minimum(moved, now + math.log(self.rule.guard)))
         self.r.fill_(r)
+        self.temperature = r
 
     def weigh(self, evidence: Evidence) -> Tensor:
         """exp(loss / r - log u)."""
@@ -107,6 +109,6 @@ class BoundKLDRO(Weighting, nn.Module):
         loss = evidence.loss.to(self.log_u.dtype).clamp(max=self.rule.cap)
         return loss / self.rule.temperature_at(evidence.clock)
 
-    def log(self) -> dict[str, float]:
+    def log(self) -> dict[str, float | Tensor]:
         """The temperature, once there is one."""
-        return {} if math.isnan(self.r) else {"temperature": float(self.r)}
+        return {} if self.temperature is None else {"temperature": self.temperature}

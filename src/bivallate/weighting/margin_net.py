@@ -137,7 +137,21 @@ class BoundMarginNet(Weighting, nn.Module):
         self.layers = len(widths) - 1
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=facts.device))
         self.register_buffer("drawn", torch.zeros((), dtype=torch.bool, device=facts.device))
-        self.meta_loss = self.meta_gradient = math.nan
+        self.told: dict[str, float | Tensor] = {}
+        self._known: int | None = None  # the updates, once the host has read them
+        self.register_load_state_dict_post_hook(_forget)
+
+    def _begin(self, seed: int) -> None:
+        """Draws a network that was never used. The device is asked once."""
+        if self._known is None and not bool(self.drawn):
+            self.draw(seed)
+        self._count()
+
+    def _count(self) -> int:
+        """Updates so far."""
+        if self._known is None:
+            self._known = int(self.updates)
+        return self._known
 
     @torch.no_grad()
     def draw(self, seed: int) -> None:
@@ -161,8 +175,7 @@ class BoundMarginNet(Weighting, nn.Module):
 
     def fit(self, evidence: Evidence, lookahead: Virtual) -> None:
         """One step on the loss of the second stream after a virtual step with the present weights."""
-        if not bool(self.drawn):
-            self.draw(evidence.clock.seed)
+        self._begin(evidence.clock.seed)
         with torch.enable_grad():
             omega = self.omega(self._features(evidence))
             mean = collective.mean(omega).requires_grad_() if collective.together() else omega.mean()
@@ -171,8 +184,8 @@ class BoundMarginNet(Weighting, nn.Module):
             loss = lookahead(at, second_order=self.rule.second_order)
             (slope,) = torch.autograd.grad(loss, at)
             grads = self._gradient(omega, mean, weights, slope)
-        self.meta_loss = float(loss.detach())
         self._step(grads)
+        self.told = {"meta_loss": loss.detach(), "meta_gradient": nn.utils.get_total_norm(grads)}
 
     def _gradient(self, omega: Tensor, mean: Tensor, weights: Tensor, slope: Tensor) -> list[Tensor]:
         """d sum_i slope_i weights_i / d mu over all ranks, in one collective.
@@ -194,27 +207,29 @@ class BoundMarginNet(Weighting, nn.Module):
 
     @torch.no_grad()
     def _step(self, grads: list[Tensor]) -> None:
-        self.meta_gradient = float(nn.utils.get_total_norm(grads))
+        optimizer, step = self.rule.optimizer, self._count() + 1
         self.updates += 1
-        optimizer, step = self.rule.optimizer, int(self.updates)
+        self._known = step
         for (name, p), g in zip(self.named_parameters(), grads, strict=True):
             optimizer(p, g, step, *(self.get_buffer(f"{name}_{moment}") for moment in optimizer.moments))
 
     def weigh(self, evidence: Evidence) -> Tensor:
         """omega / mean omega with the present network."""
-        if not bool(self.drawn):
-            self.draw(evidence.clock.seed)
+        self._begin(evidence.clock.seed)
         omega = self.omega(self._features(evidence))
         return (omega / collective.mean(omega)).to(evidence.loss.dtype)
 
     def _features(self, evidence: Evidence) -> Tensor:
         return self.rule.features(evidence).to(self.get_parameter("weight0").dtype)
 
-    def log(self) -> dict[str, float]:
+    def log(self) -> dict[str, float | Tensor]:
         """The loss on the second stream after the virtual step, and the norm of its gradient in mu."""
-        if math.isnan(self.meta_loss):
-            return {}
-        return {"meta_loss": self.meta_loss, "meta_gradient": self.meta_gradient}
+        return self.told
+
+
+def _forget(net: Any, keys: object) -> None:
+    """What the host has known of a network before other values were loaded into it."""
+    net._known = None
 
 
 @part
@@ -275,6 +290,6 @@ class BoundCorrelation(Weighting):
         mean = collective.mean(self.helpful)
         return torch.where(mean > 0, self.helpful / torch.where(mean > 0, mean, 1), 1)
 
-    def log(self) -> dict[str, float]:
+    def log(self) -> dict[str, float | Tensor]:
         """The fraction of examples that help."""
-        return {} if self.helpful is None else {"helpful": float((self.helpful > 0).float().mean())}
+        return {} if self.helpful is None else {"helpful": (self.helpful > 0).float().mean()}

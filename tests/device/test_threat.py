@@ -1,0 +1,47 @@
+"""The L2 projection, found on a device in closed form so that the host need not wait, is the iteration's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import bivallate as bv
+
+CASES = {  # eps, size of the perturbation
+    "inside": (3.0, 0.05),
+    "ball": (0.5, 0.3),
+    "ball and box": (2.0, 1.0),
+    "far": (2.0, 100.0),
+    "none": (0.0, 1.0),
+}
+
+
+def projected(device: str, eps: float, size: float) -> list[np.ndarray]:
+    """Projection, its derivative and the support; some perturbations and some bounds are zero."""
+    generator = torch.Generator().manual_seed(0)
+    x = (
+        torch.rand(6, 1, 5, 5, generator=generator, dtype=torch.float64)
+        .mul_(3)
+        .sub_(1)
+        .clamp_(0, 1)
+        .to(device)
+    )
+    v = size * torch.randn(6, 1, 5, 5, generator=generator, dtype=torch.float64)
+    v[0] = 0
+    v[1, :, :2] = 0
+    grad = torch.randn(6, 1, 5, 5, generator=generator, dtype=torch.float64).to(device)
+    ball, v = bv.L2(eps), v.to(device).requires_grad_()
+    found = ball.retract(v, x)
+    (slope,) = torch.autograd.grad((found * grad).sum(), v)
+    assert bool(((x + found >= 0) & (x + found <= 1)).all())
+    values = ball.project(v.detach(), x), slope, ball.support(grad, x, found.detach())
+    return [value.detach().cpu().numpy() for value in values]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_closed_form_is_the_iteration(card, case: str) -> None:
+    there, here = card(projected, "cuda", *CASES[case]), projected("cpu", *CASES[case])
+    for a, b in zip(there, here, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
+    assert case != "ball and box" or (np.abs(here[0]) < 1e-12).any()

@@ -1,0 +1,71 @@
+"""Steps of a method on a tiny network, on whatever device: what the tests ask the stand-in for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import bivallate as bv
+from bivallate.method import facts_for
+from bivallate.methods.entries import create, registry
+from bivallate.step import train_step
+from bivallate.types import Batch, Clock, StepRecord
+
+ROWS = 8
+
+
+class Trial:
+    """A method on a tiny network with BatchNorm, in float64, on random images."""
+
+    def __init__(self, name: str, device: str, dtype: torch.dtype = torch.float64, **parameters: Any) -> None:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.rand(ROWS, 1, 8, 8, generator=generator, dtype=dtype).to(device)
+        y, index = (torch.arange(ROWS) % 3).to(device), torch.arange(ROWS).to(device)
+        self.batch = Batch(x, y, index, meta=Batch(x[:4], y[:4], index[:4]))
+        made = bv.models.create("small-cnn", num_classes=3, shape=(1, 8, 8), seed=0, width=0.0625)
+        self.model = made.to(device, dtype).train()
+        plain = name.removesuffix("-l2")
+        known = registry()[plain].parameters
+        few = {name: 2 for name in ("steps", "replays", "m") if (known.get(name) or 0) > 2}
+        ball = bv.Linf(0.1) if plain == name else bv.L2(0.5)
+        self.method = create(plain, ball, **{**few, **parameters}).bind(facts_for(self.model, x, 3))
+        self.optimizer = torch.optim.SGD(self.model.parameters(), 0.05, momentum=0.9)
+        self.steps = 0
+
+    def step(self) -> StepRecord:
+        """All replays of the minibatch, late in training, when every weighting has begun."""
+        record = None
+        for replay in range(self.method.replays):
+            clock = Clock(epoch=3, epochs=4, step=self.steps, steps=10, replay=replay)
+            record = train_step(self.model, self.optimizer, self.method, self.batch, clock)
+        assert record is not None
+        self.steps += 1
+        return record
+
+    def parameters(self) -> list[Tensor]:
+        """Of the network, on the processor."""
+        return [p.detach().cpu() for p in self.model.parameters()]
+
+
+def stepped(name: str, device: str) -> tuple[list[Any], StepRecord]:
+    """Parameters after two steps, as arrays, and the record of the second."""
+    trial = Trial(name, device)
+    trial.step()
+    record = trial.step()
+    return [p.numpy() for p in trial.parameters()], record
+
+
+def counted(name: str, parameters: dict[str, Any]) -> tuple[dict[str, int], int, int]:
+    """What one step on the stand-in waits for, by place; how many kernels it launches; how many replays."""
+    from tests.device import standin
+
+    trial = Trial(name, "cuda", torch.float32, **parameters)
+    trial.step()
+    for counter in vars(standin.log).values():
+        counter.clear()
+    trial.step()
+    waits: Counter[str] = standin.log.syncs
+    return dict(waits), sum(standin.log.ops.values()), trial.method.replays
