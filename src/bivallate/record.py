@@ -44,7 +44,8 @@ class Unread:
         """The record, and the values of tensors of one number, in one transfer."""
         logged = {name: value for name, value in self.logged.items() if isinstance(value, Tensor)}
         found = read([self.sums, self.rows, self.relative, self.margin, *logged.values(), *besides])
-        (loss, correct, mean, effective), rows, relative, margin, *rest = [value.tolist() for value in found]
+        sums, rows, relative, margin = (value.tolist() for value in found[:4])
+        (loss, correct, mean, effective), rest = sums, [float(value) for value in found[4:]]
         record = StepRecord(
             loss=loss,
             correct=int(correct),
@@ -73,7 +74,7 @@ def settled(model: nn.Module, loss: Tensor, unread: Unread, clock: Clock, tell: 
     """
     if not collective.together():
         record, seen = unread.read(_norm(model), loss)
-        _check_finite(*seen, clock)
+        _check_finite(seen[0], seen[1], clock)
         return replace(record, told=tuple(tell(record)))
     record, _ = unread.read()
     told = loss.new_tensor(tell(record))
