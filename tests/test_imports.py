@@ -14,7 +14,7 @@ ROOT = Path(bivallate.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 LAYERS = [
-    {"errors", "quoting", "reading", "version"},
+    {"errors", "fetching", "quoting", "version"},
     {"opening"},
     {"schema"},
     {"plugins", "processes"},

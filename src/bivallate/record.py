@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from bivallate import collective
 from bivallate.errors import UserError
+from bivallate.fetching import fetched
 from bivallate.lower.problem import LowerProblem
 from bivallate.method import BoundMethod
-from bivallate.reading import read
 from bivallate.types import Clock, Passes, StepRecord, Terms, probability_margin
 
 Tell = Callable[[StepRecord], Sequence[float]]
@@ -43,7 +43,7 @@ class Unread:
     def read(self, *besides: Tensor) -> tuple[StepRecord, list[float]]:
         """The record, and the values of tensors of one number, in one transfer."""
         logged = {name: value for name, value in self.logged.items() if isinstance(value, Tensor)}
-        found = read([self.sums, self.rows, self.relative, self.margin, *logged.values(), *besides])
+        found = fetched([self.sums, self.rows, self.relative, self.margin, *logged.values(), *besides])
         sums, rows, relative, margin = (value.tolist() for value in found[:4])
         (loss, correct, mean, effective), rest = sums, [float(value) for value in found[4:]]
         record = StepRecord(
@@ -79,7 +79,7 @@ def settled(model: nn.Module, loss: Tensor, unread: Unread, clock: Clock, tell: 
     record, _ = unread.read()
     told = loss.new_tensor(tell(record))
     along = collective.sum_gradients(model.parameters(), torch.stack([loss, *told]))
-    norm, value, *words = read([torch.cat([_norm(model).to(along)[None], along])])[0].tolist()
+    norm, value, *words = fetched([torch.cat([_norm(model).to(along)[None], along])])[0].tolist()
     _check_finite(norm, value, clock)
     return replace(record, told=tuple(words))
 

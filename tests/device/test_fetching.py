@@ -1,8 +1,8 @@
-"""Numbers are read together, bit for bit."""
+"""Numbers are fetched together, bit for bit."""
 
 import torch
 
-from bivallate.reading import read
+from bivallate.fetching import fetched
 
 
 def values(device: str) -> list[torch.Tensor]:
@@ -19,7 +19,7 @@ def values(device: str) -> list[torch.Tensor]:
 
 def there() -> list[bytes]:
     torch.manual_seed(0)
-    return [value.numpy().tobytes() + str(value.shape).encode() for value in read(values("cuda"))]
+    return [value.numpy().tobytes() + str(value.shape).encode() for value in fetched(values("cuda"))]
 
 
 def test_they_come_back_bit_for_bit(card) -> None:
@@ -31,6 +31,6 @@ def test_what_is_on_the_processor_stays_there() -> None:
     kept = values("cpu")
     assert all(
         a is not b and torch.equal(a.nan_to_num(), b.nan_to_num())
-        for a, b in zip(kept, read(kept), strict=True)
+        for a, b in zip(kept, fetched(kept), strict=True)
     )
-    assert not read([torch.ones(1, requires_grad=True)])[0].requires_grad
+    assert not fetched([torch.ones(1, requires_grad=True)])[0].requires_grad

@@ -1,4 +1,4 @@
-"""Numbers that a device has computed, read together: the host waits for it once, not once for each."""
+"""Numbers that a device has computed, fetched together: the host waits for it once, not once for each."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["read"]
+__all__ = ["fetched"]
 
 
-def read(values: Sequence[Tensor]) -> list[Tensor]:
+def fetched(values: Sequence[Tensor]) -> list[Tensor]:
     """Copies of tensors on the processor, without graph and bit for bit, in one transfer.
 
     Args:
         values: of 32 or 64 bits a number, on one device or on the processor.
 
     Example:
-        >>> [list(t) for t in map(Tensor.tolist, read([torch.tensor([7]), torch.tensor([0.5, 0.25])]))]
+        >>> [list(t) for t in map(Tensor.tolist, fetched([torch.tensor([7]), torch.tensor([0.5, 0.25])]))]
         [[7], [0.5, 0.25]]
     """
     away = [value for value in values if value.device.type != "cpu"]
