@@ -38,10 +38,8 @@ def test_every_record_is_shown() -> None:
     assert sum(n for name, n in found.items() if name.startswith("T-")) + left == tables
     assert found["catalogue"] == 2 * files["catalogue"]  # best and last weights
     assert (found["defaults"], found["bastion"]) == (files["defaults"], files["bastion"])
-    comparisons = {
-        "autoattack",
-        "bfloat16",
-    }  # of implementations and of number formats, on pages of their own
+    # of implementations, of number formats, of a card with a processor: on pages of their own
+    comparisons = {"autoattack", "bfloat16", "device.json"}
     assert set(files) - set(found) == comparisons, "benchmarks/records.py must read this folder too"
     assert all(0 <= r.low <= r.robust <= r.high <= 1 and r.robust <= r.clean for r in rows)
 
