@@ -25,9 +25,11 @@ class Witnessed(LowerProblem):
         self.points: list[Tensor] = []
         self.arrived: list[Tensor] = []
 
-    def graph(self, delta: Tensor, *, create_graph: bool = True, signs: bool = False) -> Graph:
+    def graph(
+        self, delta: Tensor, *, create_graph: bool = True, signs: bool = False, keep: bool = False
+    ) -> Graph:
         """As the lower problem's own."""
-        graph = super().graph(delta, create_graph=create_graph, signs=signs)
+        graph = super().graph(delta, create_graph=create_graph, signs=signs, keep=keep)
         trainable = any(p.requires_grad for p in self.forward.module.parameters())
         if create_graph and trainable and graph.grad.requires_grad:  # products with the Hessian run frozen
             k = len(self.points)

@@ -79,6 +79,16 @@ class Linear(Schedule):
         return self.start + done * (self.end - self.start)
 
 
+@part
+class Ramp(Schedule):
+    """end (epoch + 1) / epochs: from a part of `end` in the first epoch to all of it in the last."""
+
+    end: float
+
+    def __call__(self, clock: Clock) -> float:
+        return self.end * (clock.epoch + 1) / clock.epochs
+
+
 def at(value: float | Schedule, clock: Clock) -> float:
     """A number as it is, or a schedule's value now."""
     return value if isinstance(value, int | float) else value(clock)

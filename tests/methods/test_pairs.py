@@ -26,6 +26,7 @@ from bivallate.upper.awp import AWP
 from bivallate.upper.class_losses import Reweighed
 from bivallate.upper.loss import Adversarial, Mart, Trades
 from bivallate.upper.regulariser import GradAlign
+from bivallate.upper.smooth import Guided, LocallyLinear, NoisyLabels
 from bivallate.weighting.base import After, Equal, Weighting
 from bivallate.weighting.class_weights import ClassBandit, ClassDRO, ClassNoRegret
 from bivallate.weighting.margin_net import Correlation, MarginNet
@@ -63,11 +64,20 @@ LOSSES: list[Any] = [
     AWP(GradAlign(Trades(), 0.2)),
 ]
 # losses that are one host or one term more: a rule, a memory and a network that learns say enough of them
-WRAPPED: list[Any] = [Reweighed(Trades()), Reweighed(Trades(), "anchor")]
+WRAPPED: list[Any] = [
+    Reweighed(Trades()),
+    Reweighed(Trades(), "anchor"),
+    Guided(3.0),
+    Guided(3.0, "nuclear"),
+    NoisyLabels(),
+    LocallyLinear(Adversarial(), 10.0),
+]
 FEW = [w for w in WEIGHTINGS if isinstance(w, KLDRO | MAIL | MarginNet)]
 PAIRS = [*itertools.product(WEIGHTINGS, LOSSES), *itertools.product(FEW, WRAPPED)]
 # these ask for the memory of one solver, and are refused with all others (tests/methods/test_fair.py)
 OF_ONE_SOLVER = {"ClassScored", "ClassTrades"}
+# these ask for a solver that tells where it began (tests/methods/test_smooth_steps.py)
+OF_SOME_SOLVERS = {"Abnormal", "Consistent"}
 SOLVERS: list[Any] = [
     PGD(1, EPS / 2, uniform),
     PGD(1, EPS / 2, gaussian, adam),
@@ -99,7 +109,9 @@ def solvers() -> dict[str, type]:
 def test_the_tables_are_complete() -> None:
     weightings = {n for n, c in kinds("weighting").items() if issubclass(c, Weighting)}
     assert {type(w).__name__ for w in WEIGHTINGS} == weightings - OF_ONE_SOLVER
-    assert {type(loss).__name__ for loss in (*LOSSES, *WRAPPED)} == set(kinds("upper")) - OF_ONE_SOLVER
+    assert {type(loss).__name__ for loss in (*LOSSES, *WRAPPED)} == (
+        set(kinds("upper")) - OF_ONE_SOLVER - OF_SOME_SOLVERS
+    )
     stateless = {type(s).__name__ for s in SOLVERS}
     assert all(not isinstance(s.bind(FACTS), nn.Module) for s in SOLVERS)
     assert stateless <= set(solvers())

@@ -48,6 +48,10 @@ class PerExample(Remembering):
         if self.reset is not None and self.reset < 1:
             raise UserError(f"reset must be at least 1 epoch, or none for never, got {self.reset!r}")
 
+    def keeps_start(self) -> bool:
+        """As the inner solver."""
+        return self.inner.keeps_start()
+
     def can_be_finer(self) -> bool:
         """As the inner solver."""
         return self.inner.can_be_finer()

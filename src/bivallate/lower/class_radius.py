@@ -139,6 +139,10 @@ class ClassRadius(Remembering):
         super().check(method)
         self.inner.check(method)
 
+    def keeps_start(self) -> bool:
+        """As the inner solver."""
+        return self.inner.keeps_start()
+
     def can_be_finer(self) -> bool:
         """As the inner solver."""
         return self.inner.can_be_finer()

@@ -24,7 +24,7 @@ from bivallate.types import Clock, Facts, Solution
 
 
 @part
-class Levels:
+class Levels(Schedule):
     """k(t) = min(K, floor(t (K + 1) / T')): every strength from 0 to K for equally many epochs.
 
     Attributes:

@@ -118,6 +118,10 @@ class PGD(Solver):
         """`steps`, fewer only where a stop ends them."""
         return self.steps
 
+    def keeps_start(self) -> bool:
+        """Where it makes a step."""
+        return self.steps > 0
+
     def can_be_finer(self) -> bool:
         """Its steps are its own."""
         return True
@@ -160,6 +164,8 @@ class PGD(Solver):
             near = k == 0 and isinstance(self.start, Zero | Gaussian)  # a divergence has no slope there
             logits, grad = active.ascent(delta, signs=self._signs(problem) and not near)
             seen = delta
+            if k == 0:
+                problem.begin(delta, logits)
             if k == 0 and isinstance(self.start, Zero):  # a loss may use this gradient again
                 problem.began_at_zero(grad)
             spent += moving
@@ -219,6 +225,10 @@ class Wider(Solver):
     def check(self, method: Composition) -> None:
         """What the inner solver asks of a method."""
         self.inner.check(method)
+
+    def keeps_start(self) -> bool:
+        """As the inner solver."""
+        return self.inner.keeps_start()
 
     def can_be_finer(self) -> bool:
         """As the inner solver."""

@@ -44,6 +44,18 @@ class Graph:
     grad: Tensor  # (B, C, H, W) d objective / d point, with graph in theta and point
 
 
+@dataclass(frozen=True)
+class Begun:
+    """Where an attack took its first gradient, and what the network said there.
+
+    Attributes:
+        delta: (B, C, H, W). logits: (B, K), with graph in theta where the solver has kept that pass.
+    """
+
+    delta: Tensor
+    logits: Tensor
+
+
 class LowerProblem:
     """max over delta in C(x) of objective(theta, delta; x, y): one independent problem per example.
 
@@ -87,6 +99,7 @@ class LowerProblem:
         self.log: dict[str, float | Tensor] = {}
         self.said: Tensor | None = None
         self.class_score: Tensor | None = None
+        self._begun: list[Begun] = []  # the latest, shared with copies of another objective or threat
         self._clean: Tensor | None = None
         self._at_zero: tuple[Tensor, bool] | None = None
         self._at_solution: Tensor | None = None
@@ -115,6 +128,22 @@ class LowerProblem:
         grad, mode = self._at_zero or (None, training)
         return grad if mode == training else None
 
+    @property
+    def begun(self) -> Begun | None:
+        """Where the attack began, for losses that ask; None before, and of a solver that does not tell."""
+        return self._begun[0] if self._begun else None
+
+    def logits_at_start(self) -> Tensor:
+        """(B, K) with graph, where the attack began: the solver's own pass once, where it is kept, and else
+        one forward."""
+        begun = self._begun[0]
+        self._begun[:] = [Begun(begun.delta, begun.logits.detach())]
+        return begun.logits if begun.logits.requires_grad else self.logits(self.x + begun.delta)
+
+    def begin(self, delta: Tensor, logits: Tensor) -> None:
+        """Keeps where the attack begins."""
+        self._begun[:] = [Begun(delta, logits)]
+
     def project(self, delta: Tensor) -> Tensor:
         """The nearest point of C(x)."""
         return self.threat.project(delta, self.x)
@@ -130,18 +159,33 @@ class LowerProblem:
             graph = self.graph(delta, create_graph=False, signs=signs)
         return graph.logits.detach(), graph.grad
 
-    def graph(self, delta: Tensor, *, create_graph: bool = True, signs: bool = False) -> Graph:
-        """The same with the graph kept in theta and delta. Cost: one forward, one backward."""
+    def first_ascent(self, delta: Tensor) -> Tensor:
+        """d objective / d delta where an attack begins; the pass is kept with its graph in theta, so that the
+        loss may go back through it. Cost: one forward, one backward."""
+        graph = self.graph(delta, create_graph=False, keep=True)
+        self.begin(delta, graph.logits)
+        return graph.grad
+
+    def graph(
+        self, delta: Tensor, *, create_graph: bool = True, signs: bool = False, keep: bool = False
+    ) -> Graph:
+        """The same with the graph kept in theta and delta. Cost: one forward, one backward.
+
+        keep: without create_graph, the forward pass' graph stays.
+        """
         objective = self.objective
         with torch.enable_grad():
             point = delta.detach().requires_grad_()
             with ExitStack() as again:
-                if create_graph:
+                if create_graph or keep:
                     again.enter_context(own_statistics(self.forward.model))
+                if create_graph:
                     again.enter_context(twice_differentiable())
                 logits = self.forward(self.x + point, exact=not signs)
             total = objective(self, logits).sum()
-            (grad,) = torch.autograd.grad(total, point, create_graph=create_graph)
+            (grad,) = torch.autograd.grad(
+                total, point, create_graph=create_graph, retain_graph=create_graph or keep
+            )
         return Graph(point, logits, grad)
 
     def value(self, delta: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,6 +253,7 @@ class LowerProblem:
         threat = self.threat.select(rows) if isinstance(self.threat, Radii) else self.threat
         noise = replace(self.noise, index=self.noise.index[rows])
         other = self._copy(batch=batch, noise=noise, threat=threat)
+        other._begun = []
         other._clean = None if self._clean is None else self._clean[rows]
         return other
 
@@ -221,7 +266,9 @@ class LowerProblem:
 
     def at(self, parameters: dict[str, Tensor]) -> LowerProblem:
         """The same problem with some of the network's parameters and buffers replaced."""
-        return self._copy(model=self.forward.at(parameters))
+        other = self._copy(model=self.forward.at(parameters))
+        other._begun = [replace(begun, logits=begun.logits.detach()) for begun in self._begun]
+        return other
 
     def unregularised(self) -> LowerProblem:
         """The same problem, for a loss whose anchor has no weight."""
@@ -230,7 +277,7 @@ class LowerProblem:
     def of_second_stream(self, batch: Batch, noise: Noise) -> LowerProblem:
         """The same question about a minibatch of the second data stream, with draws and a log of its own."""
         other = self._copy(batch=batch, noise=noise, regularised=False)
-        other.coupled, other.log = False, {}
+        other.coupled, other.log, other._begun = False, {}, []
         return other
 
     def _copy(self, **changes: Any) -> LowerProblem:
@@ -245,4 +292,5 @@ class LowerProblem:
         }
         other = LowerProblem(**(given | changes))
         other.coupled, other.log, other.class_score = self.coupled, self.log, self.class_score
+        other._begun = self._begun
         return other

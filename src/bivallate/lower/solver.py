@@ -32,6 +32,10 @@ class Solver(Role, ABC):
         """Steps that every example may take; None where they are not one number."""
         return None
 
+    def keeps_start(self) -> bool:
+        """Whether it tells the problem where it took its first gradient (`LowerProblem.begin`)."""
+        return False
+
     def can_be_finer(self) -> bool:
         """Whether `stepped` may trade the length of steps for their number: no schedule sets it."""
         return False

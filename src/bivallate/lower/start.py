@@ -80,6 +80,23 @@ class Corner(Start):
 
 
 @part
+class Signs(Start):
+    """A random corner of a smaller or larger ball (the Bernoulli noise of GAT and NuAT).
+
+    Attributes:
+        radius: of that ball, in units of eps.
+    """
+
+    radius: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_range("radius", self.radius, 0)
+
+    def __call__(self, problem: LowerProblem) -> Tensor:
+        return self.radius * corner(problem)
+
+
+@part
 class Towards(Objective):
     """-KL(softmax(q + psi) || softmax(logits)): the nearer to perturbed logits q + psi, the higher.
 

@@ -8,11 +8,22 @@ from bivallate.methods.fair import cfa, cfol, dafa, faal, wat
 from bivallate.methods.fast import done_fast, fast_at, fast_bat
 from bivallate.methods.learned import bilaw, bilaw_trades, non_parametric
 from bivallate.methods.perturbed import at_awp, trades_awp
+from bivallate.methods.prior_guided import fgsm_pgi, liet, sora
 from bivallate.methods.reweighted import gair_fat, gairat, mail_at, mail_mart, mail_trades, mart, wmmr
-from bivallate.methods.single_step import backward_smoothing, fast_at_ga, fgsm_at, n_fgsm
+from bivallate.methods.single_step import (
+    aaer,
+    backward_smoothing,
+    elle,
+    fast_at_ga,
+    fgsm_at,
+    gat,
+    n_fgsm,
+    nuat,
+)
 from bivallate.methods.standard import at, plain, trades
 
 __all__ = [
+    "aaer",
     "at",
     "at_awp",
     "atta",
@@ -30,6 +41,7 @@ __all__ = [
     "done_gd",
     "done_pgd",
     "dynamic",
+    "elle",
     "faal",
     "fast_at",
     "fast_at_ga",
@@ -37,16 +49,21 @@ __all__ = [
     "fat",
     "fat_trades",
     "fgsm_at",
+    "fgsm_pgi",
     "free_at",
     "gair_fat",
     "gairat",
+    "gat",
+    "liet",
     "mail_at",
     "mail_mart",
     "mail_trades",
     "mart",
     "n_fgsm",
     "non_parametric",
+    "nuat",
     "plain",
+    "sora",
     "trades",
     "trades_awp",
     "wat",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from bivallate.lower.distances import DistanceName
+from bivallate.lower.guiding import Guiding
 from bivallate.lower.objective import kl_to_clean
 from bivallate.lower.pgd import PGD, Wider
-from bivallate.lower.start import BackwardSmoothing, Uniform, zero
+from bivallate.lower.start import BackwardSmoothing, Signs, Uniform, uniform, zero
 from bivallate.lower.threat import L2, Linf
 from bivallate.method import Method
 from bivallate.methods.entries import register
+from bivallate.schedule import Linear, Milestones, Schedule
 from bivallate.upper.loss import Trades, adversarial
 from bivallate.upper.regulariser import grad_align
+from bivallate.upper.smooth import Abnormal, Guided, LocallyLinear
 
 
 @register("fgsm-at", family="single step", paper="Goodfellow et al., ICLR 2015", cost="2F + 2B")
@@ -103,3 +107,118 @@ def backward_smoothing(
     start = BackwardSmoothing(gamma, step_size)
     solver = PGD(steps, step_size * threat.eps, start)
     return Method(threat, solver, objective=kl_to_clean, loss=Trades(beta))
+
+
+def _guided(threat: Linf | L2, weight: float | Schedule, distance: DistanceName, noise: float) -> Method:
+    """One step from a corner of the smaller ball, on the guided objective in every other minibatch."""
+    solver = PGD(1, threat.eps, Signs(noise))
+    return Method(threat, solver, objective=Guiding(weight, distance), loss=Guided(weight, distance))
+
+
+@register("gat", family="single step", paper="Sriramanan et al., NeurIPS 2020", cost="4F + 3B at most")
+def gat(threat: Linf | L2, *, weight: float = 10.0, last: float = 4.0, noise: float = 0.5) -> Method:
+    """GAT: one step that every other time also seeks to move the prediction, and a loss that holds it still.
+
+    Minimises mean CE(x) + weight mean ||p(x) - p(x')||^2. The attack is one step of eps from x plus a random
+    corner of the ball of noise times eps, on CE or on CE + weight ||p(x) - p||^2, by turns.
+
+    The clean cross-entropy is never trained at the attacked points themselves, so that robustness is as good
+    as the weight is large; late in training the weight grows.
+
+    Args:
+        threat: the set of perturbations.
+        weight: lambda, of 8/255 on CIFAR-10.
+        last: factor of the weight in the last 14 % of the epochs.
+        noise: of the start, in units of eps.
+
+    Cost: 4 forwards, 3 backwards in guided minibatches, and one forward fewer in the others (the outer
+    backward runs through two forwards).
+
+    Reference: Sriramanan et al. 2020, public code (GAT_cifar10.py).
+    Deviation: see `Guiding`.
+    """
+    grown = Milestones(values=(weight, last * weight), at=(0.86,))
+    return _guided(threat, grown, "softmax", noise)
+
+
+@register("nuat", family="single step", paper="Sriramanan et al., NeurIPS 2021", cost="4F + 3B at most")
+def nuat(threat: Linf | L2, *, weight: float = 4.5, until: float = 0.9, noise: float = 0.5) -> Method:
+    """NuAT: as `gat`, with the nuclear norm of the whole minibatch's change of logits.
+
+    Minimises mean CE(x) + weight ||F(X) - F(X')||_* / B, F the matrix of logits; the weight grows from 0.
+
+    With small minibatches, or more classes than rows, the norm is of low rank and says less. It is the sum of
+    the singular values of one matrix, so that results depend on the batch size.
+
+    Args:
+        threat: the set of perturbations.
+        weight: lambda at the end, of ResNet-18 on CIFAR-10 at 8/255.
+        until: fraction of the epochs at which it is reached.
+        noise: of the start, in units of eps.
+
+    Cost: 4 forwards, 3 backwards in guided minibatches, and one forward fewer in the others (the outer
+    backward runs through two forwards); a singular value decomposition of B x K numbers.
+
+    Reference: Sriramanan et al. 2021, public code (NuAT_cifar10.py).
+    Deviation: see `Guiding`; on several processes each one's rows have a norm of their own.
+    """
+    return _guided(threat, Linear(0.0, weight, until), "nuclear", noise)
+
+
+@register("elle", family="single step", paper="Abad Rocamora et al., ICLR 2024", cost="5F + 5B")
+def elle(threat: Linf | L2, *, coefficient: float | None = None, step_size: float = 1.0) -> Method:
+    """ELLE: FGSM from the clean image, and a penalty where the loss is not linear between points of the ball.
+
+    Minimises FGSM-AT + coefficient mean (l(x_c) - (1 - a) l(x_a) - a l(x_b))^2, see `LocallyLinear`.
+
+    Without the double backward of GradAlign. In others' hands the penalty does not always hold: under
+    AutoAttack it stays far behind in a public comparison, so watch it with the sentinel.
+
+    Args:
+        threat: the set of perturbations.
+        coefficient: of the penalty; None follows the public code's values of eps (1000 at 8/255).
+        step_size: in units of eps.
+
+    Cost: 5 forwards, 5 backwards.
+
+    Reference: Abad Rocamora et al. 2024; public code (core/utils/train.py, scripts).
+    Deviation: the public code leaves [0, 1] and calls its optimiser twice a minibatch; neither is copied. Its
+    variant whose coefficient is on where the penalty jumps (ELLE-A) is left out.
+    """
+    solver = PGD(1, step_size * threat.eps, zero)
+    return Method(threat, solver, loss=LocallyLinear(adversarial, coefficient), attack_mode="train")
+
+
+@register("aaer", family="single step", paper="Lin et al., NeurIPS 2023", cost="2F + 2B")
+def aaer(
+    threat: Linf | L2,
+    *,
+    noise: float = 2.0,
+    step_size: float = 1.0,
+    loss_weight: float = 1.5,
+    variation_weight: float = 0.15,
+) -> Method:
+    """AAER: N-FGSM whose loss keeps examples from falling in loss under attack, a first sign of collapse.
+
+    Minimises CE(x') + the terms of the abnormal examples, see `Abnormal`. noise=1 is its other form, on
+    Fast-AT (`step_size=1.25, loss_weight=2.5, variation_weight=1.5`), whose steps stay in the ball.
+
+    The published weights differ from radius to radius, and from set to set: the defaults are CIFAR-10's at
+    8/255 (8.5 and 1.5 at 16/255).
+
+    Args:
+        threat: the set of perturbations.
+        noise: half-width of the start in units of eps; above 1 nothing is projected on the ball.
+        step_size: in units of eps.
+        loss_weight: lambda_1 lambda_2.
+        variation_weight: lambda_1 lambda_3.
+
+    Cost: 2 forwards, 2 backwards.
+
+    Reference: Lin et al. 2023, section 3; weights of the public code's README.
+    Deviation: none known; as in the public code the term of the loss is constant (`loss.constant`).
+    """
+    loss = Abnormal(adversarial, loss_weight, variation_weight)
+    inner = PGD(1, step_size * threat.eps, Uniform(noise) if noise != 1 else uniform)
+    solver = Wider(inner, noise + step_size) if noise > 1 else inner
+    return Method(threat, solver, loss=loss, attack_mode="train")

@@ -1,0 +1,56 @@
+"""How far two predictions lie apart, one value an example: what guides an attack or smooths a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bivallate.errors import unknown
+
+__all__ = ["DISTANCES", "DistanceName", "check_distance", "jensen_shannon", "nuclear"]
+
+DistanceName = Literal["logits", "softmax", "nuclear", "jensen-shannon"]
+
+
+def logit_gap(a: Tensor, b: Tensor) -> Tensor:
+    """(B,) mean over the classes of the squared difference of logits (B, K)."""
+    return (a - b).square().mean(1)
+
+
+def softmax_gap(a: Tensor, b: Tensor) -> Tensor:
+    """(B,) squared Euclidean distance of the predictions."""
+    return (a.softmax(1) - b.softmax(1)).square().sum(1)
+
+
+def nuclear(a: Tensor, b: Tensor) -> Tensor:
+    """(B,) the nuclear norm of the minibatch's difference of logits, an equal share for each example.
+
+    The norm is of all rows together, so that an example's part of its gradient depends on the others; on
+    several processes it is of each one's rows.
+    """
+    norm = torch.linalg.matrix_norm(a - b, "nuc")
+    return (norm / len(a)).expand(len(a))
+
+
+def jensen_shannon(a: Tensor, b: Tensor) -> Tensor:
+    """(B,) (KL(p || m) + KL(q || m)) / 2, m = (p + q) / 2, of the predictions p and q, in nats."""
+    log_p, log_q = a.log_softmax(1), b.log_softmax(1)
+    log_m = torch.logaddexp(log_p, log_q) - torch.log(torch.full_like(log_p[:1], 2.0))
+    return ((log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)).sum(1)) / 2
+
+
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "logits": logit_gap,
+    "softmax": softmax_gap,
+    "nuclear": nuclear,
+    "jensen-shannon": jensen_shannon,
+}
+
+
+def check_distance(name: str) -> None:
+    """Raises UserError for an unknown one."""
+    if name not in DISTANCES:
+        raise unknown("distance", str(name), DISTANCES)

@@ -1,0 +1,316 @@
+"""Attacks of one step that remember: each image's past gradients, the classes' own, or how far steps hold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from bivallate import collective
+from bivallate.errors import UserError, check_range, check_whole
+from bivallate.lower.modes import attacking
+from bivallate.lower.problem import LowerProblem
+from bivallate.lower.solver import Remembering, Solver, require_coupling
+from bivallate.lower.threat import Linf
+from bivallate.noise import Noise
+from bivallate.parts import part
+from bivallate.roles import Composition
+from bivallate.types import Batch, Facts, Solution, per_example
+
+__all__ = ["AlignedStep", "LabelInformation", "PriorGuided"]
+
+
+def _solution(problem: LowerProblem, delta: Tensor, start: Tensor) -> Solution:
+    """Of one step from `start`."""
+    begun = problem.begun
+    kept = torch.zeros_like(problem.y) if begun is None else (begun.logits.argmax(1) == problem.y).long()
+    return Solution(delta, start, kept, torch.ones_like(problem.y))
+
+
+class _OneStep(Remembering):
+    """A solver of one step that tells where it began."""
+
+    step_size: float
+
+    def keeps_start(self) -> bool:
+        """Always."""
+        return True
+
+    def fixed_steps(self) -> int:
+        """One."""
+        return 1
+
+    def stepped(self, length: float, number: float = 1.0) -> Self:
+        """Its one step, longer or shorter."""
+        return replace(self, step_size=length * self.step_size)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+@part
+class PriorGuided(_OneStep):
+    """One step from the perturbation that this image's gradients of all epochs point to (FGSM-MEP).
+
+    delta = Pi(eta + step sgn g), g the gradient at the stored eta; the momentum m <- g / ||g||_1 + decay m
+    gives the next epoch's eta <- Pi(eta + step sgn m). In the first epoch, and at every reset, eta is a
+    random corner of the ball and m is zero. Both are kept in the coordinates of the padded image and follow
+    its crops and flips. The attack's pass is kept for a loss that goes back through it (`Consistent`).
+
+    Attributes:
+        step_size: in units of eps. decay: mu. reset: epochs between resets, from the first; None: never.
+
+    Cost: one forward, one backward; memory of two padded images for each row of the training set.
+
+    Reference: Jia et al., ECCV 2022 (FGSM-MEP); public code.
+    Deviation: gradients are divided by each example's own norm; the public code divides by that of the whole
+    minibatch, so that the sign of m hangs on the others. There stored values do not follow crops and flips.
+    """
+
+    step_size: float = 1.0
+    decay: float = 0.3
+    reset: int | None = 40
+
+    def __post_init__(self) -> None:
+        check_range("step_size", self.step_size, 0)
+        check_range("decay", self.decay, 0)
+        if self.reset is not None:
+            check_whole("reset", self.reset)
+
+    def bind(self, facts: Facts) -> BoundPriorGuided:
+        """The banks of one run."""
+        if facts.rotates or facts.resizes:
+            raise UserError(
+                "stored perturbations follow crops and flips of images of one size alone: choose an "
+                "augmentation without rotation, such as --set data.augment=crop:4,flip, and train without "
+                "phases (--set phases=none)"
+            )
+        return BoundPriorGuided(self, facts)
+
+
+class BoundPriorGuided(Solver, nn.Module):
+    """The solver with its banks (rows, C, H + 2 padding, W + 2 padding) and the epoch of each row's reset."""
+
+    bank: Tensor
+    momentum: Tensor
+    born: Tensor
+
+    def __init__(self, rule: PriorGuided, facts: Facts) -> None:
+        super().__init__()
+        c, h, w = facts.shape
+        shape = (facts.rows, c, h + 2 * facts.padding, w + 2 * facts.padding)
+        for name in ("bank", "momentum"):
+            self.register_buffer(name, torch.zeros(shape, dtype=facts.dtype, device=facts.device))
+        self.register_buffer("born", torch.full((facts.rows,), -1, device=facts.device))
+        self.rule = rule
+        self._next: tuple[Tensor, Tensor] | None = None
+
+    def keeps_start(self) -> bool:
+        """Always."""
+        return True
+
+    def solve(self, problem: LowerProblem) -> Solution:
+        """One step from the stored perturbation."""
+        eta, m = self._recall(problem)
+        view, threat = problem.batch.view, problem.threat
+        windows = (eta, m) if view is None else (view.apply(eta), view.apply(m))
+        if windows[0].shape != problem.x.shape:
+            raise UserError(
+                f"stored perturbations give {tuple(windows[0].shape)}, the minibatch is "
+                f"{tuple(problem.x.shape)}: bind the method with the augmentation's padding (Facts.padding)"
+            )
+        start = problem.project(windows[0])
+        grad, step = problem.first_ascent(start), self.rule.step_size * threat.eps
+        size = grad.flatten(1).abs().sum(1).clamp(min=1e-300)
+        moved = grad / per_example(size, grad) + self.rule.decay * windows[1]
+        following = problem.project(start + step * threat.steepest(moved))
+        if view is not None:
+            following, moved = (view.write(c.contiguous(), w) for c, w in ((eta, following), (m, moved)))
+        self._next = following, moved
+        delta = problem.project(start + step * threat.steepest(grad))
+        return _solution(problem, delta, start)
+
+    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
+        """Stores where the next visit begins."""
+        assert self._next is not None
+        index = problem.batch.index
+        self.bank[index], self.momentum[index] = (t.to(self.bank.dtype) for t in self._next)
+        self.born[index], self._next = self._last_reset(problem.clock.epoch), None
+
+    def _last_reset(self, epoch: int) -> int:
+        return 0 if self.rule.reset is None else epoch // self.rule.reset * self.rule.reset
+
+    def _recall(self, problem: LowerProblem) -> tuple[Tensor, Tensor]:
+        """Copies of the rows' stored perturbations and momenta, reset where that is due."""
+        index, clock, threat = problem.batch.index, problem.clock, problem.threat
+        since = self._last_reset(clock.epoch)
+        eta, m = (bank[index].to(problem.x.dtype) for bank in (self.bank, self.momentum))
+        stale = per_example(self.born[index] < since, eta)
+        signs = Noise(clock.seed, index, since).sign("start", tuple(eta.shape[1:]), eta.dtype)
+        corner = threat.eps * signs / threat.size(torch.ones_like(problem.x[:1]))
+        return torch.where(stale, corner, eta), torch.where(stale, 0.0, m)
+
+
+@part
+class LabelInformation(_OneStep):
+    """One step from a mixture of noise and the perturbation that stands for the label (LIET).
+
+    Every few minibatches the sign of the gradient at a grey image is taken for each class, in eval mode. An
+    example starts from its label's, times eps, in which a share of the pixels, drawn between `least` and
+    `most`, is replaced by uniform noise, and which is subtracted instead of added half the time.
+
+    Attributes:
+        step_size: in units of eps. every: minibatches between two looks at the classes. least, most: of the
+            share. grey: value of the image.
+
+    Cost: one forward, one backward, and one of each for every class once in `every` minibatches.
+
+    Reference: LIET's public code (fzjcdt/LIET, main.py).
+    Deviation: share and sign are drawn for each example, not for each minibatch. Beyond 8/255 the public code
+    takes noise of 2 eps and leaves the ball; here the ball holds at any radius.
+    """
+
+    step_size: float = 1.0
+    every: int = 10
+    least: float = 0.1
+    most: float = 0.5
+    grey: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_range("step_size", self.step_size, 0)
+        check_whole("every", self.every)
+        for name in ("least", "most", "grey"):
+            check_range(name, getattr(self, name), 0, 1)
+
+    def bind(self, facts: Facts) -> BoundLabelInformation:
+        """The classes' perturbations of one run."""
+        if facts.resizes:
+            raise UserError(
+                "the classes' perturbations are of one size: train without phases (--set phases=none)"
+            )
+        return BoundLabelInformation(self, facts)
+
+
+class BoundLabelInformation(Solver, nn.Module):
+    """The solver with the classes' directions (K, C, H, W)."""
+
+    told: Tensor
+    known: Tensor
+
+    def __init__(self, rule: LabelInformation, facts: Facts) -> None:
+        super().__init__()
+        where = {"dtype": facts.dtype, "device": facts.device}
+        self.rule = rule
+        self.register_buffer("told", torch.zeros(facts.classes, *facts.shape, **where))
+        self.register_buffer("known", torch.tensor(False, device=facts.device))
+
+    def keeps_start(self) -> bool:
+        """Always."""
+        return True
+
+    def solve(self, problem: LowerProblem) -> Solution:
+        """One step from the mixture."""
+        rule, threat, shape = self.rule, problem.threat, tuple(problem.x.shape[1:])
+        if problem.clock.step % rule.every == 0 or not bool(self.known):
+            self._look(problem)
+        uniform = problem.noise.uniform
+        share = rule.least + (rule.most - rule.least) * uniform("share", (), problem.x.dtype)
+        noisy = uniform("mask", shape, problem.x.dtype) < per_example(share, problem.x)
+        own = threat.eps * self.told[problem.y].to(problem.x.dtype)
+        mixed = torch.where(noisy, threat.random(problem.noise, problem.x), own)
+        sign = problem.noise.sign("side", (), problem.x.dtype)
+        start = problem.project(per_example(sign, mixed) * mixed)
+        grad = problem.first_ascent(start)
+        delta = problem.project(start + rule.step_size * threat.eps * threat.steepest(grad))
+        return _solution(problem, delta, start)
+
+    def _look(self, problem: LowerProblem) -> None:
+        """The steepest directions at a grey image towards a larger loss of each class."""
+        classes = torch.arange(len(self.told), device=problem.x.device)
+        x = torch.full_like(self.told, self.rule.grey, dtype=problem.x.dtype)
+        noise = replace(problem.noise, index=-1 - classes)  # rows of no image
+        grey = problem.of_second_stream(Batch(x, classes, noise.index), noise)
+        with attacking(problem.forward.module, "eval"):
+            _, grad = grey.ascent(torch.zeros_like(x))
+        self.told.copy_(problem.threat.steepest(grad))
+        self.known.fill_(True)
+
+
+@part
+class AlignedStep(_OneStep):
+    """One step from a uniform start, the shorter the less the gradient at its end agrees (SORA).
+
+    delta = eta + a u sgn g, eta uniform in the ball, u uniform in (0, 1) for every pixel, and
+    a = step_size eps min(1, bend / (1 - c)). c is a running mean of <sgn g, g'> / ||g||_1, g' the gradient at
+    delta, which the outer backward pass has made: 1 where the loss is linear. x + delta is in [0, 1], and up
+    to (1 + step_size) eps away.
+
+    Attributes:
+        step_size: of the longest step, in units of eps. bend, memory: 0.02, and the weight 0.05 of the newest
+            minibatch. first: c at the start.
+
+    Cost: one forward, one backward.
+
+    Reference: SORA, ICML 2026; public code (attacks/sora.py, training/linearity_coef.py).
+    """
+
+    step_size: float = 2.0
+    bend: float = 0.02
+    memory: float = 0.05
+    first: float = 0.99
+
+    def __post_init__(self) -> None:
+        check_range("step_size", self.step_size, 0)
+        check_range("bend", self.bend, 0)
+        check_range("memory", self.memory, 0, 1)
+        check_range("first", self.first, -1, 1)
+
+    def check(self, method: Composition) -> None:
+        """It reads d loss / d delta off the outer backward pass."""
+        require_coupling(method, self, "Leaf")
+        super().check(method)
+
+    def bind(self, facts: Facts) -> BoundAlignedStep:
+        """The running mean of one run."""
+        return BoundAlignedStep(self, facts)
+
+
+class BoundAlignedStep(Solver, nn.Module):
+    """The solver with its running mean c."""
+
+    agreement: Tensor
+
+    def __init__(self, rule: AlignedStep, facts: Facts) -> None:
+        super().__init__()
+        self.rule = rule
+        start = torch.tensor(rule.first, dtype=facts.dtype, device=facts.device)
+        self.register_buffer("agreement", start)
+        self._grad: Tensor | None = None
+
+    def keeps_start(self) -> bool:
+        """Always."""
+        return True
+
+    def solve(self, problem: LowerProblem) -> Solution:
+        """One step, of the length that the running mean allows."""
+        threat, c = problem.threat, float(self.agreement)
+        reach = (1 + self.rule.step_size) * threat.eps
+        wide = replace(threat, eps=min(1.0, reach) if isinstance(threat, Linf) else reach)  # pyright: ignore
+        start = wide.project(threat.random(problem.noise, problem.x), problem.x)
+        logits, self._grad = problem.ascent(start)
+        problem.begin(start, logits)
+        length = min(1.0, self.rule.bend / (1 - c)) if c < 1 else 1.0
+        problem.log["agreement"], problem.log["step"] = c, length * self.rule.step_size * threat.eps
+        part = problem.noise.uniform("length", tuple(problem.x.shape[1:]), problem.x.dtype)
+        step = length * self.rule.step_size * threat.eps * part * threat.steepest(self._grad)
+        return _solution(problem, wide.project(start + step, problem.x), start)
+
+    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
+        """Moves the mean by how this minibatch's two gradients agree."""
+        assert self._grad is not None
+        assert delta.grad is not None
+        direction = problem.threat.steepest(self._grad)
+        end = delta.grad * collective.size(problem.batch)
+        along = [(direction * g).flatten(1).sum(1) for g in (end, self._grad)]
+        now = collective.mean(along[0] / along[1].clamp(min=1e-12)).clamp(-1, 1)
+        self.agreement.lerp_(now.to(self.agreement.dtype), self.rule.memory)
+        self._grad = None

@@ -1,0 +1,115 @@
+"""Single-step methods whose start remembers: FGSM-PGI, LIET, SORA."""
+
+from __future__ import annotations
+
+from bivallate.coupling.implicit import Leaf
+from bivallate.lower.guiding import Smoothed
+from bivallate.lower.single_steps import AlignedStep, LabelInformation, PriorGuided
+from bivallate.lower.threat import L2, Linf
+from bivallate.method import Method
+from bivallate.methods.entries import register
+from bivallate.schedule import Ramp
+from bivallate.upper.loss import Adversarial
+from bivallate.upper.smooth import Consistent, NoisyLabels
+
+
+@register("fgsm-pgi", family="single step", paper="Jia et al., ECCV 2022", cost="2F + 3B")
+def fgsm_pgi(
+    threat: Linf | L2,
+    *,
+    weight: float = 10.0,
+    smoothing: float = 0.4,
+    decay: float = 0.3,
+    step_size: float = 1.0,
+    reset: int | None = 40,
+) -> Method:
+    """FGSM-PGI (MEP): FGSM from where each image's gradients of all epochs point, and predictions held there.
+
+    Minimises CE(x + delta) with smoothed labels + weight mean ||f(x + delta) - f(x + eta)||^2 / K, eta the
+    stored start (see `PriorGuided`) and delta one step from it.
+
+    It stores two images for each one trained on. Strong smoothing and the penalty flatten the logits, so that
+    attacks with a loss of their own (AutoAttack) must judge it, not PGD.
+
+    Args:
+        threat: the set of perturbations.
+        weight: lambda.
+        smoothing: of the labels, in attack and loss.
+        decay: mu of the momentum.
+        step_size: in units of eps.
+        reset: epochs between resets; none for never.
+
+    Cost: 2 forwards, 3 backwards: the attack's pass is the penalty's too. Memory of two padded images a row.
+
+    Reference: Jia et al. 2022, public code (FGSM_MEP.py). The paper's text could not be read here.
+    Deviation: smoothing puts 0.4 / K on every class, the label among them; that code 0.4 / (K - 1) on the
+    others. See `PriorGuided`.
+    """
+    loss = Consistent(Adversarial(smoothing), weight, "logits")
+    solver = PriorGuided(step_size, decay, reset)
+    return Method(threat, solver, objective=Smoothed(smoothing), loss=loss, attack_mode="train")
+
+
+@register("liet", family="single step", paper="LIET, public code 2025", cost="2F + 3B")
+def liet(
+    threat: Linf | L2,
+    *,
+    weight: float = 100.0,
+    smoothing: float = 0.6,
+    every: int = 10,
+    least: float = 0.1,
+    most: float = 0.5,
+    step_size: float = 1.0,
+) -> Method:
+    """LIET: FGSM from perturbations that tell the label, half drowned in noise, so that they tell it no more.
+
+    Minimises CE(x + delta) with randomly smoothed labels + weight JS(p(x + eta), p(x + delta)), the weight
+    growing over the epochs to its value, eta the start (see `LabelInformation`).
+
+    Made with averaged weights (0.9995 a step: `--set average=0.9995`). Smoothing this strong hides the margin
+    from PGD: AutoAttack must judge it.
+
+    Args:
+        threat: the set of perturbations.
+        weight: lambda in the last epoch; 200 for CIFAR-100, 20 for both at 16/255.
+        smoothing: of the labels in attack and loss, 0.8 for CIFAR-100, 0.4 at 16/255.
+        every: minibatches between two looks at the classes; 20 for CIFAR-100.
+        least: of the share of noise.
+        most: of the share of noise; 0 and 1 at 16/255.
+        step_size: in units of eps.
+
+    Cost: 2 forwards, 3 backwards: the attack's pass is the penalty's too; and a pass for every class once in
+    `every` minibatches, which the record counts.
+
+    Reference: public code (fzjcdt/LIET); its paper could not be read here.
+    Deviation: see `LabelInformation`.
+    """
+    loss = Consistent(NoisyLabels(smoothing), Ramp(weight), "jensen-shannon")
+    solver = LabelInformation(step_size, every, least, most)
+    objective = Smoothed(smoothing, random=True)
+    return Method(threat, solver, objective=objective, loss=loss, attack_mode="train")
+
+
+@register("sora", family="single step", paper="SORA, ICML 2026", cost="2F + 2B")
+def sora(threat: Linf | L2, *, step_size: float = 2.0, bend: float = 0.02, memory: float = 0.05) -> Method:
+    """SORA: one step from noise whose length follows how far the loss has been linear along earlier steps.
+
+    Minimises CE(x + eta + a u sgn g), see `AlignedStep`: where the gradient at the end no longer agrees with
+    that at the start, steps become shorter before training collapses.
+
+    Training points lie up to (1 + step_size) eps away. The step shrinks with the curvature and with it the
+    attack: a network that bends is attacked weakly, which the record shows (`step`, `agreement`).
+
+    Args:
+        threat: the set of perturbations.
+        step_size: of the longest step, in units of eps.
+        bend: at 1 - c = bend the step is the longest.
+        memory: weight of the newest minibatch in the running mean.
+
+    Cost: 2 forwards, 2 backwards.
+
+    Reference: public code (SecondOrderAT/SORA, attacks/sora.py); of the paper only the abstract could be read
+    here.
+    """
+    solver = AlignedStep(step_size, bend, memory)
+    return Method(threat, solver, coupling=Leaf(), attack_mode="train")
