@@ -37,7 +37,7 @@ def drops(config: Config) -> dict[int, float]:
     return {e: every[e] for e in range(config.epochs) if e == 0 or every[e] != every[e - 1]}
 
 
-BATCH = {"yopo": 256, "atta": 64}
+BATCH = {"yopo": 256, "atta": 64, "gat": 64, "nuat": 64}
 FILL = {"atta": ",fill:0.5", "wmmr": ",fill:reflect"}
 MART = {0: 0.01, 75: 1e-3, 90: 1e-4, 100: 1e-5}
 
@@ -70,6 +70,11 @@ PAPERS = {
     ("cfol", "cifar10"): (200, 5e-4, "resnet18", 0.1, "eval", True, {0: 0.1, 100: 0.01, 150: 1e-3}),
     ("dafa", "cifar10"): (110, 5e-4, "resnet18", 0.1, "eval", False, {0: 0.1, 100: 0.01, 105: 1e-3}),
     ("cfa", "cifar10"): (200, 5e-4, "preact-resnet18", 0.1, "train", True, {0: 0.1, 100: 0.01, 150: 1e-3}),
+    ("gat", "cifar10"): (100, 5e-4, "resnet18", 0.1, "eval", False, {0: 0.1, 71: 0.01, 86: 1e-3}),
+    ("nuat", "cifar10"): (100, 5e-4, "resnet18", 0.1, "eval", False, None),
+    ("elle", "cifar10"): (30, 5e-4, "preact-resnet18", 0.1, "train", False, None),
+    ("fgsm-pgi", "cifar10"): (110, 5e-4, "resnet18", 0.1, "train", True, {0: 0.1, 100: 0.01, 105: 1e-3}),
+    ("liet", "cifar10"): (100, 5e-4, "resnet18", 0.1, "train", False, None),
     ("mart-wrn", "cifar10"): (90, 7e-4, "wrn-34-10", 0.1, "eval", False, {0: 0.1, 75: 0.01}),
 }  # fmt: skip
 

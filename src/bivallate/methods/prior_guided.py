@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bivallate.coupling.implicit import Leaf
+from bivallate.lower.aligned_step import AlignedStep
 from bivallate.lower.guiding import Smoothed
-from bivallate.lower.single_steps import AlignedStep, LabelInformation, PriorGuided
+from bivallate.lower.single_steps import LabelInformation, PriorGuided
 from bivallate.lower.threat import L2, Linf
 from bivallate.method import Method
 from bivallate.methods.entries import register

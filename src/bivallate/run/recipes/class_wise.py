@@ -10,7 +10,7 @@ from bivallate.run.config import Config
 from bivallate.run.optim import SGD, MultiStep
 from bivallate.run.recipes.task import Task
 
-__all__ = ["cfa", "cfol", "dafa", "faal", "wat"]
+__all__ = ["BY_METHOD"]
 
 
 def faal(task: Task) -> Config:
@@ -54,3 +54,6 @@ def cfa(task: Task) -> Config:
         normalise=True,
         augment=task.cropped,
     )
+
+
+BY_METHOD = {"faal": faal, "wat": wat, "cfol": cfol, "dafa": dafa, "cfa": cfa}

@@ -25,7 +25,7 @@ from bivallate.methods.bastion import epochs_within
 from bivallate.run.config import Config
 from bivallate.run.defaults import defaults
 from bivallate.run.optim import SGD, AdamW, Cosine, MultiStep, Triangle
-from bivallate.run.recipes import baselines, class_wise, imagenet
+from bivallate.run.recipes import baselines, class_wise, imagenet, one_step
 from bivallate.run.recipes.task import Task
 from bivallate.upper.loss import Mart
 from bivallate.weighting.base import After
@@ -244,11 +244,7 @@ RECIPES: dict[str, Recipe] = {
     "atta": Recipe(baselines.atta, "atta"),
     "backward-smoothing": Recipe(baselines.backward_smoothing, "backward-smoothing"),
     "wmmr": Recipe(baselines.wmmr, "wmmr"),
-    "faal": Recipe(class_wise.faal, "faal"),
-    "wat": Recipe(class_wise.wat, "wat"),
-    "cfol": Recipe(class_wise.cfol, "cfol"),
-    "dafa": Recipe(class_wise.dafa, "dafa"),
-    "cfa": Recipe(class_wise.cfa, "cfa"),
+    **{name: Recipe(make, name) for name, make in (class_wise.BY_METHOD | one_step.BY_METHOD).items()},
     "bastion": Recipe(bastion, "bastion"),
     "finetune": Recipe(finetune, "at"),
 }

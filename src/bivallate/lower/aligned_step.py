@@ -1,0 +1,101 @@
+"""A step whose length follows how far the loss has been linear along earlier ones (SORA)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from bivallate import collective
+from bivallate.errors import check_range
+from bivallate.lower.problem import LowerProblem
+from bivallate.lower.single_steps import OneStep, one_step
+from bivallate.lower.solver import Solver, require_coupling
+from bivallate.lower.threat import Linf
+from bivallate.parts import part
+from bivallate.roles import Composition
+from bivallate.types import Facts, Solution
+
+__all__ = ["AlignedStep"]
+
+
+@part
+class AlignedStep(OneStep):
+    """One step from a uniform start, the shorter the less the gradient at its end agrees (SORA).
+
+    delta = eta + a u sgn g, eta uniform in the ball, u uniform in (0, 1) for every pixel, and
+    a = step_size eps min(1, bend / (1 - c)). c is a running mean of <sgn g, g'> / ||g||_1, g' the gradient at
+    delta, which the outer backward pass has made: 1 where the loss is linear. x + delta is in [0, 1], and up
+    to (1 + step_size) eps away.
+
+    Attributes:
+        step_size: of the longest step, in units of eps. bend, memory: 0.02, and the weight 0.05 of the newest
+            minibatch. first: c at the start.
+
+    Cost: one forward, one backward.
+
+    Reference: SORA, ICML 2026; public code (attacks/sora.py, training/linearity_coef.py).
+    """
+
+    step_size: float = 2.0
+    bend: float = 0.02
+    memory: float = 0.05
+    first: float = 0.99
+
+    def __post_init__(self) -> None:
+        check_range("step_size", self.step_size, 0)
+        check_range("bend", self.bend, 0)
+        check_range("memory", self.memory, 0, 1)
+        check_range("first", self.first, -1, 1)
+
+    def check(self, method: Composition) -> None:
+        """It reads d loss / d delta off the outer backward pass."""
+        require_coupling(method, self, "Leaf")
+        super().check(method)
+
+    def bind(self, facts: Facts) -> BoundAlignedStep:
+        """The running mean of one run."""
+        return BoundAlignedStep(self, facts)
+
+
+class BoundAlignedStep(Solver, nn.Module):
+    """The solver with its running mean c."""
+
+    agreement: Tensor
+
+    def __init__(self, rule: AlignedStep, facts: Facts) -> None:
+        super().__init__()
+        self.rule = rule
+        start = torch.tensor(rule.first, dtype=facts.dtype, device=facts.device)
+        self.register_buffer("agreement", start)
+        self._grad: Tensor | None = None
+
+    def keeps_start(self) -> bool:
+        """Always."""
+        return True
+
+    def solve(self, problem: LowerProblem) -> Solution:
+        """One step, of the length that the running mean allows."""
+        threat, c = problem.threat, float(self.agreement)
+        reach = (1 + self.rule.step_size) * threat.eps
+        wide = replace(threat, eps=min(1.0, reach) if isinstance(threat, Linf) else reach)  # pyright: ignore
+        start = wide.project(threat.random(problem.noise, problem.x), problem.x)
+        logits, self._grad = problem.ascent(start)
+        problem.begin(start, logits)
+        length = min(1.0, self.rule.bend / (1 - c)) if c < 1 else 1.0
+        problem.log["agreement"], problem.log["step"] = c, length * self.rule.step_size * threat.eps
+        part = problem.noise.uniform("length", tuple(problem.x.shape[1:]), problem.x.dtype)
+        step = length * self.rule.step_size * threat.eps * part * threat.steepest(self._grad)
+        return one_step(problem, wide.project(start + step, problem.x), start)
+
+    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
+        """Moves the mean by how this minibatch's two gradients agree."""
+        assert self._grad is not None
+        assert delta.grad is not None
+        direction = problem.threat.steepest(self._grad)
+        end = delta.grad * collective.size(problem.batch)
+        along = [(direction * g).flatten(1).sum(1) for g in (end, self._grad)]
+        now = collective.mean(along[0] / along[1].clamp(min=1e-12)).clamp(-1, 1)
+        self.agreement.lerp_(now.to(self.agreement.dtype), self.rule.memory)
+        self._grad = None
