@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from torch import nn
 import bivallate as bv
 from bivallate.audits import Audit, Check, audit
 from bivallate.audits.exact import below, excess, gap
-from bivallate.audits.plan import choose
+from bivallate.audits.plan import LEVELS, choose
+from bivallate.audits.result import Moment
 from bivallate.audits.surrogates import Elsewhere, Straight, linear_imitation
 from bivallate.cli import run
 from bivallate.evaluation import Attack, Search, evaluate
@@ -257,3 +259,26 @@ def test_the_command_keeps_its_result_and_holds_the_runs_evaluation_against_it(t
     assert "passes, about" in printed.err
     assert run(["audit", str(folder), "--weights", "bets"]) == 2
     assert "did you mean 'best'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fraction", "seconds", "likely", "left"),
+    [
+        (0.0, 3.0, 60.0, 60.0),  # nothing spent yet: what was measured before
+        (0.001, 3.0, 60.0, 75.0),  # what begins slowly does not become hours
+        (0.5, 40.0, 60.0, 40.0),
+        (0.0, 3.0, None, None),
+        (0.25, 10.0, None, 30.0),
+    ],
+)
+def test_the_time_left_follows_the_outlook_until_there_is_a_pace(fraction, seconds, likely, left):
+    told = Moment("pgd", fraction, 0, seconds, likely).seconds_left
+    assert told == (left if left is None else pytest.approx(left, rel=0.05))
+
+
+@pytest.mark.parametrize("plan", LEVELS)
+def test_a_plan_costs_most_where_nothing_breaks(plan):
+    plan = replace(plan, n=10)
+    assert plan.expected(1, 1) == plan.cost()
+    assert plan.expected(0.9, 0.0) < 0.6 * plan.cost()
+    assert plan.expected(0.0, 0.0) == 0

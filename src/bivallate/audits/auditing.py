@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from bivallate.audits.battery import Battery
 from bivallate.audits.plan import Plan, choose
 from bivallate.audits.questions import accuracy, claim_check, questions
-from bivallate.audits.result import Audit, Moment
+from bivallate.audits.result import Audit, Moment, Outlook
 from bivallate.audits.surrogates import Connected
 from bivallate.errors import UserError, plainly
+from bivallate.evaluation.evaluating import evaluate
 from bivallate.evaluation.inference import placed
 from bivallate.evaluation.neighbourhood import gradients
 from bivallate.evaluation.points import points, select
@@ -29,6 +30,7 @@ from bivallate.lower.threat import ThreatModel
 __all__ = ["audit", "pace"]
 
 POINTS = 500
+TRIED = 64  # points that say how long it is going to take
 FATAL = {"range", "dtype", "logits", "labels"}  # without these mended nothing can be attacked
 
 
@@ -95,12 +97,13 @@ def audit(
         _same_task(module, surrogates, x[:2])
         rate = pace(judge, x, y)
         plan = _plan(len(wanted), budget_passes, minutes, rate, len(surrogates))
-        if announce is not None:
-            announce(plan, plan.cost() / rate)
         x, y = source.tensors(select(len(source), plan.n, None, seed))
         chosen = x.to(where, dtype), y.to(where).long()
         show = stack.enter_context(told(progress))
-        battery = Battery(judge, chosen, threat, plan, seed, show, lambda: time.perf_counter() - began)
+        likely = outlook(judge, chosen, threat, plan, seed) if announce or show else None
+        if announce is not None and likely is not None:
+            announce(plan, likely.seconds)
+        battery = Battery(judge, chosen, threat, plan, seed, show, likely)
         battery.run_all(surrogates, random=looked.named("random") is not None)
     return _report(battery, looked, claimed, claim, history, time.perf_counter() - began)
 
@@ -150,6 +153,21 @@ def pace(model: nn.Module, x: Tensor, y: Tensor) -> float:
     if some.is_cuda:
         torch.cuda.synchronize()
     return 3 * len(some) / max(time.perf_counter() - began, 1e-6)
+
+
+def outlook(
+    model: nn.Module, points: tuple[Tensor, Tensor], threat: ThreatModel, plan: Plan, seed: int
+) -> Outlook:
+    """What the plan is likely to take: a short attack on some points shows how many withstand it and what a
+    pass costs with all that goes with it."""
+    some = points[0][:TRIED], points[1][:TRIED]
+    began = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):  # outputs that are random must not hang on whether somebody asks
+        score = evaluate(model, some, threat, "pgd-10", seed=seed)
+    spent = time.perf_counter() - began
+    pace = spent / max(1.0, sum(score.passes.values()) * score.n)
+    passes = plan.expected(score.clean_accuracy, score.robust_accuracy)
+    return Outlook(passes, pace * passes)
 
 
 def _plan(

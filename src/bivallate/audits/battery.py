@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.audits.plan import Plan
-from bivallate.audits.result import Moment
+from bivallate.audits.result import Moment, Outlook
 from bivallate.audits.surrogates import Elsewhere, Rescaled, Straight, linear_imitation
 from bivallate.evaluation.attacks import (
     Attack,
@@ -44,7 +45,7 @@ class Battery:
     Attributes:
         model: judges, in eval mode. points: (x, y) under attack. threat, plan, seed: of the audit.
         left: name -> (n,) bool, robust after that attack alone.
-        scores: name -> the score behind it. passes: spent.
+        scores: name -> the score behind it. passes: spent. outlook: what is likely. began: by the clock.
     """
 
     model: nn.Module
@@ -53,10 +54,11 @@ class Battery:
     plan: Plan
     seed: int
     progress: Callable[[Moment], object] | None = None
-    clock: Callable[[], float] = field(default=lambda: 0.0)
+    outlook: Outlook | None = None
     left: dict[str, Tensor] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
     passes: int = 0
+    began: float = field(default_factory=time.perf_counter)
 
     def run(self, name: str, *stages: Stage, threat: ThreatModel | None = None) -> Score:
         """One attack on all points; what it left is kept under its name."""
@@ -69,8 +71,10 @@ class Battery:
 
     def _tell(self, name: str) -> None:
         if self.progress is not None:
-            fraction = min(1.0, self.passes / max(1, self.plan.cost()))
-            self.progress(Moment(name, fraction, self.passes, self.clock()))
+            passes, likely = self.outlook or (self.plan.cost(), None)
+            fraction = 1.0 if name == "done" else min(0.99, self.passes / max(1, passes))
+            spent = time.perf_counter() - self.began
+            self.progress(Moment(name, fraction, self.passes, spent, likely))
 
     def run_all(self, surrogates: Sequence[nn.Module], *, random: bool) -> None:
         """Every attack of the plan."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from bivallate.evaluation.naming import Identity
 from bivallate.files import write_json
@@ -43,18 +43,27 @@ class Check:
     advice: str = ""
 
 
+class Outlook(NamedTuple):
+    """What the attacks of an audit are likely to take."""
+
+    passes: float
+    seconds: float
+
+
 @dataclass(frozen=True)
 class Moment:
     """How far an audit is, for whoever shows it.
 
     Attributes:
-        attack: what runs now. fraction: of the planned passes. passes, seconds: spent so far.
+        attack: what runs now. fraction: of the passes that are likely. passes, seconds: spent so far.
+        likely: seconds of all attacks, by what was measured before them; None where nothing was.
     """
 
     attack: str
     fraction: float
     passes: int
     seconds: float
+    likely: float | None = None
 
     @property
     def title(self) -> str:
@@ -68,8 +77,12 @@ class Moment:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the present pace, if no further point breaks; None before there is one."""
-        return self.seconds * (1 - self.fraction) / self.fraction if self.fraction > 0 else None
+        """At the present pace, which counts fully after a fifth; None where neither it nor an outlook is."""
+        if not self.fraction:
+            return self.likely
+        at_this_pace = self.seconds / self.fraction
+        trust = 1.0 if self.likely is None else min(1.0, 5 * self.fraction)
+        return (1 - self.fraction) * (trust * at_this_pace + (1 - trust) * (self.likely or 0.0))
 
 
 @dataclass(frozen=True, repr=False)
