@@ -1,5 +1,5 @@
 """The long version: `python -m tests.faults [--kills 1000] [--inputs 1000] [--seed 0]` prints its counts as a
-table."""
+table: run folders, mutated files of our own and of data, files that were made to harm."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from pathlib import Path
 import torch
 from tests.faults.crash import END, crash, in_child, kill, operations, started
 from tests.faults.damage import BYTES, PLACES, outcome, victims
+from tests.faults.hostile import attempts
+from tests.faults.mutated_data import run as mutate_data
+from tests.faults.mutations import run as mutate_files
 from tests.faults.scenarios import AT, SCENARIOS, Scenario, resume, same_run, train
 
 import bivallate as bv
@@ -49,17 +52,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
         place = Path(folder)
         sections: list[tuple[float, Faults]] = [
-            (0.55, crashes(place, asked.kills * 7 // 10, rng)),
-            (0.65, chains(place, asked.kills // 10, rng, SCENARIOS[:-1])),
-            (0.8, kills(place, asked.kills // 5, rng, SCENARIOS[:5])),
-            (0.85, rivals(place, asked.rivals // 3)),
-            (1.0, damages(place, asked.inputs, rng)),
+            (0.5, crashes(place, asked.kills * 7 // 10, rng)),
+            (0.6, chains(place, asked.kills // 10, rng, SCENARIOS[:-1])),
+            (0.7, kills(place, asked.kills // 5, rng, SCENARIOS[:5])),
+            (0.75, rivals(place, asked.rivals // 3)),
+            (0.85, damages(place, asked.inputs, rng)),
+            (0.95, mutations(place / "own", asked.inputs, asked.seed)),
+            (1.0, hostile(place / "hostile")),
         ]
         for share, faults in sections:
             tally(faults, rows, begun + share * 60 * asked.minutes)
     print(table(rows))
     total = sum(sum(row.values()) for row in rows.values())
-    wrong = sum(row["different"] + row["traceback"] for row in rows.values())
+    wrong = sum(row[ended] for row in rows.values() for ended in ("different", "traceback", "executed"))
     print(f"\n{total} faults in {time.monotonic() - begun:.0f} s; {wrong} ended otherwise than they may")
     sys.exit(1 if wrong else 0)
 
@@ -201,9 +206,35 @@ def damages(place: Path, most: int, rng: random.Random) -> Faults:
         yield f"a file is {NAMED.get(kind.__name__, kind.__name__)}", ended
 
 
+def mutations(place: Path, most: int, seed: int) -> Faults:
+    """Mutated files of our own, half as many as of data: each has a meaning or is refused in one line."""
+    place.mkdir()
+    for result in mutate_data(most, seed)[0]:
+        ended = "read" if result.outcome == "loaded" else result.outcome
+        yield "mutated data", ended if ended in ("read", "refused") else "traceback"
+    try:
+        for kind, count in mutate_files(most // 2, place, seed).items():
+            what, _, ended = kind.rpartition(" ")
+            for _ in range(count):
+                yield f"mutated {what}", ended
+    except AssertionError as error:
+        print(error, file=sys.stderr)
+        yield "mutated files of our own", "traceback"
+
+
+def hostile(place: Path) -> Faults:
+    """Every file that was made to harm."""
+    place.mkdir()
+    for kind, ended in attempts(place):
+        yield f"made to harm: {kind}", ended
+
+
 def table(rows: Rows) -> str:
     """Markdown."""
-    columns = ("same", "refused, then mended", "partly lost", "refused", "different", "traceback")
+    columns = (
+        *("same", "refused, then mended", "partly lost", "read", "refused"),
+        *("different", "traceback", "executed"),
+    )
     lines = ["| fault | tried | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * (len(columns) + 1)]
     for name, row in sorted(rows.items()):
         cells = [str(sum(row.values())), *(str(row[column] or "") for column in columns)]
