@@ -100,9 +100,7 @@ def audit(
         x, y = source.tensors(select(len(source), plan.n, None, seed))
         chosen = x.to(where, dtype), y.to(where).long()
         show = stack.enter_context(told(progress))
-        likely = outlook(judge, chosen, threat, plan, seed) if announce or show else None
-        if announce is not None and likely is not None:
-            announce(plan, likely.seconds)
+        likely = outlook(judge, chosen, threat, plan, seed, announce) if announce or show else None
         battery = Battery(judge, chosen, threat, plan, seed, show, likely)
         battery.run_all(surrogates, random=looked.named("random") is not None)
     return _report(battery, looked, claimed, claim, history, time.perf_counter() - began)
@@ -156,9 +154,14 @@ def pace(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 def outlook(
-    model: nn.Module, points: tuple[Tensor, Tensor], threat: ThreatModel, plan: Plan, seed: int
+    model: nn.Module,
+    points: tuple[Tensor, Tensor],
+    threat: ThreatModel,
+    plan: Plan,
+    seed: int,
+    announce: Callable[[Plan, float], object] | None = None,
 ) -> Outlook:
-    """What the plan is likely to take: a short attack on some points shows how many withstand it and what a
+    """What the plan is likely to take, which is announced: a short attack on some points shows how many withstand it and what a
     pass costs with all that goes with it."""
     some = points[0][:TRIED], points[1][:TRIED]
     began = time.perf_counter()
@@ -167,6 +170,8 @@ def outlook(
     spent = time.perf_counter() - began
     pace = spent / max(1.0, sum(score.passes.values()) * score.n)
     passes = plan.expected(score.clean_accuracy, score.robust_accuracy)
+    if announce is not None:
+        announce(plan, pace * passes)
     return Outlook(passes, pace * passes)
 
 
