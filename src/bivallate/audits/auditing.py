@@ -161,8 +161,8 @@ def outlook(
     seed: int,
     announce: Callable[[Plan, float], object] | None = None,
 ) -> Outlook:
-    """What the plan is likely to take, which is announced: a short attack on some points shows how many withstand it and what a
-    pass costs with all that goes with it."""
+    """What the plan is likely to take, which is announced: a short attack on some points shows how many
+    withstand it and what a pass costs with all that goes with it."""
     some = points[0][:TRIED], points[1][:TRIED]
     began = time.perf_counter()
     with torch.random.fork_rng(devices=[]):  # outputs that are random must not hang on whether somebody asks
