@@ -52,8 +52,8 @@ class Subject:
 
 SUBJECTS = (
     Subject("digits", "tiny-cnn", 1294, 359, 20, 10, ("at", "trades")),
-    Subject("fashion-mnist", "tiny-cnn", 10000, 500, 10, 5, ("at", "trades")),
-    Subject("cifar10", "preact-resnet18-narrow", 5000, 300, 15, 5, ("n-fgsm",)),
+    Subject("fashion-mnist", "tiny-cnn", 10000, 500, 10, 5, ("at",)),
+    Subject("cifar10", "preact-resnet18-narrow", 3000, 200, 12, 6, ("n-fgsm",)),
 )
 
 

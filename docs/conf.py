@@ -54,6 +54,7 @@ NAVIGATION: dict[str, dict[str, str]] = {
         "Defaults": "defaults",
         "Runs": "runs",
         "GPU": "device",
+        "Sweeps": "sweeps",
         "Clusters": "cluster",
         "Evaluation": "evaluation",
         "Audit": "audit",

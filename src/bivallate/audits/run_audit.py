@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bivallate.audits.auditing import audit as examine
+from bivallate.audits.leak import leak
 from bivallate.audits.result import Audit, Moment
 from bivallate.errors import UserError, check_options
 from bivallate.evaluation.significance import same_threat
@@ -55,7 +56,8 @@ def audit_of(
     others = [load_run(other, "last", factory).to(device) for other in against]
     options |= {"surrogates": others, "claimed": claimed, "claim": claim, "history": folder.read_metrics()}
     result = examine(examined.model, examined.points, examined.threat, **options)
-    return replace(result, identity=examined.identity())
+    checks = (*result.checks, leak(examined, result.n, result.seed))
+    return replace(result, identity=examined.identity(), checks=checks)
 
 
 def audit(

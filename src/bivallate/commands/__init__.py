@@ -101,6 +101,14 @@ COMMANDS = {
         "RUN --from RUN... [OPTIONS]",
         ("transfer runs/a --from runs/b runs/c --attack pgd-50",),
     ),
+    "sweep": Command(
+        "sweep:sweep",
+        "METHOD[,METHOD] [OPTIONS]",
+        (
+            "sweep at,trades --seeds 3 --jobs 2",
+            "sweep at --data cifar10 --set eps=4/255,8/255 --out runs/radii",
+        ),
+    ),
     "check-gradient": Command(
         "check_gradient:check_gradient",
         "METHOD [OPTIONS]",
@@ -118,7 +126,12 @@ COMMANDS = {
     "datasets": Command(
         "datasets:datasets",
         "[NAME] [OPTIONS]",
-        ("datasets", "datasets digits --sheet digits.png", "datasets photos/ --set data.size=64"),
+        (
+            "datasets",
+            "datasets digits --sheet digits.png",
+            "datasets cifar10 --check",
+            "datasets photos/ --set data.size=64",
+        ),
     ),
     "recipes": Command(
         "lists:recipes",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ from bivallate.errors import UserError, listed
 from bivallate.from_text import override, pair
 from bivallate.parts import portable
 from bivallate.quoting import command, line
-from bivallate.terminal import NAME, literal_console, say_json
+from bivallate.terminal import NAME, literal_console, say, say_json
 
 SHEETS = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")  # a contact sheet's endings
+SHOWN = 10  # pairs of near-duplicates that are named
 
 
 def datasets(
@@ -25,6 +28,7 @@ def datasets(
     json: Flag = False,
     data_dir: DataFolder | None = None,
     sheet: Path | None = None,
+    check: Flag = False,
     set_: Settings = (),
 ) -> None:
     """List the data sets, or show the counts, classes and statistics of one.
@@ -38,7 +42,10 @@ def datasets(
     data_dir
         where named sets are looked for. [default: BIVALLATE_DATA]
     sheet
-        write a contact sheet of NAME to this PNG, SVG or PDF file.
+        write a contact sheet of NAME to this PNG, SVG or PDF file; with --check of the pairs.
+    check
+        look for test images that the training data (data.extra included) hold too, as they are, mirrored or a
+        little changed.
     set_
         how NAME is read, KEY=VALUE as in `bivallate train`, repeatable: data.size=64, data.on_bad=convert,
         data.image_column=photo, data.validation=0, data.imbalance=step:0.2; `data.` may be left out.
@@ -49,6 +56,9 @@ def datasets(
     if sheet is not None and sheet.suffix.lower() not in SHEETS:
         raise UserError(f"--sheet is written as {listed(SHEETS)}, by its ending, got {sheet.name!r}")
     loaded = _loaded(name, data_dir, set_)
+    if check:
+        _check(loaded, sheet, json)
+        return
     if sheet is not None:
         from bivallate.data import contact_sheet
 
@@ -60,6 +70,38 @@ def datasets(
     _show(facts)
     drawn = str(sheet) if sheet is not None else _sheet_of(name, data_dir, set_)
     literal_console().print(f"contact sheet: {drawn}")
+
+
+def _check(loaded: Any, sheet: Path | None, json: bool) -> None:
+    """Says which test images have near-duplicates in the training data, and draws them."""
+    from bivallate.data.duplicates import near_duplicates
+    from bivallate.data.pairs_sheet import caption, pairs_sheet
+    from bivallate.evaluation.watching import duration
+
+    if not len(loaded.train) or not len(loaded.test):
+        raise UserError(f"{loaded.name} has no two splits to compare: training and test images are needed")
+    began = time.perf_counter()
+    pairs = near_duplicates(loaded.train, loaded.test)
+    took = duration(time.perf_counter() - began, 1)
+    if sheet is not None:
+        pairs_sheet(loaded, pairs, sheet)
+    if json:
+        found = {"train": len(loaded.train), "test": len(loaded.test), "pairs": [asdict(p) for p in pairs]}
+        say_json({"name": loaded.name, **found})
+        return
+    of = f"of {len(loaded.test):,} test images, {len(loaded.train):,} training images looked at in {took}"
+    say(f"{len(pairs):,} near-duplicates ({len(pairs) / len(loaded.test):.2%}) {of}")
+    copies = sum(p.kind != "near" for p in pairs)
+    extra = sum(p.extra for p in pairs)
+    other = sum(p.labels[0] != p.labels[1] for p in pairs)
+    if pairs:
+        say(f"{copies:,} copies or mirror images, {extra:,} of the extra data, {other:,} of another class")
+        say("test row | training row, likeness, class:")
+    for found in pairs[:SHOWN]:
+        say(f"  {caption(found, loaded.classes)}  {found.kind}")
+    if pairs:
+        drawn = f"drawn in {sheet}" if sheet is not None else "--sheet pairs.png draws them"
+        say(f"judge them by eye: {drawn}")
 
 
 def _list(data_dir: str | None, json: bool) -> None:

@@ -1,0 +1,48 @@
+"""Whether the images that a run is judged by are among those that it was trained on."""
+
+from __future__ import annotations
+
+import math
+
+from bivallate.audits.result import Check
+from bivallate.data import Stream
+from bivallate.data.duplicates import near_duplicates
+from bivallate.evaluation.points import select
+from bivallate.quoting import command
+from bivallate.run.config import Config
+from bivallate.run.examined import Examined
+from bivallate.run.folder import RunFolder
+
+__all__ = ["leak"]
+
+MANY = 0.05  # share of near-duplicates from which they make an accuracy suspect; CIFAR-10 has 3.5 %
+LARGEST = 1 << 31  # values of all training images, beyond which they are not looked through
+
+
+def leak(examined: Examined, n: int, seed: int) -> Check:
+    """The check for so many points of an audit: how many of them the training data, extra data included, hold
+    as they are, mirrored or a little changed."""
+    question = "are the images that it is judged by among those that it was trained on?"
+    train, points = examined.data.train, examined.points
+    if examined.split != "test" or examined.elsewhere:
+        return Check("leak", question, "skipped", {}, "asked of the run's own test data")
+    if isinstance(train.store, Stream) or math.prod(train.shape) * len(train) > LARGEST:
+        return Check("leak", question, "skipped", {}, "the training data are too large to be looked through")
+    chosen = points.subset(select(len(points), min(n, len(points)), None, seed))
+    pairs = near_duplicates(train, chosen)
+    extra = sum(pair.extra for pair in pairs)
+    copies = sum(pair.kind != "near" for pair in pairs)
+    share = len(pairs) / max(1, len(chosen))
+    numbers = {"near_duplicates": len(pairs), "copies": copies, "extra": extra, "share": share}
+    if not pairs:
+        return Check("leak", question, "pass", numbers, f"none of {len(chosen)} has a near-duplicate there")
+    of = f", {extra} of them in the extra data" if extra else ""
+    found = (
+        f"{len(pairs)} of {len(chosen)} ({share:.1%}) have a near-duplicate there{of}, {copies} are copies"
+    )
+    data = Config.read(RunFolder(examined.path).config).data
+    more = ["--set", f"data.extra={data.extra}"] if data.extra != "none" else []
+    look = command("datasets", data.name, *more, "--check", "--sheet", "pairs.png")
+    outcome = "flag" if share > MANY else "note"
+    advice = f"Look at them: `{look}`; leave them out of one of the two."
+    return Check("leak", question, outcome, numbers, found, advice)

@@ -1,0 +1,125 @@
+"""`bivallate sweep`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cyclopts import Parameter
+
+from bivallate.commands.options import Amount, Count, DataFolder, DataName, Flag, Names, Settings
+from bivallate.errors import UserError
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Throughout:
+    """What holds for all trainings of a sweep.
+
+    Parameters
+    ----------
+    data
+        data set: a name, a folder, an .npz, .zip or .tar, or hub:owner/name.
+    model
+        architecture, as for train. [default: that of train]
+    norm
+        linf or l2.
+    recipe
+        a training recipe, as for train.
+    init
+        weights to begin with, as for train.
+    data_dir
+        where named sets are looked for. [default: BIVALLATE_DATA]
+    device
+        auto, cpu, cuda or mps. [default: auto]
+    """
+
+    data: DataName = "digits"
+    model: str | None = None
+    norm: str = "linf"
+    recipe: str | None = None
+    init: str | None = None
+    data_dir: DataFolder | None = None
+    device: str | None = None
+
+
+def sweep(
+    methods: str,
+    /,
+    *,
+    training: Throughout = Throughout(),
+    seeds: str = "3",
+    set_: Settings = (),
+    fix: Names = (),
+    attack: str = "pgd-20",
+    n: Count | None = None,
+    jobs: Count = 1,
+    threads: Amount = 0,
+    out: Path = Path("runs/sweep"),
+    dry_run: Flag = False,
+    markdown: Flag = False,
+    json: Flag = False,
+) -> None:
+    """Train every combination of METHOD[,METHOD], values and seeds, attack each, and compare them.
+
+    What is done is skipped and what was interrupted goes on: the same command again, or one with more
+    methods, values or seeds. Each combination is a run of its own in a folder of --out, attacked at every
+    radius of the grid; of each radius there is a table with the seeds averaged.
+
+    Parameters
+    ----------
+    methods
+        one or several, with commas.
+    seeds
+        how many, 0, 1, 2 and so on; or the seeds themselves, with a comma, such as 3,7.
+    set_
+        KEY=VALUE,VALUE,... of the grid, repeatable: eps, lr, epochs, batch_size, model, recipe, average, or
+        whatever --set of train takes.
+    fix
+        KEY=VALUE for all runs, in which commas are the value's own, such as data.augment=crop:4,flip.
+    attack
+        that the runs are compared by.
+    n
+        a random subset of so many test points. [default: all]
+    jobs
+        runs at the same time, each a process of its own.
+    threads
+        of each run; 0 shares the processors among the jobs.
+    out
+        folder of the runs.
+    dry_run
+        print what would be run; run nothing.
+    markdown
+        print the tables as Markdown.
+    json
+        print the tables as JSON.
+    """
+    from bivallate.commands.sweep_cells import Common, cells_of
+    from bivallate.commands.sweep_running import compared, run_all, unchanged
+    from bivallate.terminal import say, say_json
+
+    if markdown and json:
+        raise UserError("give --markdown or --json, not both")
+    words = {name.replace("_", "-"): value for name, value in asdict(training).items()}
+    common = Common(words, fix, attack, n, jobs, threads)
+    cells = cells_of(methods, seeds, set_, common, out)
+    unchanged(out, cells)
+    if dry_run:
+        for cell in cells:
+            say(cell.line)
+        return
+    failed = run_all(out, cells, common)
+    tables = compared(cells, common, [name for name, _ in failed])
+    if json:
+        say_json([table.to_json() for table in tables])
+    for table in () if json else tables:
+        say(table.to_markdown()) if markdown else table.show()
+    _complain(failed, len(cells))
+
+
+def _complain(failed: list[tuple[str, str]], runs: int) -> None:
+    """Raises UserError for runs that failed."""
+    if failed:
+        told = "; ".join(f"{name}: {why}" for name, why in failed)
+        what = f"{len(failed)} of {runs} runs failed"
+        raise UserError(f"{what}, and the same command tries them again: {told}")

@@ -1,0 +1,208 @@
+"""The runs of a sweep: what is missing of them is trained and attacked, some at a time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from bivallate.commands.sweep_cells import Combination, Common
+from bivallate.errors import UserError
+from bivallate.evaluation import parse
+from bivallate.evaluation.significance import same_threat
+from bivallate.evaluation.watching import duration
+from bivallate.files import make_folder, write_json
+from bivallate.quoting import line
+from bivallate.reports.collect import RunRecord, collect
+from bivallate.reports.comparison.comparing import compare
+from bivallate.reports.comparison.comparison_table import Comparison
+from bivallate.run.config import Config
+from bivallate.run.folder import RunFolder
+from bivallate.run.signals import Interrupted, Request, interruptible
+from bivallate.schema import read_json
+from bivallate.terminal import say
+
+__all__ = ["compared", "run_all", "unchanged"]
+
+STATE, LOGS = "sweep.json", "logs"  # the words of every run, and what each has said
+
+
+class Halted(Exception):
+    """A process was asked to stop, or must not begin any more."""
+
+
+def unchanged(out: Path, cells: Sequence[Combination]) -> None:
+    """Raises UserError where a folder holds a run that was started with other words."""
+    kept = _state(out)
+    for cell in cells:
+        before = kept.get(cell.name)
+        if before is not None and before != list(cell.train):
+            other = sorted({*before} ^ {*cell.train})
+            raise UserError(
+                f"{cell.folder} was trained with other settings ({', '.join(other)}): name another --out, or "
+                "vary them with --set"
+            )
+        if before is None and not RunFolder(cell.folder).free:
+            raise UserError(f"{cell.folder} is there already and is not of this sweep: name another --out")
+
+
+def _state(out: Path) -> dict[str, Any]:
+    place = out / STATE
+    return read_json(place, "record of a sweep", dict[str, Any]) if place.exists() else {}
+
+
+def run_all(out: Path, cells: Sequence[Combination], common: Common) -> list[tuple[str, str]]:
+    """Does what is missing of all runs; returns those that failed, with the last line that each has said.
+
+    Raises Interrupted when asked to stop: running trainings save their state before.
+    """
+    make_folder(out / LOGS)
+    write_json(out / STATE, {**_state(out), **{cell.name: list(cell.train) for cell in cells}})
+    radii, failed, done = _radii(cells), list[tuple[str, str]](), 0
+    with interruptible() as request, ThreadPoolExecutor(common.jobs) as pool:
+        crew = Crew(out, common, radii)
+        waiting: dict[Future[str], Combination] = {pool.submit(crew.complete, cell): cell for cell in cells}
+        while waiting:
+            finished, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            for future in finished:
+                cell, done = waiting.pop(future), done + 1
+                why = _reason(future)
+                failed += [(cell.name, why)] if why else []
+                said = f"failed: {why}" if why else future.result()
+                say(f"{done} of {len(cells)}  {cell.name}: {said}", beside=True)
+            if request.made:
+                _stop(crew, waiting, request)
+    return failed
+
+
+def _reason(future: Future[str]) -> str:
+    error = future.exception()
+    if error is not None and not isinstance(error, UserError | Halted):
+        raise error
+    return "" if error is None else str(error)
+
+
+def _stop(crew: Crew, waiting: dict[Future[str], Combination], request: Request) -> None:
+    for future in waiting:
+        future.cancel()
+    crew.stop()
+    wait(waiting)
+    raise Interrupted("interrupted; what was done is kept: the same command goes on from there")
+
+
+class Crew:
+    """The processes that train and attack.
+
+    Attributes:
+        out: folder of the sweep. common: what holds for all. radii: that every run is attacked within.
+    """
+
+    def __init__(self, out: Path, common: Common, radii: list[Any]) -> None:
+        self.out, self.common, self.radii = out, common, radii
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._over, self._lock = False, threading.Lock()
+
+    def complete(self, cell: Combination) -> str:
+        """Trains and attacks what is missing, and says what was done. Raises UserError where it failed."""
+        began, did = time.monotonic(), list[str]()
+        method, model = (f"--{k}={v}" if (v := cell.own.get(k)) else "" for k in ("method", "model"))
+        threads = f"--threads={self.common.each}"
+        if RunFolder(cell.folder).free:
+            did.append("trained")
+            self._run(cell, ["train", *cell.train, threads, f"--out={cell.folder}", "--quiet"])
+        elif not _trained(cell.folder):
+            did.append("went on")
+            self._run(cell, ["resume", str(cell.folder), method, model, threads, "--quiet"])
+        for threat in self.radii:
+            if self._score(cell, threat) is None:
+                did += [] if did[-1:] == ["attacked"] else ["attacked"]
+                more = [*self.common.words("data-dir", "device"), threads, "--quiet", model]
+                more += [f"--n={self.common.n}"] if self.common.n else []
+                ball = [f"--eps={threat.eps!r}", f"--norm={type(threat).__name__.lower()}"]
+                self._run(
+                    cell, ["evaluate", str(cell.folder), f"--attack={self.common.attack}", *ball, *more]
+                )
+        own = Config.read(RunFolder(cell.folder).config).method.threat
+        robust = self._score(cell, own)
+        shown = f"robust {robust:.1%} at eps {own.eps:.4g}" if robust is not None else ""
+        took = f" ({duration(time.monotonic() - began)})" if did else ""
+        return f"{shown}, {' and '.join(did) or 'was done'}{took}"
+
+    def _score(self, cell: Combination, threat: Any) -> float | None:
+        """The robust accuracy that is kept; None where it is not there."""
+        name = parse(self.common.attack).name
+        for e in _record(cell.folder).evaluations:
+            own = (e.weights, e.split, e.data, e.score.attack) == ("best", "test", "", name) and not e.stale
+            enough = self.common.n is None or e.score.n == self.common.n
+            if own and enough and same_threat(e.score.threat, threat):
+                return e.score.robust_accuracy
+        return None
+
+    def _run(self, cell: Combination, words: list[str]) -> None:
+        """One command in a process of its own, whose words go to a file."""
+        log = self.out / LOGS / f"{cell.name}.txt"
+        call = [sys.executable, "-P", "-m", "bivallate", *filter(None, words)]
+        with log.open("ab") as stream:
+            with self._lock:
+                if self._over:
+                    raise Halted("interrupted")
+                process = subprocess.Popen(call, stdout=stream, stderr=stream, start_new_session=True)
+                self._running.add(process)
+            status = process.wait()
+        with self._lock:
+            self._running.discard(process)
+        if self._over:
+            raise Halted("interrupted")
+        if status:
+            raise UserError(f"{_last_line(log)} (all of it is in {log})")
+
+    def stop(self) -> None:
+        """Asks all processes to save and end, and lets no other begin."""
+        import signal
+
+        with self._lock:
+            self._over = True
+            for process in self._running:
+                process.send_signal(getattr(signal, "SIGINT", signal.SIGTERM))
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_bytes()[-4000:].decode("utf-8", "replace").strip().splitlines()
+    return line(lines[-1].removeprefix("bivallate: "), 300) if lines else "it ended without a word"
+
+
+def _trained(folder: Path) -> bool:
+    """Whether all epochs are there."""
+    run = RunFolder.open(folder)
+    return len(run.read_metrics()) >= Config.read(run.config).epochs
+
+
+def _record(folder: Path) -> RunRecord:
+    return collect([folder])[0]
+
+
+def _radii(cells: Sequence[Combination]) -> list[Any]:
+    """The distinct threats of the grid, in its order."""
+    found: list[Any] = []
+    for cell in cells:
+        if not any(same_threat(cell.threat, threat) for threat in found):
+            found.append(cell.threat)
+    return found
+
+
+def compared(cells: Sequence[Combination], common: Common, failed: Sequence[str]) -> list[Comparison]:
+    """A table of each radius, of the runs that are done, with their seeds averaged."""
+    done = [cell.folder for cell in cells if cell.name not in failed]
+    seeds = {cell.train[-1] for cell in cells if cell.name not in failed}
+    if not done:
+        return []
+    options = {"attack": parse(common.attack).name, "over_seeds": len(seeds) > 1}
+    return [
+        compare(done, eps=threat.eps, norm=type(threat).__name__.lower(), **options)
+        for threat in _radii(cells)
+    ]

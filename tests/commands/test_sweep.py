@@ -1,0 +1,181 @@
+"""A sweep: its grid, what it skips and goes on with, and what it says of runs that fail."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from bivallate.cli import run
+from bivallate.commands import sweep_running
+from bivallate.commands.sweep_cells import Combination, Common, cells_of
+from bivallate.commands.sweep_running import Crew, Halted
+from bivallate.errors import UserError
+from bivallate.run.signals import Interrupted
+
+NOTHING = dict.fromkeys(("data-dir", "model", "recipe", "init", "device"))
+
+
+def common(*fixed: str, **options) -> Common:
+    return Common({"data": "digits", "norm": "linf", **NOTHING, **options}, fixed, "pgd-2", 20, 1, 1)
+
+
+def cells(methods="at", seeds="1", settings=(), made=None, out=Path("runs/x")) -> list[Combination]:
+    return cells_of(methods, seeds, settings, made or common(), out)
+
+
+def test_the_grid_is_every_combination_in_words_of_train():
+    found = cells(
+        "at,trades", "2", ("eps=4/255,8/255", "solver.steps=2,3"), common("data.augment=crop:4,flip")
+    )
+    assert len(found) == len({c.name for c in found}) == 2 * 2 * 2 * 2
+    assert [c.train[-1] for c in found] == ["--seed=0"] * 8 + ["--seed=1"] * 8
+    first = found[0]
+    assert first.name == "at-eps4_255-steps2-seed0"
+    assert first.train[0] == "at"
+    for word in ("--eps=4/255", "--set=solver.steps=2", "--set=data.augment=crop:4,flip", "--data=digits"):
+        assert word in first.train
+    assert first.threat.eps == pytest.approx(4 / 255)
+    assert [c.train[-1] for c in cells(seeds="3,7")] == ["--seed=3", "--seed=7"]
+
+
+WRONG = {
+    "eps is set twice": {"settings": ("eps=0.1", "eps=0.2")},
+    "every value of lr": {"settings": ("lr=0.1,0.1",)},
+    "every method is named once": {"methods": "at,at"},
+    "both varied by --set and held by --fix": {"settings": ("lr=0.1",), "made": common("lr=0.2")},
+    "--seeds must be at least 1": {"seeds": "0"},
+    "a list such as 3,7": {"seeds": "x"},
+    "every seed": {"seeds": "3,3"},
+    "did you mean 'trades'": {"methods": "at,tardes"},
+    "did you mean 'solver'": {"settings": ("sover.steps=2",)},
+    "beta": {"methods": "at", "settings": ("beta=3,6",)},
+    "same folder": {"settings": ("data.imbalance=step:1,step_1",)},
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_grid_that_cannot_be_trained_is_refused_before_anything_is(words):
+    with pytest.raises(UserError, match=words):
+        cells(**WRONG[words])
+
+
+@pytest.fixture
+def here(monkeypatch, tmp_path):
+    """Commands run in this process; what they were."""
+    called: list[list[str]] = []
+
+    def within(self: Crew, cell: Combination, words: list[str]) -> None:
+        called.append(words)
+        with contextlib.redirect_stdout(io.StringIO()):
+            if run([word for word in words if word]):
+                raise UserError("it failed")
+
+    monkeypatch.setattr(Crew, "_run", within)
+    monkeypatch.chdir(tmp_path)
+    return called
+
+
+GRID = [
+    "sweep",
+    "at",
+    "--model=linear",
+    "--fix=epochs=1",
+    "--attack=pgd-2",
+    "--n=20",
+    "--out=s",
+    "--threads=1",
+]
+
+
+def test_what_is_done_is_skipped_what_is_missing_is_made_and_seeds_are_averaged(here, capsys):
+    assert run([*GRID, "--seeds=2", "--set=eps=0.1", "--json"]) == 0
+    out = capsys.readouterr()
+    tables = json.loads(out.out)
+    assert [t["threat"]["eps"] for t in tables] == [0.1]
+    assert [row["seeds"] for t in tables for row in t["rows"]] == [[0, 1]]
+    assert [words[0] for words in here] == ["train", "evaluate"] * 2
+    assert "2 of 2  at-eps0.1-seed1: robust " in out.err
+    here.clear()
+    assert run([*GRID, "--seeds=2", "--set=eps=0.1", "--markdown"]) == 0
+    assert here == []
+    assert "was done" in capsys.readouterr().err
+    shutil.rmtree("s/at-eps0.1-seed1/evaluation")
+    Path("s/at-eps0.1-seed0/metrics.jsonl").write_text("")
+    assert run([*GRID, "--seeds=1,0", "--set=eps=0.05,0.1"]) == 0  # and a radius more, for all
+    done = [(words[0], Path(words[1]).name if words[0] != "train" else "") for words in here]
+    assert done.count(("train", "")) == 2
+    assert done.count(("resume", "at-eps0.1-seed0")) == 1
+    assert [done.count(("evaluate", f"at-eps0.1-seed{k}")) for k in (0, 1)] == [1, 2]
+    capsys.readouterr()
+    assert run([*GRID, "--seeds=1", "--set=eps=0.05", "--fix=lr=0.3"]) == 2
+    assert "trained with other settings (--lr=0.3)" in capsys.readouterr().err
+    assert run([*GRID, "--seeds=1", "--set=eps=0.05", "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith("bivallate train at --data=digits")
+
+
+def test_a_run_that_fails_does_not_stop_the_others(here, capsys):
+    Path("s/at-eps0.1-seed0").mkdir(parents=True)
+    Path("s/at-eps0.1-seed0/mine.txt").write_text("not a run")
+    assert run([*GRID, "--seeds=1", "--set=eps=0.1"]) == 2
+    assert "is there already and is not of this sweep" in capsys.readouterr().err
+    shutil.rmtree("s")
+    grid = [*GRID, "--seeds=1", "--set=data.imbalance=none,step:7"]  # of the two only one can be loaded
+    assert run(grid) == 2
+    told = capsys.readouterr()
+    assert "1 of 2 runs failed" in told.err
+    assert "pgd-2 at Linf" in told.out  # the table of the other
+
+
+def test_processes_are_stopped_together_and_none_begins_any_more(tmp_path, monkeypatch):
+    begun = subprocess.Popen
+
+    def sleeping(call, **options):
+        return begun([sys.executable, "-c", "import time; time.sleep(60)"], **options)
+
+    monkeypatch.setattr(sweep_running.subprocess, "Popen", sleeping)
+    cell = cells(out=tmp_path)[0]
+    (tmp_path / "logs").mkdir()
+    crew, raised = Crew(tmp_path, common(), []), list[BaseException]()
+
+    def work() -> None:
+        try:
+            crew._run(cell, ["x"])
+        except Halted as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    while not crew._running:
+        time.sleep(0.01)
+    crew.stop()
+    thread.join(20)
+    assert len(raised) == 1
+    with pytest.raises(Halted):
+        crew._run(cell, ["x"])
+
+
+def test_a_process_that_fails_is_told_by_its_last_line_and_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch):
+    cell = cells(out=tmp_path)[0]
+    (tmp_path / "logs").mkdir()
+    with pytest.raises(UserError, match=r"unknown method 'zzz'.*all of it is in .*logs"):
+        Crew(tmp_path, common(), [])._run(cell, ["methods", "zzz"])
+
+    def interrupted(self: Crew, cell: Combination) -> str:
+        signal.raise_signal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
+        time.sleep(0.5)
+        raise Halted("interrupted")
+
+    monkeypatch.setattr(Crew, "complete", interrupted)
+    threading.Timer(0.2, lambda: signal.raise_signal(signal.SIGINT)).start()
+    with pytest.raises(Interrupted, match="the same command goes on"):
+        sweep_running.run_all(tmp_path / "s", cells(seeds="3", out=tmp_path / "s"), common())
