@@ -16,8 +16,9 @@ from bivallate.lower.threat import TINY, Linf
 from bivallate.parts import part
 from bivallate.types import Solution, per_example
 
-__all__ = ["APGD", "checkpoints", "sphere"]
+__all__ = ["APGD", "checkpoints", "put", "seldom", "sphere"]
 
+LOOK = 24  # steps
 MOMENTUM = 0.25  # weight of the last move
 
 
@@ -66,6 +67,20 @@ def checkpoints(steps: int) -> list[int]:
         period = max(period - shrink, least)
         at += period
     return found
+
+
+def seldom(step: int, like: Tensor) -> bool:
+    """Whether it is time to look who has left: at every step on a processor; on a device, whose host has to
+    wait for the answer, at every 24th."""
+    return like.device.type == "cpu" or step % LOOK == LOOK - 1
+
+
+def put(into: Tensor, rows: Tensor, chosen: Tensor, values: Tensor) -> None:
+    """into[rows[chosen]] = values[chosen], on a device without asking how many are chosen."""
+    if into.device.type == "cpu":
+        into[rows[chosen]] = values[chosen]
+    else:
+        into[rows] = torch.where(per_example(chosen, values), values, into[rows])
 
 
 class _View(NamedTuple):
@@ -132,7 +147,7 @@ class APGD(Solver):
         project, since = cheap_projection(problem), 0
         for i in range(self.steps):
             # examples leave in lots: copying the batch for each that is done would cost more than it saves
-            if self.leave and self._few_left(state.gone):
+            if self.leave and seldom(i, problem.x) and self._few_left(state.gone):
                 kept = (~state.gone).nonzero()[:, 0]
                 self._settle(state, answer, won)
                 state, problem = state.select(kept), narrow(problem, kept)
@@ -154,8 +169,7 @@ class APGD(Solver):
 
     def _settle(self, state: _APGDState, answer: Tensor, won: Tensor) -> None:
         """Examples that were never misclassified answer with their best point."""
-        lost = ~won[state.rows]
-        answer[state.rows[lost]] = state.best[lost]
+        put(answer, state.rows, ~won[state.rows], state.best)
 
     def _wins(self, margin: Tensor) -> Tensor:
         """(B,) bool: misclassified, where one look at a point decides that."""
@@ -210,8 +224,8 @@ class APGD(Solver):
         lower = self._wins(margin) & (~won[s.rows] | (margin < s.margin))
         if self.leave:  # decided where it stands, whenever it leaves: the answer knows nothing of the batch
             lower &= ~s.gone
-        answer[s.rows[lower]] = s.delta[lower]
-        won[s.rows[lower]] = True
+        put(answer, s.rows, lower, s.delta)
+        won[s.rows] |= lower
         s.margin = torch.minimum(s.margin, margin)
         s.gone |= gone
         better = loss > s.best_loss

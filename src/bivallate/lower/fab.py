@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from bivallate.lower.apgd import put, seldom
 from bivallate.lower.modes import frozen
 from bivallate.lower.objective import clearly_fooled, narrow
 from bivallate.lower.problem import LowerProblem
@@ -49,6 +50,8 @@ def _root(need: Tensor, rise: Tensor, gain: Tensor, bound: Tensor) -> Tensor:
 
     Rows leave when their set of saturated coordinates no longer changes, which makes their value exact.
     """
+    if need.device.type != "cpu":
+        return _sorted_root(need, rise, gain, bound)
     total = gain.sum(1)
     scale = torch.zeros_like(need)
     scale[need >= total] = 1e30
@@ -71,6 +74,18 @@ def _root(need: Tensor, rise: Tensor, gain: Tensor, bound: Tensor) -> Tensor:
             rows, at, count, need, total = (t[more] for t in (rows, at, count, need, total))
             parts, bound, free = parts[more], bound[more], free[: len(more)]
     return scale
+
+
+def _sorted_root(need: Tensor, rise: Tensor, gain: Tensor, bound: Tensor) -> Tensor:
+    """The same in closed form, for which the host need not wait: the sum at every lambda at which a
+    coordinate saturates tells which have done so at the root."""
+    bound, order = bound.nan_to_num(nan=torch.inf, posinf=torch.inf).sort(1)
+    rise, gain = rise.gather(1, order), gain.gather(1, order)
+    before, rest = gain.cumsum(1) - gain, rise.flip(1).cumsum(1).flip(1)
+    full = (before + bound * rest < need[:, None]) & bound.isfinite()
+    slope, kept = rise.masked_fill(full, 0).sum(1), gain.masked_fill(~full, 0).sum(1)
+    root = torch.where(slope > 0, (need - kept) / slope, 0).clamp(min=0)
+    return torch.where(need >= gain.sum(1), 1e30, torch.where(need > 0, root, 0))
 
 
 class Boundary(Protocol):
@@ -151,8 +166,8 @@ class FAB(Solver):
         gone = torch.zeros_like(problem.y, dtype=torch.bool)
         f, w = self.boundary(problem, delta)[1:]
         often = True  # whether a step tends to cross the boundary
-        for _ in range(self.steps):
-            if int(gone.sum()) * 4 >= len(gone):
+        for step in range(self.steps):
+            if seldom(step, delta) and int(gone.sum()) * 4 >= len(gone):
                 kept = (~gone).nonzero()[:, 0]
                 problem, delta, f, w = narrow(problem, kept), delta[kept], f[kept], w[kept]
                 rows, gone = rows[kept], gone[kept]
@@ -167,7 +182,8 @@ class FAB(Solver):
             fooled = logits.argmax(1) != problem.y
             size = problem.threat.size(delta)
             nearer = fooled & (size < norm[rows]) & ~gone
-            answer[rows[nearer]], norm[rows[nearer]] = delta[nearer], size[nearer]
+            put(answer, rows, nearer, delta)
+            put(norm, rows, nearer, size)
             if self.leave:
                 gone |= nearer & (size <= problem.threat.eps) & clearly_fooled(logits, problem.y)
             back = fooled.nonzero()[:, 0]

@@ -9,13 +9,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from bivallate.lower.apgd import seldom
 from bivallate.lower.objective import clearly_fooled, logit_margin, narrow
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Solver
 from bivallate.lower.threat import TINY, Linf
 from bivallate.noise import Noise
 from bivallate.parts import part
-from bivallate.types import Solution
+from bivallate.types import Solution, per_example
 
 __all__ = ["Square", "bump", "pattern", "share"]
 
@@ -102,8 +103,9 @@ class Square(Solver):
             made smaller instead; the public code's moves stay as large, which False restores.
 
     Cost: queries + 1 forwards an example at most. For Linf, a query that would change nothing, or (on small
-    images) one pixel in a way that has failed at the same point before, is answered without a forward, as a
-    network that is not random would answer it; examples that are clearly misclassified leave the batch.
+    images) one pixel in a way that has failed at the same point before, is answered without a forward on a
+    processor, as a network that is not random would answer it; examples that are clearly misclassified leave
+    the batch, on a device in larger lots.
 
     Deviation: positions of windows are drawn once per query for all examples and all restarts (the public
     code: once per query and batch), for examples of several restarts share a minibatch; signs are drawn for
@@ -126,7 +128,7 @@ class Square(Solver):
         windows = _Windows.drawn(noise, self.queries, x, edges=self.edges)
         signs = noise.sign("square/0", (BLOCK, x.shape[1]), x.dtype)
         for query in range(self.queries):
-            if int(state.gone.sum()) * 8 >= len(state.gone):
+            if seldom(query, x) and int(state.gone.sum()) * 8 >= len(state.gone):
                 answer[state.rows] = state.point - state.x
                 kept = (~state.gone).nonzero()[:, 0]
                 problem, state = narrow(problem, kept), state.select(kept)
@@ -159,7 +161,14 @@ class Square(Solver):
         with torch.inference_mode():
             logits = problem.forward(images.view(-1, *problem.x.shape[1:]))
         margin = logit_margin(logits, problem.y[rows])
-        lower = ((margin < state.margin[rows]) & ~state.gone[rows]).nonzero()[:, 0]
+        better = (margin < state.margin[rows]) & ~state.gone[rows]
+        if images.device.type != "cpu":  # all are asked there, and the host does not wait for who is better
+            state.point = torch.where(per_example(better, images), images, state.point)
+            state.margin = torch.where(better, margin, state.margin)
+            state.gone |= better & clearly_fooled(logits, problem.y)
+            state.asked &= ~better[:, None]
+            return
+        lower = better.nonzero()[:, 0]
         if len(lower):
             at = rows[lower]
             state.point[at], state.margin[at] = images[lower], margin[lower]
@@ -193,6 +202,10 @@ def _square(
     differs = (new != state.point[:, :, rows, columns]).flatten(1).any(1)
     if side == 1 and state.asked.shape[1]:
         differs &= _unasked(state, rows.start * width + columns.start, sign.flatten(1))
+    if differs.device.type != "cpu":  # to ask for nothing costs less than to wait for how many these are
+        images = state.point.clone()
+        images[:, :, rows, columns] = new
+        return torch.arange(len(images), device=images.device), images
     changed = differs.nonzero()[:, 0]
     images = state.point[changed]
     images[:, :, rows, columns] = new[changed]
