@@ -10,12 +10,6 @@ from bivallate.evaluation import evaluate
 from bivallate.lower.fab import nearest_on_plane
 
 ATTACKS = {"apgd-ce": (100, 0.1), "square": (100, 0.1), "fab": (20, 1.0), "pgd": (20, 0.1)}
-    "apgd-ce": (100, 0.1),
-    "square": (100, 0.1),
-    "fab": (20, 1.0),
-    "pgd": (20, 0.1),
-    "pgd-best": (20, 0.1),
-}
 
 
 def waits(name: str, steps: int) -> int:

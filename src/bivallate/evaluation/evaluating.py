@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bivallate.errors import UserError, check_seed, plainly
+from bivallate.errors import UserError, check_seed, plainly, unknown
 from bivallate.evaluation.attacks import Attack, Stage, parse
 from bivallate.evaluation.batch_size import estimate_batch, example_work
 from bivallate.evaluation.evaluation_progress import EvaluationProgress
@@ -31,7 +31,7 @@ from bivallate.evaluation.points import (
 from bivallate.evaluation.runner import Runner
 from bivallate.evaluation.score import Score
 from bivallate.evaluation.search import at_least_one
-from bivallate.evaluation.search_model import search_model
+from bivallate.evaluation.search_model import PRECISIONS, Lowered, search_model
 from bivallate.evaluation.state import State
 from bivallate.evaluation.threads import Searchers
 from bivallate.evaluation.watching import told
@@ -57,6 +57,7 @@ def evaluate(
     batch_size: int | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
+    precision: str = "float32",
     progress: bool | Callable[[EvaluationProgress], object] | None = None,
     resume: str | os.PathLike[str] | None = None,
 ) -> Score:
@@ -77,6 +78,10 @@ def evaluate(
         batch_size: points at once; estimated from the free memory if not given. A resume takes that of its
             file unless one is given here.
         device: where to work; where the model is if not given. The model itself stays where it is.
+        precision: of the search alone, "float32", "tf32" (CUDA) or "bf16": faster where the hardware has it.
+            Verdicts are float32's whatever it is, and so are the searches of FAB, Square and of attacks that
+            end at the first success, which rounding leads astray. A coarser search may find less: the score
+            says it.
         progress: called when a stage begins and after every piece of work; True shows it.
         resume: file that keeps every verdict; if it exists, the evaluation goes on from there, to the same
             verdicts. It stays when the evaluation is done, so delete it once the score is saved. A model that
@@ -101,9 +106,11 @@ def evaluate(
     with told(progress) as show, placed(model, device) as (module, where, dtype):
         runner = _runner(module, source, index, threat, chosen, seed, batch_size, where, dtype)
         runner.progress = show
+        if precision != "float32":
+            _lower(runner, precision)
         prints = data_fingerprint(source, index), model_fingerprint(module)
         if resume is not None:
-            runner.file, runner.key = resume, _key(prints, chosen, threat, seed)
+            runner.file, runner.key = resume, _key(prints, chosen, threat, seed, precision)
             runner = replace(runner, state=_resumed(runner, resume, batch_size))
         runner.run()
     return _score(runner, prints)
@@ -214,21 +221,35 @@ def _resumed(runner: Runner, file: str | os.PathLike[str], batch_size: int | Non
     return replace(state, batch_size=batch_size or state.batch_size)
 
 
-def _key(prints: tuple[str, str], chosen: Attack, threat: ThreatModel, seed: int) -> str:
-    text = json.dumps([prints, encode(chosen), encode(threat), seed])
+def _lower(runner: Runner, precision: str) -> None:
+    """Lets the search compute in another number format."""
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    if precision == "tf32" and runner.device.type != "cuda":
+        raise UserError(f"precision='tf32' is of CUDA devices, and this is {runner.device.type}")
+    runner.lowered, runner.precision = Lowered(runner.searchers.scout, precision), precision
+
+
+def _key(
+    prints: tuple[str, str], chosen: Attack, threat: ThreatModel, seed: int, precision: str = "float32"
+) -> str:
+    own = [] if precision == "float32" else [precision]
+    text = json.dumps([prints, encode(chosen), encode(threat), seed, *own])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _score(runner: Runner, prints: tuple[str, str]) -> Score:
     state, n = runner.state, len(runner.index)
     missing = sorted(set(range(state.classes)) - set(state.y.tolist()))
-    notes = ()
+    notes: tuple[str, ...] = ()
     if missing:
         called = class_names(runner.model, state.classes)
         names = ", ".join(called[k] for k in missing[:10]) + (", ..." if len(missing) > 10 else "")
         notes = (
             f"no point of class {names}: these classes have no accuracy and take no part in tail scores",
         )
+    if runner.precision != "float32":
+        notes += (f"the search was in {runner.precision}, the verdicts are float32's",)
     return Score(
         attack=runner.attack.name,
         detail=runner.attack,

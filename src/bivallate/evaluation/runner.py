@@ -19,8 +19,10 @@ from bivallate.errors import UserError
 from bivallate.evaluation.attacks import Attack, Stage
 from bivallate.evaluation.batch_size import NO_ROOM
 from bivallate.evaluation.evaluation_progress import EvaluationProgress
+from bivallate.evaluation.full_precision import full_float32
 from bivallate.evaluation.points import Points, check_images, check_labels, whole_labels
 from bivallate.evaluation.score import ROBUST
+from bivallate.evaluation.search import stage_bears_rounding
 from bivallate.evaluation.state import Position, State
 from bivallate.evaluation.threads import Searchers
 from bivallate.evaluation.verify import judge, logits_of
@@ -91,6 +93,7 @@ class Runner:
         state: the verdicts. device, dtype: of the model's arithmetic.
         work: multiplications in one point's forward.
         keep: (n, ...) where the worst points found are kept, or None.
+        lowered: searches in another number format, `precision`, for stages that can do with its rounding.
     """
 
     model: nn.Module
@@ -108,6 +111,8 @@ class Runner:
     file: str | os.PathLike[str] | None = None
     key: str = ""
     keep: Tensor | None = None
+    precision: str = "float32"
+    lowered: nn.Module | None = None
 
     def __post_init__(self) -> None:
         self._began = time.perf_counter() - self.state.seconds
@@ -222,7 +227,12 @@ class Runner:
         def piece(x: Tensor, y: Tensor, index: Tensor, turn: Tensor) -> Callable[[nn.Module], Found]:
             return lambda searcher: self._search_share(searcher, Batch(x, y, index), turn, stage)
 
-        found = self.searchers.run([piece(*share) for share in zip(*cut, strict=True)])
+        pieces = [piece(*share) for share in zip(*cut, strict=True)]
+        if self.lowered is not None and stage_bears_rounding(stage):
+            with full_float32(tf32=self.precision == "tf32"):
+                found = [work(self.lowered) for work in pieces]
+        else:
+            found = self.searchers.run(pieces)
         for _, passes in found:
             self.state.passes.forward += passes.forward
             self.state.passes.backward += passes.backward

@@ -10,9 +10,27 @@ from bivallate.models.prepare import fold_batchnorm
 from bivallate.models.stem import quick_stems
 from bivallate.noise import Noise
 
-__all__ = ["search_model"]
+__all__ = ["PRECISIONS", "Lowered", "search_model"]
 
 NEAR = 0.1  # of the perturbed images on which a copy is checked
+PRECISIONS = {"float32": 0.0, "tf32": 1e-2, "bf16": 5e-2}  # and how far logits may be off, of the largest
+
+
+class Lowered(nn.Module):
+    """A network that searches in another number format: what it finds is judged by the model itself.
+
+    Attributes:
+        network: that searches. rounding: of its logits, by which a search must not be misled.
+    """
+
+    def __init__(self, network: nn.Module, precision: str) -> None:
+        super().__init__()
+        self.network, self.rounding = network, PRECISIONS[precision]
+        self.mixed = precision == "bf16"
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed):
+            return self.network(x).float()
 
 
 def search_model(model: nn.Module, x: Tensor) -> nn.Module:

@@ -37,6 +37,11 @@ class Searchers:
         self._stop = threading.Event()
         self._scouts = [searcher] if members == 1 else [self._enlisted(searcher) for _ in range(members)]
 
+    @property
+    def scout(self) -> nn.Module:
+        """One of them, which may search alone."""
+        return self._scouts[0]
+
     def _enlisted(self, searcher: nn.Module) -> nn.Module:
         # deepcopy takes what its memo already holds: modules are new, so that hooks and modes are a member's
         # own, and tensors are the same, so that members share the memory of one

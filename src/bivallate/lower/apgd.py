@@ -185,7 +185,7 @@ class APGD(Solver):
     def _draw(self, problem: LowerProblem, delta: Tensor) -> _View:
         logits, grad = problem.ascent(delta)
         loss, margin = problem.objective(problem, logits), logit_margin(logits, problem.y)
-        return _View(loss, margin, grad, clearly_fooled(logits, problem.y))
+        return _View(loss, margin, grad, clearly_fooled(problem, logits, problem.y))
 
     def _begin(self, problem: LowerProblem, delta: Tensor, spent: Tensor) -> _APGDState:
         loss, margin, grad, gone = self._ascent(problem, delta)

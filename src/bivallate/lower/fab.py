@@ -185,7 +185,7 @@ class FAB(Solver):
             put(answer, rows, nearer, delta)
             put(norm, rows, nearer, size)
             if self.leave:
-                gone |= nearer & (size <= problem.threat.eps) & clearly_fooled(logits, problem.y)
+                gone |= nearer & (size <= problem.threat.eps) & clearly_fooled(problem, logits, problem.y)
             back = fooled.nonzero()[:, 0]
             delta[back] *= self.pull_back
             if often:

@@ -13,8 +13,6 @@ from bivallate.parts import part
 from bivallate.roles import Composition
 from bivallate.types import probability_margin
 
-CLEAR = 1e-4  # margin, as a fraction of the largest logit, beyond which a search needs no further proof
-
 
 @part
 class CrossEntropy(Objective):
@@ -144,9 +142,9 @@ def narrow(problem: LowerProblem, rows: Tensor) -> LowerProblem:
     return problem.select(rows).but(own)
 
 
-def clearly_fooled(logits: Tensor, y: Tensor) -> Tensor:
+def clearly_fooled(problem: LowerProblem, logits: Tensor, y: Tensor) -> Tensor:
     """(B,) bool: misclassified by more than a copy of the model made for speed may round."""
-    return logit_margin(logits, y) < -CLEAR * logits.abs().amax(1)
+    return logit_margin(logits, y) < -problem.rounding * logits.abs().amax(1)
 
 
 cross_entropy = CrossEntropy()

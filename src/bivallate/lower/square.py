@@ -165,14 +165,14 @@ class Square(Solver):
         if images.device.type != "cpu":  # all are asked there, and the host does not wait for who is better
             state.point = torch.where(per_example(better, images), images, state.point)
             state.margin = torch.where(better, margin, state.margin)
-            state.gone |= better & clearly_fooled(logits, problem.y)
+            state.gone |= better & clearly_fooled(problem, logits, problem.y)
             state.asked &= ~better[:, None]
             return
         lower = better.nonzero()[:, 0]
         if len(lower):
             at = rows[lower]
             state.point[at], state.margin[at] = images[lower], margin[lower]
-            state.gone[at] = clearly_fooled(logits[lower], problem.y[at])
+            state.gone[at] = clearly_fooled(problem, logits[lower], problem.y[at])
             state.asked[at] = False
 
 

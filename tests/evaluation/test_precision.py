@@ -1,0 +1,62 @@
+"""A search in another number format: verdicts stay float32's, and it finds what the usual search finds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.evaluation.conftest import affine, cloud
+
+import bivallate as bv
+from bivallate.errors import UserError
+from bivallate.evaluation import evaluate
+from bivallate.evaluation.score import Score
+from bivallate.evaluation.search_model import Lowered
+from bivallate.evaluation.verify import logits_of
+from bivallate.types import Passes
+
+
+@pytest.fixture(scope="module")
+def withstands():
+    """A network on digits that withstands about half of what is tried."""
+    data = bv.data.load("digits")
+    model = bv.models.create("tiny-cnn", num_classes=10, shape=data.shape, seed=0)
+    bv.train(model, data, bv.methods.at(bv.Linf(0.1), steps=3), epochs=6, seed=0, threads=1)
+    return model.eval(), data.test
+
+
+ATTACKS = ["pgd-10", "pgd-best-10", "cw-10-1", "apgd-ce-20", "apgd-t-10-3", "fab-t-10-3", "square-100"]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_search_in_bfloat16_finds_what_one_in_float32_finds(withstands, attack: str) -> None:
+    model, test = withstands
+    usual = evaluate(model, test, bv.Linf(0.1), attack, n=200)
+    lowered = evaluate(model, test, bv.Linf(0.1), attack, n=200, precision="bf16")
+    assert 0.1 < usual.robust_accuracy < usual.clean_accuracy
+    assert abs(usual.robust_accuracy - lowered.robust_accuracy) <= 0.01
+    assert lowered.clean_accuracy == usual.clean_accuracy
+    assert "bf16" in Score.from_json(lowered.to_json()).warnings[-1]
+
+
+def test_no_point_counts_as_broken_that_float32_does_not_confirm(withstands) -> None:
+    model, test = withstands
+    x, y = test.tensors(torch.arange(100))
+    score = evaluate(model, (x, y), bv.Linf(0.1), "pgd-10", precision="bf16")
+    clean = logits_of(model, x, Passes()).argmax(1) == y
+    assert torch.equal(score.stage == 0, ~clean)
+
+
+def test_a_search_is_not_led_astray_by_its_own_rounding() -> None:
+    coarse = Lowered(affine(64, 4), "bf16")
+    x = cloud(12, (1, 8, 8))
+    exact, rounded = affine(64, 4)(x), coarse(x)
+    assert (exact - rounded).abs().max() > 1e-5
+    assert (exact - rounded).abs().max() <= coarse.rounding * exact.abs().max()
+
+
+def test_other_precisions_are_refused() -> None:
+    x = cloud(4, (1, 8, 8))
+    y = affine(64, 4)(x).argmax(1)
+    for wrong, said in (("bf61", "did you mean 'bf16'"), ("tf32", "is of CUDA devices")):
+        with pytest.raises(UserError, match=said):
+            evaluate(affine(64, 4), (x, y), bv.Linf(0.1), "pgd-2", precision=wrong)
