@@ -13,6 +13,8 @@ from bivallate.parts import part
 from bivallate.roles import Composition
 from bivallate.types import probability_margin
 
+CLEAR = 1e-4  # margin, as a fraction of the largest logit, beyond which a search needs no further proof
+
 
 @part
 class CrossEntropy(Objective):
@@ -143,8 +145,10 @@ def narrow(problem: LowerProblem, rows: Tensor) -> LowerProblem:
 
 
 def clearly_fooled(problem: LowerProblem, logits: Tensor, y: Tensor) -> Tensor:
-    """(B,) bool: misclassified by more than a copy of the model made for speed may round."""
-    return logit_margin(logits, y) < -problem.rounding * logits.abs().amax(1)
+    """(B,) bool: misclassified by more than a copy of the model made for speed may round, which says by how
+    much where it computes in another number format (`rounding`)."""
+    clear = getattr(problem.forward.model, "rounding", CLEAR)
+    return logit_margin(logits, y) < -clear * logits.abs().amax(1)
 
 
 cross_entropy = CrossEntropy()

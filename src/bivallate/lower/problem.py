@@ -32,7 +32,6 @@ class Objective(Role, ABC):
     def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor: ...
 
 
-CLEAR = 1e-4  # of the largest logit: beyond it a search in float32 needs no further proof
 Score = Callable[["LowerProblem", Tensor], Tensor]  # what an objective is called as; any function will do
 
 
@@ -144,11 +143,6 @@ class LowerProblem:
     def begin(self, delta: Tensor, logits: Tensor) -> None:
         """Keeps where the attack begins."""
         self._begun[:] = [Begun(delta, logits)]
-
-    @property
-    def rounding(self) -> float:
-        """By how much the network's logits may be rounded, as a fraction of the largest."""
-        return getattr(self.forward.model, "rounding", CLEAR)
 
     def project(self, delta: Tensor) -> Tensor:
         """The nearest point of C(x)."""
