@@ -122,9 +122,18 @@ def test_dones_temperature_stays_where_a_small_network_learns_unless_one_was_ask
 
 
 @pytest.mark.parametrize(
-    ("eps", "size"), [(8 / 255, 5000 / 255), (16 / 255, 2500 / 255), (0.25, 2500 / 255), (0.3, 1000.0)]
+    ("data", "eps", "parameters", "size"),
+    [
+        ("mnist", 0.3, {}, 1000.0),
+        ("mnist", 0.3, {"step_size": None}, 2500 / 255),
+        ("mnist", 0.3, {"step_size": 2.0}, 2.0),
+        ("mnist", 0.1, {}, 2500 / 255),
+        ("digits", 0.3, {}, 2500 / 255),
+        ("cifar10", 8 / 255, {}, 5000 / 255),
+    ],
 )
-def test_fast_bats_step_reaches_the_bounds_of_large_balls(eps, size):
-    method = bv.methods.fast_bat(bv.Linf(eps))
+def test_fast_bats_step_reaches_the_bounds_of_mnists_balls(data, eps, parameters, size):
+    method = recipe_for(None, bv.methods.fast_bat(bv.Linf(eps), **parameters), data).method
     assert (method.solver.step_size, method.coupling.step_size) == (size, size)
-    assert bv.methods.fast_bat(bv.Linf(eps), step_size=2.0).coupling.step_size == 2.0
+    at = bv.methods.at(bv.Linf(eps))
+    assert recipe_for(None, at, data).method == at

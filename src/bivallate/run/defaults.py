@@ -14,6 +14,7 @@ from bivallate.schedule import Milestones
 
 MINIBATCHES = 8  # an epoch of a small set has at least so many
 TEMPERATURE = Milestones(values=(10.0, 3.0), at=(2 / 3,))  # r of DONE's weights
+LARGE, STEP = 0.25, 1000.0  # radius beyond which Fast-BAT takes this step on MNIST's kind of images
 SMALLEST = 8  # images of a minibatch, where there are as many
 
 
@@ -22,13 +23,15 @@ def defaults(method: Method, data: str, *, fixed: Collection[str] = ()) -> Confi
 
     A method that sums the gradients of its replays (YOPO) takes as much smaller a rate, and DONE's
     temperature falls to 3 alone: at the paper's 1 and 0.1 a few images are all that counts, and small
-    networks end at chance. A temperature that was asked for stays, and None is the paper's.
+    networks end at chance. Fast-BAT's step in the large balls of MNIST is 1000: a shorter one does not reach
+    their bounds once the loss is small, and overfits catastrophically. What was asked for stays, and None is
+    the paper's.
 
     Args:
         fixed: parameters of the method that the user chose.
     """
     usual = registry.usual(data)
-    method = _tempered(method, data, fixed)
+    method = _suited(method, data, fixed)
     rate = usual.lr / method.replays if method.accumulate else usual.lr
     return Config(
         method=method,
@@ -39,10 +42,14 @@ def defaults(method: Method, data: str, *, fixed: Collection[str] = ()) -> Confi
     )
 
 
-def _tempered(method: Method, data: str, fixed: Collection[str]) -> Method:
-    """DONE with `TEMPERATURE`, where nothing was said of it; any other method as it is."""
+def _suited(method: Method, data: str, fixed: Collection[str]) -> Method:
+    """DONE with `TEMPERATURE`, Fast-BAT with `STEP`, where nothing was said of these; any other as it is."""
     own = method.made[1] if method.made is not None else ()
     task = Task(method, data, {*fixed, *own})
+    steps = ("solver.step_size", "coupling.step_size")
+    if task.handwriting and method.threat.eps > LARGE and task.as_made(*steps):
+        for step in steps:
+            task = task.tuned("step_size", step, STEP)
     return task.tuned("temperature", "weighting.temperature", TEMPERATURE).method
 
 
