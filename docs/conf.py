@@ -49,6 +49,7 @@ NAVIGATION: dict[str, dict[str, str]] = {
     "Use": {
         "Data": "data",
         "Models": "models",
+        "Trained networks": "zoo",
         "Recipes": "recipes",
         "Fine-tuning": "finetuning",
         "Defaults": "defaults",

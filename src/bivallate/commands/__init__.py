@@ -133,6 +133,11 @@ COMMANDS = {
             "datasets photos/ --set data.size=64",
         ),
     ),
+    "zoo": Command(
+        "zoo:zoo",
+        "[NAME] [OPTIONS]",
+        ("zoo", "zoo fashion-mnist-at", "zoo fashion-mnist-at --save robust"),
+    ),
     "recipes": Command(
         "lists:recipes",
         "[NAME] [OPTIONS]",

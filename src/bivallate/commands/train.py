@@ -84,9 +84,9 @@ def train(
     recipe
         a paper's training recipe, such as done; `bivallate recipes` lists them.
     init
-        weights to begin with: a run, a folder, a .safetensors or .pt file, hub:owner/name or timm:NAME. They
-        decide the network, but for a bare file, which needs --model; a head for other classes is new.
-        [default: fresh weights]
+        weights to begin with: a run, a folder, a .safetensors or .pt file, hub:owner/name, timm:NAME or
+        zoo:NAME. They decide the network, but for a bare file, which needs --model; a head for other classes
+        is new. [default: fresh weights]
     freeze
         layers that do not learn: a name, * in it for anything, stem, head, or !head for all but the head;
         repeatable.

@@ -23,6 +23,7 @@ from bivallate.models.io import fill
 from bivallate.models.layers import head_of
 from bivallate.run.config import Config, Model
 from bivallate.run.folder import check_weights
+from bivallate.run.load_model import from_zoo
 from bivallate.run.session import create_model
 
 __all__ = ["begin", "described", "first_network"]
@@ -190,7 +191,7 @@ def _read(config: Config, dataset: Dataset, architecture: str | None) -> Classif
     if not path.exists():
         raise UserError(
             f"no weights at {place}: name a run, a folder with model.safetensors, a .safetensors or .pt "
-            "file, hub:owner/name or timm:NAME"
+            "file, hub:owner/name, timm:NAME or zoo:NAME"
         )
     if path.is_file() and not _has_manifest(path):
         return _bare(path, config.model, dataset, architecture)
@@ -234,4 +235,12 @@ def _from_timm(name: str, config: Config, dataset: Dataset) -> Classifier:
     return timm_pretrained(name, shape=dataset.shape, **config.model.chosen())
 
 
-READERS: dict[str, Callable[[str, Config, Dataset], Classifier]] = {"hub": _from_hub, "timm": _from_timm}
+def _from_zoo(name: str, config: Config, dataset: Dataset) -> Classifier:
+    return from_zoo(name)
+
+
+READERS: dict[str, Callable[[str, Config, Dataset], Classifier]] = {
+    "hub": _from_hub,
+    "timm": _from_timm,
+    "zoo": _from_zoo,
+}

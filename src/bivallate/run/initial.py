@@ -15,7 +15,7 @@ class Init:
     """Weights that training begins with, and what of them stays as it is.
 
     Attributes:
-        weights: a run, a folder, a file, hub:owner/name or timm:NAME; "" begins with fresh ones.
+        weights: a run, a folder, a file, hub:owner/name, timm:NAME or zoo:NAME; "" begins with fresh ones.
         which: of a run's weights: "best", "last", "ema" or "epoch-N"; "auto" are the best, but the last of
             plain training, whose epochs robust accuracy does not tell apart.
         head: the last layer: "auto" replaces it where the classes are others in number or by name, "new"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.resources import as_file, files
 from pathlib import Path
 
 from torch import nn
 
-from bivallate import models
-from bivallate.errors import UserError
+from bivallate import models, zoo
+from bivallate.errors import UserError, unknown
+from bivallate.evaluation.points import model_fingerprint
 from bivallate.models import Classifier
 from bivallate.models.description import read_manifest
 from bivallate.run.folder import RunFolder
@@ -17,11 +19,29 @@ def load(path: str | Path, weights: str = "best", *, model: nn.Module | str | No
     """The trained model of a run folder, in eval mode.
 
     Args:
-        path: the run's folder. weights: "best" (on held-out data), "last", "ema", or "epoch-3" of a
-            run that keeps it (`keep=(3,)`).
+        path: the run's folder; or "zoo:NAME", a network that `bivallate zoo` lists.
+        weights: "best" (on held-out data), "last", "ema", or "epoch-3" of a run that keeps it (`keep=(3,)`).
         model: for a network that only the user's code can build.
     """
+    if isinstance(path, str) and path.startswith(zoo.PREFIX):
+        return from_zoo(path)
     return models.load(path, weights, model=model).eval()
+
+
+def from_zoo(name: str) -> Classifier:
+    """A network that comes with the package, in eval mode.
+
+    Raises:
+        UserError: an unknown name, or weights that are not those that were measured.
+    """
+    name, known = name.removeprefix(zoo.PREFIX), zoo.entries()
+    if name not in known:
+        raise unknown("network of the zoo", name, known)
+    with as_file(files(zoo)) as folder:
+        model = models.load(folder / f"{name}.safetensors")
+    if model_fingerprint(model) != known[name]["fingerprint"]:
+        raise UserError(f"the weights of zoo:{name} are not those measured: install bivallate again")
+    return model
 
 
 def built_in(name: str) -> bool:

@@ -63,8 +63,8 @@ def train(
         recipe: a paper's training recipe by name, such as "done", which all other arguments change. Its data
             settings (rows held out, imbalance) are used where the data is given by name.
         init: weights to begin with: a run (its folder, or what `train` returned), a folder, a file,
-            "hub:owner/name" or "timm:NAME"; a head for other classes is new. freeze: patterns of layers that
-            do not learn, such as "stem", "body.0.*" or "!head".
+            "hub:owner/name", "timm:NAME" or "zoo:NAME"; a head for other classes is new.
+        freeze: patterns of layers that do not learn, such as "stem", "body.0.*" or "!head".
         seed: of everything random. out: a folder to keep everything in; None keeps nothing on disk.
         overwrite: replace a run that is there. resume_if_there: go on with it instead, if it is the same one:
             one script for the first start and for every later one.

@@ -1,0 +1,92 @@
+"""Puts a network of a run into the zoo, with what was measured of it.
+
+    python -m benchmarks.zoo NAME RUN "COMMAND" COMMIT [--weights best] [--record FILE] [--note TEXT]
+
+RUN holds an evaluation by AutoAttack on its test data (`bivallate evaluate RUN --attack autoattack`), or
+--record is the JSON of one by benchmarks/finetuning.py. The slice that tests/models/test_zoo.py evaluates
+again, 64 images, goes into tests/models/zoo.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import bivallate as bv
+from bivallate import models
+from bivallate.evaluation.points import model_fingerprint
+from bivallate.files import write_json
+from bivallate.reports.collect import collect
+from bivallate.run.session import own_data
+
+ZOO, SLICES = Path("src/bivallate/zoo"), Path("tests/models/zoo")
+SLICE, ATTACK = 64, "pgd-10"
+LICENCE = "Apache-2.0"
+
+
+def measured(run: Path, weights: str, record: Path | None) -> dict[str, Any]:
+    """What AutoAttack left of it."""
+    if record is not None:
+        kept = json.loads(record.read_text())
+        own = {key: kept[key] for key in ("n", "clean_accuracy", "robust_accuracy", "interval_95")}
+        return {"attack": "autoattack", "seed": 0, **own}
+    evaluations = collect([run])[0].evaluations
+    found = [e.score for e in evaluations if (e.weights, e.split, e.data) == (weights, "test", "")]
+    score = max((s for s in found if s.attack == "autoattack"), key=lambda s: s.n)
+    shares = {"clean_accuracy": score.clean_accuracy, "robust_accuracy": score.robust_accuracy}
+    interval = list(score.interval_95)
+    return {"attack": score.attack, "seed": score.seed, "n": score.n, **shares, "interval_95": interval}
+
+
+def entry(asked: argparse.Namespace) -> dict[str, Any]:
+    """What the list says of a run's network, whose weights, manifest and slice are written."""
+    run = Path(asked.run)
+    config, model = collect([run])[0].config, bv.load(run, asked.weights)
+    if asked.record is not None:  # of a part of its training images
+        config = config.set("data.name", json.loads(asked.record.read_text())["data"])
+    data, threat = own_data(config.data, config.seed), config.method.threat
+    rows = torch.arange(SLICE)
+    again = bv.evaluate(model, data.test.tensors(rows), threat, ATTACK)
+    models.save(model, ZOO / f"{asked.name}.safetensors", classes=model.classes)
+    SLICES.mkdir(parents=True, exist_ok=True)
+    images, labels = data.test.raw(rows).numpy(), data.test.labels[rows].numpy()
+    np.savez_compressed(SLICES / f"{asked.name}.npz", x=images, y=labels)
+    right = {"clean": again.clean_accuracy, "robust": again.robust_accuracy}
+    return {
+        "data": config.data.name,
+        "norm": type(threat).__name__,
+        "eps": f"{threat.eps:.6g}",
+        "method": config.method.name,
+        "network": config.model.name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "measured": measured(run, asked.weights, asked.record),
+        "slice": {"n": SLICE, "attack": ATTACK, **{k: round(v * SLICE) for k, v in right.items()}},
+        "fingerprint": model_fingerprint(model),
+        "made": asked.made,
+        "commit": asked.commit,
+        "licence": LICENCE,
+        **({"note": asked.note} if asked.note else {}),
+    }
+
+
+def main() -> None:
+    """Adds the network to the list."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("name", "run", "made", "commit"):
+        parser.add_argument(name)
+    parser.add_argument("--weights", default="best")
+    parser.add_argument("--record", type=Path)
+    parser.add_argument("--note")
+    asked = parser.parse_args()
+    place = ZOO / "zoo.json"
+    known = json.loads(place.read_text()) if place.exists() else {}
+    write_json(place, {**known, asked.name: entry(asked)}, indent=1)
+
+
+if __name__ == "__main__":
+    main()

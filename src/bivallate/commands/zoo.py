@@ -1,0 +1,97 @@
+"""`bivallate zoo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bivallate.commands.options import Flag
+from bivallate.errors import unknown
+from bivallate.terminal import literal_console, say, say_json
+
+if TYPE_CHECKING:
+    from bivallate.zoo import ZooEntry
+
+
+def zoo(name: str | None = None, /, *, save: Path | None = None, json: Flag = False) -> None:
+    """List the trained networks that come with the package, or show one.
+
+    Each was attacked by the whole AutoAttack; its interval is Wilson's. In Python, bv.load("zoo:NAME").
+
+    Parameters
+    ----------
+    name
+        of a network.
+    save
+        folder to write its weights, manifest and card to.
+    json
+        for programs.
+    """
+    from bivallate.zoo import entries
+
+    known = entries()
+    if name is None:
+        say_json(known, 1) if json else _table(known)
+        return
+    name = name.removeprefix("zoo:")
+    if name not in known:
+        raise unknown("network of the zoo", name, known)
+    if save is not None:
+        from bivallate.models import save_pretrained
+        from bivallate.run.load_model import from_zoo
+
+        save_pretrained(from_zoo(name), save, name=name)
+    if json:
+        say_json({"name": name, **known[name]}, 1)
+        return
+    _card(name, known[name])
+    if save is not None:
+        say(f"written to {save}", beside=True)
+
+
+def _table(known: dict[str, ZooEntry]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    heads = (
+        "name",
+        "data",
+        "threat",
+        "method",
+        "network",
+        "clean",
+        "AutoAttack",
+        "95 %",
+        "points",
+        "licence",
+    )
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for k, head in enumerate(heads):
+        table.add_column(head, overflow="fold", justify="right" if 4 < k < 9 else "left")
+    for name, entry in known.items():
+        m = entry["measured"]
+        low, high = m["interval_95"]
+        shares = (
+            f"{m['clean_accuracy']:.1%}",
+            f"{m['robust_accuracy']:.1%}",
+            f"{100 * low:.1f}-{100 * high:.1f}",
+        )
+        threat = f"{entry['norm']} {entry['eps']}"
+        about = name, entry["data"], threat, entry["method"], entry["network"]
+        table.add_row(*about, *shares, str(m["n"]), entry["licence"])
+    literal_console().print(table)
+
+
+def _card(name: str, entry: ZooEntry) -> None:
+    m = entry["measured"]
+    low, high = m["interval_95"]
+    say(f"zoo:{name}: {entry['network']} ({entry['parameters']:,} parameters), {entry['data']}")
+    say(f"trained with {entry['method']} for {entry['norm']} eps {entry['eps']}: {entry['made']}")
+    say(f"at commit {entry['commit']}; licence {entry['licence']}; fingerprint {entry['fingerprint']}")
+    say(
+        f"clean {m['clean_accuracy']:.1%}, {m['attack']} {m['robust_accuracy']:.1%} (95 % interval {low:.1%} "
+        f"to {high:.1%}) on {m['n']:,} test images, seed {m['seed']}"
+    )
+    if "note" in entry:
+        say(entry["note"])
+    say(f'use: bv.load("zoo:{name}"), bivallate train METHOD --init zoo:{name}')
