@@ -35,7 +35,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 NAME, PACKAGE = "card", "/bivallate/"
 CARD, CUDA, CPU = None, torch.device("cuda", 0), torch.device("cpu")
-log = SimpleNamespace(ops=Counter(), syncs=Counter(), uploads=Counter())
+log = SimpleNamespace(ops=Counter(), syncs=Counter(), uploads=Counter(), casts=Counter())
 aten, Key, Keys = torch.ops.aten, torch._C.DispatchKey, torch._C.DispatchKeySet
 _DEVICE, _IS_CUDA = Tensor.device.__get__, Tensor.is_cuda.__get__
 _SYNCS = {
@@ -116,6 +116,8 @@ def _place() -> str:
 
 def _note(name: str, args: tuple) -> None:
     log.ops[name] += 1
+    if name == "copy_" and args[0].dtype != args[1].dtype:
+        log.casts[_place()] += 1
     if name in _SYNCS:
         log.syncs[f"{_place()} {name}"] += 1
     elif name in ("copy_", "_copy_from") and args[0].device != args[1].device:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.device.trial import counted
+import torch
+from tests.device.trial import Trial, counted
 
 LEAN = ["at", "fast-bat", "done-adam", "fat", "at-l2", "yopo", "free-at", "bilaw"]
 
@@ -31,3 +32,19 @@ def averaged() -> int:
 
 def test_the_average_of_the_weights_is_a_few_launches(card) -> None:
     assert card(averaged) <= 4
+
+
+def casts() -> int:
+    """Casts in a step of AT with ten attack steps on PreActResNet-18 in bfloat16."""
+    from tests.device import standin
+
+    trial = Trial("at", "cuda", torch.float32, steps=10, network="preact-resnet18")
+    trial.model.autocast_dtype = torch.bfloat16
+    trial.step()
+    standin.log.casts.clear()
+    trial.step()
+    return sum(standin.log.casts.values())
+
+
+def test_weights_are_cast_once_a_minibatch(card) -> None:
+    assert 30 < card(casts) <= 120  # 311 when every pass casts its own

@@ -20,12 +20,19 @@ ROWS = 8
 class Trial:
     """A method on a tiny network with BatchNorm, in float64, on random images."""
 
-    def __init__(self, name: str, device: str, dtype: torch.dtype = torch.float64, **parameters: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        device: str,
+        dtype: torch.dtype = torch.float64,
+        network: str = "small-cnn",
+        **parameters: Any,
+    ) -> None:
         generator = torch.Generator().manual_seed(0)
         x = torch.rand(ROWS, 1, 8, 8, generator=generator, dtype=dtype).to(device)
         y, index = (torch.arange(ROWS) % 3).to(device), torch.arange(ROWS).to(device)
         self.batch = Batch(x, y, index, meta=Batch(x[:4], y[:4], index[:4]))
-        made = bv.models.create("small-cnn", num_classes=3, shape=(1, 8, 8), seed=0, width=0.0625)
+        made = bv.models.create(network, num_classes=3, shape=(1, 8, 8), seed=0, width=0.0625)
         self.model = made.to(device, dtype).train()
         plain = name.removesuffix("-l2")
         known = registry()[plain].parameters

@@ -10,6 +10,7 @@ from tests.methods.glue import CLASSES, EPS, SHAPE, Net, gap, minibatches, train
 
 import bivallate as bv
 from bivallate import L2, Linf, methods
+from bivallate.lower import forward
 from bivallate.lower.problem import LowerProblem
 from bivallate.types import Batch, Facts
 
@@ -86,3 +87,32 @@ def test_the_gradient_is_exact_unless_only_its_signs_are_asked_for() -> None:
     assert (coarse.sign() == expected.sign()).double().mean() > 0.9
     products = [problem.curvature(delta)(torch.ones_like(delta)) for problem in problems]
     assert torch.equal(*products)
+
+
+def test_frozen_weights_are_cast_once_and_to_the_same_values(monkeypatch) -> None:
+    method = methods.at(THREAT, steps=3)
+    cast, (model, _) = copy.deepcopy(net()[0]), net()
+    model.load_state_dict(cast.state_dict())
+    made = []
+    of = forward.Lent.of
+    monkeypatch.setattr(forward.Lent, "of", lambda *given: made.append(given[1]) or of(*given))
+    train(cast, method, [batch()])
+    weights = [n for n, m in cast.named_modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    assert 0 < made.count("weight") <= len(weights)
+    monkeypatch.setattr(forward, "castable", lambda model: [])
+    train(model, method, [batch()])
+    for (name, p), q in zip(cast.named_parameters(), model.parameters(), strict=True):
+        assert torch.equal(p, q), name
+        assert isinstance(p, torch.nn.Parameter), "what was lent is given back"
+
+
+def test_a_weight_that_has_moved_is_cast_anew() -> None:
+    model, _ = net()
+    model.eval().requires_grad_(False)
+    asked, x = forward.Forward(model), batch().x
+    before = asked(x)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.5)
+    assert not torch.equal(asked(x), before)
+    assert torch.equal(asked(x), forward.Forward(model)(x))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,57 @@ from torch import Tensor, nn
 from bivallate.lower.asking import ask
 from bivallate.lower.functional import Functional
 from bivallate.types import Passes
+
+OWN = ("torch.nn.", "bivallate.")  # layers of others may use their weight in their own way
+
+
+@dataclass(frozen=True)
+class Lent:
+    """A weight of a layer, and what stands in for it during a pass.
+
+    Attributes:
+        place: the layer's parameters. name: of the weight there. version: of its values when it was cast.
+    """
+
+    place: dict[str, Any]
+    name: str
+    weight: Tensor
+    cast: Tensor
+    version: int
+
+    @staticmethod
+    def of(place: dict[str, Any], name: str, dtype: torch.dtype) -> Lent:
+        """The weight cast."""
+        weight = place[name]
+        return Lent(place, name, weight, weight.detach().to(dtype), weight._version)
+
+    def stale(self, dtype: torch.dtype) -> bool:
+        """Whether the weight has changed, or is to be of another type."""
+        now = self.place[self.name]
+        return now is not self.weight or now._version != self.version or self.cast.dtype != dtype
+
+
+def castable(model: nn.Module) -> list[tuple[dict[str, Any], str]]:
+    """The float32 weights and biases of convolutions and linear layers, which autocast casts whenever they
+    are used. Of a compiled network none: it would be compiled anew."""
+    layers = list(model.modules())
+    if any(hasattr(layer, "_orig_mod") for layer in layers):
+        return []
+    known = [m for m in layers if isinstance(m, nn.Conv2d | nn.Linear) and type(m).__module__.startswith(OWN)]
+    places = [(m._parameters, name) for m in known for name in ("weight", "bias")]
+    return [(at, name) for at, name in places if getattr(at.get(name), "dtype", None) is torch.float32]
+
+
+@contextmanager
+def lent(weights: list[Lent]) -> Iterator[None]:
+    """Within, the layers have the casts."""
+    for own in weights:
+        own.place[own.name] = own.cast
+    try:
+        yield
+    finally:
+        for own in weights:
+            own.place[own.name] = own.weight
 
 
 class Forward:
@@ -30,14 +83,18 @@ class Forward:
     def __init__(self, model: Callable[[Tensor], Tensor], passes: Passes | None = None) -> None:
         self.model = model
         self.passes = passes if passes is not None else Passes()
+        self._cast: list[Lent] = []
 
     def __call__(self, x: Tensor, *, exact: bool = False) -> Tensor:
         """Logits in float32 or better. exact: without mixed precision, as every pass that a coupling's
         gradient goes through."""
         self.passes.forward += len(x)
         dtype = None if exact else getattr(self.model, "autocast_dtype", None)
-        with torch.autocast(x.device.type, dtype) if dtype is not None else nullcontext():
+        if dtype is None:
             logits = ask(self.model, x)
+        else:
+            with torch.autocast(x.device.type, dtype), lent(self._frozen(dtype)):
+                logits = ask(self.model, x)
         if logits.requires_grad:
             rows, passes = len(x), self.passes
 
@@ -46,6 +103,15 @@ class Forward:
 
             logits.register_hook(arrived)
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+    def _frozen(self, dtype: torch.dtype) -> list[Lent]:
+        """The network's weights as autocast would cast them in every pass, cast once; none while they learn.
+        A weight that has been written to since is cast anew."""
+        if not isinstance(self.model, nn.Module) or torch.is_inference_mode_enabled():
+            return []
+        if not self._cast or any(cast.stale(dtype) for cast in self._cast):
+            self._cast = [Lent.of(own, name, dtype) for own, name in castable(self.model)]
+        return [] if any(cast.weight.requires_grad for cast in self._cast) else self._cast
 
     @property
     def module(self) -> nn.Module:
