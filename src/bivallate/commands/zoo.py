@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bivallate.commands.lists import one_a_line
 from bivallate.commands.options import Flag
 from bivallate.errors import unknown
-from bivallate.terminal import literal_console, say, say_json
+from bivallate.terminal import say, say_json
 
 if TYPE_CHECKING:
     from bivallate.zoo import ZooEntry
@@ -31,7 +32,8 @@ def zoo(name: str | None = None, /, *, save: Path | None = None, json: Flag = Fa
 
     known = entries()
     if name is None:
-        say_json(known, 1) if json else _table(known)
+        told = {name: _told(entry) for name, entry in known.items()}
+        say_json(known, 1) if json else one_a_line(told, "zoo", "NAME")
         return
     name = name.removeprefix("zoo:")
     if name not in known:
@@ -49,37 +51,14 @@ def zoo(name: str | None = None, /, *, save: Path | None = None, json: Flag = Fa
         say(f"written to {save}", beside=True)
 
 
-def _table(known: dict[str, ZooEntry]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    heads = (
-        "name",
-        "data",
-        "threat",
-        "method",
-        "network",
-        "clean",
-        "AutoAttack",
-        "95 %",
-        "points",
-        "licence",
-    )
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for k, head in enumerate(heads):
-        table.add_column(head, overflow="fold", justify="right" if 4 < k < 9 else "left")
-    for name, entry in known.items():
-        m = entry["measured"]
-        low, high = m["interval_95"]
-        shares = (
-            f"{m['clean_accuracy']:.1%}",
-            f"{m['robust_accuracy']:.1%}",
-            f"{100 * low:.1f}-{100 * high:.1f}",
-        )
-        threat = f"{entry['norm']} {entry['eps']}"
-        about = name, entry["data"], threat, entry["method"], entry["network"]
-        table.add_row(*about, *shares, str(m["n"]), entry["licence"])
-    literal_console().print(table)
+def _told(entry: ZooEntry) -> str:
+    """What a list says of a network."""
+    m = entry["measured"]
+    low, high = m["interval_95"]
+    left = f"AutoAttack {m['robust_accuracy']:.1%} ({100 * low:.1f}-{100 * high:.1f})"
+    clean = f"clean {m['clean_accuracy']:.1%} of {m['n']:,} points"
+    about = f"{entry['data']}, {entry['method']}, {entry['network']}, {entry['licence']}"
+    return f"{entry['norm']} {entry['eps']}: {left}, {clean}; {about}"
 
 
 def _card(name: str, entry: ZooEntry) -> None:
