@@ -71,12 +71,14 @@ def test_the_table_is_sorted_tested_and_costed(runs, capsys):
     assert stored["interval_95"] == rows[0]["interval_95"]
 
 
-@pytest.mark.parametrize("key", ["clean_accuracy", "tail_30", "worst_class", "seconds", "training_passes"])
+@pytest.mark.parametrize(
+    "key", ["clean_accuracy", "tail_30", "worst_class", "class_gini", "seconds", "training_passes"]
+)
 @pytest.mark.parametrize("given", [None, "--ascending", "--no-ascending"])
 def test_rows_are_sorted_by_what_is_asked(runs, capsys, key, given):
     rows = as_json(capsys, *paths(runs), "--sort", key, *([given] if given else []))["rows"]
     values = [row[key] for row in rows]
-    rising = key in ("seconds", "training_passes") if given is None else given == "--ascending"
+    rising = key in ("class_gini", "seconds", "training_passes") if given is None else given == "--ascending"
     assert values == sorted(values, reverse=not rising)
     assert len(set(values)) > 1 or key == "worst_class"
 

@@ -68,6 +68,8 @@ def test_scores_of_a_hand_made_evaluation():
     assert HAND.per_class == [0.75, 0.5, 0.0, None]
     assert HAND.per_class_clean == [1.0, 0.5, 1.0, None]
     assert HAND.worst_class == (2, 0.0)
+    assert HAND.class_gini == pytest.approx((0.25 + 0.75 + 0.5) * 2 / (2 * 9 * 1.25 / 3))
+    assert made(y=[0, 1], stage=[0, 1], predicted=[1, 0]).class_gini is None
     assert HAND.tail(30) == 0.0  # ceil(.3 * 3) = 1 class
     assert HAND.tail(60) == 0.25
     assert HAND.tail(60, pooled=True) == 0.25

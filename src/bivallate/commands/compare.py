@@ -33,8 +33,8 @@ def compare(
     runs
         folders of the runs.
     sort
-        a column: robust_accuracy, clean_accuracy, tail_30, worst_class, passes, seconds (of the evaluation),
-        training_passes, training_seconds.
+        a column: robust_accuracy, clean_accuracy, tail_30, worst_class, class_gini, passes, seconds (of the
+        evaluation), training_passes, training_seconds.
     ascending
         smallest first. [default: for costs only]
     attack

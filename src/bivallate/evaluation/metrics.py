@@ -98,6 +98,12 @@ def seconds(value: float) -> str:
     return duration(value, 1)
 
 
+def _gini(score: Score, training: TrainingCost | None) -> float:
+    """Infinite where no class has a robust point."""
+    found = score.class_gini
+    return math.inf if found is None else found
+
+
 METRICS = (
     Metric(
         "robust_accuracy",
@@ -130,6 +136,7 @@ METRICS = (
         how="bootstrap over points",
         lead=lambda score, names: f"{names[score.worst_class[0]]}: ",
     ),
+    Metric("class_gini", "", _gini, less_is_better=True, show=number),
     Metric(
         "training_passes",
         "training passes",

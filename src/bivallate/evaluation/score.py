@@ -16,7 +16,7 @@ from bivallate.errors import UserError
 from bivallate.evaluation.evaluation_file import WrittenScore, in_range, pack, small, unpacked, within
 from bivallate.evaluation.naming import Identity
 from bivallate.evaluation.older import EARLIER, as_now
-from bivallate.evaluation.statistics import bootstrap_tail, ratios, tail, wilson, wilsons
+from bivallate.evaluation.statistics import bootstrap_tail, gini, ratios, tail, wilson, wilsons
 from bivallate.files import write_json
 from bivallate.lower.threat import L2, Linf
 from bivallate.parts import decode, encode
@@ -169,6 +169,11 @@ class Score:
         class (in `per_class_interval_95`) does not."""
         return self.tail_interval(100 / int((self.counts > 0).sum()))
 
+    @property
+    def class_gini(self) -> float | None:
+        """How unequal the classes' robust accuracies are; see `statistics.gini`."""
+        return gini(self.hits, self.counts)
+
     def tail(self, k: float = 30, *, pooled: bool = False) -> float:
         """RA-Tail-k: mean robust accuracy of the lowest ceil(k %) classes, or that of their points pooled."""
         _check_share(k)
@@ -211,6 +216,7 @@ class Score:
             "per_class_clean_interval_95": self.per_class_clean_interval_95,
             "worst_class": list(self.worst_class),
             "worst_class_interval_95": list(self.worst_class_interval_95),
+            "class_gini": self.class_gini,
             "tail_30": self.tail(30),
             "tail_30_interval_95": list(self.tail_interval(30)),
             "tail_30_pooled": self.tail(30, pooled=True),

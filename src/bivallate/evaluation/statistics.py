@@ -12,6 +12,7 @@ import numpy as np
 __all__ = [
     "at_chance",
     "bootstrap_tail",
+    "gini",
     "holm",
     "mcnemar",
     "paired_score_interval",
@@ -53,6 +54,21 @@ def ratios(hits: np.ndarray, counts: np.ndarray) -> list[float | None]:
 def wilsons(hits: np.ndarray, counts: np.ndarray) -> list[tuple[float, float] | None]:
     """`wilson` of every class; None for a class without a point."""
     return [wilson(h, c) if c else None for h, c in zip(hits.tolist(), counts.tolist(), strict=True)]
+
+
+def gini(hits: np.ndarray, counts: np.ndarray) -> float | None:
+    """How unequal the classes' accuracies a_1 ... a_K are: sum_ij |a_i - a_j| / (2 K^2 mean). 0 where all are
+    alike, 1 - 1/K where one class has everything; None where no class has anything.
+
+    Example:
+        >>> round(gini(np.array([9, 5, 1]), np.array([10, 10, 10])), 3), gini(np.array([0]), np.array([3]))
+        (0.356, None)
+    """
+    a = np.sort(hits[counts > 0] / counts[counts > 0])
+    if not a.sum():
+        return None
+    k = len(a)
+    return float(((2 * np.arange(1, k + 1) - k - 1) * a).sum() / (k * a.sum()))
 
 
 def tail(hits: np.ndarray, counts: np.ndarray, k: float) -> tuple[float, float]:
