@@ -130,6 +130,23 @@ def agree(error: UserError | None) -> None:
             raise Echo(text)
 
 
+def post(name: str, text: str) -> None:
+    """Leaves a short text where the other processes can look at it, at any time."""
+    if together():
+        _board().set(name, text)
+
+
+def posted(name: str) -> str | None:
+    """What was left under a name last; None where nothing is."""
+    board = _board()
+    return board.get(name).decode() if board.check([name]) else None
+
+
+def _board() -> Any:
+    """The store that the processes have met at."""
+    return dist.distributed_c10d._get_default_store()  # pyright: ignore  nothing public leads to it
+
+
 def any_rank(value: bool) -> bool:
     """Whether it holds on one of the ranks."""
     return bool(total(torch.tensor(int(value), device=_device()))) if together() else value

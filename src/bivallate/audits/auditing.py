@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bivallate import collective
 from bivallate.audits.battery import Battery
 from bivallate.audits.plan import Plan, choose
 from bivallate.audits.questions import accuracy, claim_check, questions
@@ -50,6 +51,7 @@ def audit(
     seed: int = 0,
     announce: Callable[[Plan, float], object] | None = None,
     progress: bool | Callable[[Moment], object] | None = None,
+    shared: bool = False,
 ) -> Audit:
     """Attacks a model in ways whose results must agree, and says whether they do.
 
@@ -67,6 +69,7 @@ def audit(
         history: a run's metrics, one dictionary an epoch.
         announce: called with the plan and its estimated seconds before anything is attacked. progress:
             called before every attack; True shows it.
+        shared: under torchrun, every process calls this and attacks every so-manieth point.
 
     Raises:
         UserError: data or model that cannot be attacked at all, or a budget that is too small.
@@ -95,13 +98,13 @@ def audit(
         x, y = source.tensors(wanted)
         x, y = x.to(where, dtype), y.to(where).long()
         _same_task(module, surrogates, x[:2])
-        rate = pace(judge, x, y)
+        rate = pace(judge, x, y, shared=shared)
         plan = _plan(len(wanted), budget_passes, minutes, rate, len(surrogates))
         x, y = source.tensors(select(len(source), plan.n, None, seed))
         chosen = x.to(where, dtype), y.to(where).long()
         show = stack.enter_context(told(progress))
-        likely = outlook(judge, chosen, threat, plan, seed, announce) if announce or show else None
-        battery = Battery(judge, chosen, threat, plan, seed, show, likely)
+        likely = outlook(judge, chosen, threat, plan, seed, announce, shared) if announce or show else None
+        battery = Battery(judge, chosen, threat, plan, seed, show, likely, shared)
         battery.run_all(surrogates, random=looked.named("random") is not None)
     return _report(battery, looked, claimed, claim, history, time.perf_counter() - began)
 
@@ -142,15 +145,16 @@ def _connected(module: nn.Module, looked: Preflight) -> nn.Module:
     return Connected(module).eval() if looked.named("no-gradient") is not None else module
 
 
-def pace(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Passes a second, measured on a batch."""
+def pace(model: nn.Module, x: Tensor, y: Tensor, *, shared: bool = False) -> float:
+    """Passes a second, measured on a batch; of all processes where they share the work."""
     some, labels = x[:128], y[:128]
     gradients(model, some[:2], labels[:2])
     began = time.perf_counter()
     gradients(model, some, labels)
     if some.is_cuda:
         torch.cuda.synchronize()
-    return 3 * len(some) / max(time.perf_counter() - began, 1e-6)
+    own = 3 * len(some) / max(time.perf_counter() - began, 1e-6)
+    return collective.first(own) * collective.world() if shared else own
 
 
 def outlook(
@@ -160,6 +164,7 @@ def outlook(
     plan: Plan,
     seed: int,
     announce: Callable[[Plan, float], object] | None = None,
+    shared: bool = False,
 ) -> Outlook:
     """What the plan is likely to take, which is announced: a short attack on some points shows how many
     withstand it and what a pass costs with all that goes with it."""
@@ -168,7 +173,7 @@ def outlook(
     with torch.random.fork_rng(devices=[]):  # outputs that are random must not hang on whether somebody asks
         score = evaluate(model, some, threat, "pgd-10", seed=seed)
     spent = time.perf_counter() - began
-    pace = spent / max(1.0, sum(score.passes.values()) * score.n)
+    pace = spent / max(1.0, sum(score.passes.values()) * score.n) / (collective.world() if shared else 1)
     passes = plan.expected(score.clean_accuracy, score.robust_accuracy)
     if announce is not None:
         announce(plan, pace * passes)

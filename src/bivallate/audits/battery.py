@@ -55,6 +55,7 @@ class Battery:
     seed: int
     progress: Callable[[Moment], object] | None = None
     outlook: Outlook | None = None
+    shared: bool = False
     left: dict[str, Tensor] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
     passes: int = 0
@@ -64,7 +65,9 @@ class Battery:
         """One attack on all points; what it left is kept under its name."""
         self._tell(name)
         attack = Attack(name, stages)
-        score = evaluate(self.model, self.points, threat or self.threat, attack, seed=self.seed)
+        score = evaluate(
+            self.model, self.points, threat or self.threat, attack, seed=self.seed, shared=self.shared
+        )
         self.scores[name], self.left[name] = score, score.robust
         self.passes += round(sum(score.passes.values()) * score.n)
         return score

@@ -20,9 +20,11 @@ from bivallate.commands.options import (
     Split,
     WeightsSource,
 )
+from bivallate.commands.shared_work import shared_work
 from bivallate.terminal import literal_console, say, say_json
 
 
+@shared_work
 def audit(
     run: Path,
     /,
@@ -43,7 +45,8 @@ def audit(
     """Ask whether the robustness of a run is real, and say what speaks for and against it.
 
     Attacks that know more or do more must not do worse, and accuracy must go where it has to go; where that
-    fails, gradients are masked and a published number would not last. The result is kept in RUN/audit.
+    fails, gradients are masked and a published number would not last. The result is kept in RUN/audit. Under
+    torchrun the processes share the points.
 
     Parameters
     ----------
@@ -85,6 +88,7 @@ def audit(
             seed=source.seed,
             announce=None if json or quiet else _announce,
             progress=progress,
+            shared=True,
         )
     with keeping(place, result.save, silent=json):
         if json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bivallate.commands.evaluate import GO_ON, percent
 from bivallate.commands.keeping import keeping, place_of
 from bivallate.commands.options import Count, DataName, Flag, Machine, Subset, WeightsSource
+from bivallate.commands.shared_work import shared_work
 from bivallate.quoting import file_name
 from bivallate.terminal import say_json
 
@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 
     from bivallate.commands.subjects import Subjects
 
-SHARES = (5, 25, 50, 75, 95)
-GRID = 30  # steps of the figure's axis
 
-
+@shared_work
 def curve(
     *runs: Path,
     eps: str | None = None,
@@ -42,7 +40,7 @@ def curve(
     """Attack the models of runs at several radii: accuracy against eps, as a table, a figure and JSON.
 
     A point broken at one radius is broken at all larger ones, so that no curve rises. A curve that was
-    interrupted goes on where it stopped.
+    interrupted goes on where it stopped. Under torchrun the processes share the points.
 
     Parameters
     ----------
@@ -74,7 +72,7 @@ def curve(
     subjects = Subjects.of(runs, source, machine, data)
     kind = norm_of(norm, subjects.threats[0])
     radii = radii_of(eps, kind, subjects.threats[0])
-    options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}
+    options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size, "shared": True}
     stem = stem_of(out or runs[0] / "diagnosis" / f"curve-{kind}-{file_name(name)}")
     place = place_of(stem.with_name(f"{stem.name}.json"), out and stem.with_name(f"{stem.name}.json"))
     points = Identity(weights=source.weights, n=subset.n, first=subset.first)
@@ -133,11 +131,10 @@ def _figure_of(attack: str, curves: dict[str, Any], trained: dict[str, float]) -
 
 def _clear(kept: Sequence[Path | None], radii: Sequence[float]) -> None:
     """Removes the verdicts that the curves would have gone on from."""
+    from bivallate.evaluation.shared_points import clear
     from bivallate.evaluation.sweeps import curve_file
 
-    for place in (place for place in kept if place is not None):
-        for radius in radii:
-            curve_file(place, radius).unlink(missing_ok=True)
+    clear(*(curve_file(place, radius) for place in kept if place is not None for radius in radii))
 
 
 def _show_curve(figure: Any, curves: dict[str, Any]) -> None:
@@ -165,6 +162,7 @@ def _kept(run: Path, model: nn.Module, named: str) -> Path | None:
     return RunFolder(run).evaluation / name if os.access(run, os.W_OK) else None
 
 
+@shared_work
 def distances(
     *runs: Path,
     norm: str | None = None,
@@ -181,7 +179,8 @@ def distances(
 ) -> None:
     """Search the smallest perturbation that misclassifies each test point (FAB-T), for the models of runs.
 
-    What is found is an upper bound of the distance to the boundary: 0 where the clean image is wrong.
+    What is found is an upper bound of the distance to the boundary: 0 where the clean image is wrong. A
+    search that was interrupted goes on where it stopped. Under torchrun the processes share the points.
 
     Parameters
     ----------
@@ -205,6 +204,8 @@ def distances(
         print the data as JSON instead of a table.
     """
     from bivallate.commands.subjects import Subjects, norm_name, norm_of
+    from bivallate.evaluation.kept_distances import summary
+    from bivallate.evaluation.shared_points import clear, partials
     from bivallate.evaluation.sweeps import minimal_distances
     from bivallate.evaluation.watching import watched
     from bivallate.files import write_json
@@ -212,18 +213,23 @@ def distances(
 
     subjects = Subjects.of(runs, source, machine, data)
     kind = norm_of(norm, subjects.threats[0])
-    options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}
     stem = stem_of(out or runs[0] / "diagnosis" / f"distances-{kind}")
     file = stem.with_name(f"{stem.name}.json")
     place = place_of(file, out and file)
-    search, found = partial(minimal_distances, steps=steps, targets=targets, **options), {}
+    options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size, "steps": steps}
+    options |= {"targets": targets, "shared": True}
+    search, found = partial(minimal_distances, **options), {}
+    kept = partials(place, subjects.models)
     for label, model in subjects.models.items():
         with watched(json or quiet, label) as progress:
-            found[label] = search(model, subjects.points, kind, progress=progress)
+            found[label] = search(model, subjects.points, kind, progress=progress, resume=kept[label])
     figure = _survivors(found, norm_name(kind), subjects.trained(kind))
-    told: dict[str, Any] = {"norm": norm_name(kind), "n": len(next(iter(found.values())))}
-    told |= {"steps": steps, "targets": targets}
-    told |= {"runs": {label: _summary(values) for label, values in found.items()}, "curve": figure.data()}
+    told: dict[str, Any] = {"norm": norm_name(kind), "n": len(next(iter(found.values()))), "steps": steps}
+    told |= {
+        "targets": targets,
+        "runs": {label: summary(values) for label, values in found.items()},
+        "curve": figure.data(),
+    }
 
     def save(place: Path) -> None:
         figure.save(stem)
@@ -234,15 +240,17 @@ def distances(
             say_json(told)
         else:
             _show_distances(told)
+    clear(*kept.values())
 
 
 def _survivors(found: dict[str, Tensor], norm: str, trained: dict[str, float]) -> Any:
     """The figure: how many points are left over the radius."""
+    from bivallate.evaluation.kept_distances import radii_to_last
     from bivallate.evaluation.statistics import wilson
     from bivallate.evaluation.sweeps import surviving
     from bivallate.reports.diagnostics.ranks import OverEps
 
-    total, radii = len(next(iter(found.values()))), _grid(list(found.values()))
+    total, radii = len(next(iter(found.values()))), radii_to_last(list(found.values()))
     left = {label: surviving(values, radii) for label, values in found.items()}
     return OverEps(
         attack="FAB-T",
@@ -256,6 +264,7 @@ def _survivors(found: dict[str, Tensor], norm: str, trained: dict[str, float]) -
 
 def _show_distances(data: dict[str, Any]) -> None:
     from bivallate.commands.subjects import table
+    from bivallate.evaluation.kept_distances import SHARES
 
     title = f"smallest {data['norm']} perturbation found, {data['n']} test points; quantiles over all"
     columns = ("run", "clean wrong", "none found", *(f"{share} %" for share in SHARES))
@@ -263,33 +272,8 @@ def _show_distances(data: dict[str, Any]) -> None:
 
 
 def _row(label: str, summary: dict[str, Any]) -> list[str]:
-    lengths = [_length(summary["quantiles"][str(share)]) for share in SHARES]
+    lengths = [_length(length) for length in summary["quantiles"].values()]
     return [label, str(summary["wrong"]), str(summary["none_found"]), *lengths]
-
-
-def _grid(found: Sequence[Tensor]) -> tuple[float, ...]:
-    """Radii from zero to where the last found point falls."""
-    import torch
-
-    finite = torch.cat([values[values.isfinite()] for values in found])
-    last = float(finite.max()) if len(finite) else 0.0
-    return tuple(last * k / GRID for k in range(GRID + 1)) if last else (0.0,)
-
-
-def _summary(values: Tensor) -> dict[str, Any]:
-    """Counts, quantiles over all points and the distances themselves; null where nothing was found."""
-    ordered = values.sort().values
-    at = {share: ordered[max(0, math.ceil(share / 100 * len(values)) - 1)] for share in SHARES}
-    return {
-        "wrong": int((values == 0).sum()),
-        "none_found": int(values.isinf().sum()),
-        "quantiles": {str(share): _finite(float(value)) for share, value in at.items()},
-        "distances": [_finite(value) for value in values.tolist()],
-    }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _length(value: float | None) -> str:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from bivallate.commands.keeping import keeping, place_of
 from bivallate.commands.options import Ball, Count, DataName, Flag, Machine, Split, Subset, WeightsSource
+from bivallate.commands.shared_work import shared_work
 from bivallate.errors import UserError
 from bivallate.quoting import line
 from bivallate.terminal import NAME, literal_console, say, say_json
@@ -23,6 +24,7 @@ Attacks = Annotated[
 GO_ON = "interrupted; what was decided is kept: the same command goes on from there"
 
 
+@shared_work
 def evaluate(
     *runs: Path,
     attack: Attacks = ("pgd-20",),
@@ -44,7 +46,8 @@ def evaluate(
     """Attack the model of a run and report how much of its accuracy is left.
 
     The result is kept in RUN/evaluation, one file for each weights, threat, attack and seed. An evaluation
-    that was interrupted goes on where it stopped. Of several runs or attacks each is told in a line.
+    that was interrupted goes on where it stopped. Of several runs or attacks each is told in a line. Under
+    torchrun the processes share the points.
 
     Parameters
     ----------
@@ -83,7 +86,7 @@ def evaluate(
         parse(name)  # a misspelt attack is said before anything else
     device = machine.prepare()
     where = {"data": data, "by_position": by_position, "split": split, "device": device, **source.reading}
-    options = asdict(subset) | {"batch_size": batch_size, "seed": source.seed}
+    options = asdict(subset) | {"batch_size": batch_size, "seed": source.seed, "shared": True}
     task = EvaluationTask(options, out, len(chosen) * len(attacks) > 1, arch is not None, quiet, json)
     for run in chosen:
         if arch is None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bivallate.collective import rank
 from bivallate.errors import UserError
 from bivallate.terminal import say
 
@@ -59,7 +60,8 @@ def keeping(
         fault = UserError("the result was printed, but cannot be kept in the run's folder: say --out")
     else:
         try:
-            save(place)
+            if rank() == 0:
+                save(place)
         except UserError as error:
             fault = error
     yield

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bivallate import collective
 from bivallate.errors import UserError, check_seed, plainly, unknown
+from bivallate.evaluation import shared_points
 from bivallate.evaluation.attacks import Attack, Stage, parse
 from bivallate.evaluation.batch_size import estimate_batch, example_work
 from bivallate.evaluation.evaluation_progress import EvaluationProgress
@@ -60,6 +62,7 @@ def evaluate(
     precision: str = "float32",
     progress: bool | Callable[[EvaluationProgress], object] | None = None,
     resume: str | os.PathLike[str] | None = None,
+    shared: bool = False,
 ) -> Score:
     """How many points of some data the model classifies correctly whatever the attack tried.
 
@@ -86,6 +89,9 @@ def evaluate(
         resume: file that keeps every verdict; if it exists, the evaluation goes on from there, to the same
             verdicts. It stays when the evaluation is done, so delete it once the score is saved. A model that
             is random cannot be resumed.
+        shared: under torchrun, every process calls this and takes every so-manieth point: all return the
+            verdicts that one process would find, and each keeps its own beside `resume`. A process that dies
+            loses its own part at most, and another number of processes can go on.
 
     Raises:
         UserError: images outside [0, 1], labels outside the classes, a class that the model has not, empty
@@ -103,17 +109,33 @@ def evaluate(
     check_threat(threat)
     chosen, source = parse(attack), points(data, model)
     index = select(len(source), n, first, seed)
+    several = shared and len(index) >= collective.world() > 1
     with told(progress) as show, placed(model, device) as (module, where, dtype):
-        runner = _runner(module, source, index, threat, chosen, seed, batch_size, where, dtype)
+        own = shared_points.mine(index) if several else index
+        runner = _runner(module, source, own, threat, chosen, seed, batch_size, where, dtype)
         runner.progress = show
         if precision != "float32":
             _lower(runner, precision)
         prints = data_fingerprint(source, index), model_fingerprint(module)
-        if resume is not None:
-            runner.file, runner.key = resume, _key(prints, chosen, threat, seed, precision)
-            runner = replace(runner, state=_resumed(runner, resume, batch_size))
+        if resume is not None and (several or not shared or collective.rank() == 0):
+            runner.key = _key(prints, chosen, threat, seed, precision)
+            runner.file = _file_of(runner, resume, index, several)
+            runner = replace(runner, state=_resumed(runner, runner.file, batch_size))
+        if several:
+            runner.progress = shared_points.Together(show, "/".join((*prints, chosen.name)), len(own))
         runner.run()
+        if isinstance(runner.progress, shared_points.Together):
+            runner.state, runner.index = runner.progress.finish(runner.state, len(index)), index
     return _score(runner, prints)
+
+
+def _file_of(runner: Runner, resume: str | os.PathLike[str], index: Tensor, several: bool) -> Path:
+    """This process's progress file, cut anew where another number of processes had left theirs."""
+
+    def known(state: State, rows: Tensor, file: Path) -> State:
+        return _of_this_model(state, replace(runner, index=index[rows]).sample(), file)
+
+    return shared_points.arranged(resume, len(index), runner.key, known, several=several)
 
 
 @plainly
@@ -212,13 +234,18 @@ def _resumed(runner: Runner, file: str | os.PathLike[str], batch_size: int | Non
     sample = runner.sample()
     if not Path(file).exists():
         return replace(runner.state, sample=sample)
-    state = State.load(file, runner.key)
-    if not state.is_of(sample):
+    state = _of_this_model(State.load(file, runner.key), sample, file)
+    return replace(state, batch_size=batch_size or state.batch_size)
+
+
+def _of_this_model(state: State, sample: Tensor, file: str | os.PathLike[str]) -> State:
+    """The state, which knows its model from now on. Raises UserError if it was begun with another."""
+    if state.sample.numel() and not state.is_of(sample):
         raise UserError(
             f"{file} was begun with another model: its logits on the same points differ. A model that is "
             "random cannot be told from another, nor be resumed. Delete the file or name another one"
         )
-    return replace(state, batch_size=batch_size or state.batch_size)
+    return replace(state, sample=sample)
 
 
 def _lower(runner: Runner, precision: str) -> None:

@@ -18,7 +18,15 @@ from bivallate.evaluation.attacks import Attack, Stage, parse
 from bivallate.evaluation.evaluating import crafted, evaluate
 from bivallate.evaluation.evaluation_progress import EvaluationProgress, Searched
 from bivallate.evaluation.inference import placed
-from bivallate.evaluation.points import check_images, check_labels, model_fingerprint, points, select
+from bivallate.evaluation.kept_distances import Kept
+from bivallate.evaluation.points import (
+    check_images,
+    check_labels,
+    data_fingerprint,
+    model_fingerprint,
+    points,
+    select,
+)
 from bivallate.evaluation.score import Score
 from bivallate.evaluation.search import at_least_one
 from bivallate.evaluation.verify import logits_of
@@ -100,29 +108,37 @@ def minimal_distances(
     batch_size: int = 128,
     seed: int = 0,
     progress: bool | Callable[[Searched], object] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    shared: bool = False,
 ) -> Tensor:
     """(n,) the smallest norm at which FAB-T misclassifies each point: an upper bound of its distance.
 
     Zero where the clean image is wrong, infinite where nothing was found. Confirmed by a fresh forward.
-    `progress` is called after every batch; True shows it.
+    `progress` is called after every batch; True shows it. `resume`: a file that keeps every distance, from
+    which a search that was interrupted goes on; it stays. `shared`: under torchrun, every process calls this
+    and takes every so-manieth point.
 
     Raises:
         UserError: images, labels, logits or counts that `evaluate` would not take either.
     """
     check_seed(seed)
     at_least_one("minimal_distances", steps=steps, targets=targets, batch_size=batch_size)
-    source, found, began = points(data, model), [], time.perf_counter()
+    source, began = points(data, model), time.perf_counter()
     ball, index = make_threat(norm, 1.0), select(len(source), n, first, seed)
     with told(progress) as show, placed(model, None) as (module, where, dtype):
-        for rows in index.split(batch_size):
+        key = [norm, steps, targets, data_fingerprint(source, index), model_fingerprint(module)]
+        kept = Kept(resume, key, shared=shared)
+        left = kept.left(index)
+        for rows in left.split(batch_size) if len(left) else ():
             x, y = source.tensors(rows)
             check_images(x)
             x, y = x.to(where, dtype), y.to(where)
-            found.append(_distances(module, x, y, rows.to(where), ball, steps, targets).cpu())
+            kept.add(rows, _distances(module, x, y, rows.to(where), ball, steps, targets))
             if show is not None:
-                done, seconds = sum(map(len, found)), time.perf_counter() - began
-                show(Searched("distances / FAB-T", len(index), done, seconds))
-    return torch.cat(found)
+                # of all processes, which are about as far
+                done, seconds = len(index) - kept.world * len(kept.left(index)), time.perf_counter() - began
+                show(Searched("distances / FAB-T", len(index), max(0, done), seconds))
+        return kept.all_of(index, torch.promote_types(dtype, torch.float32))
 
 
 def _distances(

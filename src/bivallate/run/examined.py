@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
+from bivallate import collective
 from bivallate.data import Dataset, Split
 from bivallate.errors import UserError, check_options, unknown
 from bivallate.evaluation import Identity, Score, parse
 from bivallate.evaluation import evaluate as score_of
 from bivallate.evaluation.evaluation_progress import EvaluationProgress
 from bivallate.evaluation.preflight import Preflight, preflight
+from bivallate.evaluation.shared_points import clear
 from bivallate.evaluation.watching import told
 from bivallate.lower.threat import ThreatModel
 from bivallate.methods.entries import create
@@ -146,7 +148,7 @@ def _configuration(file: Path) -> Config:
 def keep(score: Score, file: Path) -> None:
     """Writes a score, whole; the verdicts beside it have served."""
     score.save(file)
-    partial_of(file).unlink(missing_ok=True)
+    clear(partial_of(file))
 
 
 def partial_of(file: Path) -> Path:
@@ -245,6 +247,6 @@ def _of_run(
     if store and isinstance(attack, str):  # an attack of one's own may bear another's name
         file = examined.file(name, options["seed"], options["n"], options["first"])
     score = examined.evaluate(attack, file=file, looked=examined.look_over(), **options)
-    if file is not None:
+    if file is not None and collective.rank() == 0:
         keep(score, file)
     return score

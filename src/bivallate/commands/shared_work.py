@@ -1,0 +1,27 @@
+"""Commands that several processes run together, of which the first one speaks and writes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from functools import wraps
+from typing import Any
+
+__all__ = ["shared_work"]
+
+
+def shared_work(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorator of a command whose work the processes of torchrun share; alone it is as it was."""
+
+    @wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        from bivallate import collective
+
+        collective.join()
+        if collective.rank() == 0:
+            return command(*arguments, **options)
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            return command(*arguments, **options)
+
+    return run

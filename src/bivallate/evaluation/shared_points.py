@@ -1,0 +1,184 @@
+"""One evaluation on several processes: each has every so-manieth point, and a progress file of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bivallate import collective
+from bivallate.errors import UserError
+from bivallate.evaluation.evaluation_progress import EvaluationProgress
+from bivallate.evaluation.state import Position, State
+from bivallate.quoting import file_name
+from bivallate.types import Passes
+
+__all__ = ["Together", "arranged", "clear", "merged", "mine", "own_file", "partials", "parts"]
+
+Known = Callable[[State, Tensor, Path], State]
+
+PART = re.compile(r"\.(\d+)-of-(\d+)")
+LOOK = 0.5  # seconds between two looks at how far the others are
+
+
+def mine(rows: Tensor) -> Tensor:
+    """This process's points: every `world`-th, so that all have as many robust ones, about."""
+    return rows[collective.rank() :: collective.world()]
+
+
+def own_file(file: str | os.PathLike[str], rank: int, world: int) -> Path:
+    """Where a process keeps its progress: in the file itself where it is alone."""
+    path = Path(file)
+    return path if world == 1 else path.with_name(f"{path.name}.{rank}-of-{world}")
+
+
+def parts(file: str | os.PathLike[str]) -> dict[tuple[int, int], Path]:
+    """(rank, world) -> the progress files that are there, whatever number of processes wrote them."""
+    path = Path(file)
+    found = {(0, 1): path} if path.exists() else {}
+    for part in path.parent.glob(f"{_escaped(path.name)}.*-of-*") if path.parent.is_dir() else ():
+        match = PART.fullmatch(part.name.removeprefix(path.name))
+        if match:
+            found[int(match[1]), int(match[2])] = part
+    return found
+
+
+def _escaped(name: str) -> str:
+    return re.sub(r"([*?\[])", r"[\1]", name)
+
+
+def partials(place: Path | None, labels: Iterable[str]) -> dict[str, Path | None]:
+    """The progress file of each of several models, beside the file of the result; None where it has none."""
+    if place is None:
+        return dict.fromkeys(labels)
+    return {label: place.with_name(f".{place.name}-{file_name(label)}.partial") for label in labels}
+
+
+def clear(*files: Path | None) -> None:
+    """Removes the progress files of all processes, once the result is kept; by the first of them."""
+    for file in files if collective.rank() == 0 else ():
+        for part in parts(file).values() if file is not None else ():
+            part.unlink(missing_ok=True)
+
+
+def arranged(file: str | os.PathLike[str], n: int, key: str, known: Known, *, several: bool) -> Path:
+    """This process's progress file; the file itself where it is alone. What another number of processes left
+    is cut anew for the present one, by the first of them; where one of those had not begun, all begins anew.
+
+    Args:
+        n: points of the evaluation. key: of it. several: all processes share it.
+        known: (state, its points, file) -> the state. Raises UserError if it is another model's.
+
+    Raises:
+        UserError: on all processes, for a file that cannot be gone on from.
+    """
+    rank, world = (collective.rank(), collective.world()) if several else (0, 1)
+    failed = None
+    if rank == 0:
+        try:
+            _rearrange(file, n, key, known, world)
+        except UserError as error:
+            failed = error
+    if several:
+        collective.agree(failed)
+    elif failed is not None:
+        raise failed
+    return own_file(file, rank, world)
+
+
+def _rearrange(file: str | os.PathLike[str], n: int, key: str, known: Known, world: int) -> None:
+    there, every = parts(file), torch.arange(n)
+    others = {were for _, were in there if were != world}
+    for were in others if len(others) == 1 and len(there) == max(others) else ():
+        states = [
+            known(State.load(there[rank, were], key), every[rank::were], there[rank, were])
+            for rank in range(were)
+        ]
+        whole = merged(states, n)
+        for rank in range(world):
+            rows = every[rank::world]
+            known(_cut(whole, rank, world), rows, Path(file)).save(own_file(file, rank, world), key)
+    for (_, were), place in there.items():
+        if were != world:
+            place.unlink(missing_ok=True)
+
+
+def _cut(whole: State, rank: int, world: int) -> State:
+    """A process's points of a state, at the beginning of the turn that it is in, and its share of the
+    passes."""
+    at, rows = replace(whole.position, offset=0), slice(rank, None, world)
+    columns = {name: getattr(whole, name)[rows] for name in ("y", "stage", "turn", "predicted", "margin")}
+    forward, backward = (
+        total // world + (rank < total % world) for total in (whole.passes.forward, whole.passes.backward)
+    )
+    return replace(whole, **columns, position=at, passes=Passes(forward, backward), sample=torch.zeros(0, 0))
+
+
+def merged(states: Sequence[State], n: int) -> State:
+    """The state of n points of which the k-th state has every so-manieth from the k-th on: where the one that
+    is furthest behind stands, at the beginning of its turn. Points that broke later stay broken."""
+    if len(states) == 1:
+        return states[0]
+    whole = State.of(n, states[0].batch_size, states[0].shares)
+    for k, state in enumerate(states):
+        for name in ("y", "stage", "turn", "predicted", "margin"):
+            getattr(whole, name)[k :: len(states)] = getattr(state, name)
+        whole.passes = whole.passes + state.passes
+    behind = min((s.position for s in states), key=lambda p: (p.stage, p.turn))
+    classes = min(state.classes for state in states)
+    seconds = max(state.seconds for state in states)
+    return replace(whole, position=Position(behind.stage, behind.turn), classes=classes, seconds=seconds)
+
+
+class Together:
+    """Shows how far all processes are, on the first one; elsewhere it only tells.
+
+    Args:
+        show: on the first process. topic: the same on all, another for every evaluation.
+    """
+
+    def __init__(self, show: Callable[[Any], object] | None, topic: str, points: int) -> None:
+        self._show, self._topic, self._points = show, topic, points
+        self._last: EvaluationProgress | None = None
+        self._tell(0.0, points, None)
+        collective.meet()
+
+    def __call__(self, moment: EvaluationProgress) -> None:
+        self._last = moment
+        self._tell(moment.fraction, moment.living, moment.seconds_left)
+        self._look()
+
+    def finish(self, state: State, n: int) -> State:
+        """Tells that this part is done; the first process looks on until all are. Returns the state of all n
+        points, on every process."""
+        living = self._last.living if self._last is not None else 0
+        self._tell(1.0, living, 0.0)
+        while self._show is not None and self._last is not None and self._look() < 1:
+            time.sleep(LOOK)
+        return merged(collective.gathered(state), n)
+
+    def _tell(self, fraction: float, living: int, left: float | None) -> None:
+        own = {"fraction": fraction, "points": self._points, "living": living, "left": left}
+        collective.post(f"{self._topic}/{collective.rank()}", json.dumps(own))
+
+    def _look(self) -> float:
+        """The part of the work that is done, after showing it."""
+        if collective.rank() or self._show is None or self._last is None:
+            return 1.0
+        told = [collective.posted(f"{self._topic}/{rank}") for rank in range(collective.world())]
+        every = [json.loads(text) for text in told if text is not None]
+        points, living = (sum(part[name] for part in every) for name in ("points", "living"))
+        fraction = sum(part["fraction"] * part["points"] for part in every) / max(1, points)
+        waits = [part["left"] for part in every]
+        left = None if None in waits else max(waits)
+        whole = {"points": points, "living": living, "robust_accuracy": living / max(1, points)}
+        self._show(replace(self._last, fraction=fraction, seconds_left=left, **whole))
+        return min(part["fraction"] for part in every)
