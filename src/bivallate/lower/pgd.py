@@ -159,7 +159,7 @@ class PGD(Solver):
         rows = torch.arange(len(problem.y), device=problem.y.device)
         ends, direction = self.stop(problem), self.direction(problem)
         patient, active = isinstance(self.stop, Never), Compaction(problem)
-        seen = grad = None
+        seen, grad, said = None, None, list[Tensor]()
         for k in range(self.steps):
             near = k == 0 and isinstance(self.start, Zero | Gaussian)  # a divergence has no slope there
             logits, grad = active.ascent(delta, signs=self._signs(problem) and not near)
@@ -168,18 +168,22 @@ class PGD(Solver):
                 problem.begin(delta, logits)
             if k == 0 and isinstance(self.start, Zero):  # a loss may use this gradient again
                 problem.began_at_zero(grad)
-            spent += moving
+            said.append(logits)
             if not patient:
+                spent += moving
                 moving = moving & ~ends(Iterate(k, delta, grad, logits, rows))
                 if not problem.anywhere(active.shrink(problem, moving) > 0):
                     break
-            kappa += moving & (logits.argmax(1) == problem.y)
+                kappa += moving & (logits.argmax(1) == problem.y)
             step = self.step_size * direction(grad)
             if self.jitter:
                 noise = problem.noise.normal(f"jitter/{k}", tuple(problem.x.shape[1:]), step.dtype)
                 step = torch.where(per_example(moving, step), step + self.jitter * noise, step)
             before, stepped = delta, problem.project(delta + step)
             delta = stepped if patient else torch.where(per_example(moving, delta), stepped, delta)
+        if patient and said:  # all at once: fewer kernels than at every step
+            spent += len(said)
+            kappa += (torch.stack(said).argmax(2) == problem.y).sum(0)
         if seen is not None and grad is not None:
             self._report(problem, seen, grad, spent - (~moving).to(spent.dtype))
         return Solution(delta, before, kappa, spent)

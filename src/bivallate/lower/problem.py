@@ -19,7 +19,7 @@ from bivallate.lower.modes import frozen, own_statistics
 from bivallate.lower.radii import Radii
 from bivallate.lower.second_order import twice_differentiable
 from bivallate.lower.synced import together_in
-from bivallate.lower.threat import ThreatModel
+from bivallate.lower.threat import Linf, ThreatModel
 from bivallate.noise import Noise
 from bivallate.roles import Role
 from bivallate.types import Batch, Clock
@@ -103,6 +103,7 @@ class LowerProblem:
         self._clean: Tensor | None = None
         self._at_zero: tuple[Tensor, bool] | None = None
         self._at_solution: Tensor | None = None
+        self._box: tuple[Tensor, Tensor] | None = None
 
     @property
     def clean_logits(self) -> Tensor:
@@ -145,8 +146,11 @@ class LowerProblem:
         self._begun[:] = [Begun(delta, logits)]
 
     def project(self, delta: Tensor) -> Tensor:
-        """The nearest point of C(x)."""
-        return self.threat.project(delta, self.x)
+        """The nearest point of C(x); a box is computed once."""
+        if type(self.threat) is not Linf:
+            return self.threat.project(delta, self.x)
+        lo, up = self._box = self._box or self.threat.bounds(self.x)
+        return torch.minimum(torch.maximum(delta, lo), up)
 
     def ascent(self, delta: Tensor, *, signs: bool = False) -> tuple[Tensor, Tensor]:
         """Logits (B, K) and d objective_i / d delta_i (B, C, H, W), both without graph.
