@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tests.device.trial import Trial, counted
 
 LEAN = ["at", "fast-bat", "done-adam", "fat", "at-l2", "yopo", "free-at", "bilaw"]
@@ -48,3 +49,37 @@ def casts() -> int:
 
 def test_weights_are_cast_once_a_minibatch(card) -> None:
     assert 30 < card(casts) <= 120  # 311 when every pass casts its own
+
+
+MEMORY = {"empty", "empty_strided", "as_strided", "view", "detach", "alias", "t", "expand", "_unsafe_view"}
+
+
+def kernels(steps: int) -> int:
+    """Of a step of AT with so many attack steps."""
+    from tests.device import standin
+
+    trial = Trial("at", "cuda", torch.float32, steps=steps)
+    trial.step()
+    standin.log.ops.clear()
+    trial.step()
+    return sum(n for name, n in standin.log.ops.items() if name not in MEMORY)
+
+
+def plain_kernels() -> int:
+    """Of one attack step that is written out by hand."""
+    from tests.device import standin
+
+    trial = Trial("at", "cuda", torch.float32)
+    model, x, y, size = trial.model.eval().requires_grad_(False), trial.batch.x, trial.batch.y, 0.025
+    low, high, delta = (-x).clamp(min=-0.1), (1 - x).clamp(max=0.1), torch.zeros_like(x)
+    for _ in range(2):
+        standin.log.ops.clear()
+        point = delta.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(F.cross_entropy(model(x + point), y, reduction="sum"), point)
+        delta = torch.minimum(torch.maximum(delta + size * grad.sign(), low), high)
+    return sum(n for name, n in standin.log.ops.items() if name not in MEMORY)
+
+
+def test_an_attack_step_launches_little_more_than_one_by_hand(card) -> None:
+    ours, by_hand = (card(kernels, 8) - card(kernels, 4)) / 4, card(plain_kernels)
+    assert by_hand <= ours <= 1.1 * by_hand
