@@ -42,6 +42,7 @@ napoleon_use_rtype = False
 NAVIGATION: dict[str, dict[str, str]] = {
     "Begin": {
         "Tutorial": "notebook",
+        "A robust model": "walkthrough",
         "The demo": "demo",
         "Which method?": "choosing",
         "Glossary": "glossary",

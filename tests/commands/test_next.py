@@ -132,3 +132,13 @@ def test_other_lines_quote_the_folders_that_they_name(place, capsys):
     told = capsys.readouterr().out
     assert command(parsed(re.findall("contact sheet: (.*)", told)[0])) == 0
     assert (place / "sheet.png").exists()
+
+
+def test_a_network_of_ones_own_keeps_its_activation_in_check_gradient(place, monkeypatch, capsys):
+    text = OWN.partition("def robust")[0].replace(', activation="relu"', "").replace("NextOwn", "NetOwn")
+    (place / "net_own.py").write_text(text)
+    monkeypatch.syspath_prepend(str(place))
+    words = ["check-gradient", "at", "--model", "net_own:net", "--n", "4", "--directions", "1"]
+    assert command(words) == 0, capsys.readouterr().err
+    assert command([*words, "--activation", "silu"]) == 2
+    assert "brings its own activation" in capsys.readouterr().err

@@ -29,7 +29,7 @@ def check_gradient(
     n: Several = 16,
     directions: Count = 6,
     seed: Seed = 0,
-    activation: str = "softplus",
+    activation: str | None = None,
     set_: Settings = (),
     data_dir: DataFolder | None = None,
     machine: Machine = Machine(),  # noqa: B008  frozen
@@ -52,7 +52,8 @@ def check_gradient(
     seed
         of the weights, of the noise and of the directions.
     activation
-        relu, softplus or silu; finite differences need a smooth one to be exact.
+        relu, softplus or silu; finite differences need a smooth one to be exact. [default: softplus; a
+        network of your own or of timm keeps its own]
     set_
         KEY=VALUE, as for train.
     data_dir
@@ -66,7 +67,8 @@ def check_gradient(
 
     device = machine.prepare()
     plan = plan_of(method, None, data, ball.eps, ball.norm or "linf", None, set_).set("model.name", model)
-    plan = plan.set("model.activation", activation)
+    own = "relu" if ":" in model else "softplus"  # what a foreign network brings is left alone
+    plan = plan.set("model.activation", activation if activation is not None else own)
     plan = plan if data_dir is None else plan.set("data.data_dir", data_dir)
     dataset = load_data(plan.data, seed)
     network = create_model(plan.model, dataset, seed).to(device)
