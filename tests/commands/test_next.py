@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,7 @@ def place(tmp_path, monkeypatch):
     where.mkdir()
     grow(where / "the data", [f"{kind}/{k}.png" for kind in ("cat", "dog") for k in range(20)])
     (where / "next_own.py").write_text(OWN)
+    monkeypatch.delitem(sys.modules, "next_own", raising=False)  # its part is forgotten after every test
     monkeypatch.chdir(where)
     return where
 
