@@ -16,10 +16,11 @@ from bivallate import UserError
 from bivallate.coupling.barrier import Barrier, Implicit
 from bivallate.coupling.last_step import LastStep
 from bivallate.lower.synced import alone_again, synchronise
+from bivallate.run.together import normalise_together
 from bivallate.types import Batch
 
 # loops whose length hangs on the rows: processes make the same passes all the same
-METHODS = {name: small(name) for name in NAMES}
+METHODS = {name: small(name) for name in NAMES if name != "nuat"}  # which is refused
 METHODS |= {
     "fat in train mode": small("fat").but(attack_mode="train"),
     "dynamic in train mode": small("dynamic").but(attack_mode="train"),
@@ -62,6 +63,8 @@ def _work(rank: int, folder: Path) -> None:
     torch.save(ends, folder / f"{rank}.pt")
     with pytest.raises(UserError, match=r"layer 0 is .*Other"):
         synchronise(nn.Sequential(Other(3)))
+    with pytest.raises(UserError, match="nuat takes the nuclear norm"):
+        normalise_together(Small(), small("nuat"))
 
 
 @pytest.mark.slow

@@ -17,8 +17,8 @@ def normalise_together(model: nn.Module, method: Method) -> None:
     """Lets BatchNorm normalise over the rows of all processes, where there are several.
 
     Raises:
-        UserError: for a layer that cannot, and for an attack on parts of a minibatch, of which a process may
-            have no row.
+        UserError: for a layer that cannot, for an attack on parts of a minibatch, of which a process may have
+            no row, and for a distance of all rows together, which each process takes over its own.
     """
     if not collective.together():
         return
@@ -26,5 +26,11 @@ def normalise_together(model: nn.Module, method: Method) -> None:
         raise UserError(
             "sync_batchnorm: this curriculum attacks parts of a minibatch one after another in train mode, "
             "and a process may have no row of a part: use attack_mode=eval, or sync_batchnorm=false"
+        )
+    parts = (method.objective, method.loss, getattr(method.loss, "base", None))
+    if any(getattr(part, "distance", None) == "nuclear" for part in parts):
+        raise UserError(
+            f"sync_batchnorm: {method.name} takes the nuclear norm of a process's own rows, so that several "
+            "would not make the steps of one: use sync_batchnorm=false, or another distance"
         )
     synchronise(model)
