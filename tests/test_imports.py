@@ -4,6 +4,7 @@ step <- run, evaluate <- reports, cli."""
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -269,3 +270,45 @@ def test_rooms_are_small() -> None:
                 if (node.end_lineno or 0) - node.lineno + 1 - told > 40:
                     found.add(f"{place}: {node.name}")
     assert found == LONG
+
+
+REPORTS = re.compile(
+    r"(Add|Attack|Check|Compare|Fill|Give|Hold|Keep|Let|Look|Make|Measure|Move|Open|Put|Raise|Read|Record|"
+    r"Refuse|Remove|Return|Run|Say|Search|Set|Show|Store|Take|Train|Turn|Write)s "
+)
+
+
+def faults(text: str) -> list[str]:
+    """Of the docstrings of a module: name, and what is wrong with its first line."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            continue
+        doc = ast.get_docstring(node)
+        if doc is None:
+            continue
+        first, name = doc.partition("\n")[0], getattr(node, "name", "module")
+        if not re.search(r"[.!?]$", first):
+            found.append(f"{name}: no sentence ends here: {first}")
+        if isinstance(node, ast.FunctionDef) and REPORTS.match(first):
+            found.append(f"{name}: not in the imperative: {first}")
+    return found
+
+
+def test_first_lines_stand_alone() -> None:
+    found = {str(path.relative_to(ROOT)): faults(path.read_text()) for path in ROOT.rglob("*.py")}
+    assert len(found) > 200
+    assert {path: wrong for path, wrong in found.items() if wrong} == {}
+
+
+def test_faults_are_found() -> None:
+    text = '''
+def one():
+    """Writes a file."""
+def two():
+    """A line that goes on
+    in the next."""
+def three():
+    """Write a file."""
+'''
+    assert [fault.partition(":")[0] for fault in faults(text)] == ["one", "two"]

@@ -148,7 +148,7 @@ READ = [
     ("Equal", Weighting, KLDRO(), Equal()),
     ("0.5", float | Schedule, Milestones((1.0, 2.0), (0.5,)), 0.5),
     ("0.5", None, Milestones((1.0, 2.0), (0.5,)), 0.5),
-    ("0.5", Schedule, Milestones((1.0, 2.0), (0.5,)), 0.5),
+    ("0.5", Constant | Milestones, Milestones((1.0, 2.0), (0.5,)), 0.5),
     ("5", None, 2, 5),
     ("none", None, 2, None),
     ("1/4,2", None, (1.0,), (0.25, 2.0)),

@@ -1,5 +1,7 @@
-"""The command line: `bivallate COMMAND`. Errors that are the user's to mend end with one message and status
-2."""
+"""The command line: `bivallate COMMAND`.
+
+Errors that are the user's to mend end with one message and status 2.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ APP = App(
 
 
 def _register() -> None:
-    """Makes the commands known by name, once."""
+    """Make the commands known by name, once."""
     if COMMANDS.keys() <= set(APP):
         return
     for name, command in COMMANDS.items():
@@ -55,8 +57,11 @@ def _register() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: exits with 0, with 1 where standard output could not take the result, with 2 for a user's
-    mistake, with 130 for an interrupted run."""
+    """Entry point of the command line.
+
+    Exits with 0, with 1 where standard output could not take the result, with 2 for a user's mistake, with
+    130 for an interrupted run.
+    """
     from bivallate.starting import ready
     from bivallate.steady import steadied
 
@@ -75,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one command and returns its exit status; prints no traceback but with `--debug`."""
+    """Run one command and return its exit status; print no traceback but with `--debug`."""
     words = list(arguments)
     end = words.index("--") if "--" in words else len(words)
     debug = "--debug" in words[:end]
@@ -92,7 +97,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _command(words: list[str]) -> int:
-    """Finds the command and runs it."""
+    """Find the command and run it."""
     from bivallate.terminal import literal_console
 
     _register()
@@ -101,8 +106,8 @@ def _command(words: list[str]) -> int:
 
 
 def _explained(error: Exception, words: Sequence[str]) -> int:
-    """Says in one line what went wrong; returns 2 for what the user can mend, 1 for what nobody foresaw."""
-    from bivallate.collective import Echo, parted, rank
+    """Say in one line what went wrong; return 2 for what the user can mend, 1 for what nobody foresaw."""
+    from bivallate.collective import RankError, parted, rank
     from bivallate.errors import UserError
     from bivallate.run.signals import Interrupted
 
@@ -112,7 +117,7 @@ def _explained(error: Exception, words: Sequence[str]) -> int:
         return _complain(f"{error} (see `bivallate {' '.join(words[:1])} --help`)")
     if isinstance(error, Interrupted):
         return 130 if rank() else _complain(str(error), 130)
-    if isinstance(error, Echo):
+    if isinstance(error, RankError):
         return 2
     if isinstance(error, UserError):
         return _complain(str(error))
@@ -133,7 +138,7 @@ def _explained(error: Exception, words: Sequence[str]) -> int:
 
 
 def _kept(error: Exception) -> str:
-    """A new file with the traceback: hours of work may lie before it."""
+    """Write the traceback to a new file, as hours of work may lie before it."""
     place, name = tempfile.mkstemp(prefix="bivallate-", suffix=".txt")
     with os.fdopen(place, "w", encoding="utf-8", errors="backslashreplace") as stream:
         stream.writelines(traceback.format_exception(error))

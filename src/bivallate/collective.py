@@ -1,5 +1,4 @@
-"""Reductions over the whole minibatch, whether it lies on one process or is split over the ranks of a
-group."""
+"""Reductions over the whole minibatch, on one process or over the ranks of a group."""
 
 from __future__ import annotations
 
@@ -53,8 +52,10 @@ def size(batch: Batch) -> int:
 
 
 def interleaved(values: Tensor, whole: int) -> Tensor:
-    """(whole, ...) what all ranks hold of a minibatch of so many rows, in its order: of rank r the rows r,
-    r + world, ...; without graph."""
+    """What all ranks hold of a minibatch of so many rows, in its order: (whole, ...).
+
+    Of rank r the rows r, r + world, ...; without graph.
+    """
     if not together():
         return values
     every = values.new_zeros(whole, *values.shape[1:])
@@ -89,8 +90,11 @@ def log_mean_exp(values: Tensor) -> Tensor:
 
 
 def sum_gradients(parameters: Iterable[Tensor], besides: Tensor) -> Tensor:
-    """Adds the gradients of all ranks, in place, and returns the sums of what goes along; each rank's loss
-    was a sum divided by the global count.
+    """Add the gradients of all ranks, in place, and return the sums of what goes along.
+
+    Each rank's loss was a sum divided by the global count.
+
+    Each rank's loss was a sum divided by the global count.
 
     One flat all-reduce: an average of per-rank averages would be wrong on uneven batches.
     """
@@ -116,18 +120,18 @@ def first(value: Any) -> Any:
     return gathered(value if rank() == 0 else None)[0]
 
 
-class Echo(UserError):
-    """What another rank has met, and says."""
+class RankError(UserError):
+    """An error that another rank raised, raised again on this one."""
 
 
 def agree(error: UserError | None) -> None:
-    """Raises on every rank what one of them has met, so that none waits for another that has gone."""
+    """Raise on every rank the error of any, so that none waits for another that has stopped."""
     told = gathered(None if error is None else str(error))
     if error is not None:
         raise error
     for text in told:
         if text is not None:
-            raise Echo(text)
+            raise RankError(text)
 
 
 def post(name: str, text: str) -> None:
@@ -148,13 +152,15 @@ def _board() -> Any:
 
 
 def any_rank(value: bool) -> bool:
-    """Whether it holds on one of the ranks."""
+    """Whether a condition holds on any of the ranks."""
     return bool(total(torch.tensor(int(value), device=_device()))) if together() else value
 
 
 def _device() -> torch.device:
-    """Where numbers that are not on a device yet are added up: the processor, but in a group of a user's own
-    that can only compute on CUDA."""
+    """The device where numbers that are not on one yet are added up.
+
+    The processor, but in a group of a user's own that can only compute on CUDA.
+    """
     able = "cpu" in dist.get_backend_config()
     return torch.device("cpu") if able else torch.device("cuda", torch.cuda.current_device())
 
@@ -165,7 +171,7 @@ def world() -> int:
 
 
 def rank() -> int:
-    """Which of them this is, also before they have joined; the first one writes files and speaks."""
+    """The rank of this process, also before it has joined; the first one writes files and prints."""
     if together():
         return dist.get_rank()
     return int(os.environ.get("RANK", "0")) if _launched() and not dist.is_initialized() else 0
@@ -182,8 +188,9 @@ def _launched() -> bool:
 
 
 def join() -> None:
-    """Joins the group that torchrun has started, if it has, until this process ends: gloo for what is on the
-    processor, and NCCL for what is on CUDA, where there is any.
+    """Join the group that torchrun has started, if it has, until this process ends.
+
+    gloo for what is on the processor, and NCCL for what is on CUDA, where there is any.
 
     Raises:
         UserError: Slurm has started several processes that do not know of each other.
@@ -202,7 +209,7 @@ def join() -> None:
 
 
 def _check_alone() -> None:
-    """Raises UserError where srun has started the same command several times over."""
+    """Raise UserError where srun has started the same command several times over."""
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS") or "1"
     if "WORLD_SIZE" in os.environ or dist.is_initialized() or not tasks.isdigit() or int(tasks) < 2:
         return
@@ -228,13 +235,13 @@ def leave() -> None:
 
 
 def meet() -> None:
-    """Waits for all ranks: none leaves while another still writes, or asks it for something."""
+    """Wait for all ranks: none leaves while another still writes, or asks it for something."""
     if together():
         any_rank(False)
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Gives every rank the first rank's values, in place: one flat bucket for each type and device."""
+    """Give every rank the first rank's values, in place: one flat bucket for each type and device."""
     kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors if together() else ():
         kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor.data)

@@ -1,5 +1,7 @@
-"""What a report of a fault should say of the machine, and whether the installation does its work: versions,
-devices, threads, data found, a self-test of some seconds."""
+"""What a report of a fault should say of the machine, and a test of the installation.
+
+Versions, devices, threads, data found, and a self-test of some seconds.
+"""
 
 from __future__ import annotations
 

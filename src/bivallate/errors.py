@@ -23,7 +23,7 @@ class UserError(Exception):
 
 
 def check_range(what: str, value: float, low: float, high: float = math.inf) -> None:
-    """Raises UserError unless low <= value <= high; NaN is never in range."""
+    """Raise UserError unless low <= value <= high; NaN is never in range."""
     if isinstance(value, int | float) and not low <= value <= high:
         top = "" if math.isinf(high) else f" and at most {high:g}"
         raise UserError(f"{what} must be at least {low:g}{top}, got {value!r}")
@@ -58,7 +58,7 @@ def _number(value: Any) -> Any:
 
 
 def check_whole(what: str, value: Any, least: int = 1) -> None:
-    """Raises UserError unless it is a whole number of at least so much; true and false are none."""
+    """Raise UserError unless it is a whole number of at least so much; true and false are none."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"{what} must be a whole number of at least {least}, got {value!r}")
 
@@ -72,7 +72,7 @@ def check_seed(seed: object) -> int:
 
 
 def check_number(what: str, value: Any) -> None:
-    """Raises UserError unless it is a number; true and false are none."""
+    """Raise UserError unless it is a number; true and false are none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{what} must be a number, got {value!r}")
 
@@ -135,7 +135,7 @@ def listed(names: Iterable[object]) -> str:
 
 
 def check_options(what: str, given: Iterable[str], function: Callable[..., Any], **called: str) -> None:
-    """Raises UserError for an option that a function does not take.
+    """Raise UserError for an option that a function does not take.
 
     Args:
         what: takes the options, for the error. called: what an option that may be meant is called here.

@@ -13,8 +13,10 @@ from bivallate.types import Evidence, Solution, Terms
 def gather(
     problem: LowerProblem, terms: Terms, solution: Solution, buffers: dict[str, Tensor] | None = None
 ) -> Evidence:
-    """Evidence of one step: detached values; clean logits in eval mode, computed when first asked, with the
-    network's present buffers or those given, of before the outer pass.
+    """The evidence of one step, from detached values.
+
+    Clean logits are computed in eval mode when first asked, with the network's present buffers or those
+    given, of before the outer pass.
 
     Raises:
         UserError: the loss has made another pass at the solution than the one that the coupling handed on.

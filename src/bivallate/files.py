@@ -27,7 +27,9 @@ EARLIER = re.compile(r"\..+\.(?P<pid>[0-9]+)\.tmp")  # as versions before 0.2 na
 
 
 def write_whole(path: Path, write: Callable[[Path], Any], *, durable: bool = True) -> None:
-    """Lets `write` fill a temporary file beside `path`, then moves it into place; the old file stays until
+    """Write a file whole or not at all.
+
+    `write` fills a temporary file beside `path`, which is then moved into place; the old file stays until
     then. `durable`: also after a loss of power.
 
     The temporary file lies in a folder of its own that only this process can open and whose name nobody can
@@ -54,12 +56,12 @@ def write_whole(path: Path, write: Callable[[Path], Any], *, durable: bool = Tru
 
 
 def temporary(folder: Path) -> Path:
-    """A name that nobody can guess, and that says whose it is."""
+    """A temporary name that nobody can guess, and that says which process it belongs to."""
     return folder / f".bivallate-{here()}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
 
 
 def _reserve(path: Path) -> int:
-    """Makes an empty file that was not there, and says which mode the umask leaves it."""
+    """Make an empty file that was not there, and say which mode the umask leaves it."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
     try:
         return stat.S_IMODE(os.fstat(handle).st_mode)
@@ -68,7 +70,7 @@ def _reserve(path: Path) -> int:
 
 
 def _settle(path: Path, mode: int, *, durable: bool) -> None:
-    """Gives a written file its mode, and puts it on the disk."""
+    """Give a written file its mode, and put it on the disk."""
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     try:
         if stat.S_IMODE(os.fstat(handle).st_mode) != mode:
@@ -80,7 +82,7 @@ def _settle(path: Path, mode: int, *, durable: bool) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Puts a folder's entries on the disk; file systems that cannot are left as they are."""
+    """Write a folder's entries to the disk; file systems that cannot are left as they are."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError as error:
@@ -118,7 +120,7 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1, durable: bool 
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a link (never what it points to) or a folder with all that it holds.
+    """Remove a file, a link (never what it points to) or a folder with all that it holds.
 
     Raises UserError for what cannot be removed; what is not there is no error.
     """
@@ -137,7 +139,7 @@ def is_temporary(name: str) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Removes the temporary files of processes that are no more; those of living ones stay."""
+    """Remove the temporary files of processes that are no more; those of living ones stay."""
     with suppress(OSError):  # nobody needs them, so what cannot be removed may stay
         for left in folder.iterdir():
             if _abandoned(left):

@@ -47,8 +47,9 @@ def pair(item: str, such_as: str = "solver.steps=20", what: str = "--set") -> tu
 
 
 def literal(text: str) -> Any:
-    """What a text looks like, where nothing says what it should be: a number, a boolean, None, a list of
-    these (with commas) or the text itself.
+    """What a text looks like, where nothing says what it should be.
+
+    A number, a boolean, None, a list of these (with commas) or the text itself.
 
     Example:
         >>> literal("3"), literal("1/4"), literal("none"), literal("7, 7"), literal("same")
@@ -67,8 +68,10 @@ def literal(text: str) -> Any:
 
 
 def override(value: Any, path: str, text: Any) -> Any:
-    """A copy of a part with one field, named by a dotted path, changed: `override(method, "solver.steps",
-    "20")`.
+    """A copy of a part with one field, named by a dotted path, changed.
+
+    Text is read as the field asks (see `read`); anything else is the value itself. Raises UserError for an
+    unknown path or a value that does not fit.
 
     Text is read as the field asks (see `read`); anything else is the value itself. Raises UserError for an
     unknown path or a value that does not fit.
@@ -127,7 +130,7 @@ def read(text: str, hint: Any, where: str, current: Any = None) -> Any:
 
 
 def _options(hint: Any) -> list[Any]:
-    """The hints that a hint is a choice of; none where it says nothing."""
+    """The choices of a union type hint; none where the hint says nothing."""
     if typing.get_origin(hint) is Annotated:
         return _options(typing.get_args(hint)[0])
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
@@ -140,7 +143,7 @@ def _is_words(hint: Any) -> bool:
 
 
 def _is_part(hint: Any) -> bool:
-    """Whether parts fit a hint: classes that are not plain, and functions."""
+    """Whether a hint asks for a part: classes that are not plain, and functions."""
     return hint not in (*PLAIN, tuple) and typing.get_origin(hint) not in (tuple, typing.Literal)
 
 
@@ -173,7 +176,7 @@ def _several(text: str, hint: Any, where: str, current: Any) -> tuple[Any, ...]:
 
 
 def _short(text: str, parts: list[Any], where: str, current: Any) -> Any:
-    """What a part that may stand here makes of the text."""
+    """What a part that may stand here reads from the text."""
     for kind in [type(current), *parts]:
         if hasattr(kind, "from_text"):
             return kind.from_text(text, where)

@@ -1,4 +1,4 @@
-"""One step of a method held still, so that its hypergradient can be compared with finite differences."""
+"""One step of a method, frozen so that its hypergradient can be compared with finite differences."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from bivallate.weighting.base import NotFitted
 __all__ = ["FrozenStep", "difference", "dot", "like"]
 
 
-class Witnessed(LowerProblem):
-    """A lower problem that remembers every gradient whose graph in theta was kept, and what arrives there."""
+class RecordedProblem(LowerProblem):
+    """A lower problem that records every gradient whose graph in theta was kept, and what arrives there."""
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -44,8 +44,7 @@ class Witnessed(LowerProblem):
 
 
 class FrozenStep:
-    """One step in eval mode, taken apart: its gradient, and the functions of theta it might be the derivative
-    of."""
+    """One step in eval mode, taken apart into its gradient and what that may be the gradient of."""
 
     def __init__(self, model: nn.Module, method: Method, batch: Batch, facts: Facts, clock: Clock) -> None:
         self.model, self.method, self.batch, self.facts, self.clock = model, method, batch, facts, clock
@@ -60,10 +59,12 @@ class FrozenStep:
         free = method.threat.interior(self.delta, batch.x).double().mean()
         self.active = 1 - float(free)
 
-    def _solve(self) -> tuple[Witnessed, BoundMethod, Solution, Tensor]:
+    def _solve(self) -> tuple[RecordedProblem, BoundMethod, Solution, Tensor]:
         bound = self.method.bind(self.facts)
         with attacking(self.model, "eval"):
-            problem = Witnessed(self.model, self.batch, self.method.objective, self.method.threat, self.clock)
+            problem = RecordedProblem(
+                self.model, self.batch, self.method.objective, self.method.threat, self.clock
+            )
             solution = bound.solver.solve(problem)
             delta = bound.coupling(problem, solution)
         return problem, bound, solution, delta
@@ -91,18 +92,18 @@ class FrozenStep:
         return (weights * terms.robust + terms.anchor).mean()
 
     def explicit(self) -> Tensor:
-        """The loss with delta* held fixed."""
+        """The loss as a function of theta, with delta* held fixed."""
         return self._risk(self.delta)
 
     def surrogate(self) -> float:
-        """What the method says it descends, to first order; call after `gradient`."""
+        """The loss whose gradient the method claims to take, to first order; call after `gradient`."""
         total = float(self.explicit().detach())
         for point, b in zip(list(self.problem.points), list(self.problem.arrived), strict=True):
             total += float((self.problem.ascent(point)[1] * b).sum())
         return total
 
     def truth(self) -> float:
-        """The loss with the attack solved anew, from the same noise."""
+        """The loss as a function of theta, with the attack solved anew from the same noise."""
         return float(self._risk(self._solve()[3].detach()).detach())
 
 

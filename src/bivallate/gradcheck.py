@@ -195,7 +195,7 @@ def check_gradient(
     directions: int = 6,
     clock: Clock | None = None,
 ) -> GradientReport:
-    """Compares a method's hypergradient with finite differences, on a float64 copy of the model in eval mode.
+    """Compare a method's hypergradient with finite differences, on a float64 copy of the model in eval mode.
 
     In eval mode examples do not see each other, so that each has a lower-level problem of its own. Weights
     that learn from a second data stream are taken as they begin, or as 1 where each minibatch begins anew.

@@ -1,5 +1,8 @@
-"""Can this module be learned from? Asked once, before the first minibatch, of modules that others have
-written."""
+"""Whether a module can be learned from: its values, its gradients, its copies.
+
+Asked once, before the first minibatch, of networks (by `models.trainable`) and of whatever else others have
+written.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ __all__ = ["check_asking", "check_learning", "check_module", "check_values", "co
 
 
 def check_module(model: object) -> None:
-    """Raises UserError unless it is a module whose tensors have values and can be learned from."""
+    """Raise UserError unless it is a module whose tensors have values and can be learned from."""
     if not isinstance(model, nn.Module):
         what = "the class" if isinstance(model, type) else type(model).__name__
         name = f" {model.__name__}: call it" if isinstance(model, type) else ": make one of it"
@@ -33,8 +36,10 @@ def check_module(model: object) -> None:
 
 
 def check_values(model: nn.Module, *, lazy: bool = False) -> None:
-    """Raises UserError where a tensor of the model has no values. lazy: those that a first pass makes may be
-    missing."""
+    """Raise UserError where a tensor of the model has no values.
+
+    lazy: those that a first pass makes may be missing.
+    """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor) and not lazy:
             raise UserError(f"{name} of {type(model).__name__} is lazy: pass a batch through the model first")

@@ -38,8 +38,9 @@ MODES = ("eval", "train", "train-tracking")
 
 @part
 class Method:
-    """An immutable specification: min over theta of mean_i [ w_i robust_i(theta, x_i + delta_i*(theta)) +
-    anchor_i ].
+    """An immutable specification of how to train: one part from each row of the picture.
+
+    min over theta of mean_i [ w_i robust_i(theta, x_i + delta_i*(theta)) + anchor_i ].
 
     Attributes:
         threat: the set of perturbations.
@@ -91,8 +92,7 @@ class Method:
             getattr(self, name).check(self)
 
     def but(self, **parts: Any) -> Method:
-        """A copy with some parts replaced; a double underscore reaches into a part:
-        `but(solver__steps=20)`.
+        """A copy with some parts replaced: `but(solver__steps=20)` reaches into a part.
 
         Whole parts are replaced together, so that parts that need each other can be given in any order;
         fields within parts follow, in the order given. With another `threat` everything that the method of
@@ -141,16 +141,20 @@ class Method:
         return moved
 
     def stepped(self, length: float, number: float = 1.0) -> Method:
-        """The method with every step of its attack, in solver and coupling, `length` times as long and
-        `number` times as many."""
+        """The method with the steps of its attack longer or shorter, more or fewer.
+
+        Every step, in solver and coupling, is `length` times as long, and there are `number` times as many.
+        """
         if length == number == 1:
             return self
         solver, coupling = (each.stepped(length, number) for each in (self.solver, self.coupling))
         return dataclasses.replace(self, solver=solver, coupling=coupling)
 
     def bind(self, facts: Facts) -> BoundMethod:
-        """The running method of one run: stateful parts are built afresh, nothing is shared with other
-        runs."""
+        """The running method of one run.
+
+        Stateful parts are built afresh, nothing is shared with other runs.
+        """
         return BoundMethod(self, self.solver.bind(facts), self.weighting.bind(facts))
 
     def to_dict(self) -> dict[str, Any]:
@@ -164,8 +168,10 @@ class Method:
 
 
 class BoundMethod:
-    """A method with the memory of one run in its solver and weighting; the other parts are the
-    specification's."""
+    """A method with the memory of one run in its solver and weighting.
+
+    The other parts are the specification's.
+    """
 
     def __init__(self, spec: Method, solver: Solver, weighting: Weighting) -> None:
         self.spec, self.solver, self.weighting = spec, solver, weighting
@@ -196,8 +202,10 @@ class BoundMethod:
 
 
 def checked(method: Any) -> Any:
-    """The method. Raises UserError for a function of the catalogue that was not called, and for anything
-    else."""
+    """The method, if it is one.
+
+    Raises UserError for a function of the catalogue that was not called, and for anything else.
+    """
     if isinstance(method, Method):
         return method
     name = getattr(method, "__name__", "")

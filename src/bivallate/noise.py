@@ -29,8 +29,10 @@ def _signed(value: int, bits: int = 64) -> int:
 
 
 def _avalanche(z: Tensor, rounds: tuple[tuple[int, int], ...], bits: int) -> Tensor:
-    """Xor-shift-multiply rounds in place on an integer tensor (products wrap; a mask makes the shifts
-    logical)."""
+    """Xor-shift-multiply rounds in place on an integer tensor.
+
+    Products wrap; a mask makes the shifts logical.
+    """
     for shift, factor in rounds:
         z.bitwise_xor_((z >> shift).bitwise_and_((1 << (bits - shift)) - 1))
         if factor:
@@ -44,8 +46,9 @@ _ROUNDS_32 = ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 0))
 
 @dataclass(frozen=True)
 class Noise:
-    """Draws for the rows of one minibatch: equal arguments give equal numbers, wherever and in whatever
-    order.
+    """Draws for the rows of one minibatch.
+
+    Equal arguments give equal numbers, wherever and in whatever order.
 
     Attributes:
         seed: of the run.

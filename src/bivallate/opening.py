@@ -1,4 +1,4 @@
-"""Files that somebody else made: only regular ones are opened, and their first bytes say what they are."""
+"""Opening files that others made: only regular ones, told apart by their first bytes."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ LONGEST_HEADER = 100_000_000  # of safetensors files, by their own library
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Opens for reading what is a regular file or a link to one; nothing that may block or never end.
+    """Open for reading what is a regular file or a link to one; nothing that may block or never end.
 
     Raises:
         UserError: for a folder, named pipe, device or socket.
@@ -88,15 +88,18 @@ def open_regular(path: Path) -> BinaryIO:
 
 @contextmanager
 def pinned(path: Path) -> Iterator[Path]:
-    """A path under which libraries open again the very file that was looked at, whatever has been put in its
-    place since; the path itself on systems without such names. Raises as `open_regular` does."""
+    """A path under which libraries open again the very file that was looked at.
+
+    Whatever has been put in its place since; the path itself on systems without such names. Raises as
+    `open_regular` does.
+    """
     with open_regular(path) as file:
         own = Path(f"/proc/self/fd/{file.fileno()}")
         yield own if sys.platform == "linux" and own.exists() else path
 
 
 def check_regular(path: Path) -> None:
-    """Raises UserError where `open_regular` would; what is not there is no error."""
+    """Raise UserError where `open_regular` would; what is not there is no error."""
     with suppress(FileNotFoundError):
         _check_regular(path, path.stat())
 

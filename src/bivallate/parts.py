@@ -24,8 +24,9 @@ NONE = "@none"  # TOML has no null
 
 @dataclass_transform(frozen_default=True)
 def part(cls: type) -> Any:
-    """Class decorator: a frozen dataclass that configurations know by its name, and whose values have the
-    types that its fields are annotated with, wherever they come from.
+    """Class decorator: a frozen dataclass that configurations know by its name.
+
+    Its values have the types that its fields are annotated with, wherever they come from.
 
     Example:
         >>> @part
@@ -58,7 +59,7 @@ def part(cls: type) -> Any:
 
 
 def _take_plain_numbers(value: Any) -> None:
-    """Lets a part hold Python's numbers where it is given NumPy's or torch's: it is written and compared."""
+    """Let a part hold Python's numbers where it is given NumPy's or torch's: it is written and compared."""
     for f in dataclasses.fields(value):
         given = getattr(value, f.name, None)
         if (own := plain(given)) is not given:
@@ -138,7 +139,7 @@ def _kind(kind: Any, where: str) -> type:
 
 
 def _load_own() -> None:
-    """Makes all parts of the package known, which is imported piece by piece."""
+    """Make all parts of the package known, which is imported piece by piece."""
     package = sys.modules[__name__.partition(".")[0]]  # loaded before, lists its parts' places
     for place in sorted(set(package._PLACES.values())):
         importlib.import_module(place)
@@ -149,8 +150,10 @@ def _at(where: str, name: str) -> str:
 
 
 def written(cls: type) -> list[str]:
-    """The fields of a part that configurations hold: all that can be given, but for those whose metadata says
-    {"written": False}."""
+    """The fields of a part that configurations hold.
+
+    All that can be given, but for those whose metadata says {"written": False}.
+    """
     return [f.name for f in dataclasses.fields(cls) if f.init and f.metadata.get("written", True)]
 
 
@@ -186,8 +189,9 @@ def _has_steps(part: Any) -> bool:
 
 
 def portable(config: dict[str, Any]) -> dict[str, Any]:
-    """A copy of an encoded configuration that JSON can hold and other machines can read: infinities as text,
-    and without the place of the data, which is the machine's own matter.
+    """A copy of an encoded configuration that JSON can hold and other machines can read.
+
+    Infinities are text, and the place of the data, which is the machine's own matter, is left out.
 
     Example:
         >>> portable({"data": {"name": "/home/me/cats", "data_dir": "/home/me"}, "clip": float("inf")})
@@ -210,8 +214,10 @@ def _bare(place: Any) -> Any:
 
 
 def from_portable(value: Any) -> Any:
-    """The encoded configuration that `portable` was given, but for the place of the data: text that says inf
-    was an infinity."""
+    """The inverse of `portable`, but for the place of the data.
+
+    Text that says inf was an infinity.
+    """
     if isinstance(value, dict):
         return {key: from_portable(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -228,8 +234,10 @@ def _finite(value: Any) -> Any:
 
 
 def part_named(text: str, where: str) -> Any:
-    """The part of that kind with its defaults, or None where no kind is called so. Raises UserError for one
-    that needs values of its own."""
+    """The part of that kind with its defaults, or None where no kind is called so.
+
+    Raises UserError for one that needs values of its own.
+    """
     if text.isidentifier() and text not in _KINDS:
         _load_own()
     if text not in _KINDS:
@@ -241,7 +249,9 @@ def part_named(text: str, where: str) -> Any:
 
 
 def fitting(hints: list[Any]) -> list[str]:
-    """The parts that a field of these types takes; all of them where it is a protocol, which none derives
-    from."""
+    """The names of the parts that a field of these types takes.
+
+    All of them where it is a protocol, which none derives from.
+    """
     roles = tuple(h for h in hints if isinstance(h, type) and not getattr(h, "_is_protocol", False))
     return [name for name, kind in _KINDS.items() if issubclass(kind, roles)] or list(_KINDS)

@@ -26,7 +26,7 @@ def loaded() -> dict[str, Any]:
 
 
 def _broken(point: EntryPoint, error: Exception) -> Any:
-    """Stands for an entry point that could not be loaded: asking for it says why."""
+    """The stand-in for an entry point that could not be loaded: asking for it says why."""
 
     def method(threat: Any, **parameters: Any) -> Any:
         """Could not be loaded."""

@@ -1,4 +1,4 @@
-"""Whether a process is alive; known only of this machine since it was started."""
+"""Whether a process of this machine is alive, told apart from a later one of the same number."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ def alive(pid: int) -> bool:
 
 
 def started(pid: int) -> str:
-    """When a process started, in the kernel's ticks, so that a number given anew to another is known; empty
-    where that cannot be told."""
+    """When a process started, in the kernel's ticks; empty where that cannot be told.
+
+    So a number that was given anew to another process is known.
+    """
     return _status(pid)[1]
 
 
@@ -39,8 +41,10 @@ def _status(pid: int) -> tuple[str, str]:
 
 @cache
 def here() -> str:
-    """Twelve digits that the processes have in common which can see each other: those of one start of one
-    machine and of one container."""
+    """Twelve digits that are the same for the processes which can see each other.
+
+    Those of one start of one machine and of one container.
+    """
     try:
         place = Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
     except OSError:

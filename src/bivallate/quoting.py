@@ -1,5 +1,6 @@
-"""Text from outside, made safe for the place where it lands: a terminal, HTML, Markdown, LaTeX, a figure, a
-file's name.
+"""Text from outside, made safe for the place where it lands.
+
+A terminal, HTML, Markdown, LaTeX, a figure, a file's name.
 
 Names of runs, classes, attacks and columns, alarms and values of configurations come from files that others
 wrote. What is typed by the package's own code passes through the same functions and comes out unchanged.
@@ -30,8 +31,9 @@ _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\.|$)")  # devices of
 
 
 def visible(text: Any) -> str:
-    """Text whose control characters, marks of direction and lone surrogates are written out; lines and tabs
-    stay. For terminals and logs, and the first step everywhere else.
+    """Text whose control characters, marks of direction and lone surrogates are written out.
+
+    Lines and tabs stay. For terminals and logs, and the first step everywhere else.
 
     Example:
         >>> print(visible("cat\\x1b[2J\\u202etac"))

@@ -1,4 +1,4 @@
-"""What a step leaves behind: numbers for the log, and a stop when they are not finite."""
+"""The record of a step for the log, and the stop at numbers that are not finite."""
 
 from __future__ import annotations
 
@@ -20,8 +20,12 @@ Tell = Callable[[StepRecord], Sequence[float]]
 
 
 class NonFinite(UserError):
-    """The loss or a gradient is not a finite number; raised before the update, so the parameters are still
-    good."""
+    """The loss or a gradient is not a finite number.
+
+    Raised before the update, so the parameters are still good.
+
+    Raised before the update, so the parameters are still good.
+    """
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,10 @@ class Unread:
 
 
 def settled(model: nn.Module, loss: Tensor, unread: Unread, clock: Clock, tell: Tell) -> StepRecord:
-    """Adds the gradients of all processes, in place, looks at them, and reads the record. With them goes the
-    loss, so that all see the same one, and what `tell` says of the step when it is asked, as late as can be:
-    the record has the sums.
+    """Add the gradients of all processes, in place, look at them, and read the record.
+
+    With them goes the loss, so that all see the same one, and what `tell` says of the step when it is asked,
+    as late as can be: the record has the sums.
 
     Cost: one all-reduce of one flat bucket, none on one process; one pass over the gradients; one transfer
     from the device, two on several processes.
@@ -108,8 +113,11 @@ def silence(record: StepRecord) -> Sequence[float]:
 def summarise(
     loss: Tensor, weights: Tensor, terms: Terms, problem: LowerProblem, method: BoundMethod
 ) -> Unread:
-    """What one step says of itself. On several processes it is of this rank's share of the minibatch, whose
-    loss was divided by the size of the whole."""
+    """What one step says of itself.
+
+    On several processes it is of this rank's share of the minibatch, whose loss was divided by the size of
+    the whole.
+    """
     w, y = weights.detach(), problem.y
     loss = loss.detach() * (collective.size(problem.batch) / len(y))
     correct = (terms.logits.detach().argmax(1) == y).sum()

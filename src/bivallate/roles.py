@@ -29,14 +29,20 @@ class Composition(Protocol):
 
 
 class Role:
-    """A part of a method. The bases of the rows derive from it: solver, objective, start, stop, coupling,
-    weighting, loss."""
+    """A part of a method.
+
+    The bases of the rows derive from it: solver, objective, start, stop, coupling, weighting, loss.
+    """
 
     def check(self, method: Composition) -> None:
-        """Raises UserError where the part cannot serve beside the method's other parts; asked when the method
-        is composed."""
+        """Raise UserError where the part cannot serve beside the method's other parts.
+
+        Asked when the method is composed.
+        """
 
     def stepped(self, length: float, number: float = 1.0) -> Self:
-        """The part with the steps of its attack `length` times as long and `number` times as many; one that
-        makes none is itself."""
+        """The part with the steps of its attack longer or shorter, more or fewer.
+
+        `length` times as long and `number` times as many; a part that makes none is itself.
+        """
         return self

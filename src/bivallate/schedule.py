@@ -15,14 +15,18 @@ class Schedule(Protocol):
 
     def __call__(self, clock: Clock) -> float: ...
 
+
+class AlsoNumber:
+    """The schedules that are parts: their short form as text is a number, the same at all times."""
+
     @staticmethod
     def from_text(text: str, where: str) -> float:
-        """A number, which is the same at all times."""
+        """The number."""
         return parse_number(text, where)
 
 
 @part
-class Constant(Schedule):
+class Constant(AlsoNumber):
     """The same value always."""
 
     value: float
@@ -32,8 +36,10 @@ class Constant(Schedule):
 
 
 @part
-class Milestones(Schedule):
-    """values[k] from the epoch at which the k-th milestone, a fraction of all epochs, is reached; values[0]
+class Milestones(AlsoNumber):
+    """A value for each stretch of training, by whole epochs.
+
+    values[k] from the epoch at which the k-th milestone, a fraction of all epochs, is reached; values[0]
     before.
 
     Fractions let a schedule scale with the length of the run: DONE's temperature falls at 40 and 50 of 60
@@ -63,9 +69,11 @@ class Milestones(Schedule):
 
 
 @part
-class Linear(Schedule):
-    """From `start` at epoch 0 to `end` at the fraction `until` of all epochs, by whole epochs, constant
-    afterwards."""
+class Linear(AlsoNumber):
+    """A line from `start` at epoch 0 to `end`, by whole epochs, constant afterwards.
+
+    `end` is reached at the fraction `until` of all epochs.
+    """
 
     start: float
     end: float

@@ -39,7 +39,7 @@ class Range:
     high: float = math.inf
 
     def __call__(self, value: Any, where: str) -> None:
-        """Raises UserError outside."""
+        """Raise UserError for a number outside of the range."""
         size = value if isinstance(value, int | float) else len(value) if hasattr(value, "__len__") else None
         if size is not None and not self.low <= size <= self.high:
             top = "" if math.isinf(self.high) else f" and at most {self.high:g}"
@@ -52,7 +52,7 @@ class Digits:
     """Text that is a whole number, as keys of JSON are."""
 
     def __call__(self, value: str, where: str) -> None:
-        """Raises UserError for another."""
+        """Raise UserError for text that is no whole number."""
         if not (value.isascii() and value.isdigit() and len(value) < 19):
             raise UserError(f"a key of {where} must be a whole number, got {reprlib.repr(value)}")
 
@@ -196,7 +196,7 @@ def fields_of(cls: type) -> dict[str, Any]:
 
 
 def check_fields(value: Any) -> None:
-    """Checks the fields of a frozen dataclass against their hints; numbers of NumPy become Python's."""
+    """Check the fields of a frozen dataclass against their hints; numbers of NumPy become Python's."""
     for name, hint in fields_of(type(value)).items():
         if hasattr(value, name):
             given = getattr(value, name)
@@ -262,7 +262,7 @@ def _no_number(name: str) -> Any:
 
 
 def _shallow(value: Any, path: object, what: str) -> None:
-    """Raises UserError for what later steps could not walk through."""
+    """Raise UserError for what later steps could not walk through."""
     level, depth = [value], 0
     while level:
         depth += 1

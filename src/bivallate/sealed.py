@@ -32,7 +32,7 @@ def seal(tensors: Mapping[str, Tensor], header: Any) -> str:
 
 
 def write_sealed(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
-    """Writes tensors and a header that JSON can hold, whole or not at all. Returns the seal."""
+    """Write tensors and a header that JSON can hold, whole or not at all. Returns the seal."""
     mark = seal(tensors, json.loads(json.dumps(header)))
     text = json.dumps({**header, SEAL: mark})
     write_whole(path, lambda place: save_file(tensors, place, {KEY: text}))

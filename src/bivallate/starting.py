@@ -1,4 +1,4 @@
-"""Ctrl-C while a command's libraries are being imported, which takes seconds: one line, no traceback."""
+"""Ctrl-C while a command's libraries are still being imported: one line, no traceback."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def ready() -> None:
-    """The command itself meets interrupts from now on."""
+    """Hand interrupts over to the command itself from now on."""
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

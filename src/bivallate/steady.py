@@ -1,4 +1,4 @@
-"""Output and errors that a closed pipe or a full disk does not let end the command."""
+"""Standard output and error that a closed pipe or a full disk cannot break."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 
-class Steady:
+class SafeStream:
     """A text stream that drops what cannot be written, and remembers why.
 
     Attributes:
@@ -23,12 +23,12 @@ class Steady:
         self.lost: OSError | ValueError | None = None
 
     def write(self, text: str) -> int:
-        """Writes the text, or drops it."""
+        """Write the text, or drop it."""
         self._try(lambda stream: stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        """Hands on what is held, or drops it."""
+        """Hand on what is held, or drop it."""
         self._try(lambda stream: stream.flush())
 
     def _try(self, work: Callable[[Any], Any]) -> None:
@@ -51,11 +51,11 @@ class Steady:
 
 
 @contextmanager
-def steadied() -> Iterator[tuple[Steady, Steady]]:
+def steadied() -> Iterator[tuple[SafeStream, SafeStream]]:
     """Standard output and error that no reader and no full disk can break, for the time of a command."""
     _occupy()
     before = sys.stdout, sys.stderr
-    out, error = (Steady(lambda stream=stream: stream, _number(stream)) for stream in before)
+    out, error = (SafeStream(lambda stream=stream: stream, _number(stream)) for stream in before)
     sys.stdout, sys.stderr = out, error  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield out, error
@@ -66,8 +66,10 @@ def steadied() -> Iterator[tuple[Steady, Steady]]:
 
 
 def _occupy() -> None:
-    """Leads closed standard streams to nowhere, lest a file that is opened takes their number and receives
-    what is printed."""
+    """Lead closed standard streams to nowhere.
+
+    Else a file that is opened takes their number and receives what is printed.
+    """
     for number in range(3):
         try:
             os.fstat(number)

@@ -38,22 +38,22 @@ def train_step(
 def differentiate(
     model: nn.Module, method: BoundMethod, batch: Batch, clock: Clock, lr: Rates
 ) -> tuple[Tensor, Unread]:
-    """The same up to the update: adds the gradient of the upper level to `.grad`."""
+    """Do all of a step but the update: add the gradient of the upper level to `.grad`."""
     with attacking(model, method.attack_mode):  # lower level: delta*(theta)
-        problem = LowerProblem(model, batch, method.objective, method.threat, clock, share=method.share)
-        problem.parallel = method.parallel
+        problem = LowerProblem(
+            model, batch, method.objective, method.threat, clock, share=method.share, parallel=method.parallel
+        )
         solution = method.solver.solve(problem)
         delta = method.coupling(problem, solution)
 
     x_adv = problem.adversarial(delta)  # upper level: one loss an example
-    lookahead = Lookahead.here(problem, method, x_adv.detach(), lr)
+    lookahead = Lookahead.here(problem, method, x_adv.detach(), lr)  # for learned weights
     terms = method.loss(problem, x_adv)
     evidence = gather(problem, terms, solution, lookahead.buffers)
 
     method.weighting.update(evidence)  # a running state moves first
     method.weighting.fit(evidence, lookahead)  # third level: the weights themselves learn
     weights = method.weighting(evidence)
-
     loss = (weights * terms.robust + terms.anchor).sum() / collective.size(batch)
     loss.backward()  # carries d delta*/d theta when coupled
     method.solver.feedback(problem, delta)

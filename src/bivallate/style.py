@@ -85,9 +85,11 @@ def figure(
 
 
 def literally(fig: Figure) -> Figure:
-    """The figure, with words as they are: a run's folder and a class may be called anything. Dollar signs
-    begin no formula, control characters are written out, names that are too long for a layout lose their
-    middle. Numbers on axes keep their exponents."""
+    """The figure, with words shown as they are.
+
+    A run's folder and a class may be called anything. Dollar signs begin no formula, control characters are
+    written out, names that are too long for a layout lose their middle. Numbers on axes keep their exponents.
+    """
     legends = [found for found in (*(ax.get_legend() for ax in fig.axes), *fig.legends) if found is not None]
     names = [text for legend in legends for text in (legend.get_title(), *legend.get_texts())]
     titles = list(fig.texts)
@@ -118,8 +120,10 @@ def whole_ticks(ax: Any) -> None:
 
 
 def name_classes(ax: Any, names: Sequence[str], most: int = 48) -> None:
-    """Names under the places 0, 1, ... of an axis; every second, third, ... where more than `most` would
-    overlap."""
+    """Put names under the places 0, 1, ... of an axis.
+
+    Every second, third, ... where more than `most` would overlap.
+    """
     every = max(1, -(-len(names) // most))
     places = range(0, len(names), every)
     shown = [line(names[k], TICK) for k in places]
@@ -132,7 +136,7 @@ def name_classes(ax: Any, names: Sequence[str], most: int = 48) -> None:
 
 
 def save(fig: Figure, stem: Path, kinds: tuple[str, ...] = ("svg", "png", "pdf")) -> Path:
-    """Writes the figure in each format, whole or not at all, and returns the path of the first."""
+    """Write the figure in each format, whole or not at all, and return the path of the first."""
     files = [stem.with_name(f"{stem.name}.{kind}") for kind in kinds]  # the dot of eps0.1 is no suffix's
     dpi = min(200.0, LARGEST / max(fig.get_size_inches()))
     for file, kind in zip(files, kinds, strict=True):

@@ -294,7 +294,7 @@ def test_the_level_rule_on_held_out_data_is_the_published_one() -> None:
     solver = BatchMixing(highest=1000, patience=3, held_out=True).bind(facts())
     found: list[tuple[int, int | None]] = []
     for epoch, pair in enumerate(zip(held, trained, strict=True)):
-        best_epoch, (_, rises) = solver.best_epoch, solver.judge(*pair, epoch)
+        best_epoch, (_, rises) = solver.best_epoch, solver.outcome(*pair, epoch)
         if rises:
             solver.rise(solver.level + 1, epoch)
         found.append((solver.level, best_epoch if rises else None))

@@ -19,7 +19,7 @@ from bivallate.quoting import markdown, tex
 from bivallate.reports.collect import collect, labels_of
 from bivallate.reports.diagnostics.fosc import FOSC
 from bivallate.reports.page import write_report
-from bivallate.reports.tables import differences_table, percent, radius, runs_table
+from bivallate.reports.tables import differences_table, radius, runs_table, share_cell
 from bivallate.run.config import Validation
 from bivallate.run.sentinel import Sentinel
 
@@ -101,16 +101,16 @@ def test_its_numbers_are_the_scores(runs, tmp_path):
     text = write_report(both(runs), tmp_path / "report.html").read_text()
     score = next(e.score for e in collect(both(runs))[0].evaluations if e.score.attack == "pgd-3")
     for value in (
-        percent(score.robust_accuracy, score.interval_95),
-        percent(score.clean_accuracy, score.clean_interval_95),
-        percent(score.tail(30), score.tail_interval(30)),
-        percent(score.worst_class[1], score.worst_class_interval_95),
+        share_cell(score.robust_accuracy, score.interval_95),
+        share_cell(score.clean_accuracy, score.clean_interval_95),
+        share_cell(score.tail(30), score.tail_interval(30)),
+        share_cell(score.worst_class[1], score.worst_class_interval_95),
     ):
         assert value in text
     strongest = collect(both(runs))[0].strongest
     assert strongest is not None
     for value, interval in zip(strongest.score.per_class, strongest.score.per_class_interval_95, strict=True):
-        assert percent(value, interval) in text
+        assert share_cell(value, interval) in text
 
 
 def test_the_strongest_evaluation_counts_and_a_missing_one_is_said(runs, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest
 
 from bivallate.evaluation.statistics import mcnemar
-from bivallate.reproduce.judging import judge, sign_flip
+from bivallate.reproduce.judging import judge_claim, sign_flip
 from bivallate.reproduce.paper_table import Claim, PaperTable
 
 from .conftest import by_hand
@@ -24,7 +24,7 @@ def verdicts(good: int, n: int = 100) -> list[bool]:
     ("a", "b", "status"), [(60, 40, "confirmed"), (40, 60, "not confirmed"), (52, 50, "undecided")]
 )
 def test_a_claim_is_confirmed_refuted_or_open(a: int, b: int, status: str) -> None:
-    verdict = judge(TABLE, PGD, "g", [by_hand("A", verdicts(a)), by_hand("B", verdicts(b))])
+    verdict = judge_claim(TABLE, PGD, "g", [by_hand("A", verdicts(a)), by_hand("B", verdicts(b))])
     assert verdict.status == status
     assert verdict.difference == pytest.approx((a - b) / 100)
     assert verdict.how == "exact paired test on 100 points"
@@ -33,22 +33,22 @@ def test_a_claim_is_confirmed_refuted_or_open(a: int, b: int, status: str) -> No
 
 def test_a_lower_value_may_be_the_better_one() -> None:
     records = [by_hand("A", verdicts(40)), by_hand("B", verdicts(60))]
-    assert judge(TABLE, Claim("A", "B", "PGD", lower=True), "g", records).status == "confirmed"
+    assert judge_claim(TABLE, Claim("A", "B", "PGD", lower=True), "g", records).status == "confirmed"
 
 
 def test_a_missing_record_is_not_run() -> None:
-    assert judge(TABLE, PGD, "g", [by_hand("A", verdicts(60))]).status == "not run"
+    assert judge_claim(TABLE, PGD, "g", [by_hand("A", verdicts(60))]).status == "not run"
     records = [by_hand("A", verdicts(60), seed=0), by_hand("B", verdicts(40), seed=1)]
-    assert judge(TABLE, PGD, "g", records).status == "not run"  # no seed in common
-    assert judge(TABLE, PGD, "elsewhere", records).status == "not run"
+    assert judge_claim(TABLE, PGD, "g", records).status == "not run"  # no seed in common
+    assert judge_claim(TABLE, PGD, "elsewhere", records).status == "not run"
 
 
 def test_a_margin_asks_for_no_more_than_not_losing() -> None:
     equal = [by_hand("A", verdicts(501, 1000)), by_hand("B", verdicts(502, 1000))]
-    assert judge(TABLE, Claim("A", "B", "PGD", margin=0.01), "g", equal).status == "confirmed"
-    assert judge(TABLE, PGD, "g", equal).status == "undecided"
+    assert judge_claim(TABLE, Claim("A", "B", "PGD", margin=0.01), "g", equal).status == "confirmed"
+    assert judge_claim(TABLE, PGD, "g", equal).status == "undecided"
     lost = [by_hand("A", verdicts(400, 1000)), by_hand("B", verdicts(500, 1000))]
-    against = judge(TABLE, Claim("A", "B", "PGD", margin=0.01), "g", lost)
+    against = judge_claim(TABLE, Claim("A", "B", "PGD", margin=0.01), "g", lost)
     assert (against.status, against.p, against.how) == ("not confirmed", None, "paired score interval")
 
 
@@ -56,7 +56,7 @@ def test_a_margin_is_not_met_by_points_that_hardly_differ() -> None:
     claim = Claim("A", "B", "PGD", margin=0.015)
     for b in (100, 101):  # of 200: a true loss of 1.5 points would look like this one time in twenty or five
         records = [by_hand("A", verdicts(100, 200)), by_hand("B", verdicts(b, 200))]
-        assert judge(TABLE, claim, "g", records).status == "undecided"
+        assert judge_claim(TABLE, claim, "g", records).status == "undecided"
 
 
 def test_a_more_unequal_method_is_not_taken_for_a_better_tail() -> None:
@@ -67,29 +67,29 @@ def test_a_more_unequal_method_is_not_taken_for_a_better_tail() -> None:
         spread, flat = np.where(label < 3, 0.9, 0.98), np.full(1000, 0.9)
         a, b = ((generator.random(1000) < law).tolist() for law in (spread, flat))
         records = [by_hand("A", a), by_hand("B", b)]
-        confirmed += judge(TABLE, Claim("A", "B", "Tail-30"), "g", records).status == "confirmed"
+        confirmed += judge_claim(TABLE, Claim("A", "B", "Tail-30"), "g", records).status == "confirmed"
     assert confirmed <= 2
 
 
 def test_different_points_are_compared_by_their_intervals() -> None:
     near = [by_hand("A", verdicts(60)), by_hand("B", verdicts(50), data="other")]
-    verdict = judge(TABLE, PGD, "g", near)
+    verdict = judge_claim(TABLE, PGD, "g", near)
     assert (verdict.status, verdict.p, verdict.how) == ("undecided", None, "intervals on different points")
     low, high = verdict.interval_95 or (0, 0)
     assert low < 0.1 < high
     far = [by_hand("A", verdicts(80)), by_hand("B", verdicts(40), data="other")]
-    assert judge(TABLE, PGD, "g", far).status == "confirmed"
+    assert judge_claim(TABLE, PGD, "g", far).status == "confirmed"
 
 
 def test_several_seeds_are_averaged_point_by_point() -> None:
     records = [by_hand("A", verdicts(56), seed=s) for s in (0, 1)] + [by_hand("B", verdicts(50), seed=0)]
-    alone = judge(TABLE, PGD, "g", records)
-    both = judge(TABLE, PGD, "g", [*records, by_hand("B", verdicts(50), seed=1)])
+    alone = judge_claim(TABLE, PGD, "g", records)
+    both = judge_claim(TABLE, PGD, "g", [*records, by_hand("B", verdicts(50), seed=1)])
     assert alone.seeds == (0,)
     assert both.seeds == (0, 1)
     assert both.difference == pytest.approx(0.06)
     assert both.p == pytest.approx(alone.p)  # the same six points differ: seeds are no new points
-    against = judge(TABLE, PGD, "g", [*records, by_hand("B", verdicts(62), seed=1)])
+    against = judge_claim(TABLE, PGD, "g", [*records, by_hand("B", verdicts(62), seed=1)])
     assert against.difference == pytest.approx(0)
     assert against.status == "undecided"
 
@@ -99,10 +99,10 @@ def test_tails_are_compared_by_their_intervals() -> None:
     worst = [i % 10 not in (0, 1, 2) for i in range(n)]  # three classes are lost
     half = [i % 10 > 2 or i % 20 < 10 for i in range(n)]
     records = [by_hand("A", half), by_hand("B", worst)]
-    verdict = judge(TABLE, Claim("A", "B", "Tail-30"), "g", records)
+    verdict = judge_claim(TABLE, Claim("A", "B", "Tail-30"), "g", records)
     assert verdict.difference == pytest.approx(0.5)
     assert verdict.status == "confirmed"
-    assert judge(TABLE, Claim("B", "A", "Tail-30"), "g", records).status == "not confirmed"
+    assert judge_claim(TABLE, Claim("B", "A", "Tail-30"), "g", records).status == "not confirmed"
 
 
 def test_few_measured_times_decide_nothing() -> None:
@@ -111,7 +111,7 @@ def test_few_measured_times_decide_nothing() -> None:
         [by_hand(row, verdicts(5, n), seed=s) for s in range(6)] for row, n in (("A", 10), ("B", 20))
     )
     for seeds, status in ((1, "undecided"), (5, "undecided"), (6, "confirmed")):
-        assert judge(TABLE, claim, "g", [*fast[:seeds], *slow[:seeds]]).status == status
+        assert judge_claim(TABLE, claim, "g", [*fast[:seeds], *slow[:seeds]]).status == status
 
 
 def test_a_claim_needs_the_exact_test_and_the_interval() -> None:
@@ -121,13 +121,13 @@ def test_a_claim_needs_the_exact_test_and_the_interval() -> None:
         *(by_hand("A", [False] * 100, seed=s) for s in (1, 2)),
     ]
     records += [by_hand("B", [False] * 100, seed=s) for s in range(3)]
-    verdict = judge(TABLE, PGD, "g", records)
+    verdict = judge_claim(TABLE, PGD, "g", records)
     assert verdict.p is not None
     assert verdict.p < 0.05
     assert verdict.interval_95 is not None
     assert verdict.interval_95[0] < 0 < verdict.interval_95[1]
     assert verdict.status == "undecided"
-    assert judge(TABLE, PGD, "g", [r for r in records if r.seed == 0]).status == "confirmed"
+    assert judge_claim(TABLE, PGD, "g", [r for r in records if r.seed == 0]).status == "confirmed"
 
 
 def test_more_seeds_narrow_the_interval() -> None:
@@ -137,8 +137,8 @@ def test_more_seeds_narrow_the_interval() -> None:
         a, b = np.zeros(1000, bool), np.zeros(1000, bool)
         a[100 * s : 100 * s + 30] = b[100 * s + 50 : 100 * s + 68] = True
         records += [by_hand("A", a.tolist(), seed=s), by_hand("B", b.tolist(), seed=s)]
-    one = judge(TABLE, PGD, "g", records[:2])
-    five = judge(TABLE, PGD, "g", records)
+    one = judge_claim(TABLE, PGD, "g", records[:2])
+    five = judge_claim(TABLE, PGD, "g", records)
     assert (one.status, five.status) == ("undecided", "confirmed")
     assert five.difference == pytest.approx(0.012)
     low, high = five.interval_95 or (0, 0)
@@ -147,8 +147,8 @@ def test_more_seeds_narrow_the_interval() -> None:
 
 def test_no_difference_is_as_uncertain_with_three_seeds_as_with_one() -> None:
     records = [by_hand(row, [True] * 1000, seed=s) for row in "AB" for s in range(3)]
-    one = judge(TABLE, PGD, "g", [r for r in records if r.seed == 0]).interval_95
-    assert judge(TABLE, PGD, "g", records).interval_95 == pytest.approx(one, rel=0.02)
+    one = judge_claim(TABLE, PGD, "g", [r for r in records if r.seed == 0]).interval_95
+    assert judge_claim(TABLE, PGD, "g", records).interval_95 == pytest.approx(one, rel=0.02)
 
 
 def test_the_interval_of_several_seeds_covers() -> None:
@@ -160,7 +160,7 @@ def test_the_interval_of_several_seeds_covers() -> None:
         b = [generator.random(200) < chance for _ in range(3)]
         records = [by_hand("A", v.tolist(), seed=s) for s, v in enumerate(a)]
         records += [by_hand("B", v.tolist(), seed=s) for s, v in enumerate(b)]
-        low, high = judge(TABLE, PGD, "g", records).interval_95 or (0, 0)
+        low, high = judge_claim(TABLE, PGD, "g", records).interval_95 or (0, 0)
         missed += not low <= 0.02 <= high
     assert missed <= 40
 

@@ -25,12 +25,12 @@ BLIND = {"quantised", "dead", "saturated", "false-gradient"}  # of gradients tha
 
 
 def accuracy(left: Tensor) -> float:
-    """Share of points still robust."""
+    """The share of points that are still robust."""
     return int(left.sum()) / len(left)
 
 
 def learned(battery: Battery) -> Check:
-    """Where there is nothing to lose no attack can be told from another, and no gradient hides anything."""
+    """Whether the model is right often enough for its robustness to be tested at all."""
     x, y = battery.points
     with torch.no_grad():
         answers = torch.cat([ask(battery.model, some).argmax(1) for some in x.split(256)])

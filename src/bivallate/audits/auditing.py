@@ -53,7 +53,7 @@ def audit(
     progress: bool | Callable[[Moment], object] | None = None,
     shared: bool = False,
 ) -> Audit:
-    """Attacks a model in ways whose results must agree, and says whether they do.
+    """Audit a model: attack it in ways whose results must agree, and say whether they do.
 
     Every test is exact, paired on the same points and one-sided against the accusation. The model's mode,
     gradients and buffers and the global generator are left as found.
@@ -110,7 +110,7 @@ def audit(
 
 
 def _check(claimed: float | None, threat: ThreatModel) -> None:
-    """Raises UserError for a claim that is no fraction, and for no radius."""
+    """Raise UserError for a claim that is no fraction, and for no radius."""
     if claimed is not None and not 0 <= claimed <= 1:
         raise UserError(f"claimed is a fraction in [0, 1], got {claimed!r}; write 0.5 for 50 %")
     if threat.eps <= 0:
@@ -118,7 +118,7 @@ def _check(claimed: float | None, threat: ThreatModel) -> None:
 
 
 def _looked_over(model: nn.Module | Callable[[Tensor], Tensor], data: Any, threat: ThreatModel) -> Preflight:
-    """The pre-flight. Raises UserError for what no attack can start on."""
+    """Run the pre-flight. Raises UserError for what no attack can start on."""
     looked = preflight(model, data, threat)
     fatal = [f for f in looked.findings if f.name in FATAL and f.severity == "error"]
     if fatal:
@@ -127,7 +127,7 @@ def _looked_over(model: nn.Module | Callable[[Tensor], Tensor], data: Any, threa
 
 
 def _same_task(model: nn.Module, surrogates: Sequence[nn.Module], x: Tensor) -> None:
-    """Raises UserError for a surrogate that does not read these images or has other classes."""
+    """Raise UserError for a surrogate that does not read these images or has other classes."""
     with torch.no_grad():
         wanted = ask(model, x).shape
         for k, other in enumerate(surrogates):
@@ -166,8 +166,11 @@ def outlook(
     announce: Callable[[Plan, float], object] | None = None,
     shared: bool = False,
 ) -> Outlook:
-    """What the plan is likely to take, which is announced: a short attack on some points shows how many
-    withstand it and what a pass costs with all that goes with it."""
+    """What the plan is likely to take, which is announced.
+
+    A short attack on some points shows how many withstand it and what a pass costs with all that goes with
+    it.
+    """
     some = points[0][:TRIED], points[1][:TRIED]
     began = time.perf_counter()
     with torch.random.fork_rng(devices=[]):  # outputs that are random must not hang on whether somebody asks

@@ -125,7 +125,7 @@ class Battery:
         self.run("any-image", *stages, threat=replace(self.threat, eps=whole))  # pyright: ignore
 
     def from_elsewhere(self, surrogates: Sequence[nn.Module]) -> None:
-        """Searches on the rescaled, the smoothed and the imitated model, and on others."""
+        """Search on the rescaled, the smoothed and the imitated model, and on others."""
         inner = _pgd("pgd", self.plan.steps)
         scale = self._clean_margin() or 1.0
         self.run("rescaled", Elsewhere("rescaled", Rescaled(self.model, scale), inner))

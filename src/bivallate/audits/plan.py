@@ -1,4 +1,4 @@
-"""How much an audit is going to spend, said before it is spent."""
+"""How strong the attacks of an audit are, and what they cost, decided before they run."""
 
 from __future__ import annotations
 
@@ -41,8 +41,11 @@ class Plan:
         return round(self.expected(1.0, 1.0))
 
     def expected(self, clean: float, robust: float) -> float:
-        """Passes that are likely, where so large a share is right and withstands a short attack: single
-        attacks go to their end on what is right, repeated ones and Square on what withstands."""
+        """The likely number of passes, where a share of the points is right and withstands.
+
+        Single attacks go to their end on what is right, repeated ones and Square on what withstands a short
+        attack.
+        """
         plain, auto = 2 * self.steps + 1, 2 * (self.auto + 1)
         once = FIXED + plain * (6 + self.surrogates) + 2 * self.longer + 1
         again = plain * self.restarts + auto * (2 + self.targets) + self.queries

@@ -157,7 +157,7 @@ class Audit:
         return {"schema": SCHEMA, "verdict": self.verdict, "meaning": VERDICTS[self.verdict], **entry}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the JSON, whole or not at all."""
+        """Write the JSON, whole or not at all."""
         write_json(Path(path), self.to_json())
 
     def __str__(self) -> str:

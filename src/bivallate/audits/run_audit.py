@@ -75,7 +75,7 @@ def audit(
     progress: bool | Callable[[Moment], object] = False,
     **options: Any,
 ) -> Audit:
-    """Attacks a model in ways whose results must agree, and says whether they do.
+    """Audit a run or a model: attack it in ways whose results must agree, and say whether they do.
 
     Args:
         model: a network or function, or a run (its folder, or what `train` returned): then data and threat

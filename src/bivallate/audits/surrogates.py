@@ -85,7 +85,7 @@ _DETACH: set[Callable[..., Any]] = {torch.detach, Tensor.detach}
 
 
 class _Smooth(TorchFunctionMode):
-    """Rounding passes gradients as the identity would, detaching does not detach.
+    """Rounding with the gradient of the identity; detaching does not detach.
 
     Attributes:
         comparisons: whether x > t has the gradient of a sigmoid, too; then it is no longer a boolean.

@@ -98,7 +98,7 @@ def audit(
 
 
 def _announce(plan: Any, seconds: float) -> None:
-    """What is going to be spent."""
+    """Print what the audit is going to spend."""
     from bivallate.evaluation.watching import duration
 
     say(

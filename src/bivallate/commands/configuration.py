@@ -120,7 +120,7 @@ def laid_out(
 
 
 def introduce(plan: Config, dataset: Dataset, tell: Callable[[str], object]) -> None:
-    """Says what is going to be trained, and what was found in the data."""
+    """Say what is going to be trained, and what was found in the data."""
     size = len(dataset.train)
     for note in dataset.notes:
         tell(f"{dataset.name}: {note}")
@@ -130,7 +130,7 @@ def introduce(plan: Config, dataset: Dataset, tell: Callable[[str], object]) -> 
 
 
 def _refuse_code(name: str, file: Path, settings: tuple[str, ...]) -> None:
-    """Raises UserError for a network that a file, not the user, names by its module."""
+    """Raise UserError for a network that a file, not the user, names by its module."""
     typed = any(pair(item)[0] == "model.name" for item in settings)
     if ":" in name and not name.startswith("timm:") and not typed:
         raise UserError(
@@ -140,8 +140,10 @@ def _refuse_code(name: str, file: Path, settings: tuple[str, ...]) -> None:
 
 
 def _with_threat(plan: Config, pairs: Pairs) -> tuple[Config, Pairs]:
-    """The plan with another threat, if the pairs have one, and the other pairs. Parts of the method that are
-    given beside it need not follow it."""
+    """The plan with another threat, if the pairs have one, and the other pairs.
+
+    Parts of the method that are given beside it need not follow it.
+    """
     own = {path.removeprefix("method."): text for path, text in pairs}
     own = {path: text for path, text in own.items() if path.partition(".")[0] in METHOD_PARTS}
     if not any(path.startswith("threat.") for path in own):

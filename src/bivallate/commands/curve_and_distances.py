@@ -153,8 +153,10 @@ def _show_curve(figure: Any, curves: dict[str, Any]) -> None:
 
 
 def _kept(run: Path, model: nn.Module, named: str) -> Path | None:
-    """Beginning of the names of the files that a curve goes on from; None where the run cannot be written
-    to."""
+    """Beginning of the names of the files that a curve goes on from.
+
+    None where the run cannot be written to.
+    """
     from bivallate.evaluation.points import model_fingerprint
     from bivallate.run.folder import RunFolder
 

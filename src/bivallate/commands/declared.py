@@ -29,8 +29,11 @@ class Declared:
 
 
 def methods() -> list[Declared]:
-    """All methods, by family and name. Those of installed projects are known by importing them only, and
-    others only where the registry is loaded already."""
+    """All methods, by family and name.
+
+    Those of installed projects are known by importing them only, and others only where the registry is loaded
+    already.
+    """
     if entry_points(group=GROUP) or "bivallate.methods.entries" in sys.modules:
         from bivallate.methods.entries import registry
 

@@ -104,7 +104,7 @@ def evaluate(
 
 @dataclass
 class EvaluationTask:
-    """Evaluations of one start of the command, each kept and printed.
+    """The evaluations that one call of the command makes, each kept and printed.
 
     Attributes:
         options: of each. out: instead of a file in the run.
@@ -122,9 +122,9 @@ class EvaluationTask:
     faults: list[UserError] = field(default_factory=list)
 
     def attack(self, examined: Any, name: str, looked: Any, label: str, run: Path) -> None:
-        """One of them. Raises Interrupted where it was stopped; the same command goes on from there."""
+        """Run one attack. Raises Interrupted where it was stopped; the same command goes on from there."""
         from bivallate.evaluation.watching import watched
-        from bivallate.run.examined import keep
+        from bivallate.run.examined import save_score
         from bivallate.run.signals import Interrupted
 
         place, json = self._place(examined, name, run), self.json
@@ -135,7 +135,7 @@ class EvaluationTask:
             raise Interrupted(GO_ON) from None
         self.found.append({"run": str(run), **score.to_json()})
         faults = [] if self.foreign else self.faults
-        with keeping(place, partial(keep, score), silent=json, faults=faults):
+        with keeping(place, partial(save_score, score), silent=json, faults=faults):
             if json and not self.several:
                 say_json(score.to_json())
             elif not json:
@@ -149,7 +149,7 @@ class EvaluationTask:
 
 
 def _sorted_out(runs: Sequence[Path], attacks: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Folders that stand behind --attack are runs. Raises UserError for none."""
+    """Take run folders out of what stands behind --attack. Raises UserError for none."""
     from bivallate.run.folder import RunFolder
 
     behind = [name for name in attacks if RunFolder(Path(name)).config.exists()]
@@ -183,7 +183,7 @@ def _foreign(
 
 
 def _look(examined: Any, preflight: bool, quiet: bool) -> Any:
-    """What was found before the attack, told."""
+    """Print the findings of the pre-flight."""
     looked = examined.look_over() if preflight else None
     if not quiet:
         for note in (*examined.data.notes, *examined.warnings):
@@ -194,7 +194,7 @@ def _look(examined: Any, preflight: bool, quiet: bool) -> Any:
 
 
 def _line(label: str, score: Any) -> None:
-    """One of several scores."""
+    """Print one of several scores in a line."""
     robust = percent(score.robust_accuracy, score.interval_95)
     say(f"{label}: clean {percent(score.clean_accuracy)}, robust {robust}, {score.n} points")
     for warning in score.warnings:

@@ -46,8 +46,9 @@ def keeping(
     silent: bool = False,
     faults: list[UserError] | None = None,
 ) -> Iterator[None]:
-    """Saves a result before the block prints it, and says afterwards where: whatever happens to one of the
-    two, the other is done.
+    """Save a result before the block prints it, and say afterwards where.
+
+    Whatever happens to one of the two, the other is done.
 
     Args:
         place: None if the result has none. faults: gets the error instead of its being raised.

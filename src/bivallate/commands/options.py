@@ -178,7 +178,7 @@ class Machine:
 
 
 def same_norm(norm: str, own: Any) -> None:
-    """Raises UserError unless a threat is of that norm: a radius means something else in another."""
+    """Raise UserError unless a threat is of that norm: a radius means something else in another."""
     from bivallate.lower.threat import threat
 
     if type(threat(norm, 0.0)) is not type(own):

@@ -72,7 +72,7 @@ def predict(
 
 
 def _head(attack: str, threat: Any) -> str:
-    """Of the column that says what became of a prediction."""
+    """The heading of the column that says what became of a prediction."""
     return (
         "attack"
         if attack == "clean"

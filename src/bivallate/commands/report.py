@@ -19,8 +19,10 @@ def report(
     data_dir: DataFolder | None = None,
     model: str | None = None,
 ) -> None:
-    """Put one or several runs on one page: tables with intervals, tests, audits, curves, classes, confusions,
-    attacked images, settings.
+    """Put one or several runs on one page.
+
+    The page has tables with intervals, tests, audits, curves, classes, confusions, attacked images and
+    settings.
 
     Parameters
     ----------

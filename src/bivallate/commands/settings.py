@@ -17,8 +17,10 @@ __all__ = ["named", "own_parameters"]
 
 
 def named(method: str) -> str:
-    """The name of a method. One of the user's own, package.module:function, is imported and becomes known by
-    it; only what was typed may be given here, never what a file holds.
+    """The name of a method; one of the user's own is imported and entered.
+
+    A method of the user's own, package.module:function, becomes known by that name. Only what was typed may
+    be given here, never what a file holds.
 
     Raises:
         UserError: it cannot be imported, or is no function.

@@ -35,8 +35,10 @@ class Subjects:
 
     @classmethod
     def of(cls, runs: Sequence[Path], source: WeightsSource, machine: Machine, data: str | None) -> Subjects:
-        """Reads run folders; `data`: where theirs lie now. Raises UserError for none and for runs on
-        different data."""
+        """Read run folders; `data` says where their data lie now.
+
+        Raises UserError for none and for runs on different data.
+        """
         device = machine.prepare()
         looked_at = subject(runs, **asdict(source), moved=data, device=device)
         models: dict[str, nn.Module] = dict(looked_at.models)

@@ -162,7 +162,7 @@ def _sets(settings: tuple[str, ...], key: str) -> bool:
 
 
 def _foretell(plan: Any, dataset: Any, network: Any, folder: Path) -> None:
-    """The configuration on standard output, and beside it what it would take."""
+    """Print the configuration on standard output, and beside it what the training would take."""
     from bivallate.parts import encode
     from bivallate.run.forecast import forecast
     from bivallate.run.trainer import limit_threads
@@ -190,8 +190,9 @@ def resume(
     log: Log = "",
     quiet: Flag = False,
 ) -> None:
-    """Go on with an interrupted run, to exactly the weights that an uninterrupted one would have reached; or
-    with a finished one to more epochs.
+    """Go on with an interrupted run, or with a finished one to more epochs.
+
+    An interrupted run ends with exactly the weights that an uninterrupted one would have reached.
 
     On another device or with another number of threads they agree to rounding only.
 
@@ -264,7 +265,7 @@ def demo(*, out: Path = Path("runs/demo"), epochs: Count = 30, threads: Amount =
 
 
 def say(text: str) -> None:
-    """One line to the person, beside the results on standard output."""
+    """Print one line beside the results on standard output."""
     from bivallate import collective
 
     if collective.rank() == 0:
@@ -272,7 +273,7 @@ def say(text: str) -> None:
 
 
 def _finished(run: Any, folder: Path, moved: list[str]) -> None:
-    """What came out, and what comes next. moved: the options that say where data lie now."""
+    """Print what came out, and which command to run next. moved: the options that say where data lie now."""
     from bivallate.run.chance import ending
     from bivallate.run.continuing import to_evaluate
 

@@ -73,7 +73,7 @@ class Barrier(Coupling):
         return at_solution(problem, delta, lambda grad: self._sensitivity(problem, delta, diagonal))
 
     def check(self, method: Composition) -> None:
-        """Refuses a method whose threat is not a box."""
+        """Refuse a method whose threat is not a box."""
         self._boxed(method.threat)
 
     @staticmethod

@@ -127,7 +127,7 @@ class Tether:
 
 
 def at_solution(problem: LowerProblem, delta: Tensor, sensitivity: Callable[[Tensor], Sensitivity]) -> Tensor:
-    """Couples delta by d delta / d theta = S d grad / d theta, with grad taken at delta itself.
+    """Couple delta by d delta / d theta = S d grad / d theta, with grad taken at delta itself.
 
     Where the attack ran with batch statistics, its forward pass at delta is the pass that the loss needs: it
     is made once, in the upper level's mode (running statistics move), kept, and handed to the loss with the

@@ -27,8 +27,10 @@ Rates = float | dict[str, float]  # one for all parameters, or one for each name
 
 
 def rates(optimizer: torch.optim.Optimizer, model: nn.Module) -> Rates:
-    """The learning rates of the step that an optimiser is about to make; a parameter that it leaves alone has
-    none."""
+    """The learning rate of each parameter in the step that an optimiser is about to make.
+
+    A parameter that the optimiser leaves alone has none.
+    """
     one = {float(group["lr"]) for group in optimizer.param_groups}
     if len(one) == 1:
         return one.pop()
@@ -78,8 +80,11 @@ class Lookahead:
 
     @staticmethod
     def here(problem: LowerProblem, method: Composition, x_adv: Tensor, lr: Rates) -> Lookahead:
-        """The lookahead from this moment, before the outer pass moves the running statistics, which are kept
-        where the weighting will ask."""
+        """The lookahead from this moment on.
+
+        It is made before the outer pass moves the running statistics, which are kept where the weighting will
+        ask.
+        """
         kept = None
         if method.weighting.needs_meta:
             kept = {n: b.clone() for n, b in problem.forward.module.named_buffers()}

@@ -1,4 +1,4 @@
-"""Arrays as the user wants them read: labels that are text numbered, images fitted to a size and colour."""
+"""Arrays as data sets: labels that are text are numbered, images fitted to a size and colour."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ def split_pair(pair: Any, what: str) -> tuple[Any, Any]:
 def read_arrays(
     x: Any, y: Any, reading: Reading, what: str, names: list[str] | None = None
 ) -> tuple[Split, list[str], tuple[str, ...]]:
-    """(split, class names, what a user should know of the images): text labels are numbered by `names`, else
-    in alphabetical order.
+    """Read arrays as (split, class names, what a user should know of the images).
+
+    Text labels are numbered by `names`, else in alphabetical order.
 
     Alphabetical order is for on_bad="convert" alone. The names come back as they went in (none: empty) where
     the labels are integers.

@@ -64,7 +64,7 @@ class View:
         return window if self.angle is None else _rotate(window, self.angle)
 
     def write(self, canvas: Tensor, crop: Tensor) -> Tensor:
-        """Puts each window back where `apply` found it, in place; returns the canvas, elsewhere unchanged.
+        """Put each window back where `apply` found it, in place; return the canvas, elsewhere unchanged.
 
         Raises:
             UserError: if the view was rotated, which has no inverse.
@@ -106,7 +106,7 @@ class View:
 
 
 def _plain(x: Tensor) -> bool:
-    """Whether NumPy may handle it, which wakes no threads: that takes longer than a minibatch."""
+    """Whether NumPy may handle it, which is quicker here than waking torch's threads."""
     return x.device.type == "cpu" and x.dtype in (torch.uint8, torch.float32) and not x.requires_grad
 
 
@@ -194,7 +194,7 @@ class Augment:
         return ",".join(words) or "none"
 
     def view(self, noise: Noise, shape: tuple[int, int, int]) -> View:
-        """Draws a view for each row of the noise, of images (C, H, W)."""
+        """Draw a view for each row of the noise, of images (C, H, W)."""
         zero = torch.zeros_like(noise.index)
         top, left = zero, zero
         if self.pad:
@@ -204,7 +204,7 @@ class Augment:
         return View(top, left, flip, (shape[1], shape[2]), self.pad, angle)
 
     def canvas(self, x: Tensor) -> Tensor:
-        """Pads (B, C, H, W) on every side; uint8 or floating."""
+        """Pad (B, C, H, W) on every side; uint8 or floating."""
         if self.pad == 0:
             return x
         if self.fill == "reflect":

@@ -41,7 +41,7 @@ class Meta(TypedDict):
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a decoder leaves behind.
+    """What a decoder has written: the images, their labels and what it noticed.
 
     Attributes:
         images: (M, C, H, W) uint8. labels: (M,) int64. rows: (N,) int64, those of the M that are good.
@@ -76,8 +76,11 @@ def files_key(files: Sequence[Path], *options: object, version: int = FORMAT) ->
 
 
 def content_key(files: Sequence[Path], *options: object) -> str:
-    """Hash of the files wherever they lie and whenever they were copied: names below their common folder,
-    sizes, and some windows of the bytes of at most `MOST_PEEKED` of them."""
+    """Hash of the files by their content, wherever they lie and whenever they were copied.
+
+    It covers names below their common folder, sizes, and some windows of the bytes of at most `MOST_PEEKED`
+    of them.
+    """
     root = os.path.commonpath([path.parent for path in files])
     peeked = {int(k) for k in np.linspace(0, len(files) - 1, min(len(files), MOST_PEEKED))}
     parts: list[bytes | str] = ["content", *map(repr, options)]
@@ -89,8 +92,10 @@ def content_key(files: Sequence[Path], *options: object) -> str:
 
 
 def _look(path: Path, windows: int) -> tuple[int, int, list[bytes]]:
-    """The file's size and time, and `windows` pieces of it from its first to its last byte. A link that leads
-    nowhere has none of them: its row is bad when it is read."""
+    """The file's size and time, and `windows` pieces of it from its first to its last byte.
+
+    A link that leads nowhere has none of them: its row is bad when it is read.
+    """
     if path.is_symlink() and not path.exists():
         return -1, -1, []
     try:
@@ -135,21 +140,21 @@ def cached(name: str, key: str, build: Callable[[Path], None]) -> Path:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes what killed processes left unfinished."""
+    """Remove what killed processes left unfinished."""
     for left in folder.glob(".*"):
         if left.is_dir() and time.time() - left.stat().st_mtime > STALE:
             shutil.rmtree(left, ignore_errors=True)
 
 
 def reserve(file: Path) -> None:
-    """Claims the space of a mapped file: a write to a map on a full disk kills the process without a word."""
+    """Claim the space of a mapped file: a write to a map on a full disk kills the process without a word."""
     if hasattr(os, "posix_fallocate"):
         with file.open("r+b") as handle:
             os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
 
 
 def _settle(work: Path, final: Path) -> None:
-    """Renames into place; another process that was faster has made the same folder, so ours may go."""
+    """Rename a finished folder into place; if another process was faster, drop ours."""
     try:
         os.rename(work, final)
     except OSError:
@@ -158,12 +163,12 @@ def _settle(work: Path, final: Path) -> None:
 
 
 def save_meta(folder: Path, **meta: object) -> None:
-    """The last file to be written: its presence says that the others are whole."""
+    """Write meta.json, last: its presence says that the other files are whole."""
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
 def open_decoded(folder: Path) -> Decoded:
-    """Maps the images of a cache folder into memory, read only."""
+    """Map the images of a cache folder into memory, read only."""
     try:
         meta = read_json(folder / "meta.json", "description", Meta)
         images = np.asarray(np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False))
@@ -179,7 +184,7 @@ def open_decoded(folder: Path) -> Decoded:
 
 
 def _check_parts(images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> None:
-    """Raises ValueError unless the three arrays of a cache folder belong together."""
+    """Raise ValueError unless the three arrays of a cache folder belong together."""
     if images.ndim != 4 or images.dtype != np.uint8:
         raise ValueError(f"images {images.shape} of {images.dtype}")
     whole = labels.dtype == rows.dtype == np.int64 and labels.shape == (len(images),) and rows.ndim == 1

@@ -48,7 +48,7 @@ def _unique(names: list[str]) -> dict[str, int]:
 
 
 def check_distinct(names: Sequence[str], where: str) -> None:
-    """Raises UserError where one name stands for two classes: nobody could tell them apart by it."""
+    """Raise UserError where one name stands for two classes: nobody could tell them apart by it."""
     for name, count in Counter(names).items():
         if count > 1:
             labels = ", ".join(str(k) for k, other in enumerate(names) if other == name)

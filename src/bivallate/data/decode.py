@@ -65,7 +65,7 @@ class Encoded:
 
 
 def decode(encoded: Encoded, folder: Path, reading: Reading) -> None:
-    """Writes images.npy, labels.npy, rows.npy and meta.json into the folder.
+    """Write images.npy, labels.npy, rows.npy and meta.json into the folder.
 
     Raises:
         UserError: naming the bad rows, unless they are to be skipped or could be converted; for images that
@@ -154,7 +154,7 @@ def _finish(encoded: Encoded, folder: Path, images: np.ndarray, rows: np.ndarray
 
 
 def _check_deep(title: str, highest: float | None, canvas: Canvas) -> None:
-    """Raises UserError where the images of 16 or 32 bits, all together, use a small part of their range."""
+    """Raise UserError where the images of 16 or 32 bits, all together, use a small part of their range."""
     if highest is not None and highest <= DARK:
         raise UserError(
             f"{title}: the images of 16 or 32 bits reach {highest:.2%} of white ({canvas.whole:g}, or "
@@ -220,8 +220,9 @@ def _everything(blocks: Blocks) -> Iterable[Item]:
 
 
 def look(encoded: Encoded, canvas: Canvas, reading: Reading) -> list[str]:
-    """What `decode` would say and refuse, of images that will be decoded later: from some, and from up to
-    `MOST_LOOKED` more where the first are dark or all alike.
+    """What `decode` would say and refuse of images that will be decoded later.
+
+    Looks at some, and at up to `MOST_LOOKED` more where the first are dark or all alike.
 
     Raises:
         UserError: for images that are nearly black or all alike.
@@ -260,7 +261,7 @@ def _common(title: str, sizes: Counter[tuple[int, int]]) -> tuple[int, int]:
 
 
 def _fitting(sizes: Counter[tuple[int, int]]) -> int:
-    """A side that half of the images have and no customary network is too slow for."""
+    """The largest side that half of the images have and that customary networks can take."""
     short = sorted(min(size) for size in sizes.elements())
     median = short[(len(short) - 1) // 2]
     return next((side for side in SIDES if side <= median), short[0])

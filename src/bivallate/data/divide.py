@@ -20,7 +20,7 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Divided:
-    """Which rows are for what.
+    """Which rows are for training, held out and for testing.
 
     Attributes:
         train, validation, test: the data; training data may be empty.
@@ -38,8 +38,12 @@ class Divided:
 def divided(
     source: Source, *, seed: int, validation: float | int, test_fraction: float, whole: bool
 ) -> Divided:
-    """Test data as they are, else cut from the training data whatever the seed, or all of it if `whole`;
-    held-out data as they are, else cut from the rest by the seed; none where `validation` is 0."""
+    """Divide a source into training, held-out and test data.
+
+    Test data are taken as they are, else cut from the training data whatever the seed, or all of it if
+    `whole`. Held-out data are taken as they are, else cut from the rest by the seed; none where `validation`
+    is 0.
+    """
     check_seed(seed)
     for name, share in {"validation": validation, "test_fraction": test_fraction}.items():
         if share:

@@ -69,7 +69,7 @@ def _divided(root: Folder, left: LeftOut) -> dict[str, Folder]:
 
 
 def _leave_rest(root: Folder, left: LeftOut) -> None:
-    """Says what lies beside the folders with images."""
+    """Say what lies beside the folders with images."""
     left.files(root.files)
     for folder in root.folders:
         if not folder.has_images:
@@ -77,8 +77,10 @@ def _leave_rest(root: Folder, left: LeftOut) -> None:
 
 
 def has_classes(root: Folder) -> bool:
-    """Whether folders say the labels; not where images lie together, in parts of one set, or in folders of
-    splits alone."""
+    """Whether the names of folders are the labels.
+
+    They are not where images lie together, in parts of one set, or in folders of splits alone.
+    """
     named = [folder for folder in root.filled if _says_split(folder.name)]
     others = [folder for folder in root.filled if folder not in named]
     if named:
@@ -101,8 +103,10 @@ def _says_nothing(folder: Folder) -> bool:
 
 
 def _flat(folder: Folder) -> bool:
-    """Whether its images lie in no class folders: directly in it, or in one folder that says nothing, such as
-    test/test or test/unknown."""
+    """Whether a folder's images lie in no class folders.
+
+    They lie directly in it, or in one folder that says nothing, such as test/test or test/unknown.
+    """
     if not folder.filled:
         return True
     inner = folder.filled[0]
@@ -141,7 +145,7 @@ def _among_classes(
 
 
 def _check_others(root: Folder, deep: list[Folder], others: list[Folder]) -> None:
-    """Raises UserError unless the named folders can be nothing but splits."""
+    """Raise UserError unless the named folders can be nothing but splits."""
     kinds = {split_of(folder.name) for folder in deep}
     alone = all(is_split_alone(folder.name) for folder in deep)
     if len(kinds) > 1 and (alone or all(map(_flat, others))):
@@ -159,7 +163,7 @@ def _some(folders: list[Folder]) -> str:
 
 
 def _check_below(root: Folder) -> None:
-    """Raises UserError where splits lie below the classes: cat/train, cat/test."""
+    """Raise UserError where splits lie below the classes: cat/train, cat/test."""
     for folder in root.filled:
         kinds = {split_of(child.name) for child in folder.filled if is_split_alone(child.name)}
         if len(kinds) > 1:
@@ -171,7 +175,7 @@ def _check_below(root: Folder) -> None:
 
 
 def _check_parts(root: Folder) -> None:
-    """Raises UserError where all folders are called parts of one set: fold1, fold2."""
+    """Raise UserError where all folders are called parts of one set: fold1, fold2."""
     if len(root.filled) > 1 and all(PARTS.search(folder.name) for folder in root.filled):
         raise UserError(
             f"{_where(root)}: are {_some(root.filled)} classes or parts of one set? Join parts below the "

@@ -77,7 +77,7 @@ def download(repo: str, under: str = "", splits: frozenset[str] = SPLIT_NAMES) -
 
 
 def _check_reachable(repo: str) -> None:
-    """Raises UserError within `PATIENCE` seconds where nothing answers; the hub's client would try on and on.
+    """Raise UserError within `PATIENCE` seconds where nothing answers; the hub's client would try on and on.
 
     Proxies are taken to know the way.
     """
@@ -124,7 +124,7 @@ def _complete(marker: Path) -> Path | None:
 
 
 def _fetch(repo: str, under: str, splits: frozenset[str]) -> tuple[Path, dict[str, int]]:
-    """Downloads with the hub's client (progress, resume) and compares each file's SHA-256 with the hub's."""
+    """Download with the hub's client (progress, resume) and compare each file's SHA-256 with the hub's."""
     import huggingface_hub as hf
 
     api = hf.HfApi()

@@ -73,7 +73,7 @@ class Pixels(NamedTuple):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the decoders' warnings: an image is read or refused. For the thread that starts the others."""
+    """Silence the decoders' warnings, since an image is either read or refused."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -114,7 +114,7 @@ def _check_size(image: Image.Image, stored: int) -> None:
 
 @contextmanager
 def _in_words() -> Iterator[None]:
-    """Turns whatever a decoder raises into what is wrong with the image."""
+    """Turn whatever a decoder raises into what is wrong with the image."""
     try:
         yield
     except (BadImage, UserError):
@@ -184,7 +184,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """As it was held. Decodes first: a TIFF turns itself by that and forgets its orientation."""
+    """The image turned upright by its orientation tag, after it is decoded."""
     image.load()
     turn = _turn(image)
     return image if turn is None else image.transpose(turn)

@@ -117,8 +117,10 @@ class NamedImages:
         self.stems = {place.rpartition(".")[0]: path for place, path in self.paths.items()}
 
     def find(self, name: str, table: Path) -> list[Path]:
-        """What a name may mean, with or without its suffix: a path below the table's folder or the root, else
-        a file anywhere; nothing for an empty one."""
+        """The files that a name in a table may mean, with or without its suffix.
+
+        A path below the table's folder or the root, else a file anywhere; nothing for an empty name.
+        """
         if not name:
             return []
         plain = PurePosixPath(name.replace("\\", "/"))

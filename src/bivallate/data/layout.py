@@ -29,8 +29,9 @@ SHOWN = 5
 
 
 def split_of(name: str) -> str | None:
-    """The split that a file's or folder's name says, by a word anywhere between separators, digits or
-    capitals; None where it says none.
+    """The split that a file's or folder's name says; None where it says none.
+
+    A word counts anywhere between separators, digits or capitals.
 
     Raises:
         UserError: for a name of two splits.
@@ -70,7 +71,7 @@ def readable(path: Path | str) -> str:
 
 @dataclass
 class LeftOut:
-    """What is not read, to be said; a call adds one path of a kind such as '.heic files'."""
+    """Counts what is not read, so that it is said; a call adds one path of a kind such as '.heic files'."""
 
     root: Path
     found: dict[str, list[str]] = field(default_factory=dict)
@@ -80,12 +81,12 @@ class LeftOut:
         self.found.setdefault(kind, []).append(readable(path.relative_to(self.root)) or ".")
 
     def files(self, paths: Sequence[Path]) -> None:
-        """Adds files by their suffixes."""
+        """Add files by their suffixes."""
         for path in paths:
             self(f"{path.suffix.lower()} files" if path.suffix else "files without a suffix", path)
 
     def says(self, note: str) -> None:
-        """Adds how something was understood."""
+        """Add how something was understood."""
         self.said.append(note)
 
     @property
@@ -152,8 +153,10 @@ class Folder:
 
 
 def scan(root: Path, left: LeftOut) -> Folder:
-    """Everything below a folder, once. Links to folders elsewhere are followed, each folder once; a link to
-    where the images are read anyhow would double them.
+    """Everything below a folder, once.
+
+    Links to folders elsewhere are followed, each folder once; a link to where the images are read anyhow
+    would double them.
 
     Raises:
         UserError: for a folder that cannot be listed.

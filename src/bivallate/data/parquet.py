@@ -99,8 +99,10 @@ def _number(
     where: Callable[[int], str],
     title: str,
 ) -> tuple[np.ndarray, list[str]]:
-    """(labels, names): -1 for null and empty text; text, without spaces around it, and the numbers of a file
-    that names its classes by their names, other numbers as they are.
+    """Number the labels of a column, as (labels, names).
+
+    Null and empty text are -1. Text is taken without spaces around it, and so are the numbers of a file that
+    names its classes by their names; other numbers stay as they are.
 
     The names are the given ones, else those that the first file to name any declares, else, for text, all in
     alphabetical order.

@@ -25,7 +25,7 @@ ROWS_A_BYTE = 100
 
 
 def open_file(path: Path) -> pq.ParquetFile:
-    """Opens a Parquet file, telling a truncated from a foreign one."""
+    """Open a Parquet file, telling a truncated from a foreign one."""
     try:
         with open_regular(path) as file:
             head = file.read(HEAD)
@@ -53,7 +53,7 @@ def open_file(path: Path) -> pq.ParquetFile:
 
 @contextmanager
 def undamaged(path: Path) -> Iterator[None]:
-    """Turns whatever the library raises on a file into a message that names it."""
+    """Turn whatever the library raises on a file into a message that names it."""
     try:
         yield
     except UserError:

@@ -60,8 +60,10 @@ def _apportion(counts: Tensor, wanted: int) -> Tensor:
 
 
 def imbalance(split: Split, spec: str, classes: int, seed: int) -> Split:
-    """Thins classes out: 'step:0.2' keeps a fifth of the first half of the classes, 'longtail:0.01' falls
-    geometrically from the first class, kept whole, to the last, of which a hundredth is kept.
+    """Thin classes out, by 'step:RATIO' or 'longtail:RATIO'.
+
+    'step:0.2' keeps a fifth of the first half of the classes, 'longtail:0.01' falls geometrically from the
+    first class, kept whole, to the last, of which a hundredth is kept.
 
     With an odd number of classes the middle one counts to the second half. Each class keeps at least one row.
 
@@ -108,7 +110,7 @@ class Joined:
 
 
 def mix(split: Split, extra: Split, ratio: float, seed: int) -> Split:
-    """Adds so many rows of `extra`, drawn with the seed, that they are `ratio` of the result.
+    """Add so many rows of `extra`, drawn with the seed, that they are `ratio` of the result.
 
     `index` of the added rows counts on from the end of the split's store.
     """

@@ -17,7 +17,7 @@ SHARD = re.compile(r"(?P<stem>.+?)-(?P<part>\d{5})-of-(?P<parts>\d{5})(-[0-9a-f]
 
 
 def is_parquet(path: Path) -> bool:
-    """By the suffix."""
+    """Whether a file is a Parquet file, by its suffix."""
     return path.suffix.lower() == ".parquet"
 
 
@@ -59,7 +59,7 @@ def split_of(path: Path) -> str | None:
 
 
 def _check_shards(paths: list[Path]) -> None:
-    """Raises UserError, for files of one folder and split, unless they are one whole set of shards."""
+    """Raise UserError, for files of one folder and split, unless they are one whole set of shards."""
     groups: dict[tuple[str, int], dict[int, Path]] = {}
     for path in paths:
         if match := SHARD.match(path.name):
@@ -88,7 +88,7 @@ def _side_by_side(first: Path, second: Path) -> UserError:
 
 
 def _check_copies(paths: list[Path]) -> None:
-    """Raises UserError for two files of the same bytes: their rows would be in one split twice, or in two."""
+    """Raise UserError for two files of the same bytes: their rows would be in one split twice, or in two."""
     sizes = {path: path.stat().st_size for path in paths if path.exists()}
     for first, second in combinations(sizes, 2):
         if sizes[first] == sizes[second] and filecmp.cmp(first, second, shallow=False):

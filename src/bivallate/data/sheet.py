@@ -18,7 +18,7 @@ LETTERS = 30  # of a class's name
 
 
 def contact_sheet(dataset: Dataset, path: str | Path, columns: int = 10, seed: int = 0) -> Path:
-    """Draws `columns` images of each class (the first 50 classes), the classes named, as PNG, SVG or PDF.
+    """Draw `columns` images of each class (the first 50 classes), the classes named, as PNG, SVG or PDF.
 
     The images are drawn with the seed from the training data, else the test data.
     """

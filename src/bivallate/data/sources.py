@@ -20,7 +20,7 @@ FIXED = 0  # the seed of test splits: the same test data whatever the seed of th
 
 
 def find(data: Any, data_dir: str | Path | None, reading: Reading, stream: Streaming) -> Source:
-    """Reads what the user named; nothing is held out yet, and classes without a name are not numbered."""
+    """Read what the user named; nothing is held out yet, and classes without a name are not numbered."""
     if isinstance(data, tuple | list):
         return _pairs(data, reading)
     if not isinstance(data, str | Path):
@@ -59,8 +59,10 @@ def _published(known: registry.Known) -> frozenset[str]:
 
 
 def distinct_name(name: str, data_dir: str | Path | None = None) -> str:
-    """A word for the set, for names of files: of a known set its own name, of any other the last part with a
-    hash of where it lies, for many folders are called `photos`.
+    """A word for the data set, for names of files.
+
+    Of a known set it is its own name, of any other the last part with a hash of where it lies, for many
+    folders are called `photos`.
 
     Example:
         >>> distinct_name("Digits"), distinct_name("hub:alice/faces")
@@ -75,8 +77,10 @@ def distinct_name(name: str, data_dir: str | Path | None = None) -> str:
 
 
 def lasting_name(name: str, data_dir: str | Path | None = None) -> str:
-    """The name by which data are found again from any working folder: known sets by their own spelling, paths
-    made absolute; names below the data folder and addresses stay.
+    """The name by which data are found again from any working folder.
+
+    Known sets keep their own spelling, paths are made absolute; names below the data folder and addresses
+    stay.
 
     Raises:
         UserError: if there is no such data, or its path cannot be written down.
@@ -95,8 +99,10 @@ def lasting_name(name: str, data_dir: str | Path | None = None) -> str:
 
 
 def local_path(name: str, data_dir: str | Path | None) -> Path | None:
-    """A folder or file that the name means: below the data folder by its own name, else as a path; None for a
-    known set that is not there."""
+    """The folder or file that a name means; None for a known set that is not there.
+
+    It is looked for below the data folder by its own name, else as a path.
+    """
     below = registry.data_folder(data_dir)
     if below is not None and "/" not in name and (below / name).is_dir():
         return below / name

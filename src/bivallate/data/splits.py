@@ -210,7 +210,7 @@ def _decoded(
 
 
 def _check_kinds(name: str, found: Mapping[str, Part], reading: Reading) -> None:
-    """Raises UserError where one split tells its labels in words and another in numbers without words."""
+    """Raise UserError where one split tells its labels in words and another in numbers without words."""
     kinds = {split: p.says(reading) for split, p in found.items() if isinstance(p, ParquetPart)}
     if {"text", "numbers"} <= set(kinds.values()):
         said = ", ".join(f"{split}: {kind}" for split, kind in kinds.items())

@@ -61,7 +61,7 @@ def channels_first(images: np.ndarray) -> np.ndarray:
 
 
 def _one_hot(labels: Tensor) -> str:
-    """For a message: what to do with labels that are one-hot."""
+    """The advice of a message about one-hot labels."""
     if labels.ndim != 2 or labels.shape[1] < 2 or not bool(((labels != 0).sum(1) == 1).all()):
         return ""
     return ": they are one-hot, use y.argmax(1)"
@@ -133,7 +133,7 @@ def _array(x: Any, what: str) -> np.ndarray:
 
 
 def check_labels(labels: Tensor, classes: int | None, what: str) -> None:
-    """Raises UserError, naming the row, for a label below 0 or outside the classes."""
+    """Raise UserError, naming the row, for a label below 0 or outside the classes."""
     wrong = (labels < 0) | (labels >= (classes if classes is not None else torch.iinfo(torch.int64).max))
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0, 0])

@@ -110,15 +110,15 @@ def _opened(raw: BinaryIO, place: Path, size: int) -> Iterator[zipfile.ZipFile |
             _copy(stream, target, _most(size), exact=False)
     try:
         with raw if packed is None else place.open("rb") as plain:
-            careful: Any = Careful(plain)
+            careful: Any = LimitedReader(plain)
             with tarfile.open(fileobj=careful, mode="r:") as archive:
                 yield archive
     finally:
         place.unlink(missing_ok=True)
 
 
-class Careful:
-    """A file that reads no more at once than a header may have: what a header claims is not allocated."""
+class LimitedReader:
+    """A file that reads no more at once than a header may have, whatever a header claims."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.seek, self.tell = file, file.seek, file.tell
@@ -206,7 +206,7 @@ def _place(name: str, folder: Path) -> Path:
 
 
 def _copy(source: Any, target: BinaryIO, most: int, *, exact: bool) -> None:
-    """Copies at most so many bytes, in chunks; exactly so many, where a header has claimed them."""
+    """Copy at most so many bytes, in chunks; exactly so many, where a header has claimed them."""
     left = most
     while chunk := source.read(min(CHUNK, left + 1) if exact else CHUNK):
         left -= len(chunk)

@@ -35,8 +35,11 @@ def start(workers: int, prepare: Callable[..., None], *arguments: Any) -> Proces
 
 
 def submit(pool: ProcessPoolExecutor, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
-    """Gives work to the pool. A process that this starts inherits that signals to the group are held back, as
-    it could be interrupted before it has run a line."""
+    """Give work to the pool.
+
+    A process that this starts inherits that signals to the group are held back, as it could be interrupted
+    before it has run a line.
+    """
     with _held_back():
         return pool.submit(work, *arguments)
 
@@ -54,7 +57,7 @@ def _held_back() -> Iterator[None]:
 
 
 def _begin(prepare: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """In the new process: out of the terminal's group, where SIGTERM from the pool still ends it."""
+    """Leave the terminal's process group, in a new process; SIGTERM from the pool still ends it."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     if hasattr(os, "setsid"):
         os.setsid()
@@ -67,8 +70,10 @@ def _begin(prepare: Callable[..., None], arguments: tuple[Any, ...]) -> None:
 
 
 def end_with_parent() -> None:
-    """Ends this process when its parent has ended; for a thread of a process that would wait for work for
-    ever."""
+    """End this process when its parent has ended.
+
+    For a thread of a process that would otherwise wait for work for ever.
+    """
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

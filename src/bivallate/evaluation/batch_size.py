@@ -1,4 +1,4 @@
-"""What one point costs a model: how many fit into memory, and how many are worth a core."""
+"""How many points fit into memory at once, and how many are worth a core."""
 
 from __future__ import annotations
 
@@ -29,15 +29,19 @@ def example_bytes(model: nn.Module, x: Tensor) -> int:
 
 
 def example_work(model: nn.Module, x: Tensor) -> int:
-    """Multiplications in the layers of one example's forward, counted on x (1, C, H, W): outputs times the
-    weights that each reads."""
+    """Multiplications in the layers of one example's forward, counted on x (1, C, H, W).
+
+    A layer counts its outputs times the weights that each reads.
+    """
     weighed = ((getattr(module, "weight", None), output) for module, output in _layers(model, x))
     return sum(out.numel() * w[0].numel() for w, out in weighed if isinstance(w, Tensor) and w.ndim > 1)
 
 
 def _kept_bytes(model: nn.Module, x: Tensor) -> int:
-    """Bytes that autograd keeps for one example's backward pass: those for two less those for one, so that
-    weights do not count."""
+    """Bytes that autograd keeps for one example's backward pass.
+
+    Those for two examples less those for one, so that weights do not count.
+    """
 
     def kept(point: Tensor) -> int:
         storages: dict[int, torch.UntypedStorage] = {}

@@ -1,5 +1,7 @@
-"""Adversarial images of some data, with what the model says of them, and what is left of them in eight
-bits."""
+"""Adversarial images of some data, and what the model says of them.
+
+Also of what is left of them in eight bits.
+"""
 
 from __future__ import annotations
 

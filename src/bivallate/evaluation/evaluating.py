@@ -64,7 +64,7 @@ def evaluate(
     resume: str | os.PathLike[str] | None = None,
     shared: bool = False,
 ) -> Score:
-    """How many points of some data the model classifies correctly whatever the attack tried.
+    """Attack a model, and count the points that it classifies correctly whatever was tried.
 
     A point is robust only if it is correct on the clean image and after every turn of every stage; every
     success is confirmed by a fresh forward of the model itself inside the threat. The model's mode,
@@ -151,7 +151,7 @@ def attack(
     batch_size: int | None = None,
     progress: bool | Callable[[EvaluationProgress], object] = False,
 ) -> Tensor:
-    """Adversarial examples: of x's shape and device, without graph, in [0, 1] and within the threat of x.
+    """Adversarial examples for a model: like x, without graph, in [0, 1] and within the threat of x.
 
     They are of x's type, but float32 where x is in half precision, which would round them out of the threat.
     Every point is attacked, also one that is wrong on the clean image. Where several stages or restarts are
@@ -175,14 +175,14 @@ def crafted(
     batch_size: int | None = None,
     progress: Callable[[EvaluationProgress], object] | None = None,
 ) -> Tensor:
-    """As `attack`, of rows of some data, with the noise that an evaluation draws for these rows."""
+    """As `attack` of a model, on rows of some data, with the noise that an evaluation draws for them."""
     x, _ = source.tensors(rows)
     check_images(x)
     made = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
     if len(rows):
         with placed(model, None) as (module, where, dtype):
             runner = _runner(module, source, rows, threat, chosen, seed, batch_size, where, dtype)
-            runner.keep, runner.progress = made, progress
+            runner.worst_points, runner.progress = made, progress
             runner.run(every=True)
     return made.clamp_(0, 1)
 
@@ -215,7 +215,7 @@ def _runner(
 
 
 def _shares_state(searcher: nn.Module) -> bool:
-    """Whether copies may write to the same place: functions and hooks are not copied with a module."""
+    """Whether copies of a model may write to one place: functions and hooks are not copied along."""
     return any(
         isinstance(m, Function) or m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
         for m in searcher.modules()

@@ -98,7 +98,7 @@ def unpacked(entry: dict[str, Any], name: str) -> Tensor:
 
 
 def within(n: int, **columns: Tensor) -> None:
-    """Raises UserError unless all columns have one number for each of n points, n at least 1."""
+    """Raise UserError unless all columns have one number for each of n points, n at least 1."""
     for name, column in columns.items():
         if column.shape != (n,) or n < 1:
             raise UserError(f"{name} must have one value for each of {n} points, got {list(column.shape)}")
@@ -107,7 +107,7 @@ def within(n: int, **columns: Tensor) -> None:
 
 
 def in_range(**columns: tuple[Tensor, int, int]) -> None:
-    """Raises UserError unless all numbers of a column (values, lowest, highest) lie between the two."""
+    """Raise UserError unless all numbers of a column (values, lowest, highest) lie between the two."""
     for name, (column, lowest, highest) in columns.items():
         if int(column.min()) < lowest or int(column.max()) > highest:
             raise UserError(f"{name} holds numbers outside of {lowest} to {highest}")

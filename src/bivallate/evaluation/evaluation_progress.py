@@ -1,4 +1,4 @@
-"""How far an evaluation is."""
+"""The progress of an evaluation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["EvaluationProgress", "Searched"]
 
 @dataclass(frozen=True)
 class EvaluationProgress:
-    """A moment of an evaluation, for whoever shows it.
+    """The progress of an evaluation, for whoever shows it.
 
     Attributes:
         attack, stage: names; stage is "clean" before the attack.
@@ -41,7 +41,7 @@ class EvaluationProgress:
 
 @dataclass(frozen=True)
 class Searched:
-    """A moment of a search that takes one point after another.
+    """The progress of a search that takes one point after another.
 
     Attributes:
         title: what runs. points: how many there are; done: searched already. seconds: so far.

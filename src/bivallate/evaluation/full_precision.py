@@ -34,8 +34,10 @@ def unmixed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def full_float32(*, tf32: bool = False) -> Iterator[None]:
-    """Convolutions and matrix products without TensorFloat-32 or bfloat16, which cuDNN uses by default; or
-    with TensorFloat-32, where the device has it."""
+    """Run convolutions and matrix products without TensorFloat-32 or bfloat16.
+
+    cuDNN uses them by default. Or with TensorFloat-32, where the device has it.
+    """
     cudnn = torch.backends.cudnn
     try:
         found = cudnn.allow_tf32, torch.get_float32_matmul_precision()

@@ -1,4 +1,4 @@
-"""How the loss looks about a point: is an attack's answer stationary, and do nearby gradients agree?"""
+"""The loss around a point: is it stationary there (FOSC), and do nearby gradients agree (alignment)?"""
 
 from __future__ import annotations
 

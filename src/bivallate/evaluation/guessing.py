@@ -1,4 +1,4 @@
-"""Why a model is no better than guessing: it wants its images prepared in another way, or learned nothing."""
+"""Why a model may be no better than guessing: images prepared otherwise, or nothing learned."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RETRAIN = (
 def preparation(
     model: nn.Module, x: Tensor, y: Tensor, logits: Tensor, own: bool = False
 ) -> Iterator[Finding]:
-    """Would the model rather have seen its images prepared in another way, or does it guess whatever it sees?
+    """Check whether the model does better on images prepared in another way, or only guesses.
 
     Args:
         own: the images are of the set that the model was trained on, prepared and labelled as there.

@@ -24,8 +24,10 @@ UNDIFFERENTIABLE = ("does not require grad", "not have been used in the graph") 
 def placed(
     model: nn.Module | Callable[[Tensor], Tensor], device: torch.device | str | None
 ) -> Iterator[tuple[nn.Module, torch.device, torch.dtype]]:
-    """The model in eval mode, frozen, on a device and in float32 or better; a copy if it must be moved, or if
-    its tensors were made in inference mode, of which autograd keeps away.
+    """The model in eval mode, frozen, on a device and in float32 or better.
+
+    It is a copy if it must be moved, or if its tensors were made in inference mode, of which autograd keeps
+    away.
 
     Raises:
         UserError: no model, one whose tensors have no values yet, or one without a gradient when an attack

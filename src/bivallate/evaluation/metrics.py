@@ -31,7 +31,7 @@ class TrainingCost:
     seconds: float
 
 
-def percent(share: float) -> str:
+def share_text(share: float) -> str:
     """A share in per cent, without the sign."""
     return f"{100 * share:.2f}"
 
@@ -57,7 +57,7 @@ class Metric:
     interval: Callable[[Score], Interval] | None = None
     how: str = ""
     interval_key: str = ""
-    show: Callable[[float], str] = percent
+    show: Callable[[float], str] = share_text
     below: str = ""
     lead: Callable[[Score, Sequence[str]], str] | None = None
 
@@ -69,7 +69,7 @@ class Metric:
     @property
     def is_share(self) -> bool:
         """Whether it is a fraction in [0, 1], written in per cent."""
-        return self.show is percent
+        return self.show is share_text
 
     def cell(self, score: Score, training: TrainingCost | None, names: Sequence[str]) -> str:
         """The number for people, its interval or companion in the line below; a dash where not known."""

@@ -33,12 +33,12 @@ class Identity:
 
     @property
     def label(self) -> str:
-        """Weights and split, for names of files."""
+        """The weights and the split as part of a file's name."""
         return self.weights if self.split == "test" else f"{self.weights}-{self.split}"
 
     @property
     def points(self) -> str:
-        """Which of the points, for names of files; empty for all of them."""
+        """Which of the points were taken, as part of a file's name; empty for all of them."""
         return f"n{self.n}" if self.n is not None else f"first{self.first}" if self.first is not None else ""
 
     @property

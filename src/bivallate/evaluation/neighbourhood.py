@@ -1,4 +1,4 @@
-"""What a model does in the neighbourhood of a few points: do its gradients describe it?"""
+"""How a model behaves near a few points: do its gradients describe it there?"""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def gradients(model: nn.Module, x: Tensor, y: Tensor) -> Gradients:
 
 
 def probe(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> Probe:
-    """Looks around the points x. Cost: four forwards, two backwards a point.
+    """Compare gradients and answers near the points x. Cost: four forwards, two backwards a point.
 
     The model must be in eval mode; x (B, ...) in [0, 1].
     """

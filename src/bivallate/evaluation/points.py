@@ -59,7 +59,9 @@ class TensorPair:
 
 
 def points(data: Any, *models: Any) -> Points:
-    """A split as it is, a pair (x, y) of tensors or arrays, a TensorDataset, or a sequence of pairs (image,
+    """The points under attack, from any form in which a caller has data.
+
+    A split as it is, a pair (x, y) of tensors or arrays, a TensorDataset, or a sequence of pairs (image,
     label), such as a data set of PyTorch's.
 
     Labels of a split that names its classes become those of the models, where these name their own.
@@ -120,7 +122,7 @@ def select(total: int, n: int | None, first: int | None, seed: int) -> Tensor:
 
 
 def check_images(x: Tensor) -> None:
-    """Raises UserError unless x is (B, ...) floating point in [0, 1]."""
+    """Raise UserError unless x is (B, ...) floating point in [0, 1]."""
     if not x.is_floating_point():
         raise UserError(f"images must be floating point in [0, 1], got {x.dtype}; divide bytes by 255")
     if x.ndim < 2:
@@ -134,7 +136,7 @@ def check_images(x: Tensor) -> None:
 
 
 def check_threat(threat: object) -> None:
-    """Raises UserError unless it is a threat model."""
+    """Raise UserError unless it is a threat model."""
     if not all(hasattr(threat, name) for name in ("eps", "project", "size")):
         raise UserError(
             f"threat must be a threat model such as bv.Linf(8 / 255) or bv.L2(0.5), got {threat!r}"
@@ -149,7 +151,7 @@ def whole_labels(y: Tensor) -> Tensor:
 
 
 def check_labels(y: Tensor, classes: int) -> None:
-    """Raises UserError unless y is integer in 0, ..., classes - 1."""
+    """Raise UserError unless y is integer in 0, ..., classes - 1."""
     low, high = (int(v) for v in whole_labels(y).aminmax())
     if low < 0 or high >= classes:
         raise UserError(f"labels must lie in 0..{classes - 1} for this model, got {low}..{high}")

@@ -79,7 +79,7 @@ def preflight(
     threat: ThreatModel | None = None,
     own: bool = False,
 ) -> Preflight:
-    """Looks a model and its data over before any attack. The model is left as found.
+    """Look a model and its data over before any attack. The model is left as found.
 
     Args:
         data: a split, or a pair (x, y) of tensors.
@@ -132,7 +132,7 @@ def preflight(
 
 
 def _in_place(model: nn.Module) -> Iterator[Finding]:
-    """Have passes so far overwritten the images?"""
+    """Check whether forward passes have overwritten the images."""
     if writes(model):
         fix = (
             "It is given a copy in every pass here; elsewhere let it compute x - mean instead of x.sub_(mean)"
@@ -149,7 +149,7 @@ def _copied(module: nn.Module) -> nn.Module | None:
 
 
 def _affordable(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Fewer points where a point's activations are large, so that all takes seconds."""
+    """A number of points small enough for all checks to take seconds."""
     try:
         large = example_bytes(model, x[:1]) > LARGE
     except Exception:  # whatever it is, the forward that follows reports it

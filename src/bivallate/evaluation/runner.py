@@ -118,7 +118,7 @@ class Runner:
         self._began = time.perf_counter() - self.state.seconds
 
     def run(self, *, every: bool = False) -> None:
-        """Fills the state. `every`: also attack points that are wrong on the clean image."""
+        """Fill the state. `every`: also attack points that are wrong on the clean image."""
         if self.state.classes == 0:
             self._clean()
             if every:
@@ -156,8 +156,8 @@ class Runner:
         logits = logits_of(self.model, x, self.state.passes)
         check_labels(y, logits.shape[1])
         self.state.enter_clean(rows, y, logits, logit_margin(logits, y))
-        if self.keep is not None:
-            self.keep[rows] = x.to(self.keep)
+        if self.worst_points is not None:
+            self.worst_points[rows] = x.to(self.worst_points)
 
     def _within_memory(self, rows: Tensor, work: Callable[[], object]) -> bool:
         """Whether the work could be done; if a CUDA device ran out of memory, batches are halved."""
@@ -180,15 +180,17 @@ class Runner:
         return x, whole_labels(y).to(self.device)
 
     def _work(self) -> Iterator[tuple[Position, Stage, range, Tensor]]:
-        """Pieces of work from the state's position on; with the same batch size, a resumed runner cuts them
-        exactly as the first did."""
+        """The pieces of work that are left, from the state's position on.
+
+        With the same batch size, a resumed runner cuts them exactly as the first did.
+        """
         state = self.state
         start = state.position
-        for s, stage in list(enumerate(self.attack.stages))[start.stage :]:
-            turn, count = start.turn if s == start.stage else 0, stage.count(state.classes)
+        for number, stage in list(enumerate(self.attack.stages, 1))[start.stage - 1 :]:
+            turn, count = start.turn if number == start.stage else 0, stage.count(state.classes)
             self._report(stage.name)  # some stages are one long piece
             while turn < count:
-                at = Position(s, turn)
+                at = Position(number, turn)
                 living = state.living(at)  # as the turn began: a resume must cut the same pieces again
                 done = start.offset if at == replace(start, offset=0) else 0
                 # few living points leave a batch mostly empty: then several turns of them share it
@@ -197,30 +199,33 @@ class Runner:
                 while done < len(living):
                     rows = living[done : done + state.batch_size]
                     done += len(rows)
-                    over = done == len(living)
-                    state.position = Position(s, turn + together) if over else Position(s, turn, done)
+                    state.position = Position(number, turn, done)
+                    if done == len(living):
+                        state.position = Position(number, turn + together)
                     yield at, stage, range(turn, turn + together), rows
                 turn += together
-        state.position = Position(len(self.attack.stages))
+        state.position = Position(len(self.attack.stages) + 1)
 
-    def _search(self, rows: Tensor, turn: Tensor, stage: Stage, s: int) -> None:
-        """Attacks pairs (row, turn), in halves where a CUDA device runs out of memory."""
-        if self._within_memory(rows, partial(self._search_and_judge, rows, turn, stage, s)):
+    def _search(self, rows: Tensor, turn: Tensor, stage: Stage, number: int) -> None:
+        """Attack pairs (row, turn), in halves where a CUDA device runs out of memory."""
+        if self._within_memory(rows, partial(self._search_and_judge, rows, turn, stage, number)):
             return
         for some, at in zip(rows.tensor_split(2), turn.tensor_split(2), strict=True):
-            self._search(some, at, stage, s)
+            self._search(some, at, stage, number)
 
-    def _search_and_judge(self, rows: Tensor, turn: Tensor, stage: Stage, s: int) -> None:
+    def _search_and_judge(self, rows: Tensor, turn: Tensor, stage: Stage, number: int) -> None:
         x, y = self.load(rows)
         delta = self._search_in_shares(x, y, rows, turn, stage)
         verdict = judge(self.model, x, y, delta, self.threat, self.state.passes)
-        worst = self.state.enter(rows, verdict, s, turn)
-        if self.keep is not None and bool(worst.any()):
-            self.keep[rows[worst]] = verdict.x_adv[worst.to(self.device)].to(self.keep)
+        worst = self.state.enter(rows, verdict, number, turn)
+        if self.worst_points is not None and bool(worst.any()):
+            self.worst_points[rows[worst]] = verdict.x_adv[worst.to(self.device)].to(self.worst_points)
 
     def _search_in_shares(self, x: Tensor, y: Tensor, rows: Tensor, turn: Tensor, stage: Stage) -> Tensor:
-        """Candidates for pairs (row, turn), found by the searchers in as many shares as the state allows and
-        the work is worth."""
+        """Candidates for pairs (row, turn), searched in parallel shares.
+
+        There are as many shares as the state allows and the work is worth.
+        """
         shares = max(1, min(self.state.shares, len(rows) // FEWEST, len(rows) * self.work // LEAST))
         cut = [t.tensor_split(shares) for t in (x, y, self.index[rows].to(self.device), turn.to(self.device))]
 
@@ -271,11 +276,11 @@ class Runner:
     def _left(self) -> float:
         """Passes that remain if no further point breaks."""
         at, living, left = self.state.position, int((self.state.stage == ROBUST).sum()), 0.0
-        for s, stage in enumerate(self.attack.stages):
-            if s < at.stage or self.threat.eps == 0:
+        for number, stage in enumerate(self.attack.stages, 1):
+            if number < at.stage or self.threat.eps == 0:
                 continue
             turns = float(stage.count(self.state.classes))
-            if s == at.stage:
+            if number == at.stage:
                 begun = len(self.state.living(replace(at, offset=0)))
                 turns -= at.turn + (at.offset / begun if begun else 1.0)
             left += max(0.0, turns) * stage.cost() * living

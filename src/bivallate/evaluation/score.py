@@ -1,4 +1,4 @@
-"""Score: what an evaluation found, point by point, and every number that follows from it."""
+"""The verdicts of an evaluation, point by point, and every number that follows from them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bivallate.schema import MEGABYTE, check, parse, read_text
 __all__ = ["Score"]
 
 SCHEMA = "bivallate-evaluation-2"
-ROBUST, CLEAN = -1, 0  # stages: never broken; wrong before any attack; i >= 1: broken by stage i - 1
+ROBUST, CLEAN = -1, 0  # stages: never broken; wrong before any attack; 1, 2, ...: broken by that stage
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -164,9 +164,11 @@ class Score:
 
     @property
     def worst_class_interval_95(self) -> tuple[float, float]:
-        """Interval of the lowest class accuracy, whichever class has it: the tail's interval for one class,
-        which allows for the worst class being chosen by the points that measure it. Wilson's interval of that
-        class (in `per_class_interval_95`) does not."""
+        """Interval of the lowest class accuracy, whichever class has it.
+
+        It is the tail's interval for one class, which allows for the worst class being chosen by the points
+        that measure it. Wilson's interval of that class (in `per_class_interval_95`) does not.
+        """
         return self.tail_interval(100 / int((self.counts > 0).sum()))
 
     @property
@@ -192,8 +194,10 @@ class Score:
 
     @property
     def confusion_interval_95(self) -> Tensor:
-        """(K, K, 2) float64: Wilson intervals of the shares of each row of `confusion`; (0, 1) in the rows of
-        classes without a point."""
+        """(K, K, 2) float64, Wilson intervals of the shares of each row of `confusion`.
+
+        (0, 1) in the rows of classes without a point.
+        """
         rows = zip(self.confusion.tolist(), self.counts.tolist(), strict=True)
         return torch.tensor([[wilson(cell, n) for cell in row] for row, n in rows], dtype=torch.float64)
 
@@ -242,8 +246,10 @@ class Score:
 
     @classmethod
     def from_json(cls, content: dict[str, Any] | str) -> Score:
-        """The inverse of `to_json`; takes text or the parsed dictionary. Raises UserError that names the
-        key."""
+        """The inverse of `to_json`; takes text or the parsed dictionary.
+
+        Raises UserError that names the key.
+        """
         if isinstance(content, str):
             content = parse(content, "the text", "evaluation", dict[str, Any])
         if isinstance(content, dict) and content.get("schema") == EARLIER:
@@ -278,12 +284,12 @@ class Score:
         return made
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the JSON atomically."""
+        """Write the JSON atomically."""
         write_json(Path(path), self.to_json(), indent=None)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Score:
-        """Reads what `save` wrote. Raises UserError, which names the file, for anything else."""
+        """Read what `save` wrote. Raises UserError, which names the file, for anything else."""
         text = read_text(path, "evaluation", 1024 * MEGABYTE)
         content = parse(text, path, "evaluation", dict[str, Any])
         try:

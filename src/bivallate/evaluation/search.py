@@ -56,7 +56,7 @@ def stage_bears_rounding(stage: object) -> bool:
 
 
 def at_least_one(name: str, **counts: int) -> None:
-    """Raises UserError unless every count is a whole number of at least 1."""
+    """Raise UserError unless every count is a whole number of at least 1."""
     for what, value in counts.items():
         check_whole(f"{name}: {what}", value)
 
@@ -99,7 +99,7 @@ class ScaledPGD(Solver):
 
 @part
 class RandomDraw(Solver):
-    """A uniform draw from the ball: no attack at all, but what every attack must beat."""
+    """A uniform draw from the ball, the baseline that every attack must beat."""
 
     def solve(self, problem: LowerProblem) -> Solution:
         """One draw."""

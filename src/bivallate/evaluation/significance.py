@@ -103,7 +103,7 @@ def same_threat(first: ThreatModel, second: ThreatModel) -> bool:
 
 
 def _check_alike(scores: Sequence[Score]) -> None:
-    """Raises UserError for different attacks or threats."""
+    """Raise UserError for different attacks or threats."""
     first = scores[0]
     if any(s.attack != first.attack or not same_threat(s.threat, first.threat) for s in scores):
         kinds = {(s.attack, type(s.threat).__name__, s.threat.eps) for s in scores}

@@ -52,9 +52,13 @@ class WrittenState(TypedDict):
 
 @dataclass(frozen=True)
 class Position:
-    """The next piece of work: turns from `turn` on of stage `stage`, for living points from `offset` on."""
+    """The next piece of work: turns from `turn` on of a stage, for living points from `offset` on.
 
-    stage: int = 0
+    Attributes:
+        stage: counted from 1, as in `State.stage`, where 0 is the clean pass.
+    """
+
+    stage: int = 1
     turn: int = 0
     offset: int = 0
 
@@ -96,9 +100,8 @@ class State:
         return kept.shape == sample.shape and bool((kept - sample).abs().max() <= SAME * kept.abs().max())
 
     def living(self, at: Position) -> Tensor:
-        """Points not broken before turn `at.turn` of stage `at.stage` began, whatever has happened since."""
-        stage = at.stage + 1
-        later = (self.stage > stage) | ((self.stage == stage) & (self.turn >= at.turn))
+        """The points not broken before turn `at.turn` of stage `at.stage`, whatever has happened since."""
+        later = (self.stage > at.stage) | ((self.stage == at.stage) & (self.turn >= at.turn))
         return ((self.stage == ROBUST) | later).nonzero()[:, 0]
 
     def enter_clean(self, rows: Tensor, y: Tensor, logits: Tensor, margin: Tensor) -> None:
@@ -109,27 +112,27 @@ class State:
         self.classes = logits.shape[1]
 
     def enter(self, rows: Tensor, verdict: Verdict, stage: int, turn: Tensor) -> Tensor:
-        """Records verdicts on living points; a point may occur several times, with different turns.
+        """Record verdicts on points that still stand; a point may occur several times, with different turns.
 
         Returns (B,) bool: the rows of the verdict that are their point's worst so far.
         """
         fooled, margin = verdict.fooled.cpu(), verdict.margin.float().cpu()
         predicted, turn = verdict.predicted.cpu(), turn.cpu()
-        best = torch.full_like(self.stage, -1)  # where in the verdict each point's worst stands
+        lowest = torch.full_like(self.stage, -1)  # row of the verdict with each point's lowest margin
         for t in turn.unique().tolist():  # ascending: the earliest turn that fools is the one that counts
             some = (turn == t).nonzero()[:, 0]
             some = some[self.stage[rows[some]] == ROBUST]
             lower = some[fooled[some] | (margin[some] < self.margin[rows[some]])]
-            self.margin[rows[lower]], best[rows[lower]] = margin[lower], lower
+            self.margin[rows[lower]], lowest[rows[lower]] = margin[lower], lower
             broken = some[fooled[some]]
             at = rows[broken]
-            self.stage[at], self.turn[at], self.predicted[at] = stage + 1, t, predicted[broken]
+            self.stage[at], self.turn[at], self.predicted[at] = stage, t, predicted[broken]
         worst = torch.zeros_like(fooled)
-        worst[best[best >= 0]] = True
+        worst[lowest[lowest >= 0]] = True
         return worst
 
     def save(self, path: str | os.PathLike[str], key: str) -> None:
-        """Writes the state atomically; `key` says which evaluation it belongs to."""
+        """Write the state atomically; `key` says which evaluation it belongs to."""
         at = self.position
         content = {
             "schema": SCHEMA,
@@ -137,7 +140,7 @@ class State:
             "batch_size": self.batch_size,
             "shares": self.shares,
             "classes": self.classes,
-            "position": [at.stage, at.turn, at.offset],
+            "position": [at.stage - 1, at.turn, at.offset],  # files count stages from 0
             "passes": [self.passes.forward, self.passes.backward],
             "seconds": self.seconds,
             "columns": {name: pack(getattr(self, name)) for name in COLUMNS},
@@ -148,16 +151,17 @@ class State:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], key: str) -> State:
-        """Reads what `save` wrote. Raises UserError if it is damaged or of another evaluation."""
+        """Read what `save` wrote. Raises UserError if it is damaged or of another evaluation."""
         try:
             content = read_json(path, "progress file", WrittenState, 1024 * MEGABYTE)
+            stage, turn, offset = content["position"]
             columns = {name: unpacked(content["columns"][name], name) for name in COLUMNS}
             made = cls(
                 **columns,
                 batch_size=content["batch_size"],
                 shares=content["shares"],
                 classes=content["classes"],
-                position=Position(*content["position"]),
+                position=Position(stage + 1, turn, offset),
                 passes=Passes(*content["passes"]),
                 seconds=content["seconds"],
             )
@@ -174,7 +178,7 @@ class State:
         return made
 
     def _whole(self) -> None:
-        """Raises UserError where columns do not belong together."""
+        """Raise UserError where columns do not belong together."""
         points = {name: getattr(self, name) for name in COLUMNS if name != "sample"}
         within(len(self.y), **points)
         for name in ("y", "stage", "turn", "predicted"):

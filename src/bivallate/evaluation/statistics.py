@@ -1,4 +1,4 @@
-"""What a finite number of points allows one to say about an accuracy."""
+"""Intervals and tests: what a finite number of points allows one to say about an accuracy."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _tail_interval(
     draws = min(draws, max(200, 100_000 // len(hits)))
 
     def edge(levels: np.ndarray, of: np.ndarray, share: float, sign: int) -> float:
-        """Bisects z, by which all levels are moved in standard errors, and answers with their tail score."""
+        """Find by bisection the shift z of all class accuracies, and return their tail score."""
         inside, outside = -sign * REACH, sign * REACH
         for _ in range(HALVINGS):
             z = (inside + outside) / 2
@@ -164,7 +164,7 @@ def _levelled(hits: np.ndarray, counts: np.ndarray, last: int) -> np.ndarray:
 
 
 def _moved(p: np.ndarray, n: np.ndarray, z: float) -> np.ndarray:
-    """Proportions z standard errors away: ends of score intervals."""
+    """Proportions moved by z standard errors, as the ends of score intervals are."""
     centre, spread = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return np.clip((centre + spread) / (1 + z * z / n), 0, 1)
 
@@ -236,8 +236,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Two-sided p-value of Welch's test that two methods have the same mean over seeds; None below two seeds
-    each."""
+    """Two-sided p-value of Welch's test that two methods have the same mean over seeds.
+
+    None below two seeds each.
+    """
     if min(len(first), len(second)) < 2:
         return None
     if np.ptp(first) == 0 and np.ptp(second) == 0:

@@ -166,7 +166,7 @@ def _distances(
 
 
 def surviving(distances: Tensor, radii: Sequence[float]) -> list[int]:
-    """How many points no perturbation of each norm was found for that is that small or smaller."""
+    """The number of points for which no perturbation of each norm, or a smaller one, was found."""
     return [int((distances > radius).sum()) for radius in radii]
 
 
@@ -187,8 +187,8 @@ class Surrogate:
         """One forward for the verdict."""
         return 1.0
 
-    def keep(self, x: Tensor, x_adv: Tensor, rows: Tensor) -> None:
-        """Remembers the perturbations of some rows."""
+    def remember(self, x: Tensor, x_adv: Tensor, rows: Tensor) -> None:
+        """Remember the perturbations of some rows."""
         for row, delta in zip(rows.tolist(), x_adv - x, strict=True):
             self._points[row] = delta  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -235,7 +235,7 @@ def transfer(
     for name, other in surrogates.items():
         kept = Surrogate(name)
         for rows in index.split(1024):
-            kept.keep(source.tensors(rows)[0], crafted(other, source, rows, threat, lasting, seed), rows)
+            kept.remember(source.tensors(rows)[0], crafted(other, source, rows, threat, lasting, seed), rows)
         made.append(kept)
     name = f"transfer-{chosen.name}-from-{'+'.join(surrogates)}_{_mark(surrogates.values())}"
     return evaluate(model, data, threat, Attack(name, tuple(made)), n=n, first=first, seed=seed, **options)
@@ -251,7 +251,7 @@ def shown(
     *,
     seed: int = 0,
 ) -> dict[str, Score]:
-    """What each target says of the points that are made on another model: clean scores on those images.
+    """The clean score of each target on images that were made on another model.
 
     Unlike in `transfer` a point counts as right even where the target is wrong on the clean image, and the
     attack stops at the source's boundary.

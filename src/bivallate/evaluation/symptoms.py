@@ -56,7 +56,7 @@ class Finding:
 
 
 def images(x: Tensor) -> Iterator[Finding]:
-    """Are they floating point, finite, in [0, 1], and neither uniform nor almost black?"""
+    """Check that images are floating point, finite, in [0, 1], and neither uniform nor almost black."""
     if not x.is_floating_point():
         fix = "Divide bytes by 255 and hand over floating point"
         yield Finding("error", "dtype", "images must be floating point in [0, 1]", f"{x.dtype}", fix)
@@ -95,7 +95,7 @@ def _cure(x: Tensor) -> str:
 
 
 def modes(model: Any) -> Iterator[Finding]:
-    """Is the model in eval mode, and does .eval() reach all of it? Every module's mode is left as it was."""
+    """Check that the model is in eval mode and .eval() reaches all of it; its modes stay as they are."""
     if not isinstance(model, nn.Module):
         return
     found = [(m, m.training) for m in model.modules()]
@@ -135,7 +135,7 @@ def logits_or_fault(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor | No
 
 
 def few_classes(names: Sequence[str], y: Tensor) -> Iterator[Finding]:
-    """Are there enough classes, of these names, for the targeted attacks, and points of more than one?"""
+    """Check that there are enough classes, of these names, and points of more than one."""
     classes = len(names)
     if classes < 4:
         got, fix = f"{classes} classes", "Targeted attacks then use the plain difference of two logits"
@@ -150,7 +150,7 @@ def few_classes(names: Sequence[str], y: Tensor) -> Iterator[Finding]:
 
 
 def outputs(logits: Tensor) -> Iterator[Finding]:
-    """Are they logits, or probabilities or their logarithms?"""
+    """Check that outputs are logits, not probabilities or their logarithms."""
     total = logits.sum(1)
     if bool((logits >= 0).all()) and bool(((total - 1).abs() < 1e-3).all()):
         yield Finding(
@@ -167,7 +167,7 @@ def outputs(logits: Tensor) -> Iterator[Finding]:
 
 
 def repeatable(model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[Finding]:
-    """Same points, same answers: twice, in another order, and alone."""
+    """Check that the same points give the same answers: twice, in another order, and alone."""
     scale = logits.abs().amax().clamp(min=1e-30)
     with torch.no_grad():
         again = float((ask(model, x) - logits).abs().amax() / scale)
@@ -216,7 +216,7 @@ def _nearby(x: Tensor, threat: ThreatModel | None) -> Tensor:
 def forgetful(
     model: nn.Module, fresh: nn.Module | None, x: Tensor, threat: ThreatModel | None
 ) -> Iterator[Finding]:
-    """Does the model answer as a copy does that was never asked before?
+    """Check that answers do not depend on what the model was asked before, against a fresh copy.
 
     Args:
         fresh: a copy from before the first question; None where the model cannot be copied.
@@ -248,7 +248,7 @@ def unmoved(model: nn.Module, before: dict[str, Tensor]) -> Iterator[Finding]:
 def hidden_gradients(
     model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel | None
 ) -> tuple[Probe, Probe, list[Finding]]:
-    """The gradients' probes at the points and in the threat's ball about them, and the symptoms they show."""
+    """Check gradients at the points and in the threat's ball about them for signs of masking."""
     clean = probe(model, x, y)
     near = probe(model, _nearby(x, threat), y, seed=1)
     return clean, near, list(_masked(clean, near))

@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 
 class Stopped(Exception):
-    """The search was called off."""
+    """Raised in a search that is to stop because another has failed."""
 
 
 class Searchers:

@@ -1,4 +1,4 @@
-"""Verdicts: nothing counts as broken that a fresh forward inside the threat does not confirm."""
+"""Verdicts: a point counts as broken only if a fresh forward pass inside the threat says so."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ class Verdict:
 
 
 def logits_of(model: nn.Module, x: Tensor, passes: Passes) -> Tensor:
-    """(B, K) finite logits without graph, in float32 or better, without TensorFloat-32 and without an
-    autocast that the caller may be in.
+    """(B, K) finite logits without graph, in float32 or better.
+
+    Without TensorFloat-32 and without an autocast that the caller may be in.
 
     Cost: one forward.
     """
@@ -83,8 +84,10 @@ def _inside(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
 
 
 def _shrunk(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
-    """x_adv; where rounding has left it outside, as in a large L2 ball, a point on the way to x that is
-    inside after rounding."""
+    """x_adv, brought inside the threat where rounding has left it outside.
+
+    As in a large L2 ball: a point on the way to x that is inside after rounding.
+    """
     exact, delta = _exact(x), _exact(x_adv) - _exact(x)
     rounding = torch.finfo(x.dtype).eps / 4 * math.sqrt(x[0].numel())  # of a norm of pixels in [0, 1]
     size = threat.size(delta)

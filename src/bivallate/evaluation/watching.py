@@ -1,4 +1,4 @@
-"""How far an evaluation is, shown to whoever waits for it."""
+"""The progress of an evaluation, shown to whoever waits for it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHORT = 10.0  # seconds of work that need no announcement
 
 
 class Watchable(Protocol):
-    """What is shown of a moment of an evaluation, an audit or a search."""
+    """What can be shown of an evaluation, an audit or a search on its way."""
 
     @property
     def title(self) -> str:
@@ -56,8 +56,9 @@ def duration(seconds: float, digits: int = 0) -> str:
 
 
 class watched:  # noqa: N801  a context manager, used like a function
-    """Shows progress beside the results: a bar on a terminal, else a line as soon as it is known that the
-    work is long, and one every half minute.
+    """Show progress beside the results.
+
+    A bar on a terminal, else a line as soon as it is known that the work is long, and one every half minute.
 
     Args:
         silent: show nothing. label: said before everything, such as the name of a run.
@@ -97,7 +98,7 @@ class watched:  # noqa: N801  a context manager, used like a function
 
 @contextmanager
 def told(progress: bool | Callable[[Any], object] | None) -> Iterator[Callable[[Any], object] | None]:
-    """What is called with every moment: a function of the caller's, what shows it where True, else nothing.
+    """The function that is called with the progress: the caller's own, a bar for True, nothing for False.
 
     Raises:
         UserError: progress is nothing of these.

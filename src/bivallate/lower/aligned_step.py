@@ -90,7 +90,7 @@ class BoundAlignedStep(Solver, nn.Module):
         return one_step(problem, wide.project(start + step, problem.x), start)
 
     def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
-        """Moves the mean by how this minibatch's two gradients agree."""
+        """Move the mean by how this minibatch's two gradients agree."""
         assert self._grad is not None
         assert delta.grad is not None
         direction = problem.threat.steepest(self._grad)

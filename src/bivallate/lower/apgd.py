@@ -236,7 +236,7 @@ class APGD(Solver):
         s.last_loss = loss
 
     def _review(self, s: _APGDState, period: int) -> None:
-        """Halves the steps of examples that oscillate or stand still, and sends them back to their best."""
+        """Halve the steps of examples that oscillate or stand still, and send them back to their best."""
         # the second condition waits a period after a halving: a smaller step needs time to beat the best
         halve = (s.rises <= self.rho * period) | (~s.halved & (s.best_at_review >= s.best_loss))
         s.step = torch.where(halve, s.step / 2, s.step)

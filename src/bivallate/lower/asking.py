@@ -1,4 +1,4 @@
-"""Calls a network so that what it changes in place cannot reach the caller's images.
+"""Forward passes that leave the caller's images alone, even where a network works in place.
 
 A network that normalises by `x.sub_(mean)` overwrites the very tensor that the caller goes on with: a judge
 would compare it with the ball, a search would step from it, a data set would be changed for good.
@@ -23,7 +23,7 @@ _habits: WeakKeyDictionary[Any, dict[Mode, bool]] = WeakKeyDictionary()
 
 
 def ask(model: Callable[[Tensor], Tensor], x: Tensor) -> Any:
-    """model(x), after which x holds what it held before.
+    """model(x), with x left as it was even if the network writes to it.
 
     The first pass of a network in each mode is made on a copy, which tells whether it writes into its input;
     one that does is given a copy in every pass, and gradients go through it. An honest one is given x itself,
@@ -65,7 +65,7 @@ def _copied(model: Callable[[Tensor], Tensor], x: Tensor, habits: dict[Mode, boo
 
 
 def _subject(model: Any) -> Any:
-    """The network whose habits these are: the module itself, or the one that is run at other parameters."""
+    """The network that is asked: the module itself, or the one that is run at other parameters."""
     return model if isinstance(model, torch.nn.Module) else getattr(model, "module", model)
 
 

@@ -1,4 +1,4 @@
-"""Attacks that go on, for every training image, where its last visit ended (ATTA)."""
+"""ATTA: the attack on each training image starts from where its last one ended."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class BoundPerExample(Solver, nn.Module):
         return replace(self.rule.inner, start=Given(start)).solve(problem)
 
     def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
-        """Stores the perturbation that the step trained on."""
+        """Store the perturbation that the step trained on."""
         assert self._canvas is not None
         view, delta = problem.batch.view, delta.detach()
         canvas = delta if view is None else view.write(self._canvas.contiguous(), delta)

@@ -181,7 +181,7 @@ class Told(nn.Module):
         self.epoch.fill_(clock.epoch)
 
     def add(self, logits: Tensor, y: Tensor) -> None:
-        """Takes in a minibatch: logits (B, K)."""
+        """Take in a minibatch: logits (B, K)."""
         right = (logits.argmax(1) == y).to(self.sums.dtype)
         rows = torch.cat([torch.ones_like(right)[:, None], right[:, None], logits.softmax(1)], 1)
         self.sums += collective.total(torch.zeros_like(self.sums).index_add_(0, y, rows.to(self.sums.dtype)))
@@ -220,6 +220,6 @@ class BoundClassRadius(Solver, nn.Module):
         return self.rule.inner.solve(problem.but(threat=Radii(problem.threat, factor)))  # pyright: ignore
 
     def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
-        """Counts what the upper level said of this minibatch."""
+        """Count what the upper level said of this minibatch."""
         assert problem.said is not None
         self.told.add(problem.said, problem.y)

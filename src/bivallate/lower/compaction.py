@@ -45,7 +45,7 @@ class Compaction:
         return self._logits, self._grad
 
     def shrink(self, problem: LowerProblem, moving: Tensor) -> int:
-        """Lets the examples go that do not move, where that saves time.
+        """Let the examples go that do not move, where that saves time.
 
         Args:
             problem: the whole minibatch.

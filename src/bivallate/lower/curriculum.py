@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bivallate import collective
 from bivallate.errors import UserError, check_range
-from bivallate.lower.hooks import Overheard
+from bivallate.lower.hooks import HookedOutput
 from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Remembering, Solver, require_coupling
@@ -180,7 +180,7 @@ class BoundBatchMixing(Solver, nn.Module):
         self.rule = rule
         self.register_buffer("counts", torch.zeros(2, dtype=torch.int64, device=device))
         self.level, self.epoch, self.best, self.best_epoch = 0, 0, -math.inf, 0
-        self._heard: Overheard | None = None
+        self._hooked: HookedOutput | None = None
 
     def get_extra_state(self) -> dict[str, float]:
         """Level and rule as plain numbers; no best yet is -1."""
@@ -198,13 +198,16 @@ class BoundBatchMixing(Solver, nn.Module):
         self.best = state["best"] if state["best"] >= 0 else -math.inf
 
     def advance(self, accuracy: float) -> None:
-        """Ends the measured epoch: keeps its accuracy if it is the level's best, or raises the level."""
-        if self.judge(accuracy, accuracy, self.epoch)[1]:
+        """End the measured epoch: keep its accuracy if it is the level's best, or raise the level."""
+        if self.outcome(accuracy, accuracy, self.epoch)[1]:
             self.rise(self.level + 1, self.epoch)
 
-    def judge(self, accuracy: float, trained: float, epoch: int) -> tuple[bool, bool]:
-        """(whether this accuracy is the level's best so far, whether the level has to rise). `trained`:
-        accuracy of the epoch's training passes, which decides whether the level has been learned at all."""
+    def outcome(self, accuracy: float, trained: float, epoch: int) -> tuple[bool, bool]:
+        """Judge an epoch: (whether it is the level's best so far, whether the level has to rise).
+
+        `trained`: accuracy of the epoch's training passes, which decides whether the level has been learned
+        at all.
+        """
         best = accuracy > self.best
         if best:
             self.best, self.best_epoch = accuracy, epoch
@@ -227,16 +230,16 @@ class BoundBatchMixing(Solver, nn.Module):
             delta[rows], before[rows] = found.delta, found.before_last
             kappa[rows], spent[rows] = found.kappa, found.evaluations
         problem.log.pop("fosc", None)  # of one part alone
-        if self._heard is not None:  # the last step ended in an error
-            self._heard.stop()
+        if self._hooked is not None:  # the last step ended in an error
+            self._hooked.stop()
         module = problem.forward.module
-        self._heard = Overheard(module, module, problem.x + delta)
+        self._hooked = HookedOutput(module, module, problem.x + delta)
         return Solution(delta, before, kappa, spent)
 
     def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
-        """Counts what the training pass classified correctly."""
-        assert self._heard is not None
-        logits, self._heard = self._heard.output(), None
+        """Count what the training pass classified correctly."""
+        assert self._hooked is not None
+        logits, self._hooked = self._hooked.output(), None
         correct = (logits.argmax(1) == problem.y).sum()
         self.counts += torch.stack([correct, torch.full_like(correct, len(problem.y))])
 

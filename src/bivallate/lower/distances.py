@@ -51,6 +51,6 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def check_distance(name: str) -> None:
-    """Raises UserError for an unknown one."""
+    """Raise UserError for an unknown one."""
     if name not in DISTANCES:
         raise unknown("distance", str(name), DISTANCES)

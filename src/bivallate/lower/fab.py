@@ -96,8 +96,10 @@ class Boundary(Protocol):
 
 @part
 class TargetPlane:
-    """The boundary at which the problem's own objective is zero: z_t = z_y for `TowardsTarget`. One
-    backward."""
+    """The boundary at which the problem's own objective is zero. Cost: one backward.
+
+    z_t = z_y for `TowardsTarget`.
+    """
 
     def __call__(self, problem: LowerProblem, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits, grad = problem.ascent(delta)

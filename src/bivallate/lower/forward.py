@@ -86,8 +86,10 @@ class Forward:
         self._cast: list[Lent] = []
 
     def __call__(self, x: Tensor, *, exact: bool = False) -> Tensor:
-        """Logits in float32 or better. exact: without mixed precision, as every pass that a coupling's
-        gradient goes through."""
+        """The network's logits, in float32 or better.
+
+        exact: without mixed precision, as every pass that a coupling's gradient goes through.
+        """
         self.passes.forward += len(x)
         dtype = None if exact else getattr(self.model, "autocast_dtype", None)
         if dtype is None:

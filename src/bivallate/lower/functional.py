@@ -11,8 +11,9 @@ from torch.func import functional_call
 
 @dataclass(frozen=True)
 class Functional:
-    """(B, C, H, W) -> (B, K): the module, in its own mode and precision, with some parameters and buffers
-    replaced.
+    """The module, in its own mode and precision, with some parameters and buffers replaced.
+
+    (B, C, H, W) -> (B, K).
 
     Gradients flow to the tensors that are given; the other parameters and buffers are the module's own, and
     its own buffers move as usual. A tensor that is tied to others by name stands for all of them.

@@ -1,4 +1,4 @@
-"""Output and gradient of a module in the pass at x_adv, for solvers that use them again."""
+"""Forward hooks that keep a module's output and gradient in the pass at x_adv, for YOPO."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 
-class Overheard:
-    """What a module inside a network puts out in the pass at x_adv, with its gradient after the backward.
+class HookedOutput:
+    """The output of a module in the pass at x_adv, with its gradient after the backward pass.
 
     Passes at other points (a clean pass, a regulariser's) are not heard; of several at x_adv the last one
     is kept, which is the one that the loss is made of. On a device a pass that is alone is taken to be at
@@ -38,7 +38,7 @@ class Overheard:
             self._outputs.append((self._here, output))
 
     def output(self) -> Tensor:
-        """The output, once; ends the listening."""
+        """The output, once; removes the hooks."""
         self.stop()
         heard, self._outputs = self._outputs, []
         if len(heard) > 1:
@@ -48,6 +48,6 @@ class Overheard:
         return heard[-1][1]
 
     def stop(self) -> None:
-        """Ends the listening."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()

@@ -29,8 +29,9 @@ def barrier_strength(threat: Linf, c: float | None) -> float:
 
 @part
 class InteriorAscent(Solver):
-    """Maximises objective + c sum_k log slack_k by preconditioned gradient steps; delta never touches a
-    bound.
+    """Gradient ascent inside the box under a log barrier; delta never touches a bound.
+
+    Maximises objective + c sum_k log slack_k by preconditioned steps.
 
     The step is divided by the barrier's own curvature (a diagonal Newton step with the objective's Hessian
     left out) and damped, so that it converges whenever the objective's curvature is below the barrier's. For

@@ -13,7 +13,7 @@ AttackMode = Literal["eval", "train", "train-tracking"]
 
 @contextmanager
 def posed(model: nn.Module, *, training: bool, track: bool, dropout: bool) -> Iterator[None]:
-    """Puts a model into a mode and leaves it exactly as it was found, also when the body raises.
+    """Put a model into a mode, and leave it exactly as it was found, also when the body raises.
 
     Args:
         model: whose modules are set.
@@ -53,7 +53,7 @@ def descending(model: nn.Module):
 
 
 def learning(model: nn.Module) -> None:
-    """Puts a model into train mode, to stay there, but for norms that are held still with a frozen layer."""
+    """Put a model into train mode, to stay there, but for norms that are held still with a frozen layer."""
     for module in model.modules():
         module.training = not getattr(module, "held", False)
 
@@ -85,8 +85,10 @@ def own_statistics(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """No parameter asks for a gradient: an input gradient then costs 0.6 of a forward and backward instead of
-    1."""
+    """Let no parameter ask for a gradient.
+
+    An input gradient then costs 0.6 of a forward and backward instead of 1.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
     for parameter in parameters:
         parameter.requires_grad_(False)

@@ -32,7 +32,7 @@ class Direction(Protocol):
 
 @part
 class Steepest:
-    """sign(g) for Linf, g / ||g|| for L2."""
+    """The sign of the gradient for Linf, g / ||g|| for L2."""
 
     def __call__(self, problem: LowerProblem) -> Step:
         return problem.threat.steepest
@@ -79,8 +79,9 @@ adam = Adam()
 
 @part
 class PGD(Solver):
-    """delta <- project(delta + step_size * direction(gradient)), `steps` times; the last iterate is the
-    answer.
+    """Projected gradient ascent; the last iterate is the answer.
+
+    delta <- project(delta + step_size * direction(gradient)), `steps` times.
 
     Attributes:
         steps: number of steps; 0 returns the start.
@@ -137,9 +138,10 @@ class PGD(Solver):
         return linf and isinstance(self.stop, Never | Misclassified)
 
     def _report(self, problem: LowerProblem, delta: Tensor, grad: Tensor, taken: Tensor) -> None:
-        """Logs the mean FOSC at the points of the last gradients, which are the answer where an example has
-        stopped and one step short of it elsewhere, in the stop's form; and the steps taken, where a stop ends
-        them.
+        """Log the mean FOSC in the stop's form, and the steps taken where a stop ends them.
+
+        FOSC is of the points of the last gradients, which are the answer where an example has stopped and one
+        step short of it elsewhere.
 
         Gradients in mixed precision of which the signs alone were asked have no size to tell.
         """
@@ -191,7 +193,7 @@ class PGD(Solver):
 
 @part
 class Warm(Start):
-    """Where another solver ends, as a start; its steps count as passes, not among those that begin there.
+    """Start from another solver's result; its steps count as passes, not as steps of this attack.
 
     Attributes:
         solver: makes the warm-up steps.

@@ -37,7 +37,7 @@ Score = Callable[["LowerProblem", Tensor], Tensor]  # what an objective is calle
 
 @dataclass(frozen=True)
 class Graph:
-    """What `LowerProblem.graph` leaves for the coupling: one forward pass and its gradient, connected."""
+    """A forward pass and its gradient, connected, as `LowerProblem.graph` leaves them for the coupling."""
 
     point: Tensor  # (B, C, H, W) leaf
     logits: Tensor  # (B, K) with graph in theta and point
@@ -87,15 +87,16 @@ class LowerProblem:
         clock: Clock | None = None,
         noise: Noise | None = None,
         share: bool = False,
+        parallel: bool = False,
         regularised: bool = True,
     ) -> None:
-        self.share, self.regularised = share, regularised
+        self.share, self.parallel, self.regularised = share, parallel, regularised
         self.forward = model if isinstance(model, Forward) else Forward(model)
         self.batch, self.x, self.y = batch, batch.x, batch.y
         self.objective, self.threat = objective, threat
         self.clock = clock = clock or Clock()
         self.noise = noise or Noise(clock.seed, batch.index, clock.epoch, clock.replay)
-        self.coupled = self.parallel = False
+        self.coupled = False
         self.log: dict[str, float | Tensor] = {}
         self.said: Tensor | None = None
         self.class_score: Tensor | None = None
@@ -107,8 +108,8 @@ class LowerProblem:
 
     @property
     def clean_logits(self) -> Tensor:
-        """(B, K) logits at delta = 0, without graph, in the mode of the attack; one forward pass, when first
-        asked."""
+        """(B, K) logits at delta = 0, without graph, in the mode of the attack.
+        One forward pass, when first asked."""
         if self._clean is None:
             with torch.no_grad():
                 self._clean = self.forward(self.x, exact=True)
@@ -116,16 +117,16 @@ class LowerProblem:
 
     @clean_logits.setter
     def clean_logits(self, logits: Tensor) -> None:
-        """Logits at delta = 0 that a part has already paid for."""
+        """Set the logits at delta = 0, which a part has already paid for."""
         self._clean = logits.detach()
 
     def began_at_zero(self, grad: Tensor) -> None:
-        """Keeps the gradient at delta = 0 for losses that need it again."""
+        """Keep the gradient at delta = 0 for losses that need it again."""
         self._at_zero = grad, bool(getattr(self.forward.model, "training", False))
 
     def gradient_at_zero(self, training: bool) -> Tensor | None:
-        """(B, C, H, W) d objective / d delta at delta = 0, if the attack has taken it in this mode of the
-        network."""
+        """The gradient (B, C, H, W) of the objective in delta at delta = 0, or None.
+        None unless the attack has taken it in this mode of the network."""
         grad, mode = self._at_zero or (None, training)
         return grad if mode == training else None
 
@@ -135,14 +136,14 @@ class LowerProblem:
         return self._begun[0] if self._begun else None
 
     def logits_at_start(self) -> Tensor:
-        """(B, K) with graph, where the attack began: the solver's own pass once, where it is kept, and else
-        one forward."""
+        """(B, K) logits with graph, where the attack began.
+        The solver's own pass once, where it is kept, and else one forward."""
         begun = self._begun[0]
         self._begun[:] = [Begun(begun.delta, begun.logits.detach())]
         return begun.logits if begun.logits.requires_grad else self.logits(self.x + begun.delta)
 
     def begin(self, delta: Tensor, logits: Tensor) -> None:
-        """Keeps where the attack begins."""
+        """Keep where the attack begins."""
         self._begun[:] = [Begun(delta, logits)]
 
     def project(self, delta: Tensor) -> Tensor:
@@ -154,7 +155,6 @@ class LowerProblem:
 
     def ascent(self, delta: Tensor, *, signs: bool = False) -> tuple[Tensor, Tensor]:
         """Logits (B, K) and d objective_i / d delta_i (B, C, H, W), both without graph.
-
         The gradient is of the *sum* of the objectives, so that an example's gradient does not depend on the
         size of its minibatch. signs: no more than its signs are used, for which the model's mixed precision
         will do. Cost: one forward, one backward, parameters frozen.
@@ -164,8 +164,8 @@ class LowerProblem:
         return graph.logits.detach(), graph.grad
 
     def first_ascent(self, delta: Tensor) -> Tensor:
-        """d objective / d delta where an attack begins; the pass is kept with its graph in theta, so that the
-        loss may go back through it. Cost: one forward, one backward."""
+        """The gradient d objective / d delta where an attack begins. Cost: one forward, one backward.
+        The pass is kept with its graph in theta, so that the loss may go back through it."""
         graph = self.graph(delta, create_graph=False, keep=True)
         self.begin(delta, graph.logits)
         return graph.grad
@@ -174,9 +174,7 @@ class LowerProblem:
         self, delta: Tensor, *, create_graph: bool = True, signs: bool = False, keep: bool = False
     ) -> Graph:
         """The same with the graph kept in theta and delta. Cost: one forward, one backward.
-
-        keep: without create_graph, the forward pass' graph stays.
-        """
+        keep: without create_graph, the forward pass' graph stays."""
         objective = self.objective
         with torch.enable_grad():
             point = delta.detach().requires_grad_()
@@ -199,8 +197,8 @@ class LowerProblem:
             return logits, self.objective(self, logits)
 
     def curvature(self, delta: Tensor) -> Callable[[Tensor], Tensor]:
-        """v -> (d^2 objective_i / d delta_i^2) v_i at delta. Cost: one forward and backward now, two
-        backwards a product."""
+        """Hessian-vector products at delta: v -> (d^2 objective_i / d delta_i^2) v_i.
+        Cost: one forward and backward now, two backwards a product."""
         with frozen(self.forward.model):
             graph = self.graph(delta)
 
@@ -215,7 +213,6 @@ class LowerProblem:
 
     def adversarial(self, delta: Tensor) -> Tensor:
         """x + delta, which the upper level is about.
-
         Where delta brings a gradient to theta, every pass there is exact; a leaf is read by its solver alone.
         """
         self.coupled = delta.requires_grad and not delta.is_leaf
@@ -226,8 +223,8 @@ class LowerProblem:
         return self.forward(x, exact=exact or (self.coupled and x.requires_grad))
 
     def logits_at_solution(self, x_adv: Tensor) -> Tensor:
-        """The same at the attacked points, for losses that declare `reuses_forward`: a pass that the coupling
-        has made there is handed out, once."""
+        """Logits at the attacked points, for losses that declare `reuses_forward`.
+        A pass that the coupling has made there is handed out, once."""
         made, self._at_solution = self._at_solution, None
         return self.logits(x_adv) if made is None else made
 
@@ -236,7 +233,7 @@ class LowerProblem:
         self._at_solution = logits
 
     def check_handed_on(self) -> None:
-        """Raises UserError if the loss has left the coupling's pass, and so its gradient, behind."""
+        """Raise UserError if the loss has left the coupling's pass, and so its gradient, behind."""
         if self._at_solution is not None:
             raise UserError(
                 "the loss declares reuses_forward and made its own pass at x_adv, so that the coupling's "
@@ -262,8 +259,8 @@ class LowerProblem:
         return other
 
     def anywhere(self, flag: bool) -> bool:
-        """Whether it holds here; or on one of several processes, where the network's passes wait for each
-        other: loops that end when it does not then make the same passes everywhere."""
+        """Whether a condition holds here, or on any process where passes wait for each other.
+        Loops that end when it does not then make the same passes everywhere."""
         model = self.forward.model
         module = model.module if isinstance(model, Functional) else model
         return collective.any_rank(flag) if together_in(module) else flag
@@ -275,11 +272,11 @@ class LowerProblem:
         return other
 
     def unregularised(self) -> LowerProblem:
-        """The same problem, for a loss whose anchor has no weight."""
+        """The same problem, marked so that regularisers of the anchor skip it."""
         return self._copy(regularised=False)
 
     def of_second_stream(self, batch: Batch, noise: Noise) -> LowerProblem:
-        """The same question about a minibatch of the second data stream, with draws and a log of its own."""
+        """The same problem for a minibatch of the second data stream, with draws and a log of its own."""
         other = self._copy(batch=batch, noise=noise, regularised=False)
         other.coupled, other.log, other._begun = False, {}, []
         return other

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError, check_range, unknown
-from bivallate.lower.hooks import Overheard
+from bivallate.lower.hooks import HookedOutput
 from bivallate.lower.modes import attacking, frozen
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Remembering, Solver, require_coupling
@@ -20,7 +20,7 @@ from bivallate.types import Facts, Solution
 
 
 class KeptDelta(nn.Module):
-    """delta by position in the minibatch: a buffer as long as the longest minibatch so far, zero at first."""
+    """The perturbation kept by position in the minibatch, zero at first."""
 
     delta: Tensor
 
@@ -42,8 +42,8 @@ class KeptDelta(nn.Module):
             self.delta = torch.cat([self.delta, self.delta.new_zeros(missing, *self.delta.shape[1:])])
         return self.delta[:rows].clone()
 
-    def keep(self, delta: Tensor) -> None:
-        """Overwrites the first rows."""
+    def store(self, delta: Tensor) -> None:
+        """Overwrite the first rows."""
         self.delta[: len(delta)] = delta
 
 
@@ -100,7 +100,7 @@ class BoundFree(Solver, nn.Module):
         """delta <- project(delta + step_size * eps * direction(d loss / d delta))."""
         assert delta.grad is not None
         step = self.rule.step_size * problem.threat.eps * problem.threat.steepest(delta.grad)
-        self.kept.keep(problem.project(delta.detach() + step))
+        self.kept.store(problem.project(delta.detach() + step))
 
 
 @part
@@ -166,7 +166,7 @@ class BoundYOPO(Solver, nn.Module):
     def __init__(self, rule: YOPO, facts: Facts) -> None:
         super().__init__()
         self.rule, self.kept = rule, KeptDelta(facts)
-        self._heard: Overheard | None = None
+        self._hooked: HookedOutput | None = None
 
     def solve(self, problem: LowerProblem) -> Solution:
         """A start at the first replay, then what the first-layer steps left."""
@@ -174,18 +174,18 @@ class BoundYOPO(Solver, nn.Module):
         if problem.clock.replay == 0:
             delta = problem.project(self.rule.start(problem))
             self.kept.first(len(delta))
-            self.kept.keep(delta)
+            self.kept.store(delta)
         delta = self.kept.first(len(problem.y))
-        if self._heard is not None:  # the last step ended in an error
-            self._heard.stop()
-        self._heard = Overheard(problem.forward.module, stem, problem.x + delta)
+        if self._hooked is not None:  # the last step ended in an error
+            self._hooked.stop()
+        self._hooked = HookedOutput(problem.forward.module, stem, problem.x + delta)
         none = torch.zeros_like(problem.y)
         return Solution(delta, delta, none, none)
 
     def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
         """The n steps, then the first layer's parameter gradient at their end."""
-        assert self._heard is not None
-        adjoint, self._heard = self._heard.output().grad, None
+        assert self._hooked is not None
+        adjoint, self._hooked = self._hooked.output().grad, None
         assert adjoint is not None
         _, first = named_first_layer(problem.forward.model)
         delta = before = delta.detach()
@@ -197,13 +197,16 @@ class BoundYOPO(Solver, nn.Module):
                     (grad,) = torch.autograd.grad((adjoint * first(problem.x + point)).sum(), point)
                 delta = problem.project(point.detach() + size * problem.threat.steepest(grad))
             self._give_gradient(first, adjoint, problem.x + before, problem.x + delta)
-        self.kept.keep(delta)
+        self.kept.store(delta)
 
     def _give_gradient(self, first: nn.Module, adjoint: Tensor, before: Tensor, after: Tensor) -> None:
-        """Adds the first layer's parameter gradient at `after`, takes away the full pass's, `before`."""
+        """Add the first layer's parameter gradient at `after`, take away the full pass's, `before`."""
         learning = [p for p in first.parameters() if p.requires_grad]
         if not learning:
             return
+        # With the adjoint p held fixed, the gradient of <p, f_0> in f_0's parameters is by the chain rule
+        # what the outer backward has added to `.grad` for the pass at x + delta. That alone is taken away,
+        # and `.grad` not overwritten: what a clean term or a regulariser asks of f_0 stays.
         with torch.enable_grad():
             hamiltonian = (adjoint * first(after)).sum()
             if self.rule.first_layer == "hamiltonian":

@@ -29,14 +29,19 @@ TANGENT = re.compile(r"forward.(?:mode )?(?:AD|automatic differentiation)|jvp", 
 
 
 def twice_differentiable() -> AbstractContextManager[object]:
-    """Attention by its plain mathematical kernel: the fused ones, quicker and leaner, have neither a second
-    derivative nor a tangent. For the forward passes that need them alone."""
+    """Run attention by its plain mathematical kernel.
+
+    The fused ones, quicker and leaner, have neither a second derivative nor a tangent. For the forward passes
+    that need them alone.
+    """
     return sdpa_kernel(SDPBackend.MATH)
 
 
 def explained(step: Step) -> Step:
-    """Decorator of (model, method, batch or (x, y), ...): the error of a layer without second derivative
-    becomes a UserError that names the layer and says what to do."""
+    """Decorator: the error of a layer without second derivative becomes a UserError.
+
+    Of functions (model, method, batch or (x, y), ...). The error names the layer and says what to do.
+    """
 
     @wraps(step)
     def told(model: nn.Module, method: Any, batch: Any, *args: Any, **options: Any) -> Any:
@@ -86,8 +91,9 @@ def tangents(model: nn.Module, x: Tensor) -> Iterator[None]:
 
 
 def lacking(model: nn.Module, x: Tensor, *, tangent: bool = False) -> str | None:
-    """The innermost layer without second derivative, or without tangent, as "layer PATH (Type)"; None where
-    none is found.
+    """The innermost layer without second derivative or tangent, as "layer PATH (Type)".
+
+    None where none is found.
 
     Args:
         x: (B, C, H, W) a few images; two are looked at, on a copy of the network.
@@ -104,7 +110,7 @@ def lacking(model: nn.Module, x: Tensor, *, tangent: bool = False) -> str | None
 
 
 def _calls(model: nn.Module, x: Tensor) -> dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]:
-    """What every module is called with in a forward pass of x."""
+    """Record what every module is called with in a forward pass of x."""
     found: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
     def note(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:

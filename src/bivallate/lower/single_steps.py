@@ -127,7 +127,7 @@ class BoundPriorGuided(Solver, nn.Module):
         return one_step(problem, delta, start)
 
     def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
-        """Stores where the next visit begins."""
+        """Store where the next visit begins."""
         assert self._next is not None
         index = problem.batch.index
         self.bank[index], self.momentum[index] = (t.to(self.bank.dtype) for t in self._next)

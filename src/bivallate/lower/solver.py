@@ -1,4 +1,4 @@
-"""What a solver of the lower level is."""
+"""The base of all solvers of the lower level."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Solver(Role, ABC):
 
     @abstractmethod
     def solve(self, problem: LowerProblem) -> Solution:
-        """Where the attack on each example ends."""
+        """Attack every example, and say where each attack ended."""
 
     def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
-        """May use what the outer backward pass has paid for; nothing by default."""
+        """Use what the outer backward pass has paid for; nothing by default."""
 
     def bind(self, facts: Facts) -> Solver:
         """The running solver of one run; one with memory is an `nn.Module` named `Bound...`."""
@@ -45,7 +45,7 @@ class Remembering(Solver):
     """A solver whose memory belongs to a run and to the training stream: `bind` makes the one that solves."""
 
     def solve(self, problem: LowerProblem) -> Solution:
-        """Refuses: there is no memory yet."""
+        """Refuse to solve before `bind`, as there is no memory yet."""
         raise UserError(
             f"the solver {type(self).__name__} has a memory, which belongs to one run: use the solver of "
             "method.bind(facts)"
@@ -56,8 +56,10 @@ class Remembering(Solver):
         """The solver with the memory of one run."""
 
     def check(self, method: Composition) -> None:
-        """Refuses weightings that attack a second stream, whose rows would overwrite the memory of the
-        first."""
+        """Refuse weightings that attack a second stream.
+
+        Its rows would overwrite the memory of the first.
+        """
         if method.weighting.needs_meta:
             raise UserError(
                 f"the solver {type(self).__name__} remembers the training stream and cannot also attack the "
@@ -66,7 +68,7 @@ class Remembering(Solver):
 
 
 def require_coupling(method: Composition, solver: Solver, coupling: str) -> None:
-    """Refuses a coupling that the solver cannot work with.
+    """Refuse a coupling that the solver cannot work with.
 
     Raises:
         UserError: the method has another coupling.

@@ -157,7 +157,7 @@ class Square(Solver):
         return state
 
     def _ask(self, state: _SquareState, problem: LowerProblem, rows: Tensor, images: Tensor) -> None:
-        """One forward for the proposed images of some rows; those with a lower margin are taken."""
+        """Ask the model about the proposed images of some rows, and keep those with a lower margin."""
         with torch.inference_mode():
             logits = problem.forward(images.view(-1, *problem.x.shape[1:]))
         margin = logit_margin(logits, problem.y[rows])
@@ -213,8 +213,10 @@ def _square(
 
 
 def _unasked(state: _SquareState, pixel: int, sign: Tensor) -> Tensor:
-    """(B,) whether this pixel has not been changed by these signs (B, C) since the image's point last moved;
-    from now on it has."""
+    """(B,) whether this pixel has not been changed to these signs yet, since the last success.
+
+    Of signs (B, C) and the image's point, which starts anew when it moves; from now on it has been asked.
+    """
     channels = torch.arange(sign.shape[1], device=sign.device)
     change = pixel * 2 ** sign.shape[1] + ((sign > 0) << channels).sum(1)
     every = torch.arange(len(change), device=change.device)

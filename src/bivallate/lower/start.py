@@ -71,8 +71,10 @@ class Gaussian(Start):
 
 @part
 class Corner(Start):
-    """A random corner of the ball: eps * sign(U) for Linf, its radial projection for L2 (Fast-BAT, Table
-    9)."""
+    """A random corner of the ball (Fast-BAT, Table 9).
+
+    eps * sign(U) for Linf, its radial projection for L2.
+    """
 
     def __call__(self, problem: LowerProblem) -> Tensor:
         signs = problem.noise.sign("start", tuple(problem.x.shape[1:]), problem.x.dtype)

@@ -1,5 +1,7 @@
-"""When a single example's attack ends. A stop is a factory of fresh rules, so that no state outlives a
-solve."""
+"""Rules for when a single example's attack ends.
+
+A stop is a factory of fresh rules, so that no state outlives a solve.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,10 @@ FORMS = ("ball", "box")
 
 
 def fosc(form: Form, threat: ThreatModel, grad: Tensor, x: Tensor, delta: Tensor) -> Tensor:
-    """(B,) the first-order stationary condition max over d in C of <grad, d - delta>, in the units of the
-    loss: the lower, the better the inner maximisation has converged; zero at a stationary point.
+    """(B,) FOSC, the first-order stationary condition: max over d in C of <grad, d - delta>.
+
+    In the units of the loss. The lower, the better the inner maximisation has converged; zero at a stationary
+    point.
 
     Args:
         form: "ball": C is the ball alone, eps ||grad|| - <delta, grad>. "box": C is the ball within [0, 1],
@@ -52,8 +56,10 @@ Rule = Callable[[Iterate], Tensor]
 
 
 class Stop(Role, ABC):
-    """(problem) -> a rule for one solve: Iterate -> (B,) bool, True where the example stops before this
-    step."""
+    """When an example stops: (problem) -> a rule for one solve.
+
+    The rule is Iterate -> (B,) bool, True where the example stops before this step.
+    """
 
     @abstractmethod
     def __call__(self, problem: LowerProblem) -> Rule: ...

@@ -103,7 +103,7 @@ SYNCED: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def synchronise(model: nn.Module) -> None:
-    """Lets every BatchNorm of a network normalise over the rows of all processes; on one nothing changes.
+    """Let every BatchNorm of a network normalise over the rows of all processes; on one nothing changes.
 
     Raises:
         UserError: a layer that is derived from BatchNorm and computes in a way of its own.

@@ -19,8 +19,10 @@ STRICT = 1e-7  # how far inside its bounds a coordinate must lie to count as fre
 
 
 class ThreatModel(Protocol):
-    """A closed convex set C(x) around 0 such that x + delta stays in [0, 1]; eps = 0 is legal and means no
-    attack."""
+    """A closed convex set C(x) around 0 such that x + delta stays in [0, 1].
+
+    eps = 0 is legal and means no attack.
+    """
 
     @property
     def eps(self) -> float:
@@ -48,8 +50,10 @@ class ThreatModel(Protocol):
         ...
 
     def support(self, grad: Tensor, x: Tensor, delta: Tensor) -> Tensor:
-        """(B,) max over d in C(x) of <grad, d - delta>; zero exactly at a constrained stationary point
-        (FOSC)."""
+        """(B,) FOSC: max over d in C(x) of <grad, d - delta>.
+
+        Zero exactly at a constrained stationary point.
+        """
         ...
 
     def ball_support(self, grad: Tensor, delta: Tensor) -> Tensor:
@@ -63,8 +67,9 @@ class ThreatModel(Protocol):
 
 @part
 class Linf:
-    """max_j |delta_j| <= eps and 0 <= x + delta <= 1: the box [lo, up], lo = max(-eps, -x), up = min(eps, 1 -
-    x).
+    """The Linf ball: max_j |delta_j| <= eps and 0 <= x + delta <= 1.
+
+    A box [lo, up] with lo = max(-eps, -x), up = min(eps, 1 - x).
 
     Example:
         >>> Linf(0.25).project(torch.tensor([[0.5, -0.5]]), torch.tensor([[0.9, 0.5]]))
@@ -208,8 +213,10 @@ class L2:
         return grad / per_example(self.size(grad).clamp(min=TINY), grad)
 
     def support(self, grad: Tensor, x: Tensor, delta: Tensor) -> Tensor:
-        """<grad, d - delta> at d = clip(t grad, -x, 1 - x) of norm eps, or the corner of the box if it is
-        nearer."""
+        """<grad, d - delta> at the point d of C(x) that the gradient points to.
+
+        d = clip(t grad, -x, 1 - x) of norm eps, or the corner of the box if it is nearer.
+        """
         unit = self.steepest(grad)
         best = self._clipped(unit, x, limit=1e12)
         return (grad * (best - delta)).flatten(1).sum(1)

@@ -1,4 +1,4 @@
-"""Methods whose attack is as strong as the moment or the example asks for."""
+"""Methods whose attack grows during training or stops early on each example."""
 
 from __future__ import annotations
 

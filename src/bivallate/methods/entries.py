@@ -53,10 +53,12 @@ _REGISTRY: dict[str, Entry] = {}
 
 
 def register(name: str, *, family: str = "user", paper: str = "", cost: str = ""):
-    """Decorator: makes a function (threat, **parameters) -> Method available by name, also on the command
-    line."""
+    """Decorator: enter a method by name, also for the command line.
 
-    def keep(make: Callable[..., Method]) -> Callable[..., Method]:
+    The function is (threat, **parameters) -> Method.
+    """
+
+    def enter(make: Callable[..., Method]) -> Callable[..., Method]:
         def named(threat: Linf | L2, **parameters: Any) -> Method:
             if not isinstance(threat, Linf | L2):
                 raise UserError(f"{name} needs a threat such as Linf(8 / 255), got {threat!r}")
@@ -70,12 +72,14 @@ def register(name: str, *, family: str = "user", paper: str = "", cost: str = ""
         MAKERS[name] = named
         return named
 
-    return keep
+    return enter
 
 
 def _checked(make: Callable[..., Method], parameters: dict[str, Any]) -> dict[str, Any]:
-    """The parameters, numbers of NumPy as Python's. Raises UserError for one that is not of the kind, or not
-    among the choices, that it is annotated with."""
+    """The parameters, checked against their annotations; numbers of NumPy as Python's.
+
+    Raises UserError for one that is not of the kind, or not among the choices, that it is annotated with.
+    """
     found = {}
     for name, value in parameters.items():
         hint = _hints(make).get(name, Any)
@@ -95,8 +99,10 @@ def _hints(make: Callable[..., Method]) -> dict[str, Any]:
 
 
 def registry() -> dict[str, Entry]:
-    """All methods by name: the package's own, and those that installed projects register under
-    `bivallate.methods`."""
+    """All methods by name.
+
+    The package's own, and those that installed projects declare under `bivallate.methods`.
+    """
     for name, make in plugins.loaded().items():
         if name not in _REGISTRY and callable(make):
             register(name)(make)  # pyright: ignore[reportArgumentType]

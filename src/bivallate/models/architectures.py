@@ -68,8 +68,10 @@ def register(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn
 
 
 def scaled(channels: int, width: float) -> int:
-    """So many channels times a network's `width`, at least one. Raises UserError for a width that is not
-    positive."""
+    """A number of channels times a network's `width`, at least one.
+
+    Raises UserError for a width that is not positive.
+    """
     if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width < float("inf"):
         raise UserError(f"width is a positive multiple of the network's channels, got {width!r}")
     return max(1, round(channels * width))

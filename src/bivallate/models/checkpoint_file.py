@@ -58,7 +58,7 @@ def read_checkpoint(file: Path) -> Any:
 
 
 def _check_density(file: Path, held: BinaryIO) -> None:
-    """Raises UserError where a zip claims more than it can hold of weights; before memory is taken for it."""
+    """Raise UserError where a zip claims more than it can hold of weights; before memory is taken for it."""
     archived = kind_of(held.read(HEAD)) == ARCHIVE
     if archived:
         with zipfile.ZipFile(held) as archive:
@@ -69,7 +69,7 @@ def _check_density(file: Path, held: BinaryIO) -> None:
 
 
 def check_claim(file: Path, claimed: int, stored: int | None = None) -> None:
-    """Raises UserError where a file would take more memory than weights of its size can."""
+    """Raise UserError where a file would take more memory than weights of its size can."""
     stored = file.stat().st_size if stored is None else stored
     if claimed > max(SMALL, DENSEST * stored):
         raise UserError(
@@ -79,8 +79,10 @@ def check_claim(file: Path, claimed: int, stored: int | None = None) -> None:
 
 
 def _check_directory(file: Path, held: BinaryIO, start: int) -> None:
-    """Raises UserError unless every reader finds the zip's table of contents where Python's does: at `start`,
-    as the last bytes of the file say, which are no comment."""
+    """Raise UserError unless every reader finds the zip's table of contents where Python's does.
+
+    At `start`, as the last bytes of the file say, which are no comment.
+    """
     size = held.seek(0, os.SEEK_END)
     held.seek(max(0, size - 98))  # the last record, and what very large files have before it
     tail = held.read().rjust(98, b"\0")

@@ -79,8 +79,10 @@ def timm_model(
 
 
 def timm_pretrained(name: str, *, shape: Sequence[int], **options: Any) -> Classifier:
-    """timm's network with the weights that timm has for it, read and fitted to the shape by timm's own
-    loader; its classes and its normalisation are those that it was trained with.
+    """timm's network with the weights that timm has for it.
+
+    They are read and fitted to the shape by timm's own loader; its classes and its normalisation are those
+    that it was trained with.
 
     Raises:
         UserError: as `timm_model`; timm has no weights for it, or cannot fetch them.

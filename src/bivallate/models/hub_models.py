@@ -63,8 +63,9 @@ def from_pretrained(
     token: str | None = None,
     model: nn.Module | str | None = None,
 ) -> Classifier:
-    """The classifier in a folder or, where there is none of that name, of the hub's `owner/name`; in eval
-    mode.
+    """The classifier in a folder or of the hub's `owner/name`, in eval mode.
+
+    The hub is asked where there is no folder of that name.
 
     Only safetensors and JSON are downloaded. `model` is as in `load`.
 
@@ -93,7 +94,7 @@ def push_to_hub(
     token: str | None = None,
     message: str = "Upload the model",
 ) -> str:
-    """Uploads weights, manifest and card to `owner/name`, which is created if need be; returns its address.
+    """Upload weights, manifest and card to `owner/name`, which is created if need be; return its address.
 
     Raises:
         UserError: no access, a name that the hub refuses, or offline.

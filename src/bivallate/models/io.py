@@ -40,7 +40,7 @@ def save(
     classes: list[str] | None = None,
     entries: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes `<weights>.safetensors` and `model.json`, each whole or not at all.
+    """Write `<weights>.safetensors` and `model.json`, each whole or not at all.
 
     Args:
         path: a folder, or a file that ends in .safetensors, whose manifest then has its name and ends in
@@ -105,7 +105,7 @@ def load(
 
 
 def fill(model: Classifier, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copies the weights into the model, bit for bit and in their precision.
+    """Copy the weights into the model, bit for bit and in their precision.
 
     Raises:
         UserError: other keys or shapes than the model's.
@@ -133,8 +133,10 @@ def fill(model: Classifier, tensors: Mapping[str, Tensor], source: str) -> None:
 
 
 def renamed(tensors: Mapping[str, Tensor], own: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """The tensors under the model's own keys, where the two differ in wrappers alone: torch.compile's and
-    those of data parallel training."""
+    """The tensors under the model's own keys, where the two differ in wrappers alone.
+
+    torch.compile's and those of data parallel training.
+    """
     bare = {_bare(key): key for key in own}
     named = {bare.get(_bare(key), key): value for key, value in tensors.items()}
     return named if len(named) == len(tensors) else tensors

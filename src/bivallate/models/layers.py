@@ -73,8 +73,10 @@ def _meets(name: str, path: str) -> bool:
 
 
 def freeze(model: nn.Module, patterns: Iterable[str]) -> None:
-    """Parameters that these patterns mean learn no more; a norm none of whose parameters learns keeps its
-    running statistics too, and normalises by them also in training.
+    """Freeze the parameters that these patterns mean.
+
+    A norm none of whose parameters learns keeps its running statistics too, and normalises by them also in
+    training.
 
     Raises:
         UserError: a pattern means nothing, or nothing is left that learns.

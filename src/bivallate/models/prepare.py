@@ -44,7 +44,7 @@ def fold_batchnorm(
 
 
 def _images(model: nn.Module) -> Tensor | None:
-    """A few images for a classifier: grey, and a ramp that tells positions and channels apart."""
+    """A few test images for a classifier: grey, and a ramp that tells positions and channels apart."""
     if not isinstance(model, Classifier):
         return None
     like = next(model.parameters())

@@ -1,5 +1,7 @@
-"""State dicts of public robust models (RobustBench, TRADES, fast training): read without executing, and
-written."""
+"""State dicts of public robust models, read without executing, and written.
+
+RobustBench, TRADES, fast training.
+"""
 
 from __future__ import annotations
 
@@ -119,8 +121,10 @@ def _unwrapped(content: Any, file: Path, entry: str | None) -> dict[str, Tensor]
 
 
 def _without_prefixes(found: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The state under bare keys, and the prefixes that were taken off; what lies nearest to the top counts
-    where several lie under one key."""
+    """The state under bare keys, and the prefixes that were taken off.
+
+    What lies nearest to the top counts where several lie under one key.
+    """
     bare = {key: _bare(key) for key in found}
     nearest = {bare[key]: key for key in sorted(found, key=lambda key: key.count("."), reverse=True)}
     state = {bare[key]: value for key, value in found.items() if nearest[bare[key]] == key}
@@ -134,7 +138,7 @@ def _bare(key: str) -> str:
 
 
 def _take_statistics(state: dict[str, Tensor]) -> tuple[list[float] | None, list[float] | None]:
-    """Removes the normalisation's buffers from the state and returns the first of them."""
+    """Remove the normalisation's buffers from the state and return the first of them."""
     held = [
         (state.pop(mean).flatten().tolist(), state.pop(std).flatten().tolist())
         for mean, std in STATISTICS
@@ -161,7 +165,7 @@ def _renamed(state: dict[str, Tensor], architecture: str, options: dict[str, Any
 
 
 def export_robustbench(model: Classifier, path: str | os.PathLike[str]) -> str:
-    """Writes a state dict under the public names; a normalisation goes along as the buffers `mu` and `sigma`.
+    """Write a state dict under the public names; a normalisation goes along as the buffers `mu` and `sigma`.
 
     An ImageNet-stem ResNet is written under torchvision's names and without its statistics, which that loader
     brings itself.

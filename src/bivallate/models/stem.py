@@ -19,8 +19,10 @@ FEW = 4  # channels up to which a processor's own kernel is slower
 
 
 def quick_stems(model: nn.Module) -> nn.Module:
-    """Replaces, in place, every convolution that reads at most four channels by `FewChannels`, which has the
-    same parameters under the same names."""
+    """Replace, in place, every convolution that reads at most four channels by `FewChannels`.
+
+    It has the same parameters under the same names.
+    """
     for name, module in list(model.named_modules()):
         if name and type(module) is nn.Conv2d and FewChannels.suits(module):
             model.set_submodule(name, FewChannels(module))
@@ -61,6 +63,8 @@ class FewChannels(nn.Conv2d):
 
 def _phases(weight: Tensor, s: int, p: int) -> Tensor:
     """(I s s, O, n, n) kernel of all phases, n odd: its middle is the output at the input's own place."""
+    # The same taps in another order, so the sums agree but for rounding; a phase that some taps do not reach
+    # has zeros there, which the extra column of the padded kernel gives.
     index = _taps(weight.shape[2], weight.shape[3], s, p)
     kernel = F.pad(weight.flatten(2), (0, 1))[:, :, index]  # (O, I, s, s, n, n); behind the last tap is zero
     return kernel.permute(1, 2, 3, 0, 4, 5).flatten(0, 2)
@@ -101,6 +105,7 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         (weight,), (grad,), s, (height, width) = ctx.saved_tensors, grads, ctx.stride, ctx.size
         kernel = _phases(weight, s, ctx.padding)
+        # Each output stands for s x s pixels; where stride and size do not match, the last pixels have none.
         lacking = -(-width // s) - grad.shape[3], -(-height // s) - grad.shape[2]
         if max(lacking) > 0:
             grad = F.pad(grad, (0, max(lacking[0], 0), 0, max(lacking[1], 0)))

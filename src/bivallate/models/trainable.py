@@ -1,4 +1,4 @@
-"""Can this module be trained? Asked once, before the first minibatch, of modules that others have written."""
+"""Whether a network can be trained: a classifier in float32 that passes `learnable`'s checks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["trainable", "uncompiled"]
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
-    """A classifier that torch.compile has wrapped, itself, and still compiled; other modules as they are."""
+    """The classifier inside torch.compile's wrapper, still compiled; other modules as they are."""
     inner = getattr(module, "_orig_mod", None)
     if not isinstance(inner, Classifier):
         return module

@@ -14,13 +14,13 @@ from PIL import Image
 
 from bivallate.evaluation.crafting import Crafted, in_8_bits
 from bivallate.files import write_whole
-from bivallate.quoting import file_name, line
+from bivallate.quoting import file_name
+from bivallate.reports.image_panel import change, class_label, panel
 from bivallate.style import literally, styled
 
 __all__ = ["sheet", "write"]
 
 COLUMNS, MOST = 8, 64  # of the sheet; images on it
-LETTERS = 14  # of a class's name above a picture
 STRIPS = ("clean", "attacked", "change")
 
 
@@ -68,12 +68,13 @@ def sheet(made: Crafted, classes: Sequence[str]) -> Figure:
     for k in range(count):
         top = height - title - (k // columns) * block
         left = 0.55 + (k % columns) * cell
-        change = (made.x_adv[k] - made.x[k]) / (2 * largest) + 0.5
+        clean, attacked = made.x[k].numpy(), made.x_adv[k].numpy()
+        images = (clean, attacked, change(clean, attacked, largest))
         said = (made.before[k], made.after[k], None)
-        for strip, (image, answer) in enumerate(zip((made.x[k], made.x_adv[k], change), said, strict=True)):
+        for strip, (image, answer) in enumerate(zip(images, said, strict=True)):
             top -= cell + (head if answer is not None else 0.02)
             place = (left / width, top / height, 0.95 * cell / width, 0.95 * cell / height)
-            _picture(figure, place, image)
+            panel(figure.add_axes(place), image)
             if k % columns == 0:
                 at = (0.1 / width, (top + cell / 2) / height)
                 figure.text(*at, STRIPS[strip], fontsize=6, va="center", rotation=90)
@@ -86,16 +87,8 @@ def sheet(made: Crafted, classes: Sequence[str]) -> Figure:
                     "va": "bottom",
                     "color": "#C0392B" if wrong else "#222",
                 }
-                figure.text(*at, line(_name(classes, answer), LETTERS), **shown)
+                figure.text(*at, class_label(classes, answer), **shown)
     return literally(figure)
-
-
-def _picture(figure: Figure, place: tuple[float, float, float, float], image: Any) -> None:
-    axes = figure.add_axes(place)
-    grey = len(image) == 1
-    shown = image[0] if grey else image.permute(1, 2, 0)
-    axes.imshow(shown.numpy(), cmap="gray" if grey else None, vmin=0, vmax=1, interpolation="nearest")
-    axes.set_axis_off()
 
 
 def _name(classes: Sequence[str], label: Any) -> str:

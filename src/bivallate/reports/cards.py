@@ -1,5 +1,7 @@
-"""Method cards: what `bivallate methods NAME` prints and `docs/methods/` holds, from the registry and the
-docstrings."""
+"""Method cards, made from the registry and the docstrings.
+
+`bivallate methods NAME` prints them and `docs/methods/` holds them.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,7 @@ def pages() -> dict[str, str]:
 
 
 def write(folder: Path) -> None:
-    """Writes all pages and removes those of methods that are gone."""
+    """Write all pages and remove those of methods that are gone."""
     texts = pages()
     for name, text in texts.items():
         write_text(folder / name, text)

@@ -47,8 +47,10 @@ class RunRecord:
 
     @cached_property
     def strongest(self) -> Evaluation | None:
-        """The evaluation that counts: at the training threat on the test set, of the best weights if there is
-        one, the strongest; None if the run was never attacked."""
+        """The evaluation that counts for a run; None if the run was never attacked.
+
+        The strongest at the training threat on the test set, of the best weights if there is one.
+        """
         found = (self.leading(weights, "test", self.config.method.threat) for weights in WEIGHTS)
         return next((leading[0] for leading in found if leading), None)
 
@@ -125,7 +127,7 @@ def folders(runs: Sequence[Runs]) -> list[Path]:
 
 
 def collect(paths: list[Path]) -> list[RunRecord]:
-    """Reads run folders. Raises UserError for none, for one that is no run, and for the same one twice."""
+    """Read run folders. Raises UserError for none, for one that is no run, and for the same one twice."""
     if not paths:
         raise UserError("name at least one run folder")
     resolved = [path.resolve() for path in paths]

@@ -53,9 +53,11 @@ class PartKind:
 
     @property
     def summary(self) -> str:
-        """First paragraph of its docstring; of a rule that waits, the rule's."""
+        """First paragraph of its docstring, with the formula below it; of a rule that waits, the rule's."""
         part = getattr(self.values[0], "rule", self.values[0])
-        return " ".join((inspect.getdoc(type(part)) or "").partition("\n\n")[0].split())
+        first, *others = (inspect.getdoc(type(part)) or "").split("\n\n")
+        formula = [text for text in others[:1] if (" = " in text or " <- " in text) and ":\n" not in text]
+        return " ".join(" ".join([first, *formula]).split())
 
     def add(self, value: Any, home: Method, method: str = "") -> None:
         if method and method not in self.methods:
@@ -82,7 +84,7 @@ def kinds() -> dict[str, list[PartKind]]:
     """Role -> all parts, those of the catalogue at either threat first."""
     found: dict[tuple[str, str], PartKind] = {}
 
-    def keep(role: str, value: Any, home: Method, method: str = "") -> None:
+    def note(role: str, value: Any, home: Method, method: str = "") -> None:
         name = label(value)
         found.setdefault((role, name), PartKind(role, name)).add(value, home, method)
 
@@ -93,12 +95,12 @@ def kinds() -> dict[str, list[PartKind]]:
         except UserError:
             continue
         for role in ROWS:
-            keep(role, getattr(method, role), method, entry.name)
+            note(role, getattr(method, role), method, entry.name)
     plain = registry()["at"].make(RADII[0])
     for value in (Implicit(), Mask()):
-        keep("coupling", value, plain)
+        note("coupling", value, plain)
     for value in (DLR(), LogitMargin(), Margin()):
-        keep("objective", value, plain)
+        note("objective", value, plain)
     return {role: [kind for kind in found.values() if kind.role == role] for role in ROWS}
 
 
@@ -172,7 +174,7 @@ ATTA's memory cannot follow. The attacks of `bivallate evaluate` are not listed.
 
 
 def write(path: Path) -> None:
-    """Writes the page; the same parts give the same bytes."""
+    """Write the page; the same parts give the same bytes."""
     write_text(path, page())
 
 

@@ -1,5 +1,7 @@
-"""The tables of a report beside its numbers: pairs of runs, audits, commonest errors, and where it all comes
-from."""
+"""The tables of a report that are no scores.
+
+Pairs of runs, audits, commonest errors, and where it all comes from.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from bivallate.reports.collect import RunRecord
 from bivallate.reports.comparison.comparable import Wanted, choose
 from bivallate.reports.diagnostics.per_class import confusion
 from bivallate.reports.stored_evaluations import Evaluation
-from bivallate.reports.tables import CLASS, NONE, Table, percent, radius
+from bivallate.reports.tables import CLASS, NONE, Table, radius, share_cell
 
 
 def pairs_table(runs: Sequence[RunRecord]) -> Table | None:
@@ -88,8 +90,8 @@ def audits_table(runs: Sequence[RunRecord]) -> Table:
                     a.verdict,
                     f"{radius(a.threat)}, {a.level} ({a.weights}{split}{', stale' if a.stale else ''})",
                     str(a.n),
-                    f"{percent(a.claimed)} ({a.claim})",
-                    percent(a.worst, a.interval_95),
+                    f"{share_cell(a.claimed)} ({a.claim})",
+                    share_cell(a.worst, a.interval_95),
                     against,
                 )
             )
@@ -129,7 +131,7 @@ def _errors(run: RunRecord, score: Score, most: int) -> Table:
             line(names[true], CLASS),
             line(names[taken], CLASS),
             str(count),
-            percent(count / max(1, int(score.counts[true]))),
+            share_cell(count / max(1, int(score.counts[true]))),
         )
         for true, taken, count in confusion(score, names).commonest(most)
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bivallate.evaluation import Score
 from bivallate.reports.collect import RunRecord
 from bivallate.reports.stored_evaluations import Evaluation
-from bivallate.reports.tables import percent, radius, worst_class
+from bivallate.reports.tables import radius, share_cell, worst_class
 
 MOST = 12  # runs, beyond which the table alone is shown
 
@@ -55,8 +55,8 @@ def _headline(run: RunRecord) -> Headline:
         f"{100 * score.robust_accuracy:.1f}",
         f"{100 * low:.1f} to {100 * high:.1f}",
         f"{_attack(score)}, {radius(score.threat)}, {strong.weights} weights{old}",
-        percent(score.clean_accuracy, score.clean_interval_95),
-        percent(score.tail(30), score.tail_interval(30)),
+        share_cell(score.clean_accuracy, score.clean_interval_95),
+        share_cell(score.tail(30), score.tail_interval(30)),
         worst_class(run, score),
         _beside(run, strong),
         verdict,
@@ -74,4 +74,4 @@ def _beside(run: RunRecord, strong: Evaluation) -> str:
         return ""
     score = others[0].score
     old = " (stale)" if others[0].stale else ""
-    return f"{_attack(score)} left {percent(score.robust_accuracy, score.interval_95)}{old}"
+    return f"{_attack(score)} left {share_cell(score.robust_accuracy, score.interval_95)}{old}"

@@ -36,8 +36,10 @@ def report(
     model: str | None = None,
     progress: bool | Callable[[str], object] = False,
 ) -> Path:
-    """Puts one or several runs on one page and returns its path: tables with intervals, tests, audits,
-    curves, classes, confusions, attacked images, settings.
+    """Put one or several runs on one page and return its path.
+
+    The page has tables with intervals, tests, audits, curves, classes, confusions, attacked images and
+    settings.
 
     Args:
         runs: folders, or what `train` returned; also in one list.
@@ -65,7 +67,7 @@ def write_report(
     images: Images | None = None,
     tell: Callable[[str], object] = lambda text: None,
 ) -> Path:
-    """Writes the report of some run folders; the ending of `out` chooses the format.
+    """Write the report of some run folders; the ending of `out` chooses the format.
 
     HTML is one file without references to anything outside; Markdown and LaTeX put their figures into the
     folder NAME-figures beside them. Without `images` no model is loaded.

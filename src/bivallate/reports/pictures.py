@@ -46,7 +46,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Images:
-    """What it takes to attack some images of a run for its report.
+    """The settings by which a report attacks some images of a run.
 
     Attributes:
         data_dir: where named sets are looked for. model: `package.module:factory` of the runs whose network

@@ -65,7 +65,7 @@ def _read(path: Path, fit: Fit) -> Audited | None:
         identity = named if given is None else Identity.of(check(WrittenIdentity, given, "identity"))
         if identity is None or identity.data:
             return None
-        stale, foreign = fit.judge(identity, str(entry["model_fingerprint"]))
+        stale, foreign = fit.mismatch(identity, str(entry["model_fingerprint"]))
         return (
             None
             if foreign

@@ -60,7 +60,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Fit:
-    """What a run is by its files, to hold its evaluations and audits against.
+    """A run's fingerprints, to hold its evaluations and audits against.
 
     Attributes:
         run: its own digits. data_set: fingerprint of its data; both empty where its manifest says neither.
@@ -80,7 +80,7 @@ class Fit:
         run, data_set = (str(manifest.get(key) or "") for key in ("run", "data_fingerprint"))
         return cls(run, data_set, fingerprints(folder))
 
-    def judge(self, identity: Identity, model: str) -> tuple[bool, str]:
+    def mismatch(self, identity: Identity, model: str) -> tuple[bool, str]:
         """(whether it is of weights that the run no longer has, why it is of another run or empty).
 
         What an older file does not say is not held against it.
@@ -113,8 +113,9 @@ def fingerprints(run: Path) -> Callable[[str], str | None]:
 
 
 def read_evaluation(file: Path, fit: Fit) -> Evaluation | None:
-    """What a file of a run's evaluation folder holds; None for one that is of no run and bears no name of an
-    evaluation.
+    """The evaluation that a file of a run's folder holds.
+
+    None for one that is of no run and bears no name of an evaluation.
 
     Raises UserError for a damaged file.
     """
@@ -128,7 +129,7 @@ def read_evaluation(file: Path, fit: Fit) -> Evaluation | None:
     identity = score.identity or named
     if identity is None:
         return None
-    return Evaluation(identity, score, file, *fit.judge(identity, score.model_fingerprint))
+    return Evaluation(identity, score, file, *fit.mismatch(identity, score.model_fingerprint))
 
 
 def read_evaluations(folder: Path, fit: Fit) -> list[Evaluation]:

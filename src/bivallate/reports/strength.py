@@ -1,4 +1,4 @@
-"""Which of several stored evaluations is the strongest: the one place that decides what a headline is."""
+"""Which of several stored evaluations is the strongest, decided here for every headline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Judged", "common_ground", "strongest_first"]
 
 
 class Judged(Protocol):
-    """Verdicts, and whether they are of weights that are gone."""
+    """The verdicts of an evaluation, and whether they are of weights that are gone."""
 
     @property
     def score(self) -> Score: ...
@@ -23,8 +23,9 @@ class Judged(Protocol):
 
 
 def strongest_first(offers: Sequence[Sequence[Judged]]) -> list[int]:
-    """Positions of the offers, the one that leads first. An offer is one evaluation of each of some runs, so
-    that a run's own evaluations are offers of one.
+    """Positions of the offers, the one that leads first.
+
+    An offer is one evaluation of each of some runs, so that a run's own evaluations are offers of one.
 
     Evaluations on different points cannot be ranked by their accuracies: a hundred points may be easier than
     all of them. So those of a run are ranked by what they left of the points that all of them judged, and by
@@ -58,8 +59,11 @@ def _is_few(found: Judged, others: Sequence[Judged]) -> bool:
 
 
 def common_ground(found: Sequence[Judged], few: Sequence[bool] | None = None) -> list[float]:
-    """Robust accuracy of each evaluation on the points that all have judged; its own where they share too
-    few, and for those of few points or of other weights, which must not decide about the rest."""
+    """Robust accuracy of each evaluation on the points that all have judged.
+
+    Its own where they share too few, and for those of few points or of other weights, which must not decide
+    about the rest.
+    """
     own = [e.score.robust_accuracy for e in found]
     scarce = few if few is not None else [_is_few(e, found) for e in found]
     counted = [k for k, e in enumerate(found) if not e.stale and not scarce[k]]

@@ -47,7 +47,7 @@ class Table:
     sentences: bool = False
 
 
-def percent(value: float | None, interval: tuple[float, float] | None = None) -> str:
+def share_cell(value: float | None, interval: tuple[float, float] | None = None) -> str:
     """A fraction in per cent, with its 95 % interval."""
     if value is None:
         return NONE
@@ -79,9 +79,11 @@ def runs_table(runs: Sequence[RunRecord]) -> Table:
                 radius(config.method.threat),
                 named,
                 str(score.n) if score else NONE,
-                percent(score.clean_accuracy if score else None, score.clean_interval_95 if score else None),
-                percent(score.robust_accuracy if score else None, score.interval_95 if score else None),
-                percent(score.tail(30) if score else None, score.tail_interval(30) if score else None),
+                share_cell(
+                    score.clean_accuracy if score else None, score.clean_interval_95 if score else None
+                ),
+                share_cell(score.robust_accuracy if score else None, score.interval_95 if score else None),
+                share_cell(score.tail(30) if score else None, score.tail_interval(30) if score else None),
                 worst_class(run, score) if score else NONE,
                 f"{len(run.history)}/{config.epochs}",
                 f"{last['total_forward']:.4g}F + {last['total_backward']:.4g}B" if last else NONE,
@@ -106,7 +108,7 @@ def runs_table(runs: Sequence[RunRecord]) -> Table:
 def worst_class(run: RunRecord, score: Score) -> str:
     """Name, robust accuracy and interval of the class that is broken most often."""
     name, value = run.worst_class(score)
-    return f"{line(name, CLASS)}: {percent(value, score.worst_class_interval_95)}"
+    return f"{line(name, CLASS)}: {share_cell(value, score.worst_class_interval_95)}"
 
 
 def _source(e: Evaluation) -> str:
@@ -132,9 +134,9 @@ def evaluations_table(runs: Sequence[RunRecord]) -> Table:
                     score.attack,
                     radius(score.threat),
                     str(score.n),
-                    percent(score.clean_accuracy, score.clean_interval_95),
-                    percent(score.robust_accuracy, score.interval_95),
-                    percent(score.tail(30), score.tail_interval(30)),
+                    share_cell(score.clean_accuracy, score.clean_interval_95),
+                    share_cell(score.robust_accuracy, score.interval_95),
+                    share_cell(score.tail(30), score.tail_interval(30)),
                     worst_class(run, score),
                     f"{score.passes.get('forward', 0):.4g}F + {score.passes.get('backward', 0):.4g}B",
                     duration(score.seconds, 1),
@@ -151,8 +153,10 @@ def evaluations_table(runs: Sequence[RunRecord]) -> Table:
 
 
 def classes_table(runs: Sequence[RunRecord]) -> list[Table]:
-    """Clean and robust accuracy of each class, one table for each set of classes; of many classes the
-    weakest and the strongest of the first run."""
+    """Clean and robust accuracy of each class, one table for each set of classes.
+
+    Of many classes the weakest and the strongest of the first run.
+    """
     tables = []
     scored = [(run, run.strongest.score) for run in runs if run.strongest is not None]
     for classes in dict.fromkeys(run.classes for run, _ in scored):
@@ -172,7 +176,7 @@ def classes_table(runs: Sequence[RunRecord]) -> list[Table]:
 def _class_cells(score: Score) -> list[tuple[str, str]]:
     clean = zip(score.per_class_clean, score.per_class_clean_interval_95, strict=True)
     robust = zip(score.per_class, score.per_class_interval_95, strict=True)
-    return [(percent(*c), percent(*r)) for c, r in zip(clean, robust, strict=True)]
+    return [(share_cell(*c), share_cell(*r)) for c, r in zip(clean, robust, strict=True)]
 
 
 def alarms_table(runs: Sequence[RunRecord]) -> Table | None:

@@ -67,7 +67,7 @@ def run_campaign(
     until: float | None = None,
     shown: Callable[[str], Progress] | None = None,
 ) -> Outcome:
-    """Runs every job that has no record, or one of an earlier definition, in order.
+    """Run every job that has no record, or one of an earlier definition, in order.
 
     A cell that fails, or whose process dies, is reported, and the others go on.
 
@@ -144,7 +144,7 @@ def _note(
 
 
 def _serve(pipe: Connection) -> None:
-    """The life of a worker: jobs in, results out, until None comes or the campaign's process is gone."""
+    """Run jobs in a worker until None comes or the campaign's process is gone."""
     # One that outlived a killed campaign would train beside the next one, in the same folder. Between two
     # checkpoints nothing is lost that a resumed training does not repeat.
     threading.Thread(target=end_with_parent, daemon=True).start()

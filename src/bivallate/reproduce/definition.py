@@ -18,9 +18,11 @@ SOURCE_SEED = 1000  # added to a cell's seed: transfer is from another training
 
 
 def anywhere(config: Config) -> Config:
-    """The configuration without what leaves the weights as they are, or within what another seed changes:
-    where and how fast it is computed (device, threads, layout, precision, determinism), which epochs are
-    kept, and a sentinel that only watches."""
+    """The configuration without what leaves the weights as they are.
+
+    Or within what another seed changes: where and how fast it is computed (device, threads, layout,
+    bfloat16), which epochs are kept, and a sentinel that only watches.
+    """
     config = config.set("device", "auto").set("threads", 0).set("data.data_dir", "").set("keep", ())
     config = config.set("channels_last", False).set("precision", "float32").set("deterministic", False)
     return config if config.sentinel.rollback else dataclasses.replace(config, sentinel=Sentinel())
@@ -32,8 +34,9 @@ def trained(config: Config, cell: Cell) -> dict[str, Any]:
 
 
 def is_of(entry: dict[str, Any], cell: Cell, seed: int, sources: Mapping[str, Cell]) -> bool:
-    """Whether a record's training is the cell's, and those of the networks that it was attacked from are the
-    sources'.
+    """Whether a record's training is the cell's, and its sources' are too.
+
+    The sources are the networks that it was attacked from.
 
     Settings that a record does not know, because they are younger, are taken to have been at their default.
     """

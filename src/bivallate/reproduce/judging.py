@@ -13,7 +13,7 @@ from bivallate.evaluation.statistics import Z95, paired_score_interval
 from bivallate.reproduce.paper_table import Claim, PaperTable, Reported
 from bivallate.reproduce.records import Record, of_cell
 
-__all__ = ["Judgement", "Status", "judge", "sign_flip"]
+__all__ = ["Judgement", "Status", "judge_claim", "sign_flip"]
 
 Status = Literal["confirmed", "not confirmed", "undecided", "not run"]
 LEVEL = 0.05
@@ -73,7 +73,7 @@ class Judgement:
         }
 
 
-def judge(table: PaperTable, claim: Claim, group: str, records: Sequence[Record]) -> Judgement:
+def judge_claim(table: PaperTable, claim: Claim, group: str, records: Sequence[Record]) -> Judgement:
     """The verdict on one claim in one group of columns."""
     first = {r.seed: r for r in of_cell(records, claim.better, group) if claim.column in r.columns}
     second = {r.seed: r for r in of_cell(records, claim.worse, group) if claim.column in r.columns}
@@ -162,9 +162,11 @@ def sign_flip(sums: np.ndarray) -> float:
 
 
 def _score_interval(gains: np.ndarray) -> tuple[float, float]:
-    """Of the mean of gains (seeds, points) of -1, 0 or 1: the paired score interval for one seed; for several
-    that of the means over the seeds with z^2/2 gains and losses added (after Agresti and Min), which is as
-    wide where no point differs."""
+    """The interval of the mean of gains (seeds, points) of -1, 0 or 1.
+
+    The paired score interval for one seed; for several that of the means over the seeds with z^2/2 gains and
+    losses added (after Agresti and Min), which is as wide where no point differs.
+    """
     if len(gains) == 1:
         return paired_score_interval(int((gains > 0).sum()), int((gains < 0).sum()), gains.size)
     mean = gains.mean(0)
@@ -175,8 +177,11 @@ def _score_interval(gains: np.ndarray) -> tuple[float, float]:
 
 
 def _apart(pairs: Sequence[tuple[Record, Record]], column: str, sign: float, how: str) -> Comparison:
-    """Newcombe's interval of a difference, from the intervals of both sides: on different points, and for
-    tails, where a resample of both would choose their weakest classes anew and so favour the more unequal."""
+    """Newcombe's interval of a difference, from the intervals of both sides.
+
+    On different points, and for tails, where a resample of both would choose their weakest classes anew and
+    so favour the more unequal.
+    """
     entries = [(a.columns[column], b.columns[column]) for a, b in pairs]
     means = [float(np.mean([pair[side]["value"] for pair in entries])) for side in (0, 1)]
     difference = sign * (means[0] - means[1])

@@ -1,5 +1,7 @@
-"""What is measured of a trained cell: evaluations shared between columns, each kept until the record is
-whole."""
+"""What is measured of a trained cell.
+
+Evaluations are shared between columns, and each is kept until the record is whole.
+"""
 
 from __future__ import annotations
 

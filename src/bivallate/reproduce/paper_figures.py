@@ -87,7 +87,7 @@ def draw(
     threads: int = 1,
     say: Callable[[str], object] = lambda text: None,
 ) -> list[Path]:
-    """Trains what is missing, in the folders that the table uses, and draws; the paths of the pictures.
+    """Train what is missing, in the folders that the table uses, and draw; the paths of the pictures.
 
     What these runs do not have (too few passes for the sentinel to have looked) is told to `say`, and left.
     """

@@ -140,8 +140,11 @@ class Record:
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """Of which epoch the reported weights are, how evenly the examples counted in it (effective sample
-        size), and what the held-out data said of it and of the last."""
+        """The epoch of the reported weights, and what was known of it.
+
+        How evenly the examples counted in it (effective sample size), and what the held-out data said of it
+        and of the last.
+        """
         history = self._history
         held_out = [line["robust"] for line in history if line.get("robust") is not None]
         best = self.entry.get("weights") == "best" and len(held_out) == len(history) > 0
@@ -163,8 +166,10 @@ class Record:
 
     @property
     def unweighted(self) -> bool:
-        """Whether the method weighs examples, but hardly did in any epoch up to that of the reported
-        weights."""
+        """Whether the method weighs examples, but hardly did so.
+
+        In any epoch up to that of the reported weights.
+        """
         weighting = self.entry.get("config", {}).get("method", {}).get("weighting", {"kind": "Equal"})
         before = self._history[: self.chosen["epoch"]]
         even = [line.get("effective", 0) >= ALIKE for line in before]
@@ -176,8 +181,10 @@ class Record:
 
     @cached_property
     def columns(self) -> dict[str, dict[str, Any]]:
-        """Column -> value, interval_95, unit, what; times are taken anew from the epochs, and intervals of
-        tails from the points."""
+        """Column -> value, interval_95, unit, what.
+
+        Times are taken anew from the epochs, and intervals of tails from the points.
+        """
         columns = {name: dict(column) for name, column in self.entry["columns"].items()}
         for name, column in columns.items():
             if column["what"] == "seconds" and "training" in self.entry:

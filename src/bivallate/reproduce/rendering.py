@@ -11,7 +11,7 @@ from bivallate.data.registry import KNOWN
 from bivallate.quoting import tex
 from bivallate.reproduce.cell import Cell, slug
 from bivallate.reproduce.definition import is_of
-from bivallate.reproduce.judging import judge
+from bivallate.reproduce.judging import judge_claim
 from bivallate.reproduce.paper_table import PaperTable, Scale
 from bivallate.reproduce.records import Record, of_cell
 from bivallate.reproduce.scaling import at_scale, describe, sources_at_scale
@@ -22,13 +22,15 @@ NOT_RUN = "not run"
 
 
 def side_by_side(table: PaperTable, scale: Scale, records: Sequence[Record]) -> dict[str, Any]:
-    """Everything that a rendering shows, as plain data; accuracies are fractions, the paper's are as
-    printed."""
+    """Everything that a rendering shows, as plain data.
+
+    Accuracies are fractions, the paper's are as printed.
+    """
     cells = at_scale(table, scale)
     records, earlier = _current(cells, sources_at_scale(table, scale), records)
     groups = list(dict.fromkeys(cell.group for cell in cells))
     verdicts = [
-        judge(table, claim, group, records).to_json()
+        judge_claim(table, claim, group, records).to_json()
         for claim in table.claims
         for group in groups
         if claim.group in ("", group)
@@ -215,8 +217,10 @@ def alike(entry: dict[str, Any]) -> str:
 
 
 def _weights_text(chosen: Sequence[dict[str, Any]]) -> tuple[str, str]:
-    """Epoch of the reported weights with its effective sample size, and held-out robust accuracy then and at
-    the end, for every seed."""
+    """Epoch and accuracies of the reported weights, for every seed.
+
+    With its effective sample size, and held-out robust accuracy then and at the end.
+    """
     epochs, held_out = [], []
     for entry in chosen:
         even = entry["effective"]

@@ -54,7 +54,7 @@ def page(out: Path) -> str:
 
 
 def write_page(out: Path, target: Path) -> Path:
-    """Writes the page; the same records give the same bytes."""
+    """Write the page; the same records give the same bytes."""
     write_text(target, page(out))
     return target
 

@@ -15,7 +15,7 @@ __all__ = ["record_from_another"]
 
 
 def record_from_another(job: Job) -> Path | None:
-    """Writes the job's record from one that another cell has left, which it names; None if none will do."""
+    """Write the job's record from one that another cell has left, which it names; None if none will do."""
     own = record_path(job.out, job.table, job.scale, job.cell, job.seed)
     for place in sorted(job.out.glob(f"*/{job.scale}/*-seed{job.seed}.json")):
         found = _read(place) if place != own else None

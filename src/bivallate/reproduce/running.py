@@ -73,7 +73,7 @@ def record_path(out: Path, table: str, scale: str, cell: Cell, seed: int) -> Pat
 
 
 def run_job(job: Job, progress: Progress | None = None) -> Path:
-    """Brings one cell to its record, from wherever an earlier attempt was interrupted.
+    """Bring one cell to its record, from wherever an earlier attempt was interrupted.
 
     Raises UserError for data that are not there; whatever else a training or an attack raises.
     """
@@ -114,7 +114,7 @@ def run_job(job: Job, progress: Progress | None = None) -> Path:
 
 
 def _company(job: Job) -> dict[str, int]:
-    """How many jobs shared the device, where they did: it makes their seconds longer."""
+    """The number of jobs that shared the device, where there were several: it makes their seconds longer."""
     return {"together": job.together} if job.together > 1 else {}
 
 
@@ -126,8 +126,9 @@ def computable(config: Config) -> Config:
 def trained(
     config: Config, dataset: Dataset, place: Path, weights: str, progress: Progress | None = None
 ) -> tuple[RunFolder, Classifier]:
-    """The finished run of a configuration: made, continued, or found complete, at its place or where another
-    cell of the scale has had it trained.
+    """The finished run of a configuration: made, continued, or found complete.
+
+    At its place or where another cell of the scale has had it trained.
 
     A folder with another configuration or other data (a cell whose definition has changed since) is put
     aside as `PLACE.before-N`; where the run is computed makes no other configuration.

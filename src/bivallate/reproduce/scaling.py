@@ -1,4 +1,4 @@
-"""The scales: `full` is the paper's setting, `cpu` what two cores can finish, `smoke` a test of the path."""
+"""The scales: `full` is the paper's setting, `cpu` what two cores can finish, `smoke` a test."""
 
 from __future__ import annotations
 
@@ -67,8 +67,10 @@ def _originals(table: PaperTable, scale: Scale) -> dict[str, str]:
 
 
 def _from_originals(cell: Cell, names: Mapping[str, str]) -> Cell:
-    """The cell without the transfer columns that would repeat another, or whose source this scale leaves
-    out."""
+    """The cell without the transfer columns that cannot or need not be filled.
+
+    Those that would repeat another, or whose source this scale leaves out.
+    """
     kept: dict[tuple[Any, ...], Measure] = {}
     for measure in cell.measures:
         if measure.source is None:
@@ -125,8 +127,9 @@ def _distinct(cells: Iterable[Cell]) -> tuple[Cell, ...]:
 
 
 def narrow(cell: Cell, epochs: int = 10) -> Cell:
-    """What two cores can do of a CIFAR table: the paper's network, recipe and images with a quarter of the
-    channels and fewer epochs.
+    """A cell of a CIFAR table as two cores can train it.
+
+    The paper's network, recipe and images with a quarter of the channels and fewer epochs.
 
     Methods that use no more of an input gradient than its signs compute in bfloat16, channels last, where the
     machine has it (`benchmarks/bfloat16.py`): it halves their time. Couplings compute in float32 on a
@@ -138,9 +141,11 @@ def narrow(cell: Cell, epochs: int = 10) -> Cell:
 
 
 def quick(cell: Cell) -> Cell:
-    """The cell in the number format that its method gains by, which is the same definition: bfloat16,
-    channels last, or TensorFloat-32 where a coupling's derivatives count. A device without it computes in
-    float32."""
+    """The cell in the number format that its method gains by; the same definition.
+
+    bfloat16, channels last, or TensorFloat-32 where a coupling's derivatives count. A device without it
+    computes in float32.
+    """
     coupled = cell.method.startswith(COUPLED)
     fast = {"precision": "tf32"} if coupled else {"precision": "bf16", "channels_last": True}
     return cell.but(settings={**cell.settings, **fast})

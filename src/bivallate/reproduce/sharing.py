@@ -25,8 +25,10 @@ __all__ = ["equal_run", "shared", "training_of", "with_all_kept"]
 
 
 def training_of(cell: Cell, seed: int) -> str:
-    """What a cell's training is a function of, as text: equal for cells that are trained alike, whatever
-    their names, columns and reported weights."""
+    """What a cell's training is a function of, as text.
+
+    Equal for cells that are trained alike, whatever their names, columns and reported weights.
+    """
     return json.dumps([portable(encode(anywhere(configure(cell, seed)))), cell.rows], sort_keys=True)
 
 
@@ -62,8 +64,9 @@ def _looks(cell: Cell) -> tuple[Any, ...]:
 
 
 def equal_run(place: Path, config: Config, data: str) -> RunFolder | None:
-    """The run to take for a configuration: the cell's own or another of the same scale, one that is finished
-    before one that is not; None where there is none.
+    """The run to take for a configuration; None where there is none.
+
+    The cell's own or another of the same scale, one that is finished before one that is not.
 
     Args:
         place: RUNS/TABLE/SCALE/CELL, where it is expected. data: fingerprint of the data set.
@@ -82,8 +85,10 @@ def _candidates(place: Path) -> Iterator[RunFolder]:
 
 
 def _is_of(folder: RunFolder, config: Config, data: str) -> bool:
-    """Whether the folder holds a run of this configuration, on data of this fingerprint, that can be
-    continued."""
+    """Whether the folder holds a run of this configuration that can be continued.
+
+    On data of this fingerprint.
+    """
     if not folder.config.exists() or not any(folder.checkpoints.glob("*.safetensors")):
         return False
     manifest = folder.path / "model.json"  # there from the end of the first epoch on

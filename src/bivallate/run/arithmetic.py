@@ -28,8 +28,11 @@ Precision = Literal["float32", "tf32", "bf16"]
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware. A processor needs AVX-512 BF16 or AMX: one without
-    computes sixteen to twenty times slower under autocast than in float32 (measured on AVX2)."""
+    """Whether the device multiplies bfloat16 in hardware.
+
+    A processor needs AVX-512 BF16 or AMX: one without computes sixteen to twenty times slower under autocast
+    than in float32 (measured on AVX2).
+    """
     if device.type == "cuda":
         return True
     if device.type != "cpu":
@@ -39,8 +42,10 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def autocast_of(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """The format that the model's autocast computes in, or None. Raises UserError where the device has not
-    the precision, or would be slower in it."""
+    """The format that the model's autocast computes in, or None.
+
+    Raises UserError where the device has not the precision, or would be slower in it.
+    """
     if precision == "tf32" and not has_tf32(device):
         raise UserError(
             f"precision=tf32 is of CUDA devices from compute capability 8.0 on, and this is {device.type}: "
@@ -80,8 +85,10 @@ def amp_read(fields: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def computing(precision: Precision, deterministic: bool, device: torch.device) -> Iterator[None]:
-    """Matrix products and convolutions of this precision and no other, whatever torch has as its default;
-    and, if that is wanted, only operations that give the same bits every time.
+    """Run matrix products and convolutions in this precision and no other.
+
+    Whatever torch has as its default; and, if that is wanted, only operations that give the same bits every
+    time.
 
     A processor's always do, with one number of threads, so nothing changes there. Torch's settings are left
     as they were found.
@@ -144,8 +151,10 @@ def _no_such_form(error: RuntimeError) -> UserError | None:
 
 
 def lay_out(model: nn.Module, channels_last: bool | str) -> None:
-    """Puts a network's convolutions into channels_last memory, in place, if that is wanted; while "auto" is
-    not settled they stay as usual."""
+    """Put a network's convolutions into channels_last memory, in place, if that is wanted.
+
+    While "auto" is not settled they stay as usual.
+    """
     if channels_last is True:
         untyped: Any = model
         untyped.to(memory_format=torch.channels_last)

@@ -58,8 +58,9 @@ def described(part: Model, model: nn.Module | str) -> Model:
 def begin(
     config: Config, dataset: Dataset, architecture: str | None, tell: Tell | None
 ) -> tuple[Config, Classifier]:
-    """The network of a new run, and its configuration with what the weights that it begins with decide: the
-    architecture and its normalisation, their lasting place, their fingerprint.
+    """The network of a new run, and the configuration that follows from its first weights.
+
+    They decide the architecture and its normalisation, their lasting place, their fingerprint.
 
     Args:
         architecture: the name that the user gave, which weights without a manifest need; None for none.
@@ -97,8 +98,10 @@ def ignored(text: str) -> None:
 
 
 def first_network(config: Config, dataset: Dataset, model: str | None = None) -> Classifier:
-    """The network of a run that begins anew, from its complete configuration. Raises UserError where its
-    first weights are there no more, or are others."""
+    """The network of a run that begins anew, from its complete configuration.
+
+    Raises UserError where its first weights are there no more, or are others.
+    """
     named = config if model is None else dataclasses.replace(config, model=described(config.model, model))
     return begin(named, dataset, model, ignored)[1]
 
@@ -139,7 +142,7 @@ def _inherited(config: Config, dataset: Dataset, given: Classifier, tell: Tell |
 
 
 def _follow(network: Classifier, head: str, before: list[str], now: list[str]) -> None:
-    """Puts the rows of a head that is kept into the order that the data's classes have."""
+    """Put the rows of a head that is kept into the order that the data's classes have."""
     if before == now or not head or sorted(before) != sorted(now):
         return
     order = [before.index(name) for name in now]
@@ -200,8 +203,11 @@ def _read(config: Config, dataset: Dataset, architecture: str | None) -> Classif
 
 
 def _which(wanted: str, path: Path | None) -> str:
-    """The name of the weights that "auto" means: of a run the best, but the last of one that was not trained
-    to be robust, whose best epoch says nothing; elsewhere the only ones."""
+    """The name of the weights that "auto" means.
+
+    Of a run the best, but the last of one that was not trained to be robust, whose best epoch says nothing;
+    elsewhere the only ones.
+    """
     if wanted != "auto":
         return check_weights(wanted)
     if path is None or not (path / "best.safetensors").exists():

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 KIND = "level"  # under which the level's best state lies beside the sentinel's
 
 
-class Lessons:
-    """Acts on a session whose solver is a curriculum with a hold-out; on any other it does nothing.
+class CaiCurriculum:
+    """Raises the level of a session's curriculum by held-out accuracy; does nothing for other methods.
 
     The level's best state lies in `session.sentinel.level` and `session.sentinel_tensors`, in every
     checkpoint, so that a resumed run reloads the same.
@@ -44,13 +44,13 @@ class Lessons:
         return isinstance(solver, BoundBatchMixing) and solver.rule.held_out
 
     def after_epoch(self, line: dict[str, Any]) -> None:
-        """Measures at the present level, and keeps the state or comes back to the best one."""
+        """Measure at the present level, and keep the state or come back to the best one."""
         if not self.on:
             return
         solver = self._solver()
         level, accuracy = solver.level, self._accuracy(solver.level, line)
         line |= {"level_held_out": accuracy}
-        best, rises = solver.judge(accuracy, line["train_robust"], self.session.epoch)
+        best, rises = solver.outcome(accuracy, line["train_robust"], self.session.epoch)
         if best:
             self._keep()
         if rises and self.session.epoch + 1 < self.session.config.epochs:

@@ -51,8 +51,10 @@ def guesses(session: Session, line: dict[str, Any]) -> str:
 
 
 def enough(commonest: float) -> int:
-    """The fewest images on which chance can be told from a network that is halfway from it to all right: the
-    two binomial accuracies lie apart by two standard errors of each.
+    """The fewest images on which chance can be told from half of what can be learned.
+
+    The accuracies of a network that guesses and of one that is halfway from it to all right lie apart by two
+    standard errors of each.
 
     Args:
         commonest: share of the commonest class, which is what chance reaches. Above a half it counts as one:
@@ -82,7 +84,7 @@ def _answers(session: Session, split: Split, rows: list[int]) -> np.ndarray:
 
 
 def cause(session: Session, line: dict[str, Any]) -> str:
-    """What most likely keeps a training at chance, or has brought it there, and what to do about it."""
+    """The likeliest reason why a training is at chance, and what to do about it."""
     guessing = math.log(len(session.dataset.classes))
     worst = max(entry["loss"] for entry in [*session.history, line])
     eps = float(session.method.spec.threat.eps)
@@ -103,7 +105,7 @@ def cause(session: Session, line: dict[str, Any]) -> str:
 
 
 def ending(history: Sequence[Mapping[str, Any]]) -> str:
-    """What to tell at the end of a training whose last epoch is at chance; nothing of any other."""
+    """The message at the end of a training whose last epoch is at chance; nothing of any other."""
     if not history or not history[-1].get("at_chance"):
         return ""
     best = max(history, key=lambda line: line.get("robust", 0.0))  # the epoch whose weights are `best`

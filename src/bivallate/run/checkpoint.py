@@ -54,8 +54,10 @@ def place(folder: Path, epoch: int, step: int) -> Path:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Writes a checkpoint and removes all but the newest two. Of several processes all call it; all raise
-    what one of them meets."""
+    """Write a checkpoint and remove all but the newest two.
+
+    Of several processes all call it; all raise what one of them meets.
+    """
     path = place(folder, checkpoint.epoch, checkpoint.step)
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in checkpoint.tensors.items()}
     ranks = rank_files.write(folder, path.stem, tensors, checkpoint.values)
@@ -94,7 +96,7 @@ def _write(path: Path, checkpoint: Checkpoint, tensors: dict[str, Tensor], ranks
 
 
 def clear_orphans(folder: Path) -> None:
-    """Removes the banks and the parts of other processes whose checkpoint is gone, or was never finished."""
+    """Remove the banks and the parts of other processes whose checkpoint is gone, or was never finished."""
     whole = {path.stem for path in list_all(folder)}
     for bank in folder.glob(f"epoch-*{BANK}"):
         if bank.name.removesuffix(BANK) not in whole:
@@ -113,8 +115,10 @@ def list_all(folder: Path) -> list[Path]:
 
 
 def load(path: Path) -> Checkpoint:
-    """A checkpoint, verified. Raises UserError if the file is missing, truncated, damaged or not a
-    checkpoint."""
+    """A checkpoint, verified.
+
+    Raises UserError if the file is missing, truncated, damaged or not a checkpoint.
+    """
     try:
         return _load(path)
     except UserError as error:
@@ -197,8 +201,12 @@ def section(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The optimiser's state of every parameter as tensors, "NAME.KEY"; rates and decays are the
-    configuration's."""
+    """The optimiser's state of every parameter as tensors, "NAME.KEY".
+
+    Rates and decays are the configuration's.
+
+    Rates and decays are the configuration's.
+    """
     names, state = _names(optimizer, model), optimizer.state_dict()["state"]
     return {
         f"{names[i]}.{k}": v for i, entry in state.items() for k, v in entry.items() if isinstance(v, Tensor)

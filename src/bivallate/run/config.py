@@ -219,9 +219,11 @@ class Config:
         return amp_read(fields)
 
     def set(self, path: str, text: Any) -> Config:
-        """A copy with one value changed: `set("solver.steps", "20")`; a method's part needs no `method.`
-        before it, another `threat` is followed as by `Method.but`, and other `epochs` are a plan of their
-        own."""
+        """A copy with one value changed: `set("solver.steps", "20")`.
+
+        A method's part needs no `method.` before it, another `threat` is followed as by `Method.but`, and
+        other `epochs` are a plan of their own.
+        """
         ((path, text),) = amp_read({path: text}).items()
         first = path.partition(".")[0]
         if path.startswith("model.options."):
@@ -269,8 +271,10 @@ class Config:
 
     @staticmethod
     def read(path: Path) -> Config:
-        """A configuration file. Raises UserError for what it cannot read, with the nearest name for a wrong
-        key."""
+        """Read a configuration file.
+
+        Raises UserError for what it cannot read, with the nearest name for a wrong key.
+        """
         text = read_text(path, "configuration", 4 * MEGABYTE)
         entry = parse(text, path, "configuration", dict[str, Any], "TOML")
         entry = Config.read_older(entry)

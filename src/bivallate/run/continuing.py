@@ -25,8 +25,9 @@ ELSEWHERE = PLACES | {"device": "--device", "threads": "--threads"}
 
 
 def to_resume(folder: Path, config: Config, architecture: str) -> str:
-    """What goes on with a run that is interrupted, on as many processes; a call in Python where only code can
-    hand its parts over again.
+    """The command that goes on with an interrupted run, on as many processes.
+
+    A call in Python where only code can hand its parts over again.
 
     Args:
         config: as it runs, which may compute elsewhere than the one in the folder says.

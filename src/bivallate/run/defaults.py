@@ -54,8 +54,11 @@ def _suited(method: Method, data: str, fixed: Collection[str]) -> Method:
 
 
 def fitted(config: Config, rows: int) -> Config:
-    """With the batch that suits so many training rows: an eighth of them, but no more than is set and no
-    fewer than `SMALLEST`. For configurations whose batch size nobody has chosen."""
+    """The configuration with the batch size that suits so many training rows.
+
+    An eighth of them, but no more than is set and no fewer than `SMALLEST`. For configurations whose batch
+    size nobody has chosen.
+    """
     most = max(rows // MINIBATCHES, min(SMALLEST, rows))
     if config.method.weighting.needs_meta:  # the second stream, which is set apart, has as many a minibatch
         most = min(most, config.data.meta, rows // 4)

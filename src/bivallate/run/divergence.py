@@ -11,8 +11,10 @@ PROBED = 16  # training rows on which the network must give finite numbers
 
 
 def trouble_of(session: Session) -> str:
-    """What makes a state useless: weights, averages or an optimiser's memory that are not finite, or a
-    network that gives no finite number for training images; empty for a good one.
+    """What makes a state useless, in words; empty for a good one.
+
+    Weights, averages or an optimiser's memory that are not finite, or a network that gives no finite number
+    for training images.
 
     Cost: one pass over the weights, and one forward of a few images.
     """

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 
 class Average:
-    """A copy of a model whose parameters are averages of its parameters and whose buffers are copies of its
-    buffers.
+    """A copy of a model whose parameters are averages of the model's.
+
+    Its buffers are copies of the model's.
 
     average <- decay average + (1 - decay) parameter after every update, with the decay reduced to (1 + n) /
     (10 + n) in the first updates n so that the random initialisation is forgotten.
@@ -23,7 +24,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Takes in the parameters as they are now."""
+        """Take in the parameters as they are now."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         mine: list[Tensor] = list(self.model.parameters())

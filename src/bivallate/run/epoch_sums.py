@@ -12,9 +12,11 @@ from bivallate.types import StepRecord
 
 
 @dataclass
-class Tally:
-    """Running sums of what the steps of one epoch report, of this process; JSON holds floats exactly, so a
-    resume loses nothing.
+class EpochSums:
+    """Running sums of what the steps of one epoch report.
+
+    JSON holds floats exactly, so a resume loses nothing. Of several processes the first one's sums are kept:
+    a resume within an epoch counts them for every rank.
 
     Attributes:
         spread: of the weights. watched: margin and weight / mean of every stride-th row of the training data,
@@ -41,14 +43,16 @@ class Tally:
     everywhere: list[int] = field(default_factory=lambda: [0, 0, 0])
 
     def news(self, record: StepRecord, *, first: bool) -> list[float]:
-        """Rows, forward and backward passes that the other processes have not heard of, with those of the
-        step that is being made."""
+        """What the other processes have not heard of: rows, forward and backward passes.
+
+        With those of the step that is being made.
+        """
         own = self._costs()
         now = (record.examples if first else 0, record.passes.forward, record.passes.backward)
         return [float(a + b - sent) for a, b, sent in zip(own, now, self.sent, strict=True)]
 
     def heard(self, news: Sequence[float]) -> None:
-        """Takes in the sums of all processes' news, once the step is added."""
+        """Take in the sums of all processes' news, once the step is added."""
         self.sent = self._costs()
         self.everywhere = [a + round(b) for a, b in zip(self.everywhere, news, strict=True)]
 
@@ -56,7 +60,7 @@ class Tally:
         return [self.rows, self.forward, self.backward]
 
     def add(self, record: StepRecord, *, first: bool) -> None:
-        """Takes in one step; `first` tells the first use of a minibatch from a replay."""
+        """Take in one step; `first` tells the first use of a minibatch from a replay."""
         n = record.examples
         self.examples += n
         self.rows += n if first else 0
@@ -74,14 +78,14 @@ class Tally:
             self.logged[name] = self.logged.get(name, 0.0) + value * n
             self.counted[name] = self.counted.get(name, 0) + n
 
-    def over_ranks(self) -> Tally:
+    def over_ranks(self) -> EpochSums:
         """The sums of all ranks, the same on each."""
-        first, *others = (Tally.from_dict(kept) for kept in collective.gathered(self.to_dict()))
+        first, *others = (EpochSums.from_dict(kept) for kept in collective.gathered(self.to_dict()))
         for other in others:
             first._merge(other)
         return first
 
-    def _merge(self, other: Tally) -> None:
+    def _merge(self, other: EpochSums) -> None:
         for name in ("examples", "rows", "loss", "correct", "weight", "effective", "forward", "backward"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.seconds = max(self.seconds, other.seconds)
@@ -111,7 +115,7 @@ class Tally:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, kept: dict[str, Any]) -> Tally:
+    def from_dict(cls, kept: dict[str, Any]) -> EpochSums:
         """What `to_dict` gave; a checkpoint from before weights were counted begins to count them here."""
         costs = [kept.get(name, 0) for name in ("rows", "forward", "backward")]
         younger = {"sent": costs, "everywhere": costs}

@@ -32,14 +32,14 @@ from bivallate.run.session import pick_device
 from bivallate.schema import MEGABYTE, check, read_text
 from bivallate.schema import parse as parse_file
 
-__all__ = ["Examined", "evaluate", "keep", "partial_of", "split_of"]
+__all__ = ["Examined", "evaluate", "partial_of", "save_score", "split_of"]
 
 Threat = ThreatModel | Callable[[ThreatModel], ThreatModel] | None
 
 
 @dataclass(frozen=True, eq=False)
 class Examined:
-    """What an evaluation needs, except for the attack.
+    """What an evaluation needs besides the attack: model, data, threat, and where its result goes.
 
     Attributes:
         path: of the run's folder. model: on its device. data, points: the set, and its split under attack.
@@ -110,11 +110,14 @@ class Examined:
     def evaluate(
         self, attack: Any, *, file: Path | None = None, looked: Preflight | None = None, **options: Any
     ) -> Score:
-        """The score; grave findings of a look before it, and warnings about the data, go with it.
+        """Attack the run's model and score it.
+
+        Grave findings of a look before it, and warnings about the data, go with the score.
 
         Args:
-            file: where it is going to be kept. Verdicts are kept beside it until `keep`, and an evaluation
-                that was interrupted goes on from them. options: as in `bivallate.evaluation.evaluate`.
+            file: where it is going to be kept. Verdicts are kept beside it until `save_score`, and an
+                evaluation that was interrupted goes on from them. options: as in
+                `bivallate.evaluation.evaluate`.
         """
         resume = None if file is None else partial_of(file)
         score = score_of(self.model, self.points, self.threat, attack, resume=resume, **options)
@@ -131,8 +134,10 @@ def _marks(folder: RunFolder, data: Dataset) -> tuple[str, str]:
 
 
 def _configuration(file: Path) -> Config:
-    """A run's configuration; a method whose parts are not installed is none that an evaluation needs, so that
-    only its threat is read."""
+    """A run's configuration, or its threat alone.
+
+    A method whose parts are not installed is none that an evaluation needs, so that only its threat is read.
+    """
     try:
         return Config.read(file)
     except UserError:
@@ -145,8 +150,8 @@ def _configuration(file: Path) -> Config:
         return check(Config, decode({**entry, "method": known, "kind": "Config"}), "configuration")
 
 
-def keep(score: Score, file: Path) -> None:
-    """Writes a score, whole; the verdicts beside it have served."""
+def save_score(score: Score, file: Path) -> None:
+    """Write a score, whole; the verdicts beside it have served."""
     score.save(file)
     clear(partial_of(file))
 
@@ -183,7 +188,7 @@ def evaluate(
     progress: bool | Callable[[EvaluationProgress], object] = False,
     **options: Any,
 ) -> Score:
-    """How many points of some data a model classifies correctly whatever the attack tried.
+    """Attack a run or a model, and count the points that it classifies correctly whatever was tried.
 
     Args:
         model: a network or function, or a run (its folder, or what `train` returned): then data and threat

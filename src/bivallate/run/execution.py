@@ -63,7 +63,7 @@ def execute(
     max_minutes: float | None = None,
     log: str | Sequence[str | Logger] = (),
 ) -> Run:
-    """Runs a complete configuration in a new folder, which it holds until the end."""
+    """Run a complete configuration in a new folder, which it holds until the end."""
     if config.keep and out is None:
         raise UserError("keep=... stores weights in the run's folder: name one with out=...")
     if config.keep and max(config.keep) > config.epochs:
@@ -123,7 +123,7 @@ def finish(
     minutes: float | None = None,
     told: Sequence[Logger] = (),
 ) -> Run:
-    """Runs a session to its end; the loggers hear of it."""
+    """Run a session to its end; the loggers hear of it."""
     shown = Logged(progress, told, folder.path if folder else None) if told else progress
     config = session.config
     with computing(config.precision, config.deterministic, session.device):
@@ -137,7 +137,7 @@ def finish(
 
 
 def check_minutes(minutes: float | None) -> None:
-    """Raises UserError unless it is a time, or None."""
+    """Raise UserError unless it is a time, or None."""
     if minutes is None:
         return
     check_number("max_minutes", minutes)

@@ -33,8 +33,10 @@ FOLDERS = ("checkpoints", "evaluation", "audit", "diagnosis", "report-figures", 
 
 
 def check_weights(name: str) -> str:
-    """The name of some of a run's weights: best, last, ema, or epoch-N; `model`, as the file of the last is
-    called, is another word for last. Raises UserError for another."""
+    """The name of some of a run's weights: best, last, ema, or epoch-N.
+
+    `model`, as the file of the last is called, is another word for last. Raises UserError for another.
+    """
     if name == "model":
         return "last"
     if name not in WEIGHTS and not KEPT.fullmatch(name):
@@ -82,8 +84,11 @@ class EpochLine(TypedDict):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """config.toml, metrics.jsonl, model.safetensors + model.json, best, ema and epoch-N, checkpoints/,
-    evaluation/; what the commands that look at it put there: audit/, diagnosis/ and reports."""
+    """The files of a run.
+
+    config.toml, metrics.jsonl, model.safetensors + model.json, best, ema and epoch-N, checkpoints/,
+    evaluation/; what the commands that look at it put there: audit/, diagnosis/ and reports.
+    """
 
     path: Path
 
@@ -109,8 +114,11 @@ class RunFolder:
 
     @staticmethod
     def create(path: Path, *, overwrite: bool = False) -> RunFolder:
-        """A folder that is free for a run: new, empty, or with nothing but a run's beginning in it, which has
-        no state to go on from. Raises UserError if it holds more; `overwrite` clears a run."""
+        """A folder that is free for a run: new, empty, or with nothing but a run's beginning in it.
+
+        A run's beginning has no state to go on from. Raises UserError if it holds more; `overwrite` clears a
+        run.
+        """
         folder = RunFolder(path)
         if not folder.free and not overwrite:
             raise UserError(
@@ -139,7 +147,7 @@ class RunFolder:
         return folder
 
     def check_own(self) -> None:
-        """Raises UserError where a folder of the run is a link, through which would be written elsewhere."""
+        """Raise UserError where a folder of the run is a link, through which would be written elsewhere."""
         for place in (self.path / name for name in FOLDERS):
             if place.is_symlink():
                 raise UserError(
@@ -172,7 +180,7 @@ class RunFolder:
 
     @staticmethod
     def _is_ours(config: Path) -> bool:
-        """Whether a file is a configuration that a run wrote; one that is empty is nobody's."""
+        """Whether a file is a configuration that a run wrote."""
         try:
             check_regular(config)
             with config.open("rb") as stream:
@@ -186,9 +194,10 @@ class RunFolder:
         return name in (*CONTENTS, *REPORTS, *FOLDERS) or bool(kept)
 
     def clear(self) -> None:
-        """Removes what a run and the commands that look at it leave, the checkpoints last; files of the
-        user's own stay, and config.toml, which the next one replaces: a folder that is half cleared still is
-        a run's. Of links, only the link is removed.
+        """Remove what a run and the commands that look at it leave, the checkpoints last.
+
+        Files of the user's own stay, and config.toml, which the next one replaces: a folder that is half
+        cleared still is a run's. Of links, only the link is removed.
 
         Raises UserError for what cannot be removed.
         """
@@ -199,7 +208,7 @@ class RunFolder:
         sync_folder(self.path)
 
     def tidy(self) -> None:
-        """Removes what processes that are no more have left unfinished."""
+        """Remove what processes that are no more have left unfinished."""
         for place in (self.path, *(self.path / name for name in FOLDERS)):
             if place.is_dir() and not place.is_symlink():
                 sweep(place)

@@ -42,7 +42,7 @@ class Forecast:
 
 
 def forecast(config: Config, dataset: Dataset, model: nn.Module) -> Forecast:
-    """Tries a few minibatches with a rate of 0 at the full radius. The model is not to be used afterwards."""
+    """Try a few minibatches with a rate of 0 at the full radius. The model is not to be used afterwards."""
     session = on_trial(config, dataset, model)
     if session.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -10,8 +10,9 @@ from bivallate.run.config import Config
 
 
 def identity_of(config: Config, data: str, architecture: str) -> str:
-    """Sixteen digits of what a run is a function of; not of the machine, and not random, so that the same run
-    makes the same files.
+    """Sixteen digits of what a run is a function of.
+
+    Not of the machine, and not random, so that the same run makes the same files.
 
     Args:
         data: fingerprint of the data set.

@@ -39,8 +39,11 @@ def lengthening(planned: Config, longer: Config, steps: int) -> str:
 
 
 def hanging(config: Config, epochs: int, steps: int) -> list[str]:
-    """Dotted names of the parts that would have been others in a run of so many epochs, up to the end that is
-    planned now. A user's part counts if it is a schedule, a function of the clock alone."""
+    """Dotted names of the parts that would have been others in a run of so many epochs.
+
+    Up to the end that is planned now. A user's part counts if it is a schedule, a function of the clock
+    alone.
+    """
     moments = [(epoch, step) for epoch in range(config.epochs) for step in {0, steps // 2, steps - 1}]
     both = [[Clock(e, length, s, steps) for e, s in moments] for length in (config.epochs, epochs)]
     found = ["warm_up"] if _differs(lambda clock: growth(clock, config.warm_up), both) else []

@@ -50,8 +50,11 @@ def built_in(name: str) -> bool:
 
 
 def load_run(path: str | Path, weights: str, model: str | None) -> Classifier:
-    """The model of a run; `model` builds the network where it is the user's own, and is imported because the
-    user named it. Raises UserError without it."""
+    """The model of a run.
+
+    `model` builds the network where it is the user's own, and is imported because the user named it. Raises
+    UserError without it.
+    """
     described = read_manifest(RunFolder.open(Path(path)).path / "model.json")
     name = (described["spec"] or {}).get("name", described["architecture"])
     if built_in(name):

@@ -56,7 +56,7 @@ class Lock:
         self.folder, self.file, self.holder = folder, folder / NAME, Holder()
 
     def check(self) -> None:
-        """Raises UserError if the folder is gone, or another process has it now."""
+        """Raise UserError if the folder is gone, or another process has it now."""
         found = _read(self.file)
         if found is not None and found.token == self.holder.token:
             return
@@ -78,7 +78,7 @@ class Lock:
 
 @contextmanager
 def held(folder: Path, tell: Callable[[str], None] = lambda text: None) -> Iterator[Lock]:
-    """Holds a folder that is there.
+    """Hold a folder that is there.
 
     A holder on this machine is gone when its process is. One that cannot be seen (another machine on a shared
     file system, another container, a machine that has been started anew) renews the file's time every 20
@@ -167,8 +167,11 @@ def _now(folder: Path) -> float:
 
 @contextmanager
 def _turn(folder: Path) -> Iterator[None]:
-    """One process of this machine at a time looks at the lock and takes it. File systems that cannot lock
-    leave it to `check`: of two that write at once, the first then sees the other's name."""
+    """Let one process of this machine at a time look at the lock and take it.
+
+    File systems that cannot lock leave it to `check`: of two that write at once, the first then sees the
+    other's name.
+    """
     handle = None
     with suppress(ImportError, OSError):
         import fcntl

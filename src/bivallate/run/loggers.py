@@ -1,5 +1,7 @@
-"""The loggers that can be named: CSV files, TensorBoard, Weights & Biases, trackio. Each but the first needs
-the extra of its name; none is imported before it is asked for."""
+"""The loggers that can be named: CSV files, TensorBoard, Weights & Biases, trackio.
+
+Each but the first needs the extra of its name; none is imported before it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -54,13 +56,16 @@ def _place(folder: Path | None, name: str) -> Path:
 
 
 class Csv:
-    """`steps.csv`, `epochs.csv` and `alarms.csv` below the run's `logs/csv`. Columns come as they are first
-    told of; files are rewritten whole when a column comes or a run goes on from an earlier step."""
+    """`steps.csv`, `epochs.csv` and `alarms.csv` below the run's `logs/csv`.
+
+    Columns come as they are first told of; files are rewritten whole when a column comes or a run goes on
+    from an earlier step.
+    """
 
     name = "csv"
 
     def begin(self, config: Mapping[str, Any], folder: Path | None, step: int) -> None:
-        """Keeps the lines up to `step`."""
+        """Keep the lines up to `step`."""
         self._folder = _place(folder, self.name)
         self._rows = {kind: self._read(kind, step) for kind in ("steps", "epochs", "alarms")}
         for kind in self._rows:
@@ -127,7 +132,7 @@ class TensorBoard:
         self._writer_of = _package(self.name, "torch.utils.tensorboard").SummaryWriter
 
     def begin(self, config: Mapping[str, Any], folder: Path | None, step: int) -> None:
-        """Opens a file of events; steps after `step` of earlier ones are void."""
+        """Open a file of events; steps after `step` of earlier ones are void."""
         self._writer = self._writer_of(str(_place(folder, self.name)), purge_step=step + 1 if step else None)
         self._writer.add_text("configuration", "\n".join(f"    {k} = {v}" for k, v in _flat(config)), step)
 
@@ -149,7 +154,7 @@ class TensorBoard:
         self._writer.add_image(name, _pixels(figure), step, dataformats="HWC")
 
     def end(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._writer.close()
 
     def _scalars(self, what: str, step: int, values: Mapping[str, float]) -> None:
@@ -158,8 +163,11 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of Weights & Biases in project `bivallate` (WANDB_PROJECT names another, WANDB_MODE=offline keeps
-    it here), below the run's `logs/wandb`. A run that goes on is a new one there, in the same group."""
+    """A run of Weights & Biases in project `bivallate`, below the run's `logs/wandb`.
+
+    WANDB_PROJECT names another project, WANDB_MODE=offline keeps it here. A run that goes on is a new one
+    there, in the same group.
+    """
 
     name = "wandb"
 
@@ -167,7 +175,7 @@ class WandB:
         self._wandb = _package(self.name)
 
     def begin(self, config: Mapping[str, Any], folder: Path | None, step: int) -> None:
-        """Opens the run."""
+        """Open the run."""
         self._run = self._wandb.init(
             project=None if os.environ.get("WANDB_PROJECT") else PROJECT,
             name=_title(config, folder) + (f" from step {step}" if step else ""),
@@ -194,7 +202,7 @@ class WandB:
         self._run.log({name: self._wandb.Image(_pixels(figure))}, step=step)
 
     def end(self) -> None:
-        """Closes the run."""
+        """Close the run."""
         self._run.finish()
 
 
@@ -207,7 +215,7 @@ class Trackio:
         self._trackio = _package(self.name)
 
     def begin(self, config: Mapping[str, Any], folder: Path | None, step: int) -> None:
-        """Opens the run."""
+        """Open the run."""
         name = _title(config, folder) + (f" from step {step}" if step else "")
         self._trackio.init(project=PROJECT, name=name, config=dict(_flat(config)), embed=False)
 
@@ -228,7 +236,7 @@ class Trackio:
         self._trackio.log({name: self._trackio.Image(_pixels(figure))}, step=step)
 
     def end(self) -> None:
-        """Closes the run."""
+        """Close the run."""
         self._trackio.finish()
 
 

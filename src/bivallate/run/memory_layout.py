@@ -1,5 +1,7 @@
-"""Which memory layout of the convolutions a run's own training steps are faster in: measured, then written
-down."""
+"""Which memory layout of the convolutions a run's own training steps are faster in.
+
+It is measured, then written down.
+"""
 
 from __future__ import annotations
 

@@ -33,8 +33,9 @@ class Flat:
 
 @part
 class Triangle:
-    """Linear from 0 to the peak at the fraction `peak` of training, and back to 0: the fast family's
-    schedule.
+    """Linear from 0 to the peak and back to 0: the fast family's schedule.
+
+    The peak is at the fraction `peak` of training.
 
     Attributes:
         cycle_momentum: also move momentum from 0.9 down to 0.8 at the peak and back, as torch's CyclicLR does
@@ -113,8 +114,10 @@ class Pieces:
 
 @part
 class Cosine:
-    """Half a cosine from the peak to `floor` times the peak, after a linear warm-up over the fraction
-    `warm_up`."""
+    """Half a cosine from the peak to `floor` times the peak, after a linear warm-up.
+
+    The warm-up takes the fraction `warm_up`.
+    """
 
     floor: float = 0.0
     warm_up: float = 0.0
@@ -260,7 +263,7 @@ def optimizer_of(spec: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
 def set_rate(
     optimizer: torch.optim.Optimizer, spec: Optimizer, rate: Rate, clock: Clock, scale: float = 1.0
 ) -> float:
-    """Puts the learning rates of this moment (and momentum, if the schedule moves it) into the optimiser.
+    """Put the learning rates of this moment (and momentum, if the schedule moves it) into the optimiser.
 
     Args:
         scale: what the sentinel has left of the rate.

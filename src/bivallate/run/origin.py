@@ -19,8 +19,10 @@ _ID = re.compile("[0-9a-f]{7,64}")
 
 @cache
 def commit() -> dict[str, Any]:
-    """Commit of the package's sources and whether they were modified since; where they are in no repository
-    of their own (a copy on a compute node, an image), what `BIVALLATE_COMMIT` says of them, or empty."""
+    """Commit of the package's sources, and whether they were modified since.
+
+    Empty where they are in no repository of their own.
+    """
     root = Path(__file__).parents[1]
     head = _git(root, "rev-parse", "HEAD") if _git(root, "ls-files", "__init__.py") else ""
     if head:

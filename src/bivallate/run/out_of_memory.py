@@ -1,5 +1,7 @@
-"""Minibatches that do not fit into memory: what is measured goes on in smaller ones, what is trained on says
-which would fit."""
+"""Minibatches that do not fit into memory: smaller ones, or the error that says which would fit.
+
+What is measured goes on in smaller ones, what is trained on says which would fit.
+"""
 
 from __future__ import annotations
 
@@ -64,8 +66,9 @@ def in_pieces(n: int, size: int, work: Callable[[int, int], object]) -> int:
 
 
 def room_for(model: nn.Module, x: Tensor, most: int) -> int:
-    """How many images like x (1, C, H, W) can be attacked at once, at most `most`, by half and half again;
-    an estimate, so that memory need not run out first.
+    """How many images like x (1, C, H, W) can be attacked at once, at most `most`.
+
+    By half and half again; an estimate, so that memory need not run out first.
 
     Cost: four forwards of x.
     """

@@ -10,7 +10,7 @@ from torch import Tensor
 from bivallate.errors import UserError
 from bivallate.parts import encode, portable
 from bivallate.run.checkpoint import Checkpoint, section
-from bivallate.run.epoch_sums import Tally
+from bivallate.run.epoch_sums import EpochSums
 from bivallate.run.optim import rate_before
 from bivallate.run.sentinel import SentinelState
 from bivallate.run.session import Session
@@ -64,7 +64,7 @@ def unpack(session: Session, checkpoint: Checkpoint) -> None:
             f"the checkpoint is of another model or method than {session.model.architecture}: {error}"
         ) from error
     session.epoch, session.step = checkpoint.epoch, checkpoint.step
-    session.tally = Tally.from_dict(values["tally"])
+    session.tally = EpochSums.from_dict(values["tally"])
     session.history, session.best, session.best_epoch = (
         values["history"],
         values["best"],

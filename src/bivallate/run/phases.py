@@ -42,7 +42,7 @@ class Phase:
 
 
 def check_phases(phases: object) -> None:
-    """Raises UserError for anything but phases, one after the other, the last until the end."""
+    """Raise UserError for anything but phases, one after the other, the last until the end."""
     whole = isinstance(phases, tuple) and all(isinstance(item, Phase) for item in phases)
     ends = [item.until for item in phases] if whole else []  # pyright: ignore[reportGeneralTypeIssues]
     if not whole or ends != sorted(set(ends)) or (ends and ends[-1] != 1):
@@ -73,8 +73,10 @@ def batches_by_phase(
     device: torch.device,
     fewest: int = 2,
 ) -> tuple[Batches, ...]:
-    """The minibatches of each phase; of the whole training where there are no phases. `size`: of a
-    minibatch, `fewest`: of its rows for every process."""
+    """The minibatches of each phase; of the whole training where there are no phases.
+
+    `size`: of a minibatch.
+    """
     _, h, w = train.shape
     return tuple(
         Batches(
@@ -87,7 +89,7 @@ def batches_by_phase(
 
 
 def take_sizes(model: Classifier, phases: Sequence[Phase]) -> None:
-    """Lets the network take images of every size that the phases show it.
+    """Let the network take images of every size that the phases show it.
 
     Raises:
         UserError: for a network that is made for one size.

@@ -16,7 +16,7 @@ from rich.progress import TimeRemainingColumn
 
 from bivallate.evaluation.watching import EVERY, SHORT, duration
 from bivallate.quoting import visible
-from bivallate.steady import Steady
+from bivallate.steady import SafeStream
 from bivallate.terminal import bar, literal_console
 from bivallate.types import StepRecord
 
@@ -36,7 +36,7 @@ class WatchedRun(Protocol):
 
 
 class Progress:
-    """Says nothing: for runs in memory and for tests. The base of what speaks."""
+    """The progress that shows nothing, for runs in memory and for tests; the base of all others."""
 
     def __enter__(self) -> Progress:
         return self
@@ -67,8 +67,10 @@ class Progress:
 
 
 def attacks(line: Mapping[str, Any]) -> bool:
-    """Whether the training of an epoch attacked its images: it took more than the one forward pass of its
-    loss."""
+    """Whether the training of an epoch attacked its images.
+
+    It took more than the one forward pass of its loss.
+    """
     return line.get("forward", math.inf) > 1
 
 
@@ -96,9 +98,11 @@ def describe(line: dict[str, Any], epochs: int) -> str:
 
 
 class Spoken(Progress):
-    """A bar with the running numbers on a terminal, and a line an epoch; lines alone where there is no
-    terminal, also within a long epoch. Before the first of them, what their numbers mean, unless that has
-    been said. `quiet`: alarms alone."""
+    """Shows a bar with the running numbers on a terminal, and a line an epoch.
+
+    Lines alone where there is no terminal, also within a long epoch. Before the first of them, what their
+    numbers mean, unless that has been said. `quiet`: alarms alone.
+    """
 
     def __init__(
         self,
@@ -110,7 +114,7 @@ class Spoken(Progress):
     ) -> None:
         self.console = console or literal_console(beside=True, soft_wrap=True)
         if console is None:
-            self.console.file = Steady(lambda: sys.stderr)  # pyright: ignore[reportAttributeAccessIssue]
+            self.console.file = SafeStream(lambda: sys.stderr)  # pyright: ignore[reportAttributeAccessIssue]
         self.title, self.every, self.explain = visible(title), every, explain
         self.quiet = quiet
         self._bar = bar(self.console, TimeRemainingColumn(elapsed_when_finished=True))
@@ -139,7 +143,7 @@ class Spoken(Progress):
         self._task = self._bar.add_task(self.title, total=total, completed=done, numbers="")
 
     def step(self, session: WatchedRun, record: StepRecord, lr: float) -> None:
-        """Moves the bar, at most ten times a second."""
+        """Move the bar, at most ten times a second."""
         done = session.epoch * len(session.batches) + session.step + 1
         now = time.monotonic()
         if now - self._shown < 0.1:
@@ -157,8 +161,10 @@ class Spoken(Progress):
             self._speak(session, done, now)
 
     def _speak(self, session: WatchedRun, done: int, now: float) -> None:
-        """How far the run is, where there is no terminal: once when it is known to be long, then every half
-        minute."""
+        """Say how far the run is, where there is no terminal.
+
+        Once when it is known to be long, then every half minute.
+        """
         spent, total = now - self._began, session.config.epochs * len(session.batches)
         left = spent * (total - done) / max(1, done - self._first)
         due = spent >= SURE and left > SHORT if self._spoken is None else now - self._spoken >= EVERY

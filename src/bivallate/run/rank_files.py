@@ -30,7 +30,7 @@ Values = dict[str, Any]
 
 
 def write(folder: Path, name: str, tensors: Tensors, values: Values) -> dict[str, str]:
-    """Writes this process's part of a checkpoint, where it has one; called by all processes at once.
+    """Write this process's part of a checkpoint, where it has one; called by all processes at once.
 
     Returns:
         File name -> seal of every part, on every process.
@@ -65,8 +65,9 @@ def _marks(tensors: Tensors, values: Values) -> dict[str, Any]:
 def overlaid(
     folder: Path, seals: dict[str, str], world: int | None, tensors: Tensors, values: Values
 ) -> None:
-    """Puts this process's part over what the first one has written, if there are as many processes as there
-    were. The first process looks at all parts.
+    """Put this process's part over what the first one has written.
+
+    If there are as many processes as there were. The first process looks at all parts.
 
     Raises:
         UserError: a part is missing, damaged, or of another checkpoint.

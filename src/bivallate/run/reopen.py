@@ -1,4 +1,4 @@
-"""A run folder as it was left: what to go on from, and what of it must be written again."""
+"""What a run folder can go on from, and what of it must be written again."""
 
 from __future__ import annotations
 
@@ -74,8 +74,10 @@ def _check_processes(found: Checkpoint) -> None:
 
 
 def reopen(folder: RunFolder, tell: Tell, *, fall_back: bool = True) -> tuple[Config, Checkpoint | None]:
-    """The configuration of a run, and the newest checkpoint that is whole; None where the run ended before
-    its first, so that it begins anew. A config.toml that is missing or torn is written again.
+    """The configuration of a run, and the newest checkpoint that is whole.
+
+    None where the run ended before its first, so that it begins anew. A config.toml that is missing or torn
+    is written again.
 
     Raises UserError where nothing can be gone on from, or config.toml is another run's than the checkpoint.
     """
@@ -155,8 +157,10 @@ def _flat(entry: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def repair(folder: RunFolder, session: Session, tell: Tell) -> None:
-    """Writes again what the session's checkpoint holds and the folder has lost: the record, and at the end of
-    an epoch its weights and the manifest. Says what is lost for good."""
+    """Write again what the session's checkpoint holds and the folder has lost.
+
+    The record, and at the end of an epoch its weights and the manifest. Says what is lost for good.
+    """
     _record(folder, session, tell)
     present = _present(session) if session.step == 0 and session.epoch else {}
     if present and not _described(folder, session):
@@ -232,7 +236,9 @@ def _described(folder: RunFolder, session: Session) -> bool:
 
 
 def _meant(about: dict[str, Any], free: set[str], open_to: set[str]) -> dict[str, Any]:
-    """What a manifest says but for what may differ; `normalisation` says the statistics of `spec` too, which
-    may be one number for all channels."""
+    """What a manifest says, but for what may differ.
+
+    `normalisation` says the statistics of `spec` too, which may be one number for all channels.
+    """
     flat = _flat({k: v for k, v in about.items() if k not in free})
     return {key: value for key, value in flat.items() if key not in open_to}

@@ -47,8 +47,9 @@ def resume(
     max_minutes: float | None = None,
     log: str | Sequence[str | Logger] = (),
 ) -> Run:
-    """Goes on with an interrupted run, to the weights that an uninterrupted one would have reached, bit for
-    bit.
+    """Go on with an interrupted run, to the same weights bit for bit.
+
+    Those that an uninterrupted one would have reached.
 
     Args:
         path: the run's folder.
@@ -114,8 +115,10 @@ def begin_or_resume(
     overwrite: bool = False,
     **options: Any,
 ) -> Run:
-    """Runs a complete configuration; with `resume_if_there` goes on with the run that is in the folder, if
-    one is, which has to be the same, and begins anew otherwise. options: as of `execute`.
+    """Run a complete configuration, or go on with the run that is in the folder.
+
+    With `resume_if_there` goes on with the run that is in the folder, if one is, which has to be the same,
+    and begins anew otherwise. options: as of `execute`.
 
     Raises:
         UserError: the run that is there is another one, or there is no folder, or it is to be replaced too.
@@ -136,7 +139,7 @@ def begin_or_resume(
 
 
 def _check_same(config: Config, folder: RunFolder) -> None:
-    """Raises UserError unless a folder's run is of this configuration, but for where it is computed."""
+    """Raise UserError unless a folder's run is of this configuration, but for where it is computed."""
     try:
         there = Config.read(folder.config)
     except UserError:  # torn or missing: `resume` writes it again
@@ -152,7 +155,7 @@ def _check_same(config: Config, folder: RunFolder) -> None:
 
 
 def _go_beyond(folder: RunFolder, session: Session, planned: Config, tell: Tell) -> None:
-    """Writes down that the run is longer than it was planned, and says what that changes."""
+    """Write down that the run is longer than it was planned, and say what that changes."""
     config = session.config
     if session.settled:
         raise UserError(

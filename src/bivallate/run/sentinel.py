@@ -70,7 +70,7 @@ class SentinelState:
         return SentinelState(**{**given, "growing": None if growing is None else tuple(growing)})
 
     def scales(self) -> dict[str, float]:
-        """What the rollbacks have left, for the record."""
+        """What the rollbacks have left of rate and steps, for the record."""
         steps = {} if self.number is None else {"attack_steps": self.number}
         return {"attack_scale": self.length, **steps, "rate_scale": self.rate}
 
@@ -187,10 +187,13 @@ class Sentinel:
 
     def collapsed(self, fgsm: float, pgd: float) -> bool:
         """Whether this looks like catastrophic overfitting."""
+        # Either alone misleads: at a large radius one step is so weak that FGSM leaves much more than PGD of
+        # a sound model too, and where both leave a few points, chance makes one twice the other.
         return fgsm - pgd >= self.gap and pgd <= fgsm / 2
 
     def calm(self, fgsm: float, pgd: float) -> bool:
         """Whether a state is good enough to come back to."""
+        # Half the alarm's gap: a state close to the alarm would raise it again at the next check.
         return fgsm - pgd < self.gap / 2
 
     def overfitted(self, held: list[float], trained: list[float], rows: int) -> tuple[float, float] | None:
@@ -208,6 +211,7 @@ class Sentinel:
         peak = max(
             range(len(means) - w + 1), key=means.__getitem__
         )  # the last window shares no epoch with it
+        # An accuracy of 0 or 1 has no variance by the formula; one of its rows could still have been another.
         error = 2 * math.sqrt(max(means[peak] * (1 - means[peak]), 1 / rows) / rows)
         fell = means[peak] - means[-1] >= max(self.drop, error)
         return (means[peak], means[-1]) if fell and gains[-1] - gains[peak] >= self.drop else None

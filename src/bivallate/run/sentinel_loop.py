@@ -1,4 +1,4 @@
-"""The sentinel at work: it looks at a session between minibatches, and moves it back when told to."""
+"""The sentinel between minibatches: it looks at a session, and rolls it back at an alarm."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Watch:
 
     @property
     def state(self) -> SentinelState:
-        """What the session remembers for it."""
+        """The sentinel's state within the session."""
         return self.session.sentinel
 
     def after_step(self) -> list[str]:
@@ -65,8 +65,10 @@ class Watch:
         return []
 
     def after_epoch(self, line: dict[str, Any]) -> list[str]:
-        """Adds to the epoch's line what was seen; looks for chance and for robust overfitting. Returns what
-        to tell."""
+        """Add to the epoch's line what was seen; look for chance and for robust overfitting.
+
+        Returns what to tell.
+        """
         if not self.rule.on:
             return []
         rows, forward, backward = self._training()
@@ -155,7 +157,7 @@ class Watch:
         self.state.alarmed = [k for k in self.state.alarmed if k != kind]
 
     def _alarm(self, kind: str, text: str, *, lost: bool = True) -> list[str]:
-        """Records an alarm, once until it is over, and answers it. Returns the text."""
+        """Record an alarm, once until it is over, and answer it. Returns the text."""
         s, state = self.session, self.state
         back = lost and self.rule.answered(kind) and state.rollbacks < self.rule.limit
         if kind in state.alarmed and not back:
@@ -178,7 +180,7 @@ class Watch:
         return [f"epoch {alarm['epoch']}, minibatch {alarm['step']}: {alarm['text']}"]
 
     def _keep(self, kind: str) -> None:
-        """The present state is one to come back to."""
+        """Keep the present state as one to roll back to."""
         if not self.rule.answered(kind):
             return
         s = self.session
@@ -208,7 +210,7 @@ class Watch:
         s.relearn(own, state.good[kind]["values"])
 
     def _help(self) -> None:
-        """Lowers the rate, lets the radius grow anew, or both; and gives that its time."""
+        """Lower the rate, let the radius grow anew, or both; and give that its time."""
         s, state, rule = self.session, self.state, self.rule
         done = (s.epoch + 1) / s.config.planned(s.epoch)
         state.patience = min(1.0, done + rule.chance)

@@ -22,7 +22,7 @@ from bivallate.run.arithmetic import autocast_of, lay_out
 from bivallate.run.checkpoint import pack_optimizer, section, unpack_optimizer
 from bivallate.run.config import STREAMING, Config
 from bivallate.run.ema import Average
-from bivallate.run.epoch_sums import Tally
+from bivallate.run.epoch_sums import EpochSums
 from bivallate.run.identity import identity_of
 from bivallate.run.optim import optimizer_of
 from bivallate.run.origin import origin
@@ -36,8 +36,10 @@ WATCHED = 100  # training rows whose margin and weight every epoch records
 
 
 def pick_device(name: str) -> torch.device:
-    """The device by name; "auto" is CUDA, then MPS, then the CPU. Raises UserError for one that is not
-    there."""
+    """The device by name; "auto" is CUDA, then MPS, then the CPU.
+
+    Raises UserError for one that is not there.
+    """
     if name == "auto" and not torch.cuda.is_available():
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     own = torch.device("cuda", collective.local_rank() % max(1, torch.cuda.device_count()))
@@ -75,8 +77,10 @@ def load_data(spec: Any, seed: int, *, whole: bool = False) -> Dataset:
 
 
 def own_data(spec: Any, seed: int) -> Dataset:
-    """The data that a run was trained on. Raises UserError, with the remedy, where they are not there any
-    more."""
+    """The data that a run was trained on.
+
+    Raises UserError, with the remedy, where they are not there any more.
+    """
     try:
         return load_data(spec, seed)
     except UserError as error:
@@ -96,7 +100,7 @@ def settled(spec: Any) -> Any:
 
 
 def _check_several(dataset: Dataset) -> None:
-    """Raises UserError for data of one class, of which every answer would be right."""
+    """Raise UserError for data of one class, of which every answer would be right."""
     if len(dataset.classes) < 2:
         raise UserError(
             f"the data have one class, {dataset.classes[0]!r}: there is nothing to tell apart; name data of "
@@ -201,9 +205,9 @@ class Session:
         """The minibatches of the present phase; behind the last epoch those of the last phase."""
         return self._batches[phase_at(self.config.phases, self.epoch, self.config.epochs)]
 
-    def new_tally(self) -> Tally:
+    def new_tally(self) -> EpochSums:
         """For an epoch; it watches about `WATCHED` rows of the training data, the same in every epoch."""
-        return Tally(stride=max(1, len(self.dataset.train) // WATCHED))
+        return EpochSums(stride=max(1, len(self.dataset.train) // WATCHED))
 
     def _streams(self) -> tuple[Split, Split | None]:
         """Training rows, and the second stream where the weighting asks for one."""
@@ -215,7 +219,7 @@ class Session:
         return rest, meta
 
     def clock(self, replay: int = 0) -> Clock:
-        """Now."""
+        """The moment of training that the session stands at."""
         c = self.config
         return Clock(self.epoch, c.planned(self.epoch), self.step, len(self.batches), replay, c.seed)
 
@@ -230,7 +234,7 @@ class Session:
         return {"eps": float(self.method.threat.eps)} if grows else {}
 
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What training has made so far: weights, optimiser, the method's memory, averages; not copied."""
+        """What training has changed: weights, optimiser, the method's memory, averages; not copied."""
         tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"optimizer.{k}": v for k, v in pack_optimizer(self.optimizer, self.model).items()}
         memory = self.method.state_dict()

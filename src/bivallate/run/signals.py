@@ -43,9 +43,12 @@ class Request:
 
 @contextmanager
 def interruptible(minutes: float | None = None) -> Iterator[Request]:
-    """Turns the first SIGINT, SIGTERM, SIGHUP or SIGUSR1 (schedulers of clusters send it before time is up)
-    into a request; a second one interrupts at once. One that is ignored, as under nohup, stays so. Main
-    thread only. `minutes`: after which stopping is asked for as well."""
+    """Turn the first signal to stop into a request; a second one interrupts at once.
+
+    The signals are SIGINT, SIGTERM, SIGHUP and SIGUSR1 (schedulers of clusters send it before time is up).
+    One that is ignored, as under nohup, stays so. Main thread only. `minutes`: after which stopping is asked
+    for as well.
+    """
     request = Request(minutes)
     if threading.current_thread() is not threading.main_thread():
         yield request

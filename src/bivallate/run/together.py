@@ -14,7 +14,7 @@ __all__ = ["normalise_together"]
 
 
 def normalise_together(model: nn.Module, method: Method) -> None:
-    """Lets BatchNorm normalise over the rows of all processes, where there are several.
+    """Let BatchNorm normalise over the rows of all processes, where there are several.
 
     Raises:
         UserError: for a layer that cannot, for an attack on parts of a minibatch, of which a process may have

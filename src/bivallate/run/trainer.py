@@ -16,7 +16,7 @@ from bivallate.errors import UserError, out_of_memory
 from bivallate.lower.modes import learning
 from bivallate.record import NonFinite, Tell
 from bivallate.run import checkpoint, packing
-from bivallate.run.cai_curriculum import Lessons
+from bivallate.run.cai_curriculum import CaiCurriculum
 from bivallate.run.continuing import to_resume
 from bivallate.run.divergence import trouble_of
 from bivallate.run.folder import RunFolder
@@ -51,7 +51,7 @@ class Trainer:
         minutes: float | None = None,
     ) -> None:
         self.session, self.folder, self.progress, self.lock = session, folder, progress, lock
-        self.watch, self.lessons, self.minutes = Watch(session), Lessons(session), minutes
+        self.watch, self.curriculum, self.minutes = Watch(session), CaiCurriculum(session), minutes
         self._saved = time.monotonic()
         self._since = time.monotonic()
 
@@ -98,8 +98,11 @@ class Trainer:
             self._interrupt(request)
 
     def _minibatch(self, batch: Batch, request: Request) -> tuple[bool, bool]:
-        """All replays of one minibatch; checkpoints lie between minibatches. Returns whether one of the
-        processes has been asked to stop, and whether it is time for the first one to save."""
+        """All replays of one minibatch; checkpoints lie between minibatches.
+
+        Returns whether one of the processes has been asked to stop, and whether it is time for the first one
+        to save.
+        """
         session, config = self.session, self.session.config
         rate = set_rate(
             session.optimizer, config.optimizer, config.rate, session.clock(), session.sentinel.rate
@@ -151,7 +154,7 @@ class Trainer:
         )
 
     def _check_good(self) -> None:
-        """Raises NonFinite for a state that must not be kept, so that the last good one stays."""
+        """Raise NonFinite for a state that must not be kept, so that the last good one stays."""
         session, trouble = self.session, trouble_of(self.session)
         if trouble:
             place = f"epoch {session.epoch + 1}, minibatch {session.step}"
@@ -180,7 +183,7 @@ class Trainer:
         if session.epoch + 1 in session.config.keep and self.folder is not None and collective.rank() == 0:
             session.save_model(self.folder.path, f"epoch-{session.epoch + 1}")
         told = self.watch.after_epoch(line)  # may go back to earlier weights, and so may a curriculum
-        self.lessons.after_epoch(line)
+        self.curriculum.after_epoch(line)
         session.forward += whole.forward
         session.backward += whole.backward
         self._lap()
@@ -234,7 +237,7 @@ class Trainer:
         )
 
     def _check_lock(self) -> None:
-        """Raises UserError, on all processes, if the first one does not hold the folder any more."""
+        """Raise UserError, on all processes, if the first one does not hold the folder any more."""
         lost = None
         try:
             if self.lock is not None:
@@ -278,7 +281,7 @@ def _step(session: Session, batch: Batch, clock: Clock, tell: Tell) -> StepRecor
 
 
 def limit_threads(threads: int) -> None:
-    """Sets torch's number of threads; 0 leaves it. Bit-identical resumption needs the same number."""
+    """Set torch's number of threads; 0 leaves it. Bit-identical resumption needs the same number."""
     most = 4 * (os.cpu_count() or 1)
     if not 0 <= threads <= most:
         raise UserError(

@@ -51,7 +51,7 @@ def train(
     log: str | Sequence[str | Logger] = (),
     **settings: Any,
 ) -> Run:
-    """Trains a model and returns the finished run.
+    """Train a model and return the finished run.
 
     Args:
         model: a network, or the name of an architecture; None with `init`, whose weights know theirs.
@@ -155,8 +155,10 @@ def _method(method: Method | str, eps: float | str | None, norm: str, data_name:
 
 
 def _named(dataset: Dataset) -> str:
-    """The name to load it by again; the fingerprint that checkpoints keep tells whether that gives the same
-    data."""
+    """The name to load a data set by again; empty where it has none.
+
+    The fingerprint that checkpoints keep tells whether that gives the same data.
+    """
     return dataset.name if dataset.name in data.registry.names() else ""
 
 

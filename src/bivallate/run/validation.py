@@ -102,8 +102,9 @@ class Look:
 
 
 def look(model: nn.Module, x: Tensor, y: Tensor, threat: Linf | L2, noise: Noise, steps: int) -> Look:
-    """How rows withstand FGSM and then PGD, and how their gradients turn. Eval mode; the model is left as
-    found.
+    """How rows withstand FGSM and then PGD, and how their gradients turn.
+
+    Eval mode; the model is left as found.
 
     Cost: 3 forwards and 2 backwards a row, and steps + 1 forwards and steps backwards a row that FGSM left.
 

@@ -30,8 +30,11 @@ def growth(clock: Clock, share: float, begun: float = 0.0) -> float:
 
 
 def set_radius(method: BoundMethod, factor: float) -> None:
-    """Lets the running method attack within a part of its radius; its steps keep their length, and are
-    projected. Raises UserError for a threat that cannot be had with another radius."""
+    """Let the running method attack within a part of its radius.
+
+    Its steps keep their length, and are projected. Raises UserError for a threat that cannot be had with
+    another radius.
+    """
     full = method.spec.threat
     if factor >= 1:
         method.threat = full

@@ -1,4 +1,4 @@
-"""How the weights of an epoch are distributed, in a few hundred bins, so that a checkpoint can keep it."""
+"""The distribution of an epoch's weights in a few hundred bins, so that a checkpoint can keep it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Spread:
     heaviest: float = 1.0
 
     def add(self, relative: list[float]) -> None:
-        """Takes in the weights of one step."""
+        """Take in the weights of one step."""
         values = np.asarray(relative)
         bins, many = np.unique(np.searchsorted(EDGES, values, side="right"), return_counts=True)
         for k, n in zip(bins.tolist(), many.tolist(), strict=True):
@@ -33,7 +33,7 @@ class Spread:
         self.heaviest = max(self.heaviest, float(values.max()))
 
     def merge(self, other: Spread) -> None:
-        """Takes in all that another one holds."""
+        """Take in all that another one holds."""
         self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
         self.lightest = min(self.lightest, other.lightest)
         self.heaviest = max(self.heaviest, other.heaviest)

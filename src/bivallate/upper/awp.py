@@ -19,8 +19,9 @@ from bivallate.upper.loss import Loss
 
 @part
 class AWP(Loss):
-    """The host loss at theta + v, v_l = gamma ||theta_l|| g_l / ||g_l|| with g the gradient of the host loss
-    at theta.
+    """The host loss at adversarially perturbed weights theta + v.
+
+    v_l = gamma ||theta_l|| g_l / ||g_l|| with g the gradient of the host loss at theta.
 
     An approximate solution of max over ||v_l|| <= gamma ||theta_l|| of the host loss, by one normalised step
     of ascent; only weight tensors with more than one dimension are perturbed (BatchNorm and biases are not).

@@ -71,7 +71,7 @@ class ClassTrades(Loss):
         check_range("base", self.base, 0)
 
     def check(self, method: Composition) -> None:
-        """Refuses solvers that gather no scores."""
+        """Refuse solvers that gather no scores."""
         if not hasattr(method.solver, "score"):
             raise UserError(
                 f"the loss ClassTrades reads the scores that the solver ClassRadius gathers, and "

@@ -1,5 +1,7 @@
-"""Robust losses, one value an example, split into the part that example weights multiply and the part they do
-not."""
+"""Robust losses, one value an example, in two parts.
+
+The part that the example weights multiply, and the part that they do not.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,10 @@ class Loss(Role, ABC):
     reuses_forward: ClassVar[bool] = False
 
     def follows(self, objective: object) -> bool:
-        """Whether it is known that the gradient of `robust` at the logits is, row by row, a multiple of the
-        attacker's objective's."""
+        """Whether the gradient of `robust` at the logits is known to be the attacker's, row by row.
+
+        A multiple of the attacker's objective's.
+        """
         return False
 
     @abstractmethod
@@ -62,8 +66,9 @@ class Adversarial(Loss):
 
 @part
 class Trades(Loss):
-    """anchor = -log p_y(x), robust = beta KL(p(x) || p(x_adv)); the gradient flows through both. Cost: two
-    forwards, and two backwards.
+    """TRADES: anchor = -log p_y(x), robust = beta KL(p(x) || p(x_adv)).
+
+    The gradient flows through both. Cost: two forwards, and two backwards.
 
     Reference: Zhang et al., TRADES, ICML 2019, eq. 5; beta = 1/lambda.
     Deviation: the public code forwards x a third time.
@@ -84,8 +89,10 @@ class Trades(Loss):
 
 @part
 class Mart(Loss):
-    """robust = boosted cross-entropy at x_adv, anchor = beta KL(p(x) || p(x_adv)) (1 - p_y(x)). Cost: two
-    forwards, and two backwards.
+    """MART: boosted cross-entropy at x_adv, and a KL term for misclassified examples.
+
+    robust = boosted cross-entropy, anchor = beta KL(p(x) || p(x_adv)) (1 - p_y(x)). Cost: two forwards, and
+    two backwards.
 
     The boosted cross-entropy is -log p_y(x_adv) - log(1.0001 - max_{k != y} p_k(x_adv)). The gradient flows
     through the factor 1 - p_y(x) too.

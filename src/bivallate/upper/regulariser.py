@@ -61,7 +61,7 @@ class GradAlign(Loss):
     detach: bool = True
 
     def check(self, method: Composition) -> None:
-        """Refuses the law where it was not measured, and what the base refuses."""
+        """Refuse the law where it was not measured, and what the base refuses."""
         self.base.check(method)
         if self.coefficient is None and not isinstance(method.threat, Linf):
             raise UserError(
@@ -113,6 +113,8 @@ def _input_gradient(problem: LowerProblem, x: Tensor, *, graph: bool) -> Tensor:
 
 
 def grad_align(base: Loss, coefficient: float | None = None) -> Loss:
-    """The loss with gradient alignment: `method.but(loss=grad_align(method.loss, 0.2))`; 0 is the loss
-    itself."""
+    """The loss with gradient alignment: `method.but(loss=grad_align(method.loss, 0.2))`.
+
+    0 is the loss itself.
+    """
     return base if coefficient == 0 else GradAlign(base, coefficient)

@@ -23,8 +23,9 @@ __all__ = ["Abnormal", "Consistent", "Guided", "LocallyLinear", "NoisyLabels", "
 
 @part
 class Guided(Loss):
-    """anchor = -log p_y(x), robust = weight times the distance of the predictions at x and x_adv. Cost: two
-    forwards, and two backwards.
+    """A smoothness penalty: robust = weight times the distance of predictions at x and x_adv.
+
+    anchor = -log p_y(x). Cost: two forwards, and two backwards.
 
     Attributes:
         weight: lambda, a number or a schedule. distance: "softmax" (GAT), "nuclear" (NuAT), or another.
@@ -136,7 +137,7 @@ class LocallyLinear(Loss):
     coefficient: float | None = None
 
     def check(self, method: Composition) -> None:
-        """Refuses the law where it was not made, and what the base refuses."""
+        """Refuse the law where it was not made, and what the base refuses."""
         self.base.check(method)
         if self.coefficient is None and not isinstance(method.threat, Linf):
             raise UserError(

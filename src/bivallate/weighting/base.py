@@ -19,8 +19,10 @@ class NotFitted(UserError):
 
 
 class Virtual(Protocol):
-    """lookahead(w) -> the loss on a second data stream after one virtual step with weights w (B,), with its
-    gradient in w: exact either way, by a Jacobian-vector product or by the second-order graph."""
+    """The loss on a second data stream after one virtual step: lookahead(w), weights w (B,).
+
+    It has its gradient in w, exact either way: by a Jacobian-vector product or by the second-order graph.
+    """
 
     def __call__(self, weights: Tensor, *, second_order: bool = False) -> Tensor: ...
 
@@ -52,12 +54,14 @@ class Weighting(Role, ABC):
             return self.weigh(evidence)
 
     def update(self, evidence: Evidence) -> None:
-        """Moves a running state, once a step, before the weights are asked for."""
+        """Move a running state, once a step, before the weights are asked for."""
         return
 
     def fit(self, evidence: Evidence, lookahead: Virtual) -> None:
-        """Learns the rule itself (a third level); `lookahead(w)` is the loss after one virtual step with
-        weights w."""
+        """Learn the rule itself (a third level).
+
+        `lookahead(w)` is the loss after one virtual step with weights w.
+        """
         return
 
     def log(self) -> dict[str, float | Tensor]:
@@ -136,12 +140,12 @@ class BoundAfter(Weighting, nn.Module):
         return self.rule.weigh(evidence) if over else torch.ones_like(evidence.loss)
 
     def update(self, evidence: Evidence) -> None:
-        """Moves the rule's state once the burn-in is over."""
+        """Move the rule's state once the burn-in is over."""
         if self.spec.over(evidence.clock):
             self.rule.update(evidence)
 
     def fit(self, evidence: Evidence, lookahead: Virtual) -> None:
-        """Lets the rule learn once the burn-in is over."""
+        """Let the rule learn once the burn-in is over."""
         if self.spec.over(evidence.clock):
             self.rule.fit(evidence, lookahead)
 

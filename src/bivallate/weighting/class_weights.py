@@ -140,7 +140,7 @@ class BoundClassNoRegret(Weighting, nn.Module):
 
     @torch.no_grad()
     def update(self, evidence: Evidence) -> None:
-        """Adds a finished epoch to the history, and this minibatch to the present one."""
+        """Add a finished epoch to the history, and this minibatch to the present one."""
         if int(self.epoch) != evidence.clock.epoch:
             total, rows = self.sums[:, 0], self.sums[:, 1]
             means = torch.cat([total / rows.clamp(min=1), (total.sum() / rows.sum().clamp(min=1))[None]])
@@ -209,7 +209,7 @@ class BoundClassBandit(Weighting, nn.Module):
 
     @torch.no_grad()
     def update(self, evidence: Evidence) -> None:
-        """Keeps the distribution of before, then moves the scores by this minibatch's errors."""
+        """Keep the distribution of before, then move the scores by this minibatch's errors."""
         classes, explore = len(self.score), self.rule.explore
         self.shares.copy_(explore / classes + (1 - explore) * self.score.softmax(0))
         wrong = (evidence.logits.argmax(1) != evidence.y).to(self.score.dtype)
@@ -232,7 +232,7 @@ class ClassScored(Weighting):
     """
 
     def check(self, method: Composition) -> None:
-        """Refuses solvers that gather none."""
+        """Refuse solvers that gather none."""
         if not hasattr(method.solver, "score"):
             raise UserError(
                 f"the weighting ClassScored reads the scores that the solver ClassRadius gathers, and "

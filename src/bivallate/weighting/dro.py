@@ -87,8 +87,10 @@ class BoundKLDRO(Weighting, nn.Module):
 
     @torch.no_grad()
     def update(self, evidence: Evidence) -> None:
-        """u <- (1 - rate) u + rate mean exp(loss / r), in log space; restarts when r changes; guarded from
-        above."""
+        """Move the running mean: u <- (1 - rate) u + rate mean exp(loss / r), in log space.
+
+        Restarts when r changes; guarded from above.
+        """
         r = self.rule.temperature_at(evidence.clock)
         now = collective.log_mean_exp(self._scaled(evidence))
         rate = self.rule.rate

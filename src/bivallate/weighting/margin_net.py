@@ -23,7 +23,7 @@ INPUTS = ("multiclass-margin", "scalar-margin", "adversarial-loss", "loss-differ
 
 
 def second_stream_fits(rule: str, method: Composition) -> None:
-    """Raises UserError if the method's solver keeps a memory that rows of a second stream would overwrite."""
+    """Raise UserError if the method's solver keeps a memory that rows of a second stream would overwrite."""
     tiny = Facts(rows=1, shape=(1, 1, 1), classes=2)
     if isinstance(method.solver.bind(tiny), nn.Module):
         raise UserError(
@@ -35,8 +35,10 @@ def second_stream_fits(rule: str, method: Composition) -> None:
 
 @part
 class MarginNet(Weighting):
-    """w_i = omega(input_i) / mean omega, omega a small ReLU network with a sigmoid output that learns from
-    the unweighted loss on a second data stream after one virtual step.
+    """Weights by a small network that learns from a second data stream (BiLAW).
+
+    w_i = omega(input_i) / mean omega, omega a small ReLU network with a sigmoid output that learns from the
+    unweighted loss on a second data stream after one virtual step.
 
     Attributes:
         hidden: widths of the hidden layers; the paper's ablation has (64,), (128,), (256,) and (64, 64).
@@ -86,7 +88,7 @@ class MarginNet(Weighting):
             raise UserError(f"{self.optimizer!r} cannot move a weighting network: use Descent or AdamDescent")
 
     def check(self, method: Composition) -> None:
-        """Raises UserError for a solver with memory."""
+        """Raise UserError for a solver with memory."""
         second_stream_fits("MarginNet", method)
 
     def bind(self, facts: Facts) -> BoundMarginNet:
@@ -94,7 +96,7 @@ class MarginNet(Weighting):
         return BoundMarginNet(self, facts)
 
     def weigh(self, evidence: Evidence) -> Tensor:
-        """A rule that has not been bound has no network."""
+        """Refuse to weigh before `bind`, as there is no network yet."""
         raise UserError("MarginNet learns during a run: use method.bind(facts), or bivallate.train")
 
     def features(self, evidence: Evidence) -> Tensor:
@@ -142,7 +144,7 @@ class BoundMarginNet(Weighting, nn.Module):
         self.register_load_state_dict_post_hook(_forget)
 
     def _begin(self, seed: int) -> None:
-        """Draws a network that was never used. The device is asked once."""
+        """Draw a network that was never used. The device is asked once."""
         if self._known is None and not bool(self.drawn):
             self.draw(seed)
         self._count()
@@ -155,8 +157,8 @@ class BoundMarginNet(Weighting, nn.Module):
 
     @torch.no_grad()
     def draw(self, seed: int) -> None:
-        """Weights and biases uniform within 1 / sqrt(inputs of the layer), from the seed; the moments are
-        zero."""
+        """Draw weights and biases uniform within 1 / sqrt(inputs of the layer), from the seed.
+        The moments are zero."""
         generator = torch.Generator().manual_seed(seed)
         for k in range(self.layers):
             weight, bias = self.get_parameter(f"weight{k}"), self.get_parameter(f"bias{k}")
@@ -189,7 +191,6 @@ class BoundMarginNet(Weighting, nn.Module):
 
     def _gradient(self, omega: Tensor, mean: Tensor, weights: Tensor, slope: Tensor) -> list[Tensor]:
         """d sum_i slope_i weights_i / d mu over all ranks, in one collective.
-
         The mean that divides every rank's weights hangs on all ranks' omegas: to the derivative with the mean
         held fixed comes that by the mean times the mean's own, and each of these is a sum over ranks.
         """
@@ -234,8 +235,10 @@ def _forget(net: Any, keys: object) -> None:
 
 @part
 class Correlation(Weighting):
-    """w_i proportional to max(0, c_i), c_i = <grad robust_i(theta), grad of the second stream's loss at
-    theta~>, theta~ one virtual step with equal weights.
+    """Weights by what an example's gradient helps a second data stream (non-parametric).
+
+    w_i proportional to max(0, c_i), c_i = <grad robust_i(theta), grad of the second stream's loss at theta~>,
+    theta~ one virtual step with equal weights.
 
     Examples whose gradient helps the second stream weigh in proportion to how much; the rest are left out.
     Where none helps, all weigh alike.
@@ -254,7 +257,7 @@ class Correlation(Weighting):
     needs_meta: ClassVar[bool] = True
 
     def check(self, method: Composition) -> None:
-        """Raises UserError for a solver with memory."""
+        """Raise UserError for a solver with memory."""
         second_stream_fits("Correlation", method)
 
     def bind(self, facts: Facts) -> BoundCorrelation:
@@ -262,13 +265,15 @@ class Correlation(Weighting):
         return BoundCorrelation(self)
 
     def weigh(self, evidence: Evidence) -> Tensor:
-        """A rule that has not been bound has seen no second stream."""
+        """Refuse to weigh before `bind`, as no second stream was seen."""
         raise UserError("Correlation is measured during a run: use method.bind(facts), or bivallate.train")
 
 
 class BoundCorrelation(Weighting):
-    """The correlations of the present minibatch; they are measured afresh at every step, so no state is
-    saved."""
+    """The correlations of the present minibatch.
+
+    They are measured afresh at every step, so no state is saved.
+    """
 
     needs_meta: ClassVar[bool] = True
 

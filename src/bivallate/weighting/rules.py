@@ -137,7 +137,7 @@ class GAIRAT(Weighting):
             raise UserError("a linear shift needs finite ends: infinity times a fraction has no value")
 
     def check(self, method: Composition) -> None:
-        """Raises UserError unless the solver takes the steps that kappa is counted in."""
+        """Raise UserError unless the solver takes the steps that kappa is counted in."""
         taken = method.solver.fixed_steps()
         if taken != self.steps:
             takes = taken if taken is not None else "no fixed number of"

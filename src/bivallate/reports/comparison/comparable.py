@@ -107,8 +107,11 @@ def choose(runs: Sequence[RunRecord], paths: Sequence[Path], wanted: Wanted) -> 
 
 
 def _pick(candidates: Sequence[Sequence[Evaluation]]) -> list[Evaluation]:
-    """One candidate of each run: of the same points, as many as possible, and the same seed if there is one
-    with so many; of the most points each where no points are the same."""
+    """One candidate of each run, on the same points if possible.
+
+    Of the same points, as many as possible, and the same seed if there is one with so many; of the most
+    points each where no points are the same.
+    """
     shared = set.intersection(*({e.score.data_fingerprint for e in some} for some in candidates))
     if shared:
         found = {e.score.data_fingerprint: e.score.n for e in candidates[0]}

@@ -8,7 +8,7 @@ from bivallate.evaluation.significance import same_threat
 from bivallate.parts import encode
 from bivallate.reports.collect import RunRecord
 from bivallate.reports.stored_evaluations import STALE, Evaluation
-from bivallate.reports.tables import flatten, percent
+from bivallate.reports.tables import flatten, share_cell
 
 MARK, OLD = "*", "!"  # behind a p-value; behind the name of a run
 WHEREABOUTS = ("data_dir", "stream", "workers")  # of the data: they do not change it
@@ -87,7 +87,7 @@ def stronger(records: Sequence[RunRecord], chosen: Sequence[Evaluation]) -> list
     trios = zip(records, chosen, leading(records, chosen), strict=True)
     return [
         f"{run.label}: {lead.score.attack} on {lead.score.n} points is stronger and left "
-        f"{percent(lead.score.robust_accuracy, lead.score.interval_95)} %."
+        f"{share_cell(lead.score.robust_accuracy, lead.score.interval_95)} %."
         for run, own, lead in trios
         if lead.path != own.path
     ]
@@ -103,14 +103,16 @@ def beside(records: Sequence[RunRecord], chosen: Sequence[Evaluation]) -> list[s
         return []
     scores = [next(e.score for e in own if e.score.attack == common[0]) for own in lists]
     shown = "; ".join(
-        f"{r.label} {percent(s.robust_accuracy, s.interval_95)} of {s.n} points"
+        f"{r.label} {share_cell(s.robust_accuracy, s.interval_95)} of {s.n} points"
         for r, s in zip(records, scores, strict=True)
     )
     return [f"Beside it all have {common[0]}, which left (%): {shown}."]
 
 
 def leading(records: Sequence[RunRecord], chosen: Sequence[Evaluation]) -> list[Evaluation]:
-    """The strongest evaluation of each run of the same weights in the same threat; the chosen one where no
-    other is stronger."""
+    """The strongest evaluation of each run, of the same weights in the same threat.
+
+    The chosen one where no other is stronger.
+    """
     found = [r.leading(e.weights, e.split, e.score.threat) for r, e in zip(records, chosen, strict=True)]
     return [strong[0] if strong else e for strong, e in zip(found, chosen, strict=True)]

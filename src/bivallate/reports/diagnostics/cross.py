@@ -91,8 +91,9 @@ def cross_tested(
     seed: int = 0,
     form: Form = "ball",
 ) -> CrossTested:
-    """Attacks every model as every method does at the time of the clock; points correct when clean alone
-    count.
+    """Attack every model as every method does at the time of the clock.
+
+    Only points that are correct when clean count.
 
     Cost: per point and pair of runs the solver's; once more a run for its own attack on training points.
 

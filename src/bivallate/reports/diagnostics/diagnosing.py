@@ -35,7 +35,7 @@ def diagnose(
     device: torch.device | str = "auto",
     progress: bool | Told = False,
 ) -> dict[str, Drawn]:
-    """Draws what a run's model and its training did, and writes each picture with its data beside it.
+    """Draw what a run's model and its training did, and write each picture with its data beside it.
 
     Pictures of one model show the first run, comparisons all of them. Without `what`, those that these runs
     have no data for are left out.

@@ -35,8 +35,10 @@ class Drawn(ABC):
             return literally(self.draw())
 
     def save(self, stem: str | Path, kinds: tuple[str, ...] = KINDS) -> Path:
-        """Writes stem.npz (if the data holds arrays) or stem.json, and the figure in each format. A stem that
-        ends as one of these files does is taken without that end.
+        """Write the data as stem.npz or stem.json, and the figure in each format.
+
+        stem.npz if the data holds arrays. A stem that ends as one of these files does is taken without that
+        end.
 
         Returns the path of the first figure.
         """

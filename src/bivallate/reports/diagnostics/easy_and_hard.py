@@ -15,13 +15,11 @@ from bivallate.evaluation import Score
 from bivallate.evaluation import attack as attack_points
 from bivallate.evaluation.points import points
 from bivallate.lower.asking import ask
-from bivallate.quoting import line
 from bivallate.reports.diagnostics.drawn import Drawn
 from bivallate.reports.diagnostics.sample import looked_at
+from bivallate.reports.image_panel import change, class_label, panel
 from bivallate.style import COLOURS, COLUMN
 
-NAME = 14  # characters of a class above an image
-RAW = 64  # pixels of a side, up to which an image is put in as it is
 KINDS = ("hard", "easy")
 
 
@@ -70,14 +68,12 @@ class Attacked(Drawn):
         return fig
 
     def _example(self, axes: Any, row: int) -> None:
-        change = self.attacked[row] - self.clean[row]
-        grey = 0.5 + 0.5 * change / max(float(np.abs(change).max()), 1e-12)
-        for ax, image in zip(axes, (self.clean[row], self.attacked[row], grey), strict=True):
-            shown = image.transpose(1, 2, 0) if len(image) == 3 else image.mean(0)
-            way = "none" if max(shown.shape[:2]) <= RAW else "antialiased"
-            ax.imshow(shown.clip(0, 1), cmap="gray", vmin=0, vmax=1, interpolation=way)
+        clean, attacked = self.clean[row], self.attacked[row]
+        moved = change(clean, attacked, float(np.abs(attacked - clean).max()))
+        for ax, image in zip(axes, (clean, attacked, moved), strict=True):
+            panel(ax, image)
         y, before, after = int(self.y[row]), int(self.predicted[row]), int(self.predicted_attacked[row])
-        names = [line(self.classes[k] if k < len(self.classes) else k, NAME) for k in (y, before, after)]
+        names = [class_label(self.classes, k) for k in (y, before, after)]
         axes[0].set_title(names[1] if before == y else f"{names[0]}, not {names[1]}", fontsize=6, pad=2)
         colour = COLOURS[1] if after != y else "#222222"
         axes[1].set_title(names[2], fontsize=6, pad=2, color=colour)

@@ -49,8 +49,10 @@ class FOSCOverEpochs(Drawn):
         return {"form": self.form, "within_0.1": share, **values}
 
     def draw(self) -> Figure:
-        """A panel for each run: Gaussian kernel densities of the logarithm; the legend says the medians and
-        the shares within [0, 0.1]."""
+        """A panel for each run: Gaussian kernel densities of the logarithm.
+
+        The legend says the medians and the shares within [0, 0.1].
+        """
         fig, axes = figure(
             len(self.fosc), width=max(1, 0.66 * len(self.fosc)), height=2.5, sharex=True, squeeze=False
         )

@@ -1,4 +1,4 @@
-"""The loss around one point, along the attacker's direction and a random one."""
+"""The loss around a point, along the attacker's direction and a random one."""
 
 from __future__ import annotations
 

@@ -185,8 +185,10 @@ class Confusion(Drawn):
 
 
 def extremes_of(order: Sequence[int], values: Sequence[float | None]) -> list[int]:
-    """Classes in ascending order of their values: all, or of many the weakest and the strongest that have a
-    value."""
+    """Classes in ascending order of their values.
+
+    All, or of many the weakest and the strongest that have a value.
+    """
     if len(order) <= MANY:
         return list(order)
     known = [k for k in order if values[k] is not None]

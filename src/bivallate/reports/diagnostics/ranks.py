@@ -199,7 +199,7 @@ def transfer(
     n: int | None = None,
     seed: int = 0,
 ) -> Transfer:
-    """Attacks every model and shows the points to all; transfer below white-box hints at masked gradients."""
+    """Attack every model and show the points to all; transfer below white-box hints at masked gradients."""
     chosen, rows = sample(data, n, seed, *models.values()), []
     for source in models.values():
         found = shown(source, models, chosen.x, chosen.y, threat, attack, seed=seed)

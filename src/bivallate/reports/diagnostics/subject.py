@@ -1,4 +1,4 @@
-"""The runs that are under diagnosis, and what all pictures of them share."""
+"""The runs under diagnosis, and what all pictures of them share."""
 
 from __future__ import annotations
 
@@ -95,8 +95,11 @@ class Subject:
         return {}
 
     def weighed(self, run: RunRecord, split: str = "test") -> Weighed:
-        """A run's own weights on the first run's test or training points, with the memory of its last
-        checkpoint and the schedules of the epoch that the weights are from."""
+        """The example weights that a run's own method gives to points of the first run.
+
+        Its test or training points, with the memory of its last checkpoint and the schedules of the epoch
+        that the model's weights are from.
+        """
         if (run.label, split) not in self._weighed:
             self._weighed[run.label, split] = self._weigh(run, getattr(self.data, split))
         return self._weighed[run.label, split]

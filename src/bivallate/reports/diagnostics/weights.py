@@ -1,5 +1,7 @@
-"""The weights that a method gives to examples: by class, between methods, on which examples, where in the
-space of likelihoods."""
+"""The weights that a method gives to examples, in four pictures.
+
+By class, between methods, on which examples, where in the space of likelihoods.
+"""
 
 from __future__ import annotations
 

@@ -163,8 +163,10 @@ def _b1_cpu(cell: Cell) -> Cell | None:
 
 
 def _at_the_cost_of_at(cell: Cell, epochs: int) -> Cell:
-    """Bastion and the rows of equal cost with as many epochs as so many of PGD-10 AT pay for; any other cell
-    as it is."""
+    """Bastion and the rows of equal cost with as many epochs as PGD-10 AT pays for.
+
+    Any other cell as it is.
+    """
     if cell.row in EQUAL_COST:
         return cell.but(epochs=22 * epochs // EQUAL_COST[cell.row])
     return cell.but(epochs=epochs_within(22 * epochs)) if cell.method == "bastion" else cell

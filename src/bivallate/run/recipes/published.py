@@ -1,9 +1,8 @@
-"""The papers' training recipes: optimiser, schedule, epochs, batch, augmentation, BatchNorm while attacking,
-selection.
+"""The papers' training recipes.
 
-A recipe gives a complete configuration, which the user's own options then change. Milestones are fractions of
-the epochs, so fewer epochs keep a recipe's form. Epochs count from 0: a rate that drops "at epoch 75" drops
-after 75 epochs.
+A recipe gives a complete configuration (optimiser, schedule, epochs, batch, augmentation, BatchNorm while
+attacking, selection), which the user's own options then change. Milestones are fractions of the epochs, so
+fewer epochs keep a recipe's form. Epochs count from 0: a rate that drops "at epoch 75" drops after 75 epochs.
 
 Deviation: the public code of TRADES, MART and GAIRAT counts epochs from 1, so its rates drop one epoch
 earlier.

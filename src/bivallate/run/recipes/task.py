@@ -1,4 +1,4 @@
-"""What a training recipe is for: a method, and data that may be known."""
+"""What a recipe is made for: a method, and data that may be a published set."""
 
 from __future__ import annotations
 
@@ -48,8 +48,11 @@ class Task:
         return self.known is not None and self.known.name in ("mnist", "fashion-mnist")
 
     def tuned(self, parameter: str, path: str, value: Any) -> Task:
-        """With a part of the method changed, unless the user set the parameter that decides it: said so, or
-        has another value there than the catalogue's method of this name."""
+        """The task with a part of the method changed, unless the user decided that part.
+
+        The user did so by setting the parameter that decides it, or if it has another value here than the
+        catalogue's method of this name.
+        """
         if parameter in self.fixed or not self.as_made(path):
             return self
         return dataclasses.replace(self, method=self.method.but(**{path.replace(".", "__"): value}))
