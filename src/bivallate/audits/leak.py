@@ -20,8 +20,10 @@ LARGEST = 1 << 31  # values of all training images, beyond which they are not lo
 
 
 def leak(examined: Examined, n: int, seed: int) -> Check:
-    """The check for so many points of an audit: how many of them the training data, extra data included, hold
-    as they are, mirrored or a little changed."""
+    """The check that points of an audit are not in the training data.
+
+    How many of them the training data, extra data included, hold as they are, mirrored or a little changed.
+    """
     question = "are the images that it is judged by among those that it was trained on?"
     train, points = examined.data.train, examined.points
     if examined.split != "test" or examined.elsewhere:

@@ -73,7 +73,7 @@ def datasets(
 
 
 def _check(loaded: Any, sheet: Path | None, json: bool) -> None:
-    """Says which test images have near-duplicates in the training data, and draws them."""
+    """Say which test images have near-duplicates in the training data, and draw them."""
     from bivallate.data.duplicates import near_duplicates
     from bivallate.data.pairs_sheet import caption, pairs_sheet
     from bivallate.evaluation.watching import duration

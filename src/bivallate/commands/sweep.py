@@ -118,7 +118,7 @@ def sweep(
 
 
 def _complain(failed: list[tuple[str, str]], runs: int) -> None:
-    """Raises UserError for runs that failed."""
+    """Raise UserError for runs that failed."""
     if failed:
         told = "; ".join(f"{name}: {why}" for name, why in failed)
         what = f"{len(failed)} of {runs} runs failed"

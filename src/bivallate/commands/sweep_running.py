@@ -37,7 +37,7 @@ class Halted(Exception):
 
 
 def unchanged(out: Path, cells: Sequence[Combination]) -> None:
-    """Raises UserError where a folder holds a run that was started with other words."""
+    """Raise UserError where a folder holds a run that was started with other words."""
     kept = _state(out)
     for cell in cells:
         before = kept.get(cell.name)
@@ -108,7 +108,10 @@ class Crew:
         self._over, self._lock = False, threading.Lock()
 
     def complete(self, cell: Combination) -> str:
-        """Trains and attacks what is missing, and says what was done. Raises UserError where it failed."""
+        """Train and attack what is missing, and say what was done.
+
+        Raises UserError where it failed.
+        """
         began, did = time.monotonic(), list[str]()
         method, model = (f"--{k}={v}" if (v := cell.own.get(k)) else "" for k in ("method", "model"))
         threads = f"--threads={self.common.each}"

@@ -94,8 +94,10 @@ def near_duplicates(
 
 
 def _stands_out(alike: list[float]) -> bool:
-    """Whether the first is far nearer than the next but one; where none is near enough to be looked at, it
-    is."""
+    """Whether the first is far nearer than the next but one.
+
+    Where none is near enough to be looked at, it is.
+    """
     after = alike[NEXT] if len(alike) > NEXT else 0.0
     return 1 - alike[0] <= APART * (1 - after)
 

@@ -22,7 +22,7 @@ CELL, GAP, HEAD = 0.6, 0.25, 0.45  # inches
 
 
 def pairs_sheet(dataset: Dataset, pairs: Sequence[Duplicate], path: str | Path) -> Path:
-    """Draws up to 90 pairs, the most alike first, as PNG, SVG or PDF; on the left are the test images."""
+    """Draw up to 90 pairs, the most alike first, as PNG, SVG or PDF; on the left are the test images."""
     shown = list(pairs)[:MOST]
     rows = max(1, -(-len(shown) // COLUMNS))
     width, height = COLUMNS * (2 * CELL + GAP) + 0.2, HEAD + rows * (CELL + GAP) + 0.1

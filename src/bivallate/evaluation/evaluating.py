@@ -249,7 +249,7 @@ def _of_this_model(state: State, sample: Tensor, file: str | os.PathLike[str]) -
 
 
 def _lower(runner: Runner, precision: str) -> None:
-    """Lets the search compute in another number format."""
+    """Let the search compute in another number format."""
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     if precision == "tf32" and runner.device.type != "cuda":

@@ -92,7 +92,7 @@ class Runner:
         source, index: the points. threat, attack, seed: as the user gave them.
         state: the verdicts. device, dtype: of the model's arithmetic.
         work: multiplications in one point's forward.
-        keep: (n, ...) where the worst points found are kept, or None.
+        worst_points: (n, ...) where the worst points found are kept, or None.
         lowered: searches in another number format, `precision`, for stages that can do with its rounding.
     """
 
@@ -110,7 +110,7 @@ class Runner:
     progress: Callable[[EvaluationProgress], object] | None = None
     file: str | os.PathLike[str] | None = None
     key: str = ""
-    keep: Tensor | None = None
+    worst_points: Tensor | None = None
     precision: str = "float32"
     lowered: nn.Module | None = None
 

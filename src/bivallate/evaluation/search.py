@@ -43,8 +43,10 @@ __all__ = [
 
 
 def stage_bears_rounding(stage: object) -> bool:
-    """Whether a stage goes well beyond the boundary by gradients before it stops, so that a searcher whose
-    logits are rounded finds what an exact one finds; of one that is not known it is not assumed.
+    """Whether a stage goes well beyond the boundary by gradients before it stops.
+
+    So that a searcher whose logits are rounded finds what an exact one finds; of one that is not known it is
+    not assumed.
 
     FAB walks along the boundary, and Square compares margins that differ by less than the rounding: in
     bfloat16 the former left 7 points of 100 more, the latter 1 (digits, tiny-cnn, Linf 0.1).

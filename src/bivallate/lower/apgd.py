@@ -70,8 +70,10 @@ def checkpoints(steps: int) -> list[int]:
 
 
 def seldom(step: int, like: Tensor) -> bool:
-    """Whether it is time to look who has left: at every step on a processor; on a device, whose host has to
-    wait for the answer, at every 24th."""
+    """Whether it is time to look which examples have left.
+
+    At every step on a processor; on a device, whose host has to wait for the answer, at every 24th.
+    """
     return like.device.type == "cpu" or step % LOOK == LOOK - 1
 
 

@@ -77,8 +77,10 @@ def _root(need: Tensor, rise: Tensor, gain: Tensor, bound: Tensor) -> Tensor:
 
 
 def _sorted_root(need: Tensor, rise: Tensor, gain: Tensor, bound: Tensor) -> Tensor:
-    """The same in closed form, for which the host need not wait: the sum at every lambda at which a
-    coordinate saturates tells which have done so at the root."""
+    """The same root in closed form, for which the host need not wait.
+
+    The sum at every lambda at which a coordinate saturates tells which have done so at the root.
+    """
     bound, order = bound.nan_to_num(nan=torch.inf, posinf=torch.inf).sort(1)
     rise, gain = rise.gather(1, order), gain.gather(1, order)
     before, rest = gain.cumsum(1) - gain, rise.flip(1).cumsum(1).flip(1)

@@ -145,8 +145,10 @@ def narrow(problem: LowerProblem, rows: Tensor) -> LowerProblem:
 
 
 def clearly_fooled(problem: LowerProblem, logits: Tensor, y: Tensor) -> Tensor:
-    """(B,) bool: misclassified by more than a copy of the model made for speed may round, which says by how
-    much where it computes in another number format (`rounding`)."""
+    """(B,) bool: misclassified by more than a copy of the model made for speed may round.
+
+    The copy says by how much where it computes in another number format (`rounding`).
+    """
     clear = getattr(problem.forward.model, "rounding", CLEAR)
     return logit_margin(logits, y) < -clear * logits.abs().amax(1)
 
