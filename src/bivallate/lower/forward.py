@@ -44,8 +44,10 @@ class Lent:
 
 
 def castable(model: nn.Module) -> list[tuple[dict[str, Any], str]]:
-    """The float32 weights and biases of convolutions and linear layers, which autocast casts whenever they
-    are used. Of a compiled network none: it would be compiled anew."""
+    """The float32 weights and biases of convolutions and linear layers.
+
+    Autocast casts them whenever they are used. Of a compiled network none: it would be compiled anew.
+    """
     layers = list(model.modules())
     if any(hasattr(layer, "_orig_mod") for layer in layers):
         return []
