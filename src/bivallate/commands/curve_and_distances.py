@@ -130,7 +130,7 @@ def _figure_of(attack: str, curves: dict[str, Any], trained: dict[str, float]) -
 
 
 def _clear(kept: Sequence[Path | None], radii: Sequence[float]) -> None:
-    """Removes the verdicts that the curves would have gone on from."""
+    """Remove the verdicts that the curves would have gone on from."""
     from bivallate.evaluation.shared_points import clear
     from bivallate.evaluation.sweeps import curve_file
 

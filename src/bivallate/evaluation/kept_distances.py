@@ -29,8 +29,9 @@ class WrittenDistances(TypedDict):
 
 
 class Kept:
-    """The distance of every row that was searched so far, in files that any number of processes can go on
-    from.
+    """The distance of every row that was searched so far.
+
+    They lie in files that any number of processes can go on from.
 
     Args:
         file: beginning of the files' names; None keeps nothing. key: what the search is of.
@@ -59,7 +60,7 @@ class Kept:
         return torch.tensor([row for row in self._mine if row not in self._found], dtype=torch.int64)
 
     def add(self, rows: Tensor, found: Tensor) -> None:
-        """Takes in distances, and keeps all so far."""
+        """Take in distances, and keep all so far."""
         self._found |= dict(zip(rows.tolist(), found.tolist(), strict=True))
         if self._file is not None:
             told = {str(row): d if math.isfinite(d) else None for row, d in self._found.items()}

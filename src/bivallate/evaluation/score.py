@@ -165,7 +165,6 @@ class Score:
     @property
     def worst_class_interval_95(self) -> tuple[float, float]:
         """Interval of the lowest class accuracy, whichever class has it.
-
         It is the tail's interval for one class, which allows for the worst class being chosen by the points
         that measure it. Wilson's interval of that class (in `per_class_interval_95`) does not.
         """
@@ -195,9 +194,7 @@ class Score:
     @property
     def confusion_interval_95(self) -> Tensor:
         """(K, K, 2) float64, Wilson intervals of the shares of each row of `confusion`.
-
-        (0, 1) in the rows of classes without a point.
-        """
+        (0, 1) in the rows of classes without a point."""
         rows = zip(self.confusion.tolist(), self.counts.tolist(), strict=True)
         return torch.tensor([[wilson(cell, n) for cell in row] for row, n in rows], dtype=torch.float64)
 
@@ -247,9 +244,7 @@ class Score:
     @classmethod
     def from_json(cls, content: dict[str, Any] | str) -> Score:
         """The inverse of `to_json`; takes text or the parsed dictionary.
-
-        Raises UserError that names the key.
-        """
+        Raises UserError that names the key."""
         if isinstance(content, str):
             content = parse(content, "the text", "evaluation", dict[str, Any])
         if isinstance(content, dict) and content.get("schema") == EARLIER:

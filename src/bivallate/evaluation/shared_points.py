@@ -63,15 +63,17 @@ def partials(place: Path | None, labels: Iterable[str]) -> dict[str, Path | None
 
 
 def clear(*files: Path | None) -> None:
-    """Removes the progress files of all processes, once the result is kept; by the first of them."""
+    """Remove the progress files of all processes, once the result is kept; by the first of them."""
     for file in files if collective.rank() == 0 else ():
         for part in parts(file).values() if file is not None else ():
             part.unlink(missing_ok=True)
 
 
 def arranged(file: str | os.PathLike[str], n: int, key: str, known: Known, *, several: bool) -> Path:
-    """This process's progress file; the file itself where it is alone. What another number of processes left
-    is cut anew for the present one, by the first of them; where one of those had not begun, all begins anew.
+    """This process's progress file; the file itself where it is alone.
+
+    What another number of processes left is cut anew for the present one, by the first of them; where one of
+    those had not begun, all begins anew.
 
     Args:
         n: points of the evaluation. key: of it. several: all processes share it.
@@ -112,8 +114,10 @@ def _rearrange(file: str | os.PathLike[str], n: int, key: str, known: Known, wor
 
 
 def _cut(whole: State, rank: int, world: int) -> State:
-    """A process's points of a state, at the beginning of the turn that it is in, and its share of the
-    passes."""
+    """A process's points of a state, at the beginning of the turn that it is in.
+
+    Its share of the passes goes along.
+    """
     at, rows = replace(whole.position, offset=0), slice(rank, None, world)
     columns = {name: getattr(whole, name)[rows] for name in ("y", "stage", "turn", "predicted", "margin")}
     forward, backward = (
@@ -123,8 +127,11 @@ def _cut(whole: State, rank: int, world: int) -> State:
 
 
 def merged(states: Sequence[State], n: int) -> State:
-    """The state of n points of which the k-th state has every so-manieth from the k-th on: where the one that
-    is furthest behind stands, at the beginning of its turn. Points that broke later stay broken."""
+    """The state of n points of which the k-th state has every so-manieth from the k-th on.
+
+    Where the one that is furthest behind stands, at the beginning of its turn. Points that broke later stay
+    broken.
+    """
     if len(states) == 1:
         return states[0]
     whole = State.of(n, states[0].batch_size, states[0].shares)
@@ -157,8 +164,10 @@ class Together:
         self._look()
 
     def finish(self, state: State, n: int) -> State:
-        """Tells that this part is done; the first process looks on until all are. Returns the state of all n
-        points, on every process."""
+        """Tell that this part is done; the first process looks on until all are.
+
+        Returns the state of all n points, on every process.
+        """
         living = self._last.living if self._last is not None else 0
         self._tell(1.0, living, 0.0)
         while self._show is not None and self._last is not None and self._look() < 1:

@@ -57,8 +57,10 @@ def wilsons(hits: np.ndarray, counts: np.ndarray) -> list[tuple[float, float] | 
 
 
 def gini(hits: np.ndarray, counts: np.ndarray) -> float | None:
-    """How unequal the classes' accuracies a_1 ... a_K are: sum_ij |a_i - a_j| / (2 K^2 mean). 0 where all are
-    alike, 1 - 1/K where one class has everything; None where no class has anything.
+    """How unequal the accuracies a_1 to a_K of the classes are: the Gini coefficient.
+
+    sum_ij |a_i - a_j| / (2 K^2 mean): 0 where all are alike, 1 - 1/K where one class has everything; None
+    where no class has anything.
 
     Example:
         >>> round(gini(np.array([9, 5, 1]), np.array([10, 10, 10])), 3), gini(np.array([0]), np.array([3]))

@@ -253,5 +253,5 @@ def _of_run(
         file = examined.file(name, options["seed"], options["n"], options["first"])
     score = examined.evaluate(attack, file=file, looked=examined.look_over(), **options)
     if file is not None and collective.rank() == 0:
-        keep(score, file)
+        save_score(score, file)
     return score
