@@ -179,10 +179,11 @@ def distances(
     quiet: Flag = False,
     json: Flag = False,
 ) -> None:
-    """Search the smallest perturbation that misclassifies each test point (FAB-T), for the models of runs.
+    """Search the smallest perturbation that misclassifies each test point, for the models of runs.
 
-    What is found is an upper bound of the distance to the boundary: 0 where the clean image is wrong. A
-    search that was interrupted goes on where it stopped. Under torchrun the processes share the points.
+    The smallest that FAB-T, FMN and, in L2, DDN find is an upper bound of the distance to the boundary: 0
+    where the clean image is wrong. A search that was interrupted goes on where it stopped. Under torchrun the
+    processes share the points.
 
     Parameters
     ----------
@@ -191,7 +192,7 @@ def distances(
     norm
         linf or l2. [default: the first run's own]
     steps
-        of FAB for each target.
+        of FAB for each target, and of FMN and, in L2, DDN.
     targets
         classes that are aimed at, at most.
     out
@@ -255,7 +256,7 @@ def _survivors(found: dict[str, Tensor], norm: str, trained: dict[str, float]) -
     total, radii = len(next(iter(found.values()))), radii_to_last(list(found.values()))
     left = {label: surviving(values, radii) for label, values in found.items()}
     return OverEps(
-        attack="FAB-T",
+        attack="FAB-T, FMN, DDN" if norm == "L2" else "FAB-T, FMN",
         norm=norm,
         eps=radii,
         accuracy={label: [hits / total for hits in some] for label, some in left.items()},

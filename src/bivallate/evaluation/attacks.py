@@ -22,7 +22,8 @@ from bivallate.evaluation.search import (
 )
 from bivallate.lower.apgd import APGD
 from bivallate.lower.fab import FAB, NearestPlane
-from bivallate.lower.objective import DLR, CrossEntropy, Margin
+from bivallate.lower.minimal_norm import CWL2, DDN, FMN, DeepFool
+from bivallate.lower.objective import DLR, CrossEntropy, LogitMargin, Margin
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.square import Square
 from bivallate.lower.start import Zero
@@ -148,6 +149,29 @@ def _fab_t(steps: int = 100, targets: int = 9) -> Attack:
 @family("square", "square[-Q[-R]]", "random search with square windows, without gradients, Q = 5000 queries")
 def _square(queries: int = 5000, restarts: int = 1) -> Attack:
     return _one(square(Square(queries), restarts), (queries, restarts), (5000, 1))
+
+
+@family("fmn", "fmn[-N]", "fast minimum-norm attack, N = 100 steps; breaks what it finds within eps")
+def _fmn(steps: int = 100) -> Attack:
+    return _one(Search("fmn", FMN(steps), LogitMargin()), (steps,), (100,))
+
+
+@family("ddn", "ddn[-N]", "decoupled direction and norm, L2 alone, N = 100 steps")
+def _ddn(steps: int = 100) -> Attack:
+    return _one(Search("ddn", DDN(steps)), (steps,), (100,))
+
+
+@family("deepfool", "deepfool[-N]", "steps to the nearest linearised boundary, N = 50 at most")
+def _deepfool(steps: int = 50) -> Attack:
+    return _one(Search("deepfool", DeepFool(steps)), (steps,), (50,))
+
+
+@family(
+    "cw-l2", "cw-l2[-N[-S]]", "Carlini and Wagner's L2 attack, N = 200 steps of Adam for S = 9 values of c"
+)
+def _cw_l2(steps: int = 200, searches: int = 9) -> Attack:
+    made = Search("cw-l2", CWL2(steps, searches), LogitMargin())
+    return _one(made, (steps, searches), (200, 9))
 
 
 @family("multitargeted", "multitargeted[-N[-T]]", "PGD on the logit difference to T = 9 targets in turn")

@@ -12,6 +12,7 @@ from torch import Tensor
 from bivallate.errors import UserError, check_whole
 from bivallate.lower.apgd import APGD
 from bivallate.lower.fab import FAB, NearestPlane
+from bivallate.lower.minimal_norm import CWL2, DeepFool
 from bivallate.lower.objective import (
     CrossEntropy,
     TargetedDLR,
@@ -197,7 +198,7 @@ class Search:
     turns: Turns = field(default_factory=Restarts)
 
     def __post_init__(self) -> None:
-        budgets = {name: getattr(self.solver, name, 1) for name in ("steps", "queries")}
+        budgets = {name: getattr(self.solver, name, 1) for name in ("steps", "queries", "searches")}
         word = "targets" if isinstance(self.turns, Targets) else "restarts"
         at_least_one(self.name, **budgets, **{word: getattr(self.turns, "n", 1)})
 
@@ -221,6 +222,10 @@ def passes_of(solver: Solver) -> float:
             return 2 * (solver.steps + 1) * solver.samples
         case FAB():
             return (12 if isinstance(solver.boundary, NearestPlane) else 3) * solver.steps  # at ten classes
+        case DeepFool():
+            return 11 * solver.steps  # at ten classes
+        case CWL2():
+            return 2 * solver.steps * solver.searches
         case Square():
             return solver.queries + 1
         case RandomDraw():

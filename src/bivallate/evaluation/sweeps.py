@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,18 @@ from bivallate.evaluation.verify import logits_of
 from bivallate.evaluation.watching import told
 from bivallate.lower.apgd import APGD
 from bivallate.lower.fab import FAB
-from bivallate.lower.objective import TowardsTarget, runner_up
+from bivallate.lower.minimal_norm import DDN, FMN
+from bivallate.lower.objective import CrossEntropy, LogitMargin, TowardsTarget, runner_up
 from bivallate.lower.problem import LowerProblem
-from bivallate.lower.threat import ThreatModel
+from bivallate.lower.threat import L2, ThreatModel
 from bivallate.lower.threat import threat as make_threat
 from bivallate.parts import part
 from bivallate.types import Batch, Passes
 
 __all__ = ["eps_curve", "minimal_distances", "shown", "surviving", "transfer"]
+
+
+SEARCHES = "fab-t, fmn, ddn"  # of `minimal_distances`: what fewer have begun, more must not end
 
 
 @plainly
@@ -111,8 +115,9 @@ def minimal_distances(
     resume: str | os.PathLike[str] | None = None,
     shared: bool = False,
 ) -> Tensor:
-    """(n,) the smallest norm at which FAB-T misclassifies each point: an upper bound of its distance.
+    """(n,) the smallest norm at which each point is found misclassified: an upper bound of its distance.
 
+    The smallest that FAB-T, FMN and, in L2, DDN find.
     Zero where the clean image is wrong, infinite where nothing was found. Confirmed by a fresh forward.
     `progress` is called after every batch; True shows it. `resume`: a file that keeps every distance, from
     which a search that was interrupted goes on; it stays. `shared`: under torchrun, every process calls this
@@ -126,7 +131,7 @@ def minimal_distances(
     source, began = points(data, model), time.perf_counter()
     ball, index = make_threat(norm, 1.0), select(len(source), n, first, seed)
     with told(progress) as show, placed(model, None) as (module, where, dtype):
-        key = [norm, steps, targets, data_fingerprint(source, index), model_fingerprint(module)]
+        key = [norm, SEARCHES, steps, targets, data_fingerprint(source, index), model_fingerprint(module)]
         kept = Kept(resume, key, shared=shared)
         left = kept.left(index)
         for rows in left.split(batch_size) if len(left) else ():
@@ -137,7 +142,7 @@ def minimal_distances(
             if show is not None:
                 # of all processes, which are about as far
                 done, seconds = len(index) - kept.world * len(kept.left(index)), time.perf_counter() - began
-                show(Searched("distances / FAB-T", len(index), max(0, done), seconds))
+                show(Searched("distances", len(index), max(0, done), seconds))
         return kept.all_of(index, torch.promote_types(dtype, torch.float32))
 
 
@@ -156,13 +161,22 @@ def _distances(
     problem = LowerProblem(model, Batch(x, y, rows), TowardsTarget(y), ball)
     problem.clean_logits = clean
     best = torch.full_like(clean[:, 0], torch.inf)
-    for rank in range(min(targets, clean.shape[1] - 1)):
-        aim = TowardsTarget(runner_up(clean, problem.y, torch.full_like(problem.y, rank)))
-        delta = FAB(steps, leave=False).solve(problem.but(aim)).delta
+    for delta in _nearest(problem, steps, min(targets, clean.shape[1] - 1)):
         logits = logits_of(model, x + delta, Passes())
         size = torch.where(logits.argmax(1) != problem.y, ball.size(delta), torch.inf)
         best = torch.minimum(best, size)
     return torch.where(clean.argmax(1) != problem.y, torch.zeros_like(best), best)
+
+
+def _nearest(problem: LowerProblem, steps: int, targets: int) -> Iterator[Tensor]:
+    """What each search finds that looks for the smallest perturbation."""
+    for rank in range(targets):
+        rows = torch.full_like(problem.y, rank)
+        aim = TowardsTarget(runner_up(problem.clean_logits, problem.y, rows))
+        yield FAB(steps, leave=False).solve(problem.but(aim)).delta
+    yield FMN(steps).solve(problem.but(LogitMargin())).delta
+    if isinstance(problem.threat, L2):
+        yield DDN(steps).solve(problem.but(CrossEntropy())).delta
 
 
 def surviving(distances: Tensor, radii: Sequence[float]) -> list[int]:
