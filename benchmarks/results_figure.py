@@ -7,6 +7,7 @@ Made from results/: each method of a paper's table at the two-core scale, means 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,15 @@ SHOWN = (
 )
 
 
+@cache
+def report(table: str) -> dict[str, Any]:
+    """All that is known of a table."""
+    return side_by_side(find(table), "cpu", read_records(ROOT / "results", table, "cpu"))
+
+
 def rows(shown: Shown, name: str) -> list[dict[str, Any]]:
     """A group's rows that have results, with the passes of their training; the highest first."""
-    records = read_records(ROOT / "results", shown.table, "cpu")
-    report = side_by_side(find(shown.table), "cpu", records)
-    (group,) = (group for group in report["groups"] if group["group"] == name)
+    (group,) = (group for group in report(shown.table)["groups"] if group["group"] == name)
     found = [row for row in group["rows"] if row["ours"]]
     return sorted(found, key=lambda row: -row["ours"][shown.best]["value"])
 
