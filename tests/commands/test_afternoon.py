@@ -31,7 +31,7 @@ def runs(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def quiet(runs, capsys, monkeypatch):
     """At a pace that does not depend on the machine, a budget always buys the quick level."""
-    monkeypatch.setattr(auditing, "pace", lambda *given: 1e5)
+    monkeypatch.setattr(auditing, "pace", lambda *given, shared: 1e5)
     capsys.readouterr()
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bivallate.collective import rank
 from bivallate.errors import UserError
 from bivallate.terminal import say
 
@@ -61,6 +60,8 @@ def keeping(
         fault = UserError("the result was printed, but cannot be kept in the run's folder: say --out")
     else:
         try:
+            from bivallate.collective import rank
+
             if rank() == 0:
                 save(place)
         except UserError as error:
