@@ -284,7 +284,7 @@ def test_bad_npz(tmp_path: Path, content: bytes, message: str) -> None:
         ("digits", {"imbalance": "stairs:0.2"}, "step:RATIO"),
         ("digits", {"on_bad": "ignore"}, "'refuse', 'convert' or 'skip'"),
         ("digits", {"channels": 2}, "channels must be 1 or 3"),
-        ("digits", {"size": 0}, "size must be positive"),
+        ("digits", {"size": 0}, "size must be a whole number of at least 1"),
         ((X, Y, Y), {}, "got 3 things"),
         (((X, Y), (X, Y + 1)), {}, "labels must be 0 to 2; row 2 has 3"),
     ],
