@@ -94,8 +94,6 @@ def sum_gradients(parameters: Iterable[Tensor], besides: Tensor) -> Tensor:
 
     Each rank's loss was a sum divided by the global count.
 
-    Each rank's loss was a sum divided by the global count.
-
     One flat all-reduce: an average of per-rank averages would be wrong on uneven batches.
     """
     parameters = [p for p in parameters if p.requires_grad]

@@ -112,7 +112,7 @@ REFUSED = {
     "without values": (empty, "1.weight of Sequential has no values"),
     "a class": (lambda: nn.Linear, "got the class Linear: call it"),
     "a function": (lambda: lambda x: x, "got function: make one of it"),
-    "nothing": (lambda: None, "got NoneType"),
+    "nothing": (lambda: None, "name a network"),
 }
 
 

@@ -197,10 +197,10 @@ def test_a_bar_in_python_breaks_no_training(tmp_path, monkeypatch):
 def test_a_minibatch_that_does_not_fit_says_which_would(error, amount, room, tmp_path, monkeypatch):
     original = trainer.train_step
 
-    def cramped(model: Any, optimizer: Any, method: Any, batch: Any, clock: Any) -> Any:
+    def cramped(model: Any, optimizer: Any, method: Any, batch: Any, clock: Any, *more: Any) -> Any:
         if len(batch.y) > room and clock.epoch == 1:
             raise error
-        return original(model, optimizer, method, batch, clock)
+        return original(model, optimizer, method, batch, clock, *more)
 
     monkeypatch.setattr(trainer, "train_step", cramped)
     advice = "--batch-size 2" if room else "Not even one image fits"

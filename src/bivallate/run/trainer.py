@@ -81,7 +81,7 @@ class Trainer:
             stop, due = self._minibatch(batch, request)
             session.step += 1
             self._tell(self.watch.after_step())
-            if stop:
+            if stop or (request.made and not collective.together()):  # alone, at once
                 self._interrupt(request)
             if due:
                 self._save()

@@ -107,10 +107,10 @@ def train(
         config = fitted(config, len(loaded.train))
     shown = Spoken(method.name) if progress is True else (progress or Progress())
     network: nn.Module
-    if isinstance(model, nn.Module):
-        network = model
-    else:
+    if isinstance(model, str) or model is None:
         config, network = begin(config, loaded, model, shown.note if progress else None)
+    else:
+        network = model
     return begin_or_resume(
         config,
         loaded,

@@ -36,7 +36,7 @@ def worst_distribution(values: Tensor, radius: float) -> Tensor:
         >>> worst_distribution(torch.tensor([0.0, 0.0, 1.0]), 0.0).tolist() == [1 / 3] * 3
         False
         >>> [round(p, 3) for p in worst_distribution(torch.tensor([0.0, 0.0, 1.0]), 0.5).tolist()]
-        [0.075, 0.075, 0.85]
+        [0.102, 0.102, 0.796]
     """
     gap = (values.max() - values).double()
     spread = float(gap.max())
