@@ -131,8 +131,9 @@ def _trained(rank: int, folder: Path) -> None:
 def test_torchrun_starts_again_after_a_kill_and_comes_to_the_same_bits(tmp_path: Path) -> None:
     """kill -9 of one process; several seconds, because torchrun imports everything twice in each process.
 
-    Three restarts: in a few of some thirty runs on a busy machine a process of the second attempt was aborted by
-    PyTorch ("terminate called without an active exception"); whatever attempt it takes, the bits are the same.
+    Three restarts: in a few of some thirty runs on a busy machine a process of the second attempt was
+    aborted by PyTorch ("terminate called without an active exception"); whatever attempt it takes, the bits
+    are the same.
     """
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     line += ["--max-restarts=3", "-m", "tests.run.torchrun_script", str(tmp_path / "killed")]
