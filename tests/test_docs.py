@@ -22,6 +22,7 @@ from markdown_it.token import Token
 
 import bivallate
 from bivallate import cli
+from bivallate.methods.entries import registry
 from bivallate.reproduce.results_page import page
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +81,12 @@ def test_the_demo_is_shown_alike_wherever_it_is() -> None:
     texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/demo.md")]
     one, other = (text.split(BEGIN)[1].split(END)[0] for text in texts)
     assert one == other
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/index.md"])
+def test_the_number_of_methods_is_the_catalogues(name: str) -> None:
+    told = re.findall(r"\[(\d+) methods\]", (ROOT / name).read_text(encoding="utf-8"))
+    assert told == [str(len(registry()))]
 
 
 @cache
