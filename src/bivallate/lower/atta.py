@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from bivallate import collective
 from bivallate.errors import UserError
-from bivallate.lower.pgd import PGD
+from bivallate.lower.pgd import PGD, AroundPGD
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Remembering, Solver
 from bivallate.lower.start import Given
@@ -20,7 +19,7 @@ from bivallate.types import Facts, Solution
 
 
 @part
-class PerExample(Remembering):
+class PerExample(AroundPGD, Remembering):
     """Starts each example from its stored perturbation, and stores what the training step used.
 
     Perturbations are kept in the coordinates of the padded image and carried through each batch's recorded
@@ -47,18 +46,6 @@ class PerExample(Remembering):
     def __post_init__(self) -> None:
         if self.reset is not None and self.reset < 1:
             raise UserError(f"reset must be at least 1 epoch, or none for never, got {self.reset!r}")
-
-    def keeps_start(self) -> bool:
-        """As the inner solver."""
-        return self.inner.keeps_start()
-
-    def can_be_finer(self) -> bool:
-        """As the inner solver."""
-        return self.inner.can_be_finer()
-
-    def stepped(self, length: float, number: float = 1.0) -> Self:
-        """The inner solver's steps."""
-        return replace(self, inner=self.inner.stepped(length, number))
 
     def bind(self, facts: Facts) -> BoundPerExample:
         """The bank of one run."""

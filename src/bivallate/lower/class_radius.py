@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import replace
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from bivallate import collective
 from bivallate.errors import check_range
-from bivallate.lower.pgd import PGD, Step
+from bivallate.lower.pgd import PGD, AroundPGD, Step
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.radii import Radii
 from bivallate.lower.solver import Remembering, Solver, require_coupling
@@ -111,7 +109,7 @@ class Proportional:
 
 
 @part
-class ClassRadius(Remembering):
+class ClassRadius(AroundPGD, Remembering):
     """Attacks each row within (base + score of its class) eps; within eps before there are scores.
 
     The scores are gathered from the upper level's own passes, for nothing, and handed to the other parts as
@@ -138,18 +136,6 @@ class ClassRadius(Remembering):
         require_coupling(method, self, "Detached")
         super().check(method)
         self.inner.check(method)
-
-    def keeps_start(self) -> bool:
-        """As the inner solver."""
-        return self.inner.keeps_start()
-
-    def can_be_finer(self) -> bool:
-        """As the inner solver."""
-        return self.inner.can_be_finer()
-
-    def stepped(self, length: float, number: float = 1.0) -> Self:
-        """The inner solver's steps."""
-        return replace(self, inner=self.inner.stepped(length, number))
 
     def bind(self, facts: Facts) -> BoundClassRadius:
         """The sums of one run."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import field, replace
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -191,6 +191,25 @@ class PGD(Solver):
         return Solution(delta, before, kappa, spent)
 
 
+class AroundPGD(Solver):
+    """A solver that leaves the steps to a PGD, its field `inner`, and is as fine and as early as that."""
+
+    inner: PGD
+
+    def keeps_start(self) -> bool:
+        """As the inner solver."""
+        return self.inner.keeps_start()
+
+    def can_be_finer(self) -> bool:
+        """As the inner solver."""
+        return self.inner.can_be_finer()
+
+    def stepped(self, length: float, number: float = 1.0) -> Self:
+        """The inner solver's steps."""
+        own: Any = self
+        return replace(own, inner=self.inner.stepped(length, number))
+
+
 @part
 class Warm(Start):
     """Start from another solver's result; its steps count as passes, not as steps of this attack.
@@ -210,7 +229,7 @@ class Warm(Start):
 
 
 @part
-class Wider(Solver):
+class Wider(AroundPGD):
     """Solves with a ball of radius reach * eps, from a start drawn with eps itself (N-FGSM).
 
     Attributes:
@@ -231,18 +250,6 @@ class Wider(Solver):
     def check(self, method: Composition) -> None:
         """What the inner solver asks of a method."""
         self.inner.check(method)
-
-    def keeps_start(self) -> bool:
-        """As the inner solver."""
-        return self.inner.keeps_start()
-
-    def can_be_finer(self) -> bool:
-        """As the inner solver."""
-        return self.inner.can_be_finer()
-
-    def stepped(self, length: float, number: float = 1.0) -> Self:
-        """The inner solver's steps."""
-        return replace(self, inner=self.inner.stepped(length, number))
 
     def solve(self, problem: LowerProblem) -> Solution:
         """Solution of the wider problem."""
