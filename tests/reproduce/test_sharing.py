@@ -17,6 +17,7 @@ from bivallate.reproduce.records import read_record
 from bivallate.reproduce.running import Job, run_job
 from bivallate.reproduce.scaling import at_scale
 from bivallate.reproduce.sharing import shared, training_of, with_all_kept
+from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
 
 SHARED = [  # table: row, group; at scale cpu
@@ -89,7 +90,8 @@ def test_another_tables_training_is_taken_and_measured(job: Job, monkeypatch) ->
     assert not (job.runs / "T-Z").exists()
 
 
-def test_an_interrupted_one_is_finished_where_it_lies(job: Job, monkeypatch) -> None:
+@pytest.mark.parametrize("begun", ["auto", "cuda"])
+def test_an_interrupted_one_is_finished_where_it_lies(begun: str, job: Job, monkeypatch) -> None:
     place = job.runs / "T-X" / "cpu" / f"{job.cell.name}-seed0"
     from bivallate.run.progress import Progress
     from bivallate.run.signals import Interrupted
@@ -102,8 +104,11 @@ def test_an_interrupted_one_is_finished_where_it_lies(job: Job, monkeypatch) -> 
         run_job(job, Stops())
     assert len(RunFolder(place).read_metrics()) == 1
     monkeypatch.setattr(running, "execute", None)
+    folder = RunFolder(place)
+    Config.read(folder.config).set("device", begun).write(folder.config)  # as on a machine with a card
     run_job(renamed(job))
     assert len(RunFolder(place).read_metrics()) == 2
+    assert Config.read(folder.config).device == begun
 
 
 def test_another_tables_record_is_taken_where_it_has_all_that_is_asked(job: Job, monkeypatch) -> None:

@@ -140,7 +140,8 @@ def trained(
         network = create_model(config.model, dataset, config.seed)
         execute(config, dataset, network, place, progress=progress)
     elif len(folder.read_metrics()) < config.epochs or not (folder.path / "model.safetensors").exists():
-        resume(folder.path, dataset=dataset, progress=progress or False)
+        here = {"device": config.device, "threads": config.threads}  # where it began is another matter
+        resume(folder.path, dataset=dataset, progress=progress or False, **here)
     return folder, load(folder.path, weights).to(pick_device(config.device))
 
 
