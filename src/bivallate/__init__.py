@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from bivallate.reports.comparison.comparing import compare
     from bivallate.reports.diagnostics.diagnosing import diagnose
     from bivallate.reports.page import report
+    from bivallate.run.averaging import EMA, SWA, Cyclic
+    from bivallate.run.cycles import Cycles
     from bivallate.run.examined import evaluate
     from bivallate.run.execution import Run
     from bivallate.run.load_model import load
@@ -52,12 +54,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AWP",
+    "EMA",
     "GAIRAT",
     "KLDRO",
     "L2",
     "MAIL",
     "PGD",
     "SGD",
+    "SWA",
     "WMMR",
     "AdamW",
     "Adversarial",
@@ -68,6 +72,8 @@ __all__ = [
     "Correlation",
     "Cosine",
     "Coupling",
+    "Cycles",
+    "Cyclic",
     "Detached",
     "Equal",
     "Evidence",
@@ -159,6 +165,10 @@ _PLACES = {
     "diagnose": "bivallate.reports.diagnostics.diagnosing",
     "report": "bivallate.reports.page",
     "train": "bivallate.run.training",
+    "EMA": "bivallate.run.averaging",
+    "SWA": "bivallate.run.averaging",
+    "Cyclic": "bivallate.run.averaging",
+    "Cycles": "bivallate.run.cycles",
     "evaluate": "bivallate.run.examined",
     "Run": "bivallate.run.execution",
     "load": "bivallate.run.load_model",

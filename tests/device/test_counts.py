@@ -21,7 +21,7 @@ def averaged() -> int:
     from tests.device import standin
 
     import bivallate as bv
-    from bivallate.run.ema import Average
+    from bivallate.run.averaging import Average
 
     model = bv.models.create("small-cnn", num_classes=3, shape=(1, 8, 8), seed=0, width=0.0625).to("cuda")
     average = Average(model, 0.9)

@@ -21,6 +21,7 @@ from tests.run.torchrun_script import digits, network, train
 import bivallate as bv
 from bivallate import UserError, collective
 from bivallate.run import checkpoint, trainer
+from bivallate.run.averaging import SWA
 from bivallate.run.folder import RunFolder
 from bivallate.run.signals import Interrupted
 from bivallate.sealed import read_sealed
@@ -33,6 +34,7 @@ METHODS = {
     "free": bv.methods.free_at(THREAT, replays=2),
 }
 OPTIONS = {"epochs": 2, "batch_size": 16, "checkpoint_minutes": 1e-9, "average": 0.9, "threads": 1}
+AVERAGES = {"at": {"average": SWA(0.5)}}  # whose BatchNorm is taken over both
 HOW = ("whole", "killed", "stopped")
 
 
@@ -60,7 +62,7 @@ def ended(how: str) -> Iterator[None]:
 
 def _work(rank: int, folder: Path) -> None:
     for name, method in METHODS.items():
-        options = OPTIONS | {"sync_batchnorm": name == "free"}
+        options = OPTIONS | {"sync_batchnorm": name == "free"} | AVERAGES.get(name, {})
         for how in HOW:
             place = folder / f"{name}-{how}"
             if how == "whole":
@@ -91,6 +93,8 @@ def test_two_processes_go_on_to_the_bits_of_a_whole_run(tmp_path: Path) -> None:
         for how in ("killed", "stopped"):
             again = read_sealed(tmp_path / f"{name}-{how}" / "model.safetensors")[1]
             assert all(torch.equal(whole[k], again[k]) for k in whole), (name, how)
+            same = [(tmp_path / f"{name}-{h}" / "ema.safetensors").read_bytes() for h in ("whole", how)]
+            assert same[0] == same[1], (name, how)
             assert lines(tmp_path / f"{name}-{how}") == lines(tmp_path / f"{name}-whole"), (name, how)
         left, right = (torch.load(tmp_path / f"{name}-{r}.pt") for r in range(2))
         assert left["rows"] == right["rows"] == 24

@@ -10,8 +10,8 @@ import torch
 
 import bivallate as bv
 from bivallate.parts import decode, encode
+from bivallate.run.averaging import Average
 from bivallate.run.config import Config, Data, Validation
-from bivallate.run.ema import Average
 from bivallate.run.execution import execute
 from bivallate.run.trainer import Trainer
 from bivallate.run.validation import held_out

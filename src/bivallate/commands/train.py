@@ -34,7 +34,7 @@ def train(
     batch_size: Count | None = None,
     lr: float | None = None,
     seed: Seed | None = None,
-    average: float | None = None,
+    average: str | None = None,
     recipe: str | None = None,
     init: str | None = None,
     freeze: Names = (),
@@ -79,8 +79,9 @@ def train(
     seed
         of everything random. [default: 0]
     average
-        decay per step of an exponential moving average of the weights, such as 0.999; 0 keeps none. [default:
-        0]
+        of the weights, kept as `ema` beside them: the decay per step of an exponential one, such as 0.999;
+        SWA, the mean over the last quarter's epochs; Cyclic, over the ends of the rate's cycles. [default: 0,
+        none]
     recipe
         a paper's training recipe, such as done; `bivallate recipes` lists them.
     init
@@ -285,6 +286,11 @@ def _finished(run: Any, folder: Path, moved: list[str]) -> None:
         say(
             f"held-out robust accuracy: last {last['robust']:.1%}, best {held[best]:.1%} (epoch {best + 1}); "
             f"{forward:.4g} forward and {backward:.4g} backward passes per example"
+        )
+    if "average_robust" in last:
+        say(
+            f"their average (ema): {last['average_robust']:.1%}; the best epoch is chosen by the weights "
+            "themselves"
         )
     told = ending(run.history)
     if told:

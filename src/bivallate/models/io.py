@@ -77,7 +77,7 @@ def load(
 
     Args:
         path: a folder (a run's, too) or a .safetensors file.
-        weights: model (or last), best, ema.
+        weights: model (or last), best, ema (or average).
         model: for weights of the user's own module: the module, or its `package.module:factory`, which is
             imported because it is named here.
 
@@ -186,7 +186,7 @@ def _rebuilt(described: dict[str, Any], place: Path, model: nn.Module | str | No
 
 def _places(path: Path, weights: str, writing: bool = False) -> tuple[Path, Path]:
     """The files of the weights and of the manifest."""
-    name = "model" if weights == "last" else weights
+    name = {"last": "model", "average": "ema"}.get(weights, weights)
     if path.suffix in PICKLES:
         raise UserError(_pickled(path))
     if path.suffix == ".safetensors":

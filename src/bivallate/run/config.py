@@ -14,6 +14,7 @@ from bivallate.from_text import literal, override, pair
 from bivallate.method import Method
 from bivallate.parts import decode, encode, part, written
 from bivallate.run.arithmetic import Precision, amp_read
+from bivallate.run.averaging import Averaging, plainly
 from bivallate.run.folder import FIRST_LINE
 from bivallate.run.initial import Init
 from bivallate.run.optim import SGD, Cosine, Flat, MultiStep, Optimizer, Rate, Triangle
@@ -139,7 +140,8 @@ class Config:
         epochs, batch_size, seed: of training.
         warm_up: share of the minibatches over which the radius that is trained on grows from almost 0 to the
             threat's; held-out data is always attacked within the whole.
-        average: decay of the exponential moving average of the weights per step; 0 keeps none.
+        average: of the weights, kept as `ema` beside them: a number is the decay of an exponential moving
+            average per step, 0 or None keeps none; or a part, `SWA` or `Cyclic`.
         validation, sentinel: what is watched.
         device: "auto", "cpu", "cuda" or "mps".
         channels_last: memory layout of convolutions. "auto" tries a few steps of the training in both when it
@@ -175,7 +177,7 @@ class Config:
     epochs: int = 20
     batch_size: int = 128
     seed: int = 0
-    average: float = 0.0
+    average: float | Averaging | None = 0.0
     warm_up: float = 0.0
     validation: Validation = field(default=Validation())
     sentinel: Sentinel = field(default=Sentinel())
@@ -197,8 +199,7 @@ class Config:
         check_whole("epochs", self.epochs)
         check_whole("batch_size", self.batch_size)
         check_whole("patience", self.patience, 0)
-        if not 0 <= self.average < 1:
-            raise UserError(f"average is a decay in [0, 1), got {self.average!r}")
+        object.__setattr__(self, "average", plainly(self.average))
         if not 0 <= self.warm_up < 1:
             raise UserError(f"warm_up is a share of training in [0, 1), got {self.warm_up!r}")
         check_phases(self.phases)

@@ -17,6 +17,7 @@ from bivallate.run.lock import NAME as LOCK
 from bivallate.schema import MEGABYTE, Amount, Count, Digits, Share, parse, read_text
 
 WEIGHTS = ("best", "last", "ema")  # those that a report prefers first
+OTHER_WORDS = {"model": "last", "average": "ema"}
 KEPT = re.compile(r"epoch-([1-9][0-9]*)")  # the name of weights that `Config.keep` asked for
 CONTENTS = (
     "config.toml",
@@ -35,10 +36,11 @@ FOLDERS = ("checkpoints", "evaluation", "audit", "diagnosis", "report-figures", 
 def check_weights(name: str) -> str:
     """The name of some of a run's weights: best, last, ema, or epoch-N.
 
-    `model`, as the file of the last is called, is another word for last. Raises UserError for another.
+    `model`, as the file of the last is called, is another word for last, and `average` for ema, which holds
+    any average. Raises UserError for another.
     """
-    if name == "model":
-        return "last"
+    if name in OTHER_WORDS:
+        return OTHER_WORDS[name]
     if name not in WEIGHTS and not KEPT.fullmatch(name):
         raise unknown("weights", name, [*WEIGHTS, "epoch-N (of a run with keep=N)"])
     return name

@@ -80,6 +80,7 @@ def legend(session: WatchedRun) -> str:
     text += " (train right: nobody attacks them)"
     if session.dataset.validation is not None:
         text += f"; held-out: clean, and robust under PGD-{session.config.validation.steps} at the full eps"
+    text += "; averaged: robust, of the averaged weights" if session.config.average else ""
     text += "; w: mean weight of the images, ess: how many of them count (100%: all alike)"
     return text + "; F, B: forward and backward passes an image"
 

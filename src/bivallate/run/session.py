@@ -19,9 +19,9 @@ from bivallate.models.layers import freeze
 from bivallate.models.trainable import trainable
 from bivallate.parts import encode, portable
 from bivallate.run.arithmetic import autocast_of, lay_out
+from bivallate.run.averaging import Average, averaging
 from bivallate.run.checkpoint import pack_optimizer, section, unpack_optimizer
 from bivallate.run.config import STREAMING, Config
-from bivallate.run.ema import Average
 from bivallate.run.epoch_sums import EpochSums
 from bivallate.run.identity import identity_of
 from bivallate.run.optim import optimizer_of
@@ -172,7 +172,7 @@ class Session:
         self._facts = facts
         self.method = config.method.bind(facts)
         self.optimizer = optimizer_of(config.optimizer, self.model)
-        self.average = Average(self.model, config.average) if config.average else None
+        self.average = self._average()
         self.tally, self.history = self.new_tally(), list[dict[str, Any]]()
         self.best, self.best_epoch = -1.0, -1
         self.forward, self.backward, self.seconds = 0, 0, 0.0
@@ -194,6 +194,13 @@ class Session:
         lay_out(made, config.channels_last)
         made.autocast_dtype = autocast_of(config.precision, self.device)  # pyright: ignore[reportArgumentType]
         return made
+
+    def _average(self) -> Average | None:
+        kind = averaging(self.config.average)
+        if kind is None:
+            return None
+        kind.check(self.clock(), self.config.rate)
+        return Average(self.model, kind)
 
     @property
     def settled(self) -> bool:

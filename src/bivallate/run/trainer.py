@@ -176,7 +176,7 @@ class Trainer:
         lr = session.config.optimizer.lr if session.rate is None else session.rate
         line: dict[str, Any] = {"epoch": session.epoch + 1, "lr": lr}
         whole = session.tally.over_ranks()
-        line |= whole.line() | self._measure() | session.radius()
+        line |= whole.line() | self._averaged() | self._measure() | session.radius()
         rows = [int(row) for row in line["watched"]]
         clean = clean_margins(session.model, session.batches.split, rows, session.device)
         line["watched_clean"] = dict(zip(line["watched"], clean, strict=True))
@@ -212,6 +212,15 @@ class Trainer:
     def _tell(self, alarms: list[str]) -> None:
         for text in alarms:
             self.progress.alarm(self.session, text)
+
+    def _averaged(self) -> dict[str, float]:
+        """Take the weights into an average over epochs; the passes that took."""
+        session, batches = self.session, self.session.batches
+        if session.average is None:
+            return {}
+        ends = session.model, session.clock(), session.config.rate
+        passes = session.average.after_epoch(*ends, lambda: batches.epoch(session.epoch))
+        return {"average_forward": passes / len(batches.split)} if passes else {}
 
     def _measure(self) -> dict[str, float]:
         """Clean and robust accuracy on held-out data, of the weights and of their average."""

@@ -1,0 +1,63 @@
+"""A learning rate that falls again and again, and where the cycles of any rate end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from bivallate.errors import check_range, check_whole
+from bivallate.parts import part
+from bivallate.types import Clock
+
+__all__ = ["Cycles", "ends_cycle"]
+
+
+@part
+class Cycles:
+    """The peak rate up to `start`; from there lines from the peak down to `low` times it, again and again.
+
+    Attributes:
+        length: epochs of a cycle. low: where each ends, as a share of the peak. start: fraction of epochs.
+
+    Reference: Izmailov et al., Averaging Weights Leads to Wider Optima and Better Generalization, UAI 2018,
+    section 3.1, alpha(i).
+
+    Example:
+        >>> rate = Cycles(length=2, low=0.1, start=0.5)
+        >>> [round(rate(Clock(epoch=e, epochs=8, step=1, steps=2)), 3) for e in range(8)]
+        [1.0, 1.0, 1.0, 1.0, 0.55, 0.1, 0.55, 0.1]
+    """
+
+    length: int = 5
+    low: float = 0.01
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_whole("length", self.length)
+        check_range("low", self.low, 0, 1)
+        check_range("start", self.start, 0, 1)
+
+    def __call__(self, clock: Clock) -> float:
+        epoch = clock.epoch - round(self.start * clock.epochs)
+        if epoch < 0:
+            return 1.0
+        t = (epoch % self.length + (clock.step + 1) / clock.steps) / self.length
+        return (1 - t) + t * self.low
+
+
+def ends_cycle(rate: Callable[[Clock], float], clock: Clock) -> bool:
+    """Whether a cycle of the rate ends with the clock's epoch: it has fallen, and rises then or ends.
+
+    Example:
+        >>> from bivallate import Triangle
+        >>> [e for e in range(8) if ends_cycle(Cycles(length=2), Clock(epoch=e, epochs=8, steps=5))]
+        [1, 3, 5, 7]
+        >>> [e for e in range(8) if ends_cycle(Triangle(), Clock(epoch=e, epochs=8, steps=5))]
+        [7]
+    """
+    before = replace(clock, epoch=clock.epoch - 1, step=clock.steps - 1) if clock.epoch else clock
+    last = rate(replace(clock, step=clock.steps - 1))
+    more = clock.epoch + 1 < clock.epochs
+    after = rate(replace(clock, epoch=clock.epoch + 1, step=0)) if more else math.inf
+    return last <= rate(replace(before, step=before.step if clock.epoch else 0)) and last < after
