@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import re
 import runpy
+import shlex
 from collections import Counter
 from functools import cache, reduce
 from itertools import pairwise
@@ -19,9 +20,10 @@ from benchmarks.demo import BEGIN, END
 from benchmarks.results_figure import SHOWN, tables
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from torch.distributed.run import parse_args
 
 import bivallate
-from bivallate import cli
+from bivallate import cli, quoting
 from bivallate.methods.entries import registry
 from bivallate.reproduce.results_page import page
 
@@ -53,6 +55,23 @@ def test_commands_that_are_named_exist(path: Path) -> None:
     commands = set(cli.APP)
     for command in re.findall(r"`bivallate ([a-z][a-z-]*)", path.read_text(encoding="utf-8")):
         assert command in commands, command
+
+
+@pytest.mark.parametrize("path", [*PAGES, *SOURCES], ids=named)
+def test_torchrun_is_kept_from_taking_our_options(path: Path) -> None:
+    """Without `--` it reads `--n` and `--log`, the beginnings of its own, as those."""
+    found = re.findall(r"(?<!python)(?<!python3) -m bivallate", path.read_text(encoding="utf-8"))
+    assert not found, "torchrun ... -m -- bivallate"
+
+
+def test_a_line_for_several_processes_is_one_that_torchrun_reads() -> None:
+    ours = ["evaluate", "runs/x", "--n", "5", "--log", "csv"]
+    line = shlex.split(quoting.torchrun(2, quoting.command(*ours)))
+    understood = parse_args(line[1:])
+    assert (understood.module, understood.training_script) == (True, "bivallate")
+    assert understood.training_script_args == ours
+    with pytest.raises(SystemExit):
+        parse_args([word for word in line[1:] if word != "--"])
 
 
 def test_commands_are_looked_for_where_they_are() -> None:

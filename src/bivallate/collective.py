@@ -213,7 +213,7 @@ def _check_alone() -> None:
         return
     raise UserError(
         f"Slurm has this command in {tasks} tasks, none of which knows of the others: all would train "
-        "the same run into one folder. Let them share it: start `torchrun ... -m bivallate ...` once a "
+        "the same run into one folder. Let them share it: start `torchrun ... -m -- bivallate ...` once a "
         "machine, or set RANK=$SLURM_PROCID, LOCAL_RANK=$SLURM_LOCALID, WORLD_SIZE=$SLURM_NTASKS, and "
         "MASTER_ADDR and MASTER_PORT, in each (docs/cluster.md has both scripts). For one process alone: "
         "`srun -n 1`, or WORLD_SIZE=1 before the command"

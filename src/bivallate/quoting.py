@@ -70,6 +70,18 @@ def command(*words: Any) -> str:
     return shlex.join(["bivallate", *map(str, words)])
 
 
+def torchrun(processes: int | str, line: str) -> str:
+    """A line of ours for so many processes of one machine.
+
+    `--` keeps torchrun, which knows options by their first letters, from taking `--n` or `--log` for its own.
+
+    Example:
+        >>> print(torchrun(2, "bivallate resume runs/a"))
+        torchrun --nproc-per-node=2 -m -- bivallate resume runs/a
+    """
+    return f"torchrun --nproc-per-node={processes} -m -- {line}"
+
+
 def html(text: Any) -> str:
     """For the text and for the quoted attributes of an HTML element."""
     return html_module.escape(visible(text), quote=True)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from tests.evaluation.conftest import affine, cloud
 
 import bivallate as bv
+from bivallate.cli import run as command_line
 from bivallate.errors import UserError
 from bivallate.evaluation import evaluate
 from bivallate.evaluation.score import Score
 from bivallate.evaluation.search_model import Lowered
 from bivallate.evaluation.verify import logits_of
+from bivallate.reports.collect import collect
 from bivallate.types import Passes
 
 
@@ -36,6 +40,8 @@ def test_a_search_in_bfloat16_finds_what_one_in_float32_finds(withstands, attack
     assert abs(usual.robust_accuracy - lowered.robust_accuracy) <= 0.01
     assert lowered.clean_accuracy == usual.clean_accuracy
     assert "bf16" in Score.from_json(lowered.to_json()).warnings[-1]
+    assert [Score.from_json(s.to_json()).search_precision for s in (usual, lowered)] == ["float32", "bf16"]
+    assert Score.from_json({k: v for k, v in usual.to_json().items() if k != "search_precision"})
 
 
 def test_no_point_counts_as_broken_that_float32_does_not_confirm(withstands) -> None:
@@ -60,3 +66,19 @@ def test_other_precisions_are_refused() -> None:
     for wrong, said in (("bf61", "did you mean 'bf16'"), ("tf32", "is of CUDA devices")):
         with pytest.raises(UserError, match=said):
             evaluate(affine(64, 4), (x, y), bv.Linf(0.1), "pgd-2", precision=wrong)
+
+
+def test_the_command_searches_in_it_and_no_other_evaluation_is_overwritten(tmp_path, capsys) -> None:
+    run = tmp_path / "run"
+    bv.train("linear", "digits", "plain", eps=0.1, epochs=1, out=run, threads=1)
+    for options in ([], ["--search-precision", "bf16"]):
+        capsys.readouterr()
+        asked = ["evaluate", str(run), "--attack", "pgd-2", "--first", "20", "--json", *options]
+        assert command_line(asked) == 0
+    assert json.loads(capsys.readouterr().out)["search_precision"] == "bf16"
+    bv.evaluate(run, attack="pgd-2", first=20, precision="bf16")
+    kept = {p.name: Score.load(p).search_precision for p in (run / "evaluation").glob("*.json")}
+    name = "best-linf-0.1-pgd-2-seed0-first20"
+    assert kept == {f"{name}.json": "float32", f"{name}-bf16.json": "bf16"}
+    assert {e.identity.first for e in collect([run])[0].evaluations} == {20}
+    assert command_line(["evaluate", str(run), "--search-precision", "bf61"]) == 2

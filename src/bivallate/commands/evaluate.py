@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.table import Table
@@ -38,6 +38,7 @@ def evaluate(
     arch: str | None = None,
     normalise: Flag = False,
     batch_size: Count | None = None,
+    search_precision: Literal["float32", "tf32", "bf16"] = "float32",
     preflight: bool = True,
     out: Path | None = None,
     quiet: Flag = False,
@@ -68,6 +69,10 @@ def evaluate(
         such images and holds no normalisation of its own.
     batch_size
         points at once. [default: estimated from the free memory]
+    search_precision
+        number format in which attacks search: float32, tf32 (CUDA) or bf16, faster where the hardware has it.
+        Each success is confirmed in float32, which judges alone; a coarser search may find less. FAB, Square
+        and attacks that end at the first success search in float32 all the same.
     preflight
         look model and data over first, for what would make the result mean nothing.
     out
@@ -87,6 +92,7 @@ def evaluate(
     device = machine.prepare()
     where = {"data": data, "by_position": by_position, "split": split, "device": device, **source.reading}
     options = asdict(subset) | {"batch_size": batch_size, "seed": source.seed, "shared": True}
+    options["precision"] = search_precision
     task = EvaluationTask(options, out, len(chosen) * len(attacks) > 1, arch is not None, quiet, json)
     for run in chosen:
         if arch is None:
@@ -143,7 +149,7 @@ class EvaluationTask:
 
     def _place(self, examined: Any, name: str, run: Path) -> Path | None:
         """The file of a result; None where it is only printed."""
-        default = examined.file(name, *(self.options[key] for key in ("seed", "n", "first")))
+        default = examined.file(name, self.options)
         asked = self.out / f"{run.name}-{default.name}" if self.out and self.several else self.out
         return place_of(default, asked) if self.out or not self.foreign else None
 

@@ -251,9 +251,9 @@ def _of_this_model(state: State, sample: Tensor, file: str | os.PathLike[str]) -
 def _lower(runner: Runner, precision: str) -> None:
     """Let the search compute in another number format."""
     if precision not in PRECISIONS:
-        raise unknown("precision", precision, PRECISIONS)
+        raise unknown("precision of the search", precision, PRECISIONS)
     if precision == "tf32" and runner.device.type != "cuda":
-        raise UserError(f"precision='tf32' is of CUDA devices, and this is {runner.device.type}")
+        raise UserError(f"a search in tf32 is of CUDA devices, and this is {runner.device.type}")
     runner.lowered, runner.precision = Lowered(runner.searchers.scout, precision), precision
 
 
@@ -294,4 +294,5 @@ def _score(runner: Runner, prints: tuple[str, str]) -> Score:
         data_fingerprint=prints[0],
         model_fingerprint=prints[1],
         warnings=notes,
+        search_precision=runner.precision,
     )

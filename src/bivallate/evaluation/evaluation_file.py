@@ -61,6 +61,7 @@ class WrittenScore(TypedDict):
     passes: dict[str, Amount]
     seconds: Amount
     seed: Whole
+    search_precision: NotRequired[str]
     data_fingerprint: str
     model_fingerprint: str
     identity: NotRequired[WrittenIdentity | None]

@@ -48,9 +48,10 @@ class Identity:
             return ["--n", str(self.n)]
         return [] if self.first is None else ["--first", str(self.first)]
 
-    def file_name(self, threat: Any, attack: str, seed: int) -> str:
-        """What the file of such an evaluation is called."""
-        return evaluation_name(self.label, threat, attack, seed, self.points, self.data)
+    def file_name(self, threat: Any, attack: str, seed: int, precision: str = "float32") -> str:
+        """What the file of such an evaluation is called; precision: of the search."""
+        points = "-".join(filter(None, [self.points, precision if precision != "float32" else ""]))
+        return evaluation_name(self.label, threat, attack, seed, points, self.data)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -68,8 +69,10 @@ def evaluation_name(
     """File name that no other evaluation of the same run has.
 
     Args:
-        points: which of them (n500, first500), if not all. data: name of another set than the run's own; it
-            is quoted, so that no name of a set can be taken for a seed or for a number of points.
+        points: which of them (n500, first500), if not all; after it the format of a search that was not in
+            float32.
+        data: name of another set than the run's own; it is quoted, so that no name of a set can be taken for
+            a seed or for a number of points.
 
     Long names end in a hash.
 

@@ -41,6 +41,7 @@ class Score:
         index: (n,) rows of the data. stage_names: of the attack.
         passes: forward and backward passes per example. seconds: wall time.
         warnings: what a reader should know.
+        search_precision: number format of the search; the verdicts are float32's.
         identity: which run's weights and points these are; None for a model that is of no run.
     """
 
@@ -61,6 +62,7 @@ class Score:
     model_fingerprint: str
     warnings: tuple[str, ...] = ()
     identity: Identity | None = None
+    search_precision: str = "float32"
 
     def __repr__(self) -> str:
         low, high = self.interval_95
@@ -193,8 +195,7 @@ class Score:
 
     @property
     def confusion_interval_95(self) -> Tensor:
-        """(K, K, 2) float64, Wilson intervals of the shares of each row of `confusion`.
-        (0, 1) in the rows of classes without a point."""
+        """(K, K, 2) float64, Wilson intervals of each row's shares; (0, 1) in rows without a point."""
         rows = zip(self.confusion.tolist(), self.counts.tolist(), strict=True)
         return torch.tensor([[wilson(cell, n) for cell in row] for row, n in rows], dtype=torch.float64)
 
@@ -228,6 +229,7 @@ class Score:
             "passes": self.passes,
             "seconds": self.seconds,
             "seed": self.seed,
+            "search_precision": self.search_precision,
             "data_fingerprint": self.data_fingerprint,
             "model_fingerprint": self.model_fingerprint,
             "identity": None if self.identity is None else self.identity.to_json(),
@@ -243,8 +245,7 @@ class Score:
 
     @classmethod
     def from_json(cls, content: dict[str, Any] | str) -> Score:
-        """The inverse of `to_json`; takes text or the parsed dictionary.
-        Raises UserError that names the key."""
+        """The inverse of `to_json`, of text or a dictionary. Raises UserError that names the key."""
         if isinstance(content, str):
             content = parse(content, "the text", "evaluation", dict[str, Any])
         if isinstance(content, dict) and content.get("schema") == EARLIER:
@@ -272,6 +273,7 @@ class Score:
             model_fingerprint=entry["model_fingerprint"],
             warnings=tuple(entry["warnings"]),
             identity=Identity.of(entry.get("identity")),
+            search_precision=entry.get("search_precision", "float32"),
         )
         within(made.n, **columns)
         in_range(y=(made.y, 0, made.classes - 1), predicted=(made.predicted, 0, made.classes - 1))

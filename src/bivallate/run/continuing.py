@@ -13,7 +13,7 @@ from bivallate import collective, plugins
 from bivallate.errors import UserError
 from bivallate.method import Method
 from bivallate.methods.entries import registry
-from bivallate.quoting import command
+from bivallate.quoting import command, torchrun
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
 from bivallate.run.load_model import built_in
@@ -108,4 +108,4 @@ def _launched(line: str) -> str:
     if not collective.together():
         return line
     each = os.environ.get("LOCAL_WORLD_SIZE", str(collective.world()))
-    return f"torchrun --nproc-per-node={each} -m {line}"
+    return torchrun(each, line)

@@ -98,9 +98,11 @@ class Examined:
         """Of an evaluation on a random subset of n points, on the first so many, or on all."""
         return Identity(self.run, self.weights, self.split, self.elsewhere, self.data_set, n, first)
 
-    def file(self, attack: str, seed: int, n: int | None = None, first: int | None = None) -> Path:
-        """Where the run keeps an evaluation."""
-        name = self.identity(n, first).file_name(self.threat, attack, seed)
+    def file(self, attack: str, options: dict[str, Any]) -> Path:
+        """Where the run keeps an evaluation with these options of `evaluate`."""
+        identity = self.identity(options["n"], options["first"])
+        precision = options.get("precision", "float32")
+        name = identity.file_name(self.threat, attack, options["seed"], precision)
         return RunFolder(self.path).evaluation / name
 
     def look_over(self) -> Preflight:
@@ -201,7 +203,7 @@ def evaluate(
         store: keep the score of a run.
         n, first: a seeded random subset of so many points, or the leading ones.
         progress: True shows how far it is; or a function to call with every moment.
-        options: batch_size and resume of `bivallate.evaluation.evaluate`, which says more.
+        options: batch_size, precision, resume and shared of `bivallate.evaluation.evaluate`, which says more.
 
     Raises:
         UserError: for anything the user can mend.
@@ -250,7 +252,7 @@ def _of_run(
         return score_of(examined.model, data, examined.threat, attack, **options)
     file = None
     if store and isinstance(attack, str):  # an attack of one's own may bear another's name
-        file = examined.file(name, options["seed"], options["n"], options["first"])
+        file = examined.file(name, options)
     score = examined.evaluate(attack, file=file, looked=examined.look_over(), **options)
     if file is not None and collective.rank() == 0:
         save_score(score, file)

@@ -13,7 +13,7 @@ from bivallate.models.description import manifest_text, sealed_in
 from bivallate.models.io import read_weights, run_of
 from bivallate.opening import check_regular
 from bivallate.parts import decode, encode, from_portable
-from bivallate.quoting import command
+from bivallate.quoting import command, torchrun
 from bivallate.run.checkpoint import Checkpoint, list_all, load, newest, place
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder, lines_of
@@ -68,8 +68,9 @@ def _check_processes(found: Checkpoint) -> None:
     before = f"on {were} process{'es' * (were > 1)}" if were else "in a version that did not say on how many"
     raise UserError(
         f"this run stopped within epoch {found.epoch + 1} {before}, where each has a state of its own, and "
-        f"cannot go on there on {now}: resume it on as many (torchrun --nproc-per-node={were or 'N'} -m "
-        "bivallate resume ...); from the end of an epoch it goes on on any number"
+        f"cannot go on there on {now}: resume it on as many ("
+        f"{torchrun(were or 'N', 'bivallate resume ...')}); from the end of an epoch it goes on on "
+        "any number"
     )
 
 
