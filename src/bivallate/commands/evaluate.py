@@ -91,9 +91,9 @@ def evaluate(
         parse(name)  # a misspelt attack is said before anything else
     device = machine.prepare()
     where = {"data": data, "by_position": by_position, "split": split, "device": device, **source.reading}
-    options = asdict(subset) | {"batch_size": batch_size, "seed": source.seed, "shared": True}
-    options["precision"] = search_precision
-    task = EvaluationTask(options, out, len(chosen) * len(attacks) > 1, arch is not None, quiet, json)
+    own = {"batch_size": batch_size, "seed": source.seed, "shared": True, "precision": search_precision}
+    several = len(chosen) * len(attacks) > 1
+    task = EvaluationTask(asdict(subset) | own, out, several, arch is not None, quiet, json)
     for run in chosen:
         if arch is None:
             examined = Examined.of(run, threat=ball.of, **where)
@@ -102,10 +102,7 @@ def evaluate(
         looked = _look(examined, preflight, quiet)
         for name in attacks:
             task.attack(examined, name, looked, f"{run} {name}", run)
-    if json and task.several:
-        say_json(task.found)
-    if task.faults:
-        raise task.faults[0]
+    task.end()
 
 
 @dataclass
@@ -146,6 +143,13 @@ class EvaluationTask:
                 say_json(score.to_json())
             elif not json:
                 _line(label, score) if self.several else show(score, examined.data.classes)
+
+    def end(self) -> None:
+        """Print several results as JSON, where asked. Raises UserError for one that could not be kept."""
+        if self.json and self.several:
+            say_json(self.found)
+        if self.faults:
+            raise self.faults[0]
 
     def _place(self, examined: Any, name: str, run: Path) -> Path | None:
         """The file of a result; None where it is only printed."""
