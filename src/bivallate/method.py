@@ -201,6 +201,21 @@ class BoundMethod:
             memory.load_state_dict(mine)
 
 
+def check_mixed(method: Method) -> None:
+    """Raise UserError where a part of the method reads one label an image, for images that have two (CutMix).
+
+    Margins, weights of classes, stops at the first error and memories of images do.
+    """
+    stuck = {role: getattr(method, role) for role in ROLES if not getattr(method, role).takes_mixed()}
+    if stuck or method.replays > 1:
+        what = ", ".join(f"the {role} {type(value).__name__}" for role, value in stuck.items())
+        raise UserError(
+            f"cutmix gives an image two labels, and {method.name} reads one of each "
+            f"({what or 'it replays minibatches'}): use an augmentation without cutmix, or a method such as "
+            "at, trades or n-fgsm"
+        )
+
+
 def checked(method: Any) -> Any:
     """The method, if it is one.
 

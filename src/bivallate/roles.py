@@ -40,6 +40,13 @@ class Role:
         Asked when the method is composed.
         """
 
+    def takes_mixed(self) -> bool:
+        """Whether it asks for the labels through `label_loss` alone, or not at all.
+
+        Then an image may have two labels by shares (CutMix).
+        """
+        return False
+
     def stepped(self, length: float, number: float = 1.0) -> Self:
         """The part with the steps of its attack longer or shorter, more or fewer.
 

@@ -20,12 +20,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Clock", "Evidence", "Facts", "Passes", "Solution", "StepRecord", "Terms", "per_example"]
+__all__ = [
+    "Batch",
+    "Clock",
+    "Evidence",
+    "Facts",
+    "Mixed",
+    "Passes",
+    "Solution",
+    "StepRecord",
+    "Terms",
+    "per_example",
+]
 
 
 def per_example(values: Tensor, like: Tensor) -> Tensor:
     """(B,) reshaped to broadcast over (B, ...)."""
     return values.view(-1, *[1] * (like.ndim - 1))
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """What is in an image besides its own: CutMix has pasted a part of another.
+
+    Attributes:
+        y: (B,) int64, label of the other image. share: (B,) in [0, 1], of the image's area that is its own.
+    """
+
+    y: Tensor
+    share: Tensor
+
+    def to(self, device: torch.device | str) -> Mixed:
+        """The same on another device."""
+        return Mixed(self.y.to(device, non_blocking=True), self.share.to(device, non_blocking=True))
+
+    def __getitem__(self, rows: Tensor | slice) -> Mixed:
+        return Mixed(self.y[rows], self.share[rows])
 
 
 @dataclass(frozen=True)
@@ -40,6 +70,7 @@ class Batch:
         meta: a minibatch of the second data stream (BiLAW), or None.
         whole: rows of the minibatch over all processes, of which these are a share; None where whoever cut it
             does not say.
+        mixed: the second label of each image, where images are mixed (`augment=cutmix:...`), or None.
     """
 
     x: Tensor
@@ -48,13 +79,15 @@ class Batch:
     view: Any = None
     meta: Batch | None = None
     whole: int | None = None
+    mixed: Mixed | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         view = self.view.to(device) if self.view is not None else None
         meta = self.meta.to(device) if self.meta is not None else None
         x, y, index = (t.to(device, non_blocking=True) for t in (self.x, self.y, self.index))
-        return Batch(x, y, index, view, meta, self.whole)
+        mixed = self.mixed.to(device) if self.mixed is not None else None
+        return Batch(x, y, index, view, meta, self.whole, mixed)
 
 
 @dataclass(frozen=True)
@@ -92,7 +125,7 @@ class Facts:
     dtype: torch.dtype = torch.float32
     padding: int = 0  # of the recorded crops: the canvas is padding pixels wider on every side
     steps: int = 1  # minibatches per epoch
-    rotates: bool = False  # whether the augmentation turns images, which cannot be undone
+    rotates: bool = False  # whether the augmentation turns or bends images, which cannot be undone
     resizes: bool = False  # whether images have another size in some phase of training
 
 

@@ -109,7 +109,18 @@ def test_uint8_stays_uint8_under_rotation() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["none", "crop:4", "crop:4,flip", "flip,rotate:15", "crop:2,fill:reflect", "crop:1,fill:0.5"]
+    "text",
+    [
+        "none",
+        "crop:4",
+        "crop:4,flip",
+        "flip,rotate:15",
+        "crop:2,fill:reflect",
+        "crop:1,fill:0.5",
+        "crop:4,cutout:8,cutmix:0.5",
+        "flip,shift:8,colors:shape,erase:1:0.5",
+        "cutmix:1",
+    ],
 )
 def test_words_round_trip(text: str) -> None:
     assert str(Augment.parse(text)) == text
@@ -122,6 +133,12 @@ def test_words_round_trip(text: str) -> None:
         ("flop", "did you mean 'flip'"),
         ("crop:-1", "pad >= 0"),
         ("crop:1,fill:2", "fill"),
+        ("cutout:-1", "cutout"),
+        ("cutmix:1.5", "cutmix"),
+        ("erase:x", "needs a number"),
+        ("crop:1,shift:2", "takes the place of crop"),
+        ("colors:colour", "did you mean 'color'"),
+        ("idbh", "idbh:weak"),
     ],
 )
 def test_bad_words(text: str, message: str) -> None:

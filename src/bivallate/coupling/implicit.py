@@ -30,6 +30,10 @@ class Coupling(Role, ABC):
     step itself so that its pass is not paid twice.
     """
 
+    def takes_mixed(self) -> bool:
+        """It asks for the attacker's objective, and for no label."""
+        return True
+
     @abstractmethod
     def __call__(self, problem: LowerProblem, solution: Solution) -> Tensor: ...
 

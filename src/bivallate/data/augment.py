@@ -8,106 +8,29 @@ with `View.apply` and written back with `View.write`. A rotation is recorded but
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bivallate.errors import UserError, unknown
+from bivallate.data.erasing import cutout, erasing, inside, shifted
+from bivallate.data.palette import SPACES, draw
+from bivallate.data.view import View, plain
+from bivallate.errors import UserError, check_range, check_whole, unknown
 from bivallate.noise import Noise
 
 __all__ = ["Augment", "View"]
 
-
-@dataclass(frozen=True)
-class View:
-    """How each image of a batch was cut from its padded canvas (C, H + 2 padding, W + 2 padding).
-
-    Attributes:
-        top, left: (B,) int64, corner of the window on the canvas. flip: (B,) bool, mirrored left to right.
-        size: (H, W) of the window. padding: pixels added on every side.
-        angle: (B,) degrees counter-clockwise, turned after crop and flip; None for no rotation.
-    """
-
-    top: Tensor
-    left: Tensor
-    flip: Tensor
-    size: tuple[int, int]
-    padding: int = 0
-    angle: Tensor | None = None
-
-    @property
-    def canvas(self) -> tuple[int, int]:
-        """(H, W) of the canvas."""
-        return self.size[0] + 2 * self.padding, self.size[1] + 2 * self.padding
-
-    def to(self, device: torch.device | str) -> View:
-        """The same view on another device."""
-        angle = self.angle.to(device) if self.angle is not None else None
-        top, left, flip = (t.to(device, non_blocking=True) for t in (self.top, self.left, self.flip))
-        return replace(self, top=top, left=left, flip=flip, angle=angle)
-
-    def __getitem__(self, rows: Tensor | slice) -> View:
-        angle = self.angle[rows] if self.angle is not None else None
-        return replace(self, top=self.top[rows], left=self.left[rows], flip=self.flip[rows], angle=angle)
-
-    def apply(self, canvas: Tensor) -> Tensor:
-        """The window of each canvas: (B, C, H + 2p, W + 2p) to (B, C, H, W), a copy, of any type."""
-        self._check(canvas)
-        if _plain(canvas):
-            window = self._windows(canvas.numpy())
-        else:
-            picked = canvas.flatten(2).gather(2, self._positions(canvas))
-            window = picked.view(*canvas.shape[:2], *self.size)
-        return window if self.angle is None else _rotate(window, self.angle)
-
-    def write(self, canvas: Tensor, crop: Tensor) -> Tensor:
-        """Put each window back where `apply` found it, in place; return the canvas, elsewhere unchanged.
-
-        Raises:
-            UserError: if the view was rotated, which has no inverse.
-        """
-        if self.angle is not None:
-            raise UserError(
-                "a rotated view cannot be written back to its canvas: use an augmentation without rotation "
-                "(such as 'crop:4,flip') with methods that keep perturbations per image"
-            )
-        self._check(canvas)
-        if not canvas.is_contiguous():
-            raise ValueError("the canvas must be contiguous to be written in place")
-        canvas.view(*canvas.shape[:2], -1).scatter_(
-            2, self._positions(canvas), crop.to(canvas.dtype).flatten(2)
-        )
-        return canvas
-
-    def _windows(self, canvas: np.ndarray) -> Tensor:
-        """What gathering the positions gives, four times faster on a processor: whole rows are copied."""
-        every = np.lib.stride_tricks.sliding_window_view(canvas, self.size, (2, 3))
-        window = every[np.arange(len(canvas)), :, self.top.numpy(), self.left.numpy()]
-        flip = np.flatnonzero(self.flip.numpy())
-        window[flip] = window[flip, :, :, ::-1]
-        return torch.from_numpy(window)
-
-    def _check(self, canvas: Tensor) -> None:
-        if tuple(canvas.shape[2:]) != self.canvas or len(canvas) != len(self.top):
-            got = (len(canvas), *canvas.shape[2:])
-            raise ValueError(f"the view is of {len(self.top)} canvases {self.canvas}, got {got}")
-
-    def _positions(self, canvas: Tensor) -> Tensor:
-        """(B, C, H W) place on the flattened canvas of each pixel of the window."""
-        h, w = self.size
-        across = torch.arange(w, device=canvas.device)
-        rows = self.top[:, None] + torch.arange(h, device=canvas.device)
-        cols = self.left[:, None] + torch.where(self.flip[:, None], w - 1 - across, across)
-        place = (rows * self.canvas[1])[:, :, None] + cols[:, None, :]
-        return place.flatten(1)[:, None].expand(-1, canvas.shape[1], -1)
-
-
-def _plain(x: Tensor) -> bool:
-    """Whether NumPy may handle it, which is quicker here than waking torch's threads."""
-    return x.device.type == "cpu" and x.dtype in (torch.uint8, torch.float32) and not x.requires_grad
+WHOLE = {"crop": "pad", "cutout": "cutout", "shift": "shift"}  # words with a number of pixels
+WORDS = ["none", "crop:4", "flip", "rotate:15", "fill:0.5", "cutout:8", "cutmix:0.5", "shift:10"]
+WORDS += ["colors:color", "colors:shape", "erase:0.5", "idbh:weak", "idbh:strong", "idbh:svhn"]
+IDBH = {
+    "idbh:weak": "flip,shift:10,colors:color,erase:0.5",
+    "idbh:strong": "flip,shift:10,colors:color,erase:1",
+    "idbh:svhn": "flip,shift:8,colors:shape,erase:1:0.5",
+}
 
 
 def _framed(x: np.ndarray, pad: int, value: float) -> Tensor:
@@ -117,38 +40,45 @@ def _framed(x: np.ndarray, pad: int, value: float) -> Tensor:
     return torch.from_numpy(canvas)
 
 
-def _rotate(x: Tensor, angle: Tensor) -> Tensor:
-    """Turned about the centre, nearest pixel, black outside, as torchvision's RandomRotation by default."""
-    h, w = x.shape[2:]
-    turn = torch.deg2rad(angle.to(x.device))
-    cos, sin, zero = turn.cos(), turn.sin(), torch.zeros_like(turn)
-    rows = torch.stack([cos, -sin * (h / w), zero, sin * (w / h), cos, zero], 1).view(-1, 2, 3)
-    grid = F.affine_grid(rows.float(), list(x.shape), align_corners=False)
-    turned = F.grid_sample(x.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
-    return turned.to(x.dtype)
+def _blank(x: Tensor, where: Tensor, fill: float | str) -> Tensor:
+    """The images without the pixels of a mask (B, 1, H, W)."""
+    value = 0.0 if fill == "reflect" else float(fill)
+    return x.masked_fill(where, math.floor(value * 255 + 0.5) if x.dtype == torch.uint8 else value)
 
 
 @dataclass(frozen=True)
 class Augment:
-    """A random crop of the padded image, a random flip and a random rotation, drawn per row.
+    """A random crop of the padded image, a random flip and more, drawn per row.
 
     Attributes:
         pad: pixels added on every side before a crop of the original size.
         flip: mirror left to right with probability one half; never for digits and signs.
         rotate: largest angle in degrees either way.
-        fill: value of the added pixels in [0, 1], or "reflect".
+        fill: value of the added pixels in [0, 1], or "reflect" (which blanks by 0).
+        cutout: side of a square that is blanked. shift: largest strength of CropShift, in place of a crop.
+        colors: one change of colour or shape an image (`palette`), of the space "color" or "shape".
+        erase: probability of a rectangle that is blanked. area: its largest, as a share of the image.
+        cutmix: probability of a rectangle of another image, with a share of its label.
 
     Example:
-        >>> Augment.parse("crop:4,flip")
-        Augment(pad=4, flip=True, rotate=0.0, fill=0.0)
+        >>> Augment.parse("crop:4,flip").pad
+        4
         >>> str(Augment(pad=4, rotate=15))
         'crop:4,rotate:15'
+        >>> str(Augment.parse("idbh:weak"))
+        'flip,shift:10,colors:color,erase:0.5'
     """
 
     pad: int = 0
     flip: bool = False
     rotate: float = 0.0
     fill: float | str = 0.0
+    cutout: int = 0
+    shift: int = 0
+    colors: str = ""
+    erase: float = 0.0
+    area: float = 0.33
+    cutmix: float = 0.0
 
     def __post_init__(self) -> None:
         if self.pad < 0 or not 0 <= self.rotate <= 180:
@@ -157,29 +87,53 @@ class Augment:
             )
         if self.fill != "reflect" and not (isinstance(self.fill, int | float) and 0 <= self.fill <= 1):
             raise UserError(f"fill must be a value in [0, 1] or 'reflect', got {self.fill!r}")
+        for name in ("cutout", "shift"):
+            check_whole(f"augmentation: {name}", getattr(self, name), 0)
+        for name in ("erase", "cutmix"):
+            check_range(f"augmentation: {name}", getattr(self, name), 0, 1)
+        check_range("augmentation: area", self.area, 0.02, 1)
+        if self.shift and (self.pad or self.rotate):
+            raise UserError("shift takes the place of crop and goes without rotate: leave them out")
+        if self.colors and self.colors not in SPACES:
+            raise unknown("space of colors", self.colors, SPACES)
 
     @property
     def identity(self) -> bool:
-        """Whether it changes nothing."""
-        return self.pad == 0 and not self.flip and self.rotate == 0
+        """Whether every image alone stays as it is; CutMix needs two."""
+        return not (self.padding or self.flip or self.rotate or self.cutout or self.colors or self.erase)
+
+    @property
+    def padding(self) -> int:
+        """Pixels that the canvas is wider on every side."""
+        return max(self.pad, self.shift)
+
+    @property
+    def reshapes(self) -> bool:
+        """Whether it turns or bends images, which has no inverse."""
+        return self.rotate > 0 or bool(self.colors)
 
     @classmethod
     def parse(cls, text: str) -> Augment:
-        """From words as `str` writes them: none, or some of crop:PIXELS, flip, rotate:DEGREES, fill:VALUE."""
+        """From words as `str` writes them: none, or some of those that docs/data.md lists."""
         parts: dict[str, int | bool | float | str] = {}
-        for word in (w.strip() for w in text.split(",")):
+        for word in (w.strip() for w in _spelt(text, IDBH).split(",")):
             key, _, value = word.partition(":")
             try:
-                if key == "crop":
-                    parts["pad"] = int(value)
-                elif key == "flip" and not value:
+                if key == "flip" and not value:
                     parts["flip"] = True
-                elif key == "rotate":
-                    parts["rotate"] = float(value)
+                elif key in WHOLE:
+                    parts[WHOLE[key]] = int(value)
+                elif key in ("rotate", "cutmix"):
+                    parts[key] = float(value)
+                elif key == "erase":
+                    odds, colon, area = value.partition(":")
+                    parts |= {"erase": float(odds)} | ({"area": float(area)} if colon else {})
+                elif key == "colors":
+                    parts[key] = value
                 elif key == "fill":
                     parts["fill"] = value if value == "reflect" else float(value)
                 elif word != "none":
-                    raise unknown("augmentation", word, ["none", "crop:4", "flip", "rotate:15", "fill:0.5"])
+                    raise unknown("augmentation", word, WORDS)
             except ValueError:
                 raise UserError(
                     f"augmentation {word!r} needs a number, as in 'crop:4' or 'rotate:15'"
@@ -187,47 +141,76 @@ class Augment:
         return cls(**parts)  # pyright: ignore[reportArgumentType]
 
     def __str__(self) -> str:
+        area = "" if self.area == 0.33 else f":{self.area:g}"
         words = [f"crop:{self.pad}"] if self.pad else []
         words += ["flip"] if self.flip else []
         words += [f"rotate:{self.rotate:g}"] if self.rotate else []
         words += [f"fill:{self.fill}"] if self.fill != 0 else []
+        words += [f"{k}:{v}" for k in ("cutout", "shift", "colors") if (v := getattr(self, k))]
+        words += [f"erase:{self.erase:g}{area}"] if self.erase else []
+        words += [f"cutmix:{self.cutmix:g}"] if self.cutmix else []
         return ",".join(words) or "none"
 
     def view(self, noise: Noise, shape: tuple[int, int, int]) -> View:
         """Draw a view for each row of the noise, of images (C, H, W)."""
-        zero = torch.zeros_like(noise.index)
-        top, left = zero, zero
+        zero, sides = torch.zeros_like(noise.index), (shape[1], shape[2])
+        top, left, frame = zero, zero, None
         if self.pad:
             top, left = noise.integers("crop", 0, 2 * self.pad + 1, (2,)).unbind(1)
+        if self.shift:
+            far, frame = shifted(noise, min(self.shift, min(sides) - 1), sides)
+            top, left = (far + self.shift).unbind(1)
         flip = noise.uniform("flip", ()) < 0.5 if self.flip else zero.bool()
+        if frame is not None:  # of the mirrored window
+            wide = torch.where(flip[:, None], sides[1] - frame[:, [3, 1]], frame[:, [1, 3]])
+            frame = torch.stack([frame[:, 0], wide[:, 0], frame[:, 2], wide[:, 1]], 1)
         angle = (2 * noise.uniform("rotate", ()) - 1) * self.rotate if self.rotate else None
-        return View(top, left, flip, (shape[1], shape[2]), self.pad, angle)
+        palette = draw(noise, self.colors) if self.colors else None
+        holes = [cutout(noise, self.cutout, sides)] if self.cutout else []
+        holes += [erasing(noise, self.erase, self.area, sides)] if self.erase else []
+        blank = torch.stack(holes, 1) if holes else None
+        return View(top, left, flip, sides, self.padding, angle, frame, palette, blank)
 
     def canvas(self, x: Tensor) -> Tensor:
         """Pad (B, C, H, W) on every side; uint8 or floating."""
-        if self.pad == 0:
+        pad = self.padding
+        if pad == 0:
             return x
         if self.fill == "reflect":
             h, w = x.shape[2:]
-            if self.pad >= min(h, w):
-                raise UserError(f"reflection pads by less than the image's side {min(h, w)}, got {self.pad}")
-            rows, cols = (_reflected(side, self.pad).to(x.device) for side in (h, w))
+            if pad >= min(h, w):
+                raise UserError(f"reflection pads by less than the image's side {min(h, w)}, got {pad}")
+            rows, cols = (_reflected(side, pad).to(x.device) for side in (h, w))
             return x[:, :, rows][:, :, :, cols]
         fill = float(self.fill)
         value = math.floor(fill * 255 + 0.5) if x.dtype == torch.uint8 else fill
-        if _plain(x):
-            return _framed(x.numpy(), self.pad, value)
-        return F.pad(x, (self.pad,) * 4, value=value)
+        if plain(x):
+            return _framed(x.numpy(), pad, value)
+        return F.pad(x, (pad,) * 4, value=value)
 
     def __call__(self, x: Tensor, noise: Noise) -> tuple[Tensor, View]:
-        """(x, view): the augmented batch (B, C, H, W) and how it was cut."""
+        """(x, view): the augmented batch (B, C, H, W) and how it was cut; CutMix is `Batches`' to add."""
         _, c, h, w = x.shape
         view = self.view(noise, (c, h, w))
         return self.cut(x, view), view
 
     def cut(self, x: Tensor, view: View) -> Tensor:
         """The images as a view drawn before shows them."""
-        return x if self.identity else view.apply(self.canvas(x))
+        if self.identity:
+            return x
+        x = view.apply(self.canvas(x))
+        if view.frame is not None:
+            x = _blank(x, ~inside(view.frame, view.size), self.fill)
+        if view.palette is not None:
+            x = view.palette(x)
+        for hole in () if view.holes is None else view.holes.unbind(1):
+            x = _blank(x, inside(hole, view.size), self.fill)
+        return x
+
+
+def _spelt(text: str, known: dict[str, str]) -> str:
+    """The words with those that stand for several written out."""
+    return ",".join(known.get(word.strip(), word) for word in text.split(","))
 
 
 def _reflected(side: int, pad: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import count, pairwise
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from bivallate.data.augment import Augment, View
 from bivallate.data.dataset import Split, as_float
+from bivallate.data.mixing import mixed
 from bivallate.data.stream import Stream
 from bivallate.errors import UserError
 from bivallate.noise import Noise, permutation
@@ -72,6 +74,11 @@ class Batches:
             )
         self.split, self.batch_size, self.seed = split, batch_size, seed
         self.augmentation = augmentation or Augment()
+        if self.augmentation.cutmix and isinstance(split.store, Stream):
+            raise UserError(
+                "cutmix reads images in any order, which a stream cannot: use --set data.stream=never, or an "
+                "augmentation without cutmix"
+            )
         self.drop_last, self.device, self.rank, self.world = drop_last, torch.device(device), rank, world
         self.meta, self.meta_batch_size = meta, meta_batch_size or batch_size
         self.joined = not drop_last and 0 < len(split) % batch_size < max(2, fewest * world)
@@ -87,13 +94,16 @@ class Batches:
         cuts = list(pairwise(self._cut(step) for step in range(start_step, len(self) + 1)))
         shares = [order[begin:end][self.rank :: self.world] for begin, end in cuts]
         views = self._views(torch.cat([order[:0], *shares]), epoch, 0)
-        done = 0
+        done, cutmix = 0, self.augmentation.cutmix
         for step, (begin, end), rows, raw in zip(
             count(start_step), cuts, shares, self._raw(shares), strict=False
         ):
             view = None if views is None else views[done : done + len(rows)]
             done += len(rows)
             batch = self._build(self.split, raw, rows, view, end - begin)
+            if cutmix:
+                other, noise = partial(self._others, epoch), Noise(self.seed, rows, epoch)
+                batch = mixed(batch, noise, cutmix, other, len(self.split))
             if self.meta is None:
                 yield batch
             else:
@@ -133,6 +143,10 @@ class Batches:
         if self.sides is None:
             return Batch(as_float(raw), y, index, view, whole=whole)
         return Batch(_scaled(as_float(raw), self.sides), y, index, whole=whole)
+
+    def _others(self, epoch: int, rows: Tensor) -> Batch:
+        """Rows of the split as this epoch shows them, to be mixed with others."""
+        return self._build(self.split, self.split.raw(rows), rows, self._views(rows, epoch, 0), len(rows))
 
     def _meta(self, position: int) -> Batch:
         """The second stream's part of the run's minibatch `position`; a cycle is cut to whole minibatches."""

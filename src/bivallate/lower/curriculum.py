@@ -103,6 +103,10 @@ class Then(Solver):
         """As both solvers."""
         return self.first.can_be_finer() and self.rest.can_be_finer()
 
+    def takes_mixed(self) -> bool:
+        """As both solvers."""
+        return self.first.takes_mixed() and self.rest.takes_mixed()
+
     def stepped(self, length: float, number: float = 1.0) -> Self:
         """The two solvers' steps."""
         first, rest = (solver.stepped(length, number) for solver in (self.first, self.rest))

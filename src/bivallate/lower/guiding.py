@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from bivallate.errors import check_range
 from bivallate.lower.distances import DISTANCES, DistanceName, check_distance
+from bivallate.lower.labels import label_loss
 from bivallate.lower.problem import LowerProblem, Objective
 from bivallate.parts import part
 from bivallate.schedule import Schedule, at
@@ -36,8 +36,12 @@ class Guiding(Objective):
     def __post_init__(self) -> None:
         check_distance(self.distance)
 
+    def takes_mixed(self) -> bool:
+        """It does."""
+        return True
+
     def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:
-        plain = F.cross_entropy(logits, problem.y, reduction="none")
+        plain = label_loss(problem, logits)
         if problem.clock.step % 2 == 0:
             return plain
         weight = at(self.weight, problem.clock)
@@ -70,8 +74,12 @@ class Smoothed(Objective):
     def __post_init__(self) -> None:
         check_range("label smoothing", self.smoothing, 0, 1)
 
+    def takes_mixed(self) -> bool:
+        """Not where it spreads what is not on the one label."""
+        return not self.random
+
     def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:
         if not self.random:
-            return F.cross_entropy(logits, problem.y, reduction="none", label_smoothing=self.smoothing)
+            return label_loss(problem, logits, self.smoothing)
         target = smoothed_targets(problem, logits.shape[1], self.smoothing, "smoothing")
         return -(target * logits.log_softmax(1)).sum(1)

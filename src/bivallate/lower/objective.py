@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bivallate.lower.labels import label_loss
 from bivallate.lower.problem import LowerProblem, Objective
 from bivallate.parts import part
 from bivallate.roles import Composition
@@ -21,7 +22,11 @@ class CrossEntropy(Objective):
     """-log p_y(x + delta)."""
 
     def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:
-        return F.cross_entropy(logits, problem.y, reduction="none")
+        return label_loss(problem, logits)
+
+    def takes_mixed(self) -> bool:
+        """It does."""
+        return True
 
 
 @part
@@ -34,6 +39,10 @@ class KLToClean(Objective):
 
     def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:
         return kl(problem.clean_logits, logits)
+
+    def takes_mixed(self) -> bool:
+        """It asks for no label."""
+        return True
 
 
 @part

@@ -13,7 +13,7 @@ from torch import Tensor
 from bivallate.errors import UserError, check_range, check_whole
 from bivallate.lower.compaction import Compaction
 from bivallate.lower.problem import LowerProblem
-from bivallate.lower.solver import Solver
+from bivallate.lower.solver import Remembering, Solver
 from bivallate.lower.start import Gaussian, Given, Start, Zero, uniform
 from bivallate.lower.stop import FOSCBelow, Iterate, Misclassified, Never, Stop, fosc, never
 from bivallate.lower.threat import Linf
@@ -127,6 +127,10 @@ class PGD(Solver):
         """Its steps are its own."""
         return True
 
+    def takes_mixed(self) -> bool:
+        """Where nothing stops it early."""
+        return isinstance(self.stop, Never) and self.start.takes_mixed()
+
     def stepped(self, length: float, number: float = 1.0) -> Self:
         """Its steps, and the start's."""
         steps, start = round(number * self.steps), self.start.stepped(length, number)
@@ -200,6 +204,10 @@ class AroundPGD(Solver):
         """As the inner solver."""
         return self.inner.keeps_start()
 
+    def takes_mixed(self) -> bool:
+        """As the inner solver, where there is no memory of images."""
+        return not isinstance(self, Remembering) and self.inner.takes_mixed()
+
     def can_be_finer(self) -> bool:
         """As the inner solver."""
         return self.inner.can_be_finer()
@@ -223,6 +231,10 @@ class Warm(Start):
     def stepped(self, length: float, number: float = 1.0) -> Self:
         """The solver's steps."""
         return replace(self, solver=self.solver.stepped(length, number))
+
+    def takes_mixed(self) -> bool:
+        """As the solver."""
+        return self.solver.takes_mixed()
 
     def __call__(self, problem: LowerProblem) -> Tensor:
         return self.solver.solve(problem).delta

@@ -250,7 +250,8 @@ class LowerProblem:
         """The problems of some examples: rows is (b,) int64; noise follows the examples."""
         b = self.batch
         view = b.view[rows] if b.view is not None else None
-        batch = Batch(b.x[rows], b.y[rows], b.index[rows], view)
+        mixed = b.mixed[rows] if b.mixed is not None else None
+        batch = Batch(b.x[rows], b.y[rows], b.index[rows], view, mixed=mixed)
         threat = self.threat.select(rows) if isinstance(self.threat, Radii) else self.threat
         noise = replace(self.noise, index=self.noise.index[rows])
         other = self._copy(batch=batch, noise=noise, threat=threat)

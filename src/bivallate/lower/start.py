@@ -19,6 +19,10 @@ from bivallate.roles import Role
 class Start(Role, ABC):
     """(problem) -> delta (B, C, H, W)."""
 
+    def takes_mixed(self) -> bool:
+        """It asks for no label."""
+        return True
+
     @abstractmethod
     def __call__(self, problem: LowerProblem) -> Tensor: ...
 

@@ -21,7 +21,7 @@ from bivallate.parts import part
 from bivallate.run.cycles import ends_cycle
 from bivallate.types import Batch, Clock
 
-__all__ = ["EMA", "SWA", "Average", "Averaging", "Cyclic", "averaging", "plainly"]
+__all__ = ["EMA", "SWA", "Average", "Averaging", "Cyclic", "average_of", "plainly"]
 
 Rate = Callable[[Clock], float]
 
@@ -149,13 +149,6 @@ def plainly(given: Any) -> float | Averaging:
     return given
 
 
-def averaging(given: float | Averaging | None) -> Averaging | None:
-    """What a configuration's `average` means: a number is the decay of an exponential one, and 0 none."""
-    if isinstance(given, int | float):
-        return EMA(given) if given else None
-    return given
-
-
 class Average:
     """A copy of a model whose parameters are averages of the model's.
 
@@ -201,6 +194,18 @@ class Average:
         for dtype in {own.dtype for own, _ in pairs}:
             alike = [pair for pair in pairs if pair[0].dtype == dtype]
             lists._foreach_copy_([own for own, _ in alike], [value for _, value in alike])
+
+
+def average_of(model: nn.Module, given: float | Averaging | None, clock: Clock, rate: Rate) -> Average | None:
+    """The average that a configuration asks for: a number is the decay of an exponential one, and 0 none.
+
+    Raises UserError for a rate that gives it nothing.
+    """
+    if not given:
+        return None
+    average = Average(model, given)
+    average.kind.check(clock, rate)
+    return average
 
 
 @torch.no_grad()

@@ -85,7 +85,8 @@ def first(batch: Batch, n: int) -> Batch:
     """The first n examples."""
     view = None if batch.view is None else batch.view[:n]
     meta = None if batch.meta is None else first(batch.meta, min(n, len(batch.meta.y)))
-    return Batch(batch.x[:n], batch.y[:n], batch.index[:n], view, meta, batch.whole and n)
+    mixed = None if batch.mixed is None else batch.mixed[:n]
+    return Batch(batch.x[:n], batch.y[:n], batch.index[:n], view, meta, batch.whole and n, mixed)
 
 
 def _fits(attempt: Callable[[Piece], object], batch: Piece) -> bool:

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from bivallate import collective, data, models
 from bivallate.data import Batches, Dataset, Split
 from bivallate.errors import UserError, check_device
+from bivallate.method import check_mixed
 from bivallate.models import Classifier
 from bivallate.models.io import renamed
 from bivallate.models.layers import freeze
 from bivallate.models.trainable import trainable
 from bivallate.parts import encode, portable
 from bivallate.run.arithmetic import autocast_of, lay_out
-from bivallate.run.averaging import Average, averaging
+from bivallate.run.averaging import average_of
 from bivallate.run.checkpoint import pack_optimizer, section, unpack_optimizer
 from bivallate.run.config import STREAMING, Config
 from bivallate.run.epoch_sums import EpochSums
@@ -164,15 +165,15 @@ class Session:
             len(dataset.classes),
             self.device,
             torch.float32,
-            augment.pad,
+            augment.padding,
             len(self.batches),
-            augment.rotate > 0,
+            augment.reshapes,
             bool(self.model.other_sizes),
         )
         self._facts = facts
         self.method = config.method.bind(facts)
         self.optimizer = optimizer_of(config.optimizer, self.model)
-        self.average = self._average()
+        self.average = average_of(self.model, config.average, self.clock(), config.rate)
         self.tally, self.history = self.new_tally(), list[dict[str, Any]]()
         self.best, self.best_epoch = -1.0, -1
         self.forward, self.backward, self.seconds = 0, 0, 0.0
@@ -194,13 +195,6 @@ class Session:
         lay_out(made, config.channels_last)
         made.autocast_dtype = autocast_of(config.precision, self.device)  # pyright: ignore[reportArgumentType]
         return made
-
-    def _average(self) -> Average | None:
-        kind = averaging(self.config.average)
-        if kind is None:
-            return None
-        kind.check(self.clock(), self.config.rate)
-        return Average(self.model, kind)
 
     @property
     def settled(self) -> bool:
@@ -296,4 +290,7 @@ class Session:
 
 def _augmentation(config: Config, dataset: Dataset) -> data.Augment:
     text = config.data.augment
-    return dataset.augment if text == "default" else data.Augment.parse(text)
+    augment = dataset.augment if text == "default" else data.Augment.parse(text)
+    if augment.cutmix:
+        check_mixed(config.method)
+    return augment

@@ -61,6 +61,10 @@ class AWP(Loss):
             )
         self.loss.check(method)
 
+    def takes_mixed(self) -> bool:
+        """As the host."""
+        return self.loss.takes_mixed()
+
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
         if self.gamma == 0 or problem.clock.epoch < self.warm_up:
             return self.loss(problem, x_adv)

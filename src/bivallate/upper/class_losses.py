@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bivallate.errors import UserError, check_range, unknown
+from bivallate.lower.labels import label_loss
 from bivallate.lower.objective import kl
 from bivallate.lower.problem import LowerProblem
 from bivallate.parts import part
@@ -41,6 +41,10 @@ class Reweighed(Loss):
         """What the host asks of a method."""
         self.loss.check(method)
 
+    def takes_mixed(self) -> bool:
+        """As the host."""
+        return self.loss.takes_mixed()
+
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
         terms = self.loss(problem, x_adv)
         if self.part == "anchor":
@@ -57,6 +61,7 @@ class ClassTrades(Loss):
 
     Attributes:
         beta: weight of the KL term. base: lambda_2, added to the scores.
+        smoothing: label smoothing of the cross-entropy, see `Adversarial`.
 
     Cost: two forwards, and two backwards.
 
@@ -65,10 +70,12 @@ class ClassTrades(Loss):
 
     beta: float = 6.0
     base: float = 0.5
+    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         check_range("beta", self.beta, 0)
         check_range("base", self.base, 0)
+        check_range("label smoothing", self.smoothing, 0, 1)
 
     def check(self, method: Composition) -> None:
         """Refuse solvers that gather no scores."""
@@ -85,5 +92,5 @@ class ClassTrades(Loss):
             factor = (self.base + problem.class_score[y]).to(clean.dtype)
         beta = factor * self.beta
         share = beta / (1 + beta)
-        anchor = (1 - share) * F.cross_entropy(clean, y, reduction="none")
+        anchor = (1 - share) * label_loss(problem, clean, self.smoothing)
         return Terms(share * kl(clean, logits), anchor, logits)

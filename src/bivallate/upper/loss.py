@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bivallate.errors import check_range
+from bivallate.lower.labels import label_loss
 from bivallate.lower.objective import CrossEntropy, kl
 from bivallate.lower.problem import LowerProblem
 from bivallate.parts import part
@@ -58,9 +59,13 @@ class Adversarial(Loss):
         """Without smoothing it is the cross-entropy itself."""
         return self.smoothing == 0 and isinstance(objective, CrossEntropy)
 
+    def takes_mixed(self) -> bool:
+        """It does."""
+        return True
+
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
-        logits, y = problem.logits_at_solution(x_adv), problem.y
-        robust = F.cross_entropy(logits, y, reduction="none", label_smoothing=self.smoothing)
+        logits = problem.logits_at_solution(x_adv)
+        robust = label_loss(problem, logits, self.smoothing)
         return Terms(robust, torch.zeros_like(robust), logits)
 
 
@@ -81,9 +86,13 @@ class Trades(Loss):
         check_range("beta", self.beta, 0)
         check_range("label smoothing", self.smoothing, 0, 1)
 
+    def takes_mixed(self) -> bool:
+        """It does."""
+        return True
+
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
         clean, logits = problem.logits(problem.x), problem.logits(x_adv)
-        anchor = F.cross_entropy(clean, problem.y, reduction="none", label_smoothing=self.smoothing)
+        anchor = label_loss(problem, clean, self.smoothing)
         return Terms(self.beta * kl(clean, logits), anchor, logits)
 
 

@@ -6,11 +6,11 @@ import math
 from contextlib import nullcontext
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bivallate import collective
 from bivallate.errors import UserError
+from bivallate.lower.labels import label_loss
 from bivallate.lower.modes import attacking, frozen
 from bivallate.lower.objective import CrossEntropy
 from bivallate.lower.problem import LowerProblem
@@ -71,6 +71,10 @@ class GradAlign(Loss):
         if self.coefficient is not None and not self.coefficient >= 0:
             raise UserError(f"GradAlign's coefficient must be at least 0, got {self.coefficient!r}")
 
+    def takes_mixed(self) -> bool:
+        """As the base."""
+        return self.base.takes_mixed()
+
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
         terms = self.base(problem, x_adv)
         if not problem.regularised:
@@ -108,7 +112,7 @@ def _input_gradient(problem: LowerProblem, x: Tensor, *, graph: bool) -> Tensor:
     """(B, C, H, W) d CE_i / dx_i."""
     point = x.detach().requires_grad_()
     with twice_differentiable() if graph else nullcontext():
-        loss = F.cross_entropy(problem.logits(point, exact=True), problem.y, reduction="sum")
+        loss = label_loss(problem, problem.logits(point, exact=True)).sum()
     return torch.autograd.grad(loss, point, create_graph=graph)[0]
 
 

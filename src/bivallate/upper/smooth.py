@@ -10,6 +10,7 @@ from bivallate import collective
 from bivallate.errors import UserError, check_range
 from bivallate.lower.distances import DISTANCES, DistanceName, check_distance
 from bivallate.lower.guiding import smoothed_targets
+from bivallate.lower.labels import label_loss
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.threat import Linf
 from bivallate.parts import part
@@ -29,20 +30,27 @@ class Guided(Loss):
 
     Attributes:
         weight: lambda, a number or a schedule. distance: "softmax" (GAT), "nuclear" (NuAT), or another.
+        smoothing: label smoothing of the cross-entropy, see `Adversarial`.
 
     Reference: Sriramanan et al., GAT, NeurIPS 2020; NuAT, NeurIPS 2021.
     """
 
     weight: float | Schedule
     distance: DistanceName = "softmax"
+    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         check_distance(self.distance)
+        check_range("label smoothing", self.smoothing, 0, 1)
+
+    def takes_mixed(self) -> bool:
+        """It does."""
+        return True
 
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
         logits, clean = problem.logits(x_adv), problem.logits(problem.x)
         robust = at(self.weight, problem.clock) * DISTANCES[self.distance](clean, logits)
-        return Terms(robust, F.cross_entropy(clean, problem.y, reduction="none"), logits)
+        return Terms(robust, label_loss(problem, clean, self.smoothing), logits)
 
 
 @part
@@ -94,6 +102,10 @@ class Consistent(Loss):
         """What the base asks; and a solver that tells where it began."""
         self.base.check(method)
         _check_start(method, "Consistent")
+
+    def takes_mixed(self) -> bool:
+        """As the base."""
+        return self.base.takes_mixed()
 
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
         terms = self.base(problem, x_adv)

@@ -73,6 +73,10 @@ class Weighting(Role, ABC):
 class Equal(Weighting):
     """w_i = 1."""
 
+    def takes_mixed(self) -> bool:
+        """It asks for no label."""
+        return True
+
     def weigh(self, evidence: Evidence) -> Tensor:
         return torch.ones_like(evidence.loss)
 
@@ -112,6 +116,10 @@ class After(Weighting):
     def check(self, method: Composition) -> None:
         """What the rule asks of a method."""
         self.rule.check(method)
+
+    def takes_mixed(self) -> bool:
+        """As the rule."""
+        return self.rule.takes_mixed()
 
     def bind(self, facts: Facts) -> Weighting:
         """The running part, around the rule's own."""

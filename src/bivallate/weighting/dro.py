@@ -65,6 +65,10 @@ class KLDRO(Weighting):
         """The running estimate of one run."""
         return BoundKLDRO(self, facts.device)
 
+    def takes_mixed(self) -> bool:
+        """It asks for losses alone."""
+        return True
+
     def weigh(self, evidence: Evidence) -> Tensor:
         """In-batch weights (rate 1): what an unbound rule can say."""
         q = evidence.loss.clamp(max=self.cap) / self.temperature_at(evidence.clock)
