@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -65,6 +66,29 @@ def test_folders_of_older_versions_end_at_the_same_bits(name, rows, tmp_path, mo
         now, then = metrics(run), metrics(run / "finished")
         known = [{key: line[key] for key in old} for line, old in zip(now, then, strict=True)]
         assert known == then  # lines may say more today
+
+
+def test_a_configuration_of_a_version_with_fewer_settings_is_not_torn(half, whole, tmp_path):
+    run = copy(half, tmp_path / "run")
+    resume(run)  # the checkpoints are this version's
+    text = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(re.sub(r"(?m)^(sync_batchnorm|deterministic) = .*\n", "", text))
+    resume(run)  # a warning is an error
+    assert "sync_batchnorm" not in (run / "config.toml").read_text()
+    same(whole, run)
+
+
+def test_a_run_goes_on_in_float32_where_its_precision_is_not_to_be_had(half, whole, tmp_path):
+    """And keeps its own in its configuration, for a device that has it."""
+    run = copy(half, tmp_path / "run")
+    config = Config.read(run / "config.toml").set("precision", "tf32")
+    config.write(run / "config.toml")
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="tf32 is not to be had on this cpu: the run goes on in float32"):
+            resume(run)
+        assert Config.read(run / "config.toml") == config
+    config.set("precision", "float32").write(run / "config.toml")
+    same(whole, run)
 
 
 # the record ----------------------------------------------------------------------

@@ -34,6 +34,7 @@ FREE = (
     "recipe",
 )
 # what may differ from the checkpoint's; data of another name have to have the same fingerprint, and weights
+PRECISION = ("precision",)  # may differ where the checkpoint is of a device that had float32 alone
 LENGTH = ("epochs", "extended")  # may differ where one of the two plans goes beyond the other
 
 # of a manifest: which code made the weights and where its data were, not what they are; a checkpoint is held
@@ -104,7 +105,7 @@ def _configuration(folder: RunFolder, values: dict[str, Any], tell: Tell) -> Con
     begun = dataclasses.replace(original.init, weights=values.get("init_weights", original.init.weights))
     data = dataclasses.replace(original.data, **places)
     original = dataclasses.replace(original, data=data, init=begun)
-    wrong = _torn(folder, values["config"])
+    wrong = _torn(folder, values["config"], original)
     if wrong:
         original.write(folder.config)
         tell(f"{folder.config} {wrong}: written again from the checkpoint")
@@ -112,6 +113,7 @@ def _configuration(folder: RunFolder, values: dict[str, Any], tell: Tell) -> Con
     config = Config.read(folder.config)
     shorter = original.goes_beyond(config)
     allowed = (*FREE, *LENGTH) if shorter or config.goes_beyond(original) else FREE
+    allowed = (*allowed, *PRECISION) if original.precision == "float32" else allowed
     other = [key for key in differing(original, config) if key not in allowed]
     if other:
         longer = "; for more epochs use `bivallate resume --epochs`" if "epochs" in other else ""
@@ -127,7 +129,7 @@ def _configuration(folder: RunFolder, values: dict[str, Any], tell: Tell) -> Con
     return config
 
 
-def _torn(folder: RunFolder, kept: dict[str, Any]) -> str:
+def _torn(folder: RunFolder, kept: dict[str, Any], original: Config) -> str:
     """What is wrong with config.toml, if not all of it is there; empty for a whole one."""
     if not folder.config.exists():
         return "was missing"
@@ -140,7 +142,12 @@ def _torn(folder: RunFolder, kept: dict[str, Any]) -> str:
     whole = _flat(kept)
     if there.keys() - whole.keys():
         return ""  # somebody has written into it
-    return "was torn" if not text.endswith("\n") or whole.keys() - there.keys() else ""
+    if not text.endswith("\n"):
+        return "was torn"
+    missing = whole.keys() - there.keys()
+    if not missing or missing.isdisjoint(differing(original, Config.read(folder.config))):
+        return ""  # of a version that had no such settings, or whole
+    return "was torn"
 
 
 def differing(one: Config, other: Config) -> list[str]:
@@ -232,7 +239,7 @@ def _described(folder: RunFolder, session: Session) -> bool:
     wanted = json.loads(manifest_text(session.manifest()))
     free = {key for key in (*ORIGIN, "run") if key in ORIGIN or key not in there}  # younger than some runs
     lengths = LENGTH if session.config.extended else ()  # weights of before it was made longer
-    open_to = {*(f"config.{key}" for key in (*FREE, *lengths)), "spec.mean", "spec.std"}
+    open_to = {*(f"config.{key}" for key in (*FREE, *PRECISION, *lengths)), "spec.mean", "spec.std"}
     return _meant(there, free, open_to) == _meant(wanted, free, open_to)
 
 

@@ -14,6 +14,7 @@ from bivallate.data import Dataset
 from bivallate.errors import UserError, check_path
 from bivallate.method import Method, checked
 from bivallate.quoting import command
+from bivallate.run.arithmetic import within
 from bivallate.run.beginning import first_network
 from bivallate.run.checkpoint import Checkpoint, list_all
 from bivallate.run.config import Config
@@ -27,7 +28,7 @@ from bivallate.run.memory_layout import settled_layout
 from bivallate.run.packing import unpack
 from bivallate.run.progress import Progress, Spoken
 from bivallate.run.reopen import FREE, Tell, differing, reopen, reopened, repair
-from bivallate.run.session import Session, create_model, own_data
+from bivallate.run.session import Session, create_model, own_data, pick_device
 from bivallate.run.trainer import limit_threads
 
 
@@ -61,7 +62,8 @@ def resume(
         fall_back: take the older checkpoint if the newest is damaged, and say so; else that is an error.
         data, data_dir, device, threads: where the data lie now, where named sets are looked for and where to
             compute, if not as before; the run's configuration keeps its own. On another device, or with
-            another number of threads, the weights agree with those of an uninterrupted run to rounding only.
+            another number of threads, the weights agree with those of an uninterrupted run to rounding only;
+            a device without the run's precision goes on in float32, and says so.
         log: as in `train`; a run does not remember its loggers.
 
     Raises:
@@ -87,6 +89,7 @@ def resume(
         moved = {"device": device, "threads": threads, "data.data_dir": data_dir, "data.name": data}
         for key, value in moved.items():
             config = config.set(key, value) if value is not None else config
+        config = _computable(config, shown.note)
         limit_threads(config.threads)
         loaded = dataset if dataset is not None else own_data(config.data, config.seed)
         network = _network(config, loaded, model, anew=found is None)
@@ -103,6 +106,15 @@ def resume(
         if lock is not None:
             repair(folder, session, shown.note)
         return finish(session, folder, shown, lock, max_minutes, told)
+
+
+def _computable(config: Config, tell: Tell) -> Config:
+    """The configuration in float32 where the device has not its precision."""
+    device = pick_device(config.device)
+    here = within(config.precision, device)
+    if here != config.precision:
+        tell(f"{config.precision} is not to be had on this {device.type}: the run goes on in {here}")
+    return config.set("precision", here)
 
 
 def begin_or_resume(
