@@ -23,7 +23,7 @@ from bivallate.reproduce.papers.catalogue import tables
 from bivallate.reproduce.planning import jobs_of
 from bivallate.reproduce.running import Job, trained
 from bivallate.run.load_model import load
-from bivallate.run.progress import Spoken
+from bivallate.run.progress import TerminalProgress
 from bivallate.run.session import load_data
 from bivallate.run.signals import Interrupted
 from bivallate.run.trainer import limit_threads
@@ -56,7 +56,7 @@ def _result(name: str, seed: int, runs: Path) -> dict[str, Any]:
     config = configure(job.cell, seed, job.device, job.threads).set("precision", FORMATS[name])
     dataset = load_data(config.data, seed)
     place = _place(job, name, runs)
-    folder, best = trained(config, dataset, place, "best", Spoken(f"{name} seed {seed}"))
+    folder, best = trained(config, dataset, place, "best", TerminalProgress(f"{name} seed {seed}"))
     history = folder.read_metrics()
     scores = {
         "": evaluate(best, dataset.test, config.method.threat, "pgd-20"),

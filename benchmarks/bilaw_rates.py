@@ -17,7 +17,7 @@ import torch
 import bivallate as bv
 from bivallate.files import write_text
 from bivallate.methods.entries import create
-from bivallate.reports.diagnostics.weighing import weigh
+from bivallate.reports.diagnostics.weighed_points import weigh_points
 from bivallate.reproduce.machine import commit
 from bivallate.reproduce.running import cut
 from bivallate.run.config import Config, Validation
@@ -72,7 +72,7 @@ def row(data: str, method: str, optimiser: str, rate: float) -> str:
     dataset = cut(load_data(config.data, 0), ROWS[data])
     session = Session(config, dataset, create_model(config.model, dataset, 0))
     Trainer(session, None, Progress()).run()
-    found = weigh(
+    found = weigh_points(
         session.model, session.method, dataset.validation, Clock(config.epochs - 1, config.epochs), n=1000
     )
     tenths = [part.mean() for part in np.array_split(found.weights[np.argsort(found.margin)], 10)]

@@ -15,7 +15,7 @@ from pathlib import Path
 from bivallate.reproduce.campaign import run_campaign, to_stderr
 from bivallate.reproduce.papers.catalogue import tables
 from bivallate.reproduce.planning import jobs_of
-from bivallate.run.progress import Spoken
+from bivallate.run.progress import TerminalProgress
 from bivallate.run.signals import Interrupted
 
 FIRST = ("AT", "DONE-ADAM", "MAIL", "BASTION", "GAIRAT", "BiLAW")
@@ -57,7 +57,7 @@ def main() -> int:
                 jobs.append(job)
     until = time.monotonic() + 3600 * chosen.hours
     try:
-        outcome = run_campaign(jobs, at_once=chosen.jobs, say=to_stderr, until=until, shown=Spoken)
+        outcome = run_campaign(jobs, at_once=chosen.jobs, say=to_stderr, until=until, shown=TerminalProgress)
     except Interrupted as error:
         to_stderr(str(error))
         return 130

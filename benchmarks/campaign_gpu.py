@@ -41,7 +41,7 @@ from bivallate.reproduce.records import read_records
 from bivallate.reproduce.rendering import figure
 from bivallate.reproduce.running import Job
 from bivallate.reproduce.scaling import quick
-from bivallate.run.progress import Spoken
+from bivallate.run.progress import TerminalProgress
 from bivallate.run.signals import Interrupted
 
 FAST = ("FAST-AT", "FAST-BAT", "FAST-AT-GA", "PGD-2-AT", "N-FGSM")
@@ -144,7 +144,9 @@ def work(chosen: argparse.Namespace, until: float) -> int:
         waiting = unrecorded(jobs, chosen.known)
         size = chosen.jobs or (_filling(waiting[0], chosen.runs / "filling.json") if waiting else 1)
         waiting = [dataclasses.replace(job, together=size) for job in waiting]
-        failed = len(run_campaign(waiting, at_once=size, say=to_stderr, until=until, shown=Spoken).failed)
+        failed = len(
+            run_campaign(waiting, at_once=size, say=to_stderr, until=until, shown=TerminalProgress).failed
+        )
     except (Interrupted, KeyboardInterrupt) as stopped:
         to_stderr(f"stopped: {stopped or 'time is up'}; call it again to go on")
     finally:

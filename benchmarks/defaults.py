@@ -20,17 +20,17 @@ import torch
 
 import bivallate as bv
 from bivallate.data import holdout
-from bivallate.data.registry import usual
+from bivallate.data.registry import training_defaults
 from bivallate.files import write_json, write_text
 from bivallate.lower.threat import threat
 from bivallate.methods.entries import create
 from bivallate.parts import decode, encode, from_portable, portable
-from bivallate.reproduce.definition import anywhere
+from bivallate.reproduce.definition import without_machine
 from bivallate.reproduce.machine import commit
 from bivallate.run.config import Config
 from bivallate.run.defaults import fitted
 from bivallate.run.execution import execute
-from bivallate.run.progress import Spoken
+from bivallate.run.progress import TerminalProgress
 from bivallate.run.recipes.published import recipe_for
 from bivallate.run.session import create_model, load_data
 
@@ -54,14 +54,14 @@ def cut(dataset: bv.data.Dataset, rows: int) -> bv.data.Dataset:
 
 def trained(name: str, method: str, rows: int) -> dict[str, Any]:
     """The record of one training and of its evaluation."""
-    made = create(method, threat("linf", usual(name).eps))
+    made = create(method, threat("linf", training_defaults(name).eps))
     config = recipe_for(None, made, name)
     dataset = cut(load_data(config.data, SEED), rows)
     config = fitted(config, len(dataset.train)).set("threads", 1)
     folder = RUNS / f"{name}-{method}"
     began = time.monotonic()
     network = create_model(config.model, dataset, SEED)
-    shown = Spoken(f"{name} {method}", every=5)
+    shown = TerminalProgress(f"{name} {method}", every=5)
     run = execute(config, dataset, network, folder, progress=shown, overwrite=True)
     score = bv.evaluate(bv.load(folder, "best"), dataset.test, made.threat, ATTACK)
     counts = dataset.test.counts(len(dataset.classes))
@@ -96,7 +96,7 @@ def table() -> str:
         commits |= {r["commit"] for r in kept}
         one, own = kept[0], kept[0]["config"]
         said = (
-            name, usual(name).eps, own["model"]["name"], own["optimizer"]["lr"], own["warm_up"],
+            name, training_defaults(name).eps, own["model"]["name"], own["optimizer"]["lr"], own["warm_up"],
             own["batch_size"], one["rows"], f"{one['commonest']:.1%}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(map(str, said))} | {' | '.join(map(_cell, found.values()))} |")
@@ -119,8 +119,10 @@ def _record(name: str, method: str) -> dict[str, Any] | None:
 
 def current(record: dict[str, Any], name: str, method: str) -> bool:
     """Whether a record is of the defaults as they are now."""
-    config: Config = recipe_for(None, create(method, threat("linf", usual(name).eps)), name)
-    return anywhere(decode(from_portable(record["config"]))) == anywhere(fitted(config, record["rows"]))
+    config: Config = recipe_for(None, create(method, threat("linf", training_defaults(name).eps)), name)
+    return without_machine(decode(from_portable(record["config"]))) == without_machine(
+        fitted(config, record["rows"])
+    )
 
 
 def main() -> None:

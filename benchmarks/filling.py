@@ -21,7 +21,7 @@ from bivallate.files import write_json
 from bivallate.reproduce.cell import configure
 from bivallate.reproduce.machine import machine
 from bivallate.reproduce.running import Job, computable, cut
-from bivallate.run.memory_layout import on_trial, whole_step
+from bivallate.run.memory_layout import trial_session, whole_step
 from bivallate.run.session import Session, create_model, load_data
 from bivallate.run.trainer import limit_threads
 from bivallate.types import Batch
@@ -144,7 +144,7 @@ def ready_for(job: Job) -> Session:
     """A job's training that changes nothing that is kept."""
     config = computable(configure(job.cell, job.seed, job.device, job.threads))
     dataset = cut(load_data(config.data, job.seed), job.cell.rows)
-    return on_trial(config, dataset, create_model(config.model, dataset, job.seed))
+    return trial_session(config, dataset, create_model(config.model, dataset, job.seed))
 
 
 def endless(session: Session) -> Iterator[Batch]:

@@ -20,12 +20,12 @@ from typing import Any
 
 import bivallate as bv
 from bivallate.data import holdout
-from bivallate.data.registry import usual
+from bivallate.data.registry import training_defaults
 from bivallate.files import write_json, write_text
 from bivallate.from_text import parse_number
 from bivallate.parts import encode, portable
 from bivallate.reproduce.machine import commit
-from bivallate.run.progress import Spoken
+from bivallate.run.progress import TerminalProgress
 
 RECORDS, PAGE, RUNS = Path("results/finetuning"), Path("docs/finetuning.md"), Path("runs/finetuning")
 BEGIN, END = "<!-- finetuning: begin -->", "<!-- finetuning: end -->"
@@ -86,8 +86,8 @@ def measured(subject: Subject, name: str, arguments: dict[str, Any]) -> dict[str
     data, out = cut(subject), arguments["out"]
     model, method, began = arguments["model"], arguments["method"], time.perf_counter()
     options = {k: v for k, v in arguments.items() if k not in ("model", "method")}
-    eps = usual(subject.name).eps
-    run = bv.train(model, data, method, eps=eps, progress=Spoken(name), **options)
+    eps = training_defaults(subject.name).eps
+    run = bv.train(model, data, method, eps=eps, progress=TerminalProgress(name), **options)
     spent = time.perf_counter() - began
     last, weights = run.history[-1], "last" if method == "plain" else "best"
     network = bv.load(out, weights=weights)
@@ -126,7 +126,7 @@ def table() -> str:
             method, _, kind = name.rpartition("-")
             what = f"`{method}`, {words[kind]}" if method else words[kind]
             lines.append(
-                f"| {subject.name}, {r['rows']:,} images, eps {usual(subject.name).eps} "
+                f"| {subject.name}, {r['rows']:,} images, eps {training_defaults(subject.name).eps} "
                 f"| {what}, {r['epochs']} epochs | {sum(r['passes']):.0f} | {r['clean_accuracy']:.1%} "
                 f"| {r['robust_accuracy']:.1%} | {low:.1%} to {high:.1%} | {r['n']} |"
             )

@@ -14,7 +14,7 @@ import torch
 
 import bivallate as bv
 from bivallate.files import write_text
-from bivallate.reports.diagnostics.of_one_run import DIAGNOSES, PAIRS, choose, subject
+from bivallate.reports.diagnostics.by_name import DIAGNOSES, PAIRS, choose, subject
 
 DOCS = Path(__file__).parents[1] / "docs"
 EPS, EPOCHS = 0.2, 20

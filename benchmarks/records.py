@@ -10,7 +10,7 @@ from typing import Any
 
 from bivallate.evaluation.statistics import wilson
 from bivallate.reproduce.cell import slug
-from bivallate.reproduce.definition import is_of
+from bivallate.reproduce.definition import is_of_cell
 from bivallate.reproduce.paper_table import Scale
 from bivallate.reproduce.papers.catalogue import tables
 from bivallate.reproduce.records import read_records
@@ -66,7 +66,7 @@ def every(results: Path) -> tuple[list[Row], int]:
             cells = {cell.name: cell for cell in at_scale(table, scale)}
             for record in read_records(results, table.name, scale):
                 cell = cells.get(slug(f"{record.row} {record.group}"))
-                if cell and is_of(record.entry, cell, record.seed, sources_at_scale(table, scale)):
+                if cell and is_of_cell(record.entry, cell, record.seed, sources_at_scale(table, scale)):
                     rows += _of_table(table.name, record)
                 else:
                     left += 1

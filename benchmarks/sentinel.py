@@ -24,7 +24,7 @@ import bivallate as bv
 from bivallate import models
 from bivallate.files import write_text
 from bivallate.methods.entries import create
-from bivallate.reports.diagnostics.drawn import Drawn
+from bivallate.reports.diagnostics.diagnostic import Diagnostic
 from bivallate.reproduce.machine import commit
 from bivallate.run.config import Validation
 from bivallate.run.optim import Cosine, Rate
@@ -138,7 +138,7 @@ def load(setting: Setting) -> bv.data.Dataset:
 
 
 @dataclass(frozen=True)
-class Curves(Drawn):
+class Curves(Diagnostic):
     """Held-out PGD-10 accuracy, epoch by epoch, without and with rollback.
 
     Attributes:

@@ -13,7 +13,7 @@ from benchmarks.filling import CONTEXT, Throughput, at_once, endless, filled, pa
 
 from bivallate.errors import UserError
 from bivallate.reproduce.cell import configure
-from bivallate.reproduce.definition import anywhere
+from bivallate.reproduce.definition import without_machine
 from bivallate.reproduce.records import read_records
 from bivallate.reproduce.running import Job
 
@@ -76,7 +76,7 @@ def test_the_papers_cells_come_first_and_speed_defines_nothing(tmp_path) -> None
     plain = campaign_gpu.plan(campaign_gpu.arguments(["--float32", "--out", str(tmp_path)]))
     assert {configure(j.cell, 0).precision for j in plain} == {"float32"}
     for fast, exact in zip(jobs, plain, strict=False):
-        assert anywhere(configure(fast.cell, 0)) == anywhere(configure(exact.cell, 0))
+        assert without_machine(configure(fast.cell, 0)) == without_machine(configure(exact.cell, 0))
         assert configure(fast.cell, 0).model.name == "preact-resnet18" or fast.table != "T-F1"
 
 

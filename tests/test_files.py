@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from bivallate import data, models
+from bivallate.checksummed import read_checksummed, write_checksummed
 from bivallate.data.sheet import contact_sheet
 from bivallate.errors import UserError
 from bivallate.files import remove, sweep, temporary, write_json, write_text, write_whole
 from bivallate.run import checkpoint
 from bivallate.run.checkpoint import Checkpoint
-from bivallate.sealed import read_sealed, write_sealed
 
 
 def model(folder: Path) -> Path:
@@ -147,7 +147,7 @@ def test_a_pipe_or_a_device_is_not_read(tmp_path):
     (tmp_path / "zero.safetensors").symlink_to("/dev/zero")
     for name in ("pipe", "zero"):
         with pytest.raises(UserError, match="only regular files are read"):
-            read_sealed(tmp_path / f"{name}.safetensors")
+            read_checksummed(tmp_path / f"{name}.safetensors")
         with pytest.raises(UserError, match="only regular files are read"):
             models.io.read_weights(tmp_path / f"{name}.safetensors")
 
@@ -156,14 +156,14 @@ def test_bits_of_a_sealed_file_count(tmp_path):
     """Each flip is refused, or changes nothing that is read."""
     path = tmp_path / "a.safetensors"
     wanted = torch.arange(3.0)
-    write_sealed(path, {"w": wanted}, {"epoch": 3, "name": "x"})
+    write_checksummed(path, {"w": wanted}, {"epoch": 3, "name": "x"})
     whole, refused = path.read_bytes(), 0
     for k in range(0, 8 * len(whole), 3):
         data = bytearray(whole)
         data[k // 8] ^= 1 << k % 8
         path.write_bytes(bytes(data))
         try:
-            header, tensors, mark = read_sealed(path)
+            header, tensors, mark = read_checksummed(path)
         except UserError:
             refused += 1
             continue

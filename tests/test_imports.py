@@ -15,14 +15,14 @@ ROOT = Path(bivallate.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 LAYERS = [
-    {"errors", "fetching", "quoting", "version"},
-    {"opening"},
+    {"errors", "transfer_to_cpu", "quoting", "version"},
+    {"untrusted_files"},
     {"schema"},
     {"plugins", "processes"},
     {"files", "parts"},
     {"from_text"},
     {"style"},
-    {"types", "sealed", "roles"},
+    {"types", "checksummed", "roles"},
     {"noise", "schedule", "collective"},
     {"lower"},
     {"evidence", "learnable"},
@@ -95,7 +95,7 @@ LATER = {
     ("bivallate.reproduce.campaign", "bivallate.terminal"): "rich, for a person alone",
     (
         "bivallate.reproduce.paper_figures",
-        "bivallate.reports.diagnostics.of_one_run",
+        "bivallate.reports.diagnostics.by_name",
     ): "matplotlib and scikit-learn",
 }
 

@@ -14,7 +14,7 @@ from bivallate import data
 from bivallate.errors import UserError
 from bivallate.evaluation import eps_curve, minimal_distances, transfer
 from bivallate.evaluation.preflight import preflight
-from bivallate.lower.asking import ask, writes
+from bivallate.lower.input_guard import call_unharmed, writes_to_input
 from bivallate.reports.diagnostics import landscape, ranks
 from bivallate.run.config import Validation
 
@@ -195,9 +195,9 @@ def test_an_honest_network_is_given_the_tensor_itself(points):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     model.register_forward_pre_hook(lambda _, args: seen.append(args[0] is points[0]))
     for _ in range(3):
-        ask(model, points[0])
+        call_unharmed(model, points[0])
     assert seen == [False, True, True]
-    assert not writes(model)
+    assert not writes_to_input(model)
 
 
 def test_one_that_begins_to_write_later_is_refused(points):
@@ -209,15 +209,15 @@ def test_one_that_begins_to_write_later_is_refused(points):
             return x.mul_(2).flatten(1) if self.calls > 2 else x.flatten(1)
 
     model, x = Later(), points[0].clone()
-    assert torch.equal(ask(model, x), ask(model, x))
+    assert torch.equal(call_unharmed(model, x), call_unharmed(model, x))
     with pytest.raises(UserError, match="Later changed its input in place"):
-        ask(model, x)
+        call_unharmed(model, x)
 
 
 def test_images_made_in_inference_mode_are_kept_too(points):
     model = made(Overwriting)
     with torch.inference_mode():
         x = points[0].clone()
-        found = [ask(model, x) for _ in range(2)]
+        found = [call_unharmed(model, x) for _ in range(2)]
         assert torch.equal(found[0], found[1])
     assert torch.equal(x, points[0])

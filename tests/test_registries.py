@@ -1,7 +1,10 @@
-"""What a test registers does not outlive it."""
+"""What a test registers does not outlive it; names that were others once."""
 
 from __future__ import annotations
 
+import importlib
+
+import pytest
 from conftest import REGISTRIES, of_the_package, restored, tables
 
 import bivallate as bv
@@ -54,3 +57,19 @@ def test_what_the_package_registers_while_a_test_runs_stays() -> None:
         for place, table in tables().items():
             table.update(whole[place])
     assert {place: list(table) for place, table in tables().items()} == {p: list(t) for p, t in whole.items()}
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("bivallate.data.registry", "Known", "KnownDataset"),
+        ("bivallate.data.registry", "usual", "training_defaults"),
+        ("bivallate.audits", "Moment", "AuditProgress"),
+    ],
+)
+def test_former_names_still_work(module, old, new) -> None:
+    found = importlib.import_module(module)
+    with pytest.deprecated_call(match=new):
+        assert getattr(found, old) is getattr(found, new)
+    with pytest.raises(AttributeError, match="nothing"):
+        found.nothing  # noqa: B018

@@ -205,7 +205,7 @@ def test_files_are_named_as_paths_and_as_text(tmp_path):
 
 OWN_TEXT = {
     "evaluation/shared_points.py",
-    "sealed.py",
+    "checksummed.py",
     "run/reopen.py",
     "reproduce/paper_table.py",
 }  # what this program has just written itself, or another process of it

@@ -43,7 +43,7 @@ def test_commands_print_hostile_text_as_text(kind, score, capsys):
     from bivallate.audits import VERDICTS
     from bivallate.commands.audit import show as show_audit
     from bivallate.commands.evaluate import show
-    from bivallate.commands.subjects import table
+    from bivallate.commands.run_group import table
     from bivallate.reports.comparison.comparison_table import Comparison
 
     text = STRINGS[kind]

@@ -3,12 +3,12 @@
 Names are imported when they are first asked for: the command line answers at once where it needs no torch.
 """
 
-from bivallate import starting  # noqa: F401  first, as what follows takes seconds
+from bivallate import startup_interrupt  # noqa: F401  first, as what follows takes seconds
 
 # isort: split
 from typing import TYPE_CHECKING
 
-from bivallate.lazily import lazily
+from bivallate.lazy_import import lazy_attributes
 from bivallate.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from bivallate.reports.page import report
     from bivallate.run.averaging import EMA, SWA, Cyclic
     from bivallate.run.cycles import Cycles
-    from bivallate.run.examined import evaluate
+    from bivallate.run.evaluation_target import evaluate
     from bivallate.run.execution import Run
     from bivallate.run.load_model import load
     from bivallate.run.logger import Logger
@@ -169,7 +169,7 @@ _PLACES = {
     "SWA": "bivallate.run.averaging",
     "Cyclic": "bivallate.run.averaging",
     "Cycles": "bivallate.run.cycles",
-    "evaluate": "bivallate.run.examined",
+    "evaluate": "bivallate.run.evaluation_target",
     "Run": "bivallate.run.execution",
     "load": "bivallate.run.load_model",
     "Logger": "bivallate.run.logger",
@@ -204,4 +204,4 @@ _PLACES = {
 }
 
 
-__getattr__, __dir__ = lazily(__name__, _PLACES)
+__getattr__, __dir__ = lazy_attributes(__name__, _PLACES)

@@ -62,12 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Exits with 0, with 1 where standard output could not take the result, with 2 for a user's mistake, with
     130 for an interrupted run.
     """
-    from bivallate.starting import ready
-    from bivallate.steady import steadied
+    from bivallate.safe_streams import safe_streams
+    from bivallate.startup_interrupt import hand_over_interrupts
 
-    with steadied() as (out, _):
+    with safe_streams() as (out, _):
         try:
-            ready()
+            hand_over_interrupts()
             status = run(sys.argv[1:] if arguments is None else list(arguments))
         except KeyboardInterrupt:
             _complain("interrupted")
@@ -107,7 +107,7 @@ def _command(words: list[str]) -> int:
 
 def _explained(error: Exception, words: Sequence[str]) -> int:
     """Say in one line what went wrong; return 2 for what the user can mend, 1 for what nobody foresaw."""
-    from bivallate.collective import RankError, parted, rank
+    from bivallate.collective import RankError, peer_is_gone, rank
     from bivallate.errors import UserError
     from bivallate.run.signals import Interrupted
 
@@ -126,7 +126,7 @@ def _explained(error: Exception, words: Sequence[str]) -> int:
         return 0
     if isinstance(error, OSError):
         return _complain(f"cannot use {error.filename or 'a file'}: {error.strerror or error}")
-    if parted(error):
+    if peer_is_gone(error):
         return _complain(
             "another process of this group has ended, so this one ends too; what it said stands above, or in "
             "its own log. The last checkpoint is whole: resume on as many processes",

@@ -21,14 +21,14 @@ PATIENCE = timedelta(
 )  # a process that waits may wait for an attack; one that has died is the launcher's
 
 
-def together() -> bool:
+def is_distributed() -> bool:
     """Whether several processes share each minibatch."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def total(value: Tensor) -> Tensor:
     """The sum over ranks of a tensor without graph; the tensor itself on one process."""
-    if together():
+    if is_distributed():
         value = value.detach().clone()
         dist.all_reduce(value)
     return value
@@ -36,7 +36,7 @@ def total(value: Tensor) -> Tensor:
 
 def totals(values: Sequence[Tensor]) -> list[Tensor]:
     """The sums over ranks of several tensors without graph, in one flat bucket; themselves on one process."""
-    if not together() or not values:
+    if not is_distributed() or not values:
         return list(values)
     flat = torch.cat([value.detach().flatten() for value in values])
     dist.all_reduce(flat)
@@ -46,32 +46,32 @@ def totals(values: Sequence[Tensor]) -> list[Tensor]:
 
 def size(batch: Batch) -> int:
     """Rows of the whole minibatch; added up by the ranks only where whoever cut it did not say."""
-    if batch.whole is not None or not together():
+    if batch.whole is not None or not is_distributed():
         return len(batch.y) if batch.whole is None else batch.whole
     return int(total(torch.tensor(len(batch.y), device=batch.y.device)))
 
 
-def interleaved(values: Tensor, whole: int) -> Tensor:
+def gather_rows(values: Tensor, whole: int) -> Tensor:
     """What all ranks hold of a minibatch of so many rows, in its order: (whole, ...).
 
     Of rank r the rows r, r + world, ...; without graph.
     """
-    if not together():
+    if not is_distributed():
         return values
     every = values.new_zeros(whole, *values.shape[1:])
-    every[rank() :: world()] = values.detach()
+    every[rank() :: world_size()] = values.detach()
     dist.all_reduce(every)
     return every
 
 
-def mine(places: Tensor) -> Tensor:
+def own_rows(places: Tensor) -> Tensor:
     """Of places in the whole minibatch those of this rank's rows, as places among them."""
-    return places[places % world() == rank()] // world() if together() else places
+    return places[places % world_size() == rank()] // world_size() if is_distributed() else places
 
 
 def mean(values: Tensor) -> Tensor:
     """Mean over the whole minibatch of (B,) values; differentiable on one process."""
-    if not together():
+    if not is_distributed():
         return values.mean()
     added = total(torch.stack([values.sum(), values.new_tensor(len(values))]))
     return added[0] / added[1]
@@ -79,11 +79,11 @@ def mean(values: Tensor) -> Tensor:
 
 def log_mean_exp(values: Tensor) -> Tensor:
     """log of the mean over the whole minibatch of exp(values), without overflow; values is (B,)."""
-    if not together():
+    if not is_distributed():
         return values.logsumexp(0) - math.log(len(values))
     values = values.detach()
     own = torch.stack([values.logsumexp(0), values.new_tensor(len(values))])
-    every = [torch.empty_like(own) for _ in range(world())]
+    every = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(every, own)
     logs, rows = torch.stack(every).unbind(1)
     return logs.logsumexp(0) - rows.sum().log()
@@ -104,27 +104,27 @@ def sum_gradients(parameters: Iterable[Tensor], besides: Tensor) -> Tensor:
     return along
 
 
-def gathered(value: Any) -> list[Any]:
+def gather_objects(value: Any) -> list[Any]:
     """A small picklable value of every rank, in their order; on one process, its own."""
-    if not together():
+    if not is_distributed():
         return [value]
-    values: list[Any] = [None] * world()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
 
-def first(value: Any) -> Any:
+def broadcast_object(value: Any) -> Any:
     """The first rank's value, on every rank."""
-    return gathered(value if rank() == 0 else None)[0]
+    return gather_objects(value if rank() == 0 else None)[0]
 
 
 class RankError(UserError):
     """An error that another rank raised, raised again on this one."""
 
 
-def agree(error: UserError | None) -> None:
+def raise_on_all_ranks(error: UserError | None) -> None:
     """Raise on every rank the error of any, so that none waits for another that has stopped."""
-    told = gathered(None if error is None else str(error))
+    told = gather_objects(None if error is None else str(error))
     if error is not None:
         raise error
     for text in told:
@@ -134,7 +134,7 @@ def agree(error: UserError | None) -> None:
 
 def post(name: str, text: str) -> None:
     """Leaves a short text where the other processes can look at it, at any time."""
-    if together():
+    if is_distributed():
         _board().set(name, text)
 
 
@@ -151,7 +151,7 @@ def _board() -> Any:
 
 def any_rank(value: bool) -> bool:
     """Whether a condition holds on any of the ranks."""
-    return bool(total(torch.tensor(int(value), device=_device()))) if together() else value
+    return bool(total(torch.tensor(int(value), device=_device()))) if is_distributed() else value
 
 
 def _device() -> torch.device:
@@ -163,14 +163,14 @@ def _device() -> torch.device:
     return torch.device("cpu") if able else torch.device("cuda", torch.cuda.current_device())
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes share the work."""
-    return dist.get_world_size() if together() else 1
+    return dist.get_world_size() if is_distributed() else 1
 
 
 def rank() -> int:
     """The rank of this process, also before it has joined; the first one writes files and prints."""
-    if together():
+    if is_distributed():
         return dist.get_rank()
     return int(os.environ.get("RANK", "0")) if _launched() and not dist.is_initialized() else 0
 
@@ -220,10 +220,12 @@ def _check_alone() -> None:
     )
 
 
-def parted(error: BaseException) -> bool:
+def peer_is_gone(error: BaseException) -> bool:
     """Whether a collective has failed because another process of the group has gone."""
     words = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
-    return together() and isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words)
+    return (
+        is_distributed() and isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words)
+    )
 
 
 def leave() -> None:
@@ -232,16 +234,16 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def meet() -> None:
+def barrier() -> None:
     """Wait for all ranks: none leaves while another still writes, or asks it for something."""
-    if together():
+    if is_distributed():
         any_rank(False)
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
     """Give every rank the first rank's values, in place: one flat bucket for each type and device."""
     kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-    for tensor in tensors if together() else ():
+    for tensor in tensors if is_distributed() else ():
         kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor.data)
     for same in kinds.values():
         flat = torch.cat([tensor.flatten() for tensor in same])

@@ -18,7 +18,7 @@ from bivallate.method import Method
 from bivallate.quoting import command
 from bivallate.run.load_model import load
 from bivallate.run.optim import SGD, Triangle
-from bivallate.run.progress import Spoken
+from bivallate.run.progress import TerminalProgress
 from bivallate.run.trainer import limit_threads
 from bivallate.run.training import train
 from bivallate.terminal import literal_console
@@ -57,7 +57,7 @@ def run_demo(out: Path, *, epochs: int, threads: int) -> list[dict[str, Any]]:
             rate=Triangle(0.4),
             out=folder,
             overwrite=True,
-            progress=Spoken(f"{method.name:<9}", every=10, explain=not rows),
+            progress=TerminalProgress(f"{method.name:<9}", every=10, explain=not rows),
             threads=0,
         )
         rows.append(_measured(method, folder, run.history, dataset))

@@ -29,7 +29,7 @@ def check_range(what: str, value: float, low: float, high: float = math.inf) -> 
         raise UserError(f"{what} must be at least {low:g}{top}, got {value!r}")
 
 
-def plain(value: Any) -> Any:
+def to_python(value: Any) -> Any:
     """A number of NumPy's or torch's, or a list or tuple of them, as Python's own; anything else as it is.
 
     Example:
@@ -38,11 +38,11 @@ def plain(value: Any) -> Any:
         (3, (0.5, 'x'))
     """
     if type(value) in (tuple, list):
-        return type(value)(plain(item) for item in value)
+        return type(value)(to_python(item) for item in value)
     return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
 
 
-def plainly(function: Function) -> Function:
+def python_arguments(function: Function) -> Function:
     """Decorator: numbers of NumPy's or torch's that a function is given arrive as Python's own."""
 
     @functools.wraps(function)
@@ -53,8 +53,8 @@ def plainly(function: Function) -> Function:
 
 
 def _number(value: Any) -> Any:
-    """As `plain`, but not of data, which is a tuple of tensors or arrays."""
-    return value if type(value) in (tuple, list) else plain(value)
+    """As `to_python`, but not of data, which is a tuple of tensors or arrays."""
+    return value if type(value) in (tuple, list) else to_python(value)
 
 
 def check_whole(what: str, value: Any, least: int = 1) -> None:
@@ -65,7 +65,7 @@ def check_whole(what: str, value: Any, least: int = 1) -> None:
 
 def check_seed(seed: object) -> int:
     """A whole number from 0 to 2^63 - 1. Raises UserError for anything else."""
-    seed = plain(seed)
+    seed = to_python(seed)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 63:
         raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, got {seed!r}")
     return seed

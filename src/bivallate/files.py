@@ -18,7 +18,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from bivallate.errors import UserError
-from bivallate.processes import alive, here
+from bivallate.processes import alive, namespace_id
 
 UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF, errno.EISDIR}
 FORGOTTEN = 24 * 3600  # seconds after which another machine's temporary files are nobody's
@@ -57,7 +57,7 @@ def write_whole(path: Path, write: Callable[[Path], Any], *, durable: bool = Tru
 
 def temporary(folder: Path) -> Path:
     """A temporary name that nobody can guess, and that says which process it belongs to."""
-    return folder / f".bivallate-{here()}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
+    return folder / f".bivallate-{namespace_id()}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
 
 
 def _reserve(path: Path) -> int:
@@ -151,6 +151,6 @@ def _abandoned(path: Path) -> bool:
     found = ours or EARLIER.fullmatch(path.name)
     if found is None:
         return False
-    if ours is not None and ours["place"] == here():
+    if ours is not None and ours["place"] == namespace_id():
         return not alive(int(ours["pid"]))
     return time.time() - path.lstat().st_mtime > FORGOTTEN

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bivallate.errors import UserError, check_range, plainly
+from bivallate.errors import UserError, check_range, python_arguments
 from bivallate.frozen_step import FrozenStep, difference, dot, like
 from bivallate.learnable import check_learning, check_module, check_values, copied
 from bivallate.lower.forward import Forward
 from bivallate.lower.modes import evaluating
-from bivallate.lower.second_order import explained
+from bivallate.lower.second_order import explain_missing_derivatives
 from bivallate.method import Method, checked, facts_for
 from bivallate.step import differentiate
 from bivallate.types import Batch, Clock, Facts
@@ -24,7 +24,7 @@ MOST_DIRECTIONS = 1000  # a verdict stands long before, and each costs six attac
 AGREES = 1e-4  # relative error below which autograd and differences are taken to agree
 
 
-@plainly
+@python_arguments
 def upper_gradient(
     model: nn.Module,
     method: Method,
@@ -184,8 +184,8 @@ class GradientReport:
         )
 
 
-@plainly
-@explained
+@python_arguments
+@explain_missing_derivatives
 def check_gradient(
     model: nn.Module,
     method: Method,

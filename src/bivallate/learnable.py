@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from bivallate.errors import UserError
-from bivallate.lower.asking import ask
-from bivallate.lower.modes import posed
+from bivallate.lower.input_guard import call_unharmed
+from bivallate.lower.modes import in_mode
 
 __all__ = ["check_asking", "check_learning", "check_module", "check_values", "copied"]
 
@@ -91,9 +91,9 @@ def check_learning(
     device = x.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         x = x.detach().clone().requires_grad_()
-        with torch.enable_grad(), posed(model, training=training, track=True, dropout=True):
+        with torch.enable_grad(), in_mode(model, training=training, track=True, dropout=True):
             try:
-                logits = ask(model, 1 * x)
+                logits = call_unharmed(model, 1 * x)
             except UserError:
                 raise
             except Exception as error:

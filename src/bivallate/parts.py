@@ -15,7 +15,7 @@ import sys
 from typing import Any, dataclass_transform
 
 from bivallate import plugins
-from bivallate.errors import UserError, plain, unknown
+from bivallate.errors import UserError, to_python, unknown
 from bivallate.schema import check_fields
 
 _KINDS: dict[str, type] = {}
@@ -62,7 +62,7 @@ def _take_plain_numbers(value: Any) -> None:
     """Let a part hold Python's numbers where it is given NumPy's or torch's: it is written and compared."""
     for f in dataclasses.fields(value):
         given = getattr(value, f.name, None)
-        if (own := plain(given)) is not given:
+        if (own := to_python(given)) is not given:
             object.__setattr__(value, f.name, own)
 
 

@@ -40,7 +40,7 @@ def _status(pid: int) -> tuple[str, str]:
 
 
 @cache
-def here() -> str:
+def namespace_id() -> str:
     """Twelve digits that are the same for the processes which can see each other.
 
     Those of one start of one machine and of one container.

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from bivallate import collective
 from bivallate.errors import UserError
-from bivallate.fetching import fetched
 from bivallate.lower.problem import LowerProblem
 from bivallate.method import BoundMethod
+from bivallate.transfer_to_cpu import to_cpu
 from bivallate.types import Clock, Passes, StepRecord, Terms, probability_margin
 
 Tell = Callable[[StepRecord], Sequence[float]]
@@ -29,7 +29,7 @@ class NonFinite(UserError):
 
 
 @dataclass(frozen=True)
-class Unread:
+class DeviceRecord:
     """The record of one step while its numbers are on the device that computed them.
 
     Attributes:
@@ -47,7 +47,7 @@ class Unread:
     def read(self, *besides: Tensor) -> tuple[StepRecord, list[float]]:
         """The record, and the values of tensors of one number, in one transfer."""
         logged = {name: value for name, value in self.logged.items() if isinstance(value, Tensor)}
-        found = fetched([self.sums, self.rows, self.relative, self.margin, *logged.values(), *besides])
+        found = to_cpu([self.sums, self.rows, self.relative, self.margin, *logged.values(), *besides])
         sums, rows, relative, margin = (value.tolist() for value in found[:4])
         (loss, correct, mean, effective), rest = sums, [float(value) for value in found[4:]]
         record = StepRecord(
@@ -65,7 +65,9 @@ class Unread:
         return record, rest[len(logged) :]
 
 
-def settled(model: nn.Module, loss: Tensor, unread: Unread, clock: Clock, tell: Tell) -> StepRecord:
+def reduce_and_check(
+    model: nn.Module, loss: Tensor, unread: DeviceRecord, clock: Clock, tell: Tell
+) -> StepRecord:
     """Add the gradients of all processes, in place, look at them, and read the record.
 
     With them goes the loss, so that all see the same one, and what `tell` says of the step when it is asked,
@@ -77,14 +79,14 @@ def settled(model: nn.Module, loss: Tensor, unread: Unread, clock: Clock, tell: 
     Raises:
         NonFinite: the loss or a gradient is not finite.
     """
-    if not collective.together():
+    if not collective.is_distributed():
         record, seen = unread.read(_norm(model), loss)
         _check_finite(seen[0], seen[1], clock)
         return replace(record, told=tuple(tell(record)))
     record, _ = unread.read()
     told = loss.new_tensor(tell(record))
     along = collective.sum_gradients(model.parameters(), torch.stack([loss, *told]))
-    norm, value, *words = fetched([torch.cat([_norm(model).to(along)[None], along])])[0].tolist()
+    norm, value, *words = to_cpu([torch.cat([_norm(model).to(along)[None], along])])[0].tolist()
     _check_finite(norm, value, clock)
     return replace(record, told=tuple(words))
 
@@ -105,14 +107,14 @@ def _check_finite(norm: float, loss: float, clock: Clock) -> None:
     )
 
 
-def silence(record: StepRecord) -> Sequence[float]:
+def tell_nothing(record: StepRecord) -> Sequence[float]:
     """Nothing to tell the other processes."""
     return ()
 
 
 def summarise(
     loss: Tensor, weights: Tensor, terms: Terms, problem: LowerProblem, method: BoundMethod
-) -> Unread:
+) -> DeviceRecord:
     """What one step says of itself.
 
     On several processes it is of this rank's share of the minibatch, whose loss was divided by the size of
@@ -127,7 +129,7 @@ def summarise(
     sums = torch.stack([loss.to(w.dtype), correct.to(w.dtype), mean, effective])
     margin = _margin(terms.logits.detach(), y).to(w.dtype)
     logged = {**problem.log, **method.weighting.log()}
-    return Unread(sums, problem.batch.index, relative, margin, problem.forward.passes, logged)
+    return DeviceRecord(sums, problem.batch.index, relative, margin, problem.forward.passes, logged)
 
 
 def _margin(logits: Tensor, y: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from bivallate.errors import UserError, unknown
-from bivallate.opening import HEAD, kind_of, open_regular
+from bivallate.untrusted_files import HEAD, kind_of, open_regular
 
 LARGEST = 3.4e38  # of a float32; infinities are numbers of their own
 DEEPEST = 50  # tables within tables

@@ -14,30 +14,30 @@ from bivallate.coupling.lookahead import Lookahead, Rates, rates
 from bivallate.evidence import gather
 from bivallate.lower.modes import attacking
 from bivallate.lower.problem import LowerProblem
-from bivallate.lower.second_order import explained
+from bivallate.lower.second_order import explain_missing_derivatives
 from bivallate.method import BoundMethod
-from bivallate.record import Tell, Unread, settled, silence, summarise
+from bivallate.record import DeviceRecord, Tell, reduce_and_check, summarise, tell_nothing
 from bivallate.types import Batch, Clock, StepRecord
 
 
 def train_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, method: BoundMethod, batch: Batch, clock: Clock,
-    tell: Tell = silence,
+    tell: Tell = tell_nothing,
 ) -> StepRecord:  # fmt: skip
     """Solve the lower level, weigh the examples, descend the upper level. The model is in train mode."""
     loss, unread = differentiate(model, method, batch, clock, rates(optimizer, model))
     if clock.replay < method.replays - 1 and method.accumulate:
         return unread.read()[0]
-    record = settled(model, loss, unread, clock, tell)
+    record = reduce_and_check(model, loss, unread, clock, tell)
     optimizer.step()
     optimizer.zero_grad()
     return record
 
 
-@explained
+@explain_missing_derivatives
 def differentiate(
     model: nn.Module, method: BoundMethod, batch: Batch, clock: Clock, lr: Rates
-) -> tuple[Tensor, Unread]:
+) -> tuple[Tensor, DeviceRecord]:
     """Do all of a step but the update: add the gradient of the upper level to `.grad`."""
     with attacking(model, method.attack_mode):  # lower level: delta*(theta)
         problem = LowerProblem(

@@ -23,7 +23,7 @@ def say(text: Any, *, beside: bool = False) -> None:
     print(visible(text), file=sys.stderr if beside else sys.stdout, flush=beside)
 
 
-def teller(progress: bool | Callable[[str], object]) -> Callable[[str], object]:
+def progress_callback_of(progress: bool | Callable[[str], object]) -> Callable[[str], object]:
     """What is told how far something is: nobody, a line beside the results, or a function of the caller's."""
     if callable(progress):
         return progress

@@ -14,8 +14,8 @@ import bivallate as bv
 from bivallate.audits import Audit, Check, audit
 from bivallate.audits.exact import below, excess, gap
 from bivallate.audits.plan import LEVELS, choose
-from bivallate.audits.result import Moment
-from bivallate.audits.surrogates import Elsewhere, Straight, linear_imitation
+from bivallate.audits.result import AuditProgress
+from bivallate.audits.surrogates import StraightThrough, SurrogateSearch, linear_imitation
 from bivallate.cli import run
 from bivallate.evaluation import Attack, Search, evaluate
 from bivallate.evaluation.attacks import noise as draws
@@ -134,7 +134,7 @@ def test_gradients_pass_through_rounding_detaching_and_comparing():
             return thermometer(v) + (3 * v).round() / 3 + v.detach()
 
     values = Hides()(x)
-    straight = Straight(Hides())(x)
+    straight = StraightThrough(Hides())(x)
     assert torch.equal(values, straight), "the values are the model's own"
     assert not values.requires_grad or not bool(torch.autograd.grad(values.sum(), x)[0].any())
     assert bool((torch.autograd.grad(straight.sum(), x)[0] > 1.5).all())
@@ -143,7 +143,7 @@ def test_gradients_pass_through_rounding_detaching_and_comparing():
 def test_attacks_on_a_linear_imitation_transfer_to_a_model_without_gradients():
     model, (x, y) = NoGraph(model_of("plain", 0)).eval(), points(200)
     copy = linear_imitation(model, x, LARGE.eps)
-    part = Elsewhere("imitation", copy, Search("pgd"))
+    part = SurrogateSearch("imitation", copy, Search("pgd"))
     imitated = evaluate(model, (x, y), LARGE, Attack("imitation", (part,)))
     noise = evaluate(model, (x, y), LARGE, Attack("noise", (draws(10),)))
     assert excess(imitated.robust, noise.robust, 0.05).significant
@@ -272,7 +272,7 @@ def test_the_command_keeps_its_result_and_holds_the_runs_evaluation_against_it(t
     ],
 )
 def test_the_time_left_follows_the_outlook_until_there_is_a_pace(fraction, seconds, likely, left):
-    told = Moment("pgd", fraction, 0, seconds, likely).seconds_left
+    told = AuditProgress("pgd", fraction, 0, seconds, likely).seconds_left
     assert told == (left if left is None else pytest.approx(left, rel=0.05))
 
 

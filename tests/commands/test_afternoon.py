@@ -11,11 +11,11 @@ from rich.console import Console
 
 import bivallate as bv
 from bivallate.audits import auditing
-from bivallate.audits.result import Moment
+from bivallate.audits.result import AuditProgress
 from bivallate.cli import run
-from bivallate.evaluation import watching
+from bivallate.evaluation import progress_display
 from bivallate.evaluation.evaluation_progress import EvaluationProgress, Searched
-from bivallate.evaluation.watching import watched
+from bivallate.evaluation.progress_display import shown_progress
 
 QUICK = ["--batch-size", "400", "--model", "linear", "--set", "validation.steps=1", "--eps", "0.1"]
 
@@ -31,7 +31,7 @@ def runs(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def quiet(runs, capsys, monkeypatch):
     """At a pace that does not depend on the machine, a budget always buys the quick level."""
-    monkeypatch.setattr(auditing, "pace", lambda *given, shared: 1e5)
+    monkeypatch.setattr(auditing, "passes_a_second", lambda *given, shared: 1e5)
     capsys.readouterr()
 
 
@@ -115,7 +115,7 @@ def test_a_model_without_data_gets_a_line(look, runs):
 
 
 def test_progress_can_be_asked_for(runs, capsys, monkeypatch):
-    monkeypatch.setattr(watching, "SHORT", 0.0)
+    monkeypatch.setattr(progress_display, "SHORT", 0.0)
     bv.evaluate(runs / "plain", attack="pgd-2-2", n=20, progress=True, store=False, batch_size=10)
     assert "left" in capsys.readouterr().err
 
@@ -124,7 +124,7 @@ MOMENTS = {
     "evaluation": lambda f: EvaluationProgress(
         "pgd-20", "pgd", f, 0.5, 10, 5, 100 * f, 100 * (1 - f) if f else None
     ),
-    "audit": lambda f: Moment("pgd", f, 1000, 100 * f),
+    "audit": lambda f: AuditProgress("pgd", f, 1000, 100 * f),
     "search": lambda f: Searched("distances", 100, int(100 * f), 100 * f),
 }
 
@@ -132,8 +132,8 @@ MOMENTS = {
 @pytest.mark.parametrize("kind", MOMENTS)
 def test_redirected_progress_is_an_estimate_and_a_line_every_half_minute(kind, monkeypatch):
     stream, clock = StringIO(), [0.0]
-    monkeypatch.setattr(watching.time, "monotonic", lambda: clock[0])
-    with watched(label="run x", console=Console(file=stream, width=200)) as show:
+    monkeypatch.setattr(progress_display.time, "monotonic", lambda: clock[0])
+    with shown_progress(label="run x", console=Console(file=stream, width=200)) as show:
         for second in range(100):
             clock[0] = float(second)
             show(MOMENTS[kind](second / 100))
@@ -141,7 +141,7 @@ def test_redirected_progress_is_an_estimate_and_a_line_every_half_minute(kind, m
     assert len(lines) == 4, "at once, and after 30, 60 and 90 seconds"
     assert all(line.startswith("run x: ") and line.endswith("left") for line in lines)
     assert "about 69 s left" in lines[1]
-    with watched(silent=True, console=Console(file=stream, width=200)) as show:
+    with shown_progress(silent=True, console=Console(file=stream, width=200)) as show:
         show(MOMENTS[kind](0.5))
     assert len(stream.getvalue().splitlines()) == 4
 

@@ -13,12 +13,12 @@ import torch
 
 import bivallate as bv
 from bivallate.audits.run_audit import kept_claim
+from bivallate.checksummed import read_checksummed, write_checksummed
 from bivallate.cli import run
 from bivallate.evaluation import Score, evaluation_name
 from bivallate.lower.threat import Linf
 from bivallate.reports.collect import collect
 from bivallate.reports.page import write_report
-from bivallate.sealed import read_sealed, write_sealed
 
 QUICK = ["--batch-size", "400", "--model", "linear", "--set", "validation.steps=1", "--eps", "0.1"]
 NAMES = ("at-0", "at-1", "plain-0", "plain-1")
@@ -201,9 +201,9 @@ def test_an_evaluation_of_weights_that_have_changed_is_marked(runs, capsys, opti
     fresh = as_json(capsys, *paths(runs), *options)
     assert not any(row["stale"] for row in fresh["rows"])
     assert not any("weights changed" in note for note in fresh["notes"])
-    header, _, _ = read_sealed(runs / "at-0" / "best.safetensors")
-    _, others, _ = read_sealed(runs / "plain-0" / "best.safetensors")
-    write_sealed(runs / "at-0" / "best.safetensors", others, header)
+    header, _, _ = read_checksummed(runs / "at-0" / "best.safetensors")
+    _, others, _ = read_checksummed(runs / "plain-0" / "best.safetensors")
+    write_checksummed(runs / "at-0" / "best.safetensors", others, header)
     made = as_json(capsys, *paths(runs), *options)
     marked = [row["stale"] for row in made["rows"] if row["stale"]]
     assert marked == ([["at-0"]] if options else [True])

@@ -9,7 +9,7 @@ import pytest
 
 import bivallate as bv
 from bivallate.cli import run
-from bivallate.run.chance import enough
+from bivallate.run.chance import fewest_images
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_data_that_have_moved_can_be_named(tmp_path, capsys):
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
 def test_so_many_images_tell_chance_from_half_of_what_can_be_learned(share):
-    rows, half = enough(share), (1 + share) / 2
+    rows, half = fewest_images(share), (1 + share) / 2
 
     def apart(n: int) -> bool:
         errors = [2 * (p * (1 - p) / n) ** 0.5 for p in (share, half)]

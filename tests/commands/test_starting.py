@@ -15,7 +15,7 @@ import pytest
 import bivallate as bv
 from bivallate import cli
 from bivallate.cli import APP, run
-from bivallate.commands import COMMANDS, declared
+from bivallate.commands import COMMANDS, source_catalogue
 from bivallate.evaluation.attacks import attacks
 from bivallate.methods.entries import registry
 
@@ -79,9 +79,11 @@ def test_what_is_imported_late_is_what_a_type_checker_sees(package):
 
 def test_lists_are_read_from_the_source_as_the_registries_have_them():
     own = [e for e in registry().values() if e.make.__module__.startswith("bivallate.")]
-    told = [declared.Declared(e.name, e.family, e.summary) for e in own]
-    assert sorted(declared.in_the_source(), key=lambda e: e.name) == sorted(told, key=lambda e: e.name)
-    assert list(declared.attacks().items()) == list(attacks().items())
+    told = [source_catalogue.DeclaredMethod(e.name, e.family, e.summary) for e in own]
+    assert sorted(source_catalogue.in_the_source(), key=lambda e: e.name) == sorted(
+        told, key=lambda e: e.name
+    )
+    assert list(source_catalogue.attacks().items()) == list(attacks().items())
 
 
 def test_a_method_of_the_users_is_in_every_list(capsys):

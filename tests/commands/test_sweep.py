@@ -17,16 +17,16 @@ import pytest
 
 from bivallate.cli import run
 from bivallate.commands import sweep_running
-from bivallate.commands.sweep_cells import Combination, Common, cells_of
-from bivallate.commands.sweep_running import Crew, Halted
+from bivallate.commands.sweep_cells import Combination, SweepOptions, cells_of
+from bivallate.commands.sweep_running import SweepProcesses, SweepStopped
 from bivallate.errors import UserError
 from bivallate.run.signals import Interrupted
 
 NOTHING = dict.fromkeys(("data-dir", "model", "recipe", "init", "device"))
 
 
-def common(*fixed: str, **options) -> Common:
-    return Common({"data": "digits", "norm": "linf", **NOTHING, **options}, fixed, "pgd-2", 20, 1, 1)
+def common(*fixed: str, **options) -> SweepOptions:
+    return SweepOptions({"data": "digits", "norm": "linf", **NOTHING, **options}, fixed, "pgd-2", 20, 1, 1)
 
 
 def cells(methods="at", seeds="1", settings=(), made=None, out=Path("runs/x")) -> list[Combination]:
@@ -74,13 +74,13 @@ def here(monkeypatch, tmp_path):
     """Commands run in this process; what they were."""
     called: list[list[str]] = []
 
-    def within(self: Crew, cell: Combination, words: list[str]) -> None:
+    def within(self: SweepProcesses, cell: Combination, words: list[str]) -> None:
         called.append(words)
         with contextlib.redirect_stdout(io.StringIO()):
             if run([word for word in words if word]):
                 raise UserError("it failed")
 
-    monkeypatch.setattr(Crew, "_run", within)
+    monkeypatch.setattr(SweepProcesses, "_run", within)
     monkeypatch.chdir(tmp_path)
     return called
 
@@ -145,12 +145,12 @@ def test_processes_are_stopped_together_and_none_begins_any_more(tmp_path, monke
     monkeypatch.setattr(sweep_running.subprocess, "Popen", sleeping)
     cell = cells(out=tmp_path)[0]
     (tmp_path / "logs").mkdir()
-    crew, raised = Crew(tmp_path, common(), []), list[BaseException]()
+    crew, raised = SweepProcesses(tmp_path, common(), []), list[BaseException]()
 
     def work() -> None:
         try:
             crew._run(cell, ["x"])
-        except Halted as error:
+        except SweepStopped as error:
             raised.append(error)
 
     thread = threading.Thread(target=work)
@@ -160,7 +160,7 @@ def test_processes_are_stopped_together_and_none_begins_any_more(tmp_path, monke
     crew.stop()
     thread.join(20)
     assert len(raised) == 1
-    with pytest.raises(Halted):
+    with pytest.raises(SweepStopped):
         crew._run(cell, ["x"])
 
 
@@ -168,14 +168,14 @@ def test_a_process_that_fails_is_told_by_its_last_line_and_ctrl_c_says_how_to_go
     cell = cells(out=tmp_path)[0]
     (tmp_path / "logs").mkdir()
     with pytest.raises(UserError, match=r"unknown method 'zzz'.*all of it is in .*logs"):
-        Crew(tmp_path, common(), [])._run(cell, ["methods", "zzz"])
+        SweepProcesses(tmp_path, common(), [])._run(cell, ["methods", "zzz"])
 
-    def interrupted(self: Crew, cell: Combination) -> str:
+    def interrupted(self: SweepProcesses, cell: Combination) -> str:
         signal.raise_signal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
         time.sleep(0.5)
-        raise Halted("interrupted")
+        raise SweepStopped("interrupted")
 
-    monkeypatch.setattr(Crew, "complete", interrupted)
+    monkeypatch.setattr(SweepProcesses, "complete", interrupted)
     threading.Timer(0.2, lambda: signal.raise_signal(signal.SIGINT)).start()
     with pytest.raises(Interrupted, match="the same command goes on"):
         sweep_running.run_all(tmp_path / "s", cells(seeds="3", out=tmp_path / "s"), common())

@@ -53,7 +53,7 @@ def test_a_curve_falls_and_is_kept(runs, tmp_path, capsys):
 
 
 def test_an_interrupted_curve_goes_on(runs, tmp_path, capsys, monkeypatch):
-    from bivallate.evaluation import watching
+    from bivallate.evaluation import progress_display
 
     given = ["--attack", "fgsm", "--eps", "0,0.05,0.1", "--n", "40", "--out", str(tmp_path / "curve")]
     places = [Path(name) / "evaluation" for name in names(runs)]
@@ -65,7 +65,7 @@ def test_an_interrupted_curve_goes_on(runs, tmp_path, capsys, monkeypatch):
         if kept() == [3, 2]:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(watching.watched, "_update", stop)
+    monkeypatch.setattr(progress_display.shown_progress, "_update", stop)
     assert run(["curve", *names(runs), *given]) == 130
     assert "the same command goes on from there" in capsys.readouterr().err
     assert kept() == [3, 2]

@@ -9,7 +9,7 @@ import torch
 from tests.data.builders import pictures, png, write_parquet
 
 from bivallate import data
-from bivallate.data.classes import places
+from bivallate.data.classes import positions
 from bivallate.data.decode import Reading
 from bivallate.data.sources import find
 from bivallate.data.splits import Streaming
@@ -40,7 +40,7 @@ IMAGES = [png(i) for i in pictures(60)]
     ],
 )
 def test_names_find_their_places(names: list[str], known: list[str], wanted: list[int]) -> None:
-    assert places(names, known) == wanted
+    assert positions(names, known) == wanted
 
 
 def labels(folder: Path, **options: object) -> dict[str, list[str]]:

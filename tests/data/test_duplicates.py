@@ -13,7 +13,7 @@ from bivallate.audits.leak import leak
 from bivallate.cli import run
 from bivallate.data.duplicates import near_duplicates
 from bivallate.data.tensors import from_tensors
-from bivallate.run.examined import Examined
+from bivallate.run.evaluation_target import EvaluationTarget
 
 SIDE, TRAIN, TEST = 32, 300, 60
 
@@ -115,8 +115,8 @@ def test_extra_data_that_hold_test_images_are_found_by_both_commands(leaking, ca
     short = ["--epochs=1", "--model=linear", "--quiet", "--out=r", "--threads=1"]
     assert run(["train", "plain", "--data=digits", *extra, *short]) == 0
     capsys.readouterr()
-    check = leak(Examined.of("r"), 60, 0)
+    check = leak(EvaluationTarget.of("r"), 60, 0)
     assert check.outcome == "flag"
     assert check.numbers["extra"] == check.numbers["copies"] > 3
     assert "--set data.extra=" in check.advice
-    assert leak(Examined.of("r", split="validation"), 60, 0).outcome == "skipped"
+    assert leak(EvaluationTarget.of("r", split="validation"), 60, 0).outcome == "skipped"

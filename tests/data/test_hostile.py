@@ -23,7 +23,7 @@ from bivallate import data
 from bivallate.data.image import pixels
 from bivallate.data.reading import Canvas, Reading
 from bivallate.errors import UserError
-from bivallate.opening import kind_of
+from bivallate.untrusted_files import kind_of
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n0 0 8 8 rectfill\nshowpage\n%%EOF\n"
 EPS_IN_A_SHELL = struct.pack("<IIIIIIIH", 0xC6D3D0C5, 32, len(EPS), 0, 0, 0, 0, 0xFFFF) + bytes(2) + EPS

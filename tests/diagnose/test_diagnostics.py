@@ -23,7 +23,7 @@ from bivallate.reports.diagnostics.gradients import gradient_alignment
 from bivallate.reports.diagnostics.landscape import loss_landscape
 from bivallate.reports.diagnostics.per_class import confusion, per_class
 from bivallate.reports.diagnostics.ranks import accuracy_over_eps, adversarial_rank, transfer
-from bivallate.reports.diagnostics.weighing import weigh
+from bivallate.reports.diagnostics.weighed_points import weigh_points
 from bivallate.reports.diagnostics.weights import (
     extremes,
     likelihood_pca,
@@ -212,7 +212,7 @@ def test_accuracy_falls_with_eps(several):
 
 def weighed(model, data, method):
     bound = method.bind(facts_for(model, data[0], 4))
-    return weigh(model, bound, data, Clock(9, 10)), bound
+    return weigh_points(model, bound, data, Clock(9, 10)), bound
 
 
 def test_weights_are_the_rule_on_minibatches_of_128(several):
@@ -341,7 +341,7 @@ def test_a_rule_that_only_weighs_what_it_was_fitted_to_says_so(several):
     bound = spec.bind(facts_for(model, data[0], 4))
     bound.weighting = refuse
     with pytest.raises(UserError, match="outside a training step"):
-        weigh(model, bound, data, Clock())
+        weigh_points(model, bound, data, Clock())
 
 
 def test_weights_of_runs_from_before_quantiles_were_recorded_are_drawn_without_them(tmp_path):

@@ -11,10 +11,10 @@ import torch
 
 import bivallate as bv
 from bivallate.lower.problem import LowerProblem
+from bivallate.reports.diagnostics.by_name import DIAGNOSES, subject
 from bivallate.reports.diagnostics.fosc_epochs import FOSCOverEpochs
-from bivallate.reports.diagnostics.of_one_run import DIAGNOSES, subject
-from bivallate.reports.diagnostics.sample import looked_at, sample
-from bivallate.reports.diagnostics.weighing import weigh
+from bivallate.reports.diagnostics.sample import inspected, sample
+from bivallate.reports.diagnostics.weighed_points import weigh_points
 from bivallate.types import Clock
 
 matplotlib.use("Agg")
@@ -85,7 +85,7 @@ def test_every_run_is_tested_under_every_runs_attack(runs):
     method = looked.session(looked.runs[1]).method
     chosen = sample(looked.data.test, 60, 0)
     model, right = looked.models["at"], 0
-    with looked_at(model) as device:
+    with inspected(model) as device:
         for batch in chosen.batches(device, 128):
             problem = LowerProblem(model, batch, method.objective, method.threat, Clock(1, 2))
             x_adv = batch.x + method.solver.solve(problem).delta
@@ -109,7 +109,7 @@ def test_two_weightings_are_compared_on_the_network_of_the_first(runs):
     np.testing.assert_array_equal(swapped.first, drawn.first)
     assert not np.array_equal(swapped.second, drawn.second), "another network"
     method = looked.session(looked.runs[1]).method
-    expected = weigh(looked.models["bilaw"], method, looked.data.test, Clock(1, 2), n=60)
+    expected = weigh_points(looked.models["bilaw"], method, looked.data.test, Clock(1, 2), n=60)
     np.testing.assert_array_equal(drawn.second, expected.weights)
 
 

@@ -13,7 +13,7 @@ from bivallate.cli import run as command_line
 from bivallate.errors import UserError
 from bivallate.evaluation import evaluate
 from bivallate.evaluation.score import Score
-from bivallate.evaluation.search_model import Lowered
+from bivallate.evaluation.search_model import LowerPrecision
 from bivallate.evaluation.verify import logits_of
 from bivallate.reports.collect import collect
 from bivallate.types import Passes
@@ -53,7 +53,7 @@ def test_no_point_counts_as_broken_that_float32_does_not_confirm(withstands) -> 
 
 
 def test_a_search_is_not_led_astray_by_its_own_rounding() -> None:
-    coarse = Lowered(affine(64, 4), "bf16")
+    coarse = LowerPrecision(affine(64, 4), "bf16")
     x = cloud(12, (1, 8, 8))
     exact, rounded = affine(64, 4)(x), coarse(x)
     assert (exact - rounded).abs().max() > 1e-5

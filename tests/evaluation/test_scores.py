@@ -32,7 +32,7 @@ from bivallate.evaluation import (
 )
 from bivallate.evaluation.metrics import TrainingCost
 from bivallate.evaluation.statistics import bootstrap_tail, holm, mcnemar, tail, welch, wilson
-from bivallate.evaluation.sweeps import surviving
+from bivallate.evaluation.sweeps import survivors
 
 
 def made(y, stage, predicted, *, name="pgd-20", seed=0) -> Score:
@@ -273,7 +273,7 @@ def test_a_linear_model_has_the_distances_of_its_hyperplane():
         assert float(exact.max()) < 0.4, "the box is out of reach"
         assert bool((found >= exact * (1 - 1e-4)).all())
         assert bool((found <= exact * 1.06).all())
-        assert surviving(found, [0, float(found.median()), 1]) == [20, 10, 0]
+        assert survivors(found, [0, float(found.median()), 1]) == [20, 10, 0]
     assert bool((minimal_distances(model, (x, 1 - y), "l2") == 0).all())
 
 

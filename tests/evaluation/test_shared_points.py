@@ -17,7 +17,7 @@ from bivallate import collective
 from bivallate.audits.auditing import audit
 from bivallate.evaluation import evaluate, shared_points
 from bivallate.evaluation.attacks import Attack
-from bivallate.evaluation.kept_distances import Kept
+from bivallate.evaluation.distance_file import DistanceFile
 from bivallate.evaluation.runner import Runner
 from bivallate.evaluation.score import Score
 from bivallate.evaluation.search import AimedDifference, Restarts, ScaledPGD, Search, Targets
@@ -93,11 +93,11 @@ def _two(rank: int, folder: Path) -> None:
     for file, after in (("again", 5), ("three", 3 + rank)):  # one of the two further than the other
         with killed(Runner, "_save", after):
             score(folder / file)
-        collective.meet()
-    collective.meet()
-    with killed(Kept, "add", 2):
+        collective.barrier()
+    collective.barrier()
+    with killed(DistanceFile, "add", 2):
         found(folder / "distances")
-    collective.meet()
+    collective.barrier()
     few = score(first=1)
     audited = audit(model(), points(), THREAT, budget_passes=6e4, shared=True)
     ends = {

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bivallate import sealed
+from bivallate import checksummed
 
 END = 9
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.utime", "os.link", "os.symlink"}
@@ -30,7 +30,7 @@ class Counter:
     def start(self) -> None:
         """From now on, and for the rest of this process: an audit hook cannot be taken back."""
         sys.addaudithook(self._audit)
-        fsync, save_file = os.fsync, sealed.save_file
+        fsync, save_file = os.fsync, checksummed.save_file
 
         def synced(handle: int) -> None:
             self._next()
@@ -44,7 +44,7 @@ class Counter:
                 self._next()
             save_file(tensors, place, metadata)
 
-        os.fsync, sealed.save_file = synced, half_saved
+        os.fsync, checksummed.save_file = synced, half_saved
 
     def _next(self) -> None:
         self.seen += 1

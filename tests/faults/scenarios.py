@@ -19,7 +19,7 @@ from bivallate.run import checkpoint, sentinel_loop
 from bivallate.run.config import Config, Validation
 from bivallate.run.reopen import FREE, ORIGIN, differing
 from bivallate.run.sentinel import Sentinel
-from bivallate.run.validation import look
+from bivallate.run.validation import inspect_rows
 
 THREAT = bv.Linf(0.15)
 FILES = ("model.safetensors", "best.safetensors", "ema.safetensors", "epoch-1.safetensors")
@@ -169,14 +169,14 @@ def unsteady() -> Iterator[None]:
     """The sentinel sees robustness lost at every third check."""
 
     def told(model: Any, x: Any, y: Any, threat: Any, noise: Any, steps: int) -> Any:
-        seen = look(model, x, y, threat, noise, steps)
+        seen = inspect_rows(model, x, y, threat, noise, steps)
         return dataclasses.replace(seen, fgsm=1.0, pgd=0.0 if noise.epoch % 3 == 2 else 1.0)
 
-    sentinel_loop.look = told  # pyright: ignore[reportPrivateImportUsage]
+    sentinel_loop.inspect_rows = told  # pyright: ignore[reportPrivateImportUsage]
     try:
         yield
     finally:
-        sentinel_loop.look = look  # pyright: ignore[reportPrivateImportUsage]
+        sentinel_loop.inspect_rows = inspect_rows  # pyright: ignore[reportPrivateImportUsage]
 
 
 def rollback() -> Scenario:

@@ -11,7 +11,7 @@ from tests.methods.glue import EPS, Net, minibatches
 from torch import Tensor, nn
 
 from bivallate import L2, PGD, Linf
-from bivallate.lower.modes import attacking, descending, evaluating, frozen
+from bivallate.lower.modes import attacking, evaluating, frozen, in_train_mode
 from bivallate.lower.objective import KLToClean, Margin, cross_entropy, kl, logit_margin
 from bivallate.lower.pgd import adam, raw, steepest
 from bivallate.lower.problem import LowerProblem
@@ -97,7 +97,7 @@ def test_dropout_is_off_in_every_attack_mode() -> None:
         with attacking(model, mode):
             assert torch.equal(model(BATCH.x), model(BATCH.x)) or mode == "train-tracking"
             assert not model.drop.training
-    with descending(model):
+    with in_train_mode(model):
         assert model.drop.training
         assert not torch.equal(model(BATCH.x), model(BATCH.x))
     with evaluating(model):
@@ -106,12 +106,12 @@ def test_dropout_is_off_in_every_attack_mode() -> None:
 
 def test_the_upper_pose_within_an_attack_moves_statistics() -> None:
     model = Net().eval()
-    with attacking(model, "train"), descending(model):
+    with attacking(model, "train"), in_train_mode(model):
         model(BATCH.x)
     assert int(model.get_buffer("norm1.num_batches_tracked")) == 1
     assert not model.training
     plain = nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.InstanceNorm2d(1)).double()
-    with attacking(plain, "train-tracking"), descending(plain):
+    with attacking(plain, "train-tracking"), in_train_mode(plain):
         plain(BATCH.x)
     assert [m.track_running_stats for m in plain] == [False, False]
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import bivallate as bv
 from bivallate import L2, PGD, Linf, UserError, methods
 from bivallate.lower.curriculum import BatchMixing, BoundBatchMixing, Levels, Then
-from bivallate.lower.estimated import EstimatedThreshold
+from bivallate.lower.estimated_threshold import EstimatedThreshold
 from bivallate.lower.modes import attacking
 from bivallate.lower.objective import cross_entropy
 from bivallate.lower.problem import LowerProblem

@@ -22,7 +22,7 @@ from bivallate.types import Batch, Clock, Facts, StepRecord, Terms
 from bivallate.upper.awp import AWP
 from bivallate.upper.class_losses import Reweighed
 from bivallate.upper.loss import Loss, Mart, Trades
-from bivallate.upper.smooth import Guided, LocallyLinear
+from bivallate.upper.smoothness_losses import Guided, LocallyLinear
 
 NAMES = sorted(n for n, e in registry().items() if e.make.__module__.startswith("bivallate."))
 LINF, EUCLIDEAN = Linf(0.05), L2(0.4)

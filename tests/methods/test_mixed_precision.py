@@ -94,8 +94,8 @@ def test_frozen_weights_are_cast_once_and_to_the_same_values(monkeypatch) -> Non
     cast, (model, _) = copy.deepcopy(net()[0]), net()
     model.load_state_dict(cast.state_dict())
     made = []
-    of = forward.Lent.of
-    monkeypatch.setattr(forward.Lent, "of", lambda *given: made.append(given[1]) or of(*given))
+    of = forward.CastWeight.of
+    monkeypatch.setattr(forward.CastWeight, "of", lambda *given: made.append(given[1]) or of(*given))
     train(cast, method, [batch()])
     weights = [n for n, m in cast.named_modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
     assert 0 < made.count("weight") <= len(weights)

@@ -26,7 +26,7 @@ from bivallate.upper.awp import AWP
 from bivallate.upper.class_losses import Reweighed
 from bivallate.upper.loss import Adversarial, Mart, Trades
 from bivallate.upper.regulariser import GradAlign
-from bivallate.upper.smooth import Guided, LocallyLinear, NoisyLabels
+from bivallate.upper.smoothness_losses import Guided, LocallyLinear, NoisyLabels
 from bivallate.weighting.base import After, Equal, Weighting
 from bivallate.weighting.class_weights import ClassBandit, ClassDRO, ClassNoRegret
 from bivallate.weighting.margin_net import Correlation, MarginNet

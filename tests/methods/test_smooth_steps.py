@@ -22,7 +22,7 @@ from bivallate.methods.entries import create
 from bivallate.noise import Noise
 from bivallate.types import Batch, Clock, Facts
 from bivallate.upper.loss import Trades, adversarial
-from bivallate.upper.smooth import Abnormal, Consistent, LocallyLinear, elle_coefficient
+from bivallate.upper.smoothness_losses import Abnormal, Consistent, LocallyLinear, elle_coefficient
 
 THREAT = Linf(EPS)
 TWICE = minibatches() * 2  # the same rows in two epochs

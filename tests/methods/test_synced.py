@@ -15,8 +15,8 @@ import bivallate as bv
 from bivallate import UserError
 from bivallate.coupling.barrier import Barrier, Implicit
 from bivallate.coupling.last_step import LastStep
-from bivallate.lower.synced import alone_again, synchronise
-from bivallate.run.together import normalise_together
+from bivallate.lower.synced_batchnorm import synchronise, unsynchronise
+from bivallate.run.sync_batchnorm import synchronise_batchnorm
 from bivallate.types import Batch
 
 # loops whose length hangs on the rows: processes make the same passes all the same
@@ -49,7 +49,7 @@ def trained(name: str, rank: int, world: int, *, sync: bool = True) -> Tensor:
             mine = share(batch, rank, world)
             fed = mine if method.weighting.needs_meta else Batch(mine.x, mine.y, mine.index, whole=mine.whole)
             bv.train_step(net, optimizer, bound, fed, last_epoch(step, replay))
-    alone_again(net)
+    unsynchronise(net)
     return torch.cat([value.double().flatten() for value in net.state_dict().values()])
 
 
@@ -64,7 +64,7 @@ def _work(rank: int, folder: Path) -> None:
     with pytest.raises(UserError, match=r"layer 0 is .*Other"):
         synchronise(nn.Sequential(Other(3)))
     with pytest.raises(UserError, match="nuat takes the nuclear norm"):
-        normalise_together(Small(), small("nuat"))
+        synchronise_batchnorm(Small(), small("nuat"))
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from safetensors.torch import save
 import bivallate as bv
 from bivallate.data.row_groups import open_file
 from bivallate.errors import UserError
-from bivallate.opening import pinned
+from bivallate.untrusted_files import pinned_path
 
 HTML = b"<!DOCTYPE html><title>Sign in</title>" + bytes(100)
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n"
@@ -139,13 +139,13 @@ def test_a_file_that_is_swapped_between_check_and_use_is_not_read(
 
     @contextmanager
     def swapped(path: Path) -> Iterator[Path]:
-        with pinned(path) as place:
+        with pinned_path(path) as place:
             path.unlink()
             path.write_bytes(b"another file")
             yield place
 
     wanted = str(read(tmp_path))
-    monkeypatch.setattr(f"bivallate.{module}.pinned", swapped)
+    monkeypatch.setattr(f"bivallate.{module}.pinned_path", swapped)
     assert str(read(tmp_path)) == wanted
     assert (tmp_path / name).read_bytes() == b"another file"
 

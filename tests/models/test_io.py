@@ -83,7 +83,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(folder, monkeypatch):
         target.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bivallate.sealed.save_file", full)
+    monkeypatch.setattr("bivallate.checksummed.save_file", full)
     with pytest.raises(UserError, match="No space left"):
         models.save(tiny(seed=9), folder)
     assert sorted(p.name for p in folder.iterdir()) == ["model.json", "model.safetensors"]

@@ -14,7 +14,7 @@ from tests.reports.hostile import trained, write_audit
 from tests.reports.test_page import with_classes
 
 from bivallate.reports.page import render
-from bivallate.reports.pictures import Inline, pictures
+from bivallate.reports.pictures import InlineFigures, pictures
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NAMES = {2: "class", 10: "Vorfahrt an der nächsten Kreuzung", 43: "Vorfahrt an der Kreuzung", 1000: "class"}
@@ -60,7 +60,7 @@ def test_no_page_scrolls_sideways_and_none_is_cut_on_paper(tmp_path: Path) -> No
     write_audit(run, "plain words of an audit")
     pages: dict[str, tuple[int, str]] = {}
     for classes, name in NAMES.items():
-        record, show = with_classes(run, classes, name), Inline()
+        record, show = with_classes(run, classes, name), InlineFigures()
         text = render("html", [record], [(picture, show(picture)) for picture in pictures([record])])
         assert "@media print {" in text
         pages |= {f"{classes} at {width}": (width, text) for width in SCREENS}

@@ -17,7 +17,7 @@ from bivallate.cli import run as command
 from bivallate.errors import UserError
 from bivallate.evaluation import Score, evaluation_name
 from bivallate.reports.collect import RunRecord, collect
-from bivallate.reports.diagnostics.easy_and_hard import attacked
+from bivallate.reports.diagnostics.easy_and_hard import easy_and_hard
 from bivallate.reports.diagnostics.per_class import Confusion, per_class
 from bivallate.reports.headlines import headlines
 from bivallate.reports.matrix import matrix_svg
@@ -134,7 +134,7 @@ def _print(run: Path) -> str:
 def test_images_are_those_that_the_evaluation_names(made, page):
     (record,) = collect([made])
     score, test = record.evaluations[0].score, bv.data.load("digits").test
-    drawn = attacked(bv.load(made), test, THREAT, score, record.classes, attack="fgsm", count=4)
+    drawn = easy_and_hard(bv.load(made), test, THREAT, score, record.classes, attack="fgsm", count=4)
     hard = np.array([kind == "hard" for kind in drawn.kind])
     place = {int(row): k for k, row in enumerate(score.index)}
     stages = score.stage[[place[int(row)] for row in drawn.index]].numpy()
@@ -170,9 +170,9 @@ def test_other_labels_are_not_shown_as_the_evaluated_ones(made):
     score, test = record.evaluations[0].score, bv.data.load("digits").test
     moved = replace(score, y=(score.y + 1) % 10)
     with pytest.raises(UserError, match="other labels"):
-        attacked(bv.load(made), test, THREAT, moved)
+        easy_and_hard(bv.load(made), test, THREAT, moved)
     with pytest.raises(UserError, match="fewer points"):
-        attacked(bv.load(made), (torch.rand(3, 1, 8, 8), torch.zeros(3).long()), THREAT, score)
+        easy_and_hard(bv.load(made), (torch.rand(3, 1, 8, 8), torch.zeros(3).long()), THREAT, score)
 
 
 LONG = "a very long name of a class " * 200

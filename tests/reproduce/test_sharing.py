@@ -16,7 +16,7 @@ from bivallate.reproduce.papers.catalogue import find
 from bivallate.reproduce.records import read_record
 from bivallate.reproduce.running import Job, run_job
 from bivallate.reproduce.scaling import at_scale
-from bivallate.reproduce.sharing import shared, training_of, with_all_kept
+from bivallate.reproduce.sharing import grouped_by_training, training_of, with_all_kept
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
 
@@ -48,7 +48,7 @@ SHARED = [  # table: row, group; at scale cpu
 
 
 def test_the_cells_that_are_one_training() -> None:
-    found = [" = ".join(f"{t}: {c.row}, {c.group}" for t, c in group) for group in shared("cpu")]
+    found = [" = ".join(f"{t}: {c.row}, {c.group}" for t, c in group) for group in grouped_by_training("cpu")]
     assert sorted(found) == sorted(SHARED)
 
 

@@ -14,7 +14,7 @@ from bivallate.errors import UserError
 from bivallate.lower.pgd import PGD
 from bivallate.lower.start import uniform
 from bivallate.reproduce.cell import configure
-from bivallate.reproduce.definition import anywhere
+from bivallate.reproduce.definition import without_machine
 from bivallate.reproduce.measuring import read_attack
 from bivallate.reproduce.paper_figures import cells_of
 from bivallate.reproduce.paper_table import QUESTIONS, SCALES, Reported, reported
@@ -255,4 +255,4 @@ def test_stages_of_training_are_kept_and_make_no_other_training() -> None:
     config = configure(cell, 0)
     assert (config.epochs, config.keep) == (120, (10, 60, 90, 100))
     assert configure(cell.but(epochs=2), 0).keep == (1, 2)
-    assert anywhere(config) == anywhere(configure(cell.but(keep=()), 0))
+    assert without_machine(config) == without_machine(configure(cell.but(keep=()), 0))

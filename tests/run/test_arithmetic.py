@@ -9,7 +9,7 @@ import torch
 import bivallate as bv
 from bivallate.errors import UserError
 from bivallate.parts import decode, encode
-from bivallate.reproduce.definition import anywhere
+from bivallate.reproduce.definition import without_machine
 from bivallate.reproduce.running import computable
 from bivallate.run import arithmetic
 from bivallate.run.config import Config
@@ -83,7 +83,7 @@ def test_an_older_configuration_means_what_it_meant(tmp_path, written, meant):
     entry = {k: v for k, v in encode(plain()).items() if k not in ("precision", "deterministic")} | written
     read = decode(json.loads(json.dumps(entry)))
     assert (read.precision, read.deterministic) == (meant, False)
-    assert anywhere(read) == anywhere(plain()), "records of it count as the same definition"
+    assert without_machine(read) == without_machine(plain()), "records of it count as the same definition"
     for key, value in written.items():
         assert plain().set(key, str(value)).precision == meant
     file = tmp_path / "config.toml"

@@ -128,7 +128,7 @@ def _statistics(rank: int, folder: Path) -> None:
     model = nn.BatchNorm2d(1)
     take_statistics(model, lambda: [Batch(own, torch.zeros(2).long(), torch.arange(2))])
     torch.save(model.running_mean, folder / f"{rank}.pt")
-    assert collective.world() == 2
+    assert collective.world_size() == 2
 
 
 def test_processes_take_the_mean_of_their_statistics(tmp_path: Path) -> None:

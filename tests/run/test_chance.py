@@ -9,7 +9,7 @@ import torch
 from tests.run.tiny import AT, Radii, plan, run
 
 import bivallate as bv
-from bivallate.run.chance import cause, ending
+from bivallate.run.chance import chance_warning, likely_cause
 from bivallate.run.config import Validation
 from bivallate.run.optim import SGD, Flat
 from bivallate.run.progress import describe, legend
@@ -57,8 +57,8 @@ def test_a_training_at_chance_is_told_so_once_with_its_cause(few, method, change
 )
 def test_the_likely_cause_follows_from_the_record(few, line, said):
     session = Session(plan(), few, create_model(plan().model, few, 0))
-    assert said in cause(session, line)
-    assert "eps" not in cause(session, {"loss": 2.3, "forward": 1})
+    assert said in likely_cause(session, line)
+    assert "eps" not in likely_cause(session, {"loss": 2.3, "forward": 1})
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,8 @@ def test_few_right_answers_to_a_rare_class_are_no_chance(few, monkeypatch):
         answers = torch.tensor(given).numpy()
         right = float((answers == labels.numpy()).mean())
         monkeypatch.setattr(chance, "_answers", lambda *_, answers=answers: answers)
-        assert said in chance.guesses(session, {"clean": right})
-        assert bool(said) == bool(chance.guesses(session, {"clean": right}))
+        assert said in chance.chance_verdict(session, {"clean": right})
+        assert bool(said) == bool(chance.chance_verdict(session, {"clean": right}))
 
 
 @pytest.mark.parametrize(
@@ -143,8 +143,8 @@ def test_a_command_ends_with_what_is_true_of_the_weights(clean, robust, said):
     ]
     if history and clean[-1] <= 0.1:
         history[-1]["at_chance"] = True
-    assert said in ending(history)
-    assert bool(said) == bool(ending(history))
+    assert said in chance_warning(history)
+    assert bool(said) == bool(chance_warning(history))
 
 
 def test_a_training_that_does_not_attack_is_not_called_robust(few):

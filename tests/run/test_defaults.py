@@ -32,7 +32,7 @@ from bivallate.types import Clock
     ],
 )
 def test_the_usual_values_stand_with_the_data_set(data, eps, lr, warm_up):
-    usual = bv.data.registry.usual(data)
+    usual = bv.data.registry.training_defaults(data)
     config = recipe_for(None, AT, data)
     assert (usual.eps, config.optimizer.lr, config.warm_up) == (eps, lr, warm_up)
     assert config.model.name == usual.model

@@ -421,7 +421,7 @@ def test_data_that_a_path_names_are_found_whatever_became_of_the_configuration(d
     x, y = torch.rand(40, 1, 4, 4).numpy(), torch.arange(40).numpy() % 2
     for name in ("own", "more"):
         np.savez(tmp_path / f"{name}.npz", x=x, y=y)
-    chosen = session.settled(Data(name=str(tmp_path / "own.npz"), extra=str(tmp_path / "more.npz")))
+    chosen = session.resolved_data(Data(name=str(tmp_path / "own.npz"), extra=str(tmp_path / "more.npz")))
     config = Config(method=bv.methods.plain(bv.Linf(0.1)), model=Model("linear"), data=chosen, epochs=1)
     config = config.set("batch_size", 16)
     data, run = session.load_data(chosen, 0), tmp_path / "run"

@@ -17,9 +17,9 @@ import bivallate as bv
 from bivallate import cli
 from bivallate.record import NonFinite
 from bivallate.run import checkpoint, trainer
-from bivallate.run.progress import Progress, Spoken
+from bivallate.run.progress import Progress, TerminalProgress
 from bivallate.run.signals import Interrupted
-from bivallate.steady import steadied
+from bivallate.safe_streams import safe_streams
 
 ALLOCATOR = (
     "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
@@ -164,7 +164,7 @@ def test_a_closed_standard_stream_is_not_taken_by_a_file(tmp_path):
         os.close(1)
         os.close(2)
         sys.stdout = sys.stderr = None  # pyright: ignore  as the interpreter has it then
-        with steadied():
+        with safe_streams():
             print("lost")
             os._exit(os.open(tmp_path / "a", os.O_CREAT | os.O_WRONLY))
     assert os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]) > 2
@@ -173,7 +173,7 @@ def test_a_closed_standard_stream_is_not_taken_by_a_file(tmp_path):
 def test_a_bar_in_python_breaks_no_training(tmp_path, monkeypatch):
     stream = os.fdopen(broken(), "w", buffering=1)
     monkeypatch.setattr(sys, "stderr", stream)
-    assert len(train(tmp_path / "run", progress=Spoken("at")).history) == 3
+    assert len(train(tmp_path / "run", progress=TerminalProgress("at")).history) == 3
     monkeypatch.undo()
     with pytest.raises(BrokenPipeError):
         stream.close()

@@ -18,9 +18,9 @@ from bivallate.reports.diagnostics.fosc import fosc
 from bivallate.reports.diagnostics.gradients import gradient_alignment
 from bivallate.reports.diagnostics.landscape import loss_landscape
 from bivallate.reports.diagnostics.ranks import accuracy_over_eps, adversarial_rank
-from bivallate.reports.diagnostics.weighing import weigh
+from bivallate.reports.diagnostics.weighed_points import weigh_points
 from bivallate.run.config import Config
-from bivallate.run.evaluation_data import Evaluated, evaluation_data
+from bivallate.run.evaluation_data import EvaluationData, evaluation_data
 from bivallate.types import Clock, Facts
 
 CLASSES = ["cat", "dog", "eel"]
@@ -48,11 +48,11 @@ def trained(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def look(run: Path, other: Path | None, **options: bool) -> Evaluated:
+def look(run: Path, other: Path | None, **options: bool) -> EvaluationData:
     return evaluation_data(run, Config.read(run / "config.toml"), str(other) if other else None, **options)
 
 
-def labelled(found: Evaluated, names: list[str]) -> dict[str, str]:
+def labelled(found: EvaluationData, names: list[str]) -> dict[str, str]:
     """{file: class} of the test images."""
     assert found.data.classes == CLASSES
     by_pixels = {pixels_of(picture(name)): name for name in names}
@@ -129,7 +129,7 @@ PICTURES = {
     "landscape of a row": lambda model, data: loss_landscape(model, data, bv.Linf(0.1), row=1, size=3),
     "eps": lambda model, data: accuracy_over_eps({"a": model}, data, bv.Linf(0.1), attack="fgsm"),
     "ranks": lambda model, data: adversarial_rank({"a": model}, data, bv.Linf(0.1), attack="fgsm"),
-    "weights": lambda model, data: weigh(
+    "weights": lambda model, data: weigh_points(
         model, bv.methods.mail_at(bv.Linf(0.1)).bind(Facts(3, (3, 4, 4), 3)), data, Clock()
     ).margin.tolist(),
 }

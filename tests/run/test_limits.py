@@ -119,7 +119,7 @@ def test_redirected_training_speaks_within_an_epoch(quiet, monkeypatch):
     record = SimpleNamespace(
         correct=1, examples=2, loss=1.0, weight_mean=1.0, effective=1.0, passes=Passes(4, 2)
     )
-    spoken = progress.Spoken("at", Console(file=stream, width=200), explain=False, quiet=quiet)
+    spoken = progress.TerminalProgress("at", Console(file=stream, width=200), explain=False, quiet=quiet)
     with spoken:
         spoken.begin(session)  # pyright: ignore
         for session.step in range(70):

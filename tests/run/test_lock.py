@@ -17,7 +17,7 @@ import bivallate as bv
 from bivallate.errors import UserError
 from bivallate.processes import alive
 from bivallate.run import lock
-from bivallate.run.lock import Holder, held
+from bivallate.run.lock import Holder, lock_folder
 from bivallate.run.progress import Progress
 
 
@@ -26,7 +26,7 @@ def holder(folder: Path) -> int:
     ready, done = os.pipe()
     number = os.fork()
     if number == 0:
-        with held(folder):
+        with lock_folder(folder):
             os.write(done, b"1")
             time.sleep(60)
         os._exit(0)
@@ -38,17 +38,17 @@ def holder(folder: Path) -> int:
 
 def test_a_living_holder_is_named_and_a_killed_one_makes_way(tmp_path):
     number = holder(tmp_path)
-    with pytest.raises(UserError, match=rf"in use: process {number} on .*--out"), held(tmp_path):
+    with pytest.raises(UserError, match=rf"in use: process {number} on .*--out"), lock_folder(tmp_path):
         pass
     os.kill(number, signal.SIGSTOP)  # stopped is not gone
-    with pytest.raises(UserError, match="in use"), held(tmp_path):
+    with pytest.raises(UserError, match="in use"), lock_folder(tmp_path):
         pass
     os.kill(number, signal.SIGKILL)
     deadline = time.monotonic() + 60
     while alive(number):  # a signal takes its time
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    with held(tmp_path):  # a zombie is gone, although its number is still given
+    with lock_folder(tmp_path):  # a zombie is gone, although its number is still given
         pass
     os.waitpid(number, 0)
     assert list(tmp_path.iterdir()) == []
@@ -56,12 +56,12 @@ def test_a_living_holder_is_named_and_a_killed_one_makes_way(tmp_path):
 
 def test_a_number_given_to_another_process_is_not_the_holder(tmp_path):
     (tmp_path / lock.NAME).write_text(json.dumps(asdict(Holder(start="1"))))
-    with held(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 
 def test_a_second_holder_in_the_same_process_is_refused(tmp_path):
-    with held(tmp_path), pytest.raises(UserError, match="in use"), held(tmp_path):
+    with lock_folder(tmp_path), pytest.raises(UserError, match="in use"), lock_folder(tmp_path):
         pass
 
 
@@ -74,7 +74,7 @@ def test_a_holder_that_cannot_be_seen_is_gone_when_it_is_silent(text, tmp_path, 
     monkeypatch.setattr(lock, "STALE", 0.3)
     (tmp_path / lock.NAME).write_text(text)
     said: list[str] = []
-    with held(tmp_path, said.append):
+    with lock_folder(tmp_path, said.append):
         pass
     assert len(said) == 1
     assert "sign of life" in said[0]
@@ -85,7 +85,10 @@ def test_a_holder_that_cannot_be_seen_and_gives_signs_is_left_alone(tmp_path, mo
     (tmp_path / lock.NAME).write_text(unseen())
     beat = threading.Timer(0.2, os.utime, [tmp_path / lock.NAME])
     beat.start()
-    with pytest.raises(UserError, match="in use: process 1 on elsewhere"), held(tmp_path, lambda text: None):
+    with (
+        pytest.raises(UserError, match="in use: process 1 on elsewhere"),
+        lock_folder(tmp_path, lambda text: None),
+    ):
         pass
     beat.join()
 
@@ -93,13 +96,13 @@ def test_a_holder_that_cannot_be_seen_and_gives_signs_is_left_alone(tmp_path, mo
 def test_long_silence_is_not_waited_for(tmp_path):
     (tmp_path / lock.NAME).write_text(unseen())
     os.utime(tmp_path / lock.NAME, (1, 1))
-    with held(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 
 def test_a_holder_gives_signs_of_life(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "BEAT", 0.02)
-    with held(tmp_path):
+    with lock_folder(tmp_path):
         os.utime(tmp_path / lock.NAME, (1, 1))
         deadline = time.monotonic() + 10
         while (tmp_path / lock.NAME).stat().st_mtime < 2:
@@ -115,7 +118,7 @@ def test_of_many_at_once_one_wins(tmp_path):
         number = os.fork()
         if number == 0:
             try:
-                with held(tmp_path):
+                with lock_folder(tmp_path):
                     os.close(os.open(won, os.O_CREAT | os.O_EXCL))
                     time.sleep(0.3)
                     won.unlink()

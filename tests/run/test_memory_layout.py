@@ -79,7 +79,7 @@ def test_nothing_of_the_measurement_stays(monkeypatch):
     torch.manual_seed(3)
     config = Config(bv.methods.free_at(bv.Linf(0.1)), device="cpu", batch_size=8)
     expected = torch.get_rng_state()
-    settled = memory_layout.settled_layout(
+    settled = memory_layout.resolved_layout(
         config.set("channels_last", "auto"), data, model, lambda text: None
     )
     assert settled == config
@@ -111,7 +111,7 @@ def test_without_a_measurement_it_is_the_usual_layout(network, fault, words, mon
 def test_a_resumed_run_keeps_what_was_settled(monkeypatch, tmp_path):
     clocked(monkeypatch, [0.9, 0.9, 0.2, 0.1, 0.2, 0.1])
     train(tmp_path / "run", channels_last="auto", epochs=1)
-    monkeypatch.setattr(memory_layout, "timed", None)  # not needed
+    monkeypatch.setattr(memory_layout, "step_seconds", None)  # not needed
     train(tmp_path / "named", channels_last=True, epochs=1)
     for name in ("run", "named"):
         resume(tmp_path / name, dataset=digits(), epochs=2, progress=Told())

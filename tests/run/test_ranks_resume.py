@@ -20,11 +20,11 @@ from tests.run.torchrun_script import digits, network, train
 
 import bivallate as bv
 from bivallate import UserError, collective
+from bivallate.checksummed import read_checksummed
 from bivallate.run import checkpoint, trainer
 from bivallate.run.averaging import SWA
 from bivallate.run.folder import RunFolder
 from bivallate.run.signals import Interrupted
-from bivallate.sealed import read_sealed
 from bivallate.step import train_step
 
 THREAT = bv.Linf(0.1)
@@ -75,7 +75,7 @@ def _work(rank: int, folder: Path) -> None:
             torch.save(found.values["tally"], folder / f"{name}-{rank}.pt")
             if rank == 0 and (name, how) == ("at", "stopped"):
                 shutil.copytree(place, folder / "left")
-            collective.meet()
+            collective.barrier()
             bv.resume(place, dataset=digits(), model=network())
 
 
@@ -89,9 +89,9 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def test_two_processes_go_on_to_the_bits_of_a_whole_run(tmp_path: Path) -> None:
     in_two_processes(_work, tmp_path)
     for name in METHODS:
-        whole = read_sealed(tmp_path / f"{name}-whole" / "model.safetensors")[1]
+        whole = read_checksummed(tmp_path / f"{name}-whole" / "model.safetensors")[1]
         for how in ("killed", "stopped"):
-            again = read_sealed(tmp_path / f"{name}-{how}" / "model.safetensors")[1]
+            again = read_checksummed(tmp_path / f"{name}-{how}" / "model.safetensors")[1]
             assert all(torch.equal(whole[k], again[k]) for k in whole), (name, how)
             same = [(tmp_path / f"{name}-{h}" / "ema.safetensors").read_bytes() for h in ("whole", how)]
             assert same[0] == same[1], (name, how)
@@ -101,7 +101,7 @@ def test_two_processes_go_on_to_the_bits_of_a_whole_run(tmp_path: Path) -> None:
         assert left["loss"] != right["loss"]
         assert left["everywhere"] == right["everywhere"]
     alone = bv.train(network(), digits(), METHODS["free"], **OPTIONS).model.state_dict()
-    synced = read_sealed(tmp_path / "free-whole" / "model.safetensors")[1]
+    synced = read_checksummed(tmp_path / "free-whole" / "model.safetensors")[1]
     assert max(float((alone[k].double() - synced[k].double()).abs().max()) for k in alone) < 1e-4
     _on_another_number(tmp_path)
 
@@ -145,6 +145,8 @@ def test_torchrun_starts_again_after_a_kill_and_comes_to_the_same_bits(tmp_path:
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert "exitcode: -9" in ended.stderr
     in_two_processes(_trained, tmp_path)
-    whole, again = (read_sealed(tmp_path / name / "model.safetensors")[1] for name in ("whole", "killed"))
+    whole, again = (
+        read_checksummed(tmp_path / name / "model.safetensors")[1] for name in ("whole", "killed")
+    )
     assert all(torch.equal(whole[k], again[k]) for k in whole)
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")

@@ -20,10 +20,10 @@ from bivallate.run.execution import execute
 from bivallate.run.folder import RunFolder
 from bivallate.run.progress import Progress
 from bivallate.run.sentinel import Sentinel
-from bivallate.run.sentinel_loop import Watch
+from bivallate.run.sentinel_loop import SentinelLoop
 from bivallate.run.session import Session, create_model
 from bivallate.run.signals import Interrupted
-from bivallate.run.validation import look
+from bivallate.run.validation import inspect_rows
 
 TIMES = ("seconds",)
 
@@ -90,10 +90,10 @@ def unsteady(monkeypatch):
     """FGSM leaves half of the points and PGD none, at every third check."""
 
     def told(model, x, y, threat, noise, steps):
-        seen = look(model, x, y, threat, noise, steps)
+        seen = inspect_rows(model, x, y, threat, noise, steps)
         return dataclasses.replace(seen, fgsm=1.0, pgd=0.0 if noise.epoch % 3 == 2 else 1.0)
 
-    monkeypatch.setattr("bivallate.run.sentinel_loop.look", told)
+    monkeypatch.setattr("bivallate.run.sentinel_loop.inspect_rows", told)
 
 
 def test_the_allowance_is_never_exceeded_and_is_used(digits, tmp_path):
@@ -150,7 +150,7 @@ def test_a_resumed_run_repeats_rollbacks_to_the_bit(digits, tmp_path, unsteady, 
 def test_a_rollback_restores_model_and_optimiser_and_lowers_the_step(digits, monkeypatch):
     config = plan(bv.methods.atta(bv.Linf(0.3)), dataclasses.replace(TRIGGER, lowers="both"))
     session = Session(config, digits, create_model(config.model, digits, 0))
-    watch = Watch(session)
+    watch = SentinelLoop(session)
     for batch in session.batches.epoch(0):
         bv.train_step(session.model.train(), session.optimizer, session.method, batch, session.clock())
         session.step += 1
@@ -191,7 +191,7 @@ def test_a_finer_attack_reaches_as_far_and_repeats_to_the_bit(digits, tmp_path, 
 def test_finer_ends_where_it_would_cost_too_much(digits):
     config = plan(bv.methods.fgsm_at(bv.Linf(0.3)), Sentinel(rollback=True))
     session = Session(config, digits, create_model(config.model, digits, 0))
-    watch = Watch(session)
+    watch = SentinelLoop(session)
     seen = []
     for _ in range(5):
         watch._alarm("catastrophic", "told")
@@ -255,7 +255,7 @@ class Masked(nn.Module):
 def test_a_masked_model_is_seen_and_an_honest_one_is_not():
     x, y = torch.full((40, 1, 3, 3), 0.5), torch.zeros(40, dtype=torch.long)
     noise = Noise(0, torch.arange(40))
-    seen = look(Masked(), x, y, bv.Linf(0.1), noise, 1)
+    seen = inspect_rows(Masked(), x, y, bv.Linf(0.1), noise, 1)
     assert seen.fgsm == 1
     assert seen.pgd < 1 / 8
     assert seen.passes.forward + seen.passes.backward <= 40 * Sentinel(steps=1).cost
@@ -275,7 +275,7 @@ def test_a_look_sees_how_much_the_loss_bends(bend, least, most):
             return steady(x + bend * torch.sin(bend * x))
 
     x, y = torch.rand(64, 1, 5, 5), torch.zeros(64, dtype=torch.long)
-    seen = look(Rippled(), x, y, bv.Linf(0.2), Noise(0, torch.arange(64)), 2)
+    seen = inspect_rows(Rippled(), x, y, bv.Linf(0.2), Noise(0, torch.arange(64)), 2)
     assert least <= seen.alignment <= most
     assert seen.passes.forward + seen.passes.backward <= 64 * Sentinel(steps=2).cost
 

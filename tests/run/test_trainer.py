@@ -124,14 +124,14 @@ def test_kept_epochs_are_the_weights_of_that_epoch(digits, tmp_path):
 
 
 def test_a_kept_epoch_is_as_it_was_measured_whatever_the_sentinel_does_next(digits, tmp_path, monkeypatch):
-    from bivallate.run.sentinel_loop import Watch
+    from bivallate.run.sentinel_loop import SentinelLoop
 
     def go_back(self, line):
         with torch.no_grad():
             self.session.model.network.stem[1].weight.zero_()
         return []
 
-    monkeypatch.setattr(Watch, "after_epoch", go_back)
+    monkeypatch.setattr(SentinelLoop, "after_epoch", go_back)
     run = bv.train("linear", digits, bv.methods.plain(THREAT), out=tmp_path / "run", keep=(3,), **QUICK)
     assert not run.model.network.stem[1].weight.any()
     assert bv.load(tmp_path / "run", "epoch-3").network.stem[1].weight.any()

@@ -5,6 +5,9 @@
 
 from bivallate.audits.auditing import audit
 from bivallate.audits.plan import Plan
-from bivallate.audits.result import VERDICTS, Audit, Check, Moment
+from bivallate.audits.result import VERDICTS, Audit, AuditProgress, Check
+from bivallate.lazy_import import former_names
 
-__all__ = ["VERDICTS", "Audit", "Check", "Moment", "Plan", "audit"]
+__all__ = ["VERDICTS", "Audit", "AuditProgress", "Check", "Plan", "audit"]
+
+__getattr__ = former_names(__name__, {"Moment": "AuditProgress"})

@@ -11,31 +11,31 @@ import torch
 from torch import Tensor, nn
 
 from bivallate import collective
+from bivallate.audits.attack_checks import accuracy, attack_checks, claim_check
 from bivallate.audits.battery import Battery
 from bivallate.audits.plan import Plan, choose
-from bivallate.audits.questions import accuracy, claim_check, questions
-from bivallate.audits.result import Audit, Moment, Outlook
-from bivallate.audits.surrogates import Connected
-from bivallate.errors import UserError, plainly
+from bivallate.audits.result import Audit, AuditProgress, CostEstimate
+from bivallate.audits.surrogates import GraphConnected
+from bivallate.errors import UserError, python_arguments
 from bivallate.evaluation.evaluating import evaluate
-from bivallate.evaluation.inference import placed
+from bivallate.evaluation.inference import for_inference
 from bivallate.evaluation.neighbourhood import gradients
 from bivallate.evaluation.points import points, select
 from bivallate.evaluation.preflight import Preflight, preflight
+from bivallate.evaluation.progress_display import progress_callback
 from bivallate.evaluation.statistics import wilson
-from bivallate.evaluation.watching import told
-from bivallate.lower.asking import ask
+from bivallate.lower.input_guard import call_unharmed
 from bivallate.lower.modes import evaluating
 from bivallate.lower.threat import ThreatModel
 
-__all__ = ["audit", "pace"]
+__all__ = ["audit", "passes_a_second"]
 
 POINTS = 500
 TRIED = 64  # points that say how long it is going to take
 FATAL = {"range", "dtype", "logits", "labels"}  # without these mended nothing can be attacked
 
 
-@plainly
+@python_arguments
 def audit(
     model: nn.Module | Callable[[Tensor], Tensor],
     data: Any,
@@ -50,7 +50,7 @@ def audit(
     history: list[dict[str, Any]] | None = None,
     seed: int = 0,
     announce: Callable[[Plan, float], object] | None = None,
-    progress: bool | Callable[[Moment], object] | None = None,
+    progress: bool | Callable[[AuditProgress], object] | None = None,
     shared: bool = False,
 ) -> Audit:
     """Audit a model: attack it in ways whose results must agree, and say whether they do.
@@ -89,8 +89,8 @@ def audit(
     source = points(data, model)
     with torch.random.fork_rng(devices=[]), ExitStack() as stack:
         torch.manual_seed(seed)
-        looked = _looked_over(model, data, threat)
-        module, where, dtype = stack.enter_context(placed(model, None))
+        looked = _preflight(model, data, threat)
+        module, where, dtype = stack.enter_context(for_inference(model, None))
         judge = _connected(module, looked)
         for other in surrogates:
             stack.enter_context(evaluating(other))
@@ -98,12 +98,12 @@ def audit(
         x, y = source.tensors(wanted)
         x, y = x.to(where, dtype), y.to(where).long()
         _same_task(module, surrogates, x[:2])
-        rate = pace(judge, x, y, shared=shared)
+        rate = passes_a_second(judge, x, y, shared=shared)
         plan = _plan(len(wanted), budget_passes, minutes, rate, len(surrogates))
         x, y = source.tensors(select(len(source), plan.n, None, seed))
         chosen = x.to(where, dtype), y.to(where).long()
-        show = stack.enter_context(told(progress))
-        likely = outlook(judge, chosen, threat, plan, seed, announce, shared) if announce or show else None
+        show = stack.enter_context(progress_callback(progress))
+        likely = estimate(judge, chosen, threat, plan, seed, announce, shared) if announce or show else None
         battery = Battery(judge, chosen, threat, plan, seed, show, likely, shared)
         battery.run_all(surrogates, random=looked.named("random") is not None)
     return _report(battery, looked, claimed, claim, history, time.perf_counter() - began)
@@ -117,7 +117,7 @@ def _check(claimed: float | None, threat: ThreatModel) -> None:
         raise UserError("an audit needs a radius above 0: with eps = 0 there is no attack")
 
 
-def _looked_over(model: nn.Module | Callable[[Tensor], Tensor], data: Any, threat: ThreatModel) -> Preflight:
+def _preflight(model: nn.Module | Callable[[Tensor], Tensor], data: Any, threat: ThreatModel) -> Preflight:
     """Run the pre-flight. Raises UserError for what no attack can start on."""
     looked = preflight(model, data, threat)
     fatal = [f for f in looked.findings if f.name in FATAL and f.severity == "error"]
@@ -129,10 +129,10 @@ def _looked_over(model: nn.Module | Callable[[Tensor], Tensor], data: Any, threa
 def _same_task(model: nn.Module, surrogates: Sequence[nn.Module], x: Tensor) -> None:
     """Raise UserError for a surrogate that does not read these images or has other classes."""
     with torch.no_grad():
-        wanted = ask(model, x).shape
+        wanted = call_unharmed(model, x).shape
         for k, other in enumerate(surrogates):
             try:
-                got = ask(other, x).shape
+                got = call_unharmed(other, x).shape
             except (RuntimeError, ValueError, UserError) as error:
                 raise UserError(
                     f"model {k + 1} to transfer from cannot read {tuple(x.shape[1:])} images: {error}"
@@ -142,10 +142,10 @@ def _same_task(model: nn.Module, surrogates: Sequence[nn.Module], x: Tensor) -> 
 
 
 def _connected(module: nn.Module, looked: Preflight) -> nn.Module:
-    return Connected(module).eval() if looked.named("no-gradient") is not None else module
+    return GraphConnected(module).eval() if looked.named("no-gradient") is not None else module
 
 
-def pace(model: nn.Module, x: Tensor, y: Tensor, *, shared: bool = False) -> float:
+def passes_a_second(model: nn.Module, x: Tensor, y: Tensor, *, shared: bool = False) -> float:
     """Passes a second, measured on a batch; of all processes where they share the work."""
     some, labels = x[:128], y[:128]
     gradients(model, some[:2], labels[:2])
@@ -154,10 +154,10 @@ def pace(model: nn.Module, x: Tensor, y: Tensor, *, shared: bool = False) -> flo
     if some.is_cuda:
         torch.cuda.synchronize()
     own = 3 * len(some) / max(time.perf_counter() - began, 1e-6)
-    return collective.first(own) * collective.world() if shared else own
+    return collective.broadcast_object(own) * collective.world_size() if shared else own
 
 
-def outlook(
+def estimate(
     model: nn.Module,
     points: tuple[Tensor, Tensor],
     threat: ThreatModel,
@@ -165,7 +165,7 @@ def outlook(
     seed: int,
     announce: Callable[[Plan, float], object] | None = None,
     shared: bool = False,
-) -> Outlook:
+) -> CostEstimate:
     """What the plan is likely to take, which is announced.
 
     A short attack on some points shows how many withstand it and what a pass costs with all that goes with
@@ -176,11 +176,11 @@ def outlook(
     with torch.random.fork_rng(devices=[]):  # outputs that are random must not hang on whether somebody asks
         score = evaluate(model, some, threat, "pgd-10", seed=seed)
     spent = time.perf_counter() - began
-    pace = spent / max(1.0, sum(score.passes.values()) * score.n) / (collective.world() if shared else 1)
+    pace = spent / max(1.0, sum(score.passes.values()) * score.n) / (collective.world_size() if shared else 1)
     passes = plan.expected(score.clean_accuracy, score.robust_accuracy)
     if announce is not None:
         announce(plan, pace * passes)
-    return Outlook(passes, pace * passes)
+    return CostEstimate(passes, pace * passes)
 
 
 def _plan(
@@ -206,7 +206,7 @@ def _report(
 ) -> Audit:
     checks = (
         claim_check(battery, claimed, claim if claimed is not None else "PGD"),
-        *questions(battery, looked, history),
+        *attack_checks(battery, looked, history),
     )
     score = battery.scores["pgd"]
     hits = int(battery.worst.sum())

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.audits.plan import Plan
-from bivallate.audits.result import Moment, Outlook
-from bivallate.audits.surrogates import Elsewhere, Rescaled, Straight, linear_imitation
+from bivallate.audits.result import AuditProgress, CostEstimate
+from bivallate.audits.surrogates import Rescaled, StraightThrough, SurrogateSearch, linear_imitation
 from bivallate.evaluation.attacks import (
     Attack,
     Stage,
@@ -53,8 +53,8 @@ class Battery:
     threat: ThreatModel
     plan: Plan
     seed: int
-    progress: Callable[[Moment], object] | None = None
-    outlook: Outlook | None = None
+    progress: Callable[[AuditProgress], object] | None = None
+    outlook: CostEstimate | None = None
     shared: bool = False
     left: dict[str, Tensor] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
@@ -77,14 +77,14 @@ class Battery:
             passes, likely = self.outlook or (self.plan.cost(), None)
             fraction = 1.0 if name == "done" else min(0.99, self.passes / max(1, passes))
             spent = time.perf_counter() - self.began
-            self.progress(Moment(name, fraction, self.passes, spent, likely))
+            self.progress(AuditProgress(name, fraction, self.passes, spent, likely))
 
     def run_all(self, surrogates: Sequence[nn.Module], *, random: bool) -> None:
         """Every attack of the plan."""
         self.plain()
         self.strong(random=random)
         self.radii()
-        self.from_elsewhere(surrogates)
+        self.from_surrogates(surrogates)
         self._tell("done")
 
     def plain(self) -> None:
@@ -124,17 +124,17 @@ class Battery:
         )
         self.run("any-image", *stages, threat=replace(self.threat, eps=whole))  # pyright: ignore
 
-    def from_elsewhere(self, surrogates: Sequence[nn.Module]) -> None:
+    def from_surrogates(self, surrogates: Sequence[nn.Module]) -> None:
         """Search on the rescaled, the smoothed and the imitated model, and on others."""
         inner = _pgd("pgd", self.plan.steps)
         scale = self._clean_margin() or 1.0
-        self.run("rescaled", Elsewhere("rescaled", Rescaled(self.model, scale), inner))
-        self.run("straight", Elsewhere("straight", Straight(self.model), inner))
+        self.run("rescaled", SurrogateSearch("rescaled", Rescaled(self.model, scale), inner))
+        self.run("straight", SurrogateSearch("straight", StraightThrough(self.model), inner))
         x, _ = self.points
         copy = linear_imitation(self.model, x, self.threat.eps / self._whole(), self.seed)
         self.passes += 2 * len(x)
-        self.run("imitation", Elsewhere("imitation", copy, inner))
-        stages = [Elsewhere(f"transfer-{i}", model, inner) for i, model in enumerate(surrogates)]
+        self.run("imitation", SurrogateSearch("imitation", copy, inner))
+        stages = [SurrogateSearch(f"transfer-{i}", model, inner) for i, model in enumerate(surrogates)]
         if stages:
             self.run("transfer", *stages)
 

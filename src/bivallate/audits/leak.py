@@ -10,7 +10,7 @@ from bivallate.data.duplicates import near_duplicates
 from bivallate.evaluation.points import select
 from bivallate.quoting import command
 from bivallate.run.config import Config
-from bivallate.run.examined import Examined
+from bivallate.run.evaluation_target import EvaluationTarget
 from bivallate.run.folder import RunFolder
 
 __all__ = ["leak"]
@@ -19,7 +19,7 @@ MANY = 0.05  # share of near-duplicates from which they make an accuracy suspect
 LARGEST = 1 << 31  # values of all training images, beyond which they are not looked through
 
 
-def leak(examined: Examined, n: int, seed: int) -> Check:
+def leak(examined: EvaluationTarget, n: int, seed: int) -> Check:
     """The check that points of an audit are not in the training data.
 
     How many of them the training data, extra data included, hold as they are, mirrored or a little changed.

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from bivallate.evaluation.naming import Identity
+from bivallate.evaluation.evaluation_identity import Identity
 from bivallate.files import write_json
 
-__all__ = ["VERDICTS", "Audit", "Check", "Moment"]
+__all__ = ["VERDICTS", "Audit", "AuditProgress", "Check"]
 
 SCHEMA = "bivallate-audit-1"
 Outcome = Literal["pass", "note", "flag", "broken", "skipped"]
@@ -43,7 +43,7 @@ class Check:
     advice: str = ""
 
 
-class Outlook(NamedTuple):
+class CostEstimate(NamedTuple):
     """What the attacks of an audit are likely to take."""
 
     passes: float
@@ -51,7 +51,7 @@ class Outlook(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Moment:
+class AuditProgress:
     """How far an audit is, for whoever shows it.
 
     Attributes:

@@ -9,15 +9,15 @@ from typing import Any
 
 from bivallate.audits.auditing import audit as examine
 from bivallate.audits.leak import leak
-from bivallate.audits.result import Audit, Moment
+from bivallate.audits.result import Audit, AuditProgress
 from bivallate.errors import UserError, check_options
+from bivallate.evaluation.progress_display import progress_callback
 from bivallate.evaluation.significance import same_threat
 from bivallate.evaluation.statistics import FEWEST_POINTS
-from bivallate.evaluation.watching import told
 from bivallate.lower.threat import ThreatModel
 from bivallate.reports.stored_evaluations import STALE, Fit, read_evaluation
 from bivallate.reports.strength import strongest_first
-from bivallate.run.examined import Examined, subject_of
+from bivallate.run.evaluation_target import EvaluationTarget, folder_or_model
 from bivallate.run.folder import RunFolder
 from bivallate.run.load_model import load_run
 from bivallate.terminal import say
@@ -27,13 +27,13 @@ __all__ = ["audit", "audit_file", "audit_of", "kept_claim"]
 MINUTES = 10.0  # that an audit of a run may take
 
 
-def audit_file(examined: Examined, seed: int) -> Path:
+def audit_file(examined: EvaluationTarget, seed: int) -> Path:
     """Where a run keeps an audit."""
     return examined.path / "audit" / examined.identity().file_name(examined.threat, "audit", seed)
 
 
 def audit_of(
-    examined: Examined,
+    examined: EvaluationTarget,
     *,
     claimed: float | None = None,
     against: Sequence[str | Path] = (),
@@ -72,7 +72,7 @@ def audit(
     data_dir: str | None = None,
     store: bool = True,
     seed: int = 0,
-    progress: bool | Callable[[Moment], object] = False,
+    progress: bool | Callable[[AuditProgress], object] = False,
     **options: Any,
 ) -> Audit:
     """Audit a run or a model: attack it in ways whose results must agree, and say whether they do.
@@ -94,8 +94,8 @@ def audit(
         UserError: for anything the user can mend.
     """
     check_options("audit", options, examine, budget="minutes")
-    model = subject_of(model)
-    with told(progress) as show:
+    model = folder_or_model(model)
+    with progress_callback(progress) as show:
         options |= {"seed": seed, "progress": show}
         if not isinstance(model, str | Path):
             if data is None or threat is None:
@@ -107,7 +107,9 @@ def audit(
         where = {"weights": weights, "split": split, "data_dir": data_dir, "model": factory}
         if data is not None and not isinstance(data, str | Path):
             raise UserError("a run is audited on its own data or on a set with a name; load its model first")
-        examined = Examined.of(model, threat=threat, data=None if data is None else str(data), **where)
+        examined = EvaluationTarget.of(
+            model, threat=threat, data=None if data is None else str(data), **where
+        )
         if "minutes" not in options and "budget_passes" not in options:
             options["minutes"] = MINUTES
         result = audit_of(examined, against=against, factory=factory, **options)

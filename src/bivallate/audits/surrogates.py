@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bivallate.evaluation.attacks import Stage
-from bivallate.lower.asking import ask
 from bivallate.lower.forward import Forward
+from bivallate.lower.input_guard import call_unharmed
 from bivallate.lower.problem import LowerProblem
 
-__all__ = ["Connected", "Elsewhere", "Rescaled", "Straight", "linear_imitation"]
+__all__ = ["GraphConnected", "Rescaled", "StraightThrough", "SurrogateSearch", "linear_imitation"]
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class SurrogateSearch:
     """A stage that searches on `source`; the verdict stays with the model under attack.
 
     Attributes:
@@ -58,7 +58,7 @@ class Rescaled(nn.Module):
         return self.model(x) / self.scale
 
 
-class Connected(nn.Module):
+class GraphConnected(nn.Module):
     """The model with a graph from image to logits, of zero gradient where the model itself has none."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -84,7 +84,7 @@ _RISING = {torch.gt, torch.ge, Tensor.gt, Tensor.ge, Tensor.__gt__, Tensor.__ge_
 _DETACH: set[Callable[..., Any]] = {torch.detach, Tensor.detach}
 
 
-class _Smooth(TorchFunctionMode):
+class _StraightThroughMode(TorchFunctionMode):
     """Rounding with the gradient of the identity; detaching does not detach.
 
     Attributes:
@@ -112,7 +112,7 @@ class _Smooth(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class Straight(nn.Module):
+class StraightThrough(nn.Module):
     """The same values with gradients through rounding, signs, detaching and, where it works, comparisons.
 
     Reference: backward pass differentiable approximation (Athalye et al. 2018, section 4.1).
@@ -125,11 +125,11 @@ class Straight(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for comparisons in (True, False):
             try:
-                with _Smooth(comparisons):
-                    return ask(self.model, x)
+                with _StraightThroughMode(comparisons):
+                    return call_unharmed(self.model, x)
             except (RuntimeError, TypeError, IndexError):  # a comparison was used as an index or a branch
                 continue
-        return ask(self.model, x)
+        return call_unharmed(self.model, x)
 
 
 def linear_imitation(model: nn.Module, x: Tensor, spread: float, seed: int = 0) -> nn.Module:
@@ -141,7 +141,7 @@ def linear_imitation(model: nn.Module, x: Tensor, spread: float, seed: int = 0) 
     noise = (2 * torch.rand(x.shape, generator=generator) - 1).to(x) * spread
     points = torch.cat([x, (x + noise).clamp(0, 1)])
     with torch.no_grad():
-        logits = torch.cat([ask(model, some) for some in points.split(256)]).double()
+        logits = torch.cat([call_unharmed(model, some) for some in points.split(256)]).double()
     target = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1]).double()
     flat = points.flatten(1).double()
     mean, middle = flat.mean(0), target.mean(0)

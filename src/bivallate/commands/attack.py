@@ -48,10 +48,12 @@ def attack(
     """
     from bivallate.evaluation.crafting import craft
     from bivallate.reports.adversarial_images import write
-    from bivallate.run.examined import Examined
+    from bivallate.run.evaluation_target import EvaluationTarget
 
     device = machine.prepare()
-    examined = Examined.of(run, threat=ball.of, split=split, data=data, device=device, **source.reading)
+    examined = EvaluationTarget.of(
+        run, threat=ball.of, split=split, data=data, device=device, **source.reading
+    )
     for note in (*examined.data.notes, *examined.warnings):
         say(f"{examined.data.name}: {note}", beside=True)
     points, threat = examined.points, examined.threat

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.table import Table
 
-from bivallate.commands.keeping import keeping, place_of
 from bivallate.commands.options import (
     Ball,
     Count,
@@ -20,6 +19,7 @@ from bivallate.commands.options import (
     Split,
     WeightsSource,
 )
+from bivallate.commands.result_files import result_file, saved_result
 from bivallate.commands.shared_work import shared_work
 from bivallate.terminal import literal_console, say, say_json
 
@@ -71,13 +71,15 @@ def audit(
         print the result as JSON instead of tables.
     """
     from bivallate.audits.run_audit import audit_file, audit_of
-    from bivallate.evaluation.watching import watched
-    from bivallate.run.examined import Examined
+    from bivallate.evaluation.progress_display import shown_progress
+    from bivallate.run.evaluation_target import EvaluationTarget
 
     device = machine.prepare()
-    examined = Examined.of(run, threat=ball.of, split=split, data=data, device=device, **source.reading)
-    place = place_of(audit_file(examined, source.seed), out)
-    with watched(json or quiet) as progress:
+    examined = EvaluationTarget.of(
+        run, threat=ball.of, split=split, data=data, device=device, **source.reading
+    )
+    place = result_file(audit_file(examined, source.seed), out)
+    with shown_progress(json or quiet) as progress:
         result = audit_of(
             examined,
             claimed=claimed,
@@ -90,7 +92,7 @@ def audit(
             progress=progress,
             shared=True,
         )
-    with keeping(place, result.save, silent=json):
+    with saved_result(place, result.save, silent=json):
         if json:
             say_json(result.to_json())
         else:
@@ -99,7 +101,7 @@ def audit(
 
 def _announce(plan: Any, seconds: float) -> None:
     """Print what the audit is going to spend."""
-    from bivallate.evaluation.watching import duration
+    from bivallate.evaluation.progress_display import duration
 
     say(
         f"audit at the {plan.level} level: {plan.n} points, at most {plan.cost():,} passes, "

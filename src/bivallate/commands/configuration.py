@@ -14,13 +14,13 @@ from bivallate.from_text import pair
 from bivallate.lower.threat import threat
 from bivallate.methods.entries import create
 from bivallate.models import Classifier
-from bivallate.run.beginning import begin
 from bivallate.run.config import METHOD_PARTS, Config
 from bivallate.run.defaults import fitted
+from bivallate.run.first_network import begin_network
 from bivallate.run.recipes.published import recipe_for
-from bivallate.run.session import load_data, settled
+from bivallate.run.session import load_data, resolved_data
 
-__all__ = ["init_pairs", "introduce", "laid_out", "plan_of"]
+__all__ = ["init_pairs", "introduce", "plan_of", "resolved"]
 
 Pairs = list[tuple[str, str]]
 
@@ -88,7 +88,7 @@ def _from_names(
         raise UserError(
             f"--norm {norm} needs a radius, --eps, such as 0.5 (128/255): the customary ones are of Linf"
         )
-    radius = threat(norm, eps if eps is not None else data_sets.usual(name).eps)
+    radius = threat(norm, eps if eps is not None else data_sets.training_defaults(name).eps)
     parameters, pairs = own_parameters(method, pairs)
     return recipe_for(recipe, create(method, radius, **parameters), name, fixed=parameters), pairs
 
@@ -99,7 +99,7 @@ def init_pairs(weights: str | None, freeze: tuple[str, ...]) -> tuple[str, ...]:
     return (*other, *((f"init.freeze={','.join(freeze)}",) if freeze else ()))
 
 
-def laid_out(
+def resolved(
     plan: Config,
     *,
     fit: bool,
@@ -112,10 +112,10 @@ def laid_out(
         fit: let the batch size suit the data. architecture: that was typed, for weights that do not know
             theirs. tell: hears which weights it begins with.
     """
-    plan = dataclasses.replace(plan, data=settled(plan.data))
+    plan = dataclasses.replace(plan, data=resolved_data(plan.data))
     dataset = load_data(plan.data, plan.seed)
     plan = fitted(plan, len(dataset.train)) if fit else plan
-    plan, network = begin(plan, dataset, architecture, tell)
+    plan, network = begin_network(plan, dataset, architecture, tell)
     return plan, dataset, network
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bivallate.commands.evaluate import GO_ON, percent
-from bivallate.commands.keeping import keeping, place_of
 from bivallate.commands.options import Count, DataName, Flag, Machine, Subset, WeightsSource
+from bivallate.commands.result_files import result_file, saved_result
 from bivallate.commands.shared_work import shared_work
 from bivallate.quoting import file_name
 from bivallate.terminal import say_json
@@ -19,7 +19,7 @@ from bivallate.terminal import say_json
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from bivallate.commands.subjects import Subjects
+    from bivallate.commands.run_group import RunGroup
 
 
 @shared_work
@@ -63,24 +63,24 @@ def curve(
     json
         print the data as JSON instead of a table.
     """
-    from bivallate.commands.subjects import Subjects, norm_of, radii_of
+    from bivallate.commands.run_group import RunGroup, norm_of, radii_of
     from bivallate.evaluation import Identity, parse
     from bivallate.lower.threat import threat as make
-    from bivallate.reports.diagnostics.drawn import stem_of
+    from bivallate.reports.diagnostics.diagnostic import stem_of
 
     name = parse(attack).name
-    subjects = Subjects.of(runs, source, machine, data)
+    subjects = RunGroup.of(runs, source, machine, data)
     kind = norm_of(norm, subjects.threats[0])
     radii = radii_of(eps, kind, subjects.threats[0])
     options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size, "shared": True}
     stem = stem_of(out or runs[0] / "diagnosis" / f"curve-{kind}-{file_name(name)}")
-    place = place_of(stem.with_name(f"{stem.name}.json"), out and stem.with_name(f"{stem.name}.json"))
+    place = result_file(stem.with_name(f"{stem.name}.json"), out and stem.with_name(f"{stem.name}.json"))
     points = Identity(weights=source.weights, n=subset.n, first=subset.first)
     named = points.file_name(make(kind, 0.0), name, source.seed)
     kept = [_kept(run, model, named) for run, model in zip(runs, subjects.models.values(), strict=True)]
     curves = _curves(subjects, kept, kind, radii, attack, json or quiet, options)
     figure = _figure_of(name, curves, subjects.trained(kind))
-    with keeping(place, lambda _: figure.save(stem), silent=json):
+    with saved_result(place, lambda _: figure.save(stem), silent=json):
         if json:
             say_json(figure.data() | {"n": next(iter(next(iter(curves.values())).values())).n})
         else:
@@ -89,7 +89,7 @@ def curve(
 
 
 def _curves(
-    subjects: Subjects,
+    subjects: RunGroup,
     kept: Sequence[Path | None],
     kind: str,
     radii: Sequence[float],
@@ -99,13 +99,13 @@ def _curves(
 ) -> dict[str, Any]:
     """label -> radius -> score. Raises Interrupted where it was stopped; what was decided is kept."""
     from bivallate.evaluation import eps_curve
-    from bivallate.evaluation.watching import watched
+    from bivallate.evaluation.progress_display import shown_progress
     from bivallate.run.signals import Interrupted
 
     found, points = {}, subjects.points
     try:
         for place, (label, model) in zip(kept, subjects.models.items(), strict=True):
-            with watched(silent, label) as progress:
+            with shown_progress(silent, label) as progress:
                 found[label] = eps_curve(
                     model, points, kind, radii, attack, resume=place, progress=progress, **options
                 )
@@ -138,7 +138,7 @@ def _clear(kept: Sequence[Path | None], radii: Sequence[float]) -> None:
 
 
 def _show_curve(figure: Any, curves: dict[str, Any]) -> None:
-    from bivallate.commands.subjects import table
+    from bivallate.commands.run_group import table
 
     points = next(iter(next(iter(curves.values())).values())).n
     rows = [
@@ -206,25 +206,25 @@ def distances(
     json
         print the data as JSON instead of a table.
     """
-    from bivallate.commands.subjects import Subjects, norm_name, norm_of
-    from bivallate.evaluation.kept_distances import summary
-    from bivallate.evaluation.shared_points import clear, partials
+    from bivallate.commands.run_group import RunGroup, norm_name, norm_of
+    from bivallate.evaluation.distance_file import summary
+    from bivallate.evaluation.progress_display import shown_progress
+    from bivallate.evaluation.shared_points import clear, partial_files
     from bivallate.evaluation.sweeps import minimal_distances
-    from bivallate.evaluation.watching import watched
     from bivallate.files import write_json
-    from bivallate.reports.diagnostics.drawn import stem_of
+    from bivallate.reports.diagnostics.diagnostic import stem_of
 
-    subjects = Subjects.of(runs, source, machine, data)
+    subjects = RunGroup.of(runs, source, machine, data)
     kind = norm_of(norm, subjects.threats[0])
     stem = stem_of(out or runs[0] / "diagnosis" / f"distances-{kind}")
     file = stem.with_name(f"{stem.name}.json")
-    place = place_of(file, out and file)
+    place = result_file(file, out and file)
     options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size, "steps": steps}
     options |= {"targets": targets, "shared": True}
     search, found = partial(minimal_distances, **options), {}
-    kept = partials(place, subjects.models)
+    kept = partial_files(place, subjects.models)
     for label, model in subjects.models.items():
-        with watched(json or quiet, label) as progress:
+        with shown_progress(json or quiet, label) as progress:
             found[label] = search(model, subjects.points, kind, progress=progress, resume=kept[label])
     figure = _survivors(found, norm_name(kind), subjects.trained(kind))
     told: dict[str, Any] = {"norm": norm_name(kind), "n": len(next(iter(found.values()))), "steps": steps}
@@ -238,7 +238,7 @@ def distances(
         figure.save(stem)
         write_json(place, told)
 
-    with keeping(place, save, silent=json):
+    with saved_result(place, save, silent=json):
         if json:
             say_json(told)
         else:
@@ -248,13 +248,13 @@ def distances(
 
 def _survivors(found: dict[str, Tensor], norm: str, trained: dict[str, float]) -> Any:
     """The figure: how many points are left over the radius."""
-    from bivallate.evaluation.kept_distances import radii_to_last
+    from bivallate.evaluation.distance_file import radii_to_last
     from bivallate.evaluation.statistics import wilson
-    from bivallate.evaluation.sweeps import surviving
+    from bivallate.evaluation.sweeps import survivors
     from bivallate.reports.diagnostics.ranks import OverEps
 
     total, radii = len(next(iter(found.values()))), radii_to_last(list(found.values()))
-    left = {label: surviving(values, radii) for label, values in found.items()}
+    left = {label: survivors(values, radii) for label, values in found.items()}
     return OverEps(
         attack="FAB-T, FMN, DDN" if norm == "L2" else "FAB-T, FMN",
         norm=norm,
@@ -266,8 +266,8 @@ def _survivors(found: dict[str, Tensor], norm: str, trained: dict[str, float]) -
 
 
 def _show_distances(data: dict[str, Any]) -> None:
-    from bivallate.commands.subjects import table
-    from bivallate.evaluation.kept_distances import SHARES
+    from bivallate.commands.run_group import table
+    from bivallate.evaluation.distance_file import SHARES
 
     title = f"smallest {data['norm']} perturbation found, {data['n']} test points; quantiles over all"
     columns = ("run", "clean wrong", "none found", *(f"{share} %" for share in SHARES))

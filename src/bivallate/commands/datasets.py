@@ -76,7 +76,7 @@ def _check(loaded: Any, sheet: Path | None, json: bool) -> None:
     """Say which test images have near-duplicates in the training data, and draw them."""
     from bivallate.data.duplicates import near_duplicates
     from bivallate.data.pairs_sheet import caption, pairs_sheet
-    from bivallate.evaluation.watching import duration
+    from bivallate.evaluation.progress_display import duration
 
     if not len(loaded.train) or not len(loaded.test):
         raise UserError(f"{loaded.name} has no two splits to compare: training and test images are needed")

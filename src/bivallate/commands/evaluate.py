@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 from rich.table import Table
 
-from bivallate.commands.keeping import keeping, place_of
 from bivallate.commands.options import Ball, Count, DataName, Flag, Machine, Split, Subset, WeightsSource
+from bivallate.commands.result_files import result_file, saved_result
 from bivallate.commands.shared_work import shared_work
 from bivallate.errors import UserError
 from bivallate.quoting import line
@@ -84,7 +84,7 @@ def evaluate(
         print the result as JSON instead of a table; of several a list.
     """
     from bivallate.evaluation import parse
-    from bivallate.run.examined import Examined
+    from bivallate.run.evaluation_target import EvaluationTarget
 
     chosen, attacks = _sorted_out(runs, attack)
     for name in attacks:
@@ -96,7 +96,7 @@ def evaluate(
     task = EvaluationTask(asdict(subset) | own, out, several, arch is not None, quiet, json)
     for run in chosen:
         if arch is None:
-            examined = Examined.of(run, threat=ball.of, **where)
+            examined = EvaluationTarget.of(run, threat=ball.of, **where)
         else:
             examined = _foreign(run, arch, data, ball, split, source, device, normalise)
         looked = _look(examined, preflight, quiet)
@@ -126,19 +126,19 @@ class EvaluationTask:
 
     def attack(self, examined: Any, name: str, looked: Any, label: str, run: Path) -> None:
         """Run one attack. Raises Interrupted where it was stopped; the same command goes on from there."""
-        from bivallate.evaluation.watching import watched
-        from bivallate.run.examined import save_score
+        from bivallate.evaluation.progress_display import shown_progress
+        from bivallate.run.evaluation_target import save_score
         from bivallate.run.signals import Interrupted
 
         place, json = self._place(examined, name, run), self.json
         try:
-            with watched(json or self.quiet, label if self.several else "") as progress:
+            with shown_progress(json or self.quiet, label if self.several else "") as progress:
                 score = examined.evaluate(name, file=place, looked=looked, progress=progress, **self.options)
         except KeyboardInterrupt:
             raise Interrupted(GO_ON) from None
         self.found.append({"run": str(run), **score.to_json()})
         faults = [] if self.foreign else self.faults
-        with keeping(place, partial(save_score, score), silent=json, faults=faults):
+        with saved_result(place, partial(save_score, score), silent=json, faults=faults):
             if json and not self.several:
                 say_json(score.to_json())
             elif not json:
@@ -155,7 +155,7 @@ class EvaluationTask:
         """The file of a result; None where it is only printed."""
         default = examined.file(name, self.options)
         asked = self.out / f"{run.name}-{default.name}" if self.out and self.several else self.out
-        return place_of(default, asked) if self.out or not self.foreign else None
+        return result_file(default, asked) if self.out or not self.foreign else None
 
 
 def _sorted_out(runs: Sequence[Path], attacks: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -181,7 +181,7 @@ def _foreign(
 ) -> Any:
     """A checkpoint of another project. Raises UserError unless data and radius are said."""
     from bivallate.lower.threat import threat
-    from bivallate.run.other_checkpoints import examined_checkpoint
+    from bivallate.run.other_checkpoints import checkpoint_target
 
     if data is None or ball.eps is None:
         raise UserError(
@@ -189,12 +189,12 @@ def _foreign(
         )
     radius = threat(ball.norm or "linf", ball.eps)
     where = {"weights": source.weights, "data_dir": source.data_dir, "normalise": normalise}
-    return examined_checkpoint(path, arch, data, radius, split=split, device=device, **where)
+    return checkpoint_target(path, arch, data, radius, split=split, device=device, **where)
 
 
 def _look(examined: Any, preflight: bool, quiet: bool) -> Any:
     """Print the findings of the pre-flight."""
-    looked = examined.look_over() if preflight else None
+    looked = examined.preflight() if preflight else None
     if not quiet:
         for note in (*examined.data.notes, *examined.warnings):
             say(f"{examined.data.name}: {note}", beside=True)

@@ -23,7 +23,7 @@ def methods(name: str | None = None, /, *, json: Flag = False) -> None:
     json
         for programs.
     """
-    from bivallate.commands.declared import methods as listed
+    from bivallate.commands.source_catalogue import methods as listed
 
     if name is None and not json:
         told = {row.name: f"{row.family}: {row.summary}" for row in listed()}
@@ -131,7 +131,7 @@ def recipes(
     json
         for programs.
     """
-    from bivallate.data.registry import usual
+    from bivallate.data.registry import training_defaults
     from bivallate.lower.threat import threat
     from bivallate.methods.entries import create
     from bivallate.parts import encode
@@ -140,7 +140,7 @@ def recipes(
 
     if name is not None and name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
-    radius = threat("linf", eps if eps is not None else usual(data).eps)
+    radius = threat("linf", eps if eps is not None else training_defaults(data).eps)
     chosen = RECIPES if name is None else {name: RECIPES[name]}
     plans = {n: recipe_for(n, create(method or r.method, radius), data) for n, r in chosen.items()}
     if json:
@@ -167,7 +167,7 @@ def attacks(name: str | None = None, /, *, json: Flag = False) -> None:
     json
         for programs.
     """
-    from bivallate.commands.declared import attacks as known
+    from bivallate.commands.source_catalogue import attacks as known
 
     if name is not None:
         from bivallate.evaluation import parse

@@ -131,7 +131,7 @@ class WeightsSource:
 
     @property
     def reading(self) -> dict[str, Any]:
-        """What `Examined.of` asks of it: weights, data_dir and model."""
+        """What `EvaluationTarget.of` asks of it: weights, data_dir and model."""
         return {"weights": self.weights, "data_dir": self.data_dir, "model": self.model}
 
 

@@ -127,7 +127,7 @@ def _table(
     from bivallate.reproduce.planning import jobs_of
     from bivallate.reproduce.results_page import write_table
     from bivallate.reproduce.scaling import describe
-    from bivallate.run.progress import Spoken
+    from bivallate.run.progress import TerminalProgress
     from bivallate.run.session import pick_device
 
     chosen = find(name)
@@ -139,7 +139,7 @@ def _table(
         return 0
     pick_device(choices["device"])  # before the first cell, not once for each
     to_stderr(f"{chosen.name} at scale {scale}: {describe(chosen, scale)}")
-    shown = None if scale == "smoke" else Spoken
+    shown = None if scale == "smoke" else TerminalProgress
     outcome = run_campaign(jobs, at_once=at_once, say=to_stderr, shown=shown)
     report, text = write_table(chosen, scale, records)
     say(to_json(report, 1) if form == "json" else text[form])

@@ -13,7 +13,7 @@ from bivallate.errors import UserError
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Throughout:
+class TrainOptions:
     """What holds for all trainings of a sweep.
 
     Parameters
@@ -47,7 +47,7 @@ def sweep(
     methods: str,
     /,
     *,
-    training: Throughout = Throughout(),
+    training: TrainOptions = TrainOptions(),
     seeds: str = "3",
     set_: Settings = (),
     fix: Names = (),
@@ -94,14 +94,14 @@ def sweep(
     json
         print the tables as JSON.
     """
-    from bivallate.commands.sweep_cells import Common, cells_of
+    from bivallate.commands.sweep_cells import SweepOptions, cells_of
     from bivallate.commands.sweep_running import compared, run_all, unchanged
     from bivallate.terminal import say, say_json
 
     if markdown and json:
         raise UserError("give --markdown or --json, not both")
     words = {name.replace("_", "-"): value for name, value in asdict(training).items()}
-    common = Common(words, fix, attack, n, jobs, threads)
+    common = SweepOptions(words, fix, attack, n, jobs, threads)
     cells = cells_of(methods, seeds, set_, common, out)
     unchanged(out, cells)
     if dry_run:

@@ -15,13 +15,13 @@ from bivallate.evaluation import parse
 from bivallate.from_text import pair
 from bivallate.quoting import command, file_name
 
-__all__ = ["Combination", "Common", "cells_of"]
+__all__ = ["Combination", "SweepOptions", "cells_of"]
 
 OPTIONS = ("eps", "lr", "epochs", "batch_size", "model", "recipe", "average")  # of train; others are of --set
 
 
 @dataclass(frozen=True)
-class Common:
+class SweepOptions:
     """What holds for all runs of a sweep.
 
     Attributes:
@@ -69,7 +69,7 @@ class Combination:
 
 
 def cells_of(
-    methods: str, seeds: str, settings: tuple[str, ...], common: Common, out: Path
+    methods: str, seeds: str, settings: tuple[str, ...], common: SweepOptions, out: Path
 ) -> list[Combination]:
     """All combinations, in the order in which they are run: all methods and values of a seed first.
 
@@ -120,7 +120,7 @@ def _distinct(what: str, items: list[str]) -> list[str]:
     return found
 
 
-def _cell(method: str, values: dict[str, str], seed: int, common: Common, out: Path) -> Combination:
+def _cell(method: str, values: dict[str, str], seed: int, common: SweepOptions, out: Path) -> Combination:
     pairs = {**dict(pair(item) for item in common.fixed), **values}
     options = {**common.options, **{k.replace("_", "-"): v for k, v in pairs.items() if k in OPTIONS}}
     rest = tuple(f"{k}={v}" for k, v in pairs.items() if k not in OPTIONS)

@@ -11,11 +11,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from bivallate.commands.sweep_cells import Combination, Common
+from bivallate.commands.sweep_cells import Combination, SweepOptions
 from bivallate.errors import UserError
 from bivallate.evaluation import parse
+from bivallate.evaluation.progress_display import duration
 from bivallate.evaluation.significance import same_threat
-from bivallate.evaluation.watching import duration
 from bivallate.files import make_folder, write_json
 from bivallate.quoting import line
 from bivallate.reports.collect import RunRecord, collect
@@ -32,7 +32,7 @@ __all__ = ["compared", "run_all", "unchanged"]
 STATE, LOGS = "sweep.json", "logs"  # the words of every run, and what each has said
 
 
-class Halted(Exception):
+class SweepStopped(Exception):
     """A process was asked to stop, or must not begin any more."""
 
 
@@ -56,7 +56,7 @@ def _state(out: Path) -> dict[str, Any]:
     return read_json(place, "record of a sweep", dict[str, Any]) if place.exists() else {}
 
 
-def run_all(out: Path, cells: Sequence[Combination], common: Common) -> list[tuple[str, str]]:
+def run_all(out: Path, cells: Sequence[Combination], common: SweepOptions) -> list[tuple[str, str]]:
     """Does what is missing of all runs; returns those that failed, with the last line that each has said.
 
     Raises Interrupted when asked to stop: running trainings save their state before.
@@ -65,7 +65,7 @@ def run_all(out: Path, cells: Sequence[Combination], common: Common) -> list[tup
     write_json(out / STATE, {**_state(out), **{cell.name: list(cell.train) for cell in cells}})
     radii, failed, done = _radii(cells), list[tuple[str, str]](), 0
     with interruptible() as request, ThreadPoolExecutor(common.jobs) as pool:
-        crew = Crew(out, common, radii)
+        crew = SweepProcesses(out, common, radii)
         waiting: dict[Future[str], Combination] = {pool.submit(crew.complete, cell): cell for cell in cells}
         while waiting:
             finished, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -82,12 +82,12 @@ def run_all(out: Path, cells: Sequence[Combination], common: Common) -> list[tup
 
 def _reason(future: Future[str]) -> str:
     error = future.exception()
-    if error is not None and not isinstance(error, UserError | Halted):
+    if error is not None and not isinstance(error, UserError | SweepStopped):
         raise error
     return "" if error is None else str(error)
 
 
-def _stop(crew: Crew, waiting: dict[Future[str], Combination], request: Request) -> None:
+def _stop(crew: SweepProcesses, waiting: dict[Future[str], Combination], request: Request) -> None:
     for future in waiting:
         future.cancel()
     crew.stop()
@@ -95,14 +95,14 @@ def _stop(crew: Crew, waiting: dict[Future[str], Combination], request: Request)
     raise Interrupted("interrupted; what was done is kept: the same command goes on from there")
 
 
-class Crew:
+class SweepProcesses:
     """The processes that train and attack.
 
     Attributes:
         out: folder of the sweep. common: what holds for all. radii: that every run is attacked within.
     """
 
-    def __init__(self, out: Path, common: Common, radii: list[Any]) -> None:
+    def __init__(self, out: Path, common: SweepOptions, radii: list[Any]) -> None:
         self.out, self.common, self.radii = out, common, radii
         self._running: set[subprocess.Popen[bytes]] = set()
         self._over, self._lock = False, threading.Lock()
@@ -153,14 +153,14 @@ class Crew:
         with log.open("ab") as stream:
             with self._lock:
                 if self._over:
-                    raise Halted("interrupted")
+                    raise SweepStopped("interrupted")
                 process = subprocess.Popen(call, stdout=stream, stderr=stream, start_new_session=True)
                 self._running.add(process)
             status = process.wait()
         with self._lock:
             self._running.discard(process)
         if self._over:
-            raise Halted("interrupted")
+            raise SweepStopped("interrupted")
         if status:
             raise UserError(f"{_last_line(log)} (all of it is in {log})")
 
@@ -198,7 +198,7 @@ def _radii(cells: Sequence[Combination]) -> list[Any]:
     return found
 
 
-def compared(cells: Sequence[Combination], common: Common, failed: Sequence[str]) -> list[Comparison]:
+def compared(cells: Sequence[Combination], common: SweepOptions, failed: Sequence[str]) -> list[Comparison]:
     """A table of each radius, of the runs that are done, with their seeds averaged."""
     done = [cell.folder for cell in cells if cell.name not in failed]
     seeds = {cell.train[-1] for cell in cells if cell.name not in failed}

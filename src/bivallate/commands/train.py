@@ -126,8 +126,8 @@ def train(
     quiet
         say nothing but alarms.
     """
-    from bivallate.commands.configuration import init_pairs, introduce, laid_out, plan_of
-    from bivallate.run.progress import Spoken
+    from bivallate.commands.configuration import init_pairs, introduce, plan_of, resolved
+    from bivallate.run.progress import TerminalProgress
     from bivallate.run.resuming import begin_or_resume
 
     set_ = (*init_pairs(init, freeze), *set_)
@@ -144,12 +144,12 @@ def train(
     chosen = batch_size is not None or recipe is not None or config is not None or _sets(set_, "batch_size")
     tell = (lambda text: None) if quiet else say
     named = plan.model.name if _sets(set_, "model.name") else model
-    plan, dataset, network = laid_out(plan, fit=not chosen, architecture=named, tell=tell)
+    plan, dataset, network = resolved(plan, fit=not chosen, architecture=named, tell=tell)
     introduce(plan, dataset, tell)
     if dry_run:
         _foretell(plan, dataset, network, folder)
         return
-    spoken = Spoken(plan.method.name, quiet=quiet)
+    spoken = TerminalProgress(plan.method.name, quiet=quiet)
     options = {"progress": spoken, "max_minutes": max_minutes, "log": log}
     options |= {"overwrite": overwrite, "resume_if_there": resume_if_there}
     run = begin_or_resume(plan, dataset, network, folder, **options)
@@ -226,14 +226,14 @@ def resume(
         say nothing but alarms.
     """
     from bivallate.commands.settings import named
-    from bivallate.run.continuing import places
-    from bivallate.run.progress import Spoken
+    from bivallate.run.next_commands import data_options
+    from bivallate.run.progress import TerminalProgress
     from bivallate.run.resuming import resume as go_on
 
     if method is not None:
         named(method)  # which makes its parts known
     elsewhere = {"data": data, "data_dir": data_dir, "device": device, "threads": threads}
-    spoken = Spoken(run.resolve().name, quiet=quiet)
+    spoken = TerminalProgress(run.resolve().name, quiet=quiet)
     finished = go_on(
         run,
         epochs=epochs,
@@ -245,7 +245,7 @@ def resume(
         **elsewhere,
     )
     if not quiet:
-        _finished(finished, run, places(name=data, data_dir=data_dir))
+        _finished(finished, run, data_options(name=data, data_dir=data_dir))
 
 
 def demo(*, out: Path = Path("runs/demo"), epochs: Count = 30, threads: Amount = 1) -> None:
@@ -275,8 +275,8 @@ def say(text: str) -> None:
 
 def _finished(run: Any, folder: Path, moved: list[str]) -> None:
     """Print what came out, and which command to run next. moved: the options that say where data lie now."""
-    from bivallate.run.chance import ending
-    from bivallate.run.continuing import to_evaluate
+    from bivallate.run.chance import chance_warning
+    from bivallate.run.next_commands import evaluate_command
 
     last = run.history[-1] if run.history else {}
     held = [line["robust"] for line in run.history if "robust" in line]
@@ -292,7 +292,7 @@ def _finished(run: Any, folder: Path, moved: list[str]) -> None:
             f"their average (ema): {last['average_robust']:.1%}; the best epoch is chosen by the weights "
             "themselves"
         )
-    told = ending(run.history)
+    told = chance_warning(run.history)
     if told:
         say(told)
-    say(f"run: {folder}\nnext: {to_evaluate(folder, run.model.architecture, moved)}")
+    say(f"run: {folder}\nnext: {evaluate_command(folder, run.model.architecture, moved)}")

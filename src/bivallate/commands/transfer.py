@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from bivallate.commands.evaluate import percent, show
-from bivallate.commands.keeping import keeping, place_of
 from bivallate.commands.options import Ball, Count, DataName, Flag, Machine, Subset, WeightsSource
+from bivallate.commands.result_files import result_file, saved_result
 from bivallate.errors import UserError
 from bivallate.terminal import say, say_json
 
@@ -52,7 +52,7 @@ def transfer(
     json
         print the result as JSON instead of a table.
     """
-    from bivallate.commands.subjects import Subjects
+    from bivallate.commands.run_group import RunGroup
     from bivallate.evaluation import Identity, parse
     from bivallate.evaluation import transfer as judged
     from bivallate.reports.stored_evaluations import Fit, read_evaluations
@@ -62,7 +62,7 @@ def transfer(
     if not from_:
         raise UserError("name at least one other run to make the points on: --from RUN")
     folder = RunFolder.open(run)
-    subjects = Subjects.of([run, *from_], source, machine, data)
+    subjects = RunGroup.of([run, *from_], source, machine, data)
     (_, model), *others = subjects.models.items()
     threat = ball.of(subjects.threats[0])
     options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}
@@ -73,11 +73,11 @@ def transfer(
     def place(attack: str) -> Path:
         return folder.evaluation / identity.file_name(threat, attack, source.seed)
 
-    writable = place_of(place(f"transfer-{chosen.name}"), out) is not None
+    writable = result_file(place(f"transfer-{chosen.name}"), out) is not None
     score = judged(model, dict(others), subjects.points, threat, chosen, **options)
     score = replace(score, identity=identity)
     kept = (out or place(score.attack)) if writable else None
-    with keeping(kept, score.save, silent=json):
+    with saved_result(kept, score.save, silent=json):
         if json:
             say_json(score.to_json())
         else:

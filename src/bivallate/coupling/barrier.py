@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from bivallate.coupling.implicit import Coupling, Sensitivity, at_solution
+from bivallate.coupling.implicit import Coupling, Sensitivity, couple_at_solution
 from bivallate.coupling.linear_solve import conjugate_gradient
 from bivallate.errors import UserError
 from bivallate.lower.interior import barrier_strength
@@ -70,7 +70,7 @@ class Barrier(Coupling):
         diagonal = barrier_inverse(delta, problem.x, threat, c)
         problem.log["sensitivity"] = diagonal.mean()
         problem.log["free"] = threat.interior(delta, problem.x).float().mean()
-        return at_solution(problem, delta, lambda grad: self._sensitivity(problem, delta, diagonal))
+        return couple_at_solution(problem, delta, lambda grad: self._sensitivity(problem, delta, diagonal))
 
     def check(self, method: Composition) -> None:
         """Refuse a method whose threat is not a box."""
@@ -117,7 +117,7 @@ class Mask(Coupling):
     def __call__(self, problem: LowerProblem, solution: Solution) -> Tensor:
         free = problem.threat.interior(solution.delta, problem.x).to(solution.delta.dtype)
         problem.log["free"] = free.mean()
-        return at_solution(problem, solution.delta, lambda grad: lambda v: self.gain * free * v)
+        return couple_at_solution(problem, solution.delta, lambda grad: lambda v: self.gain * free * v)
 
 
 @part
@@ -153,4 +153,4 @@ class Implicit(Coupling):
             problem.log["negative_curvature"] = found.failed.float().mean()
             return found.u
 
-        return at_solution(problem, delta, lambda grad: solve)
+        return couple_at_solution(problem, delta, lambda grad: solve)

@@ -28,7 +28,7 @@ Number = float | Callable[[int], float]
 
 
 @dataclass(frozen=True)
-class Settled:
+class CIDResult:
     """Where `cid` ended.
 
     Attributes:
@@ -72,7 +72,7 @@ def cid(
     mean: Tensor | None = None,
     solver_steps: int = 20,
     tolerance: float = 1e-10,
-) -> Settled:
+) -> CIDResult:
     """Compositional implicit differentiation for any user's problem.
 
     One iteration: draw functions; K projected gradient steps on each h_i, always from the same first point;
@@ -144,7 +144,7 @@ def cid(
         path.append(u)
         solved[0], solved[1] = solved[0] + int(failed.sum()), solved[1] + len(failed)
     assert u is not None
-    return Settled(_plain(theta), u, torch.stack(path), solved[0] / max(solved[1], 1))
+    return CIDResult(_plain(theta), u, torch.stack(path), solved[0] / max(solved[1], 1))
 
 
 def _descend(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bivallate.lower.modes import descending
+from bivallate.lower.modes import in_train_mode
 from bivallate.lower.problem import Graph, LowerProblem
 from bivallate.parts import part
 from bivallate.roles import Role
@@ -70,7 +70,7 @@ class _Transposed(torch.autograd.Function):
         return ctx.sensitivity(grad_outputs[0]), None, None
 
 
-def attach(value: Tensor, grad: Tensor, sensitivity: Sensitivity) -> Tensor:
+def with_implicit_gradient(value: Tensor, grad: Tensor, sensitivity: Sensitivity) -> Tensor:
     """`value`, whose derivative in theta is S d(grad)/d theta.
 
     Args:
@@ -83,7 +83,7 @@ def attach(value: Tensor, grad: Tensor, sensitivity: Sensitivity) -> Tensor:
     return _Transposed.apply(grad, value.detach(), sensitivity)  # pyright: ignore[reportReturnType]
 
 
-class _Tethered(torch.autograd.Function):
+class _LogitsWithImplicitGradient(torch.autograd.Function):
     """Logits of a pass shared by coupling and loss, which carry the implicit gradient as well as their own.
 
     The vector-Jacobian product v = d loss / d delta is known without another pass when the gradient that
@@ -92,7 +92,7 @@ class _Tethered(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, grad: Tensor, tether: Tether) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, grad: Tensor, tether: SharedPass) -> Tensor:
         ctx.tether = tether
         return logits.view_as(logits)
 
@@ -103,8 +103,8 @@ class _Tethered(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class Tether:
-    """What `_Tethered` needs to turn a gradient at the logits into one at the attacker's gradient."""
+class SharedPass:
+    """A pass that coupling and loss share: turns a gradient at its logits into the implicit one."""
 
     problem: LowerProblem
     graph: Graph
@@ -130,7 +130,9 @@ class Tether:
         return self.sensitivity(v)
 
 
-def at_solution(problem: LowerProblem, delta: Tensor, sensitivity: Callable[[Tensor], Sensitivity]) -> Tensor:
+def couple_at_solution(
+    problem: LowerProblem, delta: Tensor, sensitivity: Callable[[Tensor], Sensitivity]
+) -> Tensor:
     """Couple delta by d delta / d theta = S d grad / d theta, with grad taken at delta itself.
 
     Where the attack ran with batch statistics, its forward pass at delta is the pass that the loss needs: it
@@ -147,14 +149,14 @@ def at_solution(problem: LowerProblem, delta: Tensor, sensitivity: Callable[[Ten
     if not (problem.share and isinstance(model, torch.nn.Module) and model.training and not _drops(model)):
         graph = problem.graph(delta)
         problem.forward.passes.backward += len(delta)
-        return attach(delta, graph.grad, sensitivity(graph.grad.detach()))
-    with descending(model):
+        return with_implicit_gradient(delta, graph.grad, sensitivity(graph.grad.detach()))
+    with in_train_mode(model):
         graph = problem.graph(delta)
     # of the double backward, whose other half is the outer backward itself
     problem.forward.passes.backward += len(delta)
-    tether = Tether(problem, graph, sensitivity(graph.grad.detach()))
+    tether = SharedPass(problem, graph, sensitivity(graph.grad.detach()))
     delta = delta.detach()
-    logits: Tensor = _Tethered.apply(graph.logits, graph.grad, tether)  # pyright: ignore[reportAssignmentType]
+    logits: Tensor = _LogitsWithImplicitGradient.apply(graph.logits, graph.grad, tether)  # pyright: ignore[reportAssignmentType]
     problem.hand_on(logits)
     return delta
 

@@ -9,7 +9,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from bivallate.coupling.implicit import Coupling, Sensitivity, attach
+from bivallate.coupling.implicit import Coupling, Sensitivity, with_implicit_gradient
 from bivallate.coupling.linear_solve import conjugate_gradient
 from bivallate.errors import UserError, unknown
 from bivallate.lower.problem import LowerProblem
@@ -69,7 +69,7 @@ class LastStep(Coupling):
         else:
             delta = problem.project(raw.detach())
             cross = graph.grad if self.cross_at == "z" else problem.graph(delta).grad
-            delta = attach(delta, cross, self._sensitivity(problem, delta))
+            delta = with_implicit_gradient(delta, cross, self._sensitivity(problem, delta))
         problem.forward.passes.backward += len(z)
         problem.log["free"] = problem.threat.interior(delta.detach(), problem.x).float().mean()
         return delta

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from bivallate import collective
 from bivallate.errors import UserError
-from bivallate.lower.modes import attacking, posed
+from bivallate.lower.modes import attacking, in_mode
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.second_order import tangents, twice_differentiable
 from bivallate.noise import Noise
@@ -97,7 +97,7 @@ class Lookahead:
             UserError: the minibatch has no second stream; a layer has no forward-mode derivative; or, with
                 several processes, for `second_order`.
         """
-        if second_order and collective.together():
+        if second_order and collective.is_distributed():
             raise UserError("the second-order meta-gradient runs on one process: set second_order=false")
         second = self._second_stream()
         theta = self._parameters()
@@ -164,7 +164,7 @@ class Lookahead:
 
     def _terms(self, problem: LowerProblem, parameters: Named, x_adv: Tensor) -> Terms:
         """The method's loss at other parameters, in the upper level's mode, leaving every buffer alone."""
-        with posed(self.problem.forward.module, training=True, track=False, dropout=False):
+        with in_mode(self.problem.forward.module, training=True, track=False, dropout=False):
             return self.method.loss(self._at(problem, parameters), x_adv)
 
     def _at(self, problem: LowerProblem, parameters: Named) -> LowerProblem:

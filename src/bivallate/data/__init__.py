@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from bivallate.lazily import lazily
+from bivallate.lazy_import import lazy_attributes
 
 if TYPE_CHECKING:
     from bivallate.data import registry
@@ -48,4 +48,4 @@ _PLACES = {
     "Stream": "bivallate.data.stream",
     "from_tensors": "bivallate.data.tensors",
 }
-__getattr__, __dir__ = lazily(__name__, _PLACES)
+__getattr__, __dir__ = lazy_attributes(__name__, _PLACES)

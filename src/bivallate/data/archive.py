@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from bivallate.errors import UserError
-from bivallate.opening import open_regular, reason_of, recognised
+from bivallate.untrusted_files import kind_hint, open_regular, reason_of
 
 __all__ = ["Archive", "open_npz"]
 
@@ -92,5 +92,5 @@ def open_npz(path: Path) -> Iterator[Archive]:
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
     except Exception as error:  # whatever zipfile, zlib and NumPy raise on a damaged file
-        said = f"{reason_of(error)}{recognised(path)}"
+        said = f"{reason_of(error)}{kind_hint(path)}"
         raise UserError(f"{path} is not a readable .npz file of plain arrays: {said}") from error

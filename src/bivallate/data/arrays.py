@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from bivallate.data.classes import places
+from bivallate.data.classes import positions
 from bivallate.data.dataset import Split, digest
 from bivallate.data.levels import check_levels
 from bivallate.data.reading import Reading
@@ -68,7 +68,7 @@ def _number(y: Any, reading: Reading, what: str, names: list[str]) -> tuple[Any,
                 f"{what}: the labels are text ({some}, ...): load with on_bad='convert' to number these "
                 f"{len(names)} names in alphabetical order (--set data.on_bad=convert)"
             )
-    number = dict(zip(own, places(own, names), strict=True))
+    number = dict(zip(own, positions(own, names), strict=True))
     for row, text in enumerate(strings):
         if number[text] < 0:
             raise UserError(f"{what}: row {row} has the label {text!r}, which is no class name")

@@ -16,9 +16,9 @@ import numpy as np
 from bivallate.data.dataset import digest
 from bivallate.errors import UserError
 from bivallate.files import temporary
-from bivallate.opening import open_regular, reason_of
 from bivallate.quoting import file_name
 from bivallate.schema import read_json
+from bivallate.untrusted_files import open_regular, reason_of
 
 __all__ = ["Decoded", "cache_folder", "cached", "content_key", "files_key"]
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from bivallate.errors import UserError, nearest
 
-__all__ = ["check_distinct", "from_one", "numbered", "places", "remarks", "unknown_class"]
+__all__ = ["check_distinct", "class_notes", "numbered", "numbered_from_one", "positions", "unknown_class"]
 
 
-def places(names: Sequence[str], known: Sequence[str]) -> list[int]:
+def positions(names: Sequence[str], known: Sequence[str]) -> list[int]:
     """For each name its place among the known ones, -1 where it is not one of them.
 
     Names that differ in case, spaces, underscores, hyphens, leading zeros or Unicode form are one, where that
@@ -58,7 +58,7 @@ def check_distinct(names: Sequence[str], where: str) -> None:
             )
 
 
-def remarks(names: Sequence[str]) -> list[str]:
+def class_notes(names: Sequence[str]) -> list[str]:
     """What a user should know of a data set's classes: that there is one alone, that some are hardly two.
 
     Example:
@@ -79,7 +79,7 @@ def numbered(names: Sequence[str]) -> bool:
     return list(names) == [str(k) for k in range(len(names))]
 
 
-def from_one(labels: np.ndarray, classes: int) -> str:
+def numbered_from_one(labels: np.ndarray, classes: int) -> str:
     """For a message: that labels are numbered from 1 where they are; `classes` is 0 where it is not known."""
     known = labels[labels >= 0]
     if not len(known) or int(known.min()) != 1 or (classes and int(known.max()) != classes):

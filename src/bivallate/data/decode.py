@@ -232,7 +232,7 @@ def look(encoded: Encoded, canvas: Canvas, reading: Reading) -> list[str]:
     with quiet():
         for k, item in enumerate(chain(first, islice(_everything(encoded.blocks), MOST_LOOKED))):
             bright = found.highest is None or found.highest > DARK
-            if k >= len(first) and levels.settled and bright:
+            if k >= len(first) and levels.decided and bright:
                 break
             with suppress(BadImage):  # said with its row when that comes up
                 result = pixels(item, canvas, reading)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bivallate.data import select
-from bivallate.data.classes import remarks
+from bivallate.data.classes import class_notes
 from bivallate.data.dataset import Split, moments
-from bivallate.data.registry import Known
+from bivallate.data.registry import KnownDataset
 from bivallate.data.sources import FIXED
 from bivallate.data.splits import Source
 from bivallate.data.stream import Stream
 from bivallate.errors import check_number, check_seed
 
-__all__ = ["Divided", "divided", "looked_at"]
+__all__ = ["Divided", "divided", "split_notes"]
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -66,9 +66,9 @@ def divided(
     return Divided(train, held, splits["test"], statistics, notes)
 
 
-def looked_at(source: Source, train: Split, test: Split) -> tuple[str, ...]:
+def split_notes(source: Source, train: Split, test: Split) -> tuple[str, ...]:
     """What a user should know of the classes, and of images that lie in both; published sets are known."""
-    return () if source.known is not None else (*remarks(source.classes), *_doubled(train, test))
+    return () if source.known is not None else (*class_notes(source.classes), *_doubled(train, test))
 
 
 def _measured(split: Split) -> Statistics:
@@ -96,7 +96,7 @@ def _doubled(train: Split, test: Split) -> tuple[str, ...]:
     )
 
 
-def _incomplete(known: Known, splits: dict[str, Split]) -> tuple[str, ...]:
+def _incomplete(known: KnownDataset, splits: dict[str, Split]) -> tuple[str, ...]:
     """Which part of a published set was not found."""
     wanted = {"train": known.train, "test": known.test}
     return tuple(

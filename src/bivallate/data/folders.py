@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bivallate.data.classes import places, unknown_class
+from bivallate.data.classes import positions, unknown_class
 from bivallate.data.decode import Encoded, Item, Reading
-from bivallate.data.layout import IMAGES, Folder, LeftOut, is_split_alone, readable, split_of
+from bivallate.data.layout import IMAGES, Folder, SkippedFiles, is_split_alone, readable, split_of
 from bivallate.errors import UserError
 
 __all__ = ["TABLE", "FolderPart", "find_folders", "has_classes"]
@@ -25,7 +25,7 @@ PARTS = re.compile(r"(fold|part|batch|chunk|shard)s?[-_ ]*\d+$", re.IGNORECASE)
 ROWS = 256
 
 
-def find_folders(root: Folder, left: LeftOut) -> dict[str, FolderPart]:
+def find_folders(root: Folder, left: SkippedFiles) -> dict[str, FolderPart]:
     """The folders of the splits by their names, else the folder itself for training; empty without images.
 
     Raises:
@@ -34,7 +34,7 @@ def find_folders(root: Folder, left: LeftOut) -> dict[str, FolderPart]:
     return {split: FolderPart(_classes_of(folder, left)) for split, folder in _divided(root, left).items()}
 
 
-def _divided(root: Folder, left: LeftOut) -> dict[str, Folder]:
+def _divided(root: Folder, left: SkippedFiles) -> dict[str, Folder]:
     named = [folder for folder in root.filled if split_of(folder.name)]
     deep = [folder for folder in named if not _flat(folder)]
     others = [folder for folder in root.filled if folder not in named]
@@ -68,7 +68,7 @@ def _divided(root: Folder, left: LeftOut) -> dict[str, Folder]:
     return found
 
 
-def _leave_rest(root: Folder, left: LeftOut) -> None:
+def _leave_rest(root: Folder, left: SkippedFiles) -> None:
     """Say what lies beside the folders with images."""
     left.files(root.files)
     for folder in root.folders:
@@ -124,7 +124,7 @@ def _where(folder: Folder) -> str:
 
 
 def _among_classes(
-    root: Folder, named: list[Folder], others: list[Folder], left: LeftOut
+    root: Folder, named: list[Folder], others: list[Folder], left: SkippedFiles
 ) -> dict[str, Folder]:
     """Folders with a split's name but without class folders: classes among other classes."""
     alone = [folder.name for folder in named if is_split_alone(folder.name)]
@@ -194,7 +194,7 @@ def _unwrapped(folder: Folder, split: str) -> Folder:
     return _unwrapped(inner, split) if wraps and inner.filled else folder
 
 
-def _classes_of(folder: Folder, left: LeftOut) -> Folder:
+def _classes_of(folder: Folder, left: SkippedFiles) -> Folder:
     """The folder with those below it that are classes; what else lies there is said."""
     kept: list[Folder] = []
     for child in folder.folders:
@@ -241,7 +241,7 @@ class FolderPart:
         """Still encoded: the classes are the folders' names in order, or must be among the given ones."""
         where, own = readable(self.folder.path), [readable(child.name) for child in self.folder.folders]
         names = classes or own
-        number = places(own, names)
+        number = positions(own, names)
         labels: list[int] = []
         for name, label, child in zip(own, number, self.folder.folders, strict=True):
             if label < 0 and child.has_images:

@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from bivallate.data.reading import Canvas, Reading
 from bivallate.errors import UserError
-from bivallate.opening import HEAD, kind_of, open_regular, reason_of
+from bivallate.untrusted_files import HEAD, kind_of, open_regular, reason_of
 
 __all__ = ["BadImage", "Head", "Item", "Pixels", "head", "largest", "open_image", "pixels", "quiet"]
 

@@ -10,12 +10,12 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from bivallate.data.classes import places, unknown_class
+from bivallate.data.classes import positions, unknown_class
 from bivallate.data.dataset import digest
 from bivallate.data.decode import Encoded
 from bivallate.data.folders import Files
 from bivallate.data.label_table import LabelTable, TableLine, is_table, read_table
-from bivallate.data.layout import Folder, LeftOut, readable, split_of
+from bivallate.data.layout import Folder, SkippedFiles, readable, split_of
 from bivallate.data.reading import Reading
 from bivallate.errors import UserError, listed
 
@@ -84,7 +84,7 @@ class TablePart:
     def _names(self, classes: list[str] | None) -> tuple[np.ndarray, list[str]]:
         own = sorted({row.label for row in self.rows if row.label})
         names = classes or own
-        number = dict(zip(own, places(own, names), strict=True))
+        number = dict(zip(own, positions(own, names), strict=True))
         for row in self.rows:
             if row.label and number[row.label] < 0:
                 raise unknown_class(row.where, row.label, names, "the training data has")
@@ -131,7 +131,7 @@ class NamedImages:
         return self.names.get(plain.name, [])
 
 
-def find_tables(root: Folder, left: LeftOut, reading: Reading) -> dict[str, TablePart]:
+def find_tables(root: Folder, left: SkippedFiles, reading: Reading) -> dict[str, TablePart]:
     """The images that tables of labels name, by split; empty where no table does.
 
     The split is a column's (`split`), else a word of the table's name, else of the nearest folder above the
@@ -178,7 +178,7 @@ def _headed(table: LabelTable, images: NamedImages) -> LabelTable:
     return LabelTable(table.path, names, [TableLine(1, table.header), *table.lines])
 
 
-def _new(row: LabelledRow, seen: dict[Path, LabelledRow], left: LeftOut) -> bool:
+def _new(row: LabelledRow, seen: dict[Path, LabelledRow], left: SkippedFiles) -> bool:
     """Whether a row's image is named for the first time. Raises UserError where it had another label."""
     earlier = seen.setdefault(row.path, row)
     if earlier is row:
@@ -247,7 +247,7 @@ def _choose(kind: str, names: list[str], table: LabelTable) -> UserError:
 
 
 def _rows(
-    table: LabelTable, column: int, label: int, images: NamedImages, reading: Reading, left: LeftOut
+    table: LabelTable, column: int, label: int, images: NamedImages, reading: Reading, left: SkippedFiles
 ) -> Iterable[tuple[str, LabelledRow]]:
     """(split, row) of each line whose image is there."""
     split_at = _split_column(table)

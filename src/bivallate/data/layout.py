@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bivallate.errors import UserError
 
-__all__ = ["Folder", "LeftOut", "is_split_alone", "readable", "scan", "split_of"]
+__all__ = ["Folder", "SkippedFiles", "is_split_alone", "readable", "scan", "split_of"]
 
 WORDS = {
     **dict.fromkeys(("train", "training", "trainval"), "train"),
@@ -70,7 +70,7 @@ def readable(path: Path | str) -> str:
 
 
 @dataclass
-class LeftOut:
+class SkippedFiles:
     """Counts what is not read, so that it is said; a call adds one path of a kind such as '.heic files'."""
 
     root: Path
@@ -152,7 +152,7 @@ class Folder:
         return [folder for folder in self.folders if folder.has_images]
 
 
-def scan(root: Path, left: LeftOut) -> Folder:
+def scan(root: Path, left: SkippedFiles) -> Folder:
     """Everything below a folder, once.
 
     Links to folders elsewhere are followed, each folder once; a link to where the images are read anyhow
@@ -164,7 +164,7 @@ def scan(root: Path, left: LeftOut) -> Folder:
     return _scan(root, left, os.path.realpath(root), set())
 
 
-def _scan(path: Path, left: LeftOut, root: str, linked: set[str]) -> Folder:
+def _scan(path: Path, left: SkippedFiles, root: str, linked: set[str]) -> Folder:
     try:
         names = sorted(os.listdir(path))
     except OSError as error:

@@ -33,7 +33,7 @@ class GreyLevels:
         self.high = np.maximum(self.high, images.max(axis=(0, 2, 3)))
 
     @property
-    def settled(self) -> bool:
+    def decided(self) -> bool:
         """Whether `check` would find nothing, however many more were seen."""
         return bool(self.high.max() > DARK * self.white and (self.low < self.high).all())
 

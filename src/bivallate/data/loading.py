@@ -10,18 +10,18 @@ import numpy as np
 
 from bivallate.data import arrays, select, tensors
 from bivallate.data.augment import Augment
-from bivallate.data.classes import from_one, numbered
+from bivallate.data.classes import numbered, numbered_from_one
 from bivallate.data.dataset import Dataset, Split
 from bivallate.data.decode import Reading
-from bivallate.data.divide import divided, looked_at
+from bivallate.data.divide import divided, split_notes
 from bivallate.data.sources import find
 from bivallate.data.splits import Source, Streaming
-from bivallate.errors import UserError, plainly
+from bivallate.errors import UserError, python_arguments
 
 __all__ = ["load"]
 
 
-@plainly
+@python_arguments
 def load(
     data: Any,
     *,
@@ -78,7 +78,7 @@ def load(
         notes += said
     if len(train) and not allow_missing_classes:
         _check_classes(train, source)
-    notes += looked_at(source, train, rows.test)
+    notes += split_notes(source, train, rows.test)
     parts = source.classes, rows.test.shape, train, rows.validation, rows.test
     return Dataset(
         source.name, *parts, *rows.moments, _augmentation(source, rows.test.shape), notes, bool(found.classes)
@@ -104,7 +104,7 @@ def _check_classes(train: Split, source: Source) -> None:
     empty = [k for k, count in enumerate(train.counts(len(classes))) if count == 0]
     if empty:
         listed = ", ".join(f"{classes[k]!r} (label {k})" for k in empty[:5])
-        hint = from_one(train.labels.numpy(), 0) if empty == [0] and numbered(classes) else ""
+        hint = numbered_from_one(train.labels.numpy(), 0) if empty == [0] and numbered(classes) else ""
         left = "".join(f"; {note}" for note in source.notes)
         raise UserError(
             f"{len(empty)} of {len(classes)} classes have no row in the training data: {listed}{hint}; add "

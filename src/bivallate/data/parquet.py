@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bivallate.data.classes import from_one, places, unknown_class
+from bivallate.data.classes import numbered_from_one, positions, unknown_class
 from bivallate.data.columns import NoColumn, columns, is_text
 from bivallate.data.decode import Encoded
 from bivallate.data.layout import readable
@@ -128,7 +128,7 @@ def _number(
             f"{len(own)} names in alphabetical order (--set data.on_bad=convert)"
         )
     names = names or own
-    number = dict(zip(own, places(own, names), strict=True))
+    number = dict(zip(own, positions(own, names), strict=True))
     for row, text in enumerate(strings):
         if text and number[text] < 0:
             raise UserError(f"{title}: {where(row)} has the label {text!r}, which is no class name")
@@ -140,7 +140,7 @@ def _check_numbers(numbers: np.ndarray, names: list[str], where: Callable[[int],
     if outside.any():
         row = int(outside.argmax())
         span = f"the {len(names)} classes 0 to {len(names) - 1}" if names else "0, 1, ..."
-        hint = from_one(numbers, len(names))
+        hint = numbered_from_one(numbers, len(names))
         raise UserError(f"{title}: {where(row)} has the label {numbers[row]}, outside {span}{hint}")
 
 
@@ -150,7 +150,7 @@ def _by_name(
     """The labels of a file as places among `names`, where it names them in another order."""
     if not own or own == names:
         return numbers
-    place = np.array([*places(own, names), -1])  # -1 stays -1
+    place = np.array([*positions(own, names), -1])  # -1 stays -1
     lost = (place[numbers] < 0) & (numbers >= 0)
     if lost.any():
         row = int(lost.argmax())

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from bivallate.errors import UserError, unknown
+from bivallate.lazy_import import former_names
 
-__all__ = ["KNOWN", "Known", "describe", "find", "get", "known_folder", "names"]
+__all__ = ["KNOWN", "KnownDataset", "describe", "find", "get", "known_folder", "names"]
 
 CROP_FLIP = "crop:4,flip"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
-class Usual:
+class TrainingDefaults:
     """What `train` does with images where nothing was said: docs/defaults.md shows that it learns.
 
     Attributes:
@@ -34,7 +35,7 @@ class Usual:
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownDataset:
     """A published data set.
 
     Attributes:
@@ -68,57 +69,57 @@ class Known:
     stream: bool = False
     label_column: str | None = None
     built_in: bool = False
-    usual: Usual = Usual()
+    usual: TrainingDefaults = TrainingDefaults()
 
 
-KNOWN: dict[str, Known] = {
+KNOWN: dict[str, KnownDataset] = {
     known.name: known
     for known in (
-        Known(
+        KnownDataset(
             "digits", "handwritten digits of scikit-learn, built in", (1, 8, 8), 10, 1438, 359,
-            built_in=True, usual=Usual("0.15", lr=0.1, warm_up=0.0),
+            built_in=True, usual=TrainingDefaults("0.15", lr=0.1, warm_up=0.0),
         ),
-        Known(
+        KnownDataset(
             "mnist", "handwritten digits", (1, 28, 28), 10, 60000, 10000,
             mean=(0.1307,), std=(0.3081,), hub="ylecun/mnist", folders=("mnist",),
-            usual=Usual("0.3"),
+            usual=TrainingDefaults("0.3"),
         ),
-        Known(
+        KnownDataset(
             "fashion-mnist", "articles of clothing", (1, 28, 28), 10, 60000, 10000,
             mean=(0.2860,), std=(0.3530,), hub="zalando-datasets/fashion_mnist",
-            folders=("fashion_mnist", "fashion-mnist"), usual=Usual("0.1"),
+            folders=("fashion_mnist", "fashion-mnist"), usual=TrainingDefaults("0.1"),
         ),
-        Known(
+        KnownDataset(
             "cifar10", "objects and animals", (3, 32, 32), 10, 50000, 10000, CROP_FLIP,
             (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "uoft-cs/cifar10",
             folders=("cifar10", "cifar-10"), subsets=("cifar10_jpeg",),
         ),
-        Known(
+        KnownDataset(
             "cifar100", "objects and animals", (3, 32, 32), 100, 50000, 10000,
             "crop:4,flip,rotate:15",
             (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "uoft-cs/cifar100",
             folders=("cifar100", "cifar-100"), label_column="fine_label",
         ),
-        Known(
+        KnownDataset(
             "svhn", "house numbers", (3, 32, 32), 10, 73257, 26032, "none",
             (0.4377, 0.4438, 0.4728), (0.1201, 0.1231, 0.1052), "ufldl-stanford/svhn", "cropped_digits",
             folders=("svhn",),
         ),
-        Known(
+        KnownDataset(
             "stl10", "objects and animals", (3, 96, 96), 10, 5000, 8000, CROP_FLIP,
             (0.4467, 0.4398, 0.4066), (0.2242, 0.2215, 0.2239), "tanganke/stl10", folders=("stl10", "stl-10"),
         ),
-        Known(
+        KnownDataset(
             "gtsrb", "German traffic signs", (3, 32, 32), 43, 39209, 12630, "crop:4",
             (0.3403, 0.3121, 0.3214), (0.2724, 0.2608, 0.2669), "tanganke/gtsrb",
             folders=("gtsrb",), subsets=("gtsrb_small",), size=(32, 32),
         ),
-        Known(
+        KnownDataset(
             "tiny-imagenet", "200 classes of ImageNet", (3, 64, 64), 200, 100000, 10000, CROP_FLIP,
             IMAGENET_MEAN, IMAGENET_STD, "zh-plus/tiny-imagenet", folders=("tiny-imagenet", "tiny_imagenet"),
             subsets=("tiny_imagenet_10",), grey=True, test_split="validation",
         ),
-        Known(
+        KnownDataset(
             "imagenet", "ILSVRC 2012", (3, 224, 224), 1000, 1281167, 50000, "crop:16,flip",
             IMAGENET_MEAN, IMAGENET_STD, "ILSVRC/imagenet-1k", folders=("imagenet", "imagenet-1k"),
             size=(224, 224), grey=True, test_split="validation", stream=True,
@@ -132,7 +133,7 @@ def names() -> list[str]:
     return list(KNOWN)
 
 
-def get(name: str) -> Known | None:
+def get(name: str) -> KnownDataset | None:
     """The data set of that name, in any spelling of its case, hyphens and spaces; None if there is none."""
     plain = _plain(name)
     return next((k for k in KNOWN.values() if plain in map(_plain, (k.name, *k.folders))), None)
@@ -142,7 +143,7 @@ def _plain(name: str) -> str:
     return name.lower().translate(str.maketrans("", "", "-_ "))
 
 
-def find(name: str) -> Known:
+def find(name: str) -> KnownDataset:
     """The data set of that name, as `get`.
 
     Raises:
@@ -154,12 +155,12 @@ def find(name: str) -> Known:
     return known
 
 
-def known_folder(folder: str) -> Known | None:
+def known_folder(folder: str) -> KnownDataset | None:
     """The published set that a folder of this name holds, whole or in part."""
     return next((k for k in KNOWN.values() if folder in (*k.folders, *k.subsets)), None)
 
 
-def recognised(data: str) -> Known | None:
+def recognised(data: str) -> KnownDataset | None:
     """The published set that a name, or the folder at the end of a path, stands for; None for any other."""
     found = known_folder(Path(data).name)
     try:
@@ -168,10 +169,10 @@ def recognised(data: str) -> Known | None:
         return None
 
 
-def usual(data: str) -> Usual:
+def training_defaults(data: str) -> TrainingDefaults:
     """How a set is trained on where nothing was said."""
     known = recognised(data)
-    return known.usual if known is not None else Usual()
+    return known.usual if known is not None else TrainingDefaults()
 
 
 def data_folder(data_dir: str | Path | None) -> Path | None:
@@ -189,7 +190,7 @@ def data_folder(data_dir: str | Path | None) -> Path | None:
     return folder
 
 
-def local(known: Known, data_dir: str | Path | None) -> Path | None:
+def local(known: KnownDataset, data_dir: str | Path | None) -> Path | None:
     """The folder of a known data set under the data folder, a complete one before a subset."""
     folder = data_folder(data_dir)
     if folder is None:
@@ -217,3 +218,8 @@ def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:
         "hub": known.hub,
         "found": "built in" if known.built_in else (str(place) if place else None),
     }
+
+
+__getattr__ = former_names(
+    __name__, {"Known": "KnownDataset", "Usual": "TrainingDefaults", "usual": "training_defaults"}
+)

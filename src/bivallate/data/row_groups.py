@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from bivallate.data.image import Item
 from bivallate.data.layout import readable
 from bivallate.errors import UserError
-from bivallate.opening import HEAD, kind_of, open_regular, pinned, reason_of
+from bivallate.untrusted_files import HEAD, kind_of, open_regular, pinned_path, reason_of
 
 __all__ = ["Group", "RowGroups", "open_file", "undamaged"]
 
@@ -42,7 +42,7 @@ def open_file(path: Path) -> pq.ParquetFile:
     if tail != b"PAR1" or size < 12:
         raise UserError(f"{path} is truncated ({size} bytes, its end is missing): download it again")
     with undamaged(path):
-        with pinned(path) as place:
+        with pinned_path(path) as place:
             opened = pq.ParquetFile(place)
         rows = opened.metadata.num_rows
         held = sum(opened.metadata.row_group(k).num_rows for k in range(opened.num_row_groups))
@@ -86,7 +86,7 @@ class RowGroups:
     def read(self, block: int) -> list[Item]:
         """The encoded images of one row group."""
         group = self.groups[block]
-        with undamaged(group.path), pinned(group.path) as place, pq.ParquetFile(place) as file:
+        with undamaged(group.path), pinned_path(group.path) as place, pq.ParquetFile(place) as file:
             most = max(LARGE, DENSEST * place.stat().st_size)
             items: list[Item] = []
             for batch in file.iter_batches(AT_ONCE, [group.number], [group.column]):

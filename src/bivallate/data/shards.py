@@ -8,7 +8,7 @@ from itertools import combinations
 from pathlib import Path
 
 from bivallate.data import layout
-from bivallate.data.layout import Folder, LeftOut, readable
+from bivallate.data.layout import Folder, SkippedFiles, readable
 from bivallate.errors import UserError
 
 __all__ = ["find_shards", "is_parquet", "split_of"]
@@ -21,7 +21,7 @@ def is_parquet(path: Path) -> bool:
     return path.suffix.lower() == ".parquet"
 
 
-def find_shards(root: Folder, left: LeftOut) -> dict[str, list[Path]]:
+def find_shards(root: Folder, left: SkippedFiles) -> dict[str, list[Path]]:
     """The Parquet files under a folder by split; all shards must be there, and each once.
 
     The split is a word of the file's name (train-00000-of-00002.parquet, X-test.parquet), else of a folder's

@@ -43,7 +43,7 @@ def find(data: Any, data_dir: str | Path | None, reading: Reading, stream: Strea
     return read_folder(path, path.name, reading, registry.known_folder(path.name), stream)
 
 
-def _downloaded(known: registry.Known) -> Path:
+def _downloaded(known: registry.KnownDataset) -> Path:
     """The folder of a known set from the hub. Raises UserError for one that is not there."""
     if known.hub is None:
         raise UserError(
@@ -53,7 +53,7 @@ def _downloaded(known: registry.Known) -> Path:
     return hub.download(known.hub, known.under, _published(known))
 
 
-def _published(known: registry.Known) -> frozenset[str]:
+def _published(known: registry.KnownDataset) -> frozenset[str]:
     """The splits worth downloading: test data without labels are not."""
     return hub.SPLIT_NAMES if known.test_split == "test" else hub.SPLIT_NAMES - {"test"}
 

@@ -15,13 +15,13 @@ from bivallate.data import arrays, cache, folders, registry, shards, tensors
 from bivallate.data.dataset import Split
 from bivallate.data.decode import Encoded, Reading, decode
 from bivallate.data.labelled import TablePart, find_tables
-from bivallate.data.layout import Folder, LeftOut, readable, scan
+from bivallate.data.layout import Folder, SkippedFiles, readable, scan
 from bivallate.data.parquet import ParquetPart
 from bivallate.data.shards import find_shards
 from bivallate.data.stream import Stream
 from bivallate.data.unpacking import is_archive, unpacked
 from bivallate.errors import UserError
-from bivallate.opening import recognised
+from bivallate.untrusted_files import kind_hint
 
 __all__ = ["Source", "Streaming", "read_file", "read_folder"]
 
@@ -51,7 +51,7 @@ class Streaming:
     wanted: bool | None = None
     workers: int | None = None
 
-    def chosen(self, known: registry.Known | None) -> bool:
+    def chosen(self, known: registry.KnownDataset | None) -> bool:
         """Whether to stream this set."""
         return self.wanted if self.wanted is not None else known is not None and known.stream
 
@@ -68,7 +68,7 @@ class Source:
     splits: dict[str, Split]
     classes: list[str]
     moments: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    known: registry.Known | None = None
+    known: registry.KnownDataset | None = None
     notes: tuple[str, ...] = ()
 
     def named(self, allow_missing: bool) -> Source:
@@ -108,18 +108,18 @@ def read_file(path: Path, reading: Reading, stream: Streaming) -> Source:
         return replace(source, notes=(*left, *source.notes))
     hint = ": unpack it and name the folder" if path.suffix.lower() in ARCHIVES else ""
     raise UserError(
-        f"{path} is neither a folder nor an .npz, .parquet, .zip or .tar file{hint or recognised(path)}"
+        f"{path} is neither a folder nor an .npz, .parquet, .zip or .tar file{hint or kind_hint(path)}"
     )
 
 
 def read_folder(
-    folder: Path, name: str, reading: Reading, known: registry.Known | None, stream: Streaming
+    folder: Path, name: str, reading: Reading, known: registry.KnownDataset | None, stream: Streaming
 ) -> Source:
     """A folder of Parquet files, else of images, read through the cache."""
     if known is not None:
         label = reading.label_column or known.label_column
         reading = replace(reading, grey=known.grey, size=reading.size or known.size, label_column=label)
-    left = LeftOut(folder)
+    left = SkippedFiles(folder)
     root = scan(folder, left)
     found = dict(_parts(root, left, reading))
     if not found:
@@ -144,7 +144,7 @@ def read_folder(
     return replace(source, notes=(*left.notes, *source.notes))
 
 
-def _parts(root: Folder, left: LeftOut, reading: Reading) -> Mapping[str, Part]:
+def _parts(root: Folder, left: SkippedFiles, reading: Reading) -> Mapping[str, Part]:
     found = find_shards(root, left)
     if found:
         left.files([path for path in root.walk() if not shards.is_parquet(path)])
@@ -180,7 +180,11 @@ def _nothing(root: Folder) -> UserError:
 
 
 def _decoded(
-    name: str, found: dict[str, Part], reading: Reading, known: registry.Known | None, stream: Streaming
+    name: str,
+    found: dict[str, Part],
+    reading: Reading,
+    known: registry.KnownDataset | None,
+    stream: Streaming,
 ) -> Source:
     classes: list[str] | None = None
     splits: dict[str, Split] = {}

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from bivallate.data.archive import Archive, open_npz
-from bivallate.data.classes import from_one
+from bivallate.data.classes import numbered_from_one
 from bivallate.data.dataset import Split, digest
 from bivallate.errors import UserError, listed
-from bivallate.opening import reason_of
+from bivallate.untrusted_files import reason_of
 
 __all__ = ["check_labels", "digits", "from_tensors", "read_npz"]
 
@@ -138,7 +138,7 @@ def check_labels(labels: Tensor, classes: int | None, what: str) -> None:
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0, 0])
         span = f"0 to {classes - 1}" if classes is not None else "0 or more"
-        hint = from_one(labels.numpy(), classes or 0)
+        hint = numbered_from_one(labels.numpy(), classes or 0)
         raise UserError(f"{what}: labels must be {span}; row {row} has {int(labels[row])}{hint}")
 
 

@@ -18,9 +18,9 @@ from bivallate.data.archive import DENSEST
 from bivallate.data.cache import cached, files_key, save_meta
 from bivallate.data.layout import readable
 from bivallate.errors import UserError
-from bivallate.opening import HEAD, open_regular, reason_of
 from bivallate.quoting import file_name
 from bivallate.schema import read_json
+from bivallate.untrusted_files import HEAD, open_regular, reason_of
 
 __all__ = ["is_archive", "unpacked"]
 

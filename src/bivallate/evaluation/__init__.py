@@ -3,8 +3,8 @@
 from bivallate.evaluation.attacks import Attack, Stage, attacks, parse
 from bivallate.evaluation.crafting import Crafted, craft
 from bivallate.evaluation.evaluating import attack, evaluate
+from bivallate.evaluation.evaluation_identity import Identity, evaluation_name
 from bivallate.evaluation.evaluation_progress import EvaluationProgress
-from bivallate.evaluation.naming import Identity, evaluation_name
 from bivallate.evaluation.predictions import Prediction, predict
 from bivallate.evaluation.score import Score
 from bivallate.evaluation.search import Restarts, ScaledPGD, Search, Targets

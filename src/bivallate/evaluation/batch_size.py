@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError
-from bivallate.lower.asking import ask
+from bivallate.lower.input_guard import call_unharmed
 
 __all__ = ["NO_ROOM", "estimate_batch", "example_bytes", "example_work", "free_bytes"]
 
@@ -51,7 +51,7 @@ def _kept_bytes(model: nn.Module, x: Tensor) -> int:
             storages[storage.data_ptr()] = storage  # held, so that no other comes to lie there
 
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda nothing: nothing):
-            ask(model, point.requires_grad_())
+            call_unharmed(model, point.requires_grad_())
         return sum(storage.nbytes() for storage in storages.values())
 
     try:
@@ -73,7 +73,7 @@ def _layers(model: nn.Module, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
     hooks = [m.register_forward_hook(note) for m in model.modules() if not any(m.children())]
     try:
         with torch.no_grad():
-            ask(model, x)
+            call_unharmed(model, x)
     finally:
         for hook in hooks:
             hook.remove()

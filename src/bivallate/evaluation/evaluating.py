@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from bivallate import collective
-from bivallate.errors import UserError, check_seed, plainly, unknown
+from bivallate.errors import UserError, check_seed, python_arguments, unknown
 from bivallate.evaluation import shared_points
 from bivallate.evaluation.attacks import Attack, Stage, parse
 from bivallate.evaluation.batch_size import estimate_batch, example_work
 from bivallate.evaluation.evaluation_progress import EvaluationProgress
-from bivallate.evaluation.inference import Function, placed
+from bivallate.evaluation.inference import Function, for_inference
 from bivallate.evaluation.points import (
     Points,
     check_images,
@@ -30,13 +30,13 @@ from bivallate.evaluation.points import (
     points,
     select,
 )
+from bivallate.evaluation.progress_display import progress_callback
 from bivallate.evaluation.runner import Runner
 from bivallate.evaluation.score import Score
 from bivallate.evaluation.search import at_least_one
-from bivallate.evaluation.search_model import PRECISIONS, Lowered, search_model
+from bivallate.evaluation.search_model import PRECISIONS, LowerPrecision, search_model
+from bivallate.evaluation.search_pool import SearchPool
 from bivallate.evaluation.state import State
-from bivallate.evaluation.threads import Searchers
-from bivallate.evaluation.watching import told
 from bivallate.lower.threat import ThreatModel
 from bivallate.parts import encode
 
@@ -46,7 +46,7 @@ WORTH = 50_000  # passes above which a copy of the model made for speed pays for
 CLASSES = 10  # for that estimate, made before the model has said how many there are
 
 
-@plainly
+@python_arguments
 @torch.inference_mode(False)  # a caller may be in it; attacks need gradients
 def evaluate(
     model: nn.Module | Callable[[Tensor], Tensor],
@@ -109,9 +109,9 @@ def evaluate(
     check_threat(threat)
     chosen, source = parse(attack), points(data, model)
     index = select(len(source), n, first, seed)
-    several = shared and len(index) >= collective.world() > 1
-    with told(progress) as show, placed(model, device) as (module, where, dtype):
-        own = shared_points.mine(index) if several else index
+    several = shared and len(index) >= collective.world_size() > 1
+    with progress_callback(progress) as show, for_inference(model, device) as (module, where, dtype):
+        own = shared_points.own_points(index) if several else index
         runner = _runner(module, source, own, threat, chosen, seed, batch_size, where, dtype)
         runner.progress = show
         if precision != "float32":
@@ -122,9 +122,9 @@ def evaluate(
             runner.file = _file_of(runner, resume, index, several)
             runner = replace(runner, state=_resumed(runner, runner.file, batch_size))
         if several:
-            runner.progress = shared_points.Together(show, "/".join((*prints, chosen.name)), len(own))
+            runner.progress = shared_points.SharedProgress(show, "/".join((*prints, chosen.name)), len(own))
         runner.run()
-        if isinstance(runner.progress, shared_points.Together):
+        if isinstance(runner.progress, shared_points.SharedProgress):
             runner.state, runner.index = runner.progress.finish(runner.state, len(index)), index
     return _score(runner, prints)
 
@@ -135,10 +135,10 @@ def _file_of(runner: Runner, resume: str | os.PathLike[str], index: Tensor, seve
     def known(state: State, rows: Tensor, file: Path) -> State:
         return _of_this_model(state, replace(runner, index=index[rows]).sample(), file)
 
-    return shared_points.arranged(resume, len(index), runner.key, known, several=several)
+    return shared_points.own_progress_file(resume, len(index), runner.key, known, several=several)
 
 
-@plainly
+@python_arguments
 @torch.inference_mode(False)
 def attack(
     model: nn.Module | Callable[[Tensor], Tensor],
@@ -161,7 +161,7 @@ def attack(
     check_seed(seed)
     check_threat(threat)
     chosen, source = parse(name), points((x, y))
-    with told(progress) as show:
+    with progress_callback(progress) as show:
         return crafted(model, source, torch.arange(len(x)), threat, chosen, seed, batch_size, show)
 
 
@@ -180,7 +180,7 @@ def crafted(
     check_images(x)
     made = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
     if len(rows):
-        with placed(model, None) as (module, where, dtype):
+        with for_inference(model, None) as (module, where, dtype):
             runner = _runner(module, source, rows, threat, chosen, seed, batch_size, where, dtype)
             runner.worst_points, runner.progress = made, progress
             runner.run(every=True)
@@ -222,11 +222,11 @@ def _shares_state(searcher: nn.Module) -> bool:
     )
 
 
-def _searchers(searcher: nn.Module, members: int) -> Searchers:
+def _searchers(searcher: nn.Module, members: int) -> SearchPool:
     try:
-        return Searchers(searcher, members)
+        return SearchPool(searcher, members)
     except Exception:  # copying runs foreign code: a model that can be copied once but not twice
-        return Searchers(searcher, 1)
+        return SearchPool(searcher, 1)
 
 
 def _resumed(runner: Runner, file: str | os.PathLike[str], batch_size: int | None) -> State:
@@ -254,7 +254,7 @@ def _lower(runner: Runner, precision: str) -> None:
         raise unknown("precision of the search", precision, PRECISIONS)
     if precision == "tf32" and runner.device.type != "cuda":
         raise UserError(f"a search in tf32 is of CUDA devices, and this is {runner.device.type}")
-    runner.lowered, runner.precision = Lowered(runner.searchers.scout, precision), precision
+    runner.lowered, runner.precision = LowerPrecision(runner.searchers.first_member, precision), precision
 
 
 def _key(

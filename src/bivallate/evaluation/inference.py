@@ -14,14 +14,14 @@ from bivallate.evaluation.full_precision import full_float32, unmixed, without_a
 from bivallate.learnable import check_module, check_values
 from bivallate.lower.modes import evaluating, frozen
 
-__all__ = ["Function", "placed"]
+__all__ = ["Function", "for_inference"]
 
 
 UNDIFFERENTIABLE = ("does not require grad", "not have been used in the graph")  # in autograd's own words
 
 
 @contextmanager
-def placed(
+def for_inference(
     model: nn.Module | Callable[[Tensor], Tensor], device: torch.device | str | None
 ) -> Iterator[tuple[nn.Module, torch.device, torch.dtype]]:
     """The model in eval mode, frozen, on a device and in float32 or better.

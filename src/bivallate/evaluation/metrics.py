@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bivallate.errors import unknown
+from bivallate.evaluation.progress_display import duration
 from bivallate.evaluation.score import Score
-from bivallate.evaluation.watching import duration
 
 __all__ = ["METRICS", "Metric", "TrainingCost", "by_key"]
 

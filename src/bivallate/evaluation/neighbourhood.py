@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bivallate.lower.asking import ask
+from bivallate.lower.input_guard import call_unharmed
 from bivallate.lower.objective import logit_margin
 from bivallate.noise import Noise
 
@@ -64,7 +64,7 @@ def gradients(model: nn.Module, x: Tensor, y: Tensor) -> Gradients:
     """Input gradients at x. Cost: one forward, two backwards."""
     with torch.enable_grad():
         point = x.detach().clone().requires_grad_()
-        logits = ask(model, point)
+        logits = call_unharmed(model, point)
         if not logits.requires_grad:
             nothing = torch.zeros_like(x)
             return Gradients(False, logits.detach(), nothing, nothing)
@@ -88,7 +88,7 @@ def probe(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> Probe:
     shape = tuple(x.shape[1:])
     random = 2 * noise.uniform("probe", shape, x.dtype) - 1  # signs alone may cancel out in a linear model
     with torch.no_grad():
-        flat = (ask(model, x + STEP * random) == found.logits).all(1)
+        flat = (call_unharmed(model, x + STEP * random) == found.logits).all(1)
     false = _false(model, x, y, found, random, dead)
     right = found.logits.argmax(1) == y
     saturated = finite & ~dead & gone & right
@@ -104,7 +104,7 @@ def _false(model: nn.Module, x: Tensor, y: Tensor, found: Gradients, random: Ten
     rival = found.logits.scatter(1, y[:, None], -torch.inf).argmax(1)
 
     def lead(point: Tensor) -> Tensor:
-        logits = ask(model, point)
+        logits = call_unharmed(model, point)
         return (logits.gather(1, y[:, None]) - logits.gather(1, rival[:, None]))[:, 0]
 
     direction = torch.where(dead.view(-1, *[1] * (x.ndim - 1)), random, found.margin.sign())

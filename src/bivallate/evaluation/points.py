@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from bivallate.data.classes import places, unknown_class
+from bivallate.data.classes import positions, unknown_class
 from bivallate.data.dataset import Split
-from bivallate.errors import UserError, plain
+from bivallate.errors import UserError, to_python
 from bivallate.evaluation.sequences import Rows, as_rows, as_tensor
 from bivallate.noise import permutation
 from bivallate.quoting import line
@@ -96,7 +96,7 @@ def _renumbered(split: Split, known: list[str] | None) -> Split:
     """With labels that are places among the known classes, found by name; as it is where one has no names."""
     if split.classes is None or known is None or list(split.classes) == known:
         return split
-    place = places(split.classes, known)
+    place = positions(split.classes, known)
     lost = [k for k in split.labels.unique().tolist() if place[k] < 0]
     if lost:
         error = unknown_class("the split", split.classes[lost[0]], known, "the model has")
@@ -108,7 +108,7 @@ def select(total: int, n: int | None, first: int | None, seed: int) -> Tensor:
     """(n,) rows: all, the first so many, or a seeded random subset in ascending order."""
     if n is not None and first is not None:
         raise UserError("give n (a random subset) or first (the leading rows), not both")
-    wanted = plain(n if n is not None else first)
+    wanted = to_python(n if n is not None else first)
     if total == 0:
         raise UserError("there are no points to evaluate: the data is empty")
     if wanted is None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bivallate.evaluation.attacks import Attack, Stage, parse
 from bivallate.evaluation.evaluating import attack as adversarial
-from bivallate.evaluation.inference import placed
+from bivallate.evaluation.inference import for_inference
 from bivallate.evaluation.verify import logits_of
 from bivallate.lower.threat import ThreatModel
 from bivallate.types import Passes
@@ -85,6 +85,6 @@ def predict(
 
 def logits(model: nn.Module | Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """(B, K) of images on any device, in eval mode and full precision, on the processor."""
-    with placed(model, None) as (module, where, dtype):
+    with for_inference(model, None) as (module, where, dtype):
         found = [logits_of(module, some.to(where, dtype), Passes()).cpu() for some in x.split(BATCH)]
     return torch.cat(found)

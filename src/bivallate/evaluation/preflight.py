@@ -13,23 +13,23 @@ from torch import Tensor, nn
 
 from bivallate.errors import UserError
 from bivallate.evaluation.batch_size import example_bytes
-from bivallate.evaluation.guessing import preparation
-from bivallate.evaluation.inference import placed
+from bivallate.evaluation.inference import for_inference
 from bivallate.evaluation.neighbourhood import Probe
 from bivallate.evaluation.points import class_names, points
+from bivallate.evaluation.preparation import check_preparation
 from bivallate.evaluation.symptoms import (
     Finding,
     few_classes,
-    forgetful,
     hidden_gradients,
     images,
     logits_or_fault,
     modes,
     outputs,
     repeatable,
-    unmoved,
+    restore_buffers,
+    stateless,
 )
-from bivallate.lower.asking import writes
+from bivallate.lower.input_guard import writes_to_input
 from bivallate.lower.threat import ThreatModel
 
 __all__ = ["Finding", "Preflight", "preflight"]
@@ -105,7 +105,7 @@ def preflight(
     x, y = source.tensors(rows)
     findings = [*images(x), *modes(model)]
     classes, clean, near = 0, None, None
-    with torch.random.fork_rng(devices=[]), placed(model, None) as (module, where, dtype):
+    with torch.random.fork_rng(devices=[]), for_inference(model, None) as (module, where, dtype):
         if x.is_floating_point() and bool(x.isfinite().all()):
             before = {k: v.clone() for k, v in module.named_buffers()}
             fresh = _copied(module)
@@ -120,12 +120,12 @@ def preflight(
                     *repeatable(module, x, logits),
                 ]
                 if all(f.name != "range" for f in findings):
-                    findings += preparation(module, x, y, logits, own)
+                    findings += check_preparation(module, x, y, logits, own)
                 clean, near, more = hidden_gradients(module, x, y, threat)
                 findings += more
                 if not {"random", "ignores-eval"} & {f.name for f in findings}:
-                    findings += forgetful(module, fresh, x, threat)
-            findings += [*_in_place(module), *unmoved(module, before)]
+                    findings += stateless(module, fresh, x, threat)
+            findings += [*_in_place(module), *restore_buffers(module, before)]
     order = ("error", "warning", "note")
     findings.sort(key=lambda finding: order.index(finding.severity))
     return Preflight(tuple(findings), len(x), classes, time.perf_counter() - began, clean, near)
@@ -133,7 +133,7 @@ def preflight(
 
 def _in_place(model: nn.Module) -> Iterator[Finding]:
     """Check whether forward passes have overwritten the images."""
-    if writes(model):
+    if writes_to_input(model):
         fix = (
             "It is given a copy in every pass here; elsewhere let it compute x - mean instead of x.sub_(mean)"
         )

@@ -23,8 +23,8 @@ from bivallate.evaluation.full_precision import full_float32
 from bivallate.evaluation.points import Points, check_images, check_labels, whole_labels
 from bivallate.evaluation.score import ROBUST
 from bivallate.evaluation.search import stage_bears_rounding
+from bivallate.evaluation.search_pool import SearchPool
 from bivallate.evaluation.state import Position, State
-from bivallate.evaluation.threads import Searchers
 from bivallate.evaluation.verify import judge, logits_of
 from bivallate.lower.forward import Forward
 from bivallate.lower.objective import cross_entropy, logit_margin
@@ -97,7 +97,7 @@ class Runner:
     """
 
     model: nn.Module
-    searchers: Searchers
+    searchers: SearchPool
     source: Points
     index: Tensor
     threat: ThreatModel

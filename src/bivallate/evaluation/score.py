@@ -14,8 +14,8 @@ from torch import Tensor
 
 from bivallate.errors import UserError
 from bivallate.evaluation.evaluation_file import WrittenScore, in_range, pack, small, unpacked, within
-from bivallate.evaluation.naming import Identity
-from bivallate.evaluation.older import EARLIER, as_now
+from bivallate.evaluation.evaluation_identity import Identity
+from bivallate.evaluation.older_files import EARLIER, upgraded
 from bivallate.evaluation.statistics import bootstrap_tail, gini, ratios, tail, wilson, wilsons
 from bivallate.files import write_json
 from bivallate.lower.threat import L2, Linf
@@ -249,7 +249,7 @@ class Score:
         if isinstance(content, str):
             content = parse(content, "the text", "evaluation", dict[str, Any])
         if isinstance(content, dict) and content.get("schema") == EARLIER:
-            content = as_now(content) | {"schema": SCHEMA}
+            content = upgraded(content) | {"schema": SCHEMA}
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             got = content.get("schema") if isinstance(content, dict) else type(content).__name__
             raise UserError(f"this is not an evaluation's JSON: schema must be {SCHEMA!r}, got {got!r}")

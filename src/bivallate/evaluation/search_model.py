@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bivallate.lower.asking import ask
+from bivallate.lower.input_guard import call_unharmed
 from bivallate.models.prepare import fold_batchnorm
 from bivallate.models.stem import quick_stems
 from bivallate.noise import Noise
 
-__all__ = ["PRECISIONS", "Lowered", "search_model"]
+__all__ = ["PRECISIONS", "LowerPrecision", "search_model"]
 
 NEAR = 0.1  # of the perturbed images on which a copy is checked
 PRECISIONS = {"float32": 0.0, "tf32": 1e-2, "bf16": 5e-2}  # and how far logits may be off, of the largest
 
 
-class Lowered(nn.Module):
+class LowerPrecision(nn.Module):
     """A network that searches in another number format: what it finds is judged by the model itself.
 
     Attributes:
@@ -70,7 +70,7 @@ def _logits_and_slope(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Logits, and the gradient by the image of a sum that tells them apart."""
     with torch.enable_grad():
         point = x.clone().requires_grad_()
-        logits = ask(model, point)
+        logits = call_unharmed(model, point)
         weights = torch.linspace(1, 2, logits.shape[1]).to(logits)
         (grad,) = torch.autograd.grad((logits * weights).sum(), point)
     return logits.detach(), grad

@@ -21,7 +21,16 @@ from bivallate.evaluation.state import Position, State
 from bivallate.quoting import file_name
 from bivallate.types import Passes
 
-__all__ = ["Together", "arranged", "clear", "merged", "mine", "own_file", "partials", "parts"]
+__all__ = [
+    "SharedProgress",
+    "clear",
+    "merged",
+    "own_file",
+    "own_points",
+    "own_progress_file",
+    "partial_files",
+    "progress_files",
+]
 
 Known = Callable[[State, Tensor, Path], State]
 
@@ -29,9 +38,9 @@ PART = re.compile(r"\.(\d+)-of-(\d+)")
 LOOK = 0.5  # seconds between two looks at how far the others are
 
 
-def mine(rows: Tensor) -> Tensor:
+def own_points(rows: Tensor) -> Tensor:
     """This process's points: every `world`-th, so that all have as many robust ones, about."""
-    return rows[collective.rank() :: collective.world()]
+    return rows[collective.rank() :: collective.world_size()]
 
 
 def own_file(file: str | os.PathLike[str], rank: int, world: int) -> Path:
@@ -40,7 +49,7 @@ def own_file(file: str | os.PathLike[str], rank: int, world: int) -> Path:
     return path if world == 1 else path.with_name(f"{path.name}.{rank}-of-{world}")
 
 
-def parts(file: str | os.PathLike[str]) -> dict[tuple[int, int], Path]:
+def progress_files(file: str | os.PathLike[str]) -> dict[tuple[int, int], Path]:
     """(rank, world) -> the progress files that are there, whatever number of processes wrote them."""
     path = Path(file)
     found = {(0, 1): path} if path.exists() else {}
@@ -55,7 +64,7 @@ def _escaped(name: str) -> str:
     return re.sub(r"([*?\[])", r"[\1]", name)
 
 
-def partials(place: Path | None, labels: Iterable[str]) -> dict[str, Path | None]:
+def partial_files(place: Path | None, labels: Iterable[str]) -> dict[str, Path | None]:
     """The progress file of each of several models, beside the file of the result; None where it has none."""
     if place is None:
         return dict.fromkeys(labels)
@@ -65,11 +74,11 @@ def partials(place: Path | None, labels: Iterable[str]) -> dict[str, Path | None
 def clear(*files: Path | None) -> None:
     """Remove the progress files of all processes, once the result is kept; by the first of them."""
     for file in files if collective.rank() == 0 else ():
-        for part in parts(file).values() if file is not None else ():
+        for part in progress_files(file).values() if file is not None else ():
             part.unlink(missing_ok=True)
 
 
-def arranged(file: str | os.PathLike[str], n: int, key: str, known: Known, *, several: bool) -> Path:
+def own_progress_file(file: str | os.PathLike[str], n: int, key: str, known: Known, *, several: bool) -> Path:
     """This process's progress file; the file itself where it is alone.
 
     What another number of processes left is cut anew for the present one, by the first of them; where one of
@@ -82,7 +91,7 @@ def arranged(file: str | os.PathLike[str], n: int, key: str, known: Known, *, se
     Raises:
         UserError: on all processes, for a file that cannot be gone on from.
     """
-    rank, world = (collective.rank(), collective.world()) if several else (0, 1)
+    rank, world = (collective.rank(), collective.world_size()) if several else (0, 1)
     failed = None
     if rank == 0:
         try:
@@ -90,14 +99,14 @@ def arranged(file: str | os.PathLike[str], n: int, key: str, known: Known, *, se
         except UserError as error:
             failed = error
     if several:
-        collective.agree(failed)
+        collective.raise_on_all_ranks(failed)
     elif failed is not None:
         raise failed
     return own_file(file, rank, world)
 
 
 def _rearrange(file: str | os.PathLike[str], n: int, key: str, known: Known, world: int) -> None:
-    there, every = parts(file), torch.arange(n)
+    there, every = progress_files(file), torch.arange(n)
     others = {were for _, were in there if were != world}
     for were in others if len(others) == 1 and len(there) == max(others) else ():
         states = [
@@ -145,7 +154,7 @@ def merged(states: Sequence[State], n: int) -> State:
     return replace(whole, position=Position(behind.stage, behind.turn), classes=classes, seconds=seconds)
 
 
-class Together:
+class SharedProgress:
     """Shows how far all processes are, on the first one; elsewhere it only tells.
 
     Args:
@@ -156,7 +165,7 @@ class Together:
         self._show, self._topic, self._points = show, topic, points
         self._last: EvaluationProgress | None = None
         self._tell(0.0, points, None)
-        collective.meet()
+        collective.barrier()
 
     def __call__(self, moment: EvaluationProgress) -> None:
         self._last = moment
@@ -172,7 +181,7 @@ class Together:
         self._tell(1.0, living, 0.0)
         while self._show is not None and self._last is not None and self._look() < 1:
             time.sleep(LOOK)
-        return merged(collective.gathered(state), n)
+        return merged(collective.gather_objects(state), n)
 
     def _tell(self, fraction: float, living: int, left: float | None) -> None:
         own = {"fraction": fraction, "points": self._points, "living": living, "left": left}
@@ -182,7 +191,7 @@ class Together:
         """The part of the work that is done, after showing it."""
         if collective.rank() or self._show is None or self._last is None:
             return 1.0
-        told = [collective.posted(f"{self._topic}/{rank}") for rank in range(collective.world())]
+        told = [collective.posted(f"{self._topic}/{rank}") for rank in range(collective.world_size())]
         every = [json.loads(text) for text in told if text is not None]
         points, living = (sum(part[name] for part in every) for name in ("points", "living"))
         fraction = sum(part["fraction"] * part["points"] for part in every) / max(1, points)

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bivallate.errors import UserError, check_seed, plainly
+from bivallate.errors import UserError, check_seed, python_arguments
 from bivallate.evaluation.attacks import Attack, Stage, parse
+from bivallate.evaluation.distance_file import DistanceFile
 from bivallate.evaluation.evaluating import crafted, evaluate
 from bivallate.evaluation.evaluation_progress import EvaluationProgress, Searched
-from bivallate.evaluation.inference import placed
-from bivallate.evaluation.kept_distances import Kept
+from bivallate.evaluation.inference import for_inference
 from bivallate.evaluation.points import (
     check_images,
     check_labels,
@@ -27,10 +27,10 @@ from bivallate.evaluation.points import (
     points,
     select,
 )
+from bivallate.evaluation.progress_display import progress_callback
 from bivallate.evaluation.score import Score
 from bivallate.evaluation.search import at_least_one
 from bivallate.evaluation.verify import logits_of
-from bivallate.evaluation.watching import told
 from bivallate.lower.apgd import APGD
 from bivallate.lower.fab import FAB
 from bivallate.lower.minimal_norm import DDN, FMN
@@ -41,13 +41,13 @@ from bivallate.lower.threat import threat as make_threat
 from bivallate.parts import part
 from bivallate.types import Batch, Passes
 
-__all__ = ["eps_curve", "minimal_distances", "shown", "surviving", "transfer"]
+__all__ = ["clean_scores", "eps_curve", "minimal_distances", "survivors", "transfer"]
 
 
 SEARCHES = "fab-t, fmn, ddn"  # of `minimal_distances`: what fewer have begun, more must not end
 
 
-@plainly
+@python_arguments
 def eps_curve(
     model: nn.Module | Callable[[Tensor], Tensor],
     data: Any,
@@ -75,7 +75,7 @@ def eps_curve(
         raise UserError("an eps curve needs at least one radius")
     curve: dict[float, Score] = {}
     before: Score | None = None
-    with told(progress) as show:
+    with progress_callback(progress) as show:
         for radius in radii:
             kept = None if resume is None else curve_file(resume, radius)
             score = evaluate(
@@ -98,7 +98,7 @@ def curve_file(resume: str | os.PathLike[str], radius: float) -> Path:
     return Path(f"{os.fspath(resume)}.{radius!r}")
 
 
-@plainly
+@python_arguments
 @torch.inference_mode(False)  # a caller may be in it
 def minimal_distances(
     model: nn.Module | Callable[[Tensor], Tensor],
@@ -130,9 +130,9 @@ def minimal_distances(
     at_least_one("minimal_distances", steps=steps, targets=targets, batch_size=batch_size)
     source, began = points(data, model), time.perf_counter()
     ball, index = make_threat(norm, 1.0), select(len(source), n, first, seed)
-    with told(progress) as show, placed(model, None) as (module, where, dtype):
+    with progress_callback(progress) as show, for_inference(model, None) as (module, where, dtype):
         key = [norm, SEARCHES, steps, targets, data_fingerprint(source, index), model_fingerprint(module)]
-        kept = Kept(resume, key, shared=shared)
+        kept = DistanceFile(resume, key, shared=shared)
         left = kept.left(index)
         for rows in left.split(batch_size) if len(left) else ():
             x, y = source.tensors(rows)
@@ -179,7 +179,7 @@ def _nearest(problem: LowerProblem, steps: int, targets: int) -> Iterator[Tensor
         yield DDN(steps).solve(problem.but(CrossEntropy())).delta
 
 
-def surviving(distances: Tensor, radii: Sequence[float]) -> list[int]:
+def survivors(distances: Tensor, radii: Sequence[float]) -> list[int]:
     """The number of points for which no perturbation of each norm, or a smaller one, was found."""
     return [int((distances > radius).sum()) for radius in radii]
 
@@ -212,7 +212,7 @@ class Surrogate:
         return torch.stack([kept[row] for row in problem.batch.index.tolist()]).to(problem.x)
 
 
-@plainly
+@python_arguments
 def transfer(
     model: nn.Module | Callable[[Tensor], Tensor],
     surrogates: Mapping[str, nn.Module] | Sequence[nn.Module] | nn.Module,
@@ -255,7 +255,7 @@ def transfer(
     return evaluate(model, data, threat, Attack(name, tuple(made)), n=n, first=first, seed=seed, **options)
 
 
-def shown(
+def clean_scores(
     source: nn.Module | Callable[[Tensor], Tensor],
     targets: Mapping[str, nn.Module],
     x: Tensor,

@@ -13,7 +13,7 @@ from bivallate.errors import UserError
 from bivallate.evaluation.neighbourhood import Probe, probe
 from bivallate.evaluation.points import check_labels
 from bivallate.evaluation.verify import logits_of
-from bivallate.lower.asking import ask
+from bivallate.lower.input_guard import call_unharmed
 from bivallate.lower.threat import Linf, ThreatModel
 from bivallate.noise import Noise
 from bivallate.types import Passes
@@ -21,14 +21,14 @@ from bivallate.types import Passes
 __all__ = [
     "Finding",
     "few_classes",
-    "forgetful",
     "hidden_gradients",
     "images",
     "logits_or_fault",
     "modes",
     "outputs",
     "repeatable",
-    "unmoved",
+    "restore_buffers",
+    "stateless",
 ]
 
 DIFFERENT = 1e-3  # relative to the largest logit; rounding stays below 1e-5
@@ -170,11 +170,11 @@ def repeatable(model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[Finding]
     """Check that the same points give the same answers: twice, in another order, and alone."""
     scale = logits.abs().amax().clamp(min=1e-30)
     with torch.no_grad():
-        again = float((ask(model, x) - logits).abs().amax() / scale)
-        turned = float((ask(model, x.flip(0)).flip(0) - logits).abs().amax() / scale)
+        again = float((call_unharmed(model, x) - logits).abs().amax() / scale)
+        turned = float((call_unharmed(model, x.flip(0)).flip(0) - logits).abs().amax() / scale)
     try:
         with torch.no_grad():
-            alone = torch.cat([ask(model, x[i : i + 1]) for i in range(min(4, len(x)))])
+            alone = torch.cat([call_unharmed(model, x[i : i + 1]) for i in range(min(4, len(x)))])
         single = float((alone - logits[: len(alone)]).abs().amax() / scale)
     except (ValueError, RuntimeError):  # batch statistics of one point do not exist
         single = float("inf")
@@ -189,7 +189,9 @@ def repeatable(model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[Finding]
         )
         return
     with torch.enable_grad():
-        asked = float((ask(model, x.clone().requires_grad_()).detach() - logits).abs().amax() / scale)
+        asked = float(
+            (call_unharmed(model, x.clone().requires_grad_()).detach() - logits).abs().amax() / scale
+        )
     if asked > DIFFERENT:
         fix = "Answer alike whether or not a gradient is asked for: attacks see the one, verdicts the other"
         got = f"where a gradient is asked for they differ by {asked:.1%} of the largest logit"
@@ -213,7 +215,7 @@ def _nearby(x: Tensor, threat: ThreatModel | None) -> Tensor:
     return x + ball.project(ball.random(noise, x), x)
 
 
-def forgetful(
+def stateless(
     model: nn.Module, fresh: nn.Module | None, x: Tensor, threat: ThreatModel | None
 ) -> Iterator[Finding]:
     """Check that answers do not depend on what the model was asked before, against a fresh copy.
@@ -225,7 +227,7 @@ def forgetful(
         return
     near = _nearby(x, threat)
     with torch.no_grad():
-        expected, got = ask(fresh, near), ask(model, near)
+        expected, got = call_unharmed(fresh, near), call_unharmed(model, near)
     differ = float((got - expected).abs().amax() / expected.abs().amax().clamp(min=1e-30))
     if differ > DIFFERENT:
         fix = "An evaluated model must not remember what it was asked: every answer a function of its image"
@@ -233,7 +235,7 @@ def forgetful(
         yield Finding("error", "stateful", "the model remembers questions", text, fix)
 
 
-def unmoved(model: nn.Module, before: dict[str, Tensor]) -> Iterator[Finding]:
+def restore_buffers(model: nn.Module, before: dict[str, Tensor]) -> Iterator[Finding]:
     """Buffers that evaluation has moved, put back to where they were."""
     moved = [k for k, v in model.named_buffers() if k in before and not torch.equal(v, before[k])]
     for name, buffer in model.named_buffers():

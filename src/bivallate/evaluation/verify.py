@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bivallate.errors import UserError
 from bivallate.evaluation.full_precision import full_float32, without_autocast
-from bivallate.lower.asking import ask
+from bivallate.lower.input_guard import call_unharmed
 from bivallate.lower.objective import logit_margin
 from bivallate.lower.threat import TINY, ThreatModel
 from bivallate.types import Passes, per_example
@@ -43,7 +43,7 @@ def logits_of(model: nn.Module, x: Tensor, passes: Passes) -> Tensor:
     """
     passes.forward += len(x)
     with torch.no_grad(), without_autocast(x.device), full_float32():
-        logits = ask(model, x)
+        logits = call_unharmed(model, x)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(f"the model must return logits of shape ({len(x)}, classes), got {got}")

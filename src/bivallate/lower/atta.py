@@ -101,8 +101,8 @@ class BoundPerExample(Solver, nn.Module):
         view, delta = problem.batch.view, delta.detach()
         canvas = delta if view is None else view.write(self._canvas.contiguous(), delta)
         whole, self._canvas = collective.size(problem.batch), None
-        index = collective.interleaved(problem.batch.index, whole)
-        self.bank[index] = collective.interleaved(canvas, whole).to(self.bank.dtype)
+        index = collective.gather_rows(problem.batch.index, whole)
+        self.bank[index] = collective.gather_rows(canvas, whole).to(self.bank.dtype)
         self.born[index] = self._last_reset(problem.clock.epoch)
 
     def _last_reset(self, epoch: int) -> int:

@@ -22,9 +22,9 @@ __all__ = [
     "ClassDistance",
     "ClassRadius",
     "ClassScore",
+    "ClassSums",
     "Proportional",
     "RobustRate",
-    "Told",
 ]
 
 
@@ -142,7 +142,7 @@ class ClassRadius(AroundPGD, Remembering):
         return BoundClassRadius(self, facts)
 
 
-class Told(nn.Module):
+class ClassSums(nn.Module):
     """Sums over the present epoch of what the network said of each class, and its number.
 
     Every rank holds the sums of all of them.
@@ -186,7 +186,7 @@ class BoundClassRadius(Solver, nn.Module):
 
     def __init__(self, rule: ClassRadius, facts: Facts) -> None:
         nn.Module.__init__(self)
-        self.rule, self.told = rule, Told(facts)
+        self.rule, self.told = rule, ClassSums(facts)
         self.register_buffer("score", torch.zeros(facts.classes, dtype=facts.dtype, device=facts.device))
         self.register_buffer("known", torch.tensor(False, device=facts.device))
 

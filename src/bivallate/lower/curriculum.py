@@ -259,10 +259,10 @@ class BoundBatchMixing(Solver, nn.Module):
     def _parts(self, problem: LowerProblem) -> list[tuple[int, Tensor]]:
         """(j, rows) of the parts with steps to take."""
         drawn = problem.noise.uniform("part", (), torch.float64)
-        order = collective.interleaved(drawn, collective.size(problem.batch)).argsort(stable=True)
+        order = collective.gather_rows(drawn, collective.size(problem.batch)).argsort(stable=True)
         size = len(order) // (self.level + 1)
         cuts = [j * size for j in range(self.level + 1)] + [len(order)]
-        parts = [(j, collective.mine(order[cuts[j] : cuts[j + 1]])) for j in range(1, self.level + 1)]
+        parts = [(j, collective.own_rows(order[cuts[j] : cuts[j + 1]])) for j in range(1, self.level + 1)]
         return [(j, rows) for j, rows in parts if len(rows)]
 
     def _step_size(self, problem: LowerProblem, j: int) -> float:

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bivallate.lower.asking import ask
 from bivallate.lower.functional import Functional
+from bivallate.lower.input_guard import call_unharmed
 from bivallate.types import Passes
 
 OWN = ("torch.nn.", "bivallate.")  # layers of others may use their weight in their own way
 
 
 @dataclass(frozen=True)
-class Lent:
+class CastWeight:
     """A weight of a layer, and what stands in for it during a pass.
 
     Attributes:
@@ -32,10 +32,10 @@ class Lent:
     version: int
 
     @staticmethod
-    def of(place: dict[str, Any], name: str, dtype: torch.dtype) -> Lent:
+    def of(place: dict[str, Any], name: str, dtype: torch.dtype) -> CastWeight:
         """The weight cast."""
         weight = place[name]
-        return Lent(place, name, weight, weight.detach().to(dtype), weight._version)
+        return CastWeight(place, name, weight, weight.detach().to(dtype), weight._version)
 
     def stale(self, dtype: torch.dtype) -> bool:
         """Whether the weight has changed, or is to be of another type."""
@@ -57,7 +57,7 @@ def castable(model: nn.Module) -> list[tuple[dict[str, Any], str]]:
 
 
 @contextmanager
-def lent(weights: list[Lent]) -> Iterator[None]:
+def cast_weights(weights: list[CastWeight]) -> Iterator[None]:
     """Within, the layers have the casts."""
     for own in weights:
         own.place[own.name] = own.cast
@@ -85,7 +85,7 @@ class Forward:
     def __init__(self, model: Callable[[Tensor], Tensor], passes: Passes | None = None) -> None:
         self.model = model
         self.passes = passes if passes is not None else Passes()
-        self._cast: list[Lent] = []
+        self._cast: list[CastWeight] = []
 
     def __call__(self, x: Tensor, *, exact: bool = False) -> Tensor:
         """The network's logits, in float32 or better.
@@ -95,10 +95,10 @@ class Forward:
         self.passes.forward += len(x)
         dtype = None if exact else getattr(self.model, "autocast_dtype", None)
         if dtype is None:
-            logits = ask(self.model, x)
+            logits = call_unharmed(self.model, x)
         else:
-            with torch.autocast(x.device.type, dtype), lent(self._frozen(dtype)):
-                logits = ask(self.model, x)
+            with torch.autocast(x.device.type, dtype), cast_weights(self._frozen(dtype)):
+                logits = call_unharmed(self.model, x)
         if logits.requires_grad:
             rows, passes = len(x), self.passes
 
@@ -108,13 +108,13 @@ class Forward:
             logits.register_hook(arrived)
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
-    def _frozen(self, dtype: torch.dtype) -> list[Lent]:
+    def _frozen(self, dtype: torch.dtype) -> list[CastWeight]:
         """The network's weights as autocast would cast them in every pass, cast once; none while they learn.
         A weight that has been written to since is cast anew."""
         if not isinstance(self.model, nn.Module) or torch.is_inference_mode_enabled():
             return []
         if not self._cast or any(cast.stale(dtype) for cast in self._cast):
-            self._cast = [Lent.of(own, name, dtype) for own, name in castable(self.model)]
+            self._cast = [CastWeight.of(own, name, dtype) for own, name in castable(self.model)]
         return [] if any(cast.weight.requires_grad for cast in self._cast) else self._cast
 
     @property

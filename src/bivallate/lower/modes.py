@@ -12,7 +12,7 @@ AttackMode = Literal["eval", "train", "train-tracking"]
 
 
 @contextmanager
-def posed(model: nn.Module, *, training: bool, track: bool, dropout: bool) -> Iterator[None]:
+def in_mode(model: nn.Module, *, training: bool, track: bool, dropout: bool) -> Iterator[None]:
     """Put a model into a mode, and leave it exactly as it was found, also when the body raises.
 
     Args:
@@ -44,15 +44,15 @@ def attacking(model: nn.Module, mode: AttackMode):
     In "train" mode attack passes use batch statistics and do not move the running ones; "train-tracking"
     moves them, as the public code of the fast family does.
     """
-    return posed(model, training=mode != "eval", track=mode == "train-tracking", dropout=False)
+    return in_mode(model, training=mode != "eval", track=mode == "train-tracking", dropout=False)
 
 
-def descending(model: nn.Module):
+def in_train_mode(model: nn.Module):
     """The model as the upper level sees it: plain train mode."""
-    return posed(model, training=True, track=True, dropout=True)
+    return in_mode(model, training=True, track=True, dropout=True)
 
 
-def learning(model: nn.Module) -> None:
+def set_train_mode(model: nn.Module) -> None:
     """Put a model into train mode, to stay there, but for norms that are held still with a frozen layer."""
     for module in model.modules():
         module.training = not getattr(module, "held", False)
@@ -60,7 +60,7 @@ def learning(model: nn.Module) -> None:
 
 def evaluating(model: nn.Module):
     """Plain eval mode."""
-    return posed(model, training=False, track=True, dropout=False)
+    return in_mode(model, training=False, track=True, dropout=False)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from bivallate.lower.functional import Functional
 from bivallate.lower.modes import frozen, own_statistics
 from bivallate.lower.radii import Radii
 from bivallate.lower.second_order import twice_differentiable
-from bivallate.lower.synced import together_in
+from bivallate.lower.synced_batchnorm import is_synchronised
 from bivallate.lower.threat import Linf, ThreatModel
 from bivallate.noise import Noise
 from bivallate.roles import Role
@@ -45,7 +45,7 @@ class Graph:
 
 
 @dataclass(frozen=True)
-class Begun:
+class AttackStart:
     """Where an attack took its first gradient, and what the network said there.
 
     Attributes:
@@ -100,7 +100,7 @@ class LowerProblem:
         self.log: dict[str, float | Tensor] = {}
         self.said: Tensor | None = None
         self.class_score: Tensor | None = None
-        self._begun: list[Begun] = []  # the latest, shared with copies of another objective or threat
+        self._begun: list[AttackStart] = []  # the latest, shared with copies of another objective or threat
         self._clean: Tensor | None = None
         self._at_zero: tuple[Tensor, bool] | None = None
         self._at_solution: Tensor | None = None
@@ -131,7 +131,7 @@ class LowerProblem:
         return grad if mode == training else None
 
     @property
-    def begun(self) -> Begun | None:
+    def begun(self) -> AttackStart | None:
         """Where the attack began, for losses that ask; None before, and of a solver that does not tell."""
         return self._begun[0] if self._begun else None
 
@@ -139,12 +139,12 @@ class LowerProblem:
         """(B, K) logits with graph, where the attack began.
         The solver's own pass once, where it is kept, and else one forward."""
         begun = self._begun[0]
-        self._begun[:] = [Begun(begun.delta, begun.logits.detach())]
+        self._begun[:] = [AttackStart(begun.delta, begun.logits.detach())]
         return begun.logits if begun.logits.requires_grad else self.logits(self.x + begun.delta)
 
     def begin(self, delta: Tensor, logits: Tensor) -> None:
         """Keep where the attack begins."""
-        self._begun[:] = [Begun(delta, logits)]
+        self._begun[:] = [AttackStart(delta, logits)]
 
     def project(self, delta: Tensor) -> Tensor:
         """The nearest point of C(x); a box is computed once."""
@@ -264,7 +264,7 @@ class LowerProblem:
         Loops that end when it does not then make the same passes everywhere."""
         model = self.forward.model
         module = model.module if isinstance(model, Functional) else model
-        return collective.any_rank(flag) if together_in(module) else flag
+        return collective.any_rank(flag) if is_synchronised(module) else flag
 
     def at(self, parameters: dict[str, Tensor]) -> LowerProblem:
         """The same problem with some of the network's parameters and buffers replaced."""

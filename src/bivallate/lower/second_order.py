@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bivallate.errors import UserError
 
-__all__ = ["explained", "lacking", "tangents", "twice_differentiable"]
+__all__ = ["explain_missing_derivatives", "layer_without_derivative", "tangents", "twice_differentiable"]
 
 Step = TypeVar("Step", bound=Callable[..., Any])
 
@@ -37,7 +37,7 @@ def twice_differentiable() -> AbstractContextManager[object]:
     return sdpa_kernel(SDPBackend.MATH)
 
 
-def explained(step: Step) -> Step:
+def explain_missing_derivatives(step: Step) -> Step:
     """Decorator: the error of a layer without second derivative becomes a UserError.
 
     Of functions (model, method, batch or (x, y), ...). The error names the layer and says what to do.
@@ -62,7 +62,7 @@ def _second(error: RuntimeError, model: nn.Module, method: Any, x: Tensor) -> st
     if "aot_autograd" in first:
         what, cure = "a compiled network", "hand over the network without torch.compile"
     else:
-        what = lacking(model, x) or "one of the network's layers"
+        what = layer_without_derivative(model, x) or "one of the network's layers"
         cure = "write that layer in plain operations"
     return (
         f"{name} differentiates its gradients again, and {what} has no second derivative ({first}): {cure}, "
@@ -83,14 +83,14 @@ def tangents(model: nn.Module, x: Tensor) -> Iterator[None]:
     except RuntimeError as error:
         if not (isinstance(error, NotImplementedError) or TANGENT.search(str(error))):
             raise
-        name = lacking(model, x, tangent=True) or "a layer, or the loss,"
+        name = layer_without_derivative(model, x, tangent=True) or "a layer, or the loss,"
         raise UserError(
             f"{name} has no forward-mode derivative, which the Jacobian-vector product of learned weights "
             f"needs; set weighting.second_order=true ({str(error).splitlines()[0]})"
         ) from error
 
 
-def lacking(model: nn.Module, x: Tensor, *, tangent: bool = False) -> str | None:
+def layer_without_derivative(model: nn.Module, x: Tensor, *, tangent: bool = False) -> str | None:
     """The innermost layer without second derivative or tangent, as "layer PATH (Type)".
 
     None where none is found.

@@ -6,7 +6,7 @@ from typing import Literal
 
 from bivallate.errors import UserError, check_range, unknown
 from bivallate.lower.curriculum import BatchMixing, Curriculum, Levels
-from bivallate.lower.estimated import EstimatedThreshold
+from bivallate.lower.estimated_threshold import EstimatedThreshold
 from bivallate.lower.modes import AttackMode
 from bivallate.lower.objective import kl_to_clean
 from bivallate.lower.pgd import PGD

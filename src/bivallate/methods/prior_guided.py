@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from bivallate.coupling.implicit import Leaf
 from bivallate.lower.aligned_step import AlignedStep
-from bivallate.lower.guiding import Smoothed
+from bivallate.lower.guided_objectives import Smoothed
 from bivallate.lower.single_steps import LabelInformation, PriorGuided
 from bivallate.lower.threat import L2, Linf
 from bivallate.method import Method
 from bivallate.methods.entries import register
 from bivallate.schedule import Ramp
 from bivallate.upper.loss import Adversarial
-from bivallate.upper.smooth import Consistent, NoisyLabels
+from bivallate.upper.smoothness_losses import Consistent, NoisyLabels
 
 
 @register("fgsm-pgi", family="single step", paper="Jia et al., ECCV 2022", cost="2F + 3B")

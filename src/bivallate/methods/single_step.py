@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bivallate.lower.distances import DistanceName
-from bivallate.lower.guiding import Guiding
+from bivallate.lower.guided_objectives import Guiding
 from bivallate.lower.objective import kl_to_clean
 from bivallate.lower.pgd import PGD, Wider
 from bivallate.lower.start import BackwardSmoothing, Signs, Uniform, uniform, zero
@@ -13,7 +13,7 @@ from bivallate.methods.entries import register
 from bivallate.schedule import Linear, Milestones, Schedule
 from bivallate.upper.loss import Trades, adversarial
 from bivallate.upper.regulariser import grad_align
-from bivallate.upper.smooth import Abnormal, Guided, LocallyLinear
+from bivallate.upper.smoothness_losses import Abnormal, Guided, LocallyLinear
 
 
 @register("fgsm-at", family="single step", paper="Goodfellow et al., ICLR 2015", cost="2F + 2B")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bivallate.errors import UserError, check_seed, plainly, unknown
+from bivallate.errors import UserError, check_seed, python_arguments, unknown
 from bivallate.models.classifier import Classifier, normalisation
 from bivallate.models.foreign import load_factory
 from bivallate.models.from_timm import timm_model
@@ -101,7 +101,7 @@ def _entry(name: str) -> _Entry:
     return _registry[name]
 
 
-@plainly
+@python_arguments
 def create(
     name: str,
     *,

@@ -14,7 +14,7 @@ import torch
 
 from bivallate.errors import UserError
 from bivallate.models.io import read_weights
-from bivallate.opening import ARCHIVE, HEAD, check_regular, kind_of, open_regular, other_than_weights
+from bivallate.untrusted_files import ARCHIVE, HEAD, check_regular, kind_of, not_weights, open_regular
 
 __all__ = ["check_claim", "read_checkpoint"]
 
@@ -39,7 +39,7 @@ def read_checkpoint(file: Path) -> Any:
             "weights could be made to run code (CVE-2025-32434, CVE-2026-24747); update PyTorch, or convert "
             "the file to .safetensors in an environment that trusts it"
         )
-    if (instead := other_than_weights(file)) is not None:
+    if (instead := not_weights(file)) is not None:
         raise UserError(instead)
     try:
         with open_regular(file) as held, warnings.catch_warnings():  # once: no other file can come between

@@ -9,12 +9,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
+from bivallate.checksummed import has_checksum
 from bivallate.errors import UserError
 from bivallate.models.classifier import Classifier, Normalise
 from bivallate.schema import Range, check, read_json
-from bivallate.sealed import is_sealed
 
-__all__ = ["class_names", "facts_of", "manifest", "manifest_text", "read_manifest", "sealed_in"]
+__all__ = [
+    "checksummed_weights",
+    "class_names",
+    "manifest",
+    "manifest_text",
+    "read_manifest",
+    "rebuild_checksum",
+]
 
 FORMAT, VERSION = "bivallate-model", 1
 Classes = Annotated[int, Range(1, 100_000)]
@@ -67,7 +74,7 @@ def manifest_text(about: Mapping[str, Any]) -> str:
     return json.dumps(about, indent=2, allow_nan=False) + "\n"
 
 
-def facts_of(about: Mapping[str, Any]) -> str:
+def rebuild_checksum(about: Mapping[str, Any]) -> str:
     """A checksum of what a network is rebuilt from, which its weights carry."""
     facts = {key: about[key] for key in ("spec", "num_classes", "shape", "normalisation")}
     return f"crc32:{zlib.crc32(json.dumps(facts, sort_keys=True).encode()):08x}"
@@ -138,10 +145,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error}: it is damaged") from error
 
 
-def sealed_in(path: Path) -> list[str]:
+def checksummed_weights(path: Path) -> list[str]:
     """The weights that a manifest says are sealed; where it says nothing, those beside it that are."""
     try:
         told = read_manifest(path).get("sealed")
     except UserError:
         told = None
-    return sorted(p.stem for p in path.parent.glob("*.safetensors") if is_sealed(p)) if told is None else told
+    return (
+        sorted(p.stem for p in path.parent.glob("*.safetensors") if has_checksum(p)) if told is None else told
+    )

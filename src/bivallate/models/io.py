@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bivallate.checksummed import read_checksummed, write_checksummed
 from bivallate.errors import UserError, check_path, listed
 from bivallate.files import write_text
 from bivallate.models.architectures import blank, create, names
 from bivallate.models.classifier import Classifier
 from bivallate.models.description import (
+    checksummed_weights,
     class_names,
-    facts_of,
     manifest,
     manifest_text,
     read_manifest,
-    sealed_in,
+    rebuild_checksum,
 )
 from bivallate.models.foreign import wrap
-from bivallate.opening import check_regular, other_than_weights, recognised
-from bivallate.sealed import read_sealed, write_sealed
+from bivallate.untrusted_files import check_regular, kind_hint, not_weights
 
 __all__ = ["load", "read_weights", "run_of", "save"]
 
@@ -58,10 +58,10 @@ def save(
         if not isinstance(value, Tensor):
             raise UserError(f"{model.architecture} keeps {key!r} outside of tensors: it cannot be saved")
         tensors[_unwrapped(key)] = value.detach().to("cpu", copy=True).contiguous()
-    sealed = sorted({*sealed_in(described), file.stem})
+    sealed = sorted({*checksummed_weights(described), file.stem})
     about = manifest(model, classes=classes or model.classes, entries={**(entries or {}), "sealed": sealed})
     text = manifest_text(about)
-    write_sealed(file, tensors, {"run": about.get("run"), "facts": facts_of(about)})
+    write_checksummed(file, tensors, {"run": about.get("run"), "facts": rebuild_checksum(about)})
     write_text(described, text)
     return file
 
@@ -96,7 +96,7 @@ def load(
             f"{file} is damaged: the checksum that it was written with is gone. Restore it, or use other "
             "weights of the run; `bivallate resume` writes again what the run's checkpoint holds"
         )
-    if header.get("facts", facts_of(about)) != facts_of(about):
+    if header.get("facts", rebuild_checksum(about)) != rebuild_checksum(about):
         raise UserError(
             f"{described} is not what {file.name} was saved with: it was changed or damaged; `bivallate "
             "resume` writes that of a run again"
@@ -195,7 +195,7 @@ def _places(path: Path, weights: str, writing: bool = False) -> tuple[Path, Path
     file = path / f"{name}.safetensors"
     if not writing and not path.is_dir():
         raise UserError(
-            f"no model at {path}: expected a folder with model.safetensors and model.json{recognised(path)}"
+            f"no model at {path}: expected a folder with model.safetensors and model.json{kind_hint(path)}"
         )
     if not writing and not file.exists():
         there = (
@@ -235,9 +235,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
     if path.suffix in PICKLES or (not whole and head.startswith((b"PK\x03\x04", b"\x80"))):
         raise UserError(_pickled(path))
     if not whole:
-        raise UserError(f"{path} is not a safetensors file{recognised(path) or ': it is foreign or damaged'}")
+        raise UserError(f"{path} is not a safetensors file{kind_hint(path) or ': it is foreign or damaged'}")
     try:
-        header, tensors, mark = read_sealed(path)
+        header, tensors, mark = read_checksummed(path)
         return tensors, header or {}, mark
     except UserError as error:
         raise UserError(
@@ -247,7 +247,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
 
 
 def _pickled(path: Path) -> str:
-    return other_than_weights(path) or (
+    return not_weights(path) or (
         f"{path} is a pickle, which could run code and is never loaded: use a .safetensors file, or "
         "load_robustbench for the plain state dict of a public checkpoint"
     )

@@ -13,7 +13,7 @@ from bivallate.evaluation import Score
 from bivallate.evaluation.significance import same_threat
 from bivallate.models.description import read_manifest
 from bivallate.quoting import line
-from bivallate.reports.stored_audits import Audited, read_audits
+from bivallate.reports.stored_audits import StoredAudit, read_audits
 from bivallate.reports.stored_evaluations import FOREIGN, Evaluation, Fit, read_evaluations
 from bivallate.reports.strength import strongest_first
 from bivallate.run.config import Config
@@ -42,7 +42,7 @@ class RunRecord:
     evaluations: tuple[Evaluation, ...]
     classes: tuple[str, ...]
     manifest: dict[str, Any]
-    audits: tuple[Audited, ...]
+    audits: tuple[StoredAudit, ...]
     strangers: tuple[Evaluation, ...] = ()
 
     @cached_property

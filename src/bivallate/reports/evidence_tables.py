@@ -14,7 +14,7 @@ from bivallate.evaluation import Score
 from bivallate.evaluation.pairs import pairs
 from bivallate.quoting import command, line
 from bivallate.reports.collect import RunRecord
-from bivallate.reports.comparison.comparable import Wanted, choose
+from bivallate.reports.comparison.comparable import EvaluationFilter, choose
 from bivallate.reports.diagnostics.per_class import confusion
 from bivallate.reports.stored_evaluations import Evaluation
 from bivallate.reports.tables import CLASS, NONE, Table, radius, share_cell
@@ -25,7 +25,7 @@ def pairs_table(runs: Sequence[RunRecord]) -> Table | None:
     if len(runs) < 2:
         return None
     try:
-        chosen = choose(runs, [run.path for run in runs], Wanted("best", "test"))
+        chosen = choose(runs, [run.path for run in runs], EvaluationFilter("best", "test"))
     except UserError:
         return _only("Pairs of runs", "The runs have no evaluation in common, so no pair of them is tested.")
     score = chosen[0].score

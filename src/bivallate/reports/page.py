@@ -18,10 +18,17 @@ from bivallate.reports import evidence_tables, tables
 from bivallate.reports.collect import RunRecord, Runs, collect, folders
 from bivallate.reports.comparison.notes import other_data
 from bivallate.reports.headlines import headlines
-from bivallate.reports.pictures import Beside, Images, Inline, Picture, attacked_pictures, pictures
+from bivallate.reports.pictures import (
+    FigureFiles,
+    Images,
+    InlineFigures,
+    Picture,
+    attacked_pictures,
+    pictures,
+)
 from bivallate.reports.stored_evaluations import STALE
 from bivallate.run.origin import commit
-from bivallate.terminal import teller
+from bivallate.terminal import progress_callback_of
 from bivallate.version import __version__
 
 FORMATS = {".html": "html", ".md": "md", ".tex": "tex"}
@@ -57,7 +64,7 @@ def report(
     place = paths[0] if len(paths) == 1 else Path()
     wanted = Images(data_dir, model, data) if images else None
     return write_report(
-        paths, Path(out) if out is not None else place / "report.html", wanted, teller(progress)
+        paths, Path(out) if out is not None else place / "report.html", wanted, progress_callback_of(progress)
     )
 
 
@@ -85,7 +92,7 @@ def write_report(
     if images is not None:
         tell("attacking a few images of each")
     shown, notes = attacked_pictures(runs, images) if images is not None else ([], [])
-    show = Inline() if kind == "html" else Beside(out, "svg" if kind == "md" else "pdf")
+    show = InlineFigures() if kind == "html" else FigureFiles(out, "svg" if kind == "md" else "pdf")
     figures = [(p, show(p)) for p in (*pictures(runs), *shown)]
     tell("writing")
     write_text(out, render(kind, runs, figures, notes))

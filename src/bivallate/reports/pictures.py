@@ -12,8 +12,8 @@ from bivallate import quoting
 from bivallate.errors import UserError
 from bivallate.reports.collect import RunRecord
 from bivallate.reports.diagnostics.curves import learning_curves
-from bivallate.reports.diagnostics.drawn import Drawn
-from bivallate.reports.diagnostics.easy_and_hard import Attacked, attacked
+from bivallate.reports.diagnostics.diagnostic import Diagnostic
+from bivallate.reports.diagnostics.easy_and_hard import EasyAndHard, easy_and_hard
 from bivallate.reports.diagnostics.per_class import MANY, Confusion, confusion, per_class
 from bivallate.reports.matrix import matrix_svg
 from bivallate.run.evaluation_data import moved_data
@@ -33,7 +33,7 @@ class Picture:
 
     name: str
     caption: str
-    drawn: Drawn
+    drawn: Diagnostic
     wide: bool = True
 
     @property
@@ -98,14 +98,14 @@ def attacked_pictures(runs: Sequence[RunRecord], images: Images) -> tuple[list[P
     return found, notes
 
 
-def _attacked(run: RunRecord, images: Images) -> Attacked:
+def _attacked(run: RunRecord, images: Images) -> EasyAndHard:
     strong, config = run.strongest, run.config
     if strong is None or strong.stale:
         raise UserError("the evaluation is of weights that have changed since")
     config = config.set("data.data_dir", images.data_dir) if images.data_dir is not None else config
     model = load_run(run.path, strong.weights, images.model)
     test, score = moved_data(run.path, config, images.data).test, strong.score
-    return attacked(model, test, score.threat, score, run.names(score.classes), attack=PLAIN)
+    return easy_and_hard(model, test, score.threat, score, run.names(score.classes), attack=PLAIN)
 
 
 def _curves_caption(runs: Sequence[RunRecord]) -> str:
@@ -117,7 +117,7 @@ def _curves_caption(runs: Sequence[RunRecord]) -> str:
     return text + (" Dotted verticals: the sentinel rolled the run back." if rolled else "")
 
 
-class Inline:
+class InlineFigures:
     """Figures as SVG inside a page, with identifiers that do not meet those of the other figures."""
 
     def __init__(self) -> None:
@@ -131,7 +131,7 @@ class Inline:
 
 
 @dataclass(frozen=True)
-class Beside:
+class FigureFiles:
     """Figures as files in a folder beside the page."""
 
     out: Path
@@ -143,7 +143,7 @@ class Beside:
         return f"{folder.name}/{picture.name}.{self.ending}"
 
 
-def inline_svg(drawn: Drawn, prefix: str, caption: str) -> str:
+def inline_svg(drawn: Diagnostic, prefix: str, caption: str) -> str:
     """The figure as an <svg> element without prolog, metadata or fixed size."""
     stream = io.StringIO()
     with styled():

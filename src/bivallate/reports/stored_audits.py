@@ -8,8 +8,8 @@ from typing import Any
 
 from bivallate.errors import UserError
 from bivallate.evaluation.evaluation_file import WrittenIdentity
-from bivallate.evaluation.naming import Identity
-from bivallate.evaluation.older import by_name
+from bivallate.evaluation.evaluation_identity import Identity
+from bivallate.evaluation.older_files import identity_from_name
 from bivallate.lower.threat import threat
 from bivallate.reports.stored_evaluations import Fit
 from bivallate.schema import MEGABYTE, check, read_json
@@ -18,7 +18,7 @@ MOST = 10 * MEGABYTE  # bytes of a file that can be an audit
 
 
 @dataclass(frozen=True)
-class Audited:
+class StoredAudit:
     """What an audit's file says.
 
     Attributes:
@@ -45,7 +45,7 @@ class Audited:
     path: Path
 
 
-def read_audits(run: Path, fit: Fit) -> tuple[Audited, ...]:
+def read_audits(run: Path, fit: Fit) -> tuple[StoredAudit, ...]:
     """Those in RUN/audit that are of the run's own data.
 
     Raises:
@@ -55,9 +55,9 @@ def read_audits(run: Path, fit: Fit) -> tuple[Audited, ...]:
     return tuple(audit for audit in found if audit is not None)
 
 
-def _read(path: Path, fit: Fit) -> Audited | None:
+def _read(path: Path, fit: Fit) -> StoredAudit | None:
     """None for another run's, or for a file that says of nothing what it is."""
-    named = by_name(path.name)
+    named = identity_from_name(path.name)
     try:
         entry = read_json(path, "audit", dict[str, Any], MOST)
         low, high = (float(bound) for bound in entry["worst_interval_95"])
@@ -69,7 +69,7 @@ def _read(path: Path, fit: Fit) -> Audited | None:
         return (
             None
             if foreign
-            else Audited(
+            else StoredAudit(
                 identity.weights,
                 identity.split,
                 str(entry["verdict"]),

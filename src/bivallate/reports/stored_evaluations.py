@@ -12,8 +12,8 @@ import torch
 
 from bivallate.errors import UserError
 from bivallate.evaluation import Score
-from bivallate.evaluation.naming import Identity
-from bivallate.evaluation.older import by_name
+from bivallate.evaluation.evaluation_identity import Identity
+from bivallate.evaluation.older_files import identity_from_name
 from bivallate.evaluation.points import state_fingerprint
 from bivallate.models import Classifier
 from bivallate.models.description import read_manifest
@@ -119,7 +119,7 @@ def read_evaluation(file: Path, fit: Fit) -> Evaluation | None:
 
     Raises UserError for a damaged file.
     """
-    named = by_name(file.name)
+    named = identity_from_name(file.name)
     try:
         score = Score.load(file)
     except UserError:

@@ -10,10 +10,10 @@ import numpy as np
 from bivallate.evaluation import Score
 from bivallate.evaluation.statistics import FEWEST_POINTS
 
-__all__ = ["Judged", "common_ground", "strongest_first"]
+__all__ = ["StoredScore", "common_ground", "strongest_first"]
 
 
-class Judged(Protocol):
+class StoredScore(Protocol):
     """The verdicts of an evaluation, and whether they are of weights that are gone."""
 
     @property
@@ -22,7 +22,7 @@ class Judged(Protocol):
     def stale(self) -> bool: ...
 
 
-def strongest_first(offers: Sequence[Sequence[Judged]]) -> list[int]:
+def strongest_first(offers: Sequence[Sequence[StoredScore]]) -> list[int]:
     """Positions of the offers, the one that leads first.
 
     An offer is one evaluation of each of some runs, so that a run's own evaluations are offers of one.
@@ -53,12 +53,12 @@ def strongest_first(offers: Sequence[Sequence[Judged]]) -> list[int]:
     return sorted(range(len(offers)), key=key)
 
 
-def _is_few(found: Judged, others: Sequence[Judged]) -> bool:
+def _is_few(found: StoredScore, others: Sequence[StoredScore]) -> bool:
     """Whether an evaluation is on too few points to lead, where others are on more."""
     return found.score.n < min(FEWEST_POINTS, max(e.score.n for e in others))
 
 
-def common_ground(found: Sequence[Judged], few: Sequence[bool] | None = None) -> list[float]:
+def common_ground(found: Sequence[StoredScore], few: Sequence[bool] | None = None) -> list[float]:
     """Robust accuracy of each evaluation on the points that all have judged.
 
     Its own where they share too few, and for those of few points or of other weights, which must not decide

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bivallate.evaluation import Score
-from bivallate.evaluation.watching import duration
+from bivallate.evaluation.progress_display import duration
 from bivallate.parts import encode
 from bivallate.quoting import line
 from bivallate.reports.collect import RunRecord

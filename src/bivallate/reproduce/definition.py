@@ -12,12 +12,12 @@ from bivallate.reproduce.cell import Cell, configure
 from bivallate.run.config import Config
 from bivallate.run.sentinel import Sentinel
 
-__all__ = ["SOURCE_SEED", "anywhere", "has_columns", "is_of", "source_names", "trained"]
+__all__ = ["SOURCE_SEED", "has_columns", "is_of_cell", "recorded_training", "source_names", "without_machine"]
 
 SOURCE_SEED = 1000  # added to a cell's seed: transfer is from another training
 
 
-def anywhere(config: Config) -> Config:
+def without_machine(config: Config) -> Config:
     """The configuration without what leaves the weights as they are.
 
     Or within what another seed changes: where and how fast it is computed (device, threads, layout,
@@ -28,12 +28,12 @@ def anywhere(config: Config) -> Config:
     return config if config.sentinel.rollback else dataclasses.replace(config, sentinel=Sentinel())
 
 
-def trained(config: Config, cell: Cell) -> dict[str, Any]:
+def recorded_training(config: Config, cell: Cell) -> dict[str, Any]:
     """What a record keeps of a training: configuration, training rows, and which weights count."""
     return {"config": portable(encode(config)), "rows": cell.rows, "weights": cell.weights}
 
 
-def is_of(entry: dict[str, Any], cell: Cell, seed: int, sources: Mapping[str, Cell]) -> bool:
+def is_of_cell(entry: dict[str, Any], cell: Cell, seed: int, sources: Mapping[str, Cell]) -> bool:
     """Whether a record's training is the cell's, and its sources' are too.
 
     The sources are the networks that it was attacked from.
@@ -56,7 +56,7 @@ def source_names(cell: Cell) -> set[str]:
 def _as(kept: dict[str, Any], cell: Cell, seed: int) -> bool:
     if (kept["rows"], kept["weights"]) != (cell.rows, cell.weights):
         return False
-    return anywhere(decode(from_portable(kept["config"]))) == anywhere(configure(cell, seed))
+    return without_machine(decode(from_portable(kept["config"]))) == without_machine(configure(cell, seed))
 
 
 def has_columns(entry: dict[str, Any], cell: Cell) -> bool:

@@ -19,7 +19,7 @@ from bivallate.evaluation.evaluation_file import pack
 from bivallate.evaluation.geometry import fosc_after
 from bivallate.evaluation.points import data_fingerprint, model_fingerprint, points, select
 from bivallate.evaluation.statistics import wilson
-from bivallate.evaluation.sweeps import shown
+from bivallate.evaluation.sweeps import clean_scores
 from bivallate.files import write_json
 from bivallate.lower.apgd import APGD
 from bivallate.lower.fab import FAB
@@ -113,7 +113,7 @@ def transferred(
     index = select(len(dataset.test), _at_most(measure.n, len(dataset.test)), None, 0)
     x, y = dataset.test.tensors(index)
     device = next(model.parameters()).device
-    found = shown(source, {"": model}, x.to(device), y.to(device), radius, read_attack(measure.attack))
+    found = clean_scores(source, {"": model}, x.to(device), y.to(device), radius, read_attack(measure.attack))
     return found[""]
 
 

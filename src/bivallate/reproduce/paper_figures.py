@@ -126,7 +126,7 @@ def _pictures(
     looked: dict[str, Any],
     say: Callable[[str], object],
 ) -> list[Path]:
-    from bivallate.reports.diagnostics.of_one_run import DIAGNOSES, subject
+    from bivallate.reports.diagnostics.by_name import DIAGNOSES, subject
 
     if not kinds:
         return []

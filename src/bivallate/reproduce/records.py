@@ -68,7 +68,7 @@ class Epoch(TypedDict):
     robust: NotRequired[float | None]
 
 
-class Training(TypedDict):
+class RecordedTraining(TypedDict):
     """What was spent, epoch by epoch."""
 
     forward_per_row: Amount
@@ -76,32 +76,32 @@ class Training(TypedDict):
     history: list[Epoch]
 
 
-class Kind(TypedDict):
+class RecordedPart(TypedDict):
     """A part, of which only the name is read."""
 
     kind: str
 
 
-class OfMethod(TypedDict):
+class RecordedMethod(TypedDict):
     """What is read of a method."""
 
-    weighting: NotRequired[Kind]
+    weighting: NotRequired[RecordedPart]
 
 
-class OfData(TypedDict):
+class RecordedData(TypedDict):
     """What is read of a data set."""
 
     name: str
 
 
-class Configured(TypedDict):
+class RecordedConfig(TypedDict):
     """What is read of a configuration without decoding it: definitions change, and old results stay."""
 
-    method: NotRequired[OfMethod]
-    data: NotRequired[OfData]
+    method: NotRequired[RecordedMethod]
+    data: NotRequired[RecordedData]
 
 
-class Written(TypedDict):
+class RecordFile(TypedDict):
     """A record, as far as it is read."""
 
     row: str
@@ -110,8 +110,8 @@ class Written(TypedDict):
     weights: NotRequired[str]
     columns: dict[str, Column]
     scores: dict[str, KeptPoints]
-    training: NotRequired[Training]
-    config: NotRequired[Configured]
+    training: NotRequired[RecordedTraining]
+    config: NotRequired[RecordedConfig]
     machine: NotRequired[dict[str, str | int | float | None]]
     commit: NotRequired[dict[str, str | bool | None]]
 
@@ -230,7 +230,7 @@ def read_record(path: Path) -> Record:
     if entry.get("schema") != SCHEMA:
         raise UserError(f"{path} is not a record of {SCHEMA}: move it out of the results")
     try:
-        record = Record(check(Written, entry, "record"), path)
+        record = Record(check(RecordFile, entry, "record"), path)
         for name in record.entry["columns"]:
             record.points(name)
     except (UserError, ValueError) as error:

@@ -10,7 +10,7 @@ import numpy as np
 from bivallate.data.registry import KNOWN
 from bivallate.quoting import tex
 from bivallate.reproduce.cell import Cell, slug
-from bivallate.reproduce.definition import is_of
+from bivallate.reproduce.definition import is_of_cell
 from bivallate.reproduce.judging import judge_claim
 from bivallate.reproduce.paper_table import PaperTable, Scale
 from bivallate.reproduce.records import Record, of_cell
@@ -62,7 +62,7 @@ def _current(
     kept, left = [], []
     for record in records:
         cell = known.get(slug(f"{record.row} {record.group}"))
-        now = cell is not None and is_of(record.entry, cell, record.seed, sources)
+        now = cell is not None and is_of_cell(record.entry, cell, record.seed, sources)
         (kept if now else left).append(record)
     names = ", ".join(record.path.stem for record in left)
     note = f"Left out, because their cell has been defined otherwise since: {names}."

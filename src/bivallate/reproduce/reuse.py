@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bivallate.errors import UserError
 from bivallate.files import write_json
-from bivallate.reproduce.definition import is_of, source_names
+from bivallate.reproduce.definition import is_of_cell, source_names
 from bivallate.reproduce.measuring import columns_of
 from bivallate.reproduce.records import Record, read_record
 from bivallate.reproduce.running import Job, record_path
@@ -41,4 +41,6 @@ def _read(place: Path) -> Record | None:
 
 def _serves(record: Record, job: Job) -> bool:
     asked = {m.key for m in job.cell.measures if m.what != "seconds"}
-    return asked <= record.entry["scores"].keys() and is_of(record.entry, job.cell, job.seed, job.sources)
+    return asked <= record.entry["scores"].keys() and is_of_cell(
+        record.entry, job.cell, job.seed, job.sources
+    )

@@ -18,7 +18,7 @@ from bivallate.reproduce.definition import SOURCE_SEED, source_names
 from bivallate.reproduce.machine import commit, machine
 from bivallate.reproduce.measuring import columns_of, measured
 from bivallate.reproduce.paper_table import Scale
-from bivallate.reproduce.sharing import equal_run, training_of, with_all_kept
+from bivallate.reproduce.sharing import find_equal_run, training_of, with_all_kept
 from bivallate.run.arithmetic import within
 from bivallate.run.config import Config
 from bivallate.run.execution import execute
@@ -101,7 +101,9 @@ def run_job(job: Job, progress: Progress | None = None) -> Path:
         "commit": made,
         "machine": machine(config.device, job.threads) | _company(job),
         "config": portable(encode(Config.read(folder.config))),
-        "sources": {n: definition.trained(configure(s, seed + SOURCE_SEED), s) for n, s in needed.items()},
+        "sources": {
+            n: definition.recorded_training(configure(s, seed + SOURCE_SEED), s) for n, s in needed.items()
+        },
         "data": {"train": len(dataset.train), "rows": cell.rows, "fingerprint": dataset.fingerprint},
         "training": _training(history),
         "columns": columns_of(cell, scores, history),
@@ -133,7 +135,7 @@ def trained(
     A folder with another configuration or other data (a cell whose definition has changed since) is put
     aside as `PLACE.before-N`; where the run is computed makes no other configuration.
     """
-    folder = equal_run(place, config, dataset.fingerprint)
+    folder = find_equal_run(place, config, dataset.fingerprint)
     if folder is None:
         folder = RunFolder(place)
         _put_aside(place)

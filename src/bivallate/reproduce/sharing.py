@@ -14,14 +14,14 @@ from bivallate.from_text import parse_number
 from bivallate.models.description import read_manifest
 from bivallate.parts import encode, portable
 from bivallate.reproduce.cell import Cell, configure
-from bivallate.reproduce.definition import anywhere
+from bivallate.reproduce.definition import without_machine
 from bivallate.reproduce.paper_table import Scale
 from bivallate.reproduce.papers.catalogue import tables
 from bivallate.reproduce.scaling import at_scale
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
 
-__all__ = ["equal_run", "shared", "training_of", "with_all_kept"]
+__all__ = ["find_equal_run", "grouped_by_training", "training_of", "with_all_kept"]
 
 
 def training_of(cell: Cell, seed: int) -> str:
@@ -29,10 +29,10 @@ def training_of(cell: Cell, seed: int) -> str:
 
     Equal for cells that are trained alike, whatever their names, columns and reported weights.
     """
-    return json.dumps([portable(encode(anywhere(configure(cell, seed)))), cell.rows], sort_keys=True)
+    return json.dumps([portable(encode(without_machine(configure(cell, seed)))), cell.rows], sort_keys=True)
 
 
-def shared(scale: Scale) -> list[list[tuple[str, Cell]]]:
+def grouped_by_training(scale: Scale) -> list[list[tuple[str, Cell]]]:
     """The cells (with their tables) that are one training with others, together, in the tables' order."""
     found: dict[str, list[tuple[str, Cell]]] = defaultdict(list)
     for alike in _alike(scale).values():
@@ -63,7 +63,7 @@ def _looks(cell: Cell) -> tuple[Any, ...]:
     return cell.method, cell.data, cell.model, cell.norm, parse_number(cell.eps), cell.rows
 
 
-def equal_run(place: Path, config: Config, data: str) -> RunFolder | None:
+def find_equal_run(place: Path, config: Config, data: str) -> RunFolder | None:
     """The run to take for a configuration; None where there is none.
 
     The cell's own or another of the same scale, one that is finished before one that is not.
@@ -95,6 +95,6 @@ def _is_of(folder: RunFolder, config: Config, data: str) -> bool:
     try:
         if manifest.exists() and read_manifest(manifest).get("data_fingerprint") != data:
             return False
-        return anywhere(Config.read(folder.config)) == anywhere(config)
+        return without_machine(Config.read(folder.config)) == without_machine(config)
     except UserError:
         return False

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bivallate import collective
 from bivallate.errors import UserError, check_range
-from bivallate.lower.modes import posed
+from bivallate.lower.modes import in_mode
 from bivallate.parts import part
 from bivallate.run.cycles import ends_cycle
 from bivallate.types import Batch, Clock
@@ -231,7 +231,7 @@ def take_statistics(model: nn.Module, batches: Callable[[], Iterable[Batch]]) ->
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # torch's word for a mean of all
-        with posed(model, training=True, track=True, dropout=False):
+        with in_mode(model, training=True, track=True, dropout=False):
             for batch in batches():
                 model(batch.x)
                 rows += len(batch.y)
@@ -240,5 +240,5 @@ def take_statistics(model: nn.Module, batches: Callable[[], Iterable[Batch]]) ->
             norm.momentum = momentum
     own = [value for norm in norms for value in (norm.running_mean, norm.running_var) if value is not None]
     for value, added in zip(own, collective.totals(own), strict=True):
-        value.copy_(added / collective.world())
+        value.copy_(added / collective.world_size())
     return rows

@@ -89,6 +89,6 @@ class CaiCurriculum:
         own = {k: v.clone() for k, v in s.sentinel_tensors.items() if k.startswith(f"{KIND}.")}
         kept = s.sentinel.level
         assert kept is not None
-        s.relearn({k.removeprefix(f"{KIND}."): v for k, v in own.items()}, kept["values"])
+        s.restore_learned({k.removeprefix(f"{KIND}."): v for k, v in own.items()}, kept["values"])
         self._solver().rise(level, s.epoch)
         return kept["epoch"]

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from bivallate.data import Split
-from bivallate.evaluation.guessing import RETRAIN
+from bivallate.evaluation.preparation import RETRAIN
 from bivallate.evaluation.statistics import at_chance
-from bivallate.lower.asking import ask
+from bivallate.lower.input_guard import call_unharmed
 from bivallate.lower.modes import evaluating
 from bivallate.run.progress import attacks
 from bivallate.run.validation import BATCH
@@ -24,7 +24,7 @@ ONE_HOT = 0.1  # share of the images that count, below which the weights are nea
 THROWN = 1.1  # times the loss of guessing: a mean loss of an epoch above it is a rate that was too high
 
 
-def guesses(session: Session, line: dict[str, Any]) -> str:
+def chance_verdict(session: Session, line: dict[str, Any]) -> str:
     """In words, how far a network is no better than chance on images that nobody attacked; else nothing.
 
     They are the held-out rows that were measured after the epoch, or without enough of them the training rows
@@ -34,10 +34,10 @@ def guesses(session: Session, line: dict[str, Any]) -> str:
     """
     split, kind, right = session.dataset.validation, "held-out", 0.0
     rows = list(range(min(len(split or ()), session.config.validation.rows))) if "clean" in line else []
-    if split is None or len(rows) < enough(_commonest(split, rows)):
+    if split is None or len(rows) < fewest_images(_commonest(split, rows)):
         split, kind, margins = session.batches.split, "training", line.get("watched_clean", {})
         rows, right = [int(row) for row in margins], sum(margin > 0 for margin in margins.values())
-        if len(rows) < enough(_commonest(split, rows)):
+        if len(rows) < fewest_images(_commonest(split, rows)):
             return ""
     else:
         right = line["clean"] * len(rows)
@@ -50,7 +50,7 @@ def guesses(session: Session, line: dict[str, Any]) -> str:
     return f"{share}, and {commonest:.1%} are of one class"
 
 
-def enough(commonest: float) -> int:
+def fewest_images(commonest: float) -> int:
     """The fewest images on which chance can be told from half of what can be learned.
 
     The accuracies of a network that guesses and of one that is halfway from it to all right lie apart by two
@@ -79,11 +79,11 @@ def _answers(session: Session, split: Split, rows: list[int]) -> np.ndarray:
     """(n,) the class that the network gives to each row. Eval mode; the model is left as found."""
     with evaluating(session.model):
         images = (split.tensors(torch.tensor(rows[k : k + BATCH]))[0] for k in range(0, len(rows), BATCH))
-        parts = [ask(session.model, x.to(session.device)).argmax(1) for x in images]
+        parts = [call_unharmed(session.model, x.to(session.device)).argmax(1) for x in images]
     return torch.cat(parts).cpu().numpy()
 
 
-def cause(session: Session, line: dict[str, Any]) -> str:
+def likely_cause(session: Session, line: dict[str, Any]) -> str:
     """The likeliest reason why a training is at chance, and what to do about it."""
     guessing = math.log(len(session.dataset.classes))
     worst = max(entry["loss"] for entry in [*session.history, line])
@@ -104,7 +104,7 @@ def cause(session: Session, line: dict[str, Any]) -> str:
     return f"Likely cause: {likely}{more}, or labels say nothing of images. Try another --lr"
 
 
-def ending(history: Sequence[Mapping[str, Any]]) -> str:
+def chance_warning(history: Sequence[Mapping[str, Any]]) -> str:
     """The message at the end of a training whose last epoch is at chance; nothing of any other."""
     if not history or not history[-1].get("at_chance"):
         return ""

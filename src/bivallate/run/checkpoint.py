@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from bivallate import collective
+from bivallate.checksummed import read_checksummed, write_checksummed
 from bivallate.errors import UserError
 from bivallate.files import remove
 from bivallate.quoting import command
 from bivallate.run import rank_files
-from bivallate.sealed import read_sealed, write_sealed
 
 FORMAT, FIRST = "bivallate-checkpoint-2", "bivallate-checkpoint-1"  # the first one's sum left out the place
 KEEP = 2
@@ -67,7 +67,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
             _write(path, checkpoint, tensors, ranks)
         except UserError as error:
             failed = error
-    collective.agree(failed)
+    collective.raise_on_all_ranks(failed)
     return path
 
 
@@ -79,17 +79,17 @@ def _write(path: Path, checkpoint: Checkpoint, tensors: dict[str, Tensor], ranks
     banks = {}
     if large:
         bank = folder / f"{path.stem}{BANK}"
-        banks[bank.name] = write_sealed(bank, large, {"format": FORMAT})
+        banks[bank.name] = write_checksummed(bank, large, {"format": FORMAT})
     header = {
         "format": FORMAT,
         "epoch": checkpoint.epoch,
         "step": checkpoint.step,
         "banks": banks,
         "values": checkpoint.values,
-        "world": collective.world(),
+        "world": collective.world_size(),
         "ranks": ranks,
     }
-    write_sealed(path, small, header)
+    write_checksummed(path, small, header)
     for old in list_all(folder)[KEEP:]:
         remove(old)
     clear_orphans(folder)
@@ -128,7 +128,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def _load(path: Path) -> Checkpoint:
-    header, tensors, mark = read_sealed(path)
+    header, tensors, mark = read_checksummed(path)
     if header is None or header.get("format") not in (FORMAT, FIRST):
         raise UserError(f"{path} is not a bivallate checkpoint")
     first = header["format"] == FIRST
@@ -136,7 +136,7 @@ def _load(path: Path) -> Checkpoint:
         raise UserError(f"{path} is damaged: its checksum is gone")
     banks = dict.fromkeys(header["files"]) if first else header["banks"]
     for name, expected in banks.items():
-        _, more, found = read_sealed(path.with_name(Path(name).name))
+        _, more, found = read_checksummed(path.with_name(Path(name).name))
         if found != expected:
             raise UserError(f"{name} is not the bank that {path.name} was written with")
         tensors.update(more)

@@ -30,7 +30,7 @@ def defaults(method: Method, data: str, *, fixed: Collection[str] = ()) -> Confi
     Args:
         fixed: parameters of the method that the user chose.
     """
-    usual = registry.usual(data)
+    usual = registry.training_defaults(data)
     method = _suited(method, data, fixed)
     rate = usual.lr / method.replays if method.accumulate else usual.lr
     return Config(

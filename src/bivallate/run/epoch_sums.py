@@ -80,7 +80,7 @@ class EpochSums:
 
     def over_ranks(self) -> EpochSums:
         """The sums of all ranks, the same on each."""
-        first, *others = (EpochSums.from_dict(kept) for kept in collective.gathered(self.to_dict()))
+        first, *others = (EpochSums.from_dict(kept) for kept in collective.gather_objects(self.to_dict()))
         for other in others:
             first._merge(other)
         return first

@@ -10,20 +10,20 @@ from typing import Any
 import torch
 
 from bivallate.data import Dataset, Split
-from bivallate.data.classes import places, unknown_class
+from bivallate.data.classes import positions, unknown_class
 from bivallate.data.select import shared
 from bivallate.data.sources import distinct_name
 from bivallate.errors import UserError
 from bivallate.models.description import read_manifest
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
-from bivallate.run.session import load_data, own_data, settled
+from bivallate.run.session import load_data, own_data, resolved_data
 
-__all__ = ["Evaluated", "aligned", "evaluation_data", "moved_data"]
+__all__ = ["EvaluationData", "evaluation_data", "moved_data", "relabelled"]
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluationData:
     """What a run is evaluated on.
 
     Attributes:
@@ -38,7 +38,7 @@ class Evaluated:
 
 def evaluation_data(
     run: Path, config: Config, name: str | None = None, *, by_position: bool = False
-) -> Evaluated:
+) -> EvaluationData:
     """The run's own data, or others by name.
 
     Of others without test data all rows are test data, fitted to the model's images where they differ, unless
@@ -56,18 +56,18 @@ def evaluation_data(
     spec = config.data
     if name is None or distinct_name(name, spec.data_dir or None) == _place(spec):
         data = own_data(spec, config.seed) if name is None else load_data(spec, config.seed)
-        return Evaluated(aligned(data, known, by_position=by_position))
-    there = settled(replace(spec, name=name))
+        return EvaluationData(relabelled(data, known, by_position=by_position))
+    there = resolved_data(replace(spec, name=name))
     try:
         same = load_data(there, config.seed)
     except UserError:  # its settings are for the run's own data
         same = None
     if same is not None and same.matches(manifest.get("data_fingerprint") or ""):
-        return Evaluated(aligned(same, known, by_position=by_position))
+        return EvaluationData(relabelled(same, known, by_position=by_position))
     data = _fitted(there, config.seed, tuple(manifest["shape"]))
-    found = aligned(data, known, by_position=by_position)
+    found = relabelled(data, known, by_position=by_position)
     place = distinct_name(name, spec.data_dir or None)
-    return Evaluated(found, place, _seen(config, found.test))
+    return EvaluationData(found, place, _seen(config, found.test))
 
 
 def moved_data(run: Path, config: Config, place: str | None = None) -> Dataset:
@@ -109,7 +109,7 @@ def _fitted(spec: Any, seed: int, shape: tuple[int, int, int]) -> Dataset:
     return fitted.but(notes=(*fitted.notes, note))
 
 
-def aligned(data: Dataset, known: Sequence[str], *, by_position: bool = False) -> Dataset:
+def relabelled(data: Dataset, known: Sequence[str], *, by_position: bool = False) -> Dataset:
     """With labels that are places among the known classes, found by name; notes say what is not the same.
 
     Data that do not name their classes are read by the labels' numbers.
@@ -123,7 +123,7 @@ def aligned(data: Dataset, known: Sequence[str], *, by_position: bool = False) -
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     rows = torch.cat([split.labels for split in splits.values() if split is not None])
     used = rows.unique().tolist()
-    place = places(found, known)
+    place = positions(found, known)
     lost = [k for k in used if place[k] < 0]
     if by_position or (lost and not data.named):
         if used and used[-1] >= len(known):

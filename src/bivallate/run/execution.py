@@ -13,20 +13,20 @@ from torch import nn
 from bivallate import collective
 from bivallate.data import Dataset
 from bivallate.errors import UserError, check_number
-from bivallate.lower.synced import alone_again
+from bivallate.lower.synced_batchnorm import unsynchronise
 from bivallate.models import Classifier
 from bivallate.run.arithmetic import computing
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
-from bivallate.run.lock import Lock, held
-from bivallate.run.logger import Logged, Logger
+from bivallate.run.lock import Lock, lock_folder
+from bivallate.run.logger import LoggedProgress, Logger
 from bivallate.run.loggers import loggers
-from bivallate.run.memory_layout import settled_layout
+from bivallate.run.memory_layout import resolved_layout
 from bivallate.run.progress import Progress
 from bivallate.run.session import Session
 from bivallate.run.trainer import Trainer, limit_threads
 
-__all__ = ["Run", "check_minutes", "execute", "finish", "holding"]
+__all__ = ["Run", "check_minutes", "execute", "finish", "locked_folder"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,8 +77,8 @@ def execute(
     told = loggers(log)
     limit_threads(config.threads)
     collective.join()
-    shown = spoken_once(progress)
-    config = settled_layout(config, dataset, model, shown.note)
+    shown = first_rank_progress(progress)
+    config = resolved_layout(config, dataset, model, shown.note)
     session = Session(config, dataset, model)
     if out is None:
         return finish(session, None, shown, minutes=max_minutes, told=told)
@@ -89,17 +89,17 @@ def execute(
         folder.clear()
         config.write(folder.config)
 
-    with holding(lambda: RunFolder.create(out, overwrite=overwrite), shown, begin) as lock:
+    with locked_folder(lambda: RunFolder.create(out, overwrite=overwrite), shown, begin) as lock:
         return finish(session, RunFolder(out), shown, lock, max_minutes, told)
 
 
-def spoken_once(progress: Progress | None) -> Progress:
+def first_rank_progress(progress: Progress | None) -> Progress:
     """What is shown by the first rank alone, which has joined the others."""
     return progress if progress is not None and collective.rank() == 0 else Progress()
 
 
 @contextmanager
-def holding(
+def locked_folder(
     find: Callable[[], RunFolder], shown: Progress, prepare: Callable[[], None]
 ) -> Iterator[Lock | None]:
     """The first rank finds the folder, holds it and prepares it; all raise what it meets."""
@@ -107,11 +107,11 @@ def holding(
     with ExitStack() as stack:
         if collective.rank() == 0:
             try:
-                lock = stack.enter_context(held(find().path, shown.note))
+                lock = stack.enter_context(lock_folder(find().path, shown.note))
                 prepare()
             except UserError as error:
                 failed = error
-        collective.agree(failed)
+        collective.raise_on_all_ranks(failed)
         yield lock
 
 
@@ -124,15 +124,15 @@ def finish(
     told: Sequence[Logger] = (),
 ) -> Run:
     """Run a session to its end; the loggers hear of it."""
-    shown = Logged(progress, told, folder.path if folder else None) if told else progress
+    shown = LoggedProgress(progress, told, folder.path if folder else None) if told else progress
     config = session.config
     with computing(config.precision, config.deterministic, session.device):
         Trainer(session, folder, shown, lock, minutes).run()
-    collective.meet()
-    alone_again(session.model.eval())
+    collective.barrier()
+    unsynchronise(session.model.eval())
     average = session.average.model.eval() if session.average is not None else None
     if average is not None:
-        alone_again(average)
+        unsynchronise(average)
     return Run(session.model, average, session.history, folder.path if folder else None)  # pyright: ignore
 
 

@@ -10,11 +10,11 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 from bivallate.errors import UserError, unknown
 from bivallate.files import is_temporary, make_folder, remove, sweep, sync_folder, write_text
-from bivallate.opening import check_regular
 from bivallate.quoting import command
 from bivallate.run.checkpoint import clear_orphans, list_all
 from bivallate.run.lock import NAME as LOCK
 from bivallate.schema import MEGABYTE, Amount, Count, Digits, Share, parse, read_text
+from bivallate.untrusted_files import check_regular
 
 WEIGHTS = ("best", "last", "ema")  # those that a report prefers first
 OTHER_WORDS = {"model": "last", "average": "ema"}

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from bivallate.data import Dataset
-from bivallate.evaluation.watching import duration
+from bivallate.evaluation.progress_display import duration
 from bivallate.run.arithmetic import computing
 from bivallate.run.config import Config
-from bivallate.run.memory_layout import on_trial
+from bivallate.run.memory_layout import trial_session
 from bivallate.step import train_step
 
 __all__ = ["Forecast", "forecast"]
@@ -43,7 +43,7 @@ class Forecast:
 
 def forecast(config: Config, dataset: Dataset, model: nn.Module) -> Forecast:
     """Try a few minibatches with a rate of 0 at the full radius. The model is not to be used afterwards."""
-    session = on_trial(config, dataset, model)
+    session = trial_session(config, dataset, model)
     if session.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     seconds, forward, backward, images = list[float](), 0, 0, 0

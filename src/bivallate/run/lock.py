@@ -15,7 +15,7 @@ from typing import TypedDict
 
 from bivallate.errors import UserError
 from bivallate.files import temporary, write_json
-from bivallate.processes import alive, here, started
+from bivallate.processes import alive, namespace_id, started
 from bivallate.schema import MEGABYTE, read_json
 
 NAME = ".lock"
@@ -34,12 +34,12 @@ class Holder:
 
     host: str = field(default_factory=platform.node)
     pid: int = field(default_factory=os.getpid)
-    place: str = field(default_factory=here)
+    place: str = field(default_factory=namespace_id)
     start: str = field(default_factory=lambda: started(os.getpid()))
     token: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
-class Held(TypedDict):
+class LockFile(TypedDict):
     """The file of a lock: what `Holder` says."""
 
     host: str
@@ -77,7 +77,7 @@ class Lock:
 
 
 @contextmanager
-def held(folder: Path, tell: Callable[[str], None] = lambda text: None) -> Iterator[Lock]:
+def lock_folder(folder: Path, tell: Callable[[str], None] = lambda text: None) -> Iterator[Lock]:
     """Hold a folder that is there.
 
     A holder on this machine is gone when its process is. One that cannot be seen (another machine on a shared
@@ -129,7 +129,7 @@ def _who(found: Holder | None) -> str:
 
 
 def _visible(found: Holder | None) -> bool:
-    return found is not None and found.place == here()
+    return found is not None and found.place == namespace_id()
 
 
 def _ended(found: Holder | None) -> bool:
@@ -139,10 +139,10 @@ def _ended(found: Holder | None) -> bool:
 def _read(path: Path) -> Holder | None:
     """The holder; None where there is none, or the file is not readable as one."""
     try:
-        entry = read_json(path, "lock", Held, MEGABYTE)
+        entry = read_json(path, "lock", LockFile, MEGABYTE)
     except UserError:
         return None
-    return Holder(**entry) if entry.keys() == Held.__annotations__.keys() else None
+    return Holder(**entry) if entry.keys() == LockFile.__annotations__.keys() else None
 
 
 def _time_of(path: Path) -> float:

@@ -62,7 +62,7 @@ class Logger(Protocol):
         """The run is complete, interrupted or broken: nothing comes after this."""
 
 
-class Logged(Progress):
+class LoggedProgress(Progress):
     """Shows what another progress shows, and tells the loggers. On several processes, the first one's."""
 
     def __init__(self, shown: Progress, loggers: Sequence[Logger], folder: Path | None) -> None:
@@ -70,7 +70,7 @@ class Logged(Progress):
         self.loggers = list(loggers) if collective.rank() == 0 else []
         self._begun = False
 
-    def __enter__(self) -> Logged:
+    def __enter__(self) -> LoggedProgress:
         self.shown.__enter__()
         return self
 
@@ -116,7 +116,7 @@ class Logged(Progress):
         self.shown.end(session)
         history = getattr(session, "history", ())
         if self.loggers and history:
-            self._tell("figure", _step(session), "training", drawn(history))
+            self._tell("figure", _step(session), "training", curves_figure(history))
 
     def _tell(self, what: str, *arguments: Any) -> None:
         for logger in list(self.loggers):
@@ -135,7 +135,7 @@ def _step(session: WatchedRun) -> int:
     return session.epoch * len(session.batches) + session.step
 
 
-def drawn(history: Sequence[Mapping[str, Any]]) -> Figure:
+def curves_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
     """Loss and accuracies over the epochs."""
     from bivallate.style import colour, figure, styled  # plotting takes a second to load, and few log
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from bivallate import collective
 from bivallate.data import Dataset
-from bivallate.lower.modes import learning
+from bivallate.lower.modes import set_train_mode
 from bivallate.run.arithmetic import computing
 from bivallate.run.config import Config
 from bivallate.run.packing import generators, restore_generators
@@ -25,14 +25,14 @@ from bivallate.run.session import Session
 from bivallate.step import train_step
 from bivallate.types import Batch
 
-__all__ = ["faster_last", "on_trial", "settled_layout", "timed", "whole_step"]
+__all__ = ["channels_last_is_faster", "resolved_layout", "step_seconds", "trial_session", "whole_step"]
 
 STEPS = 3  # minibatches, each tried in both layouts; the best time counts, so the first may only warm up
 SECONDS = 10.0  # no further minibatch is tried after so long
 GAIN = 0.97  # share of the usual layout's time that the other one has to stay below
 
 
-def settled_layout(
+def resolved_layout(
     config: Config, dataset: Dataset, model: nn.Module, tell: Callable[[str], object]
 ) -> Config:
     """The configuration with `channels_last` true or false where it was "auto", and one line on why.
@@ -47,21 +47,21 @@ def settled_layout(
         tell("channels_last = false: the network has no convolutions")
         return dataclasses.replace(config, channels_last=False)
     try:
-        times = timed(config, dataset, model)
+        times = step_seconds(config, dataset, model)
     except Exception as error:  # what is wrong is the training's to say: it meets it too
-        if collective.together():
+        if collective.is_distributed():
             raise
         tell(f"channels_last = false: it could not be measured ({type(error).__name__}: {error})")
         return dataclasses.replace(config, channels_last=False)
     usual, last = (min(times[layout]) for layout in (False, True))
-    chosen = collective.gathered(faster_last(times[False], times[True]))[0]
+    chosen = collective.gather_objects(channels_last_is_faster(times[False], times[True]))[0]
     seconds = f"a step took {last:.3g} s channels last and {usual:.3g} s as usual"
     if collective.rank() == 0:
         tell(f"channels_last = {str(chosen).lower()}: {seconds}")
     return dataclasses.replace(config, channels_last=chosen)
 
 
-def faster_last(usual: Sequence[float], last: Sequence[float]) -> bool:
+def channels_last_is_faster(usual: Sequence[float], last: Sequence[float]) -> bool:
     """Whether channels last is clearly faster: by the best times, so that a disturbed one does not count.
 
     Example:
@@ -71,13 +71,13 @@ def faster_last(usual: Sequence[float], last: Sequence[float]) -> bool:
     return min(last) < GAIN * min(usual)
 
 
-def timed(config: Config, dataset: Dataset, model: nn.Module) -> dict[bool, list[float]]:
+def step_seconds(config: Config, dataset: Dataset, model: nn.Module) -> dict[bool, list[float]]:
     """Seconds of training steps by layout, on copies that leave model and generators as they are."""
     before, spent = generators(), 0.0
     times: dict[bool, list[float]] = {False: [], True: []}
     try:
         here = {last: dataclasses.replace(config, channels_last=last) for last in times}
-        sessions = {last: on_trial(here[last], dataset, copy.deepcopy(model)) for last in times}
+        sessions = {last: trial_session(here[last], dataset, copy.deepcopy(model)) for last in times}
         for batch in _first(sessions[False]):
             for last, session in sessions.items():
                 began = perf_counter()
@@ -92,10 +92,10 @@ def timed(config: Config, dataset: Dataset, model: nn.Module) -> dict[bool, list
     return times
 
 
-def on_trial(config: Config, dataset: Dataset, model: nn.Module) -> Session:
+def trial_session(config: Config, dataset: Dataset, model: nn.Module) -> Session:
     """A session whose steps are to be timed, at a rate of 0. The model is not to be used afterwards."""
     session = Session(config, dataset, model)
-    learning(session.model)
+    set_train_mode(session.model)
     for group in session.optimizer.param_groups:
         group["lr"] = 0.0
     return session

@@ -15,15 +15,15 @@ from bivallate.lower.threat import ThreatModel
 from bivallate.models import Classifier
 from bivallate.models.robustbench import load_robustbench
 from bivallate.run.config import Data
-from bivallate.run.examined import Examined, split_of
-from bivallate.run.session import load_data, pick_device, settled
+from bivallate.run.evaluation_target import EvaluationTarget, split_of
+from bivallate.run.session import load_data, pick_device, resolved_data
 
-__all__ = ["examined_checkpoint"]
+__all__ = ["checkpoint_target"]
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
 
 
-def examined_checkpoint(
+def checkpoint_target(
     path: str | Path,
     architecture: str | None,
     data: str,
@@ -34,7 +34,7 @@ def examined_checkpoint(
     data_dir: str | None = None,
     device: torch.device | str = "auto",
     normalise: bool = False,
-) -> Examined:
+) -> EvaluationTarget:
     """The model in a file of weights, or in a folder that holds one, and a data set by name.
 
     Args:
@@ -46,7 +46,7 @@ def examined_checkpoint(
         UserError: weights that are not there or of another architecture, or data of more classes.
     """
     place = Path(path)
-    spec = settled(Data(data, data_dir=data_dir or "", validation=0, allow_missing_classes=True))
+    spec = resolved_data(Data(data, data_dir=data_dir or "", validation=0, allow_missing_classes=True))
     dataset = load_data(spec, 0, whole=True)
     warnings: list[str] = []
     model = _model(place, architecture, weights, dataset, normalise, warnings.append)
@@ -62,7 +62,7 @@ def examined_checkpoint(
             f"{place} holds no normalisation, so its network is given images in [0, 1] as they are: if it "
             f"was trained on standardised ones, say --normalise (mean and std of {data})"
         )
-    return Examined(place, network, dataset, points, threat, place.stem, split, data, tuple(warnings))
+    return EvaluationTarget(place, network, dataset, points, threat, place.stem, split, data, tuple(warnings))
 
 
 def _model(

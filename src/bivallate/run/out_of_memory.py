@@ -16,12 +16,12 @@ from bivallate.errors import UserError, out_of_memory
 from bivallate.evaluation.batch_size import example_bytes, free_bytes
 from bivallate.types import Batch
 
-__all__ = ["first", "in_pieces", "no_room", "room_for"]
+__all__ = ["first", "in_pieces", "memory_error", "room_for"]
 
 Piece = TypeVar("Piece")
 
 
-def no_room(error: BaseException, batch: Batch, attempt: Callable[[Batch], object]) -> UserError:
+def memory_error(error: BaseException, batch: Batch, attempt: Callable[[Batch], object]) -> UserError:
     """The error to raise instead.
 
     Args:

@@ -58,7 +58,7 @@ def unpack(session: Session, checkpoint: Checkpoint) -> None:
     session.sentinel = SentinelState.from_dict(values["sentinel"])
     session.sentinel_tensors = section(checkpoint.tensors, "sentinel")
     try:
-        session.relearn(checkpoint.tensors, values)
+        session.restore_learned(checkpoint.tensors, values)
     except (RuntimeError, KeyError, ValueError) as error:
         raise UserError(
             f"the checkpoint is of another model or method than {session.model.architecture}: {error}"

@@ -81,7 +81,7 @@ def batches_by_phase(
     return tuple(
         Batches(
             train, max(1, round(phase.batch * size)), seed, augment, meta=meta, device=device,
-            rank=collective.rank(), world=collective.world(), sides=phase.sides((h, w)),
+            rank=collective.rank(), world=collective.world_size(), sides=phase.sides((h, w)),
             fewest=fewest,
         )
         for phase in phases or (Phase(),)

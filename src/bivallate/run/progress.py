@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import TimeRemainingColumn
 
-from bivallate.evaluation.watching import EVERY, SHORT, duration
+from bivallate.evaluation.progress_display import EVERY, SHORT, duration
 from bivallate.quoting import visible
-from bivallate.steady import SafeStream
+from bivallate.safe_streams import SafeStream
 from bivallate.terminal import bar, literal_console
 from bivallate.types import StepRecord
 
@@ -98,7 +98,7 @@ def describe(line: dict[str, Any], epochs: int) -> str:
     return text + f"  {line['forward']:.3g}F+{line['backward']:.3g}B  {line['seconds']:.1f}s"
 
 
-class Spoken(Progress):
+class TerminalProgress(Progress):
     """Shows a bar with the running numbers on a terminal, and a line an epoch.
 
     Lines alone where there is no terminal, also within a long epoch. Before the first of them, what their
@@ -124,7 +124,7 @@ class Spoken(Progress):
         self._spoken: float | None = None
         self._first = 0
 
-    def __enter__(self) -> Spoken:
+    def __enter__(self) -> TerminalProgress:
         self._drawn = self.console.is_terminal and not self.quiet
         if self._drawn:
             self._bar.start()

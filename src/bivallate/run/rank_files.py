@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from bivallate import collective
+from bivallate.checksummed import checksum, read_checksummed, write_checksummed
 from bivallate.errors import UserError
-from bivallate.sealed import read_sealed, seal, write_sealed
 
 __all__ = ["NAME", "overlaid", "write"]
 
@@ -38,9 +38,9 @@ def write(folder: Path, name: str, tensors: Tensors, values: Values) -> dict[str
     Raises:
         UserError: on all processes, if one of them could not write.
     """
-    if not collective.together():
+    if not collective.is_distributed():
         return {}
-    own, shared = _marks(tensors, values), collective.first(_marks(tensors, values))
+    own, shared = _marks(tensors, values), collective.broadcast_object(_marks(tensors, values))
     differing = {key for key, mark in own.items() if shared.get(key) != mark}
     header = {"format": FORMAT, "values": {k: v for k, v in values.items() if f"value {k}" in differing}}
     part = {name: tensor for name, tensor in tensors.items() if f"tensor {name}" in differing}
@@ -48,16 +48,18 @@ def write(folder: Path, name: str, tensors: Tensors, values: Values) -> dict[str
     if differing:
         file = folder / f"{name}.rank-{collective.rank()}.safetensors"
         try:
-            written[file.name] = write_sealed(file, part, header)
+            written[file.name] = write_checksummed(file, part, header)
         except UserError as error:
             failed = error
-    collective.agree(failed)
-    return {file: mark for part in collective.gathered(written) for file, mark in part.items()}
+    collective.raise_on_all_ranks(failed)
+    return {file: mark for part in collective.gather_objects(written) for file, mark in part.items()}
 
 
 def _marks(tensors: Tensors, values: Values) -> dict[str, Any]:
     """A checksum of every tensor and value, by which processes see where they differ."""
-    marks: dict[str, Any] = {f"tensor {name}": seal({"": tensor}, None) for name, tensor in tensors.items()}
+    marks: dict[str, Any] = {
+        f"tensor {name}": checksum({"": tensor}, None) for name, tensor in tensors.items()
+    }
     texts = {name: json.dumps(value, sort_keys=True) for name, value in values.items()}
     return marks | {f"value {name}": zlib.crc32(text.encode()) for name, text in texts.items()}
 
@@ -73,10 +75,10 @@ def overlaid(
         UserError: a part is missing, damaged, or of another checkpoint.
     """
     for file, mark in seals.items():
-        own = f".rank-{collective.rank()}." in file and collective.world() == world
+        own = f".rank-{collective.rank()}." in file and collective.world_size() == world
         if not own and collective.rank():
             continue
-        header, more, found = read_sealed(folder / Path(file).name)
+        header, more, found = read_checksummed(folder / Path(file).name)
         if header is None or found != mark:
             raise UserError(f"{file} is not the part that this checkpoint was written with")
         if own:

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from bivallate import collective
+from bivallate.checksummed import has_checksum
 from bivallate.errors import UserError
-from bivallate.models.description import manifest_text, sealed_in
+from bivallate.models.description import checksummed_weights, manifest_text
 from bivallate.models.io import read_weights, run_of
-from bivallate.opening import check_regular
 from bivallate.parts import decode, encode, from_portable
 from bivallate.quoting import command, torchrun
 from bivallate.run.checkpoint import Checkpoint, list_all, load, newest, place
@@ -20,7 +20,7 @@ from bivallate.run.folder import RunFolder, lines_of
 from bivallate.run.packing import PLACES
 from bivallate.run.session import Session
 from bivallate.schema import MEGABYTE, parse, read_json, read_text
-from bivallate.sealed import is_sealed
+from bivallate.untrusted_files import check_regular
 
 FREE = (
     "device",
@@ -55,7 +55,7 @@ def reopened(
     Raises:
         UserError: for a run that stopped within an epoch on another number of processes.
     """
-    config, at = collective.first(own and (own[0], own[1] and (own[1].epoch, own[1].step)))
+    config, at = collective.broadcast_object(own and (own[0], own[1] and (own[1].epoch, own[1].step)))
     found = own[1] if own is not None else at and load(place(folder.checkpoints, *at))
     if found is not None:
         _check_processes(found)
@@ -63,7 +63,7 @@ def reopened(
 
 
 def _check_processes(found: Checkpoint) -> None:
-    now, were = collective.world(), found.world
+    now, were = collective.world_size(), found.world
     if found.step == 0 or now == (were or 1):
         return
     before = f"on {were} process{'es' * (were > 1)}" if were else "in a version that did not say on how many"
@@ -222,7 +222,7 @@ def _whole(folder: RunFolder, name: str, session: Session) -> bool:
     path = folder.path / f"{name}.safetensors"
     try:
         read_weights(path)
-        if name in sealed_in(folder.path / "model.json") and not is_sealed(path):
+        if name in checksummed_weights(folder.path / "model.json") and not has_checksum(path):
             return False
         return run_of(path) in (None, session.run)
     except UserError:

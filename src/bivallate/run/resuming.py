@@ -15,18 +15,18 @@ from bivallate.errors import UserError, check_path
 from bivallate.method import Method, checked
 from bivallate.quoting import command
 from bivallate.run.arithmetic import within
-from bivallate.run.beginning import first_network
 from bivallate.run.checkpoint import Checkpoint, list_all
 from bivallate.run.config import Config
-from bivallate.run.execution import Run, check_minutes, execute, finish, holding, spoken_once
+from bivallate.run.execution import Run, check_minutes, execute, finish, first_rank_progress, locked_folder
+from bivallate.run.first_network import first_network
 from bivallate.run.folder import RunFolder
-from bivallate.run.lengthening import lengthening
 from bivallate.run.load_model import built_in
 from bivallate.run.logger import Logger
 from bivallate.run.loggers import loggers
-from bivallate.run.memory_layout import settled_layout
+from bivallate.run.memory_layout import resolved_layout
+from bivallate.run.more_epochs import effects_of_more_epochs
 from bivallate.run.packing import unpack
-from bivallate.run.progress import Progress, Spoken
+from bivallate.run.progress import Progress, TerminalProgress
 from bivallate.run.reopen import FREE, Tell, differing, reopen, reopened, repair
 from bivallate.run.session import Session, create_model, own_data, pick_device
 from bivallate.run.trainer import limit_threads
@@ -74,14 +74,14 @@ def resume(
     check_minutes(max_minutes)
     told = loggers(log)
     collective.join()
-    shown = spoken_once(Spoken(path.name) if progress is True else progress or None)
+    shown = first_rank_progress(TerminalProgress(path.name) if progress is True else progress or None)
     folder, begun = RunFolder.open(path), list[tuple[Config, Checkpoint | None]]()
 
     def prepare() -> None:
         folder.tidy()
         begun.append(reopen(folder, shown.note, fall_back=fall_back))
 
-    with holding(lambda: folder, shown, prepare) as lock:
+    with locked_folder(lambda: folder, shown, prepare) as lock:
         config, found = reopened(folder, begun[0] if begun else None)
         planned, config = config, config if epochs is None else config.longer(epochs)
         if method is not None:
@@ -94,7 +94,7 @@ def resume(
         loaded = dataset if dataset is not None else own_data(config.data, config.seed)
         network = _network(config, loaded, model, anew=found is None)
         if config.channels_last == "auto":  # written so by hand before the first checkpoint
-            config = settled_layout(config, loaded, network, shown.note)
+            config = resolved_layout(config, loaded, network, shown.note)
             planned = dataclasses.replace(planned, channels_last=config.channels_last)
             if collective.rank() == 0:
                 planned.write(folder.config)
@@ -143,7 +143,7 @@ def begin_or_resume(
         )
     collective.join()
     folder = RunFolder(out)
-    if not collective.first(not folder.free and bool(list_all(folder.checkpoints))):
+    if not collective.broadcast_object(not folder.free and bool(list_all(folder.checkpoints))):
         return execute(config, dataset, model, out, **options)
     _check_same(config, folder)
     where = {"device": config.device, "threads": config.threads}
@@ -169,7 +169,7 @@ def _check_same(config: Config, folder: RunFolder) -> None:
 def _go_beyond(folder: RunFolder, session: Session, planned: Config, tell: Tell) -> None:
     """Write down that the run is longer than it was planned, and say what that changes."""
     config = session.config
-    if session.settled:
+    if session.out_of_patience:
         raise UserError(
             f"this run ended after epoch {session.epoch}: its held-out robust accuracy had not risen for "
             f"{config.patience} epochs, and more of them would change nothing. Train again with another "
@@ -178,7 +178,7 @@ def _go_beyond(folder: RunFolder, session: Session, planned: Config, tell: Tell)
     if collective.rank() == 0:
         own = dataclasses.replace(planned, epochs=config.epochs, extended=config.extended)
         own.write(folder.config)
-    told = lengthening(planned, config, len(session.batches))
+    told = effects_of_more_epochs(planned, config, len(session.batches))
     if told:
         tell(told)
 

@@ -9,9 +9,9 @@ import torch
 from bivallate import collective
 from bivallate.data import Split
 from bivallate.noise import Noise, permutation
-from bivallate.run.chance import cause, guesses
+from bivallate.run.chance import chance_verdict, likely_cause
 from bivallate.run.sentinel import FEWEST_STEPS, FINEST, KINDS, SEEN, SentinelState
-from bivallate.run.validation import Look, look
+from bivallate.run.validation import Inspection, inspect_rows
 
 if TYPE_CHECKING:
     from bivallate.run.session import Session
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 TURN = -3  # of the noise: no replay, restart or measurement draws with it
 
 
-class Watch:
+class SentinelLoop:
     """Acts on a session as its configuration's sentinel says.
 
     All that it remembers lies in `session.sentinel` (JSON) and `session.sentinel_tensors` (the states
@@ -92,7 +92,7 @@ class Watch:
     def _learns(self, line: dict[str, Any]) -> list[str]:
         """Whether the training is still at chance when it should not be."""
         s, state, rule = self.session, self.state, self.rule
-        found = guesses(s, line)
+        found = chance_verdict(s, line)
         if not found:
             self._over("chance")
             self._keep("chance")
@@ -102,7 +102,7 @@ class Watch:
         if early or done < (rule.chance if state.patience is None else state.patience):
             return []
         line["at_chance"] = True
-        text = f"at chance after {done:.0%} of the steps: {found}. {cause(s, line)}"
+        text = f"at chance after {done:.0%} of the steps: {found}. {likely_cause(s, line)}"
         return self._alarm("chance", text, lost=done < 1)
 
     def _training(self) -> tuple[int, int, int]:
@@ -122,21 +122,21 @@ class Watch:
         spent = self.state.forward + self.state.backward
         return self.rule.rows_now(spent, forward + backward, per_epoch, len(self.split or ()))
 
-    def _check(self, rows: int) -> Look:
+    def _check(self, rows: int) -> Inspection:
         """A look at a slice that is drawn for this check."""
         s, number = self.session, self.state.checks
         assert self.split is not None
         chosen = permutation(s.config.seed, "sentinel", number, len(self.split))[:rows]
         x, y = (t.to(s.device) for t in self.split.tensors(chosen))
         noise = Noise(s.config.seed, chosen.to(s.device), number, TURN)
-        seen = look(s.model, x, y, s.method.threat, noise, self.rule.steps)
-        if not collective.together():
+        seen = inspect_rows(s.model, x, y, s.method.threat, noise, self.rule.steps)
+        if not collective.is_distributed():
             return seen
         numbers = (seen.fgsm, seen.pgd, seen.alignment)
         told = torch.tensor(numbers, dtype=torch.float64, device=s.device)
         collective.broadcast([told])  # BatchNorm's statistics differ between ranks until the epoch ends
         fgsm, pgd, alignment = told.tolist()
-        return Look(fgsm, pgd, alignment, seen.passes)
+        return Inspection(fgsm, pgd, alignment, seen.passes)
 
     def _compare(self, line: dict[str, Any]) -> list[str]:
         s, state = self.session, self.state
@@ -207,7 +207,7 @@ class Watch:
             for k, v in s.sentinel_tensors.items()
             if k.startswith(f"{kind}.")
         }
-        s.relearn(own, state.good[kind]["values"])
+        s.restore_learned(own, state.good[kind]["values"])
 
     def _help(self) -> None:
         """Lower the rate, let the radius grow anew, or both; and give that its time."""

@@ -29,7 +29,7 @@ from bivallate.run.optim import optimizer_of
 from bivallate.run.origin import origin
 from bivallate.run.phases import batches_by_phase, phase_at, take_sizes
 from bivallate.run.sentinel import SentinelState
-from bivallate.run.together import normalise_together
+from bivallate.run.sync_batchnorm import synchronise_batchnorm
 from bivallate.run.warm_up import growth
 from bivallate.types import Clock, Facts
 
@@ -44,9 +44,9 @@ def pick_device(name: str) -> torch.device:
     if name == "auto" and not torch.cuda.is_available():
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     own = torch.device("cuda", collective.local_rank() % max(1, torch.cuda.device_count()))
-    if name == "auto" or (name == "cuda" and collective.together()):
+    if name == "auto" or (name == "cuda" and collective.is_distributed()):
         device = check_device(own, "use --device auto or cpu")
-        if collective.together():
+        if collective.is_distributed():
             torch.cuda.set_device(device)  # where NCCL works
         return device
     return check_device(name, "use --device auto or cpu")
@@ -92,7 +92,7 @@ def own_data(spec: Any, seed: int) -> Dataset:
         raise UserError(f"{error}. If the data have moved, say where they are now: {option}") from error
 
 
-def settled(spec: Any) -> Any:
+def resolved_data(spec: Any) -> Any:
     """A data configuration that holds from any working folder: sets by their own names, paths absolute."""
     place = spec.data_dir and os.path.abspath(os.path.expanduser(spec.data_dir))
     extra = spec.extra if spec.extra == "none" else os.path.abspath(os.path.expanduser(spec.extra))
@@ -191,13 +191,13 @@ class Session:
         trainable(made)
         freeze(made, config.init.freeze)
         if config.sync_batchnorm:
-            normalise_together(made, config.method)
+            synchronise_batchnorm(made, config.method)
         lay_out(made, config.channels_last)
         made.autocast_dtype = autocast_of(config.precision, self.device)  # pyright: ignore[reportArgumentType]
         return made
 
     @property
-    def settled(self) -> bool:
+    def out_of_patience(self) -> bool:
         """Whether the held-out robust accuracy has not risen for as many epochs as patience allows."""
         return 0 < self.config.patience <= self.epoch - 1 - self.best_epoch
 
@@ -248,7 +248,7 @@ class Session:
         }
         return tensors, values
 
-    def relearn(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    def restore_learned(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """The inverse of `learned`; the attack's steps are those that the sentinel has left."""
         part = {name: section(tensors, name) for name in ("model", "optimizer", "method", "average")}
         self.model.load_state_dict(renamed(part["model"], self.model.state_dict()))

@@ -13,18 +13,18 @@ from torch import nn
 from bivallate import collective
 from bivallate.data.workers import WorkersLost
 from bivallate.errors import UserError, out_of_memory
-from bivallate.lower.modes import learning
+from bivallate.lower.modes import set_train_mode
 from bivallate.record import NonFinite, Tell
 from bivallate.run import checkpoint, packing
 from bivallate.run.cai_curriculum import CaiCurriculum
-from bivallate.run.continuing import to_resume
 from bivallate.run.divergence import trouble_of
 from bivallate.run.folder import RunFolder
 from bivallate.run.lock import Lock
+from bivallate.run.next_commands import resume_command
 from bivallate.run.optim import set_rate
-from bivallate.run.out_of_memory import no_room
+from bivallate.run.out_of_memory import memory_error
 from bivallate.run.progress import Progress
-from bivallate.run.sentinel_loop import Watch
+from bivallate.run.sentinel_loop import SentinelLoop
 from bivallate.run.session import Session
 from bivallate.run.signals import Interrupted, Request, interruptible
 from bivallate.run.validation import clean_margins, held_out
@@ -51,7 +51,7 @@ class Trainer:
         minutes: float | None = None,
     ) -> None:
         self.session, self.folder, self.progress, self.lock = session, folder, progress, lock
-        self.watch, self.curriculum, self.minutes = Watch(session), CaiCurriculum(session), minutes
+        self.watch, self.curriculum, self.minutes = SentinelLoop(session), CaiCurriculum(session), minutes
         self._saved = time.monotonic()
         self._since = time.monotonic()
 
@@ -64,13 +64,13 @@ class Trainer:
             UserError: the folder is gone or taken over, or a minibatch does not fit into memory.
         """
         session = self.session
-        learning(session.model)
+        set_train_mode(session.model)
         with interruptible(self.minutes) as request, self.progress as progress:
             if self.folder is not None and session.epoch == 0 and session.step == 0:
                 self._save()  # a run that dies in its first minutes can be resumed too
             progress.begin(session)
             self._since = time.monotonic()
-            while session.epoch < session.config.epochs and not session.settled:
+            while session.epoch < session.config.epochs and not session.out_of_patience:
                 self._epoch(request)
             self._check_lock()
             progress.end(session)
@@ -81,7 +81,7 @@ class Trainer:
             stop, due = self._minibatch(batch, request)
             session.step += 1
             self._tell(self.watch.after_step())
-            if stop or (request.made and not collective.together()):  # alone, at once
+            if stop or (request.made and not collective.is_distributed()):  # alone, at once
                 self._interrupt(request)
             if due:
                 self._save()
@@ -93,7 +93,7 @@ class Trainer:
         try:
             yield from session.batches.epoch(session.epoch, session.step)
         except WorkersLost:
-            if not request.made or collective.together():  # the others are in the middle of this minibatch
+            if not request.made or collective.is_distributed():  # the others are within this minibatch
                 raise
             self._interrupt(request)
 
@@ -141,10 +141,10 @@ class Trainer:
         except NonFinite as error:
             raise NonFinite(f"{error}. {self._advice()}") from error
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error) or collective.together():
+            if not out_of_memory(error) or collective.is_distributed():
                 raise
             failed = error.with_traceback(None)  # it holds the tensors of what has failed
-        raise no_room(failed, batch, work)
+        raise memory_error(failed, batch, work)
 
     def _advice(self) -> str:
         lr = self.session.config.optimizer.lr
@@ -187,7 +187,7 @@ class Trainer:
         session.forward += whole.forward
         session.backward += whole.backward
         self._lap()
-        session.tally.seconds = collective.first(session.tally.seconds)  # as the history is every process's
+        session.tally.seconds = collective.broadcast_object(session.tally.seconds)  # the same for all
         session.seconds += session.tally.seconds
         rows = max(len(session.batches.split), 1)
         line |= {"total_forward": session.forward / rows, "total_backward": session.backward / rows}
@@ -253,7 +253,7 @@ class Trainer:
                 self.lock.check()
         except UserError as error:
             lost = error
-        collective.agree(lost)
+        collective.raise_on_all_ranks(lost)
 
     def _save(self) -> None:
         self._saved = time.monotonic()
@@ -266,13 +266,13 @@ class Trainer:
         if self.folder is None:
             raise Interrupted("interrupted; the run had no folder (out=...), so its state is lost")
         self._save()
-        collective.meet()  # a launcher ends all as soon as one has gone, and another still saves
+        collective.barrier()  # a launcher ends all as soon as one has gone, and another still saves
         session = self.session
         architecture = str(getattr(session.model, "architecture", ""))
         raise Interrupted(
             f"{'the time is up' if request.late else 'interrupted'} at epoch {session.epoch + 1}, "
             f"minibatch {session.step}; all is saved. "
-            f"Go on with: {to_resume(self.folder.path, session.config, architecture)}"
+            f"Go on with: {resume_command(self.folder.path, session.config, architecture)}"
         )
 
 

@@ -11,25 +11,25 @@ from torch import nn
 
 from bivallate import data
 from bivallate.data import Dataset
-from bivallate.data.registry import usual
-from bivallate.errors import UserError, check_number, check_path, check_whole, plainly, unknown
+from bivallate.data.registry import training_defaults
+from bivallate.errors import UserError, check_number, check_path, check_whole, python_arguments, unknown
 from bivallate.lower.threat import threat
 from bivallate.method import Method, checked
 from bivallate.methods.entries import create
-from bivallate.run.beginning import begin, described
 from bivallate.run.config import Config
 from bivallate.run.defaults import fitted
 from bivallate.run.execution import Run
+from bivallate.run.first_network import begin_network, described_model
 from bivallate.run.initial import Init
 from bivallate.run.logger import Logger
-from bivallate.run.progress import Progress, Spoken
+from bivallate.run.progress import Progress, TerminalProgress
 from bivallate.run.recipes.published import recipe_for
 from bivallate.run.resuming import begin_or_resume
-from bivallate.run.session import load_data, settled
+from bivallate.run.session import load_data, resolved_data
 from bivallate.schema import check
 
 
-@plainly
+@python_arguments
 def train(
     model: nn.Module | str | None,
     dataset: Dataset | str | tuple[Any, Any],
@@ -73,7 +73,7 @@ def train(
             `Logger` of one's own.
         max_minutes: save and stop after so long, by an `Interrupted`; `resume` goes on.
         settings: further fields of `Config`: batch_size, optimizer, rate, average, warm_up, validation, ...
-            What is said nowhere is as `bivallate.data.registry.usual` has it for the data set.
+            What is said nowhere is as `bivallate.data.registry.training_defaults` has it for the data set.
 
     Raises:
         UserError: for anything the user can mend. NonFinite: training diverged.
@@ -95,20 +95,20 @@ def train(
     begun = _init(init, freeze, model)
     config = dataclasses.replace(config, seed=seed, init=begun, **_known(settings))
     if model is not None:
-        config = dataclasses.replace(config, model=described(config.model, model))
+        config = dataclasses.replace(config, model=described_model(config.model, model))
     for path, value, right in (("epochs", epochs, check_whole), ("optimizer.lr", lr, check_number)):
         if value is not None:
             right(path.rpartition(".")[2], value)  # text is for the command line
             config = config.set(path, value)
     if isinstance(given, str):
-        config = dataclasses.replace(config, data=settled(config.data))
+        config = dataclasses.replace(config, data=resolved_data(config.data))
     loaded = load_data(config.data, seed) if isinstance(given, str) else given
     if recipe is None and "batch_size" not in settings:
         config = fitted(config, len(loaded.train))
-    shown = Spoken(method.name) if progress is True else (progress or Progress())
+    shown = TerminalProgress(method.name) if progress is True else (progress or Progress())
     network: nn.Module
     if isinstance(model, str) or model is None:
-        config, network = begin(config, loaded, model, shown.note if progress else None)
+        config, network = begin_network(config, loaded, model, shown.note if progress else None)
     else:
         network = model
     return begin_or_resume(
@@ -151,7 +151,7 @@ def _method(method: Method | str, eps: float | str | None, norm: str, data_name:
         return checked(method)
     if eps is None and type(threat(norm, 0.0)) is not type(threat("linf", 0.0)):
         raise UserError(f"norm={norm!r} needs a radius, eps=..., such as 0.5: the customary ones are of Linf")
-    return create(method, threat(norm, usual(data_name).eps if eps is None else eps))
+    return create(method, threat(norm, training_defaults(data_name).eps if eps is None else eps))
 
 
 def _named(dataset: Dataset) -> str:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from bivallate.data import Split
 from bivallate.evaluation.geometry import alignment
-from bivallate.lower.asking import ask
 from bivallate.lower.forward import Forward
+from bivallate.lower.input_guard import call_unharmed
 from bivallate.lower.modes import evaluating
 from bivallate.lower.objective import cross_entropy
 from bivallate.lower.pgd import PGD
@@ -78,7 +78,7 @@ def clean_margins(model: nn.Module, split: Split, rows: list[int], device: torch
 
     def measure(start: int, stop: int) -> None:
         x, y = (t.to(device) for t in split.tensors(torch.tensor(rows[start:stop])))
-        found.extend(probability_margin(ask(model, x), y).nan_to_num(nan=-1.0).tolist())
+        found.extend(probability_margin(call_unharmed(model, x), y).nan_to_num(nan=-1.0).tolist())
 
     with evaluating(model):
         in_pieces(len(rows), BATCH, measure)
@@ -86,7 +86,7 @@ def clean_margins(model: nn.Module, split: Split, rows: list[int], device: torch
 
 
 @dataclass(frozen=True)
-class Look:
+class Inspection:
     """What the sentinel sees in some rows.
 
     Attributes:
@@ -101,7 +101,9 @@ class Look:
     passes: Passes
 
 
-def look(model: nn.Module, x: Tensor, y: Tensor, threat: Linf | L2, noise: Noise, steps: int) -> Look:
+def inspect_rows(
+    model: nn.Module, x: Tensor, y: Tensor, threat: Linf | L2, noise: Noise, steps: int
+) -> Inspection:
     """How rows withstand FGSM and then PGD, and how their gradients turn.
 
     Eval mode; the model is left as found.
@@ -116,30 +118,30 @@ def look(model: nn.Module, x: Tensor, y: Tensor, threat: Linf | L2, noise: Noise
         rows = slice(start, stop)
         batch, clock = Batch(x[rows], y[rows], noise.index[rows]), Clock(seed=noise.seed)
         own = replace(noise, index=noise.index[rows])
-        seen.append(_look(LowerProblem(Forward(model), batch, cross_entropy, threat, clock, own), steps))
+        seen.append(_inspect(LowerProblem(Forward(model), batch, cross_entropy, threat, clock, own), steps))
 
     with evaluating(model):
         in_pieces(len(y), len(y), measure)
     cosines, left, held, passes = zip(*seen, strict=True)
     mean = float(torch.cat(cosines).mean())
-    return Look(sum(left) / len(y), sum(held) / len(y), mean, sum(passes, Passes()))
+    return Inspection(sum(left) / len(y), sum(held) / len(y), mean, sum(passes, Passes()))
 
 
-def _look(problem: LowerProblem, steps: int) -> tuple[Tensor, int, int, Passes]:
+def _inspect(problem: LowerProblem, steps: int) -> tuple[Tensor, int, int, Passes]:
     """Cosines (B,), how many withstand FGSM and how many PGD as well, and the passes, in eval mode."""
     threat, held = problem.threat, 0
     cosine, here = alignment(problem)
     step = problem.project(threat.eps * threat.steepest(here))
-    left = _withstand(problem, step).nonzero()[:, 0]
+    left = _withstands(problem, step).nonzero()[:, 0]
     if len(left):
         rest = problem.select(left)
         start = threat.random(rest.noise, rest.x, "sentinel")
         solver = PGD(steps, threat.eps / 2, Given(start))
-        held = int(_withstand(rest, solver.solve(rest).delta).sum())
+        held = int(_withstands(rest, solver.solve(rest).delta).sum())
     return cosine, len(left), held, problem.forward.passes
 
 
-def _withstand(problem: LowerProblem, delta: Tensor) -> Tensor:
+def _withstands(problem: LowerProblem, delta: Tensor) -> Tensor:
     """(B,) bool, correct at delta."""
     with torch.no_grad():
         return problem.forward(problem.x + delta).argmax(1) == problem.y

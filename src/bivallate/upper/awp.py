@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bivallate import collective
 from bivallate.errors import UserError
-from bivallate.lower.modes import posed
+from bivallate.lower.modes import in_mode
 from bivallate.lower.problem import LowerProblem
 from bivallate.parts import part
 from bivallate.roles import Composition
@@ -86,7 +86,7 @@ class AWP(Loss):
             if p.ndim > 1 and p.requires_grad
         }
         buffers = {n: b.clone() for n, b in module.named_buffers()}
-        with torch.enable_grad(), posed(module, training=True, track=False, dropout=True):
+        with torch.enable_grad(), in_mode(module, training=True, track=False, dropout=True):
             terms = self.loss(problem.at({**theta, **buffers}), x_adv)
             climbed = (terms.robust + terms.anchor).sum() / collective.size(problem.batch)
             grads = torch.autograd.grad(climbed, list(theta.values()), materialize_grads=True)

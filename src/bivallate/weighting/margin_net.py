@@ -180,7 +180,7 @@ class BoundMarginNet(Weighting, nn.Module):
         self._begin(evidence.clock.seed)
         with torch.enable_grad():
             omega = self.omega(self._features(evidence))
-            mean = collective.mean(omega).requires_grad_() if collective.together() else omega.mean()
+            mean = collective.mean(omega).requires_grad_() if collective.is_distributed() else omega.mean()
             weights = omega / mean
             at = weights.detach().requires_grad_()
             loss = lookahead(at, second_order=self.rule.second_order)
@@ -195,7 +195,7 @@ class BoundMarginNet(Weighting, nn.Module):
         held fixed comes that by the mean times the mean's own, and each of these is a sum over ranks.
         """
         parameters = list(self.parameters())
-        if not collective.together():
+        if not collective.is_distributed():
             return list(torch.autograd.grad(weights, parameters, slope, materialize_grads=True))
         *direct, by_mean = torch.autograd.grad(
             weights, [*parameters, mean], slope, retain_graph=True, materialize_grads=True

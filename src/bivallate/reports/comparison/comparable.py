@@ -23,7 +23,7 @@ Kind = tuple[str, str, float]  # attack, norm, eps
 
 
 @dataclass(frozen=True)
-class Wanted:
+class EvaluationFilter:
     """What the user asked for; None where nothing was said.
 
     Attributes:
@@ -39,7 +39,7 @@ class Wanted:
     @classmethod
     def of(
         cls, weights: str, split: str, attack: str | None, norm: str | None, eps: str | None, known: set[str]
-    ) -> Wanted:
+    ) -> EvaluationFilter:
         """From the words of the command line; `known`: names of attacks that the runs have stored.
 
         Raises UserError for an unknown attack or norm and for an eps that is no number.
@@ -76,13 +76,13 @@ def kind_of(found: Evaluation) -> Kind:
     return score.attack, type(score.threat).__name__, float(score.threat.eps)
 
 
-def alike(kind: Kind, found: Evaluation) -> bool:
+def is_of_kind(kind: Kind, found: Evaluation) -> bool:
     """Whether an evaluation is of this kind, but for the rounding of its radius."""
     attack, norm, eps = kind_of(found)
     return kind[:2] == (attack, norm) and math.isclose(kind[2], eps, rel_tol=SAME_RADIUS)
 
 
-def choose(runs: Sequence[RunRecord], paths: Sequence[Path], wanted: Wanted) -> list[Evaluation]:
+def choose(runs: Sequence[RunRecord], paths: Sequence[Path], wanted: EvaluationFilter) -> list[Evaluation]:
     """One evaluation of each run, all by the same attack in the same threat, on the same points if possible.
 
     Where several are left: the threat that most runs were trained for, then the strongest (see
@@ -97,7 +97,7 @@ def choose(runs: Sequence[RunRecord], paths: Sequence[Path], wanted: Wanted) -> 
     fitting = [[e for e in run.evaluations if wanted.fits(e)] for run in runs]
     offers = []
     for kind in sorted({kind_of(e) for e in fitting[0]}):
-        same = [[e for e in some if alike(kind, e)] for some in fitting]
+        same = [[e for e in some if is_of_kind(kind, e)] for some in fitting]
         offers += [_pick(same)] if all(same) else []
     if not offers:
         raise _missing(runs, paths, fitting, wanted)
@@ -136,14 +136,17 @@ def _at_home(runs: Sequence[RunRecord], offer: Sequence[Evaluation]) -> int:
 
 
 def _missing(
-    runs: Sequence[RunRecord], paths: Sequence[Path], fitting: Sequence[Sequence[Evaluation]], wanted: Wanted
+    runs: Sequence[RunRecord],
+    paths: Sequence[Path],
+    fitting: Sequence[Sequence[Evaluation]],
+    wanted: EvaluationFilter,
 ) -> UserError:
     """The error that names the runs without a common evaluation, and the commands that make it."""
     example = _most_common(fitting)
     kind = kind_of(example) if example is not None else None
     lines, lacking = [], []
     for run, path, some in zip(runs, paths, fitting, strict=True):
-        if kind is None or not any(alike(kind, e) for e in some):
+        if kind is None or not any(is_of_kind(kind, e) for e in some):
             lacking.append(run.label)
             lines.append("  " + _command(run, path, wanted, example))
     asked = f"{wanted}"
@@ -158,13 +161,15 @@ def _missing(
 def _most_common(fitting: Sequence[Sequence[Evaluation]]) -> Evaluation | None:
     """An evaluation of the kind that most runs have; of equally many, the strongest."""
     every = [e for some in fitting for e in some]
-    holders = {kind_of(e): sum(any(alike(kind_of(e), o) for o in some) for some in fitting) for e in every}
+    holders = {
+        kind_of(e): sum(any(is_of_kind(kind_of(e), o) for o in some) for some in fitting) for e in every
+    }
     top = max(holders.values(), default=0)
     candidates = [e for e in every if holders[kind_of(e)] == top]
     return candidates[strongest_first([[e] for e in candidates])[0]] if candidates else None
 
 
-def _command(run: RunRecord, path: Path, wanted: Wanted, example: Evaluation | None) -> str:
+def _command(run: RunRecord, path: Path, wanted: EvaluationFilter, example: Evaluation | None) -> str:
     """What makes the evaluation that a run lacks."""
     attack = example.score.attack if example is not None else wanted.attack or "pgd-20"
     own: Any = run.config.method.threat

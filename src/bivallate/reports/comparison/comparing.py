@@ -10,13 +10,13 @@ from bivallate.evaluation import metrics
 from bivallate.evaluation.metrics import by_key
 from bivallate.evaluation.pairs import pairs
 from bivallate.reports.collect import RunRecord, Runs, collect, folders
-from bivallate.reports.comparison.comparable import Wanted, choose
+from bivallate.reports.comparison.comparable import EvaluationFilter, choose
 from bivallate.reports.comparison.comparison_table import Comparison
 from bivallate.reports.comparison.notes import data_name
 from bivallate.reports.comparison.rows import by_method, single
 from bivallate.reports.stored_evaluations import Evaluation
 from bivallate.run.folder import check_weights
-from bivallate.terminal import teller
+from bivallate.terminal import progress_callback_of
 
 PAIRS = {"pairs": "Tango's score interval of the difference on the same points"}
 OVER_SEEDS = "Student, of the mean over seeds"
@@ -61,11 +61,11 @@ def compare(
     check_weights(weights)
     if not runs:
         raise UserError("name at least one run folder to compare: bivallate compare RUN RUN ...")
-    paths, tell = folders(runs), teller(progress)
+    paths, tell = folders(runs), progress_callback_of(progress)
     tell(f"reading {len(paths)} runs")
     records = collect(paths)
     stored = {e.score.attack for record in records for e in record.evaluations}
-    wanted = Wanted.of(weights, split, attack, norm, None if eps is None else str(eps), stored)
+    wanted = EvaluationFilter.of(weights, split, attack, norm, None if eps is None else str(eps), stored)
     chosen = choose(records, paths, wanted)
     tell(f"comparing {chosen[0].score.attack} on {chosen[0].score.n} points")
     falling = None if ascending is None else not ascending

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from bivallate.errors import UserError
-from bivallate.reports.diagnostics.drawn import Drawn
+from bivallate.reports.diagnostics.diagnostic import Diagnostic
 from bivallate.run.progress import attacks
 from bivallate.style import COLUMN, colour, whole_ticks
 
@@ -57,7 +57,7 @@ def shown(line: Mapping[str, Any], key: str) -> bool:
 
 
 @dataclass(frozen=True)
-class LearningCurves(Drawn):
+class LearningCurves(Diagnostic):
     """What changed from epoch to epoch.
 
     Attributes:

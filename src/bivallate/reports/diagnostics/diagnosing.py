@@ -11,8 +11,8 @@ from bivallate.errors import UserError, check_seed
 from bivallate.evaluation.full_precision import full_float32
 from bivallate.lower.stop import Form
 from bivallate.reports.collect import Runs, folders
-from bivallate.reports.diagnostics.drawn import Drawn
-from bivallate.reports.diagnostics.of_one_run import DIAGNOSES, choose, subject
+from bivallate.reports.diagnostics.by_name import DIAGNOSES, choose, subject
+from bivallate.reports.diagnostics.diagnostic import Diagnostic
 from bivallate.run.folder import check_weights
 from bivallate.run.session import pick_device
 from bivallate.terminal import say
@@ -34,7 +34,7 @@ def diagnose(
     model: str | None = None,
     device: torch.device | str = "auto",
     progress: bool | Told = False,
-) -> dict[str, Drawn]:
+) -> dict[str, Diagnostic]:
     """Draw what a run's model and its training did, and write each picture with its data beside it.
 
     Pictures of one model show the first run, comparisons all of them. Without `what`, those that these runs
@@ -69,7 +69,7 @@ def diagnose(
     looked_at = subject(paths, **settings, n=n, attack=attack, form=fosc_form, device=where)
     own = paths[0] / "diagnosis" / ("" if weights == "best" else weights)
     place = own if out is None else Path(out)
-    found: dict[str, Drawn] = {}
+    found: dict[str, Diagnostic] = {}
     for name in choose(asked, len(paths)):
         try:
             with full_float32():

@@ -14,9 +14,9 @@ from bivallate.errors import UserError
 from bivallate.evaluation import Score
 from bivallate.evaluation import attack as attack_points
 from bivallate.evaluation.points import points
-from bivallate.lower.asking import ask
-from bivallate.reports.diagnostics.drawn import Drawn
-from bivallate.reports.diagnostics.sample import looked_at
+from bivallate.lower.input_guard import call_unharmed
+from bivallate.reports.diagnostics.diagnostic import Diagnostic
+from bivallate.reports.diagnostics.sample import inspected
 from bivallate.reports.image_panel import change, class_label, panel
 from bivallate.style import COLOURS, COLUMN
 
@@ -24,7 +24,7 @@ KINDS = ("hard", "easy")
 
 
 @dataclass(frozen=True, eq=False)
-class Attacked(Drawn):
+class EasyAndHard(Diagnostic):
     """Clean and attacked images side by side.
 
     Attributes:
@@ -79,7 +79,7 @@ class Attacked(Drawn):
         axes[1].set_title(names[2], fontsize=6, pad=2, color=colour)
 
 
-def attacked(
+def easy_and_hard(
     model: nn.Module,
     data: Any,
     threat: Any,
@@ -89,7 +89,7 @@ def attacked(
     attack: str = "pgd-20",
     count: int = 6,
     seed: int = 0,
-) -> Attacked:
+) -> EasyAndHard:
     """The hardest and the easiest points of an evaluation, attacked anew to be shown.
 
     Hard are those that are right when clean and wrong by the widest margin at the worst point found; easy
@@ -117,7 +117,7 @@ def attacked(
     if not torch.equal(y.long().cpu(), score.y[rows]):
         raise UserError("the data has other labels than were evaluated: it is not what it was")
     moved = attack_points(model, x, y, threat, attack, seed=seed).cpu()
-    return Attacked(
+    return EasyAndHard(
         attack,
         tuple(classes) or tuple(str(k) for k in range(score.classes)),
         ("hard",) * len(hard) + ("easy",) * len(easy),
@@ -131,5 +131,5 @@ def attacked(
 
 
 def _predicted(model: nn.Module, x: Tensor) -> np.ndarray:
-    with looked_at(model) as device, torch.no_grad():
-        return ask(model, x.to(device)).argmax(1).cpu().numpy()
+    with inspected(model) as device, torch.no_grad():
+        return call_unharmed(model, x.to(device)).argmax(1).cpu().numpy()

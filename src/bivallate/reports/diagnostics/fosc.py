@@ -15,8 +15,8 @@ from bivallate.lower.objective import cross_entropy
 from bivallate.lower.start import uniform
 from bivallate.lower.stop import Form
 from bivallate.lower.threat import ThreatModel
-from bivallate.reports.diagnostics.drawn import Drawn
-from bivallate.reports.diagnostics.sample import looked_at, problem_of, sample
+from bivallate.reports.diagnostics.diagnostic import Diagnostic
+from bivallate.reports.diagnostics.sample import inspected, problem_of, sample
 from bivallate.style import COLOURS, colour, figure, whole_ticks
 
 GROUPS = 20
@@ -28,7 +28,7 @@ def named(form: Form) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class FOSC(Drawn):
+class FOSC(Diagnostic):
     """First-order stationarity after several numbers of steps; 0 at a stationary point.
 
     Attributes:
@@ -88,7 +88,7 @@ class FOSC(Drawn):
 
 
 @dataclass(frozen=True, eq=False)
-class FOSCTraces(Drawn):
+class FOSCTraces(Diagnostic):
     """FOSC and loss of single points from step to step of one PGD.
 
     Attributes:
@@ -157,7 +157,7 @@ def fosc(
     Reference: Wang et al. (Dynamic AT), ICML 2019, eq. 4, Fig. 1-2.
     """
     columns: dict[int, list[torch.Tensor]] = {k: [] for k in steps}
-    with looked_at(model) as device:
+    with inspected(model) as device:
         for batch in sample(data, n, seed, model).batches(device):
             problem = problem_of(model, batch, threat, seed)
             delta = problem.project(uniform(problem))

@@ -16,10 +16,10 @@ from bivallate.lower.problem import LowerProblem
 from bivallate.lower.stop import Form
 from bivallate.method import BoundMethod
 from bivallate.reports.diagnostics.density import log_density, log_grid
-from bivallate.reports.diagnostics.drawn import Drawn
+from bivallate.reports.diagnostics.diagnostic import Diagnostic
 from bivallate.reports.diagnostics.fosc import named
-from bivallate.reports.diagnostics.sample import looked_at, sample
-from bivallate.reports.diagnostics.weighing import SIZE, attacker
+from bivallate.reports.diagnostics.sample import inspected, sample
+from bivallate.reports.diagnostics.weighed_points import SIZE, attacker
 from bivallate.style import colour, figure
 from bivallate.types import Clock
 
@@ -28,7 +28,7 @@ NEAR = 0.1  # nats; the share of points below it is what the paper compares
 
 
 @dataclass(frozen=True, eq=False)
-class FOSCOverEpochs(Drawn):
+class FOSCOverEpochs(Diagnostic):
     """FOSC of the adversarial points that a method makes of its training data, by label and epoch.
 
     Attributes:
@@ -100,7 +100,7 @@ def stationarity(
     """
     found: list[torch.Tensor] = []
     solver, objective = attacker(method)
-    with looked_at(model) as device:
+    with inspected(model) as device:
         for batch in sample(data, n, seed, model).batches(device, SIZE):
             problem = LowerProblem(model, batch, objective, method.threat, clock)
             found.append(fosc_after(solver, problem, form).cpu())

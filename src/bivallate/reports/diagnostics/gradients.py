@@ -12,13 +12,13 @@ from torch import nn
 
 from bivallate.evaluation.geometry import alignment
 from bivallate.lower.threat import ThreatModel
-from bivallate.reports.diagnostics.drawn import Drawn
-from bivallate.reports.diagnostics.sample import looked_at, problem_of, sample
+from bivallate.reports.diagnostics.diagnostic import Diagnostic
+from bivallate.reports.diagnostics.sample import inspected, problem_of, sample
 from bivallate.style import colour, figure, whole_ticks
 
 
 @dataclass(frozen=True, eq=False)
-class Alignment(Drawn):
+class Alignment(Diagnostic):
     """The cosine of the angle between the loss's gradients at x and at x + eta, for every point.
 
     Attributes:
@@ -52,7 +52,7 @@ class Alignment(Drawn):
 
 
 @dataclass(frozen=True, eq=False)
-class AlignmentByEpoch(Drawn):
+class AlignmentByEpoch(Diagnostic):
     """The GA score at the end of several epochs.
 
     Attributes:
@@ -96,7 +96,7 @@ def gradient_alignment(
     chosen, found = sample(data, n, seed, *models.values()), {}
     for label, model in models.items():
         values = []
-        with looked_at(model) as device:
+        with inspected(model) as device:
             for batch in chosen.batches(device):
                 problem = problem_of(model, batch, threat, seed)
                 values.append(alignment(problem)[0].cpu())

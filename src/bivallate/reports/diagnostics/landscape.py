@@ -13,15 +13,15 @@ from torch import nn
 
 from bivallate.evaluation.points import points
 from bivallate.lower.threat import Linf
-from bivallate.reports.diagnostics.drawn import Drawn
-from bivallate.reports.diagnostics.sample import BATCH, looked_at, problem_of, sample
+from bivallate.reports.diagnostics.diagnostic import Diagnostic
+from bivallate.reports.diagnostics.sample import BATCH, inspected, problem_of, sample
 from bivallate.style import COLUMN
 
 KINDS = ("loss", "correct")
 
 
 @dataclass(frozen=True, eq=False)
-class Landscape(Drawn):
+class Landscape(Diagnostic):
     """loss(x + a r1 + b r2), r1 = sign of the gradient at x, r2 random signs; the images are not clipped.
 
     Attributes:
@@ -57,7 +57,7 @@ class Landscape(Drawn):
 
 
 @dataclass(frozen=True)
-class Landscapes(Drawn):
+class Landscapes(Diagnostic):
     """The landscapes of several models around the same point.
 
     Attributes:
@@ -119,7 +119,7 @@ def loss_landscape(
     axis = torch.linspace(-reach, reach, size)
     total, right = torch.zeros(size * size), torch.zeros(size * size)
     a, b = (axis * threat.eps).repeat_interleave(size), (axis * threat.eps).repeat(size)
-    with looked_at(model) as device:
+    with inspected(model) as device:
         for batch in chosen.batches(device, 1):
             problem = problem_of(model, batch, threat, seed)
             _, grad = problem.ascent(torch.zeros_like(batch.x))

@@ -13,8 +13,8 @@ from torch import nn
 
 from bivallate.errors import UserError
 from bivallate.method import BoundMethod
-from bivallate.reports.diagnostics.drawn import Drawn
-from bivallate.reports.diagnostics.weighing import weigh
+from bivallate.reports.diagnostics.diagnostic import Diagnostic
+from bivallate.reports.diagnostics.weighed_points import weigh_points
 from bivallate.style import COLOURS, figure
 from bivallate.types import Clock, Evidence
 from bivallate.weighting.margin_net import BoundMarginNet
@@ -24,7 +24,7 @@ PLACES: tuple[Place, ...] = ("clean", "adversarial")
 
 
 @dataclass(frozen=True, eq=False)
-class Omega(Drawn):
+class Omega(Diagnostic):
     """The weights that the network gives to margins of the same points.
 
     Attributes:
@@ -80,7 +80,7 @@ def omega(
     if not isinstance(net, BoundMarginNet) or "margin" not in net.rule.inputs:
         raise UserError("this method has no network that weighs by margins: it is BiLAW's")
     rules = [partial(_at, net, place) for place in PLACES]
-    found = [weigh(model, method, data, clock, n=n, seed=seed, weighting=rule) for rule in rules]
+    found = [weigh_points(model, method, data, clock, n=n, seed=seed, weighting=rule) for rule in rules]
     clean = np.stack([_margin(found[0].clean, found[0].y), found[0].weights])
     return Omega(label, clean, np.stack([found[1].margin, found[1].weights]))
 

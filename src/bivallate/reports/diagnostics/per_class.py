@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from bivallate.evaluation import Score
 from bivallate.quoting import line
-from bivallate.reports.diagnostics.drawn import Drawn
+from bivallate.reports.diagnostics.diagnostic import Diagnostic
 from bivallate.style import COLUMN, TICK, colour, marker, name_classes
 
 LARGEST = 20  # classes whose cells are numbered
@@ -22,7 +22,7 @@ CELL = 0.13  # inches of a named class, so that no two names meet
 
 
 @dataclass(frozen=True)
-class PerClass(Drawn):
+class PerClass(Diagnostic):
     """Clean and robust accuracy of each class, for one or several models.
 
     Attributes:
@@ -109,7 +109,7 @@ class PerClass(Drawn):
 
 
 @dataclass(frozen=True)
-class Confusion(Drawn):
+class Confusion(Diagnostic):
     """What the points of each class are taken for under attack.
 
     Attributes:

@@ -11,18 +11,18 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from bivallate.evaluation import attack as attacked
-from bivallate.evaluation.sweeps import eps_curve, shown
-from bivallate.lower.asking import ask
+from bivallate.evaluation.sweeps import clean_scores, eps_curve
+from bivallate.lower.input_guard import call_unharmed
 from bivallate.lower.threat import L2, Linf
-from bivallate.reports.diagnostics.drawn import Drawn
-from bivallate.reports.diagnostics.sample import looked_at, sample
+from bivallate.reports.diagnostics.diagnostic import Diagnostic
+from bivallate.reports.diagnostics.sample import inspected, sample
 from bivallate.style import COLUMN, colour, figure, marker
 
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
 
 @dataclass(frozen=True, eq=False)
-class Ranks(Drawn):
+class Ranks(Diagnostic):
     """The rank of the adversarial prediction among the clean logits; 0: the prediction has not changed.
 
     Attributes:
@@ -71,10 +71,10 @@ def adversarial_rank(
     chosen, found = sample(data, n, seed, *models.values()), {}
     for label, model in models.items():
         x_adv = attacked(model, chosen.x, chosen.y, threat, attack, seed=seed)
-        with looked_at(model) as device, torch.no_grad():
-            clean = torch.cat([ask(model, b.x).cpu() for b in chosen.batches(device)])
+        with inspected(model) as device, torch.no_grad():
+            clean = torch.cat([call_unharmed(model, b.x).cpu() for b in chosen.batches(device)])
             moved = torch.cat(
-                [ask(model, b.x).argmax(1).cpu() for b in replace(chosen, x=x_adv).batches(device)]
+                [call_unharmed(model, b.x).argmax(1).cpu() for b in replace(chosen, x=x_adv).batches(device)]
             )
         order = clean.argsort(dim=1, descending=True, stable=True)
         rank = (order == moved[:, None]).int().argmax(1)
@@ -83,7 +83,7 @@ def adversarial_rank(
 
 
 @dataclass(frozen=True)
-class OverEps(Drawn):
+class OverEps(Diagnostic):
     """Robust accuracy against the radius of the attack.
 
     Attributes:
@@ -155,7 +155,7 @@ def accuracy_over_eps(
 
 
 @dataclass(frozen=True)
-class Transfer(Drawn):
+class Transfer(Diagnostic):
     """Accuracy of each model on the adversarial points of each other one.
 
     Attributes:
@@ -202,6 +202,6 @@ def transfer(
     """Attack every model and show the points to all; transfer below white-box hints at masked gradients."""
     chosen, rows = sample(data, n, seed, *models.values()), []
     for source in models.values():
-        found = shown(source, models, chosen.x, chosen.y, threat, attack, seed=seed)
+        found = clean_scores(source, models, chosen.x, chosen.y, threat, attack, seed=seed)
         rows.append([found[label].clean_accuracy for label in models])
     return Transfer(attack, tuple(models), rows)

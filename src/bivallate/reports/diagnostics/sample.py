@@ -51,7 +51,7 @@ def sample(data: Any, n: int | None = None, seed: int = 0, *models: Any) -> Samp
 
 
 @contextmanager
-def looked_at(model: nn.Module) -> Iterator[torch.device]:
+def inspected(model: nn.Module) -> Iterator[torch.device]:
     """The model in eval mode with frozen parameters, left as it was found; gives its device."""
     first = next(iter(model.parameters()), torch.zeros(0))
     with evaluating(model), frozen(model):

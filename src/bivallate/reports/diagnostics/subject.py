@@ -15,7 +15,7 @@ from bivallate.models import Classifier
 from bivallate.reports.collect import RunRecord
 from bivallate.reports.diagnostics.fosc_epochs import stationarity
 from bivallate.reports.diagnostics.training_eps import OwnRadius
-from bivallate.reports.diagnostics.weighing import Weighed, weigh
+from bivallate.reports.diagnostics.weighed_points import WeighedPoints, weigh_points
 from bivallate.run import checkpoint
 from bivallate.run.evaluation_data import moved_data
 from bivallate.run.folder import KEPT, RunFolder
@@ -91,10 +91,10 @@ class Subject:
         return min(self.n, len(self.data.test))
 
     @cached_property
-    def _weighed(self) -> dict[tuple[str, str], Weighed]:
+    def _weighed(self) -> dict[tuple[str, str], WeighedPoints]:
         return {}
 
-    def weighed(self, run: RunRecord, split: str = "test") -> Weighed:
+    def weighed(self, run: RunRecord, split: str = "test") -> WeighedPoints:
         """The example weights that a run's own method gives to points of the first run.
 
         Its test or training points, with the memory of its last checkpoint and the schedules of the epoch
@@ -104,12 +104,12 @@ class Subject:
             self._weighed[run.label, split] = self._weigh(run, getattr(self.data, split))
         return self._weighed[run.label, split]
 
-    def _weigh(self, run: RunRecord, points: Split) -> Weighed:
+    def _weigh(self, run: RunRecord, points: Split) -> WeighedPoints:
         session, kept, last = self.session(run), KEPT.fullmatch(self.weights), len(run.history)
         epoch = int(kept[1]) if kept else (run.best_epoch or last) if self.weights == "best" else last
         clock = Clock(epoch - 1, run.config.epochs, seed=self.seed)
         model = self.models[run.label].to(session.device)
-        return weigh(model, session.method, points, clock, n=self.n, seed=self.seed)
+        return weigh_points(model, session.method, points, clock, n=self.n, seed=self.seed)
 
     def session(self, run: RunRecord) -> Session:
         """As the run's last checkpoint left it, with the attack steps that the sentinel has left."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from bivallate.reports.diagnostics.drawn import Drawn
+from bivallate.reports.diagnostics.diagnostic import Diagnostic
 from bivallate.style import colour, figure, marker
 
 
@@ -31,7 +31,7 @@ class OwnRadius:
 
 
 @dataclass(frozen=True)
-class TrainingEps(Drawn):
+class TrainingEps(Diagnostic):
     """Robust accuracy against the radius of training, which is the attack's too.
 
     Attributes:

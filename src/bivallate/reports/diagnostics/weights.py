@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from bivallate.errors import UserError
 from bivallate.quoting import line
-from bivallate.reports.diagnostics.drawn import Drawn
-from bivallate.reports.diagnostics.weighing import Weighed
+from bivallate.reports.diagnostics.diagnostic import Diagnostic
+from bivallate.reports.diagnostics.weighed_points import WeighedPoints
 from bivallate.style import COLOURS, COLUMN, figure, name_classes
 
 FLOOR = 1e-3  # relative weights below are drawn there
@@ -31,7 +31,7 @@ def scale_by(ax: Any, side: str, weights: np.ndarray) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class WeightsByClass(Drawn):
+class WeightsByClass(Diagnostic):
     """Relative weights of the examples of each class.
 
     Attributes:
@@ -69,13 +69,15 @@ class WeightsByClass(Drawn):
         return fig
 
 
-def weights_by_class(weighed: Weighed, classes: tuple[str, ...], label: str = "weights") -> WeightsByClass:
+def weights_by_class(
+    weighed: WeighedPoints, classes: tuple[str, ...], label: str = "weights"
+) -> WeightsByClass:
     """The distribution of the weights in each class (BiLAW, Fig. 3; DONE, Fig. 5)."""
     return WeightsByClass(label, tuple(classes), weighed.y, weighed.weights)
 
 
 @dataclass(frozen=True, eq=False)
-class WeightScatter(Drawn):
+class WeightScatter(Diagnostic):
     """The weights that two methods give to the same points.
 
     Attributes:
@@ -132,7 +134,7 @@ class WeightScatter(Drawn):
         return fig
 
 
-def weight_scatter(first: Weighed, second: Weighed, labels: tuple[str, str]) -> WeightScatter:
+def weight_scatter(first: WeighedPoints, second: WeighedPoints, labels: tuple[str, str]) -> WeightScatter:
     """Two methods' weights on the same points (BiLAW, Fig. 6). Raises UserError if the points differ."""
     if not np.array_equal(first.index, second.index) or not np.array_equal(first.x, second.x):
         raise UserError("the two runs were not weighed on the same points: use the same data, n and seed")
@@ -141,7 +143,7 @@ def weight_scatter(first: Weighed, second: Weighed, labels: tuple[str, str]) -> 
 
 
 @dataclass(frozen=True, eq=False)
-class Extremes(Drawn):
+class Extremes(Diagnostic):
     """The examples of lowest and highest weight.
 
     Attributes:
@@ -193,7 +195,7 @@ class Extremes(Drawn):
         ax.set_title(f"{line(self.classes[y], TILE)}{into}\n{self.weights[i, j]:.2f}", fontsize=6.5, pad=2)
 
 
-def extremes(weighed: Weighed, classes: tuple[str, ...], count: int = 10) -> Extremes:
+def extremes(weighed: WeighedPoints, classes: tuple[str, ...], count: int = 10) -> Extremes:
     """The lightest and heaviest examples, with what the model makes of them."""
     order = np.argsort(weighed.weights, kind="stable")
     count = min(count, len(order) // 2)
@@ -214,7 +216,7 @@ def extremes(weighed: Weighed, classes: tuple[str, ...], count: int = 10) -> Ext
 
 
 @dataclass(frozen=True, eq=False)
-class Likelihoods(Drawn):
+class Likelihoods(Diagnostic):
     """Softmax vectors of some classes in their principal components, shaded by weight.
 
     Attributes:
@@ -270,7 +272,7 @@ def pictured(classes: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def likelihood_pca(
-    weighed: Weighed, classes: tuple[str, ...], shown: tuple[int, ...] = (0, 1, 2)
+    weighed: WeighedPoints, classes: tuple[str, ...], shown: tuple[int, ...] = (0, 1, 2)
 ) -> Likelihoods:
     """Principal components of adversarial softmax vectors of some classes (BiLAW, Fig. 4)."""
     rows = np.flatnonzero(np.isin(weighed.y, shown))

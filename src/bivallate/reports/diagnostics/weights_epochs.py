@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 
 from bivallate.errors import UserError
 from bivallate.reports.diagnostics.curves import NO_EPOCH
-from bivallate.reports.diagnostics.drawn import Drawn
+from bivallate.reports.diagnostics.diagnostic import Diagnostic
 from bivallate.reports.diagnostics.weights import FLOOR
 from bivallate.run.weight_spread import QUANTILES
 from bivallate.style import colour, figure, whole_ticks
 
 
 @dataclass(frozen=True)
-class WeightsOverEpochs(Drawn):
+class WeightsOverEpochs(Diagnostic):
     """The weights that examples had in training (after BiLAW, Fig. 5).
 
     Attributes:
@@ -77,7 +77,7 @@ class WeightsOverEpochs(Drawn):
 
 
 @dataclass(frozen=True)
-class WeightsByMargin(Drawn):
+class WeightsByMargin(Diagnostic):
     """The weights of the same training examples against their margins, in several epochs (BiLAW, Fig. 5).
 
     Attributes:

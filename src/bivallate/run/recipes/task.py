@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bivallate.data import registry
-from bivallate.data.registry import Known
+from bivallate.data.registry import KnownDataset
 from bivallate.errors import UserError
 from bivallate.method import Method
 from bivallate.methods.entries import create
@@ -33,7 +33,7 @@ class Task:
     fixed: Collection[str] = ()
 
     @property
-    def known(self) -> Known | None:
+    def known(self) -> KnownDataset | None:
         """The published set, or None for images that nobody has seen yet."""
         return registry.recognised(self.data)
 

@@ -1,0 +1,89 @@
+"""Where a command keeps its result, asked before the work that leads to it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bivallate.errors import UserError
+from bivallate.terminal import say
+
+__all__ = ["result_file", "saved_result"]
+
+
+def result_file(default: Path, out: Path | None) -> Path | None:
+    """The file that a result goes to: `out` if it is given, else the default, which lies in a run's folder.
+
+    Returns None, and warns, where the run's folder cannot be written to: the result is then printed only,
+    and `saved_result` ends the command with status 2.
+
+    Raises:
+        UserError: `out` cannot be written.
+    """
+    place = default if out is None else out
+    fault = _fault(place)
+    if not fault:
+        return place
+    if out is not None:
+        raise UserError(f"cannot write --out {out}: {fault}; name another place")
+    say(
+        f"warning: {default} cannot be written ({fault}): the result is printed and not kept; "
+        "name a place with --out",
+        beside=True,
+    )
+    return None
+
+
+@contextmanager
+def saved_result(
+    place: Path | None,
+    save: Callable[[Path], object],
+    *,
+    silent: bool = False,
+    faults: list[UserError] | None = None,
+) -> Iterator[None]:
+    """Save a result before the block prints it, and say afterwards where.
+
+    Whatever happens to one of the two, the other is done.
+
+    Args:
+        place: None if the result has none. faults: gets the error instead of its being raised.
+
+    Raises:
+        UserError: after the block, if the result could not be saved.
+    """
+    fault: UserError | None = None
+    if place is None:
+        fault = UserError("the result was printed, but cannot be kept in the run's folder: say --out")
+    else:
+        try:
+            from bivallate.collective import rank
+
+            if rank() == 0:
+                save(place)
+        except UserError as error:
+            fault = error
+    yield
+    if fault is not None and faults is None:
+        raise fault
+    if fault is not None and faults is not None:
+        faults.append(fault)
+    elif not silent:
+        say(f"kept in {place}")
+
+
+def _fault(place: Path) -> str:
+    """Why no file can be written there; empty if one can. Leaves nothing behind."""
+    if place.is_dir():
+        return "it is a folder"
+    folder = next((p for p in place.absolute().parents if os.path.lexists(p)), place.absolute().parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
+        os.close(handle)
+        os.unlink(name)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""

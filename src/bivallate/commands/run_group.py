@@ -1,0 +1,85 @@
+"""The models of several runs on the same data, for commands that look at all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from torch import nn
+
+from bivallate.commands.options import Machine, WeightsSource, same_norm
+from bivallate.errors import UserError
+from bivallate.lower.threat import threat as make
+from bivallate.reports.diagnostics.by_name import subject
+from bivallate.reports.diagnostics.ranks import FACTORS
+from bivallate.terminal import literal_console
+
+
+@dataclass(frozen=True, eq=False)
+class RunGroup:
+    """Runs that can be attacked on the same points.
+
+    Attributes:
+        models: by label, on the device. threats: that each was trained for. points: the test data of the
+            first. classes: their names.
+    """
+
+    models: dict[str, nn.Module]
+    threats: tuple[Any, ...]
+    points: Any
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, runs: Sequence[Path], source: WeightsSource, machine: Machine, data: str | None) -> RunGroup:
+        """Read run folders; `data` says where their data lie now.
+
+        Raises UserError for none and for runs on different data.
+        """
+        device = machine.prepare()
+        looked_at = subject(runs, **asdict(source), moved=data, device=device)
+        models: dict[str, nn.Module] = dict(looked_at.models)
+        threats = tuple(run.config.method.threat for run in looked_at.runs)
+        return cls(models, threats, looked_at.data.test, looked_at.runs[0].classes)
+
+    def trained(self, kind: str) -> dict[str, float]:
+        """label -> radius of training, of the runs that were trained in this norm."""
+        pairs = zip(self.models, self.threats, strict=True)
+        return {label: threat.eps for label, threat in pairs if norm_of(None, threat) == kind}
+
+
+def norm_of(norm: str | None, own: Any) -> str:
+    """linf or l2: what was asked for, else that of a threat."""
+    return type(make(norm, 0.0) if norm is not None else own).__name__.lower()
+
+
+def norm_name(kind: str) -> str:
+    """Linf or L2."""
+    return type(make(kind, 0.0)).__name__
+
+
+def radii_of(eps: str | None, kind: str, threat: Any) -> list[float]:
+    """The radii of `0,2/255,4/255`; without any, the customary multiples of a run's own."""
+    if eps is not None:
+        return [make(kind, part.strip()).eps for part in eps.split(",")]
+    same_norm(kind, threat)
+    own = threat.eps
+    if own == 0:
+        raise UserError("this run was trained with eps 0: say the radii, such as --eps 0,2/255,4/255,8/255")
+    limit = 1.0 if kind == "linf" else float("inf")
+    return [min(limit, factor * own) for factor in FACTORS]
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table for people; the first column holds words."""
+    console = literal_console()
+    console.print(title)
+    drawn = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for k, head in enumerate(columns):
+        drawn.add_column(head, justify="left" if k == 0 else "right", overflow="fold")
+    for row in rows:
+        drawn.add_row(*row)
+    console.print(drawn)

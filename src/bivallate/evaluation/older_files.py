@@ -1,0 +1,97 @@
+"""Evaluation files of earlier versions, converted to the present one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import unquote
+
+from bivallate.evaluation.evaluation_identity import Identity
+
+__all__ = ["EARLIER", "identity_from_name", "upgraded"]
+
+EARLIER = "bivallate-evaluation-1"
+
+Entry = dict[str, Any]
+
+
+def upgraded(content: Entry) -> Entry:
+    """The content of an evaluation's file of the first schema with the present names.
+
+    Verdicts and numbers are untouched; what was called a part is a stage, and six kinds of search are one.
+    """
+    renamed = {k: v for k, v in content.items() if k not in ("parts", "part_names")}
+    if "part_names" in content:
+        renamed["stage_names"] = content["part_names"]
+    detail = content.get("attack_detail")
+    if isinstance(detail, dict) and isinstance(detail.get("parts"), list):
+        others = {k: v for k, v in detail.items() if k != "parts"}
+        renamed["attack_detail"] = {**others, "stages": [_stage(one) for one in detail["parts"]]}
+    return renamed
+
+
+def _stage(entry: Any) -> Any:
+    """A stage's entry; one of a user's own, or that is damaged, stays as it is for the reader to judge."""
+    kind = entry.get("kind") if isinstance(entry, dict) else None
+    if kind not in _KINDS:
+        return entry
+    return {"kind": "Search", **_KINDS[kind](entry)}
+
+
+def _search(turns: str, **fixed: Entry) -> Callable[[Entry], Entry]:
+    """Of the kinds that held a solver."""
+
+    def now(old: Entry) -> Entry:
+        kept = {k: v for k, v in old.items() if k in ("name", "solver", "objective")}
+        number = old.get(turns.lower())
+        return {**kept, **fixed, "turns": {"kind": turns} | ({} if number is None else {"n": number})}
+
+    return now
+
+
+def _pgd(old: Entry) -> Entry:
+    """Of the kinds that were their own solver."""
+    budget = {k: v for k, v in old.items() if k in ("steps", "step_size", "start", "direction", "stop")}
+    return _search("Restarts")(old) | {"solver": {"kind": "ScaledPGD", **budget}}
+
+
+def _multitargeted(old: Entry) -> Entry:
+    return _search("Targets", objective=DIFFERENCE)(old) | {"solver": _pgd(old)["solver"]}
+
+
+def _noise(old: Entry) -> Entry:
+    turns = {"kind": "Restarts", "n": old.get("draws")}
+    return {"name": old.get("name"), "solver": {"kind": "RandomDraw"}, "turns": turns}
+
+
+DIFFERENCE: Entry = {"kind": "AimedDifference"}
+_KINDS: dict[str, Callable[[Entry], Entry]] = {
+    "Ascent": _pgd,
+    "RandomNoise": _noise,
+    "AutoPGD": _search("Restarts"),
+    "TargetedAutoPGD": _search("Targets", objective={"kind": "AimedDLR"}),
+    "BoundaryWalk": _search("Restarts"),
+    "TargetedBoundaryWalk": _search("Targets", objective=DIFFERENCE),
+    "SquareSearch": _search("Restarts"),
+    "MultiTargeted": _multitargeted,
+}
+
+_NAME = re.compile(
+    r"(?P<weights>best|last|ema|epoch-\d+)(?:-(?P<split>train|validation))?-(?:linf|l2)-.+-seed\d+"
+    r"(?:-on_(?P<quoted>[^-]+)|-(?P<plain>.+?))??(?:-(?P<choice>n|first)(?P<count>\d+))?\.json"
+)
+
+
+def identity_from_name(name: str) -> Identity | None:
+    """What the name of a file tells that holds no identity; None for the name of something else.
+
+    Earlier versions kept it nowhere else; data sets' names stand there unquoted in the oldest files.
+    """
+    match = _NAME.fullmatch(name)
+    if not match:
+        return None
+    data = unquote(match["quoted"]) if match["quoted"] else match["plain"] or ""
+    count = {match["choice"]: int(match["count"] or 0)}
+    n, first = count.get("n"), count.get("first")
+    return Identity(weights=match["weights"], split=match["split"] or "test", data=data, n=n, first=first)

@@ -1,0 +1,77 @@
+"""What every diagnostic gives back: numbers, a figure of them, and files of both."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from bivallate.files import write_text, write_whole
+from bivallate.style import literally, styled
+from bivallate.style import save as save_figure
+
+KINDS = ("svg", "png", "pdf")
+SUFFIXES = (".svg", ".png", ".pdf", ".json", ".npz")
+
+
+class Diagnostic(ABC):
+    """A result that can be saved as data and as a figure."""
+
+    @abstractmethod
+    def data(self) -> dict[str, Any]:
+        """Everything that the figure shows; NumPy arrays for what is long."""
+
+    @abstractmethod
+    def draw(self) -> Figure:
+        """The figure, made inside the package's style."""
+
+    def figure(self) -> Figure:
+        """The figure in the package's style."""
+        with styled():
+            return literally(self.draw())
+
+    def save(self, stem: str | Path, kinds: tuple[str, ...] = KINDS) -> Path:
+        """Write the data as stem.npz or stem.json, and the figure in each format.
+
+        stem.npz if the data holds arrays. A stem that ends as one of these files does is taken without that
+        end.
+
+        Returns the path of the first figure.
+        """
+        place = stem_of(stem)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_data(place, self.data())
+        with styled():
+            return save_figure(self.figure(), place, kinds)
+
+
+def stem_of(path: str | Path) -> Path:
+    """The path without the end of one of the files that are written beside each other.
+
+    Example:
+        >>> [stem_of(name).name for name in ("at.svg", "at", "eps0.1")]
+        ['at', 'at', 'eps0.1']
+    """
+    place = Path(path)
+    return place.with_suffix("") if place.suffix in SUFFIXES else place
+
+
+def write_data(stem: Path, data: dict[str, Any]) -> Path:
+    """The data beside its figure: stem.npz if it holds arrays, else stem.json."""
+    if not any(isinstance(value, np.ndarray) for value in data.values()):
+        path = stem.with_name(f"{stem.name}.json")
+        write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+        return path
+    path = stem.with_name(f"{stem.name}.npz")
+    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in data.items()}
+
+    def write(place: Path) -> None:
+        with place.open("wb") as stream:
+            np.savez_compressed(stream, **arrays)
+
+    write_whole(path, write)
+    return path

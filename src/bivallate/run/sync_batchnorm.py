@@ -1,0 +1,36 @@
+"""Whether a network and a method can normalise over the rows of all processes."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from bivallate import collective
+from bivallate.errors import UserError
+from bivallate.lower.curriculum import BatchMixing
+from bivallate.lower.synced_batchnorm import synchronise
+from bivallate.method import Method
+
+__all__ = ["synchronise_batchnorm"]
+
+
+def synchronise_batchnorm(model: nn.Module, method: Method) -> None:
+    """Let BatchNorm normalise over the rows of all processes, where there are several.
+
+    Raises:
+        UserError: for a layer that cannot, for an attack on parts of a minibatch, of which a process may have
+            no row, and for a distance of all rows together, which each process takes over its own.
+    """
+    if not collective.is_distributed():
+        return
+    if isinstance(method.solver, BatchMixing) and method.attack_mode != "eval":
+        raise UserError(
+            "sync_batchnorm: this curriculum attacks parts of a minibatch one after another in train mode, "
+            "and a process may have no row of a part: use attack_mode=eval, or sync_batchnorm=false"
+        )
+    parts = (method.objective, method.loss, getattr(method.loss, "base", None))
+    if any(getattr(part, "distance", None) == "nuclear" for part in parts):
+        raise UserError(
+            f"sync_batchnorm: {method.name} takes the nuclear norm of a process's own rows, so that several "
+            "would not make the steps of one: use sync_batchnorm=false, or another distance"
+        )
+    synchronise(model)

@@ -1,0 +1,86 @@
+"""Standard output and error that a closed pipe or a full disk cannot break."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+
+class SafeStream:
+    """A text stream that drops what cannot be written, and remembers why.
+
+    Attributes:
+        find: gives the stream as it is now. number: its descriptor, if it is the process's own; it is led to
+            nowhere once it fails, so that what it still holds does not fail again at the end.
+        lost: the first error; None while all is well.
+    """
+
+    def __init__(self, find: Callable[[], Any], number: int | None = None) -> None:
+        self.find, self.number = find, number
+        self.lost: OSError | ValueError | None = None
+
+    def write(self, text: str) -> int:
+        """Write the text, or drop it."""
+        self._try(lambda stream: stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what is held, or drop it."""
+        self._try(lambda stream: stream.flush())
+
+    def _try(self, work: Callable[[Any], Any]) -> None:
+        stream = self.find()
+        if self.lost is not None or stream is None:
+            return
+        try:
+            work(stream)
+        except (OSError, ValueError) as error:  # ValueError: it is closed
+            if isinstance(error, UnicodeError):
+                raise
+            self.lost = error
+            if self.number is not None:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.number)
+                os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.find(), name)
+
+
+@contextmanager
+def safe_streams() -> Iterator[tuple[SafeStream, SafeStream]]:
+    """Standard output and error that no reader and no full disk can break, for the time of a command."""
+    _occupy()
+    before = sys.stdout, sys.stderr
+    out, error = (SafeStream(lambda stream=stream: stream, _number(stream)) for stream in before)
+    sys.stdout, sys.stderr = out, error  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield out, error
+    finally:
+        out.flush()
+        error.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _occupy() -> None:
+    """Lead closed standard streams to nowhere.
+
+    Else a file that is opened takes their number and receives what is printed.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            with suppress(OSError):
+                os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+
+
+def _number(stream: Any) -> int | None:
+    try:
+        number = stream.fileno()
+    except (AttributeError, OSError, ValueError):
+        return None
+    return number if number in (1, 2) else None
