@@ -3,14 +3,15 @@
     python -m benchmarks.zoo NAME RUN "COMMAND" COMMIT [--weights best] [--record FILE] [--note TEXT]
 
 RUN holds an evaluation by AutoAttack on its test data (`bivallate evaluate RUN --attack autoattack`), or
---record is the JSON of one by benchmarks/finetuning.py. The slice that tests/models/test_zoo.py evaluates
-again, 64 images, goes into tests/models/zoo.
+--record is the JSON of one by benchmarks/finetuning.py or of a table's cell in results/. The slice that
+tests/models/test_zoo.py evaluates again, 64 images, goes into tests/models/zoo.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,24 @@ import torch
 
 import bivallate as bv
 from bivallate import models
+from bivallate.data.registry import usual
 from bivallate.evaluation.points import model_fingerprint
 from bivallate.files import write_json
+from bivallate.from_text import parse_number
 from bivallate.reports.collect import collect
 from bivallate.run.session import own_data
 
 ZOO, SLICES = Path("src/bivallate/zoo"), Path("tests/models/zoo")
-SLICE, ATTACK = 64, "pgd-10"
+SLICE = 64
 LICENCE = "Apache-2.0"
 
 
-def measured(run: Path, weights: str, record: Path | None) -> dict[str, Any]:
+def measured(run: Path, weights: str, record: dict[str, Any], fingerprint: str) -> dict[str, Any]:
     """What AutoAttack left of it."""
-    if record is not None:
-        kept = json.loads(record.read_text())
+    if record:
+        kept = record.get("scores", {}).get("autoattack", record)
+        assert record["weights"] == weights, f"the record is of the {record['weights']} weights"
+        assert kept.get("model_fingerprint", fingerprint) == fingerprint, "the record is of other weights"
         own = {key: kept[key] for key in ("n", "clean_accuracy", "robust_accuracy", "interval_95")}
         return {"attack": "autoattack", "seed": 0, **own}
     evaluations = collect([run])[0].evaluations
@@ -47,11 +52,12 @@ def entry(asked: argparse.Namespace) -> dict[str, Any]:
     """What the list says of a run's network, whose weights, manifest and slice are written."""
     run = Path(asked.run)
     config, model = collect([run])[0].config, bv.load(run, asked.weights)
-    if asked.record is not None:  # of a part of its training images
-        config = config.set("data.name", json.loads(asked.record.read_text())["data"])
+    record = json.loads(asked.record.read_text()) if asked.record is not None else {}
+    if isinstance(record.get("data"), str):  # of a part of its training images
+        config = config.set("data.name", record["data"])
     data, threat = own_data(config.data, config.seed), config.method.threat
-    rows = torch.arange(SLICE)
-    again = bv.evaluate(model, data.test.tensors(rows), threat, ATTACK)
+    rows, eps, width = torch.arange(SLICE), usual(config.data.name).eps, config.model.width
+    again = bv.evaluate(model, data.test.tensors(rows), threat, asked.slice_attack)
     models.save(model, ZOO / f"{asked.name}.safetensors", classes=model.classes)
     SLICES.mkdir(parents=True, exist_ok=True)
     images, labels = data.test.raw(rows).numpy(), data.test.labels[rows].numpy()
@@ -60,12 +66,16 @@ def entry(asked: argparse.Namespace) -> dict[str, Any]:
     return {
         "data": config.data.name,
         "norm": type(threat).__name__,
-        "eps": f"{threat.eps:.6g}",
+        "eps": eps if math.isclose(parse_number(eps), threat.eps) else f"{threat.eps:.6g}",
         "method": config.method.name,
-        "network": config.model.name,
+        "network": " of width ".join(map(str, [config.model.name, *([width] if width != 1 else [])])),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "measured": measured(run, asked.weights, asked.record),
-        "slice": {"n": SLICE, "attack": ATTACK, **{k: round(v * SLICE) for k, v in right.items()}},
+        "measured": measured(run, asked.weights, record, model_fingerprint(model)),
+        "slice": {
+            "n": SLICE,
+            "attack": asked.slice_attack,
+            **{k: round(v * SLICE) for k, v in right.items()},
+        },
         "fingerprint": model_fingerprint(model),
         "made": asked.made,
         "commit": asked.commit,
@@ -82,6 +92,7 @@ def main() -> None:
     parser.add_argument("--weights", default="best")
     parser.add_argument("--record", type=Path)
     parser.add_argument("--note")
+    parser.add_argument("--slice-attack", default="pgd-10", help="fewer steps for what is slow")
     asked = parser.parse_args()
     place = ZOO / "zoo.json"
     known = json.loads(place.read_text()) if place.exists() else {}

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bivallate.commands.lists import one_a_line
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
 from bivallate.commands.options import Flag
 from bivallate.errors import unknown
-from bivallate.terminal import say, say_json
+from bivallate.terminal import literal_console, say, say_json
 
 if TYPE_CHECKING:
     from bivallate.zoo import ZooEntry
@@ -32,8 +34,7 @@ def zoo(name: str | None = None, /, *, save: Path | None = None, json: Flag = Fa
 
     known = entries()
     if name is None:
-        told = {name: _told(entry) for name, entry in known.items()}
-        say_json(known, 1) if json else one_a_line(told, "zoo", "NAME")
+        say_json(known, 1) if json else _list(known)
         return
     name = name.removeprefix("zoo:")
     if name not in known:
@@ -51,14 +52,19 @@ def zoo(name: str | None = None, /, *, save: Path | None = None, json: Flag = Fa
         say(f"written to {save}", beside=True)
 
 
-def _told(entry: ZooEntry) -> str:
-    """What a list says of a network."""
-    m = entry["measured"]
-    low, high = m["interval_95"]
-    left = f"AutoAttack {m['robust_accuracy']:.1%} ({100 * low:.1f}-{100 * high:.1f})"
-    clean = f"clean {m['clean_accuracy']:.1%} of {m['n']:,} points"
-    about = f"{entry['data']}, {entry['method']}, {entry['network']}, {entry['licence']}"
-    return f"{entry['norm']} {entry['eps']}: {left}, {clean}; {about}"
+def _list(known: dict[str, ZooEntry]) -> None:
+    """Print what there is."""
+    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for head in ("zoo:", "trained on", "AutoAttack %", "clean %", "licence"):
+        shown.add_column(head, no_wrap=head != "trained on")
+    for name, entry in known.items():
+        m = entry["measured"]
+        low, high = m["interval_95"]
+        robust = f"{100 * m['robust_accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]\nof {m['n']:,} images"
+        how = f"{entry['data']}\n{entry['norm']} {entry['eps']}, {entry['method']}"
+        shown.add_row(name, how, robust, f"{100 * m['clean_accuracy']:.1f}", entry["licence"])
+    literal_console().print(shown)
+    say("more about one: bivallate zoo NAME")
 
 
 def _card(name: str, entry: ZooEntry) -> None:
