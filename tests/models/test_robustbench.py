@@ -151,6 +151,68 @@ def test_imagenet_networks_travel_under_torchvisions_names(tmp_path):
         assert torch.equal(again(x), model(x))
 
 
+def of_bn(at, channels):
+    each = {f"{at}.{name}": (channels,) for name in ("weight", "bias", "running_mean", "running_var")}
+    return each | {f"{at}.num_batches_tracked": ()}
+
+
+def of_leaderboard_resnet(blocks, bottleneck=False, preact=False, final_bn=False):
+    """Keys and shapes of its ResNet and PreActResNet (architectures/resnet.py at commit 3c3ee54)."""
+    found, planes, wide = {"conv1.weight": (64, 3, 3, 3)}, 64, 4 if bottleneck else 1
+    found |= {} if preact else of_bn("bn1", 64)
+    for stage, depth in enumerate(blocks):
+        width = 64 * 2**stage
+        for block in range(depth):
+            at, out = f"layer{stage + 1}.{block}", width * wide
+            sizes = [(width, planes, 1), (width, width, 3), (out, width, 1)]
+            sizes = sizes if bottleneck else [(width, planes, 3), (width, width, 3)]
+            for k, (to, of, kernel) in enumerate(sizes, 1):
+                found[f"{at}.conv{k}.weight"] = (to, of, kernel, kernel)
+                found |= of_bn(f"{at}.bn{k}", of if preact else to)
+            if block == 0 and (stage > 0 or planes != out):
+                found[f"{at}.shortcut.0.weight"] = (out, planes, 1, 1)
+                found |= {} if preact else of_bn(f"{at}.shortcut.1", out)
+            planes = out
+    found |= of_bn("bn", planes) if final_bn else {}
+    return found | {"linear.weight": (10, planes), "linear.bias": (10,)}
+
+
+def of_leaderboard_wide(depth, factor):
+    """Keys and shapes of its WideResNet (architectures/wide_resnet.py at commit 3c3ee54)."""
+    found, planes = {"conv1.weight": (16, 3, 3, 3)}, 16
+    for stage in range(3):
+        out = 16 * factor * 2**stage
+        for block in range((depth - 4) // 6):
+            at = f"block{stage + 1}.layer.{block}"
+            found |= of_bn(f"{at}.bn1", planes) | of_bn(f"{at}.bn2", out)
+            found |= {f"{at}.conv1.weight": (out, planes, 3, 3), f"{at}.conv2.weight": (out, out, 3, 3)}
+            if planes != out:
+                found[f"{at}.convShortcut.weight"] = (out, planes, 1, 1)
+            planes = out
+    return found | of_bn("bn1", planes) | {"fc.weight": (10, planes), "fc.bias": (10,)}
+
+
+STRICT = [
+    ("resnet18", {}, of_leaderboard_resnet(BASIC)),
+    ("resnet50", {}, of_leaderboard_resnet(DEEP, bottleneck=True)),
+    ("preact-resnet18", {"final_bn": False}, of_leaderboard_resnet(BASIC, preact=True)),
+    ("preact-resnet18", {"shortcut": "activated"}, of_leaderboard_resnet(BASIC, preact=True, final_bn=True)),
+    ("wrn-16-8", {}, of_leaderboard_wide(16, 8)),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "theirs"), STRICT)
+def test_the_export_has_the_keys_and_shapes_that_a_strict_load_there_needs(name, options, theirs, tmp_path):
+    """`mu` and `sigma` are buffers of (1, 3, 1, 1) in all of its classes that normalise (model_zoo/cifar10.py
+    at commit 011e54c); its loader cuts a key wherever `module.` or `model.` stand in it (utils.py at 0132419).
+    """
+    model = models.create(name, num_classes=10, shape=SHAPE, mean=[0.5] * 3, std=[0.25] * 3, **options)
+    models.export_robustbench(model, tmp_path / "net.safetensors")
+    ours = {key: tuple(value.shape) for key, value in load_file(tmp_path / "net.safetensors").items()}
+    assert ours == theirs | {"mu": (1, 3, 1, 1), "sigma": (1, 3, 1, 1)}
+    assert not [key for key in ours if "module." in key or "model." in key]
+
+
 def leaderboard_loader(path, own):
     """How the leaderboard reads a `.pt`: unwrap, strip prefixes, load strictly."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
