@@ -204,7 +204,7 @@ STRICT = [
 @pytest.mark.parametrize(("name", "options", "theirs"), STRICT)
 def test_the_export_has_the_keys_and_shapes_that_a_strict_load_there_needs(name, options, theirs, tmp_path):
     """`mu` and `sigma` are buffers of (1, 3, 1, 1) in all of its classes that normalise (model_zoo/cifar10.py
-    at commit 011e54c); its loader cuts a key wherever `module.` or `model.` stand in it (utils.py at 0132419).
+    at commit 011e54c); its loader cuts a key where `module.` or `model.` stand in it (utils.py at 0132419).
     """
     model = models.create(name, num_classes=10, shape=SHAPE, mean=[0.5] * 3, std=[0.25] * 3, **options)
     models.export_robustbench(model, tmp_path / "net.safetensors")
