@@ -53,7 +53,7 @@ def hub(parquet_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> H
     fake = Hub(parquet_set, tmp_path / "snapshot")
     monkeypatch.setattr(hf.HfApi, "list_repo_tree", fake.tree)
     monkeypatch.setattr(hf, "snapshot_download", fake.snapshot)
-    monkeypatch.setattr("bivallate.data.hub._check_reachable", lambda repo: None)
+    monkeypatch.setattr("bivallate.data.hub._check_reachable", lambda: None)
     return fake
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import socket
 import threading
@@ -15,12 +14,17 @@ from bivallate.data.cache import cache_folder
 from bivallate.data.shards import split_of
 from bivallate.errors import UserError
 from bivallate.files import write_json
+from bivallate.hub_access import digest, hub_errors
 from bivallate.schema import read_json
 
 __all__ = ["download"]
 
 SPLIT_NAMES = frozenset({"train", "validation", "test"})
 PATIENCE = 2.0
+UNREACHABLE = (
+    "cannot download hub:{repo} ({why}). If this machine is offline, put the Parquet files into a folder "
+    "named by --data-dir or BIVALLATE_DATA; else run again, it resumes"
+)
 CONVERTED = "refs/convert/parquet"  # the hub keeps a Parquet copy of sets published in other forms
 
 
@@ -42,42 +46,18 @@ def download(repo: str, under: str = "", splits: frozenset[str] = SPLIT_NAMES) -
     marker = cache_folder() / "hub" / f"{repo.replace('/', '--')}-{under or 'all'}.json"
     if (folder := _complete(marker)) is not None:
         return folder
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
     from huggingface_hub.utils import validate_repo_id
 
-    try:
+    with hub_errors(repo, "data set", UNREACHABLE.format(repo=repo, why="{why}")):
         validate_repo_id(repo)
-        _check_reachable(repo)
+        _check_reachable()
         folder, sizes = _fetch(repo, under, splits)
-    except HFValidationError as error:
-        raise UserError(f"hub:{repo} is no name that the hub could have: {error}") from None
-    except GatedRepoError:
-        raise UserError(
-            f"hub:{repo} asks you to accept its terms: do so on its page, then `hf auth login`"
-        ) from None
-    except RepositoryNotFoundError:
-        raise UserError(
-            f"there is no data set {repo} on the hub (or it is private: `hf auth login`)"
-        ) from None
-    except OSError as error:  # connection errors of every kind derive from it or are wrapped into it
-        raise _unreachable(repo, error) from None
-    except Exception as error:
-        if type(error).__module__.split(".")[0] in (
-            "httpx",
-            "httpcore",
-            "httpx2",
-            "httpcore2",
-            "requests",
-            "urllib3",
-        ):
-            raise _unreachable(repo, error) from None
-        raise
     write_json(marker, {"folder": str(folder), "sizes": sizes}, indent=None)
     return folder
 
 
-def _check_reachable(repo: str) -> None:
-    """Raise UserError within `PATIENCE` seconds where nothing answers; the hub's client would try on and on.
+def _check_reachable() -> None:
+    """Raise OSError within `PATIENCE` seconds where nothing answers; the hub's client would try on and on.
 
     Proxies are taken to know the way.
     """
@@ -85,7 +65,7 @@ def _check_reachable(repo: str) -> None:
 
     endpoint = urlsplit(constants.ENDPOINT)
     if constants.HF_HUB_OFFLINE:
-        raise _unreachable(repo, OSError("HF_HUB_OFFLINE is set"))
+        raise OSError("HF_HUB_OFFLINE is set")
     if not endpoint.hostname or (getproxies() and not proxy_bypass(endpoint.hostname)):
         return
     place = endpoint.hostname, endpoint.port or (80 if endpoint.scheme == "http" else 443)
@@ -102,14 +82,7 @@ def _check_reachable(repo: str) -> None:
     caller.start()
     caller.join(PATIENCE)
     if failed:
-        raise _unreachable(repo, failed[0])
-
-
-def _unreachable(repo: str, error: Exception) -> UserError:
-    return UserError(
-        f"cannot download hub:{repo} ({type(error).__name__}: {error}). If this machine is offline, put "
-        "the Parquet files into a folder named by --data-dir or BIVALLATE_DATA; else run again, it resumes"
-    )
+        raise failed[0]
 
 
 def _complete(marker: Path) -> Path | None:
@@ -145,12 +118,7 @@ def _fetch(repo: str, under: str, splits: frozenset[str]) -> tuple[Path, dict[st
     folder = Path(root)
     for file in files:
         wanted = getattr(getattr(file, "lfs", None), "sha256", None)
-        if wanted is not None and _sha256(folder / file.path) != wanted:
+        if wanted is not None and digest(folder / file.path) != wanted:
             (folder / file.path).resolve().unlink()
             raise UserError(f"{file.path} of hub:{repo} was damaged on the way and is removed: run again")
     return folder / under, {str(Path(f.path).relative_to(under or ".")): f.size for f in files}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

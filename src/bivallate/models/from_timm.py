@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from bivallate.errors import UserError, unknown
+from bivallate.hub_access import check_fetched, hub_errors
 from bivallate.models.classifier import Classifier
 from bivallate.models.foreign import wrap
 
@@ -89,6 +92,7 @@ def timm_pretrained(name: str, *, shape: Sequence[int], **options: Any) -> Class
     """
     module = _made(name, options, pretrained=True, in_chans=int(shape[0]))
     about = getattr(module, "pretrained_cfg", None) or {}
+    _check_weights(about)
     mean, std = about.get("mean"), about.get("std")
     if mean and std and len(mean) != int(shape[0]):  # timm adds up the kernels of the colours
         mean, std = sum(mean) / len(mean), sum(std) / len(std)
@@ -104,10 +108,27 @@ def _made(name: str, options: dict[str, Any], **how: Any) -> Any:
     if not NAME.fullmatch(name) or not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{re.sub(r'[^a-z0-9_]', '', name[:6])}*")[:5])
         raise UserError(f"timm has no model {name!r}" + (f": it has {close}" if close else ""))
+    unreachable = f"timm cannot fetch the weights of timm:{name}; run again once they are in reach: {{why}}"
+    reaching = hub_errors(f"timm/{name}", "model", unreachable) if how.get("pretrained") else nullcontext()
     try:
-        return timm.create_model(name, **how, **options)
+        with reaching:
+            return timm.create_model(name, **how, **options)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"timm:{name} failed with {type(error).__name__}: {error}") from error
+
+
+def _check_weights(about: dict[str, Any]) -> None:
+    """Hold what timm has fetched from the hub against its checksum: timm itself does not."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repo = str(about.get("hf_hub_id") or "")
+    names = (about.get("hf_hub_filename"), "model.safetensors", "pytorch_model.bin")
+    for name in filter(None, names if "/" in repo else ()):
+        found = try_to_load_from_cache(repo.partition("@")[0], name)
+        if isinstance(found, str):
+            check_fetched(Path(found).parent, repo)
 
 
 def _described(

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import nn
 
 from bivallate.errors import UserError
 from bivallate.files import write_whole
+from bivallate.hub_access import check_fetched, hub_errors
 from bivallate.models.classifier import Classifier
 from bivallate.models.description import read_manifest
 from bivallate.models.io import load, save
@@ -24,6 +25,7 @@ from bivallate.toml import to_toml
 
 __all__ = ["from_pretrained", "model_card", "push_to_hub", "save_pretrained"]
 
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 Place = str | os.PathLike[str]
 
 
@@ -74,15 +76,20 @@ def from_pretrained(
     """
     if Path(source).exists():
         return load(source, weights, model=model)
-    try:
-        folder = huggingface_hub.snapshot_download(
-            str(source), revision=revision, token=token, allow_patterns=["*.safetensors", "*.json"]
+    if not HUB_NAME.fullmatch(str(source)):
+        raise UserError(f"{source} is neither a folder nor a name owner/name on the hub")
+    unreachable = f"cannot fetch {source} from the hub; run again once it is in reach: {{why}}"
+    with hub_errors(str(source), "model", unreachable):
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                str(source), revision=revision, token=token, allow_patterns=["*.safetensors", "*.json"]
+            )
         )
-    except HFValidationError as error:
-        raise UserError(f"{source} is neither a folder nor a name owner/name on the hub") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"cannot fetch {source} from the hub: {_first_line(error)}") from error
-    return load(folder, weights, model=model)
+    check_fetched(folder, str(source))
+    try:
+        return load(folder, weights, model=model)
+    except UserError as error:
+        raise UserError(f"hub:{source} holds no model to load: {error}") from error
 
 
 def push_to_hub(

@@ -1,0 +1,65 @@
+"""What the hub's client raises, said plainly; and whether what it has fetched is what the hub has."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bivallate.errors import UserError
+
+__all__ = ["check_fetched", "digest", "hub_errors"]
+
+HTTP = {"httpx", "httpcore", "httpx2", "httpcore2", "requests", "urllib3"}  # of the client's versions
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@contextmanager
+def hub_errors(repo: str, kind: str, out_of_reach: str) -> Iterator[None]:
+    """Turn what the hub's client raises into UserErrors.
+
+    Args:
+        repo: owner/name. kind: "data set" or "model". out_of_reach: says that the hub is, with {why} in it.
+    """
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        yield
+    except HFValidationError as error:
+        raise UserError(f"hub:{repo} is no name that the hub could have: {error}") from None
+    except GatedRepoError:
+        raise UserError(
+            f"hub:{repo} asks you to accept its terms: do so on its page, then `hf auth login`"
+        ) from None
+    except RepositoryNotFoundError:
+        raise UserError(f"there is no {kind} {repo} on the hub (or it is private: `hf auth login`)") from None
+    except Exception as error:  # connection errors of every kind are OSErrors, or of the client's library
+        if isinstance(error, OSError) or type(error).__module__.split(".")[0] in HTTP:
+            raise UserError(out_of_reach.format(why=_said(error))) from None
+        raise
+
+
+def _said(error: Exception) -> str:
+    """The error's name and its first line."""
+    first = (str(error).strip() or "no more is known").splitlines()[0]
+    return f"{type(error).__name__}: {first}"
+
+
+def check_fetched(folder: Path, repo: str) -> None:
+    """Hold the files of a snapshot against their checksums, by which the client's cache names them.
+
+    Raises UserError for a file that came damaged, which is removed, so that it is fetched again.
+    """
+    for file in sorted(folder.rglob("*")):
+        kept = file.resolve()
+        if kept.is_file() and SHA256.fullmatch(kept.name) and digest(kept) != kept.name:
+            kept.unlink()
+            raise UserError(f"{file.name} of hub:{repo} was damaged on the way and is removed: run again")
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
