@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bivallate.errors import UserError
+from bivallate.errors import UserError, listed
 
-__all__ = ["check_fetched", "digest", "hub_errors"]
+__all__ = ["check_fetched", "discard_damaged", "hub_errors"]
 
 HTTP = {"httpx", "httpcore", "httpx2", "httpcore2", "requests", "urllib3"}  # of the client's versions
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -50,13 +50,23 @@ def _said(error: Exception) -> str:
 def check_fetched(folder: Path, repo: str) -> None:
     """Hold the files of a snapshot against their checksums, by which the client's cache names them.
 
-    Raises UserError for a file that came damaged, which is removed, so that it is fetched again.
+    Raises UserError for files that came damaged, which are removed, so that they are fetched again.
     """
-    for file in sorted(folder.rglob("*")):
-        kept = file.resolve()
-        if kept.is_file() and SHA256.fullmatch(kept.name) and digest(kept) != kept.name:
-            kept.unlink()
-            raise UserError(f"{file.name} of hub:{repo} was damaged on the way and is removed: run again")
+    kept = [(file, file.resolve().name) for file in sorted(folder.rglob("*")) if file.is_file()]
+    discard_damaged([(file, name) for file, name in kept if SHA256.fullmatch(name)], repo)
+
+
+def discard_damaged(expected: Iterable[tuple[Path, str]], repo: str) -> None:
+    """Remove the files that have not the SHA-256 that they should have.
+
+    Raises UserError that names them, where there are any.
+    """
+    damaged = [file for file, wanted in expected if digest(file) != wanted]
+    for file in damaged:
+        file.resolve().unlink()
+    if damaged:
+        names = listed([file.name for file in damaged])
+        raise UserError(f"{names} of hub:{repo} was damaged on the way and is removed: run again")
 
 
 def digest(path: Path) -> str:

@@ -122,7 +122,7 @@ def test_damage_is_noticed_and_removed(hub: Hub) -> None:
     hub.tamper = True
     with pytest.raises(UserError, match="damaged on the way and is removed: run again"):
         data.load("hub:me/animals")
-    assert len(list(hub.cache.iterdir())) == 2
+    assert not list(hub.cache.iterdir())  # all were
     hub.tamper = False
     assert len(data.load("hub:me/animals").test) == 6
 

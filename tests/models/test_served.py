@@ -1,4 +1,4 @@
-"""The hub's real client and timm's own loader against a hub on this machine: what arrives, and what does not."""
+"""The hub's real client and timm's loader against a hub on this machine: what arrives, and what does not."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
+from tests.data.builders import pictures, png, write_parquet
 from tests.models.test_timm import MISSING
 from tests.served import Hub, served
 
-from bivallate import models
+from bivallate import data, models
 from bivallate.cli import run
 from bivallate.errors import UserError
 from bivallate.models.from_timm import timm_pretrained
@@ -22,6 +23,8 @@ TIMM = "test_resnet.r160_in1k"
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("BIVALLATE_CACHE", str(tmp_path / "own"))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's attempts
     with served(tmp_path / "hub", tmp_path / "cache", monkeypatch) as handler:
         model = models.create("tiny-cnn", num_classes=10, shape=(1, 8, 8), mean=0.5, std=0.25, seed=0)
         models.save_pretrained(model, tmp_path / "hub" / "me" / "net")
@@ -69,7 +72,6 @@ def test_what_does_not_arrive_is_said_and_nothing_is_half_there(
 ) -> None:
     name, words = FAULTS[fault]
     hub.fault = fault
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's attempts
     if fault == "nothing listens":
         monkeypatch.setattr(constants, "ENDPOINT", NOBODY)
     with pytest.raises(UserError, match=words):
@@ -103,3 +105,24 @@ def test_timm_fetches_its_weights_and_damaged_ones_are_refused(
     assert all(torch.equal(ours[key], value) for key, value in theirs.state_dict().items())
     with pytest.raises(UserError, match=r"there is no model timm/test_vit.*on the hub"):
         timm_pretrained("test_vit.r160_in1k", shape=(3, 32, 32))
+
+
+@pytest.mark.parametrize("fault", ["altered", "cut off"])
+def test_data_that_do_not_arrive_are_said_and_fetched_again(
+    fault: str, hub: type[Hub], tmp_path: Path
+) -> None:
+    images = pictures(40, (16, 16, 3))
+    for part, rows in (("train", range(32)), ("test", range(32, 40))):
+        write_parquet(
+            hub.root / "me" / "animals" / f"{part}.parquet",
+            [png(images[k]) for k in rows],
+            [k % 3 for k in rows],
+        )
+    hub.fault = fault
+    words = (
+        "was damaged on the way and is removed: run again" if fault == "altered" else "run again, it resumes"
+    )
+    with pytest.raises(UserError, match=words):
+        data.load("hub:me/animals", validation=6)
+    hub.fault = ""
+    assert len(data.load("hub:me/animals", validation=6).test) == 8

@@ -14,7 +14,7 @@ from bivallate.data.cache import cache_folder
 from bivallate.data.shards import split_of
 from bivallate.errors import UserError
 from bivallate.files import write_json
-from bivallate.hub_access import digest, hub_errors
+from bivallate.hub_access import discard_damaged, hub_errors
 from bivallate.schema import read_json
 
 __all__ = ["download"]
@@ -116,9 +116,6 @@ def _fetch(repo: str, under: str, splits: frozenset[str]) -> tuple[Path, dict[st
     names = [file.path for file in files]
     root = hf.snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=names)
     folder = Path(root)
-    for file in files:
-        wanted = getattr(getattr(file, "lfs", None), "sha256", None)
-        if wanted is not None and digest(folder / file.path) != wanted:
-            (folder / file.path).resolve().unlink()
-            raise UserError(f"{file.path} of hub:{repo} was damaged on the way and is removed: run again")
+    digests = {f.path: getattr(getattr(f, "lfs", None), "sha256", None) for f in files}
+    discard_damaged([(folder / name, wanted) for name, wanted in digests.items() if wanted], repo)
     return folder / under, {str(Path(f.path).relative_to(under or ".")): f.size for f in files}
