@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bivallate.lower.solver import Solver
     from bivallate.lower.start import Start, corner, gaussian, uniform, zero
     from bivallate.lower.stop import Stop
-    from bivallate.lower.threat import L2, Linf
+    from bivallate.lower.threat import L1, L2, Linf
     from bivallate.method import Method
     from bivallate.methods.entries import register
     from bivallate.parts import part
@@ -57,6 +57,7 @@ __all__ = [
     "EMA",
     "GAIRAT",
     "KLDRO",
+    "L1",
     "L2",
     "MAIL",
     "PGD",
@@ -156,6 +157,7 @@ _PLACES = {
     "uniform": "bivallate.lower.start",
     "zero": "bivallate.lower.start",
     "Stop": "bivallate.lower.stop",
+    "L1": "bivallate.lower.threat",
     "L2": "bivallate.lower.threat",
     "Linf": "bivallate.lower.threat",
     "Method": "bivallate.method",

@@ -18,7 +18,7 @@ from bivallate.lower.modes import AttackMode
 from bivallate.lower.objective import cross_entropy
 from bivallate.lower.problem import Objective
 from bivallate.lower.solver import Solver
-from bivallate.lower.threat import L2, Linf
+from bivallate.lower.threat import Threat
 from bivallate.parts import decode, encode, part, rebased, written
 from bivallate.roles import Role
 from bivallate.types import Facts
@@ -60,7 +60,7 @@ class Method:
         >>> trades_with_dro = methods.trades(Linf(8 / 255)).but(weighting=KLDRO())
     """
 
-    threat: Linf | L2
+    threat: Threat
     solver: Solver
     objective: Objective = field(default=cross_entropy)
     coupling: Coupling = field(default=detached)

@@ -31,6 +31,7 @@ def public(reference, model, points, threat, names):
         attack.n_iter_orig = STEPS
         attack.n_iter_2, attack.n_iter_min, attack.size_decr = int(0.22 * STEPS), 1, 1
     adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = TARGETS
+    adversary.apgd.n_restarts = 1
     adversary.square.n_queries = QUERIES
     with torch.random.fork_rng():
         found, _ = adversary.run_standard_evaluation(*points, batch_size=POINTS)
@@ -38,7 +39,7 @@ def public(reference, model, points, threat, names):
         return float((model(found).argmax(1) == points[1]).float().mean())
 
 
-@pytest.mark.parametrize("threat", [bv.Linf(0.1), bv.L2(0.5)], ids=["linf", "l2"])
+@pytest.mark.parametrize("threat", [bv.Linf(0.1), bv.L2(0.5), bv.L1(2.0)], ids=["linf", "l2", "l1"])
 def test_stages_and_whole_agree_with_the_public_code(reference, robust_model, held_out, threat):
     points = held_out[0][:POINTS], held_out[1][:POINTS]
     robust_model.eval()

@@ -267,7 +267,7 @@ def test_a_linear_model_has_the_distances_of_its_hyperplane():
         logits = model(x)
         w = model[1].weight[0] - model[1].weight[1]
     y, gap = logits.argmax(1), (logits[:, 0] - logits[:, 1]).abs()
-    for norm, dual in (("linf", w.abs().sum()), ("l2", w.norm())):
+    for norm, dual in (("linf", w.abs().sum()), ("l2", w.norm()), ("l1", w.abs().max())):
         found = minimal_distances(model, (x, y), norm)
         exact = gap / dual
         assert float(exact.max()) < 0.4, "the box is out of reach"

@@ -54,7 +54,7 @@ class Raises:
 
 
 @pytest.mark.parametrize("name", FAST + SLOW)
-@pytest.mark.parametrize("threat", [bv.Linf(0.1), bv.L2(0.5)], ids=["linf", "l2"])
+@pytest.mark.parametrize("threat", [bv.Linf(0.1), bv.L2(0.5), bv.L1(2.0)], ids=["linf", "l2", "l1"])
 def test_every_attack_returns_points_of_the_threat_that_are_no_better_than_clean(
     robust_model, held_out, name, threat
 ):
@@ -183,7 +183,7 @@ def test_eps_zero_is_no_attack(robust_model, held_out):
 
 
 @pytest.mark.parametrize(("classes", "shape"), [(2, (1, 6, 6)), (3, (3, 6, 6)), (43, (3, 5, 5)), (4, (7,))])
-@pytest.mark.parametrize("threat", [bv.Linf(0.05), bv.L2(0.3)], ids=["linf", "l2"])
+@pytest.mark.parametrize("threat", [bv.Linf(0.05), bv.L2(0.3), bv.L1(1.0)], ids=["linf", "l2", "l1"])
 def test_any_number_of_classes_and_channels(classes, shape, threat):
     x = cloud(12, shape)
     model = affine(x[0].numel(), classes)
@@ -226,7 +226,7 @@ def test_noise_is_weaker_than_pgd(robust_model, held_out):
     assert pgd.robust_accuracy < noise.robust_accuracy <= noise.clean_accuracy
 
 
-@pytest.mark.parametrize("threat", [bv.L2(10.0), bv.L2(40.0), bv.Linf(0.9)], ids=str)
+@pytest.mark.parametrize("threat", [bv.L2(10.0), bv.L2(40.0), bv.Linf(0.9), bv.L1(400.0)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_rounding_in_a_large_ball_hides_no_success_and_lets_none_out(threat, dtype):
     x = cloud(40, (3, 64, 64)).to(dtype)
@@ -242,7 +242,7 @@ def test_rounding_in_a_large_ball_hides_no_success_and_lets_none_out(threat, dty
     assert float(size.min()) >= threat.eps - 1e-4
 
 
-@pytest.mark.parametrize("threat", [bv.L2(10.0), bv.Linf(0.1)], ids=str)
+@pytest.mark.parametrize("threat", [bv.L2(10.0), bv.Linf(0.1), bv.L1(12.0)], ids=str)
 def test_a_candidate_that_the_projection_leaves_outside_is_not_a_success(threat):
     x = cloud(10, (3, 64, 64))
     model = affine(3 * 64 * 64, 4)

@@ -21,7 +21,8 @@ from bivallate.lower.objective import (
 )
 from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import LowerProblem
-from bivallate.lower.square import Square, bump, pattern, share
+from bivallate.lower.square import Square
+from bivallate.lower.windows import bump, pattern, share
 from bivallate.noise import Noise
 from bivallate.types import Batch
 
@@ -202,7 +203,7 @@ def test_square_patterns_are_the_published_ones():
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 4), (3, 7, 9), (12,), (2, 6)])
-@pytest.mark.parametrize("threat", [bv.Linf(0.2), bv.L2(0.5)], ids=["linf", "l2"])
+@pytest.mark.parametrize("threat", [bv.Linf(0.2), bv.L2(0.5), bv.L1(1.0)], ids=["linf", "l2", "l1"])
 def test_square_stays_inside_for_any_shape(shape, threat):
     size = math.prod(shape)
     x = torch.rand(5, *shape, generator=torch.Generator().manual_seed(0))

@@ -13,10 +13,11 @@ from bivallate.lower.problem import LowerProblem
 from bivallate.noise import Noise
 from bivallate.types import Batch
 
-LINF, L2 = bv.Linf(0.3), bv.L2(0.3)
+LINF, L2, L1 = bv.Linf(0.3), bv.L2(0.3), bv.L1(0.3)
 CASES = [  # solver, threat, share by which its answer may exceed the distance of a hyperplane
     pytest.param(FMN(200), LINF, 0.02, id="fmn-linf"),
     pytest.param(FMN(200), L2, 0.02, id="fmn-l2"),
+    pytest.param(FMN(200), L1, 0.05, id="fmn-l1"),
     pytest.param(DDN(200), L2, 0.06, id="ddn"),
     pytest.param(DeepFool(), LINF, 0.021, id="deepfool-linf"),
     pytest.param(DeepFool(), L2, 0.021, id="deepfool-l2"),
@@ -54,8 +55,9 @@ def test_the_distance_of_a_hyperplane_is_found(solver, threat, excess):
         model[1].bias[0] += 0.2 * w.norm()
         logits = model(x)
         assert float((logits[:, 0] - logits[:, 1]).max() / w.norm()) < 0.35, "the box is out of reach"
+        assert float((logits[:, 0] - logits[:, 1]).max() / w.abs().max()) < 0.8
     y = logits.argmax(1)
-    exact = (logits[:, 1] - logits[:, 0]).abs() / w.norm(p=1 if threat is LINF else 2)
+    exact = (logits[:, 1] - logits[:, 0]).abs() / w.norm(p={LINF: 1, L2: 2, L1: torch.inf}[threat])
     delta = solver.solve(problem_of(model, x, y, solver, threat)).delta
     assert bool((model(x + delta).argmax(1) != y).all())
     size = threat.size(delta)
@@ -98,11 +100,18 @@ def test_where_nothing_fools_the_answer_is_zero_and_flat_gradients_get_noise_of_
     assert not torch.allclose(moved[0], moved[1])
 
 
-@pytest.mark.parametrize("name", ["ddn-2", "cw-l2-2-1"])
-def test_attacks_of_l2_alone_say_so(name):
+@pytest.mark.parametrize(
+    ("name", "threat", "said"),
+    [
+        ("ddn-2", LINF, "smallest L2 norm, got Linf; use --norm l2, or fmn or deepfool"),
+        ("cw-l2-2-1", L1, "smallest L2 norm, got L1; use --norm l2, or fmn$"),
+        ("deepfool-2", L1, "of Linf and L2, got L1"),
+    ],
+)
+def test_attacks_that_are_not_of_a_norm_say_so(name, threat, said):
     model, x = network(1), images(4)
-    with pytest.raises(bv.UserError, match="smallest L2 norm, got Linf"):
-        bv.evaluate(model, (x, model(x).argmax(1)), LINF, name)
+    with pytest.raises(bv.UserError, match=said):
+        bv.evaluate(model, (x, model(x).argmax(1)), threat, name)
 
 
 @pytest.mark.parametrize("name", ["fmn-20", "deepfool-5", "ddn-40", "cw-l2-40-4"])

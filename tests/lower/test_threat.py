@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bivallate import L2, Linf, UserError
+from bivallate import L1, L2, Linf, UserError
+from bivallate.lower.l1 import largest, onto
 from bivallate.lower.threat import STRICT, threat
 from bivallate.noise import Noise
 
 D = torch.float64
 EPS = st.sampled_from([0.0, 1e-3, 8 / 255, 0.3, 1.0])
-KINDS = st.sampled_from([Linf, L2])
+KINDS = st.sampled_from([Linf, L2, L1])
 SEEDS = st.integers(0, 10**6)
 SCALES = st.sampled_from([0.0, 1e-4, 0.05, 1.0, 100.0])
 
@@ -54,13 +55,13 @@ def test_projection(kind, eps, seed, scale, other) -> None:
 @given(EPS, SEEDS, SCALES)
 def test_projection_is_the_nearest_point(eps, seed, scale) -> None:
     """The variational inequality <u - p, q - p> <= 0 for every q in C characterises the projection."""
-    for c in (Linf(eps), L2(eps)):
+    for c in (Linf(eps), L2(eps), L1(eps)):
         x, u = images(seed), vectors(seed, scale)
         p = c.project(u, x)
-        for k in range(20):
-            q = c.project(vectors(seed + 100 + k, [1e-3, 0.1, 10.0][k % 3]), x)
-            product = ((u - p) * (q - p)).flatten(1).sum(1)
-            assert (product <= 1e-10 * max(1.0, scale**2)).all()
+        others = torch.cat([vectors(seed + 100 + k, [1e-3, 0.1, 10.0][k % 3]) for k in range(20)])
+        q = c.project(others, x.repeat(20, 1, 1, 1)).view(20, *u.shape)
+        product = ((u - p) * (q - p)).flatten(2).sum(2)
+        assert (product <= 1e-10 * max(1.0, scale**2)).all()
 
 
 def by_bisection(u: Tensor, x: Tensor, eps: float) -> Tensor:
@@ -86,23 +87,105 @@ def test_l2_with_box_against_bisection(eps, seed, scale) -> None:
         assert torch.allclose(p[i], by_bisection(u[i], x[i], eps), atol=1e-9)
 
 
-def test_l2_with_box_against_a_general_solver() -> None:
+def solved(u: Tensor, x: Tensor, constraints: list[dict], slack: int = 0) -> Tensor:
+    """The point nearest to u under constraints by a general solver; `slack` further variables in [0, 1]."""
     from scipy.optimize import minimize
 
+    goal, pixels = u.flatten().numpy(), x.flatten().numpy()
+    n = len(goal)
+    found = minimize(
+        lambda d: ((d[:n] - goal) ** 2).sum(),
+        0 * u.flatten().new_zeros(n + slack).numpy(),
+        bounds=[*zip(-pixels, 1 - pixels, strict=True), *[(0, 1)] * slack],
+        constraints=constraints,
+        method="SLSQP",
+        options={"ftol": 1e-14, "maxiter": 500},
+    )
+    return torch.from_numpy(found.x[:n])
+
+
+def test_l2_with_box_against_a_general_solver() -> None:
     x, u = images(5, rows=1, pixels=5), vectors(5, 1.0, rows=1, pixels=5)
     p = L2(0.4).project(u, x).flatten()
     assert ((p + x.flatten()) % 1 < 1e-12).any(), "a pixel must be saturated"
     assert p.norm() == pytest.approx(0.4)
-    goal, pixels = u.flatten().numpy(), x.flatten().numpy()
-    solved = minimize(
-        lambda d: ((d - goal) ** 2).sum(),
-        0 * goal,
-        bounds=list(zip(-pixels, 1 - pixels, strict=True)),
-        constraints={"type": "ineq", "fun": lambda d: 0.16 - d @ d},
-        method="SLSQP",
-        options={"ftol": 1e-14, "maxiter": 500},
-    )
-    assert torch.allclose(p, torch.from_numpy(solved.x), atol=1e-6)
+    assert torch.allclose(p, solved(u, x, [{"type": "ineq", "fun": lambda d: 0.16 - d @ d}]), atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", [10, 16, 23])
+def test_l1_with_box_against_a_general_solver(seed) -> None:
+    """The same point as a quadratic program's, where |d| <= t and sum t <= eps."""
+    x, u = images(seed, rows=1, pixels=6), vectors(seed, 1.0, rows=1, pixels=6)
+    p, v, pixels = L1(0.9).project(u, x).flatten(), u.flatten(), x.flatten()
+    assert ((p != 0) & ((p == -pixels) | (p == 1 - pixels))).any(), "a pixel must be saturated"
+    assert ((p == 0) & (v != 0) & (pixels > 0) & (pixels < 1)).any(), "one must be left alone"
+    assert p.abs().sum() == pytest.approx(0.9)
+    rules = [lambda d: d[6:] - d[:6], lambda d: d[6:] + d[:6], lambda d: 0.9 - d[6:].sum()]
+    assert torch.allclose(p, solved(u, x, [{"type": "ineq", "fun": r} for r in rules], 6), atol=1e-6)
+
+
+def l1_by_bisection(u: Tensor, x: Tensor, eps: float) -> Tensor:
+    """The L1-and-box projection of one vector by bisection on the Lagrange multiplier."""
+    lo, up = -x, 1 - x
+    low, high = 0.0, float(u.abs().max()) + 1
+
+    def at(k: float) -> Tensor:
+        return torch.minimum(torch.maximum(u.sign() * (u.abs() - k).clamp(min=0), lo), up)
+
+    if at(0.0).abs().sum() <= eps:
+        return at(0.0)
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if at(middle).abs().sum() > eps else (low, middle)
+    return at(high)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from([1e-3, 0.1, 0.5, 2.0, 12.0]), SEEDS, st.sampled_from([0.01, 1.0, 30.0]))
+def test_l1_with_box_against_bisection(eps, seed, scale) -> None:
+    x, u = images(seed), vectors(seed, scale)
+    u[0, 0, 0, :4] = u[0, 0, 0, 0]  # ties
+    radius = torch.tensor([eps, 2 * eps, eps / 2], dtype=D)
+    p = onto(u, x, radius)
+    for i in range(len(x)):
+        assert torch.allclose(p[i], l1_by_bisection(u[i], x[i], float(radius[i])), atol=1e-12)
+
+
+def test_l1_projection_of_large_images_in_float32_keeps_the_radius() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x, u = (torch.rand(4, 3, 64, 64, generator=generator) for _ in range(2))
+    for scale in (1e-3, 1.0, 50.0):  # of large numbers that nearly cancel, too
+        size = L1(12.0).project(scale * (2 * u - 1), x).double().flatten(1).abs().sum(1)
+        assert torch.allclose(size, size.clamp(max=12.0) if scale < 1 else 12.0 + 0 * size, atol=2e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from([0.0, 1e-3, 0.1, 0.5, 1.0, 3.0]), SEEDS)
+def test_l1_support_is_a_linear_programs_maximum(eps, seed) -> None:
+    from scipy.optimize import linprog
+
+    c, x, g = L1(eps), images(seed), vectors(seed, 1.0)
+    delta = c.project(vectors(seed + 3, 0.3), x)
+    support = c.support(g, x, delta)
+    for i in range(len(x)):
+        price, lo, up = g[i].flatten(), x[i].flatten(), 1 - x[i].flatten()
+        best = linprog(  # d = up - down, both of at least 0
+            torch.cat([-price, price]).numpy(),
+            A_ub=torch.ones(1, 16).numpy(),
+            b_ub=[eps],
+            bounds=[(0, float(b)) for b in (*up, *lo)],
+        )
+        assert float(support[i] + (g[i] * delta[i]).sum()) == pytest.approx(-best.fun, abs=1e-9)
+    assert (support >= -1e-12).all()
+    assert (c.ball_support(g, delta) >= support - 1e-12).all()
+
+
+def test_l1_steps_move_the_largest_coordinates() -> None:
+    g = torch.tensor([[3.0, -2.0, 1.0, 0.0], [1.0, 1.0, 1.0, -4.0], [0.0, 0.0, 0.0, 0.0]])
+    step = largest(g, torch.tensor([2, 2, 3]))
+    third = 1 / 4  # three are as large as the second
+    assert step.tolist() == [[0.5, -0.5, 0, 0], [third, third, third, -third], [0, 0, 0, 0]]
+    assert L1(1.0).steepest(torch.rand(2, 3, 10, 10)).gt(0).sum().item() == 6, "one in a hundred"
 
 
 @settings(max_examples=60, deadline=None)
@@ -145,12 +228,12 @@ def test_steepest_has_unit_norm_and_the_largest_product(kind, eps, seed) -> None
     step = c.steepest(g)
     assert (c.size(step) <= 1 + 1e-12).all()
     product = (g * step).flatten(1).sum(1)
-    dual = g.flatten(1).abs().sum(1) if kind is Linf else g.flatten(1).norm(dim=1)
+    dual = g.flatten(1).norm(p={Linf: 1, L2: 2, L1: torch.inf}[kind], dim=1)
     assert torch.allclose(product, dual)
     assert c.steepest(0 * g).abs().max() == 0
 
 
-@pytest.mark.parametrize("kind", [Linf, L2])
+@pytest.mark.parametrize("kind", [Linf, L2, L1])
 def test_no_attack(kind) -> None:
     c, x = kind(0.0), images(1)
     noise = Noise(0, torch.arange(3))
@@ -159,7 +242,7 @@ def test_no_attack(kind) -> None:
     assert c.support(vectors(3, 1.0), x, 0 * x).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("kind", [Linf, L2])
+@pytest.mark.parametrize("kind", [Linf, L2, L1])
 def test_random_fills_the_ball(kind) -> None:
     c, x = kind(0.25), torch.full((4000, 1, 1, 3), 0.5, dtype=D)
     size = c.size(c.random(Noise(0, torch.arange(4000)), x))
@@ -177,18 +260,30 @@ def test_l2_retraction_is_differentiable() -> None:
     assert torch.autograd.gradcheck(lambda v: L2(0.4).retract(v, x), (u.requires_grad_(),), atol=1e-6)
 
 
+def test_l1_retraction_is_differentiable() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, u = images(11), torch.randn(3, 1, 1, 8, generator=generator, dtype=D)
+    u[2] *= 0.01
+    x[2] = 0.5
+    p = L1(0.7).project(u, x)
+    assert [bool(s) for s in L1(0.7).size(p) > 0.7 - 1e-9] == [True, True, False]
+    assert 0 < ((x + p) % 1 < 1e-12).double().mean() < 1
+    assert torch.autograd.gradcheck(lambda v: L1(0.7).retract(v, x), (u.requires_grad_(),), atol=1e-6)
+
+
 def test_interior_is_strict() -> None:
     x = torch.tensor([[[[0.5, 0.5, 0.5, 0.0, 1.0, 0.5]]]], dtype=D)
     delta = torch.tensor([[[[0.1, 0.1 - STRICT / 2, 0.1 - 2 * STRICT, 0.0, 0.0, -0.1]]]], dtype=D)
     assert Linf(0.1).interior(delta, x).flatten().tolist() == [False, False, True, False, False, False]
     on_the_sphere = torch.tensor([[[[0.1, 0.0]]]], dtype=D)
     half = torch.full_like(on_the_sphere, 0.5)
-    assert not L2(0.1).interior(on_the_sphere, half).any()
-    assert L2(0.1).interior(0.9 * on_the_sphere, half).all()
+    for c in (L2(0.1), L1(0.1)):
+        assert not c.interior(on_the_sphere, half).any()
+        assert c.interior(0.9 * on_the_sphere, half).all()
 
 
 @pytest.mark.parametrize("eps", [-0.1, math.nan, math.inf, "8/255", None])
-@pytest.mark.parametrize("kind", [Linf, L2])
+@pytest.mark.parametrize("kind", [Linf, L2, L1])
 def test_bad_eps(kind, eps) -> None:
     with pytest.raises(UserError, match="eps"):
         kind(eps)
@@ -197,6 +292,7 @@ def test_bad_eps(kind, eps) -> None:
 def test_threats_by_name() -> None:
     assert threat("Linf", "8/255") == Linf(8 / 255)
     assert threat("l_2", 0.5) == L2(0.5)
+    assert threat("L1", "12") == L1(12.0)
     with pytest.raises(UserError, match="8/255"):
         threat("linf", 8)
     with pytest.raises(UserError, match="did you mean 'linf'"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +28,7 @@ from bivallate.lower.apgd import APGD
 from bivallate.lower.objective import Margin
 from bivallate.lower.square import Square
 from bivallate.lower.start import Zero
-from bivallate.lower.threat import Linf, ThreatModel
+from bivallate.lower.threat import ThreatModel
 
 __all__ = ["WHITE", "Battery"]
 
@@ -160,7 +159,7 @@ class Battery:
 
     def _whole(self) -> float:
         """The radius from which every image can become every other: the norm of an image of ones."""
-        return 1.0 if isinstance(self.threat, Linf) else math.sqrt(self.points[0][0].numel())
+        return float(self.threat.size(torch.ones_like(self.points[0][:1])))
 
 
 def _pgd(name: str, steps: int, step_size: float = 0.25) -> Search:

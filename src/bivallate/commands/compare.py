@@ -42,7 +42,7 @@ def compare(
     eps
         radius, such as 8/255. [default: the one that most runs were trained for]
     norm
-        linf or l2. [default: likewise]
+        linf, l2 or l1. [default: likewise]
     weights
         best, last, ema or epoch-N.
     over_seeds

@@ -49,7 +49,7 @@ def curve(
     eps
         radii, such as 0,2/255,4/255,8/255. [default: 0 to twice the first run's own]
     norm
-        linf or l2. [default: the first run's own]
+        linf, l2 or l1. [default: the first run's own]
     attack
         name of an attack; `bivallate attacks` lists them.
     out
@@ -190,7 +190,7 @@ def distances(
     runs
         folders of the runs, all on the same data.
     norm
-        linf or l2. [default: the first run's own]
+        linf, l2 or l1. [default: the first run's own]
     steps
         of FAB for each target, and of FMN and, in L2, DDN.
     targets

@@ -75,7 +75,7 @@ class Ball:
         radius in pixel units of [0, 1], such as 8/255. [default: the run's own; of no run the data set's
         customary one]
     norm
-        linf or l2. [default: the run's own; of no run linf]
+        linf, l2 or l1. [default: the run's own; of no run linf]
     """
 
     eps: str | None = None

@@ -52,12 +52,12 @@ class RunGroup:
 
 
 def norm_of(norm: str | None, own: Any) -> str:
-    """linf or l2: what was asked for, else that of a threat."""
+    """linf, l2 or l1: what was asked for, else that of a threat."""
     return type(make(norm, 0.0) if norm is not None else own).__name__.lower()
 
 
 def norm_name(kind: str) -> str:
-    """Linf or L2."""
+    """Linf, L2 or L1."""
     return type(make(kind, 0.0)).__name__
 
 

@@ -23,7 +23,7 @@ class TrainOptions:
     model
         architecture, as for train. [default: that of train]
     norm
-        linf or l2.
+        linf, l2 or l1.
     recipe
         a training recipe, as for train.
     init

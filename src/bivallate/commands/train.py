@@ -69,7 +69,7 @@ def train(
         radius of the perturbations in pixel units of [0, 1], such as 8/255. [default: 0.3 for mnist, 0.1 for
         fashion-mnist, 0.15 for digits, else 8/255]
     norm
-        linf or l2.
+        linf, l2 or l1.
     epochs
         passes over the training data. [default: 20, or the recipe's]
     batch_size

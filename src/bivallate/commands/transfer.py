@@ -58,13 +58,14 @@ def transfer(
     from bivallate.reports.stored_evaluations import Fit, read_evaluations
     from bivallate.run.folder import RunFolder
 
-    chosen = parse(attack)
+    parse(attack)  # a misspelt attack is said before anything else
     if not from_:
         raise UserError("name at least one other run to make the points on: --from RUN")
     folder = RunFolder.open(run)
     subjects = RunGroup.of([run, *from_], source, machine, data)
     (_, model), *others = subjects.models.items()
     threat = ball.of(subjects.threats[0])
+    chosen = parse(attack, threat)
     options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}
 
     fit = Fit.of(folder.path)

@@ -27,6 +27,7 @@ from bivallate.lower.objective import DLR, CrossEntropy, LogitMargin, Margin
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.square import Square
 from bivallate.lower.start import Zero
+from bivallate.lower.threat import L1, ThreatModel
 from bivallate.parts import part
 
 __all__ = ["Attack", "Stage", "attacks", "parse"]
@@ -185,6 +186,16 @@ def _autoattack() -> Attack:
     return ensemble("autoattack")
 
 
+def _autoattack_in_l1() -> Attack:
+    """The standard ensemble of L1: five restarts and five targets of APGD, whose balls shrink from 3 eps."""
+    return Attack(
+        "autoattack", (auto_pgd(restarts=5), targeted_auto_pgd(targets=5), targeted_fab(), square())
+    )
+
+
+_IN_L1: dict[str, Recipe] = {"autoattack": _autoattack_in_l1}  # what a name means in L1, where that differs
+
+
 @family("autoattack-plus", "autoattack-plus", "the longer ensemble: five restarts, and untargeted stages too")
 def _autoattack_plus() -> Attack:
     untargeted = auto_pgd(restarts=5), auto_pgd_dlr(restarts=5), *_fab().stages, square()
@@ -249,8 +260,10 @@ def attacks() -> dict[str, str]:
     return {written: description for _, written, description in _FAMILIES.values()}
 
 
-def parse(attack: str | Attack | Stage) -> Attack:
+def parse(attack: str | Attack | Stage, threat: ThreatModel | None = None) -> Attack:
     """The attack of a name such as pgd-50-10; an Attack, or a single stage, is taken as it is.
+
+    threat: within which it will search; the standard ensemble of L1 is another.
 
     Raises UserError for an unknown name, with the nearest one, and for counts of zero.
     """
@@ -266,6 +279,7 @@ def parse(attack: str | Attack | Stage) -> Attack:
     if name not in _FAMILIES:
         raise unknown("attack", attack, [written.split("[")[0] for _, written, _ in _FAMILIES.values()])
     recipe, written, _ = _FAMILIES[name]
+    recipe = _IN_L1.get(name, recipe) if isinstance(threat, L1) else recipe
     if len(numbers) > recipe.__code__.co_argcount or (written.startswith(f"{name}-N") and not numbers):
         raise UserError(f"attack {attack!r} must be written {written}")
     at_least_one(f"attack {attack!r}", **dict(zip(("steps", "restarts", "third"), numbers, strict=False)))

@@ -77,7 +77,7 @@ def craft(
     Cost: the attack, and three forwards.
     """
     check_threat(threat)
-    chosen, source = parse(attack), points(data, model)
+    chosen, source = parse(attack, threat), points(data, model)
     index = select(len(source), n, first, seed)
     x, y = source.tensors(index)
     x_adv = crafted(model, source, index, threat, chosen, seed).cpu()

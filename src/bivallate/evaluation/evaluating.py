@@ -107,7 +107,7 @@ def evaluate(
     """
     check_seed(seed)
     check_threat(threat)
-    chosen, source = parse(attack), points(data, model)
+    chosen, source = parse(attack, threat), points(data, model)
     index = select(len(source), n, first, seed)
     several = shared and len(index) >= collective.world_size() > 1
     with progress_callback(progress) as show, for_inference(model, device) as (module, where, dtype):
@@ -160,7 +160,7 @@ def attack(
     """
     check_seed(seed)
     check_threat(threat)
-    chosen, source = parse(name), points((x, y))
+    chosen, source = parse(name, threat), points((x, y))
     with progress_callback(progress) as show:
         return crafted(model, source, torch.arange(len(x)), threat, chosen, seed, batch_size, show)
 

@@ -60,7 +60,7 @@ def predict(
 
     Cost: one forward, with a threat the attack and one forward more.
     """
-    chosen = parse(attack)
+    chosen = parse(attack, threat)
     clean = logits(model, x)
     labels = clean.argmax(1)
     attacked: Tensor | None = None

@@ -18,7 +18,7 @@ from bivallate.evaluation.evaluation_identity import Identity
 from bivallate.evaluation.older_files import EARLIER, upgraded
 from bivallate.evaluation.statistics import bootstrap_tail, gini, ratios, tail, wilson, wilsons
 from bivallate.files import write_json
-from bivallate.lower.threat import L2, Linf
+from bivallate.lower.threat import Threat
 from bivallate.parts import decode, encode
 from bivallate.schema import MEGABYTE, check, parse, read_text
 
@@ -258,7 +258,7 @@ class Score:
         made = cls(
             attack=entry["attack"],
             detail=decode(entry["attack_detail"], "attack_detail"),
-            threat=check(Linf | L2, decode(entry["threat"], "threat"), "threat"),
+            threat=check(Threat, decode(entry["threat"], "threat"), "threat"),
             classes=entry["classes"],
             y=columns["y"].long(),
             predicted=columns["predicted"].long(),

@@ -244,7 +244,7 @@ def transfer(
     if not surrogates:
         raise UserError("a transfer attack needs at least one surrogate")
     check_seed(seed)
-    source, chosen, made = points(data, model), parse(attack), []
+    source, chosen, made = points(data, model), parse(attack, threat), []
     index, lasting = select(len(source), n, first, seed), _lasting(chosen)
     for name, other in surrogates.items():
         kept = Surrogate(name)
@@ -270,7 +270,7 @@ def clean_scores(
     Unlike in `transfer` a point counts as right even where the target is wrong on the clean image, and the
     attack stops at the source's boundary.
     """
-    x_adv = crafted(source, points((x, y)), torch.arange(len(x)), threat, parse(attack), seed)
+    x_adv = crafted(source, points((x, y)), torch.arange(len(x)), threat, parse(attack, threat), seed)
     return {label: evaluate(target, (x_adv, y), threat, "clean") for label, target in targets.items()}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +11,7 @@ from bivallate.errors import UserError
 from bivallate.evaluation.full_precision import full_float32, without_autocast
 from bivallate.lower.input_guard import call_unharmed
 from bivallate.lower.objective import logit_margin
-from bivallate.lower.threat import TINY, ThreatModel
+from bivallate.lower.threat import L1, TINY, ThreatModel
 from bivallate.types import Passes, per_example
 
 __all__ = ["TOLERANCE", "Verdict", "judge", "logits_of"]
@@ -89,9 +88,10 @@ def _shrunk(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
     As in a large L2 ball: a point on the way to x that is inside after rounding.
     """
     exact, delta = _exact(x), _exact(x_adv) - _exact(x)
-    rounding = torch.finfo(x.dtype).eps / 4 * math.sqrt(x[0].numel())  # of a norm of pixels in [0, 1]
+    moved = (delta != 0).flatten(1).sum(1).to(delta.dtype)  # what does not move is not rounded
+    rounding = torch.finfo(x.dtype).eps / 4 * (moved if isinstance(threat, L1) else moved.sqrt())
     size = threat.size(delta)
-    scale = (max(0.0, threat.eps - rounding) / size.clamp(min=TINY)).clamp(max=1)
+    scale = ((threat.eps - rounding).clamp(min=0) / size.clamp(min=TINY)).clamp(max=1)
     nearer = (exact + per_example(scale, delta) * delta).to(x.dtype).to(x.device)
     return torch.where(per_example(_inside(x, x_adv, threat), x), x_adv, nearer)
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bivallate.lower.objective import clearly_fooled, logit_margin, narrow
+from bivallate.lower.ascending import Rows, few_left, put, seldom, view, wins
+from bivallate.lower.objective import narrow
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Solver
-from bivallate.lower.threat import TINY, Linf
+from bivallate.lower.sparse_apgd import SparseAPGD
+from bivallate.lower.threat import L1, TINY, Linf
 from bivallate.parts import part
 from bivallate.types import Solution, per_example
 
-__all__ = ["APGD", "checkpoints", "put", "seldom", "sphere"]
+__all__ = ["APGD", "checkpoints", "sphere"]
 
-LOOK = 24  # steps
 MOMENTUM = 0.25  # weight of the last move
 
 
@@ -69,33 +69,8 @@ def checkpoints(steps: int) -> list[int]:
     return found
 
 
-def seldom(step: int, like: Tensor) -> bool:
-    """Whether it is time to look which examples have left.
-
-    At every step on a processor; on a device, whose host has to wait for the answer, at every 24th.
-    """
-    return like.device.type == "cpu" or step % LOOK == LOOK - 1
-
-
-def put(into: Tensor, rows: Tensor, chosen: Tensor, values: Tensor) -> None:
-    """into[rows[chosen]] = values[chosen], on a device without asking how many are chosen."""
-    if into.device.type == "cpu":
-        into[rows[chosen]] = values[chosen]
-    else:
-        into[rows] = torch.where(per_example(chosen, values), values, into[rows])
-
-
-class _View(NamedTuple):
-    """What the model says at one point of each example, averaged over its draws."""
-
-    loss: Tensor  # (B,)
-    margin: Tensor  # (B,)
-    grad: Tensor  # (B, C, H, W)
-    gone: Tensor  # (B,) bool, clearly misclassified; never after several draws
-
-
 @dataclass
-class _APGDState:
+class _APGDState(Rows):
     """The examples still under attack: every field has a row for each."""
 
     rows: Tensor  # positions in the minibatch
@@ -113,9 +88,6 @@ class _APGDState:
     margin: Tensor  # lowest so far
     gone: Tensor  # clearly misclassified: leaves at the next occasion
 
-    def select(self, rows: Tensor) -> _APGDState:
-        return _APGDState(*(getattr(self, f.name)[rows] for f in fields(self)))
-
 
 @part
 class APGD(Solver):
@@ -127,6 +99,8 @@ class APGD(Solver):
             With more than one, no example leaves and the answer is the point of highest mean loss: a single
             draw that is misclassified says little about the next.
         leave: examples that are clearly misclassified leave the batch.
+
+    In L1 it is `SparseAPGD`, which knows no momentum and no rho.
 
     Cost: (steps + 1) samples forwards and backwards an example at most.
 
@@ -141,15 +115,17 @@ class APGD(Solver):
 
     def solve(self, problem: LowerProblem) -> Solution:
         """Solution of the lower problem; see the class."""
+        if isinstance(problem.threat, L1):
+            return SparseAPGD(self.steps, self.samples, self.leave).solve(problem)
         answer = sphere(problem)
         kappa, spent = torch.zeros_like(problem.y), torch.zeros_like(problem.y)
         state = self._begin(problem, answer, spent)
-        won = self._wins(state.margin)
+        won = wins(state.margin, self.samples)
         reviews = set(checkpoints(self.steps))
         project, since = cheap_projection(problem), 0
         for i in range(self.steps):
             # examples leave in lots: copying the batch for each that is done would cost more than it saves
-            if self.leave and seldom(i, problem.x) and self._few_left(state.gone):
+            if self.leave and seldom(i, problem.x) and few_left(state.gone):
                 kept = (~state.gone).nonzero()[:, 0]
                 self._settle(state, answer, won)
                 state, problem = state.select(kept), narrow(problem, kept)
@@ -166,31 +142,12 @@ class APGD(Solver):
         self._settle(state, answer, won)
         return Solution(answer, answer, kappa, spent)
 
-    def _few_left(self, gone: Tensor) -> bool:
-        return int(gone.sum()) * 4 >= len(gone)
-
     def _settle(self, state: _APGDState, answer: Tensor, won: Tensor) -> None:
         """Examples that were never misclassified answer with their best point."""
         put(answer, state.rows, ~won[state.rows], state.best)
 
-    def _wins(self, margin: Tensor) -> Tensor:
-        """(B,) bool: misclassified, where one look at a point decides that."""
-        return margin < 0 if self.samples == 1 else torch.zeros_like(margin, dtype=torch.bool)
-
-    def _ascent(self, problem: LowerProblem, delta: Tensor) -> _View:
-        seen = [self._draw(problem, delta) for _ in range(self.samples)]
-        if len(seen) == 1:
-            return seen[0]
-        loss, margin, grad = (torch.stack(values).mean(0) for values in list(zip(*seen, strict=True))[:3])
-        return _View(loss, margin, grad, torch.zeros_like(margin, dtype=torch.bool))
-
-    def _draw(self, problem: LowerProblem, delta: Tensor) -> _View:
-        logits, grad = problem.ascent(delta)
-        loss, margin = problem.objective(problem, logits), logit_margin(logits, problem.y)
-        return _View(loss, margin, grad, clearly_fooled(problem, logits, problem.y))
-
     def _begin(self, problem: LowerProblem, delta: Tensor, spent: Tensor) -> _APGDState:
-        loss, margin, grad, gone = self._ascent(problem, delta)
+        loss, margin, grad, gone = view(problem, delta, self.samples)
         spent += self.samples
         count = len(delta)
         step = torch.full_like(loss, 2 * problem.threat.eps)
@@ -221,9 +178,9 @@ class APGD(Solver):
         s.before, s.delta = s.delta, stepped
 
     def _look(self, s: _APGDState, problem: LowerProblem, answer: Tensor, won: Tensor, spent: Tensor) -> None:
-        loss, margin, s.grad, gone = self._ascent(problem, s.delta)
+        loss, margin, s.grad, gone = view(problem, s.delta, self.samples)
         spent[s.rows] += self.samples
-        lower = self._wins(margin) & (~won[s.rows] | (margin < s.margin))
+        lower = wins(margin, self.samples) & (~won[s.rows] | (margin < s.margin))
         if self.leave:  # decided where it stands, whenever it leaves: the answer knows nothing of the batch
             lower &= ~s.gone
         put(answer, s.rows, lower, s.delta)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from bivallate.lower.apgd import put, seldom
+from bivallate.lower.ascending import put, seldom
+from bivallate.lower.l1 import filled
 from bivallate.lower.modes import frozen
 from bivallate.lower.objective import clearly_fooled, narrow
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Solver
-from bivallate.lower.threat import TINY, Linf
+from bivallate.lower.threat import L1, TINY, Linf, dual_norm
 from bivallate.parts import part
 from bivallate.types import Solution, per_example
 
-__all__ = ["FAB", "nearest_on_plane"]
+__all__ = ["FAB", "nearest_in_l1", "nearest_on_plane"]
 
 OFTEN = (
     0.3  # share of crossings above which a forward pays before the gradient: forward / (forward + backward)
@@ -37,12 +39,34 @@ def nearest_on_plane(excess: Tensor, w: Tensor, point: Tensor, *, linf: bool) ->
     pull = w.abs()
     if not linf:
         pull.masked_fill_(pull < FLAT, 0)
-    direction = w.sign().mul_(torch.where(excess >= 0, -1.0, 1.0).to(w)[:, None])
-    room = torch.addcmul(torch.full_like(w, 0.5), direction, 0.5 - point)  # 1 - point or point
+    direction = _against(excess, w)
+    room = _room(direction, point)
     bound = room if linf else room / pull  # lambda at which a coordinate saturates
     rise = pull if linf else pull.square()
     scale = _root(excess.abs(), rise, pull * room, bound)[:, None]
     return torch.minimum(scale.expand_as(room) if linf else scale * pull, room).mul_(direction)
+
+
+def nearest_in_l1(excess: Tensor, w: Tensor, point: Tensor) -> Tensor:
+    """(B, n) the move of smallest L1 norm from `point` within [0, 1]^n that changes <w, point> by -excess.
+
+    The coordinates of largest |w_j| go first, each to its bound; see `nearest_on_plane`.
+    """
+    pull = w.abs()
+    pull.masked_fill_(pull < FLAT, 0)
+    direction = _against(excess, w)
+    gain = pull * _room(direction, point)
+    return filled(pull, gain, excess.abs()).div_(pull.clamp(min=FLAT)).mul_(direction)
+
+
+def _against(excess: Tensor, w: Tensor) -> Tensor:
+    """(B, n) the sign of each coordinate's move."""
+    return w.sign().mul_(torch.where(excess >= 0, -1.0, 1.0).to(w)[:, None])
+
+
+def _room(direction: Tensor, point: Tensor) -> Tensor:
+    """(B, n) how far each coordinate may move: 1 - point or point."""
+    return torch.addcmul(torch.full_like(point, 0.5), direction, 0.5 - point)
 
 
 def _root(need: Tensor, rise: Tensor, gain: Tensor, bound: Tensor) -> Tensor:
@@ -113,7 +137,7 @@ class NearestPlane:
     """The boundary of whichever class seems nearest by its linearisation. K backwards."""
 
     def __call__(self, problem: LowerProblem, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        linf, y = isinstance(problem.threat, Linf), problem.y
+        y = problem.y
         with frozen(problem.forward.model), torch.enable_grad():
             point = delta.detach().requires_grad_()
             logits = problem.forward(problem.x + point)
@@ -126,7 +150,7 @@ class NearestPlane:
         f = logits - logits[rows, y][:, None]
         field = field - field[rows, y][:, None]
         flat = field.flatten(2)
-        dual = flat.abs().sum(2) if linf else flat.norm(dim=2)
+        dual = dual_norm(problem.threat, flat)
         choice = (f.abs() / (dual + TINY)).scatter(1, y[:, None], torch.inf).argmin(1)
         return logits, f[rows, choice], field[rows, choice]
 
@@ -201,11 +225,12 @@ class FAB(Solver):
 
     def _approach(self, problem: LowerProblem, delta: Tensor, f: Tensor, w: Tensor) -> Tensor:
         """A step to the linearised boundary, mixed with the clean image's own step to it."""
-        linf = isinstance(problem.threat, Linf)
         x, w, moved = problem.x.flatten(1), w.flatten(1), delta.flatten(1)
         excess = f - (w * moved).sum(1)  # at the clean image
-        here = nearest_on_plane(f, w, x + moved, linf=linf)
-        home = nearest_on_plane(excess, w, x, linf=linf)
+        nearest = nearest_in_l1
+        if not isinstance(problem.threat, L1):
+            nearest = partial(nearest_on_plane, linf=isinstance(problem.threat, Linf))
+        here, home = nearest(f, w, x + moved), nearest(excess, w, x)
         near, far = (problem.threat.size(p).clamp(min=FLAT) for p in (here, home))
         mix = (near / (near + far)).clamp(max=self.alpha_max)[:, None]
         moved = torch.lerp(moved + self.overshoot * here, self.overshoot * home, mix)

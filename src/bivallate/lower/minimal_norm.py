@@ -10,9 +10,10 @@ from torch import Tensor
 
 from bivallate.errors import UserError
 from bivallate.lower.fab import NearestPlane
+from bivallate.lower.l1 import onto
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Solver
-from bivallate.lower.threat import L2, TINY, Linf
+from bivallate.lower.threat import L1, L2, TINY, Linf, dual_norm
 from bivallate.parts import part
 from bivallate.types import Solution, per_example
 
@@ -66,9 +67,8 @@ def _annealed(step: int, steps: int, first: float, last: float) -> float:
 def _l2_only(name: str, problem: LowerProblem) -> None:
     if not isinstance(problem.threat, L2):
         kind = type(problem.threat).__name__
-        raise UserError(
-            f"{name} searches the smallest L2 norm, got {kind}; use --norm l2, or fmn or deepfool"
-        )
+        other = "fmn" if isinstance(problem.threat, L1) else "fmn or deepfool"
+        raise UserError(f"{name} searches the smallest L2 norm, got {kind}; use --norm l2, or {other}")
 
 
 @part
@@ -98,7 +98,7 @@ class FMN(Solver):
 
     def solve(self, problem: LowerProblem) -> Solution:
         """Solution of the lower problem; see the class."""
-        threat, linf = problem.threat, isinstance(problem.threat, Linf)
+        threat = problem.threat
         delta, found = torch.zeros_like(problem.x), _Nearest.none(problem)
         farthest = threat.size(torch.maximum(problem.x, 1 - problem.x))
         radius = torch.full_like(farthest, math.inf)
@@ -106,7 +106,7 @@ class FMN(Solver):
             logits, grad = problem.ascent(delta)
             fooled = found.look(delta, logits)
             gap = problem.objective(problem, logits).abs()
-            slope = grad.flatten(1).norm(p=1 if linf else 2, dim=1).clamp(min=TINY)
+            slope = dual_norm(threat, grad.flatten(1)).clamp(min=TINY)
             gamma = _annealed(i, self.steps, self.gamma, self.gamma_last)
             beyond = torch.where(
                 found.size.isinf(), threat.size(delta) + (1 + gamma) * gap / slope, radius * (1 + gamma)
@@ -114,18 +114,20 @@ class FMN(Solver):
             radius = torch.where(fooled, torch.minimum(radius * (1 - gamma), found.size), beyond)
             radius = torch.minimum(radius, farthest)
             alpha = _annealed(i, self.steps, self.step_size, self.step_size / 100)
-            delta = _within(problem, _onto(delta + alpha * _unit(grad), radius, linf=linf))
+            delta = _onto(problem, delta + alpha * _unit(grad), radius)
         found.look(delta, problem.value(delta)[0])
         return found.solution(self.steps)
 
 
-def _onto(delta: Tensor, radius: Tensor, *, linf: bool) -> Tensor:
-    """The projection on balls of radius (B,)."""
-    if linf:
+def _onto(problem: LowerProblem, delta: Tensor, radius: Tensor) -> Tensor:
+    """Images whose perturbations are projected on balls of radius (B,); in L1 on both at once."""
+    if isinstance(problem.threat, L1):
+        return onto(delta, problem.x, radius)
+    if isinstance(problem.threat, Linf):
         most = per_example(radius, delta)
-        return torch.minimum(torch.maximum(delta, -most), most)
+        return _within(problem, torch.minimum(torch.maximum(delta, -most), most))
     norm = delta.flatten(1).norm(dim=1).clamp(min=TINY)
-    return delta * per_example((radius / norm).clamp(max=1), delta)
+    return _within(problem, delta * per_example((radius / norm).clamp(max=1), delta))
 
 
 @part
@@ -171,7 +173,7 @@ class DDN(Solver):
 
 @part
 class DeepFool(Solver):
-    """Steps to the nearest linearised boundary until the class changes.
+    """Steps to the nearest linearised boundary until the class changes. Linf and L2.
 
     Attributes:
         steps: at most. overshoot: share by which the sum of all steps is longer than it need be.
@@ -188,6 +190,8 @@ class DeepFool(Solver):
     def solve(self, problem: LowerProblem) -> Solution:
         """Solution of the lower problem; see the class."""
         linf, plane = isinstance(problem.threat, Linf), NearestPlane()
+        if isinstance(problem.threat, L1):
+            raise UserError("deepfool is of Linf and L2, got L1; use fab or fmn")
         total, found = torch.zeros_like(problem.x), _Nearest.none(problem)
         delta = total
         for i in range(self.steps):
@@ -195,7 +199,7 @@ class DeepFool(Solver):
             done = found.look(delta, logits)
             if bool(done.all()):
                 return found.solution(i + 1)
-            norm = w.flatten(1).norm(p=1 if linf else 2, dim=1).clamp(min=TINY)
+            norm = dual_norm(problem.threat, w.flatten(1)).clamp(min=TINY)
             move = per_example(f.abs() / norm, w) * (w.sign() if linf else w / per_example(norm, w))
             total = torch.where(per_example(done, total), total, total + move)
             delta = _within(problem, (1 + self.overshoot) * total)

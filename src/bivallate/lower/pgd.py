@@ -32,7 +32,7 @@ class Direction(Protocol):
 
 @part
 class Steepest:
-    """The sign of the gradient for Linf, g / ||g|| for L2."""
+    """The sign of the gradient for Linf, g / ||g|| for L2, the largest coordinates' signs for L1."""
 
     def __call__(self, problem: LowerProblem) -> Step:
         return problem.threat.steepest

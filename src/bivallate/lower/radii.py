@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from bivallate.lower.threat import L2, Linf
+from bivallate.lower.threat import Linf, Threat
 from bivallate.noise import Noise
 from bivallate.types import per_example
 
@@ -25,7 +25,7 @@ class Radii:
         factor: (B,) radius of each row in units of eps, at least 0; for Linf no radius is above 1.
     """
 
-    threat: Linf | L2
+    threat: Threat
     factor: Tensor
 
     @property
@@ -40,7 +40,7 @@ class Radii:
         return radius.clamp(max=1.0) if isinstance(self.threat, Linf) else radius
 
     @cached_property
-    def _groups(self) -> list[tuple[Tensor, Linf | L2]]:
+    def _groups(self) -> list[tuple[Tensor, Threat]]:
         own, which = self.radius.unique(return_inverse=True)
         return [
             ((which == k).nonzero()[:, 0], replace(self.threat, eps=eps))
@@ -51,7 +51,7 @@ class Radii:
     def _back(self) -> Tensor:
         return torch.cat([rows for rows, _ in self._groups]).argsort()
 
-    def _each(self, ask: Callable[[Linf | L2, Tensor], Tensor]) -> Tensor:
+    def _each(self, ask: Callable[[Threat, Tensor], Tensor]) -> Tensor:
         return torch.cat([ask(threat, rows) for rows, threat in self._groups])[self._back]
 
     def select(self, rows: Tensor) -> Radii:

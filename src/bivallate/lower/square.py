@@ -4,46 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from bivallate.lower.apgd import seldom
+from bivallate.lower.ascending import seldom
 from bivallate.lower.objective import clearly_fooled, logit_margin, narrow
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Solver
-from bivallate.lower.threat import TINY, Linf
+from bivallate.lower.threat import L1, L2, TINY, Linf
+from bivallate.lower.windows import FLOOR, Windows, as_images, norm_of, overlap, pattern, share, tiling
 from bivallate.noise import Noise
 from bivallate.parts import part
 from bivallate.types import Solution, per_example
 
-__all__ = ["Square", "bump", "pattern", "share"]
+__all__ = ["Square"]
 
-HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the share is halved
 BLOCK = 64  # queries whose signs are drawn at once
-FLOOR = 3  # smallest side of a window in L2
-
-
-def share(p0: float, query: int) -> float:
-    """Share of the pixels that a query changes; query counts from 0 and the schedule is not rescaled."""
-    return p0 / 2 ** sum(query > bound for bound in HALVINGS)
-
-
-def bump(a: int, b: int) -> Tensor:
-    """(a, b) with unit L2 norm: sum over k of 1 / (k + 1)^2 on the square of radius k about the centre."""
-    value = torch.zeros(a, b)
-    row, column = a // 2, b // 2
-    for k in range(max(row, column) + 1):
-        value[max(row - k, 0) : row + k + 1, max(column - k, 0) : column + k + 1] += 1 / (k + 1) ** 2
-    return value / value.norm().clamp(min=TINY)
-
-
-@cache
-def pattern(s: int) -> Tensor:
-    """(s, s) with unit L2 norm: a positive bump above a negative one. Kept: do not write into it."""
-    value = torch.cat([bump(s // 2, s), -bump(s - s // 2, s)])
-    return value / value.norm()
 
 
 @dataclass
@@ -61,36 +38,6 @@ class _SquareState:
         return _SquareState(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
-@dataclass(frozen=True)
-class _Windows:
-    """Where the windows of each query lie: the same for all examples, a function of seed and query alone."""
-
-    corners: list[list[float]]  # five uniform numbers a query: two corners, and the pattern's orientation
-    height: int
-    width: int
-    edge: int  # 1 if windows may touch the last row and column
-
-    @classmethod
-    def drawn(cls, noise: Noise, queries: int, x: Tensor, *, edges: bool) -> _Windows:
-        """The windows of so many queries on images x."""
-        # one window a query for all examples, so that a proposal is one slice of the batch; each example
-        # keeps or refuses it for itself, and has signs of its own
-        numbers = _shared(noise).uniform("square/windows", (queries, 5))[0]
-        return cls(numbers.tolist(), x.shape[2], x.shape[3], int(edges))
-
-    def place(self, query: int, side: int, which: int = 0) -> tuple[slice, slice]:
-        """The window's rows and columns; corners are uniform on 0, ..., size - side - 1 + edge."""
-        # without the edge the published code's last row and column are never reached: it draws corners below
-        # size - side, which excludes the last place that still fits
-        u, v = self.corners[query][2 * which : 2 * which + 2]
-        top, left = (int(r * (size - side + self.edge)) for r, size in ((u, self.height), (v, self.width)))
-        return slice(top, top + side), slice(left, left + side)
-
-    def transposed(self, query: int) -> bool:
-        """Whether the pattern lies on its side."""
-        return self.corners[query][4] > 0.5
-
-
 @part
 class Square(Solver):
     """Square attack on the margin loss: a change is kept if it lowers the margin.
@@ -99,8 +46,8 @@ class Square(Solver):
         queries: forwards an example, besides the first. p0: initial share of the pixels in a window.
         edges: windows may touch the last row and column; the public code's never do (at a side of one
             pixel the last row and column would keep their first values), which False restores.
-        shrink: in L2, where the share of the pixels falls below the smallest window of 3 x 3, the move is
-            made smaller instead; the public code's moves stay as large, which False restores.
+        shrink: in L2 and L1, where the share of the pixels falls below the smallest window of 3 x 3, the move
+            is made smaller instead; the public code's moves stay as large, which False restores.
 
     Cost: queries + 1 forwards an example at most. For Linf, a query that would change nothing, or (on small
     images) one pixel in a way that has failed at the same point before, is answered without a forward on a
@@ -120,12 +67,11 @@ class Square(Solver):
     def solve(self, problem: LowerProblem) -> Solution:
         """Solution of the lower problem; see the class."""
         noise, shape, eps = problem.noise, problem.x.shape, problem.threat.eps
-        x = _as_images(problem.x)
-        linf = isinstance(problem.threat, Linf)
-        start, propose = (_stripes, _square) if linf else (_tiles, _exchange)
+        x = as_images(problem.x)
+        start, propose = _MOVES.get(type(problem.threat), _MOVES[L2])
         state = self._begin(problem, x, start(x, eps, noise))
         answer, spent = torch.zeros_like(x), torch.ones_like(problem.y)
-        windows = _Windows.drawn(noise, self.queries, x, edges=self.edges)
+        windows = Windows.drawn(noise, self.queries, x, edges=self.edges)
         signs = noise.sign("square/0", (BLOCK, x.shape[1]), x.dtype)
         for query in range(self.queries):
             if seldom(query, x) and int(state.gone.sum()) * 8 >= len(state.gone):
@@ -176,15 +122,6 @@ class Square(Solver):
             state.asked[at] = False
 
 
-def _as_images(x: Tensor) -> Tensor:
-    """(B, C, H, W) of images, sequences (B, C, L) or vectors (B, D)."""
-    if x.ndim == 4:
-        return x
-    if x.ndim == 2:
-        return x[:, None, None, :]
-    return x[:, :, None, :] if x.ndim == 3 else x.flatten(3)
-
-
 def _stripes(x: Tensor, eps: float, noise: Noise) -> Tensor:
     """Linf start: vertical stripes, a sign for each image, channel and column."""
     signs = noise.sign("square/start", (x.shape[1], 1, x.shape[3]), x.dtype)
@@ -192,7 +129,7 @@ def _stripes(x: Tensor, eps: float, noise: Noise) -> Tensor:
 
 
 def _square(
-    state: _SquareState, eps: float, windows: _Windows, query: int, p0: float, sign: Tensor, *, shrink: bool
+    state: _SquareState, eps: float, windows: Windows, query: int, p0: float, sign: Tensor, *, shrink: bool
 ) -> tuple[Tensor, Tensor]:
     """Linf: the window of each image goes to +-eps. Only images that this changes are proposed."""
     height, width = state.x.shape[2:]
@@ -226,64 +163,68 @@ def _unasked(state: _SquareState, pixel: int, sign: Tensor) -> Tensor:
 
 
 def _tiles(x: Tensor, eps: float, noise: Noise) -> Tensor:
-    """L2 start: the image is tiled with patterns, a sign for each image, channel and tile."""
-    _, channels, height, width = x.shape
-    side = max(1, min(height // 5, width))
-    offset = max(0, (height - 5 * side) // 2)
-    down, across = height // side, width // side
-    turned = _shared(noise).uniform("square/turned", (down, across))[0] > 0.5
-    signs = noise.sign("square/start", (channels, down, across), x.dtype)
-    delta, tile = torch.zeros_like(x), pattern(side).to(x)
-    for i in range(down):
-        for j in range(across):
-            top, left = offset + i * side, offset + j * side
-            value = tile.T if turned[i, j] else tile
-            place = delta[:, :, top : top + side, left : left + side]
-            place += (value * signs[:, :, i, j, None, None])[:, :, : place.shape[2], : place.shape[3]]
-    return (x + eps * delta / (_norm(delta) + TINY)).clamp_(0, 1)
+    """L2 start: patterns side by side."""
+    delta = tiling(x, noise)
+    return (x + eps * delta / (norm_of(delta) + TINY)).clamp_(0, 1)
+
+
+def _sparse_tiles(x: Tensor, eps: float, noise: Noise) -> Tensor:
+    """L1 start: the same, projected."""
+    return x + L1(eps).project(tiling(x, noise, 1), x)
 
 
 def _exchange(
-    state: _SquareState, eps: float, windows: _Windows, query: int, p0: float, sign: Tensor, *, shrink: bool
+    state: _SquareState, eps: float, windows: Windows, query: int, p0: float, sign: Tensor, *, shrink: bool
 ) -> tuple[Tensor, Tensor]:
-    """L2: the norm of one window, and what is left of the budget, goes into a pattern in another.
+    """L2: the norm of one window, and what is left of the budget, goes into a pattern in another."""
+    delta = _exchanged(state.point - state.x, eps, windows, query, p0, sign, shrink, 2)
+    images = (delta * (eps / (norm_of(delta) + TINY))).add_(state.x).clamp_(0, 1)
+    return torch.arange(len(images), device=images.device), images
 
-    Of a move of size t < 1, t^2 of the first window's squares go, and t of the pattern comes.
+
+def _sparse_exchange(
+    state: _SquareState, eps: float, windows: Windows, query: int, p0: float, sign: Tensor, *, shrink: bool
+) -> tuple[Tensor, Tensor]:
+    """L1: the same, where each channel gets the budget of all, and the projection decides."""
+    delta = _exchanged(state.point - state.x, eps, windows, query, p0, sign, shrink, 1)
+    images = state.x + L1(eps).project(delta, state.x)
+    return torch.arange(len(images), device=images.device), images
+
+
+def _exchanged(
+    delta: Tensor,
+    eps: float,
+    windows: Windows,
+    query: int,
+    p0: float,
+    sign: Tensor,
+    shrink: bool,
+    order: int,
+) -> Tensor:
+    """The perturbation with another window, in L2 or L1 (order).
+
+    Of a move of size t < 1, t^2 of the first window's squares (L1: t of its sizes) go, and t of the pattern
+    comes.
     """
-    height, width = state.x.shape[2:]
+    height, width = delta.shape[2:]
     length = math.sqrt(share(p0, query) * height * width)
     size = min(1.0, length / FLOOR) if shrink else 1.0
     side = max(FLOOR, round(length))
     side = min(side + (side % 2 == 0), height, width)
     into, source = windows.place(query, side), windows.place(query, side, which=1)
-    delta = state.point - state.x
     a, b = delta[:, :, *into], delta[:, :, *source]
-    there = _norm(a, (2, 3))
-    gone = _norm(b, (2, 3)).square() - _overlap(delta, into, source)
-    both = there.square() + size**2 * gone
-    value = size * pattern(side).to(delta)
+    there = norm_of(a, (2, 3), order)
+    gone = norm_of(b, (2, 3), order) ** order - overlap(delta, into, source, order)
+    both = there**order + size**order * gone
+    value = size * pattern(side, order).to(delta)
     change = (value.T if windows.transposed(query) else value) * sign
     change = change + a / (there + TINY)
-    left = (eps**2 - _norm(delta).square()).clamp_(min=0) / delta.shape[1]
-    change = change * ((left + both.clamp_(min=0)).sqrt_() / (_norm(change, (2, 3)) + TINY))
-    delta[:, :, *source] *= math.sqrt(1 - size**2)
+    left = (eps**order - norm_of(delta, order=order) ** order).clamp_(min=0) / delta.shape[1]
+    budget = (left + both.clamp_(min=0)).pow_(1 / order) * (delta.shape[1] if order == 1 else 1)
+    change = change * (budget / (norm_of(change, (2, 3), order) + TINY))
+    delta[:, :, *source] *= (1 - size**order) ** (1 / order)
     delta[:, :, *into] = change
-    images = (delta * (eps / (_norm(delta) + TINY))).add_(state.x).clamp_(0, 1)
-    return torch.arange(len(images), device=images.device), images
+    return delta
 
 
-def _overlap(delta: Tensor, a: tuple[slice, slice], b: tuple[slice, slice]) -> Tensor | float:
-    """Sum of squares over the intersection of two windows."""
-    both = tuple(slice(max(p.start, q.start), min(p.stop, q.stop)) for p, q in zip(a, b, strict=True))
-    if any(s.start >= s.stop for s in both):
-        return 0.0
-    return _norm(delta[:, :, *both], (2, 3)).square()
-
-
-def _norm(values: Tensor, over: tuple[int, ...] = (1, 2, 3)) -> Tensor:
-    return torch.linalg.vector_norm(values, dim=over, keepdim=True)
-
-
-def _shared(noise: Noise) -> Noise:
-    """Draws that all rows have in common, whichever restarts they are of."""
-    return Noise(noise.seed, torch.zeros(1, dtype=torch.int64), noise.epoch)
+_MOVES = {Linf: (_stripes, _square), L2: (_tiles, _exchange), L1: (_sparse_tiles, _sparse_exchange)}

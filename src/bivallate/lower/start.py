@@ -77,7 +77,7 @@ class Gaussian(Start):
 class Corner(Start):
     """A random corner of the ball (Fast-BAT, Table 9).
 
-    eps * sign(U) for Linf, its radial projection for L2.
+    eps * sign(U) for Linf, its radial projection for L2 and L1.
     """
 
     def __call__(self, problem: LowerProblem) -> Tensor:

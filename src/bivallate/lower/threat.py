@@ -10,12 +10,25 @@ from torch import Tensor
 
 from bivallate.errors import UserError, unknown
 from bivallate.from_text import parse_number
+from bivallate.lower.l1 import L1
+from bivallate.lower.radius import STRICT, TINY, check_eps
 from bivallate.noise import Noise
 from bivallate.parts import part
 from bivallate.types import per_example
 
-TINY = 1e-12
-STRICT = 1e-7  # how far inside its bounds a coordinate must lie to count as free (Fast-BAT's H_C)
+__all__ = [
+    "CUSTOMARY",
+    "L1",
+    "L2",
+    "NORMS",
+    "STRICT",
+    "TINY",
+    "Linf",
+    "Threat",
+    "ThreatModel",
+    "dual_norm",
+    "threat",
+]
 
 
 class ThreatModel(Protocol):
@@ -46,7 +59,7 @@ class ThreatModel(Protocol):
         ...
 
     def steepest(self, grad: Tensor) -> Tensor:
-        """The direction of steepest ascent with unit norm: sign(g) or g / ||g||_2."""
+        """The direction of steepest ascent with unit norm: sign(g), g / ||g||_2, in L1 some coordinates."""
         ...
 
     def support(self, grad: Tensor, x: Tensor, delta: Tensor) -> Tensor:
@@ -79,7 +92,7 @@ class Linf:
     eps: float
 
     def __post_init__(self) -> None:
-        _check_eps(self.eps)
+        check_eps(self.eps)
         if self.eps > 1:
             raise UserError(
                 f"Linf eps must be at most 1, because pixels lie in [0, 1], got {self.eps:g}; "
@@ -142,7 +155,7 @@ class L2:
     eps: float
 
     def __post_init__(self) -> None:
-        _check_eps(self.eps)
+        check_eps(self.eps)
 
     def project(self, delta: Tensor, x: Tensor) -> Tensor:
         """clip(t * delta, -x, 1 - x)."""
@@ -230,18 +243,21 @@ class L2:
         return delta.flatten(1).norm(dim=1)
 
 
-def _check_eps(eps: float) -> None:
-    if not (isinstance(eps, int | float) and math.isfinite(eps) and eps >= 0):
-        raise UserError(f"eps must be a finite number of at least 0, got {eps!r}; write 8/255 or 0.03")
+Threat = Linf | L2 | L1
+NORMS: dict[str, type[Threat]] = {"linf": Linf, "l2": L2, "l1": L1}
+
+# radii on small colour images, where nothing else is known
+CUSTOMARY = {"Linf": "8/255", "L2": "128/255", "L1": "12"}
 
 
-NORMS: dict[str, type[Linf] | type[L2]] = {"linf": Linf, "l2": L2}
+def dual_norm(ball: ThreatModel, w: Tensor) -> Tensor:
+    """(...) the largest <w, d> over d of norm 1 in the ball's norm, of w (..., n)."""
+    if isinstance(ball, Linf):
+        return w.abs().sum(-1)
+    return w.abs().amax(-1) if isinstance(ball, L1) else w.norm(dim=-1)
 
 
-CUSTOMARY = {"Linf": "8/255", "L2": "128/255"}  # radii on small colour images, where nothing else is known
-
-
-def threat(norm: str, eps: str | float) -> Linf | L2:
+def threat(norm: str, eps: str | float) -> Threat:
     """The threat model by the name of its norm: `threat("linf", "8/255")`."""
     key = norm.lower().replace("_", "").replace("-", "")
     if key not in NORMS:

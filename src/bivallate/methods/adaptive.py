@@ -12,7 +12,7 @@ from bivallate.lower.objective import kl_to_clean
 from bivallate.lower.pgd import PGD
 from bivallate.lower.start import gaussian, uniform
 from bivallate.lower.stop import Form, FOSCBelow, Misclassified
-from bivallate.lower.threat import L2, Linf
+from bivallate.lower.threat import Threat
 from bivallate.method import Method
 from bivallate.methods.entries import register
 from bivallate.schedule import Linear, Milestones
@@ -27,7 +27,7 @@ FAT_TRADES_TAU = Milestones(values=(0.0, 1.0, 2.0, 3.0), at=(30 / 85, 50 / 85, 7
 
 @register("dynamic", family="adaptive", paper="Wang et al., ICML 2019", cost="(K+1)F + (K+1)B at most")
 def dynamic(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     c_max: float | None = None,
     until: float = 5 / 6,
@@ -78,7 +78,7 @@ def dynamic(
 
 @register("curriculum", family="adaptive", paper="Cai et al., IJCAI 2018", cost="(k+1)F + (k+1)B, k to K")
 def curriculum(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     mode: Literal["schedule", "cai"] = "schedule",
     steps: int = 10,
@@ -127,7 +127,7 @@ def curriculum(
 
 @register("fat", family="adaptive", paper="Zhang et al., ICML 2020", cost="(K+1)F + (K+1)B at most")
 def fat(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     tau: int | None = None,
     steps: int = 10,
@@ -160,7 +160,7 @@ def fat(
 
 @register("fat-trades", family="adaptive", paper="Zhang et al., ICML 2020", cost="(K+3)F + (K+2)B at most")
 def fat_trades(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     beta: float = 6.0,
     tau: int | None = None,

@@ -11,14 +11,14 @@ from bivallate.lower.objective import cross_entropy, kl_to_clean
 from bivallate.lower.pgd import PGD
 from bivallate.lower.replay import YOPO, Free
 from bivallate.lower.start import uniform
-from bivallate.lower.threat import L2, Linf
+from bivallate.lower.threat import Threat
 from bivallate.method import Method
 from bivallate.methods.entries import register
 from bivallate.upper.loss import Trades
 
 
 @register("free-at", family="amortised", paper="Shafahi et al., NeurIPS 2019", cost="mF + mB")
-def free_at(threat: Linf | L2, *, replays: int = 8, step_size: float = 1.0) -> Method:
+def free_at(threat: Threat, *, replays: int = 8, step_size: float = 1.0) -> Method:
     """Free-AT: every backward pass moves the parameters and the perturbation, m times on each minibatch.
 
     Objective: AT's, with delta carried over by position from replay to replay and minibatch to minibatch.
@@ -40,7 +40,7 @@ def free_at(threat: Linf | L2, *, replays: int = 8, step_size: float = 1.0) -> M
 
 @register("yopo", family="amortised", paper="Zhang et al., NeurIPS 2019", cost="mF + mB")
 def yopo(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     m: int = 5,
     n: int = 3,
@@ -74,7 +74,7 @@ def yopo(
 
 @register("atta", family="amortised", paper="Zheng et al., CVPR 2020", cost="(K+1)F + (K+1)B")
 def atta(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     steps: int = 1,
     step_size: float = 15 / 31,
@@ -108,7 +108,7 @@ def atta(
 
 @register("atta-trades", family="amortised", paper="Zheng et al., CVPR 2020", cost="(K+2)F + (K+2)B")
 def atta_trades(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     beta: float = 6.0,
     steps: int = 1,

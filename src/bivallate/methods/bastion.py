@@ -5,7 +5,7 @@ from __future__ import annotations
 from bivallate.lower.curriculum import Curriculum
 from bivallate.lower.pgd import PGD
 from bivallate.lower.start import uniform
-from bivallate.lower.threat import L2, Linf
+from bivallate.lower.threat import Threat
 from bivallate.method import Method
 from bivallate.methods.entries import register
 from bivallate.schedule import Linear
@@ -20,7 +20,7 @@ def growth(steps: int, until: float) -> Linear:
 
 @register("bastion", family="composed", paper="this package", cost="(k+2)F + (k+2)B, k to K")
 def bastion(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     beta: float = 6.0,
     steps: int = 3,

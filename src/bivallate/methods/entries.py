@@ -12,7 +12,7 @@ from typing import Any
 
 from bivallate import plugins
 from bivallate.errors import UserError, unknown
-from bivallate.lower.threat import L2, Linf
+from bivallate.lower.threat import Threat
 from bivallate.method import MAKERS, Method
 from bivallate.schema import check
 
@@ -59,8 +59,8 @@ def register(name: str, *, family: str = "user", paper: str = "", cost: str = ""
     """
 
     def enter(make: Callable[..., Method]) -> Callable[..., Method]:
-        def named(threat: Linf | L2, **parameters: Any) -> Method:
-            if not isinstance(threat, Linf | L2):
+        def named(threat: Threat, **parameters: Any) -> Method:
+            if not isinstance(threat, Threat):
                 raise UserError(f"{name} needs a threat such as Linf(8 / 255), got {threat!r}")
             parameters = _checked(make, parameters)
             return dataclasses.replace(make(threat, **parameters), name=name, made=(name, parameters))
@@ -109,7 +109,7 @@ def registry() -> dict[str, Entry]:
     return dict(_REGISTRY)
 
 
-def create(name: str, threat: Linf | L2, **parameters: Any) -> Method:
+def create(name: str, threat: Threat, **parameters: Any) -> Method:
     """A method by its name. Raises UserError for an unknown name or parameter, with the nearest one."""
     entries = registry()
     if name not in entries:

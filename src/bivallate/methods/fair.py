@@ -9,7 +9,7 @@ from bivallate.lower.class_radius import ClassDistance, ClassRadius, Proportiona
 from bivallate.lower.objective import cross_entropy, kl_to_clean
 from bivallate.lower.pgd import PGD
 from bivallate.lower.start import gaussian, uniform
-from bivallate.lower.threat import L2, Linf
+from bivallate.lower.threat import Threat
 from bivallate.method import Method
 from bivallate.methods.entries import register
 from bivallate.methods.reweighted import RECIPE
@@ -29,7 +29,7 @@ def _host(base: Base, of: str) -> bool:
 
 @register("faal", family="class-wise", paper="Zhang et al., CVPR 2024", cost="(K+1)F + (K+1)B")
 def faal(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     base: Base = "at",
     radius: float = 0.5,
@@ -72,7 +72,7 @@ def faal(
 
 @register("wat", family="class-wise", paper="Li and Liu, AAAI 2023", cost="(K+3)F + (K+2)B")
 def wat(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     beta: float = 6.0,
     rate: float = 0.1,
@@ -106,7 +106,7 @@ def wat(
 
 @register("cfol", family="class-wise", paper="Pethick et al., TMLR 2023", cost="(K+1)F + (K+1)B")
 def cfol(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     rate: float = 5e-6,
     explore: float = 0.5,
@@ -140,7 +140,7 @@ def cfol(
 
 @register("dafa", family="class-wise", paper="Lee et al., ICLR 2024", cost="(K+3)F + (K+2)B")
 def dafa(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     scale: float = 1.0,
     warm_up: float = 70 / 110,
@@ -177,7 +177,7 @@ def dafa(
 
 @register("cfa", family="class-wise", paper="Wei et al., CVPR 2023", cost="(K+1)F + (K+1)B")
 def cfa(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     base: Base = "at",
     margin: float = 0.5,

@@ -8,7 +8,7 @@ from bivallate.coupling.barrier import Barrier
 from bivallate.coupling.last_step import LastStep
 from bivallate.lower.pgd import PGD, Warm, raw, steepest
 from bivallate.lower.start import corner, uniform
-from bivallate.lower.threat import L2, Linf
+from bivallate.lower.threat import Linf, Threat
 from bivallate.method import Method
 from bivallate.methods.done import dro
 from bivallate.methods.entries import register
@@ -17,7 +17,7 @@ Linearisation = Literal["ns-pgd", "uniform", "corner", "pgd"]
 
 
 @register("fast-at", family="single step", paper="Wong et al., ICLR 2020", cost="2F + 2B")
-def fast_at(threat: Linf | L2, *, step_size: float = 1.25) -> Method:
+def fast_at(threat: Threat, *, step_size: float = 1.25) -> Method:
     """Fast-AT: one large sign step from a uniform start.
 
     Collapses at large eps (catastrophic overfitting): PGD accuracy falls to zero while FGSM accuracy rises.
@@ -35,7 +35,7 @@ def fast_at(threat: Linf | L2, *, step_size: float = 1.25) -> Method:
 
 @register("fast-bat", family="bilevel", paper="Zhang et al. (Fast-BAT), ICML 2022", cost="3F + 5B")
 def fast_bat(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     step_size: float | None = None,
     rho: float = 0.1,

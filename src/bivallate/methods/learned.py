@@ -7,7 +7,7 @@ from typing import Literal
 from bivallate.lower.objective import kl_to_clean
 from bivallate.lower.pgd import PGD
 from bivallate.lower.start import gaussian, uniform
-from bivallate.lower.threat import L2, Linf
+from bivallate.lower.threat import Threat
 from bivallate.method import Method
 from bivallate.methods.entries import register
 from bivallate.upper.loss import Trades
@@ -27,7 +27,7 @@ def _mover(kind: Mover, lr: float | None, weight_decay: float) -> NetOptimizer:
 
 @register("bilaw", family="learned", paper="BiLAW, 2022", cost="(2K+5)F + (2K+4)B")
 def bilaw(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     steps: int = 10,
     step_size: float = 0.25,
@@ -73,7 +73,7 @@ def bilaw(
 
 @register("bilaw-trades", family="learned", paper="BiLAW, 2022", cost="(2K+11)F + (2K+8)B")
 def bilaw_trades(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     beta: float = 6.0,
     steps: int = 10,
@@ -111,7 +111,7 @@ def bilaw_trades(
 
 @register("non-parametric", family="learned", paper="BiLAW, 2022", cost="(2K+4)F + (2K+4)B")
 def non_parametric(
-    threat: Linf | L2, *, steps: int = 10, step_size: float = 0.25, second_order: bool = False
+    threat: Threat, *, steps: int = 10, step_size: float = 0.25, second_order: bool = False
 ) -> Method:
     """Non-parametric reweighting: an example weighs what its gradient helps a second data stream.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bivallate.lower.objective import kl_to_clean
 from bivallate.lower.pgd import PGD
 from bivallate.lower.start import gaussian, uniform
-from bivallate.lower.threat import L2, Linf
+from bivallate.lower.threat import Threat
 from bivallate.method import Method
 from bivallate.methods.entries import register
 from bivallate.upper.awp import AWP
@@ -14,7 +14,7 @@ from bivallate.upper.loss import Trades, adversarial
 
 @register("at-awp", family="standard", paper="Wu et al., NeurIPS 2020", cost="(K+2)F + (K+2)B")
 def at_awp(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     gamma: float = 0.01,
     warm_up: int = 0,
@@ -46,7 +46,7 @@ def at_awp(
 
 @register("trades-awp", family="standard", paper="Wu et al., NeurIPS 2020", cost="(K+5)F + (K+4)B")
 def trades_awp(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     beta: float = 6.0,
     gamma: float = 0.005,

@@ -6,7 +6,7 @@ from bivallate.coupling.implicit import Leaf
 from bivallate.lower.aligned_step import AlignedStep
 from bivallate.lower.guided_objectives import Smoothed
 from bivallate.lower.single_steps import LabelInformation, PriorGuided
-from bivallate.lower.threat import L2, Linf
+from bivallate.lower.threat import Threat
 from bivallate.method import Method
 from bivallate.methods.entries import register
 from bivallate.schedule import Ramp
@@ -16,7 +16,7 @@ from bivallate.upper.smoothness_losses import Consistent, NoisyLabels
 
 @register("fgsm-pgi", family="single step", paper="Jia et al., ECCV 2022", cost="2F + 3B")
 def fgsm_pgi(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     weight: float = 10.0,
     smoothing: float = 0.4,
@@ -53,7 +53,7 @@ def fgsm_pgi(
 
 @register("liet", family="single step", paper="LIET, public code 2025", cost="2F + 3B")
 def liet(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     weight: float = 100.0,
     smoothing: float = 0.6,
@@ -92,7 +92,7 @@ def liet(
 
 
 @register("sora", family="single step", paper="SORA, ICML 2026", cost="2F + 2B")
-def sora(threat: Linf | L2, *, step_size: float = 2.0, bend: float = 0.02, memory: float = 0.05) -> Method:
+def sora(threat: Threat, *, step_size: float = 2.0, bend: float = 0.02, memory: float = 0.05) -> Method:
     """SORA: one step from noise whose length follows how far the loss has been linear along earlier steps.
 
     Minimises CE(x + eta + a u sgn g), see `AlignedStep`: where the gradient at the end no longer agrees with

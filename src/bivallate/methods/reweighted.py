@@ -10,7 +10,7 @@ from bivallate.lower.objective import MarginWeighted, cross_entropy, kl_to_clean
 from bivallate.lower.pgd import PGD
 from bivallate.lower.start import gaussian, uniform
 from bivallate.lower.stop import Misclassified
-from bivallate.lower.threat import L2, Linf
+from bivallate.lower.threat import Threat
 from bivallate.method import Method
 from bivallate.methods.entries import register
 from bivallate.schedule import Linear, Milestones
@@ -25,7 +25,7 @@ RECIPE = 0.007 / 0.031  # the step size of the TRADES, MART, MAIL and GAIRAT cod
 
 
 @register("mart", family="reweighted", paper="Wang et al., ICLR 2020", cost="(K+2)F + (K+2)B")
-def mart(threat: Linf | L2, *, beta: float = 5.0, steps: int = 10, step_size: float = RECIPE) -> Method:
+def mart(threat: Threat, *, beta: float = 5.0, steps: int = 10, step_size: float = RECIPE) -> Method:
     """MART: boosted cross-entropy, and a KL term that counts misclassified examples more.
 
     Minimises mean BCE(x') + beta mean KL(p(x) || p(x')) (1 - p_y(x)), with x' a cross-entropy attack from a
@@ -61,7 +61,7 @@ def _shift(kind: str, shift: float, shift_max: float) -> float | Linear | Milest
 
 @register("gairat", family="reweighted", paper="Zhang et al., ICLR 2021", cost="(K+1)F + (K+1)B")
 def gairat(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     steps: int = 10,
     step_size: float = RECIPE,
@@ -101,7 +101,7 @@ def gairat(
 
 @register("gair-fat", family="reweighted", paper="Zhang et al., ICLR 2021", cost="<= (K+1)F + (K+1)B")
 def gair_fat(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     steps: int = 10,
     step_size: float = RECIPE,
@@ -132,7 +132,7 @@ def gair_fat(
 
 @register("wmmr", family="reweighted", paper="Zeng et al., AAAI 2021", cost="(K+1)F + (K+1)B")
 def wmmr(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     base: Literal["at", "trades"] = "at",
     alpha: float | None = None,
@@ -186,7 +186,7 @@ def wmmr(
 
 @register("mail-at", family="reweighted", paper="Wang et al., NeurIPS 2021", cost="(K+1)F + (K+1)B")
 def mail_at(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     slope: float = 10.0,
     bias: float = -0.5,
@@ -223,7 +223,7 @@ def mail_at(
 
 @register("mail-trades", family="reweighted", paper="Wang et al., NeurIPS 2021", cost="(K+3)F + (K+2)B")
 def mail_trades(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     beta: float = 5.0,
     slope: float = 2.0,
@@ -256,7 +256,7 @@ def mail_trades(
 
 @register("mail-mart", family="reweighted", paper="Wang et al., NeurIPS 2021", cost="(K+2)F + (K+2)B")
 def mail_mart(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     beta: float = 5.0,
     slope: float = 10.0,

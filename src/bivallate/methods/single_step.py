@@ -7,7 +7,7 @@ from bivallate.lower.guided_objectives import Guiding
 from bivallate.lower.objective import kl_to_clean
 from bivallate.lower.pgd import PGD, Wider
 from bivallate.lower.start import BackwardSmoothing, Signs, Uniform, uniform, zero
-from bivallate.lower.threat import L2, Linf
+from bivallate.lower.threat import Threat
 from bivallate.method import Method
 from bivallate.methods.entries import register
 from bivallate.schedule import Linear, Milestones, Schedule
@@ -17,7 +17,7 @@ from bivallate.upper.smoothness_losses import Abnormal, Guided, LocallyLinear
 
 
 @register("fgsm-at", family="single step", paper="Goodfellow et al., ICLR 2015", cost="2F + 2B")
-def fgsm_at(threat: Linf | L2, *, step_size: float = 1.0) -> Method:
+def fgsm_at(threat: Threat, *, step_size: float = 1.0) -> Method:
     """FGSM-AT: one sign step from the clean image.
 
     Objective: min mean_i CE(x_i + Pi(eps sign grad CE(x_i))).
@@ -37,7 +37,7 @@ def fgsm_at(threat: Linf | L2, *, step_size: float = 1.0) -> Method:
 
 
 @register("n-fgsm", family="single step", paper="de Jorge et al., NeurIPS 2022", cost="2F + 2B")
-def n_fgsm(threat: Linf | L2, *, k: float = 2.0, step_size: float = 1.0) -> Method:
+def n_fgsm(threat: Threat, *, k: float = 2.0, step_size: float = 1.0) -> Method:
     """N-FGSM: one sign step from noise in k times the ball; the sum is not projected onto the ball.
 
     Objective: min mean_i CE(x_i + eta_i + eps sign grad CE(x_i + eta_i)), eta_i uniform in [-k eps, k eps],
@@ -60,7 +60,7 @@ def n_fgsm(threat: Linf | L2, *, k: float = 2.0, step_size: float = 1.0) -> Meth
 
 
 @register("fast-at-ga", family="single step", paper="Andriushchenko et al., NeurIPS 2020", cost="3F + 5B")
-def fast_at_ga(threat: Linf | L2, *, coefficient: float | None = None, step_size: float = 1.25) -> Method:
+def fast_at_ga(threat: Threat, *, coefficient: float | None = None, step_size: float = 1.25) -> Method:
     """Fast-AT with GradAlign: FGSM from the clean image, and a penalty on gradients that turn in the ball.
 
     Objective: FGSM-AT + coefficient (1 - mean_i cos(grad CE(x_i), grad CE(x_i + eta_i))), eta_i uniform.
@@ -85,7 +85,7 @@ def fast_at_ga(threat: Linf | L2, *, coefficient: float | None = None, step_size
 
 @register("backward-smoothing", family="single step", paper="Chen et al., AAAI 2022", cost="(K+3)F + (K+3)B")
 def backward_smoothing(
-    threat: Linf | L2, *, gamma: float = 1.0, beta: float = 10.0, steps: int = 1, step_size: float = 1.0
+    threat: Threat, *, gamma: float = 1.0, beta: float = 10.0, steps: int = 1, step_size: float = 1.0
 ) -> Method:
     """Backward Smoothing: TRADES whose start moves the logits towards randomly perturbed ones.
 
@@ -109,14 +109,14 @@ def backward_smoothing(
     return Method(threat, solver, objective=kl_to_clean, loss=Trades(beta))
 
 
-def _guided(threat: Linf | L2, weight: float | Schedule, distance: DistanceName, noise: float) -> Method:
+def _guided(threat: Threat, weight: float | Schedule, distance: DistanceName, noise: float) -> Method:
     """One step from a corner of the smaller ball, on the guided objective in every other minibatch."""
     solver = PGD(1, threat.eps, Signs(noise))
     return Method(threat, solver, objective=Guiding(weight, distance), loss=Guided(weight, distance))
 
 
 @register("gat", family="single step", paper="Sriramanan et al., NeurIPS 2020", cost="4F + 3B at most")
-def gat(threat: Linf | L2, *, weight: float = 10.0, last: float = 4.0, noise: float = 0.5) -> Method:
+def gat(threat: Threat, *, weight: float = 10.0, last: float = 4.0, noise: float = 0.5) -> Method:
     """GAT: one step that every other time also seeks to move the prediction, and a loss that holds it still.
 
     Minimises mean CE(x) + weight mean ||p(x) - p(x')||^2. The attack is one step of eps from x plus a random
@@ -142,7 +142,7 @@ def gat(threat: Linf | L2, *, weight: float = 10.0, last: float = 4.0, noise: fl
 
 
 @register("nuat", family="single step", paper="Sriramanan et al., NeurIPS 2021", cost="4F + 3B at most")
-def nuat(threat: Linf | L2, *, weight: float = 4.5, until: float = 0.9, noise: float = 0.5) -> Method:
+def nuat(threat: Threat, *, weight: float = 4.5, until: float = 0.9, noise: float = 0.5) -> Method:
     """NuAT: as `gat`, with the nuclear norm of the whole minibatch's change of logits.
 
     Minimises mean CE(x) + weight ||F(X) - F(X')||_* / B, F the matrix of logits; the weight grows from 0.
@@ -166,7 +166,7 @@ def nuat(threat: Linf | L2, *, weight: float = 4.5, until: float = 0.9, noise: f
 
 
 @register("elle", family="single step", paper="Abad Rocamora et al., ICLR 2024", cost="5F + 5B")
-def elle(threat: Linf | L2, *, coefficient: float | None = None, step_size: float = 1.0) -> Method:
+def elle(threat: Threat, *, coefficient: float | None = None, step_size: float = 1.0) -> Method:
     """ELLE: FGSM from the clean image, and a penalty where the loss is not linear between points of the ball.
 
     Minimises FGSM-AT + coefficient mean (l(x_c) - (1 - a) l(x_a) - a l(x_b))^2, see `LocallyLinear`.
@@ -192,7 +192,7 @@ def elle(threat: Linf | L2, *, coefficient: float | None = None, step_size: floa
 
 @register("aaer", family="single step", paper="Lin et al., NeurIPS 2023", cost="2F + 2B")
 def aaer(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     noise: float = 2.0,
     step_size: float = 1.0,

@@ -7,14 +7,14 @@ from bivallate.lower.modes import AttackMode
 from bivallate.lower.objective import kl_to_clean
 from bivallate.lower.pgd import PGD
 from bivallate.lower.start import gaussian, uniform, zero
-from bivallate.lower.threat import L2, Linf
+from bivallate.lower.threat import Threat
 from bivallate.method import Method
 from bivallate.methods.entries import register
 from bivallate.upper.loss import Trades
 
 
 @register("plain", family="standard", paper="-", cost="1F + 1B")
-def plain(threat: Linf | L2) -> Method:
+def plain(threat: Threat) -> Method:
     """Plain training on clean images; the threat serves evaluation alone.
 
     Cost: 1 forward, 1 backward.
@@ -24,7 +24,7 @@ def plain(threat: Linf | L2) -> Method:
 
 @register("at", family="standard", paper="Madry et al., ICLR 2018", cost="(K+1)F + (K+1)B")
 def at(
-    threat: Linf | L2,
+    threat: Threat,
     *,
     steps: int = 10,
     step_size: float = 0.25,
@@ -51,7 +51,7 @@ def at(
 
 
 @register("trades", family="standard", paper="Zhang et al., ICML 2019", cost="(K+3)F + (K+2)B")
-def trades(threat: Linf | L2, *, beta: float = 6.0, steps: int = 10, step_size: float = 0.25) -> Method:
+def trades(threat: Threat, *, beta: float = 6.0, steps: int = 10, step_size: float = 0.25) -> Method:
     """TRADES: clean cross-entropy plus beta times the largest KL divergence from the clean prediction.
 
     Args:

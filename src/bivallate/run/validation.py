@@ -16,7 +16,7 @@ from bivallate.lower.objective import cross_entropy
 from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.start import Given
-from bivallate.lower.threat import L2, Linf
+from bivallate.lower.threat import Threat
 from bivallate.noise import Noise
 from bivallate.run.out_of_memory import in_pieces, room_for
 from bivallate.types import Batch, Clock, Passes, probability_margin
@@ -27,7 +27,7 @@ BATCH = 500
 def held_out(
     model: nn.Module,
     split: Split,
-    threat: Linf | L2,
+    threat: Threat,
     *,
     steps: int,
     rows: int,
@@ -102,7 +102,7 @@ class Inspection:
 
 
 def inspect_rows(
-    model: nn.Module, x: Tensor, y: Tensor, threat: Linf | L2, noise: Noise, steps: int
+    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, noise: Noise, steps: int
 ) -> Inspection:
     """How rows withstand FGSM and then PGD, and how their gradients turn.
 

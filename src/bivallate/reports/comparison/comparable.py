@@ -27,7 +27,7 @@ class EvaluationFilter:
     """What the user asked for; None where nothing was said.
 
     Attributes:
-        weights, split: of the evaluations. attack: its name. norm: Linf or L2. eps: the radius.
+        weights, split: of the evaluations. attack: its name. norm: Linf, L2 or L1. eps: the radius.
     """
 
     weights: str

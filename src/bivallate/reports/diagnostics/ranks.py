@@ -13,7 +13,7 @@ from torch import nn
 from bivallate.evaluation import attack as attacked
 from bivallate.evaluation.sweeps import clean_scores, eps_curve
 from bivallate.lower.input_guard import call_unharmed
-from bivallate.lower.threat import L2, Linf
+from bivallate.lower.threat import Linf, Threat
 from bivallate.reports.diagnostics.diagnostic import Diagnostic
 from bivallate.reports.diagnostics.sample import inspected, sample
 from bivallate.style import COLUMN, colour, figure, marker
@@ -58,7 +58,7 @@ class Ranks(Diagnostic):
 def adversarial_rank(
     models: dict[str, nn.Module],
     data: Any,
-    threat: Linf | L2,
+    threat: Threat,
     *,
     attack: str = "pgd-10",
     n: int | None = None,
@@ -129,7 +129,7 @@ class OverEps(Diagnostic):
 def accuracy_over_eps(
     models: dict[str, nn.Module],
     data: Any,
-    threat: Linf | L2,
+    threat: Threat,
     *,
     factors: tuple[float, ...] = FACTORS,
     attack: str = "pgd-20",
@@ -193,7 +193,7 @@ class Transfer(Diagnostic):
 def transfer(
     models: dict[str, nn.Module],
     data: Any,
-    threat: Linf | L2,
+    threat: Threat,
     *,
     attack: str = "pgd-20",
     n: int | None = None,

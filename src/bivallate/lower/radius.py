@@ -1,0 +1,18 @@
+"""What all balls have in common: the check of their radius, and the smallest numbers that count."""
+
+from __future__ import annotations
+
+import math
+
+from bivallate.errors import UserError
+
+__all__ = ["STRICT", "TINY", "check_eps"]
+
+TINY = 1e-12
+STRICT = 1e-7  # how far inside its bounds a coordinate must lie to count as free (Fast-BAT's H_C)
+
+
+def check_eps(eps: float) -> None:
+    """Raise UserError unless a radius is a finite number of at least 0."""
+    if not (isinstance(eps, int | float) and math.isfinite(eps) and eps >= 0):
+        raise UserError(f"eps must be a finite number of at least 0, got {eps!r}; write 8/255 or 0.03")

@@ -1,0 +1,175 @@
+"""Auto-PGD in L1: steps along few coordinates, whose number follows the sparsity of the best point."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bivallate.lower.ascending import Rows, few_left, put, seldom, view, wins
+from bivallate.lower.l1 import largest
+from bivallate.lower.objective import narrow
+from bivallate.lower.problem import LowerProblem
+from bivallate.lower.solver import Solver
+from bivallate.parts import part
+from bivallate.types import Solution, per_example
+
+__all__ = ["SparseAPGD"]
+
+REVIEW = 0.04  # of the steps, between two reviews
+FIRST_SHARE = 0.2  # of the coordinates, that a step moves at first, after a random start
+SPARSER = 1.5  # a step moves so many times fewer coordinates than the best point
+SHRUNK = 0.95  # of the number of moved coordinates: below it the best point has become sparser
+SHORTER, SHORTEST = 1.5, 10  # step sizes fall by the one, and to eps over the other at least
+
+
+@dataclass
+class _SparseState(Rows):
+    """The examples still under attack: every field has a row for each."""
+
+    rows: Tensor  # positions in the minibatch
+    delta: Tensor
+    grad: Tensor
+    best: Tensor
+    best_grad: Tensor
+    best_loss: Tensor
+    share: Tensor  # of the coordinates, that a step moves
+    count: Tensor  # coordinates that the best point moved at the last review
+    step: Tensor
+    margin: Tensor  # lowest so far
+    gone: Tensor  # clearly misclassified: leaves at the next occasion
+
+
+@part
+class SparseAPGD(Solver):
+    """Auto-PGD in L1: the answer is the misclassified iterate of lowest margin, else the best point.
+
+    A step of L1 norm at most eps moves the largest coordinates of the gradient, and is projected on the ball
+    within the box. Larger balls come first: each begins where the one before was best.
+
+    Attributes:
+        steps: N of all radii together. samples, leave: as of `APGD`.
+        radii: of the balls in turn, in units of eps, of 0.3, 0.3 and 0.4 of the steps; the last alone where
+            there is one, or where there are fewer than three steps.
+
+    Cost: (steps + number of radii) samples forwards and backwards an example at most.
+
+    Deviation: as of `APGD`; a coordinate counts as moved where delta is not zero (there: where the image
+    differs after rounding).
+
+    Reference: Croce and Hein, Mind the box: l1-APGD for sparse adversarial attacks, ICML 2021, algorithm 2
+    and section 4.3, public code.
+    """
+
+    steps: int = 100
+    samples: int = 1
+    leave: bool = True
+    radii: tuple[float, ...] = (3.0, 2.0, 1.0)
+
+    def solve(self, problem: LowerProblem) -> Solution:
+        """Solution of the lower problem; see the class."""
+        eps, start = problem.threat.eps, self._start(problem)
+        steps, radii = [self.steps], self.radii[-1:]
+        if len(self.radii) == 3 and self.steps >= 3:
+            early = math.ceil(0.3 * self.steps)
+            steps, radii = [early, early, self.steps - 2 * early], self.radii
+        delta, last = start, len(steps) - 1
+        spent, kappa = torch.zeros_like(problem.y), torch.zeros_like(problem.y)
+        for stage, (factor, count) in enumerate(zip(radii, steps, strict=True)):
+            within = problem.but(threat=replace(problem.threat, eps=factor * eps))  # pyright: ignore
+            delta = within.threat.project(delta, problem.x)
+            delta = self._run(within, delta, count, spent, kappa, first=last == 0, last=stage == last)
+        return Solution(delta, delta, kappa, spent)
+
+    def _start(self, problem: LowerProblem) -> Tensor:
+        """Gaussian of unit variance, which the projection makes sparse."""
+        return problem.noise.normal("start", tuple(problem.x.shape[1:]), problem.x.dtype)
+
+    def _run(
+        self,
+        problem: LowerProblem,
+        delta: Tensor,
+        steps: int,
+        spent: Tensor,
+        kappa: Tensor,
+        *,
+        first: bool,
+        last: bool,
+    ) -> Tensor:
+        """Where the steps within one ball end: its best points, and in the last ball the answers."""
+        state = self._begin(problem, delta, first=first)
+        spent += self.samples
+        answer, won = delta.clone(), wins(state.margin, self.samples) & last
+        period, leave = max(int(REVIEW * steps), 1), self.leave and last
+        for i in range(steps):
+            if leave and seldom(i, problem.x) and few_left(state.gone):
+                kept = (~state.gone).nonzero()[:, 0]
+                put(answer, state.rows, ~won[state.rows], state.best)
+                state, problem = state.select(kept), narrow(problem, kept)
+            if len(state.rows) == 0:
+                break
+            self._move(state, problem)
+            if last:
+                kappa[state.rows] += state.margin >= 0
+            lower = self._look(state, problem, won[state.rows], leave=leave) & last
+            put(answer, state.rows, lower, state.delta)
+            won[state.rows] |= lower
+            spent[state.rows] += self.samples
+            if (i + 1) % period == 0:
+                self._review(state, problem.threat.eps)
+        put(answer, state.rows, ~won[state.rows], state.best)
+        return answer
+
+    def _begin(self, problem: LowerProblem, delta: Tensor, *, first: bool) -> _SparseState:
+        loss, margin, grad, gone = view(problem, delta, self.samples)
+        pixels, moved = delta[0].numel(), _moved(delta)
+        share = torch.full_like(moved, FIRST_SHARE) if first else moved / pixels / SPARSER
+        return _SparseState(
+            rows=torch.arange(len(delta), device=delta.device),
+            delta=delta.clone(),
+            grad=grad,
+            best=delta.clone(),
+            best_grad=grad.clone(),
+            best_loss=loss.clone(),
+            share=share,
+            count=torch.full_like(moved, pixels) if first else moved,
+            step=torch.full_like(loss, problem.threat.eps),
+            margin=margin,
+            gone=gone,
+        )
+
+    def _move(self, s: _SparseState, problem: LowerProblem) -> None:
+        pixels = s.grad[0].numel()
+        count = pixels - ((1 - s.share) * pixels).clamp(0, pixels - 1).long()
+        step = per_example(s.step, s.delta) * largest(s.grad, count)
+        s.delta = problem.threat.project(s.delta + step, problem.x)
+
+    def _look(self, s: _SparseState, problem: LowerProblem, won: Tensor, *, leave: bool) -> Tensor:
+        """(B,) bool: misclassified by a lower margin than before; the state learns what is here."""
+        loss, margin, s.grad, gone = view(problem, s.delta, self.samples)
+        lower = wins(margin, self.samples) & (~won | (margin < s.margin))
+        if leave:  # decided where it stands, whenever it leaves: the answer knows nothing of the batch
+            lower &= ~s.gone
+        s.margin = torch.minimum(s.margin, margin)
+        s.gone |= gone
+        better = loss > s.best_loss
+        mask = per_example(better, s.delta)
+        s.best, s.best_grad = torch.where(mask, s.delta, s.best), torch.where(mask, s.grad, s.best_grad)
+        s.best_loss = torch.where(better, loss, s.best_loss)
+        return lower
+
+    def _review(self, s: _SparseState, eps: float) -> None:
+        """Begin anew from the best points that have become sparser, and shorten the steps of the others."""
+        moved = _moved(s.best)
+        sparser = moved / s.count < SHRUNK
+        s.step = torch.where(sparser, eps, (s.step / SHORTER).clamp(min=eps / SHORTEST))
+        s.share, s.count = moved / s.best[0].numel() / SPARSER, moved
+        mask = per_example(sparser, s.delta)
+        s.delta, s.grad = torch.where(mask, s.best, s.delta), torch.where(mask, s.best_grad, s.grad)
+
+
+def _moved(delta: Tensor) -> Tensor:
+    """(B,) how many coordinates are not zero."""
+    return (delta != 0).flatten(1).sum(1).to(delta.dtype)
