@@ -11,11 +11,10 @@ from bivallate.data import Dataset
 from bivallate.data import registry as data_sets
 from bivallate.errors import UserError
 from bivallate.from_text import pair
-from bivallate.lower.threat import threat
 from bivallate.methods.entries import create
 from bivallate.models import Classifier
 from bivallate.run.config import METHOD_PARTS, Config
-from bivallate.run.defaults import fitted
+from bivallate.run.defaults import fitted, threat_on
 from bivallate.run.first_network import begin_network
 from bivallate.run.recipes.published import recipe_for
 from bivallate.run.session import load_data, resolved_data
@@ -84,11 +83,7 @@ def _from_names(
             raise UserError(f"--set threat.eps would leave the step sizes as they are; use --eps {text}")
     known = data_sets.get(data)
     name = known.name if known is not None else data
-    if eps is None and threat(norm, 0.0) != threat("linf", 0.0):
-        raise UserError(
-            f"--norm {norm} needs a radius, --eps, such as 0.5 (128/255): the customary ones are of Linf"
-        )
-    radius = threat(norm, eps if eps is not None else data_sets.training_defaults(name).eps)
+    radius = threat_on(name, norm, eps, f"--norm {norm} needs a radius, --eps")
     parameters, pairs = own_parameters(method, pairs)
     return recipe_for(recipe, create(method, radius, **parameters), name, fixed=parameters), pairs
 

@@ -179,11 +179,11 @@ class Machine:
 
 def same_norm(norm: str, own: Any) -> None:
     """Raise UserError unless a threat is of that norm: a radius means something else in another."""
-    from bivallate.lower.threat import threat
+    from bivallate.lower.threat import SUCH_AS, threat
 
-    if type(threat(norm, 0.0)) is not type(own):
-        usual = "0.5 (128/255)" if isinstance(own, type(threat("linf", 0.0))) else "8/255"
+    kind = type(threat(norm, 0.0))
+    if kind is not type(own):
         raise UserError(
-            f"--norm {norm} needs a radius of its own, --eps, such as {usual}: the run's, {own.eps:g}, is of "
-            f"{type(own).__name__}"
+            f"--norm {norm} needs a radius of its own, --eps, such as {SUCH_AS[kind.__name__]}: the run's, "
+            f"{own.eps:g}, is of {type(own).__name__}"
         )

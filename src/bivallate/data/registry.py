@@ -23,12 +23,18 @@ class TrainingDefaults:
     Attributes:
         eps: customary Linf radius, as it is written. model: architecture. lr: peak rate of SGD.
         warm_up: share of the minibatches over which the radius grows from almost 0 to eps.
+        l1: customary L1 radius, where there is one.
     """
 
     eps: str = "8/255"
     model: str = "tiny-cnn"
     lr: float = 0.05
     warm_up: float = 0.5
+    l1: str | None = None
+
+    def radius(self, norm: str) -> str | None:
+        """The customary radius in Linf or L1; None where there is none."""
+        return {"Linf": self.eps, "L1": self.l1}.get(norm)
 
     def __str__(self) -> str:
         return f"eps {self.eps}, {self.model}, rate {self.lr:g}, warm-up {self.warm_up:g}"
@@ -93,6 +99,7 @@ KNOWN: dict[str, KnownDataset] = {
             "cifar10", "objects and animals", (3, 32, 32), 10, 50000, 10000, CROP_FLIP,
             (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "uoft-cs/cifar10",
             folders=("cifar10", "cifar-10"), subsets=("cifar10_jpeg",),
+            usual=Usual(l1="12"),  # Croce and Hein, Mind the box, 2021
         ),
         KnownDataset(
             "cifar100", "objects and animals", (3, 32, 32), 100, 50000, 10000,

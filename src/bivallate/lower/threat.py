@@ -22,6 +22,7 @@ __all__ = [
     "L2",
     "NORMS",
     "STRICT",
+    "SUCH_AS",
     "TINY",
     "Linf",
     "Threat",
@@ -248,6 +249,7 @@ NORMS: dict[str, type[Threat]] = {"linf": Linf, "l2": L2, "l1": L1}
 
 # radii on small colour images, where nothing else is known
 CUSTOMARY = {"Linf": "8/255", "L2": "128/255", "L1": "12"}
+SUCH_AS = CUSTOMARY | {"L2": "0.5 (128/255)"}  # as messages tell them
 
 
 def dual_norm(ball: ThreatModel, w: Tensor) -> Tensor:

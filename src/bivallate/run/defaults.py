@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Collection
 
 from bivallate.data import registry
+from bivallate.errors import UserError
+from bivallate.lower.threat import SUCH_AS, Threat, threat
 from bivallate.method import Method
 from bivallate.run.config import Config, Data, Model
 from bivallate.run.optim import SGD
@@ -40,6 +42,18 @@ def defaults(method: Method, data: str, *, fixed: Collection[str] = ()) -> Confi
         optimizer=SGD(rate),
         warm_up=usual.warm_up,
     )
+
+
+def threat_on(data: str, norm: str, eps: str | float | None, needed: str) -> Threat:
+    """The threat of a norm and a radius; without one, the customary one of a data set by name.
+
+    Raises UserError, which begins with `needed`, where there is none.
+    """
+    kind = type(threat(norm, 0.0)).__name__
+    radius = registry.training_defaults(data).radius(kind) if eps is None else eps
+    if radius is None:
+        raise UserError(f"{needed}, such as {SUCH_AS[kind]}: {data} has no customary one in {kind}")
+    return threat(norm, radius)
 
 
 def _suited(method: Method, data: str, fixed: Collection[str]) -> Method:

@@ -11,13 +11,11 @@ from torch import nn
 
 from bivallate import data
 from bivallate.data import Dataset
-from bivallate.data.registry import training_defaults
 from bivallate.errors import UserError, check_number, check_path, check_whole, python_arguments, unknown
-from bivallate.lower.threat import threat
 from bivallate.method import Method, checked
 from bivallate.methods.entries import create
 from bivallate.run.config import Config
-from bivallate.run.defaults import fitted
+from bivallate.run.defaults import fitted, threat_on
 from bivallate.run.execution import Run
 from bivallate.run.first_network import begin_network, described_model
 from bivallate.run.initial import Init
@@ -57,7 +55,7 @@ def train(
         model: a network, or the name of an architecture; None with `init`, whose weights know theirs.
         dataset: from `bivallate.data.load`, or anything that it takes.
         method: what to train with, which knows its threat; or its name, with eps and norm. Without eps the
-            customary Linf radius of the data set.
+            customary radius of the data set, in Linf or (CIFAR-10) L1.
         epochs: of training; None is 20, or the recipe's. lr: peak learning rate, else the recipe's or the
             usual one of the data set (0.1 for digits, else 0.05).
         recipe: a paper's training recipe by name, such as "done", which all other arguments change. Its data
@@ -149,9 +147,7 @@ def _method(method: Method | str, eps: float | str | None, norm: str, data_name:
                 'bv.train(model, data, "at", eps=8/255)'
             )
         return checked(method)
-    if eps is None and type(threat(norm, 0.0)) is not type(threat("linf", 0.0)):
-        raise UserError(f"norm={norm!r} needs a radius, eps=..., such as 0.5: the customary ones are of Linf")
-    return create(method, threat(norm, training_defaults(data_name).eps if eps is None else eps))
+    return create(method, threat_on(data_name, norm, eps, f"norm={norm!r} needs a radius, eps=..."))
 
 
 def _named(dataset: Dataset) -> str:
