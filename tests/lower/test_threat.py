@@ -185,7 +185,14 @@ def test_l1_steps_move_the_largest_coordinates() -> None:
     step = largest(g, torch.tensor([2, 2, 3]))
     third = 1 / 4  # three are as large as the second
     assert step.tolist() == [[0.5, -0.5, 0, 0], [third, third, third, -third], [0, 0, 0, 0]]
-    assert L1(1.0).steepest(torch.rand(2, 3, 10, 10)).gt(0).sum().item() == 6, "one in a hundred"
+    assert [
+        L1(eps).steepest(1 + torch.rand(1, 3, 4, 4)).gt(0).sum().item() for eps in (0.0, 0.2, 6.3, 99)
+    ] == [
+        1,
+        1,
+        13,
+        48,
+    ]
 
 
 @settings(max_examples=60, deadline=None)
@@ -228,8 +235,11 @@ def test_steepest_has_unit_norm_and_the_largest_product(kind, eps, seed) -> None
     step = c.steepest(g)
     assert (c.size(step) <= 1 + 1e-12).all()
     product = (g * step).flatten(1).sum(1)
-    dual = g.flatten(1).norm(p={Linf: 1, L2: 2, L1: torch.inf}[kind], dim=1)
-    assert torch.allclose(product, dual)
+    if kind is L1:  # a step of more than half a unit moves several
+        best = g.flatten(1).abs().topk(max(1, math.ceil(2 * eps)), dim=1).values.mean(1)
+    else:
+        best = g.flatten(1).norm(p={Linf: 1, L2: 2}[kind], dim=1)
+    assert torch.allclose(product, best)
     assert c.steepest(0 * g).abs().max() == 0
 
 

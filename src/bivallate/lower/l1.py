@@ -14,7 +14,7 @@ from bivallate.types import per_example
 
 __all__ = ["L1", "filled", "largest", "onto"]
 
-SHARE = 0.01  # of the coordinates, that a step moves
+RANGES = 2  # coordinates that a step moves, for each unit of eps
 HALVINGS = {torch.float64: 64, torch.float32: 34, torch.float16: 20, torch.bfloat16: 20}
 
 
@@ -140,15 +140,16 @@ class L1:
         return self.eps * sign * sizes * per_example(radius / self.size(sizes), x)
 
     def steepest(self, grad: Tensor) -> Tensor:
-        """The signs of the largest 1 % of the coordinates, at least one, over their number.
+        """The signs of the 2 eps largest coordinates, at least one, over their number.
 
-        The single steepest coordinate would be at its bound after a step, and the steps after it as well.
+        So many as spend eps on half of a pixel's range each: the single steepest coordinate would be at its
+        bound after a step, and the steps after it would be lost. On 32 x 32 colour images at eps = 12 it is
+        0.8 % of the coordinates; SLIDE takes 1 %.
 
         Reference: Tramer and Boneh, Adversarial training and robustness for multiple perturbations, NeurIPS
-        2019 (SLIDE, q = 99 %).
+        2019; Croce and Hein, Mind the box, section 4.1.
         """
-        n = grad[0].numel()
-        return largest(grad, torch.full((len(grad),), math.ceil(SHARE * n), device=grad.device))
+        return largest(grad, torch.full((len(grad),), math.ceil(RANGES * self.eps), device=grad.device))
 
     def support(self, grad: Tensor, x: Tensor, delta: Tensor) -> Tensor:
         """<grad, d - delta> at the point d of C(x) that the gradient points to.
