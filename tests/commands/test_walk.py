@@ -92,7 +92,7 @@ def test_a_column_of_predictions_is_headed_by_what_it_says(attack, head, trained
         ("coupling", {"Detached", "Implicit", "LastStep"}, {"PGD", "KLDRO", "Trades", "Adam"}),
         ("weighting", {"Equal", "KLDRO", "MAIL"}, {"PGD", "Detached", "Trades", "Adam"}),
         ("loss", {"Adversarial", "Trades", "Mart"}, {"PGD", "Detached", "KLDRO", "Adam"}),
-        ("threat", {"Linf", "L2"}, {"PGD", "Detached"}),
+        ("threat", {"Linf", "L2", "L1"}, {"PGD", "Detached"}),
         ("solver.direction", {"Steepest", "Raw"}, set()),  # a protocol
     ],
 )

@@ -12,9 +12,10 @@ from tests.lower.toys import FirstLogit, SquaredLogits
 from tests.methods.glue import Net, minibatches
 from torch import Tensor
 
-from bivallate import L2, PGD, Detached, LastStep, Linf, Mask, Method, methods
+from bivallate import L1, L2, PGD, Detached, LastStep, Linf, Mask, Method, methods
 from bivallate.lower.pgd import raw
 from bivallate.lower.start import uniform
+from bivallate.lower.threat import Threat
 from bivallate.noise import Noise
 from bivallate.types import Batch
 
@@ -31,11 +32,11 @@ def batch() -> Batch:
     return Batch(*minibatches((8,))[0])
 
 
-def method(threat: Linf | L2, gain: float, **coupling) -> Method:
+def method(threat: Threat, gain: float, **coupling) -> Method:
     return Method(threat, PGD(0, 0.0, uniform), coupling=LastStep(SIZE, gain, **coupling))
 
 
-def last_step(model: Net, batch: Batch, threat: Linf | L2) -> Tensor:
+def last_step(model: Net, batch: Batch, threat: Threat) -> Tensor:
     """mean CE at project(z + a grad CE(z)), from the definition; only the projection is the package's."""
     z = threat.project(threat.random(Noise(0, batch.index), batch.x), batch.x).requires_grad_()
     (g,) = torch.autograd.grad(F.cross_entropy(model(batch.x + z), batch.y, reduction="sum"), z)
@@ -43,7 +44,7 @@ def last_step(model: Net, batch: Batch, threat: Linf | L2) -> Tensor:
     return F.cross_entropy(model(batch.x + delta), batch.y)
 
 
-@pytest.mark.parametrize("threat", [Linf(EPS), L2(0.2)])
+@pytest.mark.parametrize("threat", [Linf(EPS), L2(0.2), L1(0.4)])
 def test_exact_at_gain_equal_to_the_step_size(model, batch, threat) -> None:
     found, record = gradient(model, method(threat, gain=SIZE), batch)
     if isinstance(threat, Linf):

@@ -12,7 +12,7 @@ from tests.reference import fair as reference
 from torch import Tensor
 
 import bivallate as bv
-from bivallate import L2, Linf, UserError, methods
+from bivallate import L1, L2, Linf, UserError, methods
 from bivallate.lower.class_radius import ClassDistance, RobustRate
 from bivallate.lower.radii import Radii
 from bivallate.methods.reweighted import RECIPE
@@ -138,7 +138,7 @@ def test_classes_that_are_alike_weigh_alike() -> None:
 # ---------------------------------------------------------------- radii of rows
 
 
-@pytest.mark.parametrize("threat", [Linf(0.2), L2(0.8)])
+@pytest.mark.parametrize("threat", [Linf(0.2), L2(0.8), L1(2.0)])
 def test_every_row_is_projected_on_its_own_ball(threat) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(6, 1, 4, 4, generator=generator, dtype=D)

@@ -99,7 +99,7 @@ KNOWN: dict[str, KnownDataset] = {
             "cifar10", "objects and animals", (3, 32, 32), 10, 50000, 10000, CROP_FLIP,
             (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "uoft-cs/cifar10",
             folders=("cifar10", "cifar-10"), subsets=("cifar10_jpeg",),
-            usual=Usual(l1="12"),  # Croce and Hein, Mind the box, 2021
+            usual=TrainingDefaults(l1="12"),  # Croce and Hein, Mind the box, 2021
         ),
         KnownDataset(
             "cifar100", "objects and animals", (3, 32, 32), 100, 50000, 10000,

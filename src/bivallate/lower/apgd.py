@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bivallate.lower.ascending import Rows, few_left, put, seldom, view, wins
+from bivallate.lower.ascending import Living, few_left, put, seldom, view, wins
 from bivallate.lower.objective import narrow
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Solver
@@ -70,7 +70,7 @@ def checkpoints(steps: int) -> list[int]:
 
 
 @dataclass
-class _APGDState(Rows):
+class _APGDState(Living):
     """The examples still under attack: every field has a row for each."""
 
     rows: Tensor  # positions in the minibatch

@@ -12,7 +12,7 @@ from bivallate.lower.objective import clearly_fooled, logit_margin
 from bivallate.lower.problem import LowerProblem
 from bivallate.types import per_example
 
-__all__ = ["Rows", "View", "few_left", "put", "seldom", "view", "wins"]
+__all__ = ["Answer", "Living", "few_left", "put", "seldom", "view", "wins"]
 
 LOOK = 24  # steps
 
@@ -34,7 +34,7 @@ def put(into: Tensor, rows: Tensor, chosen: Tensor, values: Tensor) -> None:
 
 
 @dataclass
-class Rows:
+class Living:
     """The examples still under attack: every field has a row for each."""
 
     def select(self, rows: Tensor) -> Self:
@@ -42,7 +42,7 @@ class Rows:
         return type(self)(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
-class View(NamedTuple):
+class Answer(NamedTuple):
     """What the model says at one point of each example, averaged over its draws."""
 
     loss: Tensor  # (B,)
@@ -51,19 +51,19 @@ class View(NamedTuple):
     gone: Tensor  # (B,) bool, clearly misclassified; never after several draws
 
 
-def view(problem: LowerProblem, delta: Tensor, samples: int) -> View:
+def view(problem: LowerProblem, delta: Tensor, samples: int) -> Answer:
     """The model's answer at delta. Cost: `samples` forwards and backwards."""
     seen = [_draw(problem, delta) for _ in range(samples)]
     if len(seen) == 1:
         return seen[0]
     loss, margin, grad = (torch.stack(values).mean(0) for values in list(zip(*seen, strict=True))[:3])
-    return View(loss, margin, grad, torch.zeros_like(margin, dtype=torch.bool))
+    return Answer(loss, margin, grad, torch.zeros_like(margin, dtype=torch.bool))
 
 
-def _draw(problem: LowerProblem, delta: Tensor) -> View:
+def _draw(problem: LowerProblem, delta: Tensor) -> Answer:
     logits, grad = problem.ascent(delta)
     loss, margin = problem.objective(problem, logits), logit_margin(logits, problem.y)
-    return View(loss, margin, grad, clearly_fooled(problem, logits, problem.y))
+    return Answer(loss, margin, grad, clearly_fooled(problem, logits, problem.y))
 
 
 def wins(margin: Tensor, samples: int) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bivallate.lower.ascending import Rows, few_left, put, seldom, view, wins
+from bivallate.lower.ascending import Living, few_left, put, seldom, view, wins
 from bivallate.lower.l1 import largest
 from bivallate.lower.objective import narrow
 from bivallate.lower.problem import LowerProblem
@@ -26,7 +26,7 @@ SHORTER, SHORTEST = 1.5, 10  # step sizes fall by the one, and to eps over the o
 
 
 @dataclass
-class _SparseState(Rows):
+class _SparseState(Living):
     """The examples still under attack: every field has a row for each."""
 
     rows: Tensor  # positions in the minibatch

@@ -19,7 +19,7 @@ from bivallate.coupling.barrier import Implicit, Mask
 from bivallate.errors import UserError
 from bivallate.files import write_text
 from bivallate.lower.objective import DLR, LogitMargin, Margin
-from bivallate.lower.threat import L2, Linf
+from bivallate.lower.threat import L1, L2, Linf
 from bivallate.method import Method
 from bivallate.methods.entries import registry
 
@@ -31,7 +31,7 @@ ROWS = {  # role -> how the page calls it, in the order of the picture, from bel
     "weighting": "Weightings",
     "loss": "Losses of the upper level",
 }
-RADII = Linf(8 / 255), L2(0.5)
+RADII = Linf(8 / 255), L2(0.5), L1(12.0)
 WRAPPED = ("rule", "loss", "base", "inner")  # fields of a part that hold another of its role
 SHOWN = 6  # methods that are named for a part
 
