@@ -11,7 +11,7 @@ from tests.run.tiny import AT, Radii, plan, run
 import bivallate as bv
 from bivallate.methods.entries import create
 from bivallate.run.config import Config
-from bivallate.run.defaults import defaults, fitted
+from bivallate.run.defaults import defaults, fitted, threat_on
 from bivallate.run.recipes.published import RECIPES, recipe_for
 from bivallate.run.sentinel import Sentinel
 from bivallate.run.signals import Interrupted
@@ -36,6 +36,17 @@ def test_the_usual_values_stand_with_the_data_set(data, eps, lr, warm_up):
     config = recipe_for(None, AT, data)
     assert (usual.eps, config.optimizer.lr, config.warm_up) == (eps, lr, warm_up)
     assert config.model.name == usual.model
+
+
+def test_the_customary_radius_is_that_of_the_norm():
+    assert threat_on("cifar10", "l1", None, "") == bv.L1(12.0)
+    assert (
+        threat_on("cifar10", "linf", None, "") == threat_on("a folder", "linf", None, "") == bv.Linf(8 / 255)
+    )
+    assert threat_on("mnist", "l1", "10", "") == bv.L1(10.0)
+    for data, norm, example in (("mnist", "l1", "12"), ("cifar10", "l2", r"0.5 \(128/255\)")):
+        with pytest.raises(bv.UserError, match=f"^a radius, such as {example}: {data} has no customary one"):
+            threat_on(data, norm, None, "a radius")
 
 
 def test_summed_replays_take_a_smaller_rate():
