@@ -20,7 +20,7 @@ import torch
 
 import bivallate as bv
 from bivallate import models
-from bivallate.data.registry import usual
+from bivallate.data.registry import training_defaults
 from bivallate.evaluation.points import model_fingerprint
 from bivallate.files import write_json
 from bivallate.from_text import parse_number
@@ -56,7 +56,7 @@ def entry(asked: argparse.Namespace) -> dict[str, Any]:
     if isinstance(record.get("data"), str):  # of a part of its training images
         config = config.set("data.name", record["data"])
     data, threat = own_data(config.data, config.seed), config.method.threat
-    rows, eps, width = torch.arange(SLICE), usual(config.data.name).eps, config.model.width
+    rows, eps, width = torch.arange(SLICE), training_defaults(config.data.name).eps, config.model.width
     again = bv.evaluate(model, data.test.tensors(rows), threat, asked.slice_attack)
     models.save(model, ZOO / f"{asked.name}.safetensors", classes=model.classes)
     SLICES.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,6 @@ def gather(
         UserError: the loss has made another pass at the solution than the one that the coupling handed on.
     """
     problem.check_handed_on()
-    problem.said = terms.logits.detach()
 
     def clean() -> Tensor:
         forward = problem.forward if buffers is None else problem.forward.at(buffers)
@@ -38,5 +37,5 @@ def gather(
         clock=problem.clock,
         clean=clean,
         attached=terms.logits,
-        class_score=problem.class_score,
+        class_score=solution.class_score,
     )

@@ -48,11 +48,10 @@ class FrozenStep:
 
     def __init__(self, model: nn.Module, method: Method, batch: Batch, facts: Facts, clock: Clock) -> None:
         self.model, self.method, self.batch, self.facts, self.clock = model, method, batch, facts, clock
-        self.problem, self.bound, solution, delta = self._solve()
-        self.solution = solution
+        self.problem, self.bound, self.solution, delta = self._solve()
         self.delta = delta.detach()
         terms = self._terms(delta)
-        evidence = gather(self.problem, terms, solution)
+        evidence = gather(self.problem, terms, self.solution)
         self.bound.weighting.update(evidence)
         self.weights = self._first_weights(evidence)
         self.loss = (self.weights * terms.robust + terms.anchor).mean()
@@ -77,7 +76,7 @@ class FrozenStep:
             return torch.ones_like(evidence.loss)
 
     def _terms(self, delta: Tensor) -> Terms:
-        return self.method.loss(self.problem, self.problem.adversarial(delta))
+        return self.method.loss(self.problem.solved(self.solution, delta), self.batch.x + delta)
 
     def gradient(self, parameters: list[nn.Parameter]) -> tuple[Tensor, ...]:
         """What the step's one backward pass adds to `.grad`."""

@@ -46,7 +46,7 @@ def differentiate(
         solution = method.solver.solve(problem)
         delta = method.coupling(problem, solution)
 
-    x_adv = problem.adversarial(delta)  # upper level: one loss an example
+    problem, x_adv = problem.solved(solution, delta), batch.x + delta  # upper level: one loss an example
     lookahead = Lookahead.here(problem, method, x_adv.detach(), lr)  # for learned weights
     terms = method.loss(problem, x_adv)
     evidence = gather(problem, terms, solution, lookahead.buffers)
@@ -56,5 +56,5 @@ def differentiate(
     weights = method.weighting(evidence)
     loss = (weights * terms.robust + terms.anchor).sum() / collective.size(batch)
     loss.backward()  # carries d delta*/d theta when coupled
-    method.solver.feedback(problem, delta)
+    method.solver.feedback(problem, delta, evidence)
     return loss.detach(), summarise(loss, weights, terms, problem, method)

@@ -155,12 +155,14 @@ class Solution:
         before_last: (B, C, H, W) the point from which the last step was taken.
         kappa: (B,) steps at which the example was still classified correctly.
         evaluations: (B,) gradient evaluations spent.
+        class_score: (K,) a number for each class, from solvers that gather one (`ClassRadius`), or None.
     """
 
     delta: Tensor
     before_last: Tensor
     kappa: Tensor
     evaluations: Tensor
+    class_score: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ class Evidence:
         loss: (B,) the robust part. logits: (B, K) adversarial. y, index, kappa: (B,).
         clean: gives the clean logits (B, K) in eval mode on demand (one forward pass when asked).
         attached: (B, K) adversarial logits with graph, for rules that declare their weights differentiable.
-        class_score: (K,) a number for each class that the solver has gathered, or None.
+        class_score: (K,) the solution's, or None.
     """
 
     loss: Tensor

@@ -145,7 +145,7 @@ def test_leaf_receives_the_gradient_of_the_loss() -> None:
     seen: list[torch.Tensor] = []
 
     class Listening(PGD):
-        def feedback(self, problem, delta) -> None:
+        def feedback(self, problem, delta, evidence) -> None:
             seen.append(delta)
 
     method = Method(Linf(EPS), PGD(1, EPS, uniform), coupling=Leaf())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import bivallate as bv
 from bivallate import L2, PGD, Linf, UserError, methods, models
 from bivallate.data.augment import Augment, View
+from bivallate.evidence import gather
 from bivallate.lower.atta import PerExample
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.replay import YOPO
@@ -315,7 +316,8 @@ def test_atta_writes_what_the_step_trained_on() -> None:
     problem = LowerProblem(model, batch, method.objective, THREAT)
     solution = bound.solver.solve(problem)
     delta = method.coupling(problem, solution)
-    bound.solver.feedback(problem, delta)
+    terms = method.loss(problem.solved(solution, delta), batch.x + delta)
+    bound.solver.feedback(problem, delta, gather(problem, terms, solution))
     assert torch.equal(bound.solver.bank[batch.index], delta.detach())  # pyright: ignore
     assert not torch.equal(delta, solution.delta)
 

@@ -245,3 +245,25 @@ def test_copies_share_nothing() -> None:
     one, two = (train(copy.deepcopy(Net()), method, minibatches(SIZES), **TURNS) for _ in range(2))
     assert gap(one.model, two.model) == 0
     assert one.bound.solver is not two.bound.solver
+
+
+def test_scores_of_classes_travel_with_the_solution() -> None:
+    """No part finds them on the problem that was posed: they are in the solution, and what is made of it."""
+    ended = train(Net(), bv.methods.cfa(THREAT, base="trades", steps=2), minibatches(SIZES), **TURNS)
+    x, y, index = minibatches((6,), seed=5)[0]
+    posed = bv.LowerProblem(ended.model, Batch(x, y, index), ended.bound.objective, THREAT, Clock(2, 3))
+    solution = ended.bound.solver.solve(posed)
+    assert posed.class_score is None
+    assert solution.class_score is not None
+    solved = posed.solved(solution, solution.delta)
+    assert torch.equal(solved.class_score, ended.bound.state_dict()["solver.score"])  # pyright: ignore
+    loss, x_adv = ended.bound.loss, x + solution.delta
+    assert not torch.allclose(loss(solved, x_adv).anchor, loss(posed, x_adv).anchor)
+    assert [solved.solved(solution, d).coupled for d in (x, x.clone().requires_grad_(), solved_at(x))] == [
+        False, False, True,
+    ]  # fmt: skip
+
+
+def solved_at(x: torch.Tensor) -> torch.Tensor:
+    """A delta with a gradient to somewhere."""
+    return x.clone().requires_grad_() * 2

@@ -15,7 +15,7 @@ from bivallate.lower.solver import Solver, require_coupling
 from bivallate.lower.threat import Linf
 from bivallate.parts import part
 from bivallate.roles import Composition
-from bivallate.types import Facts, Solution
+from bivallate.types import Evidence, Facts, Solution
 
 __all__ = ["AlignedStep"]
 
@@ -89,7 +89,7 @@ class BoundAlignedStep(Solver, nn.Module):
         step = length * self.rule.step_size * threat.eps * part * threat.steepest(self._grad)
         return one_step(problem, wide.project(start + step, problem.x), start)
 
-    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
+    def feedback(self, problem: LowerProblem, delta: Tensor, evidence: Evidence) -> None:
         """Move the mean by how this minibatch's two gradients agree."""
         assert self._grad is not None
         assert delta.grad is not None

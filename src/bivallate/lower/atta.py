@@ -15,7 +15,7 @@ from bivallate.lower.solver import Remembering, Solver
 from bivallate.lower.start import Given
 from bivallate.noise import Noise
 from bivallate.parts import part
-from bivallate.types import Facts, Solution
+from bivallate.types import Evidence, Facts, Solution
 
 
 @part
@@ -95,7 +95,7 @@ class BoundPerExample(Solver, nn.Module):
         self._canvas = canvas
         return replace(self.rule.inner, start=Given(start)).solve(problem)
 
-    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
+    def feedback(self, problem: LowerProblem, delta: Tensor, evidence: Evidence) -> None:
         """Store the perturbation that the step trained on."""
         assert self._canvas is not None
         view, delta = problem.batch.view, delta.detach()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from bivallate.lower.radii import Radii
 from bivallate.lower.solver import Remembering, Solver, require_coupling
 from bivallate.parts import part
 from bivallate.roles import Composition, Role
-from bivallate.types import Clock, Facts, Solution, per_example
+from bivallate.types import Clock, Evidence, Facts, Solution, per_example
 
 __all__ = [
     "BoundClassRadius",
@@ -112,8 +113,8 @@ class Proportional:
 class ClassRadius(AroundPGD, Remembering):
     """Attacks each row within (base + score of its class) eps; within eps before there are scores.
 
-    The scores are gathered from the upper level's own passes, for nothing, and handed to the other parts as
-    `problem.class_score`. They are in training alone: whoever evaluates does so at eps.
+    The scores come from the upper level's own passes, at no cost, and are a part of the solution, where loss
+    and weighting find them. Training alone uses these radii: evaluation is at eps.
 
     Attributes:
         inner: the solver. score: what is gathered.
@@ -200,12 +201,11 @@ class BoundClassRadius(Solver, nn.Module):
             self.told.begin(clock)
         if not bool(self.known):
             return self.rule.inner.solve(problem)
-        problem.class_score = self.score.clone()
         factor = (self.rule.base + self.score[problem.y]).clamp(min=0).to(problem.x.dtype)
         problem.log["mean_radius"] = factor.mean() * problem.threat.eps
-        return self.rule.inner.solve(problem.but(threat=Radii(problem.threat, factor)))  # pyright: ignore
+        inside = problem.but(threat=Radii(problem.threat, factor))  # pyright: ignore[reportArgumentType]
+        return replace(self.rule.inner.solve(inside), class_score=self.score.clone())
 
-    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
-        """Count what the upper level said of this minibatch."""
-        assert problem.said is not None
-        self.told.add(problem.said, problem.y)
+    def feedback(self, problem: LowerProblem, delta: Tensor, evidence: Evidence) -> None:
+        """Count the predictions of the upper level's own pass."""
+        self.told.add(evidence.logits, problem.y)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from bivallate import collective
 from bivallate.errors import UserError, check_range
-from bivallate.lower.hooks import HookedOutput
 from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Remembering, Solver, require_coupling
@@ -20,7 +19,7 @@ from bivallate.noise import Noise
 from bivallate.parts import part
 from bivallate.roles import Composition
 from bivallate.schedule import Schedule, at
-from bivallate.types import Clock, Facts, Solution
+from bivallate.types import Clock, Evidence, Facts, Solution
 
 
 @part
@@ -142,7 +141,7 @@ class BatchMixing(Remembering):
 
     Reference: Cai et al., Curriculum Adversarial Training, IJCAI 2018, section 3.
     Deviation: the public code measures held-out accuracy on inputs quantised to 16 levels, which are not
-    quantised here, and has no highest level. Without `held_out` the rule listens to the training passes
+    quantised here, and has no highest level. Without `held_out` the rule goes by the training passes
     alone, and nothing is reloaded.
     """
 
@@ -160,7 +159,7 @@ class BatchMixing(Remembering):
             )
 
     def check(self, method: Composition) -> None:
-        """The rule listens to the pass at x + delta."""
+        """Refuse a coupling, as the rule counts what is trained at x + delta itself."""
         require_coupling(method, self, "Detached")
         super().check(method)
 
@@ -184,7 +183,6 @@ class BoundBatchMixing(Solver, nn.Module):
         self.rule = rule
         self.register_buffer("counts", torch.zeros(2, dtype=torch.int64, device=device))
         self.level, self.epoch, self.best, self.best_epoch = 0, 0, -math.inf, 0
-        self._hooked: HookedOutput | None = None
 
     def get_extra_state(self) -> dict[str, float]:
         """Level and rule as plain numbers; no best yet is -1."""
@@ -234,17 +232,11 @@ class BoundBatchMixing(Solver, nn.Module):
             delta[rows], before[rows] = found.delta, found.before_last
             kappa[rows], spent[rows] = found.kappa, found.evaluations
         problem.log.pop("fosc", None)  # of one part alone
-        if self._hooked is not None:  # the last step ended in an error
-            self._hooked.stop()
-        module = problem.forward.module
-        self._hooked = HookedOutput(module, module, problem.x + delta)
         return Solution(delta, before, kappa, spent)
 
-    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
+    def feedback(self, problem: LowerProblem, delta: Tensor, evidence: Evidence) -> None:
         """Count what the training pass classified correctly."""
-        assert self._hooked is not None
-        logits, self._hooked = self._hooked.output(), None
-        correct = (logits.argmax(1) == problem.y).sum()
+        correct = (evidence.logits.argmax(1) == problem.y).sum()
         self.counts += torch.stack([correct, torch.full_like(correct, len(problem.y))])
 
     def _turn_to(self, epoch: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from bivallate.lower.synced_batchnorm import is_synchronised
 from bivallate.lower.threat import Linf, ThreatModel
 from bivallate.noise import Noise
 from bivallate.roles import Role
-from bivallate.types import Batch, Clock
+from bivallate.types import Batch, Clock, Solution
 
 
 class Objective(Role, ABC):
@@ -70,12 +71,10 @@ class LowerProblem:
             anchor has no weight.
         parallel: whether the loss's gradient at the logits is known to be, row by row, a multiple of the
             objective's.
-        coupled: whether the gradient of the loss by x_adv goes on to theta; see `adversarial`.
+        coupled, class_score: of `solved`: whether the gradient of the loss by x_adv goes on to theta, and the
+            class scores of the solution (K,), or None.
         log: numbers that parts report about themselves, for the run's record; tensors of one number are read
             with the others, so that no part waits for the device.
-        said: (B, K) what the upper level's pass said of the attacked points, without graph, once it is made;
-            a solver's `feedback` may read it.
-        class_score: (K,) a number for each class that the solver has gathered, or None.
     """
 
     def __init__(
@@ -98,12 +97,11 @@ class LowerProblem:
         self.noise = noise or Noise(clock.seed, batch.index, clock.epoch, clock.replay)
         self.coupled = False
         self.log: dict[str, float | Tensor] = {}
-        self.said: Tensor | None = None
         self.class_score: Tensor | None = None
         self._begun: list[AttackStart] = []  # the latest, shared with copies of another objective or threat
         self._clean: Tensor | None = None
         self._at_zero: tuple[Tensor, bool] | None = None
-        self._at_solution: Tensor | None = None
+        self._at_solution: list[Tensor] = []  # shared with the solved problem
         self._box: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -211,12 +209,15 @@ class LowerProblem:
 
         return product
 
-    def adversarial(self, delta: Tensor) -> Tensor:
-        """x + delta, which the upper level is about.
+    def solved(self, solution: Solution, delta: Tensor) -> LowerProblem:
+        """This problem with its solution, as the upper level is asked about it at x + delta.
+
         Where delta brings a gradient to theta, every pass there is exact; a leaf is read by its solver alone.
         """
-        self.coupled = delta.requires_grad and not delta.is_leaf
-        return self.x + delta
+        other = copy(self)
+        other.coupled = delta.requires_grad and not delta.is_leaf
+        other.class_score = solution.class_score
+        return other
 
     def logits(self, x: Tensor, *, exact: bool = False) -> Tensor:
         """(B, K) logits at any points, with graph, in the network's present mode. Cost: one forward."""
@@ -225,16 +226,15 @@ class LowerProblem:
     def logits_at_solution(self, x_adv: Tensor) -> Tensor:
         """Logits at the attacked points, for losses that declare `reuses_forward`.
         A pass that the coupling has made there is handed out, once."""
-        made, self._at_solution = self._at_solution, None
-        return self.logits(x_adv) if made is None else made
+        return self._at_solution.pop() if self._at_solution else self.logits(x_adv)
 
     def hand_on(self, logits: Tensor) -> None:
         """Logits at the solution that a coupling has made, and that carry its gradient, for the loss."""
-        self._at_solution = logits
+        self._at_solution[:] = [logits]
 
     def check_handed_on(self) -> None:
         """Raise UserError if the loss has left the coupling's pass, and so its gradient, behind."""
-        if self._at_solution is not None:
+        if self._at_solution:
             raise UserError(
                 "the loss declares reuses_forward and made its own pass at x_adv, so that the coupling's "
                 "gradient is lost: let it ask problem.logits_at_solution(x_adv), or set reuses_forward=False"

@@ -16,7 +16,7 @@ from bivallate.lower.solver import Remembering, Solver, require_coupling
 from bivallate.lower.start import Start, uniform
 from bivallate.parts import part
 from bivallate.roles import Composition
-from bivallate.types import Facts, Solution
+from bivallate.types import Evidence, Facts, Solution
 
 
 class KeptDelta(nn.Module):
@@ -96,7 +96,7 @@ class BoundFree(Solver, nn.Module):
         none = torch.zeros_like(problem.y)
         return Solution(delta, delta, none, none)
 
-    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
+    def feedback(self, problem: LowerProblem, delta: Tensor, evidence: Evidence) -> None:
         """delta <- project(delta + step_size * eps * direction(d loss / d delta))."""
         assert delta.grad is not None
         step = self.rule.step_size * problem.threat.eps * problem.threat.steepest(delta.grad)
@@ -182,7 +182,7 @@ class BoundYOPO(Solver, nn.Module):
         none = torch.zeros_like(problem.y)
         return Solution(delta, delta, none, none)
 
-    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
+    def feedback(self, problem: LowerProblem, delta: Tensor, evidence: Evidence) -> None:
         """The n steps, then the first layer's parameter gradient at their end."""
         assert self._hooked is not None
         adjoint, self._hooked = self._hooked.output().grad, None

@@ -14,7 +14,7 @@ from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Remembering, Solver
 from bivallate.noise import Noise
 from bivallate.parts import part
-from bivallate.types import Batch, Facts, Solution, per_example
+from bivallate.types import Batch, Evidence, Facts, Solution, per_example
 
 __all__ = ["LabelInformation", "OneStep", "PriorGuided", "one_step"]
 
@@ -126,7 +126,7 @@ class BoundPriorGuided(Solver, nn.Module):
         delta = problem.project(start + step * threat.steepest(grad))
         return one_step(problem, delta, start)
 
-    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
+    def feedback(self, problem: LowerProblem, delta: Tensor, evidence: Evidence) -> None:
         """Store where the next visit begins."""
         assert self._next is not None
         index = problem.batch.index

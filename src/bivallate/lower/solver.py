@@ -9,7 +9,7 @@ from torch import Tensor
 from bivallate.errors import UserError
 from bivallate.lower.problem import LowerProblem
 from bivallate.roles import Composition, Role
-from bivallate.types import Facts, Solution
+from bivallate.types import Evidence, Facts, Solution
 
 __all__ = ["Remembering", "Solver", "require_coupling"]
 
@@ -21,8 +21,13 @@ class Solver(Role, ABC):
     def solve(self, problem: LowerProblem) -> Solution:
         """Attack every example, and say where each attack ended."""
 
-    def feedback(self, problem: LowerProblem, delta: Tensor) -> None:
-        """Use what the outer backward pass has paid for; nothing by default."""
+    def feedback(self, problem: LowerProblem, delta: Tensor, evidence: Evidence) -> None:
+        """Use what the outer passes have paid for; nothing by default.
+
+        Args:
+            problem: solved. delta: (B, C, H, W) as the coupling gave it; a leaf has its gradient by now.
+            evidence: what the step knows about each example, such as the logits of the attacked points.
+        """
 
     def bind(self, facts: Facts) -> Solver:
         """The running solver of one run; one with memory is an `nn.Module` named `Bound...`."""

@@ -118,9 +118,7 @@ def _accuracy(
             problem = LowerProblem(model, batch, objective, method.threat, clock)
             delta = solver.solve(problem).delta
             with torch.no_grad():
-                held = [
-                    problem.forward(x).argmax(1) == batch.y for x in (batch.x, problem.adversarial(delta))
-                ]
+                held = [problem.forward(x).argmax(1) == batch.y for x in (batch.x, batch.x + delta)]
             right, total = right + int((held[0] & held[1]).sum()), total + len(batch.y)
     return right / total
 

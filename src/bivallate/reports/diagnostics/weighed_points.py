@@ -71,7 +71,8 @@ def weigh_points(
             problem = LowerProblem(model, batch, objective, method.threat, clock)
             solution = solver.solve(problem)
             with torch.no_grad():
-                terms = method.loss(problem, problem.adversarial(solution.delta))
+                problem = problem.solved(solution, solution.delta)
+                terms = method.loss(problem, batch.x + solution.delta)
                 evidence = gather(problem, terms, solution)
                 weights = weighting(evidence) if weighting is not None else _weights(method, evidence)
                 clean, moved = evidence.clean_logits.softmax(1), terms.logits.softmax(1)
