@@ -12,6 +12,7 @@ import bivallate as bv
 from bivallate.audits.leak import leak
 from bivallate.cli import run
 from bivallate.data.duplicates import near_duplicates
+from bivallate.data.feature_duplicates import feature_duplicates
 from bivallate.data.tensors import from_tensors
 from bivallate.run.evaluation_target import EvaluationTarget
 
@@ -120,3 +121,34 @@ def test_extra_data_that_hold_test_images_are_found_by_both_commands(leaking, ca
     assert check.numbers["extra"] == check.numbers["copies"] > 3
     assert "--set data.extra=" in check.advice
     assert leak(EvaluationTarget.of("r", split="validation"), 60, 0).outcome == "skipped"
+
+
+def test_features_propose_what_pixels_confirm():
+    """A network that sees no more than mean colours takes moved and upturned images for the same."""
+    x, test = photos(TRAIN, 5), photos(TEST, 6)
+    x[11], x[22], x[33] = test[0].roll((3, -3), (1, 2)), test[1].roll(2, 2).flip(-1), test[2].flip(-2)
+    data = pair((x, torch.arange(TRAIN) % 3), (test, torch.arange(TEST) % 3))
+    places = {int(row): k for k, row in enumerate(data.train.index)}
+
+    def colours(images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(images, 1).flatten(1)
+
+    found = feature_duplicates(colours, data.train, data.test)
+    assert {p.test: p.train for p in found if p.test < 3} == {0: places[11], 1: places[22]}
+    assert len(found) <= 4
+
+
+def test_a_network_adds_to_what_is_found(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x = photos(60, 5, 28)[:, :1]
+    np.savez("set.npz", images=torch.cat([x, x]).numpy(), labels=torch.arange(120).numpy() % 3)
+    asked = ["datasets", "set.npz", "--check"]
+    assert run([*asked, "--features", "zoo:mnist-at", "--json"]) == 0, capsys.readouterr().err
+    found = json.loads(capsys.readouterr().out)["pairs"]
+    assert sum(not p["by_features"] for p in found) > 5
+    assert len({p["test"] for p in found}) == len(found)
+    assert run([*asked, "--features", "zoo:mnist-at"]) == 0
+    assert "found by the features of zoo:mnist-at alone" in capsys.readouterr().out
+    assert run([*asked, "--features", "zoo:cifar10-fast-bat"]) == 2
+    assert "is for images of shape (3, 32, 32), not (1, 28, 28)" in capsys.readouterr().err
+    assert run([*asked[:-1], "--features", "zoo:mnist-at"]) == 2

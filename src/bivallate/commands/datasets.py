@@ -29,6 +29,7 @@ def datasets(
     data_dir: DataFolder | None = None,
     sheet: Path | None = None,
     check: Flag = False,
+    features: str | None = None,
     set_: Settings = (),
 ) -> None:
     """List the data sets, or show the counts, classes and statistics of one.
@@ -46,6 +47,9 @@ def datasets(
     check
         look for test images that the training data (data.extra included) hold too, as they are, mirrored or a
         little changed.
+    features
+        with --check: a run's folder or zoo:NAME, whose network for such images finds further ones, such as
+        the same photograph cut differently.
     set_
         how NAME is read, KEY=VALUE as in `bivallate train`, repeatable: data.size=64, data.on_bad=convert,
         data.image_column=photo, data.validation=0, data.imbalance=step:0.2; `data.` may be left out.
@@ -56,8 +60,10 @@ def datasets(
     if sheet is not None and sheet.suffix.lower() not in SHEETS:
         raise UserError(f"--sheet is written as {listed(SHEETS)}, by its ending, got {sheet.name!r}")
     loaded = _loaded(name, data_dir, set_)
+    if features is not None and not check:
+        raise UserError("--features goes with --check")
     if check:
-        _check(loaded, sheet, json)
+        _check(loaded, sheet, json, features)
         return
     if sheet is not None:
         from bivallate.data import contact_sheet
@@ -72,7 +78,7 @@ def datasets(
     literal_console().print(f"contact sheet: {drawn}")
 
 
-def _check(loaded: Any, sheet: Path | None, json: bool) -> None:
+def _check(loaded: Any, sheet: Path | None, json: bool, features: str | None) -> None:
     """Say which test images have near-duplicates in the training data, and draw them."""
     from bivallate.data.duplicates import near_duplicates
     from bivallate.data.pairs_sheet import caption, pairs_sheet
@@ -82,6 +88,7 @@ def _check(loaded: Any, sheet: Path | None, json: bool) -> None:
         raise UserError(f"{loaded.name} has no two splits to compare: training and test images are needed")
     began = time.perf_counter()
     pairs = near_duplicates(loaded.train, loaded.test)
+    pairs += _by_features(loaded, features, {pair.test for pair in pairs}) if features is not None else []
     took = duration(time.perf_counter() - began, 1)
     if sheet is not None:
         pairs_sheet(loaded, pairs, sheet)
@@ -91,6 +98,8 @@ def _check(loaded: Any, sheet: Path | None, json: bool) -> None:
         return
     of = f"of {len(loaded.test):,} test images, {len(loaded.train):,} training images looked at in {took}"
     say(f"{len(pairs):,} near-duplicates ({len(pairs) / len(loaded.test):.2%}) {of}")
+    if features is not None:
+        say(f"{sum(p.by_features for p in pairs):,} of them found by the features of {features} alone")
     copies = sum(p.kind != "near" for p in pairs)
     extra = sum(p.extra for p in pairs)
     other = sum(p.labels[0] != p.labels[1] for p in pairs)
@@ -102,6 +111,21 @@ def _check(loaded: Any, sheet: Path | None, json: bool) -> None:
     if pairs:
         drawn = f"drawn in {sheet}" if sheet is not None else "--sheet pairs.png draws them"
         say(f"judge them by eye: {drawn}")
+
+
+def _by_features(loaded: Any, source: str, known: set[int]) -> list[Any]:
+    """What the network of a run or of the zoo finds besides. Raises UserError for one of other images."""
+    from dataclasses import replace
+
+    from bivallate.data.feature_duplicates import feature_duplicates
+    from bivallate.models.layers import last_features
+    from bivallate.run.load_model import load
+
+    model = load(source)
+    if tuple(model.shape) != tuple(loaded.shape):
+        raise UserError(f"{source} is for images of shape {tuple(model.shape)}, not {tuple(loaded.shape)}")
+    pairs = feature_duplicates(last_features(model), loaded.train, loaded.test)
+    return [replace(pair, by_features=True) for pair in pairs if pair.test not in known]
 
 
 def _list(data_dir: str | None, json: bool) -> None:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from bivallate.data.dataset import Split, as_float
 
-__all__ = ["ALIKE", "Duplicate", "near_duplicates"]
+__all__ = ["ALIKE", "Duplicate", "fine_likeness", "near_duplicates", "pair_of"]
 
 SIDE = 8  # of the small images
 CLOSE = 0.9  # correlation of small images from which they are looked at in full
@@ -38,6 +38,7 @@ class Duplicate:
         test, train: rows of the splits. alike: correlation of fine structure, 1 for identical images.
         kind: "identical", "mirrored" (but for that identical) or "near". labels: of test and train.
         extra: whether the training image is of the extra data that were mixed in.
+        by_features: a network's features have found it, where pixels alone had not.
     """
 
     test: int
@@ -46,6 +47,7 @@ class Duplicate:
     kind: str
     labels: tuple[int, int]
     extra: bool
+    by_features: bool = False
 
 
 def near_duplicates(
@@ -80,13 +82,13 @@ def near_duplicates(
                     continue
                 chosen = as_float(test.raw(rows[near]))
                 chosen = chosen.flip(-1) if mirror else chosen
-                alike = _alike(chosen, images[where[near]])
+                alike = fine_likeness(chosen, images[where[near]])
                 for row, at, value in zip(rows[near], block[where[near]], alike, strict=True):
                     found.setdefault(int(row), []).append((float(value), int(at), mirror))
         progress(min(1.0, (done + 1) * size / len(train)))
     nearest = {row: sorted(others, reverse=True) for row, others in found.items()}
     pairs = [
-        _pair(train, test, row, *others[0])
+        pair_of(train, test, row, *others[0])
         for row, others in nearest.items()
         if others[0][0] >= least and (coarse or _stands_out([alike for alike, *_ in others]))
     ]
@@ -102,7 +104,8 @@ def _stands_out(alike: list[float]) -> bool:
     return 1 - alike[0] <= APART * (1 - after)
 
 
-def _pair(train: Split, test: Split, row: int, alike: float, at: int, mirror: bool) -> Duplicate:
+def pair_of(train: Split, test: Split, row: int, alike: float, at: int, mirror: bool) -> Duplicate:
+    """A test row and the training row that it, or its mirror image, was found alike to."""
     one, other = test.raw(torch.tensor([row])), train.raw(torch.tensor([at]))
     same = torch.equal(one.flip(-1) if mirror else one, other)
     kind = ("mirrored" if mirror else "identical") if same else "near"
@@ -137,7 +140,7 @@ def _fine(images: Tensor) -> Tensor:
     return images - functional.avg_pool2d(images, 5, 1, 2, count_include_pad=False)
 
 
-def _alike(one: Tensor, other: Tensor) -> Tensor:
+def fine_likeness(one: Tensor, other: Tensor) -> Tensor:
     """(B,) the largest correlation of the middle of one image with the other, over shifts of some pixels."""
     one, other = _fine(one), _fine(other)
     height, width = one.shape[-2:]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from bivallate.errors import UserError, listed, nearest
 from bivallate.models.classifier import Classifier
 
-__all__ = ["freeze", "head_of", "matching"]
+__all__ = ["freeze", "head_of", "last_features", "matching"]
 
 WORDS = ("stem", "head")  # patterns for the first layer and the last
 NETWORK = "network."  # in front of every name in a classifier; patterns may leave it out
@@ -25,6 +26,30 @@ def head_of(model: nn.Module) -> str:
         if isinstance(weight, nn.Parameter) and weight.ndim > 1 and weight.shape[0] == classes:
             found = path
     return found
+
+
+def last_features(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A function of images (B, C, H, W) in [0, 1]: what the last layer reads, (B, d), without a graph.
+
+    Raises:
+        UserError: no layer has a row a class.
+    """
+    path = head_of(model)
+    if not path:
+        raise UserError("the network's last layer is not known: no layer has a row a class")
+    head = model.get_submodule(path)
+
+    @torch.no_grad()
+    def embed(x: Tensor) -> Tensor:
+        kept: list[Tensor] = []
+        hook = head.register_forward_pre_hook(lambda module, read: kept.append(read[0]))
+        try:
+            model(x)
+        finally:
+            hook.remove()
+        return kept[-1].flatten(2).mean(2) if kept[-1].ndim > 2 else kept[-1]
+
+    return embed
 
 
 def matching(model: nn.Module, pattern: str) -> list[str]:

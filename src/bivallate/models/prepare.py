@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bivallate.lower.input_guard import call_unharmed
 from bivallate.models.classifier import Classifier
-from bivallate.models.stem import FewChannels, put
+from bivallate.models.stem import FewChannels
 
 __all__ = ["fold_batchnorm"]
 
@@ -73,7 +73,7 @@ def _folded(model: nn.Module) -> nn.Module | None:
         return None
     for before, after in pairs:
         convolution, norm = graph.get_submodule(str(before.target)), graph.get_submodule(str(after.target))
-        put(graph, str(before.target), fuse_conv_bn_eval(convolution, norm))  # pyright: ignore
+        graph.set_submodule(str(before.target), fuse_conv_bn_eval(convolution, norm))  # pyright: ignore
         after.replace_all_uses_with(before)
         graph.graph.erase_node(after)
     graph.delete_all_unused_submodules()

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["FewChannels", "put", "quick_stems"]
+__all__ = ["FewChannels", "quick_stems"]
 
 FEW = 4  # channels up to which a processor's own kernel is slower
 
@@ -25,14 +25,8 @@ def quick_stems(model: nn.Module) -> nn.Module:
     """
     for name, module in list(model.named_modules()):
         if name and type(module) is nn.Conv2d and FewChannels.suits(module):
-            put(model, name, FewChannels(module))
+            model.set_submodule(name, FewChannels(module))
     return model
-
-
-def put(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Replace, in place, the module of a dotted name; PyTorch has `set_submodule` from 2.5 on."""
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)
 
 
 class FewChannels(nn.Conv2d):

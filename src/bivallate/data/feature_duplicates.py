@@ -1,0 +1,76 @@
+"""Near-duplicates that a network's features propose and the pixels confirm.
+
+The same photograph cut differently, or the next of a series, looks unlike at 8 x 8 pixels, where
+`near_duplicates` looks first; a network takes both for nearly the same. What only the network finds alike is
+often another image of the kind: it counts where the fine structure agrees too, though less than is asked for
+without a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bivallate.data.dataset import Split, as_float
+from bivallate.data.duplicates import NEXT, Duplicate, fine_likeness, pair_of
+
+__all__ = ["feature_duplicates"]
+
+CLOSE = 0.85  # cosine of features from which two images are compared
+APART = 0.75  # how far they may be, as a share of how far the next but one is
+CONFIRMED = 0.4  # correlation of fine structure, over shifts, that confirms it
+ROWS = 500
+
+Embed = Callable[[Tensor], Tensor]
+
+
+def feature_duplicates(
+    embed: Embed,
+    train: Split,
+    test: Split,
+    *,
+    progress: Callable[[float], object] = lambda share: None,
+) -> list[Duplicate]:
+    """The test images with a near-duplicate in the training data, as a network sees it; most alike first.
+
+    Features are compared less their mean over the training images; of a test image also those of its mirror
+    image. `alike` of what is found is the correlation of the pixels' fine structure.
+
+    Args:
+        embed: features (B, d) of images (B, C, H, W). progress: hears what share of the images was seen.
+    """
+    known = _embedded(embed, train, progress)
+    mean = known.mean(0)
+    known = _unit(known - mean)
+    found = []
+    for rows in torch.arange(len(test)).split(ROWS):
+        images = as_float(test.raw(rows))
+        seen = [_unit(embed(x) - mean) @ known.T for x in (images, images.flip(-1))]
+        near, where = torch.maximum(*seen).topk(min(NEXT + 1, len(train)), dim=1)
+        near, at = near.clamp(max=1), where[:, 0]
+        wanted = (near[:, 0] >= CLOSE) & (1 - near[:, 0] <= APART * (1 - near[:, -1]))
+        chosen = wanted.nonzero()[:, 0]
+        if len(chosen):
+            others = as_float(train.raw(at[chosen]))
+            both = [fine_likeness(x, others) for x in (images[chosen], images[chosen].flip(-1))]
+            rest = zip(chosen.tolist(), at[chosen].tolist(), *(b.tolist() for b in both), strict=True)
+            found += [
+                pair_of(train, test, int(rows[k]), max(plain, mirrored), j, mirrored > plain)
+                for k, j, plain, mirrored in rest
+                if max(plain, mirrored) >= CONFIRMED
+            ]
+    return sorted(found, key=lambda pair: (-pair.alike, pair.test))
+
+
+def _embedded(embed: Embed, split: Split, progress: Callable[[float], object]) -> Tensor:
+    parts = []
+    for rows in torch.arange(len(split)).split(ROWS):
+        parts.append(embed(as_float(split.raw(rows))))
+        progress((int(rows[-1]) + 1) / len(split))
+    return torch.cat(parts)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(vectors, dim=1)
