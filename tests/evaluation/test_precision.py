@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from bivallate.evaluation.score import Score
 from bivallate.evaluation.search_model import LowerPrecision
 from bivallate.evaluation.verify import logits_of
 from bivallate.reports.collect import collect
+from bivallate.reports.comparison.comparing import compare
 from bivallate.types import Passes
 
 
@@ -81,4 +83,5 @@ def test_the_command_searches_in_it_and_no_other_evaluation_is_overwritten(tmp_p
     name = "best-linf-0.1-pgd-2-seed0-first20"
     assert kept == {f"{name}.json": "float32", f"{name}-bf16.json": "bf16"}
     assert {e.identity.first for e in collect([run])[0].evaluations} == {20}
+    assert Path(compare([run]).rows[0]["evaluation"]).name == f"{name}.json", "of equals the exact one"
     assert command_line(["evaluate", str(run), "--search-precision", "bf61"]) == 2

@@ -126,7 +126,11 @@ def _pick(candidates: Sequence[Sequence[Evaluation]]) -> list[Evaluation]:
 
 
 def _lowest(found: Iterable[Evaluation]) -> Evaluation:
-    return min(found, key=lambda e: (e.score.robust_accuracy, e.path.name))
+    """The one that leaves least; of equal ones that of a search in float32."""
+    return min(
+        found,
+        key=lambda e: (e.score.robust_accuracy, e.score.search_precision != "float32", e.path.name),
+    )
 
 
 def _at_home(runs: Sequence[RunRecord], offer: Sequence[Evaluation]) -> int:
