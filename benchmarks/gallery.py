@@ -31,6 +31,8 @@ CAPTIONS = {
     "end of training: of runs that keep these weights (`--set keep=2,10`).",
     "landscape": "The loss around a test image; dashed: the ball that the attack may use.",
     "classes": "Accuracy of each class, weakest first.",
+    "plane": "Robust accuracy of the weakest class against that of all images, with 95 % intervals; "
+    "dashed: all classes alike.",
     "confusion": "What the images of each class are taken for under attack.",
     "attacked": "Test images that the attack breaks by the widest margin and that stay right by the widest.",
     "eps": "Accuracy against the radius of the attack.",

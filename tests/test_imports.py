@@ -92,6 +92,10 @@ LATER = {
     ("bivallate.data.sheet", "bivallate.style"): "matplotlib, for the sheet of a data set alone",
     ("bivallate.demo", "bivallate.reports.demo_figure"): "matplotlib, after the training",
     ("bivallate.run.logger", "bivallate.style"): "matplotlib, which few logs draw with",
+    (
+        "bivallate.reports.comparison.comparison_table",
+        "bivallate.reports.diagnostics.plane",
+    ): "matplotlib, for its picture alone",
     ("bivallate.reproduce.campaign", "bivallate.terminal"): "rich, for a person alone",
     (
         "bivallate.reproduce.paper_figures",

@@ -155,7 +155,8 @@ class Solution:
         before_last: (B, C, H, W) the point from which the last step was taken.
         kappa: (B,) steps at which the example was still classified correctly.
         evaluations: (B,) gradient evaluations spent.
-        class_score: (K,) a number for each class, from solvers that gather one (`ClassRadius`), or None.
+        class_score: (K,) or (K, ...) numbers for each class, from solvers that gather some (`ClassRadius`,
+            `ClassMeans`), or None. helper: (B,) labels by a plain network (`Helped`), or None.
     """
 
     delta: Tensor
@@ -163,6 +164,7 @@ class Solution:
     kappa: Tensor
     evaluations: Tensor
     class_score: Tensor | None = None
+    helper: Tensor | None = None
 
 
 @dataclass(frozen=True)

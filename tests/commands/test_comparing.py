@@ -381,3 +381,24 @@ def test_no_runs_or_the_same_twice(runs, capsys):
     shutil.rmtree(runs / "at-1" / "evaluation")
     assert run(["compare", *paths(runs, "at-0", "at-1")]) == 2
     assert "at-0, at-1 have no evaluation" in capsys.readouterr().err
+
+
+def test_the_plane_shows_what_the_table_says(runs, tmp_path, capsys):
+    for more, rows in (((), 4), (("--over-seeds",), 2)):
+        assert run(["compare", *paths(runs), "--plane", str(tmp_path / "plane.svg"), "--json", *more]) == 0
+        said = capsys.readouterr()
+        assert "plane.svg" in said.err
+        table, drawn = json.loads(said.out), json.loads((tmp_path / "plane.json").read_text())
+        assert drawn["attack"] == "fgsm"
+        assert len(drawn["standings"]) == rows == len(table["rows"])
+        for row, point in zip(table["rows"], drawn["standings"], strict=True):
+            own = (row["robust_accuracy"], row["worst_class"])
+            expected = own if not more else tuple(value["mean"] for value in own)
+            assert (point["mean"], point["worst"]) == expected
+            assert point["worst"] <= point["mean"]
+            spans = ("mean_interval_95", "worst_interval_95")
+            assert more or all(point[s][0] <= point[s.partition("_")[0]] <= point[s][1] for s in spans)
+        assert drawn["front"]
+        assert (tmp_path / "plane.svg").stat().st_size > 5000
+    assert run(["compare", *paths(runs, "at-0"), "--plane", str(tmp_path / "one.svg")]) == 2
+    assert "name two or more" in capsys.readouterr().err

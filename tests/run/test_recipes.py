@@ -75,6 +75,8 @@ PAPERS = {
     ("elle", "cifar10"): (30, 5e-4, "preact-resnet18", 0.1, "train", False, None),
     ("fgsm-pgi", "cifar10"): (110, 5e-4, "resnet18", 0.1, "train", True, {0: 0.1, 100: 0.01, 105: 1e-3}),
     ("liet", "cifar10"): (100, 5e-4, "resnet18", 0.1, "train", False, None),
+    ("hat", "cifar10"): (100, 5e-4, "resnet18", 0.1, "eval", False, None),
+    ("ikl", "cifar10"): (200, 5e-4, "wrn-34-10", 0.1, "eval", False, None),
     ("mart-wrn", "cifar10"): (90, 7e-4, "wrn-34-10", 0.1, "eval", False, {0: 0.1, 75: 0.01}),
 }  # fmt: skip
 

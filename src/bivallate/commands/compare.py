@@ -19,6 +19,7 @@ def compare(
     weights: str = "best",
     split: Split = "test",
     over_seeds: Flag = False,
+    plane: Path | None = None,
     markdown: Flag = False,
     json: Flag = False,
 ) -> None:
@@ -47,6 +48,9 @@ def compare(
         best, last, ema or epoch-N.
     over_seeds
         one row for the runs that differ in their seed only: mean, standard deviation and interval.
+    plane
+        a picture of the weakest class's accuracy against that of all points, with intervals, and its numbers
+        beside it: FILE.svg, .png, .pdf and .json.
     markdown
         print a Markdown table.
     json
@@ -67,6 +71,8 @@ def compare(
         split=split,
         over_seeds=over_seeds,
     )
+    if plane is not None:
+        say(f"plane of mean and worst class: {made.plane().save(plane)}", beside=True)
     if json:
         say_json(made.to_json())
     elif markdown:

@@ -71,8 +71,8 @@ class LowerProblem:
             anchor has no weight.
         parallel: whether the loss's gradient at the logits is known to be, row by row, a multiple of the
             objective's.
-        coupled, class_score: of `solved`: whether the gradient of the loss by x_adv goes on to theta, and the
-            class scores of the solution (K,), or None.
+        coupled, class_score, helper: of `solved`: whether the gradient of the loss by x_adv goes on to theta,
+            and what the solution tells of the classes and by a plain network, or None.
         log: numbers that parts report about themselves, for the run's record; tensors of one number are read
             with the others, so that no part waits for the device.
     """
@@ -98,6 +98,7 @@ class LowerProblem:
         self.coupled = False
         self.log: dict[str, float | Tensor] = {}
         self.class_score: Tensor | None = None
+        self.helper: Tensor | None = None
         self._begun: list[AttackStart] = []  # the latest, shared with copies of another objective or threat
         self._clean: Tensor | None = None
         self._at_zero: tuple[Tensor, bool] | None = None
@@ -216,7 +217,7 @@ class LowerProblem:
         """
         other = copy(self)
         other.coupled = delta.requires_grad and not delta.is_leaf
-        other.class_score = solution.class_score
+        other.class_score, other.helper = solution.class_score, solution.helper
         return other
 
     def logits(self, x: Tensor, *, exact: bool = False) -> Tensor:
@@ -293,6 +294,7 @@ class LowerProblem:
             "regularised": self.regularised,
         }
         other = LowerProblem(**(given | changes))
-        other.coupled, other.log, other.class_score = self.coupled, self.log, self.class_score
+        other.coupled, other.log = self.coupled, self.log
+        other.class_score, other.helper = self.class_score, self.helper
         other._begun = self._begun
         return other

@@ -3,6 +3,7 @@
 from bivallate.methods.adaptive import curriculum, dynamic, fat, fat_trades
 from bivallate.methods.amortised import atta, atta_trades, free_at, yopo
 from bivallate.methods.bastion import bastion
+from bivallate.methods.decoupled import ikl
 from bivallate.methods.done import done_adam, done_gd, done_pgd
 from bivallate.methods.fair import cfa, cfol, dafa, faal, wat
 from bivallate.methods.fast import done_fast, fast_at, fast_bat
@@ -20,7 +21,7 @@ from bivallate.methods.single_step import (
     n_fgsm,
     nuat,
 )
-from bivallate.methods.standard import at, plain, trades
+from bivallate.methods.standard import at, hat, plain, trades
 
 __all__ = [
     "aaer",
@@ -54,6 +55,8 @@ __all__ = [
     "gair_fat",
     "gairat",
     "gat",
+    "hat",
+    "ikl",
     "liet",
     "mail_at",
     "mail_mart",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bivallate.lower.curriculum import Then
+from bivallate.lower.helped import Helped
 from bivallate.lower.modes import AttackMode
 from bivallate.lower.objective import kl_to_clean
 from bivallate.lower.pgd import PGD
@@ -10,6 +11,7 @@ from bivallate.lower.start import gaussian, uniform, zero
 from bivallate.lower.threat import Threat
 from bivallate.method import Method
 from bivallate.methods.entries import register
+from bivallate.upper.helper_examples import HelperExamples
 from bivallate.upper.loss import Trades
 
 
@@ -66,3 +68,45 @@ def trades(threat: Threat, *, beta: float = 6.0, steps: int = 10, step_size: flo
     """
     solver = PGD(steps, step_size * threat.eps, gaussian)
     return Method(threat, solver, objective=kl_to_clean, loss=Trades(beta))
+
+
+@register("hat", family="standard", paper="Rade and Moosavi-Dezfooli, ICLR 2022", cost="(K+5)F + (K+3)B")
+def hat(
+    threat: Threat,
+    *,
+    beta: float = 2.5,
+    gamma: float = 0.5,
+    reach: float = 2.0,
+    plain: float = 0.5,
+    steps: int = 10,
+    step_size: float = 0.25,
+) -> Method:
+    """HAT: TRADES, and beyond its ball, along the attack, the class that a plain network sees there.
+
+    Minimises mean CE(x) + beta KL(p(x) || p(x')) + gamma CE(x + reach (x' - x), y'), y' what the network, as
+    plain training has left it, calls x': a wrong class as a rule, so that the margin stops growing where the
+    threat ends.
+
+    The first part of the epochs is plain training and costs little; then the radius is there at once. Where
+    the plain network withstands the attack, y' is the label, and the ball is made larger instead.
+
+    Args:
+        threat: the set of perturbations.
+        beta: weight of the KL term.
+        gamma: weight of the helper examples.
+        reach: h, where they lie, in lengths of the attack.
+        plain: fraction of the epochs of plain training; 0 with `--init RUN`, a plainly trained run.
+        steps: K, attack steps.
+        step_size: in units of eps.
+
+    Cost: K + 5 forwards, K + 3 backwards (the outer backward runs through three forwards); 2 and 2 in the
+    plain part.
+
+    Reference: Rade and Moosavi-Dezfooli 2022; constants of the public code (ResNet-18, 8/255). Of the paper's
+    text only the abstract could be read here.
+    Deviation: the plain network is the trained one itself, earlier; there it is another, and robust training
+    begins with fresh weights.
+    """
+    solver = Helped(PGD(steps, step_size * threat.eps, gaussian), plain)
+    loss = HelperExamples(Trades(beta), gamma, reach)
+    return Method(threat, solver, objective=kl_to_clean, loss=loss)

@@ -15,11 +15,16 @@ from bivallate.reports.diagnostics.curves import learning_curves
 from bivallate.reports.diagnostics.diagnostic import Diagnostic
 from bivallate.reports.diagnostics.easy_and_hard import EasyAndHard, easy_and_hard
 from bivallate.reports.diagnostics.per_class import MANY, Confusion, confusion, per_class
+from bivallate.reports.diagnostics.plane import plane
 from bivallate.reports.matrix import matrix_svg
 from bivallate.run.evaluation_data import moved_data
 from bivallate.run.load_model import load_run
 from bivallate.style import styled
 
+PLANE = (
+    "Robust accuracy of the weakest class against that of all points, with 95 % intervals; dashed: all "
+    "classes alike; stepped: what no other run beats on both axes."
+)
 PLAIN = "pgd-20"  # draws the images of a run
 
 
@@ -72,6 +77,8 @@ def pictures(runs: Sequence[RunRecord]) -> list[Picture]:
         )
         text = f"{which}, weakest first: hollow on clean images, filled under attack."
         found.append(Picture(f"classes-{k}", text, per_class(same, classes)))
+        if len({score.threat for score in same.values()}) == 1 < len(same):
+            found.append(Picture(f"plane-{k}", PLANE, plane(same, classes), wide=False))
     for k, (run, score) in enumerate(scored.items()):
         text = f"{run.label}: what each class is taken for under {score.attack}, in per cent of the class."
         found.append(Picture(f"confusion-{k}", text, confusion(score, run.names(score.classes)), wide=False))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from bivallate.quoting import markdown as escaped
 from bivallate.terminal import literal_console
+
+if TYPE_CHECKING:
+    from bivallate.reports.diagnostics.plane import Plane
 
 SCHEMA = "bivallate-comparison-1"
 
@@ -56,6 +59,12 @@ class Comparison:
         table = [line(self.columns), rule, *map(line, self.cells)]
         notes = (f"{escaped(note)}\n" for note in self.notes)
         return "\n".join([f"**{escaped(self.title)}**", "", *table, "", *notes]).rstrip()
+
+    def plane(self) -> Plane:
+        """Where each row stands in mean and worst class. Raises UserError for a single row."""
+        from bivallate.reports.diagnostics.plane import of_rows
+
+        return of_rows(self.about["attack"], self.rows)
 
     def show(self) -> None:
         """The table for people."""

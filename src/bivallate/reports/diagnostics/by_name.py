@@ -18,6 +18,7 @@ from bivallate.reports.diagnostics.fosc import fosc, fosc_traces
 from bivallate.reports.diagnostics.gradients import gradient_alignment
 from bivallate.reports.diagnostics.landscape import loss_landscape
 from bivallate.reports.diagnostics.per_class import confusion, per_class
+from bivallate.reports.diagnostics.plane import plane
 from bivallate.reports.diagnostics.ranks import accuracy_over_eps, adversarial_rank
 from bivallate.reports.diagnostics.subject import Subject
 from bivallate.reports.diagnostics.weighed_points import WeighedPoints
@@ -70,6 +71,7 @@ DIAGNOSES: dict[str, Diagnosis] = {
     "landscape": _landscape,
     "landscapes": several_runs.landscapes,
     "classes": lambda s: per_class(s.scores, s.runs[0].classes),
+    "plane": lambda s: plane(s.scores, s.runs[0].classes),
     "confusion": lambda s: confusion(s.scores[s.runs[0].label], s.runs[0].classes),
     "attacked": lambda s: easy_and_hard(
         s.first, s.data.test, s.threat, s.scores[s.runs[0].label], s.runs[0].classes, seed=s.seed
@@ -94,7 +96,7 @@ DIAGNOSES: dict[str, Diagnosis] = {
 }
 PAIRS = {
     "weight-scatter": (2, 2), "weightings": (2, 2), "transfer": (2, 99), "cross": (2, 99),
-    "training-eps": (2, 99), "landscapes": (2, 99),
+    "training-eps": (2, 99), "landscapes": (2, 99), "plane": (2, 99),
 }  # least and most runs  # fmt: skip
 
 

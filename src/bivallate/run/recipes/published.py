@@ -243,6 +243,8 @@ RECIPES: dict[str, Recipe] = {
     "atta": Recipe(baselines.atta, "atta"),
     "backward-smoothing": Recipe(baselines.backward_smoothing, "backward-smoothing"),
     "wmmr": Recipe(baselines.wmmr, "wmmr"),
+    "ikl": Recipe(baselines.ikl, "ikl"),
+    "hat": Recipe(baselines.hat, "hat"),
     **{name: Recipe(make, name) for name, make in (class_wise.BY_METHOD | one_step.BY_METHOD).items()},
     "bastion": Recipe(bastion, "bastion"),
     "finetune": Recipe(finetune, "at"),

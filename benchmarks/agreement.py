@@ -1,0 +1,199 @@
+"""Whether SORA's signal, how far the loss is linear along the training step, would serve the sentinel.
+
+`python -m benchmarks.agreement` trains the settings of `benchmarks.sentinel` that collapse, and PGD-10 AT in
+their place, which does not, watched only; listens to the signal in every minibatch; and asks which of three
+signals tells the epochs of a collapse apart, and how early: the sentinel's own rule, the alignment that it
+records, and SORA's. Writes the table between the markers of docs/sentinel.md; records in results/agreement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import bivallate as bv
+from benchmarks.sentinel import SETTINGS, Setting, load, perceptron
+from bivallate.coupling.implicit import Leaf
+from bivallate.files import write_json, write_text
+from bivallate.lower.problem import LowerProblem
+from bivallate.lower.solver import Remembering, Solver
+from bivallate.methods.entries import create
+from bivallate.reproduce.machine import commit
+from bivallate.run.config import Validation
+from bivallate.types import Evidence, Facts, Solution
+
+RECORDS, PAGE = Path("results/agreement"), Path("docs/sentinel.md")
+BEGIN, END = "<!-- agreement: begin -->", "<!-- agreement: end -->"
+CONTROL, FIRST = "at", 2  # epochs before which no signal is read: the first gradients point anywhere
+SIGNALS = ("gap", "alignment", "agreement")
+
+
+@bv.part
+class Heard(Remembering):
+    """A PGD that says how the loss's gradient at its end agrees with the sign of the one where it began.
+
+    SORA's <sgn g, g'> / ||g||_1. The pass at the start is made once more, for the benchmark alone.
+    """
+
+    inner: bv.PGD
+
+    def bind(self, facts: Facts) -> Solver:
+        """The listener of one run."""
+        return BoundHeard(self.inner)
+
+
+class BoundHeard(Solver, nn.Module):
+    """`Heard` between a solve and its feedback."""
+
+    def __init__(self, inner: bv.PGD) -> None:
+        nn.Module.__init__(self)
+        self.inner, self._first = inner, torch.zeros(0)
+
+    def solve(self, problem: LowerProblem) -> Solution:
+        """The inner solver's solution."""
+        _, self._first = problem.ascent(self.inner.start(problem))
+        return self.inner.solve(problem)
+
+    def feedback(self, problem: LowerProblem, delta: Tensor, evidence: Evidence) -> None:
+        """Record the agreement of this minibatch."""
+        assert delta.grad is not None
+        direction, last = self._first.sign(), delta.grad * len(problem.y)
+        along = [(direction * g).flatten(1).sum(1) for g in (last, self._first)]
+        problem.log["agreement"] = float((along[0] / along[1].clamp(min=1e-12)).clamp(-1, 1).mean())
+
+
+def train(name: str, setting: Setting, seed: int) -> dict[str, Any]:
+    """One training's signals, epoch by epoch."""
+    method = create(name, bv.Linf(setting.eps))
+    assert isinstance(method.solver, bv.PGD)
+    method = method.but(solver=Heard(method.solver), coupling=Leaf())
+    data = load(setting)
+    run = bv.train(
+        perceptron(setting, data, seed) if setting.hidden else setting.model,
+        data,
+        replace(method, made=None),
+        epochs=setting.epochs,
+        batch_size=setting.batch_size,
+        optimizer=bv.SGD(setting.lr),
+        rate=setting.rate,
+        validation=Validation(10, 500),
+        seed=seed,
+        threads=1,
+    )
+    keys = {"robust": "robust", "alignment": "sentinel_alignment", "agreement": "agreement"}
+    lines = [{k: line.get(v) for k, v in keys.items()} for line in run.history]
+    for line, full in zip(lines, run.history, strict=True):
+        fgsm, pgd = full.get("sentinel_fgsm"), full.get("sentinel_pgd")
+        line["gap"] = None if fgsm is None or pgd is None else fgsm - pgd
+        line["alarm"] = any(alarm["kind"] == "catastrophic" for alarm in full["alarms"])
+    return {"method": name, "setting": setting.about, "seed": seed, "epochs": lines,
+            "commit": commit().get("id", "unknown")[:7]}  # fmt: skip
+
+
+def collapsed(epochs: list[dict[str, Any]]) -> list[bool]:
+    """Whether held-out PGD-10 accuracy has fallen below half of its best so far, in each epoch."""
+    best, found = 0.0, []
+    for line in epochs:
+        best = max(best, line["robust"])
+        found.append(line["robust"] < best / 2)
+    return found
+
+
+def first(flags: list[bool]) -> int | None:
+    """The first epoch, counted from 1, of those that are read."""
+    return next((k + 1 for k, flag in enumerate(flags) if flag and k + 1 >= FIRST), None)
+
+
+def worse(line: dict[str, Any], key: str) -> float | None:
+    """The signal, the higher the worse."""
+    value = line[key]
+    return None if value is None else value if key == "gap" else -value
+
+
+def area(bad: list[float], good: list[float]) -> float:
+    """Probability that an epoch of a collapse has a worse signal than another epoch; ties count half."""
+    if not bad or not good:
+        return math.nan
+    wins = sum((b > g) + 0.5 * (b == g) for b in bad for g in good)
+    return wins / (len(bad) * len(good))
+
+
+HEAD = (
+    "| setting | seed | collapsed from epoch | alarm | gap beyond the control's "
+    "| alignment below the control's | SORA's signal below the control's |\n"
+    "| --- | --: | --: | --: | --: | --: | --: |"
+)
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """The first epochs of each, and how well each signal tells epochs apart."""
+    rows, lines = [], {key: ([], []) for key in SIGNALS}
+    controls = [r for r in records if r["method"] == CONTROL]
+    false = dict.fromkeys(SIGNALS, 0)
+    for record in records:
+        for line, bad in zip(
+            record["epochs"][FIRST - 1 :], collapsed(record["epochs"])[FIRST - 1 :], strict=True
+        ):
+            for key in SIGNALS:
+                if (value := worse(line, key)) is not None:
+                    lines[key][0 if bad else 1].append(value)
+    for record in (r for r in records if r["method"] != CONTROL):
+        own = [c for c in controls if c["setting"] == record["setting"]]
+        cells = [record["setting"], record["seed"], first(collapsed(record["epochs"]))]
+        cells.append(first([line["alarm"] for line in record["epochs"]]))
+        for key in SIGNALS:
+            known = [
+                v for c in own for line in c["epochs"][FIRST - 1 :] if (v := worse(line, key)) is not None
+            ]
+            beyond = [(worse(line, key) or -math.inf) > max(known) for line in record["epochs"]]
+            cells.append(first(beyond))
+            false[key] += sum(b and not c for b, c in zip(beyond, collapsed(record["epochs"]), strict=True))
+        rows.append("| " + " | ".join("-" if c is None else str(c) for c in cells) + " |")
+    areas = ", ".join(f"{key} {area(*lines[key]):.2f}" for key in SIGNALS)
+    early = ", ".join(f"{key} {count}" for key, count in false.items())
+    bad, good = (len(part) for part in lines["agreement"])
+    alarms = sum(line["alarm"] for c in controls for line in c["epochs"])
+    return "\n".join(
+        [HEAD, *rows, "", f"Area under the curve, {bad} epochs of collapse against {good} others: {areas}.",
+         f"Epochs beyond the control's worst that are no collapse: {early}. Alarms in {len(controls)} "
+         f"controls ({CONTROL}): {alarms}.", "",
+         f"`python -m benchmarks.agreement`, commit {', '.join(sorted({r['commit'] for r in records}))}, one "
+         f"thread. \"-\": never. Epochs from {FIRST} on are read."]
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Trains what is missing and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--keep-page", action="store_true", help="print only, and leave the docs alone")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    records = []
+    for key in options.settings:
+        setting = SETTINGS[key]
+        for seed in setting.seeds:
+            for name in (setting.method, CONTROL):
+                path = RECORDS / f"{key}-{name}-{seed}.json"
+                if not path.exists():
+                    write_json(path, train(name, setting, seed))
+                    print(path, flush=True)
+                records.append(json.loads(path.read_text(encoding="utf-8")))
+    text = table(records)
+    print(text)
+    if not options.keep_page:
+        head, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        _, _, tail = rest.partition(END)
+        write_text(PAGE, f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}")
+
+
+if __name__ == "__main__":
+    main()

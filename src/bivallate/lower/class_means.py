@@ -1,0 +1,78 @@
+"""What the network says of each class on average, gathered for losses that ask (IKL)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from bivallate.errors import check_range
+from bivallate.lower.class_radius import ClassSums
+from bivallate.lower.pgd import PGD, AroundPGD
+from bivallate.lower.problem import LowerProblem
+from bivallate.lower.solver import Remembering, Solver
+from bivallate.parts import part
+from bivallate.roles import Composition
+from bivallate.types import Facts, Solution
+
+__all__ = ["BoundClassMeans", "ClassMeans"]
+
+
+@part
+class ClassMeans(AroundPGD, Remembering):
+    """Puts each class's mean prediction in the last epoch (K, K) into the solution, as `class_score`.
+
+    Of clean images in the attack's mode, logits divided by a temperature; 1 / K for a class that had no row,
+    and in the first epoch.
+
+    Attributes:
+        inner: the solver. temperature: T.
+
+    Cost: the inner solver's, and a forward for the clean logits unless the objective has paid for it; memory
+    of 2 K^2 numbers.
+
+    Reference: Cui et al., NeurIPS 2024, section 3.3 (class-wise global information); public code.
+    Deviation: there the clean predictions are those of the loss's pass, in train mode.
+    """
+
+    inner: PGD
+    temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        check_range("temperature", self.temperature, 1e-6)
+
+    def check(self, method: Composition) -> None:
+        """What the inner solver asks of a method."""
+        super().check(method)
+        self.inner.check(method)
+
+    def bind(self, facts: Facts) -> BoundClassMeans:
+        """The sums of one run."""
+        return BoundClassMeans(self, facts)
+
+
+class BoundClassMeans(Solver, nn.Module):
+    """The solver with its sums and the present means (K, K)."""
+
+    means: Tensor
+
+    def __init__(self, rule: ClassMeans, facts: Facts) -> None:
+        nn.Module.__init__(self)
+        self.rule, self.sums, k = rule, ClassSums(facts), facts.classes
+        self.register_buffer("means", torch.full((k, k), 1 / k, dtype=facts.dtype, device=facts.device))
+
+    def keeps_start(self) -> bool:
+        """As the inner solver."""
+        return self.rule.inner.keeps_start()
+
+    def solve(self, problem: LowerProblem) -> Solution:
+        """The inner solver's solution."""
+        if self.sums.turned(problem.clock):
+            if int(self.sums.epoch) >= 0:
+                counts, _, means = self.sums.read()
+                self.means.copy_(torch.where(counts[:, None] > 0, means, 1 / len(means)))
+            self.sums.begin(problem.clock)
+        solution = self.rule.inner.solve(problem)
+        self.sums.add(problem.clean_logits / self.rule.temperature, problem.y)
+        return replace(solution, class_score=self.means.clone())

@@ -1,0 +1,104 @@
+"""An attack whose points a plainly trained network labels too: what HAT's helper examples are called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bivallate.errors import check_range
+from bivallate.lower.modes import evaluating
+from bivallate.lower.pgd import PGD, AroundPGD
+from bivallate.lower.problem import LowerProblem
+from bivallate.lower.solver import Remembering, Solver
+from bivallate.parts import part
+from bivallate.roles import Composition
+from bivallate.types import Facts, Solution
+
+__all__ = ["BoundHelped", "Helped"]
+
+
+@part
+class Helped(AroundPGD, Remembering):
+    """No attack in the first part of training; then the inner solver's, and the plain network's labels.
+
+    The network as the first part has left it is kept, and says in eval mode which class the attacked points
+    are of, as the solution's `helper` (B,).
+
+    Attributes:
+        inner: the solver. plain: fraction of the epochs without attack; 0 keeps the weights that the run
+            begins with (`--init`).
+
+    Cost: the inner solver's and one forward; nothing in the first part. Memory of the network's weights.
+
+    Reference: Rade and Moosavi-Dezfooli, HAT, ICLR 2022; public code.
+    Deviation: there the plain network is another one, trained before, and robust training begins anew.
+    """
+
+    inner: PGD
+    plain: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_range("plain", self.plain, 0, 1)
+
+    def check(self, method: Composition) -> None:
+        """What the inner solver asks of a method."""
+        super().check(method)
+        self.inner.check(method)
+
+    def bind(self, facts: Facts) -> BoundHelped:
+        """The keeper of one run's plain weights."""
+        return BoundHelped(self)
+
+
+class BoundHelped(Solver, nn.Module):
+    """The solver with the plain network's parameters and buffers, once they are there."""
+
+    def __init__(self, rule: Helped) -> None:
+        nn.Module.__init__(self)
+        self.rule = rule
+        self.names: list[str] = []
+
+    def solve(self, problem: LowerProblem) -> Solution:
+        """Nothing, or the inner solver's solution and the plain network's labels."""
+        clock, none = problem.clock, torch.zeros_like(problem.y)
+        if clock.epoch < round(self.rule.plain * clock.epochs):
+            return Solution(torch.zeros_like(problem.x), torch.zeros_like(problem.x), none, none)
+        if not self.names:
+            self._keep(problem.forward.module)
+        solution = self.rule.inner.solve(problem)
+        plain = problem.at(dict(zip(self.names, self._values(), strict=True)))
+        with torch.no_grad(), evaluating(problem.forward.module):
+            helper = plain.forward(problem.x + solution.delta).argmax(1)
+        return replace(solution, helper=helper)
+
+    def _keep(self, module: nn.Module) -> None:
+        state = dict(module.named_parameters()) | dict(module.named_buffers())
+        self._set({name: value.detach().clone() for name, value in state.items()})
+
+    def _set(self, state: Mapping[str, Tensor]) -> None:
+        for k in range(len(self.names)):
+            delattr(self, f"plain{k}")
+        self.names = list(state)
+        for k, value in enumerate(state.values()):
+            self.register_buffer(f"plain{k}", value)
+
+    def _values(self) -> list[Tensor]:
+        return [getattr(self, f"plain{k}") for k in range(len(self.names))]
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The names of what is kept."""
+        return {"names": self.names}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Filled by `load_state_dict`."""
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Also of a solver that has kept other weights, or none."""
+        names = state_dict["_extra_state"]["names"]
+        self._set({name: state_dict[f"plain{k}"].clone() for k, name in enumerate(names)})

@@ -1,0 +1,60 @@
+"""Helper examples: beyond the ball the network is asked for the class that the attack was towards (HAT)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from bivallate.errors import UserError, check_range
+from bivallate.lower.problem import LowerProblem
+from bivallate.parts import part
+from bivallate.roles import Composition
+from bivallate.types import Terms
+from bivallate.upper.loss import Loss
+
+__all__ = ["HelperExamples"]
+
+
+@part
+class HelperExamples(Loss):
+    """anchor + weight CE(x + reach (x_adv - x), y'), y' what the plain network says of x_adv.
+
+    So that the margin does not grow further than the ball along the attack. The point may lie outside of
+    [0, 1]. Without y' (no plain network yet), or with weight 0, it is the base.
+
+    Attributes:
+        base: the loss inside the ball. weight: gamma. reach: h.
+
+    Cost: one forward and one backward more than the base, where there is a plain network.
+
+    Reference: Rade and Moosavi-Dezfooli, HAT, ICLR 2022; public code.
+    Deviation: on a second data stream (a lookahead) the base loss stands alone.
+    """
+
+    base: Loss
+    weight: float = 0.5
+    reach: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_range("weight", self.weight, 0)
+        check_range("reach", self.reach, 0)
+
+    def check(self, method: Composition) -> None:
+        """What the base asks; and a solver whose points a plain network labels."""
+        self.base.check(method)
+        solver: Any = method.solver
+        if type(solver).__name__ != "Helped":
+            raise UserError(
+                "the loss HelperExamples asks what a plain network says of the attacked points, which the "
+                f"solver {type(solver).__name__} does not tell: use Helped around a PGD, or the base alone"
+            )
+
+    def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
+        terms = self.base(problem, x_adv)
+        if self.weight == 0 or problem.helper is None or not problem.regularised:
+            return terms
+        beyond = problem.x + self.reach * (x_adv - problem.x)
+        own = F.cross_entropy(problem.logits(beyond), problem.helper, reduction="none")
+        return Terms(terms.robust, terms.anchor + self.weight * own, terms.logits)
