@@ -31,7 +31,8 @@ from bivallate.types import Evidence, Facts, Solution
 
 RECORDS, PAGE = Path("results/agreement"), Path("docs/sentinel.md")
 BEGIN, END = "<!-- agreement: begin -->", "<!-- agreement: end -->"
-CONTROL, FIRST = "at", 2  # epochs before which no signal is read: the first gradients point anywhere
+CONTROL, LEAST = "at", 0.1  # LEAST: robust accuracy that there must have been to lose
+SKIPPED = 0.25  # of the epochs: early gradients point anywhere, in the control too
 SIGNALS = ("gap", "alignment", "agreement")
 
 
@@ -98,23 +99,36 @@ def train(name: str, setting: Setting, seed: int) -> dict[str, Any]:
 
 
 def collapsed(epochs: list[dict[str, Any]]) -> list[bool]:
-    """Whether held-out PGD-10 accuracy has fallen below half of its best so far, in each epoch."""
+    """Whether held-out PGD-10 accuracy has fallen below half of its best so far, `LEAST` or more."""
     best, found = 0.0, []
     for line in epochs:
         best = max(best, line["robust"])
-        found.append(line["robust"] < best / 2)
+        found.append(best >= LEAST and line["robust"] < best / 2)
     return found
 
 
 def first(flags: list[bool]) -> int | None:
     """The first epoch, counted from 1, of those that are read."""
-    return next((k + 1 for k, flag in enumerate(flags) if flag and k + 1 >= FIRST), None)
+    skipped = round(SKIPPED * len(flags))
+    return next((k + 1 for k, flag in enumerate(flags) if flag and k >= skipped), None)
 
 
 def worse(line: dict[str, Any], key: str) -> float | None:
     """The signal, the higher the worse."""
     value = line[key]
     return None if value is None else value if key == "gap" else -value
+
+
+def beyond(line: dict[str, Any], key: str, limit: float) -> bool:
+    """Whether the signal is worse than a limit."""
+    value = worse(line, key)
+    return value is not None and value > limit
+
+
+def read(record: dict[str, Any]) -> list[tuple[dict[str, Any], bool]]:
+    """The epochs that are read, and whether they are of a collapse."""
+    epochs = record["epochs"]
+    return list(zip(epochs, collapsed(epochs), strict=True))[round(SKIPPED * len(epochs)) :]
 
 
 def area(bad: list[float], good: list[float]) -> float:
@@ -138,9 +152,7 @@ def table(records: list[dict[str, Any]]) -> str:
     controls = [r for r in records if r["method"] == CONTROL]
     false = dict.fromkeys(SIGNALS, 0)
     for record in records:
-        for line, bad in zip(
-            record["epochs"][FIRST - 1 :], collapsed(record["epochs"])[FIRST - 1 :], strict=True
-        ):
+        for line, bad in read(record):
             for key in SIGNALS:
                 if (value := worse(line, key)) is not None:
                     lines[key][0 if bad else 1].append(value)
@@ -149,12 +161,9 @@ def table(records: list[dict[str, Any]]) -> str:
         cells = [record["setting"], record["seed"], first(collapsed(record["epochs"]))]
         cells.append(first([line["alarm"] for line in record["epochs"]]))
         for key in SIGNALS:
-            known = [
-                v for c in own for line in c["epochs"][FIRST - 1 :] if (v := worse(line, key)) is not None
-            ]
-            beyond = [(worse(line, key) or -math.inf) > max(known) for line in record["epochs"]]
-            cells.append(first(beyond))
-            false[key] += sum(b and not c for b, c in zip(beyond, collapsed(record["epochs"]), strict=True))
+            limit = max(v for c in own for line, _ in read(c) if (v := worse(line, key)) is not None)
+            cells.append(first([beyond(line, key, limit) for line in record["epochs"]]))
+            false[key] += sum(beyond(line, key, limit) and not bad for line, bad in read(record))
         rows.append("| " + " | ".join("-" if c is None else str(c) for c in cells) + " |")
     areas = ", ".join(f"{key} {area(*lines[key]):.2f}" for key in SIGNALS)
     early = ", ".join(f"{key} {count}" for key, count in false.items())
@@ -165,7 +174,7 @@ def table(records: list[dict[str, Any]]) -> str:
          f"Epochs beyond the control's worst that are no collapse: {early}. Alarms in {len(controls)} "
          f"controls ({CONTROL}): {alarms}.", "",
          f"`python -m benchmarks.agreement`, commit {', '.join(sorted({r['commit'] for r in records}))}, one "
-         f"thread. \"-\": never. Epochs from {FIRST} on are read."]
+         f"thread. \"-\": never. The first quarter of the epochs is not read."]
     )  # fmt: skip
 
 

@@ -133,10 +133,11 @@ def main() -> None:
             rows.append(row(records))
             commits |= {r["commit"] for r in records}
             print(rows[-1], flush=True)
+    seeds = "; ".join(f"{name} {', '.join(map(str, SETS[name].seeds))}" for name in options.sets)
     foot = (
-        f"`python -m benchmarks.smoothed`, commit {', '.join(sorted(commits))}, one thread; audits of "
-        f"{POINTS} points at the quick level of the best weights, means over the seeds (digits 0 to 2, "
-        "Fashion-MNIST 0 and 1; tiny-cnn)."
+        f"`python -m benchmarks.smoothed --sets {' '.join(options.sets)}`, commit "
+        f"{', '.join(sorted(commits))}, one thread; audits of {POINTS} points at the quick level of the best "
+        f"weights of a tiny-cnn, means over the seeds ({seeds})."
     )
     if not options.keep_page:
         head, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
