@@ -18,10 +18,11 @@ import torch
 import bivallate as bv
 from bivallate.coupling.barrier import barrier_inverse
 from bivallate.files import write_text
+from bivallate.lower.direction import adam, raw, steepest
 from bivallate.lower.interior import BarrierAscent, barrier_strength
 from bivallate.lower.modes import evaluating
 from bivallate.lower.objective import cross_entropy
-from bivallate.lower.pgd import PGD, adam, raw, steepest
+from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.start import uniform
 from bivallate.reproduce.machine import commit

@@ -16,6 +16,8 @@ import bivallate as bv
 from benchmarks.device_questions import EPS, dataset_of, method_of, radius, shown, synthetic, trained
 from benchmarks.device_suite import Place, Question, Row
 from bivallate.evaluation import evaluate
+from bivallate.lower.compiled import Compiled, compiling
+from bivallate.lower.cuda_graphs import CudaGraphs, graphing
 from bivallate.lower.modes import attacking, frozen
 from bivallate.method import facts_for
 from bivallate.run.config import Config
@@ -75,38 +77,38 @@ class Bench:
         self.optimizer = torch.optim.SGD(self.model.parameters(), 1e-3, momentum=0.9, weight_decay=5e-4)
         self.batch = Batch(self.x, self.y, torch.arange(rows, device=place.device))
 
-    def ours(self, model: nn.Module | None = None) -> None:
+    def ours(self) -> None:
         """One step of the package."""
-        train_step(self.model if model is None else model, self.optimizer, self.method, self.batch, Clock())
+        train_step(self.model, self.optimizer, self.method, self.batch, Clock())
 
-    def logits(self, x: Tensor, model: nn.Module | None = None) -> Tensor:
+    def logits(self, x: Tensor) -> Tensor:
         """With the mixed precision that `arithmetic` has set."""
         dtype = self.model.autocast_dtype
         with torch.autocast(x.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            return (self.model if model is None else model)(x).float()
+            return self.model(x).float()
 
-    def attack(self, delta: Tensor, model: nn.Module | None = None) -> Tensor:
+    def attack(self, delta: Tensor) -> Tensor:
         """PGD from delta, in eval mode, nothing but the arithmetic."""
         low, high = (-self.x).clamp(min=-EPS), (1 - self.x).clamp(max=EPS)
         for _ in range(self.steps):
             point = delta.detach().requires_grad_()
-            loss = F.cross_entropy(self.logits(self.x + point, model), self.y, reduction="sum")
+            loss = F.cross_entropy(self.logits(self.x + point), self.y, reduction="sum")
             (grad,) = torch.autograd.grad(loss, point)
             delta = torch.minimum(torch.maximum(delta + self.size * grad.sign(), low), high)
         return delta
 
-    def descend(self, delta: Tensor, model: nn.Module | None = None) -> None:
+    def descend(self, delta: Tensor) -> None:
         """The outer step."""
-        F.cross_entropy(self.logits(self.x + delta, model), self.y).backward()
+        F.cross_entropy(self.logits(self.x + delta), self.y).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def straight(self, model: nn.Module | None = None) -> None:
+    def straight(self) -> None:
         """One step of the loop that one would write by hand."""
         start = torch.empty_like(self.x).uniform_(-EPS, EPS)
         with attacking(self.model, "eval"), frozen(self.model):
-            delta = self.attack(start, model)
-        self.descend(delta, model)
+            delta = self.attack(start)
+        self.descend(delta)
 
     def graphed(self) -> Callable[[], None]:
         """The straight loop whose attack is one CUDA graph."""
@@ -141,7 +143,7 @@ def ratios(place: Place) -> Iterator[Row]:
 
 
 def graphs(place: Place) -> Iterator[Row]:
-    """What a captured attack would gain on the straight loop."""
+    """What a captured attack gains: on the straight loop, and on ours, whose steps stay the same."""
     if not place.cuda:
         yield Row("CUDA graphs", "need a CUDA device")
         return
@@ -152,22 +154,44 @@ def graphs(place: Place) -> Iterator[Row]:
             graphed = seconds_of(bench.graphed(), place)
         told = f"{1e3 * graphed:.1f} ms, without {1e3 * straight:.1f} ms: {graphed / straight:.2f}"
         yield Row(f"straight loop, graph of the attack, {name}", told, number=graphed / straight)
+        yield from ours_graphed(place, name)
+
+
+def ours_graphed(place: Place, name: str) -> Iterator[Row]:
+    """A step of ours with `graphs=true` against one without: parameters after three steps, and time."""
+    plain, quick = (Bench(place, channels_last=name == "bf16") for _ in range(2))
+    made = CudaGraphs()
+    with arithmetic(plain.model, name), arithmetic(quick.model, name):
+        for _ in range(3):
+            plain.ours()
+            with graphing(made):
+                quick.ours()
+        pairs = zip(plain.model.parameters(), quick.model.parameters(), strict=True)
+        apart = max(float((a - b).detach().abs().max()) for a, b in pairs)
+        seconds = seconds_of(plain.ours, place)
+        with graphing(made):
+            graphed = seconds_of(quick.ours, place)
+    limit = 1e-4 if name == "float32" else 1e-2  # kernels that add in another order from call to call
+    yield Row(f"ours with graphs, {name}: parameters differ by", f"{apart:.1e}", f"{limit:g}", apart <= limit)
+    told = f"{1e3 * graphed:.1f} ms, without {1e3 * seconds:.1f} ms: {graphed / seconds:.2f}"
+    yield Row(f"ours with graphs, {name}", told, "recorded", made.launches > 0, graphed / seconds)
 
 
 def compiled(place: Place) -> Iterator[Row]:
-    """The same steps with torch.compile, and how long it takes to begin."""
+    """A step with `compile=true` against one without, and how long the first one takes."""
     for name in ("tf32", "bf16") if place.cuda else ("float32",):
         bench = Bench(place, channels_last=name == "bf16")
         with arithmetic(bench.model, name):
             plain = seconds_of(bench.ours, place)
-            model = torch.compile(bench.model, backend="aot_eager" if place.toy else "inductor")
-            begun = time.perf_counter()
-            bench.straight(model)  # pyright: ignore[reportArgumentType]
-            wait = time.perf_counter() - begun
-            straight = seconds_of(lambda b=bench, m=model: b.straight(m), place)  # pyright: ignore
-            yield Row(f"straight loop, compiled, {name}", f"{1e3 * straight:.1f} ms, first {wait:.0f} s")
-            ours = seconds_of(lambda b=bench, m=model: b.ours(m), place)  # pyright: ignore
-            told = f"{1e3 * ours:.1f} ms, without {1e3 * plain:.1f} ms: {ours / plain:.2f}"
+            backend = "aot_eager" if place.toy else "inductor"
+            with compiling(Compiled(bench.model, {tuple(bench.x.shape)}, backend)):
+                begun = time.perf_counter()
+                bench.ours()
+                wait = time.perf_counter() - begun
+                ours = seconds_of(bench.ours, place)
+            told = (
+                f"{1e3 * ours:.1f} ms, without {1e3 * plain:.1f} ms: {ours / plain:.2f}, first {wait:.0f} s"
+            )
             yield Row(f"ours, compiled, {name}", told, number=ours / plain)
 
 

@@ -24,6 +24,7 @@ LAYERS = [
     {"style"},
     {"types", "checksummed", "roles"},
     {"noise", "schedule", "collective"},
+    {"gradient_sums"},
     {"lower"},
     {"evidence", "learnable"},
     {"coupling"},

@@ -27,7 +27,7 @@ from bivallate import (
 )
 from bivallate.commands.settings import own_parameters
 from bivallate.from_text import override, parse_number, read
-from bivallate.lower.pgd import Adam
+from bivallate.lower.direction import Adam
 from bivallate.lower.start import Zero
 from bivallate.methods.entries import registry
 from bivallate.parts import decode, encode

@@ -154,6 +154,11 @@ def any_rank(value: bool) -> bool:
     return bool(total(torch.tensor(int(value), device=_device()))) if is_distributed() else value
 
 
+def sums(*numbers: int) -> list[int]:
+    """Whole numbers added up over the ranks, in one all-reduce."""
+    return total(torch.tensor(numbers, device=_device())).tolist() if is_distributed() else list(numbers)
+
+
 def _device() -> torch.device:
     """The device where numbers that are not on one yet are added up.
 

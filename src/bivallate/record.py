@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bivallate import collective
 from bivallate.errors import UserError
+from bivallate.gradient_sums import summed
 from bivallate.lower.problem import LowerProblem
 from bivallate.method import BoundMethod
 from bivallate.transfer_to_cpu import to_cpu
@@ -73,8 +74,8 @@ def reduce_and_check(
     With them goes the loss, so that all see the same one, and what `tell` says of the step when it is asked,
     as late as can be: the record has the sums.
 
-    Cost: one all-reduce of one flat bucket, none on one process; one pass over the gradients; one transfer
-    from the device, two on several processes.
+    Cost: one all-reduce of all gradients that are not on their way already, none on one process; one pass
+    over the gradients; one transfer from the device, two on several processes.
 
     Raises:
         NonFinite: the loss or a gradient is not finite.
@@ -85,7 +86,7 @@ def reduce_and_check(
         return replace(record, told=tuple(tell(record)))
     record, _ = unread.read()
     told = loss.new_tensor(tell(record))
-    along = collective.sum_gradients(model.parameters(), torch.stack([loss, *told]))
+    along = summed(model, torch.stack([loss, *told]))
     norm, value, *words = to_cpu([torch.cat([_norm(model).to(along)[None], along])])[0].tolist()
     _check_finite(norm, value, clock)
     return replace(record, told=tuple(words))

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from bivallate import KLDRO, L2, PGD, Barrier, Detached, LastStep, Linf, Mask, Method, UserError, methods
 from bivallate.coupling.barrier import barrier_inverse
+from bivallate.lower.direction import adam, raw, steepest
 from bivallate.lower.interior import BarrierAscent, InteriorAscent
 from bivallate.lower.objective import cross_entropy
-from bivallate.lower.pgd import adam, raw, steepest
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.start import uniform
 from bivallate.types import Batch

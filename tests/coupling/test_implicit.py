@@ -23,9 +23,9 @@ from bivallate import (
     UserError,
     methods,
 )
+from bivallate.lower.direction import raw
 from bivallate.lower.modes import attacking
 from bivallate.lower.objective import KLToClean, Margin, cross_entropy
-from bivallate.lower.pgd import raw
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.start import uniform, zero
 from bivallate.step import differentiate

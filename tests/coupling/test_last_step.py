@@ -13,7 +13,7 @@ from tests.methods.glue import Net, minibatches
 from torch import Tensor
 
 from bivallate import L1, L2, PGD, Detached, LastStep, Linf, Mask, Method, methods
-from bivallate.lower.pgd import raw
+from bivallate.lower.direction import raw
 from bivallate.lower.start import uniform
 from bivallate.lower.threat import Threat
 from bivallate.noise import Noise

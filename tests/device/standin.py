@@ -28,6 +28,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from tests.device import standin_graphs
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
@@ -58,6 +59,7 @@ _NUMBERS = {
 } | _INDEXED  # and pointwise
 _library: list[torch.library.Library] = []
 _late: list[bool] = []  # not empty while a copy is made that nobody waits for
+recorded: list[list[tuple]] = []  # not empty while kernels are recorded for a graph (standin_graphs.py)
 
 
 def _alias(t: Tensor) -> Tensor:
@@ -116,6 +118,9 @@ def _place() -> str:
 
 def _note(name: str, args: tuple) -> None:
     log.ops[name] += 1
+    crosses = name in ("copy_", "_copy_from") and args[0].device != args[1].device
+    if recorded and (name in _SYNCS or crosses):
+        raise RuntimeError("operation not permitted when stream is capturing")
     if name == "copy_" and args[0].dtype != args[1].dtype:
         log.casts[_place()] += 1
     if name in _SYNCS:
@@ -152,7 +157,10 @@ def _kernel(op, *args, **kwargs):
         # a wrapped number arrives as a plain one, for which another overload is meant
         pairs = zip(op._schema.arguments, args, strict=False)
         plain = any(str(a.type) == "Tensor" and isinstance(v, int | float) for a, v in pairs)
-        found = (op.overloadpacket if plain else op)(*tree_map(lower, args), **tree_map(lower, kwargs))
+        call = op.overloadpacket if plain else op, tree_map(lower, args), tree_map(lower, kwargs)
+        found = call[0](*call[1], **call[2])
+        if recorded:
+            recorded[-1].append((*call, found))
         bases = {a.untyped_storage()._cdata: (t.untyped_storage(), t.is_inference()) for t, a in made}
         for own, alias in made:  # resized, squeezed in place, ...
             mine, now = own.untyped_storage(), alias.untyped_storage()
@@ -200,6 +208,8 @@ class _AsCuda(TorchFunctionMode):
             return args[0].device.type == NAME  # a mode is off within itself
         if func is Tensor.to and kwargs.get("non_blocking"):
             return self.later(*args, **kwargs)
+        if func is Tensor.pin_memory:
+            return args[0]
         if func is Tensor.cuda:
             return args[0].to(CARD)
         if func is Tensor.__deepcopy__ and args[0].device.type == NAME:
@@ -295,7 +305,7 @@ def cuda() -> Iterator[SimpleNamespace]:
         "get_rng_state_all": lambda: [state], "set_rng_state_all": lambda s: None,
     }  # fmt: skip
     with ExitStack() as stack:
-        for name, value in new.items():
+        for name, value in {**new, **standin_graphs.REPLACED}.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
         named = lambda kind, *a, **k: autocast(NAME if kind == "cuda" else kind, *a, **k)  # noqa: E731
         stack.enter_context(mock.patch.object(torch, "autocast", named))

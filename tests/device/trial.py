@@ -57,12 +57,19 @@ class Trial:
         return [p.detach().cpu() for p in self.model.parameters()]
 
 
-def stepped(name: str, device: str) -> tuple[list[Any], StepRecord]:
-    """Parameters after two steps, as arrays, and the record of the second."""
+def stepped(name: str, device: str) -> tuple[list[Any], StepRecord, dict[str, int], int]:
+    """Parameters after two steps, as arrays, the record of the second, what it waited for, and its replays.
+
+    The first pass of a network in each mode is looked at, once and for all; that does not count.
+    """
+    from tests.device import standin
+
     trial = Trial(name, device)
     trial.step()
+    standin.log.syncs.clear()
     record = trial.step()
-    return [p.numpy() for p in trial.parameters()], record
+    waits = {place: n for place, n in standin.log.syncs.items() if "input_guard" not in place}
+    return [p.numpy() for p in trial.parameters()], record, waits, trial.method.replays
 
 
 def counted(name: str, parameters: dict[str, Any]) -> tuple[dict[str, int], int, int]:

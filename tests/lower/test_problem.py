@@ -11,9 +11,9 @@ from tests.methods.glue import EPS, Net, minibatches
 from torch import Tensor, nn
 
 from bivallate import L2, PGD, Linf
+from bivallate.lower.direction import adam, raw, steepest
 from bivallate.lower.modes import attacking, evaluating, frozen, in_train_mode
 from bivallate.lower.objective import KLToClean, Margin, cross_entropy, kl, logit_margin
-from bivallate.lower.pgd import adam, raw, steepest
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.start import Corner, Gaussian, Uniform, Zero, uniform
 from bivallate.types import Batch, Clock

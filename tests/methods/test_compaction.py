@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from bivallate import Linf
 from bivallate.lower import compaction
+from bivallate.lower.direction import adam, steepest
 from bivallate.lower.modes import AttackMode, attacking
 from bivallate.lower.objective import cross_entropy, kl_to_clean
-from bivallate.lower.pgd import PGD, adam, steepest
+from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.stop import FOSCBelow, Iterate, Misclassified, Stop
 from bivallate.parts import part

@@ -14,9 +14,10 @@ from torch import nn
 
 import bivallate as bv
 from bivallate import KLDRO, PGD, Linf, Method, UserError
+from bivallate.lower.direction import adam, raw
 from bivallate.lower.interior import BarrierAscent, InteriorAscent
 from bivallate.lower.objective import kl_to_clean
-from bivallate.lower.pgd import Wider, adam, raw
+from bivallate.lower.pgd import Wider
 from bivallate.lower.start import gaussian, uniform, zero
 from bivallate.lower.stop import FOSCBelow, Misclassified
 from bivallate.methods.entries import registry

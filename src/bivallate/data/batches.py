@@ -14,12 +14,15 @@ from torch import Tensor
 from bivallate.data.augment import Augment, View
 from bivallate.data.dataset import Split, as_float
 from bivallate.data.mixing import mixed
+from bivallate.data.resident import Resident, uploaded
 from bivallate.data.stream import Stream
 from bivallate.errors import UserError
 from bivallate.noise import Noise, permutation
 from bivallate.types import Batch
 
 __all__ = ["Batches"]
+
+Part = tuple[Tensor, Tensor, Tensor, View | None]  # raw images, rows, labels and views, on the device
 
 META = 1  # the second stream's turn of the noise: its rows may carry the same numbers as the first's
 
@@ -41,6 +44,7 @@ class Batches:
         device: where the minibatches are put; crops and flips are made there.
         sides: (H, W) that every image is scaled to after its crop and flip; None leaves it. Scaled images
             have no view, which is of the images as they are stored.
+        resident: the split on the device, from where its rows are then taken.
         fewest: rows of a minibatch that every rank needs: 2 where each has BatchNorm of its own.
 
     Raises:
@@ -61,6 +65,7 @@ class Batches:
         world: int = 1,
         sides: tuple[int, int] | None = None,
         fewest: int = 2,
+        resident: Resident | None = None,
     ) -> None:
         self.sides = None if sides == split.shape[1:] else sides
         _check_size("training data", split, batch_size)
@@ -80,6 +85,7 @@ class Batches:
                 "augmentation without cutmix"
             )
         self.drop_last, self.device, self.rank, self.world = drop_last, torch.device(device), rank, world
+        self.resident = resident
         self.meta, self.meta_batch_size = meta, meta_batch_size or batch_size
         self.joined = not drop_last and 0 < len(split) % batch_size < max(2, fewest * world)
 
@@ -88,19 +94,23 @@ class Batches:
         whole, rest = divmod(len(self.split), self.batch_size)
         return whole if self.drop_last or self.joined else whole + (rest > 0)
 
+    def shapes(self) -> set[tuple[int, int, int, int]]:
+        """(B, C, H, W) of this rank's share of whole minibatches, and of the second stream's."""
+        c, h, w = self.split.shape
+        h, w = self.sides or (h, w)
+        sizes = {self.batch_size} if self.meta is None else {self.batch_size, self.meta_batch_size}
+        return {(len(range(self.rank, size, self.world)), c, h, w) for size in sizes}
+
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The minibatches of one pass over the data, from `start_step` on."""
         order = self._order(epoch)
         cuts = list(pairwise(self._cut(step) for step in range(start_step, len(self) + 1)))
         shares = [order[begin:end][self.rank :: self.world] for begin, end in cuts]
         views = self._views(torch.cat([order[:0], *shares]), epoch, 0)
-        done, cutmix = 0, self.augmentation.cutmix
-        for step, (begin, end), rows, raw in zip(
-            count(start_step), cuts, shares, self._raw(shares), strict=False
-        ):
-            view = None if views is None else views[done : done + len(rows)]
-            done += len(rows)
-            batch = self._build(self.split, raw, rows, view, end - begin)
+        cutmix = self.augmentation.cutmix
+        parts = self._resident_parts(shares, views) if self.resident else self._parts(shares, views)
+        for step, (begin, end), rows, part in zip(count(start_step), cuts, shares, parts, strict=False):
+            batch = self._shown(part, end - begin)
             if cutmix:
                 other, noise = partial(self._others, epoch), Noise(self.seed, rows, epoch)
                 batch = mixed(batch, noise, cutmix, other, len(self.split))
@@ -114,6 +124,28 @@ class Batches:
         if isinstance(store, Stream):
             return store.order(self.split.index, self.seed, epoch)
         return permutation(self.seed, "shuffle", epoch, len(self.split))
+
+    def _parts(self, shares: list[Tensor], views: View | None) -> Iterator[Part]:
+        """Each minibatch on the device; on CUDA the next one is on its way while one is used."""
+        done, before = 0, list[Part]()
+        for rows, raw in zip(shares, self._raw(shares), strict=False):
+            view = None if views is None else views[done : done + len(rows)]
+            done += len(rows)
+            before.append(self._sent(self.split, raw, rows, view))
+            if self.device.type != "cuda" or len(before) > 1:
+                yield before.pop(0)
+        yield from before
+
+    def _resident_parts(self, shares: list[Tensor], views: View | None) -> Iterator[Part]:
+        """Each minibatch of images that are there: rows and views of the whole epoch go in one copy."""
+        assert self.resident is not None
+        drawn = [] if views is None else views.tensors()
+        index, *drawn = uploaded([torch.cat([torch.arange(0), *shares]), *drawn], self.device)
+        views, done = None if views is None else views.of(drawn, self.device), 0
+        for size in map(len, shares):
+            rows, view = index[done : done + size], None if views is None else views[done : done + size]
+            done += size
+            yield self.resident.images[rows], rows, self.resident.labels[rows], view
 
     def _raw(self, parts: list[Tensor]) -> Iterator[Tensor]:
         """The images of each minibatch as they are stored."""
@@ -134,19 +166,26 @@ class Batches:
             return None
         return self.augmentation.view(Noise(self.seed, rows, epoch, turn), self.split.shape)
 
-    def _build(self, split: Split, raw: Tensor, rows: Tensor, view: View | None, whole: int) -> Batch:
-        raw = raw.to(self.device, non_blocking=True)
-        index, y = rows.to(self.device), split.labels[rows].to(self.device)
-        if view is not None:
-            view = view.to(self.device)
-            raw = self.augmentation.cut(raw, view)
+    def _sent(self, split: Split, raw: Tensor, rows: Tensor, view: View | None) -> Part:
+        """Rows as they are stored, on the device, in one copy."""
+        drawn = [] if view is None else view.tensors()
+        raw, index, y, *drawn = uploaded([raw, rows, split.labels[rows], *drawn], self.device)
+        return raw, index, y, None if view is None else view.of(drawn, self.device)
+
+    def _shown(self, part: Part, whole: int) -> Batch:
+        """The images as their views show them."""
+        raw, index, y, view = part
+        raw = raw if view is None else self.augmentation.cut(raw, view)
         if self.sides is None:
             return Batch(as_float(raw), y, index, view, whole=whole)
         return Batch(_scaled(as_float(raw), self.sides), y, index, whole=whole)
 
     def _others(self, epoch: int, rows: Tensor) -> Batch:
         """Rows of the split as this epoch shows them, to be mixed with others."""
-        return self._build(self.split, self.split.raw(rows), rows, self._views(rows, epoch, 0), len(rows))
+        views = self._views(rows, epoch, 0)
+        if self.resident is not None:
+            return self._shown(next(self._resident_parts([rows], views)), len(rows))
+        return self._shown(self._sent(self.split, self.split.raw(rows), rows, views), len(rows))
 
     def _meta(self, position: int) -> Batch:
         """The second stream's part of the run's minibatch `position`; a cycle is cut to whole minibatches."""
@@ -156,7 +195,8 @@ class Batches:
         order = permutation(self.seed, "shuffle meta", cycle, len(self.meta))
         rows = order[step * self.meta_batch_size : (step + 1) * self.meta_batch_size]
         mine = rows[self.rank :: self.world]
-        return self._build(self.meta, self.meta.raw(mine), mine, self._views(mine, cycle, META), len(rows))
+        views = self._views(mine, cycle, META)
+        return self._shown(self._sent(self.meta, self.meta.raw(mine), mine, views), len(rows))
 
 
 def _scaled(x: Tensor, sides: tuple[int, int]) -> Tensor:

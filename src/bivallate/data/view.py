@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,6 +50,15 @@ class View:
     def to(self, device: torch.device | str) -> View:
         """The same view on another device."""
         return self._each(lambda values: values.to(device, non_blocking=True))
+
+    def tensors(self) -> list[Tensor]:
+        """What was drawn, but for the palette."""
+        return [v for n in DRAWN if isinstance(v := getattr(self, n), Tensor)]
+
+    def of(self, tensors: Iterable[Tensor], device: torch.device | str) -> View:
+        """The same view on another device, where its tensors are already."""
+        there = iter(tensors)
+        return self._each(lambda v: next(there) if isinstance(v, Tensor) else v.to(device, non_blocking=True))
 
     def __getitem__(self, rows: Tensor | slice) -> View:
         return self._each(lambda values: values[rows])

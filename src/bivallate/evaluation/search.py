@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bivallate.errors import UserError, check_whole
 from bivallate.lower.apgd import APGD
+from bivallate.lower.direction import Direction, Steepest
 from bivallate.lower.fab import FAB, NearestPlane
 from bivallate.lower.minimal_norm import CWL2, DeepFool
 from bivallate.lower.objective import (
@@ -20,7 +21,7 @@ from bivallate.lower.objective import (
     narrow,
     runner_up,
 )
-from bivallate.lower.pgd import PGD, Direction, Steepest
+from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import LowerProblem, Objective
 from bivallate.lower.solver import Solver
 from bivallate.lower.square import Square

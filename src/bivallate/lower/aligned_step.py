@@ -77,13 +77,13 @@ class BoundAlignedStep(Solver, nn.Module):
 
     def solve(self, problem: LowerProblem) -> Solution:
         """One step, of the length that the running mean allows."""
-        threat, c = problem.threat, float(self.agreement)
+        threat, c = problem.threat, self.agreement.double()  # the device is not waited for
         reach = (1 + self.rule.step_size) * threat.eps
         wide = replace(threat, eps=min(1.0, reach) if isinstance(threat, Linf) else reach)  # pyright: ignore
         start = wide.project(threat.random(problem.noise, problem.x), problem.x)
         logits, self._grad = problem.ascent(start)
         problem.begin(start, logits)
-        length = min(1.0, self.rule.bend / (1 - c)) if c < 1 else 1.0
+        length = torch.where(c < 1, (self.rule.bend / (1 - c)).clamp(max=1), 1.0)
         problem.log["agreement"], problem.log["step"] = c, length * self.rule.step_size * threat.eps
         part = problem.noise.uniform("length", tuple(problem.x.shape[1:]), problem.x.dtype)
         step = length * self.rule.step_size * threat.eps * part * threat.steepest(self._grad)

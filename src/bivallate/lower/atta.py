@@ -115,7 +115,7 @@ class BoundPerExample(Solver, nn.Module):
         index, clock = problem.batch.index, problem.clock
         since = self._last_reset(clock.epoch)
         stored, stale = self.bank[index].to(problem.x.dtype), self.born[index] < since
-        if not bool(stale.any()):
+        if stale.device.type == "cpu" and not bool(stale.any()):  # a device would be waited for
             return stored
         noise = Noise(clock.seed, index, since).normal("start", tuple(stored.shape[1:]), stored.dtype)
         return torch.where(stale.view(-1, 1, 1, 1), self.rule.scale * noise, stored)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from bivallate import collective
 from bivallate.errors import check_range
-from bivallate.lower.pgd import PGD, AroundPGD, Step
+from bivallate.lower.direction import Step
+from bivallate.lower.pgd import PGD, AroundPGD
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.radii import Radii
 from bivallate.lower.solver import Remembering, Solver, require_coupling
@@ -156,7 +157,7 @@ class ClassSums(nn.Module):
         super().__init__()
         shape = (facts.classes, facts.classes + 2)
         self.register_buffer("sums", torch.zeros(shape, dtype=facts.dtype, device=facts.device))
-        self.register_buffer("epoch", torch.tensor(-1, device=facts.device))
+        self.register_buffer("epoch", torch.tensor(-1))  # asked every step, so kept where the host is
 
     def turned(self, clock: Clock) -> bool:
         """Whether another epoch has begun, whose sums have not."""
@@ -189,7 +190,7 @@ class BoundClassRadius(Solver, nn.Module):
         nn.Module.__init__(self)
         self.rule, self.told = rule, ClassSums(facts)
         self.register_buffer("score", torch.zeros(facts.classes, dtype=facts.dtype, device=facts.device))
-        self.register_buffer("known", torch.tensor(False, device=facts.device))
+        self.register_buffer("known", torch.tensor(False))  # asked every step, so kept where the host is
 
     def solve(self, problem: LowerProblem) -> Solution:
         """The inner solver within each row's own radius."""

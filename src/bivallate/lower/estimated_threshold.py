@@ -66,7 +66,7 @@ class EstimatedThreshold(Remembering):
 
     def bind(self, facts: Facts) -> BoundEstimatedThreshold:
         """The estimate of one run."""
-        return BoundEstimatedThreshold(self, facts.device)
+        return BoundEstimatedThreshold(self)
 
 
 class BoundEstimatedThreshold(Solver, nn.Module):
@@ -74,10 +74,10 @@ class BoundEstimatedThreshold(Solver, nn.Module):
 
     c_max: Tensor
 
-    def __init__(self, rule: EstimatedThreshold, device: torch.device) -> None:
+    def __init__(self, rule: EstimatedThreshold) -> None:
         super().__init__()
         self.rule = rule
-        self.register_buffer("c_max", torch.full((), torch.nan, device=device))
+        self.register_buffer("c_max", torch.full((), torch.nan))  # the host asks it every step
 
     def solve(self, problem: LowerProblem) -> Solution:
         """Solution of the inner solver."""

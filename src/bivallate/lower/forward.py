@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bivallate.lower.compiled import network_for
 from bivallate.lower.functional import Functional
 from bivallate.lower.input_guard import call_unharmed
 from bivallate.types import Passes
@@ -37,10 +38,27 @@ class CastWeight:
         weight = place[name]
         return CastWeight(place, name, weight, weight.detach().to(dtype), weight._version)
 
+    def lent(self) -> Tensor:
+        """The cast; of a weight that learns, with a graph that leads to it."""
+        return _Learning.apply(self.weight, self.cast) if self.weight.requires_grad else self.cast  # pyright: ignore
+
     def stale(self, dtype: torch.dtype) -> bool:
         """Whether the weight has changed, or is to be of another type."""
         now = self.place[self.name]
         return now is not self.weight or now._version != self.version or self.cast.dtype != dtype
+
+
+class _Learning(torch.autograd.Function):
+    """The cast of a weight that learns: its gradient is the weight's, cast back."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, cast: Tensor) -> Tensor:
+        ctx.dtype = weight.dtype
+        return cast.view_as(cast)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:  # pyright: ignore
+        return grad_outputs[0].to(ctx.dtype), None
 
 
 def castable(model: nn.Module) -> list[tuple[dict[str, Any], str]]:
@@ -60,7 +78,7 @@ def castable(model: nn.Module) -> list[tuple[dict[str, Any], str]]:
 def cast_weights(weights: list[CastWeight]) -> Iterator[None]:
     """Within, the layers have the casts."""
     for own in weights:
-        own.place[own.name] = own.cast
+        own.place[own.name] = own.lent()
     try:
         yield
     finally:
@@ -94,11 +112,13 @@ class Forward:
         """
         self.passes.forward += len(x)
         dtype = None if exact else getattr(self.model, "autocast_dtype", None)
+        network = network_for(self.model, x)
         if dtype is None:
-            logits = call_unharmed(self.model, x)
+            logits = call_unharmed(network, x)
         else:
-            with torch.autocast(x.device.type, dtype), cast_weights(self._frozen(dtype)):
-                logits = call_unharmed(self.model, x)
+            casts = self._cast_once(dtype) if network is self.model else []
+            with torch.autocast(x.device.type, dtype), cast_weights(casts):
+                logits = call_unharmed(network, x)
         if logits.requires_grad:
             rows, passes = len(x), self.passes
 
@@ -108,14 +128,14 @@ class Forward:
             logits.register_hook(arrived)
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
-    def _frozen(self, dtype: torch.dtype) -> list[CastWeight]:
-        """The network's weights as autocast would cast them in every pass, cast once; none while they learn.
+    def _cast_once(self, dtype: torch.dtype) -> list[CastWeight]:
+        """The network's weights as autocast would cast them in every pass, cast once for all of them.
         A weight that has been written to since is cast anew."""
         if not isinstance(self.model, nn.Module) or torch.is_inference_mode_enabled():
             return []
         if not self._cast or any(cast.stale(dtype) for cast in self._cast):
             self._cast = [CastWeight.of(own, name, dtype) for own, name in castable(self.model)]
-        return [] if any(cast.weight.requires_grad for cast in self._cast) else self._cast
+        return self._cast
 
     @property
     def module(self) -> nn.Module:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bivallate.errors import UserError, check_whole
-from bivallate.lower.pgd import Direction, Raw, steepest
+from bivallate.lower.direction import Direction, Raw, steepest
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Solver
 from bivallate.lower.start import Start, uniform

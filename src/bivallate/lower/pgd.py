@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Hashable
 from dataclasses import field, replace
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from bivallate.errors import UserError, check_range, check_whole
 from bivallate.lower.compaction import Compaction
+from bivallate.lower.cuda_graphs import Walk, walked
+from bivallate.lower.direction import Direction, Steepest, steepest
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Remembering, Solver
 from bivallate.lower.start import Gaussian, Given, Start, Zero, uniform
@@ -20,61 +22,6 @@ from bivallate.lower.threat import Linf
 from bivallate.parts import part
 from bivallate.roles import Composition
 from bivallate.types import Solution, per_example
-
-Step = Callable[[Tensor], Tensor]
-
-
-class Direction(Protocol):
-    """(problem) -> a rule for one solve: gradient (B, C, H, W) -> step direction of the same shape."""
-
-    def __call__(self, problem: LowerProblem) -> Step: ...
-
-
-@part
-class Steepest:
-    """The sign of the gradient for Linf, g / ||g|| for L2, the largest coordinates' signs for L1."""
-
-    def __call__(self, problem: LowerProblem) -> Step:
-        return problem.threat.steepest
-
-
-@part
-class Raw:
-    """The gradient itself, of the summed objective: a step does not shrink with the size of the minibatch."""
-
-    def __call__(self, problem: LowerProblem) -> Step:
-        return lambda grad: grad
-
-
-@part
-class Adam:
-    """Adam's direction with fresh moments at every solve (DONE-Adam).
-
-    The first direction is sign(g) wherever |g| is well above `epsilon`.
-    """
-
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-
-    def __call__(self, problem: LowerProblem) -> Step:
-        m, v = torch.zeros_like(problem.x), torch.zeros_like(problem.x)
-        k = 0
-
-        def direction(grad: Tensor) -> Tensor:
-            nonlocal k
-            k += 1
-            m.mul_(self.beta1).add_(grad, alpha=1 - self.beta1)
-            v.mul_(self.beta2).addcmul_(grad, grad, value=1 - self.beta2)
-            root = (v / (1 - self.beta2**k)).sqrt_().add_(self.epsilon)
-            return (m / (1 - self.beta1**k)).div_(root)
-
-        return direction
-
-
-steepest = Steepest()
-raw = Raw()
-adam = Adam()
 
 
 @part
@@ -159,37 +106,67 @@ class PGD(Solver):
 
     def solve(self, problem: LowerProblem) -> Solution:
         """Solution of the lower problem; see the class."""
-        delta = before = problem.project(self.start(problem))
+        start = problem.project(self.start(problem))
+        if isinstance(self.stop, Never) and not self.jitter and self.steps:
+            return self._straight(problem, start)
+        return self._watched(problem, start)
+
+    def walk(self, problem: LowerProblem, start: Tensor) -> Walk:
+        """All steps, with a look at none: nothing in it makes the host wait, nothing is kept elsewhere."""
+        delta, direction, said = start, self.direction(problem), list[Tensor]()
+        before = grad = first = start
+        for k in range(self.steps):
+            logits, grad = problem.ascent(delta, signs=self._signs(problem) and not self._near(k))
+            said.append(logits)
+            first = grad if k == 0 else first
+            before, delta = delta, problem.project(delta + self.step_size * direction(grad))
+        return Walk(delta, before, grad, first, torch.stack(said))
+
+    def walk_key(self) -> Hashable:
+        """Of what a walk hangs on, besides the problem."""
+        return self.steps, self.step_size, self.direction, self._near(0)
+
+    def _near(self, k: int) -> bool:
+        """Whether a divergence has no slope at the point of this step."""
+        return k == 0 and isinstance(self.start, Zero | Gaussian)
+
+    def _straight(self, problem: LowerProblem, start: Tensor) -> Solution:
+        """Solve where every example makes every step."""
+        walk = walked(self, problem, start)
+        problem.begin(start, walk.said[0])
+        if isinstance(self.start, Zero):  # a loss may use this gradient again
+            problem.began_at_zero(walk.first)
+        spent = torch.full_like(problem.y, self.steps)
+        kappa = (walk.said.argmax(2) == problem.y).sum(0)
+        self._report(problem, walk.before, walk.grad, spent)
+        return Solution(walk.delta, walk.before, kappa, spent)
+
+    def _watched(self, problem: LowerProblem, start: Tensor) -> Solution:
+        """Solve where examples may leave, or move by chance."""
+        delta = before = start
         moving = torch.ones_like(problem.y, dtype=torch.bool)
         kappa, spent = torch.zeros_like(problem.y), torch.zeros_like(problem.y)
         rows = torch.arange(len(problem.y), device=problem.y.device)
         ends, direction = self.stop(problem), self.direction(problem)
-        patient, active = isinstance(self.stop, Never), Compaction(problem)
-        seen, grad, said = None, None, list[Tensor]()
+        active, seen, grad = Compaction(problem), None, None
         for k in range(self.steps):
-            near = k == 0 and isinstance(self.start, Zero | Gaussian)  # a divergence has no slope there
-            logits, grad = active.ascent(delta, signs=self._signs(problem) and not near)
+            logits, grad = active.ascent(delta, signs=self._signs(problem) and not self._near(k))
             seen = delta
             if k == 0:
                 problem.begin(delta, logits)
             if k == 0 and isinstance(self.start, Zero):  # a loss may use this gradient again
                 problem.began_at_zero(grad)
-            said.append(logits)
-            if not patient:
-                spent += moving
-                moving = moving & ~ends(Iterate(k, delta, grad, logits, rows))
-                if not problem.anywhere(active.shrink(problem, moving) > 0):
-                    break
-                kappa += moving & (logits.argmax(1) == problem.y)
+            spent += moving
+            moving = moving & ~ends(Iterate(k, delta, grad, logits, rows))
+            if not problem.anywhere(active.shrink(problem, moving) > 0):
+                break
+            kappa += moving & (logits.argmax(1) == problem.y)
             step = self.step_size * direction(grad)
             if self.jitter:
                 noise = problem.noise.normal(f"jitter/{k}", tuple(problem.x.shape[1:]), step.dtype)
                 step = torch.where(per_example(moving, step), step + self.jitter * noise, step)
             before, stepped = delta, problem.project(delta + step)
-            delta = stepped if patient else torch.where(per_example(moving, delta), stepped, delta)
-        if patient and said:  # all at once: fewer kernels than at every step
-            spent += len(said)
-            kappa += (torch.stack(said).argmax(2) == problem.y).sum(0)
+            delta = torch.where(per_example(moving, delta), stepped, delta)
         if seen is not None and grad is not None:
             self._report(problem, seen, grad, spent - (~moving).to(spent.dtype))
         return Solution(delta, before, kappa, spent)

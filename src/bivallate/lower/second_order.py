@@ -6,7 +6,7 @@ import copy
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bivallate.errors import UserError
+from bivallate.lower.compiled import plainly
 
 __all__ = ["explain_missing_derivatives", "layer_without_derivative", "tangents", "twice_differentiable"]
 
@@ -28,13 +29,15 @@ SECOND = re.compile(
 TANGENT = re.compile(r"forward.(?:mode )?(?:AD|automatic differentiation)|jvp", re.IGNORECASE)
 
 
-def twice_differentiable() -> AbstractContextManager[object]:
-    """Run attention by its plain mathematical kernel.
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Run attention by its plain mathematical kernel, and nothing compiled.
 
-    The fused ones, quicker and leaner, have neither a second derivative nor a tangent. For the forward passes
-    that need them alone.
+    The fused ones, quicker and leaner, have neither a second derivative nor a tangent, and nor has what is
+    compiled. For the forward passes that need them alone.
     """
-    return sdpa_kernel(SDPBackend.MATH)
+    with sdpa_kernel(SDPBackend.MATH), plainly():
+        yield
 
 
 def explain_missing_derivatives(step: Step) -> Step:

@@ -198,7 +198,7 @@ class BoundLabelInformation(Solver, nn.Module):
         where = {"dtype": facts.dtype, "device": facts.device}
         self.rule = rule
         self.register_buffer("told", torch.zeros(facts.classes, *facts.shape, **where))
-        self.register_buffer("known", torch.tensor(False, device=facts.device))
+        self.register_buffer("known", torch.tensor(False))  # asked every step, so kept where the host is
 
     def keeps_start(self) -> bool:
         """Always."""

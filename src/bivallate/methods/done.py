@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from bivallate.coupling.barrier import Barrier, Mask
 from bivallate.coupling.implicit import Coupling, detached
+from bivallate.lower.direction import Direction, adam, raw, steepest
 from bivallate.lower.interior import BarrierAscent, InteriorAscent
-from bivallate.lower.pgd import PGD, Direction, adam, raw, steepest
+from bivallate.lower.pgd import PGD
 from bivallate.lower.start import uniform
 from bivallate.lower.threat import Linf
 from bivallate.method import Method

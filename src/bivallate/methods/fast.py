@@ -6,7 +6,8 @@ from typing import Literal
 
 from bivallate.coupling.barrier import Barrier
 from bivallate.coupling.last_step import LastStep
-from bivallate.lower.pgd import PGD, Warm, raw, steepest
+from bivallate.lower.direction import raw, steepest
+from bivallate.lower.pgd import PGD, Warm
 from bivallate.lower.start import corner, uniform
 from bivallate.lower.threat import Linf, Threat
 from bivallate.method import Method

@@ -21,10 +21,11 @@ def without_machine(config: Config) -> Config:
     """The configuration without what leaves the weights as they are.
 
     Or within what another seed changes: where and how fast it is computed (device, threads, layout,
-    bfloat16), which epochs are kept, and a sentinel that only watches.
+    bfloat16, compiled or recorded), which epochs are kept, and a sentinel that only watches.
     """
     config = config.set("device", "auto").set("threads", 0).set("data.data_dir", "").set("keep", ())
     config = config.set("channels_last", False).set("precision", "float32").set("deterministic", False)
+    config = config.set("compile", False).set("graphs", False).set("data.resident", "auto")
     return config if config.sentinel.rollback else dataclasses.replace(config, sentinel=Sentinel())
 
 

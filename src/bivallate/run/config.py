@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import field
-from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
-from bivallate.errors import UserError, check_range, check_seed, check_whole, unknown
+from bivallate.errors import UserError, check_seed, check_whole, unknown
 from bivallate.files import write_text
-from bivallate.from_text import literal, override, pair
+from bivallate.from_text import override
 from bivallate.method import Method
 from bivallate.parts import decode, encode, part, written
 from bivallate.run.arithmetic import Precision, amp_read
 from bivallate.run.averaging import Averaging, plainly
+from bivallate.run.config_parts import Data, Model, Validation
 from bivallate.run.folder import FIRST_LINE
 from bivallate.run.initial import Init
 from bivallate.run.optim import SGD, Cosine, Flat, MultiStep, Optimizer, Rate, Triangle
@@ -23,112 +23,7 @@ from bivallate.run.sentinel import Sentinel
 from bivallate.schema import MEGABYTE, check, parse, read_text
 from bivallate.toml import to_toml
 
-STREAMING: dict[str, bool | None] = {"auto": None, "always": True, "never": False}
 METHOD_PARTS = tuple(written(Method))
-
-
-@part
-class Data:
-    """Which images, and how they are cut up.
-
-    Attributes:
-        name: of a set, a path, or hub:owner/name; "" when tensors were handed over in Python.
-        data_dir: where named sets are looked for; "" means BIVALLATE_DATA.
-        validation: fraction (below 1) or number of training rows held out.
-        imbalance: "none", "step:0.2" or "longtail:0.01". extra, extra_ratio: an .npz of synthetic images to
-            mix in.
-        augment: "default" (the papers' choice for the set), "none", or a specification such as "crop:4,flip".
-        meta: rows of the second stream that BiLAW learns from, taken from training; used only by methods that
-            ask.
-        size: side to which every image is fitted; 0 leaves them. channels: 1 or 3; 0 as most images have.
-        on_bad: "refuse", "convert" or "skip" rows that cannot be used as they are.
-        image_column, label_column: of Parquet files; "" where they are to be found by themselves.
-        test_fraction: cut from the training data where a set comes without test data.
-        allow_missing_classes: train even if a class has no training row.
-        stream: "always" or "never" decode images as they are needed, or "auto": where a known set is too
-            large for the cache. workers: processes that decode a stream; -1: one a processor, at most 8.
-    """
-
-    name: str = "digits"
-    data_dir: str = ""
-    validation: float = 0.1
-    imbalance: str = "none"
-    extra: str = "none"
-    extra_ratio: float = 0.5
-    augment: str = "default"
-    meta: int = 1000
-    size: int = 0
-    channels: int = 0
-    on_bad: str = "refuse"
-    image_column: str = ""
-    label_column: str = ""
-    test_fraction: float = 0.2
-    allow_missing_classes: bool = False
-    stream: str = "auto"
-    workers: int = -1
-
-    def __post_init__(self) -> None:
-        ranges = {"validation": (0, inf), "meta": (0, inf), "size": (0, inf), "channels": (0, 4)}
-        ranges |= {"extra_ratio": (0, 1), "workers": (-1, inf)}
-        for name, bounds in ranges.items():
-            check_range(f"data.{name}", getattr(self, name), *bounds)
-        if not 0 < self.test_fraction < 1:
-            raise UserError(f"data.test_fraction must be between 0 and 1, got {self.test_fraction!r}")
-        if self.stream not in STREAMING:
-            raise unknown("way to stream", str(self.stream), STREAMING)
-
-
-@part
-class Model:
-    """Which network.
-
-    Attributes:
-        name: of an architecture, or package.module:factory.
-        normalise: whether the data's mean and standard deviation become the first layer.
-        width: multiple of the network's channels, for architectures that have this option.
-        stem: of architectures that have a choice, such as "cifar" or "imagenet" of the residual networks; ""
-            is their own.
-        options: of the architecture, each KEY=VALUE.
-        mean, std: of each channel, for the first layer; empty: the data's.
-    """
-
-    name: str = "tiny-cnn"
-    activation: str = "relu"
-    normalise: bool = True
-    width: float = 1.0
-    stem: str = ""
-    options: tuple[str, ...] = ()
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        for item in self.options:
-            pair(item, "img_size=32", "model.options")
-
-    def with_option(self, key: str, text: str) -> Model:
-        """A copy with one option set."""
-        kept = tuple(item for item in self.options if pair(item)[0] != key)
-        return dataclasses.replace(self, options=(*kept, f"{key}={text}"))
-
-    def chosen(self) -> dict[str, Any]:
-        """The options by name, with values of the types that their texts look like."""
-        return {key: literal(text) for key, text in map(pair, self.options)}
-
-
-@part
-class Validation:
-    """What is measured on the held-out split after each epoch; the best robust accuracy decides `best`.
-
-    Attributes:
-        steps: of the PGD (step eps/4, uniform start). rows: at most so many examples.
-    """
-
-    steps: int = 10
-    rows: int = 1000
-
-    def __post_init__(self) -> None:
-        check_whole("validation.rows", self.rows)
-        check_whole("validation.steps", self.steps, 0)
 
 
 @part
@@ -155,6 +50,10 @@ class Config:
             and DONE's raw steps gain nothing from it.
         deterministic: only operations that give the same bits every time, which a resume to the bit needs on
             CUDA; slower there, and refused where a layer has none. A processor's are so anyway.
+        compile: training steps go through torch.compile, wherever one derivative is enough: quicker after a
+            wait of minutes when training begins, and the same to rounding. Held-out measurements do not.
+        graphs: attacks of a fixed number of steps are recorded as CUDA graphs, which spares the processor
+            their launches; on CUDA. Those that cannot be recorded go on step by step, which is said.
         sync_batchnorm: on several processes, BatchNorm's statistics are those of the whole minibatch, at two
             all-reduces a layer and pass; false: of each process's own rows.
         threads: of the processor; 0 leaves torch's own choice.
@@ -185,6 +84,8 @@ class Config:
     channels_last: bool | Literal["auto"] = False
     precision: Precision = "float32"
     deterministic: bool = False
+    compile: bool = False
+    graphs: bool = False
     sync_batchnorm: bool = False
     threads: int = 0
     checkpoint_minutes: float = 5.0

@@ -13,6 +13,7 @@ from torch import nn
 from bivallate import collective
 from bivallate.data import Dataset
 from bivallate.errors import UserError, check_number
+from bivallate.gradient_sums import overlapping
 from bivallate.lower.synced_batchnorm import unsynchronise
 from bivallate.models import Classifier
 from bivallate.run.arithmetic import computing
@@ -126,7 +127,11 @@ def finish(
     """Run a session to its end; the loggers hear of it."""
     shown = LoggedProgress(progress, told, folder.path if folder else None) if told else progress
     config = session.config
-    with computing(config.precision, config.deterministic, session.device):
+    once = not session.method.accumulate
+    with (
+        computing(config.precision, config.deterministic, session.device),
+        overlapping(session.model, once),
+    ):
         Trainer(session, folder, shown, lock, minutes).run()
     collective.barrier()
     unsynchronise(session.model.eval())

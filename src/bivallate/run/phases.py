@@ -9,6 +9,7 @@ from torch import nn
 
 from bivallate import collective
 from bivallate.data import Augment, Batches, Split
+from bivallate.data.resident import resident
 from bivallate.errors import UserError, check_range
 from bivallate.lower.modes import evaluating
 from bivallate.models import Classifier
@@ -72,17 +73,19 @@ def batches_by_phase(
     seed: int,
     device: torch.device,
     fewest: int = 2,
+    resident_data: str = "never",
 ) -> tuple[Batches, ...]:
     """The minibatches of each phase; of the whole training where there are no phases.
 
     `size`: of a minibatch.
     """
     _, h, w = train.shape
+    there = resident(train, device, resident_data)
     return tuple(
         Batches(
             train, max(1, round(phase.batch * size)), seed, augment, meta=meta, device=device,
             rank=collective.rank(), world=collective.world_size(), sides=phase.sides((h, w)),
-            fewest=fewest,
+            fewest=fewest, resident=there,
         )
         for phase in phases or (Phase(),)
     )  # fmt: skip

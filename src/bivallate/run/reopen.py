@@ -28,6 +28,7 @@ FREE = (
     "data.data_dir",
     "data.name",
     "data.workers",
+    "data.resident",
     "init.weights",
     "checkpoint_minutes",
     "keep",

@@ -19,10 +19,12 @@ from bivallate.models.io import renamed
 from bivallate.models.layers import freeze
 from bivallate.models.trainable import trainable
 from bivallate.parts import encode, portable
+from bivallate.run.acceleration import acceleration_of
 from bivallate.run.arithmetic import autocast_of, lay_out
 from bivallate.run.averaging import average_of
 from bivallate.run.checkpoint import pack_optimizer, section, unpack_optimizer
-from bivallate.run.config import STREAMING, Config
+from bivallate.run.config import Config
+from bivallate.run.config_parts import STREAMING
 from bivallate.run.epoch_sums import EpochSums
 from bivallate.run.identity import identity_of
 from bivallate.run.optim import optimizer_of
@@ -139,7 +141,7 @@ class Session:
 
     Attributes:
         config, dataset, model: what the run is a function of.
-        method: bound to this run. average: of the weights, or None.
+        method: bound to this run. average: of the weights, or None. acceleration: of steps.
         epoch, step: the next minibatch. tally: sums of the current epoch. history: lines of finished epochs.
         best: robust accuracy on held-out data of the best epoch so far.
         rate: learning rate of the last minibatch; None before the first.
@@ -156,8 +158,9 @@ class Session:
         take_sizes(self.model, config.phases)
         self._batches = batches_by_phase(
             config.phases, train, meta, augment, config.batch_size, config.seed, self.device,
-            fewest=1 if config.sync_batchnorm else 2,
+            fewest=1 if config.sync_batchnorm else 2, resident_data=config.data.resident,
         )  # fmt: skip
+        self.acceleration = acceleration_of(config, self.model, self._batches, self.device)
         self.epoch, self.step = 0, 0
         facts = Facts(
             len(train),

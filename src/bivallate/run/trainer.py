@@ -134,7 +134,8 @@ class Trainer:
             return [request.made, due, *session.tally.news(record, first=clock.replay == 0)]
 
         def work(batch: Batch) -> StepRecord:
-            return _step(session, batch, clock, tell)
+            with session.acceleration.used(self.progress.note):
+                return _step(session, batch, clock, tell)
 
         try:
             return work(batch)
@@ -293,8 +294,6 @@ def limit_threads(threads: int) -> None:
     """Set torch's number of threads; 0 leaves it. Bit-identical resumption needs the same number."""
     most = 4 * (os.cpu_count() or 1)
     if not 0 <= threads <= most:
-        raise UserError(
-            f"threads must lie between 0 (torch's choice) and {most} on this machine, got {threads}"
-        )
+        raise UserError(f"threads must lie between 0 (torch's choice) and {most} here, got {threads}")
     if threads:
         torch.set_num_threads(threads)

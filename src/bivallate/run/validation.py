@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from bivallate import collective
 from bivallate.data import Split
 from bivallate.evaluation.geometry import alignment
 from bivallate.lower.forward import Forward
@@ -37,14 +38,17 @@ def held_out(
     """Clean and robust accuracy on the first rows of a split (which is shuffled), and the passes it took.
 
     PGD with step eps/4 from the same uniform start at every call; robust implies clean-correct. Eval mode;
-    the model is left as found. Batches of 500, or as many as fit into memory.
+    the model is left as found. Batches of 500, or as many as fit into memory. Of several processes each takes
+    its share of the rows, with the first one's BatchNorm; all are told the same.
     """
     n, solver = min(rows, len(split)), PGD(steps, threat.eps / 4)
+    own = torch.arange(n)[collective.rank() :: collective.world_size()]
+    collective.broadcast(model.buffers())
     clean, robust, passes = 0, 0, Passes()
 
     def measure(start: int, stop: int) -> None:
         nonlocal clean, robust, passes
-        forward, chosen = Forward(model), torch.arange(start, stop)
+        forward, chosen = Forward(model), own[start:stop]
         x, y = (t.to(device) for t in split.tensors(chosen))
         index = chosen.to(device)
         noise = Noise(seed, index, turn=-1)
@@ -56,8 +60,9 @@ def held_out(
         passes = passes + forward.passes
 
     with evaluating(model):
-        in_pieces(n, _room(model, split, device), measure)
-    return clean / n, robust / n, passes
+        in_pieces(len(own), _room(model, split, device), measure)
+    clean, robust, *counts = collective.sums(clean, robust, passes.forward, passes.backward)
+    return clean / n, robust / n, Passes(*counts)
 
 
 def _room(model: nn.Module, split: Split, device: torch.device) -> int:

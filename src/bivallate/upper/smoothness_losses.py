@@ -171,7 +171,7 @@ class LocallyLinear(Loss):
         logits = problem.logits(torch.cat([first, second, between]))
         a, b, c = F.cross_entropy(logits, problem.y.repeat(3), reduction="none").chunk(3)
         error = (c - (1 - share) * a - share * b).square()
-        problem.log["linearity_error"] = float(error.detach().mean())
+        problem.log["linearity_error"] = error.detach().mean()
         return Terms(terms.robust, terms.anchor + coefficient * error, terms.logits)
 
 
@@ -222,13 +222,12 @@ class Abnormal(Loss):
         odd = (fall.detach() > 0).to(moved.dtype)
         sums = torch.stack([odd.sum(), (1 - odd).sum(), (odd * moved).sum(), ((1 - odd) * moved).sum()])
         many, few, of_odd, of_rest = collective.total(sums.detach()).unbind()
-        problem.log["abnormal"] = float(many / (many + few))
-        if min(float(many), float(few)) == 0:
-            return terms
-        usual = of_rest / few
-        varies = self.variation_weight * (moved - usual) * (of_odd / many > usual)
+        problem.log["abnormal"] = many / (many + few)
+        both = (many > 0) & (few > 0)  # asked of the device, and answered there
+        usual = of_rest / few.clamp(min=1)
+        varies = self.variation_weight * (moved - usual) * (of_odd / many.clamp(min=1) > usual)
         own = self.loss_weight * (fall.detach() if self.constant else fall) + varies
-        return Terms(terms.robust, terms.anchor + odd * own, terms.logits)
+        return Terms(terms.robust, terms.anchor + torch.where(both, odd * own, 0), terms.logits)
 
 
 def _check_start(method: Composition, name: str) -> None:
