@@ -32,7 +32,8 @@ class Trial:
         x = torch.rand(ROWS, 1, 8, 8, generator=generator, dtype=dtype).to(device)
         y, index = (torch.arange(ROWS) % 3).to(device), torch.arange(ROWS).to(device)
         self.batch = Batch(x, y, index, meta=Batch(x[:4], y[:4], index[:4]))
-        made = bv.models.create(network, num_classes=3, shape=(1, 8, 8), seed=0, width=0.0625)
+        narrow = {} if network == "tiny-cnn" else {"width": 0.0625}
+        made = bv.models.create(network, num_classes=3, shape=(1, 8, 8), seed=0, **narrow)
         self.model = made.to(device, dtype).train()
         plain = name.removesuffix("-l2")
         known = registry()[plain].parameters
