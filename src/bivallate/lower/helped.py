@@ -39,7 +39,7 @@ class Helped(AroundPGD, Remembering):
     """
 
     inner: PGD
-    plain: float = 0.5
+    plain: float = 0.1
 
     def __post_init__(self) -> None:
         check_range("plain", self.plain, 0, 1)
