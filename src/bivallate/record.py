@@ -123,11 +123,11 @@ def summarise(
     """
     w, y = weights.detach(), problem.y
     loss = loss.detach() * (collective.size(problem.batch) / len(y))
-    correct = (terms.logits.detach().argmax(1) == y).sum()
+    correct = (terms.logits.detach().argmax(1) == y).sum(dtype=w.dtype)
     mean = w.mean()
     effective = mean.square() / w.square().mean().clamp(min=torch.finfo(w.dtype).tiny)
     relative = w / mean.clamp(min=torch.finfo(w.dtype).tiny)
-    sums = torch.stack([loss.to(w.dtype), correct.to(w.dtype), mean, effective])
+    sums = torch.stack([loss.to(w.dtype), correct, mean, effective])
     margin = _margin(terms.logits.detach(), y).to(w.dtype)
     logged = {**problem.log, **method.weighting.log()}
     return DeviceRecord(sums, problem.batch.index, relative, margin, problem.forward.passes, logged)
