@@ -22,12 +22,15 @@ import bivallate as bv
 from bivallate import models
 from bivallate.data.registry import training_defaults
 from bivallate.evaluation.points import model_fingerprint
-from bivallate.files import write_json
+from bivallate.files import write_json, write_text
 from bivallate.from_text import parse_number
 from bivallate.reports.collect import collect
 from bivallate.run.session import own_data
+from bivallate.zoo import entries
 
 ZOO, SLICES = Path("src/bivallate/zoo"), Path("tests/models/zoo")
+PAGE = Path("docs/zoo.md")
+BEGIN, END = "<!-- zoo: begin -->", "<!-- zoo: end -->"
 SLICE = 64
 LICENCE = "Apache-2.0"
 
@@ -84,8 +87,33 @@ def entry(asked: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def table() -> str:
+    """The list as Markdown."""
+    lines = [
+        "| name | data, threat | method | network | clean | AutoAttack | 95 % interval | images |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, entry in entries().items():
+        m = entry["measured"]
+        low, high = m["interval_95"]
+        threat = f"{entry['norm']} {entry['eps']}"
+        lines.append(
+            f"| `{name}` | {entry['data']}, {threat} | `{entry['method']}` | {entry['network']}, "
+            f"{entry['parameters']:,} parameters | {m['clean_accuracy']:.1%} | {m['robust_accuracy']:.1%} "
+            f"| {low:.1%} to {high:.1%} | {m['n']:,} |"
+        )
+    return "\n".join(lines)
+
+
+def write_page() -> None:
+    """Puts the list into docs/zoo.md."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, after = text[: text.index(BEGIN)], text[text.index(END) :]
+    write_text(PAGE, f"{before}{BEGIN}\n{table()}\n{after}")
+
+
 def main() -> None:
-    """Adds the network to the list."""
+    """Adds the network to the list and writes its page."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("name", "run", "made", "commit"):
         parser.add_argument(name)
@@ -97,6 +125,7 @@ def main() -> None:
     place = ZOO / "zoo.json"
     known = json.loads(place.read_text()) if place.exists() else {}
     write_json(place, {**known, asked.name: entry(asked)}, indent=1)
+    write_page()
 
 
 if __name__ == "__main__":

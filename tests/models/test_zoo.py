@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from benchmarks import zoo as page
 
 import bivallate as bv
 from bivallate import zoo
@@ -36,6 +37,12 @@ def test_a_slice_that_is_evaluated_again_gives_what_was_measured(name):
     assert 0 < low < entry["measured"]["robust_accuracy"] < high < entry["measured"]["clean_accuracy"] + 0.1
     assert sum(p.numel() for p in model.parameters()) == entry["parameters"]
     assert not model.training
+
+
+def test_the_page_shows_the_list():
+    """`python -m benchmarks.zoo` writes it."""
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert text.split(page.BEGIN)[1].split(page.END)[0].strip() == page.table()
 
 
 def test_all_of_it_is_small_and_nothing_else_lies_there():
