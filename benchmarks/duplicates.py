@@ -1,6 +1,6 @@
 """How long the search for test images in the training data takes, on CIFAR-10.
 
-    python -m benchmarks.duplicates [--threads 2] [--features zoo:cifar10-fast-bat]
+    python -m benchmarks.duplicates [--threads 1] [--features zoo:cifar10-fast-bat]
 
 The 10,000 test images of `cifar10_jpeg` in the data folder against 10,000 and 50,000 training images of
 `cifar10`: seconds by the clock, and of the processor, which other work on the machine does not lengthen.
@@ -31,7 +31,7 @@ def timed(name: str, search: Callable[[], list[object]]) -> None:
 def main() -> None:
     """Times both searches."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--features")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
