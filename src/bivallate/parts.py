@@ -46,6 +46,7 @@ def part(cls: type) -> Any:
 
     def __post_init__(self: Any) -> None:  # noqa: N807  dataclasses call it so
         _take_plain_numbers(self)
+        _take_none(self)
         check_fields(self)
         if own is not None:
             own(self)
@@ -66,8 +67,19 @@ def _take_plain_numbers(value: Any) -> None:
             object.__setattr__(value, f.name, own)
 
 
+def _take_none(value: Any) -> None:
+    """Let a part hold None where it is given the word by which a field's None is written."""
+    for name, word in getattr(type(value), "WRITTEN_NONE", {}).items():
+        given = getattr(value, name)
+        if type(given) is type(word) and given == word:
+            object.__setattr__(value, name, None)
+
+
 def encode(value: Any) -> Any:
-    """A part, and everything in it, as dictionaries, lists, strings and numbers; None becomes "@none"."""
+    """A part, and everything in it, as dictionaries, lists, strings and numbers.
+
+    None becomes "@none", or the word that the part's `WRITTEN_NONE` has for the field, as files have it.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         if type(value).__name__ not in _KINDS:
             raise UserError(
@@ -75,6 +87,8 @@ def encode(value: Any) -> Any:
                 "declare it with @bivallate.part"
             )
         fields = {name: encode(getattr(value, name)) for name in written(type(value))}
+        words = getattr(type(value), "WRITTEN_NONE", {})
+        fields |= {name: word for name, word in words.items() if getattr(value, name) is None}
         return {"kind": type(value).__name__, **fields}
     if isinstance(value, tuple | list):
         return [encode(item) for item in value]

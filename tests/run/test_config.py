@@ -14,7 +14,8 @@ from bivallate import Linf, data, methods
 from bivallate.cli import run
 from bivallate.commands.configuration import plan_of
 from bivallate.errors import UserError
-from bivallate.run.config import Config, Data
+from bivallate.parts import decode, encode
+from bivallate.run.config import Config, Data, Model
 from bivallate.run.session import load_data
 
 
@@ -138,3 +139,23 @@ def test_another_threat_is_followed_also_from_a_file(tmp_path) -> None:
     assert (given.method, given.epochs) == (made.set("threat.eps", "0.2").method, 3)
     Config(method=methods.at(Linf(0.1))).write(tmp_path / "config.toml")
     assert plan("method.threat.eps=0.2").method == methods.at(Linf(0.2))
+
+
+@pytest.mark.parametrize(("field", "word"), Data.WRITTEN_NONE.items())
+def test_none_is_written_by_the_word_that_it_always_had(field: str, word: object, tmp_path) -> None:
+    """Files of before are read as they are, new ones are written alike, and records keep their definition."""
+    config = Config(methods.plain(Linf(0.1)))
+    assert getattr(config.data, field) is None
+    assert getattr(config.set(f"data.{field}", str(word)).data, field) is None
+    assert dataclasses.replace(config.data, **{field: word}) == config.data  # pyright: ignore
+    config.write(tmp_path / "config.toml")
+    assert tomllib.loads((tmp_path / "config.toml").read_text())["data"][field] == word
+    assert Config.read(tmp_path / "config.toml") == config
+    assert decode(encode(config)) == config
+
+
+def test_a_stem_that_nobody_chose_is_none() -> None:
+    assert Model(stem="") == Model() == decode({"kind": "Model", "stem": ""})
+    assert encode(Model())["stem"] == ""
+    with pytest.raises(UserError, match="workers"):
+        Data(workers=-2)

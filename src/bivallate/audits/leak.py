@@ -43,7 +43,7 @@ def leak(examined: EvaluationTarget, n: int, seed: int) -> Check:
         f"{len(pairs)} of {len(chosen)} ({share:.1%}) have a near-duplicate there{of}, {copies} are copies"
     )
     data = Config.read(RunFolder(examined.path).config).data
-    more = ["--set", f"data.extra={data.extra}"] if data.extra != "none" else []
+    more = ["--set", f"data.extra={data.extra}"] if data.extra is not None else []
     look = command("datasets", data.name, *more, "--check", "--sheet", "pairs.png")
     outcome = "flag" if share > MANY else "note"
     advice = f"Look at them: `{look}`; leave them out of one of the two."

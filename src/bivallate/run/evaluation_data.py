@@ -54,7 +54,7 @@ def evaluation_data(
     classes = manifest.get("classes")
     known = [str(n) for n in classes] if classes else [str(k) for k in range(manifest["num_classes"])]
     spec = config.data
-    if name is None or distinct_name(name, spec.data_dir or None) == _place(spec):
+    if name is None or distinct_name(name, spec.data_dir) == _place(spec):
         data = own_data(spec, config.seed) if name is None else load_data(spec, config.seed)
         return EvaluationData(relabelled(data, known, by_position=by_position))
     there = resolved_data(replace(spec, name=name))
@@ -66,7 +66,7 @@ def evaluation_data(
         return EvaluationData(relabelled(same, known, by_position=by_position))
     data = _fitted(there, config.seed, tuple(manifest["shape"]))
     found = relabelled(data, known, by_position=by_position)
-    place = distinct_name(name, spec.data_dir or None)
+    place = distinct_name(name, spec.data_dir)
     return EvaluationData(found, place, _seen(config, found.test))
 
 
@@ -88,14 +88,14 @@ def moved_data(run: Path, config: Config, place: str | None = None) -> Dataset:
 def _place(spec: Any) -> str:
     """The word for the run's own data; empty where they are not there any more."""
     try:
-        return distinct_name(spec.name, spec.data_dir or None) if spec.name else ""
+        return distinct_name(spec.name, spec.data_dir) if spec.name else ""
     except UserError:
         return ""
 
 
 def _fitted(spec: Any, seed: int, shape: tuple[int, int, int]) -> Dataset:
     """Other data as they are, else fitted to the images that the model reads."""
-    plain = replace(spec, validation=0, imbalance="none", extra="none", allow_missing_classes=True)
+    plain = replace(spec, validation=0, imbalance=None, extra=None, allow_missing_classes=True)
     try:
         found = load_data(plain, seed, whole=True)
         if found.shape == shape or shape[1] != shape[2]:

@@ -45,7 +45,7 @@ def described_model(part: Model, model: nn.Module | str) -> Model:
         normalise=isinstance(inner.normalise, Normalise),
         activation=inner.spec.get("activation", part.activation),
         width=1.0,
-        stem="",
+        stem=None,
         options=(),
     )
     for key, value in inner.spec.items():

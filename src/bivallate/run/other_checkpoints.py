@@ -46,7 +46,7 @@ def checkpoint_target(
         UserError: weights that are not there or of another architecture, or data of more classes.
     """
     place = Path(path)
-    spec = resolved_data(Data(data, data_dir=data_dir or "", validation=0, allow_missing_classes=True))
+    spec = resolved_data(Data(data, data_dir=data_dir, validation=0, allow_missing_classes=True))
     dataset = load_data(spec, 0, whole=True)
     warnings: list[str] = []
     model = _model(place, architecture, weights, dataset, normalise, warnings.append)

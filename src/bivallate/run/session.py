@@ -60,22 +60,22 @@ def load_data(spec: Any, seed: int, *, whole: bool = False) -> Dataset:
         raise UserError("this run was trained on tensors: hand the same data over again (data=...)")
     return data.load(
         spec.name,
-        data_dir=spec.data_dir or None,
+        data_dir=spec.data_dir,
         seed=seed,
         validation=spec.validation if spec.validation < 1 else int(spec.validation),
-        imbalance=None if spec.imbalance == "none" else spec.imbalance,
-        extra=None if spec.extra == "none" else spec.extra,
+        imbalance=spec.imbalance,
+        extra=spec.extra,
         extra_ratio=spec.extra_ratio,
-        size=spec.size or None,
-        channels=spec.channels or None,
+        size=spec.size,
+        channels=spec.channels,
         on_bad=spec.on_bad,
-        image_column=spec.image_column or None,
-        label_column=spec.label_column or None,
+        image_column=spec.image_column,
+        label_column=spec.label_column,
         test_fraction=spec.test_fraction,
         whole=whole,
         allow_missing_classes=spec.allow_missing_classes,
         stream=STREAMING[spec.stream],
-        workers=spec.workers if spec.workers >= 0 else None,
+        workers=spec.workers,
     )
 
 
@@ -97,8 +97,8 @@ def own_data(spec: Any, seed: int) -> Dataset:
 def resolved_data(spec: Any) -> Any:
     """A data configuration that holds from any working folder: sets by their own names, paths absolute."""
     place = spec.data_dir and os.path.abspath(os.path.expanduser(spec.data_dir))
-    extra = spec.extra if spec.extra == "none" else os.path.abspath(os.path.expanduser(spec.extra))
-    name = spec.name and data.lasting_name(spec.name, place or None)
+    extra = spec.extra and os.path.abspath(os.path.expanduser(spec.extra))
+    name = spec.name and data.lasting_name(spec.name, place)
     return dataclasses.replace(spec, name=name, data_dir=place, extra=extra)
 
 
