@@ -72,9 +72,6 @@ def override(value: Any, path: str, text: Any) -> Any:
 
     Text is read as the field asks (see `read`); anything else is the value itself. Raises UserError for an
     unknown path or a value that does not fit.
-
-    Text is read as the field asks (see `read`); anything else is the value itself. Raises UserError for an
-    unknown path or a value that does not fit.
     """
     name, _, rest = path.partition(".")
     known = written(type(value))

@@ -24,8 +24,6 @@ class NonFinite(UserError):
     """The loss or a gradient is not a finite number.
 
     Raised before the update, so the parameters are still good.
-
-    Raised before the update, so the parameters are still good.
     """
 
 

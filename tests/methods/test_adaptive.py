@@ -16,11 +16,13 @@ from tests.reference import adaptive, plain_at
 from torch import Tensor, nn
 
 import bivallate as bv
-from bivallate import L2, PGD, Linf, UserError, methods
+from bivallate import L2, PGD, Linf, UserError, methods, schedule
+from bivallate.lower.class_radius import ClassRadius, RobustRate
 from bivallate.lower.curriculum import BatchMixing, BoundBatchMixing, Levels, Then
 from bivallate.lower.estimated_threshold import EstimatedThreshold
 from bivallate.lower.modes import attacking
 from bivallate.lower.objective import cross_entropy
+from bivallate.lower.pgd import Wider
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.start import zero
 from bivallate.lower.stop import FOSCBelow, Iterate, Misclassified, fosc
@@ -447,3 +449,14 @@ def test_curriculum_costs_its_level() -> None:
 
 def test_at_reference_is_what_reductions_rest_on() -> None:
     agree(methods.at(THREAT), plain_at.pgd_at)
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_solvers_around_a_pgd_begin_where_it_does(steps: int) -> None:
+    """So that a loss about the attack's start can be with any of them."""
+    stop = FOSCBelow(schedule.Linear(0.5, 0.0))
+    pgd = PGD(steps, 0.1, stop=stop)
+    around = [EstimatedThreshold(pgd), ClassRadius(pgd, RobustRate()), Wider(pgd, 2.0)]
+    assert {type(s).__name__: s.keeps_start() for s in around} == {
+        type(s).__name__: steps > 0 for s in around
+    }

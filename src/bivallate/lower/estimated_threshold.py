@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bivallate import collective
 from bivallate.errors import UserError
-from bivallate.lower.pgd import PGD
+from bivallate.lower.pgd import PGD, AroundPGD
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Remembering, Solver
 from bivallate.lower.stop import Form, FOSCBelow, fosc
@@ -34,7 +34,7 @@ def fgsm_fosc(problem: LowerProblem, form: Form) -> Tensor:
 
 
 @part
-class EstimatedThreshold(Remembering):
+class EstimatedThreshold(AroundPGD, Remembering):
     """PGD with `FOSCBelow`, whose threshold begins at the mean FOSC of the first minibatch's FGSM points.
 
     Attributes:
@@ -55,14 +55,6 @@ class EstimatedThreshold(Remembering):
             raise UserError("EstimatedThreshold needs a PGD with stop=FOSCBelow(Linear(...))")
         if stop.origin != "clean":
             raise UserError('the threshold is estimated from the clean image: fosc_origin="clean"')
-
-    def can_be_finer(self) -> bool:
-        """As the inner solver."""
-        return self.inner.can_be_finer()
-
-    def stepped(self, length: float, number: float = 1.0) -> Self:
-        """The inner solver's steps."""
-        return replace(self, inner=self.inner.stepped(length, number))
 
     def bind(self, facts: Facts) -> BoundEstimatedThreshold:
         """The estimate of one run."""

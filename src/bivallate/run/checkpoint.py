@@ -204,8 +204,6 @@ def pack_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[s
     """The optimiser's state of every parameter as tensors, "NAME.KEY".
 
     Rates and decays are the configuration's.
-
-    Rates and decays are the configuration's.
     """
     names, state = _names(optimizer, model), optimizer.state_dict()["state"]
     return {
