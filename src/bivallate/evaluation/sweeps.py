@@ -138,7 +138,8 @@ def minimal_distances(
             x, y = source.tensors(rows)
             check_images(x)
             x, y = x.to(where, dtype), y.to(where)
-            kept.add(rows, _distances(module, x, y, rows.to(where), ball, steps, targets))
+            found = distances_by_search(module, x, y, rows.to(where), ball, steps, targets)
+            kept.add(rows, torch.stack(list(found.values())).amin(0))
             if show is not None:
                 # of all processes, which are about as far
                 done, seconds = len(index) - kept.world * len(kept.left(index)), time.perf_counter() - began
@@ -146,7 +147,7 @@ def minimal_distances(
         return kept.all_of(index, torch.promote_types(dtype, torch.float32))
 
 
-def _distances(
+def distances_by_search(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
@@ -154,29 +155,30 @@ def _distances(
     ball: ThreatModel,
     steps: int,
     targets: int,
-) -> Tensor:
+) -> dict[str, Tensor]:
+    """The smallest norms (n,) as of `minimal_distances`, on one batch, of each search by its name."""
     clean = logits_of(model, x, Passes())
     check_labels(y, clean.shape[1])
     y = y.long()
     problem = LowerProblem(model, Batch(x, y, rows), TowardsTarget(y), ball)
     problem.clean_logits = clean
-    best = torch.full_like(clean[:, 0], torch.inf)
-    for delta in _nearest(problem, steps, min(targets, clean.shape[1] - 1)):
+    wrong, found = clean.argmax(1) != y, dict[str, Tensor]()
+    for name, delta in _nearest(problem, steps, min(targets, clean.shape[1] - 1)):
         logits = logits_of(model, x + delta, Passes())
-        size = torch.where(logits.argmax(1) != problem.y, ball.size(delta), torch.inf)
-        best = torch.minimum(best, size)
-    return torch.where(clean.argmax(1) != problem.y, torch.zeros_like(best), best)
+        size = torch.where(logits.argmax(1) != y, ball.size(delta), torch.inf)
+        found[name] = torch.minimum(found.get(name, torch.where(wrong, 0, torch.inf)), size)
+    return found
 
 
-def _nearest(problem: LowerProblem, steps: int, targets: int) -> Iterator[Tensor]:
+def _nearest(problem: LowerProblem, steps: int, targets: int) -> Iterator[tuple[str, Tensor]]:
     """What each search finds that looks for the smallest perturbation."""
     for rank in range(targets):
         rows = torch.full_like(problem.y, rank)
         aim = TowardsTarget(runner_up(problem.clean_logits, problem.y, rows))
-        yield FAB(steps, leave=False).solve(problem.but(aim)).delta
-    yield FMN(steps).solve(problem.but(LogitMargin())).delta
+        yield "fab-t", FAB(steps, leave=False).solve(problem.but(aim)).delta
+    yield "fmn", FMN(steps).solve(problem.but(LogitMargin())).delta
     if isinstance(problem.threat, L2):
-        yield DDN(steps).solve(problem.but(CrossEntropy())).delta
+        yield "ddn", DDN(steps).solve(problem.but(CrossEntropy())).delta
 
 
 def survivors(distances: Tensor, radii: Sequence[float]) -> list[int]:
