@@ -21,6 +21,7 @@ __all__ = ["CWL2", "DDN", "FMN", "DeepFool"]
 
 EDGE = 1e-6  # C&W: how far the images are drawn in, so that their hyperbolic arc tangents are finite
 MOMENTS = 0.9, 0.999  # of Adam
+NUDGE = 1e-3  # DeepFool: share of the sum of all steps by which a step is longer
 
 
 @dataclass
@@ -56,6 +57,16 @@ def _within(problem: LowerProblem, delta: Tensor) -> Tensor:
     return (problem.x + delta).clamp_(0, 1).sub_(problem.x)
 
 
+def _free(problem: LowerProblem, delta: Tensor, grad: Tensor) -> Tensor:
+    """The gradient without the pixels that are at a bound which it would lead them through.
+
+    A move there is cut off, so that neither the boundary's distance nor a step should count on it: on images
+    with many black pixels the searches would end short of the boundary.
+    """
+    image = problem.x + delta
+    return torch.where(((image <= 0) & (grad < 0)) | ((image >= 1) & (grad > 0)), 0, grad)
+
+
 def _unit(grad: Tensor) -> Tensor:
     return grad / per_example(grad.flatten(1).norm(dim=1).clamp(min=TINY), grad)
 
@@ -86,7 +97,8 @@ class FMN(Solver):
     Cost: steps forwards and backwards and one forward.
 
     Deviation: the linearised distance is taken larger by gamma, without which rounding decides whether a
-    boundary that is nearly a plane is ever crossed; the last point is looked at too.
+    boundary that is nearly a plane is ever crossed; pixels at a bound are left out of a gradient that leads
+    through it; the last point is looked at too.
 
     Reference: Pintor et al., Fast minimum-norm adversarial attacks, NeurIPS 2021, algorithm 1.
     """
@@ -106,6 +118,7 @@ class FMN(Solver):
             logits, grad = problem.ascent(delta)
             fooled = found.look(delta, logits)
             gap = problem.objective(problem, logits).abs()
+            grad = _free(problem, delta, grad)
             slope = dual_norm(threat, grad.flatten(1)).clamp(min=TINY)
             gamma = _annealed(i, self.steps, self.gamma, self.gamma_last)
             beyond = torch.where(
@@ -141,7 +154,8 @@ class DDN(Solver):
 
     Cost: steps forwards and backwards and one forward.
 
-    Deviation: pixels are not rounded to 256 levels; the last point is looked at too.
+    Deviation: pixels are not rounded to 256 levels; pixels at a bound are left out of a gradient that leads
+    through it; the last point is looked at too.
 
     Reference: Rony et al., Decoupling direction and norm, CVPR 2019, algorithm 1.
     """
@@ -159,7 +173,7 @@ class DDN(Solver):
         radius = torch.full_like(farthest, self.radius)
         for i in range(self.steps):
             logits, grad = problem.ascent(delta)
-            fooled = found.look(delta, logits)
+            fooled, grad = found.look(delta, logits), _free(problem, delta, grad)
             flat = per_example(threat.size(grad) < TINY, grad)
             if bool(flat.any()):
                 noise = problem.noise.normal(f"direction/{i}", tuple(x.shape[1:]), x.dtype)
@@ -181,6 +195,9 @@ class DeepFool(Solver):
     Cost: a forward and as many backwards as there are classes a step, and one forward; an example whose
     class has changed moves no more.
 
+    Deviation: a step is longer by a thousandth of the sum so far (the public code: by 0.0001), without which
+    steps that the box cuts short come ever nearer to the boundary and never cross it.
+
     Reference: Moosavi-Dezfooli et al., DeepFool, CVPR 2016, algorithm 2 and eq. 10 to 12.
     """
 
@@ -200,7 +217,8 @@ class DeepFool(Solver):
             if bool(done.all()):
                 return found.solution(i + 1)
             norm = dual_norm(problem.threat, w.flatten(1)).clamp(min=TINY)
-            move = per_example(f.abs() / norm, w) * (w.sign() if linf else w / per_example(norm, w))
+            length = f.abs() / norm + NUDGE * problem.threat.size(total)
+            move = per_example(length, w) * (w.sign() if linf else w / per_example(norm, w))
             total = torch.where(per_example(done, total), total, total + move)
             delta = _within(problem, (1 + self.overshoot) * total)
         found.look(delta, problem.value(delta)[0])
