@@ -46,7 +46,7 @@ CW = {"binary_search_steps": 6, "initial_const": 0.01, "abort_early": False}
 CASES = {  # ours, threat, theirs, whether the sizes are the same or ours may be smaller
     "deepfool-linf foolbox": (DeepFool(), LINF, by_foolbox("LinfDeepFoolAttack", steps=50), True),
     "deepfool-l2 foolbox": (DeepFool(), L2, by_foolbox("L2DeepFoolAttack", steps=50), True),
-    "cw-l2 foolbox": (CWL2(60, 6), L2, by_foolbox("L2CarliniWagnerAttack", steps=60, **CW), True),
+    "cw-l2 foolbox": (CWL2(100, 6), L2, by_foolbox("L2CarliniWagnerAttack", steps=100, **CW), True),
     "fmn-linf foolbox": (FMN(60), LINF, by_foolbox("LInfFMNAttack", steps=60), True),
     "fmn-l2 foolbox": (FMN(60), L2, by_foolbox("L2FMNAttack", steps=60), False),
     "fmn-l1 foolbox": (FMN(60), L1, by_foolbox("L1FMNAttack", steps=60), False),
@@ -54,9 +54,9 @@ CASES = {  # ours, threat, theirs, whether the sizes are the same or ours may be
     "deepfool-linf library": (DeepFool(), LINF, by_library("df", steps=50, norm=INF), True),
     "deepfool-l2 library": (DeepFool(), L2, by_library("df", steps=50, norm=2), True),
     "cw-l2 library": (
-        CWL2(60, 6),
+        CWL2(100, 6),
         L2,
-        by_library("carlini_wagner_l2", max_iterations=60, learning_rate=0.01, **CW),
+        by_library("carlini_wagner_l2", max_iterations=100, learning_rate=0.01, **CW),
         True,
     ),
     "fmn-linf library": (FMN(60), LINF, by_library("fmn", steps=60, norm=INF), True),
@@ -75,11 +75,12 @@ def test_the_sizes_found_agree(robust_model, held_out, case) -> None:
         with torch.no_grad():
             right = robust_model(x).argmax(1) == y
         x, y = x[right], y[right]
+        their_images = theirs(robust_model, x, y).detach()
         objective = CrossEntropy() if isinstance(solver, DDN) else LogitMargin()
         batch = Batch(x, y, torch.arange(len(x)))
         ours = x + solver.solve(LowerProblem(robust_model, batch, objective, threat)).delta
         sizes = []
-        for images in (ours, theirs(robust_model, x, y).detach()):
+        for images in (ours, their_images):
             with torch.no_grad():
                 fooled = robust_model(images).argmax(1) != y
             sizes.append(torch.where(fooled, threat.size(images - x), torch.inf))
