@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import _snapshot_download, constants, file_download, hf_api
 
 COMMIT = "c0ffee" + "0" * 34
 ADDRESS = re.compile(
@@ -96,11 +96,14 @@ def served(root: Path, cache: Path, patch: pytest.MonkeyPatch) -> Iterator[type[
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     address = f"http://127.0.0.1:{server.server_address[1]}"
-    patch.setattr(constants, "ENDPOINT", address)
-    patch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    known = {
+        "ENDPOINT": address,
+        "HUGGINGFACE_CO_URL_TEMPLATE": address + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(cache),
+    }
+    for module in (constants, file_download, hf_api, _snapshot_download):  # older clients keep copies
+        for name, value in known.items():
+            patch.setattr(module, name, value, raising=False)
     patch.setattr(constants, "HF_HUB_OFFLINE", False)
     patch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "NO_PROXY"):
