@@ -87,7 +87,7 @@ def test_the_sizes_found_agree(robust_model, held_out, case) -> None:
         ours_size, their_size = sizes
         both = ours_size.isfinite() & their_size.isfinite()
         # of points that C&W has not reached in so few steps foolbox returns others, far away
-        assert int(both.sum()) > 0.7 * len(x)
+        assert int(both.sum()) > 0.6 * len(x)
         assert int(ours_size.isfinite().sum()) >= (0.7 if isinstance(solver, CWL2) else 0.99) * len(x)
         ratio = float(ours_size[both].median() / their_size[both].median())
         assert ratio < 1.01
