@@ -39,8 +39,8 @@ def test_every_record_is_shown() -> None:
     assert found["catalogue"] == 2 * files["catalogue"]  # best and last weights
     assert (found["defaults"], found["bastion"]) == (files["defaults"], files["bastion"])
     # of implementations, of number formats, of a card with a processor, of networks that begin with weights
-    # whose passes are not theirs: on pages of their own
-    comparisons = {"autoattack", "bfloat16", "device.json", "finetuning"}
+    # whose passes are not theirs, of signals for the sentinel, of audits: on pages of their own
+    comparisons = {"autoattack", "bfloat16", "device.json", "finetuning", "agreement", "smoothed"}
     assert set(files) - set(found) == comparisons, "benchmarks/records.py must read this folder too"
     assert all(0 <= r.low <= r.robust <= r.high <= 1 and r.robust <= r.clean for r in rows)
 

@@ -57,7 +57,7 @@ WRONG = [
     ("data__name", 3, "text"),
     ("data__test_fraction", 1, "between 0 and 1"),
     ("data__meta", -1, "at least 0"),
-    ("data__workers", -2, "at least -1"),
+    ("data__workers", -2, "at least 0"),
     ("keep", [1, "2"], "a whole number"),
     ("keep", 3, "a list"),
     ("kind", [], "method"),

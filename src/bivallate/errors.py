@@ -34,7 +34,7 @@ def to_python(value: Any) -> Any:
 
     Example:
         >>> import numpy as np
-        >>> plain(np.int64(3)), plain((np.float32(0.5), "x"))
+        >>> to_python(np.int64(3)), to_python((np.float32(0.5), "x"))
         (3, (0.5, 'x'))
     """
     if type(value) in (tuple, list):

@@ -123,7 +123,7 @@ def test_checkpoints_that_readers_disagree_on_or_that_repeat_what_they_hold(
 
 
 SWAPPED = {
-    "weights": ("sealed", "a/model.safetensors", lambda at: bv.models.load(at / "a")),
+    "weights": ("checksummed", "a/model.safetensors", lambda at: bv.models.load(at / "a")),
     "Parquet": ("data.row_groups", "a.parquet", lambda at: open_file(at / "a.parquet").metadata.num_rows),
 }
 

@@ -160,6 +160,8 @@ def test_the_interval_of_several_seeds_covers() -> None:
         b = [generator.random(200) < chance for _ in range(3)]
         records = [by_hand("A", v.tolist(), seed=s) for s, v in enumerate(a)]
         records += [by_hand("B", v.tolist(), seed=s) for s, v in enumerate(b)]
+        for record in records:
+            del record.entry["columns"]["Tail-30"]  # its bootstrap would take nearly all of the time
         low, high = judge_claim(TABLE, PGD, "g", records).interval_95 or (0, 0)
         missed += not low <= 0.02 <= high
     assert missed <= 40

@@ -56,8 +56,9 @@ def test_summed_replays_take_a_smaller_rate():
 
 
 def test_recipes_and_old_configurations_do_not_grow():
-    papers = RECIPES.keys() - {"finetune"}  # which is the package's own
+    papers = RECIPES.keys() - {"finetune", "ikl"}  # the package's own, and one whose public code does
     assert {recipe_for(name, AT, "mnist").warm_up for name in papers} == {0.0}
+    assert recipe_for("ikl", AT, "mnist").warm_up == 199 / 200
     assert Config(AT).warm_up == 0
     with pytest.raises(bv.UserError, match="warm_up is a share"):
         Config(AT, warm_up=1.0)

@@ -21,7 +21,7 @@ def positions(names: Sequence[str], known: Sequence[str]) -> list[int]:
     leaves no doubt.
 
     Example:
-        >>> places(["Dog", "cow", "cat"], ["cat", "dog"])
+        >>> positions(["Dog", "cow", "cat"], ["cat", "dog"])
         [1, -1, 0]
     """
     if list(names) == list(known):
@@ -62,7 +62,7 @@ def class_notes(names: Sequence[str]) -> list[str]:
     """What a user should know of a data set's classes: that there is one alone, that some are hardly two.
 
     Example:
-        >>> remarks(["Cat", "cat", "dog"])
+        >>> class_notes(["Cat", "cat", "dog"])
         ["the classes 'Cat', 'cat' differ in case, spaces or the like alone: are they one?"]
     """
     if len(names) == 1:

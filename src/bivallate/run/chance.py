@@ -61,7 +61,7 @@ def fewest_images(commonest: float) -> int:
             then the answers to the other classes decide, which are tested for their own.
 
     Example:
-        >>> enough(0.1), enough(0.5), enough(0.9)
+        >>> fewest_images(0.1), fewest_images(0.5), fewest_images(0.9)
         (13, 56, 56)
     """
     commonest = min(commonest, 0.5)

@@ -65,7 +65,7 @@ def channels_last_is_faster(usual: Sequence[float], last: Sequence[float]) -> bo
     """Whether channels last is clearly faster: by the best times, so that a disturbed one does not count.
 
     Example:
-        >>> faster_last([3.0, 1.0], [2.0, 0.8]), faster_last([1.0], [0.99])
+        >>> channels_last_is_faster([3.0, 1.0], [2.0, 0.8]), channels_last_is_faster([1.0], [0.99])
         (True, False)
     """
     return min(last) < GAIN * min(usual)
