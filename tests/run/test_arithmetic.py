@@ -10,10 +10,10 @@ import bivallate as bv
 from bivallate.errors import UserError
 from bivallate.parts import decode, encode
 from bivallate.reproduce.definition import without_machine
-from bivallate.reproduce.running import computable
 from bivallate.run import arithmetic
 from bivallate.run.config import Config
 from bivallate.run.progress import Progress
+from bivallate.run.resuming import computable
 from bivallate.run.session import Session, create_model
 
 CPU = torch.device("cpu")

@@ -19,13 +19,12 @@ from bivallate.reproduce.machine import commit, machine
 from bivallate.reproduce.measuring import columns_of, measured
 from bivallate.reproduce.paper_table import Scale
 from bivallate.reproduce.sharing import find_equal_run, training_of, with_all_kept
-from bivallate.run.arithmetic import within
 from bivallate.run.config import Config
 from bivallate.run.execution import execute
 from bivallate.run.folder import RunFolder
 from bivallate.run.load_model import load
 from bivallate.run.progress import Progress
-from bivallate.run.resuming import resume
+from bivallate.run.resuming import computable, resume
 from bivallate.run.session import create_model, load_data, pick_device
 from bivallate.run.trainer import limit_threads
 
@@ -118,11 +117,6 @@ def run_job(job: Job, progress: Progress | None = None) -> Path:
 def _company(job: Job) -> dict[str, int]:
     """The number of jobs that shared the device, where there were several: it makes their seconds longer."""
     return {"together": job.together} if job.together > 1 else {}
-
-
-def computable(config: Config) -> Config:
-    """The configuration in float32 where the device has not its precision."""
-    return config.set("precision", within(config.precision, pick_device(config.device)))
 
 
 def trained(

@@ -56,8 +56,9 @@ def ends_cycle(rate: Callable[[Clock], float], clock: Clock) -> bool:
         >>> [e for e in range(8) if ends_cycle(Triangle(), Clock(epoch=e, epochs=8, steps=5))]
         [7]
     """
-    before = replace(clock, epoch=clock.epoch - 1, step=clock.steps - 1) if clock.epoch else clock
-    last = rate(replace(clock, step=clock.steps - 1))
+    end = clock.steps - 1
+    before = replace(clock, epoch=clock.epoch - 1, step=end) if clock.epoch else replace(clock, step=0)
+    last = rate(replace(clock, step=end))
     more = clock.epoch + 1 < clock.epochs
     after = rate(replace(clock, epoch=clock.epoch + 1, step=0)) if more else math.inf
-    return last <= rate(replace(before, step=before.step if clock.epoch else 0)) and last < after
+    return last <= rate(before) and last < after

@@ -89,7 +89,7 @@ def resume(
         moved = {"device": device, "threads": threads, "data.data_dir": data_dir, "data.name": data}
         for key, value in moved.items():
             config = config.set(key, value) if value is not None else config
-        config = _computable(config, shown.note)
+        config = computable(config, shown.note)
         limit_threads(config.threads)
         loaded = dataset if dataset is not None else own_data(config.data, config.seed)
         network = _network(config, loaded, model, anew=found is None)
@@ -108,8 +108,8 @@ def resume(
         return finish(session, folder, shown, lock, max_minutes, told)
 
 
-def _computable(config: Config, tell: Tell) -> Config:
-    """The configuration in float32 where the device has not its precision."""
+def computable(config: Config, tell: Tell = lambda words: None) -> Config:
+    """The configuration in float32 where the device has not its precision, which `tell` hears of."""
     device = pick_device(config.device)
     here = within(config.precision, device)
     if here != config.precision:
