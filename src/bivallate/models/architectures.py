@@ -27,8 +27,8 @@ def _softplus() -> nn.Module:
     return nn.Softplus(beta=10)
 
 
-# Never in place: the graphs of the first backward are kept for the second. Softplus with beta 10 and SiLU
-# ("Swish") are the smooth variants of the Fast-BAT paper's Table 11.
+# None works in place: the second backward of a double backward reads the activations of the first. Softplus
+# with beta 10 and SiLU ("Swish") are the smooth activations of Table 11 of the Fast-BAT paper.
 ACTIVATIONS: dict[str, Activation] = {"relu": nn.ReLU, "softplus": _softplus, "silu": nn.SiLU}
 
 
@@ -43,10 +43,12 @@ _registry: dict[str, _Entry] = {}
 
 
 def register(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
-    """Decorator that adds an architecture under a name; the docstring's first line becomes its summary.
+    """Register the decorated function as an architecture; its docstring's first line becomes the summary.
 
-    The function is called as build(num_classes, shape, activation, **options) and returns the network behind
-    the normalisation. Its keyword-only parameters with defaults are the options that users may set.
+    The function is called as build(num_classes, shape, activation, **options), where shape is (C, H, W) and
+    activation makes an activation module. It returns the network without the normalisation: a module from
+    (B, C, H, W) to logits (B, num_classes). Its keyword-only parameters with defaults are the options that
+    users may set. A name that is registered already is replaced.
 
     Example:
         >>> @register("one-pixel")
@@ -68,9 +70,9 @@ def register(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn
 
 
 def scaled(channels: int, width: float) -> int:
-    """A number of channels times a network's `width`, at least one.
+    """Number of channels times a network's `width`, rounded, at least 1.
 
-    Raises UserError for a width that is not positive.
+    Raises UserError for a width that is not a positive, finite number.
     """
     if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width < float("inf"):
         raise UserError(f"width is a positive multiple of the network's channels, got {width!r}")
@@ -78,15 +80,19 @@ def scaled(channels: int, width: float) -> int:
 
 
 def names() -> list[str]:
-    """The registered architectures, in the order of their registration."""
+    """Names of the registered architectures, in the order of their registration."""
     return list(_registry)
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What `bivallate models` shows of one architecture.
+    """Describe one architecture, as `bivallate models` shows it.
 
     Returns:
-        name, summary, options (name -> default) and parameters: their number for 10 classes and 3 x 32 x 32.
+        name, summary, options (name -> default) and parameters: the number of parameters for 10 classes and
+        images of 3 x 32 x 32.
+
+    Raises:
+        UserError: no architecture of this name is registered.
     """
     entry = _entry(name)
     with torch.device("meta"):
@@ -113,22 +119,28 @@ def create(
     seed: int | None = None,
     **options: Any,
 ) -> Classifier:
-    """A freshly initialised classifier.
+    """Create a classifier with freshly drawn weights.
 
-    The weights are a function of torch's generator alone; with `seed` they are a function of the seed and the
-    generator is left as found.
+    Without `seed` the weights are drawn from torch's global generator. With `seed` they depend on the seed
+    alone, and the global generator is left as it was.
 
     Args:
-        name: one of `names()`; `timm:name` for one of timm's; `package.module:factory` for code of one's own,
-            which is imported and run.
+        name: one of `names()`; `timm:name` for an architecture of timm; `package.module:factory` for your own
+            code, which is imported and run.
+        num_classes: number of classes K, at least 2.
         shape: (C, H, W) of the images.
-        mean, std: channel statistics in [0, 1] pixel units; they become the first layer.
+        mean, std: channel statistics in [0, 1] pixel units, one number for each channel or one for all. They
+            become the first layer; None for both means no normalisation.
         activation: relu, softplus (beta 10) or silu.
-        seed: of the initial weights.
-        options: of the architecture, see `describe(name)`.
+        seed: seed of the initial weights.
+        options: options of the architecture, see `describe(name)`.
+
+    Returns:
+        A classifier from images (B, C, H, W) in [0, 1] to logits (B, K), in train mode.
 
     Raises:
-        UserError: an unknown name, activation or option, or a shape that the architecture cannot take.
+        UserError: the name, the activation or an option is unknown, the seed, the shape or the statistics are
+            not valid, or the architecture cannot take the shape.
     """
     if seed is not None:
         check_seed(seed)
@@ -162,10 +174,13 @@ def create(
 
 
 def blank(spec: dict[str, Any]) -> Classifier:
-    """The architecture of a spec, to be filled; where it is the package's own, no weights are drawn."""
+    """The architecture of a spec, ready for weights to be loaded into it.
+
+    The weights of the package's own architectures are not drawn, which takes time: they are uninitialised.
+    """
     name = spec["name"]
     if name not in _registry or not _registry[name].build.__module__.startswith("bivallate."):
-        return create(**spec, seed=0)  # may hold tensors that no state dict does
+        return create(**spec, seed=0)  # may hold tensors that are not in its state dict: they need values
     with torch.device("meta"):
         model = create(**spec)
     model.to_empty(device="cpu")
@@ -195,10 +210,10 @@ def _foreign(
 
 @contextmanager
 def _seeded(seed: int | None) -> Iterator[None]:
-    """With a seed, draws inside depend on it alone and the generators are left as found."""
+    """Make draws inside depend on the seed alone and restore the generator; without a seed do nothing."""
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
-            torch.default_generator.manual_seed(seed)  # weights are drawn on the processor
+            torch.default_generator.manual_seed(seed)  # the processor's: weights are drawn there
         yield
 
 

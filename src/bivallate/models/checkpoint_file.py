@@ -1,4 +1,4 @@
-"""Checkpoints of PyTorch by others: read without executing, within what the file can hold."""
+"""Read other people's PyTorch checkpoints without executing code or unpacking more than they can hold."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from bivallate.untrusted_files import ARCHIVE, HEAD, check_regular, kind_of, not
 __all__ = ["check_claim", "read_checkpoint"]
 
 SAFE = (2, 10)  # the first PyTorch without a known way around weights_only=True
-SMALL = 1 << 24  # bytes; what unpacks to no more may be packed as densely as it likes
-DENSEST = 2  # times smaller than the tensors; PyTorch stores them as they are, and weights hardly shrink
+SMALL = 1 << 24  # bytes; a file that unpacks to at most this many may be compressed to any degree
+DENSEST = 2  # highest ratio of unpacked to stored size: PyTorch does not compress, and weights hardly shrink
 
 
 def read_checkpoint(file: Path) -> Any:
-    """What a file of torch.save, or a safetensors file, holds.
+    """Read a file written by torch.save, or a safetensors file.
 
     Raises:
-        UserError: missing, no regular file, damaged, with more than plain tensors, or claiming more than it
-            can hold.
+        UserError: the file is missing, no regular file, damaged, holds more than plain tensors and
+            containers, or would unpack to far more than its size.
     """
     check_regular(file)
     if file.suffix == ".safetensors":
@@ -42,9 +42,10 @@ def read_checkpoint(file: Path) -> Any:
     if (instead := not_weights(file)) is not None:
         raise UserError(instead)
     try:
-        with open_regular(file) as held, warnings.catch_warnings():  # once: no other file can come between
+        # Opened once, so that the file that is checked is the file that is read.
+        with open_regular(file) as held, warnings.catch_warnings():
             _check_density(file, held)
-            warnings.simplefilter("ignore")  # of old pickle protocols, which are read or refused all the same
+            warnings.simplefilter("ignore")  # torch warns of old pickle protocols and then reads or refuses
             return torch.load(held, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
@@ -58,7 +59,7 @@ def read_checkpoint(file: Path) -> Any:
 
 
 def _check_density(file: Path, held: BinaryIO) -> None:
-    """Raise UserError where a zip claims more than it can hold of weights; before memory is taken for it."""
+    """Raise UserError if a zip archive would unpack to too much, before memory is allocated for it."""
     archived = kind_of(held.read(HEAD)) == ARCHIVE
     if archived:
         with zipfile.ZipFile(held) as archive:
@@ -69,7 +70,7 @@ def _check_density(file: Path, held: BinaryIO) -> None:
 
 
 def check_claim(file: Path, claimed: int, stored: int | None = None) -> None:
-    """Raise UserError where a file would take more memory than weights of its size can."""
+    """Raise UserError if `claimed` bytes of memory are too many for a file of `stored` bytes of weights."""
     stored = file.stat().st_size if stored is None else stored
     if claimed > max(SMALL, DENSEST * stored):
         raise UserError(
@@ -79,12 +80,14 @@ def check_claim(file: Path, claimed: int, stored: int | None = None) -> None:
 
 
 def _check_directory(file: Path, held: BinaryIO, start: int) -> None:
-    """Raise UserError unless every reader finds the zip's table of contents where Python's does.
+    """Raise UserError unless all zip readers find the archive's table of contents at `start`.
 
-    At `start`, as the last bytes of the file say, which are no comment.
+    Python's zipfile, which checks the sizes, and PyTorch's reader search for the table in different ways. A
+    crafted file could show a harmless table to the one and another to the other. Both find the same table if
+    the file ends in the record that names its place, without a comment behind it.
     """
     size = held.seek(0, os.SEEK_END)
-    held.seek(max(0, size - 98))  # the last record, and what very large files have before it
+    held.seek(max(0, size - 98))  # zip64 record (56), zip64 locator (20), end record (22)
     tail = held.read().rjust(98, b"\0")
     large, last = tail[:56], tail[76:]
     places = [int.from_bytes(last[16:20], "little")]

@@ -1,4 +1,4 @@
-"""The one module that everything else calls a model: normalisation, a named first layer, and the rest."""
+"""The model that all other code works with: normalisation, a named first layer, and the rest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ __all__ = ["Classifier", "Normalise", "normalisation"]
 
 
 class Normalise(nn.Module):
-    """(x - mean) / std per channel: the first layer, so that eps and step sizes stay in pixel units.
+    """Compute (x - mean) / std for each channel.
+
+    It is the model's first layer, so that images, eps and step sizes are in [0, 1] pixel units everywhere.
 
     Attributes:
         mean, std: buffers (1, C, 1, 1), saved with the weights.
@@ -36,10 +38,11 @@ class Normalise(nn.Module):
 def normalisation(
     mean: Sequence[float] | float | None, std: Sequence[float] | float | None, channels: int
 ) -> nn.Module:
-    """The first layer for channel statistics in [0, 1] pixel units; identity when both are None.
+    """The first layer for channel statistics in [0, 1] pixel units; the identity if both are None.
 
     Raises:
-        UserError: wrong number of channels, or a std that is not positive.
+        UserError: the number of values is not that of the channels, a mean is not finite, or a std is not
+            positive.
     """
     if mean is None and std is None:
         return nn.Identity()
@@ -61,17 +64,22 @@ def _per_channel(
 
 
 class Classifier(nn.Module):
-    """Images (B, C, H, W) in [0, 1] to logits (B, K): x -> normalise -> stem -> rest.
+    """Map images (B, C, H, W) in [0, 1] to logits (B, K): x -> normalise -> stem -> rest.
 
     Attributes:
-        normalise: the first layer; `nn.Identity` without statistics.
-        network: everything behind it.
-        architecture: the registered name, or `package.module:factory` of the user's own.
+        normalise: the normalisation; `nn.Identity` if there are no statistics.
+        network: all layers after the normalisation.
+        architecture: the registered name, or `package.module:factory` of the user's own network.
         num_classes, shape: K and (C, H, W).
-        other_sizes: (H, W) of images that it takes as well; of a training in phases.
-        stem_name: path of the first parametric layer, the one that YOPO keeps in its inner loop.
-        spec: JSON-able, `create(**spec)` rebuilds the architecture from it; None for a module of the user's.
-        classes: names of the classes, where the data it was trained on has them; else None.
+        other_sizes: further image sizes (H, W) that the model takes, for training in phases of different
+            resolution.
+        stem_name: path of the first layer with parameters, which YOPO uses in its inner loop.
+        spec: arguments with which `create(**spec)` rebuilds the architecture, JSON-able; None for the user's
+            own module.
+        classes: names of the classes in the order of the logits, if the training data has names; else None.
+
+    Raises:
+        UserError: called on images of another shape.
     """
 
     def __init__(
@@ -109,20 +117,24 @@ class Classifier(nn.Module):
 
     @property
     def stem(self) -> nn.Module:
-        """The first parametric layer."""
+        """The first layer with parameters."""
         return self.get_submodule(self.stem_name)
 
     def first_layer(self) -> nn.Module:
         """x -> normalise -> stem as a module that shares its parameters with this one.
 
         Raises:
-            UserError: the module is the user's own and does not say how it continues.
+            UserError: the network is the user's own and has no `stem_name` or no method `rest`.
         """
         self._splittable()
         return nn.Sequential(self.normalise, self.stem)
 
     def rest(self, hidden: Tensor) -> Tensor:
-        """The logits from the first layer's output: forward(x) == rest(first_layer()(x))."""
+        """Compute the logits (B, K) from the first layer's output: forward(x) == rest(first_layer()(x)).
+
+        Raises:
+            UserError: the network is the user's own and has no `stem_name` or no method `rest`.
+        """
         self._splittable()
         return self.network.rest(hidden)  # pyright: ignore[reportCallIssue]
 
@@ -135,7 +147,7 @@ class Classifier(nn.Module):
 
 
 def _first_parametric(network: nn.Module) -> str:
-    """Path of the first leaf that owns parameters; empty for the network itself."""
+    """Path of the first module without children that has parameters; "" if it is the network itself."""
     for path, module in network.named_modules():
         if next(module.children(), None) is None and next(module.parameters(), None) is not None:
             return path

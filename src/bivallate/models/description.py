@@ -1,4 +1,4 @@
-"""What stands beside weights: how to rebuild what holds them, and where they come from."""
+"""The manifest beside a model's weights: how to rebuild the model, and where the weights come from."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Shape = tuple[Side, Side, Side]
 
 
 class Statistics(TypedDict):
-    """Of each channel."""
+    """Mean and standard deviation of each channel, in [0, 1] pixel units."""
 
     mean: list[float] | None
     std: list[float] | None
@@ -42,16 +42,16 @@ class Spec(TypedDict):
     name: str
     num_classes: NotRequired[Classes]
     shape: NotRequired[Shape]
-    mean: NotRequired[list[float] | float | None]  # a number holds for every channel
+    mean: NotRequired[list[float] | float | None]  # one number counts for every channel
     std: NotRequired[list[float] | float | None]
     activation: NotRequired[str]
 
 
 class Manifest(TypedDict):
-    """What stands beside weights, as far as something reads it; a run adds entries of its own.
+    """The entries of `model.json` that the program reads; a run adds entries of its own.
 
-    `sealed` names the weights that were written with a checksum: those that have lost it are damaged, and not
-    of an earlier version.
+    `sealed` names the weights that were written with a checksum. Where one of them has no checksum any more,
+    the file is damaged; weights that are not listed may come from a version that wrote no checksums.
     """
 
     architecture: str
@@ -64,18 +64,18 @@ class Manifest(TypedDict):
     data_fingerprint: NotRequired[str]
     method: NotRequired[str]
     code_version: NotRequired[str]
-    config: NotRequired[dict[str, Any] | str | None]  # the first version wrote a file's name
+    config: NotRequired[dict[str, Any] | str | None]  # the first version wrote the name of a file
     epoch: NotRequired[int]
     sealed: NotRequired[list[str]]
 
 
 def manifest_text(about: Mapping[str, Any]) -> str:
-    """The text of a manifest's file."""
+    """The manifest as the text of its file."""
     return json.dumps(about, indent=2, allow_nan=False) + "\n"
 
 
 def rebuild_checksum(about: Mapping[str, Any]) -> str:
-    """A checksum of what a network is rebuilt from, which its weights carry."""
+    """Checksum of the entries from which a network is rebuilt; the weights' file carries it too."""
     facts = {key: about[key] for key in ("spec", "num_classes", "shape", "normalisation")}
     return f"crc32:{zlib.crc32(json.dumps(facts, sort_keys=True).encode()):08x}"
 
@@ -83,9 +83,16 @@ def rebuild_checksum(about: Mapping[str, Any]) -> str:
 def manifest(
     model: Classifier, *, classes: list[str] | None = None, entries: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What `model.json` holds: enough to rebuild the architecture, and where the weights come from.
+    """The content of `model.json`: how to rebuild the architecture, and where the weights come from.
 
-    `spec` is None for a module of the user's: it is rebuilt only when the user names it again.
+    Args:
+        model: the classifier; `spec` is None for a user's own module, which is rebuilt only when the user
+            names it again.
+        classes: names of the classes, in the order of the logits.
+        entries: further entries that JSON can hold.
+
+    Raises:
+        UserError: an entry has the name of one of the manifest's own.
     """
     first = model.normalise
     statistics = None
@@ -116,7 +123,7 @@ def _code_version() -> str:
 
 
 def class_names(described: dict[str, Any]) -> list[str] | None:
-    """Names of the classes, if the manifest has one for each."""
+    """Names of the classes in the order of the logits; None unless the manifest has one for each class."""
     found = described.get("classes")
     if not isinstance(found, list) or len(found) != described["num_classes"]:
         return None
@@ -124,10 +131,10 @@ def class_names(described: dict[str, Any]) -> list[str] | None:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest, checked for its format.
+    """Read and check the manifest at `path`.
 
     Raises:
-        UserError: missing, not JSON, foreign, or of a newer version.
+        UserError: the file is missing, not JSON, not a manifest, damaged, or of another format version.
     """
     if not path.exists():
         raise UserError(f"the manifest {path} is missing: weights alone do not say their architecture")
@@ -146,7 +153,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def checksummed_weights(path: Path) -> list[str]:
-    """The weights that a manifest says are sealed; where it says nothing, those beside it that are."""
+    """Names of the weights that must carry a checksum.
+
+    They are those that the manifest lists as sealed. A manifest without such a list gives the weights beside
+    it that carry a checksum now.
+    """
     try:
         told = read_manifest(path).get("sealed")
     except UserError:

@@ -1,4 +1,4 @@
-"""Networks that this package did not define: the user's own modules and factories."""
+"""The user's own networks: modules, and factories that make them."""
 
 from __future__ import annotations
 
@@ -31,10 +31,19 @@ def wrap(
     std: Statistics = None,
     name: str = "",
 ) -> Classifier:
-    """Any module as a classifier, itself unchanged; a classifier is returned as it is.
+    """Wrap a module as a `Classifier`; the module itself is unchanged. A classifier is returned as it is.
+
+    Args:
+        module: maps images (B, C, H, W) to logits (B, num_classes). It is tried on one batch of two images.
+        num_classes: number of classes K.
+        shape: (C, H, W) of the images.
+        mean, std: channel statistics in [0, 1] pixel units that become the first layer; None for a module
+            that takes images in [0, 1] or normalises them itself.
+        name: name of the architecture in manifests; default the name of the module's class.
 
     Raises:
-        UserError: it is no module with values, or does not map (B, C, H, W) to (B, num_classes).
+        UserError: `module` is not a module, its tensors have no values, it does not map (B, C, H, W) to
+            (B, num_classes), or it is a classifier of another shape or number of classes.
     """
     check_module(module)
     module = uncompiled(module)
@@ -46,7 +55,7 @@ def wrap(
             )
         return module
     size = (int(shape[0]), int(shape[1]), int(shape[2]))
-    name = name or type(getattr(module, "_orig_mod", module)).__qualname__  # of what was compiled
+    name = name or type(getattr(module, "_orig_mod", module)).__qualname__  # the class inside torch.compile's
     model = Classifier(
         module,
         architecture=name,
@@ -59,7 +68,7 @@ def wrap(
 
 
 def _try(model: Classifier, module: nn.Module) -> None:
-    """One pass in eval mode over grey images, with every submodule's mode restored."""
+    """Check the shape of the logits by a pass in eval mode over grey images; restore all modes."""
     tensor = next(iter(module.parameters()), torch.zeros(()))
     model.normalise.to(tensor.device)
     modes = {part: part.training for part in model.modules()}
@@ -92,13 +101,19 @@ def load_factory(
     std: Statistics = None,
     **options: Any,
 ) -> Classifier:
-    """The classifier that the user's `package.module:factory` makes; this imports and runs the user's code.
+    """Import the user's `package.module:factory`, call it and wrap the module that it returns.
 
-    The factory is called with those of `num_classes` and `shape` that it has parameters for, and with the
-    options. Modules of the working directory are found as well.
+    This runs the user's code. Modules in the working directory are found too.
+
+    Args:
+        reference: `package.module:factory`, a function or class that returns a module.
+        num_classes, shape: K and (C, H, W); passed to the factory if it has parameters of these names.
+        mean, std: as in `wrap`.
+        options: passed to the factory.
 
     Raises:
-        UserError: the reference cannot be imported, the factory fails, or what it makes is not a classifier.
+        UserError: the reference cannot be imported, the factory fails, or it returns something other than a
+            module from (B, C, H, W) to (B, num_classes).
     """
     factory = imported(reference, "a function or a class that returns the model")
     try:
@@ -118,10 +133,16 @@ def load_factory(
 
 
 def imported(reference: str, wanted: str) -> Callable[..., Any]:
-    """What the user's `package.module:name` stands for; modules of the working directory are found as well.
+    """Import the callable that the user's `package.module:name` refers to.
+
+    Modules in the working directory are found too.
+
+    Args:
+        reference: `package.module:name`.
+        wanted: what the callable should be, for the error message.
 
     Raises:
-        UserError: it cannot be imported, or cannot be called, which `wanted` can.
+        UserError: the reference cannot be imported, or is not callable.
     """
     module_name, colon, attribute = reference.partition(":")
     if not (module_name and colon and attribute):

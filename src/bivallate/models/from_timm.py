@@ -1,4 +1,4 @@
-"""timm's architectures: made by name from options that cannot make it read, fetch or run anything."""
+"""timm's architectures, by name, with options that cannot make timm read, fetch or run anything."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from bivallate.models.foreign import wrap
 
 __all__ = ["OPTIONS", "timm_model", "timm_pretrained"]
 
-# What a network is made of. Whatever names a file, a folder, a hub, a configuration or a class is not here:
-# a manifest is somebody else's text, and weights are read by this package alone.
+# Options that say what a network is made of. Options that name a file, a folder, a hub, a configuration or a
+# class are left out: a manifest may come from anybody, and this package reads weights itself.
 OPTIONS = {
     *(
         "img_size",
@@ -52,7 +52,7 @@ OPTIONS = {
         "head_dropout",
     ),
 }
-OLDEST = (1, 0, 26)  # the first that reads weights without executing what they hold
+OLDEST = (1, 0, 26)  # the first version of timm that reads weights without executing what they hold
 NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # neither hub:owner/name nor a folder
 WORD = re.compile(r"[A-Za-z0-9_-]{0,40}")
 
@@ -68,40 +68,44 @@ def timm_model(
     std: Statistics = None,
     **options: Any,
 ) -> Classifier:
-    """timm's architecture, without pretrained weights and with in-place activations turned off.
+    """Build timm's architecture without pretrained weights and with in-place activations turned off.
 
     Args:
         name: as timm lists it, without the `timm:` in front.
-        options: of the architecture, from `OPTIONS`: numbers, words, booleans and lists of them.
+        num_classes: number of classes K.
+        shape: (C, H, W) of the images.
+        mean, std: channel statistics in [0, 1] pixel units, or None for no normalisation.
+        options: options of the architecture that are in `OPTIONS`: numbers, words, booleans or lists of them.
 
     Raises:
-        UserError: timm is not installed or too old, knows no such architecture or option, or fails.
+        UserError: timm is not installed or too old, has no such architecture, the option is not allowed, or
+            timm fails.
     """
     module = _made(name, options, pretrained=False, num_classes=num_classes, in_chans=int(shape[0]))
     return _described(module, name, options, num_classes=num_classes, shape=shape, mean=mean, std=std)
 
 
 def timm_pretrained(name: str, *, shape: Sequence[int], **options: Any) -> Classifier:
-    """timm's network with the weights that timm has for it.
+    """Build timm's architecture with the pretrained weights that timm has for it.
 
-    They are read and fitted to the shape by timm's own loader; its classes and its normalisation are those
-    that it was trained with.
+    timm's own loader reads the weights and fits them to the number of channels. The classifier has the
+    classes and the normalisation that the weights were trained with.
 
     Raises:
-        UserError: as `timm_model`; timm has no weights for it, or cannot fetch them.
+        UserError: as `timm_model`; or timm has no weights for the architecture, or cannot fetch them.
     """
     module = _made(name, options, pretrained=True, in_chans=int(shape[0]))
     about = getattr(module, "pretrained_cfg", None) or {}
     _check_weights(about)
     mean, std = about.get("mean"), about.get("std")
-    if mean and std and len(mean) != int(shape[0]):  # timm adds up the kernels of the colours
+    if mean and std and len(mean) != int(shape[0]):  # timm has summed the first kernel over the colours
         mean, std = sum(mean) / len(mean), sum(std) / len(std)
     classes = int(getattr(module, "num_classes", 0))
     return _described(module, name, options, num_classes=classes, shape=shape, mean=mean, std=std)
 
 
 def _made(name: str, options: dict[str, Any], **how: Any) -> Any:
-    """The module that timm makes."""
+    """The module that timm makes, after its name and options have been checked."""
     timm = _timm(name)
     for key, value in options.items():
         _check_option(name, key, value)
@@ -120,7 +124,7 @@ def _made(name: str, options: dict[str, Any], **how: Any) -> Any:
 
 
 def _check_weights(about: dict[str, Any]) -> None:
-    """Hold what timm has fetched from the hub against its checksum: timm itself does not."""
+    """Compare the weights that timm has fetched from the hub with their checksum, as timm does not."""
     from huggingface_hub import try_to_load_from_cache
 
     repo = str(about.get("hf_hub_id") or "")
@@ -141,9 +145,9 @@ def _described(
     mean: Statistics,
     std: Statistics,
 ) -> Classifier:
-    """The module as a classifier that says how it is made again."""
+    """The module as a classifier whose `spec` says how to build it again."""
     for part in module.modules():
-        if getattr(part, "inplace", False):  # the first graph is kept for the double backward
+        if getattr(part, "inplace", False):  # would overwrite activations that a double backward reads
             part.inplace = False
     model = _wrapped(module, name, options, num_classes=num_classes, shape=shape, mean=mean, std=std)
     model.spec = {

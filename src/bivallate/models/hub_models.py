@@ -1,4 +1,4 @@
-"""Models to and from the Hugging Face hub, with a card that says how robust they were measured to be."""
+"""Models to and from the Hugging Face hub, with a model card that reports their measured robustness."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Place = str | os.PathLike[str]
 
 
 class HubEvaluation(TypedDict):
-    """An evaluation's file, as far as a card reports it."""
+    """The entries of an evaluation's file that a model card reports."""
 
     attack: str
     robust_accuracy: Share
@@ -43,11 +43,16 @@ class HubEvaluation(TypedDict):
 def save_pretrained(
     model: Classifier, folder: Place, *, run: Place | None = None, name: str | None = None
 ) -> Path:
-    """A folder with the weights, the manifest and a model card; returns the folder.
+    """Write the weights, the manifest and a model card into a folder; return the folder.
 
     Args:
+        model: the classifier to save.
+        folder: created if need be.
         run: the run folder whose configuration and evaluations the card reports.
-        name: `owner/name` on the hub, for the card's example.
+        name: `owner/name` on the hub, for the example in the card.
+
+    Raises:
+        UserError: the model cannot be saved (as `save`), or the run's manifest or configuration is damaged.
     """
     place = Path(folder)
     entries = _run_entries(Path(run)) if run is not None else {}
@@ -65,14 +70,19 @@ def from_pretrained(
     token: str | None = None,
     model: nn.Module | str | None = None,
 ) -> Classifier:
-    """The classifier in a folder or of the hub's `owner/name`, in eval mode.
+    """Load the classifier in a folder, or in the hub's repository `owner/name`, in eval mode.
 
-    The hub is asked where there is no folder of that name.
+    The hub is asked only if there is no folder of that name. Only safetensors and JSON files are downloaded.
 
-    Only safetensors and JSON are downloaded. `model` is as in `load`.
+    Args:
+        source: the folder, or `owner/name` on the hub.
+        weights: as in `load`: model (or last), best, ema (or average).
+        revision: branch, tag or commit of the repository.
+        token: access token of the hub, for private repositories.
+        model: as in `load`: the user's own module or its `package.module:factory`.
 
     Raises:
-        UserError: no such repository, no access, offline, or files that are no model.
+        UserError: there is no such repository, no access or no connection, or the files hold no model.
     """
     if Path(source).exists():
         return load(source, weights, model=model)
@@ -101,10 +111,18 @@ def push_to_hub(
     token: str | None = None,
     message: str = "Upload the model",
 ) -> str:
-    """Upload weights, manifest and card to `owner/name`, which is created if need be; return its address.
+    """Upload weights, manifest and model card to the hub's repository `owner/name`; return its address.
+
+    Args:
+        model: the classifier to upload.
+        name: `owner/name`; the repository is created if need be.
+        run: the run folder whose configuration and evaluations the card reports.
+        private: create the repository as a private one.
+        token: access token of the hub; default the one that `hf auth login` has stored.
+        message: message of the commit on the hub.
 
     Raises:
-        UserError: no access, a name that the hub refuses, or offline.
+        UserError: there is no access or no connection, or the hub refuses the name.
     """
     api = huggingface_hub.HfApi(token=token)
     try:
@@ -131,7 +149,7 @@ def _manifest(run: Path) -> dict[str, Any]:
 
 
 def _evaluation(path: Path) -> dict[str, Any]:
-    """What a card says of an evaluation; nothing of a file that is none, or is damaged."""
+    """The entries of an evaluation's file for the card; empty if the file is damaged or no evaluation."""
     try:
         return read_json(path, "evaluation", HubEvaluation, 1024 * MEGABYTE)
     except UserError:
@@ -147,7 +165,7 @@ def _config(run: Path) -> dict[str, Any]:
 
 
 def _run_entries(run: Path) -> dict[str, Any]:
-    """What the run's own manifest says beyond the architecture, and its configuration."""
+    """Configuration, code version and data fingerprint of the run, for the manifest."""
     kept = ("config", "code_version", "data_fingerprint")
     entries = {key: value for key, value in _manifest(run).items() if key in kept}
     config = _config(run)
@@ -159,7 +177,18 @@ def _classes(run: Place | None) -> list[str] | None:
 
 
 def model_card(model: Classifier, *, run: Place | None = None, name: str = "owner/name") -> str:
-    """The README of a model: what it is, what was measured, how it was trained, how to load it."""
+    """Write the README of a model as Markdown text.
+
+    It says what the model is, how robust it was measured to be, how it was trained and how to load it.
+
+    Args:
+        model: the classifier.
+        run: the run folder with the evaluations and the configuration; without it the card has neither.
+        name: `owner/name` on the hub, for the example.
+
+    Raises:
+        UserError: the run's configuration is damaged.
+    """
     count = sum(p.numel() for p in model.parameters())
     channels, height, width = model.shape
     parts = [

@@ -1,4 +1,4 @@
-"""A model on disk: weights as safetensors, and a manifest that says how to rebuild what holds them."""
+"""A model on disk: weights as safetensors, and a manifest that says how to rebuild the model."""
 
 from __future__ import annotations
 
@@ -43,14 +43,19 @@ def save(
     """Write `<weights>.safetensors` and `model.json`, each whole or not at all.
 
     Args:
-        path: a folder, or a file that ends in .safetensors, whose manifest then has its name and ends in
-            .json.
+        model: the classifier to save.
+        path: a folder; or a file that ends in .safetensors, whose manifest then has the same name with .json.
         weights: name within the folder: model, best, ema.
-        classes: names of the classes.
-        entries: further JSON-able entries of the manifest: config, code version, fingerprint of the data.
+        classes: names of the classes, in the order of the logits; default those of the model.
+        entries: further entries of the manifest that JSON can hold, such as config, code version and
+            fingerprint of the data.
 
     Returns:
         The path of the weights.
+
+    Raises:
+        UserError: the path names a pickle, the model keeps state outside tensors, or an entry has the name of
+            one of the manifest's own.
     """
     file, described = _places(Path(path), weights, writing=True)
     tensors = {}
@@ -73,16 +78,19 @@ def load(
     model: nn.Module | str | None = None,
     device: torch.device | str = "cpu",
 ) -> Classifier:
-    """The classifier that was saved, in eval mode; nothing on disk is executed.
+    """Load a saved classifier, in eval mode; nothing in the files is executed.
 
     Args:
-        path: a folder (a run's, too) or a .safetensors file.
-        weights: model (or last), best, ema (or average).
-        model: for weights of the user's own module: the module, or its `package.module:factory`, which is
-            imported because it is named here.
+        path: a folder (also a run folder) or a .safetensors file.
+        weights: name within the folder: model (or last), best, ema (or average).
+        model: for weights of the user's own module: the module, or its `package.module:factory`. The factory
+            is imported because the caller names it, never because a file does.
+        device: where to put the model.
 
     Raises:
-        UserError: a file is missing, truncated, foreign, a pickle, or of another architecture.
+        UserError: a file is missing, truncated, damaged, a pickle, or no model of this format; the weights
+            are of another architecture or of another run than the manifest; or the architecture is not
+            registered.
     """
     file, described = _places(check_path("the model's folder or file", path), weights)
     (tensors, header, seal), about = _read(file), read_manifest(described)
@@ -105,10 +113,10 @@ def load(
 
 
 def fill(model: Classifier, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy the weights into the model, bit for bit and in their precision.
+    """Copy the weights into the model, bit for bit; the model takes on their precision.
 
     Raises:
-        UserError: other keys or shapes than the model's.
+        UserError: the weights have other keys or shapes than the model's.
     """
     own = model.state_dict()
     tensors = renamed(tensors, own)
@@ -133,9 +141,9 @@ def fill(model: Classifier, tensors: Mapping[str, Tensor], source: str) -> None:
 
 
 def renamed(tensors: Mapping[str, Tensor], own: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """The tensors under the model's own keys, where the two differ in wrappers alone.
+    """The tensors under the model's own keys, if the keys differ in the prefixes of wrappers alone.
 
-    torch.compile's and those of data parallel training.
+    The wrappers are those of torch.compile (`_orig_mod`) and of data-parallel training (`module`).
     """
     bare = {_bare(key): key for key in own}
     named = {bare.get(_bare(key), key): value for key, value in tensors.items()}
@@ -143,12 +151,12 @@ def renamed(tensors: Mapping[str, Tensor], own: Mapping[str, Any]) -> Mapping[st
 
 
 def _unwrapped(key: str) -> str:
-    """A key without torch.compile's part of it."""
+    """A key without torch.compile's `_orig_mod`."""
     return ".".join(part for part in key.split(".") if part != "_orig_mod")
 
 
 def _bare(key: str) -> str:
-    """A key without the parts of wrappers, to be compared by."""
+    """A key without the names of wrappers, for comparisons."""
     return ".".join(part for part in _unwrapped(key).split(".") if part != "module")
 
 
@@ -178,14 +186,14 @@ def _rebuilt(described: dict[str, Any], place: Path, model: nn.Module | str | No
         return blank(spec)
     except UserError as error:
         raise UserError(f"{place} does not describe a model that can be built: {error}") from error
-    except Exception as error:  # a file's values, in the hands of an architecture
+    except Exception as error:  # an architecture may raise anything at the values of a damaged file
         raise UserError(
             f"{place} does not describe a model ({type(error).__name__}: {error}): it is damaged"
         ) from error
 
 
 def _places(path: Path, weights: str, writing: bool = False) -> tuple[Path, Path]:
-    """The files of the weights and of the manifest."""
+    """Paths of the weights and of the manifest. Raises UserError where they cannot be such files."""
     name = {"last": "model", "average": "ema"}.get(weights, weights)
     if path.suffix in PICKLES:
         raise UserError(_pickled(path))
@@ -210,28 +218,29 @@ def _places(path: Path, weights: str, writing: bool = False) -> tuple[Path, Path
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
+    """Read the tensors of a safetensors file.
 
     Raises:
-        UserError: missing, truncated, foreign, or a pickle, which is never loaded.
+        UserError: the file is missing, truncated, damaged, not safetensors, or a pickle, which is never
+            loaded.
     """
     return _read(path)[0]
 
 
 def run_of(path: Path) -> str | None:
-    """The run that weights say they are of; None where they say nothing."""
+    """Identifier of the run in the header of a weights file; None if the header has none."""
     return _read(path)[1].get("run")
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
-    """Tensors, what their header says, and their checksum; foreign weights say nothing and have none."""
+    """Tensors, header entries and checksum of a file; foreign files have no entries and no checksum."""
     check_regular(path)
     try:
         with path.open("rb") as stream:
             head = stream.read(9)
     except OSError as error:
         raise UserError(f"cannot read the weights {path}: {error.strerror or error}") from error
-    whole = len(head) == 9 and head[8:] == b"{"  # eight bytes of length, then a JSON object
+    whole = len(head) == 9 and head[8:] == b"{"  # safetensors: eight bytes of length, then a JSON object
     if path.suffix in PICKLES or (not whole and head.startswith((b"PK\x03\x04", b"\x80"))):
         raise UserError(_pickled(path))
     if not whole:

@@ -1,4 +1,4 @@
-"""Layers of a network by pattern: those that learn slowly, or not at all, and the one that tells classes."""
+"""Layers of a network by pattern, for freezing and for learning rates; the last layer and its input."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from bivallate.models.classifier import Classifier
 
 __all__ = ["freeze", "head_of", "last_features", "matching"]
 
-WORDS = ("stem", "head")  # patterns for the first layer and the last
-NETWORK = "network."  # in front of every name in a classifier; patterns may leave it out
+WORDS = ("stem", "head")  # words for the first layer and the last
+NETWORK = "network."  # begins the names of a classifier's parameters; patterns may leave it out
 
 
 def head_of(model: nn.Module) -> str:
-    """Path of the last layer that has a row a class; empty where none has, or the classes are not known."""
+    """Path of the last layer whose weight has one row for each class; empty if there is none."""
     classes = getattr(model, "num_classes", None)
     found = ""
     for path, module in model.named_modules():
@@ -29,10 +29,12 @@ def head_of(model: nn.Module) -> str:
 
 
 def last_features(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """A function of images (B, C, H, W) in [0, 1]: what the last layer reads, (B, d), without a graph.
+    """Make a function from images (B, C, H, W) in [0, 1] to the last layer's input (B, d), without a graph.
+
+    An input with spatial dimensions is averaged over them.
 
     Raises:
-        UserError: no layer has a row a class.
+        UserError: no layer has one row for each class.
     """
     path = head_of(model)
     if not path:
@@ -53,14 +55,14 @@ def last_features(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def matching(model: nn.Module, pattern: str) -> list[str]:
-    """Names of the parameters that a pattern means.
+    """Names of the parameters that a pattern matches.
 
     Args:
-        pattern: the name of a parameter or of the module it is in, where * stands for anything; `stem` and
-            `head` mean the first layer and the last; with ! in front, all others.
+        pattern: the name of a parameter or of a module that contains it; * stands for any text. `stem` means
+            the first layer, `head` the last. A ! in front selects all parameters that do not match.
 
     Raises:
-        UserError: it means no parameter, with the nearest name; or all of them by a ! before nothing.
+        UserError: the pattern matches no parameter (the error names the nearest name), or is a ! alone.
 
     Example:
         >>> from bivallate import models
@@ -85,7 +87,7 @@ def matching(model: nn.Module, pattern: str) -> list[str]:
 
 
 def _paths(model: nn.Module, text: str) -> list[str]:
-    """The patterns of full names that a word or a pattern stands for."""
+    """The patterns of full parameter names that `stem`, `head` or a pattern stands for."""
     if text == "head":
         return [path] if (path := head_of(model)) else []
     if text == "stem" and isinstance(model, Classifier):
@@ -98,13 +100,13 @@ def _meets(name: str, path: str) -> bool:
 
 
 def freeze(model: nn.Module, patterns: Iterable[str]) -> None:
-    """Freeze the parameters that these patterns mean.
+    """Freeze the parameters that these patterns match.
 
-    A norm none of whose parameters learns keeps its running statistics too, and normalises by them also in
-    training.
+    A BatchNorm layer with parameters that are all frozen also keeps its running statistics, and uses them in
+    train mode.
 
     Raises:
-        UserError: a pattern means nothing, or nothing is left that learns.
+        UserError: a pattern matches no parameter, or no parameter is left to train.
     """
     frozen = {name for pattern in patterns for name in matching(model, pattern)}
     if not frozen:

@@ -11,10 +11,10 @@ __all__ = ["PreActResNet"]
 
 
 class PreActBlock(nn.Module):
-    """BN-activation-conv twice, or three times with a bottleneck, and a shortcut around it.
+    """BN-activation-conv twice, or three times in a bottleneck, and a shortcut.
 
-    The shortcut is a 1x1 convolution where the shape changes, fed by the block's input (`raw`) or by its
-    first activation (`activated`).
+    Where the shape changes, the shortcut is a 1x1 convolution of the block's input (`raw`) or of its first
+    activation (`activated`).
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class PreActBlock(nn.Module):
 class PreActResNet(nn.Module):
     """conv3x3, four stages of blocks (1, 2, 4, 8 times `width`), BN-activation, global average, linear.
 
-    The defaults are the definition that the fast-training papers' code trains: a BN before the average, and
-    basic blocks whose shortcut takes the raw input (bottlenecks: the activated one). `final_bn=False` is the
-    older definition without it. Submodule names are those of the public CIFAR networks, so that their state
-    dicts fit.
+    The defaults are the definition in the code of the Fast-AT and Fast-BAT papers: a BN before the average,
+    and basic blocks whose shortcut takes the raw input (in bottlenecks it takes the first activation).
+    `final_bn=False` leaves out the BN and the activation before the average, as the older definition does.
+    The submodules have the names of the public CIFAR networks, so that public state dicts fit.
     """
 
     stem_name = "conv1"
@@ -100,7 +100,7 @@ class PreActResNet(nn.Module):
         return self.rest(self.conv1(x))
 
     def rest(self, hidden: Tensor) -> Tensor:
-        """The logits from the first convolution's output."""
+        """Compute the logits (B, K) from the first convolution's output."""
         out = self.layer4(self.layer3(self.layer2(self.layer1(hidden))))
         if self.final_bn:
             out = self.activation(self.bn(out))
@@ -147,7 +147,7 @@ def preact_resnet18_narrow(
     shortcut: str = "raw",
     width: float = 0.125,
 ) -> nn.Module:
-    """PreActResNet-18 with an eighth of the channels: small enough for two cores."""
+    """PreActResNet-18 with an eighth of the channels: small enough to train on two processor cores."""
     return _preact((2, 2, 2, 2), False, num_classes, shape, activation, final_bn, shortcut, width)
 
 

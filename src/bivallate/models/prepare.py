@@ -1,4 +1,4 @@
-"""Copies of a model made for speed where only the gradient by the image is wanted."""
+"""Copies of a model that compute the input gradient faster, for attacks."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ TOLERANCE = 1e-5
 def fold_batchnorm(
     model: nn.Module, example: Tensor | None = None, *, channels_last: bool = False
 ) -> nn.Module:
-    """A frozen copy in eval mode with every BN that directly follows a convolution folded into it.
+    """Copy a model in eval mode, frozen, with every BN that directly follows a convolution folded into it.
 
-    Everything else is untouched, and nothing is shared with the model. What cannot be traced, or does not
-    give the same logits to 1e-5 of their scale, comes back as an unfolded copy.
+    The copy shares no tensor with the model. A model that cannot be traced, or whose folded copy gives other
+    logits (by more than 1e-5 of the largest), is copied without folding. The copy's logits differ from the
+    model's by rounding: use it to search for adversarial points, and judge these by the model itself.
 
     Args:
-        example: images on which the copy is checked; not needed for a `Classifier`.
-        channels_last: convolutions in that memory format. On a processor it made the gradient by the image a
-            fifth faster for small-cnn and no faster for PreActResNet-18; a double backward becomes slower.
-
-    Note:
-        For searching adversarial points only: a verdict belongs to the model itself, whose rounding is
-            another.
+        model: a network of which only eval mode is needed.
+        example: images (B, C, H, W) on which the copy is checked; not needed for a `Classifier`. Without
+            images nothing is folded.
+        channels_last: use this memory format in convolutions. On a processor it made the input gradient a
+            fifth faster for small-cnn and no faster for PreActResNet-18. A double backward becomes slower.
     """
     plain = copy.deepcopy(model).eval().requires_grad_(False)
     plain.zero_grad(set_to_none=True)
@@ -44,7 +43,7 @@ def fold_batchnorm(
 
 
 def _images(model: nn.Module) -> Tensor | None:
-    """A few test images for a classifier: grey, and a ramp that tells positions and channels apart."""
+    """Three images (3, C, H, W) for a classifier: a grey one and two whose pixel values all differ."""
     if not isinstance(model, Classifier):
         return None
     like = next(model.parameters())
@@ -54,19 +53,19 @@ def _images(model: nn.Module) -> Tensor | None:
 
 
 class _Tracer(fx.Tracer):
-    """Does not look into our convolutions, as torch's tracer does not into torch's."""
+    """A tracer that treats `FewChannels` as a leaf, as torch's tracer treats torch's own layers."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, FewChannels) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _folded(model: nn.Module) -> nn.Module | None:
-    """A traced copy with the pairs folded; None where the module cannot be traced or has no such pair."""
+    """A traced copy with every pair folded; None if the module cannot be traced or has no such pair."""
     target = model.network if isinstance(model, Classifier) else model
     try:
         root = copy.deepcopy(target)
         graph = fx.GraphModule(root, _Tracer().trace(root))
-    except Exception:  # tracing runs foreign code on proxies: whatever it raises, the plain copy is right
+    except Exception:  # tracing runs the user's code on proxies, which may raise anything: copy it unfolded
         return None
     pairs = _pairs(graph)
     if not pairs:
@@ -88,7 +87,10 @@ def _folded(model: nn.Module) -> nn.Module | None:
 
 
 def _pairs(graph: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
-    """(convolution, BN) nodes where each module is called once and the BN alone reads the convolution."""
+    """Nodes (convolution, BN) that can be folded.
+
+    Each of the two modules is called once in the graph, and only the BN reads the convolution's output.
+    """
     calls: dict[Any, int] = {}
     for node in graph.graph.nodes:
         if node.op == "call_module":

@@ -1,4 +1,4 @@
-"""Residual networks with a stem for small images, or the original one for large images."""
+"""Residual networks with a first layer for small images, or the original one for large images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STEMS = ("cifar", "imagenet")
 
 
 class ResidualBlock(nn.Module):
-    """conv-BN-activation twice, or three times with a bottleneck, plus a shortcut, then the activation."""
+    """conv-BN-activation twice, or three times in a bottleneck; the shortcut is added before the last one."""
 
     def __init__(
         self, entering: int, width: int, stride: int, activation: Activation, *, bottleneck: bool
@@ -49,8 +49,8 @@ class ResNet(nn.Module):
     """A stem, four stages of blocks (1, 2, 4, 8 times `width`), global average, linear.
 
     The stem is conv3x3-BN-activation (`cifar`) or conv7x7 with stride 2, BN, activation and a 3x3 max-pool
-    with stride 2 (`imagenet`). Submodule names are those of the public CIFAR networks, so that their state
-    dicts fit.
+    with stride 2 (`imagenet`). The submodules have the names of the public CIFAR networks, so that public
+    state dicts fit.
     """
 
     stem_name = "conv1"
@@ -90,7 +90,7 @@ class ResNet(nn.Module):
         return self.rest(self.conv1(x))
 
     def rest(self, hidden: Tensor) -> Tensor:
-        """The logits from the first convolution's output."""
+        """Compute the logits (B, K) from the first convolution's output."""
         out = self.pool(self.activation(self.bn1(hidden)))
         out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
         return self.linear(out.mean((2, 3)))

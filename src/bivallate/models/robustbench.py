@@ -1,6 +1,6 @@
-"""State dicts of public robust models, read without executing, and written.
+"""Read and write state dicts of public robust models, without executing what a file holds.
 
-RobustBench, TRADES, fast training.
+Covered are the networks of RobustBench, of the TRADES family and of the Fast-AT and Fast-BAT code.
 """
 
 from __future__ import annotations
@@ -53,24 +53,26 @@ def load_robustbench(
     tell: Callable[[str], None] = lambda text: None,
     **options: Any,
 ) -> Classifier:
-    """The classifier in a public checkpoint, in eval mode and float32.
+    """Load the classifier in a public checkpoint, in eval mode and float32.
 
-    A `.pt` file is read with `weights_only=True`, tensors and plain containers or nothing, and not at all by
-    a PyTorch before 2.10, where that could be got around. The classes, a BN before the average, the stem and
-    the normalisation are read off the keys.
+    A `.pt` file is read with `weights_only=True`, which accepts tensors and plain containers only. Before
+    PyTorch 2.10 this could be circumvented, so there `.pt` files are refused. The number of classes, the BN
+    before the average, the first layer and the normalisation are found from the keys and shapes.
 
     Args:
+        path: a .pt or .safetensors file.
         architecture: resnet*, preact-resnet* or wrn-*.
-        mean, std: for checkpoints that do not hold their normalisation.
-        entry: the checkpoint's key under which the weights lie; tried in turn: state_dict, model, last, best,
-            ...
-        tell: hears which prefixes were taken off the keys.
-        options: of the architecture. Keys do not tell `shortcut="raw"` (the default for basic blocks; the
-            leaderboard's PreActBlock) from `shortcut="activated"` (its PreActBlockV2).
+        shape: (C, H, W) of the images.
+        mean, std: channel statistics in [0, 1] pixel units, for checkpoints that do not hold them.
+        entry: the checkpoint's key that holds the weights; by default state_dict, model_state_dict, model,
+            net, last and best are tried in turn.
+        tell: is called with a text that names the prefixes taken off the keys.
+        options: options of the architecture. The keys do not show whether `shortcut` is "raw" (default for
+            basic blocks; RobustBench's PreActBlock) or "activated" (its PreActBlockV2).
 
     Raises:
-        UserError: not a state dict, not readable without executing code (any `.pt` before PyTorch 2.10), or
-            of another architecture.
+        UserError: the file is not a state dict, needs code to be executed (any `.pt` before PyTorch 2.10), is
+            damaged, or is of another architecture.
     """
     file = Path(path)
     found = _unwrapped(read_checkpoint(file), file, entry)
@@ -121,9 +123,9 @@ def _unwrapped(content: Any, file: Path, entry: str | None) -> dict[str, Tensor]
 
 
 def _without_prefixes(found: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The state under bare keys, and the prefixes that were taken off.
+    """The state dict without prefixes in its keys, and the prefixes that were taken off.
 
-    What lies nearest to the top counts where several lie under one key.
+    Where several keys become the same, the one with the fewest dots is kept.
     """
     bare = {key: _bare(key) for key in found}
     nearest = {bare[key]: key for key in sorted(found, key=lambda key: key.count("."), reverse=True)}
@@ -138,7 +140,7 @@ def _bare(key: str) -> str:
 
 
 def _take_statistics(state: dict[str, Tensor]) -> tuple[list[float] | None, list[float] | None]:
-    """Remove the normalisation's buffers from the state and return the first of them."""
+    """Remove all buffers of normalisation from the state dict; return the mean and std found first."""
     held = [
         (state.pop(mean).flatten().tolist(), state.pop(std).flatten().tolist())
         for mean, std in STATISTICS
@@ -148,9 +150,9 @@ def _take_statistics(state: dict[str, Tensor]) -> tuple[list[float] | None, list
 
 
 def _renamed(state: dict[str, Tensor], architecture: str, options: dict[str, Any]) -> dict[str, Tensor]:
-    """The state under our names in float32; options that show in the keys are filled in."""
+    """The state dict under this package's names, in float32; `options` gets those that the keys show."""
     if architecture.startswith("wrn"):
-        # A second first block that the TRADES code registers and never runs.
+        # The TRADES code registers the first block a second time under this name and never runs it.
         state = {key: value for key, value in state.items() if not key.startswith("sub_block1.")}
     if architecture.startswith("preact"):
         options.setdefault("final_bn", "bn.weight" in state)
@@ -165,20 +167,21 @@ def _renamed(state: dict[str, Tensor], architecture: str, options: dict[str, Any
 
 
 def export_robustbench(model: Classifier, path: str | os.PathLike[str]) -> str:
-    """Write a state dict under the public names; a normalisation goes along as the buffers `mu` and `sigma`.
+    """Write a state dict under the public names; a normalisation is added as the buffers `mu` and `sigma`.
 
-    An ImageNet-stem ResNet is written under torchvision's names and without its statistics, which that loader
-    brings itself.
+    A ResNet with the ImageNet first layer is written under torchvision's names and without its statistics,
+    because RobustBench's loader for ImageNet models adds them itself.
 
     Args:
-        path: ends in .safetensors, or in .pt for loaders that read only torch's own format.
+        model: a resnet, preact-resnet or wrn with relu.
+        path: ends in .safetensors, or in .pt for loaders that read only PyTorch's own format.
 
     Returns:
-        The leaderboard's constructor that the keys fit; with a normalisation its class is the one to derive
-        from.
+        The call of RobustBench's (or torchvision's) constructor that the keys fit. If the state dict holds
+        `mu` and `sigma`, derive a class from it that has these buffers and normalises.
 
     Raises:
-        UserError: no public definition computes what this model computes.
+        UserError: no public definition computes the same function as this model.
     """
     constructor, torchvision = _constructor(model)
     state = {key: value.detach().cpu().contiguous() for key, value in model.network.state_dict().items()}
@@ -198,7 +201,7 @@ def export_robustbench(model: Classifier, path: str | os.PathLike[str]) -> str:
 
 
 def _constructor(model: Classifier) -> tuple[str, bool]:
-    """The public constructor, and whether it is torchvision's."""
+    """The call of the public constructor, and whether it is torchvision's."""
     name, spec = model.architecture, model.spec or {}
     if not name.startswith(("preact-resnet", "resnet", "wrn-")):
         raise UserError(

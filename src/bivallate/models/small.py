@@ -1,4 +1,4 @@
-"""The small networks of the papers: they train in minutes on a processor."""
+"""The small networks of the papers, which train in minutes on a processor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Feedforward"]
 
 
 class Feedforward(nn.Module):
-    """A first layer and a sequence behind it."""
+    """A first layer `stem` and the sequence `body` of all further layers."""
 
     stem_name = "stem"
 
@@ -24,7 +24,7 @@ class Feedforward(nn.Module):
         return self.rest(self.stem(x))
 
     def rest(self, hidden: Tensor) -> Tensor:
-        """The logits from the stem's output."""
+        """Compute the logits (B, K) from the first layer's output."""
         return self.body(hidden)
 
 

@@ -1,7 +1,8 @@
-"""The gradient by the image through a convolution that reads few channels, as a forward convolution.
+"""The input gradient of a convolution that reads few channels, computed as a forward convolution.
 
-On a processor the library's kernel for that gradient, made for many channels, takes a third of the time of an
-attack on tiny-cnn, and an attack asks for nothing else.
+An attack needs the gradient with respect to the image and no other. On a processor PyTorch's kernel for the
+input gradient is made for many channels: for the first layer of tiny-cnn, which reads one or three, it takes
+a third of the time of an attack.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from torch import Tensor, nn
 
 __all__ = ["FewChannels", "quick_stems"]
 
-FEW = 4  # channels up to which a processor's own kernel is slower
+FEW = 4  # input channels up to which PyTorch's own kernel is the slower one
 
 
 def quick_stems(model: nn.Module) -> nn.Module:
     """Replace, in place, every convolution that reads at most four channels by `FewChannels`.
 
-    It has the same parameters under the same names.
+    The parameters stay the same objects under the same names, so state dicts still fit. Returns the model.
     """
     for name, module in list(model.named_modules()):
         if name and type(module) is nn.Conv2d and FewChannels.suits(module):
@@ -30,12 +31,16 @@ def quick_stems(model: nn.Module) -> nn.Module:
 
 
 class FewChannels(nn.Conv2d):
-    """A convolution that is quick where an attack needs it: on a processor, frozen, by its input.
+    """A convolution whose input gradient is quick on a processor while its own parameters are frozen.
 
-    An input pixel s i + a (stride s, phase a) is read by output o with tap s (i - o) + a + padding: each of
-    the s x s phases is a convolution of the output's gradient, all of them one with s x s times the channels,
-    and the phases are interleaved. The same sums in another order. Everywhere else it is the convolution that
-    it was made of.
+    The output at o reads the input pixel s i + a (stride s, phase a = 0 .. s - 1) with the tap
+    s (i - o) + a + padding of the kernel. So the input gradient at the pixels of one phase is a convolution
+    of the output's gradient. All s x s phases are computed as one convolution with s x s times the channels,
+    and a pixel shuffle puts their pixels in place. These are the sums that PyTorch computes, in another
+    order.
+
+    On other devices, under autocast or torch.compile, and where the convolution's parameters need gradients,
+    the class computes as `nn.Conv2d` does.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -46,14 +51,14 @@ class FewChannels(nn.Conv2d):
 
     @staticmethod
     def suits(conv: nn.Conv2d) -> bool:
-        """Whether the class can stand for it: square stride, numeric padding, no dilation, no hook."""
+        """Whether the class can replace it: few channels, square stride, numeric zero padding, no hooks."""
         plain = conv.padding_mode == "zeros" and not isinstance(conv.padding, str) and conv.groups == 1
         square = len(set(conv.stride)) == len(set(conv.padding)) == 1 and set(conv.dilation) == {1}
         hooked = conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks
         return plain and square and not hooked and conv.in_channels <= FEW
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, O, H', W')."""
+        """Convolve images (B, C, H, W) to (B, O, H', W')."""
         learning = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
         asked = input.requires_grad and torch.is_grad_enabled() and not learning
         elsewhere = input.device.type != "cpu" or torch.is_autocast_enabled("cpu")
@@ -63,17 +68,17 @@ class FewChannels(nn.Conv2d):
 
 
 def _phases(weight: Tensor, s: int, p: int) -> Tensor:
-    """(I s s, O, n, n) kernel of all phases, n odd: its middle is the output at the input's own place."""
-    # The same taps in another order, so the sums agree but for rounding; a phase that some taps do not reach
-    # has zeros there, which the extra column of the padded kernel gives.
+    """The kernel of all phases (I s s, O, n, n), n odd; its centre belongs to the output at offset zero."""
+    # A phase does not use all n x n places. The unused ones point behind the last tap, where the padding has
+    # put a zero.
     index = _taps(weight.shape[2], weight.shape[3], s, p)
-    kernel = F.pad(weight.flatten(2), (0, 1))[:, :, index]  # (O, I, s, s, n, n); behind the last tap is zero
+    kernel = F.pad(weight.flatten(2), (0, 1))[:, :, index]  # (O, I, s, s, n, n)
     return kernel.permute(1, 2, 3, 0, 4, 5).flatten(0, 2)
 
 
 @lru_cache(maxsize=64)
 def _taps(rows: int, columns: int, s: int, p: int) -> Tensor:
-    """(s, s, n, n) which tap of a kernel stands where in the phases; rows columns for none."""
+    """Index of the kernel's tap at each place of each phase (s, s, n, n); rows * columns means none."""
     taps = {
         (a, (a + p - k) // s): k for k in range(max(rows, columns)) for a in range(s) if not (a + p - k) % s
     }
@@ -87,7 +92,7 @@ def _taps(rows: int, columns: int, s: int, p: int) -> Tensor:
 
 
 class _Convolution(torch.autograd.Function):
-    """conv2d forwards; backwards the convolution with the phases, which may be differentiated again."""
+    """conv2d whose backward pass is the convolution of all phases, made of differentiable operations."""
 
     generate_vmap_rule = True
 
@@ -106,7 +111,8 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         (weight,), (grad,), s, (height, width) = ctx.saved_tensors, grads, ctx.stride, ctx.size
         kernel = _phases(weight, s, ctx.padding)
-        # Each output stands for s x s pixels; where stride and size do not match, the last pixels have none.
+        # An output stands for s x s pixels. Where the stride does not divide the image, the last pixels have
+        # no output: zeros are appended for them.
         lacking = -(-width // s) - grad.shape[3], -(-height // s) - grad.shape[2]
         if max(lacking) > 0:
             grad = F.pad(grad, (0, max(lacking[0], 0), 0, max(lacking[1], 0)))

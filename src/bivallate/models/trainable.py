@@ -1,4 +1,4 @@
-"""Whether a network can be trained: a classifier in float32 that passes `learnable`'s checks."""
+"""Check whether a network can be trained, and bring it into float32."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["trainable", "uncompiled"]
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
-    """The classifier inside torch.compile's wrapper, still compiled; other modules as they are."""
+    """Take the classifier out of torch.compile's wrapper, still compiled; return other modules unchanged."""
     inner = getattr(module, "_orig_mod", None)
     if not isinstance(inner, Classifier):
         return module
@@ -25,11 +25,13 @@ def uncompiled(module: nn.Module) -> nn.Module:
 
 
 def trainable(model: Classifier) -> Classifier:
-    """The classifier in float32, found fit to be trained.
+    """Check that the classifier can be trained; convert it to float32 in place and return it.
+
+    The package's own architectures are not tried in train mode.
 
     Raises:
-        UserError: it has no parameters that ask for a gradient, fails or returns no logits in train mode, or
-            no gradient leads from the logits to the parameters or to the images.
+        UserError: no parameter requires a gradient, the model fails or returns no logits in train mode, or no
+            gradient reaches the parameters or the images from the logits.
     """
     check_asking(model, model.architecture)
     if any(t.is_floating_point() and t.dtype != torch.float32 for t in model.state_dict().values()):
@@ -42,7 +44,7 @@ def trainable(model: Classifier) -> Classifier:
 def _try_training(model: Classifier) -> None:
     try:
         twin = copy.deepcopy(model)
-    except Exception:  # what cannot be copied is found out by training it
+    except Exception:  # a model that cannot be copied is not tried here: training itself shows its faults
         return
     device = next(twin.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

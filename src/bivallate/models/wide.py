@@ -40,7 +40,7 @@ class WideBlock(nn.Module):
 
 
 class WideStage(nn.Module):
-    """Blocks of one width, the first of which strides, under the name that the public networks use."""
+    """Blocks of one width; the first has the stride. The attribute `layer` is named as in the public code."""
 
     def __init__(
         self, depth: int, entering: int, leaving: int, stride: int, activation: Activation, dropout: float
@@ -55,10 +55,11 @@ class WideStage(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """conv3x3 (16), three stages of as many blocks (16k, 32k, 64k), BN-activation, global average, linear.
+    """conv3x3 (16), three stages of `blocks` blocks (16k, 32k, 64k), BN-activation, global average, linear.
 
-    Convolutions start at N(0, 2 / (9 out)), the linear layer's bias at 0. Submodule names are those of the
-    public networks of the TRADES family, so that their state dicts fit.
+    k is `widening`. The weights of convolutions are drawn from N(0, 2 / (kernel area x output channels)), the
+    linear layer's bias starts at 0. The submodules have the names of the public networks of the TRADES
+    family, so that public state dicts fit.
     """
 
     stem_name = "conv1"
@@ -98,7 +99,7 @@ class WideResNet(nn.Module):
         return self.rest(self.conv1(x))
 
     def rest(self, hidden: Tensor) -> Tensor:
-        """The logits from the first convolution's output."""
+        """Compute the logits (B, K) from the first convolution's output."""
         out = self.relu(self.bn1(self.block3(self.block2(self.block1(hidden)))))
         return self.fc(out.mean((2, 3)))
 
@@ -132,9 +133,9 @@ def wrn_16_8(
 ) -> nn.Module:
     """WRN-16-8: dropout 0.1 (Fast-BAT paper).
 
-    Deviation: the paper's code builds a third block in every stage and starts the linear layer at zero; here
-    the blocks are the (16 - 4) / 6 = 2 of the published WRN-16-8, and `zero_head` (no gradient reaches the
-    image in the first step) is an option.
+    Deviation: the paper's code builds three blocks in every stage and starts the linear layer at zero. Here a
+    stage has the (16 - 4) / 6 = 2 blocks of the published WRN-16-8. Zero as the start of the linear layer is
+    the option `zero_head`: with it no gradient reaches the image in the first step.
     """
     return _wide(2, 8, num_classes, shape, activation, dropout, zero_head, width)
 
@@ -165,8 +166,8 @@ def wrn_32_10(
 ) -> nn.Module:
     """WRN-32-10: 5 blocks a stage (FAT, GAIRAT, WMMR, BiLAW papers); the same network as WRN-34-10.
 
-    The public code of these papers counts the depth after Madry et al. as 6 n + 2, without the convolutions
-    of the shortcuts, where Zagoruyko and Komodakis count 6 n + 4: both names mean n = 5.
+    n is the number of blocks in a stage. The public code of these papers follows Madry et al. and calls the
+    depth 6 n + 2; Zagoruyko and Komodakis call it 6 n + 4. Both names mean n = 5.
     """
     return _wide(5, 10, num_classes, shape, activation, dropout, zero_head, width)
 
