@@ -1,4 +1,4 @@
-"""Tensors in a safetensors file that carries a checksum over all of itself."""
+"""Safetensors files with a checksum over their tensors and header."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from bivallate.files import write_whole
 from bivallate.schema import parse
 from bivallate.untrusted_files import pinned_path
 
-KEY, SEAL = "bivallate", "seal"  # one key alone: the library writes several in an order that changes
+# One metadata key only: the library writes several in no fixed order, and equal files must have equal bytes.
+KEY, SEAL = "bivallate", "seal"
 
 
 def checksum(tensors: Mapping[str, Tensor], header: Any) -> str:
@@ -32,15 +33,17 @@ def checksum(tensors: Mapping[str, Tensor], header: Any) -> str:
 
 
 def write_checksummed(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
-    """Write tensors and a header that JSON can hold, whole or not at all. Returns the seal."""
-    mark = checksum(tensors, json.loads(json.dumps(header)))
+    """Write tensors and a header that JSON can hold, completely or not at all. Returns the checksum."""
+    mark = checksum(
+        tensors, json.loads(json.dumps(header))
+    )  # of the header as it will be read: tuples are lists
     text = json.dumps({**header, SEAL: mark})
     write_whole(path, lambda place: save_file(tensors, place, {KEY: text}))
     return mark
 
 
 def has_checksum(path: Path) -> bool:
-    """Whether a file carries a checksum, which is not looked at; not one that is none or is damaged."""
+    """Whether a file carries a checksum, which is not verified; False for a file that cannot be read."""
     try:
         with pinned_path(path) as place, safe_open(place, framework="pt") as file:
             text = (file.metadata() or {}).get(KEY)
@@ -50,9 +53,9 @@ def has_checksum(path: Path) -> bool:
 
 
 def read_checksummed(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor], str | None]:
-    """Header, tensors and seal; the first and the last are None in a file that was written without.
+    """Read header, tensors and checksum; header and checksum are None in a file that has none.
 
-    Raises UserError if the file is missing, truncated, no safetensors file, or does not match its seal.
+    Raises UserError if the file is missing, truncated, no safetensors file, or does not match its checksum.
     """
     try:
         with pinned_path(path) as place, safe_open(place, framework="pt") as file:

@@ -1,6 +1,6 @@
 """The command line: `bivallate COMMAND`.
 
-Errors that are the user's to mend end with one message and status 2.
+A user's mistake ends with one message and exit status 2.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bivallate.commands import COMMANDS
 
 
 def _whole(text: str) -> int:
-    """A whole number as --set reads it: 30.0 is one, 2.9 is not rounded."""
+    """Read a whole number as --set does: 30.0 is one, 2.9 is refused, not rounded."""
     if not any(mark in text.lower() for mark in ".e") or text.lower().lstrip("+-").startswith("0x"):
         return int(text, 0 if text.lower().lstrip("+-")[:2] in ("0x", "0o", "0b") else 10)
     number = float(text)
@@ -27,7 +27,7 @@ def _whole(text: str) -> int:
     return int(number)
 
 
-_convert._converters[int] = _whole  # pyright: ignore[reportPrivateUsage]  rounded, for every option of every command
+_convert._converters[int] = _whole  # pyright: ignore[reportPrivateUsage]  its own rounds; for every command
 
 APP = App(
     name="bivallate",
@@ -59,8 +59,8 @@ def _register() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command line.
 
-    Exits with 0, with 1 where standard output could not take the result, with 2 for a user's mistake, with
-    130 for an interrupted run.
+    Exits with 0 for success, 1 for an unexpected error or if standard output could not be written, 2 for a
+    user's mistake, and 130 for an interrupted run.
     """
     from bivallate.safe_streams import safe_streams
     from bivallate.startup_interrupt import hand_over_interrupts
@@ -80,14 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit status; print no traceback but with `--debug`."""
+    """Run one command and return its exit status; print a traceback only with `--debug`."""
     words = list(arguments)
     end = words.index("--") if "--" in words else len(words)
     debug = "--debug" in words[:end]
     words = [word for k, word in enumerate(words) if word != "--debug" or k > end]
     try:
         return _command(words)
-    except Exception as error:  # the one place where whatever went wrong becomes a line and a status
+    except Exception as error:  # the one place that turns any error into a line and an exit status
         if debug:
             traceback.print_exc()
         return _explained(error, words)
@@ -106,7 +106,7 @@ def _command(words: list[str]) -> int:
 
 
 def _explained(error: Exception, words: Sequence[str]) -> int:
-    """Say in one line what went wrong; return 2 for what the user can mend, 1 for what nobody foresaw."""
+    """Print the error in one line; return 2 for a user's mistake, 1 for an unexpected error."""
     from bivallate.collective import RankError, peer_is_gone, rank
     from bivallate.errors import UserError
     from bivallate.run.signals import Interrupted
@@ -122,6 +122,7 @@ def _explained(error: Exception, words: Sequence[str]) -> int:
     if isinstance(error, UserError):
         return _complain(str(error))
     if isinstance(error, BrokenPipeError):
+        # text that is still buffered goes nowhere, and does not fail again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     if isinstance(error, OSError):
@@ -138,7 +139,7 @@ def _explained(error: Exception, words: Sequence[str]) -> int:
 
 
 def _kept(error: Exception) -> str:
-    """Write the traceback to a new file, as hours of work may lie before it."""
+    """Write the traceback to a new file and return its path: the failed run may have taken hours."""
     place, name = tempfile.mkstemp(prefix="bivallate-", suffix=".txt")
     with os.fdopen(place, "w", encoding="utf-8", errors="backslashreplace") as stream:
         stream.writelines(traceback.format_exception(error))

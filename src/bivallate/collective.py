@@ -16,9 +16,8 @@ from torch import Tensor
 from bivallate.errors import UserError
 from bivallate.types import Batch
 
-PATIENCE = timedelta(
-    days=1
-)  # a process that waits may wait for an attack; one that has died is the launcher's
+# A rank may wait for a long attack on another one. The launcher notices a rank that has died.
+PATIENCE = timedelta(days=1)
 
 
 def is_distributed() -> bool:
@@ -45,16 +44,16 @@ def totals(values: Sequence[Tensor]) -> list[Tensor]:
 
 
 def size(batch: Batch) -> int:
-    """Rows of the whole minibatch; added up by the ranks only where whoever cut it did not say."""
+    """Rows of the whole minibatch; the ranks add up theirs only if `batch.whole` is None."""
     if batch.whole is not None or not is_distributed():
         return len(batch.y) if batch.whole is None else batch.whole
     return int(total(torch.tensor(len(batch.y), device=batch.y.device)))
 
 
 def gather_rows(values: Tensor, whole: int) -> Tensor:
-    """What all ranks hold of a minibatch of so many rows, in its order: (whole, ...).
+    """The values of all ranks for a minibatch of `whole` rows, in its order: (whole, ...), without graph.
 
-    Of rank r the rows r, r + world, ...; without graph.
+    Rank r holds the rows r, r + world size, ...
     """
     if not is_distributed():
         return values
@@ -65,7 +64,7 @@ def gather_rows(values: Tensor, whole: int) -> Tensor:
 
 
 def own_rows(places: Tensor) -> Tensor:
-    """Of places in the whole minibatch those of this rank's rows, as places among them."""
+    """Positions in the whole minibatch as positions among this rank's rows; other ranks' are dropped."""
     return places[places % world_size() == rank()] // world_size() if is_distributed() else places
 
 
@@ -90,11 +89,10 @@ def log_mean_exp(values: Tensor) -> Tensor:
 
 
 def sum_gradients(parameters: Iterable[Tensor], besides: Tensor) -> Tensor:
-    """Add the gradients of all ranks, in place, and return the sums of what goes along.
+    """Add up the gradients of all ranks, in place, and return `besides` summed over the ranks.
 
-    Each rank's loss was a sum divided by the global count.
-
-    One flat all-reduce: an average of per-rank averages would be wrong on uneven batches.
+    Each rank's loss is a sum divided by the global count, so that gradients are added: an average of per-rank
+    averages would be wrong on uneven minibatches. One flat all-reduce.
     """
     parameters = [p for p in parameters if p.requires_grad]
     own = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
@@ -105,7 +103,7 @@ def sum_gradients(parameters: Iterable[Tensor], besides: Tensor) -> Tensor:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """A small picklable value of every rank, in their order; on one process, its own."""
+    """The small picklable values of all ranks, in their order."""
     if not is_distributed():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -123,7 +121,7 @@ class RankError(UserError):
 
 
 def raise_on_all_ranks(error: UserError | None) -> None:
-    """Raise on every rank the error of any, so that none waits for another that has stopped."""
+    """Raise the error of any rank on every rank, so that none waits for a rank that has stopped."""
     told = gather_objects(None if error is None else str(error))
     if error is not None:
         raise error
@@ -133,20 +131,20 @@ def raise_on_all_ranks(error: UserError | None) -> None:
 
 
 def post(name: str, text: str) -> None:
-    """Leaves a short text where the other processes can look at it, at any time."""
+    """Store a short text under a name, where the other processes can read it at any time."""
     if is_distributed():
         _board().set(name, text)
 
 
 def posted(name: str) -> str | None:
-    """What was left under a name last; None where nothing is."""
+    """The text stored last under a name; None if there is none."""
     board = _board()
     return board.get(name).decode() if board.check([name]) else None
 
 
 def _board() -> Any:
-    """The store that the processes have met at."""
-    return dist.distributed_c10d._get_default_store()  # pyright: ignore  nothing public leads to it
+    """The key-value store of the process group."""
+    return dist.distributed_c10d._get_default_store()  # pyright: ignore  torch has no public name for it
 
 
 def any_rank(value: bool) -> bool:
@@ -160,9 +158,9 @@ def sums(*numbers: int) -> list[int]:
 
 
 def _device() -> torch.device:
-    """The device where numbers that are not on one yet are added up.
+    """The device for sums of plain numbers.
 
-    The processor, but in a group of a user's own that can only compute on CUDA.
+    It is the CPU, except in a user's own group that can only reduce on CUDA.
     """
     able = "cpu" in dist.get_backend_config()
     return torch.device("cpu") if able else torch.device("cuda", torch.cuda.current_device())
@@ -181,7 +179,7 @@ def rank() -> int:
 
 
 def local_rank() -> int:
-    """The number of this process on its host, as torchrun says it."""
+    """The number of this process on its host, from torchrun's LOCAL_RANK."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
@@ -193,7 +191,7 @@ def _launched() -> bool:
 def join() -> None:
     """Join the group that torchrun has started, if it has, until this process ends.
 
-    gloo for what is on the processor, and NCCL for what is on CUDA, where there is any.
+    gloo reduces tensors on the CPU, and NCCL those on CUDA, where it is available.
 
     Raises:
         UserError: Slurm has started several processes that do not know of each other.
@@ -203,7 +201,9 @@ def join() -> None:
         return
     both = torch.cuda.is_available() and dist.is_nccl_available()
     store, number, count = next(dist.rendezvous("env://"))  # pyright: ignore[reportPrivateImportUsage]
-    if os.environ.get("GROUP_WORLD_SIZE") == "1":  # torchrun hands the store of a failed attempt on, as it is
+    if (
+        os.environ.get("GROUP_WORLD_SIZE") == "1"
+    ):  # torchrun reuses the store of a failed attempt, keys and all
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"attempt-{attempt}", store)  # pyright: ignore[reportPrivateImportUsage]
     back_ends = "cpu:gloo,cuda:nccl" if both else "gloo"
@@ -234,13 +234,13 @@ def peer_is_gone(error: BaseException) -> bool:
 
 
 def leave() -> None:
-    """Leaves the group, if it is still there."""
+    """Leave the group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def barrier() -> None:
-    """Wait for all ranks: none leaves while another still writes, or asks it for something."""
+    """Wait for all ranks, so that none leaves while another still writes or waits for it."""
     if is_distributed():
         any_rank(False)
 

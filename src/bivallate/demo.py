@@ -23,7 +23,7 @@ from bivallate.run.trainer import limit_threads
 from bivallate.run.training import train
 from bivallate.terminal import literal_console
 
-EPS = 0.2  # of a pixel range of 1: here plain training keeps almost nothing, and adversarial training does
+EPS = 0.2  # of a pixel range of 1: plain training loses almost all accuracy, adversarial training does not
 ATTACK = "pgd-20"
 
 
@@ -34,7 +34,7 @@ def chosen() -> list[Method]:
 
 
 def run_demo(out: Path, *, epochs: int, threads: int) -> list[dict[str, Any]]:
-    """Trains, attacks, prints the table, draws the picture, and says where everything is."""
+    """Train and attack the methods, print the table, draw the picture, and say where the files are."""
     console = literal_console(soft_wrap=True)
     wide = literal_console(width=max(console.width, 112))
     limit_threads(min(threads, os.cpu_count() or 1))
@@ -74,7 +74,7 @@ def run_demo(out: Path, *, epochs: int, threads: int) -> list[dict[str, Any]]:
 
 
 def _next(out: Path) -> list[str]:
-    """Commands to go on with: the standard attack ensemble, a page, a longer training, the whole list."""
+    """Commands to try next: the standard attack ensemble, a report, a longer training, all methods."""
     return [
         command("evaluate", out / "at", "--attack", "autoattack"),
         command("report", out / "at", out / "fast-bat", "--out", "report.html"),
@@ -84,7 +84,7 @@ def _next(out: Path) -> list[str]:
 
 
 def _measured(method: Method, folder: Path, history: list[dict[str, Any]], dataset: Any) -> dict[str, Any]:
-    """One row of the table: the weights that were best on held-out data, on the test set."""
+    """Evaluate the best and the last weights of a run on the test set; return its row of the table."""
     scores = {w: evaluate(load(folder, w), dataset.test, method.threat, ATTACK) for w in ("best", "last")}
     for weights, score in scores.items():
         identity = Identity(weights=weights)

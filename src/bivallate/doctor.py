@@ -1,6 +1,6 @@
-"""What a report of a fault should say of the machine, and a test of the installation.
+"""Describe the machine for a bug report, and test the installation.
 
-Versions, devices, threads, data found, and a self-test of some seconds.
+The description has versions, devices, threads and the data that was found; the test takes some seconds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from bivallate.version import __version__
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """One line of the examination: what was looked at, what it is, and whether that is well."""
+    """One line of the report: what was checked, what was found, and whether that is as it should be."""
 
     name: str
     value: str
@@ -42,7 +42,7 @@ class Diagnosis:
 
 
 def examine(data_dir: str | None = None) -> Iterator[Diagnosis]:
-    """Versions, devices, threads and data, one by one."""
+    """Report versions, devices, threads and data, one by one."""
     facts = machine("cpu", 0)
     yield Diagnosis("bivallate", f"{__version__}, {_origin()}")
     yield Diagnosis("python", f"{facts['python']} on {facts['system']} {platform.release()}")
@@ -96,9 +96,9 @@ def devices() -> Iterator[Diagnosis]:
 
 
 def self_test() -> Iterator[Diagnosis]:
-    """Small versions of what the package is for, each timed: they must give what they give everywhere.
+    """Run small, timed versions of the package's main tasks: a gradient check, a training, attacks.
 
-    A check that fails is a finding that is not ok; none raises.
+    A check that fails yields a `Diagnosis` that is not ok; none raises.
     """
     with tempfile.TemporaryDirectory() as place:
         for name, check in (
@@ -109,7 +109,7 @@ def self_test() -> Iterator[Diagnosis]:
             began = time.perf_counter()
             try:
                 value, ok = check()
-            except Exception as error:  # whatever it is, it is what the examination is to find
+            except Exception as error:  # any error is a finding
                 value, ok = f"{type(error).__name__}: {error}", False
             yield Diagnosis(name, f"{value} ({time.perf_counter() - began:.1f} s)", ok)
 

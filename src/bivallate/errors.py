@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: the command line prints them without a traceback and exits with 2."""
+"""Errors that the user can correct: the command line prints them without a traceback and exits with 2."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class UserError(Exception):
-    """Says what was wrong, what was got and what to do."""
+    """An error that the user can correct: the message says what is wrong, what was given and what to do."""
 
 
 def check_range(what: str, value: float, low: float, high: float = math.inf) -> None:
@@ -30,7 +30,7 @@ def check_range(what: str, value: float, low: float, high: float = math.inf) -> 
 
 
 def to_python(value: Any) -> Any:
-    """A number of NumPy's or torch's, or a list or tuple of them, as Python's own; anything else as it is.
+    """Turn a number of NumPy or torch, or those in a list or tuple, into Python's; keep anything else.
 
     Example:
         >>> import numpy as np
@@ -43,7 +43,7 @@ def to_python(value: Any) -> Any:
 
 
 def python_arguments(function: Function) -> Function:
-    """Decorator: numbers of NumPy's or torch's that a function is given arrive as Python's own."""
+    """Decorator: turn numbers of NumPy or torch among a function's arguments into Python's."""
 
     @functools.wraps(function)
     def given(*args: Any, **options: Any) -> Any:
@@ -53,18 +53,18 @@ def python_arguments(function: Function) -> Function:
 
 
 def _number(value: Any) -> Any:
-    """As `to_python`, but not of data, which is a tuple of tensors or arrays."""
+    """As `to_python`, but leave tuples and lists alone: data is a tuple of tensors or arrays."""
     return value if type(value) in (tuple, list) else to_python(value)
 
 
 def check_whole(what: str, value: Any, least: int = 1) -> None:
-    """Raise UserError unless it is a whole number of at least so much; true and false are none."""
+    """Raise UserError unless the value is a whole number of at least `least`; booleans are refused."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"{what} must be a whole number of at least {least}, got {value!r}")
 
 
 def check_seed(seed: object) -> int:
-    """A whole number from 0 to 2^63 - 1. Raises UserError for anything else."""
+    """Return the seed, a whole number from 0 to 2^63 - 1. Raises UserError for anything else."""
     seed = to_python(seed)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 63:
         raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, got {seed!r}")
@@ -72,25 +72,25 @@ def check_seed(seed: object) -> int:
 
 
 def check_number(what: str, value: Any) -> None:
-    """Raise UserError unless it is a number; true and false are none."""
+    """Raise UserError unless the value is a number; booleans are refused."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{what} must be a number, got {value!r}")
 
 
 def check_path(what: str, value: Any) -> Path:
-    """The path. Raises UserError for what is none."""
+    """Return the value as a path. Raises UserError for what is no path."""
     if not isinstance(value, str | os.PathLike):
         raise UserError(f"{what} must be a path, got {value!r}")
     return Path(value)
 
 
 def check_device(name: torch.device | str, instead: str) -> torch.device:
-    """The device of that name. Raises UserError, which says what to do `instead`, where there is none."""
+    """Return the device of that name. Raises UserError, which ends with `instead`, if it cannot be used."""
     import torch
 
     try:
         device = torch.device(name)
-    except (RuntimeError, TypeError) as error:  # torch's own words list every type that it was ever built for
+    except (RuntimeError, TypeError) as error:  # torch's own message lists every type of device there is
         raise UserError(
             f"device {name!r} cannot be used: devices are cpu, cuda, cuda:N, mps; {instead}"
         ) from error
@@ -103,7 +103,7 @@ def check_device(name: torch.device | str, instead: str) -> torch.device:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator says that there is no room, on whatever device; torch has no one type for it."""
+    """Whether an error says that memory ran out, on any device; torch has no single type for it."""
     import torch
 
     words = ("DefaultCPUAllocator", "not enough memory", "bad_alloc", "Unable to allocate")
@@ -125,7 +125,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
 
 
 def listed(names: Iterable[object]) -> str:
-    """Names in a message: each once, in their order, and a word where there are none.
+    """Join names for a message, each once and in their order; "none" if there are none.
 
     Example:
         >>> listed(["b", "a", "b"]), listed([])
@@ -138,7 +138,7 @@ def check_options(what: str, given: Iterable[str], function: Callable[..., Any],
     """Raise UserError for an option that a function does not take.
 
     Args:
-        what: takes the options, for the error. called: what an option that may be meant is called here.
+        what: names the function in the error. called: other names of options -> their names in Python.
     """
     known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for name in given:
@@ -149,7 +149,7 @@ def check_options(what: str, given: Iterable[str], function: Callable[..., Any],
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The name that was probably meant, whatever its case; None if none is alike."""
+    """The known name most similar to `name`, ignoring case; None if none is similar."""
     plain = {other.lower(): other for other in known}
     close = difflib.get_close_matches(name.lower(), plain, n=1, cutoff=0.5)
     return plain[close[0]] if close else None

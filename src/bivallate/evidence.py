@@ -1,4 +1,4 @@
-"""Gathers what a weighting may look at, from what one step has computed."""
+"""Gather what a weighting may read from the values that one step has computed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from bivallate.types import Evidence, Solution, Terms
 def gather(
     problem: LowerProblem, terms: Terms, solution: Solution, buffers: dict[str, Tensor] | None = None
 ) -> Evidence:
-    """The evidence of one step, from detached values.
+    """Gather the evidence of one step, from detached values.
 
-    Clean logits are computed in eval mode when first asked, with the network's present buffers or those
-    given, of before the outer pass.
+    Clean logits are computed in eval mode when they are first read, with the network's present buffers or
+    with `buffers`, a copy from before the outer pass.
 
     Raises:
         UserError: the loss has made another pass at the solution than the one that the coupling handed on.

@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all, and stay so when the power fails."""
+"""Atomic writes: a file is complete or not there at all, also after a loss of power."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from bivallate.errors import UserError
 from bivallate.processes import alive, namespace_id
 
 UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF, errno.EISDIR}
-FORGOTTEN = 24 * 3600  # seconds after which another machine's temporary files are nobody's
+FORGOTTEN = 24 * 3600  # seconds after which temporary files of another machine count as abandoned
 TEMPORARY = re.compile(r"\.bivallate-(?P<place>[0-9a-f]{12})-(?P<pid>[0-9]+)-[0-9a-f]{16}\.tmp")
 EARLIER = re.compile(r"\..+\.(?P<pid>[0-9]+)\.tmp")  # as versions before 0.2 named them
 
 
 def write_whole(path: Path, write: Callable[[Path], Any], *, durable: bool = True) -> None:
-    """Write a file whole or not at all.
+    """Write a file completely or not at all.
 
-    `write` fills a temporary file beside `path`, which is then moved into place; the old file stays until
-    then. `durable`: also after a loss of power.
+    The function `write` fills a temporary file beside `path`, which is then moved into place; the old file
+    stays until then. With `durable` this also holds after a loss of power.
 
-    The temporary file lies in a folder of its own that only this process can open and whose name nobody can
-    guess, so that no link can wait there. What was at `path` is replaced and never written through, should it
-    be a link. The mode is what the umask leaves of 0666, whatever the library that writes it would choose.
+    The temporary file lies in a folder of its own that only this user can open and whose name cannot be
+    guessed, so that nobody can plant a link there. If `path` is a link, the link is replaced and its target
+    is left alone. The mode is what the umask leaves of 0666, whatever the library that writes would choose.
 
     Raises UserError when there is no space or no permission.
     """
@@ -56,12 +56,12 @@ def write_whole(path: Path, write: Callable[[Path], Any], *, durable: bool = Tru
 
 
 def temporary(folder: Path) -> Path:
-    """A temporary name that nobody can guess, and that says which process it belongs to."""
+    """A temporary path that cannot be guessed, with the process it belongs to in its name."""
     return folder / f".bivallate-{namespace_id()}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
 
 
 def _reserve(path: Path) -> int:
-    """Make an empty file that was not there, and say which mode the umask leaves it."""
+    """Create an empty file, which must not exist, and return the mode that the umask leaves it."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
     try:
         return stat.S_IMODE(os.fstat(handle).st_mode)
@@ -70,7 +70,7 @@ def _reserve(path: Path) -> int:
 
 
 def _settle(path: Path, mode: int, *, durable: bool) -> None:
-    """Give a written file its mode, and put it on the disk."""
+    """Give a written file its mode, and if `durable` flush it to the disk."""
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     try:
         if stat.S_IMODE(os.fstat(handle).st_mode) != mode:
@@ -82,7 +82,7 @@ def _settle(path: Path, mode: int, *, durable: bool) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Write a folder's entries to the disk; file systems that cannot are left as they are."""
+    """Flush a folder's entries to the disk, where the file system can."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError as error:
@@ -99,7 +99,7 @@ def sync_folder(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """A folder and those above it, as far as they are not there, on the disk before anything is put in."""
+    """Create a folder and missing folders above it, and flush their entries to the disk."""
     if path.is_dir():
         return
     missing = [place for place in (path, *path.parents) if not place.exists()]
@@ -109,20 +109,20 @@ def make_folder(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Text in UTF-8, whole or not at all."""
+    """Write text in UTF-8, completely or not at all."""
     write_whole(path, lambda place: place.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 1, durable: bool = True) -> None:
-    """JSON, whole or not at all; NaN and infinities are refused because JSON has none."""
+    """Write JSON, completely or not at all; NaN and infinities, which are not JSON, raise ValueError."""
     text = json.dumps(value, indent=indent, allow_nan=False) + "\n"
     write_whole(path, lambda place: place.write_text(text, encoding="utf-8"), durable=durable)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link (never what it points to) or a folder with all that it holds.
+    """Remove a file, a link (never its target) or a folder with its contents.
 
-    Raises UserError for what cannot be removed; what is not there is no error.
+    A path that does not exist is no error. Raises UserError for what cannot be removed.
     """
     try:
         if path.is_dir() and not path.is_symlink():
@@ -134,13 +134,13 @@ def remove(path: Path) -> None:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file is one that `write_whole` has not finished, or never will."""
+    """Whether a name is that of an unfinished temporary file of `write_whole`."""
     return bool(TEMPORARY.fullmatch(name) or EARLIER.fullmatch(name))
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files of processes that are no more; those of living ones stay."""
-    with suppress(OSError):  # nobody needs them, so what cannot be removed may stay
+    """Remove the temporary files of processes that have ended; those of living ones stay."""
+    with suppress(OSError):  # they are garbage: what cannot be removed may stay
         for left in folder.iterdir():
             if _abandoned(left):
                 shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)

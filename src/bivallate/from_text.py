@@ -1,7 +1,7 @@
-"""Text as the value that it stands for: `--set KEY=VALUE`, parameters of methods and options of networks.
+"""Read values from text: `--set KEY=VALUE`, parameters of methods and options of networks.
 
-What is asked for is said by the type hint of the field or the parameter; where there is none, by the value
-that stands there now.
+The type hint of the field or parameter determines how the text is read; without a hint, the type of the
+present value does.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def parse_number(text: str | float, what: str = "eps") -> float:
 
 
 def pair(item: str, such_as: str = "solver.steps=20", what: str = "--set") -> tuple[str, str]:
-    """KEY and VALUE of KEY=VALUE. Raises UserError for anything else."""
+    """Split KEY=VALUE into KEY and VALUE. Raises UserError for anything else."""
     key, equals, value = item.partition("=")
     if not equals or not key.strip():
         raise UserError(f"{what} needs KEY=VALUE, such as {such_as}, got {item!r}")
@@ -47,9 +47,9 @@ def pair(item: str, such_as: str = "solver.steps=20", what: str = "--set") -> tu
 
 
 def literal(text: str) -> Any:
-    """What a text looks like, where nothing says what it should be.
+    """Read a text by its looks, where nothing says which type it should have.
 
-    A number, a boolean, None, a list of these (with commas) or the text itself.
+    The result is a number, a boolean, None, a list of these (with commas) or the text itself.
 
     Example:
         >>> literal("3"), literal("1/4"), literal("none"), literal("7, 7"), literal("same")
@@ -68,10 +68,10 @@ def literal(text: str) -> Any:
 
 
 def override(value: Any, path: str, text: Any) -> Any:
-    """A copy of a part with one field, named by a dotted path, changed.
+    """Return a copy of a part with one field, named by a dotted path, changed.
 
-    Text is read as the field asks (see `read`); anything else is the value itself. Raises UserError for an
-    unknown path or a value that does not fit.
+    Text is read by the field's type hint (see `read`); any other value is taken as it is. Raises UserError
+    for an unknown path or a value that does not fit.
     """
     name, _, rest = path.partition(".")
     known = written(type(value))
@@ -90,18 +90,18 @@ def override(value: Any, path: str, text: Any) -> Any:
 
 
 def read(text: str, hint: Any, where: str, current: Any = None) -> Any:
-    """The value that a text stands for where `hint` is asked for.
+    """Read a text as a value of the type `hint`.
 
     Numbers may be written as 8/255, booleans as true or false, None as none, tuples with commas, and a part
     by its kind (`coupling=Detached`) or in the short form that the part itself reads (`from_text`).
 
     Args:
-        hint: a type hint; None, where nobody says.
+        hint: a type hint, or None if there is none.
         where: names the value in errors.
-        current: what stands there now; without a hint its type is asked for.
+        current: the present value; without a hint its type is used.
 
     Raises:
-        UserError: the text stands for nothing of that type.
+        UserError: the text cannot be read as that type.
     """
     options = _options(hint)
     if not options:
@@ -127,7 +127,7 @@ def read(text: str, hint: Any, where: str, current: Any = None) -> Any:
 
 
 def _options(hint: Any) -> list[Any]:
-    """The choices of a union type hint; none where the hint says nothing."""
+    """The members of a union type hint; an empty list for None and Any."""
     if typing.get_origin(hint) is Annotated:
         return _options(typing.get_args(hint)[0])
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
@@ -140,7 +140,7 @@ def _is_words(hint: Any) -> bool:
 
 
 def _is_part(hint: Any) -> bool:
-    """Whether a hint asks for a part: classes that are not plain, and functions."""
+    """Whether a hint asks for a part: a class that is not plain, or a function."""
     return hint not in (*PLAIN, tuple) and typing.get_origin(hint) not in (tuple, typing.Literal)
 
 
@@ -161,7 +161,7 @@ def _number(text: str, where: str, *, whole: bool) -> float | int:
 
 
 def _several(text: str, hint: Any, where: str, current: Any) -> tuple[Any, ...]:
-    """A tuple from its items, with commas; none is the empty one."""
+    """Read a tuple from items with commas between them; "none" is the empty tuple."""
     items = [] if text.lower() in ("", "none") else [item.strip() for item in text.split(",")]
     asked = typing.get_args(hint)
     if not asked:
@@ -173,7 +173,7 @@ def _several(text: str, hint: Any, where: str, current: Any) -> tuple[Any, ...]:
 
 
 def _short(text: str, parts: list[Any], where: str, current: Any) -> Any:
-    """What a part that may stand here reads from the text."""
+    """Read the short form of a part by its `from_text`."""
     for kind in [type(current), *parts]:
         if hasattr(kind, "from_text"):
             return kind.from_text(text, where)

@@ -18,7 +18,7 @@ __all__ = ["FrozenStep", "difference", "dot", "like"]
 
 
 class RecordedProblem(LowerProblem):
-    """A lower problem that records every gradient whose graph in theta was kept, and what arrives there."""
+    """A lower problem that records each gradient kept with a graph, and the vector that arrives at it."""
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -28,10 +28,11 @@ class RecordedProblem(LowerProblem):
     def graph(
         self, delta: Tensor, *, create_graph: bool = True, signs: bool = False, keep: bool = False
     ) -> Graph:
-        """As the lower problem's own."""
+        """As `LowerProblem.graph`, and record the gradient."""
         graph = super().graph(delta, create_graph=create_graph, signs=signs, keep=keep)
         trainable = any(p.requires_grad for p in self.forward.module.parameters())
-        if create_graph and trainable and graph.grad.requires_grad:  # products with the Hessian run frozen
+        # Hessian products run with frozen parameters: they have no gradient in theta to record
+        if create_graph and trainable and graph.grad.requires_grad:
             k = len(self.points)
             self.points.append(graph.point.detach())
             self.arrived.append(torch.zeros_like(graph.grad))
@@ -44,7 +45,7 @@ class RecordedProblem(LowerProblem):
 
 
 class FrozenStep:
-    """One step in eval mode, taken apart into its gradient and what that may be the gradient of."""
+    """One step in eval mode: its gradient, and the functions of theta that it is compared with."""
 
     def __init__(self, model: nn.Module, method: Method, batch: Batch, facts: Facts, clock: Clock) -> None:
         self.model, self.method, self.batch, self.facts, self.clock = model, method, batch, facts, clock
@@ -69,7 +70,7 @@ class FrozenStep:
         return problem, bound, solution, delta
 
     def _first_weights(self, evidence: Evidence) -> Tensor:
-        """The weights before anything was learned: a constant of the check, whatever their values."""
+        """The initial weights, which the check holds constant; 1 where they must be learned first."""
         try:
             return self.bound.weighting(evidence)
         except NotFitted:
@@ -95,7 +96,7 @@ class FrozenStep:
         return self._risk(self.delta)
 
     def surrogate(self) -> float:
-        """The loss whose gradient the method claims to take, to first order; call after `gradient`."""
+        """The function whose gradient the method claims to take, to first order; call after `gradient`."""
         total = float(self.explicit().detach())
         for point, b in zip(list(self.problem.points), list(self.problem.arrived), strict=True):
             total += float((self.problem.ascent(point)[1] * b).sum())
@@ -107,7 +108,7 @@ class FrozenStep:
 
 
 def like(parameter: nn.Parameter, generator: torch.Generator) -> Tensor:
-    """A random direction as long as the parameter itself."""
+    """A random direction with the norm of the parameter."""
     way = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.device)
     norm = float(parameter.detach().norm())
     return way * ((norm if norm > 0 else 1.0) / max(float(way.norm()), 1e-300))
@@ -121,7 +122,7 @@ def dot(a: list[Tensor] | tuple[Tensor, ...], b: list[Tensor] | tuple[Tensor, ..
 def difference(
     value: Callable[[], float], parameters: list[nn.Parameter], way: list[Tensor], h: float
 ) -> float:
-    """Central difference; the parameters come back to the bit."""
+    """Central difference along a direction; the parameters are restored bit for bit."""
     home = [p.detach().clone() for p in parameters]
     ends = []
     for t in (h, -h):

@@ -1,4 +1,4 @@
-"""Is the gradient right? A method's hypergradient on the user's own model, against finite differences."""
+"""Compare a method's hypergradient on the user's own model with finite differences."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from bivallate.method import Method, checked, facts_for
 from bivallate.step import differentiate
 from bivallate.types import Batch, Clock, Facts
 
-STEPS = (1e-4, 1e-5, 1e-6)  # of the differences, relative to the norm of each parameter tensor
-MOST_DIRECTIONS = 1000  # a verdict stands long before, and each costs six attacks
+STEPS = (1e-4, 1e-5, 1e-6)  # step sizes of the differences, relative to the norm of each parameter tensor
+MOST_DIRECTIONS = 1000  # far more than a verdict needs; each costs six attacks
 AGREES = 1e-4  # relative error below which autograd and differences are taken to agree
 
 
@@ -36,20 +36,24 @@ def upper_gradient(
     training: bool = True,
     lr: float = 0.1,
 ) -> dict[str, Tensor]:
-    """The parameter gradient of one step, by name; nothing is applied, everything is left as it was found.
+    """Return the parameter gradient of one step by name, without applying it.
 
-    The step is the first of a fresh run: state of solver and weighting begins anew, rows are numbered 0, 1,
-    ..., and replays that accumulate are all taken. Weight decay is the optimiser's and not part of it.
+    The step is the first of a fresh run: solver and weighting start with fresh state, rows are numbered 0, 1,
+    ..., and replays that accumulate are all made. Weight decay belongs to the optimiser and is not included.
+    Model, method and random generators are left as they were.
 
     Args:
-        model: not touched; the step is made on a copy, in float32 where the model is in half precision.
+        model: the step is made on a copy, in float32 where the model is in half precision.
         method: from the catalogue, or composed.
         data: x (B, C, H, W) in [0, 1] and y (B,).
         seed: of the attack's noise and of dropout.
-        clock: the moment, for schedules; the first minibatch of a run of one epoch by default.
+        clock: the moment, for schedules; by default the first minibatch of a run of one epoch.
         meta: a minibatch of the second data stream, for weightings that learn from one.
         training: the upper level in train mode, as in training; False puts both levels in eval mode.
-        lr: of the virtual step along which learned weights look ahead; other methods do not ask for it.
+        lr: learning rate of the virtual step of learned weights (BiLAW); other methods do not use it.
+
+    Returns:
+        A tensor like the parameter for each name of `model.named_parameters()`.
 
     Raises:
         UserError: a model that cannot learn, images or labels that do not fit, no meta for weights that learn
@@ -91,7 +95,7 @@ def _twin(model: nn.Module) -> nn.Module:
 
 
 def _first_batch(model: nn.Module, data: Any, meta: Any = None) -> tuple[Batch, Facts]:
-    """The rows as a minibatch where the model is. Raises UserError for rows, or a model, of no use."""
+    """The rows as a minibatch on the model's device. Raises UserError if rows or model cannot be used."""
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     x, y = _tensors(data, "data", like)
     second = None if meta is None else _tensors(meta, "meta", like)
@@ -134,22 +138,24 @@ def _tensors(data: Any, what: str, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _outputs(model: nn.Module, x: Tensor) -> int:
-    """The classes that the model tells apart, seen in the logits of a row."""
+    """The number of classes, read off the logits of one row."""
     with torch.no_grad(), evaluating(model):
         return Forward(model)(x[:1]).shape[1]
 
 
 @dataclass(frozen=True)
 class GradientReport:
-    """What `check_gradient` found; all relative to the size of the gradient.
+    """The result of `check_gradient`.
+
+    Differences are relative to the root mean square of the gradient's directional derivatives.
 
     Attributes:
         method: its name.
-        surrogate_error: the gradient that the step follows, against finite differences of the very expression
-            that it states: weights and perturbation fixed, plus <d objective / d delta, b> with the fixed
-            vectors b that the coupling forms. Median over directions and step sizes.
-        true_gap: the same gradient against finite differences of the loss with the attack solved anew at
-            every parameter. Not an error: it is what the method leaves out by design.
+        surrogate_error: difference between the step's gradient and finite differences of the expression whose
+            gradient it claims to be: the loss at fixed weights and perturbation, plus <d objective / d delta,
+            b> with the fixed vectors b that the coupling forms. Median over directions and step sizes.
+        true_gap: difference between the same gradient and finite differences of the loss with the attack
+            solved anew at every parameter. Not an error: it is what the method leaves out by design.
         implicit: norm of the implicit part over the norm of the rest; 0 without coupling.
         active: fraction of coordinates of delta* on a bound of the threat model.
         kinks: directions, of `directions`, in which differences of different step sizes disagree.
@@ -197,18 +203,21 @@ def check_gradient(
 ) -> GradientReport:
     """Compare a method's hypergradient with finite differences, on a float64 copy of the model in eval mode.
 
-    In eval mode examples do not see each other, so that each has a lower-level problem of its own. Weights
-    that learn from a second data stream are taken as they begin, or as 1 where each minibatch begins anew.
+    In eval mode the examples are independent, so that each has its own lower-level problem. Weights that
+    learn from a second data stream keep their initial values, or are 1 where each minibatch learns them anew.
 
     Args:
-        model: left as it is found.
-        method: whose gradient is meant.
+        model: left as it was.
+        method: from the catalogue, or composed.
         data: a few rows, x (B, C, H, W) in [0, 1] and y (B,).
         seed: of the attack's noise and of the directions.
         directions: random directions in parameter space, at most 1,000.
-        clock: the moment, for schedules.
+        clock: the moment, for schedules; by default the first minibatch of a run of one epoch.
 
     Cost: about 6 * directions attacks and as many gradients; a few rows are enough.
+
+    Raises:
+        UserError: as `upper_gradient`; or a layer without second derivatives where the method needs them.
 
     Example:
         >>> from bivallate import Linf, methods, models

@@ -1,4 +1,4 @@
-"""The gradients of all processes, added up bucket by bucket while the backward pass still runs."""
+"""Add up the gradients of all processes, bucket by bucket, while the backward pass still runs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from bivallate import collective
 
 __all__ = ["overlapping", "summed"]
 
-BUCKET = 8 << 20  # bytes: below two of these there is one flat bucket, after the pass
+BUCKET = 8 << 20  # bytes; smaller networks have one flat bucket, sent after the backward pass
 
 _under_way: WeakKeyDictionary[nn.Module, Buckets] = WeakKeyDictionary()
 
 
 class Buckets:
-    """Parameters in the order in which a backward pass comes to them, and the sums that are under way.
+    """Parameters in the order in which a backward pass reaches them, and the all-reduces under way.
 
-    A bucket is sent when all its gradients are there and the one before is on its way, so that every process
-    sends them in the same order. The last one, of the first layers, waits for what goes along with it.
+    A bucket is sent when all its gradients are there and the bucket before has been sent, so that every
+    process sends them in the same order. The gradients of the first layers are in no bucket: `summed` sends
+    them after the pass, together with the loss.
     """
 
     def __init__(self, groups: Sequence[list[Tensor]]) -> None:
@@ -37,7 +38,7 @@ class Buckets:
         self.handles = [p.register_post_accumulate_grad_hook(self._arrived) for p in hooked]
 
     def _arrived(self, parameter: Tensor) -> None:
-        self.again |= id(parameter) in self.there
+        self.again |= id(parameter) in self.there  # a second backward pass: what was sent is not the sum
         self.there.add(id(parameter))
         while len(self.sent) < len(self.groups) and all(
             id(p) in self.there for p in self.groups[len(self.sent)]
@@ -48,9 +49,10 @@ class Buckets:
             self.sent.append((flat, dist.all_reduce(flat, async_op=True), marks))
 
     def collect(self) -> set[int]:
-        """Put the sums into `.grad`, and tell which parameters (by id) have them.
+        """Put the sums into `.grad`, and return the ids of the parameters that have them.
 
-        A bucket whose gradients were changed after it had been sent is left to be summed anew.
+        A bucket whose gradients were changed after it had been sent is left out: the caller sums it anew. The
+        version counter of a tensor shows such a change.
         """
         found = set[int]()
         for (flat, work, marks), group in zip(self.sent, self.groups, strict=False):
@@ -69,13 +71,13 @@ class Buckets:
         return found
 
     def stop(self) -> None:
-        """Listen no more."""
+        """Remove the hooks."""
         for handle in self.handles:
             handle.remove()
 
 
 def grouped(model: nn.Module) -> list[list[Tensor]]:
-    """Buckets of parameters that learn, from the last layers on, but for what is left of the first ones."""
+    """Trainable parameters in buckets, from the last layers on; the last one (first layers) is left out."""
     groups, size = [list[Tensor]()], 0
     for p in reversed([p for p in model.parameters() if p.requires_grad]):
         if size >= BUCKET:
@@ -88,10 +90,10 @@ def grouped(model: nn.Module) -> list[list[Tensor]]:
 
 @contextmanager
 def overlapping(model: nn.Module, once: bool) -> Iterator[None]:
-    """Within, sums of this network's gradients over processes begin while its backward pass still runs.
+    """Within, all-reduces of this network's gradients begin while its backward pass still runs.
 
     Args:
-        once: whether one backward pass makes the gradient of each update.
+        once: whether each update has one backward pass; otherwise nothing is sent before `summed`.
     """
     groups = grouped(model) if once and collective.is_distributed() else []
     if not groups:
@@ -106,10 +108,11 @@ def overlapping(model: nn.Module, once: bool) -> Iterator[None]:
 
 
 def summed(model: nn.Module, besides: Tensor) -> Tensor:
-    """Add the gradients of all processes, in place, and return the sums of what goes along.
+    """Add up the gradients of all processes, in place, and return `besides` summed over the processes.
 
-    Each one's loss was a sum divided by the global count: an average of averages would be wrong on uneven
-    minibatches. One flat all-reduce of all that is not under way already.
+    Each process's loss is a sum divided by the global count, so that gradients are added: an average of
+    per-process averages would be wrong on uneven minibatches. One flat all-reduce carries `besides` and all
+    gradients that are not under way already.
     """
     buckets = _under_way.get(model)
     done = buckets.collect() if buckets is not None else set()

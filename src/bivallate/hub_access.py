@@ -1,4 +1,4 @@
-"""What the hub's client raises, said plainly; and whether what it has fetched is what the hub has."""
+"""Turn errors of the hub's client into UserErrors, and check the files that it has downloaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def hub_errors(repo: str, kind: str, out_of_reach: str) -> Iterator[None]:
     """Turn what the hub's client raises into UserErrors.
 
     Args:
-        repo: owner/name. kind: "data set" or "model". out_of_reach: says that the hub is, with {why} in it.
+        repo: owner/name. kind: "data set" or "model". out_of_reach: message for a hub that cannot be reached,
+            with {why} in it.
     """
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
@@ -48,18 +49,19 @@ def _said(error: Exception) -> str:
 
 
 def check_fetched(folder: Path, repo: str) -> None:
-    """Hold the files of a snapshot against their checksums, by which the client's cache names them.
+    """Compare the files of a snapshot with their SHA-256, which is their name in the client's cache.
 
-    Raises UserError for files that came damaged, which are removed, so that they are fetched again.
+    Small files, which the cache names otherwise, are not compared. Raises UserError for damaged files and
+    removes them, so that they are downloaded again.
     """
     kept = [(file, file.resolve().name) for file in sorted(folder.rglob("*")) if file.is_file()]
     discard_damaged([(file, name) for file, name in kept if SHA256.fullmatch(name)], repo)
 
 
 def discard_damaged(expected: Iterable[tuple[Path, str]], repo: str) -> None:
-    """Remove the files that have not the SHA-256 that they should have.
+    """Remove the files whose SHA-256 is not the expected one.
 
-    Raises UserError that names them, where there are any.
+    Raises UserError that names them, if there are any.
     """
     damaged = [file for file, wanted in expected if digest(file) != wanted]
     for file in damaged:

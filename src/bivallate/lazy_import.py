@@ -48,7 +48,7 @@ def _module(package: str, name: str) -> Any:
 
 
 def former_names(module: str, renamed: Mapping[str, str]) -> Callable[[str], Any]:
-    """`__getattr__` of a module whose names were others once: an old one still works, with a warning.
+    """`__getattr__` of a module with renamed names: an old name still works, with a DeprecationWarning.
 
     Args:
         renamed: old name -> present name in the same module.

@@ -1,7 +1,7 @@
-"""Whether a module can be learned from: its values, its gradients, its copies.
+"""Check that a module can be trained: its tensors have values, gradients flow, copies can be made.
 
-Asked once, before the first minibatch, of networks (by `models.trainable`) and of whatever else others have
-written.
+The checks run once, before the first minibatch, on networks (`models.trainable`) and on modules that users
+have written.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["check_asking", "check_learning", "check_module", "check_values", "co
 
 
 def check_module(model: object) -> None:
-    """Raise UserError unless it is a module whose tensors have values and can be learned from."""
+    """Raise UserError unless it is a torch module whose tensors have values and can be trained."""
     if not isinstance(model, nn.Module):
         what = "the class" if isinstance(model, type) else type(model).__name__
         name = f" {model.__name__}: call it" if isinstance(model, type) else ": make one of it"
@@ -36,9 +36,9 @@ def check_module(model: object) -> None:
 
 
 def check_values(model: nn.Module, *, lazy: bool = False) -> None:
-    """Raise UserError where a tensor of the model has no values.
+    """Raise UserError if a tensor of the model has no values.
 
-    lazy: those that a first pass makes may be missing.
+    lazy: allow lazy tensors, which get their values in the first pass.
     """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor) and not lazy:
@@ -50,7 +50,7 @@ def check_values(model: nn.Module, *, lazy: bool = False) -> None:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A copy that shares nothing. Raises UserError for a module that cannot be copied."""
+    """Return a deep copy. Raises UserError for a module that cannot be copied."""
     try:
         return copy.deepcopy(model)
     except Exception as error:  # whatever its parts raise
@@ -75,13 +75,13 @@ def check_asking(model: nn.Module, name: str) -> list[nn.Parameter]:
 def check_learning(
     model: nn.Module, x: Tensor, name: str, classes: int | None = None, *, training: bool = True
 ) -> None:
-    """One pass forwards and backwards, that shows whether a step could learn.
+    """Make one forward and one backward pass to check that a step could train the model.
 
     Args:
-        model: a copy, as a pass may move buffers; its modes are left as found.
-        x: a few images, at least two in train mode. name: of the model, for messages.
-        classes: how many logits an image has; None for any number.
-        training: in train mode, else in eval mode.
+        model: a copy, because a pass may move buffers; its modes are left as they were.
+        x: (B, C, H, W) a few images, at least two in train mode. name: of the model, for messages.
+        classes: the number of logits that an image must have; None for any number.
+        training: make the pass in train mode, else in eval mode.
 
     Raises:
         UserError: no parameter asks for a gradient, the model fails or returns no logits on images like x, or

@@ -32,7 +32,7 @@ ROLES: dict[str, type[Role]] = {
     "weighting": Weighting,
     "loss": Loss,
 }
-MAKERS: dict[str, Callable[..., Method]] = {}  # functions of the catalogue, which enter themselves by name
+MAKERS: dict[str, Callable[..., Method]] = {}  # functions of the catalogue by name, filled by `register`
 MODES = ("eval", "train", "train-tracking")
 
 
@@ -47,13 +47,16 @@ class Method:
         solver, objective: the lower level, and what it maximises.
         coupling: the gradient that passes through the lower level.
         weighting: w_i. loss: robust and anchor.
-        replays: how often each minibatch is used; accumulate: one parameter update for all replays instead of
-            one each.
-        attack_mode: BatchNorm while attacking: "eval", "train" (batch statistics, running ones unmoved) or
-            "train-tracking" (as the public code of the fast family).
-        name: for the log.
+        replays: how often each minibatch is used; accumulate: one parameter update after all replays instead
+            of one after each.
+        attack_mode: BatchNorm while attacking: "eval", "train" (batch statistics; the running statistics do
+            not move) or "train-tracking" (they move, as in the public code of the fast family).
+        name: of the method, in logs and tables.
         made: name and parameters of the catalogue's function that made it; no part of the specification, and
             not written into configurations.
+
+    Raises:
+        UserError: a value that is no part of its role, or parts that cannot work together.
 
     Example:
         >>> from bivallate import methods, Linf, KLDRO
@@ -92,15 +95,16 @@ class Method:
             getattr(self, name).check(self)
 
     def but(self, **parts: Any) -> Method:
-        """A copy with some parts replaced: `but(solver__steps=20)` reaches into a part.
+        """Return a copy with some parts replaced; `but(solver__steps=20)` sets a field within a part.
 
-        Whole parts are replaced together, so that parts that need each other can be given in any order;
-        fields within parts follow, in the order given. With another `threat` everything that the method of
-        the catalogue had derived from the old one follows; parts that were composed by hand stay.
+        Whole parts are replaced first and all at once, so that parts that need each other can be given in any
+        order. Fields within parts are set afterwards, in the order given. A new `threat` also replaces every
+        value that the catalogue's function derived from the old threat, such as step sizes; values that were
+        set by hand stay.
 
         Raises:
-            UserError: for an unknown part; or where steps that belong to the old threat cannot follow,
-                because they have been changed since: they must then be given too.
+            UserError: an unknown part or field; or a value derived from the old threat that has been changed
+                since and so cannot be derived anew: it must be given too.
         """
         whole = {path: value for path, value in parts.items() if "__" not in path}
         for path in whole:
@@ -118,7 +122,7 @@ class Method:
         return method
 
     def _for(self, threat: Any, given: set[str]) -> dict[str, Any]:
-        """The parts that another threat changes. given: dotted paths of what the user sets anyhow."""
+        """The parts that another threat changes. given: dotted paths of the values that the user gives."""
         name, parameters = self.made or (self.name, {})
         make = MAKERS.get(name) or plugins.loaded().get(name)
         if make is None:
@@ -141,9 +145,9 @@ class Method:
         return moved
 
     def stepped(self, length: float, number: float = 1.0) -> Method:
-        """The method with the steps of its attack longer or shorter, more or fewer.
+        """Return the method with longer or shorter, more or fewer attack steps.
 
-        Every step, in solver and coupling, is `length` times as long, and there are `number` times as many.
+        Every step size, in solver and coupling, is multiplied by `length`, every number of steps by `number`.
         """
         if length == number == 1:
             return self
@@ -151,14 +155,11 @@ class Method:
         return dataclasses.replace(self, solver=solver, coupling=coupling)
 
     def bind(self, facts: Facts) -> BoundMethod:
-        """The running method of one run.
-
-        Stateful parts are built afresh, nothing is shared with other runs.
-        """
+        """Build the stateful parts for one run; nothing is shared with other runs."""
         return BoundMethod(self, self.solver.bind(facts), self.weighting.bind(facts))
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything a run needs to be written down; `Method.from_dict` is the inverse."""
+        """The method as plain data for a configuration; `Method.from_dict` is the inverse."""
         return encode(self)
 
     @staticmethod
@@ -168,9 +169,9 @@ class Method:
 
 
 class BoundMethod:
-    """A method with the memory of one run in its solver and weighting.
+    """A method with the state of one run in its solver and weighting.
 
-    The other parts are the specification's.
+    The other parts have no state and are those of the specification.
     """
 
     def __init__(self, spec: Method, solver: Solver, weighting: Weighting) -> None:
@@ -191,7 +192,7 @@ class BoundMethod:
         return {name: p for name, p in parts.items() if isinstance(p, nn.Module)}
 
     def state_dict(self) -> dict[str, Any]:
-        """All memory, by part: tensors and, under "_extra_state", plain values."""
+        """All state, by part: tensors and, under "_extra_state", plain values."""
         return {f"{part}.{k}": v for part, m in self._memories().items() for k, v in m.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -204,7 +205,7 @@ class BoundMethod:
 def check_mixed(method: Method) -> None:
     """Raise UserError where a part of the method reads one label an image, for images that have two (CutMix).
 
-    Margins, weights of classes, stops at the first error and memories of images do.
+    Margins, class weights, stops at the first misclassification and per-example memories read one label.
     """
     stuck = {role: getattr(method, role) for role in ROLES if not getattr(method, role).takes_mixed()}
     if stuck or method.replays > 1:
@@ -217,7 +218,7 @@ def check_mixed(method: Method) -> None:
 
 
 def checked(method: Any) -> Any:
-    """The method, if it is one.
+    """Return the argument if it is a method.
 
     Raises UserError for a function of the catalogue that was not called, and for anything else.
     """
@@ -235,7 +236,7 @@ def checked(method: Any) -> Any:
 def facts_for(
     model: nn.Module, x: torch.Tensor, classes: int, rows: int | None = None, padding: int = 0
 ) -> Facts:
-    """The facts of a run on tensors like x: device and dtype are the model's."""
+    """The facts of a run on images like x (B, C, H, W); device and dtype are the model's."""
     first = next(model.parameters(), x)
     shape = (int(x.shape[1]), int(x.shape[2]), int(x.shape[3]))
     return Facts(rows or len(x), shape, classes, first.device, first.dtype, padding)

@@ -26,7 +26,10 @@ NONE = "@none"  # TOML has no null
 def part(cls: type) -> Any:
     """Class decorator: a frozen dataclass that configurations know by its name.
 
-    Its values have the types that its fields are annotated with, wherever they come from.
+    The fields are checked against their annotations whenever a value is made.
+
+    Raises:
+        UserError: another part has the name; when a value is made, a field of the wrong type or range.
 
     Example:
         >>> @part
@@ -38,7 +41,7 @@ def part(cls: type) -> Any:
         Half(of=3.0)
     """
     if not cls.__module__.startswith("bivallate."):
-        _load_own()  # a name of the package's is not to be had, whether or not that is imported yet
+        _load_own()  # so that the package's own names are taken, also those not imported yet
     there = _KINDS.get(cls.__name__)
     if there is not None and (there.__module__, there.__qualname__) != (cls.__module__, cls.__qualname__):
         raise UserError(f"the name {cls.__name__} is taken by {there.__module__}; give your part another one")
@@ -60,7 +63,7 @@ def part(cls: type) -> Any:
 
 
 def _take_plain_numbers(value: Any) -> None:
-    """Let a part hold Python's numbers where it is given NumPy's or torch's: it is written and compared."""
+    """Turn numbers of NumPy or torch into Python's, so that the part can be written and compared."""
     for f in dataclasses.fields(value):
         given = getattr(value, f.name, None)
         if (own := to_python(given)) is not given:
@@ -68,7 +71,7 @@ def _take_plain_numbers(value: Any) -> None:
 
 
 def _take_none(value: Any) -> None:
-    """Let a part hold None where it is given the word by which a field's None is written."""
+    """Turn the word by which files write None for a field (`WRITTEN_NONE`) into None."""
     for name, word in getattr(type(value), "WRITTEN_NONE", {}).items():
         given = getattr(value, name)
         if type(given) is type(word) and given == word:
@@ -78,7 +81,9 @@ def _take_none(value: Any) -> None:
 def encode(value: Any) -> Any:
     """A part, and everything in it, as dictionaries, lists, strings and numbers.
 
-    None becomes "@none", or the word that the part's `WRITTEN_NONE` has for the field, as files have it.
+    None becomes "@none", or the word that the part's `WRITTEN_NONE` has for the field.
+
+    Raises UserError for a value that is neither a part nor plain data.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         if type(value).__name__ not in _KINDS:
@@ -131,7 +136,7 @@ def decode(entry: Any, where: str = "") -> Any:
 
 
 def _as_now(cls: Any, given: dict[str, Any], where: str) -> dict[str, Any]:
-    """The fields of a part as it is now, where an older version wrote them."""
+    """Convert the fields that an older version wrote to those of the present part."""
     try:
         return cls.read_older(given) if hasattr(cls, "read_older") else given
     except (TypeError, ValueError, AttributeError, KeyError) as error:
@@ -153,8 +158,8 @@ def _kind(kind: Any, where: str) -> type:
 
 
 def _load_own() -> None:
-    """Make all parts of the package known, which is imported piece by piece."""
-    package = sys.modules[__name__.partition(".")[0]]  # loaded before, lists its parts' places
+    """Import all modules of the package that define parts: they are otherwise imported on demand."""
+    package = sys.modules[__name__.partition(".")[0]]  # bivallate itself lists the modules of its parts
     for place in sorted(set(package._PLACES.values())):
         importlib.import_module(place)
 
@@ -166,15 +171,15 @@ def _at(where: str, name: str) -> str:
 def written(cls: type) -> list[str]:
     """The fields of a part that configurations hold.
 
-    All that can be given, but for those whose metadata says {"written": False}.
+    These are the arguments of its constructor, except those with the metadata {"written": False}.
     """
     return [f.name for f in dataclasses.fields(cls) if f.init and f.metadata.get("written", True)]
 
 
 def rebased(own: Any, old: Any, new: Any, path: str = "") -> tuple[Any, list[str]]:
-    """`own` with all that it has of `old` replaced by what `new` has there, however deep.
+    """Replace every value in `own` that equals `old`'s by `new`'s, at any depth.
 
-    Returns the value, and the dotted paths of what could not follow: `new` differs from `old` there, and
+    Returns the result and the dotted paths that could not be replaced: there `new` differs from `old`, and
     `own` from both.
 
     Example:
@@ -205,7 +210,7 @@ def _has_steps(part: Any) -> bool:
 def portable(config: dict[str, Any]) -> dict[str, Any]:
     """A copy of an encoded configuration that JSON can hold and other machines can read.
 
-    Infinities are text, and the place of the data, which is the machine's own matter, is left out.
+    Infinities become text, and absolute paths of data and weights lose their folders.
 
     Example:
         >>> portable({"data": {"name": "/home/me/cats", "data_dir": "/home/me"}, "clip": float("inf")})
@@ -223,15 +228,12 @@ def portable(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _bare(place: Any) -> Any:
-    """The name of what lies at an absolute path; anything else as it is."""
+    """The last component of an absolute path; anything else unchanged."""
     return os.path.basename(place) if os.path.isabs(str(place)) else place
 
 
 def from_portable(value: Any) -> Any:
-    """The inverse of `portable`, but for the place of the data.
-
-    Text that says inf was an infinity.
-    """
+    """The inverse of `portable`, except for paths: the texts inf and -inf become infinities."""
     if isinstance(value, dict):
         return {key: from_portable(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -248,9 +250,9 @@ def _finite(value: Any) -> Any:
 
 
 def part_named(text: str, where: str) -> Any:
-    """The part of that kind with its defaults, or None where no kind is called so.
+    """The part of the kind `text` with its defaults, or None if there is no such kind.
 
-    Raises UserError for one that needs values of its own.
+    Raises UserError for a part with fields that have no default.
     """
     if text.isidentifier() and text not in _KINDS:
         _load_own()
@@ -265,7 +267,7 @@ def part_named(text: str, where: str) -> Any:
 def fitting(hints: list[Any]) -> list[str]:
     """The names of the parts that a field of these types takes.
 
-    All of them where it is a protocol, which none derives from.
+    For a protocol these are all parts, because no part derives from it.
     """
     roles = tuple(h for h in hints if isinstance(h, type) and not getattr(h, "_is_protocol", False))
     return [name for name, kind in _KINDS.items() if issubclass(kind, roles)] or list(_KINDS)

@@ -1,4 +1,4 @@
-"""Whether a process of this machine is alive, told apart from a later one of the same number."""
+"""Tell whether a process of this machine is alive, and not a later one with the same number."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs here; one that has ended and is only waited for does not."""
+    """Whether a process runs on this machine; a zombie does not."""
     if os.name == "nt":
-        return True  # to ask would end it there
+        return True  # on Windows os.kill would end the process
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -23,9 +23,9 @@ def alive(pid: int) -> bool:
 
 
 def started(pid: int) -> str:
-    """When a process started, in the kernel's ticks; empty where that cannot be told.
+    """When a process started, in the kernel's ticks; empty where that is unknown.
 
-    So a number that was given anew to another process is known.
+    It tells a process apart from a later one that was given the same number.
     """
     return _status(pid)[1]
 
@@ -41,9 +41,9 @@ def _status(pid: int) -> tuple[str, str]:
 
 @cache
 def namespace_id() -> str:
-    """Twelve digits that are the same for the processes which can see each other.
+    """Twelve hexadecimal digits that are equal for processes which can see each other.
 
-    Those of one start of one machine and of one container.
+    These are the processes of one container since the last start of the machine.
     """
     try:
         place = Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")

@@ -1,9 +1,7 @@
-"""Text from outside, made safe for the place where it lands.
-
-A terminal, HTML, Markdown, LaTeX, a figure, a file's name.
+"""Escape untrusted text for a terminal, HTML, Markdown, LaTeX, a figure or a file name.
 
 Names of runs, classes, attacks and columns, alarms and values of configurations come from files that others
-wrote. What is typed by the package's own code passes through the same functions and comes out unchanged.
+wrote. The package's own text passes through the same functions and comes out unchanged.
 """
 
 from __future__ import annotations
@@ -14,8 +12,8 @@ import re
 import shlex
 from typing import Any
 
-# What moves the cursor, turns the reading direction, hides itself, or cannot be written in UTF-8. Joiners
-# (U+200C, U+200D) stay: Persian, Indic scripts and emoji need them.
+# Characters that move the cursor, change the reading direction, are invisible, or cannot be written in UTF-8.
+# Joiners (U+200C, U+200D) stay: Persian, Indic scripts and emoji need them.
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e0fff]"
@@ -27,13 +25,13 @@ _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
 }
-_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\.|$)")  # devices of Windows
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\.|$)")  # names of devices on Windows
 
 
 def visible(text: Any) -> str:
-    """Text whose control characters, marks of direction and lone surrogates are written out.
+    """Write out control characters, direction marks and lone surrogates as escapes.
 
-    Lines and tabs stay. For terminals and logs, and the first step everywhere else.
+    Line breaks and tabs stay. For terminals and logs; the other functions begin with it.
 
     Example:
         >>> print(visible("cat\\x1b[2J\\u202etac"))
@@ -47,7 +45,7 @@ def _written(character: str) -> str:
 
 
 def line(text: Any, limit: int = 0) -> str:
-    """As `visible`, in one line; beyond `limit` characters (0: none) the middle is left out.
+    """As `visible`, in one line; beyond `limit` characters (0: no limit) the middle is left out.
 
     Example:
         >>> line("a class\\nof flowers", 12)
@@ -61,7 +59,7 @@ def line(text: Any, limit: int = 0) -> str:
 
 
 def command(*words: Any) -> str:
-    """A line of the command line that works as it is printed, quoted for a shell.
+    """A bivallate command, quoted so that it can be pasted into a shell.
 
     Example:
         >>> print(command("report", "runs/a b"))
@@ -71,9 +69,9 @@ def command(*words: Any) -> str:
 
 
 def torchrun(processes: int | str, line: str) -> str:
-    """A line of ours for so many processes of one machine.
+    """A bivallate command on several processes of one machine.
 
-    `--` keeps torchrun, which knows options by their first letters, from taking `--n` or `--log` for its own.
+    `--` keeps torchrun, which accepts abbreviated options, from taking `--n` or `--log` for its own.
 
     Example:
         >>> print(torchrun(2, "bivallate resume runs/a"))
@@ -83,12 +81,12 @@ def torchrun(processes: int | str, line: str) -> str:
 
 
 def html(text: Any) -> str:
-    """For the text and for the quoted attributes of an HTML element."""
+    """Escape for the text and the quoted attributes of an HTML element."""
     return html_module.escape(visible(text), quote=True)
 
 
 def coded(text: Any) -> str:
-    """HTML of a sentence in which commands stand between backticks: they become code.
+    """Escape a sentence for HTML; commands between backticks become code elements.
 
     Example:
         >>> print(coded("see `bivallate audit` <b>"))
@@ -98,18 +96,20 @@ def coded(text: Any) -> str:
 
 
 def markdown(text: Any) -> str:
-    """For a line or a table's cell of Markdown."""
+    """Escape for a line or a table cell of Markdown."""
     return _MARKDOWN.sub(r"\\\1", line(text))
 
 
 def tex(text: Any) -> str:
-    """For a line or a table's cell of LaTeX: special characters are written out."""
+    """Escape for a line or a table cell of LaTeX."""
     return "".join(_TEX.get(c, c) for c in line(text))
 
 
 def file_name(text: Any, limit: int = 60) -> str:
-    """For one component of a path: letters, digits, `.`, `_` and `-`; not hidden, no device, no folder above.
-    Where a name is cut, a hash tells it from others.
+    """Turn text into one component of a path, of letters, digits, `.`, `_` and `-`.
+
+    The result is never hidden, a device of Windows or the folder above. A name beyond `limit` characters is
+    cut and ends with a hash, so that different names stay different.
 
     Example:
         >>> file_name("pgd-20"), file_name("../../x"), file_name("")

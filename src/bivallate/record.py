@@ -1,4 +1,4 @@
-"""The record of a step for the log, and the stop at numbers that are not finite."""
+"""The record of a step for the log, and the check that loss and gradients are finite."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ class DeviceRecord:
 def reduce_and_check(
     model: nn.Module, loss: Tensor, unread: DeviceRecord, clock: Clock, tell: Tell
 ) -> StepRecord:
-    """Add the gradients of all processes, in place, look at them, and read the record.
+    """Add up the gradients of all processes in place, check that they are finite, and read the record.
 
-    With them goes the loss, so that all see the same one, and what `tell` says of the step when it is asked,
-    as late as can be: the record has the sums.
+    The loss and the numbers of `tell` are summed in the same all-reduce, so that all processes see the same
+    ones; the record holds the sums as `told`. `tell` is called as late as possible, just before it.
 
-    Cost: one all-reduce of all gradients that are not on their way already, none on one process; one pass
-    over the gradients; one transfer from the device, two on several processes.
+    Cost: one all-reduce of all gradients that are not under way already, none on one process; one pass over
+    the gradients; one transfer from the device, two on several processes.
 
     Raises:
         NonFinite: the loss or a gradient is not finite.
@@ -91,7 +91,7 @@ def reduce_and_check(
 
 
 def _norm(model: nn.Module) -> Tensor:
-    """Of all gradients together."""
+    """The norm of all gradients together."""
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     return nn.utils.get_total_norm(grads) if grads else torch.zeros(())
 
@@ -107,17 +107,17 @@ def _check_finite(norm: float, loss: float, clock: Clock) -> None:
 
 
 def tell_nothing(record: StepRecord) -> Sequence[float]:
-    """Nothing to tell the other processes."""
+    """The `tell` of a step that has nothing to sum over the processes."""
     return ()
 
 
 def summarise(
     loss: Tensor, weights: Tensor, terms: Terms, problem: LowerProblem, method: BoundMethod
 ) -> DeviceRecord:
-    """What one step says of itself.
+    """Summarise one step for the log.
 
-    On several processes it is of this rank's share of the minibatch, whose loss was divided by the size of
-    the whole.
+    On several processes the numbers are those of this rank's share of the minibatch: the loss, which was
+    divided by the size of the whole minibatch, is scaled to the mean over the share.
     """
     w, y = weights.detach(), problem.y
     loss = loss.detach() * (collective.size(problem.batch) / len(y))
@@ -132,7 +132,7 @@ def summarise(
 
 
 def _margin(logits: Tensor, y: Tensor) -> Tensor:
-    """(B,) p_y - max p_k; empty where y does not number the columns of the logits, as in a regression."""
+    """(B,) p_y - max_{k != y} p_k; empty where y are no class numbers, as in a regression."""
     if logits.shape[1] < 2 or y.is_floating_point():
         return logits.new_empty(0)
     return probability_margin(logits, y.clamp(0, logits.shape[1] - 1))

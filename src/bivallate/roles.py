@@ -31,25 +31,25 @@ class Composition(Protocol):
 class Role:
     """A part of a method.
 
-    The bases of the rows derive from it: solver, objective, start, stop, coupling, weighting, loss.
+    The base classes of the roles derive from it: solver, objective, start, stop, coupling, weighting, loss.
     """
 
     def check(self, method: Composition) -> None:
-        """Raise UserError where the part cannot serve beside the method's other parts.
+        """Raise UserError if the part cannot work together with the method's other parts.
 
-        Asked when the method is composed.
+        Called when the method is composed.
         """
 
     def takes_mixed(self) -> bool:
-        """Whether it asks for the labels through `label_loss` alone, or not at all.
+        """Whether the part works on images with two labels (CutMix).
 
-        Then an image may have two labels by shares (CutMix).
+        It does if it reads labels only through `label_loss`, or not at all.
         """
         return False
 
     def stepped(self, length: float, number: float = 1.0) -> Self:
-        """The part with the steps of its attack longer or shorter, more or fewer.
+        """Return the part with `length` times as long and `number` times as many attack steps.
 
-        `length` times as long and `number` times as many; a part that makes none is itself.
+        A part without steps returns itself.
         """
         return self

@@ -1,4 +1,4 @@
-"""Standard output and error that a closed pipe or a full disk cannot break."""
+"""Standard output and error that survive a closed pipe or a full disk."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 
 
 class SafeStream:
-    """A text stream that drops what cannot be written, and remembers why.
+    """A text stream that drops text that cannot be written, and remembers the error.
 
     Attributes:
-        find: gives the stream as it is now. number: its descriptor, if it is the process's own; it is led to
-            nowhere once it fails, so that what it still holds does not fail again at the end.
-        lost: the first error; None while all is well.
+        find: returns the present stream. number: its file descriptor, 1 or 2, or None for another stream. It
+            is redirected to the null device after the first error, so that text that is still buffered does
+            not fail again at exit.
+        lost: the first error, or None.
     """
 
     def __init__(self, find: Callable[[], Any], number: int | None = None) -> None:
@@ -28,7 +29,7 @@ class SafeStream:
         return len(text)
 
     def flush(self) -> None:
-        """Hand on what is held, or drop it."""
+        """Write buffered text, or drop it."""
         self._try(lambda stream: stream.flush())
 
     def _try(self, work: Callable[[Any], Any]) -> None:
@@ -52,7 +53,7 @@ class SafeStream:
 
 @contextmanager
 def safe_streams() -> Iterator[tuple[SafeStream, SafeStream]]:
-    """Standard output and error that no reader and no full disk can break, for the time of a command."""
+    """Replace standard output and error by safe streams for the time of a command."""
     _occupy()
     before = sys.stdout, sys.stderr
     out, error = (SafeStream(lambda stream=stream: stream, _number(stream)) for stream in before)
@@ -66,9 +67,9 @@ def safe_streams() -> Iterator[tuple[SafeStream, SafeStream]]:
 
 
 def _occupy() -> None:
-    """Lead closed standard streams to nowhere.
+    """Open the null device in place of closed standard streams.
 
-    Else a file that is opened takes their number and receives what is printed.
+    Otherwise the next file that is opened gets their descriptor and receives what is printed.
     """
     for number in range(3):
         try:

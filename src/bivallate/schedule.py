@@ -17,7 +17,7 @@ class Schedule(Protocol):
 
 
 class AlsoNumber:
-    """The schedules that are parts: their short form as text is a number, the same at all times."""
+    """A schedule for whose field text may also give a plain number, constant in time."""
 
     @staticmethod
     def from_text(text: str, where: str) -> float:
@@ -37,13 +37,10 @@ class Constant(AlsoNumber):
 
 @part
 class Milestones(AlsoNumber):
-    """A value for each stretch of training, by whole epochs.
+    """Piecewise constant, by whole epochs: values[k] from the k-th milestone on, values[0] before the first.
 
-    values[k] from the epoch at which the k-th milestone, a fraction of all epochs, is reached; values[0]
-    before.
-
-    Fractions let a schedule scale with the length of the run: DONE's temperature falls at 40 and 50 of 60
-        epochs, and so at 17 and 21 of 25.
+    The milestones `at` are fractions of all epochs, so that a schedule scales with the length of the run:
+    DONE's temperature falls at 40 and 50 of 60 epochs, and so at 17 and 21 of 25.
 
     Example:
         >>> temperature = Milestones(values=(10.0, 1.0, 0.1), at=(2 / 3, 5 / 6))
@@ -70,9 +67,9 @@ class Milestones(AlsoNumber):
 
 @part
 class Linear(AlsoNumber):
-    """A line from `start` at epoch 0 to `end`, by whole epochs, constant afterwards.
+    """Linear from `start` at epoch 0 to `end` at the fraction `until` of all epochs, constant afterwards.
 
-    `end` is reached at the fraction `until` of all epochs.
+    The value changes between epochs, not within them.
     """
 
     start: float

@@ -1,7 +1,7 @@
-"""One check of plain data against type hints, and the reading of the files that hold it.
+"""Check plain data against type hints, and read the files that hold it.
 
-What a kind of file holds is declared once, as a dataclass or a `TypedDict` with the reader; ranges stand in
-the hint: `Annotated[int, Range(1)]`. A fault is one line with the file and the key.
+The contents of each kind of file are declared once, beside its reader, as a dataclass or a `TypedDict`; a
+range is part of the hint: `Annotated[int, Range(1)]`. An error is one line that names the file and the key.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from typing import Annotated, Any
 from bivallate.errors import UserError, unknown
 from bivallate.untrusted_files import HEAD, kind_of, open_regular
 
-LARGEST = 3.4e38  # of a float32; infinities are numbers of their own
+LARGEST = 3.4e38  # of a float32; infinities are allowed besides
 DEEPEST = 50  # tables within tables
 MEGABYTE = 1 << 20
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers, or lengths of what has one, from `low` to `high`."""
+    """A range of numbers, or of lengths of text and lists: low <= value <= high."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -49,7 +49,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Digits:
-    """Text that is a whole number, as keys of JSON are."""
+    """Text that is a whole number: a key of a JSON object that counts something."""
 
     def __call__(self, value: str, where: str) -> None:
         """Raise UserError for text that is no whole number."""
@@ -64,11 +64,12 @@ Share = Annotated[float, Range(0, 1)]
 
 
 def check(hint: Any, value: Any, where: str) -> Any:
-    """The value, numbers of NumPy as Python's, if it is what the hint asks.
+    """Return the value if it fits the hint, with NumPy's numbers as Python's.
 
     Raises:
-        UserError: names `where` and the key within it. Text is no number and no truth value, truth values are
-            no numbers, and no number is NaN or beyond a float32's range.
+        UserError: the value does not fit; the message names `where` and the key within it. Text is never read
+            as a number or boolean, nor a boolean as a number; NaN and finite numbers beyond the range of a
+            float32 are refused.
     """
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
@@ -102,7 +103,7 @@ def check(hint: Any, value: Any, where: str) -> Any:
 
 
 def _own(hint: Any) -> bool:
-    """Whether a hint is one of the package's parts or what they must be able to do."""
+    """Whether a hint is a class or protocol of this package."""
     return isinstance(hint, type) and hint.__module__.startswith("bivallate.")
 
 
@@ -172,7 +173,7 @@ def _table(hint: Any, value: Any, where: str) -> Any:
 
 @functools.cache
 def _keys(hint: Any) -> dict[str, tuple[Any, bool]]:
-    """Key -> its hint, and whether it may be left out; strings in annotations hide that from `TypedDict`."""
+    """Key -> its hint, and whether it is optional, which `TypedDict` misses in string annotations."""
     found = {}
     for key, asked in typing.get_type_hints(hint, include_extras=True).items():
         optional = typing.get_origin(asked) is typing.NotRequired
@@ -182,10 +183,11 @@ def _keys(hint: Any) -> dict[str, tuple[Any, bool]]:
 
 @functools.cache
 def fields_of(cls: type) -> dict[str, Any]:
-    """Field of a dataclass -> its hint; without those that only a type checker can read."""
+    """Field of a dataclass -> its hint; fields whose hint only a type checker can resolve are left out."""
     found = {}
     for f in dataclasses.fields(cls):
         home = next(c for c in cls.__mro__ if f.name in inspect.get_annotations(c))
+        # one field at a time, so that a hint that cannot be resolved does not hide the others
         alone = type(f.name, (), {"__annotations__": {f.name: f.type}})
         try:
             names = vars(sys.modules[home.__module__])
@@ -206,10 +208,10 @@ def check_fields(value: Any) -> None:
 
 
 def read_text(path: str | os.PathLike[str], what: str, limit: int) -> str:
-    """A text file in UTF-8, with or without a byte order mark.
+    """Read a text file in UTF-8, with or without a byte order mark.
 
     Raises:
-        UserError: it is not there, not a regular file, larger than `limit` bytes, or not UTF-8.
+        UserError: the file is missing, not a regular file, larger than `limit` bytes, or not UTF-8.
     """
     place = Path(path)
     try:
@@ -231,13 +233,14 @@ def read_text(path: str | os.PathLike[str], what: str, limit: int) -> str:
 def parse(
     text: str, path: object, what: str, hint: Any, language: str = "JSON", *, finite: bool = True
 ) -> Any:
-    """Plain data from JSON or TOML, checked against a hint.
+    """Parse JSON or TOML and check the data against a hint.
 
     Args:
-        finite: whether NaN and infinities, which JSON has not but Python writes, are refused.
+        path: of the file, for errors. what: the kind of file, for errors.
+        finite: whether to refuse NaN and infinities, which are not JSON but which Python writes.
 
     Raises:
-        UserError: names the file and the key.
+        UserError: text that cannot be parsed or does not fit the hint; the message names file and key.
     """
     constant = _no_number if finite else float
     try:
@@ -262,7 +265,7 @@ def _no_number(name: str) -> Any:
 
 
 def _shallow(value: Any, path: object, what: str) -> None:
-    """Raise UserError for what later steps could not walk through."""
+    """Raise UserError for data nested too deeply for the recursive functions that follow."""
     level, depth = [value], 0
     while level:
         depth += 1
@@ -278,5 +281,5 @@ def _shallow(value: Any, path: object, what: str) -> None:
 
 
 def read_json(path: str | os.PathLike[str], what: str, hint: Any, limit: int = 64 * MEGABYTE) -> Any:
-    """A JSON file, checked against a hint. Raises UserError that names the file and the key."""
+    """Read a JSON file and check it against a hint. Raises UserError that names the file and the key."""
     return parse(read_text(path, what, limit), path, what, hint)

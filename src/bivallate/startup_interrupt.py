@@ -18,12 +18,13 @@ def _is_command() -> bool:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
+    """Exit at once, without the traceback that KeyboardInterrupt would print in the middle of an import."""
     os.write(2, b"bivallate: interrupted\n")
     os._exit(130)
 
 
 def hand_over_interrupts() -> None:
-    """Hand interrupts over to the command itself from now on."""
+    """From now on let an interrupt raise KeyboardInterrupt, which the command handles."""
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

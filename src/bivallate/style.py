@@ -34,12 +34,12 @@ LARGEST = 4000  # pixels of a side of a PNG
 
 
 def colour(k: int) -> str:
-    """Of the k-th of several runs; the ninth begins again."""
+    """The colour of the k-th of several runs; colours repeat after eight."""
     return COLOURS[k % len(COLOURS)]
 
 
 def marker(k: int) -> str:
-    """Of the k-th of several runs."""
+    """The marker of the k-th of several runs; markers repeat after eight."""
     return MARKERS[k % len(MARKERS)]
 
 
@@ -69,26 +69,27 @@ SETTINGS: dict[str, Any] = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """The package's style inside, the caller's own outside."""
+    """Use the package's style within the context; the caller's own is restored afterwards."""
     settings: Any = {**SETTINGS, "axes.prop_cycle": cycler(color=COLOURS)}
     with mpl.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box is drawn; no user can mend a font
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # matplotlib then draws a box
         yield
 
 
 def figure(
     columns: int = 1, *, height: float = 2.4, width: float = 1.0, **settings: Any
 ) -> tuple[Figure, Any]:
-    """A figure with one row of axes and no window; `width` in columns of a paper."""
+    """A figure with one row of axes and no window; `height` in inches, `width` in columns of a paper."""
     fig = Figure(figsize=(COLUMN * width, height), layout="constrained")
     return fig, fig.subplots(1, columns, **settings)
 
 
 def literally(fig: Figure) -> Figure:
-    """The figure, with words shown as they are.
+    """Show the words of a figure literally, and return it.
 
-    A run's folder and a class may be called anything. Dollar signs begin no formula, control characters are
-    written out, names that are too long for a layout lose their middle. Numbers on axes keep their exponents.
+    Names of run folders and classes are arbitrary text: dollar signs must not begin a formula, control
+    characters are written out, and names that are too long lose their middle. Numbers on axes keep their
+    exponents.
     """
     legends = [found for found in (*(ax.get_legend() for ax in fig.axes), *fig.legends) if found is not None]
     names = [text for legend in legends for text in (legend.get_title(), *legend.get_texts())]
@@ -115,14 +116,14 @@ def _named(formatter: Formatter) -> FuncFormatter:
 
 
 def whole_ticks(ax: Any) -> None:
-    """Whole numbers alone along the axis of epochs or steps, also where there is a single one."""
+    """Put ticks at whole numbers only on the x axis, of epochs or steps, also if there is a single one."""
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def name_classes(ax: Any, names: Sequence[str], most: int = 48) -> None:
-    """Put names under the places 0, 1, ... of an axis.
+    """Put names under the positions 0, 1, ... of an axis.
 
-    Every second, third, ... where more than `most` would overlap.
+    With more than `most` names only every second, third, ... is shown, so that they do not overlap.
     """
     every = max(1, -(-len(names) // most))
     places = range(0, len(names), every)
@@ -136,8 +137,8 @@ def name_classes(ax: Any, names: Sequence[str], most: int = 48) -> None:
 
 
 def save(fig: Figure, stem: Path, kinds: tuple[str, ...] = ("svg", "png", "pdf")) -> Path:
-    """Write the figure in each format, whole or not at all, and return the path of the first."""
-    files = [stem.with_name(f"{stem.name}.{kind}") for kind in kinds]  # the dot of eps0.1 is no suffix's
+    """Write the figure in each format, completely or not at all, and return the path of the first."""
+    files = [stem.with_name(f"{stem.name}.{kind}") for kind in kinds]  # with_suffix would cut eps0.1
     dpi = min(200.0, LARGEST / max(fig.get_size_inches()))
     for file, kind in zip(files, kinds, strict=True):
         metadata = {"Date": None} if kind == "svg" else ({"CreationDate": None} if kind == "pdf" else None)

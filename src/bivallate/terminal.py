@@ -1,4 +1,4 @@
-"""What is printed: text for people, with nothing hidden in it, and JSON for programs."""
+"""Print text for people, with control characters written out, and JSON for programs."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from rich.text import Text
 from bivallate.errors import UserError
 from bivallate.quoting import visible
 
-NARROWEST = 40  # columns: a narrower terminal wraps what is laid out for so many
+NARROWEST = 40  # columns: the layout is never narrower, and a narrower terminal wraps it
 NAME = 60  # characters of a name in a table
 
 
 def say(text: Any, *, beside: bool = False) -> None:
-    """A line on standard output, or beside the results on standard error; whatever it holds is text."""
+    """Print a line on standard output, or with `beside` on standard error."""
     print(visible(text), file=sys.stderr if beside else sys.stdout, flush=beside)
 
 
 def progress_callback_of(progress: bool | Callable[[str], object]) -> Callable[[str], object]:
-    """What is told how far something is: nobody, a line beside the results, or a function of the caller's."""
+    """The function that receives progress: none, one that prints on standard error, or the caller's."""
     if callable(progress):
         return progress
     return (lambda text: say(text, beside=True)) if progress else (lambda text: None)
 
 
 def say_json(value: Any, indent: int | None = None) -> None:
-    """JSON on standard output, in ASCII."""
+    """Print JSON on standard output, in ASCII."""
     print(to_json(value, indent))
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON in ASCII, without NaN and infinities, which JSON does not have.
+    """JSON in ASCII.
 
     Raises:
-        UserError: something that is no plain data.
+        UserError: a value that is no plain data, or is NaN or infinite, which JSON cannot write.
     """
     try:
         return json.dumps(value, indent=indent, allow_nan=False)
@@ -65,7 +65,7 @@ def literal_console(*, beside: bool = False, width: int | None = None, soft_wrap
 
 
 def bar(console: Console, *more: ProgressColumn, transient: bool = False) -> Progress:
-    """The progress bar: what runs, how far it is, and its numbers. What is put there must be `visible`."""
+    """A progress bar with a description and numbers. The caller passes text through `visible` first."""
     description = TextColumn("{task.description}", markup=False)
     numbers = TextColumn("{task.fields[numbers]}", markup=False)
     return Progress(description, BarColumn(24), numbers, *more, console=console, transient=transient)

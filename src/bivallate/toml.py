@@ -1,4 +1,4 @@
-"""A configuration as TOML; the standard library only reads it."""
+"""Write a configuration as TOML, which the standard library can only read."""
 
 from __future__ import annotations
 

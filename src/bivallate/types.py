@@ -35,23 +35,24 @@ __all__ = [
 
 
 def per_example(values: Tensor, like: Tensor) -> Tensor:
-    """(B,) reshaped to broadcast over (B, ...)."""
+    """Reshape (B,) values so that they broadcast over (B, ...)."""
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
 @dataclass(frozen=True)
 class Mixed:
-    """What is in an image besides its own: CutMix has pasted a part of another.
+    """The second labels of mixed images: CutMix has pasted a part of another image into each.
 
     Attributes:
-        y: (B,) int64, label of the other image. share: (B,) in [0, 1], of the image's area that is its own.
+        y: (B,) int64, label of the pasted image. share: (B,) in [0, 1], fraction of the area that still shows
+            the first image.
     """
 
     y: Tensor
     share: Tensor
 
     def to(self, device: torch.device | str) -> Mixed:
-        """The same on another device."""
+        """The same labels and shares on another device."""
         return Mixed(self.y.to(device, non_blocking=True), self.share.to(device, non_blocking=True))
 
     def __getitem__(self, rows: Tensor | slice) -> Mixed:
@@ -65,11 +66,11 @@ class Batch:
     Attributes:
         x: (B, C, H, W) in [0, 1].
         y: (B,) int64.
-        index: (B,) int64, row in the training set; per-example state and randomness hang on it.
+        index: (B,) int64, row in the training set: the key of per-example state and of randomness.
         view: how x was cut from the stored image (a recorded crop and flip), or None.
         meta: a minibatch of the second data stream (BiLAW), or None.
-        whole: rows of the minibatch over all processes, of which these are a share; None where whoever cut it
-            does not say.
+        whole: number of rows of the minibatch over all processes; None where it is not known, then the
+            processes add their rows up.
         mixed: the second label of each image, where images are mixed (`augment=cutmix:...`), or None.
     """
 
@@ -92,13 +93,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Clock:
-    """When something happens: every schedule is a function Clock -> float.
+    """The moment in a run: every schedule is a function Clock -> float.
 
     Attributes:
         epoch: counted from 0; epochs: how many the run has.
-        step: minibatch within the epoch; steps: minibatches per epoch.
+        step: minibatch within the epoch, counted from 0; steps: minibatches per epoch.
         replay: 0, ..., replays - 1 within one minibatch.
-        seed: of the run, so that randomness is a function of the clock and the row.
+        seed: of the run; randomness is a function of the clock and the row.
     """
 
     epoch: int = 0
@@ -110,33 +111,42 @@ class Clock:
 
     @property
     def progress(self) -> float:
-        """Fraction of the run's minibatches that lie behind, in [0, 1)."""
+        """Fraction of the run's minibatches that are done, in [0, 1)."""
         return (self.epoch + self.step / self.steps) / self.epochs
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a method must know to build its stateful parts for a run (`Method.bind`)."""
+    """What a method must know to build its stateful parts for a run (`Method.bind`).
+
+    Attributes:
+        rows: of the training set. shape: (C, H, W) of an image. classes: number of classes.
+        device, dtype: of the model.
+        padding: pixels by which the canvas of recorded crops is wider than the image, on every side.
+        steps: minibatches per epoch.
+        rotates: whether the augmentation rotates or bends images, which cannot be undone.
+        resizes: whether images have another size in some phase of training.
+    """
 
     rows: int
     shape: tuple[int, int, int]
     classes: int
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
-    padding: int = 0  # of the recorded crops: the canvas is padding pixels wider on every side
-    steps: int = 1  # minibatches per epoch
-    rotates: bool = False  # whether the augmentation turns or bends images, which cannot be undone
-    resizes: bool = False  # whether images have another size in some phase of training
+    padding: int = 0
+    steps: int = 1
+    rotates: bool = False
+    resizes: bool = False
 
 
 @dataclass
 class Passes:
     """Forward and backward passes, summed over examples.
 
-    The rule: a backward pass for every time that gradients flow back through a forward pass, so that the
-    outer backward counts twice where the loss has two forwards (TRADES). A double backward counts as two, of
-    which one is shared when it runs through the outer graph (DONE), and as one where it ends at the example
-    weights instead of going on through the network (the second-order meta-gradient).
+    Counting rule: one backward pass for each forward pass that gradients flow back through. The outer
+    backward so counts twice where the loss has two forward passes (TRADES). A double backward counts as two;
+    one of the two is shared where it runs through the outer graph (DONE). It counts as one where it ends at
+    the example weights and does not go on through the network (the second-order meta-gradient).
     """
 
     forward: int = 0
@@ -155,7 +165,7 @@ class Solution:
         before_last: (B, C, H, W) the point from which the last step was taken.
         kappa: (B,) steps at which the example was still classified correctly.
         evaluations: (B,) gradient evaluations spent.
-        class_score: (K,) or (K, ...) numbers for each class, from solvers that gather some (`ClassRadius`,
+        class_score: (K,) or (K, ...) statistics of each class, from solvers that gather them (`ClassRadius`,
             `ClassMeans`), or None. helper: (B,) labels by a plain network (`Helped`), or None.
     """
 
@@ -184,11 +194,12 @@ class Terms:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a weighting may look at: everything the step knows about each example, without graph.
+    """What a weighting may read: the step's values for each example, without graph except for `attached`.
 
     Attributes:
         loss: (B,) the robust part. logits: (B, K) adversarial. y, index, kappa: (B,).
-        clean: gives the clean logits (B, K) in eval mode on demand (one forward pass when asked).
+        clock: the moment in the run.
+        clean: computes the clean logits (B, K) in eval mode; one forward pass.
         attached: (B, K) adversarial logits with graph, for rules that declare their weights differentiable.
         class_score: (K,) the solution's, or None.
     """
@@ -223,17 +234,18 @@ def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one step did, as plain numbers for the log; on several processes, to this rank's examples.
+    """The numbers of one step for the log; on several processes, of this rank's examples.
 
     Attributes:
-        loss: the weighted loss that was descended. correct: adversarial points classified correctly.
-        examples: size of the minibatch. weight_mean, effective: mean weight and effective sample size
-            (sum w)^2 / sum w^2, as a fraction of the batch. rows: of the batch, in its order; relative: their
-            weights divided by the mean; margin: p_y - max p_k at the adversarial
-            points, empty where the labels number no classes.
+        loss: the weighted mean loss. correct: number of adversarial points classified correctly.
+        examples: size of the minibatch. weight_mean, effective: mean weight, and effective sample size
+            (sum w)^2 / sum w^2 as a fraction of the batch.
+        rows: `index` of the batch. relative: weights of these rows divided by their mean. margin: p_y -
+            max_{k != y} p_k at the adversarial points, empty where the labels are no class numbers.
         passes: forward and backward passes summed over the examples.
-        logged: numbers that parts reported about themselves (active fraction, temperature, ...).
-        told: sums over all processes of what each told them with its gradients; empty before an update.
+        logged: numbers that parts reported (active fraction, temperature, ...).
+        told: the numbers of the trainer's `tell`, summed over all processes together with the gradients;
+            empty for a replay without update.
     """
 
     loss: float

@@ -1,4 +1,4 @@
-"""Opening files that others made: only regular ones, told apart by their first bytes."""
+"""Open files that others made: only regular ones, whose kind the first bytes tell."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ LONGEST_HEADER = 100_000_000  # of safetensors files, by their own library
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open for reading what is a regular file or a link to one; nothing that may block or never end.
+    """Open a regular file, or a link to one, for reading; refuse what may block or never end.
 
     Raises:
         UserError: for a folder, named pipe, device or socket.
         OSError: as `open` does.
     """
     _check_regular(path, path.stat())
-    nonblocking = getattr(os, "O_NONBLOCK", 0)  # should it have become a pipe since
+    nonblocking = getattr(os, "O_NONBLOCK", 0)  # in case a pipe has replaced it since
     descriptor = os.open(path, os.O_RDONLY | nonblocking | getattr(os, "O_BINARY", 0))
     file = os.fdopen(descriptor, "rb")
     try:
@@ -88,10 +88,10 @@ def open_regular(path: Path) -> BinaryIO:
 
 @contextmanager
 def pinned_path(path: Path) -> Iterator[Path]:
-    """A path under which libraries open again the very file that was looked at.
+    """A path by which a library opens again the very file that was checked.
 
-    Whatever has been put in its place since; the path itself on systems without such names. Raises as
-    `open_regular` does.
+    It leads there even if another file has been put at `path` since. On systems without /proc it is `path`
+    itself. Raises as `open_regular` does.
     """
     with open_regular(path) as file:
         own = Path(f"/proc/self/fd/{file.fileno()}")
@@ -99,7 +99,7 @@ def pinned_path(path: Path) -> Iterator[Path]:
 
 
 def check_regular(path: Path) -> None:
-    """Raise UserError where `open_regular` would; what is not there is no error."""
+    """Raise UserError where `open_regular` would; a missing file is no error."""
     with suppress(FileNotFoundError):
         _check_regular(path, path.stat())
 
@@ -111,7 +111,7 @@ def _check_regular(path: Path, found: os.stat_result) -> None:
 
 
 def kind_of(head: bytes) -> str | None:
-    """What a file is by its first bytes (at least `HEAD` of them where there are so many); None: unknown.
+    """The kind of a file by its first bytes (`HEAD` or more, if it has so many); None: unknown.
 
     Example:
         >>> kind_of(b"<!DOCTYPE html><title>404</title>")
@@ -133,19 +133,19 @@ def kind_of(head: bytes) -> str | None:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an exception of a decoder says, in one line; what it is, where it says nothing."""
+    """The first line of an exception's message, or the exception's name if it has none."""
     text = line(str(error).strip().partition("\n")[0], 300)
     return text or type(error).__name__
 
 
 def kind_hint(path: Path) -> str:
-    """The end of a message about a file, "; it is ...", or nothing where its first bytes say nothing."""
+    """The end of a message about a file, "; it is ...", or nothing if its kind is unknown."""
     kind = kind_at(path)
     return f"; it is {kind}" if kind else ""
 
 
 def kind_at(path: Path) -> str | None:
-    """What the file is by its first bytes; None for none that can be read, or of no known kind."""
+    """The kind of a file by its first bytes; None if it cannot be read or its kind is unknown."""
     try:
         with open_regular(path) as file:
             return kind_of(file.read(HEAD))
@@ -154,7 +154,7 @@ def kind_at(path: Path) -> str | None:
 
 
 def not_weights(path: Path) -> str | None:
-    """What is wrong with a file that should be of torch.save; None where nothing speaks against it."""
+    """Why a file cannot be weights written by torch.save; None if it may be."""
     kind = kind_at(path)
     if kind == SAFETENSORS:
         return f"{path} is a safetensors file under another name: call it {path.stem}.safetensors"

@@ -19,9 +19,10 @@ from bivallate.types import Solution, per_example
 
 
 def barrier_inverse(delta: Tensor, x: Tensor, threat: Linf, c: float) -> Tensor:
-    """Diagonal of C_i^-1, C_i = c diag(1/s_up^2 + 1/s_lo^2), in a product form that is safe at the bounds.
+    """Diagonal of C_i^-1, C_i = c diag(1/s_up^2 + 1/s_lo^2), written so that nothing is divided by zero.
 
-    Zero on a bound, at most eps^2 / (2 c) in the middle of the box; shape of delta.
+    The slacks s_up and s_lo are the distances to the bounds. The result has the shape of delta; it is zero on
+    a bound and at most eps^2 / (2 c), in the middle of the box.
     """
     lo, up = threat.bounds(x)
     s_up, s_lo = (up - delta).clamp(min=0), (delta - lo).clamp(min=0)
@@ -33,25 +34,28 @@ def barrier_inverse(delta: Tensor, x: Tensor, threat: Linf, c: float) -> Tensor:
 class Barrier(Coupling):
     """d delta*/d theta = [C_i - Hessian of the objective]^-1 d grad/d theta, by default without the Hessian.
 
-    At a bound the sensitivity is zero, exactly as with Fast-BAT's hard mask: the barrier interpolates that
-    mask smoothly.
+    At a bound the sensitivity is zero, as with Fast-BAT's mask: the barrier is a smooth form of that mask.
 
     Attributes:
-        c: strength of the barrier; None means eps^2 / (2 * 0.1), which makes the gain in the middle of the
-            box 0.1.
+        c: strength of the barrier; None means eps^2 / (2 * 0.1), with which the sensitivity in the middle of
+            the box is 0.1.
         gain: factor of the implicit gradient (kappa_imp).
         curvature_steps: 0 drops the Hessian (the paper's practice); J > 0 solves the full system of
             Proposition 1 by J conjugate-gradient steps in the symmetric form (I - D^1/2 Hessian D^1/2) y =
-            D^1/2 v, valid on the bounds too.
+            D^1/2 v, D = C_i^-1, which also holds on the bounds.
+        tolerance: relative residual at which the conjugate gradients stop.
 
     Cost: one forward, one backward and one double backward at delta; the forward and half of the double
     backward are the outer loss's own when the attack runs in train mode. J > 0: one forward, one backward and
     J products more.
 
+    Raises:
+        UserError: c is not positive, or the threat is not Linf.
+
     Reference: DONE (ICLR 2024), Proposition 1 and section 3.2.
-    Deviation: after PGD's projected steps the barrier enters here alone; `BarrierAscent` steps on the
-    objective with barrier, as Algorithm 1 has it, and `InteriorAscent` solves that problem, on which
-    Proposition 1 is exact.
+    Deviation: after PGD's projected steps the barrier enters in the coupling only. `BarrierAscent` adds it to
+    the attacker's objective, as Algorithm 1 does; `InteriorAscent` solves that problem, for which Proposition
+    1 is exact.
     """
 
     c: float | None = None
@@ -73,7 +77,7 @@ class Barrier(Coupling):
         return couple_at_solution(problem, delta, lambda grad: self._sensitivity(problem, delta, diagonal))
 
     def check(self, method: Composition) -> None:
-        """Refuse a method whose threat is not a box."""
+        """Raise UserError if the threat is not a box."""
         self._boxed(method.threat)
 
     @staticmethod
@@ -102,7 +106,7 @@ class Barrier(Coupling):
                 anywhere=problem.anywhere,
             )
             problem.log["negative_curvature"] = found.failed.float().mean()
-            y = torch.where(per_example(found.failed, v), root * v, found.u)
+            y = torch.where(per_example(found.failed, v), root * v, found.u)  # failed: without the Hessian
             return self.gain * root * y
 
         return solve
@@ -110,7 +114,15 @@ class Barrier(Coupling):
 
 @part
 class Mask(Coupling):
-    """Fast-BAT's sensitivity gain * H_C at the solution itself (DONE's option `mask`); costs as `Barrier`."""
+    """Fast-BAT's sensitivity gain * H_C at the solution itself (DONE's option `mask`).
+
+    H_C is the 0/1 mask of the coordinates strictly inside their bounds.
+
+    Attributes:
+        gain: factor of the implicit gradient.
+
+    Cost: as `Barrier` without the Hessian.
+    """
 
     gain: float = 0.1
 
@@ -124,12 +136,14 @@ class Mask(Coupling):
 class Implicit(Coupling):
     """Implicit function theorem on the free coordinates: d delta*/d theta = -(P H P)^-1 P d grad/d theta.
 
-    Exact at a strict local maximiser with strict complementarity, where -H is positive definite on the free
-    coordinates.
+    P projects on the free coordinates and H is the Hessian of the objective in delta. Exact at a strict local
+    maximiser with strict complementarity, where -H is positive definite on the free coordinates.
 
     Attributes:
-        steps, tolerance: of the conjugate gradients.
-        damping: added to -H: 0 is exact, more is safer far from a maximiser.
+        steps: of the conjugate gradients at most. tolerance: relative residual at which they stop.
+        damping: multiple of the identity added to -H: 0 is exact, more is safer far from a maximiser.
+
+    Cost: as `Barrier`, and one forward, one backward and at most `steps` Hessian-vector products.
 
     Reference: Fast-BAT, Proposition 1, in the form of its block-diagonal identity.
     """

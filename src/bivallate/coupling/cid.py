@@ -73,12 +73,12 @@ def cid(
     solver_steps: int = 20,
     tolerance: float = 1e-10,
 ) -> CIDResult:
-    """Compositional implicit differentiation for any user's problem.
+    """Compositional implicit differentiation (CID) for a problem of the user's own functions f, g, h.
 
-    One iteration: draw functions; K projected gradient steps on each h_i, always from the same first point;
-    solve [d^2 h_i / d delta^2] v_i = d g_i / d delta; the gradient sample is d g_i / d theta - d^2 h_i /
-    d theta d delta v_i; u <- (1 - rate) u + rate mean g_i; theta <- theta - step_size (mean sample) grad
-    f(u), with the new u, held constant.
+    One iteration: draw functions; make K projected gradient steps on each h_i, always from the same first
+    point; solve [d^2 h_i / d delta^2] v_i = d g_i / d delta; the gradient sample is d g_i / d theta -
+    d^2 h_i / d theta d delta v_i; u <- (1 - rate) u + rate mean g_i; theta <- theta - step_size (mean sample)
+    grad f(u), where u is the new one and held constant.
 
     Args:
         f: u -> scalar; u has the shape of one g_i.
@@ -88,18 +88,21 @@ def cid(
         theta: first iterate, a tensor or a dict of tensors.
         delta: index -> (B, ...) where the lower level begins.
         sampler: iteration -> (B,) int64, the functions that are drawn; see `batches_of`.
-        iterations: T.
-        lower_steps: K. The error that remains shrinks as (1 - lower_step_size * mu)^K, mu the least curvature
-            of h.
-        lower_step_size: alpha, at most 2 / (L + mu).
+        iterations: number of iterations T.
+        lower_steps: number of lower steps K. The remaining error falls as (1 - lower_step_size * mu)^K, mu
+            the least curvature of h.
+        lower_step_size: alpha, at most 2 / (L + mu), L the largest curvature of h.
         step_size: beta_t, a number or a function of t; the theory has 1 / sqrt(T).
-        rate: eta_t in (0, 1]; the theory has [1/2, 1). 1 is the biased gradient of the minibatch.
+        rate: eta_t in (0, 1]; the theory has [1/2, 1). 1 gives the biased gradient of the minibatch.
         project: (delta, index) -> the nearest points of V_i; None where the lower level is unconstrained.
-        free: (delta, index) -> bool like delta: coordinates that no constraint holds; the linear system is
-            solved on these. None: all of them, exact at interior minimisers, as the paper assumes.
-        mean: u_0; None begins at the first minibatch's mean.
-        solver_steps: of conjugate gradients, for each example.
+        free: (delta, index) -> bool like delta: the coordinates at which no constraint is active; the linear
+            system is solved on these. None: all of them, exact at interior minimisers, as the paper assumes.
+        mean: u_0; None starts at the first minibatch's mean.
+        solver_steps: of conjugate gradients, for each linear system.
         tolerance: relative residual of the linear systems.
+
+    Returns:
+        The last theta, the running mean u and its path.
 
     Raises:
         UserError: for numbers that are out of range, or shapes that do not fit.
@@ -108,7 +111,7 @@ def cid(
     product for each step of the solver and one more.
 
     Reference: DONE (ICLR 2024), Algorithm 1, eq. 8-10, Theorem 1.
-    Deviation: `free` and the start of u are ours.
+    Deviation: `free`, and the start of u at the first minibatch, are not in the paper.
 
     Example:
         >>> centre = torch.tensor([1.0, 3.0])  # h_i = (delta - theta)^2 / 2, g_i = (delta - centre_i)^2
@@ -156,7 +159,7 @@ def _descend(
     size: float,
     project: Callable[[Tensor, Tensor], Tensor] | None,
 ) -> Tensor:
-    """(B, ...) the lower iterate after K projected gradient steps, as a leaf that asks for its gradient."""
+    """(B, ...) the lower iterate after K projected gradient steps, as a leaf with requires_grad."""
     fixed = _plain(theta)
     for _ in range(steps):
         point = delta.detach().requires_grad_()
@@ -179,7 +182,7 @@ def _gradient(
     steps: int,
     tolerance: float,
 ) -> tuple[list[Tensor], Tensor]:
-    """(mean gradient sample) grad f(u), one tensor for each of theta's; and (B,) which systems failed."""
+    """(mean gradient sample) grad f(u), one tensor for each in theta; and (B,) which systems failed."""
     leaves = _leaves(theta)
     point = u.detach().requires_grad_()
     (outer,) = torch.autograd.grad(f(point), point)
@@ -210,7 +213,7 @@ def _leaves(theta: Tensor | dict[str, Tensor]) -> list[Tensor]:
 
 
 def _leaf(theta: Theta) -> Theta:
-    """The same values, as leaves that ask for gradients."""
+    """The same values, as leaves with requires_grad."""
     if isinstance(theta, dict):
         return {k: v.detach().requires_grad_() for k, v in theta.items()}
     return theta.detach().requires_grad_()

@@ -1,7 +1,7 @@
 """Couplings: how the solution of the lower level depends on theta.
 
-A coupling returns a tensor with the right value *and* the right gradient. Then the backward pass of the upper
-loss is the hypergradient, and nothing else in the package needs to know that there are two levels.
+A coupling returns a tensor that has the value of the solution *and* its gradient in theta. The backward pass
+of the upper loss then computes the hypergradient; the rest of the step need not know of two levels.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Sensitivity = Callable[[Tensor], Tensor]
 
 
 class Coupling(Role, ABC):
-    """(problem, solution) -> delta (B, C, H, W), with the gradient in theta that it deserves.
+    """(problem, solution) -> delta (B, C, H, W), with its gradient in theta.
 
-    The value is solution.delta, or one more step from there for `LastStep`, which takes the solver's last
-    step itself so that its pass is not paid twice.
+    The value is solution.delta, or for `LastStep` one more step from there: it makes the solver's last step
+    itself, so that the pass for that step is made once.
     """
 
     def takes_mixed(self) -> bool:
-        """It asks for the attacker's objective, and for no label."""
+        """True: it evaluates the attacker's objective and reads no label itself."""
         return True
 
     @abstractmethod
@@ -40,8 +40,10 @@ class Coupling(Role, ABC):
 
 @part
 class Detached(Coupling):
-    """No gradient: exact at an unconstrained maximiser of the training loss (Danskin), assumed by plain AT.
-    Free."""
+    """No gradient: exact at a maximiser of the training loss (Danskin's theorem), assumed by plain AT.
+
+    Cost: none.
+    """
 
     def __call__(self, problem: LowerProblem, solution: Solution) -> Tensor:
         return solution.delta
@@ -49,15 +51,17 @@ class Detached(Coupling):
 
 @part
 class Leaf(Coupling):
-    """Asks the outer backward pass for d loss / d delta, in `.grad`, which solvers with feedback read.
-    Free."""
+    """Let the outer backward pass compute d loss / d delta, in `.grad`, which solvers with feedback read.
+
+    Cost: none.
+    """
 
     def __call__(self, problem: LowerProblem, solution: Solution) -> Tensor:
         return solution.delta.detach().requires_grad_()
 
 
 class _Transposed(torch.autograd.Function):
-    """Identity on the value; the incoming gradient v is replaced by sensitivity(v)."""
+    """Forward: `value`. Backward: sensitivity(v) for the incoming gradient v, as the gradient of `grad`."""
 
     @staticmethod
     def forward(ctx: Any, grad: Tensor, value: Tensor, sensitivity: Sensitivity) -> Tensor:
@@ -71,13 +75,13 @@ class _Transposed(torch.autograd.Function):
 
 
 def with_implicit_gradient(value: Tensor, grad: Tensor, sensitivity: Sensitivity) -> Tensor:
-    """`value`, whose derivative in theta is S d(grad)/d theta.
+    """Return `value` with the derivative S d(grad)/d theta in theta.
 
     Args:
         value: (B, C, H, W) the perturbation.
         grad: (B, C, H, W) gradient of the attacker's objective, with graph in theta.
-        sensitivity: v -> S v for the symmetric S_i of each example: dlt*/dtheta = S_i d grad_i / d theta.
-            With an objective that the lower level *maximises*, S is minus the inverse of its (damped)
+        sensitivity: v -> S v for the symmetric S_i of each example: d delta*/d theta = S_i d grad_i / d
+            theta. The lower level *maximises* its objective, so S is minus the inverse of its (damped)
             Hessian, hence positive.
     """
     return _Transposed.apply(grad, value.detach(), sensitivity)  # pyright: ignore[reportReturnType]
@@ -86,9 +90,9 @@ def with_implicit_gradient(value: Tensor, grad: Tensor, sensitivity: Sensitivity
 class _LogitsWithImplicitGradient(torch.autograd.Function):
     """Logits of a pass shared by coupling and loss, which carry the implicit gradient as well as their own.
 
-    The vector-Jacobian product v = d loss / d delta is known without another pass when the gradient that
-    arrives at the logits is, row by row, a multiple of the attacker's own (same objective): then v_i is that
-    multiple of grad_i. Otherwise it is computed by one more backward pass.
+    The implicit gradient needs the vector-Jacobian product v = d loss / d delta. If loss and attacker have
+    the same objective, the gradient that arrives at the logits is, row by row, a multiple of the attacker's
+    own; then v_i is that multiple of grad_i, which is known. Otherwise one more backward pass computes v.
     """
 
     @staticmethod
@@ -116,13 +120,14 @@ class SharedPass:
             logits = self.graph.logits.detach().requires_grad_()
             own = torch.autograd.grad(self.problem.objective(self.problem, logits).sum(), logits)[0]
         number = torch.finfo(own.dtype)
-        peak = own.abs().amax(1, keepdim=True).clamp(min=number.tiny)  # squares of tiny gradients underflow
+        # divided by its largest entry first, because squares of tiny gradients underflow
+        peak = own.abs().amax(1, keepdim=True).clamp(min=number.tiny)
         unit = own / peak
         scale = (arriving * unit).sum(1, keepdim=True) / unit.square().sum(1, keepdim=True).clamp(min=1e-3)
         size = arriving.abs().amax(1)
         rest = (arriving - scale * unit).abs().amax(1)
-        near = 1e3 * number.eps * torch.maximum(size, number.eps * size.max())
-        known = self.problem.parallel  # then nobody waits for it
+        near = 1e3 * number.eps * torch.maximum(size, number.eps * size.max())  # up to rounding
+        known = self.problem.parallel  # parallel by construction: the host need not wait for the comparison
         if known or not self.problem.anywhere(not bool((rest <= near).all())):
             v = per_example((scale / peak)[:, 0], self.graph.grad) * self.graph.grad.detach()
         else:
@@ -135,13 +140,13 @@ def couple_at_solution(
 ) -> Tensor:
     """Couple delta by d delta / d theta = S d grad / d theta, with grad taken at delta itself.
 
-    Where the attack ran with batch statistics, its forward pass at delta is the pass that the loss needs: it
-    is made once, in the upper level's mode (running statistics move), kept, and handed to the loss with the
-    implicit gradient tethered to its logits. With dropout or in eval mode the two passes differ, and are made
+    If the attack runs with batch statistics, its forward pass at delta is the pass that the loss needs. It is
+    then made once, in the upper level's mode (running statistics move), and handed to the loss; the implicit
+    gradient is attached to its logits. With dropout or in eval mode the two passes differ and are made
     separately.
 
     Args:
-        problem: posed within `attacking`.
+        problem: created within the context `attacking`.
         delta: (B, C, H, W) the solution.
         sensitivity: grad (B, C, H, W) -> (v -> S v).
     """
@@ -152,7 +157,7 @@ def couple_at_solution(
         return with_implicit_gradient(delta, graph.grad, sensitivity(graph.grad.detach()))
     with in_train_mode(model):
         graph = problem.graph(delta)
-    # of the double backward, whose other half is the outer backward itself
+    # one half of the double backward; the other half is the outer backward itself
     problem.forward.passes.backward += len(delta)
     tether = SharedPass(problem, graph, sensitivity(graph.grad.detach()))
     delta = delta.detach()

@@ -27,14 +27,18 @@ class LastStep(Coupling):
     derivative has gain = step_size, Fast-BAT's update has gain = rho = alpha_2 / (lambda alpha_1) = 0.1.
 
     Attributes:
-        step_size: of the raw gradient of the summed objective.
+        step_size: factor of the raw gradient of the summed objective.
         gain: factor of the implicit gradient.
         curvature_steps: 0 is Hessian-free; J > 0 replaces H_C by lambda * blockdiag(H_FF^-1, 0), with H =
             lambda I minus the objective's Hessian at delta*, by J masked conjugate-gradient steps (Fast-BAT,
             eq. 10 and 23). Examples whose first direction has negative curvature keep the Hessian-free value;
             the fraction is logged.
+        tolerance: relative residual at which the conjugate gradients stop.
         cross_at: where the cross derivative is taken: "z" (eq. 8 and the public code) or "delta" (eq. 12 as
             printed).
+
+    Raises:
+        UserError: step_size is not positive, or cross_at is neither of the two.
 
     Cost: one forward, one backward and one double backward; "delta" one forward and backward more; J > 0 one
     forward, one backward and J products of two backwards more.
@@ -56,7 +60,7 @@ class LastStep(Coupling):
             raise unknown("cross_at", str(self.cross_at), ["z", "delta"])
 
     def stepped(self, length: float, number: float = 1.0) -> Self:
-        """The one step that the coupling takes, longer or shorter."""
+        """Return the coupling with its one step `length` times as long."""
         return replace(self, step_size=length * self.step_size)
 
     def __call__(self, problem: LowerProblem, solution: Solution) -> Tensor:
@@ -64,6 +68,7 @@ class LastStep(Coupling):
         graph = problem.graph(z)
         raw = z + self.step_size * graph.grad
         if self.curvature_steps == 0 and self.cross_at == "z":
+            # the value of the step, and its derivative scaled from step_size to gain
             step = problem.threat.retract(raw, problem.x)
             delta = step.detach() + share * (step - step.detach())
         else:

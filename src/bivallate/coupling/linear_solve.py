@@ -20,7 +20,7 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LinearSolution:
-    """u, and for which examples negative curvature ended the search before its first step ((B,) bool)."""
+    """The solution u, and `failed` (B,) bool: negative curvature ended the search before the first step."""
 
     u: Tensor
     failed: Tensor
@@ -34,19 +34,20 @@ def conjugate_gradient(
     tolerance: float = 1e-4,
     anywhere: Callable[[bool], bool] = bool,
 ) -> LinearSolution:
-    """Conjugate gradients for H u = v, every example on its own, started at zero.
+    """Solve H u = v by conjugate gradients, for each example on its own, starting at zero.
 
-    An example stops when its residual has fallen to `tolerance` times the norm of v, or keeps its previous
-    iterate when it meets a direction of curvature <= 0 (the lower level's Hessian may be indefinite). If that
-    is the very first direction the example is marked as failed: u = 0 there, and the caller must choose what
-    stands in for it.
+    An example stops when its residual has fallen to `tolerance` times the norm of v. It also stops, at its
+    previous iterate, at a direction of curvature <= 0 (the lower level's Hessian may be indefinite). If that
+    is its first direction, the example is marked as failed: u = 0 there, and the caller must choose a
+    replacement.
 
     Args:
         matvec: u (B, ...) -> H u (B, ...), symmetric for each example; called at most `steps` times.
         v: (B, ...) right-hand side.
-        steps: at most so many products.
+        steps: largest number of products.
         tolerance: relative residual norm.
-        anywhere: as `LowerProblem.anywhere`, where products wait for those of other processes.
+        anywhere: as `LowerProblem.anywhere`: all processes stop together, because a product may contain a
+            collective operation.
     """
     u, residual = torch.zeros_like(v), v
     direction, rr = v, dot(v, v)

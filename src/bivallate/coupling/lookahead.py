@@ -19,7 +19,7 @@ from bivallate.noise import Noise
 from bivallate.roles import Composition
 from bivallate.types import Clock, Terms
 
-SECOND_STREAM = 1 << 32  # turns from here on belong to the second stream; replays and restarts lie far below
+SECOND_STREAM = 1 << 32  # turns from here on belong to the second stream; replays and restarts are far below
 REPLAYS = 1 << 16  # more replays of one minibatch than anyone makes
 
 Named = dict[str, Tensor]
@@ -29,7 +29,7 @@ Rates = float | dict[str, float]  # one for all parameters, or one for each name
 def rates(optimizer: torch.optim.Optimizer, model: nn.Module) -> Rates:
     """The learning rate of each parameter in the step that an optimiser is about to make.
 
-    A parameter that the optimiser leaves alone has none.
+    It is one number if all groups share it; otherwise one for each name, 0 for a parameter in no group.
     """
     one = {float(group["lr"]) for group in optimizer.param_groups}
     if len(one) == 1:
@@ -39,10 +39,10 @@ def rates(optimizer: torch.optim.Optimizer, model: nn.Module) -> Rates:
 
 
 def second_stream(clock: Clock, index: Tensor) -> Noise:
-    """The draws of the second stream's rows at this moment.
+    """The noise of the second stream's rows at this moment.
 
-    A function of (seed, epoch, step, replay, row). Its rows may carry the same numbers as the training rows
-    and come back several times an epoch, so the turn tells both apart.
+    It is a function of (seed, epoch, step, replay, row). Rows of the second stream may have the same numbers
+    as training rows, and occur several times an epoch; the turn keeps all these draws apart.
     """
     turn = SECOND_STREAM + clock.step * REPLAYS + clock.replay
     return Noise(clock.seed, index, clock.epoch, turn)
@@ -52,11 +52,11 @@ def second_stream(clock: Clock, index: Tensor) -> Noise:
 class Lookahead:
     """lookahead(w) -> scalar: the loss on batch.meta at theta - lr d/dtheta mean_i(w_i robust_i + anchor_i).
 
-    The virtual step is plain SGD without momentum or weight decay, on the parameters that ask for a gradient.
-    All its passes use batch statistics, move no buffer and drop nothing out; the second stream is attacked at
-    the virtual parameters, in the method's attack mode, from draws of its own; in eval mode it meets the
-    running statistics of before the outer pass, as the training rows did. x_adv is a constant: an
-    implicit gradient of the coupling is no part of the virtual step.
+    The virtual step is plain SGD without momentum or weight decay, on the parameters with requires_grad. All
+    its passes use batch statistics, move no buffer and use no dropout. The second stream is attacked at the
+    virtual parameters theta~, in the method's attack mode, with its own noise; in eval mode it sees the
+    running statistics from before the outer pass, as the training rows did. x_adv is a constant: the virtual
+    step contains no implicit gradient of the coupling.
 
     The gradient in w has a closed form, d loss / d w_j = -lr / B <grad robust_j(theta), grad loss(theta~)>.
     By default these inner products are one Jacobian-vector product of the per-example losses along
@@ -80,10 +80,9 @@ class Lookahead:
 
     @staticmethod
     def here(problem: LowerProblem, method: Composition, x_adv: Tensor, lr: Rates) -> Lookahead:
-        """The lookahead from this moment on.
+        """Prepare the lookahead of this step, before the outer pass moves the running statistics.
 
-        It is made before the outer pass moves the running statistics, which are kept where the weighting will
-        ask.
+        The buffers are copied only if the weighting uses the lookahead.
         """
         kept = None
         if method.weighting.needs_meta:
