@@ -216,6 +216,11 @@ def test_bad_numbers(text) -> None:
         parse_number(text, "eps")
 
 
+def test_a_part_is_known_by_its_former_name() -> None:
+    solver = methods.hat(Linf(0.1)).solver
+    assert decode(encode(solver) | {"kind": "Helped"}) == solver
+
+
 def test_constants_read_as_numbers() -> None:
     assert override(KLDRO(temperature=Constant(2.0)), "temperature", "0.5").temperature == 0.5
     assert math.isinf(override(KLDRO(), "guard", "inf").guard)

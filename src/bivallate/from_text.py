@@ -14,7 +14,7 @@ import typing
 from typing import Annotated, Any
 
 from bivallate.errors import UserError, unknown
-from bivallate.parts import fitting, part_named, written
+from bivallate.parts import part_named, parts_for, written
 from bivallate.schema import fields_of
 
 __all__ = ["literal", "override", "pair", "parse_number", "read"]
@@ -177,4 +177,4 @@ def _short(text: str, parts: list[Any], where: str, current: Any) -> Any:
     for kind in [type(current), *parts]:
         if hasattr(kind, "from_text"):
             return kind.from_text(text, where)
-    raise unknown(f"part for {where}", text, fitting(parts))
+    raise unknown(f"part for {where}", text, parts_for(parts))

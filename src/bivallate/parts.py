@@ -20,6 +20,7 @@ from bivallate.schema import check_fields
 
 _KINDS: dict[str, type] = {}
 NONE = "@none"  # TOML has no null
+RENAMED = {"Helped": "HelperLabels"}  # parts by the names that older files have for them
 
 
 @dataclass_transform(frozen_default=True)
@@ -144,7 +145,8 @@ def _as_now(cls: Any, given: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _kind(kind: Any, where: str) -> type:
-    """The part of this name."""
+    """The part of this name, or of the name that it had in an older version."""
+    kind = RENAMED.get(kind, kind) if isinstance(kind, str) else kind
     if isinstance(kind, str) and kind not in _KINDS:
         _load_own()
         plugins.loaded()  # a part of the user's own project may not be imported yet
@@ -264,7 +266,7 @@ def part_named(text: str, where: str) -> Any:
         raise UserError(f"{where}={text} needs values of its own: {error}") from None
 
 
-def fitting(hints: list[Any]) -> list[str]:
+def parts_for(hints: list[Any]) -> list[str]:
     """The names of the parts that a field of these types takes.
 
     For a protocol these are all parts, because no part derives from it.

@@ -166,7 +166,7 @@ class Solution:
         kappa: (B,) steps at which the example was still classified correctly.
         evaluations: (B,) gradient evaluations spent.
         class_score: (K,) or (K, ...) statistics of each class, from solvers that gather them (`ClassRadius`,
-            `ClassMeans`), or None. helper: (B,) labels by a plain network (`Helped`), or None.
+            `ClassMeans`), or None. helper: (B,) labels by a plain network (`HelperLabels`), or None.
     """
 
     delta: Tensor

@@ -12,7 +12,7 @@ from torch import nn
 
 import bivallate as bv
 from bivallate.audits import Audit, Check, audit
-from bivallate.audits.exact import below, excess, gap
+from bivallate.audits.exact_tests import below, excess, gap
 from bivallate.audits.plan import LEVELS, choose
 from bivallate.audits.result import AuditProgress
 from bivallate.audits.surrogates import StraightThrough, SurrogateSearch, linear_imitation

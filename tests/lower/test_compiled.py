@@ -9,7 +9,7 @@ import torch
 from tests.device.trial import Trial
 
 from bivallate.errors import UserError
-from bivallate.lower.compiled import Compiled, compiling, network_for, plainly
+from bivallate.lower.compiled import Compiled, compiling, network_for, without_compiling
 from bivallate.methods.entries import registry
 
 torch_dynamo = pytest.importorskip("torch._dynamo")
@@ -89,7 +89,7 @@ def test_what_cannot_be_compiled_goes_through_the_network() -> None:
         assert network_for(model, x) is quick
         assert network_for(model, x[:1]) is not quick, "a shorter minibatch"
         assert network_for(torch.nn.Flatten(), x) is not quick, "another network"
-        with plainly():
+        with without_compiling():
             assert network_for(model, x) is model
         handle = model.register_forward_pre_hook(lambda *_: None)
         assert network_for(model, x) is model

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bivallate import models
-from bivallate.models.prepare import fold_batchnorm
+from bivallate.models.batchnorm_folding import fold_batchnorm
 from bivallate.models.stem import FewChannels, quick_stems
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bivallate.audits.battery import BLACK, Battery
-from bivallate.audits.exact import below, excess, gap
+from bivallate.audits.exact_tests import below, excess, gap
 from bivallate.audits.model_checks import accuracy, learned, symptoms
 from bivallate.audits.result import LIMIT, WEAK, Check
 from bivallate.evaluation.preflight import Preflight

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bivallate.audits.battery import Battery
-from bivallate.audits.exact import gap
+from bivallate.audits.exact_tests import gap
 from bivallate.audits.result import LIMIT, Check
 from bivallate.evaluation.preflight import Preflight
 from bivallate.evaluation.preparation import RETRAIN

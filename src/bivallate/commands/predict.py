@@ -114,8 +114,8 @@ def read(images: tuple[Path, ...], shape: tuple[int, int, int]) -> list[NamedIma
 def _picture(name: str, path: Path, canvas: Any, reading: Any) -> NamedImage:
     import torch
 
+    from bivallate.data.grey_levels import DARK
     from bivallate.data.image import BadImage, pixels, quiet
-    from bivallate.data.levels import DARK
 
     try:
         with quiet():

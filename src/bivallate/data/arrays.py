@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bivallate.data.classes import positions
 from bivallate.data.dataset import Split, digest
-from bivallate.data.levels import check_levels
+from bivallate.data.grey_levels import check_levels
 from bivallate.data.reading import Reading
 from bivallate.data.tensors import from_tensors
 from bivallate.errors import UserError

@@ -18,8 +18,8 @@ from numpy.lib.format import open_memmap
 
 from bivallate.data.cache import reserve, save_meta
 from bivallate.data.dataset import digest, moments
+from bivallate.data.grey_levels import DARK, GreyLevels, check_levels, level_above
 from bivallate.data.image import BadImage, Item, Pixels, head, largest, pixels, quiet
-from bivallate.data.levels import DARK, GreyLevels, check_levels, level_above
 from bivallate.data.reading import Canvas, Reading
 from bivallate.errors import UserError
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.lower.input_guard import call_unharmed
-from bivallate.models.prepare import fold_batchnorm
+from bivallate.models.batchnorm_folding import fold_batchnorm
 from bivallate.models.stem import quick_stems
 from bivallate.noise import Noise
 

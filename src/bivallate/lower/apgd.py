@@ -8,7 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bivallate.lower.ascending import Living, few_left, put, seldom, view, wins
+from bivallate.lower.active_examples import (
+    ActiveExamples,
+    assign_rows,
+    misclassified,
+    model_answer,
+    time_to_look,
+    worth_shrinking,
+)
 from bivallate.lower.objective import narrow
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Solver
@@ -70,7 +77,7 @@ def checkpoints(steps: int) -> list[int]:
 
 
 @dataclass
-class _APGDState(Living):
+class _APGDState(ActiveExamples):
     """The examples still under attack: every field has a row for each."""
 
     rows: Tensor  # positions in the minibatch
@@ -120,12 +127,12 @@ class APGD(Solver):
         answer = sphere(problem)
         kappa, spent = torch.zeros_like(problem.y), torch.zeros_like(problem.y)
         state = self._begin(problem, answer, spent)
-        won = wins(state.margin, self.samples)
+        won = misclassified(state.margin, self.samples)
         reviews = set(checkpoints(self.steps))
         project, since = cheap_projection(problem), 0
         for i in range(self.steps):
             # examples leave in lots: copying the batch for each that is done would cost more than it saves
-            if self.leave and seldom(i, problem.x) and few_left(state.gone):
+            if self.leave and time_to_look(i, problem.x) and worth_shrinking(state.gone):
                 kept = (~state.gone).nonzero()[:, 0]
                 self._settle(state, answer, won)
                 state, problem = state.select(kept), narrow(problem, kept)
@@ -144,10 +151,10 @@ class APGD(Solver):
 
     def _settle(self, state: _APGDState, answer: Tensor, won: Tensor) -> None:
         """Examples that were never misclassified answer with their best point."""
-        put(answer, state.rows, ~won[state.rows], state.best)
+        assign_rows(answer, state.rows, ~won[state.rows], state.best)
 
     def _begin(self, problem: LowerProblem, delta: Tensor, spent: Tensor) -> _APGDState:
-        loss, margin, grad, gone = view(problem, delta, self.samples)
+        loss, margin, grad, gone = model_answer(problem, delta, self.samples)
         spent += self.samples
         count = len(delta)
         step = torch.full_like(loss, 2 * problem.threat.eps)
@@ -178,12 +185,12 @@ class APGD(Solver):
         s.before, s.delta = s.delta, stepped
 
     def _look(self, s: _APGDState, problem: LowerProblem, answer: Tensor, won: Tensor, spent: Tensor) -> None:
-        loss, margin, s.grad, gone = view(problem, s.delta, self.samples)
+        loss, margin, s.grad, gone = model_answer(problem, s.delta, self.samples)
         spent[s.rows] += self.samples
-        lower = wins(margin, self.samples) & (~won[s.rows] | (margin < s.margin))
+        lower = misclassified(margin, self.samples) & (~won[s.rows] | (margin < s.margin))
         if self.leave:  # decided where it stands, whenever it leaves: the answer knows nothing of the batch
             lower &= ~s.gone
-        put(answer, s.rows, lower, s.delta)
+        assign_rows(answer, s.rows, lower, s.delta)
         won[s.rows] |= lower
         s.margin = torch.minimum(s.margin, margin)
         s.gone |= gone

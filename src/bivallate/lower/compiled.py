@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bivallate.errors import UserError
 
-__all__ = ["BACKEND", "Compiled", "compiling", "network_for", "plainly"]
+__all__ = ["BACKEND", "Compiled", "compiling", "network_for", "without_compiling"]
 
 BACKEND = "inductor"
 FORMS = 64  # modes, shapes and formats that one network is compiled for at most; torch's own limit is 8
@@ -102,7 +102,7 @@ def compiling(compiled: Compiled | None) -> Iterator[None]:
 
 
 @contextmanager
-def plainly() -> Iterator[None]:
+def without_compiling() -> Iterator[None]:
     """Within, no pass is compiled."""
     _plain.append(True)
     try:

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from bivallate.lower.ascending import put, seldom
+from bivallate.lower.active_examples import assign_rows, time_to_look
 from bivallate.lower.l1 import filled
 from bivallate.lower.modes import frozen
 from bivallate.lower.objective import clearly_fooled, narrow
@@ -195,7 +195,7 @@ class FAB(Solver):
         f, w = self.boundary(problem, delta)[1:]
         often = True  # whether a step tends to cross the boundary
         for step in range(self.steps):
-            if seldom(step, delta) and int(gone.sum()) * 4 >= len(gone):
+            if time_to_look(step, delta) and int(gone.sum()) * 4 >= len(gone):
                 kept = (~gone).nonzero()[:, 0]
                 problem, delta, f, w = narrow(problem, kept), delta[kept], f[kept], w[kept]
                 rows, gone = rows[kept], gone[kept]
@@ -210,8 +210,8 @@ class FAB(Solver):
             fooled = logits.argmax(1) != problem.y
             size = problem.threat.size(delta)
             nearer = fooled & (size < norm[rows]) & ~gone
-            put(answer, rows, nearer, delta)
-            put(norm, rows, nearer, size)
+            assign_rows(answer, rows, nearer, delta)
+            assign_rows(norm, rows, nearer, size)
             if self.leave:
                 gone |= nearer & (size <= problem.threat.eps) & clearly_fooled(problem, logits, problem.y)
             back = fooled.nonzero()[:, 0]

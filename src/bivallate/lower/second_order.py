@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bivallate.errors import UserError
-from bivallate.lower.compiled import plainly
+from bivallate.lower.compiled import without_compiling
 
 __all__ = ["explain_missing_derivatives", "layer_without_derivative", "tangents", "twice_differentiable"]
 
@@ -36,7 +36,7 @@ def twice_differentiable() -> Iterator[None]:
     The fused ones, quicker and leaner, have neither a second derivative nor a tangent, and nor has what is
     compiled. For the forward passes that need them alone.
     """
-    with sdpa_kernel(SDPBackend.MATH), plainly():
+    with sdpa_kernel(SDPBackend.MATH), without_compiling():
         yield
 
 

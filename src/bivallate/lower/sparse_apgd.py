@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bivallate.lower.ascending import Living, few_left, put, seldom, view, wins
+from bivallate.lower.active_examples import (
+    ActiveExamples,
+    assign_rows,
+    misclassified,
+    model_answer,
+    time_to_look,
+    worth_shrinking,
+)
 from bivallate.lower.l1 import largest
 from bivallate.lower.objective import narrow
 from bivallate.lower.problem import LowerProblem
@@ -26,7 +33,7 @@ SHORTER, SHORTEST = 1.5, 10  # step sizes fall by the one, and to eps over the o
 
 
 @dataclass
-class _SparseState(Living):
+class _SparseState(ActiveExamples):
     """The examples still under attack: every field has a row for each."""
 
     rows: Tensor  # positions in the minibatch
@@ -101,12 +108,12 @@ class SparseAPGD(Solver):
         """Where the steps within one ball end: its best points, and in the last ball the answers."""
         state = self._begin(problem, delta, first=first)
         spent += self.samples
-        answer, won = delta.clone(), wins(state.margin, self.samples) & last
+        answer, won = delta.clone(), misclassified(state.margin, self.samples) & last
         period, leave = max(int(REVIEW * steps), 1), self.leave and last
         for i in range(steps):
-            if leave and seldom(i, problem.x) and few_left(state.gone):
+            if leave and time_to_look(i, problem.x) and worth_shrinking(state.gone):
                 kept = (~state.gone).nonzero()[:, 0]
-                put(answer, state.rows, ~won[state.rows], state.best)
+                assign_rows(answer, state.rows, ~won[state.rows], state.best)
                 state, problem = state.select(kept), narrow(problem, kept)
             if len(state.rows) == 0:
                 break
@@ -114,16 +121,16 @@ class SparseAPGD(Solver):
             if last:
                 kappa[state.rows] += state.margin >= 0
             lower = self._look(state, problem, won[state.rows], leave=leave) & last
-            put(answer, state.rows, lower, state.delta)
+            assign_rows(answer, state.rows, lower, state.delta)
             won[state.rows] |= lower
             spent[state.rows] += self.samples
             if (i + 1) % period == 0:
                 self._review(state, problem.threat.eps)
-        put(answer, state.rows, ~won[state.rows], state.best)
+        assign_rows(answer, state.rows, ~won[state.rows], state.best)
         return answer
 
     def _begin(self, problem: LowerProblem, delta: Tensor, *, first: bool) -> _SparseState:
-        loss, margin, grad, gone = view(problem, delta, self.samples)
+        loss, margin, grad, gone = model_answer(problem, delta, self.samples)
         pixels, moved = delta[0].numel(), _moved(delta)
         share = torch.full_like(moved, FIRST_SHARE) if first else moved / pixels / SPARSER
         return _SparseState(
@@ -148,8 +155,8 @@ class SparseAPGD(Solver):
 
     def _look(self, s: _SparseState, problem: LowerProblem, won: Tensor, *, leave: bool) -> Tensor:
         """(B,) bool: misclassified by a lower margin than before; the state learns what is here."""
-        loss, margin, s.grad, gone = view(problem, s.delta, self.samples)
-        lower = wins(margin, self.samples) & (~won | (margin < s.margin))
+        loss, margin, s.grad, gone = model_answer(problem, s.delta, self.samples)
+        lower = misclassified(margin, self.samples) & (~won | (margin < s.margin))
         if leave:  # decided where it stands, whenever it leaves: the answer knows nothing of the batch
             lower &= ~s.gone
         s.margin = torch.minimum(s.margin, margin)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from bivallate.lower.ascending import seldom
+from bivallate.lower.active_examples import time_to_look
 from bivallate.lower.objective import clearly_fooled, logit_margin, narrow
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Solver
@@ -74,7 +74,7 @@ class Square(Solver):
         windows = Windows.drawn(noise, self.queries, x, edges=self.edges)
         signs = noise.sign("square/0", (BLOCK, x.shape[1]), x.dtype)
         for query in range(self.queries):
-            if seldom(query, x) and int(state.gone.sum()) * 8 >= len(state.gone):
+            if time_to_look(query, x) and int(state.gone.sum()) * 8 >= len(state.gone):
                 answer[state.rows] = state.point - state.x
                 kept = (~state.gone).nonzero()[:, 0]
                 problem, state = narrow(problem, kept), state.select(kept)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bivallate.lower.curriculum import Then
-from bivallate.lower.helped import Helped
+from bivallate.lower.helper_labels import HelperLabels
 from bivallate.lower.modes import AttackMode
 from bivallate.lower.objective import kl_to_clean
 from bivallate.lower.pgd import PGD
@@ -110,6 +110,6 @@ def hat(
     Deviation: the plain network is the trained one itself, earlier; there it is another, and robust training
     begins with fresh weights.
     """
-    solver = Helped(PGD(steps, step_size * threat.eps, gaussian), plain)
+    solver = HelperLabels(PGD(steps, step_size * threat.eps, gaussian), plain)
     loss = HelperExamples(Trades(beta), gamma, reach)
     return Method(threat, solver, objective=kl_to_clean, loss=loss)

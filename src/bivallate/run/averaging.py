@@ -21,7 +21,7 @@ from bivallate.parts import part
 from bivallate.run.cycles import ends_cycle
 from bivallate.types import Batch, Clock
 
-__all__ = ["EMA", "SWA", "Average", "Averaging", "Cyclic", "average_of", "plainly"]
+__all__ = ["EMA", "SWA", "Average", "Averaging", "Cyclic", "average_of", "average_setting"]
 
 Rate = Callable[[Clock], float]
 
@@ -135,7 +135,7 @@ class Cyclic:
             )
 
 
-def plainly(given: Any) -> float | Averaging:
+def average_setting(given: Any) -> float | Averaging:
     """How a configuration writes an average: an exponential one as its decay, and none as 0.
 
     Raises UserError for what is no average.

@@ -13,7 +13,7 @@ from bivallate.from_text import override
 from bivallate.method import Method
 from bivallate.parts import decode, encode, part, written
 from bivallate.run.arithmetic import Precision, amp_read
-from bivallate.run.averaging import Averaging, plainly
+from bivallate.run.averaging import Averaging, average_setting
 from bivallate.run.config_parts import Data, Model, Validation
 from bivallate.run.folder import FIRST_LINE
 from bivallate.run.initial import Init
@@ -100,7 +100,7 @@ class Config:
         check_whole("epochs", self.epochs)
         check_whole("batch_size", self.batch_size)
         check_whole("patience", self.patience, 0)
-        object.__setattr__(self, "average", plainly(self.average))
+        object.__setattr__(self, "average", average_setting(self.average))
         if not 0 <= self.warm_up < 1:
             raise UserError(f"warm_up is a share of training in [0, 1), got {self.warm_up!r}")
         check_phases(self.phases)

@@ -45,10 +45,11 @@ class HelperExamples(Loss):
         """What the base asks; and a solver whose points a plain network labels."""
         self.base.check(method)
         solver: Any = method.solver
-        if type(solver).__name__ != "Helped":
+        if type(solver).__name__ != "HelperLabels":
             raise UserError(
                 "the loss HelperExamples asks what a plain network says of the attacked points, which the "
-                f"solver {type(solver).__name__} does not tell: use Helped around a PGD, or the base alone"
+                f"solver {type(solver).__name__} does not tell: use HelperLabels around a PGD, or the base "
+                "alone"
             )
 
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:

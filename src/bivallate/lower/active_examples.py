@@ -1,4 +1,4 @@
-"""What the two forms of Auto-PGD share: how they look at a point, and how examples leave a minibatch."""
+"""Examples that are still under attack: what the model says of them, and when those that are done leave."""
 
 from __future__ import annotations
 
@@ -12,12 +12,20 @@ from bivallate.lower.objective import clearly_fooled, logit_margin
 from bivallate.lower.problem import LowerProblem
 from bivallate.types import per_example
 
-__all__ = ["Answer", "Living", "few_left", "put", "seldom", "view", "wins"]
+__all__ = [
+    "ActiveExamples",
+    "ModelAnswer",
+    "assign_rows",
+    "misclassified",
+    "model_answer",
+    "time_to_look",
+    "worth_shrinking",
+]
 
 LOOK = 24  # steps
 
 
-def seldom(step: int, like: Tensor) -> bool:
+def time_to_look(step: int, like: Tensor) -> bool:
     """Whether it is time to look which examples have left.
 
     At every step on a processor; on a device, whose host has to wait for the answer, at every 24th.
@@ -25,7 +33,7 @@ def seldom(step: int, like: Tensor) -> bool:
     return like.device.type == "cpu" or step % LOOK == LOOK - 1
 
 
-def put(into: Tensor, rows: Tensor, chosen: Tensor, values: Tensor) -> None:
+def assign_rows(into: Tensor, rows: Tensor, chosen: Tensor, values: Tensor) -> None:
     """into[rows[chosen]] = values[chosen], on a device without asking how many are chosen."""
     if into.device.type == "cpu":
         into[rows[chosen]] = values[chosen]
@@ -34,7 +42,7 @@ def put(into: Tensor, rows: Tensor, chosen: Tensor, values: Tensor) -> None:
 
 
 @dataclass
-class Living:
+class ActiveExamples:
     """The examples still under attack: every field has a row for each."""
 
     def select(self, rows: Tensor) -> Self:
@@ -42,7 +50,7 @@ class Living:
         return type(self)(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
-class Answer(NamedTuple):
+class ModelAnswer(NamedTuple):
     """What the model says at one point of each example, averaged over its draws."""
 
     loss: Tensor  # (B,)
@@ -51,26 +59,26 @@ class Answer(NamedTuple):
     gone: Tensor  # (B,) bool, clearly misclassified; never after several draws
 
 
-def view(problem: LowerProblem, delta: Tensor, samples: int) -> Answer:
+def model_answer(problem: LowerProblem, delta: Tensor, samples: int) -> ModelAnswer:
     """The model's answer at delta. Cost: `samples` forwards and backwards."""
     seen = [_draw(problem, delta) for _ in range(samples)]
     if len(seen) == 1:
         return seen[0]
     loss, margin, grad = (torch.stack(values).mean(0) for values in list(zip(*seen, strict=True))[:3])
-    return Answer(loss, margin, grad, torch.zeros_like(margin, dtype=torch.bool))
+    return ModelAnswer(loss, margin, grad, torch.zeros_like(margin, dtype=torch.bool))
 
 
-def _draw(problem: LowerProblem, delta: Tensor) -> Answer:
+def _draw(problem: LowerProblem, delta: Tensor) -> ModelAnswer:
     logits, grad = problem.ascent(delta)
     loss, margin = problem.objective(problem, logits), logit_margin(logits, problem.y)
-    return Answer(loss, margin, grad, clearly_fooled(problem, logits, problem.y))
+    return ModelAnswer(loss, margin, grad, clearly_fooled(problem, logits, problem.y))
 
 
-def wins(margin: Tensor, samples: int) -> Tensor:
+def misclassified(margin: Tensor, samples: int) -> Tensor:
     """(B,) bool: misclassified, where one look at a point decides that."""
     return margin < 0 if samples == 1 else torch.zeros_like(margin, dtype=torch.bool)
 
 
-def few_left(gone: Tensor) -> bool:
+def worth_shrinking(gone: Tensor) -> bool:
     """Whether so many are done that a smaller minibatch is worth its copy."""
     return int(gone.sum()) * 4 >= len(gone)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bivallate import models
-from bivallate.models.prepare import _folded
+from bivallate.models.batchnorm_folding import _folded
 
 SHAPE = (3, 8, 8)
 

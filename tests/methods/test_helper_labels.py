@@ -54,7 +54,7 @@ def test_going_back_before_the_first_helper_forgets_it() -> None:
 
 
 def test_it_needs_a_solver_that_has_a_plain_network() -> None:
-    with pytest.raises(UserError, match="Helped"):
+    with pytest.raises(UserError, match="HelperLabels"):
         methods.at(THREAT).but(loss=HelperExamples(Trades()))
     with pytest.raises(UserError, match="plain"):
         methods.hat(THREAT, plain=1.5)

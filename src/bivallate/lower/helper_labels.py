@@ -18,11 +18,11 @@ from bivallate.parts import part
 from bivallate.roles import Composition
 from bivallate.types import Facts, Solution
 
-__all__ = ["BoundHelped", "Helped"]
+__all__ = ["BoundHelperLabels", "HelperLabels"]
 
 
 @part
-class Helped(AroundPGD, Remembering):
+class HelperLabels(AroundPGD, Remembering):
     """No attack in the first part of training; then the inner solver's, and the plain network's labels.
 
     The network as the first part has left it is kept, and says in eval mode which class the attacked points
@@ -49,15 +49,15 @@ class Helped(AroundPGD, Remembering):
         super().check(method)
         self.inner.check(method)
 
-    def bind(self, facts: Facts) -> BoundHelped:
+    def bind(self, facts: Facts) -> BoundHelperLabels:
         """The keeper of one run's plain weights."""
-        return BoundHelped(self)
+        return BoundHelperLabels(self)
 
 
-class BoundHelped(Solver, nn.Module):
+class BoundHelperLabels(Solver, nn.Module):
     """The solver with the plain network's parameters and buffers, once they are there."""
 
-    def __init__(self, rule: Helped) -> None:
+    def __init__(self, rule: HelperLabels) -> None:
         nn.Module.__init__(self)
         self.rule = rule
         self.names: list[str] = []
