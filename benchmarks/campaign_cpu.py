@@ -28,6 +28,8 @@ ORDER = (  # table, rows (empty: all), group, seeds
     ("T-Y2", (), "CIFAR-10", (0,)),
     ("T-B2", ("AT", "GAIRAT", "MAIL", "TRADES (1/lambda=6)", "BiLAW"), "small-CNN .031", (0,)),
     ("T-D1", BALANCED, "imbalanced", (0,)),
+    ("T-S1", (), "CIFAR-10", (0,)),
+    ("T-C1", (), "balanced", (0,)),
     ("T-B1", FIRST, "MNIST tiny-CNN", (0, 1, 2)),
     ("T-B1", (), "MNIST tiny-CNN", (0,)),
     ("T-B1", (), "F-MNIST", (0,)),

@@ -67,6 +67,9 @@ NARROW = (
     ("T-Y1", ("Dynamic",), "MNIST", (0,)),
     ("T-B2", ("BiLAW", "TRADES (1/lambda=6)", "GAIRAT", "MAIL", "AT"), "small-CNN .031", (0,)),
     ("T-D1", (*DONES, "AT", "MAIL", "GAIRAT"), "imbalanced 0.2", (0,)),
+    ("T-S1", (), "CIFAR-10 @8", (0,)),
+    ("T-S1", (), "CIFAR-10 @16", (0,)),
+    ("T-C1", (), "balanced", (0,)),
     ("T-F1", FAST, "CIFAR-10 @8", (1, 2)),
 )
 SIZES = (1, 4, 8, 12, 16)  # of narrow networks at once

@@ -34,6 +34,7 @@ def tiny() -> Cell:
         Measure("SA", "clean", "pgd-3"),
         Measure("PGD", "robust", "pgd-3"),
         Measure("Tail-30", "tail", "pgd-3"),
+        Measure("worst class", "worst", "pgd-3"),
         Measure("AA", "robust", "autoattack-short", n=40),
         Measure("gap", "gap", "pgd-3"),
         Measure("FOSC", "fosc", "pgd-10", n=40),
@@ -75,7 +76,7 @@ def by_hand(
     column: dict[str, Any] = {"score": "pgd-20", "unit": "fraction"}
     value = {"value": hits / n, "interval_95": list(wilson(hits, n))}
     label = np.arange(n) % 10
-    lowest, _ = tail(np.bincount(label, robust), np.bincount(label), 30)
+    lowest, worst = (tail(np.bincount(label, robust), np.bincount(label), share)[0] for share in (30, 10))
     entry = {
         "schema": SCHEMA,
         "table": table,
@@ -85,6 +86,7 @@ def by_hand(
         "columns": {
             "PGD": {**column, **value, "what": "robust"},
             "Tail-30": {**column, **value, "value": lowest, "what": "tail"},
+            "worst": {**column, **value, "value": worst, "what": "worst"},
             "s/epoch": {"value": 1.0 + n, "interval_95": None, "unit": "s", "what": "seconds"},
         },
         "scores": {"pgd-20": {"points": points, "data_fingerprint": data}},

@@ -94,15 +94,16 @@ def test_several_seeds_are_averaged_point_by_point() -> None:
     assert against.status == "undecided"
 
 
-def test_tails_are_compared_by_their_intervals() -> None:
+@pytest.mark.parametrize("column", ["Tail-30", "worst"])
+def test_the_lowest_classes_are_compared_by_their_intervals(column: str) -> None:
     n = 400
     worst = [i % 10 not in (0, 1, 2) for i in range(n)]  # three classes are lost
     half = [i % 10 > 2 or i % 20 < 10 for i in range(n)]
     records = [by_hand("A", half), by_hand("B", worst)]
-    verdict = judge_claim(TABLE, Claim("A", "B", "Tail-30"), "g", records)
+    verdict = judge_claim(TABLE, Claim("A", "B", column), "g", records)
     assert verdict.difference == pytest.approx(0.5)
     assert verdict.status == "confirmed"
-    assert judge_claim(TABLE, Claim("B", "A", "Tail-30"), "g", records).status == "not confirmed"
+    assert judge_claim(TABLE, Claim("B", "A", column), "g", records).status == "not confirmed"
 
 
 def test_few_measured_times_decide_nothing() -> None:

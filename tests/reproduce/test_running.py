@@ -40,10 +40,22 @@ def test_a_cell_becomes_a_record(job: Job) -> None:
     assert path == path_of(job)
     entry = json.loads(path.read_text())
     columns = entry["columns"]
-    assert list(columns) == ["SA", "PGD", "Tail-30", "AA", "gap", "FOSC", "FOSC, ball", "s/epoch"]
+    assert list(columns) == [
+        "SA",
+        "PGD",
+        "Tail-30",
+        "worst class",
+        "AA",
+        "gap",
+        "FOSC",
+        "FOSC, ball",
+        "s/epoch",
+    ]
     score = Score.from_json(entry["scores"]["pgd-3"])
     assert score.robust_accuracy == columns["PGD"]["value"]
     assert score.tail(30) == pytest.approx(columns["Tail-30"]["value"])
+    assert score.worst_class[1] == columns["worst class"]["value"]
+    assert score.worst_class_interval_95 == pytest.approx(columns["worst class"]["interval_95"])
     assert columns["gap"]["value"] == pytest.approx(columns["SA"]["value"] - columns["PGD"]["value"])
     assert 0 <= columns["FOSC"]["value"] < columns["FOSC, ball"]["value"]
     assert 0.2 < columns["PGD"]["value"] <= columns["SA"]["value"]

@@ -22,23 +22,29 @@ from bivallate.run.folder import RunFolder
 
 SHARED = [  # table: row, group; at scale cpu
     "T-F1: FAST-AT, CIFAR-10 @8 = T-F2: FAST-AT, train @8 = T-F4: FAST-AT, @8 = T-F10: FAST-AT, @8"
-    " = T-F11: Fast-AT ReLU, @8",
+    " = T-F11: Fast-AT ReLU, @8 = T-S1: FAST-AT, CIFAR-10 @8",
     "T-F1: FAST-AT-GA, CIFAR-10 @8 = T-F2: FAST-AT-GA, train @8 = T-F4: FAST-AT-GA, @8"
-    " = T-F10: FAST-AT-GA, @8",
+    " = T-F10: FAST-AT-GA, @8 = T-S1: FAST-AT-GA, CIFAR-10 @8",
     "T-F1: FAST-BAT, CIFAR-10 @8 = T-F2: FAST-BAT, train @8 = T-F4: FAST-BAT, @8 = T-F5: Hessian-free, @8"
-    " = T-F10: FAST-BAT, @8 = T-F11: Fast-BAT ReLU HF, @8",
-    "T-F1: PGD-2-AT, CIFAR-10 @8 = T-F2: PGD-2-AT, train @8 = T-F4: PGD-2-AT, @8",
-    "T-F1: FAST-AT, CIFAR-10 @16 = T-F2: FAST-AT, train @16 = T-F10: FAST-AT, @16 = T-F11: Fast-AT ReLU, @16",
-    "T-F1: FAST-AT-GA, CIFAR-10 @16 = T-F2: FAST-AT-GA, train @16 = T-F10: FAST-AT-GA, @16",
+    " = T-F10: FAST-BAT, @8 = T-F11: Fast-BAT ReLU HF, @8 = T-S1: FAST-BAT, CIFAR-10 @8",
+    "T-F1: PGD-2-AT, CIFAR-10 @8 = T-F2: PGD-2-AT, train @8 = T-F4: PGD-2-AT, @8"
+    " = T-S1: PGD-2-AT, CIFAR-10 @8",
+    "T-F1: FAST-AT, CIFAR-10 @16 = T-F2: FAST-AT, train @16 = T-F10: FAST-AT, @16 = T-F11: Fast-AT ReLU, @16"
+    " = T-S1: FAST-AT, CIFAR-10 @16",
+    "T-F1: FAST-AT-GA, CIFAR-10 @16 = T-F2: FAST-AT-GA, train @16 = T-F10: FAST-AT-GA, @16"
+    " = T-S1: FAST-AT-GA, CIFAR-10 @16",
     "T-F1: FAST-BAT, CIFAR-10 @16 = T-F2: FAST-BAT, train @16 = T-F5: Hessian-free, @16 = T-F7: 2500, @16"
-    " = T-F8: .0125, @16 = T-F9: PGD w/o sign, @16 = T-F10: FAST-BAT, @16 = T-F11: Fast-BAT ReLU HF, @16",
-    "T-F1: PGD-2-AT, CIFAR-10 @16 = T-F2: PGD-2-AT, train @16",
+    " = T-F8: .0125, @16 = T-F9: PGD w/o sign, @16 = T-F10: FAST-BAT, @16 = T-F11: Fast-BAT ReLU HF, @16"
+    " = T-S1: FAST-BAT, CIFAR-10 @16",
+    "T-F1: PGD-2-AT, CIFAR-10 @16 = T-F2: PGD-2-AT, train @16 = T-S1: PGD-2-AT, CIFAR-10 @16",
     "T-F5: Hessian-aware, @8 = T-F11: Fast-BAT ReLU HA, @8",
     "T-F5: Hessian-aware, @16 = T-F11: Fast-BAT ReLU HA, @16",
     "T-F7: 1000, @16 = T-F8: .025, @16",
     "T-F7: 1500, @16 = T-F8: .0167, @16",
     "T-B2: BiLAW-TRADES, WRN-32-10 .031 = T-B6: 128, WRN-32-10 .031 = T-B7: 6, WRN-32-10 .031"
     " = T-B8: multi-class margin, WRN-32-10 .031",
+    *(f"T-F1: N-FGSM, CIFAR-10 {at} = T-S1: N-FGSM, CIFAR-10 {at}" for at in ("@8", "@16")),
+    *(f"T-D1: {row}, balanced = T-C1: {row}, balanced" for row in ("AT", "MAIL", "DONE-ADAM")),
     *(
         f"T-Y1: {row}, {group} = T-Y2: {row}, {group}"
         for group in ("MNIST", "CIFAR-10")

@@ -14,7 +14,7 @@ from bivallate.run.recipes.published import recipe_for
 
 __all__ = ["Cell", "Measure", "What", "configure"]
 
-What = Literal["clean", "robust", "tail", "gap", "fosc", "fosc-ball", "seconds"]
+What = Literal["clean", "robust", "tail", "worst", "gap", "fosc", "fosc-ball", "seconds"]
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Measure:
     """One column of a cell.
 
     Attributes:
-        column: its heading. what: "clean", "robust" or "tail" accuracy (30 % of the classes), their "gap"
-            (clean - robust), mean "fosc" in the box form or "fosc-ball" in that of eq. 4 of Dynamic AT, or
-            "seconds" of training an epoch.
+        column: its heading. what: "clean", "robust" or "tail" accuracy (30 % of the classes), that of the
+            "worst" class, the "gap" (clean - robust), mean "fosc" in the box form or "fosc-ball" in that of
+            eq. 4 of Dynamic AT, or "seconds" of training an epoch.
         attack: by name. eps: radius, or None for the cell's own. n: points drawn at random; None takes all.
         source: name of another network, on which the adversarial examples are made (transfer).
         weights: "best" or "last", or "" for the cell's own.

@@ -11,7 +11,7 @@ import numpy as np
 
 from bivallate.evaluation.statistics import Z95, paired_score_interval
 from bivallate.reproduce.paper_table import Claim, PaperTable, Reported
-from bivallate.reproduce.records import Record, of_cell
+from bivallate.reproduce.records import LOWEST, Record, of_cell
 
 __all__ = ["Judgement", "Status", "judge_claim", "sign_flip"]
 
@@ -120,7 +120,7 @@ Comparison = tuple[float, tuple[float, float] | None, float | None, str]
 
 def _compare(pairs: Sequence[tuple[Record, Record]], column: str, sign: float) -> Comparison:
     what = pairs[0][0].columns[column]["what"]
-    if what == "tail":
+    if what in LOWEST:
         return _apart(pairs, column, sign, "intervals of both tails")
     found = [(a.points(column), b.points(column)) for a, b in pairs]
     paired = [(a, b) for a, b in found if a is not None and b is not None and a.same_points(b)]
@@ -179,8 +179,8 @@ def _score_interval(gains: np.ndarray) -> tuple[float, float]:
 def _apart(pairs: Sequence[tuple[Record, Record]], column: str, sign: float, how: str) -> Comparison:
     """Newcombe's interval of a difference, from the intervals of both sides.
 
-    On different points, and for tails, where a resample of both would choose their weakest classes anew and
-    so favour the more unequal.
+    On different points, and for tails and worst classes, where a resample of both would choose their weakest
+    classes anew and so favour the more unequal.
     """
     entries = [(a.columns[column], b.columns[column]) for a, b in pairs]
     means = [float(np.mean([pair[side]["value"] for pair in entries])) for side in (0, 1)]

@@ -177,6 +177,8 @@ def _column(measure: Measure, score: dict[str, Any], history: list[dict[str, Any
         value = score["clean_accuracy"] - score["robust_accuracy"]
         hits = round(value * score["n"])
         return {**entry, "value": value, "interval_95": list(wilson(hits, score["n"]))}
+    if measure.what == "worst":
+        return {**entry, "value": score["worst_class"][1], "interval_95": score["worst_class_interval_95"]}
     names = {
         "clean": ("clean_accuracy", "clean_interval_95"),
         "robust": ("robust_accuracy", "interval_95"),

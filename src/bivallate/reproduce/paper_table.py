@@ -22,6 +22,8 @@ QUESTIONS = {
     "tail": "Does DONE lift the tail without losing AutoAttack accuracy?",
     "overfitting": "Does Fast-BAT avoid catastrophic overfitting at large eps?",
     "fosc": "Does Dynamic AT end with lower FOSC than Standard?",
+    "single step": "Which single-step methods end at 16/255 without catastrophic overfitting?",
+    "fair": "Do class-wise methods lift the worst class at no more than half a point of AutoAttack accuracy?",
     "bilaw": "Does BiLAW beat the heuristic weights at equal data?",
 }
 

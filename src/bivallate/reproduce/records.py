@@ -21,6 +21,7 @@ from bivallate.schema import MEGABYTE, Amount, Whole, check, read_json
 __all__ = ["Record", "RecordedPoints", "read_record", "read_records"]
 
 TAIL = 30  # per cent of the classes
+LOWEST = ("tail", "worst")  # measures of the lowest classes, which the points themselves choose
 ALIKE = 0.95  # effective sample size from which weights are called nearly equal
 
 
@@ -183,16 +184,17 @@ class Record:
     def columns(self) -> dict[str, dict[str, Any]]:
         """Column -> value, interval_95, unit, what.
 
-        Times are taken anew from the epochs, and intervals of tails from the points.
+        Times are taken anew from the epochs, and intervals of tails and worst classes from the points.
         """
         columns = {name: dict(column) for name, column in self.entry["columns"].items()}
         for name, column in columns.items():
             if column["what"] == "seconds" and "training" in self.entry:
                 column["value"] = seconds_an_epoch(self.entry["training"]["history"])
-            points = self.points(name) if column["what"] == "tail" else None
+            points = self.points(name) if column["what"] in LOWEST else None
             if points is not None:
                 hits, counts = (np.bincount(points.y, weights) for weights in (points.value, None))
-                column["interval_95"] = list(bootstrap_tail(hits.astype(int), counts, TAIL))
+                share = TAIL if column["what"] == "tail" else 100 / int((counts > 0).sum())
+                column["interval_95"] = list(bootstrap_tail(hits.astype(int), counts, share))
         return columns
 
     def points(self, column: str) -> RecordedPoints | None:
