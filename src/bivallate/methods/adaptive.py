@@ -38,26 +38,27 @@ def dynamic(
     fosc_origin: Literal["clean", "start"] = "clean",
     loss_reweight: bool = False,
 ) -> Method:
-    """Dynamic AT: each example is attacked until its FOSC falls below a threshold that goes to zero.
+    """Dynamic AT: each example is attacked until its FOSC falls below a threshold that decreases to zero.
 
-    Objective: AT's, with the lower level solved to first-order stationarity c_t = max(c_max (1 - t / T'), 0)
-    at epoch t, and at most to K steps.
+    Objective: that of AT, with the lower level solved until FOSC <= c_t = max(c_max (1 - t / T'), 0) at epoch
+    t, or for K steps. FOSC is the first-order stationary condition, 0 at a stationary point.
 
     FOSC depends on the scale of the loss and on the number of pixels, so c_max does not carry over to other
-    image sizes, nor from one form to the other; the mean FOSC of FGSM points of the first minibatch is a fair
-    first value (`estimate`). The logs hold the mean FOSC of each epoch, of the gradients that were paid for.
+    image sizes or to the other form; the mean FOSC of FGSM points of the first minibatch is a reasonable
+    value (`estimate`). The logs hold the mean FOSC of each epoch, over the gradients that were computed.
 
     Args:
         threat: the set of perturbations.
-        c_max: first threshold, in nats; None is the paper's 0.5 in the ball form, and estimated in the box
+        c_max: first threshold, in nats; None is the paper's 0.5 in the ball form, and an estimate in the box
             form.
         until: T' / T, fraction of the epochs at which the threshold reaches zero: 100/120 on CIFAR-10, 40/50
             on MNIST.
         steps: K.
         step_size: in units of eps.
-        form: of FOSC: "ball", as eq. 4 has it, or "box", the ball within [0, 1]; see `fosc`.
-        estimate: c_max from the first minibatch also in the ball form, see `EstimatedThreshold`.
-        fosc_origin: "start" measures from the random start as the public code does; needs form="ball".
+        form: of FOSC: "ball", as in eq. 4, or "box", the ball within [0, 1]; see `fosc`.
+        estimate: estimate c_max from the first minibatch also in the ball form, see `EstimatedThreshold`.
+        fosc_origin: "clean" measures from the clean image; "start" from the random start, as the public code
+            does, and needs form="ball".
         loss_reweight: from the second epoch on multiply each loss by itself, as the public code does.
 
     Cost: at most K + 1 forwards, K + 1 backwards; an example that has stopped costs nothing in eval mode.
@@ -91,30 +92,30 @@ def curriculum(
 ) -> Method:
     """Curriculum AT: the number of attack steps k grows during training.
 
-    Objective: AT's, with k = min(K, floor(t (K + 1) / T')) steps at epoch t ("schedule", as Dynamic AT's
-    comparison has it), or with each minibatch split over 0, ..., k steps and k rising by its own measure
-    ("cai").
+    Objective: that of AT. With "schedule" there are k = min(K, floor(t (K + 1) / T')) steps at epoch t, as in
+    the comparison of the Dynamic AT paper. With "cai" each minibatch is split into parts with 0, ..., k
+    steps, and k rises when accuracy stops improving.
 
-    Examples of one strength still differ widely in FOSC: equal steps are not equal convergence.
+    With equal numbers of steps, examples still differ widely in FOSC: equal steps are not equal convergence.
 
     Args:
         threat: the set of perturbations.
         mode: "schedule" or "cai".
         steps: K, the last level.
         step_size: in units of eps ("schedule"; "cai" draws its own).
-        until: T' / T ("schedule"): this fraction of the epochs is shared equally by the levels 0, ..., K, so
-            that K is reached at until K / (K + 1), and stays.
-        patience: epochs without improvement, and
-        threshold: accuracy, after which the level rises ("cai").
-        held_out: whether held-out data tell, and the level's best weights come back when it rises ("cai");
-            else the training passes tell, and nothing comes back.
+        until: T' / T ("schedule"): this fraction of the epochs is divided equally among the levels 0, ..., K;
+            level K so begins at the fraction until K / (K + 1) and stays.
+        patience: epochs without improvement after which the level rises ("cai"), if
+        threshold: this accuracy on the training passes is reached.
+        held_out: judge improvement on held-out data and restore the level's best weights when the level rises
+            ("cai"); else judge by the training passes and restore nothing.
         attack_mode: BatchNorm while attacking.
 
     Cost: k + 1 forwards, k + 1 backwards; in mode "cai" k / 2 + 1 on average.
 
     Reference: Cai et al. 2018, section 3.
-    Deviation: no quantisation of inputs; "cai" ends at level K, and attacks in eval mode by default, where
-    its public code has train mode (attack_mode). Its steps on held-out data are not stated: eps/4 here.
+    Deviation: inputs are not quantised; "cai" ends at level K and attacks in eval mode by default, where the
+    public code uses train mode (attack_mode). The step size on held-out data is not stated: eps/4 here.
     """
     if mode not in ("schedule", "cai"):
         raise unknown("mode of the curriculum", str(mode), ("schedule", "cai"))
@@ -134,17 +135,17 @@ def fat(
     step_size: float = 7 / 31,
     omega: float = 0.001,
 ) -> Method:
-    """FAT: the attack on an example ends tau steps after it is first misclassified.
+    """FAT: the attack on an example ends tau steps after the example is first misclassified.
 
-    Objective: AT's, on the least adversarial of the misclassified points (PGD-K-tau).
+    Objective: the loss of AT, at the least adversarial of the misclassified points (PGD-K-tau).
 
-    Keeps clean accuracy high; its training points are weak, so robustness against strong attacks falls short
-    of AT's while tau is small.
+    Keeps clean accuracy high. Its training points are weak, so that robustness against strong attacks is
+    lower than with AT while tau is small.
 
     Args:
         threat: the set of perturbations.
-        tau: further steps after misclassification; none follows the paper: 0, 1, 2 from epochs 0, 50, 90 of
-            120, in proportion.
+        tau: further steps after misclassification; None is the paper's schedule: 0, 1, 2 from epochs 0, 50,
+            90 of 120, scaled to the length of the run.
         steps: K.
         step_size: in units of eps: 0.007 at 0.031.
         omega: standard deviation of the noise added at every step, in pixel units.
@@ -152,7 +153,7 @@ def fat(
     Cost: at most K + 1 forwards, K + 1 backwards; an example that has stopped costs nothing in eval mode.
 
     Reference: Zhang et al. 2020, algorithm 1.
-    Deviation: the public code reorders the minibatch as examples stop; here they keep their places.
+    Deviation: the public code reorders the minibatch as examples stop; here examples keep their positions.
     """
     stop = Misclassified(FAT_TAU if tau is None else tau)
     return Method(threat, PGD(steps, step_size * threat.eps, uniform, stop=stop, jitter=omega))
@@ -173,8 +174,8 @@ def fat_trades(
     Args:
         threat: the set of perturbations.
         beta: weight of the robust term.
-        tau: as `fat`; none is 0, 1, 2, 3 from epochs 0, 30, 50, 70 of 85, the length of the public code's own
-            TRADES run, in proportion: of the recipe's 120 epochs from 42, 71 and 99.
+        tau: as `fat`; None is 0, 1, 2, 3 from epochs 0, 30, 50, 70 of 85, the length of the public code's
+            TRADES run, scaled to the run: with the recipe's 120 epochs from 42, 71 and 99.
         steps, step_size: as `fat`.
         omega: as `fat`; the public code has 0 here.
 

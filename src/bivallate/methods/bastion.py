@@ -1,4 +1,4 @@
-"""The package's own composition: many cheap epochs whose attack grows."""
+"""The package's own composition: many cheap epochs with an attack that grows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bivallate.upper.loss import Trades
 
 
 def growth(steps: int, until: float) -> Linear:
-    """The number of attack steps over a run: 1 at its beginning, K from the fraction `until` on."""
+    """The number of attack steps over a run: 1 at the beginning, K from the fraction `until` of epochs on."""
     return Linear(start=1.0, end=float(steps), until=until)
 
 
@@ -27,13 +27,13 @@ def bastion(
     step_size: float = 0.75,
     until: float = 2 / 3,
 ) -> Method:
-    """Bastion: TRADES' loss on short, long-stepped attacks whose number of steps grows, in many epochs.
+    """Bastion: TRADES' loss on attacks of few, large steps, whose number grows, in many epochs.
 
     Minimises mean CE(x) + beta mean KL(p(x) || p(x')), with x' after k = 1, ..., K cross-entropy steps from a
     uniform start.
 
-    An epoch costs less than half of one of PGD-10 AT: the epochs that this pays for are the point, and
-    `epochs_within` counts them. At equal epochs it is the weaker attack's method.
+    An epoch costs less than half of one of PGD-10 AT. The method is meant to use the saving for more epochs,
+    which `epochs_within` counts; at equal epochs its weaker attack trains less robust networks.
 
     Args:
         threat: the set of perturbations.
@@ -51,7 +51,9 @@ def bastion(
 
 
 def epochs_within(passes: float, *, steps: int = 3, until: float = 2 / 3) -> int:
-    """The most epochs of bastion that cost at most so many passes an example, forward and backward together.
+    """The largest number of epochs of bastion that cost at most `passes` passes an example.
+
+    Forward and backward passes count alike.
 
     Example:
         >>> epochs_within(10 * 22)  # ten epochs of PGD-10 AT, 11 forwards and 11 backwards each

@@ -1,4 +1,4 @@
-"""Methods whose divergence is taken apart."""
+"""Methods that weigh the parts of the KL divergence separately."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ def ikl(
     steps: int = 10,
     step_size: float = 0.25,
 ) -> Method:
-    """IKL: TRADES with the two parts of its divergence weighed apart, by what the class says on average.
+    """IKL: TRADES with separate weights for the two parts of its divergence, and class-mean predictions.
 
     Minimises mean CE(x) + alpha H(p(x), p(x')) + beta / 4 sum_jk w_j w_k (n_jk - a_jk)^2 (see `ImprovedKL`);
     the attack is on the divergence.
 
-    The defaults are for CIFAR-10 with a wide network, and the logits they allow are small: a beta this large
-    holds them together, and slows the beginning on small networks.
+    The defaults are for CIFAR-10 with a wide network. A beta this large keeps the logits small and slows the
+    first epochs on small networks.
 
     Args:
         threat: the set of perturbations.
         alpha: weight of the cross-entropy of the two predictions.
         beta: weight of the squared distance of the logits' differences.
-        power: gamma, of the classes' mean predictions; 0.2 with temperature 1 in the code's other setting.
+        power: gamma, exponent of the classes' mean predictions; 0.2 with temperature 1 in the code's other
+            setting.
         temperature: T, of these predictions.
         steps: K, attack steps.
         step_size: in units of eps.
@@ -43,7 +44,7 @@ def ikl(
     Cost: K + 3 forwards, K + 2 backwards (the outer backward runs through two forwards).
 
     Reference: Cui et al. 2024; constants of the public code (train_dkl_cifar10.py, 2024). The paper's text
-    could not be read here: equations are those of the code.
+    was not available: the equations are those of the code.
     Deviation: see `ClassMeans`. That code attacks with 2 to 5 steps and trains with AWP (0.005), which
     `.but(loss=AWP(...))` adds.
     """

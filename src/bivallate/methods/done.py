@@ -20,7 +20,7 @@ Inner = Literal["projected", "barrier", "exact"]
 
 
 def dro(temperature: float | None, rate: float, guard: float) -> KLDRO:
-    """The weights at one temperature, or at the paper's falling ones."""
+    """The weights at one temperature, or with the paper's schedule."""
     return KLDRO(DONE_TEMPERATURE if temperature is None else temperature, rate, guard)
 
 
@@ -34,7 +34,7 @@ def _done(
     c: float | None,
     weighting: KLDRO,
 ) -> Method:
-    """Distributionally robust weights on a barrier-coupled attack."""
+    """KL-DRO weights with an attack of the kind `inner` and a coupling of the kind `coupling`."""
     couplings: dict[str, Coupling] = {"barrier": Barrier(c), "mask": Mask(), "none": detached}
     solver: Any = PGD(steps, step_size, uniform, direction)
     if inner == "exact":
@@ -60,25 +60,26 @@ def done_gd(
 ) -> Method:
     """DONE with raw gradient steps: KL-DRO weights and the implicit gradient of a log-barrier lower level.
 
-    The paper's last temperature of 0.1 makes the weights nearly one-hot, where its Fig. 5 has most of them
-    alike: on small networks training then loses what it had. Without a recipe training therefore has 10 and
-    3, unless a temperature was asked for (`bivallate.run.defaults`).
+    The paper's last temperature of 0.1 makes the weights nearly one-hot, although in its Fig. 5 most weights
+    are about equal; on small networks robustness is then lost. Training without a recipe therefore uses the
+    temperatures 10 and 3, unless one is given (`bivallate.run.defaults`).
 
     Args:
         threat: the set of perturbations (Linf).
         steps: K.
         step_size: of the raw gradient of the summed loss, in pixel units; the paper does not state it.
-        inner: the steps are "projected" onto the box and do not see the barrier, or climb the loss with its
-            "barrier" from a start inside, as Algorithm 1's h has it (`BarrierAscent`). "exact" is
-            Proposition 1 itself, for theory: K steps that converge on the barrier problem (`InteriorAscent`,
-            whose step is the barrier's own), and the whole system with its Hessian by K conjugate-gradient
-            steps. With 60 steps, and a c that the loss's curvature does not exceed, it agrees with finite
-            differences.
+        inner: "projected": steps on the loss, projected onto the box, without the barrier. "barrier": steps
+            on the loss with the barrier from a start inside the box, as h in Algorithm 1 (`BarrierAscent`).
+            "exact": Proposition 1 itself, for theory: K steps that converge on the barrier problem
+            (`InteriorAscent`, which sets its own step size), and the full system with the Hessian by K
+            conjugate-gradient steps. With 60 steps, and a c that the loss's curvature does not exceed, it
+            agrees with finite differences.
         coupling: the implicit gradient: "barrier", "mask" (Fast-BAT's) or "none".
-        c: strength of the barrier; None is eps^2 / 0.2, which makes the gain in the middle of the box 0.1.
-        temperature: r, throughout; None is the paper's 10, 1 and 0.1 from epochs 0, 40 and 50 of 60.
-        rate: eta of the running estimate; 1 is the in-batch softmax.
-        guard: bound of the running estimate.
+        c: strength of the barrier; None is eps^2 / 0.2, with which the sensitivity in the middle of the box
+            is 0.1.
+        temperature: r, constant; None is the paper's 10, 1 and 0.1 from epochs 0, 40 and 50 of 60.
+        rate: eta of the running estimate; 1 is the softmax over the minibatch.
+        guard: bound of the running estimate, see `KLDRO`.
 
     Cost: K + 1 forwards, K + 3 backwards; the forward at delta* serves coupling and loss.
 

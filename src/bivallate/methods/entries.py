@@ -1,4 +1,4 @@
-"""The methods that are known by name: how one is entered, found and made."""
+"""The registry of methods: register one by name, look it up, create it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Entry:
     """A named method of the catalogue.
 
     Attributes:
-        make: (threat, **parameters) -> Method. family, paper, cost: for the lists and cards; cost is in
+        make: (threat, **parameters) -> Method. family, paper, cost: shown in lists and cards; cost is in
             forward (F) and backward (B) passes per example.
     """
 
@@ -39,13 +39,13 @@ class Entry:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Names and defaults, the threat left out."""
+        """Names and defaults of the parameters, without the threat."""
         signature = inspect.signature(self.make).parameters
         return {n: p.default for n, p in signature.items() if n != "threat"}
 
     @property
     def hints(self) -> dict[str, Any]:
-        """Names and type hints of the parameters; none where only a type checker can read them."""
+        """Names and type hints of the parameters; empty where only a type checker can resolve them."""
         return _hints(inspect.unwrap(self.make))
 
 
@@ -53,9 +53,13 @@ _REGISTRY: dict[str, Entry] = {}
 
 
 def register(name: str, *, family: str = "user", paper: str = "", cost: str = ""):
-    """Decorator: enter a method by name, also for the command line.
+    """Decorator: register a function (threat, **parameters) -> Method by name, also for the command line.
 
-    The function is (threat, **parameters) -> Method.
+    Args:
+        name: of the method. family, paper, cost: shown in lists and cards.
+
+    The decorated function checks its parameters against their annotations and raises UserError for values
+    that do not fit.
     """
 
     def enter(make: Callable[..., Method]) -> Callable[..., Method]:
@@ -76,9 +80,9 @@ def register(name: str, *, family: str = "user", paper: str = "", cost: str = ""
 
 
 def _checked(make: Callable[..., Method], parameters: dict[str, Any]) -> dict[str, Any]:
-    """The parameters, checked against their annotations; numbers of NumPy as Python's.
+    """Check parameters against their annotations, and turn NumPy's numbers into Python's.
 
-    Raises UserError for one that is not of the kind, or not among the choices, that it is annotated with.
+    Raises UserError for a value of another type, or one that is not among the choices of a Literal.
     """
     found = {}
     for name, value in parameters.items():
@@ -99,10 +103,7 @@ def _hints(make: Callable[..., Method]) -> dict[str, Any]:
 
 
 def registry() -> dict[str, Entry]:
-    """All methods by name.
-
-    The package's own, and those that installed projects declare under `bivallate.methods`.
-    """
+    """All methods by name: the package's own, and those that installed projects declare as entry points."""
     for name, make in plugins.loaded().items():
         if name not in _REGISTRY and callable(make):
             register(name)(make)  # pyright: ignore[reportArgumentType]
@@ -110,7 +111,7 @@ def registry() -> dict[str, Entry]:
 
 
 def create(name: str, threat: Threat, **parameters: Any) -> Method:
-    """A method by its name. Raises UserError for an unknown name or parameter, with the nearest one."""
+    """Create a method by name. Raises UserError for an unknown name or parameter, with the nearest one."""
     entries = registry()
     if name not in entries:
         raise unknown("method", name, entries)

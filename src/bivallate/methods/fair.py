@@ -21,7 +21,7 @@ Base = Literal["at", "trades"]
 
 
 def _host(base: Base, of: str) -> bool:
-    """Whether it is AT. Raises UserError for another word."""
+    """Whether the base is AT. Raises UserError for a base that is neither AT nor TRADES."""
     if base not in ("at", "trades"):
         raise unknown(f"base of {of}", str(base), ("at", "trades"))
     return base == "at"
@@ -37,13 +37,13 @@ def faal(
     steps: int = 10,
     step_size: float = 0.25,
 ) -> Method:
-    """FAAL: the worst distribution over a minibatch's classes, within a divergence of the uniform one.
+    """FAAL: weights by the worst class distribution within a KL divergence of the uniform one.
 
-    Minimises max_p sum_c K p_c mean loss_c subject to KL(uniform || p) <= radius, where p is chosen by the
-    classes' margins at the attacked points.
+    Minimises max_p sum_c K p_c mean loss_c subject to KL(uniform || p) <= radius; p is chosen by the margins
+    of the classes at the attacked points of the minibatch.
 
-    Made to mend a robust model in two epochs (`--init runs/at --recipe faal`). From scratch its weights
-    follow the noise of a minibatch's few rows a class, and with many classes most are absent.
+    Meant to fine-tune a robust model for two epochs (`--init runs/at --recipe faal`). From scratch its
+    weights are noisy, because a minibatch has few rows of each class and, of many classes, none of most.
 
     Args:
         threat: the set of perturbations.
@@ -55,8 +55,8 @@ def faal(
 
     Cost: K + 1 forwards, K + 1 backwards; two forwards and a backward more with base="trades".
 
-    Reference: Zhang et al. 2024; radius and attack of the public code (run_prn.py). The paper's text
-    could not be read here: equations are those of the code.
+    Reference: Zhang et al. 2024; radius and attack of the public code (run_prn.py). The paper's text was not
+    available: the equations are those of the code.
     Deviation: see `ClassDRO`.
     """
     on_at = _host(base, "faal")
@@ -79,12 +79,12 @@ def wat(
     steps: int = 10,
     step_size: float = RECIPE,
 ) -> Method:
-    """WAT: TRADES whose classes are weighed by their losses so far, with the mean of all as one more class.
+    """WAT: TRADES with classes weighed by their losses so far, and the mean of all as one more class.
 
     Minimises sum_c q_c mean TRADES_c + q_0 mean TRADES, q = K softmax(rate sum of the epochs' losses).
 
-    The history never fades: a class that was hard early keeps its weight, and with many epochs the softmax
-    hardens. Easy classes lose what the hard ones gain.
+    Losses of all epochs count equally: a class that was hard early keeps its weight, and over many epochs the
+    softmax sharpens. Easy classes lose accuracy where hard ones gain it.
 
     Args:
         threat: the set of perturbations.
@@ -95,8 +95,7 @@ def wat(
 
     Cost: K + 3 forwards, K + 2 backwards (the outer backward runs through two forwards).
 
-    Reference: Li and Liu 2023; constants of the public code. Of the paper's text only the abstract could be
-    read here.
+    Reference: Li and Liu 2023; constants of the public code. Only the abstract of the paper was available.
     Deviation: see `ClassNoRegret`: losses of the training passes instead of held-out ones.
     """
     solver = PGD(steps, step_size * threat.eps, gaussian)
@@ -113,13 +112,13 @@ def cfol(
     steps: int = 7,
     step_size: float = 2.5 / 7,
 ) -> Method:
-    """CFOL: adversarial training whose classes are played by a bandit that profits from their errors.
+    """CFOL: adversarial training with class weights from a bandit algorithm that seeks the classes' errors.
 
     Minimises mean_i K p_y CE_i(x'), p = explore / K + (1 - explore) softmax(s), s_c the errors of class c so
     far, times rate K.
 
-    The rate suits the number of updates: the default is for CIFAR-10 and tens of thousands of them, and on a
-    small set it leaves the weights at 1.
+    The rate must suit the number of updates. The default is for CIFAR-10 and tens of thousands of updates; on
+    a small data set it leaves the weights near 1.
 
     Args:
         threat: the set of perturbations.
@@ -130,8 +129,8 @@ def cfol(
 
     Cost: K + 1 forwards, K + 1 backwards.
 
-    Reference: Pethick et al. 2023; constants of the public code (cmd_generator.py). Of the paper's text only
-    the abstract could be read here.
+    Reference: Pethick et al. 2023; constants of the public code (cmd_generator.py). Only the abstract of the
+    paper was available.
     Deviation: see `ClassBandit`: rows are weighed instead of drawn. The public attack keeps the best iterate.
     """
     solver = PGD(steps, step_size * threat.eps, uniform)
@@ -148,26 +147,26 @@ def dafa(
     steps: int = 10,
     step_size: float = RECIPE,
 ) -> Method:
-    """DAFA: TRADES in which the harder of two similar classes takes weight and radius from the easier one.
+    """DAFA: TRADES that moves weight and radius from the easier of two similar classes to the harder.
 
     After the warm-up each class has W_c (see `ClassDistance`): the weight of its clean cross-entropy and,
     times eps, the radius of its attack and the length of its steps.
 
-    The scores are of one epoch and stay: what the weights then change is not seen again. Training alone uses
-    other radii; evaluation is at eps.
+    The scores are computed once, after the warm-up, and do not follow later changes of the network. The radii
+    are used in training only; evaluation is at eps.
 
     Args:
         threat: the set of perturbations.
         scale: lambda.
-        warm_up: fraction of the epochs of plain TRADES before (70 of 110).
+        warm_up: fraction of the epochs that train plain TRADES first (70 of 110).
         beta: weight of the KL term.
         steps: K, attack steps.
         step_size: in units of the class's radius.
 
     Cost: K + 3 forwards, K + 2 backwards (the outer backward runs through two forwards).
 
-    Reference: Lee et al. 2024; public code (losses.py, utils.py). Of the paper's text only the abstract
-    could be read here: equations are those of the code.
+    Reference: Lee et al. 2024; public code (losses.py, utils.py). Only the abstract of the paper was
+    available: the equations are those of the code.
     """
     inner = PGD(steps, step_size * threat.eps, gaussian, Proportional())
     solver = ClassRadius(inner, ClassDistance(scale, warm_up), base=0.0)
@@ -192,15 +191,15 @@ def cfa(
     The radius of class c is (margin + r_c) eps, r_c its accuracy on the last epoch's adversarial points;
     with base="trades" its beta is (regularisation + r_c) beta too.
 
-    Weak classes are attacked less, so that their accuracy at eps may fall while the mean rises; radii of easy
-    classes grow up to (margin + 1) eps. Evaluation is at eps.
+    Weak classes are attacked within smaller radii, so that their accuracy at eps may fall while the mean
+    rises; radii of easy classes grow up to (margin + 1) eps. Evaluation is at eps.
 
     Args:
         threat: the set of perturbations.
         base: "at" (train mode), or "trades" (attack on the divergence in eval mode).
         margin: lambda_1.
         regularisation: lambda_2.
-        begin: fraction of the epochs at eps for all (10 of 200).
+        begin: fraction of the epochs in which all classes have the radius eps (10 of 200).
         beta: weight of the KL term of "trades".
         steps: K, attack steps.
         step_size: in units of eps, for all classes.
@@ -208,8 +207,8 @@ def cfa(
     Cost: K + 1 forwards, K + 1 backwards; two forwards and a backward more with base="trades".
 
     Reference: Wei et al. 2023, section 4; public code (train.py).
-    Deviation: the third part of CFA, averaging weights only while the weakest held-out class is good enough,
-    belongs to the run and is left out.
+    Deviation: the third part of CFA is left out: it averages the network's weights only while the weakest
+    held-out class is good enough.
     """
     on_at = _host(base, "cfa")
     inner = PGD(steps, step_size * threat.eps, uniform if on_at else gaussian)

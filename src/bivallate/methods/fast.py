@@ -1,4 +1,4 @@
-"""Methods of two or three passes: Fast-AT, Fast-BAT, DONE's fast setting."""
+"""Methods of two or three forward passes: Fast-AT, Fast-BAT, DONE's fast setting."""
 
 from __future__ import annotations
 
@@ -44,22 +44,22 @@ def fast_bat(
     curvature_steps: int = 0,
     cross_at: Literal["z", "delta"] = "z",
 ) -> Method:
-    """Fast-BAT: the lower level is one projected step without sign, and the update differentiates through it.
+    """Fast-BAT: the lower level is one projected raw gradient step, and the update differentiates through it.
 
     Args:
         threat: the set of perturbations.
-        step_size: 1/lambda, of the raw gradient of the summed loss; None is 5000/255 up to eps = 8/255 and
-            2500/255 above, the paper's value at 16/255 (its appendix C.1 and public code have 2000/255). On
-            MNIST at 0.3 that overfits catastrophically; training without a recipe has 1000 there.
+        step_size: 1/lambda, factor of the raw gradient of the summed loss. None is 5000/255 up to eps = 8/255
+            and 2500/255 above, the paper's value at 16/255 (its appendix C.1 and public code have 2000/255).
+            On MNIST at 0.3 that overfits catastrophically; training without a recipe uses 1000 there.
         rho: alpha_2 / (lambda alpha_1), factor of the implicit gradient.
-        linearisation: where the loss is linearised: "ns-pgd" (a step without sign from a uniform start),
-            "uniform", "corner", or "pgd" (a sign step of eps/2 from a uniform start).
+        linearisation: where the loss is linearised: "ns-pgd" (a raw gradient step from a uniform start),
+            "uniform" or "corner" (the start itself), or "pgd" (a sign step of eps/2 from a uniform start).
         curvature_steps: 0 is Hessian-free; J > 0 is the Hessian-aware variant with J conjugate-gradient
             steps.
         cross_at: point of the cross derivative, see `LastStep`.
 
-    Cost: 3 forwards, 5 backwards (the double backward counts as two); one pass of each less without warm-up
-    step.
+    Cost: 3 forwards, 5 backwards (the double backward counts as two); without the warm-up step one forward
+    and one backward fewer.
 
     Reference: Zhang et al. 2022, eq. 12-13, section 5, Tables 7 and 9.
     """
@@ -90,16 +90,17 @@ def done_fast(
     Args:
         threat: the set of perturbations (Linf).
         step_size: of both raw gradient steps.
-        warmup_sign: a sign step of 1.25 eps for the warm-up, as Fast-AT's, in the place of the raw one.
+        warmup_sign: make the warm-up step a sign step of 1.25 eps, as in Fast-AT, instead of a raw one.
         c: strength of the barrier, as `done-gd`.
-        temperature: r, throughout; None is the paper's falling one, in proportion.
+        temperature: r, constant; None is the paper's schedule, scaled to the length of the run.
         rate: eta of the running estimate.
         guard: bound of the running estimate.
 
     Cost: 3 forwards, 5 backwards.
 
     Reference: DONE, section 4.3.
-    Deviation: the paper says "PGD" of the warm-up step; like Fast-BAT's own it has no sign (warmup_sign).
+    Deviation: the paper calls the warm-up step "PGD"; by default it is a raw gradient step, as in Fast-BAT
+    (warmup_sign).
     """
     solver = PGD(2, step_size, uniform, raw)
     if warmup_sign:

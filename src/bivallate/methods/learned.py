@@ -20,7 +20,7 @@ Mover = Literal["descent", "adam"]
 
 
 def _mover(kind: Mover, lr: float | None, weight_decay: float) -> NetOptimizer:
-    """The optimiser of the weighting network, at its own rate where none is given."""
+    """The optimiser of the weighting network, with its default learning rate if `lr` is None."""
     make = Descent if kind == "descent" else AdamDescent
     return make(weight_decay=weight_decay) if lr is None else make(lr, weight_decay)
 
@@ -44,21 +44,22 @@ def bilaw(
     Minimises sum_i w_i CE_i(x'), w_i = omega_mu(margins_i) / sum_j omega_mu(margins_j), and mu descends the
     unweighted adversarial loss of the second stream at theta - lr grad of that sum.
 
-    Margin weights leave robustness under AutoAttack below that under PGD; the rows of the second stream are
-    missing from training. How far the weights come to differ hangs on net_lr: at 1 several-fold on digits,
-    hardly where nearly all margins are sure, as on MNIST; the logs hold the meta-gradient's norm.
+    With margin weights robustness under AutoAttack is lower than under PGD, and the rows of the second stream
+    are missing from training. How far the weights differ depends on net_lr: at 1 several-fold on digits,
+    hardly at all where nearly all margins are large, as on MNIST. The logs hold the meta-gradient's norm.
 
     Args:
         threat: the set of perturbations.
         steps: K, attack steps on either stream.
         step_size: in units of eps.
         hidden: widths of the network's hidden layers.
-        inputs: what it sees of an example, see `MarginNet`.
+        inputs: of the network, see `MarginNet`.
         margins_from: margins of "clean" points (eval mode) or of the "adversarial" ones.
         net_optimizer: of the network: "descent", plain gradient steps as in Algorithm 1, or "adam".
-        net_lr: its rate alpha, which the paper does not print; None is the optimiser's own (`Descent`).
-        net_weight_decay: its decay; the paper has none.
-        second_order: the meta-gradient by the full second-order graph, as a check.
+        net_lr: learning rate alpha of the network, which the paper does not print; None is the optimiser's
+            default (`Descent`).
+        net_weight_decay: weight decay of the network; the paper has none.
+        second_order: compute the meta-gradient by the full second-order graph, as a check.
 
     Cost: 2K + 5 forwards, 2K + 4 backwards, with a second stream of the same batch size; beyond the two
     attacks and the outer step these are 4 forwards and 3 backwards.
@@ -86,11 +87,11 @@ def bilaw_trades(
     net_weight_decay: float = 0.0,
     second_order: bool = False,
 ) -> Method:
-    """BiLAW-TRADES: TRADES whose KL terms are weighed by a network that learns from a second data stream.
+    """BiLAW-TRADES: TRADES with KL terms weighed by a network that learns from a second data stream.
 
     Minimises mean CE(x) + beta sum_i w_i KL_i, with sum w = 1; the second stream's loss is TRADES unweighted.
 
-    On digits its weights stayed nearly equal at every rate that was tried (docs/bilaw.md).
+    On digits its weights stayed nearly equal at every learning rate that was tried (docs/bilaw.md).
 
     Args:
         threat: the set of perturbations.
@@ -101,7 +102,8 @@ def bilaw_trades(
     Cost: 2K + 11 forwards, 2K + 8 backwards, with a second stream of the same batch size.
 
     Reference: BiLAW, eq. 8.
-    Deviation: eq. 8 as printed sums the clean cross-entropy; only its mean makes equal weights TRADES.
+    Deviation: eq. 8 as printed sums the clean cross-entropy; here it is the mean, with which equal weights
+    give TRADES.
     """
     mover = _mover(net_optimizer, net_lr, net_weight_decay)
     rule = MarginNet(hidden, inputs, margins_from, mover, second_order)
@@ -113,7 +115,7 @@ def bilaw_trades(
 def non_parametric(
     threat: Threat, *, steps: int = 10, step_size: float = 0.25, second_order: bool = False
 ) -> Method:
-    """Non-parametric reweighting: an example weighs what its gradient helps a second data stream.
+    """Non-parametric reweighting: weights by how far an example's gradient helps a second data stream.
 
     Minimises sum_i w_i CE_i(x'), w_i proportional to max(0, <grad CE_i, grad of the second stream's loss>).
 
@@ -123,7 +125,7 @@ def non_parametric(
         threat: the set of perturbations.
         steps: K, attack steps on either stream.
         step_size: in units of eps.
-        second_order: the correlations by the full second-order graph, as a check.
+        second_order: compute the correlations by the full second-order graph, as a check.
 
     Cost: 2K + 4 forwards, 2K + 4 backwards, with a second stream of the same batch size.
 

@@ -22,9 +22,9 @@ def at_awp(
     steps: int = 10,
     step_size: float = 0.25,
 ) -> Method:
-    """AT-AWP: adversarial training at adversarially perturbed weights, which lessens robust overfitting.
+    """AT-AWP: adversarial training at adversarially perturbed weights, which reduces robust overfitting.
 
-    Minimises mean CE(x') at theta + v, v_l = gamma ||theta_l|| times the normalised gradient of the same.
+    Minimises mean CE(x') at theta + v; v_l is the normalised gradient of this loss times gamma ||theta_l||.
 
     Early in training, or on small networks, the perturbation slows learning more than it regularises.
 
@@ -32,7 +32,7 @@ def at_awp(
         threat: the set of perturbations.
         gamma: relative size of the weight perturbation.
         warm_up: epochs without it.
-        decay: the optimiser's weight decay, for weight decay at theta + v as in the public code; see `AWP`.
+        decay: the optimiser's weight decay, to apply it at theta + v as the public code does; see `AWP`.
         steps: K, attack steps.
         step_size: in units of eps.
 
@@ -61,11 +61,11 @@ def trades_awp(
         threat: the set of perturbations.
         beta: weight of the KL term.
         gamma, decay: as `at-awp`.
-        warm_up: epochs without perturbation (TRADES needs its first epochs undisturbed).
+        warm_up: epochs without perturbation, which TRADES needs at the beginning.
         steps: K, attack steps.
         step_size: in units of eps.
 
-    Cost: K + 5 forwards, K + 4 backwards; 2 of each less while warming up.
+    Cost: K + 5 forwards, K + 4 backwards; 2 of each fewer during the warm-up.
 
     Reference: Wu et al. 2020, algorithm 1.
     """

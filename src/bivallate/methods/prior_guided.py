@@ -1,4 +1,4 @@
-"""Single-step methods whose start remembers: FGSM-PGI, LIET, SORA."""
+"""Single-step methods that use earlier steps: FGSM-PGI, LIET, SORA."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def fgsm_pgi(
     step_size: float = 1.0,
     reset: int | None = 40,
 ) -> Method:
-    """FGSM-PGI (MEP): FGSM from where each image's gradients of all epochs point, and predictions held there.
+    """FGSM-PGI (MEP): FGSM from a start by each image's earlier gradients, with a consistency penalty.
 
     Minimises CE(x + delta) with smoothed labels + weight mean ||f(x + delta) - f(x + eta)||^2 / K, eta the
     stored start (see `PriorGuided`) and delta one step from it.
 
-    It stores two images for each one trained on. Strong smoothing and the penalty flatten the logits, so that
-    attacks with a loss of their own (AutoAttack) must judge it, not PGD.
+    It stores two images for each training image. Strong smoothing and the penalty flatten the logits, so
+    evaluate it with AutoAttack, not with PGD.
 
     Args:
         threat: the set of perturbations.
@@ -38,12 +38,12 @@ def fgsm_pgi(
         smoothing: of the labels, in attack and loss.
         decay: mu of the momentum.
         step_size: in units of eps.
-        reset: epochs between resets; none for never.
+        reset: epochs between resets; None for never.
 
-    Cost: 2 forwards, 3 backwards: the attack's pass is the penalty's too. Memory of two padded images a row.
+    Cost: 2 forwards, 3 backwards; attack and penalty share a pass. Memory of two padded images a row.
 
-    Reference: Jia et al. 2022, public code (FGSM_MEP.py). The paper's text could not be read here.
-    Deviation: smoothing puts 0.4 / K on every class, the label among them; that code 0.4 / (K - 1) on the
+    Reference: Jia et al. 2022, public code (FGSM_MEP.py). The paper's text was not available.
+    Deviation: smoothing puts 0.4 / K on every class, the label included; that code puts 0.4 / (K - 1) on the
     others. See `PriorGuided`.
     """
     loss = Consistent(Adversarial(smoothing), weight, "logits")
@@ -62,27 +62,27 @@ def liet(
     most: float = 0.5,
     step_size: float = 1.0,
 ) -> Method:
-    """LIET: FGSM from perturbations that tell the label, half drowned in noise, so that they tell it no more.
+    """LIET: FGSM from class-informative perturbations mixed with noise, with a consistency penalty.
 
-    Minimises CE(x + delta) with randomly smoothed labels + weight JS(p(x + eta), p(x + delta)), the weight
-    growing over the epochs to its value, eta the start (see `LabelInformation`).
+    Minimises CE(x + delta) with randomly smoothed labels + weight JS(p(x + eta), p(x + delta)); the weight
+    grows over the epochs to its value, and eta is the start (see `LabelInformation`).
 
-    Made with averaged weights (0.9995 a step: `--set average=0.9995`). Smoothing this strong hides the margin
-    from PGD: AutoAttack must judge it.
+    The public code averages the network's weights (0.9995 a step: `--set average=0.9995`). Smoothing this
+    strong weakens PGD: evaluate with AutoAttack.
 
     Args:
         threat: the set of perturbations.
         weight: lambda in the last epoch; 200 for CIFAR-100, 20 for both at 16/255.
         smoothing: of the labels in attack and loss, 0.8 for CIFAR-100, 0.4 at 16/255.
-        every: minibatches between two looks at the classes; 20 for CIFAR-100.
-        least: of the share of noise.
-        most: of the share of noise; 0 and 1 at 16/255.
+        every: minibatches between two updates of the classes' perturbations; 20 for CIFAR-100.
+        least: smallest share of noise.
+        most: largest share of noise; 0 and 1 at 16/255.
         step_size: in units of eps.
 
-    Cost: 2 forwards, 3 backwards: the attack's pass is the penalty's too; and a pass for every class once in
-    `every` minibatches, which the record counts.
+    Cost: 2 forwards, 3 backwards; attack and penalty share a pass. Every `every` minibatches one pass for
+    each class more, which the record counts.
 
-    Reference: public code (fzjcdt/LIET); its paper could not be read here.
+    Reference: public code (fzjcdt/LIET); the paper was not available.
     Deviation: see `LabelInformation`.
     """
     loss = Consistent(NoisyLabels(smoothing), Ramp(weight), "jensen-shannon")
@@ -93,24 +93,24 @@ def liet(
 
 @register("sora", family="single step", paper="SORA, ICML 2026", cost="2F + 2B")
 def sora(threat: Threat, *, step_size: float = 2.0, bend: float = 0.02, memory: float = 0.05) -> Method:
-    """SORA: one step from noise whose length follows how far the loss has been linear along earlier steps.
+    """SORA: one step from noise, whose length follows how linear the loss has been along earlier steps.
 
-    Minimises CE(x + eta + a u sgn g), see `AlignedStep`: where the gradient at the end no longer agrees with
-    that at the start, steps become shorter before training collapses.
+    Minimises CE(x + eta + a u sgn g), see `AlignedStep`: where the gradients at the start and at the end of
+    the step disagree, steps become shorter, before training collapses.
 
-    Training points lie up to (1 + step_size) eps away. The step shrinks with the curvature and with it the
-    attack: a network that bends is attacked weakly, which the record shows (`step`, `agreement`).
+    Training points lie up to (1 + step_size) eps away. Where the loss is curved the step, and so the attack,
+    becomes weak, which the record shows (`step`, `agreement`).
 
     Args:
         threat: the set of perturbations.
-        step_size: of the longest step, in units of eps.
-        bend: at 1 - c = bend the step is the longest.
+        step_size: longest step, in units of eps.
+        bend: the step is longest at 1 - c = bend, c the cosine of the two gradients.
         memory: weight of the newest minibatch in the running mean.
 
     Cost: 2 forwards, 2 backwards.
 
-    Reference: public code (SecondOrderAT/SORA, attacks/sora.py); of the paper only the abstract could be read
-    here.
+    Reference: public code (SecondOrderAT/SORA, attacks/sora.py). Only the abstract of the paper was
+    available.
     """
     solver = AlignedStep(step_size, bend, memory)
     return Method(threat, solver, coupling=Leaf(), attack_mode="train")

@@ -26,12 +26,12 @@ RECIPE = 0.007 / 0.031  # the step size of the TRADES, MART, MAIL and GAIRAT cod
 
 @register("mart", family="reweighted", paper="Wang et al., ICLR 2020", cost="(K+2)F + (K+2)B")
 def mart(threat: Threat, *, beta: float = 5.0, steps: int = 10, step_size: float = RECIPE) -> Method:
-    """MART: boosted cross-entropy, and a KL term that counts misclassified examples more.
+    """MART: boosted cross-entropy, and a KL term that weighs misclassified examples more.
 
     Minimises mean BCE(x') + beta mean KL(p(x) || p(x')) (1 - p_y(x)), with x' a cross-entropy attack from a
     tiny Gaussian start.
 
-    Its PGD robustness overstates that under AutoAttack: the margin term flattens the loss where PGD climbs.
+    Robustness under PGD overstates that under AutoAttack: the margin term flattens the loss for PGD.
 
     Args:
         threat: the set of perturbations.
@@ -75,8 +75,8 @@ def gairat(
 
     Minimises mean_i w_i CE_i(x'), w_i proportional to (1 + tanh(Lambda + 5 (1 - 2 kappa_i / K))) / 2.
 
-    Robustness under AutoAttack falls far below that under PGD: examples that PGD leaves correct get next to
-    no weight, which masks gradients rather than moving the boundary.
+    Robustness under AutoAttack is far below that under PGD: examples that PGD leaves correct get almost no
+    weight, which masks gradients instead of moving the decision boundary.
 
     Args:
         threat: the set of perturbations.
@@ -84,16 +84,16 @@ def gairat(
         step_size: in units of eps.
         shift: Lambda; larger is closer to equal weights, infinity is adversarial training.
         schedule: of the shift after the burn-in: "fixed"; "linear" from shift_max at the first epoch to
-            shift at the last; "piecewise", shift, one less from 3/4 and 1.5 less from 11/12 of training.
-        shift_max: where the linear schedule begins.
+            shift at the last; "piecewise": shift, shift - 1 from 3/4 and shift - 1.5 from 11/12 of training.
+        shift_max: first value of the linear schedule.
         form: weight function: "tanh", "sigmoid" of the same argument, or "discrete" (K + 1 - kappa)/(K + 1).
         burn_in: fraction of the epochs with equal weights.
 
     Cost: K + 1 forwards, K + 1 backwards.
 
     Reference: Zhang et al. 2021, algorithm 1, eq. 6.
-    Deviation: the public code never reaches the later pieces of its piecewise schedule; here it does. See
-    also `GAIRAT`.
+    Deviation: the public code never reaches the later pieces of its piecewise schedule; here they are used.
+    See also `GAIRAT`.
     """
     rule = GAIRAT(steps, _shift(schedule, shift, shift_max), form)
     return Method(threat, PGD(steps, step_size * threat.eps, uniform), weighting=After(rule, burn_in))
@@ -109,13 +109,13 @@ def gair_fat(
     tau: tuple[int, int, int] = (0, 3, 6),
     burn_in: float = 0.5,
 ) -> Method:
-    """GAIR-FAT: GAIRAT's weights on friendly adversarial points, whose attack stops soon after success.
+    """GAIR-FAT: GAIRAT's weights on the points of FAT, whose attack stops soon after misclassification.
 
     Weaknesses as `gairat`.
 
     Args:
         threat: the set of perturbations.
-        steps: K, at most so many attack steps, out of which kappa is counted.
+        steps: K, largest number of attack steps, out of which kappa is counted.
         step_size: in units of eps.
         shift: Lambda.
         tau: steps granted after misclassification in the first third of training, until 7/12, and after.
@@ -147,8 +147,8 @@ def wmmr(
     Minimises mean_i w_i CE_i(x'), or mean CE(x) + beta mean_i w_i KL_i with base="trades". The weights are
     part of both objectives, gradient included, as in the public code.
 
-    Robustness under AutoAttack falls below that under PGD: a weight that depends on the margin rewards flat
-    margins.
+    Robustness under AutoAttack is below that under PGD: weights that depend on the margin reward small
+    gradients of the margin.
 
     Args:
         threat: the set of perturbations.
@@ -159,14 +159,14 @@ def wmmr(
         steps: K, attack steps.
         step_size: in units of eps; None is 1/4 for "at" and 0.007/0.031 for "trades".
         detach: hold the weights constant in loss and attack.
-        weighted_attack: the attack climbs the weighted loss.
+        weighted_attack: let the attack maximise the weighted loss.
 
     Cost: K + 1 forwards, K + 1 backwards; two forwards and a backward more with base="trades".
 
     Reference: Zeng et al. 2021, eq. 6-8.
-    Deviation: BiLAW's Table 1 names alpha_test = 2 beside alpha_train = 0.1; that is the sharpness of the
-    weights of Zeng et al.'s test error, and no part of training. No table here reports that error, so it is
-    left out. A stray `break` leaves the public TRADES script without attack steps; not copied.
+    Deviation: BiLAW's Table 1 gives alpha_test = 2 beside alpha_train = 0.1; that is the sharpness of the
+    weights in Zeng et al.'s test error and no part of training. No table here reports that error, so it is
+    left out. A stray `break` leaves the public TRADES script without attack steps; it is not copied.
     """
     if base not in ("at", "trades"):
         raise unknown("base of wmmr", str(base), ("at", "trades"))
@@ -200,14 +200,14 @@ def mail_at(
 
     Minimises mean_i w_i CE_i(x'), w_i proportional to sigmoid(slope (bias - PM_i)).
 
-    Robustness under AutoAttack falls below that under PGD, the more so the steeper the slope.
+    Robustness under AutoAttack is below that under PGD, the more so the steeper the slope.
 
     Args:
         threat: the set of perturbations.
         slope: gamma.
-        bias: beta, the margin of half weight.
+        bias: beta, the margin at which the sigmoid is 1/2.
         margin: probability margin on "adversarial" or "natural" points, or the "difference".
-        times_three: 3 sigmoid(...) instead of mean-1 weights, as the public code.
+        times_three: 3 sigmoid(...) instead of weights of mean 1, as in the public code.
         burn_in: fraction of the epochs with equal weights (75 of 120).
         steps: K, attack steps.
         step_size: in units of eps.
@@ -234,7 +234,7 @@ def mail_trades(
     steps: int = 10,
     step_size: float = RECIPE,
 ) -> Method:
-    """MAIL-TRADES: TRADES whose KL terms are weighed by their probability margin; parameters as `mail-at`.
+    """MAIL-TRADES: TRADES with KL terms weighed by the probability margin; parameters as `mail-at`.
 
     Minimises mean CE(x) + beta mean_i w_i KL_i.
 
@@ -267,7 +267,7 @@ def mail_mart(
     steps: int = 10,
     step_size: float = RECIPE,
 ) -> Method:
-    """MAIL-MART: MART whose boosted cross-entropy is weighed by the probability margin; its KL term is not.
+    """MAIL-MART: MART with its boosted cross-entropy, not its KL term, weighed by the probability margin.
 
     Args:
         threat: the set of perturbations.

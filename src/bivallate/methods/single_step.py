@@ -1,4 +1,4 @@
-"""Methods whose attack is one step, and what keeps them from collapsing."""
+"""Methods with a one-step attack, and their means against catastrophic overfitting."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def fgsm_at(threat: Threat, *, step_size: float = 1.0) -> Method:
 
 @register("n-fgsm", family="single step", paper="de Jorge et al., NeurIPS 2022", cost="2F + 2B")
 def n_fgsm(threat: Threat, *, k: float = 2.0, step_size: float = 1.0) -> Method:
-    """N-FGSM: one sign step from noise in k times the ball; the sum is not projected onto the ball.
+    """N-FGSM: one sign step from noise in a ball of radius k eps, without projection onto the ball.
 
     Objective: min mean_i CE(x_i + eta_i + eps sign grad CE(x_i + eta_i)), eta_i uniform in [-k eps, k eps],
     both sums clipped to [0, 1].
 
-    Strong for its price, and hardly collapses; costs clean accuracy at large eps. Its training points lie up
-    to (k + 1) eps away by design.
+    Robust for its low cost, and rarely collapses; loses clean accuracy at large eps. Its training points lie
+    up to (k + 1) eps away by design.
 
     Args:
         threat: the set of perturbations; the solver's own ball has radius k + step_size times eps.
@@ -61,19 +61,19 @@ def n_fgsm(threat: Threat, *, k: float = 2.0, step_size: float = 1.0) -> Method:
 
 @register("fast-at-ga", family="single step", paper="Andriushchenko et al., NeurIPS 2020", cost="3F + 5B")
 def fast_at_ga(threat: Threat, *, coefficient: float | None = None, step_size: float = 1.25) -> Method:
-    """Fast-AT with GradAlign: FGSM from the clean image, and a penalty on gradients that turn in the ball.
+    """Fast-AT with GradAlign: FGSM from the clean image, and a penalty on gradients that differ in the ball.
 
     Objective: FGSM-AT + coefficient (1 - mean_i cos(grad CE(x_i), grad CE(x_i + eta_i))), eta_i uniform.
 
-    Prevents collapse where the coefficient is large enough, at the price of a double backward.
+    Prevents collapse if the coefficient is large enough, at the cost of a double backward.
 
     Args:
         threat: the set of perturbations.
-        coefficient: of the penalty; None follows the published law of eps (0.2 at 8/255, 2 at 16/255 and
-            beyond), 0 is FGSM-AT.
-        step_size: in units of eps; from the clean image everything above 1 is clamped to the ball.
+        coefficient: of the penalty; None follows the published function of eps (0.2 at 8/255, 2 at 16/255 and
+            beyond); 0 is FGSM-AT.
+        step_size: in units of eps; from the clean image a step above 1 is clamped to the ball.
 
-    Cost: 3 forwards, 5 backwards (a double backward counts as two); the attack's gradient serves the penalty.
+    Cost: 3 forwards, 5 backwards (a double backward counts as two); the penalty reuses the attack's gradient.
 
     Reference: Andriushchenko and Flammarion 2020, eq. 4-5.
     Deviation: the gradient at the clean image is held constant, as in both public codes, though the formula
@@ -87,7 +87,7 @@ def fast_at_ga(threat: Threat, *, coefficient: float | None = None, step_size: f
 def backward_smoothing(
     threat: Threat, *, gamma: float = 1.0, beta: float = 10.0, steps: int = 1, step_size: float = 1.0
 ) -> Method:
-    """Backward Smoothing: TRADES whose start moves the logits towards randomly perturbed ones.
+    """Backward Smoothing: TRADES with a start that moves the logits towards randomly perturbed ones.
 
     Objective: TRADES. The start is one step from the clean image on -KL(softmax(q + psi) || softmax f), with
     q the clean logits and psi uniform in [-gamma, gamma].
@@ -99,8 +99,8 @@ def backward_smoothing(
         steps: K ascent steps after the start.
         step_size: of the start and of every step, in units of eps.
 
-    Cost: K + 3 forwards, K + 3 backwards (the outer backward runs through two forwards); the pass of the
-    start gives the clean logits too.
+    Cost: K + 3 forwards, K + 3 backwards (the outer backward runs through two forwards); the start's pass
+    also gives the clean logits.
 
     Reference: Chen et al. 2022, section 4.
     """
@@ -117,17 +117,17 @@ def _guided(threat: Threat, weight: float | Schedule, distance: DistanceName, no
 
 @register("gat", family="single step", paper="Sriramanan et al., NeurIPS 2020", cost="4F + 3B at most")
 def gat(threat: Threat, *, weight: float = 10.0, last: float = 4.0, noise: float = 0.5) -> Method:
-    """GAT: one step that every other time also seeks to move the prediction, and a loss that holds it still.
+    """GAT: one attack step, guided every other minibatch by the distance of predictions, which the loss adds.
 
     Minimises mean CE(x) + weight mean ||p(x) - p(x')||^2. The attack is one step of eps from x plus a random
-    corner of the ball of noise times eps, on CE or on CE + weight ||p(x) - p||^2, by turns.
+    corner of the ball of radius noise eps, alternately on CE and on CE + weight ||p(x) - p||^2.
 
-    The clean cross-entropy is never trained at the attacked points themselves, so that robustness is as good
-    as the weight is large; late in training the weight grows.
+    The cross-entropy is taken at the clean points only, so that robustness depends on the weight, which grows
+    late in training.
 
     Args:
         threat: the set of perturbations.
-        weight: lambda, of 8/255 on CIFAR-10.
+        weight: lambda; the default is for 8/255 on CIFAR-10.
         last: factor of the weight in the last 14 % of the epochs.
         noise: of the start, in units of eps.
 
@@ -143,16 +143,16 @@ def gat(threat: Threat, *, weight: float = 10.0, last: float = 4.0, noise: float
 
 @register("nuat", family="single step", paper="Sriramanan et al., NeurIPS 2021", cost="4F + 3B at most")
 def nuat(threat: Threat, *, weight: float = 4.5, until: float = 0.9, noise: float = 0.5) -> Method:
-    """NuAT: as `gat`, with the nuclear norm of the whole minibatch's change of logits.
+    """NuAT: as `gat`, with the nuclear norm of the change of the minibatch's logits as distance.
 
     Minimises mean CE(x) + weight ||F(X) - F(X')||_* / B, F the matrix of logits; the weight grows from 0.
 
-    With small minibatches, or more classes than rows, the norm is of low rank and says less. It is the sum of
-    the singular values of one matrix, so that results depend on the batch size.
+    The norm is the sum of the singular values of one matrix, so results depend on the batch size. With small
+    minibatches, or more classes than rows, the matrix has low rank and the norm means less.
 
     Args:
         threat: the set of perturbations.
-        weight: lambda at the end, of ResNet-18 on CIFAR-10 at 8/255.
+        weight: lambda at the end; the default is for ResNet-18 on CIFAR-10 at 8/255.
         until: fraction of the epochs at which it is reached.
         noise: of the start, in units of eps.
 
@@ -160,31 +160,31 @@ def nuat(threat: Threat, *, weight: float = 4.5, until: float = 0.9, noise: floa
     backward runs through two forwards); a singular value decomposition of B x K numbers.
 
     Reference: Sriramanan et al. 2021, public code (NuAT_cifar10.py).
-    Deviation: see `Guiding`; on several processes each one's rows have a norm of their own.
+    Deviation: see `Guiding`; with several processes the norm is taken over each process's rows.
     """
     return _guided(threat, Linear(0.0, weight, until), "nuclear", noise)
 
 
 @register("elle", family="single step", paper="Abad Rocamora et al., ICLR 2024", cost="5F + 5B")
 def elle(threat: Threat, *, coefficient: float | None = None, step_size: float = 1.0) -> Method:
-    """ELLE: FGSM from the clean image, and a penalty where the loss is not linear between points of the ball.
+    """ELLE: FGSM from the clean image, and a penalty on the loss's deviation from linearity in the ball.
 
     Minimises FGSM-AT + coefficient mean (l(x_c) - (1 - a) l(x_a) - a l(x_b))^2, see `LocallyLinear`.
 
-    Without the double backward of GradAlign. In others' hands the penalty does not always hold: under
-    AutoAttack it stays far behind in a public comparison, so watch it with the sentinel.
+    It needs no double backward, unlike GradAlign. The penalty does not always prevent collapse: in a public
+    comparison its robustness under AutoAttack is far behind, so train it with the sentinel.
 
     Args:
         threat: the set of perturbations.
-        coefficient: of the penalty; None follows the public code's values of eps (1000 at 8/255); 10 in
-            balls beyond its largest, 26/255, by trial on digits.
+        coefficient: of the penalty; None follows the public code's values by eps (1000 at 8/255), and is 10
+            beyond its largest eps, 26/255, found by trial on digits.
         step_size: in units of eps.
 
     Cost: 5 forwards, 5 backwards.
 
     Reference: Abad Rocamora et al. 2024; public code (core/utils/train.py, scripts).
-    Deviation: the public code leaves [0, 1] and calls its optimiser twice a minibatch; neither is copied. Its
-    variant whose coefficient is on where the penalty jumps (ELLE-A) is left out.
+    Deviation: the public code leaves [0, 1] and calls its optimiser twice a minibatch; neither is copied. The
+    variant ELLE-A, which switches the penalty on when it jumps, is left out.
     """
     solver = PGD(1, step_size * threat.eps, zero)
     return Method(threat, solver, loss=LocallyLinear(adversarial, coefficient), attack_mode="train")
@@ -199,13 +199,13 @@ def aaer(
     loss_weight: float = 1.5,
     variation_weight: float = 0.15,
 ) -> Method:
-    """AAER: N-FGSM whose loss keeps examples from falling in loss under attack, a first sign of collapse.
+    """AAER: N-FGSM with a penalty on abnormal examples, whose loss falls under attack: a sign of collapse.
 
-    Minimises CE(x') + the terms of the abnormal examples, see `Abnormal`. noise=1 is its other form, on
-    Fast-AT (`step_size=1.25, loss_weight=2.5, variation_weight=1.5`), whose steps stay in the ball.
+    Minimises CE(x') + the terms of the abnormal examples, see `Abnormal`. noise=1 gives its other form, based
+    on Fast-AT (`step_size=1.25, loss_weight=2.5, variation_weight=1.5`), whose steps stay in the ball.
 
-    The published weights differ from radius to radius, and from set to set: the defaults are CIFAR-10's at
-    8/255 (8.5 and 1.5 at 16/255).
+    The published weights differ by radius and data set: the defaults are those of CIFAR-10 at 8/255 (8.5 and
+    1.5 at 16/255).
 
     Args:
         threat: the set of perturbations.
@@ -217,7 +217,7 @@ def aaer(
     Cost: 2 forwards, 2 backwards.
 
     Reference: Lin et al. 2023, section 3; weights of the public code's README.
-    Deviation: none known; as in the public code the term of the loss is constant (`loss.constant`).
+    Deviation: none known; as in the public code the loss term is held constant (`loss.constant`).
     """
     loss = Abnormal(adversarial, loss_weight, variation_weight)
     inner = PGD(1, step_size * threat.eps, Uniform(noise) if noise != 1 else uniform)

@@ -17,7 +17,7 @@ from bivallate.upper.loss import Trades
 
 @register("plain", family="standard", paper="-", cost="1F + 1B")
 def plain(threat: Threat) -> Method:
-    """Plain training on clean images; the threat serves evaluation alone.
+    """Plain training on clean images; the threat is used for evaluation only.
 
     Cost: 1 forward, 1 backward.
     """
@@ -39,8 +39,8 @@ def at(
         threat: the set of perturbations.
         steps: K; PGD-2 AT is steps=2, step_size=0.5, attack_mode="train"; PGD-7 AT steps=7, step_size=0.25.
         step_size: in units of eps.
-        fgsm_first: share of the epochs that begin training with FGSM from the image (one step of eps) in
-            place of PGD: 1/6 is FGSM-PGD of Dynamic AT, section 3.2.
+        fgsm_first: fraction of the epochs at the beginning that use FGSM from the clean image (one step of
+            eps) instead of PGD: 1/6 is FGSM-PGD of Dynamic AT, section 3.2.
         attack_mode: BatchNorm while attacking.
 
     Cost: K + 1 forwards, K + 1 backwards.
@@ -81,34 +81,34 @@ def hat(
     steps: int = 10,
     step_size: float = 0.25,
 ) -> Method:
-    """HAT: TRADES, and beyond its ball, along the attack, the class that a plain network sees there.
+    """HAT: TRADES with helper examples beyond the ball, labelled as a plainly trained network sees x'.
 
-    Minimises mean CE(x) + beta KL(p(x) || p(x')) + gamma CE(x + reach (x' - x), y'), y' what the network, as
-    plain training has left it, calls x': a wrong class as a rule, so that the margin stops growing where the
+    Minimises mean CE(x) + beta KL(p(x) || p(x')) + gamma CE(x + reach (x' - x), y'), y' the class that the
+    plainly trained network gives x'. It is usually a wrong class, so that the margin stops growing where the
     threat ends.
 
-    The first part of the epochs is plain training and costs little; then the radius is there at once, and the
-    rate must not have fallen by then: with half of 24 epochs plain and one triangle, TRADES alone does not
-    recover on digits. Where the plain network withstands the attack, y' is the label, and the ball is made
-    larger instead.
+    The first part of the epochs is plain training and cheap; then the attack has its full radius at once. The
+    learning rate must not have fallen by then: with half of 24 epochs plain and a single triangle, training
+    does not recover on digits. Where the plain network withstands the attack, y' is the label, and the ball
+    is in effect enlarged.
 
     Args:
         threat: the set of perturbations.
         beta: weight of the KL term.
         gamma: weight of the helper examples.
-        reach: h, where they lie, in lengths of the attack.
-        plain: fraction of the epochs of plain training, a half in the recipe, whose rate rises twice; 0 with
-            `--init RUN`, a plainly trained run.
+        reach: position of the helper examples along the attack, in units of x' - x.
+        plain: fraction of the epochs with plain training; a half in the recipe, whose learning rate rises
+            twice; 0 with `--init RUN`, a plainly trained run.
         steps: K, attack steps.
         step_size: in units of eps.
 
     Cost: K + 5 forwards, K + 3 backwards (the outer backward runs through three forwards); 2 and 2 in the
     plain part.
 
-    Reference: Rade and Moosavi-Dezfooli 2022; constants of the public code (ResNet-18, 8/255). Of the paper's
-    text only the abstract could be read here.
-    Deviation: the plain network is the trained one itself, earlier; there it is another, and robust training
-    begins with fresh weights.
+    Reference: Rade and Moosavi-Dezfooli 2022; constants of the public code (ResNet-18, 8/255). Only the
+    abstract of the paper was available.
+    Deviation: the plain network is an earlier state of the trained one; the public code uses another network,
+    and its robust training begins with fresh weights.
     """
     solver = HelperLabels(PGD(steps, step_size * threat.eps, gaussian), plain)
     loss = HelperExamples(Trades(beta), gamma, reach)

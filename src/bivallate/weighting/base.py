@@ -1,4 +1,4 @@
-"""What a weighting is, and the two simplest."""
+"""`Weighting`: the base class of the example weights, with equal weights and a burn-in."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from bivallate.types import Clock, Evidence, Facts
 
 
 class NotFitted(UserError):
-    """Weights were asked of a rule that weighs only the minibatch that it has been fitted to."""
+    """Raised by a rule that must be fitted to a minibatch before it can weigh it."""
 
 
 class Virtual(Protocol):
     """The loss on a second data stream after one virtual step: lookahead(w), weights w (B,).
 
-    It has its gradient in w, exact either way: by a Jacobian-vector product or by the second-order graph.
+    The result carries its exact gradient in w, computed by a Jacobian-vector product or by the second-order
+    graph.
     """
 
     def __call__(self, weights: Tensor, *, second_order: bool = False) -> Tensor: ...
@@ -30,21 +31,21 @@ class Virtual(Protocol):
 class Weighting(Role, ABC):
     """Evidence -> (B,) weights of the robust losses.
 
-    The loss that is descended is mean_i(w_i robust_i + anchor_i), so weights of mean 1 leave its scale alone;
-    each rule says whether it keeps that. Calling a weighting detaches its weights unless `differentiable` is
-    true.
+    The upper level minimises mean_i(w_i robust_i + anchor_i), so weights of mean 1 keep the scale of the
+    loss; each rule states its scale. Calling a weighting detaches the weights unless `differentiable` is
+    true. `needs_meta` says whether the rule learns from a second data stream.
     """
 
     differentiable: bool | ClassVar[bool] = False
     needs_meta: ClassVar[bool] = False
 
     def bind(self, facts: Facts) -> Weighting:
-        """The running part for one run; rules without memory are their own."""
+        """Build the stateful part for one run; a rule without state returns itself."""
         return self
 
     @abstractmethod
     def weigh(self, evidence: Evidence) -> Tensor:
-        """(B,) weights; pure."""
+        """(B,) weights; changes no state."""
 
     def __call__(self, evidence: Evidence) -> Tensor:
         """(B,) weights, detached unless the rule declares otherwise."""
@@ -54,7 +55,7 @@ class Weighting(Role, ABC):
             return self.weigh(evidence)
 
     def update(self, evidence: Evidence) -> None:
-        """Move a running state, once a step, before the weights are asked for."""
+        """Move the running state, once a step, before the weights are computed."""
         return
 
     def fit(self, evidence: Evidence, lookahead: Virtual) -> None:
@@ -74,7 +75,7 @@ class Equal(Weighting):
     """w_i = 1."""
 
     def takes_mixed(self) -> bool:
-        """It asks for no label."""
+        """True: it reads no label."""
         return True
 
     def weigh(self, evidence: Evidence) -> Tensor:
@@ -86,9 +87,9 @@ equal = Equal()
 
 @part
 class After(Weighting):
-    """Another rule from the epoch on that burn_in, a fraction of all epochs, reaches; w_i = 1 before.
+    """Burn-in: w_i = 1 in the first epochs, another rule afterwards.
 
-    A rule with memory does not move it and does not learn during the burn-in.
+    During the burn-in the rule does not move its state and does not learn.
 
     Attributes:
         rule: the weighting that takes over.
@@ -114,7 +115,7 @@ class After(Weighting):
         return self.rule.needs_meta
 
     def check(self, method: Composition) -> None:
-        """What the rule asks of a method."""
+        """Raise UserError where the rule does."""
         self.rule.check(method)
 
     def takes_mixed(self) -> bool:
@@ -122,11 +123,11 @@ class After(Weighting):
         return self.rule.takes_mixed()
 
     def bind(self, facts: Facts) -> Weighting:
-        """The running part, around the rule's own."""
+        """Build the stateful part of the rule for one run."""
         return BoundAfter(self, self.rule.bind(facts))
 
     def over(self, clock: Clock) -> bool:
-        """Whether the burn-in lies behind."""
+        """Whether the burn-in is over."""
         return clock.epoch >= round(self.burn_in * clock.epochs)
 
     def weigh(self, evidence: Evidence) -> Tensor:
@@ -135,7 +136,7 @@ class After(Weighting):
 
 
 class BoundAfter(Weighting, nn.Module):
-    """`After` around a running rule, whose memory it saves."""
+    """`After` with the state of its rule."""
 
     def __init__(self, spec: After, rule: Weighting) -> None:
         nn.Module.__init__(self)

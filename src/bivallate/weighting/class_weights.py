@@ -16,12 +16,12 @@ from bivallate.weighting.base import Weighting
 
 __all__ = ["ClassBandit", "ClassDRO", "ClassNoRegret", "ClassScored", "worst_distribution"]
 
-REACH = 30.0  # of the search for the multiplier: e^-30 to e^30 times the spread
-CUTS, ROUNDS = 63, 15  # 64 ^ 15 parts of that: to rounding
+REACH = 30.0  # the multiplier is searched between e^-30 and e^30 times the spread
+CUTS, ROUNDS = 63, 15  # each round divides the interval by 64: 15 rounds reach rounding
 
 
 def class_sums(values: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """(sums (K,), rows (K,)) of values (B,) over the classes, of the whole minibatch."""
+    """Sums (K,) of values (B,) by class, and numbers of rows (K,), over the whole minibatch."""
     both = torch.stack([values, torch.ones_like(values)], 1)
     sums = collective.total(both.new_zeros(classes, 2).index_add_(0, y, both))
     return sums[:, 0], sums[:, 1]
@@ -30,8 +30,9 @@ def class_sums(values: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]
 def worst_distribution(values: Tensor, radius: float) -> Tensor:
     """(K,) argmax over p in the simplex of <p, values>, subject to KL(uniform || p) <= radius.
 
-    By stationarity p_c is proportional to 1 / (max + t - values_c), with the one t > 0 at which the
-    divergence is the radius; it falls in t, so t is enclosed, by cuts of which the host asks for none.
+    By stationarity p_c is proportional to 1 / (max + t - values_c), for the t > 0 at which the divergence
+    equals the radius. The divergence falls in t, so t is enclosed by intervals of log t, on the device: the
+    host reads no number.
 
     Example:
         >>> worst_distribution(torch.tensor([0.0, 0.0, 1.0]), 0.0).tolist() == [1 / 3] * 3
@@ -71,11 +72,11 @@ def _divergence(p: Tensor) -> Tensor:
 class ClassDRO(Weighting):
     """w_i = K p_y, p = argmax <p, a> over distributions of the classes with KL(uniform || p) <= radius.
 
-    a_c is the sum over the minibatch's rows of class c of max_{k != y} p_k - p_y at the attacked points, so
-    that a class counts as often as it is there.
+    a_c is the sum of max_{k != y} p_k - p_y at the attacked points over the minibatch's rows of class c, so
+    that a class counts in proportion to its rows.
 
     Attributes:
-        radius: tau of the divergence; 0 weighs all classes alike.
+        radius: tau of the divergence; 0 gives all classes the same weight.
 
     Scale: mean 1 where the classes are equally frequent.
 
@@ -99,7 +100,7 @@ class ClassDRO(Weighting):
 class ClassNoRegret(Weighting):
     """w_i = q_y + q_0, q = K softmax(rate sum_t L_t) over the K classes and the mean of all, q_0.
 
-    L_t are the mean losses of the classes, and of all rows, over epoch t; the weights of an epoch know those
+    L_t are the mean losses of the classes, and of all rows, over epoch t; the weights of an epoch use those
     of the epochs before.
 
     Attributes:
@@ -108,8 +109,8 @@ class ClassNoRegret(Weighting):
     Scale: mean 1 + (K - 1) / K q_0 where the classes are equally frequent, so 2 K / (K + 1) at first.
 
     Reference: Li and Liu, WAT, AAAI 2023; public code.
-    Deviation: the losses are the training passes' own, and cost nothing; the public code attacks held-out
-    data after every epoch, and has weights 2 in the first.
+    Deviation: the losses are those of the training passes and cost nothing; the public code attacks held-out
+    data after every epoch, and its weights in the first epoch are 2.
     """
 
     rate: float = 0.1
@@ -118,17 +119,17 @@ class ClassNoRegret(Weighting):
         check_range("rate", self.rate, 0)
 
     def bind(self, facts: Facts) -> BoundClassNoRegret:
-        """The sums of one run."""
+        """Build the sums for one run."""
         return BoundClassNoRegret(self, facts)
 
     def weigh(self, evidence: Evidence) -> Tensor:
-        """What an unbound rule can say: the first epoch's."""
+        """The weights of the first epoch, all that an unbound rule knows."""
         classes = evidence.logits.shape[1]
         return torch.full_like(evidence.loss, 2 * classes / (classes + 1))
 
 
 class BoundClassNoRegret(Weighting, nn.Module):
-    """The rule with its sums: (K, 2) of this epoch, (K + 1,) of the epochs before."""
+    """The rule with its state: sums (K, 2) of this epoch, and of the mean losses (K + 1,) of earlier ones."""
 
     sums: Tensor
     history: Tensor
@@ -140,7 +141,7 @@ class BoundClassNoRegret(Weighting, nn.Module):
         where = {"dtype": facts.dtype, "device": facts.device}
         self.register_buffer("sums", torch.zeros(facts.classes, 2, **where))
         self.register_buffer("history", torch.zeros(facts.classes + 1, **where))
-        self.register_buffer("epoch", torch.tensor(-1))  # asked every step, so kept where the host is
+        self.register_buffer("epoch", torch.tensor(-1))  # on the CPU, because the host reads it every step
 
     @torch.no_grad()
     def update(self, evidence: Evidence) -> None:
@@ -169,7 +170,7 @@ class BoundClassNoRegret(Weighting, nn.Module):
 class ClassBandit(Weighting):
     """w_i = K p_y, p = explore / K + (1 - explore) softmax(s), and s_c grows with the errors of class c.
 
-    After the weights of a minibatch, s_c += rate K n_c, n_c its misclassified adversarial points of class c.
+    After each minibatch s_c += rate K n_c, n_c the number of its misclassified adversarial points of class c.
 
     Attributes:
         rate: eta; explore: gamma, share of the uniform distribution.
@@ -177,9 +178,9 @@ class ClassBandit(Weighting):
     Scale: mean 1 where the classes are equally frequent; at least `explore`, at most K.
 
     Reference: Pethick et al., CFOL, TMLR 2023; public code (class_sampler.py with `reweight`).
-    Deviation: the paper draws the classes by p and divides by it; the public code's other way, here, draws
-    rows as ever and multiplies by p, which has the same mean and keeps every row in every epoch. With unequal
-    classes the two differ by the classes' frequencies.
+    Deviation: the paper draws classes with probability p and divides by it. Here, as in the public code's
+    alternative, rows are drawn uniformly and their losses multiplied by p, which has the same mean and uses
+    every row in every epoch. With classes of unequal size the two differ by the class frequencies.
     """
 
     rate: float = 5e-6
@@ -190,16 +191,16 @@ class ClassBandit(Weighting):
         check_range("explore", self.explore, 0, 1)
 
     def bind(self, facts: Facts) -> BoundClassBandit:
-        """The scores of one run."""
+        """Build the scores for one run."""
         return BoundClassBandit(self, facts)
 
     def weigh(self, evidence: Evidence) -> Tensor:
-        """What an unbound rule can say: 1."""
+        """1, all that an unbound rule knows."""
         return torch.ones_like(evidence.loss)
 
 
 class BoundClassBandit(Weighting, nn.Module):
-    """The rule with its scores (K,), and the distribution that this minibatch is weighed by."""
+    """The rule with its scores (K,), and the class distribution (K,) that weighs this minibatch."""
 
     score: Tensor
     shares: Tensor
@@ -213,7 +214,7 @@ class BoundClassBandit(Weighting, nn.Module):
 
     @torch.no_grad()
     def update(self, evidence: Evidence) -> None:
-        """Keep the distribution of before, then move the scores by this minibatch's errors."""
+        """Compute this minibatch's distribution, then move the scores by its errors."""
         classes, explore = len(self.score), self.rule.explore
         self.shares.copy_(explore / classes + (1 - explore) * self.score.softmax(0))
         wrong = (evidence.logits.argmax(1) != evidence.y).to(self.score.dtype)
@@ -230,13 +231,13 @@ class BoundClassBandit(Weighting, nn.Module):
 
 @part
 class ClassScored(Weighting):
-    """w_i = the score of the class that the solver has gathered; 1 before there are scores.
+    """w_i = the score of the class of i in the solver's solution; 1 before there are scores.
 
     Scale: that of the scores; those of `ClassDistance` have a mean near 1.
     """
 
     def check(self, method: Composition) -> None:
-        """Refuse solvers that gather none."""
+        """Raise UserError for a solver that gathers no scores."""
         if not hasattr(method.solver, "score"):
             raise UserError(
                 f"the weighting ClassScored reads the scores that the solver ClassRadius gathers, and "

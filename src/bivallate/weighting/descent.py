@@ -1,4 +1,4 @@
-"""How the parameters of a weighting network move (BiLAW)."""
+"""The optimisers of the weighting network (BiLAW)."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class NetOptimizer(Protocol):
 class Descent:
     """mu <- mu - lr gradient, with nothing else (BiLAW, Algorithm 1, line 6).
 
-    The meta-gradient is in proportion to the classifier's own learning rate, so the network learns less where
-    that has fallen.
+    The meta-gradient is proportional to the classifier's learning rate, so the network learns more slowly as
+    that rate falls.
 
     Attributes:
-        lr: alpha, whose value the paper does not print; the default is ours, found on held-out images
-            (docs/bilaw.md): from about ten on the sigmoid saturates and all weights become equal.
+        lr: alpha, whose value the paper does not print. The default was chosen on held-out images
+            (docs/bilaw.md); from about ten on the sigmoid saturates and all weights become equal.
         weight_decay: 0 in the paper.
     """
 
@@ -49,13 +49,13 @@ class Descent:
 
 @part
 class AdamDescent:
-    """Adam with L2 weight decay, moments 0.9 and 0.999, as the meta-weight-net's, on which BiLAW builds.
+    """Adam with L2 weight decay, as in meta-weight-net, on which BiLAW builds; betas 0.9 and 0.999.
 
-    Nearly free of the meta-gradient's scale, and so, with a decay, ruled by that where the meta-gradient is
-    small: at 1e-4 the weights of BiLAW become equal.
+    Its steps hardly depend on the scale of the meta-gradient. With weight decay the decay therefore dominates
+    where the meta-gradient is small: at 1e-4 the weights of BiLAW become equal.
 
     Attributes:
-        lr, weight_decay: of Adam.
+        lr, weight_decay: as of torch.optim.Adam.
     """
 
     lr: float = 1e-3

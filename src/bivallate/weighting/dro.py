@@ -22,21 +22,22 @@ DONE_TEMPERATURE = Milestones(values=(10.0, 1.0, 0.1), at=(2 / 3, 5 / 6))
 class KLDRO(Weighting):
     """w_i = exp(loss_i / r) / u, with u a running mean of exp(loss / r), all in log space.
 
-    The closed form of max over w in the simplex of sum_i w_i loss_i - r sum_i w_i log(M w_i): with rate 1 the
-    weights are the in-batch softmax of loss / r times the batch size (mean exactly 1, the gradient of r log
-    mean exp(loss / r)); a smaller rate removes the bias of that estimate, and the mean weight is at most 1 /
-    rate.
+    The closed form of max over w in the simplex of sum_i w_i loss_i - r sum_i w_i log(M w_i). With rate 1 the
+    weights are the softmax of loss / r over the minibatch, times its size; their mean is exactly 1, and the
+    update is the gradient of r log mean exp(loss / r). A smaller rate reduces the bias of that minibatch
+    estimate; the mean weight is then at most 1 / rate.
 
     Attributes:
         temperature: r; infinity tends to plain averaging, 0 to the single hardest example.
         rate: eta in (0, 1], weight of the newest batch in the running mean.
-        guard: u may exceed the newest batch's mean at most by this factor, so the mean weight is at least 1 /
-            guard. Without it one extreme batch at small r stalls training; infinity removes it.
+        guard: largest ratio of u to the newest minibatch's mean, so that the mean weight is at least 1 /
+            guard. Without it one extreme minibatch at small r stalls training; infinity removes it.
+        floor: lower bound of the temperature. cap: upper bound of the losses that enter the weights.
 
     Scale: mean weight between 1 / guard and 1 / rate.
 
     Reference: DONE (ICLR 2024), eq. 5-10 and Algorithm 1.
-    Deviation: the guard is ours; the paper states neither it nor the value of eta. The running mean restarts
+    Deviation: the guard is not in the paper, which does not state eta either. The running mean restarts
     whenever the temperature changes, because exp(loss / r) changes by orders of magnitude.
     """
 
@@ -62,15 +63,15 @@ class KLDRO(Weighting):
         return max(at(self.temperature, clock), self.floor)
 
     def bind(self, facts: Facts) -> BoundKLDRO:
-        """The running estimate of one run."""
+        """Build the running estimate for one run."""
         return BoundKLDRO(self, facts.device)
 
     def takes_mixed(self) -> bool:
-        """It asks for losses alone."""
+        """True: it reads losses only."""
         return True
 
     def weigh(self, evidence: Evidence) -> Tensor:
-        """In-batch weights (rate 1): what an unbound rule can say."""
+        """The weights within the minibatch (rate 1), all that an unbound rule knows."""
         q = evidence.loss.clamp(max=self.cap) / self.temperature_at(evidence.clock)
         return (q - collective.log_mean_exp(q)).exp()
 
@@ -87,7 +88,7 @@ class BoundKLDRO(Weighting, nn.Module):
         dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self.register_buffer("log_u", torch.zeros((), dtype=dtype, device=device))
         self.register_buffer("r", torch.full((), math.nan, dtype=dtype, device=device))
-        self.temperature: float | None = None  # r, for which the device is not asked
+        self.temperature: float | None = None  # r on the host, so that the log need not read the device
 
     @torch.no_grad()
     def update(self, evidence: Evidence) -> None:
@@ -100,7 +101,8 @@ class BoundKLDRO(Weighting, nn.Module):
         rate = self.rule.rate
         moved = now
         if rate < 1:
-            same = self.r == torch.full_like(self.r, r)  # in the buffer's own precision; not while it is NaN
+            # compared in the buffer's own precision, on the device; false for the first minibatch's NaN
+            same = self.r == torch.full_like(self.r, r)
             added = torch.logaddexp(self.log_u + math.log1p(-rate), now + math.log(rate))
             moved = torch.where(same, added, now)
         self.log_u.copy_(torch.minimum(moved, now + math.log(self.rule.guard)))
@@ -116,5 +118,5 @@ class BoundKLDRO(Weighting, nn.Module):
         return loss / self.rule.temperature_at(evidence.clock)
 
     def log(self) -> dict[str, float | Tensor]:
-        """The temperature, once there is one."""
+        """The temperature, after the first update."""
         return {} if self.temperature is None else {"temperature": self.temperature}

@@ -1,4 +1,4 @@
-"""Weights that are themselves learned, from the loss on a second data stream (BiLAW)."""
+"""Weights that are learned from the loss on a second data stream (BiLAW)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INPUTS = ("multiclass-margin", "scalar-margin", "adversarial-loss", "loss-differ
 
 
 def second_stream_fits(rule: str, method: Composition) -> None:
-    """Raise UserError if the method's solver keeps a memory that rows of a second stream would overwrite."""
+    """Raise UserError if the method's solver keeps state, which rows of a second stream would overwrite."""
     tiny = Facts(rows=1, shape=(1, 1, 1), classes=2)
     if isinstance(method.solver.bind(tiny), nn.Module):
         raise UserError(
@@ -48,15 +48,15 @@ class MarginNet(Weighting):
         margins_from: where the two margins are taken: "clean" (eval mode, one forward more) or "adversarial"
             (the outer pass' own logits).
         optimizer: of the network's parameters: `Descent` or `AdamDescent`.
-        second_order: the meta-gradient by the full second-order graph instead of one Jacobian-vector product.
+        second_order: meta-gradient by the full second-order graph instead of one Jacobian-vector product.
 
-    Scale: mean 1, so that a common factor of omega changes nothing and gets no gradient.
+    Scale: mean 1; a common factor of omega therefore has no effect and no gradient.
 
     Cost: see `Lookahead`, and one forward for clean logits unless the input needs none.
 
     Reference: BiLAW, section 3, Algorithm 1, Tables 6 and 8.
-    Deviation: the paper descends the network with a rate whose value it does not print; see `Descent`. A
-    learning rate of 0 of the classifier has no virtual step: the network then learns nothing.
+    Deviation: the paper does not print the learning rate of the network; see `Descent`. Where the
+    classifier's learning rate is 0 there is no virtual step, and the network learns nothing.
     """
 
     hidden: tuple[int, ...] = (128,)
@@ -70,7 +70,7 @@ class MarginNet(Weighting):
 
     @staticmethod
     def read_older(fields: dict[str, Any]) -> dict[str, Any]:
-        """Version 0.1.0 wrote the rate and the decay of its Adam here."""
+        """Convert the fields of version 0.1.0, which held the learning rate and weight decay of Adam."""
         if "lr" not in fields:
             return fields
         rest = {name: value for name, value in fields.items() if name not in ("lr", "weight_decay")}
@@ -88,19 +88,19 @@ class MarginNet(Weighting):
             raise UserError(f"{self.optimizer!r} cannot move a weighting network: use Descent or AdamDescent")
 
     def check(self, method: Composition) -> None:
-        """Raise UserError for a solver with memory."""
+        """Raise UserError for a solver with per-example state."""
         second_stream_fits("MarginNet", method)
 
     def bind(self, facts: Facts) -> BoundMarginNet:
-        """The network of one run, with its optimiser's state."""
+        """Build the network for one run, with its optimiser's state."""
         return BoundMarginNet(self, facts)
 
     def weigh(self, evidence: Evidence) -> Tensor:
-        """Refuse to weigh before `bind`, as there is no network yet."""
+        """Raise UserError: before `bind` there is no network."""
         raise UserError("MarginNet learns during a run: use method.bind(facts), or bivallate.train")
 
     def features(self, evidence: Evidence) -> Tensor:
-        """(B, k) what the network sees, without graph."""
+        """(B, k) inputs of the network, without graph."""
         if self.inputs == "multiclass-margin":
             logits = evidence.clean_logits if self.margins_from == "clean" else evidence.logits
             p = logits.softmax(1)
@@ -115,10 +115,10 @@ class MarginNet(Weighting):
 
 
 class BoundMarginNet(Weighting, nn.Module):
-    """The weighting network of one run and its optimiser's moments, all of it tensors in the state.
+    """The weighting network of one run and its optimiser's moments, as parameters and buffers.
 
-    The network is drawn from the run's seed when it is first used, so that its start, too, is a function of
-    the seed alone. A minibatch's features stay those of the moment when it was fitted.
+    The network is initialised when it is first used, from the run's seed, so that its initial values are a
+    function of the seed alone.
     """
 
     needs_meta: ClassVar[bool] = True
@@ -140,11 +140,11 @@ class BoundMarginNet(Weighting, nn.Module):
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=facts.device))
         self.register_buffer("drawn", torch.zeros((), dtype=torch.bool, device=facts.device))
         self.told: dict[str, float | Tensor] = {}
-        self._known: int | None = None  # the updates, once the host has read them
+        self._known: int | None = None  # `updates` on the host, read from the device once
         self.register_load_state_dict_post_hook(_forget)
 
     def _begin(self, seed: int) -> None:
-        """Draw a network that was never used. The device is asked once."""
+        """Initialise a network that was never used. The device is read once."""
         if self._known is None and not bool(self.drawn):
             self.draw(seed)
         self._count()
@@ -157,7 +157,7 @@ class BoundMarginNet(Weighting, nn.Module):
 
     @torch.no_grad()
     def draw(self, seed: int) -> None:
-        """Draw weights and biases uniform within 1 / sqrt(inputs of the layer), from the seed.
+        """Initialise weights and biases, uniform within +-1 / sqrt(inputs of the layer), from the seed.
         The moments are zero."""
         generator = torch.Generator().manual_seed(seed)
         for k in range(self.layers):
@@ -176,7 +176,7 @@ class BoundMarginNet(Weighting, nn.Module):
         return h[:, 0]
 
     def fit(self, evidence: Evidence, lookahead: Virtual) -> None:
-        """One step on the loss of the second stream after a virtual step with the present weights."""
+        """Make one step on the loss of the second stream after a virtual step with the present weights."""
         self._begin(evidence.clock.seed)
         with torch.enable_grad():
             omega = self.omega(self._features(evidence))
@@ -191,8 +191,8 @@ class BoundMarginNet(Weighting, nn.Module):
 
     def _gradient(self, omega: Tensor, mean: Tensor, weights: Tensor, slope: Tensor) -> list[Tensor]:
         """d sum_i slope_i weights_i / d mu over all ranks, in one collective.
-        The mean that divides every rank's weights hangs on all ranks' omegas: to the derivative with the mean
-        held fixed comes that by the mean times the mean's own, and each of these is a sum over ranks.
+        The mean that divides every rank's weights depends on all ranks' omegas. The chain rule adds to the
+        derivative at a fixed mean the derivative by the mean times that of the mean: three sums over ranks.
         """
         parameters = list(self.parameters())
         if not collective.is_distributed():
@@ -229,50 +229,50 @@ class BoundMarginNet(Weighting, nn.Module):
 
 
 def _forget(net: Any, keys: object) -> None:
-    """What the host has known of a network before other values were loaded into it."""
+    """Forget the host's copy of `updates` after a state has been loaded."""
     net._known = None
 
 
 @part
 class Correlation(Weighting):
-    """Weights by what an example's gradient helps a second data stream (non-parametric).
+    """Weights by how far an example's gradient reduces the loss of a second data stream (non-parametric).
 
     w_i proportional to max(0, c_i), c_i = <grad robust_i(theta), grad of the second stream's loss at theta~>,
     theta~ one virtual step with equal weights.
 
-    Examples whose gradient helps the second stream weigh in proportion to how much; the rest are left out.
-    Where none helps, all weigh alike.
+    Examples whose gradient would increase the second stream's loss get weight 0. If that holds for all
+    examples, all weights are 1.
 
     Attributes:
-        second_order: as of `MarginNet`.
+        second_order: as in `MarginNet`.
 
     Scale: mean 1.
 
     Reference: BiLAW, section 4, "non-parametric".
-    Deviation: the paper does not say what becomes of negative correlations; they are clipped at zero, as in
-    the learning-to-reweight scheme it cites.
+    Deviation: the paper does not say how negative correlations are treated; they are clipped at zero, as in
+    the learning-to-reweight scheme that it cites.
     """
 
     second_order: bool = False
     needs_meta: ClassVar[bool] = True
 
     def check(self, method: Composition) -> None:
-        """Raise UserError for a solver with memory."""
+        """Raise UserError for a solver with per-example state."""
         second_stream_fits("Correlation", method)
 
     def bind(self, facts: Facts) -> BoundCorrelation:
-        """The running rule."""
+        """Build the part that keeps the correlations of the present minibatch."""
         return BoundCorrelation(self)
 
     def weigh(self, evidence: Evidence) -> Tensor:
-        """Refuse to weigh before `bind`, as no second stream was seen."""
+        """Raise UserError: before `bind` there are no correlations."""
         raise UserError("Correlation is measured during a run: use method.bind(facts), or bivallate.train")
 
 
 class BoundCorrelation(Weighting):
-    """The correlations of the present minibatch.
+    """The rule with the correlations of the present minibatch.
 
-    They are measured afresh at every step, so no state is saved.
+    They are computed anew at every step, so no state is saved.
     """
 
     needs_meta: ClassVar[bool] = True
@@ -282,7 +282,7 @@ class BoundCorrelation(Weighting):
         self.helpful: Tensor | None = None
 
     def fit(self, evidence: Evidence, lookahead: Virtual) -> None:
-        """c_i, up to a common positive factor, is minus the derivative of the lookahead in w_i."""
+        """Compute c_i: up to a common positive factor, minus the derivative of the lookahead in w_i."""
         with torch.enable_grad():
             equal = torch.ones_like(evidence.loss).requires_grad_()
             (slope,) = torch.autograd.grad(lookahead(equal, second_order=self.rule.second_order), equal)
@@ -296,5 +296,5 @@ class BoundCorrelation(Weighting):
         return torch.where(mean > 0, self.helpful / torch.where(mean > 0, mean, 1), 1)
 
     def log(self) -> dict[str, float | Tensor]:
-        """The fraction of examples that help."""
+        """The fraction of examples with a positive correlation."""
         return {} if self.helpful is None else {"helpful": (self.helpful > 0).float().mean()}

@@ -1,4 +1,4 @@
-"""Weights by a fixed rule: of the margin (MAIL, WMMR), the steps survived (GAIRAT) or the loss itself."""
+"""Weights by a fixed function of the margin (MAIL, WMMR), of the steps survived (GAIRAT) or of the loss."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ FORMS = ("tanh", "sigmoid", "discrete")
 
 
 def mean_one(omega: Tensor) -> Tensor:
-    """omega / mean(omega) over the whole minibatch; uniform where every omega underflows to zero."""
+    """omega / mean(omega) over the whole minibatch; 1 where every omega underflows to zero."""
     mean = collective.mean(omega)
     return torch.where(mean > 0, omega / torch.where(mean > 0, mean, 1), 1)
 
 
 @part
 class MAIL(Weighting):
-    """w_i proportional to sigmoid(slope (bias - PM_i)), PM the probability margin: small margins weigh more.
+    """w_i proportional to sigmoid(slope (bias - PM_i)), PM the probability margin.
 
     Attributes:
-        slope: gamma; 0 weighs all examples alike.
+        slope: gamma; 0 gives all examples the same weight.
         bias: beta, the margin at which omega is 1/2.
         margin: PM: "adversarial" p_y(x') - max_{j != y} p_j(x'), "natural" the same at x in eval mode (one
             forward more), or "difference" p_y(x') - p_y(x) (the same forward more).
-        times_three: 3 omega_i instead of the mean-1 normalisation, as the public code has it.
+        times_three: 3 omega_i instead of the normalisation to mean 1, as in the public code.
 
     Scale: mean 1; with `times_three` between 0 and 3.
 
@@ -74,9 +74,9 @@ class WMMR(Weighting):
     """w_i = exp(-alpha m_i), m_i the probability margin at the adversarial point.
 
     Attributes:
-        alpha: sharpness; 0 weighs all examples alike.
-        differentiable: the gradient of the loss flows through the weights too, as in the public code; false
-            keeps them constant.
+        alpha: sharpness; 0 gives all examples the same weight.
+        differentiable: let the gradient of the loss flow through the weights too, as in the public code;
+            false keeps them constant.
         normalised: divide by the mean weight, held constant (an option of the public code).
 
     Scale: every weight lies in [exp(-alpha), exp(alpha)] and is 1 at margin 0; mean 1 if `normalised`.
@@ -103,15 +103,15 @@ class WMMR(Weighting):
 
 @part
 class GAIRAT(Weighting):
-    """w_i proportional to omega(kappa_i), kappa the attack iterates that were still classified correctly.
+    """w_i proportional to omega(kappa_i), kappa the number of attack iterates still classified correctly.
 
     With z = shift + 5 (1 - 2 kappa / steps): omega = (1 + tanh z) / 2, or sigmoid(z), or the discrete
-    (steps + 1 - kappa) / (steps + 1), which ignores the shift. The tanh is computed as sigmoid(2 z): in
-    float32 1 + tanh z has lost half its value at z = -9.
+    (steps + 1 - kappa) / (steps + 1), which ignores the shift. (1 + tanh z) / 2 is computed as the equal
+    sigmoid(2 z), because in float32 1 + tanh z loses all accuracy at large negative z.
 
     Attributes:
-        steps: K, the steps that the solver takes; it must take as many.
-        shift: Lambda, a number or a schedule; infinity weighs all examples alike.
+        steps: K, the number of steps that the solver makes; another number raises UserError.
+        shift: Lambda, a number or a schedule; infinity gives all examples the same weight.
         form: "tanh", "sigmoid" or "discrete".
 
     Scale: mean 1.
@@ -137,7 +137,7 @@ class GAIRAT(Weighting):
             raise UserError("a linear shift needs finite ends: infinity times a fraction has no value")
 
     def check(self, method: Composition) -> None:
-        """Raise UserError unless the solver takes the steps that kappa is counted in."""
+        """Raise UserError unless the solver makes `steps` steps, out of which kappa is counted."""
         taken = method.solver.fixed_steps()
         if taken != self.steps:
             takes = taken if taken is not None else "no fixed number of"
@@ -161,10 +161,10 @@ class GAIRAT(Weighting):
 
 @part
 class OwnLoss(Weighting):
-    """w_i = robust_i, held constant: every example's loss multiplied by itself.
+    """w_i = robust_i, held constant: each example's loss is multiplied by its own value.
 
     Attributes:
-        since: first epoch, from 0, with these weights; 1 before.
+        since: first epoch with these weights, counted from 0; before it all weights are 1.
 
     Scale: the mean weight is the mean robust loss, so the effective learning rate falls with it.
 
