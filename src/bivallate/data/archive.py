@@ -1,4 +1,4 @@
-"""`.npz` read safely: declared sizes are compared with stored bytes before memory is taken."""
+"""Read `.npz` files safely: declared sizes are compared with stored bytes before memory is allocated."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from bivallate.untrusted_files import kind_hint, open_regular, reason_of
 
 __all__ = ["Archive", "open_npz"]
 
-LARGE = 1 << 28  # bytes; smaller arrays may be packed as densely as they like
-DENSEST = 200  # times smaller than the array; drawings reach 50, and a file of nothing but zeros 1,000
-KINDS = "biufcSU"  # an object would be a pickle
+LARGE = 1 << 28  # bytes; the compression of smaller arrays is not limited
+DENSEST = 200  # largest compression: drawings reach 50 times, and a file of zeros 1,000 times
+KINDS = "biufcSU"  # types of plain arrays; one of objects would be a pickle
 
 
 class Archive:
-    """The arrays of an open `.npz` file, each read when it is asked for."""
+    """The arrays of an open `.npz` file, each read on access."""
 
     def __init__(self, path: Path, file: zipfile.ZipFile, stored: int) -> None:
         self.path, self.file, self.stored = path, file, stored
         self.entries = {i.filename.removesuffix(".npy"): i for i in file.infolist()}
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """The array. Raises ValueError if its header does not fit what is stored, or it is no plain array."""
+        """Read an array. Raises ValueError if its header does not fit the file, or it is no plain array."""
         entry = self.entries[name]
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(f"array {name!r} is packed in a way that NumPy does not write")
@@ -79,10 +79,10 @@ def _memory() -> int | None:
 
 @contextmanager
 def open_npz(path: Path) -> Iterator[Archive]:
-    """The archive of a path.
+    """Open an archive.
 
     Raises:
-        UserError: for a file that is not there, no regular file, or one that cannot be read as it claims.
+        UserError: a missing file, one that is not regular, or one that is damaged or holds no plain arrays.
     """
     try:
         with open_regular(path) as raw, zipfile.ZipFile(raw) as file:

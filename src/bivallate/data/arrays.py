@@ -18,11 +18,11 @@ from bivallate.errors import UserError
 
 __all__ = ["fitted", "read_arrays", "split_pair"]
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow turns colour into grey
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, the weights by which Pillow turns colour into grey
 
 
 def split_pair(pair: Any, what: str) -> tuple[Any, Any]:
-    """(x, y) of a pair whose images are a tensor or an array. Raises UserError for anything else."""
+    """Split a pair into (x, y); x must be a tensor or an array. Raises UserError for anything else."""
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         got = f"{len(pair)} things" if isinstance(pair, tuple | list) else type(pair).__name__
         raise UserError(f"{what} must be a pair (x, y), got {got}")
@@ -36,15 +36,13 @@ def split_pair(pair: Any, what: str) -> tuple[Any, Any]:
 def read_arrays(
     x: Any, y: Any, reading: Reading, what: str, names: list[str] | None = None
 ) -> tuple[Split, list[str], tuple[str, ...]]:
-    """Read arrays as (split, class names, what a user should know of the images).
+    """Read arrays as (split, class names, notes for the user).
 
-    Text labels are numbered by `names`, else in alphabetical order.
-
-    Alphabetical order is for on_bad="convert" alone. The names come back as they went in (none: empty) where
-    the labels are integers.
+    Text labels are numbered by `names`; without `names` in alphabetical order, and only with
+    on_bad="convert". For integer labels `names` is returned unchanged (empty for None).
 
     Raises:
-        UserError: for arrays that cannot be used, or text labels that nobody allowed to be numbered.
+        UserError: arrays that cannot be used, or text labels without names and without on_bad="convert".
     """
     labels, names = _number(y, reading, what, names or [])
     split = from_tensors(x, labels, what=what)
@@ -91,7 +89,7 @@ def _texts(y: Any) -> np.ndarray | None:
 
 
 def fitted(split: Split, reading: Reading, what: str) -> Split:
-    """The split with every image of the size (scaled, centre cut) and the channels that were asked for."""
+    """Fit every image to the size (scaled, centre cut) and the channels of `reading`."""
     images = split.images
     channels, h, w = split.shape
     if reading.channels not in (None, channels):

@@ -1,8 +1,8 @@
 """Augmentation of whole batches on their device, recorded so that it can be undone.
 
-A crop of a padded image and a flip are a choice of pixels of the padded canvas, so they have an exact inverse
-on the window: `View` holds that choice. State that lives on the canvas (ATTA's stored perturbations) is read
-with `View.apply` and written back with `View.write`. A rotation is recorded but has no inverse.
+A crop of a padded image and a flip select pixels of the padded canvas, so they have an exact inverse on the
+window: `View` holds that selection. State on the canvas (ATTA's stored perturbations) is read with
+`View.apply` and written back with `View.write`. A rotation is recorded but has no inverse.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _framed(x: np.ndarray, pad: int, value: float) -> Tensor:
 
 
 def _blank(x: Tensor, where: Tensor, fill: float | str) -> Tensor:
-    """The images without the pixels of a mask (B, 1, H, W)."""
+    """Fill the pixels of a mask (B, 1, H, W)."""
     value = 0.0 if fill == "reflect" else float(fill)
     return x.masked_fill(where, math.floor(value * 255 + 0.5) if x.dtype == torch.uint8 else value)
 
@@ -52,13 +52,17 @@ class Augment:
 
     Attributes:
         pad: pixels added on every side before a crop of the original size.
-        flip: mirror left to right with probability one half; never for digits and signs.
-        rotate: largest angle in degrees either way.
-        fill: value of the added pixels in [0, 1], or "reflect" (which blanks by 0).
-        cutout: side of a square that is blanked. shift: largest strength of CropShift, in place of a crop.
-        colors: one change of colour or shape an image (`palette`), of the space "color" or "shape".
-        erase: probability of a rectangle that is blanked. area: its largest, as a share of the image.
-        cutmix: probability of a rectangle of another image, with a share of its label.
+        flip: mirror left to right with probability one half; not for digits and signs.
+        rotate: largest angle in degrees, in both directions.
+        fill: value of added and blanked pixels in [0, 1], or "reflect", which blanks with 0.
+        cutout: side of a square that is blanked, in pixels. shift: largest strength of CropShift, in pixels,
+            instead of a crop.
+        colors: one change of colour or shape for each image (`palette`), of the space "color" or "shape".
+        erase: probability that a rectangle is blanked. area: its largest area, as a share of the image.
+        cutmix: probability that a rectangle of another image is pasted, with a share of its label.
+
+    Raises:
+        UserError: a value out of range, or parts that exclude each other.
 
     Example:
         >>> Augment.parse("crop:4,flip").pad
@@ -99,22 +103,22 @@ class Augment:
 
     @property
     def identity(self) -> bool:
-        """Whether every image alone stays as it is; CutMix needs two."""
+        """Whether no single image is changed; CutMix, which mixes two, does not count."""
         return not (self.padding or self.flip or self.rotate or self.cutout or self.colors or self.erase)
 
     @property
     def padding(self) -> int:
-        """Pixels that the canvas is wider on every side."""
+        """Pixels by which the canvas is wider than the image, on every side."""
         return max(self.pad, self.shift)
 
     @property
     def reshapes(self) -> bool:
-        """Whether it turns or bends images, which has no inverse."""
+        """Whether it rotates or bends images, which has no inverse."""
         return self.rotate > 0 or bool(self.colors)
 
     @classmethod
     def parse(cls, text: str) -> Augment:
-        """From words as `str` writes them: none, or some of those that docs/data.md lists."""
+        """Read the form that `str` writes: "none", or words of docs/data.md with commas. Raises UserError."""
         parts: dict[str, int | bool | float | str] = {}
         for word in (w.strip() for w in _spelt(text, IDBH).split(",")):
             key, _, value = word.partition(":")
@@ -161,7 +165,7 @@ class Augment:
             far, frame = shifted(noise, min(self.shift, min(sides) - 1), sides)
             top, left = (far + self.shift).unbind(1)
         flip = noise.uniform("flip", ()) < 0.5 if self.flip else zero.bool()
-        if frame is not None:  # of the mirrored window
+        if frame is not None:  # the frame is that of the mirrored window
             wide = torch.where(flip[:, None], sides[1] - frame[:, [3, 1]], frame[:, [1, 3]])
             frame = torch.stack([frame[:, 0], wide[:, 0], frame[:, 2], wide[:, 1]], 1)
         angle = (2 * noise.uniform("rotate", ()) - 1) * self.rotate if self.rotate else None
@@ -189,13 +193,13 @@ class Augment:
         return F.pad(x, (pad,) * 4, value=value)
 
     def __call__(self, x: Tensor, noise: Noise) -> tuple[Tensor, View]:
-        """(x, view): the augmented batch (B, C, H, W) and how it was cut; CutMix is `Batches`' to add."""
+        """(x, view): the augmented batch (B, C, H, W) and its view; `Batches` adds CutMix afterwards."""
         _, c, h, w = x.shape
         view = self.view(noise, (c, h, w))
         return self.cut(x, view), view
 
     def cut(self, x: Tensor, view: View) -> Tensor:
-        """The images as a view drawn before shows them."""
+        """Augment images by a view that was drawn before."""
         if self.identity:
             return x
         x = view.apply(self.canvas(x))
@@ -209,11 +213,11 @@ class Augment:
 
 
 def _spelt(text: str, known: dict[str, str]) -> str:
-    """The words with those that stand for several written out."""
+    """Replace words that stand for several by these."""
     return ",".join(known.get(word.strip(), word) for word in text.split(","))
 
 
 def _reflected(side: int, pad: int) -> Tensor:
-    """(side + 2 pad,) the pixel that each padded place mirrors, the edge not repeated."""
+    """(side + 2 pad,) the pixel that each padded position mirrors, without repeating the edge."""
     place = torch.arange(-pad, side + pad).abs()
     return torch.where(place >= side, 2 * (side - 1) - place, place)

@@ -1,4 +1,4 @@
-"""Minibatches of a split, in an order and with an augmentation that any position can be re-entered at."""
+"""Minibatches of a split, whose order and augmentation can be resumed at any position."""
 
 from __future__ import annotations
 
@@ -24,28 +24,30 @@ __all__ = ["Batches"]
 
 Part = tuple[Tensor, Tensor, Tensor, View | None]  # raw images, rows, labels and views, on the device
 
-META = 1  # the second stream's turn of the noise: its rows may carry the same numbers as the first's
+META = 1  # `turn` of the second stream's noise, because its rows may have the same numbers as the first's
 
 
 class Batches:
     """Shuffled, augmented minibatches; what (epoch, step) yields depends on the seed and the rows alone.
 
-    `Batch.index` is the row of the split, 0, ..., n - 1. Over several ranks the minibatches are those of one
-    process, and each rank takes every `world`-th row of each: the row at place k of a minibatch is that of
-    rank k % world, in every minibatch.
+    `Batch.index` is the row of the split, 0, ..., n - 1. With several ranks the minibatches are the same as
+    with one process, and the row at position k of each belongs to rank k % world.
 
     Args:
-        split: what to draw from.
+        split: the images and labels.
         batch_size: rows of one minibatch, summed over the ranks.
-        augmentation: drawn afresh for each row and epoch; None for none.
-        drop_last: leave out a shorter last minibatch. Otherwise one that is too short for BatchNorm (one row)
-            or for the ranks (below `fewest` rows a rank) is joined to the one before.
-        meta: a second stream (BiLAW): each minibatch carries one of these, cycled, of `meta_batch_size` rows.
-        device: where the minibatches are put; crops and flips are made there.
-        sides: (H, W) that every image is scaled to after its crop and flip; None leaves it. Scaled images
-            have no view, which is of the images as they are stored.
-        resident: the split on the device, from where its rows are then taken.
-        fewest: rows of a minibatch that every rank needs: 2 where each has BatchNorm of its own.
+        seed: of the order and of the augmentation.
+        augmentation: drawn anew for each row and epoch; None for none.
+        drop_last: leave out a shorter last minibatch. Otherwise a last minibatch that is too short for
+            BatchNorm (one row) or for the ranks (below `fewest` rows a rank) is joined to the one before.
+        meta: a second stream (BiLAW): each minibatch carries one of its minibatches, in cycles, with
+            `meta_batch_size` rows.
+        device: the minibatches are put there; crops and flips are made there.
+        rank, world: number of this process, and of all processes.
+        sides: (H, W) to which every image is scaled after crop and flip; None does not scale. Scaled images
+            have no view, because views describe the images as they are stored.
+        resident: the split on the device; its rows are then taken from there.
+        fewest: rows of a minibatch that every rank needs: 2 where each rank has its own BatchNorm.
 
     Raises:
         UserError: for an empty split or a minibatch larger than the split.
@@ -95,14 +97,14 @@ class Batches:
         return whole if self.drop_last or self.joined else whole + (rest > 0)
 
     def shapes(self) -> set[tuple[int, int, int, int]]:
-        """(B, C, H, W) of this rank's share of whole minibatches, and of the second stream's."""
+        """Shapes (B, C, H, W) of this rank's shares of full minibatches, of both streams."""
         c, h, w = self.split.shape
         h, w = self.sides or (h, w)
         sizes = {self.batch_size} if self.meta is None else {self.batch_size, self.meta_batch_size}
         return {(len(range(self.rank, size, self.world)), c, h, w) for size in sizes}
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """The minibatches of one pass over the data, from `start_step` on."""
+        """Yield the minibatches of one pass over the data, from `start_step` on."""
         order = self._order(epoch)
         cuts = list(pairwise(self._cut(step) for step in range(start_step, len(self) + 1)))
         shares = [order[begin:end][self.rank :: self.world] for begin, end in cuts]
@@ -126,7 +128,7 @@ class Batches:
         return permutation(self.seed, "shuffle", epoch, len(self.split))
 
     def _parts(self, shares: list[Tensor], views: View | None) -> Iterator[Part]:
-        """Each minibatch on the device; on CUDA the next one is on its way while one is used."""
+        """Yield each minibatch on the device; on CUDA the next one is copied while one is used."""
         done, before = 0, list[Part]()
         for rows, raw in zip(shares, self._raw(shares), strict=False):
             view = None if views is None else views[done : done + len(rows)]
@@ -137,7 +139,7 @@ class Batches:
         yield from before
 
     def _resident_parts(self, shares: list[Tensor], views: View | None) -> Iterator[Part]:
-        """Each minibatch of images that are there: rows and views of the whole epoch go in one copy."""
+        """Yield minibatches of resident images; rows and views of the whole epoch are copied at once."""
         assert self.resident is not None
         drawn = [] if views is None else views.tensors()
         index, *drawn = uploaded([torch.cat([torch.arange(0), *shares]), *drawn], self.device)
@@ -148,7 +150,7 @@ class Batches:
             yield self.resident.images[rows], rows, self.resident.labels[rows], view
 
     def _raw(self, parts: list[Tensor]) -> Iterator[Tensor]:
-        """The images of each minibatch as they are stored."""
+        """Yield the images of each minibatch as they are stored."""
         store = self.split.store
         if isinstance(store, Stream):
             yield from map(torch.from_numpy, store.ahead([self.split.index[rows].numpy() for rows in parts]))
@@ -161,19 +163,19 @@ class Batches:
         return len(self.split) if whole else min(step * self.batch_size, len(self.split))
 
     def _views(self, rows: Tensor, epoch: int, turn: int) -> View | None:
-        """How each row is shown, drawn for many rows at once: a draw costs little but its calls do."""
+        """The views of many rows, drawn at once, because the cost of a draw is in its calls."""
         if self.augmentation.identity:
             return None
         return self.augmentation.view(Noise(self.seed, rows, epoch, turn), self.split.shape)
 
     def _sent(self, split: Split, raw: Tensor, rows: Tensor, view: View | None) -> Part:
-        """Rows as they are stored, on the device, in one copy."""
+        """Copy rows, as they are stored, to the device in one transfer."""
         drawn = [] if view is None else view.tensors()
         raw, index, y, *drawn = uploaded([raw, rows, split.labels[rows], *drawn], self.device)
         return raw, index, y, None if view is None else view.of(drawn, self.device)
 
     def _shown(self, part: Part, whole: int) -> Batch:
-        """The images as their views show them."""
+        """Make the minibatch: augment the images by their views and scale them."""
         raw, index, y, view = part
         raw = raw if view is None else self.augmentation.cut(raw, view)
         if self.sides is None:
@@ -181,14 +183,14 @@ class Batches:
         return Batch(_scaled(as_float(raw), self.sides), y, index, whole=whole)
 
     def _others(self, epoch: int, rows: Tensor) -> Batch:
-        """Rows of the split as this epoch shows them, to be mixed with others."""
+        """Rows of the split with this epoch's augmentation, to be pasted into others."""
         views = self._views(rows, epoch, 0)
         if self.resident is not None:
             return self._shown(next(self._resident_parts([rows], views)), len(rows))
         return self._shown(self._sent(self.split, self.split.raw(rows), rows, views), len(rows))
 
     def _meta(self, position: int) -> Batch:
-        """The second stream's part of the run's minibatch `position`; a cycle is cut to whole minibatches."""
+        """The second stream's minibatch for the run's minibatch `position`; cycles hold whole ones only."""
         assert self.meta is not None
         per_cycle = max(1, len(self.meta) // self.meta_batch_size)
         cycle, step = divmod(position, per_cycle)
@@ -200,7 +202,7 @@ class Batches:
 
 
 def _scaled(x: Tensor, sides: tuple[int, int]) -> Tensor:
-    """Images in [0, 1] fitted to (H, W); where that is smaller, every pixel counts."""
+    """Scale images in [0, 1] to (H, W), with antialiasing."""
     small = F.interpolate(x, sides, mode="bilinear", align_corners=False, antialias=True)
     return small.clamp(0, 1)
 

@@ -1,4 +1,4 @@
-"""Decoded images as memory-mapped files, under a key that changes when the sources do."""
+"""Cache decoded images as memory-mapped files, under a key that changes when the sources do."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ __all__ = ["Decoded", "cache_folder", "cached", "content_key", "files_key"]
 FORMAT = 2
 PEEK = 65536
 WINDOWS = 8
-MOST_PEEKED = 1024  # image folders have too many files to open each at every start
-STALE = 86400  # seconds after which an unfinished folder belongs to a process that was killed
+MOST_PEEKED = 1024  # with more files only their sizes and times are read, not parts of their contents
+STALE = 86400  # seconds after which an unfinished folder counts as left by a killed process
 
 
 class Meta(TypedDict):
@@ -41,12 +41,12 @@ class Meta(TypedDict):
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a decoder has written: the images, their labels and what it noticed.
+    """The result of a decoder: images, labels and notes.
 
     Attributes:
-        images: (M, C, H, W) uint8. labels: (M,) int64. rows: (N,) int64, those of the M that are good.
-        classes: names, or empty. source: hash of the content. mean, std: per channel, over the good rows.
-        notes: what a user should know of the images.
+        images: (M, C, H, W) uint8. labels: (M,) int64. rows: (N,) int64, the rows of the M that can be used.
+        classes: names, or empty. source: hash of the content. mean, std: per channel, over the usable rows.
+        notes: for the user, about the images.
     """
 
     images: np.ndarray
@@ -60,13 +60,13 @@ class Decoded:
 
 
 def cache_folder() -> Path:
-    """`BIVALLATE_CACHE`, or bivallate in the user's cache."""
+    """The folder `BIVALLATE_CACHE`, or ~/.cache/bivallate."""
     chosen = os.environ.get("BIVALLATE_CACHE")
     return Path(chosen) if chosen else Path.home() / ".cache" / "bivallate"
 
 
 def files_key(files: Sequence[Path], *options: object, version: int = FORMAT) -> str:
-    """Hash of path, size, time, head and tail of each file, and of the options; cheap."""
+    """Hash of path, size, time, head and tail of each file, and of the options; reads little."""
     parts: list[bytes | str] = [str(version), *map(repr, options)]
     peek = len(files) <= MOST_PEEKED
     for path in files:
@@ -76,10 +76,10 @@ def files_key(files: Sequence[Path], *options: object, version: int = FORMAT) ->
 
 
 def content_key(files: Sequence[Path], *options: object) -> str:
-    """Hash of the files by their content, wherever they lie and whenever they were copied.
+    """Hash of the files' contents, independent of their folder and of their times.
 
-    It covers names below their common folder, sizes, and some windows of the bytes of at most `MOST_PEEKED`
-    of them.
+    It covers the names below their common folder, the sizes, and some windows of the bytes of at most
+    `MOST_PEEKED` files.
     """
     root = os.path.commonpath([path.parent for path in files])
     peeked = {int(k) for k in np.linspace(0, len(files) - 1, min(len(files), MOST_PEEKED))}
@@ -92,9 +92,9 @@ def content_key(files: Sequence[Path], *options: object) -> str:
 
 
 def _look(path: Path, windows: int) -> tuple[int, int, list[bytes]]:
-    """The file's size and time, and `windows` pieces of it from its first to its last byte.
+    """The file's size and time, and `windows` pieces of its bytes, from the first to the last.
 
-    A link that leads nowhere has none of them: its row is bad when it is read.
+    A broken link has none of these; its row is reported as bad when it is read.
     """
     if path.is_symlink() and not path.exists():
         return -1, -1, []
@@ -114,7 +114,7 @@ def _look(path: Path, windows: int) -> tuple[int, int, list[bytes]]:
 
 
 def cached(name: str, key: str, build: Callable[[Path], None]) -> Path:
-    """The folder of this key; if there is none, `build` fills a temporary one that takes its place whole."""
+    """The folder of this key; if it is missing, `build` fills a temporary folder, which is renamed to it."""
     final = cache_folder() / "data" / f"{file_name(name)}-{key}"
     if (final / "meta.json").exists():
         return final
@@ -122,7 +122,7 @@ def cached(name: str, key: str, build: Callable[[Path], None]) -> Path:
         final.parent.mkdir(parents=True, exist_ok=True)
         _sweep(final.parent)
         work = temporary(final.parent)
-        work.mkdir()  # as open to others as the umask says: a cache may be shared
+        work.mkdir()  # with the umask's permissions, because a cache may be shared
     except OSError as error:
         raise UserError(
             f"cannot write the cache {final.parent}: {error}; set BIVALLATE_CACHE to a folder"
@@ -140,21 +140,21 @@ def cached(name: str, key: str, build: Callable[[Path], None]) -> Path:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed processes left unfinished."""
+    """Remove unfinished folders of killed processes."""
     for left in folder.glob(".*"):
         if left.is_dir() and time.time() - left.stat().st_mtime > STALE:
             shutil.rmtree(left, ignore_errors=True)
 
 
 def reserve(file: Path) -> None:
-    """Claim the space of a mapped file: a write to a map on a full disk kills the process without a word."""
+    """Allocate the space of a mapped file: writing to a map on a full disk would kill the process."""
     if hasattr(os, "posix_fallocate"):
         with file.open("r+b") as handle:
             os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
 
 
 def _settle(work: Path, final: Path) -> None:
-    """Rename a finished folder into place; if another process was faster, drop ours."""
+    """Rename a finished folder into place; if another process was faster, its folder stays."""
     try:
         os.rename(work, final)
     except OSError:
@@ -163,7 +163,7 @@ def _settle(work: Path, final: Path) -> None:
 
 
 def save_meta(folder: Path, **meta: object) -> None:
-    """Write meta.json, last: its presence says that the other files are whole."""
+    """Write meta.json. It is written last: its presence means that the other files are complete."""
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
@@ -177,7 +177,7 @@ def open_decoded(folder: Path) -> Decoded:
         mean, std = (tuple(map(float, meta[key])) for key in ("mean", "std"))
         names, notes = (meta.get(key, []) for key in ("classes", "notes"))
         return Decoded(images, labels, rows, names, meta["source"], mean, std, tuple(notes))
-    except Exception as error:  # a torn header or text fails in many ways
+    except Exception as error:  # a damaged header or text fails in many ways
         raise UserError(
             f"the cache {folder} is damaged ({reason_of(error)}): delete that folder and run again"
         ) from error

@@ -1,4 +1,4 @@
-"""Class names of two places put in relation: by name wherever both have them, never by position."""
+"""Match the class names of two data sets: by name wherever both have names, never by position."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["check_distinct", "class_notes", "numbered", "numbered_from_one", "po
 
 
 def positions(names: Sequence[str], known: Sequence[str]) -> list[int]:
-    """For each name its place among the known ones, -1 where it is not one of them.
+    """For each name its position among the known ones, -1 if it is not known.
 
-    Names that differ in case, spaces, underscores, hyphens, leading zeros or Unicode form are one, where that
-    leaves no doubt.
+    Names that differ only in case, spaces, underscores, hyphens, leading zeros or Unicode form count as equal
+    if the match is unambiguous.
 
     Example:
         >>> positions(["Dog", "cow", "cat"], ["cat", "dog"])
@@ -48,7 +48,7 @@ def _unique(names: list[str]) -> dict[str, int]:
 
 
 def check_distinct(names: Sequence[str], where: str) -> None:
-    """Raise UserError where one name stands for two classes: nobody could tell them apart by it."""
+    """Raise UserError if two classes have the same name."""
     for name, count in Counter(names).items():
         if count > 1:
             labels = ", ".join(str(k) for k, other in enumerate(names) if other == name)
@@ -59,7 +59,7 @@ def check_distinct(names: Sequence[str], where: str) -> None:
 
 
 def class_notes(names: Sequence[str]) -> list[str]:
-    """What a user should know of a data set's classes: that there is one alone, that some are hardly two.
+    """Notes for the user about a data set's classes: a single class, or names that are nearly equal.
 
     Example:
         >>> class_notes(["Cat", "cat", "dog"])
@@ -75,12 +75,12 @@ def class_notes(names: Sequence[str]) -> list[str]:
 
 
 def numbered(names: Sequence[str]) -> bool:
-    """Whether these are no names but the numbers of the labels."""
+    """Whether the names are just the numbers of the labels."""
     return list(names) == [str(k) for k in range(len(names))]
 
 
 def numbered_from_one(labels: np.ndarray, classes: int) -> str:
-    """For a message: that labels are numbered from 1 where they are; `classes` is 0 where it is not known."""
+    """The end of a message if labels are numbered from 1, else ""; `classes` is 0 if it is not known."""
     known = labels[labels >= 0]
     if not len(known) or int(known.min()) != 1 or (classes and int(known.max()) != classes):
         return ""
@@ -88,7 +88,7 @@ def numbered_from_one(labels: np.ndarray, classes: int) -> str:
 
 
 def unknown_class(where: str, name: str, known: Sequence[str], whose: str) -> UserError:
-    """The error for a class that the other side has not; it names the nearest one."""
+    """The error for a class that the other data set does not have; it names the nearest one."""
     close = nearest(name, known)
     hint = f" (did you mean {close!r}?)" if close else ""
     some = ", ".join(map(repr, known[:10])) + (f" and {len(known) - 10} more" if len(known) > 10 else "")

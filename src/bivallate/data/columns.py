@@ -21,20 +21,20 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "y", "cls",
 
 
 class Info(TypedDict):
-    """What the hub's metadata say of columns."""
+    """The hub's metadata about columns."""
 
     features: dict[str, Any]
 
 
 class Metadata(TypedDict):
-    """What the hub keeps in a file's schema."""
+    """The hub's metadata in a file's schema."""
 
     info: Info
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The two columns of a file, and the names of its classes where its metadata give them."""
+    """The two columns of a file, and its class names if the metadata have them."""
 
     image: str
     label: str
@@ -42,17 +42,17 @@ class Columns:
 
 
 def columns(file: pq.ParquetFile, path: Path, reading: Reading) -> Columns:
-    """Which columns hold images and labels: as given, else by the hub's metadata, else by name and type.
+    """Find the columns of images and labels: as given, else by the hub's metadata, else by name and type.
 
     Raises:
-        UserError: if there is none, or several between which only the user can choose.
+        UserError: there is no such column, or several of which the user must choose one.
     """
     schema = file.schema_arrow
     try:
         text = (schema.metadata or {}).get(b"huggingface", b"{}").decode()
         told = parse(text, path, "metadata", Metadata)["info"]["features"]
         features = {name: f for name, f in told.items() if isinstance(f, dict)}
-    except (UserError, UnicodeDecodeError):  # another program's, or none
+    except (UserError, UnicodeDecodeError):  # no metadata, or those of another program
         features = {}
     holds = [field.name for field in schema if _holds_images(field.type)]
     fitting = {
@@ -75,7 +75,7 @@ def columns(file: pq.ParquetFile, path: Path, reading: Reading) -> Columns:
 
 
 def _only(kind: str, candidates: list[str], path: Path, names: list[str]) -> str:
-    """The column that can be meant. Raises UserError for none or several."""
+    """The only candidate. Raises UserError for none or several."""
     if not candidates:
         raise _no_column(kind, f"no {kind} column", path, names)
     if len(candidates) > 1:
@@ -87,7 +87,7 @@ def _only(kind: str, candidates: list[str], path: Path, names: list[str]) -> str
 
 
 class NoColumn(UserError):
-    """There is no such column."""
+    """Raised if a file has no such column."""
 
 
 def _no_column(kind: str, got: str, path: Path, columns: list[str]) -> UserError:

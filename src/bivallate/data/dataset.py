@@ -32,21 +32,21 @@ class Store(Protocol):
 
 
 def as_float(images: Tensor) -> Tensor:
-    """uint8 in 0..255 to float32 in [0, 1]; float32 passes through."""
+    """Convert uint8 in 0..255 to float32 in [0, 1]; other types to float32 unchanged."""
     if images.dtype != torch.uint8:
         return images.float()
-    if (
-        images.device.type == "cpu"
-    ):  # not torch: waking its threads takes longer than this, on a busy machine far
+    if images.device.type == "cpu":
+        # NumPy, because waking torch's threads takes longer than the division, most of all on a busy machine
         return torch.from_numpy(np.divide(images.numpy(), np.float32(255)))
     return images.float().div_(255.0)
 
 
 def digest(*parts: bytes | str | np.ndarray) -> str:
-    """A short hash of the parts, in order; arrays are contiguous and count by their bytes."""
+    """A short hash of the parts, in order; arrays must be contiguous and enter with their bytes."""
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
-        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part  # names of files
+        # file names may hold bytes that are not UTF-8, which Python keeps as surrogates
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
         size = data.nbytes if isinstance(data, np.ndarray) else len(data)
         state.update(size.to_bytes(8, "little"))
         if size:
@@ -59,12 +59,12 @@ class Split:
     """Some rows of a store of images, with their labels.
 
     Attributes:
-        store: (M, C, H, W) uint8 in 0..255 or float32 in [0, 1]; may lie on disk, so it is never written to.
+        store: (M, C, H, W) uint8 in 0..255 or float32 in [0, 1]; read only, and may lie on disk.
         labels: (N,) int64, of the chosen rows.
-        index: (N,) int64, the chosen rows of the store: where each example stood in the original data.
+        index: (N,) int64, the chosen rows of the store, which are rows of the original data.
         source: fingerprint of the store.
-        former: the same as an earlier version counted it, where that differs; it is asked for only then.
-        classes: names, in the order of the labels, where the data name them; no part of the fingerprint.
+        former: computes the fingerprint of the store as earlier versions did, where it differs; else None.
+        classes: names, in the order of the labels, if the data have names; no part of the fingerprint.
     """
 
     store: Store
@@ -88,7 +88,7 @@ class Split:
 
     @cached_property
     def images(self) -> np.ndarray:
-        """(N, C, H, W) in the store's type: the store itself where all rows were chosen, else a copy."""
+        """(N, C, H, W) in the store's type: the store itself if it is an array and all rows are chosen."""
         whole = len(self) == self.store.shape[0] and bool((self.index == torch.arange(len(self))).all())
         if whole and isinstance(self.store, np.ndarray):
             return self.store
@@ -100,11 +100,11 @@ class Split:
         return digest(self.source, self.index.numpy().tobytes(), self.labels.numpy().tobytes())
 
     def as_former(self) -> Split:
-        """The split as an earlier version counted its source."""
+        """The split with the fingerprint that earlier versions computed."""
         return self if self.former is None else replace(self, source=self.former(), former=None)
 
     def raw(self, rows: Tensor) -> Tensor:
-        """(B, C, H, W) in the store's type, a copy."""
+        """A copy of the given rows, (B, C, H, W) in the store's type."""
         return torch.from_numpy(self.store[self.index[rows].numpy()])
 
     def tensors(self, rows: Tensor | Sequence[int] | slice | None = None) -> tuple[Tensor, Tensor]:
@@ -113,12 +113,12 @@ class Split:
         return as_float(self.raw(chosen)), self.labels[chosen]
 
     def subset(self, rows: Tensor | Sequence[int] | slice) -> Split:
-        """The given rows of this split, as a split that shares the store."""
+        """A split of the given rows of this one, which shares the store."""
         chosen = self._rows(rows)
         return replace(self, labels=self.labels[chosen], index=self.index[chosen])
 
     def counts(self, classes: int) -> list[int]:
-        """How many rows each class has."""
+        """The number of rows of each class."""
         return torch.bincount(self.labels, minlength=classes).tolist()
 
     def _rows(self, rows: Tensor | Sequence[int] | slice | None) -> Tensor:
@@ -136,13 +136,12 @@ class Dataset:
     """A train, validation and test split of one kind of image.
 
     Attributes:
-        name: as the user called it. classes: names, in the order of the labels. shape: (C, H, W).
-        train: may be empty where only test data was found. validation: None where none was asked for.
-        mean, std: per channel in pixel units, published ones for known sets, else of the training data.
-        augment: what the papers do with this set.
-        notes: what a user should know, such as a set that is not complete.
-        named: whether the data name their classes, as the splits then do; else these are called by their
-            numbers.
+        name: as the user gave it. classes: names, in the order of the labels. shape: (C, H, W).
+        train: empty if only test data were found. validation: held-out rows, or None.
+        mean, std: per channel in pixel units; published values for known sets, else of the training data.
+        augment: the augmentation that the papers use for this set.
+        notes: for the user, for example that the set is not complete.
+        named: whether the data name their classes; if not, `classes` are the numbers of the labels.
     """
 
     name: str
@@ -177,7 +176,7 @@ class Dataset:
         return digest(self.train.fingerprint, held, self.test.fingerprint, *self.classes)
 
     def matches(self, fingerprint: str) -> bool:
-        """Whether it is the fingerprint of this data, now or as an earlier version counted streamed sets."""
+        """Whether a fingerprint is that of these data, as computed now or by earlier versions."""
         if fingerprint == self.fingerprint:
             return True
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
@@ -187,7 +186,7 @@ class Dataset:
         return fingerprint == replace(self, **earlier).fingerprint  # pyright: ignore[reportArgumentType]
 
     def summary(self) -> dict[str, Any]:
-        """What a listing shows, as plain values: rows per split and class, statistics, augmentation."""
+        """Plain values for a listing: rows per split and class, statistics, augmentation."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         classes = len(self.classes)
         counts = {name: split.counts(classes) for name, split in splits.items() if split is not None}
@@ -205,7 +204,7 @@ class Dataset:
         }
 
     def but(self, **parts: Any) -> Dataset:
-        """A copy with some parts replaced."""
+        """Return a copy with some attributes replaced."""
         return replace(self, **parts)
 
 
@@ -233,5 +232,5 @@ def moments(
         raise UserError("no images to compute the mean and standard deviation of")
     mean = first / count
     std = np.sqrt(np.maximum(second / count - mean**2, 0.0))
-    std = np.where(std > 1e-6, std, 1.0)  # a constant channel is left as it is
+    std = np.where(std > 1e-6, std, 1.0)  # normalisation must not divide a constant channel by 0
     return tuple(mean.round(6).tolist()), tuple(std.round(6).tolist())

@@ -1,4 +1,4 @@
-"""Encoded images to one uint8 array: in parallel, with every bad row named."""
+"""Decode images in parallel into one uint8 array, and name every bad row."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from bivallate.errors import UserError
 __all__ = ["Blocks", "Encoded", "Item", "Reading", "decode", "look", "probe"]
 
 PROBED = 64
-MOST_BLOCKS = 4  # that are read for it
-MOST_LOOKED = 4096  # images of a stream where the first ones are suspicious
-SIDES = (224, 160, 128, 96, 64, 48, 32, 28, 24, 16)  # as networks for images are built
+MOST_BLOCKS = 4  # blocks that are read for these
+MOST_LOOKED = 4096  # further images of a stream that are read if the first ones are suspicious
+SIDES = (224, 160, 128, 96, 64, 48, 32, 28, 24, 16)  # usual image sizes of networks
 SHOWN = 5
 MOST_BAD = 1000  # a data set with more bad rows than this is not worth reading to its end
 
 
 class Blocks(Protocol):
-    """Encoded images in the order of the rows, read some at a time; it can be sent to worker processes."""
+    """Encoded images in the order of the rows, read block by block; can be sent to worker processes."""
 
     @property
     def sizes(self) -> list[int]: ...
 
     def read(self, block: int) -> list[Item]:
-        """The images of one block: bytes, a file, or None where there is none."""
+        """The images of one block: bytes, a file, or None for a missing image."""
         ...
 
     def where(self, row: int) -> str:
-        """Names a row for a message."""
+        """The name of a row, for a message."""
         ...
 
 
@@ -53,8 +53,8 @@ class Encoded:
     """Images that are still encoded.
 
     Attributes:
-        title: of the files, for messages. labels: (M,) int64, -1 where there is none.
-        classes: their names, or empty.
+        title: of the files, for messages. labels: (M,) int64, -1 for a missing label.
+        classes: names, or empty.
         blocks: the images.
     """
 
@@ -68,8 +68,8 @@ def decode(encoded: Encoded, folder: Path, reading: Reading) -> None:
     """Write images.npy, labels.npy, rows.npy and meta.json into the folder.
 
     Raises:
-        UserError: naming the bad rows, unless they are to be skipped or could be converted; for images that
-            are nearly black or all alike.
+        UserError: rows that can neither be used nor, as `reading.on_bad` allows, converted or skipped; or
+            images that are nearly black or all equal.
     """
     with quiet():
         canvas = probe(encoded, reading, whole_set=True)
@@ -90,11 +90,11 @@ def decode(encoded: Encoded, folder: Path, reading: Reading) -> None:
 
 @dataclass
 class _Found:
-    """What reading a set found.
+    """Counts over the images of a set.
 
     Attributes:
-        bad: by row. highest: largest value of 16 or 32 bits, as a share of white. transparent, greyed: how
-            many such images.
+        bad: bad images by row. highest: largest value of images of 16 or 32 bits, as a share of white.
+            transparent: number of partly transparent images. greyed: number of grey images among colour ones.
     """
 
     bad: dict[int, BadImage]
@@ -112,7 +112,7 @@ class _Found:
         self.greyed += result.greyed
 
     def notes(self, title: str, looked: str) -> list[str]:
-        """What was done to images, of so many that were looked at."""
+        """Notes for the user on images that were converted, out of those looked at."""
         kinds = (
             (self.transparent, "transparent in part: laid on white"),
             (self.greyed, "grey among colour images: read as colour"),
@@ -154,7 +154,7 @@ def _finish(encoded: Encoded, folder: Path, images: np.ndarray, rows: np.ndarray
 
 
 def _check_deep(title: str, highest: float | None, canvas: Canvas) -> None:
-    """Raise UserError where the images of 16 or 32 bits, all together, use a small part of their range."""
+    """Raise UserError if images of 16 or 32 bits all use only a small part of their range."""
     if highest is not None and highest <= DARK:
         raise UserError(
             f"{title}: the images of 16 or 32 bits reach {highest:.2%} of white ({canvas.whole:g}, or "
@@ -175,7 +175,7 @@ def _refusal(encoded: Encoded, bad: dict[int, BadImage], total: int, side: int) 
 
 
 def _named(encoded: Encoded, bad: dict[int, BadImage]) -> str:
-    """The first bad rows, and what is wrong with each."""
+    """The first bad rows with their faults, for a message."""
     shown = "; ".join(f"{encoded.blocks.where(row)} {bad[row]}" for row in sorted(bad)[:SHOWN])
     return shown + (f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else "")
 
@@ -185,13 +185,14 @@ def _other_size(error: BadImage) -> bool:
 
 
 def probe(encoded: Encoded, reading: Reading, whole_set: bool = False) -> Canvas:
-    """What the images become, from the headers of some.
+    """Choose shape and white level of the decoded images from the headers of some.
 
-    White of images of 16 or 32 bits is their type's largest value; with on_bad="convert" it is the smallest
-    of 1, 255, 1023, ..., 65535 that none of the first images exceeds (none at all if `whole_set`).
+    The white of images of 16 or 32 bits is their type's largest value. With on_bad="convert" it is the
+    smallest of 1, 255, 1023, ..., 65535 that none of the first images exceeds (no image of the set, if
+    `whole_set`).
 
     Raises:
-        UserError: if the sizes differ and no size was given.
+        UserError: the sizes differ and no size was given, or no image can be read.
     """
     first = _sample(encoded.blocks)
     sizes: Counter[tuple[int, int]] = Counter()
@@ -220,12 +221,12 @@ def _everything(blocks: Blocks) -> Iterable[Item]:
 
 
 def look(encoded: Encoded, canvas: Canvas, reading: Reading) -> list[str]:
-    """What `decode` would say and refuse of images that will be decoded later.
+    """Make the checks and notes of `decode` for images that are decoded later (a stream).
 
-    Looks at some, and at up to `MOST_LOOKED` more where the first are dark or all alike.
+    It decodes some images, and up to `MOST_LOOKED` more if the first are dark or all equal.
 
     Raises:
-        UserError: for images that are nearly black or all alike.
+        UserError: images that are nearly black or all equal.
     """
     levels, found, count = GreyLevels(canvas.shape[0], 255), _Found({}), 0
     first = _sample(encoded.blocks)
@@ -234,7 +235,7 @@ def look(encoded: Encoded, canvas: Canvas, reading: Reading) -> list[str]:
             bright = found.highest is None or found.highest > DARK
             if k >= len(first) and levels.decided and bright:
                 break
-            with suppress(BadImage):  # said with its row when that comes up
+            with suppress(BadImage):  # reported with its row when that row is decoded
                 result = pixels(item, canvas, reading)
                 levels.add(result.array[None])
                 if k < len(first):
@@ -261,14 +262,14 @@ def _common(title: str, sizes: Counter[tuple[int, int]]) -> tuple[int, int]:
 
 
 def _fitting(sizes: Counter[tuple[int, int]]) -> int:
-    """The largest side that half of the images have and that customary networks can take."""
+    """The largest usual image size that at least half of the images have."""
     short = sorted(min(size) for size in sizes.elements())
     median = short[(len(short) - 1) // 2]
     return next((side for side in SIDES if side <= median), short[0])
 
 
 def _sample(blocks: Blocks) -> list[Item]:
-    """Images from everywhere, as the first ones of a folder are all of one class; from a few blocks."""
+    """Images from a few blocks all over the set, because the first ones of a folder are all of one class."""
     count = len(blocks.sizes)
     chosen = sorted({k * count // MOST_BLOCKS for k in range(MOST_BLOCKS)})
     step = max(1, sum(blocks.sizes[block] for block in chosen) // PROBED)
@@ -276,7 +277,7 @@ def _sample(blocks: Blocks) -> list[Item]:
 
 
 def _white(canvas: Canvas, items: Iterable[Item]) -> Canvas:
-    """The canvas with white as the images of 16 or 32 bits have it."""
+    """The canvas with the white level of its images of 16 or 32 bits."""
     whole = real = 0.0
     for item in items:
         with suppress(BadImage):

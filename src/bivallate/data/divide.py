@@ -1,4 +1,4 @@
-"""Rows of a source divided into training, held-out and test data, and what is said of them."""
+"""Divide the rows of a source into training, held-out and test data, with notes for the user."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Divided:
-    """Which rows are for training, held out and for testing.
+    """The rows for training, held out and for testing.
 
     Attributes:
-        train, validation, test: the data; training data may be empty.
-        moments: mean and standard deviation per channel, published or of the rows before any was held out.
-        notes: how they were divided, and what the source says.
+        train, validation, test: the splits; `train` may be empty.
+        moments: mean and standard deviation per channel, published, or of all rows before the hold-out.
+        notes: of the source, and on how the rows were divided.
     """
 
     train: Split
@@ -40,9 +40,9 @@ def divided(
 ) -> Divided:
     """Divide a source into training, held-out and test data.
 
-    Test data are taken as they are, else cut from the training data whatever the seed, or all of it if
-    `whole`. Held-out data are taken as they are, else cut from the rest by the seed; none where `validation`
-    is 0.
+    A test split of the source is used as it is. Without one, test data are cut from the training data,
+    independently of the seed, or with `whole` are all of it. A validation split of the source is used as it
+    is. Without one, held-out data are drawn from the rest by the seed; none if `validation` is 0.
     """
     check_seed(seed)
     for name, share in {"validation": validation, "test_fraction": test_fraction}.items():
@@ -67,12 +67,12 @@ def divided(
 
 
 def split_notes(source: Source, train: Split, test: Split) -> tuple[str, ...]:
-    """What a user should know of the classes, and of images that lie in both; published sets are known."""
+    """Notes for the user on the classes, and on test images in the training data; none for published sets."""
     return () if source.known is not None else (*class_notes(source.classes), *_doubled(train, test))
 
 
 def _measured(split: Split) -> Statistics:
-    """Mean and standard deviation of the rows; of a stream its first ones, as all would be decoded."""
+    """Mean and standard deviation of the rows; of a stream only of its first rows, to decode few images."""
     rows = split.index[:2048] if isinstance(split.store, Stream) else split.index
     return moments(split.store, rows)
 
@@ -86,7 +86,7 @@ def _published(source: Source, shape: tuple[int, int, int]) -> Statistics | None
 
 
 def _doubled(train: Split, test: Split) -> tuple[str, ...]:
-    """Whether images lie in both, as where a folder holds copies."""
+    """A note if test images are also training images, for example in a folder with copies."""
     seen = select.shared(test, train)
     if not len(seen):
         return ()
@@ -97,7 +97,7 @@ def _doubled(train: Split, test: Split) -> tuple[str, ...]:
 
 
 def _incomplete(known: KnownDataset, splits: dict[str, Split]) -> tuple[str, ...]:
-    """Which part of a published set was not found."""
+    """Notes on the part of a published set that was not found."""
     wanted = {"train": known.train, "test": known.test}
     return tuple(
         f"{len(splits[name]) if name in splits else 0:,} of the {count:,} published {name} images were found"

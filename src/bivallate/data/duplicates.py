@@ -1,10 +1,11 @@
-"""Images of a test set that a training set holds too: as they are, mirrored, or a little changed.
+"""Find test images that are also in the training data: unchanged, mirrored, or slightly changed.
 
-Every test image and its mirror image are compared with every training image at 8 x 8 pixels, whatever their
-brightness and contrast; what looks alike there is compared in full, over shifts of some pixels, by what
-remains when each pixel's surroundings are subtracted: clouds and sky then have little in common, two prints
-of one photograph much. Of handwriting and clothes all have much in common: there a near-duplicate must be far
-more alike than the next images are, the nearest of every sixteenth of the training data.
+Every test image and its mirror image are compared with every training image at 8 x 8 pixels, independently of
+brightness and contrast. Pairs that are similar there are compared at full size, over shifts of some pixels,
+after the mean of each pixel's surroundings is subtracted. Of this fine structure two images of clouds share
+little, and two prints of one photograph share much. Images of handwriting or clothes all share much of it. A
+near-duplicate must therefore also be far more similar than the next images are, which are the most similar
+ones of each sixteenth of the training data.
 """
 
 from __future__ import annotations
@@ -20,25 +21,25 @@ from bivallate.data.dataset import Split, as_float
 
 __all__ = ["ALIKE", "Duplicate", "fine_likeness", "near_duplicates", "pair_of"]
 
-SIDE = 8  # of the small images
-CLOSE = 0.9  # correlation of small images from which they are looked at in full
+SIDE = 8  # pixels of a side of the small images
+CLOSE = 0.9  # correlation of the small images from which pairs are compared at full size
 ALIKE = 0.65  # correlation of fine structure from which two images are near-duplicates
-COPY = 0.999  # the same of small images, of which only copies are told from others
-SHIFT = 3  # pixels by which they may be displaced
-APART, NEXT = 0.5, 2  # how far it may be (1 - correlation), as a share of how far the next but one is
-BLOCK, PARTS, ROWS = 4096, 16, 2000  # images and number of training blocks; images of a test block
+COPY = 0.999  # the same for images with few pixels, where only copies can be recognised
+SHIFT = 3  # largest displacement in pixels
+APART, NEXT = 0.5, 2  # largest 1 - correlation, as a share of that of the third most similar image
+BLOCK, PARTS, ROWS = 4096, 16, 2000  # images of a training block, number of these, images of a test block
 TINY = 1e-6
 
 
 @dataclass(frozen=True)
 class Duplicate:
-    """A test image and the training image that it is most like.
+    """A test image and the training image that is most similar to it.
 
     Attributes:
         test, train: rows of the splits. alike: correlation of fine structure, 1 for identical images.
-        kind: "identical", "mirrored" (but for that identical) or "near". labels: of test and train.
-        extra: whether the training image is of the extra data that were mixed in.
-        by_features: a network's features have found it, where pixels alone had not.
+        kind: "identical", "mirrored" (identical to the mirror image) or "near". labels: of test and train.
+        extra: whether the training image belongs to the extra data that were mixed in.
+        by_features: whether only a network's features found it, and not the pixels.
     """
 
     test: int
@@ -57,12 +58,12 @@ def near_duplicates(
     least: float = ALIKE,
     progress: Callable[[float], object] = lambda share: None,
 ) -> list[Duplicate]:
-    """The test images that have a near-duplicate in the training data, the most alike first.
+    """The test images that have a near-duplicate in the training data, the most similar first.
 
     Args:
-        least: correlation of fine structure from which two images count; of images below 16 pixels only
-            copies do. progress: hears what share of the
-            training images was compared.
+        least: correlation of fine structure from which two images count; of images with sides below 16 pixels
+            only copies count.
+        progress: is called with the share of the training images that have been compared.
 
     Cost: for 10,000 test and 50,000 training images of 32 x 32 pixels about 0.4 Tflop.
     """
@@ -96,16 +97,13 @@ def near_duplicates(
 
 
 def _stands_out(alike: list[float]) -> bool:
-    """Whether the first is far nearer than the next but one.
-
-    Where none is near enough to be looked at, it is.
-    """
+    """Whether the first is far more similar than the third, which counts as 0 if it was not compared."""
     after = alike[NEXT] if len(alike) > NEXT else 0.0
     return 1 - alike[0] <= APART * (1 - after)
 
 
 def pair_of(train: Split, test: Split, row: int, alike: float, at: int, mirror: bool) -> Duplicate:
-    """A test row and the training row that it, or its mirror image, was found alike to."""
+    """The pair of a test row and the training row that is similar to it or to its mirror image."""
     one, other = test.raw(torch.tensor([row])), train.raw(torch.tensor([at]))
     same = torch.equal(one.flip(-1) if mirror else one, other)
     kind = ("mirrored" if mirror else "identical") if same else "near"
@@ -125,7 +123,7 @@ def _small_pair(test: Split, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _small(images: Tensor) -> Tensor:
-    """(B, d) unit vectors of the images at 8 x 8 pixels without their mean; 0 for an image of one colour."""
+    """(B, d) the images at 8 x 8 pixels less their mean, as unit vectors; 0 for an image of one colour."""
     return _unit(functional.adaptive_avg_pool2d(images, SIDE).flatten(1))
 
 
@@ -136,12 +134,12 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def _fine(images: Tensor) -> Tensor:
-    """The images less their surroundings, 5 x 5 pixels; borders by what is there."""
+    """The images less the means of 5 x 5 pixels around each pixel; at borders of the pixels there are."""
     return images - functional.avg_pool2d(images, 5, 1, 2, count_include_pad=False)
 
 
 def fine_likeness(one: Tensor, other: Tensor) -> Tensor:
-    """(B,) the largest correlation of the middle of one image with the other, over shifts of some pixels."""
+    """(B,) the largest correlation of the centre of one image with the other, over shifts of some pixels."""
     one, other = _fine(one), _fine(other)
     height, width = one.shape[-2:]
     s = min(SHIFT, (min(height, width) - 1) // 4)

@@ -12,7 +12,7 @@ from bivallate.noise import Noise
 
 __all__ = ["cutout", "erasing", "inside", "shifted"]
 
-TRIES = 10  # rectangles that are drawn before random erasing leaves an image alone
+TRIES = 10  # rectangles that are drawn; if none fits, random erasing leaves the image unchanged
 
 
 def inside(rectangle: Tensor, sides: tuple[int, int]) -> Tensor:
@@ -24,7 +24,7 @@ def inside(rectangle: Tensor, sides: tuple[int, int]) -> Tensor:
 
 
 def cutout(noise: Noise, side: int, sides: tuple[int, int]) -> Tensor:
-    """(B, 4) squares about a uniform pixel, cut off at the border.
+    """(B, 4) squares centred at a uniform pixel; they may reach beyond the image.
 
     Reference: DeVries and Taylor, Cutout, 2017, section 3.
     """
@@ -33,7 +33,7 @@ def cutout(noise: Noise, side: int, sides: tuple[int, int]) -> Tensor:
 
 
 def erasing(noise: Noise, probability: float, area: float, sides: tuple[int, int]) -> Tensor:
-    """(B, 4) rectangles of 0.02 to `area` of the image and of a side ratio from 0.3 to 3.3; or empty.
+    """(B, 4) rectangles with 0.02 to `area` of the image's area and a side ratio of 0.3 to 3.3, or empty.
 
     Reference: Zhong et al., Random Erasing, AAAI 2020, algorithm 1.
     """
@@ -53,12 +53,12 @@ def erasing(noise: Noise, probability: float, area: float, sides: tuple[int, int
 
 
 def shifted(noise: Noise, most: int, sides: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """CropShift: cut a rectangle out of the image and put it at a random place of an empty one.
+    """CropShift: cut a rectangle out of the image and put it at a random position of an empty image.
 
-    A strength from 0 to `most` is divided between the rows and the columns that are lost.
+    A strength from 0 to `most` pixels is divided into numbers of rows and of columns that are lost.
 
     Returns:
-        (B, 2) how far the cut lies from where it is put, (B, 4) where that is.
+        (B, 2) offset of the cut from the position where it is put, (B, 4) the rectangle where it is put.
 
     Reference: Li and Spratling, ICLR 2023, algorithm 1.
     """

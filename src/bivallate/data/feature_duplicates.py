@@ -1,9 +1,9 @@
 """Near-duplicates that a network's features propose and the pixels confirm.
 
-The same photograph cut differently, or the next of a series, looks unlike at 8 x 8 pixels, where
-`near_duplicates` looks first; a network takes both for nearly the same. What only the network finds alike is
-often another image of the kind: it counts where the fine structure agrees too, though less than is asked for
-without a network.
+The same photograph cut differently, or the next one of a series, looks different at 8 x 8 pixels, where
+`near_duplicates` compares first; the features of a network are similar. Images that are similar by features
+alone are often just of the same kind. A pair therefore counts only if its fine structure agrees too, with a
+lower threshold than without a network.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from bivallate.data.duplicates import NEXT, Duplicate, fine_likeness, pair_of
 __all__ = ["feature_duplicates"]
 
 CLOSE = 0.85  # cosine of features from which two images are compared
-APART = 0.75  # how far they may be, as a share of how far the next but one is
-CONFIRMED = 0.4  # correlation of fine structure, over shifts, that confirms it
+APART = 0.75  # largest 1 - cosine, as a share of that of the third most similar image
+CONFIRMED = 0.4  # correlation of fine structure, over shifts, that confirms a pair
 ROWS = 500
 
 Embed = Callable[[Tensor], Tensor]
@@ -33,13 +33,13 @@ def feature_duplicates(
     *,
     progress: Callable[[float], object] = lambda share: None,
 ) -> list[Duplicate]:
-    """The test images with a near-duplicate in the training data, as a network sees it; most alike first.
+    """The test images that have a near-duplicate in the training data by features, most similar first.
 
-    Features are compared less their mean over the training images; of a test image also those of its mirror
-    image. `alike` of what is found is the correlation of the pixels' fine structure.
+    Features are compared after their mean over the training images is subtracted, for each test image and its
+    mirror image. `alike` of the result is the correlation of the pixels' fine structure.
 
     Args:
-        embed: features (B, d) of images (B, C, H, W). progress: hears what share of the images was seen.
+        embed: features (B, d) of images (B, C, H, W). progress: is called with the share of images done.
     """
     known = _embedded(embed, train, progress)
     mean = known.mean(0)

@@ -18,18 +18,18 @@ __all__ = ["TABLE", "FolderPart", "find_folders", "has_classes"]
 TABLE = "put a table labels.csv with the columns file_name,label beside them"
 
 PICTURES = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".raw", ".cr2", ".nef", ".arw", ".psd", ".svg"}
-WRAPPERS = {"images", "image", "imgs", "data", "dataset"}  # between a split and its classes
-KINDS = {*WRAPPERS, "labels", "annotations", "masks", "jpegimages"}  # what detection sets sort files by
+WRAPPERS = {"images", "image", "imgs", "data", "dataset"}  # folders between a split and its classes
+KINDS = {*WRAPPERS, "labels", "annotations", "masks", "jpegimages"}  # folders of data sets for detection
 UNLABELLED = {"unknown", "unlabeled", "unlabelled", *WRAPPERS}
 PARTS = re.compile(r"(fold|part|batch|chunk|shard)s?[-_ ]*\d+$", re.IGNORECASE)
 ROWS = 256
 
 
 def find_folders(root: Folder, left: SkippedFiles) -> dict[str, FolderPart]:
-    """The folders of the splits by their names, else the folder itself for training; empty without images.
+    """Find the folders of the splits by name, else use the folder itself for training; {} without images.
 
     Raises:
-        UserError: if it could be read in two ways, or nothing says the labels.
+        UserError: the folder could be read in two ways, or nothing gives the labels.
     """
     return {split: FolderPart(_classes_of(folder, left)) for split, folder in _divided(root, left).items()}
 
@@ -41,7 +41,7 @@ def _divided(root: Folder, left: SkippedFiles) -> dict[str, Folder]:
     if not named:
         if len(others) == 1 and not _flat(others[0]) and not _own(root):
             _leave_rest(root, left)
-            return _divided(others[0], left)  # a folder that holds all: one class is no data set
+            return _divided(others[0], left)  # a single folder is no class but wraps the data set
         _check_below(root)
         _check_parts(root)
         return {"train": root} if others else {}
@@ -69,7 +69,7 @@ def _divided(root: Folder, left: SkippedFiles) -> dict[str, Folder]:
 
 
 def _leave_rest(root: Folder, left: SkippedFiles) -> None:
-    """Say what lies beside the folders with images."""
+    """Note what lies beside the folders with images."""
     left.files(root.files)
     for folder in root.folders:
         if not folder.has_images:
@@ -79,7 +79,7 @@ def _leave_rest(root: Folder, left: SkippedFiles) -> None:
 def has_classes(root: Folder) -> bool:
     """Whether the names of folders are the labels.
 
-    They are not where images lie together, in parts of one set, or in folders of splits alone.
+    They are not if all images lie in one folder, in parts of one set, or directly in folders of splits.
     """
     named = [folder for folder in root.filled if _says_split(folder.name)]
     others = [folder for folder in root.filled if folder not in named]
@@ -103,9 +103,9 @@ def _says_nothing(folder: Folder) -> bool:
 
 
 def _flat(folder: Folder) -> bool:
-    """Whether a folder's images lie in no class folders.
+    """Whether a folder has no class folders.
 
-    They lie directly in it, or in one folder that says nothing, such as test/test or test/unknown.
+    Its images then lie directly in it, or in one folder whose name is no class: test/test, test/unknown.
     """
     if not folder.filled:
         return True
@@ -126,7 +126,7 @@ def _where(folder: Folder) -> str:
 def _among_classes(
     root: Folder, named: list[Folder], others: list[Folder], left: SkippedFiles
 ) -> dict[str, Folder]:
-    """Folders with a split's name but without class folders: classes among other classes."""
+    """Take folders with a split's name but without class folders as classes, if that is unambiguous."""
     alone = [folder.name for folder in named if is_split_alone(folder.name)]
     listed = ", ".join(f"{folder.name}/" for folder in named)
     if not others and alone:
@@ -145,7 +145,7 @@ def _among_classes(
 
 
 def _check_others(root: Folder, deep: list[Folder], others: list[Folder]) -> None:
-    """Raise UserError unless the named folders can be nothing but splits."""
+    """Raise UserError unless the named folders can only be splits."""
     kinds = {split_of(folder.name) for folder in deep}
     alone = all(is_split_alone(folder.name) for folder in deep)
     if len(kinds) > 1 and (alone or all(map(_flat, others))):
@@ -163,7 +163,7 @@ def _some(folders: list[Folder]) -> str:
 
 
 def _check_below(root: Folder) -> None:
-    """Raise UserError where splits lie below the classes: cat/train, cat/test."""
+    """Raise UserError if splits lie below the classes: cat/train, cat/test."""
     for folder in root.filled:
         kinds = {split_of(child.name) for child in folder.filled if is_split_alone(child.name)}
         if len(kinds) > 1:
@@ -175,7 +175,7 @@ def _check_below(root: Folder) -> None:
 
 
 def _check_parts(root: Folder) -> None:
-    """Raise UserError where all folders are called parts of one set: fold1, fold2."""
+    """Raise UserError if all folders have the names of parts of one set: fold1, fold2."""
     if len(root.filled) > 1 and all(PARTS.search(folder.name) for folder in root.filled):
         raise UserError(
             f"{_where(root)}: are {_some(root.filled)} classes or parts of one set? Join parts below the "
@@ -184,7 +184,7 @@ def _check_parts(root: Folder) -> None:
 
 
 def _unwrapped(folder: Folder, split: str) -> Folder:
-    """The folder that holds the classes: seg_train/seg_train, train/images."""
+    """The folder that holds the classes, below wrappers such as seg_train/seg_train or train/images."""
     if len(folder.filled) != 1 or _own(folder):
         return folder
     inner = folder.filled[0]
@@ -195,7 +195,7 @@ def _unwrapped(folder: Folder, split: str) -> Folder:
 
 
 def _classes_of(folder: Folder, left: SkippedFiles) -> Folder:
-    """The folder with those below it that are classes; what else lies there is said."""
+    """The folder with only its class folders; everything else in it is noted as left out."""
     kept: list[Folder] = []
     for child in folder.folders:
         files = list(child.walk())
@@ -234,11 +234,11 @@ class FolderPart:
         return self.folder.images
 
     def key(self) -> tuple[str, ...]:
-        """What, beside the files, decides the labels."""
+        """What determines the labels besides the files: the folders' names."""
         return tuple(readable(child.name) for child in self.folder.folders)
 
     def read(self, reading: Reading, classes: list[str] | None) -> Encoded:
-        """Still encoded: the classes are the folders' names in order, or must be among the given ones."""
+        """The encoded images; classes are the folders' names in order, or must be among the given ones."""
         where, own = readable(self.folder.path), [readable(child.name) for child in self.folder.folders]
         names = classes or own
         number = positions(own, names)

@@ -1,4 +1,4 @@
-"""Images that are nearly black or all alike, mostly misread ones, are refused or noted."""
+"""Refuse or note images that are nearly black or all equal, most of which are misread."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from bivallate.errors import UserError
 
 __all__ = ["DARK", "GreyLevels", "check_levels", "level_above"]
 
-DARK = (
-    1 / 8
-)  # of white: 12 bits in 16 are 1/16, digits of 0 to 16 in a byte too, [0, 1] divided by 255 far less
+# As a share of white: 12 bits stored in 16 reach 1/16, as do digits of 0 to 16 stored in a byte; images in
+# [0, 1] that were divided by 255 once more reach far less.
+DARK = 1 / 8
 LEVELS = (1, 255, 1023, 4095, 16383, 65535, 2**32 - 1)
 CHUNK = 2048
 
 
 def level_above(value: float) -> float:
-    """The smallest usual value of white that is at least this one; of nothing, 1."""
+    """The smallest usual white level that is at least `value`."""
     return next((level for level in LEVELS if level >= value), value)
 
 
 class GreyLevels:
-    """The lowest and the highest value of each channel, of images that are seen in parts."""
+    """The lowest and highest value of each channel, over images that are added in parts."""
 
     def __init__(self, channels: int, white: float) -> None:
         self.white = white
         self.low, self.high = np.full(channels, np.inf), np.full(channels, -np.inf)
 
     def add(self, images: np.ndarray) -> None:
-        """Some more, (N, C, H, W)."""
+        """Add images (N, C, H, W)."""
         self.low = np.minimum(self.low, images.min(axis=(0, 2, 3)))
         self.high = np.maximum(self.high, images.max(axis=(0, 2, 3)))
 
     @property
     def decided(self) -> bool:
-        """Whether `check` would find nothing, however many more were seen."""
+        """Whether `check` finds nothing, whatever images are added."""
         return bool(self.high.max() > DARK * self.white and (self.low < self.high).all())
 
     def check(self, what: str) -> list[str]:
-        """What a user should know: channels without content.
+        """Notes for the user on channels without content.
 
         Raises:
-            UserError: if all are below an eighth of white, or every pixel has the same value.
+            UserError: all values are below an eighth of white, or every pixel has the same value.
         """
         highest = self.high.max()
         if self.low.min() == highest:
@@ -56,7 +56,7 @@ class GreyLevels:
 
 
 def check_levels(images: np.ndarray, what: str, rows: np.ndarray | None = None) -> list[str]:
-    """What a user should know of images (N, C, H, W), uint8 or in [0, 1]; raises as its `check` does."""
+    """Notes for the user on images (N, C, H, W), uint8 or in [0, 1]; raises as `GreyLevels.check` does."""
     chosen = np.arange(len(images)) if rows is None else rows
     levels = GreyLevels(images.shape[1], 255 if images.dtype == np.uint8 else 1)
     for start in range(0, len(chosen), CHUNK):

@@ -1,4 +1,4 @@
-"""Data sets from the hub as Parquet: a download that broke off is resumed and the result is checked."""
+"""Download data sets from the hub as Parquet: broken downloads are resumed, and the result is checked."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONVERTED = "refs/convert/parquet"  # the hub keeps a Parquet copy of sets publi
 
 
 class Downloaded(TypedDict):
-    """What is kept of a download: its folder, and the bytes of each file below it."""
+    """The record of a download: its folder, and the size in bytes of each file below it."""
 
     folder: str
     sizes: dict[str, int]
@@ -39,7 +39,8 @@ def download(repo: str, under: str = "", splits: frozenset[str] = SPLIT_NAMES) -
     """The folder of a data set "owner/name" (or of its files under a folder), downloaded at most once.
 
     Raises:
-        UserError: if it does not exist, is not open to this user, has no Parquet, or is out of reach.
+        UserError: the data set does not exist, is not open to this user or has no Parquet files, or the hub
+            cannot be reached.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or ".." in under.split("/"):
         raise UserError(f"hub addresses are hub:OWNER/NAME or hub:OWNER/NAME/FOLDER, got hub:{repo}/{under}")
@@ -57,9 +58,9 @@ def download(repo: str, under: str = "", splits: frozenset[str] = SPLIT_NAMES) -
 
 
 def _check_reachable() -> None:
-    """Raise OSError within `PATIENCE` seconds where nothing answers; the hub's client would try on and on.
+    """Raise OSError within `PATIENCE` seconds if the hub does not answer; its client would retry for long.
 
-    Proxies are taken to know the way.
+    With a proxy there is no check.
     """
     from huggingface_hub import constants
 
@@ -86,7 +87,7 @@ def _check_reachable() -> None:
 
 
 def _complete(marker: Path) -> Path | None:
-    """The folder of an earlier download whose files are all there, so that no network is needed."""
+    """The folder of an earlier, complete download, which needs no network; else None."""
     try:
         known = read_json(marker, "record of a download", Downloaded)
         folder = Path(known["folder"])
@@ -108,7 +109,8 @@ def _fetch(repo: str, under: str, splits: frozenset[str]) -> tuple[Path, dict[st
             listed = []
         files: list[Any] = [f for f in listed if f.path.endswith(".parquet") and f.path.startswith(under)]
         known = [f for f in files if split_of(Path(f.path))]
-        files = [f for f in known if split_of(Path(f.path)) in splits] or files  # no corrupted copies
+        # files of other names are left out if there are splits: some repositories hold corrupted copies too
+        files = [f for f in known if split_of(Path(f.path)) in splits] or files
         if files:
             break
     else:

@@ -1,6 +1,7 @@
-"""One encoded image to pixels: formats that are decoders and no more, limits before anything is allocated.
+"""Decode one image: only formats that run no other program, with limits before anything is allocated.
 
-Upright by its EXIF orientation; what is transparent lies on white; 16 and 32 bits become 8.
+The image is turned upright by its EXIF orientation, transparent parts are laid on white, and 16 or 32 bits
+become 8.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from bivallate.untrusted_files import HEAD, kind_of, open_regular, reason_of
 __all__ = ["BadImage", "Head", "Item", "Pixels", "head", "largest", "open_image", "pixels", "quiet"]
 
 Item = bytes | Path | None
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # none of them starts another program
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow decodes these without other programs
 GREY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
-MOST_PIXELS = 178_956_970  # Pillow's own limit, whatever a program has set there
-FEW_PIXELS = 1 << 22  # so many may be claimed by a file of any size
-PIXELS_A_BYTE = 10_000  # the densest of the formats, a PNG of one bit, has 8,300
-MANY_PIXELS = 1 << 24  # images above are decoded one at a time
+MOST_PIXELS = 178_956_970  # Pillow's default limit, which a program may have changed
+FEW_PIXELS = 1 << 22  # a file of any size may claim so many
+PIXELS_A_BYTE = 10_000  # the densest format, a PNG of one bit, reaches 8,300
+MANY_PIXELS = 1 << 24  # larger images are decoded one at a time, to limit memory
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -44,11 +45,11 @@ _large = threading.Lock()
 
 
 class BadImage(Exception):
-    """What is wrong with an image, as the end of a sentence that names it."""
+    """Raised for an image that cannot be used; the message continues a sentence that names the image."""
 
 
 class Head(NamedTuple):
-    """Of an image, before it is fitted: (H, W) upright; whether it is grey; whether it has 16 or 32 bits."""
+    """The header of an image: upright size (H, W), whether it is grey, whether it has 16 or 32 bits."""
 
     size: tuple[int, int]
     grey: bool
@@ -60,9 +61,9 @@ class Pixels(NamedTuple):
 
     Attributes:
         array: (C, H, W) uint8.
-        highest: the largest value of 16 or 32 bits, as a share of white; None for 8 bits.
-        transparent: whether a part of it was, and lies on white now.
-        greyed: whether it is a grey one among colour images, which nobody asked for.
+        highest: largest value of an image of 16 or 32 bits, as a share of white; None for 8 bits.
+        transparent: whether a part of it was transparent, and is laid on white now.
+        greyed: whether it is a grey image among colour images that was converted unasked.
     """
 
     array: np.ndarray
@@ -73,7 +74,7 @@ class Pixels(NamedTuple):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the decoders' warnings, since an image is either read or refused."""
+    """Silence the decoders' warnings: an image is either read or refused with an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -81,11 +82,11 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def open_image(item: Item) -> Iterator[Image.Image]:
-    """The image, its header read and its size checked; not its pixels.
+    """Open an image: read its header and check its size, without its pixels.
 
     Raises:
-        BadImage: for no image, one in no known format, or one that is too large.
-        UserError, OSError: for a file that is not regular, or cannot be read.
+        BadImage: there is no image, or it has an unknown format or is too large.
+        UserError, OSError: a file that is not regular, or cannot be read.
     """
     if item is None:
         raise BadImage("has no image")
@@ -114,7 +115,7 @@ def _check_size(image: Image.Image, stored: int) -> None:
 
 @contextmanager
 def _in_words() -> Iterator[None]:
-    """Turn whatever a decoder raises into what is wrong with the image."""
+    """Turn the exceptions of decoders into BadImage."""
     try:
         yield
     except (BadImage, UserError):
@@ -122,13 +123,13 @@ def _in_words() -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise BadImage("is too large an image to be opened safely") from error
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the system's; decoders give no number
+        if isinstance(error, OSError) and error.errno is not None:  # of the system: decoders set no errno
             raise BadImage(f"cannot be read ({error.strerror})") from error
         raise BadImage(f"cannot be decoded ({reason_of(error)})") from error
 
 
 def head(item: Item) -> Head:
-    """Size and colour of an image. Raises BadImage."""
+    """Read size and colour of an image. Raises BadImage."""
     with _in_words(), open_image(item) as image:
         grey, deep = image.mode in GREY_MODES, _deep(image)
         upright = _upright(image) if _turn(image) is not None else image
@@ -140,13 +141,13 @@ def _deep(image: Image.Image) -> bool:
 
 
 def pixels(item: Item, canvas: Canvas, reading: Reading) -> Pixels:
-    """The image in the shape of the canvas. Raises BadImage, which says what is wrong with it."""
+    """Decode an image in the shape of the canvas. Raises BadImage if it cannot be used."""
     with _in_words(), open_image(item) as image:
         return _fit(image, canvas, reading)
 
 
 def largest(item: Item) -> tuple[float, float]:
-    """The largest integer and the largest real number of an image of 16 or 32 bits; 0 where it has none."""
+    """Largest value of an image of 16 or 32 bits, as (integer, floating point); 0 for the other type."""
     with _in_words(), open_image(item) as image:
         if not _deep(image):
             return 0, 0
@@ -156,7 +157,7 @@ def largest(item: Item) -> tuple[float, float]:
 
 def _fit(image: Image.Image, canvas: Canvas, reading: Reading) -> Pixels:
     channels, h, w = canvas.shape
-    if reading.size is not None:  # a large JPEG is decoded at a fraction of its size, still twice the wanted
+    if reading.size is not None:  # decode a large JPEG at a fraction of its size, twice the wanted one
         image.draft(None, (2 * max(h, w), 2 * max(h, w)))
     is_grey = image.mode in GREY_MODES
     if channels == 1 and not is_grey and reading.on_bad != "convert" and reading.channels is None:
@@ -179,7 +180,7 @@ def _fit(image: Image.Image, canvas: Canvas, reading: Reading) -> Pixels:
 def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # fields of the wrong type fail in many ways, and none of them says how it was held
+    except Exception:  # damaged EXIF fields fail in many ways; then there is no orientation
         return None
 
 
@@ -191,7 +192,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image, canvas: Canvas) -> tuple[Image.Image, float | None]:
-    """(image, highest): Pillow itself would clip at 255 what is 16 bits, and make black what is in [0, 1]."""
+    """(image with 8 bits, highest); Pillow itself would clip 16 bits at 255 and turn [0, 1] into black."""
     if not _deep(image):
         return image, None
     real = image.mode == "F"
@@ -208,7 +209,7 @@ def _eight_bits(image: Image.Image, canvas: Canvas) -> tuple[Image.Image, float 
 
 
 def _on_white(image: Image.Image) -> tuple[Image.Image, bool]:
-    """(image, whether a part was transparent): as a page shows it; its ink may be in the alpha alone."""
+    """(image on white, whether a part was transparent); a drawing may be in the alpha channel alone."""
     if image.mode not in ALPHA_MODES and "transparency" not in image.info:
         return image, False
     colours = image.convert("RGBA")

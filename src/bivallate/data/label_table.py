@@ -1,4 +1,4 @@
-"""A table of labels: rows of CSV, TSV or JSON lines, and what their columns are called."""
+"""Read tables of labels: CSV, TSV or JSON lines, with named columns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WIDEST = 10_000  # columns
 
 @dataclass(frozen=True)
 class TableLine:
-    """A row, its cells without spaces around them, and its number in the file, from 1."""
+    """A row of a table: its line number in the file, from 1, and its cells without surrounding spaces."""
 
     number: int
     cells: list[str]
@@ -29,14 +29,14 @@ class TableLine:
 
 @dataclass(frozen=True)
 class LabelTable:
-    """A table as it was read. header: names of the columns."""
+    """A table of labels. header: names of the columns."""
 
     path: Path
     header: list[str]
     lines: list[TableLine]
 
     def column(self, name: str, kind: str) -> int:
-        """The place of a column that the user has named. Raises UserError that lists what there is."""
+        """The position of a column named by the user. Raises UserError that lists the columns."""
         if name not in self.header:
             close = nearest(name, self.header)
             hint = f" (did you mean {close!r}?)" if close else ""
@@ -47,21 +47,21 @@ class LabelTable:
         return self.header.index(name)
 
     def where(self, line: TableLine) -> str:
-        """For messages."""
+        """The name of a line, for messages."""
         return f"line {line.number} of {readable(self.path.name)}"
 
 
 def is_table(path: Path) -> bool:
-    """Whether a file may hold labels; tables to be handed in, as competitions give them, do not."""
+    """Whether a file may be a table of labels; sample submissions of competitions are not."""
     named = path.suffix.lower() in SUFFIXES or path.name.lower() == "metadata.jsonl"
     return named and "submission" not in path.stem.lower()
 
 
 def read_table(path: Path) -> LabelTable:
-    """The table in a file.
+    """Read a table.
 
     Raises:
-        UserError: it is too large, not UTF-8, or has rows of another length than its header.
+        UserError: the file is too large, not UTF-8, empty, or has rows of another length than its header.
     """
     text = read_text(path, "table of labels", MOST)
     return _of_json(path, text) if path.suffix.lower() == ".jsonl" else _of_csv(path, text)

@@ -1,4 +1,4 @@
-"""Folders of images whose labels stand in a table: `metadata.csv`, `labels.csv`, `train.csv`."""
+"""Folders of images with labels in a table: `metadata.csv`, `labels.csv`, `train.csv`."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ LABEL_NAMES = (
     *("y", "cls", "breed", "species", "diagnosis"),
 )
 SPLIT_NAMES = ("split", "subset", "partition", "set")
-WHOLE = re.compile(r"-?[0-9]{1,18}(\.0+)?")  # programs that had an empty cell write whole numbers as 1.0
-TRIED = 200  # rows by which the column of the images is found
+WHOLE = re.compile(r"-?[0-9]{1,18}(\.0+)?")  # programs write 1.0 for 1 if a column has empty cells
+TRIED = 200  # rows from which the column of the images is recognised
 SHOWN = 5
 
 
 @dataclass(frozen=True)
 class LabelledRow:
-    """An image, its label as the table says it, and the line that says so."""
+    """An image, its label in the table, and the name of the table's line."""
 
     path: Path
     label: str
@@ -46,8 +46,8 @@ class TablePart:
     """The rows of one split.
 
     Attributes:
-        folder: that holds the images. table: for messages. rows: in the table's order.
-        numbers: whether all labels, those of other splits too, are whole numbers.
+        folder: of the images. table: name, for messages. rows: in the table's order.
+        numbers: whether the labels of all splits are whole numbers.
     """
 
     folder: Path
@@ -61,15 +61,15 @@ class TablePart:
         return [row.path for row in self.rows]
 
     def key(self) -> tuple[str, ...]:
-        """What, beside the files, decides the labels."""
+        """What determines the labels besides the files: the table's labels."""
         return ("table", digest(*(row.label for row in self.rows)))
 
     def hidden(self) -> bool:
-        """Whether no label is told, as in the test data of competitions."""
+        """Whether all labels are missing, as in the test data of competitions."""
         return all(row.label in ("", "-1", "-1.0") for row in self.rows)
 
     def read(self, reading: Reading, classes: list[str] | None) -> Encoded:
-        """Still encoded; -1 for an empty label. Text is numbered by `classes`, else in alphabetical order."""
+        """The encoded images; empty labels are -1, text is numbered by `classes`, else alphabetically."""
         labels, names = self._numbers() if self.numbers else self._names(classes)
         blocks = Lines(self.folder, self.files, [row.where for row in self.rows])
         return Encoded(self.table, labels, names, blocks)
@@ -103,7 +103,7 @@ class Lines(Files):
 
 
 class NamedImages:
-    """The images below a folder by what a table may call them; nothing else is ever opened."""
+    """The images below a folder, by the names that a table may use; no other file is opened."""
 
     def __init__(self, root: Folder) -> None:
         self.root = root.path
@@ -117,9 +117,9 @@ class NamedImages:
         self.stems = {place.rpartition(".")[0]: path for place, path in self.paths.items()}
 
     def find(self, name: str, table: Path) -> list[Path]:
-        """The files that a name in a table may mean, with or without its suffix.
+        """The files that a name in a table may mean, with or without suffix.
 
-        A path below the table's folder or the root, else a file anywhere; nothing for an empty name.
+        The name is a path below the table's folder or the root, else the name of a file anywhere below.
         """
         if not name:
             return []
@@ -132,14 +132,14 @@ class NamedImages:
 
 
 def find_tables(root: Folder, left: SkippedFiles, reading: Reading) -> dict[str, TablePart]:
-    """The images that tables of labels name, by split; empty where no table does.
+    """Find the images that tables of labels name, by split; empty if no table names any.
 
-    The split is a column's (`split`), else a word of the table's name, else of the nearest folder above the
-    image; none of these: training data.
+    The split comes from a column (`split`), else from the table's name, else from the nearest folder above
+    the image that names one; otherwise the row is training data.
 
     Raises:
-        UserError: naming the table and the line: a file that is not there or is named twice, a column that
-            only the user can choose.
+        UserError: a missing image, one with two labels, or a column that the user must choose; the message
+            names table and line.
     """
     images = NamedImages(root)
     read = [read_table(path) for path in root.walk() if is_table(path)] if images.paths else []
@@ -170,7 +170,7 @@ def find_tables(root: Folder, left: SkippedFiles, reading: Reading) -> dict[str,
 
 
 def _headed(table: LabelTable, images: NamedImages) -> LabelTable:
-    """A table whose first line names an image has no header: its columns are numbered."""
+    """Number the columns of a table without header: its first line names an image."""
     known = {*FILE_NAMES, *LABEL_NAMES, *SPLIT_NAMES}
     if not any(images.find(name, table.path) for name in table.header if name.lower() not in known):
         return table
@@ -179,7 +179,7 @@ def _headed(table: LabelTable, images: NamedImages) -> LabelTable:
 
 
 def _new(row: LabelledRow, seen: dict[Path, LabelledRow], left: SkippedFiles) -> bool:
-    """Whether a row's image is named for the first time. Raises UserError where it had another label."""
+    """Whether a row's image is named for the first time. Raises UserError if it had another label."""
     earlier = seen.setdefault(row.path, row)
     if earlier is row:
         return True
@@ -193,7 +193,7 @@ def _new(row: LabelledRow, seen: dict[Path, LabelledRow], left: SkippedFiles) ->
 
 
 def _image_column(table: LabelTable, images: NamedImages, reading: Reading) -> int | None:
-    """The column whose cells are names of images; None where there is none."""
+    """The column whose cells are names of images; None if there is none."""
     if reading.image_column is not None and reading.image_column in table.header:
         return table.header.index(reading.image_column)
     tried = table.lines[:TRIED]
@@ -201,7 +201,8 @@ def _image_column(table: LabelTable, images: NamedImages, reading: Reading) -> i
     hits = [len({path for paths in column for path in paths}) for column in named]
     usual = {k for k, name in enumerate(table.header) if name.lower() in LABEL_NAMES}
     likely = [k for k in range(len(hits)) if k not in usual] or [*range(len(hits))]
-    most = max(hits[k] for k in likely)  # whole numbers as labels may be names too, but of few images
+    # numeric labels may be names of images too, but only of a few different ones
+    most = max(hits[k] for k in likely)
     if not most:
         known = [k for k in likely if table.header[k].lower() in FILE_NAMES]
         return known[0] if known and tried else None
@@ -212,10 +213,10 @@ def _image_column(table: LabelTable, images: NamedImages, reading: Reading) -> i
 
 
 def _label_column(table: LabelTable, image: int, reading: Reading, *, alone: bool) -> int | None:
-    """The column of the labels; None for a table without one, if it is not the only table.
+    """The column of the labels; None for a table without labels that is not the only table.
 
     Raises:
-        UserError: for several, or none.
+        UserError: there are several candidates, or none.
     """
     if reading.label_column is not None:
         known = alone or reading.label_column in table.header
@@ -249,7 +250,7 @@ def _choose(kind: str, names: list[str], table: LabelTable) -> UserError:
 def _rows(
     table: LabelTable, column: int, label: int, images: NamedImages, reading: Reading, left: SkippedFiles
 ) -> Iterable[tuple[str, LabelledRow]]:
-    """(split, row) of each line whose image is there."""
+    """Yield (split, row) of each line whose image exists."""
     split_at = _split_column(table)
     lacking: list[TableLine] = []
     for line in table.lines:
@@ -277,7 +278,7 @@ def _rows(
 
 
 def _split_column(table: LabelTable) -> int | None:
-    """The column that says the split of each row, where all cells do."""
+    """The column that gives the split of each row, if all its cells name one."""
     for k, name in enumerate(table.header):
         if name.lower() in SPLIT_NAMES and table.lines and all(_split(ln.cells[k]) for ln in table.lines):
             return k
@@ -285,8 +286,8 @@ def _split_column(table: LabelTable) -> int | None:
 
 
 def _split(name: str) -> str | None:
-    """The one split that a name says."""
+    """The split in a name; None for none or several."""
     try:
         return split_of(name)
-    except UserError:  # train_test_labels.csv is of both
+    except UserError:  # as in train_test_labels.csv
         return None

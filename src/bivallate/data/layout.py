@@ -1,4 +1,4 @@
-"""What lies below a folder, and what its names say: which are splits, and which are no data at all."""
+"""Scan a folder, and read names: which ones name a split, and which are no data."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ SHOWN = 5
 
 
 def split_of(name: str) -> str | None:
-    """The split that a file's or folder's name says; None where it says none.
+    """The split in the name of a file or folder; None if it names none.
 
     A word counts anywhere between separators, digits or capitals.
 
     Raises:
-        UserError: for a name of two splits.
+        UserError: the name has two splits.
 
     Example:
         >>> [split_of(name) for name in ("X-train.parquet", "Testing", "seg_train", "val2017", "latest")]
@@ -51,7 +51,7 @@ def split_of(name: str) -> str | None:
 
 
 def is_split_alone(name: str) -> bool:
-    """Whether a name says its split and nothing else: training_set, not train_station."""
+    """Whether a name is a split and nothing else: training_set, not train_station."""
     return split_of(name) is not None and all(_kind(w) or w in BESIDE for w in _words(name))
 
 
@@ -65,13 +65,13 @@ def _kind(word: str) -> str | None:
 
 
 def readable(path: Path | str) -> str:
-    r"""A path or name as text that can be stored and printed: bytes that are not UTF-8 become `\xNN`."""
+    r"""A path or name as text that can be stored and printed; bytes that are not UTF-8 become `\xNN`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 @dataclass
 class SkippedFiles:
-    """Counts what is not read, so that it is said; a call adds one path of a kind such as '.heic files'."""
+    """Files and folders that are not read, for a note; a call adds one path of a kind, as '.heic files'."""
 
     root: Path
     found: dict[str, list[str]] = field(default_factory=dict)
@@ -86,12 +86,12 @@ class SkippedFiles:
             self(f"{path.suffix.lower()} files" if path.suffix else "files without a suffix", path)
 
     def says(self, note: str) -> None:
-        """Add how something was understood."""
+        """Add a note on how something was read."""
         self.said.append(note)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """How names were understood; then one line a kind: how many are left out, and the first by name."""
+        """The notes on how names were read, then a line for each kind that was left out."""
         left = (f"left out, {kind}: {_listed(paths)}" for kind, paths in sorted(self.found.items()))
         return *self.said, *left
 
@@ -106,8 +106,8 @@ class Folder:
     """A folder as it was found.
 
     Attributes:
-        path: its own. entries: names of files, and folders, in one alphabetical order; hidden ones, those of
-            systems and repeated links are not among them.
+        path: of the folder. entries: names of files, and folders, in alphabetical order; without hidden ones,
+            those of operating systems and repeated links.
     """
 
     path: Path
@@ -120,12 +120,12 @@ class Folder:
 
     @property
     def folders(self) -> list[Folder]:
-        """Directly below."""
+        """The folders directly below."""
         return [entry for entry in self.entries if isinstance(entry, Folder)]
 
     @property
     def files(self) -> list[Path]:
-        """Directly below."""
+        """The files directly below."""
         return [self.path / entry for entry in self.entries if isinstance(entry, str)]
 
     def walk(self) -> Iterator[Path]:
@@ -138,12 +138,12 @@ class Folder:
 
     @property
     def images(self) -> list[Path]:
-        """At any depth, in the order of their paths."""
+        """The images at any depth, in the order of their paths."""
         return [path for path in self.walk() if path.suffix.lower() in IMAGES]
 
     @cached_property
     def has_images(self) -> bool:
-        """Whether there is one at any depth."""
+        """Whether there is an image at any depth."""
         return any(path.suffix.lower() in IMAGES for path in self.walk())
 
     @property
@@ -153,13 +153,13 @@ class Folder:
 
 
 def scan(root: Path, left: SkippedFiles) -> Folder:
-    """Everything below a folder, once.
+    """List everything below a folder, once.
 
-    Links to folders elsewhere are followed, each folder once; a link to where the images are read anyhow
-    would double them.
+    Links to folders elsewhere are followed, each folder once. Links to folders that are read anyway are not
+    followed, because their images would be read twice.
 
     Raises:
-        UserError: for a folder that cannot be listed.
+        UserError: a folder that cannot be listed.
     """
     return _scan(root, left, os.path.realpath(root), set())
 
@@ -181,13 +181,13 @@ def _scan(path: Path, left: SkippedFiles, root: str, linked: set[str]) -> Folder
                 left("linked folders that are read elsewhere", child)
         elif child.exists() and not child.is_file():
             left("pipes and devices", child)
-        else:  # a link that leads nowhere too: whoever reads it says so
+        else:  # also a broken link, which is reported when it is read
             entries.append(name)
     return Folder(path, tuple(entries))
 
 
 def _followed(folder: Path, root: str, linked: set[str]) -> bool:
-    """Whether to go into a folder; of links only the first to each place outside of the root."""
+    """Whether to enter a folder; of links only the first to each folder outside of the root."""
     if not folder.is_symlink():
         return True
     place = os.path.realpath(folder)

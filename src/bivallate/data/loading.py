@@ -42,26 +42,35 @@ def load(
     stream: bool | None = None,
     workers: int | None = None,
 ) -> Dataset:
-    """A data set: a name ("digits"), "hub:owner/name", a folder, an archive, an `.npz` or a pair (x, y).
+    """Load a data set: a name ("digits"), "hub:owner/name", a folder, an archive, an `.npz` or a pair (x, y).
 
     Args:
-        data: which; a pair of pairs ((x, y), (x, y)) is training and test data; a `Dataset` passes through.
-        data_dir: where named sets are looked for before the hub; `BIVALLATE_DATA` by default.
+        data: the data set; a pair of pairs ((x, y), (x, y)) is training and test data; a `Dataset` is
+            returned unchanged.
+        data_dir: folder in which named sets are looked for before the hub; default `BIVALLATE_DATA`.
         seed: of validation split, imbalance and mixing. The test data do not depend on it.
-        validation: fraction below 1, or number of rows (int), held out in the classes' proportions; 0: none.
-        size: every image is fitted to this side or (H, W). channels: 1 or 3. Both hold for arrays too.
+        validation: fraction below 1, or number of rows (int), to hold out in the proportions of the classes;
+            0: none.
+        size: side or (H, W) to which every image is fitted. channels: 1 or 3. Both apply to arrays too.
         on_bad: "refuse", "convert" or "skip" rows that cannot be used as they are; "convert" also numbers
-            labels that are text in alphabetical order.
-        image_column, label_column: of Parquet files whose columns are not found by themselves.
-        test_fraction: cut from the training data where a set comes without test data. whole: all of them are.
-        imbalance: "step:0.2" or "longtail:0.01", applied to what is left for training.
-        extra: an `.npz` file or pair (x, y) mixed into the training data so that it is `extra_ratio` of it.
-        allow_missing_classes: train even if a class has no training row.
-        stream: decode images as they are needed, in `workers` processes (as many as processors, at most 8),
-            instead of once into the cache; None: only for sets that are too large for it, such as imagenet.
+            text labels in alphabetical order.
+        image_column, label_column: names of columns, for files whose columns are not recognised.
+        test_fraction: fraction of the training data that is cut off as test data, for a set without test
+            data.
+        whole: take all data of such a set as test data.
+        imbalance: "step:0.2" or "longtail:0.01", applied to the remaining training data.
+        extra: an `.npz` file or pair (x, y) mixed into the training data. extra_ratio: its share of the
+            mixture.
+        allow_missing_classes: allow a class without training row.
+        stream: decode images as they are needed, in `workers` processes (one for each processor, at most 8),
+            instead of once into the cache. None: only for sets that are too large for the cache, such as
+            imagenet.
+
+    Returns:
+        The data set; images are uint8 in 0..255 or float32 in [0, 1].
 
     Raises:
-        UserError: for anything the user can mend.
+        UserError: data that are not found, cannot be read, or do not fit the arguments.
     """
     if isinstance(data, Dataset):
         return data
@@ -88,7 +97,7 @@ def load(
 def _mixed(
     train: Split, extra: Any, ratio: float, classes: list[str], reading: Reading, seed: int
 ) -> tuple[Split, tuple[str, ...]]:
-    """(training data with extra images, what a user should know of these)."""
+    """(training data with extra images, notes for the user on these)."""
     named = isinstance(extra, str | Path)
     what = str(extra) if named else "extra images"
     x, y = tensors.read_npz(Path(extra)) if named else arrays.split_pair(extra, what)
@@ -113,7 +122,7 @@ def _check_classes(train: Split, source: Source) -> None:
 
 
 def _augmentation(source: Source, shape: tuple[int, int, int]) -> Augment:
-    """The papers' choice for known sets; else crops for colour images, and never flips (signs, letters)."""
+    """The papers' augmentation for known sets; else crops for colour images, no flips (signs, letters)."""
     if source.known is not None:
         return Augment.parse(source.known.augment)
     return Augment(pad=max(1, shape[1] // 8)) if shape[0] == 3 else Augment()

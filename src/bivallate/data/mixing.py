@@ -16,12 +16,12 @@ __all__ = ["mixed", "partners"]
 
 
 def partners(noise: Noise, rows: int) -> Tensor:
-    """(B,) int64, the row of a split of so many whose image each row is mixed with."""
+    """(B,) int64, for each row the row in 0, ..., rows - 1 whose image is pasted into it."""
     return noise.integers("cutmix/partner", 0, rows)
 
 
 def rectangles(noise: Noise, probability: float, sides: tuple[int, int]) -> Tensor:
-    """(B, 4) of an area that is uniform in (0, 1) before the border cuts it off; empty where none is pasted.
+    """(B, 4) rectangles with an area uniform in (0, 1), cut off at the border; empty where none is pasted.
 
     Reference: Yun et al., CutMix, ICCV 2019, section 3.1 with alpha = 1.
     """
@@ -36,11 +36,11 @@ def rectangles(noise: Noise, probability: float, sides: tuple[int, int]) -> Tens
 def mixed(
     batch: Batch, noise: Noise, probability: float, other: Callable[[Tensor], Batch], rows: int
 ) -> Batch:
-    """The minibatch with parts of other images of its split.
+    """Paste rectangles of other images of the split into the images of a minibatch.
 
     Args:
-        noise: of the minibatch's rows. other: the images of rows of the split, augmented as they would be.
-        rows: of the split.
+        noise: of the minibatch's rows. probability: that an image gets a rectangle.
+        other: rows of the split -> their images, with this epoch's augmentation. rows: number in the split.
     """
     sides = (batch.x.shape[2], batch.x.shape[3])
     place = rectangles(noise, probability, sides).to(batch.x.device)

@@ -1,4 +1,4 @@
-"""A contact sheet of near-duplicates, to judge by eye whether they are."""
+"""A contact sheet of near-duplicates, to check them by eye."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CELL, GAP, HEAD = 0.6, 0.25, 0.45  # inches
 
 
 def pairs_sheet(dataset: Dataset, pairs: Sequence[Duplicate], path: str | Path) -> Path:
-    """Draw up to 90 pairs, the most alike first, as PNG, SVG or PDF; on the left are the test images."""
+    """Draw up to 90 pairs, the most similar first, as PNG, SVG or PDF; test images are on the left."""
     shown = list(pairs)[:MOST]
     rows = max(1, -(-len(shown) // COLUMNS))
     width, height = COLUMNS * (2 * CELL + GAP) + 0.2, HEAD + rows * (CELL + GAP) + 0.1
@@ -53,7 +53,7 @@ def _draw(figure: Figure, image: Tensor, place: tuple[float, float, float, float
 
 
 def caption(pair: Duplicate, classes: Sequence[str]) -> str:
-    """What stands above a pair: rows, likeness, and the class, or both where they differ."""
+    """The caption of a pair: rows, similarity, and the class, or both classes if they differ."""
     one, other = (line(classes[label], 12) for label in pair.labels)
     names = one if one == other else f"{one} / {other}"
     return f"{pair.test} | {'extra ' if pair.extra else ''}{pair.train}  {pair.alike:.2f}  {names}"

@@ -22,7 +22,10 @@ Change = Callable[[Tensor, Tensor], Tensor]  # images in [0, 1], strengths (B,)
 
 
 def turned(x: Tensor, matrix: Tensor) -> Tensor:
-    """The image at matrix (B, 2, 2) times each place, about the centre; nearest pixel, black outside."""
+    """Transform by a matrix (B, 2, 2) about the centre: nearest pixel, black outside the image.
+
+    Each pixel of the result is the one at the matrix times its position.
+    """
     h, w = x.shape[2:]
     scale = torch.tensor([[1.0, h / w], [w / h, 1.0]], device=x.device, dtype=torch.float32)
     rows = F.pad(matrix.float() * scale, (0, 1))
@@ -31,7 +34,7 @@ def turned(x: Tensor, matrix: Tensor) -> Tensor:
 
 
 def rotated(x: Tensor, degrees: Tensor) -> Tensor:
-    """Counter-clockwise."""
+    """Rotate images counter-clockwise by degrees (B,)."""
     turn = torch.deg2rad(degrees.to(x.device))
     cos, sin = turn.cos(), turn.sin()
     return turned(x, torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2))
@@ -63,7 +66,7 @@ def _contrast(x: Tensor, strength: Tensor) -> Tensor:
 
 
 def _sharpness(x: Tensor, strength: Tensor) -> Tensor:
-    """Against a 3 x 3 blur; the border stays."""
+    """Blend with a 3 x 3 blur of the image; the border is not blurred."""
     c = x.shape[1]
     kernel = torch.ones(c, 1, 3, 3, dtype=x.dtype, device=x.device)
     kernel[:, :, 1, 1] = 5
@@ -79,7 +82,7 @@ def _autocontrast(x: Tensor, strength: Tensor) -> Tensor:
 
 
 def _equalize(x: Tensor, strength: Tensor) -> Tensor:
-    """Every level of 256 about as frequent, in each channel."""
+    """Equalise the histogram of 256 levels, in each channel."""
     level = (255 * x).round().long().flatten(2)
     count = torch.zeros(*level.shape[:2], 256, dtype=torch.long, device=x.device)
     count.scatter_add_(2, level, torch.ones_like(level))
@@ -110,17 +113,17 @@ SPACES: dict[str, tuple[tuple[float, ...], float, int]] = {  # probabilities, la
 
 @dataclass(frozen=True)
 class Palette:
-    """What was drawn for each image of a batch.
+    """The changes drawn for the images of a batch.
 
     Attributes:
-        which: (B,) int64, of `CHANGES`. strength: (B,).
+        which: (B,) int64, number of the change in `CHANGES`. strength: (B,).
     """
 
     which: Tensor
     strength: Tensor
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Palette:
-        """The same on another device."""
+        """The same changes on another device."""
         which, strength = (t.to(device, non_blocking=non_blocking) for t in (self.which, self.strength))
         return Palette(which, strength)
 
@@ -128,7 +131,7 @@ class Palette:
         return Palette(self.which[rows], self.strength[rows])
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The changed images (B, C, H, W), uint8 or floating, as they came."""
+        """Change images (B, C, H, W), uint8 or floating; the type is kept."""
         real = x / 255.0 if x.dtype == torch.uint8 else x
         made = real.clone()
         for k, (_, change) in enumerate(CHANGES):
@@ -139,7 +142,7 @@ class Palette:
 
 
 def draw(noise: Noise, space: str) -> Palette:
-    """A change for each row, and how strong it is."""
+    """Draw a change and its strength for each row."""
     odds, shear, degrees = SPACES[space]
     u = noise.uniform("palette", (3,), torch.float64)
     bounds = torch.tensor(odds, dtype=torch.float64, device=u.device).cumsum(0)[:-1].contiguous()

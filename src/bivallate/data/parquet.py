@@ -28,11 +28,11 @@ class ParquetPart:
     files: list[Path]
 
     def key(self) -> tuple[str, ...]:
-        """What, beside the files, decides the labels: how names are put in relation."""
+        """What determines the labels besides the files: that names are matched by name."""
         return ("by name",)
 
     def read(self, reading: Reading, classes: list[str] | None) -> Encoded:
-        """Still encoded; names of labels must be among `classes`, else they are those of the first file."""
+        """The encoded images; class names must be among `classes`, or are those of the first file."""
         opened = [open_file(path) for path in self.files]
         found = [columns(file, path, reading) for file, path in zip(opened, self.files, strict=True)]
         more = len(self.files) - 1
@@ -51,7 +51,7 @@ class ParquetPart:
         return Encoded(title, labels, names, blocks)
 
     def says(self, reading: Reading) -> str:
-        """What the labels are, by the first file: "text", "named numbers" or "numbers"."""
+        """The kind of the labels, by the first file: "text", "named numbers" or "numbers"."""
         file = open_file(self.files[0])
         column = columns(file, self.files[0], reading)
         kind = file.schema_arrow.field(column.label).type
@@ -59,7 +59,7 @@ class ParquetPart:
         return "text" if is_text(kind) else "named numbers" if column.names else "numbers"
 
     def hidden(self, reading: Reading) -> bool:
-        """Whether no label is told, as in the test data of competitions: no column, all -1 or missing."""
+        """Whether all labels are hidden, as in competitions: no column, or all are -1 or missing."""
         rows = 0
         for path in self.files:
             file = open_file(path)
@@ -82,7 +82,7 @@ def _labels(path: Path, file: pq.ParquetFile, column: str) -> pa.ChunkedArray:
     if pa.types.is_integer(labels.type) or pa.types.is_null(labels.type):
         try:
             return labels.cast(pa.int64())
-        except pa.ArrowInvalid as error:  # unsigned ones beyond 2^63
+        except pa.ArrowInvalid as error:  # unsigned numbers beyond 2^63
             raise UserError(f"{path}: label column {column!r}: {error}") from None
     if not is_text(labels.type):
         raise UserError(
@@ -101,10 +101,10 @@ def _number(
 ) -> tuple[np.ndarray, list[str]]:
     """Number the labels of a column, as (labels, names).
 
-    Null and empty text are -1. Text is taken without spaces around it, and so are the numbers of a file that
-    names its classes by their names; other numbers stay as they are.
+    Null and empty text become -1. Text is stripped of spaces and matched by name. Numbers of a file that
+    names its classes are matched by these names; other numbers stay as they are.
 
-    The names are the given ones, else those that the first file to name any declares, else, for text, all in
+    The names are the given ones, else those of the first file that declares any, else, for text, all texts in
     alphabetical order.
     """
     texts = [is_text(part.type) for part in parts]
@@ -147,7 +147,7 @@ def _check_numbers(numbers: np.ndarray, names: list[str], where: Callable[[int],
 def _by_name(
     numbers: np.ndarray, own: list[str], names: list[str], where: Callable[[int], str], title: str
 ) -> np.ndarray:
-    """The labels of a file as places among `names`, where it names them in another order."""
+    """Renumber the labels of a file by `names`, if it has the names in another order."""
     if not own or own == names:
         return numbers
     place = np.array([*positions(own, names), -1])  # -1 stays -1

@@ -1,4 +1,4 @@
-"""How images are to be read: what the user asked for, and what holds for a whole set."""
+"""How images are read: the user's options, and the common shape of a set."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Reading:
     """How images are read.
 
     Attributes:
-        size: (H, W) to which every image is fitted (scaled, centre cut); None: they must agree.
-        channels: 1 or 3; None: what most images are.
-        on_bad: "refuse" a set with bad rows, "convert" those that can be (size, colour), or "skip" them.
-        grey: take grey images among colour ones as colour without counting them.
-        image_column, label_column: of Parquet files; None: found by the metadata, then by name.
+        size: (H, W) to which every image is fitted (scaled, centre cut); None: all must have one size.
+        channels: 1 or 3; None: those of most images.
+        on_bad: "refuse" a set with bad rows, "convert" rows where possible (size, colour), or "skip" them.
+        grey: convert grey images among colour ones without a note.
+        image_column, label_column: names of columns; None: found by the metadata, then by name.
     """
 
     size: tuple[int, int] | None = None
@@ -43,11 +43,11 @@ class Reading:
 
 @dataclass(frozen=True)
 class Canvas:
-    """What every image of a set becomes.
+    """The common form of a set's images.
 
     Attributes:
         shape: (C, H, W).
-        whole, real: the value that is white in images of 16 or 32 bits, of integers and of floating point.
+        whole, real: white level of images of 16 or 32 bits, for integers and for floating point.
     """
 
     shape: tuple[int, int, int]

@@ -1,4 +1,4 @@
-"""The data sets known by name: where they are, their published statistics, the papers' augmentation."""
+"""The data sets known by name: their places, published statistics and the papers' augmentation."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class TrainingDefaults:
-    """What `train` does with images where nothing was said: docs/defaults.md shows that it learns.
+    """The defaults of `train` for a data set; docs/defaults.md shows that they learn.
 
     Attributes:
-        eps: customary Linf radius, as it is written. model: architecture. lr: peak rate of SGD.
+        eps: customary Linf radius, as text. model: architecture. lr: peak learning rate of SGD.
         warm_up: share of the minibatches over which the radius grows from almost 0 to eps.
-        l1: customary L1 radius, where there is one.
+        l1: customary L1 radius, or None.
     """
 
     eps: str = "8/255"
@@ -33,7 +33,7 @@ class TrainingDefaults:
     l1: str | None = None
 
     def radius(self, norm: str) -> str | None:
-        """The customary radius in Linf or L1; None where there is none."""
+        """The customary radius in Linf or L1; None if there is none."""
         return {"Linf": self.eps, "L1": self.l1}.get(norm)
 
     def __str__(self) -> str:
@@ -45,15 +45,16 @@ class KnownDataset:
     """A published data set.
 
     Attributes:
-        folders: names under which it may lie in the data folder; subsets: of folders that hold a part of it.
-        hub: its repository; under: a folder of that repository. shape: (C, H, W).
-        classes, train, test: how many there are in the published set.
-        mean, std: published statistics, or None to compute them. size: every image is fitted to it.
-        grey: holds grey images that are meant to be read as colour. test_split: what serves as test data.
-        stream: too large to be decoded into the cache. label_column: of files that have several.
-        built_in: scikit-learn brings it; it is never looked for.
-        augment: what `Augment.parse` takes.
-        usual: how it is trained on by default.
+        name, title: the name, and a description. shape: (C, H, W).
+        folders: names of its folder in the data folder; subsets: names of folders with a part of it.
+        hub: its repository; under: a folder of that repository.
+        classes, train, test: numbers of classes and rows in the published set.
+        mean, std: published statistics, or None to compute them. size: (H, W) to which images are fitted.
+        grey: whether it has grey images to be read as colour. test_split: name of the split for testing.
+        stream: whether it is too large to be decoded into the cache. label_column: for files with several.
+        built_in: whether scikit-learn contains it, so that no file is needed.
+        augment: augmentation, as `Augment.parse` reads it.
+        usual: defaults for training.
     """
 
     name: str
@@ -141,7 +142,7 @@ def names() -> list[str]:
 
 
 def get(name: str) -> KnownDataset | None:
-    """The data set of that name, in any spelling of its case, hyphens and spaces; None if there is none."""
+    """The data set of that name, ignoring case, hyphens and spaces; None if there is none."""
     plain = _plain(name)
     return next((k for k in KNOWN.values() if plain in map(_plain, (k.name, *k.folders))), None)
 
@@ -154,7 +155,7 @@ def find(name: str) -> KnownDataset:
     """The data set of that name, as `get`.
 
     Raises:
-        UserError: naming the nearest one.
+        UserError: there is none; the message names the nearest one.
     """
     known = get(name)
     if known is None:
@@ -177,16 +178,16 @@ def recognised(data: str) -> KnownDataset | None:
 
 
 def training_defaults(data: str) -> TrainingDefaults:
-    """How a set is trained on where nothing was said."""
+    """The defaults of `train` for a data set."""
     known = recognised(data)
     return known.usual if known is not None else TrainingDefaults()
 
 
 def data_folder(data_dir: str | Path | None) -> Path | None:
-    """Where data sets are looked for: as given, else `BIVALLATE_DATA`, else nowhere.
+    """The folder in which data sets are looked for: as given, else `BIVALLATE_DATA`, else None.
 
     Raises:
-        UserError: if it is not a folder.
+        UserError: it is not a folder.
     """
     chosen = data_dir if data_dir is not None else os.environ.get("BIVALLATE_DATA") or None
     if chosen is None:
@@ -198,7 +199,7 @@ def data_folder(data_dir: str | Path | None) -> Path | None:
 
 
 def local(known: KnownDataset, data_dir: str | Path | None) -> Path | None:
-    """The folder of a known data set under the data folder, a complete one before a subset."""
+    """The folder of a known data set in the data folder, a complete one rather than a subset; or None."""
     folder = data_folder(data_dir)
     if folder is None:
         return None
@@ -208,7 +209,7 @@ def local(known: KnownDataset, data_dir: str | Path | None) -> Path | None:
 
 
 def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:
-    """What is known of a data set without reading it: for listings."""
+    """Plain values about a data set for listings, without reading it."""
     known = find(name)
     place = local(known, data_dir)
     return {

@@ -1,4 +1,4 @@
-"""Images on the device that trains: all of them from the beginning, or each minibatch in one copy."""
+"""Put images on the training device: all of them at the beginning, or each minibatch in one copy."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from bivallate.errors import UserError
 __all__ = ["RESIDENT", "Resident", "resident", "uploaded"]
 
 RESIDENT = ("auto", "always", "never")
-SHARE = 0.25  # of the device's free memory, which images may take by themselves
-ALIGNED = 16  # bytes; a tensor within a packed one begins at a multiple
+SHARE = 0.25  # largest share of the device's free memory that images may take in the mode "auto"
+ALIGNED = 16  # bytes; each tensor within the packed buffer begins at a multiple
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Resident:
 
 
 def resident(split: Split | None, device: torch.device, wanted: str) -> Resident | None:
-    """The split on the device, or None where it stays in memory: on a processor, or where it would not fit.
+    """Copy a split to the device; None if it stays in main memory: on the CPU, or if it does not fit.
 
     Args:
-        wanted: "auto" (on CUDA, within a quarter of the free memory), "always" or "never".
+        wanted: "auto" (on CUDA, up to a quarter of the free memory), "always" or "never".
 
     Raises:
-        UserError: "always" for images that are decoded as they are needed.
+        UserError: "always" for a streamed split, whose images are decoded as they are needed.
     """
     if split is None or device.type == "cpu" or wanted == "never":
         return None
@@ -63,7 +63,7 @@ def _fits(split: Split, device: torch.device) -> bool:
 
 
 def uploaded(values: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Tensors of the processor on the device, in one copy from pinned memory that the host does not wait for.
+    """Copy tensors from the CPU to the device in one transfer from pinned memory, without waiting for it.
 
     Example:
         >>> [t.tolist() for t in uploaded([torch.tensor([1, 2]), torch.tensor([True])], torch.device("cpu"))]

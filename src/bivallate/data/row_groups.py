@@ -1,4 +1,4 @@
-"""Parquet files opened, and their row groups read as blocks of encoded images, under limits."""
+"""Open Parquet files, and read their row groups as blocks of encoded images, under limits."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from bivallate.untrusted_files import HEAD, kind_of, open_regular, pinned_path, 
 __all__ = ["Group", "RowGroups", "open_file", "undamaged"]
 
 AT_ONCE = 64  # rows of a group that are unpacked together
-LARGE = 1 << 30  # bytes; smaller groups may be packed as densely as they like
-DENSEST = 200  # times smaller than its images; they are compressed already
+LARGE = 1 << 30  # bytes; the compression of smaller groups is not limited
+DENSEST = 200  # largest compression of a file: its images are already compressed
 ROWS_A_BYTE = 100
 
 
 def open_file(path: Path) -> pq.ParquetFile:
-    """Open a Parquet file, telling a truncated from a foreign one."""
+    """Open a Parquet file. Raises UserError, which tells a truncated file from one of another kind."""
     try:
         with open_regular(path) as file:
             head = file.read(HEAD)
@@ -53,7 +53,7 @@ def open_file(path: Path) -> pq.ParquetFile:
 
 @contextmanager
 def undamaged(path: Path) -> Iterator[None]:
-    """Turn whatever the library raises on a file into a message that names it."""
+    """Turn the library's exceptions into a UserError that names the file."""
     try:
         yield
     except UserError:
@@ -104,7 +104,7 @@ class RowGroups:
             return items
 
     def where(self, row: int) -> str:
-        """The row within its file."""
+        """The name of a row: its number within its file."""
         before = 0
         for group in self.groups:
             if row < before + group.rows:

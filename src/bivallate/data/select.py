@@ -1,4 +1,4 @@
-"""Choices of rows, functions of the seed: stratified hold-outs, imbalance, the mixing of extra data."""
+"""Choose rows by the seed: stratified hold-outs, class imbalance, mixing of extra data."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["Joined", "holdout", "imbalance", "mix", "shared"]
 
 
 def holdout(split: Split, n: int | float, seed: int, purpose: str = "validation") -> tuple[Split, Split]:
-    """(rest, held): `held` has n rows, or a fraction n of them, in the proportions of the classes.
+    """Split into (rest, held): `held` has n rows, or a fraction n of them, in the classes' proportions.
 
-    Two purposes draw different rows. BiLAW takes its two sets of 1,000 one after the other from the rest.
+    Different purposes draw different rows. (BiLAW's two sets of 1,000 rows are held out one after the other.)
 
     Raises:
-        UserError: if nothing or everything would be held out.
+        UserError: nothing or everything would be held out.
     """
     total = len(split)
     fraction = isinstance(n, float)
@@ -37,7 +37,7 @@ def holdout(split: Split, n: int | float, seed: int, purpose: str = "validation"
     labels = split.labels[order]
     counts = torch.bincount(split.labels)
     quota = _apportion(counts, wanted)
-    rank = torch.empty(total, dtype=torch.int64)  # place of each row among its class, in shuffled order
+    rank = torch.empty(total, dtype=torch.int64)  # position of each row within its class, in shuffled order
     for label in range(len(counts)):
         members = (labels == label).nonzero()[:, 0]
         rank[members] = torch.arange(len(members))
@@ -47,7 +47,7 @@ def holdout(split: Split, n: int | float, seed: int, purpose: str = "validation"
 
 
 def _apportion(counts: Tensor, wanted: int) -> Tensor:
-    """Whole numbers that sum to `wanted`, in proportion to the counts; a class keeps a row where it can."""
+    """Whole numbers, proportional to the counts, with the sum `wanted`; each class keeps a row if it can."""
     exact = counts.double() * wanted / counts.sum()
     most = (counts - 1).clamp(min=0)
     quota = torch.minimum(exact.floor().long(), most)
@@ -60,12 +60,13 @@ def _apportion(counts: Tensor, wanted: int) -> Tensor:
 
 
 def imbalance(split: Split, spec: str, classes: int, seed: int) -> Split:
-    """Thin classes out, by 'step:RATIO' or 'longtail:RATIO'.
+    """Remove rows so that classes are imbalanced, by 'step:RATIO' or 'longtail:RATIO'.
 
-    'step:0.2' keeps a fifth of the first half of the classes, 'longtail:0.01' falls geometrically from the
-    first class, kept whole, to the last, of which a hundredth is kept.
+    'step:0.2' keeps a fifth of the rows of the first half of the classes. 'longtail:0.01' keeps a share that
+    falls geometrically from 1 for the first class to a hundredth for the last.
 
-    With an odd number of classes the middle one counts to the second half. Each class keeps at least one row.
+    With an odd number of classes the middle one belongs to the second half. Each class keeps at least one
+    row.
 
     Reference: step imbalance as in DONE, where the last five classes of CIFAR-10 are the large ones; long
     tail as in Cao et al. 2019, n_k ratio^(k / (K - 1)).
@@ -93,7 +94,7 @@ def imbalance(split: Split, spec: str, classes: int, seed: int) -> Split:
 
 
 class Joined:
-    """Two stores, one after the other, without a copy."""
+    """Two stores as one, the second after the first, without a copy."""
 
     def __init__(self, first: Any, second: Any) -> None:
         self.first, self.second = first, second
@@ -110,9 +111,12 @@ class Joined:
 
 
 def mix(split: Split, extra: Split, ratio: float, seed: int) -> Split:
-    """Add so many rows of `extra`, drawn with the seed, that they are `ratio` of the result.
+    """Add rows of `extra`, drawn by the seed, so that they are the fraction `ratio` of the result.
 
-    `index` of the added rows counts on from the end of the split's store.
+    `index` of the added rows continues after the end of the split's store.
+
+    Raises:
+        UserError: a ratio outside (0, 1), images of another shape or type, or too few extra rows.
     """
     if not 0 < ratio < 1:
         raise UserError(f"extra_ratio is the share of extra data in the mixture, in (0, 1); got {ratio}")
@@ -143,9 +147,9 @@ def _former_mix(split: Split, extra: Split) -> str:
 
 
 def shared(split: Split, other: Split) -> Tensor:
-    """(k,) positions in `split` of the images that are among those of `other` too, pixel for pixel.
+    """(k,) positions in `split` of images that are also in `other`, pixel for pixel.
 
-    Streams are not looked through, nor are images of another shape or type alike.
+    Empty for streams, and for splits with images of different shapes or types.
     """
     arrays = isinstance(split.store, np.ndarray) and isinstance(other.store, np.ndarray)
     if not arrays or split.shape != other.shape or split.store.dtype != other.store.dtype:
@@ -155,7 +159,7 @@ def shared(split: Split, other: Split) -> Tensor:
 
 
 def _prints(split: Split) -> np.ndarray:
-    """(N,) a 64-bit number for each image, equal for equal pixels: words, mixed and weighted at random."""
+    """(N,) a 64-bit hash of each image's pixels: its words are mixed, weighted at random and summed."""
     words = -(-int(np.prod(split.shape)) * split.store.dtype.itemsize // 8)
     weights = np.random.default_rng(0).integers(1, 1 << 63, words, dtype=np.uint64)
     result = np.empty(len(split), np.uint64)

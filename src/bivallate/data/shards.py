@@ -1,4 +1,4 @@
-"""Parquet files in the hub's layout: which split each belongs to, and whether all are there, each once."""
+"""Parquet files in the hub's layout: find the split of each, and check that all are there, each once."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def is_parquet(path: Path) -> bool:
 
 
 def find_shards(root: Folder, left: SkippedFiles) -> dict[str, list[Path]]:
-    """The Parquet files under a folder by split; all shards must be there, and each once.
+    """The Parquet files below a folder, by split; all shards must be there, and each once.
 
-    The split is a word of the file's name (train-00000-of-00002.parquet, X-test.parquet), else of a folder's
-    that it lies in, the nearest first. Files of unknown names are training data if there are no others.
+    The split is a word of the file's name (train-00000-of-00002.parquet, X-test.parquet), else of the nearest
+    folder above it that names one. If no file has a split, all are training data.
 
     Raises:
-        UserError: naming a missing or repeated shard, or the folders if there are several data sets.
+        UserError: a missing or repeated shard, or several data sets; the message names them.
     """
     found: dict[str, list[Path]] = {}
     others: list[Path] = []
@@ -51,7 +51,7 @@ def find_shards(root: Folder, left: SkippedFiles) -> dict[str, list[Path]]:
 
 
 def split_of(path: Path) -> str | None:
-    """The split a file belongs to, by its name or that of a folder it lies in."""
+    """The split of a file, by its name or that of a folder above it; None if there is none."""
     stem = SHARD.sub(r"\g<stem>", path.name).removesuffix(".parquet")
     return next(
         (kind for name in (stem, *reversed(path.parent.parts)) if (kind := layout.split_of(name))), None
@@ -59,7 +59,7 @@ def split_of(path: Path) -> str | None:
 
 
 def _check_shards(paths: list[Path]) -> None:
-    """Raise UserError, for files of one folder and split, unless they are one whole set of shards."""
+    """Raise UserError unless the files, of one folder and split, are one complete set of shards."""
     groups: dict[tuple[str, int], dict[int, Path]] = {}
     for path in paths:
         if match := SHARD.match(path.name):
@@ -88,7 +88,7 @@ def _side_by_side(first: Path, second: Path) -> UserError:
 
 
 def _check_copies(paths: list[Path]) -> None:
-    """Raise UserError for two files of the same bytes: their rows would be in one split twice, or in two."""
+    """Raise UserError for two equal files, whose rows would be read twice."""
     sizes = {path: path.stat().st_size for path in paths if path.exists()}
     for first, second in combinations(sizes, 2):
         if sizes[first] == sizes[second] and filecmp.cmp(first, second, shallow=False):

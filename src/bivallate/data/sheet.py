@@ -1,4 +1,4 @@
-"""A contact sheet: some images of each class, to see what a data set holds and how it is augmented."""
+"""A contact sheet: some images of each class of a data set."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from bivallate.quoting import line
 __all__ = ["contact_sheet"]
 
 MOST_CLASSES = 50
-LETTERS = 30  # of a class's name
+LETTERS = 30  # of a class name that are shown
 
 
 def contact_sheet(dataset: Dataset, path: str | Path, columns: int = 10, seed: int = 0) -> Path:
-    """Draw `columns` images of each class (the first 50 classes), the classes named, as PNG, SVG or PDF.
+    """Draw `columns` images of each of the first 50 classes, with the classes' names, as PNG, SVG or PDF.
 
-    The images are drawn with the seed from the training data, else the test data.
+    The images are chosen by the seed from the training data, else the test data. Returns the path.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

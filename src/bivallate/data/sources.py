@@ -1,4 +1,4 @@
-"""Where a data set comes from: a name, a path, a hub address or tensors, read into splits."""
+"""Find a data set by name, path, hub address or tensors, and read it into splits."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from bivallate.errors import UserError, listed, nearest, unknown
 
 __all__ = ["FIXED", "distinct_name", "find", "lasting_name", "local_path"]
 
-FIXED = 0  # the seed of test splits: the same test data whatever the seed of the run
+FIXED = 0  # seed of test splits, so that test data do not depend on the run's seed
 
 
 def find(data: Any, data_dir: str | Path | None, reading: Reading, stream: Streaming) -> Source:
-    """Read what the user named; nothing is held out yet, and classes without a name are not numbered."""
+    """Read the data that the user named, before rows are held out and unnamed classes are numbered."""
     if isinstance(data, tuple | list):
         return _pairs(data, reading)
     if not isinstance(data, str | Path):
@@ -44,7 +44,7 @@ def find(data: Any, data_dir: str | Path | None, reading: Reading, stream: Strea
 
 
 def _downloaded(known: registry.KnownDataset) -> Path:
-    """The folder of a known set from the hub. Raises UserError for one that is not there."""
+    """Download a known set from the hub and return its folder. Raises UserError for one not on the hub."""
     if known.hub is None:
         raise UserError(
             f"{known.name} is not there: it is looked for as the folder {listed(known.folders)} in "
@@ -54,15 +54,15 @@ def _downloaded(known: registry.KnownDataset) -> Path:
 
 
 def _published(known: registry.KnownDataset) -> frozenset[str]:
-    """The splits worth downloading: test data without labels are not."""
+    """The splits to download: test data without labels are left out."""
     return hub.SPLIT_NAMES if known.test_split == "test" else hub.SPLIT_NAMES - {"test"}
 
 
 def distinct_name(name: str, data_dir: str | Path | None = None) -> str:
-    """A word for the data set, for names of files.
+    """A word that names the data set in file names.
 
-    Of a known set it is its own name, of any other the last part with a hash of where it lies, for many
-    folders are called `photos`.
+    For a known set it is the set's name. For other data it is the last part of the path with a hash of the
+    path, because many folders have equal names.
 
     Example:
         >>> distinct_name("Digits"), distinct_name("hub:alice/faces")
@@ -79,11 +79,11 @@ def distinct_name(name: str, data_dir: str | Path | None = None) -> str:
 def lasting_name(name: str, data_dir: str | Path | None = None) -> str:
     """The name by which data are found again from any working folder.
 
-    Known sets keep their own spelling, paths are made absolute; names below the data folder and addresses
-    stay.
+    A known set gets its own spelling, and a path becomes absolute; names below the data folder and hub
+    addresses stay unchanged.
 
     Raises:
-        UserError: if there is no such data, or its path cannot be written down.
+        UserError: there are no such data, or their path is not UTF-8.
     """
     if name.startswith("hub:"):
         return name
@@ -99,9 +99,9 @@ def lasting_name(name: str, data_dir: str | Path | None = None) -> str:
 
 
 def local_path(name: str, data_dir: str | Path | None) -> Path | None:
-    """The folder or file that a name means; None for a known set that is not there.
+    """The folder or file of a name; None for a known set that is not there under this very name.
 
-    It is looked for below the data folder by its own name, else as a path.
+    A name is looked for below the data folder first, then as a path. Raises UserError for an unknown name.
     """
     below = registry.data_folder(data_dir)
     if below is not None and "/" not in name and (below / name).is_dir():

@@ -1,4 +1,4 @@
-"""Files of images read into splits, through the cache or as streams."""
+"""Read files of images into splits, through the cache or as streams."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ class Part(Protocol):
     def files(self) -> list[Path]: ...
 
     def key(self) -> tuple[str, ...]:
-        """What, beside the files, decides the labels."""
+        """What determines the labels besides the files; a part of the cache's key."""
         ...
 
     def read(self, reading: Reading, classes: list[str] | None) -> Encoded:
-        """Still encoded; classes that have names must be among the given ones."""
+        """The encoded images; class names must be among the given ones."""
         ...
 
 
 @dataclass(frozen=True)
 class Streaming:
-    """Whether images are to be streamed (None: as the set's size asks for), and by how many processes."""
+    """Whether images are streamed (None: only those of large known sets), and by how many processes."""
 
     wanted: bool | None = None
     workers: int | None = None
@@ -58,10 +58,12 @@ class Streaming:
 
 @dataclass(frozen=True)
 class Source:
-    """What was found before rows are chosen from it.
+    """A data set before rows are chosen from it.
 
     Attributes:
-        classes: empty where the data do not name them. notes: what is left out, how names were understood.
+        splits: by name: "train", "validation", "test". classes: names, empty if the data have none.
+        moments: measured mean and standard deviation per channel, or None. known: the published set, or None.
+        notes: on what is left out, and on how names were read.
     """
 
     name: str
@@ -72,10 +74,10 @@ class Source:
     notes: tuple[str, ...] = ()
 
     def named(self, allow_missing: bool) -> Source:
-        """With classes called by their numbers where the data do not name them.
+        """Name the classes by their numbers if the data have no names.
 
         Raises:
-            UserError: for a label so large that most classes were empty; their names alone could fill memory.
+            UserError: a label so large that most classes would be empty, and their names could fill memory.
         """
         if self.classes:
             return self
@@ -162,7 +164,7 @@ def _hidden(part: Part | None, reading: Reading) -> bool:
 
 
 def _nothing(root: Folder) -> UserError:
-    """The error for a folder without data, which says what it holds instead."""
+    """The error for a folder without data; it says what the folder holds."""
     where, counts = readable(root.path), Counter(path.suffix.lower() for path in root.walk())
     if root.images:
         return UserError(
@@ -214,7 +216,7 @@ def _decoded(
 
 
 def _check_kinds(name: str, found: Mapping[str, Part], reading: Reading) -> None:
-    """Raise UserError where one split tells its labels in words and another in numbers without words."""
+    """Raise UserError if one split has text labels and another numbers without names."""
     kinds = {split: p.says(reading) for split, p in found.items() if isinstance(p, ParquetPart)}
     if {"text", "numbers"} <= set(kinds.values()):
         said = ", ".join(f"{split}: {kind}" for split, kind in kinds.items())
@@ -242,7 +244,7 @@ def _streamed(
 
 @dataclass(frozen=True)
 class _FormerReading:
-    """A reading as earlier versions wrote it into the fingerprints of streamed sets."""
+    """A `Reading` whose repr is the one that earlier versions put into fingerprints of streamed sets."""
 
     reading: Reading
 

@@ -1,6 +1,6 @@
-"""Images that stay encoded on disk and are decoded by worker processes as minibatches need them.
+"""Stream images: they stay encoded on disk, and worker processes decode them as minibatches need them.
 
-Whole blocks (row groups of Parquet files) are read at a time, so the order is random over blocks and,
+Only whole blocks (row groups of Parquet files) can be read. The order is therefore random over blocks and,
 within pools of many blocks, over rows: a shuffle with a wide window instead of a full one. It depends on
 (seed, epoch) alone.
 """
@@ -26,24 +26,24 @@ from bivallate.noise import permutation
 
 __all__ = ["Stream"]
 
-POOL_BYTES = 1 << 29  # of decoded images that are shuffled together; two pools are held at a time
+POOL_BYTES = 1 << 29  # decoded bytes of a pool, whose images are shuffled together; two pools are in memory
 
 
 class Stream:
     """A store (M, C, H, W) of uint8 images that are decoded when they are read.
 
-    Reading single rows decodes no more than them but reads their blocks; minibatches go through `ahead`.
+    Indexing decodes only the given rows, but reads their whole blocks; minibatches are read by `ahead`.
 
     Args:
-        workers: processes that decode ahead; 0 decodes in this one. They are spawned, so a script must keep
-            its work under `if __name__ == "__main__":`.
+        workers: processes that decode ahead; 0 decodes in this process. They are spawned, so a script must
+            keep its work under `if __name__ == "__main__":`.
 
     Attributes:
-        notes: what a user should know of the images, from a look at some.
+        notes: for the user, from a sample of the images.
 
     Raises:
-        UserError: for images that are nearly black or all alike; when a row that cannot be used comes up;
-            skipping needs a reading of all rows first.
+        UserError: images that are nearly black or all equal; on_bad="skip", which would have to read all rows
+            first; when a row is read that cannot be used.
     """
 
     dtype = np.dtype(np.uint8)
@@ -82,7 +82,7 @@ class Stream:
         return (pool * len(index) + rank).argsort()
 
     def ahead(self, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """The images of each part (rows of the store) in turn; the next are decoded meanwhile."""
+        """Yield the images of each part (rows of the store); workers decode the next ones meanwhile."""
         if self.workers == 0:
             yield from (self[part] for part in parts)
             return
@@ -100,7 +100,7 @@ class Stream:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _wanted(self, parts: list[np.ndarray]) -> dict[int, tuple[int, int, np.ndarray]]:
-        """For each block in the order of first use: the parts that use it first and last, and its rows."""
+        """Block -> (first part that uses it, last part, its rows), in the order of first use."""
         rows = np.concatenate(parts) if parts else np.empty(0, np.int64)
         part = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
         owner = self._block(rows)
@@ -140,7 +140,7 @@ class Stream:
         return np.searchsorted(self.starts, rows, side="right") - 1
 
     def _pool_blocks(self) -> int:
-        """Blocks that are shuffled together; at least two."""
+        """Number of blocks that are shuffled together; at least two."""
         image = int(np.prod(self.shape[1:]))
         per_block = max(1, self.shape[0] // len(self.sizes)) * image
         return max(2, POOL_BYTES // per_block)
@@ -148,7 +148,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Turns rows of one block into pixels: what a worker needs to know, sent to it once."""
+    """Decodes rows of one block; it is sent to each worker once."""
 
     blocks: Blocks
     title: str

@@ -22,13 +22,16 @@ LABEL_KEYS = ("labels", "label", "y")
 
 
 def from_tensors(x: Any, y: Any, classes: int | None = None, what: str = "images") -> Split:
-    """A split of images (N, C, H, W) in [0, 1] and labels (N,) that are checked first.
+    """Check images (N, C, H, W) in [0, 1] and labels (N,), and make a split of them.
 
-    Tensors or arrays; uint8 images in 0..255 are taken as they are. (N, H, W, C) is turned where the last
+    Both are tensors or arrays; images may also be uint8 in 0..255. (N, H, W, C) is transposed if the last
     axis can only be the channels.
 
+    Args:
+        classes: number of classes; None allows any label from 0 on. what: names the images in errors.
+
     Raises:
-        UserError: for a wrong shape or type, values outside [0, 1], no rows, or labels outside the classes.
+        UserError: a wrong shape or type, values outside [0, 1], no rows, or labels outside the classes.
     """
     images = channels_first(_array(x, what))
     labels = _integers(y, what)
@@ -54,7 +57,7 @@ def from_tensors(x: Any, y: Any, classes: int | None = None, what: str = "images
 
 
 def channels_first(images: np.ndarray) -> np.ndarray:
-    """(N, C, H, W) of (N, H, W, C) with 1, 3 or 4 channels, fewer than rows and columns; else as it is."""
+    """Transpose (N, H, W, C) with 1, 3 or 4 channels and more rows and columns; keep anything else."""
     if images.ndim == 4 and images.shape[3] in (1, 3, 4) and min(images.shape[1:3]) > 4:
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     return images
@@ -68,7 +71,7 @@ def _one_hot(labels: Tensor) -> str:
 
 
 def _whole(labels: Tensor) -> str:
-    """For a message: what to do with labels that could be integers, or which one could not."""
+    """The end of a message on labels that are not integers: how to convert them, or which one is no whole."""
     if labels.dtype.is_complex:
         return ""
     if labels.dtype == torch.bool:
@@ -81,7 +84,7 @@ def _whole(labels: Tensor) -> str:
 
 
 def _integers(y: Any, what: str) -> Tensor:
-    """The labels as a tensor; integers, whatever their size, order of bytes and sign, as int64."""
+    """The labels as a tensor; integers of any size, byte order and sign become int64."""
     wanted = f"{what}: labels must be integers 0, 1, ..."
     labels = _native(y, f"{wanted}, one per image")
     if labels.dtype.kind not in "iufcb":
@@ -93,10 +96,10 @@ def _integers(y: Any, what: str) -> Tensor:
 
 
 def _native(values: Any, wanted: str) -> np.ndarray:
-    """An array in this machine's order of bytes and of rows, which torch takes.
+    """Convert values to a contiguous array in this machine's byte order, as torch needs.
 
     Raises:
-        UserError: saying what is wanted, whatever the object raises when it is asked for its values.
+        UserError: the values cannot be converted; the message begins with `wanted`.
     """
     try:
         if isinstance(values, Tensor):
@@ -111,7 +114,7 @@ def _native(values: Any, wanted: str) -> np.ndarray:
 
 
 def _array(x: Any, what: str) -> np.ndarray:
-    """uint8 as it is, floating as float32 after a check of the range."""
+    """Check images: uint8 is kept, floating point is checked for the range [0, 1] and becomes float32."""
     images = _native(x, f"{what} must be one tensor or array (N, C, H, W)")
     if images.dtype == np.uint8:
         return images
@@ -143,13 +146,13 @@ def check_labels(labels: Tensor, classes: int | None, what: str) -> None:
 
 
 def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(images (N, C, H, W), labels) of an `.npz` with images (N, H, W, C), (N, C, H, W) or (N, H, W).
+    """Read (images (N, C, H, W), labels) from an `.npz`; its images are (N, H, W[, C]) or (N, C, H, W).
 
-    The arrays may be called images or image or x, and labels or label or y, as generators publish them.
-    Types and values are as in the file: `from_tensors` checks them.
+    The arrays may be called images, image or x, and labels, label or y. Types and values stay as in the file;
+    `from_tensors` checks them.
 
     Raises:
-        UserError: for a file that cannot be read, lacks an array, or whose images have not 1 or 3 channels.
+        UserError: a file that cannot be read, lacks an array, or has images without 1 or 3 channels.
     """
     with open_npz(path) as file:
         images, labels = (_entry(file, wanted) for wanted in (IMAGE_KEYS, LABEL_KEYS))

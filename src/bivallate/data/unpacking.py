@@ -1,4 +1,4 @@
-"""Archives of images, `.zip` and `.tar`, unpacked into the cache: under limits, and nothing outside of it."""
+"""Unpack `.zip` and `.tar` archives of images into the cache, under limits, and never outside of it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ __all__ = ["is_archive", "unpacked"]
 
 PACKED: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open}
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
-FREE = 1 << 30  # bytes; what unpacks to less may be packed as densely as it likes
+FREE = 1 << 30  # bytes; the compression of archives that unpack to less is not limited
 MOST_FILES = 5_000_000
 CHUNK = 1 << 20
 LONGEST = 255  # bytes of a name
 SHOWN = 5
 
-Entry = tuple[str, int, Callable[[], Any]]  # name, bytes, and how to open it
+Entry = tuple[str, int, Callable[[], Any]]  # name, size in bytes, function that opens it
 
 
 class Unpacked(TypedDict):
@@ -55,11 +55,11 @@ def is_archive(path: Path) -> bool:
 
 
 def unpacked(path: Path) -> tuple[Path, tuple[str, ...]]:
-    """The folder that an archive was unpacked into, once; and what of it was left out.
+    """Unpack an archive once; return its folder in the cache, and notes on what was left out.
 
     Raises:
-        UserError: naming the archive and the entry: damaged, encrypted, a name that leads out, more than the
-            archive can hold or the disk has room for.
+        UserError: an archive that is damaged, encrypted, larger than it can be or than the disk has room for,
+            or with a name that leads out of the folder; the message names archive and entry.
     """
     stem = file_name(path.name.partition(".")[0])
 
@@ -118,13 +118,16 @@ def _opened(raw: BinaryIO, place: Path, size: int) -> Iterator[zipfile.ZipFile |
 
 
 class LimitedReader:
-    """A file that reads no more at once than a header may have, whatever a header claims."""
+    """A file that refuses to read more at once than a header can have.
+
+    tarfile reads as many bytes as a header claims, which could fill memory.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.seek, self.tell = file, file.seek, file.tell
 
     def read(self, size: int = -1) -> bytes:
-        """At most a chunk. Raises ValueError for more."""
+        """Read at most a chunk. Raises ValueError for more."""
         if not 0 <= size <= CHUNK:
             raise ValueError(f"a header claims {size} bytes")
         return self.file.read(size)
@@ -157,14 +160,13 @@ def _tarred(archive: tarfile.TarFile, left: list[str]) -> Iterator[Entry]:
         yield member.name, member.size, lambda member=member: archive.extractfile(member)
     file: Any = archive.fileobj
     file.seek(archive.offset)
-    if file.read(tarfile.BLOCKSIZE) != bytes(
-        tarfile.BLOCKSIZE
-    ):  # the library takes it for the end all the same
+    # tarfile takes any damaged header for the end; the true end is a block of zeros
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise UserError("it is cut off or damaged, its end is missing: download it again")
 
 
 def _most(size: int) -> int:
-    """Bytes that an archive of this size may unpack to."""
+    """The largest number of bytes that an archive of this size may unpack to."""
     return max(FREE, DENSEST * size)
 
 
@@ -191,7 +193,7 @@ def _write(entries: list[Entry], folder: Path, size: int) -> None:
 
 
 def _place(name: str, folder: Path) -> Path:
-    """Where an entry goes. Raises UserError for a name that leads out of the folder."""
+    """The path of an entry. Raises UserError for a name that leads out of the folder."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
     drive = parts and parts[0].endswith(":")
     if (
@@ -206,7 +208,7 @@ def _place(name: str, folder: Path) -> Path:
 
 
 def _copy(source: Any, target: BinaryIO, most: int, *, exact: bool) -> None:
-    """Copy at most so many bytes, in chunks; exactly so many, where a header has claimed them."""
+    """Copy at most `most` bytes, in chunks; with `exact`, exactly so many, as a header claims."""
     left = most
     while chunk := source.read(min(CHUNK, left + 1) if exact else CHUNK):
         left -= len(chunk)

@@ -1,4 +1,4 @@
-"""How each image of a batch was cut from its padded canvas, so that it can be undone."""
+"""Views: how each image of a batch was cut from its padded canvas, so that the cut can be undone."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class View:
     Attributes:
         top, left: (B,) int64, corner of the window on the canvas. flip: (B,) bool, mirrored left to right.
         size: (H, W) of the window. padding: pixels added on every side.
-        angle: (B,) degrees counter-clockwise, turned after crop and flip; None for no rotation.
-        frame: (B, 4) rectangle of the window outside of which a shift has left nothing; None for no shift.
-        palette: changes of colour and shape, after that; None for none.
-        holes: (B, N, 4) rectangles that are blank in the end; None for none. Frame, palette and holes are of
-            images: what else lies on the canvas goes by crop and flip.
+        angle: (B,) degrees counter-clockwise, of a rotation after crop and flip; None for none.
+        frame: (B, 4) rectangle of the window that a shift has filled, the rest is empty; None for no shift.
+        palette: changes of colour and shape, made afterwards; None for none.
+        holes: (B, N, 4) rectangles that are blanked last; None for none. Frame, palette and holes apply to
+            images only; other state on the canvas follows crop, flip and rotation.
     """
 
     top: Tensor
@@ -52,11 +52,11 @@ class View:
         return self._each(lambda values: values.to(device, non_blocking=True))
 
     def tensors(self) -> list[Tensor]:
-        """What was drawn, but for the palette."""
+        """All tensors of the view except the palette's."""
         return [v for n in DRAWN if isinstance(v := getattr(self, n), Tensor)]
 
     def of(self, tensors: Iterable[Tensor], device: torch.device | str) -> View:
-        """The same view on another device, where its tensors are already."""
+        """The same view on another device, from tensors that are already there."""
         there = iter(tensors)
         return self._each(lambda v: next(there) if isinstance(v, Tensor) else v.to(device, non_blocking=True))
 
@@ -68,7 +68,7 @@ class View:
         return replace(self, **{n: None if v is None else change(v) for n, v in made.items()})
 
     def apply(self, canvas: Tensor) -> Tensor:
-        """The window of each canvas: (B, C, H + 2p, W + 2p) to (B, C, H, W), a copy, of any type."""
+        """Cut the window out of each canvas: (B, C, H + 2p, W + 2p) to (B, C, H, W), a copy, of any type."""
         self._check(canvas)
         if plain(canvas):
             window = self._windows(canvas.numpy())
@@ -78,10 +78,10 @@ class View:
         return window if self.angle is None else rotated(window, self.angle).to(window.dtype)
 
     def write(self, canvas: Tensor, crop: Tensor) -> Tensor:
-        """Put each window back where `apply` found it, in place; return the canvas, elsewhere unchanged.
+        """Write each window back to its position on the canvas, in place; return the canvas.
 
         Raises:
-            UserError: if the view was rotated, which has no inverse.
+            UserError: the view rotates or bends images, which has no inverse.
         """
         if self.angle is not None or self.palette is not None:
             raise UserError(
@@ -97,7 +97,7 @@ class View:
         return canvas
 
     def _windows(self, canvas: np.ndarray) -> Tensor:
-        """What gathering the positions gives, four times faster on a processor: whole rows are copied."""
+        """The same as gathering the positions, four times faster on a CPU because whole rows are copied."""
         every = np.lib.stride_tricks.sliding_window_view(canvas, self.size, (2, 3))
         window = every[np.arange(len(canvas)), :, self.top.numpy(), self.left.numpy()]
         flip = np.flatnonzero(self.flip.numpy())
@@ -110,7 +110,7 @@ class View:
             raise ValueError(f"the view is of {len(self.top)} canvases {self.canvas}, got {got}")
 
     def _positions(self, canvas: Tensor) -> Tensor:
-        """(B, C, H W) place on the flattened canvas of each pixel of the window."""
+        """(B, C, H W) position on the flattened canvas of each pixel of the window."""
         h, w = self.size
         across = torch.arange(w, device=canvas.device)
         rows = self.top[:, None] + torch.arange(h, device=canvas.device)
@@ -120,5 +120,5 @@ class View:
 
 
 def plain(x: Tensor) -> bool:
-    """Whether NumPy may handle it, which is quicker here than waking torch's threads."""
+    """Whether NumPy can handle the tensor, which here is faster than waking torch's threads."""
     return x.device.type == "cpu" and x.dtype in (torch.uint8, torch.float32) and not x.requires_grad

@@ -16,7 +16,7 @@ from bivallate.errors import UserError
 
 __all__ = ["WorkersLost", "end_with_parent", "start", "submit"]
 
-# What the terminal and schedulers send to a whole group; the parent alone decides what it means.
+# Signals that the terminal and schedulers send to a whole process group; only the parent acts on them.
 SENT_TO_GROUPS = tuple(
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
@@ -25,11 +25,11 @@ SENT_TO_GROUPS = tuple(
 
 
 class WorkersLost(UserError):
-    """A worker process was killed or did not start."""
+    """Raised if a worker process was killed or did not start."""
 
 
 def start(workers: int, prepare: Callable[..., None], *arguments: Any) -> ProcessPoolExecutor:
-    """A pool of spawned processes, each of which calls `prepare` first. Give it work by `submit`."""
+    """Start a pool of spawned processes, each of which calls `prepare` first. Give it work by `submit`."""
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(workers, context, _begin, (prepare, arguments))
 
@@ -37,8 +37,8 @@ def start(workers: int, prepare: Callable[..., None], *arguments: Any) -> Proces
 def submit(pool: ProcessPoolExecutor, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
     """Give work to the pool.
 
-    A process that this starts inherits that signals to the group are held back, as it could be interrupted
-    before it has run a line.
+    Signals to the group are blocked meanwhile. A process that the pool starts inherits this, so that a signal
+    cannot interrupt it before it has run its first line.
     """
     with _held_back():
         return pool.submit(work, *arguments)
@@ -57,12 +57,12 @@ def _held_back() -> Iterator[None]:
 
 
 def _begin(prepare: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """Leave the terminal's process group, in a new process; SIGTERM from the pool still ends it."""
+    """Prepare a new worker: leave the terminal's process group; SIGTERM from the pool still ends it."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     if hasattr(os, "setsid"):
         os.setsid()
     for number in SENT_TO_GROUPS:
-        signal.signal(number, signal.SIG_IGN)  # drops what was held back
+        signal.signal(number, signal.SIG_IGN)  # also drops signals that were blocked
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SENT_TO_GROUPS)
@@ -70,9 +70,9 @@ def _begin(prepare: Callable[..., None], arguments: tuple[Any, ...]) -> None:
 
 
 def end_with_parent() -> None:
-    """End this process when its parent has ended.
+    """End this process when its parent has ended; it would otherwise wait for work for ever.
 
-    For a thread of a process that would otherwise wait for work for ever.
+    Runs in a thread of the worker.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:

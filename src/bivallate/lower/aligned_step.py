@@ -30,8 +30,8 @@ class AlignedStep(OneStep):
     to (1 + step_size) eps away.
 
     Attributes:
-        step_size: of the longest step, in units of eps. bend, memory: 0.02, and the weight 0.05 of the newest
-            minibatch. first: c at the start.
+        step_size: longest step, in units of eps. bend: the step has its full length while 1 - c <= bend.
+        memory: weight of the newest minibatch in the running mean c. first: c at the start.
 
     Cost: one forward, one backward.
 

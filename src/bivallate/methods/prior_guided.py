@@ -104,7 +104,7 @@ def sora(threat: Threat, *, step_size: float = 2.0, bend: float = 0.02, memory: 
     Args:
         threat: the set of perturbations.
         step_size: longest step, in units of eps.
-        bend: the step is longest at 1 - c = bend, c the cosine of the two gradients.
+        bend: the step has its full length while 1 - c <= bend, c the agreement of the two gradients.
         memory: weight of the newest minibatch in the running mean.
 
     Cost: 2 forwards, 2 backwards.
