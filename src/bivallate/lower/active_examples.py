@@ -1,4 +1,4 @@
-"""Examples that are still under attack: what the model says of them, and when those that are done leave."""
+"""The examples that are still under attack: the model's answers, and when examples leave the batch."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ __all__ = [
     "worth_shrinking",
 ]
 
-LOOK = 24  # steps
+LOOK = 24  # steps between two looks on a device
 
 
 def time_to_look(step: int, like: Tensor) -> bool:
-    """Whether it is time to look which examples have left.
+    """Whether to check at this step which examples are done.
 
-    At every step on a processor; on a device, whose host has to wait for the answer, at every 24th.
+    On a CPU that is every step. On a device the host has to wait for the answer, so it is every 24th.
     """
     return like.device.type == "cpu" or step % LOOK == LOOK - 1
 
 
 def assign_rows(into: Tensor, rows: Tensor, chosen: Tensor, values: Tensor) -> None:
-    """into[rows[chosen]] = values[chosen], on a device without asking how many are chosen."""
+    """into[rows[chosen]] = values[chosen]; on a device without waiting for the number of chosen rows."""
     if into.device.type == "cpu":
         into[rows[chosen]] = values[chosen]
     else:
@@ -46,12 +46,12 @@ class ActiveExamples:
     """The examples still under attack: every field has a row for each."""
 
     def select(self, rows: Tensor) -> Self:
-        """Some of them."""
+        """The examples of some rows."""
         return type(self)(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
 class ModelAnswer(NamedTuple):
-    """What the model says at one point of each example, averaged over its draws."""
+    """The model's answer at one point of each example, averaged over its draws."""
 
     loss: Tensor  # (B,)
     margin: Tensor  # (B,)
@@ -75,10 +75,10 @@ def _draw(problem: LowerProblem, delta: Tensor) -> ModelAnswer:
 
 
 def misclassified(margin: Tensor, samples: int) -> Tensor:
-    """(B,) bool: misclassified, where one look at a point decides that."""
+    """(B,) bool: misclassified; never after several draws, of which one alone decides nothing."""
     return margin < 0 if samples == 1 else torch.zeros_like(margin, dtype=torch.bool)
 
 
 def worth_shrinking(gone: Tensor) -> bool:
-    """Whether so many are done that a smaller minibatch is worth its copy."""
+    """Whether enough examples are done to make a smaller minibatch worth its copy: a quarter."""
     return int(gone.sum()) * 4 >= len(gone)

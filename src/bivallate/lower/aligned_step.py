@@ -1,4 +1,4 @@
-"""A step whose length follows how far the loss has been linear along earlier ones (SORA)."""
+"""A step whose length follows how linear the loss has been along earlier steps (SORA)."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["AlignedStep"]
 
 @part
 class AlignedStep(OneStep):
-    """One step from a uniform start, the shorter the less the gradient at its end agrees (SORA).
+    """One step from a uniform start, which is shorter where the gradients at start and end disagree (SORA).
 
     delta = eta + a u sgn g, eta uniform in the ball, u uniform in (0, 1) for every pixel, and
-    a = step_size eps min(1, bend / (1 - c)). c is a running mean of <sgn g, g'> / ||g||_1, g' the gradient at
-    delta, which the outer backward pass has made: 1 where the loss is linear. x + delta is in [0, 1], and up
-    to (1 + step_size) eps away.
+    a = step_size eps min(1, bend / (1 - c)). c is a running mean of the agreement <sgn g, g'> / ||g||_1,
+    which is 1 where the loss is linear; g' is the gradient at delta, from the outer backward pass. x + delta
+    is in [0, 1], and delta up to (1 + step_size) eps long.
 
     Attributes:
         step_size: longest step, in units of eps. bend: the step has its full length while 1 - c <= bend.
@@ -50,12 +50,12 @@ class AlignedStep(OneStep):
         check_range("first", self.first, -1, 1)
 
     def check(self, method: Composition) -> None:
-        """It reads d loss / d delta off the outer backward pass."""
+        """Raise UserError unless the coupling is `Leaf`: the solver reads d loss / d delta in `.grad`."""
         require_coupling(method, self, "Leaf")
         super().check(method)
 
     def bind(self, facts: Facts) -> BoundAlignedStep:
-        """The running mean of one run."""
+        """Build the running mean for one run."""
         return BoundAlignedStep(self, facts)
 
 
@@ -72,12 +72,12 @@ class BoundAlignedStep(Solver, nn.Module):
         self._grad: Tensor | None = None
 
     def keeps_start(self) -> bool:
-        """Always."""
+        """True: the start is the point of the one gradient."""
         return True
 
     def solve(self, problem: LowerProblem) -> Solution:
-        """One step, of the length that the running mean allows."""
-        threat, c = problem.threat, self.agreement.double()  # the device is not waited for
+        """Make one step, of the length that the running mean allows."""
+        threat, c = problem.threat, self.agreement.double()  # stays on the device: the host need not wait
         reach = (1 + self.rule.step_size) * threat.eps
         wide = replace(threat, eps=min(1.0, reach) if isinstance(threat, Linf) else reach)  # pyright: ignore
         start = wide.project(threat.random(problem.noise, problem.x), problem.x)
@@ -90,7 +90,7 @@ class BoundAlignedStep(Solver, nn.Module):
         return one_step(problem, wide.project(start + step, problem.x), start)
 
     def feedback(self, problem: LowerProblem, delta: Tensor, evidence: Evidence) -> None:
-        """Move the mean by how this minibatch's two gradients agree."""
+        """Move the mean by the agreement of this minibatch's two gradients."""
         assert self._grad is not None
         assert delta.grad is not None
         direction = problem.threat.steepest(self._grad)

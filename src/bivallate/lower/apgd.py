@@ -1,4 +1,4 @@
-"""Auto-PGD: gradient ascent with momentum whose step size follows the progress it makes."""
+"""Auto-PGD: gradient ascent with momentum and a step size that follows its progress."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def sphere(problem: LowerProblem) -> Tensor:
 
 
 def cheap_projection(problem: LowerProblem) -> Callable[[Tensor], Tensor]:
-    """The map delta -> C(x) of the attack: for Linf the projection; for L2 radial, then the box.
+    """The map delta -> C(x) of the attack: for Linf the projection; for L2 radial scaling, then the box.
 
-    For L2 that is not the nearest point, but feasible, and what the attack was published with.
+    For L2 the result is feasible but not the nearest point; the attack was published with this map.
     """
     x, threat = problem.x, problem.threat
     if isinstance(threat, Linf):
@@ -65,8 +65,8 @@ def checkpoints(steps: int) -> list[int]:
         >>> checkpoints(100)
         [22, 41, 57, 70, 80, 87, 93, 99]
     """
-    # periods shrink because late in the budget a step that is too large must be found out sooner; each number
-    # is rounded down before it is used, as published, so that a budget of 100 is reviewed where theirs is
+    # Periods shrink because late in the budget a step that is too large must be noticed sooner. Each number
+    # is rounded down before it is used, as in the public code, so that checkpoints are at the same steps.
     period, least, shrink = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
     found, at = [], period
     while at <= steps:
@@ -90,29 +90,30 @@ class _APGDState(ActiveExamples):
     last_loss: Tensor
     rises: Tensor  # steps of this period at which the loss rose
     best_at_review: Tensor
-    halved: Tensor  # at the last review
+    halved: Tensor  # bool, whether the step size was halved at the last review
     step: Tensor
     margin: Tensor  # lowest so far
-    gone: Tensor  # clearly misclassified: leaves at the next occasion
+    gone: Tensor  # bool, clearly misclassified: leaves the batch at the next look
 
 
 @part
 class APGD(Solver):
-    """Auto-PGD: the answer is the misclassified iterate of lowest margin, else the best point.
+    """Auto-PGD: returns the misclassified iterate of lowest margin, else the iterate of highest objective.
 
     Attributes:
-        steps: N. rho: a period with a smaller share of rising steps halves the step size.
-        samples: draws averaged at every step, losses as well as gradients, for models that are random (EOT).
-            With more than one, no example leaves and the answer is the point of highest mean loss: a single
-            draw that is misclassified says little about the next.
-        leave: examples that are clearly misclassified leave the batch.
+        steps: N. rho: the step size is halved after a period in which the loss rose in a smaller share of
+            steps.
+        samples: draws at every step, whose losses and gradients are averaged, for random models (EOT). With
+            more than one, no example leaves and the result is the point of highest mean loss: one
+            misclassified draw says little about the next.
+        leave: whether examples that are clearly misclassified leave the batch.
 
-    In L1 it is `SparseAPGD`, which knows no momentum and no rho.
+    In L1 it is `SparseAPGD`, which has no momentum and no rho.
 
     Cost: (steps + 1) samples forwards and backwards an example at most.
 
-    Deviation: the public code returns the latest misclassified iterate and never leaves early; for random
-    models it compares iterates by their last draw alone.
+    Deviation: in the public code the result is the latest misclassified iterate, and no example leaves early;
+    for random models it compares iterates by their last draw alone.
     """
 
     steps: int = 100
@@ -131,7 +132,7 @@ class APGD(Solver):
         reviews = set(checkpoints(self.steps))
         project, since = cheap_projection(problem), 0
         for i in range(self.steps):
-            # examples leave in lots: copying the batch for each that is done would cost more than it saves
+            # many examples leave at once: copying the batch for each one would cost more than it saves
             if self.leave and time_to_look(i, problem.x) and worth_shrinking(state.gone):
                 kept = (~state.gone).nonzero()[:, 0]
                 self._settle(state, answer, won)
@@ -150,7 +151,7 @@ class APGD(Solver):
         return Solution(answer, answer, kappa, spent)
 
     def _settle(self, state: _APGDState, answer: Tensor, won: Tensor) -> None:
-        """Examples that were never misclassified answer with their best point."""
+        """Set the result of examples that were never misclassified to their best point."""
         assign_rows(answer, state.rows, ~won[state.rows], state.best)
 
     def _begin(self, problem: LowerProblem, delta: Tensor, spent: Tensor) -> _APGDState:
@@ -167,7 +168,9 @@ class APGD(Solver):
             best=delta.clone(),
             best_grad=grad.clone(),
             best_loss=loss.clone(),
-            last_loss=torch.zeros_like(loss),  # the public code compares the first step with an empty buffer
+            last_loss=torch.zeros_like(
+                loss
+            ),  # as in the public code, whose buffer of losses begins with zeros
             rises=torch.zeros_like(loss),
             best_at_review=loss.clone(),
             halved=torch.ones(count, dtype=torch.bool, device=delta.device),
@@ -188,7 +191,9 @@ class APGD(Solver):
         loss, margin, s.grad, gone = model_answer(problem, s.delta, self.samples)
         spent[s.rows] += self.samples
         lower = misclassified(margin, self.samples) & (~won[s.rows] | (margin < s.margin))
-        if self.leave:  # decided where it stands, whenever it leaves: the answer knows nothing of the batch
+        # an example that is clearly misclassified keeps that result even while it still waits to leave, so
+        # that results do not depend on the other examples of the batch
+        if self.leave:
             lower &= ~s.gone
         assign_rows(answer, s.rows, lower, s.delta)
         won[s.rows] |= lower
@@ -202,8 +207,8 @@ class APGD(Solver):
         s.last_loss = loss
 
     def _review(self, s: _APGDState, period: int) -> None:
-        """Halve the steps of examples that oscillate or stand still, and send them back to their best."""
-        # the second condition waits a period after a halving: a smaller step needs time to beat the best
+        """Halve the step of examples that oscillate or make no progress, and restart at their best points."""
+        # the second condition skips the period after a halving: a smaller step needs time to beat the best
         halve = (s.rises <= self.rho * period) | (~s.halved & (s.best_at_review >= s.best_loss))
         s.step = torch.where(halve, s.step / 2, s.step)
         mask = per_example(halve, s.delta)

@@ -1,4 +1,4 @@
-"""ATTA: the attack on each training image starts from where its last one ended."""
+"""ATTA: the attack on each training image starts from the result of the image's last attack."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from bivallate.types import Evidence, Facts, Solution
 
 @part
 class PerExample(AroundPGD, Remembering):
-    """Starts each example from its stored perturbation, and stores what the training step used.
+    """Starts each example from its stored perturbation, and stores the one that the training step used.
 
-    Perturbations are kept in the coordinates of the padded image and carried through each batch's recorded
-    crop and flip; only the window is overwritten. At the start, and again at every `reset` epochs, they are
-    scale * N(0, I), drawn when an image is next visited.
+    Perturbations are stored in the coordinates of the padded image. Each batch's recorded crop and flip is
+    applied to them, and only the cropped window is overwritten. At the start, and after every `reset` epochs,
+    they are scale * N(0, I), drawn when an image is next visited.
 
     Attributes:
         inner: the solver; its own start is not used.
-        reset: epochs between resets, counted from 1 as in the public code: with 10, epochs 10, 20, ... begin
-            afresh. None: never.
+        reset: epochs between resets, counted from 1 as in the public code: with 10, the perturbations are
+            reset at the epochs 10, 20, .... None: never.
         scale: standard deviation of the first perturbation, in pixel units.
-        half: keep the bank in half precision (steps of 1.5e-5 at 8/255).
+        half: store the perturbations in half precision (steps of 1.5e-5 at 8/255).
 
     Cost: the inner solver's; memory of one padded image for each row of the training set.
 
@@ -48,7 +48,7 @@ class PerExample(AroundPGD, Remembering):
             raise UserError(f"reset must be at least 1 epoch, or none for never, got {self.reset!r}")
 
     def bind(self, facts: Facts) -> BoundPerExample:
-        """The bank of one run."""
+        """Build the stored perturbations of one run. Raises UserError for rotations and changing sizes."""
         if facts.rotates:
             raise UserError(
                 "stored perturbations cannot be carried through a rotation, which has no inverse: "
@@ -62,10 +62,11 @@ class PerExample(AroundPGD, Remembering):
 
 
 class BoundPerExample(Solver, nn.Module):
-    """The solver with its bank (rows, C, H + 2 padding, W + 2 padding) and the epoch of each row's reset.
+    """The solver with its stored perturbations, `bank` (rows, C, H + 2 padding, W + 2 padding).
 
-    Of several processes each has all of it, because a row is another one's in the next epoch: two all-reduces
-    of the minibatch's perturbations and rows a step.
+    `born` is the epoch of each row's last reset. With several processes each one holds the whole bank,
+    because a row belongs to another process in the next epoch; a step makes two all-reduces, of the
+    minibatch's perturbations and row numbers.
     """
 
     bank: Tensor
@@ -82,7 +83,7 @@ class BoundPerExample(Solver, nn.Module):
         self._canvas: Tensor | None = None
 
     def solve(self, problem: LowerProblem) -> Solution:
-        """The inner solver from the stored perturbations."""
+        """Solve from the stored perturbations."""
         canvas = self._recall(problem)
         view = problem.batch.view
         if canvas.shape[2:] != (problem.x.shape[2:] if view is None else view.canvas):
@@ -115,7 +116,7 @@ class BoundPerExample(Solver, nn.Module):
         index, clock = problem.batch.index, problem.clock
         since = self._last_reset(clock.epoch)
         stored, stale = self.bank[index].to(problem.x.dtype), self.born[index] < since
-        if stale.device.type == "cpu" and not bool(stale.any()):  # a device would be waited for
+        if stale.device.type == "cpu" and not bool(stale.any()):  # on a device the host would have to wait
             return stored
         noise = Noise(clock.seed, index, since).normal("start", tuple(stored.shape[1:]), stored.dtype)
         return torch.where(stale.view(-1, 1, 1, 1), self.rule.scale * noise, stored)

@@ -1,4 +1,4 @@
-"""What the network says of each class on average, gathered for losses that ask (IKL)."""
+"""The mean prediction of each class over an epoch, for losses that use it (IKL)."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ __all__ = ["BoundClassMeans", "ClassMeans"]
 
 @part
 class ClassMeans(AroundPGD, Remembering):
-    """Puts each class's mean prediction in the last epoch (K, K) into the solution, as `class_score`.
+    """Adds each class's mean prediction in the last epoch (K, K) to the solution, as `class_score`.
 
-    Of clean images in the attack's mode, logits divided by a temperature; 1 / K for a class that had no row,
-    and in the first epoch.
+    The predictions are those for clean images, in the attack's mode, with logits divided by a temperature.
+    They are 1 / K in the first epoch, and for a class that had no row.
 
     Attributes:
         inner: the solver. temperature: T.
 
-    Cost: the inner solver's, and a forward for the clean logits unless the objective has paid for it; memory
+    Cost: the inner solver's, and a forward for the clean logits unless the objective makes it anyway; memory
     of 2 K^2 numbers.
 
     Reference: Cui et al., NeurIPS 2024, section 3.3 (class-wise global information); public code.
-    Deviation: there the clean predictions are those of the loss's pass, in train mode.
+    Deviation: in the public code the clean predictions are those of the loss's pass, in train mode.
     """
 
     inner: PGD
@@ -43,12 +43,12 @@ class ClassMeans(AroundPGD, Remembering):
         check_range("temperature", self.temperature, 1e-6)
 
     def check(self, method: Composition) -> None:
-        """What the inner solver asks of a method."""
+        """Raise UserError for weightings with a second stream, and where the inner solver does."""
         super().check(method)
         self.inner.check(method)
 
     def bind(self, facts: Facts) -> BoundClassMeans:
-        """The sums of one run."""
+        """Build the sums for one run."""
         return BoundClassMeans(self, facts)
 
 
@@ -67,7 +67,7 @@ class BoundClassMeans(Solver, nn.Module):
         return self.rule.inner.keeps_start()
 
     def solve(self, problem: LowerProblem) -> Solution:
-        """The inner solver's solution."""
+        """Solve by the inner solver, and add this minibatch's predictions to the sums."""
         if self.sums.turned(problem.clock):
             if int(self.sums.epoch) >= 0:
                 counts, _, means = self.sums.read()

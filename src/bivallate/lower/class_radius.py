@@ -1,4 +1,4 @@
-"""Attacks whose radius follows how each class fared in an epoch that is over (CFA, DAFA)."""
+"""Attacks with a radius for each class, from the class's results in an earlier epoch (CFA, DAFA)."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ __all__ = [
 
 
 class ClassScore(Role):
-    """One number a class, from what the network said of an epoch's adversarial points in training."""
+    """One number for each class, from the predictions for an epoch's adversarial training points."""
 
     @abstractmethod
     def due(self, clock: Clock, known: bool) -> bool:
-        """Whether the epoch that has just ended gives the scores of the one that the clock is in.
+        """Whether to compute the scores of the clock's epoch from the epoch that has just ended.
 
-        known: whether an earlier epoch has given some.
+        known: whether there are scores already.
         """
 
     @abstractmethod
@@ -61,7 +61,7 @@ class RobustRate(ClassScore):
         check_range("begin", self.begin, 0, 1)
 
     def due(self, clock: Clock, known: bool) -> bool:
-        """After every epoch, from `begin` on."""
+        """True after every epoch, from the fraction `begin` on."""
         return clock.epoch >= max(1, round(self.begin * clock.epochs))
 
     def __call__(self, counts: Tensor, right: Tensor, mean: Tensor) -> Tensor:
@@ -72,12 +72,12 @@ class RobustRate(ClassScore):
 class ClassDistance(ClassScore):
     """W_c = 1 + scale sum_{j != c} s_cj p_c(j) p_j(j), p_c the mean prediction of class c's attacked points.
 
-    s_cj is 1 where p_c(c) < p_j(j), class c being the harder one, and -1 otherwise: of two similar classes
-    the harder one gains what it takes from the easier. Given once, by the epoch that `warm_up` ends with.
+    s_cj is 1 where p_c(c) < p_j(j), so that class c is the harder one, and -1 otherwise: of two similar
+    classes the harder one gains and the easier one loses. Computed once, from the last epoch of the warm-up.
 
     Attributes:
         scale: lambda; 0 leaves all scores at 1.
-        warm_up: fraction of the epochs before; 70 of 110.
+        warm_up: fraction of the epochs before the scores; 70 of 110.
 
     Reference: Lee et al., DAFA, ICLR 2024; public code (`calculate_class_weights`).
     """
@@ -90,7 +90,7 @@ class ClassDistance(ClassScore):
         check_range("warm_up", self.warm_up, 0, 1)
 
     def due(self, clock: Clock, known: bool) -> bool:
-        """Once, when the warm-up is over."""
+        """True once, when the warm-up is over."""
         return not known and clock.epoch >= max(1, round(self.warm_up * clock.epochs))
 
     def __call__(self, counts: Tensor, right: Tensor, mean: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class ClassDistance(ClassScore):
 
 @part
 class Proportional:
-    """The steepest direction, as long as the row's radius is in units of eps; the plain one without radii."""
+    """The steepest direction times each row's radius in units of eps; unscaled without radii."""
 
     def __call__(self, problem: LowerProblem) -> Step:
         threat = problem.threat
@@ -112,13 +112,13 @@ class Proportional:
 
 @part
 class ClassRadius(AroundPGD, Remembering):
-    """Attacks each row within (base + score of its class) eps; within eps before there are scores.
+    """Attacks each row within a radius of (base + score of its class) eps; eps before there are scores.
 
-    The scores come from the upper level's own passes, at no cost, and are a part of the solution, where loss
-    and weighting find them. Training alone uses these radii: evaluation is at eps.
+    The scores are computed from the upper level's own passes, at no cost. They are part of the solution,
+    where loss and weighting read them. These radii are used in training only: evaluation is at eps.
 
     Attributes:
-        inner: the solver. score: what is gathered.
+        inner: the solver. score: how scores are computed.
         base: added to the score; lambda_1 of CFA, 0 for scores that are radii themselves.
 
     Cost: the inner solver's; memory of (K, K + 2) numbers.
@@ -134,20 +134,20 @@ class ClassRadius(AroundPGD, Remembering):
         check_range("base", self.base, 0)
 
     def check(self, method: Composition) -> None:
-        """What the inner solver asks of a method; and a coupling that does not ask for the ball."""
+        """Raise UserError for a coupling, which would not know the radii, and where the inner solver does."""
         require_coupling(method, self, "Detached")
         super().check(method)
         self.inner.check(method)
 
     def bind(self, facts: Facts) -> BoundClassRadius:
-        """The sums of one run."""
+        """Build the sums for one run."""
         return BoundClassRadius(self, facts)
 
 
 class ClassSums(nn.Module):
-    """Sums over the present epoch of what the network said of each class, and its number.
+    """Sums over the present epoch of rows, correct rows and predictions of each class.
 
-    Every rank holds the sums of all of them.
+    Every rank holds the sums over all ranks.
     """
 
     sums: Tensor
@@ -157,19 +157,19 @@ class ClassSums(nn.Module):
         super().__init__()
         shape = (facts.classes, facts.classes + 2)
         self.register_buffer("sums", torch.zeros(shape, dtype=facts.dtype, device=facts.device))
-        self.register_buffer("epoch", torch.tensor(-1))  # asked every step, so kept where the host is
+        self.register_buffer("epoch", torch.tensor(-1))  # on the CPU, because the host reads it every step
 
     def turned(self, clock: Clock) -> bool:
-        """Whether another epoch has begun, whose sums have not."""
+        """Whether a new epoch has begun, for which `begin` has not been called."""
         return int(self.epoch) != clock.epoch
 
     def begin(self, clock: Clock) -> None:
-        """Empty sums for this epoch."""
+        """Set the sums to zero for the clock's epoch."""
         self.sums.zero_()
         self.epoch.fill_(clock.epoch)
 
     def add(self, logits: Tensor, y: Tensor) -> None:
-        """Take in a minibatch: logits (B, K)."""
+        """Add a minibatch: logits (B, K), labels (B,)."""
         right = (logits.argmax(1) == y).to(self.sums.dtype)
         rows = torch.cat([torch.ones_like(right)[:, None], right[:, None], logits.softmax(1)], 1)
         self.sums += collective.total(torch.zeros_like(self.sums).index_add_(0, y, rows.to(self.sums.dtype)))
@@ -190,10 +190,10 @@ class BoundClassRadius(Solver, nn.Module):
         nn.Module.__init__(self)
         self.rule, self.told = rule, ClassSums(facts)
         self.register_buffer("score", torch.zeros(facts.classes, dtype=facts.dtype, device=facts.device))
-        self.register_buffer("known", torch.tensor(False))  # asked every step, so kept where the host is
+        self.register_buffer("known", torch.tensor(False))  # on the CPU, because the host reads it every step
 
     def solve(self, problem: LowerProblem) -> Solution:
-        """The inner solver within each row's own radius."""
+        """Solve by the inner solver within each row's radius."""
         clock = problem.clock
         if self.told.turned(clock):
             if int(self.told.epoch) >= 0 and self.rule.score.due(clock, bool(self.known)):
@@ -208,5 +208,5 @@ class BoundClassRadius(Solver, nn.Module):
         return replace(self.rule.inner.solve(inside), class_score=self.score.clone())
 
     def feedback(self, problem: LowerProblem, delta: Tensor, evidence: Evidence) -> None:
-        """Count the predictions of the upper level's own pass."""
+        """Add the predictions of the upper level's own pass to the sums."""
         self.told.add(evidence.logits, problem.y)

@@ -1,4 +1,4 @@
-"""Passes of a network by torch.compile, while a training step is made and where one derivative is enough."""
+"""Run a network's passes by torch.compile, within a training step and where one derivative is enough."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from bivallate.errors import UserError
 __all__ = ["BACKEND", "Compiled", "compiling", "network_for", "without_compiling"]
 
 BACKEND = "inductor"
-FORMS = 64  # modes, shapes and formats that one network is compiled for at most; torch's own limit is 8
+FORMS = 64  # largest number of modes, shapes and formats to compile a network for; torch's own limit is 8
 
-_compiled: list[Compiled] = []  # what the step at hand may use, innermost last
+_compiled: list[Compiled] = []  # the compiled networks of the contexts that are entered, innermost last
 _plain: list[bool] = []  # not empty within a pass that is differentiated twice
 
 
 class Compiled:
-    """A network by torch.compile: made at its first pass, and again for each mode that it is in.
+    """A network under torch.compile, compiled at its first pass and again for each of its modes.
 
-    Minibatches of other sizes than `shapes` (an epoch's last one, examples that are left of a minibatch) go
-    through the network itself, and so does every pass that is differentiated twice, has a tangent, is made at
-    other parameters or is listened to by hooks: none of these can be compiled. The network keeps its names.
+    Minibatches of other sizes than `shapes` (an epoch's last one, a minibatch that has shrunk) go through the
+    network itself. So does every pass that is differentiated twice, has a tangent, is made at other
+    parameters or has hooks, because these cannot be compiled. The names of the network's parameters stay the
+    same.
 
     Attributes:
-        model: the network. shapes: (B, C, H, W) of the minibatches that are worth it.
-        backend: of torch.compile. passes: how many were made, compiled.
+        model: the network. shapes: (B, C, H, W) of the minibatches to compile for.
+        backend: of torch.compile. passes: number of compiled passes so far.
     """
 
     def __init__(self, model: nn.Module, shapes: set[tuple[int, ...]], backend: str = "") -> None:
@@ -38,7 +39,7 @@ class Compiled:
         self._made: Callable[[Tensor], Any] | None = None
 
     def takes(self, model: Any, x: Tensor) -> bool:
-        """Whether a pass of x through this model is one to compile."""
+        """Whether to compile a pass of x through this model."""
         own = model is self.model and tuple(x.shape) in self.shapes
         return own and not _plain and not self.model._forward_pre_hooks
 
@@ -63,7 +64,7 @@ class Compiled:
 
 @contextmanager
 def _limits() -> Iterator[None]:
-    """Settings of torch.compile: enough forms, and backward passes that can be gone through once more."""
+    """Settings of torch.compile: enough forms, and graphs that more than one backward pass can use."""
     import torch._dynamo.config as dynamo
     import torch._functorch.config as functorch
 
@@ -90,7 +91,7 @@ def _unfit(error: Exception) -> UserError:
 
 @contextmanager
 def compiling(compiled: Compiled | None) -> Iterator[None]:
-    """Within, passes of the network are compiled where they can be."""
+    """Within, passes of the network are compiled where possible."""
     if compiled is None:
         yield
         return
@@ -112,5 +113,5 @@ def without_compiling() -> Iterator[None]:
 
 
 def network_for(model: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[Tensor], Tensor]:
-    """What a pass of x goes through: the compiled network, or the model itself."""
+    """The callable for a pass of x: the compiled network, or the model itself."""
     return _compiled[-1] if _compiled and _compiled[-1].takes(model, x) else model

@@ -1,4 +1,4 @@
-"""What a bound on FOSC says of the whole training: Theorem 1 of Dynamic AT, in numbers."""
+"""The convergence bound of Dynamic AT (Theorem 1) in numbers: what a bound on FOSC means for training."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class ConvergenceBound:
     """An upper bound of the mean squared norm of the robust loss's gradient over the steps of training.
 
     Attributes:
-        sampling: the part that falls with the number of steps. residual: the part that stays, from inner
-            problems solved to delta only.
-        delta: largest FOSC that was given, in nats. smoothness: L. step_size: eta, for which it holds.
-        assumes: what has to be true; none of it is checked.
+        sampling: the part that falls with the number of steps. residual: the part that stays, because inner
+            problems are solved only to delta.
+        delta: largest FOSC given, in nats. smoothness: L. step_size: eta, for which the bound holds.
+        assumes: the assumptions; none of them is checked.
     """
 
     sampling: float
@@ -41,7 +41,7 @@ class ConvergenceBound:
 
     @property
     def total(self) -> float:
-        """Of the mean squared gradient norm."""
+        """The bound: sampling + residual."""
         return self.sampling + self.residual
 
 
@@ -56,26 +56,26 @@ def convergence_bound(
     steps: int,
     sigma: float = 0.0,
 ) -> ConvergenceBound:
-    """Theorem 1 of Dynamic AT from measured FOSC and the constants of its assumptions.
+    """Evaluate Theorem 1 of Dynamic AT for measured FOSC and the constants of its assumptions.
 
     mean_t E ||grad L_S(theta_t)||^2 <= 4 sigma sqrt(L gap / T) + 5 L_tx^2 delta / mu, with L = L_tx L_xt /
     mu + L_tt and eta = min(1 / L, sqrt(gap / (L sigma^2 T))). Where eta = 1 / L, for T < L gap / sigma^2,
-    the printed first term is too small; 4 L gap / T, which the paper's own recursion gives there, takes its
-    place.
+    the printed first term is too small; it is replaced by 4 L gap / T, which follows from the paper's own
+    recursion.
 
-    The constants are the caller's: they cannot be read off a finite number of points. A largest slope that
-    was seen is a lower bound of a Lipschitz constant, and a least curvature an upper bound of mu, so what
-    comes out of such numbers is an estimate and bounds nothing.
+    The caller supplies the constants: they cannot be measured at a finite number of points. The largest slope
+    observed is only a lower bound of a Lipschitz constant, and the least curvature only an upper bound of mu.
+    With such numbers the result is an estimate, not a bound.
 
     Args:
-        fosc: of inner solutions, ball form (`bivallate.lower.stop.fosc`), in nats; the largest counts.
+        fosc: of inner solutions, ball form (`bivallate.lower.stop.fosc`), in nats; the largest one is used.
         mu: strong concavity in x. l_theta_theta, l_theta_x, l_x_theta: Lipschitz constants of the gradient by
             theta (first index) or by x, in theta or in x (second index).
         gap: L_S(theta_0) - min L_S. steps: T, updates of theta. sigma: standard deviation of minibatch
             gradients.
 
     Raises:
-        UserError: no FOSC, one that is negative or not finite, or constants that cannot be.
+        UserError: no FOSC, one that is negative or not finite, or constants that are out of range.
 
     Reference: Wang et al. (Dynamic AT), ICML 2019, Theorem 1, eq. 18.
 

@@ -1,4 +1,4 @@
-"""Attacks as CUDA graphs: the steps of a plain gradient loop are recorded once, and launched as one."""
+"""Attacks as CUDA graphs: the steps of a plain gradient loop are recorded once and launched as one graph."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from bivallate.types import Batch, Passes
 
 __all__ = ["CudaGraphs", "Walk", "graphing", "walked"]
 
-KEPT = 4  # graphs at once, each with the memory of an attack: minibatch and last one, first stream and second
+KEPT = 4  # graphs, each with the memory of an attack: full and last minibatch of first and second stream
 
-_graphs: list[CudaGraphs] = []  # what the step at hand may use, innermost last
+_graphs: list[CudaGraphs] = []  # the graphs of the contexts that are entered, innermost last
 
-STILL = CrossEntropy, KLToClean, LogitMargin, Margin, DLR  # ask for labels and clean logits alone
+STILL = CrossEntropy, KLToClean, LogitMargin, Margin, DLR  # objectives that read only labels and clean logits
 
 
 @dataclass(frozen=True)
 class Walk:
-    """Where the steps of an attack have led.
+    """The result of an attack's steps.
 
     Attributes:
-        delta: (B, C, H, W). before: the point of the last gradient. grad: that gradient. first: the one at
-            the start. said: (steps, B, K) logits before each step.
+        delta: (B, C, H, W). before: the point of the last gradient. grad: that gradient. first: the gradient
+            at the start. said: (steps, B, K) logits before each step.
     """
 
     delta: Tensor
@@ -44,28 +44,28 @@ class Walk:
     said: Tensor
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """In their order."""
+        """All fields, in their order."""
         return self.delta, self.before, self.grad, self.first, self.said
 
 
 class Walker(Protocol):
-    """A solver whose steps hang on nothing but what it is and the problem's tensors."""
+    """A solver whose steps depend only on its own fields and on the problem's tensors."""
 
     def walk(self, problem: LowerProblem, start: Tensor) -> Walk:
-        """All steps."""
+        """Make all steps."""
         ...
 
     def walk_key(self) -> Hashable:
-        """What it is."""
+        """The fields that the steps depend on."""
         ...
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """One graph.
+    """A recorded graph.
 
     Attributes:
-        given: tensors that it reads, to be written before each launch. made: those that it writes.
+        given: tensors that it reads, to be filled before each launch. made: tensors that it writes.
         passes: of one launch.
     """
 
@@ -75,7 +75,7 @@ class Recorded:
     passes: Passes
 
     def launch(self, values: tuple[Tensor, ...], passes: Passes) -> Walk:
-        """The walk from these values, in memory of its own; its passes are counted."""
+        """Run the graph on these values, count its passes, and return copies of its results."""
         for given, value in zip(self.given, values, strict=True):
             given.copy_(value)
         self.graph.replay()
@@ -85,14 +85,14 @@ class Recorded:
 
 
 class CudaGraphs:
-    """The graphs of one run's attacks, by everything that is fixed in one.
+    """The graphs of one run's attacks, by all that is fixed in each (`key_of`).
 
-    An attack is recorded when it comes the second time: the first time warms the device up, and one that
-    changes every minibatch (a radius that grows) is never recorded. Where recording fails the attacks go on
-    as they are, which is said once.
+    An attack is recorded when it occurs the second time. The first time warms the device up, and an attack
+    that changes every minibatch (a radius that grows) is never recorded. If recording fails, attacks run step
+    by step, and the reason is reported once.
 
     Attributes:
-        tell: hears why there are none. launches: of all graphs so far.
+        tell: receives the reason if recording fails. launches: number of launches of all graphs so far.
     """
 
     def __init__(self, tell: Callable[[str], object] = warnings.warn) -> None:
@@ -101,7 +101,7 @@ class CudaGraphs:
         self._places: tuple[int, ...] = ()
 
     def walk(self, solver: Walker, problem: LowerProblem, start: Tensor) -> Walk:
-        """The solver's walk from start, by a graph if there is one."""
+        """Make the solver's steps from start, by a graph if there is one."""
         if self.failed or not suits(problem):
             return solver.walk(problem, start)
         self._forget_moved(problem.forward.module)
@@ -126,7 +126,7 @@ class CudaGraphs:
         return recorded.launch(values, problem.forward.passes)
 
     def _forget_moved(self, model: nn.Module) -> None:
-        """Drop all graphs of weights that are somewhere else now."""
+        """Drop all graphs if the weights have moved in memory: a graph reads fixed addresses."""
         places = tuple(t.data_ptr() for t in (*model.parameters(), *model.buffers()))
         if places != self._places:
             self.kept.clear()
@@ -134,9 +134,9 @@ class CudaGraphs:
 
 
 def suits(problem: LowerProblem) -> bool:
-    """Whether an attack reads nothing but what a graph is given: images, labels, clean logits, the network.
+    """Whether an attack reads only what a graph is given: images, labels, clean logits and the network.
 
-    Passes that move running statistics are left out: recording makes some that count for nothing.
+    Attacks that move running statistics are excluded, because recording makes extra passes.
     """
     model, objective = problem.forward.model, problem.objective
     inner = objective.objective if isinstance(objective, MarginWeighted) else objective
@@ -148,7 +148,7 @@ def suits(problem: LowerProblem) -> bool:
 
 
 def key_of(solver: Walker, problem: LowerProblem, start: Tensor) -> Hashable:
-    """What is fixed in a graph, but for where the weights are."""
+    """All that is fixed in a graph, except the addresses of the weights."""
     model = problem.forward.module
     modes = tuple((m.training, getattr(m, "track_running_stats", None)) for m in model.modules())
     learning = tuple(p.requires_grad for p in model.parameters())
@@ -159,7 +159,7 @@ def key_of(solver: Walker, problem: LowerProblem, start: Tensor) -> Hashable:
 
 
 def inputs(problem: LowerProblem, start: Tensor) -> tuple[Tensor, ...]:
-    """Images, labels, start, and clean logits where the objective asks for them."""
+    """Images, labels, start, and clean logits if the objective reads them."""
     objective = problem.objective
     inner = objective.objective if isinstance(objective, MarginWeighted) else objective
     clean = (problem.clean_logits,) if isinstance(inner, KLToClean) else ()
@@ -167,10 +167,10 @@ def inputs(problem: LowerProblem, start: Tensor) -> tuple[Tensor, ...]:
 
 
 def record(solver: Walker, problem: LowerProblem, values: tuple[Tensor, ...]) -> Recorded:
-    """The graph of a walk, which is made some times before, on a stream aside, as CUDA asks for."""
+    """Record the graph of an attack, after a run on a side stream, as CUDA requires."""
     given = tuple(value.detach().clone() for value in values)
     x, y, start, *clean = given
-    forward = Forward(problem.forward.model)  # with casts of its own, which the graph makes anew each time
+    forward = Forward(problem.forward.model)  # with its own cast weights, which each launch casts anew
 
     def walk() -> Walk:
         forward._cast = []
@@ -199,7 +199,7 @@ def record(solver: Walker, problem: LowerProblem, values: tuple[Tensor, ...]) ->
 
 @contextmanager
 def graphing(graphs: CudaGraphs | None) -> Iterator[None]:
-    """Within, attacks are launched as graphs where they can be."""
+    """Within, attacks are launched as graphs where possible."""
     if graphs is None:
         yield
         return
@@ -211,5 +211,5 @@ def graphing(graphs: CudaGraphs | None) -> Iterator[None]:
 
 
 def walked(solver: Walker, problem: LowerProblem, start: Tensor) -> Walk:
-    """The solver's walk from start."""
+    """Make the solver's steps from start, by a graph within `graphing`."""
     return _graphs[-1].walk(solver, problem, start) if _graphs else solver.walk(problem, start)

@@ -24,7 +24,7 @@ from bivallate.types import Clock, Evidence, Facts, Solution
 
 @part
 class Levels(Schedule):
-    """k(t) = min(K, floor(t (K + 1) / T')): every strength from 0 to K for equally many epochs.
+    """k(t) = min(K, floor(t (K + 1) / T')): each number of steps from 0 to K for equally many epochs.
 
     Attributes:
         highest: K. until: T' as a fraction of all epochs.
@@ -47,7 +47,7 @@ class Levels(Schedule):
 
 @part
 class Curriculum(Solver):
-    """The inner solver with as many steps as the level says; level 0 is the clean image.
+    """The inner solver with the number of steps of the present level; level 0 is the clean image.
 
     Attributes:
         inner: the solver at full strength.
@@ -60,15 +60,15 @@ class Curriculum(Solver):
     level: float | Schedule
 
     def check(self, method: Composition) -> None:
-        """What the inner solver asks of a method."""
+        """Raise UserError where the inner solver does."""
         self.inner.check(method)
 
     def stepped(self, length: float, number: float = 1.0) -> Self:
-        """The inner solver's steps."""
+        """Scale the inner solver's steps."""
         return replace(self, inner=self.inner.stepped(length, number))
 
     def solve(self, problem: LowerProblem) -> Solution:
-        """Solution at the present level."""
+        """Solve with the present level's number of steps."""
         level = int(at(self.level, problem.clock))
         problem.log["level"] = level
         start = self.inner.start if level else zero
@@ -80,7 +80,7 @@ class Then(Solver):
     """One solver in the first part of training, another in the rest.
 
     Attributes:
-        first, rest: the solvers. share: of the epochs that are the first one's.
+        first, rest: the solvers. share: fraction of the epochs that use the first solver.
 
     Reference: FGSM in 20 of 120 epochs, then PGD-10, is FGSM-PGD of the Dynamic AT paper, section 3.2:
     `bv.methods.at(threat, fgsm_first=1 / 6)`.
@@ -94,7 +94,7 @@ class Then(Solver):
         check_range("share", self.share, 0, 1)
 
     def check(self, method: Composition) -> None:
-        """What the two solvers ask of a method."""
+        """Raise UserError where one of the two solvers does."""
         self.first.check(method)
         self.rest.check(method)
 
@@ -107,12 +107,12 @@ class Then(Solver):
         return self.first.takes_mixed() and self.rest.takes_mixed()
 
     def stepped(self, length: float, number: float = 1.0) -> Self:
-        """The two solvers' steps."""
+        """Scale the two solvers' steps."""
         first, rest = (solver.stepped(length, number) for solver in (self.first, self.rest))
         return replace(self, first=first, rest=rest)
 
     def solve(self, problem: LowerProblem) -> Solution:
-        """Solution by the present epoch's solver."""
+        """Solve by the present epoch's solver."""
         clock = problem.clock
         return (self.first if clock.epoch < self.share * clock.epochs else self.rest).solve(problem)
 
@@ -121,28 +121,28 @@ class Then(Solver):
 class BatchMixing(Remembering):
     """Cai's curriculum: parts of each minibatch attacked with 0, ..., k steps; k rises when learning stalls.
 
-    The minibatch is shuffled and cut in k + 1 equal parts, the last with the remainder; part j takes j steps
-    of size (2 eps / j) u, u uniform between 1 and 10 / j and drawn once a part.
+    The minibatch is shuffled and cut into k + 1 equal parts, the last one with the remainder. Part j is
+    attacked with j steps of size (2 eps / j) u, u uniform between 1 and 10 / j, drawn once for each part.
 
     The level rises after an epoch in which the accuracy on the mixture, measured on the training passes
     themselves, is above `threshold` and has not improved for `patience` epochs. With patience 0 it rises as
     soon as the accuracy is above the threshold (the other published rule, with 0.95).
 
-    With `held_out` the accuracy that has to improve is that on held-out data under PGD of k steps, measured
-    by the trainer after each epoch; the training passes' own must be above the threshold; and when the level
-    rises the best state of the last one comes back. Outside a run such a curriculum stays at its level.
+    With `held_out` the accuracy that must improve is that on held-out data under PGD with k steps, measured
+    by the trainer after each epoch. The accuracy on the training passes must still be above the threshold.
+    When the level rises, the best state of the last level is restored. Outside a run such a curriculum stays
+    at its level.
 
     Attributes:
-        inner: its start, direction and stop are used; steps and step size are the parts'.
-        highest: level at which the rise ends. patience, threshold: of the rule.
+        inner: its start, direction and stop are used; each part sets steps and step size.
+        highest: highest level. patience, threshold: of the rule.
         held_out: whether held-out data decide.
 
     Cost: k / 2 forwards and backwards, on average.
 
     Reference: Cai et al., Curriculum Adversarial Training, IJCAI 2018, section 3.
-    Deviation: the public code measures held-out accuracy on inputs quantised to 16 levels, which are not
-    quantised here, and has no highest level. Without `held_out` the rule goes by the training passes
-    alone, and nothing is reloaded.
+    Deviation: the public code quantises inputs to 16 levels to measure held-out accuracy, and has no highest
+    level. Without `held_out` the rule uses the training passes alone, and nothing is restored.
     """
 
     inner: PGD = field(default=PGD(steps=1, step_size=0.0))
@@ -159,21 +159,21 @@ class BatchMixing(Remembering):
             )
 
     def check(self, method: Composition) -> None:
-        """Refuse a coupling, as the rule counts what is trained at x + delta itself."""
+        """Raise UserError for a coupling other than `Detached`, and for weightings with a second stream."""
         require_coupling(method, self, "Detached")
         super().check(method)
 
     def bind(self, facts: Facts) -> BoundBatchMixing:
-        """The level of one run."""
+        """Build the level for one run."""
         return BoundBatchMixing(self, facts.device)
 
 
 class BoundBatchMixing(Solver, nn.Module):
-    """The solver with its level and what it has measured.
+    """The solver with its level and its measurements.
 
     Attributes:
-        counts: (2,) correct and seen examples of this epoch.
-        level: k. epoch: the one being measured. best, best_epoch: highest accuracy at this level.
+        counts: (2,) numbers of correct and of all examples of this epoch.
+        level: k. epoch: being measured. best, best_epoch: highest accuracy at this level, and its epoch.
     """
 
     counts: Tensor
@@ -185,7 +185,7 @@ class BoundBatchMixing(Solver, nn.Module):
         self.level, self.epoch, self.best, self.best_epoch = 0, 0, -math.inf, 0
 
     def get_extra_state(self) -> dict[str, float]:
-        """Level and rule as plain numbers; no best yet is -1."""
+        """Level and measurements as plain numbers; `best` is -1 if there is none yet."""
         return {
             "level": self.level,
             "epoch": self.epoch,
@@ -194,21 +194,20 @@ class BoundBatchMixing(Solver, nn.Module):
         }
 
     def set_extra_state(self, state: dict[str, float]) -> None:
-        """The inverse."""
+        """Restore what `get_extra_state` returned."""
         self.level, self.epoch = int(state["level"]), int(state["epoch"])
         self.best_epoch = int(state["best_epoch"])
         self.best = state["best"] if state["best"] >= 0 else -math.inf
 
     def advance(self, accuracy: float) -> None:
-        """End the measured epoch: keep its accuracy if it is the level's best, or raise the level."""
+        """End the measured epoch: keep its accuracy if it is the level's best, and raise the level if due."""
         if self.outcome(accuracy, accuracy, self.epoch)[1]:
             self.rise(self.level + 1, self.epoch)
 
     def outcome(self, accuracy: float, trained: float, epoch: int) -> tuple[bool, bool]:
         """Judge an epoch: (whether it is the level's best so far, whether the level has to rise).
 
-        `trained`: accuracy of the epoch's training passes, which decides whether the level has been learned
-        at all.
+        `trained`: accuracy of the epoch's training passes, which must be above the threshold for a rise.
         """
         best = accuracy > self.best
         if best:
@@ -217,11 +216,11 @@ class BoundBatchMixing(Solver, nn.Module):
         return best, stalled and trained > self.rule.threshold and self.level < self.rule.highest
 
     def rise(self, level: int, epoch: int) -> None:
-        """To another level after this epoch, without a best yet."""
+        """Go to another level after this epoch, with no best accuracy yet."""
         self.level, self.best, self.best_epoch = level, -math.inf, epoch
 
     def solve(self, problem: LowerProblem) -> Solution:
-        """Each part's own attack."""
+        """Attack each part with its own number of steps."""
         self._turn_to(problem.clock.epoch)
         problem.log["level"] = self.level
         delta, before = torch.zeros_like(problem.x), torch.zeros_like(problem.x)
@@ -231,11 +230,11 @@ class BoundBatchMixing(Solver, nn.Module):
             found = solver.solve(problem.select(rows))
             delta[rows], before[rows] = found.delta, found.before_last
             kappa[rows], spent[rows] = found.kappa, found.evaluations
-        problem.log.pop("fosc", None)  # of one part alone
+        problem.log.pop("fosc", None)  # that of the last part only
         return Solution(delta, before, kappa, spent)
 
     def feedback(self, problem: LowerProblem, delta: Tensor, evidence: Evidence) -> None:
-        """Count what the training pass classified correctly."""
+        """Count the points that the training pass classified correctly."""
         correct = (evidence.logits.argmax(1) == problem.y).sum()
         self.counts += torch.stack([correct, torch.full_like(correct, len(problem.y))])
 
@@ -249,7 +248,7 @@ class BoundBatchMixing(Solver, nn.Module):
         self.epoch = epoch
 
     def _parts(self, problem: LowerProblem) -> list[tuple[int, Tensor]]:
-        """(j, rows) of the parts with steps to take."""
+        """(j, rows) of the parts with at least one step, for this rank's rows."""
         drawn = problem.noise.uniform("part", (), torch.float64)
         order = collective.gather_rows(drawn, collective.size(problem.batch)).argsort(stable=True)
         size = len(order) // (self.level + 1)

@@ -1,4 +1,4 @@
-"""Which way a step of gradient ascent goes."""
+"""The direction of a step of gradient ascent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Direction(Protocol):
 
 @part
 class Steepest:
-    """The sign of the gradient for Linf, g / ||g|| for L2, the largest coordinates' signs for L1."""
+    """Steepest ascent: sign(g) for Linf, g / ||g|| for L2, signs of the largest coordinates for L1."""
 
     def __call__(self, problem: LowerProblem) -> Step:
         return problem.threat.steepest
@@ -32,7 +32,7 @@ class Steepest:
 
 @part
 class Raw:
-    """The gradient itself, of the summed objective: a step does not shrink with the size of the minibatch."""
+    """The gradient itself, of the summed objective, so that steps do not depend on the minibatch's size."""
 
     def __call__(self, problem: LowerProblem) -> Step:
         return lambda grad: grad

@@ -1,4 +1,4 @@
-"""How far two predictions lie apart, one value an example: what guides an attack or smooths a network."""
+"""Distances between two predictions, one value an example, for guided attacks and smoothness losses."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def softmax_gap(a: Tensor, b: Tensor) -> Tensor:
 
 
 def nuclear(a: Tensor, b: Tensor) -> Tensor:
-    """(B,) the nuclear norm of the minibatch's difference of logits, an equal share for each example.
+    """(B,) the nuclear norm of the minibatch's difference of logits, divided equally among the examples.
 
-    The norm is of all rows together, so that an example's part of its gradient depends on the others; on
-    several processes it is of each one's rows.
+    The norm is that of all rows together, so that the gradient for an example depends on the others. With
+    several processes it is that of each process's rows.
     """
     norm = torch.linalg.matrix_norm(a - b, "nuc")
     return (norm / len(a)).expand(len(a))
@@ -51,6 +51,6 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def check_distance(name: str) -> None:
-    """Raise UserError for an unknown one."""
+    """Raise UserError for an unknown distance."""
     if name not in DISTANCES:
         raise unknown("distance", str(name), DISTANCES)

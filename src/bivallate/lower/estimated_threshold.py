@@ -1,4 +1,4 @@
-"""Dynamic AT whose first FOSC threshold is estimated from the first minibatch."""
+"""Dynamic AT with a first FOSC threshold that is estimated from the first minibatch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["EstimatedThreshold", "fgsm_fosc"]
 
 
 def fgsm_fosc(problem: LowerProblem, form: Form) -> Tensor:
-    """(B,) FOSC of the FGSM points: what weak attacks leave, and so a measure for the first threshold.
+    """(B,) FOSC of the FGSM points: that of a weak attack, and so a scale for the first threshold.
 
     Cost: two forwards and backwards.
 
@@ -38,11 +38,11 @@ class EstimatedThreshold(AroundPGD, Remembering):
     """PGD with `FOSCBelow`, whose threshold begins at the mean FOSC of the first minibatch's FGSM points.
 
     Attributes:
-        inner: its stop's form is that of the estimate; the threshold of that stop falls linearly, from a
-            value that is not used.
+        inner: its stop sets the form of FOSC; the first value of the stop's linear threshold is replaced by
+            the estimate.
 
-    Where the radius of training grows (`warm_up`), the estimate is of the first, small radius, and low: give
-    c_max there.
+    If the radius grows in training (`warm_up`), the first radius is small and the estimate too low: give
+    c_max then.
 
     Cost: the inner solver's, and two forwards and backwards an example of the run's first minibatch.
     """
@@ -57,22 +57,22 @@ class EstimatedThreshold(AroundPGD, Remembering):
             raise UserError('the threshold is estimated from the clean image: fosc_origin="clean"')
 
     def bind(self, facts: Facts) -> BoundEstimatedThreshold:
-        """The estimate of one run."""
+        """Build the estimate for one run."""
         return BoundEstimatedThreshold(self)
 
 
 class BoundEstimatedThreshold(Solver, nn.Module):
-    """The solver with the threshold that it has found; 0-d, not a number before."""
+    """The solver with its estimate `c_max` (), which is NaN before the first minibatch."""
 
     c_max: Tensor
 
     def __init__(self, rule: EstimatedThreshold) -> None:
         super().__init__()
         self.rule = rule
-        self.register_buffer("c_max", torch.full((), torch.nan))  # the host asks it every step
+        self.register_buffer("c_max", torch.full((), torch.nan))  # on the CPU: the host reads it every step
 
     def solve(self, problem: LowerProblem) -> Solution:
-        """Solution of the inner solver."""
+        """Solve by the inner solver; at the first minibatch, estimate the threshold before."""
         inner = self.rule.inner
         stop: Any = inner.stop
         if bool(self.c_max.isnan()):

@@ -20,18 +20,20 @@ from bivallate.types import Solution, per_example
 
 __all__ = ["FAB", "nearest_in_l1", "nearest_on_plane"]
 
-OFTEN = (
-    0.3  # share of crossings above which a forward pays before the gradient: forward / (forward + backward)
-)
+# If more than this share of steps crosses the boundary, a forward pass comes first and the gradient is taken
+# only after the crossing points are pulled back: about the cost of a forward over that of forward and
+# backward.
+OFTEN = 0.3
 FLAT = 1e-8  # L2: coordinates whose weight is smaller do not move
 
 
 def nearest_on_plane(excess: Tensor, w: Tensor, point: Tensor, *, linf: bool) -> Tensor:
     """(B, n) the smallest move from `point` within [0, 1]^n that changes <w, point> by -excess.
 
-    Coordinate j moves by min(lambda, room_j) in Linf and by min(lambda |w_j|, room_j) in L2, against the
-    excess; lambda is the root of a concave piecewise linear function, found by Newton steps that only ever
-    saturate further coordinates. Where the plane is out of reach, the corner of the box nearest to it.
+    Coordinate j moves by min(lambda, room_j) in Linf and by min(lambda |w_j|, room_j) in L2, in the direction
+    that reduces the excess. lambda is the root of a concave piecewise linear function. It is found by Newton
+    steps, each of which only adds saturated coordinates. If the plane is out of reach, the result leads to
+    the corner of the box that is nearest to it.
 
     Args:
         excess: (B,) <w, point> - b. w, point: (B, n).
@@ -50,7 +52,7 @@ def nearest_on_plane(excess: Tensor, w: Tensor, point: Tensor, *, linf: bool) ->
 def nearest_in_l1(excess: Tensor, w: Tensor, point: Tensor) -> Tensor:
     """(B, n) the move of smallest L1 norm from `point` within [0, 1]^n that changes <w, point> by -excess.
 
-    The coordinates of largest |w_j| go first, each to its bound; see `nearest_on_plane`.
+    The coordinates of largest |w_j| move first, each up to its bound; see `nearest_on_plane`.
     """
     pull = w.abs()
     pull.masked_fill_(pull < FLAT, 0)
@@ -70,9 +72,9 @@ def _room(direction: Tensor, point: Tensor) -> Tensor:
 
 
 def _root(need: Tensor, rise: Tensor, gain: Tensor, bound: Tensor) -> Tensor:
-    """(B,) the lambda with sum_j (rise_j lambda if lambda < bound_j else gain_j) = need; 1e30 if none has.
+    """(B,) the lambda with sum_j (rise_j lambda if lambda < bound_j else gain_j) = need; 1e30 if none exists.
 
-    Rows leave when their set of saturated coordinates no longer changes, which makes their value exact.
+    A row is done when its set of saturated coordinates no longer changes; its value is then exact.
     """
     if need.device.type != "cpu":
         return _sorted_root(need, rise, gain, bound)
@@ -101,9 +103,10 @@ def _root(need: Tensor, rise: Tensor, gain: Tensor, bound: Tensor) -> Tensor:
 
 
 def _sorted_root(need: Tensor, rise: Tensor, gain: Tensor, bound: Tensor) -> Tensor:
-    """The same root in closed form, for which the host need not wait.
+    """The same root in closed form, for devices: the host need not wait for an iteration to end.
 
-    The sum at every lambda at which a coordinate saturates tells which have done so at the root.
+    Coordinates are sorted by the lambda at which they saturate. Those at whose lambda the sum is still below
+    `need` are saturated at the root.
     """
     bound, order = bound.nan_to_num(nan=torch.inf, posinf=torch.inf).sort(1)
     rise, gain = rise.gather(1, order), gain.gather(1, order)
@@ -122,9 +125,9 @@ class Boundary(Protocol):
 
 @part
 class TargetPlane:
-    """The boundary at which the problem's own objective is zero. Cost: one backward.
+    """The boundary at which the problem's objective is zero: z_t = z_y for `TowardsTarget`.
 
-    z_t = z_y for `TowardsTarget`.
+    Cost: one backward.
     """
 
     def __call__(self, problem: LowerProblem, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,7 +137,7 @@ class TargetPlane:
 
 @part
 class NearestPlane:
-    """The boundary of whichever class seems nearest by its linearisation. K backwards."""
+    """The boundary that is nearest by linearisation, over all other classes. Cost: K backwards."""
 
     def __call__(self, problem: LowerProblem, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y = problem.y
@@ -157,20 +160,20 @@ class NearestPlane:
 
 @part
 class FAB(Solver):
-    """Fast adaptive boundary attack: the smallest misclassified perturbation that was met.
+    """Fast adaptive boundary attack: returns the smallest misclassified perturbation that was found.
 
-    The problem's eps matters only for the answer and for the start of further restarts. The answer of an
-    example that was never misclassified is zero.
+    The problem's eps matters only for examples that leave and for the start of further restarts. The result
+    of an example that was never misclassified is zero.
 
     Attributes:
         steps: iterations. alpha_max, overshoot (eta), pull_back (beta): as published.
-        boundary: which linearised boundary is approached.
-        scatter: start at a random point of norm eps / 2 (further restarts) and not at the clean image.
-        leave: examples that are clearly misclassified within eps leave the batch; for distances, leave no
-            example out.
+        boundary: the linearised boundary to approach.
+        scatter: start at a random point of norm eps / 2 (further restarts) instead of the clean image.
+        leave: whether examples that are clearly misclassified within eps leave the batch; false to measure
+            distances.
 
-    Cost: (1 + min(c, 0.3)) steps forwards and backwards an example, about, where c is the share of steps that
-    cross the boundary; never more than `steps` forwards and `steps` forwards and backwards, plus one.
+    Cost: about (1 + min(c, 0.3)) steps forwards and backwards an example, c the share of steps that cross the
+    boundary; at most `steps` forwards besides `steps` + 1 forwards and backwards.
     """
 
     steps: int = 100
@@ -205,7 +208,7 @@ class FAB(Solver):
             delta = self._approach(problem, delta, f, w)
             if often:
                 logits = problem.value(delta)[0]
-            else:  # the gradient is taken at once, and again only for those that are sent back
+            else:  # take the gradient at once, and again only for the examples that are pulled back
                 logits, f, w = self.boundary(problem, delta)
             fooled = logits.argmax(1) != problem.y
             size = problem.threat.size(delta)
@@ -224,7 +227,7 @@ class FAB(Solver):
         return Solution(answer, answer, torch.zeros_like(spent), spent)
 
     def _approach(self, problem: LowerProblem, delta: Tensor, f: Tensor, w: Tensor) -> Tensor:
-        """A step to the linearised boundary, mixed with the clean image's own step to it."""
+        """Step to the linearised boundary, mixed with the step to it from the clean image."""
         x, w, moved = problem.x.flatten(1), w.flatten(1), delta.flatten(1)
         excess = f - (w * moved).sum(1)  # at the clean image
         nearest = nearest_in_l1

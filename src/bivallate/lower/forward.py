@@ -15,15 +15,16 @@ from bivallate.lower.functional import Functional
 from bivallate.lower.input_guard import call_unharmed
 from bivallate.types import Passes
 
-OWN = ("torch.nn.", "bivallate.")  # layers of others may use their weight in their own way
+OWN = ("torch.nn.", "bivallate.")  # layers of other packages may use their weights differently
 
 
 @dataclass(frozen=True)
 class CastWeight:
-    """A weight of a layer, and what stands in for it during a pass.
+    """A weight of a layer, and its cast copy that replaces it during a pass.
 
     Attributes:
-        place: the layer's parameters. name: of the weight there. version: of its values when it was cast.
+        place: the layer's parameters. name: of the weight there. weight, cast: the weight and its copy.
+        version: version counter of the weight when it was cast.
     """
 
     place: dict[str, Any]
@@ -34,22 +35,22 @@ class CastWeight:
 
     @staticmethod
     def of(place: dict[str, Any], name: str, dtype: torch.dtype) -> CastWeight:
-        """The weight cast."""
+        """Cast a weight to the type."""
         weight = place[name]
         return CastWeight(place, name, weight, weight.detach().to(dtype), weight._version)
 
     def lent(self) -> Tensor:
-        """The cast; of a weight that learns, with a graph that leads to it."""
+        """The cast copy; of a weight that requires a gradient, with a graph that leads to the weight."""
         return _Learning.apply(self.weight, self.cast) if self.weight.requires_grad else self.cast  # pyright: ignore
 
     def stale(self, dtype: torch.dtype) -> bool:
-        """Whether the weight has changed, or is to be of another type."""
+        """Whether the weight has changed since it was cast, or is needed in another type."""
         now = self.place[self.name]
         return now is not self.weight or now._version != self.version or self.cast.dtype != dtype
 
 
 class _Learning(torch.autograd.Function):
-    """The cast of a weight that learns: its gradient is the weight's, cast back."""
+    """Forward: the cast copy. Backward: its gradient becomes the weight's, cast back."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, cast: Tensor) -> Tensor:
@@ -64,7 +65,8 @@ class _Learning(torch.autograd.Function):
 def castable(model: nn.Module) -> list[tuple[dict[str, Any], str]]:
     """The float32 weights and biases of convolutions and linear layers.
 
-    Autocast casts them whenever they are used. Of a compiled network none: it would be compiled anew.
+    Autocast would cast these at every use. There are none for a compiled network, which would be compiled
+    anew.
     """
     layers = list(model.modules())
     if any(hasattr(layer, "_orig_mod") for layer in layers):
@@ -76,7 +78,7 @@ def castable(model: nn.Module) -> list[tuple[dict[str, Any], str]]:
 
 @contextmanager
 def cast_weights(weights: list[CastWeight]) -> Iterator[None]:
-    """Within, the layers have the casts."""
+    """Within, the layers use the cast copies of their weights."""
     for own in weights:
         own.place[own.name] = own.lent()
     try:
@@ -89,15 +91,16 @@ def cast_weights(weights: list[CastWeight]) -> Iterator[None]:
 class Forward:
     """A network that counts its passes.
 
-    A forward pass counts when it is made, a backward pass whenever a gradient arrives at the logits of one.
-    Parts add only what does not pass there: the second-order half of a double backward, and tangents.
+    A forward pass is counted when it is made, a backward pass whenever a gradient arrives at the logits of a
+    forward pass. Parts add only what does not arrive there: the second-order half of a double backward, and
+    tangents.
 
-    A model that asks for mixed precision (`autocast_dtype`) has it, but for passes whose gradient by the
-    image is used with its size, which rounding takes away where the loss is flat.
+    A model with `autocast_dtype` runs in mixed precision, except in passes whose input gradient is used with
+    its magnitude: rounding destroys small magnitudes, where the loss is flat.
 
     Attributes:
         model: the network, or any callable from (B, C, H, W) to (B, K).
-        passes: the count, shared by everything that happens in one step.
+        passes: the counts, shared by all passes of one step.
     """
 
     def __init__(self, model: Callable[[Tensor], Tensor], passes: Passes | None = None) -> None:
@@ -108,7 +111,7 @@ class Forward:
     def __call__(self, x: Tensor, *, exact: bool = False) -> Tensor:
         """The network's logits, in float32 or better.
 
-        exact: without mixed precision, as every pass that a coupling's gradient goes through.
+        exact: without mixed precision, which every pass needs that a coupling's gradient goes through.
         """
         self.passes.forward += len(x)
         dtype = None if exact else getattr(self.model, "autocast_dtype", None)
@@ -129,8 +132,8 @@ class Forward:
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
     def _cast_once(self, dtype: torch.dtype) -> list[CastWeight]:
-        """The network's weights as autocast would cast them in every pass, cast once for all of them.
-        A weight that has been written to since is cast anew."""
+        """The network's weights in the type, cast once for all passes, where autocast casts them in each.
+        A weight whose values have changed since is cast anew."""
         if not isinstance(self.model, nn.Module) or torch.is_inference_mode_enabled():
             return []
         if not self._cast or any(cast.stale(dtype) for cast in self._cast):
@@ -150,6 +153,6 @@ class Forward:
         return found
 
     def at(self, tensors: dict[str, Tensor]) -> Forward:
-        """The network with some parameters and buffers replaced; its passes go to the same count."""
+        """The network with some parameters and buffers replaced; passes are counted together."""
         before = self.model.tensors if isinstance(self.model, Functional) else {}
         return Forward(Functional(self.module, {**before, **tensors}), self.passes)

@@ -1,4 +1,4 @@
-"""A network at parameters that are not its own."""
+"""A network evaluated at other parameters than its own."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from torch.func import functional_call
 
 @dataclass(frozen=True)
 class Functional:
-    """The module, in its own mode and precision, with some parameters and buffers replaced.
+    """(B, C, H, W) -> (B, K): a module with some parameters and buffers replaced, in its mode and precision.
 
-    (B, C, H, W) -> (B, K).
-
-    Gradients flow to the tensors that are given; the other parameters and buffers are the module's own, and
-    its own buffers move as usual. A tensor that is tied to others by name stands for all of them.
+    Gradients flow to the given tensors. The other parameters and buffers are the module's own, and its own
+    buffers move as usual. A given tensor replaces its parameter under all names of a tied parameter.
     """
 
     module: nn.Module
@@ -26,10 +24,10 @@ class Functional:
         return functional_call(self.module, self._places(), (x,), tie_weights=False)
 
     def _places(self) -> dict[str, Tensor]:
-        """The tensors for every place they are used in, each module once.
+        """The given tensors by every name under which they are used, each module once.
 
-        PyTorch's own way with ties replaces a module that is used under two names twice, and then restores it
-        to the replacement.
+        PyTorch's own `tie_weights` replaces the tensors of a module with two names twice, and then restores
+        the replacement instead of the original.
         """
         every = (*self.module.named_parameters(), *self.module.named_buffers())
         given = {id(own): self.tensors[name] for name, own in every if name in self.tensors}
@@ -45,5 +43,5 @@ class Functional:
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
-        """The precision that the module runs in, where that is not its parameters'."""
+        """The type of the module's mixed precision, or None."""
         return getattr(self.module, "autocast_dtype", None)

@@ -1,4 +1,4 @@
-"""Objectives of single-step methods: guided by the clean prediction, and of smoothed labels."""
+"""Objectives of single-step methods: guided by the clean prediction, or with smoothed labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Guiding", "Smoothed", "smoothed_targets"]
 class Guiding(Objective):
     """-log p_y(x + delta) and, in every other minibatch, weight times the distance from the clean prediction.
 
-    The minibatches are those of odd number within their epoch, so that guided and plain attacks alternate.
+    Guided minibatches are those with an odd number within their epoch; guided and plain attacks alternate.
 
     Attributes:
         weight: lambda, a number or a schedule. distance: "softmax" (GAT), "nuclear" (NuAT), or another.
@@ -26,8 +26,8 @@ class Guiding(Objective):
     Cost: one forward more in guided minibatches, for the clean logits.
 
     Reference: Sriramanan et al., GAT, NeurIPS 2020; NuAT, NeurIPS 2021; public code.
-    Deviation: the clean logits are of the attack's mode; that code takes them in train mode, and moves the
-    running statistics with them.
+    Deviation: the clean logits are computed in the attack's mode; the public code computes them in train mode
+    and so moves the running statistics.
     """
 
     weight: float | Schedule
@@ -37,7 +37,7 @@ class Guiding(Objective):
         check_distance(self.distance)
 
     def takes_mixed(self) -> bool:
-        """It does."""
+        """True: labels are read through `label_loss`."""
         return True
 
     def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:
@@ -49,9 +49,9 @@ class Guiding(Objective):
 
 
 def smoothed_targets(problem: LowerProblem, classes: int, smoothing: float, purpose: str) -> Tensor:
-    """(B, K) 1 - smoothing on the label, and the rest spread at random over the other classes.
+    """(B, K) targets: 1 - smoothing on the label, the rest spread at random over the other classes.
 
-    purpose: of the draws, which are each row's own.
+    purpose: names the draws, which are made for each row.
     """
     y = problem.y[:, None]
     share = problem.noise.uniform(purpose, (classes,), problem.x.dtype).scatter(1, y, 0.0)
@@ -64,8 +64,9 @@ class Smoothed(Objective):
     """Cross-entropy with a smoothed label.
 
     Attributes:
-        smoothing: s: 1 - s on the label and s / K everywhere, or s spread at random over the other classes.
-        random: which of them.
+        smoothing: s.
+        random: false: the target is 1 - s on the label and s / K on every class. true: 1 - s on the label and
+            s spread at random over the other classes.
     """
 
     smoothing: float
@@ -75,7 +76,7 @@ class Smoothed(Objective):
         check_range("label smoothing", self.smoothing, 0, 1)
 
     def takes_mixed(self) -> bool:
-        """Not where it spreads what is not on the one label."""
+        """False for random smoothing, which reads the label itself."""
         return not self.random
 
     def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""An attack whose points a plainly trained network labels too: what HAT's helper examples are called."""
+"""An attack whose points a plainly trained network labels, for the helper examples of HAT."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ __all__ = ["BoundHelperLabels", "HelperLabels"]
 
 @part
 class HelperLabels(AroundPGD, Remembering):
-    """No attack in the first part of training; then the inner solver's, and the plain network's labels.
+    """No attack in the first part of training; then the inner solver's attack, and labels of a plain network.
 
-    The network as the first part has left it is kept, and says in eval mode which class the attacked points
-    are of, as the solution's `helper` (B,).
+    A copy of the network is kept at the end of the first part. In eval mode it labels the attacked points;
+    the labels are the solution's `helper` (B,).
 
     Attributes:
-        inner: the solver. plain: fraction of the epochs without attack; 0 keeps the weights that the run
-            begins with (`--init`).
+        inner: the solver. plain: fraction of the epochs without attack; 0 keeps the initial weights of the
+            run (`--init`).
 
     Cost: the inner solver's and one forward; nothing in the first part. Memory of the network's weights.
 
     Reference: Rade and Moosavi-Dezfooli, HAT, ICLR 2022; public code.
-    Deviation: there the plain network is another one, trained before, and robust training begins anew.
+    Deviation: in the public code the plain network is another one, trained before, and robust training begins
+    with fresh weights.
     """
 
     inner: PGD
@@ -45,17 +46,17 @@ class HelperLabels(AroundPGD, Remembering):
         check_range("plain", self.plain, 0, 1)
 
     def check(self, method: Composition) -> None:
-        """What the inner solver asks of a method."""
+        """Raise UserError for weightings with a second stream, and where the inner solver does."""
         super().check(method)
         self.inner.check(method)
 
     def bind(self, facts: Facts) -> BoundHelperLabels:
-        """The keeper of one run's plain weights."""
+        """Build the solver that keeps the plain weights of one run."""
         return BoundHelperLabels(self)
 
 
 class BoundHelperLabels(Solver, nn.Module):
-    """The solver with the plain network's parameters and buffers, once they are there."""
+    """The solver with the plain network's parameters and buffers, kept from the first attack on."""
 
     def __init__(self, rule: HelperLabels) -> None:
         nn.Module.__init__(self)
@@ -63,7 +64,7 @@ class BoundHelperLabels(Solver, nn.Module):
         self.names: list[str] = []
 
     def solve(self, problem: LowerProblem) -> Solution:
-        """Nothing, or the inner solver's solution and the plain network's labels."""
+        """Return delta = 0 in the first part; then solve, and label the points by the plain network."""
         clock, none = problem.clock, torch.zeros_like(problem.y)
         if clock.epoch < round(self.rule.plain * clock.epochs):
             return Solution(torch.zeros_like(problem.x), torch.zeros_like(problem.x), none, none)
@@ -90,15 +91,15 @@ class BoundHelperLabels(Solver, nn.Module):
         return [getattr(self, f"plain{k}") for k in range(len(self.names))]
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The names of what is kept."""
+        """The names of the kept tensors."""
         return {"names": self.names}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Filled by `load_state_dict`."""
+        """Do nothing: `load_state_dict` restores the names."""
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Also of a solver that has kept other weights, or none."""
+        """Restore kept weights, also into a solver that has kept others or none."""
         names = state_dict["_extra_state"]["names"]
         self._set({name: state_dict[f"plain{k}"].clone() for k, name in enumerate(names)})

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 class HookedOutput:
     """The output of a module in the pass at x_adv, with its gradient after the backward pass.
 
-    Passes at other points (a clean pass, a regulariser's) are not heard; of several at x_adv the last one
-    is kept, which is the one that the loss is made of. On a device a pass that is alone is taken to be at
-    x_adv, so that the host need not wait for it to be compared.
+    Passes at other points (a clean pass, a regulariser's) are ignored. Of several passes at x_adv the last
+    one is kept, from which the loss is computed. On a device a single pass is assumed to be at x_adv, so that
+    the host need not wait for the comparison.
     """
 
     def __init__(self, network: nn.Module, module: nn.Module, x_adv: Tensor) -> None:
@@ -30,7 +30,7 @@ class HookedOutput:
         elif x.device.type == "cpu":
             self._here = torch.equal(x, self._x_adv)
         else:
-            self._here = (x == self._x_adv).all()  # on the device; asked for only if there are several passes
+            self._here = (x == self._x_adv).all()  # on the device; read only if there are several passes
 
     def _leave(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         if self._here is not False and output.requires_grad:
@@ -38,7 +38,7 @@ class HookedOutput:
             self._outputs.append((self._here, output))
 
     def output(self) -> Tensor:
-        """The output, once; removes the hooks."""
+        """Remove the hooks and return the output; call once."""
         self.stop()
         heard, self._outputs = self._outputs, []
         if len(heard) > 1:

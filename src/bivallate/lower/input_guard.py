@@ -1,7 +1,7 @@
-"""Forward passes that leave the caller's images alone, even where a network works in place.
+"""Forward passes that leave the caller's images unchanged, even if a network works in place.
 
-A network that normalises by `x.sub_(mean)` overwrites the very tensor that the caller goes on with: a judge
-would compare it with the ball, a search would step from it, a data set would be changed for good.
+A network that normalises by `x.sub_(mean)` overwrites the caller's tensor. An attack would then step from the
+changed images, a check would compare them with the ball, and a data set would stay changed.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _habits: WeakKeyDictionary[Any, dict[Mode, bool]] = WeakKeyDictionary()
 
 
 def call_unharmed(model: Callable[[Tensor], Tensor], x: Tensor) -> Any:
-    """model(x), with x left as it was even if the network writes to it.
+    """Return model(x), and leave x unchanged even if the network writes to it.
 
-    The first pass of a network in each mode is made on a copy, which tells whether it writes into its input;
-    one that does is given a copy in every pass, and gradients go through it. An honest one is given x itself,
-    and only the tensor's version counter is read.
+    The first pass of a network in each mode is made on a copy, which shows whether the network writes to its
+    input. If it does, it gets a copy in every pass, and gradients flow through the copy. If not, it gets x
+    itself, and only the tensor's version counter is compared.
 
     Raises:
-        UserError: a network that has left its input alone writes into it all the same.
+        UserError: a network writes to its input although it did not in its first pass.
     """
     habits = _of(model)
     mode = bool(getattr(model, "training", False)), x.requires_grad, torch.is_grad_enabled()
-    if habits.get(mode, True) or x.is_inference():  # such tensors have no counter
+    if habits.get(mode, True) or x.is_inference():  # inference tensors have no version counter
         return _copied(model, x, habits, mode)
     before = x._version
     logits = model(x)
@@ -48,7 +48,7 @@ def call_unharmed(model: Callable[[Tensor], Tensor], x: Tensor) -> Any:
 
 
 def writes_to_input(model: Callable[[Tensor], Tensor]) -> bool:
-    """Whether a pass of the network, of those made so far, has changed its input in place."""
+    """Whether any pass of the network so far has changed its input in place."""
     return any(_of(model).values())
 
 
@@ -57,7 +57,7 @@ def _copied(model: Callable[[Tensor], Tensor], x: Tensor, habits: dict[Mode, boo
     before = None if own.is_inference() else own._version
     logits = model(own)
     if mode not in habits:
-        # values as well: x.data and arrays that share the memory do not count versions
+        # compare values too: writes through x.data or a shared array do not move the version counter
         with torch.no_grad():
             same = torch.equal(own.nan_to_num(), x.nan_to_num())
         habits[mode] = not same or (before is not None and own._version != before)
@@ -65,12 +65,12 @@ def _copied(model: Callable[[Tensor], Tensor], x: Tensor, habits: dict[Mode, boo
 
 
 def _subject(model: Any) -> Any:
-    """The network that is asked: the module itself, or the one that is run at other parameters."""
+    """The network: the module itself, or the module that a `Functional` runs at other parameters."""
     return model if isinstance(model, torch.nn.Module) else getattr(model, "module", model)
 
 
 def _of(model: Any) -> dict[Mode, bool]:
     try:
         return _habits.setdefault(_subject(model), {})
-    except TypeError:  # cannot be remembered, so every pass is like a first
+    except TypeError:  # no weak reference is possible: every pass is treated as a first one
         return {}

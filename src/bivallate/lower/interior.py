@@ -19,11 +19,11 @@ from bivallate.parts import part
 from bivallate.roles import Composition
 from bivallate.types import Solution
 
-CENTRE_GAIN = 0.1  # of the implicit gradient in the middle of the box, Fast-BAT's
+CENTRE_GAIN = 0.1  # sensitivity of the implicit gradient in the middle of the box, equal to Fast-BAT's gain
 
 
 def barrier_strength(threat: Linf, c: float | None) -> float:
-    """c, or where it is None eps^2 / (2 * 0.1), which makes the gain in the middle of the box 0.1."""
+    """c, or for None eps^2 / (2 * 0.1), with which the sensitivity in the middle of the box is 0.1."""
     return c if c is not None else max(threat.eps, 1e-12) ** 2 / (2 * CENTRE_GAIN)
 
 
@@ -31,16 +31,14 @@ def barrier_strength(threat: Linf, c: float | None) -> float:
 class InteriorAscent(Solver):
     """Gradient ascent inside the box under a log barrier; delta never touches a bound.
 
-    Maximises objective + c sum_k log slack_k by preconditioned steps.
-
-    The step is divided by the barrier's own curvature (a diagonal Newton step with the objective's Hessian
-    left out) and damped, so that it converges whenever the objective's curvature is below the barrier's. For
-    theory and tests; for training see `BarrierAscent`.
+    It maximises objective + c sum_k log slack_k by preconditioned steps. A step is divided by the barrier's
+    curvature (a diagonal Newton step without the objective's Hessian) and damped, so that it converges if the
+    objective's curvature is below the barrier's. For theory and tests; for training see `BarrierAscent`.
 
     Attributes:
         steps: number of steps. c: strength of the barrier; None is eps^2 / (2 * 0.1), as of `Barrier`.
-        damping: fraction of the diagonal Newton step that is taken.
-        margin: delta keeps this fraction of the box's width away from either bound.
+        damping: fraction of the diagonal Newton step that is made.
+        margin: smallest distance of delta from either bound, as a fraction of the box's width.
 
     Cost: `steps` forwards and backwards.
     """
@@ -55,7 +53,7 @@ class InteriorAscent(Solver):
         return self.steps
 
     def solve(self, problem: LowerProblem) -> Solution:
-        """Solution of the barrier problem; see the class."""
+        """Solve the barrier problem; see the class."""
         if not isinstance(problem.threat, Linf):
             raise TypeError("the log barrier is written for Linf")
         c = barrier_strength(problem.threat, self.c)
@@ -74,16 +72,16 @@ class InteriorAscent(Solver):
 class BarrierAscent(Solver):
     """Steps of Algorithm 1 of DONE on h, the objective with its log barrier, from a start inside the box.
 
-    delta <- delta + step_size * direction(grad objective + c (1 / s_lo - 1 / s_up)), s the slacks. No step
-    takes more than nine tenths of a coordinate's way to either bound, so that delta stays strictly inside
-    and the barrier finite. A raw step, whose length is the gradient's, is divided by 1 + step_size C, C =
-    c (1 / s_up^2 + 1 / s_lo^2) the barrier's own curvature: it is as long where the barrier is flat, and a
-    Newton step where it is steep.
+    delta <- delta + step_size * direction(grad objective + c (1 / s_lo - 1 / s_up)), s the slacks. A step
+    goes at most nine tenths of a coordinate's distance to either bound, so that delta stays strictly inside
+    and the barrier finite. A raw step is divided by 1 + step_size C, with the barrier's curvature C = c (1 /
+    s_up^2 + 1 / s_lo^2): it is nearly unchanged where the barrier is flat, and a Newton step where it is
+    steep.
 
     Attributes:
         steps, step_size, direction: as of `PGD`.
         c: strength of the barrier; None is eps^2 / (2 * 0.1), as of the coupling `Barrier`.
-        start: drawn as for `PGD` and taken to within 5 % of the box's width from its bounds.
+        start: drawn as for `PGD`, and moved to at least 5 % of the box's width from its bounds.
 
     Cost: `steps` forwards and backwards.
 
@@ -107,7 +105,7 @@ class BarrierAscent(Solver):
             raise UserError(f"the barrier's strength c must be a positive number, got {self.c!r}")
 
     def check(self, method: Composition) -> None:
-        """What the start asks of a method."""
+        """Raise UserError where the start does."""
         self.start.check(method)
 
     def fixed_steps(self) -> int:
@@ -115,16 +113,16 @@ class BarrierAscent(Solver):
         return self.steps
 
     def can_be_finer(self) -> bool:
-        """Its steps are its own."""
+        """True: no schedule sets its number of steps."""
         return True
 
     def stepped(self, length: float, number: float = 1.0) -> Self:
-        """Its steps, and the start's."""
+        """Scale its own steps and those of the start."""
         steps, start = round(number * self.steps), self.start.stepped(length, number)
         return replace(self, steps=steps, step_size=length * self.step_size, start=start)
 
     def solve(self, problem: LowerProblem) -> Solution:
-        """Where the steps end; see the class. Raises UserError for a threat that is not a box."""
+        """Make the steps; see the class. Raises UserError for a threat that is not a box."""
         if not isinstance(problem.threat, Linf):
             raise UserError("the log barrier is written for boxes (Linf): choose the solver PGD")
         c = barrier_strength(problem.threat, self.c)
@@ -145,5 +143,5 @@ class BarrierAscent(Solver):
 
 
 def _inverse(slack: Tensor) -> Tensor:
-    """1 / slack, and 0 where a box without width leaves none."""
+    """1 / slack, and 0 where the box has no width."""
     return torch.where(slack > 0, 1 / torch.where(slack > 0, slack, 1), 0)

@@ -1,4 +1,4 @@
-"""The L1 ball within the box: its projection, its linear maxima, its sparse steps."""
+"""The L1 ball within the box: projection, linear maximisation, sparse steps."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ HALVINGS = {torch.float64: 64, torch.float32: 34, torch.float16: 20, torch.bfloa
 
 
 def onto(delta: Tensor, x: Tensor, radius: Tensor) -> Tensor:
-    """The nearest point to delta with an L1 norm of at most radius (B,) and x + it in [0, 1].
+    """The nearest point to delta with L1 norm at most radius (B,), for which x + delta stays in [0, 1].
 
     Coordinate j is sign(delta_j) clip(|delta_j| - lambda, 0, room_j) with room_j the distance to its bound.
-    The sum of these falls with lambda along a broken line, which bends where a coordinate leaves its bound
-    (|delta_j| - room_j) and where it reaches zero (|delta_j|). Where it meets the radius it is straight, so
-    that the coordinates between their bends give lambda to rounding.
+    The sum of these is a piecewise linear, falling function of lambda, with kinks where a coordinate leaves
+    its bound (|delta_j| - room_j) and where it reaches zero (|delta_j|). Between two kinks it is linear, so
+    that the coordinates that are neither zero nor at a bound give lambda up to rounding.
 
     Reference: Croce and Hein, Mind the box, ICML 2021, proposition 2.1.
     """
@@ -32,7 +32,7 @@ def onto(delta: Tensor, x: Tensor, radius: Tensor) -> Tensor:
     size, room = v.abs(), _room(v, x.flatten(1))
     short = _threshold(size, room, radius)
     moved = torch.minimum((size - short).clamp_(min=0), room)
-    # where large numbers nearly cancel their rounding has taken a part of the little that is left
+    # |delta_j| - lambda may cancel most digits; spread the missing norm over the coordinates in between
     free = (moved > 0) & (moved < room) & (short > 0)
     lack = (radius[:, None] - moved.sum(1, keepdim=True)) / free.sum(1, keepdim=True).clamp(min=1)
     moved = torch.where(free, torch.minimum(moved + lack, room), moved)
@@ -47,8 +47,8 @@ def _room(v: Tensor, x: Tensor) -> Tensor:
 def _threshold(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
     """(B, 1) lambda: zero where the box alone brings the norm down to the radius.
 
-    Halved until rounding leaves nothing to halve, which costs less than to sort the bends; and without a
-    look at the outcome, for which the host of a device would have to wait.
+    Bisection down to rounding, which costs less than sorting the kinks. The number of halvings is fixed, so
+    that the host of a device need not wait for a result.
     """
     left = torch.empty_like(size)
 
@@ -66,12 +66,12 @@ def _threshold(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
 
 
 def filled(weight: Tensor, room: Tensor, amount: Tensor, order: Tensor | None = None) -> Tensor:
-    """(B, n) in [0, room]: the amount (B,) spent on the coordinates of largest weight first.
+    """(B, n) the d that maximises <weight, d> over 0 <= d <= room with sum d <= amount, for weights >= 0.
 
-    The maximum of <weight, d> over 0 <= d <= room with sum d <= amount, for weights of at least 0.
+    The amount (B,) is spent on the coordinates of largest weight first, each up to its room.
 
     Args:
-        order: (B, n) of falling weight, where it is known.
+        order: (B, n) coordinates by falling weight, if they are known.
     """
     order = weight.argsort(dim=1, descending=True, stable=True) if order is None else order
     most = room.gather(1, order)
@@ -81,9 +81,9 @@ def filled(weight: Tensor, room: Tensor, amount: Tensor, order: Tensor | None = 
 
 
 def largest(grad: Tensor, count: Tensor) -> Tensor:
-    """The signs of the `count` (B,) largest coordinates, and of those as large, over their number.
+    """The signs of the `count` (B,) largest coordinates (and of ties), divided by their number.
 
-    Of unit L1 norm, and zero where the gradient is zero.
+    The result has unit L1 norm, and is zero where the gradient is zero.
     """
     flat = grad.flatten(1)
     size = flat.abs()
@@ -109,15 +109,16 @@ class L1:
         return onto(delta, x, self._radius(x))
 
     def retract(self, delta: Tensor, x: Tensor) -> Tensor:
-        """The same map; its autograd derivative is exact where no coordinate is about to join another set.
+        """The same map; its autograd derivative is exact where the sets of coordinates are locally constant.
 
-        On the sphere the coordinates between zero and their bounds share what any of them moves outwards.
+        On the sphere the norm is fixed: an outward move of one coordinate is taken back in equal parts from
+        all coordinates that are neither zero nor at their bounds.
         """
         value = self.project(delta.detach(), x)
         if not delta.requires_grad:
             return value
         boxed = torch.minimum(torch.maximum(delta.detach(), -x), 1 - x)
-        on = (boxed != value).flatten(1).any(1, keepdim=True)  # the sphere, and not the box alone
+        on = (boxed != value).flatten(1).any(1, keepdim=True)  # on the sphere: more than the box has cut
         inner = ((value > -x) & (value < 1 - x)).flatten(1)
         free = inner & ((value.flatten(1) != 0) | ~on)
         moved = (delta - delta.detach()).flatten(1) * free
@@ -132,7 +133,7 @@ class L1:
         return inside & per_example(self.size(delta) < self.eps - STRICT, delta)
 
     def random(self, noise: Noise, x: Tensor, purpose: str = "start") -> Tensor:
-        """Uniform in the ball: exponential sizes over their sum, and the radius of a uniform draw."""
+        """Uniform in the ball: exponential sizes divided by their sum, times a radius u^(1 / n)."""
         shape = tuple(x.shape[1:])
         sizes = -noise.uniform(purpose, shape, x.dtype).log()
         radius = noise.uniform(purpose + "/radius", (), x.dtype) ** (1 / math.prod(shape))
@@ -140,11 +141,11 @@ class L1:
         return self.eps * sign * sizes * per_example(radius / self.size(sizes), x)
 
     def steepest(self, grad: Tensor) -> Tensor:
-        """The signs of the 2 eps largest coordinates, at least one, over their number.
+        """The signs of the 2 eps largest coordinates, at least one, divided by their number.
 
-        So many as spend eps on half of a pixel's range each: the single steepest coordinate would be at its
-        bound after a step, and the steps after it would be lost. On 32 x 32 colour images at eps = 12 it is
-        0.8 % of the coordinates; SLIDE takes 1 %.
+        That many coordinates spend eps if each moves by half of a pixel's range. With the single steepest
+        coordinate a step would reach its bound, and further steps would do nothing. On 32 x 32 colour images
+        at eps = 12 the number is 0.8 % of the coordinates; SLIDE uses 1 %.
 
         Reference: Tramer and Boneh, Adversarial training and robustness for multiple perturbations, NeurIPS
         2019; Croce and Hein, Mind the box, section 4.1.
@@ -152,10 +153,10 @@ class L1:
         return largest(grad, torch.full((len(grad),), math.ceil(RANGES * self.eps), device=grad.device))
 
     def support(self, grad: Tensor, x: Tensor, delta: Tensor) -> Tensor:
-        """<grad, d - delta> at the point d of C(x) that the gradient points to.
+        """max over d in C(x) of <grad, d - delta>.
 
-        d spends eps on the coordinates of largest gradient first, each up to its bound (Mind the box,
-        proposition 2.2).
+        The maximiser d spends eps on the coordinates of largest gradient first, each up to its bound (Mind
+        the box, proposition 2.2).
         """
         flat, moved = grad.flatten(1), delta.flatten(1)
         best = flat.sign() * filled(flat.abs(), _room(flat, x.flatten(1)), self._radius(x))

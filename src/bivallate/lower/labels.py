@@ -1,4 +1,4 @@
-"""The cross-entropy with the labels of a minibatch, which may be two an image."""
+"""The cross-entropy with the labels of a minibatch, of which an image may have two (CutMix)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def label_loss(problem: LowerProblem, logits: Tensor, smoothing: float = 0.0) ->
     """(B,) cross-entropy of logits (B, K) with the label, or with both labels by their shares (CutMix).
 
     Args:
-        smoothing: s: the target is (1 - s) on the label and s / K everywhere.
+        smoothing: label smoothing s: the target is (1 - s) on the label, plus s / K on every class.
     """
     own, mixed = partial(F.cross_entropy, reduction="none", label_smoothing=smoothing), problem.batch.mixed
     if mixed is None:

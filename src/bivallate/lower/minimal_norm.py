@@ -1,4 +1,4 @@
-"""Attacks that look for the smallest perturbation: FMN, DDN, DeepFool, and that of Carlini and Wagner."""
+"""Attacks that search for the smallest perturbation: FMN, DDN, DeepFool, and Carlini and Wagner's."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from bivallate.types import Solution, per_example
 
 __all__ = ["CWL2", "DDN", "FMN", "DeepFool"]
 
-EDGE = 1e-6  # C&W: how far the images are drawn in, so that their hyperbolic arc tangents are finite
+EDGE = 1e-6  # C&W: images are scaled by 1 - EDGE about grey, so that their atanh is finite
 MOMENTS = 0.9, 0.999  # of Adam
-NUDGE = 1e-3  # DeepFool: share of the sum of all steps by which a step is longer
+NUDGE = 1e-3  # DeepFool: share of the sum of all steps that is added to a step's length
 
 
 @dataclass
 class _Nearest:
-    """The smallest misclassified perturbation of each example so far: zero and infinity before the first."""
+    """The smallest misclassified perturbation of each example so far; before the first: 0, size infinity."""
 
     problem: LowerProblem
     delta: Tensor
@@ -39,7 +39,7 @@ class _Nearest:
         )
 
     def look(self, delta: Tensor, logits: Tensor) -> Tensor:
-        """(B,) bool, misclassified at delta; the nearest of these are kept."""
+        """(B,) bool, misclassified at delta; keep delta where it is smaller than the smallest so far."""
         fooled = logits.argmax(1) != self.problem.y
         size = self.problem.threat.size(delta)
         nearer = fooled & (size < self.size)
@@ -58,10 +58,10 @@ def _within(problem: LowerProblem, delta: Tensor) -> Tensor:
 
 
 def _free(problem: LowerProblem, delta: Tensor, grad: Tensor) -> Tensor:
-    """The gradient without the pixels that are at a bound which it would lead them through.
+    """The gradient, set to 0 where it leads a pixel out of [0, 1].
 
-    A move there is cut off, so that neither the boundary's distance nor a step should count on it: on images
-    with many black pixels the searches would end short of the boundary.
+    Such a move would be cut off, so that neither a step nor the linearised distance of the boundary may
+    include it: on images with many black pixels the searches would end before the boundary.
     """
     image = problem.x + delta
     return torch.where(((image <= 0) & (grad < 0)) | ((image >= 1) & (grad > 0)), 0, grad)
@@ -84,21 +84,21 @@ def _l2_only(name: str, problem: LowerProblem) -> None:
 
 @part
 class FMN(Solver):
-    """Fast minimum-norm attack: a step along the gradient, then onto a ball whose radius is searched for.
+    """Fast minimum-norm attack: a step along the gradient, then a projection on a ball of changing radius.
 
-    The radius is the linearised distance of the boundary until a first misclassified point, and shrinks or
-    grows by gamma from there on. The problem's eps plays no part. The answer of an example that was never
-    misclassified is zero.
+    Until the first misclassified point the radius is the linearised distance of the boundary; from there on
+    it shrinks or grows by the factor gamma. The problem's eps is not used. The result of an example that was
+    never misclassified is zero.
 
     Attributes:
-        steps: K. step_size: alpha_0, in L2 norm; falls to a hundredth.
-        gamma, gamma_last: the radius' relative change, first and last.
+        steps: K. step_size: alpha_0, in L2 norm; it falls to a hundredth.
+        gamma, gamma_last: relative change of the radius at the first and at the last step.
 
     Cost: steps forwards and backwards and one forward.
 
-    Deviation: the linearised distance is taken larger by gamma, without which rounding decides whether a
-    boundary that is nearly a plane is ever crossed; pixels at a bound are left out of a gradient that leads
-    through it; the last point is looked at too.
+    Deviation: the linearised distance is enlarged by gamma; otherwise rounding decides whether a nearly plane
+    boundary is ever crossed. The gradient is set to 0 where it leads a pixel out of [0, 1]. The last point is
+    tested too.
 
     Reference: Pintor et al., Fast minimum-norm adversarial attacks, NeurIPS 2021, algorithm 1.
     """
@@ -123,7 +123,7 @@ class FMN(Solver):
             gamma = _annealed(i, self.steps, self.gamma, self.gamma_last)
             beyond = torch.where(
                 found.size.isinf(), threat.size(delta) + (1 + gamma) * gap / slope, radius * (1 + gamma)
-            )  # the boundary's distance, as long as none has been crossed
+            )  # the linearised distance of the boundary, until the first crossing
             radius = torch.where(fooled, torch.minimum(radius * (1 - gamma), found.size), beyond)
             radius = torch.minimum(radius, farthest)
             alpha = _annealed(i, self.steps, self.step_size, self.step_size / 100)
@@ -133,7 +133,7 @@ class FMN(Solver):
 
 
 def _onto(problem: LowerProblem, delta: Tensor, radius: Tensor) -> Tensor:
-    """Images whose perturbations are projected on balls of radius (B,); in L1 on both at once."""
+    """Project perturbations on balls of radius (B,), then on the box; in L1 on their intersection."""
     if isinstance(problem.threat, L1):
         return onto(delta, problem.x, radius)
     if isinstance(problem.threat, Linf):
@@ -145,17 +145,17 @@ def _onto(problem: LowerProblem, delta: Tensor, radius: Tensor) -> Tensor:
 
 @part
 class DDN(Solver):
-    """Decoupled direction and norm: a gradient step, then onto a sphere of changing radius.
+    """Decoupled direction and norm: a gradient step, then a projection on a sphere of changing radius.
 
-    The sphere shrinks by gamma when the point is misclassified and grows when it is not. L2 alone.
+    The radius shrinks by gamma when the point is misclassified and grows when it is not. L2 only.
 
     Attributes:
-        steps: K. radius: of the first sphere. gamma: its relative change.
+        steps: K. radius: of the first sphere. gamma: relative change of the radius.
 
     Cost: steps forwards and backwards and one forward.
 
-    Deviation: pixels are not rounded to 256 levels; pixels at a bound are left out of a gradient that leads
-    through it; the last point is looked at too.
+    Deviation: pixels are not rounded to 256 levels. The gradient is set to 0 where it leads a pixel out of
+    [0, 1]. The last point is tested too.
 
     Reference: Rony et al., Decoupling direction and norm, CVPR 2019, algorithm 1.
     """
@@ -190,13 +190,13 @@ class DeepFool(Solver):
     """Steps to the nearest linearised boundary until the class changes. Linf and L2.
 
     Attributes:
-        steps: at most. overshoot: share by which the sum of all steps is longer than it need be.
+        steps: largest number of steps. overshoot: share by which the sum of all steps is lengthened.
 
-    Cost: a forward and as many backwards as there are classes a step, and one forward; an example whose
-    class has changed moves no more.
+    Cost: a forward and a backward for each class at every step, and one forward. An example whose class has
+    changed does not move any more.
 
-    Deviation: a step is longer by a thousandth of the sum so far (the public code: by 0.0001), without which
-    steps that the box cuts short come ever nearer to the boundary and never cross it.
+    Deviation: a step is lengthened by a thousandth of the sum so far (the public code: by 0.0001). Otherwise
+    steps that the box cuts short approach the boundary and never cross it.
 
     Reference: Moosavi-Dezfooli et al., DeepFool, CVPR 2016, algorithm 2 and eq. 10 to 12.
     """
@@ -229,14 +229,15 @@ class DeepFool(Solver):
 class CWL2(Solver):
     """The L2 attack of Carlini and Wagner, with a binary search for each example's c.
 
-    Adam on ||delta||^2 + c max(z_y - max_{j != y} z_j, 0), with pixels as (tanh(w) + 1) / 2. L2 alone.
+    Adam minimises ||delta||^2 + c max(z_y - max_{j != y} z_j, 0), with pixels as (tanh(w) + 1) / 2. L2 only.
 
     Attributes:
-        steps: of Adam for each c. searches: values of c. first: c at first. rate: Adam's.
+        steps: of Adam for each c. searches: number of values of c. first: first c. rate: Adam's learning
+            rate.
 
     Cost: steps x searches forwards and backwards.
 
-    Deviation: no search is abandoned early; steps are 200 by default for the paper's 10,000.
+    Deviation: no search is ended early; the default is 200 steps, the paper's 10,000.
 
     Reference: Carlini and Wagner, Towards evaluating the robustness of neural networks, S&P 2017, section
     VI.A.

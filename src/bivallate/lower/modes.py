@@ -1,4 +1,4 @@
-"""The modes in which an attack, the upper level and an evaluation see a network, which is left as found."""
+"""Put a network into the mode of an attack, of the upper level or of an evaluation, and restore it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ AttackMode = Literal["eval", "train", "train-tracking"]
 
 @contextmanager
 def in_mode(model: nn.Module, *, training: bool, track: bool, dropout: bool) -> Iterator[None]:
-    """Put a model into a mode, and leave it exactly as it was found, also when the body raises.
+    """Put a model into a mode, and restore its own mode afterwards, also if the body raises.
 
     Args:
-        model: whose modules are set.
+        model: all its modules are set.
         training: train or eval mode.
-        track: whether train-mode BatchNorm moves its running statistics.
-        dropout: whether train-mode dropout drops.
+        track: whether BatchNorm in train mode moves its running statistics.
+        dropout: whether dropout is active in train mode.
     """
     found = [(m, m.training, getattr(m, "track_running_stats", None)) for m in model.modules()]
     try:
@@ -28,7 +28,7 @@ def in_mode(model: nn.Module, *, training: bool, track: bool, dropout: bool) -> 
             if isinstance(module, nn.modules.dropout._DropoutNd) and not dropout:
                 module.training = False
             if isinstance(module, nn.modules.batchnorm._NormBase) and training:
-                # a norm without buffers never tracks; one with buffers may be silenced by an outer pose
+                # a norm without buffers cannot track; an outer context may have switched tracking off
                 module.track_running_stats = track and module.running_mean is not None
         yield
     finally:
@@ -39,36 +39,36 @@ def in_mode(model: nn.Module, *, training: bool, track: bool, dropout: bool) -> 
 
 
 def attacking(model: nn.Module, mode: AttackMode):
-    """The model as the attack sees it: BatchNorm by `mode`, dropout off.
+    """The mode of attack passes: BatchNorm by `mode`, dropout off.
 
-    In "train" mode attack passes use batch statistics and do not move the running ones; "train-tracking"
-    moves them, as the public code of the fast family does.
+    In "train" mode attack passes use batch statistics and do not move the running statistics; in
+    "train-tracking" they move them, as in the public code of the fast family.
     """
     return in_mode(model, training=mode != "eval", track=mode == "train-tracking", dropout=False)
 
 
 def in_train_mode(model: nn.Module):
-    """The model as the upper level sees it: plain train mode."""
+    """The mode of the upper level: plain train mode."""
     return in_mode(model, training=True, track=True, dropout=True)
 
 
 def set_train_mode(model: nn.Module) -> None:
-    """Put a model into train mode, to stay there, but for norms that are held still with a frozen layer."""
+    """Put a model into train mode permanently, except norms that are held in eval mode with frozen layers."""
     for module in model.modules():
         module.training = not getattr(module, "held", False)
 
 
 def evaluating(model: nn.Module):
-    """Plain eval mode."""
+    """The mode of evaluations: plain eval mode."""
     return in_mode(model, training=False, track=True, dropout=False)
 
 
 @contextmanager
 def own_statistics(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """BatchNorm in eval mode reads copies of its running statistics.
+    """Let BatchNorm in eval mode read copies of its running statistics.
 
-    A graph that is built here stays right when a later pass in train mode moves them: the kernel writes the
-    buffers behind autograd's back, which would then differentiate with the moved values and say nothing.
+    A graph that is built here stays right when a later pass in train mode moves the statistics. That pass
+    writes the buffers without autograd noticing, which would silently differentiate with the new values.
     """
     modules = model.modules() if isinstance(model, nn.Module) else ()
     norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._NormBase) and not m.training]
@@ -85,9 +85,9 @@ def own_statistics(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Let no parameter ask for a gradient.
+    """Set requires_grad to False for all parameters, and restore it afterwards.
 
-    An input gradient then costs 0.6 of a forward and backward instead of 1.
+    An input gradient then costs 0.6 of a full forward and backward pass.
     """
     parameters = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
     for parameter in parameters:

@@ -1,4 +1,4 @@
-"""What the attacker maximises, one value an example."""
+"""Objectives: what the attacker maximises, one value an example."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bivallate.parts import part
 from bivallate.roles import Composition
 from bivallate.types import probability_margin
 
-CLEAR = 1e-4  # margin, as a fraction of the largest logit, beyond which a search needs no further proof
+CLEAR = 1e-4  # negative margin, relative to the largest logit, that counts as clearly misclassified
 
 
 @part
@@ -25,7 +25,7 @@ class CrossEntropy(Objective):
         return label_loss(problem, logits)
 
     def takes_mixed(self) -> bool:
-        """It does."""
+        """True: labels are read through `label_loss`."""
         return True
 
 
@@ -33,21 +33,22 @@ class CrossEntropy(Objective):
 class KLToClean(Objective):
     """KL(p(x) || p(x + delta)), summed over classes; the clean distribution is constant (TRADES, eq. 5).
 
-    Its gradient is exactly zero at delta = 0: start elsewhere. Cost: one forward more, once, for the clean
-    logits.
+    Its gradient is exactly zero at delta = 0, so that an attack must start elsewhere.
+
+    Cost: one more forward for each minibatch, for the clean logits.
     """
 
     def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:
         return kl(problem.clean_logits, logits)
 
     def takes_mixed(self) -> bool:
-        """It asks for no label."""
+        """True: it reads no label."""
         return True
 
 
 @part
 class Margin(Objective):
-    """-max(z_y - max_{j != y} z_j + confidence, 0): the C&W objective in the form the field's code uses.
+    """-max(z_y - max_{j != y} z_j + confidence, 0): the C&W objective in its customary form.
 
     With the customary confidence of 50 the outer maximum is practically never active.
     """
@@ -81,10 +82,10 @@ class LogitMargin(Objective):
 
 @part
 class DLR(Objective):
-    """-(z_y - max_{j != y} z_j) / (z_(1) - z_(3) + 1e-12), blind to the scale of the logits.
+    """-(z_y - max_{j != y} z_j) / (z_(1) - z_(3) + 1e-12), invariant to the scale of the logits.
 
-    The gradient flows through the denominator. Below three classes there is no third logit, and the numerator
-    alone is used.
+    z_(k) is the k-th largest logit. The gradient flows through the denominator. With fewer than three classes
+    the numerator alone is used.
     """
 
     def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ class DLR(Objective):
 
 @dataclass(frozen=True)
 class TowardsTarget(Objective):
-    """z_t - z_y for a target class t of each example; FAB linearises it.
+    """z_t - z_y for a target class t of each example, which FAB linearises.
 
     Attributes:
         target: (B,) int64.
@@ -113,9 +114,9 @@ class TowardsTarget(Objective):
 
 @dataclass(frozen=True)
 class TargetedDLR(Objective):
-    """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12).
+    """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12), t a target class of each example.
 
-    Below four classes the numerator alone is used.
+    With fewer than four classes the numerator alone is used.
 
     Attributes:
         target: (B,) int64.
@@ -140,23 +141,23 @@ def _pick(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def runner_up(clean_logits: Tensor, y: Tensor, rank: Tensor) -> Tensor:
-    """(B,) the class that stands at `rank` (0: the likeliest) among those other than y."""
+    """(B,) the class at position `rank` (0: the most likely) among those other than y."""
     others = clean_logits.scatter(1, y[:, None], -float("inf"))
     order = others.argsort(dim=1, descending=True, stable=True)
     return order.gather(1, rank[:, None])[:, 0]
 
 
 def narrow(problem: LowerProblem, rows: Tensor) -> LowerProblem:
-    """The problems of some examples, also where the objective knows a value for each example."""
+    """The problems of some examples, also for an objective with a value for each example."""
     chosen = problem.objective
     own = chosen.select(rows) if isinstance(chosen, TowardsTarget | TargetedDLR) else chosen
     return problem.select(rows).but(own)
 
 
 def clearly_fooled(problem: LowerProblem, logits: Tensor, y: Tensor) -> Tensor:
-    """(B,) bool: misclassified by more than a copy of the model made for speed may round.
+    """(B,) bool: misclassified by more than the rounding of a faster copy of the model.
 
-    The copy says by how much where it computes in another number format (`rounding`).
+    A copy that computes in another number format states its relative rounding error as `rounding`.
     """
     clear = getattr(problem.forward.model, "rounding", CLEAR)
     return logit_margin(logits, y) < -clear * logits.abs().amax(1)
@@ -170,9 +171,9 @@ class MarginWeighted(Objective):
     """exp(-alpha m) times another objective, m the probability margin at the attacked point.
 
     Attributes:
-        alpha: sharpness, the same as the weighting's.
-        objective: what is weighted.
-        detach: keep the weight constant; the sign of the gradient, and so every sign step, is then that of
+        alpha: sharpness, equal to that of the weighting.
+        objective: the weighted objective.
+        detach: hold the weight constant; the sign of the gradient, and so every sign step, is then that of
             the objective alone.
 
     Reference: Zeng et al., WMMR, AAAI 2021, public code.
@@ -183,7 +184,7 @@ class MarginWeighted(Objective):
     detach: bool = False
 
     def check(self, method: Composition) -> None:
-        """What the weighted objective asks of a method."""
+        """Raise UserError where the weighted objective does."""
         self.objective.check(method)
 
     def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:

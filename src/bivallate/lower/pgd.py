@@ -26,7 +26,7 @@ from bivallate.types import Solution, per_example
 
 @part
 class PGD(Solver):
-    """Projected gradient ascent; the last iterate is the answer.
+    """Projected gradient ascent; returns the last iterate.
 
     delta <- project(delta + step_size * direction(gradient)), `steps` times.
 
@@ -34,11 +34,15 @@ class PGD(Solver):
         steps: number of steps; 0 returns the start.
         step_size: in pixel units for `steepest` and `adam`; for `raw` it multiplies the gradient of the
             summed objective.
-        start, stop, direction: parts.
-        jitter: standard deviation of Gaussian noise added at every step (FAT's omega).
+        start: the first point. stop: when the attack on an example ends. direction: of a step.
+        jitter: standard deviation of Gaussian noise that is added at every step (FAT's omega), in pixel
+            units.
 
-    Cost: `steps` forwards and backwards an example at most; examples that have stopped cost nothing once
-    enough of them have to make a smaller batch worth its copy (see `Compaction`).
+    Cost: at most `steps` forwards and backwards an example. Examples that have stopped cost nothing once
+    there are enough of them to make a smaller batch worth its copy (see `Compaction`).
+
+    Raises:
+        UserError: steps or step_size that are negative or not finite.
 
     Example:
         >>> PGD(steps=10, step_size=2 / 255).steps
@@ -58,43 +62,42 @@ class PGD(Solver):
             raise UserError(f"PGD step_size must be a finite number of at least 0, got {self.step_size!r}")
 
     def check(self, method: Composition) -> None:
-        """What start and stop ask of a method."""
+        """Raise UserError where start or stop do."""
         self.start.check(method)
         self.stop.check(method)
 
     def fixed_steps(self) -> int:
-        """`steps`, fewer only where a stop ends them."""
+        """`steps`; a stop may end the attack on an example earlier."""
         return self.steps
 
     def keeps_start(self) -> bool:
-        """Where it makes a step."""
+        """True if it makes a step."""
         return self.steps > 0
 
     def can_be_finer(self) -> bool:
-        """Its steps are its own."""
+        """True: no schedule sets its number of steps."""
         return True
 
     def takes_mixed(self) -> bool:
-        """Where nothing stops it early."""
+        """True if no stop reads labels and the start does not either."""
         return isinstance(self.stop, Never) and self.start.takes_mixed()
 
     def stepped(self, length: float, number: float = 1.0) -> Self:
-        """Its steps, and the start's."""
+        """Scale its own steps and those of the start."""
         steps, start = round(number * self.steps), self.start.stepped(length, number)
         return replace(self, steps=steps, step_size=length * self.step_size, start=start)
 
     def _signs(self, problem: LowerProblem) -> bool:
-        """Whether steps and stop use no more of the gradient than its signs."""
+        """Whether steps and stop use only the signs of the gradient."""
         linf = isinstance(problem.threat, Linf) and isinstance(self.direction, Steepest)
         return linf and isinstance(self.stop, Never | Misclassified)
 
     def _report(self, problem: LowerProblem, delta: Tensor, grad: Tensor, taken: Tensor) -> None:
-        """Log the mean FOSC in the stop's form, and the steps taken where a stop ends them.
+        """Log the mean FOSC in the stop's form, and with a stop the mean number of steps made.
 
-        FOSC is of the points of the last gradients, which are the answer where an example has stopped and one
-        step short of it elsewhere.
-
-        Gradients in mixed precision of which the signs alone were asked have no size to tell.
+        FOSC is taken at the points of the last gradients: the result for an example that has stopped, and one
+        step before the result for others. It is not logged in mixed precision if only signs are used: the
+        magnitudes are then inexact.
         """
         form = self.stop.form if isinstance(self.stop, FOSCBelow) else "ball"
         rough = self._signs(problem) and getattr(problem.forward.model, "autocast_dtype", None) is not None
@@ -105,14 +108,14 @@ class PGD(Solver):
             problem.log["steps"] = taken.float().mean()
 
     def solve(self, problem: LowerProblem) -> Solution:
-        """Solution of the lower problem; see the class."""
+        """Solve the lower problem; see the class."""
         start = problem.project(self.start(problem))
         if isinstance(self.stop, Never) and not self.jitter and self.steps:
             return self._straight(problem, start)
         return self._watched(problem, start)
 
     def walk(self, problem: LowerProblem, start: Tensor) -> Walk:
-        """All steps, with a look at none: nothing in it makes the host wait, nothing is kept elsewhere."""
+        """Make all steps, without a host wait and without side effects, so that they can be a CUDA graph."""
         delta, direction, said = start, self.direction(problem), list[Tensor]()
         before = grad = first = start
         for k in range(self.steps):
@@ -123,15 +126,15 @@ class PGD(Solver):
         return Walk(delta, before, grad, first, torch.stack(said))
 
     def walk_key(self) -> Hashable:
-        """Of what a walk hangs on, besides the problem."""
+        """The fields that `walk` depends on, besides the problem."""
         return self.steps, self.step_size, self.direction, self._near(0)
 
     def _near(self, k: int) -> bool:
-        """Whether a divergence has no slope at the point of this step."""
+        """Whether step k is at or near delta = 0, where the gradient of a divergence is zero or tiny."""
         return k == 0 and isinstance(self.start, Zero | Gaussian)
 
     def _straight(self, problem: LowerProblem, start: Tensor) -> Solution:
-        """Solve where every example makes every step."""
+        """Solve if every example makes every step."""
         walk = walked(self, problem, start)
         problem.begin(start, walk.said[0])
         if isinstance(self.start, Zero):  # a loss may use this gradient again
@@ -142,7 +145,7 @@ class PGD(Solver):
         return Solution(walk.delta, walk.before, kappa, spent)
 
     def _watched(self, problem: LowerProblem, start: Tensor) -> Solution:
-        """Solve where examples may leave, or move by chance."""
+        """Solve with a stop or with jitter."""
         delta = before = start
         moving = torch.ones_like(problem.y, dtype=torch.bool)
         kappa, spent = torch.zeros_like(problem.y), torch.zeros_like(problem.y)
@@ -173,7 +176,7 @@ class PGD(Solver):
 
 
 class AroundPGD(Solver):
-    """A solver that leaves the steps to a PGD, its field `inner`, and is as fine and as early as that."""
+    """A solver that leaves the steps to a PGD, its field `inner`, and answers as that does."""
 
     inner: PGD
 
@@ -182,7 +185,7 @@ class AroundPGD(Solver):
         return self.inner.keeps_start()
 
     def takes_mixed(self) -> bool:
-        """As the inner solver, where there is no memory of images."""
+        """As the inner solver; False with state from earlier minibatches."""
         return not isinstance(self, Remembering) and self.inner.takes_mixed()
 
     def can_be_finer(self) -> bool:
@@ -190,7 +193,7 @@ class AroundPGD(Solver):
         return self.inner.can_be_finer()
 
     def stepped(self, length: float, number: float = 1.0) -> Self:
-        """The inner solver's steps."""
+        """Scale the inner solver's steps."""
         own: Any = self
         return replace(own, inner=self.inner.stepped(length, number))
 
@@ -206,7 +209,7 @@ class Warm(Start):
     solver: PGD
 
     def stepped(self, length: float, number: float = 1.0) -> Self:
-        """The solver's steps."""
+        """Scale the solver's steps."""
         return replace(self, solver=self.solver.stepped(length, number))
 
     def takes_mixed(self) -> bool:
@@ -219,11 +222,11 @@ class Warm(Start):
 
 @part
 class Wider(AroundPGD):
-    """Solves with a ball of radius reach * eps, from a start drawn with eps itself (N-FGSM).
+    """Solves within a ball of radius reach * eps, from a start that is drawn with eps (N-FGSM).
 
     Attributes:
-        inner: the solver; its start sees the method's own threat.
-        reach: radius of the solver's ball in units of eps; 1 is the inner solver.
+        inner: the solver; its start uses the method's own threat.
+        reach: radius of the solver's ball in units of eps; 1 gives the inner solver.
 
     Invariant: |delta| <= reach * eps and x + delta in [0, 1].
 
@@ -237,16 +240,16 @@ class Wider(AroundPGD):
         check_range("reach", self.reach, 0)
 
     def check(self, method: Composition) -> None:
-        """What the inner solver asks of a method."""
+        """Raise UserError where the inner solver does."""
         self.inner.check(method)
 
     def solve(self, problem: LowerProblem) -> Solution:
-        """Solution of the wider problem."""
+        """Solve within the wider ball."""
         start, threat = self.inner.start(problem), problem.threat
         radius = self.reach * threat.eps
         if isinstance(threat, Linf):
-            radius = min(1.0, radius)  # no pixel can move further, and Linf refuses more
+            radius = min(1.0, radius)  # no pixel can move further, and Linf refuses a larger radius
         wide = problem.but(threat=replace(threat, eps=radius))  # pyright: ignore[reportArgumentType, reportCallIssue]
         solution = replace(self.inner, start=Given(start)).solve(wide)
-        wide.log.pop("fosc", None)  # of the wider ball it says nothing
+        wide.log.pop("fosc", None)  # that of the wider ball, which means nothing for the threat
         return solution

@@ -33,12 +33,12 @@ class Objective(Role, ABC):
     def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor: ...
 
 
-Score = Callable[["LowerProblem", Tensor], Tensor]  # what an objective is called as; any function will do
+Score = Callable[["LowerProblem", Tensor], Tensor]  # an objective, or any function of its signature
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A forward pass and its gradient, connected, as `LowerProblem.graph` leaves them for the coupling."""
+    """A forward pass and its input gradient, connected by a graph (`LowerProblem.graph`)."""
 
     point: Tensor  # (B, C, H, W) leaf
     logits: Tensor  # (B, K) with graph in theta and point
@@ -47,10 +47,10 @@ class Graph:
 
 @dataclass(frozen=True)
 class AttackStart:
-    """Where an attack took its first gradient, and what the network said there.
+    """The point of an attack's first gradient, and the logits there.
 
     Attributes:
-        delta: (B, C, H, W). logits: (B, K), with graph in theta where the solver has kept that pass.
+        delta: (B, C, H, W). logits: (B, K), with graph in theta if the solver has kept that pass.
     """
 
     delta: Tensor
@@ -60,21 +60,21 @@ class AttackStart:
 class LowerProblem:
     """max over delta in C(x) of objective(theta, delta; x, y): one independent problem per example.
 
-    The upper level is asked about the same problem: a loss is (problem, x_adv) -> Terms.
+    The upper level reads the same problem: a loss is (problem, x_adv) -> Terms.
 
     Attributes:
-        forward: the network, counted. batch, x, y, clock, threat, objective: what the problem is made of.
+        forward: the network, which counts its passes. batch, x, y, clock, threat, objective: as given.
         noise: the draws of these rows at this moment.
         share: whether the loss will ask for `logits_at_solution`, once and before any other pass, so that a
             coupling may make that pass for it.
-        regularised: whether regularisers of the anchor have a say. Not on a second data stream, nor where the
-            anchor has no weight.
+        regularised: whether regularisers add to the anchor. Not on a second data stream, nor where the anchor
+            is not used.
         parallel: whether the loss's gradient at the logits is known to be, row by row, a multiple of the
             objective's.
-        coupled, class_score, helper: of `solved`: whether the gradient of the loss by x_adv goes on to theta,
-            and what the solution tells of the classes and by a plain network, or None.
-        log: numbers that parts report about themselves, for the run's record; tensors of one number are read
-            with the others, so that no part waits for the device.
+        coupled, class_score, helper: set by `solved`: whether the gradient of the loss in x_adv goes on to
+            theta, and the solution's `class_score` and `helper`, or None.
+        log: numbers that parts report for the run's record; tensors of one number are read together at the
+            end of the step, so that no part waits for the device.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A ball of its own for every row of a minibatch (class-wise training)."""
+"""A threat with a radius for each row of a minibatch (class-wise training)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from bivallate.types import per_example
 
 @dataclass(frozen=True)
 class Radii:
-    """A threat whose radius differs from row to row, with its own exact projection; in training alone.
+    """A threat whose radius differs from row to row, with exact projection; used in training only.
 
-    Rows of one radius are one group, and each group asks the threat of its radius.
+    Rows with equal radii form a group, and each group uses the threat with its radius.
 
     Attributes:
-        threat: the threat of the method; its eps is that of the factor 1.
-        factor: (B,) radius of each row in units of eps, at least 0; for Linf no radius is above 1.
+        threat: the threat of the method; its eps is the radius for the factor 1.
+        factor: (B,) radius of each row in units of eps, at least 0; for Linf radii are clamped to 1.
     """
 
     threat: Threat
@@ -30,12 +30,12 @@ class Radii:
 
     @property
     def eps(self) -> float:
-        """Of the threat: what steps and starts are measured by."""
+        """The threat's eps, the unit of steps and starts."""
         return self.threat.eps
 
     @cached_property
     def radius(self) -> Tensor:
-        """(B,) in pixel units."""
+        """(B,) radius of each row, in pixel units."""
         radius = self.factor * self.threat.eps
         return radius.clamp(max=1.0) if isinstance(self.threat, Linf) else radius
 
@@ -75,7 +75,7 @@ class Radii:
         return per_example(self.radius / max(self.eps, 1e-300), x) * self.threat.random(noise, x, purpose)
 
     def steepest(self, grad: Tensor) -> Tensor:
-        """As the threat: a direction knows no radius."""
+        """As the threat: directions do not depend on the radius."""
         return self.threat.steepest(grad)
 
     def support(self, grad: Tensor, x: Tensor, delta: Tensor) -> Tensor:

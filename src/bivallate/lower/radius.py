@@ -1,4 +1,4 @@
-"""What all balls have in common: the check of their radius, and the smallest numbers that count."""
+"""Constants and the check of the radius that all threat models share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Solvers that use a minibatch several times and move delta by the step's own backward pass."""
+"""Solvers for replayed minibatches, which move delta by the gradient of the step's own backward pass."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class KeptDelta(nn.Module):
             self.delta = self.delta.new_zeros(saved.shape)
 
     def first(self, rows: int) -> Tensor:
-        """(rows, C, H, W), a copy."""
+        """A copy of the first rows, (rows, C, H, W)."""
         missing = rows - len(self.delta)
         if missing > 0:
             self.delta = torch.cat([self.delta, self.delta.new_zeros(missing, *self.delta.shape[1:])])
@@ -51,8 +51,8 @@ class KeptDelta(nn.Module):
 class Free(Remembering):
     """Free-AT: one delta, kept by position from minibatch to minibatch, moved by every outer backward pass.
 
-    The gradient is taken at the parameters before the step that the same pass makes; what was carried over is
-    projected on the new images' set. A short minibatch uses and returns the first rows.
+    The gradient of delta is taken at the parameters before the update of the same pass. A delta that is
+    carried over is projected on the new images' set. A short minibatch uses and stores the first rows.
 
     Attributes:
         step_size: in units of eps.
@@ -68,30 +68,30 @@ class Free(Remembering):
         check_range("step_size", self.step_size, 0)
 
     def stepped(self, length: float, number: float = 1.0) -> Self:
-        """The step that every backward pass makes."""
+        """Scale the step that follows every backward pass."""
         return replace(self, step_size=length * self.step_size)
 
     def check(self, method: Composition) -> None:
-        """Free-AT reads d loss / d delta off the outer backward pass."""
+        """Raise UserError unless the coupling is `Leaf` and every replay updates the parameters."""
         require_coupling(method, self, "Leaf")
         super().check(method)
         if method.accumulate:
             raise UserError("Free-AT updates the parameters at every replay: set accumulate=False")
 
     def bind(self, facts: Facts) -> BoundFree:
-        """The buffer of one run."""
+        """Build the kept delta for one run."""
         return BoundFree(self, facts)
 
 
 class BoundFree(Solver, nn.Module):
-    """Free-AT's solver with its buffer."""
+    """Free-AT's solver with its kept delta."""
 
     def __init__(self, rule: Free, facts: Facts) -> None:
         super().__init__()
         self.rule, self.kept = rule, KeptDelta(facts)
 
     def solve(self, problem: LowerProblem) -> Solution:
-        """What the last replay left, projected."""
+        """Return the kept delta of the last replay, projected."""
         delta = problem.project(self.kept.first(len(problem.y)))
         none = torch.zeros_like(problem.y)
         return Solution(delta, delta, none, none)
@@ -105,7 +105,7 @@ class BoundFree(Solver, nn.Module):
 
 @part
 class YOPO(Remembering):
-    """YOPO: after each full pass, steps through the first layer alone, with the rest's adjoint held fixed.
+    """YOPO: after each full pass, attack steps through the first layer alone, with a fixed adjoint.
 
     With f = f_rest o f_0 and p = d loss / d f_0(x + delta) from the outer backward pass, `steps` times
     delta <- project(delta + step_size eps sign grad_delta <p, f_0(x + delta)>); then f_0's parameters receive
@@ -115,15 +115,15 @@ class YOPO(Remembering):
         steps: n; 0 leaves delta at its start.
         step_size: in units of eps.
         start: of the first replay of each minibatch.
-        first_layer: "hamiltonian" puts that last gradient in the place of the one that f_0's parameters have
-            from the full pass at x + delta, the paper's scheme; "both" adds the two, as the public code does.
-            What a loss asks of other points (its clean term, a regulariser) reaches f_0 in either case.
+        first_layer: "hamiltonian" replaces the gradient that f_0's parameters have from the full pass at
+            x + delta by that last gradient, as in the paper; "both" adds the two, as in the public code. The
+            gradient of other terms of the loss (a clean term, a regulariser) reaches f_0 in either case.
 
     Cost: n + 2 forwards and backwards of the first layer a replay, n + 1 with "both"; they are not counted as
     passes.
 
-    Needs a model that names its first layer: a method `first_layer()` (every built-in model), or an
-    attribute `stem`, a module that is applied to the images themselves.
+    The model must name its first layer, by a method `first_layer()` (every built-in model) or by an attribute
+    `stem`, a module that is applied to the images themselves.
 
     Reference: Zhang et al., YOPO, NeurIPS 2019, algorithm 1.
     """
@@ -140,23 +140,23 @@ class YOPO(Remembering):
             raise unknown("treatment of the first layer", str(self.first_layer), ("hamiltonian", "both"))
 
     def can_be_finer(self) -> bool:
-        """Its steps are its own."""
+        """True: no schedule sets its number of steps."""
         return True
 
     def stepped(self, length: float, number: float = 1.0) -> Self:
-        """The first-layer steps, and the start's."""
+        """Scale the first-layer steps and those of the start."""
         steps, start = round(number * self.steps), self.start.stepped(length, number)
         return replace(self, steps=steps, step_size=length * self.step_size, start=start)
 
     def check(self, method: Composition) -> None:
-        """YOPO adds the gradients of all replays to one update."""
+        """Raise UserError for a coupling, or if replays do not accumulate their gradients."""
         require_coupling(method, self, "Detached")
         super().check(method)
         if method.replays > 1 and not method.accumulate:
             raise UserError("YOPO makes one update from the gradients of all replays: set accumulate=True")
 
     def bind(self, facts: Facts) -> BoundYOPO:
-        """The buffer of one run."""
+        """Build the kept delta for one run."""
         return BoundYOPO(self, facts)
 
 
@@ -169,21 +169,21 @@ class BoundYOPO(Solver, nn.Module):
         self._hooked: HookedOutput | None = None
 
     def solve(self, problem: LowerProblem) -> Solution:
-        """A start at the first replay, then what the first-layer steps left."""
+        """Return a start at the first replay, and at later ones the delta of the first-layer steps."""
         stem, _ = named_first_layer(problem.forward.model)
         if problem.clock.replay == 0:
             delta = problem.project(self.rule.start(problem))
             self.kept.first(len(delta))
             self.kept.store(delta)
         delta = self.kept.first(len(problem.y))
-        if self._hooked is not None:  # the last step ended in an error
+        if self._hooked is not None:  # left over from a step that raised an error
             self._hooked.stop()
         self._hooked = HookedOutput(problem.forward.module, stem, problem.x + delta)
         none = torch.zeros_like(problem.y)
         return Solution(delta, delta, none, none)
 
     def feedback(self, problem: LowerProblem, delta: Tensor, evidence: Evidence) -> None:
-        """The n steps, then the first layer's parameter gradient at their end."""
+        """Make the n steps, then add the first layer's parameter gradient at their end."""
         assert self._hooked is not None
         adjoint, self._hooked = self._hooked.output().grad, None
         assert adjoint is not None
@@ -200,13 +200,13 @@ class BoundYOPO(Solver, nn.Module):
         self.kept.store(delta)
 
     def _give_gradient(self, first: nn.Module, adjoint: Tensor, before: Tensor, after: Tensor) -> None:
-        """Add the first layer's parameter gradient at `after`, take away the full pass's, `before`."""
+        """Add the first layer's parameter gradient at `after`, and subtract the full pass's, at `before`."""
         learning = [p for p in first.parameters() if p.requires_grad]
         if not learning:
             return
-        # With the adjoint p held fixed, the gradient of <p, f_0> in f_0's parameters is by the chain rule
-        # what the outer backward has added to `.grad` for the pass at x + delta. That alone is taken away,
-        # and `.grad` not overwritten: what a clean term or a regulariser asks of f_0 stays.
+        # With the adjoint p held fixed, the gradient of <p, f_0> in f_0's parameters is, by the chain rule,
+        # what the outer backward has added to `.grad` for the pass at x + delta. Only that is subtracted,
+        # instead of setting `.grad` to zero, so that the gradient of a clean term or a regulariser stays.
         with torch.enable_grad():
             hamiltonian = (adjoint * first(after)).sum()
             if self.rule.first_layer == "hamiltonian":

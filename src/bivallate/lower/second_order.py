@@ -1,4 +1,4 @@
-"""Passes that are differentiated twice, or carry a tangent, and the layers that cannot be in one."""
+"""Passes that are differentiated twice or carry tangents, and errors for layers that cannot be."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ TANGENT = re.compile(r"forward.(?:mode )?(?:AD|automatic differentiation)|jvp", 
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Run attention by its plain mathematical kernel, and nothing compiled.
+    """Run attention by its plain mathematical kernel, and compile nothing.
 
-    The fused ones, quicker and leaner, have neither a second derivative nor a tangent, and nor has what is
-    compiled. For the forward passes that need them alone.
+    The fused kernels, which are faster and need less memory, have no second derivative and no tangent; nor
+    has compiled code. Use it only for forward passes that need one of these.
     """
     with sdpa_kernel(SDPBackend.MATH), without_compiling():
         yield
 
 
 def explain_missing_derivatives(step: Step) -> Step:
-    """Decorator: the error of a layer without second derivative becomes a UserError.
+    """Decorator: turn the error of a layer without second derivative into a UserError.
 
-    Of functions (model, method, batch or (x, y), ...). The error names the layer and says what to do.
+    For functions (model, method, batch or (x, y), ...). The error names the layer and says what to do.
     """
 
     @wraps(step)
@@ -75,10 +75,10 @@ def _second(error: RuntimeError, model: nn.Module, method: Any, x: Tensor) -> st
 
 @contextmanager
 def tangents(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """A level of dual numbers for one forward pass of x through a network whose parameters have tangents.
+    """A context for one forward pass of x through a network whose parameters have tangents.
 
     Raises:
-        UserError: a layer lets none through; it is named.
+        UserError: a layer has no forward-mode derivative; the message names it.
     """
     try:
         with torch.no_grad(), forward_ad.dual_level(), twice_differentiable():
@@ -94,17 +94,17 @@ def tangents(model: nn.Module, x: Tensor) -> Iterator[None]:
 
 
 def layer_without_derivative(model: nn.Module, x: Tensor, *, tangent: bool = False) -> str | None:
-    """The innermost layer without second derivative or tangent, as "layer PATH (Type)".
+    """Find the innermost layer without second derivative, or without tangent, as "layer PATH (Type)".
 
-    None where none is found.
+    None if none is found. It is searched on a copy of the network.
 
     Args:
-        x: (B, C, H, W) a few images; two are looked at, on a copy of the network.
+        x: (B, C, H, W) a few images, of which two are used.
     """
     try:
         twin = copy.deepcopy(model)
         calls = _calls(twin, x[:2].detach().clone())
-    except Exception:  # foreign code, asked for no more than a better message
+    except Exception:  # a user's code may fail in any way, and this only improves a message
         return None
     for path, module in reversed(list(twin.named_modules())):  # children before their parents
         if module in calls and _fails(module, *calls[module], tangent=tangent):
@@ -113,7 +113,7 @@ def layer_without_derivative(model: nn.Module, x: Tensor, *, tangent: bool = Fal
 
 
 def _calls(model: nn.Module, x: Tensor) -> dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Record what every module is called with in a forward pass of x."""
+    """Record the arguments of every module in a forward pass of x."""
     found: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
     def note(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -133,7 +133,7 @@ def _fails(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], *,
             _push(module, own, options) if tangent else _differentiate(module, own, options)
     except RuntimeError as error:
         return bool((TANGENT if tangent else SECOND).search(str(error)))
-    except Exception:  # called alone it does something else
+    except Exception:  # called alone, the module fails for another reason
         return False
     return False
 

@@ -1,4 +1,4 @@
-"""Attacks of one step that remember: each image's past gradients, or what the classes look like."""
+"""One-step attacks with state: each image's past gradients, or a perturbation for each class."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ __all__ = ["LabelInformation", "OneStep", "PriorGuided", "one_step"]
 
 
 def one_step(problem: LowerProblem, delta: Tensor, start: Tensor) -> Solution:
-    """Of one step from `start`."""
+    """The solution of a one-step attack from `start`."""
     begun = problem.begun
     kept = torch.zeros_like(problem.y) if begun is None else (begun.logits.argmax(1) == problem.y).long()
     return Solution(delta, start, kept, torch.ones_like(problem.y))
 
 
 class OneStep(Remembering):
-    """A solver of one step that tells where it began."""
+    """A solver of one step, which keeps its start in the problem."""
 
     step_size: float
 
     def keeps_start(self) -> bool:
-        """Always."""
+        """True."""
         return True
 
     def fixed_steps(self) -> int:
@@ -40,27 +40,28 @@ class OneStep(Remembering):
         return 1
 
     def stepped(self, length: float, number: float = 1.0) -> Self:
-        """Its one step, longer or shorter."""
+        """Scale its one step by `length`."""
         return replace(self, step_size=length * self.step_size)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 @part
 class PriorGuided(OneStep):
-    """One step from the perturbation that this image's gradients of all epochs point to (FGSM-MEP).
+    """One step from a start that a momentum of this image's gradients of all epochs gives (FGSM-MEP).
 
     delta = Pi(eta + step sgn g), g the gradient at the stored eta; the momentum m <- g / ||g||_1 + decay m
     gives the next epoch's eta <- Pi(eta + step sgn m). In the first epoch, and at every reset, eta is a
-    random corner of the ball and m is zero. Both are kept in the coordinates of the padded image and follow
-    its crops and flips. The attack's pass is kept for a loss that goes back through it (`Consistent`).
+    random corner of the ball and m is zero. Both are stored in the coordinates of the padded image and follow
+    its crops and flips. The attack's pass is kept for a loss that differentiates through it (`Consistent`).
 
     Attributes:
-        step_size: in units of eps. decay: mu. reset: epochs between resets, from the first; None: never.
+        step_size: in units of eps. decay: mu. reset: epochs between resets; None: never.
 
     Cost: one forward, one backward; memory of two padded images for each row of the training set.
 
     Reference: Jia et al., ECCV 2022 (FGSM-MEP); public code.
     Deviation: gradients are divided by each example's own norm; the public code divides by that of the whole
-    minibatch, so that the sign of m hangs on the others. There stored values do not follow crops and flips.
+    minibatch, so that the sign of m depends on the other examples, and its stored values do not follow crops
+    and flips.
     """
 
     step_size: float = 1.0
@@ -74,7 +75,7 @@ class PriorGuided(OneStep):
             check_whole("reset", self.reset)
 
     def bind(self, facts: Facts) -> BoundPriorGuided:
-        """The banks of one run."""
+        """Build the stored tensors of one run. Raises UserError for rotations and changing sizes."""
         if facts.rotates or facts.resizes:
             raise UserError(
                 "stored perturbations follow crops and flips of images of one size alone: choose an "
@@ -85,7 +86,7 @@ class PriorGuided(OneStep):
 
 
 class BoundPriorGuided(Solver, nn.Module):
-    """The solver with its banks (rows, C, H + 2 padding, W + 2 padding) and the epoch of each row's reset."""
+    """The solver with stored eta and m (rows, C, H + 2 padding, W + 2 padding) and each row's last reset."""
 
     bank: Tensor
     momentum: Tensor
@@ -102,11 +103,11 @@ class BoundPriorGuided(Solver, nn.Module):
         self._next: tuple[Tensor, Tensor] | None = None
 
     def keeps_start(self) -> bool:
-        """Always."""
+        """True."""
         return True
 
     def solve(self, problem: LowerProblem) -> Solution:
-        """One step from the stored perturbation."""
+        """Make one step from the stored perturbation."""
         eta, m = self._recall(problem)
         view, threat = problem.batch.view, problem.threat
         windows = (eta, m) if view is None else (view.apply(eta), view.apply(m))
@@ -127,7 +128,7 @@ class BoundPriorGuided(Solver, nn.Module):
         return one_step(problem, delta, start)
 
     def feedback(self, problem: LowerProblem, delta: Tensor, evidence: Evidence) -> None:
-        """Store where the next visit begins."""
+        """Store the start of the image's next attack."""
         assert self._next is not None
         index = problem.batch.index
         self.bank[index], self.momentum[index] = (t.to(self.bank.dtype) for t in self._next)
@@ -137,7 +138,7 @@ class BoundPriorGuided(Solver, nn.Module):
         return 0 if self.rule.reset is None else epoch // self.rule.reset * self.rule.reset
 
     def _recall(self, problem: LowerProblem) -> tuple[Tensor, Tensor]:
-        """Copies of the rows' stored perturbations and momenta, reset where that is due."""
+        """Copies of the rows' stored perturbations and momenta, reset where due."""
         index, clock, threat = problem.batch.index, problem.clock, problem.threat
         since = self._last_reset(clock.epoch)
         eta, m = (bank[index].to(problem.x.dtype) for bank in (self.bank, self.momentum))
@@ -149,21 +150,21 @@ class BoundPriorGuided(Solver, nn.Module):
 
 @part
 class LabelInformation(OneStep):
-    """One step from a mixture of noise and the perturbation that stands for the label (LIET).
+    """One step from a mixture of noise and a perturbation for the label's class (LIET).
 
-    Every few minibatches the sign of the gradient at a grey image is taken for each class, in eval mode. An
-    example starts from its label's, times eps, in which a share of the pixels, drawn between `least` and
-    `most`, is replaced by uniform noise, and which is subtracted instead of added half the time.
+    Every few minibatches a perturbation is computed for each class: eps times the sign of the gradient at a
+    grey image, in eval mode. An example starts from that of its label. A share of its pixels, drawn between
+    `least` and `most`, is replaced by uniform noise, and its sign is random.
 
     Attributes:
-        step_size: in units of eps. every: minibatches between two looks at the classes. least, most: of the
-            share. grey: value of the image.
+        step_size: in units of eps. every: minibatches between two updates of the classes' perturbations.
+        least, most: smallest and largest share of noise. grey: value of the grey image.
 
-    Cost: one forward, one backward, and one of each for every class once in `every` minibatches.
+    Cost: one forward, one backward, and every `every` minibatches one of each for every class.
 
     Reference: LIET's public code (fzjcdt/LIET, main.py).
     Deviation: share and sign are drawn for each example, not for each minibatch. Beyond 8/255 the public code
-    takes noise of 2 eps and leaves the ball; here the ball holds at any radius.
+    uses noise of 2 eps and leaves the ball; here the start is always projected on the ball.
     """
 
     step_size: float = 1.0
@@ -179,7 +180,7 @@ class LabelInformation(OneStep):
             check_range(name, getattr(self, name), 0, 1)
 
     def bind(self, facts: Facts) -> BoundLabelInformation:
-        """The classes' perturbations of one run."""
+        """Build the classes' perturbations for one run. Raises UserError for changing image sizes."""
         if facts.resizes:
             raise UserError(
                 "the classes' perturbations are of one size: train without phases (--set phases=none)"
@@ -198,14 +199,14 @@ class BoundLabelInformation(Solver, nn.Module):
         where = {"dtype": facts.dtype, "device": facts.device}
         self.rule = rule
         self.register_buffer("told", torch.zeros(facts.classes, *facts.shape, **where))
-        self.register_buffer("known", torch.tensor(False))  # asked every step, so kept where the host is
+        self.register_buffer("known", torch.tensor(False))  # on the CPU, because the host reads it every step
 
     def keeps_start(self) -> bool:
-        """Always."""
+        """True."""
         return True
 
     def solve(self, problem: LowerProblem) -> Solution:
-        """One step from the mixture."""
+        """Make one step from the mixture."""
         rule, threat, shape = self.rule, problem.threat, tuple(problem.x.shape[1:])
         if problem.clock.step % rule.every == 0 or not bool(self.known):
             self._look(problem)
@@ -221,10 +222,10 @@ class BoundLabelInformation(Solver, nn.Module):
         return one_step(problem, delta, start)
 
     def _look(self, problem: LowerProblem) -> None:
-        """The steepest directions at a grey image towards a larger loss of each class."""
+        """Update the classes' directions: the steepest ones at a grey image labelled with each class."""
         classes = torch.arange(len(self.told), device=problem.x.device)
         x = torch.full_like(self.told, self.rule.grey, dtype=problem.x.dtype)
-        noise = replace(problem.noise, index=-1 - classes)  # rows of no image
+        noise = replace(problem.noise, index=-1 - classes)  # negative rows belong to no image
         grey = problem.of_second_stream(Batch(x, classes, noise.index), noise)
         with attacking(problem.forward.module, "eval"):
             _, grad = grey.ascent(torch.zeros_like(x))

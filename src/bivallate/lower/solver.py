@@ -15,42 +15,42 @@ __all__ = ["Remembering", "Solver", "require_coupling"]
 
 
 class Solver(Role, ABC):
-    """Solves the lower level. A specification without memory is its own running solver."""
+    """Solves the lower level. A solver without state solves itself; others build one with state in `bind`."""
 
     @abstractmethod
     def solve(self, problem: LowerProblem) -> Solution:
-        """Attack every example, and say where each attack ended."""
+        """Attack every example of the problem, and return the solution."""
 
     def feedback(self, problem: LowerProblem, delta: Tensor, evidence: Evidence) -> None:
-        """Use what the outer passes have paid for; nothing by default.
+        """Use the results of the outer forward and backward pass; do nothing by default.
 
         Args:
-            problem: solved. delta: (B, C, H, W) as the coupling gave it; a leaf has its gradient by now.
-            evidence: what the step knows about each example, such as the logits of the attacked points.
+            problem: solved. delta: (B, C, H, W) as the coupling returned it; a leaf has its gradient.
+            evidence: the step's values for each example, such as the logits at the attacked points.
         """
 
     def bind(self, facts: Facts) -> Solver:
-        """The running solver of one run; one with memory is an `nn.Module` named `Bound...`."""
+        """Build the solver of one run; a solver with state is an `nn.Module` named `Bound...`."""
         return self
 
     def fixed_steps(self) -> int | None:
-        """Steps that every example may take; None where they are not one number."""
+        """Number of steps that every example may make; None if there is no single number."""
         return None
 
     def keeps_start(self) -> bool:
-        """Whether it tells the problem where it took its first gradient (`LowerProblem.begin`)."""
+        """Whether it keeps the point of its first gradient in the problem (`LowerProblem.begin`)."""
         return False
 
     def can_be_finer(self) -> bool:
-        """Whether `stepped` may trade the length of steps for their number: no schedule sets it."""
+        """Whether `stepped` may change the number of steps: no schedule sets it."""
         return False
 
 
 class Remembering(Solver):
-    """A solver whose memory belongs to a run and to the training stream: `bind` makes the one that solves."""
+    """A solver with state of one run and of its training stream; `bind` makes the solver that holds it."""
 
     def solve(self, problem: LowerProblem) -> Solution:
-        """Refuse to solve before `bind`, as there is no memory yet."""
+        """Raise UserError: before `bind` there is no state."""
         raise UserError(
             f"the solver {type(self).__name__} has a memory, which belongs to one run: use the solver of "
             "method.bind(facts)"
@@ -58,12 +58,12 @@ class Remembering(Solver):
 
     @abstractmethod
     def bind(self, facts: Facts) -> Solver:
-        """The solver with the memory of one run."""
+        """Build the solver with the state of one run."""
 
     def check(self, method: Composition) -> None:
-        """Refuse weightings that attack a second stream.
+        """Raise UserError for weightings that attack a second stream.
 
-        Its rows would overwrite the memory of the first.
+        The rows of that stream would overwrite the state of the first.
         """
         if method.weighting.needs_meta:
             raise UserError(
@@ -73,11 +73,7 @@ class Remembering(Solver):
 
 
 def require_coupling(method: Composition, solver: Solver, coupling: str) -> None:
-    """Refuse a coupling that the solver cannot work with.
-
-    Raises:
-        UserError: the method has another coupling.
-    """
+    """Raise UserError unless the method has the coupling of this name, which the solver needs."""
     if type(method.coupling).__name__ != coupling:
         raise UserError(
             f"the solver {type(solver).__name__} needs the coupling {coupling}, got "

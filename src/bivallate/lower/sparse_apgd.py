@@ -1,4 +1,4 @@
-"""Auto-PGD in L1: steps along few coordinates, whose number follows the sparsity of the best point."""
+"""Auto-PGD in L1: steps along few coordinates; their number follows the sparsity of the best point."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from bivallate.types import Solution, per_example
 
 __all__ = ["SparseAPGD"]
 
-REVIEW = 0.04  # of the steps, between two reviews
-FIRST_SHARE = 0.2  # of the coordinates, that a step moves at first, after a random start
-SPARSER = 1.5  # a step moves so many times fewer coordinates than the best point
-SHRUNK = 0.95  # of the number of moved coordinates: below it the best point has become sparser
-SHORTER, SHORTEST = 1.5, 10  # step sizes fall by the one, and to eps over the other at least
+REVIEW = 0.04  # fraction of the steps between two checkpoints
+FIRST_SHARE = 0.2  # fraction of the coordinates that a step moves at first, after a random start
+SPARSER = 1.5  # a step moves this factor fewer coordinates than the best point has moved
+SHRUNK = 0.95  # a best point became sparser if its moved coordinates fall below this fraction of before
+SHORTER, SHORTEST = 1.5, 10  # step sizes are divided by the first, down to eps divided by the second
 
 
 @dataclass
@@ -42,29 +42,30 @@ class _SparseState(ActiveExamples):
     best: Tensor
     best_grad: Tensor
     best_loss: Tensor
-    share: Tensor  # of the coordinates, that a step moves
-    count: Tensor  # coordinates that the best point moved at the last review
+    share: Tensor  # fraction of the coordinates that a step moves
+    count: Tensor  # coordinates that the best point had moved at the last review
     step: Tensor
     margin: Tensor  # lowest so far
-    gone: Tensor  # clearly misclassified: leaves at the next occasion
+    gone: Tensor  # bool, clearly misclassified: leaves the batch at the next look
 
 
 @part
 class SparseAPGD(Solver):
-    """Auto-PGD in L1: the answer is the misclassified iterate of lowest margin, else the best point.
+    """Auto-PGD in L1: returns the misclassified iterate of lowest margin, else that of highest objective.
 
-    A step of L1 norm at most eps moves the largest coordinates of the gradient, and is projected on the ball
-    within the box. Larger balls come first: each begins where the one before was best.
+    A step, of L1 norm at most eps, moves the largest coordinates of the gradient and is projected on the ball
+    within the box. The attack begins in larger balls; each ball starts from the best points of the one
+    before.
 
     Attributes:
         steps: N of all radii together. samples, leave: as of `APGD`.
-        radii: of the balls in turn, in units of eps, of 0.3, 0.3 and 0.4 of the steps; the last alone where
-            there is one, or where there are fewer than three steps.
+        radii: of the balls in turn, in units of eps, for 0.3, 0.3 and 0.4 of the steps; only the last one if
+            there are not three, or fewer than three steps.
 
     Cost: (steps + number of radii) samples forwards and backwards an example at most.
 
-    Deviation: as of `APGD`; a coordinate counts as moved where delta is not zero (there: where the image
-    differs after rounding).
+    Deviation: as of `APGD`; a coordinate counts as moved if delta is not zero (in the public code: if the
+    image differs after rounding).
 
     Reference: Croce and Hein, Mind the box: l1-APGD for sparse adversarial attacks, ICML 2021, algorithm 2
     and section 4.3, public code.
@@ -91,7 +92,7 @@ class SparseAPGD(Solver):
         return Solution(delta, delta, kappa, spent)
 
     def _start(self, problem: LowerProblem) -> Tensor:
-        """Gaussian of unit variance, which the projection makes sparse."""
+        """Gaussian noise of unit variance, which the projection makes sparse."""
         return problem.noise.normal("start", tuple(problem.x.shape[1:]), problem.x.dtype)
 
     def _run(
@@ -105,7 +106,7 @@ class SparseAPGD(Solver):
         first: bool,
         last: bool,
     ) -> Tensor:
-        """Where the steps within one ball end: its best points, and in the last ball the answers."""
+        """Make the steps within one ball; return its best points, in the last ball the results."""
         state = self._begin(problem, delta, first=first)
         spent += self.samples
         answer, won = delta.clone(), misclassified(state.margin, self.samples) & last
@@ -154,10 +155,11 @@ class SparseAPGD(Solver):
         s.delta = problem.threat.project(s.delta + step, problem.x)
 
     def _look(self, s: _SparseState, problem: LowerProblem, won: Tensor, *, leave: bool) -> Tensor:
-        """(B,) bool: misclassified by a lower margin than before; the state learns what is here."""
+        """Evaluate the present points and update the state; (B,) bool: misclassified with a lower margin."""
         loss, margin, s.grad, gone = model_answer(problem, s.delta, self.samples)
         lower = misclassified(margin, self.samples) & (~won | (margin < s.margin))
-        if leave:  # decided where it stands, whenever it leaves: the answer knows nothing of the batch
+        # as in `APGD`: results do not depend on the other examples of the batch
+        if leave:
             lower &= ~s.gone
         s.margin = torch.minimum(s.margin, margin)
         s.gone |= gone
@@ -168,7 +170,7 @@ class SparseAPGD(Solver):
         return lower
 
     def _review(self, s: _SparseState, eps: float) -> None:
-        """Begin anew from the best points that have become sparser, and shorten the steps of the others."""
+        """Restart with full steps at best points that became sparser; shorten the steps of the others."""
         moved = _moved(s.best)
         sparser = moved / s.count < SHRUNK
         s.step = torch.where(sparser, eps, (s.step / SHORTER).clamp(min=eps / SHORTEST))
@@ -178,5 +180,5 @@ class SparseAPGD(Solver):
 
 
 def _moved(delta: Tensor) -> Tensor:
-    """(B,) how many coordinates are not zero."""
+    """(B,) number of coordinates that are not zero."""
     return (delta != 0).flatten(1).sum(1).to(delta.dtype)

@@ -1,4 +1,4 @@
-"""Square attack: random search with square-shaped changes, without any gradient."""
+"""Square attack: random search with square-shaped changes, without gradients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bivallate.types import Solution, per_example
 
 __all__ = ["Square"]
 
-BLOCK = 64  # queries whose signs are drawn at once
+BLOCK = 64  # number of queries whose signs are drawn at once
 
 
 @dataclass
@@ -29,10 +29,10 @@ class _SquareState:
 
     rows: Tensor  # positions in the minibatch
     x: Tensor
-    point: Tensor  # best so far
-    margin: Tensor  # there
-    gone: Tensor  # clearly misclassified
-    asked: Tensor  # (B, changes of one pixel) those that have failed at this point; (B, 0) where too many
+    point: Tensor  # best image so far
+    margin: Tensor  # (B,) margin at the best image
+    gone: Tensor  # (B,) bool, clearly misclassified
+    asked: Tensor  # (B, changes of one pixel) bool, failed at this point; (B, 0) if there are too many
 
     def select(self, rows: Tensor) -> _SquareState:
         return _SquareState(*(getattr(self, f.name)[rows] for f in fields(self)))
@@ -44,19 +44,19 @@ class Square(Solver):
 
     Attributes:
         queries: forwards an example, besides the first. p0: initial share of the pixels in a window.
-        edges: windows may touch the last row and column; the public code's never do (at a side of one
-            pixel the last row and column would keep their first values), which False restores.
-        shrink: in L2 and L1, where the share of the pixels falls below the smallest window of 3 x 3, the move
-            is made smaller instead; the public code's moves stay as large, which False restores.
+        edges: whether windows may touch the last row and column. In the public code they never do, so that
+            with windows of one pixel the last row and column keep their first values; False restores that.
+        shrink: in L2 and L1, whether the move is made smaller where the share of the pixels falls below the
+            smallest window, 3 x 3. In the public code moves stay as large; False restores that.
 
-    Cost: queries + 1 forwards an example at most. For Linf, a query that would change nothing, or (on small
-    images) one pixel in a way that has failed at the same point before, is answered without a forward on a
-    processor, as a network that is not random would answer it; examples that are clearly misclassified leave
-    the batch, on a device in larger lots.
+    Cost: at most queries + 1 forwards an example. For Linf on a CPU two kinds of query need no forward: one
+    that would change nothing, and (on small images) one that changes a single pixel in a way that has failed
+    at the same point before. A deterministic network would give the same answer. Examples that are clearly
+    misclassified leave the batch, on a device many at once.
 
-    Deviation: positions of windows are drawn once per query for all examples and all restarts (the public
-    code: once per query and batch), for examples of several restarts share a minibatch; signs are drawn for
-    each example and restart; and see `edges` and `shrink`.
+    Deviation: positions of windows are drawn once per query for all examples and restarts (the public code:
+    once per query and batch), because examples of several restarts share a minibatch; signs are drawn for
+    each example and restart. See also `edges` and `shrink`.
     """
 
     queries: int = 5000
@@ -103,12 +103,13 @@ class Square(Solver):
         return state
 
     def _ask(self, state: _SquareState, problem: LowerProblem, rows: Tensor, images: Tensor) -> None:
-        """Ask the model about the proposed images of some rows, and keep those with a lower margin."""
+        """Evaluate the proposed images of some rows, and keep those with a lower margin."""
         with torch.inference_mode():
             logits = problem.forward(images.view(-1, *problem.x.shape[1:]))
         margin = logit_margin(logits, problem.y[rows])
         better = (margin < state.margin[rows]) & ~state.gone[rows]
-        if images.device.type != "cpu":  # all are asked there, and the host does not wait for who is better
+        # On a device all rows are proposed, and the update is masked, so that the host need not wait.
+        if images.device.type != "cpu":
             state.point = torch.where(per_example(better, images), images, state.point)
             state.margin = torch.where(better, margin, state.margin)
             state.gone |= better & clearly_fooled(problem, logits, problem.y)
@@ -123,7 +124,7 @@ class Square(Solver):
 
 
 def _stripes(x: Tensor, eps: float, noise: Noise) -> Tensor:
-    """Linf start: vertical stripes, a sign for each image, channel and column."""
+    """Linf start: vertical stripes of +-eps, with a sign for each image, channel and column."""
     signs = noise.sign("square/start", (x.shape[1], 1, x.shape[3]), x.dtype)
     return (x + eps * signs).clamp_(0, 1)
 
@@ -131,7 +132,7 @@ def _stripes(x: Tensor, eps: float, noise: Noise) -> Tensor:
 def _square(
     state: _SquareState, eps: float, windows: Windows, query: int, p0: float, sign: Tensor, *, shrink: bool
 ) -> tuple[Tensor, Tensor]:
-    """Linf: the window of each image goes to +-eps. Only images that this changes are proposed."""
+    """Linf: set the window of each image to x +- eps. Only images that change are proposed."""
     height, width = state.x.shape[2:]
     side = max(1, round(math.sqrt(share(p0, query) * height * width)))
     rows, columns = windows.place(query, min(side, height, width))
@@ -139,7 +140,7 @@ def _square(
     differs = (new != state.point[:, :, rows, columns]).flatten(1).any(1)
     if side == 1 and state.asked.shape[1]:
         differs &= _unasked(state, rows.start * width + columns.start, sign.flatten(1))
-    if differs.device.type != "cpu":  # to ask for nothing costs less than to wait for how many these are
+    if differs.device.type != "cpu":  # evaluating unchanged images costs less than waiting for their number
         images = state.point.clone()
         images[:, :, rows, columns] = new
         return torch.arange(len(images), device=images.device), images
@@ -150,9 +151,9 @@ def _square(
 
 
 def _unasked(state: _SquareState, pixel: int, sign: Tensor) -> Tensor:
-    """(B,) whether this pixel has not been changed to these signs yet, since the last success.
+    """(B,) whether this pixel has not been set to these signs (B, C) since the image last changed.
 
-    Of signs (B, C) and the image's point, which starts anew when it moves; from now on it has been asked.
+    The change is marked as asked.
     """
     channels = torch.arange(sign.shape[1], device=sign.device)
     change = pixel * 2 ** sign.shape[1] + ((sign > 0) << channels).sum(1)
@@ -163,20 +164,20 @@ def _unasked(state: _SquareState, pixel: int, sign: Tensor) -> Tensor:
 
 
 def _tiles(x: Tensor, eps: float, noise: Noise) -> Tensor:
-    """L2 start: patterns side by side."""
+    """L2 start: patterns side by side, scaled to norm eps."""
     delta = tiling(x, noise)
     return (x + eps * delta / (norm_of(delta) + TINY)).clamp_(0, 1)
 
 
 def _sparse_tiles(x: Tensor, eps: float, noise: Noise) -> Tensor:
-    """L1 start: the same, projected."""
+    """L1 start: patterns side by side, projected on the ball."""
     return x + L1(eps).project(tiling(x, noise, 1), x)
 
 
 def _exchange(
     state: _SquareState, eps: float, windows: Windows, query: int, p0: float, sign: Tensor, *, shrink: bool
 ) -> tuple[Tensor, Tensor]:
-    """L2: the norm of one window, and what is left of the budget, goes into a pattern in another."""
+    """L2: move the norm of one window, and the unused part of eps, into a pattern in another window."""
     delta = _exchanged(state.point - state.x, eps, windows, query, p0, sign, shrink, 2)
     images = (delta * (eps / (norm_of(delta) + TINY))).add_(state.x).clamp_(0, 1)
     return torch.arange(len(images), device=images.device), images
@@ -185,7 +186,7 @@ def _exchange(
 def _sparse_exchange(
     state: _SquareState, eps: float, windows: Windows, query: int, p0: float, sign: Tensor, *, shrink: bool
 ) -> tuple[Tensor, Tensor]:
-    """L1: the same, where each channel gets the budget of all, and the projection decides."""
+    """L1: as `_exchange`, but each channel gets the budget of all channels, and the result is projected."""
     delta = _exchanged(state.point - state.x, eps, windows, query, p0, sign, shrink, 1)
     images = state.x + L1(eps).project(delta, state.x)
     return torch.arange(len(images), device=images.device), images
@@ -201,10 +202,10 @@ def _exchanged(
     shrink: bool,
     order: int,
 ) -> Tensor:
-    """The perturbation with another window, in L2 or L1 (order).
+    """Move the norm of one window into another, in L2 or L1 (`order`).
 
-    Of a move of size t < 1, t^2 of the first window's squares (L1: t of its sizes) go, and t of the pattern
-    comes.
+    With a size t < 1 (`shrink`) only the share t^2 of the first window's squares (L1: t of its absolute
+    values) is moved, and the pattern is scaled by t.
     """
     height, width = delta.shape[2:]
     length = math.sqrt(share(p0, query) * height * width)

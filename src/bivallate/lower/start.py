@@ -1,4 +1,4 @@
-"""Where an attack begins. Starts need not be feasible: the solver projects them."""
+"""The starting points of attacks. They need not be feasible: the solver projects them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Start(Role, ABC):
     """(problem) -> delta (B, C, H, W)."""
 
     def takes_mixed(self) -> bool:
-        """It asks for no label."""
+        """True: it reads no label."""
         return True
 
     @abstractmethod
@@ -29,7 +29,7 @@ class Start(Role, ABC):
 
 @dataclass(frozen=True)
 class Given(Start):
-    """A perturbation that is there already, (B, C, H, W)."""
+    """A given perturbation, (B, C, H, W)."""
 
     delta: Tensor
 
@@ -50,7 +50,7 @@ class Uniform(Start):
     """Uniform in the ball of the threat model.
 
     Attributes:
-        radius: of the ball that is drawn from, in units of eps (N-FGSM's k).
+        radius: of that ball, in units of eps (N-FGSM's k).
     """
 
     radius: float = 1.0
@@ -104,9 +104,9 @@ class Signs(Start):
 
 @part
 class Towards(Objective):
-    """-KL(softmax(q + psi) || softmax(logits)): the nearer to perturbed logits q + psi, the higher.
+    """-KL(softmax(q + psi) || softmax(logits)), which is higher nearer to the perturbed logits q + psi.
 
-    q are the logits themselves, held fixed, so this is an objective at delta = 0 alone. psi is uniform in
+    q are the logits themselves, held fixed, so that it is defined at delta = 0 only. psi is uniform in
     [-gamma, gamma] for each class.
     """
 
@@ -122,10 +122,10 @@ class BackwardSmoothing(Start):
     """One step from the clean image that moves its logits towards randomly perturbed ones.
 
     Attributes:
-        gamma: size of the perturbation of the logits; 0 leaves a gradient that is zero but for rounding.
-        step_size: of the step, in units of eps.
+        gamma: size of the perturbation of the logits; with 0 the gradient is zero except for rounding.
+        step_size: in units of eps.
 
-    Cost: one forward, one backward; the clean logits are a by-product and serve a KL objective.
+    Cost: one forward, one backward; a KL objective reuses the clean logits of that pass.
 
     Reference: Chen et al., Backward Smoothing, AAAI 2022, section 4.
     """
@@ -138,7 +138,7 @@ class BackwardSmoothing(Start):
         check_range("step_size", self.step_size, 0)
 
     def stepped(self, length: float, number: float = 1.0) -> Self:
-        """Its one step, longer or shorter."""
+        """Scale its one step by `length`."""
         return replace(self, step_size=length * self.step_size)
 
     def __call__(self, problem: LowerProblem) -> Tensor:

@@ -1,6 +1,6 @@
-"""Rules for when a single example's attack ends.
+"""Rules for when the attack on an example ends.
 
-A stop is a factory of fresh rules, so that no state outlives a solve.
+A stop makes a fresh rule for each solve, so that no state outlives it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ FORMS = ("ball", "box")
 def fosc(form: Form, threat: ThreatModel, grad: Tensor, x: Tensor, delta: Tensor) -> Tensor:
     """(B,) FOSC, the first-order stationary condition: max over d in C of <grad, d - delta>.
 
-    In the units of the loss. The lower, the better the inner maximisation has converged; zero at a stationary
-    point.
+    In the units of the loss. Lower values mean better convergence of the inner maximisation; it is zero at a
+    stationary point.
 
     Args:
-        form: "ball": C is the ball alone, eps ||grad|| - <delta, grad>. "box": C is the ball within [0, 1],
-            whose value is never larger, and exact where pixels lie near 0 or 1.
-        threat: whose ball.
-        grad: of the attacker's objective at x + delta; all of shape (B, C, H, W).
+        form: "ball": C is the ball alone, eps ||grad||_* - <delta, grad> with the dual norm. "box": C is the
+            ball within [0, 1]; its value is never larger, and exact also where pixels are near 0 or 1.
+        threat: defines the ball.
+        grad: of the attacker's objective at x + delta; grad, x and delta are (B, C, H, W).
 
     Reference: Wang et al., Dynamic AT, ICML 2019, eq. 4, in the closed form that follows it.
     """
@@ -43,7 +43,7 @@ def fosc(form: Form, threat: ThreatModel, grad: Tensor, x: Tensor, delta: Tensor
 
 @dataclass(frozen=True)
 class Iterate:
-    """One moment of an attack, seen before its step is taken."""
+    """The state of an attack before its step k."""
 
     k: int
     delta: Tensor  # (B, C, H, W)
@@ -67,7 +67,7 @@ class Stop(Role, ABC):
 
 @part
 class Never(Stop):
-    """Every example takes every step."""
+    """Every example makes every step."""
 
     def __call__(self, problem: LowerProblem) -> Rule:
         return lambda iterate: torch.zeros(
@@ -77,12 +77,12 @@ class Never(Stop):
 
 @part
 class Misclassified(Stop):
-    """Stops an example that is misclassified, after it has been so `tau` times already (FAT, PGD-K-tau).
+    """Stops a misclassified example that has been misclassified `tau` times before (FAT, PGD-K-tau).
 
-    The visits are counted in all, not in a row: an example that flips back is not forgiven the earlier ones.
+    All misclassified iterates count, not only consecutive ones: flipping back does not reset the count.
 
     Attributes:
-        tau: further steps granted after misclassification; a number or a schedule.
+        tau: further steps after misclassification; a number or a schedule.
 
     Reference: Zhang et al., FAT, ICML 2020, algorithm 1.
     """
@@ -108,14 +108,14 @@ class Misclassified(Stop):
 class FOSCBelow(Stop):
     """Stops an example once its first-order stationary condition is at most a threshold (Dynamic AT).
 
-    The first step is always taken.
+    The first step is always made.
 
     Attributes:
         threshold: c_t in nats, summed over pixels; a number or a schedule.
-        form: "ball" or "box", see `fosc`; the box's values are smaller, so that a threshold of the ball's
-            stops it much earlier.
-        origin: what the "ball" form measures delta from: the "clean" image, or the random "start", as in the
-            public code, where the value may be negative.
+        form: "ball" or "box", see `fosc`. Values of the box form are smaller, so that a threshold meant for
+            the ball form stops much earlier.
+        origin: the "ball" form measures delta from the "clean" image, or from the random "start", as in the
+            public code, with which the value may be negative.
 
     Reference: Wang et al., Dynamic AT, ICML 2019, eq. 4 and algorithm 1.
     """

@@ -1,4 +1,4 @@
-"""BatchNorm over the rows of all processes: the statistics, and all derivatives, of one that has them all."""
+"""BatchNorm over the rows of all processes, with the same statistics and derivatives as on one process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["is_synchronised", "synchronise", "unsynchronise"]
 
 
 class _Total(torch.autograd.Function):
-    """The sum over processes, whose derivative is again one: of any order, and forwards."""
+    """The sum over processes. Derivatives of any order, also in forward mode, are such sums too."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -35,10 +35,10 @@ def _total(values: Tensor) -> Tensor:
 
 
 class _Synced:
-    """The forward pass of a BatchNorm that normalises over all processes' rows while it trains.
+    """The forward pass of a BatchNorm that in train mode normalises over the rows of all processes.
 
-    Every process hands over the mean, the variance and the number of its rows, from which all make the same
-    statistics: one all-reduce of 2 C + 1 numbers a process forwards, and one backwards.
+    Each process contributes the mean, the variance and the number of its rows, from which all processes
+    compute the same statistics: one all-reduce of 2 C + 1 numbers for each process forward, and one backward.
     """
 
     def forward(self: Any, input: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class _Synced:
         return (made if self.bias is None else made + self.bias.view(shape)).to(x.dtype)
 
     def _move(self: Any, mean: Tensor, var: Tensor) -> None:
-        """The running statistics, as torch moves them: behind autograd's back."""
+        """Move the running statistics as torch does: through `.data`, which autograd does not record."""
         passes: Any = self.num_batches_tracked
         passes.add_(1)
         share = 1 / float(passes) if self.momentum is None else self.momentum
@@ -64,12 +64,12 @@ class _Synced:
 
 
 def _on_batches(norm: Any) -> bool:
-    """Whether a BatchNorm takes its statistics from the rows at hand; in eval mode too, if it keeps none."""
+    """Whether a BatchNorm uses batch statistics: in train mode, and without running statistics always."""
     return norm.training or norm.running_mean is None
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(C,) mean and variance over all processes' rows, and their number."""
+    """Mean (C,) and variance (C,) over the rows of all processes, and the number of values per channel."""
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     dims = [d for d in range(x.ndim) if d != 1]
     var, mean = torch.var_mean(wide, dims, correction=0)
@@ -103,10 +103,10 @@ SYNCED: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def synchronise(model: nn.Module) -> None:
-    """Let every BatchNorm of a network normalise over the rows of all processes; on one nothing changes.
+    """Let every BatchNorm of a network normalise over the rows of all processes; nothing changes on one.
 
     Raises:
-        UserError: a layer that is derived from BatchNorm and computes in a way of its own.
+        UserError: a layer of a class derived from BatchNorm, which may compute differently.
     """
     if not collective.is_distributed():
         return
@@ -122,7 +122,7 @@ def synchronise(model: nn.Module) -> None:
 
 
 def unsynchronise(model: nn.Module) -> None:
-    """The inverse of `synchronise`: what others are handed is PyTorch's own."""
+    """The inverse of `synchronise`: restore PyTorch's own classes."""
     plain = {synced: own for own, synced in SYNCED.items()}
     for module in model.modules():
         if type(module) in plain:
@@ -130,6 +130,6 @@ def unsynchronise(model: nn.Module) -> None:
 
 
 def is_synchronised(model: Callable[[Tensor], Tensor]) -> bool:
-    """Whether passes of this network, in its present mode, wait for those of other processes."""
+    """Whether passes of this network, in its present mode, wait for passes of other processes."""
     modules = model.modules() if isinstance(model, nn.Module) else ()
     return collective.is_distributed() and any(isinstance(m, _Synced) and _on_batches(m) for m in modules)  # pyright: ignore

@@ -35,7 +35,7 @@ __all__ = [
 class ThreatModel(Protocol):
     """A closed convex set C(x) around 0 such that x + delta stays in [0, 1].
 
-    eps = 0 is legal and means no attack.
+    eps = 0 is allowed and means no attack.
     """
 
     @property
@@ -48,7 +48,7 @@ class ThreatModel(Protocol):
         ...
 
     def retract(self, delta: Tensor, x: Tensor) -> Tensor:
-        """The projection as a differentiable map, with strict masks: no gradient along a bound that holds."""
+        """The projection as a differentiable map, with strict masks: no gradient through an active bound."""
         ...
 
     def interior(self, delta: Tensor, x: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class ThreatModel(Protocol):
         ...
 
     def steepest(self, grad: Tensor) -> Tensor:
-        """The direction of steepest ascent with unit norm: sign(g), g / ||g||_2, in L1 some coordinates."""
+        """An ascent direction of unit norm: sign(g), g / ||g||_2, in L1 the signs of some coordinates."""
         ...
 
     def support(self, grad: Tensor, x: Tensor, delta: Tensor) -> Tensor:
@@ -83,7 +83,13 @@ class ThreatModel(Protocol):
 class Linf:
     """The Linf ball: max_j |delta_j| <= eps and 0 <= x + delta <= 1.
 
-    A box [lo, up] with lo = max(-eps, -x), up = min(eps, 1 - x).
+    This is a box [lo, up] with lo = max(-eps, -x), up = min(eps, 1 - x).
+
+    Attributes:
+        eps: radius in pixel units, at most 1.
+
+    Raises:
+        UserError: eps is negative, not finite or above 1.
 
     Example:
         >>> Linf(0.25).project(torch.tensor([[0.5, -0.5]]), torch.tensor([[0.9, 0.5]]))
@@ -148,9 +154,15 @@ class Linf:
 class L2:
     """||delta||_2 <= eps and 0 <= x + delta <= 1, with the exact Euclidean projection on the intersection.
 
-    The projection is clip(t * delta, -x, 1 - x) with the one t in (0, 1] that brings the norm down to eps
-    (the stationarity condition of the projection's Lagrangian); t is found by an active-set iteration that
-    only ever adds saturated coordinates and so ends at the exact solution.
+    The projection is clip(t * delta, -x, 1 - x) with the t in (0, 1] for which the norm is eps (the
+    stationarity condition of the projection's Lagrangian). t is found by an active-set iteration that only
+    adds saturated coordinates and so ends at the exact solution.
+
+    Attributes:
+        eps: radius in pixel units.
+
+    Raises:
+        UserError: eps is negative or not finite.
     """
 
     eps: float
@@ -179,13 +191,14 @@ class L2:
         rest = (self.eps**2 - torch.where(saturated, bound, 0).square().flatten(1).sum(1)).clamp(min=0)
         free = torch.where(saturated, 0, v).square().flatten(1).sum(1)
         ratio = rest / free.clamp(min=TINY**2)
-        return torch.where(ratio > 0, ratio, 1).sqrt() * (ratio > 0)  # no infinite slope at eps = 0
+        return torch.where(ratio > 0, ratio, 1).sqrt() * (ratio > 0)  # the slope of sqrt at 0 is infinite
 
     def _scale(self, v: Tensor, lo: Tensor, up: Tensor, limit: float) -> tuple[Tensor, Tensor]:
         """t, and the coordinates that are at their bounds there."""
         bound = torch.where(v > 0, up, lo)
         if v.device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
-            saturated = self._sorted_out(v, bound, limit)  # the host need not wait; CUDA's sums may vary
+            # no loop that the host has to wait for; not deterministic, because CUDA's cumulative sums are not
+            saturated = self._sorted_out(v, bound, limit)
             t = self._radius(v, bound, saturated).clamp(max=limit)
             return t, saturated | ((per_example(t, v) * v).abs() > bound.abs())
         saturated = torch.zeros_like(v, dtype=torch.bool)
@@ -199,8 +212,8 @@ class L2:
     def _sorted_out(self, v: Tensor, bound: Tensor, limit: float) -> Tensor:
         """The saturated coordinates in closed form: those that reach their bound while the norm is below eps.
 
-        With the coordinates in the order of the t at which they reach it, the norm at each such t is that of
-        the bounds before and of t v from there on.
+        The coordinates are sorted by the t at which they reach their bounds. At each such t the norm is that
+        of the bounds of the earlier coordinates and of t v of the others.
         """
         size, most = v.abs().flatten(1), bound.abs().flatten(1)
         reached, order = (most / size).nan_to_num(nan=math.inf, posinf=math.inf).sort(dim=1)
@@ -227,9 +240,10 @@ class L2:
         return grad / per_example(self.size(grad).clamp(min=TINY), grad)
 
     def support(self, grad: Tensor, x: Tensor, delta: Tensor) -> Tensor:
-        """<grad, d - delta> at the point d of C(x) that the gradient points to.
+        """max over d in C(x) of <grad, d - delta>.
 
-        d = clip(t grad, -x, 1 - x) of norm eps, or the corner of the box if it is nearer.
+        The maximiser is d = clip(t grad, -x, 1 - x) with norm eps, or the corner of the box if that is
+        nearer.
         """
         unit = self.steepest(grad)
         best = self._clipped(unit, x, limit=1e12)
@@ -247,9 +261,9 @@ class L2:
 Threat = Linf | L2 | L1
 NORMS: dict[str, type[Threat]] = {"linf": Linf, "l2": L2, "l1": L1}
 
-# radii on small colour images, where nothing else is known
+# customary radii for small colour images, used if the data set has none of its own
 CUSTOMARY = {"Linf": "8/255", "L2": "128/255", "L1": "12"}
-SUCH_AS = CUSTOMARY | {"L2": "0.5 (128/255)"}  # as messages tell them
+SUCH_AS = CUSTOMARY | {"L2": "0.5 (128/255)"}  # examples in messages
 
 
 def dual_norm(ball: ThreatModel, w: Tensor) -> Tensor:
@@ -260,7 +274,7 @@ def dual_norm(ball: ThreatModel, w: Tensor) -> Tensor:
 
 
 def threat(norm: str, eps: str | float) -> Threat:
-    """The threat model by the name of its norm: `threat("linf", "8/255")`."""
+    """The threat model with this norm and radius: `threat("linf", "8/255")`. Raises UserError."""
     key = norm.lower().replace("_", "").replace("-", "")
     if key not in NORMS:
         raise unknown("norm", norm, NORMS)

@@ -1,4 +1,4 @@
-"""Where the windows of a random search lie, and the patterns that go into them."""
+"""The windows of the Square attack, and the patterns that are put into them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FLOOR = 3  # smallest side of a window with a pattern
 
 
 def share(p0: float, query: int) -> float:
-    """Share of the pixels that a query changes; query counts from 0 and the schedule is not rescaled."""
+    """Share of the pixels that a query changes; queries count from 0, whatever their total number."""
     return p0 / 2 ** sum(query > bound for bound in HALVINGS)
 
 
@@ -36,14 +36,14 @@ def bump(a: int, b: int, order: int = 2) -> Tensor:
 
 @cache
 def pattern(s: int, order: int = 2) -> Tensor:
-    """(s, s) of unit norm: a positive bump above a negative one. Kept: do not write into it."""
+    """(s, s) of unit norm: a positive bump above a negative one. It is cached: do not write into it."""
     value = torch.cat([bump(s // 2, s, order), -bump(s - s // 2, s, order)])
     return value / value.norm(p=order)
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Where the windows of each query lie: the same for all examples, a function of seed and query alone."""
+    """The positions of the windows of each query, equal for all examples; a function of seed and query."""
 
     corners: list[list[float]]  # five uniform numbers a query: two corners, and the pattern's orientation
     height: int
@@ -52,27 +52,27 @@ class Windows:
 
     @classmethod
     def drawn(cls, noise: Noise, queries: int, x: Tensor, *, edges: bool) -> Windows:
-        """The windows of so many queries on images x."""
-        # one window a query for all examples, so that a proposal is one slice of the batch; each example
-        # keeps or refuses it for itself, and has signs of its own
+        """Draw the windows of `queries` queries on images x."""
+        # One window a query for all examples, so that a proposal is one slice of the batch. Each example
+        # accepts or rejects it on its own, and has its own signs.
         numbers = _shared(noise).uniform("square/windows", (queries, 5))[0]
         return cls(numbers.tolist(), x.shape[2], x.shape[3], int(edges))
 
     def place(self, query: int, side: int, which: int = 0) -> tuple[slice, slice]:
         """The window's rows and columns; corners are uniform on 0, ..., size - side - 1 + edge."""
-        # without the edge the published code's last row and column are never reached: it draws corners below
-        # size - side, which excludes the last place that still fits
+        # The published code (edge = 0) draws corners below size - side, which excludes the last position that
+        # still fits: its windows never reach the last row and column.
         u, v = self.corners[query][2 * which : 2 * which + 2]
         top, left = (int(r * (size - side + self.edge)) for r, size in ((u, self.height), (v, self.width)))
         return slice(top, top + side), slice(left, left + side)
 
     def transposed(self, query: int) -> bool:
-        """Whether the pattern lies on its side."""
+        """Whether the pattern is transposed."""
         return self.corners[query][4] > 0.5
 
 
 def as_images(x: Tensor) -> Tensor:
-    """(B, C, H, W) of images, sequences (B, C, L) or vectors (B, D)."""
+    """View images, sequences (B, C, L) or vectors (B, D) as (B, C, H, W)."""
     if x.ndim == 4:
         return x
     if x.ndim == 2:
@@ -112,5 +112,5 @@ def norm_of(values: Tensor, over: tuple[int, ...] = (1, 2, 3), order: int = 2) -
 
 
 def _shared(noise: Noise) -> Noise:
-    """Draws that all rows have in common, whichever restarts they are of."""
+    """Draws that all rows and restarts share."""
     return Noise(noise.seed, torch.zeros(1, dtype=torch.int64), noise.epoch)

@@ -1,1 +1,1 @@
-"""The upper level: the loss that theta descends."""
+"""The upper level: the loss that theta minimises."""

@@ -23,20 +23,23 @@ class AWP(Loss):
 
     v_l = gamma ||theta_l|| g_l / ||g_l|| with g the gradient of the host loss at theta.
 
-    An approximate solution of max over ||v_l|| <= gamma ||theta_l|| of the host loss, by one normalised step
-    of ascent; only weight tensors with more than one dimension are perturbed (BatchNorm and biases are not).
-    v is a constant: the gradient that theta descends is the host's at theta + v. The first pass moves no
-    buffer; the perturbed one does. Example weights multiply the perturbed loss and have no part in v.
+    v is one normalised ascent step, an approximate solution of the maximisation of the host loss over
+    ||v_l|| <= gamma ||theta_l||. Only weight tensors with more than one dimension are perturbed (BatchNorm
+    and biases are not). v is a constant: the gradient of theta is the host's at theta + v. The first pass
+    moves no buffer; the perturbed pass does. Example weights multiply the perturbed loss and do not enter v.
 
     Attributes:
         loss: the host.
-        gamma: relative size of the perturbation; 0 is the host itself, without the extra pass.
+        gamma: relative size of the perturbation; 0 gives the host itself, without the extra pass.
         warm_up: epochs without perturbation at the start.
-        decay: weight decay as the public code has it: its optimiser steps at theta + v, so that weight decay
-            acts there. Set to the optimiser's own weight decay it adds decay * v to the gradient; at 0 weight
-            decay acts on theta, as the paper's equations read.
+        decay: weight decay at theta + v. In the public code the optimiser steps at theta + v, so that weight
+            decay acts there; set decay to the optimiser's weight decay for that, which adds decay * v to the
+            gradient. With 0 weight decay acts on theta, as in the paper's equations.
 
     Cost: the host's, and its outer forwards and backwards once more.
+
+    Raises:
+        UserError: gamma is negative or not finite, or warm_up is no number of epochs.
 
     Reference: Wu et al., AWP, NeurIPS 2020, eq. 8-12.
     """
@@ -53,7 +56,7 @@ class AWP(Loss):
             raise UserError(f"AWP warm_up is a whole number of epochs, got {self.warm_up!r}")
 
     def check(self, method: Composition) -> None:
-        """What the host asks of a method; and no weighting that evaluates the loss at virtual parameters."""
+        """Raise UserError where the host does, and for weightings that use virtual parameters."""
         if method.weighting.needs_meta:
             raise UserError(
                 f"AWP perturbs the network's own parameters, and {type(method.weighting).__name__} evaluates "

@@ -1,4 +1,4 @@
-"""Losses of the class-wise methods: what the weights multiply, and a TRADES whose beta is the class's own."""
+"""Losses of the class-wise methods: weights on other terms, and TRADES with a beta for each class."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PARTS = ("all", "anchor")
 
 @part
 class Reweighed(Loss):
-    """Another loss whose weights multiply all of it, or its anchor in the place of its robust part.
+    """Another loss, with weights that multiply all of it, or its anchor instead of its robust part.
 
     Attributes:
-        loss: the host. part: "all": robust + anchor is weighed and nothing is left alone; "anchor": the two
-            change places, so that with TRADES the weights multiply the clean cross-entropy.
+        loss: the host. part: "all": the weights multiply robust + anchor; "anchor": robust and anchor are
+            exchanged, so that with TRADES the weights multiply the clean cross-entropy.
 
     Cost: the host's.
     """
@@ -38,7 +38,7 @@ class Reweighed(Loss):
             raise unknown("part that is weighed", str(self.part), PARTS)
 
     def check(self, method: Composition) -> None:
-        """What the host asks of a method."""
+        """Raise UserError where the host does."""
         self.loss.check(method)
 
     def takes_mixed(self) -> bool:
@@ -57,7 +57,8 @@ class Reweighed(Loss):
 class ClassTrades(Loss):
     """anchor = (1 - b_y) CE(x), robust = b_y KL(p(x) || p(x_adv)), b_c = beta_c / (1 + beta_c).
 
-    beta_c = (base + score_c) beta with the class scores that the solver has gathered, and beta before.
+    beta_c = (base + score_c) beta with the class scores in the solver's solution; beta before there are
+    scores.
 
     Attributes:
         beta: weight of the KL term. base: lambda_2, added to the scores.
@@ -78,7 +79,7 @@ class ClassTrades(Loss):
         check_range("label smoothing", self.smoothing, 0, 1)
 
     def check(self, method: Composition) -> None:
-        """Refuse solvers that gather no scores."""
+        """Raise UserError for a solver that gathers no scores."""
         if not hasattr(method.solver, "score"):
             raise UserError(
                 f"the loss ClassTrades reads the scores that the solver ClassRadius gathers, and "

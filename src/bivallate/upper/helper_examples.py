@@ -1,4 +1,4 @@
-"""Helper examples: beyond the ball the network is asked for the class that the attack was towards (HAT)."""
+"""Helper examples (HAT): points beyond the ball, with the class that a plain network gives the attack."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = ["HelperExamples"]
 
 @part
 class HelperExamples(Loss):
-    """anchor + weight CE(x + reach (x_adv - x), y'), y' what the plain network says of x_adv.
+    """anchor + weight CE(x + reach (x_adv - x), y'), y' the class that a plain network gives x_adv.
 
-    So that the margin does not grow further than the ball along the attack. The point may lie outside of
-    [0, 1]. Without y' (no plain network yet), or with weight 0, it is the base.
+    The term keeps the margin from growing beyond the ball along the attack. The point may be outside of
+    [0, 1]. Without y' (no plain network yet), or with weight 0, the loss is the base.
 
     Attributes:
         base: the loss inside the ball. weight: gamma. reach: h.
 
-    Cost: one forward and one backward more than the base, where there is a plain network.
+    Cost: one forward and one backward more than the base, once there is a plain network.
 
     Reference: Rade and Moosavi-Dezfooli, HAT, ICLR 2022; public code.
-    Deviation: on a second data stream (a lookahead) the base loss stands alone.
+    Deviation: on a second data stream (a lookahead) the base loss is used alone.
     """
 
     base: Loss

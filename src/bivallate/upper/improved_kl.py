@@ -21,14 +21,14 @@ __all__ = ["ImprovedKL"]
 class ImprovedKL(Loss):
     """anchor = CE(x), robust = alpha H(p(x), p(x_adv)) + beta / 4 sum_jk w_j w_k (n_jk - a_jk)^2.
 
-    The KL divergence moves its arguments as the second term, the squared distance of the logit differences
-    n_jk = z_j(x) - z_k(x) and a_jk at x_adv, and the first, the cross-entropy with p(x) held fixed, do
-    together. Here the weights of the second are w = the mean prediction of the image's class to a power, in
-    the place of its own prediction, and the gradient goes through both n and a. It is divided by the
-    minibatch's mean of (sum_j w_j)^2, which is 1 at power 1.
+    The KL divergence has the same gradients as the sum of two terms: the cross-entropy H with p(x) held
+    fixed, and a squared distance of the logit differences n_jk = z_j(x) - z_k(x) and a_jk at x_adv, weighed
+    by the prediction. IKL changes the second term. Its weights w are the mean prediction of the image's class
+    to a power, instead of the image's own prediction, and the gradient flows through both n and a. The term
+    is divided by the minibatch's mean of (sum_j w_j)^2, which is 1 at power 1.
 
     Attributes:
-        alpha, beta: weights of the two. power: gamma, of the class's mean prediction.
+        alpha, beta: weights of the two terms. power: gamma, exponent of the class's mean prediction.
         smoothing: label smoothing of the cross-entropy, see `Adversarial`.
 
     Cost: two forwards, and two backwards.

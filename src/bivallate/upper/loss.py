@@ -1,6 +1,6 @@
-"""Robust losses, one value an example, in two parts.
+"""Losses of the upper level, one value an example, in two parts.
 
-The part that the example weights multiply, and the part that they do not.
+The example weights multiply the robust part, and not the anchor.
 """
 
 from __future__ import annotations
@@ -24,17 +24,14 @@ from bivallate.types import Terms
 class Loss(Role, ABC):
     """(problem, x_adv) -> Terms, x_adv (B, C, H, W) the attacked points of the problem.
 
-    `reuses_forward` promises that the loss makes one pass, `problem.logits_at_solution(x_adv)`, so that a
-    coupling may have made it already.
+    `reuses_forward` declares that the loss makes a single pass, `problem.logits_at_solution(x_adv)`, which a
+    coupling may then make for it.
     """
 
     reuses_forward: ClassVar[bool] = False
 
     def follows(self, objective: object) -> bool:
-        """Whether the gradient of `robust` at the logits is known to be the attacker's, row by row.
-
-        A multiple of the attacker's objective's.
-        """
+        """Whether the gradient of `robust` at the logits is, row by row, a multiple of the objective's."""
         return False
 
     @abstractmethod
@@ -43,10 +40,15 @@ class Loss(Role, ABC):
 
 @part
 class Adversarial(Loss):
-    """robust = -log p_y(x_adv), no anchor. Cost: one forward, one backward.
+    """robust = -log p_y(x_adv), no anchor.
 
     Attributes:
-        smoothing: label smoothing s: the target is (1 - s) on the label and s/K everywhere.
+        smoothing: label smoothing s: the target is (1 - s) on the label, plus s / K on every class.
+
+    Cost: one forward, one backward.
+
+    Raises:
+        UserError: smoothing outside [0, 1].
     """
 
     smoothing: float = 0.0
@@ -56,7 +58,7 @@ class Adversarial(Loss):
         check_range("label smoothing", self.smoothing, 0, 1)
 
     def follows(self, objective: object) -> bool:
-        """Without smoothing it is the cross-entropy itself."""
+        """True without smoothing for the cross-entropy objective."""
         return self.smoothing == 0 and isinstance(objective, CrossEntropy)
 
     def takes_mixed(self) -> bool:
@@ -73,7 +75,16 @@ class Adversarial(Loss):
 class Trades(Loss):
     """TRADES: anchor = -log p_y(x), robust = beta KL(p(x) || p(x_adv)).
 
-    The gradient flows through both. Cost: two forwards, and two backwards.
+    The gradient flows through both predictions.
+
+    Attributes:
+        beta: weight of the KL term, at least 0.
+        smoothing: label smoothing of the cross-entropy, see `Adversarial`.
+
+    Cost: two forwards, and two backwards.
+
+    Raises:
+        UserError: a negative beta, or smoothing outside [0, 1].
 
     Reference: Zhang et al., TRADES, ICML 2019, eq. 5; beta = 1/lambda.
     Deviation: the public code forwards x a third time.
@@ -100,17 +111,18 @@ class Trades(Loss):
 class Mart(Loss):
     """MART: boosted cross-entropy at x_adv, and a KL term for misclassified examples.
 
-    robust = boosted cross-entropy, anchor = beta KL(p(x) || p(x_adv)) (1 - p_y(x)). Cost: two forwards, and
-    two backwards.
+    robust = boosted cross-entropy, anchor = beta KL(p(x) || p(x_adv)) (1 - p_y(x)).
 
-    The boosted cross-entropy is -log p_y(x_adv) - log(1.0001 - max_{k != y} p_k(x_adv)). The gradient flows
-    through the factor 1 - p_y(x) too.
+    The boosted cross-entropy is -log p_y(x_adv) - log(1.0001 - max_{k != y} p_k(x_adv)). The gradient also
+    flows through the factor 1 - p_y(x).
 
     Attributes:
-        beta: the paper's lambda.
+        beta: the paper's lambda, at least 0.
         smoothing: label smoothing of the cross-entropy, see `Adversarial`.
-        boosted: whether the margin term -log(1.0001 - max p_k) is there; without it and with beta = 0 this is
+        boosted: whether to add the margin term -log(1.0001 - max p_k); without it and with beta = 0 this is
             adversarial training.
+
+    Cost: two forwards, and two backwards.
 
     Reference: Wang et al., MART, ICLR 2020, eq. 7-9, with the public code's constants.
     """

@@ -23,9 +23,10 @@ from bivallate.upper.loss import Loss
 
 
 def grad_align_coefficient(eps: float) -> float:
-    """The published law for Linf: exp(255 eps ln(10) / 8 + ln 0.02), 0.2 at 8/255 and 2 at 16/255.
+    """The published coefficient for Linf: exp(255 eps ln(10) / 8 + ln 0.02), 0.2 at 8/255, 2 at 16/255.
 
-    Deviation: the law was fitted up to 16/255 and grows tenfold every 8/255; beyond, its last value is kept.
+    Deviation: the formula was fitted up to 16/255 and grows tenfold every 8/255; beyond that radius its last
+    value is used.
 
     Example:
         >>> [round(grad_align_coefficient(e / 255), 3) for e in (2, 8, 16, 32)]
@@ -38,22 +39,22 @@ def grad_align_coefficient(eps: float) -> float:
 class GradAlign(Loss):
     """anchor + coefficient * (1 - mean_i cos(g_i(0), g_i(eta))), g_i(e) = d CE_i / dx at x_i + e.
 
-    eta is uniform in the ball, and x + eta is not clipped to [0, 1]. Keeps the loss locally linear inside the
-    ball, which is what one-step attacks need. Examples one of whose gradients is zero are dropped from the
-    mean. Both gradients are taken in the loss's own mode, on batch statistics as a rule, without moving the
-    running ones, dropout off.
+    eta is uniform in the ball, and x + eta is not clipped to [0, 1]. The penalty keeps the loss locally
+    linear inside the ball, which one-step attacks need. Examples with a zero gradient are left out of the
+    mean. Both gradients are taken in the loss's own mode, usually with batch statistics; running statistics
+    do not move, and dropout is off.
 
     Attributes:
-        base: the loss that is regularised.
+        base: the loss to regularise.
         coefficient: weight of the penalty; None follows `grad_align_coefficient`.
         detach: hold g(0) constant.
 
     Cost: one forward and one double backward (three backwards) more than the base, and one forward and one
-    backward for g(0) unless the attack began at zero, on the cross-entropy, in train mode and so has made it.
+    backward for g(0), unless the attack has computed it: on the cross-entropy, from zero, in train mode.
 
     Reference: Andriushchenko and Flammarion, NeurIPS 2020, eq. 4-5.
     Deviation: the formula is symmetric in the two gradients; both public codes detach g(0), and so does the
-    default. On a second data stream (a lookahead) the base loss stands alone.
+    default. On a second data stream (a lookahead) the base loss is used alone.
     """
 
     base: Loss
@@ -61,7 +62,7 @@ class GradAlign(Loss):
     detach: bool = True
 
     def check(self, method: Composition) -> None:
-        """Refuse the law where it was not measured, and what the base refuses."""
+        """Raise UserError where the base does, and for the default coefficient without Linf."""
         self.base.check(method)
         if self.coefficient is None and not isinstance(method.threat, Linf):
             raise UserError(
@@ -89,7 +90,7 @@ class GradAlign(Loss):
         return Terms(terms.robust, anchor, terms.logits)
 
     def _alignment(self, problem: LowerProblem) -> tuple[Tensor, Tensor]:
-        """(B,) cosine of the two gradients, with graph, and (B,) bool, where both are non-zero."""
+        """(B,) cosine of the two gradients, with graph, and (B,) bool: both are non-zero."""
         x, module = problem.x, problem.forward.module
         eta = problem.threat.random(problem.noise, x, "eta")
         paid = self.detach and isinstance(problem.objective, CrossEntropy)
@@ -103,7 +104,7 @@ class GradAlign(Loss):
         problem.forward.passes.backward += (1 if self.detach else 2) * len(x)
         a, b = g0.flatten(1), g1.flatten(1)
         kept = (a.detach().norm(dim=1) > 0) & (b.detach().norm(dim=1) > 0)
-        # a zero row would give its norm's derivative 0/0, so it is replaced before, not masked afterwards
+        # the norm of a zero row has the derivative 0/0: replace zero rows before, not mask them afterwards
         a, b = (torch.where(kept[:, None], g, 1.0) for g in (a, b))
         return (a / a.norm(dim=1, keepdim=True) * (b / b.norm(dim=1, keepdim=True))).sum(1), kept
 
@@ -117,8 +118,8 @@ def _input_gradient(problem: LowerProblem, x: Tensor, *, graph: bool) -> Tensor:
 
 
 def grad_align(base: Loss, coefficient: float | None = None) -> Loss:
-    """The loss with gradient alignment: `method.but(loss=grad_align(method.loss, 0.2))`.
+    """Add gradient alignment to a loss: `method.but(loss=grad_align(method.loss, 0.2))`.
 
-    0 is the loss itself.
+    A coefficient of 0 returns the loss itself.
     """
     return base if coefficient == 0 else GradAlign(base, coefficient)

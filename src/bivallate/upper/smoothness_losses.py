@@ -1,4 +1,4 @@
-"""Losses that ask a network to say nearly the same at two points: guided, consistent, locally linear."""
+"""Losses that keep predictions at two points close: guided, consistent, locally linear."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ __all__ = ["Abnormal", "Consistent", "Guided", "LocallyLinear", "NoisyLabels", "
 class Guided(Loss):
     """A smoothness penalty: robust = weight times the distance of predictions at x and x_adv.
 
-    anchor = -log p_y(x). Cost: two forwards, and two backwards.
+    anchor = -log p_y(x).
 
     Attributes:
         weight: lambda, a number or a schedule. distance: "softmax" (GAT), "nuclear" (NuAT), or another.
         smoothing: label smoothing of the cross-entropy, see `Adversarial`.
+
+    Cost: two forwards, and two backwards.
 
     Reference: Sriramanan et al., GAT, NeurIPS 2020; NuAT, NeurIPS 2021.
     """
@@ -77,18 +79,18 @@ class NoisyLabels(Loss):
 
 @part
 class Consistent(Loss):
-    """anchor + weight times the distance between what is said where the attack began and where it ended.
+    """anchor + weight times the distance between the predictions at the attack's start and at its end.
 
-    The gradient flows through both.
+    The gradient flows through both predictions.
 
     Attributes:
         base: the loss at the end. weight: lambda, a number or a schedule. distance: "logits" (FGSM-PGI),
             "jensen-shannon" (LIET), or another.
 
-    Cost: the base's and one backward where the solver keeps its pass, else one forward and one backward.
+    Cost: the base's and one backward if the solver keeps its pass, else one forward and one backward.
 
     Reference: Jia et al., ECCV 2022 (FGSM-PGI); LIET's public code.
-    Deviation: on a second data stream (a lookahead) the base loss stands alone.
+    Deviation: on a second data stream (a lookahead) the base loss is used alone.
     """
 
     base: Loss
@@ -118,8 +120,8 @@ class Consistent(Loss):
 def elle_coefficient(eps: float) -> float:
     """The public code's lambda for Linf on CIFAR-10: 1000 up to 8/255, 5000 up to 20/255, 10000 up to 26/255.
 
-    Beyond, where nothing was published, 10: on digits at 0.2 it trains with 10, and ends in infinite losses
-    with 1000 and more.
+    Beyond 26/255, where nothing was published, it is 10: on digits at eps = 0.2 training works with 10, and
+    ends in infinite losses with 1000 and more.
 
     Example:
         >>> [elle_coefficient(e / 255) for e in (8, 10, 20, 22, 51)]
@@ -133,23 +135,23 @@ def elle_coefficient(eps: float) -> float:
 class LocallyLinear(Loss):
     """anchor + coefficient (l(x_c) - (1 - a) l(x_a) - a l(x_b))^2, l the cross-entropy.
 
-    x_a and x_b are uniform in the ball, not clipped to [0, 1]; x_c = (1 - a) x_a + a x_b, a uniform in (0, 1)
-    and one for each example. The three are one pass, with common batch statistics.
+    x_a and x_b are uniform in the ball, not clipped to [0, 1]; x_c = (1 - a) x_a + a x_b, with a uniform in
+    (0, 1) for each example. The three points are one pass, with common batch statistics.
 
     Attributes:
-        base: the loss that is regularised. coefficient: lambda; None follows `elle_coefficient`.
+        base: the loss to regularise. coefficient: lambda; None follows `elle_coefficient`.
 
     Cost: three forwards and three backwards more than the base.
 
     Reference: Abad Rocamora et al., ELLE, ICLR 2024; public code.
-    Deviation: on a second data stream (a lookahead) the base loss stands alone.
+    Deviation: on a second data stream (a lookahead) the base loss is used alone.
     """
 
     base: Loss
     coefficient: float | None = None
 
     def check(self, method: Composition) -> None:
-        """Refuse the law where it was not made, and what the base refuses."""
+        """Raise UserError where the base does, and for the default coefficient without Linf."""
         self.base.check(method)
         if self.coefficient is None and not isinstance(method.threat, Linf):
             raise UserError(
@@ -177,23 +179,24 @@ class LocallyLinear(Loss):
 
 @part
 class Abnormal(Loss):
-    """anchor + the terms of examples whose loss fell in the attack: abnormal adversarial examples (AAER).
+    """anchor + terms for examples whose loss fell in the attack: abnormal adversarial examples (AAER).
 
-    With A the examples whose cross-entropy at x_adv is below that where the attack began, v_i the squared
-    distance of the two logits and v its mean over the others, an example of A has
-    loss_weight (CE_i(began) - CE_i(x_adv)) + variation_weight (v_i - v), the latter where A's mean of v_i is
-    above v. Nothing is added where all examples are of one kind.
+    A is the set of examples whose cross-entropy at x_adv is lower than at the attack's start, v_i the squared
+    distance of the logits at the two points, and v its mean over the examples outside of A. An example of A
+    adds loss_weight (CE_i(start) - CE_i(x_adv)) + variation_weight (v_i - v); the second term only if the
+    mean of v_i over A is above v. Nothing is added if A is empty or holds all examples.
 
     Attributes:
-        base: the loss that is regularised. loss_weight, variation_weight: lambda_1 times lambda_2, lambda_3.
-        constant: the loss difference is held constant, as in the public code, so that it shows in the loss
-            and moves nothing; false lets its gradient through.
+        base: the loss to regularise. loss_weight, variation_weight: lambda_1 times lambda_2, and times
+            lambda_3.
+        constant: hold the loss difference constant, as in the public code: it adds to the loss but not to the
+            gradient. False lets its gradient through.
 
-    Cost: the base's: the attack has made the other pass.
+    Cost: the base's; the other pass is the attack's.
 
-    Reference: Lin et al., AAER, NeurIPS 2023; public code. v and the logits where the attack began are
-    constant there too.
-    Deviation: on a second data stream (a lookahead) the base loss stands alone.
+    Reference: Lin et al., AAER, NeurIPS 2023; public code, in which v and the logits at the start are
+    constant too.
+    Deviation: on a second data stream (a lookahead) the base loss is used alone.
     """
 
     base: Loss
@@ -223,7 +226,7 @@ class Abnormal(Loss):
         sums = torch.stack([odd.sum(), (1 - odd).sum(), (odd * moved).sum(), ((1 - odd) * moved).sum()])
         many, few, of_odd, of_rest = collective.total(sums.detach()).unbind()
         problem.log["abnormal"] = many / (many + few)
-        both = (many > 0) & (few > 0)  # asked of the device, and answered there
+        both = (many > 0) & (few > 0)  # stays on the device: the host need not wait
         usual = of_rest / few.clamp(min=1)
         varies = self.variation_weight * (moved - usual) * (of_odd / many.clamp(min=1) > usual)
         own = self.loss_weight * (fall.detach() if self.constant else fall) + varies
