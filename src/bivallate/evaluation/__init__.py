@@ -1,4 +1,4 @@
-"""Attacks run in sequence on the points that are still robust, and the scores that follow from them."""
+"""Evaluation: attacks run in sequence on the points that are still robust, and the scores that result."""
 
 from bivallate.evaluation.attacks import Attack, Stage, attacks, parse
 from bivallate.evaluation.crafting import Crafted, craft

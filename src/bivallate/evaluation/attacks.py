@@ -1,4 +1,4 @@
-"""The attacks by name: each is a sequence of stages, run on the points that the stages before have left."""
+"""The attacks by name: each is a sequence of stages, run on the points that earlier stages left robust."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ __all__ = ["Attack", "Stage", "attacks", "parse"]
 
 
 class Stage(Protocol):
-    """One search for adversarial points, made of turns (restarts or targets); mostly a `Search`.
+    """One search for adversarial points, made of turns (restarts or targets); usually a `Search`.
 
-    `search` gets the problem of some points, one row a (point, turn), with turn (B,) int64, and returns its
-    candidates delta (B, C, H, W); a verdict is only passed after a fresh forward.
+    `search` gets a problem with one row for each pair (point, turn), and turn (B,) int64. It returns
+    candidates delta (B, C, H, W). A candidate counts only after a fresh forward pass of the model.
     """
 
     @property
     def name(self) -> str: ...
 
     def count(self, classes: int) -> int:
-        """How many restarts or targets there are for a model of so many classes."""
+        """Number of restarts or targets for a model with `classes` classes."""
         ...
 
     def cost(self) -> float:
-        """Forward and backward passes an example and turn, about."""
+        """Approximate number of forward and backward passes for each example and turn."""
         ...
 
     def search(self, problem: LowerProblem, turn: Tensor) -> Tensor: ...
@@ -62,12 +62,12 @@ class Attack:
     stages: tuple[Stage, ...] = ()
 
 
-Recipe = Callable[..., Attack]  # (steps and restarts as far as the name gave them) -> attack
+Recipe = Callable[..., Attack]  # (the numbers in the attack's name) -> attack
 _FAMILIES: dict[str, tuple[Recipe, str, str]] = {}  # name -> recipe, how it is written, description
 
 
 def family(name: str, written: str, description: str) -> Callable[[Recipe], Recipe]:
-    """Decorator: registers a family of attacks; the recipe's parameters are the numbers of the name."""
+    """Decorator: register a family of attacks; the recipe's parameters are the numbers in the name."""
 
     def add(recipe: Recipe) -> Recipe:
         _FAMILIES[name] = (recipe, written, description)
@@ -187,13 +187,13 @@ def _autoattack() -> Attack:
 
 
 def _autoattack_in_l1() -> Attack:
-    """The standard ensemble of L1: five restarts and five targets of APGD, whose balls shrink from 3 eps."""
+    """The standard ensemble in L1: APGD, in balls shrinking from 3 eps, has five restarts and targets."""
     return Attack(
         "autoattack", (auto_pgd(restarts=5), targeted_auto_pgd(targets=5), targeted_fab(), square())
     )
 
 
-_IN_L1: dict[str, Recipe] = {"autoattack": _autoattack_in_l1}  # what a name means in L1, where that differs
+_IN_L1: dict[str, Recipe] = {"autoattack": _autoattack_in_l1}  # recipes that differ in L1
 
 
 @family("autoattack-plus", "autoattack-plus", "the longer ensemble: five restarts, and untargeted stages too")
@@ -213,27 +213,27 @@ def _autoattack_rand() -> Attack:
 
 
 def auto_pgd(solver: APGD = APGD(), restarts: int = 1) -> Search:  # noqa: B008  frozen
-    """APGD on cross-entropy, a stage."""
+    """A stage: APGD on cross-entropy."""
     return Search("apgd-ce", solver, CrossEntropy(), Restarts(restarts))
 
 
 def auto_pgd_dlr(solver: APGD = APGD(), restarts: int = 1) -> Search:  # noqa: B008
-    """APGD on the difference of logits ratio, a stage."""
+    """A stage: APGD on the difference of logits ratio."""
     return Search("apgd-dlr", solver, DLR(), Restarts(restarts))
 
 
 def targeted_auto_pgd(solver: APGD = APGD(), targets: int = 9) -> Search:  # noqa: B008
-    """APGD on the targeted difference of logits ratio, a stage."""
+    """A stage: APGD on the targeted difference of logits ratio."""
     return Search("apgd-t", solver, AimedDLR(), Targets(targets))
 
 
 def targeted_fab(solver: FAB = FAB(), targets: int = 9) -> Search:  # noqa: B008
-    """FAB-T, a stage."""
+    """A stage: FAB-T."""
     return Search("fab-t", solver, AimedDifference(), Targets(targets))
 
 
 def square(solver: Square = Square(), restarts: int = 1) -> Search:  # noqa: B008
-    """Square attack, a stage."""
+    """A stage: the Square attack."""
     return Search("square", solver, turns=Restarts(restarts))
 
 
@@ -244,26 +244,26 @@ def ensemble(
     random_search: Square = Square(),  # noqa: B008
     targets: int = 9,
 ) -> Attack:
-    """AutoAttack's four stages with any budgets."""
+    """AutoAttack's four stages with other budgets."""
     targeted = targeted_auto_pgd(apgd, targets), targeted_fab(fab, targets)
     return Attack(name, (auto_pgd(apgd), *targeted, square(random_search)))
 
 
 def _one(made: Search, numbers: tuple[int, ...] = (), usual: tuple[int, ...] = ()) -> Attack:
-    """The attack that is one stage; its name repeats numbers that are not the usual ones."""
+    """An attack of one stage; its name includes the numbers if they are not the usual ones."""
     suffix = "" if numbers == usual else "".join(f"-{number}" for number in numbers)
     return Attack(made.name + suffix, (made,))
 
 
 def attacks() -> dict[str, str]:
-    """How each attack is written -> what it is."""
+    """The written form of each attack -> its description."""
     return {written: description for _, written, description in _FAMILIES.values()}
 
 
 def parse(attack: str | Attack | Stage, threat: ThreatModel | None = None) -> Attack:
-    """The attack of a name such as pgd-50-10; an Attack, or a single stage, is taken as it is.
+    """The attack with a name such as pgd-50-10; an Attack is returned as it is, a stage becomes an Attack.
 
-    threat: within which it will search; the standard ensemble of L1 is another.
+    threat: the threat model of the search; the standard ensemble differs in L1.
 
     Raises UserError for an unknown name, with the nearest one, and for counts of zero.
     """

@@ -1,7 +1,4 @@
-"""Adversarial images of some data, and what the model says of them.
-
-Also of what is left of them in eight bits.
-"""
+"""Adversarial images for some data, and the model's predictions for them, also after rounding to 8 bits."""
 
 from __future__ import annotations
 
@@ -26,10 +23,10 @@ class Crafted:
     """Clean and attacked images.
 
     Attributes:
-        attack: its name. x, x_adv: (n, C, H, W) in [0, 1], on the processor. y, index: (n,) labels, and rows
-            in the split.
-        before, after, rounded: (n,) the model's answers to the clean image, the attacked one, and the
-            attacked one in eight bits.
+        attack: its name. x, x_adv: (n, C, H, W) in [0, 1], on the CPU. y, index: (n,) labels, and rows of the
+            split.
+        before, after, rounded: (n,) the model's predictions for the clean image, the attacked image, and the
+            attacked image rounded to eight bits.
     """
 
     attack: str
@@ -53,7 +50,7 @@ class Crafted:
 
     @property
     def fooled_in_8_bits(self) -> Tensor:
-        """(n,) whether it was and still is when it is stored in eight bits."""
+        """(n,) whether the attacked image is classified wrongly, also after rounding to eight bits."""
         return self.fooled & (self.rounded != self.y)
 
 
@@ -67,10 +64,11 @@ def craft(
     first: int | None = None,
     seed: int = 0,
 ) -> Crafted:
-    """The images that an evaluation with this seed judges, attacked whether they are right or not.
+    """Attack the images that an evaluation with this seed attacks, also those that are misclassified.
 
     Args:
-        data: a split, or a pair (x, y) of tensors. n, first: a seeded random subset of so many, or the first.
+        data: a split, or a pair (x, y) of tensors. n, first: the size of a seeded random subset, or the
+            number of leading points.
 
     Raises UserError as `evaluate` does.
 
@@ -87,5 +85,5 @@ def craft(
 
 
 def in_8_bits(x: Tensor) -> Tensor:
-    """(n, C, H, W) images in [0, 1] as bytes."""
+    """Round images (n, C, H, W) in [0, 1] to bytes."""
     return (x * 255).round().to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Distances that are found: kept through a kill, shared among processes, and summed up."""
+"""Distances found by a search: saved so that it can be resumed, shared among processes, summarised."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from bivallate.schema import MEGABYTE, read_json
 
 __all__ = ["SHARES", "DistanceFile", "radii_to_last", "summary"]
 
-SHARES = (5, 25, 50, 75, 95)
+SHARES = (5, 25, 50, 75, 95)  # quantiles of a summary, in per cent
 GRID = 30  # steps of a figure's axis
 
 
 class WrittenDistances(TypedDict):
-    """A file of distances: by row, None where nothing was found."""
+    """A file of distances by row; None where nothing was found."""
 
     key: list[Any]
     found: dict[str, float | None]
 
 
 class DistanceFile:
-    """The distance of every row that was searched so far.
+    """The distances of all rows searched so far.
 
-    They lie in files that any number of processes can go on from.
+    They are saved in files from which any number of processes can continue.
 
     Args:
-        file: beginning of the files' names; None keeps nothing. key: what the search is of.
-        shared: processes share the rows.
+        file: beginning of the files' names; None saves nothing. key: identifies the search.
+        shared: whether processes share the rows.
 
     Raises:
         UserError: a file is damaged.
@@ -46,42 +46,42 @@ class DistanceFile:
         self._key, self._found = key, dict[int, float]()
         for part in shared_points.progress_files(file).values() if file is not None else ():
             kept = read_json(part, "file of distances", WrittenDistances, 1024 * MEGABYTE)
-            if kept["key"] == key:  # else another search's, which is overwritten
+            if kept["key"] == key:  # otherwise it belongs to another search and is overwritten
                 self._found |= {int(row): math.inf if d is None else d for row, d in kept["found"].items()}
         if shared:
-            collective.barrier()  # all have read before one writes
+            collective.barrier()  # no process writes before all have read
         self._file = None if file is None else shared_points.own_file(file, self.rank, self.world)
 
     def left(self, index: Tensor) -> Tensor:
-        """This process's share of the rows that are not searched yet, as it was when all began."""
+        """This process's rows that are not searched yet; shares are cut at the first call."""
         if not hasattr(self, "_mine"):
             rest = [row for row in index.tolist() if row not in self._found]
             self._mine = rest[self.rank :: self.world]
         return torch.tensor([row for row in self._mine if row not in self._found], dtype=torch.int64)
 
     def add(self, rows: Tensor, found: Tensor) -> None:
-        """Take in distances, and keep all so far."""
+        """Add distances, and save all so far."""
         self._found |= dict(zip(rows.tolist(), found.tolist(), strict=True))
         if self._file is not None:
             told = {str(row): d if math.isfinite(d) else None for row, d in self._found.items()}
             write_json(self._file, {"key": self._key, "found": told}, indent=None, durable=False)
 
     def all_of(self, index: Tensor, dtype: torch.dtype) -> Tensor:
-        """(n,) of all processes."""
+        """(n,) distances of all processes, for the given rows."""
         every = [self._found] if self.world == 1 else collective.gather_objects(self._found)
         found = {row: d for part in every for row, d in part.items()}
         return torch.tensor([found[row] for row in index.tolist()], dtype=dtype)
 
 
 def radii_to_last(found: Sequence[Tensor]) -> tuple[float, ...]:
-    """Radii from zero to where the last found point falls."""
+    """Radii from zero to the largest finite distance."""
     finite = torch.cat([values[values.isfinite()] for values in found])
     last = float(finite.max()) if len(finite) else 0.0
     return tuple(last * k / GRID for k in range(GRID + 1)) if last else (0.0,)
 
 
 def summary(values: Tensor) -> dict[str, Any]:
-    """Counts, quantiles over all points and the distances themselves; null where nothing was found."""
+    """Counts, quantiles over all points, and the distances; null where nothing was found."""
     ordered = values.sort().values
     at = {share: ordered[max(0, math.ceil(share / 100 * len(values)) - 1)] for share in SHARES}
     return {

@@ -1,4 +1,4 @@
-"""`evaluate` and `attack`: robust accuracy with a verdict a point, and adversarial images."""
+"""`evaluate` and `attack`: robust accuracy with a verdict for each point, and adversarial images."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ from bivallate.parts import encode
 
 __all__ = ["attack", "evaluate"]
 
-WORTH = 50_000  # passes above which a copy of the model made for speed pays for making it
-CLASSES = 10  # for that estimate, made before the model has said how many there are
+WORTH = 50_000  # passes above which it pays to make a faster copy of the model
+CLASSES = 10  # assumed for that estimate, which is made before the first forward pass
 
 
 @python_arguments
-@torch.inference_mode(False)  # a caller may be in it; attacks need gradients
+@torch.inference_mode(False)  # the caller may be in inference mode, and attacks need gradients
 def evaluate(
     model: nn.Module | Callable[[Tensor], Tensor],
     data: Any,
@@ -64,38 +64,36 @@ def evaluate(
     resume: str | os.PathLike[str] | None = None,
     shared: bool = False,
 ) -> Score:
-    """Attack a model, and count the points that it classifies correctly whatever was tried.
+    """Attack a model, and count the points that it classifies correctly under every attack.
 
-    A point is robust only if it is correct on the clean image and after every turn of every stage; every
-    success is confirmed by a fresh forward of the model itself inside the threat. The model's mode,
-    `requires_grad` and gradients are left as they were found, also when the attack raises. Randomness belongs
-    to a point's row, so that the result does not depend on the batch size beyond rounding. On a processor a
-    long search may run in several threads at once, each with a copy of the model that shares its parameters;
-    stages of your own then need to keep no state between calls.
+    A point is robust only if it is correct on the clean image and after every turn of every stage. Every
+    success of an attack is confirmed by a fresh forward pass of the model itself, on a point inside the
+    threat. The model's mode, `requires_grad` and gradients are restored, also when the attack raises. Noise
+    belongs to a point's row, so that the result does not depend on the batch size except for rounding. On a
+    CPU a long search may run in several threads, each with a copy of the model that shares its parameters;
+    user-written stages must then keep no state between calls.
 
     Args:
-        data: a split, or a pair (x, y) of tensors with x (N, C, H, W) in [0, 1]. Labels of a split are found
-            by the names of the classes where both it and the model name theirs.
+        model: images (B, C, H, W) in [0, 1] -> logits (B, K). threat: the set of perturbations.
+        data: a split, or a pair (x, y) of tensors with x (N, C, H, W) in [0, 1]. If both the split and the
+            model name their classes, labels are matched by name.
         attack: a name (see `attacks()`), an `Attack` or a single stage.
-        n, first: evaluate a seeded random subset of so many points, or the leading ones.
-        batch_size: points at once; estimated from the free memory if not given. A resume takes that of its
-            file unless one is given here.
-        device: where to work; where the model is if not given. The model itself stays where it is.
-        precision: of the search alone, "float32", "tf32" (CUDA) or "bf16": faster where the hardware has it.
-            Verdicts are float32's whatever it is, and so are the searches of FAB, Square and of attacks that
-            end at the first success, which rounding leads astray. A coarser search may find less: the score
-            says it.
-        progress: called when a stage begins and after every piece of work; True shows it.
-        resume: file that keeps every verdict; if it exists, the evaluation goes on from there, to the same
-            verdicts. It stays when the evaluation is done, so delete it once the score is saved. A model that
-            is random cannot be resumed.
-        shared: under torchrun, every process calls this and takes every so-manieth point: all return the
-            verdicts that one process would find, and each keeps its own beside `resume`. A process that dies
-            loses its own part at most, and another number of processes can go on.
+        n, first: a seeded random subset of n points, or the leading ones; default: all points.
+        batch_size: points at once; default: that of the file `resume`, or estimated from the free memory.
+        device: of the computation; default: the model's. The model is not moved. seed: of noise and subset.
+        precision: of the search, "float32", "tf32" (CUDA) or "bf16": faster on hardware that supports it.
+            Verdicts are always in float32, and so are searches that rounding would mislead: FAB, Square, and
+            attacks that end at the first success. A coarser search may find less; the score states it.
+        progress: a function that is called after every piece of work; True shows the progress.
+        resume: file that keeps every verdict. If it exists, the evaluation continues from it and ends with
+            the same verdicts. Delete it once the score is saved. A random model cannot be resumed.
+        shared: under torchrun, every process calls this function and attacks a share of the points. All
+            return the verdicts that one process would find, and each has its own file beside `resume`. If a
+            process dies, at most its own part is lost, and another number of processes can continue.
 
     Raises:
-        UserError: images outside [0, 1], labels outside the classes, a class that the model has not, empty
-            data, NaN logits, an unknown attack, a progress file of another evaluation.
+        UserError: images outside [0, 1], labels outside the classes, a class that the model does not have,
+            empty data, NaN logits, an unknown attack, a progress file of another evaluation.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
@@ -130,7 +128,7 @@ def evaluate(
 
 
 def _file_of(runner: Runner, resume: str | os.PathLike[str], index: Tensor, several: bool) -> Path:
-    """This process's progress file, cut anew where another number of processes had left theirs."""
+    """This process's progress file; files of another number of processes are divided anew."""
 
     def known(state: State, rows: Tensor, file: Path) -> State:
         return _of_this_model(state, replace(runner, index=index[rows]).sample(), file)
@@ -151,12 +149,12 @@ def attack(
     batch_size: int | None = None,
     progress: bool | Callable[[EvaluationProgress], object] = False,
 ) -> Tensor:
-    """Adversarial examples for a model: like x, without graph, in [0, 1] and within the threat of x.
+    """Adversarial examples (B, C, H, W) in [0, 1] within the threat of x, without graph.
 
-    They are of x's type, but float32 where x is in half precision, which would round them out of the threat.
-    Every point is attacked, also one that is wrong on the clean image. Where several stages or restarts are
-    run, the first point that fools the model is returned, else the one with the lowest margin. `progress`:
-    True shows how far it is; or a function to call with every moment.
+    They have x's type, but float32 for half precision, which would round them out of the threat. Every point
+    is attacked, also one that is misclassified on the clean image. With several stages or restarts the first
+    point that fools the model is returned, else the one with the lowest margin. Arguments and errors as in
+    `evaluate`, where the attack is called `attack`.
     """
     check_seed(seed)
     check_threat(threat)
@@ -175,7 +173,7 @@ def crafted(
     batch_size: int | None = None,
     progress: Callable[[EvaluationProgress], object] | None = None,
 ) -> Tensor:
-    """As `attack` of a model, on rows of some data, with the noise that an evaluation draws for them."""
+    """As `attack`, on rows of some data, with the noise that an evaluation draws for these rows."""
     x, _ = source.tensors(rows)
     check_images(x)
     made = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
@@ -215,7 +213,7 @@ def _runner(
 
 
 def _shares_state(searcher: nn.Module) -> bool:
-    """Whether copies of a model may write to one place: functions and hooks are not copied along."""
+    """Whether copies of a model may share state: functions and hooks are not copied with it."""
     return any(
         isinstance(m, Function) or m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
         for m in searcher.modules()
@@ -225,12 +223,12 @@ def _shares_state(searcher: nn.Module) -> bool:
 def _searchers(searcher: nn.Module, members: int) -> SearchPool:
     try:
         return SearchPool(searcher, members)
-    except Exception:  # copying runs foreign code: a model that can be copied once but not twice
+    except Exception:  # copying runs the user's code: it may succeed once and fail later
         return SearchPool(searcher, 1)
 
 
 def _resumed(runner: Runner, file: str | os.PathLike[str], batch_size: int | None) -> State:
-    """The state kept in a file if there is one, else the runner's own, which knows its model from now on."""
+    """The state of the file if there is one, else the runner's own; with logits that identify the model."""
     sample = runner.sample()
     if not Path(file).exists():
         return replace(runner.state, sample=sample)
@@ -239,7 +237,7 @@ def _resumed(runner: Runner, file: str | os.PathLike[str], batch_size: int | Non
 
 
 def _of_this_model(state: State, sample: Tensor, file: str | os.PathLike[str]) -> State:
-    """The state, which knows its model from now on. Raises UserError if it was begun with another."""
+    """The state with logits that identify the model. Raises UserError if it was begun with another model."""
     if state.sample.numel() and not state.is_of(sample):
         raise UserError(
             f"{file} was begun with another model: its logits on the same points differ. A model that is "
@@ -249,7 +247,7 @@ def _of_this_model(state: State, sample: Tensor, file: str | os.PathLike[str]) -
 
 
 def _lower(runner: Runner, precision: str) -> None:
-    """Let the search compute in another number format."""
+    """Let the search compute in another precision."""
     if precision not in PRECISIONS:
         raise unknown("precision of the search", precision, PRECISIONS)
     if precision == "tf32" and runner.device.type != "cuda":

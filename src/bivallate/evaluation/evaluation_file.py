@@ -1,4 +1,4 @@
-"""An evaluation's file: what it must hold, and arrays as text."""
+"""The contents of an evaluation's file, and the conversion of arrays to text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from bivallate.errors import UserError
 from bivallate.schema import Amount, Count, Range, Whole
 
-MOST_CLASSES = 30_000  # whose confusions fit into memory
+MOST_CLASSES = 30_000  # whose confusion matrix fits into memory
 
 __all__ = ["pack", "unpack"]
 
@@ -28,7 +28,7 @@ class Packed(TypedDict):
 
 
 class PointColumns(TypedDict):
-    """One value a point each."""
+    """Columns with one value for each point."""
 
     y: Packed
     predicted: Packed
@@ -50,7 +50,7 @@ class WrittenIdentity(TypedDict):
 
 
 class WrittenScore(TypedDict):
-    """An evaluation's file, as far as it is read; the rest follows from the points."""
+    """The entries of an evaluation's file that are read; its other entries follow from the points."""
 
     attack: str
     attack_detail: dict[str, Any]
@@ -69,7 +69,7 @@ class WrittenScore(TypedDict):
 
 
 def pack(values: Tensor) -> dict[str, Any]:
-    """A tensor as its type, shape and compressed little-endian bytes."""
+    """Pack a tensor into type, shape and compressed little-endian bytes."""
     array = values.detach().cpu().contiguous().numpy()
     array = array.astype(array.dtype.newbyteorder("<"))
     data = base64.b64encode(zlib.compress(array.tobytes(), 6)).decode("ascii")
@@ -77,7 +77,7 @@ def pack(values: Tensor) -> dict[str, Any]:
 
 
 def unpack(entry: dict[str, Any]) -> Tensor:
-    """The inverse of `pack`. Raises ValueError for damaged text, without unpacking more than is promised."""
+    """The inverse of `pack`. Raises ValueError for damaged text; unpacks at most the declared size."""
     kind, shape = np.dtype(entry["dtype"]), entry["shape"]
     size = kind.itemsize * math.prod(shape)
     unpacking = zlib.decompressobj()
@@ -99,7 +99,7 @@ def unpacked(entry: dict[str, Any], name: str) -> Tensor:
 
 
 def within(n: int, **columns: Tensor) -> None:
-    """Raise UserError unless all columns have one number for each of n points, n at least 1."""
+    """Raise UserError unless each column has n numbers, none of them NaN, and n is at least 1."""
     for name, column in columns.items():
         if column.shape != (n,) or n < 1:
             raise UserError(f"{name} must have one value for each of {n} points, got {list(column.shape)}")
@@ -115,5 +115,5 @@ def in_range(**columns: tuple[Tensor, int, int]) -> None:
 
 
 def small(whole: Tensor) -> Tensor:
-    """Whole numbers in 16 bits where they fit, else in 32."""
+    """Store whole numbers in 16 bits if they fit, else in 32."""
     return whole.to(torch.int16) if int(whole.max()) < 2**15 else whole.to(torch.int32)

@@ -1,4 +1,4 @@
-"""An evaluation's identity, and the name of its file, which is read only where the file holds none."""
+"""An evaluation's identity, and the name of its file, which is only read if the file has no identity."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["Identity", "evaluation_name"]
 
 @dataclass(frozen=True)
 class Identity:
-    """Which run's weights were attacked on which points; what else tells an evaluation is in its `Score`.
+    """The run and weights that were attacked, and the points; the rest of the identity is in the `Score`.
 
     Attributes:
-        run: the run's own sixteen digits (of its configuration, data and architecture); empty if not known.
-        weights: best, last, ema or epoch-N; of a checkpoint of another project its file's stem.
-        split: test, validation or train. data: name of another set than the run's own; empty for its own.
-        data_set: fingerprint of the set that the split was cut from; empty if not known.
-        n, first: a seeded random subset of so many points, or the leading ones; None for both: all.
+        run: id of the run, sixteen digits (of configuration, data and architecture); empty if unknown.
+        weights: best, last, ema or epoch-N; for a checkpoint of another project the stem of its file.
+        split: test, validation or train. data: name of another data set than the run's; empty for the run's.
+        data_set: fingerprint of the data set that has the split; empty if unknown.
+        n, first: size of a seeded random subset, or number of leading points; all points if both are None.
     """
 
     run: str = ""
@@ -33,48 +33,48 @@ class Identity:
 
     @property
     def label(self) -> str:
-        """The weights and the split as part of a file's name."""
+        """Weights and split, as a part of the file name."""
         return self.weights if self.split == "test" else f"{self.weights}-{self.split}"
 
     @property
     def points(self) -> str:
-        """Which of the points were taken, as part of a file's name; empty for all of them."""
+        """The chosen points, as a part of the file name; empty for all points."""
         return f"n{self.n}" if self.n is not None else f"first{self.first}" if self.first is not None else ""
 
     @property
     def options(self) -> list[str]:
-        """The words of a command that choose these points."""
+        """The options of a command that choose these points."""
         if self.n is not None:
             return ["--n", str(self.n)]
         return [] if self.first is None else ["--first", str(self.first)]
 
     def file_name(self, threat: Any, attack: str, seed: int, precision: str = "float32") -> str:
-        """What the file of such an evaluation is called; precision: of the search."""
+        """The file name of such an evaluation; precision: of the search."""
         points = "-".join(filter(None, [self.points, precision if precision != "float32" else ""]))
         return evaluation_name(self.label, threat, attack, seed, points, self.data)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """The identity as plain data."""
         return asdict(self)
 
     @classmethod
     def of(cls, entry: dict[str, Any] | None) -> Identity | None:
-        """The inverse of `to_json`; None for nothing. Keys of later versions are passed over."""
+        """The inverse of `to_json`; None gives None. Keys of later versions are ignored."""
         return None if entry is None else cls(**{f.name: entry[f.name] for f in fields(cls)})
 
 
 def evaluation_name(
     weights: str, threat: Any, attack: str, seed: int, points: str = "", data: str = ""
 ) -> str:
-    """File name that no other evaluation of the same run has.
+    """A file name that no other evaluation of the same run has.
 
     Args:
-        points: which of them (n500, first500), if not all; after it the format of a search that was not in
+        points: the chosen points (n500, first500), if not all, and the precision of a search that was not in
             float32.
-        data: name of another set than the run's own; it is quoted, so that no name of a set can be taken for
-            a seed or for a number of points.
+        data: name of another data set than the run's; it is quoted, so that it cannot be mistaken for a seed
+            or a number of points.
 
-    Long names end in a hash.
+    Long names end with a hash.
 
     Example:
         >>> from bivallate.lower.threat import Linf
@@ -93,7 +93,7 @@ def evaluation_name(
 
 
 def _short(name: str, full: str, limit: int) -> str:
-    """At most so many letters; where some are left out, a hash of the full name tells it from others."""
+    """Cut a name to `limit` characters; a cut name ends with a hash of the full one."""
     if len(name) <= limit:
         return name
     mark = hashlib.blake2b(full.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()

@@ -9,14 +9,13 @@ __all__ = ["EvaluationProgress", "Searched"]
 
 @dataclass(frozen=True)
 class EvaluationProgress:
-    """The progress of an evaluation, for whoever shows it.
+    """The progress of an evaluation, passed to `progress` functions.
 
     Attributes:
         attack, stage: names; stage is "clean" before the attack.
-        fraction: of the work that is done, if no further point breaks, in [0, 1].
-        robust_accuracy: no more than this can be the result. points: how many there are; living: still
-            robust.
-        seconds: so far. seconds_left: at the present pace; None before there is one.
+        fraction: of the work that is done, in [0, 1], if no further point is broken.
+        robust_accuracy: an upper bound of the result. points: their number; living: those still robust.
+        seconds: so far. seconds_left: at the present pace; None if there is no estimate yet.
     """
 
     attack: str
@@ -30,21 +29,21 @@ class EvaluationProgress:
 
     @property
     def title(self) -> str:
-        """What runs."""
+        """The attack and its stage."""
         return f"{self.attack} / {self.stage}"
 
     @property
     def numbers(self) -> str:
-        """What is left."""
+        """The number of points that are still robust."""
         return f"{self.living} of {self.points} still robust"
 
 
 @dataclass(frozen=True)
 class Searched:
-    """The progress of a search that takes one point after another.
+    """The progress of a search that finishes one point after another.
 
     Attributes:
-        title: what runs. points: how many there are; done: searched already. seconds: so far.
+        title: name of the search. points: their number; done: those searched. seconds: so far.
     """
 
     title: str
@@ -54,15 +53,15 @@ class Searched:
 
     @property
     def numbers(self) -> str:
-        """How many points are done."""
+        """The number of points that are done."""
         return f"{self.done} of {self.points} points"
 
     @property
     def fraction(self) -> float:
-        """Of the points, in [0, 1]."""
+        """The fraction of points that are done, in [0, 1]."""
         return self.done / max(1, self.points)
 
     @property
     def seconds_left(self) -> float | None:
-        """At the present pace; None before there is one."""
+        """The remaining time at the present pace; None before the first point is done."""
         return self.seconds * (self.points - self.done) / self.done if self.done else None

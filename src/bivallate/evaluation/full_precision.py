@@ -1,4 +1,4 @@
-"""Arithmetic that does not depend on what its surroundings have switched on."""
+"""Contexts for full float32 arithmetic, whatever precision the caller has switched on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["full_float32", "unmixed", "without_autocast"]
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """No mixed precision but what the model switches on itself."""
+    """Switch off the caller's autocast; a model may still switch on its own."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
@@ -20,7 +20,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 @contextmanager
 def unmixed(model: nn.Module) -> Iterator[None]:
-    """A network that was trained in mixed precision computes in its parameters' own."""
+    """Switch off a network's mixed precision, so that it computes in the type of its parameters."""
     if getattr(model, "autocast_dtype", None) is None:
         yield
         return
@@ -34,14 +34,14 @@ def unmixed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def full_float32(*, tf32: bool = False) -> Iterator[None]:
-    """Run convolutions and matrix products without TensorFloat-32 or bfloat16.
+    """Run convolutions and matrix products in full float32, without TensorFloat-32 or bfloat16.
 
-    cuDNN uses them by default. Or with TensorFloat-32, where the device has it.
+    cuDNN uses TensorFloat-32 by default. With `tf32` it is switched on instead, where the device has it.
     """
     cudnn = torch.backends.cudnn
     try:
         found = cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    except RuntimeError:  # set by torch's newer names, after which the older ones refuse to answer
+    except RuntimeError:  # the caller has used torch's newer names, after which reading the older ones fails
         with _newer_names("tf32" if tf32 else "ieee"):
             yield
         return

@@ -1,4 +1,4 @@
-"""The loss around a point: is it stationary there (FOSC), and do nearby gradients agree (alignment)?"""
+"""The loss around a point: stationarity (FOSC) and agreement of nearby gradients (alignment)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROUNDING = 1e-4  # relative to eps, by which a perturbation may leave the ball
 
 
 def fosc_at(problem: LowerProblem, delta: Tensor, form: Form) -> tuple[Tensor, Tensor, Tensor]:
-    """(FOSC (B,) in nats, logits (B, K), gradient (B, C, H, W)) at delta; of what the problem maximises.
+    """(FOSC (B,) in nats, logits (B, K), gradient (B, C, H, W)) of the problem's objective at delta.
 
     Cost: one forward and one backward.
 
@@ -27,12 +27,12 @@ def fosc_at(problem: LowerProblem, delta: Tensor, form: Form) -> tuple[Tensor, T
 
 
 def fosc_after(solver: Solver, problem: LowerProblem, form: Form) -> Tensor:
-    """(B,) FOSC where a solver ends: lower means that the inner maximisation has converged better.
+    """(B,) FOSC at a solver's result: lower means better convergence of the inner maximisation.
 
     Cost: the solver's, and one forward and one backward.
 
     Raises:
-        UserError: the attack leaves the ball (N-FGSM), where FOSC says nothing.
+        UserError: the attack leaves the ball (N-FGSM), for which FOSC is not defined.
     """
     delta = solver.solve(problem).delta.detach()
     if bool((problem.threat.size(delta) > (1 + ROUNDING) * problem.threat.eps).any()):
@@ -43,8 +43,8 @@ def fosc_after(solver: Solver, problem: LowerProblem, form: Form) -> Tensor:
 def alignment(problem: LowerProblem) -> tuple[Tensor, Tensor]:
     """(cosine (B,) of the gradients at x and at x + eta, the gradient at x); eta is uniform and not clipped.
 
-    GradAlign trains on the same cosine, differentiably and with gradients that the step has paid for:
-    `bivallate.upper.regulariser`.
+    The GradAlign loss (`bivallate.upper.regulariser`) uses the same cosine, differentiably, and reuses the
+    step's gradients.
 
     Cost: two forwards and two backwards.
 

@@ -1,4 +1,4 @@
-"""A model as every evaluation wants it: a module, on one device, in eval mode, frozen, in full precision."""
+"""Prepare a model for evaluation: a module, on one device, in eval mode, frozen, in full precision."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from bivallate.lower.modes import evaluating, frozen
 __all__ = ["Function", "for_inference"]
 
 
-UNDIFFERENTIABLE = ("does not require grad", "not have been used in the graph")  # in autograd's own words
+UNDIFFERENTIABLE = ("does not require grad", "not have been used in the graph")  # in messages of autograd
 
 
 @contextmanager
 def for_inference(
     model: nn.Module | Callable[[Tensor], Tensor], device: torch.device | str | None
 ) -> Iterator[tuple[nn.Module, torch.device, torch.dtype]]:
-    """The model in eval mode, frozen, on a device and in float32 or better.
+    """Yield (module, device, dtype): the model in eval mode, frozen, on a device, in float32 or better.
 
-    It is a copy if it must be moved, or if its tensors were made in inference mode, of which autograd keeps
-    away.
+    It is a copy if it must be moved or converted, or if its tensors were made in inference mode, which
+    autograd cannot use.
 
     Raises:
-        UserError: no model, one whose tensors have no values yet, or one without a gradient when an attack
-            inside asks for it.
+        UserError: no model, a model whose tensors have no values, or a model without input gradient if an
+            attack within the context needs it.
     """
     if isinstance(model, type) or not callable(model):
         check_module(model)

@@ -1,7 +1,7 @@
-"""The numbers that `compare` knows, each declared once: what `METRICS` holds is sorted, printed and stored.
+"""The metrics of `compare`, each declared once in `METRICS`: by it they are sorted, printed and stored.
 
 Example:
-    Another column: the share of the clean points that the attack broke, the smallest first::
+    A further column: the share of points that the attack broke, smallest first::
 
         lost = lambda score, _: score.clean_accuracy - score.robust_accuracy
         Metric("lost", "lost %", lost, less_is_better=True)
@@ -24,7 +24,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """What a model cost to train: forward and backward passes per training example, and wall seconds."""
+    """The training cost of a model: forward and backward passes per training example, and wall seconds."""
 
     forward: float
     backward: float
@@ -32,7 +32,7 @@ class TrainingCost:
 
 
 def share_text(share: float) -> str:
-    """A share in per cent, without the sign."""
+    """A share in per cent, without the per cent sign."""
     return f"{100 * share:.2f}"
 
 
@@ -41,13 +41,13 @@ class Metric:
     """One number of an evaluation, or of the training behind it.
 
     Attributes:
-        key: its name for `--sort` and in JSON. head: of its column; empty where it has none of its own.
-        value: (score, training) -> the number; infinite where it is not known.
-        less_is_better: whether the smallest is sorted first.
-        interval: score -> its 95 % interval; None where it has none. how: what that is.
-        interval_key: of the interval in JSON, if it is not KEY_interval_95.
-        show: the number as text. below: key of the metric that stands below it in the same cell.
-        lead: (score, names of the classes) -> words before the number.
+        key: its name for `--sort` and in JSON. head: heading of its column; empty if it has no column.
+        value: (score, training) -> the number; infinite if unknown.
+        less_is_better: whether smaller values are better and sorted first.
+        interval: score -> its 95 % interval, or None. how: kind of the interval, for notes.
+        interval_key: key of the interval in JSON, if it is not KEY_interval_95.
+        show: formats the number. below: key of another metric that is printed below it in the same cell.
+        lead: (score, names of the classes) -> text before the number.
     """
 
     key: str
@@ -63,7 +63,7 @@ class Metric:
 
     @property
     def json_key(self) -> str:
-        """Of its interval."""
+        """The key of its interval in JSON."""
         return self.interval_key or f"{self.key}_interval_95"
 
     @property
@@ -72,7 +72,7 @@ class Metric:
         return self.show is share_text
 
     def cell(self, score: Score, training: TrainingCost | None, names: Sequence[str]) -> str:
-        """The number for people, its interval or companion in the line below; a dash where not known."""
+        """The number as text, with its interval or companion in the line below; a dash if unknown."""
         value = self.value(score, training)
         if not math.isfinite(value):
             return "-"
@@ -83,23 +83,23 @@ class Metric:
         return f"{text}\n{self.companion(score, training)}" if self.below else text
 
     def companion(self, score: Score, training: TrainingCost | None) -> str:
-        """What stands below the number."""
+        """The text of the metric that is printed below the number."""
         other = by_key(self.below)
         return other.show(other.value(score, training))
 
 
 def number(value: float) -> str:
-    """A count of passes."""
+    """Format a count of passes."""
     return f"{value:.4g}"
 
 
 def seconds(value: float) -> str:
-    """Wall time."""
+    """Format wall time."""
     return duration(value, 1)
 
 
 def _gini(score: Score, training: TrainingCost | None) -> float:
-    """Infinite where no class has a robust point."""
+    """The Gini coefficient; infinite if no class has a robust point."""
     found = score.class_gini
     return math.inf if found is None else found
 

@@ -1,4 +1,4 @@
-"""How a model behaves near a few points: do its gradients describe it there?"""
+"""Probe a model near a few points: check whether its gradients describe it there."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from bivallate.noise import Noise
 
 __all__ = ["Gradients", "Probe", "gradients", "probe"]
 
-STEP = 1e-3  # in pixel units: above float32's rounding, below the step of a byte
+STEP = 1e-3  # of differences, in pixel units: above float32's rounding, below the step of a byte
 RESOLUTION = 2e-6  # relative rounding of a logit through a deep network
-UNDERFLOW = 1e-30  # gradients below this are rounded to zero sooner or later
+UNDERFLOW = 1e-30  # gradients below this count as zero
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Gradients:
     """Input gradients of one batch.
 
     Attributes:
-        differentiable: whether there is a graph from the image to the logits at all.
+        differentiable: whether there is a graph from the image to the logits.
         logits: (B, K). loss, margin: (B, ...) gradients of cross-entropy and of z_y - max_{k != y} z_k.
     """
 
@@ -36,15 +36,16 @@ class Gradients:
 
 @dataclass(frozen=True)
 class Probe:
-    """Shares of points, in [0, 1], at which something is wrong; all zero for an ordinary network.
+    """Shares of points, in [0, 1], that show a fault; all zero for an ordinary network.
 
     Attributes:
         differentiable: as in `Gradients`.
         nonfinite: the gradient holds NaN or infinities.
-        dead: the margin has no gradient. saturated: the margin has one, the cross-entropy has none.
+        dead: the margin's gradient is zero. saturated: the margin's gradient is not zero, but that of the
+            cross-entropy is.
         flat: a random step of 0.001 changes no bit of the logits.
-        false: the margin's gradient differs by more than half from a central difference along it, or claims
-            nothing where there is a change.
+        false: the margin's gradient differs by more than half from a central difference along it, or is zero
+            where the difference is not.
     """
 
     differentiable: bool
@@ -75,9 +76,11 @@ def gradients(model: nn.Module, x: Tensor, y: Tensor) -> Gradients:
 
 
 def probe(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> Probe:
-    """Compare gradients and answers near the points x. Cost: four forwards, two backwards a point.
+    """Compare the model's gradients with its outputs near the points x (B, ...) in [0, 1].
 
-    The model must be in eval mode; x (B, ...) in [0, 1].
+    The model must be in eval mode.
+
+    Cost: four forwards, two backwards a point.
     """
     found = gradients(model, x, y)
     largest = found.margin.flatten(1).abs().amax(1)
@@ -86,7 +89,7 @@ def probe(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> Probe:
     gone = found.loss.flatten(1).abs().amax(1) < UNDERFLOW
     noise = Noise(seed, torch.arange(len(x), device=x.device))
     shape = tuple(x.shape[1:])
-    random = 2 * noise.uniform("probe", shape, x.dtype) - 1  # signs alone may cancel out in a linear model
+    random = 2 * noise.uniform("probe", shape, x.dtype) - 1  # not signs: these may cancel in a linear model
     with torch.no_grad():
         flat = (call_unharmed(model, x + STEP * random) == found.logits).all(1)
     false = _false(model, x, y, found, random, dead)
@@ -99,7 +102,7 @@ def probe(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> Probe:
 def _false(model: nn.Module, x: Tensor, y: Tensor, found: Gradients, random: Tensor, dead: Tensor) -> Tensor:
     """(B,) bool: a central difference contradicts the gradient by far more than rounding can.
 
-    The class that stands second is held fixed on both sides, so that no kink of the maximum is met.
+    The runner-up class is held fixed on both sides, so that the maximum over classes adds no kink.
     """
     rival = found.logits.scatter(1, y[:, None], -torch.inf).argmax(1)
 

@@ -1,4 +1,4 @@
-"""Evaluation files of earlier versions, converted to the present one."""
+"""Convert evaluation files of earlier versions to the present form."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Entry = dict[str, Any]
 
 
 def upgraded(content: Entry) -> Entry:
-    """The content of an evaluation's file of the first schema with the present names.
+    """Rename the entries of an evaluation's file of the first schema to the present names.
 
-    Verdicts and numbers are untouched; what was called a part is a stage, and six kinds of search are one.
+    Verdicts and numbers stay the same. A "part" is now a stage, and the earlier kinds of search are one.
     """
     renamed = {k: v for k, v in content.items() if k not in ("parts", "part_names")}
     if "part_names" in content:
@@ -32,7 +32,7 @@ def upgraded(content: Entry) -> Entry:
 
 
 def _stage(entry: Any) -> Any:
-    """A stage's entry; one of a user's own, or that is damaged, stays as it is for the reader to judge."""
+    """Convert a stage's entry; an unknown or damaged one is left to the reader's checks."""
     kind = entry.get("kind") if isinstance(entry, dict) else None
     if kind not in _KINDS:
         return entry
@@ -40,7 +40,7 @@ def _stage(entry: Any) -> Any:
 
 
 def _search(turns: str, **fixed: Entry) -> Callable[[Entry], Entry]:
-    """Of the kinds that held a solver."""
+    """The conversion of the kinds that had a solver."""
 
     def now(old: Entry) -> Entry:
         kept = {k: v for k, v in old.items() if k in ("name", "solver", "objective")}
@@ -51,7 +51,7 @@ def _search(turns: str, **fixed: Entry) -> Callable[[Entry], Entry]:
 
 
 def _pgd(old: Entry) -> Entry:
-    """Of the kinds that were their own solver."""
+    """The conversion of the kinds that were their own solver."""
     budget = {k: v for k, v in old.items() if k in ("steps", "step_size", "start", "direction", "stop")}
     return _search("Restarts")(old) | {"solver": {"kind": "ScaledPGD", **budget}}
 
@@ -84,9 +84,9 @@ _NAME = re.compile(
 
 
 def identity_from_name(name: str) -> Identity | None:
-    """What the name of a file tells that holds no identity; None for the name of something else.
+    """Read the identity from the name of a file that holds none; None for another kind of name.
 
-    Earlier versions kept it nowhere else; data sets' names stand there unquoted in the oldest files.
+    Earlier versions stored it only there; in names of the oldest files data sets are not quoted.
     """
     match = _NAME.fullmatch(name)
     if not match:

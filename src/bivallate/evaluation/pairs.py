@@ -1,4 +1,4 @@
-"""Every pair of evaluations on the same points: how far apart, with what interval, and is it significant."""
+"""Compare evaluations on the same points in pairs: difference, interval and significance."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Pair:
         first, second: names. n: points.
         difference: robust accuracy of the first less that of the second. interval_95: of the difference
             (Tango's score interval for pairs).
-        only_first, only_second: points that are robust under the one alone.
-        p_value: exact McNemar test. p_adjusted: after Holm's correction for all pairs. significant: it is
-            below 5 %.
+        only_first, only_second: number of points that are robust in only one of the two.
+        p_value: of the exact McNemar test. p_adjusted: after Holm's correction for all pairs. significant:
+            whether p_adjusted is below 5 %.
     """
 
     first: str
@@ -42,17 +42,17 @@ class Pair:
     significant: bool
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """The pair as plain data."""
         return asdict(self) | {"interval_95": list(self.interval_95)}
 
 
 def p_value(first: Score, second: Score) -> float | None:
-    """Exact McNemar p-value of two evaluations' robust verdicts; None if they are not of the same points."""
+    """Exact McNemar p-value of two evaluations' robust verdicts; None if their points differ."""
     return mcnemar(first.robust.numpy(), second.robust.numpy()) if _same_points(first, second) else None
 
 
 def pairs(scores: Sequence[Score], names: Sequence[str]) -> list[Pair]:
-    """All pairs that are of the same points, in the order of the scores, corrected for each other."""
+    """All pairs with the same points, in the order of the scores, with p-values corrected for all pairs."""
     named = zip(names, scores, strict=True)
     found = [_pair(*a, *b) for a, b in combinations(named, 2) if _same_points(a[1], b[1])]
     adjusted = holm([pair.p_value for pair in found])

@@ -1,4 +1,4 @@
-"""The points under attack: where they come from, which are taken, and what is wrong with them."""
+"""The points under attack: read them from a caller's data, choose and check them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NAME = 40  # characters of a class in a message
 
 
 class Points(Protocol):
-    """Images that can be read by row: `data.Split`, or a pair of tensors wrapped."""
+    """Images that can be read by row: a `data.Split`, or a wrapped pair of tensors."""
 
     def __len__(self) -> int: ...
 
@@ -59,17 +59,18 @@ class TensorPair:
 
 
 def points(data: Any, *models: Any) -> Points:
-    """The points under attack, from any form in which a caller has data.
+    """The points under attack, from any form of a caller's data.
 
-    A split as it is, a pair (x, y) of tensors or arrays, a TensorDataset, or a sequence of pairs (image,
-    label), such as a data set of PyTorch's.
-
-    Labels of a split that names its classes become those of the models, where these name their own.
+    Args:
+        data: a split, a pair (x, y) of tensors or arrays, a TensorDataset, or a sequence of pairs (image,
+            label), such as a PyTorch data set.
+        models: if all of them and the split name their classes, labels are matched by name.
 
     Raises:
-        UserError: no such data, a class with rows that a model has not, or models of different classes.
+        UserError: other data, a class with rows that the models do not have, or models with different
+        classes.
     """
-    held: Any = getattr(data, "tensors", None)  # a tuple where it is a TensorDataset
+    held: Any = getattr(data, "tensors", None)  # a tuple for a TensorDataset, a method for a split
     pair = held if isinstance(held, tuple) else data
     if isinstance(pair, tuple | list) and len(pair) == 2 and not isinstance(pair[0], tuple | list):
         x, y = as_tensor(pair[0], "x"), as_tensor(pair[1], "y")
@@ -82,7 +83,7 @@ def points(data: Any, *models: Any) -> Points:
 
 
 def _own_classes(models: tuple[Any, ...]) -> list[str] | None:
-    """The names that all these models bear, also compiled ones; None if one of them bears none."""
+    """The class names that all these models share; None if one of them has no names."""
     found = [getattr(getattr(model, "_orig_mod", model), "classes", None) for model in models]
     named = [list(names) for names in found if isinstance(names, list | tuple)]
     if not named or len(named) < len(found):
@@ -93,7 +94,7 @@ def _own_classes(models: tuple[Any, ...]) -> list[str] | None:
 
 
 def _renumbered(split: Split, known: list[str] | None) -> Split:
-    """With labels that are places among the known classes, found by name; as it is where one has no names."""
+    """Renumber a split's labels by the known class names; without names it is returned unchanged."""
     if split.classes is None or known is None or list(split.classes) == known:
         return split
     place = positions(split.classes, known)
@@ -105,7 +106,7 @@ def _renumbered(split: Split, known: list[str] | None) -> Split:
 
 
 def select(total: int, n: int | None, first: int | None, seed: int) -> Tensor:
-    """(n,) rows: all, the first so many, or a seeded random subset in ascending order."""
+    """(n,) rows in ascending order: all, the first ones, or a seeded random subset."""
     if n is not None and first is not None:
         raise UserError("give n (a random subset) or first (the leading rows), not both")
     wanted = to_python(n if n is not None else first)
@@ -144,7 +145,7 @@ def check_threat(threat: object) -> None:
 
 
 def whole_labels(y: Tensor) -> Tensor:
-    """The labels as int64, whatever integers they were. Raises UserError for other numbers."""
+    """Convert integer labels of any type to int64. Raises UserError for other numbers."""
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise UserError(f"labels must be integers, got {y.dtype}")
     return y.long()
@@ -158,14 +159,14 @@ def check_labels(y: Tensor, classes: int) -> None:
 
 
 def class_names(model: Any, count: int) -> list[str]:
-    """What a model's own classes are called, in one short line each; their numbers where it does not say."""
+    """The names of a model's classes, one short line each; their numbers if it has no names."""
     names = _own_classes((model,))
     known = names if names is not None and len(names) == count else range(count)
     return [line(name, NAME) for name in known]
 
 
 def data_fingerprint(data: Points, index: Tensor) -> str:
-    """Hash of the points that are evaluated: of the tensors, or of the split they were cut from."""
+    """Hash of the evaluated points: of their tensors, or of the split and the rows."""
     state = hashlib.blake2b(digest_size=16)
     if isinstance(data, TensorPair | Rows):
         for some in index.split(1000) if isinstance(data, Rows) else [index]:
@@ -185,7 +186,7 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 def state_fingerprint(kind: type[nn.Module], tensors: Mapping[str, Any]) -> str:
-    """`model_fingerprint` of a model of that class in that state, which need not be built."""
+    """The `model_fingerprint` of a model with this class and state, without building it."""
     state = hashlib.blake2b(digest_size=16)
     state.update(kind.__qualname__.encode())
     for name, tensor in sorted(tensors.items()):

@@ -1,4 +1,4 @@
-"""What a classifier says of single images, and whether an attack changes its mind."""
+"""Predictions for single images, and whether they survive an attack."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ BATCH = 500
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is said of one image.
+    """The prediction for one image.
 
     Attributes:
         label: index of the class with the highest logit. confidence: its softmax probability.
-        survives: whether the attack left the label as it is; None where nothing was attacked.
-        becomes: the label of the attacked image, where it is another.
-        top: (label, probability) of the likeliest classes, the likeliest first.
+        survives: whether the label stays the same under the attack; None without an attack.
+        becomes: the label of the attacked image if it differs, else None.
+        top: (label, probability) of the most likely classes, the most likely first.
     """
 
     label: int
@@ -47,18 +47,23 @@ def predict(
     top: int = 3,
     seed: int = 0,
 ) -> list[Prediction]:
-    """Class, confidence and, with a threat, whether the prediction survives an untargeted attack.
+    """Predict class and confidence and, with a threat, whether an untargeted attack changes the prediction.
 
-    The attack knows no true label: it leads away from what the model says. A prediction that survives may be
-    wrong; one that does not is no better than a guess against an adversary.
+    The attack does not know the true label: it moves away from the predicted class. A prediction that
+    survives may still be wrong.
 
     Args:
-        model: a classifier of images in [0, 1], logits (B, K). x: (B, C, H, W). threat: None attacks nothing.
-        attack: by name, or an attack. top: likeliest classes that are kept. seed: of random starts.
+        model: returns logits (B, K) for images in [0, 1]. x: (B, C, H, W).
+        threat: the set of perturbations; None makes no attack.
+        attack: by name, or an attack. top: number of most likely classes to return. seed: of the noise.
 
-    Raises UserError for an unknown attack or images outside [0, 1].
+    Returns:
+        One prediction for each image.
 
-    Cost: one forward, with a threat the attack and one forward more.
+    Raises:
+        UserError: an unknown attack, or images outside [0, 1].
+
+    Cost: one forward; with a threat also the attack and another forward.
     """
     chosen = parse(attack, threat)
     clean = logits(model, x)
@@ -84,7 +89,7 @@ def predict(
 
 
 def logits(model: nn.Module | Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """(B, K) of images on any device, in eval mode and full precision, on the processor."""
+    """(B, K) logits of images on any device, in eval mode and full precision; returned on the CPU."""
     with for_inference(model, None) as (module, where, dtype):
         found = [logits_of(module, some.to(where, dtype), Passes()).cpu() for some in x.split(BATCH)]
     return torch.cat(found)

@@ -1,4 +1,4 @@
-"""Pre-flight: what is wrong with a model or its data that no attack would notice."""
+"""Pre-flight: find faults of a model or its data that an attack would not notice."""
 
 from __future__ import annotations
 
@@ -35,17 +35,18 @@ from bivallate.lower.threat import ThreatModel
 __all__ = ["Finding", "Preflight", "preflight"]
 
 ROWS = 32
-LARGE = 64e6  # bytes of one point's activations and their gradients, beyond which fewer are looked at
+LARGE = 64e6  # bytes of one point's activations and gradients beyond which fewer points are checked
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """The findings, errors first.
+    """The result of `preflight`.
 
     Attributes:
-        points, classes: that were looked at. seconds: wall time.
-        clean, near: of the model's gradients at the points and in the threat's ball about them; None where an
-            error stood in the way.
+        findings: errors first.
+        points, classes: numbers of checked points and of classes. seconds: wall time.
+        clean, near: probes of the gradients at the points and in the threat's ball around them; None if an
+            error prevented them.
     """
 
     findings: tuple[Finding, ...]
@@ -57,34 +58,35 @@ class Preflight:
 
     @property
     def ok(self) -> bool:
-        """No error and no warning; notes do not count."""
+        """Whether there is no error and no warning."""
         return all(f.severity == "note" for f in self.findings)
 
     def named(self, name: str) -> Finding | None:
-        """The finding of that name, if there is one."""
+        """The finding with that name, or None."""
         return next((f for f in self.findings if f.name == name), None)
 
     def __str__(self) -> str:
-        """One line when all is well, else a line a finding."""
+        """One line if there is no error or warning, else one line for each finding."""
         notes = "".join(f"; {f}" for f in self.findings) if self.ok else ""
         if self.ok:
             return f"pre-flight: all is well ({self.points} points, {self.classes} classes{notes})"
         return "\n".join(["pre-flight:", *(f"  {finding}" for finding in self.findings)])
 
 
-@torch.inference_mode(False)  # a caller may be in it
+@torch.inference_mode(False)  # the caller may be in inference mode, and probes need gradients
 def preflight(
     model: nn.Module | Callable[[Tensor], Tensor],
     data: Any,
     threat: ThreatModel | None = None,
     own: bool = False,
 ) -> Preflight:
-    """Look a model and its data over before any attack. The model is left as found.
+    """Check a model and its data before any attack. The model is left as it was.
 
     Args:
         data: a split, or a pair (x, y) of tensors.
-        threat: the radius within which gradients are looked at; 0.03 (Linf) if not given.
-        own: the data are of the set that the model was trained on: then guessing is not the labels' fault.
+        threat: the ball within which gradients are probed; Linf 0.03 if not given.
+        own: whether the data belong to the set that the model was trained on: then chance accuracy is not
+            blamed on the labels.
 
     Cost: about 25 forwards and 4 backwards on 32 points, 8 where the model is large.
 
@@ -132,7 +134,7 @@ def preflight(
 
 
 def _in_place(model: nn.Module) -> Iterator[Finding]:
-    """Check whether forward passes have overwritten the images."""
+    """Report a model whose forward passes have overwritten the images."""
     if writes_to_input(model):
         fix = (
             "It is given a copy in every pass here; elsewhere let it compute x - mean instead of x.sub_(mean)"
@@ -144,15 +146,15 @@ def _in_place(model: nn.Module) -> Iterator[Finding]:
 def _copied(module: nn.Module) -> nn.Module | None:
     try:
         return copy.deepcopy(module)
-    except Exception:  # copying runs foreign code: what cannot be copied is not compared
+    except Exception:  # copying runs the user's code; a model that cannot be copied is not compared
         return None
 
 
 def _affordable(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """A number of points small enough for all checks to take seconds."""
+    """Few enough points for all checks to take seconds."""
     try:
         large = example_bytes(model, x[:1]) > LARGE
-    except Exception:  # whatever it is, the forward that follows reports it
+    except Exception:  # the forward pass that follows reports the error
         return x, y
     keep = torch.linspace(0, len(x) - 1, min(8, len(x))).long() if large else torch.arange(len(x))
     return x[keep], y[keep]

@@ -1,4 +1,4 @@
-"""Why a model may be no better than guessing: images prepared otherwise, or nothing learned."""
+"""Find out why a model is no better than guessing: other preparation of images, or nothing learned."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ RETRAIN = (
 def check_preparation(
     model: nn.Module, x: Tensor, y: Tensor, logits: Tensor, own: bool = False
 ) -> Iterator[Finding]:
-    """Check whether the model does better on images prepared in another way, or only guesses.
+    """Report a model that does better on images prepared in another way, or that only guesses.
 
     Args:
-        own: the images are of the set that the model was trained on, prepared and labelled as there.
+        own: whether the images belong to the set that the model was trained on, with the same preparation and
+            labels.
     """
     right = float((logits.argmax(1) == y).float().mean())
     axes = [0, *range(2, x.ndim)]
@@ -36,7 +37,7 @@ def check_preparation(
     better = {k: float((given == y).float().mean()) for k, given in answers.items()}
     constant = len(torch.cat([logits.argmax(1), *answers.values()]).unique()) == 1 < len(y.unique())
     name, best = max(better.items(), key=lambda item: item[1])
-    ready = isinstance(getattr(model, "normalise", None), Normalise)  # its first layer prepares them already
+    ready = isinstance(getattr(model, "normalise", None), Normalise)  # its first layer prepares images
     if best >= max(right + 0.25, 0.7) and not ready:
         yield Finding(
             "warning",

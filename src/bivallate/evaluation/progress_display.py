@@ -1,4 +1,4 @@
-"""The progress of an evaluation, shown to whoever waits for it."""
+"""Show the progress of an evaluation."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from bivallate.terminal import NAME, bar, literal_console
 
 __all__ = ["ProgressState", "duration", "progress_callback", "shown_progress"]
 
-EVERY = 30.0  # seconds between lines where there is no terminal
-SHORT = 10.0  # seconds of work that need no announcement
+EVERY = 30.0  # seconds between lines without a terminal
+SHORT = 10.0  # seconds of work below which nothing is printed without a terminal
 
 
 class ProgressState(Protocol):
-    """What can be shown of an evaluation, an audit or a search on its way."""
+    """The progress of an evaluation, an audit or a search, as it is shown."""
 
     @property
     def title(self) -> str:
-        """What runs."""
+        """The name of the present work."""
         ...
 
     @property
     def numbers(self) -> str:
-        """What was found so far."""
+        """Numbers found so far, as text."""
         ...
 
     @property
     def fraction(self) -> float:
-        """Of the work, in [0, 1]."""
+        """The fraction of the work that is done, in [0, 1]."""
         ...
 
     @property
     def seconds_left(self) -> float | None:
-        """At the present pace; None before there is one."""
+        """The remaining time at the present pace; None if there is no estimate yet."""
         ...
 
 
 def duration(seconds: float, digits: int = 0) -> str:
-    """Seconds for people; `digits` behind the point below hours, which have one.
+    """Format seconds with a unit; with `digits` decimals below hours, which have one.
 
     Example:
         >>> duration(8.4), duration(260), duration(9000)
@@ -56,12 +56,13 @@ def duration(seconds: float, digits: int = 0) -> str:
 
 
 class shown_progress:  # noqa: N801  a context manager, used like a function
-    """Show progress beside the results.
+    """Show progress on standard error.
 
-    A bar on a terminal, else a line as soon as it is known that the work is long, and one every half minute.
+    On a terminal it is a bar. Otherwise it is a line once the work is known to be long, and one every half
+    minute.
 
     Args:
-        silent: show nothing. label: said before everything, such as the name of a run.
+        silent: show nothing. label: text at the beginning, such as the name of a run.
     """
 
     def __init__(self, silent: bool = False, label: str = "", console: Console | None = None) -> None:
@@ -100,10 +101,10 @@ class shown_progress:  # noqa: N801  a context manager, used like a function
 def progress_callback(
     progress: bool | Callable[[Any], object] | None,
 ) -> Iterator[Callable[[Any], object] | None]:
-    """The function that is called with the progress: the caller's own, a bar for True, nothing for False.
+    """Yield the function to call with the progress: the caller's own, a bar for True, None for False.
 
     Raises:
-        UserError: progress is nothing of these.
+        UserError: progress is none of these.
     """
     if progress is True:
         with shown_progress() as show:

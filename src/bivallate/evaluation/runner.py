@@ -1,4 +1,4 @@
-"""Runs the stages of an attack, one after another, on the points that are still robust."""
+"""Run the stages of an attack, one after another, on the points that are still robust."""
 
 from __future__ import annotations
 
@@ -36,18 +36,19 @@ from bivallate.types import Batch, Passes
 __all__ = ["Runner", "TurnNoise"]
 
 
-TURN = 1 << 40  # rows are below this
-SAMPLE = 8  # points whose logits tell one model from another
-FEWEST = 8  # points that are worth a thread
-LEAST = 1 << 24  # multiplications of a forward that are: below, threads wait for each other's interpreter
+TURN = 1 << 40  # offset between the indices of turns; row numbers are below it
+SAMPLE = 8  # number of points whose logits identify a model
+FEWEST = 8  # smallest number of points for a thread
+LEAST = 1 << 24  # smallest number of multiplications for a thread; else threads wait for the interpreter
 
 
 @dataclass(frozen=True)
 class TurnNoise:
-    """The noise of several turns at once: each row has the draws that it has when its turn is alone.
+    """The noise of several turns in one batch: each row has the same draws as if its turn were alone.
 
     Attributes:
-        index: (B,) turn * 2^40 + row of the data, so that it can be selected from like any index.
+        index: (B,) turn * 2^40 + row of the data. With both in one tensor, `LowerProblem.select` selects rows
+            of it as of any index.
     """
 
     seed: int
@@ -88,12 +89,14 @@ class Runner:
     """One evaluation under way.
 
     Attributes:
-        model: judges. searchers: searches, with the same function, perhaps faster.
+        model: gives the verdicts. searchers: copies of the same function for the search, perhaps faster.
         source, index: the points. threat, attack, seed: as the user gave them.
         state: the verdicts. device, dtype: of the model's arithmetic.
-        work: multiplications in one point's forward.
-        worst_points: (n, ...) where the worst points found are kept, or None.
-        lowered: searches in another number format, `precision`, for stages that can do with its rounding.
+        work: multiplications in one point's forward pass.
+        progress, file, key: called with the progress; the progress file, and the key of this evaluation in
+            it.
+        worst_points: (n, ...) is filled with the worst points found, or None.
+        lowered: the search model in another `precision`, for stages that tolerate its rounding.
     """
 
     model: nn.Module
@@ -118,7 +121,7 @@ class Runner:
         self._began = time.perf_counter() - self.state.seconds
 
     def run(self, *, every: bool = False) -> None:
-        """Fill the state. `every`: also attack points that are wrong on the clean image."""
+        """Make all verdicts. `every`: also attack points that are misclassified on the clean image."""
         if self.state.classes == 0:
             self._clean()
             if every:
@@ -160,12 +163,12 @@ class Runner:
             self.worst_points[rows] = x.to(self.worst_points)
 
     def _within_memory(self, rows: Tensor, work: Callable[[], object]) -> bool:
-        """Whether the work could be done; if a CUDA device ran out of memory, batches are halved."""
+        """Do the work and return True; if a CUDA device runs out of memory, halve batches, return False."""
         try:
             work()
             return True
         except torch.cuda.OutOfMemoryError:
-            pass  # within this block the traceback would keep the tensors of what has failed
+            pass  # what follows is outside of this block, whose traceback keeps the failed work's tensors
         torch.cuda.empty_cache()
         if len(rows) == 1:
             raise UserError(NO_ROOM)
@@ -180,20 +183,21 @@ class Runner:
         return x, whole_labels(y).to(self.device)
 
     def _work(self) -> Iterator[tuple[Position, Stage, range, Tensor]]:
-        """The pieces of work that are left, from the state's position on.
+        """Yield the remaining pieces of work, from the state's position on.
 
-        With the same batch size, a resumed runner cuts them exactly as the first did.
+        With the same batch size a resumed runner cuts the same pieces as the first one, so that rounding, and
+        with it every verdict, is the same.
         """
         state = self.state
         start = state.position
         for number, stage in list(enumerate(self.attack.stages, 1))[start.stage - 1 :]:
             turn, count = start.turn if number == start.stage else 0, stage.count(state.classes)
-            self._report(stage.name)  # some stages are one long piece
+            self._report(stage.name)  # before the work, because some stages are one long piece
             while turn < count:
                 at = Position(number, turn)
-                living = state.living(at)  # as the turn began: a resume must cut the same pieces again
+                living = state.living(at)  # at the beginning of the turn: a resume cuts the same pieces
                 done = start.offset if at == replace(start, offset=0) else 0
-                # few living points leave a batch mostly empty: then several turns of them share it
+                # a few living points would leave a batch mostly empty: then several of their turns share it
                 room = state.batch_size // max(1, len(living)) if done == 0 else 1
                 together = max(1, min(count - turn, room))
                 while done < len(living):
@@ -207,7 +211,7 @@ class Runner:
         state.position = Position(len(self.attack.stages) + 1)
 
     def _search(self, rows: Tensor, turn: Tensor, stage: Stage, number: int) -> None:
-        """Attack pairs (row, turn), in halves where a CUDA device runs out of memory."""
+        """Attack pairs (row, turn), in halves if a CUDA device runs out of memory."""
         if self._within_memory(rows, partial(self._search_and_judge, rows, turn, stage, number)):
             return
         for some, at in zip(rows.tensor_split(2), turn.tensor_split(2), strict=True):
@@ -222,9 +226,9 @@ class Runner:
             self.worst_points[rows[worst]] = verdict.x_adv[worst.to(self.device)].to(self.worst_points)
 
     def _search_in_shares(self, x: Tensor, y: Tensor, rows: Tensor, turn: Tensor, stage: Stage) -> Tensor:
-        """Candidates for pairs (row, turn), searched in parallel shares.
+        """Search candidates for pairs (row, turn), in parallel shares.
 
-        There are as many shares as the state allows and the work is worth.
+        Their number is limited by the state and by the amount of work.
         """
         shares = max(1, min(self.state.shares, len(rows) // FEWEST, len(rows) * self.work // LEAST))
         cut = [t.tensor_split(shares) for t in (x, y, self.index[rows].to(self.device), turn.to(self.device))]
@@ -244,7 +248,7 @@ class Runner:
         return torch.cat([delta for delta, _ in found])
 
     def _search_share(self, searcher: nn.Module, batch: Batch, turn: Tensor, stage: Stage) -> Found:
-        kind = stage.name.rstrip("-0123456789")  # noise goes by the kind of stage, so that restarts nest
+        kind = stage.name.rstrip("-0123456789")  # without numbers: more restarts begin with the same noise
         purpose, passes, turns = zlib.crc32(kind.encode()), Passes(), turn.unique().tolist()
         if len(turns) == 1:
             noise = Noise(self.seed, batch.index, purpose, turns[0])
@@ -257,7 +261,7 @@ class Runner:
     def _save(self) -> None:
         self.state.seconds = time.perf_counter() - self._began
         if self.file is not None:
-            with suppress(UserError):  # no reason to lose what was found: the score can be told all the same
+            with suppress(UserError):  # a file that cannot be written must not end the evaluation
                 self.state.save(Path(self.file), self.key)
 
     def _report(self, name: str) -> None:
@@ -274,7 +278,7 @@ class Runner:
         )
 
     def _left(self) -> float:
-        """Passes that remain if no further point breaks."""
+        """The number of remaining passes if no further point is broken."""
         at, living, left = self.state.position, int((self.state.stage == ROBUST).sum()), 0.0
         for number, stage in enumerate(self.attack.stages, 1):
             if number < at.stage or self.threat.eps == 0:

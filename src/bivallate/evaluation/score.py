@@ -1,4 +1,4 @@
-"""The verdicts of an evaluation, point by point, and every number that follows from them."""
+"""The verdicts of an evaluation for each point, and the numbers that follow from them."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ ROBUST, CLEAN = -1, 0  # stages: never broken; wrong before any attack; 1, 2, ..
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Score:
-    """The verdicts of one attack on one model, one value a point, and what was spent on them.
+    """The verdicts of one attack on one model, with one value for each point, and the cost.
 
     Attributes:
-        attack: its name; detail: its stages, written down. threat: the threat model.
-        classes: of the model. y, predicted: (n,) labels and predictions at the worst point found (the label
-            itself where none was).
-        margin: (n,) z_y - max_{k != y} z_k there: negative when broken, else the lowest that was met.
-        stage: (n,) -1 robust, 0 wrong on the clean image, i broken by stage i (from 1).
+        attack: its name; detail: the attack itself. threat: the threat model.
+        classes: number of classes of the model. y: (n,) labels. predicted: (n,) predictions at the worst
+            point found (the label itself if the point is robust).
+        margin: (n,) z_y - max_{k != y} z_k there: negative if broken, else the lowest margin found.
+        stage: (n,) -1 robust, 0 misclassified on the clean image, i broken by stage i (from 1).
         index: (n,) rows of the data. stage_names: of the attack.
-        passes: forward and backward passes per example. seconds: wall time.
-        warnings: what a reader should know.
-        search_precision: number format of the search; the verdicts are float32's.
-        identity: which run's weights and points these are; None for a model that is of no run.
+        passes: forward and backward passes per example. seconds: wall time. seed: of the noise.
+        data_fingerprint, model_fingerprint: hashes of the points and of the model.
+        warnings: for the reader. search_precision: of the search; verdicts are always in float32.
+        identity: run, weights and points; None for a model that belongs to no run.
     """
 
     attack: str
@@ -109,7 +109,7 @@ class Score:
 
     @property
     def broken_by(self) -> list[str | None]:
-        """What broke each point: a stage's name, "clean", or None."""
+        """For each point the name of the stage that broke it, "clean", or None."""
         names = (None, "clean", *self.stage_names)
         return [names[int(s) + 1] for s in self.stage]
 
@@ -159,22 +159,22 @@ class Score:
 
     @property
     def worst_class(self) -> tuple[int, float]:
-        """(class, robust accuracy) of the class that is broken most often."""
+        """(class, robust accuracy) of the class with the lowest robust accuracy."""
         present = [(value, k) for k, value in enumerate(self.per_class) if value is not None]
         value, k = min(present)
         return k, value
 
     @property
     def worst_class_interval_95(self) -> tuple[float, float]:
-        """Interval of the lowest class accuracy, whichever class has it.
-        It is the tail's interval for one class, which allows for the worst class being chosen by the points
-        that measure it. Wilson's interval of that class (in `per_class_interval_95`) does not.
+        """Interval of the lowest class accuracy: the tail's interval for one class.
+
+        It allows for the same points choosing and measuring that class; its Wilson interval does not.
         """
         return self.tail_interval(100 / int((self.counts > 0).sum()))
 
     @property
     def class_gini(self) -> float | None:
-        """How unequal the classes' robust accuracies are; see `statistics.gini`."""
+        """The Gini coefficient of the classes' robust accuracies; see `statistics.gini`."""
         return gini(self.hits, self.counts)
 
     def tail(self, k: float = 30, *, pooled: bool = False) -> float:
@@ -200,7 +200,7 @@ class Score:
         return torch.tensor([[wilson(cell, n) for cell in row] for row, n in rows], dtype=torch.float64)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain data; accuracies are fractions in [0, 1]."""
+        """The score as plain data; accuracies are fractions in [0, 1]."""
         return {
             "schema": SCHEMA,
             "attack": self.attack,
@@ -239,13 +239,13 @@ class Score:
 
     @property
     def _columns(self) -> dict[str, Tensor]:
-        """What is kept of every point, in the smallest type that holds it."""
+        """The columns to store for each point, in small types."""
         whole = {"y": small(self.y), "predicted": small(self.predicted), "stage": small(self.stage)}
         return whole | {"index": self.index, "margin": self.margin.float()}
 
     @classmethod
     def from_json(cls, content: dict[str, Any] | str) -> Score:
-        """The inverse of `to_json`, of text or a dictionary. Raises UserError that names the key."""
+        """The inverse of `to_json`, from text or a dictionary. Raises UserError that names the key."""
         if isinstance(content, str):
             content = parse(content, "the text", "evaluation", dict[str, Any])
         if isinstance(content, dict) and content.get("schema") == EARLIER:

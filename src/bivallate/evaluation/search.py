@@ -1,4 +1,4 @@
-"""The stages that attacks are made of: a solver, what it maximises, and how often it is run on each point."""
+"""The stages of attacks: a solver, its objective, and its turns (restarts or targets) on each point."""
 
 from __future__ import annotations
 
@@ -45,13 +45,12 @@ __all__ = [
 
 
 def stage_bears_rounding(stage: object) -> bool:
-    """Whether a stage goes well beyond the boundary by gradients before it stops.
+    """Whether a search with rounded logits finds the same points as an exact one.
 
-    So that a searcher whose logits are rounded finds what an exact one finds; of one that is not known it is
-    not assumed.
-
-    FAB walks along the boundary, and Square compares margins that differ by less than the rounding: in
-    bfloat16 the former left 7 points of 100 more, the latter 1 (digits, tiny-cnn, Linf 0.1).
+    That holds for gradient searches that go well beyond the decision boundary before they stop. It is not
+    assumed for unknown solvers. FAB walks along the boundary, and Square compares margins that differ by less
+    than the rounding: in bfloat16 FAB left 7 more points of 100 robust, Square 1 (digits, tiny-cnn, Linf
+    0.1).
     """
     solver = getattr(stage, "solver", None)
     if isinstance(solver, ScaledPGD):
@@ -67,7 +66,7 @@ def at_least_one(name: str, **counts: int) -> None:
 
 @part
 class Fooled(Stop):
-    """Stops an example as soon as it is misclassified, so that any iterate may be the answer."""
+    """Stops an example as soon as it is misclassified, so that any iterate may be the result."""
 
     def __call__(self, problem: LowerProblem) -> Rule:
         def rule(iterate: Iterate) -> Tensor:
@@ -78,11 +77,11 @@ class Fooled(Stop):
 
 @part
 class ScaledPGD(Solver):
-    """PGD whose step is given in units of eps, so that one attack serves every radius.
+    """PGD with a step size in units of eps, so that one attack is defined for all radii.
 
     Attributes:
         step_size: in units of eps.
-        stop: `Never()` judges the last point of every restart, `Fooled()` any point on the way.
+        stop: with `Never()` the last point of every restart counts, with `Fooled()` any iterate.
     """
 
     steps: int = 20
@@ -96,17 +95,17 @@ class ScaledPGD(Solver):
             raise UserError(f"step_size must be positive (in units of eps), got {self.step_size}")
 
     def solve(self, problem: LowerProblem) -> Solution:
-        """Where the gradient ascent ended."""
+        """Solve by PGD with the step size for the problem's radius."""
         step = self.step_size * problem.threat.eps
         return PGD(self.steps, step, self.start, self.direction, self.stop).solve(problem)
 
 
 @part
 class RandomDraw(Solver):
-    """A uniform draw from the ball, the baseline that every attack must beat."""
+    """A uniform draw from the ball, a baseline for attacks."""
 
     def solve(self, problem: LowerProblem) -> Solution:
-        """One draw."""
+        """Draw once."""
         delta = problem.project(problem.threat.random(problem.noise, problem.x))
         nothing = torch.zeros_like(problem.y)
         return Solution(delta, delta, nothing, nothing)
@@ -114,7 +113,7 @@ class RandomDraw(Solver):
 
 @part
 class AimedDLR:
-    """The targeted difference of logits ratio, aimed at given classes."""
+    """target (B,) -> the targeted difference of logits ratio."""
 
     def __call__(self, target: Tensor) -> Objective:
         return TargetedDLR(target)
@@ -122,17 +121,17 @@ class AimedDLR:
 
 @part
 class AimedDifference:
-    """z_t - z_y, aimed at given classes t."""
+    """target t (B,) -> the objective z_t - z_y."""
 
     def __call__(self, target: Tensor) -> Objective:
         return TowardsTarget(target)
 
 
 class Turns(Protocol):
-    """How often a stage is run on each point, and what differs between the runs."""
+    """The turns of a stage on each point, and how they differ."""
 
     def count(self, classes: int) -> int:
-        """How many turns there are for a model of so many classes."""
+        """Number of turns for a model with `classes` classes."""
         ...
 
     def solve(self, solver: Solver, objective: Any, problem: LowerProblem, turn: Tensor) -> Tensor:
@@ -142,7 +141,7 @@ class Turns(Protocol):
 
 @part
 class Restarts:
-    """The same search n times, each with noise of its own."""
+    """The same search n times, each with its own noise."""
 
     n: int = 1
 
@@ -151,12 +150,12 @@ class Restarts:
         return self.n
 
     def solve(self, solver: Solver, objective: Any, problem: LowerProblem, turn: Tensor) -> Tensor:
-        """What the solver finds; the noise already belongs to the turn."""
+        """Run the solver; the problem's noise already belongs to the turn."""
         problem = problem.but(objective)
         if not isinstance(solver, FAB):
             return solver.solve(problem).delta
-        # FAB alone begins at the clean image, where every restart would be the first one again: later ones
-        # begin elsewhere. Restarts may share a batch, so rows are told apart here.
+        # FAB begins at the clean image, so that all restarts would be equal: later ones begin at a random
+        # point. Restarts may share a batch, so rows are separated here.
         delta = torch.zeros_like(problem.x)
         for later in (False, True):
             rows = ((turn > 0) == later).nonzero()[:, 0]
@@ -167,16 +166,16 @@ class Restarts:
 
 @part
 class Targets:
-    """A search towards each of the n likeliest wrong classes, in the order of the clean logits."""
+    """A search towards each of the n most likely wrong classes, in the order of the clean logits."""
 
     n: int = 9
 
     def count(self, classes: int) -> int:
-        """n, but never more than the other classes."""
+        """n, at most the number of other classes."""
         return min(self.n, classes - 1)
 
     def solve(self, solver: Solver, objective: Any, problem: LowerProblem, turn: Tensor) -> Tensor:
-        """What the solver finds towards the class that stands at the turn's rank on the clean image."""
+        """Run the solver towards the class at position `turn` among the wrong ones on the clean image."""
         target = runner_up(problem.clean_logits, problem.y, turn)
         return solver.solve(problem.but(objective(target))).delta
 
@@ -186,8 +185,9 @@ class Search:
     """One solver, run on every point in turns: restarts, or targets.
 
     Attributes:
-        solver: of the lower problem. objective: what it maximises; with `Targets`, what makes an objective of
-            the targets (B,). FAB follows it too; Square and random draws look at the margin alone.
+        name: of the stage. solver: of the lower problem.
+        objective: to maximise; with `Targets` a function targets (B,) -> objective. Square and random draws
+            use the margin only.
         turns: `Restarts(n)` or `Targets(n)`.
 
     Cost: `cost()` passes a turn, and one forward for the verdict.
@@ -204,20 +204,20 @@ class Search:
         at_least_one(self.name, **budgets, **{word: getattr(self.turns, "n", 1)})
 
     def count(self, classes: int) -> int:
-        """The turns there are for a model of so many classes."""
+        """Number of turns for a model with `classes` classes."""
         return self.turns.count(classes)
 
     def cost(self) -> float:
-        """Forward and backward passes an example and turn, about."""
+        """Approximate number of forward and backward passes for each example and turn."""
         return passes_of(self.solver)
 
     def search(self, problem: LowerProblem, turn: Tensor) -> Tensor:
-        """What the solver finds in the rows' turns (B,)."""
+        """Run the solver on rows at their turns (B,)."""
         return self.turns.solve(self.solver, self.objective, problem, turn)
 
 
 def passes_of(solver: Solver) -> float:
-    """Forward and backward passes of a solver an example, about: for progress and for plans."""
+    """Approximate number of a solver's forward and backward passes an example, for progress and plans."""
     match solver:
         case APGD():
             return 2 * (solver.steps + 1) * solver.samples

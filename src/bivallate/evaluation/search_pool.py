@@ -1,4 +1,4 @@
-"""Searches side by side on a processor: one thread and one core each."""
+"""Run searches in parallel on a CPU, one thread and one core each."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Result = TypeVar("Result")
 
 
 class SearchStopped(Exception):
-    """Raised in a search that is to stop because another has failed."""
+    """Raised in a search that must stop because another one has failed."""
 
 
 class SearchPool:
-    """Runs pieces of a search, each on a searcher of its own.
+    """Runs pieces of a search in parallel, each on its own copy of the model.
 
-    Small networks gain little when one operation is spread over cores, and lose much where other work holds
-    one of them; points are independent, so a core each is faster. The copies share their parameters. A single
-    member, or piece, is for the calling thread, with as many threads an operation as before.
+    Small networks gain little when one operation is spread over cores, and lose much if one of the cores is
+    busy. Points are independent, so one core for each piece is faster. The copies share their parameters.
+    With one member or one piece, the calling thread works, with its number of threads for each operation.
 
     Attributes:
-        members: at most so many pieces run at once.
+        members: largest number of pieces that run at once.
     """
 
     def __init__(self, searcher: nn.Module, members: int) -> None:
@@ -39,12 +39,12 @@ class SearchPool:
 
     @property
     def first_member(self) -> nn.Module:
-        """One of them, which may search alone."""
+        """One of the copies, for a search that runs alone."""
         return self._members[0]
 
     def _copy_of(self, searcher: nn.Module) -> nn.Module:
-        # deepcopy takes what its memo already holds: modules are new, so that hooks and modes are a member's
-        # own, and tensors are the same, so that members share the memory of one
+        # deepcopy does not copy objects that its memo already holds. The memo holds the tensors, so that
+        # members share their memory; modules are copied, so that each member has its own hooks and modes.
         shared = {id(t): t for t in (*searcher.parameters(), *searcher.buffers())}
         member = copy.deepcopy(searcher, shared)
         member.register_forward_pre_hook(self._check_stopped)
@@ -55,7 +55,7 @@ class SearchPool:
             raise SearchStopped
 
     def run(self, pieces: Sequence[Callable[[nn.Module], Result]]) -> list[Result]:
-        """What each piece returned, in their order."""
+        """Run all pieces and return their results in order."""
         if self.members == 1 or len(pieces) == 1:
             return [piece(self._members[0]) for piece in pieces]
         threads, free = torch.get_num_threads(), SimpleQueue[nn.Module]()
@@ -77,7 +77,7 @@ class SearchPool:
                 future.result()
             return [future.result() for future in found]
         except BaseException:
-            self._stop.set()  # an interrupt must not wait for searches that nobody will read
+            self._stop.set()  # after an error or interrupt, end the other searches at their next forward pass
             raise
         finally:
             pool.shutdown()

@@ -1,4 +1,4 @@
-"""Data as PyTorch has it, (image, label) by row, and arrays, as points to be evaluated."""
+"""Read PyTorch data sets, (image, label) by row, and arrays as points to evaluate."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Rows", "as_rows", "as_tensor"]
 
 
 def as_tensor(value: Any, what: str) -> Tensor:
-    """A tensor, array or list of numbers as a tensor. Raises UserError for anything else."""
+    """Convert a tensor, array or list of numbers to a tensor. Raises UserError for anything else."""
     if isinstance(value, Tensor):
         return value.detach()
     try:
         array = np.asarray(value)
-        return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))  # of our own order
+        return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))  # native byte order
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{what} must be a tensor or an array of numbers, got {type(value).__name__}"
@@ -30,10 +30,10 @@ def as_tensor(value: Any, what: str) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Anything with a length whose items are (image, label): read as it is needed, each row anew.
+    """A sequence of items (image, label), whose rows are read when they are needed.
 
     Attributes:
-        items: such as a torch.utils.data.Dataset that gives tensors or arrays in [0, 1].
+        items: for example a torch.utils.data.Dataset with tensors or arrays in [0, 1].
     """
 
     items: Any
@@ -65,7 +65,7 @@ class Rows:
 
 
 def as_rows(data: Any) -> Rows:
-    """The data by rows. Raises UserError, which says what to hand over, for what has none."""
+    """Wrap a sequence of rows. Raises UserError, which says what to pass instead, for anything else."""
     name = type(data).__name__
     if hasattr(data, "dataset") and hasattr(data, "batch_size"):
         raise UserError(

@@ -1,4 +1,4 @@
-"""One evaluation on several processes: each has every so-manieth point, and a progress file of its own."""
+"""One evaluation on several processes: each has a share of the points and its own progress file."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ __all__ = [
 Known = Callable[[State, Tensor, Path], State]
 
 PART = re.compile(r"\.(\d+)-of-(\d+)")
-LOOK = 0.5  # seconds between two looks at how far the others are
+LOOK = 0.5  # seconds between two reads of the other processes' progress
 
 
 def own_points(rows: Tensor) -> Tensor:
-    """This process's points: every `world`-th, so that all have as many robust ones, about."""
+    """This process's points: every `world`-th, so that all have about the same number of robust ones."""
     return rows[collective.rank() :: collective.world_size()]
 
 
 def own_file(file: str | os.PathLike[str], rank: int, world: int) -> Path:
-    """Where a process keeps its progress: in the file itself where it is alone."""
+    """The progress file of a process: `file` itself if there is only one process."""
     path = Path(file)
     return path if world == 1 else path.with_name(f"{path.name}.{rank}-of-{world}")
 
 
 def progress_files(file: str | os.PathLike[str]) -> dict[tuple[int, int], Path]:
-    """(rank, world) -> the progress files that are there, whatever number of processes wrote them."""
+    """(rank, world) -> existing progress files, for any number of processes."""
     path = Path(file)
     found = {(0, 1): path} if path.exists() else {}
     for part in path.parent.glob(f"{_escaped(path.name)}.*-of-*") if path.parent.is_dir() else ():
@@ -65,31 +65,31 @@ def _escaped(name: str) -> str:
 
 
 def partial_files(place: Path | None, labels: Iterable[str]) -> dict[str, Path | None]:
-    """The progress file of each of several models, beside the file of the result; None where it has none."""
+    """The progress file of each of several models, beside the result's file; None if there is no file."""
     if place is None:
         return dict.fromkeys(labels)
     return {label: place.with_name(f".{place.name}-{file_name(label)}.partial") for label in labels}
 
 
 def clear(*files: Path | None) -> None:
-    """Remove the progress files of all processes, once the result is kept; by the first of them."""
+    """Remove the progress files of all processes, after the result is saved; only the first process does."""
     for file in files if collective.rank() == 0 else ():
         for part in progress_files(file).values() if file is not None else ():
             part.unlink(missing_ok=True)
 
 
 def own_progress_file(file: str | os.PathLike[str], n: int, key: str, known: Known, *, several: bool) -> Path:
-    """This process's progress file; the file itself where it is alone.
+    """This process's progress file.
 
-    What another number of processes left is cut anew for the present one, by the first of them; where one of
-    those had not begun, all begins anew.
+    If another number of processes has left files, the first process divides them anew. If one of those files
+    is missing, they are removed and the evaluation begins anew.
 
     Args:
-        n: points of the evaluation. key: of it. several: all processes share it.
-        known: (state, its points, file) -> the state. Raises UserError if it is another model's.
+        n: number of points of the evaluation. key: of the evaluation. several: whether processes share it.
+        known: (state, its points, file) -> the state. Raises UserError if it belongs to another model.
 
     Raises:
-        UserError: on all processes, for a file that cannot be gone on from.
+        UserError: on all processes, for a file that cannot be resumed.
     """
     rank, world = (collective.rank(), collective.world_size()) if several else (0, 1)
     failed = None
@@ -123,10 +123,7 @@ def _rearrange(file: str | os.PathLike[str], n: int, key: str, known: Known, wor
 
 
 def _cut(whole: State, rank: int, world: int) -> State:
-    """A process's points of a state, at the beginning of the turn that it is in.
-
-    Its share of the passes goes along.
-    """
+    """A process's share of a state and its passes, set back to the beginning of the present turn."""
     at, rows = replace(whole.position, offset=0), slice(rank, None, world)
     columns = {name: getattr(whole, name)[rows] for name in ("y", "stage", "turn", "predicted", "margin")}
     forward, backward = (
@@ -136,10 +133,10 @@ def _cut(whole: State, rank: int, world: int) -> State:
 
 
 def merged(states: Sequence[State], n: int) -> State:
-    """The state of n points of which the k-th state has every so-manieth from the k-th on.
+    """Merge the states of all processes into one state of n points.
 
-    Where the one that is furthest behind stands, at the beginning of its turn. Points that broke later stay
-    broken.
+    State k has the points k, k + number of states, .... The position is the beginning of the present turn of
+    the process that is furthest behind. Points that were broken later stay broken.
     """
     if len(states) == 1:
         return states[0]
@@ -155,10 +152,10 @@ def merged(states: Sequence[State], n: int) -> State:
 
 
 class SharedProgress:
-    """Shows how far all processes are, on the first one; elsewhere it only tells.
+    """Shows the progress of all processes on the first one; the others only report theirs.
 
     Args:
-        show: on the first process. topic: the same on all, another for every evaluation.
+        show: called on the first process. topic: equal on all processes, and different for each evaluation.
     """
 
     def __init__(self, show: Callable[[Any], object] | None, topic: str, points: int) -> None:
@@ -173,7 +170,7 @@ class SharedProgress:
         self._look()
 
     def finish(self, state: State, n: int) -> State:
-        """Tell that this part is done; the first process looks on until all are.
+        """Report that this part is done; the first process shows the others' progress until all are done.
 
         Returns the state of all n points, on every process.
         """
@@ -188,7 +185,7 @@ class SharedProgress:
         collective.post(f"{self._topic}/{collective.rank()}", json.dumps(own))
 
     def _look(self) -> float:
-        """The part of the work that is done, after showing it."""
+        """Show the progress of all, and return the fraction that the slowest process has done."""
         if collective.rank() or self._show is None or self._last is None:
             return 1.0
         told = [collective.posted(f"{self._topic}/{rank}") for rank in range(collective.world_size())]

@@ -1,4 +1,4 @@
-"""Several evaluations side by side: who is better, is it significant, at what cost, and over seeds."""
+"""Compare evaluations: ranking, significance, cost, and spread over seeds."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ SAME_RADIUS = 1e-6  # relative
 class Row:
     """One evaluation in a comparison.
 
-    Every metric is an attribute, too: `row.robust_accuracy`, `row.tail_30`, `row.training_passes`.
+    Every metric is also an attribute: `row.robust_accuracy`, `row.tail_30`, `row.training_passes`.
 
     Attributes:
-        name: of the run. score: the evaluation itself. training: what the model cost, where known.
-        values: of every metric (see `METRICS`) by its key; infinite where it is not known.
-        p_value: exact McNemar test of the robust verdicts against the first row, on the same points; None for
-            the first row and where the points differ.
-        p_adjusted: the same after Holm's correction for all pairs of rows. significant: it is below 5 %.
+        name: of the run. score: the evaluation. training: cost of the model's training, or None.
+        values: of every metric (see `METRICS`) by key; infinite if unknown.
+        p_value: of the exact McNemar test of the robust verdicts against the first row, on the same points;
+            None for the first row, and if the points differ.
+        p_adjusted: the same after Holm's correction for all pairs of rows. significant: whether it is below
+            5 %.
     """
 
     name: str
@@ -69,15 +70,15 @@ def compare(
     descending: bool | None = None,
     training: Sequence[TrainingCost | None] | None = None,
 ) -> list[Row]:
-    """Rows of a table, best first, each tested against the first.
+    """Rank evaluations, best first, and test each against the first.
 
-    The correction is for all pairs, not only for those with the first row, because the data chose which row
-    stands first.
+    p-values are corrected for all pairs, not only for those with the first row, because the data determine
+    which row is first.
 
     Args:
-        names: of the runs; numbered if not given.
-        sort: key of a metric. descending: largest first, unless less of it is better.
-        training: what each model cost, where that is known.
+        names: of the runs; numbers if not given.
+        sort: key of a metric. descending: largest first; by default if larger values are better.
+        training: training cost of each model, where known.
 
     Raises:
         UserError: nothing to compare, or evaluations of different attacks or threats.
@@ -98,7 +99,7 @@ def compare(
 
 
 def same_threat(first: ThreatModel, second: ThreatModel) -> bool:
-    """Whether two threats differ by no more than the rounding of a radius: 8/255 and 0.031372549 are one."""
+    """Whether two threats are equal up to rounding of the radius: 8/255 equals 0.031372549."""
     return type(first) is type(second) and math.isclose(first.eps, second.eps, rel_tol=SAME_RADIUS)
 
 
@@ -117,7 +118,7 @@ def _row(name: str, score: Score, training: TrainingCost | None) -> Row:
 
 
 def _tested(rows: list[Row]) -> list[Row]:
-    """The rows with their tests against the first."""
+    """Add the tests against the first row."""
     places = [str(k) for k in range(len(rows))]  # names may repeat
     first = {pair.second: pair for pair in pairs([r.score for r in rows], places) if pair.first == "0"}
     return [
@@ -131,8 +132,9 @@ class SeedSpread:
     """A number over the seeds of a method.
 
     Attributes:
-        values: one a seed. mean: of them. std: with n - 1 in the denominator, None for one seed.
-        interval_95: Student's interval of the mean, None for one seed.
+        values: one for each seed. mean: of the values. std: standard deviation with n - 1 in the denominator,
+            None for one seed.
+        interval_95: Student's t interval of the mean, None for one seed.
     """
 
     values: tuple[float, ...]
@@ -142,7 +144,7 @@ class SeedSpread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> SeedSpread:
-        """From the values."""
+        """Compute the spread of the values."""
         n, mean = len(values), float(np.mean(values))
         if n < 2:
             return cls(tuple(values), mean, None, None)
@@ -154,11 +156,11 @@ class SeedSpread:
 
 
 def over_seeds(scores: Sequence[Score]) -> dict[str, SeedSpread]:
-    """Every share (robust, clean, tail and worst-class accuracy) of several seeds of one method.
+    """The spread of every share (robust, clean, tail and worst-class accuracy) over seeds of one method.
 
     Raises:
-        UserError: no scores, or scores of different attacks, threats or rows of the data. Data that each seed
-            splits anew may differ: its test sets are replicates, too.
+        UserError: no scores, or scores of different attacks, threats or rows of the data. The data themselves
+            may differ, because each seed may split a set anew.
 
     Example:
         >>> SeedSpread.of([0.5, 0.6]).mean

@@ -1,4 +1,4 @@
-"""The state of an evaluation: every verdict so far and where the search stands, kept through a kill."""
+"""The state of an evaluation: verdicts so far and position of the search, saved so that it can be resumed."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = ["Position", "State"]
 
 SCHEMA = "bivallate-progress-3"
 COLUMNS = ("y", "stage", "turn", "predicted", "margin", "sample")
-SAME = 1e-4  # of the largest logit: above what batch size, threads or device may round
+SAME = 1e-4  # tolerance relative to the largest logit: above rounding by batch size, threads or device
 
 
 class StateColumns(TypedDict):
-    """One value a point each, and the logits of a few points."""
+    """Columns with one value for each point, and the logits of a few points."""
 
     y: Packed
     stage: Packed
@@ -70,9 +70,9 @@ class State:
     Attributes:
         y, predicted, margin, stage: as in `Score`. turn: (n,) the turn that broke the point.
         position: the next piece of work. passes, seconds: spent so far. batch_size: points in one piece.
-        shares: into how many a piece is cut, to be searched side by side.
-        classes: of the model; 0 until the clean pass is done.
-        sample: (k, K) logits of a few points, by which a resume knows the model; empty where nothing is kept.
+        shares: number of parallel shares of a piece.
+        classes: number of classes; 0 until the clean pass is done.
+        sample: (k, K) logits of a few points, by which a resume recognises the model; empty without a file.
     """
 
     y: Tensor
@@ -90,36 +90,36 @@ class State:
 
     @classmethod
     def of(cls, n: int, batch_size: int, shares: int = 1) -> State:
-        """An empty state."""
+        """The state before the first verdict."""
         whole = torch.zeros(n, dtype=torch.int64)
         return cls(whole, whole + ROBUST, whole.clone(), whole.clone(), torch.zeros(n), batch_size, shares)
 
     def is_of(self, sample: Tensor) -> bool:
-        """Whether logits of the same few points agree with those kept, but for rounding."""
+        """Whether logits of the same few points agree with the stored ones up to rounding."""
         kept = self.sample
         return kept.shape == sample.shape and bool((kept - sample).abs().max() <= SAME * kept.abs().max())
 
     def living(self, at: Position) -> Tensor:
-        """The points not broken before turn `at.turn` of stage `at.stage`, whatever has happened since."""
+        """The points that were not broken before turn `at.turn` of stage `at.stage`, even if they are now."""
         later = (self.stage > at.stage) | ((self.stage == at.stage) & (self.turn >= at.turn))
         return ((self.stage == ROBUST) | later).nonzero()[:, 0]
 
     def enter_clean(self, rows: Tensor, y: Tensor, logits: Tensor, margin: Tensor) -> None:
-        """The verdicts on the clean images."""
+        """Record the verdicts on clean images."""
         self.y[rows], self.predicted[rows] = y.cpu(), logits.argmax(1).cpu()
         self.margin[rows] = margin.float().cpu()
         self.stage[rows] = torch.where(self.predicted[rows] == self.y[rows], ROBUST, CLEAN)
         self.classes = logits.shape[1]
 
     def enter(self, rows: Tensor, verdict: Verdict, stage: int, turn: Tensor) -> Tensor:
-        """Record verdicts on points that still stand; a point may occur several times, with different turns.
+        """Record verdicts on points that are still robust; a point may occur with several turns.
 
-        Returns (B,) bool: the rows of the verdict that are their point's worst so far.
+        Returns (B,) bool: the rows of the verdict that are the worst so far for their point.
         """
         fooled, margin = verdict.fooled.cpu(), verdict.margin.float().cpu()
         predicted, turn = verdict.predicted.cpu(), turn.cpu()
         lowest = torch.full_like(self.stage, -1)  # row of the verdict with each point's lowest margin
-        for t in turn.unique().tolist():  # ascending: the earliest turn that fools is the one that counts
+        for t in turn.unique().tolist():  # ascending, because the earliest turn that breaks a point counts
             some = (turn == t).nonzero()[:, 0]
             some = some[self.stage[rows[some]] == ROBUST]
             lower = some[fooled[some] | (margin[some] < self.margin[rows[some]])]
@@ -132,7 +132,7 @@ class State:
         return worst
 
     def save(self, path: str | os.PathLike[str], key: str) -> None:
-        """Write the state atomically; `key` says which evaluation it belongs to."""
+        """Write the state atomically; `key` identifies the evaluation."""
         at = self.position
         content = {
             "schema": SCHEMA,
@@ -151,7 +151,7 @@ class State:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], key: str) -> State:
-        """Read what `save` wrote. Raises UserError if it is damaged or of another evaluation."""
+        """Read what `save` wrote. Raises UserError if it is damaged or belongs to another evaluation."""
         try:
             content = read_json(path, "progress file", WrittenState, 1024 * MEGABYTE)
             stage, turn, offset = content["position"]
@@ -178,7 +178,7 @@ class State:
         return made
 
     def _whole(self) -> None:
-        """Raise UserError where columns do not belong together."""
+        """Raise UserError if the columns do not fit each other."""
         points = {name: getattr(self, name) for name in COLUMNS if name != "sample"}
         within(len(self.y), **points)
         for name in ("y", "stage", "turn", "predicted"):

@@ -1,4 +1,4 @@
-"""Intervals and tests: what a finite number of points allows one to say about an accuracy."""
+"""Confidence intervals and tests for accuracies measured on finitely many points."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ __all__ = [
 ]
 
 Z95 = 1.959963984540054
-REACH, HALVINGS = 6.0, 10  # of the search for an end of a tail's interval: to 0.01 standard errors
-TINY = 1e-12  # rounding of a mean of class accuracies
+REACH, HALVINGS = 6.0, 10  # of the bisection for an end of a tail's interval: to 0.01 standard errors
+TINY = 1e-12  # tolerance for rounding of a mean of class accuracies
 
 
 FEWEST_POINTS = 50
-"""Points below which no test can tell anything apart."""
+"""Number of points below which tests have no power."""
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
-    """95 % score interval for a proportion of `hits` in `n`; (0, 1) for no points at all.
+    """Wilson's 95 % score interval for a proportion of `hits` in `n`; (0, 1) for n = 0.
 
     Example:
         >>> [round(bound, 3) for bound in wilson(8, 10)]
@@ -57,10 +57,10 @@ def wilsons(hits: np.ndarray, counts: np.ndarray) -> list[tuple[float, float] | 
 
 
 def gini(hits: np.ndarray, counts: np.ndarray) -> float | None:
-    """How unequal the accuracies a_1 to a_K of the classes are: the Gini coefficient.
+    """The Gini coefficient of the accuracies a_1 to a_K of the classes, a measure of inequality.
 
-    sum_ij |a_i - a_j| / (2 K^2 mean): 0 where all are alike, 1 - 1/K where one class has everything; None
-    where no class has anything.
+    sum_ij |a_i - a_j| / (2 K^2 mean): 0 if all are equal, 1 - 1/K if only one is not zero; None if all are
+    zero.
 
     Example:
         >>> round(gini(np.array([9, 5, 1]), np.array([10, 10, 10])), 3), gini(np.array([0]), np.array([3]))
@@ -77,20 +77,20 @@ def tail(hits: np.ndarray, counts: np.ndarray, k: float) -> tuple[float, float]:
     """(mean of class accuracies, pooled accuracy) over the lowest ceil(k % of the classes).
 
     Args:
-        hits: (..., K) robust points of each class. counts: (..., K) points of each class; classes without a
-            point take no part. k: in per cent.
+        hits: (K,) robust points of each class. counts: (K,) points of each class; classes without points are
+            left out. k: in per cent.
     """
     means, pooled = tails(hits[None], counts[None], k)
     return float(means[0]), float(pooled[0])
 
 
 def _taken(classes: Any, k: float) -> Any:
-    """How many classes the tail has; rounded first, so that 30 % of 10 are 3."""
+    """Number of classes in the tail; rounded first, so that 30 % of 10 are 3."""
     return np.ceil(np.round(k / 100 * classes, 9)).astype(int)
 
 
 def tails(hits: np.ndarray, counts: np.ndarray, k: float) -> tuple[np.ndarray, np.ndarray]:
-    """As `tail`, of many samples: hits, counts (B, K) give (B,) and (B,)."""
+    """As `tail`, for many samples: hits, counts (B, K) give (B,) and (B,)."""
     present = counts > 0
     accuracy = np.where(present, hits / np.maximum(counts, 1), np.inf)
     order = np.argsort(accuracy, axis=1, kind="stable")
@@ -103,31 +103,36 @@ def tails(hits: np.ndarray, counts: np.ndarray, k: float) -> tuple[np.ndarray, n
 def bootstrap_tail(
     hits: np.ndarray, counts: np.ndarray, k: float, *, pooled: bool = False, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % interval of a tail score: a bootstrap over the points of each class, read as tests.
+    """95 % interval of a tail score: a bootstrap over the points of each class, by test inversion.
 
-    The lowest classes are chosen by the same points that measure them, so the score is too low on average,
-    the more so the more classes are alike. Percentiles of resamples are too low twice over, and may even lie
-    below the score. Here an end of the interval is the tail score that the resamples would have to come from
-    for one as extreme as the score to be drawn 2.5 % of the time:
+    The same points choose the lowest classes and measure them, so that the score is too low on average, the
+    more so the more classes are similar. Percentiles of resamples are biased twice, and may even exclude the
+    score. Here an end of the interval is the tail score of a distribution for which a score as extreme as the
+    observed one is drawn with probability 2.5 %:
 
-    - the lower end resamples the chosen classes without choosing anew, because choice never raises a score;
-    - the upper end chooses anew in each resample, and from classes that cannot be told from the last of the
-      tail (within two standard errors) made equal, because choice lowers the score most among equals.
+    - for the lower end, the chosen classes are resampled without choosing again, because choosing never
+    raises
+      a score;
+    - for the upper end, each resample chooses again. Classes that cannot be distinguished from the last one
+    of
+      the tail (within two standard errors) are made equal first, because among equal classes choosing lowers
+      the score most.
 
-    The score is always inside; scores of 0 and 1 get an interval as Wilson's does. In simulations with 10
-    classes of 100 points (all equal; one or three lower; spread; near 0 or 1) it covers 95 to 100 %.
+    The interval always contains the score; scores of 0 and 1 have an interval, as with Wilson's. In
+    simulations with 10 classes of 100 points (all equal; one or three lower; spread; near 0 or 1) it covers
+    95 to 100 %.
 
     Reference: Carpenter 1999, Test inversion bootstrap confidence intervals; Andrews and Soares 2010,
-    generalized moment selection, for making near classes equal.
+    generalized moment selection, for making similar classes equal.
 
     Args:
-        draws: resamples for each trial of an end; fewer where there are more than 50 classes.
+        draws: resamples for each trial of an end; fewer with more than 50 classes.
     """
     some = tuple(hits.tolist()), tuple(counts.tolist())
     return _tail_interval(*some, k, pooled, draws, seed)
 
 
-@lru_cache(maxsize=256)  # one table asks for the same interval several times
+@lru_cache(maxsize=256)  # a table uses the same interval several times
 def _tail_interval(
     hits_of: tuple[int, ...], counts_of: tuple[int, ...], k: float, pooled: bool, draws: int, seed: int
 ) -> tuple[float, float]:
@@ -144,8 +149,8 @@ def _tail_interval(
         inside, outside = -sign * REACH, sign * REACH
         for _ in range(HALVINGS):
             z = (inside + outside) / 2
-            generator = np.random.default_rng(seed)  # the same numbers at every z: the answer is monotone
-            shape = (len(of), draws)  # a class a row is the faster way to draw
+            generator = np.random.default_rng(seed)  # equal numbers for every z make the share monotone in z
+            shape = (len(of), draws)  # with classes as rows the draw is faster
             drawn = generator.binomial(of[:, None], _moved(levels, of, z)[:, None], shape).T
             score = tails(drawn, np.broadcast_to(of, drawn.shape), share)[int(pooled)]
             extreme = score <= value + TINY if sign > 0 else score >= value - TINY
@@ -158,15 +163,15 @@ def _tail_interval(
 
 
 def _levelled(hits: np.ndarray, counts: np.ndarray, last: int) -> np.ndarray:
-    """Class accuracies, those near that of class `last` replaced by what they are together."""
-    smooth = (hits + 0.5) / (counts + 1)  # so that no hits at all have a standard error, too
+    """Class accuracies, with those close to that of class `last` replaced by their pooled accuracy."""
+    smooth = (hits + 0.5) / (counts + 1)  # so that the standard error is not zero at 0 or all hits
     variance = smooth * (1 - smooth) / counts
     near = np.abs(smooth - smooth[last]) <= 2 * np.sqrt(variance + variance[last])
     return np.where(near, hits[near].sum() / counts[near].sum(), hits / counts)
 
 
 def _moved(p: np.ndarray, n: np.ndarray, z: float) -> np.ndarray:
-    """Proportions moved by z standard errors, as the ends of score intervals are."""
+    """Shift proportions by z standard errors, as for the ends of score intervals."""
     centre, spread = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return np.clip((centre + spread) / (1 + z * z / n), 0, 1)
 
@@ -189,10 +194,10 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def paired_score_interval(won: int, lost: int, n: int) -> tuple[float, float]:
-    """95 % interval of the difference of two accuracies on the same n points, (won - lost) / n, by score.
+    """95 % score interval of the difference (won - lost) / n of two accuracies on the same n points.
 
-    `won` points are right with the first alone, `lost` with the second alone. Unlike the interval of the
-    normal law it keeps its level where few points differ, and has a width where none does.
+    `won` points are right only with the first, `lost` only with the second. Unlike the interval of the normal
+    approximation it keeps its level if few points differ, and has a positive width if none does.
 
     Reference: Tango 1998, Equivalence test and confidence interval for the difference in proportions for the
     paired-sample design.
@@ -204,9 +209,9 @@ def paired_score_interval(won: int, lost: int, n: int) -> tuple[float, float]:
     """
 
     def score(d: float) -> float:
-        """How many standard errors the difference lies above d, at the law that suits d best."""
+        """(Observed difference - d) in standard errors, at the maximum-likelihood model with difference d."""
         b = (2 * n - won + lost) * d - won - lost
-        rare = (math.sqrt(max(b * b + 8 * n * lost * d * (1 - d), 0.0)) - b) / (4 * n)  # chance of losing
+        rare = (math.sqrt(max(b * b + 8 * n * lost * d * (1 - d), 0.0)) - b) / (4 * n)  # chance of `lost`
         variance = n * (2 * rare + d * (1 - d))
         gap = won - lost - n * d
         return gap / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, gap) if gap else 0.0
@@ -224,7 +229,7 @@ def paired_score_interval(won: int, lost: int, n: int) -> tuple[float, float]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected by Holm's method: below a level together, they are wrong at most that often.
+    """p-values corrected by Holm's method, which controls the family-wise error rate.
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
@@ -240,12 +245,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Two-sided p-value of Welch's test that two methods have the same mean over seeds.
 
-    None below two seeds each.
+    None with fewer than two seeds each, or if neither has any spread.
     """
     if min(len(first), len(second)) < 2:
         return None
     if np.ptp(first) == 0 and np.ptp(second) == 0:
-        return None  # no spread to judge a difference by
+        return None  # without spread there is no standard error
     from scipy.stats import ttest_ind_from_stats
 
     numbers = [(np.mean(v), np.std(v, ddof=1), len(v)) for v in (first, second)]
@@ -253,11 +258,11 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
 
 
 def at_chance(labels: Sequence[int] | np.ndarray, answers: Sequence[int] | np.ndarray) -> bool:
-    """Whether answers agree with labels no more than they would if they had nothing to do with the images.
+    """Whether predictions agree with the labels no more than independent predictions would.
 
-    The agreement that independence gives, sum_k n_k m_k / n of n_k labels and m_k answers of a class, and two
-    standard errors above it, are chance: so one answer to every image is, however common its class, and rare
-    right answers to a rare class are not.
+    Independent predictions agree on sum_k n_k m_k / n points on average, with n_k labels and m_k predictions
+    of class k. Agreement up to two standard errors above this counts as chance. A constant prediction is then
+    at chance, however common its class, and a few right predictions of a rare class are not.
 
     Example:
         >>> at_chance([0] * 90 + [1] * 10, [0] * 100), at_chance([0] * 90 + [1] * 10, [0] * 80 + [1] * 20)

@@ -1,4 +1,4 @@
-"""Beyond one radius and one model: curves over eps, minimal distances, and points made for other models."""
+"""Evaluations over several radii and models: curves over eps, minimal distances, and transfer attacks."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from bivallate.types import Batch, Passes
 __all__ = ["clean_scores", "eps_curve", "minimal_distances", "survivors", "transfer"]
 
 
-SEARCHES = "fab-t, fmn, ddn"  # of `minimal_distances`: what fewer have begun, more must not end
+SEARCHES = "fab-t, fmn, ddn"  # in the key of `minimal_distances`: files of fewer searches are not resumed
 
 
 @python_arguments
@@ -59,16 +59,19 @@ def eps_curve(
     progress: bool | Callable[[EvaluationProgress], object] | None = None,
     **options: Any,
 ) -> dict[float, Score]:
-    """A score for each radius, in ascending order; a point broken at one radius is broken at all larger ones.
+    """Evaluate at several radii; a point that is broken at one radius is broken at all larger ones.
 
-    That is exact, because the smaller ball lies in the larger; without it the curve could rise by the luck of
-    a search.
+    That is exact, because the larger ball contains the smaller one; without it chance in the search could
+    make the curve rise.
 
     Args:
-        model, data, norm, eps, attack: as in `evaluate`; eps are several radii.
-        resume: beginning of the names of files that keep every verdict, one a radius (`FILE.0.1`); a curve
-            that was interrupted goes on from them. They are left in place.
+        model, data, attack: as in `evaluate`. norm: "linf", "l2" or "l1". eps: the radii.
+        resume: beginning of the names of files that keep every verdict, one for each radius (`FILE.0.1`); an
+            interrupted curve continues from them. They are not removed.
         progress, options: as in `evaluate`.
+
+    Returns:
+        A score for each radius, in ascending order.
     """
     radii = sorted({make_threat(norm, value).eps for value in eps})
     if not radii:
@@ -94,12 +97,12 @@ def eps_curve(
 
 
 def curve_file(resume: str | os.PathLike[str], radius: float) -> Path:
-    """Where a curve that can be resumed keeps the verdicts at one radius."""
+    """The file of the verdicts at one radius of a curve that can be resumed."""
     return Path(f"{os.fspath(resume)}.{radius!r}")
 
 
 @python_arguments
-@torch.inference_mode(False)  # a caller may be in it
+@torch.inference_mode(False)  # the caller may be in inference mode, and searches need gradients
 def minimal_distances(
     model: nn.Module | Callable[[Tensor], Tensor],
     data: Any,
@@ -117,14 +120,16 @@ def minimal_distances(
 ) -> Tensor:
     """(n,) the smallest norm at which each point is found misclassified: an upper bound of its distance.
 
-    The smallest that FAB-T, FMN and, in L2, DDN find.
-    Zero where the clean image is wrong, infinite where nothing was found. Confirmed by a fresh forward.
-    `progress` is called after every batch; True shows it. `resume`: a file that keeps every distance, from
-    which a search that was interrupted goes on; it stays. `shared`: under torchrun, every process calls this
-    and takes every so-manieth point.
+    It is the smallest that FAB-T, FMN and, in L2, DDN find, confirmed by a fresh forward pass. It is 0 if the
+    clean image is misclassified, and infinite if nothing was found.
+
+    Args:
+        model, data, n, first, seed, shared, progress: as in `evaluate`. norm: "linf", "l2" or "l1".
+        steps: of each search. targets: of FAB-T. batch_size: points at once.
+        resume: a file that keeps every distance, from which an interrupted search continues; not removed.
 
     Raises:
-        UserError: images, labels, logits or counts that `evaluate` would not take either.
+        UserError: as `evaluate`.
     """
     check_seed(seed)
     at_least_one("minimal_distances", steps=steps, targets=targets, batch_size=batch_size)
@@ -141,7 +146,7 @@ def minimal_distances(
             found = distances_by_search(module, x, y, rows.to(where), ball, steps, targets)
             kept.add(rows, torch.stack(list(found.values())).amin(0))
             if show is not None:
-                # of all processes, which are about as far
+                # estimated for all processes, which are about equally fast
                 done, seconds = len(index) - kept.world * len(kept.left(index)), time.perf_counter() - began
                 show(Searched("distances", len(index), max(0, done), seconds))
         return kept.all_of(index, torch.promote_types(dtype, torch.float32))
@@ -156,7 +161,7 @@ def distances_by_search(
     steps: int,
     targets: int,
 ) -> dict[str, Tensor]:
-    """The smallest norms (n,) as of `minimal_distances`, on one batch, of each search by its name."""
+    """The smallest norms (n,) of one batch, as in `minimal_distances`, for each search by its name."""
     clean = logits_of(model, x, Passes())
     check_labels(y, clean.shape[1])
     y = y.long()
@@ -171,7 +176,7 @@ def distances_by_search(
 
 
 def _nearest(problem: LowerProblem, steps: int, targets: int) -> Iterator[tuple[str, Tensor]]:
-    """What each search finds that looks for the smallest perturbation."""
+    """Yield the perturbations of each search for the smallest perturbation."""
     for rank in range(targets):
         rows = torch.full_like(problem.y, rank)
         aim = TowardsTarget(runner_up(problem.clean_logits, problem.y, rows))
@@ -182,13 +187,13 @@ def _nearest(problem: LowerProblem, steps: int, targets: int) -> Iterator[tuple[
 
 
 def survivors(distances: Tensor, radii: Sequence[float]) -> list[int]:
-    """The number of points for which no perturbation of each norm, or a smaller one, was found."""
+    """For each radius the number of points for which no perturbation of at most this norm was found."""
     return [int((distances > radius).sum()) for radius in radii]
 
 
 @part
 class Surrogate:
-    """Points made beforehand on another model, as a stage that the target is judged by."""
+    """A stage with points that were computed beforehand on another model."""
 
     name: str
 
@@ -204,12 +209,12 @@ class Surrogate:
         return 1.0
 
     def remember(self, x: Tensor, x_adv: Tensor, rows: Tensor) -> None:
-        """Remember the perturbations of some rows."""
+        """Store the perturbations of some rows."""
         for row, delta in zip(rows.tolist(), x_adv - x, strict=True):
             self._points[row] = delta  # pyright: ignore[reportAttributeAccessIssue]
 
     def search(self, problem: LowerProblem, turn: Tensor) -> Tensor:
-        """The remembered perturbations."""
+        """Return the stored perturbations."""
         kept = self._points  # pyright: ignore[reportAttributeAccessIssue]
         return torch.stack([kept[row] for row in problem.batch.index.tolist()]).to(problem.x)
 
@@ -227,15 +232,15 @@ def transfer(
     seed: int = 0,
     **options: Any,
 ) -> Score:
-    """Black box: points are made on each surrogate, and the model is judged on them in turn.
+    """Black-box evaluation: compute points on each surrogate, and evaluate the model on them in turn.
 
-    APGD goes on when it has crossed the surrogate's boundary, to where the margin is lowest: points at that
-    boundary fool few other models. FAB, Square and `pgd-best` stop there by their nature and transfer badly.
+    APGD does not stop when it has crossed the surrogate's boundary but goes on to the lowest margin, because
+    points at that boundary fool few other models. FAB, Square and `pgd-best` stop at the boundary by design
+    and transfer badly. An accuracy below that of a white-box attack means that the model masks its gradients.
 
-    The score's stages are the surrogates, and its attack's name names them and ends in a hash of their
-    weights, so that points of other surrogates with the same names are another attack. Its passes are the
-    model's own. An accuracy below the white-box one says that the model hides its gradients. Options as in
-    `evaluate`.
+    The score's stages are the surrogates. The attack's name contains their names and a hash of their weights,
+    so that other surrogates with the same names are another attack. Its passes are the model's own. Options
+    and errors as in `evaluate`; there is no `resume`.
     """
     if isinstance(surrogates, nn.Module):
         surrogates = [surrogates]
@@ -267,10 +272,10 @@ def clean_scores(
     *,
     seed: int = 0,
 ) -> dict[str, Score]:
-    """The clean score of each target on images that were made on another model.
+    """The accuracy of each target on images that were computed on another model, as "clean" scores.
 
-    Unlike in `transfer` a point counts as right even where the target is wrong on the clean image, and the
-    attack stops at the source's boundary.
+    Unlike in `transfer`, a point may count as right although the target misclassifies the clean image, and
+    the attack stops at the source's boundary.
     """
     x_adv = crafted(source, points((x, y)), torch.arange(len(x)), threat, parse(attack, threat), seed)
     return {label: evaluate(target, (x_adv, y), threat, "clean") for label, target in targets.items()}
@@ -283,7 +288,7 @@ def _mark(surrogates: Iterable[nn.Module]) -> str:
 
 
 def _lasting(attack: Attack) -> Attack:
-    """The attack with APGDs that do not leave an example when it is misclassified."""
+    """The attack with APGD stages that continue after an example is misclassified."""
 
     def stays(one: Any) -> Any:
         solver = getattr(one, "solver", None)

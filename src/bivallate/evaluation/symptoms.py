@@ -1,4 +1,4 @@
-"""The symptoms that the pre-flight looks for, each with its cure."""
+"""The checks of the pre-flight; each reports symptoms of a fault with the evidence and a cure."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ __all__ = [
     "stateless",
 ]
 
-DIFFERENT = 1e-3  # relative to the largest logit; rounding stays below 1e-5
-SHARE = 0.1  # of the points that may show a symptom by chance
+DIFFERENT = 1e-3  # difference, relative to the largest logit, that is reported; rounding stays below 1e-5
+SHARE = 0.1  # share of the points that may show a symptom by chance
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a reader of the result must know.
+    """A fault, or a fact that a reader of the result must know.
 
     Attributes:
-        severity: "error" (no attack's result would mean anything), "warning" (it may flatter the model) or
-            "note".
-        name: a short word for programs. what: is wrong; got: the evidence; fix: what to do.
+        severity: "error" (results of attacks would be meaningless), "warning" (results may overstate
+            robustness) or "note".
+        name: a short word for programs. what: the fault. got: the evidence. fix: what to do.
     """
 
     severity: str
@@ -115,7 +115,7 @@ def modes(model: Any) -> Iterator[Finding]:
 
 
 def logits_or_fault(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor | None, list[Finding]]:
-    """(B, K) logits, or None and what stands in the way: no finite logits, or labels that do not fit them."""
+    """(B, K) logits, or None and a finding: no finite logits, or labels that do not fit them."""
     try:
         logits = logits_of(model, x, Passes())
     except UserError as error:
@@ -123,7 +123,7 @@ def logits_or_fault(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor | No
         return None, [Finding("error", "logits", "the model does not return logits", str(error), fix)]
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # the user's own code, asked for the first time
+    except Exception as error:  # the first call of the user's own code
         got, fix = f"{type(error).__name__}: {error}".splitlines()[0], "Call it on these images and mend it"
         return None, [Finding("error", "logits", "the model fails on the images", got, fix)]
     try:
@@ -135,7 +135,7 @@ def logits_or_fault(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor | No
 
 
 def few_classes(names: Sequence[str], y: Tensor) -> Iterator[Finding]:
-    """Check that there are enough classes, of these names, and points of more than one."""
+    """Check that there are enough classes for the attacks, and points of more than one class."""
     classes = len(names)
     if classes < 4:
         got, fix = f"{classes} classes", "Targeted attacks then use the plain difference of two logits"
@@ -167,7 +167,7 @@ def outputs(logits: Tensor) -> Iterator[Finding]:
 
 
 def repeatable(model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[Finding]:
-    """Check that the same points give the same answers: twice, in another order, and alone."""
+    """Check that outputs are the same twice, in another order, alone, and when gradients are computed."""
     scale = logits.abs().amax().clamp(min=1e-30)
     with torch.no_grad():
         again = float((call_unharmed(model, x) - logits).abs().amax() / scale)
@@ -176,7 +176,7 @@ def repeatable(model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[Finding]
         with torch.no_grad():
             alone = torch.cat([call_unharmed(model, x[i : i + 1]) for i in range(min(4, len(x)))])
         single = float((alone - logits[: len(alone)]).abs().amax() / scale)
-    except (ValueError, RuntimeError):  # batch statistics of one point do not exist
+    except (ValueError, RuntimeError):  # there are no batch statistics of one point
         single = float("inf")
     if again > DIFFERENT:
         yield Finding(
@@ -209,7 +209,7 @@ def repeatable(model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[Finding]
 
 
 def _nearby(x: Tensor, threat: ThreatModel | None) -> Tensor:
-    """A random point in the threat's ball about each; of Linf 0.03 without a threat."""
+    """A random point in the threat's ball around each x; in Linf 0.03 without a threat."""
     ball = threat if threat is not None and threat.eps > 0 else Linf(0.03)
     noise = Noise(0, torch.arange(len(x), device=x.device))
     return x + ball.project(ball.random(noise, x), x)
@@ -218,10 +218,10 @@ def _nearby(x: Tensor, threat: ThreatModel | None) -> Tensor:
 def stateless(
     model: nn.Module, fresh: nn.Module | None, x: Tensor, threat: ThreatModel | None
 ) -> Iterator[Finding]:
-    """Check that answers do not depend on what the model was asked before, against a fresh copy.
+    """Check that outputs do not depend on earlier passes, by comparison with a fresh copy.
 
     Args:
-        fresh: a copy from before the first question; None where the model cannot be copied.
+        fresh: a copy from before the first pass; None if the model cannot be copied.
     """
     if fresh is None:
         return
@@ -236,7 +236,7 @@ def stateless(
 
 
 def restore_buffers(model: nn.Module, before: dict[str, Tensor]) -> Iterator[Finding]:
-    """Buffers that evaluation has moved, put back to where they were."""
+    """Restore buffers that passes in eval mode have moved, and report them."""
     moved = [k for k, v in model.named_buffers() if k in before and not torch.equal(v, before[k])]
     for name, buffer in model.named_buffers():
         if name in moved:
@@ -250,7 +250,7 @@ def restore_buffers(model: nn.Module, before: dict[str, Tensor]) -> Iterator[Fin
 def hidden_gradients(
     model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel | None
 ) -> tuple[Probe, Probe, list[Finding]]:
-    """Check gradients at the points and in the threat's ball about them for signs of masking."""
+    """Check gradients at the points and in the threat's ball around them for signs of masking."""
     clean = probe(model, x, y)
     near = probe(model, _nearby(x, threat), y, seed=1)
     return clean, near, list(_masked(clean, near))

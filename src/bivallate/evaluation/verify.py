@@ -1,4 +1,4 @@
-"""Verdicts: a point counts as broken only if a fresh forward pass inside the threat says so."""
+"""Verdicts: a point counts as broken only if a fresh forward pass, inside the threat, misclassifies it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ TOLERANCE = 1e-6  # by which a perturbation may exceed eps through rounding
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the model says about candidates.
+    """The model's verdict on candidates.
 
     Attributes:
-        x_adv: (B, C, H, W) in [0, 1]. predicted: (B,). margin: (B,) of the logits. fooled: (B,) bool.
+        x_adv: (B, C, H, W) in [0, 1], the points judged. predicted: (B,) classes. margin: (B,) of the logits.
+            fooled: (B,) bool, misclassified inside the threat.
     """
 
     x_adv: Tensor
@@ -36,9 +37,12 @@ class Verdict:
 def logits_of(model: nn.Module, x: Tensor, passes: Passes) -> Tensor:
     """(B, K) finite logits without graph, in float32 or better.
 
-    Without TensorFloat-32 and without an autocast that the caller may be in.
+    TensorFloat-32 and the caller's autocast are switched off.
 
     Cost: one forward.
+
+    Raises:
+        UserError: outputs that are no finite logits (B, K) with at least two classes.
     """
     passes.forward += len(x)
     with torch.no_grad(), without_autocast(x.device), full_float32():
@@ -60,9 +64,9 @@ def logits_of(model: nn.Module, x: Tensor, passes: Passes) -> Tensor:
 def judge(
     model: nn.Module, x: Tensor, y: Tensor, delta: Tensor, threat: ThreatModel, passes: Passes
 ) -> Verdict:
-    """The verdict on x + delta. A candidate outside the threat is brought back before it is judged.
+    """Judge x + delta. A candidate outside the threat is projected on it before it is judged.
 
-    What is accepted lies within eps + 1e-6 in float64 arithmetic, whatever the precision of the model.
+    An accepted point is within eps + 1e-6 in float64 arithmetic, whatever the precision of the model.
 
     Cost: one forward.
     """
@@ -78,17 +82,14 @@ def judge(
 
 
 def _inside(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
-    """(B,) bool: within eps + 1e-6; NaN is not."""
+    """(B,) bool: within eps + 1e-6; false for NaN."""
     return (threat.size(_exact(x_adv) - _exact(x)) <= threat.eps + TOLERANCE).to(x.device)
 
 
 def _shrunk(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
-    """x_adv, brought inside the threat where rounding has left it outside.
-
-    As in a large L2 ball: a point on the way to x that is inside after rounding.
-    """
+    """Move points towards x where rounding has left them outside of the threat, as in a large L2 ball."""
     exact, delta = _exact(x), _exact(x_adv) - _exact(x)
-    moved = (delta != 0).flatten(1).sum(1).to(delta.dtype)  # what does not move is not rounded
+    moved = (delta != 0).flatten(1).sum(1).to(delta.dtype)  # coordinates that do not move are not rounded
     rounding = torch.finfo(x.dtype).eps / 4 * (moved if isinstance(threat, L1) else moved.sqrt())
     size = threat.size(delta)
     scale = ((threat.eps - rounding).clamp(min=0) / size.clamp(min=TINY)).clamp(max=1)
@@ -97,5 +98,5 @@ def _shrunk(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
 
 
 def _exact(values: Tensor) -> Tensor:
-    """The same in float64; on the processor where the device has none."""
+    """The values in float64; on the CPU if the device has no float64."""
     return values.cpu().double() if values.device.type == "mps" else values.double()
