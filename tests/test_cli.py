@@ -165,6 +165,11 @@ MISTAKES = {
     "epochs that are no number": (["train", "at", "--epochs", "inf"], "inf"),
     "unknown key": (["train", "at", "--set", "solvr.steps=3"], "did you mean 'solver'"),
     "unknown field": (["train", "at", "--set", "solver.step=3"], "did you mean 'steps'"),
+    "unknown average": (["train", "at", "--set", "average=cyclc"], "'Cyclic'? Known: Cyclic, EMA, SWA"),
+    "unknown step rule": (
+        ["train", "at", "--set", "solver.direction=x"],
+        "Known: Adam, Proportional, Raw, Steepest",
+    ),
     "unknown part": (["train", "at", "--set", "coupling=Detachd"], "did you mean 'Detached'"),
     "no value": (["train", "at", "--set", "solver.steps"], "KEY=VALUE"),
     "text for a number": (["train", "at", "--set", "solver.steps=many"], "must be a number"),

@@ -118,6 +118,8 @@ def read(text: str, hint: Any, where: str, current: Any = None) -> Any:
         return made
     if bool in options:
         return _truth(text, where, words)
+    if parts and text.isidentifier() and text.lower() not in ("inf", "nan") and bool not in options:
+        return _short(text, parts, where, current)
     if float in options or int in options:
         return _number(text, where, whole=float not in options)
     for option in options:

@@ -267,9 +267,20 @@ def part_named(text: str, where: str) -> Any:
 
 
 def parts_for(hints: list[Any]) -> list[str]:
-    """The names of the parts that a field of these types takes.
+    """The names of the parts that a field of these types takes: of all parts where the types do not say.
 
-    For a protocol these are all parts, because no part derives from it.
+    No part derives from a protocol: it takes the parts that have all of its methods, and whose `__call__` is
+    annotated as the protocol's.
     """
-    roles = tuple(h for h in hints if isinstance(h, type) and not getattr(h, "_is_protocol", False))
-    return [name for name, kind in _KINDS.items() if issubclass(kind, roles)] or list(_KINDS)
+    roles = [hint for hint in hints if isinstance(hint, type)]
+    found = [name for name, kind in _KINDS.items() if any(_plays(kind, role) for role in roles)]
+    return found or list(_KINDS)
+
+
+def _plays(kind: Any, role: type) -> bool:
+    if not getattr(role, "_is_protocol", False):
+        return isinstance(kind, type) and issubclass(kind, role)
+    calls = [getattr(made, name, None) for made in (kind, role) for name in ("__call__",)]
+    if "__call__" in vars(role) and len({str(getattr(call, "__annotations__", None)) for call in calls}) > 1:
+        return False
+    return all(hasattr(kind, name) for name in vars(role) if not name.startswith("_"))
