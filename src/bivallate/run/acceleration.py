@@ -1,4 +1,4 @@
-"""Whether the steps of a run are compiled, and of what size; whether its attacks are CUDA graphs."""
+"""Compiled training steps and CUDA graphs of attacks, if a configuration asks for them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ __all__ = ["Acceleration", "acceleration_of"]
 
 @dataclass(frozen=True)
 class Acceleration:
-    """What makes the steps of a run quicker and leaves them the same.
+    """Ways to make training steps faster with the same results.
 
     Attributes:
-        compiled: the network by torch.compile, or None. graphs: of its attacks, or None.
+        compiled: the network compiled by torch.compile, or None.
+        graphs: CUDA graphs of the attacks, or None.
     """
 
     compiled: Compiled | None = None
@@ -36,7 +37,7 @@ class Acceleration:
 
     @contextmanager
     def used(self, tell: Callable[[str], object]) -> Iterator[None]:
-        """Within, steps are made so. tell: hears of an attack that cannot be recorded."""
+        """Accelerate the steps in this context; `tell` is told of an attack that cannot be recorded."""
         if self.graphs is not None:
             self.graphs.tell = tell
         with compiling(self.compiled), graphing(self.graphs):
@@ -46,16 +47,16 @@ class Acceleration:
 def acceleration_of(
     config: Config, model: nn.Module, batches: Iterable[Batches], device: torch.device
 ) -> Acceleration:
-    """What the configuration asks for; nothing is compiled or recorded before the first pass.
+    """Make what the configuration asks for; nothing is compiled or recorded before the first pass.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: the method, the device or sync_batchnorm does not allow it.
     """
     return Acceleration(_compiled(config, model, batches), _graphs(config, device))
 
 
 def _compiled(config: Config, model: nn.Module, batches: Iterable[Batches]) -> Compiled | None:
-    """The network as this run's steps go through it, for its whole minibatches; None without `compile`."""
+    """The compiled network, for minibatches of full size; None without `compile`."""
     if not config.compile:
         return None
     if isinstance(config.method.solver, YOPO):

@@ -1,4 +1,4 @@
-"""In which number format and memory layout a network computes: decided once, when a run begins."""
+"""The number format and the memory layout of a run's computations."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ Precision = Literal["float32", "tf32", "bf16"]
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 in hardware.
 
-    A processor needs AVX-512 BF16 or AMX: one without computes sixteen to twenty times slower under autocast
-    than in float32 (measured on AVX2).
+    A processor needs AVX-512 BF16 or AMX. Without them autocast is sixteen to twenty times slower than
+    float32 (measured on AVX2).
     """
     if device.type == "cuda":
         return True
@@ -42,9 +42,9 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def autocast_of(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """The format that the model's autocast computes in, or None.
+    """The data type for autocast, or None for no autocast.
 
-    Raises UserError where the device has not the precision, or would be slower in it.
+    Raises UserError if the device lacks the precision, or would be slower with it.
     """
     if precision == "tf32" and not has_tf32(device):
         raise UserError(
@@ -68,13 +68,13 @@ def has_tf32(device: torch.device) -> bool:
 
 
 def within(precision: Precision, device: torch.device) -> Precision:
-    """The precision, or float32 where the device has not got it."""
+    """The precision, or float32 if the device lacks it."""
     there = {"float32": True, "tf32": has_tf32(device), "bf16": has_bfloat16(device)}
     return precision if there[precision] else "float32"
 
 
 def amp_read(fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a configuration, with the precision that an older `amp` meant: bf16 or not."""
+    """The fields of a configuration, with an older version's `amp` translated into `precision`."""
     if "amp" not in fields:
         return fields
     meant = {"true": "bf16", "false": "float32"}.get(str(fields["amp"]).lower())
@@ -85,13 +85,11 @@ def amp_read(fields: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def computing(precision: Precision, deterministic: bool, device: torch.device) -> Iterator[None]:
-    """Run matrix products and convolutions in this precision and no other.
+    """Compute matrix products and convolutions in this precision, whatever torch's own settings are.
 
-    Whatever torch has as its default; and, if that is wanted, only operations that give the same bits every
-    time.
-
-    A processor's always do, with one number of threads, so nothing changes there. Torch's settings are left
-    as they were found.
+    With `deterministic`, allow only operations that give the same bits every time. This matters on CUDA
+    alone: on a processor all operations do so for a given number of threads. Torch's settings are restored at
+    the end.
 
     Raises:
         UserError: an operation has no deterministic form on the device.
@@ -115,7 +113,7 @@ def _asks(deterministic: bool, device: torch.device) -> bool:
 
 @contextmanager
 def _repeatable() -> Iterator[None]:
-    """Only deterministic operations; cuBLAS reads its variable when it is first used."""
+    """Allow deterministic operations only. cuBLAS reads its environment variable at its first use."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     cudnn: Any = torch.backends.cudnn
     filled: Any = torch.utils.deterministic
@@ -134,7 +132,7 @@ def _repeatable() -> Iterator[None]:
 
 
 def _no_such_form(error: RuntimeError) -> UserError | None:
-    """What to say of torch's refusal."""
+    """The user's error for torch's refusal of an operation; None for any other error."""
     text = str(error).splitlines()[0] if str(error) else ""
     if "CUBLAS_WORKSPACE_CONFIG" in str(error):
         return UserError(
@@ -151,9 +149,9 @@ def _no_such_form(error: RuntimeError) -> UserError | None:
 
 
 def lay_out(model: nn.Module, channels_last: bool | str) -> None:
-    """Put a network's convolutions into channels_last memory, in place, if that is wanted.
+    """Put a network's convolutions into channels-last memory, in place, if `channels_last` is True.
 
-    While "auto" is not settled they stay as usual.
+    False and an unresolved "auto" keep the usual layout.
     """
     if channels_last is True:
         untyped: Any = model

@@ -1,7 +1,7 @@
-"""Averages of the weights along training: exponential, equal from an epoch on, or of the ends of cycles.
+"""Averages of the weights during training: exponential (EMA), per epoch (SWA) or per cycle of the rate.
 
-Which weights are taken in, and with which share, is a part of the configuration; `Average` is the copy of the
-network that holds them.
+A part of the configuration says which weights enter the average, and with which share. `Average` is the copy
+of the network that holds the averaged weights.
 """
 
 from __future__ import annotations
@@ -27,28 +27,37 @@ Rate = Callable[[Clock], float]
 
 
 class Averaging(Protocol):
-    """Which weights an average takes in."""
+    """A rule that says which weights enter an average.
+
+    With the share s, the average becomes (1 - s) average + s weights.
+    """
 
     def step_share(self, taken: int) -> float | None:
-        """Share of the weights after an update, of which `taken` are in already; None takes none."""
+        """Share of the weights after an update; None leaves them out. `taken`: how many are in already."""
         ...
 
     def epoch_share(self, taken: int, clock: Clock, rate: Rate) -> float | None:
-        """The same of the weights at the end of an epoch."""
+        """Share of the weights at the end of an epoch; None leaves them out."""
         ...
 
     def check(self, clock: Clock, rate: Rate) -> None:
-        """Raise UserError for a rate that gives nothing to average."""
+        """Raise UserError if this learning rate gives nothing to average."""
         ...
 
 
 @part
 class EMA:
-    """An exponential moving average of the weights; in a configuration its decay stands for it.
+    """An exponential moving average of the weights; a configuration may give its decay in its place.
 
-    average <- decay average + (1 - decay) parameter after every update, with the decay reduced to (1 + n) /
-    (10 + n) in the first updates n so that the random initialisation is forgotten. Its BatchNorm statistics
-    are copies of the network's.
+    After every update: average <- d average + (1 - d) weights, where d is the smaller of `decay` and
+    (1 + n) / (10 + n) after n updates. The lower values at the beginning let the average forget the random
+    initialisation. Buffers, such as BatchNorm's statistics, are copied from the network.
+
+    Attributes:
+        decay: in [0, 1).
+
+    Raises:
+        UserError: the decay is outside [0, 1).
     """
 
     decay: float = 0.999
@@ -58,28 +67,33 @@ class EMA:
             raise UserError(f"average is a decay in [0, 1), got {self.decay!r}")
 
     def step_share(self, taken: int) -> float | None:
-        """1 - decay."""
+        """1 - d, after every update."""
         return 1 - min(self.decay, (1 + taken) / (10 + taken))
 
     def epoch_share(self, taken: int, clock: Clock, rate: Rate) -> float | None:
-        """None: every update counts, and no epoch."""
+        """None: the weights enter after updates."""
         return None
 
     def check(self, clock: Clock, rate: Rate) -> None:
-        """Any rate will do."""
+        """Accept any learning rate."""
 
 
 @part
 class SWA:
-    """The mean of the weights at the ends of the epochs from the fraction `start` of training on (SWA).
+    """Stochastic weight averaging: the mean of the weights at the ends of epochs.
 
-    Until then it is the weights at the end of the last epoch. Its BatchNorm statistics are taken anew.
+    Before `start`, the average is a copy of the latest weights. BatchNorm's statistics are computed anew, by
+    one pass over the training data after each epoch that enters. Use a learning rate that stays high or goes
+    through cycles after `start`: where the rate falls to zero, the weights hardly differ.
 
-    Meant for a rate that stays high or goes through cycles in that part of training: where it falls to zero,
-    the weights hardly differ.
+    Attributes:
+        start: fraction of training after which epochs enter the mean.
 
-    Reference: Izmailov et al., UAI 2018, algorithm 1 with c of an epoch; the weights that the average begins
-    from count as one.
+    Raises:
+        UserError: start is outside [0, 1].
+
+    Reference: Izmailov et al., UAI 2018, algorithm 1 with a cycle length c of one epoch. The weights that the
+    average begins with count as one epoch's.
     """
 
     start: float = 0.75
@@ -88,23 +102,30 @@ class SWA:
         check_range("average.start", self.start, 0, 1)
 
     def step_share(self, taken: int) -> float | None:
-        """None: only ends of epochs count."""
+        """None: the weights enter at the ends of epochs."""
         return None
 
     def epoch_share(self, taken: int, clock: Clock, rate: Rate) -> float | None:
-        """An equal share."""
+        """An equal share for every epoch from `start` on."""
         return 1 / (taken + 1) if clock.epoch + 1 >= round(self.start * clock.epochs) else None
 
     def check(self, clock: Clock, rate: Rate) -> None:
-        """Any rate will do."""
+        """Accept any learning rate."""
 
 
 @part
 class Cyclic:
-    """The mean of the weights at the ends of the rate's cycles, from the fraction `start` of training on.
+    """The mean of the weights at the ends of the learning rate's cycles.
 
-    A cycle ends with the epoch in which the rate has fallen to where it rises again, or training ends. Until
-    the first end it is the weights at the end of the last epoch. Its BatchNorm statistics are taken anew.
+    A cycle ends with the epoch after which the rate rises again, or training ends. Until the first cycle has
+    ended, the average is a copy of the latest weights. BatchNorm's statistics are computed anew, by one pass
+    over the training data after each cycle that enters.
+
+    Attributes:
+        start: fraction of training after which cycles enter the mean.
+
+    Raises:
+        UserError: start is outside [0, 1], or fewer than two cycles of the run's rate end.
 
     Reference: Izmailov et al., UAI 2018, algorithm 1 with a cyclical rate (`rate=Cycles`).
     """
@@ -115,16 +136,16 @@ class Cyclic:
         check_range("average.start", self.start, 0, 1)
 
     def step_share(self, taken: int) -> float | None:
-        """None: only ends of cycles count."""
+        """None: the weights enter at the ends of cycles."""
         return None
 
     def epoch_share(self, taken: int, clock: Clock, rate: Rate) -> float | None:
-        """An equal share at the end of a cycle."""
+        """An equal share for every cycle that ends from `start` on."""
         due = clock.epoch + 1 >= round(self.start * clock.epochs) and ends_cycle(rate, clock)
         return 1 / (taken + 1) if due else None
 
     def check(self, clock: Clock, rate: Rate) -> None:
-        """Raise UserError where fewer than two cycles end."""
+        """Raise UserError if fewer than two cycles end."""
         places = (replace(clock, epoch=epoch, step=0) for epoch in range(clock.epochs))
         ends = [place.epoch + 1 for place in places if self.epoch_share(0, place, rate) is not None]
         if len(ends) < 2:
@@ -136,9 +157,9 @@ class Cyclic:
 
 
 def average_setting(given: Any) -> float | Averaging:
-    """How a configuration writes an average: an exponential one as its decay, and none as 0.
+    """The form in which a configuration keeps an average: a decay in place of `EMA`, and 0 for none.
 
-    Raises UserError for what is no average.
+    Raises UserError if `given` is not an average.
     """
     if given is None or isinstance(given, EMA):
         return 0.0 if given is None else given.decay
@@ -150,10 +171,12 @@ def average_setting(given: Any) -> float | Averaging:
 
 
 class Average:
-    """A copy of a model whose parameters are averages of the model's.
+    """A copy of a model whose parameters are averages of the model's parameters.
 
     Attributes:
-        model: the copy. updates: how many weights it has taken in.
+        kind: the rule.
+        model: the copy.
+        updates: how many times weights have entered the average.
     """
 
     def __init__(self, model: nn.Module, kind: float | Averaging) -> None:
@@ -161,20 +184,22 @@ class Average:
         self.model = copy.deepcopy(model).requires_grad_(False)
 
     def update(self, model: nn.Module) -> None:
-        """Take in the parameters after an update, where those count; buffers are copied."""
+        """Average in the parameters after an update, if the rule says so; copy the buffers."""
         share = self.kind.step_share(self.updates)
         if share is not None:
             self._take(model, share)
             self.updates += 1
 
     def after_epoch(self, model: nn.Module, clock: Clock, rate: Rate, batches: Callable[[], Any]) -> int:
-        """Take in the parameters at the end of an epoch, where those count; until some do, they are copied.
+        """Average in the parameters at the end of an epoch, if the rule says so.
+
+        Until weights have entered, copy the parameters.
 
         Args:
-            batches: the training minibatches that BatchNorm's statistics are taken from.
+            batches: gives the training minibatches from which BatchNorm's statistics are computed.
 
         Returns:
-            Forward passes that the statistics took, in rows of this process.
+            Forward passes spent on the statistics, in rows of this process.
         """
         share = self.kind.epoch_share(self.updates, clock, rate)
         if share is not None:
@@ -188,7 +213,7 @@ class Average:
     @torch.no_grad()
     def _take(self, model: nn.Module, share: float) -> None:
         mine: list[Tensor] = list(self.model.parameters())
-        lists: Any = torch  # its operations on lists of tensors, one kernel for many, are not among the stubs
+        lists: Any = torch  # its _foreach operations (one kernel for many tensors) are not in the type stubs
         lists._foreach_lerp_(mine, list(model.parameters()), share)
         pairs = list(zip(self.model.buffers(), model.buffers(), strict=True))
         for dtype in {own.dtype for own, _ in pairs}:
@@ -197,9 +222,9 @@ class Average:
 
 
 def average_of(model: nn.Module, given: float | Averaging | None, clock: Clock, rate: Rate) -> Average | None:
-    """The average that a configuration asks for: a number is the decay of an exponential one, and 0 none.
+    """Make the average that a configuration asks for; a number is the decay of an EMA, and 0 means none.
 
-    Raises UserError for a rate that gives it nothing.
+    Raises UserError if the learning rate gives it nothing to average.
     """
     if not given:
         return None
@@ -210,12 +235,12 @@ def average_of(model: nn.Module, given: float | Averaging | None, clock: Clock, 
 
 @torch.no_grad()
 def take_statistics(model: nn.Module, batches: Callable[[], Iterable[Batch]]) -> int:
-    """Make BatchNorm's running statistics the mean of those of the minibatches, which nobody attacks.
+    """Set BatchNorm's running statistics to the mean of the statistics of clean minibatches.
 
-    Norms of frozen layers keep theirs. Several processes take the mean over all. Dropout is off.
+    Frozen layers keep their statistics. Several processes take the mean over all of them. Dropout is off.
 
     Returns:
-        Rows that went through the network; 0 where it has no norm.
+        Rows that went through the network; 0 if it has no BatchNorm.
     """
     norms = [
         norm
@@ -230,7 +255,7 @@ def take_statistics(model: nn.Module, batches: Callable[[], Iterable[Batch]]) ->
     try:
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # torch's word for a mean of all
+            norm.momentum = None  # in torch None means an equal average of all minibatches
         with in_mode(model, training=True, track=True, dropout=False):
             for batch in batches():
                 model(batch.x)

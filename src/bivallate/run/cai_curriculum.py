@@ -1,4 +1,4 @@
-"""Cai's curriculum: the level rises when held-out accuracy stalls, from its best weights on."""
+"""Cai et al.'s curriculum: when held-out accuracy stalls, return to the best weights and raise the level."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from bivallate.run.validation import held_out
 if TYPE_CHECKING:
     from bivallate.run.session import Session
 
-KIND = "level"  # under which the level's best state lies beside the sentinel's
+KIND = "level"  # key of the best state among the sentinel's tensors
 
 
 class CaiCurriculum:
-    """Raises the level of a session's curriculum by held-out accuracy; does nothing for other methods.
+    """Raise the level of a session's curriculum by held-out accuracy; other methods are left alone.
 
-    The level's best state lies in `session.sentinel.level` and `session.sentinel_tensors`, in every
-    checkpoint, so that a resumed run reloads the same.
+    The best state of the current level is kept in `session.sentinel.level` and `session.sentinel_tensors`.
+    Both are in every checkpoint, so that a resumed run returns to the same state.
 
     Raises:
         UserError: nothing is held out.
@@ -39,12 +39,12 @@ class CaiCurriculum:
 
     @property
     def on(self) -> bool:
-        """Whether there is a level to judge."""
+        """Whether the method has a level that is raised by held-out accuracy."""
         solver = self.session.method.solver
         return isinstance(solver, BoundBatchMixing) and solver.rule.held_out
 
     def after_epoch(self, line: dict[str, Any]) -> None:
-        """Measure at the present level, and keep the state or come back to the best one."""
+        """Measure at the current level; keep the state if it is the best, or return to the best and rise."""
         if not self.on:
             return
         solver = self._solver()
@@ -62,7 +62,7 @@ class CaiCurriculum:
         return solver
 
     def _accuracy(self, level: int, line: dict[str, Any]) -> float:
-        """Held-out accuracy under PGD of `level` steps of eps/4; clean at level 0."""
+        """Held-out accuracy under PGD with `level` steps of eps/4; clean accuracy at level 0."""
         s, watched = self.session, self.session.config.validation
         split, threat = s.dataset.validation, s.method.spec.threat
         assert split is not None
@@ -73,7 +73,7 @@ class CaiCurriculum:
         line["validation_forward"] = line.get("validation_forward", 0) + passes.forward / rows
         line["validation_backward"] = line.get("validation_backward", 0) + passes.backward / rows
         told = torch.tensor([clean if level == 0 else robust], dtype=torch.float64, device=s.device)
-        collective.broadcast([told])  # BatchNorm's statistics may differ between ranks
+        collective.broadcast([told])  # ranks may differ in BatchNorm's statistics and must decide alike
         return float(told)
 
     def _keep(self) -> None:
@@ -84,7 +84,7 @@ class CaiCurriculum:
         s.sentinel.level = {"epoch": s.epoch, "values": values}
 
     def _reload(self, level: int) -> int:
-        """Back to the best state of the last level, on the next one; the epoch that it is from."""
+        """Restore the best state and begin the given level; return the epoch of that state."""
         s = self.session
         own = {k: v.clone() for k, v in s.sentinel_tensors.items() if k.startswith(f"{KIND}.")}
         kept = s.sentinel.level

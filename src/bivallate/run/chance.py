@@ -1,4 +1,4 @@
-"""Whether a training has learned anything, and what may have kept it from that."""
+"""Find out whether a network is no better than chance, and why."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from bivallate.run.validation import BATCH
 if TYPE_CHECKING:
     from bivallate.run.session import Session
 
-ONE_HOT = 0.1  # share of the images that count, below which the weights are nearly one-hot
-THROWN = 1.1  # times the loss of guessing: a mean loss of an epoch above it is a rate that was too high
+ONE_HOT = 0.1  # effective sample size, as a fraction, below which a few images have nearly all the weight
+THROWN = 1.1  # an epoch's mean loss above so many times that of guessing means a learning rate too high
 
 
 def chance_verdict(session: Session, line: dict[str, Any]) -> str:
-    """In words, how far a network is no better than chance on images that nobody attacked; else nothing.
+    """A message if the network is no better than chance on clean images; otherwise an empty text.
 
-    They are the held-out rows that were measured after the epoch, or without enough of them the training rows
-    that are watched; nothing is said of too few. Where these accuracies are not beyond the share of the
-    commonest class, the network is asked again for its answers. Cost: a forward a row then, which no total
-    counts.
+    The images are the held-out rows that were measured after the epoch, or the watched training rows if there
+    are not enough held-out rows. With too few of both the text is empty. Only if the accuracy is not clearly
+    above the share of the commonest class, the network's predictions are computed and tested. That costs one
+    forward pass per row, which no total counts.
     """
     split, kind, right = session.dataset.validation, "held-out", 0.0
     rows = list(range(min(len(split or ()), session.config.validation.rows))) if "clean" in line else []
@@ -51,14 +51,14 @@ def chance_verdict(session: Session, line: dict[str, Any]) -> str:
 
 
 def fewest_images(commonest: float) -> int:
-    """The fewest images on which chance can be told from half of what can be learned.
+    """The fewest images on which chance can be distinguished from a half-trained network.
 
-    The accuracies of a network that guesses and of one that is halfway from it to all right lie apart by two
-    standard errors of each.
+    On so many images, the accuracy of guessing and the accuracy halfway between guessing and 1 differ by two
+    standard errors of the one plus two of the other.
 
     Args:
-        commonest: share of the commonest class, which is what chance reaches. Above a half it counts as one:
-            then the answers to the other classes decide, which are tested for their own.
+        commonest: share of the commonest class, which is the accuracy of guessing. Values above 1/2 count as
+            1/2: then the predictions of the other classes decide, and `at_chance` tests them.
 
     Example:
         >>> fewest_images(0.1), fewest_images(0.5), fewest_images(0.9)
@@ -70,13 +70,13 @@ def fewest_images(commonest: float) -> int:
 
 
 def _commonest(split: Split, rows: Sequence[int]) -> float:
-    """Share of the commonest class; of no rows that of a coin."""
+    """Share of the commonest class; 1/2 if there are no rows."""
     return int(split.labels[list(rows)].bincount().max()) / len(rows) if rows else 0.5
 
 
 @torch.no_grad()
 def _answers(session: Session, split: Split, rows: list[int]) -> np.ndarray:
-    """(n,) the class that the network gives to each row. Eval mode; the model is left as found."""
+    """The predicted class of each row (n,), in eval mode; the model's mode is restored."""
     with evaluating(session.model):
         images = (split.tensors(torch.tensor(rows[k : k + BATCH]))[0] for k in range(0, len(rows), BATCH))
         parts = [call_unharmed(session.model, x.to(session.device)).argmax(1) for x in images]
@@ -84,7 +84,7 @@ def _answers(session: Session, split: Split, rows: list[int]) -> np.ndarray:
 
 
 def likely_cause(session: Session, line: dict[str, Any]) -> str:
-    """The likeliest reason why a training is at chance, and what to do about it."""
+    """A message with the likeliest reason why training is at chance, and what to do about it."""
     guessing = math.log(len(session.dataset.classes))
     worst = max(entry["loss"] for entry in [*session.history, line])
     eps = float(session.method.spec.threat.eps)
@@ -105,10 +105,10 @@ def likely_cause(session: Session, line: dict[str, Any]) -> str:
 
 
 def chance_warning(history: Sequence[Mapping[str, Any]]) -> str:
-    """The message at the end of a training whose last epoch is at chance; nothing of any other."""
+    """The message at the end of a training whose last epoch is at chance; empty for any other."""
     if not history or not history[-1].get("at_chance"):
         return ""
-    best = max(history, key=lambda line: line.get("robust", 0.0))  # the epoch whose weights are `best`
+    best = max(history, key=lambda line: line.get("robust", 0.0))  # the epoch of the best weights
     if best.get("clean", 0.0) > 2 * history[-1].get("clean", 1.0):
         kept = f"epoch {best['epoch']} had {best['clean']:.1%}, {best['robust']:.1%} under attack"
         return f"this training has ended at chance: {kept}. The weights of that epoch are kept as best"

@@ -1,8 +1,8 @@
-"""Checkpoints: one safetensors file each, whole or not there, verified when read; the previous one is kept.
+"""Checkpoints: safetensors files, written whole or not at all, verified when read; two are kept.
 
-A file holds every tensor that an exact resume needs (model, optimiser, averages, the method's memory,
-generator states) and, in its header, everything else as JSON; its seal is a checksum over all of it. Of
-several processes it is the first one's, and names the files of the others: see `rank_files`.
+A file holds every tensor that an exact resume needs (model, optimiser, average, the method's state, states of
+the generators). Its header holds everything else as JSON, with the file's seal: a checksum over tensors and
+header. On several processes this file is the first one's and names the files of the others (`rank_files`).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from bivallate.files import remove
 from bivallate.quoting import command
 from bivallate.run import rank_files
 
-FORMAT, FIRST = "bivallate-checkpoint-2", "bivallate-checkpoint-1"  # the first one's sum left out the place
+FORMAT, FIRST = "bivallate-checkpoint-2", "bivallate-checkpoint-1"  # FIRST's checksum left out epoch and step
 KEEP = 2
-LARGE = 64 * 1024 * 1024  # bytes; tensors above (an ATTA bank) are files of their own
+LARGE = 64 * 1024 * 1024  # bytes; a larger tensor, such as ATTA's bank, goes into a file of its own
 NAME, BANK = re.compile(r"epoch-(\d{5,})-step-(\d{7,})\.safetensors"), ".bank.safetensors"
 
 
@@ -36,9 +36,10 @@ class Checkpoint:
     """The state of a run between two minibatches.
 
     Attributes:
-        epoch, step: the next minibatch.
-        tensors: by dotted name. values: anything JSON can hold.
-        world: processes that wrote it; None where that was not written down.
+        epoch, step: place of the next minibatch, counted from 0.
+        tensors: tensors by dotted name.
+        values: everything else, in types that JSON can hold.
+        world: number of processes that wrote it; None in checkpoints that do not say.
     """
 
     epoch: int
@@ -49,14 +50,14 @@ class Checkpoint:
 
 
 def place(folder: Path, epoch: int, step: int) -> Path:
-    """The file of a checkpoint."""
+    """Path of the checkpoint at this epoch and step."""
     return folder / f"epoch-{epoch:05d}-step-{step:07d}.safetensors"
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint and remove all but the newest two.
 
-    Of several processes all call it; all raise what one of them meets.
+    All processes call it together; an error on one of them is raised on all.
     """
     path = place(folder, checkpoint.epoch, checkpoint.step)
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in checkpoint.tensors.items()}
@@ -72,7 +73,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def _write(path: Path, checkpoint: Checkpoint, tensors: dict[str, Tensor], ranks: dict[str, str]) -> None:
-    """The first process's file, last of all, and none of those that are older than the newest two."""
+    """Write the first process's file, after all others; remove checkpoints older than the newest two."""
     folder = path.parent
     large = {k: v for k, v in tensors.items() if v.numel() * v.element_size() > LARGE}
     small = {k: v for k, v in tensors.items() if k not in large}
@@ -96,7 +97,7 @@ def _write(path: Path, checkpoint: Checkpoint, tensors: dict[str, Tensor], ranks
 
 
 def clear_orphans(folder: Path) -> None:
-    """Remove the banks and the parts of other processes whose checkpoint is gone, or was never finished."""
+    """Remove banks and files of other processes whose checkpoint does not exist or was never finished."""
     whole = {path.stem for path in list_all(folder)}
     for bank in folder.glob(f"epoch-*{BANK}"):
         if bank.name.removesuffix(BANK) not in whole:
@@ -115,7 +116,7 @@ def list_all(folder: Path) -> list[Path]:
 
 
 def load(path: Path) -> Checkpoint:
-    """A checkpoint, verified.
+    """Read and verify a checkpoint.
 
     Raises UserError if the file is missing, truncated, damaged or not a checkpoint.
     """
@@ -154,7 +155,7 @@ def _load(path: Path) -> Checkpoint:
 
 
 def _first_checksum(checkpoint: Checkpoint) -> int:
-    """That of the first format: CRC-32 over values, names and bytes, in the order of the names."""
+    """Checksum of the first format: CRC-32 over values, then names and bytes in the order of the names."""
     crc = zlib.crc32(json.dumps(checkpoint.values, sort_keys=True).encode())
     for name in sorted(checkpoint.tensors):
         data = checkpoint.tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
@@ -165,15 +166,15 @@ def _first_checksum(checkpoint: Checkpoint) -> int:
 def newest(
     folder: Path, *, fall_back: bool = True, tell: Callable[[str], None] = lambda text: None
 ) -> Checkpoint:
-    """The newest checkpoint that is whole.
+    """Read the newest undamaged checkpoint.
 
     Args:
-        folder: of the checkpoints.
-        fall_back: take the older good one if the newest cannot be read.
-        tell: hears that the older one was taken, and why.
+        folder: folder of the checkpoints.
+        fall_back: use the older one if the newest cannot be read.
+        tell: is told that the older one was used, and why.
 
     Raises:
-        UserError: no checkpoint, none that is whole, or the newest is bad and `fall_back` is off.
+        UserError: there is no checkpoint, all are damaged, or the newest is damaged and `fall_back` is off.
     """
     files = list_all(folder)
     if not files:
@@ -196,14 +197,14 @@ def newest(
 
 
 def section(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The tensors whose dotted names begin so, without that beginning."""
+    """The tensors whose names begin with `name.`, under names without this prefix."""
     return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The optimiser's state of every parameter as tensors, "NAME.KEY".
+    """The optimiser's state as tensors by "PARAMETER.KEY".
 
-    Rates and decays are the configuration's.
+    Learning rates and decays are left out: they come from the configuration.
     """
     names, state = _names(optimizer, model), optimizer.state_dict()["state"]
     return {
@@ -212,10 +213,10 @@ def pack_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[s
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `pack_optimizer`; also of version 0.1.0's, which numbered the parameters.
+    """Restore the optimiser from `pack_optimizer`, or from version 0.1.0, which numbered the parameters.
 
     Raises:
-        KeyError: state of a parameter that is not there.
+        KeyError: there is state of a parameter that the model does not have.
     """
     place = {name: i for i, name in enumerate(_names(optimizer, model))}
     state: dict[int, dict[str, Tensor]] = {}
@@ -227,11 +228,11 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors
 
 
 def _names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
-    """Of the optimiser's parameters, by their place in it."""
+    """Names of the optimiser's parameters, in the optimiser's order."""
     names = {id(p): _bare(name) for name, p in model.named_parameters()}
     return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
 
 def _bare(name: str) -> str:
-    """Without the part that torch.compile adds."""
+    """The name of a parameter without torch.compile's prefix."""
     return name.replace("_orig_mod.", "")

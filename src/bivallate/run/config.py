@@ -28,43 +28,50 @@ METHOD_PARTS = tuple(written(Method))
 
 @part
 class Config:
-    """Everything that a run is a function of.
+    """Everything that determines a run.
 
     Attributes:
-        method, data, model, optimizer, rate: parts. init: weights to begin with, and which of them stay.
-        epochs, batch_size, seed: of training.
-        warm_up: share of the minibatches over which the radius that is trained on grows from almost 0 to the
-            threat's; held-out data is always attacked within the whole.
-        average: of the weights, kept as `ema` beside them: a number is the decay of an exponential moving
-            average per step, 0 or None keeps none; or a part, `SWA` or `Cyclic`.
-        validation, sentinel: what is watched.
+        method, data, model, optimizer, rate: the parts of the run.
+        init: initial weights, and which layers stay as they are.
+        epochs: number of epochs.
+        batch_size: images of a minibatch, over all processes.
+        seed: seed of everything random.
+        warm_up: fraction of the minibatches over which the training radius grows from almost 0 to the
+            threat's. Held-out data are always attacked within the full radius.
+        average: average of the weights, saved as `ema`: the decay of an exponential moving average, 0 or None
+            for no average, or the part `SWA` or `Cyclic`.
+        validation, sentinel: what is measured during training.
         device: "auto", "cpu", "cuda" or "mps".
-        channels_last: memory layout of convolutions. "auto" tries a few steps of the training in both when it
-            begins, and writes true or false into the run's configuration. Layouts differ in rounding, so the
-            bits of a run that begins with "auto" depend on a measurement; those of its written configuration
-            do not.
-        precision: of the model's products and convolutions, in training and on held-out data. "float32";
-            "tf32": inputs rounded to ten bits of mantissa, on CUDA; "bf16": bfloat16 autocast, on CUDA and on
-            processors with AVX-512 BF16 or AMX. In bf16 gradients by the image stay in float32 where more
-            than their signs are used: raw, Adam and L2 steps, FOSC, GradAlign, implicit gradients. Fast-BAT
-            and DONE's raw steps gain nothing from it.
-        deterministic: only operations that give the same bits every time, which a resume to the bit needs on
-            CUDA; slower there, and refused where a layer has none. A processor's are so anyway.
-        compile: training steps go through torch.compile, wherever one derivative is enough: quicker after a
-            wait of minutes when training begins, and the same to rounding. Held-out measurements do not.
-        graphs: attacks of a fixed number of steps are recorded as CUDA graphs, which spares the processor
-            their launches; on CUDA. Those that cannot be recorded go on step by step, which is said.
-        sync_batchnorm: on several processes, BatchNorm's statistics are those of the whole minibatch, at two
-            all-reduces a layer and pass; false: of each process's own rows.
-        threads: of the processor; 0 leaves torch's own choice.
-        checkpoint_minutes: at most so long between checkpoints; one is also written after every epoch.
-        phases: parts of training with smaller images and minibatches; empty: one, as said elsewhere.
-        patience: training ends when the held-out robust accuracy has not risen for so many epochs; 0: never.
-        extended: lengths that the run was planned with before `resume` made it longer, rising; up to the end
-            of each, every schedule is that of a run of this length.
-        keep: epochs, counted from 1, whose weights stay too, as `epoch-N`; the weights themselves, not their
-            average.
-        recipe: name of the recipe the values came from, for the record.
+        channels_last: memory layout of convolutions. "auto" times a few training steps in both layouts when
+            training begins, and writes true or false into the run's configuration. The layouts differ in
+            rounding, so the bits of a run that begins with "auto" depend on a measurement. The written
+            configuration determines them.
+        precision: of the model's matrix products and convolutions, in training and on held-out data:
+            "float32"; "tf32" (inputs rounded to ten bits of mantissa, on CUDA); or "bf16" (bfloat16 autocast,
+            on CUDA and on processors with AVX-512 BF16 or AMX). With bf16, input gradients are computed in
+            float32 where more than their signs are used: raw, Adam and L2 steps, FOSC, GradAlign, implicit
+            gradients. Fast-BAT and the raw steps of DONE gain nothing from it.
+        deterministic: use only operations that give the same bits every time. On CUDA a resume to the same
+            bits needs this; it is slower, and an error if a layer has no such operation. Operations on a
+            processor are deterministic anyway.
+        compile: run training steps through torch.compile, wherever no second derivative is needed. Training
+            begins some minutes later and is then faster; results agree to rounding. Held-out measurements are
+            not compiled.
+        graphs: on CUDA, record attacks of a fixed number of steps as CUDA graphs, which saves the time of
+            launching kernels one by one. An attack that cannot be recorded runs as usual, and a note says so.
+        sync_batchnorm: on several processes, compute BatchNorm's statistics over the whole minibatch, by two
+            all-reduces per layer and pass. Otherwise each process uses its own rows.
+        threads: number of threads on the processor; 0 keeps torch's choice.
+        checkpoint_minutes: longest time between checkpoints. One is also written after every epoch.
+        phases: stages of training with other image sizes and batch sizes; empty for none.
+        patience: end training if the held-out robust accuracy has not risen for so many epochs; 0 never does.
+        extended: numbers of epochs, rising, that the run was planned with before `resume` made it longer. Up
+            to the end of each, every schedule is that of a run of this length.
+        keep: epochs, counted from 1, whose weights (not their average) are saved as `epoch-N`.
+        recipe: name of the recipe that the values came from, for the record.
+
+    Raises:
+        UserError: a value is out of its range, or a part cannot play its role.
     """
 
     method: Method
@@ -117,14 +124,16 @@ class Config:
 
     @staticmethod
     def read_older(fields: dict[str, Any]) -> dict[str, Any]:
-        """The fields as they are now."""
+        """Translate fields of an older version's configuration into the present ones."""
         return amp_read(fields)
 
     def set(self, path: str, text: Any) -> Config:
         """A copy with one value changed: `set("solver.steps", "20")`.
 
-        A method's part needs no `method.` before it, another `threat` is followed as by `Method.but`, and
-        other `epochs` are a plan of their own.
+        The path of a method's part may leave out `method.`. A change of the threat also changes what depends
+        on it, as `Method.but` does. A change of `epochs` drops `extended`.
+
+        Raises UserError for an unknown path or a value that does not fit.
         """
         ((path, text),) = amp_read({path: text}).items()
         first = path.partition(".")[0]
@@ -142,7 +151,7 @@ class Config:
         return override(dataclasses.replace(self, extended=()) if path == "epochs" else self, path, text)
 
     def planned(self, epoch: int) -> int:
-        """How many epochs the run was to have when it came to this one, counted from 0.
+        """The planned number of epochs when the run reached this epoch, which is counted from 0.
 
         Example:
             >>> from bivallate import Linf, methods
@@ -153,7 +162,7 @@ class Config:
         return next((length for length in self.extended if epoch < length), self.epochs)
 
     def longer(self, epochs: int) -> Config:
-        """A copy that goes on to more epochs. Raises UserError for fewer; as many change nothing."""
+        """A copy with more epochs, which `extended` remembers. Raises UserError for fewer epochs."""
         check_whole("epochs", epochs)
         if epochs < self.epochs:
             raise UserError(f"this run has {self.epochs} epochs: name more of them to go on, got {epochs}")
@@ -162,12 +171,12 @@ class Config:
         return dataclasses.replace(self, epochs=epochs, extended=(*self.extended, self.epochs))
 
     def goes_beyond(self, other: Config) -> bool:
-        """Whether this is the other's plan made longer, whatever else differs."""
+        """Whether the epochs of this plan extend those of the other, or equal them."""
         before = (*other.extended, other.epochs)
         return self.extended[: len(before)] == before
 
     def write(self, path: Path) -> None:
-        """The configuration as TOML."""
+        """Write the configuration as TOML, whole or not at all."""
         entry = encode(self)
         write_text(path, f"{FIRST_LINE}: `bivallate train --config` repeats this run.\n" + to_toml(entry))
 
@@ -175,7 +184,7 @@ class Config:
     def read(path: Path) -> Config:
         """Read a configuration file.
 
-        Raises UserError for what it cannot read, with the nearest name for a wrong key.
+        Raises UserError if it cannot be read or a value is wrong; for a wrong key it gives the nearest name.
         """
         text = read_text(path, "configuration", 4 * MEGABYTE)
         entry = parse(text, path, "configuration", dict[str, Any], "TOML")

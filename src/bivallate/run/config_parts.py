@@ -1,4 +1,4 @@
-"""What a configuration says of its data, its network and what is measured on held-out rows."""
+"""The parts of a configuration for the data, the network and the held-out measurements."""
 
 from __future__ import annotations
 
@@ -18,26 +18,28 @@ STREAMING: dict[str, bool | None] = {"auto": None, "always": True, "never": Fals
 
 @part
 class Data:
-    """Which images, and how they are cut up.
+    """Which images to train on, how they are split, and how they are read.
 
     Attributes:
-        name: of a set, a path, or hub:owner/name; "" when tensors were handed over in Python.
-        data_dir: where named sets are looked for; None: BIVALLATE_DATA.
-        validation: fraction (below 1) or number of training rows held out.
-        imbalance: None, "step:0.2" or "longtail:0.01". extra, extra_ratio: an .npz of synthetic images to
-            mix in.
+        name: a data set's name, a path, or hub:owner/name; "" if the data were given as tensors in Python.
+        data_dir: folder of named data sets; None uses BIVALLATE_DATA.
+        validation: fraction (below 1) or number of the training rows to hold out.
+        imbalance: None, "step:0.2" or "longtail:0.01".
+        extra, extra_ratio: an .npz of synthetic images to mix in, and their fraction of the training data.
         augment: "default" (the papers' choice for the set), "none", or a specification such as "crop:4,flip".
-        meta: rows of the second stream that BiLAW learns from, taken from training; used only by methods that
-            ask.
-        size: side to which every image is fitted; None leaves them. channels: 1 or 3; None: as most images.
-        on_bad: "refuse", "convert" or "skip" rows that cannot be used as they are.
-        image_column, label_column: of Parquet files; None: found by the metadata, then by name.
-        test_fraction: cut from the training data where a set comes without test data.
+        meta: number of training rows in the second stream, from which BiLAW learns; used only by methods that
+            need one.
+        size: side in pixels to which every image is fitted; None keeps the images' own.
+        channels: 1 or 3; None takes that of most images.
+        on_bad: what to do with rows that cannot be used as they are: "refuse", "convert" or "skip".
+        image_column, label_column: columns of Parquet files; None finds them by the metadata, then by name.
+        test_fraction: fraction of the training data to use as test data, if a set has none.
         allow_missing_classes: train even if a class has no training row.
-        stream: "always" or "never" decode images as they are needed, or "auto": where a known set is too
-            large for the cache. workers: processes that decode a stream; None: one a processor, at most 8.
-        resident: keep the training images on the device: "always", "never", or "auto": on CUDA, where they
-            take at most a quarter of its free memory. The same minibatches either way.
+        stream: decode images when they are needed: "always", "never", or "auto" (only if a known set is too
+            large for the cache).
+        workers: processes that decode a stream; None is one per processor, at most 8.
+        resident: keep the training images on the device: "always", "never", or "auto" (on CUDA, if they take
+            at most a quarter of its free memory). The minibatches are the same.
     """
 
     WRITTEN_NONE: ClassVar = {  # how files and the command line write None
@@ -79,16 +81,17 @@ class Data:
 
 @part
 class Model:
-    """Which network.
+    """Which network to train.
 
     Attributes:
-        name: of an architecture, or package.module:factory.
-        normalise: whether the data's mean and standard deviation become the first layer.
-        width: multiple of the network's channels, for architectures that have this option.
-        stem: of architectures that have a choice, such as "cifar" or "imagenet" of the residual networks;
-            None: their own.
-        options: of the architecture, each KEY=VALUE.
-        mean, std: of each channel, for the first layer; empty: the data's.
+        name: name of an architecture, or package.module:factory.
+        activation: relu, softplus or silu.
+        normalise: whether the first layer normalises by the mean and standard deviation of the data.
+        width: factor of the network's channels, for architectures with this option.
+        stem: first layer, for architectures with a choice, such as "cifar" or "imagenet" of residual
+            networks; None is the architecture's default.
+        options: options of the architecture, each KEY=VALUE.
+        mean, std: one value per channel for the first layer, in [0, 1] pixel units; empty uses the data's.
     """
 
     WRITTEN_NONE: ClassVar = {"stem": ""}
@@ -112,16 +115,17 @@ class Model:
         return dataclasses.replace(self, options=(*kept, f"{key}={text}"))
 
     def chosen(self) -> dict[str, Any]:
-        """The options by name, with values of the types that their texts look like."""
+        """The options by name; each text becomes a number, a boolean, a list or a word, as it looks."""
         return {key: literal(text) for key, text in map(pair, self.options)}
 
 
 @part
 class Validation:
-    """What is measured on the held-out split after each epoch; the best robust accuracy decides `best`.
+    """How to measure robust accuracy on the held-out split after each epoch; the highest one gives `best`.
 
     Attributes:
-        steps: of the PGD (step eps/4, uniform start). rows: at most so many examples.
+        steps: number of PGD steps of eps/4 from a uniform start.
+        rows: largest number of examples.
     """
 
     steps: int = 10

@@ -1,4 +1,4 @@
-"""A learning rate that falls again and again, and where the cycles of any rate end."""
+"""A cyclical learning rate, and the test where the cycles of any learning rate end."""
 
 from __future__ import annotations
 
@@ -15,10 +15,15 @@ __all__ = ["Cycles", "ends_cycle"]
 
 @part
 class Cycles:
-    """The peak rate up to `start`; from there lines from the peak down to `low` times it, again and again.
+    """A cyclical learning rate: in each cycle it falls linearly from the peak to `low` times the peak.
 
     Attributes:
-        length: epochs of a cycle. low: where each ends, as a share of the peak. start: fraction of epochs.
+        length: epochs of a cycle.
+        low: factor of the peak rate at the end of a cycle.
+        start: fraction of the epochs before the first cycle, in which the rate stays at the peak.
+
+    Raises:
+        UserError: length is not a positive whole number, or low or start is outside [0, 1].
 
     Reference: Izmailov et al., Averaging Weights Leads to Wider Optima and Better Generalization, UAI 2018,
     section 3.1, alpha(i).
@@ -47,7 +52,7 @@ class Cycles:
 
 
 def ends_cycle(rate: Callable[[Clock], float], clock: Clock) -> bool:
-    """Whether a cycle of the rate ends with the clock's epoch: it has fallen, and rises then or ends.
+    """Whether a cycle ends with this epoch: the rate has not risen in it, and then rises, or training ends.
 
     Example:
         >>> from bivallate import Triangle

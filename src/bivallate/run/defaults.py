@@ -1,4 +1,4 @@
-"""What a training is where nothing was said: the usual values of its data set, and a batch that fits it."""
+"""The default configuration for a data set, and the default batch size for its number of rows."""
 
 from __future__ import annotations
 
@@ -14,23 +14,29 @@ from bivallate.run.optim import SGD
 from bivallate.run.recipes.task import Task
 from bivallate.schedule import Milestones
 
-MINIBATCHES = 8  # an epoch of a small set has at least so many
+MINIBATCHES = 8  # least number of minibatches in an epoch of a small set
 TEMPERATURE = Milestones(values=(10.0, 3.0), at=(2 / 3,))  # r of DONE's weights
-LARGE, STEP = 0.25, 1000.0  # radius beyond which Fast-BAT takes this step on MNIST's kind of images
-SMALLEST = 8  # images of a minibatch, where there are as many
+LARGE, STEP = 0.25, 1000.0  # above this radius Fast-BAT takes this step on MNIST and Fashion-MNIST
+SMALLEST = 8  # least number of images in a minibatch, if the set has as many
 
 
 def defaults(method: Method, data: str, *, fixed: Collection[str] = ()) -> Config:
-    """The package's own configuration for a data set by name; what is in it stands in `data.registry`.
+    """The package's own default configuration for a data set by name; its values are in `data.registry`.
 
-    A method that sums the gradients of its replays (YOPO) takes as much smaller a rate, and DONE's
-    temperature falls to 3 alone: at the paper's 1 and 0.1 a few images are all that counts, and small
-    networks end at chance. Fast-BAT's step in the large balls of MNIST is 1000: a shorter one does not reach
-    their bounds once the loss is small, and overfits catastrophically. What was asked for stays, and None is
-    the paper's.
+    Three values depend on the method:
+
+    * A method that sums the gradients of its replays (YOPO) divides the rate by their number.
+    * DONE's temperature falls to 3 only. At the paper's 1 and 0.1 a few images have nearly all of the weight,
+      and small networks end at chance.
+    * Fast-BAT's step at the large radii of MNIST is 1000. With a shorter step the attack does not reach the
+      bounds once the loss is small, and training overfits catastrophically.
+
+    A parameter that the user has set is kept; None stands for the paper's value.
 
     Args:
-        fixed: parameters of the method that the user chose.
+        method: the method.
+        data: name of the data set.
+        fixed: parameters of the method that the user has set.
     """
     usual = registry.training_defaults(data)
     method = _suited(method, data, fixed)
@@ -45,9 +51,9 @@ def defaults(method: Method, data: str, *, fixed: Collection[str] = ()) -> Confi
 
 
 def threat_on(data: str, norm: str, eps: str | float | None, needed: str) -> Threat:
-    """The threat of a norm and a radius; without one, the customary one of a data set by name.
+    """The threat of a norm and a radius; without a radius, with the customary one of the data set.
 
-    Raises UserError, which begins with `needed`, where there is none.
+    Raises UserError, which begins with the text `needed`, if the data set has none in this norm.
     """
     kind = type(threat(norm, 0.0)).__name__
     radius = registry.training_defaults(data).radius(kind) if eps is None else eps
@@ -57,7 +63,7 @@ def threat_on(data: str, norm: str, eps: str | float | None, needed: str) -> Thr
 
 
 def _suited(method: Method, data: str, fixed: Collection[str]) -> Method:
-    """DONE with `TEMPERATURE`, Fast-BAT with `STEP`, where nothing was said of these; any other as it is."""
+    """DONE with `TEMPERATURE`, Fast-BAT with `STEP`, unless the user set these; other methods unchanged."""
     own = method.made[1] if method.made is not None else ()
     task = Task(method, data, {*fixed, *own})
     steps = ("solver.step_size", "coupling.step_size")
@@ -68,12 +74,12 @@ def _suited(method: Method, data: str, fixed: Collection[str]) -> Method:
 
 
 def fitted(config: Config, rows: int) -> Config:
-    """The configuration with the batch size that suits so many training rows.
+    """The configuration with the default batch size for this number of training rows.
 
-    An eighth of them, but no more than is set and no fewer than `SMALLEST`. For configurations whose batch
-    size nobody has chosen.
+    It is an eighth of the rows, but at most the configuration's and at least `SMALLEST`. Call it only if the
+    user has not chosen a batch size.
     """
     most = max(rows // MINIBATCHES, min(SMALLEST, rows))
-    if config.method.weighting.needs_meta:  # the second stream, which is set apart, has as many a minibatch
+    if config.method.weighting.needs_meta:  # minibatches of the second stream have the same size
         most = min(most, config.data.meta, rows // 4)
     return dataclasses.replace(config, batch_size=max(1, min(config.batch_size, most)))

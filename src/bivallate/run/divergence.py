@@ -1,4 +1,4 @@
-"""Whether a state of training is one to go on from."""
+"""Check whether training has diverged."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import torch
 from bivallate.lower.modes import evaluating
 from bivallate.run.session import Session
 
-PROBED = 16  # training rows on which the network must give finite numbers
+PROBED = 16  # training rows whose logits must be finite
 
 
 def trouble_of(session: Session) -> str:
-    """What makes a state useless, in words; empty for a good one.
+    """What is not finite in a session, as a message; empty if all is finite.
 
-    Weights, averages or an optimiser's memory that are not finite, or a network that gives no finite number
-    for training images.
+    Checked are the weights, the average, the optimiser's state, and the logits of a few training images.
 
-    Cost: one pass over the weights, and one forward of a few images.
+    Cost: reading the weights once, and one forward pass of a few images.
     """
     tensors, _ = session.learned()
     for name, value in tensors.items():

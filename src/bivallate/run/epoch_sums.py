@@ -1,4 +1,4 @@
-"""Sums over the minibatches of an epoch, exact across a resume."""
+"""Sums over the minibatches of an epoch, which a resume continues exactly."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from bivallate.types import StepRecord
 class EpochSums:
     """Running sums of what the steps of one epoch report.
 
-    JSON holds floats exactly, so a resume loses nothing. Of several processes the first one's sums are kept:
-    a resume within an epoch counts them for every rank.
+    JSON holds floats exactly, so a resume loses nothing. Each process keeps its own sums.
 
     Attributes:
-        spread: of the weights. watched: margin and weight / mean of every stride-th row of the training data,
-            as it was last trained on; none with stride 0.
-        sent, everywhere: rows, forward and backward passes, of this process as the others have heard of them,
-            and of all processes.
+        spread: histogram of the example weights.
+        watched: row -> (margin, weight / mean weight) of every stride-th row of the training data, when it
+            was last trained on; empty with stride 0.
+        sent: rows, forward and backward passes of this process that the other processes have been told of.
+        everywhere: rows, forward and backward passes of all processes.
     """
 
     examples: int = 0
@@ -43,16 +43,13 @@ class EpochSums:
     everywhere: list[int] = field(default_factory=lambda: [0, 0, 0])
 
     def news(self, record: StepRecord, *, first: bool) -> list[float]:
-        """What the other processes have not heard of: rows, forward and backward passes.
-
-        With those of the step that is being made.
-        """
+        """Rows, forward and backward passes not yet sent to the other processes, with those of `record`."""
         own = self._costs()
         now = (record.examples if first else 0, record.passes.forward, record.passes.backward)
         return [float(a + b - sent) for a, b, sent in zip(own, now, self.sent, strict=True)]
 
     def heard(self, news: Sequence[float]) -> None:
-        """Take in the sums of all processes' news, once the step is added."""
+        """Add the sums of `news` over all processes, after the step has been added."""
         self.sent = self._costs()
         self.everywhere = [a + round(b) for a, b in zip(self.everywhere, news, strict=True)]
 
@@ -60,7 +57,7 @@ class EpochSums:
         return [self.rows, self.forward, self.backward]
 
     def add(self, record: StepRecord, *, first: bool) -> None:
-        """Take in one step; `first` tells the first use of a minibatch from a replay."""
+        """Add one step; `first` is True for the first use of a minibatch, False for a replay."""
         n = record.examples
         self.examples += n
         self.rows += n if first else 0
@@ -79,7 +76,7 @@ class EpochSums:
             self.counted[name] = self.counted.get(name, 0) + n
 
     def over_ranks(self) -> EpochSums:
-        """The sums of all ranks, the same on each."""
+        """The sums over all ranks, the same on each of them."""
         first, *others = (EpochSums.from_dict(kept) for kept in collective.gather_objects(self.to_dict()))
         for other in others:
             first._merge(other)
@@ -96,7 +93,7 @@ class EpochSums:
             self.counted[name] = self.counted.get(name, 0) + other.counted[name]
 
     def line(self) -> dict[str, Any]:
-        """Means over the examples; passes per row that was seen."""
+        """The epoch's line: means over the examples, and passes per row of data."""
         n, rows = max(self.examples, 1), max(self.rows, 1)
         return {
             "loss": self.loss / n,
@@ -111,12 +108,12 @@ class EpochSums:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """The sums as a dictionary for a checkpoint."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, kept: dict[str, Any]) -> EpochSums:
-        """What `to_dict` gave; a checkpoint from before weights were counted begins to count them here."""
+        """Restore what `to_dict` gave; sums that an older checkpoint lacks begin at zero."""
         costs = [kept.get(name, 0) for name in ("rows", "forward", "backward")]
         younger = {"sent": costs, "everywhere": costs}
         return cls(**{**younger, **kept, "spread": Spread(**kept.get("spread", {}))})

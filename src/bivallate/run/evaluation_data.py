@@ -1,4 +1,4 @@
-"""The data that a run is evaluated on: its own or others, with labels that mean the run's classes."""
+"""The data to evaluate a run on: its own or others, with labels translated into the run's classes."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ __all__ = ["EvaluationData", "evaluation_data", "moved_data", "relabelled"]
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """What a run is evaluated on.
+    """The data to evaluate a run on.
 
     Attributes:
-        data: with the run's classes. place: a word for names of files; empty for the run's own data.
-        warnings: what makes an accuracy on these data mean less.
+        data: the data set; its labels are places among the run's classes.
+        place: short name of the data for names of files; empty for the run's own data.
+        warnings: reasons why an accuracy on these data means less.
     """
 
     data: Dataset
@@ -39,16 +40,19 @@ class EvaluationData:
 def evaluation_data(
     run: Path, config: Config, name: str | None = None, *, by_position: bool = False
 ) -> EvaluationData:
-    """The run's own data, or others by name.
+    """Load the run's own data, or other data by name.
 
-    Of others without test data all rows are test data, fitted to the model's images where they differ, unless
-    they are what the run was trained on: then the cut that its training made holds.
+    If other data have no test split, all of their rows are test data. Their images are fitted to the model's
+    shape if they differ. If the named data turn out to be the run's own, they are split as in its training.
 
     Args:
-        name: of other data. by_position: read labels by their numbers, whatever the classes are called.
+        run: the run's folder.
+        config: its configuration.
+        name: name of other data; None for the run's own.
+        by_position: match labels to the run's classes by number instead of by name.
 
     Raises:
-        UserError: data that cannot be read, or a class that the run has not.
+        UserError: the data cannot be read, or have a class that the run does not know.
     """
     manifest = read_manifest(RunFolder(run).path / "model.json")
     classes = manifest.get("classes")
@@ -60,7 +64,7 @@ def evaluation_data(
     there = resolved_data(replace(spec, name=name))
     try:
         same = load_data(there, config.seed)
-    except UserError:  # its settings are for the run's own data
+    except UserError:  # the run's settings of its own data may not fit these
         same = None
     if same is not None and same.matches(manifest.get("data_fingerprint") or ""):
         return EvaluationData(relabelled(same, known, by_position=by_position))
@@ -71,10 +75,10 @@ def evaluation_data(
 
 
 def moved_data(run: Path, config: Config, place: str | None = None) -> Dataset:
-    """The run's own data, which may lie at another place now.
+    """Load the run's own data, which may have moved to `place`.
 
     Raises:
-        UserError: they cannot be read, or what lies there are other data.
+        UserError: they cannot be read, or the data at `place` are others.
     """
     found = evaluation_data(run, config, place)
     if found.place:
@@ -86,7 +90,7 @@ def moved_data(run: Path, config: Config, place: str | None = None) -> Dataset:
 
 
 def _place(spec: Any) -> str:
-    """The word for the run's own data; empty where they are not there any more."""
+    """Short name of the run's own data; empty if they do not exist any more."""
     try:
         return distinct_name(spec.name, spec.data_dir) if spec.name else ""
     except UserError:
@@ -94,7 +98,7 @@ def _place(spec: Any) -> str:
 
 
 def _fitted(spec: Any, seed: int, shape: tuple[int, int, int]) -> Dataset:
-    """Other data as they are, else fitted to the images that the model reads."""
+    """Load other data, with their images fitted to the model's shape if they differ."""
     plain = replace(spec, validation=0, imbalance=None, extra=None, allow_missing_classes=True)
     try:
         found = load_data(plain, seed, whole=True)
@@ -110,12 +114,13 @@ def _fitted(spec: Any, seed: int, shape: tuple[int, int, int]) -> Dataset:
 
 
 def relabelled(data: Dataset, known: Sequence[str], *, by_position: bool = False) -> Dataset:
-    """With labels that are places among the known classes, found by name; notes say what is not the same.
+    """The data with labels translated into places among the known classes, by the names of the classes.
 
-    Data that do not name their classes are read by the labels' numbers.
+    If the data do not name their classes, or with `by_position`, the labels' numbers are used. Notes tell
+    what differs.
 
     Raises:
-        UserError: for a class with rows that is not known.
+        UserError: the data have rows of a class that is not known.
     """
     found = data.classes
     if found == list(known):
@@ -145,7 +150,7 @@ def relabelled(data: Dataset, known: Sequence[str], *, by_position: bool = False
 
 
 def _seen(config: Config, test: Split) -> tuple[str, ...]:
-    """Whether the run has seen images it is evaluated on, as far as its data are still there."""
+    """Warn if test images are among the run's training images, provided its data still exist."""
     try:
         own = load_data(config.data, config.seed)
     except UserError:

@@ -1,4 +1,4 @@
-"""A run's model, the data that it is evaluated on, and the file that the result goes to."""
+"""A run's model, the data to evaluate it on, and the file of the result; `evaluate` from Python."""
 
 from __future__ import annotations
 
@@ -39,13 +39,18 @@ Threat = ThreatModel | Callable[[ThreatModel], ThreatModel] | None
 
 @dataclass(frozen=True, eq=False)
 class EvaluationTarget:
-    """What an evaluation needs besides the attack: model, data, threat, and where its result goes.
+    """What an evaluation needs besides the attack: model, data, threat, and the place of its result.
 
     Attributes:
-        path: of the run's folder. model: on its device. data, points: the set, and its split under attack.
-        threat: that the points are attacked within. weights, split: whose names they go by.
-        elsewhere: a word for other data than the run's own. warnings: what makes an accuracy mean less.
-        run: the run's own digits. data_set: fingerprint of the set; both empty where they are not known.
+        path: the run's folder.
+        model: on the device to compute on.
+        data, points: the data set, and the split of it that is attacked.
+        threat: the set of perturbations of the attack.
+        weights, split: names of the weights and of the split.
+        elsewhere: a short name of the data if they are not the run's own; otherwise empty.
+        warnings: reasons why an accuracy on these data means less.
+        run: identifier of the run; empty if unknown.
+        data_set: fingerprint of the data set; empty if unknown.
     """
 
     path: Path
@@ -74,14 +79,20 @@ class EvaluationTarget:
         model: str | None = None,
         device: torch.device | str = "auto",
     ) -> EvaluationTarget:
-        """A run folder's model and data.
+        """Load the model and the data of a run folder.
 
         Args:
-            threat: another than the run's own, or a function of that. data: another set by name. by_position:
-                read its labels by their numbers. model: package.module:factory of a network of one's own.
+            path: the run's folder.
+            threat: a threat other than the run's own, or a function from the run's threat to another one.
+            weights, split: names of the weights and of the split.
+            data: name of another data set.
+            by_position: match its labels to the run's classes by number instead of by name.
+            data_dir: where named data sets are now.
+            model: `package.module:factory` of the user's own network.
+            device: where to compute.
 
         Raises:
-            UserError: no run, or data, a split or weights that are not there.
+            UserError: there is no run, or the data, the split or the weights do not exist.
         """
         folder = RunFolder.open(Path(path))
         config = _configuration(folder.config)
@@ -95,18 +106,18 @@ class EvaluationTarget:
         return cls(folder.path, network, found.data, points, chosen, *where)
 
     def identity(self, n: int | None = None, first: int | None = None) -> Identity:
-        """Of an evaluation on a random subset of n points, on the first so many, or on all."""
+        """Identity of an evaluation on a random subset of n points, on the first points, or on all."""
         return Identity(self.run, self.weights, self.split, self.elsewhere, self.data_set, n, first)
 
     def file(self, attack: str, options: dict[str, Any]) -> Path:
-        """Where the run keeps an evaluation with these options of `evaluate`."""
+        """The run's file for an evaluation by this attack with these options of `evaluate`."""
         identity = self.identity(options["n"], options["first"])
         precision = options.get("precision", "float32")
         name = identity.file_name(self.threat, attack, options["seed"], precision)
         return RunFolder(self.path).evaluation / name
 
     def preflight(self) -> Preflight:
-        """What would make any result mean nothing."""
+        """Look for faults of the model and the data that would make every result meaningless."""
         return preflight(self.model, self.points, self.threat, own=not self.elsewhere)
 
     def evaluate(
@@ -114,12 +125,14 @@ class EvaluationTarget:
     ) -> Score:
         """Attack the run's model and score it.
 
-        Grave findings of a look before it, and warnings about the data, go with the score.
+        The score carries the warnings about the data and the errors that the preflight found.
 
         Args:
-            file: where it is going to be kept. Verdicts are kept beside it until `save_score`, and an
-                evaluation that was interrupted goes on from them. options: as in
-                `bivallate.evaluation.evaluate`.
+            attack: a name, an `Attack` or a stage.
+            file: where the score is going to be saved. Until `save_score`, verdicts are kept in a file beside
+                it, from which an interrupted evaluation continues.
+            looked: result of `preflight`.
+            options: as in `bivallate.evaluation.evaluate`.
         """
         resume = None if file is None else partial_of(file)
         score = score_of(self.model, self.points, self.threat, attack, resume=resume, **options)
@@ -129,16 +142,21 @@ class EvaluationTarget:
 
 
 def _marks(folder: RunFolder, data: Dataset) -> tuple[str, str]:
-    """What the run calls itself, and the data's fingerprint, as the run wrote it where they are its own."""
+    """The run's identifier and the data's fingerprint.
+
+    For the run's own data it is the fingerprint that the run wrote, which an older version may have computed
+    in another way.
+    """
     manifest = read_manifest(folder.path / "model.json")
     own = str(manifest.get("data_fingerprint") or "")
     return str(manifest.get("run") or ""), own if data.matches(own) else data.fingerprint
 
 
 def _configuration(file: Path) -> Config:
-    """A run's configuration, or its threat alone.
+    """Read a run's configuration.
 
-    A method whose parts are not installed is none that an evaluation needs, so that only its threat is read.
+    An evaluation needs the method's threat alone. If other parts of the method are not installed, plain
+    training with this threat takes its place.
     """
     try:
         return Config.read(file)
@@ -153,18 +171,18 @@ def _configuration(file: Path) -> Config:
 
 
 def save_score(score: Score, file: Path) -> None:
-    """Write a score, whole; the verdicts beside it have served."""
+    """Write the score, whole or not at all, and remove the verdicts of the unfinished evaluation."""
     score.save(file)
     clear(partial_of(file))
 
 
 def partial_of(file: Path) -> Path:
-    """Where an evaluation under way keeps its verdicts."""
+    """The file in which an unfinished evaluation keeps its verdicts."""
     return file.with_name(f".{file.name}.partial")
 
 
 def split_of(dataset: Dataset, split: str) -> Split:
-    """The points of a split by name. Raises UserError for one that is not there."""
+    """The points of a split by name. Raises UserError if the data set has no such split."""
     points = {"test": dataset.test, "validation": dataset.validation, "train": dataset.train}
     found = points.get(split)
     if found is None:
@@ -190,23 +208,32 @@ def evaluate(
     progress: bool | Callable[[EvaluationProgress], object] = False,
     **options: Any,
 ) -> Score:
-    """Attack a run or a model, and count the points that it classifies correctly whatever was tried.
+    """Attack a model, and count the points that it classifies correctly under every attempt.
 
     Args:
-        model: a network or function, or a run (its folder, or what `train` returned): then data and threat
-            are the run's own where they are not given, and the score is kept in RUN/evaluation as `bivallate
-            evaluate` keeps it.
-        data: a split, or a pair (x, y) of tensors; of a run also the name of a data set.
+        model: a network, or a function from images (B, C, H, W) in [0, 1] to logits (B, K); or a run (its
+            folder, or what `train` returned). For a run, data and threat default to the run's own, and the
+            score is saved in RUN/evaluation, as `bivallate evaluate` does.
+        data: a split, or a pair (x, y) of tensors (n, C, H, W) and (n,); for a run also the name of a data
+            set.
+        threat: the set of perturbations, such as bv.Linf(8/255).
         attack: a name (see `bivallate attacks`), an `Attack` or a stage of one.
-        weights, split, factory, data_dir: of a run: which weights, which points, package.module:factory of a
-            network of one's own, where named sets are looked for.
-        store: keep the score of a run.
-        n, first: a seeded random subset of so many points, or the leading ones.
-        progress: True shows how far it is; or a function to call with every moment.
-        options: batch_size, precision, resume and shared of `bivallate.evaluation.evaluate`, which says more.
+        weights, split: for a run: names of the weights and of the split.
+        factory: for a run with the user's own network: its `package.module:factory`.
+        data_dir: for a run: where named data sets are now.
+        store: save the score of a run.
+        n: number of points in a seeded random subset.
+        first: number of leading points; at most one of `n` and `first`.
+        device: where to compute; default that of the model, or for a run the fastest.
+        seed: seed of the subset and of the attack.
+        progress: True to show a progress bar, or a function that is called with `EvaluationProgress`.
+        options: batch_size, precision, resume and shared, as in `bivallate.evaluation.evaluate`.
+
+    Returns:
+        The score: accuracies as fractions in [0, 1], and one verdict for each point.
 
     Raises:
-        UserError: for anything the user can mend.
+        UserError: an argument is wrong, or the run, the data or the weights do not exist.
 
     Example:
         >>> import bivallate as bv
@@ -232,7 +259,7 @@ def evaluate(
 
 
 def folder_or_model(model: Any) -> Any:
-    """The folder of what `train` returned, or its model where it kept none; anything else as it is."""
+    """For a `Run` its folder, or its model if it has no folder; anything else unchanged."""
     return (model.path or model.model) if isinstance(model, Run) else model
 
 
@@ -245,13 +272,13 @@ def _of_run(
     where: dict[str, Any],
     options: dict[str, Any],
 ) -> Score:
-    name = parse(attack).name  # a misspelt attack is said before anything else
+    name = parse(attack).name  # first, so that a misspelt attack is reported before the model is loaded
     other = str(data) if isinstance(data, str | Path) else None
     examined = EvaluationTarget.of(path, threat=threat, data=other, **where)
-    if data is not None and other is None:  # points that have no name: nobody can find them again
+    if data is not None and other is None:  # tensors cannot be named in a stored evaluation: not stored
         return score_of(examined.model, data, examined.threat, attack, **options)
     file = None
-    if store and isinstance(attack, str):  # an attack of one's own may bear another's name
+    if store and isinstance(attack, str):  # a user's own attack may have the name of a built-in one
         file = examined.file(name, options)
     score = examined.evaluate(attack, file=file, looked=examined.preflight(), **options)
     if file is not None and collective.rank() == 0:

@@ -1,4 +1,4 @@
-"""A configuration that is run to its end in a folder that nobody else uses."""
+"""Run a complete configuration to its end, in a folder that no other process uses meanwhile."""
 
 from __future__ import annotations
 
@@ -35,8 +35,10 @@ class Run:
     """A finished run.
 
     Attributes:
-        model: with the last weights, in eval mode. average: with the averaged weights, or None.
-        history: a dictionary an epoch, as in metrics.jsonl. path: of the folder, or None.
+        model: the model with the last weights, in eval mode.
+        average: the model with the averaged weights, in eval mode, or None.
+        history: one dictionary per epoch, as in metrics.jsonl; accuracies are fractions in [0, 1].
+        path: the run's folder, or None.
     """
 
     model: Classifier
@@ -64,7 +66,20 @@ def execute(
     max_minutes: float | None = None,
     log: str | Sequence[str | Logger] = (),
 ) -> Run:
-    """Run a complete configuration in a new folder, which it holds until the end."""
+    """Run a complete configuration in a new folder, which stays locked until the end.
+
+    Args:
+        config, dataset, model: the run.
+        out: folder of the run; None writes nothing to disk.
+        progress: what to show; None shows nothing.
+        overwrite: replace the run in the folder.
+        max_minutes: save the state and stop after this time by raising `Interrupted`.
+        log: loggers, as in `train`.
+
+    Raises:
+        UserError: the folder is not free or in use, or the configuration asks for what cannot be done.
+        Interrupted, NonFinite: as in `train`.
+    """
     if config.keep and out is None:
         raise UserError("keep=... stores weights in the run's folder: name one with out=...")
     if config.keep and max(config.keep) > config.epochs:
@@ -85,7 +100,7 @@ def execute(
         return finish(session, None, shown, minutes=max_minutes, told=told)
 
     def begin() -> None:
-        folder = RunFolder.create(out, overwrite=overwrite)  # again, now that nobody else can use it
+        folder = RunFolder.create(out, overwrite=overwrite)  # checked again, now that the folder is locked
         folder.tidy()
         folder.clear()
         config.write(folder.config)
@@ -95,7 +110,7 @@ def execute(
 
 
 def first_rank_progress(progress: Progress | None) -> Progress:
-    """What is shown by the first rank alone, which has joined the others."""
+    """The progress on the first rank; one that shows nothing on the others."""
     return progress if progress is not None and collective.rank() == 0 else Progress()
 
 
@@ -103,7 +118,10 @@ def first_rank_progress(progress: Progress | None) -> Progress:
 def locked_folder(
     find: Callable[[], RunFolder], shown: Progress, prepare: Callable[[], None]
 ) -> Iterator[Lock | None]:
-    """The first rank finds the folder, holds it and prepares it; all raise what it meets."""
+    """Find, lock and prepare the folder on the first rank; if that fails, raise its error on all ranks.
+
+    Yields the lock on the first rank, None on the others.
+    """
     lock, failed = None, None
     with ExitStack() as stack:
         if collective.rank() == 0:
@@ -124,7 +142,7 @@ def finish(
     minutes: float | None = None,
     told: Sequence[Logger] = (),
 ) -> Run:
-    """Run a session to its end; the loggers hear of it."""
+    """Train a session to its end, with its precision, and report its progress to the loggers `told`."""
     shown = LoggedProgress(progress, told, folder.path if folder else None) if told else progress
     config = session.config
     once = not session.method.accumulate
@@ -142,7 +160,7 @@ def finish(
 
 
 def check_minutes(minutes: float | None) -> None:
-    """Raise UserError unless it is a time, or None."""
+    """Raise UserError unless `minutes` is a positive number or None."""
     if minutes is None:
         return
     check_number("max_minutes", minutes)

@@ -1,4 +1,4 @@
-"""The network that a run begins with: fresh, or with weights that were trained before."""
+"""The network at the beginning of a run: with random weights, or with weights from an earlier training."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from bivallate.run.session import create_model
 __all__ = ["begin_network", "described_model", "first_network"]
 
 Tell = Callable[[str], object]
-BARE = (".pt", ".pth", ".tar", ".bin", ".ckpt", ".safetensors")  # of files that do not say their network
+BARE = (".pt", ".pth", ".tar", ".bin", ".ckpt", ".safetensors")  # files that may hold weights alone
 
 
 def described_model(part: Model, model: nn.Module | str) -> Model:
-    """What a configuration says of a network that was handed over: enough to build it again, if it can be."""
+    """The configuration's entry for a given network; it can be built again from that if it is built-in."""
     if isinstance(model, str):
         return dataclasses.replace(part, name=model)
     inner = getattr(model, "_orig_mod", model)
@@ -58,21 +58,24 @@ def described_model(part: Model, model: nn.Module | str) -> Model:
 def begin_network(
     config: Config, dataset: Dataset, architecture: str | None, tell: Tell | None
 ) -> tuple[Config, Classifier]:
-    """The network of a new run, and the configuration that follows from its first weights.
+    """Make the network of a new run, and complete the configuration by what its initial weights determine.
 
-    They decide the architecture and its normalisation, their lasting place, their fingerprint.
+    They determine the architecture and its normalisation. The configuration also gets the weights' absolute
+    path and their fingerprint.
 
     Args:
-        architecture: the name that the user gave, which weights without a manifest need; None for none.
-        tell: hears where the weights come from and that a head is new; where nobody listens, that is warned
-            of.
+        config, dataset: the run.
+        architecture: the name that the user gave, or None; needed for weights without a manifest.
+        tell: is told where the weights come from and whether the head is new; None makes a warning of a new
+            head.
 
     Raises:
-        UserError: no such weights, of another architecture than was named, or that do not fit the data.
+        UserError: there are no such weights, they have another architecture than was named, they have
+            changed since the configuration was written, or they do not fit the data.
     """
     if not config.init.weights:
         return config, create_model(config.model, dataset, config.seed)
-    repeated = config.init.fingerprint  # then the configuration says all that it said the first time
+    repeated = config.init.fingerprint  # set in a configuration that was completed by its first training
     given = _read(config, dataset, architecture or (config.model.name if repeated else None))
     own = given.architecture
     if architecture is not None and architecture != own:
@@ -96,13 +99,13 @@ def begin_network(
 
 
 def ignore_note(text: str) -> None:
-    """Nobody listens, and nothing is to be warned of."""
+    """Ignore a note, and make no warning of it."""
 
 
 def first_network(config: Config, dataset: Dataset, model: str | None = None) -> Classifier:
-    """The network of a run that begins anew, from its complete configuration.
+    """Make the network of a run that begins again from its complete configuration.
 
-    Raises UserError where its first weights are there no more, or are others.
+    Raises UserError if its initial weights are missing or have changed.
     """
     named = (
         config if model is None else dataclasses.replace(config, model=described_model(config.model, model))
@@ -111,7 +114,7 @@ def first_network(config: Config, dataset: Dataset, model: str | None = None) ->
 
 
 def _inherited(config: Config, dataset: Dataset, given: Classifier, tell: Tell | None) -> Classifier:
-    """A network for the data with the weights, but for a head that cannot stay."""
+    """A network for the data with the given weights; its head is new if it has to be."""
     init = config.init
     if given.shape[0] != dataset.shape[0]:
         raise UserError(f"the weights of {init.weights} do not fit. {_shapes(given, dataset)}")
@@ -146,7 +149,7 @@ def _inherited(config: Config, dataset: Dataset, given: Classifier, tell: Tell |
 
 
 def _follow(network: Classifier, head: str, before: list[str], now: list[str]) -> None:
-    """Put the rows of a head that is kept into the order that the data's classes have."""
+    """Reorder the rows of a kept head, whose classes have the same names in another order than the data's."""
     if before == now or not head or sorted(before) != sorted(now):
         return
     order = [before.index(name) for name in now]
@@ -157,7 +160,7 @@ def _follow(network: Classifier, head: str, before: list[str], now: list[str]) -
 
 
 def _shapes(given: Classifier, dataset: Dataset) -> str:
-    """What to do about images of another shape; else about another network."""
+    """The part of an error that explains why weights do not fit: the image shapes, or the network."""
     if given.shape == dataset.shape:
         return "The weights are of another network"
     channels, height, width = given.shape
@@ -175,20 +178,20 @@ def _changed(place: str, before: str, now: str) -> UserError:
 
 
 def _statistic(given: Classifier, name: str) -> tuple[float, ...]:
-    """As the network was described, where that is known: the buffers are rounded."""
+    """The mean or std of the given network: from its spec if there is one, because buffers are rounded."""
     kept = (given.spec or {}).get(name)
     values = getattr(given.normalise, name).flatten().tolist() if kept is None else kept
     return (float(values),) * given.shape[0] if isinstance(values, int | float) else tuple(map(float, values))
 
 
 def _lasting(place: str) -> str:
-    """The place as it can be found from any working folder."""
+    """The absolute path of an existing place; other texts unchanged."""
     found = Path(place).expanduser()
     return os.path.abspath(found) if found.exists() else place
 
 
 def _read(config: Config, dataset: Dataset, architecture: str | None) -> Classifier:
-    """The classifier that the weights are of."""
+    """Load the classifier with the initial weights."""
     place = config.init.weights
     factory = architecture if architecture and ":" in architecture and ":" not in place[:5] else None
     kind, colon, name = place.partition(":")
@@ -207,10 +210,10 @@ def _read(config: Config, dataset: Dataset, architecture: str | None) -> Classif
 
 
 def _which(wanted: str, path: Path | None) -> str:
-    """The name of the weights that "auto" means.
+    """The name of the weights to load; "auto" is resolved.
 
-    Of a run the best, but the last of one that was not trained to be robust, whose best epoch says nothing;
-    elsewhere the only ones.
+    It means the best weights of a run, or the last ones after plain training, where the best epoch has no
+    meaning. Outside of runs it means `model`.
     """
     if wanted != "auto":
         return check_weights(wanted)
@@ -225,7 +228,7 @@ def _has_manifest(path: Path) -> bool:
 
 
 def _bare(path: Path, part: Model, dataset: Dataset, architecture: str | None) -> Classifier:
-    """A state dict, which does not say what network it is of. Raises UserError unless the user does."""
+    """Load a state dict without manifest. Raises UserError if the user has not named its architecture."""
     if path.suffix not in BARE:
         raise UserError(f"{path} does not hold weights: name a file that ends in {listed(BARE)}")
     if architecture is None:

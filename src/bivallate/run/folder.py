@@ -1,4 +1,4 @@
-"""The folder that a run lives in."""
+"""The folder of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bivallate.run.lock import NAME as LOCK
 from bivallate.schema import MEGABYTE, Amount, Count, Digits, Share, parse, read_text
 from bivallate.untrusted_files import check_regular
 
-WEIGHTS = ("best", "last", "ema")  # those that a report prefers first
+WEIGHTS = ("best", "last", "ema")  # in the order in which a report prefers them
 OTHER_WORDS = {"model": "last", "average": "ema"}
 KEPT = re.compile(r"epoch-([1-9][0-9]*)")  # the name of weights that `Config.keep` asked for
 CONTENTS = (
@@ -34,10 +34,10 @@ FOLDERS = ("checkpoints", "evaluation", "audit", "diagnosis", "report-figures", 
 
 
 def check_weights(name: str) -> str:
-    """The name of some of a run's weights: best, last, ema, or epoch-N.
+    """The proper name of a run's weights: best, last, ema or epoch-N.
 
-    `model`, as the file of the last is called, is another word for last, and `average` for ema, which holds
-    any average. Raises UserError for another.
+    `model`, the name of the file, stands for last, and `average` for ema, which may be any average. Raises
+    UserError for other names.
     """
     if name in OTHER_WORDS:
         return OTHER_WORDS[name]
@@ -47,7 +47,7 @@ def check_weights(name: str) -> str:
 
 
 class Alarm(TypedDict):
-    """What the sentinel reported."""
+    """An alarm of the sentinel."""
 
     kind: str
     epoch: int
@@ -57,7 +57,7 @@ class Alarm(TypedDict):
 
 
 class EpochLine(TypedDict):
-    """A line of metrics.jsonl, as far as something reads it; what a method logs besides stays as it is."""
+    """The entries of a line of metrics.jsonl that the program reads; methods may log further entries."""
 
     epoch: Count
     loss: float
@@ -88,8 +88,8 @@ class EpochLine(TypedDict):
 class RunFolder:
     """The files of a run.
 
-    config.toml, metrics.jsonl, model.safetensors + model.json, best, ema and epoch-N, checkpoints/,
-    evaluation/; what the commands that look at it put there: audit/, diagnosis/ and reports.
+    They are config.toml, metrics.jsonl, model.safetensors with model.json, best.safetensors, ema.safetensors,
+    epoch-N.safetensors, checkpoints/ and evaluation/. Other commands add audit/, diagnosis/ and reports.
     """
 
     path: Path
@@ -101,25 +101,25 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """One JSON line an epoch."""
+        """One JSON line per epoch."""
         return self.path / "metrics.jsonl"
 
     @property
     def checkpoints(self) -> Path:
-        """What an exact resume needs."""
+        """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def evaluation(self) -> Path:
-        """One JSON file for each weights, threat, attack and seed."""
+        """Folder of the evaluations: one JSON file for each combination of weights, threat, attack, seed."""
         return self.path / "evaluation"
 
     @staticmethod
     def create(path: Path, *, overwrite: bool = False) -> RunFolder:
-        """A folder that is free for a run: new, empty, or with nothing but a run's beginning in it.
+        """Create a folder for a new run.
 
-        A run's beginning has no state to go on from. Raises UserError if it holds more; `overwrite` clears a
-        run.
+        An existing folder must be empty, or hold a run that ended before its first checkpoint. With
+        `overwrite` it may hold any run, which `clear` then removes. Raises UserError otherwise.
         """
         folder = RunFolder(path)
         if not folder.free and not overwrite:
@@ -139,7 +139,7 @@ class RunFolder:
 
     @staticmethod
     def open(path: Path) -> RunFolder:
-        """An existing run. Raises UserError if there is none, or if a folder of it is a link."""
+        """Open the folder of an existing run. Raises UserError if there is none, or a subfolder is a link."""
         folder = RunFolder(Path(path))
         if not folder.config.exists() and not list_all(folder.checkpoints):
             raise UserError(
@@ -149,7 +149,7 @@ class RunFolder:
         return folder
 
     def check_own(self) -> None:
-        """Raise UserError where a folder of the run is a link, through which would be written elsewhere."""
+        """Raise UserError if a subfolder is a link: files would be written outside of the run's folder."""
         for place in (self.path / name for name in FOLDERS):
             if place.is_symlink():
                 raise UserError(
@@ -159,7 +159,7 @@ class RunFolder:
 
     @property
     def free(self) -> bool:
-        """Whether nothing would be lost if a run began here. Raises UserError for what is no folder."""
+        """Whether a run can begin here without losing anything. Raises UserError if it is a file."""
         if not self.path.exists():
             return True
         if not self.path.is_dir():
@@ -168,7 +168,7 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Whether it is a run's, even one that was half cleared."""
+        """Whether the folder is a run's, even if it was partly cleared."""
         return self.config.exists() or all(self._is_own(entry.name) for entry in self._entries())
 
     def _entries(self) -> list[Path]:
@@ -182,7 +182,7 @@ class RunFolder:
 
     @staticmethod
     def _is_ours(config: Path) -> bool:
-        """Whether a file is a configuration that a run wrote."""
+        """Whether a run wrote this configuration file."""
         try:
             check_regular(config)
             with config.open("rb") as stream:
@@ -196,12 +196,12 @@ class RunFolder:
         return name in (*CONTENTS, *REPORTS, *FOLDERS) or bool(kept)
 
     def clear(self) -> None:
-        """Remove what a run and the commands that look at it leave, the checkpoints last.
+        """Remove the files of a run and of the commands that read it; the checkpoints last.
 
-        Files of the user's own stay, and config.toml, which the next one replaces: a folder that is half
-        cleared still is a run's. Of links, only the link is removed.
+        The user's own files stay. config.toml stays too, until the next run replaces it, so that a partly
+        cleared folder is still recognised as a run's. If an entry is a link, only the link is removed.
 
-        Raises UserError for what cannot be removed.
+        Raises UserError if something cannot be removed.
         """
         own = [entry for entry in self._entries() if self._is_own(entry.name) and entry != self.config]
         for entry in sorted(own, key=lambda entry: entry.name == "checkpoints"):
@@ -210,18 +210,18 @@ class RunFolder:
         sync_folder(self.path)
 
     def tidy(self) -> None:
-        """Remove what processes that are no more have left unfinished."""
+        """Remove unfinished files of processes that have ended."""
         for place in (self.path, *(self.path / name for name in FOLDERS)):
             if place.is_dir() and not place.is_symlink():
                 sweep(place)
         clear_orphans(self.checkpoints)
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
-        """All epochs so far."""
+        """Write the lines of all epochs so far."""
         write_text(self.metrics, lines_of(history))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All epochs so far. Raises UserError for a line that is no epoch, with its number and key."""
+        """Read the lines of all epochs so far. Raises UserError for a wrong line, with its number and key."""
         if not self.metrics.exists():
             return []
         lines = read_text(self.metrics, "record of epochs", 1024 * MEGABYTE).splitlines()

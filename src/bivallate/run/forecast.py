@@ -1,4 +1,4 @@
-"""What a training is going to take, measured on its first minibatches; nothing of them is kept."""
+"""A forecast of a training's time, passes and memory, measured on a few minibatches."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ from bivallate.step import train_step
 
 __all__ = ["Forecast", "forecast"]
 
-STEPS = 4  # minibatches that are tried; the first of them only warms up
+STEPS = 4  # minibatches to measure; the time of the first is not used
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """An estimate: methods that choose their attack by what they see may take more or less later on.
+    """The estimated cost of a training.
+
+    Methods that adapt their attack to the model may take more or less later in training.
 
     Attributes:
-        forward, backward: passes a training image over the whole training, held-out measurements included.
-        seconds: of the whole training. memory: bytes at most, of the process or of the CUDA device.
+        forward, backward: passes per training image over the whole training, with held-out measurements.
+        seconds: duration of the whole training.
+        memory: highest use of memory in bytes, of the process or of the CUDA device.
     """
 
     forward: float
@@ -42,7 +45,7 @@ class Forecast:
 
 
 def forecast(config: Config, dataset: Dataset, model: nn.Module) -> Forecast:
-    """Try a few minibatches with a rate of 0 at the full radius. The model is not to be used afterwards."""
+    """Measure a few training steps with learning rate 0 at the full radius. Do not use the model after it."""
     session = trial_session(config, dataset, model)
     if session.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -69,7 +72,7 @@ def forecast(config: Config, dataset: Dataset, model: nn.Module) -> Forecast:
 
 
 def _peak(device: torch.device) -> int:
-    """Bytes that were in use at most."""
+    """The highest use of memory so far, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     try:

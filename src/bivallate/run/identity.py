@@ -1,4 +1,4 @@
-"""What tells one run from another."""
+"""The identifier of a run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from bivallate.run.config import Config
 
 
 def identity_of(config: Config, data: str, architecture: str) -> str:
-    """Sixteen digits of what a run is a function of.
+    """Sixteen hexadecimal digits: a hash of everything that determines a run.
 
-    Not of the machine, and not random, so that the same run makes the same files.
+    Neither the machine nor chance enters, so that the same run writes the same files.
 
     Args:
+        config: the run's configuration.
         data: fingerprint of the data set.
+        architecture: name of the network's architecture.
     """
     entry = portable(encode(config.set("device", "auto").set("threads", 0)))
     parts = (json.dumps(entry, sort_keys=True), data, architecture)

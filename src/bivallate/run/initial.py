@@ -1,4 +1,4 @@
-"""What a run begins with where it is not fresh weights."""
+"""The initial weights of a run, if they are not drawn at random, and its frozen layers."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ HEADS = ("auto", "new", "keep")
 
 @part
 class Init:
-    """Weights that training begins with, and what of them stays as it is.
+    """The initial weights of training, and the layers to freeze.
 
     Attributes:
-        weights: a run, a folder, a file, hub:owner/name, timm:NAME or zoo:NAME; "" begins with fresh ones.
-        which: of a run's weights: "best", "last", "ema" or "epoch-N"; "auto" are the best, but the last of
-            plain training, whose epochs robust accuracy does not tell apart.
-        head: the last layer: "auto" replaces it where the classes are others in number or by name, "new"
-            always does, "keep" never.
-        fingerprint: of the weights, as evaluations name it; filled in by the first training, and whoever
-            repeats it is told if they have changed.
-        freeze: patterns of parameters that do not learn: names of layers with *, "stem", "head"; "!head" is
-            all but the head.
+        weights: a run, a folder, a file, hub:owner/name, timm:NAME or zoo:NAME; "" draws weights at random.
+        which: which weights of a run: "best", "last", "ema" or "epoch-N". "auto" means the best, and after
+            plain training the last, because robust accuracy does not distinguish its epochs.
+        head: what to do with the last layer: "auto" replaces it if the classes differ in number or name,
+            "new" always replaces it, "keep" never does.
+        fingerprint: checksum of the weights, as in evaluations. The first training fills it in; repeating the
+            configuration fails if the weights have changed.
+        freeze: patterns of parameters to freeze: names of layers with *, "stem" or "head"; "!head" is all
+            but the head.
+
+    Raises:
+        UserError: head is unknown, or freeze is not a tuple of patterns.
     """
 
     weights: str = ""

@@ -1,4 +1,4 @@
-"""The model of a run folder."""
+"""Load the trained model of a run folder, or a network of the zoo."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ from bivallate.run.folder import RunFolder
 
 
 def load(path: str | Path, weights: str = "best", *, model: nn.Module | str | None = None) -> Classifier:
-    """The trained model of a run folder, in eval mode.
+    """Load the trained model of a run folder, in eval mode on the processor.
 
     Args:
         path: the run's folder; or "zoo:NAME", a network that `bivallate zoo` lists.
-        weights: "best" (on held-out data), "last", "ema", or "epoch-3" of a run that keeps it (`keep=(3,)`).
-        model: for a network that only the user's code can build.
+        weights: "best" (of the epoch with the highest held-out robust accuracy), "last", "ema" (the average),
+            or "epoch-3" if the run keeps it (`keep=(3,)`).
+        model: for a network that only the user's code can build: the module, or its `package.module:factory`.
+
+    Raises:
+        UserError: there are no such weights, a file is damaged or of another architecture, or the network is
+            the user's own and `model` is missing.
     """
     if isinstance(path, str) and path.startswith(zoo.PREFIX):
         return from_zoo(path)
@@ -29,10 +34,10 @@ def load(path: str | Path, weights: str = "best", *, model: nn.Module | str | No
 
 
 def from_zoo(name: str) -> Classifier:
-    """A network that comes with the package, in eval mode.
+    """Load a network that comes with the package, in eval mode.
 
     Raises:
-        UserError: an unknown name, or weights that are not those that were measured.
+        UserError: the name is unknown, or the weights are not those that were measured.
     """
     name, known = name.removeprefix(zoo.PREFIX), zoo.entries()
     if name not in known:
@@ -45,15 +50,15 @@ def from_zoo(name: str) -> Classifier:
 
 
 def built_in(name: str) -> bool:
-    """Whether the package can build an architecture of that name, timm's included, from the name alone."""
+    """Whether the package can build the architecture, its own or timm's, from the name alone."""
     return name in models.names() or name.startswith("timm:")
 
 
 def load_run(path: str | Path, weights: str, model: str | None) -> Classifier:
-    """The model of a run.
+    """Load the model of a run for the command line.
 
-    `model` builds the network where it is the user's own, and is imported because the user named it. Raises
-    UserError without it.
+    `model` names the factory of the user's own network; it is imported because the user named it. Raises
+    UserError if such a network has no factory.
     """
     described = read_manifest(RunFolder.open(Path(path)).path / "model.json")
     name = (described["spec"] or {}).get("name", described["architecture"])

@@ -1,4 +1,4 @@
-"""One run in one folder at a time: a lock that survives kills and goes when its holder is gone."""
+"""A lock of a run's folder, which is released when its process ends, even if it is killed."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ from bivallate.processes import alive, namespace_id, started
 from bivallate.schema import MEGABYTE, read_json
 
 NAME = ".lock"
-BEAT = 20.0  # seconds between two signs of life
-STALE = 120.0  # seconds without one after which a holder that cannot be seen is gone
+BEAT = 20.0  # seconds between two renewals of the lock's modification time
+STALE = 120.0  # seconds without a renewal after which a holder on another machine counts as gone
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a folder.
+    """The process that holds a folder.
 
     Attributes:
-        host, pid: for people. place, start: of the machine and of the process, by which it is known to live.
-        token: of this holding, so that a holder knows whether it still is one.
+        host, pid: name of the machine and number of the process, for messages.
+        place, start: identifier of the machine and start time of the process, which together with pid show
+            whether the process still runs.
+        token: random, by which a process recognises its own lock.
     """
 
     host: str = field(default_factory=platform.node)
@@ -40,7 +42,7 @@ class Holder:
 
 
 class LockFile(TypedDict):
-    """The file of a lock: what `Holder` says."""
+    """The lock's file: the fields of `Holder`."""
 
     host: str
     pid: int
@@ -50,13 +52,13 @@ class LockFile(TypedDict):
 
 
 class Lock:
-    """A held folder; `check` before anything is written there."""
+    """The lock of a folder; call `check` before writing there."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.file, self.holder = folder, folder / NAME, Holder()
 
     def check(self) -> None:
-        """Raise UserError if the folder is gone, or another process has it now."""
+        """Raise UserError if the folder is gone or another process has locked it."""
         found = _read(self.file)
         if found is not None and found.token == self.holder.token:
             return
@@ -70,7 +72,7 @@ class Lock:
         )
 
     def _release(self) -> None:
-        if self.holder.pid == os.getpid():  # not a child's to give back
+        if self.holder.pid == os.getpid():  # a forked child must not release its parent's lock
             with suppress(UserError, OSError):
                 self.check()
                 self.file.unlink()
@@ -78,13 +80,14 @@ class Lock:
 
 @contextmanager
 def lock_folder(folder: Path, tell: Callable[[str], None] = lambda text: None) -> Iterator[Lock]:
-    """Hold a folder that is there.
+    """Lock an existing folder for the duration of the context.
 
-    A holder on this machine is gone when its process is. One that cannot be seen (another machine on a shared
-    file system, another container, a machine that has been started anew) renews the file's time every 20
-    seconds and is gone when it has not done so for two minutes; that is waited for, and said to `tell`.
+    An earlier holder on this machine has ended if its process has. The process of a holder elsewhere (on
+    another machine with a shared file system, in another container, or before a restart of the machine)
+    cannot be seen. Such a holder renews the lock file's time every 20 seconds, and counts as gone after two
+    minutes without a renewal. The function waits for that and says so through `tell`.
 
-    Raises UserError if another process holds it.
+    Raises UserError if another process holds the folder.
     """
     lock, ended = Lock(folder), threading.Event()
     _take(lock, tell)
@@ -137,7 +140,7 @@ def _ended(found: Holder | None) -> bool:
 
 
 def _read(path: Path) -> Holder | None:
-    """The holder; None where there is none, or the file is not readable as one."""
+    """The holder in the lock's file; None if there is no file, or it cannot be read as one."""
     try:
         entry = read_json(path, "lock", LockFile, MEGABYTE)
     except UserError:
@@ -153,7 +156,7 @@ def _time_of(path: Path) -> float:
 
 
 def _now(folder: Path) -> float:
-    """The file system's own clock, which is the one that the lock's time is of."""
+    """The present time by the file system's clock, which also gives the lock file its time."""
     probe = temporary(folder)
     try:
         probe.touch(exist_ok=False)
@@ -167,10 +170,10 @@ def _now(folder: Path) -> float:
 
 @contextmanager
 def _turn(folder: Path) -> Iterator[None]:
-    """Let one process of this machine at a time look at the lock and take it.
+    """Let one process of this machine at a time look at the lock file and write it.
 
-    File systems that cannot lock leave it to `check`: of two that write at once, the first then sees the
-    other's name.
+    On a file system without locks two processes may write at once. The one whose file is overwritten then
+    finds the other's token in `check`.
     """
     handle = None
     with suppress(ImportError, OSError):

@@ -1,7 +1,7 @@
-"""Where a run's numbers go besides its own folder: the interface of a logger, and what feeds loggers.
+"""The interface of a logger, and the progress that feeds loggers.
 
-A logger is told what a run's folder holds anyway; it changes nothing, and cannot break a run: one that raises
-is left out from then on, with a word.
+A logger receives the numbers that the run's folder holds anyway. It cannot change or break a run: a logger
+that raises is reported and no longer called.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EVERY = 10
-"""Minibatches between two lines of steps: reading a number makes an accelerator wait."""
+"""Minibatches between two calls of `Logger.step`: writing every one would slow fast trainings down."""
 
 
 class Logger(Protocol):
-    """What a logger can be told. Numbers come as plain floats, steps count minibatches from 1.
+    """The calls that a logger receives. Numbers are plain floats; steps count minibatches from 1.
+
+    Only the first process calls loggers.
 
     Example:
         >>> class Printer:
@@ -41,29 +43,38 @@ class Logger(Protocol):
     """
 
     def begin(self, config: Mapping[str, Any], folder: Path | None, step: int) -> None:
-        """The run starts, or goes on after `step` minibatches; what was told of later ones is void.
+        """Called when the run starts, or continues after `step` minibatches.
 
-        config: the resolved configuration, as in config.toml. folder: the run's, or None.
+        Numbers that were logged for later minibatches are void.
+
+        Args:
+            config: the resolved configuration, as in config.toml.
+            folder: the run's folder, or None.
+            step: minibatches done so far.
         """
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of one minibatch: loss, robust (share right under the training attack), lr, weights."""
+        """Called after every tenth minibatch with its numbers.
+
+        They are the loss, robust (fraction classified correctly under the training attack), lr, the mean
+        weight, the effective sample size, and what the method's parts log.
+        """
 
     def epoch(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of one epoch: the line of metrics.jsonl, as far as it is numbers."""
+        """Called after each epoch with the numbers in its line of metrics.jsonl."""
 
     def alarm(self, step: int, text: str) -> None:
-        """The sentinel has seen something."""
+        """Called when the sentinel raises an alarm."""
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
-        """A figure, at the end of the run."""
+        """Called at the end of the run with a figure of its curves."""
 
     def end(self) -> None:
-        """The run is complete, interrupted or broken: nothing comes after this."""
+        """Called last, whether the run is complete, interrupted or has failed."""
 
 
 class LoggedProgress(Progress):
-    """Shows what another progress shows, and tells the loggers. On several processes, the first one's."""
+    """A progress that passes every call on to another one, and to the loggers of the first process."""
 
     def __init__(self, shown: Progress, loggers: Sequence[Logger], folder: Path | None) -> None:
         self.shown, self.folder = shown, folder
@@ -80,13 +91,13 @@ class LoggedProgress(Progress):
         self.shown.__exit__(kind, error, trace)
 
     def begin(self, session: WatchedRun) -> None:
-        """The run starts or goes on."""
+        """Tell the loggers that the run starts or continues."""
         self.shown.begin(session)
         self._begun = True
         self._tell("begin", encode(session.config), self.folder, _step(session))
 
     def step(self, session: WatchedRun, record: StepRecord, lr: float) -> None:
-        """One minibatch is done; every tenth is told."""
+        """Log the numbers of every tenth minibatch."""
         self.shown.step(session, record, lr)
         step = _step(session) + 1
         if self.loggers and step % EVERY == 0:
@@ -95,7 +106,7 @@ class LoggedProgress(Progress):
             self._tell("step", step, values | record.logged)
 
     def epoch(self, session: WatchedRun, line: dict[str, Any]) -> None:
-        """One epoch is done and measured."""
+        """Log the numbers of the epoch."""
         self.shown.epoch(session, line)
         numbers = {
             k: float(v) for k, v in line.items() if isinstance(v, int | float) and not isinstance(v, bool)
@@ -103,16 +114,16 @@ class LoggedProgress(Progress):
         self._tell("epoch", _step(session), numbers)
 
     def alarm(self, session: WatchedRun, text: str) -> None:
-        """The sentinel has seen something."""
+        """Log an alarm of the sentinel."""
         self.shown.alarm(session, text)
         self._tell("alarm", _step(session), text)
 
     def note(self, text: str) -> None:
-        """Something found or mended."""
+        """Show a note; loggers do not receive it."""
         self.shown.note(text)
 
     def end(self, session: WatchedRun) -> None:
-        """The run is complete: its curves are drawn."""
+        """Log a figure of the run's curves."""
         self.shown.end(session)
         history = getattr(session, "history", ())
         if self.loggers and history:
@@ -122,7 +133,7 @@ class LoggedProgress(Progress):
         for logger in list(self.loggers):
             try:
                 getattr(logger, what)(*arguments)
-            except Exception as error:  # whatever a foreign logger raises: the run goes on without it
+            except Exception as error:  # a logger may raise anything; the run continues without it
                 self.loggers.remove(logger)
                 name = getattr(logger, "name", type(logger).__name__)
                 self.shown.note(
@@ -136,8 +147,8 @@ def _step(session: WatchedRun) -> int:
 
 
 def curves_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss and accuracies over the epochs."""
-    from bivallate.style import colour, figure, styled  # plotting takes a second to load, and few log
+    """Draw loss and accuracies over the epochs."""
+    from bivallate.style import colour, figure, styled  # here, as few runs log and matplotlib loads slowly
 
     with styled():
         fig, (left, right) = figure(2, width=2, height=2.6)

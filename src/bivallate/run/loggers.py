@@ -1,6 +1,6 @@
-"""The loggers that can be named: CSV files, TensorBoard, Weights & Biases, trackio.
+"""The built-in loggers: CSV files, TensorBoard, Weights & Biases, trackio.
 
-Each but the first needs the extra of its name; none is imported before it is asked for.
+All but CSV need an extra of the same name. Their packages are imported only when the logger is used.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ PROJECT = "bivallate"
 
 
 def loggers(log: str | Sequence[str | Logger]) -> list[Logger]:
-    """Loggers by name ("tensorboard,csv"), or as they are.
+    """Make loggers from their names ("tensorboard,csv"); `Logger` objects are taken as they are.
 
     Raises:
-        UserError: for a name that is not known or comes twice, or a package that is not installed.
+        UserError: a name is unknown or given twice, or a package is not installed.
     """
     asked = [word.strip() for word in log.split(",") if word.strip()] if isinstance(log, str) else list(log)
     names = [one for one in asked if isinstance(one, str)]
@@ -49,48 +49,48 @@ def _package(name: str, package: str = "") -> Any:
 
 
 def _place(folder: Path | None, name: str) -> Path:
-    """Where a logger keeps its files: in the run's folder, or in `runs/logs` for a run without one."""
+    """Folder of a logger's files: in the run's folder, or in `runs/logs` if the run has none."""
     place = (folder / "logs" if folder is not None else Path("runs") / "logs") / name
     make_folder(place)
     return place
 
 
 class Csv:
-    """`steps.csv`, `epochs.csv` and `alarms.csv` below the run's `logs/csv`.
+    """A logger that writes `steps.csv`, `epochs.csv` and `alarms.csv` into the run's `logs/csv`.
 
-    Columns come as they are first told of; files are rewritten whole when a column comes or a run goes on
-    from an earlier step.
+    A column is added when a number is first logged. A file is rewritten whole when a column is added, or when
+    a run continues from an earlier step.
     """
 
     name = "csv"
 
     def begin(self, config: Mapping[str, Any], folder: Path | None, step: int) -> None:
-        """Keep the lines up to `step`."""
+        """Open the files and keep their lines up to `step`."""
         self._folder = _place(folder, self.name)
         self._rows = {kind: self._read(kind, step) for kind in ("steps", "epochs", "alarms")}
         for kind in self._rows:
             self._write(kind)
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
-        """A line of steps.csv."""
+        """Add a line to steps.csv."""
         self._add("steps", {"step": step, **values})
 
     def epoch(self, step: int, values: Mapping[str, float]) -> None:
-        """A line of epochs.csv."""
+        """Add a line to epochs.csv."""
         self._add("epochs", {"step": step, **values})
 
     def alarm(self, step: int, text: str) -> None:
-        """A line of alarms.csv."""
+        """Add a line to alarms.csv."""
         self._add("alarms", {"step": step, "alarm": text})
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
-        """The figure as SVG."""
+        """Write the figure as SVG."""
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None})
         write_text(self._folder / f"{name}.svg", out.getvalue())
 
     def end(self) -> None:
-        """All is written already."""
+        """Do nothing: all lines are written."""
 
     def _file(self, kind: str) -> Path:
         return self._folder / f"{kind}.csv"
@@ -123,7 +123,7 @@ class Csv:
 
 
 class TensorBoard:
-    """Event files below the run's `logs/tensorboard`: `step/...` and `epoch/...` over minibatches."""
+    """A logger of event files in the run's `logs/tensorboard`; tags are `step/...` and `epoch/...`."""
 
     name = "tensorboard"
 
@@ -132,25 +132,25 @@ class TensorBoard:
         self._writer_of = _package(self.name, "torch.utils.tensorboard").SummaryWriter
 
     def begin(self, config: Mapping[str, Any], folder: Path | None, step: int) -> None:
-        """Open a file of events; steps after `step` of earlier ones are void."""
+        """Open an event file; TensorBoard discards earlier events after `step`."""
         self._writer = self._writer_of(str(_place(folder, self.name)), purge_step=step + 1 if step else None)
         self._writer.add_text("configuration", "\n".join(f"    {k} = {v}" for k, v in _flat(config)), step)
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
-        """A scalar for each number."""
+        """Add a scalar for each number."""
         self._scalars("step", step, values)
 
     def epoch(self, step: int, values: Mapping[str, float]) -> None:
-        """A scalar for each number; what is there can be seen from now on."""
+        """Add a scalar for each number, and flush the file so that it can be viewed."""
         self._scalars("epoch", step, values)
         self._writer.flush()
 
     def alarm(self, step: int, text: str) -> None:
-        """A text."""
+        """Add a text."""
         self._writer.add_text("alarm", text, step)
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
-        """An image."""
+        """Add an image."""
         self._writer.add_image(name, _pixels(figure), step, dataformats="HWC")
 
     def end(self) -> None:
@@ -163,10 +163,10 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of Weights & Biases in project `bivallate`, below the run's `logs/wandb`.
+    """A logger to Weights & Biases, with its local files in the run's `logs/wandb`.
 
-    WANDB_PROJECT names another project, WANDB_MODE=offline keeps it here. A run that goes on is a new one
-    there, in the same group.
+    The project is `bivallate`, or the one in WANDB_PROJECT. WANDB_MODE=offline uploads nothing. A resumed run
+    appears as a new run in the same group.
     """
 
     name = "wandb"
@@ -207,7 +207,7 @@ class WandB:
 
 
 class Trackio:
-    """A run of trackio in project `bivallate`, kept where trackio keeps its own (TRACKIO_DIR)."""
+    """A logger to trackio, in project `bivallate`; its files are in trackio's folder (TRACKIO_DIR)."""
 
     name = "trackio"
 
@@ -245,7 +245,7 @@ def _title(config: Mapping[str, Any], folder: Path | None) -> str:
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """The configuration as a.b.c and a plain value."""
+    """The configuration as pairs of a dotted name and a plain value."""
     pairs: list[tuple[str, Any]] = []
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -256,7 +256,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _pixels(figure: Figure) -> Any:
-    """(H, W, 3) uint8."""
+    """The figure as an array (H, W, 3) of uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from numpy import asarray
 

@@ -1,7 +1,4 @@
-"""Which memory layout of the convolutions a run's own training steps are faster in.
-
-It is measured, then written down.
-"""
+"""Measure in which memory layout of the convolutions a run's training steps are faster."""
 
 from __future__ import annotations
 
@@ -27,19 +24,20 @@ from bivallate.types import Batch
 
 __all__ = ["channels_last_is_faster", "resolved_layout", "step_seconds", "trial_session", "whole_step"]
 
-STEPS = 3  # minibatches, each tried in both layouts; the best time counts, so the first may only warm up
-SECONDS = 10.0  # no further minibatch is tried after so long
-GAIN = 0.97  # share of the usual layout's time that the other one has to stay below
+STEPS = 3  # minibatches to time in both layouts; the best time counts, so a slow first one does no harm
+SECONDS = 10.0  # no further minibatch is timed after so long
+GAIN = 0.97  # channels last must take less than this fraction of the usual layout's time
 
 
 def resolved_layout(
     config: Config, dataset: Dataset, model: nn.Module, tell: Callable[[str], object]
 ) -> Config:
-    """The configuration with `channels_last` true or false where it was "auto", and one line on why.
+    """Replace `channels_last="auto"` by true or false, and tell why.
 
-    The run's first minibatches make steps of its method, at a rate of 0, on copies of the model: the model,
-    its buffers, the generators and the order of the data stay as they are, so that the run is to the bit the
-    one whose configuration had named the layout. Every rank takes the first one's choice.
+    A few training steps of the run's method are timed on its first minibatches, with learning rate 0 and on
+    copies of the model. The model, its buffers, the random generators and the order of the data stay as they
+    are, so the run equals, bit for bit, one whose configuration names the layout. All ranks take the first
+    rank's choice.
     """
     if config.channels_last != "auto":
         return config
@@ -48,7 +46,7 @@ def resolved_layout(
         return dataclasses.replace(config, channels_last=False)
     try:
         times = step_seconds(config, dataset, model)
-    except Exception as error:  # what is wrong is the training's to say: it meets it too
+    except Exception as error:  # training meets the same error and reports it
         if collective.is_distributed():
             raise
         tell(f"channels_last = false: it could not be measured ({type(error).__name__}: {error})")
@@ -62,7 +60,7 @@ def resolved_layout(
 
 
 def channels_last_is_faster(usual: Sequence[float], last: Sequence[float]) -> bool:
-    """Whether channels last is clearly faster: by the best times, so that a disturbed one does not count.
+    """Whether channels last is clearly faster by the best times, which disturbances affect least.
 
     Example:
         >>> channels_last_is_faster([3.0, 1.0], [2.0, 0.8]), channels_last_is_faster([1.0], [0.99])
@@ -72,7 +70,7 @@ def channels_last_is_faster(usual: Sequence[float], last: Sequence[float]) -> bo
 
 
 def step_seconds(config: Config, dataset: Dataset, model: nn.Module) -> dict[bool, list[float]]:
-    """Seconds of training steps by layout, on copies that leave model and generators as they are."""
+    """Time training steps in both layouts (channels last -> seconds); leave model and generators alone."""
     before, spent = generators(), 0.0
     times: dict[bool, list[float]] = {False: [], True: []}
     try:
@@ -93,7 +91,7 @@ def step_seconds(config: Config, dataset: Dataset, model: nn.Module) -> dict[boo
 
 
 def trial_session(config: Config, dataset: Dataset, model: nn.Module) -> Session:
-    """A session whose steps are to be timed, at a rate of 0. The model is not to be used afterwards."""
+    """Make a session with learning rate 0, for timing steps. Do not use the model afterwards."""
     session = Session(config, dataset, model)
     set_train_mode(session.model)
     for group in session.optimizer.param_groups:
@@ -102,13 +100,13 @@ def trial_session(config: Config, dataset: Dataset, model: nn.Module) -> Session
 
 
 def _first(session: Session) -> Iterator[Batch]:
-    """The first minibatches; processes that decode a stream end with them."""
+    """The first minibatches; processes that decode images are ended after them."""
     with closing(session.batches.epoch(0, 0)) as batches:  # pyright: ignore[reportArgumentType]
         yield from islice(batches, STEPS)
 
 
 def whole_step(session: Session, batch: Batch) -> None:
-    """All replays of one minibatch, until the device is through with them."""
+    """Make all replays of one minibatch, and wait for the device to finish."""
     for replay in range(session.method.replays):
         train_step(session.model, session.optimizer, session.method, batch, session.clock(replay))
     if session.device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What changes where a run goes on beyond the end that it was planned with."""
+"""Which schedules change if a run is continued beyond its planned end."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from bivallate.types import Clock
 
 __all__ = ["effects_of_more_epochs", "length_dependent"]
 
-SHARES = ("share", "burn_in")  # fields of parts that are no schedules and count in fractions of the epochs
+SHARES = ("share", "burn_in")  # fields of parts, other than schedules, that are fractions of the epochs
 
 
 def effects_of_more_epochs(planned: Config, longer: Config, steps: int) -> str:
-    """In words, what more epochs mean for a run; empty where it ends as one of that length would have.
+    """A message on what more epochs change; empty if the run ends as one planned with this length.
 
     Args:
-        planned, longer: its configuration before and now. steps: minibatches of an epoch.
+        planned, longer: the configuration before and after.
+        steps: minibatches of an epoch.
     """
     text = f"{planned.epochs} epochs become {longer.epochs}"
     found = length_dependent(planned, longer.epochs, steps)
@@ -39,10 +40,9 @@ def effects_of_more_epochs(planned: Config, longer: Config, steps: int) -> str:
 
 
 def length_dependent(config: Config, epochs: int, steps: int) -> list[str]:
-    """Dotted names of the parts that would have been others in a run of so many epochs.
+    """Dotted names of the schedules that, up to the planned end, differ in a run of `epochs` epochs.
 
-    Up to the end that is planned now. A user's part counts if it is a schedule, a function of the clock
-    alone.
+    A user's part is included if it is a schedule, that is a function of the clock alone.
     """
     moments = [(epoch, step) for epoch in range(config.epochs) for step in {0, steps // 2, steps - 1}]
     both = [[Clock(e, length, s, steps) for e, s in moments] for length in (config.epochs, epochs)]
@@ -65,7 +65,7 @@ def _is_schedule(part: Any) -> bool:
 
 
 def _within(part: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """The parts within a part, however deep, with their dotted names."""
+    """All parts nested within a part, with their dotted names."""
     if not dataclasses.is_dataclass(part) or isinstance(part, type):
         return
     for field in dataclasses.fields(part):

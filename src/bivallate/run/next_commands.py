@@ -1,4 +1,4 @@
-"""What must be typed to go on from a run: lines that work as they are printed."""
+"""The commands that a message suggests for a run: to resume or to evaluate it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ ELSEWHERE = PLACES | {"device": "--device", "threads": "--threads"}
 
 
 def resume_command(folder: Path, config: Config, architecture: str) -> str:
-    """The command that goes on with an interrupted run, on as many processes.
+    """The command that resumes an interrupted run on the same number of processes.
 
-    A call in Python where only code can hand its parts over again.
+    It is a call in Python if the run has parts that only the user's code can build.
 
     Args:
-        config: as it runs, which may compute elsewhere than the one in the folder says.
-        architecture: of its network.
+        folder: the run's folder.
+        config: the configuration as it runs; device, threads and data folder may differ from the file's.
+        architecture: architecture of its network.
     """
     own = architecture if ":" in architecture else config.model.name
     method = _typed(config.method)
@@ -46,22 +47,25 @@ def resume_command(folder: Path, config: Config, architecture: str) -> str:
 
 
 def evaluate_command(folder: Path, architecture: str, moved: list[str], attack: str = "pgd-20") -> str:
-    """What attacks a run. moved: what `data_options` gives."""
+    """The command that evaluates a run; `moved` are the options from `data_options`."""
     return command("evaluate", folder, *_network(architecture), *moved, "--attack", attack)
 
 
 def data_options(**moved: str | None) -> list[str]:
-    """The options that say where data lie now, for the commands that come after one that was told."""
+    """The options for data that have moved, to be repeated in the next commands."""
     return [f"{PLACES[f'data.{name}']}={place}" for name, place in moved.items() if place is not None]
 
 
 def _network(architecture: str) -> list[str]:
-    """The option that a network of one's own needs."""
+    """The option that names the factory of the user's own network."""
     return ["--model", architecture] if ":" in architecture and not built_in(architecture) else []
 
 
 def _typed(method: Method) -> str | None:
-    """What --method needs for parts of a user's own: empty if it has none, None if it has no such name."""
+    """The value of --method for a method with the user's own parts.
+
+    Empty if it has no such parts; None if no name on the command line gives the method.
+    """
     installed = {make.__module__.partition(".")[0] for make in plugins.loaded().values()}
     modules = {part.__module__ for part in _parts(method)}
     if all(module.partition(".")[0] in {"bivallate", *installed} for module in modules):
@@ -87,10 +91,10 @@ def _parts(value: Any) -> set[type]:
 
 
 def _elsewhere(folder: Path, config: Config, options: dict[str, str]) -> list[str]:
-    """The options by which a run computes elsewhere, or reads from another place, than its folder says."""
+    """The options for settings of device and places that differ from the folder's configuration."""
     try:
         own = Config.read(RunFolder(folder).config)
-    except UserError:  # it was damaged meanwhile; `resume` writes it again
+    except UserError:  # damaged in the meantime; `resume` writes it again
         return []
     found = [(option, _at(own, path), _at(config, path)) for path, option in options.items()]
     return [f"{option}={there}" for option, here, there in found if here != there]
@@ -104,7 +108,7 @@ def _at(config: Config, path: str) -> Any:
 
 
 def _launched(line: str) -> str:
-    """The line for as many processes as there are now."""
+    """The command line, under torchrun if there are several processes."""
     if not collective.is_distributed():
         return line
     each = os.environ.get("LOCAL_WORLD_SIZE", str(collective.world_size()))

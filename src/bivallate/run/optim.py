@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules, as parts."""
+"""Optimisers and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from bivallate.types import Clock
 
 
 class Rate(Protocol):
-    """Clock -> factor of the peak learning rate, asked for before every minibatch."""
+    """A learning-rate schedule: clock -> factor of the peak rate, computed before every minibatch."""
 
     def __call__(self, clock: Clock) -> float: ...
 
 
 @part
 class Flat:
-    """The peak rate always."""
+    """A constant learning rate: the peak."""
 
     def __call__(self, clock: Clock) -> float:
         return 1.0
@@ -33,13 +33,14 @@ class Flat:
 
 @part
 class Triangle:
-    """Linear from 0 to the peak and back to 0: the fast family's schedule.
+    """A learning rate that rises linearly from 0 to the peak and falls linearly to 0.
 
-    The peak is at the fraction `peak` of training.
+    Fast-AT, Fast-BAT and DONE use this schedule.
 
     Attributes:
-        cycle_momentum: also move momentum from 0.9 down to 0.8 at the peak and back, as torch's CyclicLR does
-            by default in the public code, although the papers say 0.9 throughout.
+        peak: fraction of training at which the rate is highest, in (0, 1).
+        cycle_momentum: also lower SGD's momentum by 0.1 at the peak, as PyTorch's CyclicLR does by default in
+            the papers' public code; the papers state a constant 0.9.
     """
 
     peak: float = 0.5
@@ -50,19 +51,20 @@ class Triangle:
         return t / self.peak if t < self.peak else (1 - t) / (1 - self.peak)
 
     def momentum(self, clock: Clock, base: float) -> float:
-        """Momentum now, for an optimiser whose momentum is `base`."""
+        """The momentum at this clock, for an optimiser whose momentum is `base`."""
         return base - 0.1 * self(clock) if self.cycle_momentum else base
 
 
 @part
 class MultiStep:
-    """The peak rate times `factor` for every milestone (a fraction of the epochs) that has been reached.
+    """The peak rate, multiplied by `factor` at each milestone.
 
-    However short a run, it begins at the peak rate and reaches milestones below 1 by its last epoch: a run of
-    one epoch keeps the peak rate.
+    Every run begins at the peak rate, and a run of two epochs or more reaches all milestones below 1 by its
+    last epoch, however short it is. A run of one epoch keeps the peak rate.
 
     Attributes:
-        factors: factor after each milestone instead of powers of `factor`; empty uses powers.
+        at: milestones, as rising fractions of the epochs.
+        factors: factors of the peak rate after each milestone; empty: powers of `factor`.
     """
 
     at: tuple[float, ...] = (0.5, 0.75)
@@ -77,17 +79,17 @@ class MultiStep:
 
 
 def epoch_of(fraction: float, epochs: int) -> int:
-    """The epoch of a milestone, counted from 0; none between the ends falls together with them."""
+    """The epoch of a milestone, from 0; a fraction in (0, 1) gives neither the first epoch nor the end."""
     place = round(fraction * epochs)
     return max(1, min(place, epochs - 1)) if 0 < fraction < 1 else place
 
 
 @part
 class Pieces:
-    """Straight lines between the points (at[k], values[k]).
+    """A piecewise linear learning rate through the points (at[k], values[k]).
 
     Attributes:
-        at: fractions of training, from 0 to 1. values: of the peak rate.
+        at: fractions of training, rising from 0 to 1. values: factors of the peak rate at these points.
 
     Example:
         >>> Pieces(at=(0.0, 0.5, 1.0), values=(0.0, 1.0, 0.1))(Clock(epoch=3, epochs=4))
@@ -114,9 +116,10 @@ class Pieces:
 
 @part
 class Cosine:
-    """Half a cosine from the peak to `floor` times the peak, after a linear warm-up.
+    """A learning rate that falls along half a cosine from the peak, after a linear warm-up.
 
-    The warm-up takes the fraction `warm_up`.
+    Attributes:
+        floor: factor of the peak rate at the end. warm_up: fraction of training for the rise from 0.
     """
 
     floor: float = 0.0
@@ -131,7 +134,7 @@ class Cosine:
 
 
 class Optimizer(Protocol):
-    """Makes a torch optimiser for a model; `lr` is the peak rate, which groups of parameters may differ from.
+    """A part that makes a torch optimiser. Groups of parameters may have peak rates other than `lr`.
 
     Example:
         >>> from bivallate import part
@@ -150,7 +153,7 @@ class Optimizer(Protocol):
 
 
 class OptimPlan(Protocol):
-    """What a configuration says of both."""
+    """The optimiser and the learning-rate schedule of a configuration."""
 
     @property
     def optimizer(self) -> Optimizer: ...
@@ -164,8 +167,13 @@ class SGD:
     """Stochastic gradient descent with momentum; weight decay is added to the gradient.
 
     Attributes:
-        groups: parts of the network with another rate, PATTERN:FACTOR, such as "head:10" or "body.0.*:0.1";
-            of several that mean a parameter the first counts. Patterns are those of `Init.freeze`.
+        lr: peak learning rate.
+        groups: parameters with another learning rate, each as PATTERN:FACTOR, such as "head:10" or
+            "body.0.*:0.1". If several patterns match a parameter, the first one counts. Patterns are those of
+            `Init.freeze`.
+
+    Raises:
+        UserError: the rate is not positive, the weight decay is negative, or a group is not PATTERN:FACTOR.
     """
 
     lr: float = 0.1
@@ -179,7 +187,7 @@ class SGD:
         factors(self.groups)
 
     def make(self, model: nn.Module) -> torch.optim.Optimizer:
-        """torch.optim.SGD over all parameters."""
+        """Make torch.optim.SGD over all parameters of the model."""
         return torch.optim.SGD(
             grouped(model, self.groups, self.lr),
             self.lr,
@@ -191,7 +199,7 @@ class SGD:
 
 @part
 class AdamW:
-    """Adam with decoupled weight decay. `groups` as in SGD."""
+    """Adam with decoupled weight decay; `lr`, `groups` and errors as in `SGD`."""
 
     lr: float = 1e-3
     beta1: float = 0.9
@@ -204,14 +212,14 @@ class AdamW:
         factors(self.groups)
 
     def make(self, model: nn.Module) -> torch.optim.Optimizer:
-        """torch.optim.AdamW over all parameters."""
+        """Make torch.optim.AdamW over all parameters of the model."""
         betas = (self.beta1, self.beta2)
         parameters = grouped(model, self.groups, self.lr)
         return torch.optim.AdamW(parameters, self.lr, betas, weight_decay=self.weight_decay)
 
 
 def factors(groups: tuple[str, ...]) -> dict[str, float]:
-    """Pattern -> factor of the rate. Raises UserError for what is no list of PATTERN:FACTOR.
+    """Read a list of PATTERN:FACTOR as pattern -> factor of the rate. Raises UserError if it is not one.
 
     Example:
         >>> factors(("head:10", "stem:1/10"))
@@ -233,7 +241,7 @@ def factors(groups: tuple[str, ...]) -> dict[str, float]:
 
 
 def grouped(model: nn.Module, groups: tuple[str, ...], lr: float) -> list[Any]:
-    """What torch's optimisers take: all parameters, or groups of them, each with its peak rate."""
+    """The parameters in the form that torch's optimisers take: a list, or groups with their peak rates."""
     if not groups:
         return list(model.parameters())
     rates: dict[str, float] = {}
@@ -253,7 +261,7 @@ def _positive(lr: float, weight_decay: float) -> None:
 
 
 def optimizer_of(spec: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of a run. Groups of parameters keep the ratio that their rates have to `spec.lr`."""
+    """Make the optimiser of a run; each group remembers the ratio of its peak rate to `spec.lr`."""
     optimizer = spec.make(model)
     for group in optimizer.param_groups:
         group["share"] = group["lr"] / spec.lr
@@ -263,13 +271,13 @@ def optimizer_of(spec: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
 def set_rate(
     optimizer: torch.optim.Optimizer, spec: Optimizer, rate: Rate, clock: Clock, scale: float = 1.0
 ) -> float:
-    """Put the learning rates of this moment (and momentum, if the schedule moves it) into the optimiser.
+    """Set the optimiser's learning rates for this clock, and its momentum if the schedule moves it.
 
     Args:
-        scale: what the sentinel has left of the rate.
+        scale: factor by which the sentinel has lowered the rate.
 
     Returns:
-        The rate of a group whose peak is `spec.lr`.
+        The learning rate of a group whose peak is `spec.lr`.
     """
     lr = spec.lr * rate(clock) * scale
     for group in optimizer.param_groups:
@@ -280,7 +288,7 @@ def set_rate(
 
 
 def rate_before(plan: OptimPlan, clock: Clock, scale: float) -> float | None:
-    """The rate of the minibatch before this one in its epoch, for checkpoints that do not hold it."""
+    """The previous minibatch's rate in this epoch, or None; for old checkpoints that do not hold it."""
     if not clock.step:
         return None
     return plan.optimizer.lr * plan.rate(replace(clock, step=clock.step - 1)) * scale

@@ -1,4 +1,4 @@
-"""Which code made a result: commit of the package's sources, and versions."""
+"""Which code made a result: the commit of the package's sources, and the versions of Python and torch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _ID = re.compile("[0-9a-f]{7,64}")
 
 @cache
 def commit() -> dict[str, Any]:
-    """Commit of the package's sources, and whether they were modified since.
+    """Commit of the package's sources (`id`), and whether they have uncommitted changes (`modified`).
 
-    Empty where they are in no repository of their own.
+    Outside a git repository that contains the sources it is the commit in BIVALLATE_COMMIT, or empty.
     """
     root = Path(__file__).parents[1]
     head = _git(root, "rev-parse", "HEAD") if _git(root, "ls-files", "__init__.py") else ""
@@ -32,7 +32,7 @@ def commit() -> dict[str, Any]:
 
 
 def origin() -> dict[str, Any]:
-    """Commit and versions, for the manifest of a run."""
+    """Commit and versions for a run's manifest."""
     return {"commit": commit(), "python": platform.python_version(), "torch": torch.__version__}
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint of another project, loaded to be evaluated."""
+"""Load a checkpoint of another project for an evaluation."""
 
 from __future__ import annotations
 
@@ -35,15 +35,23 @@ def checkpoint_target(
     device: torch.device | str = "auto",
     normalise: bool = False,
 ) -> EvaluationTarget:
-    """The model in a file of weights, or in a folder that holds one, and a data set by name.
+    """Load the model from a file of weights (or a folder with one such file), and a data set by name.
 
     Args:
-        architecture: by name; of a folder with a model.json it may be left out.
-        normalise: whether the network wants images standardised by the data's mean and standard deviation,
-            where its file holds no normalisation of its own.
+        path: the file or folder.
+        architecture: name of the architecture; not needed for a folder with a model.json.
+        data: name of the data set.
+        threat: the set of perturbations of the evaluation.
+        weights: name of the weights in a folder with a model.json.
+        split: the split to attack.
+        data_dir: folder of named data sets.
+        device: where to compute.
+        normalise: whether the network expects images standardised by the data's mean and standard deviation,
+            if its file holds no normalisation of its own.
 
     Raises:
-        UserError: weights that are not there or of another architecture, or data of more classes.
+        UserError: the weights do not exist or are of another architecture, or the data have more classes
+            than the model.
     """
     place = Path(path)
     spec = resolved_data(Data(data, data_dir=data_dir, validation=0, allow_missing_classes=True))

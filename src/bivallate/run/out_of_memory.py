@@ -1,6 +1,6 @@
-"""Minibatches that do not fit into memory: smaller ones, or the error that says which would fit.
+"""What to do if a minibatch does not fit into memory.
 
-What is measured goes on in smaller ones, what is trained on says which would fit.
+A measurement continues in smaller batches. Training stops with an error that names the size that fits.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ Piece = TypeVar("Piece")
 
 
 def memory_error(error: BaseException, batch: Batch, attempt: Callable[[Batch], object]) -> UserError:
-    """The error to raise instead.
+    """The error to raise in place of the allocator's: it names the largest batch size that fits.
 
     Args:
-        error: of the allocator. batch: that did not fit.
-        attempt: does with a smaller batch what was done with that one; what it changes is not used again.
+        error: the allocator's error.
+        batch: the minibatch that did not fit.
+        attempt: repeats the failed work on a smaller batch. It may change the model, which is not used again.
     """
     size, fits = len(batch.y), len(batch.y) // 2
     while fits and not _fits(attempt, first(batch, fits)):
@@ -42,13 +43,13 @@ def memory_error(error: BaseException, batch: Batch, attempt: Callable[[Batch], 
 
 
 def in_pieces(n: int, size: int, work: Callable[[int, int], object]) -> int:
-    """Does work(start, stop) on all of 0, ..., n - 1, in pieces that are halved where memory runs out.
+    """Call work(start, stop) on consecutive pieces of 0, ..., n - 1; halve the pieces if memory runs out.
 
     Returns:
         The size of pieces that fits, at most `size`.
 
     Raises:
-        UserError: not even one row does.
+        UserError: a piece of one row does not fit.
     """
     start = 0
     while start < n:
@@ -66,15 +67,13 @@ def in_pieces(n: int, size: int, work: Callable[[int, int], object]) -> int:
 
 
 def room_for(model: nn.Module, x: Tensor, most: int) -> int:
-    """How many images like x (1, C, H, W) can be attacked at once, at most `most`.
+    """Estimate how many images like x (1, C, H, W) can be attacked at once: `most`, halved until they fit.
 
-    By half and half again; an estimate, so that memory need not run out first.
-
-    Cost: four forwards of x.
+    The estimate avoids running out of memory first, which is slow. Cost: four forward passes of x.
     """
     try:
         room = free_bytes(x.device) // max(1, example_bytes(model, x))
-    except (RuntimeError, MemoryError):  # what is wrong is the measurement's to say
+    except (RuntimeError, MemoryError):  # the measurement itself meets the same error and reports it
         return most
     while most > max(1, room):
         most //= 2
@@ -82,7 +81,7 @@ def room_for(model: nn.Module, x: Tensor, most: int) -> int:
 
 
 def first(batch: Batch, n: int) -> Batch:
-    """The first n examples."""
+    """The first n examples of a batch."""
     view = None if batch.view is None else batch.view[:n]
     meta = None if batch.meta is None else first(batch.meta, min(n, len(batch.meta.y)))
     mixed = None if batch.mixed is None else batch.mixed[:n]

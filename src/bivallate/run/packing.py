@@ -1,4 +1,4 @@
-"""A run's state as a checkpoint, and back: the generators and the place in the data too."""
+"""Turn a run's state into a checkpoint and back, with random generators and the place in the data."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from bivallate.run.session import Session
 __all__ = ["PLACES", "generators", "pack", "restore_generators", "unpack"]
 
 PLACES = {"data_dir": "data_dir", "data_name": "name", "data_extra": "extra"}
-# what a portable configuration leaves out, by its key in a checkpoint
+# checkpoint's key -> field of `Data` that a portable configuration leaves out
 
 
 def pack(session: Session) -> Checkpoint:
-    """Everything that an exact resume needs."""
+    """Make a checkpoint with everything that an exact resume needs."""
     tensors, values = session.learned()
     tensors |= {f"generator.{k}": v for k, v in generators().items()}
     tensors |= {f"sentinel.{k}": v for k, v in session.sentinel_tensors.items()}
@@ -48,7 +48,7 @@ def pack(session: Session) -> Checkpoint:
 
 
 def unpack(session: Session, checkpoint: Checkpoint) -> None:
-    """The inverse of `pack`. Raises UserError if the checkpoint is of another model, method or data."""
+    """Restore a session from a checkpoint. Raises UserError if its model, method or data are others."""
     values = checkpoint.values
     if not session.dataset.matches(values["data"]):
         raise UserError(
@@ -76,13 +76,13 @@ def unpack(session: Session, checkpoint: Checkpoint) -> None:
     before = rate_before(session.config, session.clock(), session.sentinel.rate)
     session.rate = values.get("rate", before)
     eps = values.get("eps", session.method.threat.eps)
-    if eps != session.method.threat.eps:  # that of the last minibatch, where it grows
+    if eps != session.method.threat.eps:  # a growing radius: that of the last minibatch
         session.method.threat = dataclasses.replace(session.method.spec.threat, eps=eps)
     restore_generators(section(checkpoint.tensors, "generator"))
 
 
 def generators() -> dict[str, Tensor]:
-    """The states of torch's generators, by place."""
+    """The states of torch's random generators, by device."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
@@ -90,7 +90,7 @@ def generators() -> dict[str, Tensor]:
 
 
 def restore_generators(states: dict[str, Tensor]) -> None:
-    """The inverse of `generators`."""
+    """Set torch's random generators to states from `generators`."""
     torch.set_rng_state(states["cpu"])
     cuda = [states[f"cuda{i}"] for i in range(len(states) - 1)]
     if cuda and torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():

@@ -1,4 +1,4 @@
-"""Training in phases, each with images of another size and another batch size."""
+"""Training in phases, each with its own image size and batch size."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from bivallate.run.optim import epoch_of
 
 @part
 class Phase:
-    """A part of training, up to the fraction `until` of its epochs.
+    """A phase of training with its own image size and batch size.
 
     Attributes:
-        scale: side of the images as a share of the data's. batch: minibatch as a share of the run's.
+        until: fraction of the epochs at which the phase ends.
+        scale: side of the images as a fraction of the data's.
+        batch: batch size as a fraction of the run's.
 
     Example:
         >>> Phase(until=0.4, scale=128 / 288).sides((288, 288))
@@ -38,12 +40,12 @@ class Phase:
             check_range(f"phases: {name}", getattr(self, name), 1e-6, 1)
 
     def sides(self, whole: tuple[int, int]) -> tuple[int, int]:
-        """(H, W) in this phase."""
+        """Size (H, W) of the images in this phase; `whole`: that of the data."""
         return max(1, round(self.scale * whole[0])), max(1, round(self.scale * whole[1]))
 
 
 def check_phases(phases: object) -> None:
-    """Raise UserError for anything but phases, one after the other, the last until the end."""
+    """Raise UserError unless `phases` is a tuple of phases with rising ends, the last at 1."""
     whole = isinstance(phases, tuple) and all(isinstance(item, Phase) for item in phases)
     ends = [item.until for item in phases] if whole else []  # pyright: ignore[reportGeneralTypeIssues]
     if not whole or ends != sorted(set(ends)) or (ends and ends[-1] != 1):
@@ -54,7 +56,7 @@ def check_phases(phases: object) -> None:
 
 
 def phase_at(phases: Sequence[Phase], epoch: int, epochs: int) -> int:
-    """Which phase an epoch, counted from 0, is in: 0 where there are none.
+    """The number of the phase that an epoch, counted from 0, is in; 0 if there are no phases.
 
     Example:
         >>> [phase_at((Phase(0.4), Phase(0.8), Phase()), epoch, 5) for epoch in range(6)]
@@ -75,9 +77,17 @@ def batches_by_phase(
     fewest: int = 2,
     resident_data: str = "never",
 ) -> tuple[Batches, ...]:
-    """The minibatches of each phase; of the whole training where there are no phases.
+    """The minibatches of each phase, or of the whole training if there are no phases.
 
-    `size`: of a minibatch.
+    Args:
+        phases: the phases.
+        train, meta: rows of training and of the second stream.
+        augment: the augmentation.
+        size: batch size over all processes, before a phase scales it.
+        seed: seed of the order and of the augmentation.
+        device: where the minibatches are needed.
+        fewest: least number of rows on each process.
+        resident_data: whether to keep the images on the device, as `Data.resident`.
     """
     _, h, w = train.shape
     there = resident(train, device, resident_data)
@@ -92,10 +102,10 @@ def batches_by_phase(
 
 
 def take_sizes(model: Classifier, phases: Sequence[Phase]) -> None:
-    """Let the network take images of every size that the phases show it.
+    """Let the network accept the image sizes of all phases, and try each size.
 
     Raises:
-        UserError: for a network that is made for one size.
+        UserError: the network cannot take one of the sizes.
     """
     c, h, w = model.shape
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""What a person sees of a run while it goes on."""
+"""The progress of a run on the terminal."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from bivallate.safe_streams import SafeStream
 from bivallate.terminal import bar, literal_console
 from bivallate.types import StepRecord
 
-SURE = 3.0  # seconds after which the pace is known
+SURE = 3.0  # seconds after which the speed is measured well enough for an estimate
 
 
 class WatchedRun(Protocol):
-    """What progress needs to know of a session."""
+    """The attributes of a session that progress reads."""
 
     epoch: int
     step: int
@@ -36,7 +36,7 @@ class WatchedRun(Protocol):
 
 
 class Progress:
-    """The progress that shows nothing, for runs in memory and for tests; the base of all others."""
+    """The base of all progress classes; it shows nothing but notes, as warnings."""
 
     def __enter__(self) -> Progress:
         return self
@@ -47,35 +47,32 @@ class Progress:
         return None
 
     def begin(self, session: WatchedRun) -> None:
-        """The run starts or goes on."""
+        """Called when the run starts or continues."""
 
     def step(self, session: WatchedRun, record: StepRecord, lr: float) -> None:
-        """One minibatch is done."""
+        """Called after each minibatch, with its learning rate."""
 
     def epoch(self, session: WatchedRun, line: dict[str, Any]) -> None:
-        """One epoch is done and measured."""
+        """Called after each epoch, with its line of metrics.jsonl."""
 
     def alarm(self, session: WatchedRun, text: str) -> None:
-        """The sentinel has seen something."""
+        """Called when the sentinel raises an alarm."""
 
     def note(self, text: str) -> None:
-        """Something that was found or mended, which is no error; may come before `begin`."""
+        """Called with a note about something found or repaired, which is no error; also before `begin`."""
         warnings.warn(text, stacklevel=3)
 
     def end(self, session: WatchedRun) -> None:
-        """The run is complete."""
+        """Called when the run is complete."""
 
 
 def attacks(line: Mapping[str, Any]) -> bool:
-    """Whether the training of an epoch attacked its images.
-
-    It took more than the one forward pass of its loss.
-    """
+    """Whether training attacked the images of an epoch: it took more forward passes than the loss needs."""
     return line.get("forward", math.inf) > 1
 
 
 def legend(session: WatchedRun) -> str:
-    """What the numbers of an epoch's line mean."""
+    """An explanation of the numbers in an epoch's line."""
     text = "train robust: of the training images, right under the attack that they are trained with"
     text += " (train right: nobody attacks them)"
     if session.dataset.validation is not None:
@@ -86,7 +83,7 @@ def legend(session: WatchedRun) -> str:
 
 
 def describe(line: dict[str, Any], epochs: int) -> str:
-    """One epoch in one line of text."""
+    """The numbers of an epoch as one line of text."""
     text = f"epoch {line['epoch']:>3}/{epochs}  loss {line['loss']:.3f}"
     text += f"  train {'robust' if attacks(line) else 'right '} {line['train_robust']:6.1%}"
     text += f" at eps {line['eps']:.3g}" if "eps" in line else ""
@@ -99,10 +96,16 @@ def describe(line: dict[str, Any], epochs: int) -> str:
 
 
 class TerminalProgress(Progress):
-    """Shows a bar with the running numbers on a terminal, and a line an epoch.
+    """A progress bar with the current numbers, and one line per epoch.
 
-    Lines alone where there is no terminal, also within a long epoch. Before the first of them, what their
-    numbers mean, unless that has been said. `quiet`: alarms alone.
+    Where the output is not a terminal there is no bar; in a long epoch lines appear from time to time.
+
+    Args:
+        title: name at the beginning of each line.
+        console: where to write; default standard error.
+        every: epochs between two lines.
+        explain: whether to explain the numbers first.
+        quiet: show alarms and notes only.
     """
 
     def __init__(
@@ -135,7 +138,7 @@ class TerminalProgress(Progress):
             self._bar.stop()
 
     def begin(self, session: WatchedRun) -> None:
-        """The run starts or goes on."""
+        """Explain the numbers, and start the bar at the session's place."""
         total = session.config.epochs * len(session.batches)
         done = session.epoch * len(session.batches) + session.step
         self._began, self._first, self._spoken = time.monotonic(), done, None
@@ -156,16 +159,13 @@ class TerminalProgress(Progress):
             f"epoch {session.epoch + 1}/{session.config.epochs} loss {record.loss:.3f} {what} {accuracy:.0%}"
         )
         numbers += f" w {record.weight_mean:.2f} ess {record.effective:.0%} lr {lr:.3g}"
-        total = session.config.epochs * len(session.batches)  # other phases have other minibatches
+        total = session.config.epochs * len(session.batches)  # computed anew: phases differ in batch size
         self._bar.update(self._task, completed=done, total=total, numbers=numbers)
         if not self._drawn and not self.quiet:
             self._speak(session, done, now)
 
     def _speak(self, session: WatchedRun, done: int, now: float) -> None:
-        """Say how far the run is, where there is no terminal.
-
-        Once when it is known to be long, then every half minute.
-        """
+        """Print how far the run is: once it is known to take long, and then every half minute."""
         spent, total = now - self._began, session.config.epochs * len(session.batches)
         left = spent * (total - done) / max(1, done - self._first)
         due = spent >= SURE and left > SHORT if self._spoken is None else now - self._spoken >= EVERY
@@ -177,22 +177,22 @@ class TerminalProgress(Progress):
         self.console.print(f"{self.title}  {place}", markup=False)
 
     def epoch(self, session: WatchedRun, line: dict[str, Any]) -> None:
-        """A line for the epoch."""
+        """Print a line for every `every`-th epoch and the last."""
         self._bar.update(self._task, completed=session.epoch * len(session.batches))
         last = session.epoch >= session.config.epochs
         if (session.epoch % self.every == 0 or last) and not self.quiet:
             self.console.print(f"{self.title}  {describe(line, session.config.epochs)}", markup=False)
 
     def alarm(self, session: WatchedRun, text: str) -> None:
-        """A line for the alarm."""
+        """Print a line for the alarm."""
         self.console.print(visible(f"{self.title}  ALARM {text}"), markup=False, style="bold red")
 
     def note(self, text: str) -> None:
-        """A line of its own."""
+        """Print the note."""
         self.console.print(text, markup=False)
 
     def end(self, session: WatchedRun) -> None:
-        """Why it ended early; the result is the caller's to report."""
+        """Print why a run ended early; the caller reports the result."""
         patience = session.config.patience
         if session.epoch < session.config.epochs and not self.quiet:
             text = f"ends after epoch {session.epoch} of {session.config.epochs}: held-out robust accuracy "

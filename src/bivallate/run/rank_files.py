@@ -1,9 +1,9 @@
-"""What each of several processes adds to a checkpoint: the part of its state that is not the first one's.
+"""The files that processes other than the first add to a checkpoint.
 
-The processes share weights and optimiser to the bit. BatchNorm's statistics within an epoch, perturbations
-that are kept by place, sums of the epoch and generators are each one's own. Every process but the first
-writes those into a file beside the checkpoint, which names them all with their seals and is written last: a
-set of files is whole or not there.
+All processes have the same weights and the same state of the optimiser. They differ in BatchNorm's statistics
+within an epoch, in perturbations that are stored by place in the batch, in the sums of the epoch and in the
+random generators. Every process but the first writes what differs into a file beside the checkpoint. The
+checkpoint names these files with their seals and is written last, so an incomplete set has no checkpoint.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ Values = dict[str, Any]
 
 
 def write(folder: Path, name: str, tensors: Tensors, values: Values) -> dict[str, str]:
-    """Write this process's part of a checkpoint, where it has one; called by all processes at once.
+    """Write what differs on this process from the first one. All processes call it together.
 
     Returns:
-        File name -> seal of every part, on every process.
+        File name -> seal of the files of all processes.
 
     Raises:
-        UserError: on all processes, if one of them could not write.
+        UserError: a process could not write; raised on all processes.
     """
     if not collective.is_distributed():
         return {}
@@ -56,7 +56,7 @@ def write(folder: Path, name: str, tensors: Tensors, values: Values) -> dict[str
 
 
 def _marks(tensors: Tensors, values: Values) -> dict[str, Any]:
-    """A checksum of every tensor and value, by which processes see where they differ."""
+    """A checksum of every tensor and value, by which processes find out where they differ."""
     marks: dict[str, Any] = {
         f"tensor {name}": checksum({"": tensor}, None) for name, tensor in tensors.items()
     }
@@ -67,12 +67,13 @@ def _marks(tensors: Tensors, values: Values) -> dict[str, Any]:
 def overlaid(
     folder: Path, seals: dict[str, str], world: int | None, tensors: Tensors, values: Values
 ) -> None:
-    """Put this process's part over what the first one has written.
+    """Replace, in `tensors` and `values`, what the first process wrote by this process's own part.
 
-    If there are as many processes as there were. The first process looks at all parts.
+    This is done only if there are as many processes as when the checkpoint was written. The first process
+    verifies the files of all.
 
     Raises:
-        UserError: a part is missing, damaged, or of another checkpoint.
+        UserError: a file is missing, damaged, or of another checkpoint.
     """
     for file, mark in seals.items():
         own = f".rank-{collective.rank()}." in file and collective.world_size() == world

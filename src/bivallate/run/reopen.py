@@ -1,4 +1,4 @@
-"""What a run folder can go on from, and what of it must be written again."""
+"""Find the checkpoint from which a run folder continues, and repair the folder's damaged files."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ FREE = (
     "keep",
     "recipe",
 )
-# what may differ from the checkpoint's; data of another name have to have the same fingerprint, and weights
-PRECISION = ("precision",)  # may differ where the checkpoint is of a device that had float32 alone
-LENGTH = ("epochs", "extended")  # may differ where one of the two plans goes beyond the other
+# Settings that may differ from the checkpoint's. Data and initial weights under other names are compared by
+# their fingerprints.
+PRECISION = ("precision",)  # may differ if the checkpoint was written on a device that has only float32
+LENGTH = ("epochs", "extended")  # may differ if one of the two plans extends the other
 
-# of a manifest: which code made the weights and where its data were, not what they are; a checkpoint is held
-# against the data when it is loaded
+# Entries of a manifest that may differ: they say which code made the weights and where the data were. The
+# data are compared with the checkpoint's fingerprint when it is loaded.
 ORIGIN = ("code_version", "made_by", "data", "data_fingerprint", "sealed")
 
 Tell = Callable[[str], None]
@@ -48,13 +49,13 @@ Tell = Callable[[str], None]
 def reopened(
     folder: RunFolder, own: tuple[Config, Checkpoint | None] | None
 ) -> tuple[Config, Checkpoint | None]:
-    """What the first process has found with `reopen`, on every process, each with its own state.
+    """Give all processes what the first one has found with `reopen`, each with its own part of the state.
 
     Args:
-        own: what was found; None on the others.
+        own: the result of `reopen` on the first process; None on the others.
 
     Raises:
-        UserError: for a run that stopped within an epoch on another number of processes.
+        UserError: the run stopped within an epoch on another number of processes.
     """
     config, at = collective.broadcast_object(own and (own[0], own[1] and (own[1].epoch, own[1].step)))
     found = own[1] if own is not None else at and load(place(folder.checkpoints, *at))
@@ -77,12 +78,13 @@ def _check_processes(found: Checkpoint) -> None:
 
 
 def reopen(folder: RunFolder, tell: Tell, *, fall_back: bool = True) -> tuple[Config, Checkpoint | None]:
-    """The configuration of a run, and the newest checkpoint that is whole.
+    """Find the configuration of a run and its newest undamaged checkpoint.
 
-    None where the run ended before its first, so that it begins anew. A config.toml that is missing or torn
-    is written again.
+    The checkpoint is None if the run ended before its first one, so that it begins again. A config.toml that
+    is missing or incomplete is written again.
 
-    Raises UserError where nothing can be gone on from, or config.toml is another run's than the checkpoint.
+    Raises UserError if there is nothing to continue from, or config.toml is of another run than the
+    checkpoint.
     """
     folder.check_own()
     if not list_all(folder.checkpoints):
@@ -131,7 +133,7 @@ def _configuration(folder: RunFolder, values: dict[str, Any], tell: Tell) -> Con
 
 
 def _torn(folder: RunFolder, kept: dict[str, Any], original: Config) -> str:
-    """What is wrong with config.toml, if not all of it is there; empty for a whole one."""
+    """What is wrong with an incomplete config.toml, in words; empty if it is complete."""
     if not folder.config.exists():
         return "was missing"
     check_regular(folder.config)
@@ -142,12 +144,12 @@ def _torn(folder: RunFolder, kept: dict[str, Any], original: Config) -> str:
         return "was damaged"
     whole = _flat(kept)
     if there.keys() - whole.keys():
-        return ""  # somebody has written into it
+        return ""  # the user has added something: not incomplete, but compared as it is
     if not text.endswith("\n"):
         return "was torn"
     missing = whole.keys() - there.keys()
     if not missing or missing.isdisjoint(differing(original, Config.read(folder.config))):
-        return ""  # of a version that had no such settings, or whole
+        return ""  # complete, or of a version that did not have these settings
     return "was torn"
 
 
@@ -166,9 +168,10 @@ def _flat(entry: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def repair(folder: RunFolder, session: Session, tell: Tell) -> None:
-    """Write again what the session's checkpoint holds and the folder has lost.
+    """Write again the files that the folder has lost and the session's checkpoint holds.
 
-    The record, and at the end of an epoch its weights and the manifest. Says what is lost for good.
+    They are metrics.jsonl and, if the checkpoint is of the end of an epoch, the weights and the manifest.
+    `tell` is also told which files cannot be restored.
     """
     _record(folder, session, tell)
     present = _present(session) if session.step == 0 and session.epoch else {}
@@ -197,12 +200,12 @@ def _record(folder: RunFolder, session: Session, tell: Tell) -> None:
     if there == wanted:
         return
     folder.write_metrics(session.history)
-    if not there.startswith(wanted):  # else it was only ahead of the checkpoint
+    if not there.startswith(wanted):  # otherwise the file only had more epochs than the checkpoint
         tell("metrics.jsonl was missing or damaged: written again from the checkpoint")
 
 
 def _present(session: Session) -> dict[str, Any]:
-    """The weights that the session stands for at the end of an epoch, by name."""
+    """The weights that a session at the end of an epoch holds, by name."""
     found: dict[str, Any] = {"model": session.model}
     if session.average is not None:
         found["ema"] = session.average.model
@@ -214,7 +217,7 @@ def _present(session: Session) -> dict[str, Any]:
 
 
 def _earlier(session: Session) -> set[str]:
-    """Names of the weights that earlier epochs have left for good."""
+    """Names of the weights that earlier epochs should have left in the folder."""
     kept = {f"epoch-{epoch}" for epoch in session.config.keep if epoch <= session.epoch}
     return kept | ({"best"} if session.best_epoch >= 0 else set())
 
@@ -231,23 +234,24 @@ def _whole(folder: RunFolder, name: str, session: Session) -> bool:
 
 
 def _described(folder: RunFolder, session: Session) -> bool:
-    """Whether model.json is what this run writes."""
+    """Whether model.json is the manifest that this run writes, but for entries that may differ."""
     path = folder.path / "model.json"
     try:
         there = read_json(path, "manifest", dict[str, Any])
     except UserError:
         return False
     wanted = json.loads(manifest_text(session.manifest()))
-    free = {key for key in (*ORIGIN, "run") if key in ORIGIN or key not in there}  # younger than some runs
-    lengths = LENGTH if session.config.extended else ()  # weights of before it was made longer
+    free = {key for key in (*ORIGIN, "run") if key in ORIGIN or key not in there}  # older runs lack `run`
+    lengths = LENGTH if session.config.extended else ()  # the manifest may be from before it was extended
     open_to = {*(f"config.{key}" for key in (*FREE, *PRECISION, *lengths)), "spec.mean", "spec.std"}
     return _meant(there, free, open_to) == _meant(wanted, free, open_to)
 
 
 def _meant(about: dict[str, Any], free: set[str], open_to: set[str]) -> dict[str, Any]:
-    """What a manifest says, but for what may differ.
+    """The entries of a manifest, flat, without those that may differ.
 
-    `normalisation` says the statistics of `spec` too, which may be one number for all channels.
+    The statistics in `spec` are left out too: `normalisation` has them, and `spec` may give one number for
+    all channels.
     """
     flat = _flat({k: v for k, v in about.items() if k not in free})
     return {key: value for key, value in flat.items() if key not in open_to}

@@ -1,4 +1,4 @@
-"""`resume`: an interrupted run to its end, or a finished one beyond it."""
+"""`resume`, the function that continues an interrupted run, or a finished one for more epochs."""
 
 from __future__ import annotations
 
@@ -48,27 +48,33 @@ def resume(
     max_minutes: float | None = None,
     log: str | Sequence[str | Logger] = (),
 ) -> Run:
-    """Go on with an interrupted run, to the same weights bit for bit.
-
-    Those that an uninterrupted one would have reached.
+    """Continue an interrupted run; it ends with the same weights, bit for bit, as without the interruption.
 
     Args:
         path: the run's folder.
-        model, method, dataset: for parts that only the user's code can build.
-        epochs: how many the run is to have now, for one that is to go on beyond its end; written into its
-            configuration. Up to the end that was planned all is as planned; from there on every schedule is
-            that of a run of the new length, and what this changes is said.
-        progress: show a bar, or a `Progress` of one's own; without, what was found and mended is warned of.
-        fall_back: take the older checkpoint if the newest is damaged, and say so; else that is an error.
-        data, data_dir, device, threads: where the data lie now, where named sets are looked for and where to
-            compute, if not as before; the run's configuration keeps its own. On another device, or with
-            another number of threads, the weights agree with those of an uninterrupted run to rounding only;
-            a device without the run's precision goes on in float32, and says so.
+        model, method, dataset: the parts of the run that only the user's code can build.
+        epochs: new number of epochs, to train beyond the planned end; written into the run's configuration.
+            Up to the planned end the run stays as it was planned. From there on every schedule is that of a
+            run of the new length; a note says which values this changes.
+        progress: True to show a progress bar, or your own `Progress`. Without one, notes about what was found
+            and repaired become warnings.
+        fall_back: if the newest checkpoint is damaged, use the older one and say so; otherwise raise.
+        data, data_dir: where the data, or the folder of named data sets, are now, if they have moved.
+        device, threads: where to compute, if not as before. On another device, or with another number of
+            threads, the weights agree with those of an uninterrupted run to rounding only. On a device
+            without the run's precision it continues in float32, and a note says so. The configuration file
+            keeps its own values of these four arguments.
+        max_minutes: as in `train`.
         log: as in `train`; a run does not remember its loggers.
 
+    Returns:
+        The finished run.
+
     Raises:
-        UserError: no run, no readable checkpoint, other data, another model, method or configuration,
-            fewer epochs than before, or another process trains in the folder.
+        UserError: there is no run or no readable checkpoint in the folder; the data, the model, the method or
+            the configuration are others than those of the checkpoint; `epochs` is lower than before; or
+            another process is training in the folder.
+        Interrupted, NonFinite: as in `train`.
     """
     path = check_path("the run's folder", path)
     check_minutes(max_minutes)
@@ -93,7 +99,7 @@ def resume(
         limit_threads(config.threads)
         loaded = dataset if dataset is not None else own_data(config.data, config.seed)
         network = _network(config, loaded, model, anew=found is None)
-        if config.channels_last == "auto":  # written so by hand before the first checkpoint
+        if config.channels_last == "auto":  # edited by hand before the first checkpoint was written
             config = resolved_layout(config, loaded, network, shown.note)
             planned = dataclasses.replace(planned, channels_last=config.channels_last)
             if collective.rank() == 0:
@@ -109,7 +115,7 @@ def resume(
 
 
 def computable(config: Config, tell: Tell = lambda words: None) -> Config:
-    """The configuration in float32 where the device has not its precision, which `tell` hears of."""
+    """The configuration, with precision float32 if the device lacks its precision; `tell` is told of that."""
     device = pick_device(config.device)
     here = within(config.precision, device)
     if here != config.precision:
@@ -127,13 +133,18 @@ def begin_or_resume(
     overwrite: bool = False,
     **options: Any,
 ) -> Run:
-    """Run a complete configuration, or go on with the run that is in the folder.
+    """Run a complete configuration, or continue the run in its folder.
 
-    With `resume_if_there` goes on with the run that is in the folder, if one is, which has to be the same,
-    and begins anew otherwise. options: as of `execute`.
+    Args:
+        config, dataset, model: the run.
+        out: folder of the run, or None.
+        resume_if_there: continue the run in the folder if it has a checkpoint; otherwise begin.
+        overwrite: replace the run in the folder.
+        options: as of `execute`.
 
     Raises:
-        UserError: the run that is there is another one, or there is no folder, or it is to be replaced too.
+        UserError: the run in the folder has another configuration; or `resume_if_there` is set without a
+            folder or together with `overwrite`.
     """
     if not resume_if_there:
         return execute(config, dataset, model, out, overwrite=overwrite, **options)
@@ -151,10 +162,10 @@ def begin_or_resume(
 
 
 def _check_same(config: Config, folder: RunFolder) -> None:
-    """Raise UserError unless a folder's run is of this configuration, but for where it is computed."""
+    """Raise UserError unless the folder's run has this configuration; settings in `FREE` may differ."""
     try:
         there = Config.read(folder.config)
-    except UserError:  # torn or missing: `resume` writes it again
+    except UserError:  # incomplete or missing: `resume` writes it again
         return
     free = (*FREE, "channels_last") if config.channels_last == "auto" else FREE
     other = [key for key in differing(config, there) if key not in free]
@@ -167,7 +178,7 @@ def _check_same(config: Config, folder: RunFolder) -> None:
 
 
 def _go_beyond(folder: RunFolder, session: Session, planned: Config, tell: Tell) -> None:
-    """Write down that the run is longer than it was planned, and say what that changes."""
+    """Write the run's new length into its configuration, and say which values it changes."""
     config = session.config
     if session.out_of_patience:
         raise UserError(
@@ -184,7 +195,7 @@ def _go_beyond(folder: RunFolder, session: Session, planned: Config, tell: Tell)
 
 
 def _network(config: Config, dataset: Dataset, model: nn.Module | str | None, *, anew: bool) -> nn.Module:
-    """The network of a run, to be filled from its checkpoint, or `anew` with what the run begins with."""
+    """The network of a run: with its initial weights if `anew`, otherwise to be filled from a checkpoint."""
     name = config.model.name
     if isinstance(model, nn.Module):
         return model

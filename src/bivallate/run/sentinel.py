@@ -1,4 +1,4 @@
-"""The sentinel: watches a run for robustness that is being lost, for at most 3 % of its passes."""
+"""The sentinel: checks a run for lost robustness, by default with at most 3 % of training's passes."""
 
 from __future__ import annotations
 
@@ -13,25 +13,30 @@ KINDS = ("catastrophic", "robust", "chance")
 ANSWERS = (*KINDS, "both", "every")
 LOWERS = ("attack", "rate", "both", "finer")
 HELPS = ("rate", "radius", "both")
-FEWEST_STEPS = 50  # of a training that may be called at chance before its end
-FINEST = 8  # times the steps: an attack of one step then is the usual one of training
+FEWEST_STEPS = 50  # minibatches before which a training is not called at chance, unless it has ended
+FINEST = 8  # largest factor of the number of steps: of a one-step attack it makes about PGD-10
 SEEN = ("fgsm", "pgd", "alignment", "rows")
 
 
 @dataclass
 class SentinelState:
-    """What a run remembers of its alarms, in every checkpoint.
+    """The sentinel's state, which every checkpoint holds.
 
     Attributes:
-        checks, forward, backward: looks that were taken, and the passes they took.
-        alarms: of this epoch. alarmed: kinds that are not over yet.
-        rollbacks: that were made. rate, length, number: what they have left of the learning rate, of the
-            length of the attack's steps, and factor of their number, where that was changed.
-        since: line of the history from which robust overfitting is judged.
-        good: place and plain values of the states to come back to, by kind of alarm.
-        best: accuracy under PGD of the best look so far. seen: the last look since the epoch began.
-        patience: share of the steps before which chance is no alarm, after a rollback.
-        growing: (share, beginning) of a radius that grows anew. level: of a curriculum, its best state.
+        checks, forward, backward: number of checks so far, and the passes they took.
+        alarms: alarms of this epoch.
+        alarmed: kinds of alarm that were raised and are not over yet.
+        rollbacks: number of rollbacks so far.
+        rate, length: factors by which rollbacks have changed the learning rate and the attack's step size.
+        number: factor by which they have changed the attack's number of steps; None if they have not.
+        since: first line of the history that counts for robust overfitting.
+        good: places and plain values of the states to roll back to, by kind of alarm.
+        best: highest accuracy under PGD of all checks so far.
+        seen: results of the last check in this epoch.
+        patience: fraction of training before which chance raises no alarm, after a rollback; None before one.
+        growing: (share, beginning) of a radius that grows again after a rollback.
+        level: best state of the current level of a curriculum (`CaiCurriculum`).
+        begun: whether the sentinel has kept its first states.
     """
 
     checks: int = 0
@@ -53,12 +58,12 @@ class SentinelState:
     begun: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The state as a dictionary for JSON."""
         return dict(vars(self))
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> SentinelState:
-        """The inverse; also of what version 0.1.0 wrote, a table without the last look and `begun`."""
+        """Restore what `to_dict` gave, in this version or in 0.1.0, which had other fields."""
         given = dict(values)
         if "begun" not in given:
             attack = given.pop("attack", 1.0)
@@ -70,58 +75,60 @@ class SentinelState:
         return SentinelState(**{**given, "growing": None if growing is None else tuple(growing)})
 
     def scales(self) -> dict[str, float]:
-        """What the rollbacks have left of rate and steps, for the record."""
+        """The factors of the learning rate and of the attack's steps, for the epoch's line."""
         steps = {} if self.number is None else {"attack_steps": self.number}
         return {"attack_scale": self.length, **steps, "rate_scale": self.rate}
 
 
 @part
 class Sentinel:
-    """What is watched during training, and what happens at an alarm.
+    """What is checked during training, and what is done at an alarm.
 
-    Between two minibatches, whenever the allowance has grown enough for it, a fresh slice of the validation
-    set is attacked by FGSM and then, where that failed, by a short PGD; the alignment of its gradients is
-    recorded beside. *Catastrophic* overfitting: FGSM leaves much more than PGD does. *Robust* overfitting,
-    from the accuracies that are measured after every epoch anyway: those on held-out data fall while those on
-    training data rise. Methods that do not attack at all have nothing to lose and are not watched for these;
-    without a validation set there is nothing to watch on. *Chance*, of every training: after a share of its
-    steps its answers still have nothing to do with held-out images (without any, with the training images
-    that are watched).
+    There are three kinds of alarm:
+
+    * *Catastrophic overfitting*: accuracy under FGSM is much higher than under PGD. Between two minibatches,
+      whenever `share` allows for it, a random subset of the validation set is attacked by FGSM, and what
+      withstands it by a short PGD. The gradient alignment of the subset is recorded too.
+    * *Robust overfitting*: robust accuracy falls on held-out data while it rises on training data. Both are
+      measured after every epoch anyway.
+    * *Chance*: after a fraction of training the predictions are still independent of the labels, on held-out
+      images, or on the watched training images if none are held out.
+
+    The first two need a validation set and a method that attacks. Chance is checked in every training.
 
     Attributes:
-        on: whether anything is watched.
-        share: allowance, as a fraction of the passes that training has made so far; never exceeded.
-        rows, fewest: most and fewest validation rows of a check; between them, so many that the allowance
-            covers about one check an epoch.
-        steps: of PGD, with steps of eps/2 from a random start.
-        gap: the alarm is raised where FGSM's accuracy exceeds PGD's by this fraction of the rows and is at
-            least twice as high.
+        on: whether to check at all.
+        share: largest cost of the checks, as a fraction of the passes that training has made so far.
+        rows, fewest: largest and smallest number of validation rows in a check. Within these bounds a check
+            has as many rows as allow about one check per epoch.
+        steps: number of PGD steps of eps/2 from a random start.
+        gap: catastrophic overfitting is an accuracy under FGSM that exceeds that under PGD by this much, and
+            is at least twice as high.
         drop: robust overfitting is a fall of the held-out robust accuracy, from the best mean over `window`
-            epochs to the last, by this fraction and by two standard errors, while the training one rose by
-            this fraction.
-        window: epochs.
-        chance: share of the steps after which a training at chance, within two standard errors, is an alarm,
-            at the end of an epoch and after `FEWEST_STEPS` minibatches; also what it is given after every
-            rollback for that.
-        rollback: return to the last good state and lower the step; at catastrophic overfitting only if PGD's
-            accuracy has fallen below half of its best so far. The clock goes on: the order of the data
-            and the schedules are those of the epoch and minibatch at hand, and nothing in the record is
-            rewritten.
-        answers: which alarm is answered so: "catastrophic", "robust", or "both" of these; "chance"; or
-            "every" one. Robust overfitting is also answered by keeping the best weights, as every run does.
-        lower: factor of every rollback.
-        lowers: what is lowered at catastrophic overfitting: "attack", every `step_size` in the method's
-            solver and coupling; "rate", the learning rate; "both"; or "finer", every `step_size`, with as
-            many more `steps` where a part has them. At robust overfitting the learning rate. A shorter attack
-            trains for a smaller ball, so "attack" can cost robustness at the full one; a finer one reaches
-            as far as before and costs more passes from then on. No finer than a factor of FINEST: beyond it,
-            and where a schedule sets the number of steps (Curriculum), the rate is lowered.
-        helps: what is done at chance, back at the last weights that were better, which may be the first:
-            "rate", the learning rate is lowered; "radius", that of training grows anew, over the share
-            `warm_up` of all steps, and over half of what is left at most; or "both".
-        limit: most rollbacks of a run.
+            epochs to the last mean, by this much and by two standard errors, while that on training data rose
+            by this much.
+        window: number of epochs in a mean.
+        chance: fraction of training after which a network at chance raises an alarm, at the end of an epoch
+            and after `FEWEST_STEPS` minibatches at the earliest. After a rollback it has this time again.
+        rollback: at an alarm, return to the last good state and lower what `lowers` or `helps` says; at
+            catastrophic overfitting only if accuracy under PGD has fallen to half of its best so far or less.
+            Training continues at the present epoch and minibatch, with their data and schedules, and no
+            recorded line is changed.
+        answers: which alarms cause a rollback: "catastrophic", "robust", "both" of these, "chance" or
+            "every". Whatever is chosen, the best weights are kept, which helps against robust overfitting.
+        lower: factor of each lowering.
+        lowers: what to lower at catastrophic overfitting: "attack" (every `step_size` in the method's solver
+            and coupling), "rate" (the learning rate), "both", or "finer" (every `step_size`, with more
+            `steps` in the same proportion). At robust overfitting it is always the learning rate. A shorter
+            attack trains for a smaller radius, so "attack" can cost robustness at the full one. A finer
+            attack reaches as far as before, but costs more passes. If its factor would exceed FINEST, or a
+            schedule sets the number of steps (Curriculum), the learning rate is lowered instead.
+        limit: largest number of rollbacks in a run.
+        helps: what to do at chance, after a return to the last weights that were better (or to the initial
+            ones): "rate" (lower the learning rate), "radius" (let the training radius grow from 0 again, over
+            the fraction `warm_up` of training, but at most half of the rest), or "both".
 
-    Cost: 2 `steps` + 6 passes a row of a check at most; two of them see how gradients turn within the ball.
+    Cost: at most 2 `steps` + 6 passes per row of a check.
     """
 
     on: bool = True
@@ -164,16 +171,17 @@ class Sentinel:
 
     @property
     def cost(self) -> int:
-        """Passes of one row of a check, at most."""
+        """Largest number of passes per row of a check."""
         return 2 * self.steps + 6
 
     def rows_now(self, spent: int, training: int, per_epoch: float, available: int) -> int:
-        """How many rows to check now; 0 where the allowance does not cover it yet.
+        """Number of rows to check now; 0 if `share` does not allow for a check yet.
 
         Args:
-            spent: passes of all checks so far. training: passes of training so far.
-            per_epoch: passes of training in one epoch, as known by now. available: rows of the validation
-                set.
+            spent: passes of all checks so far.
+            training: passes of training so far.
+            per_epoch: passes of training in one epoch, estimated from those so far.
+            available: rows of the validation set.
         """
         most = min(self.rows, available)
         wanted = int(self.share * per_epoch / self.cost)
@@ -181,27 +189,27 @@ class Sentinel:
         return rows if rows and spent + rows * self.cost <= self.share * training else 0
 
     def answered(self, kind: str) -> bool:
-        """Whether an alarm of this kind is answered by a rollback."""
+        """Whether an alarm of this kind causes a rollback."""
         either = self.answers in (kind, "every") or (self.answers == "both" and kind != "chance")
         return self.rollback and either
 
     def collapsed(self, fgsm: float, pgd: float) -> bool:
-        """Whether this looks like catastrophic overfitting."""
-        # Either alone misleads: at a large radius one step is so weak that FGSM leaves much more than PGD of
-        # a sound model too, and where both leave a few points, chance makes one twice the other.
+        """Whether these accuracies show catastrophic overfitting."""
+        # Neither condition suffices alone. At a large radius one step is so weak an attack that the gap is
+        # large for a sound model too; and where both accuracies are low, chance can make one twice the other.
         return fgsm - pgd >= self.gap and pgd <= fgsm / 2
 
     def calm(self, fgsm: float, pgd: float) -> bool:
-        """Whether a state is good enough to come back to."""
-        # Half the alarm's gap: a state close to the alarm would raise it again at the next check.
+        """Whether a state is good enough to roll back to."""
+        # Half of the alarm's gap, because a state close to the alarm would raise it again at the next check.
         return fgsm - pgd < self.gap / 2
 
     def overfitted(self, held: list[float], trained: list[float], rows: int) -> tuple[float, float] | None:
-        """(best mean, last mean) of the held-out robust accuracy if it has fallen, as the class says.
+        """Best and last mean of the held-out robust accuracy if there is robust overfitting, else None.
 
         Args:
-            held, trained: robust accuracy on held-out and on training data, a value an epoch.
-            rows: of the held-out data.
+            held, trained: robust accuracies on held-out and on training data, one per epoch.
+            rows: number of held-out rows.
         """
         w = self.window
         if len(held) < 2 * w:
@@ -210,8 +218,9 @@ class Sentinel:
         gains = [sum(trained[k : k + w]) / w for k in range(len(held) - w + 1)]
         peak = max(
             range(len(means) - w + 1), key=means.__getitem__
-        )  # the last window shares no epoch with it
-        # An accuracy of 0 or 1 has no variance by the formula; one of its rows could still have been another.
+        )  # only windows that share no epoch with the last one
+        # The formula gives accuracies of 0 and 1 no variance, although one row could be different by chance:
+        # the variance is at least 1 / rows.
         error = 2 * math.sqrt(max(means[peak] * (1 - means[peak]), 1 / rows) / rows)
         fell = means[peak] - means[-1] >= max(self.drop, error)
         return (means[peak], means[-1]) if fell and gains[-1] - gains[peak] >= self.drop else None

@@ -1,4 +1,4 @@
-"""The sentinel between minibatches: it looks at a session, and rolls it back at an alarm."""
+"""The sentinel's work on a session: checks between minibatches and after epochs, alarms, rollbacks."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from bivallate.run.validation import Inspection, inspect_rows
 if TYPE_CHECKING:
     from bivallate.run.session import Session
 
-TURN = -3  # of the noise: no replay, restart or measurement draws with it
+TURN = -3  # turn of the sentinel's noise; no replay, restart or other measurement uses this number
 
 
 class SentinelLoop:
-    """Acts on a session as its configuration's sentinel says.
+    """The sentinel of a session, which follows the configuration's `Sentinel`.
 
-    All that it remembers lies in `session.sentinel` (JSON) and `session.sentinel_tensors` (the states
-    to come back to), so that a resumed run sees the same alarms and repeats the same rollbacks to the bit.
+    Its whole state is in `session.sentinel` (numbers and texts) and `session.sentinel_tensors` (the weights
+    and optimiser states to roll back to). Both are in every checkpoint, so a resumed run raises the same
+    alarms and repeats the same rollbacks bit for bit.
     """
 
     def __init__(self, session: Session) -> None:
@@ -41,7 +42,7 @@ class SentinelLoop:
         return self.session.sentinel
 
     def after_step(self) -> list[str]:
-        """A check, if one is due. Returns what to tell the person."""
+        """Make a check if one is due; return the messages of its alarms."""
         if self.split is None or not len(self.split):
             return []
         rows = self._rows()
@@ -55,9 +56,11 @@ class SentinelLoop:
         self.state.seen = dict(zip(SEEN, (fgsm, pgd, seen.alignment, rows), strict=True))
         if self.rule.collapsed(fgsm, pgd):
             text = f"{fgsm:.0%} withstand FGSM but {pgd:.0%} PGD-{self.rule.steps}, of {rows} held-out images"
-            lost = pgd <= self.state.best / 2  # else it has never been there, and going back gains nothing
+            # A rollback helps only if robustness was higher before: early in training PGD is low anyway.
+            lost = pgd <= self.state.best / 2
             return self._alarm("catastrophic", f"catastrophic overfitting: {text}", lost=lost)
-        if self.session.method.threat == self.session.method.spec.threat:  # not while the radius grows
+        # While the radius grows, accuracies under it are too high to compare later ones with.
+        if self.session.method.threat == self.session.method.spec.threat:
             self.state.best = max(self.state.best, pgd)
         if self.rule.calm(fgsm, pgd):
             self._over("catastrophic")
@@ -65,9 +68,9 @@ class SentinelLoop:
         return []
 
     def after_epoch(self, line: dict[str, Any]) -> list[str]:
-        """Add to the epoch's line what was seen; look for chance and for robust overfitting.
+        """Check for robust overfitting and for chance, and add the sentinel's entries to the epoch's line.
 
-        Returns what to tell.
+        Returns the messages of the alarms.
         """
         if not self.rule.on:
             return []
@@ -82,7 +85,7 @@ class SentinelLoop:
         return told
 
     def _seen(self, training: int) -> dict[str, Any]:
-        """What the checks saw, for the epoch's line, by its last one; nothing where it had none."""
+        """The entries for the epoch's line: results of its last check, and the sentinel's costs."""
         state, total = self.state, self.state.forward + self.state.backward
         line: dict[str, Any] = {f"sentinel_{key}": value for key, value in state.seen.items()}
         state.seen = {}
@@ -90,7 +93,7 @@ class SentinelLoop:
         return line | state.scales()
 
     def _learns(self, line: dict[str, Any]) -> list[str]:
-        """Whether the training is still at chance when it should not be."""
+        """Raise an alarm if the network is still at chance after the allowed share of training."""
         s, state, rule = self.session, self.state, self.rule
         found = chance_verdict(s, line)
         if not found:
@@ -106,16 +109,16 @@ class SentinelLoop:
         return self._alarm("chance", text, lost=done < 1)
 
     def _training(self) -> tuple[int, int, int]:
-        """Rows seen, forward and backward passes of training so far, over all ranks."""
+        """Rows, forward and backward passes of training so far, over all ranks."""
         s = self.session
         rows, forward, backward = s.tally.everywhere
         return s.epoch * len(s.batches.split) + rows, s.forward + forward, s.backward + backward
 
     def _rows(self) -> int:
-        """Rows of a check now; 0 for none."""
+        """Number of rows to check now; 0 for no check."""
         s = self.session
         rows, forward, backward = self._training()
-        if forward <= rows:  # one forward an example: nothing is attacked
+        if forward <= rows:  # one forward pass per example: training does not attack
             return 0
         steps = s.epoch * len(s.batches) + s.step
         per_epoch = (forward + backward) / steps * len(s.batches)
@@ -123,7 +126,7 @@ class SentinelLoop:
         return self.rule.rows_now(spent, forward + backward, per_epoch, len(self.split or ()))
 
     def _check(self, rows: int) -> Inspection:
-        """A look at a slice that is drawn for this check."""
+        """Inspect a random subset of the validation rows, drawn for this check."""
         s, number = self.session, self.state.checks
         assert self.split is not None
         chosen = permutation(s.config.seed, "sentinel", number, len(self.split))[:rows]
@@ -134,7 +137,8 @@ class SentinelLoop:
             return seen
         numbers = (seen.fgsm, seen.pgd, seen.alignment)
         told = torch.tensor(numbers, dtype=torch.float64, device=s.device)
-        collective.broadcast([told])  # BatchNorm's statistics differ between ranks until the epoch ends
+        # BatchNorm's statistics differ between ranks within an epoch, and all ranks must decide alike.
+        collective.broadcast([told])
         fgsm, pgd, alignment = told.tolist()
         return Inspection(fgsm, pgd, alignment, seen.passes)
 
@@ -157,7 +161,10 @@ class SentinelLoop:
         self.state.alarmed = [k for k in self.state.alarmed if k != kind]
 
     def _alarm(self, kind: str, text: str, *, lost: bool = True) -> list[str]:
-        """Record an alarm, once until it is over, and answer it. Returns the text."""
+        """Record an alarm, and roll back if the sentinel is set to; return the message.
+
+        An alarm that continues is reported once. `lost`: whether a rollback can help.
+        """
         s, state = self.session, self.state
         back = lost and self.rule.answered(kind) and state.rollbacks < self.rule.limit
         if kind in state.alarmed and not back:
@@ -180,7 +187,7 @@ class SentinelLoop:
         return [f"epoch {alarm['epoch']}, minibatch {alarm['step']}: {alarm['text']}"]
 
     def _keep(self, kind: str) -> None:
-        """Keep the present state as one to roll back to."""
+        """Keep the present state as the one to roll back to at an alarm of this kind."""
         if not self.rule.answered(kind):
             return
         s = self.session
@@ -201,7 +208,9 @@ class SentinelLoop:
         if kind == "catastrophic" and (finer or rule.lowers in ("attack", "both")):
             state.length *= rule.lower
             state.number = number if finer else state.number
-        state.since = len(s.history) + (kind != "catastrophic")  # the others come at the end of an epoch
+        # Later epochs are judged by the epochs after the rollback alone. The other two kinds of alarm are
+        # raised at the end of an epoch, whose line is not in the history yet.
+        state.since = len(s.history) + (kind != "catastrophic")
         own = {
             k.removeprefix(f"{kind}."): v.clone()
             for k, v in s.sentinel_tensors.items()
@@ -210,7 +219,10 @@ class SentinelLoop:
         s.restore_learned(own, state.good[kind]["values"])
 
     def _help(self) -> None:
-        """Lower the rate, let the radius grow anew, or both; and give that its time."""
+        """After a rollback at chance: lower the learning rate, let the radius grow again, or both.
+
+        The next alarm for chance is not raised before the allowed share of training has passed again.
+        """
         s, state, rule = self.session, self.state, self.rule
         done = (s.epoch + 1) / s.config.planned(s.epoch)
         state.patience = min(1.0, done + rule.chance)

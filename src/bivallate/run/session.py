@@ -1,4 +1,4 @@
-"""The state of a run: everything that a checkpoint holds, and nothing else; `packing` writes it down."""
+"""The state of a run; `packing` turns it into a checkpoint and back."""
 
 from __future__ import annotations
 
@@ -35,27 +35,24 @@ from bivallate.run.sync_batchnorm import synchronise_batchnorm
 from bivallate.run.warm_up import growth
 from bivallate.types import Clock, Facts
 
-WATCHED = 100  # training rows whose margin and weight every epoch records
+WATCHED = 100  # about so many training rows have their margin and weight recorded in every epoch
 
 
 def pick_device(name: str) -> torch.device:
-    """The device by name; "auto" is CUDA, then MPS, then the CPU.
-
-    Raises UserError for one that is not there.
-    """
+    """The device by name; "auto" is CUDA, else MPS, else the CPU. Raises UserError if it does not exist."""
     if name == "auto" and not torch.cuda.is_available():
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     own = torch.device("cuda", collective.local_rank() % max(1, torch.cuda.device_count()))
     if name == "auto" or (name == "cuda" and collective.is_distributed()):
         device = check_device(own, "use --device auto or cpu")
         if collective.is_distributed():
-            torch.cuda.set_device(device)  # where NCCL works
+            torch.cuda.set_device(device)  # NCCL uses the current device
         return device
     return check_device(name, "use --device auto or cpu")
 
 
 def load_data(spec: Any, seed: int, *, whole: bool = False) -> Dataset:
-    """The data set of a configuration; with `whole` all of it is test data where it has no test split."""
+    """Load the data set of a configuration; with `whole`, a set without a test split is all test data."""
     if not spec.name:
         raise UserError("this run was trained on tensors: hand the same data over again (data=...)")
     return data.load(
@@ -80,10 +77,7 @@ def load_data(spec: Any, seed: int, *, whole: bool = False) -> Dataset:
 
 
 def own_data(spec: Any, seed: int) -> Dataset:
-    """The data that a run was trained on.
-
-    Raises UserError, with the remedy, where they are not there any more.
-    """
+    """Load the data that a run was trained on. Raises UserError if they are not there any more."""
     try:
         return load_data(spec, seed)
     except UserError as error:
@@ -95,7 +89,7 @@ def own_data(spec: Any, seed: int) -> Dataset:
 
 
 def resolved_data(spec: Any) -> Any:
-    """A data configuration that holds from any working folder: sets by their own names, paths absolute."""
+    """A data configuration that is valid in any working folder: paths are absolute, sets keep their names."""
     place = spec.data_dir and os.path.abspath(os.path.expanduser(spec.data_dir))
     extra = spec.extra and os.path.abspath(os.path.expanduser(spec.extra))
     name = spec.name and data.lasting_name(spec.name, place)
@@ -103,7 +97,7 @@ def resolved_data(spec: Any) -> Any:
 
 
 def _check_several(dataset: Dataset) -> None:
-    """Raise UserError for data of one class, of which every answer would be right."""
+    """Raise UserError if the data have one class only, so that every answer would be right."""
     if len(dataset.classes) < 2:
         raise UserError(
             f"the data have one class, {dataset.classes[0]!r}: there is nothing to tell apart; name data of "
@@ -112,7 +106,7 @@ def _check_several(dataset: Dataset) -> None:
 
 
 def create_model(spec: Any, dataset: Dataset, seed: int) -> Classifier:
-    """The network of a configuration, for this data."""
+    """Create the network of a configuration for the classes, shape and statistics of the data."""
     _check_several(dataset)
     own = (spec.mean or dataset.mean, spec.std or dataset.std)
     mean, std = own if spec.normalise else (None, None)
@@ -137,15 +131,18 @@ def create_model(spec: Any, dataset: Dataset, seed: int) -> Classifier:
 
 
 class Session:
-    """Model, optimiser, averages, the method's memory, and the place in the data.
+    """The state of a run: model, optimiser, average, the method's state, and the place in the data.
 
     Attributes:
-        config, dataset, model: what the run is a function of.
-        method: bound to this run. average: of the weights, or None. acceleration: of steps.
-        epoch, step: the next minibatch. tally: sums of the current epoch. history: lines of finished epochs.
-        best: robust accuracy on held-out data of the best epoch so far.
+        config, dataset, model: what determines the run. method: bound to this run.
+        average: of the weights, or None. acceleration: compiled steps, recorded attacks.
+        epoch, step: place of the next minibatch, counted from 0.
+        tally: sums over the current epoch. history: lines of the finished epochs.
+        best, best_epoch: highest held-out robust accuracy so far, and its epoch.
+        forward, backward, seconds: totals of the finished epochs, passes summed over examples.
         rate: learning rate of the last minibatch; None before the first.
-        run: sixteen digits that tell this run from others: of what it is a function of when it begins.
+        run: identifier of the run, sixteen hexadecimal digits (`identity_of`).
+        sentinel, sentinel_tensors: the sentinel's state, and the tensors it may restore.
     """
 
     def __init__(self, config: Config, dataset: Dataset, model: nn.Module) -> None:
@@ -187,7 +184,7 @@ class Session:
         collective.broadcast([*self.model.parameters(), *self.model.buffers()])
 
     def _prepared(self, model: nn.Module) -> Classifier:
-        """The network as a classifier of this data, on its device, as the configuration has it compute."""
+        """The network as a classifier on its device, with the configuration's precision and layout."""
         config, dataset = self.config, self.dataset
         made = models.wrap(model, num_classes=len(dataset.classes), shape=dataset.shape).to(self.device)
         made.classes = list(dataset.classes)
@@ -201,20 +198,20 @@ class Session:
 
     @property
     def out_of_patience(self) -> bool:
-        """Whether the held-out robust accuracy has not risen for as many epochs as patience allows."""
+        """Whether the held-out robust accuracy has not risen for `patience` epochs."""
         return 0 < self.config.patience <= self.epoch - 1 - self.best_epoch
 
     @property
     def batches(self) -> Batches:
-        """The minibatches of the present phase; behind the last epoch those of the last phase."""
+        """The minibatches of the current phase; after the last epoch those of the last phase."""
         return self._batches[phase_at(self.config.phases, self.epoch, self.config.epochs)]
 
     def new_tally(self) -> EpochSums:
-        """For an epoch; it watches about `WATCHED` rows of the training data, the same in every epoch."""
+        """Sums for a new epoch; they watch the same rows, about `WATCHED`, in every epoch."""
         return EpochSums(stride=max(1, len(self.dataset.train) // WATCHED))
 
     def _streams(self) -> tuple[Split, Split | None]:
-        """Training rows, and the second stream where the weighting asks for one."""
+        """The training rows, and the rows of the second stream if the weighting needs one."""
         train, config = self.dataset.train, self.config
         if not config.method.weighting.needs_meta:
             return train, None
@@ -223,22 +220,22 @@ class Session:
         return rest, meta
 
     def clock(self, replay: int = 0) -> Clock:
-        """The moment of training that the session stands at."""
+        """The clock at the session's place in training."""
         c = self.config
         return Clock(self.epoch, c.planned(self.epoch), self.step, len(self.batches), replay, c.seed)
 
     def growth(self) -> float:
-        """Factor of the radius at this minibatch: of the warm-up, or as the sentinel has begun it again."""
+        """Factor of the radius at this minibatch, by the warm-up or by a warm-up that the sentinel began."""
         share, begun = self.sentinel.growing or (self.config.warm_up, 0.0)
         return growth(self.clock(), share, begun)
 
     def radius(self) -> dict[str, float]:
-        """The radius that the last minibatch was trained on, for the record of a run in which it grows."""
+        """The radius of the last minibatch, for the epoch's line; empty if the radius does not grow."""
         grows = self.config.warm_up > 0 or self.sentinel.growing is not None
         return {"eps": float(self.method.threat.eps)} if grows else {}
 
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What training has changed: weights, optimiser, the method's memory, averages; not copied."""
+        """What training has changed (weights, optimiser, method, average): tensors and values, not copied."""
         tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"optimizer.{k}": v for k, v in pack_optimizer(self.optimizer, self.model).items()}
         memory = self.method.state_dict()
@@ -252,7 +249,7 @@ class Session:
         return tensors, values
 
     def restore_learned(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """The inverse of `learned`; the attack's steps are those that the sentinel has left."""
+        """Restore what `learned` gave; the attack has the steps that the sentinel has set."""
         part = {name: section(tensors, name) for name in ("model", "optimizer", "method", "average")}
         self.model.load_state_dict(renamed(part["model"], self.model.state_dict()))
         unpack_optimizer(self.optimizer, self.model, part["optimizer"])
@@ -265,11 +262,11 @@ class Session:
             self.average.updates = values["average_updates"]
 
     def manifest(self) -> dict[str, Any]:
-        """What model.json holds now."""
+        """The present content of model.json."""
         return models.manifest(self.model, classes=self.dataset.classes, entries=self._entries())
 
     def save_model(self, folder: Path, weights: str, model: Classifier | None = None) -> None:
-        """The weights, and the manifest that all weights of a run share; its `epoch` is that of the last."""
+        """Write weights, and the manifest that all weights of a run share; its `epoch` is the latest one."""
         models.save(
             model or self.model,
             folder,

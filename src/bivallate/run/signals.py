@@ -1,4 +1,4 @@
-"""Signals and the time limit become a stop between two minibatches."""
+"""Turn signals and a time limit into a request to stop between two minibatches."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 
 
 class Interrupted(UserError):
-    """The run was asked to stop, saved its state, and says how to go on."""
+    """The run was asked to stop; it has saved its state, and the message says how to continue."""
 
 
 class Request:
-    """Whether somebody has asked the run to stop, or its time is up.
+    """A request to stop the run, by a signal or by a time limit.
 
     Args:
-        minutes: that it may take from now on; None sets no limit.
+        minutes: time limit from now on; None sets none.
     """
 
     def __init__(self, minutes: float | None = None) -> None:
@@ -37,17 +37,20 @@ class Request:
 
     @property
     def made(self) -> bool:
-        """Whether to stop."""
+        """Whether the run should stop."""
         return self.asked or self.late
 
 
 @contextmanager
 def interruptible(minutes: float | None = None) -> Iterator[Request]:
-    """Turn the first signal to stop into a request; a second one interrupts at once.
+    """Turn the first signal to stop into a request; a second one raises KeyboardInterrupt at once.
 
-    The signals are SIGINT, SIGTERM, SIGHUP and SIGUSR1 (schedulers of clusters send it before time is up).
-    One that is ignored, as under nohup, stays so. Main thread only. `minutes`: after which stopping is asked
-    for as well.
+    The signals are SIGINT, SIGTERM, SIGHUP and SIGUSR1, which cluster schedulers send before a job's time is
+    up. A signal that is ignored, such as SIGHUP under nohup, stays ignored. Signals are handled in the main
+    thread only.
+
+    Args:
+        minutes: time limit after which a stop is requested too; None sets none.
     """
     request = Request(minutes)
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""Whether a network and a method can normalise over the rows of all processes."""
+"""BatchNorm over the rows of all processes, for networks and methods that allow it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ __all__ = ["synchronise_batchnorm"]
 
 
 def synchronise_batchnorm(model: nn.Module, method: Method) -> None:
-    """Let BatchNorm normalise over the rows of all processes, where there are several.
+    """Let BatchNorm normalise over the rows of all processes, if there are several.
 
     Raises:
-        UserError: for a layer that cannot, for an attack on parts of a minibatch, of which a process may have
-            no row, and for a distance of all rows together, which each process takes over its own.
+        UserError: a layer cannot; or the method attacks parts of a minibatch in train mode, of which a
+            process may have no row; or its loss takes the nuclear norm, which each process would take over
+            its own rows.
     """
     if not collective.is_distributed():
         return

@@ -1,4 +1,4 @@
-"""The training loop: epochs of minibatches, measured, checkpointed, interruptible, resumable to the bit."""
+"""The training loop: epochs of minibatches with measurements, checkpoints and interruption."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ from bivallate.types import Batch, Clock, StepRecord
 
 
 class Trainer:
-    """Runs a session to its end, in a folder or in memory alone.
+    """The training of a session to its end, in a folder or in memory.
 
     Attributes:
-        session: the state. folder: where it is kept, or None. progress: what is shown.
-        lock: on the folder; asked before anything is written there.
-        minutes: after which it is saved and stopped; None sets no limit.
+        session: the state of the run. folder: where it is saved, or None. progress: what is shown.
+        lock: of the folder; checked before anything is written there.
+        watch, curriculum: act after steps and epochs.
+        minutes: time after which to save and stop; None sets no limit.
     """
 
     def __init__(
@@ -56,18 +57,18 @@ class Trainer:
         self._since = time.monotonic()
 
     def run(self) -> None:
-        """From wherever the session stands to the last epoch.
+        """Train from the session's present state to the last epoch.
 
         Raises:
-            Interrupted: asked to stop, or the time is up; the state is saved.
-            NonFinite: the loss, a gradient or the weights are not finite; the last checkpoint stays.
-            UserError: the folder is gone or taken over, or a minibatch does not fit into memory.
+            Interrupted: a signal asked to stop, or the time is up; the state is saved.
+            NonFinite: the loss, a gradient or the weights are not finite; the last checkpoint is kept.
+            UserError: the folder is removed or taken by another process, or memory is too small.
         """
         session = self.session
         set_train_mode(session.model)
         with interruptible(self.minutes) as request, self.progress as progress:
             if self.folder is not None and session.epoch == 0 and session.step == 0:
-                self._save()  # a run that dies in its first minutes can be resumed too
+                self._save()  # so that a run killed in its first minutes can be resumed
             progress.begin(session)
             self._since = time.monotonic()
             while session.epoch < session.config.epochs and not session.out_of_patience:
@@ -81,27 +82,27 @@ class Trainer:
             stop, due = self._minibatch(batch, request)
             session.step += 1
             self._tell(self.watch.after_step())
-            if stop or (request.made and not collective.is_distributed()):  # alone, at once
+            # Several processes stop together: `stop` is what one of them sent with the last gradients.
+            if stop or (request.made and not collective.is_distributed()):
                 self._interrupt(request)
             if due:
                 self._save()
         self._finish_epoch()
 
     def _batches(self, request: Request) -> Iterator[Batch]:
-        """What is left of the epoch. Whoever asks a run to stop may end its decoding processes as well."""
+        """The remaining minibatches of the epoch."""
         session = self.session
         try:
             yield from session.batches.epoch(session.epoch, session.step)
-        except WorkersLost:
-            if not request.made or collective.is_distributed():  # the others are within this minibatch
+        except WorkersLost:  # a signal to stop may have ended the decoding processes too
+            if not request.made or collective.is_distributed():
                 raise
             self._interrupt(request)
 
     def _minibatch(self, batch: Batch, request: Request) -> tuple[bool, bool]:
-        """All replays of one minibatch; checkpoints lie between minibatches.
+        """Make all replays of one minibatch; checkpoints are written between minibatches.
 
-        Returns whether one of the processes has been asked to stop, and whether it is time for the first one
-        to save.
+        Returns whether any process has been asked to stop, and whether it is time to save a checkpoint.
         """
         session, config = self.session, self.session.config
         rate = set_rate(
@@ -126,10 +127,10 @@ class Trainer:
         return record.told[0] > 0, record.told[1] > 0
 
     def _step(self, batch: Batch, clock: Clock, request: Request) -> StepRecord:
-        """One training step, whose failures say what to do; what processes must agree on goes with it."""
+        """Make one training step; turn its failures into errors that say what to do."""
         session, patience = self.session, 60 * self.session.config.checkpoint_minutes
 
-        def tell(record: StepRecord) -> list[float]:
+        def tell(record: StepRecord) -> list[float]:  # the step sums these over all processes
             due = collective.rank() == 0 and time.monotonic() - self._saved > patience
             return [request.made, due, *session.tally.news(record, first=clock.replay == 0)]
 
@@ -144,7 +145,7 @@ class Trainer:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error) or collective.is_distributed():
                 raise
-            failed = error.with_traceback(None)  # it holds the tensors of what has failed
+            failed = error.with_traceback(None)  # the traceback would keep the step's tensors in memory
         raise memory_error(failed, batch, work)
 
     def _advice(self) -> str:
@@ -155,7 +156,7 @@ class Trainer:
         )
 
     def _check_good(self) -> None:
-        """Raise NonFinite for a state that must not be kept, so that the last good one stays."""
+        """Raise NonFinite if the state has diverged, so that it does not replace the last good one."""
         session, trouble = self.session, trouble_of(self.session)
         if trouble:
             place = f"epoch {session.epoch + 1}, minibatch {session.step}"
@@ -169,7 +170,7 @@ class Trainer:
         self._since = now
 
     def _finish_epoch(self) -> None:
-        """Measures, keeps the best, writes the line, moves on to the next epoch."""
+        """Measure, keep the best weights, write the epoch's line and move on to the next epoch."""
         session = self.session
         collective.broadcast(session.model.buffers())
         self._check_good()
@@ -183,7 +184,7 @@ class Trainer:
         line["watched_clean"] = dict(zip(line["watched"], clean, strict=True))
         if session.epoch + 1 in session.config.keep and self.folder is not None and collective.rank() == 0:
             session.save_model(self.folder.path, f"epoch-{session.epoch + 1}")
-        told = self.watch.after_epoch(line)  # may go back to earlier weights, and so may a curriculum
+        told = self.watch.after_epoch(line)  # this and the next may restore earlier weights
         self.curriculum.after_epoch(line)
         session.forward += whole.forward
         session.backward += whole.backward
@@ -215,7 +216,7 @@ class Trainer:
             self.progress.alarm(self.session, text)
 
     def _averaged(self) -> dict[str, float]:
-        """Take the weights into an average over epochs; the passes that took."""
+        """Take the weights into an average over epochs; return the passes spent on it, for the line."""
         session, batches = self.session, self.session.batches
         if session.average is None:
             return {}
@@ -224,7 +225,7 @@ class Trainer:
         return {"average_forward": passes / len(batches.split)} if passes else {}
 
     def _measure(self) -> dict[str, float]:
-        """Clean and robust accuracy on held-out data, of the weights and of their average."""
+        """Measure clean and robust accuracy on held-out data, of the weights and of their average."""
         session, split = self.session, self.session.dataset.validation
         if split is None or len(split) == 0:
             return {}
@@ -247,7 +248,7 @@ class Trainer:
         )
 
     def _check_lock(self) -> None:
-        """Raise UserError, on all processes, if the first one does not hold the folder any more."""
+        """Raise UserError on all processes if the first one has lost its lock of the folder."""
         lost = None
         try:
             if self.lock is not None:
@@ -267,7 +268,7 @@ class Trainer:
         if self.folder is None:
             raise Interrupted("interrupted; the run had no folder (out=...), so its state is lost")
         self._save()
-        collective.barrier()  # a launcher ends all as soon as one has gone, and another still saves
+        collective.barrier()  # a launcher ends all processes when the first one exits: all must have saved
         session = self.session
         architecture = str(getattr(session.model, "architecture", ""))
         raise Interrupted(
@@ -278,7 +279,7 @@ class Trainer:
 
 
 def _step(session: Session, batch: Batch, clock: Clock, tell: Tell) -> StepRecord:
-    """`train_step`. Raises UserError where BatchNorm has one value a channel to normalise."""
+    """Call `train_step`. Raises UserError if BatchNorm has only one value per channel to normalise."""
     try:
         return train_step(session.model, session.optimizer, session.method, batch, clock, tell)
     except ValueError as error:
@@ -291,7 +292,7 @@ def _step(session: Session, batch: Batch, clock: Clock, tell: Tell) -> StepRecor
 
 
 def limit_threads(threads: int) -> None:
-    """Set torch's number of threads; 0 leaves it. Bit-identical resumption needs the same number."""
+    """Set torch's number of threads; 0 keeps torch's. A resume to the same bits needs the same number."""
     most = 4 * (os.cpu_count() or 1)
     if not 0 <= threads <= most:
         raise UserError(f"threads must lie between 0 (torch's choice) and {most} here, got {threads}")

@@ -1,4 +1,4 @@
-"""Training from Python: `train`."""
+"""`train`, the function that trains a model from Python."""
 
 from __future__ import annotations
 
@@ -52,29 +52,35 @@ def train(
     """Train a model and return the finished run.
 
     Args:
-        model: a network, or the name of an architecture; None with `init`, whose weights know theirs.
-        dataset: from `bivallate.data.load`, or anything that it takes.
-        method: what to train with, which knows its threat; or its name, with eps and norm. Without eps the
-            customary radius of the data set, in Linf or (CIFAR-10) L1.
-        epochs: of training; None is 20, or the recipe's. lr: peak learning rate, else the recipe's or the
-            usual one of the data set (0.1 for digits, else 0.05).
-        recipe: a paper's training recipe by name, such as "done", which all other arguments change. Its data
-            settings (rows held out, imbalance) are used where the data is given by name.
+        model: a network, or the name of an architecture. None takes the architecture from the weights that
+            `init` names.
+        dataset: from `bivallate.data.load`, or anything that this function accepts.
+        method: the method, which includes its threat; or the name of a method, with `eps` and `norm`.
+        eps, norm: threat of a method given by name, in [0, 1] pixel units. Without eps: the customary radius
+            of the data set, which is known in Linf, and for CIFAR-10 also in L1.
+        epochs: number of epochs; default that of the recipe, or 20.
+        lr: peak learning rate; default that of the recipe, or of the data set (0.1 for digits, else 0.05).
+        recipe: name of a paper's training recipe, such as "done". The other arguments override its values.
+            Its settings of the data (rows held out, imbalance) apply only if the data is given by name.
         init: weights to begin with: a run (its folder, or what `train` returned), a folder, a file,
-            "hub:owner/name", "timm:NAME" or "zoo:NAME"; a head for other classes is new.
-        freeze: patterns of layers that do not learn, such as "stem", "body.0.*" or "!head".
-        seed: of everything random. out: a folder to keep everything in; None keeps nothing on disk.
-        overwrite: replace a run that is there. resume_if_there: go on with it instead, if it is the same one:
-            one script for the first start and for every later one.
-        progress: show a bar, or a `Progress` of one's own.
-        log: where the numbers go besides: "csv", "tensorboard", "wandb", "trackio", several with commas, or a
-            `Logger` of one's own.
-        max_minutes: save and stop after so long, by an `Interrupted`; `resume` goes on.
+            "hub:owner/name", "timm:NAME" or "zoo:NAME". If the classes differ, the last layer is new.
+        freeze: patterns of layers to keep as they are, such as "stem", "body.0.*" or "!head".
+        seed: seed of everything random.
+        out: folder for the run's files; None writes nothing to disk.
+        overwrite: replace the run in the folder.
+        resume_if_there: continue the run in the folder, if there is one and it has the same configuration. So
+            one script serves for the first start and for every later one.
+        progress: True to show a progress bar, or your own `Progress`.
+        log: further places for the numbers: "csv", "tensorboard", "wandb", "trackio", several separated by
+            commas, or your own `Logger`.
+        max_minutes: save the state and stop after this time by raising `Interrupted`; `resume` continues.
         settings: further fields of `Config`: batch_size, optimizer, rate, average, warm_up, validation, ...
-            What is said nowhere is as `bivallate.data.registry.training_defaults` has it for the data set.
+            Defaults that depend on the data set are in `bivallate.data.registry.training_defaults`.
 
     Raises:
-        UserError: for anything the user can mend. NonFinite: training diverged.
+        UserError: an argument is wrong, or the run cannot be trained as it is asked for.
+        Interrupted: stopped by a signal or by `max_minutes`; the state is saved if there is a folder.
+        NonFinite: training diverged.
 
     Example:
         >>> import bivallate as bv
@@ -123,7 +129,10 @@ def train(
 
 
 def _init(init: str | Path | Run | Init | None, freeze: str | Sequence[str], model: Any) -> Init:
-    """What the run begins with. Raises UserError where nothing says which network, or both do."""
+    """The run's initial weights and frozen layers.
+
+    Raises UserError if neither `model` nor `init` gives a network, or if both give weights.
+    """
     if isinstance(init, Run) and init.path is None:
         raise UserError(
             "init names a run that kept nothing on disk: pass its model, bv.train(run.model, ...)"
@@ -139,7 +148,10 @@ def _init(init: str | Path | Run | Init | None, freeze: str | Sequence[str], mod
 
 
 def _method(method: Method | str, eps: float | str | None, norm: str, data_name: str) -> Method:
-    """The method itself, or that of a name with its threat. Raises UserError for what says neither."""
+    """The method itself, or the method of this name with the threat of eps and norm.
+
+    Raises UserError for an unknown name, a missing radius, or a method together with eps or norm.
+    """
     if not isinstance(method, str):
         if eps is not None or norm != "linf":
             raise UserError(
@@ -151,9 +163,9 @@ def _method(method: Method | str, eps: float | str | None, norm: str, data_name:
 
 
 def _named(dataset: Dataset) -> str:
-    """The name to load a data set by again; empty where it has none.
+    """The name by which the data set can be loaded again; empty if it has none.
 
-    The fingerprint that checkpoints keep tells whether that gives the same data.
+    Checkpoints keep its fingerprint, which shows whether the name still gives the same data.
     """
     return dataset.name if dataset.name in data.registry.names() else ""
 

@@ -1,4 +1,4 @@
-"""The short measurements on held-out data: after each epoch, and when the sentinel looks."""
+"""The short measurements on held-out data, after each epoch and for the sentinel."""
 
 from __future__ import annotations
 
@@ -35,11 +35,15 @@ def held_out(
     seed: int,
     device: torch.device,
 ) -> tuple[float, float, Passes]:
-    """Clean and robust accuracy on the first rows of a split (which is shuffled), and the passes it took.
+    """Measure clean and robust accuracy on the first `rows` rows of a split, which is shuffled.
 
-    PGD with step eps/4 from the same uniform start at every call; robust implies clean-correct. Eval mode;
-    the model is left as found. Batches of 500, or as many as fit into memory. Of several processes each takes
-    its share of the rows, with the first one's BatchNorm; all are told the same.
+    The attack is PGD with steps of eps/4, from the same uniform start at every call. Only rows that are
+    correct without an attack can count as robust. The model is in eval mode meanwhile, and its mode is
+    restored. Rows are processed 500 at a time, or as many as fit into memory. Several processes share the
+    rows, use the first one's BatchNorm statistics and return the same numbers.
+
+    Returns:
+        Clean accuracy, robust accuracy, and the passes spent.
     """
     n, solver = min(rows, len(split)), PGD(steps, threat.eps / 4)
     own = torch.arange(n)[collective.rank() :: collective.world_size()]
@@ -66,18 +70,19 @@ def held_out(
 
 
 def _room(model: nn.Module, split: Split, device: torch.device) -> int:
-    """Rows of a batch, in eval mode."""
+    """Number of rows that fit into memory at once, in eval mode."""
     one, _ = split.tensors(torch.arange(1))
     return room_for(model, one.to(device), BATCH)
 
 
 @torch.no_grad()
 def clean_margins(model: nn.Module, split: Split, rows: list[int], device: torch.device) -> list[float]:
-    """p_y - max_k p_k of rows of a split, neither attacked nor augmented; -1 where logits are not finite.
-    Eval mode; the model is left as found.
+    """The margins p_y - max_k p_k of rows of a split on their clean images; -1 if logits are not finite.
 
-    Cost: a forward a row, which no total counts: the rows are a few hundred at most. A stream reads the row
-    groups that they are in.
+    The model is in eval mode meanwhile, and its mode is restored. Images are not augmented.
+
+    Cost: one forward pass per row. No total counts it, because there are a few hundred rows at most. A split
+    that streams reads the row groups that contain the rows.
     """
     found: list[float] = []
 
@@ -92,12 +97,14 @@ def clean_margins(model: nn.Module, split: Split, rows: list[int], device: torch
 
 @dataclass(frozen=True)
 class Inspection:
-    """What the sentinel sees in some rows.
+    """The sentinel's measurement on some rows.
 
     Attributes:
-        fgsm, pgd: fraction that withstands FGSM, and FGSM and PGD.
-        alignment: mean cosine of the loss's gradients at a point and at a random one near it, in [-1, 1].
-        passes: that it took.
+        fgsm: accuracy under FGSM.
+        pgd: accuracy under both FGSM and PGD.
+        alignment: mean cosine, in [-1, 1], between the input gradients at a point and at a random point in
+            the threat around it.
+        passes: passes spent.
     """
 
     fgsm: float
@@ -109,11 +116,12 @@ class Inspection:
 def inspect_rows(
     model: nn.Module, x: Tensor, y: Tensor, threat: Threat, noise: Noise, steps: int
 ) -> Inspection:
-    """How rows withstand FGSM and then PGD, and how their gradients turn.
+    """Attack rows with FGSM, attack those that withstand it with PGD, and measure gradient alignment.
 
-    Eval mode; the model is left as found.
+    The model is in eval mode meanwhile, and its mode is restored.
 
-    Cost: 3 forwards and 2 backwards a row, and steps + 1 forwards and steps backwards a row that FGSM left.
+    Cost: 3 forward and 2 backward passes per row, and steps + 1 forward and steps backward passes per row
+    that withstands FGSM.
 
     Reference: the alignment is the GA score of Andriushchenko and Flammarion 2020, section 4.
     """
@@ -133,7 +141,7 @@ def inspect_rows(
 
 
 def _inspect(problem: LowerProblem, steps: int) -> tuple[Tensor, int, int, Passes]:
-    """Cosines (B,), how many withstand FGSM and how many PGD as well, and the passes, in eval mode."""
+    """Cosines (B,), the numbers of rows that withstand FGSM and both attacks, and the passes spent."""
     threat, held = problem.threat, 0
     cosine, here = alignment(problem)
     step = problem.project(threat.eps * threat.steepest(here))
@@ -147,6 +155,6 @@ def _inspect(problem: LowerProblem, steps: int) -> tuple[Tensor, int, int, Passe
 
 
 def _withstands(problem: LowerProblem, delta: Tensor) -> Tensor:
-    """(B,) bool, correct at delta."""
+    """Whether each row is classified correctly at x + delta, (B,) bool."""
     with torch.no_grad():
         return problem.forward(problem.x + delta).argmax(1) == problem.y

@@ -1,7 +1,8 @@
-"""The radius of training over its minibatches.
+"""The warm-up of the radius during training.
 
-Against the full radius an untrained network has nothing to learn from: it ends by answering one class
-whatever it is shown, which no attack can make worse. A radius that grows lets it learn, then withstand.
+An untrained network that is attacked within the full radius may learn nothing: it ends by predicting one
+class for every image, which no attack can make worse. With a radius that grows from zero it first learns to
+classify.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from bivallate.types import Clock
 
 
 def growth(clock: Clock, share: float, begun: float = 0.0) -> float:
-    """Factor of the radius at a minibatch, in (0, 1]: linear over `share` of all minibatches.
+    """Factor of the radius at a minibatch, in (0, 1]; it grows linearly over `share` of all minibatches.
 
     Args:
-        begun: fraction of the minibatches that lay behind when the radius began to grow.
+        clock: the minibatch.
+        share: fraction of the run's minibatches over which the radius grows; 0 for no warm-up.
+        begun: fraction of the run's minibatches before the growth begins.
 
     Example:
         >>> [growth(Clock(step=k, steps=4), 0.5) for k in range(4)]
@@ -30,10 +33,10 @@ def growth(clock: Clock, share: float, begun: float = 0.0) -> float:
 
 
 def set_radius(method: BoundMethod, factor: float) -> None:
-    """Let the running method attack within a part of its radius.
+    """Set the radius of the running method's threat to `factor` times the full one.
 
-    Its steps keep their length, and are projected. Raises UserError for a threat that cannot be had with
-    another radius.
+    The attack's step sizes stay the same; the projection bounds the steps. Raises UserError if the threat
+    cannot be made with another radius.
     """
     full = method.spec.threat
     if factor >= 1:

@@ -1,4 +1,4 @@
-"""Trained networks that the package brings: what was measured of each, and their weights."""
+"""Trained networks that come with the package: their weights, and the measured accuracies of each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ LIST = "zoo.json"
 
 
 class Robustness(TypedDict):
-    """What AutoAttack left of a network on a seeded random subset of the test images, or on all."""
+    """Accuracies of a network under an attack, on `n` test images drawn with `seed` or on all of them.
+
+    Accuracies are fractions in [0, 1].
+    """
 
     attack: str
     n: int
@@ -25,10 +28,11 @@ class Robustness(TypedDict):
 
 
 class ZooEntry(TypedDict):
-    """A network.
+    """A network of the zoo.
 
-    `fingerprint` is of its weights; `slice` says how many of so many first test images it classifies rightly,
-    clean and under an attack; `made` is the command, at `commit`.
+    `fingerprint` is the checksum of its weights. `slice` counts how many of the first test images the network
+    classifies correctly, clean and under an attack; a test repeats this count. `made` is the command that
+    trained the network, with the code at `commit`.
     """
 
     data: str
@@ -47,6 +51,6 @@ class ZooEntry(TypedDict):
 
 
 def entries() -> dict[str, ZooEntry]:
-    """The networks by name."""
+    """The networks of the zoo by name."""
     place = files(__name__).joinpath(LIST)
     return parse(place.read_text(encoding="utf-8"), place, "list of networks", dict[str, ZooEntry])
