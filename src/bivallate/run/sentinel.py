@@ -14,7 +14,7 @@ ANSWERS = (*KINDS, "both", "every")
 LOWERS = ("attack", "rate", "both", "finer")
 HELPS = ("rate", "radius", "both")
 FEWEST_STEPS = 50  # minibatches before which a training is not called at chance, unless it has ended
-FINEST = 8  # largest factor of the number of steps: of a one-step attack it makes about PGD-10
+FINEST = 8  # largest factor of the number of steps: a one-step attack then has about as many as AT's PGD
 SEEN = ("fgsm", "pgd", "alignment", "rows")
 
 
@@ -218,7 +218,7 @@ class Sentinel:
         gains = [sum(trained[k : k + w]) / w for k in range(len(held) - w + 1)]
         peak = max(
             range(len(means) - w + 1), key=means.__getitem__
-        )  # only windows that share no epoch with the last one
+        )  # windows that share at most one epoch with the last one
         # The formula gives accuracies of 0 and 1 no variance, although one row could be different by chance:
         # the variance is at least 1 / rows.
         error = 2 * math.sqrt(max(means[peak] * (1 - means[peak]), 1 / rows) / rows)

@@ -1,7 +1,7 @@
 """The recipes of the public code of the baselines.
 
-Deviation: each holds out a tenth of the rows and keeps the epoch that is best there, where that code takes
-the last weights or chooses on test data.
+Deviation: each recipe holds out a tenth of the rows and keeps the epoch that is best there. The public code
+takes the last weights, or chooses on test data.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ __all__ = ["atta", "backward_smoothing", "free", "hat", "ikl", "n_fgsm", "wmmr",
 def n_fgsm(task: Task) -> Config:
     """N-FGSM: 30 epochs, triangle to 0.2 at epoch 15 (SVHN: 0.05); best epoch.
 
-    Deviation: on SVHN the radius does not grow over the first five epochs; the noise is that of the method (2
-    eps) also where the paper has more, on SVHN at 12/255 and for wide networks at 16/255.
+    Deviation: on SVHN the radius does not grow over the first five epochs. The noise always has the method's
+    size of 2 eps; the paper has more on SVHN at 12/255, and for wide networks at 16/255.
     """
     peak = 0.05 if task.known is not None and task.known.name == "svhn" else 0.2
     return task.config(
@@ -43,7 +43,7 @@ def free(task: Task) -> Config:
 def yopo(task: Task) -> Config:
     """YOPO: 36 epochs of batch 256, 0.2/m times 0.1, 0.01 at 30, 34; MNIST 40, 0.01/m, at 30, 35, 39; best.
 
-    A wide network has 0.4/m: `--lr`. On MNIST `yopo` takes ten steps of eps/30 after each full pass.
+    For a wide network set `--lr` to 0.4/m. On MNIST `yopo` takes ten steps of eps/30 after each full pass.
     """
     m, batch = task.method.replays, 256
     if not task.handwriting:
@@ -63,8 +63,8 @@ def yopo(task: Task) -> Config:
 def atta(task: Task) -> Config:
     """ATTA: 38 epochs of batch 64, 0.1 times 0.1, 0.01 at 30, 36; MNIST 60 epochs at 0.01; best epoch.
 
-    Crops are padded with grey. Ten steps are of 0.007 at eps = 0.031. On MNIST the stored points are never
-    made anew, and the step is 0.01 at eps = 0.3.
+    Crops are padded with grey. With ten steps the step size is 0.007 at eps = 0.031. On MNIST the stored
+    perturbations are never reset, and the step size is 0.01 at eps = 0.3.
     """
     if not task.handwriting:
         if isinstance(task.method.solver, PerExample) and task.method.solver.inner.steps == 10:
@@ -129,7 +129,7 @@ def hat(task: Task) -> Config:
 
 
 def _filled(config: Config, value: str) -> Config:
-    """With crops that are padded otherwise than with black."""
+    """The configuration with crops that are padded by `value` instead of black."""
     own = config.data.augment
     return config.set("data.augment", f"{own},fill:{value}") if own.startswith("crop:") else config
 
@@ -141,7 +141,7 @@ def _wmmr_on_mnist(task: Task) -> Task:
         task = task.tuned("alpha", "objective.alpha", 0.05)
     if task.method.name != "wmmr" or not isinstance(task.method.solver, PGD):
         return task
-    both = ("solver.steps", "solver.step_size")  # 40 small steps belong together
+    both = ("solver.steps", "solver.step_size")  # changed together: 40 steps are meant to be small
     if {"steps", "step_size"} & set(task.fixed) or not task.as_made(*both):
         return task
     size = 0.01 / 0.3 * task.method.threat.eps

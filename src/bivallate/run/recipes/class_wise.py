@@ -1,7 +1,7 @@
 """The recipes of the class-wise methods' public code.
 
-Deviation: each holds out a tenth of the rows and keeps the epoch that is best there by mean robust accuracy,
-where that code takes the last weights or looks at test data, some at its worst class.
+Deviation: each recipe holds out a tenth of the rows and keeps the epoch with the best mean robust accuracy
+there. The public code takes the last weights or chooses on test data, in some cases by the worst class.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ __all__ = ["BY_METHOD"]
 
 
 def faal(task: Task) -> Config:
-    """FAAL: 2 epochs that mend a trained model, 0.01 and then 0.001; best epoch.
+    """FAAL: 2 epochs of fine-tuning a robust model, at 0.01 and then 0.001; best epoch.
 
-    It begins with the weights of a robust run: `bivallate train faal --init runs/at --recipe faal`.
+    Begin with the weights of a robust run: `bivallate train faal --init runs/at --recipe faal`.
     """
     sgd = SGD(0.01)
     return task.config(

@@ -15,12 +15,12 @@ __all__ = ["imagenet"]
 def imagenet(task: Task) -> Config:
     """Wong et al.'s ImageNet: 15 epochs of 128, 224, 288 pixels, batch 512, 224, 128; 0.4 at epoch 1; best.
 
-    The phases end at epochs 6 and 12; between them the rate falls on straight lines to a tenth each. On other
-    data sizes are as many parts of the images' own: 4/9, 7/9 and all. Weight decay 1e-4.
+    The phases end at epochs 6, 12 and 15; from epoch 1 on the rate falls linearly to a tenth within each. On
+    other data the image sizes are 4/9, 7/9 and all of the images' own. Weight decay 1e-4.
 
-    Deviation: images are fitted to 288 pixels once, cropped with a padding of 16 and then scaled, where the
-    public code crops at random from images of 160, 352 and full size. The best epoch is chosen on held-out
-    rows, by PGD-50 with one restart, as in `fast`.
+    Deviation: images are fitted to 288 pixels once, cropped with a padding of 16 and then scaled; the public
+    code crops at random from images of 160, 352 and full size. The best epoch is chosen on held-out rows, by
+    PGD-50 with one restart, as in `fast`.
     """
     rate = Pieces((0.0, 1 / 15, 6 / 15, 12 / 15, 1.0), (0.0, 1.0, 0.1, 0.01, 0.001))
     sgd = SGD(0.4, weight_decay=1e-4)

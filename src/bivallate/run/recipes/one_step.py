@@ -1,7 +1,7 @@
 """The recipes of the single-step methods' public code.
 
-Deviation: each holds out a tenth of the rows and keeps the epoch that is best there, where that code takes
-the last weights, looks at test data, or holds out 1,000 rows.
+Deviation: each recipe holds out a tenth of the rows and keeps the epoch that is best there. The public code
+takes the last weights, chooses on test data, or holds out 1,000 rows.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ def gat(task: Task) -> Config:
 
 
 def nuat(task: Task) -> Config:
-    """NuAT: 100 epochs of batch 64, lines to 0.1 at 40, 0.02 at 80, then times 0.1 at 86, 91; best epoch."""
+    """NuAT: 100 epochs of batch 64, linear to 0.1 at 40, 0.02 at 80, then times 0.1 at 86, 91; best epoch."""
     at = (0.0, 0.4, 0.8, 0.86, 0.86, 0.91, 0.91, 1.0)
     return _by_64(task, Pieces(at, (0.0, 1.0, 0.2, 0.2, 0.02, 0.02, 2e-3, 2e-3)))
 
 
 def elle(task: Task) -> Config:
-    """ELLE and SORA: 30 epochs, triangle to 0.2 at epoch 15; best epoch. AAER's is `n-fgsm`."""
+    """ELLE and SORA: 30 epochs, triangle to 0.2 at epoch 15; best epoch. For AAER use `n-fgsm`."""
     return task.config(SGD(0.2), Triangle(0.5), epochs=30, colour="preact-resnet18", augment=task.cropped)
 
 

@@ -1,8 +1,10 @@
 """The papers' training recipes.
 
 A recipe gives a complete configuration (optimiser, schedule, epochs, batch, augmentation, BatchNorm while
-attacking, selection), which the user's own options then change. Milestones are fractions of the epochs, so
-fewer epochs keep a recipe's form. Epochs count from 0: a rate that drops "at epoch 75" drops after 75 epochs.
+attacking, selection). The user's own options override its values. In the docstrings "0.1 times 0.1, 0.01 at
+30, 60" means: learning rate 0.1, multiplied by 0.1 from epoch 30 and by 0.01 from epoch 60 on; "triangle to
+0.2" means: from 0 up to 0.2 and back to 0. Milestones are fractions of the epochs, so a run of fewer epochs
+keeps the form of its schedule. Epochs count from 0: a rate that drops "at epoch 75" drops after 75 epochs.
 
 Deviation: the public code of TRADES, MART and GAIRAT counts epochs from 1, so its rates drop one epoch
 earlier.
@@ -38,8 +40,8 @@ def fast(task: Task) -> Config:
 
     MNIST and Fashion-MNIST: 10 epochs of Adam, 0.005, as Wong et al. train MNIST. AT attacks in train mode.
 
-    Deviation: the epoch is chosen by PGD-50 with one restart on 1,000 rows of a stratified tenth, not by
-    PGD-50-10 on the last tenth of the file, which would cost more than most methods' training.
+    Deviation: the epoch is chosen by PGD-50 with one restart on 1,000 rows of a stratified tenth. The paper
+    uses PGD-50-10 on the last tenth of the file, which would cost more than most methods' training.
     """
     if task.method.name == "at":
         task = task.tuned("attack_mode", "attack_mode", "train")
@@ -52,7 +54,7 @@ def fast(task: Task) -> Config:
 def done(task: Task) -> Config:
     """DONE: 60 epochs on all rows, triangle to 0.2 at epoch 25; temperatures fall at 40 and 50; last weights.
 
-    Weight decay 5e-4 is Fast-BAT's, on whose code DONE is built: the paper states none.
+    The paper states no weight decay; 5e-4 is that of Fast-BAT, on whose code DONE is built.
     """
     return _done(task, epochs=60, peak=25 / 60)
 
@@ -65,7 +67,7 @@ def done_fast(task: Task) -> Config:
 def bilaw(task: Task) -> Config:
     """BiLAW: 100 epochs, 0.1 divided by 10 at 30 and 60; 1,000 rows to learn weights on, 1,000 to choose on.
 
-    Weight decay 2e-4 is GAIRAT's: the paper states none.
+    The paper states no weight decay; 2e-4 is that of GAIRAT.
     """
     config = task.config(
         SGD(0.1, weight_decay=2e-4),
@@ -101,10 +103,10 @@ def dynamic(task: Task) -> Config:
 
 
 def trades(task: Task) -> Config:
-    """TRADES: 76 epochs on all rows, 0.1 and for the last one 0.01, where it stops early; last weights.
+    """TRADES: 76 epochs on all rows, 0.1 and in the last epoch 0.01; last weights.
 
-    `trades` attacks as in its public code: 10 steps of 0.007 at eps = 0.031; on MNIST 40 of 0.01 at 0.3.
-    The paper's network is wrn-34-10; name it, or get resnet18.
+    The method `trades` attacks as in its public code: 10 steps of 0.007 at eps = 0.031; on MNIST 40 steps of
+    0.01 at 0.3. The paper's network is wrn-34-10; the default here is resnet18.
     """
     if task.method.name == "trades" and isinstance(task.method.solver, PGD):
         task = _attack_of_trades(task)
@@ -122,8 +124,8 @@ def trades(task: Task) -> Config:
 def gairat(task: Task) -> Config:
     """GAIRAT with ResNet-18: 100 epochs, 0.1 divided by 10 at 30 and 60; weighted from epoch 30; best epoch.
 
-    Deviation: the best epoch is chosen on held-out data, not on the test data. The public code's default also
-    keeps its weights off until epoch 60.
+    Deviation: the best epoch is chosen on held-out data, not on the test data. The public code's default
+    begins to weight examples at epoch 60.
     """
     if isinstance(task.method.weighting, After) and isinstance(task.method.weighting.rule, GAIRAT):
         task = task.tuned("burn_in", "weighting.burn_in", 0.3)
@@ -167,7 +169,7 @@ def mart(task: Task) -> Config:
 def mart_wrn(task: Task) -> Config:
     """MART and MAIL with a wide network: 90 epochs, 0.1 times 0.1 at 75; weight decay 7e-4; best epoch.
 
-    `mart` has its beta of 6 for wide networks.
+    The method `mart` gets beta = 6, its value for wide networks.
     """
     if task.method.name == "mart" and isinstance(task.method.loss, Mart):
         task = task.tuned("beta", "loss.beta", 6.0)
@@ -181,9 +183,9 @@ def mart_wrn(task: Task) -> Config:
 
 
 def bastion(task: Task) -> Config:
-    """Bastion: the 27 epochs that ten of PGD-10 AT pay for, triangle to 0.05 after a fifth, averaged weights.
+    """Bastion: 27 epochs, which cost as much as 10 of PGD-10 AT; triangle to 0.05 after a fifth; averaged.
 
-    Tried on tiny-cnn with MNIST and Fashion-MNIST alone (docs/bastion.md), there with batches of 32.
+    It was tried only with tiny-cnn on MNIST and Fashion-MNIST, with batches of 32 (docs/bastion.md).
     """
     config = task.config(
         SGD(0.05, weight_decay=2e-4),
@@ -196,10 +198,10 @@ def bastion(task: Task) -> Config:
 
 
 def finetune(task: Task) -> Config:
-    """From trained weights (`--init`) to robust ones: 10 epochs, a cosine from half the usual rate; best.
+    """Fine-tuning of trained weights (`--init`): 10 epochs, half a cosine from half the usual rate; best.
 
-    The radius grows over the first half: TRADES, whose attack asks how far logits move, learns nothing from
-    plain weights without (docs/finetuning.md). The average of the weights, 0.99 a step, is kept beside.
+    The radius grows over the first half of training: without that, TRADES learns nothing from plainly trained
+    weights (docs/finetuning.md). An average of the weights with decay 0.99 per step is kept too.
     """
     own = defaults(task.method, task.data)
     config = dataclasses.replace(own, rate=Cosine(warm_up=0.1), epochs=10, average=0.99, warm_up=0.5)
@@ -209,19 +211,19 @@ def finetune(task: Task) -> Config:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named recipe: how it is made, and the method whose paper it is from."""
+    """A recipe: the function that makes its configuration, and the method whose paper it comes from."""
 
     make: Callable[[Task], Config]
     method: str
 
     @property
     def summary(self) -> str:
-        """First line of the docstring."""
+        """First line of the function's docstring."""
         return self.about.partition("\n")[0]
 
     @property
     def about(self) -> str:
-        """The docstring."""
+        """The function's docstring."""
         return inspect.getdoc(self.make) or ""
 
 
@@ -252,14 +254,15 @@ RECIPES: dict[str, Recipe] = {
 
 
 def recipe_for(name: str | None, method: Method, data: str, *, fixed: Collection[str] = ()) -> Config:
-    """The configuration of a recipe, or the package's own defaults without one.
+    """The configuration of a recipe, or the package's own defaults.
 
     Args:
-        name: of a recipe, or None. method: to train with; recipes change no more of it than their paper does.
-        data: name of the set. fixed: parameters of the method that the user chose.
+        name: name of a recipe; None for the defaults. data: name of the data set.
+        method: the method. A recipe changes only those of its parameters that the paper sets.
+        fixed: parameters of the method that the user has set; recipes leave them alone.
 
     Raises:
-        UserError: for an unknown name.
+        UserError: the name is unknown.
     """
     if name is None:
         return defaults(method, data, fixed=fixed)
@@ -284,14 +287,14 @@ def _attack_of_trades(task: Task) -> Task:
     eps = task.method.threat.eps
     if not task.handwriting:
         return task.tuned("step_size", "solver.step_size", 0.007 / 0.031 * eps)
-    both = ("solver.steps", "solver.step_size")  # 40 small steps belong together
+    both = ("solver.steps", "solver.step_size")  # changed together: 40 steps are meant to be small
     if {"steps", "step_size"} & set(task.fixed) or not task.as_made(*both):
         return task
     return task.tuned("steps", "solver.steps", 40).tuned("step_size", "solver.step_size", 0.01 / 0.3 * eps)
 
 
 def _peak(method: Method) -> float:
-    """Replays take as many steps more (Free-AT) or sum as many gradients more (YOPO)."""
+    """Peak rate: lower with replays, which make more steps (Free-AT) or sum more gradients (YOPO)."""
     if method.replays == 1:
         return 0.2
     return 0.2 / method.replays if method.accumulate else 0.04

@@ -1,4 +1,4 @@
-"""What a recipe is made for: a method, and data that may be a published set."""
+"""What a recipe is made for: a method and a data set."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ CROP_FLIP = "crop:4,flip"
 
 @dataclass(frozen=True)
 class Task:
-    """What a recipe is for.
+    """The method and the data set that a recipe is made for.
 
     Attributes:
-        method: as the user made it. data: name of the set. fixed: parameters of the method that the user
-            chose, which recipes leave alone.
+        method: the method as the user made it.
+        data: name of the data set.
+        fixed: parameters of the method that the user has set; recipes leave them alone.
     """
 
     method: Method
@@ -34,36 +35,36 @@ class Task:
 
     @property
     def known(self) -> KnownDataset | None:
-        """The published set, or None for images that nobody has seen yet."""
+        """The published data set of this name, or None for the user's own data."""
         return registry.recognised(self.data)
 
     @property
     def grey(self) -> bool:
-        """Whether the set is known to be grey: then it is small enough for a small network."""
+        """Whether it is a published set of grey images, for which a small network suffices."""
         return self.known is not None and self.known.shape[0] == 1
 
     @property
     def handwriting(self) -> bool:
-        """MNIST, for which some papers have another recipe, and Fashion-MNIST, which is alike."""
+        """Whether it is MNIST, for which some papers have another recipe, or the similar Fashion-MNIST."""
         return self.known is not None and self.known.name in ("mnist", "fashion-mnist")
 
     def tuned(self, parameter: str, path: str, value: Any) -> Task:
-        """The task with a part of the method changed, unless the user decided that part.
+        """The task with the part at `path` of the method set to `value`, unless the user has set that part.
 
-        The user did so by setting the parameter that decides it, or if it has another value here than the
-        catalogue's method of this name.
+        The user has set it if `parameter` is in `fixed`, or if the part differs from that of the catalogue's
+        method of this name.
         """
         if parameter in self.fixed or not self.as_made(path):
             return self
         return dataclasses.replace(self, method=self.method.but(**{path.replace(".", "__"): value}))
 
     def as_made(self, *paths: str) -> bool:
-        """Whether these parts of the method are as the catalogue makes the method of its name."""
+        """Whether these parts of the method equal those of the catalogue's method of the same name."""
         if self.method.name not in method_registry():
             return False
         try:
             made = create(self.method.name, self.method.threat)
-        except (UserError, TypeError):  # it has parameters that must be given
+        except (UserError, TypeError):  # a method of the user's with parameters that have no default
             return False
         absent = object()
         pairs = ((_part(self.method, path, absent), _part(made, path, absent)) for path in paths)
@@ -83,7 +84,16 @@ class Task:
         augment: str = "",
         batch: int = 128,
     ) -> Config:
-        """The configuration, with the augmentation written out where the set is known."""
+        """Make the configuration; the augmentation of a published set is written out.
+
+        Args:
+            optimizer, rate, epochs, batch: of training.
+            colour, grey: names of the networks for colour images and for published sets of grey images.
+            normalise: whether the first layer normalises.
+            validation: fraction or number of rows to hold out.
+            watched: steps of the held-out PGD.
+            augment: augmentation in place of the set's own.
+        """
         own = self.known.augment if self.known is not None else "default"
         return Config(
             method=self.method,
