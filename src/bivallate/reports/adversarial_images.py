@@ -1,4 +1,4 @@
-"""Adversarial images on disk: as pictures, as arrays, and on one sheet to look at."""
+"""Adversarial images on disk: as pictures, as arrays, and on one overview sheet."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from bivallate.style import literally, styled
 
 __all__ = ["sheet", "write"]
 
-COLUMNS, MOST = 8, 64  # of the sheet; images on it
+COLUMNS, MOST = 8, 64  # columns of the sheet, and most images on it
 STRIPS = ("clean", "attacked", "change")
 
 
 def write(made: Crafted, folder: Path, classes: Sequence[str]) -> None:
-    """`sheet.png`, `adversarial.npz` and `images/` in a folder; what an earlier call left there is replaced.
+    """Write `sheet.png`, `adversarial.npz` and `images/` into a folder; replace those of an earlier call.
 
-    Raises UserError where the folder cannot be written.
+    Raises UserError if the folder cannot be written.
     """
     pictures = folder / "images"
     if pictures.is_dir() and not pictures.is_symlink():
@@ -50,9 +50,10 @@ def write(made: Crafted, folder: Path, classes: Sequence[str]) -> None:
 
 
 def sheet(made: Crafted, classes: Sequence[str]) -> Figure:
-    """Each image clean, attacked, and the change enlarged so that eps fills the scale; at most 64 images.
+    """Draw each image clean, attacked, and the change between the two, for at most 64 images.
 
-    The class that the model sees is written above; red where it is wrong.
+    The change is scaled so that the largest change of all images fills the scale. The predicted class is
+    written above each image, in red if it is wrong.
     """
     count = min(len(made.y), MOST)
     columns = min(COLUMNS, count)

@@ -1,6 +1,6 @@
-"""Method cards, made from the registry and the docstrings.
+"""Method cards: pages on the methods, made from the registry and the docstrings.
 
-`bivallate methods NAME` prints them and `docs/methods/` holds them.
+`bivallate methods NAME` prints a card; `docs/methods/` holds all of them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PARTS = ("solver", "objective", "coupling", "weighting", "loss")
 
 
 def one_line(part: Any) -> str:
-    """An encoded part as it would be written in code."""
+    """An encoded part in the form of a call in Python."""
     if isinstance(part, dict):
         fields = ", ".join(f"{k}={one_line(v)}" for k, v in part.items() if k != "kind")
         return f"{part['kind']}({fields})"
@@ -55,7 +55,7 @@ def card(entry: Entry) -> str:
 
 
 def index(entries: dict[str, Entry]) -> str:
-    """A table of all cards, by family."""
+    """The page with a table of all methods, by family."""
     rows = [
         "# Methods",
         "",
@@ -77,7 +77,7 @@ def pages() -> dict[str, str]:
 
 
 def write(folder: Path) -> None:
-    """Write all pages and remove those of methods that are gone."""
+    """Write all pages, and remove those of methods that no longer exist."""
     texts = pages()
     for name, text in texts.items():
         write_text(folder / name, text)

@@ -1,4 +1,4 @@
-"""What a run folder holds, read once for reports and figures."""
+"""Read the content of run folders for reports and figures."""
 
 from __future__ import annotations
 
@@ -20,19 +20,24 @@ from bivallate.run.config import Config
 from bivallate.run.execution import Run
 from bivallate.run.folder import WEIGHTS, RunFolder
 
-NO_POINT = "no point of class"  # begins the warning of an evaluation that lacks classes
-LONG = 20  # letters of a label, beyond which what all have in common is left out
+NO_POINT = "no point of class"  # beginning of an evaluation's warning about classes without points
+LONG = 20  # letters; if a label is longer, the ending that all labels share is left out
 
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """A run as a report sees it.
+    """The content of a run folder.
 
     Attributes:
-        label: a short name, unique among the runs of one report. path: the folder.
-        config: resolved. history: a dictionary an epoch. evaluations: in the order of weights and cost.
-        classes: names of the classes. manifest: of the model, {} without one. audits: those that it keeps.
-        strangers: evaluations in its folder that are not of this run; they take part in nothing.
+        label: a short name, unique among the runs of one report.
+        path: the folder.
+        config: the resolved configuration.
+        history: one dictionary per epoch, as in metrics.jsonl.
+        evaluations: the run's evaluations, by weights and then by cost.
+        classes: names of the classes.
+        manifest: content of model.json; empty if there is none.
+        audits: the run's audits.
+        strangers: evaluations in the folder that are not of this run; they are not used.
     """
 
     label: str
@@ -47,35 +52,35 @@ class RunRecord:
 
     @cached_property
     def strongest(self) -> Evaluation | None:
-        """The evaluation that counts for a run; None if the run was never attacked.
+        """The strongest evaluation at the training threat on the test set; None if there is none.
 
-        The strongest at the training threat on the test set, of the best weights if there is one.
+        Evaluations of the best weights come first, then those of the last and of the averaged weights.
         """
         found = (self.leading(weights, "test", self.config.method.threat) for weights in WEIGHTS)
         return next((leading[0] for leading in found if leading), None)
 
     def leading(self, weights: str, split: str, threat: Any) -> list[Evaluation]:
-        """The attacks in a threat on the run's own data, the strongest first (see `strongest_first`)."""
+        """The evaluations in a threat on the run's own data, strongest first (see `strongest_first`)."""
         same = [e for e in self.evaluations if (e.weights, e.split, e.data) == (weights, split, "")]
         found = [e for e in same if e.score.stage_names and same_threat(e.score.threat, threat)]
         return [found[k] for k in strongest_first([[e] for e in found])]
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
-        """Epochs that have a value, and the values."""
+        """The epochs that have a value under this key, and the values."""
         known = [(line["epoch"], line[key]) for line in self.history if line.get(key) is not None]
         return [epoch for epoch, _ in known], [value for _, value in known]
 
     def names(self, classes: int) -> tuple[str, ...]:
-        """Of so many classes; numbers for those without a name."""
+        """Names of this many classes; numbers for classes without a name."""
         return tuple(self.classes[k] if k < len(self.classes) else str(k) for k in range(classes))
 
     def worst_class(self, score: Score) -> tuple[str, float]:
-        """(name, robust accuracy) of the class that is broken most often."""
+        """(name, robust accuracy) of the class with the lowest robust accuracy."""
         worst, value = score.worst_class
         return self.names(score.classes)[worst], value
 
     def warnings(self, score: Score) -> list[str]:
-        """What a reader of an evaluation should know, with the names of the classes without a point."""
+        """The evaluation's warnings, with the names of the classes that have no point."""
         notes = [w for w in score.warnings if not w.startswith(NO_POINT)]
         missing = [k for k, count in enumerate(score.counts) if not count]
         if missing:
@@ -87,17 +92,17 @@ class RunRecord:
 
     @property
     def left_out(self) -> list[str]:
-        """What is said of evaluations that are not of this run."""
+        """Notes on evaluations in the folder that are not of this run."""
         return [f"{self.label}: {e.path.name} is {FOREIGN}: {e.foreign}." for e in self.strangers]
 
     @property
     def alarms(self) -> list[dict[str, Any]]:
-        """Everything the sentinel reported, in order."""
+        """All alarms of the sentinel, in order."""
         return [alarm for line in self.history for alarm in line.get("alarms", [])]
 
     @property
     def seconds(self) -> float:
-        """Wall time of all epochs."""
+        """Wall time of all epochs, in seconds."""
         return sum(line["seconds"] for line in self.history)
 
     @property
@@ -111,9 +116,9 @@ Runs = str | Path | Run | Sequence[str | Path | Run]  # one, or several in a lis
 
 
 def folders(runs: Sequence[Runs]) -> list[Path]:
-    """The folders of runs, given as such or as what `train` returned, also in lists.
+    """The folders of runs, which are given as folders or as `Run` objects, also in lists.
 
-    Raises UserError for a run that keeps nothing on disk, and for anything else.
+    Raises UserError for a run without a folder, and for anything that is not a run.
     """
     found = []
     for run in (one for given in runs for one in (given if isinstance(given, list | tuple) else [given])):
@@ -127,7 +132,7 @@ def folders(runs: Sequence[Runs]) -> list[Path]:
 
 
 def collect(paths: list[Path]) -> list[RunRecord]:
-    """Read run folders. Raises UserError for none, for one that is no run, and for the same one twice."""
+    """Read run folders. Raises UserError if there is none, one is not a run, or one is named twice."""
     if not paths:
         raise UserError("name at least one run folder")
     resolved = [path.resolve() for path in paths]
@@ -161,7 +166,10 @@ def _spent(score: Score) -> float:
 
 
 def labels_of(paths: list[Path]) -> list[str]:
-    """The shortest endings of the paths that tell them apart, long ones without the words that all end in."""
+    """Labels of runs: the shortest endings of their paths that differ.
+
+    If one is longer than `LONG`, trailing words (separated by -) that all labels share are left out.
+    """
     labels = [str(p) for p in paths]
     for depth in range(1, max(len(p.parts) for p in paths) + 1):
         endings = ["/".join(p.parts[-depth:]) for p in paths]

@@ -1,9 +1,9 @@
-"""`docs/combinations.md`: which parts go together, asked of the parts themselves.
+"""The page `docs/combinations.md`: which parts of a method can be combined.
 
     python -m bivallate.reports.combinations      # writes the page
 
-Every part that a method of the catalogue has is tried with every other, and with some that no method has by
-default; what a `Method` refuses when it is composed is written down with the reason that it gives.
+Every pair of parts is tried in a `Method`: all parts of the catalogue's methods, and some that no method uses
+by default. The page lists the pairs that `Method` refuses, with the reasons that it gives.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bivallate.lower.threat import L1, L2, Linf
 from bivallate.method import Method
 from bivallate.methods.entries import registry
 
-ROWS = {  # role -> how the page calls it, in the order of the picture, from below
+ROWS = {  # role -> its heading on the page, in the order of the four-row picture, from below
     "threat": "Threats",
     "solver": "Solvers of the lower level",
     "objective": "Objectives of the attacker",
@@ -32,17 +32,19 @@ ROWS = {  # role -> how the page calls it, in the order of the picture, from bel
     "loss": "Losses of the upper level",
 }
 RADII = Linf(8 / 255), L2(0.5), L1(12.0)
-WRAPPED = ("rule", "loss", "base", "inner")  # fields of a part that hold another of its role
-SHOWN = 6  # methods that are named for a part
+WRAPPED = ("rule", "loss", "base", "inner")  # fields in which a part holds another part of its role
+SHOWN = 6  # most methods to name for a part
 
 
 @dataclass
 class PartKind:
-    """A part by its name.
+    """A kind of part.
 
     Attributes:
-        values: as methods have it. methods: their names. homes: for each value a method with it, or the
-            plainest one.
+        role, name: the part's role and its name on the page.
+        values: the parts of this kind, with the different values that methods give them.
+        methods: names of the methods that use it.
+        homes: for each value a method in which to try it: one that uses it, or AT.
     """
 
     role: str
@@ -53,7 +55,7 @@ class PartKind:
 
     @property
     def summary(self) -> str:
-        """First paragraph of its docstring, with the formula below it; of a rule that waits, the rule's."""
+        """First paragraph of the part's docstring, with a formula that follows; of `After`, its rule's."""
         part = getattr(self.values[0], "rule", self.values[0])
         first, *others = (inspect.getdoc(type(part)) or "").split("\n\n")
         formula = [text for text in others[:1] if (" = " in text or " <- " in text) and ":\n" not in text]
@@ -68,7 +70,7 @@ class PartKind:
 
 
 def label(value: Any) -> str:
-    """A part as the page names it: of one that wraps another, both.
+    """The name of a part on the page; a part that wraps another has both names.
 
     Example:
         >>> from bivallate import After, MAIL
@@ -81,7 +83,7 @@ def label(value: Any) -> str:
 
 
 def kinds() -> dict[str, list[PartKind]]:
-    """Role -> all parts, those of the catalogue at either threat first."""
+    """Role -> all kinds of parts: those of the catalogue under the three threats, then some others."""
     found: dict[tuple[str, str], PartKind] = {}
 
     def note(role: str, value: Any, home: Method, method: str = "") -> None:
@@ -105,7 +107,7 @@ def kinds() -> dict[str, list[PartKind]]:
 
 
 def apart(one: PartKind, other: PartKind) -> str | None:
-    """Why two parts never go together, whatever their values and their company; None where they do."""
+    """The reason why two kinds of parts cannot be combined with any of their values; None if they can."""
     said = []
     for k, j in itertools.product(range(len(one.values)), range(len(other.values))):
         pair = {one.role: one.values[k], other.role: other.values[j]}
@@ -141,7 +143,7 @@ def page() -> str:
 
 
 def _named(kind: PartKind) -> str:
-    """The methods that have a part, at most a few of them."""
+    """Links to the methods that use a part, at most `SHOWN`."""
     links = [f"[{name}](methods/{name}.md)" for name in kind.methods[:SHOWN]]
     rest = len(kind.methods) - SHOWN
     return ", ".join(links) + (f" and {rest} more" if rest > 0 else "") or "-"
@@ -174,7 +176,7 @@ ATTA's memory cannot follow. The attacks of `bivallate evaluate` are not listed.
 
 
 def write(path: Path) -> None:
-    """Write the page; the same parts give the same bytes."""
+    """Write the page. It depends on the parts alone, so that a test can compare it."""
     write_text(path, page())
 
 

@@ -10,12 +10,12 @@ from bivallate.style import COLOURS, colour, figure, marker, save, styled
 
 
 def curves(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl."""
+    """Read the lines of a run's metrics.jsonl."""
     return RunFolder(folder).read_metrics()
 
 
 def demo_figure(out: Path, rows: list[dict[str, Any]]) -> Path:
-    """Held-out robust accuracy over training cost, and the final accuracies side by side."""
+    """Draw held-out robust accuracy over training cost, and the final accuracies side by side."""
     with styled():
         fig, (left, right) = figure(2, width=2, height=2.6)
         for k, row in enumerate(rows):

@@ -1,7 +1,4 @@
-"""The tables of a report that are no scores.
-
-Pairs of runs, audits, commonest errors, and where it all comes from.
-"""
+"""The tables of a report on pairs of runs, audits, the commonest errors, and the origin of the results."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from bivallate.reports.tables import CLASS, NONE, Table, radius, share_cell
 
 
 def pairs_table(runs: Sequence[RunRecord]) -> Table | None:
-    """Every pair of runs under the strongest attack that all have; None for a single run."""
+    """Every pair of runs, compared under the strongest attack that all runs have; None for a single run."""
     if len(runs) < 2:
         return None
     try:
@@ -66,7 +63,7 @@ def _signed(value: float, interval: tuple[float, float]) -> str:
 
 
 def audits_table(runs: Sequence[RunRecord]) -> Table:
-    """One row for each audit that was found, and one for each run without."""
+    """One row for each audit, and one for each run without an audit."""
     rows = []
     for run in runs:
         if not run.audits:
@@ -116,7 +113,7 @@ def audits_table(runs: Sequence[RunRecord]) -> Table:
 
 
 def errors_tables(runs: Sequence[RunRecord], most: int = 15) -> list[Table]:
-    """What each run's classes are taken for most often, where the matrix has many classes."""
+    """The commonest errors of each run with more than ten classes, whose confusion matrix is hard to read."""
     tables = []
     for run in runs:
         if run.strongest is not None and run.strongest.score.classes > 10:
@@ -140,7 +137,7 @@ def _errors(run: RunRecord, score: Score, most: int) -> Table:
 
 
 def origins_table(runs: Sequence[RunRecord]) -> Table:
-    """When, with what code and on what data each run was trained."""
+    """When each run was trained, with which code and on which data."""
     rows = []
     for run in runs:
         made, strong = run.manifest.get("made_by"), run.strongest

@@ -1,4 +1,4 @@
-"""The first numbers of a report: what the strongest attack left of each run."""
+"""The headlines of a report: each run's accuracy under its strongest attack."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from bivallate.reports.collect import RunRecord
 from bivallate.reports.stored_evaluations import Evaluation
 from bivallate.reports.tables import radius, share_cell, worst_class
 
-MOST = 12  # runs, beyond which the table alone is shown
+MOST = 12  # runs; for more of them a report shows the table alone
 
 
 @dataclass(frozen=True)
 class Headline:
-    """One run in words and numbers, as text.
+    """The headline of a run, as texts.
 
     Attributes:
-        run, method: names. robust, interval: in per cent; "" where it was never attacked.
-        attack: with its radius, points and weights. clean, tail, worst: with their intervals.
-        beside: another attack, on other points. verdict: of the audit; "" without one.
+        run, method: label of the run; names of its method and data.
+        robust, interval: robust accuracy and 95 % interval in per cent; empty if it was never attacked.
+        attack: the attack with its points, radius and weights.
+        clean, tail, worst: clean accuracy, mean of the weakest 30 % of the classes, and the worst class, with
+            intervals.
+        beside: result of the next strongest attack.
+        verdict: verdict of the audit; empty without one.
     """
 
     run: str
@@ -36,7 +40,7 @@ class Headline:
 
 
 def headlines(runs: Sequence[RunRecord]) -> list[Headline]:
-    """One for each run; none where there are too many to be read one by one."""
+    """One headline for each run; none if there are more than `MOST` runs."""
     return [_headline(run) for run in runs] if len(runs) <= MOST else []
 
 
@@ -68,7 +72,7 @@ def _attack(score: Score) -> str:
 
 
 def _beside(run: RunRecord, strong: Evaluation) -> str:
-    """The next strongest evaluation in the same threat, of the same weights."""
+    """Result of the next strongest evaluation of the same weights in the same threat, as text."""
     others = [e for e in run.leading(strong.weights, "test", strong.score.threat) if e.path != strong.path]
     if not others:
         return ""

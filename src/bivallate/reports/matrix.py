@@ -1,4 +1,4 @@
-"""A large confusion matrix as SVG of its own size, shown in a box that scrolls."""
+"""A large confusion matrix as SVG in full size, for a box that scrolls."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from PIL import Image
 from bivallate import quoting
 from bivallate.reports.diagnostics.per_class import Confusion
 
-CELL = 13  # pixels of a class: two lines of text do not meet
-LETTER = 6.2  # pixels of a letter, about
-NAME = 40  # letters of a class
+CELL = 13  # pixels of a row or column, enough for a line of text
+LETTER = 6.2  # approximate width of a letter in pixels
+NAME = 40  # most letters of a class's name
 
 
 def matrix_svg(confusion: Confusion, caption: str) -> str:
-    """Shades of the shares of each row, with the name of every class on both sides."""
+    """Draw each row's fractions as shades, with the names of the classes at both sides."""
     size = len(confusion.classes)
     short = [quoting.line(name, NAME) for name in confusion.classes]
     names = list(map(quoting.html, short))
@@ -46,12 +46,12 @@ def matrix_svg(confusion: Confusion, caption: str) -> str:
 
 
 def _at(edge: float, k: int) -> str:
-    """Where the k-th line of text stands."""
+    """Coordinate of the k-th line of text."""
     return f"{edge + CELL * k + 10:.0f}"
 
 
 def _shades(confusion: Confusion) -> str:
-    """A pixel for each cell, as a data URI."""
+    """The matrix as an image with one pixel per cell, as a data URI."""
     shades = mpl.colormaps["Blues"](confusion.fractions, bytes=True)
     stream = io.BytesIO()
     Image.fromarray(shades[..., :3]).save(stream, "PNG")

@@ -1,4 +1,4 @@
-"""Run folders as one page: HTML with everything inside, or Markdown or LaTeX with figures beside it."""
+"""`report`: one page on several runs, as HTML in one file, or as Markdown or LaTeX with figures beside it."""
 
 from __future__ import annotations
 
@@ -43,22 +43,25 @@ def report(
     model: str | None = None,
     progress: bool | Callable[[str], object] = False,
 ) -> Path:
-    """Put one or several runs on one page and return its path.
+    """Write a report on one or several runs; return its path.
 
-    The page has tables with intervals, tests, audits, curves, classes, confusions, attacked images and
-    settings.
+    The page has tables of accuracies with 95 % intervals, tests, audits, learning curves, accuracies by
+    class, confusion matrices, attacked images and settings.
 
     Args:
         runs: folders, or what `train` returned; also in one list.
-        out: .html (one file with everything inside), .md or .tex (figures in a folder beside it); else
-            report.html, of one run in its folder.
-        images: attack a few images of each run, to show them. data: where the runs' data lie now, if they
-            were moved. data_dir: where named sets are looked for. model: `package.module:factory` for a
-            network of your own.
-        progress: True says beside the results what is being done; or a function that is told.
+        out: file that ends in .html (one file with everything inside), .md or .tex (figures in a folder
+            beside it); default report.html, in the run's folder if there is one run, else in the working
+            directory.
+        images: attack a few images of each run, to show them.
+        data: where the runs' data are now, if they have moved.
+        data_dir: folder of named data sets, if it has moved.
+        model: `package.module:factory` for a network of your own.
+        progress: True to print each stage to standard error, or a function that is called with its name.
 
     Raises:
-        UserError: an unknown ending, no runs, a folder that is no run, a damaged file in one.
+        UserError: the ending of `out` is unknown, there are no runs, a folder is not a run, or a file in one
+            is damaged.
     """
     paths = folders(runs)
     place = paths[0] if len(paths) == 1 else Path()
@@ -74,13 +77,14 @@ def write_report(
     images: Images | None = None,
     tell: Callable[[str], object] = lambda text: None,
 ) -> Path:
-    """Write the report of some run folders; the ending of `out` chooses the format.
+    """Write the report on some run folders; the ending of `out` chooses the format.
 
-    HTML is one file without references to anything outside; Markdown and LaTeX put their figures into the
-    folder NAME-figures beside them. Without `images` no model is loaded.
+    An HTML report is one file without references to anything outside. The figures of a Markdown or LaTeX
+    report are in the folder NAME-figures beside it. Without `images` no model is loaded.
 
     Raises:
-        UserError: an unknown ending, no runs, a folder that is no run, a damaged file in one.
+        UserError: the ending of `out` is unknown, there are no runs, a folder is not a run, or a file in one
+            is damaged.
     """
     kind = FORMATS.get(out.suffix.lower())
     if kind is None:
@@ -102,7 +106,7 @@ def write_report(
 def render(
     kind: str, runs: Sequence[RunRecord], figures: Sequence[tuple[Picture, str]], notes: Sequence[str] = ()
 ) -> str:
-    """The text of a report; each figure comes with its inline SVG or its file's name."""
+    """The text of a report. Each figure is paired with its inline SVG or the name of its file."""
     first = [tables.runs_table(runs), evidence_tables.pairs_table(runs), evidence_tables.audits_table(runs)]
     first += [tables.evaluations_table(runs), tables.alarms_table(runs)]
     last = [*evidence_tables.errors_tables(runs), *tables.classes_table(runs), tables.differences_table(runs)]
@@ -124,7 +128,7 @@ def render(
 
 
 def _warnings(runs: Sequence[RunRecord]) -> list[str]:
-    """What a reader should know before the numbers."""
+    """The notes at the top of the report: what limits the meaning of its numbers."""
     notes = []
     for run in runs:
         if len(run.history) < run.config.epochs:
@@ -150,7 +154,7 @@ def _warnings(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def _spoken(value: Any) -> Any:
-    """What a template puts in, with nothing that hides in a text; what is markup already stays."""
+    """A value for a template, with invisible characters made visible; markup stays as it is."""
     return value if isinstance(value, Markup) else quoting.visible(value)
 
 
@@ -164,7 +168,7 @@ def _environment(kind: str) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    if kind == "tex":  # braces are LaTeX's own
+    if kind == "tex":  # jinja's usual braces mean something in LaTeX
         environment.variable_start_string, environment.variable_end_string = "<<", ">>"
         environment.block_start_string, environment.block_end_string = "<%", "%>"
         environment.comment_start_string, environment.comment_end_string = "<#", "#>"

@@ -1,4 +1,4 @@
-"""The figures of a report, and how they are put into a page."""
+"""The figures of a report, and their embedding in a page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PLANE = (
     "Robust accuracy of the weakest class against that of all points, with 95 % intervals; dashed: all "
     "classes alike; stepped: what no other run beats on both axes."
 )
-PLAIN = "pgd-20"  # draws the images of a run
+PLAIN = "pgd-20"  # attacks the images that are shown
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,10 @@ class Picture:
     """A figure of the report.
 
     Attributes:
-        name: of its file. caption: what it shows. drawn: the diagnostic. wide: fills the width of a page.
+        name: name of its file.
+        caption: what it shows.
+        drawn: the diagnostic that draws it.
+        wide: whether it fills the width of a page.
     """
 
     name: str
@@ -43,7 +46,7 @@ class Picture:
 
     @property
     def kind(self) -> str:
-        """How a page places it: wide, narrow, or a matrix that scrolls."""
+        """How a page places the figure: "wide", "narrow", or "matrix", which scrolls."""
         if isinstance(self.drawn, Confusion) and self.drawn.wide:
             return "matrix"
         return "wide" if self.wide else "narrow"
@@ -51,11 +54,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Images:
-    """The settings by which a report attacks some images of a run.
+    """What is needed to attack some images of a run for a report.
 
     Attributes:
-        data_dir: where named sets are looked for. model: `package.module:factory` of the runs whose network
-            is the user's own. data: where the runs' data lie now.
+        data_dir: folder of named data sets, if it has moved.
+        model: `package.module:factory` for runs with the user's own network.
+        data: where the runs' data are now, if they have moved.
     """
 
     data_dir: str | None = None
@@ -64,7 +68,7 @@ class Images:
 
 
 def pictures(runs: Sequence[RunRecord]) -> list[Picture]:
-    """Every figure that the runs have data for."""
+    """All figures for which the runs have data."""
     found = []
     trained = {run.label: run.history for run in runs if run.history}
     if trained:
@@ -86,14 +90,14 @@ def pictures(runs: Sequence[RunRecord]) -> list[Picture]:
 
 
 def attacked_pictures(runs: Sequence[RunRecord], images: Images) -> tuple[list[Picture], list[str]]:
-    """Hard and easy images of each run that was attacked, and why those of a run cannot be shown."""
+    """Figures of hard and easy images of each attacked run, and notes on runs that have none."""
     found, notes = [], []
     for k, run in enumerate(runs):
         if run.strongest is None:
             continue
         try:
             drawn = _attacked(run, images)
-        except (UserError, OSError, RuntimeError, ValueError) as error:  # the numbers stand without them
+        except (UserError, OSError, RuntimeError, ValueError) as error:  # the report can do without images
             notes.append(f"{run.label}: no images are shown: {str(error).splitlines()[0]}")
             continue
         text = (
@@ -125,7 +129,7 @@ def _curves_caption(runs: Sequence[RunRecord]) -> str:
 
 
 class InlineFigures:
-    """Figures as SVG inside a page, with identifiers that do not meet those of the other figures."""
+    """Figures as SVG inside a page, with identifiers that are unique among all figures."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -166,6 +170,6 @@ def inline_svg(drawn: Diagnostic, prefix: str, caption: str) -> str:
 
 
 def _own_ids(tag: str, prefix: str) -> str:
-    """A tag of a figure whose identifiers, and references to them, begin with the prefix."""
+    """The tag with `prefix` before its identifiers and its references to identifiers."""
     tag = re.sub(r'\bid="', f'id="{prefix}', tag)
     return re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", tag)

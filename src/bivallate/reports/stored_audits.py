@@ -1,4 +1,4 @@
-"""The audits that a run keeps, as a report shows them."""
+"""The audits in a run's folder, read for reports."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ MOST = 10 * MEGABYTE  # bytes of a file that can be an audit
 
 @dataclass(frozen=True)
 class StoredAudit:
-    """What an audit's file says.
+    """The content of an audit's file.
 
     Attributes:
-        weights, split: that were audited. verdict, meaning: in words. threat, n, level: how it was attacked.
-        claimed, claim: the accuracy held against the evidence, and where it comes from.
-        worst, interval_95: accuracy after all attacks.
-        against: (check, finding, advice) of what speaks against the model.
-        stale: the weights are no longer those that were audited. path: the file.
+        weights, split: the weights and the split that were audited.
+        verdict, meaning: the result in a word, and a sentence that explains it.
+        threat, n, level: threat, number of points, and level of the attacks.
+        claimed, claim: the robust accuracy that was examined, and where it comes from.
+        worst, interval_95: accuracy after all attacks, and its 95 % interval.
+        against: (check, finding, advice) for each check that speaks against the model.
+        stale: whether the run's weights have changed since.
+        path: the file.
     """
 
     weights: str
@@ -46,7 +49,7 @@ class StoredAudit:
 
 
 def read_audits(run: Path, fit: Fit) -> tuple[StoredAudit, ...]:
-    """Those in RUN/audit that are of the run's own data.
+    """Read the audits in RUN/audit that were made on the run's own data.
 
     Raises:
         UserError: a file is damaged.
@@ -56,7 +59,7 @@ def read_audits(run: Path, fit: Fit) -> tuple[StoredAudit, ...]:
 
 
 def _read(path: Path, fit: Fit) -> StoredAudit | None:
-    """None for another run's, or for a file that says of nothing what it is."""
+    """Read one file; None if the audit is of another run or other data, or the file is not an audit."""
     named = identity_from_name(path.name)
     try:
         entry = read_json(path, "audit", dict[str, Any], MOST)
@@ -91,6 +94,6 @@ def _read(path: Path, fit: Fit) -> StoredAudit | None:
             )
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError) as error:
-        if named is None:  # somebody else's file
+        if named is None:  # not a file of this program
             return None
         raise UserError(f"{path} is not a readable audit: {error}") from error

@@ -1,4 +1,4 @@
-"""The evaluations that a run's folder keeps: of which weights and points each is, and whether it fits."""
+"""The evaluations in a run's folder: their weights and points, and whether they belong to the run."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ FOREIGN = "left out, it does not belong to this run"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of a run.
+    """A stored evaluation of a run.
 
     Attributes:
-        identity: of which weights and points. score: the verdicts. path: its file.
-        stale: the run's weights are no longer those that were attacked.
-        foreign: why it is not of this run; empty where it is.
+        identity: which weights and points were evaluated.
+        score: the verdicts.
+        path: the file.
+        stale: whether the run's weights have changed since.
+        foreign: the reason why it is not of this run; empty if it is.
     """
 
     identity: Identity
@@ -44,28 +46,29 @@ class Evaluation:
 
     @property
     def weights(self) -> str:
-        """best, last, ema or epoch-N."""
+        """Name of the weights: best, last, ema or epoch-N."""
         return self.identity.weights
 
     @property
     def split(self) -> str:
-        """test, validation or train."""
+        """Name of the split: test, validation or train."""
         return self.identity.split
 
     @property
     def data(self) -> str:
-        """Another set than the run's own; empty for its own."""
+        """Short name of the data; empty for the run's own data."""
         return self.identity.data
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A run's fingerprints, to hold its evaluations and audits against.
+    """A run's fingerprints, with which its evaluations and audits are compared.
 
     Attributes:
-        run: its own digits. data_set: fingerprint of its data; both empty where its manifest says neither.
-        print_of: weights -> fingerprint of the classifier that is evaluated with them, None where the folder
-            has no such weights that can be read.
+        run: identifier of the run; empty if its manifest has none.
+        data_set: fingerprint of its data; empty if its manifest has none.
+        print_of: name of weights -> fingerprint of the model with these weights; None if the folder has no
+            such weights, or they cannot be read.
     """
 
     run: str
@@ -74,16 +77,16 @@ class Fit:
 
     @classmethod
     def of(cls, folder: Path) -> Fit:
-        """Of a run's folder."""
+        """Read the fingerprints of a run's folder."""
         place = folder / "model.json"
         manifest: dict[str, Any] = read_manifest(place) if place.exists() else {}
         run, data_set = (str(manifest.get(key) or "") for key in ("run", "data_fingerprint"))
         return cls(run, data_set, fingerprints(folder))
 
     def mismatch(self, identity: Identity, model: str) -> tuple[bool, str]:
-        """(whether it is of weights that the run no longer has, why it is of another run or empty).
+        """Whether an evaluation is stale, and the reason why it is of another run (empty if it is not).
 
-        What an older file does not say is not held against it.
+        Facts that an older file does not state are not compared.
         """
         present = self.print_of(identity.weights)
         if present != model and identity.run and self.run and identity.run != self.run:
@@ -95,15 +98,15 @@ class Fit:
 
 
 def fingerprints(run: Path) -> Callable[[str], str | None]:
-    """Weights -> fingerprint; see `Fit`."""
+    """The function from names of weights to fingerprints, see `Fit.print_of`."""
 
     @cache
     def found(weights: str) -> str | None:
         name = "model" if weights == "last" else weights
         try:
-            check_weights(weights)  # a file may say anything, and its words become a path here
+            check_weights(weights)  # the name comes from a file, and becomes part of a path
             tensors = read_weights(run / f"{name}.safetensors")
-        except UserError:  # whoever wants these weights is told; stored verdicts can be read without them
+        except UserError:  # stored verdicts can be read without the weights
             return None
         if any(t.dtype in (torch.float16, torch.bfloat16) for t in tensors.values()):  # evaluated in float32
             tensors = {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
@@ -113,17 +116,16 @@ def fingerprints(run: Path) -> Callable[[str], str | None]:
 
 
 def read_evaluation(file: Path, fit: Fit) -> Evaluation | None:
-    """The evaluation that a file of a run's folder holds.
+    """Read the evaluation in a file of a run's folder.
 
-    None for one that is of no run and bears no name of an evaluation.
-
-    Raises UserError for a damaged file.
+    None if neither the file's content nor its name says of which weights and points it is. Raises UserError
+    for a damaged file.
     """
     named = identity_from_name(file.name)
     try:
         score = Score.load(file)
     except UserError:
-        if named is None:  # somebody else's file
+        if named is None:  # not a file of this program
             return None
         raise
     identity = score.identity or named
@@ -133,6 +135,6 @@ def read_evaluation(file: Path, fit: Fit) -> Evaluation | None:
 
 
 def read_evaluations(folder: Path, fit: Fit) -> list[Evaluation]:
-    """All that a folder holds, in the order of the files' names."""
+    """Read all evaluations in a folder, in the order of the files' names."""
     found = (read_evaluation(file, fit) for file in sorted(folder.glob("*.json")))
     return [one for one in found if one is not None]

@@ -1,4 +1,4 @@
-"""Which of several stored evaluations is the strongest, decided here for every headline."""
+"""The order of stored evaluations by strength, used wherever one of them has to lead."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["StoredScore", "common_ground", "strongest_first"]
 
 
 class StoredScore(Protocol):
-    """The verdicts of an evaluation, and whether they are of weights that are gone."""
+    """The verdicts of an evaluation, and whether the weights have changed since."""
 
     @property
     def score(self) -> Score: ...
@@ -23,19 +23,21 @@ class StoredScore(Protocol):
 
 
 def strongest_first(offers: Sequence[Sequence[StoredScore]]) -> list[int]:
-    """Positions of the offers, the one that leads first.
+    """Positions of the offers in the order of their strength, the strongest first.
 
-    An offer is one evaluation of each of some runs, so that a run's own evaluations are offers of one.
+    An offer is a list of evaluations, one for each run. To order the evaluations of a single run, make each
+    of them an offer of one.
 
-    Evaluations on different points cannot be ranked by their accuracies: a hundred points may be easier than
-    all of them. So those of a run are ranked by what they left of the points that all of them judged, and by
-    their own accuracies where there are too few of these. Verdicts of the present weights go before others,
-    and those on fewer than `FEWEST_POINTS` points behind: an attack can leave none of a few points by luck.
-    Of equals the one leads that spent most on a point, then the one on most points.
+    Evaluations on different points cannot be ordered by their accuracies, because some points are easier than
+    others. So each run's evaluations are ordered by their accuracy on the points that all of them share, or
+    by their own accuracy if they share too few. Two rules come before that: evaluations of weights that have
+    changed come last, and evaluations on fewer than `FEWEST_POINTS` points come after the others, because an
+    attack can succeed on all of a few points by luck. Among equals the one with more passes per point comes
+    first, then the one on more points.
     """
     if not offers:
         return []
-    columns = list(zip(*offers, strict=True))  # a run's evaluations
+    columns = list(zip(*offers, strict=True))  # for each run its evaluations
     few = [[_is_few(e, column) for e in column] for column in columns]
     left = [common_ground(column, scarce) for column, scarce in zip(columns, few, strict=True)]
 
@@ -54,15 +56,15 @@ def strongest_first(offers: Sequence[Sequence[StoredScore]]) -> list[int]:
 
 
 def _is_few(found: StoredScore, others: Sequence[StoredScore]) -> bool:
-    """Whether an evaluation is on too few points to lead, where others are on more."""
+    """Whether an evaluation has too few points to lead, while another one has more."""
     return found.score.n < min(FEWEST_POINTS, max(e.score.n for e in others))
 
 
 def common_ground(found: Sequence[StoredScore], few: Sequence[bool] | None = None) -> list[float]:
-    """Robust accuracy of each evaluation on the points that all have judged.
+    """Robust accuracy of each evaluation on the points that all of them share.
 
-    Its own where they share too few, and for those of few points or of other weights, which must not decide
-    about the rest.
+    If they share too few points, it is the accuracy on all of its own. Stale evaluations and those on few
+    points keep their own accuracy too, and do not limit the points that the others share.
     """
     own = [e.score.robust_accuracy for e in found]
     scarce = few if few is not None else [_is_few(e, found) for e in found]
@@ -77,7 +79,7 @@ def common_ground(found: Sequence[StoredScore], few: Sequence[bool] | None = Non
 
 
 def _shared(scores: Sequence[Score]) -> np.ndarray | None:
-    """Rows of the data that all have judged; None where they are too few, or of other data."""
+    """Rows of the data that all evaluations share; None if they are too few or the data differ."""
     if len(scores) < 2:
         return None
     rows = scores[0].index.numpy()
@@ -90,7 +92,7 @@ def _shared(scores: Sequence[Score]) -> np.ndarray | None:
 
 
 def _labels(score: Score, rows: np.ndarray) -> np.ndarray:
-    """Of these rows, in ascending order of the rows."""
+    """The labels of these rows, in ascending order of the rows."""
     index = score.index.numpy()
     order = np.argsort(index, kind="stable")
     return score.y.numpy()[order][np.isin(index[order], rows)]

@@ -1,4 +1,4 @@
-"""The tables of a report, as text cells that every format can set."""
+"""The tables of a report, as cells of text for every format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bivallate.reports.diagnostics.per_class import MANY, extremes_of
 from bivallate.reports.stored_evaluations import STALE, Evaluation
 
 NONE = "-"
-CLASS = 36  # characters of a class in a cell
+CLASS = 36  # most characters of a class's name in a cell
 RUNS = (
     "SA: accuracy on clean images. RA: under the strongest evaluation of the run at its training threat, all "
     "points on which any part succeeded counted as broken; the strongest is the one that left least of the "
@@ -29,13 +29,16 @@ WILSON = "In brackets: 95 % intervals (Wilson), each class for itself."
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text.
+    """A table of text cells.
 
     Attributes:
-        title: what it shows. columns: heads. rows: cells.
-        text: number of leading columns that hold words, set to the left; the others hold numbers.
-        best: (row, column) of the highest value of a column, where that means the best.
-        note: how to read it. sentences: the last column holds them, and may be of several lines.
+        title: what it shows.
+        columns: heads of the columns.
+        rows: cells.
+        text: number of leading columns with words, which are aligned left; the others hold numbers.
+        best: (row, column) of the cells with the highest value of a column, to be set bold.
+        note: how to read the table.
+        sentences: whether the last column holds sentences, which may be broken into lines.
     """
 
     title: str
@@ -48,7 +51,7 @@ class Table:
 
 
 def share_cell(value: float | None, interval: tuple[float, float] | None = None) -> str:
-    """A fraction in per cent, with its 95 % interval."""
+    """A fraction in per cent, with its 95 % interval if given."""
     if value is None:
         return NONE
     text = f"{100 * value:.1f}"
@@ -56,14 +59,14 @@ def share_cell(value: float | None, interval: tuple[float, float] | None = None)
 
 
 def radius(threat: Any) -> str:
-    """The norm and eps: in 255ths where that is a whole number and two decimal digits do not say it."""
+    """The norm and eps; eps in 255ths if that is a whole number and two digits do not give it exactly."""
     eps, levels = threat.eps, 255 * threat.eps
     short = float(f"{eps:.2g}") == eps or abs(levels - round(levels)) > 1e-6
     return f"{type(threat).__name__} {f'{eps:.4g}' if short else f'{round(levels)}/255'}"
 
 
 def runs_table(runs: Sequence[RunRecord]) -> Table:
-    """One row a run: what it was, what it cost, and what its strongest attack left of its accuracy."""
+    """One row per run: its settings, its cost, and its accuracies under its strongest attack."""
     rows, values = [], []
     for run in runs:
         config, strong = run.config, run.strongest
@@ -106,13 +109,13 @@ def runs_table(runs: Sequence[RunRecord]) -> Table:
 
 
 def worst_class(run: RunRecord, score: Score) -> str:
-    """Name, robust accuracy and interval of the class that is broken most often."""
+    """Name, robust accuracy and interval of the class with the lowest robust accuracy."""
     name, value = run.worst_class(score)
     return f"{line(name, CLASS)}: {share_cell(value, score.worst_class_interval_95)}"
 
 
 def _source(e: Evaluation) -> str:
-    """Weights, and what is not as usual: another split, another data set, weights that have changed since."""
+    """The weights; also the split if it is not test, the data if not the run's own, and whether stale."""
     split = f", {e.split}" if e.split != "test" else ""
     return f"{e.weights}{split}{f', on {e.data}' if e.data else ''}{_age(e)}"
 
@@ -122,7 +125,7 @@ def _age(e: Evaluation) -> str:
 
 
 def evaluations_table(runs: Sequence[RunRecord]) -> Table:
-    """One row for each evaluation that was found."""
+    """One row for each evaluation of the runs."""
     rows = []
     for run in runs:
         for e in run.evaluations:
@@ -153,9 +156,9 @@ def evaluations_table(runs: Sequence[RunRecord]) -> Table:
 
 
 def classes_table(runs: Sequence[RunRecord]) -> list[Table]:
-    """Clean and robust accuracy of each class, one table for each set of classes.
+    """Clean and robust accuracy of each class; one table for each set of classes.
 
-    Of many classes the weakest and the strongest of the first run.
+    If there are many classes, the table has the weakest and the strongest classes of the first run.
     """
     tables = []
     scored = [(run, run.strongest.score) for run in runs if run.strongest is not None]
@@ -180,7 +183,7 @@ def _class_cells(score: Score) -> list[tuple[str, str]]:
 
 
 def alarms_table(runs: Sequence[RunRecord]) -> Table | None:
-    """What the sentinel reported; None if nothing."""
+    """The alarms of the sentinel; None if there were none."""
     rows = tuple(
         (run.label, str(a["kind"]), f"{a['epoch']}.{a['step']}", str(a["text"]))
         for run in runs
@@ -200,7 +203,7 @@ def alarms_table(runs: Sequence[RunRecord]) -> Table | None:
 
 
 def differences_table(runs: Sequence[RunRecord]) -> Table | None:
-    """The values of the configuration that differ between the runs; None for a single run or equal ones."""
+    """The settings that differ between the runs; None for a single run, or if all settings are equal."""
     flat = [flatten(encode(run.config)) for run in runs]
     keys = list(dict.fromkeys(key for entry in flat for key in entry))
     different = [key for key in keys if len({entry.get(key) for entry in flat}) > 1]
@@ -212,7 +215,7 @@ def differences_table(runs: Sequence[RunRecord]) -> Table | None:
 
 
 def flatten(entry: Any, prefix: str = "") -> dict[str, str]:
-    """Nested dictionaries as dotted paths; a part's kind is the value of its own path."""
+    """Nested dictionaries as dotted path -> text; the path of a part has the part's kind as its value."""
     if not isinstance(entry, dict):
         text = f"{entry:.6g}" if isinstance(entry, float) else str(entry)
         return {prefix: text}
@@ -224,7 +227,7 @@ def flatten(entry: Any, prefix: str = "") -> dict[str, str]:
 
 
 def _best(values: list[tuple[float | None, ...]], offset: int) -> frozenset[tuple[int, int]]:
-    """Where each column is highest, if there is anything to compare."""
+    """Places of the highest value in each column that has two or more values."""
     found = set()
     for j in range(len(values[0]) if len(values) > 1 else 0):
         column = [row[j] for row in values]

@@ -1,4 +1,4 @@
-"""Which of the stored evaluations of several runs can be held against each other."""
+"""Choose the stored evaluations by which several runs can be compared."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ Kind = tuple[str, str, float]  # attack, norm, eps
 
 @dataclass(frozen=True)
 class EvaluationFilter:
-    """What the user asked for; None where nothing was said.
+    """The evaluations that the user asks for; a field that is None allows every value.
 
     Attributes:
-        weights, split: of the evaluations. attack: its name. norm: Linf, L2 or L1. eps: the radius.
+        weights, split: names of the weights and of the split.
+        attack: name of the attack.
+        norm: Linf, L2 or L1.
+        eps: radius of the threat.
     """
 
     weights: str
@@ -40,9 +43,9 @@ class EvaluationFilter:
     def of(
         cls, weights: str, split: str, attack: str | None, norm: str | None, eps: str | None, known: set[str]
     ) -> EvaluationFilter:
-        """From the words of the command line; `known`: names of attacks that the runs have stored.
+        """Make a filter from the command line's texts; `known`: names of the attacks that the runs have.
 
-        Raises UserError for an unknown attack or norm and for an eps that is no number.
+        Raises UserError for an unknown attack or norm, and for an eps that is not a number.
         """
         if attack is not None and attack.startswith("transfer-") and attack not in known:
             if not known:
@@ -54,7 +57,7 @@ class EvaluationFilter:
         return cls(weights, split, name, kind, radius)
 
     def fits(self, found: Evaluation) -> bool:
-        """Whether an evaluation is one of those asked for."""
+        """Whether an evaluation is one that the user asks for."""
         attack, norm, eps = kind_of(found)
         return (
             (found.weights, found.split, found.data) == (self.weights, self.split, "")  # of the run's own set
@@ -71,28 +74,30 @@ class EvaluationFilter:
 
 
 def kind_of(found: Evaluation) -> Kind:
-    """Attack, norm and radius."""
+    """Attack, norm and radius of an evaluation."""
     score = found.score
     return score.attack, type(score.threat).__name__, float(score.threat.eps)
 
 
 def is_of_kind(kind: Kind, found: Evaluation) -> bool:
-    """Whether an evaluation is of this kind, but for the rounding of its radius."""
+    """Whether an evaluation is of this kind; radii may differ by rounding."""
     attack, norm, eps = kind_of(found)
     return kind[:2] == (attack, norm) and math.isclose(kind[2], eps, rel_tol=SAME_RADIUS)
 
 
 def choose(runs: Sequence[RunRecord], paths: Sequence[Path], wanted: EvaluationFilter) -> list[Evaluation]:
-    """One evaluation of each run, all by the same attack in the same threat, on the same points if possible.
+    """Choose one evaluation of each run, all by one attack in one threat, on the same points if possible.
 
-    Where several are left: the threat that most runs were trained for, then the strongest (see
-    `strongest_first`).
+    If the filter allows several choices, take the threat that most runs were trained for, and then the
+    strongest evaluations (see `strongest_first`).
 
     Args:
-        paths: of the runs as the user named them, for the commands of an error.
+        runs: the runs.
+        paths: their folders as the user named them, for the commands in an error.
+        wanted: the filter.
 
     Raises:
-        UserError: a run has no such evaluation; says which command makes it.
+        UserError: a run has no such evaluation; the error says which command makes it.
     """
     fitting = [[e for e in run.evaluations if wanted.fits(e)] for run in runs]
     offers = []
@@ -107,10 +112,10 @@ def choose(runs: Sequence[RunRecord], paths: Sequence[Path], wanted: EvaluationF
 
 
 def _pick(candidates: Sequence[Sequence[Evaluation]]) -> list[Evaluation]:
-    """One candidate of each run, on the same points if possible.
+    """Choose one candidate of each run, on the same points if possible.
 
-    Of the same points, as many as possible, and the same seed if there is one with so many; of the most
-    points each where no points are the same.
+    Among shared sets of points the largest one is taken, and among those evaluations ones with the same seed.
+    If no points are shared, each run's evaluation on most points is taken.
     """
     shared = set.intersection(*({e.score.data_fingerprint for e in some} for some in candidates))
     if shared:
@@ -126,7 +131,7 @@ def _pick(candidates: Sequence[Sequence[Evaluation]]) -> list[Evaluation]:
 
 
 def _lowest(found: Iterable[Evaluation]) -> Evaluation:
-    """The one that leaves least; of equal ones that of a search in float32."""
+    """The evaluation with the lowest robust accuracy; of equal ones one whose search was in float32."""
     return min(
         found,
         key=lambda e: (e.score.robust_accuracy, e.score.search_precision != "float32", e.path.name),
@@ -134,7 +139,7 @@ def _lowest(found: Iterable[Evaluation]) -> Evaluation:
 
 
 def _at_home(runs: Sequence[RunRecord], offer: Sequence[Evaluation]) -> int:
-    """How many of the runs were trained for the threat of an offer."""
+    """Number of runs that were trained for the threat of these evaluations."""
     pairs = zip(runs, offer, strict=True)
     return sum(same_threat(run.config.method.threat, e.score.threat) for run, e in pairs)
 
@@ -174,7 +179,7 @@ def _most_common(fitting: Sequence[Sequence[Evaluation]]) -> Evaluation | None:
 
 
 def _command(run: RunRecord, path: Path, wanted: EvaluationFilter, example: Evaluation | None) -> str:
-    """What makes the evaluation that a run lacks."""
+    """The command that makes the evaluation that a run lacks."""
     attack = example.score.attack if example is not None else wanted.attack or "pgd-20"
     own: Any = run.config.method.threat
     norm = type(example.score.threat).__name__ if example is not None else wanted.norm or type(own).__name__
@@ -183,7 +188,7 @@ def _command(run: RunRecord, path: Path, wanted: EvaluationFilter, example: Eval
     if eps is None:
         eps = parse_number(CUSTOMARY[norm]) if other_norm else own.eps
     words = ["bivallate", "evaluate", str(path), "--attack", attack]
-    if attack.startswith("transfer-"):  # made by another command, whose surrogates the name only labels
+    if attack.startswith("transfer-"):  # of another command; the name does not say where its surrogates are
         words = [
             "bivallate",
             "transfer",

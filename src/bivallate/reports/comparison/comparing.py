@@ -34,26 +34,30 @@ def compare(
     over_seeds: bool = False,
     progress: bool | Callable[[str], object] = False,
 ) -> Comparison:
-    """The stored evaluations of several runs in one table, with what is significant and what it cost.
+    """Compare several runs by their stored evaluations, with significance tests and costs.
 
-    Nothing is attacked: the verdicts in the runs' folders are read. Without a choice, the evaluations that
-    all runs have in common at the radius that most were trained for are taken, and of these the strongest;
-    where a run has a stronger one, that stands first in its row.
+    The verdicts in the runs' folders are read; nothing is attacked. By default the runs are compared by the
+    strongest evaluation that all of them have, at the radius that most of them were trained for. If a run has
+    a stronger evaluation, its row shows that one too.
 
     Args:
-        runs: folders, or what `train` returned; also in one list. sort: a column.
-        ascending: smallest first; else for costs only.
-        attack, eps, norm: of the evaluations, as given to `evaluate`; left open, as said above.
-        weights: best, last, ema or epoch-N. split: test, validation or train.
-        over_seeds: one row for the runs that differ in their seed only: mean, standard deviation, interval.
-        progress: True says beside the results what is being done; or a function that is told.
+        runs: folders, or what `train` returned; also in one list.
+        sort: key of the column to sort by.
+        ascending: sort the smallest first; default only for costs.
+        attack, eps, norm: attack and threat of the evaluations, as given to `evaluate`; default as above.
+        weights: best, last, ema or epoch-N.
+        split: test, validation or train.
+        over_seeds: make one row of the runs that differ only in their seed, with mean, standard deviation and
+            95 % interval.
+        progress: True to print each stage to standard error, or a function that is called with its name.
 
     Returns:
-        A table that prints itself, and has `to_json()` and `to_markdown()`.
+        A table that prints itself, and has `to_json()` and `to_markdown()`. Accuracies in its rows are
+        fractions in [0, 1].
 
     Raises:
-        UserError: no runs, a run twice, an unknown name, or a run without such an evaluation; says which
-            command makes it.
+        UserError: there are no runs, a run is named twice, a name is unknown, or a run lacks the evaluation;
+            then the error says which command makes it.
     """
     by_key(sort)
     if split not in (splits := ("test", "validation", "train")):
@@ -76,7 +80,7 @@ def compare(
 def _about(
     records: Sequence[RunRecord], chosen: Sequence[Evaluation], sort: str, over_seeds: bool
 ) -> dict[str, Any]:
-    """What is compared, how, and every pair of runs on the same points."""
+    """The settings of a comparison as plain data, with the tests of all pairs of runs on the same points."""
     score = chosen[0].score
     prints = {e.score.data_fingerprint for e in chosen}
     names = {data_name(record) for record in records}

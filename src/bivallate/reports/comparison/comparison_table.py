@@ -1,4 +1,4 @@
-"""The table of a comparison: for people, as Markdown and as JSON."""
+"""The table of a comparison: for the terminal, as Markdown and as JSON."""
 
 from __future__ import annotations
 
@@ -20,18 +20,26 @@ SCHEMA = "bivallate-comparison-1"
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """The table: rows as plain data, cells as text, and what must be said below it."""
+    """The result of `compare`.
+
+    Attributes:
+        about: settings of the comparison, as plain data.
+        columns, cells: heads and cells of the table, as text.
+        rows: the rows as plain data.
+        notes: texts below the table.
+        words: number of leading columns that hold words.
+    """
 
     about: dict[str, Any]
     columns: tuple[str, ...]
     cells: tuple[tuple[str, ...], ...]
     rows: tuple[dict[str, Any], ...]
     notes: tuple[str, ...]
-    words: int  # leading columns that hold words
+    words: int
 
     @property
     def title(self) -> str:
-        """Which evaluation is compared."""
+        """A line that says which evaluations are compared."""
         a = self.about
         points = "different points" if a["n"] is None else f"{a['n']} points"
         return (
@@ -46,11 +54,11 @@ class Comparison:
         return self.to_markdown()
 
     def to_json(self) -> dict[str, Any]:
-        """Everything; accuracies are fractions."""
+        """The comparison as plain data; accuracies are fractions in [0, 1]."""
         return {"schema": SCHEMA, **self.about, "rows": list(self.rows), "notes": list(self.notes)}
 
     def to_markdown(self) -> str:
-        """A Markdown table between its title and its notes."""
+        """The comparison as Markdown: title, table and notes."""
 
         def line(cells: Sequence[str]) -> str:
             return "| " + " | ".join(escaped(_in_line(cell)) for cell in cells) + " |"
@@ -61,13 +69,13 @@ class Comparison:
         return "\n".join([f"**{escaped(self.title)}**", "", *table, "", *notes]).rstrip()
 
     def plane(self) -> Plane:
-        """Where each row stands in mean and worst class. Raises UserError for a single row."""
+        """The rows by mean and worst-class robust accuracy. Raises UserError for a single row."""
         from bivallate.reports.diagnostics.plane import of_rows
 
         return of_rows(self.about["attack"], self.rows)
 
     def show(self) -> None:
-        """The table for people."""
+        """Print title, table and notes to the terminal."""
         console = literal_console()
         console.print(self.title)
         table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)

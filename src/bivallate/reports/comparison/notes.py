@@ -1,4 +1,4 @@
-"""What must be said below a comparison."""
+"""The notes below a comparison."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from bivallate.reports.collect import RunRecord
 from bivallate.reports.stored_evaluations import STALE, Evaluation
 from bivallate.reports.tables import flatten, share_cell
 
-MARK, OLD = "*", "!"  # behind a p-value; behind the name of a run
-WHEREABOUTS = ("data_dir", "stream", "workers")  # of the data: they do not change it
+MARK, OLD = "*", "!"  # marks a significant p-value; marks a run with a stale evaluation
+WHEREABOUTS = ("data_dir", "stream", "workers")  # settings that do not change the data
 INTERVALS = (
     "Below each accuracy: its 95 % interval over points (Wilson; bootstrap for the tail, which is the mean "
     "over the weakest 30 % of the classes, and for the worst class, whichever that is)."
@@ -37,12 +37,12 @@ COSTS = (
 
 
 def data_name(run: RunRecord) -> str:
-    """Of the set that a run was trained on."""
+    """Name of the data that a run was trained on."""
     return run.config.data.name or "tensors"
 
 
 def different(records: Sequence[RunRecord], chosen: Sequence[Evaluation]) -> list[str]:
-    """What the runs do not have in common, and what is wrong with their evaluations."""
+    """Notes on what the runs do not have in common and on faults of their evaluations."""
     pairs = list(zip(records, chosen, strict=True))
     notes = []
     stale = [r.label for r, e in pairs if e.stale]
@@ -67,7 +67,7 @@ def different(records: Sequence[RunRecord], chosen: Sequence[Evaluation]) -> lis
 
 
 def other_data(records: Sequence[RunRecord]) -> list[str]:
-    """That the data sets differ, or how one set was cut and fitted for each run."""
+    """Notes if the data sets differ, or if one data set was prepared differently."""
     names = {run.label: data_name(run) for run in records}
     classes = {run.classes for run in records if run.classes}
     if len(set(names.values())) > 1 or len(classes) > 1:
@@ -83,7 +83,7 @@ def other_data(records: Sequence[RunRecord]) -> list[str]:
 
 
 def stronger(records: Sequence[RunRecord], chosen: Sequence[Evaluation]) -> list[str]:
-    """The runs that have a stronger evaluation than the one compared."""
+    """Notes on runs with a stronger evaluation than the compared one."""
     trios = zip(records, chosen, leading(records, chosen), strict=True)
     return [
         f"{run.label}: {lead.score.attack} on {lead.score.n} points is stronger and left "
@@ -94,7 +94,7 @@ def stronger(records: Sequence[RunRecord], chosen: Sequence[Evaluation]) -> list
 
 
 def beside(records: Sequence[RunRecord], chosen: Sequence[Evaluation]) -> list[str]:
-    """The next strongest attack that all runs have in the same threat, on whatever points."""
+    """A note on the next strongest attack that all runs have in the same threat, on any points."""
     lists = [r.leading(e.weights, e.split, e.score.threat) for r, e in zip(records, chosen, strict=True)]
     attack = chosen[0].score.attack
     others = [e.score.attack for e in lists[0] if e.score.attack != attack]
@@ -110,9 +110,6 @@ def beside(records: Sequence[RunRecord], chosen: Sequence[Evaluation]) -> list[s
 
 
 def leading(records: Sequence[RunRecord], chosen: Sequence[Evaluation]) -> list[Evaluation]:
-    """The strongest evaluation of each run, of the same weights in the same threat.
-
-    The chosen one where no other is stronger.
-    """
+    """The strongest evaluation of each run, of the same weights in the same threat as the chosen one."""
     found = [r.leading(e.weights, e.split, e.score.threat) for r, e in zip(records, chosen, strict=True)]
     return [strong[0] if strong else e for strong, e in zip(found, chosen, strict=True)]

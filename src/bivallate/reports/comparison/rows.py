@@ -24,7 +24,7 @@ def columns() -> list[Metric]:
 
 
 def heads() -> list[str]:
-    """Of the columns, with that of the tests."""
+    """The heads of the columns, with that of the tests in second place."""
     first, *others = (metric.head for metric in columns())
     return [first, "vs first", *others]
 
@@ -35,7 +35,7 @@ def single(
     chosen: Sequence[Evaluation],
     descending: bool | None,
 ) -> Comparison:
-    """A row for each run."""
+    """A comparison with one row for each run."""
     costs = [_trained(record) for record in records]
     lead = dict(zip([r.label for r in records], notes.leading(records, chosen), strict=True))
     by_label = {record.label: (record, e) for record, e in zip(records, chosen, strict=True)}
@@ -78,7 +78,7 @@ def _strongest(lead: Evaluation) -> str:
 
 
 def _entry(row: Row, record: RunRecord, evaluation: Evaluation, lead: Evaluation) -> dict[str, Any]:
-    """A run's row as plain data."""
+    """A run's row as plain data; accuracies are fractions."""
     score = row.score
     return {
         "run": row.name,
@@ -115,7 +115,7 @@ def by_method(
     chosen: Sequence[Evaluation],
     descending: bool | None,
 ) -> Comparison:
-    """A row for the seeds of each method."""
+    """A comparison with one row for the seeds of each method."""
     sort = about["sort"]
     groups = by_seed(records, chosen, [_trained(record) for record in records])
     falling = not by_key(sort).less_is_better if descending is None else descending
@@ -142,7 +142,7 @@ def by_method(
 
 
 def _trained(record: RunRecord) -> TrainingCost | None:
-    """What a run's training cost, from its metrics; None if it wrote none."""
+    """The cost of a run's training, from its metrics; None if it has none."""
     last = record.history[-1] if record.history else {}
     if "total_forward" not in last:
         return None

@@ -1,4 +1,4 @@
-"""Runs that differ in their seed only, as one row of a comparison."""
+"""Runs that differ only in their seed, as one row of a comparison."""
 
 from __future__ import annotations
 
@@ -27,15 +27,17 @@ IRRELEVANT = (
     "checkpoint_minutes",
     "keep",
     "data.data_dir",
-)  # to what a run's model is a sample of
+)  # settings in which seeds of one method may differ
 
 
 @dataclass(frozen=True)
 class Seeds:
-    """The seeds of one method.
+    """The runs of one method with different seeds.
 
     Attributes:
-        method: its name. runs: labels. seeds: of the trainings. spreads: of every column of a comparison.
+        method: name of the method.
+        runs, seeds: labels and seeds of the runs.
+        spreads: key of a metric -> its mean, standard deviation and interval over the seeds.
     """
 
     method: str
@@ -44,7 +46,7 @@ class Seeds:
     spreads: dict[str, SeedSpread]
 
     def cell(self, metric: Metric) -> str:
-        """Mean, standard deviation and interval of a share; the mean and its companion's of a cost."""
+        """The text of a cell: mean, standard deviation and interval of an accuracy; means of a cost."""
         spread = self.spreads[metric.key]
         if not math.isfinite(spread.mean):
             return "-"
@@ -57,7 +59,7 @@ class Seeds:
         return f"{text}\n±{100 * spread.std:.2f}\n{low:.1f}-{high:.1f}"
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data; null for a cost that is not known."""
+        """The row as plain data; None for a cost that is not known."""
         entry: dict[str, Any] = {
             "method": self.method,
             "runs": list(self.runs),
@@ -76,7 +78,10 @@ class Seeds:
 def by_seed(
     runs: Sequence[RunRecord], chosen: Sequence[Evaluation], costs: Sequence[TrainingCost | None]
 ) -> list[Seeds]:
-    """The runs in groups whose configurations differ in nothing but the seed (and where they ran)."""
+    """Group the runs whose configurations differ only in the seed and in where they were computed.
+
+    Raises UserError if a seed occurs twice in a group.
+    """
     groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
     for k, run in enumerate(runs):
         flat = {key: value for key, value in flatten(encode(run.config)).items() if key not in IRRELEVANT}
@@ -91,7 +96,7 @@ def _group(
     costs: Sequence[TrainingCost | None],
 ) -> Seeds:
     own = [scores[k] for k in members]
-    over_seeds(own)  # refuses what are no seeds of one method
+    over_seeds(own)  # raises UserError if the evaluations cannot be averaged
     pairs = list(zip(own, (costs[k] for k in members), strict=True))
     spreads = {m.key: _of([m.value(score, cost) for score, cost in pairs]) for m in metrics.METRICS}
     first = runs[members[0]].config.method.name
@@ -105,14 +110,14 @@ def _group(
 
 
 def _of(values: list[float]) -> SeedSpread:
-    """A spread; without one where a value is not known."""
+    """Mean, standard deviation and interval; infinite and None if a value is not known."""
     if all(map(math.isfinite, values)):
         return SeedSpread.of(values)
     return SeedSpread(tuple(values), math.inf, None, None)
 
 
 def welch_tests(groups: Sequence[Seeds]) -> list[tuple[float | None, float | None, bool]]:
-    """(p, p corrected for all pairs, whether it is below the level) of each group against the first."""
+    """(p, p corrected for all pairs, whether it is significant) of each group against the first."""
     values = [group.spreads["robust_accuracy"].values for group in groups]
     pairs = {(i, j): welch(values[i], values[j]) for i, j in combinations(range(len(groups)), 2)}
     known = {pair: p for pair, p in pairs.items() if p is not None}

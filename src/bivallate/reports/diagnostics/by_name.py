@@ -32,13 +32,13 @@ from bivallate.reports.diagnostics.weights_epochs import weights_by_margin, weig
 
 
 def subject(paths: Sequence[Path], **settings: object) -> Subject:
-    """The runs of some folders. Raises UserError if they were trained on different kinds of data."""
+    """Read the runs to diagnose. Raises UserError if there are none, or their data sets differ."""
     runs = tuple(collect(list(paths)))
     if not runs:
         raise UserError("name at least one run folder")
     first = runs[0].config.data
     for run in runs[1:]:
-        same = os.path.abspath(run.config.data.name) == os.path.abspath(first.name)  # relative ones, too
+        same = os.path.abspath(run.config.data.name) == os.path.abspath(first.name)  # names may be paths
         if not same or run.classes != runs[0].classes:
             raise UserError(
                 f"{run.label} was trained on {run.config.data.name or 'tensors'}, {runs[0].label} on "
@@ -97,11 +97,14 @@ DIAGNOSES: dict[str, Diagnosis] = {
 PAIRS = {
     "weight-scatter": (2, 2), "weightings": (2, 2), "transfer": (2, 99), "cross": (2, 99),
     "training-eps": (2, 99), "landscapes": (2, 99), "plane": (2, 99),
-}  # least and most runs  # fmt: skip
+}  # fewest and most runs  # fmt: skip
 
 
 def choose(what: Sequence[str], runs: int) -> list[str]:
-    """The diagnoses by name; without names all that so many runs allow."""
+    """The names of the diagnoses to make; without names all that this number of runs allows.
+
+    Raises UserError for an unknown name.
+    """
     for name in what:
         if name not in DIAGNOSES:
             raise unknown("diagnosis", name, DIAGNOSES)

@@ -1,4 +1,4 @@
-"""Every model under the training attack of every other, and how well each one's own attack had converged."""
+"""Every model under the training attack of every other one, and the convergence of each one's own attack."""
 
 from __future__ import annotations
 
@@ -28,11 +28,13 @@ STYLES = ("-", "--", ":", "-.")
 
 @dataclass(frozen=True, eq=False)
 class CrossAttack(Diagnostic):
-    """Robust accuracy of models under each other's training attacks; FOSC and loss of their own.
+    """Robust accuracy of models under each other's training attacks; FOSC and loss under their own.
 
     Attributes:
-        labels: of the runs. accuracy: (models, attacks) fractions of test points. fosc, loss: (runs, n) in
-            nats, of training points under the run's own attack. form: of FOSC.
+        labels: labels of the runs.
+        accuracy: (models, attacks) robust accuracies on test points.
+        fosc, loss: (runs, n) in nats, of training points under the run's own attack.
+        form: form of FOSC.
     """
 
     labels: tuple[str, ...]
@@ -42,7 +44,7 @@ class CrossAttack(Diagnostic):
     form: Form = "ball"
 
     def data(self) -> dict[str, Any]:
-        """As the attributes."""
+        """The attributes."""
         arrays = {"accuracy": self.accuracy, "fosc": self.fosc, "loss": self.loss}
         return {"labels": list(self.labels), "form": self.form, **arrays}
 
@@ -91,16 +93,24 @@ def cross_attack(
     seed: int = 0,
     form: Form = "ball",
 ) -> CrossAttack:
-    """Attack every model as every method does at the time of the clock.
+    """Attack every model with the attack of every method, at the clock's place in its schedules.
 
-    Only points that are correct when clean count.
+    Only points that are correct when clean count as robust.
 
-    Cost: per point and pair of runs the solver's; once more a run for its own attack on training points.
+    Args:
+        models, methods: networks and bound methods by label.
+        test, train: points for the accuracies, and for FOSC and loss.
+        clock: place in training, for the methods' schedules.
+        n: largest number of points; None takes all.
+        seed: seed of the points.
+        form: form of FOSC.
+
+    Cost: that of the solver for each point and pair of runs, and once more for each run's training points.
 
     Reference: Wang et al. (Dynamic AT), ICML 2019, Fig. 2.
 
     Raises:
-        UserError: an attack that leaves the ball.
+        UserError: an attack leaves the ball of radius eps.
     """
     rows = [[_accuracy(m, own, test, clock, n, seed) for own in methods.values()] for m in models.values()]
     ends = [_converged(models[label], methods[label], train, clock, n, seed, form) for label in models]
@@ -126,7 +136,7 @@ def _accuracy(
 def _converged(
     model: nn.Module, method: BoundMethod, data: Any, clock: Clock, n: int | None, seed: int, form: Form
 ) -> tuple[np.ndarray, np.ndarray]:
-    """((n,) FOSC, (n,) loss) of points under the method's own attack."""
+    """FOSC (n,) and loss (n,) of points under the method's own attack."""
     solver, objective = attacker(method)
     gaps, losses = list[torch.Tensor](), list[torch.Tensor]()
     with inspected(model) as device:

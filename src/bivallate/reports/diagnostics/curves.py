@@ -20,15 +20,15 @@ History = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Panel:
-    """One axis: a quantity of metrics.jsonl, its name and unit, a factor, and how it is drawn."""
+    """A panel of the figure: one quantity of metrics.jsonl, its label with unit, and how to draw it."""
 
     key: str
     label: str
     factor: float = 1.0
     log: bool = False
-    whole: bool = False  # an accuracy: from 0 to 100
-    cosine: bool = False  # up to 1, and from 0 or below
-    second: str = ""  # drawn dashed beside it
+    whole: bool = False  # an accuracy: the axis is from 0 to 100
+    cosine: bool = False  # the axis ends at 1, and begins at 0 or below
+    second: str = ""  # another quantity in the same panel, drawn dashed
     legend: tuple[str, str] = ("", "")
 
 
@@ -52,17 +52,17 @@ PANELS = (
 
 
 def shown(line: Mapping[str, Any], key: str) -> bool:
-    """Whether an epoch has this quantity; the training accuracy of one that did not attack is not robust."""
+    """Whether an epoch has this quantity; without an attack its training accuracy is not a robust one."""
     return line.get(key) is not None and (key != "train_robust" or attacks(line))
 
 
 @dataclass(frozen=True)
 class LearningCurves(Diagnostic):
-    """What changed from epoch to epoch.
+    """Quantities of training by epoch.
 
     Attributes:
         runs: label -> lines of metrics.jsonl.
-        keys: of the panels that are drawn; those that no run recorded are left out.
+        keys: keys of the panels to draw; quantities that no run has recorded are left out.
     """
 
     runs: dict[str, list[dict[str, Any]]]
@@ -70,14 +70,14 @@ class LearningCurves(Diagnostic):
 
     @property
     def panels(self) -> list[Panel]:
-        """Those with something to show."""
+        """The panels for which a run has recorded values."""
         lines = [line for history in self.runs.values() for line in history]
         return [
             p for p in PANELS if p.key in self.keys and any(line.get(p.key) is not None for line in lines)
         ]
 
     def data(self) -> dict[str, Any]:
-        """label -> quantity -> values; epochs under "epoch"."""
+        """Label -> quantity -> values; the epochs are the quantity "epoch"."""
         wanted = ["epoch", *(k for p in self.panels for k in (p.key, p.second) if k)]
         return {
             label: {key: [line.get(key) for line in history] for key in wanted}
@@ -85,7 +85,7 @@ class LearningCurves(Diagnostic):
         }
 
     def draw(self) -> Figure:
-        """A panel for each quantity, a colour for each run."""
+        """A panel for each quantity with a coloured line for each run."""
         panels = self.panels
         columns = 1 if len(panels) == 1 else 2
         rows = -(-len(panels) // columns)
@@ -132,7 +132,10 @@ class LearningCurves(Diagnostic):
 
 
 def learning_curves(runs: Mapping[str, History], keys: Sequence[str] = ()) -> LearningCurves:
-    """The curves of runs by label; `keys` picks panels (a `Panel.key` each)."""
+    """Make the curves of runs by label; `keys` selects panels by their `Panel.key`.
+
+    Raises UserError if no run has finished an epoch.
+    """
     lines = {label: [dict(line) for line in history] for label, history in runs.items()}
     if not any(lines.values()):
         raise UserError(NO_EPOCH)

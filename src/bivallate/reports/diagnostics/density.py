@@ -1,4 +1,4 @@
-"""Distributions as lines."""
+"""Kernel density estimates as lines of a figure."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ GRID = 200
 
 
 def log_grid(values: list[np.ndarray]) -> tuple[float, np.ndarray]:
-    """(least value that is drawn, places on a decimal logarithm's axis) for positive values of all kinds."""
+    """The smallest value to draw, and a grid on the axis of decimal logarithms, for all of these values."""
     every = np.concatenate(values).astype(float)
-    low = max(1e-4, float(np.quantile(every, 0.001)))  # of a solved linear problem it is zero
+    low = max(1e-4, float(np.quantile(every, 0.001)))  # FOSC can be exactly zero
     return low, np.linspace(np.log10(low) - 0.3, np.log10(max(float(every.max()), 10 * low)) + 0.3, GRID)
 
 
 def log_density(ax: Any, at: np.ndarray, low: float, values: np.ndarray, **style: Any) -> None:
-    """The Gaussian kernel density of the decimal logarithm; values that are all alike are a line."""
+    """Draw the Gaussian kernel density of the decimal logarithm; values that are all equal as a line."""
     logs = np.log10(values.astype(float).clip(low))
     if np.ptp(logs) > 1e-3:
         ax.plot(10**at, gaussian_kde(logs)(at), **style)
@@ -27,7 +27,7 @@ def log_density(ax: Any, at: np.ndarray, low: float, values: np.ndarray, **style
 
 
 def density(ax: Any, values: np.ndarray, most: float, **style: Any) -> None:
-    """The Gaussian kernel density of values from 0 to `most`; values that are all alike are a line."""
+    """Draw the Gaussian kernel density of values from 0 to `most`; values that are all equal as a line."""
     if np.ptp(values) > 1e-6:
         at = np.linspace(0, most, GRID)
         ax.plot(at, gaussian_kde(values.astype(float))(at), **style)

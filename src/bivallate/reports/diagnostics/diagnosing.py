@@ -1,4 +1,4 @@
-"""`diagnose`: pictures of what a run's model and its training did."""
+"""`diagnose`: pictures of a run's model and of its training."""
 
 from __future__ import annotations
 
@@ -35,29 +35,34 @@ def diagnose(
     device: torch.device | str = "auto",
     progress: bool | Told = False,
 ) -> dict[str, Diagnostic]:
-    """Draw what a run's model and its training did, and write each picture with its data beside it.
+    """Draw pictures of a run's model and training, and write each one together with its data.
 
-    Pictures of one model show the first run, comparisons all of them. Without `what`, those that these runs
-    have no data for are left out.
+    Pictures of a single model show the first run; comparisons show all runs. If `what` is empty, pictures for
+    which the runs have no data are left out.
 
     Args:
         runs: folders, or what `train` returned; also in one list.
-        what: names of pictures, as `bivallate diagnose --help` lists them; else all.
-        out: folder for NAME.svg, .png, .pdf and .json or .npz; else FIRST RUN/diagnosis, for other weights
-            than the best ones FIRST RUN/diagnosis/WEIGHTS.
-        weights: best, last, ema or epoch-N. n: test points at most. attack: for the accuracies by class, the
-            confusions and the images. fosc_form: "ball" or "box". seed: of points and random starts.
-        data: where the runs' data lie now, if they were moved. data_dir: where named sets are looked for.
+        what: names of pictures, as listed by `bivallate diagnose --help`; default all.
+        out: folder for NAME.svg, .png, .pdf and .json or .npz; default FIRST RUN/diagnosis, and for weights
+            other than the best FIRST RUN/diagnosis/WEIGHTS.
+        weights: best, last, ema or epoch-N.
+        n: largest number of test points, at least 2.
+        attack: attack for the accuracies by class, the confusions and the images.
+        fosc_form: form of FOSC: "ball", or "box" for the ball within [0, 1].
+        seed: seed of the points and of random starts.
+        data: where the runs' data are now, if they have moved.
+        data_dir: folder of named data sets, if it has moved.
         model: `package.module:factory` for a network of your own.
-        progress: called with each name and the path of its figure, or the reason why it is left out; True
-            says so beside the results.
+        device: where to compute.
+        progress: True to print the path of each figure to standard error, or a function that is called with
+            each name and the path of its figure or the reason why it is left out.
 
     Returns:
         Name -> result, with `.data()`, `.figure()` and `.save(path)`.
 
     Raises:
-        UserError: no runs, an unknown name, runs on different data, a picture that was asked for and cannot
-            be made.
+        UserError: there are no runs, a name is unknown, the runs were trained on different data, or a picture
+            in `what` cannot be made.
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 2:
         raise UserError(f"n, the test points that are looked at, must be at least 2, got {n!r}")

@@ -1,4 +1,4 @@
-"""What every diagnostic gives back: numbers, a figure of them, and files of both."""
+"""The result of a diagnostic: numbers, a figure of them, and files of both."""
 
 from __future__ import annotations
 
@@ -23,24 +23,22 @@ class Diagnostic(ABC):
 
     @abstractmethod
     def data(self) -> dict[str, Any]:
-        """Everything that the figure shows; NumPy arrays for what is long."""
+        """All numbers of the figure; long ones as NumPy arrays."""
 
     @abstractmethod
     def draw(self) -> Figure:
-        """The figure, made inside the package's style."""
+        """Draw the figure; called with the package's style in force."""
 
     def figure(self) -> Figure:
-        """The figure in the package's style."""
+        """Draw the figure in the package's style."""
         with styled():
             return literally(self.draw())
 
     def save(self, stem: str | Path, kinds: tuple[str, ...] = KINDS) -> Path:
-        """Write the data as stem.npz or stem.json, and the figure in each format.
+        """Write the data as stem.npz (if it holds arrays) or stem.json, and the figure in each format.
 
-        stem.npz if the data holds arrays. A stem that ends as one of these files does is taken without that
-        end.
-
-        Returns the path of the first figure.
+        If `stem` ends in the suffix of one of these files, the suffix is dropped. Returns the path of the
+        first figure.
         """
         place = stem_of(stem)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +48,7 @@ class Diagnostic(ABC):
 
 
 def stem_of(path: str | Path) -> Path:
-    """The path without the end of one of the files that are written beside each other.
+    """The path without the suffix of a figure or data file.
 
     Example:
         >>> [stem_of(name).name for name in ("at.svg", "at", "eps0.1")]
@@ -61,7 +59,7 @@ def stem_of(path: str | Path) -> Path:
 
 
 def write_data(stem: Path, data: dict[str, Any]) -> Path:
-    """The data beside its figure: stem.npz if it holds arrays, else stem.json."""
+    """Write the data as stem.npz if it holds arrays, else as stem.json; return the path."""
     if not any(isinstance(value, np.ndarray) for value in data.values()):
         path = stem.with_name(f"{stem.name}.json")
         write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""Attacked images: points that an attack breaks most clearly, and points that it leaves most clearly."""
+"""Attacked images: the points with the lowest and with the highest margin under an attack."""
 
 from __future__ import annotations
 
@@ -28,9 +28,12 @@ class EasyAndHard(Diagnostic):
     """Clean and attacked images side by side.
 
     Attributes:
-        attack: its name. classes: names.
-        kind: (m,) "hard" (right when clean, and broken) or "easy" (robust). clean, attacked: (m, C, H, W).
-        y, predicted, predicted_attacked: (m,) labels and predictions. index: (m,) rows of the data.
+        attack: name of the attack.
+        classes: names of the classes.
+        kind: (m,) "hard" (correct when clean and wrong under attack) or "easy" (robust).
+        clean, attacked: (m, C, H, W) images in [0, 1].
+        y, predicted, predicted_attacked: (m,) labels and predictions.
+        index: (m,) rows of the data.
     """
 
     attack: str
@@ -44,14 +47,14 @@ class EasyAndHard(Diagnostic):
     index: np.ndarray
 
     def data(self) -> dict[str, Any]:
-        """All of it."""
+        """The attributes."""
         names = ("clean", "attacked", "y", "predicted", "predicted_attacked", "index")
         arrays = {name: getattr(self, name) for name in names}
         words = {"attack": self.attack, "classes": list(self.classes), "kind": list(self.kind)}
         return words | arrays
 
     def draw(self) -> Figure:
-        """For each kind a row of clean images, one of attacked ones and one of the change between them."""
+        """For each kind three rows: clean images, attacked images, and the difference."""
         kinds = [kind for kind in KINDS if kind in self.kind]
         columns = max(self.kind.count(kind) for kind in kinds)
         fig = Figure(figsize=(2 * COLUMN, 3.4 * len(kinds)), layout="constrained")
@@ -90,17 +93,24 @@ def easy_and_hard(
     count: int = 6,
     seed: int = 0,
 ) -> EasyAndHard:
-    """The hardest and the easiest points of an evaluation, attacked anew to be shown.
+    """Attack the hardest and the easiest points of an evaluation again, to show them.
 
-    Hard are those that are right when clean and wrong by the widest margin at the worst point found; easy
-    are those that stay right by the widest margin. The evaluation chooses, `attack` draws: it need not break
-    what a stronger evaluation broke.
+    Hard points are correct when clean and have the lowest margins under the evaluation's attack; easy points
+    are robust and have the highest margins. They are shown under `attack`, which may be weaker than the
+    evaluation's and need not succeed on every hard point.
 
     Args:
-        data: the split that was evaluated. score: the evaluation. count: of each kind, at most.
+        model: the evaluated model.
+        data: the evaluated split.
+        threat: the set of perturbations.
+        score: the evaluation.
+        classes: names of the classes; default their numbers.
+        attack: attack that makes the images.
+        count: largest number of images of each kind.
+        seed: seed of the attack.
 
     Raises:
-        UserError: no point is right when clean, or the data has fewer rows than were evaluated.
+        UserError: no point is correct when clean, or the data are not those that were evaluated.
     """
     source = points(data, model)
     if len(source) <= int(score.index.max()):

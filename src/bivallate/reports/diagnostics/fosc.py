@@ -1,4 +1,4 @@
-"""How near an attack comes to a stationary point of its problem: FOSC."""
+"""FOSC, the first-order stationary condition: how close an attack comes to a stationary point."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ GROUPS = 20
 
 
 def named(form: Form) -> str:
-    """FOSC as axes name it, with its form."""
+    """The name of FOSC on an axis, with its form and unit."""
     return f"FOSC, {'ball' if form == 'ball' else 'ball within [0, 1]'} (nats)"
 
 
 @dataclass(frozen=True, eq=False)
 class FOSC(Diagnostic):
-    """First-order stationarity after several numbers of steps; 0 at a stationary point.
+    """FOSC of points after several numbers of PGD steps; it is 0 at a stationary point.
 
     Attributes:
-        steps: numbers of PGD steps. fosc, loss: (len(steps), n) in nats. correct: the same, bool.
-        form: of FOSC, see `bivallate.lower.stop.fosc`.
+        steps: numbers of PGD steps.
+        fosc, loss: (len(steps), n) in nats.
+        correct: (len(steps), n) bool, whether the point is classified correctly.
+        form: form of FOSC, see `bivallate.lower.stop.fosc`.
     """
 
     steps: tuple[int, ...]
@@ -43,12 +45,12 @@ class FOSC(Diagnostic):
     form: Form = "ball"
 
     def data(self) -> dict[str, Any]:
-        """The arrays, and the form."""
+        """The attributes."""
         arrays = {"fosc": self.fosc, "loss": self.loss, "correct": self.correct}
         return {"steps": list(self.steps), "form": self.form, **arrays}
 
     def groups(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(FOSC, accuracy, loss): means of groups of equal size, by the FOSC of all steps together."""
+        """Means (FOSC, accuracy, loss) of groups of equal size, formed by FOSC over all points and steps."""
         order = np.argsort(self.fosc.ravel(), kind="stable")
         parts = np.array_split(order, min(GROUPS, len(order)))
         return tuple(
@@ -56,14 +58,15 @@ class FOSC(Diagnostic):
         )  # pyright: ignore
 
     def draw(self) -> Figure:
-        """Distributions by number of steps; accuracy and loss against FOSC."""
+        """Histograms of FOSC by number of steps; accuracy and loss against FOSC."""
         fig, (left, right) = figure(2, width=2, height=2.3)
         floor = max(1e-4, float(np.quantile(self.fosc, 0.01)))
         top = max(float(self.fosc.max()), 10 * floor)
         bins = np.geomspace(floor, top, 31)
         for k, (steps, values) in enumerate(zip(self.steps, self.fosc, strict=True)):
             share = np.full(len(values), 100 / len(values))
-            shown = values.astype(float).clip(floor, top)  # in single precision they would miss the first bin
+            # In float64, because values clipped in float32 may round to just below the first bin's edge.
+            shown = values.astype(float).clip(floor, top)
             left.hist(
                 shown, bins, weights=share, histtype="step", lw=1.3, color=colour(k), label=f"PGD-{steps}"
             )
@@ -89,10 +92,11 @@ class FOSC(Diagnostic):
 
 @dataclass(frozen=True, eq=False)
 class FOSCTraces(Diagnostic):
-    """FOSC and loss of single points from step to step of one PGD.
+    """FOSC and loss of single points at every step of PGD.
 
     Attributes:
-        fosc, loss: (steps + 1, n) in nats. form: of FOSC.
+        fosc, loss: (steps + 1, n) in nats.
+        form: form of FOSC.
     """
 
     fosc: np.ndarray
@@ -100,7 +104,7 @@ class FOSCTraces(Diagnostic):
     form: Form = "ball"
 
     def data(self) -> dict[str, Any]:
-        """The arrays, and the form."""
+        """The attributes."""
         return {"form": self.form, "fosc": self.fosc, "loss": self.loss}
 
     def draw(self) -> Figure:
@@ -128,9 +132,17 @@ def fosc_traces(
     seed: int = 0,
     form: Form = "ball",
 ) -> FOSCTraces:
-    """FOSC and loss of a few points along one PGD from a uniform start; step_size in units of eps.
+    """Compute FOSC and loss of a few points at every step of PGD from a uniform start.
 
-    Cost: steps + 1 forwards and backwards a point.
+    Args:
+        model, data, threat: what is attacked.
+        steps: number of steps.
+        step_size: in units of eps.
+        n: largest number of points.
+        seed: seed of points and start.
+        form: form of FOSC.
+
+    Cost: steps + 1 forward and backward passes per point.
 
     Reference: Wang et al. (Dynamic AT), ICML 2019, Fig. 1b.
     """
@@ -150,9 +162,17 @@ def fosc(
     seed: int = 0,
     form: Form = "ball",
 ) -> FOSC:
-    """FOSC, loss and correctness along one PGD from a uniform start; step_size in units of eps.
+    """Compute FOSC, loss and correctness after several numbers of PGD steps from a uniform start.
 
-    Cost: max(steps) + 1 forwards and backwards a point.
+    Args:
+        model, data, threat: what is attacked.
+        steps: numbers of steps.
+        step_size: in units of eps.
+        n: largest number of points; None takes all.
+        seed: seed of points and start.
+        form: form of FOSC.
+
+    Cost: max(steps) + 1 forward and backward passes per point.
 
     Reference: Wang et al. (Dynamic AT), ICML 2019, eq. 4, Fig. 1-2.
     """

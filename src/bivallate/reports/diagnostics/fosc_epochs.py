@@ -1,4 +1,4 @@
-"""How near a method's own attack came to a stationary point of its problem, at several times of training."""
+"""FOSC of a method's own attack at several epochs of training."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ from bivallate.style import colour, figure
 from bivallate.types import Clock
 
 STYLES = ("-", "--", ":", "-.")
-NEAR = 0.1  # nats; the share of points below it is what the paper compares
+NEAR = 0.1  # nats; the paper compares the fractions of points with FOSC up to this value
 
 
 @dataclass(frozen=True, eq=False)
 class FOSCOverEpochs(Diagnostic):
-    """FOSC of the adversarial points that a method makes of its training data, by label and epoch.
+    """FOSC of training points under a method's own attack, by run and epoch.
 
     Attributes:
-        fosc: label -> epoch, from 1 -> (n,) in nats. form: of FOSC.
+        fosc: label -> epoch, counted from 1 -> (n,) in nats.
+        form: form of FOSC.
     """
 
     fosc: dict[str, dict[int, np.ndarray]]
@@ -43,15 +44,15 @@ class FOSCOverEpochs(Diagnostic):
         return float((self.fosc[label][epoch] <= NEAR).mean())
 
     def data(self) -> dict[str, Any]:
-        """The values by label and epoch, the share of each within [0, 0.1], and the form."""
+        """The values by label and epoch, the fraction of each within [0, 0.1], and the form."""
         share = {label: {str(e): self.share(label, e) for e in by} for label, by in self.fosc.items()}
         values = {f"{label} {epoch}": v for label, by in self.fosc.items() for epoch, v in by.items()}
         return {"form": self.form, "within_0.1": share, **values}
 
     def draw(self) -> Figure:
-        """A panel for each run: Gaussian kernel densities of the logarithm.
+        """A panel for each run with Gaussian kernel densities of the logarithm.
 
-        The legend says the medians and the shares within [0, 0.1].
+        The legend gives the medians and the fractions within [0, 0.1].
         """
         fig, axes = figure(
             len(self.fosc), width=max(1, 0.66 * len(self.fosc)), height=2.5, sharex=True, squeeze=False
@@ -71,7 +72,7 @@ class FOSCOverEpochs(Diagnostic):
 
 
 def fosc_over_epochs(values: Mapping[str, Mapping[int, np.ndarray]], form: Form = "ball") -> FOSCOverEpochs:
-    """From what `stationarity` gave for each run and epoch, in the form that it was asked for.
+    """Make the result from the values of `stationarity` for each run and epoch, all in the same form.
 
     Reference: Wang et al. (Dynamic AT), ICML 2019, Fig. 3, 5.
     """
@@ -88,15 +89,15 @@ def stationarity(
     seed: int = 0,
     form: Form = "ball",
 ) -> np.ndarray:
-    """FOSC of some points, attacked as the method does at that time: (n,) in nats, lower is better converged.
+    """Compute FOSC (n,), in nats, of points under the method's attack; lower means better converged.
 
-    The points are attacked by the method's own solver where that has no memory, else by PGD-20, in eval mode;
-    FOSC is of what the solver climbs.
+    The attack is the method's own solver, or PGD-20 if that solver has a memory. The model is in eval mode.
+    FOSC is taken of the attack's own objective.
 
-    Cost: the solver's, and one forward and one backward a point.
+    Cost: that of the solver, and one forward and one backward pass per point.
 
     Raises:
-        UserError: the attack leaves the ball (N-FGSM), where FOSC says nothing.
+        UserError: the attack leaves the ball of radius eps (N-FGSM), where FOSC is not defined.
     """
     found: list[torch.Tensor] = []
     solver, objective = attacker(method)

@@ -1,4 +1,4 @@
-"""Do gradients near a point agree with the gradient at it?"""
+"""Gradient alignment: the cosine between the input gradients at a point and at a random point near it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from bivallate.style import colour, figure, whole_ticks
 
 @dataclass(frozen=True, eq=False)
 class Alignment(Diagnostic):
-    """The cosine of the angle between the loss's gradients at x and at x + eta, for every point.
+    """The cosine between the loss's gradients at x and at x + eta, for every point.
 
     Attributes:
-        eps: radius of eta. cosine: label -> (n,) in [-1, 1].
+        eps: radius of the random perturbation eta.
+        cosine: label -> (n,) cosines in [-1, 1].
     """
 
     eps: float
@@ -30,15 +31,15 @@ class Alignment(Diagnostic):
 
     @property
     def score(self) -> dict[str, float]:
-        """The GA score of each model: the mean cosine; 1 where the loss is linear in the ball."""
+        """The GA score of each model: the mean cosine. It is 1 if the loss is linear within the threat."""
         return {label: float(values.mean()) for label, values in self.cosine.items()}
 
     def data(self) -> dict[str, Any]:
-        """The cosines by label, and eps."""
+        """The attributes."""
         return {"eps": self.eps, **self.cosine}
 
     def draw(self) -> Figure:
-        """Histograms; the legend says the scores."""
+        """Histograms; the legend gives the scores."""
         fig, ax = figure(1, height=2.2)
         bins = np.linspace(min(0.0, *(float(v.min()) for v in self.cosine.values())), 1, 41)
         for k, (label, values) in enumerate(self.cosine.items()):
@@ -56,14 +57,15 @@ class AlignmentByEpoch(Diagnostic):
     """The GA score at the end of several epochs.
 
     Attributes:
-        eps: radius of eta. score: label -> epoch, from 1 -> mean cosine over the points.
+        eps: radius of the random perturbation eta.
+        score: label -> epoch, counted from 1 -> mean cosine over the points.
     """
 
     eps: float
     score: dict[str, dict[int, float]]
 
     def data(self) -> dict[str, Any]:
-        """As the attributes."""
+        """The attributes."""
         return {
             "eps": self.eps,
             "score": {k: {str(e): v for e, v in s.items()} for k, s in self.score.items()},
@@ -86,11 +88,11 @@ class AlignmentByEpoch(Diagnostic):
 def gradient_alignment(
     models: dict[str, nn.Module], data: Any, threat: ThreatModel, *, n: int | None = None, seed: int = 0
 ) -> Alignment:
-    """The alignment of gradients within the threat, of models by label; eta is uniform and not clipped.
+    """Compute the gradient alignment of models by label; eta is uniform in the threat, x + eta not clipped.
 
-    Cost: two forwards and two backwards a point and model.
+    Cost: two forward and two backward passes per point and model.
 
-    Reference: Fast-BAT, Fig. 2 (of weights of several epochs, `AlignmentByEpoch`); Andriushchenko and
+    Reference: Fast-BAT, Fig. 2 (which shows it over epochs, see `AlignmentByEpoch`); Andriushchenko and
     Flammarion 2020, section 4.
     """
     chosen, found = sample(data, n, seed, *models.values()), {}

@@ -1,4 +1,4 @@
-"""The loss around a point, along the attacker's direction and a random one."""
+"""The loss around a point, along the sign of the gradient and along random signs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ KINDS = ("loss", "correct")
 
 @dataclass(frozen=True, eq=False)
 class Landscape(Diagnostic):
-    """loss(x + a r1 + b r2), r1 = sign of the gradient at x, r2 random signs; the images are not clipped.
+    """loss(x + a r1 + b r2) with r1 the sign of the gradient at x and r2 random signs, without clipping.
 
     Attributes:
-        eps: one unit of the axes. axis: (m,) values of a and b in units of eps.
-        loss: (m, m) in nats, rows a, columns b; the mean over the points. correct: (m, m) fraction.
+        eps: unit of the axes.
+        axis: (m,) values of a and b in units of eps.
+        loss: (m, m) mean over the points, in nats; rows are a, columns b.
+        correct: (m, m) fraction of the points that are classified correctly.
     """
 
     eps: float
@@ -35,11 +37,11 @@ class Landscape(Diagnostic):
     correct: np.ndarray
 
     def data(self) -> dict[str, Any]:
-        """The grid."""
+        """The attributes."""
         return {"eps": self.eps, "axis": self.axis, "loss": self.loss, "correct": self.correct}
 
     def draw(self) -> Figure:
-        """Height lines with the ball of the threat."""
+        """Contour lines, with the ball of the threat as a square."""
         fig = Figure(figsize=(COLUMN, 2.7), layout="constrained")
         ax = fig.subplots()
         filled = ax.contourf(self.axis, self.axis, self.loss.T, levels=24, cmap="viridis")
@@ -67,13 +69,13 @@ class Landscapes(Diagnostic):
     of: dict[str, Landscape]
 
     def data(self) -> dict[str, Any]:
-        """The grid of each by label."""
+        """The grids by label."""
         first = next(iter(self.of.values()))
         grids = {f"{kind} {label}": getattr(one, kind) for label, one in self.of.items() for kind in KINDS}
         return {"eps": first.eps, "axis": first.axis, **grids}
 
     def draw(self) -> Figure:
-        """A panel for each, on one scale of the loss."""
+        """A panel for each model, with a common scale of the loss."""
         wide = len(self.of)
         fig = Figure(figsize=(COLUMN * 0.72 * wide, 2.5), layout="constrained")
         axes = fig.subplots(1, wide, squeeze=False, sharey=True)
@@ -105,13 +107,18 @@ def loss_landscape(
     size: int = 41,
     seed: int = 0,
 ) -> Landscape:
-    """The landscape around one row of the data, or the mean of those of n seeded points.
+    """Compute the loss landscape around one row of the data, or its mean over n seeded random points.
 
     Args:
-        row: of the data; without it n points are drawn. reach: of the grid, in units of eps.
-        size: points along an axis, odd so that the centre is x itself.
+        model, data: the network, and a split or a pair (x, y) of tensors.
+        threat: gives the radius eps.
+        row: row of the data; None draws n points.
+        n: number of points to draw.
+        reach: half of the grid's side, in units of eps.
+        size: grid points along an axis; odd, so that the centre is x itself.
+        seed: seed of the points and of the random signs.
 
-    Cost: one forward and backward, and size^2 forwards, a point.
+    Cost: one forward and backward pass, and size^2 forward passes, per point.
 
     Reference: Zhang et al. (Fast-BAT), ICML 2022, Fig. 3.
     """

@@ -1,4 +1,4 @@
-"""What BiLAW's weight network makes of margins: at the clean images, and at their adversarial points."""
+"""The weights that BiLAW's weight network gives to clean and to adversarial margins."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ PLACES: tuple[Place, ...] = ("clean", "adversarial")
 
 @dataclass(frozen=True, eq=False)
 class Omega(Diagnostic):
-    """The weights that the network gives to margins of the same points.
+    """The weights that the network gives to the clean and the adversarial margins of the same points.
 
     Attributes:
-        label: of the run. clean, attacked: (2, n) scalar margins p_y - max p_k, and weights divided by their
-            mean.
+        label: label of the run.
+        clean, attacked: (2, n): the scalar margins p_y - max p_k, and the weights divided by their mean.
     """
 
     label: str
@@ -37,11 +37,11 @@ class Omega(Diagnostic):
     attacked: np.ndarray
 
     def data(self) -> dict[str, Any]:
-        """As the attributes."""
+        """The attributes."""
         return {"label": self.label, "clean": self.clean, "attacked": self.attacked}
 
     def draw(self) -> Figure:
-        """A panel for clean margins, and one for adversarial ones."""
+        """A panel for clean and one for adversarial margins."""
         fig, axes = figure(2, width=2, height=2.1, sharey=True)
         names = ("clean images", "their adversarial points")
         for k, (ax, (margin, weight), name) in enumerate(
@@ -67,14 +67,22 @@ def omega(
     n: int | None = None,
     seed: int = 0,
 ) -> Omega:
-    """The weights of a bound BiLAW at the clean and at the adversarial margins of some points.
+    """Compute the weights of a bound BiLAW at the clean and at the adversarial margins of some points.
 
-    Cost: twice the method's attack.
+    Args:
+        label: label of the run.
+        model, method: the network and the bound method.
+        data: a split or a pair (x, y) of tensors.
+        clock: place in training, for the method's schedules.
+        n: largest number of points; None takes all.
+        seed: seed of the points.
+
+    Cost: the method's attack twice.
 
     Reference: BiLAW, Fig. 5.
 
     Raises:
-        UserError: the method has no network of margins.
+        UserError: the method has no network that weights by margins.
     """
     net = method.weighting
     if not isinstance(net, BoundMarginNet) or "margin" not in net.rule.inputs:

@@ -1,4 +1,4 @@
-"""What an attack does to each class: accuracies, and what is mistaken for what."""
+"""Accuracies of each class under attack, and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from bivallate.quoting import line
 from bivallate.reports.diagnostics.diagnostic import Diagnostic
 from bivallate.style import COLUMN, TICK, colour, marker, name_classes
 
-LARGEST = 20  # classes whose cells are numbered
-MANY, WEAKEST, STRONGEST = 50, 20, 10  # classes that are all shown; of more, so many
-NAMED = 100  # classes that a matrix names
-CELL = 0.13  # inches of a named class, so that no two names meet
+LARGEST = 20  # most classes for a confusion matrix with numbers in its cells
+MANY, WEAKEST, STRONGEST = 50, 20, 10  # up to MANY classes all are shown; else the weakest and strongest
+NAMED = 100  # most classes for a confusion matrix with the names of the classes
+CELL = 0.13  # inches of a row or column with a name, enough for a line of text
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,9 @@ class PerClass(Diagnostic):
     """Clean and robust accuracy of each class, for one or several models.
 
     Attributes:
-        attack: its name. classes: names. clean, robust: label -> (K,) fractions, None where no point is.
+        attack: name of the attack.
+        classes: names of the classes.
+        clean, robust: label -> (K,) accuracies as fractions; None for a class without points.
         interval: label -> (K,) 95 % intervals of the robust accuracies.
     """
 
@@ -37,7 +39,7 @@ class PerClass(Diagnostic):
     interval: dict[str, list[tuple[float, float] | None]]
 
     def data(self) -> dict[str, Any]:
-        """As the attributes."""
+        """The attributes."""
         return {
             "attack": self.attack,
             "classes": list(self.classes),
@@ -48,13 +50,13 @@ class PerClass(Diagnostic):
 
     @property
     def shown(self) -> list[int]:
-        """The classes that are drawn, weakest first: all, or of many the weakest and the strongest."""
+        """The classes to draw, weakest first: all, or the weakest and strongest if there are many."""
         first = next(iter(self.robust.values()))
         order = sorted(range(len(self.classes)), key=lambda k: (first[k] is None, first[k] or 0.0))
         return extremes_of(order, first)
 
     def draw(self) -> Figure:
-        """Classes along the axis, weakest first; filled robust with its interval, hollow clean."""
+        """Classes along the axis, weakest first; filled: robust with its interval; hollow: clean."""
         order = self.shown
         wide = 1.0 if len(order) * len(self.robust) <= 20 else 2.0
         fig = Figure(figsize=(COLUMN * wide, 2.5 if len(order) <= 16 else 3.2), layout="constrained")
@@ -110,10 +112,12 @@ class PerClass(Diagnostic):
 
 @dataclass(frozen=True)
 class Confusion(Diagnostic):
-    """What the points of each class are taken for under attack.
+    """The confusion matrix under attack.
 
     Attributes:
-        attack: its name. classes: names. counts: (K, K) int64, rows true classes, columns predictions.
+        attack: name of the attack.
+        classes: names of the classes.
+        counts: (K, K) int64 numbers of points; rows are true classes, columns predictions.
     """
 
     attack: str
@@ -121,7 +125,7 @@ class Confusion(Diagnostic):
     counts: np.ndarray
 
     def data(self) -> dict[str, Any]:
-        """Counts, and the fractions of each row."""
+        """The attributes, and the fractions of each row."""
         return {
             "attack": self.attack,
             "classes": list(self.classes),
@@ -131,23 +135,23 @@ class Confusion(Diagnostic):
 
     @property
     def fractions(self) -> np.ndarray:
-        """(K, K) of each row; zero for a class without a point."""
+        """Fractions of each row (K, K); zero for a class without points."""
         return self.counts / np.maximum(self.counts.sum(1, keepdims=True), 1)
 
     @property
     def wide(self) -> bool:
-        """Whether it needs a page's width or more."""
+        """Whether the matrix needs the width of a page or more."""
         return len(self.classes) > LARGEST
 
     def commonest(self, most: int = 20) -> list[tuple[int, int, int]]:
-        """(true class, class it is taken for, points) of the commonest errors, the commonest first."""
+        """(true class, predicted class, points) of the commonest errors, the commonest first."""
         wrong = self.counts - np.diag(np.diag(self.counts))
         order = np.argsort(-wrong, axis=None, kind="stable")[:most]
         pairs = (divmod(int(place), len(self.classes)) for place in order)
         return [(i, j, int(wrong[i, j])) for i, j in pairs if wrong[i, j]]
 
     def draw(self) -> Figure:
-        """Row-normalised shades; per cent in the cells where they fit, names of up to `NAMED` classes."""
+        """Shades of each row's fractions; numbers in the cells and names of the classes where they fit."""
         size, named = len(self.classes), len(self.classes) <= NAMED
         names = [line(name, TICK) for name in self.classes] if named else []
         edge = 0.3 + 0.065 * max(map(len, names), default=6)  # inches beside the matrix, for the names
@@ -185,9 +189,9 @@ class Confusion(Diagnostic):
 
 
 def extremes_of(order: Sequence[int], values: Sequence[float | None]) -> list[int]:
-    """Classes in ascending order of their values.
+    """The classes in `order` to show: all, or the weakest and strongest if there are more than `MANY`.
 
-    All, or of many the weakest and the strongest that have a value.
+    `order` ascends by `values`. Among many classes those without a value are left out.
     """
     if len(order) <= MANY:
         return list(order)
@@ -196,7 +200,7 @@ def extremes_of(order: Sequence[int], values: Sequence[float | None]) -> list[in
 
 
 def per_class(scores: Mapping[str, Score], classes: Sequence[str] = ()) -> PerClass:
-    """Per-class accuracies of evaluations by label; all must be of the same classes."""
+    """Per-class accuracies of evaluations by label; all must have the same classes."""
     first = next(iter(scores.values()))
     attacks = list(dict.fromkeys(score.attack for score in scores.values()))
     return PerClass(

@@ -1,4 +1,4 @@
-"""The plane of mean and worst class: how robust a model is, and whether its weakest class is too."""
+"""Models in the plane of mean robust accuracy and robust accuracy of the worst class."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Standing:
-    """Where one model, or the mean of several seeds, stands.
+    """The place of one model, or of the mean of several seeds. Accuracies are fractions.
 
     Attributes:
-        label: of it. mean, mean_interval_95: robust accuracy over all points. worst, worst_interval_95: of
-            the weakest class. worst_class: its name; "" for a mean over seeds, whose weakest may differ.
+        label: name of the model.
+        mean, mean_interval_95: robust accuracy over all points, and its 95 % interval.
+        worst, worst_interval_95: robust accuracy of the weakest class, and its 95 % interval.
+        worst_class: name of that class; empty for a mean over seeds, whose weakest classes may differ.
     """
 
     label: str
@@ -33,7 +35,7 @@ class Standing:
     worst_class: str = ""
 
     def beaten_by(self, other: Standing) -> bool:
-        """Whether the other is at least as high on both axes, and higher on one; by the values alone."""
+        """Whether the other is at least as high on both axes and higher on one; intervals are ignored."""
         mine, its = (self.mean, self.worst), (other.mean, other.worst)
         return its != mine and all(b >= a for a, b in zip(mine, its, strict=True))
 
@@ -43,7 +45,8 @@ class Plane(Diagnostic):
     """Robust accuracy of the weakest class against that of all points.
 
     Attributes:
-        attack: its name. standings: of every model.
+        attack: name of the attack.
+        standings: place of every model.
     """
 
     attack: str
@@ -51,18 +54,18 @@ class Plane(Diagnostic):
 
     @property
     def front(self) -> list[Standing]:
-        """Those that no other beats on both axes, by their means."""
+        """The models that no other one beats (`Standing.beaten_by`), by rising mean."""
         kept = [s for s in self.standings if not any(s.beaten_by(other) for other in self.standings)]
         return sorted(kept, key=lambda s: (s.mean, -s.worst))
 
     def data(self) -> dict[str, Any]:
-        """As the attributes, and who is on the front."""
+        """The attributes, and the labels on the front."""
         standings = [{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(s).items()}
                      for s in self.standings]  # fmt: skip
         return {"attack": self.attack, "standings": standings, "front": [s.label for s in self.front]}
 
     def draw(self) -> Figure:
-        """A cross of two intervals for each; dashed: all classes alike; stepped: the front."""
+        """A cross of two intervals for each model; dashed: all classes equal; stepped: the front."""
         fig, ax = figure(height=3.0)
         across = [v for s in self.standings for v in (s.mean, *(s.mean_interval_95 or ()))]
         up = [v for s in self.standings for v in (s.worst, *(s.worst_interval_95 or ()))]
@@ -87,14 +90,14 @@ class Plane(Diagnostic):
 
 
 def _error(value: float, interval: Interval | None) -> list[list[float]] | None:
-    """Per cent below and above, as a plot takes them."""
+    """Lengths of an error bar below and above the value, in per cent."""
     if interval is None:
         return None
     return [[100 * max(0.0, value - interval[0])], [100 * max(0.0, interval[1] - value)]]
 
 
 def plane(scores: Mapping[str, Score], classes: Sequence[str] = ()) -> Plane:
-    """From evaluations by label. Raises UserError for fewer than two: there is nothing to compare."""
+    """Make the plane from evaluations by label. Raises UserError for fewer than two."""
     if len(scores) < 2:
         raise UserError("the plane of mean and worst class compares runs: name two or more")
     found, attacks = [], dict.fromkeys(score.attack for score in scores.values())
@@ -107,7 +110,7 @@ def plane(scores: Mapping[str, Score], classes: Sequence[str] = ()) -> Plane:
 
 
 def of_rows(attack: str, rows: Sequence[Mapping[str, Any]]) -> Plane:
-    """From the rows of a comparison: of runs, or of methods over their seeds.
+    """Make the plane from the rows of a comparison: of runs, or of methods over seeds.
 
     Raises UserError for fewer than two.
     """

@@ -1,4 +1,4 @@
-"""Where the class that an attack reaches stood among the clean logits; accuracy against eps; transfer."""
+"""Clean ranks of the classes that an attack reaches; accuracy against eps; transfer of attacks."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
 @dataclass(frozen=True, eq=False)
 class Ranks(Diagnostic):
-    """The rank of the adversarial prediction among the clean logits; 0: the prediction has not changed.
+    """The rank of the adversarial prediction among the clean logits; 0 means an unchanged prediction.
 
     Attributes:
-        attack: its name. counts: label -> (K,) points by rank.
+        attack: name of the attack.
+        counts: label -> (K,) numbers of points by rank.
     """
 
     attack: str
     counts: dict[str, np.ndarray]
 
     def data(self) -> dict[str, Any]:
-        """Counts by label."""
+        """The attributes."""
         return {"attack": self.attack, "counts": {k: v.tolist() for k, v in self.counts.items()}}
 
     def draw(self) -> Figure:
-        """Bars for the ranks from 1 on, of the points whose prediction changed."""
+        """Bars for the ranks from 1 on, as percentages of the points whose prediction changed."""
         fig, ax = figure(1, height=2.1)
         width = 0.8 / len(self.counts)
         for k, (label, counts) in enumerate(self.counts.items()):
@@ -64,7 +65,7 @@ def adversarial_rank(
     n: int | None = None,
     seed: int = 0,
 ) -> Ranks:
-    """The ranks for models by label.
+    """Compute the clean ranks of adversarial predictions, for models by label.
 
     Reference: BiLAW, Fig. 1b.
     """
@@ -87,8 +88,11 @@ class OverEps(Diagnostic):
     """Robust accuracy against the radius of the attack.
 
     Attributes:
-        attack: its name. norm: of the ball. eps: radii. accuracy, interval: label -> a value for each radius.
-        trained: label -> radius of training, where known.
+        attack: name of the attack.
+        norm: norm of the threat.
+        eps: radii, in [0, 1] pixel units.
+        accuracy, interval: label -> robust accuracy, and its 95 % interval, at each radius.
+        trained: label -> radius of training, if known.
     """
 
     attack: str
@@ -99,7 +103,7 @@ class OverEps(Diagnostic):
     trained: dict[str, float]
 
     def data(self) -> dict[str, Any]:
-        """As the attributes."""
+        """The attributes."""
         return {
             "attack": self.attack,
             "norm": self.norm,
@@ -110,7 +114,7 @@ class OverEps(Diagnostic):
         }
 
     def draw(self) -> Figure:
-        """Lines with their 95 % bands; a tick on the axis at each training radius."""
+        """Lines with 95 % bands, and a vertical line at each training radius."""
         fig, ax = figure(1, height=2.2)
         for k, (label, values) in enumerate(self.accuracy.items()):
             low, high = (100 * np.array(side) for side in zip(*self.interval[label], strict=True))
@@ -137,7 +141,7 @@ def accuracy_over_eps(
     n: int | None = None,
     seed: int = 0,
 ) -> OverEps:
-    """Robust accuracy of models by label at several multiples of a threat's radius.
+    """Measure robust accuracy of models by label at several multiples (`factors`) of a threat's radius.
 
     Reference: Fast-BAT, Fig. 1; Dynamic AT, Fig. 4.
     """
@@ -159,7 +163,9 @@ class Transfer(Diagnostic):
     """Accuracy of each model on the adversarial points of each other one.
 
     Attributes:
-        attack: its name. labels: of the models. accuracy: (m, m), rows: made on, columns: measured on.
+        attack: name of the attack.
+        labels: labels of the models.
+        accuracy: (m, m) fractions; rows: model that the points were made on; columns: model that is measured.
     """
 
     attack: str
@@ -167,11 +173,11 @@ class Transfer(Diagnostic):
     accuracy: list[list[float]]
 
     def data(self) -> dict[str, Any]:
-        """As the attributes."""
+        """The attributes."""
         return {"attack": self.attack, "labels": list(self.labels), "accuracy": self.accuracy}
 
     def draw(self) -> Figure:
-        """A table of shades; the diagonal is white-box."""
+        """A shaded table; the diagonal is the white-box attack."""
         size = len(self.labels)
         fig = Figure(figsize=(COLUMN, 0.9 + 0.38 * size), layout="constrained")
         ax = fig.subplots()
@@ -199,7 +205,10 @@ def transfer(
     n: int | None = None,
     seed: int = 0,
 ) -> Transfer:
-    """Attack every model and show the points to all; transfer below white-box hints at masked gradients."""
+    """Attack every model, and measure all models on the adversarial points.
+
+    A model whose accuracy is lower on points made on another model than on its own may mask gradients.
+    """
     chosen, rows = sample(data, n, seed, *models.values()), []
     for source in models.values():
         found = clean_scores(source, models, chosen.x, chosen.y, threat, attack, seed=seed)

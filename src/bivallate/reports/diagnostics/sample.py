@@ -1,4 +1,4 @@
-"""The points that a diagnostic looks at, and the model as it sees it."""
+"""The points of a diagnostic, and the model and the lower problem on them."""
 
 from __future__ import annotations
 
@@ -23,26 +23,31 @@ BATCH = 256
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Some rows of some data: x (n, C, H, W), y (n,) and index (n,), the rows."""
+    """Points of a data set.
+
+    Attributes:
+        x: (n, C, H, W) images in [0, 1]. y: (n,) labels. index: (n,) rows of the data set.
+    """
 
     x: Tensor
     y: Tensor
     index: Tensor
 
     def batches(self, device: torch.device, size: int = BATCH) -> Iterator[Batch]:
-        """The points in their order, on a device."""
+        """The points as batches on a device, in their order."""
         for start in range(0, len(self.y), size):
             part = slice(start, start + size)
             yield Batch(self.x[part], self.y[part], self.index[part]).to(device)
 
 
 def sample(data: Any, n: int | None = None, seed: int = 0, *models: Any) -> Sample:
-    """A seeded random subset of at most n points of a split or of a pair (x, y) of tensors; all without n.
+    """Draw a seeded random subset of at most n points of a split or of a pair (x, y) of tensors.
 
-    Labels of a split that names its classes are found by name among those of the models.
+    Without n all points are taken. If the split names its classes, its labels are translated by name into
+    those of the models.
 
     Raises:
-        UserError: the models name other classes, or one with rows is unknown to them.
+        UserError: the models differ in their classes, or do not know a class that has rows.
     """
     source = points(data, *models)
     rows = select(len(source), None if n is None else min(n, len(source)), None, seed)
@@ -52,7 +57,7 @@ def sample(data: Any, n: int | None = None, seed: int = 0, *models: Any) -> Samp
 
 @contextmanager
 def inspected(model: nn.Module) -> Iterator[torch.device]:
-    """The model in eval mode with frozen parameters, left as it was found; gives its device."""
+    """Put the model into eval mode with frozen parameters for the context; yield its device."""
     first = next(iter(model.parameters()), torch.zeros(0))
     with evaluating(model), frozen(model):
         yield first.device
@@ -61,6 +66,6 @@ def inspected(model: nn.Module) -> Iterator[torch.device]:
 def problem_of(
     model: Callable[[Tensor], Tensor], batch: Batch, threat: ThreatModel, seed: int
 ) -> LowerProblem:
-    """max over delta in C(x) of the cross-entropy, with noise of a diagnostic's own."""
+    """The lower problem of maximising the cross-entropy, with noise that nothing else uses."""
     noise = Noise(seed, batch.index, turn=-7)
     return LowerProblem(model, batch, cross_entropy, threat, Clock(seed=seed), noise)

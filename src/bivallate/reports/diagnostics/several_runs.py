@@ -1,4 +1,4 @@
-"""The diagnostics that look at several runs, or at several times of one."""
+"""The diagnostics of several runs, or of several epochs of a run."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def fosc_over_epochs(s: Subject) -> Diagnostic:
 
 
 def _attacked(run: RunRecord) -> str:
-    """The label, and what stands in for an attack that has a memory."""
+    """The run's label; for an attack with a memory also the attack that replaces it."""
     remembers = isinstance(run.config.method.solver, Remembering)
     return f"{run.label}, under PGD-20" if remembers else run.label
 
@@ -80,7 +80,7 @@ def trained(s: Subject) -> dict[str, float]:
 
 
 def weightings(s: Subject) -> Diagnostic:
-    """Two methods' weights on the network of the first run."""
+    """The weights that the methods of two runs give on the network of the first."""
     if len(s.runs) != 2:
         raise UserError(f"weightings compares two methods, got {len(s.runs)}: name the second run too")
     own, other = s.runs
@@ -93,7 +93,7 @@ def weightings(s: Subject) -> Diagnostic:
 
 
 def omega_of(s: Subject) -> Diagnostic:
-    """BiLAW's weights at the margins of training points, clean and attacked."""
+    """BiLAW's weights at the clean and the adversarial margins of training points."""
     run = s.runs[0]
     session = s.session(run)
     clock = Clock(len(run.history) - 1, run.config.epochs, seed=s.seed)
@@ -121,7 +121,7 @@ def landscapes(s: Subject) -> Diagnostic:
 
 
 def alignment_by_epoch(s: Subject) -> Diagnostic:
-    """The GA score on test points at the end of the epochs whose weights are kept, and of the last."""
+    """The GA score on test points for every epoch with kept weights and for the last epoch."""
     found: dict[str, dict[int, float]] = {}
     for run in s.runs:
         last = len(run.history)

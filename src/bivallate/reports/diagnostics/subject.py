@@ -1,4 +1,4 @@
-"""The runs under diagnosis, and what all pictures of them share."""
+"""The runs under diagnosis, with the models, scores and weights that their pictures share."""
 
 from __future__ import annotations
 
@@ -27,15 +27,20 @@ from bivallate.types import Clock
 
 @dataclass(frozen=True)
 class Subject:
-    """One or several runs under diagnosis; the first is the one that single pictures show.
+    """One or several runs under diagnosis; pictures of a single run show the first.
 
     Attributes:
-        runs: as read. weights: best, last, ema or epoch-N. n: points at most. seed: of the points and of the
-            attacks.
-        attack: for accuracies by class and confusions. form: of FOSC. data_dir: where the named
-        set is looked for. model: `package.module:factory` of the runs whose network is the user's own.
-        moved: where the runs' data lie now. device: to compute on. given: the data that all runs were trained
-            on, where it is not what their configurations name.
+        runs: the runs.
+        weights: best, last, ema or epoch-N.
+        n: largest number of points.
+        seed: seed of the points and of the attacks.
+        attack: attack for accuracies by class and confusions.
+        form: form of FOSC, "ball" or "box".
+        data_dir: folder of named data sets, if it has moved.
+        model: `package.module:factory` for runs with the user's own network.
+        moved: where the runs' data are now, if they have moved.
+        device: where to compute.
+        given: the data that all runs were trained on, in place of what their configurations name.
     """
 
     runs: tuple[RunRecord, ...]
@@ -52,7 +57,7 @@ class Subject:
 
     @cached_property
     def data(self) -> Dataset:
-        """Of the first run."""
+        """The data of the first run."""
         return self._data(self.runs[0])
 
     def _data(self, run: RunRecord) -> Dataset:
@@ -64,7 +69,7 @@ class Subject:
 
     @cached_property
     def models(self) -> dict[str, Classifier]:
-        """By label."""
+        """The runs' models by label."""
         return {run.label: load_run(run.path, self.weights, self.model).to(self.device) for run in self.runs}
 
     @property
@@ -74,12 +79,12 @@ class Subject:
 
     @property
     def threat(self):
-        """That the first run was trained for."""
+        """The threat that the first run was trained for."""
         return self.runs[0].config.method.threat
 
     @cached_property
     def scores(self) -> dict[str, Score]:
-        """The same attack on every run, on the same points."""
+        """Scores of all runs by label, under the same attack on the same points."""
         return {
             label: evaluate(model, self.data.test, self.threat, self.attack, n=self.points, seed=self.seed)
             for label, model in self.models.items()
@@ -87,7 +92,7 @@ class Subject:
 
     @property
     def points(self) -> int:
-        """How many test points are looked at."""
+        """Number of test points to use."""
         return min(self.n, len(self.data.test))
 
     @cached_property
@@ -95,10 +100,10 @@ class Subject:
         return {}
 
     def weighed(self, run: RunRecord, split: str = "test") -> WeighedPoints:
-        """The example weights that a run's own method gives to points of the first run.
+        """The example weights that a run's own method gives to test or training points of the first run.
 
-        Its test or training points, with the memory of its last checkpoint and the schedules of the epoch
-        that the model's weights are from.
+        The method has its state from the run's last checkpoint. Its schedules are at the epoch that the
+        model's weights are from.
         """
         if (run.label, split) not in self._weighed:
             self._weighed[run.label, split] = self._weigh(run, getattr(self.data, split))
@@ -112,7 +117,7 @@ class Subject:
         return weigh_points(model, session.method, points, clock, n=self.n, seed=self.seed)
 
     def session(self, run: RunRecord) -> Session:
-        """As the run's last checkpoint left it, with the attack steps that the sentinel has left."""
+        """The run's state at its last checkpoint, with the attack steps that the sentinel has set."""
         here = replace(run.config, device=str(self.device), precision="float32")
         with torch.random.fork_rng(devices=[]):  # unpacking restores the run's generators
             session = Session(here, self._data(run), load_run(run.path, "last", self.model))
@@ -120,7 +125,7 @@ class Subject:
         return session
 
     def own_radius(self, run: RunRecord) -> list[OwnRadius]:
-        """Robust accuracy at the radius that the run was trained for, of the best and of the last weights."""
+        """Robust accuracy of the run's best and last weights at the radius that it was trained for."""
         found: list[OwnRadius] = []
         threat, method = run.config.method.threat, run.config.method.name
         for weights in ("best", "last"):
@@ -131,7 +136,7 @@ class Subject:
         return found
 
     def stationarity(self, run: RunRecord) -> dict[int, np.ndarray]:
-        """FOSC of training points under the run's own attack, by epoch: those that it keeps, and the last."""
+        """FOSC of training points under the run's own attack, by epoch: those with kept weights, and the last."""
         session, last = self.session(run), len(run.history)
         kept = [epoch for epoch in run.config.keep if epoch <= last]
         found: dict[int, np.ndarray] = {}

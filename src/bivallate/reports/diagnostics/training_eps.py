@@ -1,4 +1,4 @@
-"""Robust accuracy at the radius that each run was trained for: what overfits catastrophically falls."""
+"""Robust accuracy at the radius that each run was trained for, which shows catastrophic overfitting."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from bivallate.style import colour, figure, marker
 
 @dataclass(frozen=True)
 class OwnRadius:
-    """One run's robust accuracy at its own radius, of one of its weights.
+    """Robust accuracy of one of a run's weights at the run's own radius.
 
     Attributes:
-        run: its label. label: of the line that it stands on: the method. eps: radius of training and attack.
-        weights: best or last. accuracy, interval_95: fractions.
+        run: label of the run.
+        label: label of its line in the figure: the method.
+        eps: radius of training and attack, in [0, 1] pixel units.
+        weights: best or last.
+        accuracy, interval_95: robust accuracy as a fraction, and its 95 % interval.
     """
 
     run: str
@@ -32,10 +35,12 @@ class OwnRadius:
 
 @dataclass(frozen=True)
 class TrainingEps(Diagnostic):
-    """Robust accuracy against the radius of training, which is the attack's too.
+    """Robust accuracy against the radius of training and attack.
 
     Attributes:
-        attack: its name. norm: of the ball. points: of every run and weights.
+        attack: name of the attack.
+        norm: norm of the threat.
+        points: accuracies of all runs and weights.
     """
 
     attack: str
@@ -43,12 +48,12 @@ class TrainingEps(Diagnostic):
     points: tuple[OwnRadius, ...]
 
     def data(self) -> dict[str, Any]:
-        """As the attributes."""
+        """The attributes."""
         points = [{**vars(p), "interval_95": list(p.interval_95)} for p in self.points]
         return {"attack": self.attack, "norm": self.norm, "points": points}
 
     def draw(self) -> Figure:
-        """Left the last weights, right the best on held-out data."""
+        """A panel for the last weights, and one for the best on held-out data."""
         shown = [w for w in ("last", "best") if any(p.weights == w for p in self.points)]
         fig, axes = figure(len(shown), width=len(shown), height=2.3, sharey=True, squeeze=False)
         labels = list(dict.fromkeys(p.label for p in self.points))
@@ -60,7 +65,7 @@ class TrainingEps(Diagnostic):
                 high = [100 * (p.interval_95[1] - p.accuracy) for p in own]
                 style = {"color": colour(k), "marker": marker(k)}
                 ax.errorbar(at, values, [low, high], ls="", capsize=2, label=label, **style)
-                radii = sorted(set(at))  # the line goes through the mean of several runs at one radius
+                radii = sorted(set(at))  # the line joins the means of the runs at each radius
                 means = [np.mean([v for a, v in zip(at, values, strict=True) if a == r]) for r in radii]
                 ax.plot(radii, means, color=colour(k))
             ax.set_title(f"{weights} weights")
@@ -72,7 +77,7 @@ class TrainingEps(Diagnostic):
 
 
 def training_eps(attack: str, norm: str, points: Sequence[OwnRadius]) -> TrainingEps:
-    """From the accuracies of several runs.
+    """Make the result from the accuracies of several runs.
 
     Reference: Fast-BAT, Fig. 1; Dynamic AT, Fig. 4b.
     """

@@ -1,4 +1,4 @@
-"""The weights that a method would give to some examples now."""
+"""The weights that a method gives to chosen examples, outside of training."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ from bivallate.method import BoundMethod
 from bivallate.reports.diagnostics.sample import inspected, sample
 from bivallate.types import Clock
 
-SIZE = 128  # of the minibatches that are weighed: most rules are relative to their minibatch
+SIZE = 128  # size of the minibatches; most weighting rules depend on the whole minibatch
 
 
 @dataclass(frozen=True, eq=False)
 class WeighedPoints:
-    """What a method makes of some points.
+    """A method's weights on some points, and what they depend on.
 
     Attributes:
-        index, y: (n,) rows and labels. weights: (n,) divided by their mean. x: (n, C, H, W).
-        clean, adversarial: (n, K) softmax. margin: (n,) p_y - max p_k on the adversarial points.
+        index, y: (n,) rows of the data and labels.
+        weights: (n,) weights divided by their mean.
+        x: (n, C, H, W) images in [0, 1].
+        clean, adversarial: (n, K) softmax of the clean and the adversarial points.
+        margin: (n,) p_y - max p_k on the adversarial points.
     """
 
     index: np.ndarray
@@ -41,7 +44,7 @@ class WeighedPoints:
 
     @property
     def robust(self) -> np.ndarray:
-        """(n,) bool: still correct on the adversarial point."""
+        """Whether each adversarial point is classified correctly, (n,) bool."""
         return self.margin > 0
 
 
@@ -55,13 +58,21 @@ def weigh_points(
     seed: int = 0,
     weighting: Callable[[Any], torch.Tensor] | None = None,
 ) -> WeighedPoints:
-    """The weights of a bound method on some points in minibatches of 128, and what they hang on.
+    """Compute the weights of a bound method on some points, in minibatches of 128.
 
-    The points are attacked by the method's own solver where that has no memory, else by PGD-20. Eval mode.
-    The network need not be the method's own; `weighting` (evidence -> weights) stands in for the method's.
+    The attack is the method's own solver, or PGD-20 if that solver has a memory. The model is in eval mode.
+
+    Args:
+        model: the network; it need not be the one that the method has trained.
+        method: the bound method.
+        data: a split or a pair (x, y) of tensors.
+        clock: place in training, for the method's schedules.
+        n: largest number of points; None takes all.
+        seed: seed of the points.
+        weighting: a function from evidence to weights, in place of the method's weighting.
 
     Raises:
-        UserError: a rule that weighs only what it has just been fitted to.
+        UserError: the method's rule can weight only the minibatch of the training step that it was fitted in.
     """
     columns: list[tuple[torch.Tensor, ...]] = []
     chosen = sample(data, n, seed, model)
@@ -84,7 +95,7 @@ def weigh_points(
 
 
 def attacker(method: BoundMethod) -> tuple[Any, Any]:
-    """(solver, objective): the method's own if its solver has no memory, else PGD-20 on cross-entropy."""
+    """Solver and objective: the method's own if its solver has no memory, else PGD-20 on cross-entropy."""
     if isinstance(method.solver, nn.Module):
         return PGD(20, method.threat.eps / 4), cross_entropy
     return method.solver, method.objective

@@ -1,6 +1,7 @@
-"""The weights that a method gives to examples, in four pictures.
+"""The example weights of a method, in four pictures.
 
-By class, between methods, on which examples, where in the space of likelihoods.
+They show the weights by class, the weights of two methods against each other, the examples of lowest and
+highest weight, and the weights in the principal components of the softmax vectors.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from bivallate.reports.diagnostics.diagnostic import Diagnostic
 from bivallate.reports.diagnostics.weighed_points import WeighedPoints
 from bivallate.style import COLOURS, COLUMN, figure, name_classes
 
-FLOOR = 1e-3  # relative weights below are drawn there
-TILE = 8  # characters of a class above an image
-SPREAD = 5.0  # largest relative weight that is drawn on a linear axis
+FLOOR = 1e-3  # smaller relative weights are drawn at this value
+TILE = 8  # most characters of a class's name above an image
+SPREAD = 5.0  # largest relative weight for a linear axis
 
 
 def scale_by(ax: Any, side: str, weights: np.ndarray) -> None:
-    """A linear axis from 0 for weights that are alike, a logarithmic one from `FLOOR` for others."""
+    """Scale an axis for weights: linear from 0 if all are at most `SPREAD`, else logarithmic."""
     if float(weights.max()) > SPREAD:
         getattr(ax, f"set_{side}scale")("log")
     else:
@@ -32,10 +33,11 @@ def scale_by(ax: Any, side: str, weights: np.ndarray) -> None:
 
 @dataclass(frozen=True, eq=False)
 class WeightsByClass(Diagnostic):
-    """Relative weights of the examples of each class.
+    """The weights of the examples of each class.
 
     Attributes:
-        label: of the method. classes: names. y, weights: (n,).
+        label: name of the method. classes: names of the classes.
+        y: (n,) labels. weights: (n,) weights divided by their mean.
     """
 
     label: str
@@ -44,11 +46,11 @@ class WeightsByClass(Diagnostic):
     weights: np.ndarray
 
     def data(self) -> dict[str, Any]:
-        """The weights with their labels."""
+        """The attributes."""
         return {"label": self.label, "classes": list(self.classes), "y": self.y, "weights": self.weights}
 
     def draw(self) -> Figure:
-        """Every example a dot, the quartiles a bar, the mean of all a line."""
+        """Dots for examples, bars for quartiles, and a line for the mean of all weights."""
         fig = Figure(figsize=(COLUMN, 2.3), layout="constrained")
         ax = fig.subplots()
         own = [self.weights[self.y == k] for k in range(len(self.classes))]
@@ -81,8 +83,8 @@ class WeightScatter(Diagnostic):
     """The weights that two methods give to the same points.
 
     Attributes:
-        labels: of the two. first, second: (n,) weights. robust: (n,) 0 to 2, under how many of them the point
-            stays correct.
+        labels: names of the two methods. first, second: (n,) weights divided by their mean.
+        robust: (n,) 0, 1 or 2: for how many of the two models the point is robust.
     """
 
     labels: tuple[str, str]
@@ -92,7 +94,7 @@ class WeightScatter(Diagnostic):
 
     @property
     def correlation(self) -> float | None:
-        """Spearman's; None where one of them weighs all alike."""
+        """Spearman's rank correlation; None if one method gives equal weights."""
         from scipy.stats import spearmanr
 
         if np.ptp(self.first) < 1e-6 or np.ptp(self.second) < 1e-6:
@@ -100,7 +102,7 @@ class WeightScatter(Diagnostic):
         return float(spearmanr(self.first, self.second)[0])  # pyright: ignore[reportArgumentType]
 
     def data(self) -> dict[str, Any]:
-        """The weights."""
+        """The attributes."""
         return {
             "labels": list(self.labels),
             "first": self.first,
@@ -109,7 +111,7 @@ class WeightScatter(Diagnostic):
         }
 
     def draw(self) -> Figure:
-        """Dots, by how many of the two models the point withstands."""
+        """A dot for each point, with markers by the number of models for which it is robust."""
         fig, ax = figure(1, height=2.6)
         groups = (("none", 0, COLOURS[1], "v"), ("one", 1, COLOURS[4], "s"), ("both", 2, COLOURS[0], "o"))
         for name, count, colour, marker in groups:
@@ -135,7 +137,10 @@ class WeightScatter(Diagnostic):
 
 
 def weight_scatter(first: WeighedPoints, second: WeighedPoints, labels: tuple[str, str]) -> WeightScatter:
-    """Two methods' weights on the same points (BiLAW, Fig. 6). Raises UserError if the points differ."""
+    """Compare two methods' weights on the same points. Raises UserError if the points differ.
+
+    Reference: BiLAW, Fig. 6.
+    """
     if not np.array_equal(first.index, second.index) or not np.array_equal(first.x, second.x):
         raise UserError("the two runs were not weighed on the same points: use the same data, n and seed")
     robust = first.robust.astype(int) + second.robust.astype(int)
@@ -147,8 +152,11 @@ class Extremes(Diagnostic):
     """The examples of lowest and highest weight.
 
     Attributes:
-        classes: names. images: (2, m, C, H, W), lightest and heaviest first. weights: (2, m).
-        y, clean, adversarial: (2, m) labels and predictions. index: (2, m) rows.
+        classes: names of the classes.
+        images: (2, m, C, H, W): those of lowest weight, rising, and those of highest weight, falling.
+        weights: (2, m) weights divided by their mean.
+        y, clean, adversarial: (2, m) labels, clean predictions and predictions under attack.
+        index: (2, m) rows of the data.
     """
 
     classes: tuple[str, ...]
@@ -160,12 +168,12 @@ class Extremes(Diagnostic):
     index: np.ndarray
 
     def data(self) -> dict[str, Any]:
-        """All of it."""
+        """The attributes."""
         names = ("images", "weights", "y", "clean", "adversarial", "index")
         return {"classes": list(self.classes), **{name: getattr(self, name) for name in names}}
 
     def draw(self) -> Figure:
-        """Two rows of images; the frame says what the model makes of them."""
+        """Two rows of images; the colour of the frame shows whether the model classifies them correctly."""
         _, m = self.weights.shape
         fig = Figure(figsize=(COLUMN * 2, 2.1), layout="constrained")
         grid = fig.subplots(2, m)
@@ -196,7 +204,7 @@ class Extremes(Diagnostic):
 
 
 def extremes(weighed: WeighedPoints, classes: tuple[str, ...], count: int = 10) -> Extremes:
-    """The lightest and heaviest examples, with what the model makes of them."""
+    """The examples of lowest and highest weight. Raises UserError for too few points or equal weights."""
     order = np.argsort(weighed.weights, kind="stable")
     count = min(count, len(order) // 2)
     if count < 1:
@@ -217,11 +225,12 @@ def extremes(weighed: WeighedPoints, classes: tuple[str, ...], count: int = 10) 
 
 @dataclass(frozen=True, eq=False)
 class Likelihoods(Diagnostic):
-    """Softmax vectors of some classes in their principal components, shaded by weight.
+    """Adversarial softmax vectors of some classes in their principal components, shaded by weight.
 
     Attributes:
-        classes: names of those shown. y: (n,) positions in `classes`. points: (n, 3) components.
-        explained: (3,) fractions of the variance. weights: (n,).
+        classes: names of the shown classes. y: (n,) positions in `classes`.
+        points: (n, 3) principal components. explained: (3,) fractions of the variance.
+        weights: (n,) weights divided by their mean.
     """
 
     classes: tuple[str, ...]
@@ -231,12 +240,12 @@ class Likelihoods(Diagnostic):
     weights: np.ndarray
 
     def data(self) -> dict[str, Any]:
-        """The projection."""
+        """The attributes."""
         names = ("y", "points", "explained", "weights")
         return {"classes": list(self.classes), **{name: getattr(self, name) for name in names}}
 
     def draw(self) -> Figure:
-        """Components 1-2 and 1-3; the marker is the class, the shade the weight."""
+        """Components 1 and 2, and 1 and 3; markers show the class, shades the weight."""
         fig, axes = figure(2, width=2, height=2.6)
         top = float(np.quantile(self.weights, 0.98))
         dots = None
@@ -266,7 +275,7 @@ class Likelihoods(Diagnostic):
 
 
 def pictured(classes: tuple[str, ...]) -> tuple[int, ...]:
-    """The three classes whose likelihoods are drawn: the paper's car, plane and ship, or else the first."""
+    """The three classes to show: the paper's automobile, airplane and ship, or else the first three."""
     wanted = ("automobile", "airplane", "ship")
     return tuple(map(classes.index, wanted)) if set(wanted) <= set(classes) else (0, 1, 2)
 
@@ -274,7 +283,10 @@ def pictured(classes: tuple[str, ...]) -> tuple[int, ...]:
 def likelihood_pca(
     weighed: WeighedPoints, classes: tuple[str, ...], shown: tuple[int, ...] = (0, 1, 2)
 ) -> Likelihoods:
-    """Principal components of adversarial softmax vectors of some classes (BiLAW, Fig. 4)."""
+    """Compute the principal components of the adversarial softmax vectors of some classes.
+
+    Raises UserError for fewer than three points or three classes. Reference: BiLAW, Fig. 4.
+    """
     rows = np.flatnonzero(np.isin(weighed.y, shown))
     if len(rows) < 3 or weighed.adversarial.shape[1] < 3:
         raise UserError("the principal components need at least 3 points and 3 classes")

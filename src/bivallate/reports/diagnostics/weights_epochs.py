@@ -1,4 +1,4 @@
-"""How a run's weights were distributed, epoch by epoch."""
+"""The distribution of a run's example weights in each epoch."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from bivallate.style import colour, figure, whole_ticks
 
 @dataclass(frozen=True)
 class WeightsOverEpochs(Diagnostic):
-    """The weights that examples had in training (after BiLAW, Fig. 5).
+    """The weights of examples during training, by label of the run (after BiLAW, Fig. 5).
 
     Attributes:
-        epochs: of each run. effective: (sum w)^2 / (B sum w^2); mean: of the weights; quantiles: of the
-            weights divided by the mean of their minibatch, at `QUANTILES`; none for an epoch that did not
-            record them. By label.
+        epochs: the epochs.
+        effective: effective sample size (sum w)^2 / (B sum w^2) in each epoch.
+        mean: mean of the weights in each epoch.
+        quantiles: quantiles, at `QUANTILES`, of the weights divided by the mean of their minibatch; empty for
+            an epoch that did not record them.
     """
 
     epochs: dict[str, list[int]]
@@ -32,7 +34,7 @@ class WeightsOverEpochs(Diagnostic):
     quantiles: dict[str, list[list[float]]]
 
     def data(self) -> dict[str, Any]:
-        """As the attributes."""
+        """The attributes, and the levels of the quantiles."""
         return {
             "epochs": self.epochs,
             "effective": self.effective,
@@ -42,7 +44,7 @@ class WeightsOverEpochs(Diagnostic):
         }
 
     def draw(self) -> Figure:
-        """How many examples count; bands for 90 % and for half of the weights, a line for their median."""
+        """The effective sample size; bands of the middle 90 % and 50 % of the weights, with their median."""
         fig, (left, right) = figure(2, width=2, height=2.1)
         heaviest, lightest, silent = 1.0, 1.0, list[str]()
         for k, (label, epochs) in enumerate(self.epochs.items()):
@@ -81,9 +83,12 @@ class WeightsByMargin(Diagnostic):
     """The weights of the same training examples against their margins, in several epochs (BiLAW, Fig. 5).
 
     Attributes:
-        label: of the run. epochs: that are shown, the last one too. margin, weight: of each, (n,) p_y - max
-            p_k at the adversarial point of that epoch, and weight / mean. clean: the margins at the clean
-            images after that epoch; none where they were not recorded. rows: of the training data.
+        label: label of the run.
+        epochs: the epochs that are shown.
+        margin: for each epoch the margins p_y - max p_k (n,) at the adversarial points of training.
+        weight: for each epoch the weights divided by the mean of their minibatch (n,).
+        clean: for each epoch the margins at the clean images after the epoch; empty if not recorded.
+        rows: for each epoch the rows of the training data.
     """
 
     label: str
@@ -94,12 +99,12 @@ class WeightsByMargin(Diagnostic):
     rows: list[list[int]]
 
     def data(self) -> dict[str, Any]:
-        """As the attributes."""
+        """The attributes."""
         names = ("label", "epochs", "margin", "weight", "clean", "rows")
         return {name: getattr(self, name) for name in names}
 
     def draw(self) -> Figure:
-        """A panel for each epoch, on the same axes."""
+        """A panel for each epoch, with common axes."""
         fig, axes = figure(len(self.epochs), width=2, height=1.9, sharex=True, sharey=True, squeeze=False)
         every = [w for weights in self.weight for w in weights]
         for k, ax in enumerate(axes.flat):
@@ -122,10 +127,10 @@ class WeightsByMargin(Diagnostic):
 
 
 def weights_by_margin(label: str, lines: list[dict[str, Any]], panels: int = 4) -> WeightsByMargin:
-    """From the lines of metrics.jsonl: the first epoch, the last, and some between.
+    """Make the result from the lines of metrics.jsonl: the first epoch, the last, and some between.
 
     Raises:
-        UserError: no epoch recorded it.
+        UserError: no epoch has recorded margins and weights.
     """
     known = [line for line in lines if line.get("watched")]
     if not known:
@@ -148,7 +153,7 @@ def _drawn(values: Sequence[float]) -> list[float]:
 
 
 def weights_over_epochs(runs: dict[str, list[dict[str, Any]]]) -> WeightsOverEpochs:
-    """From the lines of metrics.jsonl, by label."""
+    """Make the result from the lines of metrics.jsonl by label. Raises UserError if there are none."""
     if not any(runs.values()):
         raise UserError(NO_EPOCH)
     return WeightsOverEpochs(
