@@ -1,1 +1,1 @@
-"""The papers' tables, trained and measured again: cells, campaigns, records, verdicts."""
+"""Reproduction of the papers' tables: cells, campaigns, records, verdicts."""

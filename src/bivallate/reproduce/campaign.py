@@ -1,4 +1,4 @@
-"""A campaign: many cells, some at once, each with its own record; what is recorded is not run again."""
+"""A campaign: run many cells, several at once; a cell with a record is not run again."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ __all__ = ["Outcome", "pending", "run_campaign"]
 
 @dataclass
 class Outcome:
-    """What became of the jobs of a campaign.
+    """The results of a campaign's jobs.
 
     Attributes:
-        done: records written now. skipped: titles of those that were there. failed: title -> why.
+        done: paths of the records that were written.
+        skipped: titles of the jobs that had a record already.
+        failed: title -> reason.
     """
 
     done: list[Path] = field(default_factory=list)
@@ -40,7 +42,7 @@ class Outcome:
 
 
 def pending(jobs: Sequence[Job]) -> list[Job]:
-    """The jobs that have no readable record yet, or one of an earlier definition of their cell."""
+    """The jobs without a readable record that matches the present definition of their cell."""
     return [job for job in jobs if not _recorded(job)]
 
 
@@ -49,13 +51,13 @@ def _recorded(job: Job) -> bool:
         return False
     try:
         entry = read_record(path_of(job)).entry
-    except UserError:  # damaged: made anew
+    except UserError:  # damaged: the cell is run again
         return False
     return is_of_cell(entry, job.cell, job.seed, job.sources) and has_columns(entry, job.cell)
 
 
 def path_of(job: Job) -> Path:
-    """Where the record of a job is kept."""
+    """Path of a job's record."""
     return record_path(job.out, job.table, job.scale, job.cell, job.seed)
 
 
@@ -67,17 +69,18 @@ def run_campaign(
     until: float | None = None,
     shown: Callable[[str], Progress] | None = None,
 ) -> Outcome:
-    """Run every job that has no record, or one of an earlier definition, in order.
-
-    A cell that fails, or whose process dies, is reported, and the others go on.
+    """Run every pending job, in order. A cell that fails is reported, and the others continue.
 
     Args:
-        at_once: processes; 1 runs in this process.
-        say: called with one line per event. until: `time.monotonic()` after which no cell is begun.
-        shown: makes the display of a training from its title, where at_once is 1.
+        jobs: the jobs.
+        at_once: number of processes; 1 runs in this process.
+        say: called with one line for each event.
+        until: value of `time.monotonic()` after which no cell is started.
+        shown: makes the progress of a training from its title; used if at_once is 1.
 
     Raises:
-        UserError: at_once below 1. Interrupted: asked to stop; all trainings can be continued.
+        UserError: at_once is below 1.
+        Interrupted: a signal asked to stop; all trainings can be continued.
     """
     if at_once < 1:
         raise UserError(f"--jobs must be at least 1, got {at_once}")
@@ -112,7 +115,7 @@ def _here(
 
 
 def _attempt(job: Job, progress: Progress | None = None) -> tuple[bool, str]:
-    """(whether the job has its record, its path or why not)."""
+    """Run a job; return whether it succeeded, and the path of its record or the reason."""
     try:
         return True, str(record_from_another(job) or run_job(job, progress))
     except Interrupted:
@@ -124,7 +127,7 @@ def _attempt(job: Job, progress: Progress | None = None) -> tuple[bool, str]:
 
 
 def _trainings(job: Job) -> frozenset[str]:
-    """Those of a job; none where its cell cannot be configured, which it says when it runs."""
+    """The trainings of a job; none if its cell cannot be configured (running it reports the error)."""
     try:
         return job.trainings
     except UserError:
@@ -144,17 +147,17 @@ def _note(
 
 
 def _serve(pipe: Connection) -> None:
-    """Run jobs in a worker until None comes or the campaign's process is gone."""
-    # One that outlived a killed campaign would train beside the next one, in the same folder. Between two
-    # checkpoints nothing is lost that a resumed training does not repeat.
+    """Run jobs in a worker until None is received or the campaign's process has ended."""
+    # A worker that outlived a killed campaign would train in the same folder as the next campaign's worker.
+    # It may end at any moment: a resumed training repeats what was done since the last checkpoint.
     threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         while (job := pipe.recv()) is not None:
             pipe.send(_attempt(job))
     except Interrupted:
-        sys.exit(130)  # the training is saved; the closed pipe tells the campaign
+        sys.exit(130)  # the training is saved; the campaign notices the closed pipe
     except (EOFError, ConnectionError):
-        sys.exit(1)  # nobody is left to tell
+        sys.exit(1)  # the campaign's process has ended
 
 
 @dataclass
@@ -167,9 +170,9 @@ class _Worker:
 
 
 class _Workers:
-    """Worker processes, one job each at a time; one that dies is replaced.
+    """Worker processes with one job each at a time; a process that dies is replaced.
 
-    Jobs that share a training wait for each other: a run is one process's at a time.
+    Jobs that share a training do not run at the same time, because only one process may train in a folder.
     """
 
     def __init__(
@@ -182,14 +185,14 @@ class _Workers:
         self.workers: list[_Worker] = []
 
     def work(self, size: int) -> None:
-        """Until no job waits and no worker is busy."""
+        """Run all jobs on `size` processes."""
         try:
             for _ in range(size):
                 self._give(self._hire())
             while any(worker.job is not None for worker in self.workers):
                 self._listen()
         finally:
-            for worker in self.workers:  # all are told before one is waited for: time may be up
+            for worker in self.workers:  # all are told to end before the first one is waited for
                 self._dismiss(worker)
             for worker in self.workers:
                 worker.process.join(timeout=30)
@@ -221,7 +224,7 @@ class _Workers:
             assert worker.job is not None
             try:
                 result = worker.pipe.recv()
-            except (EOFError, ConnectionError):  # the process is gone without a word
+            except (EOFError, ConnectionError):  # the process has died
                 worker.process.join()
                 result = False, f"its process died (exit status {worker.process.exitcode})"
                 self.workers.remove(worker)
@@ -241,7 +244,7 @@ class _Workers:
 
 
 def to_stderr(line: str) -> None:
-    """One line to the person."""
+    """Print a line to standard error."""
     from bivallate.terminal import say
 
     say(line, beside=True)

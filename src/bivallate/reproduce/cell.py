@@ -1,4 +1,4 @@
-"""A cell of a table: one training and what is measured of it, as plain data."""
+"""A cell of a table: one training and its measurements, as plain data."""
 
 from __future__ import annotations
 
@@ -19,15 +19,19 @@ What = Literal["clean", "robust", "tail", "worst", "gap", "fosc", "fosc-ball", "
 
 @dataclass(frozen=True)
 class Measure:
-    """One column of a cell.
+    """A measurement: one column of a cell.
 
     Attributes:
-        column: its heading. what: "clean", "robust" or "tail" accuracy (30 % of the classes), that of the
-            "worst" class, the "gap" (clean - robust), mean "fosc" in the box form or "fosc-ball" in that of
-            eq. 4 of Dynamic AT, or "seconds" of training an epoch.
-        attack: by name. eps: radius, or None for the cell's own. n: points drawn at random; None takes all.
-        source: name of another network, on which the adversarial examples are made (transfer).
-        weights: "best" or "last", or "" for the cell's own.
+        column: heading of the column.
+        what: "clean" accuracy, "robust" accuracy, "tail" (robust accuracy of the weakest 30 % of the
+            classes), "worst" (that of the worst class), "gap" (clean - robust), "fosc" (mean FOSC in the box
+            form), "fosc-ball" (mean FOSC in the form of eq. 4 of Dynamic AT), or "seconds" of an epoch of
+            training.
+        attack: name of the attack.
+        eps: radius; None for the cell's own.
+        n: number of test points drawn at random; None takes all.
+        source: name of another network on which the adversarial examples are made (transfer), or None.
+        weights: "best" or "last"; "" for the cell's own.
     """
 
     column: str
@@ -40,7 +44,7 @@ class Measure:
 
     @property
     def key(self) -> str:
-        """Name of the evaluation this column is read from; columns share evaluations."""
+        """Name of the evaluation that the column is read from; several columns may share one."""
         where = f"@{self.eps.replace('/', 'of')}" if self.eps else ""
         size = f"-n{self.n}" if self.n else ""
         origin = f"-from-{slug(self.source)}" if self.source else ""
@@ -51,15 +55,20 @@ class Measure:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training with one seed left open, and the columns that are measured of it.
+    """One training, whose seed is left open, and its measurements.
 
     Attributes:
-        row, group: where it stands: its method, and the setting whose columns it fills.
-        method, parameters: of the catalogue. norm, eps: the threat, eps as the paper writes it.
-        recipe: of `bivallate.run.recipes`. epochs: or None for the recipe's. settings: paths into the
-            configuration and their values, applied last.
-        rows: training images used; 0 takes all. weights: "best" on held-out data, or "last".
-        keep: fractions of the epochs at whose end the weights are kept, for figures.
+        row, group: place in the table: row of the method, and group of columns.
+        method, parameters: name of the catalogue's method, and its parameters.
+        data, model: names of the data set and of the architecture.
+        norm, eps: the threat, with eps as the paper writes it.
+        recipe: name of the recipe.
+        measures: the columns.
+        epochs: number of epochs; None for the recipe's.
+        settings: paths into the configuration and their values, applied last.
+        rows: number of training images; 0 takes all.
+        weights: "best" on held-out data, or "last".
+        keep: fractions of the epochs after which weights are kept, for figures.
     """
 
     row: str
@@ -80,7 +89,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """File name without the seed."""
+        """Name of the cell in file names, without the seed."""
         return slug(f"{self.row} {self.group}")
 
     def but(self, **changes: Any) -> Cell:
@@ -91,7 +100,7 @@ class Cell:
 def configure(cell: Cell, seed: int, device: str = "auto", threads: int = 0) -> Config:
     """The complete configuration of a cell's training.
 
-    Raises UserError for a method, parameter, recipe or setting that does not exist.
+    Raises UserError if the method, a parameter, the recipe or a setting does not exist.
     """
     method = create(cell.method, threat(cell.norm, cell.eps), **cell.parameters)
     config = recipe_for(cell.recipe, method, cell.data).set("model.name", cell.model)
@@ -105,7 +114,7 @@ def configure(cell: Cell, seed: int, device: str = "auto", threads: int = 0) -> 
 
 
 def slug(text: str) -> str:
-    """Text as part of a file name.
+    """A text in a form for file names.
 
     Example:
         >>> slug("Fast-AT Softplus @8/255")

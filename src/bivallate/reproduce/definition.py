@@ -1,4 +1,4 @@
-"""Whether a stored run or record still matches its cell's present definition."""
+"""Check whether a stored run or record matches the present definition of its cell."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from bivallate.run.sentinel import Sentinel
 
 __all__ = ["SOURCE_SEED", "has_columns", "is_of_cell", "recorded_training", "source_names", "without_machine"]
 
-SOURCE_SEED = 1000  # added to a cell's seed: transfer is from another training
+SOURCE_SEED = 1000  # added to the seed for the network that adversarial examples are transferred from
 
 
 def without_machine(config: Config) -> Config:
-    """The configuration without what leaves the weights as they are.
+    """The configuration without settings that do not change the weights, or no more than another seed does.
 
-    Or within what another seed changes: where and how fast it is computed (device, threads, layout,
-    bfloat16, compiled or recorded), which epochs are kept, and a sentinel that only watches.
+    They are the device, the number of threads, the memory layout, the precision, compilation, CUDA graphs,
+    the epochs whose weights are kept, and the sentinel if it never rolls back.
     """
     config = config.set("device", "auto").set("threads", 0).set("data.data_dir", "").set("keep", ())
     config = config.set("channels_last", False).set("precision", "float32").set("deterministic", False)
@@ -30,27 +30,26 @@ def without_machine(config: Config) -> Config:
 
 
 def recorded_training(config: Config, cell: Cell) -> dict[str, Any]:
-    """What a record keeps of a training: configuration, training rows, and which weights count."""
+    """What a record keeps of a training: configuration, number of training rows, and name of the weights."""
     return {"config": portable(encode(config)), "rows": cell.rows, "weights": cell.weights}
 
 
 def is_of_cell(entry: dict[str, Any], cell: Cell, seed: int, sources: Mapping[str, Cell]) -> bool:
-    """Whether a record's training is the cell's, and its sources' are too.
+    """Whether a record's training, and those of its sources, match the definitions of the cells.
 
-    The sources are the networks that it was attacked from.
-
-    Settings that a record does not know, because they are younger, are taken to have been at their default.
+    Sources are the networks on which adversarial examples for transfer are made. Settings that an older
+    record does not have count as the defaults.
     """
     try:
         own = {"config": entry["config"], "rows": entry["data"]["rows"], "weights": entry["weights"]}
         others = {name: (entry["sources"][name], sources[name]) for name in source_names(cell)}
         return _as(own, cell, seed) and all(_as(*pair, seed + SOURCE_SEED) for pair in others.values())
-    except (KeyError, TypeError, ValueError, UserError):  # not whole, or with a part that is no more
+    except (KeyError, TypeError, ValueError, UserError):  # incomplete, or with a part that no longer exists
         return False
 
 
 def source_names(cell: Cell) -> set[str]:
-    """The other networks that a cell's transfer columns need."""
+    """Names of the other networks that a cell's transfer columns need."""
     return {measure.source for measure in cell.measures if measure.source is not None}
 
 
@@ -61,7 +60,7 @@ def _as(kept: dict[str, Any], cell: Cell, seed: int) -> bool:
 
 
 def has_columns(entry: dict[str, Any], cell: Cell) -> bool:
-    """Whether a record has every column of the cell, each from the evaluation that the cell asks for."""
+    """Whether a record has all columns of the cell, each from the evaluation that the cell asks for."""
     kept = {name: (column["what"], column.get("score")) for name, column in entry["columns"].items()}
     asked = {m.column: (m.what, None if m.what == "seconds" else m.key) for m in cell.measures}
     return asked.items() <= kept.items()

@@ -1,4 +1,4 @@
-"""Verdicts on claims: A above B, tested on the same points wherever both have their verdicts."""
+"""Verdicts on claims of the form "A above B", tested on the same points if both have verdicts on them."""
 
 from __future__ import annotations
 
@@ -17,21 +17,25 @@ __all__ = ["Judgement", "Status", "judge_claim", "sign_flip"]
 
 Status = Literal["confirmed", "not confirmed", "undecided", "not run"]
 LEVEL = 0.05
-FEWEST = 6  # seeds that can decide a time: of as many with one sign, the sign test has p = 0.03
+FEWEST = 6  # fewest seeds to decide on a time: the sign test has p = 0.03 if all six have the same sign
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the records say on a claim.
+    """The verdict of the records on a claim.
 
     Attributes:
-        status: "confirmed" if the claim's inequality holds at the 5 % level, by the interval and, where there
-            is one, by the exact test; "not confirmed" if its opposite does; "undecided" if neither does; "not
+        claim, group: the claim, and the group of columns.
+        status: "confirmed" if the claim's inequality holds at the 5 % level by the interval and, if there is
+            one, by the exact test; "not confirmed" if its opposite does; "undecided" if neither does; "not
             run" if a record is missing.
-        difference: ours, of `better` over `worse` in the claim's direction; interval_95 of it.
-        p: two-sided, where the test is exact. how: the test. seeds: that both have.
-        paper: the paper's difference, in the printed unit, or None. unit: of ours.
-        unweighted: rows whose method weighs examples, but hardly did before the epoch that is reported.
+        difference, interval_95: our difference, positive in the claim's direction, and its 95 % interval.
+        p: two-sided p-value of the exact test, or None.
+        how: name of the test.
+        seeds: seeds that both rows have.
+        paper: the paper's difference in the printed unit, or None.
+        unit: unit of our difference.
+        unweighted: rows whose example weights were nearly equal up to the reported epoch.
     """
 
     claim: Claim
@@ -48,13 +52,13 @@ class Judgement:
 
     @property
     def paper_agrees(self) -> bool | None:
-        """Whether the paper's own figures bear the claim out here; None where it has none."""
+        """Whether the paper's own figures agree with the claim here; None if there are none."""
         if self.paper is None:
             return None
         return self.paper >= -100 * self.claim.margin if self.claim.margin else self.paper > 0
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """The verdict as plain data."""
         return {
             "claim": self.claim.text,
             "group": self.group,
@@ -74,7 +78,7 @@ class Judgement:
 
 
 def judge_claim(table: PaperTable, claim: Claim, group: str, records: Sequence[Record]) -> Judgement:
-    """The verdict on one claim in one group of columns."""
+    """Judge one claim in one group of columns."""
     first = {r.seed: r for r in of_cell(records, claim.better, group) if claim.column in r.columns}
     second = {r.seed: r for r in of_cell(records, claim.worse, group) if claim.column in r.columns}
     seeds = tuple(sorted(first.keys() & second.keys()))
@@ -85,7 +89,7 @@ def judge_claim(table: PaperTable, claim: Claim, group: str, records: Sequence[R
     sign = -1.0 if claim.lower else 1.0
     difference, interval, p, how = _compare(pairs, claim.column, sign)
     if claim.margin and p is not None:
-        p = None  # the test is of equality, which the claim does not ask about
+        p = None  # the test is of equality, but the claim allows for a margin
         how = "paired score interval" if len(pairs) == 1 else "paired interval over the seeds"
     status = _status(claim, interval, p)
     unit = pairs[0][0].columns[claim.column]["unit"]
@@ -138,10 +142,10 @@ def _compare(pairs: Sequence[tuple[Record, Record]], column: str, sign: float) -
 
 
 def sign_flip(sums: np.ndarray) -> float:
-    """Exact two-sided p-value that whole numbers (n,), one a point, are as likely to be negated as not.
+    """Exact two-sided p-value of the paired sign-flip test on whole numbers (n,), one for each point.
 
-    A point's number is the sum over the seeds of the difference of two verdicts. With one seed this is
-    McNemar's exact test.
+    A point's number is the sum over the seeds of the difference of two verdicts. Under the null hypothesis
+    every number has either sign with probability 1/2. With one seed this is McNemar's exact test.
 
     Example:
         >>> round(sign_flip(np.array([1] * 8 + [-1] * 2)), 4)
@@ -152,7 +156,7 @@ def sign_flip(sums: np.ndarray) -> float:
     sizes, counts = np.unique(np.abs(sums[sums != 0]), return_counts=True)
     if len(sizes) == 0:
         return 1.0
-    law = np.ones(1)  # of (total + sum of sizes) / 2, in steps of one
+    law = np.ones(1)  # distribution of (total + sum of sizes) / 2, a whole number
     for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
         spread = np.zeros(size * count + 1)
         spread[::size] = binom.pmf(np.arange(count + 1), count, 0.5)
@@ -162,10 +166,11 @@ def sign_flip(sums: np.ndarray) -> float:
 
 
 def _score_interval(gains: np.ndarray) -> tuple[float, float]:
-    """The interval of the mean of gains (seeds, points) of -1, 0 or 1.
+    """The 95 % interval of the mean of gains (seeds, points), which are -1, 0 or 1.
 
-    The paired score interval for one seed; for several that of the means over the seeds with z^2/2 gains and
-    losses added (after Agresti and Min), which is as wide where no point differs.
+    With one seed it is the paired score interval. With several it is the interval of the points' means over
+    the seeds, with z^2/2 gains and z^2/2 losses added (after Agresti and Min), so that its width is not zero
+    if no point differs.
     """
     if len(gains) == 1:
         return paired_score_interval(int((gains > 0).sum()), int((gains < 0).sum()), gains.size)
@@ -179,8 +184,8 @@ def _score_interval(gains: np.ndarray) -> tuple[float, float]:
 def _apart(pairs: Sequence[tuple[Record, Record]], column: str, sign: float, how: str) -> Comparison:
     """Newcombe's interval of a difference, from the intervals of both sides.
 
-    On different points, and for tails and worst classes, where a resample of both would choose their weakest
-    classes anew and so favour the more unequal.
+    It is used if the points differ, and for tails and worst classes. A bootstrap of their difference would
+    choose the weakest classes of each resample anew, which favours the more unequal method.
     """
     entries = [(a.columns[column], b.columns[column]) for a, b in pairs]
     means = [float(np.mean([pair[side]["value"] for pair in entries])) for side in (0, 1)]
@@ -197,6 +202,6 @@ def _apart(pairs: Sequence[tuple[Record, Record]], column: str, sign: float, how
 def _of_seeds(
     entries: list[tuple[dict[str, Any], dict[str, Any]]], sign: float
 ) -> tuple[float, float] | None:
-    """The range over the seeds, where they are enough to decide anything of a measured time."""
+    """The range of the differences over the seeds; None for fewer than `FEWEST` seeds."""
     each = [sign * (a["value"] - b["value"]) for a, b in entries]
     return (min(each), max(each)) if len(each) >= FEWEST else None

@@ -1,4 +1,4 @@
-"""What a result was computed with: machine, versions, commit."""
+"""The machine and the versions with which a result was computed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["commit", "machine"]
 
 
 def machine(device: str, threads: int) -> dict[str, Any]:
-    """Processor, cores, accelerator and versions; no names of hosts or places."""
+    """Processor, cores, accelerator and versions, without names of hosts or folders."""
     where = pick_device(device)
     return {
         "device": where.type,

@@ -1,6 +1,6 @@
-"""What is measured of a trained cell.
+"""The measurements of a trained cell.
 
-Evaluations are shared between columns, and each is kept until the record is whole.
+Columns share evaluations. Each evaluation is saved, so that an interrupted job does not repeat it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FOSC_BATCH = 500
 
 
 def read_attack(name: str) -> Attack:
-    """An attack by name; "autoattack-short" is the standard ensemble with budgets that prove nothing."""
+    """An attack by name; "autoattack-short" is the standard ensemble with budgets for tests only."""
     if name != SHORT:
         return parse(name)
     return ensemble(SHORT, APGD(5), FAB(3), Square(10), targets=2)
@@ -56,10 +56,14 @@ def measured(
     folder: Path,
     sources: dict[str, Classifier],
 ) -> dict[str, dict[str, Any]]:
-    """All evaluations of a cell by key, as JSON; those already in the folder are not repeated.
+    """All evaluations of a cell by key, as JSON; those that are already in the folder are not repeated.
 
     Args:
-        models: the trained network by weights, such as "best". sources: other networks by name.
+        models: the trained network by the name of its weights, such as "best".
+        cell: the cell.
+        dataset: the data; its test split is evaluated.
+        folder: where to keep the evaluations.
+        sources: other networks for transfer, by name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, dict[str, Any]] = {}
@@ -99,7 +103,7 @@ def _partial(kept: Path) -> Path:
 
 
 def _slim(score: Score) -> dict[str, Any]:
-    """The score with margins in half precision and rows in 32 bits: a record is kept for good."""
+    """The score as JSON, with margins in half precision and rows in 32 bits to keep records small."""
     entry = score.to_json()
     entry["points"]["margin"] = pack(score.margin.clamp(-6e4, 6e4).half())
     entry["points"]["index"] = pack(score.index.int())
@@ -109,7 +113,7 @@ def _slim(score: Score) -> dict[str, Any]:
 def transferred(
     source: Classifier, model: Classifier, radius: ThreatModel, dataset: Dataset, measure: Measure
 ) -> Score:
-    """Accuracy on adversarial examples made on another network: the clean accuracy on these images."""
+    """Score on adversarial examples made on another network: its clean accuracy is that on these images."""
     index = select(len(dataset.test), _at_most(measure.n, len(dataset.test)), None, 0)
     x, y = dataset.test.tensors(index)
     device = next(model.parameters()).device
@@ -120,9 +124,11 @@ def transferred(
 def stationarity(
     model: Classifier, radius: ThreatModel, dataset: Dataset, measure: Measure
 ) -> dict[str, Any]:
-    """FOSC of PGD-10's last points (step eps/4), in the measure's form, one value a test point.
+    """FOSC, in nats, at the last points of PGD-10 with steps of eps/4, one value for each test point.
 
-    Reference: Dynamic AT, eq. 4. Lower means that the inner maximisation has converged better.
+    Lower values mean that the inner maximisation has converged better.
+
+    Reference: Dynamic AT, eq. 4 (form "ball").
     """
     form = "ball" if measure.what == "fosc-ball" else "box"
     source = points(dataset.test)
@@ -153,12 +159,12 @@ def _at_most(n: int | None, size: int) -> int | None:
 def columns_of(
     cell: Cell, scores: dict[str, dict[str, Any]], history: list[dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Value, 95 % interval and unit of every column, and the evaluation each was read from."""
+    """Value, 95 % interval and unit of every column, and the key of its evaluation."""
     return {m.column: _column(m, scores.get(m.key, {}), history) for m in cell.measures}
 
 
 def seconds_an_epoch(history: list[dict[str, Any]]) -> float:
-    """Median wall time of an epoch: one that was paused does not count."""
+    """Median wall time of an epoch in seconds; the median is not affected by an epoch that was paused."""
     return statistics.median(line["seconds"] for line in history)
 
 

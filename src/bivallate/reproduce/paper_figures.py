@@ -1,7 +1,4 @@
-"""The papers' figures: the cells whose runs they are drawn from, and what is drawn of them.
-
-The drawing is that of `bivallate diagnose`; here are only the runs.
-"""
+"""The papers' figures: train the runs that they need, and draw them by `bivallate diagnose`'s diagnostics."""
 
 from __future__ import annotations
 
@@ -28,16 +25,16 @@ POINTS = {"smoke": 32, "cpu": 500, "full": 1000}
 
 
 def find_figure(name: str) -> PaperFigure:
-    """The figure of that name. Raises UserError naming the nearest one."""
+    """The figure of this name. Raises UserError for an unknown name, with the nearest one."""
     if name.upper() not in FIGURES:
         raise unknown("figure", name, FIGURES)
     return FIGURES[name.upper()]
 
 
 def cells_of(figure: PaperFigure, scale: Scale) -> list[Cell]:
-    """The cells that the figure is drawn from, in the order of its rows.
+    """The cells whose runs the figure needs, in the order of its rows.
 
-    Raises UserError where the table has none of them at this scale.
+    Raises UserError if the table has none of them at this scale.
     """
     cells = [cell for cell in at_scale(find(figure.table), scale) if cell.row in figure.rows]
     if not cells:
@@ -59,7 +56,7 @@ def cells_of(figure: PaperFigure, scale: Scale) -> list[Cell]:
 
 
 def _group(figure: PaperFigure, cells: list[Cell]) -> str:
-    """The named group, where the scale has it; with radii that of the largest, else the first."""
+    """The figure's group, if the scale has it; otherwise the first, or with radii that of the largest eps."""
     named = [cell.group for cell in cells if cell.group == figure.group]
     if named:
         return named[0]
@@ -67,7 +64,7 @@ def _group(figure: PaperFigure, cells: list[Cell]) -> str:
 
 
 def _times(eps: str, factor: float) -> str:
-    """A multiple of a radius, written as it is.
+    """A multiple of a radius, in the same notation.
 
     Example:
         >>> _times("16/255", 0.5), _times("0.15", 0.5)
@@ -87,9 +84,10 @@ def draw(
     threads: int = 1,
     say: Callable[[str], object] = lambda text: None,
 ) -> list[Path]:
-    """Train what is missing, in the folders that the table uses, and draw; the paths of the pictures.
+    """Train the missing runs in the folders of the figure's table, draw, and return the pictures' paths.
 
-    What these runs do not have (too few passes for the sentinel to have looked) is told to `say`, and left.
+    A picture for which the runs have no data (for example, too few passes for a check of the sentinel) is
+    left out, and `say` is told why.
     """
     limit_threads(threads)
     dataset: Dataset | None = None

@@ -1,4 +1,4 @@
-"""A table as data: its cells at full scale, what the paper reports, what it claims, and how it shrinks."""
+"""A table of a paper as data: cells, reported figures, claims, and its smaller scales."""
 
 from __future__ import annotations
 
@@ -30,14 +30,17 @@ QUESTIONS = {
 
 @dataclass(frozen=True)
 class Claim:
-    """ "Method A above method B in column C", within one group.
+    """A claim: method A is above method B in column C, within one group.
 
     Attributes:
-        better, worse: rows. group, column: where; group "" means every group that has both rows.
-        lower: the better one has the lower value. margin: how far `better` may fall below `worse` and still
-            count (a claim of not losing), in the column's unit.
-        theirs: whether it is read from the paper's figures; the others are questions of our own.
-        question: key of the question of `QUESTIONS` that it helps to answer, or "".
+        better, worse: rows A and B.
+        column: the column C.
+        group: the group; "" means every group that has both rows.
+        lower: whether lower values are better.
+        margin: how far `better` may fall below `worse` without contradicting the claim, in the column's unit;
+            for claims that a method does not lose.
+        theirs: whether the claim is the paper's; the others are questions of our own.
+        question: key of the question in `QUESTIONS` that the claim helps to answer, or "".
     """
 
     better: str
@@ -51,7 +54,7 @@ class Claim:
 
     @property
     def text(self) -> str:
-        """In words."""
+        """The claim in words."""
         if self.margin:
             points = f"{100 * self.margin:g} points"
             return f"{self.better} not more than {points} below {self.worse} in {self.column}"
@@ -63,13 +66,16 @@ class PaperTable:
     """One table of a paper.
 
     Attributes:
-        name, title, source: T-D1, what it is about, where it is printed.
-        cells: at full scale, in the order of the paper.
-        claims: what is judged. cpu: the cell at the scale that two cores can finish, or None where it is left
-            out; cpu_note says in words what that scale is.
-        smoke_data: data set of the smoke scale. sources: networks that transfer columns need, by name.
-        seeds: of the paper.
-        notes: choices that a reader must know. hardware: of the paper's times, or "" where it names none.
+        name, title, source: name such as T-D1, subject, and place in the paper.
+        cells: the cells at full scale, in the order of the paper.
+        claims: the claims to judge.
+        cpu: a function from a cell to the cell at scale cpu, or to None if that scale leaves it out.
+        cpu_note: a text that explains the scale cpu.
+        smoke_data: data set of the scale smoke.
+        sources: networks for transfer columns, by name.
+        seeds: number of seeds in the paper.
+        notes: decisions that a reader must know.
+        hardware: hardware of the paper's times; "" if the paper names none.
     """
 
     name: str
@@ -93,7 +99,7 @@ class PaperTable:
 
 @dataclass(frozen=True)
 class Reported:
-    """A figure of a paper: its value and its standard deviation over runs, if printed.
+    """A number reported in a paper: its value, and its standard deviation over runs if printed.
 
     Example:
         >>> Reported.read("82.39+-0.14")
@@ -105,18 +111,18 @@ class Reported:
 
     @staticmethod
     def read(text: str) -> Reported:
-        """From its printed form."""
+        """Read the number from its printed form."""
         value, _, std = text.partition("+-")
         return Reported(float(value.split()[0]), float(std) if std else None)
 
 
 def asked(question: str, claims: Iterable[Claim]) -> list[Claim]:
-    """The claims as answers to a question of `QUESTIONS`."""
+    """The claims, marked as answers to a question in `QUESTIONS`."""
     return [replace(claim, question=question) for claim in claims]
 
 
 @cache
 def reported() -> dict[str, Any]:
-    """All figures of the papers, verbatim: table -> row -> group -> column -> text."""
+    """All reported numbers of the papers, as printed: table -> row -> group -> column -> text."""
     place = resources.files("bivallate.reproduce") / "reported.json"
     return json.loads(place.read_text(encoding="utf-8"))

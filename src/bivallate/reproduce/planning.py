@@ -1,4 +1,4 @@
-"""From a table, a scale and a person's choices to the jobs that are left to do."""
+"""Make the jobs of a table from a scale and the user's choices."""
 
 from __future__ import annotations
 
@@ -31,7 +31,13 @@ def jobs_of(
     """The jobs of a table: all cells with the first seed, then all with the next.
 
     Args:
-        only: rows or methods; empty takes all. groups: parts of the names of groups; empty takes all.
+        table, scale: the table and the scale.
+        seeds: seeds of training.
+        only: names of rows or methods; empty takes all.
+        groups: parts of the names of groups; empty takes all.
+        out: folder of the records.
+        runs: folder of the trainings.
+        device, threads: where to compute.
 
     Raises UserError for a row, method or group that the table does not have.
     """
@@ -47,7 +53,7 @@ def jobs_of(
 
 
 def chosen(table: PaperTable, cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
-    """The cells whose row or method is named, in the order of the names."""
+    """The cells whose row or method is in `only`, in the order of `only`. Raises UserError for others."""
     if not only:
         return list(cells)
     known = {name.lower() for cell in table.cells for name in (cell.row, cell.method)}

@@ -1,4 +1,4 @@
-"""Records of finished cells: one JSON file each, with the verdict on every point."""
+"""Records of finished cells: one JSON file for each cell and seed, with the verdict on every point."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ from bivallate.schema import MEGABYTE, Amount, Whole, check, read_json
 
 __all__ = ["Record", "RecordedPoints", "read_record", "read_records"]
 
-TAIL = 30  # per cent of the classes
-LOWEST = ("tail", "worst")  # measures of the lowest classes, which the points themselves choose
-ALIKE = 0.95  # effective sample size from which weights are called nearly equal
+TAIL = 30  # per cent of the classes in the tail
+LOWEST = ("tail", "worst")  # measures of the weakest classes; which classes these are depends on the points
+ALIKE = 0.95  # effective sample size, as a fraction, from which on weights count as nearly equal
 
 
 @dataclass(frozen=True)
 class RecordedPoints:
-    """One number a test point: a verdict (0 or 1), clean minus robust, or FOSC.
+    """One number for each test point: a verdict (0 or 1), clean minus robust verdict, or FOSC.
 
     Attributes:
-        value: (n,). y: (n,) labels, empty where none were kept. index: (n,) rows. data: fingerprint of the
-            points.
+        value: (n,) the numbers.
+        y: (n,) labels; empty if none were kept.
+        index: (n,) rows of the test set.
+        data: fingerprint of the points.
     """
 
     value: np.ndarray
@@ -40,12 +42,12 @@ class RecordedPoints:
     data: str
 
     def same_points(self, other: RecordedPoints) -> bool:
-        """Whether both are of the same images in the same order."""
+        """Whether both are numbers of the same images in the same order."""
         return self.data == other.data and np.array_equal(self.index, other.index)
 
 
 class Column(TypedDict):
-    """One number of a record."""
+    """A column of a record."""
 
     what: What
     value: float | None
@@ -55,14 +57,14 @@ class Column(TypedDict):
 
 
 class KeptPoints(TypedDict):
-    """The points of an evaluation."""
+    """The verdicts of an evaluation on its points."""
 
     points: dict[str, Packed]
     data_fingerprint: str
 
 
 class Epoch(TypedDict):
-    """What is read of an epoch."""
+    """The entries of an epoch that are read."""
 
     seconds: Amount
     effective: NotRequired[float | None]
@@ -70,7 +72,7 @@ class Epoch(TypedDict):
 
 
 class RecordedTraining(TypedDict):
-    """What was spent, epoch by epoch."""
+    """The cost of a training, and its epochs."""
 
     forward_per_row: Amount
     backward_per_row: Amount
@@ -84,26 +86,26 @@ class RecordedPart(TypedDict):
 
 
 class RecordedMethod(TypedDict):
-    """What is read of a method."""
+    """The entries of a method that are read."""
 
     weighting: NotRequired[RecordedPart]
 
 
 class RecordedData(TypedDict):
-    """What is read of a data set."""
+    """The entries of a data set that are read."""
 
     name: str
 
 
 class RecordedConfig(TypedDict):
-    """What is read of a configuration without decoding it: definitions change, and old results stay."""
+    """The entries of a configuration that are read without decoding it, so that old records stay readable."""
 
     method: NotRequired[RecordedMethod]
     data: NotRequired[RecordedData]
 
 
 class RecordFile(TypedDict):
-    """A record, as far as it is read."""
+    """The entries of a record that are read."""
 
     row: str
     group: str
@@ -119,32 +121,37 @@ class RecordFile(TypedDict):
 
 @dataclass(frozen=True)
 class Record:
-    """A finished cell with one seed, as it was written."""
+    """The record of a finished cell with one seed.
+
+    Attributes:
+        entry: content of the file.
+        path: the file.
+    """
 
     entry: dict[str, Any]
     path: Path
 
     @property
     def row(self) -> str:
-        """The method's row."""
+        """The row of the cell."""
         return self.entry["row"]
 
     @property
     def group(self) -> str:
-        """The group of columns."""
+        """The group of columns of the cell."""
         return self.entry["group"]
 
     @property
     def seed(self) -> int:
-        """Of training."""
+        """The seed of training."""
         return self.entry["seed"]
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """The epoch of the reported weights, and what was known of it.
+        """The epoch of the reported weights.
 
-        How evenly the examples counted in it (effective sample size), and what the held-out data said of it
-        and of the last.
+        With the effective sample size of its example weights, and the held-out robust accuracy in it and in
+        the last epoch.
         """
         history = self._history
         held_out = [line["robust"] for line in history if line.get("robust") is not None]
@@ -161,15 +168,15 @@ class Record:
 
     @property
     def passes(self) -> float | None:
-        """Forward and backward passes of the whole training, an example; None where none is recorded."""
+        """Forward and backward passes per example of the whole training; None if not recorded."""
         training = self.entry.get("training")
         return training["forward_per_row"] + training["backward_per_row"] if training else None
 
     @property
     def unweighted(self) -> bool:
-        """Whether the method weighs examples, but hardly did so.
+        """Whether the method weights examples, but its weights were nearly equal.
 
-        In any epoch up to that of the reported weights.
+        That is, in every epoch up to that of the reported weights.
         """
         weighting = self.entry.get("config", {}).get("method", {}).get("weighting", {"kind": "Equal"})
         before = self._history[: self.chosen["epoch"]]
@@ -184,7 +191,8 @@ class Record:
     def columns(self) -> dict[str, dict[str, Any]]:
         """Column -> value, interval_95, unit, what.
 
-        Times are taken anew from the epochs, and intervals of tails and worst classes from the points.
+        Times are computed from the epochs, and intervals of tails and worst classes from the points, rather
+        than read from the record, so that old records follow the present definitions.
         """
         columns = {name: dict(column) for name, column in self.entry["columns"].items()}
         for name, column in columns.items():
@@ -198,7 +206,7 @@ class Record:
         return columns
 
     def points(self, column: str) -> RecordedPoints | None:
-        """The numbers behind a column, or None where it has none (seconds)."""
+        """The numbers of a column on the test points; None for a column without points (seconds)."""
         entry = self.entry["columns"][column]
         score = self.entry["scores"].get(entry.get("score", ""))
         if score is None:
@@ -219,7 +227,7 @@ class Record:
 
 
 def read_records(out: Path, table: str, scale: str) -> list[Record]:
-    """All records of a table at a scale, in the order of their names; none if there is no folder.
+    """Read all records of a table at a scale, in the order of their names; none if there is no folder.
 
     Raises UserError for a file that is not a record.
     """
@@ -227,7 +235,7 @@ def read_records(out: Path, table: str, scale: str) -> list[Record]:
 
 
 def read_record(path: Path) -> Record:
-    """One record. Raises UserError for a file that is none."""
+    """Read a record. Raises UserError for a file that is not a record."""
     entry = read_json(path, "record", dict[str, Any], 256 * MEGABYTE)
     if entry.get("schema") != SCHEMA:
         raise UserError(f"{path} is not a record of {SCHEMA}: move it out of the results")

@@ -1,4 +1,4 @@
-"""A table's records beside the paper's figures: as plain data, Markdown and LaTeX."""
+"""A table with our results beside the paper's: as plain data, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -22,10 +22,7 @@ NOT_RUN = "not run"
 
 
 def side_by_side(table: PaperTable, scale: Scale, records: Sequence[Record]) -> dict[str, Any]:
-    """Everything that a rendering shows, as plain data.
-
-    Accuracies are fractions, the paper's are as printed.
-    """
+    """The table as plain data. Our accuracies are fractions; the paper's are texts as printed."""
     cells = at_scale(table, scale)
     records, earlier = _current(cells, sources_at_scale(table, scale), records)
     groups = list(dict.fromkeys(cell.group for cell in cells))
@@ -57,7 +54,7 @@ def side_by_side(table: PaperTable, scale: Scale, records: Sequence[Record]) -> 
 def _current(
     cells: Sequence[Cell], sources: Mapping[str, Cell], records: Sequence[Record]
 ) -> tuple[list[Record], list[str]]:
-    """The records of the cells as they are defined now, and a note on the others, which are left out."""
+    """The records that match the present definitions of the cells, and a note on those left out."""
     known = {cell.name: cell for cell in cells}
     kept, left = [], []
     for record in records:
@@ -87,7 +84,7 @@ def _group(table: PaperTable, group: str, cells: list[Any], records: Sequence[Re
 
 
 def _data_notes(records: Sequence[Record]) -> list[str]:
-    """How much of each data set the records are of, beside what is published."""
+    """Notes on how much of each published data set the records used."""
     sizes: dict[str, set[tuple[int, int, int]]] = {}
     for record in records:
         entry = record.entry
@@ -107,7 +104,7 @@ def _data_note(name: str, size: tuple[int, int, int]) -> str:
 
 
 def _ours(found: list[Record], columns: list[str]) -> dict[str, Any]:
-    """Column -> mean over the seeds, the mean of their intervals, and their spread."""
+    """Column -> mean over the seeds, mean of their intervals, and standard deviation."""
     summary: dict[str, Any] = {}
     for column in columns:
         entries = [r.columns[column] for r in found if column in r.columns]
@@ -134,7 +131,7 @@ def _machine(record: Record) -> str:
 
 
 def figure(entry: dict[str, Any] | None) -> str:
-    """One of our figures as text: value, 95 % interval, spread over the seeds."""
+    """One of our results as text: value, 95 % interval, standard deviation over the seeds."""
     if entry is None:
         return NOT_RUN
     if entry["unit"] != "fraction":
@@ -178,7 +175,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _grid(group: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: for each column the paper's figure, where it has any, and ours."""
+    """Header and rows; each column has the paper's figures, if there are any, beside ours."""
     header, printed = ["method"], {}
     for column in group["columns"]:
         printed[column] = any(column in row["paper"] for row in group["rows"])
@@ -206,20 +203,21 @@ def _claim(entry: dict[str, Any]) -> list[str]:
 
 
 def contrary(entry: dict[str, Any]) -> str:
-    """A remark where the paper claims what its own figures do not show here."""
+    """A remark if the paper's own figures contradict its claim here; otherwise empty."""
     return " (not so in the paper's figures)" if entry["theirs"] and entry["paper_agrees"] is False else ""
 
 
 def alike(entry: dict[str, Any]) -> str:
-    """A remark where a method that weighs examples hardly did so before the epoch that is reported."""
+    """A remark if a method's example weights were nearly equal up to the reported epoch; otherwise empty."""
     rows = " and ".join(entry["unweighted"])
     return f" (weights of {rows} nearly equal)" if rows else ""
 
 
 def _weights_text(chosen: Sequence[dict[str, Any]]) -> tuple[str, str]:
-    """Epoch and accuracies of the reported weights, for every seed.
+    """Two texts on the reported weights of every seed.
 
-    With its effective sample size, and held-out robust accuracy then and at the end.
+    The first gives the epoch and its effective sample size, the second the held-out robust accuracy in that
+    epoch and in the last one.
     """
     epochs, held_out = [], []
     for entry in chosen:
@@ -233,7 +231,7 @@ def _weights_text(chosen: Sequence[dict[str, Any]]) -> tuple[str, str]:
 
 
 def difference_text(claim: dict[str, Any]) -> str:
-    """Our difference and its interval: percentage points for accuracies, else the unit's own."""
+    """Our difference and its interval as text: percentage points for accuracies, else the column's unit."""
     if claim["difference"] is None:
         return "-"
     factor, form = (100, "+.2f") if claim["unit"] == "fraction" else (1, "+.4g")

@@ -1,4 +1,4 @@
-"""docs/results.md: every table, rebuilt from the records alone."""
+"""The page docs/results.md: all tables, rebuilt from the records alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bivallate.reproduce.rendering import alike, contrary, difference_text, late
 __all__ = ["page", "write_page", "write_table"]
 
 Reports = dict[tuple[str, Scale], dict[str, Any]]
-SHOWN: tuple[Scale, ...] = ("full", "cpu")  # smoke figures mean nothing and are never shown
+SHOWN: tuple[Scale, ...] = ("full", "cpu")  # results of scale smoke have no meaning and are not shown
 
 INTRODUCTION = """# Results
 
@@ -54,13 +54,13 @@ def page(out: Path) -> str:
 
 
 def write_page(out: Path, target: Path) -> Path:
-    """Write the page; the same records give the same bytes."""
+    """Write the page. It depends on the records alone, so that a test can compare it."""
     write_text(target, page(out))
     return target
 
 
 def write_table(table: PaperTable, scale: Scale, out: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """(the table as plain data, as "markdown" and "latex" text), kept as files in the table's folder."""
+    """Write a table as JSON, Markdown and LaTeX into its folder; return the data, and the texts by format."""
     report = side_by_side(table, scale, read_records(out, table.name, scale))
     text = {"markdown": markdown(report), "latex": latex(report)}
     place = out / table.name
@@ -76,7 +76,7 @@ def _report(table: PaperTable, scale: Scale, out: Path) -> dict[str, Any] | None
 
 
 def _questions(reports: Reports) -> str:
-    """The claims that matter, and how many of them were borne out."""
+    """The section on the main questions: the claims that answer each, and how many were confirmed."""
     lines = ["## The questions that matter", ""]
     for key, question in QUESTIONS.items():
         lines.append(f"**{question}**")
@@ -94,7 +94,7 @@ def _questions(reports: Reports) -> str:
 
 
 def _tally(claims: list[dict[str, Any]]) -> str:
-    """How many were borne out; those on weights that are nearly equal answer no question and do not count."""
+    """Numbers of claims by verdict; claims on methods with nearly equal weights are counted apart."""
     counted = [c for c in claims if not c["unweighted"]]
     counts = {s: sum(c["status"] == s for c in counted) for s in ("confirmed", "not confirmed", "undecided")}
     text = "Claims: " + ", ".join(f"{n} {status}" for status, n in counts.items())

@@ -1,4 +1,4 @@
-"""Another table's record is used again where training and measurements are the same."""
+"""Use another cell's record again if training and measurements are the same."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["record_from_another"]
 
 
 def record_from_another(job: Job) -> Path | None:
-    """Write the job's record from one that another cell has left, which it names; None if none will do."""
+    """Write the job's record from a suitable one of another cell, which it names; None if there is none."""
     own = record_path(job.out, job.table, job.scale, job.cell, job.seed)
     for place in sorted(job.out.glob(f"*/{job.scale}/*-seed{job.seed}.json")):
         found = _read(place) if place != own else None
@@ -35,7 +35,7 @@ def record_from_another(job: Job) -> Path | None:
 def _read(place: Path) -> Record | None:
     try:
         return read_record(place)
-    except UserError:  # something else, or damaged
+    except UserError:  # not a record, or damaged
         return None
 
 

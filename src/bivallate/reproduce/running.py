@@ -1,4 +1,4 @@
-"""Runs a cell: trains what is not trained, evaluates what is not evaluated, and writes one record."""
+"""Run a cell: train and evaluate what is missing, and write its record."""
 
 from __future__ import annotations
 
@@ -35,12 +35,15 @@ SCHEMA = "bivallate-reproduction-1"
 
 @dataclass(frozen=True)
 class Job:
-    """A cell with its seed, and where things are kept.
+    """A cell with a seed, and the folders for its results.
 
     Attributes:
-        out: folder of the records. runs: folder of the trainings. sources: other networks that its transfer
-            columns need, by name. device, threads: as in a run's configuration. together: jobs that share the
-            device, itself included.
+        table, scale, cell, seed: what to run.
+        out: folder of the records.
+        runs: folder of the trainings.
+        sources: other networks for transfer columns, by name.
+        device, threads: as in a run's configuration.
+        together: number of jobs that share the device, with this one.
     """
 
     table: str
@@ -56,25 +59,25 @@ class Job:
 
     @property
     def trainings(self) -> frozenset[str]:
-        """The trainings that it needs, its sources' included; equal ones of other jobs are the same runs."""
+        """The trainings of the cell and of its sources, as texts that are equal for shared trainings."""
         sources = {training_of(self.sources[n], self.seed + SOURCE_SEED) for n in source_names(self.cell)}
         return frozenset({training_of(self.cell, self.seed), *sources})
 
     @property
     def title(self) -> str:
-        """For the log."""
+        """Title of the job in messages."""
         return f"{self.table} {self.scale}: {self.cell.row}, {self.cell.group}, seed {self.seed}"
 
 
 def record_path(out: Path, table: str, scale: str, cell: Cell, seed: int) -> Path:
-    """Where the record of a cell is kept."""
+    """Path of a cell's record."""
     return out / table / scale / f"{cell.name}-seed{seed}.json"
 
 
 def run_job(job: Job, progress: Progress | None = None) -> Path:
-    """Bring one cell to its record, from wherever an earlier attempt was interrupted.
+    """Train and evaluate a cell, continuing an interrupted attempt; return the path of its record.
 
-    Raises UserError for data that are not there; whatever else a training or an attack raises.
+    Raises UserError if the data do not exist, and whatever a training or an attack raises.
     """
     limit_threads(job.threads)
     begun, made = time.monotonic(), commit()
@@ -115,19 +118,18 @@ def run_job(job: Job, progress: Progress | None = None) -> Path:
 
 
 def _company(job: Job) -> dict[str, int]:
-    """The number of jobs that shared the device, where there were several: it makes their seconds longer."""
+    """The number of jobs that shared the device, if there were several, because it affects their times."""
     return {"together": job.together} if job.together > 1 else {}
 
 
 def trained(
     config: Config, dataset: Dataset, place: Path, weights: str, progress: Progress | None = None
 ) -> tuple[RunFolder, Classifier]:
-    """The finished run of a configuration: made, continued, or found complete.
+    """Train the run of a configuration, unless it exists; return its folder and its model.
 
-    At its place or where another cell of the scale has had it trained.
-
-    A folder with another configuration or other data (a cell whose definition has changed since) is put
-    aside as `PLACE.before-N`; where the run is computed makes no other configuration.
+    An existing run at `place`, or of another cell at the same scale, is used, and continued if it is not
+    finished. If `place` holds a run of another configuration or other data, because the definition of the
+    cell has changed, it is renamed to `PLACE.before-N`. Device and threads do not count as a difference.
     """
     folder = find_equal_run(place, config, dataset.fingerprint)
     if folder is None:
@@ -136,7 +138,7 @@ def trained(
         network = create_model(config.model, dataset, config.seed)
         execute(config, dataset, network, place, progress=progress)
     elif len(folder.read_metrics()) < config.epochs or not (folder.path / "model.safetensors").exists():
-        here = {"device": config.device, "threads": config.threads}  # where it began is another matter
+        here = {"device": config.device, "threads": config.threads}  # may differ from where it began
         resume(folder.path, dataset=dataset, progress=progress or False, **here)
     return folder, load(folder.path, weights).to(pick_device(config.device))
 
@@ -150,7 +152,7 @@ def _put_aside(place: Path) -> None:
 
 
 def cut(dataset: Dataset, rows: int) -> Dataset:
-    """The data with the first `rows` training images alone (they are in random order); 0 keeps all."""
+    """The data with only the first `rows` training images, which are in random order; 0 keeps all."""
     return dataset.but(train=dataset.train.subset(slice(0, rows))) if rows else dataset
 
 

@@ -1,4 +1,4 @@
-"""The scales: `full` is the paper's setting, `cpu` what two cores can finish, `smoke` a test."""
+"""The scales of a table: `full` is the paper's setting, `cpu` one for two cores, `smoke` one for tests."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def at_scale(table: PaperTable, scale: Scale) -> tuple[Cell, ...]:
 
 
 def sources_at_scale(table: PaperTable, scale: Scale) -> dict[str, Cell]:
-    """The networks that transfer columns need, at a scale."""
+    """The networks for transfer columns at a scale, by name."""
     if scale == "full":
         return table.sources
     originals = dict.fromkeys(_originals(table, scale).values())
@@ -54,7 +54,7 @@ def _shrunk(table: PaperTable, cell: Cell, scale: Scale) -> Cell | None:
 
 
 def _originals(table: PaperTable, scale: Scale) -> dict[str, str]:
-    """Every source -> the first that is the same network at this scale."""
+    """Name of every source -> name of the first source that is the same network at this scale."""
     seen: dict[str, Cell] = {}
     found: dict[str, str] = {}
     for name, source in table.sources.items():
@@ -67,10 +67,7 @@ def _originals(table: PaperTable, scale: Scale) -> dict[str, str]:
 
 
 def _from_originals(cell: Cell, names: Mapping[str, str]) -> Cell:
-    """The cell without the transfer columns that cannot or need not be filled.
-
-    Those that would repeat another, or whose source this scale leaves out.
-    """
+    """The cell without transfer columns whose source this scale leaves out, or that would repeat another."""
     kept: dict[tuple[Any, ...], Measure] = {}
     for measure in cell.measures:
         if measure.source is None:
@@ -82,10 +79,10 @@ def _from_originals(cell: Cell, names: Mapping[str, str]) -> Cell:
 
 
 def smoke(cell: Cell, data: str = "digits") -> Cell:
-    """One epoch of a tiny network on a few hundred images and some twenty attacked points.
+    """The cell at scale smoke: one epoch of a tiny network on 256 images, and 20 attacked points.
 
-    Every network becomes FC1 (tiny-CNN on colour images), which learns something in eight minibatches so that
-    attacks meet points that withstand them; FC1 itself becomes linear.
+    Every network becomes FC1 (tiny-CNN on colour images), and FC1 becomes linear. FC1 learns enough in eight
+    minibatches for some points to be robust, which the tests need.
     """
     place = Path(os.environ.get("BIVALLATE_DATA", "")) / PARTS_OF_TINY_IMAGENET
     colour = data == "tiny-imagenet" and place.is_dir()
@@ -112,13 +109,13 @@ def _shorter(measure: Measure) -> Measure:
 
 
 def _radius(eps: str, norm: str) -> str:
-    """A radius that suits digits, larger where the paper's is."""
+    """A radius for digits; the larger of two if the paper's radius is large."""
     large = parse_number(eps) > (9 / 255 if norm == "linf" else 0.3)
     return {"linf": ("0.1", "0.15"), "l2": ("0.3", "0.6")}[norm][large]
 
 
 def _distinct(cells: Iterable[Cell]) -> tuple[Cell, ...]:
-    """Without the cells that another group repeats where data set and network are the same."""
+    """The cells without those that equal a cell of another group at this scale."""
     seen: list[Cell] = []
     for cell in cells:
         if not any(cell.but(group=other.group) == other for other in seen):
@@ -127,13 +124,13 @@ def _distinct(cells: Iterable[Cell]) -> tuple[Cell, ...]:
 
 
 def narrow(cell: Cell, epochs: int = 10) -> Cell:
-    """A cell of a CIFAR table as two cores can train it.
+    """A cell of a CIFAR table at a size that two cores can train.
 
-    The paper's network, recipe and images with a quarter of the channels and fewer epochs.
+    It has the paper's network, recipe and images, with a quarter of the channels and fewer epochs.
 
-    Methods that use no more of an input gradient than its signs compute in bfloat16, channels last, where the
-    machine has it (`benchmarks/bfloat16.py`): it halves their time. Couplings compute in float32 on a
-    processor, in TensorFloat-32 on a card.
+    Methods that use only the signs of input gradients compute in bfloat16 and channels last, if the machine
+    has bfloat16, which halves their time (`benchmarks/bfloat16.py`). Methods with a coupling compute in
+    float32 on a processor and in TensorFloat-32 on CUDA.
     """
     settings = {**cell.settings, "validation.rows": 500, "validation.steps": 10}
     settings |= {"model.width": 0.25, "data.validation": 0.1}
@@ -141,17 +138,17 @@ def narrow(cell: Cell, epochs: int = 10) -> Cell:
 
 
 def quick(cell: Cell) -> Cell:
-    """The cell in the number format that its method gains by; the same definition.
+    """The cell with the fastest suitable precision, which does not change its definition.
 
-    bfloat16, channels last, or TensorFloat-32 where a coupling's derivatives count. A device without it
-    computes in float32.
+    That is bfloat16 with channels last, or TensorFloat-32 for methods with a coupling. A device without the
+    precision computes in float32.
     """
     coupled = cell.method.startswith(COUPLED)
     fast = {"precision": "tf32"} if coupled else {"precision": "bf16", "channels_last": True}
     return cell.but(settings={**cell.settings, **fast})
 
 
-COUPLED = ("done", "fast-bat")  # their passes are exact under autocast, so bfloat16 spares them nothing
+COUPLED = ("done", "fast-bat")  # under autocast their input gradients are float32: bfloat16 saves no time
 NARROW_NOTE = (
     "The paper's networks with a quarter of their channels, also where examples are transferred from, "
     "{epochs} with milestones in proportion, a tenth of the training images held out, where the epoch is "
@@ -161,7 +158,7 @@ NARROW_NOTE = (
 
 
 def describe(table: PaperTable, scale: Scale) -> str:
-    """What a scale means for a table, in words."""
+    """A text that explains a scale of a table."""
     plural = "s" if table.seeds > 1 else ""
     notes: Mapping[str, str] = {
         "smoke": f"{SMOKE_ROWS} images, one epoch, a tiny network, {SMOKE_POINTS} attacked points: this "

@@ -1,4 +1,4 @@
-"""Cells of several tables that are one training: it is made once, and so is what is measured of it."""
+"""Cells of several tables with the same training, which is made and evaluated once."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ __all__ = ["find_equal_run", "grouped_by_training", "training_of", "with_all_kep
 
 
 def training_of(cell: Cell, seed: int) -> str:
-    """What a cell's training is a function of, as text.
+    """A text of everything that determines a cell's training.
 
-    Equal for cells that are trained alike, whatever their names, columns and reported weights.
+    It is equal for cells that are trained alike, whatever their names, columns and reported weights.
     """
     return json.dumps([portable(encode(without_machine(configure(cell, seed)))), cell.rows], sort_keys=True)
 
 
 def grouped_by_training(scale: Scale) -> list[list[tuple[str, Cell]]]:
-    """The cells (with their tables) that are one training with others, together, in the tables' order."""
+    """Groups of two or more cells (with their tables) that share a training, in the tables' order."""
     found: dict[str, list[tuple[str, Cell]]] = defaultdict(list)
     for alike in _alike(scale).values():
         for name, cell in alike if len(alike) > 1 else ():
@@ -42,7 +42,7 @@ def grouped_by_training(scale: Scale) -> list[list[tuple[str, Cell]]]:
 
 
 def with_all_kept(cell: Cell, scale: Scale) -> Cell:
-    """The cell, which also keeps the epochs that cells of the same training keep."""
+    """The cell, with the epochs that cells of the same training keep added to its own."""
     alike = [c for _, c in _alike(scale).get(_looks(cell), ()) if not set(c.keep) <= set(cell.keep)]
     own = training_of(cell, 0) if alike else ""
     kept = {part for other in alike if training_of(other, 0) == own for part in other.keep}
@@ -51,7 +51,7 @@ def with_all_kept(cell: Cell, scale: Scale) -> Cell:
 
 @functools.cache
 def _alike(scale: Scale) -> dict[tuple[Any, ...], list[tuple[str, Cell]]]:
-    """The cells of all tables by what is quickly compared."""
+    """The cells of all tables, grouped by properties that are quick to compare."""
     found: dict[tuple[Any, ...], list[tuple[str, Cell]]] = defaultdict(list)
     for name, table in tables().items():
         for cell in at_scale(table, scale):
@@ -64,12 +64,14 @@ def _looks(cell: Cell) -> tuple[Any, ...]:
 
 
 def find_equal_run(place: Path, config: Config, data: str) -> RunFolder | None:
-    """The run to take for a configuration; None where there is none.
+    """Find a run of a configuration: the cell's own, or one of another cell at the same scale.
 
-    The cell's own or another of the same scale, one that is finished before one that is not.
+    The run with most epochs is taken; None if there is no such run.
 
     Args:
-        place: RUNS/TABLE/SCALE/CELL, where it is expected. data: fingerprint of the data set.
+        place: folder RUNS/TABLE/SCALE/CELL of the cell's own run.
+        config: the configuration.
+        data: fingerprint of the data set.
     """
     found = [folder for folder in _candidates(place) if _is_of(folder, config, data)]
     done = [len(folder.read_metrics()) for folder in found]
@@ -79,19 +81,16 @@ def find_equal_run(place: Path, config: Config, data: str) -> RunFolder | None:
 def _candidates(place: Path) -> Iterator[RunFolder]:
     yield RunFolder(place)
     for other in sorted(place.parents[2].glob(f"*/{place.parent.name}/*")):
-        # one that is not yet through its first epoch does not say on which rows it trains
+        # a run has no manifest, and so no fingerprint of its data, before the end of its first epoch
         if other != place and ".before-" not in other.name and (other / "model.json").exists():
             yield RunFolder(other)
 
 
 def _is_of(folder: RunFolder, config: Config, data: str) -> bool:
-    """Whether the folder holds a run of this configuration that can be continued.
-
-    On data of this fingerprint.
-    """
+    """Whether the folder holds a run of this configuration and data that can be continued."""
     if not folder.config.exists() or not any(folder.checkpoints.glob("*.safetensors")):
         return False
-    manifest = folder.path / "model.json"  # there from the end of the first epoch on
+    manifest = folder.path / "model.json"  # exists from the end of the first epoch on
     try:
         if manifest.exists() and read_manifest(manifest).get("data_fingerprint") != data:
             return False

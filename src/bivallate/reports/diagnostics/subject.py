@@ -136,7 +136,7 @@ class Subject:
         return found
 
     def stationarity(self, run: RunRecord) -> dict[int, np.ndarray]:
-        """FOSC of training points under the run's own attack: epoch -> values, for kept epochs and the last."""
+        """FOSC of training points under the run's own attack: epoch -> (n,), for kept epochs and the last."""
         session, last = self.session(run), len(run.history)
         kept = [epoch for epoch in run.config.keep if epoch <= last]
         found: dict[int, np.ndarray] = {}

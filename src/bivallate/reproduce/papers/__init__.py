@@ -1,1 +1,1 @@
-"""The papers' tables and figures as data: cells, reported numbers, claims."""
+"""The papers' tables and figures as data: cells, claims, and the diagnostics to draw."""

@@ -22,8 +22,8 @@ COLUMNS = (
 )
 EVAL = {"method.attack_mode": "eval", "model.normalise": False}
 TRAIN = {"method.attack_mode": "train", "model.normalise": False}
-STEP_OF_CODE = {"step_size": 2000 / 255}  # of Fast-BAT's public code above 8/255
-# row, method, parameters, settings; the recipe is the table's for all
+STEP_OF_CODE = {"step_size": 2000 / 255}  # step size of Fast-BAT's public code for eps above 8/255
+# row -> method, parameters, settings; all rows have the table's recipe
 ROWS = {
     "plain": ("plain", {}, EVAL),
     "AT": ("at", {}, EVAL),
@@ -43,14 +43,14 @@ ROWS = {
     "FAST-BAT (equal cost)": ("fast-bat", STEP_OF_CODE, TRAIN),
     "N-FGSM (equal cost)": ("n-fgsm", {}, TRAIN),
 }
-EQUAL_COST = {"FAST-BAT (equal cost)": 8, "N-FGSM (equal cost)": 4}  # passes an epoch; PGD-10 AT: 22
-ON_MNIST = {  # the paper's own numbers on MNIST and Fashion-MNIST: gamma and beta, alpha_train
+EQUAL_COST = {"FAST-BAT (equal cost)": 8, "N-FGSM (equal cost)": 4}  # passes per epoch; PGD-10 AT: 22
+ON_MNIST = {  # the paper's values on MNIST and Fashion-MNIST of gamma and beta, and of alpha_train
     "MAIL": {"slope": 5.0, "bias": 0.05},
     "WMMR": {"alpha": 0.1},
 }
 
 
-AS_BILAWS = {  # section A.2.1: every method of Tables 2 and 3 attacks in steps of eps/4 from a uniform start
+AS_BILAWS = {  # section A.2.1: all methods of Tables 2 and 3 attack in steps of eps/4 from a uniform start
     "GAIRAT": ({"step_size": 0.25}, {}),
     "MAIL": ({"step_size": 0.25}, {"method.solver.start": "Uniform"}),
 }
@@ -163,9 +163,9 @@ def _b1_cpu(cell: Cell) -> Cell | None:
 
 
 def _at_the_cost_of_at(cell: Cell, epochs: int) -> Cell:
-    """Bastion and the rows of equal cost with as many epochs as PGD-10 AT pays for.
+    """Bastion, or a row of equal cost, with as many epochs as cost what `epochs` of PGD-10 AT do.
 
-    Any other cell as it is.
+    Other cells are unchanged.
     """
     if cell.row in EQUAL_COST:
         return cell.but(epochs=22 * epochs // EQUAL_COST[cell.row])

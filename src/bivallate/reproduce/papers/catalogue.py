@@ -1,4 +1,4 @@
-"""All tables by name."""
+"""All tables of the papers, by name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["find", "tables"]
 
 @cache
 def tables() -> dict[str, PaperTable]:
-    """Every table of every file beside this one, in the order of `reported.json`."""
+    """The tables of all modules in this folder, by name, in the order of `reported.json`."""
     found = {}
     for place in iter_modules(papers.__path__):
         module = import_module(f"{papers.__name__}.{place.name}")
@@ -31,7 +31,7 @@ ADDED = "AA is ours: AutoAttack on 1,000 random test points, which the paper's t
 
 
 def _with_autoattack(table: PaperTable) -> PaperTable:
-    """The table with an AutoAttack column where the paper has none."""
+    """The table, with an AutoAttack column added to cells that have none."""
 
     def judged(cell: Cell) -> bool:
         return any(m.attack.startswith("autoattack") for m in cell.measures)
@@ -44,7 +44,7 @@ def _with_autoattack(table: PaperTable) -> PaperTable:
 
 
 def find(name: str) -> PaperTable:
-    """The table of that name. Raises UserError naming the nearest one."""
+    """The table of this name. Raises UserError for an unknown name, with the nearest one."""
     known = tables()
     if name.upper() not in known:
         raise unknown("table", name, known)

@@ -26,7 +26,7 @@ MEASURES = (
     Measure("RA-AA, best", "robust", "autoattack", weights="best"),
     Measure("s/epoch", "seconds"),
 )
-HELD_OUT = {"data.validation": 0.1, "model.normalise": True}  # a tenth, on which the best epoch is chosen
+HELD_OUT = {"data.validation": 0.1, "model.normalise": True}  # the best epoch is chosen on this tenth
 EVAL = {"method.attack_mode": "eval", **HELD_OUT}  # the public code of these methods attacks in eval mode
 TRAIN = {"method.attack_mode": "train", **HELD_OUT}
 FLOORED_ROW = "DONE-ADAM, r >= 1"  # not in the paper

@@ -30,7 +30,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "Madry's": ("at", {"steps": 7}),
 }
 FIXED = {"method.attack_mode": "eval", "data.validation": 0.0, "model.normalise": False}
-STAGES = (10 / 120, 60 / 120, 90 / 120, 100 / 120)  # whose weights stay, for the distributions of FOSC
+STAGES = (10 / 120, 60 / 120, 90 / 120, 100 / 120)  # epochs whose weights are kept, for figures of FOSC
 MADRYS = {  # its public code: 80,000 minibatches, drops after 40,000 and 60,000, batch statistics
     **FIXED, "method.attack_mode": "train", "optimizer.lr": 0.1, "optimizer.weight_decay": 2e-4,
     "rate.at": (0.5, 0.75),
@@ -63,12 +63,12 @@ def _row(row: str, group: str, measures: tuple[Measure, ...]) -> Cell:
 
 
 def _until(row: str) -> dict[str, Any]:
-    """T' = 40 of MNIST's 50 epochs."""
+    """Parameters on MNIST: T' is 40 of 50 epochs."""
     return {"until": 0.8} if row in ("Dynamic", "Curriculum") else {}
 
 
 def _small(cell: Cell) -> Cell | None:
-    """MNIST with the paper's network for five epochs."""
+    """The cell at scale cpu: MNIST with the paper's network for five epochs, or CIFAR-10 narrowed."""
     return cell.but(epochs=5) if cell.data == "mnist" else narrow(cell)
 
 

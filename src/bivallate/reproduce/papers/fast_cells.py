@@ -1,4 +1,4 @@
-"""What the tables of Fast-BAT (Zhang et al., ICML 2022) have in common."""
+"""Cells, columns and notes that the tables of Fast-BAT (Zhang et al., ICML 2022) have in common."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def fast_cell(
     recipe: str = "fast",
     **settings: Any,
 ) -> Cell:
-    """A cell that trains as the paper does, by its row's method or by `entry`, with settings of its own."""
+    """A cell with the paper's training, for the method of its row or for `entry`, with further settings."""
     method, parameters = entry or ROWS[row]
     fixed = {"method.attack_mode": "train", "model.normalise": True, "data.validation": 0.1}
     return Cell(
@@ -72,7 +72,7 @@ def fast_table(
     smoke_data: str = "digits",
     sources: dict[str, Cell] | None = None,
 ) -> PaperTable:
-    """A table of the paper."""
+    """A table of the Fast-BAT paper."""
     return PaperTable(
         name, title, f"{PAPER}, Table {number}", tuple(cells), tuple(claims), small,
         NARROW_NOTE.format(epochs="the paper's 20 epochs"), smoke_data, sources or {}, seeds, notes,
@@ -80,5 +80,5 @@ def fast_table(
 
 
 def small(cell: Cell) -> Cell:
-    """At scale `cpu`, in the paper's 20 epochs."""
+    """The cell at scale cpu, with the paper's 20 epochs."""
     return narrow(cell, 20)

@@ -28,7 +28,7 @@ __all__ = ["HARDWARE", "TABLES"]
 
 HARDWARE = "one RTX 3090"
 
-EVERY = tuple(k / 20 for k in range(1, 20))  # epoch of 20 whose weights stay
+EVERY = tuple(k / 20 for k in range(1, 20))  # fractions of the 20 epochs after which weights are kept
 
 
 def _f1() -> PaperTable:
@@ -161,7 +161,7 @@ def _f6() -> PaperTable:
 
 
 def _on_tiny_imagenet(cell: Cell) -> Cell:
-    """T-F6 on images of 64 x 64, for which the stem for small ones is made."""
+    """A cell of T-F6 at scale cpu: on images of 64 x 64, with the first layer for small images."""
     settings = {path: value for path, value in cell.settings.items() if path != "model.stem"}
     settings |= {"batch_size": 128, "optimizer.lr": 0.1}
     return narrow(cell.but(data="tiny-imagenet", settings=settings), 15)

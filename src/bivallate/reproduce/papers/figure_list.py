@@ -12,21 +12,23 @@ __all__ = ["FIGURES", "PaperFigure"]
 
 @dataclass(frozen=True)
 class PaperFigure:
-    """Figures of the papers that one evaluation describes.
+    """A figure, or several figures, of a paper.
 
     Attributes:
-        name: of the evaluation, E10 to E16-EPS. source: which figures of which paper it is drawn after; data
-            and network are those of `table`.
-        table, rows, group: whose cells are trained for it; without a group of that name, as at scale smoke,
-            in the first of the table's groups that has them.
-        each: diagnoses drawn of every run by itself. by_row: of the runs of a row. together: of all runs at
-            once. pairs: of two at a time.
-        variants: in place of each row, cells with these parameters of its method, by name.
-        radii: every row is trained at these multiples of its radius; pictures that attack several runs alike
-            attack at the first.
-        keep: fractions of the epochs at whose end the weights are kept, beside the cell's own.
-        attack: of the accuracies by class, of confusions and of accuracies over the radius of training.
-        differs: from the papers' figures, beside data and network; "" if in nothing.
+        name: name such as E10 or E16-EPS.
+        title, source: subject, and the figures of the paper that it follows.
+        table, rows, group: table, rows and group of the cells to train; they determine data and network. If
+            the scale has no such group, the first group with these rows is used.
+        each: diagnostics to draw for every run alone.
+        by_row: diagnostics to draw for the runs of each row.
+        together: diagnostics to draw for all runs together.
+        pairs: diagnostics to draw for consecutive pairs of runs.
+        variants: parameters of the method by name; each makes a cell that takes the place of the row's cell.
+        radii: multiples of the radius at which every row is trained. Pictures that attack several runs with
+            one threat use the first.
+        keep: fractions of the epochs after which weights are kept, in addition to the cell's own.
+        attack: attack for accuracies by class, confusions and accuracies over the radius of training.
+        differs: differences from the paper's figures other than data and network.
     """
 
     name: str
@@ -49,7 +51,7 @@ class PaperFigure:
 SINGLE_STEP = ("FAST-AT", "FAST-AT-GA", "FAST-BAT")
 DYNAMIC = ("Standard", "Curriculum", "Dynamic")
 SMALL = "small-CNN .031"
-STAGES = (10 / 120, 60 / 120, 90 / 120, 100 / 120)  # and the end
+STAGES = (10 / 120, 60 / 120, 90 / 120, 100 / 120)  # fractions of the epochs, besides the end
 SIZES = {"1": 1.0, "0.5": 1 / 2, "0.25": 1 / 4, "0.17": 1 / 6, "0.125": 1 / 8}  # in units of eps
 FIGURES = {
     figure.name: figure
