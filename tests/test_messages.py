@@ -134,7 +134,7 @@ SLIPS = {
     "one side for a shape": (_network, {"shape": 8}, r"needs shape=\(channels, height, width\), got 8"),
     "classes that are text": (_network, {"num_classes": "3"}, "at least 2 classes, got num_classes='3'"),
     "a seed of weights": (_network, {"seed": "a"}, "seed must be .* got 'a'"),
-    "a number for a name": (_network, {"name": 3}, "called by its name, got 3"),
+    "a number for a name": (_network, {"name": 3}, "a name, such as 'tiny-cnn', got 3"),
 }
 
 

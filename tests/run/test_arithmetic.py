@@ -142,7 +142,7 @@ def test_training_and_validation_multiply_in_float32_unless_asked(monkeypatch):
 
 
 def test_tf32_is_refused_where_there_is_none():
-    with pytest.raises(UserError, match="precision=tf32 is of CUDA devices"):
+    with pytest.raises(UserError, match="precision=tf32 needs a CUDA device"):
         arithmetic.autocast_of("tf32", CPU)
     assert computable(plain(precision="tf32")).precision == "float32"
 

@@ -49,9 +49,9 @@ def test_a_training_at_chance_is_told_so_once_with_its_cause(few, method, change
     ("line", "said"),
     [
         ({"loss": 9.0, "forward": 3}, "the rate is too high: the loss has been 9, where guessing gives 2.3"),
-        ({"loss": 2.3, "forward": 3}, "attacked with all of eps 0.4 from the first step"),
+        ({"loss": 2.3, "forward": 3}, "attacked with the full eps 0.4 from the first step"),
         ({"loss": 2.3, "forward": 3, "eps": 0.4}, "eps is beyond these images"),
-        ({"loss": 2.3, "forward": 1}, "labels say nothing of images"),
+        ({"loss": 2.3, "forward": 1}, "labels have nothing to do with the images"),
         ({"loss": 9.0, "forward": 3, "effective": 0.03}, "had nearly all of the weight (3% counted"),
     ],
 )

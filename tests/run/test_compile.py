@@ -70,7 +70,7 @@ def test_a_training_keeps_plain_names_and_a_plain_network(
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_method_that_gains_nothing_is_refused(few, name: str) -> None:
-    with pytest.raises(UserError, match="compile=true: yopo reads what the first layer says"):
+    with pytest.raises(UserError, match="compile=true: yopo reads the first layer's output"):
         bv.train("tiny-cnn", few, name, eps=0.1, epochs=1, compile=True, device="cpu")
 
 
@@ -98,5 +98,5 @@ def test_an_older_configuration_is_not_compiled() -> None:
 
 
 def test_graphs_are_of_cuda(few) -> None:
-    with pytest.raises(UserError, match="graphs=true are CUDA's, and this is cpu: train with graphs=false"):
+    with pytest.raises(UserError, match="graphs=true needs CUDA, and this is cpu: train with graphs=false"):
         trained(few, graphs=True)

@@ -84,7 +84,7 @@ def test_a_run_goes_on_in_float32_where_its_precision_is_not_to_be_had(half, who
     config = Config.read(run / "config.toml").set("precision", "tf32")
     config.write(run / "config.toml")
     for _ in range(2):
-        with pytest.warns(UserWarning, match="tf32 is not to be had on this cpu: the run goes on in float32"):
+        with pytest.warns(UserWarning, match="tf32 is not available on this cpu: the run continues"):
             resume(run)
         assert Config.read(run / "config.toml") == config
     config.set("precision", "float32").write(run / "config.toml")

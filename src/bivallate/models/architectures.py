@@ -145,7 +145,7 @@ def create(
     if seed is not None:
         check_seed(seed)
     if not isinstance(name, str):
-        raise UserError(f"an architecture is called by its name, got {name!r}")
+        raise UserError(f"an architecture is a name, such as 'tiny-cnn', got {name!r}")
     if ":" in name:
         return _foreign(name, num_classes, shape, mean, std, activation, seed, options)
     entry = _entry(name)

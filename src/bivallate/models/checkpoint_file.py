@@ -51,8 +51,8 @@ def read_checkpoint(file: Path) -> Any:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{file} holds more than tensors and is not loaded, for that could run code: save its state dict "
-            "as .safetensors in an environment that trusts it"
+            f"{file} holds more than tensors and is not loaded, because that could run code: save its "
+            "state dict as .safetensors in an environment that trusts it"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError, zipfile.BadZipFile) as error:
         raise UserError(f"{file} is not a PyTorch checkpoint, or is truncated ({error})") from error

@@ -111,7 +111,7 @@ def manifest(
     }
     clash = sorted(set(fixed) & set(entries or {}) - {"code_version"})
     if clash:
-        raise UserError(f"the manifest's entries {', '.join(clash)} are taken: choose other names")
+        raise UserError(f"the manifest's entries {', '.join(clash)} have the names of its own: choose others")
     return {**fixed, **(entries or {})}
 
 

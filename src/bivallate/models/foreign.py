@@ -50,7 +50,7 @@ def wrap(
     if isinstance(module, Classifier):
         if module.num_classes != num_classes or module.shape != tuple(shape):
             raise UserError(
-                f"the model takes {module.shape} and tells {module.num_classes} classes, but the data has "
+                f"the model takes {module.shape} and has {module.num_classes} classes, but the data has "
                 f"{tuple(shape)} and {num_classes}: create the model for this data"
             )
         return module

@@ -38,7 +38,7 @@ def last_features(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """
     path = head_of(model)
     if not path:
-        raise UserError("the network's last layer is not known: no layer has a row a class")
+        raise UserError("the network's last layer is not known: no layer has one row for each class")
     head = model.get_submodule(path)
 
     @torch.no_grad()
@@ -80,7 +80,7 @@ def matching(model: nn.Module, pattern: str) -> list[str]:
         top = listed(path for path in modules if path not in ("normalise", "network") and "." not in path)
         hint = f": did you mean {close!r}?" if close else "."
         raise UserError(
-            f"no parameter is meant by the pattern {pattern!r}{hint} Patterns are stem, head, or names with "
+            f"no parameter matches the pattern {pattern!r}{hint} Patterns are stem, head, or names with "
             f"*, such as those of {top}"
         )
     return [name for name in names if (name in met) != pattern.startswith("!")]

@@ -61,8 +61,8 @@ def _compiled(config: Config, model: nn.Module, batches: Iterable[Batches]) -> C
         return None
     if isinstance(config.method.solver, YOPO):
         raise UserError(
-            f"compile=true: {config.method.name} reads what the first layer says in the middle of each pass, "
-            "and a compiled network does not tell: train it with compile=false"
+            f"compile=true: {config.method.name} reads the first layer's output in the middle of each pass, "
+            "which a compiled network does not give: train it with compile=false"
         )
     if config.sync_batchnorm and collective.is_distributed():
         raise UserError(
@@ -77,7 +77,7 @@ def _graphs(config: Config, device: torch.device) -> CudaGraphs | None:
     if not config.graphs:
         return None
     if device.type != "cuda":
-        raise UserError(f"graphs=true are CUDA's, and this is {device.type}: train with graphs=false")
+        raise UserError(f"graphs=true needs CUDA, and this is {device.type}: train with graphs=false")
     if config.sync_batchnorm and collective.is_distributed() and config.method.attack_mode != "eval":
         raise UserError(
             "graphs=true: with sync_batchnorm the processes wait for each other in the middle of an attack "

@@ -48,7 +48,7 @@ def autocast_of(precision: Precision, device: torch.device) -> torch.dtype | Non
     """
     if precision == "tf32" and not has_tf32(device):
         raise UserError(
-            f"precision=tf32 is of CUDA devices from compute capability 8.0 on, and this is {device.type}: "
+            f"precision=tf32 needs a CUDA device of compute capability 8.0 or more, this is {device.type}: "
             "use --precision float32"
         )
     if precision != "bf16":

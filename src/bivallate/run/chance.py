@@ -97,11 +97,11 @@ def likely_cause(session: Session, line: dict[str, Any]) -> str:
         likely = f"the rate is too high: the loss has been {worst:.3g}, where guessing gives {guessing:.3g}"
         return f"Likely cause: {likely}. Lower --lr, say to a fifth"
     if attacked and "eps" not in line:
-        likely = f"attacked with all of eps {eps:.3g} from the first step, there is nothing to learn from"
+        likely = f"attacked with the full eps {eps:.3g} from the first step, a network may learn nothing"
         return f"Likely cause: {likely}. Let it grow (--set warm_up=0.5), lower --lr, or lower --eps"
-    likely = f"the loss never left that of guessing, {guessing:.3g}: the rate is too high or too low"
+    likely = f"the loss never fell below that of guessing, {guessing:.3g}: the rate is too high or too low"
     more = ", eps is beyond these images and this network" if attacked else ""
-    return f"Likely cause: {likely}{more}, or labels say nothing of images. Try another --lr"
+    return f"Likely cause: {likely}{more}, or the labels have nothing to do with the images. Try another --lr"
 
 
 def chance_warning(history: Sequence[Mapping[str, Any]]) -> str:

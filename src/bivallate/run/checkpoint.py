@@ -149,7 +149,7 @@ def _load(path: Path) -> Checkpoint:
     match = NAME.fullmatch(path.name)
     if match is None or (int(match[1]), int(match[2])) != (checkpoint.epoch, checkpoint.step):
         raise UserError(
-            f"{path} holds epoch {checkpoint.epoch}, step {checkpoint.step}, which is not its name"
+            f"{path} holds epoch {checkpoint.epoch}, step {checkpoint.step}, but its name says otherwise"
         )
     return checkpoint
 

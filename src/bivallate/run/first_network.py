@@ -123,13 +123,15 @@ def _inherited(config: Config, dataset: Dataset, given: Classifier, tell: Tell |
     renamed = given.classes is not None and dataset.named and {*given.classes} != {*dataset.classes}
     if init.head == "keep" and before != now:
         raise UserError(
-            f"the head of {init.weights} tells {before} classes and the data have {now}: it cannot be kept"
+            f"the head of {init.weights} has {before} classes and the data have {now}: it cannot be kept"
         )
     fresh = init.head == "new" or (init.head == "auto" and (before != now or renamed))
     tensors, own = dict(given.state_dict()), network.state_dict()
     head = head_of(network)
     if fresh and not head:
-        raise UserError(f"{given.architecture} has no last layer with a row a class: its head cannot be new")
+        raise UserError(
+            f"{given.architecture} has no last layer with one row for each class: its head cannot be new"
+        )
     if fresh:
         tensors |= {name: own[name] for name in own if name.startswith(f"{head}.") or name == head}
     try:

@@ -234,7 +234,7 @@ def factors(groups: tuple[str, ...]) -> dict[str, float]:
         if not (math.isfinite(factor) and factor > 0):
             raise UserError(
                 f"the factor of {pattern} in optimizer.groups must be positive, got {text}; "
-                f"--freeze {pattern} is for what shall not learn"
+                f"to keep it as it is, use --freeze {pattern}"
             )
         found.setdefault(pattern.strip(), factor)
     return found

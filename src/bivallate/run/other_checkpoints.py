@@ -60,7 +60,7 @@ def checkpoint_target(
     model = _model(place, architecture, weights, dataset, normalise, warnings.append)
     if len(dataset.classes) > model.num_classes:
         raise UserError(
-            f"{place} tells {model.num_classes} classes, {data} has {len(dataset.classes)}: "
+            f"{place} has {model.num_classes} classes, {data} has {len(dataset.classes)}: "
             "it was trained on other data"
         )
     network = model.to(pick_device(str(device)))

@@ -119,7 +119,7 @@ def computable(config: Config, tell: Tell = lambda words: None) -> Config:
     device = pick_device(config.device)
     here = within(config.precision, device)
     if here != config.precision:
-        tell(f"{config.precision} is not to be had on this {device.type}: the run goes on in {here}")
+        tell(f"{config.precision} is not available on this {device.type}: the run continues in {here}")
     return config.set("precision", here)
 
 

@@ -54,7 +54,7 @@ def pick_device(name: str) -> torch.device:
 def load_data(spec: Any, seed: int, *, whole: bool = False) -> Dataset:
     """Load the data set of a configuration; with `whole`, a set without a test split is all test data."""
     if not spec.name:
-        raise UserError("this run was trained on tensors: hand the same data over again (data=...)")
+        raise UserError("this run was trained on tensors: pass the same data again (data=...)")
     return data.load(
         spec.name,
         data_dir=spec.data_dir,

@@ -151,7 +151,7 @@ class Trainer:
     def _advice(self) -> str:
         lr = self.session.config.optimizer.lr
         return (
-            "Training is deterministic, so resuming from the last good checkpoint comes to the same point: "
+            "Training is deterministic, so resuming from the last good checkpoint leads to the same point: "
             f"train again with a lower rate, such as --lr {lr / 4:.2g} (it was {lr:g}), or a smaller --eps"
         )
 

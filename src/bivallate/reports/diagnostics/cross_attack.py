@@ -144,7 +144,9 @@ def _converged(
             problem = LowerProblem(model, batch, objective, method.threat, clock)
             delta = solver.solve(problem).delta.detach()
             if bool((method.threat.size(delta) > (1 + 1e-4) * method.threat.eps).any()):
-                raise UserError("FOSC is of the ball of radius eps, which this method's attack leaves")
+                raise UserError(
+                    "this method's attack leaves the ball of radius eps, for which FOSC is defined"
+                )
             logits, grad = problem.ascent(delta)
             gaps.append(fosc(form, method.threat, grad, batch.x, delta).detach().cpu())
             plain = problem_of(model, batch, method.threat, seed)

@@ -114,7 +114,7 @@ def easy_and_hard(
     """
     source = points(data, model)
     if len(source) <= int(score.index.max()):
-        raise UserError("the data has fewer points than were evaluated: it is not what it was")
+        raise UserError("the data has fewer points than were evaluated: it has changed")
     order = score.margin.argsort(stable=True)
     right = score.clean[order]
     robust = score.robust[order]
@@ -125,7 +125,7 @@ def easy_and_hard(
         raise UserError("no point is classified correctly even without an attack")
     x, y = source.tensors(score.index[rows])
     if not torch.equal(y.long().cpu(), score.y[rows]):
-        raise UserError("the data has other labels than were evaluated: it is not what it was")
+        raise UserError("the data has other labels than were evaluated: it has changed")
     moved = attack_points(model, x, y, threat, attack, seed=seed).cpu()
     return EasyAndHard(
         attack,

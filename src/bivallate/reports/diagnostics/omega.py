@@ -86,7 +86,7 @@ def omega(
     """
     net = method.weighting
     if not isinstance(net, BoundMarginNet) or "margin" not in net.rule.inputs:
-        raise UserError("this method has no network that weighs by margins: it is BiLAW's")
+        raise UserError("this method has no network that weights by margins; BiLAW has one")
     rules = [partial(_at, net, place) for place in PLACES]
     found = [weigh_points(model, method, data, clock, n=n, seed=seed, weighting=rule) for rule in rules]
     clean = np.stack([_margin(found[0].clean, found[0].y), found[0].weights])

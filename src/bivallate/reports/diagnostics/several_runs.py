@@ -41,8 +41,8 @@ def alignment_over_epochs(s: Subject) -> Diagnostic:
     drawn = learning_curves({run.label: run.history for run in s.runs}, ("sentinel_alignment",))
     if not drawn.panels:
         raise UserError(
-            "no run recorded it: the sentinel does, wherever it watches (sentinel.on, eps above 0, a method "
-            "that attacks, and enough passes for a check)"
+            "no run recorded the alignment: the sentinel records it if it makes checks (sentinel.on, eps "
+            "above 0, a method that attacks, and enough passes for a check)"
         )
     return drawn
 
