@@ -423,8 +423,8 @@ def test_an_entry_can_be_named(tmp_path):
         ("small-cnn", {}, "no public definition"),
         ("resnet18", {"activation": "silu"}, "with silu"),
         ("preact-resnet50", {"shortcut": "raw"}, "the raw"),
-        ("resnet18", {"width": 0.25}, "0.25 of it"),
-        ("preact-resnet18-narrow", {}, "0.125 of it"),
+        ("resnet18", {"width": 0.25}, "has width 0.25"),
+        ("preact-resnet18-narrow", {}, "has width 0.125"),
         ("resnet18", {"stem": "imagenet", "mean": 0.5, "std": 0.5}, "ImageNet's own statistics"),
     ],
 )

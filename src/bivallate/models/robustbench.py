@@ -214,7 +214,7 @@ def _constructor(model: Classifier) -> tuple[str, bool]:
         )
     if spec.get("width", 1) != 1:
         raise UserError(
-            f"the public definitions have all channels, this model {spec['width']:g} times as many: "
+            f"the public definitions have width 1, this model has width {spec['width']:g}: "
             "loaded there, its tensors would not fit; share it by save_pretrained"
         )
     classes = f"num_classes={model.num_classes}"
