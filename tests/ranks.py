@@ -1,4 +1,4 @@
-"""A few processes that share each minibatch, for tests."""
+"""Start a few processes that share each minibatch, for tests."""
 
 from __future__ import annotations
 

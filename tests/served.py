@@ -1,4 +1,4 @@
-"""A hub on this machine, of which the real client asks what it asks of the real one."""
+"""A local server that answers the hub's real client as the hub does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The programs that make the figures of the documentation find what they use."""
+"""The programs that make the documentation's figures find the names that they use."""
 
 from __future__ import annotations
 

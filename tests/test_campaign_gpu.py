@@ -1,4 +1,4 @@
-"""A short time on one device: how much runs at once, what stops it, and data that come in pieces."""
+"""A campaign on one GPU: how many cells run at once, what stops it, and data that arrive in parts."""
 
 from __future__ import annotations
 

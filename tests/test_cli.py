@@ -1,4 +1,4 @@
-"""The command line: what works, and one clear message with status 2 for whatever a user may get wrong."""
+"""The command line: what works, and for every mistake of a user one clear message and status 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/defaults.md says what its records say, and these are of the defaults as they are, which learn."""
+"""docs/defaults.md agrees with its records, which have the present defaults and are above chance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The questions that are asked of a GPU can be asked of a processor; one that fails is a row of the table."""
+"""The questions for a GPU also run on a processor; one that fails is a row of the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`bivallate doctor`: what it says of a machine is so, and what is not well it says."""
+"""`bivallate doctor`: its statements about a machine are true, and it names what is wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files are whole or not there, durable, as readable as the umask says, and no link leads them elsewhere."""
+"""Files are written whole or not at all, durable, with the umask's mode, and never through a link."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A network that normalises its input in place gives what its twin gives that does not."""
+"""A network that normalises its input in place gives the same results as one that does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What messages list and name: known names once each, classes by their names."""
+"""The names in messages: each known name once, classes by their names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tutorial notebook runs, and what it shows is what its cells print."""
+"""The tutorial notebook runs, and its outputs are what its cells print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of the records says what the records say, and works with and without its script."""
+"""The page of all records agrees with the records, and works with and without its script."""
 
 from __future__ import annotations
 

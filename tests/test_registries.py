@@ -1,4 +1,4 @@
-"""What a test registers does not outlive it; names that were others once."""
+"""Names registered in a test do not outlive it; old names still work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values from outside have the types that are asked of them, wherever they come from."""
+"""Values from files have the types that are required, wherever they come from."""
 
 from __future__ import annotations
 

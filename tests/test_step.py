@@ -1,4 +1,4 @@
-"""What one step costs, leaves behind, and gives when it is split over two processes."""
+"""The cost of a step, what it leaves behind, and its result when it is split over two processes."""
 
 from __future__ import annotations
 

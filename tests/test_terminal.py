@@ -1,4 +1,4 @@
-"""What is printed: names from outside are text, narrow terminals end, errors are a line and a status."""
+"""Printed text: names from outside stay text, narrow terminals work, errors are one line and a status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluations from the command line and from Python: several at once, kept or printed, with progress."""
+"""Evaluations from the command line and from Python: several at once, saved or printed, with progress."""
 
 from __future__ import annotations
 

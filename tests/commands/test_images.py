@@ -1,4 +1,4 @@
-"""`bivallate predict` and `bivallate attack`, and what they are made of."""
+"""`bivallate predict` and `bivallate attack`, and the functions behind them."""
 
 from __future__ import annotations
 

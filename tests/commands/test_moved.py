@@ -1,4 +1,4 @@
-"""Commands on a run whose data were moved since: each takes their new place, and no others for them."""
+"""Commands on a run whose data have moved accept the data's new place, and refuse other data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is printed to be typed next: it works as it stands, in a shell, whatever the folders are called."""
+"""The commands that messages suggest work as they are printed, whatever the folders are called."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Python's front does what the commands do: runs in lists, progress, options that are none, short prints."""
+"""The Python functions do what the commands do: lists of runs, progress, None options, short prints."""
 
 from __future__ import annotations
 

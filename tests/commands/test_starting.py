@@ -1,4 +1,4 @@
-"""The command line: quick to start, its help true, its numbers refused before any work."""
+"""The command line starts quickly, its help is correct, and wrong numbers are refused before any work."""
 
 from __future__ import annotations
 

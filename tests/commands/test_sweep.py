@@ -1,4 +1,4 @@
-"""A sweep: its grid, what it skips and goes on with, and what it says of runs that fail."""
+"""A sweep: its grid, which runs it skips or continues, and what it reports of runs that fail."""
 
 from __future__ import annotations
 

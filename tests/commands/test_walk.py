@@ -1,4 +1,4 @@
-"""Small mistakes on the command line, each answered with one line that says what would be right."""
+"""Small mistakes on the command line: the answer is one line that says what would be right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Derivatives by finite differences in float64, the judge of every gradient."""
+"""Derivatives by finite differences in float64, with which the tests compare every gradient."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DONE's coupling: Proposition 1 in full, and the Hessian-free formula of its practice (M21)."""
+"""DONE's coupling: Proposition 1 in full, and the Hessian-free formula that the paper uses (M21)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The generic compositional solver: its transcription, two toy problems with known optima, bad input."""
+"""The generic compositional solver: its transcription, two toy problems with known optima, wrong input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conjugate gradients, each example on its own."""
+"""Conjugate gradients, which solve for each example separately."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrays and pairs: text labels, sizes and channels, labels too large to be classes, misfit arguments."""
+"""Arrays and pairs: text labels, sizes and channels, labels too large for classes, wrong arguments."""
 
 from pathlib import Path
 from typing import Any

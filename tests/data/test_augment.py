@@ -1,4 +1,4 @@
-"""Augmentation: every pixel where it should be, and an inverse on the window."""
+"""Augmentation puts every pixel where it should be, and its inverse restores the window."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Bad data: each gets one message that names what, where and what to do."""
+"""Bad data: every fault gets one message that names what, where and what to do."""
 
 import errno
 import io

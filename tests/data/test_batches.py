@@ -1,4 +1,4 @@
-"""Minibatches: each row once, any position re-entered, augmentation by row, ranks, the second stream."""
+"""Minibatches: each row once, a start at any position, augmentation by row, ranks, the second stream."""
 
 import pytest
 import torch

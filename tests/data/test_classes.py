@@ -1,4 +1,4 @@
-"""Labels of several files and splits: by name wherever names are known, and asked for where in doubt."""
+"""Labels of several files and splits are matched by name; ambiguous names are refused."""
 
 from pathlib import Path
 

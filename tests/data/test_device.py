@@ -1,4 +1,4 @@
-"""On an accelerator: the same minibatches as on the processor."""
+"""Minibatches on an accelerator are the same as on the processor."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Near-duplicates between training and test images: planted ones are found, and no others."""
+"""Near-duplicates between training and test images: the search finds planted ones and no others."""
 
 from __future__ import annotations
 

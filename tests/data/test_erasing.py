@@ -1,4 +1,4 @@
-"""Cutout, random erasing, CropShift, changes of colour and shape, CutMix: by row, and where they belong."""
+"""Cutout, random erasing, CropShift, colour and shape changes, CutMix: by row, and where they are allowed."""
 
 import numpy as np
 import pytest

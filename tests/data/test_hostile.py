@@ -1,4 +1,4 @@
-"""Files that were made to harm: nothing is started, nothing blocks, and no memory is taken for a claim."""
+"""Malicious data files: no program is started, nothing blocks, and no memory is taken for a false claim."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Downloads from the hub, played by a folder: filtered, checked, remembered, and clear when out of reach."""
+"""Downloads from a simulated hub: filtered, checked, cached; a clear error if it cannot be reached."""
 
 import hashlib
 import shutil

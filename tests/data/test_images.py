@@ -1,4 +1,4 @@
-"""One image to pixels: deep, transparent and rotated ones; none becomes black or lies without a word."""
+"""Decoding of single images: deep, transparent, rotated; none becomes black or wrong without a note."""
 
 import io
 import re

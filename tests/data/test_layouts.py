@@ -1,4 +1,4 @@
-"""Layouts that people have: which file is in which split under which class, and what is said or refused."""
+"""Layouts of data folders: the split and class of every file, and what is noted or refused."""
 
 import os
 from pathlib import Path

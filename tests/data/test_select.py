@@ -1,4 +1,4 @@
-"""Choices of rows: proportions kept, nothing lost or doubled, equal for equal seeds."""
+"""Selection of rows: proportions are kept, no row is lost or doubled, and equal seeds give equal rows."""
 
 import numpy as np
 import pytest

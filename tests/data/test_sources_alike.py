@@ -1,4 +1,4 @@
-"""The same fault is met in the same way whichever kind of source it lies in."""
+"""The same fault is handled in the same way in every kind of data source."""
 
 import os
 import re

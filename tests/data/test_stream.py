@@ -1,4 +1,4 @@
-"""Streaming: the same pixels as from the cache, each row once, in an order that can be re-entered."""
+"""Streaming gives the same pixels as the cache, each row once, in an order that can be resumed."""
 
 from pathlib import Path
 

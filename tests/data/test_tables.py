@@ -1,4 +1,4 @@
-"""Folders of images whose labels stand in a table."""
+"""Folders of images whose labels are in a table."""
 
 from __future__ import annotations
 

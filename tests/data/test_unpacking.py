@@ -1,4 +1,4 @@
-"""Archives of images: read like the folders that they hold, and never trusted."""
+"""Archives of images are read like the folders that they hold; malicious archives are refused."""
 
 from __future__ import annotations
 

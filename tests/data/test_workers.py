@@ -1,4 +1,4 @@
-"""Processes that decode: they end with their run, however it ends; a signal to the group is not theirs."""
+"""Decoding processes end with their run, however it ends, and ignore signals to the process group."""
 
 from __future__ import annotations
 

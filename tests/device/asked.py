@@ -1,4 +1,4 @@
-"""A process of its own in which `torch.cuda` is the stand-in: no other test sees what that changes."""
+"""Run code in a separate process in which `torch.cuda` is the stand-in, to spare other tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One stand-in for all tests of a process."""
+"""One stand-in device for all tests of a process."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""CUDA graphs of the stand-in: the kernels of a capture, and their replay into the same memory."""
+"""CUDA graphs of the stand-in: the kernels of a capture are recorded, and replayed into the same memory."""
 
 from __future__ import annotations
 

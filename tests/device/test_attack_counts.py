@@ -1,4 +1,4 @@
-"""How often an attack makes the host wait; and closed forms on a device, which are the processor's roots."""
+"""How often an attack makes the host wait; closed forms on a device equal the processor's roots."""
 
 from __future__ import annotations
 

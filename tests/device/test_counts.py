@@ -1,4 +1,4 @@
-"""What a step launches on a device, and how often it makes the host wait: counted, and held."""
+"""The number of kernels that a step launches on a device, and of waits of the host, stays at known values."""
 
 from __future__ import annotations
 

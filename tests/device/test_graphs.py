@@ -1,4 +1,4 @@
-"""An attack that is launched as one graph is the attack."""
+"""An attack that is launched as one CUDA graph equals the attack without graphs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every method computes on a device that is not the processor, and the same."""
+"""Every method computes on the stand-in device, with the same result as on the processor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Projections on a device are the processor's: in L2 there a closed form, so that the host need not wait."""
+"""Projections on a device equal the processor's; in L2 a closed form avoids waits of the host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers are fetched together, bit for bit."""
+"""Numbers that are fetched from a device together arrive bit for bit."""
 
 import torch
 

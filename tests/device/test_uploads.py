@@ -1,4 +1,4 @@
-"""What a minibatch costs to bring to the device, and that it is the same wherever the images are."""
+"""The cost of bringing a minibatch to the device; the minibatch is the same wherever the images are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training with a resume, every attack and the audit on a device that is not the processor."""
+"""A training with a resume, every attack and the audit on the stand-in device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps of a method on a tiny network, on whatever device: what the tests ask the stand-in for."""
+"""Steps of a method on a tiny network on any device, for the tests of the stand-in."""
 
 from __future__ import annotations
 

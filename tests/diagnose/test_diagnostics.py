@@ -1,4 +1,4 @@
-"""Diagnostics on models whose answer is known, and files that hold what the figure shows."""
+"""Diagnostics on models whose result is known; the files hold what the figures show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small models that are trained in a second, shared by the tests of the evaluation."""
+"""Small models, trained in a second, for the tests of the evaluation."""
 
 from __future__ import annotations
 

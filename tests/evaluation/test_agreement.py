@@ -1,4 +1,4 @@
-"""The ensemble against pyautoattack: one seed and few points; the full table is benchmarks/autoattack.py."""
+"""AutoAttack agrees with pyautoattack on a few points; benchmarks/autoattack.py has the full table."""
 
 from __future__ import annotations
 

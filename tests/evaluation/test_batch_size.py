@@ -1,4 +1,4 @@
-"""Batches that fit, and copies made for speed that never decide."""
+"""Batch sizes that fit into memory, and faster copies of the model, which never decide a verdict."""
 
 from __future__ import annotations
 

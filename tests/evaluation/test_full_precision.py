@@ -1,4 +1,4 @@
-"""Verdicts in full precision, wherever the caller stands."""
+"""Verdicts are computed in full precision, whatever context the caller is in."""
 
 from __future__ import annotations
 

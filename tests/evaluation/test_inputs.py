@@ -1,4 +1,4 @@
-"""What users hand over: types that are welcome, and mistakes that are told."""
+"""Inputs of `evaluate`: accepted types, and errors for mistakes."""
 
 from __future__ import annotations
 

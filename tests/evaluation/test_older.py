@@ -1,4 +1,4 @@
-"""Evaluations that version 1 left (commit 487ed02): still read, and made again to the same verdicts."""
+"""Evaluations of version 1 (commit 487ed02) can still be read, and are reproduced with the same verdicts."""
 
 from __future__ import annotations
 

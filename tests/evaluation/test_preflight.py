@@ -1,4 +1,4 @@
-"""The look before an evaluation: each fault is found and named, and an ordinary model passes in one line."""
+"""The pre-flight before an evaluation finds and names each fault; an ordinary model passes with one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A kill at any moment and a resume give the verdicts of an uninterrupted run."""
+"""An evaluation that is killed at any moment and resumed has the verdicts of an uninterrupted one."""
 
 from __future__ import annotations
 

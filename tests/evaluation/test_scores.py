@@ -1,4 +1,4 @@
-"""Scores, intervals, comparisons: against values worked out by hand."""
+"""Scores, intervals and comparisons agree with values computed by hand."""
 
 from __future__ import annotations
 

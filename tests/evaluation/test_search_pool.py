@@ -1,4 +1,4 @@
-"""Searching side by side changes neither verdicts nor counts, and an interrupt ends it at once."""
+"""A search in several threads changes neither verdicts nor counts, and an interrupt ends it at once."""
 
 import time
 

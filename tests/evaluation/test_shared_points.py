@@ -1,4 +1,4 @@
-"""Evaluations that processes share find what one does, also when they are killed and others go on."""
+"""Evaluations shared by processes find what one process does, also after a kill and a restart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What counts as robust, and that an evaluation leaves no trace."""
+"""Which points count as robust; an evaluation leaves the model as it was."""
 
 from __future__ import annotations
 

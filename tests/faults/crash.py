@@ -1,4 +1,4 @@
-"""Processes that end at a chosen operation on files: nothing after it is done, as by a loss of power."""
+"""Processes that end at a chosen file operation, as if power were lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are torn, zeroed, flipped, mutated, gone, or no files at all; and what then comes of a run."""
+"""Files that are truncated, zeroed, flipped, mutated or missing, and the state of a run after the damage."""
 
 from __future__ import annotations
 

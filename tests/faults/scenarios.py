@@ -1,4 +1,4 @@
-"""What is done to a run's folder while it is crashed, and what must be there in the end."""
+"""Actions on a run's folder during which crashes are made, and the required state afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The short version of `make faults`: a few of each fault. What it counts is that of the long one."""
+"""The short version of `make faults`: a few of each fault, counted like the long one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The short version: every ninth of the files that were made to harm."""
+"""The short version for malicious files: every ninth of them."""
 
 from collections import Counter
 from pathlib import Path

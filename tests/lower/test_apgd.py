@@ -1,4 +1,4 @@
-"""Evaluation attacks against what is known in closed form."""
+"""Evaluation attacks compared with solutions in closed form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps that go through torch.compile are the steps that do not."""
+"""Steps compiled by torch.compile equal those that are not compiled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Theorem 1 of Dynamic AT where its constants are known, against the gradients that descent meets."""
+"""Theorem 1 of Dynamic AT with known constants, compared with the gradients met in descent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attacks in L1 against a transcription, against optima that are known, and against linear programs."""
+"""Attacks in L1 compared with a transcription, with known optima and with linear programs."""
 
 from __future__ import annotations
 

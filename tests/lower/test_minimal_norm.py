@@ -1,4 +1,4 @@
-"""Minimal-norm attacks against distances that are known, and against each other's company."""
+"""Minimal-norm attacks find known distances; a point's result does not depend on the other points."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model is left as it was found, and every example has a problem of its own."""
+"""An attack leaves the model as it was, and every example has its own problem."""
 
 from __future__ import annotations
 

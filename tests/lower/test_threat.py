@@ -1,4 +1,4 @@
-"""Projections have the properties of projections, supports are maxima, steepest directions are steepest."""
+"""Projections, supports and steepest directions of the threats have their defining properties."""
 
 from __future__ import annotations
 

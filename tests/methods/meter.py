@@ -1,4 +1,4 @@
-"""Counts passes at a network's input and in its forward hook, apart from the package's own count."""
+"""Count passes at a network's input and in its forward hook, independently of the package's own count."""
 
 from __future__ import annotations
 

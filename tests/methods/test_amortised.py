@@ -1,4 +1,4 @@
-"""Free-AT, YOPO and ATTA: references, reductions, invariants, traps, and what they remember."""
+"""Free-AT, YOPO and ATTA: references, reductions, invariants, traps and stored perturbations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Methods with second derivatives or tangents on networks that attend, and on layers that have none."""
+"""Methods with second or forward-mode derivatives on networks with attention and on other layers."""
 
 from __future__ import annotations
 

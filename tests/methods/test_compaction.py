@@ -1,4 +1,4 @@
-"""Attacks shrink with their minibatch: the same answers for fewer passes, never where that alters them."""
+"""Attacks drop finished examples from the minibatch: same results for fewer passes."""
 
 from __future__ import annotations
 

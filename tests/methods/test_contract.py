@@ -1,4 +1,4 @@
-"""What every method of the catalogue owes: one suite over the registry."""
+"""Requirements on every method of the catalogue, tested over the registry."""
 
 from __future__ import annotations
 

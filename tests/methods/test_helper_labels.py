@@ -1,4 +1,4 @@
-"""HAT: reference, limits, what is kept and where it comes back."""
+"""HAT: reference, limits, and the labels that are kept and reused."""
 
 from __future__ import annotations
 

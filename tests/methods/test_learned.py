@@ -1,4 +1,4 @@
-"""BiLAW, BiLAW-TRADES, non-parametric reweighting: references, meta-gradient, what is learned and saved."""
+"""BiLAW, BiLAW-TRADES, non-parametric reweighting: references, meta-gradient, learned state, saving."""
 
 from __future__ import annotations
 

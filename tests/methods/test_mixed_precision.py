@@ -1,4 +1,4 @@
-"""Under autocast: the passes of a step that keep full precision, as more than a gradient's signs is used."""
+"""Under autocast, passes of which more than a gradient's signs is used keep full precision."""
 
 from __future__ import annotations
 

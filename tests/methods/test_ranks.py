@@ -1,4 +1,4 @@
-"""Weights that depend on the whole minibatch do so when it is split over processes, at few collectives."""
+"""Weights that depend on the whole minibatch still do if it is split over processes, with few collectives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MART, GAIRAT, WMMR, MAIL: their references, their rules' invariants, the traps of the public codes."""
+"""MART, GAIRAT, WMMR, MAIL: references, invariants of their rules, traps of the public codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every method of the spine against its reference: three momentum updates, the last minibatch short."""
+"""The basic methods against their references: three momentum updates, the last minibatch short."""
 
 from __future__ import annotations
 

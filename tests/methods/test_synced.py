@@ -1,4 +1,4 @@
-"""With BatchNorm over all rows, two processes make the steps of one: in every method of the catalogue."""
+"""With sync_batchnorm two processes make the steps of one, for every method of the catalogue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folded copy computes the same, is cheaper, and leaves the model alone."""
+"""The folded copy computes the same, costs less, and leaves the model unchanged."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""What every registered architecture must do."""
+"""Requirements on every registered architecture."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Files that are no weights, or other weights than their name says, are recognised by their first bytes."""
+"""Files that are not weights, or not what their name says, are recognised by their first bytes."""
 
 import io
 import os

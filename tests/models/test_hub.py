@@ -1,4 +1,4 @@
-"""The hub, without a network: what is uploaded, what is asked for, and what the card says."""
+"""The simulated hub: what is uploaded, what is downloaded, and what the model card says."""
 
 import json
 

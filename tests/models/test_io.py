@@ -1,4 +1,4 @@
-"""Saving and loading: whole files, exact weights, and a clear refusal of everything else."""
+"""Saving and loading: whole files, exact weights, and clear errors for everything else."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""Every architecture has as many parameters as its published definition, added up here layer by layer."""
+"""Every architecture has as many parameters as its published definition, counted here layer by layer."""
 
 import pytest
 import torch

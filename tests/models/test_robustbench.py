@@ -1,4 +1,4 @@
-"""Public checkpoints: their keys, their computation, their wrappings, and nothing executed."""
+"""Public checkpoints: their keys, outputs and wrappers; nothing in them is executed."""
 
 import pickle
 

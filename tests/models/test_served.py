@@ -1,4 +1,4 @@
-"""The hub's real client and timm's loader against a hub on this machine: what arrives, and what does not."""
+"""The hub's real client and timm's loader with a local hub server."""
 
 from __future__ import annotations
 

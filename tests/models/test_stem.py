@@ -1,4 +1,4 @@
-"""FewChannels: the same function as the convolution, with the same gradient by the image."""
+"""FewChannels: the same function as the convolution, with the same input gradient."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Models that people hand to `train`: trained, or told in one line what is in the way."""
+"""Models given to `train`: they are trained, or an error says in one line why not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run whose every name is an attack on what shows it."""
+"""A run in which every name is an attack on the program that shows it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The method cards in the documentation say what the code says."""
+"""The method cards in the documentation agree with the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of combinations is what the parts say now, and what it calls possible can be composed."""
+"""The page of combinations is up to date, and the combinations that it calls possible can be composed."""
 
 from __future__ import annotations
 

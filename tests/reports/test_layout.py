@@ -1,4 +1,4 @@
-"""The page of a report in a real browser: nothing is wider than a telephone, nothing is cut on paper."""
+"""The page of a report in a real browser: nothing is wider than a phone's screen, nothing is cut in print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of a report: what stands in it, for readers of all kinds and for two to thousands of classes."""
+"""The content of a report's page, from two to thousands of classes."""
 
 from __future__ import annotations
 

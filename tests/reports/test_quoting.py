@@ -1,4 +1,4 @@
-"""Text from outside stays text, wherever it lands: HTML, Markdown, LaTeX, figures, file names, a browser."""
+"""Text from outside stays text in HTML, Markdown, LaTeX, figures, file names and a browser."""
 
 from __future__ import annotations
 

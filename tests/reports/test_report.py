@@ -1,4 +1,4 @@
-"""Reports: what stands in them, that it is the run's, and that bad input is named."""
+"""Reports: their content belongs to the run, and wrong input is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an evaluation is stands in its file: names are labels, and what does not fit a run is left out."""
+"""The content of an evaluation's file says what it is; file names are labels; foreign files are left out."""
 
 from __future__ import annotations
 

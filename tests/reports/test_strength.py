@@ -1,4 +1,4 @@
-"""Which evaluation leads: the strongest, whatever the others' points and accuracies."""
+"""The choice of a run's strongest evaluation, with different points and accuracies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cell from training to record, and campaigns that are killed and go on."""
+"""A cell from training to record, and campaigns that are killed and continue."""
 
 from __future__ import annotations
 

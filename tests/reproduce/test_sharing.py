@@ -1,4 +1,4 @@
-"""Cells that are one training are trained once and measured once, whatever table they stand in."""
+"""Cells with the same training are trained once and measured once, whichever table they are in."""
 
 from __future__ import annotations
 

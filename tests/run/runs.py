@@ -1,4 +1,4 @@
-"""A run that is over in a moment, for tests of what happens to its folder."""
+"""A run that takes a moment, for tests of its folder."""
 
 from __future__ import annotations
 

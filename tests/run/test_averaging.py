@@ -1,4 +1,4 @@
-"""Averages of the weights: which are taken in, with which share, and what BatchNorm of them sees."""
+"""Averages of the weights: which weights enter, with which share, and BatchNorm's statistics."""
 
 from __future__ import annotations
 

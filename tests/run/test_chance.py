@@ -1,4 +1,4 @@
-"""The alarm at chance: where it is raised, where it is not, and what answers it."""
+"""The alarm at chance: when it is raised, when it is not, and the rollback that answers it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints are whole, verified, and the older good one is offered."""
+"""Checkpoints are whole and verified, and the older one is used if the newest is damaged."""
 
 from __future__ import annotations
 

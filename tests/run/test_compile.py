@@ -1,4 +1,4 @@
-"""A training whose steps are compiled: its names, its network, its resume, and what is refused."""
+"""A training with compiled steps: its names, its network, its resume, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training is where nothing was said: usual values, a batch that fits, a growing radius."""
+"""The defaults of a training: values of the data set, a batch size that fits, a growing radius."""
 
 from __future__ import annotations
 

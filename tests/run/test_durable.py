@@ -1,4 +1,4 @@
-"""A run's folder after a fault: gone on from, mended, or refused; never mixed, never in silence."""
+"""A run's folder after a fault is continued, repaired or refused, never mixed, always with a message."""
 
 from __future__ import annotations
 

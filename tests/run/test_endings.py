@@ -1,4 +1,4 @@
-"""How a run ends that is told to, cannot speak, does not fit, or diverges: saved, and with a word."""
+"""A run that is stopped, cannot print, does not fit into memory or diverges: saved, with a message."""
 
 from __future__ import annotations
 

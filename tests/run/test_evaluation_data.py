@@ -1,4 +1,4 @@
-"""What a run is evaluated on: labels that mean its own classes, no row of its training, nothing unsaid."""
+"""The data that a run is evaluated on: labels mean the run's classes, training images are reported."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Training that begins with weights: where they come from, what of them stays, and what does not move."""
+"""Training from given weights: where they come from, which of them stay, and which layers are frozen."""
 
 from __future__ import annotations
 

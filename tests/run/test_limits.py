@@ -1,4 +1,4 @@
-"""Trainings that end early, are only foretold, or say how far they are; methods by name in Python."""
+"""Trainings that end early, dry runs, progress of long runs; methods by name in Python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run in one folder: a lock goes with its holder, and never while the holder lives."""
+"""One run in one folder: the lock ends with its holder, and never before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loggers hear what a run's folder holds, go on where a run goes on, and cannot break a run."""
+"""Loggers receive what a run's folder holds, continue where a run continues, and cannot break a run."""
 
 from __future__ import annotations
 

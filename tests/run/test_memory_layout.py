@@ -1,4 +1,4 @@
-"""channels_last = "auto": what a measurement shows, written down; the measurement itself leaves no trace."""
+"""channels_last = "auto": the result of the measurement is recorded, and nothing else changes."""
 
 from __future__ import annotations
 

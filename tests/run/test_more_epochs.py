@@ -1,4 +1,4 @@
-"""A run that goes on beyond its planned end."""
+"""A run that continues beyond its planned end."""
 
 from __future__ import annotations
 

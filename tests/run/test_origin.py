@@ -1,4 +1,4 @@
-"""Which commit a result says it was made by."""
+"""The commit that a result names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sums that begin within the backward pass, and held-out rows that are shared, are those of one process."""
+"""Gradient sums during the backward pass, and shared held-out rows, give the results of one process."""
 
 from __future__ import annotations
 

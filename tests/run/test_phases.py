@@ -1,4 +1,4 @@
-"""Training in phases of image size and minibatch: what is shown, that it resumes, who refuses."""
+"""Training in phases of image size and batch size: its minibatches, its resume, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training split over two processes is measured as one: losses, accuracies and costs of all rows."""
+"""A training on two processes records the losses, accuracies and costs of all rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training on two processes that is killed or stopped, and goes on: to the bits of one that never was."""
+"""A training on two processes that is killed or stopped, then resumed, ends with the same bits."""
 
 from __future__ import annotations
 

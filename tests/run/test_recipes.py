@@ -1,4 +1,4 @@
-"""The recipes against what the papers state, and what is left of them when the user changes something."""
+"""The recipes agree with what the papers state, also after the user changes something."""
 
 from __future__ import annotations
 

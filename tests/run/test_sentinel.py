@@ -1,4 +1,4 @@
-"""The sentinel: its allowance, its alarms, its rollback; a resumed run repeats all of it to the bit."""
+"""The sentinel: its allowance, its alarms, its rollback; a resumed run repeats them bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The histogram of an epoch's weights against numpy's quantiles of the weights themselves."""
+"""The histogram of an epoch's weights agrees with numpy's quantiles of the weights."""
 
 import json
 from dataclasses import asdict

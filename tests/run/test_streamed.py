@@ -1,4 +1,4 @@
-"""Runs on streamed data: resumed at another place; a pool that breaks while a run is asked to stop."""
+"""Runs on streamed data: resumed at another place; decoding processes that die during a stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run keeps and reports."""
+"""What a run saves and reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training of a second or less that the tests of this folder share."""
+"""A training of a second or less, shared by the tests of this folder."""
 
 from __future__ import annotations
 

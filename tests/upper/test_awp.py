@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation: references, reductions, and what its extra pass may touch."""
+"""Adversarial weight perturbation: references, reductions, and what its extra pass may change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The losses by hand, and what flows through them."""
+"""The losses computed by hand, and the gradients that flow through them."""
 
 from __future__ import annotations
 
