@@ -1,4 +1,4 @@
-"""The questions of an audit, each a function of the battery's verdicts."""
+"""The checks of an audit, each computed from which points every attack of the battery left robust."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ from bivallate.evaluation.statistics import wilson
 
 __all__ = ["attack_checks", "claim_check"]
 
-SLACK = 0.01  # by which a weaker attack may be luckier than a stronger one
-COLLAPSE = 0.4  # share of the clean accuracy that FGSM leaves a collapsed model; plain ones keep less
-REMAINS = 0.25  # share of FGSM's accuracy that PGD then leaves, at most
-FALLEN = 0.2  # of accuracy, within one epoch
+SLACK = 0.01  # share of points by which chance may let a weaker attack beat a stronger one
+COLLAPSE = 0.4  # a collapsed model keeps at least this share of its clean accuracy under FGSM, others less
+REMAINS = 0.25  # PGD leaves a collapsed model at most this share of its accuracy under FGSM
+FALLEN = 0.2  # a loss of robust accuracy within one epoch that is worth a remark
 
 
 def attack_checks(
     battery: Battery, preflight: Preflight, history: list[dict[str, Any]] | None
 ) -> Iterator[Check]:
-    """All checks but that of the claim."""
+    """Yield every check except `claim_check`.
+
+    Args:
+        battery: with all its attacks run. preflight: the findings on model and data. history: a run's
+            metrics, one dictionary an epoch; the check of the history is left out without them.
+    """
     yield learned(battery)
     yield symptoms(battery, preflight)
     yield from _order(battery)
@@ -49,7 +54,7 @@ ORDER = (
 
 
 def _order(battery: Battery) -> Iterator[Check]:
-    """A stronger attack must not break fewer points than a weaker one."""
+    """Check that no stronger attack breaks fewer points than a weaker one."""
     for weaker, stronger, question in ORDER:
         by, than = battery.left[weaker], battery.left[stronger]
         found = excess(by, than, SLACK)
@@ -137,7 +142,7 @@ def _noise(battery: Battery) -> Check:
 
 
 def _black(battery: Battery) -> Iterator[Check]:
-    """White-box attacks know more than any other."""
+    """Check that attacks without the model's gradients find nothing that those with them miss."""
     white = battery.white
     for name in BLACK:
         if name not in battery.left:
@@ -227,9 +232,14 @@ def _history(history: list[dict[str, Any]]) -> Check:
 
 
 def claim_check(battery: Battery, claimed: float | None, source: str) -> Check:
-    """The claim against all attacks together; without one, plain PGD is the claim.
+    """Compare the claimed robust accuracy with what all attacks together leave.
 
-    A model that PGD leaves next to nothing does not lie, unless that is still twice of what there is.
+    Without a claim, the accuracy after plain PGD takes its place. If that is below `WEAK` of the clean
+    accuracy, a gap is no refutation: it is a flag if PGD leaves at least twice what all attacks leave, else
+    a note.
+
+    Args:
+        claimed: a robust accuracy in [0, 1]. source: where it comes from, as the finding names it.
     """
     pgd, worst = battery.left["pgd"], battery.worst
     n, hits = len(worst), int(worst.sum())

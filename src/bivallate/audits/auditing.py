@@ -1,4 +1,4 @@
-"""`audit`: is this robustness real?"""
+"""`audit`: test whether a model's robust accuracy is real or only hidden from the attacks."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from bivallate.lower.threat import ThreatModel
 __all__ = ["audit", "passes_a_second"]
 
 POINTS = 500
-TRIED = 64  # points that say how long it is going to take
-FATAL = {"range", "dtype", "logits", "labels"}  # without these mended nothing can be attacked
+TRIED = 64  # points that the cost is estimated on
+FATAL = {"range", "dtype", "logits", "labels"}  # findings of the pre-flight that make attacks impossible
 
 
 @python_arguments
@@ -55,21 +55,26 @@ def audit(
 ) -> Audit:
     """Audit a model: attack it in ways whose results must agree, and say whether they do.
 
-    Every test is exact, paired on the same points and one-sided against the accusation. The model's mode,
-    gradients and buffers and the global generator are left as found.
+    Every attack runs on the same points, and a check fails only if a paired one-sided exact test rejects
+    the model's innocence at level 0.005. The model's mode, gradients and buffers and the global random
+    state are the same afterwards.
 
     Args:
-        data: a split, or a pair (x, y). n: seeded random subset of so many points; 500 if not given.
-        budget_passes, minutes: what may be spent; minutes are turned into passes at the measured pace. The
-            level of strength and, if need be, the number of points follow from them. Neither: the standard
-            level.
+        model: images (n, C, H, W) in [0, 1] -> logits (n, K). data: a split, or a pair (x, y).
+        threat: norm and radius of the perturbations. n: size of the seeded random subset of points that
+            is attacked; 500 if not given.
+        budget_passes, minutes: the cost that is allowed, in forward and backward passes or in minutes,
+            which are converted by a measured pace; of both the smaller holds. They decide the level of
+            strength and, if need be, lower the number of points. Without either, 15,000 passes a point, which
+            pays for the full level.
         surrogates: other models of the same classes, to transfer from; a linear imitation is always made.
         claimed: a robust accuracy in [0, 1] to hold against the evidence; claim: where it comes from. Not
             given: what plain PGD leaves.
         history: a run's metrics, one dictionary an epoch.
         announce: called with the plan and its estimated seconds before anything is attacked. progress:
             called before every attack; True shows it.
-        shared: under torchrun, every process calls this and attacks every so-manieth point.
+        seed: of the subset, the starts and the noise. shared: under torchrun, every process calls this
+            with the same arguments and attacks its share of the points.
 
     Raises:
         UserError: data or model that cannot be attacked at all, or a budget that is too small.
@@ -110,7 +115,7 @@ def audit(
 
 
 def _check(claimed: float | None, threat: ThreatModel) -> None:
-    """Raise UserError for a claim that is no fraction, and for no radius."""
+    """Raise UserError for a claim outside [0, 1] and for a radius that is not positive."""
     if claimed is not None and not 0 <= claimed <= 1:
         raise UserError(f"claimed is a fraction in [0, 1], got {claimed!r}; write 0.5 for 50 %")
     if threat.eps <= 0:
@@ -146,7 +151,12 @@ def _connected(module: nn.Module, looked: Preflight) -> nn.Module:
 
 
 def passes_a_second(model: nn.Module, x: Tensor, y: Tensor, *, shared: bool = False) -> float:
-    """Passes a second, measured on a batch; of all processes where they share the work."""
+    """Measure how many passes a second the model makes.
+
+    Args:
+        x, y: images and labels; the first 128 are used. shared: multiply the first process's pace by the
+            number of processes.
+    """
     some, labels = x[:128], y[:128]
     gradients(model, some[:2], labels[:2])
     began = time.perf_counter()
@@ -166,14 +176,14 @@ def estimate(
     announce: Callable[[Plan, float], object] | None = None,
     shared: bool = False,
 ) -> CostEstimate:
-    """What the plan is likely to take, which is announced.
+    """Estimate the passes and seconds of a plan and hand them to `announce`.
 
-    A short attack on some points shows how many withstand it and what a pass costs with all that goes with
-    it.
+    A short attack on the first points shows what share of them withstands it, and how long a pass takes,
+    the overhead of an attack included.
     """
     some = points[0][:TRIED], points[1][:TRIED]
     began = time.perf_counter()
-    with torch.random.fork_rng(devices=[]):  # outputs that are random must not hang on whether somebody asks
+    with torch.random.fork_rng(devices=[]):  # a model with random outputs gets the same draws without this
         score = evaluate(model, some, threat, "pgd-10", seed=seed)
     spent = time.perf_counter() - began
     pace = spent / max(1.0, sum(score.passes.values()) * score.n) / (collective.world_size() if shared else 1)

@@ -1,4 +1,4 @@
-"""The attacks of an audit, all on the same points, and what each has left."""
+"""The attacks of an audit, all on the same points, and which points each of them leaves robust."""
 
 from __future__ import annotations
 
@@ -32,19 +32,22 @@ from bivallate.lower.threat import ThreatModel
 
 __all__ = ["WHITE", "Battery"]
 
-SUBTLE = 1 / 512  # half a grey level: no photograph means anything at this scale
+SUBTLE = 1 / 512  # half a grey level, a change that photographs of eight bits cannot even store
 WHITE = ("fgsm", "pgd-few", "pgd", "pgd-more", "pgd-restarts", "cw", "apgd-ce", "apgd", "rescaled")
 BLACK = ("square", "imitation", "transfer")
 
 
 @dataclass
 class Battery:
-    """Runs attacks and keeps their verdicts.
+    """The attacks of one audit and their results.
 
     Attributes:
-        model: judges, in eval mode. points: (x, y) under attack. threat, plan, seed: of the audit.
-        left: name -> (n,) bool, robust after that attack alone.
-        scores: name -> the score behind it. passes: spent. outlook: what is likely. began: by the clock.
+        model: the network that decides which points are broken, in eval mode. points: (x, y), images
+            (n, C, H, W) and labels (n,). threat, plan, seed: of the audit.
+        progress: called before every attack, with where the audit is. outlook: the estimated cost.
+        shared: the processes of torchrun share the points.
+        left: attack -> (n,) bool, robust after that attack alone. scores: attack -> its score.
+        passes: spent so far. began: the clock's reading at the start, in seconds.
     """
 
     model: nn.Module
@@ -61,7 +64,11 @@ class Battery:
     began: float = field(default_factory=time.perf_counter)
 
     def run(self, name: str, *stages: Stage, threat: ThreatModel | None = None) -> Score:
-        """One attack on all points; what it left is kept under its name."""
+        """Attack all points and keep the score under the attack's name.
+
+        Args:
+            stages: tried one after another. threat: in place of the audit's own.
+        """
         self._tell(name)
         attack = Attack(name, stages)
         score = evaluate(
@@ -79,7 +86,12 @@ class Battery:
             self.progress(AuditProgress(name, fraction, self.passes, spent, likely))
 
     def run_all(self, surrogates: Sequence[nn.Module], *, random: bool) -> None:
-        """Every attack of the plan."""
+        """Run every attack of the plan.
+
+        Args:
+            surrogates: models to transfer from. random: the model's outputs are random, so that Auto-PGD
+                averages its gradients.
+        """
         self.plain()
         self.strong(random=random)
         self.radii()
@@ -87,7 +99,7 @@ class Battery:
         self._tell("done")
 
     def plain(self) -> None:
-        """Noise, one-step attacks at several sizes, PGD of growing strength."""
+        """Run noise, one-step attacks at several step sizes, and PGD of growing strength."""
         plan, eps = self.plan, self.threat.eps
         tiny = replace(self.threat, eps=min(eps / 4, SUBTLE * self._whole()))  # pyright: ignore
         self.run("subtle", noise(2, "subtle"), threat=tiny)
@@ -100,7 +112,7 @@ class Battery:
         self.run("pgd-restarts", Search("pgd-restarts", ScaledPGD(plan.steps), turns=Restarts(plan.restarts)))
 
     def strong(self, *, random: bool) -> None:
-        """Auto-PGD on three losses, C&W, Square; averaged gradients where outputs are random."""
+        """Run Auto-PGD on three losses, C&W and Square; Auto-PGD averages gradients of random outputs."""
         plan = self.plan
         solver = APGD(plan.auto, samples=plan.samples if random else 1)
         targeted = targeted_auto_pgd(APGD(plan.auto), plan.targets)
@@ -110,7 +122,7 @@ class Battery:
         self.run("square", square(Square(plan.queries)))
 
     def radii(self) -> None:
-        """PGD at half and twice the radius, and at one that lets the attacker draw any image."""
+        """Run PGD at half and at twice the radius, and at one so large that any image is allowed."""
         eps, whole = self.threat.eps, self._whole()
         for name, factor in (("half-eps", 0.5), ("double-eps", 2.0)):
             threat = replace(self.threat, eps=min(factor * eps, whole))  # pyright: ignore
@@ -124,7 +136,7 @@ class Battery:
         self.run("any-image", *stages, threat=replace(self.threat, eps=whole))  # pyright: ignore
 
     def from_surrogates(self, surrogates: Sequence[nn.Module]) -> None:
-        """Search on the rescaled, the smoothed and the imitated model, and on others."""
+        """Search on a rescaled, a straight-through and a linear copy of the model, and on `surrogates`."""
         inner = _pgd("pgd", self.plan.steps)
         scale = self._clean_margin() or 1.0
         self.run("rescaled", SurrogateSearch("rescaled", Rescaled(self.model, scale), inner))
@@ -143,7 +155,7 @@ class Battery:
         return float(score.margin.abs().median())
 
     def union(self, *names: str) -> Tensor:
-        """(n,) bool: robust after all of these attacks; those that were not run take no part."""
+        """(n,) bool: robust after all of these attacks; names of attacks that did not run are ignored."""
         sets = [self.left[name] for name in names if name in self.left]
         return torch.stack(sets).all(0)
 
@@ -158,7 +170,7 @@ class Battery:
         return self.union(*WHITE, *BLACK, "straight", "noise", "subtle", "fgsm-short")
 
     def _whole(self) -> float:
-        """The radius from which every image can become every other: the norm of an image of ones."""
+        """The radius at which every image can become every other: the norm of an image of ones."""
         return float(self.threat.size(torch.ones_like(self.points[0][:1])))
 
 

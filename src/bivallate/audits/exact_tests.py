@@ -1,4 +1,4 @@
-"""One-sided exact tests on paired verdicts: a check rarely fails by chance."""
+"""One-sided exact tests on paired outcomes, so that a check rarely fails by chance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bivallate.evaluation.statistics import Z95, wilson
 
 __all__ = ["ALPHA", "Excess", "Gap", "below", "excess", "gap"]
 
-ALPHA = 0.005  # of each test: a model exactly at the tolerance is accused once in two hundred audits
+ALPHA = 0.005  # level of each test: a model exactly at the tolerance fails it at most once in 200 audits
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Gap:
     """Points that one attack breaks and another leaves.
 
     Attributes:
-        share: of all points. interval: 95 %. significant: more than the tolerance, by an exact binomial test.
+        count: of such points. share: of all points. interval: Wilson's, 95 %.
+        significant: the share exceeds the tolerance, also by an exact binomial test.
     """
 
     count: int
@@ -29,7 +30,10 @@ class Gap:
 
 
 def gap(left: Tensor, broken_from: Tensor, tolerance: float) -> Gap:
-    """How many points robust in `left` (n,) are not robust in `broken_from` (n,).
+    """Count the points that are robust in `left` (n,) bool and not robust in `broken_from` (n,) bool.
+
+    Args:
+        tolerance: share of the points that may be so without being remarkable.
 
     Example:
         >>> import torch
@@ -49,8 +53,10 @@ class Excess:
     """By how much one attack breaks more points than another, on the same points.
 
     Attributes:
-        share: net, of all points; negative if it breaks fewer. interval: 95 %, by the variance of the
-            discordant pairs. significant: above the tolerance, and by an exact sign test above nothing.
+        share: the points that only the first breaks minus those that only the second breaks, over all
+            points; negative if the first breaks fewer. interval: 95 %, normal approximation by the variance
+            of the discordant pairs. significant: the share exceeds the tolerance, and an exact sign test
+            rejects that it is at most 0.
     """
 
     share: float
@@ -59,7 +65,12 @@ class Excess:
 
 
 def excess(by: Tensor, than: Tensor, tolerance: float) -> Excess:
-    """How many more points the attack that left `by` (n,) robust broke than the one that left `than`."""
+    """Compare two attacks by how many more points the first one breaks.
+
+    Args:
+        by, than: (n,) bool, the points that the first and the second attack leave robust.
+        tolerance: share of the points by which the first may lead without being remarkable.
+    """
     from scipy.stats import binomtest
 
     n = len(by)
@@ -71,7 +82,7 @@ def excess(by: Tensor, than: Tensor, tolerance: float) -> Excess:
 
 
 def below(hits: int, n: int, claim: float) -> bool:
-    """Whether `hits` of n points are significantly fewer than a claimed share."""
+    """Whether `hits` of n points are significantly fewer than the share `claim` in [0, 1]."""
     from scipy.stats import binom
 
     return claim > 0 and float(binom.cdf(hits, n, min(claim, 1.0))) < ALPHA

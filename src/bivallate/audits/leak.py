@@ -1,4 +1,4 @@
-"""Whether the images that a run is judged by are among those that it was trained on."""
+"""Check of an audit: whether test images of a run are also in its training data."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from bivallate.run.folder import RunFolder
 
 __all__ = ["leak"]
 
-MANY = 0.05  # share of near-duplicates from which they make an accuracy suspect; CIFAR-10 has 3.5 %
-LARGEST = 1 << 31  # values of all training images, beyond which they are not looked through
+MANY = 0.05  # a larger share of near-duplicates makes an accuracy suspect; CIFAR-10 has 3.5 %
+LARGEST = 1 << 31  # pixel values of all training images; larger sets are not searched
 
 
 def leak(examined: EvaluationTarget, n: int, seed: int) -> Check:
-    """The check that points of an audit are not in the training data.
+    """Check how many points of an audit the training data hold unchanged, mirrored or slightly changed.
 
-    How many of them the training data, extra data included, hold as they are, mirrored or a little changed.
+    Skipped for points that are not the run's own test data, and for training data that are streamed or too
+    large to be searched.
+
+    Args:
+        examined: the run. n, seed: of the audit's random subset of points.
     """
     question = "are the images that it is judged by among those that it was trained on?"
     train, points = examined.data.train, examined.points

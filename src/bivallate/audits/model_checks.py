@@ -1,4 +1,4 @@
-"""Questions of an audit about the model's own answers and gradients."""
+"""Checks of an audit on the model's own predictions and gradients."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ SYMPTOMS = {
     *("ignores-eval", "random", "gradient-mode", "batch", "stateful", "probabilities", "no-gradient"),
     *("nonfinite", "quantised", "dead", "saturated", "false-gradient"),
 }
-BLIND = {"quantised", "dead", "saturated", "false-gradient"}  # of gradients that show nothing
+BLIND = {"quantised", "dead", "saturated", "false-gradient"}  # gradients that tell an attack nothing
 
 
 def accuracy(left: Tensor) -> float:
-    """The share of points that are still robust."""
+    """The share of points that are still robust, from (n,) bool."""
     return int(left.sum()) / len(left)
 
 
 def learned(battery: Battery) -> Check:
-    """Whether the model is right often enough for its robustness to be tested at all."""
+    """Check whether the clean accuracy is better than chance, without which robustness means nothing."""
     x, y = battery.points
     with torch.no_grad():
         answers = torch.cat([call_unharmed(battery.model, some).argmax(1) for some in x.split(256)])
@@ -62,15 +62,15 @@ def symptoms(battery: Battery, found: Preflight) -> Check:
 
 
 def _agreed(battery: Battery) -> bool:
-    """Whether all attacks together take not significantly more than 5 points that PGD leaves."""
+    """Whether all attacks together break at most 5 % of the points that PGD leaves, up to chance."""
     return not gap(battery.left["pgd"], battery.worst, LIMIT).significant
 
 
 def _constant(battery: Battery) -> bool:
-    """Whether the model gives one class to every point, of several, and no attack changes any of that.
+    """Whether the model gives all points, of several classes, one class, and no attack changes that.
 
-    A class that attacks cannot leave because gradients are hidden still meets images of other classes, so
-    that all of this accuracy is the share of that class and none of it robustness. Cost: a forward a point.
+    The accuracy of such a model is the share of that class among the points, and none of it is robustness,
+    even if hidden gradients are why the attacks fail. Cost: one forward a point.
     """
     x, y = battery.points
     with torch.no_grad():

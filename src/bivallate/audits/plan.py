@@ -1,4 +1,4 @@
-"""How strong the attacks of an audit are, and what they cost, decided before they run."""
+"""Strength and cost of the attacks of an audit, decided before they run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bivallate.evaluation.statistics import FEWEST_POINTS
 
 __all__ = ["LEVELS", "Plan", "choose"]
 
-FIXED = 20 + 3 * 4 + 21  # passes of noise, FGSM at four sizes, PGD-10
+FIXED = 20 + 3 * 4 + 21  # passes a point of noise, FGSM at four step sizes, and PGD-10
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,11 @@ class Plan:
     """Strength of the attacks of an audit.
 
     Attributes:
-        level: "quick", "standard" or "full". n: points.
-        steps: of plain PGD. longer: of the PGD that must not do worse. restarts: of PGD.
-        auto: steps of Auto-PGD; targets: of its targeted form. queries: of Square.
-        samples: gradients averaged a step where outputs are random. surrogates: models to transfer from.
+        level: "quick", "standard" or "full". n: number of points.
+        steps: of plain PGD. longer: steps of the long PGD, which must break no fewer points.
+        restarts: of PGD. auto: steps of Auto-PGD. targets: classes of its targeted form. queries: of
+            Square, a point. samples: gradients averaged a step for random outputs.
+        surrogates: models to search on besides, the linear imitation included.
     """
 
     level: str
@@ -37,14 +38,17 @@ class Plan:
     surrogates: int = 1
 
     def cost(self) -> int:
-        """Forward and backward passes, at most: points that break early save some of it."""
+        """Forward and backward passes at most; points that are broken early take fewer."""
         return round(self.expected(1.0, 1.0))
 
     def expected(self, clean: float, robust: float) -> float:
-        """The likely number of passes, where a share of the points is right and withstands.
+        """The expected number of passes.
 
-        Single attacks go to their end on what is right, repeated ones and Square on what withstands a short
-        attack.
+        Single attacks run all their steps on the points that are right without an attack; restarts,
+        Auto-PGD and Square do so only on the points that a short attack leaves robust.
+
+        Args:
+            clean, robust: share of the points that are right without an attack, and after a short one.
         """
         plain, auto = 2 * self.steps + 1, 2 * (self.auto + 1)
         once = FIXED + plain * (6 + self.surrogates) + 2 * self.longer + 1
@@ -52,7 +56,7 @@ class Plan:
         return self.n * (clean * once + robust * again)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data, with the passes it may take."""
+        """The plan as plain data, with `passes`, its cost at most."""
         return {**asdict(self), "passes": self.cost()}
 
 
@@ -64,10 +68,14 @@ LEVELS = (
 
 
 def choose(points: int, budget: float, surrogates: int = 0) -> Plan:
-    """The strongest level that the budget (passes) pays for; then fewer points, down to 50.
+    """Choose the strongest level whose cost is within the budget, if need be on fewer points.
+
+    Args:
+        points: number of points to attack. budget: in forward and backward passes. surrogates: number of
+            models to transfer from.
 
     Raises:
-        UserError: not even the quick level on 50 points is within the budget.
+        UserError: the budget does not suffice for the quick level on 50 points, or on all of fewer.
 
     Example:
         >>> choose(500, 1_000_000).level

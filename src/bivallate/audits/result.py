@@ -1,4 +1,4 @@
-"""What an audit says: checks with their numbers, and the verdict that follows from them."""
+"""The result of an audit: checks with their numbers, and the verdict that follows from them."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ VERDICTS = {
     "suspect": "something hides this model from its attacks: its accuracy under attack proves nothing yet",
     "not robust as claimed": "an attack here takes far more than the claim admits",
 }
-LIMIT = 0.05  # gap between the headline and the strongest attack that is worth a flag
-WEAK = 0.25  # of the clean accuracy, below which nothing much is left
+LIMIT = 0.05  # a larger gap between the claim and the strongest attack is worth a flag
+WEAK = 0.25  # a model that keeps a smaller share of its clean accuracy is weak
 
 
 @dataclass(frozen=True)
 class Check:
-    """One question to the model.
+    """One check of an audit.
 
     Attributes:
-        name: for programs. question: what was measured. outcome: "pass", "note", "flag" (makes the model
-            suspect), "broken" (refutes the claim) or "skipped".
+        name: an identifier. question: what was tested, as a question. outcome: "pass", "note", "flag" (the
+            model is suspect), "broken" (the claim is refuted) or "skipped".
         numbers: by name; accuracies and gaps are fractions in [0, 1], intervals are 95 % pairs.
-        finding: the answer in words. advice: what to do; empty where there is nothing to do.
+        finding: the answer in words. advice: what to do; empty if there is nothing to do.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Check:
 
 
 class CostEstimate(NamedTuple):
-    """What the attacks of an audit are likely to take."""
+    """The estimated cost of the attacks of an audit, in passes and in seconds."""
 
     passes: float
     seconds: float
@@ -52,11 +52,11 @@ class CostEstimate(NamedTuple):
 
 @dataclass(frozen=True)
 class AuditProgress:
-    """How far an audit is, for whoever shows it.
+    """The progress of an audit, as its callback receives it.
 
     Attributes:
-        attack: what runs now. fraction: of the passes that are likely. passes, seconds: spent so far.
-        likely: seconds of all attacks, by what was measured before them; None where nothing was.
+        attack: name of the attack that begins. fraction: passes spent, over those expected, in [0, 1].
+        passes, seconds: spent so far. likely: estimated seconds of all attacks; None without an estimate.
     """
 
     attack: str
@@ -67,17 +67,21 @@ class AuditProgress:
 
     @property
     def title(self) -> str:
-        """What runs now."""
+        """The heading of a progress display: "audit / ATTACK"."""
         return f"audit / {self.attack}"
 
     @property
     def numbers(self) -> str:
-        """What was spent."""
+        """The passes spent so far, in words."""
         return f"{self.passes:,} passes"
 
     @property
     def seconds_left(self) -> float | None:
-        """At the present pace, which counts fully after a fifth; None where neither it nor an outlook is."""
+        """Estimated seconds that remain; None before the first pass if there was no estimate.
+
+        The estimate made before the audit is blended with the pace so far, which counts alone once a fifth
+        of the passes is done.
+        """
         if not self.fraction:
             return self.likely
         at_this_pace = self.seconds / self.fraction
@@ -90,11 +94,13 @@ class Audit:
     """The evidence on one model.
 
     Attributes:
-        checks: every question asked. accuracy: fraction left after each attack, by its name.
-        clean, worst: accuracy before any attack, and after all of them together; with 95 % intervals.
-        claimed: the accuracy under attack that is held against `worst`, and where it comes from.
-        n, seed, threat, classes: of the points and radii. plan: what was going to be spent. passes, seconds:
-            what was. identity: which run's weights and split; None for a model that is of no run.
+        checks: all checks, that of the claim first. accuracy: attack -> accuracy after it alone, in [0, 1].
+        clean, worst: accuracy without an attack, and after all of them together; with 95 % intervals.
+        claimed: the robust accuracy that is compared with `worst`. claim: where it comes from.
+        n: number of points. seed: of their choice and of the attacks. threat: norm and radius.
+        plan: strength and cost at most, as plain data. passes, seconds: spent.
+        data_fingerprint, model_fingerprint: digests of points and weights. classes: of the model.
+        identity: which run's weights and split; None for a model that belongs to no run.
     """
 
     checks: tuple[Check, ...]
@@ -130,7 +136,7 @@ class Audit:
         if "broken" in outcomes:
             return "not robust as claimed"
         if any(check.name == "learned" and check.outcome == "note" for check in self.checks):
-            return "weak but honest"  # what has learned nothing has nothing to hide
+            return "weak but honest"  # gradients of a model at chance level hide no robustness
         if "flag" in outcomes:
             return "suspect"
         guesses = self.classes > 1 and self.clean_interval_95[0] <= 1 / self.classes
@@ -138,26 +144,26 @@ class Audit:
 
     @property
     def accused(self) -> bool:
-        """Whether the verdict speaks against the model's honesty."""
+        """Whether the verdict is "suspect" or "not robust as claimed"."""
         return self.verdict in ("suspect", "not robust as claimed")
 
     @property
     def evidence(self) -> tuple[Check, ...]:
-        """The checks that speak against the model."""
+        """The checks whose outcome is "flag" or "broken"."""
         return tuple(c for c in self.checks if c.outcome in ("flag", "broken"))
 
     def named(self, name: str) -> Check:
-        """The check of that name."""
+        """The check of that name. Raises StopIteration if there is none."""
         return next(check for check in self.checks if check.name == name)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain data."""
+        """All fields, the verdict and its meaning as plain data."""
         entry = asdict(self)
         entry["threat"] = {"kind": type(self.threat).__name__, "eps": self.threat.eps}
         return {"schema": SCHEMA, "verdict": self.verdict, "meaning": VERDICTS[self.verdict], **entry}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON, whole or not at all."""
+        """Write the result as JSON; the file appears whole or not at all."""
         write_json(Path(path), self.to_json())
 
     def __str__(self) -> str:

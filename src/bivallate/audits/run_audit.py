@@ -1,4 +1,4 @@
-"""`audit` of a run: with its own data and threat, held against the evaluations that it keeps."""
+"""`audit` of a run: on its own data and threat, compared with its stored evaluations."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from bivallate.terminal import say
 
 __all__ = ["audit", "audit_file", "audit_of", "kept_claim"]
 
-MINUTES = 10.0  # that an audit of a run may take
+MINUTES = 10.0  # budget of an audit of a run if none is given
 
 
 def audit_file(examined: EvaluationTarget, seed: int) -> Path:
-    """Where a run keeps an audit."""
+    """The file in RUN/audit that this audit is kept in."""
     return examined.path / "audit" / examined.identity().file_name(examined.threat, "audit", seed)
 
 
@@ -40,12 +40,13 @@ def audit_of(
     factory: str | None = None,
     **options: Any,
 ) -> Audit:
-    """The audit of a run, with its history.
+    """Audit a run, with the checks of its training history and of leaked test images.
 
     Args:
-        claimed: a robust accuracy in [0, 1] to hold against the evidence; the strongest evaluation that the
-            run keeps if not given. against: folders of runs on the same classes to transfer attacks from.
-        factory: package.module:factory of their networks. options: as in `bivallate.audits.audit`.
+        examined: the run, its weights, points and threat. claimed: a robust accuracy in [0, 1] to compare
+            with the results; the strongest stored evaluation of the run if not given.
+        against: folders of runs on the same classes, to transfer attacks from.
+        factory: package.module:factory of their networks. options: as in `bivallate.audits.auditing.audit`.
     """
     folder, claim = RunFolder(examined.path), "--claimed"
     if claimed is None and examined.split == "test" and not examined.elsewhere:
@@ -78,20 +79,23 @@ def audit(
     """Audit a run or a model: attack it in ways whose results must agree, and say whether they do.
 
     Args:
-        model: a network or function, or a run (its folder, or what `train` returned): then data and threat
-            are the run's own, its history and its kept evaluations are held against the evidence, ten minutes
-            may be spent where no budget is given, and the result is kept in RUN/audit as `bivallate audit`
-            keeps it.
-        data, threat: a split or a pair (x, y), and what is attacked within; of a run they may be left out.
-        weights, split, against, factory, data_dir: of a run: which weights and points, other runs to
-            transfer attacks from, package.module:factory of networks of one's own, where named sets are
-            looked for.
-        store: keep the result of a run. progress: True shows how far it is; or a function of every moment.
-        options: n, budget_passes, minutes, claimed and surrogates of `bivallate.audits.auditing.audit`, which
-            says more.
+        model: a network or function (n, C, H, W) -> (n, K), or a run (its folder, or what `train`
+            returned). For a run, data and threat default to its own, its history and stored evaluations
+            are checked too, the budget defaults to ten minutes, and the result is kept in RUN/audit.
+        data: a split or a pair (x, y); for a run, a data set's name or folder. threat: norm and radius.
+            Both may be left out for a run.
+        weights: of a run: best, last, ema or epoch-N. split: of a run: test or validation.
+        against: of a run: folders of runs on the same classes, to transfer attacks from.
+        factory: of a run: package.module:factory of networks of your own. data_dir: of a run: where named
+            data sets are searched for. store: keep the result of a run.
+        seed: of the choice of points and of the attacks. progress: True shows a progress display; a
+            function is called before every attack.
+        options: n, budget_passes, minutes, claimed and surrogates, described with
+            `bivallate.audits.auditing.audit`.
 
     Raises:
-        UserError: for anything the user can mend.
+        UserError: arguments that do not fit one another, data or model that cannot be attacked, a budget
+            that is too small, or a run that cannot be read.
     """
     check_options("audit", options, examine, budget="minutes")
     model = folder_or_model(model)
@@ -119,11 +123,17 @@ def audit(
 
 
 def kept_claim(folder: Path, weights: str, threat: Any, points: int) -> tuple[float | None, str]:
-    """(robust accuracy, attack) of the strongest evaluation that the run keeps; (None, "") without one.
+    """Find the strongest stored evaluation that can serve as the claim of an audit.
 
-    Only what could be a headline counts: the run's own test data, attacked on the model itself, on no fewer
-    points than an audit wants. A file that cannot be read, or is of weights that have changed since, is no
-    claim.
+    It must be on the run's own test data, by an attack on the model itself, within the same threat, and on
+    at least 50 points, or on all of fewer. Files that cannot be read or that are of weights that have
+    changed since are left out with a warning.
+
+    Args:
+        folder: of the stored evaluations. weights: as in `audit`. points: number of test points.
+
+    Returns:
+        (robust accuracy in [0, 1], where it comes from); (None, "") if there is none.
     """
     found, fit = [], Fit.of(folder.parent)
     for path in sorted(folder.glob("*.json")):

@@ -1,4 +1,4 @@
-"""Attacks that search on another model than the one that judges: rescaled, made differentiable, imitated."""
+"""Attacks that search on a substitute of the model: rescaled, made differentiable, or imitated."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["GraphConnected", "Rescaled", "StraightThrough", "SurrogateSearch", "
 
 @dataclass(frozen=True)
 class SurrogateSearch:
-    """A stage that searches on `source`; the verdict stays with the model under attack.
+    """A stage that searches on `source`; whether a point is broken is decided by the model under attack.
 
     Attributes:
-        source: in eval mode. inner: the search.
+        name: of the stage. source: the substitute, in eval mode. inner: the stage that searches on it.
     """
 
     name: str
@@ -39,7 +39,7 @@ class SurrogateSearch:
         return self.inner.cost()
 
     def search(self, problem: LowerProblem, turn: Tensor) -> Tensor:
-        """What the inner stage finds on the source."""
+        """Perturbations (n, C, H, W) that the inner stage finds on the source."""
         forward = Forward(self.source, problem.forward.passes)
         moved = LowerProblem(
             forward, problem.batch, problem.objective, problem.threat, problem.clock, problem.noise
@@ -48,7 +48,7 @@ class SurrogateSearch:
 
 
 class Rescaled(nn.Module):
-    """The model with its logits divided by a number; its decisions are the same."""
+    """The model with its logits divided by a positive number, which changes no prediction."""
 
     def __init__(self, model: nn.Module, scale: float) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Rescaled(nn.Module):
 
 
 class GraphConnected(nn.Module):
-    """The model with a graph from image to logits, of zero gradient where the model itself has none."""
+    """The model with zero gradients where its logits have no graph, so that attacks can differentiate it."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -85,10 +85,10 @@ _DETACH: set[Callable[..., Any]] = {torch.detach, Tensor.detach}
 
 
 class _StraightThroughMode(TorchFunctionMode):
-    """Rounding with the gradient of the identity; detaching does not detach.
+    """Torch functions whose gradients are replaced: rounding by the identity, and `detach` does nothing.
 
     Attributes:
-        comparisons: whether x > t has the gradient of a sigmoid, too; then it is no longer a boolean.
+        comparisons: give x > t the gradient of a sigmoid too; its result is then no longer boolean.
     """
 
     def __init__(self, comparisons: bool) -> None:
@@ -113,7 +113,7 @@ class _StraightThroughMode(TorchFunctionMode):
 
 
 class StraightThrough(nn.Module):
-    """The same values with gradients through rounding, signs, detaching and, where it works, comparisons.
+    """The model with gradients through rounding, signs, `detach` and, if the model allows, comparisons.
 
     Reference: backward pass differentiable approximation (Athalye et al. 2018, section 4.1).
     """
@@ -133,9 +133,13 @@ class StraightThrough(nn.Module):
 
 
 def linear_imitation(model: nn.Module, x: Tensor, spread: float, seed: int = 0) -> nn.Module:
-    """A linear model that imitates another's logits on x and near it, by ridge regression.
+    """Fit a linear model to the classes that another predicts for x and for noisy copies of it.
 
-    Its gradients transfer to models whose own are hidden. Cost: two forwards a point of x.
+    The fit is a ridge regression. Its gradients transfer to models that hide their own. Cost: two forwards a
+    point of x.
+
+    Args:
+        x: (n, C, H, W) in [0, 1]. spread: half width of the uniform noise that is added to the copies.
     """
     generator = torch.Generator().manual_seed(seed)
     noise = (2 * torch.rand(x.shape, generator=generator) - 1).to(x) * spread
