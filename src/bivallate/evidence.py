@@ -17,11 +17,7 @@ def gather(
 
     Clean logits are computed in eval mode when they are first read, with the network's present buffers or
     with `buffers`, a copy from before the outer pass.
-
-    Raises:
-        UserError: the loss has made another pass at the solution than the one that the coupling handed on.
     """
-    problem.check_handed_on()
 
     def clean() -> Tensor:
         forward = problem.forward if buffers is None else problem.forward.at(buffers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -49,25 +50,24 @@ class FrozenStep:
 
     def __init__(self, model: nn.Module, method: Method, batch: Batch, facts: Facts, clock: Clock) -> None:
         self.model, self.method, self.batch, self.facts, self.clock = model, method, batch, facts, clock
-        self.problem, self.bound, self.solution, delta = self._solve()
-        self.delta = delta.detach()
-        terms = self._terms(delta)
+        self.problem, self.bound, solution = self._solve()
+        terms = self._terms(solution)
+        self.solution = _constant(solution)
         evidence = gather(self.problem, terms, self.solution)
         self.bound.weighting.update(evidence)
         self.weights = self._first_weights(evidence)
         self.loss = (self.weights * terms.robust + terms.anchor).mean()
-        free = method.threat.interior(self.delta, batch.x).double().mean()
+        free = method.threat.interior(self.solution.delta, batch.x).double().mean()
         self.active = 1 - float(free)
 
-    def _solve(self) -> tuple[RecordedProblem, BoundMethod, Solution, Tensor]:
+    def _solve(self) -> tuple[RecordedProblem, BoundMethod, Solution]:
         bound = self.method.bind(self.facts)
         with attacking(self.model, "eval"):
             problem = RecordedProblem(
                 self.model, self.batch, self.method.objective, self.method.threat, self.clock
             )
-            solution = bound.solver.solve(problem)
-            delta = bound.coupling(problem, solution)
-        return problem, bound, solution, delta
+            solution = bound.coupling(problem, bound.solver.solve(problem))
+        return problem, bound, solution
 
     def _first_weights(self, evidence: Evidence) -> Tensor:
         """The initial weights, which the check holds constant; 1 where they must be learned first."""
@@ -76,15 +76,15 @@ class FrozenStep:
         except NotFitted:
             return torch.ones_like(evidence.loss)
 
-    def _terms(self, delta: Tensor) -> Terms:
-        return self.method.loss(self.problem.solved(self.solution, delta), self.batch.x + delta)
+    def _terms(self, solution: Solution) -> Terms:
+        return self.method.loss(self.problem.solved(solution), self.batch.x + solution.delta)
 
     def gradient(self, parameters: list[nn.Parameter]) -> tuple[Tensor, ...]:
         """What the step's one backward pass adds to `.grad`."""
         return torch.autograd.grad(self.loss, parameters, materialize_grads=True)
 
-    def _risk(self, delta: Tensor) -> Tensor:
-        terms = self._terms(delta)
+    def _risk(self, solution: Solution) -> Tensor:
+        terms = self._terms(solution)
         weights = self.weights.detach()
         if self.bound.weighting.differentiable:
             evidence = gather(self.problem, terms, self.solution)
@@ -93,7 +93,7 @@ class FrozenStep:
 
     def explicit(self) -> Tensor:
         """The loss as a function of theta, with delta* held fixed."""
-        return self._risk(self.delta)
+        return self._risk(self.solution)
 
     def surrogate(self) -> float:
         """The function whose gradient the method claims to take, to first order; call after `gradient`."""
@@ -104,7 +104,13 @@ class FrozenStep:
 
     def truth(self) -> float:
         """The loss as a function of theta, with the attack solved anew from the same noise."""
-        return float(self._risk(self._solve()[3].detach()).detach())
+        return float(self._risk(_constant(self._solve()[2])).detach())
+
+
+def _constant(solution: Solution) -> Solution:
+    """The solution without any gradient in theta; what its start holds is a constant of the check."""
+    start = solution.start and replace(solution.start, logits=solution.start.logits.detach())
+    return replace(solution, delta=solution.delta.detach(), start=start, logits=None)
 
 
 def like(parameter: nn.Parameter, generator: torch.Generator) -> Tensor:

@@ -16,7 +16,7 @@ from bivallate.errors import UserError, unknown
 from bivallate.from_text import override
 from bivallate.lower.modes import AttackMode
 from bivallate.lower.objective import cross_entropy
-from bivallate.lower.problem import Objective
+from bivallate.lower.problem import Objective, PassSharing
 from bivallate.lower.solver import Solver
 from bivallate.lower.threat import Threat
 from bivallate.parts import decode, encode, part, rebased, written
@@ -182,8 +182,9 @@ class BoundMethod:
             spec.coupling,
             spec.loss,
         )
-        self.share = spec.loss.reuses_forward
-        self.parallel = spec.loss.follows(spec.objective) and not weighting.differentiable
+        # weights that are differentiable have a gradient of their own at the logits
+        collinear = spec.loss.follows(spec.objective) and not weighting.differentiable
+        self.sharing = PassSharing(spec.loss.reuses_forward, collinear)
         self.replays, self.accumulate = spec.replays, spec.accumulate
         self.attack_mode: AttackMode = spec.attack_mode
 

@@ -40,15 +40,14 @@ def differentiate(
 ) -> tuple[Tensor, DeviceRecord]:
     """Do all of a step but the update: add the gradient of the upper level to `.grad`."""
     with attacking(model, method.attack_mode):  # lower level: delta*(theta)
-        problem = LowerProblem(
-            model, batch, method.objective, method.threat, clock, share=method.share, parallel=method.parallel
-        )
+        problem = LowerProblem(model, batch, method.objective, method.threat, clock, sharing=method.sharing)
         solution = method.solver.solve(problem)
-        delta = method.coupling(problem, solution)
+        solution = method.coupling(problem, solution)
 
-    problem, x_adv = problem.solved(solution, delta), batch.x + delta  # upper level: one loss an example
+    problem, x_adv = problem.solved(solution), batch.x + solution.delta  # upper level: one loss an example
     lookahead = Lookahead.here(problem, method, x_adv.detach(), lr)  # for learned weights
     terms = method.loss(problem, x_adv)
+    problem.check_pass_is_used()
     evidence = gather(problem, terms, solution, lookahead.buffers)
 
     method.weighting.update(evidence)  # a running state moves first
@@ -56,5 +55,5 @@ def differentiate(
     weights = method.weighting(evidence)
     loss = (weights * terms.robust + terms.anchor).sum() / collective.size(batch)
     loss.backward()  # carries d delta*/d theta when coupled
-    method.solver.feedback(problem, delta, evidence)
+    method.solver.feedback(problem, solution.delta, evidence)
     return loss.detach(), summarise(loss, weights, terms, problem, method)

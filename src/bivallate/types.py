@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "AttackStart",
     "Batch",
     "Clock",
     "Evidence",
@@ -157,16 +158,39 @@ class Passes:
 
 
 @dataclass(frozen=True)
+class AttackStart:
+    """Where an attack took its first gradient, and what the network answered there.
+
+    Attributes:
+        delta: (B, C, H, W). logits: (B, K), with graph in theta where the solver has kept that pass.
+        gradient_at_zero: (B, C, H, W) gradient of the objective where delta is exactly 0, or None.
+        training: whether the network was in train mode.
+    """
+
+    delta: Tensor
+    logits: Tensor
+    gradient_at_zero: Tensor | None = None
+    training: bool = False
+
+    def at_other_parameters(self) -> AttackStart:
+        """The same point, without the graph and the gradient of the parameters that it was passed at."""
+        return AttackStart(self.delta, self.logits.detach())
+
+
+@dataclass(frozen=True)
 class Solution:
     """Where a solver of the lower level ended.
 
     Attributes:
-        delta: (B, C, H, W) feasible, without graph.
-        before_last: (B, C, H, W) the point from which the last step was taken.
+        delta: (B, C, H, W) feasible; without graph, until a coupling gives it its gradient in theta.
+        before_last: (B, C, H, W) the point from which the last step was taken; delta itself, of a solver
+            that does not go step by step.
         kappa: (B,) steps at which the example was still classified correctly.
         evaluations: (B,) gradient evaluations spent.
         class_score: (K,) or (K, ...) statistics of each class, from solvers that gather them (`ClassRadius`,
             `ClassMeans`), or None. helper: (B,) labels by a plain network (`HelperLabels`), or None.
+        start: where the attack began, of solvers that keep it (`Solver.keeps_start`), or None.
+        logits: (B, K) at delta, of a pass that the coupling has made and that carries its gradient, or None.
     """
 
     delta: Tensor
@@ -175,6 +199,8 @@ class Solution:
     evaluations: Tensor
     class_score: Tensor | None = None
     helper: Tensor | None = None
+    start: AttackStart | None = None
+    logits: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from bivallate.lower.objective import KLToClean, Margin, cross_entropy
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.start import uniform, zero
 from bivallate.step import differentiate
-from bivallate.types import Batch, Clock, Facts, Terms
+from bivallate.types import Batch, Clock, Facts, Solution, Terms
 
 
 def hills() -> tuple[Hill, Batch]:
@@ -117,16 +117,26 @@ def test_dropout_keeps_the_two_passes_apart() -> None:
 
 def test_the_pass_that_was_handed_on_is_given_once() -> None:
     x, y, index = minibatches((2,))[0]
-    problem = LowerProblem(Net().eval(), Batch(x, y, index), cross_entropy, Linf(EPS))
-    logits = torch.zeros(2, 3, dtype=torch.float64)
-    problem.hand_on(logits)
+    posed = LowerProblem(Net().eval(), Batch(x, y, index), cross_entropy, Linf(EPS))
+    logits, none = torch.zeros(2, 3, dtype=torch.float64), torch.zeros_like(y)
+    problem = posed.solved(Solution(torch.zeros_like(x), torch.zeros_like(x), none, none, logits=logits))
     assert not torch.equal(problem.logits(x), logits)
     with pytest.raises(UserError, match="logits_at_solution"):
-        problem.check_handed_on()
+        problem.check_pass_is_used()
     assert problem.logits_at_solution(x) is logits
     assert not torch.equal(problem.logits_at_solution(x), logits)
     assert problem.forward.passes.forward == 4
-    problem.check_handed_on()
+    problem.check_pass_is_used()
+
+
+def test_a_coupling_that_returns_a_tensor_is_told_what_to_return() -> None:
+    class Old(Detached):
+        def __call__(self, problem, solution):
+            return solution.delta
+
+    model, batch = Net(norm=False).train(), Batch(*minibatches((8,))[0])
+    with pytest.raises(UserError, match=r"replace\(solution, delta"):
+        gradient(model, methods.at(Linf(EPS), steps=1).but(coupling=Old()), batch)
 
 
 def test_a_loss_that_leaves_the_shared_pass_behind_is_refused() -> None:

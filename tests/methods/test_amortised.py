@@ -315,8 +315,9 @@ def test_atta_writes_what_the_step_trained_on() -> None:
     bound, model, batch = method.bind(facts()), Net(), Batch(*minibatches()[0])
     problem = LowerProblem(model, batch, method.objective, THREAT)
     solution = bound.solver.solve(problem)
-    delta = method.coupling(problem, solution)
-    terms = method.loss(problem.solved(solution, delta), batch.x + delta)
+    coupled = method.coupling(problem, solution)
+    delta = coupled.delta
+    terms = method.loss(problem.solved(coupled), batch.x + delta)
     bound.solver.feedback(problem, delta, gather(problem, terms, solution))
     assert torch.equal(bound.solver.bank[batch.index], delta.detach())  # pyright: ignore
     assert not torch.equal(delta, solution.delta)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -255,13 +256,12 @@ def test_scores_of_classes_travel_with_the_solution() -> None:
     solution = ended.bound.solver.solve(posed)
     assert posed.class_score is None
     assert solution.class_score is not None
-    solved = posed.solved(solution, solution.delta)
+    solved = posed.solved(solution)
     assert torch.equal(solved.class_score, ended.bound.state_dict()["solver.score"])  # pyright: ignore
     loss, x_adv = ended.bound.loss, x + solution.delta
     assert not torch.allclose(loss(solved, x_adv).anchor, loss(posed, x_adv).anchor)
-    assert [solved.solved(solution, d).coupled for d in (x, x.clone().requires_grad_(), solved_at(x))] == [
-        False, False, True,
-    ]  # fmt: skip
+    for delta, coupled in ((x, False), (x.clone().requires_grad_(), False), (solved_at(x), True)):
+        assert posed.solved(replace(solution, delta=delta)).coupled is coupled
 
 
 def solved_at(x: torch.Tensor) -> torch.Tensor:

@@ -156,7 +156,7 @@ def test_without_regularisation_a_term_stands_back() -> None:
     x, y, index = minibatches()[0]
     for loss in (LocallyLinear(adversarial, 5.0), Abnormal(adversarial), Consistent(adversarial)):
         problem = asked(Net(), x, y, index).unregularised()
-        problem.begin(torch.zeros_like(x), torch.zeros(len(y), 3, dtype=x.dtype))
+        problem.start = bv.types.AttackStart(torch.zeros_like(x), torch.zeros(len(y), 3, dtype=x.dtype))
         assert loss(problem, x).anchor.abs().max() == 0
 
 
@@ -172,10 +172,9 @@ def test_the_kept_pass_is_gone_through_and_costs_no_forward() -> None:
         start = torch.full_like(x, 0.01)
         with attacking(model, "train"):
             if keep:
-                problem.first_ascent(start)
+                problem.start, _ = problem.first_ascent(start)
             else:
-                logits, _ = problem.ascent(start)
-                problem.begin(start, logits)
+                problem.start = bv.types.AttackStart(start, problem.ascent(start)[0])
         terms = Consistent(adversarial, 3.0)(problem, x)
         terms.anchor.sum().backward()
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
@@ -224,7 +223,7 @@ def test_stored_perturbations_follow_crops_and_flips() -> None:
         if epoch:
             held = problem.project(view.apply(before[index]))
             assert torch.equal(solution.before_last, held)
-        terms = method.loss(problem.solved(solution, solution.delta), batch.x + solution.delta)
+        terms = method.loss(problem.solved(solution), batch.x + solution.delta)
         bound.solver.feedback(problem, solution.delta, gather(problem, terms, solution))
         window = view.apply(bound.state_dict()["solver.bank"][index])
         assert (window.abs() <= EPS + 1e-15).all()

@@ -67,14 +67,14 @@ class Barrier(Coupling):
         if self.c is not None and not (math.isfinite(self.c) and self.c > 0):
             raise UserError(f"the barrier's strength c must be a positive number, got {self.c!r}")
 
-    def __call__(self, problem: LowerProblem, solution: Solution) -> Tensor:
+    def __call__(self, problem: LowerProblem, solution: Solution) -> Solution:
         delta = solution.delta
         threat = self._boxed(problem.threat)
         c = barrier_strength(threat, self.c)
         diagonal = barrier_inverse(delta, problem.x, threat, c)
         problem.log["sensitivity"] = diagonal.mean()
         problem.log["free"] = threat.interior(delta, problem.x).float().mean()
-        return couple_at_solution(problem, delta, lambda grad: self._sensitivity(problem, delta, diagonal))
+        return couple_at_solution(problem, solution, lambda grad: self._sensitivity(problem, delta, diagonal))
 
     def check(self, method: Composition) -> None:
         """Raise UserError if the threat is not a box."""
@@ -126,10 +126,10 @@ class Mask(Coupling):
 
     gain: float = 0.1
 
-    def __call__(self, problem: LowerProblem, solution: Solution) -> Tensor:
+    def __call__(self, problem: LowerProblem, solution: Solution) -> Solution:
         free = problem.threat.interior(solution.delta, problem.x).to(solution.delta.dtype)
         problem.log["free"] = free.mean()
-        return couple_at_solution(problem, solution.delta, lambda grad: lambda v: self.gain * free * v)
+        return couple_at_solution(problem, solution, lambda grad: lambda v: self.gain * free * v)
 
 
 @part
@@ -152,7 +152,7 @@ class Implicit(Coupling):
     tolerance: float = 1e-6
     damping: float = 0.0
 
-    def __call__(self, problem: LowerProblem, solution: Solution) -> Tensor:
+    def __call__(self, problem: LowerProblem, solution: Solution) -> Solution:
         delta = solution.delta
         free = problem.threat.interior(delta, problem.x).to(delta.dtype)
         problem.log["free"] = free.mean()
@@ -167,4 +167,4 @@ class Implicit(Coupling):
             problem.log["negative_curvature"] = found.failed.float().mean()
             return found.u
 
-        return couple_at_solution(problem, delta, lambda grad: solve)
+        return couple_at_solution(problem, solution, lambda grad: solve)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bivallate.lower.modes import in_train_mode
 from bivallate.lower.problem import Graph, LowerProblem
@@ -24,10 +24,10 @@ Sensitivity = Callable[[Tensor], Tensor]
 
 
 class Coupling(Role, ABC):
-    """(problem, solution) -> delta (B, C, H, W), with its gradient in theta.
+    """(problem, solution) -> the solution, whose delta (B, C, H, W) has its gradient in theta.
 
-    The value is solution.delta, or for `LastStep` one more step from there: it makes the solver's last step
-    itself, so that the pass for that step is made once.
+    The value of delta is as the solver left it, or for `LastStep` one more step from there: it makes the
+    solver's last step itself, so that the pass for that step is made once.
     """
 
     def takes_mixed(self) -> bool:
@@ -35,7 +35,7 @@ class Coupling(Role, ABC):
         return True
 
     @abstractmethod
-    def __call__(self, problem: LowerProblem, solution: Solution) -> Tensor: ...
+    def __call__(self, problem: LowerProblem, solution: Solution) -> Solution: ...
 
 
 @part
@@ -45,8 +45,8 @@ class Detached(Coupling):
     Cost: none.
     """
 
-    def __call__(self, problem: LowerProblem, solution: Solution) -> Tensor:
-        return solution.delta
+    def __call__(self, problem: LowerProblem, solution: Solution) -> Solution:
+        return solution
 
 
 @part
@@ -56,8 +56,8 @@ class Leaf(Coupling):
     Cost: none.
     """
 
-    def __call__(self, problem: LowerProblem, solution: Solution) -> Tensor:
-        return solution.delta.detach().requires_grad_()
+    def __call__(self, problem: LowerProblem, solution: Solution) -> Solution:
+        return replace(solution, delta=solution.delta.detach().requires_grad_())
 
 
 class _Transposed(torch.autograd.Function):
@@ -127,7 +127,7 @@ class SharedPass:
         size = arriving.abs().amax(1)
         rest = (arriving - scale * unit).abs().amax(1)
         near = 1e3 * number.eps * torch.maximum(size, number.eps * size.max())  # up to rounding
-        known = self.problem.parallel  # parallel by construction: the host need not wait for the comparison
+        known = self.problem.sharing.collinear  # by construction: the host need not wait for the comparison
         if known or not self.problem.anywhere(not bool((rest <= near).all())):
             v = per_example((scale / peak)[:, 0], self.graph.grad) * self.graph.grad.detach()
         else:
@@ -136,38 +136,37 @@ class SharedPass:
 
 
 def couple_at_solution(
-    problem: LowerProblem, delta: Tensor, sensitivity: Callable[[Tensor], Sensitivity]
-) -> Tensor:
+    problem: LowerProblem, solution: Solution, sensitivity: Callable[[Tensor], Sensitivity]
+) -> Solution:
     """Couple delta by d delta / d theta = S d grad / d theta, with grad taken at delta itself.
 
     If the attack runs with batch statistics, its forward pass at delta is the pass that the loss needs. It is
-    then made once, in the upper level's mode (running statistics move), and handed to the loss; the implicit
-    gradient is attached to its logits. With dropout or in eval mode the two passes differ and are made
-    separately.
+    then made once, in the upper level's mode (running statistics move). Its logits carry the implicit
+    gradient and are a part of the solution that is returned. With dropout or in eval mode the two passes
+    differ and are made separately.
 
     Args:
         problem: created within the context `attacking`.
-        delta: (B, C, H, W) the solution.
+        solution: the solver's.
         sensitivity: grad (B, C, H, W) -> (v -> S v).
     """
-    model = problem.forward.model
-    if not (problem.share and isinstance(model, torch.nn.Module) and model.training and not _drops(model)):
+    model, delta = problem.forward.model, solution.delta
+    if not (problem.sharing.reuses and isinstance(model, nn.Module) and model.training and not _drops(model)):
         graph = problem.graph(delta)
         problem.forward.passes.backward += len(delta)
-        return with_implicit_gradient(delta, graph.grad, sensitivity(graph.grad.detach()))
+        delta = with_implicit_gradient(delta, graph.grad, sensitivity(graph.grad.detach()))
+        return replace(solution, delta=delta)
     with in_train_mode(model):
         graph = problem.graph(delta)
     # one half of the double backward; the other half is the outer backward itself
     problem.forward.passes.backward += len(delta)
     tether = SharedPass(problem, graph, sensitivity(graph.grad.detach()))
-    delta = delta.detach()
     logits: Tensor = _LogitsWithImplicitGradient.apply(graph.logits, graph.grad, tether)  # pyright: ignore[reportAssignmentType]
-    problem.hand_on(logits)
-    return delta
+    return replace(solution, delta=delta.detach(), logits=logits)
 
 
-def _drops(model: torch.nn.Module) -> bool:
-    return any(isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules())
+def _drops(model: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules())
 
 
 detached = Detached()

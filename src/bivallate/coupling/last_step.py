@@ -63,21 +63,21 @@ class LastStep(Coupling):
         """Return the coupling with its one step `length` times as long."""
         return replace(self, step_size=length * self.step_size)
 
-    def __call__(self, problem: LowerProblem, solution: Solution) -> Tensor:
-        z, share = solution.delta, self.gain / self.step_size
+    def __call__(self, problem: LowerProblem, solution: Solution) -> Solution:
+        z, scale = solution.delta, self.gain / self.step_size
         graph = problem.graph(z)
         raw = z + self.step_size * graph.grad
         if self.curvature_steps == 0 and self.cross_at == "z":
             # the value of the step, and its derivative scaled from step_size to gain
             step = problem.threat.retract(raw, problem.x)
-            delta = step.detach() + share * (step - step.detach())
+            delta = step.detach() + scale * (step - step.detach())
         else:
             delta = problem.project(raw.detach())
             cross = graph.grad if self.cross_at == "z" else problem.graph(delta).grad
             delta = with_implicit_gradient(delta, cross, self._sensitivity(problem, delta))
         problem.forward.passes.backward += len(z)
         problem.log["free"] = problem.threat.interior(delta.detach(), problem.x).float().mean()
-        return delta
+        return replace(solution, delta=delta)
 
     def _sensitivity(self, problem: LowerProblem, delta: Tensor) -> Sensitivity:
         """v -> gain * H_C v, or gain * lambda * blockdiag(H_FF^-1, 0) v."""

@@ -165,8 +165,7 @@ def distances_by_search(
     clean = logits_of(model, x, Passes())
     check_labels(y, clean.shape[1])
     y = y.long()
-    problem = LowerProblem(model, Batch(x, y, rows), TowardsTarget(y), ball)
-    problem.clean_logits = clean
+    problem = LowerProblem(model, Batch(x, y, rows), TowardsTarget(y), ball, clean_logits=clean)
     wrong, found = clean.argmax(1) != y, dict[str, Tensor]()
     for name, delta in _nearest(problem, steps, min(targets, clean.shape[1] - 1)):
         logits = logits_of(model, x + delta, Passes())

@@ -15,7 +15,7 @@ from bivallate.lower.solver import Solver, require_coupling
 from bivallate.lower.threat import Linf
 from bivallate.parts import part
 from bivallate.roles import Composition
-from bivallate.types import Evidence, Facts, Solution
+from bivallate.types import AttackStart, Evidence, Facts, Solution
 
 __all__ = ["AlignedStep"]
 
@@ -82,12 +82,11 @@ class BoundAlignedStep(Solver, nn.Module):
         wide = replace(threat, eps=min(1.0, reach) if isinstance(threat, Linf) else reach)  # pyright: ignore
         start = wide.project(threat.random(problem.noise, problem.x), problem.x)
         logits, self._grad = problem.ascent(start)
-        problem.begin(start, logits)
         length = torch.where(c < 1, (self.rule.bend / (1 - c)).clamp(max=1), 1.0)
         problem.log["agreement"], problem.log["step"] = c, length * self.rule.step_size * threat.eps
         part = problem.noise.uniform("length", tuple(problem.x.shape[1:]), problem.x.dtype)
         step = length * self.rule.step_size * threat.eps * part * threat.steepest(self._grad)
-        return one_step(problem, wide.project(start + step, problem.x), start)
+        return one_step(problem, wide.project(start + step, problem.x), AttackStart(start, logits))
 
     def feedback(self, problem: LowerProblem, delta: Tensor, evidence: Evidence) -> None:
         """Move the mean by the agreement of this minibatch's two gradients."""

@@ -174,9 +174,10 @@ def record(solver: Walker, problem: LowerProblem, values: tuple[Tensor, ...]) ->
 
     def walk() -> Walk:
         forward._cast = []
-        own = LowerProblem(forward, Batch(x, y, y), problem.objective, problem.threat, problem.clock)
-        if clean:
-            own.clean_logits = clean[0]
+        own = LowerProblem(
+            forward, Batch(x, y, y), problem.objective, problem.threat, problem.clock,
+            clean_logits=clean[0] if clean else None,
+        )  # fmt: skip
         return solver.walk(own, start)
 
     before = torch.is_autocast_cache_enabled()

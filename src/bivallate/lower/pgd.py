@@ -21,7 +21,7 @@ from bivallate.lower.stop import FOSCBelow, Iterate, Misclassified, Never, Stop,
 from bivallate.lower.threat import Linf
 from bivallate.parts import part
 from bivallate.roles import Composition
-from bivallate.types import Solution, per_example
+from bivallate.types import AttackStart, Solution, per_example
 
 
 @part
@@ -136,13 +136,16 @@ class PGD(Solver):
     def _straight(self, problem: LowerProblem, start: Tensor) -> Solution:
         """Solve if every example makes every step."""
         walk = walked(self, problem, start)
-        problem.begin(start, walk.said[0])
-        if isinstance(self.start, Zero):  # a loss may use this gradient again
-            problem.began_at_zero(walk.first)
         spent = torch.full_like(problem.y, self.steps)
         kappa = (walk.said.argmax(2) == problem.y).sum(0)
         self._report(problem, walk.before, walk.grad, spent)
-        return Solution(walk.delta, walk.before, kappa, spent)
+        first = self._began(problem, start, walk.said[0], walk.first)
+        return Solution(walk.delta, walk.before, kappa, spent, start=first)
+
+    def _began(self, problem: LowerProblem, delta: Tensor, logits: Tensor, grad: Tensor) -> AttackStart:
+        """The first gradient's point; a loss may use the gradient at zero again."""
+        training = bool(getattr(problem.forward.model, "training", False))
+        return AttackStart(delta, logits, grad if isinstance(self.start, Zero) else None, training)
 
     def _watched(self, problem: LowerProblem, start: Tensor) -> Solution:
         """Solve with a stop or with jitter."""
@@ -151,14 +154,11 @@ class PGD(Solver):
         kappa, spent = torch.zeros_like(problem.y), torch.zeros_like(problem.y)
         rows = torch.arange(len(problem.y), device=problem.y.device)
         ends, direction = self.stop(problem), self.direction(problem)
-        active, seen, grad = Compaction(problem), None, None
+        active, seen, grad, first = Compaction(problem), None, None, None
         for k in range(self.steps):
             logits, grad = active.ascent(delta, signs=self._signs(problem) and not self._near(k))
             seen = delta
-            if k == 0:
-                problem.begin(delta, logits)
-            if k == 0 and isinstance(self.start, Zero):  # a loss may use this gradient again
-                problem.began_at_zero(grad)
+            first = self._began(problem, delta, logits, grad) if k == 0 else first
             spent += moving
             moving = moving & ~ends(Iterate(k, delta, grad, logits, rows))
             if not problem.anywhere(active.shrink(problem, moving) > 0):
@@ -172,7 +172,7 @@ class PGD(Solver):
             delta = torch.where(per_example(moving, delta), stepped, delta)
         if seen is not None and grad is not None:
             self._report(problem, seen, grad, spent - (~moving).to(spent.dtype))
-        return Solution(delta, before, kappa, spent)
+        return Solution(delta, before, kappa, spent, start=first)
 
 
 class AroundPGD(Solver):

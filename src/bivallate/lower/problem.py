@@ -23,7 +23,7 @@ from bivallate.lower.synced_batchnorm import is_synchronised
 from bivallate.lower.threat import Linf, ThreatModel
 from bivallate.noise import Noise
 from bivallate.roles import Role
-from bivallate.types import Batch, Clock, Solution
+from bivallate.types import AttackStart, Batch, Clock, Solution
 
 
 class Objective(Role, ABC):
@@ -46,15 +46,16 @@ class Graph:
 
 
 @dataclass(frozen=True)
-class AttackStart:
-    """The point of an attack's first gradient, and the logits there.
+class PassSharing:
+    """What a coupling may know of the loss, so that the two make one pass at the solution.
 
     Attributes:
-        delta: (B, C, H, W). logits: (B, K), with graph in theta if the solver has kept that pass.
+        reuses: the loss asks for `logits_at_solution`, once and before any other pass.
+        collinear: the gradient of `robust` at the logits is, row by row, a multiple of the objective's.
     """
 
-    delta: Tensor
-    logits: Tensor
+    reuses: bool = False
+    collinear: bool = False
 
 
 class LowerProblem:
@@ -65,14 +66,11 @@ class LowerProblem:
     Attributes:
         forward: the network, which counts its passes. batch, x, y, clock, threat, objective: as given.
         noise: the draws of these rows at this moment.
-        share: whether the loss will ask for `logits_at_solution`, once and before any other pass, so that a
-            coupling may make that pass for it.
+        sharing: what a coupling may know of the loss.
         regularised: whether regularisers add to the anchor. Not on a second data stream, nor where the anchor
             is not used.
-        parallel: whether the loss's gradient at the logits is known to be, row by row, a multiple of the
-            objective's.
-        coupled, class_score, helper: set by `solved`: whether the gradient of the loss in x_adv goes on to
-            theta, and the solution's `class_score` and `helper`, or None.
+        coupled, class_score, helper, start: set by `solved`: whether the gradient of the loss in x_adv goes
+            on to theta, and what the solution holds under these names.
         log: numbers that parts report for the run's record; tensors of one number are read together at the
             end of the step, so that no part waits for the device.
     """
@@ -85,11 +83,11 @@ class LowerProblem:
         threat: ThreatModel,
         clock: Clock | None = None,
         noise: Noise | None = None,
-        share: bool = False,
-        parallel: bool = False,
+        sharing: PassSharing | None = None,
         regularised: bool = True,
+        clean_logits: Tensor | None = None,
     ) -> None:
-        self.share, self.parallel, self.regularised = share, parallel, regularised
+        self.sharing, self.regularised = sharing or PassSharing(), regularised
         self.forward = model if isinstance(model, Forward) else Forward(model)
         self.batch, self.x, self.y = batch, batch.x, batch.y
         self.objective, self.threat = objective, threat
@@ -99,10 +97,9 @@ class LowerProblem:
         self.log: dict[str, float | Tensor] = {}
         self.class_score: Tensor | None = None
         self.helper: Tensor | None = None
-        self._begun: list[AttackStart] = []  # the latest, shared with copies of another objective or threat
-        self._clean: Tensor | None = None
-        self._at_zero: tuple[Tensor, bool] | None = None
-        self._at_solution: list[Tensor] = []  # shared with the solved problem
+        self.start: AttackStart | None = None
+        self._clean = clean_logits
+        self._at_solution: Tensor | None = None
         self._box: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -114,36 +111,12 @@ class LowerProblem:
                 self._clean = self.forward(self.x, exact=True)
         return self._clean
 
-    @clean_logits.setter
-    def clean_logits(self, logits: Tensor) -> None:
-        """Set the logits at delta = 0, which a part has already paid for."""
-        self._clean = logits.detach()
-
-    def began_at_zero(self, grad: Tensor) -> None:
-        """Keep the gradient at delta = 0 for losses that need it again."""
-        self._at_zero = grad, bool(getattr(self.forward.model, "training", False))
-
-    def gradient_at_zero(self, training: bool) -> Tensor | None:
-        """The gradient (B, C, H, W) of the objective in delta at delta = 0, or None.
-        None unless the attack has taken it in this mode of the network."""
-        grad, mode = self._at_zero or (None, training)
-        return grad if mode == training else None
-
-    @property
-    def begun(self) -> AttackStart | None:
-        """Where the attack began, for losses that ask; None before, and of a solver that does not tell."""
-        return self._begun[0] if self._begun else None
-
     def logits_at_start(self) -> Tensor:
-        """(B, K) logits with graph, where the attack began.
-        The solver's own pass once, where it is kept, and else one forward."""
-        begun = self._begun[0]
-        self._begun[:] = [AttackStart(begun.delta, begun.logits.detach())]
-        return begun.logits if begun.logits.requires_grad else self.logits(self.x + begun.delta)
-
-    def begin(self, delta: Tensor, logits: Tensor) -> None:
-        """Keep where the attack begins."""
-        self._begun[:] = [AttackStart(delta, logits)]
+        """(B, K) logits with graph where the attack began: the solver's own pass if it is kept, else one
+        forward."""
+        assert self.start is not None
+        kept = self.start.logits
+        return kept if kept.requires_grad else self.logits(self.x + self.start.delta)
 
     def project(self, delta: Tensor) -> Tensor:
         """The nearest point of C(x); a box is computed once."""
@@ -162,12 +135,17 @@ class LowerProblem:
             graph = self.graph(delta, create_graph=False, signs=signs)
         return graph.logits.detach(), graph.grad
 
-    def first_ascent(self, delta: Tensor) -> Tensor:
-        """The gradient d objective / d delta where an attack begins. Cost: one forward, one backward.
+    def first_ascent(self, delta: Tensor) -> tuple[AttackStart, Tensor]:
+        """Where an attack begins, and d objective / d delta there. Cost: one forward, one backward.
         The pass is kept with its graph in theta, so that the loss may go back through it."""
         graph = self.graph(delta, create_graph=False, keep=True)
-        self.begin(delta, graph.logits)
-        return graph.grad
+        return AttackStart(delta, graph.logits), graph.grad
+
+    def ascent_at_zero(self, objective: Score) -> Tensor:
+        """The gradient of another objective at delta = 0. Cost: one forward, one backward.
+        The logits of its pass are the clean ones, which cost nothing afterwards."""
+        self._clean, grad = self.but(objective).ascent(torch.zeros_like(self.x))
+        return grad
 
     def graph(
         self, delta: Tensor, *, create_graph: bool = True, signs: bool = False, keep: bool = False
@@ -210,14 +188,25 @@ class LowerProblem:
 
         return product
 
-    def solved(self, solution: Solution, delta: Tensor) -> LowerProblem:
-        """This problem with its solution, as the upper level is asked about it at x + delta.
+    def solved(self, solution: Solution) -> LowerProblem:
+        """This problem with its solution, as the coupling has returned it: losses are asked about it at
+        x + solution.delta.
 
-        Where delta brings a gradient to theta, every pass there is exact; a leaf is read by its solver alone.
+        Where delta brings a gradient to theta, every pass there is exact. A leaf does not: it only collects
+        the gradient that its solver's `feedback` reads.
+
+        Raises:
+            UserError: the coupling has returned something else.
         """
+        if not isinstance(solution, Solution):
+            raise UserError(
+                "a coupling returns the solution, with a delta that carries a gradient: return "
+                f"dataclasses.replace(solution, delta=...), got {type(solution).__name__}"
+            )
         other = copy(self)
-        other.coupled = delta.requires_grad and not delta.is_leaf
+        other.coupled = solution.delta.requires_grad and not solution.delta.is_leaf
         other.class_score, other.helper = solution.class_score, solution.helper
+        other.start, other._at_solution = solution.start, solution.logits
         return other
 
     def logits(self, x: Tensor, *, exact: bool = False) -> Tensor:
@@ -227,15 +216,12 @@ class LowerProblem:
     def logits_at_solution(self, x_adv: Tensor) -> Tensor:
         """Logits at the attacked points, for losses that declare `reuses_forward`.
         A pass that the coupling has made there is handed out, once."""
-        return self._at_solution.pop() if self._at_solution else self.logits(x_adv)
+        made, self._at_solution = self._at_solution, None
+        return self.logits(x_adv) if made is None else made
 
-    def hand_on(self, logits: Tensor) -> None:
-        """Logits at the solution that a coupling has made, and that carry its gradient, for the loss."""
-        self._at_solution[:] = [logits]
-
-    def check_handed_on(self) -> None:
+    def check_pass_is_used(self) -> None:
         """Raise UserError if the loss has left the coupling's pass, and so its gradient, behind."""
-        if self._at_solution:
+        if self._at_solution is not None:
             raise UserError(
                 "the loss declares reuses_forward and made its own pass at x_adv, so that the coupling's "
                 "gradient is lost: let it ask problem.logits_at_solution(x_adv), or set reuses_forward=False"
@@ -256,7 +242,7 @@ class LowerProblem:
         threat = self.threat.select(rows) if isinstance(self.threat, Radii) else self.threat
         noise = replace(self.noise, index=self.noise.index[rows])
         other = self._copy(batch=batch, noise=noise, threat=threat)
-        other._begun = []
+        other.start = None
         other._clean = None if self._clean is None else self._clean[rows]
         return other
 
@@ -270,7 +256,7 @@ class LowerProblem:
     def at(self, parameters: dict[str, Tensor]) -> LowerProblem:
         """The same problem with some of the network's parameters and buffers replaced."""
         other = self._copy(model=self.forward.at(parameters))
-        other._begun = [replace(begun, logits=begun.logits.detach()) for begun in self._begun]
+        other.start = self.start and self.start.at_other_parameters()
         return other
 
     def unregularised(self) -> LowerProblem:
@@ -280,7 +266,7 @@ class LowerProblem:
     def of_second_stream(self, batch: Batch, noise: Noise) -> LowerProblem:
         """The same problem for a minibatch of the second data stream, with draws and a log of its own."""
         other = self._copy(batch=batch, noise=noise, regularised=False)
-        other.coupled, other.log, other._begun = False, {}, []
+        other.coupled, other.log, other.start = False, {}, None
         return other
 
     def _copy(self, **changes: Any) -> LowerProblem:
@@ -296,5 +282,5 @@ class LowerProblem:
         other = LowerProblem(**(given | changes))
         other.coupled, other.log = self.coupled, self.log
         other.class_score, other.helper = self.class_score, self.helper
-        other._begun = self._begun
+        other.start = self.start
         return other

@@ -14,16 +14,15 @@ from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Remembering, Solver
 from bivallate.noise import Noise
 from bivallate.parts import part
-from bivallate.types import Batch, Evidence, Facts, Solution, per_example
+from bivallate.types import AttackStart, Batch, Evidence, Facts, Solution, per_example
 
 __all__ = ["LabelInformation", "OneStep", "PriorGuided", "one_step"]
 
 
-def one_step(problem: LowerProblem, delta: Tensor, start: Tensor) -> Solution:
+def one_step(problem: LowerProblem, delta: Tensor, start: AttackStart) -> Solution:
     """The solution of a one-step attack from `start`."""
-    begun = problem.begun
-    kept = torch.zeros_like(problem.y) if begun is None else (begun.logits.argmax(1) == problem.y).long()
-    return Solution(delta, start, kept, torch.ones_like(problem.y))
+    kappa = (start.logits.argmax(1) == problem.y).long()
+    return Solution(delta, start.delta, kappa, torch.ones_like(problem.y), start=start)
 
 
 class OneStep(Remembering):
@@ -117,7 +116,8 @@ class BoundPriorGuided(Solver, nn.Module):
                 f"{tuple(problem.x.shape)}: bind the method with the augmentation's padding (Facts.padding)"
             )
         start = problem.project(windows[0])
-        grad, step = problem.first_ascent(start), self.rule.step_size * threat.eps
+        first, grad = problem.first_ascent(start)
+        step = self.rule.step_size * threat.eps
         size = grad.flatten(1).abs().sum(1).clamp(min=1e-300)
         moved = grad / per_example(size, grad) + self.rule.decay * windows[1]
         following = problem.project(start + step * threat.steepest(moved))
@@ -125,7 +125,7 @@ class BoundPriorGuided(Solver, nn.Module):
             following, moved = (view.write(c.contiguous(), w) for c, w in ((eta, following), (m, moved)))
         self._next = following, moved
         delta = problem.project(start + step * threat.steepest(grad))
-        return one_step(problem, delta, start)
+        return one_step(problem, delta, first)
 
     def feedback(self, problem: LowerProblem, delta: Tensor, evidence: Evidence) -> None:
         """Store the start of the image's next attack."""
@@ -217,9 +217,9 @@ class BoundLabelInformation(Solver, nn.Module):
         mixed = torch.where(noisy, threat.random(problem.noise, problem.x), own)
         sign = problem.noise.sign("side", (), problem.x.dtype)
         start = problem.project(per_example(sign, mixed) * mixed)
-        grad = problem.first_ascent(start)
+        first, grad = problem.first_ascent(start)
         delta = problem.project(start + rule.step_size * threat.eps * threat.steepest(grad))
-        return one_step(problem, delta, start)
+        return one_step(problem, delta, first)
 
     def _look(self, problem: LowerProblem) -> None:
         """Update the classes' directions: the steepest ones at a grey image labelled with each class."""

@@ -38,7 +38,7 @@ class Solver(Role, ABC):
         return None
 
     def keeps_start(self) -> bool:
-        """Whether it keeps the point of its first gradient in the problem (`LowerProblem.begin`)."""
+        """Whether it keeps the point of its first gradient in its solution (`Solution.start`)."""
         return False
 
     def can_be_finer(self) -> bool:

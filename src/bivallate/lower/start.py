@@ -142,8 +142,7 @@ class BackwardSmoothing(Start):
         return replace(self, step_size=length * self.step_size)
 
     def __call__(self, problem: LowerProblem) -> Tensor:
-        logits, grad = problem.but(Towards(self.gamma)).ascent(torch.zeros_like(problem.x))
-        problem.clean_logits = logits
+        grad = problem.ascent_at_zero(Towards(self.gamma))
         return self.step_size * problem.threat.eps * problem.threat.steepest(grad)
 
 

@@ -93,8 +93,8 @@ class GradAlign(Loss):
         """(B,) cosine of the two gradients, with graph, and (B,) bool: both are non-zero."""
         x, module = problem.x, problem.forward.module
         eta = problem.threat.random(problem.noise, x, "eta")
-        paid = self.detach and isinstance(problem.objective, CrossEntropy)
-        g0 = problem.gradient_at_zero(module.training) if paid else None
+        start = problem.start if self.detach and isinstance(problem.objective, CrossEntropy) else None
+        g0 = start.gradient_at_zero if start is not None and start.training == module.training else None
         with attacking(module, "train" if module.training else "eval"):
             if g0 is None:
                 with frozen(module) if self.detach else nullcontext():

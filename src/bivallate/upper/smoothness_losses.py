@@ -111,7 +111,7 @@ class Consistent(Loss):
 
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
         terms = self.base(problem, x_adv)
-        if not problem.regularised or problem.begun is None:
+        if not problem.regularised or problem.start is None:
             return terms
         apart = DISTANCES[self.distance](problem.logits_at_start(), terms.logits)
         return Terms(terms.robust, terms.anchor + at(self.weight, problem.clock) * apart, terms.logits)
@@ -215,9 +215,9 @@ class Abnormal(Loss):
 
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
         terms = self.base(problem, x_adv)
-        if not problem.regularised or problem.begun is None:
+        if not problem.regularised or problem.start is None:
             return terms
-        y, first = problem.y, problem.begun.logits.detach()
+        y, first = problem.y, problem.start.logits.detach()
         fall = F.cross_entropy(first, y, reduction="none") - F.cross_entropy(
             terms.logits, y, reduction="none"
         )

@@ -82,7 +82,7 @@ def weigh_points(
             problem = LowerProblem(model, batch, objective, method.threat, clock)
             solution = solver.solve(problem)
             with torch.no_grad():
-                problem = problem.solved(solution, solution.delta)
+                problem = problem.solved(solution)
                 terms = method.loss(problem, batch.x + solution.delta)
                 evidence = gather(problem, terms, solution)
                 weights = weighting(evidence) if weighting is not None else _weights(method, evidence)
