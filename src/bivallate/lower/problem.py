@@ -112,8 +112,8 @@ class LowerProblem:
         return self._clean
 
     def logits_at_start(self) -> Tensor:
-        """(B, K) logits with graph where the attack began: the solver's own pass if it is kept, else one
-        forward."""
+        """(B, K) logits with graph where the attack began.
+        The solver's own pass if it is kept, else one forward."""
         assert self.start is not None
         kept = self.start.logits
         return kept if kept.requires_grad else self.logits(self.x + self.start.delta)
@@ -189,8 +189,7 @@ class LowerProblem:
         return product
 
     def solved(self, solution: Solution) -> LowerProblem:
-        """This problem with its solution, as the coupling has returned it: losses are asked about it at
-        x + solution.delta.
+        """This problem with its solution, as the coupling has returned it; losses read it at x + delta.
 
         Where delta brings a gradient to theta, every pass there is exact. A leaf does not: it only collects
         the gradient that its solver's `feedback` reads.
