@@ -155,11 +155,11 @@ def _cell(text: str) -> str:
 
 INTRODUCTION = """# Which parts go together
 
-A method is one part from each row of [the picture](index.md#how-it-works), and parts of one row can stand
-in for each other. Each part says itself what it needs of the others, and a `bv.Method` that cannot work is
-refused when it is composed. This page asks them: `python -m bivallate.reports.combinations` tries every
-part of the catalogue, and some that no method has by default, with every other. What is not listed as
-refused goes together: {fit} of {whole} combinations of one part from each row.
+A method is one part from each row of [the picture](index.md#how-it-works), and any part of a row may be
+replaced by another part of that row. Each part states what it requires of the others, and composing a
+`bv.Method` that cannot work raises an error. `python -m bivallate.reports.combinations` makes this page: it
+tries all pairs of the catalogue's parts, and of some parts that no method uses by default. Pairs that are not
+listed as refused can be combined: {fit} of {whole} combinations of one part from each row.
 
 ```python
 import bivallate as bv
@@ -167,11 +167,11 @@ import bivallate as bv
 method = bv.methods.trades(bv.Linf(8 / 255)).but(weighting=bv.KLDRO(temperature=1.0))
 ```
 
-On the command line: `bivallate train trades --set weighting=KLDRO`. That parts go together says that the
-step is defined, not that it is worth its passes: what was measured is in [All records](records.md). Parts
-may have values that ask for more: GAIRAT's weights count the steps of the attack, and both must have the
-same number. A few requirements are of the data and show when training begins, such as an augmentation that
-ATTA's memory cannot follow. The attacks of `bivallate evaluate` are not listed.
+On the command line: `bivallate train trades --set weighting=KLDRO`. That parts can be combined means that the
+step is defined, not that it is worth its passes; [All records](records.md) has what was measured. The values
+of a part may require more: GAIRAT's weights count the steps of the attack, and both must have the same number
+of steps. A few requirements concern the data and are checked when training begins: for example, ATTA's memory
+does not work with every augmentation. The attacks of `bivallate evaluate` are not listed.
 """
 
 

@@ -22,20 +22,20 @@ Every figure under "ours" was computed by this package and is kept, point by poi
 is rebuilt from those records by `bivallate reproduce --tables`. Figures under "paper" are as printed there.
 
 A claim is *confirmed* if its inequality holds at the 5 % level on the test points, by the exact test and by
-the interval (the same points for both methods, so both are paired; with several seeds it holds for the
-average of these seeds), *not confirmed* if the opposite does, *undecided* if neither does, and *not run*
-where a record is missing. Tails are compared by the intervals of both, which is cautious: a resample of both
-would take the more unequal method for the better one. The intervals are of the test points, not of training:
-with one seed nothing is said about other seeds. Every claim is tested by itself: of twenty that do not hold,
-one is expected to be decided wrongly. "Not so in the paper's figures" marks a claim of a paper's text that
-its own table does not bear out in this setting; "weights nearly equal" one on a method that weighs examples,
-but hardly did (effective sample size of at least 95 %) in any epoch up to the reported one: such a verdict
-says nothing of its weights.
+the interval. Both are paired, because both methods are evaluated on the same points; with several seeds they
+are for the average of these seeds. The claim is *not confirmed* if the opposite inequality holds, *undecided*
+if neither does, and *not run* if a record is missing. Tails are compared by the intervals of both methods,
+which is cautious; a bootstrap of their difference would favour the more unequal method. The intervals are for
+the choice of the test points, not for training: with one seed they say nothing about other seeds. Every claim
+is tested separately: of twenty claims that do not hold, one is expected to be decided wrongly. "Not so in the
+paper's figures" marks a claim in a paper's text that its own table contradicts in this setting. "Weights
+nearly equal" marks a claim on a method whose example weights were nearly equal (effective sample size of at
+least 95 %) in all epochs up to the reported one, so that the verdict says nothing about its weights.
 
-"Passes" are forward and backward passes of the whole training, an example. Seconds an epoch are wall time
-(the median epoch), also where the machine had other work. "Epoch" is that of the reported weights, with the
-effective sample size of its weights (100 %: all examples counted alike), and
-"held out" the robust accuracy on held-out training images in that epoch and in the last.
+"Passes" are forward and backward passes of the whole training, per example. Seconds per epoch are wall time
+(the median epoch), also if the machine had other work. "Epoch" is that of the reported weights, with the
+effective sample size of its example weights (100 %: equal weights). "Held out" is the robust accuracy on
+held-out training images in that epoch and in the last one.
 """
 
 
