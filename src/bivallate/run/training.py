@@ -141,7 +141,7 @@ def _init(init: str | Path | Run | Init | None, freeze: str | Sequence[str], mod
     begun = place if isinstance(place, Init) else Init(weights=str(place or ""))
     begun = dataclasses.replace(begun, freeze=(freeze,) if isinstance(freeze, str) else tuple(freeze))
     if begun.weights and isinstance(model, nn.Module):
-        raise UserError("a given network has its own weights: leave out init, or pass model=None")
+        raise UserError("a given network has its weights: leave out init, or pass model=None")
     if model is None and not begun.weights:
         raise UserError('name a network, such as "tiny-cnn", or weights to begin with, init="runs/plain"')
     return begun
