@@ -11,7 +11,7 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError, ValidationError, _convert
+from cyclopts import App, CycloptsError, UnknownOptionError, ValidationError, _convert
 
 from bivallate import __version__
 from bivallate.commands import COMMANDS
@@ -113,6 +113,8 @@ def _explained(error: Exception, words: Sequence[str]) -> int:
 
     if isinstance(error, ValidationError) and error.argument is not None and error.exception_message:
         return _complain(f"{error.argument.name} {error.exception_message}")
+    if isinstance(error, UnknownOptionError) and (hint := _instead(error, words)):
+        return _complain(hint)
     if isinstance(error, CycloptsError):
         return _complain(f"{error} (see `bivallate {' '.join(words[:1])} --help`)")
     if isinstance(error, Interrupted):
@@ -136,6 +138,14 @@ def _explained(error: Exception, words: Sequence[str]) -> int:
     reason = (str(error).strip() or "no reason given").splitlines()[0]
     _complain(f"unexpected {type(error).__name__}: {reason}. Where it happened stands in {_kept(error)}")
     return 1
+
+
+def _instead(error: UnknownOptionError, words: Sequence[str]) -> str:
+    """What serves instead of an option that is another command's, or nothing."""
+    option = error.token.keyword or ""
+    command = COMMANDS.get(words[0]) if words else None
+    serves = command.instead.get(option.replace("_", "-")) if command is not None else None
+    return f"{words[0]} has no {option}: {serves} (see `bivallate {words[0]} --help`)" if serves else ""
 
 
 def _kept(error: Exception) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import inspect
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -17,8 +20,10 @@ import pytest
 
 from bivallate.cli import run
 from bivallate.commands import sweep_running
+from bivallate.commands.sweep import TrainOptions, sweep
 from bivallate.commands.sweep_cells import Combination, SweepOptions, cells_of
 from bivallate.commands.sweep_running import SweepProcesses, SweepStopped
+from bivallate.commands.train import train
 from bivallate.errors import UserError
 from bivallate.run.signals import Interrupted
 
@@ -59,6 +64,8 @@ WRONG = {
     "did you mean 'trades'": {"methods": "at,tardes"},
     "did you mean 'solver'": {"settings": ("sover.steps=2",)},
     "beta": {"methods": "at", "settings": ("beta=3,6",)},
+    "seed is not set by --set or --fix in a sweep: use --seeds": {"settings": ("seed=4,5",)},
+    "threads is not set by --set or --fix": {"made": common("threads=2")},
     "same folder": {"settings": ("data.imbalance=step:1,step_1",)},
 }
 
@@ -67,6 +74,23 @@ WRONG = {
 def test_a_grid_that_cannot_be_trained_is_refused_before_anything_is(words):
     with pytest.raises(UserError, match=words):
         cells(**WRONG[words])
+
+
+OF_TRAIN = {name for name, p in inspect.signature(train).parameters.items() if p.kind is p.KEYWORD_ONLY}
+OF_SWEEP = {*inspect.signature(sweep).parameters, *(field.name for field in dataclasses.fields(TrainOptions))}
+
+
+@pytest.mark.parametrize("name", sorted(OF_TRAIN - OF_SWEEP))
+def test_an_option_of_train_alone_is_answered_with_what_serves(name, capsys):
+    """And where that is --set or --fix, the key is one that trains."""
+    option = f"--{name.replace('_', '-')}"
+    for typed in (option, f"--{name}"):
+        assert run(["sweep", "at", typed, "3"]) == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert told.startswith(f"bivallate: sweep has no {typed}: ")
+    if key := re.search(r"use --(?:set|fix) ([\w.]+)=", told):
+        values = {"precision": "float32", "deterministic": "true", "compile": "true", "init.freeze": "stem"}
+        assert len(cells(settings=(f"{key[1]}={values.get(key[1], '1')}",))) == 1
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ Their modules import torch, and whatever imports it, within the functions: help 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = ["COMMANDS", "Command"]
@@ -19,18 +19,46 @@ class Command:
 
     Attributes:
         place: module:function within this package. usage: its arguments. examples: lines that work as they
-            stand, but for the names of runs.
+            stand, but for the names of runs. instead: options that are not its own but may be looked for
+            here, each with what serves.
     """
 
     place: str
     usage: str
     examples: tuple[str, ...]
+    instead: Mapping[str, str] = field(default_factory=dict)
 
     def function(self) -> Callable[..., Any]:
         """What the command runs."""
         module, _, name = self.place.partition(":")
         return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 
+
+SET = "use --set {0}=VALUE, or VALUE,VALUE for several"
+OF_TRAIN = {
+    **{
+        f"--{name}": SET.format(name.replace("-", "_"))
+        for name in (
+            "eps",
+            "epochs",
+            "batch-size",
+            "lr",
+            "average",
+            "patience",
+            "precision",
+            "deterministic",
+            "compile",
+        )
+    },
+    "--seed": "use --seeds: how many, or VALUE,VALUE; one alone with a comma behind it",
+    "--freeze": "use --fix init.freeze=PATTERN",
+    "--config": "write its values as --fix KEY=VALUE, those that vary as --set KEY=VALUE,VALUE",
+    "--overwrite": "runs are kept: use another --out, or remove the folders of those to be trained anew",
+    "--resume-if-there": "the same command goes on by itself",
+    "--max-minutes": "Ctrl-C stops and saves, and the same command goes on",
+    "--log": "each run keeps metrics.jsonl; a single `bivallate train` has --log",
+    "--quiet": "what the runs say is in the folder logs",
+}
 
 COMMANDS = {
     "train": Command(
@@ -108,6 +136,7 @@ COMMANDS = {
             "sweep at,trades --seeds 3 --jobs 2",
             "sweep at --data cifar10 --set eps=4/255,8/255 --out runs/radii",
         ),
+        OF_TRAIN,
     ),
     "check-gradient": Command(
         "check_gradient:check_gradient",

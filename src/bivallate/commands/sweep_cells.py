@@ -18,6 +18,7 @@ from bivallate.quoting import command, file_name
 __all__ = ["Combination", "SweepOptions", "cells_of"]
 
 OPTIONS = ("eps", "lr", "epochs", "batch_size", "model", "recipe", "average")  # of train; others are of --set
+OWN = {"seed": "seeds", "threads": "threads"}  # said to every run last, whatever --set says
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,13 @@ def cells_of(
     axes = {}
     for item in settings:
         key, values = pair(item)
+        _varies(key)
         if key in axes:
             raise UserError(f"{key} is set twice: name its values together, --set {key}=...,...")
         axes[key] = _distinct(f"value of {key}", values.split(","))
     for item in common.fixed:
-        if (key := pair(item)[0]) in axes:
+        _varies(key := pair(item)[0])
+        if key in axes:
             raise UserError(f"{key} is both varied by --set and held by --fix: leave one out")
     cells = [
         _cell(method, dict(zip(axes, values, strict=True)), seed, common, out)
@@ -97,6 +100,12 @@ def cells_of(
     if len(clash) < len(cells):
         raise UserError("two combinations would have the same folder: name their values differently")
     return cells
+
+
+def _varies(key: str) -> None:
+    """Raise UserError for what the sweep itself tells every run, so that a value of it would not count."""
+    if key in OWN:
+        raise UserError(f"{key} is not set by --set or --fix in a sweep: use --{OWN[key]}")
 
 
 def _seeds(text: str) -> list[int]:
