@@ -103,9 +103,9 @@ EXPORTS = [
 ]
 
 
-def lived_in(name, shape=SHAPE, **options):
+def lived_in(name, shape=SHAPE, num_classes=10, **options):
     torch.manual_seed(0)
-    model = models.create(name, num_classes=10, shape=shape, **options).eval()
+    model = models.create(name, num_classes=num_classes, shape=shape, **options).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.uniform_(-0.2, 0.2)
