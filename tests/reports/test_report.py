@@ -230,7 +230,7 @@ def test_results_are_short_where_they_are_looked_at(runs):
 def test_alignment_over_epochs_is_what_the_sentinel_saw(runs, tmp_path, capsys):
     wanted = ["--what", "alignment-over-epochs", "--out", str(tmp_path / "d")]
     assert command(["diagnose", str(runs / "at_50%<b>"), *wanted]) == 2  # too short a run for a check
-    assert "no run recorded it" in capsys.readouterr().err
+    assert "no run recorded the alignment" in capsys.readouterr().err
     watched = bv.train(
         "linear", "digits", bv.methods.at(THREAT, steps=1), epochs=2, batch_size=256, out=tmp_path / "w",
         sentinel=Sentinel(share=0.5), validation=Validation(1, 50),
