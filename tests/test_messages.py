@@ -90,7 +90,7 @@ def test_options_without_a_default_print_none_and_check_gradient_has_the_shared_
     for name in ("train", "resume", "check-gradient"):
         assert run([name, "--help"]) == 0
         assert '[default: ""]' not in (told := capsys.readouterr().out)
-    assert "of no run the" in told
+    assert "without a run" in told
 
 
 def test_a_single_epoch_has_a_whole_tick_and_commands_in_notes_are_code():

@@ -1,6 +1,6 @@
 """The commands of `bivallate`: plain functions that `cli` registers.
 
-Their modules import torch, and whatever imports it, within the functions: help and lists are asked for often.
+Their modules import torch, and whatever imports it, inside the functions, so that help and lists are quick.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ __all__ = ["COMMANDS", "Command"]
 
 @dataclass(frozen=True)
 class Command:
-    """A command, as the overview and its help show it.
+    """A command as the overview and its help show it.
 
     Attributes:
-        place: module:function within this package. usage: its arguments. examples: lines that work as they
-            stand, but for the names of runs. instead: options that are not its own but may be looked for
-            here, each with what serves.
+        place: module:function within this package. usage: its arguments, as the first line of the help.
+        examples: command lines without `bivallate`; only the names of runs have to be replaced.
+        instead: option that the command lacks but users may expect -> what to use instead.
     """
 
     place: str
@@ -29,7 +29,7 @@ class Command:
     instead: Mapping[str, str] = field(default_factory=dict)
 
     def function(self) -> Callable[..., Any]:
-        """What the command runs."""
+        """The function that the command runs; imports its module."""
         module, _, name = self.place.partition(":")
         return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 

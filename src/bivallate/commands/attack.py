@@ -24,23 +24,24 @@ def attack(
     machine: Machine = Machine(),  # noqa: B008
     overwrite: Flag = False,
 ) -> None:
-    """Make adversarial images of a run's data and keep them: as PNG, as arrays, and on one sheet to look at.
+    """Make adversarial images of a run's data and save them as PNG files, as arrays, and on one sheet.
 
     SAVE gets sheet.png, adversarial.npz (x, x_adv, y, predicted, index, classes; unrounded, in [0, 1]) and
-    images/, one PNG an image. Rounding to eight bits can undo an attack: how many survive it is said.
+    images/, one PNG an image. Rounding to eight bits can undo an attack; the command prints how many
+    attacks survive it.
 
     Parameters
     ----------
     run
         folder of the run.
     save
-        folder for what is made.
+        folder for the images and arrays.
     attack
         name of an attack; `bivallate attacks` lists them.
     data
         another data set than the run's.
     n
-        a seeded random subset of so many images. [default: 24, or all of fewer]
+        size of a seeded random subset of the images. [default: 24, or all of fewer]
     first
         the first so many images instead.
     overwrite

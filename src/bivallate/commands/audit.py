@@ -42,18 +42,18 @@ def audit(
     quiet: Flag = False,
     json: Flag = False,
 ) -> None:
-    """Ask whether the robustness of a run is real, and say what speaks for and against it.
+    """Test whether the robust accuracy of a run is real, and print the evidence for and against it.
 
-    Attacks that know more or do more must not do worse, and accuracy must go where it has to go; where that
-    fails, gradients are masked and a published number would not last. The result is kept in RUN/audit. Under
-    torchrun the processes share the points.
+    Stronger attacks must not break fewer points than weaker ones, and accuracy must fall to zero as the
+    radius grows. If either fails, gradients are masked and the accuracy would not survive a better attack.
+    The result is kept in RUN/audit. Under torchrun the processes share the points.
 
     Parameters
     ----------
     run
         folder of the run.
     n
-        seeded random subset of so many points; fewer if the data has fewer.
+        size of the seeded random subset of points; fewer if the data has fewer.
     budget
         minutes that the attacks may take; their strength follows from it.
     against
@@ -100,7 +100,7 @@ def audit(
 
 
 def _announce(plan: Any, seconds: float) -> None:
-    """Print what the audit is going to spend."""
+    """Print the plan of an audit and the seconds that it is expected to take."""
     from bivallate.evaluation.progress_display import duration
 
     say(
@@ -111,7 +111,7 @@ def _announce(plan: Any, seconds: float) -> None:
 
 
 def show(result: Any) -> None:
-    """Verdict, evidence and advice for people."""
+    """Print verdict, checks and advice as text and a table."""
     from bivallate.audits import VERDICTS
 
     console = literal_console(soft_wrap=True)

@@ -67,7 +67,7 @@ def check_gradient(
 
     device = machine.prepare()
     plan = plan_of(method, None, data, ball.eps, ball.norm or "linf", None, set_).set("model.name", model)
-    own = "relu" if ":" in model else "softplus"  # what a foreign network brings is left alone
+    own = "relu" if ":" in model else "softplus"  # "relu" leaves the activations of a foreign network
     plan = plan.set("model.activation", activation if activation is not None else own)
     plan = plan if data_dir is None else plan.set("data.data_dir", data_dir)
     dataset = load_data(plan.data, seed)

@@ -23,11 +23,11 @@ def compare(
     markdown: Flag = False,
     json: Flag = False,
 ) -> None:
-    """Put the stored evaluations of several runs into one table, with what is significant and what it cost.
+    """Compare the stored evaluations of several runs in one table, with significance tests and costs.
 
-    Nothing is attacked: the verdicts in RUN/evaluation are read. Without a choice, the evaluations that all
-    runs have in common at the radius that most were trained for are taken, and of these the strongest. Where
-    a run has a stronger one still, that stands first in its row. Says when data sets differ.
+    Nothing is attacked; the results in RUN/evaluation are read. By default the table shows the strongest
+    attack that all runs have in common, at the radius that most of them were trained for. If a run has a
+    still stronger evaluation, that one comes first in its row. Differing data sets are reported.
 
     Parameters
     ----------

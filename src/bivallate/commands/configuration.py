@@ -1,4 +1,4 @@
-"""The configuration of a run, from what was typed."""
+"""The configuration of a run from the arguments of a command."""
 
 from __future__ import annotations
 
@@ -34,7 +34,16 @@ def plan_of(
     settings: tuple[str, ...],
     model: str | None = None,
 ) -> Config:
-    """The configuration from a file or from names, with every --set and another network applied."""
+    """Build a configuration from a file or from a method's name, and apply every --set to it.
+
+    Args:
+        method, data, eps, norm, recipe: as in `bivallate train`; not all go together with `config`.
+        config: a config.toml. settings: KEY=VALUE of --set. model: in place of the configuration's network.
+
+    Raises:
+        UserError: neither method nor file, arguments that exclude each other, a value that does not fit,
+            or a network of the user's own that only the file names.
+    """
     pairs = [pair(item) for item in settings]
     if config is not None:
         plan, pairs = _from_file(config, method, data, eps, norm, recipe, pairs)
@@ -58,7 +67,7 @@ def _from_file(
     recipe: str | None,
     pairs: Pairs,
 ) -> tuple[Config, Pairs]:
-    """The configuration that a file holds, and the pairs that are still to be set."""
+    """Read a configuration file; returns it with the pairs that are still to be set."""
     if method is not None:
         raise UserError(f"--config names the method already; leave out {method!r}")
     if recipe is not None or norm != "linf":
@@ -77,7 +86,7 @@ def _from_file(
 def _from_names(
     method: str, data: str, eps: str | None, norm: str, recipe: str | None, pairs: Pairs
 ) -> tuple[Config, Pairs]:
-    """The configuration of a method on a data set, and the pairs that are no parameters of the method."""
+    """Build a method's configuration; returns it with the pairs that are not parameters of the method."""
     for path, text in pairs:
         if path.removeprefix("method.") == "threat.eps":
             raise UserError(f"--set threat.eps would leave the step sizes as they are; use --eps {text}")
@@ -89,7 +98,10 @@ def _from_names(
 
 
 def init_pairs(weights: str | None, freeze: tuple[str, ...]) -> tuple[str, ...]:
-    """What was typed of the weights to begin with, as KEY=VALUE; other weights are none that a file names."""
+    """Turn --init and --freeze into settings KEY=VALUE.
+
+    Other weights also reset the fingerprint and the choice of weights that a configuration file may hold.
+    """
     other = () if weights is None else (f"init.weights={weights}", "init.fingerprint=", "init.which=auto")
     return (*other, *((f"init.freeze={','.join(freeze)}",) if freeze else ()))
 
@@ -101,11 +113,14 @@ def resolved(
     architecture: str | None = None,
     tell: Callable[[str], object],
 ) -> tuple[Config, Dataset, Classifier]:
-    """The plan with lasting places, its data and its network.
+    """Load the data and build the network of a configuration.
 
     Args:
-        fit: let the batch size suit the data. architecture: that was typed, for weights that do not know
-            theirs. tell: hears which weights it begins with.
+        fit: choose the batch size by the number of training images. architecture: of --model, for weights
+            that do not record theirs. tell: called with a sentence on the weights that training begins with.
+
+    Returns:
+        The configuration with absolute paths of the data, the data set, and the network.
     """
     plan = dataclasses.replace(plan, data=resolved_data(plan.data))
     dataset = load_data(plan.data, plan.seed)
@@ -115,7 +130,7 @@ def resolved(
 
 
 def introduce(plan: Config, dataset: Dataset, tell: Callable[[str], object]) -> None:
-    """Say what is going to be trained, and what was found in the data."""
+    """Hand `tell` the notes on the data and a summary of the training, a line at a time."""
     size = len(dataset.train)
     for note in dataset.notes:
         tell(f"{dataset.name}: {note}")
@@ -125,7 +140,7 @@ def introduce(plan: Config, dataset: Dataset, tell: Callable[[str], object]) -> 
 
 
 def _refuse_code(name: str, file: Path, settings: tuple[str, ...]) -> None:
-    """Raise UserError for a network that a file, not the user, names by its module."""
+    """Raise UserError if a file, and not the command line, names a module to import the network from."""
     typed = any(pair(item)[0] == "model.name" for item in settings)
     if ":" in name and not name.startswith("timm:") and not typed:
         raise UserError(
@@ -135,9 +150,10 @@ def _refuse_code(name: str, file: Path, settings: tuple[str, ...]) -> None:
 
 
 def _with_threat(plan: Config, pairs: Pairs) -> tuple[Config, Pairs]:
-    """The plan with another threat, if the pairs have one, and the other pairs.
+    """Apply the threat among the pairs, if there is one; returns the plan and the pairs that remain.
 
-    Parts of the method that are given beside it need not follow it.
+    Settings of the method's parts are applied at the same time, because a new radius is refused if step
+    sizes that belong to the old one stay.
     """
     own = {path.removeprefix("method."): text for path, text in pairs}
     own = {path: text for path, text in own.items() if path.partition(".")[0] in METHOD_PARTS}

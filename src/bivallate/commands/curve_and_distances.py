@@ -1,4 +1,4 @@
-"""`bivallate curve` and `bivallate distances`: beyond one radius."""
+"""`bivallate curve` and `bivallate distances`: robustness at more than one radius."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def curve(
 ) -> None:
     """Attack the models of runs at several radii: accuracy against eps, as a table, a figure and JSON.
 
-    A point broken at one radius is broken at all larger ones, so that no curve rises. A curve that was
-    interrupted goes on where it stopped. Under torchrun the processes share the points.
+    A point that is broken at one radius counts as broken at all larger ones, so that no curve rises. The
+    same command continues an interrupted curve. Under torchrun the processes share the points.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def _curves(
     silent: bool,
     options: dict[str, Any],
 ) -> dict[str, Any]:
-    """label -> radius -> score. Raises Interrupted where it was stopped; what was decided is kept."""
+    """Compute label -> radius -> score. Raises Interrupted on Ctrl-C; finished points are kept."""
     from bivallate.evaluation import eps_curve
     from bivallate.evaluation.progress_display import shown_progress
     from bivallate.run.signals import Interrupted
@@ -115,7 +115,7 @@ def _curves(
 
 
 def _figure_of(attack: str, curves: dict[str, Any], trained: dict[str, float]) -> Any:
-    """The figure of curves that share their radii."""
+    """Build the figure of curves that share their radii."""
     from bivallate.reports.diagnostics.ranks import OverEps
 
     scores = list(next(iter(curves.values())).values())
@@ -130,7 +130,7 @@ def _figure_of(attack: str, curves: dict[str, Any], trained: dict[str, float]) -
 
 
 def _clear(kept: Sequence[Path | None], radii: Sequence[float]) -> None:
-    """Remove the verdicts that the curves would have gone on from."""
+    """Remove the partial results that an interrupted curve would have continued from."""
     from bivallate.evaluation.shared_points import clear
     from bivallate.evaluation.sweeps import curve_file
 
@@ -153,10 +153,7 @@ def _show_curve(figure: Any, curves: dict[str, Any]) -> None:
 
 
 def _kept(run: Path, model: nn.Module, named: str) -> Path | None:
-    """Beginning of the names of the files that a curve goes on from.
-
-    None where the run cannot be written to.
-    """
+    """The start of the names of a curve's partial results; None if the run's folder is not writable."""
     from bivallate.evaluation.points import model_fingerprint
     from bivallate.run.folder import RunFolder
 
@@ -181,9 +178,9 @@ def distances(
 ) -> None:
     """Search the smallest perturbation that misclassifies each test point, for the models of runs.
 
-    The smallest that FAB-T, FMN and, in L2, DDN find is an upper bound of the distance to the boundary: 0
-    where the clean image is wrong. A search that was interrupted goes on where it stopped. Under torchrun the
-    processes share the points.
+    The smallest one that FAB-T, FMN and, in L2, DDN find is an upper bound of the distance to the decision
+    boundary; it is 0 for a clean image that is misclassified. The same command continues an interrupted
+    search. Under torchrun the processes share the points.
 
     Parameters
     ----------
@@ -194,7 +191,7 @@ def distances(
     steps
         of FAB for each target, and of FMN and, in L2, DDN.
     targets
-        classes that are aimed at, at most.
+        largest number of target classes.
     out
         figure and data as OUT.svg, .png, .pdf and .json. [default: FIRST RUN/diagnosis/distances-NORM]
     batch_size
@@ -247,7 +244,7 @@ def distances(
 
 
 def _survivors(found: dict[str, Tensor], norm: str, trained: dict[str, float]) -> Any:
-    """The figure: how many points are left over the radius."""
+    """Build the figure of the share of points that no perturbation up to a radius misclassifies."""
     from bivallate.evaluation.distance_file import radii_to_last
     from bivallate.evaluation.statistics import wilson
     from bivallate.evaluation.sweeps import survivors

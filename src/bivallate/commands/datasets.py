@@ -1,4 +1,4 @@
-"""`bivallate datasets`: which data sets there are, and what one of them holds."""
+"""`bivallate datasets`: list the data sets, describe one, and search it for near-duplicates."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from bivallate.parts import portable
 from bivallate.quoting import command, line
 from bivallate.terminal import NAME, literal_console, say, say_json
 
-SHEETS = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")  # a contact sheet's endings
-SHOWN = 10  # pairs of near-duplicates that are named
+SHEETS = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")  # file types of a contact sheet
+SHOWN = 10  # number of near-duplicates that are printed
 
 
 def datasets(
@@ -43,13 +43,13 @@ def datasets(
     data_dir
         where named sets are looked for. [default: BIVALLATE_DATA]
     sheet
-        write a contact sheet of NAME to this PNG, SVG or PDF file; with --check of the pairs.
+        write a contact sheet of NAME to this PNG, SVG or PDF file; with --check, of the pairs found.
     check
-        look for test images that the training data (data.extra included) hold too, as they are, mirrored or a
-        little changed.
+        search for test images that the training data (data.extra included) hold too, unchanged, mirrored or
+        slightly changed.
     features
-        with --check: a run's folder or zoo:NAME, whose network for such images finds further ones, such as
-        the same photograph cut differently.
+        with --check: a run's folder or zoo:NAME; its network compares the images too and finds further
+        pairs, such as two crops of the same photograph.
     set_
         how NAME is read, KEY=VALUE as in `bivallate train`, repeatable: data.size=64, data.on_bad=convert,
         data.image_column=photo, data.validation=0, data.imbalance=step:0.2; `data.` may be left out.
@@ -79,7 +79,7 @@ def datasets(
 
 
 def _check(loaded: Any, sheet: Path | None, json: bool, features: str | None) -> None:
-    """Say which test images have near-duplicates in the training data, and draw them."""
+    """Print which test images have near-duplicates in the training data, and draw the pairs."""
     from bivallate.data.duplicates import near_duplicates
     from bivallate.data.pairs_sheet import caption, pairs_sheet
     from bivallate.evaluation.progress_display import duration
@@ -114,7 +114,14 @@ def _check(loaded: Any, sheet: Path | None, json: bool, features: str | None) ->
 
 
 def _by_features(loaded: Any, source: str, known: set[int]) -> list[Any]:
-    """What the network of a run or of the zoo finds besides. Raises UserError for one of other images."""
+    """Find the pairs that only a network's features show.
+
+    Args:
+        source: a run's folder or zoo:NAME. known: rows of test images that are paired already.
+
+    Raises:
+        UserError: the network takes images of another shape.
+    """
     from dataclasses import replace
 
     from bivallate.data.feature_duplicates import feature_duplicates
@@ -129,7 +136,7 @@ def _by_features(loaded: Any, source: str, known: set[int]) -> list[Any]:
 
 
 def _list(data_dir: str | None, json: bool) -> None:
-    """The sets that are known by name, where they are and how large."""
+    """Print the data sets that are known by name, with their places and sizes."""
     from bivallate.data import registry
 
     rows = [registry.describe(name, data_dir) for name in registry.names()]
@@ -147,7 +154,7 @@ def _list(data_dir: str | None, json: bool) -> None:
 
 
 def _loaded(name: str, data_dir: str | None, settings: tuple[str, ...]) -> Any:
-    """A data set as a run with these settings and seed 0 would see it."""
+    """Load a data set as a run with these settings and seed 0 would."""
     from bivallate.run.config import Data
     from bivallate.run.session import load_data
 
@@ -159,7 +166,7 @@ def _loaded(name: str, data_dir: str | None, settings: tuple[str, ...]) -> Any:
 
 
 def _facts(loaded: Any) -> dict[str, Any]:
-    """What is told of a data set, for programs and people alike."""
+    """The description of a data set that is printed as JSON or as text."""
     splits = {"train": loaded.train, "validation": loaded.validation, "test": loaded.test}
     return {
         "name": loaded.name,

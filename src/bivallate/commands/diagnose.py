@@ -24,9 +24,9 @@ def diagnose(
     source: WeightsSource = WeightsSource(),  # noqa: B008  frozen
     machine: Machine = Machine(),  # noqa: B008
 ) -> None:
-    """Draw what a run's model and its training did, each picture with its data beside it.
+    """Draw diagnostic figures of runs and save each with its data.
 
-    Pictures of one model show the first run, comparisons all of them.
+    Figures of one model show the first run, comparisons all runs.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def diagnose(
     attack
         for the accuracies by class and the confusions.
     fosc_form
-        FOSC over the ball, as Dynamic AT's eq. 4 has it, or over the box, the ball within [0, 1].
+        FOSC over the ball, as in Dynamic AT's eq. 4, or over the box, the ball's part within [0, 1].
     data
         where the runs' data lie now, if they were moved. [default: as in training]
     """

@@ -9,16 +9,16 @@ from bivallate.terminal import say, say_json
 
 
 def doctor(*, data_dir: DataFolder | None = None, self_test: bool = True, json: Flag = False) -> int:
-    """Print what a report of a fault should say of this machine, and test the installation in ten seconds.
+    """Print what a bug report should say about this machine, and test the installation in ten seconds.
 
-    Exits with 1 where something is not well.
+    Exits with status 1 if something is wrong.
 
     Parameters
     ----------
     data_dir
         where named sets are looked for. [default: BIVALLATE_DATA]
     self_test
-        train, save, load and attack something small.
+        train, save, load and attack a small network.
     json
         print the findings as JSON.
     """

@@ -46,8 +46,8 @@ def evaluate(
 ) -> None:
     """Attack the model of a run and report how much of its accuracy is left.
 
-    The result is kept in RUN/evaluation, one file for each weights, threat, attack and seed. An evaluation
-    that was interrupted goes on where it stopped. Of several runs or attacks each is told in a line. Under
+    The result is kept in RUN/evaluation, one file for each weights, threat, attack and seed. The same
+    command continues an interrupted evaluation. Several runs or attacks are reported in a line each. Under
     torchrun the processes share the points.
 
     Parameters
@@ -59,9 +59,9 @@ def evaluate(
         one or several of clean, fgsm, pgd-STEPS, pgd-STEPS-RESTARTS, cw, autoattack, ...; `bivallate attacks`
         lists them.
     data
-        another data set than the run's; without a test split all of it. Its classes are found by their names.
+        another data set than the run's; all of it if it has no test split. Its classes are matched by name.
     by_position
-        read the labels of that data set by their numbers, whatever its classes are called.
+        match the classes of that data set by their numbers instead of their names.
     arch
         architecture of a checkpoint that is no run; `bivallate models` lists them.
     normalise
@@ -74,14 +74,13 @@ def evaluate(
         Each success is confirmed in float32, which judges alone; a coarser search may find less. FAB, Square
         and attacks that end at the first success search in float32 all the same.
     preflight
-        look model and data over first, for what would make the result mean nothing.
+        first check model and data for faults that would make the result meaningless.
     out
-        file for the result, as JSON; of several a folder for their files. [default: of its own in
-        RUN/evaluation]
+        file for the result, as JSON; for several results a folder. [default: a file in RUN/evaluation]
     quiet
         no progress and no remarks before the result.
     json
-        print the result as JSON instead of a table; of several a list.
+        print the result as JSON instead of a table; several results as a list.
     """
     from bivallate.evaluation import parse
     from bivallate.run.evaluation_target import EvaluationTarget
@@ -107,12 +106,13 @@ def evaluate(
 
 @dataclass
 class EvaluationTask:
-    """The evaluations that one call of the command makes, each kept and printed.
+    """The evaluations that one call of the command makes; each is saved and printed.
 
     Attributes:
-        options: of each. out: instead of a file in the run.
-        several: each is told in a line. foreign: no run stands behind the model. found: the results.
-        faults: results that could not be kept.
+        options: of every evaluation. out: file, or folder for several, in place of the run's folder.
+        several: print each result in one line. foreign: the model does not belong to a run.
+        quiet: show no progress. json: print JSON. found: the results as plain data.
+        faults: errors of results that could not be saved.
     """
 
     options: dict[str, Any]
@@ -125,7 +125,15 @@ class EvaluationTask:
     faults: list[UserError] = field(default_factory=list)
 
     def attack(self, examined: Any, name: str, looked: Any, label: str, run: Path) -> None:
-        """Run one attack. Raises Interrupted where it was stopped; the same command goes on from there."""
+        """Run one attack, save the score and print it.
+
+        Args:
+            examined: the model and its points. name: of the attack. looked: findings of the pre-flight.
+            label: heads the line of one of several results. run: folder or checkpoint, as it was given.
+
+        Raises:
+            Interrupted: on Ctrl-C; the same command continues from the partial results.
+        """
         from bivallate.evaluation.progress_display import shown_progress
         from bivallate.run.evaluation_target import save_score
         from bivallate.run.signals import Interrupted
@@ -145,21 +153,24 @@ class EvaluationTask:
                 _line(label, score) if self.several else show(score, examined.data.classes)
 
     def end(self) -> None:
-        """Print several results as JSON, where asked. Raises UserError for one that could not be kept."""
+        """Print several results as JSON if asked to. Raises UserError if one could not be saved."""
         if self.json and self.several:
             say_json(self.found)
         if self.faults:
             raise self.faults[0]
 
     def _place(self, examined: Any, name: str, run: Path) -> Path | None:
-        """The file of a result; None where it is only printed."""
+        """The file of a result; None if it is only printed."""
         default = examined.file(name, self.options)
         asked = self.out / f"{run.name}-{default.name}" if self.out and self.several else self.out
         return result_file(default, asked) if self.out or not self.foreign else None
 
 
 def _sorted_out(runs: Sequence[Path], attacks: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Take run folders out of what stands behind --attack. Raises UserError for none."""
+    """Separate run folders from attack names: --attack takes all words up to the next option.
+
+    Raises UserError if no run is named.
+    """
     from bivallate.run.folder import RunFolder
 
     behind = [name for name in attacks if RunFolder(Path(name)).config.exists()]
@@ -179,7 +190,7 @@ def _foreign(
     device: Any,
     normalise: bool,
 ) -> Any:
-    """A checkpoint of another project. Raises UserError unless data and radius are said."""
+    """Load a checkpoint of another project. Raises UserError unless --data and --eps are given."""
     from bivallate.lower.threat import threat
     from bivallate.run.other_checkpoints import checkpoint_target
 
@@ -193,7 +204,7 @@ def _foreign(
 
 
 def _look(examined: Any, preflight: bool, quiet: bool) -> Any:
-    """Print the findings of the pre-flight."""
+    """Run the pre-flight, if asked to, and print its findings and the notes on the data."""
     looked = examined.preflight() if preflight else None
     if not quiet:
         for note in (*examined.data.notes, *examined.warnings):
@@ -204,7 +215,7 @@ def _look(examined: Any, preflight: bool, quiet: bool) -> Any:
 
 
 def _line(label: str, score: Any) -> None:
-    """Print one of several scores in a line."""
+    """Print one of several scores in one line."""
     robust = percent(score.robust_accuracy, score.interval_95)
     say(f"{label}: clean {percent(score.clean_accuracy)}, robust {robust}, {score.n} points")
     for warning in score.warnings:
@@ -212,7 +223,7 @@ def _line(label: str, score: Any) -> None:
 
 
 def percent(value: float | None, interval: Any = None) -> str:
-    """A fraction as a percentage, with its interval."""
+    """Format a fraction in [0, 1] as a percentage, with its interval if given."""
     if value is None:
         return "none"
     text = f"{100 * value:.2f} %"
@@ -220,7 +231,11 @@ def percent(value: float | None, interval: Any = None) -> str:
 
 
 def show(score: Any, classes: list[str]) -> None:
-    """The score as tables for people."""
+    """Print a score as tables.
+
+    Args:
+        classes: names of the data's classes.
+    """
     console = literal_console()
     eps = score.threat.eps
     console.print(
@@ -257,7 +272,7 @@ def show(score: Any, classes: list[str]) -> None:
 
 
 def _short(value: float | None, bounds: tuple[float, float] | None) -> str:
-    """A percentage with its interval, short enough for two of them in a line."""
+    """Format a percentage with its interval, short enough for two of them in a row."""
     if value is None or bounds is None:  # a class without points
         return "none"
     return f"{100 * value:.1f} [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"

@@ -1,4 +1,4 @@
-"""`bivallate methods`, `models`, `recipes`, `attacks`: what there is."""
+"""`bivallate methods`, `models`, `recipes` and `attacks`: lists, and the details of one entry."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def methods(name: str | None = None, /, *, json: Flag = False) -> None:
 
 
 def _row(entry: Any, *, whole: bool) -> dict[str, Any]:
-    """A method, for programs; whole: with its parts and its card."""
+    """Describe a method as plain data; `whole` adds its parts and its card."""
     from bivallate.lower.threat import Linf
 
     row = {key: getattr(entry, key) for key in ("name", "family", "summary", "paper", "cost")}
@@ -88,7 +88,7 @@ def models(name: str | None = None, /, *, json: Flag = False) -> None:
 
 
 def _foreign(name: str) -> dict[str, Any]:
-    """How a network that is not the package's is used; nothing is imported for it."""
+    """Describe how a network from outside the package is used, without importing it."""
     if name.startswith("timm:"):
         from bivallate.models.from_timm import OPTIONS
 
@@ -182,7 +182,11 @@ def attacks(name: str | None = None, /, *, json: Flag = False) -> None:
 
 
 def one_a_line(rows: dict[str, str], command: str, argument: str) -> None:
-    """Names and one line each, no wider than the terminal."""
+    """Print names with one line each, cut to the width of the terminal.
+
+    Args:
+        rows: name -> description. command, argument: `bivallate COMMAND ARGUMENT` shows more.
+    """
     longest, width = max(map(len, rows)), literal_console().width
     for name, text in rows.items():
         told = line(f"{name:<{longest}}  {text}")
@@ -191,7 +195,7 @@ def one_a_line(rows: dict[str, str], command: str, argument: str) -> None:
 
 
 def _details(entry: dict[str, Any], json: bool) -> None:
-    """One of a list, with all that is known of it."""
+    """Print all fields of one entry of a list."""
     if json:
         say_json(entry, 1)
         return

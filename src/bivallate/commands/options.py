@@ -1,4 +1,4 @@
-"""Options that several commands share, each said once, and the numbers that they take."""
+"""Options that several commands share, and the ranges of their numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 
 def _ranging(low: float, high: float = math.inf, *, above: bool = False) -> Parameter:
-    """A number's range, held against what was typed before anything else happens; None is what was not."""
+    """The range of an option's number, checked when the command line is parsed; None was not given.
+
+    Args:
+        low, high: bounds, both allowed. above: exclude `low`.
+    """
 
     def check(kind: Any, value: float | None) -> None:
         if value is None:
@@ -67,15 +71,15 @@ Split = Annotated[str, Parameter(help="test, validation or train.")]
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Ball:
-    """Within which images are changed; what is left open is the run's own, or the data set's.
+    """The threat that images are changed within; by default the run's own, or the data set's.
 
     Parameters
     ----------
     eps
-        radius in pixel units of [0, 1], such as 8/255. [default: the run's own; of no run the data set's
-        customary one]
+        radius in pixel units of [0, 1], such as 8/255. [default: the run's own; without a run, the data
+        set's customary one]
     norm
-        linf, l2 or l1. [default: the run's own; of no run linf]
+        linf, l2 or l1. [default: the run's own; without a run, linf]
     """
 
     eps: str | None = None
@@ -90,7 +94,14 @@ class Ball:
             threat(self.norm, 0.0)
 
     def of(self, own: Any) -> Any:
-        """The threat that was asked for. Raises UserError for another norm without its radius."""
+        """The threat that the options ask for.
+
+        Args:
+            own: threat of the run, which supplies what was not given.
+
+        Raises:
+            UserError: another norm than the run's, without a radius.
+        """
         from bivallate.lower.threat import threat
 
         if self.norm is not None and self.eps is None:
@@ -102,7 +113,7 @@ class Ball:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class WeightsSource:
-    """Which of a run's weights, and what it takes to read the run.
+    """Which of a run's weights to load, and how.
 
     Parameters
     ----------
@@ -131,21 +142,21 @@ class WeightsSource:
 
     @property
     def reading(self) -> dict[str, Any]:
-        """What `EvaluationTarget.of` asks of it: weights, data_dir and model."""
+        """The arguments weights, data_dir and model of `EvaluationTarget.of`."""
         return {"weights": self.weights, "data_dir": self.data_dir, "model": self.model}
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Subset:
-    """Which of the points.
+    """Which of the points to attack.
 
     Parameters
     ----------
     n
-        a seeded random subset of so many points. [default: all]
+        size of a seeded random subset of the points. [default: all]
     first
-        the first so many points.
+        only the first points, this many.
     """
 
     n: Count | None = None
@@ -155,7 +166,7 @@ class Subset:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Machine:
-    """Where to compute.
+    """Where to compute, and with how many threads.
 
     Parameters
     ----------
@@ -169,7 +180,7 @@ class Machine:
     threads: Amount = 0
 
     def prepare(self) -> torch.device:
-        """The device; sets the threads. Raises UserError for one that is not there."""
+        """Set the number of threads and return the device. Raises UserError if it is not available."""
         from bivallate.run.session import pick_device
         from bivallate.run.trainer import limit_threads
 
@@ -178,7 +189,7 @@ class Machine:
 
 
 def same_norm(norm: str, own: Any) -> None:
-    """Raise UserError unless a threat is of that norm: a radius means something else in another."""
+    """Raise UserError unless the threat `own` has this norm, as radii of two norms do not compare."""
     from bivallate.lower.threat import SUCH_AS, threat
 
     kind = type(threat(norm, 0.0))

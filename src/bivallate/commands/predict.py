@@ -25,10 +25,10 @@ def predict(
     machine: Machine = Machine(),  # noqa: B008
     json: Flag = False,
 ) -> None:
-    """Say what the model of a run sees in IMAGES, how sure it is, and whether an attack changes its mind.
+    """Classify IMAGES with the model of a run, and test whether an attack changes the predictions.
 
-    Images are fitted to the size that the model takes, as in training with data.size. The attack leads away
-    from what the model says, whether that is right or not.
+    Images are resized to the model's input, as in training with data.size. The attack leads away from the
+    predicted class, whether that is right or not.
 
     Parameters
     ----------
@@ -37,9 +37,9 @@ def predict(
     images
         image files, or folders of them.
     attack
-        what the prediction must survive; clean attacks nothing. `bivallate attacks` lists them.
+        name of the attack; clean attacks nothing. `bivallate attacks` lists them.
     top
-        likeliest classes shown of each image.
+        number of likeliest classes to show for each image.
     json
         print a list as JSON instead of a table.
     """
@@ -72,7 +72,7 @@ def predict(
 
 
 def _head(attack: str, threat: Any) -> str:
-    """The heading of the column that says what became of a prediction."""
+    """The heading of the column that says whether the prediction survives the attack."""
     return (
         "attack"
         if attack == "clean"
@@ -82,7 +82,11 @@ def _head(attack: str, threat: Any) -> str:
 
 @dataclass(frozen=True)
 class NamedImage:
-    """An image file: how it was named, its pixels (C, H, W) in [0, 1], or why there are none."""
+    """An image file, or why it could not be read.
+
+    Attributes:
+        name: as it is printed. x: (C, H, W) in [0, 1]; None if it could not be read. fault: why not.
+    """
 
     name: str
     x: Any
@@ -90,9 +94,14 @@ class NamedImage:
 
 
 def read(images: tuple[Path, ...], shape: tuple[int, int, int]) -> list[NamedImage]:
-    """The image files, those of folders in the order of their names, fitted to a model's (C, H, W).
+    """Read image files, those of a folder in the order of their names, and resize them.
 
-    Raises UserError for a path that is not there and a folder without images.
+    Args:
+        images: files or folders. shape: (C, H, W) of the model.
+
+    Raises:
+        UserError: a path that does not exist, a folder without images, or no path at all. Files that
+            cannot be decoded are returned with their fault.
     """
     from bivallate.data.layout import IMAGES
     from bivallate.data.reading import Canvas, Reading

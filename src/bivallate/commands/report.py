@@ -19,10 +19,10 @@ def report(
     data_dir: DataFolder | None = None,
     model: str | None = None,
 ) -> None:
-    """Put one or several runs on one page.
+    """Write a report of one or several runs.
 
-    The page has tables with intervals, tests, audits, curves, classes, confusions, attacked images and
-    settings.
+    It has tables with intervals, significance tests, audits, curves, accuracies by class, confusions,
+    attacked images and settings.
 
     Parameters
     ----------

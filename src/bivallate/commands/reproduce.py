@@ -34,7 +34,7 @@ def reproduce(
     device: str = "auto",
     threads: Amount = 1,
 ) -> int:
-    """Train and attack what a paper's TABLE reports, and print paper and ours side by side with verdicts.
+    """Train and attack the cells of a paper's TABLE, and print the paper's numbers and ours side by side.
 
     Cells that have a record in OUT are not run again, and interrupted trainings go on, so a campaign can be
     stopped and started at any time.
@@ -62,7 +62,7 @@ def reproduce(
     format
         markdown, latex or json, of what is printed; all three are written to OUT/TABLE/.
     list_
-        say what would be run, and stop.
+        print what would be run, and stop.
     tables
         rebuild the page of all results from the records in OUT, and stop.
     docs

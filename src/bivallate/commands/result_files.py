@@ -1,4 +1,4 @@
-"""Where a command keeps its result, asked before the work that leads to it."""
+"""The file of a command's result, tested for writing before the work begins."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ __all__ = ["result_file", "saved_result"]
 
 
 def result_file(default: Path, out: Path | None) -> Path | None:
-    """The file that a result goes to: `out` if it is given, else the default, which lies in a run's folder.
+    """Choose the file of a result: `out` if it is given, else `default`, which is in a run's folder.
 
-    Returns None, and warns, where the run's folder cannot be written to: the result is then printed only,
-    and `saved_result` ends the command with status 2.
+    Returns:
+        The file; None, with a warning, if the run's folder cannot be written to. The result is then only
+        printed, and `saved_result` ends the command with status 2.
 
     Raises:
         UserError: `out` cannot be written.
@@ -45,12 +46,13 @@ def saved_result(
     silent: bool = False,
     faults: list[UserError] | None = None,
 ) -> Iterator[None]:
-    """Save a result before the block prints it, and say afterwards where.
+    """Save a result, run the block that prints it, and print where it was saved.
 
-    Whatever happens to one of the two, the other is done.
+    The block runs even if saving fails, so that no result is lost.
 
     Args:
-        place: None if the result has none. faults: gets the error instead of its being raised.
+        place: the file; None if there is none. save: writes the result to a file. silent: do not print
+            the place. faults: receives the error, which is then not raised.
 
     Raises:
         UserError: after the block, if the result could not be saved.
@@ -76,7 +78,7 @@ def saved_result(
 
 
 def _fault(place: Path) -> str:
-    """Why no file can be written there; empty if one can. Leaves nothing behind."""
+    """The reason why no file can be written there, or ""; tries it with a temporary file."""
     if place.is_dir():
         return "it is a folder"
     folder = next((p for p in place.absolute().parents if os.path.lexists(p)), place.absolute().parent)

@@ -1,4 +1,4 @@
-"""The models of several runs on the same data, for commands that look at all of them."""
+"""The models of several runs on the same data, for commands that compare them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class RunGroup:
     """Runs that can be attacked on the same points.
 
     Attributes:
-        models: by label, on the device. threats: that each was trained for. points: the test data of the
-            first. classes: their names.
+        models: label -> network, on the device. threats: that each run was trained for, in the same order.
+        points: test split of the first run. classes: their names.
     """
 
     models: dict[str, nn.Module]
@@ -35,9 +35,14 @@ class RunGroup:
 
     @classmethod
     def of(cls, runs: Sequence[Path], source: WeightsSource, machine: Machine, data: str | None) -> RunGroup:
-        """Read run folders; `data` says where their data lie now.
+        """Load runs.
 
-        Raises UserError for none and for runs on different data.
+        Args:
+            runs: their folders. source: weights to load. machine: the device. data: where the runs' data
+                are now, if they were moved.
+
+        Raises:
+            UserError: no run, or runs on different data.
         """
         device = machine.prepare()
         looked_at = subject(runs, **asdict(source), moved=data, device=device)
@@ -46,23 +51,31 @@ class RunGroup:
         return cls(models, threats, looked_at.data.test, looked_at.runs[0].classes)
 
     def trained(self, kind: str) -> dict[str, float]:
-        """label -> radius of training, of the runs that were trained in this norm."""
+        """Label -> training radius of the runs that were trained in the norm `kind`."""
         pairs = zip(self.models, self.threats, strict=True)
         return {label: threat.eps for label, threat in pairs if norm_of(None, threat) == kind}
 
 
 def norm_of(norm: str | None, own: Any) -> str:
-    """linf, l2 or l1: what was asked for, else that of a threat."""
+    """The norm as "linf", "l2" or "l1": `norm` if given, else that of the threat `own`."""
     return type(make(norm, 0.0) if norm is not None else own).__name__.lower()
 
 
 def norm_name(kind: str) -> str:
-    """Linf, L2 or L1."""
+    """The norm as "Linf", "L2" or "L1"."""
     return type(make(kind, 0.0)).__name__
 
 
 def radii_of(eps: str | None, kind: str, threat: Any) -> list[float]:
-    """The radii of `0,2/255,4/255`; without any, the customary multiples of a run's own."""
+    """Parse radii such as "0,2/255,4/255".
+
+    Args:
+        eps: radii with commas; multiples of the run's own from 0 to 2 if None. kind: the norm.
+        threat: of the run.
+
+    Raises:
+        UserError: a radius that is no number, a run of another norm, or a run with eps 0.
+    """
     if eps is not None:
         return [make(kind, part.strip()).eps for part in eps.split(",")]
     same_norm(kind, threat)
@@ -74,7 +87,7 @@ def radii_of(eps: str | None, kind: str, threat: Any) -> list[float]:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table for people; the first column holds words."""
+    """Print a table whose first column is aligned to the left and the others to the right."""
     console = literal_console()
     console.print(title)
     drawn = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)

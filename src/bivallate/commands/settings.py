@@ -1,4 +1,4 @@
-"""Methods by the names that were typed, and which of `--set KEY=VALUE` are their parameters."""
+"""Methods by the names given to commands, and which of `--set KEY=VALUE` are their parameters."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["named", "own_parameters"]
 
 
 def named(method: str) -> str:
-    """The name of a method; one of the user's own is imported and entered.
+    """Return the name of a method, and register one of the user's own, package.module:function.
 
-    A method of the user's own, package.module:function, becomes known by that name. Only what was typed may
-    be given here, never what a file holds.
+    Such a method is imported, so only names from the command line may be given here, never names that a
+    file holds.
 
     Raises:
-        UserError: it cannot be imported, or is no function.
+        UserError: it cannot be imported, or is not a function.
     """
     if ":" not in method or method in registry():
         return method
@@ -43,19 +43,25 @@ def named(method: str) -> str:
 
 
 def own_parameters(method: str, pairs: list[tuple[str, str]]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Parameters of the method's function, and the rest, which are paths into the configuration.
+    """Split settings into parameters of the method's function and paths into the configuration.
+
+    Args:
+        pairs: (key, value), both as text.
+
+    Returns:
+        The parameters, converted to their types, and the other pairs.
 
     Raises:
-        UserError: a key that is neither, with the nearest of both.
+        UserError: a key that is neither; the message names the nearest one.
     """
     entries = registry()
     if method not in entries:
-        return {}, pairs  # `create` says what is wrong
+        return {}, pairs  # `create` raises for an unknown method
     known = entries[method].parameters
     others = [*(f.name for f in dataclasses.fields(Config)), *METHOD_PARTS]
     for key, _ in pairs:
         first = key.partition(".")[0]
-        if first not in (*known, *others, "amp"):  # an older name, which `Config.set` reads
+        if first not in (*known, *others, "amp"):  # `Config.set` accepts this older name
             raise unknown(f"parameter of {method} or configuration key", first, [*known, *others])
     hints = entries[method].hints
     own = {k: read(v, hints.get(k), k, known[k]) for k, v in pairs if k in known}

@@ -1,4 +1,4 @@
-"""Commands that several processes run together, of which the first one speaks and writes."""
+"""Commands whose work several processes share; only the first process prints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ __all__ = ["shared_work"]
 
 
 def shared_work(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorator of a command whose work the processes of torchrun share; alone it is as it was."""
+    """Decorate a command so that the processes of torchrun share its work.
+
+    All processes run it, and the output of all but the first is discarded. A single process runs the
+    command unchanged.
+    """
 
     @wraps(command)
     def run(*arguments: Any, **options: Any) -> None:

@@ -1,6 +1,6 @@
-"""What the package declares by decorators, read from its source: a list needs no torch.
+"""Methods and attacks that the package declares by decorators, read from its source without torch.
 
-A test holds it equal to the registries that the decorators fill.
+A test compares the lists with the registries that the decorators fill.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["DeclaredMethod", "attacks", "in_the_source", "methods"]
 
 @dataclass(frozen=True)
 class DeclaredMethod:
-    """A method of the catalogue, as a list shows it."""
+    """Name, family and summary of a method, as a list shows them."""
 
     name: str
     family: str
@@ -29,10 +29,10 @@ class DeclaredMethod:
 
 
 def methods() -> list[DeclaredMethod]:
-    """All methods, by family and name.
+    """All methods, sorted by family and name.
 
-    Those of installed projects are known by importing them only, and others only where the registry is loaded
-    already.
+    Methods of installed plugins can only be found by importing them, which is done if there are any.
+    Methods that the user registered are included if the registry is loaded already.
     """
     if entry_points(group=GROUP) or "bivallate.methods.entries" in sys.modules:
         from bivallate.methods.entries import registry
@@ -44,7 +44,7 @@ def methods() -> list[DeclaredMethod]:
 
 
 def in_the_source() -> list[DeclaredMethod]:
-    """The package's own methods."""
+    """The package's own methods, read from its source."""
     return [
         DeclaredMethod(given[0], named.get("family", "user"), _summary(function))
         for given, named, function in _decorated("methods", "register")
@@ -52,7 +52,7 @@ def in_the_source() -> list[DeclaredMethod]:
 
 
 def attacks() -> dict[str, str]:
-    """How each attack is written -> what it is, in the order of `bivallate.evaluation.attacks`."""
+    """Name pattern -> description of every attack, in the order of `bivallate.evaluation.attacks`."""
     return {given[1]: given[2] for given, _, _ in _decorated("evaluation", "family")}
 
 
@@ -61,7 +61,7 @@ def _summary(function: ast.FunctionDef) -> str:
 
 
 def _decorated(package: str, decorator: str) -> Iterator[tuple[list[Any], dict[str, Any], ast.FunctionDef]]:
-    """Arguments, and the function, of every use of a decorator in the modules of a package."""
+    """Yield (arguments, keyword arguments, function) of every use of a decorator in a package's modules."""
     for file in sorted(files("bivallate").joinpath(package).iterdir(), key=lambda file: file.name):
         if not file.name.endswith(".py"):
             continue

@@ -14,7 +14,7 @@ from bivallate.errors import UserError
 @Parameter(name="*")
 @dataclass(frozen=True)
 class TrainOptions:
-    """What holds for all trainings of a sweep.
+    """Options of all trainings of a sweep.
 
     Parameters
     ----------
@@ -62,9 +62,9 @@ def sweep(
 ) -> None:
     """Train every combination of METHOD[,METHOD], values and seeds, attack each, and compare them.
 
-    What is done is skipped and what was interrupted goes on: the same command again, or one with more
-    methods, values or seeds. Each combination is a run of its own in a folder of --out, attacked at every
-    radius of the grid; of each radius there is a table with the seeds averaged.
+    Each combination is a run in a folder of --out and is attacked at every radius of the grid. One table
+    for each radius shows the runs, averaged over the seeds. The same command again, or one with more
+    methods, values or seeds, skips what is finished and continues what was interrupted.
 
     Parameters
     ----------
@@ -76,15 +76,15 @@ def sweep(
         KEY=VALUE,VALUE,... of the grid, repeatable: eps, lr, epochs, batch_size, model, recipe, average, or
         whatever --set of train takes.
     fix
-        KEY=VALUE for all runs, in which commas are the value's own, such as data.augment=crop:4,flip.
+        KEY=VALUE for all runs; commas belong to the value, as in data.augment=crop:4,flip.
     attack
-        that the runs are compared by.
+        name of the attack that the runs are compared by.
     n
-        a random subset of so many test points. [default: all]
+        size of a random subset of the test points. [default: all]
     jobs
-        runs at the same time, each a process of its own.
+        number of runs at the same time, each in its own process.
     threads
-        of each run; 0 shares the processors among the jobs.
+        of each run; 0 divides the processors among the jobs.
     out
         folder of the runs.
     dry_run
@@ -118,7 +118,7 @@ def sweep(
 
 
 def _complain(failed: list[tuple[str, str]], runs: int) -> None:
-    """Raise UserError for runs that failed."""
+    """Raise UserError if runs failed, with the reason of each."""
     if failed:
         told = "; ".join(f"{name}: {why}" for name, why in failed)
         what = f"{len(failed)} of {runs} runs failed"

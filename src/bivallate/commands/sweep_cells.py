@@ -1,4 +1,4 @@
-"""The grid of a sweep: its combinations, each the words of a training."""
+"""The grid of a sweep: its combinations, each with the arguments of its training."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from bivallate.quoting import command, file_name
 
 __all__ = ["Combination", "SweepOptions", "cells_of"]
 
-OPTIONS = ("eps", "lr", "epochs", "batch_size", "model", "recipe", "average")  # of train; others are of --set
-OWN = {"seed": "seeds", "threads": "threads"}  # said to every run last, whatever --set says
+OPTIONS = ("eps", "lr", "epochs", "batch_size", "model", "recipe", "average")  # of train; others go to --set
+OWN = {"seed": "seeds", "threads": "threads"}  # keys that the sweep sets itself -> its options for them
 
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """What holds for all runs of a sweep.
+    """Settings of all runs of a sweep.
 
     Attributes:
-        options: of train, by name; None where nothing was said. fixed: KEY=VALUE. attack, n: of the
-            evaluations. jobs, threads: as typed.
+        options: option of `bivallate train` -> value; None if not given. fixed: KEY=VALUE of --fix.
+        attack: name of the attack. n: number of test points; None for all. jobs: runs at the same time.
+        threads: of each run; 0 divides the processors among the jobs.
     """
 
     options: Mapping[str, Any]
@@ -39,22 +40,22 @@ class SweepOptions:
 
     @property
     def each(self) -> int:
-        """Threads of a run."""
+        """The number of threads of each run."""
         return self.threads or max(1, (os.cpu_count() or 1) // self.jobs)
 
     def words(self, *names: str) -> list[str]:
-        """The options of these names, as they are typed."""
+        """Command-line arguments for the options of these names that were given."""
         return [f"--{name}={self.options[name]}" for name in names if self.options[name] is not None]
 
 
 @dataclass(frozen=True)
 class Combination:
-    """One combination.
+    """One combination of method, values and seed.
 
     Attributes:
-        name: of its folder. folder: of the run. train: the words after `bivallate train`, without folder and
-            threads. threat: that it is trained for. own: options that commands on this run need for code of
-            the user's.
+        name: of the folder. folder: of the run. train: arguments of `bivallate train`, without --out and
+            --threads. threat: that it is trained for. own: options by which other commands find the
+            user's own method or network.
     """
 
     name: str
@@ -65,17 +66,22 @@ class Combination:
 
     @property
     def line(self) -> str:
-        """What trains it."""
+        """The command line that trains it."""
         return command("train", *self.train, "--out", self.folder)
 
 
 def cells_of(
     methods: str, seeds: str, settings: tuple[str, ...], common: SweepOptions, out: Path
 ) -> list[Combination]:
-    """All combinations, in the order in which they are run: all methods and values of a seed first.
+    """List all combinations in the order of their runs: one seed after another.
+
+    Args:
+        methods: names with commas. seeds: their number, or a list with commas. settings: KEY=VALUE,VALUE,...
+            of the grid. common: settings of all runs. out: folder of the sweep.
 
     Raises:
-        UserError: an axis twice, a value twice, or a combination that `train` would refuse.
+        UserError: a key or a value given twice, a combination that `train` would refuse, or two
+            combinations with the same folder name.
     """
     parse(common.attack)
     names = _distinct("method", methods.split(","))
@@ -103,13 +109,13 @@ def cells_of(
 
 
 def _varies(key: str) -> None:
-    """Raise UserError for what the sweep itself tells every run, so that a value of it would not count."""
+    """Raise UserError for a key that the sweep itself sets for every run."""
     if key in OWN:
         raise UserError(f"{key} is not set by --set or --fix in a sweep: use --{OWN[key]}")
 
 
 def _seeds(text: str) -> list[int]:
-    """The seeds of a number of them, or of a list."""
+    """Parse --seeds: "3" gives 0, 1, 2, and "3,7" gives 3, 7."""
     try:
         numbers = [int(item) for item in text.split(",") if item.strip()]
     except ValueError:

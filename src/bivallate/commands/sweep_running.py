@@ -1,4 +1,4 @@
-"""The runs of a sweep: what is missing of them is trained and attacked, some at a time."""
+"""The runs of a sweep: train and attack those that are missing, several at a time."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from bivallate.terminal import say
 
 __all__ = ["compared", "run_all", "unchanged"]
 
-STATE, LOGS = "sweep.json", "logs"  # the words of every run, and what each has said
+STATE, LOGS = "sweep.json", "logs"  # the arguments of every run, and the folder of their output
 
 
 class SweepStopped(Exception):
-    """A process was asked to stop, or must not begin any more."""
+    """A process of the sweep was interrupted, or was not started because the sweep stops."""
 
 
 def unchanged(out: Path, cells: Sequence[Combination]) -> None:
-    """Raise UserError where a folder holds a run that was started with other words."""
+    """Raise UserError if a folder holds a run with other arguments or one of no sweep."""
     kept = _state(out)
     for cell in cells:
         before = kept.get(cell.name)
@@ -57,9 +57,16 @@ def _state(out: Path) -> dict[str, Any]:
 
 
 def run_all(out: Path, cells: Sequence[Combination], common: SweepOptions) -> list[tuple[str, str]]:
-    """Does what is missing of all runs; returns those that failed, with the last line that each has said.
+    """Train and attack whatever is missing of all runs.
 
-    Raises Interrupted when asked to stop: running trainings save their state before.
+    Args:
+        out: folder of the sweep. cells: its combinations. common: settings of all runs.
+
+    Returns:
+        (name, last line of output) of every run that failed.
+
+    Raises:
+        Interrupted: on a request to stop, after running trainings have saved their state.
     """
     make_folder(out / LOGS)
     write_json(out / STATE, {**_state(out), **{cell.name: list(cell.train) for cell in cells}})
@@ -96,10 +103,11 @@ def _stop(crew: SweepProcesses, waiting: dict[Future[str], Combination], request
 
 
 class SweepProcesses:
-    """The processes that train and attack.
+    """The processes that train and attack the runs of a sweep.
 
     Attributes:
-        out: folder of the sweep. common: what holds for all. radii: that every run is attacked within.
+        out: folder of the sweep. common: settings of all runs. radii: threats that every run is attacked
+            within.
     """
 
     def __init__(self, out: Path, common: SweepOptions, radii: list[Any]) -> None:
@@ -108,9 +116,13 @@ class SweepProcesses:
         self._over, self._lock = False, threading.Lock()
 
     def complete(self, cell: Combination) -> str:
-        """Train and attack what is missing, and say what was done.
+        """Train and attack whatever is missing of one run.
 
-        Raises UserError where it failed.
+        Returns:
+            A line with its robust accuracy and what was done.
+
+        Raises:
+            UserError: a process failed. SweepStopped: the sweep was asked to stop.
         """
         began, did = time.monotonic(), list[str]()
         method, model = (f"--{k}={v}" if (v := cell.own.get(k)) else "" for k in ("method", "model"))
@@ -137,7 +149,7 @@ class SweepProcesses:
         return f"{shown}, {' and '.join(did) or 'was done'}{took}"
 
     def _score(self, cell: Combination, threat: Any) -> float | None:
-        """The robust accuracy that is kept; None where it is not there."""
+        """The stored robust accuracy within a threat; None if there is none."""
         name = parse(self.common.attack).name
         for e in _record(cell.folder).evaluations:
             own = (e.weights, e.split, e.data, e.score.attack) == ("best", "test", "", name) and not e.stale
@@ -147,7 +159,7 @@ class SweepProcesses:
         return None
 
     def _run(self, cell: Combination, words: list[str]) -> None:
-        """One command in a process of its own, whose words go to a file."""
+        """Run one command in its own process, with its output in the run's log file."""
         log = self.out / LOGS / f"{cell.name}.txt"
         call = [sys.executable, "-P", "-m", "bivallate", *filter(None, words)]
         with log.open("ab") as stream:
@@ -165,7 +177,7 @@ class SweepProcesses:
             raise UserError(f"{_last_line(log)} (all of it is in {log})")
 
     def stop(self) -> None:
-        """Asks all processes to save and end, and lets no other begin."""
+        """Interrupt all processes, which save their state and end, and start no more."""
         import signal
 
         with self._lock:
@@ -180,7 +192,7 @@ def _last_line(log: Path) -> str:
 
 
 def _trained(folder: Path) -> bool:
-    """Whether all epochs are there."""
+    """Whether the run has finished all its epochs."""
     run = RunFolder.open(folder)
     return len(run.read_metrics()) >= Config.read(run.config).epochs
 
@@ -190,7 +202,7 @@ def _record(folder: Path) -> RunRecord:
 
 
 def _radii(cells: Sequence[Combination]) -> list[Any]:
-    """The distinct threats of the grid, in its order."""
+    """The distinct threats of the combinations, in their order."""
     found: list[Any] = []
     for cell in cells:
         if not any(same_threat(cell.threat, threat) for threat in found):
@@ -199,7 +211,11 @@ def _radii(cells: Sequence[Combination]) -> list[Any]:
 
 
 def compared(cells: Sequence[Combination], common: SweepOptions, failed: Sequence[str]) -> list[Comparison]:
-    """A table of each radius, of the runs that are done, with their seeds averaged."""
+    """Compare the finished runs, averaged over the seeds, in one table for each radius.
+
+    Args:
+        failed: names of the combinations to leave out.
+    """
     done = [cell.folder for cell in cells if cell.name not in failed]
     seeds = {cell.train[-1] for cell in cells if cell.name not in failed}
     if not done:

@@ -90,8 +90,8 @@ def train(
         zoo:NAME. They decide the network, but for a bare file, which needs --model; a head for other classes
         is new. [default: fresh weights]
     freeze
-        layers that do not learn: a name, * in it for anything, stem, head, or !head for all but the head;
-        repeatable.
+        layers that are not trained: a name, in which * matches anything, stem, head, or !head for all but
+        the head; repeatable.
     config
         a config.toml to start from; other options change it. A network of your own in it needs --model.
     set_
@@ -126,7 +126,7 @@ def train(
     dry_run
         print the resolved configuration and what it is going to take; train and write nothing.
     quiet
-        say nothing but alarms.
+        print nothing but alarms.
     """
     from bivallate.commands.configuration import init_pairs, introduce, plan_of, resolved
     from bivallate.run.progress import TerminalProgress
@@ -160,12 +160,12 @@ def train(
 
 
 def _sets(settings: tuple[str, ...], key: str) -> bool:
-    """Whether one of KEY=VALUE has this key."""
+    """Whether one of the settings KEY=VALUE has this key."""
     return any(pair(item)[0] == key for item in settings)
 
 
 def _foretell(plan: Any, dataset: Any, network: Any, folder: Path) -> None:
-    """Print the configuration on standard output, and beside it what the training would take."""
+    """Print the configuration on standard output and the expected cost on standard error."""
     from bivallate.parts import encode
     from bivallate.run.forecast import forecast
     from bivallate.run.trainer import limit_threads
@@ -197,7 +197,7 @@ def resume(
 
     An interrupted run ends with exactly the weights that an uninterrupted one would have reached.
 
-    On another device or with another number of threads they agree to rounding only.
+    On another device or with another number of threads they agree up to rounding only.
 
     Parameters
     ----------
@@ -225,7 +225,7 @@ def resume(
     log
         where the numbers go besides, as for train; a run does not remember it. [default: nowhere]
     quiet
-        say nothing but alarms.
+        print nothing but alarms.
     """
     from bivallate.commands.settings import named
     from bivallate.run.next_commands import data_options
@@ -268,7 +268,7 @@ def demo(*, out: Path = Path("runs/demo"), epochs: Count = 30, threads: Amount =
 
 
 def say(text: str) -> None:
-    """Print one line beside the results on standard output."""
+    """Print one line on standard error, in the first process only."""
     from bivallate import collective
 
     if collective.rank() == 0:
@@ -276,7 +276,7 @@ def say(text: str) -> None:
 
 
 def _finished(run: Any, folder: Path, moved: list[str]) -> None:
-    """Print what came out, and which command to run next. moved: the options that say where data lie now."""
+    """Print the results and the next command; `moved`: its options for data that were moved."""
     from bivallate.run.chance import chance_warning
     from bivallate.run.next_commands import evaluate_command
 

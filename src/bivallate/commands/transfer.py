@@ -30,10 +30,10 @@ def transfer(
     out: Path | None = None,
     json: Flag = False,
 ) -> None:
-    """Judge the model of a run by adversarial points that were made on the models of other runs.
+    """Evaluate the model of a run on adversarial points that were made on the models of other runs.
 
-    An accuracy below that of the same attack on the model itself says that the model hides its gradients. The
-    result is kept in RUN/evaluation.
+    An accuracy below that of the same attack on the model itself shows that the model's gradients mislead
+    the attack. The result is kept in RUN/evaluation.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def transfer(
 
 
 def _comparable(stored: Any, score: Any) -> bool:
-    """Whether a kept evaluation is of the same weights, points, threat and seed."""
+    """Whether a stored evaluation has the same weights, points, threat and seed as a score."""
     from bivallate.evaluation.significance import same_threat
 
     other, present = stored.score, not (stored.stale or stored.foreign)
@@ -98,13 +98,13 @@ def _comparable(stored: Any, score: Any) -> bool:
 
 
 def _show(score: Any, subjects: Any, own: Any) -> None:
-    """The score, and what the same attack on the model itself left where that is kept."""
+    """Print the score, and beside it the stored one of the same attack on the model itself, if any."""
     from bivallate.evaluation.pairs import LEVEL, p_value
 
     show(score, list(subjects.classes))
     if own is not None:
         p = p_value(own, score) if score.robust_accuracy < own.robust_accuracy else None
-        masked = p is not None and p < LEVEL  # a point or two more are the luck of further random starts
+        masked = p is not None and p < LEVEL  # chance alone may break a few points more
         say(
             f"the same attack on the model itself left {percent(own.robust_accuracy)}"
             + (f": {MASKED} (p {p:.2g})" if masked else "")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def zoo(name: str | None = None, /, *, save: Path | None = None, json: Flag = False) -> None:
     """List the trained networks that come with the package, or show one.
 
-    Each was attacked by the whole AutoAttack; its interval is Wilson's. In Python, bv.load("zoo:NAME").
+    Each was evaluated with the whole of AutoAttack; intervals are Wilson's. bv.load("zoo:NAME") in Python.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def zoo(name: str | None = None, /, *, save: Path | None = None, json: Flag = Fa
 
 
 def _list(known: dict[str, ZooEntry]) -> None:
-    """Print what there is."""
+    """Print the table of all networks."""
     shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for head in ("zoo:", "trained on", "AutoAttack %", "clean %", "licence"):
         shown.add_column(head, no_wrap=head != "trained on")
