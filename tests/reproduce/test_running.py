@@ -320,6 +320,12 @@ def test_the_page_is_rebuilt_from_records_alone(tmp_path: Path) -> None:
     (at,) = [line for line in text.splitlines() if line.startswith("| AT |") and "60.00" in line]
     assert "| 95.9 | 60.00 [50.2, 69.1] |" in at
     assert "| GAIRAT | 99.1 | not run |" in text
+    slower = by_hand("AT", [True] * 100, seed=1, group=group, table="T-B1", cell=cells["AT"])
+    slower.entry["machine"]["processor"] = "another"
+    slower.entry["columns"]["s/epoch"]["value"] = 9999.0
+    keep(slower, out, "cpu", "at-mnist-tiny-cnn-linf")
+    (at,) = [line for line in page(out).splitlines() if line.startswith("| AT |") and "2 seeds" in line]
+    assert "| 101 |" in at  # seconds of two machines have no mean
     other = by_hand("GAIRAT", [True] * 100, group=group, table="T-B1", cell=cells["GAIRAT"].but(epochs=3))
     place = keep(other, out, "cpu", "gairat-mnist-tiny-cnn-linf")
     assert "| GAIRAT | 99.1 | not run |" in page(out)

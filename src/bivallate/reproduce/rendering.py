@@ -104,12 +104,18 @@ def _data_note(name: str, size: tuple[int, int, int]) -> str:
 
 
 def _ours(found: list[Record], columns: list[str]) -> dict[str, Any]:
-    """Column -> mean over the seeds, mean of their intervals, and standard deviation."""
+    """Column -> mean over the seeds, mean of their intervals, and standard deviation.
+
+    Times of several machines have no mean: those of the first seed's machine count.
+    """
     summary: dict[str, Any] = {}
     for column in columns:
-        entries = [r.columns[column] for r in found if column in r.columns]
-        if not entries:
+        having = [r for r in found if column in r.columns]
+        if not having:
             continue
+        if having[0].columns[column]["what"] == "seconds":
+            having = [r for r in having if _machine(r) == _machine(having[0])]
+        entries = [r.columns[column] for r in having]
         values = [entry["value"] for entry in entries]
         bounds = [entry["interval_95"] for entry in entries]
         known = all(b is not None for b in bounds)
