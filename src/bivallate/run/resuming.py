@@ -115,7 +115,7 @@ def resume(
 
 
 def computable(config: Config, tell: Tell = lambda words: None) -> Config:
-    """The configuration, with precision float32 if the device lacks its precision; `tell` is told of that."""
+    """The configuration, in float32 if the device lacks its precision; then `tell` receives a note."""
     device = pick_device(config.device)
     here = within(config.precision, device)
     if here != config.precision:

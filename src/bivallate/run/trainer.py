@@ -184,12 +184,12 @@ class Trainer:
         line["watched_clean"] = dict(zip(line["watched"], clean, strict=True))
         if session.epoch + 1 in session.config.keep and self.folder is not None and collective.rank() == 0:
             session.save_model(self.folder.path, f"epoch-{session.epoch + 1}")
-        told = self.watch.after_epoch(line)  # this and the next may restore earlier weights
+        told = self.watch.after_epoch(line)  # this call and the next may restore earlier weights
         self.curriculum.after_epoch(line)
         session.forward += whole.forward
         session.backward += whole.backward
         self._lap()
-        session.tally.seconds = collective.broadcast_object(session.tally.seconds)  # the same for all
+        session.tally.seconds = collective.broadcast_object(session.tally.seconds)  # the first rank's time
         session.seconds += session.tally.seconds
         rows = max(len(session.batches.split), 1)
         line |= {"total_forward": session.forward / rows, "total_backward": session.backward / rows}

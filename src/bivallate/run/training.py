@@ -102,7 +102,7 @@ def train(
         config = dataclasses.replace(config, model=described_model(config.model, model))
     for path, value, right in (("epochs", epochs, check_whole), ("optimizer.lr", lr, check_number)):
         if value is not None:
-            right(path.rpartition(".")[2], value)  # text is for the command line
+            right(path.rpartition(".")[2], value)  # strings are accepted only from the command line
             config = config.set(path, value)
     if isinstance(given, str):
         config = dataclasses.replace(config, data=resolved_data(config.data))

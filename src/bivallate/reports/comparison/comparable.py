@@ -188,7 +188,7 @@ def _command(run: RunRecord, path: Path, wanted: EvaluationFilter, example: Eval
     if eps is None:
         eps = parse_number(CUSTOMARY[norm]) if other_norm else own.eps
     words = ["bivallate", "evaluate", str(path), "--attack", attack]
-    if attack.startswith("transfer-"):  # of another command; the name does not say where its surrogates are
+    if attack.startswith("transfer-"):  # of the command `transfer`; the name lacks the surrogates' folders
         words = [
             "bivallate",
             "transfer",

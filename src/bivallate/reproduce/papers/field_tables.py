@@ -13,7 +13,7 @@ __all__ = ["HARDWARE", "TABLES"]
 
 HARDWARE = ""
 WORST = Measure("AA worst class", "worst", "autoattack")
-LOSS = 0.005  # of mean AutoAttack accuracy that a method may pay for its worst class
+LOSS = 0.005  # mean AutoAttack accuracy that a method may lose to gain on its worst class
 
 SINGLE: dict[str, Row] = {
     **FAST,
@@ -28,11 +28,11 @@ SINGLE: dict[str, Row] = {
     "Backward smoothing": ("backward-smoothing", {}),
     "PGD-AT": ("at", {}),
 }
-AT_SIXTEEN: dict[str, Row] = {  # where the papers or their public code state other values at 16/255
+AT_SIXTEEN: dict[str, Row] = {  # where a paper or its public code states other values for 16/255
     "LIET": ("liet", {"weight": 20.0, "smoothing": 0.4, "least": 0.0, "most": 1.0}),
     "AAER": ("aaer", {"loss_weight": 8.5, "variation_weight": 1.5}),
 }
-ALONE = ("PGD-2-AT", "PGD-AT")  # of several steps, to compare with
+ALONE = ("PGD-2-AT", "PGD-AT")  # attacks of several steps, for comparison
 PUBLISHED = ("NuAT", "LIET", "FGSM-PGI")
 
 
