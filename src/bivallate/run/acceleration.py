@@ -37,7 +37,7 @@ class Acceleration:
 
     @contextmanager
     def used(self, tell: Callable[[str], object]) -> Iterator[None]:
-        """Accelerate the steps in this context; `tell` receives a note of each attack that cannot be recorded."""
+        """Accelerate the steps in this context; `tell` receives a note of attacks that cannot be recorded."""
         if self.graphs is not None:
             self.graphs.tell = tell
         with compiling(self.compiled), graphing(self.graphs):
