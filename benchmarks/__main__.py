@@ -1,4 +1,4 @@
-"""Runs the standing benchmarks, or those that are named: `python -m benchmarks [passes ...]`."""
+"""Run the standing benchmarks, or only those named: `python -m benchmarks [passes ...]`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ STANDING = ("passes", "feeding", "autoattack")
 
 
 def main(names: list[str]) -> int:
-    """Exit status: 0, or 1 if a benchmark missed its target (its `main` returned False)."""
+    """Run the benchmarks; returns 0, or 1 if one missed its target (its `main` returned False)."""
     folder = Path(__file__).parent
     known = sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
     if unknown := [n for n in names if n not in known]:
@@ -21,7 +21,7 @@ def main(names: list[str]) -> int:
         run = getattr(importlib.import_module(f"benchmarks.{name}"), "main", None)
         if run is not None:
             print(f"== {name}", flush=True)
-            sys.argv = [name]  # benchmarks with options of their own take their defaults
+            sys.argv = [name]  # so that the benchmark parses no options and uses its defaults
             missed |= run() is False
     return int(missed)
 

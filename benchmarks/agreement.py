@@ -1,9 +1,10 @@
-"""Whether SORA's signal, how far the loss is linear along the training step, would serve the sentinel.
+"""Test whether SORA's signal, the linearity of the loss along the attack step, would serve the sentinel.
 
-`python -m benchmarks.agreement` trains the settings of `benchmarks.sentinel` that collapse, and PGD-10 AT in
-their place, which does not, watched only; listens to the signal in every minibatch; and asks which of three
-signals tells the epochs of a collapse apart, and how early: the sentinel's own rule, the alignment that it
-records, and SORA's. Writes the table between the markers of docs/sentinel.md; records in results/agreement.
+`python -m benchmarks.agreement` trains the settings of `benchmarks.sentinel` that collapse, and PGD-10 AT
+on the same data as a control that does not. The sentinel only watches, and SORA's signal is recorded in
+every minibatch. The table shows which of three signals separates the epochs of a collapse from others, and
+how early: the sentinel's own rule, the alignment that it records, and SORA's signal. It is written between
+the markers of docs/sentinel.md; records are in results/agreement.
 """
 
 from __future__ import annotations
@@ -31,27 +32,27 @@ from bivallate.types import Evidence, Facts, Solution
 
 RECORDS, PAGE = Path("results/agreement"), Path("docs/sentinel.md")
 BEGIN, END = "<!-- agreement: begin -->", "<!-- agreement: end -->"
-CONTROL, LEAST = "at", 0.1  # LEAST: robust accuracy that there must have been to lose
-SKIPPED = 0.25  # of the epochs: early gradients point anywhere, in the control too
+CONTROL, LEAST = "at", 0.1  # LEAST: a run below this robust accuracy cannot collapse
+SKIPPED = 0.25  # share of the first epochs that is left out: early gradients vary much, in the control too
 SIGNALS = ("gap", "alignment", "agreement")
 
 
 @bv.part
 class Heard(Remembering):
-    """A PGD that says how the loss's gradient at its end agrees with the sign of the one where it began.
+    """PGD that records how the gradient g' at its end agrees with the signs of the gradient g at its start.
 
-    SORA's <sgn g, g'> / ||g||_1. The pass at the start is made once more, for the benchmark alone.
+    The signal is SORA's <sgn g, g'> / ||g||_1. The pass at the start is repeated for this benchmark.
     """
 
     inner: bv.PGD
 
     def bind(self, facts: Facts) -> Solver:
-        """The listener of one run."""
+        """The state of one run."""
         return BoundHeard(self.inner)
 
 
 class BoundHeard(Solver, nn.Module):
-    """`Heard` between a solve and its feedback."""
+    """The state of `Heard` in one run: what a solve leaves for its feedback."""
 
     def __init__(self, inner: bv.PGD) -> None:
         nn.Module.__init__(self)
@@ -71,7 +72,7 @@ class BoundHeard(Solver, nn.Module):
 
 
 def train(name: str, setting: Setting, seed: int) -> dict[str, Any]:
-    """One training's signals, epoch by epoch."""
+    """Train once and return the signals of every epoch."""
     method = create(name, bv.Linf(setting.eps))
     assert isinstance(method.solver, bv.PGD)
     method = method.but(solver=Heard(method.solver), coupling=Leaf())
@@ -108,25 +109,25 @@ def collapsed(epochs: list[dict[str, Any]]) -> list[bool]:
 
 
 def first(flags: list[bool]) -> int | None:
-    """The first epoch, counted from 1, of those that are read."""
+    """The first epoch, counted from 1, whose flag is set; epochs that are left out do not count."""
     skipped = round(SKIPPED * len(flags))
     return next((k + 1 for k, flag in enumerate(flags) if flag and k >= skipped), None)
 
 
 def worse(line: dict[str, Any], key: str) -> float | None:
-    """The signal, the higher the worse."""
+    """The signal with its sign such that higher is worse."""
     value = line[key]
     return None if value is None else value if key == "gap" else -value
 
 
 def beyond(line: dict[str, Any], key: str, limit: float) -> bool:
-    """Whether the signal is worse than a limit."""
+    """Whether a signal is worse than its limit."""
     value = worse(line, key)
     return value is not None and value > limit
 
 
 def read(record: dict[str, Any]) -> list[tuple[dict[str, Any], bool]]:
-    """The epochs that are read, and whether they are of a collapse."""
+    """The epochs that are evaluated, each with whether the run had collapsed by then."""
     epochs = record["epochs"]
     return list(zip(epochs, collapsed(epochs), strict=True))[round(SKIPPED * len(epochs)) :]
 
@@ -147,7 +148,7 @@ HEAD = (
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """The first epochs of each, and how well each signal tells epochs apart."""
+    """The table: when each signal first appears, and how well it separates the epochs."""
     rows, lines = [], {key: ([], []) for key in SIGNALS}
     controls = [r for r in records if r["method"] == CONTROL]
     false = dict.fromkeys(SIGNALS, 0)
@@ -179,7 +180,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Trains what is missing and writes the table."""
+    """Train what is missing and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--keep-page", action="store_true", help="print only, and leave the docs alone")

@@ -1,8 +1,8 @@
-"""Agreement with pyautoattack, and speed against it: `python -m benchmarks.autoattack`.
+"""Compare this package's AutoAttack with pyautoattack: `python -m benchmarks.autoattack`.
 
-Robust accuracy after each stage and of the whole, for models of four kinds, both norms and several seeds, and
-the time of both programs on the same model and points, measured in turns in one process. Every pair is kept
-as a record in results/autoattack and not measured again; the tables between the markers of docs/evaluation.md
+Measures robust accuracy after each stage and after all, for models of four kinds, two norms and several
+seeds, and the time of both programs on the same model and points, in turns in one process. Every pair is
+recorded in results/autoattack and not measured again; the tables between the markers of docs/evaluation.md
 are made from the records. MNIST is read from $BIVALLATE_DATA/mnist and skipped if it is not there.
 """
 
@@ -39,7 +39,7 @@ MARKS = "<!-- autoattack:begin -->", "<!-- autoattack:end -->"
 
 @dataclass
 class Case:
-    """One model with its points and radii."""
+    """A model with its points and radii."""
 
     name: str
     build: Callable[[], tuple[nn.Module, Points]]
@@ -49,7 +49,7 @@ class Case:
 
 @dataclass
 class Result:
-    """What one program found on one case."""
+    """The result of one program on one case."""
 
     case: str
     norm: str
@@ -63,7 +63,7 @@ class Result:
 def train(
     name: str, points: Points, threat: bv.Linf, *, method: str, epochs: int, lr: float = 0.1
 ) -> nn.Module:
-    """A small model, trained from seed 0."""
+    """Train a small model from seed 0."""
     x, y = points
     torch.manual_seed(0)
     model = models.create(name, num_classes=int(y.max()) + 1, shape=tuple(x.shape[1:]))
@@ -79,7 +79,7 @@ def train(
 
 
 def digits() -> tuple[Points, Points]:
-    """scikit-learn's digits: 1,297 to train, 500 to attack."""
+    """Load scikit-learn's digits: 1,297 images to train on and 500 to attack."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -89,7 +89,7 @@ def digits() -> tuple[Points, Points]:
 
 
 def mnist(rows: int) -> tuple[Points, Points]:
-    """The first rows of MNIST's training data and 500 test images."""
+    """Load the first rows of MNIST's training data and 500 test images."""
     from bivallate import data
 
     loaded = data.load(os.path.join(os.environ["BIVALLATE_DATA"], "mnist"))
@@ -98,7 +98,7 @@ def mnist(rows: int) -> tuple[Points, Points]:
 
 
 def linear_oracle() -> tuple[nn.Module, Points]:
-    """A linear model on the digits, trained to withstand small changes."""
+    """Train a linear model on the digits that withstands small changes."""
     known, unknown = digits()
     return train("linear", known, bv.Linf(0.05), method="at", epochs=10), unknown
 
@@ -131,7 +131,7 @@ CASES = {
 
 
 def ours(model: nn.Module, points: Points, threat: bv.Linf | bv.L2, seed: int, case: str) -> Result:
-    """Our ensemble; the time of each stage is that between its progress reports."""
+    """Run this package's ensemble; the time of a stage is that between its progress reports."""
     seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     last = time.perf_counter()
 
@@ -147,12 +147,12 @@ def ours(model: nn.Module, points: Points, threat: bv.Linf | bv.L2, seed: int, c
 
 
 def norm_of(threat: bv.Linf | bv.L2) -> Literal["Linf", "L2"]:
-    """As the reference names it."""
+    """The norm's name in the reference."""
     return "Linf" if isinstance(threat, bv.Linf) else "L2"
 
 
 def theirs(model: nn.Module, points: Points, threat: bv.Linf | bv.L2, seed: int, case: str) -> Result:
-    """The reference's ensemble in the same way; its stages share their budgets with the standard version."""
+    """Run the reference's ensemble, whose stages have the budgets of the standard version."""
     norm, (x, y) = norm_of(threat), points
     accuracy, seconds = {}, {}
     with torch.no_grad():
@@ -209,13 +209,13 @@ def run_case(key: str, built: tuple[nn.Module, Points], options: argparse.Namesp
 
 
 def machine() -> str:
-    """What the figures were measured on."""
+    """The machine and the versions that the numbers were measured with."""
     made = commit().get("id", "unknown")[:7]
     return f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, bivallate {made}"
 
 
 def main() -> None:
-    """Runs the cases and rewrites the tables."""
+    """Run the cases and rewrite the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--norms", nargs="*", default=["linf", "l2"], choices=["linf", "l2"])

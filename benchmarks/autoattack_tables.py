@@ -1,4 +1,4 @@
-"""The tables of docs/evaluation.md from the records of `benchmarks.autoattack`."""
+"""Tables of docs/evaluation.md, made from the records of `benchmarks.autoattack`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIDES = ("ours", "theirs")
 
 
 def read(folder: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Records by case and norm."""
+    """Read the records, grouped by case and norm."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for file in sorted(folder.glob("*.json")):
         record = json.loads(file.read_text(encoding="utf-8"))

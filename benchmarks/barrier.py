@@ -1,9 +1,9 @@
-"""Where the inner steps of DONE end: `python -m benchmarks.barrier`.
+"""Measure where the inner steps of DONE end: `python -m benchmarks.barrier`.
 
-Trains a small network with Fast-AT on a part of MNIST and of CIFAR-10, attacks held-out images by every kind
-of inner step, and writes the tables between the markers of docs/barrier.md: how many coordinates end on a
-bound, how much implicit gradient is left, how strong the attack is; and how flat the weights are at every
-temperature. Some minutes of one core.
+Trains a small network with Fast-AT on a part of MNIST and of CIFAR-10, and attacks held-out images with every
+kind of inner step. The tables between the markers of docs/barrier.md show how many coordinates end on a
+bound, how much of the implicit gradient is left, how strong the attack is, and how uniform the weights are
+at every temperature. Takes some minutes on one core.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DIRECTIONS = {"raw": raw, "sign": steepest, "Adam": adam}
 
 @dataclass(frozen=True)
 class Setting:
-    """A network to attack."""
+    """A data set and a network to attack."""
 
     data: str
     model: str
@@ -53,7 +53,7 @@ SETTINGS = (
 
 
 def trained(setting: Setting) -> tuple[bv.models.Classifier, Batch]:
-    """The network, and held-out images that it was not trained on."""
+    """Train the network; returns it with held-out images."""
     data = cut(bv.data.load(setting.data, validation=1000, seed=0), setting.rows)
     run = bv.train(
         setting.model, data, bv.methods.fast_at(bv.Linf(setting.eps)), epochs=setting.epochs, lr=setting.lr,
@@ -80,7 +80,7 @@ def solvers(threat: bv.Linf) -> dict[str, tuple[Any, float]]:
 
 
 def rows(setting: Setting, model: bv.models.Classifier, points: Batch) -> list[str]:
-    """The lines of both tables for one network."""
+    """The rows of both tables for one network."""
     threat, lines, losses = bv.Linf(setting.eps), [], torch.zeros(POINTS)
     for label, (solver, c) in solvers(threat).items():
         problem = LowerProblem(model, points, cross_entropy, threat)
@@ -111,7 +111,7 @@ def rows(setting: Setting, model: bv.models.Classifier, points: Batch) -> list[s
 
 
 def main() -> None:
-    """Trains, attacks, prints and writes the tables."""
+    """Train, attack, print and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dry", action="store_true", help="print, leave docs/barrier.md")
     options = parser.parse_args()

@@ -1,15 +1,15 @@
-"""Which composition is best at a stated cost? Search, ablation, comparison on MNIST and Fashion-MNIST.
+"""Search, ablation and comparison of compositions at a stated cost on MNIST and Fashion-MNIST.
 
     python -m benchmarks.bastion search | ablate | compare [--data D ...] [--only NAME ...] [--seeds 0 1]
     python -m benchmarks.bastion test --only bastion at [--points 300]
     python -m benchmarks.bastion table
 
-The first line trains what is missing and judges it on held-out images, the second runs AutoAttack on test
-images, the third writes docs/bastion.md from the records.
+The first command trains what is missing and evaluates it on held-out images, the second runs AutoAttack on
+test images, and the third writes docs/bastion.md from the records.
 
-Every training costs at most 220 forward and backward passes an example, which is ten epochs of PGD-10 AT:
-each method gets as many epochs as that pays for, and all else is the same for all. One JSON record a training
-in results/bastion/; what is there is not trained again, so it can be interrupted at any time.
+Every training costs at most 220 forward and backward passes an example, as ten epochs of PGD-10 AT do. Each
+method gets as many epochs as that allows; everything else is the same. Each training leaves one JSON record
+in results/bastion/ and is not repeated, so the command can be interrupted at any time.
 """
 
 from __future__ import annotations
@@ -51,23 +51,23 @@ from bivallate.weighting.rules import MAIL
 RECORDS, RUNS = Path("results/bastion"), Path("runs/bastion")
 DATA = ("fashion-mnist", "mnist")
 EPS, BUDGET, ROWS = 0.1, 10 * 22, 1000
-HELD, JUDGE = 1000, "apgd-t-20-2"  # held-out images, and the attack that selects on them
+HELD, JUDGE = 1000, "apgd-t-20-2"  # number of held-out images, and the attack that they are selected by
 THREAT = Linf(EPS)
 
 
 def short(steps: int, size: float, loss: Loss = adversarial, weighting: Weighting = equal) -> Method:
-    """A few long cross-entropy steps from a uniform start, under any loss."""
+    """A few long steps on the cross-entropy from a uniform start, whatever the outer loss is."""
     return Method(THREAT, PGD(steps, size * EPS, uniform), weighting=weighting, loss=loss)
 
 
 def growing(steps: int, loss: Loss = adversarial, weighting: Weighting = equal) -> Method:
-    """The same, from one step to so many over two thirds of the epochs."""
+    """Like `short`, but the number of steps grows from one over two thirds of the epochs."""
     solver = Curriculum(PGD(steps, 0.75 * EPS, uniform), growth(steps, 2 / 3))
     return Method(THREAT, solver, weighting=weighting, loss=loss)
 
 
 def of(name: str, **parameters: Any) -> Callable[[], Method]:
-    """A method of the catalogue."""
+    """Name a method of the catalogue, with other parameters."""
     return lambda: create(name, THREAT, **parameters)
 
 
@@ -107,7 +107,7 @@ LISTS = {"search": list(SEARCH), "ablate": list(ABLATED), "compare": list(COMPAR
 
 
 def passes(method: Method, epochs: int) -> float:
-    """Passes an example over a training of so many epochs, counted by running a step of each."""
+    """Count the passes an example over a whole training, by running one step of every epoch."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(9, 3)).train()
     generator = torch.Generator().manual_seed(0)
     x, y, index = torch.rand(4, 1, 3, 3, generator=generator), torch.tensor([0, 1, 2, 0]), torch.arange(4)
@@ -123,7 +123,7 @@ def passes(method: Method, epochs: int) -> float:
 
 
 def epochs_within(method: Method, budget: float = BUDGET) -> int:
-    """The most epochs that the budget pays for."""
+    """The largest number of epochs within the budget."""
     epochs = 1
     while passes(method, epochs + 1) <= budget:
         epochs += 1
@@ -131,7 +131,7 @@ def epochs_within(method: Method, budget: float = BUDGET) -> int:
 
 
 def configure(method: Method, data: str, seed: int, rows: int) -> Config:
-    """The recipe, the same for all: SGD, a triangle that ends at zero, averaged and last weights."""
+    """The configuration of all: SGD, a rate that rises and falls to zero, averaged and last weights."""
     return Config(
         method=method,
         data=Data(name=data, validation=HELD, augment="none", meta=rows // 5),
@@ -149,12 +149,12 @@ def configure(method: Method, data: str, seed: int, rows: int) -> Config:
 
 
 def place(data: str, name: str, seed: int, rows: int) -> Path:
-    """Where a training's record is kept."""
+    """The file of a training's record."""
     return RECORDS / f"{data}-{rows}" / f"{name}-seed{seed}.json"
 
 
 def trained(data: str, name: str, seed: int, rows: int) -> str:
-    """Trains one method unless its record is there, judges it on held-out images, and records it."""
+    """Train one method, evaluate it on held-out images, and record it; reads the record if it exists."""
     path, folder = place(data, name, seed, rows), RUNS / f"{data}-{rows}" / f"{name}-seed{seed}"
     if path.exists():
         return f"{path.stem} on {data}: there already"
@@ -188,7 +188,7 @@ def trained(data: str, name: str, seed: int, rows: int) -> str:
 
 
 def tested(data: str, name: str, seed: int, rows: int, points: int) -> str:
-    """AutoAttack on random test images, once; kept in the training's record."""
+    """Run AutoAttack on random test images once, and add the result to the training's record."""
     path, folder = place(data, name, seed, rows), RUNS / f"{data}-{rows}" / f"{name}-seed{seed}"
     record = json.loads(path.read_text(encoding="utf-8"))
     if "test" in record:
@@ -207,7 +207,7 @@ def figures(score: bv.Score) -> dict[str, float]:
 
 
 def main() -> None:
-    """One of the lists, the test, or the page."""
+    """Run one of the lists or the test, or write the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

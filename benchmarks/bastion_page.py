@@ -1,4 +1,4 @@
-"""docs/bastion.md: its tables and its figure, from the records of benchmarks/bastion.py."""
+"""Tables and figure of docs/bastion.md, made from the records of benchmarks/bastion.py."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Records = dict[Setting, dict[str, list[dict[str, Any]]]]  # setting -> method ->
 
 
 def records(folder: Path) -> Records:
-    """All records, by setting and method; the most images last."""
+    """Read all records, by setting and method; settings with more images come later."""
     every = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/*-seed*.json"))]
     found: Records = {}
     for record in sorted(every, key=lambda r: (list(TITLES).index(r["data"]), r["rows"])):
@@ -29,19 +29,19 @@ def records(folder: Path) -> Records:
 
 
 def title(setting: Setting) -> str:
-    """As it is read."""
+    """The setting in words."""
     return f"{TITLES[setting[0]]}, {setting[1]:,} images"
 
 
 def percent(values: Sequence[float]) -> str:
-    """The mean in percent, and the range of the seeds where there are several."""
+    """Format the mean in percent, with the range of the seeds if there are several."""
     each = [100 * v for v in values]
     spread = f" [{min(each):.1f}, {max(each):.1f}]" if len(each) > 1 else ""
     return f"{statistics.fmean(each):.1f}{spread}"
 
 
 def mean(rs: list[dict[str, Any]], key: str) -> float:
-    """Over the seeds, on held-out images."""
+    """The mean over the seeds on held-out images."""
     return statistics.fmean(r["validation"][key] for r in rs)
 
 
@@ -78,7 +78,7 @@ def tested(found: Records) -> str:
 
 
 def draw(found: Records, names: Sequence[str]) -> None:
-    """Bars: robust accuracy and its tail on held-out images, a panel a setting where all were compared."""
+    """Draw robust accuracy and its tail on held-out images as bars, one panel for each complete setting."""
     wide = [setting for setting, of in found.items() if sum(name in of for name in names) > len(names) / 2]
     with styled():
         fig, axes = figure(len(wide), width=2, height=3.2, squeeze=False)
@@ -102,10 +102,10 @@ def draw(found: Records, names: Sequence[str]) -> None:
 
 
 def write_page(folder: Path, lists: Mapping[str, Sequence[str]], notes: Mapping[str, str]) -> None:
-    """Replaces what stands between the markers of docs/bastion.md, and draws the figure.
+    """Replace the text between the markers of docs/bastion.md, and draw the figure.
 
     Args:
-        lists: which methods each table has. notes: what a name of the ablation means.
+        lists: the methods of each table. notes: the meaning of each name of the ablation.
     """
     found = records(folder)
     tables = {

@@ -1,9 +1,9 @@
-"""Does training in bfloat16 cost accuracy? One cell of a table, three seeds, in both formats.
+"""Measure whether training in bfloat16 costs accuracy, on one cell of a table with three seeds.
 
     BIVALLATE_DATA=data OMP_NUM_THREADS=1 python benchmarks/bfloat16.py [--seeds 0 1 2] [--only float32]
 
-The cell is T-F1's Fast-AT on CIFAR-10 at 8/255, scale cpu. Trainings go on where they were interrupted; the
-bfloat16 ones are the campaign's own. Each result is kept in results/bfloat16/, and the table is printed last.
+The cell is T-F1's Fast-AT on CIFAR-10 at 8/255, scale cpu. Interrupted trainings continue; those in bfloat16
+are the campaign's own. Each result is kept in results/bfloat16/, and the table is printed at the end.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COLUMNS = ("clean", "pgd-20", "last clean", "last pgd-20")
 
 
 def main() -> None:
-    """Trains what is missing, measures it, prints the table."""
+    """Train what is missing, evaluate it, and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

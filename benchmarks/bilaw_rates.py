@@ -1,8 +1,8 @@
-"""At which rate the weights of BiLAW's network come to differ: `python -m benchmarks.bilaw_rates`.
+"""Measure at which learning rates the weights of BiLAW's network differ: `python -m benchmarks.bilaw_rates`.
 
 Trains with K = 3 attack steps on digits and on parts of MNIST and CIFAR-10, and writes the table between the
-markers of docs/bilaw.md. Weights are those of held-out images. An hour and a half of one core; `--only`
-measures some rows anew and leaves the others.
+markers of docs/bilaw.md. The weights shown are those of held-out images. Takes an hour and a half on one
+core; `--only` measures some rows again and leaves the others.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ WORDS = 3  # columns that are not numbers
 
 
 def settings(data: str, method: str, optimiser: str, rate: float) -> Config:
-    """A short training, in which AT learns."""
+    """The configuration: a short training that is long enough for AT to learn."""
     eps = {"digits": 0.2, "mnist": 0.1, "cifar10": 0.031}[data]
     chosen = create(method, bv.Linf(eps), steps=3, net_optimizer=optimiser, net_lr=rate)
     config = recipe_for("bilaw", chosen, data)
@@ -66,7 +66,7 @@ def settings(data: str, method: str, optimiser: str, rate: float) -> Config:
 
 
 def row(data: str, method: str, optimiser: str, rate: float) -> str:
-    """Trains and weighs."""
+    """Train once; returns a row with the weights of held-out images by margin."""
     config = settings(data, method, optimiser, rate)
     made = commit().get("id", "unknown")[:7]
     dataset = cut(load_data(config.data, 0), ROWS[data])
@@ -88,7 +88,7 @@ def row(data: str, method: str, optimiser: str, rate: float) -> str:
 
 
 def written(lines: list[str]) -> None:
-    """Puts rows into the page's table, each in the place of one with the same data, method and rate."""
+    """Put rows into the page's table; each replaces the row with the same data, method and rate."""
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     body, after = rest.split(END)
     known = {_key(line): line for line in body.splitlines() if line.startswith("|") and "---" not in line}
@@ -105,7 +105,7 @@ def _key(line: str) -> str:
 
 
 def main() -> None:
-    """Trains, prints and writes the table."""
+    """Train, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", type=int, help="rows of the table, from 0")
     parser.add_argument("--dry", action="store_true", help="print, leave docs/bilaw.md")

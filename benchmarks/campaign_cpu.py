@@ -1,8 +1,9 @@
-"""The cells that two cores can finish, in order of worth; each is recorded in results/ as it ends.
+"""Run the cells of the papers' tables that two cores can finish, the most important first.
 
     BIVALLATE_DATA=data OMP_NUM_THREADS=1 python benchmarks/campaign_cpu.py [--jobs 1] [--hours 8]
 
-Stop it at any time and start it again: trainings go on where they were, and recorded cells are skipped.
+Each cell is recorded in results/ when it ends. The command can be stopped at any time and started again:
+interrupted trainings continue, and recorded cells are skipped.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ ORDER = (  # table, rows (empty: all), group, seeds
 
 
 def main() -> int:
-    """All cells of ORDER, each once."""
+    """Run all cells of ORDER, each once."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,19 +1,21 @@
-"""CIFAR-10 with PreActResNet-18 and ResNet-18 on a GPU, in order of worth, at the papers' settings.
+"""Run the CIFAR-10 cells of the papers' tables on a GPU at the papers' settings, most important first.
 
     BIVALLATE_DATA=data python -m benchmarks.campaign_gpu [--minutes 9] [--out results] [--runs FOLDER]
 
-Each cell is recorded in --out as it ends; cells that --known has on record are left out. With --minutes the
-script stops in good time, in the middle of a training too, and a later call goes on from there; the last
-thing it prints is a short table of what is done. As many cells are trained at once as fill the device
-(`benchmarks/filling.py`: a probe of some twenty seconds, once a machine; --jobs N leaves it out; records say
-how many shared the device, whose seconds are longer), in bfloat16 where the method gains by it (--float32 for
-none). At `--scale cpu` the narrow networks of CIFAR-10's tables are trained, the longest first.
+The networks are PreActResNet-18 and ResNet-18. Each cell is recorded in --out when it ends; cells that are
+recorded in --known are left out. With --minutes the script stops in time, even within a training, and a later
+call continues; it prints a short table of the finished cells last. As many cells are trained at once as fill
+the device. `benchmarks/filling.py` finds that number by a probe of some twenty seconds, once for each
+machine; --jobs N skips it. Records say how many trainings shared the device, because their seconds are longer
+then. Methods that gain by it are trained in bfloat16, none with --float32. `--scale cpu` trains the narrow
+networks of CIFAR-10's tables, the longest first.
+
 Processes take turns on a device unless NVIDIA's multi-process service runs (`nvidia-cuda-mps-control -d`):
 with it 8 trainings of a narrow network did 7,800 images a second together on an H200, without it 4,200 (AT,
 PGD-10, float32; one alone 2,300).
 
-Where only a part of the data can be brought at a time, `--bring FOLDER` puts its files beside those that
-earlier calls have brought to BIVALLATE_DATA, and the call ends there if some are still missing.
+If the data can only be copied to the machine in parts, `--bring FOLDER` adds the files of a folder to those
+that earlier calls copied to BIVALLATE_DATA; the call then ends if some are still missing.
 `--scale smoke --device cpu` tests the path in a minute.
 """
 
@@ -76,7 +78,7 @@ SIZES = (1, 4, 8, 12, 16)  # of narrow networks at once
 
 
 def plan(chosen: argparse.Namespace) -> list[Job]:
-    """The jobs of ORDER, all with one seed and then all with the next; of NARROW at scale cpu."""
+    """List the jobs of ORDER, or of NARROW at scale cpu, one seed after another."""
     where = {"out": chosen.out, "runs": chosen.runs, "device": chosen.device, "threads": chosen.threads}
     jobs: list[Job] = []
     order = NARROW if chosen.scale == "cpu" else ORDER
@@ -92,7 +94,7 @@ def plan(chosen: argparse.Namespace) -> list[Job]:
 
 
 def unrecorded(jobs: list[Job], known: Path) -> list[Job]:
-    """The jobs that have no record, neither where it is to be written nor among those that are known."""
+    """The jobs without a record, in the folder of results or among the known records."""
     return [job for job in pending(jobs) if pending([dataclasses.replace(job, out=known)])]
 
 
@@ -118,7 +120,7 @@ def bring(pieces: Path, folder: Path) -> str:
 
 
 def main(given: list[str] | None = None) -> int:
-    """All cells of ORDER, each once, within the time given."""
+    """Run all cells of ORDER, each once, within the given time."""
     begun, chosen = time.monotonic(), arguments(given)
     try:
         if chosen.bring is not None:
@@ -133,7 +135,7 @@ def main(given: list[str] | None = None) -> int:
 
 
 def work(chosen: argparse.Namespace, until: float) -> int:
-    """The campaign, up to a time of `time.monotonic`."""
+    """Run the campaign up to a time of `time.monotonic`."""
     jobs, over = plan(chosen), threading.Event()
 
     def ring() -> None:
@@ -159,12 +161,12 @@ def work(chosen: argparse.Namespace, until: float) -> int:
 
 
 def _filling(job: Job, kept: Path) -> int:
-    """How many jobs like this one to run at once."""
+    """The number of jobs like this one to run at once."""
     return filled(job, kept, to_stderr, SIZES) if job.scale == "cpu" else filled(job, kept, to_stderr)
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
-    """From the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -184,7 +186,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 
 
 def summary(jobs: list[Job], *places: Path) -> None:
-    """A short table: one line a cell."""
+    """A short table with one line for each cell."""
     for job in jobs:
         there = [dataclasses.replace(job, out=out) for out in places]
         found = next((own for own in there if path_of(own).exists()), None)

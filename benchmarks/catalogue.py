@@ -1,4 +1,4 @@
-"""Every method of the catalogue on scikit-learn's digits, three seeds: the table of docs/methods.md.
+"""Train every method of the catalogue on digits with three seeds: the table of docs/methods.md.
 
     python -m benchmarks.catalogue [--jobs N] [--only METHOD ...]     trains what is missing, then writes the
     table python -m benchmarks.catalogue --table                            writes the table from the records
@@ -29,7 +29,7 @@ REASONS_FILE = Path("benchmarks/catalogue_reasons.json")
 
 
 def cell(task: tuple[str, int]) -> str:
-    """Trains and attacks one method with one seed, and writes its record."""
+    """Train and attack one method with one seed, and write its record."""
     name, seed = task
     if (RECORDS / f"{name}-{seed}.json").exists():
         return f"{name} seed {seed}: there already"
@@ -94,7 +94,7 @@ def cell(task: tuple[str, int]) -> str:
 
 
 def table() -> str:
-    """docs/methods.md from the records."""
+    """The text of docs/methods.md from the records."""
     from bivallate.methods.entries import registry
 
     entries = {n: e for n, e in registry().items() if e.make.__module__.startswith("bivallate.")}
@@ -169,7 +169,7 @@ def _spread(records: list[dict[str, Any]], key: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs what is missing and writes the page."""
+    """Run what is missing and write the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,7 +1,7 @@
-"""The tables of docs/choosing.md, from results/: `python -m benchmarks.choosing`.
+"""Make the tables of docs/choosing.md from results/: `python -m benchmarks.choosing`.
 
-For each setting in which several methods were judged alike, and each budget of passes: the method with the
-highest accuracy, and those that are not told apart from it by the interval of the points.
+For each setting in which several methods were evaluated in the same way, and for each budget of passes, the
+tables show the method with the highest accuracy, and those whose accuracy is within its 95 % interval.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DATA = {"digits": "Digits", "mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", 
 
 @dataclass(frozen=True)
 class Setting:
-    """What has to be the same for a comparison."""
+    """The conditions that must be equal for a comparison."""
 
     origin: str
     data: str
@@ -55,7 +55,7 @@ def settings(rows: Iterable[Row]) -> dict[Setting, dict[str, list[Row]]]:
 
 
 def strongest(found: dict[Setting, dict[str, list[Row]]]) -> list[Setting]:
-    """The settings, each under its strongest attack only; autoattack before all others."""
+    """The settings, each under its strongest attack only; AutoAttack counts as the strongest."""
     best: dict[tuple, Setting] = {}
     for s in sorted(found, key=lambda s: (s.attack == "autoattack", s.attack)):
         best[s.origin, s.data, s.images, s.threat, s.network] = s
@@ -99,13 +99,13 @@ def _mean(rows: Sequence[Row], key: str) -> float:
 
 
 def tables() -> str:
-    """What stands between the marks."""
+    """The tables between the markers, as Markdown."""
     found = settings(every(ROOT / "results")[0])
     return "\n\n".join(table(setting, found[setting]) for setting in strongest(found))
 
 
 def main() -> None:
-    """Writes the tables into the page."""
+    """Write the tables into the page."""
     before, rest = PAGE.read_text(encoding="utf-8").split(MARKS[0])
     write_text(PAGE, f"{before}{MARKS[0]}\n\n{tables()}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
 

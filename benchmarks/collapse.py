@@ -1,7 +1,8 @@
-"""Which methods overfit catastrophically where Fast-AT does: `python -m benchmarks.collapse`.
+"""Measure which methods overfit catastrophically where Fast-AT does: `python -m benchmarks.collapse`.
 
-The digits setting of `benchmarks.sentinel`, watched only, with other methods of one or few attack steps in
-the place of Fast-AT. Writes the table between the markers of docs/sentinel.md. A few minutes of one core.
+Trains in the digits setting of `benchmarks.sentinel`, which only watches, with other methods of one or few
+attack steps instead of Fast-AT. Writes the table between the markers of docs/sentinel.md. Takes a few minutes
+on one core.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ METHODS = (
 
 
 def row(method: str, runs: list[Trained]) -> str:
-    """One line of the table: means over the seeds, and how many of them collapsed."""
+    """One row of the table: means over the seeds, and how many of them collapsed."""
     fallen = sum(Sentinel().collapsed(run.fgsm, run.pgd) for run in runs)
     spread = f"[{100 * min(r.pgd for r in runs):.1f}, {100 * max(r.pgd for r in runs):.1f}]"
     means = [f"{100 * fmean(getattr(run, key) for run in runs):.1f}" for key in ("clean", "fgsm", "pgd")]
@@ -36,7 +37,7 @@ def row(method: str, runs: list[Trained]) -> str:
 
 
 def main() -> None:
-    """Trains, prints and writes the table."""
+    """Train, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

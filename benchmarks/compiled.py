@@ -1,9 +1,10 @@
-"""What `compile=true` gains on a processor: steps of AT with and without, in turn, on one minibatch.
+"""Measure the speedup by `compile=true` on a processor, with steps of AT on one minibatch.
 
     PYTHONPATH=src python -m benchmarks.compiled [--width 0.25] [--precision bf16] [--out FILE]
 
-Processor seconds of the process, which other loads on the machine disturb less than the clock. The first
-compiled step, which waits for the compiler, is told apart.
+Steps with and without compilation alternate. Times are processor seconds of the process, which other work on
+the machine disturbs less than wall time. The first compiled step, which includes compilation, is reported
+separately.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ WAYS = ("eager", "eager, channels last", "compiled")
 
 
 def step_of(way: str, chosen: argparse.Namespace) -> Callable[[], object]:
-    """A training step of AT, PGD-10, from the same weights on the same images."""
+    """Build a training step of AT with PGD-10; the weights and images are always the same."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.rand(chosen.rows, 3, 32, 32, generator=generator), torch.arange(chosen.rows) % 10
     options = {"num_classes": 10, "shape": (3, 32, 32), "seed": 0, "width": chosen.width}
@@ -50,7 +51,7 @@ def step_of(way: str, chosen: argparse.Namespace) -> Callable[[], object]:
 
 
 def main() -> None:
-    """Prints the medians, and their ratio to the quicker one without compiler."""
+    """Print the medians, and their ratios to the faster one without compilation."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,11 +1,11 @@
-"""What `bivallate train METHOD --data X` comes to when nothing else is said: the table of docs/defaults.md.
+"""Measure what `bivallate train METHOD --data X` reaches by default: the table of docs/defaults.md.
 
     python -m benchmarks.defaults [--data NAME ...] [--methods NAME ...] [--rows 2000]
     python -m benchmarks.defaults --table     writes the page from the records alone
 
-Method, radius, network, rate, warm-up, batch and epochs are the defaults; only the data is cut, to `--rows`
-training images, 200 held-out and 500 test images, drawn with the seed. One JSON record a training in
-results/defaults/: what is there is not trained again, so it can be stopped at any time.
+Method, radius, network, rate, warm-up, batch and epochs are the defaults. Only the data are cut, to `--rows`
+training images, 200 held-out and 500 test images, drawn with the seed. Each training leaves one JSON record
+in results/defaults/ and is not repeated, so the command can be stopped at any time.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ BEGIN, END = "<!-- defaults: begin -->", "<!-- defaults: end -->"
 
 
 def cut(dataset: bv.data.Dataset, rows: int) -> bv.data.Dataset:
-    """The data set with no more than so many training, and `HELD` and `TEST` other, images of each split."""
+    """Cut a data set to at most `rows` training images, `HELD` held-out and `TEST` test images."""
     parts = {}
     for name, most in (("train", rows), ("validation", HELD), ("test", TEST)):
         split = getattr(dataset, name)
@@ -53,7 +53,7 @@ def cut(dataset: bv.data.Dataset, rows: int) -> bv.data.Dataset:
 
 
 def trained(name: str, method: str, rows: int) -> dict[str, Any]:
-    """The record of one training and of its evaluation."""
+    """Train and evaluate once; returns the record."""
     made = create(method, threat("linf", training_defaults(name).eps))
     config = recipe_for(None, made, name)
     dataset = cut(load_data(config.data, SEED), rows)
@@ -82,7 +82,7 @@ def trained(name: str, method: str, rows: int) -> dict[str, Any]:
 
 
 def table() -> str:
-    """A line a data set: what was said nowhere, chance, and each method's accuracies."""
+    """The table, one row a data set: its defaults, chance level, and each method's accuracies."""
     lines = [
         f"| data | eps | network | rate | warm-up | batch | images | chance | {' | '.join(METHODS)} |",
         f"|{' --- |' * (8 + len(METHODS))}",
@@ -118,7 +118,7 @@ def _record(name: str, method: str) -> dict[str, Any] | None:
 
 
 def current(record: dict[str, Any], name: str, method: str) -> bool:
-    """Whether a record is of the defaults as they are now."""
+    """Whether a record was made with the present defaults."""
     config: Config = recipe_for(None, create(method, threat("linf", training_defaults(name).eps)), name)
     return without_machine(decode(from_portable(record["config"]))) == without_machine(
         fitted(config, record["rows"])
@@ -126,7 +126,7 @@ def current(record: dict[str, Any], name: str, method: str) -> bool:
 
 
 def main() -> None:
-    """Trains what is missing and writes the page."""
+    """Train what is missing and write the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,10 +1,10 @@
-"""The demo as other processors would print it: the table of README and docs/demo.md, with its spread.
+"""Run the demo as other processors would, for the ranges in the table of README and docs/demo.md.
 
     python -m benchmarks.demo [--out runs/demo-spread] [--keep]
 
-A training is a long chain of roundings, and processors round in another order: with the widest vectors that
-they have. One thread and one seed give the same figures again on the same processor, and others elsewhere.
-Here one machine computes as other kinds of them would, with the `KINDS` of instructions.
+Processors add numbers in an order that depends on the width of their vector instructions, and a training
+amplifies the different rounding errors. One thread and one seed therefore give the same numbers again on the
+same processor, but not on another. Here one machine is limited to the instructions of others, `KINDS`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bivallate.reproduce.machine import commit
 
 PAGES = Path("README.md"), Path("docs/demo.md")
 BEGIN, END = "<!-- demo: begin -->", "<!-- demo: end -->"
-KINDS = {  # what each library that multiplies is allowed to use; the first is all that the machine has
+KINDS = {  # name -> environment that limits the libraries' instructions; the first kind has no limit
     "native": {},
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
 }
@@ -40,7 +40,7 @@ def demo(kind: str, out: Path, *, keep: bool) -> list[dict[str, Any]]:
 
 
 def row(same: list[dict[str, Any]]) -> str:
-    """A method: what the first kind printed, and where the others differ the lowest to the highest."""
+    """One method's row: the numbers of the first kind, with the range over the kinds if they differ."""
     first = same[0]
     low, high = first["interval_95"]
     cells = [
@@ -57,7 +57,7 @@ def row(same: list[dict[str, Any]]) -> str:
 
 
 def spread(same: list[dict[str, Any]], key: str) -> str:
-    """A figure in percent, and its range over the kinds where there is one.
+    """Format a number in percent, with its range over the kinds if they differ.
 
     Example:
         >>> spread([{"clean": 0.5}, {"clean": 0.52}, {"clean": 0.49}], "clean")
@@ -69,7 +69,7 @@ def spread(same: list[dict[str, Any]], key: str) -> str:
 
 
 def main() -> None:
-    """Runs the demo with each kind of instructions and writes the table into the README and docs/demo.md."""
+    """Run the demo with each kind of instructions and write the table into README and docs/demo.md."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Is it right on a GPU? Those questions of `benchmarks/device_suite.py` that ask for agreement."""
+"""Questions of `benchmarks/device_suite.py` on whether the package computes correctly on a GPU."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from bivallate.step import train_step
 from bivallate.types import Batch, Clock, StepRecord
 
 EPS = 8 / 255
-SAME = 1e-8  # between a card and a processor in float64, in parameters after two steps
+SAME = 1e-8  # largest difference of parameters between GPU and processor after two steps in float64
 COUNTED = ("at", "fast-bat", "done-adam", "fat", "at-l2", "yopo", "free-at", "bilaw")
 LAUNCHES = re.compile(r"cudaLaunchKernel|cuLaunchKernel|cudaLaunchKernelExC|cudaGraphLaunch")
 
 
 def synthetic(rows: int, side: int = 32, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """uint8 images (rows, 3, side, side) of ten classes that can be told apart within 8/255, and labels."""
+    """Make uint8 images (rows, 3, side, side) of ten classes that stay separable within 8/255, and labels."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(rows) % 10
     coarse = torch.rand(10, 3, 4, 4, generator=torch.Generator().manual_seed(1)) - 0.5
@@ -50,18 +50,18 @@ def synthetic(rows: int, side: int = 32, seed: int = 0) -> tuple[Tensor, Tensor]
 
 
 def shown(points: int) -> tuple[Tensor, Tensor]:
-    """Images in [0, 1] that no network was trained on, and labels."""
+    """Make images in [0, 1] that no network was trained on, and labels."""
     x, y = synthetic(points, seed=3)
     return x.float() / 255, y
 
 
 def dataset_of(rows: int, side: int = 32, held: int = 20) -> Dataset:
-    """A data set of synthetic images."""
+    """Make a data set of synthetic images."""
     return bv.data.load((synthetic(rows, side), synthetic(max(held, 20), side, seed=2)), validation=held)
 
 
 def method_of(name: str) -> Method:
-    """The method of the catalogue; `NAME-l2` within the customary L2 ball."""
+    """The method of that name in the catalogue; `NAME-l2` within the customary L2 ball."""
     plain = name.removesuffix("-l2")
     return create(plain, bv.Linf(EPS) if plain == name else bv.L2(0.5))
 
@@ -81,7 +81,7 @@ class Trial:
         self.steps = 0
 
     def step(self) -> StepRecord:
-        """All replays of the minibatch, late in training, when every weighting has begun."""
+        """Make all replays of the minibatch, so late in training that every weighting is active."""
         record = None
         for replay in range(self.method.replays):
             clock = Clock(epoch=3, epochs=4, step=self.steps, steps=10, replay=replay)
@@ -92,7 +92,7 @@ class Trial:
 
 
 def methods(place: Place) -> Iterator[Row]:
-    """Every method makes two steps: finite in float32, and in float64 the processor's own."""
+    """Check two steps of every method: finite in float32, and equal to the processor's in float64."""
     names = list(registry())[:4] if place.toy else list(registry())
     finite, apart, failed = 0, dict[str, float](), dict[str, str]()
     for name in names:
@@ -105,7 +105,7 @@ def methods(place: Place) -> Iterator[Row]:
                 trial.step()
             pairs = zip(here.model.parameters(), there.model.parameters(), strict=True)
             apart[name] = max(float((a.detach().cpu() - b.detach()).abs().max()) for a, b in pairs)
-        except Exception as error:  # the other methods are tried all the same
+        except Exception as error:  # a failing method must not end the others
             failed[name] = f"{type(error).__name__}: {str(error)[:200]}"
     yield Row("methods with finite losses", f"{finite} of {len(names)}", "all", finite == len(names), finite)
     worst = max(apart, key=lambda name: apart[name], default="none")
@@ -120,7 +120,7 @@ def methods(place: Place) -> Iterator[Row]:
 
 
 def counts(place: Place) -> Iterator[Row]:
-    """Kernels that a step launches, and how often it makes the host wait."""
+    """Count the kernels that a step launches, and how often the host waits for the device."""
     if not place.cuda:
         yield Row("launches and waits", "need a CUDA device")
         return
@@ -145,7 +145,7 @@ def counts(place: Place) -> Iterator[Row]:
 
 
 class Killed(Progress):
-    """Ends the process as a power cut would, after so many minibatches."""
+    """Ends the process as a power cut would, after a given number of minibatches."""
 
     def __init__(self, after: int) -> None:
         self.left = after
@@ -157,7 +157,7 @@ class Killed(Progress):
 
 
 def training(place: Place, name: str, out: Path, progress: Progress | None = None) -> None:
-    """Two epochs of a method with everything that keeps state: momentum, BatchNorm, an average."""
+    """Train two epochs with everything that keeps state: momentum, BatchNorm, an average."""
     rows = 64 if place.toy else 512
     name_of, options = ("tiny-cnn", {}) if place.toy else ("preact-resnet18", {"width": 0.25})
     model = bv.models.create(name_of, num_classes=10, shape=(3, 32, 32), seed=0, **options)
@@ -180,12 +180,12 @@ KILL = "import sys; from benchmarks.device_questions import *; kill_in(*sys.argv
 
 
 def kill_in(device: str, size: str, name: str, out: str) -> None:
-    """What the process that is killed does."""
+    """Train in a process that is killed."""
     training(Place(device, size, math.inf, Path(out)), name, Path(out), Killed(4 if size == "toy" else 10))
 
 
 def resume(place: Place) -> Iterator[Row]:
-    """A training that is killed within its second epoch and resumed has the bits of one that was not."""
+    """Check that a training that is killed in its second epoch and resumed ends with the same bits."""
     for name in ("at",) if place.toy else ("at", "free-at", "done-adam", "bilaw"):
         whole, broken = (place.folder / f"resume-{name}-{kind}" for kind in ("whole", "killed"))
         training(place, name, whole)
@@ -205,7 +205,7 @@ def resume(place: Place) -> Iterator[Row]:
 
 
 def trained(place: Place, model: str, steps: int) -> nn.Module:
-    """A network that knows these classes."""
+    """Train a network on the synthetic classes."""
     x, y = synthetic(2048)
     x, y = x.to(place.device), y.to(place.device)
     network = bv.models.create(model, num_classes=10, shape=(3, 32, 32), seed=0).to(place.device).train()
@@ -219,13 +219,13 @@ def trained(place: Place, model: str, steps: int) -> nn.Module:
 
 
 def radius(model: nn.Module, x: Tensor, y: Tensor, share: float) -> bv.Linf:
-    """The ball within which about that share of the points withstands a short attack."""
+    """Find the ball within which about a given share of the points withstands a short attack."""
     tried = [bv.Linf(eps / 255) for eps in (0.5, 1, 2, 4, 8, 12, 16, 24)]
     return min(tried, key=lambda ball: abs(evaluate(model, (x, y), ball, "pgd-10").robust_accuracy - share))
 
 
 def verdicts(place: Place) -> Iterator[Row]:
-    """AutoAttack's verdicts on the card are the processor's."""
+    """Check that AutoAttack breaks the same points on the GPU as on the processor."""
     points = 16 if place.toy else 200
     model = trained(place, "tiny-cnn" if place.toy else "small-cnn", 30 if place.toy else 60)
     x, y = shown(points)
@@ -242,7 +242,7 @@ def verdicts(place: Place) -> Iterator[Row]:
 
 
 def room(place: Place) -> Iterator[Row]:
-    """What a training says whose minibatch does not fit, and whether validation fits where training does."""
+    """Check the error for a minibatch that is too large, and that validation fits wherever training does."""
     if not place.cuda:
         yield Row("too little memory", "needs a CUDA device")
         return

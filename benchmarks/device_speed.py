@@ -1,4 +1,4 @@
-"""How fast is it on a GPU? The questions of `benchmarks/device_suite.py` that are answered in seconds."""
+"""Questions of `benchmarks/device_suite.py` on how fast the package is on a GPU."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MINUTES = {"at": (60, 12.0), "fast-bat": (20, 3.0)}  # epochs, and the minutes t
 
 @contextmanager
 def arithmetic(model: nn.Module, name: str) -> Iterator[None]:
-    """The number format of a straight loop and of the package alike."""
+    """Set the number format for the straight loop and for the package."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
     model.autocast_dtype = torch.bfloat16 if name == "bf16" else None  # pyright: ignore
@@ -45,7 +45,7 @@ def arithmetic(model: nn.Module, name: str) -> Iterator[None]:
 
 
 def seconds_of(work: Callable[[], object], place: Place, times: int = 12, warm: int = 3) -> float:
-    """Median of a call, the device idle before and after."""
+    """Median seconds of a call, with the device idle before and after."""
     found = []
     for k in range(warm + times):
         if place.cuda:
@@ -82,7 +82,7 @@ class Bench:
         train_step(self.model, self.optimizer, self.method, self.batch, Clock())
 
     def logits(self, x: Tensor) -> Tensor:
-        """With the mixed precision that `arithmetic` has set."""
+        """The logits, in the mixed precision that `arithmetic` has set."""
         dtype = self.model.autocast_dtype
         with torch.autocast(x.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             return self.model(x).float()
@@ -104,7 +104,7 @@ class Bench:
         self.optimizer.zero_grad()
 
     def straight(self) -> None:
-        """One step of the loop that one would write by hand."""
+        """One step of a loop written by hand."""
         start = torch.empty_like(self.x).uniform_(-EPS, EPS)
         with attacking(self.model, "eval"), frozen(self.model):
             delta = self.attack(start)
@@ -131,7 +131,7 @@ class Bench:
 
 
 def ratios(place: Place) -> Iterator[Row]:
-    """Ours over a straight loop, by number format and memory layout."""
+    """Ratio of the package's time to a straight loop's, by number format and memory layout."""
     for channels_last in (False, True):
         layout = "channels last" if channels_last else "as usual"
         for name in FORMATS if place.cuda else ("float32",):
@@ -143,7 +143,7 @@ def ratios(place: Place) -> Iterator[Row]:
 
 
 def graphs(place: Place) -> Iterator[Row]:
-    """What a captured attack gains: on the straight loop, and on ours, whose steps stay the same."""
+    """Measure the speedup by CUDA graphs, of the straight loop and of ours, whose steps must not change."""
     if not place.cuda:
         yield Row("CUDA graphs", "need a CUDA device")
         return
@@ -158,7 +158,7 @@ def graphs(place: Place) -> Iterator[Row]:
 
 
 def ours_graphed(place: Place, name: str) -> Iterator[Row]:
-    """A step of ours with `graphs=true` against one without: parameters after three steps, and time."""
+    """Compare steps of ours with and without `graphs=true`: parameters after three steps, and time."""
     plain, quick = (Bench(place, channels_last=name == "bf16") for _ in range(2))
     made = CudaGraphs()
     with arithmetic(plain.model, name), arithmetic(quick.model, name):
@@ -171,14 +171,14 @@ def ours_graphed(place: Place, name: str) -> Iterator[Row]:
         seconds = seconds_of(plain.ours, place)
         with graphing(made):
             graphed = seconds_of(quick.ours, place)
-    limit = 1e-4 if name == "float32" else 1e-2  # kernels that add in another order from call to call
+    limit = 1e-4 if name == "float32" else 1e-2  # kernels may add in a different order at each call
     yield Row(f"ours with graphs, {name}: parameters differ by", f"{apart:.1e}", f"{limit:g}", apart <= limit)
     told = f"{1e3 * graphed:.1f} ms, without {1e3 * seconds:.1f} ms: {graphed / seconds:.2f}"
     yield Row(f"ours with graphs, {name}", told, "recorded", made.launches > 0, graphed / seconds)
 
 
 def compiled(place: Place) -> Iterator[Row]:
-    """A step with `compile=true` against one without, and how long the first one takes."""
+    """Compare steps with and without `compile=true`, and time the first compiled one."""
     for name in ("tf32", "bf16") if place.cuda else ("float32",):
         bench = Bench(place, channels_last=name == "bf16")
         with arithmetic(bench.model, name):
@@ -196,7 +196,7 @@ def compiled(place: Place) -> Iterator[Row]:
 
 
 def configured(place: Place, name: str, precision: str) -> Config:
-    """A training as a user would have it, in one number format."""
+    """The configuration of a user's training, in one number format."""
     config = Config(method_of(name), device=place.device, batch_size=16 if place.toy else 128, epochs=30)
     if precision == "bf16":
         config = config.set("channels_last", "true")
@@ -204,7 +204,7 @@ def configured(place: Place, name: str, precision: str) -> Config:
 
 
 def epochs(place: Place) -> Iterator[Row]:
-    """Seconds an epoch of the training loop, from some fifty minibatches, and the memory that it takes."""
+    """Seconds an epoch of the training loop, from some fifty minibatches, and its memory."""
     rows, steps = (256, 4) if place.toy else (20_000, 50)
     data = dataset_of(rows)
     for name, network in (("at", "resnet18"), ("fast-bat", "preact-resnet18"), ("done-adam", "resnet18")):
@@ -229,7 +229,7 @@ def epochs(place: Place) -> Iterator[Row]:
 
 
 class Enough(Exception):
-    """Enough minibatches were timed."""
+    """Raised when enough minibatches were timed."""
 
 
 class Paced(Progress):
@@ -250,7 +250,7 @@ class Paced(Progress):
 
 
 def autoattack(place: Place) -> Iterator[Row]:
-    """Images a second of the standard ensemble on ResNet-18, most of which withstand it to its end."""
+    """Images a second of AutoAttack's standard version on ResNet-18, where most images survive to its end."""
     points = 8 if place.toy else 64
     model = trained(place, "tiny-cnn" if place.toy else "resnet18", 30 if place.toy else 100)
     x, y = shown(points)

@@ -1,11 +1,11 @@
-"""What this project does on a GPU, in under ten minutes: does it compute, is it exact, how fast is it.
+"""Test the package on a GPU in under ten minutes: does it run, is it exact, how fast is it.
 
     PYTHONPATH=src python -m benchmarks.device_suite --out device.json [--only ratios epochs] [--minutes 9]
 
-Each question is a process of its own with a budget of time: what fails or takes too long is a row of the
-table, and the rest goes on. The table is printed last. All data are synthetic. `--device cpu --size toy`
-tests the path in a minute. The questions are in `benchmarks/device_questions.py` (is it right?) and
-`benchmarks/device_speed.py` (how fast is it?).
+Each question runs in its own process with a time budget. One that fails or takes too long becomes a row of
+the table, and the others go on. The table is printed at the end. All data are synthetic. `--device cpu
+--size toy` tests the script in a minute. The questions are in `benchmarks/device_questions.py` (is it right?)
+and `benchmarks/device_speed.py` (how fast is it?).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ REPEATABLE = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # what deterministic matrix
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table.
+    """A row of the table.
 
     Attributes:
-        what: was measured. value: as text. goal: in words, or empty. met: whether it was; None without goal.
-        number: the value for programs.
+        what: the quantity that was measured. value: as text. goal: in words, or empty.
+        met: whether the goal was reached; None without a goal. number: the value as a number.
     """
 
     what: str
@@ -43,10 +43,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how large: the device, and the size of what is measured.
+    """The device and the size of a measurement.
 
     Attributes:
-        size: "full" or "toy". until: of `time.time`, when the budget is spent. folder: for what is written.
+        size: "full" or "toy". until: time of `time.time` at which the budget ends. folder: for files.
     """
 
     device: str
@@ -56,22 +56,22 @@ class Place:
 
     @property
     def toy(self) -> bool:
-        """Whether only the path is tested."""
+        """Whether only the script is tested."""
         return self.size == "toy"
 
     @property
     def cuda(self) -> bool:
-        """Whether there is a card to ask."""
+        """Whether the device is a CUDA GPU."""
         return self.device.startswith("cuda")
 
     def left(self) -> float:
-        """Seconds."""
+        """The seconds that are left of the budget."""
         return self.until - time.time()
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question, the seconds that its answer may take, and its answer."""
+    """A question: its time budget in seconds, and the function that answers it."""
 
     name: str
     seconds: float
@@ -79,7 +79,7 @@ class Question:
 
 
 def questions() -> dict[str, Question]:
-    """By name, in the order in which they are asked."""
+    """All questions by name, in the order in which they are asked."""
     from benchmarks import device_questions, device_speed
 
     every = (*device_questions.QUESTIONS, *device_speed.QUESTIONS)
@@ -87,17 +87,17 @@ def questions() -> dict[str, Question]:
 
 
 def answer(question: Question, place: Place, put: Callable[[Row], object]) -> None:
-    """Hands on every row of an answer; an error is one more."""
+    """Yield every row of an answer; an error becomes a row too."""
     try:
         for row in question.answer(place):
             put(row)
-    except Exception as error:  # whatever it is, the other questions are asked all the same
+    except Exception as error:  # a failing question must not end the others
         traceback.print_exc()
         put(Row(question.name, f"failed: {type(error).__name__}: {str(error)[:300]}", met=False))
 
 
 def asked_apart(question: Question, chosen: argparse.Namespace, seconds: float) -> list[Row]:
-    """The rows of a question that a process of its own answers, as many as it has in that time."""
+    """Answer a question in a separate process; returns the rows that it has made when its time ends."""
     rows, command = chosen.folder / f"{question.name}.rows", [sys.executable, "-m", "benchmarks.device_suite"]
     command += ["--device", chosen.device, "--size", chosen.size, "--folder", str(chosen.folder)]
     command += ["--seconds", str(seconds), "--answer", question.name]
@@ -118,7 +118,7 @@ def asked_apart(question: Question, chosen: argparse.Namespace, seconds: float) 
 
 
 def ask(chosen: argparse.Namespace) -> dict[str, list[Row]]:
-    """All that was chosen, each within its budget and all within the time."""
+    """Ask the chosen questions, each within its budget and all within the total time."""
     until = time.time() + 60 * chosen.minutes
     known, found = questions(), dict[str, list[Row]]()
     for name in chosen.only or known:
@@ -139,7 +139,7 @@ def ask(chosen: argparse.Namespace) -> dict[str, list[Row]]:
 
 
 def write(chosen: argparse.Namespace, found: dict[str, list[Row]]) -> None:
-    """The rows so far, with card and commit."""
+    """Write the rows so far, with GPU and commit."""
     entry = {"machine": described(chosen.device), "commit": chosen.commit, "size": chosen.size}
     entry["rows"] = {name: [asdict(row) for row in rows] for name, rows in found.items()}
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,7 @@ def write(chosen: argparse.Namespace, found: dict[str, list[Row]]) -> None:
 
 
 def described(device: str) -> dict[str, Any]:
-    """Card and versions."""
+    """The GPU and the versions of the software."""
     import torch
 
     from bivallate.reproduce.machine import machine
@@ -159,7 +159,7 @@ def described(device: str) -> dict[str, Any]:
 
 
 def table(found: dict[str, list[Row]]) -> str:
-    """Markdown."""
+    """The rows as a Markdown table."""
     lines = ["| question | what | answer | goal |", "| --- | --- | --- | --- |"]
     for name, rows in found.items():
         for row in rows:
@@ -169,7 +169,7 @@ def table(found: dict[str, list[Row]]) -> str:
 
 
 def main(given: list[str] | None = None) -> int:
-    """Exit status: 0 when every question was answered, whatever the answers are; else 1."""
+    """Ask the questions; returns 0 if all were answered, whatever the answers, else 1."""
     chosen = arguments(given)
     chosen.folder.mkdir(parents=True, exist_ok=True)
     if chosen.answer:
@@ -192,7 +192,7 @@ def main(given: list[str] | None = None) -> int:
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
-    """From the command line."""
+    """Parse the command line."""
     from bivallate.run.origin import commit
 
     parser = argparse.ArgumentParser(

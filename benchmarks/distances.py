@@ -1,8 +1,8 @@
-"""By how much the smallest perturbations found fall when FMN and DDN search beside FAB-T.
+"""Measure how much smaller perturbations become when FMN and DDN search besides FAB-T.
 
-`python -m benchmarks.distances RUN` prints a table for the best weights of a trained run: for each norm, the
-distances of the first test points that FAB-T alone finds, and the smallest that all searches find. Hours for
-a large network on a processor; a small one takes minutes.
+`python -m benchmarks.distances RUN` prints a table for the best weights of a trained run. For each norm it
+shows the distances that FAB-T alone finds for the first test points, and the smallest of all searches. It
+takes hours for a large network on a processor, and minutes for a small one.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from bivallate.reproduce.machine import commit
 
 NORMS = "linf", "l2", "l1"
 HEAD = "| norm | right | found by FAB-T / all | median | mean | fallen | most | nearest by |"
-TOLD = 1e-3  # relative fall that counts
+TOLD = 1e-3  # a smaller relative decrease does not count
 
 
 def found(model: torch.nn.Module, data: object, norm: str, first: int, steps: int) -> dict[str, Tensor]:
-    """Distances of the leading points by each search."""
+    """The distances that each search finds for the first points."""
     source = points(data, model)
     index = select(len(source), None, first, 0)
     x, y = source.tensors(index)
@@ -33,7 +33,7 @@ def found(model: torch.nn.Module, data: object, norm: str, first: int, steps: in
 
 
 def line(norm: str, by: dict[str, Tensor]) -> str:
-    """A row of the table: of the points that are right, and found by FAB-T where both are compared."""
+    """A row of the table, on correctly classified points; distances are of those that FAB-T breaks too."""
     alone, least = by["fab-t"], torch.stack(list(by.values())).amin(0)
     right = alone > 0
     both = right & alone.isfinite()

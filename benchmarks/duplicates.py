@@ -1,9 +1,10 @@
-"""How long the search for test images in the training data takes, on CIFAR-10.
+"""Time the search for near-duplicates of test images in the training data, on CIFAR-10.
 
     python -m benchmarks.duplicates [--threads 1] [--features zoo:cifar10-fast-bat]
 
-The 10,000 test images of `cifar10_jpeg` in the data folder against 10,000 and 50,000 training images of
-`cifar10`: seconds by the clock, and of the processor, which other work on the machine does not lengthen.
+Compares the 10,000 test images of `cifar10_jpeg` in the data folder with 10,000 and with 50,000 training
+images of `cifar10`. Prints wall time and processor time; other work on the machine does not affect the
+latter.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from bivallate.models.layers import last_features
 
 
 def timed(name: str, search: Callable[[], list[object]]) -> None:
-    """Say what was found, and in what time."""
+    """Print what was found, and how long it took."""
     clock, processor = time.perf_counter(), time.process_time()
     found = search()
     clock, processor = time.perf_counter() - clock, time.process_time() - processor
@@ -29,7 +30,7 @@ def timed(name: str, search: Callable[[], list[object]]) -> None:
 
 
 def main() -> None:
-    """Times both searches."""
+    """Time both searches."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--features")

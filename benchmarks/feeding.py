@@ -1,7 +1,7 @@
-"""Whether feeding can be the bottleneck: first decode and later start of CIFAR-10, and minibatches a second.
+"""Test whether data loading can be a bottleneck: start of CIFAR-10, and minibatches a second.
 
-Loading and training are measured in turns in one process, so that a busy machine disturbs both alike. Where
-other processes take the processors, wall times say little about this program: processor time is printed too.
+Loading and training are measured in turns in one process, so that other work on the machine affects both
+alike. As it also lengthens wall time, processor time is printed too.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class Took:
 
 
 def start() -> tuple[Took, Took]:
-    """(loading, imports) of CIFAR-10 in a process of its own, with the cache that the environment names."""
+    """Time (loading, imports) of CIFAR-10 in a separate process, with the cache of the environment."""
     done = subprocess.run([sys.executable, "-c", START], capture_output=True, text=True, check=True)
     loading, imports = (Took(*map(float, line.split())) for line in done.stdout.splitlines())
     return loading, imports
 
 
 def decoding() -> bool:
-    """Prints the time of the first start, which decodes, and of later ones; whether both are in time."""
+    """Print the time of the first start, which decodes, and of later ones; whether both targets are met."""
     kept = os.environ.get("BIVALLATE_CACHE")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["BIVALLATE_CACHE"] = folder
@@ -78,7 +78,7 @@ def _median(times: list[Took]) -> Took:
 
 
 def _report(what: str, took: Took, limit: float) -> bool:
-    """One line. On a busy machine the processor time, were it spent on one processor alone, decides."""
+    """Print one line; on a busy machine the processor time, as if on one processor, decides."""
     busy = os.getloadavg()[0] > (os.cpu_count() or 1)
     met = took.wall <= limit or (busy and took.processor <= limit)
     note = f", machine busy (load {os.getloadavg()[0]:.0f})" if busy else ""
@@ -91,7 +91,7 @@ def _report(what: str, took: Took, limit: float) -> bool:
 
 
 def loader(dataset: Dataset) -> Callable[[], None]:
-    """Takes the next augmented minibatches, epoch after epoch."""
+    """Take the next augmented minibatches, epoch after epoch."""
     batches = Batches(dataset.train, BATCH, 0, dataset.augment)
 
     def forever() -> Iterator[Batch]:
@@ -110,7 +110,7 @@ def loader(dataset: Dataset) -> Callable[[], None]:
 
 
 def trainer(dataset: Dataset) -> Callable[[], None]:
-    """Plain steps of tiny-cnn on one minibatch."""
+    """Make plain training steps of tiny-cnn on one minibatch."""
     classes, shape, mean, std = len(dataset.classes), dataset.shape, dataset.mean, dataset.std
     model = models.create("tiny-cnn", num_classes=classes, shape=shape, mean=mean, std=std, seed=0).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4)
@@ -125,7 +125,7 @@ def trainer(dataset: Dataset) -> Callable[[], None]:
 
 
 def feeding(dataset: Dataset, threads: int) -> bool:
-    """Prints minibatches and plain steps a second; whether the loader is fast enough."""
+    """Print minibatches and plain steps a second; returns whether the loader is fast enough."""
     torch.set_num_threads(threads)
     load, train = loader(dataset), trainer(dataset)
     for warm in (load, train):
@@ -152,7 +152,7 @@ def _seconds(run: Callable[[], None]) -> float:
 
 
 def main() -> bool:
-    """Prints all; whether every target was met. True where there is no CIFAR-10 to measure with."""
+    """Print all; returns whether every target was met, or True if CIFAR-10 is missing."""
     try:
         place = registry.local(registry.find("cifar10"), None)
     except UserError as error:

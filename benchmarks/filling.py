@@ -1,4 +1,4 @@
-"""How many trainings at once fill one device: a short probe, and the rule that reads it."""
+"""Find how many trainings at once fill one device, by a short probe."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from bivallate.run.trainer import limit_threads
 from bivallate.types import Batch
 
 SIZES = (1, 2, 3, 4)
-SECONDS = 3.0  # of each size, after the networks are warm
-ENOUGH = 0.95  # share of the best throughput at which fewer trainings are preferred
-ROOM = 0.75  # share of the device's memory that trainings may take; evaluations take a little more
-CONTEXT = 700 << 20  # bytes that a process takes besides its tensors
+SECONDS = 3.0  # time of each measurement, after a warm-up
+ENOUGH = 0.95  # the smallest number of trainings that reaches this share of the best throughput is chosen
+ROOM = 0.75  # share of the device's memory that trainings may take; evaluations need a little more
+CONTEXT = 700 << 20  # bytes of device memory that a process takes besides its tensors
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """What so many trainings did at once.
+    """The throughput of several trainings at once.
 
     Attributes:
-        images: a second, of all together. memory: bytes of tensors that one of them took at most.
+        images: a second, of all together. memory: largest number of bytes of tensors in one of them.
     """
 
     images: float
@@ -50,7 +50,7 @@ def at_once(seen: Mapping[int, Throughput], memory: int) -> int:
     """The fewest trainings whose joint throughput reaches 95 % of the best, of those that fit together.
 
     Args:
-        seen: by how many trainings. memory: of the device, in bytes; 0 where it is not known.
+        seen: number of trainings -> their throughput. memory: of the device, in bytes; 0 if unknown.
 
     Example:
         >>> at_once({1: Throughput(100.0), 2: Throughput(150.0), 4: Throughput(155.0)}, memory=0)
@@ -122,7 +122,7 @@ def probe(job: Job, sizes: Sequence[int], seconds: float = SECONDS) -> dict[int,
 
 
 def _heard(pipe: Connection) -> Any:
-    """What a process says; None if it failed."""
+    """The next answer of a process; None if it failed."""
     try:
         return pipe.recv()
     except (EOFError, ConnectionError):
@@ -130,7 +130,7 @@ def _heard(pipe: Connection) -> Any:
 
 
 def _serve(pipe: Connection, job: Job) -> None:
-    """The life of a process: a trial is made ready, and timed as often as it is asked."""
+    """Prepare a trial in a process, and time it whenever asked."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     limit_threads(job.threads)
     session = ready_for(job)
@@ -142,20 +142,20 @@ def _serve(pipe: Connection, job: Job) -> None:
 
 
 def ready_for(job: Job) -> Session:
-    """A job's training that changes nothing that is kept."""
+    """Prepare a job's training so that it writes nothing."""
     config = computable(configure(job.cell, job.seed, job.device, job.threads))
     dataset = cut(load_data(config.data, job.seed), job.cell.rows)
     return trial_session(config, dataset, create_model(config.model, dataset, job.seed))
 
 
 def endless(session: Session) -> Iterator[Batch]:
-    """The minibatches of epoch after epoch."""
+    """Yield minibatches, epoch after epoch."""
     for epoch in count():
         yield from session.batches.epoch(epoch)
 
 
 def pace(session: Session, batches: Iterator[Batch], seconds: float) -> tuple[float, int]:
-    """Images a second over at least so many seconds and one step, and bytes of the device at most."""
+    """Images a second over at least the given seconds and one step, and the peak bytes of the device."""
     begun, images = time.perf_counter(), 0
     while True:
         batch = next(batches)

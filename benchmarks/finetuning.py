@@ -1,12 +1,12 @@
-"""What `--recipe finetune` makes of plainly trained weights: the table of docs/finetuning.md.
+"""Measure what `--recipe finetune` makes of plainly trained weights: the table of docs/finetuning.md.
 
     python -m benchmarks.finetuning [--only digits ...]
     python -m benchmarks.finetuning --table     writes the page from the records alone
 
-For each data set a plain training by the package's defaults; then the recipe, with AT and TRADES, from its
-weights and from fresh ones, which costs the same. Data are cut to so many training images, 500 held-out and
-500 test images, drawn with the seed. One JSON record a training in results/finetuning/: what is there is not
-trained again.
+For each data set a network is trained plainly by the package's defaults. The recipe, with AT and TRADES, then
+starts from its weights, and, at the same cost, from fresh ones. Data are cut to a number of training images,
+500 held-out and 500 test images, drawn with the seed. Each training leaves one JSON record in
+results/finetuning/ and is not repeated.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ HELD, SEED = 500, 0
 
 @dataclass(frozen=True)
 class Subject:
-    """A data set as it is used here.
+    """A data set and the trainings on it.
 
     Attributes:
-        rows, test: images to train and to test on. model: network. plain, epochs: of plain training and of
-            the recipe. methods: that the recipe trains with.
+        rows, test: number of training and of test images. model: network. plain, epochs: epochs of plain
+            training and of the recipe. methods: that the recipe trains with.
     """
 
     name: str
@@ -58,7 +58,7 @@ SUBJECTS = (
 
 
 def cut(subject: Subject) -> bv.data.Dataset:
-    """The data set with so many images."""
+    """Cut a data set to the given number of images."""
     data = bv.data.load(subject.name, seed=SEED)
     parts = {}
     for name, most in (("train", subject.rows), ("validation", HELD), ("test", subject.test)):
@@ -68,7 +68,7 @@ def cut(subject: Subject) -> bv.data.Dataset:
 
 
 def trainings(subject: Subject) -> dict[str, dict[str, Any]]:
-    """name -> arguments of `bv.train`, in the order of training."""
+    """Name -> arguments of `bv.train`, in the order of training."""
     common = {"seed": SEED, "threads": 1, "overwrite": True}
     plain = RUNS / f"{subject.name}-plain"
     found: dict[str, dict[str, Any]] = {
@@ -82,7 +82,7 @@ def trainings(subject: Subject) -> dict[str, dict[str, Any]]:
 
 
 def measured(subject: Subject, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The record of one training and of AutoAttack on its best weights."""
+    """Train once and run AutoAttack on the best weights; returns the record."""
     data, out = cut(subject), arguments["out"]
     model, method, began = arguments["model"], arguments["method"], time.perf_counter()
     options = {k: v for k, v in arguments.items() if k not in ("model", "method")}
@@ -134,7 +134,7 @@ def table() -> str:
 
 
 def main() -> None:
-    """Trains and measures what has no record yet, then writes the page's table."""
+    """Train and evaluate what has no record yet, then write the page's table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=[s.name for s in SUBJECTS])
     parser.add_argument("--table", action="store_true")

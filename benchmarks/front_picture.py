@@ -1,9 +1,8 @@
-"""The picture on the front page: `python -m benchmarks.front_picture`, about a minute on one core.
+"""Draw the picture on the front page: `python -m benchmarks.front_picture`, about a minute on one core.
 
-Trains one network plainly and one against attacks (AT), with the demo's settings but without held-out
-images, and shows the first test image that
-the plain network loses under attack and the other does not, each attacked on its own. Writes
-docs/figures/front.svg and prints the numbers that its caption states.
+Trains one network plainly and one adversarially (AT), with the demo's settings but without held-out images.
+The picture shows the first test image that an attack breaks on the plain network and none breaks on the
+other. Writes docs/figures/front.svg and prints the numbers of its caption.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ TARGET = Path(__file__).parents[1] / "docs" / "figures" / "front"
 
 
 def main() -> None:
-    """Trains, attacks, draws."""
+    """Train, attack and draw."""
     torch.set_num_threads(1)
     data, threat = bv.data.load("digits", validation=0), bv.Linf(EPS)
     found = {}
@@ -44,7 +43,7 @@ def main() -> None:
 
 
 def _drawn(found: dict[str, Any], split: Any, row: int, threat: bv.Linf) -> Figure:
-    """The image, the image attacked on each network with its answer, and how often each is right."""
+    """Draw the image, and it attacked on each network, with predictions and accuracies."""
     x, y = split.tensors([row])
     fig = Figure(figsize=(4.2, 2.7), layout="constrained")
     panels = fig.subplot_mosaic([["image", *found], ["bars"] * 3], height_ratios=(1.35, 1))

@@ -1,7 +1,7 @@
-"""The gallery of docs/gallery.md, from three methods on digits: `python -m benchmarks.gallery`.
+"""Make the gallery of docs/gallery.md from three methods on digits: `python -m benchmarks.gallery`.
 
 Writes docs/gallery.md and docs/figures/gallery/*.svg; the runs, the data of the figures and their other
-formats go to runs/gallery. One to three minutes on one core.
+formats go to runs/gallery. Takes one to three minutes on one core.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ CAPTIONS = {
 
 
 def main() -> None:
-    """Trains, draws, writes."""
+    """Train, draw and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/gallery"))
     parser.add_argument("--keep", action="store_true", help="draw the runs that are there, without training")
     options = parser.parse_args()
     torch.set_num_threads(1)
     threat, radii = bv.Linf(EPS), [bv.Linf(eps) for eps in RADII]
-    papers = bv.methods.done_adam(threat, temperature=None)  # whose weights grow one-hot, as a picture shows
+    papers = bv.methods.done_adam(threat, temperature=None)  # its weights become one-hot, as a figure shows
     methods = [bv.methods.mail_at(threat), papers, bv.methods.fast_at(threat)]
     swept = [method(radius) for method in (bv.methods.fast_at, bv.methods.at) for radius in radii]
     folders = [options.runs / method.name for method in methods]
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def draw(folders: list[Path], by_radius: list[Path], place: Path) -> None:
-    """Every diagnostic of the runs; comparisons of weights show the first two."""
+    """Draw every diagnostic of the runs; comparisons of weights show the first two."""
     everything = subject(folders, n=359)
     special = {"weight-scatter": subject(folders[:2], n=359), "training-eps": subject(by_radius, n=359)}
     target = DOCS / "figures" / "gallery"

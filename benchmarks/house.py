@@ -1,10 +1,11 @@
-"""The drawing of the house in docs/design.md: its rooms, what each holds, and who imports whom.
+"""Draw the package's modules for docs/design.md: folders, what each holds, and what imports what.
 
     python -m benchmarks.house [--check]
 
-Everything comes from the source: a room is a folder below `bivallate` (or a file beside them), its line is
-the first one of its docstring, and an arrow stands for imports, also those inside functions and under
-TYPE_CHECKING. Arrows that follow from others are left out. --check compares and writes nothing.
+Everything comes from the source. A box, or room, is a folder in `bivallate` or a file beside the folders,
+with the first line of its docstring. An arrow means imports, also those inside functions and under
+TYPE_CHECKING; arrows that follow from others are left out. --check compares the drawing with the source and
+writes nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ INK, PALE, WARM, RULE = "#1b1f24", "#f3f4f6", "#fdecd2", "#8a929c"
 
 @dataclass(frozen=True)
 class Room:
-    """A box: its name, what it is for, the stems of its files."""
+    """A box of the drawing: its name, its purpose, and the stems of its files."""
 
     name: str
     line: str
@@ -42,14 +43,14 @@ class Room:
 
     @property
     def width(self) -> int:
-        """Pixels, by the amount of text."""
+        """The width in pixels, by the amount of text."""
         if self.name == TOOLS:
             return WIDTH - 2 * MARGIN
         return 190 if not self.files else 270 if len(self.files) < 20 else 360
 
     @property
     def text(self) -> list[tuple[str, str]]:
-        """Lines as (style, text)."""
+        """The lines of the box as (style, text)."""
         wide = self.width // 6
         lines = [("name", self.name + ("/" if self.files and self.name != TOOLS else ""))]
         lines += [("line", part) for part in textwrap.wrap(self.line, wide)]
@@ -57,12 +58,12 @@ class Room:
 
     @property
     def height(self) -> int:
-        """Pixels."""
+        """The height in pixels."""
         return LINE * len(self.text) + 14
 
 
 def modules() -> dict[str, Path]:
-    """Dotted name -> file, for every module of the package."""
+    """Find every module of the package: dotted name -> file."""
     found = {}
     for path in sorted(ROOT.rglob("*.py")):
         parts = ("bivallate", *path.relative_to(ROOT).with_suffix("").parts)
@@ -71,7 +72,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports() -> dict[str, set[str]]:
-    """Module -> modules that it imports anywhere in its text."""
+    """Find the imports of every module, wherever they are in its text: module -> modules."""
     known = modules()
     arrows: dict[str, set[str]] = {}
     for name, path in known.items():
@@ -98,7 +99,7 @@ def rooms() -> tuple[dict[str, Room], dict[str, set[str]]]:
     tools = {own(name) for name in known} - folders - {""}
     busy = {own(name) for name in raw if any(own(t) in folders for t in raw[name])}
     while more := {own(n) for n in raw if any(own(t) in busy - folders for t in raw[n])} - busy:
-        busy |= more  # what imports such a file is none of the tools either
+        busy |= more  # a file that imports such a file is no tool either
     tools -= busy
 
     def box(module: str) -> str:
@@ -128,7 +129,7 @@ def levels(arrows: dict[str, set[str]]) -> dict[str, int]:
     """Box -> the row it stands in: above everything that it imports.
 
     Raises:
-        SystemExit: rooms import each other in a circle, which no drawing of floors can show.
+        SystemExit: boxes import each other in a cycle, so that they have no order.
     """
     open_: list[str] = []
 
@@ -224,7 +225,7 @@ def _svg(
 
 
 def main() -> None:
-    """Writes the drawing, or says that it is no longer true."""
+    """Write the drawing, or with --check report whether it is out of date."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,8 +1,8 @@
-"""The tutorial notebook: runs its cells one after the other and keeps what they print.
+"""Run the cells of the tutorial notebook one after the other and store their outputs in it.
 
     python -m benchmarks.notebook        # runs docs/tutorial.ipynb and writes its outputs into it
 
-A notebook is JSON, and its cells are plain Python here, so nothing of Jupyter's is needed.
+A notebook is a JSON file, and the cells of this one are plain Python, so Jupyter is not needed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NOTEBOOK = Path(__file__).parents[1] / "docs" / "tutorial.ipynb"
 
 
 def read(path: Path = NOTEBOOK) -> dict[str, Any]:
-    """The notebook as it is stored."""
+    """Read the notebook file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -61,7 +61,7 @@ def _run(code: str, name: str, space: dict[str, Any]) -> str:
 
 
 def markdown(notebook: dict[str, Any]) -> str:
-    """The notebook as the site shows it, without its title."""
+    """The notebook as Markdown for the site, without its title."""
     parts = []
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":

@@ -1,6 +1,6 @@
-"""What a step costs beyond the passes it must make: time of each method over its floor, and peak memory.
+"""Measure the time of each method's step relative to the passes that it needs at least, and its peak memory.
 
-In one process and interleaved, so that a busy machine disturbs numerator and denominator alike:
+All are timed in turns in one process, so that other work on the machine affects them alike. The units are:
 
     F   forward pass
     G   input gradient, parameters frozen
@@ -9,8 +9,8 @@ In one process and interleaved, so that a busy machine disturbs numerator and de
     J   forward pass with a tangent along the parameters
     S   forward and backward of the first layer alone
 
-The floor of a method is the sum of the units that it cannot do without. `python -m benchmarks.passes --help`
-has the sizes.
+The floor of a method is the sum of the units that it needs at least. `python -m benchmarks.passes --help`
+lists the sizes.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ Floor = Callable[[dict[str, float]], float]
 
 
 def catalogue(k: int) -> dict[str, tuple[Method, Floor, float]]:
-    """Method, floor in the units, and the target for measured / floor.
+    """List (method, floor in units, target for the ratio of measured time to floor).
 
-    Early-stopping methods run patiently, so that every example takes every step; replays are two.
+    Early stopping is switched off, so that every example takes every step; replays are two.
     """
     threat = Linf(EPS)
 
@@ -114,7 +114,7 @@ UNITS = {"Fe": "F eval", "Ge": "G eval", "Gt": "G train", "1": "1", "D": "D", "J
 
 
 def sum_of(text: str, k: int) -> Floor:
-    """The floor of "k Ge, 2 1": k input gradients in eval mode and two forward and backwards."""
+    """Time of a floor, such as "k Ge, 2 1": k input gradients in eval mode and two parameter gradients."""
     terms = []
     for term in text.split(", "):
         number, _, unit = term.rpartition(" ")
@@ -124,7 +124,7 @@ def sum_of(text: str, k: int) -> Floor:
 
 
 def units(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[], None]]:
-    """Straight-line passes; nothing of the package but the modes of the model."""
+    """Build the units as plain PyTorch code, which uses only the model's modes from the package."""
 
     def forward() -> None:
         with attacking(model, "eval"), torch.no_grad():
@@ -184,7 +184,7 @@ def step(model: nn.Module, method: Method, batch: Batch, classes: int) -> Callab
 
 
 def seconds(run: Callable[[], None], device: torch.device, clock: Callable[[], float]) -> float:
-    """Time of one call."""
+    """The seconds of one call."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     begin = clock()
@@ -195,7 +195,7 @@ def seconds(run: Callable[[], None], device: torch.device, clock: Callable[[], f
 
 
 def peak(run: Callable[[], None], device: torch.device) -> float | None:
-    """Bytes that a call needs at most beyond what was there before; None where nobody can say."""
+    """Peak bytes that a call needs beyond those in use before it; None if they cannot be measured."""
     gc.collect()
     if device.type == "cuda":
         before = torch.cuda.memory_allocated()
@@ -220,7 +220,7 @@ def _status(key: str) -> float:
 
 
 def arguments(given: list[str] | None) -> argparse.Namespace:
-    """Sizes of the benchmark."""
+    """Parse the sizes of the benchmark from the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.passes", description=(__doc__ or "").partition("\n")[0]
     )
@@ -241,7 +241,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
 
 
 def main(given: list[str] | None = None) -> bool:
-    """Prints the table; whether every method met its target."""
+    """Print the table; returns whether every method met its target."""
     sizes = arguments([] if given is None else given)
     torch.set_num_threads(sizes.threads)
     device, (model, batch) = torch.device(sizes.device), _subject(sizes)

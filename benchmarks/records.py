@@ -1,4 +1,4 @@
-"""Every measured accuracy in results/ as one list: a row for each training, threat and attack."""
+"""Read every measured accuracy in results/ as one list, with a row for each training, threat and attack."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ class Row:
     """One network under one attack.
 
     Attributes:
-        origin: table or folder of the record; page: of docs/ that tells what was done.
-        images: training images, 0 for all. judged: "test" or "held out". points: images that were attacked.
-        clean, robust, low, high: fractions; the interval is of the points, at 95 %.
-        passes: forward and backward passes of the whole training, an image.
-        weights: which of the run. commit: with a + where files had been changed.
+        origin: table or folder of the record. page: of docs/, which describes the experiment.
+        images: number of training images, 0 for all. judged: "test" or "held out".
+        points: number of images that were attacked. clean, robust: accuracies in [0, 1].
+        low, high: 95 % interval of `robust` for the sampling of points.
+        passes: forward and backward passes of the whole training, for each image.
+        weights: which weights of the run. commit: of the code, with a + if files had been changed.
     """
 
     origin: str

@@ -14,8 +14,8 @@ from benchmarks.records import Row, every
 
 FEWEST = 3  # methods that a plot needs
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, FOOT = 420, 300, 40, 128, 8, 36
-LINE = 13  # between two names
-COLUMNS = {  # heading -> what it says
+LINE = 13  # pixels between two names
+COLUMNS = {  # heading -> explanation
     "method": "as `bivallate methods` lists it; compositions of the table on bastion have names of their own",
     "data": "",
     "threat": "norm and radius in pixels of [0, 1]",
@@ -40,7 +40,7 @@ class Point:
     """A method in a plot: means over its seeds.
 
     Attributes:
-        label: where its name stands, in pixels from the top.
+        label: position of its name, in pixels from the top.
     """
 
     method: str
@@ -53,7 +53,7 @@ class Point:
 
 
 def html(results: Path) -> str:
-    """Plots and table, with how many records there are."""
+    """The plots and the table as HTML, with the number of records."""
     rows, left = every(results)
     older = f" {left} records are left out: their cell has been defined otherwise since." if left else ""
     places = sorted({(r.data, r.threat, r.network, r.images) for r in rows if _plotted(r)})
@@ -64,7 +64,7 @@ def html(results: Path) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """All rows; numbers carry their unrounded value to be sorted by."""
+    """The table of all rows as HTML; numbers carry their unrounded values for sorting."""
     heads = "".join(
         f'<th scope="col"{f" title={chr(34)}{escape(text)}{chr(34)}" if text else ""}>{escape(name)}</th>'
         for name, text in COLUMNS.items()
@@ -100,12 +100,12 @@ def _number(text: str, value: float) -> str:
 
 
 def _plotted(row: Row) -> bool:
-    """Whether it stands in a plot: plain training would stand far below all else."""
+    """Whether a row is plotted; plain training is not, as it would be far below all others."""
     return row.attack == "autoattack" and row.judged == "test" and row.method != "plain"
 
 
 def _points(rows: Sequence[Row], place: Place) -> list[Point]:
-    """The methods of a plot, by accuracy, with room for their names."""
+    """The methods of a plot, sorted by accuracy, with positions for their names."""
     found: dict[str, list[Row]] = {}
     for row in rows:
         if _plotted(row) and (row.data, row.threat, row.network, row.images) == place:
@@ -120,7 +120,7 @@ def _points(rows: Sequence[Row], place: Place) -> list[Point]:
 
 
 def spread_out(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places near those wanted (ascending), at least a gap apart and within the bounds if they fit.
+    """Move ascending positions as little as needed to be a gap apart, and within the bounds if they fit.
 
     Example:
         >>> spread_out([10, 11, 50], 13, 0, 100)
@@ -137,7 +137,7 @@ def spread_out(wanted: Sequence[float], gap: float, low: float, high: float) -> 
 
 
 def plot(place: Place, points: Sequence[Point]) -> str:
-    """One panel as SVG: passes on a logarithmic axis, accuracy with its interval, names at the right."""
+    """Draw one panel as SVG: accuracies with intervals over passes (logarithmic), names at the right."""
     data, threat, network, images = place
     bottom, top = _bounds([p.low for p in points], [p.high for p in points])
     least, most = min(p.passes for p in points), max(p.passes for p in points)

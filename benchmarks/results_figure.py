@@ -1,7 +1,8 @@
-"""The pictures and tables of docs/papers.md and README.md: `python -m benchmarks.results_figure`.
+"""Make the figures and tables of docs/papers.md and README.md: `python -m benchmarks.results_figure`.
 
-Made from results/: each method of a paper's table at the two-core scale, means over the seeds there are, with
-95 % intervals of the test points; tables between the marks of the pages, pictures in docs/figures/.
+They are made from results/ and show each method of a paper's table at the scale of two cores: means over the
+available seeds, with 95 % intervals for the sampling of test points. Tables are written between the markers
+of the pages, figures into docs/figures/.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ PAPERS, FRONT = "docs/papers.md", "README.md"
 
 @dataclass(frozen=True)
 class Shown:
-    """A paper's table as it is shown.
+    """How a paper's table is shown.
 
     Attributes:
-        groups: of the table, by what they are called here. columns: of the table, by the same.
+        groups: heading here -> group of the table. columns: heading here -> column of the table.
         best: the column that rows are sorted by. eps: for the axis.
-        pages: which have the table, between the marks of its name. picture: name of the file.
+        pages: that have the table, between the markers of its name. picture: file name of the figure.
     """
 
     table: str
@@ -43,7 +44,7 @@ class Shown:
 
     @property
     def marks(self) -> tuple[str, str]:
-        """What stands before and after the table."""
+        """The markers before and after the table."""
         name = self.table.lower()
         return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
 
@@ -72,19 +73,19 @@ SHOWN = (
 
 @cache
 def report(table: str) -> dict[str, Any]:
-    """All that is known of a table."""
+    """The report of a table, from all its records."""
     return side_by_side(find(table), "cpu", read_records(ROOT / "results", table, "cpu"))
 
 
 def rows(shown: Shown, name: str) -> list[dict[str, Any]]:
-    """A group's rows that have results, with the passes of their training; the highest first."""
+    """The rows of a group that have results, with their training passes; the highest first."""
     (group,) = (group for group in report(shown.table)["groups"] if group["group"] == name)
     found = [row for row in group["rows"] if row["ours"]]
     return sorted(found, key=lambda row: -row["ours"][shown.best]["value"])
 
 
 def main() -> None:
-    """Draws and writes."""
+    """Draw the figures and write the tables."""
     for shown in SHOWN:
         found = {label: rows(shown, name) for label, name in shown.groups.items()}
         with styled():
@@ -99,7 +100,7 @@ def _put(page: Path, marks: tuple[str, str], text: str) -> None:
 
 
 def tables(shown: Shown) -> str:
-    """What stands between the marks."""
+    """The tables between the markers, as Markdown."""
     found = {label: rows(shown, name) for label, name in shown.groups.items()}
     return "\n\n".join("\n".join(_table(shown, label, entries)) for label, entries in found.items())
 

@@ -1,8 +1,9 @@
-"""What the sentinel saves: Fast-AT and FGSM-AT where they collapse, without and with it.
+"""Compare Fast-AT and FGSM-AT with and without the sentinel, in settings where they collapse.
 
-`python -m benchmarks.sentinel` trains each setting twice a seed, watched only and rolled back, and attacks
-the last weights on test data. Writes the table between the markers of docs/sentinel.md and
-docs/figures/sentinel.svg; the numbers behind the figure go to runs/sentinel. A few minutes of one core.
+`python -m benchmarks.sentinel` trains each setting twice for each seed: the sentinel only watches, or it
+rolls back. The last weights are attacked on test data. Writes the table between the markers of
+docs/sentinel.md and docs/figures/sentinel.svg; the numbers behind the figure go to runs/sentinel. Takes a few
+minutes on one core.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class Setting:
     """One training that collapses.
 
     Attributes:
-        about: for the table. rows: of the training data, 0 for all. hidden: units of an fc1 on raw pixels; 0
-            takes the model by its name.
+        about: description in the table. rows: number of training images, 0 for all. hidden: units of the
+            hidden layer of a perceptron on raw pixels; with 0 the model of that name is used.
     """
 
     about: str
@@ -74,7 +75,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Trained:
-    """What one run came to; accuracies are fractions of the test points, of the last weights."""
+    """The results of one run; accuracies are fractions of the test points, for the last weights."""
 
     seed: int
     rule: str
@@ -87,23 +88,23 @@ class Trained:
 
     @property
     def alarms(self) -> list[dict[str, Any]]:
-        """In order."""
+        """The alarms, in their order."""
         return [alarm for line in self.history for alarm in line["alarms"]]
 
     @property
     def rollbacks(self) -> int:
-        """How many."""
+        """The number of rollbacks."""
         return sum(alarm["rolled_back"] for alarm in self.alarms)
 
     @property
     def passes(self) -> float:
-        """Forwards and backwards of training, a training row and epoch."""
+        """Forward and backward passes of training, for each training image and epoch."""
         last = self.history[-1]
         return (last["total_forward"] + last["total_backward"]) / len(self.history)
 
 
 def train(setting: Setting, rule: str, seed: int, data: bv.data.Dataset) -> Trained:
-    """Trains once and attacks the last weights."""
+    """Train once and attack the last weights."""
     threat, began = bv.Linf(setting.eps), time.perf_counter()
     run = bv.train(
         perceptron(setting, data, seed) if setting.hidden else setting.model,
@@ -125,21 +126,21 @@ def train(setting: Setting, rule: str, seed: int, data: bv.data.Dataset) -> Trai
 
 
 def perceptron(setting: Setting, data: bv.data.Dataset, seed: int) -> nn.Module:
-    """One hidden layer of the setting's width, on raw pixels."""
+    """A network with one hidden layer of the setting's width, on raw pixels."""
     classes = len(data.classes)
     return models.create("fc1", num_classes=classes, shape=data.shape, seed=seed, hidden=setting.hidden)
 
 
 @cache
 def load(setting: Setting) -> bv.data.Dataset:
-    """The images of a setting."""
+    """Load the images of a setting."""
     data = bv.data.load(setting.data)
     return data.but(train=data.train.subset(slice(0, setting.rows))) if setting.rows else data
 
 
 @dataclass(frozen=True)
 class Curves(Diagnostic):
-    """Held-out PGD-10 accuracy, epoch by epoch, without and with rollback.
+    """Held-out PGD-10 accuracy in every epoch, without and with rollback.
 
     Attributes:
         runs: title of a panel -> its runs.
@@ -148,7 +149,7 @@ class Curves(Diagnostic):
     runs: dict[str, list[Trained]]
 
     def data(self) -> dict[str, Any]:
-        """setting -> run -> accuracies and alarms."""
+        """Setting -> run -> accuracies and alarms."""
         return {
             about: {
                 f"{run.rule}, seed {run.seed}": {
@@ -162,7 +163,7 @@ class Curves(Diagnostic):
         }
 
     def draw(self) -> Figure:
-        """A panel for each setting, a line for each run."""
+        """Draw a panel for each setting with a line for each run."""
         fig, axes = figure(len(self.runs), height=2.3, width=1.0 * len(self.runs), squeeze=False)
         for ax, (about, runs) in zip(axes[0], self.runs.items(), strict=True):
             for rule, colour, style in zip(RULES, (COLOURS[1], COLOURS[0]), ("--", "-"), strict=True):
@@ -187,7 +188,7 @@ HEAD = (
 
 
 def row(run: Trained) -> str:
-    """One line of the table."""
+    """One row of the table."""
     best, share = max(line["robust"] for line in run.history), run.history[-1]["sentinel_share"]
     cells = (
         run.seed, run.rule, f"{100 * run.clean:.1f}", f"{100 * run.fgsm:.1f}", f"{100 * run.pgd:.1f}",
@@ -197,7 +198,7 @@ def row(run: Trained) -> str:
 
 
 def main() -> None:
-    """The tables and the figure."""
+    """Make the tables and the figure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of each setting's own")
@@ -227,7 +228,7 @@ def main() -> None:
 
 
 def kept(setting: Setting, rule: str, seed: int, path: Path, options: argparse.Namespace) -> Trained:
-    """A run, from its file where that is wanted and there is one."""
+    """A run, read from its file if that is wanted and the file exists, else trained."""
     if options.keep and path.exists():
         run = Trained(**json.loads(path.read_text(encoding="utf-8")))
     else:
@@ -239,12 +240,12 @@ def kept(setting: Setting, rule: str, seed: int, path: Path, options: argparse.N
 
 
 def table(runs: list[Trained]) -> str:
-    """The lines of a setting."""
+    """The rows of a setting."""
     return "\n".join([HEAD, *map(row, runs)])
 
 
 def foot(found: dict[str, list[Trained]]) -> str:
-    """How the tables were made."""
+    """The note on how the tables were made."""
     commits = sorted({run.commit for runs in found.values() for run in runs})
     return (
         f"`python -m benchmarks.sentinel`, commit {', '.join(commits)}, one thread; the last weights on "

@@ -1,10 +1,10 @@
-"""What sharing an evaluation costs: processor seconds of two processes together over those of one.
+"""Measure the overhead of sharing an evaluation: processor time of two processes relative to one.
 
     PYTHONPATH=src python -m benchmarks.shared_evaluation [--times 7]
 
-A network whose own answers are the labels, within a ball in which it withstands everything, so that every
-attack is made on all 359 test images of digits to its end. Processor seconds, since the clock tells of the
-machine's other loads.
+The labels are the network's own predictions, and no attack succeeds within the ball, so that every attack
+runs to its end on all 359 test images of digits. Processor time is measured because other work on the machine
+affects wall time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ATTACKS = ("pgd-20", "apgd-ce-50")
 
 
 def measured(shared: bool) -> dict[str, float]:
-    """Processor seconds of each attack in this process."""
+    """The processor seconds of each attack in this process."""
     torch.set_num_threads(1)
     model = bv.models.create("small-cnn", num_classes=10, shape=(1, 8, 8), seed=0, width=0.5).eval()
     x, _ = bv.data.load("digits").test.tensors()
@@ -44,7 +44,7 @@ def measured(shared: bool) -> dict[str, float]:
 
 
 def joined(rank: int, folder: Path) -> None:
-    """One of the two."""
+    """Run one of the two processes."""
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
     (folder / f"{rank}.json").write_text(json.dumps(measured(shared=True)), encoding="utf-8")
     dist.barrier()
@@ -52,7 +52,7 @@ def joined(rank: int, folder: Path) -> None:
 
 
 def both() -> dict[str, float]:
-    """The sums over two processes."""
+    """Run two processes; returns the sums of their times."""
     with tempfile.TemporaryDirectory() as place:
         folder, context = Path(place), multiprocessing.get_context("spawn")
         ranks = [context.Process(target=joined, args=(rank, folder)) for rank in range(2)]
@@ -65,7 +65,7 @@ def both() -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints median, smallest and largest of the ratios."""
+    """Print median, smallest and largest of the ratios."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

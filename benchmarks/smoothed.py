@@ -1,8 +1,8 @@
-"""What the audit and the sentinel say of ELLE and NuAT away from CIFAR-10: `python -m benchmarks.smoothed`.
+"""Audit ELLE and NuAT on other data than CIFAR-10: `python -m benchmarks.smoothed`.
 
-Trains them, and PGD-10 AT and N-FGSM beside them, on digits (the catalogue's setting) and on 2,000 images of
-Fashion-MNIST, and audits the weights that were best on held-out images. Writes the table between the markers
-of docs/audit.md; records in results/smoothed.
+Trains them, and PGD-10 AT and N-FGSM for comparison, on digits (the catalogue's setting) and on 2,000 images
+of Fashion-MNIST, with the sentinel watching, and audits the weights that were best on held-out images. Writes
+the table between the markers of docs/audit.md; records are in results/smoothed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ POINTS, BUDGET = 200, 200_000
 
 @dataclass(frozen=True)
 class Set:
-    """A data set and how it is trained on."""
+    """A data set and the settings of training on it."""
 
     eps: float
     epochs: int
@@ -52,7 +52,7 @@ def load(name: str) -> bv.data.Dataset:
 
 
 def examine(name: str, method: str, seed: int) -> dict[str, Any]:
-    """One training and its audit."""
+    """Train once and audit the result."""
     plan, data = SETS[name], load(name)
     threat, folder = bv.Linf(plan.eps), RUNS / f"{name}-{method}-{seed}"
     run = bv.train(
@@ -89,7 +89,7 @@ HEAD = (
 
 
 def row(records: list[dict[str, Any]]) -> str:
-    """The means over the seeds."""
+    """A row of the table: means over the seeds."""
 
     def mean(values: list[float]) -> float:
         return 100 * statistics.fmean(values)
@@ -114,7 +114,7 @@ def row(records: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Trains what is missing and writes the table."""
+    """Train what is missing and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--keep-page", action="store_true", help="print only, and leave the docs alone")

@@ -1,12 +1,12 @@
-"""Times training steps of two checkouts against each other, as ratios of processor time.
+"""Compare the training steps of two checkouts by ratios of their processor times.
 
     git worktree add /tmp/before COMMIT
     python -m benchmarks.steps /tmp/before
 
-Two processes, one with each checkout's sources, take turns at the same steps from the same state in one
-sitting, so that whatever else the machine does meets both. A ratio is the median over the rounds of now /
-before, where a round is a few steps of each; beside it stands the interval of that median (a sign test's,
-95 %). One thread; processor time, not wall time.
+Two processes, one for each checkout's sources, alternate with the same steps from the same state, so that
+other work on the machine affects both alike. A ratio is the median of now / before over the rounds, where a
+round is a few steps of each; its 95 % interval is that of a sign test. One thread; processor time, not wall
+time.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ HERE = Path(__file__).parents[1] / "src"
 METHODS = ("at", "fast-bat", "done-pgd")
 NETWORKS = {"tiny-cnn": ((1, 8, 8), 64, 1.0, 10), "preact-resnet18": ((3, 32, 32), 16, 0.25, 1)}
 
-# glibc hands large pieces back as they are freed, and whether the next step faults their pages in anew is a
-# matter of chance in each process: up to 20 ms of a step
+# glibc returns large blocks to the system when they are freed, and whether the next step has to map them
+# again varies from process to process: up to 20 ms of a step
 KEPT = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "4000000000"}
 
 WORKER = """
@@ -55,7 +55,7 @@ for line in sys.stdin:
 
 
 def worker(sources: Path) -> subprocess.Popen[str]:
-    """A process that times the steps it is told of, with the package of these sources."""
+    """Start a process that imports the package from these sources and times steps on request."""
     environment = {**os.environ, "PYTHONPATH": str(sources), "OMP_NUM_THREADS": "1", **KEPT}
     command = [sys.executable, "-c", WORKER]
     return subprocess.Popen(
@@ -64,7 +64,7 @@ def worker(sources: Path) -> subprocess.Popen[str]:
 
 
 def seconds(process: subprocess.Popen[str], task: list[object]) -> float:
-    """Processor time of one task."""
+    """The processor time of one task."""
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(json.dumps(task) + "\n")
@@ -73,14 +73,14 @@ def seconds(process: subprocess.Popen[str], task: list[object]) -> float:
 
 
 def median(ratios: list[float]) -> tuple[float, float, float]:
-    """The median and its interval of 95 %, from the order of the values."""
+    """The median and its 95 % interval, from order statistics."""
     ordered, n = sorted(ratios), len(ratios)
     away = math.ceil(0.98 * math.sqrt(n))
     return statistics.median(ordered), ordered[max(0, n // 2 - away)], ordered[min(n - 1, n // 2 + away)]
 
 
 def ratios(before: Path, task: list[object], pairs: int, rounds: int) -> tuple[list[float], float]:
-    """Ratios of the rounds of all pairs of processes, and the median time of a task now."""
+    """The ratios of all rounds and pairs of processes, and the median time of a task now."""
     found, now = [], []
     for _ in range(pairs):
         old, new = worker(before / "src"), worker(HERE)

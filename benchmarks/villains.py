@@ -1,7 +1,7 @@
-"""Every villain and every honest model under audit, over five seeds: `python -m benchmarks.villains`.
+"""Audit models that hide their weakness ("villains") and honest ones: `python -m benchmarks.villains`.
 
-Writes the tables between the markers of docs/audit.md; exits with 1 if a villain is believed or an honest one
-accused. Takes some minutes of one core.
+Each is audited with five seeds. Writes the tables between the markers of docs/audit.md, and exits with status
+1 if a villain is believed or an honest model accused. Takes some minutes on one core.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ POINTS, BUDGET = 200, 200_000
 
 
 def examine(case: Case, seed: int) -> Audit:
-    """One audit at the quick level."""
+    """Audit one model at the quick level."""
     model = case.make(seed)
     return audit(
         model, digits()[1], case.threat, n=POINTS, budget_passes=BUDGET, claimed=case.claimed, seed=seed
@@ -33,7 +33,7 @@ def examine(case: Case, seed: int) -> Audit:
 
 
 def row(case: Case, audits: list[Audit]) -> str:
-    """One line of the table."""
+    """One row of the table."""
     verdicts = Counter(a.verdict for a in audits)
     said = ", ".join(f"{verdict} {count}" for verdict, count in verdicts.most_common())
     evidence = Counter(check.name for a in audits for check in a.evidence)
@@ -57,14 +57,14 @@ HEAD = (
 
 
 def _provenance(threads: int) -> str:
-    """Commit and machine of this measurement."""
+    """The commit and the machine of this measurement."""
     found, here = commit(), machine("cpu", threads)
     state = " (modified)" if found.get("modified") else ""
     return f"commit {found.get('id', 'unknown')[:7]}{state}, {here['processor']} with {here['cores']} cores"
 
 
 def main() -> int:
-    """Runs, prints and writes the tables."""
+    """Run the audits, print and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=[], help="names of models; the page is then left alone")

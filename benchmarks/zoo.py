@@ -1,10 +1,10 @@
-"""Puts a network of a run into the zoo, with what was measured of it.
+"""Add the network of a run to the zoo, with its measured accuracies.
 
     python -m benchmarks.zoo NAME RUN "COMMAND" COMMIT [--weights best] [--record FILE] [--note TEXT]
 
-RUN holds an evaluation by AutoAttack on its test data (`bivallate evaluate RUN --attack autoattack`), or
---record is the JSON of one by benchmarks/finetuning.py or of a table's cell in results/. The slice that
-tests/models/test_zoo.py evaluates again, 64 images, goes into tests/models/zoo.
+RUN must hold an evaluation by AutoAttack on its test data (`bivallate evaluate RUN --attack autoattack`);
+otherwise --record names the JSON record of one, from benchmarks/finetuning.py or from a table's cell in
+results/. The 64 images that tests/models/test_zoo.py evaluates again are written to tests/models/zoo.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LICENCE = "Apache-2.0"
 
 
 def measured(run: Path, weights: str, record: dict[str, Any], fingerprint: str) -> dict[str, Any]:
-    """What AutoAttack left of it."""
+    """The accuracies of the network without an attack and under AutoAttack."""
     if record:
         kept = record.get("scores", {}).get("autoattack", record)
         assert record["weights"] == weights, f"the record is of the {record['weights']} weights"
@@ -52,7 +52,7 @@ def measured(run: Path, weights: str, record: dict[str, Any], fingerprint: str) 
 
 
 def entry(asked: argparse.Namespace) -> dict[str, Any]:
-    """What the list says of a run's network, whose weights, manifest and slice are written."""
+    """Write a network's weights, manifest and test images; returns its entry in the list."""
     run = Path(asked.run)
     config, model = collect([run])[0].config, bv.load(run, asked.weights)
     record = json.loads(asked.record.read_text()) if asked.record is not None else {}
@@ -88,7 +88,7 @@ def entry(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def table() -> str:
-    """The list as Markdown."""
+    """The list as a Markdown table."""
     lines = [
         "| name | data, threat | method | network | clean | AutoAttack | 95 % interval | images |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -106,14 +106,14 @@ def table() -> str:
 
 
 def write_page() -> None:
-    """Puts the list into docs/zoo.md."""
+    """Write the list into docs/zoo.md."""
     text = PAGE.read_text(encoding="utf-8")
     before, after = text[: text.index(BEGIN)], text[text.index(END) :]
     write_text(PAGE, f"{before}{BEGIN}\n{table()}\n{after}")
 
 
 def main() -> None:
-    """Adds the network to the list and writes its page."""
+    """Add the network to the list and write its page."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("name", "run", "made", "commit"):
         parser.add_argument(name)
