@@ -141,7 +141,7 @@ def _explained(error: Exception, words: Sequence[str]) -> int:
 
 
 def _instead(error: UnknownOptionError, words: Sequence[str]) -> str:
-    """What serves instead of an option that is another command's, or nothing."""
+    """The hint for an option that only another command has; empty if there is none."""
     option = error.token.keyword or ""
     command = COMMANDS.get(words[0]) if words else None
     serves = command.instead.get(option.replace("_", "-")) if command is not None else None

@@ -159,7 +159,7 @@ class GradientReport:
         implicit: norm of the implicit part over the norm of the rest; 0 without coupling.
         active: fraction of coordinates of delta* on a bound of the threat model.
         kinks: directions, of `directions`, in which differences of different step sizes disagree.
-        verdict: a sentence.
+        verdict: the result in a sentence.
     """
 
     method: str

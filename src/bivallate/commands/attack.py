@@ -43,7 +43,7 @@ def attack(
     n
         size of a seeded random subset of the images. [default: 24, or all of fewer]
     first
-        the first so many images instead.
+        number of images to take from the start instead.
     overwrite
         replace what an earlier attack left in SAVE.
     """

@@ -62,9 +62,9 @@ def audit(
         robust accuracy in [0, 1] to hold against the evidence. [default: the strongest kept in RUN/evaluation
         for these weights and this threat, else that of PGD]
     data
-        another data set than the run's, or where its own lies now.
+        another data set than the run's, or where its own data are now.
     out
-        file for the result, as JSON. [default: one of its own in RUN/audit]
+        file for the result, as JSON. [default: a file in RUN/audit]
     quiet
         no progress.
     json

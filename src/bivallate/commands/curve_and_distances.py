@@ -57,7 +57,7 @@ def curve(
     batch_size
         points at once. [default: estimated from the free memory]
     data
-        where the runs' data lie now, if they were moved. [default: as in training]
+        where the runs' data are now, if they were moved. [default: as in training]
     quiet
         no progress.
     json
@@ -197,7 +197,7 @@ def distances(
     batch_size
         points at once.
     data
-        where the runs' data lie now, if they were moved. [default: as in training]
+        where the runs' data are now, if they were moved. [default: as in training]
     quiet
         no progress.
     json

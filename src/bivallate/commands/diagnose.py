@@ -47,7 +47,7 @@ def diagnose(
     fosc_form
         FOSC over the ball, as in Dynamic AT's eq. 4, or over the box, the ball's part within [0, 1].
     data
-        where the runs' data lie now, if they were moved. [default: as in training]
+        where the runs' data are now, if they were moved. [default: as in training]
     """
     from bivallate.reports.diagnostics.diagnosing import diagnose as drawn
 

@@ -156,7 +156,7 @@ class Subset:
     n
         size of a seeded random subset of the points. [default: all]
     first
-        only the first points, this many.
+        number of points to take from the start instead.
     """
 
     n: Count | None = None

@@ -34,7 +34,7 @@ def report(
     images
         attack a few images of each run, to show them.
     data
-        where the runs' data lie now, if they were moved. [default: as in training]
+        where the runs' data are now, if they were moved. [default: as in training]
     data_dir
         where named sets are looked for, to show their images. [default: BIVALLATE_DATA]
     model

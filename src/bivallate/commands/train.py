@@ -107,20 +107,20 @@ def train(
     deterministic
         only operations that give the same bits every time: slower, on CUDA.
     compile
-        training steps by torch.compile: quicker after a wait of minutes.
+        compile training steps with torch.compile: faster, after minutes of compilation.
     threads
         of the processor; resuming to the bit needs the same number. [default: torch's choice]
     out
         folder of the run. [default: runs/METHOD-DATA-SEED]
     overwrite
-        replace a run that is there.
+        replace an existing run.
     resume_if_there
         go on with the run that is in the folder, if one is, and begin it otherwise: one command for the first
         start and for every later one.
     max_minutes
-        save and stop after so many minutes, as an interruption does; `bivallate resume` goes on.
+        save and stop after this many minutes, as an interruption does; `bivallate resume` continues.
     patience
-        end when the held-out robust accuracy has not risen for so many epochs. [default: 0, never]
+        end when the held-out robust accuracy has not risen for this many epochs. [default: 0, never]
     log
         where the numbers go besides: csv, tensorboard, wandb, trackio; several with commas.
     dry_run
@@ -204,8 +204,8 @@ def resume(
     run
         folder of the run.
     epochs
-        go on to so many epochs in all, more than were planned, also with a run that is finished; written into
-        its configuration. What that changes of its schedules is said.
+        train up to this many epochs in all, more than were planned, also if the run is finished. The number
+        is written into its configuration, and its effect on the schedules is printed.
     method
         package.module:function, if the run trains with a method of your own.
     model
@@ -213,7 +213,7 @@ def resume(
     fall_back
         take the older checkpoint if the newest is damaged, and say so.
     data
-        where the data lie now, if they were moved. [default: as before]
+        where the data are now, if they were moved. [default: as before]
     data_dir
         where named sets are looked for. [default: as before]
     device
@@ -221,7 +221,7 @@ def resume(
     threads
         of the processor. [default: as before]
     max_minutes
-        save and stop after so many minutes, as an interruption does.
+        save and stop after this many minutes, as an interruption does.
     log
         where the numbers go besides, as for train; a run does not remember it. [default: nowhere]
     quiet
@@ -251,7 +251,7 @@ def resume(
 
 
 def demo(*, out: Path = Path("runs/demo"), epochs: Count = 30, threads: Amount = 1) -> None:
-    """Train four methods on scikit-learn's digits, attack each, and print what came out: about two minutes.
+    """Train four methods on scikit-learn's digits, attack each, and print the results: about two minutes.
 
     Parameters
     ----------

@@ -46,9 +46,9 @@ def transfer(
     batch_size
         points at once. [default: estimated from the free memory]
     data
-        where the runs' data lie now, if they were moved. [default: as in training]
+        where the runs' data are now, if they were moved. [default: as in training]
     out
-        file for the result, as JSON. [default: one of its own in RUN/evaluation]
+        file for the result, as JSON. [default: a file in RUN/evaluation]
     json
         print the result as JSON instead of a table.
     """

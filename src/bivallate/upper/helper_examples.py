@@ -42,7 +42,7 @@ class HelperExamples(Loss):
         check_range("reach", self.reach, 0)
 
     def check(self, method: Composition) -> None:
-        """What the base asks; and a solver whose points a plain network labels."""
+        """Check as the base class does, and that the solver labels its points by a plain network."""
         self.base.check(method)
         solver: Any = method.solver
         if type(solver).__name__ != "HelperLabels":

@@ -101,7 +101,7 @@ class Consistent(Loss):
         check_distance(self.distance)
 
     def check(self, method: Composition) -> None:
-        """What the base asks; and a solver that tells where it began."""
+        """Check as the base class does, and that the solver keeps its starting point."""
         self.base.check(method)
         _check_start(method, "Consistent")
 
@@ -209,7 +209,7 @@ class Abnormal(Loss):
         check_range("variation_weight", self.variation_weight, 0)
 
     def check(self, method: Composition) -> None:
-        """What the base asks; and a solver that tells where it began."""
+        """Check as the base class does, and that the solver keeps its starting point."""
         self.base.check(method)
         _check_start(method, "Abnormal")
 
