@@ -5,7 +5,8 @@ Glossary:
     delta: a perturbation; `x_adv` = x + delta stays in [0, 1].
     objective: what the attacker maximises. loss: what the trainer minimises.
     robust, anchor: the part of the loss that the example weights multiply, and the part that they do not.
-    kappa: the number of attack steps an example survived. margin: positive means classified correctly.
+    kappa: the number of attack steps at which an example was still classified correctly.
+    margin: positive means classified correctly.
     coupling: how delta* depends on theta, and so what gradient passes through it.
     pass: one forward or one backward through the network for one example.
 """

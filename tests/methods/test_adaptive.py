@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 import bivallate as bv
 from bivallate import L2, PGD, Linf, UserError, methods, schedule
+from bivallate.lower.class_means import ClassMeans
 from bivallate.lower.class_radius import ClassRadius, RobustRate
 from bivallate.lower.curriculum import BatchMixing, BoundBatchMixing, Levels, Then
 from bivallate.lower.estimated_threshold import EstimatedThreshold
+from bivallate.lower.helper_labels import HelperLabels
 from bivallate.lower.modes import attacking
 from bivallate.lower.objective import cross_entropy
 from bivallate.lower.pgd import Wider
@@ -457,6 +459,7 @@ def test_solvers_around_a_pgd_begin_where_it_does(steps: int) -> None:
     stop = FOSCBelow(schedule.Linear(0.5, 0.0))
     pgd = PGD(steps, 0.1, stop=stop)
     around = [EstimatedThreshold(pgd), ClassRadius(pgd, RobustRate()), Wider(pgd, 2.0)]
+    around += [ClassMeans(pgd), HelperLabels(pgd)]
     assert {type(s).__name__: s.keeps_start() for s in around} == {
         type(s).__name__: steps > 0 for s in around
     }

@@ -10,6 +10,7 @@ from tests.reference import helped as reference
 
 import bivallate as bv
 from bivallate import Linf, UserError, methods
+from bivallate.lower.helper_labels import HelperLabels
 from bivallate.upper.helper_examples import HelperExamples
 from bivallate.upper.loss import Trades
 
@@ -76,3 +77,14 @@ def test_helper_points_lie_beyond_the_ball_along_the_attack() -> None:
     problem.helper = y
     loss(problem, x_adv)
     assert seen[-1] == pytest.approx([1.4, 1.4])
+
+
+def test_a_solver_of_ones_own_declares_what_it_gathers() -> None:
+    """The loss asks for what the solver gathers, whatever its class is called."""
+
+    class Mine(HelperLabels):
+        pass
+
+    solver = methods.hat(THREAT).solver
+    own = Mine(solver.inner, solver.plain)  # pyright: ignore[reportAttributeAccessIssue]
+    assert isinstance(methods.hat(THREAT).but(solver=own).loss, HelperExamples)

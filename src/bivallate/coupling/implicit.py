@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,11 @@ class Coupling(Role, ABC):
 
     The value of delta is as the solver left it, or for `LastStep` one more step from there: it makes the
     solver's last step itself, so that the pass for that step is made once.
+
+    `gradient` says what gradient delta has: "none", "leaf" (it is one, and collects the loss's) or "theta".
     """
+
+    gradient: ClassVar[Literal["none", "leaf", "theta"]] = "theta"
 
     def takes_mixed(self) -> bool:
         """True: it evaluates the attacker's objective and reads no label itself."""
@@ -45,6 +49,8 @@ class Detached(Coupling):
     Cost: none.
     """
 
+    gradient: ClassVar = "none"
+
     def __call__(self, problem: LowerProblem, solution: Solution) -> Solution:
         return solution
 
@@ -55,6 +61,8 @@ class Leaf(Coupling):
 
     Cost: none.
     """
+
+    gradient: ClassVar = "leaf"
 
     def __call__(self, problem: LowerProblem, solution: Solution) -> Solution:
         return replace(solution, delta=solution.delta.detach().requires_grad_())

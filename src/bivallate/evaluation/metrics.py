@@ -79,7 +79,9 @@ class Metric:
         text = (self.lead(score, names) if self.lead else "") + self.show(value)
         if self.interval is not None:
             low, high = self.interval(score)
-            return f"{text}\n{100 * low:.1f}-{100 * high:.1f}"
+            show = "{:.1f}".format if self.is_share else self.show
+            scale = 100 if self.is_share else 1
+            return f"{text}\n{show(scale * low)}-{show(scale * high)}"
         return f"{text}\n{self.companion(score, training)}" if self.below else text
 
     def companion(self, score: Score, training: TrainingCost | None) -> str:

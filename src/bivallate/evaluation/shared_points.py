@@ -17,7 +17,7 @@ from torch import Tensor
 from bivallate import collective
 from bivallate.errors import UserError
 from bivallate.evaluation.evaluation_progress import EvaluationProgress
-from bivallate.evaluation.state import Position, State
+from bivallate.evaluation.state import POINT_COLUMNS, Position, State
 from bivallate.quoting import file_name
 from bivallate.types import Passes
 
@@ -125,7 +125,7 @@ def _rearrange(file: str | os.PathLike[str], n: int, key: str, known: Known, wor
 def _cut(whole: State, rank: int, world: int) -> State:
     """A process's share of a state and its passes, set back to the beginning of the present turn."""
     at, rows = replace(whole.position, offset=0), slice(rank, None, world)
-    columns = {name: getattr(whole, name)[rows] for name in ("y", "stage", "turn", "predicted", "margin")}
+    columns = {name: getattr(whole, name)[rows] for name in POINT_COLUMNS}
     forward, backward = (
         total // world + (rank < total % world) for total in (whole.passes.forward, whole.passes.backward)
     )
@@ -142,7 +142,7 @@ def merged(states: Sequence[State], n: int) -> State:
         return states[0]
     whole = State.of(n, states[0].batch_size, states[0].shares)
     for k, state in enumerate(states):
-        for name in ("y", "stage", "turn", "predicted", "margin"):
+        for name in POINT_COLUMNS:
             getattr(whole, name)[k :: len(states)] = getattr(state, name)
         whole.passes = whole.passes + state.passes
     behind = min((s.position for s in states), key=lambda p: (p.stage, p.turn))

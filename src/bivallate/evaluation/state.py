@@ -21,7 +21,8 @@ from bivallate.types import Passes
 __all__ = ["Position", "State"]
 
 SCHEMA = "bivallate-progress-3"
-COLUMNS = ("y", "stage", "turn", "predicted", "margin", "sample")
+POINT_COLUMNS = ("y", "stage", "turn", "predicted", "margin")  # a row for each point
+COLUMNS = (*POINT_COLUMNS, "sample")
 SAME = 1e-4  # tolerance relative to the largest logit: above rounding by batch size, threads or device
 
 
@@ -179,7 +180,7 @@ class State:
 
     def _whole(self) -> None:
         """Raise UserError if the columns do not fit each other."""
-        points = {name: getattr(self, name) for name in COLUMNS if name != "sample"}
+        points = {name: getattr(self, name) for name in POINT_COLUMNS}
         within(len(self.y), **points)
         for name in ("y", "stage", "turn", "predicted"):
             if points[name].dtype != torch.int64:

@@ -51,7 +51,7 @@ class AlignedStep(OneStep):
 
     def check(self, method: Composition) -> None:
         """Raise UserError unless the coupling is `Leaf`: the solver reads d loss / d delta in `.grad`."""
-        require_coupling(method, self, "Leaf")
+        require_coupling(method, self, "leaf")
         super().check(method)
 
     def bind(self, facts: Facts) -> BoundAlignedStep:
@@ -70,10 +70,6 @@ class BoundAlignedStep(Solver, nn.Module):
         start = torch.tensor(rule.first, dtype=facts.dtype, device=facts.device)
         self.register_buffer("agreement", start)
         self._grad: Tensor | None = None
-
-    def keeps_start(self) -> bool:
-        """True: the start is the point of the one gradient."""
-        return True
 
     def solve(self, problem: LowerProblem) -> Solution:
         """Make one step, of the length that the running mean allows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,6 @@ from bivallate.lower.pgd import PGD, AroundPGD
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Remembering, Solver
 from bivallate.parts import part
-from bivallate.roles import Composition
 from bivallate.types import Facts, Solution
 
 __all__ = ["BoundClassMeans", "ClassMeans"]
@@ -36,16 +36,12 @@ class ClassMeans(AroundPGD, Remembering):
     Deviation: in the public code the clean predictions are those of the loss's pass, in train mode.
     """
 
+    gathers: ClassVar = "mean predictions"
     inner: PGD
     temperature: float = 4.0
 
     def __post_init__(self) -> None:
         check_range("temperature", self.temperature, 1e-6)
-
-    def check(self, method: Composition) -> None:
-        """Raise UserError for weightings with a second stream, and where the inner solver does."""
-        super().check(method)
-        self.inner.check(method)
 
     def bind(self, facts: Facts) -> BoundClassMeans:
         """Build the sums for one run."""
@@ -61,10 +57,6 @@ class BoundClassMeans(Solver, nn.Module):
         nn.Module.__init__(self)
         self.rule, self.sums, k = rule, ClassSums(facts), facts.classes
         self.register_buffer("means", torch.full((k, k), 1 / k, dtype=facts.dtype, device=facts.device))
-
-    def keeps_start(self) -> bool:
-        """As the inner solver."""
-        return self.rule.inner.keeps_start()
 
     def solve(self, problem: LowerProblem) -> Solution:
         """Solve by the inner solver, and add this minibatch's predictions to the sums."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -126,6 +127,7 @@ class ClassRadius(AroundPGD, Remembering):
     Reference: Wei et al. 2023 (CFA), section 4; Lee et al. 2024 (DAFA).
     """
 
+    gathers: ClassVar = "class scores"
     inner: PGD
     score: ClassScore
     base: float = 0.5
@@ -135,9 +137,8 @@ class ClassRadius(AroundPGD, Remembering):
 
     def check(self, method: Composition) -> None:
         """Raise UserError for a coupling, which would not know the radii, and where the inner solver does."""
-        require_coupling(method, self, "Detached")
+        require_coupling(method, self, "none")
         super().check(method)
-        self.inner.check(method)
 
     def bind(self, facts: Facts) -> BoundClassRadius:
         """Build the sums for one run."""

@@ -160,7 +160,7 @@ class BatchMixing(Remembering):
 
     def check(self, method: Composition) -> None:
         """Raise UserError for a coupling other than `Detached`, and for weightings with a second stream."""
-        require_coupling(method, self, "Detached")
+        require_coupling(method, self, "none")
         super().check(method)
 
     def bind(self, facts: Facts) -> BoundBatchMixing:

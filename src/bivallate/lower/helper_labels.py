@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from bivallate.lower.pgd import PGD, AroundPGD
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Remembering, Solver
 from bivallate.parts import part
-from bivallate.roles import Composition
 from bivallate.types import Facts, Solution
 
 __all__ = ["BoundHelperLabels", "HelperLabels"]
@@ -39,16 +38,12 @@ class HelperLabels(AroundPGD, Remembering):
     with fresh weights.
     """
 
+    gathers: ClassVar = "helper labels"
     inner: PGD
     plain: float = 0.1
 
     def __post_init__(self) -> None:
         check_range("plain", self.plain, 0, 1)
-
-    def check(self, method: Composition) -> None:
-        """Raise UserError for weightings with a second stream, and where the inner solver does."""
-        super().check(method)
-        self.inner.check(method)
 
     def bind(self, facts: Facts) -> BoundHelperLabels:
         """Build the solver that keeps the plain weights of one run."""

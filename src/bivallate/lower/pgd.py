@@ -13,7 +13,7 @@ from torch import Tensor
 from bivallate.errors import UserError, check_range, check_whole
 from bivallate.lower.compaction import Compaction
 from bivallate.lower.cuda_graphs import Walk, walked
-from bivallate.lower.direction import Direction, Steepest, steepest
+from bivallate.lower.direction import Adam, Direction, Raw, Steepest, steepest
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Remembering, Solver
 from bivallate.lower.start import Gaussian, Given, Start, Zero, uniform
@@ -135,7 +135,9 @@ class PGD(Solver):
 
     def _straight(self, problem: LowerProblem, start: Tensor) -> Solution:
         """Solve if every example makes every step."""
-        walk = walked(self, problem, start)
+        # a graph repeats what was recorded: a user's own direction may read the noise or the clock
+        recordable = type(self.direction) in (Steepest, Raw, Adam)
+        walk = walked(self, problem, start) if recordable else self.walk(problem, start)
         spent = torch.full_like(problem.y, self.steps)
         kappa = (walk.said.argmax(2) == problem.y).sum(0)
         self._report(problem, walk.before, walk.grad, spent)
@@ -179,6 +181,11 @@ class AroundPGD(Solver):
     """A solver that leaves the steps to a PGD, its field `inner`, and answers as that does."""
 
     inner: PGD
+
+    def check(self, method: Composition) -> None:
+        """What the solver's other bases and the inner solver require of a method."""
+        super().check(method)
+        self.inner.check(method)
 
     def keeps_start(self) -> bool:
         """As the inner solver."""
@@ -238,10 +245,6 @@ class Wider(AroundPGD):
 
     def __post_init__(self) -> None:
         check_range("reach", self.reach, 0)
-
-    def check(self, method: Composition) -> None:
-        """Raise UserError where the inner solver does."""
-        self.inner.check(method)
 
     def solve(self, problem: LowerProblem) -> Solution:
         """Solve within the wider ball."""

@@ -73,7 +73,7 @@ class Free(Remembering):
 
     def check(self, method: Composition) -> None:
         """Raise UserError unless the coupling is `Leaf` and every replay updates the parameters."""
-        require_coupling(method, self, "Leaf")
+        require_coupling(method, self, "leaf")
         super().check(method)
         if method.accumulate:
             raise UserError("Free-AT updates the parameters at every replay: set accumulate=False")
@@ -150,7 +150,7 @@ class YOPO(Remembering):
 
     def check(self, method: Composition) -> None:
         """Raise UserError for a coupling, or if replays do not accumulate their gradients."""
-        require_coupling(method, self, "Detached")
+        require_coupling(method, self, "none")
         super().check(method)
         if method.replays > 1 and not method.accumulate:
             raise UserError("YOPO makes one update from the gradients of all replays: set accumulate=True")

@@ -101,10 +101,6 @@ class BoundPriorGuided(Solver, nn.Module):
         self.rule = rule
         self._next: tuple[Tensor, Tensor] | None = None
 
-    def keeps_start(self) -> bool:
-        """True."""
-        return True
-
     def solve(self, problem: LowerProblem) -> Solution:
         """Make one step from the stored perturbation."""
         eta, m = self._recall(problem)
@@ -200,10 +196,6 @@ class BoundLabelInformation(Solver, nn.Module):
         self.rule = rule
         self.register_buffer("told", torch.zeros(facts.classes, *facts.shape, **where))
         self.register_buffer("known", torch.tensor(False))  # on the CPU, because the host reads it every step
-
-    def keeps_start(self) -> bool:
-        """True."""
-        return True
 
     def solve(self, problem: LowerProblem) -> Solution:
         """Make one step from the mixture."""

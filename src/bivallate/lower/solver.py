@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -11,11 +12,18 @@ from bivallate.lower.problem import LowerProblem
 from bivallate.roles import Composition, Role
 from bivallate.types import Evidence, Facts, Solution
 
-__all__ = ["Remembering", "Solver", "require_coupling"]
+__all__ = ["Gathered", "Remembering", "Solver", "require_coupling", "require_gathered"]
+
+Gathered = Literal["class scores", "mean predictions", "helper labels"]
 
 
 class Solver(Role, ABC):
-    """Solves the lower level. A solver without state solves itself; others build one with state in `bind`."""
+    """Solves the lower level. A solver without state solves itself; others build one with state in `bind`.
+
+    `gathers` declares what its solutions hold for losses and weightings that ask for it (`require_gathered`).
+    """
+
+    gathers: ClassVar[Gathered | None] = None
 
     @abstractmethod
     def solve(self, problem: LowerProblem) -> Solution:
@@ -72,10 +80,24 @@ class Remembering(Solver):
             )
 
 
-def require_coupling(method: Composition, solver: Solver, coupling: str) -> None:
-    """Raise UserError unless the method has the coupling of this name, which the solver needs."""
-    if type(method.coupling).__name__ != coupling:
+def require_coupling(method: Composition, solver: Solver, gradient: str) -> None:
+    """Raise UserError unless the method's coupling gives delta this `Coupling.gradient`."""
+    if method.coupling.gradient != gradient:
+        coupling = {"none": "Detached", "leaf": "Leaf"}[gradient]
         raise UserError(
             f"the solver {type(solver).__name__} needs the coupling {coupling}, got "
             f"{type(method.coupling).__name__}; set coupling={coupling}() first, or choose the solver PGD"
+        )
+
+
+def require_gathered(method: Composition, reader: str, gathered: Gathered, solver: str, advice: str) -> None:
+    """Raise UserError unless the method's solver gathers what a loss or a weighting reads.
+
+    Args:
+        reader: the part that reads it. solver: the package's solver that gathers it. advice: what to do.
+    """
+    if method.solver.gathers != gathered:
+        raise UserError(
+            f"{reader} reads the {gathered} that the solver {solver} gathers, and "
+            f"{type(method.solver).__name__} gathers none: {advice}"
         )

@@ -7,10 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bivallate.errors import UserError, check_range, unknown
+from bivallate.errors import check_range, unknown
 from bivallate.lower.labels import label_loss
 from bivallate.lower.objective import kl
 from bivallate.lower.problem import LowerProblem
+from bivallate.lower.solver import require_gathered
 from bivallate.parts import part
 from bivallate.roles import Composition
 from bivallate.types import Terms
@@ -80,11 +81,8 @@ class ClassTrades(Loss):
 
     def check(self, method: Composition) -> None:
         """Raise UserError for a solver that gathers no scores."""
-        if not hasattr(method.solver, "score"):
-            raise UserError(
-                f"the loss ClassTrades reads the scores that the solver ClassRadius gathers, and "
-                f"{type(method.solver).__name__} gathers none: use Trades"
-            )
+        advice = "use Trades, or ClassRadius around a PGD"
+        require_gathered(method, "the loss ClassTrades", "class scores", "ClassRadius", advice)
 
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
         clean, logits, y = problem.logits(problem.x), problem.logits(x_adv), problem.y

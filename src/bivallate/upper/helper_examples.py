@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from bivallate.errors import UserError, check_range
+from bivallate.errors import check_range
 from bivallate.lower.problem import LowerProblem
+from bivallate.lower.solver import require_gathered
 from bivallate.parts import part
 from bivallate.roles import Composition
 from bivallate.types import Terms
@@ -44,13 +43,8 @@ class HelperExamples(Loss):
     def check(self, method: Composition) -> None:
         """Check as the base class does, and that the solver labels its points by a plain network."""
         self.base.check(method)
-        solver: Any = method.solver
-        if type(solver).__name__ != "HelperLabels":
-            raise UserError(
-                "the loss HelperExamples asks what a plain network says of the attacked points, which the "
-                f"solver {type(solver).__name__} does not tell: use HelperLabels around a PGD, or the base "
-                "alone"
-            )
+        advice = "use HelperLabels around a PGD, or the base alone"
+        require_gathered(method, "the loss HelperExamples", "helper labels", "HelperLabels", advice)
 
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
         terms = self.base(problem, x_adv)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from bivallate import collective
-from bivallate.errors import UserError, check_range
+from bivallate.errors import check_range
 from bivallate.lower.labels import label_loss
 from bivallate.lower.problem import LowerProblem
+from bivallate.lower.solver import require_gathered
 from bivallate.parts import part
 from bivallate.roles import Composition
 from bivallate.types import Terms
@@ -49,11 +50,8 @@ class ImprovedKL(Loss):
 
     def check(self, method: Composition) -> None:
         """Refuse solvers that gather no mean predictions."""
-        if type(method.solver).__name__ != "ClassMeans":
-            raise UserError(
-                "the loss ImprovedKL reads the mean predictions that the solver ClassMeans gathers, and "
-                f"{type(method.solver).__name__} gathers none: use Trades, or ClassMeans around a PGD"
-            )
+        advice = "use Trades, or ClassMeans around a PGD"
+        require_gathered(method, "the loss ImprovedKL", "mean predictions", "ClassMeans", advice)
 
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
         clean, logits, means = problem.logits(problem.x), problem.logits(x_adv), problem.class_score

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bivallate import collective
-from bivallate.errors import UserError, check_range
+from bivallate.errors import check_range
+from bivallate.lower.solver import require_gathered
 from bivallate.parts import part
 from bivallate.roles import Composition
 from bivallate.types import Evidence, Facts
@@ -238,11 +239,8 @@ class ClassScored(Weighting):
 
     def check(self, method: Composition) -> None:
         """Raise UserError for a solver that gathers no scores."""
-        if not hasattr(method.solver, "score"):
-            raise UserError(
-                f"the weighting ClassScored reads the scores that the solver ClassRadius gathers, and "
-                f"{type(method.solver).__name__} gathers none"
-            )
+        advice = "use ClassRadius around a PGD, or another weighting"
+        require_gathered(method, "the weighting ClassScored", "class scores", "ClassRadius", advice)
 
     def weigh(self, evidence: Evidence) -> Tensor:
         """The score of y."""
