@@ -110,7 +110,7 @@ def evaluate(
     several = shared and len(index) >= collective.world_size() > 1
     with progress_callback(progress) as show, for_inference(model, device) as (module, where, dtype):
         own = shared_points.own_points(index) if several else index
-        runner = _runner(module, source, own, threat, chosen, seed, batch_size, where, dtype)
+        runner = _runner(module, source, own, threat, chosen, seed, batch_size, where, dtype, len(index))
         runner.progress = show
         if precision != "float32":
             _lower(runner, precision)
@@ -195,13 +195,15 @@ def _runner(
     batch_size: int | None,
     where: torch.device,
     dtype: torch.dtype,
+    whole: int | None = None,
 ) -> Runner:
+    """whole: points of all processes together, so that a search rounds as it does on one."""
     if batch_size is not None:
         at_least_one("evaluation", batch_size=batch_size)
     x, _ = source.tensors(index[:2])
     check_images(x)
     x = x.to(where, dtype)
-    cost = len(index) * sum(stage.cost() * stage.count(CLASSES) for stage in chosen.stages)
+    cost = (whole or len(index)) * sum(stage.cost() * stage.count(CLASSES) for stage in chosen.stages)
     searcher = search_model(model, x) if cost > WORTH else model
     alone = searcher is model or where.type != "cpu" or _shares_state(searcher)
     shares = 1 if alone else torch.get_num_threads()
