@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import bivallate as bv
 from bivallate import collective
 from bivallate.audits.auditing import audit
-from bivallate.evaluation import evaluate, shared_points
+from bivallate.evaluation import evaluate, evaluating, shared_points
 from bivallate.evaluation.attacks import Attack
 from bivallate.evaluation.distance_file import DistanceFile
 from bivallate.evaluation.runner import Runner
@@ -116,6 +116,25 @@ def _three(rank: int, folder: Path) -> None:
     with killed(Runner, "_save", 3):
         score(folder / "one")
     torch.save(ends, folder / f"three-{rank}.pt")
+
+
+def test_a_share_is_searched_like_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy made for speed rounds otherwise: whether it is made goes by the points of all processes."""
+
+    class CopiedForSpeed(Exception):
+        pass
+
+    def copied(*_: object) -> nn.Module:
+        raise CopiedForSpeed
+
+    x, y = torch.rand(40, 1, 2, 2), torch.zeros(40, dtype=torch.long)
+    (stage,) = evaluating.parse("pgd-20", THREAT).stages
+    monkeypatch.setattr(evaluating, "search_model", copied)
+    monkeypatch.setattr(evaluating, "WORTH", 30 * stage.cost() * stage.count(10))
+    monkeypatch.setattr(collective, "world_size", lambda: 2)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 10))
+    with pytest.raises(CopiedForSpeed):
+        evaluate(network, (x, y), THREAT, "pgd-20", shared=True)
 
 
 @pytest.mark.slow
