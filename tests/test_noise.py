@@ -10,6 +10,20 @@ from bivallate.noise import Noise, permutation
 
 SHAPE = (2, 3, 4)
 KINDS = ("uniform", "normal", "sign")
+OF_ALL_VERSIONS = [
+    823690654,
+    -1325435611,
+    -233073010,
+    -1139392575,
+    249066658,
+    -832199728,
+    1763620214,
+    1350962471,
+    1531093417,
+    1044828671,
+    -1774195663,
+    -364298992,
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -94,3 +108,17 @@ def test_known_values_stay() -> None:
     drawn = Noise(0, torch.tensor([0, 1, 10**6]), 1, 2).uniform("start", (2,), torch.float64)
     bits = ((drawn * 2**23) - 0.5).long()
     assert torch.equal(bits, torch.tensor([[3123227, 3976337], [6851240, 2115001], [2520990, 6330976]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_symmetric_draw_is_the_uniform_one_moved(dtype) -> None:
+    noise = Noise(3, torch.tensor([5, 0, 2**40]), 2, 1)
+    moved = 0.031 * (2 * noise.uniform("start", SHAPE, dtype) - 1)
+    assert torch.equal(noise.symmetric("start", SHAPE, dtype, 0.031), moved)
+
+
+def test_draws_are_what_they_were() -> None:
+    """Of all versions: a run that is resumed under another one goes on with the same noise."""
+    noise = Noise(3, torch.tensor([5, 0, 2**40]), 2, 1)
+    bits = noise._bits("start", (2, 2)).flatten().tolist()
+    assert bits == OF_ALL_VERSIONS

@@ -50,6 +50,15 @@ def size(batch: Batch) -> int:
     return int(total(torch.tensor(len(batch.y), device=batch.y.device)))
 
 
+def share_of_mean(values: Tensor, batch: Batch) -> Tensor:
+    """This process's part of the mean over the whole minibatch of (B,) values, differentiable.
+
+    The sums over the processes of these parts, and of their gradients, are the mean and its gradient.
+    """
+    rows = size(batch)
+    return values.mean() if rows == len(values) else values.sum() / rows
+
+
 def gather_rows(values: Tensor, whole: int) -> Tensor:
     """The values of all ranks for a minibatch of `whole` rows, in its order: (whole, ...), without graph.
 

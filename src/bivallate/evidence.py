@@ -29,7 +29,7 @@ def gather(
         logits=terms.logits.detach(),
         y=problem.y,
         index=problem.batch.index,
-        kappa=solution.kappa,
+        kappa=lambda: solution.kappa,
         clock=problem.clock,
         clean=clean,
         attached=terms.logits,

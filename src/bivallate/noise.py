@@ -7,13 +7,16 @@ numbers.
 """
 
 import math
+import sys
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 _MASK = (1 << 64) - 1
+_TABLED = 1 << 21  # rows of a data set whose words are kept on a device, eight tables at most
 _BITS = 23  # (k + 1/2) / 2^23 is exact in float32 and never 0 or 1
 
 
@@ -34,14 +37,46 @@ def _avalanche(z: Tensor, rounds: tuple[tuple[int, int], ...], bits: int) -> Ten
     Products wrap; a mask makes the shifts logical.
     """
     for shift, factor in rounds:
-        z.bitwise_xor_((z >> shift).bitwise_and_((1 << (bits - shift)) - 1))
+        if 2 * shift == bits == 32:
+            _fold(z.view(torch.int16))
+        elif shift:
+            z.bitwise_xor_((z >> shift).bitwise_and_((1 << (bits - shift)) - 1))
         if factor:
             z.mul_(_signed(factor, bits))
     return z
 
 
+def _fold(halves: Tensor) -> None:
+    """z ^= z >> 16 for numbers z of 32 bits that are seen as halves: one launch instead of three."""
+    halves[..., _LOW::2].bitwise_xor_(halves[..., _HIGH::2])
+
+
+_LOW, _HIGH = (0, 1) if sys.byteorder == "little" else (1, 0)
 _ROUNDS_64 = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 0))
 _ROUNDS_32 = ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 0))
+# Two times all rounds with k ^ in between: z ^= z >> 16 undoes itself, so that the last round of the first
+# time and the first round of the second are one z ^= k ^ (k >> 16), which is computed for a row once.
+_BEFORE_32, _AFTER_32 = _ROUNDS_32[:-1], ((0, _ROUNDS_32[0][1]), *_ROUNDS_32[1:])
+
+
+def _words(key: int, index: Tensor) -> Tensor:
+    """(B, 2) int32, what a key gives each row: at _LOW a word, at _HIGH another one, k ^ (k >> 16)."""
+    mixed = torch.add(torch.tensor(_signed(key)), index.long(), alpha=_signed(0x9E3779B97F4A7C15))
+    words = _avalanche(mixed, _ROUNDS_64, 64).view(torch.int32).view(-1, 2)
+    _fold(words.view(torch.int16)[:, 2 * _HIGH : 2 * _HIGH + 2])
+    return words
+
+
+@lru_cache(maxsize=8)
+def _table(key: int, population: int, device: torch.device) -> Tensor:
+    """The words of all rows of a data set on a device, where one launch then finds those of a minibatch."""
+    return _words(key, torch.arange(population, device=device))
+
+
+@lru_cache(maxsize=8)
+def _counters(cells: int, device: torch.device) -> Tensor:
+    """(cells,) int32, what tells the cells of a row apart."""
+    return torch.arange(cells, dtype=torch.int32, device=device) * _signed(0x9E3779B9, 32)
 
 
 @dataclass(frozen=True)
@@ -55,6 +90,8 @@ class Noise:
         index: (B,) int64, rows in the data set; the only thing that tells examples apart.
         epoch: pass over the data.
         turn: what distinguishes draws within an epoch: a replay, a restart, or a cycle of a second stream.
+        population: rows of the data set, all of `index` below it, where that is known, else 0. It changes no
+            number; on a device what belongs to the rows is then computed once an epoch.
 
     Example:
         >>> noise = Noise(seed=0, index=torch.tensor([7, 3]))
@@ -67,32 +104,45 @@ class Noise:
     index: Tensor
     epoch: int = 0
     turn: int = 0
+    population: int = 0
 
     def _bits(self, purpose: str, shape: tuple[int, ...]) -> Tensor:
         key = 0
         for part in (self.seed, zlib.crc32(purpose.encode()), self.epoch, self.turn):
             key = _mix((key + (part & _MASK) + 0x9E3779B97F4A7C15) & _MASK)
-        rows = self.index.long() * _signed(0x9E3779B97F4A7C15) + _signed(key)
-        rows = _avalanche(rows, _ROUNDS_64, 64)
-        low, high = rows.to(torch.int32), (rows >> 32).to(torch.int32)
-        cells = torch.arange(math.prod(shape), dtype=torch.int32, device=rows.device) * _signed(
-            0x9E3779B9, 32
-        )
-        z = _avalanche(cells + low[:, None], _ROUNDS_32, 32).bitwise_xor_(high[:, None])
-        return _avalanche(z, _ROUNDS_32, 32).view(-1, *shape)
+        device = self.index.device
+        if 0 < self.population <= _TABLED and device.type != "cpu":
+            words = _table(key, self.population, device).index_select(0, self.index)
+        else:
+            words = _words(key, self.index)
+        z = _counters(math.prod(shape), device) + words[:, _LOW, None]
+        z = _avalanche(z, _BEFORE_32, 32).bitwise_xor_(words[:, _HIGH, None])
+        return _avalanche(z, _AFTER_32, 32).view(-1, *shape)
+
+    def _level(self, purpose: str, shape: tuple[int, ...], dtype: torch.dtype, plus: float) -> Tensor:
+        """(B, *shape) k + plus, k uniform on 0, ..., 2^23 - 1."""
+        kept = self._bits(purpose, shape).bitwise_right_shift_(32 - _BITS).bitwise_and_((1 << _BITS) - 1)
+        if kept.device.type == "cpu":
+            return kept.to(dtype).add_(plus)
+        return torch.add(torch.tensor(plus, dtype=dtype), kept)  # the same in one launch
 
     def uniform(self, purpose: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """(B, *shape) uniform on the open interval (0, 1); the same values in every floating dtype."""
-        kept = self._bits(purpose, shape).bitwise_right_shift_(32 - _BITS).bitwise_and_((1 << _BITS) - 1)
-        return kept.to(dtype).add_(0.5).mul_(2.0**-_BITS)
+        return self._level(purpose, shape, dtype, 0.5).mul_(2.0**-_BITS)
+
+    def symmetric(
+        self, purpose: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, radius: float = 1.0
+    ) -> Tensor:
+        """(B, *shape) uniform on (-radius, radius): radius (2 u - 1) of the same u, to the bit."""
+        return self._level(purpose, shape, dtype, 0.5 - 2.0 ** (_BITS - 1)).mul_(radius * 2.0 ** (1 - _BITS))
 
     def sign(self, purpose: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """(B, *shape) of -1 and +1, each with probability one half."""
-        return (self.uniform(purpose, shape, dtype) - 0.5).sign()
+        return self.symmetric(purpose, shape, dtype).sign_()
 
     def normal(self, purpose: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """(B, *shape) standard normal, by inversion of the distribution function (|value| below 5.3)."""
-        return torch.erfinv(2 * self.uniform(purpose, shape, dtype) - 1) * math.sqrt(2)
+        return self.symmetric(purpose, shape, dtype).erfinv_().mul_(math.sqrt(2))
 
     def integers(self, purpose: str, low: int, high: int, shape: tuple[int, ...] = ()) -> Tensor:
         """(B, *shape) int64, uniform on low, ..., high - 1."""

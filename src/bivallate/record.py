@@ -31,35 +31,41 @@ class NonFinite(UserError):
 class DeviceRecord:
     """The record of one step while its numbers are on the device that computed them.
 
+    Nothing is computed there for the record alone: what a weight or a margin is in it is found on the
+    processor, after the one transfer.
+
     Attributes:
-        sums: (4,) loss, correct, mean weight, effective sample size. rows: of every example. relative,
-            margin: as in `StepRecord`. logged: numbers, or tensors of one.
+        loss: of the whole minibatch, divided by `share` to be the mean over this process's rows.
+        index, y, weights: (B,). logits: (B, K) at the adversarial points. logged: numbers, or tensors of one.
     """
 
-    sums: Tensor
-    rows: Tensor
-    relative: Tensor
-    margin: Tensor
+    loss: Tensor
+    share: float
+    index: Tensor
+    y: Tensor
+    weights: Tensor
+    logits: Tensor
     passes: Passes
     logged: Mapping[str, float | Tensor]
 
-    def read(self, *besides: Tensor) -> tuple[StepRecord, list[float]]:
-        """The record, and the values of tensors of one number, in one transfer."""
+    def read(self, *besides: Tensor) -> tuple[StepRecord, list[Tensor]]:
+        """The record, and other tensors, in one transfer."""
         logged = {name: value for name, value in self.logged.items() if isinstance(value, Tensor)}
-        found = to_cpu([self.sums, self.rows, self.relative, self.margin, *logged.values(), *besides])
-        sums, rows, relative, margin = (value.tolist() for value in found[:4])
-        (loss, correct, mean, effective), rest = sums, [float(value) for value in found[4:]]
+        own = [self.loss, self.index, self.y, self.weights, self.logits]
+        found = to_cpu([*own, *logged.values(), *besides])
+        (loss, index, y, w, logits), rest = found[:5], found[5:]
+        mean, tiny = w.mean(), torch.finfo(w.dtype).tiny
         record = StepRecord(
-            loss=loss,
-            correct=int(correct),
-            examples=len(rows),
-            weight_mean=mean,
-            effective=effective,
-            rows=rows,
-            relative=relative,
-            margin=margin,
+            loss=float(loss) / self.share,
+            correct=int((logits.argmax(1) == y).sum()),
+            examples=len(index),
+            weight_mean=float(mean),
+            effective=float(mean.square() / w.square().mean().clamp(min=tiny)),
+            rows=index.tolist(),
+            relative=(w / mean.clamp(min=tiny)).tolist(),
+            margin=_margin(logits, y).to(w.dtype).tolist(),
             passes=self.passes,
-            logged={**self.logged, **dict(zip(logged, rest, strict=False))},  # pyright: ignore
+            logged={**self.logged, **{name: float(value) for name, value in zip(logged, rest, strict=False)}},  # pyright: ignore
         )
         return record, rest[len(logged) :]
 
@@ -79,21 +85,22 @@ def reduce_and_check(
         NonFinite: the loss or a gradient is not finite.
     """
     if not collective.is_distributed():
-        record, seen = unread.read(_norm(model), loss)
-        _check_finite(seen[0], seen[1], clock)
+        record, (norms, value) = unread.read(_norms(model), loss)
+        _check_finite(float(norms.norm()), float(value), clock)
         return replace(record, told=tuple(tell(record)))
     record, _ = unread.read()
     told = loss.new_tensor(tell(record))
     along = summed(model, torch.stack([loss, *told]))
-    norm, value, *words = to_cpu([torch.cat([_norm(model).to(along)[None], along])])[0].tolist()
-    _check_finite(norm, value, clock)
+    norms, along = to_cpu([_norms(model), along])
+    value, *words = along.tolist()
+    _check_finite(float(norms.norm()), value, clock)
     return replace(record, told=tuple(words))
 
 
-def _norm(model: nn.Module) -> Tensor:
-    """The norm of all gradients together."""
+def _norms(model: nn.Module) -> Tensor:
+    """The norm of each gradient; they are finite where that of all together is."""
     grads = [p.grad for p in model.parameters() if p.grad is not None]
-    return nn.utils.get_total_norm(grads) if grads else torch.zeros(())
+    return torch.stack(torch._foreach_norm(grads)) if grads else torch.zeros(1)  # pyright: ignore
 
 
 def _check_finite(norm: float, loss: float, clock: Clock) -> None:
@@ -119,16 +126,12 @@ def summarise(
     On several processes the numbers are those of this rank's share of the minibatch: the loss, which was
     divided by the size of the whole minibatch, is scaled to the mean over the share.
     """
-    w, y = weights.detach(), problem.y
-    loss = loss.detach() * (collective.size(problem.batch) / len(y))
-    correct = (terms.logits.detach().argmax(1) == y).sum(dtype=w.dtype)
-    mean = w.mean()
-    effective = mean.square() / w.square().mean().clamp(min=torch.finfo(w.dtype).tiny)
-    relative = w / mean.clamp(min=torch.finfo(w.dtype).tiny)
-    sums = torch.stack([loss.to(w.dtype), correct, mean, effective])
-    margin = _margin(terms.logits.detach(), y).to(w.dtype)
+    share = len(problem.y) / collective.size(problem.batch)
     logged = {**problem.log, **method.weighting.log()}
-    return DeviceRecord(sums, problem.batch.index, relative, margin, problem.forward.passes, logged)
+    return DeviceRecord(
+        loss.detach(), share, problem.batch.index, problem.y, weights.detach(), terms.logits.detach(),
+        problem.forward.passes, logged,
+    )  # fmt: skip
 
 
 def _margin(logits: Tensor, y: Tensor) -> Tensor:

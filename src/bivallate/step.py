@@ -53,7 +53,7 @@ def differentiate(
     method.weighting.update(evidence)  # a running state moves first
     method.weighting.fit(evidence, lookahead)  # third level: the weights themselves learn
     weights = method.weighting(evidence)
-    loss = (weights * terms.robust + terms.anchor).sum() / collective.size(batch)
+    loss = collective.share_of_mean(weights * terms.robust + terms.anchor, batch)
     loss.backward()  # carries d delta*/d theta when coupled
     method.solver.feedback(problem, solution.delta, evidence)
     return loss.detach(), summarise(loss, weights, terms, problem, method)

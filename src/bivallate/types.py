@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bivallate.late_field import Later
+
 __all__ = [
     "AttackStart",
     "Batch",
@@ -74,6 +76,7 @@ class Batch:
         whole: number of rows of the minibatch over all processes; None where it is not known, then the
             processes add their rows up.
         mixed: the second label of each image, where images are mixed (`augment=cutmix:...`), or None.
+        population: rows of the data set that index counts, or 0 where it is not known; see `Noise`.
     """
 
     x: Tensor
@@ -83,6 +86,7 @@ class Batch:
     meta: Batch | None = None
     whole: int | None = None
     mixed: Mixed | None = None
+    population: int = 0
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -90,7 +94,7 @@ class Batch:
         meta = self.meta.to(device) if self.meta is not None else None
         x, y, index = (t.to(device, non_blocking=True) for t in (self.x, self.y, self.index))
         mixed = self.mixed.to(device) if self.mixed is not None else None
-        return Batch(x, y, index, view, meta, self.whole, mixed)
+        return Batch(x, y, index, view, meta, self.whole, mixed, self.population)
 
 
 @dataclass(frozen=True)
@@ -159,26 +163,6 @@ class Passes:
 
 
 @dataclass(frozen=True)
-class AttackStart:
-    """Where an attack took its first gradient, and what the network answered there.
-
-    Attributes:
-        delta: (B, C, H, W). logits: (B, K), with graph in theta where the solver has kept that pass.
-        gradient_at_zero: (B, C, H, W) gradient of the objective where delta is exactly 0, or None.
-        training: whether the network was in train mode.
-    """
-
-    delta: Tensor
-    logits: Tensor
-    gradient_at_zero: Tensor | None = None
-    training: bool = False
-
-    def at_other_parameters(self) -> AttackStart:
-        """The same point, without the graph and the gradient of the parameters that it was passed at."""
-        return AttackStart(self.delta, self.logits.detach())
-
-
-@dataclass(frozen=True)
 class Solution:
     """Where a solver of the lower level ended.
 
@@ -196,8 +180,8 @@ class Solution:
 
     delta: Tensor
     before_last: Tensor
-    kappa: Tensor
-    evaluations: Tensor
+    kappa: Later = Later()
+    evaluations: Later = Later()
     class_score: Tensor | None = None
     helper: Tensor | None = None
     start: AttackStart | None = None
@@ -235,9 +219,9 @@ class Evidence:
     logits: Tensor
     y: Tensor
     index: Tensor
-    kappa: Tensor
-    clock: Clock
-    clean: Callable[[], Tensor]
+    kappa: Later = Later()
+    clock: Clock  # pyright: ignore[reportGeneralTypeIssues]  kappa has no default
+    clean: Callable[[], Tensor]  # pyright: ignore[reportGeneralTypeIssues]
     attached: Tensor | None = None
     class_score: Tensor | None = None
 

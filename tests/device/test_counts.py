@@ -93,7 +93,7 @@ def plain_kernels(network: str, steps: int) -> int:
 
 
 # of a step's launches by hand: of one attack step, of the rest, of ten attack steps and the rest
-LEANEST = {"preact-resnet18": (1.02, 1.6, 1.07), "tiny-cnn": (1.05, 3.8, 1.4)}
+LEANEST = {"preact-resnet18": (0.98, 1.2, 1.001), "tiny-cnn": (0.89, 1.92, 1.01)}
 
 
 @pytest.mark.parametrize("network", LEANEST)
@@ -102,4 +102,4 @@ def test_a_step_launches_little_more_than_one_by_hand(card, network: str) -> Non
     ours, by_hand = (many - few) / 2, (more - less) / 2
     rest, straight = few - 2 * ours, less - 2 * by_hand
     found = ours / by_hand, rest / straight, (10 * ours + rest) / (10 * by_hand + straight)
-    assert all(1 <= value <= most for value, most in zip(found, LEANEST[network], strict=True)), found
+    assert all(0.8 <= value <= most for value, most in zip(found, LEANEST[network], strict=True)), found

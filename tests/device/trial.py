@@ -31,7 +31,7 @@ class Trial:
         generator = torch.Generator().manual_seed(0)
         x = torch.rand(ROWS, 1, 8, 8, generator=generator, dtype=dtype).to(device)
         y, index = (torch.arange(ROWS) % 3).to(device), torch.arange(ROWS).to(device)
-        self.batch = Batch(x, y, index, meta=Batch(x[:4], y[:4], index[:4]))
+        self.batch = Batch(x, y, index, meta=Batch(x[:4], y[:4], index[:4]), population=ROWS)
         narrow = {} if network == "tiny-cnn" else {"width": 0.0625}
         made = bv.models.create(network, num_classes=3, shape=(1, 8, 8), seed=0, **narrow)
         self.model = made.to(device, dtype).train()

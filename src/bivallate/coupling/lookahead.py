@@ -139,7 +139,7 @@ class Lookahead:
             terms = self._terms(self.problem, theta, self.x_adv)
         if second_order:
             passes.backward += passes.forward - before
-        loss = (weights * terms.robust + terms.anchor).sum() / collective.size(self.problem.batch)
+        loss = collective.share_of_mean(weights * terms.robust + terms.anchor, self.problem.batch)
         return _total_gradient(loss, theta, create_graph=second_order)[0]
 
     def _attack(self, second: LowerProblem, parameters: Named) -> Tensor:
@@ -174,7 +174,7 @@ class Lookahead:
 
 def _mean(terms: Terms, problem: LowerProblem) -> Tensor:
     """This rank's part of the mean loss over the whole minibatch."""
-    return (terms.robust + terms.anchor).sum() / collective.size(problem.batch)
+    return collective.share_of_mean(terms.robust + terms.anchor, problem.batch)
 
 
 def _total_gradient(loss: Tensor, parameters: Named, create_graph: bool = False) -> tuple[Named, Tensor]:

@@ -112,7 +112,7 @@ class Batches:
         cutmix = self.augmentation.cutmix
         parts = self._resident_parts(shares, views) if self.resident else self._parts(shares, views)
         for step, (begin, end), rows, part in zip(count(start_step), cuts, shares, parts, strict=False):
-            batch = self._shown(part, end - begin)
+            batch = self._shown(part, end - begin, len(self.split))
             if cutmix:
                 other, noise = partial(self._others, epoch), Noise(self.seed, rows, epoch)
                 batch = mixed(batch, noise, cutmix, other, len(self.split))
@@ -174,20 +174,22 @@ class Batches:
         raw, index, y, *drawn = uploaded([raw, rows, split.labels[rows], *drawn], self.device)
         return raw, index, y, None if view is None else view.of(drawn, self.device)
 
-    def _shown(self, part: Part, whole: int) -> Batch:
+    def _shown(self, part: Part, whole: int, population: int) -> Batch:
         """Make the minibatch: augment the images by their views and scale them."""
         raw, index, y, view = part
         raw = raw if view is None else self.augmentation.cut(raw, view)
         if self.sides is None:
-            return Batch(as_float(raw), y, index, view, whole=whole)
-        return Batch(_scaled(as_float(raw), self.sides), y, index, whole=whole)
+            return Batch(as_float(raw), y, index, view, whole=whole, population=population)
+        scaled = _scaled(as_float(raw), self.sides)
+        return Batch(scaled, y, index, whole=whole, population=population)
 
     def _others(self, epoch: int, rows: Tensor) -> Batch:
         """Rows of the split with this epoch's augmentation, to be pasted into others."""
         views = self._views(rows, epoch, 0)
         if self.resident is not None:
-            return self._shown(next(self._resident_parts([rows], views)), len(rows))
-        return self._shown(self._sent(self.split, self.split.raw(rows), rows, views), len(rows))
+            return self._shown(next(self._resident_parts([rows], views)), len(rows), len(self.split))
+        sent = self._sent(self.split, self.split.raw(rows), rows, views)
+        return self._shown(sent, len(rows), len(self.split))
 
     def _meta(self, position: int) -> Batch:
         """The second stream's minibatch for the run's minibatch `position`; cycles hold whole ones only."""
@@ -198,7 +200,8 @@ class Batches:
         rows = order[step * self.meta_batch_size : (step + 1) * self.meta_batch_size]
         mine = rows[self.rank :: self.world]
         views = self._views(mine, cycle, META)
-        return self._shown(self._sent(self.meta, self.meta.raw(mine), mine, views), len(rows))
+        sent = self._sent(self.meta, self.meta.raw(mine), mine, views)
+        return self._shown(sent, len(rows), len(self.meta))
 
 
 def _scaled(x: Tensor, sides: tuple[int, int]) -> Tensor:

@@ -68,6 +68,10 @@ class TurnNoise:
         """As `Noise.uniform`."""
         return self._draw("uniform", *args, **options)
 
+    def symmetric(self, *args: Any, **options: Any) -> Tensor:
+        """As `Noise.symmetric`."""
+        return self._draw("symmetric", *args, **options)
+
     def normal(self, *args: Any, **options: Any) -> Tensor:
         """As `Noise.normal`."""
         return self._draw("normal", *args, **options)

@@ -33,7 +33,7 @@ def sphere(problem: LowerProblem) -> Tensor:
     """A start on the ball's surface: eps t / ||t||, t uniform for Linf and Gaussian for L2, then the box."""
     shape, dtype = tuple(problem.x.shape[1:]), problem.x.dtype
     if isinstance(problem.threat, Linf):
-        t = 2 * problem.noise.uniform("start", shape, dtype) - 1
+        t = problem.noise.symmetric("start", shape, dtype)
     else:
         t = problem.noise.normal("start", shape, dtype)
     delta = problem.threat.eps * t / per_example(problem.threat.size(t) + TINY, t)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -41,11 +41,11 @@ class Walk:
     before: Tensor
     grad: Tensor
     first: Tensor
-    said: Tensor
+    said: Sequence[Tensor]
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All fields, in their order."""
-        return self.delta, self.before, self.grad, self.first, self.said
+        return self.delta, self.before, self.grad, self.first, *self.said
 
 
 class Walker(Protocol):
@@ -81,7 +81,8 @@ class Recorded:
         self.graph.replay()
         passes.forward += self.passes.forward
         passes.backward += self.passes.backward
-        return Walk(*(value.clone() for value in self.made.tensors()))
+        delta, before, grad, first, *said = (value.clone() for value in self.made.tensors())
+        return Walk(delta, before, grad, first, said)
 
 
 class CudaGraphs:

@@ -17,7 +17,7 @@ from bivallate.lower.direction import Adam, Direction, Raw, Steepest, steepest
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Remembering, Solver
 from bivallate.lower.start import Gaussian, Given, Start, Zero, uniform
-from bivallate.lower.stop import FOSCBelow, Iterate, Misclassified, Never, Stop, fosc, never
+from bivallate.lower.stop import FOSCBelow, Iterate, Misclassified, Never, Stop, mean_fosc, never
 from bivallate.lower.threat import Linf
 from bivallate.parts import part
 from bivallate.roles import Composition
@@ -92,7 +92,9 @@ class PGD(Solver):
         linf = isinstance(problem.threat, Linf) and isinstance(self.direction, Steepest)
         return linf and isinstance(self.stop, Never | Misclassified)
 
-    def _report(self, problem: LowerProblem, delta: Tensor, grad: Tensor, taken: Tensor) -> None:
+    def _report(
+        self, problem: LowerProblem, delta: Tensor, grad: Tensor, taken: Tensor | None = None
+    ) -> None:
         """Log the mean FOSC in the stop's form, and with a stop the mean number of steps made.
 
         FOSC is taken at the points of the last gradients: the result for an example that has stopped, and one
@@ -102,9 +104,9 @@ class PGD(Solver):
         form = self.stop.form if isinstance(self.stop, FOSCBelow) else "ball"
         rough = self._signs(problem) and getattr(problem.forward.model, "autocast_dtype", None) is not None
         if not rough:
-            value = fosc(form, problem.threat, grad.detach(), problem.x, delta).mean()
+            value = mean_fosc(form, problem.threat, grad.detach(), problem.x, delta)
             problem.log["fosc" if form == "ball" else "fosc_in_box"] = value
-        if not isinstance(self.stop, Never):
+        if taken is not None and not isinstance(self.stop, Never):
             problem.log["steps"] = taken.float().mean()
 
     def solve(self, problem: LowerProblem) -> Solution:
@@ -122,8 +124,8 @@ class PGD(Solver):
             logits, grad = problem.ascent(delta, signs=self._signs(problem) and not self._near(k))
             said.append(logits)
             first = grad if k == 0 else first
-            before, delta = delta, problem.project(delta + self.step_size * direction(grad))
-        return Walk(delta, before, grad, first, torch.stack(said))
+            before, delta = delta, problem.project(torch.add(delta, direction(grad), alpha=self.step_size))
+        return Walk(delta, before, grad, first, said)
 
     def walk_key(self) -> Hashable:
         """The fields that `walk` depends on, besides the problem."""
@@ -138,10 +140,13 @@ class PGD(Solver):
         # a graph repeats what was recorded: a user's own direction may read the noise or the clock
         recordable = type(self.direction) in (Steepest, Raw, Adam)
         walk = walked(self, problem, start) if recordable else self.walk(problem, start)
-        spent = torch.full_like(problem.y, self.steps)
-        kappa = (walk.said.argmax(2) == problem.y).sum(0)
-        self._report(problem, walk.before, walk.grad, spent)
+        self._report(problem, walk.before, walk.grad)
         first = self._began(problem, start, walk.said[0], walk.first)
+
+        def kappa() -> Tensor:
+            return (torch.stack(list(walk.said)).argmax(2) == problem.y).sum(0)
+
+        spent = lambda: torch.full_like(problem.y, self.steps)  # noqa: E731
         return Solution(walk.delta, walk.before, kappa, spent, start=first)
 
     def _began(self, problem: LowerProblem, delta: Tensor, logits: Tensor, grad: Tensor) -> AttackStart:

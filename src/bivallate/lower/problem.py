@@ -92,7 +92,7 @@ class LowerProblem:
         self.batch, self.x, self.y = batch, batch.x, batch.y
         self.objective, self.threat = objective, threat
         self.clock = clock = clock or Clock()
-        self.noise = noise or Noise(clock.seed, batch.index, clock.epoch, clock.replay)
+        self.noise = noise or Noise(clock.seed, batch.index, clock.epoch, clock.replay, batch.population)
         self.coupled = False
         self.log: dict[str, float | Tensor] = {}
         self.class_score: Tensor | None = None
@@ -101,6 +101,7 @@ class LowerProblem:
         self._clean = clean_logits
         self._at_solution: Tensor | None = None
         self._box: tuple[Tensor, Tensor] | None = None
+        self._ones: Tensor | None = None
 
     @property
     def clean_logits(self) -> Tensor:
@@ -123,7 +124,7 @@ class LowerProblem:
         if type(self.threat) is not Linf:
             return self.threat.project(delta, self.x)
         lo, up = self._box = self._box or self.threat.bounds(self.x)
-        return torch.minimum(torch.maximum(delta, lo), up)
+        return torch.clamp(delta, lo, up)
 
     def ascent(self, delta: Tensor, *, signs: bool = False) -> tuple[Tensor, Tensor]:
         """Logits (B, K) and d objective_i / d delta_i (B, C, H, W), both without graph.
@@ -161,10 +162,9 @@ class LowerProblem:
                 if create_graph:
                     again.enter_context(twice_differentiable())
                 logits = self.forward(self.x + point, exact=not signs)
-            total = objective(self, logits).sum()
-            (grad,) = torch.autograd.grad(
-                total, point, create_graph=create_graph, retain_graph=create_graph or keep
-            )
+            values = objective(self, logits)
+            self._ones = torch.ones_like(values) if self._ones is None else self._ones
+            (grad,) = torch.autograd.grad(values, point, self._ones, create_graph or keep, create_graph)
         return Graph(point, logits, grad)
 
     def value(self, delta: Tensor) -> tuple[Tensor, Tensor]:

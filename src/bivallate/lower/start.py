@@ -59,7 +59,8 @@ class Uniform(Start):
         check_range("radius", self.radius, 0)
 
     def __call__(self, problem: LowerProblem) -> Tensor:
-        return self.radius * problem.threat.random(problem.noise, problem.x)
+        drawn = problem.threat.random(problem.noise, problem.x)
+        return drawn if self.radius == 1 else self.radius * drawn
 
 
 @part

@@ -5,6 +5,7 @@ A stop makes a fresh rule for each solve, so that no state outlives it.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from bivallate.errors import UserError, check_range, unknown
 from bivallate.lower.problem import LowerProblem
-from bivallate.lower.threat import ThreatModel
+from bivallate.lower.threat import Linf, ThreatModel
 from bivallate.parts import part
 from bivallate.roles import Role
 from bivallate.schedule import Schedule, at
@@ -39,6 +40,14 @@ def fosc(form: Form, threat: ThreatModel, grad: Tensor, x: Tensor, delta: Tensor
     Reference: Wang et al., Dynamic AT, ICML 2019, eq. 4, in the closed form that follows it.
     """
     return threat.ball_support(grad, delta) if form == "ball" else threat.support(grad, x, delta)
+
+
+def mean_fosc(form: Form, threat: ThreatModel, grad: Tensor, x: Tensor, delta: Tensor) -> Tensor:
+    """The mean of `fosc` over the examples, a tensor of one number."""
+    if form == "ball" and type(threat) is Linf and threat.eps > 0:  # |g| - delta g / eps, in few launches
+        rest = torch.addcmul(grad.abs(), grad, delta, value=-1 / threat.eps)
+        return rest.mean().mul_(threat.eps * math.prod(grad.shape[1:]))
+    return fosc(form, threat, grad, x, delta).mean()
 
 
 @dataclass(frozen=True)

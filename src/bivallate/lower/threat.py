@@ -112,8 +112,7 @@ class Linf:
 
     def project(self, delta: Tensor, x: Tensor) -> Tensor:
         """Clamp to [lo, up]."""
-        lo, up = self.bounds(x)
-        return torch.minimum(torch.maximum(delta, lo), up)
+        return torch.clamp(delta, *self.bounds(x))
 
     def retract(self, delta: Tensor, x: Tensor) -> Tensor:
         """Clamp whose derivative is the strict 0/1 mask H_C (Fast-BAT, Corollary 1).
@@ -130,7 +129,7 @@ class Linf:
 
     def random(self, noise: Noise, x: Tensor, purpose: str = "start") -> Tensor:
         """Uniform on [-eps, eps]."""
-        return self.eps * (2 * noise.uniform(purpose, tuple(x.shape[1:]), x.dtype) - 1)
+        return noise.symmetric(purpose, tuple(x.shape[1:]), x.dtype, self.eps)
 
     def steepest(self, grad: Tensor) -> Tensor:
         """sign(grad)."""

@@ -91,7 +91,7 @@ class AWP(Loss):
         buffers = {n: b.clone() for n, b in module.named_buffers()}
         with torch.enable_grad(), in_mode(module, training=True, track=False, dropout=True):
             terms = self.loss(problem.at({**theta, **buffers}), x_adv)
-            climbed = (terms.robust + terms.anchor).sum() / collective.size(problem.batch)
+            climbed = collective.share_of_mean(terms.robust + terms.anchor, problem.batch)
             grads = torch.autograd.grad(climbed, list(theta.values()), materialize_grads=True)
         steps = dict(zip(theta, collective.totals(grads), strict=True))
         return {

@@ -8,11 +8,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bivallate.errors import check_range
+from bivallate.kept_constants import filled_like
 from bivallate.lower.labels import label_loss
 from bivallate.lower.objective import CrossEntropy, kl
 from bivallate.lower.problem import LowerProblem
@@ -68,7 +68,7 @@ class Adversarial(Loss):
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
         logits = problem.logits_at_solution(x_adv)
         robust = label_loss(problem, logits, self.smoothing)
-        return Terms(robust, torch.zeros_like(robust), logits)
+        return Terms(robust, filled_like(robust, 0), logits)
 
 
 @part

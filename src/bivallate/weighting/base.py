@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError
+from bivallate.kept_constants import filled_like
 from bivallate.parts import part
 from bivallate.roles import Composition, Role
 from bivallate.types import Clock, Evidence, Facts
@@ -79,7 +80,7 @@ class Equal(Weighting):
         return True
 
     def weigh(self, evidence: Evidence) -> Tensor:
-        return torch.ones_like(evidence.loss)
+        return filled_like(evidence.loss, 1)
 
 
 equal = Equal()

@@ -1,0 +1,69 @@
+"""Draws on a device are those of a processor, to the bit; constants that are kept, and fields filled late."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.device.test_counts import count
+
+from bivallate.kept_constants import filled_like
+from bivallate.noise import Noise
+from bivallate.types import Solution
+
+ROWS = 40
+
+
+def draws(device: str, population: int) -> list[list[float]]:
+    """Of a few rows, of every kind."""
+    noise = Noise(3, torch.tensor([5, 0, 39, 7]).to(device), 2, 1, population)
+    made = [noise.uniform("a", (3, 2)), noise.symmetric("b", (5,), torch.float64, 0.1), noise.sign("c", ())]
+    return [value.cpu().flatten().tolist() for value in made]
+
+
+@pytest.mark.parametrize("population", [0, ROWS])
+def test_a_device_draws_what_a_processor_draws(card, population: int) -> None:
+    assert card(draws, "cuda", population) == draws("cpu", 0)
+
+
+def launches(population: int) -> int:
+    """Of one uniform draw in a ball, after the first of the epoch."""
+    noise = Noise(3, torch.tensor([5, 0, 39, 7]).to("cuda"), 2, 1, population)
+    return count(lambda: noise.symmetric("start", (3, 8, 8), radius=0.1))
+
+
+def test_a_draw_is_a_few_launches(card) -> None:
+    assert card(launches, ROWS) <= 19
+    assert card(launches, 0) <= 32
+
+
+def test_a_kept_constant_that_was_written_to_is_given_to_nobody_else() -> None:
+    like = torch.zeros(3, dtype=torch.float64)
+    first = filled_like(like, 7)
+    assert filled_like(like, 7) is first
+    first += 1
+    assert filled_like(like, 7).tolist() == [7, 7, 7]
+    assert filled_like(like.float(), 7).dtype == torch.float32
+    with torch.inference_mode():
+        assert not filled_like(torch.zeros(4), 7).is_inference()
+    for rows in range(5, 60):  # not for ever
+        filled_like(torch.zeros(rows), 7)
+    assert filled_like(like, 7) is not first
+
+
+def test_a_solution_counts_when_it_is_asked() -> None:
+    asked = []
+    zero = torch.zeros(2)
+
+    def later() -> torch.Tensor:
+        asked.append(True)
+        return zero + 1
+
+    solution = Solution(zero, zero, later, zero)
+    assert not asked
+    assert solution.kappa.tolist() == solution.kappa.tolist() == [1, 1]
+    assert len(asked) == 1
+    assert replace(solution, helper=zero).kappa.tolist() == [1, 1]
+    with pytest.raises(TypeError, match="kappa"):
+        Solution(zero, zero)  # pyright: ignore[reportCallIssue]
