@@ -29,23 +29,3 @@ class Later:
 
     def __set__(self, instance: Any, value: Tensor | Callable[[], Tensor]) -> None:
         vars(instance)[self.name] = value
-
-
-@dataclass(frozen=True)
-class AttackStart:
-    """Where an attack took its first gradient, and what the network answered there.
-
-    Attributes:
-        delta: (B, C, H, W). logits: (B, K), with graph in theta where the solver has kept that pass.
-        gradient_at_zero: (B, C, H, W) gradient of the objective where delta is exactly 0, or None.
-        training: whether the network was in train mode.
-    """
-
-    delta: Tensor
-    logits: Tensor
-    gradient_at_zero: Tensor | None = None
-    training: bool = False
-
-    def at_other_parameters(self) -> AttackStart:
-        """The same point, without the graph and the gradient of the parameters that it was passed at."""
-        return AttackStart(self.delta, self.logits.detach())

@@ -163,6 +163,26 @@ class Passes:
 
 
 @dataclass(frozen=True)
+class AttackStart:
+    """Where an attack took its first gradient, and what the network answered there.
+
+    Attributes:
+        delta: (B, C, H, W). logits: (B, K), with graph in theta where the solver has kept that pass.
+        gradient_at_zero: (B, C, H, W) gradient of the objective where delta is exactly 0, or None.
+        training: whether the network was in train mode.
+    """
+
+    delta: Tensor
+    logits: Tensor
+    gradient_at_zero: Tensor | None = None
+    training: bool = False
+
+    def at_other_parameters(self) -> AttackStart:
+        """The same point, without the graph and the gradient of the parameters that it was passed at."""
+        return AttackStart(self.delta, self.logits.detach())
+
+
+@dataclass(frozen=True)
 class Solution:
     """Where a solver of the lower level ended.
 
@@ -180,8 +200,8 @@ class Solution:
 
     delta: Tensor
     before_last: Tensor
-    kappa: Later = Later()
-    evaluations: Later = Later()
+    kappa: Later = Later()  # noqa: RUF009  a descriptor
+    evaluations: Later = Later()  # noqa: RUF009  a descriptor
     class_score: Tensor | None = None
     helper: Tensor | None = None
     start: AttackStart | None = None
@@ -219,7 +239,7 @@ class Evidence:
     logits: Tensor
     y: Tensor
     index: Tensor
-    kappa: Later = Later()
+    kappa: Later = Later()  # noqa: RUF009  a descriptor
     clock: Clock  # pyright: ignore[reportGeneralTypeIssues]  kappa has no default
     clean: Callable[[], Tensor]  # pyright: ignore[reportGeneralTypeIssues]
     attached: Tensor | None = None
