@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,8 @@ from tests.run.runs import Killed, digits, kill_at, same, train
 import bivallate as bv
 from bivallate.coupling.lookahead import Lookahead
 from bivallate.coupling.lookahead import rates as rates_of
-from bivallate.run.checkpoint import newest
+from bivallate.errors import UserError
+from bivallate.run.checkpoint import newest, pack_optimizer, unpack_optimizer
 from bivallate.run.optim import set_rate
 from bivallate.run.progress import Progress
 from bivallate.types import Clock
@@ -86,6 +89,26 @@ class TwoRates:
         return torch.optim.SGD(groups, self.lr, momentum=0.9)
 
 
+class Shrinking(torch.optim.SGD):
+    """Steps of size 1 / (1 + count); a parameter's count is a number, not a tensor."""
+
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            count = self.state[p].setdefault("count", 0)
+            p.data.sub_(p.grad, alpha=self.param_groups[0]["lr"] / (1 + count))
+            self.state[p]["count"] = count + 1
+
+
+@bv.part
+class Counting:
+    """An optimiser with state that is no tensor."""
+
+    lr: float = 0.1
+
+    def make(self, model):
+        return Shrinking(model.parameters(), self.lr)
+
+
 class Watched(Progress):
     """Keeps the rates of every minibatch."""
 
@@ -118,6 +141,32 @@ def test_a_run_with_groups_resumes_to_the_bit_and_names_its_parameters(tmp_path,
     }
     bv.resume(tmp_path / "killed", dataset=digits())
     same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_run_whose_optimiser_keeps_numbers_resumes_to_the_bit(tmp_path, monkeypatch):
+    train(tmp_path / "whole", optimizer=Counting())
+    with monkeypatch.context() as patch:
+        kill_at(patch, 4)
+        with pytest.raises(Killed):
+            train(tmp_path / "killed", optimizer=Counting())
+    bv.resume(tmp_path / "killed", dataset=digits())
+    same(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize("value", [3, 0.1, True, None, torch.ones(2), [1.0], "late"], ids=str)
+def test_state_of_an_optimiser_is_kept_or_refused(value):
+    model = torch.nn.Linear(1, 1)
+    here, there = (torch.optim.SGD(model.parameters(), 0.1) for _ in range(2))
+    here.state[model.bias]["own"] = value
+    if isinstance(value, list | str):
+        with pytest.raises(UserError, match=r"SGD keeps bias\.own as (list|str), which a checkpoint cannot"):
+            pack_optimizer(here, model)
+        return
+    tensors, numbers = pack_optimizer(here, model)
+    unpack_optimizer(there, model, {**tensors, **json.loads(json.dumps(numbers))})
+    found = there.state[model.bias]["own"]
+    assert type(found) is type(value)
+    assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value
 
 
 def test_the_virtual_step_of_learned_weights_moves_each_group_at_its_own_rate():

@@ -62,7 +62,7 @@ def save(
     for key, value in model.state_dict().items():
         if not isinstance(value, Tensor):
             raise UserError(f"{model.architecture} keeps {key!r} outside of tensors: it cannot be saved")
-        tensors[_unwrapped(key)] = value.detach().to("cpu", copy=True).contiguous()
+        tensors[without_compile(key)] = value.detach().to("cpu", copy=True).contiguous()
     sealed = sorted({*checksummed_weights(described), file.stem})
     about = manifest(model, classes=classes or model.classes, entries={**(entries or {}), "sealed": sealed})
     text = manifest_text(about)
@@ -150,14 +150,14 @@ def renamed(tensors: Mapping[str, Tensor], own: Mapping[str, Any]) -> Mapping[st
     return named if len(named) == len(tensors) else tensors
 
 
-def _unwrapped(key: str) -> str:
+def without_compile(key: str) -> str:
     """A key without torch.compile's `_orig_mod`."""
     return ".".join(part for part in key.split(".") if part != "_orig_mod")
 
 
 def _bare(key: str) -> str:
     """A key without the names of wrappers, for comparisons."""
-    return ".".join(part for part in _unwrapped(key).split(".") if part != "module")
+    return ".".join(part for part in without_compile(key).split(".") if part != "module")
 
 
 def _rebuilt(described: dict[str, Any], place: Path, model: nn.Module | str | None) -> Classifier:

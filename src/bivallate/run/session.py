@@ -237,13 +237,15 @@ class Session:
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What training has changed (weights, optimiser, method, average): tensors and values, not copied."""
         tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= {f"optimizer.{k}": v for k, v in pack_optimizer(self.optimizer, self.model).items()}
+        packed, numbers = pack_optimizer(self.optimizer, self.model)
+        tensors |= {f"optimizer.{k}": v for k, v in packed.items()}
         memory = self.method.state_dict()
         tensors |= {f"method.{k}": v for k, v in memory.items() if isinstance(v, Tensor)}
         if self.average is not None:
             tensors |= {f"average.{k}": v for k, v in self.average.model.state_dict().items()}
         values = {
             "method": {k: v for k, v in memory.items() if not isinstance(v, Tensor)},
+            "optimizer": numbers,
             "average_updates": self.average.updates if self.average is not None else 0,
         }
         return tensors, values
@@ -252,7 +254,8 @@ class Session:
         """Restore what `learned` gave; the attack has the steps that the sentinel has set."""
         part = {name: section(tensors, name) for name in ("model", "optimizer", "method", "average")}
         self.model.load_state_dict(renamed(part["model"], self.model.state_dict()))
-        unpack_optimizer(self.optimizer, self.model, part["optimizer"])
+        numbers = values.get("optimizer", {})  # checkpoints that lack them were made without any
+        unpack_optimizer(self.optimizer, self.model, {**part["optimizer"], **numbers})
         left = self.sentinel
         self.method = self.config.method.stepped(left.length, left.number or 1.0).bind(self._facts)
         self.method.load_state_dict({**part["method"], **values["method"]})
