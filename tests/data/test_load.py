@@ -10,7 +10,7 @@ from PIL import Image
 from tests.data.builders import NAMES, pictures, png, write_parquet
 
 from bivallate import data
-from bivallate.data import Augment
+from bivallate.data import Augment, registry, tensors
 
 
 def test_digits_are_built_in() -> None:
@@ -33,6 +33,16 @@ def test_digits_are_built_in() -> None:
     assert other.fingerprint != digits.fingerprint
     assert data.load("digits").fingerprint == digits.fingerprint
     assert data.load(digits) is digits
+
+
+def test_a_built_in_set_is_made_by_its_own_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.rand(40, 1, 4, 4)
+    known = registry.KnownDataset("noise", "noise", (1, 4, 4), 2, 32, 8, built_in="noise")
+    monkeypatch.setitem(registry.KNOWN, "noise", known)
+    made = tensors.from_tensors(x, torch.arange(40) % 2)
+    monkeypatch.setattr(tensors, "noise", lambda: (made, ["even", "odd"]), raising=False)
+    loaded = data.load("noise", validation=4)
+    assert (loaded.name, loaded.shape, loaded.classes) == ("noise", (1, 4, 4), ["even", "odd"])
 
 
 def test_parquet_shards(parquet_set: Path) -> None:

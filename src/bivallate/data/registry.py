@@ -52,7 +52,7 @@ class KnownDataset:
         mean, std: published statistics, or None to compute them. size: (H, W) to which images are fitted.
         grey: whether it has grey images to be read as colour. test_split: name of the split for testing.
         stream: whether it is too large to be decoded into the cache. label_column: for files with several.
-        built_in: whether scikit-learn contains it, so that no file is needed.
+        built_in: name of the function of `tensors` that makes it without any file; empty for all others.
         augment: augmentation, as `Augment.parse` reads it.
         usual: defaults for training.
     """
@@ -75,7 +75,7 @@ class KnownDataset:
     test_split: str = "test"
     stream: bool = False
     label_column: str | None = None
-    built_in: bool = False
+    built_in: str = ""
     usual: TrainingDefaults = TrainingDefaults()
 
 
@@ -84,7 +84,7 @@ KNOWN: dict[str, KnownDataset] = {
     for known in (
         KnownDataset(
             "digits", "handwritten digits of scikit-learn, built in", (1, 8, 8), 10, 1438, 359,
-            built_in=True, usual=TrainingDefaults("0.15", lr=0.1, warm_up=0.0),
+            built_in="digits", usual=TrainingDefaults("0.15", lr=0.1, warm_up=0.0),
         ),
         KnownDataset(
             "mnist", "handwritten digits", (1, 28, 28), 10, 60000, 10000,

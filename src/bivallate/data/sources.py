@@ -31,7 +31,7 @@ def find(data: Any, data_dir: str | Path | None, reading: Reading, stream: Strea
         return read_folder(hub.download(f"{owner}/{repo}", under), repo, reading, None, stream)
     named = registry.get(name)
     if named is not None and named.built_in:
-        return _digits(reading)
+        return _built_in(named, reading)
     path = local_path(name, data_dir)
     if path is None:
         known = registry.find(name)
@@ -121,11 +121,11 @@ def local_path(name: str, data_dir: str | Path | None) -> Path | None:
     raise unknown("data set", name, {*registry.names(), *others, "a folder", "hub:OWNER/NAME"})
 
 
-def _digits(reading: Reading) -> Source:
-    everything, classes = tensors.digits()
-    everything = arrays.fitted(everything, reading, "digits")
+def _built_in(known: registry.KnownDataset, reading: Reading) -> Source:
+    everything, classes = getattr(tensors, known.built_in)()
+    everything = arrays.fitted(everything, reading, known.name)
     train, test = select.holdout(everything, 0.2, FIXED, "test")
-    return Source("digits", {"train": train, "test": test}, classes, None, registry.KNOWN["digits"])
+    return Source(known.name, {"train": train, "test": test}, classes, None, known)
 
 
 def _pairs(data: Any, reading: Reading) -> Source:
