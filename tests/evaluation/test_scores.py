@@ -183,6 +183,8 @@ def test_marks_are_corrected_for_all_pairs():
     costs = [TrainingCost(2, 2, 9.0), None, TrainingCost(1, 1, 1.0)]
     cheap = compare(*made_of.values(), training=costs, sort="training_passes")
     assert [row.training_passes for row in cheap] == [2, 4, math.inf]
+    dear = compare(*made_of.values(), training=costs, sort="training_passes", descending=True)
+    assert [row.training_passes for row in dear] == [4, 2, math.inf], "an unknown value stands last"
     with pytest.raises(UserError, match="as many training costs"):
         compare(*made_of.values(), training=costs[:2])
 

@@ -71,6 +71,11 @@ class Metric:
         """Whether it is a fraction in [0, 1], written in per cent."""
         return self.show is share_text
 
+    def sort_key(self, value: float, descending: bool | None = None) -> tuple[bool, float]:
+        """The key that sorts its values: best first, or as told; unknown values last in either order."""
+        falling = not self.less_is_better if descending is None else descending
+        return not math.isfinite(value), -value if falling else value
+
     def cell(self, score: Score, training: TrainingCost | None, names: Sequence[str]) -> str:
         """The number as text, with its interval or companion in the line below; a dash if unknown."""
         value = self.value(score, training)

@@ -77,7 +77,8 @@ def compare(
 
     Args:
         names: of the runs; numbers if not given.
-        sort: key of a metric. descending: largest first; by default if larger values are better.
+        sort: key of a metric. descending: largest first; by default if larger values are better. Unknown
+            values stand last.
         training: training cost of each model, where known.
 
     Raises:
@@ -93,8 +94,7 @@ def compare(
             raise UserError(f"{len(scores)} evaluations need as many {what}, got {len(given)}")
     _check_alike(scores)
     rows = [_row(*one) for one in zip(labels, scores, costs, strict=True)]
-    falling = not column.less_is_better if descending is None else descending
-    rows.sort(key=lambda row: row.values[sort], reverse=falling)
+    rows.sort(key=lambda row: column.sort_key(row.values[sort], descending))
     return _tested(rows)
 
 

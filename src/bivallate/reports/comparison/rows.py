@@ -118,8 +118,7 @@ def by_method(
     """A comparison with one row for the seeds of each method."""
     sort = about["sort"]
     groups = by_seed(records, chosen, [_trained(record) for record in records])
-    falling = not by_key(sort).less_is_better if descending is None else descending
-    groups.sort(key=lambda group: group.spreads[sort].mean, reverse=falling)
+    groups.sort(key=lambda group: by_key(sort).sort_key(group.spreads[sort].mean, descending))
     tests = welch_tests(groups)
     stale = {record.label for record, e in zip(records, chosen, strict=True) if e.stale}
     cells, rows = [], []
