@@ -13,7 +13,6 @@ from bivallate.models.classifier import Classifier
 
 __all__ = ["freeze", "head_of", "last_features", "matching"]
 
-WORDS = ("stem", "head")  # words for the first layer and the last
 NETWORK = "network."  # begins the names of a classifier's parameters; patterns may leave it out
 
 

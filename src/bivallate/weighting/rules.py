@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bivallate import collective
-from bivallate.errors import UserError, check_range, unknown
+from bivallate.errors import UserError, unknown
 from bivallate.parts import part
 from bivallate.roles import Composition
 from bivallate.schedule import Constant, Linear, Milestones, at
@@ -89,7 +89,6 @@ class WMMR(Weighting):
     normalised: bool = False
 
     def __post_init__(self) -> None:
-        check_range("alpha", self.alpha, 0)
         if not (math.isfinite(self.alpha) and self.alpha >= 0):
             raise UserError(f"WMMR alpha must be a finite number of at least 0, got {self.alpha!r}")
 
