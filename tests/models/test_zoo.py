@@ -39,6 +39,21 @@ def test_a_slice_that_is_evaluated_again_gives_what_was_measured(name):
     assert not model.training
 
 
+def test_the_command_evaluates_one_by_name_within_its_own_radius(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with np.load(Path(__file__).parent / "zoo" / "mnist-at.npz") as kept:
+        np.savez(tmp_path / "own.npz", x=kept["x"], y=kept["y"])
+    entry = zoo.entries()["mnist-at"]
+    attacked = ["evaluate", "zoo:mnist-at", "--data", "own.npz", "--attack", str(entry["slice"]["attack"])]
+    assert run([*attacked, "--json", "--quiet"]) == 0
+    score = json.loads(capsys.readouterr().out)
+    assert score["threat"] == {"kind": "Linf", "eps": 0.3}
+    assert abs(score["robust_accuracy"] * 64 - int(entry["slice"]["robust"])) <= 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own.npz"]  # kept only with --out
+    assert run(["evaluate", "zoo:mnist-att"]) == 2
+    assert "did you mean 'mnist-at'" in capsys.readouterr().err
+
+
 def test_the_page_shows_the_list():
     """`python -m benchmarks.zoo` writes it."""
     text = page.PAGE.read_text(encoding="utf-8")

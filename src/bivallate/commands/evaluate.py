@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 from rich.table import Table
 
+from bivallate import zoo
 from bivallate.commands.options import Ball, Count, DataName, Flag, Machine, Split, Subset, WeightsSource
 from bivallate.commands.result_files import result_file, saved_result
 from bivallate.commands.shared_work import shared_work
@@ -53,8 +54,9 @@ def evaluate(
     Parameters
     ----------
     runs
-        folders of one or several runs; or, with --arch, --data and --eps, a checkpoint of another project
-        (.safetensors, .pt, or a folder with one), whose result is kept only with --out.
+        folders of one or several runs; or zoo:NAME, a network of `bivallate zoo`, or, with --arch, --data and
+        --eps, a checkpoint of another project (.safetensors, .pt, or a folder with one): results of these are
+        kept only with --out.
     attack
         one or several of clean, fgsm, pgd-STEPS, pgd-STEPS-RESTARTS, cw, autoattack, ...; `bivallate attacks`
         lists them.
@@ -92,9 +94,10 @@ def evaluate(
     where = {"data": data, "by_position": by_position, "split": split, "device": device, **source.reading}
     own = {"batch_size": batch_size, "seed": source.seed, "shared": True, "precision": search_precision}
     several = len(chosen) * len(attacks) > 1
-    task = EvaluationTask(asdict(subset) | own, out, several, arch is not None, quiet, json)
-    for run in chosen:
-        if arch is None:
+    shipped = [str(run).startswith(zoo.PREFIX) for run in chosen]
+    task = EvaluationTask(asdict(subset) | own, out, several, arch is not None or any(shipped), quiet, json)
+    for run, of_zoo in zip(chosen, shipped, strict=True):
+        if arch is None and not of_zoo:
             examined = EvaluationTarget.of(run, threat=ball.of, **where)
         else:
             examined = _foreign(run, arch, data, ball, split, source, device, normalise)
@@ -182,7 +185,7 @@ def _sorted_out(runs: Sequence[Path], attacks: Sequence[str]) -> tuple[list[Path
 
 def _foreign(
     path: Path,
-    arch: str,
+    arch: str | None,
     data: str | None,
     ball: Ball,
     split: str,
@@ -190,15 +193,22 @@ def _foreign(
     device: Any,
     normalise: bool,
 ) -> Any:
-    """Load a checkpoint of another project. Raises UserError unless --data and --eps are given."""
+    """Load a checkpoint of another project, or a network of the zoo, whose data and radius are known.
+
+    Raises UserError unless --data and --eps are given for a checkpoint.
+    """
     from bivallate.lower.threat import threat
     from bivallate.run.other_checkpoints import checkpoint_target
 
-    if data is None or ball.eps is None:
+    if arch is None:
+        known = zoo.entry(str(path))
+        data, radius = data or known["data"], ball.of(threat(known["norm"], known["eps"]))
+    elif data is None or ball.eps is None:
         raise UserError(
             "a checkpoint knows neither its data nor its radius: say --data and --eps with --arch"
         )
-    radius = threat(ball.norm or "linf", ball.eps)
+    else:
+        radius = threat(ball.norm or "linf", ball.eps)
     where = {"weights": source.weights, "data_dir": source.data_dir, "normalise": normalise}
     return checkpoint_target(path, arch, data, radius, split=split, device=device, **where)
 

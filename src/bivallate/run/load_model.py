@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from bivallate import models, zoo
-from bivallate.errors import UserError, unknown
+from bivallate.errors import UserError
 from bivallate.evaluation.points import model_fingerprint
 from bivallate.models import Classifier
 from bivallate.models.description import read_manifest
@@ -39,12 +39,10 @@ def from_zoo(name: str) -> Classifier:
     Raises:
         UserError: the name is unknown, or the weights are not those that were measured.
     """
-    name, known = name.removeprefix(zoo.PREFIX), zoo.entries()
-    if name not in known:
-        raise unknown("network of the zoo", name, known)
+    known, name = zoo.entry(name), name.removeprefix(zoo.PREFIX)
     with as_file(files(zoo)) as folder:
         model = models.load(folder / f"{name}.safetensors")
-    if model_fingerprint(model) != known[name]["fingerprint"]:
+    if model_fingerprint(model) != known["fingerprint"]:
         raise UserError(f"the weights of zoo:{name} are not those measured: install bivallate again")
     return model
 

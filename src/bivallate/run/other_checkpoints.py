@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bivallate import models
+from bivallate import models, zoo
 from bivallate.data import Dataset
 from bivallate.errors import UserError, listed
 from bivallate.lower.threat import ThreatModel
@@ -16,6 +16,7 @@ from bivallate.models import Classifier
 from bivallate.models.robustbench import load_robustbench
 from bivallate.run.config import Data
 from bivallate.run.evaluation_target import EvaluationTarget, split_of
+from bivallate.run.load_model import from_zoo
 from bivallate.run.session import load_data, pick_device, resolved_data
 
 __all__ = ["checkpoint_target"]
@@ -38,8 +39,8 @@ def checkpoint_target(
     """Load the model from a file of weights (or a folder with one such file), and a data set by name.
 
     Args:
-        path: the file or folder.
-        architecture: name of the architecture; not needed for a folder with a model.json.
+        path: the file or folder, or "zoo:NAME".
+        architecture: name of the architecture; not needed for a folder with a model.json and for the zoo.
         data: name of the data set.
         threat: the set of perturbations of the evaluation.
         weights: name of the weights in a folder with a model.json.
@@ -81,6 +82,8 @@ def _model(
     normalise: bool,
     tell: Callable[[str], None],
 ) -> Classifier:
+    if str(place).startswith(zoo.PREFIX):
+        return from_zoo(str(place))
     if place.is_dir() and (place / "model.json").exists():
         return models.load(place, weights)
     if architecture is None:

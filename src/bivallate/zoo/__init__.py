@@ -5,9 +5,10 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import NotRequired, TypedDict
 
+from bivallate.errors import unknown
 from bivallate.schema import Share, parse
 
-__all__ = ["PREFIX", "Robustness", "ZooEntry", "entries"]
+__all__ = ["PREFIX", "Robustness", "ZooEntry", "entries", "entry"]
 
 PREFIX = "zoo:"
 LIST = "zoo.json"
@@ -54,3 +55,11 @@ def entries() -> dict[str, ZooEntry]:
     """The networks of the zoo by name."""
     place = files(__name__).joinpath(LIST)
     return parse(place.read_text(encoding="utf-8"), place, "list of networks", dict[str, ZooEntry])
+
+
+def entry(name: str) -> ZooEntry:
+    """What is known of "zoo:NAME". Raises UserError for an unknown name, with the nearest one."""
+    name, known = name.removeprefix(PREFIX), entries()
+    if name not in known:
+        raise unknown("network of the zoo", name, known)
+    return known[name]
