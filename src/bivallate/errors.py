@@ -151,5 +151,5 @@ def check_options(what: str, given: Iterable[str], function: Callable[..., Any],
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most similar to `name`, ignoring case; None if none is similar."""
     plain = {other.lower(): other for other in known}
-    close = difflib.get_close_matches(name.lower(), plain, n=1, cutoff=0.55)
+    close = difflib.get_close_matches(name.lower(), plain, n=1, cutoff=0.5)
     return plain[close[0]] if close else None
