@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
+from bivallate.evaluation.runner import TURN, TurnNoise
 from bivallate.noise import Noise, permutation
 
 SHAPE = (2, 3, 4)
@@ -115,6 +116,20 @@ def test_a_symmetric_draw_is_the_uniform_one_moved(dtype) -> None:
     noise = Noise(3, torch.tensor([5, 0, 2**40]), 2, 1)
     moved = 0.031 * (2 * noise.uniform("start", SHAPE, dtype) - 1)
     assert torch.equal(noise.symmetric("start", SHAPE, dtype, 0.031), moved)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "symmetric", "normal", "sign", "integers"])
+def test_rows_of_several_turns_draw_as_each_turn_alone(kind) -> None:
+    rows, turns = torch.tensor([5, 0, 9, 5, 2**39]), torch.tensor([1, 0, 2, 0, 1])
+    arguments = (0, 9, SHAPE) if kind == "integers" else (SHAPE, torch.float64)
+    several = TurnNoise(3, rows + TURN * turns, 2)
+    drawn = getattr(several, kind)("start", *arguments)
+    for i, turn in enumerate(turns.tolist()):
+        alone = getattr(Noise(3, rows[i : i + 1], 2, turn), kind)("start", *arguments)
+        assert torch.equal(drawn[i : i + 1], alone)
+    if kind == "symmetric":
+        drawn = several.symmetric("start", SHAPE, radius=0.031)
+        assert torch.equal(drawn, 0.031 * (2 * several.uniform("start", SHAPE) - 1))
 
 
 def test_draws_are_what_they_were() -> None:

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 _MASK = (1 << 64) - 1
-_TABLED = 1 << 21  # rows of a data set whose words are kept on a device, eight tables at most
+_TABLED = 1 << 21  # most rows of a data set whose words are kept on a device, of 8 bytes each
+_TABLES = 64  # most tables of words; a step needs one for each purpose and turn that it draws for
+_KEPT = 1 << 24  # most rows of all tables, 128 MiB
 _BITS = 23  # (k + 1/2) / 2^23 is exact in float32 and never 0 or 1
 
 
@@ -67,10 +69,18 @@ def _words(key: int, index: Tensor) -> Tensor:
     return words
 
 
-@lru_cache(maxsize=8)
+_tables: dict[tuple[int, int, torch.device], Tensor] = {}  # the one used last is the last
+
+
 def _table(key: int, population: int, device: torch.device) -> Tensor:
     """The words of all rows of a data set on a device, where one launch then finds those of a minibatch."""
-    return _words(key, torch.arange(population, device=device))
+    found = _tables.pop((key, population, device), None)
+    if found is None:
+        found = _words(key, torch.arange(population, device=device))
+        while _tables and (len(_tables) >= _TABLES or population + sum(map(len, _tables.values())) > _KEPT):
+            del _tables[next(iter(_tables))]
+    _tables[key, population, device] = found
+    return found
 
 
 @lru_cache(maxsize=8)

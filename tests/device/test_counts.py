@@ -18,6 +18,26 @@ def test_a_step_is_waited_for_once(card, name: str) -> None:
     assert sum(waits.values()) <= replays, waits
 
 
+def class_wise(name: str) -> int:
+    """Waits of a step within the radii of classes, which are known from the second epoch on."""
+    from tests.device import standin
+
+    trial = Trial(name, "cuda", torch.float32, "tiny-cnn", steps=4)
+    trial.step()
+    solver = trial.method.solver
+    solver.score.copy_(torch.tensor([0.3, 0.4, 0.7]))
+    solver.known.fill_(True)
+    trial.step()
+    standin.log.syncs.clear()
+    trial.step()
+    return sum(standin.log.syncs.values())
+
+
+@pytest.mark.parametrize("name", ["cfa", "dafa"])
+def test_radii_of_classes_are_not_waited_for(card, name: str) -> None:
+    assert card(class_wise, name) <= 1
+
+
 def averaged() -> int:
     """Launches of one update of the weights' average."""
     from tests.device import standin

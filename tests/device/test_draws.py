@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.device.test_counts import count
+from tests.device.trial import Trial
 
+from bivallate import noise
 from bivallate.kept_constants import filled_like
 from bivallate.noise import Noise
 from bivallate.types import Solution
@@ -17,8 +19,8 @@ ROWS = 40
 
 def draws(device: str, population: int) -> list[list[float]]:
     """Of a few rows, of every kind."""
-    noise = Noise(3, torch.tensor([5, 0, 39, 7]).to(device), 2, 1, population)
-    made = [noise.uniform("a", (3, 2)), noise.symmetric("b", (5,), torch.float64, 0.1), noise.sign("c", ())]
+    drawn = Noise(3, torch.tensor([5, 0, 39, 7]).to(device), 2, 1, population)
+    made = [drawn.uniform("a", (3, 2)), drawn.symmetric("b", (5,), torch.float64, 0.1), drawn.sign("c", ())]
     return [value.cpu().flatten().tolist() for value in made]
 
 
@@ -29,13 +31,52 @@ def test_a_device_draws_what_a_processor_draws(card, population: int) -> None:
 
 def launches(population: int) -> int:
     """Of one uniform draw in a ball, after the first of the epoch."""
-    noise = Noise(3, torch.tensor([5, 0, 39, 7]).to("cuda"), 2, 1, population)
-    return count(lambda: noise.symmetric("start", (3, 8, 8), radius=0.1))
+    drawn = Noise(3, torch.tensor([5, 0, 39, 7]).to("cuda"), 2, 1, population)
+    return count(lambda: drawn.symmetric("start", (3, 8, 8), radius=0.1))
 
 
 def test_a_draw_is_a_few_launches(card) -> None:
     assert card(launches, ROWS) <= 19
     assert card(launches, 0) <= 32
+
+
+def made_anew(name: str, steps: int) -> tuple[int, int]:
+    """Purposes for which the first step of an epoch computes words of rows, and the second one."""
+    trial, found = Trial(name, "cuda", torch.float32, "tiny-cnn", steps=steps), []
+    words, made = noise._words, []
+    noise._tables.clear()
+    noise._words = lambda key, index: made.append(key) or words(key, index)
+    try:
+        for _ in range(2):
+            trial.step()
+            found.append(len(made))
+            made.clear()
+    finally:
+        noise._words = words
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize(("name", "steps", "purposes"), [("fat", 10, 10), ("fat-l2", 20, 22), ("at", 10, 1)])
+def test_the_words_of_rows_are_computed_once_an_epoch(card, name: str, steps: int, purposes: int) -> None:
+    """FAT has the most purposes in a step of all methods: one for the jitter of each attack step."""
+    assert card(made_anew, name, steps) == (purposes, 0)
+
+
+def test_tables_of_words_take_limited_memory(monkeypatch) -> None:
+    monkeypatch.setattr(noise, "_tables", {})
+    monkeypatch.setattr(noise, "_KEPT", 100)
+    device = torch.device("cpu")
+    first = noise._table(0, 30, device)
+    for key in range(1, 5):
+        noise._table(key, 30, device)
+        assert noise._table(0, 30, device) is first  # used last, kept longest
+        assert sum(map(len, noise._tables.values())) <= 100
+    assert len(noise._tables) == 3
+    noise._table(0, 99, device)
+    assert [population for _, population, _ in noise._tables] == [99]
+    for key in range(100):
+        noise._table(key, 1, device)
+    assert len(noise._tables) == noise._TABLES
 
 
 def test_a_kept_constant_that_was_written_to_is_given_to_nobody_else() -> None:

@@ -164,6 +164,22 @@ def test_every_row_is_projected_on_its_own_ball(threat) -> None:
     assert torch.allclose(own.retract(found, x), found, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+def test_boxes_of_rows_are_those_of_each_radius_to_the_bit(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(6, 1, 4, 4, generator=generator, dtype=dtype)
+    delta, grad = (0.3 * torch.randn(x.shape, generator=generator, dtype=dtype) for _ in range(2))
+    own = Radii(Linf(0.2), torch.tensor([0.7, 1.0, 1.4, 0.0, 1.0, 9.0], dtype=dtype))
+    inside = own.project(delta, x)
+    for i, eps in enumerate(own.radius.tolist()):
+        alone, row = Linf(eps), slice(i, i + 1)
+        assert torch.equal(inside[row], alone.project(delta[row], x[row]))
+        assert torch.equal(own.retract(delta, x)[row], inside[row])
+        assert torch.equal(own.interior(inside, x)[row], alone.interior(inside[row], x[row]))
+        assert torch.equal(own.support(grad, x, inside)[row], alone.support(grad[row], x[row], inside[row]))
+        assert torch.equal(own.ball_support(grad, inside)[row], alone.ball_support(grad[row], inside[row]))
+
+
 def test_one_radius_for_all_is_the_threat() -> None:
     x, _, index = minibatches()[0]
     own, noise = Radii(THREAT, torch.ones(len(x), dtype=D)), Noise(0, index)

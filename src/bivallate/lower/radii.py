@@ -13,12 +13,22 @@ from bivallate.lower.threat import Linf, Threat
 from bivallate.noise import Noise
 from bivallate.types import per_example
 
+Rows = Tensor | slice
+
+
+class _Boxes(Linf):
+    """Linf balls of which each row has its own: eps is (B, 1, 1, 1), which all of Linf's arithmetic takes."""
+
+    def __init__(self, eps: Tensor) -> None:
+        object.__setattr__(self, "eps", eps)  # not checked, since the host would wait for the numbers
+
 
 @dataclass(frozen=True)
 class Radii:
     """A threat whose radius differs from row to row, with exact projection; used in training only.
 
-    Rows with equal radii form a group, and each group uses the threat with its radius.
+    Linf balls are boxes, whose bounds hold each row's own radius. In another norm rows with equal radii form
+    a group, and each group uses the threat with its radius.
 
     Attributes:
         threat: the threat of the method; its eps is the radius for the factor 1.
@@ -40,6 +50,10 @@ class Radii:
         return radius.clamp(max=1.0) if isinstance(self.threat, Linf) else radius
 
     @cached_property
+    def _box(self) -> _Boxes:
+        return _Boxes(self.radius[:, None, None, None])
+
+    @cached_property
     def _groups(self) -> list[tuple[Tensor, Threat]]:
         own, which = self.radius.unique(return_inverse=True)
         return [
@@ -51,7 +65,9 @@ class Radii:
     def _back(self) -> Tensor:
         return torch.cat([rows for rows, _ in self._groups]).argsort()
 
-    def _each(self, ask: Callable[[Threat, Tensor], Tensor]) -> Tensor:
+    def _each(self, ask: Callable[[Threat, Rows], Tensor]) -> Tensor:
+        if isinstance(self.threat, Linf):
+            return ask(self._box, slice(None))
         return torch.cat([ask(threat, rows) for rows, threat in self._groups])[self._back]
 
     def select(self, rows: Tensor) -> Radii:
