@@ -1,6 +1,6 @@
 """Measure the overhead of sharing an evaluation: processor time of two processes relative to one.
 
-    PYTHONPATH=src python -m benchmarks.shared_evaluation [--times 5] [--images 1797]
+    PYTHONPATH=src python -m benchmarks.shared_evaluation [--times 5] [--images 1797] [--attacks pgd-20 ...]
 
 The labels are the network's own predictions, and no attack succeeds within the ball, so that every attack
 runs to its end: on all 1,797 images of digits, which fill batches on both processes, or with --images 359 on
@@ -17,6 +17,7 @@ import multiprocessing
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from bivallate.evaluation import evaluate
 ATTACKS = ("pgd-20", "apgd-ce-50")
 
 
-def measured(shared: bool, images: int) -> dict[str, float]:
+def measured(shared: bool, images: int, attacks: Sequence[str]) -> dict[str, float]:
     """The processor seconds of each attack in this process."""
     torch.set_num_threads(1)
     model = bv.models.create("small-cnn", num_classes=10, shape=(1, 8, 8), seed=0, width=0.5).eval()
@@ -37,7 +38,7 @@ def measured(shared: bool, images: int) -> dict[str, float]:
     with torch.no_grad():
         y = model(x).argmax(1)
     found = {}
-    for attack in ATTACKS:
+    for attack in attacks:
         evaluate(model, (x[:8], y[:8]), bv.Linf(1e-4), attack, shared=shared)
         began = time.process_time()
         score = evaluate(model, (x, y), bv.Linf(1e-4), attack, shared=shared)
@@ -46,25 +47,25 @@ def measured(shared: bool, images: int) -> dict[str, float]:
     return found
 
 
-def joined(rank: int, folder: Path, images: int) -> None:
+def joined(rank: int, folder: Path, images: int, attacks: Sequence[str]) -> None:
     """Run one of the two processes."""
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
-    (folder / f"{rank}.json").write_text(json.dumps(measured(True, images)), encoding="utf-8")
+    (folder / f"{rank}.json").write_text(json.dumps(measured(True, images, attacks)), encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()
 
 
-def both(images: int) -> dict[str, float]:
+def both(images: int, attacks: Sequence[str]) -> dict[str, float]:
     """Run two processes; returns the sums of their times."""
     with tempfile.TemporaryDirectory() as place:
         folder, context = Path(place), multiprocessing.get_context("spawn")
-        ranks = [context.Process(target=joined, args=(rank, folder, images)) for rank in range(2)]
+        ranks = [context.Process(target=joined, args=(rank, folder, images, attacks)) for rank in range(2)]
         for process in ranks:
             process.start()
         for process in ranks:
             process.join()
         parts = [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
-    return {attack: sum(part[attack] for part in parts) for attack in ATTACKS}
+    return {attack: sum(part[attack] for part in parts) for attack in attacks}
 
 
 def main() -> None:
@@ -74,11 +75,13 @@ def main() -> None:
     )
     parser.add_argument("--times", type=int, default=5)
     parser.add_argument("--images", type=int, default=1797)
+    parser.add_argument("--attacks", nargs="+", default=ATTACKS)
     asked = parser.parse_args()
-    ratios: dict[str, list[float]] = {attack: [] for attack in ATTACKS}
+    ratios: dict[str, list[float]] = {attack: [] for attack in asked.attacks}
     for _ in range(asked.times):
-        alone, together = measured(False, asked.images), both(asked.images)
-        for attack in ATTACKS:
+        alone = measured(False, asked.images, asked.attacks)
+        together = both(asked.images, asked.attacks)
+        for attack in asked.attacks:
             ratios[attack].append(together[attack] / alone[attack])
             print(f"{attack}: {alone[attack]:.2f} s alone, {together[attack]:.2f} s together", flush=True)
     for attack, values in ratios.items():

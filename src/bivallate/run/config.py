@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from bivallate.errors import UserError, check_seed, check_whole, unknown
 from bivallate.files import write_text
@@ -68,11 +68,13 @@ class Config:
         extended: numbers of epochs, rising, that the run was planned with before `resume` made it longer. Up
             to the end of each, every schedule is that of a run of this length.
         keep: epochs, counted from 1, whose weights (not their average) are saved as `epoch-N`.
-        recipe: name of the recipe that the values came from, for the record.
+        recipe: name of the recipe that the values came from, for the record, or None.
 
     Raises:
         UserError: a value is out of its range, or a part cannot play its role.
     """
+
+    WRITTEN_NONE: ClassVar = {"recipe": "none"}
 
     method: Method
     data: Data = field(default=Data())
@@ -99,7 +101,7 @@ class Config:
     keep: tuple[int, ...] = ()
     patience: int = 0
     phases: tuple[Phase, ...] = ()
-    recipe: str = "none"
+    recipe: str | None = None
     extended: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:

@@ -73,14 +73,15 @@ def begin_network(
         UserError: there are no such weights, they have another architecture than was named, they have
             changed since the configuration was written, or they do not fit the data.
     """
-    if not config.init.weights:
+    named = config.init.weights
+    if named is None:
         return config, create_model(config.model, dataset, config.seed)
     repeated = config.init.fingerprint  # set in a configuration that was completed by its first training
-    given = _read(config, dataset, architecture or (config.model.name if repeated else None))
+    given = _read(named, config, dataset, architecture or (config.model.name if repeated else None))
     own = given.architecture
     if architecture is not None and architecture != own:
         raise UserError(
-            f"{config.init.weights} holds {own}, not {architecture}: leave out --model, the weights decide"
+            f"{named} holds {own}, not {architecture}: leave out --model, the weights decide"
         )
     first = given.normalise
     statistics: dict[str, Any] = {"mean": (), "std": (), "normalise": isinstance(first, Normalise)}
@@ -89,12 +90,12 @@ def begin_network(
     part = (
         config.model if repeated else dataclasses.replace(described_model(config.model, given), **statistics)
     )
-    place = _lasting(config.init.weights)
+    place, mark = _lasting(named), model_fingerprint(given)
     which = _which(config.init.which, Path(place)) if (Path(place) / "config.toml").exists() else "auto"
-    init = dataclasses.replace(config.init, weights=place, which=which, fingerprint=model_fingerprint(given))
+    init = dataclasses.replace(config.init, weights=place, which=which, fingerprint=mark)
     config = dataclasses.replace(config, model=part, init=init)
-    if repeated and repeated != init.fingerprint:
-        raise _changed(init.weights, repeated, init.fingerprint)
+    if repeated and repeated != mark:
+        raise _changed(place, repeated, mark)
     return config, _inherited(config, dataset, given, tell)
 
 
@@ -135,14 +136,14 @@ def _inherited(config: Config, dataset: Dataset, given: Classifier, tell: Tell |
     if fresh:
         tensors |= {name: own[name] for name in own if name.startswith(f"{head}.") or name == head}
     try:
-        fill(network, tensors, init.weights)
+        fill(network, tensors, str(init.weights))
     except UserError as error:
         raise UserError(f"{error}. {_shapes(given, dataset)}") from error
     if given.classes is not None and not fresh:
         _follow(network, head, given.classes, list(dataset.classes))
     if tell is not None:
         which = "" if init.which == "auto" else f"the {init.which} "
-        made = f"{given.architecture}, fingerprint {init.fingerprint[:12]}"
+        made = f"{given.architecture}, fingerprint {str(init.fingerprint)[:12]}"
         tell(f"begins with {which}weights of {init.weights} ({made})")
     if fresh and init.head == "auto":
         why = f"{before} classes before, {now} now" if before != now else "the classes have other names"
@@ -192,9 +193,8 @@ def _lasting(place: str) -> str:
     return os.path.abspath(found) if found.exists() else place
 
 
-def _read(config: Config, dataset: Dataset, architecture: str | None) -> Classifier:
+def _read(place: str, config: Config, dataset: Dataset, architecture: str | None) -> Classifier:
     """Load the classifier with the initial weights."""
-    place = config.init.weights
     factory = architecture if architecture and ":" in architecture and ":" not in place[:5] else None
     kind, colon, name = place.partition(":")
     if colon and kind in READERS and not Path(place).exists():

@@ -41,7 +41,7 @@ def pack(session: Session) -> Checkpoint:
         "eps": float(session.method.threat.eps),
         "run": session.run,
         "config": portable(encode(session.config)),
-        "init_weights": session.config.init.weights,
+        "init_weights": session.config.init.weights or "",
         **{key: getattr(session.config.data, name) for key, name in PLACES.items()},
     }
     return Checkpoint(session.epoch, session.step, tensors, values)
