@@ -80,9 +80,7 @@ def begin_network(
     given = _read(named, config, dataset, architecture or (config.model.name if repeated else None))
     own = given.architecture
     if architecture is not None and architecture != own:
-        raise UserError(
-            f"{named} holds {own}, not {architecture}: leave out --model, the weights decide"
-        )
+        raise UserError(f"{named} holds {own}, not {architecture}: leave out --model, the weights decide")
     first = given.normalise
     statistics: dict[str, Any] = {"mean": (), "std": (), "normalise": isinstance(first, Normalise)}
     if isinstance(first, Normalise):
