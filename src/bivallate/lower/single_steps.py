@@ -217,7 +217,7 @@ class BoundLabelInformation(Solver, nn.Module):
         """Update the classes' directions: the steepest ones at a grey image labelled with each class."""
         classes = torch.arange(len(self.told), device=problem.x.device)
         x = torch.full_like(self.told, self.rule.grey, dtype=problem.x.dtype)
-        noise = replace(problem.noise, index=-1 - classes)  # negative rows belong to no image
+        noise = replace(problem.noise, index=-1 - classes, population=0)  # negative rows belong to no image
         grey = problem.of_second_stream(Batch(x, classes, noise.index), noise)
         with attacking(problem.forward.module, "eval"):
             _, grad = grey.ascent(torch.zeros_like(x))
