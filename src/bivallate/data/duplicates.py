@@ -124,10 +124,11 @@ def _small_pair(test: Split, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def _small(images: Tensor) -> Tensor:
     """(B, d) the images at 8 x 8 pixels less their mean, as unit vectors; 0 for an image of one colour."""
-    return _unit(functional.adaptive_avg_pool2d(images, SIDE).flatten(1))
+    return _standardised(functional.adaptive_avg_pool2d(images, SIDE).flatten(1))
 
 
-def _unit(vectors: Tensor) -> Tensor:
+def _standardised(vectors: Tensor) -> Tensor:
+    """(B, d) less their mean, as unit vectors; 0 for a constant one."""
     centred = vectors - vectors.mean(1, keepdim=True)
     norm = centred.norm(dim=1, keepdim=True)
     return torch.where(norm > TINY, centred / norm.clamp_min(TINY), torch.zeros_like(centred))
@@ -143,10 +144,10 @@ def fine_likeness(one: Tensor, other: Tensor) -> Tensor:
     one, other = _fine(one), _fine(other)
     height, width = one.shape[-2:]
     s = min(SHIFT, (min(height, width) - 1) // 4)
-    middle = _unit(one[..., s : height - s, s : width - s].flatten(1))
+    middle = _standardised(one[..., s : height - s, s : width - s].flatten(1))
     best = torch.full((len(one),), -1.0)
     for top in range(2 * s + 1):
         for left in range(2 * s + 1):
             part = other[..., top : top + height - 2 * s, left : left + width - 2 * s]
-            best = torch.maximum(best, (middle * _unit(part.flatten(1))).sum(1))
+            best = torch.maximum(best, (middle * _standardised(part.flatten(1))).sum(1))
     return best

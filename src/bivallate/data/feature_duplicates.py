@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from bivallate.data.dataset import Split, as_float
 from bivallate.data.duplicates import NEXT, Duplicate, fine_likeness, pair_of
@@ -43,11 +44,11 @@ def feature_duplicates(
     """
     known = _embedded(embed, train, progress)
     mean = known.mean(0)
-    known = _unit(known - mean)
+    known = normalize(known - mean)
     found = []
     for rows in torch.arange(len(test)).split(ROWS):
         images = as_float(test.raw(rows))
-        seen = [_unit(embed(x) - mean) @ known.T for x in (images, images.flip(-1))]
+        seen = [normalize(embed(x) - mean) @ known.T for x in (images, images.flip(-1))]
         near, where = torch.maximum(*seen).topk(min(NEXT + 1, len(train)), dim=1)
         near, at = near.clamp(max=1), where[:, 0]
         wanted = (near[:, 0] >= CLOSE) & (1 - near[:, 0] <= APART * (1 - near[:, -1]))
@@ -70,7 +71,3 @@ def _embedded(embed: Embed, split: Split, progress: Callable[[float], object]) -
         parts.append(embed(as_float(split.raw(rows))))
         progress((int(rows[-1]) + 1) / len(split))
     return torch.cat(parts)
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(vectors, dim=1)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from bivallate.errors import UserError
+from bivallate.lower.objective import logit_margin
 from bivallate.method import BoundMethod
 from bivallate.reports.diagnostics.diagnostic import Diagnostic
 from bivallate.reports.diagnostics.weighed_points import weigh_points
@@ -89,17 +90,11 @@ def omega(
         raise UserError("this method has no network that weights by margins; BiLAW has one")
     rules = [partial(_at, net, place) for place in PLACES]
     found = [weigh_points(model, method, data, clock, n=n, seed=seed, weighting=rule) for rule in rules]
-    clean = np.stack([_margin(found[0].clean, found[0].y), found[0].weights])
+    margin = logit_margin(torch.from_numpy(found[0].clean), torch.from_numpy(found[0].y))  # of probabilities
+    clean = np.stack([margin.numpy(), found[0].weights])
     return Omega(label, clean, np.stack([found[1].margin, found[1].weights]))
 
 
 def _at(net: BoundMarginNet, place: Place, evidence: Evidence) -> torch.Tensor:
     features = replace(net.rule, margins_from=place).features(evidence)
     return net.omega(features)
-
-
-def _margin(p: np.ndarray, y: np.ndarray) -> np.ndarray:
-    rows = np.arange(len(y))
-    other = p.copy()
-    other[rows, y] = -np.inf
-    return p[rows, y] - other.max(1)
