@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.device.trial import Trial
 from torch import Tensor, nn
 
 import bivallate as bv
@@ -66,29 +67,13 @@ def method_of(name: str) -> Method:
     return create(plain, bv.Linf(EPS) if plain == name else bv.L2(0.5))
 
 
-class Trial:
-    """A network and a method on one device, in one number format, on one minibatch."""
-
-    def __init__(self, name: str, device: str, dtype: torch.dtype = torch.float32) -> None:
-        x, y = synthetic(16, 16)
-        x, index = x.to(device, dtype) / 255, torch.arange(len(y), device=device)
-        meta = Batch(x[:8], y[:8].to(device), index[:8])
-        self.batch = Batch(x, y.to(device), index, meta=meta)
-        made = bv.models.create("preact-resnet18", num_classes=10, shape=(3, 16, 16), seed=0, width=1 / 16)
-        self.model = made.to(device, dtype).train()
-        self.method = method_of(name).bind(facts_for(self.model, x, 10))
-        self.optimizer = torch.optim.SGD(self.model.parameters(), 0.05, momentum=0.9)
-        self.steps = 0
-
-    def step(self) -> StepRecord:
-        """Make all replays of the minibatch, so late in training that every weighting is active."""
-        record = None
-        for replay in range(self.method.replays):
-            clock = Clock(epoch=3, epochs=4, step=self.steps, steps=10, replay=replay)
-            record = train_step(self.model, self.optimizer, self.method, self.batch, clock)
-        assert record is not None
-        self.steps += 1
-        return record
+def trial_of(name: str, device: str, dtype: torch.dtype = torch.float32) -> Trial:
+    """A narrow network and a method on one device, in one number format, on one minibatch."""
+    x, y = synthetic(16, 16)
+    x, y, index = x.to(device, dtype) / 255, y.to(device), torch.arange(len(y), device=device)
+    batch = Batch(x, y, index, meta=Batch(x[:8], y[:8], index[:8]))
+    model = bv.models.create("preact-resnet18", num_classes=10, shape=(3, 16, 16), seed=0, width=1 / 16)
+    return Trial(model, method_of(name), batch)
 
 
 def methods(place: Place) -> Iterator[Row]:
@@ -97,9 +82,9 @@ def methods(place: Place) -> Iterator[Row]:
     finite, apart, failed = 0, dict[str, float](), dict[str, str]()
     for name in names:
         try:
-            trial = Trial(name, place.device)
+            trial = trial_of(name, place.device)
             finite += all(math.isfinite(trial.step().loss) for _ in range(2))
-            here, there = (Trial(name, device, torch.float64) for device in (place.device, "cpu"))
+            here, there = (trial_of(name, device, torch.float64) for device in (place.device, "cpu"))
             for trial in (here, there):
                 trial.step()
                 trial.step()
@@ -125,7 +110,7 @@ def counts(place: Place) -> Iterator[Row]:
         yield Row("launches and waits", "need a CUDA device")
         return
     for name in COUNTED:
-        trial = Trial(name, place.device)
+        trial = trial_of(name, place.device)
         for _ in range(3):
             trial.step()
         torch.cuda.synchronize()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.device.trial import Trial, counted
+from tests.device.trial import counted, tiny
 
 LEAN = ["at", "fast-bat", "done-adam", "fat", "at-l2", "yopo", "free-at", "bilaw"]
 
@@ -22,7 +22,7 @@ def class_wise(name: str) -> int:
     """Waits of a step within the radii of classes, which are known from the second epoch on."""
     from tests.device import standin
 
-    trial = Trial(name, "cuda", torch.float32, "tiny-cnn", steps=4)
+    trial = tiny(name, "cuda", torch.float32, "tiny-cnn", steps=4)
     trial.step()
     solver = trial.method.solver
     solver.score.copy_(torch.tensor([0.3, 0.4, 0.7]))
@@ -61,7 +61,7 @@ def casts() -> int:
     """Casts in a step of AT with ten attack steps on PreActResNet-18 in bfloat16."""
     from tests.device import standin
 
-    trial = Trial("at", "cuda", torch.float32, steps=10, network="preact-resnet18")
+    trial = tiny("at", "cuda", torch.float32, steps=10, network="preact-resnet18")
     trial.model.autocast_dtype = torch.bfloat16
     trial.step()
     standin.log.casts.clear()
@@ -88,12 +88,12 @@ def count(work: Callable[[], object]) -> int:
 
 def kernels(network: str, steps: int) -> int:
     """Of a step of AT with so many attack steps."""
-    return count(Trial("at", "cuda", torch.float32, network, steps=steps).step)
+    return count(tiny("at", "cuda", torch.float32, network, steps=steps).step)
 
 
 def plain_kernels(network: str, steps: int) -> int:
     """Of the same step, written out by hand."""
-    trial = Trial("at", "cuda", torch.float32, network)
+    trial = tiny("at", "cuda", torch.float32, network)
     model, x, y, size = trial.model, trial.batch.x, trial.batch.y, 0.025
 
     def step() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.device.trial import Trial
+from tests.device.trial import tiny
 
 import bivallate as bv
 from bivallate.lower.cuda_graphs import KEPT, CudaGraphs, graphing
@@ -29,7 +29,7 @@ def steps(
     """Parameters after four steps, passes of each, launches of graphs, and what was told."""
     told: list[str] = []
     trial, made = (
-        Trial(name, "cuda", dtype, steps=3) if name in ("at", "at-l2") else Trial(name, "cuda", dtype),
+        tiny(name, "cuda", dtype, steps=3) if name in ("at", "at-l2") else tiny(name, "cuda", dtype),
         None,
     )
     if dtype == torch.float32:
@@ -77,7 +77,7 @@ def test_another_attack_is_another_graph(card, change: str, launches: int) -> No
 def refused() -> tuple[int, list[str]]:
     """A network that asks the device in the middle of a pass."""
     told: list[str] = []
-    trial, made = Trial("at", "cuda"), CudaGraphs(told.append)
+    trial, made = tiny("at", "cuda"), CudaGraphs(told.append)
     trial.model.register_forward_hook(lambda m, x, y: y + 0 * float(y.sum()))
     for _ in range(4):
         with graphing(made):

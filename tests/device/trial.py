@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 import bivallate as bv
-from bivallate.method import facts_for
+from bivallate.method import Method, facts_for
 from bivallate.methods.entries import create, registry
+from bivallate.models import Classifier
 from bivallate.step import train_step
 from bivallate.types import Batch, Clock, StepRecord
 
@@ -18,28 +19,11 @@ ROWS = 8
 
 
 class Trial:
-    """A method on a tiny network with BatchNorm, in float64, on random images."""
+    """A network and a method on one minibatch."""
 
-    def __init__(
-        self,
-        name: str,
-        device: str,
-        dtype: torch.dtype = torch.float64,
-        network: str = "small-cnn",
-        **parameters: Any,
-    ) -> None:
-        generator = torch.Generator().manual_seed(0)
-        x = torch.rand(ROWS, 1, 8, 8, generator=generator, dtype=dtype).to(device)
-        y, index = (torch.arange(ROWS) % 3).to(device), torch.arange(ROWS).to(device)
-        self.batch = Batch(x, y, index, meta=Batch(x[:4], y[:4], index[:4]), population=ROWS)
-        narrow = {} if network == "tiny-cnn" else {"width": 0.0625}
-        made = bv.models.create(network, num_classes=3, shape=(1, 8, 8), seed=0, **narrow)
-        self.model = made.to(device, dtype).train()
-        plain = name.removesuffix("-l2")
-        known = registry()[plain].parameters
-        few = {name: 2 for name in ("steps", "replays", "m") if (known.get(name) or 0) > 2}
-        ball = bv.Linf(0.1) if plain == name else bv.L2(0.5)
-        self.method = create(plain, ball, **{**few, **parameters}).bind(facts_for(self.model, x, 3))
+    def __init__(self, model: Classifier, method: Method, batch: Batch) -> None:
+        self.batch, self.model = batch, model.to(batch.x.device, batch.x.dtype).train()
+        self.method = method.bind(facts_for(self.model, batch.x, model.num_classes))
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.05, momentum=0.9)
         self.steps = 0
 
@@ -58,6 +42,27 @@ class Trial:
         return [p.detach().cpu() for p in self.model.parameters()]
 
 
+def tiny(
+    name: str,
+    device: str,
+    dtype: torch.dtype = torch.float64,
+    network: str = "small-cnn",
+    **parameters: Any,
+) -> Trial:
+    """A method on a tiny network with BatchNorm, in float64, on random images."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(ROWS, 1, 8, 8, generator=generator, dtype=dtype).to(device)
+    y, index = (torch.arange(ROWS) % 3).to(device), torch.arange(ROWS).to(device)
+    batch = Batch(x, y, index, meta=Batch(x[:4], y[:4], index[:4]), population=ROWS)
+    narrow = {} if network == "tiny-cnn" else {"width": 0.0625}
+    model = bv.models.create(network, num_classes=3, shape=(1, 8, 8), seed=0, **narrow)
+    plain = name.removesuffix("-l2")
+    known = registry()[plain].parameters
+    few = {name: 2 for name in ("steps", "replays", "m") if (known.get(name) or 0) > 2}
+    ball = bv.Linf(0.1) if plain == name else bv.L2(0.5)
+    return Trial(model, create(plain, ball, **{**few, **parameters}), batch)
+
+
 def stepped(name: str, device: str) -> tuple[list[Any], StepRecord, dict[str, int], int]:
     """Parameters after two steps, as arrays, the record of the second, what it waited for, and its replays.
 
@@ -65,7 +70,7 @@ def stepped(name: str, device: str) -> tuple[list[Any], StepRecord, dict[str, in
     """
     from tests.device import standin
 
-    trial = Trial(name, device)
+    trial = tiny(name, device)
     trial.step()
     standin.log.syncs.clear()
     record = trial.step()
@@ -77,7 +82,7 @@ def counted(name: str, parameters: dict[str, Any]) -> tuple[dict[str, int], int,
     """What one step on the stand-in waits for, by place; how many kernels it launches; how many replays."""
     from tests.device import standin
 
-    trial = Trial(name, "cuda", torch.float32, **parameters)
+    trial = tiny(name, "cuda", torch.float32, **parameters)
     trial.step()
     for counter in vars(standin.log).values():
         counter.clear()

@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from tests.device.trial import Trial
+from tests.device.trial import Trial, tiny
 
 from bivallate.errors import UserError
 from bivallate.lower.compiled import Compiled, compiling, network_for, without_compiling
@@ -30,7 +30,7 @@ def afresh():
 
 def twins(name: str, backend: str, **parameters) -> tuple[Trial, Trial, Compiled]:
     """The same steps twice, the second ones compiled."""
-    plain, quick = Trial(name, "cpu", **parameters), Trial(name, "cpu", **parameters)
+    plain, quick = tiny(name, "cpu", **parameters), tiny(name, "cpu", **parameters)
     return plain, quick, Compiled(quick.model, {tuple(quick.batch.x.shape)}, backend)
 
 
