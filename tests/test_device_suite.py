@@ -11,6 +11,7 @@ from benchmarks import device_suite
 from benchmarks.device_suite import Place, Question, Row
 
 SHORT = ["counts", "room", "epochs", "graphs", "verdicts"]
+LONGER = ["methods", "ratios", "autoattack", "compiled", "resume"]
 
 
 def asked(tmp_path: Path, *more: str) -> int:
@@ -28,6 +29,21 @@ def test_questions_are_answered_and_the_table_comes_last(tmp_path, capsys) -> No
     assert agreed["met"]
     assert agreed["number"] == 16
     assert kept["machine"]["device"] == "cpu"
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of what its compiler traces
+@pytest.mark.parametrize("name", LONGER)
+def test_a_question_that_takes_seconds_is_answered(tmp_path, name: str) -> None:
+    assert asked(tmp_path, "--here", "--only", name) == 0
+    *rows, seconds = json.loads((tmp_path / "device.json").read_text(encoding="utf-8"))["rows"][name]
+    assert seconds["what"] == "seconds"
+    assert rows
+    if name in ("methods", "resume"):  # how fast the others are depends on the machine
+        assert all(row["met"] for row in rows)
+
+
+def test_every_question_is_tested() -> None:
+    assert {*SHORT, *LONGER} == set(device_suite.questions())
 
 
 def test_what_fails_is_a_row_and_the_rest_goes_on(tmp_path, monkeypatch, capsys) -> None:
