@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.device.test_counts import count
-from tests.device.trial import Trial
+from tests.device.trial import tiny
 
 from bivallate import noise
 from bivallate.kept_constants import filled_like
@@ -42,7 +42,7 @@ def test_a_draw_is_a_few_launches(card) -> None:
 
 def made_anew(name: str, steps: int) -> tuple[int, int]:
     """Purposes for which the first step of an epoch computes words of rows, and the second one."""
-    trial, found = Trial(name, "cuda", torch.float32, "tiny-cnn", steps=steps), []
+    trial, found = tiny(name, "cuda", torch.float32, "tiny-cnn", steps=steps), []
     words, made = noise._words, []
     noise._tables.clear()
     noise._words = lambda key, index: made.append(key) or words(key, index)
