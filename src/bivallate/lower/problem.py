@@ -105,8 +105,9 @@ class LowerProblem:
 
     @property
     def clean_logits(self) -> Tensor:
-        """(B, K) logits at delta = 0, without graph, in the mode of the attack.
-        One forward pass, when first asked."""
+        """(B, K) logits at delta = 0, without graph. One forward pass, when first asked, and then kept.
+        The pass is made in the network's mode at that moment: the attack's if the objective or the solver
+        asks; train mode, with dropout and moving BatchNorm's statistics, if a loss is the first to ask."""
         if self._clean is None:
             with torch.no_grad():
                 self._clean = self.forward(self.x, exact=True)
