@@ -242,3 +242,16 @@ def test_a_callable_is_a_model() -> None:
         _ = problem.forward.module
     own = LowerProblem(Net(), BATCH, cross_entropy, THREAT)
     assert own.at({}).forward.passes is own.forward.passes
+
+
+@pytest.mark.parametrize("first", ["attack", "loss"])
+def test_clean_logits_are_of_the_mode_that_first_asks_for_them(first: str) -> None:
+    model = Net().train()
+    before = copy.deepcopy(model.state_dict())
+    problem = LowerProblem(model, BATCH, cross_entropy, THREAT)
+    if first == "attack":
+        with attacking(model, "eval"):
+            assert torch.equal(problem.clean_logits, model(BATCH.x))
+    problem.clean_logits  # noqa: B018  a loss asks
+    same = all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert same == (first == "attack")
