@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # a shell's background job, whose tests of Ctrl-C would hang
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REGISTRIES: dict[tuple[str, str], Callable[[Any], Any]] = {
     ("bivallate.parts", "_KINDS"): lambda part: part,
