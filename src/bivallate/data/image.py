@@ -187,7 +187,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 def _upright(image: Image.Image) -> Image.Image:
     """The image turned upright by its orientation tag, after it is decoded."""
     image.load()
-    turn = _turn(image)
+    turn = None if image.format == "TIFF" else _turn(image)  # Pillow turns TIFF itself, and some keep the tag
     return image if turn is None else image.transpose(turn)
 
 
