@@ -50,6 +50,10 @@ def test_the_command_evaluates_one_by_name_within_its_own_radius(tmp_path, monke
     assert score["threat"] == {"kind": "Linf", "eps": 0.3}
     assert abs(score["robust_accuracy"] * 64 - int(entry["slice"]["robust"])) <= 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own.npz"]  # kept only with --out
+    small = ["--data", "own.npz", "--model", "linear", "--eps", "0.1", "--epochs", "1", "--batch-size", "16"]
+    assert run(["train", "plain", *small, "--out", "own", "--quiet"]) == 0
+    assert run(["evaluate", "own", "zoo:mnist-at", "--data", "own.npz", "--attack", "clean"]) == 0
+    assert len(list((tmp_path / "own" / "evaluation").glob("*clean*.json"))) == 1  # the run's result is kept
     assert run(["evaluate", "zoo:mnist-att"]) == 2
     assert "did you mean 'mnist-at'" in capsys.readouterr().err
 

@@ -94,16 +94,16 @@ def evaluate(
     where = {"data": data, "by_position": by_position, "split": split, "device": device, **source.reading}
     own = {"batch_size": batch_size, "seed": source.seed, "shared": True, "precision": search_precision}
     several = len(chosen) * len(attacks) > 1
-    shipped = [str(run).startswith(zoo.PREFIX) for run in chosen]
-    task = EvaluationTask(asdict(subset) | own, out, several, arch is not None or any(shipped), quiet, json)
-    for run, of_zoo in zip(chosen, shipped, strict=True):
-        if arch is None and not of_zoo:
-            examined = EvaluationTarget.of(run, threat=ball.of, **where)
-        else:
+    task = EvaluationTask(asdict(subset) | own, out, several, quiet, json)
+    for run in chosen:
+        foreign = arch is not None or str(run).startswith(zoo.PREFIX)
+        if foreign:
             examined = _foreign(run, arch, data, ball, split, source, device, normalise)
+        else:
+            examined = EvaluationTarget.of(run, threat=ball.of, **where)
         looked = _look(examined, preflight, quiet)
         for name in attacks:
-            task.attack(examined, name, looked, f"{run} {name}", run)
+            task.attack(examined, name, looked, run, foreign=foreign)
     task.end()
 
 
@@ -113,26 +113,26 @@ class EvaluationTask:
 
     Attributes:
         options: of every evaluation. out: file, or folder for several, in place of the run's folder.
-        several: print each result in one line. foreign: the model does not belong to a run.
-        quiet: show no progress. json: print JSON. found: the results as plain data.
+        several: print each result in one line. quiet: show no progress. json: print JSON.
+        found: the results as plain data.
         faults: errors of results that could not be saved.
     """
 
     options: dict[str, Any]
     out: Path | None
     several: bool
-    foreign: bool
     quiet: bool
     json: bool
     found: list[dict[str, Any]] = field(default_factory=list)
     faults: list[UserError] = field(default_factory=list)
 
-    def attack(self, examined: Any, name: str, looked: Any, label: str, run: Path) -> None:
+    def attack(self, examined: Any, name: str, looked: Any, run: Path, *, foreign: bool) -> None:
         """Run one attack, save the score and print it.
 
         Args:
             examined: the model and its points. name: of the attack. looked: findings of the pre-flight.
-            label: heads the line of one of several results. run: folder or checkpoint, as it was given.
+            run: folder, checkpoint or network of the zoo, as it was given. foreign: it is no run, so that its
+                result is kept only where `out` says.
 
         Raises:
             Interrupted: on Ctrl-C; the same command continues from the partial results.
@@ -141,14 +141,15 @@ class EvaluationTask:
         from bivallate.run.evaluation_target import save_score
         from bivallate.run.signals import Interrupted
 
-        place, json = self._place(examined, name, run), self.json
+        place = None if foreign and not self.out else self._place(examined, name, run)
+        label, json = f"{run} {name}", self.json
         try:
             with shown_progress(json or self.quiet, label if self.several else "") as progress:
                 score = examined.evaluate(name, file=place, looked=looked, progress=progress, **self.options)
         except KeyboardInterrupt:
             raise Interrupted(GO_ON) from None
         self.found.append({"run": str(run), **score.to_json()})
-        faults = [] if self.foreign else self.faults
+        faults = [] if foreign else self.faults
         with saved_result(place, partial(save_score, score), silent=json, faults=faults):
             if json and not self.several:
                 say_json(score.to_json())
@@ -163,10 +164,10 @@ class EvaluationTask:
             raise self.faults[0]
 
     def _place(self, examined: Any, name: str, run: Path) -> Path | None:
-        """The file of a result; None if it is only printed."""
+        """The file of a result."""
         default = examined.file(name, self.options)
         asked = self.out / f"{run.name}-{default.name}" if self.out and self.several else self.out
-        return result_file(default, asked) if self.out or not self.foreign else None
+        return result_file(default, asked)
 
 
 def _sorted_out(runs: Sequence[Path], attacks: Sequence[str]) -> tuple[list[Path], list[str]]:

@@ -9,7 +9,6 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from bivallate.commands.options import Flag
-from bivallate.errors import unknown
 from bivallate.terminal import literal_console, say, say_json
 
 if TYPE_CHECKING:
@@ -30,24 +29,22 @@ def zoo(name: str | None = None, /, *, save: Path | None = None, json: Flag = Fa
     json
         for programs.
     """
-    from bivallate.zoo import entries
+    from bivallate.zoo import entries, entry
 
-    known = entries()
     if name is None:
-        say_json(known, 1) if json else _list(known)
+        say_json(entries(), 1) if json else _list(entries())
         return
     name = name.removeprefix("zoo:")
-    if name not in known:
-        raise unknown("network of the zoo", name, known)
+    found = entry(name)
     if save is not None:
         from bivallate.models import save_pretrained
         from bivallate.run.load_model import from_zoo
 
         save_pretrained(from_zoo(name), save, name=name)
     if json:
-        say_json({"name": name, **known[name]}, 1)
+        say_json({"name": name, **found}, 1)
         return
-    _card(name, known[name])
+    _card(name, found)
     if save is not None:
         say(f"written to {save}", beside=True)
 
