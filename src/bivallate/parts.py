@@ -280,7 +280,7 @@ def parts_for(hints: list[Any]) -> list[str]:
 def _plays(kind: Any, role: type) -> bool:
     if not getattr(role, "_is_protocol", False):
         return isinstance(kind, type) and issubclass(kind, role)
-    calls = [getattr(made, name, None) for made in (kind, role) for name in ("__call__",)]
-    if "__call__" in vars(role) and len({str(getattr(call, "__annotations__", None)) for call in calls}) > 1:
+    own, asked = (getattr(made.__call__, "__annotations__", None) for made in (kind, role))
+    if "__call__" in vars(role) and own != asked:
         return False
     return all(hasattr(kind, name) for name in vars(role) if not name.startswith("_"))

@@ -129,12 +129,17 @@ def test_groups_keep_the_ratio_of_their_rates(rate):
         assert quick == lr
 
 
-def test_a_run_with_groups_resumes_to_the_bit_and_names_its_parameters(tmp_path, monkeypatch):
-    train(tmp_path / "whole", optimizer=TwoRates())
+def whole_and_killed(folder, monkeypatch, optimizer):
+    """Train in folder/whole to the end, and in folder/killed up to the fourth step."""
+    train(folder / "whole", optimizer=optimizer)
     with monkeypatch.context() as patch:
         kill_at(patch, 4)
         with pytest.raises(Killed):
-            train(tmp_path / "killed", optimizer=TwoRates())
+            train(folder / "killed", optimizer=optimizer)
+
+
+def test_a_run_with_groups_resumes_to_the_bit_and_names_its_parameters(tmp_path, monkeypatch):
+    whole_and_killed(tmp_path, monkeypatch, TwoRates())
     kept = newest(tmp_path / "killed" / "checkpoints").tensors
     assert {k for k in kept if k.startswith("optimizer.")} == {
         f"optimizer.network.stem.1.{name}.momentum_buffer" for name in ("weight", "bias")
@@ -144,11 +149,7 @@ def test_a_run_with_groups_resumes_to_the_bit_and_names_its_parameters(tmp_path,
 
 
 def test_a_run_whose_optimiser_keeps_numbers_resumes_to_the_bit(tmp_path, monkeypatch):
-    train(tmp_path / "whole", optimizer=Counting())
-    with monkeypatch.context() as patch:
-        kill_at(patch, 4)
-        with pytest.raises(Killed):
-            train(tmp_path / "killed", optimizer=Counting())
+    whole_and_killed(tmp_path, monkeypatch, Counting())
     bv.resume(tmp_path / "killed", dataset=digits())
     same(tmp_path / "whole", tmp_path / "killed")
 

@@ -5,9 +5,20 @@ from __future__ import annotations
 from bivallate.reproduce.cell import Cell, Measure
 from bivallate.reproduce.paper_table import Claim, PaperTable, asked
 from bivallate.reproduce.papers.done_tables import EVAL, TRAIN
-from bivallate.reproduce.papers.fast_cells import AA, COLLAPSE, EPS, LAST, PGD, SA, SECONDS, Row, fast_cell
+from bivallate.reproduce.papers.fast_cells import (
+    AA,
+    COLLAPSE,
+    EPS,
+    LAST,
+    PGD,
+    SA,
+    SECONDS,
+    Row,
+    fast_cell,
+    small,
+)
 from bivallate.reproduce.papers.fast_cells import ROWS as FAST
-from bivallate.reproduce.scaling import NARROW_NOTE, narrow
+from bivallate.reproduce.scaling import NARROW_NOTE
 
 __all__ = ["HARDWARE", "TABLES"]
 
@@ -59,7 +70,7 @@ def _single() -> PaperTable:
     )
     return PaperTable(
         "T-S1", "single-step methods of several papers on CIFAR-10", "FastAT benchmark (2026)", tuple(cells),
-        tuple(claims), _small, NARROW_NOTE.format(epochs="20 epochs"), seeds=3, notes=notes,
+        tuple(claims), small, NARROW_NOTE.format(epochs="20 epochs"), seeds=3, notes=notes,
     )  # fmt: skip
 
 
@@ -118,13 +129,9 @@ def _fair() -> PaperTable:
     )
     return PaperTable(
         "T-C1", "class-wise methods on CIFAR-10", "methods of several papers, compared here", tuple(cells),
-        tuple(asked("fair", lifts)), _small, NARROW_NOTE.format(epochs="20 epochs of the recipe's 60"),
+        tuple(asked("fair", lifts)), small, NARROW_NOTE.format(epochs="20 epochs of the recipe's 60"),
         seeds=3, notes=notes,
     )  # fmt: skip
-
-
-def _small(cell: Cell) -> Cell:
-    return narrow(cell, 20)
 
 
 TABLES = (_single(), _fair())
