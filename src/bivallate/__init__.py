@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from bivallate.method import Method
     from bivallate.methods.entries import register
     from bivallate.parts import part
-    from bivallate.reports.comparison.comparing import compare
-    from bivallate.reports.diagnostics.diagnosing import diagnose
+    from bivallate.reports.comparison.compare_runs import compare
+    from bivallate.reports.diagnostics.diagnose_runs import diagnose
     from bivallate.reports.page import report
     from bivallate.run.averaging import EMA, SWA, Cyclic
     from bivallate.run.cycles import Cycles
@@ -163,8 +163,8 @@ _PLACES = {
     "Method": "bivallate.method",
     "register": "bivallate.methods.entries",
     "part": "bivallate.parts",
-    "compare": "bivallate.reports.comparison.comparing",
-    "diagnose": "bivallate.reports.diagnostics.diagnosing",
+    "compare": "bivallate.reports.comparison.compare_runs",
+    "diagnose": "bivallate.reports.diagnostics.diagnose_runs",
     "report": "bivallate.reports.page",
     "train": "bivallate.run.training",
     "EMA": "bivallate.run.averaging",

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 import bivallate as bv
-from bivallate.audits import auditing
+from bivallate.audits import audit_model
 from bivallate.audits.result import AuditProgress
 from bivallate.cli import run
 from bivallate.evaluation import progress_display
@@ -31,7 +31,7 @@ def runs(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def quiet(runs, capsys, monkeypatch):
     """At a pace that does not depend on the machine, a budget always buys the quick level."""
-    monkeypatch.setattr(auditing, "passes_a_second", lambda *given, shared: 1e5)
+    monkeypatch.setattr(audit_model, "passes_a_second", lambda *given, shared: 1e5)
     capsys.readouterr()
 
 

@@ -9,7 +9,7 @@ from tests.evaluation.conftest import affine, cloud
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import bivallate as bv
-from bivallate.audits.auditing import audit
+from bivallate.audits.audit_model import audit
 from bivallate.errors import UserError
 from bivallate.evaluation import attack, eps_curve, evaluate, minimal_distances, transfer
 from bivallate.evaluation.preflight import preflight

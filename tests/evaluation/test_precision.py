@@ -17,7 +17,7 @@ from bivallate.evaluation.score import Score
 from bivallate.evaluation.search_model import LowerPrecision
 from bivallate.evaluation.verify import logits_of
 from bivallate.reports.collect import collect
-from bivallate.reports.comparison.comparing import compare
+from bivallate.reports.comparison.compare_runs import compare
 from bivallate.types import Passes
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import bivallate as bv
 from bivallate import collective
-from bivallate.audits.auditing import audit
-from bivallate.evaluation import evaluate, evaluating, shared_points
+from bivallate.audits.audit_model import audit
+from bivallate.evaluation import attack_model, evaluate, shared_points
 from bivallate.evaluation.attacks import Attack
 from bivallate.evaluation.distance_file import DistanceFile
 from bivallate.evaluation.runner import Runner
@@ -128,9 +128,9 @@ def test_a_share_is_searched_like_the_whole(monkeypatch: pytest.MonkeyPatch) -> 
         raise CopiedForSpeed
 
     x, y = torch.rand(40, 1, 2, 2), torch.zeros(40, dtype=torch.long)
-    (stage,) = evaluating.parse("pgd-20", THREAT).stages
-    monkeypatch.setattr(evaluating, "search_model", copied)
-    monkeypatch.setattr(evaluating, "WORTH", 30 * stage.cost() * stage.count(10))
+    (stage,) = attack_model.parse("pgd-20", THREAT).stages
+    monkeypatch.setattr(attack_model, "search_model", copied)
+    monkeypatch.setattr(attack_model, "WORTH", 30 * stage.cost() * stage.count(10))
     monkeypatch.setattr(collective, "world_size", lambda: 2)
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 10))
     with pytest.raises(CopiedForSpeed):

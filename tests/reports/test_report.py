@@ -210,7 +210,7 @@ def test_python_diagnoses_as_the_command_does(runs, tmp_path, monkeypatch):
         bv.diagnose(first, what="examples", n=20, out=tmp_path)
     asked: list[dict[str, object]] = []
     monkeypatch.setattr(
-        "bivallate.reports.diagnostics.diagnosing.diagnose", lambda *_, **named: asked.append(named)
+        "bivallate.reports.diagnostics.diagnose_runs.diagnose", lambda *_, **named: asked.append(named)
     )
     assert command(["diagnose", str(first), "--what", "curves", "--weights", "last", "--seed", "3"]) == 0
     wanted = {"what": ("curves",), "weights": "last", "seed": 3, "n": 500, "attack": "pgd-20", "out": None}

@@ -12,7 +12,7 @@ import bivallate as bv
 from bivallate.cli import run as command
 from bivallate.errors import UserError
 from bivallate.evaluation import Score
-from bivallate.evaluation.crafting import craft
+from bivallate.evaluation.attacked_images import craft
 from bivallate.evaluation.sweeps import minimal_distances
 from bivallate.reports.diagnostics.fosc import fosc
 from bivallate.reports.diagnostics.gradients import gradient_alignment

@@ -3,7 +3,7 @@
 `from bivallate.audits import audit, Audit, Check`.
 """
 
-from bivallate.audits.auditing import audit
+from bivallate.audits.audit_model import audit
 from bivallate.audits.plan import Plan
 from bivallate.audits.result import VERDICTS, Audit, AuditProgress, Check
 from bivallate.lazy_import import former_names

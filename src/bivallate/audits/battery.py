@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bivallate.audits.plan import Plan
 from bivallate.audits.result import AuditProgress, CostEstimate
 from bivallate.audits.surrogates import Rescaled, StraightThrough, SurrogateSearch, linear_imitation
+from bivallate.evaluation.attack_model import evaluate
 from bivallate.evaluation.attacks import (
     Attack,
     Stage,
@@ -21,7 +22,6 @@ from bivallate.evaluation.attacks import (
     square,
     targeted_auto_pgd,
 )
-from bivallate.evaluation.evaluating import evaluate
 from bivallate.evaluation.score import ROBUST, Score
 from bivallate.evaluation.search import Fooled, Restarts, ScaledPGD, Search
 from bivallate.lower.apgd import APGD

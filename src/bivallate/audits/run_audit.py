@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bivallate.audits.auditing import audit as examine
+from bivallate.audits.audit_model import audit as examine
 from bivallate.audits.leak import leak
 from bivallate.audits.result import Audit, AuditProgress
 from bivallate.errors import UserError, check_options
@@ -46,7 +46,8 @@ def audit_of(
         examined: the run, its weights, points and threat. claimed: a robust accuracy in [0, 1] to compare
             with the results; the strongest stored evaluation of the run if not given.
         against: folders of runs on the same classes, to transfer attacks from.
-        factory: package.module:factory of their networks. options: as in `bivallate.audits.auditing.audit`.
+        factory: package.module:factory of their networks.
+        options: as in `bivallate.audits.audit_model.audit`.
     """
     folder, claim = RunFolder(examined.path), "--claimed"
     if claimed is None and examined.split == "test" and not examined.elsewhere:
@@ -91,7 +92,7 @@ def audit(
         seed: of the choice of points and of the attacks. progress: True shows a progress display; a
             function is called before every attack.
         options: n, budget_passes, minutes, claimed and surrogates, described with
-            `bivallate.audits.auditing.audit`.
+            `bivallate.audits.audit_model.audit`.
 
     Raises:
         UserError: arguments that do not fit one another, data or model that cannot be attacked, a budget

@@ -47,7 +47,7 @@ def attack(
     overwrite
         replace what an earlier attack left in SAVE.
     """
-    from bivallate.evaluation.crafting import craft
+    from bivallate.evaluation.attacked_images import craft
     from bivallate.reports.adversarial_images import write
     from bivallate.run.evaluation_target import EvaluationTarget
 

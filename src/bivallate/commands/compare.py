@@ -56,7 +56,7 @@ def compare(
     json
         print everything as JSON.
     """
-    from bivallate.reports.comparison.comparing import compare as compared
+    from bivallate.reports.comparison.compare_runs import compare as compared
 
     if markdown and json:
         raise UserError("give --markdown or --json, not both")

@@ -49,7 +49,7 @@ def diagnose(
     data
         where the runs' data are now, if they were moved. [default: as in training]
     """
-    from bivallate.reports.diagnostics.diagnosing import diagnose as drawn
+    from bivallate.reports.diagnostics.diagnose_runs import diagnose as drawn
 
     device = machine.prepare()
     asked = {"what": what, "out": out, "n": n, "attack": attack, "fosc_form": fosc_form, "device": device}

@@ -19,7 +19,7 @@ from bivallate.evaluation.significance import same_threat
 from bivallate.files import make_folder, write_json
 from bivallate.quoting import line
 from bivallate.reports.collect import RunRecord, collect
-from bivallate.reports.comparison.comparing import compare
+from bivallate.reports.comparison.compare_runs import compare
 from bivallate.reports.comparison.comparison_table import Comparison
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder

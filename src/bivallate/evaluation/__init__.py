@@ -1,8 +1,8 @@
 """Evaluation: attacks run in sequence on the points that are still robust, and the scores that result."""
 
+from bivallate.evaluation.attack_model import attack, evaluate
+from bivallate.evaluation.attacked_images import Crafted, craft
 from bivallate.evaluation.attacks import Attack, Stage, attacks, parse
-from bivallate.evaluation.crafting import Crafted, craft
-from bivallate.evaluation.evaluating import attack, evaluate
 from bivallate.evaluation.evaluation_identity import Identity, evaluation_name
 from bivallate.evaluation.evaluation_progress import EvaluationProgress
 from bivallate.evaluation.predictions import Prediction, predict

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bivallate.evaluation.attack_model import attack as adversarial
 from bivallate.evaluation.attacks import Attack, Stage, parse
-from bivallate.evaluation.evaluating import attack as adversarial
 from bivallate.evaluation.inference import for_inference
 from bivallate.evaluation.verify import logits_of
 from bivallate.lower.threat import ThreatModel

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError, check_seed, python_arguments
+from bivallate.evaluation.attack_model import crafted, evaluate
 from bivallate.evaluation.attacks import Attack, Stage, parse
 from bivallate.evaluation.distance_file import DistanceFile
-from bivallate.evaluation.evaluating import crafted, evaluate
 from bivallate.evaluation.evaluation_progress import EvaluationProgress, Searched
 from bivallate.evaluation.inference import for_inference
 from bivallate.evaluation.points import (

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bivallate.evaluation.crafting import Crafted, in_8_bits
+from bivallate.evaluation.attacked_images import Crafted, in_8_bits
 from bivallate.files import write_whole
 from bivallate.quoting import file_name
 from bivallate.reports.image_panel import change, class_label, panel

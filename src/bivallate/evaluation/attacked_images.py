@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.data.dataset import Split
+from bivallate.evaluation.attack_model import crafted
 from bivallate.evaluation.attacks import Attack, Stage, parse
-from bivallate.evaluation.evaluating import crafted
 from bivallate.evaluation.points import check_threat, points, select
 from bivallate.evaluation.predictions import logits
 from bivallate.lower.threat import ThreatModel

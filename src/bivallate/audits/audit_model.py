@@ -17,7 +17,7 @@ from bivallate.audits.plan import Plan, choose
 from bivallate.audits.result import Audit, AuditProgress, CostEstimate
 from bivallate.audits.surrogates import GraphConnected
 from bivallate.errors import UserError, python_arguments
-from bivallate.evaluation.evaluating import evaluate
+from bivallate.evaluation.attack_model import evaluate
 from bivallate.evaluation.inference import for_inference
 from bivallate.evaluation.neighbourhood import gradients
 from bivallate.evaluation.points import points, select
