@@ -22,9 +22,9 @@ from bivallate.reproduce.machine import commit, machine
 from bivallate.reproduce.papers.catalogue import tables
 from bivallate.reproduce.planning import jobs_of
 from bivallate.reproduce.running import Job, trained
+from bivallate.run.from_config import load_data
 from bivallate.run.load_model import load
 from bivallate.run.progress import TerminalProgress
-from bivallate.run.session import load_data
 from bivallate.run.signals import Interrupted
 from bivallate.run.trainer import limit_threads
 

@@ -21,9 +21,10 @@ from bivallate.reports.diagnostics.weighed_points import weigh_points
 from bivallate.reproduce.machine import commit
 from bivallate.reproduce.running import cut
 from bivallate.run.config import Config, Validation
+from bivallate.run.from_config import create_model, load_data
 from bivallate.run.progress import Progress
 from bivallate.run.recipes.published import recipe_for
-from bivallate.run.session import Session, create_model, load_data
+from bivallate.run.session import Session
 from bivallate.run.trainer import Trainer
 from bivallate.types import Clock
 

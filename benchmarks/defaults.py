@@ -30,9 +30,9 @@ from bivallate.reproduce.machine import commit
 from bivallate.run.config import Config
 from bivallate.run.defaults import fitted
 from bivallate.run.execution import execute
+from bivallate.run.from_config import create_model, load_data
 from bivallate.run.progress import TerminalProgress
 from bivallate.run.recipes.published import recipe_for
-from bivallate.run.session import create_model, load_data
 
 RECORDS, PAGE = Path("results/defaults"), Path("docs/defaults.md")
 RUNS = Path("runs/defaults")

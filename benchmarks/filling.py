@@ -21,9 +21,10 @@ from bivallate.files import write_json
 from bivallate.reproduce.cell import configure
 from bivallate.reproduce.machine import machine
 from bivallate.reproduce.running import Job, cut
+from bivallate.run.from_config import create_model, load_data
 from bivallate.run.memory_layout import trial_session, whole_step
 from bivallate.run.resuming import computable
-from bivallate.run.session import Session, create_model, load_data
+from bivallate.run.session import Session
 from bivallate.run.trainer import limit_threads
 from bivallate.types import Batch
 

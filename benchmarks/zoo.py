@@ -25,7 +25,7 @@ from bivallate.evaluation.points import model_fingerprint
 from bivallate.files import write_json, write_text
 from bivallate.from_text import parse_number
 from bivallate.reports.collect import collect
-from bivallate.run.session import own_data
+from bivallate.run.from_config import own_data
 from bivallate.zoo import entries
 
 ZOO, SLICES = Path("src/bivallate/zoo"), Path("tests/models/zoo")

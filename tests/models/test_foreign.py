@@ -14,7 +14,7 @@ import bivallate as bv
 from bivallate import models
 from bivallate.errors import UserError
 from bivallate.run.config import Config, Model
-from bivallate.run.session import create_model
+from bivallate.run.from_config import create_model
 
 SHAPE = (1, 8, 8)
 SOURCE = """

@@ -29,8 +29,8 @@ from bivallate.reproduce.records import Record, read_records
 from bivallate.reproduce.results_page import page, write_page, write_table
 from bivallate.reproduce.running import Job, run_job
 from bivallate.reproduce.scaling import at_scale
+from bivallate.run.from_config import load_data
 from bivallate.run.load_model import load
-from bivallate.run.session import load_data
 
 from .conftest import by_hand, keep
 

@@ -12,9 +12,10 @@ from bivallate.parts import decode, encode
 from bivallate.reproduce.definition import without_machine
 from bivallate.run import arithmetic
 from bivallate.run.config import Config
+from bivallate.run.from_config import create_model
 from bivallate.run.progress import Progress
 from bivallate.run.resuming import computable
-from bivallate.run.session import Session, create_model
+from bivallate.run.session import Session
 
 CPU = torch.device("cpu")
 

@@ -11,10 +11,11 @@ from tests.run.tiny import AT, Radii, plan, run
 import bivallate as bv
 from bivallate.run.chance import chance_warning, likely_cause
 from bivallate.run.config import Validation
+from bivallate.run.from_config import create_model
 from bivallate.run.optim import SGD, Flat
 from bivallate.run.progress import describe, legend
 from bivallate.run.sentinel import Sentinel
-from bivallate.run.session import Session, create_model
+from bivallate.run.session import Session
 from bivallate.run.signals import Interrupted
 
 FAR = bv.methods.at(bv.Linf(0.5), steps=2)

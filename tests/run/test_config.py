@@ -16,7 +16,7 @@ from bivallate.commands.configuration import plan_of
 from bivallate.errors import UserError
 from bivallate.parts import decode, encode
 from bivallate.run.config import Config, Data, Model
-from bivallate.run.session import load_data
+from bivallate.run.from_config import load_data
 
 
 @pytest.fixture(autouse=True)

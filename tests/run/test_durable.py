@@ -18,7 +18,7 @@ from tests.run.runs import Killed, copy, digits, kill_at, metrics, same, setting
 
 import bivallate as bv
 from bivallate.cli import run as cli
-from bivallate.run import checkpoint, session
+from bivallate.run import checkpoint, from_config, session
 from bivallate.run.config import Config, Data, Model
 from bivallate.run.execution import execute
 from bivallate.run.folder import FOLDERS, RunFolder
@@ -421,11 +421,11 @@ def test_data_that_a_path_names_are_found_whatever_became_of_the_configuration(d
     x, y = torch.rand(40, 1, 4, 4).numpy(), torch.arange(40).numpy() % 2
     for name in ("own", "more"):
         np.savez(tmp_path / f"{name}.npz", x=x, y=y)
-    chosen = session.resolved_data(Data(name=str(tmp_path / "own.npz"), extra=str(tmp_path / "more.npz")))
+    chosen = from_config.resolved_data(Data(name=str(tmp_path / "own.npz"), extra=str(tmp_path / "more.npz")))
     config = Config(method=bv.methods.plain(bv.Linf(0.1)), model=Model("linear"), data=chosen, epochs=1)
     config = config.set("batch_size", 16)
-    data, run = session.load_data(chosen, 0), tmp_path / "run"
-    execute(config, data, session.create_model(config.model, data, 0), run)
+    data, run = from_config.load_data(chosen, 0), tmp_path / "run"
+    execute(config, data, from_config.create_model(config.model, data, 0), run)
     before = (run / "config.toml").read_bytes()
     if damage is not None:
         damage(run / "config.toml")

@@ -98,7 +98,7 @@ def test_time_limit_dry_run_and_quiet(tmp_path, capsys):
 
 def test_a_forecast_counts_the_passes_that_the_run_takes(tmp_path, digits):
     from bivallate.run.forecast import forecast
-    from bivallate.run.session import create_model
+    from bivallate.run.from_config import create_model
 
     done = bv.train("linear", digits, "at", epochs=2, **FAST, out=tmp_path / "run")
     config = Config.read(tmp_path / "run" / "config.toml")

@@ -18,10 +18,11 @@ from bivallate.noise import Noise
 from bivallate.run.config import Config, Model, Validation
 from bivallate.run.execution import execute
 from bivallate.run.folder import RunFolder
+from bivallate.run.from_config import create_model
 from bivallate.run.progress import Progress
 from bivallate.run.sentinel import Sentinel
 from bivallate.run.sentinel_loop import SentinelLoop
-from bivallate.run.session import Session, create_model
+from bivallate.run.session import Session
 from bivallate.run.signals import Interrupted
 from bivallate.run.validation import inspect_rows
 

@@ -9,9 +9,9 @@ import bivallate as bv
 from bivallate.data import Dataset
 from bivallate.run.config import Config, Model, Validation
 from bivallate.run.execution import Run, execute
+from bivallate.run.from_config import create_model
 from bivallate.run.optim import SGD
 from bivallate.run.progress import Progress
-from bivallate.run.session import create_model
 
 AT = bv.methods.at(bv.Linf(0.4), steps=2)
 

@@ -63,7 +63,7 @@ def check_gradient(
     """
     from bivallate.commands.configuration import plan_of
     from bivallate.gradcheck import check_gradient as check
-    from bivallate.run.session import create_model, load_data
+    from bivallate.run.from_config import create_model, load_data
 
     device = machine.prepare()
     plan = plan_of(method, None, data, ball.eps, ball.norm or "linf", None, set_).set("model.name", model)

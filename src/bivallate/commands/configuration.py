@@ -16,8 +16,8 @@ from bivallate.models import Classifier
 from bivallate.run.config import METHOD_PARTS, Config
 from bivallate.run.defaults import fitted, threat_on
 from bivallate.run.first_network import begin_network
+from bivallate.run.from_config import load_data, resolved_data
 from bivallate.run.recipes.published import recipe_for
-from bivallate.run.session import load_data, resolved_data
 
 __all__ = ["init_pairs", "introduce", "plan_of", "resolved"]
 

@@ -156,7 +156,7 @@ def _list(data_dir: str | None, json: bool) -> None:
 def _loaded(name: str, data_dir: str | None, settings: tuple[str, ...]) -> Any:
     """Load a data set as a run with these settings and seed 0 would."""
     from bivallate.run.config import Data
-    from bivallate.run.session import load_data
+    from bivallate.run.from_config import load_data
 
     spec = Data(name, data_dir=data_dir or "")
     for item in settings:

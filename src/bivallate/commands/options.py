@@ -181,7 +181,7 @@ class Machine:
 
     def prepare(self) -> torch.device:
         """Set the number of threads and return the device. Raises UserError if it is not available."""
-        from bivallate.run.session import pick_device
+        from bivallate.run.from_config import pick_device
         from bivallate.run.trainer import limit_threads
 
         limit_threads(self.threads)

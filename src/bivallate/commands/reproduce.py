@@ -127,8 +127,8 @@ def _table(
     from bivallate.reproduce.planning import jobs_of
     from bivallate.reproduce.results_page import write_table
     from bivallate.reproduce.scaling import describe
+    from bivallate.run.from_config import pick_device
     from bivallate.run.progress import TerminalProgress
-    from bivallate.run.session import pick_device
 
     chosen = find(name)
     jobs = jobs_of(chosen, scale, out=records, runs=runs, **choices)

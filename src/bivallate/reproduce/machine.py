@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from bivallate.run.from_config import pick_device
 from bivallate.run.origin import commit
-from bivallate.run.session import pick_device
 from bivallate.version import __version__
 
 __all__ = ["commit", "machine"]

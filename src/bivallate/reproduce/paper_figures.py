@@ -16,7 +16,7 @@ from bivallate.reproduce.papers.catalogue import find
 from bivallate.reproduce.papers.figure_list import FIGURES, PaperFigure
 from bivallate.reproduce.running import cut, trained
 from bivallate.reproduce.scaling import at_scale
-from bivallate.run.session import load_data
+from bivallate.run.from_config import load_data
 from bivallate.run.trainer import limit_threads
 
 __all__ = ["cells_of", "draw", "find_figure"]

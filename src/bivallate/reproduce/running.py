@@ -22,10 +22,10 @@ from bivallate.reproduce.sharing import find_equal_run, training_of, with_all_ke
 from bivallate.run.config import Config
 from bivallate.run.execution import execute
 from bivallate.run.folder import RunFolder
+from bivallate.run.from_config import create_model, load_data, pick_device
 from bivallate.run.load_model import load
 from bivallate.run.progress import Progress
 from bivallate.run.resuming import computable, resume
-from bivallate.run.session import create_model, load_data, pick_device
 from bivallate.run.trainer import limit_threads
 
 __all__ = ["SCHEMA", "Job", "record_path", "run_job", "trained"]

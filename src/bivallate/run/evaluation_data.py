@@ -17,7 +17,7 @@ from bivallate.errors import UserError
 from bivallate.models.description import read_manifest
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
-from bivallate.run.session import load_data, own_data, resolved_data
+from bivallate.run.from_config import load_data, own_data, resolved_data
 
 __all__ = ["EvaluationData", "evaluation_data", "moved_data", "relabelled"]
 

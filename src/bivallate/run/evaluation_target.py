@@ -27,8 +27,8 @@ from bivallate.run.config import Config
 from bivallate.run.evaluation_data import evaluation_data
 from bivallate.run.execution import Run
 from bivallate.run.folder import RunFolder
+from bivallate.run.from_config import pick_device
 from bivallate.run.load_model import load_run
-from bivallate.run.session import pick_device
 from bivallate.schema import MEGABYTE, check, read_text
 from bivallate.schema import parse as parse_file
 

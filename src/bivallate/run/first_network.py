@@ -23,8 +23,8 @@ from bivallate.models.io import fill
 from bivallate.models.layers import head_of
 from bivallate.run.config import Config, Model
 from bivallate.run.folder import check_weights
+from bivallate.run.from_config import create_model
 from bivallate.run.load_model import from_zoo
-from bivallate.run.session import create_model
 
 __all__ = ["begin_network", "described_model", "first_network"]
 

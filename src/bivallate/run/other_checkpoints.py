@@ -16,8 +16,8 @@ from bivallate.models import Classifier
 from bivallate.models.robustbench import load_robustbench
 from bivallate.run.config import Data
 from bivallate.run.evaluation_target import EvaluationTarget, split_of
+from bivallate.run.from_config import load_data, pick_device, resolved_data
 from bivallate.run.load_model import from_zoo
-from bivallate.run.session import load_data, pick_device, resolved_data
 
 __all__ = ["checkpoint_target"]
 

@@ -20,6 +20,7 @@ from bivallate.run.config import Config
 from bivallate.run.execution import Run, check_minutes, execute, finish, first_rank_progress, locked_folder
 from bivallate.run.first_network import first_network
 from bivallate.run.folder import RunFolder
+from bivallate.run.from_config import create_model, own_data, pick_device
 from bivallate.run.load_model import built_in
 from bivallate.run.logger import Logger
 from bivallate.run.loggers import loggers
@@ -28,7 +29,7 @@ from bivallate.run.more_epochs import effects_of_more_epochs
 from bivallate.run.packing import unpack
 from bivallate.run.progress import Progress, TerminalProgress
 from bivallate.run.reopen import FREE, Tell, differing, reopen, reopened, repair
-from bivallate.run.session import Session, create_model, own_data, pick_device
+from bivallate.run.session import Session
 from bivallate.run.trainer import limit_threads
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ from torch import Tensor, nn
 
 from bivallate import collective, data, models
 from bivallate.data import Batches, Dataset, Split
-from bivallate.errors import UserError, check_device
 from bivallate.method import check_mixed
 from bivallate.models import Classifier
 from bivallate.models.io import renamed
@@ -24,8 +21,8 @@ from bivallate.run.arithmetic import autocast_of, lay_out
 from bivallate.run.averaging import average_of
 from bivallate.run.checkpoint import pack_optimizer, section, unpack_optimizer
 from bivallate.run.config import Config
-from bivallate.run.config_parts import STREAMING
 from bivallate.run.epoch_sums import EpochSums
+from bivallate.run.from_config import check_several, pick_device
 from bivallate.run.identity import identity_of
 from bivallate.run.optim import optimizer_of
 from bivallate.run.origin import origin
@@ -36,98 +33,6 @@ from bivallate.run.warm_up import growth
 from bivallate.types import Clock, Facts
 
 WATCHED = 100  # about so many training rows have their margin and weight recorded in every epoch
-
-
-def pick_device(name: str) -> torch.device:
-    """The device by name; "auto" is CUDA, else MPS, else the CPU. Raises UserError if it does not exist."""
-    if name == "auto" and not torch.cuda.is_available():
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    own = torch.device("cuda", collective.local_rank() % max(1, torch.cuda.device_count()))
-    if name == "auto" or (name == "cuda" and collective.is_distributed()):
-        device = check_device(own, "use --device auto or cpu")
-        if collective.is_distributed():
-            torch.cuda.set_device(device)  # NCCL uses the current device
-        return device
-    return check_device(name, "use --device auto or cpu")
-
-
-def load_data(spec: Any, seed: int, *, whole: bool = False) -> Dataset:
-    """Load the data set of a configuration; with `whole`, a set without a test split is all test data."""
-    if not spec.name:
-        raise UserError("this run was trained on tensors: pass the same data again (data=...)")
-    return data.load(
-        spec.name,
-        data_dir=spec.data_dir,
-        seed=seed,
-        validation=spec.validation if spec.validation < 1 else int(spec.validation),
-        imbalance=spec.imbalance,
-        extra=spec.extra,
-        extra_ratio=spec.extra_ratio,
-        size=spec.size,
-        channels=spec.channels,
-        on_bad=spec.on_bad,
-        image_column=spec.image_column,
-        label_column=spec.label_column,
-        test_fraction=spec.test_fraction,
-        whole=whole,
-        allow_missing_classes=spec.allow_missing_classes,
-        stream=STREAMING[spec.stream],
-        workers=spec.workers,
-    )
-
-
-def own_data(spec: Any, seed: int) -> Dataset:
-    """Load the data that a run was trained on. Raises UserError if they are not there any more."""
-    try:
-        return load_data(spec, seed)
-    except UserError as error:
-        named = bool(spec.name) and data.registry.get(spec.name) is not None
-        option = "--data-dir FOLDER" if named else "--data PLACE"
-        if not spec.name:
-            raise
-        raise UserError(f"{error}. If the data have moved, say where they are now: {option}") from error
-
-
-def resolved_data(spec: Any) -> Any:
-    """A data configuration that is valid in any working folder: paths are absolute, sets keep their names."""
-    place = spec.data_dir and os.path.abspath(os.path.expanduser(spec.data_dir))
-    extra = spec.extra and os.path.abspath(os.path.expanduser(spec.extra))
-    name = spec.name and data.lasting_name(spec.name, place)
-    return dataclasses.replace(spec, name=name, data_dir=place, extra=extra)
-
-
-def _check_several(dataset: Dataset) -> None:
-    """Raise UserError if the data have one class only, so that every answer would be right."""
-    if len(dataset.classes) < 2:
-        raise UserError(
-            f"the data have one class, {dataset.classes[0]!r}: there is nothing to tell apart; name data of "
-            "two classes or more"
-        )
-
-
-def create_model(spec: Any, dataset: Dataset, seed: int) -> Classifier:
-    """Create the network of a configuration for the classes, shape and statistics of the data."""
-    _check_several(dataset)
-    own = (spec.mean or dataset.mean, spec.std or dataset.std)
-    mean, std = own if spec.normalise else (None, None)
-    options: dict[str, Any] = {"width": spec.width} if spec.width != 1 else {}
-    options |= {"stem": spec.stem} if spec.stem else {}
-    options |= spec.chosen()
-    if spec.options and ":" in spec.name and not spec.name.startswith("timm:"):
-        raise UserError(
-            f"model.options are for built-in networks and timm's: {spec.name} is your own, give its factory "
-            "defaults, or pass the module in Python"
-        )
-    return models.create(
-        spec.name,
-        num_classes=len(dataset.classes),
-        shape=dataset.shape,
-        mean=mean,
-        std=std,
-        activation=spec.activation,
-        seed=seed,
-        **options,
-    )
 
 
 class Session:
@@ -147,7 +52,7 @@ class Session:
 
     def __init__(self, config: Config, dataset: Dataset, model: nn.Module) -> None:
         self.config, self.dataset = config, dataset
-        _check_several(dataset)
+        check_several(dataset)
         self.device = pick_device(config.device)
         self.model = self._prepared(model)
         train, meta = self._streams()

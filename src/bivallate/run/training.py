@@ -18,12 +18,12 @@ from bivallate.run.config import Config
 from bivallate.run.defaults import fitted, threat_on
 from bivallate.run.execution import Run
 from bivallate.run.first_network import begin_network, described_model
+from bivallate.run.from_config import load_data, resolved_data
 from bivallate.run.initial import Init
 from bivallate.run.logger import Logger
 from bivallate.run.progress import Progress, TerminalProgress
 from bivallate.run.recipes.published import recipe_for
 from bivallate.run.resuming import begin_or_resume
-from bivallate.run.session import load_data, resolved_data
 from bivallate.schema import check
 
 

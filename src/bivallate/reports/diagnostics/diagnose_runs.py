@@ -14,7 +14,7 @@ from bivallate.reports.collect import Runs, folders
 from bivallate.reports.diagnostics.by_name import DIAGNOSES, choose, subject
 from bivallate.reports.diagnostics.diagnostic import Diagnostic
 from bivallate.run.folder import check_weights
-from bivallate.run.session import pick_device
+from bivallate.run.from_config import pick_device
 from bivallate.terminal import say
 
 Told = Callable[[str, Path | UserError], object]
