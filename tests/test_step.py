@@ -125,3 +125,18 @@ def test_two_uneven_processes_make_the_step_of_one(tmp_path) -> None:
         worst = max(float((a - b).abs().max()) for a, b in zip(left[name], alone, strict=True))
         assert worst < 1e-12, (name, worst)
     assert max(float((a - b).abs().max()) for a, b in zip(left["at"], left["kl-dro"], strict=True)) > 1e-6
+
+
+def test_a_step_asks_for_a_bound_method() -> None:
+    (x, y, index), *_ = minibatches((ROWS,))
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(bv.UserError, match=r"bound = method\.bind\(facts\)"):
+        bv.train_step(model, optimizer, methods.at(THREAT), Batch(x, y, index), Clock())  # pyright: ignore
+
+
+def test_the_last_of_replays_that_accumulate_updates() -> None:
+    facts = Facts(ROWS, SHAPE, CLASSES)
+    added, single = methods.yopo(THREAT, m=3).bind(facts), methods.free_at(THREAT, replays=3).bind(facts)
+    assert [added.updates_after(Clock(replay=r)) for r in range(3)] == [False, False, True]
+    assert [single.updates_after(Clock(replay=r)) for r in range(3)] == [True, True, True]

@@ -1,4 +1,4 @@
-"""Gather what a weighting may read from the values that one step has computed."""
+"""Evidence of a step: what a weighting may read."""
 
 from __future__ import annotations
 
@@ -10,13 +10,21 @@ from bivallate.lower.problem import LowerProblem
 from bivallate.types import Evidence, Solution, Terms
 
 
-def gather(
+def evidence_of(
     problem: LowerProblem, terms: Terms, solution: Solution, buffers: dict[str, Tensor] | None = None
 ) -> Evidence:
-    """Gather the evidence of one step, from detached values.
+    """Return the evidence of one step: its values for each example, without graph.
 
-    Clean logits are computed in eval mode when they are first read, with the network's present buffers or
-    with `buffers`, a copy from before the outer pass.
+    Clean logits are computed in eval mode, when a weighting first reads them.
+
+    Args:
+        problem: solved, as the loss has seen it.
+        terms: what the loss has returned.
+        solution: of the solver, as the coupling has returned it.
+        buffers: the network's buffers from before the loss's passes, for the clean logits. A step with a
+            lookahead has copied them, and its virtual step sees them too. Without them the clean logits use
+            the present running statistics, which the loss's passes have moved: a copy for every step would
+            cost more than the difference matters.
     """
 
     def clean() -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from bivallate.evidence import gather
+from bivallate.evidence import evidence_of
 from bivallate.lower.modes import attacking
 from bivallate.lower.problem import Graph, LowerProblem
 from bivallate.method import BoundMethod, Method
@@ -53,7 +53,7 @@ class FrozenStep:
         self.problem, self.bound, solution = self._solve()
         terms = self._terms(solution)
         self.solution = _constant(solution)
-        evidence = gather(self.problem, terms, self.solution)
+        evidence = evidence_of(self.problem, terms, self.solution)
         self.bound.weighting.update(evidence)
         self.weights = self._first_weights(evidence)
         self.loss = (self.weights * terms.robust + terms.anchor).mean()
@@ -87,7 +87,7 @@ class FrozenStep:
         terms = self._terms(solution)
         weights = self.weights.detach()
         if self.bound.weighting.differentiable:
-            evidence = gather(self.problem, terms, self.solution)
+            evidence = evidence_of(self.problem, terms, self.solution)
             weights = self.bound.weighting(evidence)
         return (weights * terms.robust + terms.anchor).mean()
 

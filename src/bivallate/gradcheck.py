@@ -16,7 +16,7 @@ from bivallate.lower.forward import Forward
 from bivallate.lower.modes import evaluating
 from bivallate.lower.second_order import explain_missing_derivatives
 from bivallate.method import Method, checked, facts_for
-from bivallate.step import differentiate
+from bivallate.step import accumulate_gradient
 from bivallate.types import Batch, Clock, Facts
 
 STEPS = (1e-4, 1e-5, 1e-6)  # step sizes of the differences, relative to the norm of each parameter tensor
@@ -80,7 +80,7 @@ def upper_gradient(
         torch.manual_seed(seed)
         for replay in range(method.replays if method.accumulate else 1):
             now = Clock(moment.epoch, moment.epochs, moment.step, moment.steps, replay, seed)
-            differentiate(twin, bound, batch, now, lr)
+            accumulate_gradient(twin, bound, batch, now, lr)
     zero = torch.zeros_like
     return {n: zero(p) if p.grad is None else p.grad.detach() for n, p in twin.named_parameters()}
 

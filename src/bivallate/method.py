@@ -21,7 +21,7 @@ from bivallate.lower.solver import Solver
 from bivallate.lower.threat import Threat
 from bivallate.parts import decode, encode, part, rebased, written
 from bivallate.roles import Role
-from bivallate.types import Facts
+from bivallate.types import Clock, Facts
 from bivallate.upper.loss import Loss, adversarial
 from bivallate.weighting.base import Weighting, equal
 
@@ -171,7 +171,12 @@ class Method:
 class BoundMethod:
     """A method with the state of one run in its solver and weighting.
 
-    The other parts have no state and are those of the specification.
+    The other parts have no state and are those of the specification. A training may set `threat` anew, while
+    its radius grows.
+
+    Attributes:
+        spec: the method that was bound.
+        sharing: what a coupling may know of the loss.
     """
 
     def __init__(self, spec: Method, solver: Solver, weighting: Weighting) -> None:
@@ -182,11 +187,19 @@ class BoundMethod:
             spec.coupling,
             spec.loss,
         )
-        # weights that are differentiable have a gradient of their own at the logits
+        # Weights that are differentiable add a term of their own to the gradient at the logits, which is then
+        # no multiple of the objective's, whatever the loss declares.
         collinear = spec.loss.follows(spec.objective) and not weighting.differentiable
         self.sharing = PassSharing(spec.loss.reuses_forward, collinear)
         self.replays, self.accumulate = spec.replays, spec.accumulate
         self.attack_mode: AttackMode = spec.attack_mode
+
+    def updates_after(self, clock: Clock) -> bool:
+        """Whether the step at this moment ends with an update of the parameters.
+
+        With `accumulate` the gradients of a minibatch's replays add up, and only the last replay updates.
+        """
+        return not self.accumulate or clock.replay == self.replays - 1
 
     def _memories(self) -> dict[str, nn.Module]:
         parts = {"solver": self.solver, "weighting": self.weighting}
@@ -215,6 +228,15 @@ def check_mixed(method: Method) -> None:
             f"cutmix gives an image two labels, and {method.name} reads one of each "
             f"({what or 'it replays minibatches'}): use an augmentation without cutmix, or a method such as "
             "at, trades or n-fgsm"
+        )
+
+
+def check_bound(method: Any) -> None:
+    """Raise UserError for a method that has not been bound to a run."""
+    if not isinstance(method, BoundMethod):
+        raise UserError(
+            f"a step needs a method with the state of one run, got {type(method).__name__}: bind it once, "
+            "bound = method.bind(facts), and hand that over at every step"
         )
 
 

@@ -17,7 +17,7 @@ from bivallate.method import BoundMethod
 from bivallate.transfer_to_cpu import to_cpu
 from bivallate.types import Clock, Passes, StepRecord, Terms, probability_margin
 
-Tell = Callable[[StepRecord], Sequence[float]]
+Summands = Callable[[StepRecord], Sequence[float]]  # numbers of this process, to be summed over all processes
 
 
 class NonFinite(UserError):
@@ -31,12 +31,18 @@ class NonFinite(UserError):
 class DeviceRecord:
     """The record of one step while its numbers are on the device that computed them.
 
-    Nothing is computed there for the record alone: what a weight or a margin is in it is found on the
-    processor, after the one transfer.
+    Nothing is computed there for the record alone: margins and statistics of the weights are computed on the
+    processor, after the one transfer that `read` makes.
 
     Attributes:
-        loss: of the whole minibatch, divided by `share` to be the mean over this process's rows.
-        index, y, weights: (B,). logits: (B, K) at the adversarial points. logged: numbers, or tensors of one.
+        loss: of the whole minibatch; divided by `share` it is the mean over this process's rows.
+        share: fraction of the whole minibatch that this process has.
+        index: (B,) rows of the data set.
+        y: (B,) labels.
+        weights: (B,) of the examples.
+        logits: (B, K) at the adversarial points.
+        passes: forward and backward passes of the step.
+        logged: numbers that parts report, or tensors of one number.
     """
 
     loss: Tensor
@@ -48,12 +54,12 @@ class DeviceRecord:
     passes: Passes
     logged: Mapping[str, float | Tensor]
 
-    def read(self, *besides: Tensor) -> tuple[StepRecord, list[Tensor]]:
-        """The record, and other tensors, in one transfer."""
+    def read(self, *others: Tensor) -> tuple[StepRecord, list[Tensor]]:
+        """Move the record and other tensors to the processor, in one transfer for which it waits."""
         logged = {name: value for name, value in self.logged.items() if isinstance(value, Tensor)}
         own = [self.loss, self.index, self.y, self.weights, self.logits]
-        found = to_cpu([*own, *logged.values(), *besides])
-        (loss, index, y, w, logits), rest = found[:5], found[5:]
+        moved = to_cpu([*own, *logged.values(), *others])
+        (loss, index, y, w, logits), rest = moved[:5], moved[5:]
         mean, tiny = w.mean(), torch.finfo(w.dtype).tiny
         record = StepRecord(
             loss=float(loss) / self.share,
@@ -71,12 +77,12 @@ class DeviceRecord:
 
 
 def reduce_and_check(
-    model: nn.Module, loss: Tensor, unread: DeviceRecord, clock: Clock, tell: Tell
+    model: nn.Module, loss: Tensor, on_device: DeviceRecord, clock: Clock, summands: Summands
 ) -> StepRecord:
     """Add up the gradients of all processes in place, check that they are finite, and read the record.
 
-    The loss and the numbers of `tell` are summed in the same all-reduce, so that all processes see the same
-    ones; the record holds the sums as `told`. `tell` is called as late as possible, just before it.
+    The loss and the numbers that `summands` returns for the record are added up in the same all-reduce, so
+    that all processes have the same sums. The returned record holds them as `sums`.
 
     Cost: one all-reduce of all gradients that are not under way already, none on one process; one pass over
     the gradients; one transfer from the device, two on several processes.
@@ -85,20 +91,19 @@ def reduce_and_check(
         NonFinite: the loss or a gradient is not finite.
     """
     if not collective.is_distributed():
-        record, (norms, value) = unread.read(_norms(model), loss)
+        record, (norms, value) = on_device.read(_norms(model), loss)
         _check_finite(float(norms.norm()), float(value), clock)
-        return replace(record, told=tuple(tell(record)))
-    record, _ = unread.read()
-    told = loss.new_tensor(tell(record))
-    along = summed(model, torch.stack([loss, *told]))
-    norms, along = to_cpu([_norms(model), along])
-    value, *words = along.tolist()
+        return replace(record, sums=tuple(summands(record)))
+    record, _ = on_device.read()
+    own = torch.stack([loss, *loss.new_tensor(summands(record))])
+    norms, sums = to_cpu([_norms(model), summed(model, own)])
+    value, *others = sums.tolist()
     _check_finite(float(norms.norm()), value, clock)
-    return replace(record, told=tuple(words))
+    return replace(record, sums=tuple(others))
 
 
 def _norms(model: nn.Module) -> Tensor:
-    """The norm of each gradient; they are finite where that of all together is."""
+    """The norm of each gradient. The norm of these numbers is finite if all gradients are."""
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     return torch.stack(torch._foreach_norm(grads)) if grads else torch.zeros(1)  # pyright: ignore
 
@@ -113,18 +118,18 @@ def _check_finite(norm: float, loss: float, clock: Clock) -> None:
     )
 
 
-def tell_nothing(record: StepRecord) -> Sequence[float]:
-    """The `tell` of a step that has nothing to sum over the processes."""
+def no_summands(record: StepRecord) -> Sequence[float]:
+    """Return no numbers: the default of a step, which then sums the loss and the gradients alone."""
     return ()
 
 
 def summarise(
     loss: Tensor, weights: Tensor, terms: Terms, problem: LowerProblem, method: BoundMethod
 ) -> DeviceRecord:
-    """Summarise one step for the log.
+    """Collect what the log keeps of one step, without waiting for the device.
 
-    On several processes the numbers are those of this rank's share of the minibatch: the loss, which was
-    divided by the size of the whole minibatch, is scaled to the mean over the share.
+    On several processes these are the numbers of this process's rows. Its loss was divided by the size of the
+    whole minibatch; the record scales it to the mean over its own rows.
     """
     share = len(problem.y) / collective.size(problem.batch)
     logged = {**problem.log, **method.weighting.log()}

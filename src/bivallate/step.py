@@ -10,50 +10,51 @@ import torch
 from torch import Tensor, nn
 
 from bivallate import collective
-from bivallate.coupling.lookahead import Lookahead, Rates, rates
-from bivallate.evidence import gather
+from bivallate.coupling.lookahead import LearningRates, Lookahead, learning_rates
+from bivallate.evidence import evidence_of
 from bivallate.lower.modes import attacking
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.second_order import explain_missing_derivatives
-from bivallate.method import BoundMethod
-from bivallate.record import DeviceRecord, Tell, reduce_and_check, summarise, tell_nothing
+from bivallate.method import BoundMethod, check_bound
+from bivallate.record import DeviceRecord, Summands, no_summands, reduce_and_check, summarise
 from bivallate.types import Batch, Clock, StepRecord
 
 
 def train_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, method: BoundMethod, batch: Batch, clock: Clock,
-    tell: Tell = tell_nothing,
+    summands: Summands = no_summands,
 ) -> StepRecord:  # fmt: skip
     """Solve the lower level, weigh the examples, descend the upper level. The model is in train mode."""
-    loss, unread = differentiate(model, method, batch, clock, rates(optimizer, model))
-    if clock.replay < method.replays - 1 and method.accumulate:
-        return unread.read()[0]
-    record = reduce_and_check(model, loss, unread, clock, tell)
+    check_bound(method)
+    loss, on_device = accumulate_gradient(model, method, batch, clock, learning_rates(optimizer, model))
+    if not method.updates_after(clock):  # the last replay's check finds what is not finite in any
+        return on_device.read()[0]
+    record = reduce_and_check(model, loss, on_device, clock, summands)
     optimizer.step()
     optimizer.zero_grad()
     return record
 
 
 @explain_missing_derivatives
-def differentiate(
-    model: nn.Module, method: BoundMethod, batch: Batch, clock: Clock, lr: Rates
+def accumulate_gradient(
+    model: nn.Module, method: BoundMethod, batch: Batch, clock: Clock, lr: LearningRates
 ) -> tuple[Tensor, DeviceRecord]:
-    """Do all of a step but the update: add the gradient of the upper level to `.grad`."""
+    """Add the gradient of the upper level to `.grad`: all of a step but the update. Returns its loss too."""
     with attacking(model, method.attack_mode):  # lower level: delta*(theta)
         problem = LowerProblem(model, batch, method.objective, method.threat, clock, sharing=method.sharing)
         solution = method.solver.solve(problem)
         solution = method.coupling(problem, solution)
 
-    problem, x_adv = problem.solved(solution), batch.x + solution.delta  # upper level: one loss an example
-    lookahead = Lookahead.here(problem, method, x_adv.detach(), lr)  # for learned weights
-    terms = method.loss(problem, x_adv)
-    problem.check_pass_is_used()
-    evidence = gather(problem, terms, solution, lookahead.buffers)
+    solved, x_adv = problem.solved(solution), batch.x + solution.delta  # upper level: a loss for each example
+    lookahead = Lookahead.prepare(solved, method, x_adv.detach(), lr)  # for learned weights
+    terms = method.loss(solved, x_adv)
+    solved.check_pass_is_used()
+    evidence = evidence_of(solved, terms, solution, lookahead.buffers)
 
     method.weighting.update(evidence)  # a running state moves first
     method.weighting.fit(evidence, lookahead)  # third level: the weights themselves learn
     weights = method.weighting(evidence)
     loss = collective.share_of_mean(weights * terms.robust + terms.anchor, batch)
     loss.backward()  # carries d delta*/d theta when coupled
-    method.solver.feedback(problem, solution.delta, evidence)
-    return loss.detach(), summarise(loss, weights, terms, problem, method)
+    method.solver.feedback(solved, solution.delta, evidence)
+    return loss.detach(), summarise(loss, weights, terms, solved, method)

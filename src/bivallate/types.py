@@ -275,8 +275,8 @@ class StepRecord:
             max_{k != y} p_k at the adversarial points, empty where the labels are no class numbers.
         passes: forward and backward passes summed over the examples.
         logged: numbers that parts reported (active fraction, temperature, ...).
-        told: the numbers of the trainer's `tell`, summed over all processes together with the gradients;
-            empty for a replay without update.
+        sums: the numbers that the step's `summands` returned, added up over all processes together with the
+            gradients; empty for a replay without update.
     """
 
     loss: float
@@ -289,4 +289,4 @@ class StepRecord:
     margin: list[float]
     passes: Passes
     logged: dict[str, float]
-    told: tuple[float, ...] = ()
+    sums: tuple[float, ...] = ()

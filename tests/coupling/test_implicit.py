@@ -28,7 +28,7 @@ from bivallate.lower.modes import attacking
 from bivallate.lower.objective import KLToClean, Margin, cross_entropy
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.start import uniform, zero
-from bivallate.step import differentiate
+from bivallate.step import accumulate_gradient
 from bivallate.types import Batch, Clock, Facts, Solution, Terms
 
 
@@ -161,7 +161,7 @@ def test_leaf_receives_the_gradient_of_the_loss() -> None:
     method = Method(Linf(EPS), PGD(1, EPS, uniform), coupling=Leaf())
     bound = method.bind(Facts(99, (1, 6, 6), 3))
     bound.solver = Listening(1, EPS, uniform)
-    differentiate(model, bound, batch, Clock(), 0.1)
+    accumulate_gradient(model, bound, batch, Clock(), 0.1)
     delta = seen[0].detach().requires_grad_()
     (expected,) = torch.autograd.grad(F.cross_entropy(model(batch.x + delta), batch.y), delta)
     assert seen[0].grad is not None

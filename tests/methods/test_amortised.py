@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import bivallate as bv
 from bivallate import L2, PGD, Linf, UserError, methods, models
 from bivallate.data.augment import Augment, View
-from bivallate.evidence import gather
+from bivallate.evidence import evidence_of
 from bivallate.lower.atta import PerExample
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.replay import YOPO
@@ -318,7 +318,7 @@ def test_atta_writes_what_the_step_trained_on() -> None:
     coupled = method.coupling(problem, solution)
     delta = coupled.delta
     terms = method.loss(problem.solved(coupled), batch.x + delta)
-    bound.solver.feedback(problem, delta, gather(problem, terms, solution))
+    bound.solver.feedback(problem, delta, evidence_of(problem, terms, solution))
     assert torch.equal(bound.solver.bank[batch.index], delta.detach())  # pyright: ignore
     assert not torch.equal(delta, solution.delta)
 

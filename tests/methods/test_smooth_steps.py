@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import bivallate as bv
 from bivallate import L2, Linf, UserError, methods
 from bivallate.data.augment import Augment
-from bivallate.evidence import gather
+from bivallate.evidence import evidence_of
 from bivallate.gradcheck import check_gradient
 from bivallate.lower.distances import DISTANCES, nuclear
 from bivallate.lower.modes import attacking
@@ -224,7 +224,7 @@ def test_stored_perturbations_follow_crops_and_flips() -> None:
             held = problem.project(view.apply(before[index]))
             assert torch.equal(solution.before_last, held)
         terms = method.loss(problem.solved(solution), batch.x + solution.delta)
-        bound.solver.feedback(problem, solution.delta, gather(problem, terms, solution))
+        bound.solver.feedback(problem, solution.delta, evidence_of(problem, terms, solution))
         window = view.apply(bound.state_dict()["solver.bank"][index])
         assert (window.abs() <= EPS + 1e-15).all()
         assert (window.abs() > 0.99 * EPS).double().mean() > 0.3

@@ -10,8 +10,7 @@ import torch
 from tests.run.runs import Killed, digits, kill_at, same, train
 
 import bivallate as bv
-from bivallate.coupling.lookahead import Lookahead
-from bivallate.coupling.lookahead import rates as rates_of
+from bivallate.coupling.lookahead import Lookahead, learning_rates
 from bivallate.errors import UserError
 from bivallate.run.checkpoint import newest, pack_optimizer, unpack_optimizer
 from bivallate.run.optim import set_rate
@@ -183,7 +182,7 @@ def test_the_virtual_step_of_learned_weights_moves_each_group_at_its_own_rate():
     )
     bound = bv.methods.bilaw(bv.Linf(0.1), steps=0).bind(bv.Facts(12, (1, 8, 8), 3, dtype=torch.float64))
     problem = bv.LowerProblem(model.train(), batch, bound.objective, bound.threat)
-    lr = rates_of(TwoRates().make(model), model)
+    lr = learning_rates(TwoRates().make(model), model)
     assert set(lr.values()) == {0.1, 0.01}
     weights = torch.linspace(0.5, 1.5, 6, dtype=torch.float64).requires_grad_()
     slopes = [

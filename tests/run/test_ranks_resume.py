@@ -46,13 +46,13 @@ class Killed(BaseException):
 def ended(how: str) -> Iterator[None]:
     """In the third minibatch of the second epoch: as a kill ends it, or by a signal to one process alone."""
 
-    def step(model: Any, optimizer: Any, method: Any, batch: Any, clock: Any, tell: Any) -> Any:
+    def step(model: Any, optimizer: Any, method: Any, batch: Any, clock: Any, summands: Any) -> Any:
         if (clock.epoch, clock.step, clock.replay) == (1, 2, 0):
             if how == "killed":
                 raise Killed
             if collective.rank() == 1:
                 signal.raise_signal(signal.SIGTERM)
-        return train_step(model, optimizer, method, batch, clock, tell)
+        return train_step(model, optimizer, method, batch, clock, summands)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "train_step", step)

@@ -22,14 +22,15 @@ from bivallate.types import Clock, Terms
 SECOND_STREAM = 1 << 32  # turns from here on belong to the second stream; replays and restarts are far below
 REPLAYS = 1 << 16  # more replays of one minibatch than anyone makes
 
-Named = dict[str, Tensor]
-Rates = float | dict[str, float]  # one for all parameters, or one for each name
+NamedTensors = dict[str, Tensor]
+LearningRates = float | dict[str, float]  # one for all parameters, or one for each name of a parameter
 
 
-def rates(optimizer: torch.optim.Optimizer, model: nn.Module) -> Rates:
+def learning_rates(optimizer: torch.optim.Optimizer, model: nn.Module) -> LearningRates:
     """The learning rate of each parameter in the step that an optimiser is about to make.
 
-    It is one number if all groups share it; otherwise one for each name, 0 for a parameter in no group.
+    The virtual step of a lookahead uses it. It is one number if all groups have the same; otherwise one for
+    each name, 0 for a parameter in no group.
     """
     one = {float(group["lr"]) for group in optimizer.param_groups}
     if len(one) == 1:
@@ -75,12 +76,12 @@ class Lookahead:
     problem: LowerProblem
     method: Composition
     x_adv: Tensor
-    lr: Rates
-    buffers: Named | None = None
+    lr: LearningRates
+    buffers: NamedTensors | None = None
 
     @staticmethod
-    def here(problem: LowerProblem, method: Composition, x_adv: Tensor, lr: Rates) -> Lookahead:
-        """Prepare the lookahead of this step, before the outer pass moves the running statistics.
+    def prepare(problem: LowerProblem, method: Composition, x_adv: Tensor, lr: LearningRates) -> Lookahead:
+        """Prepare the lookahead of this step, before the loss's passes move the running statistics.
 
         The buffers are copied only if the weighting uses the lookahead.
         """
@@ -128,10 +129,10 @@ class Lookahead:
             )
         return self.problem.of_second_stream(meta, second_stream(self.problem.clock, meta.index))
 
-    def _parameters(self) -> Named:
+    def _parameters(self) -> NamedTensors:
         return {n: p for n, p in self.problem.forward.module.named_parameters() if p.requires_grad}
 
-    def _virtual_gradient(self, theta: Named, weights: Tensor, second_order: bool) -> Named:
+    def _virtual_gradient(self, theta: NamedTensors, weights: Tensor, second_order: bool) -> NamedTensors:
         """Gradient of mean_i(w_i robust_i + anchor_i) at theta, for every parameter."""
         passes = self.problem.forward.passes
         before = passes.forward
@@ -142,13 +143,13 @@ class Lookahead:
         loss = collective.share_of_mean(weights * terms.robust + terms.anchor, self.problem.batch)
         return _total_gradient(loss, theta, create_graph=second_order)[0]
 
-    def _attack(self, second: LowerProblem, parameters: Named) -> Tensor:
+    def _attack(self, second: LowerProblem, parameters: NamedTensors) -> Tensor:
         """delta (B', C, H, W) for the second stream at the given parameters."""
         constant = {n: p.detach() for n, p in parameters.items()}
         with attacking(self.problem.forward.module, self.method.attack_mode):
             return self.method.solver.solve(self._at(second, constant)).delta.detach()
 
-    def _along(self, theta: Named, v: Named) -> Tensor:
+    def _along(self, theta: NamedTensors, v: NamedTensors) -> Tensor:
         """(B,) <grad robust_j(theta), v> for every example: one forward pass with a tangent."""
         passes = self.problem.forward.passes
         before = passes.forward
@@ -161,12 +162,12 @@ class Lookahead:
         passes.backward += passes.forward - before
         return torch.zeros_like(robust) if tangent is None else tangent
 
-    def _terms(self, problem: LowerProblem, parameters: Named, x_adv: Tensor) -> Terms:
+    def _terms(self, problem: LowerProblem, parameters: NamedTensors, x_adv: Tensor) -> Terms:
         """The method's loss at other parameters, in the upper level's mode, leaving every buffer alone."""
         with in_mode(self.problem.forward.module, training=True, track=False, dropout=False):
             return self.method.loss(self._at(problem, parameters), x_adv)
 
-    def _at(self, problem: LowerProblem, parameters: Named) -> LowerProblem:
+    def _at(self, problem: LowerProblem, parameters: NamedTensors) -> LowerProblem:
         """A problem at other parameters, with copies of the network's buffers."""
         own = dict(self.problem.forward.module.named_buffers()) if self.buffers is None else self.buffers
         return problem.at({**parameters, **{n: b.clone() for n, b in own.items()}})
@@ -177,7 +178,9 @@ def _mean(terms: Terms, problem: LowerProblem) -> Tensor:
     return collective.share_of_mean(terms.robust + terms.anchor, problem.batch)
 
 
-def _total_gradient(loss: Tensor, parameters: Named, create_graph: bool = False) -> tuple[Named, Tensor]:
+def _total_gradient(
+    loss: Tensor, parameters: NamedTensors, create_graph: bool = False
+) -> tuple[NamedTensors, Tensor]:
     """d loss / d parameter and the loss without graph, summed over ranks."""
     grads = torch.autograd.grad(
         loss, list(parameters.values()), create_graph=create_graph, materialize_grads=True

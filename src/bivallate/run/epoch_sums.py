@@ -4,11 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from bivallate import collective
 from bivallate.run.weight_spread import Spread
 from bivallate.types import StepRecord
+
+
+class StepSums(NamedTuple):
+    """What the processes let each other know with the gradients of a step (`StepRecord.sums`).
+
+    Each process gives its own numbers; the record has their sums.
+
+    Attributes:
+        stop: 1 if the process has been asked to stop.
+        save: 1 if it is time to save a checkpoint, of the first process alone.
+        rows: as the next two, of `EpochSums.unsent`.
+    """
+
+    stop: float
+    save: float
+    rows: float
+    forward: float
+    backward: float
 
 
 @dataclass
@@ -21,7 +39,7 @@ class EpochSums:
         spread: histogram of the example weights.
         watched: row -> (margin, weight / mean weight) of every stride-th row of the training data, when it
             was last trained on; empty with stride 0.
-        sent: rows, forward and backward passes of this process that the other processes have been told of.
+        sent: rows, forward and backward passes of this process that are in `everywhere`.
         everywhere: rows, forward and backward passes of all processes.
     """
 
@@ -42,16 +60,16 @@ class EpochSums:
     sent: list[int] = field(default_factory=lambda: [0, 0, 0])
     everywhere: list[int] = field(default_factory=lambda: [0, 0, 0])
 
-    def news(self, record: StepRecord, *, first: bool) -> list[float]:
+    def unsent(self, record: StepRecord, *, first: bool) -> list[float]:
         """Rows, forward and backward passes not yet sent to the other processes, with those of `record`."""
         own = self._costs()
         now = (record.examples if first else 0, record.passes.forward, record.passes.backward)
         return [float(a + b - sent) for a, b, sent in zip(own, now, self.sent, strict=True)]
 
-    def heard(self, news: Sequence[float]) -> None:
-        """Add the sums of `news` over all processes, after the step has been added."""
+    def add_everywhere(self, costs: Sequence[float]) -> None:
+        """Add the sums of `unsent` over all processes, after the step has been added."""
         self.sent = self._costs()
-        self.everywhere = [a + round(b) for a, b in zip(self.everywhere, news, strict=True)]
+        self.everywhere = [a + round(b) for a, b in zip(self.everywhere, costs, strict=True)]
 
     def _costs(self) -> list[int]:
         return [self.rows, self.forward, self.backward]

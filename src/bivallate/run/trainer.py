@@ -14,10 +14,11 @@ from bivallate import collective
 from bivallate.data.workers import WorkersLost
 from bivallate.errors import UserError, out_of_memory
 from bivallate.lower.modes import set_train_mode
-from bivallate.record import NonFinite, Tell
+from bivallate.record import NonFinite, Summands
 from bivallate.run import checkpoint, packing
 from bivallate.run.cai_curriculum import CaiCurriculum
 from bivallate.run.divergence import trouble_of
+from bivallate.run.epoch_sums import StepSums
 from bivallate.run.folder import RunFolder
 from bivallate.run.lock import Lock
 from bivallate.run.next_commands import resume_command
@@ -114,29 +115,28 @@ class Trainer:
             clock = session.clock(replay)
             record = self._step(batch, clock, request)
             session.tally.add(record, first=replay == 0)
-            if record.told:
-                session.tally.heard(record.told[2:])
-            if session.average is not None and (
-                replay == session.method.replays - 1 or not session.method.accumulate
-            ):
+            if record.sums:
+                session.tally.add_everywhere(record.sums[2:])
+            if session.average is not None and session.method.updates_after(clock):
                 session.average.update(session.model)
         assert record is not None
+        sums = StepSums(*record.sums)
         self._lap()
         session.rate = rate
         self.progress.step(session, record, rate)
-        return record.told[0] > 0, record.told[1] > 0
+        return sums.stop > 0, sums.save > 0
 
     def _step(self, batch: Batch, clock: Clock, request: Request) -> StepRecord:
         """Make one training step; turn its failures into errors that say what to do."""
         session, patience = self.session, 60 * self.session.config.checkpoint_minutes
 
-        def tell(record: StepRecord) -> list[float]:  # the step sums these over all processes
+        def summands(record: StepRecord) -> StepSums:
             due = collective.rank() == 0 and time.monotonic() - self._saved > patience
-            return [request.made, due, *session.tally.news(record, first=clock.replay == 0)]
+            return StepSums(request.made, due, *session.tally.unsent(record, first=clock.replay == 0))
 
         def work(batch: Batch) -> StepRecord:
             with session.acceleration.used(self.progress.note):
-                return _step(session, batch, clock, tell)
+                return _step(session, batch, clock, summands)
 
         try:
             return work(batch)
@@ -278,10 +278,10 @@ class Trainer:
         )
 
 
-def _step(session: Session, batch: Batch, clock: Clock, tell: Tell) -> StepRecord:
+def _step(session: Session, batch: Batch, clock: Clock, summands: Summands) -> StepRecord:
     """Call `train_step`. Raises UserError if BatchNorm has only one value per channel to normalise."""
     try:
-        return train_step(session.model, session.optimizer, session.method, batch, clock, tell)
+        return train_step(session.model, session.optimizer, session.method, batch, clock, summands)
     except ValueError as error:
         if not str(error).startswith("Expected more than 1 value per channel"):
             raise

@@ -19,11 +19,11 @@ class NotFitted(UserError):
     """Raised by a rule that must be fitted to a minibatch before it can weigh it."""
 
 
-class Virtual(Protocol):
-    """The loss on a second data stream after one virtual step: lookahead(w), weights w (B,).
+class LookaheadLoss(Protocol):
+    """A step's `Lookahead`, as a weighting knows it: lookahead(w) with weights w (B,).
 
-    The result carries its exact gradient in w, computed by a Jacobian-vector product or by the second-order
-    graph.
+    Returns the loss on a second data stream after one virtual step with these weights. It carries its exact
+    gradient in w, computed by a Jacobian-vector product or by the second-order graph.
     """
 
     def __call__(self, weights: Tensor, *, second_order: bool = False) -> Tensor: ...
@@ -59,11 +59,8 @@ class Weighting(Role, ABC):
         """Move the running state, once a step, before the weights are computed."""
         return
 
-    def fit(self, evidence: Evidence, lookahead: Virtual) -> None:
-        """Learn the rule itself (a third level).
-
-        `lookahead(w)` is the loss after one virtual step with weights w.
-        """
+    def fit(self, evidence: Evidence, lookahead: LookaheadLoss) -> None:
+        """Learn the rule itself (a third level) from `lookahead`; do nothing by default."""
         return
 
     def log(self) -> dict[str, float | Tensor]:
@@ -154,7 +151,7 @@ class BoundAfter(Weighting, nn.Module):
         if self.spec.over(evidence.clock):
             self.rule.update(evidence)
 
-    def fit(self, evidence: Evidence, lookahead: Virtual) -> None:
+    def fit(self, evidence: Evidence, lookahead: LookaheadLoss) -> None:
         """Let the rule learn once the burn-in is over."""
         if self.spec.over(evidence.clock):
             self.rule.fit(evidence, lookahead)

@@ -16,7 +16,7 @@ from bivallate.errors import UserError, unknown
 from bivallate.parts import part
 from bivallate.roles import Composition
 from bivallate.types import Evidence, Facts, probability_margin
-from bivallate.weighting.base import NotFitted, Virtual, Weighting
+from bivallate.weighting.base import LookaheadLoss, NotFitted, Weighting
 from bivallate.weighting.descent import Descent, NetOptimizer
 
 INPUTS = ("multiclass-margin", "scalar-margin", "adversarial-loss", "loss-difference")
@@ -175,7 +175,7 @@ class BoundMarginNet(Weighting, nn.Module):
             h = h.relu() if k < self.layers - 1 else h.sigmoid()
         return h[:, 0]
 
-    def fit(self, evidence: Evidence, lookahead: Virtual) -> None:
+    def fit(self, evidence: Evidence, lookahead: LookaheadLoss) -> None:
         """Make one step on the loss of the second stream after a virtual step with the present weights."""
         self._begin(evidence.clock.seed)
         with torch.enable_grad():
@@ -281,7 +281,7 @@ class BoundCorrelation(Weighting):
         self.rule = rule
         self.helpful: Tensor | None = None
 
-    def fit(self, evidence: Evidence, lookahead: Virtual) -> None:
+    def fit(self, evidence: Evidence, lookahead: LookaheadLoss) -> None:
         """Compute c_i: up to a common positive factor, minus the derivative of the lookahead in w_i."""
         with torch.enable_grad():
             equal = torch.ones_like(evidence.loss).requires_grad_()

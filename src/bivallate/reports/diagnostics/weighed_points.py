@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bivallate.errors import UserError
-from bivallate.evidence import gather
+from bivallate.evidence import evidence_of
 from bivallate.lower.objective import cross_entropy
 from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import LowerProblem
@@ -84,7 +84,7 @@ def weigh_points(
             with torch.no_grad():
                 problem = problem.solved(solution)
                 terms = method.loss(problem, batch.x + solution.delta)
-                evidence = gather(problem, terms, solution)
+                evidence = evidence_of(problem, terms, solution)
                 weights = weighting(evidence) if weighting is not None else _weights(method, evidence)
                 clean, moved = evidence.clean_logits.softmax(1), terms.logits.softmax(1)
             columns.append((weights.float().cpu(), clean.cpu(), moved.cpu(), evidence.margin.cpu()))
