@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bivallate.evaluation import Score, attack, predict
     from bivallate.gradcheck import check_gradient, upper_gradient
     from bivallate.lower.convergence import convergence_bound
+    from bivallate.lower.direction import Direction
     from bivallate.lower.pgd import PGD
     from bivallate.lower.problem import LowerProblem, Objective
     from bivallate.lower.solver import Solver
@@ -76,6 +77,7 @@ __all__ = [
     "Cycles",
     "Cyclic",
     "Detached",
+    "Direction",
     "Equal",
     "Evidence",
     "Facts",
@@ -147,6 +149,7 @@ _PLACES = {
     "attack": "bivallate.evaluation",
     "predict": "bivallate.evaluation",
     "convergence_bound": "bivallate.lower.convergence",
+    "Direction": "bivallate.lower.direction",
     "PGD": "bivallate.lower.pgd",
     "LowerProblem": "bivallate.lower.problem",
     "Objective": "bivallate.lower.problem",

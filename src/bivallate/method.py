@@ -216,12 +216,12 @@ class BoundMethod:
             memory.load_state_dict(mine)
 
 
-def check_mixed(method: Method) -> None:
+def check_two_labels(method: Method) -> None:
     """Raise UserError where a part of the method reads one label an image, for images that have two (CutMix).
 
     Margins, class weights, stops at the first misclassification and per-example memories read one label.
     """
-    stuck = {role: getattr(method, role) for role in ROLES if not getattr(method, role).takes_mixed()}
+    stuck = {role: getattr(method, role) for role in ROLES if not getattr(method, role).takes_two_labels()}
     if stuck or method.replays > 1:
         what = ", ".join(f"the {role} {type(value).__name__}" for role, value in stuck.items())
         raise UserError(

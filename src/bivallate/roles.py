@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, Self
+import warnings
+from typing import Any, ClassVar, Protocol, Self
 
 
 class Composition(Protocol):
@@ -31,8 +32,23 @@ class Composition(Protocol):
 class Role:
     """A part of a method.
 
-    The base classes of the roles derive from it: solver, objective, start, stop, coupling, weighting, loss.
+    The base classes of the roles derive from it: solver, objective, start, direction, stop, coupling,
+    weighting, loss.
+
+    Attributes:
+        recordable: whether a CUDA graph may repeat what the part computes in an attack: it reads images,
+            labels, clean logits, gradients and its own fields alone, draws no numbers and reads no clock. Of
+            objectives and directions; each class declares it anew, because it is not inherited.
     """
+
+    recordable: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Take a part's answer by the earlier name of `takes_two_labels`."""
+        super().__init_subclass__(**options)
+        if "takes_mixed" in vars(cls) and "takes_two_labels" not in vars(cls):
+            warnings.warn(f"{cls.__name__}.takes_mixed is now called takes_two_labels", DeprecationWarning, 2)
+            cls.takes_two_labels = cls.takes_mixed  # pyright: ignore[reportAttributeAccessIssue]
 
     def check(self, method: Composition) -> None:
         """Raise UserError if the part cannot work together with the method's other parts.
@@ -40,7 +56,7 @@ class Role:
         Called when the method is composed.
         """
 
-    def takes_mixed(self) -> bool:
+    def takes_two_labels(self) -> bool:
         """Whether the part works on images with two labels (CutMix).
 
         It does if it reads labels only through `label_loss`, or not at all.

@@ -5,7 +5,7 @@ Glossary:
     delta: a perturbation; `x_adv` = x + delta stays in [0, 1].
     objective: what the attacker maximises. loss: what the trainer minimises.
     robust, anchor: the part of the loss that the example weights multiply, and the part that they do not.
-    kappa: the number of attack steps at which an example was still classified correctly.
+    kappa: how many of an attack's steps began at a point that was classified correctly (`Solution`).
     margin: positive means classified correctly.
     coupling: how delta* depends on theta, and so what gradient passes through it.
     pass: one forward or one backward through the network for one example.
@@ -23,20 +23,6 @@ from torch import Tensor
 
 from bivallate.late_field import Later
 
-__all__ = [
-    "AttackStart",
-    "Batch",
-    "Clock",
-    "Evidence",
-    "Facts",
-    "Mixed",
-    "Passes",
-    "Solution",
-    "StepRecord",
-    "Terms",
-    "per_example",
-]
-
 
 def per_example(values: Tensor, like: Tensor) -> Tensor:
     """Reshape (B,) values so that they broadcast over (B, ...)."""
@@ -48,8 +34,8 @@ class Mixed:
     """The second labels of mixed images: CutMix has pasted a part of another image into each.
 
     Attributes:
-        y: (B,) int64, label of the pasted image. share: (B,) in [0, 1], fraction of the area that still shows
-            the first image.
+        y: (B,) int64, label of the pasted image.
+        share: (B,) in [0, 1], fraction of the area that still shows the first image.
     """
 
     y: Tensor
@@ -102,8 +88,10 @@ class Clock:
     """The moment in a run: every schedule is a function Clock -> float.
 
     Attributes:
-        epoch: counted from 0; epochs: how many the run has.
-        step: minibatch within the epoch, counted from 0; steps: minibatches per epoch.
+        epoch: counted from 0.
+        epochs: how many the run has.
+        step: minibatch within the epoch, counted from 0.
+        steps: minibatches per epoch.
         replay: 0, ..., replays - 1 within one minibatch.
         seed: of the run; randomness is a function of the clock and the row.
     """
@@ -126,8 +114,11 @@ class Facts:
     """What a method must know to build its stateful parts for a run (`Method.bind`).
 
     Attributes:
-        rows: of the training set. shape: (C, H, W) of an image. classes: number of classes.
-        device, dtype: of the model.
+        rows: number of rows of the training set.
+        shape: (C, H, W) of an image.
+        classes: number of classes.
+        device: of the model.
+        dtype: of the model.
         padding: pixels by which the canvas of recorded crops is wider than the image, on every side.
         steps: minibatches per epoch.
         rotates: whether the augmentation rotates or bends images, which cannot be undone.
@@ -167,7 +158,8 @@ class AttackStart:
     """Where an attack took its first gradient, and what the network answered there.
 
     Attributes:
-        delta: (B, C, H, W). logits: (B, K), with graph in theta where the solver has kept that pass.
+        delta: (B, C, H, W) the point.
+        logits: (B, K) there, with graph in theta where the solver has kept that pass.
         gradient_at_zero: (B, C, H, W) gradient of the objective where delta is exactly 0, or None.
         training: whether the network was in train mode.
     """
@@ -178,7 +170,7 @@ class AttackStart:
     training: bool = False
 
     def at_other_parameters(self) -> AttackStart:
-        """The same point, without the graph and the gradient of the parameters that it was passed at."""
+        """The same point without graph and gradient, which belong to the parameters of the attack."""
         return AttackStart(self.delta, self.logits.detach())
 
 
@@ -188,18 +180,21 @@ class Solution:
 
     Attributes:
         delta: (B, C, H, W) feasible; without graph, until a coupling gives it its gradient in theta.
-        before_last: (B, C, H, W) the point from which the last step was taken; delta itself, of a solver
-            that does not go step by step.
-        kappa: (B,) steps at which the example was still classified correctly.
+        before_last: (B, C, H, W) the point from which the last step was taken, or None of a solver that does
+            not go step by step.
+        kappa: (B,) number of steps that began at a point where the example was classified correctly. Steps
+            that an example did not make, because it had stopped, do not count; nor do those by which APGD
+            looks for a lower margin, after the first misclassification. 0 from solvers without such steps.
         evaluations: (B,) gradient evaluations spent.
         class_score: (K,) or (K, ...) statistics of each class, from solvers that gather them (`ClassRadius`,
-            `ClassMeans`), or None. helper: (B,) labels by a plain network (`HelperLabels`), or None.
+            `ClassMeans`), or None.
+        helper: (B,) labels by a plain network (`HelperLabels`), or None.
         start: where the attack began, of solvers that keep it (`Solver.keeps_start`), or None.
         logits: (B, K) at delta, of a pass that the coupling has made and that carries its gradient, or None.
     """
 
     delta: Tensor
-    before_last: Tensor
+    before_last: Tensor | None
     kappa: Later = Later()  # noqa: RUF009  a descriptor
     evaluations: Later = Later()  # noqa: RUF009  a descriptor
     class_score: Tensor | None = None
@@ -228,7 +223,11 @@ class Evidence:
     """What a weighting may read: the step's values for each example, without graph except for `attached`.
 
     Attributes:
-        loss: (B,) the robust part. logits: (B, K) adversarial. y, index, kappa: (B,).
+        loss: (B,) the robust part.
+        logits: (B, K) at the adversarial points.
+        y: (B,) labels.
+        index: (B,) rows of the data set.
+        kappa: (B,) the solution's.
         clock: the moment in the run.
         clean: computes the clean logits (B, K) in eval mode; one forward pass.
         attached: (B, K) adversarial logits with graph, for rules that declare their weights differentiable.
@@ -268,11 +267,14 @@ class StepRecord:
     """The numbers of one step for the log; on several processes, of this rank's examples.
 
     Attributes:
-        loss: the weighted mean loss. correct: number of adversarial points classified correctly.
-        examples: size of the minibatch. weight_mean, effective: mean weight, and effective sample size
-            (sum w)^2 / sum w^2 as a fraction of the batch.
-        rows: `index` of the batch. relative: weights of these rows divided by their mean. margin: p_y -
-            max_{k != y} p_k at the adversarial points, empty where the labels are no class numbers.
+        loss: the weighted mean loss.
+        correct: number of adversarial points classified correctly.
+        examples: size of the minibatch.
+        weight_mean: mean weight.
+        effective: effective sample size (sum w)^2 / sum w^2, as a fraction of the batch.
+        rows: `index` of the batch.
+        relative: weights of these rows divided by their mean.
+        margin: p_y - max_{k != y} p_k at the adversarial points, empty where the labels are no class numbers.
         passes: forward and backward passes summed over the examples.
         logged: numbers that parts reported (active fraction, temperature, ...).
         sums: the numbers that the step's `summands` returned, added up over all processes together with the

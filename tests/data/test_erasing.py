@@ -12,7 +12,7 @@ from bivallate import UserError
 from bivallate.data import Augment, Batches, View
 from bivallate.data.erasing import inside
 from bivallate.data.palette import CHANGES, Palette, draw
-from bivallate.method import check_mixed
+from bivallate.method import check_two_labels
 from bivallate.noise import Noise
 from bivallate.types import Mixed
 
@@ -172,10 +172,10 @@ TAKES |= {"fast-at-ga", "fast-bat", "fgsm-at", "gat", "n-fgsm", "nuat", "plain",
 def test_a_method_takes_two_labels_or_says_which_part_does_not(name: str) -> None:
     method = bv.methods.entries.create(name, bv.Linf(0.1))
     if name in TAKES:
-        check_mixed(method)
+        check_two_labels(method)
         return
     with pytest.raises(UserError, match=r"two labels.*without cutmix"):
-        check_mixed(method)
+        check_two_labels(method)
 
 
 @pytest.mark.parametrize("name", sorted(TAKES))
@@ -218,3 +218,16 @@ def test_a_view_moves_with_its_parts() -> None:
     x = torch.rand(6, 3, 32, 32)
     augment = Augment.parse("idbh:strong")
     assert torch.equal(augment.cut(x[[4, 1]], some), augment.cut(x, view)[[4, 1]])
+
+
+def test_a_part_may_answer_for_two_labels_by_the_earlier_name() -> None:
+    with pytest.warns(DeprecationWarning, match="takes_mixed is now called takes_two_labels"):
+
+        class Older(bv.Loss):
+            def takes_mixed(self) -> bool:
+                return True
+
+            def __call__(self, problem, x_adv):
+                raise AssertionError
+
+    assert Older().takes_two_labels()

@@ -276,3 +276,23 @@ def test_on_a_random_model_averaging_draws_is_no_weaker_than_pgd(objective):
     plain = accuracy(PGD(20, 0.25 * threat.eps))
     assert 0.1 < plain < 0.9
     assert accuracy(APGD(20, samples=20)) <= plain + 0.015  # deciding by single draws: + 0.035 and more
+
+
+@pytest.mark.parametrize("threat", [bv.Linf(0.2), bv.L2(0.8), bv.L1(0.8)], ids=["Linf", "L2", "L1"])
+def test_kappa_counts_the_steps_that_began_at_a_correct_point(threat) -> None:
+    """As of PGD, up to the first misclassification; the last of the points begins no step."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.rand(24, 1, 4, 4, generator=generator)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.randn(3, 16, generator=generator))
+    right, seen = model(x).argmax(1), list[torch.Tensor]()
+    handle = model.register_forward_hook(lambda module, given, logits: seen.append(logits.detach()))
+    problem = LowerProblem(model, bv.Batch(x, right, torch.arange(24)), CrossEntropy(), threat)
+    kappa = APGD(steps=6, leave=False).solve(problem).kappa
+    handle.remove()
+    if isinstance(threat, bv.L1):  # the last two steps are those within the ball itself
+        seen = seen[-3:]
+    correct = torch.stack([logits.argmax(1) == right for logits in seen[:-1]])
+    assert torch.equal(kappa, correct.long().cumprod(0).sum(0))
+    assert len(kappa.unique()) > 1

@@ -115,14 +115,13 @@ def test_fosc_is_the_maximum_over_the_corners(form: str) -> None:
 
 def test_from_the_random_start_fosc_can_be_negative() -> None:
     problem = problem_of(Net())
-    rows = torch.arange(12)
     start = problem.threat.project(torch.full_like(problem.x, EPS), problem.x)
     rule = FOSCBelow(0.0, form="ball", origin="start")(problem)
     logits = torch.zeros(12, 3, dtype=torch.float64)
-    assert not rule(Iterate(0, start, start, logits, rows)).any(), "the first step is always taken"
+    assert not rule(Iterate(0, start, start, logits)).any(), "the first step is always taken"
     far, grad = problem.project(-start), -torch.ones_like(start)
-    assert rule(Iterate(1, far, grad, logits, rows)).all()
-    assert not FOSCBelow(-1e-9)(problem)(Iterate(1, far, grad, logits, rows)).any()
+    assert rule(Iterate(1, far, grad, logits)).all()
+    assert not FOSCBelow(-1e-9)(problem)(Iterate(1, far, grad, logits)).any()
 
 
 def test_dynamic_refuses_a_start_origin_in_the_box_form() -> None:
@@ -393,9 +392,9 @@ def test_tau_counts_visits_in_all_also_after_a_flip_back() -> None:
     problem = problem_of(Net(), size=1)
     rule = Misclassified(2)(problem)
     right = torch.nn.functional.one_hot(problem.y, 3).double()
-    rows, none = torch.arange(1), torch.zeros_like(problem.x)
+    none = torch.zeros_like(problem.x)
     script = [-right, right, -right, right, -right]  # wrong, right, wrong, right, wrong: the third ends it
-    assert [bool(rule(Iterate(k, none, none, z, rows))) for k, z in enumerate(script)] == [False] * 4 + [True]
+    assert [bool(rule(Iterate(k, none, none, z))) for k, z in enumerate(script)] == [False] * 4 + [True]
 
 
 def test_no_state_outlives_a_solve() -> None:

@@ -34,7 +34,7 @@ class Coupling(Role, ABC):
 
     gradient: ClassVar[Literal["none", "leaf", "theta"]] = "theta"
 
-    def takes_mixed(self) -> bool:
+    def takes_two_labels(self) -> bool:
         """True: it evaluates the attacker's objective and reads no label itself."""
         return True
 

@@ -26,7 +26,7 @@ from bivallate.lower.problem import LowerProblem, Objective
 from bivallate.lower.solver import Solver
 from bivallate.lower.square import Square
 from bivallate.lower.start import Start, Uniform
-from bivallate.lower.stop import Iterate, Never, Rule, Stop
+from bivallate.lower.stop import Iterate, Never, Stop, StopRule
 from bivallate.parts import part
 from bivallate.types import Solution
 
@@ -68,7 +68,7 @@ def at_least_one(name: str, **counts: int) -> None:
 class Fooled(Stop):
     """Stops an example as soon as it is misclassified, so that any iterate may be the result."""
 
-    def __call__(self, problem: LowerProblem) -> Rule:
+    def __call__(self, problem: LowerProblem) -> StopRule:
         def rule(iterate: Iterate) -> Tensor:
             return iterate.logits.argmax(1) != problem.y
 
@@ -108,7 +108,7 @@ class RandomDraw(Solver):
         """Draw once."""
         delta = problem.project(problem.threat.random(problem.noise, problem.x))
         nothing = torch.zeros_like(problem.y)
-        return Solution(delta, delta, nothing, nothing)
+        return Solution(delta, None, nothing, nothing)
 
 
 @part

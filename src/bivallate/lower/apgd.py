@@ -101,8 +101,8 @@ class APGD(Solver):
     """Auto-PGD: returns the misclassified iterate of lowest margin, else the iterate of highest objective.
 
     Attributes:
-        steps: N. rho: the step size is halved after a period in which the loss rose in a smaller share of
-            steps.
+        steps: N.
+        rho: the step size is halved after a period in which the loss rose in a smaller share of steps.
         samples: draws at every step, whose losses and gradients are averaged, for random models (EOT). With
             more than one, no example leaves and the result is the point of highest mean loss: one
             misclassified draw says little about the next.
@@ -140,15 +140,15 @@ class APGD(Solver):
                 project = cheap_projection(problem)
             if len(state.rows) == 0:
                 break
-            self._move(state, problem, project, first=i == 0)
             kappa[state.rows] += state.margin >= 0
+            self._move(state, problem, project, first=i == 0)
             self._look(state, problem, answer, won, spent)
             since += 1
             if i + 1 in reviews:
                 self._review(state, since)
                 since = 0
         self._settle(state, answer, won)
-        return Solution(answer, answer, kappa, spent)
+        return Solution(answer, None, kappa, spent)
 
     def _settle(self, state: _APGDState, answer: Tensor, won: Tensor) -> None:
         """Set the result of examples that were never misclassified to their best point."""

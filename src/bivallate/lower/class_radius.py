@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bivallate import collective
 from bivallate.errors import check_range
-from bivallate.lower.direction import Step
+from bivallate.lower.direction import Direction, DirectionRule
 from bivallate.lower.pgd import PGD, AroundPGD
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.radii import Radii
@@ -101,10 +101,10 @@ class ClassDistance(ClassScore):
 
 
 @part
-class Proportional:
+class Proportional(Direction):
     """The steepest direction times each row's radius in units of eps; unscaled without radii."""
 
-    def __call__(self, problem: LowerProblem) -> Step:
+    def __call__(self, problem: LowerProblem) -> DirectionRule:
         threat = problem.threat
         if not isinstance(threat, Radii):
             return threat.steepest

@@ -102,9 +102,9 @@ class Then(Solver):
         """As both solvers."""
         return self.first.can_be_finer() and self.rest.can_be_finer()
 
-    def takes_mixed(self) -> bool:
+    def takes_two_labels(self) -> bool:
         """As both solvers."""
-        return self.first.takes_mixed() and self.rest.takes_mixed()
+        return self.first.takes_two_labels() and self.rest.takes_two_labels()
 
     def stepped(self, length: float, number: float = 1.0) -> Self:
         """Scale the two solvers' steps."""
@@ -223,15 +223,14 @@ class BoundBatchMixing(Solver, nn.Module):
         """Attack each part with its own number of steps."""
         self._turn_to(problem.clock.epoch)
         problem.log["level"] = self.level
-        delta, before = torch.zeros_like(problem.x), torch.zeros_like(problem.x)
+        delta = torch.zeros_like(problem.x)
         kappa, spent = torch.zeros_like(problem.y), torch.zeros_like(problem.y)
         for j, rows in self._parts(problem):
             solver = replace(self.rule.inner, steps=j, step_size=self._step_size(problem, j))
             found = solver.solve(problem.select(rows))
-            delta[rows], before[rows] = found.delta, found.before_last
-            kappa[rows], spent[rows] = found.kappa, found.evaluations
+            delta[rows], kappa[rows], spent[rows] = found.delta, found.kappa, found.evaluations
         problem.log.pop("fosc", None)  # that of the last part only
-        return Solution(delta, before, kappa, spent)
+        return Solution(delta, None, kappa, spent)
 
     def feedback(self, problem: LowerProblem, delta: Tensor, evidence: Evidence) -> None:
         """Count the points that the training pass classified correctly."""

@@ -1,55 +1,76 @@
-"""The direction of a step of gradient ascent."""
+"""The direction of a step of gradient ascent, for solvers with a field `direction`.
+
+APGD, FAB, DeepFool and the single-step solvers with state choose their steps themselves.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from bivallate.lower.problem import LowerProblem
 from bivallate.parts import part
+from bivallate.roles import Role
 
-__all__ = ["Adam", "Direction", "Raw", "Steepest", "Step", "adam", "raw", "steepest"]
+__all__ = ["Adam", "Direction", "DirectionRule", "Raw", "Steepest", "adam", "raw", "steepest"]
 
-Step = Callable[[Tensor], Tensor]
+DirectionRule = Callable[
+    [Tensor], Tensor
+]  # gradient (B, C, H, W) -> direction of the step, of the same shape
 
 
-class Direction(Protocol):
-    """(problem) -> a rule for one solve: gradient (B, C, H, W) -> step direction of the same shape."""
+class Direction(Role, ABC):
+    """(problem) -> a rule for one attack: gradient (B, C, H, W) -> step direction of the same shape.
 
-    def __call__(self, problem: LowerProblem) -> Step: ...
+    The rule may keep a memory for the steps of that attack. Declare `recordable` only if it reads nothing but
+    the gradient and the threat.
+    """
+
+    def takes_two_labels(self) -> bool:
+        """True: it reads no label."""
+        return True
+
+    @abstractmethod
+    def __call__(self, problem: LowerProblem) -> DirectionRule: ...
 
 
 @part
-class Steepest:
+class Steepest(Direction):
     """Steepest ascent: sign(g) for Linf, g / ||g|| for L2, signs of the largest coordinates for L1."""
 
-    def __call__(self, problem: LowerProblem) -> Step:
+    recordable: ClassVar[bool] = True
+
+    def __call__(self, problem: LowerProblem) -> DirectionRule:
         return problem.threat.steepest
 
 
 @part
-class Raw:
+class Raw(Direction):
     """The gradient itself, of the summed objective, so that steps do not depend on the minibatch's size."""
 
-    def __call__(self, problem: LowerProblem) -> Step:
+    recordable: ClassVar[bool] = True
+
+    def __call__(self, problem: LowerProblem) -> DirectionRule:
         return lambda grad: grad
 
 
 @part
-class Adam:
+class Adam(Direction):
     """Adam's direction with fresh moments at every solve (DONE-Adam).
 
     The first direction is sign(g) wherever |g| is well above `epsilon`.
     """
 
+    recordable: ClassVar[bool] = True
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
 
-    def __call__(self, problem: LowerProblem) -> Step:
+    def __call__(self, problem: LowerProblem) -> DirectionRule:
         m, v = torch.zeros_like(problem.x), torch.zeros_like(problem.x)
         k = 0
 

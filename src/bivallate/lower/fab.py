@@ -224,7 +224,7 @@ class FAB(Solver):
             elif len(back):
                 f[back], w[back] = self.boundary(narrow(problem, back), delta[back])[1:]
             often = len(back) > OFTEN * len(fooled)
-        return Solution(answer, answer, torch.zeros_like(spent), spent)
+        return Solution(answer, None, torch.zeros_like(spent), spent)
 
     def _approach(self, problem: LowerProblem, delta: Tensor, f: Tensor, w: Tensor) -> Tensor:
         """Step to the linearised boundary, mixed with the step to it from the clean image."""

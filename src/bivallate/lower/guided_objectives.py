@@ -36,7 +36,7 @@ class Guiding(Objective):
     def __post_init__(self) -> None:
         check_distance(self.distance)
 
-    def takes_mixed(self) -> bool:
+    def takes_two_labels(self) -> bool:
         """True: labels are read through `label_loss`."""
         return True
 
@@ -75,7 +75,7 @@ class Smoothed(Objective):
     def __post_init__(self) -> None:
         check_range("label smoothing", self.smoothing, 0, 1)
 
-    def takes_mixed(self) -> bool:
+    def takes_two_labels(self) -> bool:
         """False for random smoothing, which reads the label itself."""
         return not self.random
 

@@ -62,7 +62,7 @@ class BoundHelperLabels(Solver, nn.Module):
         """Return delta = 0 in the first part; then solve, and label the points by the plain network."""
         clock, none = problem.clock, torch.zeros_like(problem.y)
         if clock.epoch < round(self.rule.plain * clock.epochs):
-            return Solution(torch.zeros_like(problem.x), torch.zeros_like(problem.x), none, none)
+            return Solution(torch.zeros_like(problem.x), None, none, none)
         if not self.names:
             self._keep(problem.forward.module)
         solution = self.rule.inner.solve(problem)

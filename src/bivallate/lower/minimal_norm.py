@@ -49,7 +49,7 @@ class _Nearest:
 
     def solution(self, spent: int) -> Solution:
         y = self.problem.y
-        return Solution(self.delta, self.delta, torch.zeros_like(y), torch.full_like(y, spent))
+        return Solution(self.delta, None, torch.zeros_like(y), torch.full_like(y, spent))
 
 
 def _within(problem: LowerProblem, delta: Tensor) -> Tensor:

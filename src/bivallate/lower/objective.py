@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +22,12 @@ CLEAR = 1e-4  # negative margin, relative to the largest logit, that counts as c
 class CrossEntropy(Objective):
     """-log p_y(x + delta)."""
 
+    recordable: ClassVar[bool] = True
+
     def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:
         return label_loss(problem, logits)
 
-    def takes_mixed(self) -> bool:
+    def takes_two_labels(self) -> bool:
         """True: labels are read through `label_loss`."""
         return True
 
@@ -38,10 +41,12 @@ class KLToClean(Objective):
     Cost: one more forward for each minibatch, for the clean logits.
     """
 
+    recordable: ClassVar[bool] = True
+
     def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:
         return kl(problem.clean_logits, logits)
 
-    def takes_mixed(self) -> bool:
+    def takes_two_labels(self) -> bool:
         """True: it reads no label."""
         return True
 
@@ -53,6 +58,7 @@ class Margin(Objective):
     With the customary confidence of 50 the outer maximum is practically never active.
     """
 
+    recordable: ClassVar[bool] = True
     confidence: float = 50.0
 
     def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:
@@ -76,6 +82,8 @@ def logit_margin(logits: Tensor, y: Tensor) -> Tensor:
 class LogitMargin(Objective):
     """-(z_y - max_{j != y} z_j), positive when misclassified."""
 
+    recordable: ClassVar[bool] = True
+
     def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:
         return -logit_margin(logits, problem.y)
 
@@ -87,6 +95,8 @@ class DLR(Objective):
     z_(k) is the k-th largest logit. The gradient flows through the denominator. With fewer than three classes
     the numerator alone is used.
     """
+
+    recordable: ClassVar[bool] = True
 
     def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:
         top = logits.topk(min(3, logits.shape[1]), dim=1).values

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from bivallate.errors import UserError, check_range, check_whole
 from bivallate.lower.compaction import Compaction
-from bivallate.lower.cuda_graphs import Walk, walked
-from bivallate.lower.direction import Adam, Direction, Raw, Steepest, steepest
+from bivallate.lower.cuda_graphs import AttackSteps, make_steps
+from bivallate.lower.direction import Direction, Steepest, steepest
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Remembering, Solver
 from bivallate.lower.start import Gaussian, Given, Start, Zero, uniform
 from bivallate.lower.stop import FOSCBelow, Iterate, Misclassified, Never, Stop, mean_fosc, never
 from bivallate.lower.threat import Linf
 from bivallate.parts import part
-from bivallate.roles import Composition
+from bivallate.roles import Composition, Role
 from bivallate.types import AttackStart, Solution, per_example
 
 
@@ -34,7 +34,9 @@ class PGD(Solver):
         steps: number of steps; 0 returns the start.
         step_size: in pixel units for `steepest` and `adam`; for `raw` it multiplies the gradient of the
             summed objective.
-        start: the first point. stop: when the attack on an example ends. direction: of a step.
+        start: the first point.
+        direction: of a step.
+        stop: when the attack on an example ends.
         jitter: standard deviation of Gaussian noise that is added at every step (FAT's omega), in pixel
             units.
 
@@ -62,9 +64,10 @@ class PGD(Solver):
             raise UserError(f"PGD step_size must be a finite number of at least 0, got {self.step_size!r}")
 
     def check(self, method: Composition) -> None:
-        """Raise UserError where start or stop do."""
-        self.start.check(method)
-        self.stop.check(method)
+        """Raise UserError where start, direction or stop do."""
+        for each in (self.start, self.direction, self.stop):
+            if isinstance(each, Role):  # a direction of one's own may be a plain part
+                each.check(method)
 
     def fixed_steps(self) -> int:
         """`steps`; a stop may end the attack on an example earlier."""
@@ -78,9 +81,9 @@ class PGD(Solver):
         """True: no schedule sets its number of steps."""
         return True
 
-    def takes_mixed(self) -> bool:
+    def takes_two_labels(self) -> bool:
         """True if no stop reads labels and the start does not either."""
-        return isinstance(self.stop, Never) and self.start.takes_mixed()
+        return isinstance(self.stop, Never) and self.start.takes_two_labels()
 
     def stepped(self, length: float, number: float = 1.0) -> Self:
         """Scale its own steps and those of the start."""
@@ -113,61 +116,65 @@ class PGD(Solver):
         """Solve the lower problem; see the class."""
         start = problem.project(self.start(problem))
         if isinstance(self.stop, Never) and not self.jitter and self.steps:
-            return self._straight(problem, start)
-        return self._watched(problem, start)
+            return self._all_steps(problem, start)
+        return self._steps_with_stops(problem, start)
 
-    def walk(self, problem: LowerProblem, start: Tensor) -> Walk:
+    def make_steps(self, problem: LowerProblem, start: Tensor) -> AttackSteps:
         """Make all steps, without a host wait and without side effects, so that they can be a CUDA graph."""
-        delta, direction, said = start, self.direction(problem), list[Tensor]()
-        before = grad = first = start
+        assert self.steps > 0
+        direction, points, grads, answers = self.direction(problem), [start], list[Tensor](), list[Tensor]()
         for k in range(self.steps):
-            logits, grad = problem.ascent(delta, signs=self._signs(problem) and not self._near(k))
-            said.append(logits)
-            first = grad if k == 0 else first
-            before, delta = delta, problem.project(torch.add(delta, direction(grad), alpha=self.step_size))
-        return Walk(delta, before, grad, first, said)
+            signs = self._signs(problem) and not self._gradient_may_vanish(k)
+            logits, grad = problem.ascent(points[-1], signs=signs)
+            stepped = torch.add(points[-1], direction(grad), alpha=self.step_size)
+            points, grads = [points[-1], problem.project(stepped)], [*grads[:1], grad]
+            answers.append(logits)
+        return AttackSteps(points[1], points[0], grads[-1], grads[0], answers)
 
-    def walk_key(self) -> Hashable:
-        """The fields that `walk` depends on, besides the problem."""
-        return self.steps, self.step_size, self.direction, self._near(0)
+    def steps_key(self) -> Hashable:
+        """The fields that `make_steps` depends on, besides the problem."""
+        return self.steps, self.step_size, self.direction, self._gradient_may_vanish(0)
 
-    def _near(self, k: int) -> bool:
-        """Whether step k is at or near delta = 0, where the gradient of a divergence is zero or tiny."""
+    def _gradient_may_vanish(self, k: int) -> bool:
+        """Whether step k is at or near delta = 0, where a divergence from the clean prediction is flat.
+
+        Its gradient is zero or tiny there, and its signs would be rounding errors of a lower precision.
+        """
         return k == 0 and isinstance(self.start, Zero | Gaussian)
 
-    def _straight(self, problem: LowerProblem, start: Tensor) -> Solution:
-        """Solve if every example makes every step."""
-        # a graph repeats what was recorded: a user's own direction may read the noise or the clock
-        recordable = type(self.direction) in (Steepest, Raw, Adam)
-        walk = walked(self, problem, start) if recordable else self.walk(problem, start)
-        self._report(problem, walk.before, walk.grad)
-        first = self._began(problem, start, walk.said[0], walk.first)
+    def _all_steps(self, problem: LowerProblem, start: Tensor) -> Solution:
+        """Solve where every example makes every step."""
+        made = make_steps(self, problem, start)
+        self._report(problem, made.last_point, made.last_grad)
+        first = self._start_of(problem, start, made.logits[0], made.first_grad)
 
         def kappa() -> Tensor:
-            return (torch.stack(list(walk.said)).argmax(2) == problem.y).sum(0)
+            return (torch.stack(list(made.logits)).argmax(2) == problem.y).sum(0)
 
-        spent = lambda: torch.full_like(problem.y, self.steps)  # noqa: E731
-        return Solution(walk.delta, walk.before, kappa, spent, start=first)
+        def spent() -> Tensor:
+            return torch.full_like(problem.y, self.steps)
 
-    def _began(self, problem: LowerProblem, delta: Tensor, logits: Tensor, grad: Tensor) -> AttackStart:
-        """The first gradient's point; a loss may use the gradient at zero again."""
+        return Solution(made.delta, made.last_point, kappa, spent, start=first)
+
+    def _start_of(self, problem: LowerProblem, delta: Tensor, logits: Tensor, grad: Tensor) -> AttackStart:
+        """The point of the first gradient; a loss may use the gradient at zero again."""
         training = bool(getattr(problem.forward.model, "training", False))
         return AttackStart(delta, logits, grad if isinstance(self.start, Zero) else None, training)
 
-    def _watched(self, problem: LowerProblem, start: Tensor) -> Solution:
+    def _steps_with_stops(self, problem: LowerProblem, start: Tensor) -> Solution:
         """Solve with a stop or with jitter."""
         delta = before = start
         moving = torch.ones_like(problem.y, dtype=torch.bool)
         kappa, spent = torch.zeros_like(problem.y), torch.zeros_like(problem.y)
-        rows = torch.arange(len(problem.y), device=problem.y.device)
-        ends, direction = self.stop(problem), self.direction(problem)
+        stops, direction = self.stop(problem), self.direction(problem)
         active, seen, grad, first = Compaction(problem), None, None, None
         for k in range(self.steps):
-            logits, grad = active.ascent(delta, signs=self._signs(problem) and not self._near(k))
+            signs = self._signs(problem) and not self._gradient_may_vanish(k)
+            logits, grad = active.ascent(delta, signs=signs)
             seen = delta
-            first = self._began(problem, delta, logits, grad) if k == 0 else first
+            first = self._start_of(problem, delta, logits, grad) if k == 0 else first
             spent += moving
-            moving = moving & ~ends(Iterate(k, delta, grad, logits, rows))
+            moving = moving & ~stops(Iterate(k, delta, grad, logits))
             if not problem.anywhere(active.shrink(problem, moving) > 0):
                 break
             kappa += moving & (logits.argmax(1) == problem.y)
@@ -178,7 +185,10 @@ class PGD(Solver):
             before, stepped = delta, problem.project(delta + step)
             delta = torch.where(per_example(moving, delta), stepped, delta)
         if seen is not None and grad is not None:
-            self._report(problem, seen, grad, spent - (~moving).to(spent.dtype))
+            steps_taken = spent - (~moving).to(
+                spent.dtype
+            )  # one that has stopped did not use its last gradient
+            self._report(problem, seen, grad, steps_taken)
         return Solution(delta, before, kappa, spent, start=first)
 
 
@@ -196,9 +206,9 @@ class AroundPGD(Solver):
         """As the inner solver."""
         return self.inner.keeps_start()
 
-    def takes_mixed(self) -> bool:
+    def takes_two_labels(self) -> bool:
         """As the inner solver; False with state from earlier minibatches."""
-        return not isinstance(self, Remembering) and self.inner.takes_mixed()
+        return not isinstance(self, Remembering) and self.inner.takes_two_labels()
 
     def can_be_finer(self) -> bool:
         """As the inner solver."""
@@ -224,9 +234,9 @@ class Warm(Start):
         """Scale the solver's steps."""
         return replace(self, solver=self.solver.stepped(length, number))
 
-    def takes_mixed(self) -> bool:
+    def takes_two_labels(self) -> bool:
         """As the solver."""
-        return self.solver.takes_mixed()
+        return self.solver.takes_two_labels()
 
     def __call__(self, problem: LowerProblem) -> Tensor:
         return self.solver.solve(problem).delta

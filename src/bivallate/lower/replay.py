@@ -94,7 +94,7 @@ class BoundFree(Solver, nn.Module):
         """Return the kept delta of the last replay, projected."""
         delta = problem.project(self.kept.first(len(problem.y)))
         none = torch.zeros_like(problem.y)
-        return Solution(delta, delta, none, none)
+        return Solution(delta, None, none, none)
 
     def feedback(self, problem: LowerProblem, delta: Tensor, evidence: Evidence) -> None:
         """delta <- project(delta + step_size * eps * direction(d loss / d delta))."""
@@ -180,7 +180,7 @@ class BoundYOPO(Solver, nn.Module):
             self._hooked.stop()
         self._hooked = HookedOutput(problem.forward.module, stem, problem.x + delta)
         none = torch.zeros_like(problem.y)
-        return Solution(delta, delta, none, none)
+        return Solution(delta, None, none, none)
 
     def feedback(self, problem: LowerProblem, delta: Tensor, evidence: Evidence) -> None:
         """Make the n steps, then add the first layer's parameter gradient at their end."""

@@ -89,7 +89,7 @@ class SparseAPGD(Solver):
             within = problem.but(threat=replace(problem.threat, eps=factor * eps))  # pyright: ignore
             delta = within.threat.project(delta, problem.x)
             delta = self._run(within, delta, count, spent, kappa, first=last == 0, last=stage == last)
-        return Solution(delta, delta, kappa, spent)
+        return Solution(delta, None, kappa, spent)
 
     def _start(self, problem: LowerProblem) -> Tensor:
         """Gaussian noise of unit variance, which the projection makes sparse."""
@@ -118,9 +118,9 @@ class SparseAPGD(Solver):
                 state, problem = state.select(kept), narrow(problem, kept)
             if len(state.rows) == 0:
                 break
-            self._move(state, problem)
             if last:
                 kappa[state.rows] += state.margin >= 0
+            self._move(state, problem)
             lower = self._look(state, problem, won[state.rows], leave=leave) & last
             assign_rows(answer, state.rows, lower, state.delta)
             won[state.rows] |= lower

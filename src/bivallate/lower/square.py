@@ -89,7 +89,7 @@ class Square(Solver):
                 spent[state.rows[rows]] += 1
         answer[state.rows] = state.point - state.x
         answer = answer.view(shape)
-        return Solution(answer, answer, torch.zeros_like(spent), spent)
+        return Solution(answer, None, torch.zeros_like(spent), spent)
 
     def _begin(self, problem: LowerProblem, x: Tensor, point: Tensor) -> _SquareState:
         rows = torch.arange(len(x), device=x.device)

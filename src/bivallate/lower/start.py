@@ -19,7 +19,7 @@ from bivallate.roles import Role
 class Start(Role, ABC):
     """(problem) -> delta (B, C, H, W)."""
 
-    def takes_mixed(self) -> bool:
+    def takes_two_labels(self) -> bool:
         """True: it reads no label."""
         return True
 

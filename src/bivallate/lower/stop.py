@@ -53,16 +53,24 @@ def mean_fosc(form: Form, threat: ThreatModel, grad: Tensor, x: Tensor, delta: T
 
 @dataclass(frozen=True)
 class Iterate:
-    """The state of an attack before its step k."""
+    """The state of an attack before its step k, of all examples of the minibatch.
+
+    Examples that have stopped keep the values with which they stopped.
+
+    Attributes:
+        k: number of the step, counted from 0.
+        delta: (B, C, H, W) the point.
+        grad: (B, C, H, W) gradient of the objective there.
+        logits: (B, K) there.
+    """
 
     k: int
-    delta: Tensor  # (B, C, H, W)
-    grad: Tensor  # (B, C, H, W)
-    logits: Tensor  # (B, K)
-    rows: Tensor  # (B,) int64, positions in the minibatch: rules with per-example state index it with these
+    delta: Tensor
+    grad: Tensor
+    logits: Tensor
 
 
-Rule = Callable[[Iterate], Tensor]
+StopRule = Callable[[Iterate], Tensor]
 
 
 class Stop(Role, ABC):
@@ -72,14 +80,14 @@ class Stop(Role, ABC):
     """
 
     @abstractmethod
-    def __call__(self, problem: LowerProblem) -> Rule: ...
+    def __call__(self, problem: LowerProblem) -> StopRule: ...
 
 
 @part
 class Never(Stop):
     """Every example makes every step."""
 
-    def __call__(self, problem: LowerProblem) -> Rule:
+    def __call__(self, problem: LowerProblem) -> StopRule:
         return lambda iterate: torch.zeros(
             len(iterate.logits), dtype=torch.bool, device=iterate.logits.device
         )
@@ -102,14 +110,14 @@ class Misclassified(Stop):
     def __post_init__(self) -> None:
         check_range("tau", self.tau if isinstance(self.tau, int | float) else 0, 0)
 
-    def __call__(self, problem: LowerProblem) -> Rule:
+    def __call__(self, problem: LowerProblem) -> StopRule:
         left = torch.full_like(problem.y, int(at(self.tau, problem.clock)))
 
         def rule(iterate: Iterate) -> Tensor:
-            wrong = iterate.logits.argmax(1) != problem.y[iterate.rows]
-            granted = left[iterate.rows]
-            left[iterate.rows] = granted - (wrong & (granted > 0)).to(left.dtype)
-            return wrong & (granted == 0)
+            nonlocal left
+            wrong, spent = iterate.logits.argmax(1) != problem.y, left == 0
+            left = left - (wrong & ~spent).to(left.dtype)
+            return wrong & spent
 
         return rule
 
@@ -141,7 +149,7 @@ class FOSCBelow(Stop):
         if self.origin == "start" and self.form == "box":
             raise UserError('FOSC measured from the random start has only the ball form: set form="ball"')
 
-    def __call__(self, problem: LowerProblem) -> Rule:
+    def __call__(self, problem: LowerProblem) -> StopRule:
         threshold, threat = at(self.threshold, problem.clock), problem.threat
         start = torch.zeros_like(problem.x)
 
@@ -149,9 +157,8 @@ class FOSCBelow(Stop):
             nonlocal start
             if iterate.k == 0:
                 start = iterate.delta if self.origin == "start" else start
-                return torch.zeros_like(iterate.rows, dtype=torch.bool)
-            moved = iterate.delta - start[iterate.rows]
-            return fosc(self.form, threat, iterate.grad, problem.x[iterate.rows], moved) <= threshold
+                return torch.zeros(len(start), dtype=torch.bool, device=start.device)
+            return fosc(self.form, threat, iterate.grad, problem.x, iterate.delta - start) <= threshold
 
         return rule
 

@@ -39,7 +39,7 @@ class Acceleration:
     def used(self, tell: Callable[[str], object]) -> Iterator[None]:
         """Accelerate the steps in this context; `tell` receives a note of attacks that cannot be recorded."""
         if self.graphs is not None:
-            self.graphs.tell = tell
+            self.graphs.report = tell
         with compiling(self.compiled), graphing(self.graphs):
             yield
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bivallate import collective, data, models
 from bivallate.data import Batches, Dataset, Split
-from bivallate.method import check_mixed
+from bivallate.method import check_two_labels
 from bivallate.models import Classifier
 from bivallate.models.io import renamed
 from bivallate.models.layers import freeze
@@ -200,5 +200,5 @@ def _augmentation(config: Config, dataset: Dataset) -> data.Augment:
     text = config.data.augment
     augment = dataset.augment if text == "default" else data.Augment.parse(text)
     if augment.cutmix:
-        check_mixed(config.method)
+        check_two_labels(config.method)
     return augment

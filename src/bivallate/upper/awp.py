@@ -64,9 +64,9 @@ class AWP(Loss):
             )
         self.loss.check(method)
 
-    def takes_mixed(self) -> bool:
+    def takes_two_labels(self) -> bool:
         """As the host."""
-        return self.loss.takes_mixed()
+        return self.loss.takes_two_labels()
 
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
         if self.gamma == 0 or problem.clock.epoch < self.warm_up:

@@ -42,9 +42,9 @@ class Reweighed(Loss):
         """Raise UserError where the host does."""
         self.loss.check(method)
 
-    def takes_mixed(self) -> bool:
+    def takes_two_labels(self) -> bool:
         """As the host."""
-        return self.loss.takes_mixed()
+        return self.loss.takes_two_labels()
 
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
         terms = self.loss(problem, x_adv)

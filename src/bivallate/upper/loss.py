@@ -61,7 +61,7 @@ class Adversarial(Loss):
         """True without smoothing for the cross-entropy objective."""
         return self.smoothing == 0 and isinstance(objective, CrossEntropy)
 
-    def takes_mixed(self) -> bool:
+    def takes_two_labels(self) -> bool:
         """It does."""
         return True
 
@@ -97,7 +97,7 @@ class Trades(Loss):
         check_range("beta", self.beta, 0)
         check_range("label smoothing", self.smoothing, 0, 1)
 
-    def takes_mixed(self) -> bool:
+    def takes_two_labels(self) -> bool:
         """It does."""
         return True
 

@@ -72,9 +72,9 @@ class GradAlign(Loss):
         if self.coefficient is not None and not self.coefficient >= 0:
             raise UserError(f"GradAlign's coefficient must be at least 0, got {self.coefficient!r}")
 
-    def takes_mixed(self) -> bool:
+    def takes_two_labels(self) -> bool:
         """As the base."""
-        return self.base.takes_mixed()
+        return self.base.takes_two_labels()
 
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
         terms = self.base(problem, x_adv)

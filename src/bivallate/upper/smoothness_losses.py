@@ -45,7 +45,7 @@ class Guided(Loss):
         check_distance(self.distance)
         check_range("label smoothing", self.smoothing, 0, 1)
 
-    def takes_mixed(self) -> bool:
+    def takes_two_labels(self) -> bool:
         """It does."""
         return True
 
@@ -105,9 +105,9 @@ class Consistent(Loss):
         self.base.check(method)
         _check_start(method, "Consistent")
 
-    def takes_mixed(self) -> bool:
+    def takes_two_labels(self) -> bool:
         """As the base."""
-        return self.base.takes_mixed()
+        return self.base.takes_two_labels()
 
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
         terms = self.base(problem, x_adv)

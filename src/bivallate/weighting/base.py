@@ -72,7 +72,7 @@ class Weighting(Role, ABC):
 class Equal(Weighting):
     """w_i = 1."""
 
-    def takes_mixed(self) -> bool:
+    def takes_two_labels(self) -> bool:
         """True: it reads no label."""
         return True
 
@@ -116,9 +116,9 @@ class After(Weighting):
         """Raise UserError where the rule does."""
         self.rule.check(method)
 
-    def takes_mixed(self) -> bool:
+    def takes_two_labels(self) -> bool:
         """As the rule."""
-        return self.rule.takes_mixed()
+        return self.rule.takes_two_labels()
 
     def bind(self, facts: Facts) -> Weighting:
         """Build the stateful part of the rule for one run."""

@@ -66,7 +66,7 @@ class KLDRO(Weighting):
         """Build the running estimate for one run."""
         return BoundKLDRO(self, facts.device)
 
-    def takes_mixed(self) -> bool:
+    def takes_two_labels(self) -> bool:
         """True: it reads losses only."""
         return True
 
