@@ -278,7 +278,7 @@ def test_on_a_random_model_averaging_draws_is_no_weaker_than_pgd(objective):
     assert accuracy(APGD(20, samples=20)) <= plain + 0.015  # deciding by single draws: + 0.035 and more
 
 
-@pytest.mark.parametrize("threat", [bv.Linf(0.2), bv.L2(0.8), bv.L1(0.8)], ids=["Linf", "L2", "L1"])
+@pytest.mark.parametrize("threat", [bv.Linf(0.1), bv.L2(0.5), bv.L1(0.8)], ids=["Linf", "L2", "L1"])
 def test_kappa_counts_the_steps_that_began_at_a_correct_point(threat) -> None:
     """As of PGD, up to the first misclassification; the last of the points begins no step."""
     generator = torch.Generator().manual_seed(3)
@@ -289,10 +289,10 @@ def test_kappa_counts_the_steps_that_began_at_a_correct_point(threat) -> None:
     right, seen = model(x).argmax(1), list[torch.Tensor]()
     handle = model.register_forward_hook(lambda module, given, logits: seen.append(logits.detach()))
     problem = LowerProblem(model, bv.Batch(x, right, torch.arange(24)), CrossEntropy(), threat)
-    kappa = APGD(steps=6, leave=False).solve(problem).kappa
+    kappa = APGD(steps=20, leave=False).solve(problem).kappa
     handle.remove()
-    if isinstance(threat, bv.L1):  # the last two steps are those within the ball itself
-        seen = seen[-3:]
+    if isinstance(threat, bv.L1):  # the last eight steps are those within the ball itself
+        seen = seen[-9:]
     correct = torch.stack([logits.argmax(1) == right for logits in seen[:-1]])
     assert torch.equal(kappa, correct.long().cumprod(0).sum(0))
-    assert len(kappa.unique()) > 1
+    assert ((kappa > 0) & (kappa < kappa.max())).any()
