@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import bivallate as bv
 from benchmarks.autoattack_tables import PARTS, agreement, read, speed
 from bivallate import models
-from bivallate.evaluation import EvaluationProgress, evaluate
+from bivallate.evaluation import EvaluationProgress, attack_and_score
 from bivallate.evaluation.attacks import square
 from bivallate.files import write_json
 from bivallate.lower.square import Square
@@ -142,7 +142,7 @@ def ours(model: nn.Module, points: Points, threat: bv.Linf | bv.L2, seed: int, c
             seconds[moment.stage] += now - last
         last = now
 
-    score = evaluate(model, points, threat, "autoattack", seed=seed, progress=mark)
+    score = attack_and_score(model, points, threat, "autoattack", seed=seed, progress=mark)
     return Result(case, type(threat).__name__, seed, "bivallate", dict(score.stages), seconds)
 
 
@@ -176,7 +176,7 @@ def alone(
 ) -> tuple[float, float]:
     """Robust accuracy under one stage on its own: (ours, theirs)."""
     own = square(Square(edges=False, shrink=False)) if part == "square" else part
-    mine, (x, y) = evaluate(model, points, threat, own, seed=seed).robust_accuracy, points
+    mine, (x, y) = attack_and_score(model, points, threat, own, seed=seed).robust_accuracy, points
     adversary = AutoAttack(model, norm=norm_of(threat), eps=threat.eps, seed=seed, version="standard")
     adversary.attacks_to_run, adversary.verbose = [part], False
     adv, _ = adversary.run_standard_evaluation(x, y, batch_size=500)

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bivallate.evaluation import evaluate
+from bivallate.evaluation import attack_and_score
 from bivallate.files import write_json
 from bivallate.reproduce.cell import configure
 from bivallate.reproduce.machine import commit, machine
@@ -59,8 +59,8 @@ def _result(name: str, seed: int, runs: Path) -> dict[str, Any]:
     folder, best = trained(config, dataset, place, "best", TerminalProgress(f"{name} seed {seed}"))
     history = folder.read_metrics()
     scores = {
-        "": evaluate(best, dataset.test, config.method.threat, "pgd-20"),
-        "last ": evaluate(load(place, "last"), dataset.test, config.method.threat, "pgd-20"),
+        "": attack_and_score(best, dataset.test, config.method.threat, "pgd-20"),
+        "last ": attack_and_score(load(place, "last"), dataset.test, config.method.threat, "pgd-20"),
     }
     columns = {f"{w}clean": s.clean_accuracy for w, s in scores.items()}
     columns |= {f"{w}pgd-20": s.robust_accuracy for w, s in scores.items()}

@@ -22,7 +22,7 @@ import bivallate as bv
 from benchmarks.device_suite import Place, Question, Row
 from bivallate.data import Dataset
 from bivallate.errors import UserError
-from bivallate.evaluation import evaluate
+from bivallate.evaluation import attack_and_score
 from bivallate.evaluation.attacks import ensemble
 from bivallate.lower.apgd import APGD
 from bivallate.lower.fab import FAB
@@ -206,7 +206,9 @@ def trained(place: Place, model: str, steps: int) -> nn.Module:
 def radius(model: nn.Module, x: Tensor, y: Tensor, share: float) -> bv.Linf:
     """Find the ball within which about a given share of the points withstands a short attack."""
     tried = [bv.Linf(eps / 255) for eps in (0.5, 1, 2, 4, 8, 12, 16, 24)]
-    return min(tried, key=lambda ball: abs(evaluate(model, (x, y), ball, "pgd-10").robust_accuracy - share))
+    return min(
+        tried, key=lambda ball: abs(attack_and_score(model, (x, y), ball, "pgd-10").robust_accuracy - share)
+    )
 
 
 def verdicts(place: Place) -> Iterator[Row]:
@@ -217,8 +219,8 @@ def verdicts(place: Place) -> Iterator[Row]:
     short = ensemble("autoattack-short", APGD(20), FAB(10), Square(100), targets=2)
     attack = short if place.toy else ensemble("autoattack-500", random_search=Square(500))
     threat = radius(model, x, y, 0.6)
-    here = evaluate(model, (x, y), threat, attack)
-    there = evaluate(copy.deepcopy(model).cpu(), (x, y), threat, attack)
+    here = attack_and_score(model, (x, y), threat, attack)
+    there = attack_and_score(copy.deepcopy(model).cpu(), (x, y), threat, attack)
     same = int((here.robust == there.robust).sum())
     told = f"{same} of {points} ({here.robust_accuracy:.1%} here, {there.robust_accuracy:.1%} there)"
     yield Row("verdicts that agree", told, "all", same == points, same)

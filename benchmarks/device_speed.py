@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import bivallate as bv
 from benchmarks.device_questions import EPS, dataset_of, method_of, radius, shown, synthetic, trained
 from benchmarks.device_suite import Place, Question, Row
-from bivallate.evaluation import evaluate
+from bivallate.evaluation import attack_and_score
 from bivallate.lower.compiled import Compiled, compiling
 from bivallate.lower.cuda_graphs import CudaGraphs, graphing
 from bivallate.lower.modes import attacking, frozen
@@ -257,7 +257,7 @@ def autoattack(place: Place) -> Iterator[Row]:
     x, y = shown(points)
     threat = radius(model, x, y, 0.8)
     for attack in ("pgd-20", "apgd-ce-5" if place.toy else "autoattack"):
-        score = evaluate(model, (x, y), threat, attack)
+        score = attack_and_score(model, (x, y), threat, attack)
         passes = points * (score.passes["forward"] + score.passes["backward"])
         told = (
             f"{points / score.seconds:.2f} images a second, {passes / score.seconds:.0f} passes a second "

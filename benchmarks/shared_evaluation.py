@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 import bivallate as bv
-from bivallate.evaluation import evaluate
+from bivallate.evaluation import attack_and_score
 
 ATTACKS = ("pgd-20", "apgd-ce-50")
 
@@ -39,9 +39,9 @@ def measured(shared: bool, images: int, attacks: Sequence[str]) -> dict[str, flo
         y = model(x).argmax(1)
     found = {}
     for attack in attacks:
-        evaluate(model, (x[:8], y[:8]), bv.Linf(1e-4), attack, shared=shared)
+        attack_and_score(model, (x[:8], y[:8]), bv.Linf(1e-4), attack, shared=shared)
         began = time.process_time()
-        score = evaluate(model, (x, y), bv.Linf(1e-4), attack, shared=shared)
+        score = attack_and_score(model, (x, y), bv.Linf(1e-4), attack, shared=shared)
         found[attack] = time.process_time() - began
         assert score.robust_accuracy == 1
     return found

@@ -75,7 +75,7 @@ def made(kind: type[Twin]) -> Twin:
 
 @pytest.fixture(autouse=True)
 def _with_a_scout(monkeypatch):
-    monkeypatch.setattr(sys.modules["bivallate.evaluation.attack_model"], "WORTH", 0)
+    monkeypatch.setattr(sys.modules["bivallate.evaluation.new_runner"], "WORTH", 0)
 
 
 @pytest.fixture(scope="module")

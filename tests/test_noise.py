@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from bivallate.evaluation.runner import TURN, TurnNoise
+from bivallate.evaluation.turn_noise import TURN, TurnNoise
 from bivallate.noise import Noise, permutation
 
 SHAPE = (2, 3, 4)

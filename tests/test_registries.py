@@ -65,6 +65,10 @@ def test_what_the_package_registers_while_a_test_runs_stays() -> None:
         ("bivallate.data.registry", "Known", "KnownDataset"),
         ("bivallate.data.registry", "usual", "training_defaults"),
         ("bivallate.audits", "Moment", "AuditProgress"),
+        ("bivallate.evaluation", "evaluate", "attack_and_score"),
+        ("bivallate.evaluation", "compare", "rank"),
+        ("bivallate.evaluation", "parse", "attack_named"),
+        ("bivallate.evaluation", "Crafted", "AttackedImages"),
     ],
 )
 def test_former_names_still_work(module, old, new) -> None:

@@ -42,8 +42,8 @@ def test_nothing_prints_but_the_one_module():
 def test_commands_print_hostile_text_as_text(kind, score, capsys):
     from bivallate.audits import VERDICTS
     from bivallate.commands.audit import show as show_audit
-    from bivallate.commands.evaluate import show
     from bivallate.commands.run_group import table
+    from bivallate.commands.score_table import show
     from bivallate.reports.comparison.comparison_table import Comparison
 
     text = STRINGS[kind]
@@ -71,7 +71,7 @@ def test_commands_print_hostile_text_as_text(kind, score, capsys):
 
 
 def test_long_names_are_cut_in_tables_of_classes(score, capsys):
-    from bivallate.commands.evaluate import show
+    from bivallate.commands.score_table import show
 
     show(score, [f"{k}{'x' * 50_000}" for k in range(10)])
     assert len(capsys.readouterr().out) < 200 * 12 * NAME

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from bivallate.reports.page import report
     from bivallate.run.averaging import EMA, SWA, Cyclic
     from bivallate.run.cycles import Cycles
-    from bivallate.run.evaluation_target import evaluate
+    from bivallate.run.evaluate_run import evaluate
     from bivallate.run.execution import Run
     from bivallate.run.load_model import load
     from bivallate.run.logger import Logger
@@ -174,7 +174,7 @@ _PLACES = {
     "SWA": "bivallate.run.averaging",
     "Cyclic": "bivallate.run.averaging",
     "Cycles": "bivallate.run.cycles",
-    "evaluate": "bivallate.run.evaluation_target",
+    "evaluate": "bivallate.run.evaluate_run",
     "Run": "bivallate.run.execution",
     "load": "bivallate.run.load_model",
     "Logger": "bivallate.run.logger",

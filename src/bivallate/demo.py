@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bivallate import data, methods
-from bivallate.evaluation import Identity, evaluate
+from bivallate.evaluation import Identity, attack_and_score
 from bivallate.files import write_json
 from bivallate.lower.threat import Linf
 from bivallate.method import Method
@@ -85,7 +85,9 @@ def _next(out: Path) -> list[str]:
 
 def _measured(method: Method, folder: Path, history: list[dict[str, Any]], dataset: Any) -> dict[str, Any]:
     """Evaluate the best and the last weights of a run on the test set; return its row of the table."""
-    scores = {w: evaluate(load(folder, w), dataset.test, method.threat, ATTACK) for w in ("best", "last")}
+    scores = {
+        w: attack_and_score(load(folder, w), dataset.test, method.threat, ATTACK) for w in ("best", "last")
+    }
     for weights, score in scores.items():
         identity = Identity(weights=weights)
         name = identity.file_name(method.threat, ATTACK, 0)

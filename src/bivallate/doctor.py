@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from bivallate import data, methods, models
 from bivallate.data.cache import cache_folder
 from bivallate.data.registry import describe
-from bivallate.evaluation import evaluate
+from bivallate.evaluation import attack_and_score
 from bivallate.gradcheck import check_gradient
 from bivallate.lower.threat import Linf
 from bivallate.reproduce.machine import machine
@@ -136,7 +136,8 @@ def _training(place: Path) -> tuple[str, bool]:
 def _attacks(place: Path) -> tuple[str, bool]:
     test = data.load("digits").test
     scores = [
-        evaluate(load(place, weights="last"), test, Linf(0.1), attack=a, n=40) for a in ("fgsm", "autoattack")
+        attack_and_score(load(place, weights="last"), test, Linf(0.1), attack=a, n=40)
+        for a in ("fgsm", "autoattack")
     ]
     weak, strong = (score.robust_accuracy for score in scores)
     return f"FGSM leaves {100 * weak:.0f} %, AutoAttack {100 * strong:.0f} % of 40", strong <= weak

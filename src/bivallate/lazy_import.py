@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
-__all__ = ["former_names", "lazy_attributes"]
+__all__ = ["former_arguments", "former_names", "lazy_attributes"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def lazy_attributes(
@@ -61,3 +64,24 @@ def former_names(module: str, renamed: Mapping[str, str]) -> Callable[[str], Any
         return getattr(sys.modules[module], renamed[name])
 
     return __getattr__
+
+
+def former_arguments(**renamed: str) -> Callable[[Function], Function]:
+    """Decorate a function with renamed keywords: an old one still works, with a DeprecationWarning.
+
+    Args:
+        renamed: old keyword -> present keyword.
+    """
+
+    def decorate(function: Function) -> Function:
+        @functools.wraps(function)
+        def call(*args: Any, **keywords: Any) -> Any:
+            for old in renamed.keys() & keywords.keys():
+                text = f"{old} of {function.__name__} is now called {renamed[old]}"
+                warnings.warn(text, DeprecationWarning, stacklevel=2)
+                keywords[renamed[old]] = keywords.pop(old)
+            return function(*args, **keywords)
+
+        return cast(Function, call)
+
+    return decorate

@@ -17,7 +17,7 @@ from bivallate.audits.plan import LEVELS, choose
 from bivallate.audits.result import AuditProgress
 from bivallate.audits.surrogates import StraightThrough, SurrogateSearch, linear_imitation
 from bivallate.cli import run
-from bivallate.evaluation import Attack, Search, evaluate
+from bivallate.evaluation import Attack, Search, attack_and_score
 from bivallate.evaluation.attacks import noise as draws
 from bivallate.run.config import Validation
 
@@ -144,8 +144,8 @@ def test_attacks_on_a_linear_imitation_transfer_to_a_model_without_gradients():
     model, (x, y) = NoGraph(model_of("plain", 0)).eval(), points(200)
     copy = linear_imitation(model, x, LARGE.eps)
     part = SurrogateSearch("imitation", copy, Search("pgd"))
-    imitated = evaluate(model, (x, y), LARGE, Attack("imitation", (part,)))
-    noise = evaluate(model, (x, y), LARGE, Attack("noise", (draws(10),)))
+    imitated = attack_and_score(model, (x, y), LARGE, Attack("imitation", (part,)))
+    noise = attack_and_score(model, (x, y), LARGE, Attack("noise", (draws(10),)))
     assert excess(imitated.robust, noise.robust, 0.05).significant
 
 

@@ -61,7 +61,7 @@ def test_crafted_images_are_those_that_an_evaluation_judges(trained):
     made = craft(model, data.test, bv.Linf(0.1), "pgd-3", n=30, seed=4)
     score = bv.evaluate(model, data.test, bv.Linf(0.1), "pgd-3", n=30, seed=4)
     assert torch.equal(made.index, score.index.cpu())
-    assert torch.equal(made.right & ~made.fooled, score.robust)
+    assert torch.equal(made.correct & ~made.fooled, score.robust)
     assert 0 < made.fooled.sum() < 30
     assert float((made.x_adv - made.x).abs().max()) <= 0.1 + 1e-6
 

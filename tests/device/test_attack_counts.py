@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import bivallate as bv
-from bivallate.evaluation import evaluate
+from bivallate.evaluation import attack_and_score
 from bivallate.lower.fab import nearest_on_plane
 
 ATTACKS = {"apgd-ce": (100, 0.1), "square": (100, 0.1), "fab": (20, 1.0), "pgd": (20, 0.1)}
@@ -23,7 +23,9 @@ def waits(name: str, steps: int) -> int:
         model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).to("cuda")
         y = model(x).argmax(1)
         standin.log.syncs.clear()
-        score = evaluate(model, (x, y), bv.Linf(1e-4), f"{name}-{length}" + ("-1" if name == "fab" else ""))
+        score = attack_and_score(
+            model, (x, y), bv.Linf(1e-4), f"{name}-{length}" + ("-1" if name == "fab" else "")
+        )
         assert score.robust_accuracy > 0.8
         found.append(sum(standin.log.syncs.values()))
     return found[0] - found[1]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import bivallate as bv
-from bivallate.evaluation import evaluate
+from bivallate.evaluation import attack_and_score
 from bivallate.evaluation.attacks import attacks
 from bivallate.run.progress import Progress
 
@@ -93,7 +93,9 @@ def network() -> torch.nn.Module:
 def scored(name: str, device: str, ball: Any) -> list[bool]:
     """Verdicts of an attack."""
     x, y = images(24)
-    return evaluate(network().to(device), (x.double().to(device), y.to(device)), ball, name).robust.tolist()
+    return attack_and_score(
+        network().to(device), (x.double().to(device), y.to(device)), ball, name
+    ).robust.tolist()
 
 
 def test_every_family_of_attacks_is_tried() -> None:

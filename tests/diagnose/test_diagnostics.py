@@ -271,11 +271,11 @@ def test_curves_leave_out_what_was_not_recorded():
 
 
 def score():
-    from bivallate.evaluation import evaluate
+    from bivallate.evaluation import attack_and_score
 
     torch.manual_seed(3)
     model, x = Linear(4, 5), torch.rand(80, 3, 2, 2)
-    return evaluate(model, (x, model(x).argmax(1)), THREAT, "pgd-2")
+    return attack_and_score(model, (x, model(x).argmax(1)), THREAT, "pgd-2")
 
 
 def test_everything_saves_its_data_and_figures(several, tmp_path):

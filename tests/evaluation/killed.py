@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import bivallate as bv
-from bivallate.evaluation import Score, evaluate
+from bivallate.evaluation import Score, attack_and_score
 from bivallate.evaluation.attacks import ensemble
 from bivallate.lower.apgd import APGD
 from bivallate.lower.fab import FAB
@@ -53,7 +53,7 @@ def attacked(file: Path | None) -> Score:
     x = torch.rand(32, 1, 6, 6, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         y = model(x).argmax(1)
-    return evaluate(model, (x, y), bv.Linf(0.03), SHORT, batch_size=8, seed=5, resume=file)
+    return attack_and_score(model, (x, y), bv.Linf(0.03), SHORT, batch_size=8, seed=5, resume=file)
 
 
 def die_in(name: str, file: Path) -> None:

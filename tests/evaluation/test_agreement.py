@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import bivallate as bv
-from bivallate.evaluation import evaluate
+from bivallate.evaluation import attack_and_score
 from bivallate.evaluation.attacks import ensemble
 from bivallate.lower.apgd import APGD
 from bivallate.lower.fab import FAB
@@ -44,13 +44,13 @@ def test_stages_and_whole_agree_with_the_public_code(reference, robust_model, he
     points = held_out[0][:POINTS], held_out[1][:POINTS]
     robust_model.eval()
     try:
-        clean = evaluate(robust_model, points, threat, "clean").clean_accuracy
+        clean = attack_and_score(robust_model, points, threat, "clean").clean_accuracy
         for name, stage in STAGES.items():
-            ours = evaluate(robust_model, points, threat, stage).robust_accuracy
+            ours = attack_and_score(robust_model, points, threat, stage).robust_accuracy
             theirs = public(reference, robust_model, points, threat, [name])
             assert theirs < clean, "the attack breaks something"
             assert abs(ours - theirs) <= 2 / POINTS + 1e-6, name
-        whole = evaluate(robust_model, points, threat, WHOLE)
+        whole = attack_and_score(robust_model, points, threat, WHOLE)
         assert whole.robust_accuracy <= public(reference, robust_model, points, threat, STAGES) + 1e-6
     finally:
         robust_model.train()

@@ -12,7 +12,7 @@ from torch import nn
 
 import bivallate as bv
 from bivallate.errors import UserError
-from bivallate.evaluation import evaluate
+from bivallate.evaluation import attack_and_score
 from bivallate.evaluation.batch_size import estimate_batch, example_bytes, example_work
 from bivallate.evaluation.inference import Function
 from bivallate.evaluation.search_model import search_model
@@ -40,12 +40,12 @@ class Hungry:
 
 def test_the_batch_shrinks_when_memory_runs_out(robust_model, held_out):
     threat = bv.Linf(0.2)
-    usual = evaluate(robust_model, held_out, threat, Hungry(10**6))
-    tight = evaluate(robust_model, held_out, threat, Hungry(5))
+    usual = attack_and_score(robust_model, held_out, threat, Hungry(10**6))
+    tight = attack_and_score(robust_model, held_out, threat, Hungry(5))
     assert usual.robust_accuracy < usual.clean_accuracy
     assert torch.equal(usual.robust, tight.robust)
     with pytest.raises(UserError, match="one point does not fit"):
-        evaluate(robust_model, held_out, threat, Hungry(0))
+        attack_and_score(robust_model, held_out, threat, Hungry(0))
 
 
 @part
@@ -75,7 +75,7 @@ ATTEMPTS: list[weakref.ref] = []
 def test_what_a_failed_attempt_held_is_free_before_the_next():
     x, model = cloud(16, (1, 8, 8)), affine(64, 3)
     ATTEMPTS.clear()
-    evaluate(model, (x, model(x).argmax(1)), bv.Linf(0.01), Lingering(), batch_size=16)
+    attack_and_score(model, (x, model(x).argmax(1)), bv.Linf(0.01), Lingering(), batch_size=16)
     assert len(ATTEMPTS) == 7, "one of 16, two of 8 and four of 4"
 
 
@@ -95,11 +95,13 @@ class Fits(nn.Module):
 def test_the_clean_pass_steps_down_too():
     x, y = cloud(50, (1, 8, 8)), torch.zeros(50, dtype=torch.int64)
     for most in (1, 6):
-        tight, usual = (evaluate(Fits(k), (x, y), bv.Linf(0.1), "clean", batch_size=50) for k in (most, 50))
+        tight, usual = (
+            attack_and_score(Fits(k), (x, y), bv.Linf(0.1), "clean", batch_size=50) for k in (most, 50)
+        )
         assert torch.equal(tight.predicted, usual.predicted)
     for size in (None, 50):
         with pytest.raises(UserError, match="one point does not fit"):
-            evaluate(Fits(0), (x, y), bv.Linf(0.1), "clean", batch_size=size)
+            attack_and_score(Fits(0), (x, y), bv.Linf(0.1), "clean", batch_size=size)
 
 
 def test_the_estimate_follows_the_activations():

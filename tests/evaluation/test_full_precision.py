@@ -10,7 +10,7 @@ from tests.evaluation.conftest import affine, cloud
 from torch import nn
 
 import bivallate as bv
-from bivallate.evaluation import attack, evaluate, minimal_distances
+from bivallate.evaluation import attack, attack_and_score, minimal_distances
 from bivallate.evaluation.full_precision import full_float32
 from bivallate.evaluation.preflight import preflight
 
@@ -40,9 +40,9 @@ def points(model):
 def test_an_outer_autocast_does_not_reach_the_model():
     model = Watched()
     x, y = points(model)
-    plain = evaluate(model, (x, y), bv.Linf(0.02), "pgd-3")
+    plain = attack_and_score(model, (x, y), bv.Linf(0.02), "pgd-3")
     with torch.autocast("cpu", torch.bfloat16):
-        score = evaluate(model, (x, y), bv.Linf(0.02), "pgd-3")
+        score = attack_and_score(model, (x, y), bv.Linf(0.02), "pgd-3")
         attack(model, x, y, bv.Linf(0.02), "pgd-3")
     assert model.types == {torch.float32}
     assert torch.equal(score.margin, plain.margin)
@@ -51,9 +51,9 @@ def test_an_outer_autocast_does_not_reach_the_model():
 def test_a_network_that_was_trained_in_mixed_precision_is_evaluated_in_full():
     model = Watched()
     x, y = points(model)
-    plain = evaluate(model, (x, y), bv.Linf(0.02), "pgd-3")
+    plain = attack_and_score(model, (x, y), bv.Linf(0.02), "pgd-3")
     model.autocast_dtype = torch.bfloat16
-    score = evaluate(model, (x, y), bv.Linf(0.02), "pgd-3")
+    score = attack_and_score(model, (x, y), bv.Linf(0.02), "pgd-3")
     assert model.types == {torch.float32}
     assert torch.equal(score.margin, plain.margin)
     assert model.autocast_dtype == torch.bfloat16, "it is left as it was found"
@@ -65,7 +65,7 @@ def test_neither_search_nor_verdict_takes_short_cuts_and_puts_them_back():
     torch.set_float32_matmul_precision("high")
     try:
         model.allowed.clear()
-        evaluate(model, data, bv.Linf(0.02), "pgd-3")
+        attack_and_score(model, data, bv.Linf(0.02), "pgd-3")
         assert torch.get_float32_matmul_precision() == "high"
         assert torch.backends.cudnn.allow_tf32
     finally:
@@ -92,14 +92,14 @@ def test_full_precision_where_torchs_newer_names_were_used():
 )
 def test_attacks_run_inside_inference_mode(inside):
     usual = affine(64, 4)
-    expected = evaluate(usual, points(usual), bv.Linf(0.02), "pgd-3")
+    expected = attack_and_score(usual, points(usual), bv.Linf(0.02), "pgd-3")
     with inside():
         model = affine(64, 4)
         x, y = points(model)
         assert x.is_inference() == (inside is torch.inference_mode)
     with torch.inference_mode():
         for name in ("pgd-3", "apgd-t-3", "fab-t-3", "square-5"):
-            score = evaluate(model, (x, y), bv.Linf(0.02), name)
+            score = attack_and_score(model, (x, y), bv.Linf(0.02), name)
             found = attack(model, x, y, bv.Linf(0.02), name)
             assert float((found - x).abs().max()) <= 0.02 + 1e-6
             if name == "pgd-3":

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 import bivallate as bv
 from bivallate.audits.audit_model import audit
 from bivallate.errors import UserError
-from bivallate.evaluation import attack, eps_curve, evaluate, minimal_distances, transfer
+from bivallate.evaluation import attack, attack_and_score, eps_curve, minimal_distances, transfer
 from bivallate.evaluation.preflight import preflight
 
 
@@ -20,8 +20,8 @@ def test_labels_may_be_any_integers(kind):
     model, x = affine(64, 10), cloud(12, (1, 8, 8))
     y = model(x).argmax(1)
     narrow, threat = y.to(kind), bv.Linf(0.05)
-    whole = evaluate(model, (x, y), threat, "pgd-3")
-    assert torch.equal(evaluate(model, (x, narrow), threat, "pgd-3").robust, whole.robust)
+    whole = attack_and_score(model, (x, y), threat, "pgd-3")
+    assert torch.equal(attack_and_score(model, (x, narrow), threat, "pgd-3").robust, whole.robust)
     assert torch.equal(transfer(model, model, (x, narrow), threat, "pgd-3").robust, whole.robust)
     assert torch.equal(attack(model, x, narrow, threat, "pgd-3"), attack(model, x, y, threat, "pgd-3"))
     assert len(minimal_distances(model, (x, narrow), "linf", steps=3)) == 12
@@ -44,7 +44,7 @@ def test_mistakes_are_told(changed, message):
     model, x, y = affine(64, 10), cloud(4, (1, 8, 8)), torch.zeros(4, dtype=torch.int64)
     given = {"threat": bv.Linf(0.1), "attack": "fgsm", **changed}
     with pytest.raises(UserError, match=message):
-        evaluate(model, (x, y), **given)
+        attack_and_score(model, (x, y), **given)
     if "device" not in given:
         given["name"] = given.pop("attack")
         with pytest.raises(UserError, match=message):
@@ -52,7 +52,7 @@ def test_mistakes_are_told(changed, message):
 
 
 ASKED = {
-    "evaluate": lambda *data, **shown: evaluate(*data, bv.Linf(0.1), "fgsm", **shown),
+    "evaluate": lambda *data, **shown: attack_and_score(*data, bv.Linf(0.1), "fgsm", **shown),
     "attack": lambda model, data, **shown: attack(model, *data, bv.Linf(0.1), "fgsm", **shown),
     "audit": lambda *data, **shown: audit(*data, bv.Linf(0.1), budget_passes=1e5, **shown),
     "minimal_distances": lambda *data, **shown: minimal_distances(*data, "linf", steps=2, **shown),
@@ -105,10 +105,10 @@ def test_data_as_people_have_it(kind):
     model, x = affine(64, 10), cloud(12, (1, 8, 8))
     y, threat = model(x).argmax(1), bv.Linf(0.05)
     data = _sequences(x, y)[kind]
-    expected = evaluate(model, (x, y), threat, "pgd-3")
-    found = evaluate(model, data, threat, "pgd-3")
+    expected = attack_and_score(model, (x, y), threat, "pgd-3")
+    found = attack_and_score(model, data, threat, "pgd-3")
     assert torch.equal(found.margin, expected.margin)
-    assert evaluate(model, data, threat, "pgd-3", n=5).n == 5
+    assert attack_and_score(model, data, threat, "pgd-3", n=5).n == 5
     assert preflight(model, data, threat).classes == 10
     assert len(minimal_distances(model, data, "linf", steps=2)) == 12
 
@@ -139,14 +139,14 @@ OTHERS = [
 @pytest.mark.parametrize(("data", "words"), OTHERS, ids=[words for _, words in OTHERS])
 def test_other_data_is_told(data, words):
     model = affine(4, 10)
-    for call in (evaluate, preflight):
+    for call in (attack_and_score, preflight):
         with pytest.raises(UserError, match=words):
             call(model, data, bv.Linf(0.1))
 
 
 def test_a_whole_data_set_is_told_to_be_cut():
     with pytest.raises(UserError, match=r"such as data.test"):
-        evaluate(affine(64, 10), bv.data.load("digits"), bv.Linf(0.1), "fgsm")
+        attack_and_score(affine(64, 10), bv.data.load("digits"), bv.Linf(0.1), "fgsm")
 
 
 def _numb(x: torch.Tensor) -> torch.Tensor:
@@ -168,9 +168,9 @@ def test_a_model_without_gradient_is_told_and_square_goes_on(model):
     y = model(x).argmax(1).detach()
     for name in ("fgsm", "pgd-2", "cw", "apgd-ce", "autoattack"):
         with pytest.raises(UserError, match="no_grad"):
-            evaluate(model, (x, y), threat, name)
+            attack_and_score(model, (x, y), threat, name)
     with pytest.raises(UserError, match="no_grad"):
         attack(model, x, y, threat, "pgd-2")
     with pytest.raises(UserError, match="no_grad"):
         minimal_distances(model, (x, y), "linf", steps=2)
-    assert evaluate(model, (x, y), threat, "square").clean_accuracy == 1
+    assert attack_and_score(model, (x, y), threat, "square").clean_accuracy == 1

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bivallate.errors import UserError
-from bivallate.evaluation import Score, evaluate, parse, transfer
+from bivallate.evaluation import Score, attack_and_score, attack_named, transfer
 
 OLD = Path(__file__).parent / "old"
 VERDICTS = json.loads((OLD / "verdicts.json").read_text())
@@ -45,7 +45,7 @@ def test_verdicts_are_those_of_version_1(key):
     if name == "transfer":
         new = transfer(smooth(), smooth(1), points(), old.threat, "apgd-ce-8", batch_size=64, seed=1)
     else:
-        new = evaluate(smooth(), points(), old.threat, name, batch_size=64, seed=1)
+        new = attack_and_score(smooth(), points(), old.threat, name, batch_size=64, seed=1)
     for column in ("stage", "predicted", "y", "index"):
         assert torch.equal(getattr(new, column), getattr(old, column)), column
     assert torch.allclose(new.margin, old.margin, rtol=1e-6, atol=1e-9)
@@ -59,7 +59,7 @@ def test_an_attack_that_version_1_wrote_down_is_the_one_of_its_name(key):
     assert old.stages == VERDICTS[key]["parts"]
     assert old.robust_accuracy == VERDICTS[key]["robust_accuracy"]
     if not old.attack.startswith("transfer"):
-        assert old.detail == parse(old.attack)
+        assert old.detail == attack_named(old.attack)
     again = Score.from_json(json.loads(json.dumps(old.to_json())))
     assert again.to_json() == old.to_json()
 

@@ -12,7 +12,7 @@ from tests.evaluation.conftest import affine, cloud
 import bivallate as bv
 from bivallate.cli import run as command_line
 from bivallate.errors import UserError
-from bivallate.evaluation import evaluate
+from bivallate.evaluation import attack_and_score
 from bivallate.evaluation.score import Score
 from bivallate.evaluation.search_model import LowerPrecision
 from bivallate.evaluation.verify import logits_of
@@ -36,8 +36,8 @@ ATTACKS = ["pgd-10", "pgd-best-10", "cw-10-1", "apgd-ce-20", "apgd-t-10-3", "fab
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_search_in_bfloat16_finds_what_one_in_float32_finds(withstands, attack: str) -> None:
     model, test = withstands
-    usual = evaluate(model, test, bv.Linf(0.1), attack, n=200)
-    lowered = evaluate(model, test, bv.Linf(0.1), attack, n=200, precision="bf16")
+    usual = attack_and_score(model, test, bv.Linf(0.1), attack, n=200)
+    lowered = attack_and_score(model, test, bv.Linf(0.1), attack, n=200, search_precision="bf16")
     assert 0.1 < usual.robust_accuracy < usual.clean_accuracy
     assert abs(usual.robust_accuracy - lowered.robust_accuracy) <= 0.01
     assert lowered.clean_accuracy == usual.clean_accuracy
@@ -49,7 +49,7 @@ def test_a_search_in_bfloat16_finds_what_one_in_float32_finds(withstands, attack
 def test_no_point_counts_as_broken_that_float32_does_not_confirm(withstands) -> None:
     model, test = withstands
     x, y = test.tensors(torch.arange(100))
-    score = evaluate(model, (x, y), bv.Linf(0.1), "pgd-10", precision="bf16")
+    score = attack_and_score(model, (x, y), bv.Linf(0.1), "pgd-10", search_precision="bf16")
     clean = logits_of(model, x, Passes()).argmax(1) == y
     assert torch.equal(score.stage == 0, ~clean)
 
@@ -67,7 +67,7 @@ def test_other_precisions_are_refused() -> None:
     y = affine(64, 4)(x).argmax(1)
     for wrong, said in (("bf61", "did you mean 'bf16'"), ("tf32", "is of CUDA devices")):
         with pytest.raises(UserError, match=said):
-            evaluate(affine(64, 4), (x, y), bv.Linf(0.1), "pgd-2", precision=wrong)
+            attack_and_score(affine(64, 4), (x, y), bv.Linf(0.1), "pgd-2", search_precision=wrong)
 
 
 def test_the_command_searches_in_it_and_no_other_evaluation_is_overwritten(tmp_path, capsys) -> None:
@@ -78,7 +78,8 @@ def test_the_command_searches_in_it_and_no_other_evaluation_is_overwritten(tmp_p
         asked = ["evaluate", str(run), "--attack", "pgd-2", "--first", "20", "--json", *options]
         assert command_line(asked) == 0
     assert json.loads(capsys.readouterr().out)["search_precision"] == "bf16"
-    bv.evaluate(run, attack="pgd-2", first=20, precision="bf16")
+    with pytest.deprecated_call(match="precision of evaluate is now called search_precision"):
+        bv.evaluate(run, attack="pgd-2", first=20, precision="bf16")
     kept = {p.name: Score.load(p).search_precision for p in (run / "evaluation").glob("*.json")}
     name = "best-linf-0.1-pgd-2-seed0-first20"
     assert kept == {f"{name}.json": "float32", f"{name}-bf16.json": "bf16"}

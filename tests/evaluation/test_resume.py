@@ -18,7 +18,7 @@ from torch import nn
 
 import bivallate as bv
 from bivallate.errors import UserError
-from bivallate.evaluation import evaluate
+from bivallate.evaluation import attack_and_score
 from bivallate.evaluation.runner import Runner
 
 SHORT = killed.SHORT
@@ -46,7 +46,7 @@ OPTIONS = {"first": 24, "batch_size": 10, "seed": 5}
 @pytest.fixture(scope="module")
 def whole(robust_model, held_out):
     """The uninterrupted run."""
-    return evaluate(robust_model, held_out, bv.Linf(0.08), SHORT, **OPTIONS)
+    return attack_and_score(robust_model, held_out, bv.Linf(0.08), SHORT, **OPTIONS)
 
 
 MOMENTS = [
@@ -65,8 +65,8 @@ def test_resuming_gives_the_same_verdicts(robust_model, held_out, whole, tmp_pat
     file, threat = tmp_path / "progress.json", bv.Linf(0.08)
     stop = killer(part, occurrence)
     with pytest.raises(Killed):
-        evaluate(robust_model, held_out, threat, SHORT, resume=file, progress=stop, **OPTIONS)
-    resumed = evaluate(robust_model, held_out, threat, SHORT, resume=file, **OPTIONS)
+        attack_and_score(robust_model, held_out, threat, SHORT, resume=file, progress=stop, **OPTIONS)
+    resumed = attack_and_score(robust_model, held_out, threat, SHORT, resume=file, **OPTIONS)
     for column in ("stage", "margin", "predicted"):
         assert torch.equal(getattr(whole, column), getattr(resumed, column))
     assert resumed.passes == whole.passes
@@ -109,15 +109,17 @@ def test_a_real_kill_inside_a_search_changes_no_verdict(name, graves, undisturbe
 
 def test_a_file_of_another_evaluation_or_a_torn_one_is_refused(robust_model, held_out, tmp_path):
     file = tmp_path / "progress.json"
-    evaluate(robust_model, held_out, bv.Linf(0.1), "fgsm", first=10, resume=file)
+    attack_and_score(robust_model, held_out, bv.Linf(0.1), "fgsm", first=10, resume=file)
     for changed in ({"seed": 1}, {"first": 11}):
         with pytest.raises(UserError, match="another evaluation"):
-            evaluate(robust_model, held_out, bv.Linf(0.1), "fgsm", resume=file, **{"first": 10, **changed})
+            attack_and_score(
+                robust_model, held_out, bv.Linf(0.1), "fgsm", resume=file, **{"first": 10, **changed}
+            )
     with pytest.raises(UserError, match="another evaluation"):
-        evaluate(robust_model, held_out, bv.Linf(0.2), "fgsm", first=10, resume=file)
+        attack_and_score(robust_model, held_out, bv.Linf(0.2), "fgsm", first=10, resume=file)
     file.write_text(file.read_text()[:100])
     with pytest.raises(UserError, match="delete it"):
-        evaluate(robust_model, held_out, bv.Linf(0.1), "fgsm", first=10, resume=file)
+        attack_and_score(robust_model, held_out, bv.Linf(0.1), "fgsm", first=10, resume=file)
 
 
 @pytest.mark.parametrize("sizes", [(10, 4), (4, 30), (30, 7), (100, 5), (5, 100)], ids=str)
@@ -128,15 +130,17 @@ def test_a_batch_size_that_is_given_wins_on_resume(
     file, threat, options = tmp_path / "progress.json", bv.Linf(0.08), {"first": 24, "seed": 5}
     stop = killer(part, occurrence)
     with contextlib.suppress(Killed):  # a large batch takes all targets at once, and reports but once
-        evaluate(
+        attack_and_score(
             robust_model, held_out, threat, SHORT, resume=file, progress=stop, batch_size=sizes[0], **options
         )
     most = []
-    search = Runner._search_and_judge
+    search = Runner._attack_and_judge
     monkeypatch.setattr(
-        Runner, "_search_and_judge", lambda h, rows, *a: (most.append(len(rows)), search(h, rows, *a))[1]
+        Runner, "_attack_and_judge", lambda h, rows, *a: (most.append(len(rows)), search(h, rows, *a))[1]
     )
-    resumed = evaluate(robust_model, held_out, threat, SHORT, resume=file, batch_size=sizes[1], **options)
+    resumed = attack_and_score(
+        robust_model, held_out, threat, SHORT, resume=file, batch_size=sizes[1], **options
+    )
     assert max(most, default=0) <= sizes[1]
     assert torch.equal(whole.stage, resumed.stage)
     assert torch.allclose(whole.margin, resumed.margin, atol=1e-3)
@@ -157,11 +161,11 @@ def test_a_file_knows_its_model_by_its_logits(held_out, tmp_path):
     file, data = tmp_path / "progress.json", (held_out[0], held_out[1] % 4)
     one, other = Tempered(1.0), Tempered(1.5)
     for first, second in ((one, other), (lambda x: one(x), lambda x: other(x))):
-        score = evaluate(first, data, bv.Linf(0.1), "fgsm", resume=file, batch_size=50)
-        again = evaluate(first, data, bv.Linf(0.1), "fgsm", resume=file, batch_size=3)
+        score = attack_and_score(first, data, bv.Linf(0.1), "fgsm", resume=file, batch_size=50)
+        again = attack_and_score(first, data, bv.Linf(0.1), "fgsm", resume=file, batch_size=3)
         assert torch.equal(score.margin, again.margin)
         with pytest.raises(UserError, match="another model"):
-            evaluate(second, data, bv.Linf(0.1), "fgsm", resume=file)
+            attack_and_score(second, data, bv.Linf(0.1), "fgsm", resume=file)
         file.unlink()
 
 
@@ -173,14 +177,14 @@ def test_a_random_model_is_told_that_it_cannot_be_resumed(held_out, tmp_path):
         logits = body(x)
         return logits + 0.1 * torch.randn(logits.shape, generator=generator)
 
-    evaluate(noisy, held_out, bv.Linf(0.1), "fgsm", resume=file)
+    attack_and_score(noisy, held_out, bv.Linf(0.1), "fgsm", resume=file)
     with pytest.raises(UserError, match="random"):
-        evaluate(noisy, held_out, bv.Linf(0.1), "fgsm", resume=file)
+        attack_and_score(noisy, held_out, bv.Linf(0.1), "fgsm", resume=file)
 
 
 def test_progress_reaches_the_end_and_never_promises_too_little(robust_model, held_out):
     moments = []
-    score = evaluate(
+    score = attack_and_score(
         robust_model, held_out, bv.Linf(0.1), SHORT, first=40, batch_size=16, progress=moments.append
     )
     fractions = [m.fraction for m in moments]
@@ -198,6 +202,6 @@ def test_a_part_is_named_before_its_work(robust_model, held_out):
         names.append(moment.stage)
         living.append(moment.living)
 
-    evaluate(robust_model, held_out, bv.Linf(0.1), SHORT, first=8, batch_size=64, progress=shown)
+    attack_and_score(robust_model, held_out, bv.Linf(0.1), SHORT, first=8, batch_size=64, progress=shown)
     assert names == ["clean", *(name for part in SHORT.stages for name in (part.name, part.name))]
     assert living[1::2] == living[:-1:2], "nothing has happened yet when a part begins"

@@ -20,14 +20,14 @@ from bivallate.errors import UserError
 from bivallate.evaluation import (
     Attack,
     Score,
+    attack_and_score,
+    attack_named,
     attacks,
-    compare,
     eps_curve,
-    evaluate,
     evaluation_name,
     minimal_distances,
     over_seeds,
-    parse,
+    rank,
     transfer,
 )
 from bivallate.evaluation.metrics import TrainingCost
@@ -40,7 +40,7 @@ def made(y, stage, predicted, *, name="pgd-20", seed=0) -> Score:
     n = len(y)
     return Score(
         attack=name,
-        detail=parse("pgd-20"),
+        detail=attack_named("pgd-20"),
         threat=bv.Linf(0.1),
         classes=4,
         y=torch.tensor(y),
@@ -158,17 +158,17 @@ def test_mcnemar_is_the_binomial_test_of_the_discordant():
 def test_comparison_ranks_and_tests_on_the_same_points():
     good = made(y=[0, 1, 2, 3] * 5, stage=[-1] * 18 + [1] * 2, predicted=[0] * 20)
     bad = made(y=[0, 1, 2, 3] * 5, stage=[-1] * 4 + [1] * 16, predicted=[0] * 20)
-    rows = compare(bad, good, names=["bad", "good"])
+    rows = rank(bad, good, names=["bad", "good"])
     assert [row.name for row in rows] == ["good", "bad"]
     assert rows[0].p_value is None
     assert rows[1].p_value == pytest.approx(2 * 0.5**14)
     assert rows[1].significant
     other = Score.from_json({**bad.to_json(), "data_fingerprint": "elsewhere"})
-    assert compare(good, other)[1].p_value is None
+    assert rank(good, other)[1].p_value is None
     with pytest.raises(UserError, match="one attack and threat"):
-        compare(good, made([0], [-1], [0], name="fgsm"))
+        rank(good, made([0], [-1], [0], name="fgsm"))
     with pytest.raises(UserError, match="did you mean"):
-        compare(good, sort="robust_acuracy")
+        rank(good, sort="robust_acuracy")
 
 
 def test_marks_are_corrected_for_all_pairs():
@@ -176,17 +176,17 @@ def test_marks_are_corrected_for_all_pairs():
     assert holm([0.5, 0.9]) == pytest.approx([1, 1])
     assert holm([]) == []
     made_of = {k: made([0] * 20, [-1] * k + [1] * (20 - k), [0] * 20) for k in (20, 12, 6)}
-    rows = compare(*made_of.values(), names=list(map(str, made_of)))
+    rows = rank(*made_of.values(), names=list(map(str, made_of)))
     raw = [2 * 0.5**8, 2 * 0.5**6, 2 * 0.5**14]  # 20 against 12, 12 against 6, 20 against 6
     assert [row.p_value for row in rows[1:]] == pytest.approx([raw[0], raw[2]])
     assert [row.p_adjusted for row in rows[1:]] == pytest.approx([2 * raw[0], 3 * raw[2]])
     costs = [TrainingCost(2, 2, 9.0), None, TrainingCost(1, 1, 1.0)]
-    cheap = compare(*made_of.values(), training=costs, sort="training_passes")
+    cheap = rank(*made_of.values(), training=costs, sort="training_passes")
     assert [row.training_passes for row in cheap] == [2, 4, math.inf]
-    dear = compare(*made_of.values(), training=costs, sort="training_passes", descending=True)
+    dear = rank(*made_of.values(), training=costs, sort="training_passes", descending=True)
     assert [row.training_passes for row in dear] == [4, 2, math.inf], "an unknown value stands last"
     with pytest.raises(UserError, match="as many training costs"):
-        compare(*made_of.values(), training=costs[:2])
+        rank(*made_of.values(), training=costs[:2])
 
 
 def test_welchs_test_of_two_methods_over_seeds():
@@ -216,7 +216,7 @@ def test_spread_over_seeds_is_students():
 
 
 def test_json_holds_everything_and_returns(robust_model, held_out, tmp_path):
-    score = evaluate(robust_model, held_out, bv.L2(0.5), "pgd-3-2", n=30, seed=2)
+    score = attack_and_score(robust_model, held_out, bv.L2(0.5), "pgd-3-2", n=30, seed=2)
     content = json.loads(json.dumps(score.to_json(), allow_nan=False))
     again = Score.from_json(content)
     assert again.to_json() == score.to_json()
@@ -255,7 +255,7 @@ def test_every_accuracy_has_an_interval():
 
 def test_a_class_without_points_is_null_and_noted(robust_model, held_out):
     x, y = held_out
-    score = evaluate(robust_model, (x[y != 3], y[y != 3]), bv.Linf(0.1), "fgsm")
+    score = attack_and_score(robust_model, (x[y != 3], y[y != 3]), bv.Linf(0.1), "fgsm")
     assert score.per_class[3] is None
     assert "class 3" in score.warnings[0]
     assert json.loads(json.dumps(score.to_json()))["per_class"][3] is None
@@ -289,7 +289,7 @@ def test_the_curve_falls_from_clean_accuracy(robust_model, held_out):
 
 def test_transfer_from_itself_is_the_white_box_and_from_noise_is_not(robust_model, held_out):
     threat = bv.Linf(0.1)
-    white = evaluate(robust_model, held_out, threat, "pgd-5", first=60)
+    white = attack_and_score(robust_model, held_out, threat, "pgd-5", first=60)
     same = transfer(robust_model, robust_model, held_out, threat, "pgd-5", first=60)
     stranger = transfer(robust_model, {"stranger": affine(64, 10)}, held_out, threat, "pgd-5", first=60)
     assert torch.equal(same.robust, white.robust)
@@ -306,14 +306,14 @@ def test_transfer_from_itself_is_the_white_box_and_from_noise_is_not(robust_mode
 
 def test_transfer_from_itself_on_a_subset_is_the_white_box(robust_model, held_out):
     """Noise belongs to the row of the data, also where the points are made."""
-    white = evaluate(robust_model, held_out, bv.Linf(0.1), "pgd-1", n=60, seed=3)
+    white = attack_and_score(robust_model, held_out, bv.Linf(0.1), "pgd-1", n=60, seed=3)
     same = transfer(robust_model, robust_model, held_out, bv.Linf(0.1), "pgd-1", n=60, seed=3)
     assert torch.equal(same.margin, white.margin)
 
 
 def test_points_that_apgd_transfers_lie_beyond_the_boundary(robust_model, held_out):
     """On the surrogate itself they are wrong by more than those of an attack that stops at once."""
-    stopped = evaluate(robust_model, held_out, bv.Linf(0.2), "apgd-ce-20", first=60)
+    stopped = attack_and_score(robust_model, held_out, bv.Linf(0.2), "apgd-ce-20", first=60)
     same = transfer(robust_model, robust_model, held_out, bv.Linf(0.2), "apgd-ce-20", first=60)
     assert torch.equal(same.robust, stopped.robust)
     fooled = stopped.stage == 1
@@ -410,7 +410,7 @@ def test_bad_input_is_refused_with_a_clear_message(changed, message):
     usual = {"data": (torch.rand(4, 1, 8, 8), torch.zeros(4).long()), "attack": "fgsm"}
     given = {**usual, **changed}
     with pytest.raises(UserError, match=message):
-        evaluate(affine(64, 10), given.pop("data"), bv.Linf(0.1), **given)
+        attack_and_score(affine(64, 10), given.pop("data"), bv.Linf(0.1), **given)
 
 
 def test_models_that_cannot_be_scored_are_refused():
@@ -419,17 +419,17 @@ def test_models_that_cannot_be_scored_are_refused():
     with torch.no_grad():
         broken[1].weight[0, 0] = torch.nan
     with pytest.raises(UserError, match="NaN or infinite logits"):
-        evaluate(broken, data, bv.Linf(0.1), "fgsm")
+        attack_and_score(broken, data, bv.Linf(0.1), "fgsm")
     with pytest.raises(UserError, match="at least two classes"):
-        evaluate(affine(64, 1), data, bv.Linf(0.1), "fgsm")
+        attack_and_score(affine(64, 1), data, bv.Linf(0.1), "fgsm")
     with pytest.raises(UserError, match="logits of shape"):
-        evaluate(torch.nn.Flatten(0), data, bv.Linf(0.1), "fgsm")
+        attack_and_score(torch.nn.Flatten(0), data, bv.Linf(0.1), "fgsm")
 
 
 def test_every_listed_attack_can_be_parsed():
     for written in attacks():
         name = written.split("[")[0].replace("-N", "-2")
-        assert isinstance(parse(name), Attack)
+        assert isinstance(attack_named(name), Attack)
 
 
 def test_welch_with_one_method_whose_seeds_agree():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import bivallate as bv
-from bivallate.evaluation import attack_model, runner
+from bivallate.evaluation import new_runner, runner
 from bivallate.evaluation.attacks import Attack, auto_pgd, square, targeted_auto_pgd
 from bivallate.evaluation.search_pool import SearchPool
 from bivallate.lower.square import Square
@@ -23,7 +23,7 @@ def threads():
 
 @pytest.mark.parametrize("attack", ["apgd-ce-10", "apgd-t-10", "fab-t-10", "square-60"])
 def test_shares_give_the_same_verdicts(attack, threads, monkeypatch):
-    monkeypatch.setattr(attack_model, "WORTH", 0)
+    monkeypatch.setattr(new_runner, "WORTH", 0)
     monkeypatch.setattr(runner, "LEAST", 1)
     torch.manual_seed(0)
     layers = nn.Conv2d(1, 6, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(54, 4)
@@ -45,7 +45,7 @@ def test_shares_give_the_same_verdicts(attack, threads, monkeypatch):
 
 
 def test_small_work_stays_in_one_thread(threads, monkeypatch):
-    monkeypatch.setattr(attack_model, "WORTH", 0)
+    monkeypatch.setattr(new_runner, "WORTH", 0)
     threads(2)
     pieces, run = [], SearchPool.run
     monkeypatch.setattr(
@@ -105,7 +105,7 @@ def test_a_model_that_reads_its_layers_weights_is_evaluated(monkeypatch, threads
     threads(2)
     model, x, y = Standardised(), torch.rand(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64)
     slow = bv.evaluate(model, (x, y), bv.Linf(0.02), "pgd-3")
-    monkeypatch.setattr(attack_model, "WORTH", 0)
+    monkeypatch.setattr(new_runner, "WORTH", 0)
     assert torch.equal(bv.evaluate(model, (x, y), bv.Linf(0.02), "pgd-3").robust, slow.robust)
 
 
@@ -118,16 +118,16 @@ def test_a_model_that_reads_its_layers_weights_is_evaluated(monkeypatch, threads
     ],
 )
 def test_a_model_of_the_wrong_shape_is_told_so(model, monkeypatch):
-    monkeypatch.setattr(attack_model, "WORTH", 0)
+    monkeypatch.setattr(new_runner, "WORTH", 0)
     with pytest.raises(bv.UserError, match="logits"):
         bv.evaluate(model, (torch.rand(6, 1, 8, 8), torch.zeros(6, dtype=torch.int64)), bv.Linf(0.1), "pgd-3")
 
 
 def test_functions_and_hooked_modules_are_searched_by_one_thread(monkeypatch, threads):
     threads(2)
-    monkeypatch.setattr(attack_model, "WORTH", 0)
+    monkeypatch.setattr(new_runner, "WORTH", 0)
     asked = []
-    monkeypatch.setattr(attack_model, "_searchers", lambda one, n: (asked.append(n), SearchPool(one, n))[1])
+    monkeypatch.setattr(new_runner, "_searchers", lambda one, n: (asked.append(n), SearchPool(one, n))[1])
     x, y = torch.rand(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64)
     plain, hooked = (nn.Sequential(nn.Flatten(), nn.Linear(64, 3)) for _ in range(2))
     hooked[1].register_forward_hook(lambda module, inputs, output: None)
@@ -137,7 +137,7 @@ def test_functions_and_hooked_modules_are_searched_by_one_thread(monkeypatch, th
 
 
 def test_a_resumed_search_keeps_the_shares_of_the_first(tmp_path, monkeypatch, threads):
-    monkeypatch.setattr(attack_model, "WORTH", 0)
+    monkeypatch.setattr(new_runner, "WORTH", 0)
     monkeypatch.setattr(runner, "LEAST", 1)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 3))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import bivallate as bv
 from bivallate import collective
 from bivallate.audits.audit_model import audit
-from bivallate.evaluation import attack_model, evaluate, shared_points
+from bivallate.evaluation import attack_and_score, attack_named, new_runner, shared_points
 from bivallate.evaluation.attacks import Attack
 from bivallate.evaluation.distance_file import DistanceFile
 from bivallate.evaluation.runner import Runner
@@ -73,7 +73,7 @@ def killed(kind: type, method: str, after: int) -> Iterator[None]:
 
 
 def score(file: Path | None = None, **options: Any) -> Score:
-    return evaluate(
+    return attack_and_score(
         model(), points(), THREAT, Attack("two", STAGES), batch_size=8, resume=file, shared=True, **options
     )
 
@@ -128,13 +128,13 @@ def test_a_share_is_searched_like_the_whole(monkeypatch: pytest.MonkeyPatch) -> 
         raise CopiedForSpeed
 
     x, y = torch.rand(40, 1, 2, 2), torch.zeros(40, dtype=torch.long)
-    (stage,) = attack_model.parse("pgd-20", THREAT).stages
-    monkeypatch.setattr(attack_model, "search_model", copied)
-    monkeypatch.setattr(attack_model, "WORTH", 30 * stage.cost() * stage.count(10))
+    (stage,) = attack_named("pgd-20", THREAT).stages
+    monkeypatch.setattr(new_runner, "search_model", copied)
+    monkeypatch.setattr(new_runner, "WORTH", 30 * stage.cost() * stage.count(10))
     monkeypatch.setattr(collective, "world_size", lambda: 2)
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 10))
     with pytest.raises(CopiedForSpeed):
-        evaluate(network, (x, y), THREAT, "pgd-20", shared=True)
+        attack_and_score(network, (x, y), THREAT, "pgd-20", shared=True)
 
 
 @pytest.mark.slow

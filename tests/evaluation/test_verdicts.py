@@ -10,7 +10,7 @@ from tests.evaluation.conftest import affine, cloud
 from torch import nn
 
 import bivallate as bv
-from bivallate.evaluation import Attack, Score, attack, evaluate, parse
+from bivallate.evaluation import Attack, Score, attack, attack_and_score, attack_named
 from bivallate.evaluation.attacks import noise as draws
 from bivallate.evaluation.verify import judge
 from bivallate.parts import part
@@ -59,7 +59,7 @@ def test_every_attack_returns_points_of_the_threat_that_are_no_better_than_clean
     robust_model, held_out, name, threat
 ):
     x, y = held_out[0][:24], held_out[1][:24]
-    score = evaluate(robust_model, (x, y), threat, name)
+    score = attack_and_score(robust_model, (x, y), threat, name)
     assert score.robust_accuracy <= score.clean_accuracy
     assert bool((score.robust <= score.clean).all())
     found = attack(robust_model, x, y, threat, name)
@@ -88,9 +88,9 @@ def test_the_model_is_left_as_found_also_when_the_attack_raises(robust_model, he
     before = torch.get_rng_state()
     try:
         for chosen in ("pgd-2", "apgd-t-3", "fab-t-2", "square-5"):
-            evaluate(model, held_out, bv.Linf(0.1), chosen, first=8)
+            attack_and_score(model, held_out, bv.Linf(0.1), chosen, first=8)
         with pytest.raises(RuntimeError, match="in the middle"):
-            evaluate(model, held_out, bv.Linf(0.1), Raises(), first=8)
+            attack_and_score(model, held_out, bv.Linf(0.1), Raises(), first=8)
         assert [m.training for m in model.modules()] == modes
         assert [p.requires_grad for p in model.parameters()] == wants
         assert bool((last.grad == 7).all())
@@ -102,14 +102,14 @@ def test_the_model_is_left_as_found_also_when_the_attack_raises(robust_model, he
 
 
 def test_a_claim_outside_the_threat_is_not_believed(robust_model, held_out):
-    score = evaluate(robust_model, held_out, bv.Linf(0.1), Liar())
+    score = attack_and_score(robust_model, held_out, bv.Linf(0.1), Liar())
     assert score.robust_accuracy == score.clean_accuracy
 
 
 def test_clean_wrong_points_count_as_not_robust_and_stay_in_the_denominator(robust_model, held_out):
     x, y = held_out
     wrong = (y + 1) % 10
-    score = evaluate(robust_model, (x, torch.cat([y[:60], wrong[60:]])), bv.Linf(0.05), "fgsm")
+    score = attack_and_score(robust_model, (x, torch.cat([y[:60], wrong[60:]])), bv.Linf(0.05), "fgsm")
     assert score.n == 120
     assert score.robust_accuracy <= 0.55
     assert score.broken_by.count("clean") == 120 - int(score.clean.sum())
@@ -118,46 +118,48 @@ def test_clean_wrong_points_count_as_not_robust_and_stay_in_the_denominator(robu
 def test_results_depend_on_rows_and_not_on_batches_or_order(robust_model, held_out):
     threat, names = bv.Linf(0.1), ("pgd-4-2", "apgd-t-8-3", "square-30")
     for name in names:
-        whole = evaluate(robust_model, held_out, threat, name, first=40)
-        small = evaluate(robust_model, held_out, threat, name, first=40, batch_size=7)
+        whole = attack_and_score(robust_model, held_out, threat, name, first=40)
+        small = attack_and_score(robust_model, held_out, threat, name, first=40, batch_size=7)
         assert torch.equal(whole.robust, small.robust)
         assert torch.allclose(whole.margin, small.margin, atol=1e-3)
-    subset = evaluate(robust_model, held_out, threat, "pgd-4-2", n=20, seed=3)
+    subset = attack_and_score(robust_model, held_out, threat, "pgd-4-2", n=20, seed=3)
     assert len(set(subset.index.tolist())) == 20
-    again = evaluate(robust_model, held_out, threat, "pgd-4-2", seed=3)
+    again = attack_and_score(robust_model, held_out, threat, "pgd-4-2", seed=3)
     assert torch.equal(again.robust[subset.index], subset.robust)
 
 
 def test_a_seed_repeats_and_another_differs(robust_model, held_out):
-    first = evaluate(robust_model, held_out, bv.Linf(0.1), "pgd-2", seed=1)
-    again = evaluate(robust_model, held_out, bv.Linf(0.1), "pgd-2", seed=1)
-    other = evaluate(robust_model, held_out, bv.Linf(0.1), "pgd-2", seed=2)
+    first = attack_and_score(robust_model, held_out, bv.Linf(0.1), "pgd-2", seed=1)
+    again = attack_and_score(robust_model, held_out, bv.Linf(0.1), "pgd-2", seed=1)
+    other = attack_and_score(robust_model, held_out, bv.Linf(0.1), "pgd-2", seed=2)
     assert torch.equal(first.margin, again.margin)
     assert not torch.equal(first.margin, other.margin)
 
 
 def test_a_search_from_the_clean_image_draws_nothing(robust_model, held_out):
     first, other = (
-        evaluate(robust_model, held_out, bv.Linf(0.1), "pgd-zero-2", seed=seed) for seed in (1, 2)
+        attack_and_score(robust_model, held_out, bv.Linf(0.1), "pgd-zero-2", seed=seed) for seed in (1, 2)
     )
     assert torch.equal(first.margin, other.margin)
-    one = evaluate(robust_model, held_out, bv.Linf(0.1), "pgd-zero-1")
-    fgsm = evaluate(robust_model, held_out, bv.Linf(0.025), "fgsm")  # the same step of eps/4
+    one = attack_and_score(robust_model, held_out, bv.Linf(0.1), "pgd-zero-1")
+    fgsm = attack_and_score(robust_model, held_out, bv.Linf(0.025), "fgsm")  # the same step of eps/4
     assert torch.equal(one.margin, fgsm.margin)
 
 
 @pytest.mark.parametrize("name", ["pgd-best-{}", "apgd-ce-20"])
 def test_accuracy_does_not_rise_with_eps(robust_model, held_out, name):
     radii = (0.0, 0.02, 0.06, 0.12, 0.3)
-    found = [evaluate(robust_model, held_out, bv.Linf(e), name.format(10)).robust_accuracy for e in radii]
+    found = [
+        attack_and_score(robust_model, held_out, bv.Linf(e), name.format(10)).robust_accuracy for e in radii
+    ]
     assert found == sorted(found, reverse=True)
     assert found[0] > found[-1], "the radii reach from harmless to harmful"
 
 
 def test_accuracy_does_not_rise_with_steps_restarts_or_attacks(robust_model, held_out):
     threat = bv.Linf(0.1)
-    steps = [evaluate(robust_model, held_out, threat, f"pgd-best-{k}") for k in (1, 3, 9)]
-    restarts = [evaluate(robust_model, held_out, threat, f"pgd-4-{r}") for r in (1, 2, 4)]
+    steps = [attack_and_score(robust_model, held_out, threat, f"pgd-best-{k}") for k in (1, 3, 9)]
+    restarts = [attack_and_score(robust_model, held_out, threat, f"pgd-4-{r}") for r in (1, 2, 4)]
     for chain in (steps, restarts):
         for weaker, stronger in itertools.pairwise(chain):
             assert bool((stronger.robust <= weaker.robust).all())
@@ -165,8 +167,8 @@ def test_accuracy_does_not_rise_with_steps_restarts_or_attacks(robust_model, hel
 
 
 def test_parts_run_on_what_is_left_and_cost_nothing_for_the_broken(robust_model, held_out):
-    both = Attack("both", (*parse("apgd-ce-10").stages, *parse("apgd-t-10-3").stages))
-    score = evaluate(robust_model, held_out, bv.Linf(0.12), both)
+    both = Attack("both", (*attack_named("apgd-ce-10").stages, *attack_named("apgd-t-10-3").stages))
+    score = attack_and_score(robust_model, held_out, bv.Linf(0.12), both)
     left = list(score.stages.values())
     assert left == sorted(left, reverse=True)
     assert list(score.stages) == ["clean", "apgd-ce", "apgd-t"]
@@ -177,7 +179,7 @@ def test_parts_run_on_what_is_left_and_cost_nothing_for_the_broken(robust_model,
 
 def test_eps_zero_is_no_attack(robust_model, held_out):
     for name in ("pgd-3", "apgd-ce-3", "square-5"):
-        score = evaluate(robust_model, held_out, bv.Linf(0.0), name, first=10)
+        score = attack_and_score(robust_model, held_out, bv.Linf(0.0), name, first=10)
         assert score.robust_accuracy == score.clean_accuracy
         assert torch.equal(attack(robust_model, *held_out, bv.Linf(0.0), name), held_out[0])
 
@@ -189,12 +191,12 @@ def test_any_number_of_classes_and_channels(classes, shape, threat):
     model = affine(x[0].numel(), classes)
     with torch.no_grad():
         y = model(x).argmax(1)
-    chain = Attack("all", tuple(p for name in FAST + SLOW for p in parse(name).stages))
-    score = evaluate(model, (x, y), threat, chain)
+    chain = Attack("all", tuple(p for name in FAST + SLOW for p in attack_named(name).stages))
+    score = attack_and_score(model, (x, y), threat, chain)
     assert score.clean_accuracy == 1
     assert score.robust_accuracy < 1
     assert len(score.per_class) == classes
-    one = evaluate(model, (x[:1], y[:1]), threat, chain)
+    one = attack_and_score(model, (x[:1], y[:1]), threat, chain)
     assert one.n == 1
 
 
@@ -205,7 +207,7 @@ def test_a_model_without_a_single_correct_point(robust_model, held_out):
         wrong = (robust_model(x).argmax(1) + 1) % 10
     robust_model.train()
     for name in ("autoattack", "pgd-5"):
-        score = evaluate(robust_model, (x, wrong), bv.Linf(0.1), name)
+        score = attack_and_score(robust_model, (x, wrong), bv.Linf(0.1), name)
         assert score.robust_accuracy == score.clean_accuracy == 0
         assert score.passes == {"forward": 1.0, "backward": 0.0}
 
@@ -213,15 +215,15 @@ def test_a_model_without_a_single_correct_point(robust_model, held_out):
 def test_double_precision_and_functions_are_welcome(held_out):
     x, y = held_out[0][:10].double(), held_out[1][:10]
     model = affine(64, 10).double()
-    score = evaluate(model, (x, y), bv.Linf(0.1), "pgd-3")
+    score = attack_and_score(model, (x, y), bv.Linf(0.1), "pgd-3")
     found = attack(lambda images: model(images.double()), x, y, bv.Linf(0.1), "fgsm")
     assert score.n == 10
     assert found.dtype == torch.float64
 
 
 def test_noise_is_weaker_than_pgd(robust_model, held_out):
-    noise = evaluate(robust_model, held_out, bv.Linf(0.1), draws(5))
-    pgd = evaluate(robust_model, held_out, bv.Linf(0.1), "pgd-10")
+    noise = attack_and_score(robust_model, held_out, bv.Linf(0.1), draws(5))
+    pgd = attack_and_score(robust_model, held_out, bv.Linf(0.1), "pgd-10")
     assert isinstance(noise, Score)
     assert pgd.robust_accuracy < noise.robust_accuracy <= noise.clean_accuracy
 

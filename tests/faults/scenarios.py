@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import bivallate as bv
-from bivallate.evaluation import Score, evaluate
-from bivallate.evaluation.attacks import parse
+from bivallate.evaluation import Score, attack_and_score
+from bivallate.evaluation.attacks import attack_named
 from bivallate.run import checkpoint, sentinel_loop
 from bivallate.run.config import Config, Validation
 from bivallate.run.reopen import FREE, ORIGIN, differing
@@ -150,7 +150,9 @@ def evaluated(folder: Path) -> Score:
     """An evaluation whose progress and result are kept."""
     model = bv.load(folder, "last")
     part = folder / "evaluation" / ".score.partial"
-    score = evaluate(model, DATA.test, THREAT, parse("pgd-2"), batch_size=8, seed=1, resume=part)
+    score = attack_and_score(
+        model, DATA.test, THREAT, attack_named("pgd-2"), batch_size=8, seed=1, resume=part
+    )
     score.save(folder / "evaluation" / "score.json")
     part.unlink(missing_ok=True)
     return score

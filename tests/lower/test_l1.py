@@ -10,7 +10,7 @@ from tests.reference import apgd_l1
 from torch import Tensor, nn
 
 import bivallate as bv
-from bivallate.evaluation import evaluate, parse
+from bivallate.evaluation import attack_and_score, attack_named
 from bivallate.lower.apgd import APGD
 from bivallate.lower.fab import FAB, NearestPlane, nearest_in_l1
 from bivallate.lower.objective import CrossEntropy, TowardsTarget, logit_margin
@@ -164,13 +164,13 @@ def test_square_patterns_are_the_published_ones():
 
 
 def test_the_standard_ensemble_of_l1_is_another():
-    turns = {s.name: s.turns.n for s in parse("autoattack", bv.L1(12.0)).stages}  # pyright: ignore
+    turns = {s.name: s.turns.n for s in attack_named("autoattack", bv.L1(12.0)).stages}  # pyright: ignore
     assert turns == {"apgd-ce": 5, "apgd-t": 5, "fab-t": 9, "square": 1}
     for threat in (None, bv.Linf(0.1), bv.L2(0.5)):
-        assert [s.turns.n for s in parse("autoattack", threat).stages] == [1, 9, 9, 1]  # pyright: ignore
+        assert [s.turns.n for s in attack_named("autoattack", threat).stages] == [1, 9, 9, 1]  # pyright: ignore
     model, x = network(), images(6)
-    score = evaluate(model, (x, model(x).argmax(1)), bv.L1(0.02), parse("apgd-ce-5-2"))
+    score = attack_and_score(model, (x, model(x).argmax(1)), bv.L1(0.02), attack_named("apgd-ce-5-2"))
     assert score.robust_accuracy > 0
-    named = evaluate(model, (x, model(x).argmax(1)), bv.L1(4.0), "autoattack")
-    assert named.detail == parse("autoattack", bv.L1(4.0))
+    named = attack_and_score(model, (x, model(x).argmax(1)), bv.L1(4.0), "autoattack")
+    assert named.detail == attack_named("autoattack", bv.L1(4.0))
     assert named.robust_accuracy == 0

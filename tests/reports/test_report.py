@@ -14,7 +14,7 @@ import pytest
 import bivallate as bv
 from bivallate.cli import run as command
 from bivallate.errors import UserError
-from bivallate.evaluation import compare, evaluation_name
+from bivallate.evaluation import evaluation_name, rank
 from bivallate.quoting import markdown, tex
 from bivallate.reports.collect import collect, labels_of
 from bivallate.reports.diagnostics.fosc import FOSC
@@ -221,7 +221,7 @@ def test_results_are_short_where_they_are_looked_at(runs):
     first = collect(both(runs))[0]
     score = first.evaluations[0].score
     run = bv.Run(None, None, first.history, first.path)  # pyright: ignore[reportArgumentType]
-    for shown in (score, run, bv.compare(first.path), compare(score)):
+    for shown in (score, run, bv.compare(first.path), rank(score)):
         assert len(repr(shown)) < 300
     assert repr(score).startswith("<Score of fgsm at Linf 0.15 on 359 points: robust ")
     assert f"2 epochs, held-out clean {first.history[-1]['clean']:.1%}" in repr(run)

@@ -16,7 +16,7 @@ import pytest
 
 from bivallate.cli import run as command
 from bivallate.errors import UserError
-from bivallate.evaluation import Score, evaluate
+from bivallate.evaluation import Score, attack_and_score
 from bivallate.lower.threat import Linf
 from bivallate.reproduce import running
 from bivallate.reproduce.campaign import path_of, pending, run_campaign
@@ -117,7 +117,10 @@ def test_a_column_may_be_of_the_last_weights_where_the_best_are_reported(job: Jo
     data = load_data(configure(cell, 0).data, 0).test
     for column, weights in (("PGD", "best"), (last.column, "last")):
         model = load(job.runs / "T-X" / "cpu" / f"{cell.name}-seed0", weights)
-        assert entry["columns"][column]["value"] == evaluate(model, data, Linf(0.05), "pgd-3").robust_accuracy
+        assert (
+            entry["columns"][column]["value"]
+            == attack_and_score(model, data, Linf(0.05), "pgd-3").robust_accuracy
+        )
     assert entry["columns"]["PGD"]["value"] != entry["columns"][last.column]["value"]
 
 

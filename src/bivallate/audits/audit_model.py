@@ -17,7 +17,7 @@ from bivallate.audits.plan import Plan, choose
 from bivallate.audits.result import Audit, AuditProgress, CostEstimate
 from bivallate.audits.surrogates import GraphConnected
 from bivallate.errors import UserError, python_arguments
-from bivallate.evaluation.attack_model import evaluate
+from bivallate.evaluation.attack_model import attack_and_score
 from bivallate.evaluation.inference import for_inference
 from bivallate.evaluation.neighbourhood import gradients
 from bivallate.evaluation.points import points, select
@@ -184,7 +184,7 @@ def estimate(
     some = points[0][:TRIED], points[1][:TRIED]
     began = time.perf_counter()
     with torch.random.fork_rng(devices=[]):  # a model with random outputs gets the same draws without this
-        score = evaluate(model, some, threat, "pgd-10", seed=seed)
+        score = attack_and_score(model, some, threat, "pgd-10", seed=seed)
     spent = time.perf_counter() - began
     pace = spent / max(1.0, sum(score.passes.values()) * score.n) / (collective.world_size() if shared else 1)
     passes = plan.expected(score.clean_accuracy, score.robust_accuracy)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bivallate.audits.plan import Plan
 from bivallate.audits.result import AuditProgress, CostEstimate
 from bivallate.audits.surrogates import Rescaled, StraightThrough, SurrogateSearch, linear_imitation
-from bivallate.evaluation.attack_model import evaluate
+from bivallate.evaluation.attack_model import attack_and_score
 from bivallate.evaluation.attacks import (
     Attack,
     Stage,
@@ -71,7 +71,7 @@ class Battery:
         """
         self._tell(name)
         attack = Attack(name, stages)
-        score = evaluate(
+        score = attack_and_score(
             self.model, self.points, threat or self.threat, attack, seed=self.seed, shared=self.shared
         )
         self.scores[name], self.left[name] = score, score.robust
@@ -150,7 +150,7 @@ class Battery:
             self.run("transfer", *stages)
 
     def _clean_margin(self) -> float:
-        score = evaluate(self.model, self.points, self.threat, "clean")
+        score = attack_and_score(self.model, self.points, self.threat, "clean")
         self.passes += score.n
         return float(score.margin.abs().median())
 

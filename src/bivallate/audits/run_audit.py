@@ -17,7 +17,8 @@ from bivallate.evaluation.statistics import FEWEST_POINTS
 from bivallate.lower.threat import ThreatModel
 from bivallate.reports.stored_evaluations import STALE, Fit, read_evaluation
 from bivallate.reports.strength import strongest_first
-from bivallate.run.evaluation_target import EvaluationTarget, folder_or_model
+from bivallate.run.evaluate_run import folder_or_model
+from bivallate.run.evaluation_target import EvaluationTarget
 from bivallate.run.folder import RunFolder
 from bivallate.run.load_model import load_run
 from bivallate.terminal import say

@@ -1,6 +1,7 @@
 """The commands of `bivallate`: plain functions that `cli` registers.
 
-Their modules import torch, and whatever imports it, inside the functions, so that help and lists are quick.
+Every call of the program imports the modules of all commands, because cyclopts reads the options from the
+functions. They import torch, and whatever imports it, inside the functions, so that help and lists are quick.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ class Command:
     """A command as the overview and its help show it.
 
     Attributes:
-        place: module:function within this package. usage: its arguments, as the first line of the help.
+        place: module:function within this package.
+        usage: its arguments, as the first line of the help.
         examples: command lines without `bivallate`; only the names of runs have to be replaced.
         instead: option that the command lacks but users may expect -> what to use instead.
     """
@@ -78,7 +80,7 @@ COMMANDS = {
         ("resume runs/at-digits-0", "resume runs/at-digits-0 --epochs 40"),
     ),
     "evaluate": Command(
-        "evaluate:evaluate",
+        "evaluate:evaluate_runs",
         "RUN... [OPTIONS]",
         (
             "evaluate runs/at-digits-0 --attack autoattack",

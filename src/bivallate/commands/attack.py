@@ -52,22 +52,20 @@ def attack(
     from bivallate.run.evaluation_target import EvaluationTarget
 
     device = machine.prepare()
-    examined = EvaluationTarget.of(
-        run, threat=ball.of, split=split, data=data, device=device, **source.reading
-    )
-    for note in (*examined.data.notes, *examined.warnings):
-        say(f"{examined.data.name}: {note}", beside=True)
-    points, threat = examined.points, examined.threat
+    target = EvaluationTarget.of(run, threat=ball.of, split=split, data=data, device=device, **source.reading)
+    for note in (*target.data.notes, *target.warnings):
+        say(f"{target.data.name}: {note}", beside=True)
+    points, threat = target.points, target.threat
     n = min(24, len(points)) if n is None and first is None else n
     if save.exists() and any(save.iterdir()) and not overwrite:
         raise UserError(
             f"{save} is not empty: name another folder, or say --overwrite to replace what is there"
         )
-    made = craft(examined.model, points, threat, attack, seed=source.seed, n=n, first=first)
-    write(made, save, examined.data.classes)
+    made = craft(target.model, points, threat, attack, seed=source.seed, n=n, first=first)
+    write(made, save, target.data.classes)
     say(
         f"{made.attack} at {type(threat).__name__} eps {threat.eps:.5g}: {len(made.y)} images, "
-        f"{int(made.right.sum())} right before, {int((made.right & ~made.fooled).sum())} after; of "
+        f"{int(made.correct.sum())} right before, {int((made.correct & ~made.fooled).sum())} after; of "
         f"{int(made.fooled.sum())} that fool the model {int(made.fooled_in_8_bits.sum())} still do in 8 bits"
     )
     say(f"kept in {save}: sheet.png, adversarial.npz, images/")

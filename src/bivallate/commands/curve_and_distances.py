@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bivallate.commands.evaluate import GO_ON, percent
+from bivallate.commands.evaluate import GO_ON
 from bivallate.commands.options import Count, DataName, Flag, Machine, Subset, WeightsSource
 from bivallate.commands.result_files import result_file, saved_result
+from bivallate.commands.score_table import percent
 from bivallate.commands.shared_work import shared_work
 from bivallate.quoting import file_name
 from bivallate.terminal import say_json
@@ -64,11 +65,11 @@ def curve(
         print the data as JSON instead of a table.
     """
     from bivallate.commands.run_group import RunGroup, norm_of, radii_of
-    from bivallate.evaluation import Identity, parse
+    from bivallate.evaluation import Identity, attack_named
     from bivallate.lower.threat import threat as make
     from bivallate.reports.diagnostics.diagnostic import stem_of
 
-    name = parse(attack).name
+    name = attack_named(attack).name
     subjects = RunGroup.of(runs, source, machine, data)
     kind = norm_of(norm, subjects.threats[0])
     radii = radii_of(eps, kind, subjects.threats[0])

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
-from rich.table import Table
 
 from bivallate import zoo
 from bivallate.commands.options import Ball, Count, DataName, Flag, Machine, Split, Subset, WeightsSource
 from bivallate.commands.result_files import result_file, saved_result
+from bivallate.commands.score_table import one_line, show
 from bivallate.commands.shared_work import shared_work
 from bivallate.errors import UserError
-from bivallate.quoting import line
-from bivallate.terminal import NAME, literal_console, say, say_json
+from bivallate.terminal import say, say_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from bivallate.evaluation import EvaluationOptions
+    from bivallate.evaluation.preflight import Preflight
+    from bivallate.run.evaluation_target import EvaluationTarget
 
 Attacks = Annotated[
     tuple[str, ...], Parameter(negative=(), consume_multiple=True, show_default=lambda names: " ".join(names))
@@ -26,7 +32,7 @@ GO_ON = "interrupted; what was decided is kept: the same command goes on from th
 
 
 @shared_work
-def evaluate(
+def evaluate_runs(
     *runs: Path,
     attack: Attacks = ("pgd-20",),
     ball: Ball = Ball(),  # noqa: B008  frozen
@@ -84,26 +90,26 @@ def evaluate(
     json
         print the result as JSON instead of a table; several results as a list.
     """
-    from bivallate.evaluation import parse
+    from bivallate.evaluation import EvaluationOptions, attack_named
     from bivallate.run.evaluation_target import EvaluationTarget
 
-    chosen, attacks = _sorted_out(runs, attack)
+    folders, attacks = _split_runs_from_attacks(runs, attack)
     for name in attacks:
-        parse(name)  # a misspelt attack is said before anything else
+        attack_named(name)  # a misspelt attack is said before anything else
     device = machine.prepare()
-    where = {"data": data, "by_position": by_position, "split": split, "device": device, **source.reading}
-    own = {"batch_size": batch_size, "seed": source.seed, "shared": True, "precision": search_precision}
-    several = len(chosen) * len(attacks) > 1
-    task = EvaluationTask(asdict(subset) | own, out, several, quiet, json)
-    for run in chosen:
+    seed, precision = source.seed, search_precision
+    options = EvaluationOptions(subset.n, subset.first, seed, batch_size, precision, shared=True)
+    task = EvaluationTask(options, out, len(folders) * len(attacks) > 1, quiet, json)
+    for run in folders:
         foreign = arch is not None or str(run).startswith(zoo.PREFIX)
         if foreign:
-            examined = _foreign(run, arch, data, ball, split, source, device, normalise)
+            target = _foreign(run, arch, data, ball, split, source, device, normalise)
         else:
-            examined = EvaluationTarget.of(run, threat=ball.of, **where)
-        looked = _look(examined, preflight, quiet)
+            reading = {"data": data, "by_position": by_position, "split": split, **source.reading}
+            target = EvaluationTarget.of(run, threat=ball.of, device=device, **reading)
+        findings = _preflight_of(target, preflight, quiet)
         for name in attacks:
-            task.attack(examined, name, looked, run, foreign=foreign)
+            task.evaluate_under(name, target, findings, run, foreign=foreign)
     task.end()
 
 
@@ -112,27 +118,34 @@ class EvaluationTask:
     """The evaluations that one call of the command makes; each is saved and printed.
 
     Attributes:
-        options: of every evaluation. out: file, or folder for several, in place of the run's folder.
-        several: print each result in one line. quiet: show no progress. json: print JSON.
-        found: the results as plain data.
+        options: of every evaluation.
+        out: file, or folder for several results, in place of the run's folder.
+        several: whether there is more than one result, so that each is printed in one line.
+        quiet: show no progress.
+        json: print JSON.
+        results: the results as plain data.
         faults: errors of results that could not be saved.
     """
 
-    options: dict[str, Any]
+    options: EvaluationOptions
     out: Path | None
     several: bool
     quiet: bool
     json: bool
-    found: list[dict[str, Any]] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)
     faults: list[UserError] = field(default_factory=list)
 
-    def attack(self, examined: Any, name: str, looked: Any, run: Path, *, foreign: bool) -> None:
+    def evaluate_under(
+        self, attack: str, target: EvaluationTarget, findings: Preflight | None, run: Path, *, foreign: bool
+    ) -> None:
         """Run one attack, save the score and print it.
 
         Args:
-            examined: the model and its points. name: of the attack. looked: findings of the pre-flight.
-            run: folder, checkpoint or network of the zoo, as it was given. foreign: it is no run, so that its
-                result is kept only where `out` says.
+            attack: its name.
+            target: the model and its points.
+            findings: of the pre-flight; None if it was skipped.
+            run: folder, checkpoint or network of the zoo, as the user named it.
+            foreign: whether it is no run, so that its result is stored only where `out` says.
 
         Raises:
             Interrupted: on Ctrl-C; the same command continues from the partial results.
@@ -141,47 +154,49 @@ class EvaluationTask:
         from bivallate.run.evaluation_target import save_score
         from bivallate.run.signals import Interrupted
 
-        place = None if foreign and not self.out else self._place(examined, name, run)
-        label, json = f"{run} {name}", self.json
+        file = None if foreign and not self.out else self._file(target, attack, run)
+        label, json = f"{run} {attack}", self.json
         try:
             with shown_progress(json or self.quiet, label if self.several else "") as progress:
-                score = examined.evaluate(name, file=place, looked=looked, progress=progress, **self.options)
+                score = target.score_under(
+                    attack, self.options, file=file, findings=findings, progress=progress
+                )
         except KeyboardInterrupt:
             raise Interrupted(GO_ON) from None
-        self.found.append({"run": str(run), **score.to_json()})
+        self.results.append({"run": str(run), **score.to_json()})
         faults = [] if foreign else self.faults
-        with saved_result(place, partial(save_score, score), silent=json, faults=faults):
+        with saved_result(file, partial(save_score, score), silent=json, faults=faults):
             if json and not self.several:
                 say_json(score.to_json())
             elif not json:
-                _line(label, score) if self.several else show(score, examined.data.classes)
+                one_line(label, score) if self.several else show(score, target.data.classes)
 
     def end(self) -> None:
         """Print several results as JSON if asked to. Raises UserError if one could not be saved."""
         if self.json and self.several:
-            say_json(self.found)
+            say_json(self.results)
         if self.faults:
             raise self.faults[0]
 
-    def _place(self, examined: Any, name: str, run: Path) -> Path | None:
-        """The file of a result."""
-        default = examined.file(name, self.options)
+    def _file(self, target: EvaluationTarget, attack: str, run: Path) -> Path | None:
+        """The file of a result; None if it cannot be written."""
+        default = target.file(attack, self.options)
         asked = self.out / f"{run.name}-{default.name}" if self.out and self.several else self.out
         return result_file(default, asked)
 
 
-def _sorted_out(runs: Sequence[Path], attacks: Sequence[str]) -> tuple[list[Path], list[str]]:
+def _split_runs_from_attacks(runs: Sequence[Path], attacks: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Separate run folders from attack names: --attack takes all words up to the next option.
 
     Raises UserError if no run is named.
     """
     from bivallate.run.folder import RunFolder
 
-    behind = [name for name in attacks if RunFolder(Path(name)).config.exists()]
-    runs = [*runs, *map(Path, behind)]
+    swallowed = [name for name in attacks if RunFolder(Path(name)).config.exists()]
+    runs = [*runs, *map(Path, swallowed)]
     if not runs:
         raise UserError("name the folder of a run, such as `bivallate evaluate runs/x --attack pgd-20`")
-    return runs, [name for name in attacks if name not in behind]
+    return runs, [name for name in attacks if name not in swallowed]
 
 
 def _foreign(
@@ -191,9 +206,9 @@ def _foreign(
     ball: Ball,
     split: str,
     source: WeightsSource,
-    device: Any,
+    device: torch.device,
     normalise: bool,
-) -> Any:
+) -> EvaluationTarget:
     """Load a checkpoint of another project, or a network of the zoo, whose data and radius are known.
 
     Raises UserError unless --data and --eps are given for a checkpoint.
@@ -210,80 +225,25 @@ def _foreign(
         )
     else:
         radius = threat(ball.norm or "linf", ball.eps)
-    where = {"weights": source.weights, "data_dir": source.data_dir, "normalise": normalise}
-    return checkpoint_target(path, arch, data, radius, split=split, device=device, **where)
-
-
-def _look(examined: Any, preflight: bool, quiet: bool) -> Any:
-    """Run the pre-flight, if asked to, and print its findings and the notes on the data."""
-    looked = examined.preflight() if preflight else None
-    if not quiet:
-        for note in (*examined.data.notes, *examined.warnings):
-            say(f"{examined.data.name}: {note}", beside=True)
-        if looked is not None:
-            say(looked, beside=True)
-    return looked
-
-
-def _line(label: str, score: Any) -> None:
-    """Print one of several scores in one line."""
-    robust = percent(score.robust_accuracy, score.interval_95)
-    say(f"{label}: clean {percent(score.clean_accuracy)}, robust {robust}, {score.n} points")
-    for warning in score.warnings:
-        say(f"warning: {label}: {warning}", beside=True)
-
-
-def percent(value: float | None, interval: Any = None) -> str:
-    """Format a fraction in [0, 1] as a percentage, with its interval if given."""
-    if value is None:
-        return "none"
-    text = f"{100 * value:.2f} %"
-    return text if interval is None else f"{text}  [{100 * interval[0]:.2f}, {100 * interval[1]:.2f}]"
-
-
-def show(score: Any, classes: list[str]) -> None:
-    """Print a score as tables.
-
-    Args:
-        classes: names of the data's classes.
-    """
-    console = literal_console()
-    eps = score.threat.eps
-    console.print(
-        f"{score.attack} at {type(score.threat).__name__} eps {eps:.5g} ({255 * eps:.3g}/255), "
-        f"{score.n} points, seed {score.seed}",
+    return checkpoint_target(
+        path,
+        arch,
+        data,
+        radius,
+        split=split,
+        device=device,
+        weights=source.weights,
+        data_dir=source.data_dir,
+        normalise=normalise,
     )
-    table = Table("accuracy", "value [95 % interval]")
-    table.add_row("clean", percent(score.clean_accuracy, score.clean_interval_95))
-    table.add_row("robust", percent(score.robust_accuracy, score.interval_95))
-    table.add_row("robust, tail 30 % of classes", percent(score.tail(30), score.tail_interval(30)))
-    known = classes[: score.classes]  # of the data, which may name other classes than the model has
-    names = [line(name, NAME) for name in (*known, *range(len(known), score.classes))]
-    worst, value = score.worst_class
-    table.add_row(f"worst class: {names[worst]}", percent(value, score.worst_class_interval_95))
-    console.print(table)
-    if len(score.stages) > 2:
-        console.print(
-            "left after each stage: " + ", ".join(f"{k} {percent(v)}" for k, v in score.stages.items())
-        )
-    each = Table("class", "clean %", "robust %", "mostly taken for")
-    clean, robust = score.per_class_clean_interval_95, score.per_class_interval_95
-    confusion = score.confusion.clone().fill_diagonal_(0)
-    for k, label in enumerate(names):
-        into = int(confusion[k].argmax())
-        often = f"{names[into]} ({int(confusion[k, into])})" if int(confusion[k, into]) else "-"
-        each.add_row(
-            label, _short(score.per_class_clean[k], clean[k]), _short(score.per_class[k], robust[k]), often
-        )
-    console.print(each)
-    passes = ", ".join(f"{value:.4g} {kind}" for kind, value in score.passes.items())
-    console.print(f"{passes} passes per point; {score.seconds:.1f} s")
-    for warning in score.warnings:
-        say(f"warning: {warning}", beside=True)
 
 
-def _short(value: float | None, bounds: tuple[float, float] | None) -> str:
-    """Format a percentage with its interval, short enough for two of them in a row."""
-    if value is None or bounds is None:  # a class without points
-        return "none"
-    return f"{100 * value:.1f} [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"
+def _preflight_of(target: EvaluationTarget, preflight: bool, quiet: bool) -> Preflight | None:
+    """Run the pre-flight, if asked to, and print its findings and the notes on the data."""
+    findings = target.preflight() if preflight else None
+    if not quiet:
+        for note in (*target.data.notes, *target.warnings):
+            say(f"{target.data.name}: {note}", beside=True)
+        if findings is not None:
+            say(findings, beside=True)
+    return findings

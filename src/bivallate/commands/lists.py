@@ -170,10 +170,10 @@ def attacks(name: str | None = None, /, *, json: Flag = False) -> None:
     from bivallate.commands.source_catalogue import attacks as known
 
     if name is not None:
-        from bivallate.evaluation import parse
+        from bivallate.evaluation import attack_named
         from bivallate.parts import encode
 
-        _details({"attack": name, "stages": [encode(stage) for stage in parse(name).stages]}, json)
+        _details({"attack": name, "stages": [encode(stage) for stage in attack_named(name).stages]}, json)
         return
     if json:
         say_json([{"attack": name, "what": text} for name, text in known().items()], 1)

@@ -43,13 +43,13 @@ def predict(
     json
         print a list as JSON instead of a table.
     """
-    from bivallate.evaluation import parse
+    from bivallate.evaluation import attack_named
     from bivallate.evaluation import predict as ask
     from bivallate.run.config import Config
     from bivallate.run.folder import RunFolder
     from bivallate.run.load_model import load_run
 
-    parse(attack)  # a misspelt attack is said before anything else
+    attack_named(attack)  # a misspelt attack is said before anything else
     device = machine.prepare()
     threat = ball.of(Config.read(RunFolder.open(run).config).method.threat)
     model = load_run(run, source.weights, source.model).to(device)

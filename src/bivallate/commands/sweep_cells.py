@@ -11,7 +11,7 @@ from typing import Any
 
 from bivallate.commands.configuration import plan_of
 from bivallate.errors import UserError, check_seed
-from bivallate.evaluation import parse
+from bivallate.evaluation import attack_named
 from bivallate.from_text import pair
 from bivallate.quoting import command, file_name
 
@@ -83,7 +83,7 @@ def cells_of(
         UserError: a key or a value given twice, a combination that `train` would refuse, or two
             combinations with the same folder name.
     """
-    parse(common.attack)
+    attack_named(common.attack)
     names = _distinct("method", methods.split(","))
     axes = {}
     for item in settings:

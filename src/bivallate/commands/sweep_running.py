@@ -13,7 +13,7 @@ from typing import Any
 
 from bivallate.commands.sweep_cells import Combination, SweepOptions
 from bivallate.errors import UserError
-from bivallate.evaluation import parse
+from bivallate.evaluation import attack_named
 from bivallate.evaluation.progress_display import duration
 from bivallate.evaluation.significance import same_threat
 from bivallate.files import make_folder, write_json
@@ -150,7 +150,7 @@ class SweepProcesses:
 
     def _score(self, cell: Combination, threat: Any) -> float | None:
         """The stored robust accuracy within a threat; None if there is none."""
-        name = parse(self.common.attack).name
+        name = attack_named(self.common.attack).name
         for e in _record(cell.folder).evaluations:
             own = (e.weights, e.split, e.data, e.score.attack) == ("best", "test", "", name) and not e.stale
             enough = self.common.n is None or e.score.n == self.common.n
@@ -220,7 +220,7 @@ def compared(cells: Sequence[Combination], common: SweepOptions, failed: Sequenc
     seeds = {cell.train[-1] for cell in cells if cell.name not in failed}
     if not done:
         return []
-    options = {"attack": parse(common.attack).name, "over_seeds": len(seeds) > 1}
+    options = {"attack": attack_named(common.attack).name, "over_seeds": len(seeds) > 1}
     return [
         compare(done, eps=threat.eps, norm=type(threat).__name__.lower(), **options)
         for threat in _radii(cells)

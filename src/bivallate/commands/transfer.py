@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from bivallate.commands.evaluate import percent, show
 from bivallate.commands.options import Ball, Count, DataName, Flag, Machine, Subset, WeightsSource
 from bivallate.commands.result_files import result_file, saved_result
+from bivallate.commands.score_table import percent, show
 from bivallate.errors import UserError
 from bivallate.terminal import say, say_json
 
@@ -53,19 +53,19 @@ def transfer(
         print the result as JSON instead of a table.
     """
     from bivallate.commands.run_group import RunGroup
-    from bivallate.evaluation import Identity, parse
+    from bivallate.evaluation import Identity, attack_named
     from bivallate.evaluation import transfer as judged
     from bivallate.reports.stored_evaluations import Fit, read_evaluations
     from bivallate.run.folder import RunFolder
 
-    parse(attack)  # a misspelt attack is said before anything else
+    attack_named(attack)  # a misspelt attack is said before anything else
     if not from_:
         raise UserError("name at least one other run to make the points on: --from RUN")
     folder = RunFolder.open(run)
     subjects = RunGroup.of([run, *from_], source, machine, data)
     (_, model), *others = subjects.models.items()
     threat = ball.of(subjects.threats[0])
-    chosen = parse(attack, threat)
+    chosen = attack_named(attack, threat)
     options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}
 
     fit = Fit.of(folder.path)

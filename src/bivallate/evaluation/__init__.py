@@ -1,19 +1,22 @@
 """Evaluation: attacks run in sequence on the points that are still robust, and the scores that result."""
 
-from bivallate.evaluation.attack_model import attack, evaluate
-from bivallate.evaluation.attacked_images import Crafted, craft
-from bivallate.evaluation.attacks import Attack, Stage, attacks, parse
+from bivallate.evaluation.attack_model import attack, attack_and_score
+from bivallate.evaluation.attacked_images import AttackedImages, craft
+from bivallate.evaluation.attacks import Attack, Stage, attack_named, attacks
 from bivallate.evaluation.evaluation_identity import Identity, evaluation_name
+from bivallate.evaluation.evaluation_options import EvaluationOptions
 from bivallate.evaluation.evaluation_progress import EvaluationProgress
 from bivallate.evaluation.predictions import Prediction, predict
 from bivallate.evaluation.score import Score
 from bivallate.evaluation.search import Restarts, ScaledPGD, Search, Targets
-from bivallate.evaluation.significance import Row, SeedSpread, compare, over_seeds
+from bivallate.evaluation.significance import Row, SeedSpread, over_seeds, rank
 from bivallate.evaluation.sweeps import eps_curve, minimal_distances, transfer
+from bivallate.lazy_import import former_names
 
 __all__ = [
     "Attack",
-    "Crafted",
+    "AttackedImages",
+    "EvaluationOptions",
     "EvaluationProgress",
     "Identity",
     "Prediction",
@@ -26,15 +29,25 @@ __all__ = [
     "Stage",
     "Targets",
     "attack",
+    "attack_and_score",
+    "attack_named",
     "attacks",
-    "compare",
     "craft",
     "eps_curve",
-    "evaluate",
     "evaluation_name",
     "minimal_distances",
     "over_seeds",
-    "parse",
     "predict",
+    "rank",
     "transfer",
 ]
+
+__getattr__ = former_names(
+    __name__,
+    {
+        "Crafted": "AttackedImages",
+        "compare": "rank",
+        "evaluate": "attack_and_score",
+        "parse": "attack_named",
+    },
+)

@@ -1,4 +1,4 @@
-"""`evaluate` and `attack`: robust accuracy with a verdict for each point, and adversarial images."""
+"""Attack a model: `attack_and_score` gives a verdict for each point, `attack` the adversarial images."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from bivallate import collective
-from bivallate.errors import UserError, check_seed, python_arguments, unknown
+from bivallate.errors import UserError, check_seed, python_arguments
 from bivallate.evaluation import shared_points
-from bivallate.evaluation.attacks import Attack, Stage, parse
-from bivallate.evaluation.batch_size import estimate_batch, example_work
+from bivallate.evaluation.attacks import Attack, Stage, attack_named
 from bivallate.evaluation.evaluation_progress import EvaluationProgress
-from bivallate.evaluation.inference import Function, for_inference
+from bivallate.evaluation.inference import for_inference
+from bivallate.evaluation.new_runner import new_runner, use_precision
 from bivallate.evaluation.points import (
     Points,
     check_images,
@@ -33,22 +33,18 @@ from bivallate.evaluation.points import (
 from bivallate.evaluation.progress_display import progress_callback
 from bivallate.evaluation.runner import Runner
 from bivallate.evaluation.score import Score
-from bivallate.evaluation.search import at_least_one
-from bivallate.evaluation.search_model import PRECISIONS, LowerPrecision, search_model
-from bivallate.evaluation.search_pool import SearchPool
 from bivallate.evaluation.state import State
+from bivallate.lazy_import import former_arguments
 from bivallate.lower.threat import ThreatModel
 from bivallate.parts import encode
 
-__all__ = ["attack", "evaluate"]
-
-WORTH = 50_000  # passes above which it pays to make a faster copy of the model
-CLASSES = 10  # assumed for that estimate, which is made before the first forward pass
+__all__ = ["attack", "attack_and_score", "attack_rows"]
 
 
+@former_arguments(precision="search_precision")
 @python_arguments
 @torch.inference_mode(False)  # the caller may be in inference mode, and attacks need gradients
-def evaluate(
+def attack_and_score(
     model: nn.Module | Callable[[Tensor], Tensor],
     data: Any,
     threat: ThreatModel,
@@ -59,7 +55,7 @@ def evaluate(
     batch_size: int | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
-    precision: str = "float32",
+    search_precision: str = "float32",
     progress: bool | Callable[[EvaluationProgress], object] | None = None,
     resume: str | os.PathLike[str] | None = None,
     shared: bool = False,
@@ -74,14 +70,17 @@ def evaluate(
     user-written stages must then keep no state between calls.
 
     Args:
-        model: images (B, C, H, W) in [0, 1] -> logits (B, K). threat: the set of perturbations.
+        model: images (B, C, H, W) in [0, 1] -> logits (B, K).
         data: a split, or a pair (x, y) of tensors with x (N, C, H, W) in [0, 1]. If both the split and the
             model name their classes, labels are matched by name.
+        threat: the set of perturbations.
         attack: a name (see `attacks()`), an `Attack` or a single stage.
-        n, first: a seeded random subset of n points, or the leading ones; default: all points.
+        n: size of a seeded random subset of the points.
+        first: number of leading points; all points are attacked if neither is given.
         batch_size: points at once; default: that of the file `resume`, or estimated from the free memory.
-        device: of the computation; default: the model's. The model is not moved. seed: of noise and subset.
-        precision: of the search, "float32", "tf32" (CUDA) or "bf16": faster on hardware that supports it.
+        device: of the computation; default: the model's. The model is not moved.
+        seed: of the noise and of the subset.
+        search_precision: "float32", "tf32" (CUDA) or "bf16", which are faster on hardware that supports them.
             Verdicts are always in float32, and so are searches that rounding would mislead: FAB, Square, and
             attacks that end at the first success. A coarser search may find less; the score states it.
         progress: a function that is called after every piece of work; True shows the progress.
@@ -99,28 +98,28 @@ def evaluate(
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
         >>> x, y = torch.rand(20, 1, 2, 2), torch.randint(0, 3, (20,))
         >>> from bivallate.lower.threat import Linf
-        >>> score = evaluate(model, (x, y), Linf(0.1), "fgsm")
+        >>> score = attack_and_score(model, (x, y), Linf(0.1), "fgsm")
         >>> score.robust_accuracy <= score.clean_accuracy
         True
     """
     check_seed(seed)
     check_threat(threat)
-    chosen, source = parse(attack, threat), points(data, model)
+    parsed, source = attack_named(attack, threat), points(data, model)
     index = select(len(source), n, first, seed)
     several = shared and len(index) >= collective.world_size() > 1
     with progress_callback(progress) as show, for_inference(model, device) as (module, where, dtype):
-        own = shared_points.own_points(index) if several else index
-        runner = _runner(module, source, own, threat, chosen, seed, batch_size, where, dtype, len(index))
+        share = shared_points.own_points(index) if several else index
+        runner = new_runner(module, source, share, threat, parsed, seed, batch_size, where, dtype, len(index))
         runner.progress = show
-        if precision != "float32":
-            _lower(runner, precision)
+        if search_precision != "float32":
+            use_precision(runner, search_precision)
         prints = data_fingerprint(source, index), model_fingerprint(module)
         if resume is not None and (several or not shared or collective.rank() == 0):
-            runner.key = _key(prints, chosen, threat, seed, precision)
+            runner.key = _key(prints, parsed, threat, seed, search_precision)
             runner.file = _file_of(runner, resume, index, several)
             runner = replace(runner, state=_resumed(runner, runner.file, batch_size))
         if several:
-            runner.progress = shared_points.SharedProgress(show, "/".join((*prints, chosen.name)), len(own))
+            runner.progress = shared_points.SharedProgress(show, "/".join((*prints, parsed.name)), len(share))
         runner.run()
         if isinstance(runner.progress, shared_points.SharedProgress):
             runner.state, runner.index = runner.progress.finish(runner.state, len(index)), index
@@ -154,79 +153,37 @@ def attack(
     They have x's type, but float32 for half precision, which would round them out of the threat. Every point
     is attacked, also one that is misclassified on the clean image. With several stages or restarts the first
     point that fools the model is returned, else the one with the lowest margin. Arguments and errors as in
-    `evaluate`, where the attack is called `attack`.
+    `attack_and_score`, where `name` is called `attack`.
     """
     check_seed(seed)
     check_threat(threat)
-    chosen, source = parse(name, threat), points((x, y))
+    source = points((x, y))
     with progress_callback(progress) as show:
-        return crafted(model, source, torch.arange(len(x)), threat, chosen, seed, batch_size, show)
+        return attack_rows(
+            model, source, torch.arange(len(x)), threat, attack_named(name, threat), seed, batch_size, show
+        )
 
 
-def crafted(
+def attack_rows(
     model: nn.Module | Callable[[Tensor], Tensor],
     source: Points,
     rows: Tensor,
     threat: ThreatModel,
-    chosen: Attack,
+    attack: Attack,
     seed: int,
     batch_size: int | None = None,
     progress: Callable[[EvaluationProgress], object] | None = None,
 ) -> Tensor:
-    """As `attack`, on rows of some data, with the noise that an evaluation draws for these rows."""
+    """Attack rows of a data set as `attack` does, with the noise that an evaluation draws for these rows."""
     x, _ = source.tensors(rows)
     check_images(x)
-    made = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+    x_adv = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
     if len(rows):
         with for_inference(model, None) as (module, where, dtype):
-            runner = _runner(module, source, rows, threat, chosen, seed, batch_size, where, dtype)
-            runner.worst_points, runner.progress = made, progress
+            runner = new_runner(module, source, rows, threat, attack, seed, batch_size, where, dtype)
+            runner.worst_points, runner.progress = x_adv, progress
             runner.run(every=True)
-    return made.clamp_(0, 1)
-
-
-def _runner(
-    model: nn.Module,
-    source: Points,
-    index: Tensor,
-    threat: ThreatModel,
-    chosen: Attack,
-    seed: int,
-    batch_size: int | None,
-    where: torch.device,
-    dtype: torch.dtype,
-    whole: int | None = None,
-) -> Runner:
-    """whole: points of all processes together, so that a search rounds as it does on one."""
-    if batch_size is not None:
-        at_least_one("evaluation", batch_size=batch_size)
-    x, _ = source.tensors(index[:2])
-    check_images(x)
-    x = x.to(where, dtype)
-    cost = (whole or len(index)) * sum(stage.cost() * stage.count(CLASSES) for stage in chosen.stages)
-    searcher = search_model(model, x) if cost > WORTH else model
-    alone = searcher is model or where.type != "cpu" or _shares_state(searcher)
-    shares = 1 if alone else torch.get_num_threads()
-    state = State.of(len(index), batch_size or estimate_batch(model, x, shares), shares)
-    work = 0 if alone else example_work(model, x[:1])
-    return Runner(
-        model, _searchers(searcher, shares), source, index, threat, chosen, seed, state, where, dtype, work
-    )
-
-
-def _shares_state(searcher: nn.Module) -> bool:
-    """Whether copies of a model may share state: functions and hooks are not copied with it."""
-    return any(
-        isinstance(m, Function) or m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
-        for m in searcher.modules()
-    )
-
-
-def _searchers(searcher: nn.Module, members: int) -> SearchPool:
-    try:
-        return SearchPool(searcher, members)
-    except Exception:  # copying runs the user's code: it may succeed once and fail later
-        return SearchPool(searcher, 1)
+    return x_adv.clamp_(0, 1)
 
 
 def _resumed(runner: Runner, file: str | os.PathLike[str], batch_size: int | None) -> State:
@@ -248,20 +205,12 @@ def _of_this_model(state: State, sample: Tensor, file: str | os.PathLike[str]) -
     return replace(state, sample=sample)
 
 
-def _lower(runner: Runner, precision: str) -> None:
-    """Let the search compute in another precision."""
-    if precision not in PRECISIONS:
-        raise unknown("precision of the search", precision, PRECISIONS)
-    if precision == "tf32" and runner.device.type != "cuda":
-        raise UserError(f"a search in tf32 is of CUDA devices, and this is {runner.device.type}")
-    runner.lowered, runner.precision = LowerPrecision(runner.searchers.first_member, precision), precision
-
-
 def _key(
-    prints: tuple[str, str], chosen: Attack, threat: ThreatModel, seed: int, precision: str = "float32"
+    prints: tuple[str, str], attack: Attack, threat: ThreatModel, seed: int, precision: str = "float32"
 ) -> str:
-    own = [] if precision == "float32" else [precision]
-    text = json.dumps([prints, encode(chosen), encode(threat), seed, *own])
+    """The key of an evaluation in its progress file."""
+    lower = [] if precision == "float32" else [precision]
+    text = json.dumps([prints, encode(attack), encode(threat), seed, *lower])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -275,8 +224,8 @@ def _score(runner: Runner, prints: tuple[str, str]) -> Score:
         notes = (
             f"no point of class {names}: these classes have no accuracy and take no part in tail scores",
         )
-    if runner.precision != "float32":
-        notes += (f"the search was in {runner.precision}, the verdicts are float32's",)
+    if runner.search_precision != "float32":
+        notes += (f"the search was in {runner.search_precision}, the verdicts are float32's",)
     return Score(
         attack=runner.attack.name,
         detail=runner.attack,
@@ -294,5 +243,5 @@ def _score(runner: Runner, prints: tuple[str, str]) -> Score:
         data_fingerprint=prints[0],
         model_fingerprint=prints[1],
         warnings=notes,
-        search_precision=runner.precision,
+        search_precision=runner.search_precision,
     )

@@ -9,24 +9,28 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.data.dataset import Split
-from bivallate.evaluation.attack_model import crafted
-from bivallate.evaluation.attacks import Attack, Stage, parse
+from bivallate.evaluation.attack_model import attack_rows
+from bivallate.evaluation.attacks import Attack, Stage, attack_named
 from bivallate.evaluation.points import check_threat, points, select
-from bivallate.evaluation.predictions import logits
+from bivallate.evaluation.predictions import logits_on
 from bivallate.lower.threat import ThreatModel
 
-__all__ = ["Crafted", "craft"]
+__all__ = ["AttackedImages", "craft"]
 
 
 @dataclass(frozen=True, eq=False)
-class Crafted:
+class AttackedImages:
     """Clean and attacked images.
 
     Attributes:
-        attack: its name. x, x_adv: (n, C, H, W) in [0, 1], on the CPU. y, index: (n,) labels, and rows of the
-            split.
-        before, after, rounded: (n,) the model's predictions for the clean image, the attacked image, and the
-            attacked image rounded to eight bits.
+        attack: name of the attack.
+        x: (n, C, H, W) clean images in [0, 1], on the CPU.
+        x_adv: (n, C, H, W) attacked images in [0, 1], on the CPU.
+        y: (n,) labels.
+        index: (n,) rows of the split.
+        clean_prediction: (n,) the model's prediction for the clean image.
+        attacked_prediction: (n,) its prediction for the attacked image.
+        prediction_8bit: (n,) its prediction for the attacked image rounded to eight bits.
     """
 
     attack: str
@@ -34,24 +38,24 @@ class Crafted:
     x_adv: Tensor
     y: Tensor
     index: Tensor
-    before: Tensor
-    after: Tensor
-    rounded: Tensor
+    clean_prediction: Tensor
+    attacked_prediction: Tensor
+    prediction_8bit: Tensor
 
     @property
-    def right(self) -> Tensor:
+    def correct(self) -> Tensor:
         """(n,) whether the clean image is classified correctly."""
-        return self.before == self.y
+        return self.clean_prediction == self.y
 
     @property
     def fooled(self) -> Tensor:
         """(n,) whether the attacked image is classified wrongly."""
-        return self.after != self.y
+        return self.attacked_prediction != self.y
 
     @property
     def fooled_in_8_bits(self) -> Tensor:
         """(n,) whether the attacked image is classified wrongly, also after rounding to eight bits."""
-        return self.fooled & (self.rounded != self.y)
+        return self.fooled & (self.prediction_8bit != self.y)
 
 
 def craft(
@@ -63,25 +67,42 @@ def craft(
     n: int | None = None,
     first: int | None = None,
     seed: int = 0,
-) -> Crafted:
+) -> AttackedImages:
     """Attack the images that an evaluation with this seed attacks, also those that are misclassified.
 
     Args:
-        data: a split, or a pair (x, y) of tensors. n, first: the size of a seeded random subset, or the
-            number of leading points.
+        model: images (B, C, H, W) in [0, 1] -> logits (B, K).
+        data: a split, or a pair (x, y) of tensors.
+        threat: the set of perturbations.
+        attack: a name, an `Attack` or a single stage.
+        n: size of a seeded random subset of the images.
+        first: number of leading images.
+        seed: of the subset and of the attack's noise.
 
-    Raises UserError as `evaluate` does.
+    Raises:
+        UserError: as in `attack_and_score`.
 
     Cost: the attack, and three forwards.
     """
     check_threat(threat)
-    chosen, source = parse(attack, threat), points(data, model)
+    parsed, source = attack_named(attack, threat), points(data, model)
     index = select(len(source), n, first, seed)
     x, y = source.tensors(index)
-    x_adv = crafted(model, source, index, threat, chosen, seed).cpu()
+    x_adv = attack_rows(model, source, index, threat, parsed, seed).cpu()
     x, y = x.cpu(), y.cpu()
-    answers = [logits(model, images).argmax(1) for images in (x, x_adv, in_8_bits(x_adv).to(x.dtype) / 255)]
-    return Crafted(chosen.name, x, x_adv, y, index, *answers)
+    clean, attacked, rounded = (
+        logits_on(model, images).argmax(1) for images in (x, x_adv, in_8_bits(x_adv).to(x.dtype) / 255)
+    )
+    return AttackedImages(
+        attack=parsed.name,
+        x=x,
+        x_adv=x_adv,
+        y=y,
+        index=index,
+        clean_prediction=clean,
+        attacked_prediction=attacked,
+        prediction_8bit=rounded,
+    )
 
 
 def in_8_bits(x: Tensor) -> Tensor:

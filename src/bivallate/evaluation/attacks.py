@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from typing import Protocol
@@ -30,7 +31,7 @@ from bivallate.lower.start import Zero
 from bivallate.lower.threat import L1, ThreatModel
 from bivallate.parts import part
 
-__all__ = ["Attack", "Stage", "attacks", "parse"]
+__all__ = ["Attack", "Stage", "attack_named", "attacks"]
 
 
 class Stage(Protocol):
@@ -260,12 +261,16 @@ def attacks() -> dict[str, str]:
     return {written: description for _, written, description in _FAMILIES.values()}
 
 
-def parse(attack: str | Attack | Stage, threat: ThreatModel | None = None) -> Attack:
+def attack_named(attack: str | Attack | Stage, threat: ThreatModel | None = None) -> Attack:
     """The attack with a name such as pgd-50-10; an Attack is returned as it is, a stage becomes an Attack.
 
-    threat: the threat model of the search; the standard ensemble differs in L1.
+    Args:
+        attack: its name, or the attack itself.
+        threat: the set of perturbations, in which the search is going to run; the standard ensemble is
+            another one in L1.
 
-    Raises UserError for an unknown name, with the nearest one, and for counts of zero.
+    Raises:
+        UserError: for an unknown name, with the nearest one, and for counts of zero.
     """
     if isinstance(attack, Attack):
         return attack
@@ -280,7 +285,8 @@ def parse(attack: str | Attack | Stage, threat: ThreatModel | None = None) -> At
         raise unknown("attack", attack, [written.split("[")[0] for _, written, _ in _FAMILIES.values()])
     recipe, written, _ = _FAMILIES[name]
     recipe = _IN_L1.get(name, recipe) if isinstance(threat, L1) else recipe
-    if len(numbers) > recipe.__code__.co_argcount or (written.startswith(f"{name}-N") and not numbers):
+    parameters = list(inspect.signature(recipe).parameters)
+    if len(numbers) > len(parameters) or (written.startswith(f"{name}-N") and not numbers):
         raise UserError(f"attack {attack!r} must be written {written}")
-    at_least_one(f"attack {attack!r}", **dict(zip(("steps", "restarts", "third"), numbers, strict=False)))
+    at_least_one(f"attack {attack!r}", **dict(zip(parameters, numbers, strict=False)))
     return recipe(*numbers)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.evaluation.attack_model import attack as adversarial
-from bivallate.evaluation.attacks import Attack, Stage, parse
+from bivallate.evaluation.attacks import Attack, Stage, attack_named
 from bivallate.evaluation.inference import for_inference
 from bivallate.evaluation.verify import logits_of
 from bivallate.lower.threat import ThreatModel
 from bivallate.types import Passes
 
-__all__ = ["Prediction", "logits", "predict"]
+__all__ = ["Prediction", "logits_on", "predict"]
 
 BATCH = 500
 
@@ -65,12 +65,12 @@ def predict(
 
     Cost: one forward; with a threat also the attack and another forward.
     """
-    chosen = parse(attack, threat)
-    clean = logits(model, x)
+    chosen = attack_named(attack, threat)
+    clean = logits_on(model, x)
     labels = clean.argmax(1)
     attacked: Tensor | None = None
     if threat is not None:
-        attacked = logits(model, adversarial(model, x, labels, threat, chosen, seed=seed)).argmax(1)
+        attacked = logits_on(model, adversarial(model, x, labels, threat, chosen, seed=seed)).argmax(1)
     shares = clean.double().softmax(1)
     found = []
     for row, label in enumerate(labels.tolist()):
@@ -88,7 +88,7 @@ def predict(
     return found
 
 
-def logits(model: nn.Module | Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def logits_on(model: nn.Module | Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """(B, K) logits of images on any device, in eval mode and full precision; returned on the CPU."""
     with for_inference(model, None) as (module, where, dtype):
         found = [logits_of(module, some.to(where, dtype), Passes()).cpu() for some in x.split(BATCH)]

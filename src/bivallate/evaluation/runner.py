@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from bivallate.evaluation.score import ROBUST
 from bivallate.evaluation.search import stage_bears_rounding
 from bivallate.evaluation.search_pool import SearchPool
 from bivallate.evaluation.state import Position, State
+from bivallate.evaluation.turn_noise import noise_of_turns
 from bivallate.evaluation.verify import judge, logits_of
 from bivallate.lower.forward import Forward
 from bivallate.lower.objective import cross_entropy, logit_margin
@@ -33,74 +33,43 @@ from bivallate.lower.threat import ThreatModel
 from bivallate.noise import Noise
 from bivallate.types import Batch, Passes
 
-__all__ = ["Runner", "TurnNoise"]
+__all__ = ["Runner"]
 
 
-TURN = 1 << 40  # offset between the indices of turns; row numbers are below it
 SAMPLE = 8  # number of points whose logits identify a model
 FEWEST = 8  # smallest number of points for a thread
 LEAST = 1 << 24  # smallest number of multiplications for a thread; else threads wait for the interpreter
 
 
-@dataclass(frozen=True)
-class TurnNoise:
-    """The noise of several turns in one batch: each row has the same draws as if its turn were alone.
-
-    Attributes:
-        index: (B,) turn * 2^40 + row of the data. With both in one tensor, `LowerProblem.select` selects rows
-            of it as of any index.
-    """
-
-    seed: int
-    index: Tensor
-    epoch: int
-
-    def _draw(self, kind: str, *args: Any, **options: Any) -> Tensor:
-        turns = self.index // TURN
-        places, pieces = [], []
-        for turn in turns.unique().tolist():
-            places.append((turns == turn).nonzero()[:, 0])
-            noise = Noise(self.seed, self.index[places[-1]] % TURN, self.epoch, turn)
-            pieces.append(getattr(noise, kind)(*args, **options))
-        return torch.cat(pieces)[torch.cat(places).argsort()]
-
-    def uniform(self, *args: Any, **options: Any) -> Tensor:
-        """As `Noise.uniform`."""
-        return self._draw("uniform", *args, **options)
-
-    def symmetric(self, *args: Any, **options: Any) -> Tensor:
-        """As `Noise.symmetric`."""
-        return self._draw("symmetric", *args, **options)
-
-    def normal(self, *args: Any, **options: Any) -> Tensor:
-        """As `Noise.normal`."""
-        return self._draw("normal", *args, **options)
-
-    def sign(self, *args: Any, **options: Any) -> Tensor:
-        """As `Noise.sign`."""
-        return self._draw("sign", *args, **options)
-
-    def integers(self, *args: Any, **options: Any) -> Tensor:
-        """As `Noise.integers`."""
-        return self._draw("integers", *args, **options)
-
-
-Found = tuple[Tensor, Passes]
+Candidates = tuple[Tensor, Passes]  # delta (B, C, H, W), and the passes that were spent on it
 
 
 @dataclass
 class Runner:
     """One evaluation under way.
 
+    A piece of work is a batch of pairs (row, turn) in one stage; a turn is one of the stage's restarts or
+    targets. `_pieces` yields them, `_attack_piece` searches and judges one.
+
     Attributes:
-        model: gives the verdicts. searchers: copies of the same function for the search, perhaps faster.
-        source, index: the points. threat, attack, seed: as the user gave them.
-        state: the verdicts. device, dtype: of the model's arithmetic.
-        work: multiplications in one point's forward pass.
-        progress, file, key: called with the progress; the progress file, and the key of this evaluation in
-            it.
-        worst_points: (n, ...) is filled with the worst points found, or None.
-        lowered: the search model in another `precision`, for stages that tolerate its rounding.
+        model: gives the verdicts.
+        searchers: copies of the same function for the search, perhaps faster.
+        source: the data.
+        index: (n,) rows of the data that are evaluated.
+        threat: the set of perturbations.
+        attack: the stages.
+        seed: of the noise.
+        state: the verdicts so far, and the next piece of work.
+        device: of the model's arithmetic.
+        dtype: of the model's arithmetic.
+        multiplications: in one point's forward pass; 0 if the search has one thread.
+        progress: called with the progress, or None.
+        file: the progress file, or None.
+        key: of this evaluation in the progress file.
+        worst_points: (n, C, H, W), filled with the worst point found for each row, or None.
+        search_precision: number format of the search.
+        low_precision_searcher: the search model in `search_precision`, for stages that tolerate its rounding;
+            None for float32.
     """
 
     model: nn.Module
@@ -113,13 +82,13 @@ class Runner:
     state: State
     device: torch.device
     dtype: torch.dtype
-    work: int
+    multiplications: int
     progress: Callable[[EvaluationProgress], object] | None = None
     file: str | os.PathLike[str] | None = None
     key: str = ""
     worst_points: Tensor | None = None
-    precision: str = "float32"
-    lowered: nn.Module | None = None
+    search_precision: str = "float32"
+    low_precision_searcher: nn.Module | None = None
 
     def __post_init__(self) -> None:
         self._began = time.perf_counter() - self.state.seconds
@@ -135,9 +104,10 @@ class Runner:
         self._report("clean")
         if self.threat.eps == 0:
             return
-        for position, stage, turns, rows in self._work():
+        for number, stage, turns, rows in self._pieces():
+            # rows (3, 8) in turns (0, 1) are the pairs (3, 0), (8, 0), (3, 1), (8, 1) of one batch
             turn = torch.tensor(turns).repeat_interleave(len(rows))
-            self._search(rows.repeat(len(turns)), turn, stage, position.stage)
+            self._attack_piece(rows.repeat(len(turns)), turn, stage, number)
             self._save()
             self._report(stage.name)
 
@@ -166,13 +136,13 @@ class Runner:
         if self.worst_points is not None:
             self.worst_points[rows] = x.to(self.worst_points)
 
-    def _within_memory(self, rows: Tensor, work: Callable[[], object]) -> bool:
-        """Do the work and return True; if a CUDA device runs out of memory, halve batches, return False."""
+    def _within_memory(self, rows: Tensor, action: Callable[[], object]) -> bool:
+        """Do the action and return True; if a CUDA device runs out of memory, halve batches, return False."""
         try:
-            work()
+            action()
             return True
         except torch.cuda.OutOfMemoryError:
-            pass  # what follows is outside of this block, whose traceback keeps the failed work's tensors
+            pass  # what follows is outside of this block, whose traceback keeps the failed action's tensors
         torch.cuda.empty_cache()
         if len(rows) == 1:
             raise UserError(NO_ROOM)
@@ -186,11 +156,12 @@ class Runner:
             x = x.to(self.device, self.dtype)
         return x, whole_labels(y).to(self.device)
 
-    def _work(self) -> Iterator[tuple[Position, Stage, range, Tensor]]:
-        """Yield the remaining pieces of work, from the state's position on.
+    def _pieces(self) -> Iterator[tuple[int, Stage, range, Tensor]]:
+        """Yield the remaining pieces (number of the stage from 1, stage, turns, rows) from the position on.
 
-        With the same batch size a resumed runner cuts the same pieces as the first one, so that rounding, and
-        with it every verdict, is the same.
+        The state's position is that of the piece after the one that is yielded: `run` saves it when the piece
+        is done. With the same batch size a resumed runner cuts the same pieces as the first one, so that
+        rounding, and with it every verdict, is the same.
         """
         state = self.state
         start = state.position
@@ -201,7 +172,8 @@ class Runner:
                 at = Position(number, turn)
                 living = state.living(at)  # at the beginning of the turn: a resume cuts the same pieces
                 done = start.offset if at == replace(start, offset=0) else 0
-                # a few living points would leave a batch mostly empty: then several of their turns share it
+                # Few living points would leave a batch mostly empty, so several of their turns share it: with
+                # 30 points and room for 100, three of nine turns at once.
                 room = state.batch_size // max(1, len(living)) if done == 0 else 1
                 together = max(1, min(count - turn, room))
                 while done < len(living):
@@ -210,54 +182,59 @@ class Runner:
                     state.position = Position(number, turn, done)
                     if done == len(living):
                         state.position = Position(number, turn + together)
-                    yield at, stage, range(turn, turn + together), rows
+                    yield number, stage, range(turn, turn + together), rows
                 turn += together
         state.position = Position(len(self.attack.stages) + 1)
 
-    def _search(self, rows: Tensor, turn: Tensor, stage: Stage, number: int) -> None:
+    def _attack_piece(self, rows: Tensor, turn: Tensor, stage: Stage, number: int) -> None:
         """Attack pairs (row, turn), in halves if a CUDA device runs out of memory."""
-        if self._within_memory(rows, partial(self._search_and_judge, rows, turn, stage, number)):
+        if self._within_memory(rows, partial(self._attack_and_judge, rows, turn, stage, number)):
             return
         for some, at in zip(rows.tensor_split(2), turn.tensor_split(2), strict=True):
-            self._search(some, at, stage, number)
+            self._attack_piece(some, at, stage, number)
 
-    def _search_and_judge(self, rows: Tensor, turn: Tensor, stage: Stage, number: int) -> None:
+    def _attack_and_judge(self, rows: Tensor, turn: Tensor, stage: Stage, number: int) -> None:
         x, y = self.load(rows)
-        delta = self._search_in_shares(x, y, rows, turn, stage)
+        delta = self._search_in_threads(x, y, rows, turn, stage)
         verdict = judge(self.model, x, y, delta, self.threat, self.state.passes)
         worst = self.state.enter(rows, verdict, number, turn)
         if self.worst_points is not None and bool(worst.any()):
             self.worst_points[rows[worst]] = verdict.x_adv[worst.to(self.device)].to(self.worst_points)
 
-    def _search_in_shares(self, x: Tensor, y: Tensor, rows: Tensor, turn: Tensor, stage: Stage) -> Tensor:
-        """Search candidates for pairs (row, turn), in parallel shares.
+    def _search_in_threads(self, x: Tensor, y: Tensor, rows: Tensor, turn: Tensor, stage: Stage) -> Tensor:
+        """Search candidates for pairs (row, turn), on as many threads as have enough to do."""
+        worthwhile = len(rows) * self.multiplications // LEAST
+        threads = max(1, min(self.state.shares, len(rows) // FEWEST, worthwhile))
+        cut = [
+            t.tensor_split(threads) for t in (x, y, self.index[rows].to(self.device), turn.to(self.device))
+        ]
 
-        Their number is limited by the state and by the amount of work.
-        """
-        shares = max(1, min(self.state.shares, len(rows) // FEWEST, len(rows) * self.work // LEAST))
-        cut = [t.tensor_split(shares) for t in (x, y, self.index[rows].to(self.device), turn.to(self.device))]
+        def search(x: Tensor, y: Tensor, index: Tensor, turn: Tensor) -> Callable[[nn.Module], Candidates]:
+            return lambda searcher: self._search_on(searcher, Batch(x, y, index), turn, stage)
 
-        def piece(x: Tensor, y: Tensor, index: Tensor, turn: Tensor) -> Callable[[nn.Module], Found]:
-            return lambda searcher: self._search_share(searcher, Batch(x, y, index), turn, stage)
-
-        pieces = [piece(*share) for share in zip(*cut, strict=True)]
-        if self.lowered is not None and stage_bears_rounding(stage):
-            with full_float32(tf32=self.precision == "tf32"):
-                found = [work(self.lowered) for work in pieces]
+        searches = [search(*part) for part in zip(*cut, strict=True)]
+        if self.low_precision_searcher is not None and stage_bears_rounding(stage):
+            with full_float32(tf32=self.search_precision == "tf32"):
+                candidates = [search_on(self.low_precision_searcher) for search_on in searches]
         else:
-            found = self.searchers.run(pieces)
-        for _, passes in found:
+            candidates = self.searchers.run(searches)
+        for _, passes in candidates:
             self.state.passes.forward += passes.forward
             self.state.passes.backward += passes.backward
-        return torch.cat([delta for delta, _ in found])
+        return torch.cat([delta for delta, _ in candidates])
 
-    def _search_share(self, searcher: nn.Module, batch: Batch, turn: Tensor, stage: Stage) -> Found:
-        kind = stage.name.rstrip("-0123456789")  # without numbers: more restarts begin with the same noise
+    def _search_on(self, searcher: nn.Module, batch: Batch, turn: Tensor, stage: Stage) -> Candidates:
+        """Search candidates for one batch of pairs on one copy of the model.
+
+        The noise belongs to the stage's name without its numbers: the first restart of pgd-20-5 begins as
+        that of pgd-20 does. The problem's objective is a placeholder, which `Search` replaces with its own.
+        """
+        kind = stage.name.rstrip("-0123456789")
         purpose, passes, turns = zlib.crc32(kind.encode()), Passes(), turn.unique().tolist()
         if len(turns) == 1:
             noise = Noise(self.seed, batch.index, purpose, turns[0])
         else:
-            noise = cast(Noise, TurnNoise(self.seed, batch.index + TURN * turn, purpose))
+            noise = noise_of_turns(self.seed, batch.index, purpose, turn)
         forward = Forward(searcher, passes)
         problem = LowerProblem(forward, batch, cross_entropy, self.threat, noise=noise)
         return stage.search(problem, turn), passes

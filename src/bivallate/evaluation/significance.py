@@ -19,8 +19,8 @@ from bivallate.lower.threat import ThreatModel
 __all__ = [
     "Row",
     "SeedSpread",
-    "compare",
     "over_seeds",
+    "rank",
     "same_threat",
 ]
 
@@ -63,7 +63,7 @@ class Row:
         return f"<{self.name}: {self.score!r}{tested}>"
 
 
-def compare(
+def rank(
     *scores: Score,
     names: Sequence[str] | None = None,
     sort: str = "robust_accuracy",

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError, check_seed, python_arguments
-from bivallate.evaluation.attack_model import crafted, evaluate
-from bivallate.evaluation.attacks import Attack, Stage, parse
+from bivallate.evaluation.attack_model import attack_and_score, attack_rows
+from bivallate.evaluation.attacks import Attack, Stage, attack_named
 from bivallate.evaluation.distance_file import DistanceFile
 from bivallate.evaluation.evaluation_progress import EvaluationProgress, Searched
 from bivallate.evaluation.inference import for_inference
@@ -65,10 +65,10 @@ def eps_curve(
     make the curve rise.
 
     Args:
-        model, data, attack: as in `evaluate`. norm: "linf", "l2" or "l1". eps: the radii.
+        model, data, attack: as in `attack_and_score`. norm: "linf", "l2" or "l1". eps: the radii.
         resume: beginning of the names of files that keep every verdict, one for each radius (`FILE.0.1`); an
             interrupted curve continues from them. They are not removed.
-        progress, options: as in `evaluate`.
+        progress, options: as in `attack_and_score`.
 
     Returns:
         A score for each radius, in ascending order.
@@ -81,7 +81,7 @@ def eps_curve(
     with progress_callback(progress) as show:
         for radius in radii:
             kept = None if resume is None else curve_file(resume, radius)
-            score = evaluate(
+            score = attack_and_score(
                 model, data, make_threat(norm, radius), attack, resume=kept, progress=show, **options
             )
             if before is not None:
@@ -124,12 +124,12 @@ def minimal_distances(
     clean image is misclassified, and infinite if nothing was found.
 
     Args:
-        model, data, n, first, seed, shared, progress: as in `evaluate`. norm: "linf", "l2" or "l1".
+        model, data, n, first, seed, shared, progress: as in `attack_and_score`. norm: "linf", "l2" or "l1".
         steps: of each search. targets: of FAB-T. batch_size: points at once.
         resume: a file that keeps every distance, from which an interrupted search continues; not removed.
 
     Raises:
-        UserError: as `evaluate`.
+        UserError: as in `attack_and_score`.
     """
     check_seed(seed)
     at_least_one("minimal_distances", steps=steps, targets=targets, batch_size=batch_size)
@@ -239,7 +239,7 @@ def transfer(
 
     The score's stages are the surrogates. The attack's name contains their names and a hash of their weights,
     so that other surrogates with the same names are another attack. Its passes are the model's own. Options
-    and errors as in `evaluate`; there is no `resume`.
+    and errors as in `attack_and_score`; there is no `resume`.
     """
     if isinstance(surrogates, nn.Module):
         surrogates = [surrogates]
@@ -250,15 +250,17 @@ def transfer(
     if not surrogates:
         raise UserError("a transfer attack needs at least one surrogate")
     check_seed(seed)
-    source, chosen, made = points(data, model), parse(attack, threat), []
+    source, chosen, made = points(data, model), attack_named(attack, threat), []
     index, lasting = select(len(source), n, first, seed), _lasting(chosen)
     for name, other in surrogates.items():
         kept = Surrogate(name)
         for rows in index.split(1024):
-            kept.remember(source.tensors(rows)[0], crafted(other, source, rows, threat, lasting, seed), rows)
+            x_adv = attack_rows(other, source, rows, threat, lasting, seed)
+            kept.remember(source.tensors(rows)[0], x_adv, rows)
         made.append(kept)
     name = f"transfer-{chosen.name}-from-{'+'.join(surrogates)}_{_mark(surrogates.values())}"
-    return evaluate(model, data, threat, Attack(name, tuple(made)), n=n, first=first, seed=seed, **options)
+    options |= {"n": n, "first": first, "seed": seed}
+    return attack_and_score(model, data, threat, Attack(name, tuple(made)), **options)
 
 
 def clean_scores(
@@ -276,8 +278,9 @@ def clean_scores(
     Unlike in `transfer`, a point may count as right although the target misclassifies the clean image, and
     the attack stops at the source's boundary.
     """
-    x_adv = crafted(source, points((x, y)), torch.arange(len(x)), threat, parse(attack, threat), seed)
-    return {label: evaluate(target, (x_adv, y), threat, "clean") for label, target in targets.items()}
+    rows, parsed = torch.arange(len(x)), attack_named(attack, threat)
+    x_adv = attack_rows(source, points((x, y)), rows, threat, parsed, seed)
+    return {label: attack_and_score(target, (x_adv, y), threat, "clean") for label, target in targets.items()}
 
 
 def _mark(surrogates: Iterable[nn.Module]) -> str:

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bivallate.evaluation.attacked_images import Crafted, in_8_bits
+from bivallate.evaluation.attacked_images import AttackedImages, in_8_bits
 from bivallate.files import write_whole
 from bivallate.quoting import file_name
 from bivallate.reports.image_panel import change, class_label, panel
@@ -24,7 +24,7 @@ COLUMNS, MOST = 8, 64  # columns of the sheet, and most images on it
 STRIPS = ("clean", "attacked", "change")
 
 
-def write(made: Crafted, folder: Path, classes: Sequence[str]) -> None:
+def write(made: AttackedImages, folder: Path, classes: Sequence[str]) -> None:
     """Write `sheet.png`, `adversarial.npz` and `images/` into a folder; replace those of an earlier call.
 
     Raises UserError if the folder cannot be written.
@@ -34,10 +34,11 @@ def write(made: Crafted, folder: Path, classes: Sequence[str]) -> None:
         shutil.rmtree(pictures)
     for k, picture in enumerate(in_8_bits(made.x_adv).numpy()):
         image = Image.fromarray(picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0))
-        words = f"{int(made.index[k]):05d}-{_name(classes, made.y[k])}-as-{_name(classes, made.after[k])}"
+        true, taken_for = (_name(classes, label[k]) for label in (made.y, made.attacked_prediction))
+        words = f"{int(made.index[k]):05d}-{true}-as-{taken_for}"
         write_whole(pictures / f"{file_name(words, 100)}.png", lambda to, i=image: i.save(to, "PNG"))
     arrays = {name: getattr(made, name).numpy() for name in ("x", "x_adv", "y", "index")}
-    arrays |= {"predicted": made.after.numpy(), "classes": np.array([str(c) for c in classes])}
+    arrays |= {"predicted": made.attacked_prediction.numpy(), "classes": np.array([str(c) for c in classes])}
 
     def fill(place: Path) -> None:
         with place.open("wb") as stream:
@@ -49,7 +50,7 @@ def write(made: Crafted, folder: Path, classes: Sequence[str]) -> None:
         write_whole(folder / "sheet.png", lambda place: drawn.savefig(place, format="png"))
 
 
-def sheet(made: Crafted, classes: Sequence[str]) -> Figure:
+def sheet(made: AttackedImages, classes: Sequence[str]) -> Figure:
     """Draw each image clean, attacked, and the change between the two, for at most 64 images.
 
     The change is scaled so that the largest change of all images fills the scale. The predicted class is
@@ -71,7 +72,7 @@ def sheet(made: Crafted, classes: Sequence[str]) -> Figure:
         left = 0.55 + (k % columns) * cell
         clean, attacked = made.x[k].numpy(), made.x_adv[k].numpy()
         images = (clean, attacked, change(clean, attacked, largest))
-        said = (made.before[k], made.after[k], None)
+        said = (made.clean_prediction[k], made.attacked_prediction[k], None)
         for strip, (image, answer) in enumerate(zip(images, said, strict=True)):
             top -= cell + (head if answer is not None else 0.02)
             place = (left / width, top / height, 0.95 * cell / width, 0.95 * cell / height)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from bivallate.data import Dataset
-from bivallate.evaluation import Attack, Score, evaluate, parse
+from bivallate.evaluation import Attack, Score, attack_and_score, attack_named
 from bivallate.evaluation.attacks import ensemble
 from bivallate.evaluation.evaluation_file import pack
 from bivallate.evaluation.geometry import fosc_after
@@ -45,7 +45,7 @@ FOSC_BATCH = 500
 def read_attack(name: str) -> Attack:
     """An attack by name; "autoattack-short" is the standard ensemble with budgets for tests only."""
     if name != SHORT:
-        return parse(name)
+        return attack_named(name)
     return ensemble(SHORT, APGD(5), FAB(3), Square(10), targets=2)
 
 
@@ -95,7 +95,7 @@ def _evaluation(
         return _slim(transferred(sources[measure.source], model, radius, dataset, measure))
     chosen = read_attack(measure.attack)
     n = measure.n if measure.n is not None and measure.n < len(dataset.test) else None
-    return _slim(evaluate(model, dataset.test, radius, chosen, n=n, resume=_partial(kept)))
+    return _slim(attack_and_score(model, dataset.test, radius, chosen, n=n, resume=_partial(kept)))
 
 
 def _partial(kept: Path) -> Path:

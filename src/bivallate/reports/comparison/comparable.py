@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bivallate.errors import UserError, unknown
-from bivallate.evaluation import parse
+from bivallate.evaluation import attack_named
 from bivallate.evaluation.significance import SAME_RADIUS, same_threat
 from bivallate.from_text import parse_number
 from bivallate.lower.threat import CUSTOMARY
@@ -51,7 +51,7 @@ class EvaluationFilter:
             if not known:
                 raise UserError(f"no run has {attack}: `bivallate transfer RUN --from OTHER` makes one")
             raise unknown("stored attack", attack, known)
-        name = attack if attack is None or attack in known else parse(attack).name
+        name = attack if attack is None or attack in known else attack_named(attack).name
         kind = type(make(norm, 0.0)).__name__ if norm is not None else None
         radius = parse_number(eps) if eps is not None else None
         return cls(weights, split, name, kind, radius)

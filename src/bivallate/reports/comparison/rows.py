@@ -9,7 +9,7 @@ from typing import Any
 from bivallate.evaluation import metrics
 from bivallate.evaluation.metrics import Metric, TrainingCost, by_key
 from bivallate.evaluation.significance import Row
-from bivallate.evaluation.significance import compare as ranked
+from bivallate.evaluation.significance import rank as ranked
 from bivallate.reports.collect import RunRecord
 from bivallate.reports.comparison import notes
 from bivallate.reports.comparison.comparison_table import Comparison

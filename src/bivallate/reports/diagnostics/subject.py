@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from bivallate.data import Dataset, Split
-from bivallate.evaluation import Score, evaluate
+from bivallate.evaluation import Score, attack_and_score
 from bivallate.lower.stop import Form
 from bivallate.models import Classifier
 from bivallate.reports.collect import RunRecord
@@ -86,7 +86,9 @@ class Subject:
     def scores(self) -> dict[str, Score]:
         """Scores of all runs by label, under the same attack on the same points."""
         return {
-            label: evaluate(model, self.data.test, self.threat, self.attack, n=self.points, seed=self.seed)
+            label: attack_and_score(
+                model, self.data.test, self.threat, self.attack, n=self.points, seed=self.seed
+            )
             for label, model in self.models.items()
         }
 
@@ -130,7 +132,9 @@ class Subject:
         threat, method = run.config.method.threat, run.config.method.name
         for weights in ("best", "last"):
             model = load_run(run.path, weights, self.model).to(self.device)
-            score = evaluate(model, self.data.test, threat, self.attack, n=self.points, seed=self.seed)
+            score = attack_and_score(
+                model, self.data.test, threat, self.attack, n=self.points, seed=self.seed
+            )
             at = (score.robust_accuracy, score.interval_95)
             found.append(OwnRadius(run.label, method, threat.eps, weights, *at))
         return found

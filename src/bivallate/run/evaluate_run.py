@@ -1,0 +1,123 @@
+"""`evaluate` from Python: the score of a run, which is stored in its folder, or of any model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bivallate import collective
+from bivallate.errors import UserError, check_options
+from bivallate.evaluation import Attack, Score, Stage, attack_and_score, attack_named
+from bivallate.evaluation.evaluation_options import EvaluationOptions
+from bivallate.evaluation.progress_display import progress_callback
+from bivallate.lazy_import import former_arguments
+from bivallate.lower.threat import ThreatModel
+from bivallate.run.evaluation_target import EvaluationTarget, ProgressCallback, save_score
+from bivallate.run.execution import Run
+
+__all__ = ["evaluate", "folder_or_model"]
+
+
+@former_arguments(precision="search_precision")
+def evaluate(
+    model: Any,
+    data: Any = None,
+    threat: ThreatModel | None = None,
+    attack: Any = "pgd-20",
+    *,
+    weights: str = "best",
+    split: str = "test",
+    factory: str | None = None,
+    data_dir: str | None = None,
+    store: bool = True,
+    n: int | None = None,
+    first: int | None = None,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    progress: bool | ProgressCallback = False,
+    **options: Any,
+) -> Score:
+    """Attack a model, and count the points that it classifies correctly under every attempt.
+
+    Args:
+        model: a network, or a function from images (B, C, H, W) in [0, 1] to logits (B, K); or a run (its
+            folder, or what `train` returned). For a run, data and threat default to the run's own, and the
+            score is saved in RUN/evaluation, as `bivallate evaluate` does.
+        data: a split, or a pair (x, y) of tensors (n, C, H, W) and (n,); for a run also the name of a data
+            set.
+        threat: the set of perturbations, such as bv.Linf(8/255).
+        attack: a name (see `bivallate attacks`), an `Attack` or a stage of one.
+        weights: for a run: best, last, ema or epoch-N.
+        split: for a run: test, validation or train.
+        factory: for a run with the user's own network: its `package.module:factory`.
+        data_dir: for a run: where named data sets are now.
+        store: save the score of a run.
+        n: number of points in a seeded random subset.
+        first: number of leading points; at most one of `n` and `first`.
+        device: where to compute; default that of the model, or for a run the fastest.
+        seed: seed of the subset and of the attack.
+        progress: True to show a progress bar, or a function that is called with `EvaluationProgress`.
+        options: batch_size, search_precision, resume and shared, as in
+            `bivallate.evaluation.attack_and_score`.
+
+    Returns:
+        The score: accuracies as fractions in [0, 1], and one verdict for each point.
+
+    Raises:
+        UserError: an argument is wrong, or the run, the data or the weights do not exist.
+
+    Example:
+        >>> import bivallate as bv
+        >>> digits = bv.data.load("digits")
+        >>> model = bv.models.create("linear", num_classes=10, shape=(1, 8, 8))
+        >>> 0 <= bv.evaluate(model, digits.test, bv.Linf(0.1), "fgsm", n=20).robust_accuracy <= 1
+        True
+    """
+    check_options("evaluate", options, attack_and_score)
+    model = folder_or_model(model)
+    subset: dict[str, Any] = {"n": n, "first": first, "seed": seed}
+    reading = {"weights": weights, "split": split, "data_dir": data_dir, "model": factory}
+    with progress_callback(progress) as show:
+        if isinstance(model, str | Path):
+            attack_named(attack)  # first, so that a misspelt attack is reported before the model is loaded
+            named = str(data) if isinstance(data, str | Path) else None
+            place = device or "auto"
+            target = EvaluationTarget.of(model, threat=threat, data=named, device=place, **reading)
+            if data is None or named is not None:
+                return _score_of_run(target, attack, store, show, subset | options)
+            # tensors cannot be named in a stored evaluation: not stored
+            model, threat, device = target.model, target.threat, None
+        if data is None or threat is None:
+            raise UserError(
+                "say what to evaluate on: bv.evaluate(model, data.test, bv.Linf(8/255)); only the folder of "
+                'a run, bv.evaluate("runs/x"), knows its own data and threat'
+            )
+        return attack_and_score(
+            model, data, threat, attack, device=device, progress=show, **subset, **options
+        )
+
+
+def folder_or_model(model: Any) -> Any:
+    """For a `Run` its folder, or its model if it has no folder; anything else unchanged."""
+    return (model.path or model.model) if isinstance(model, Run) else model
+
+
+def _score_of_run(
+    target: EvaluationTarget,
+    attack: str | Attack | Stage,
+    store: bool,
+    progress: ProgressCallback | None,
+    options: dict[str, Any],
+) -> Score:
+    """Score a run on data that have a name, and store the score in its folder if `store` says so."""
+    if options.pop("resume", None) is not None:
+        raise UserError("a run keeps its unfinished verdicts in its own folder: leave resume out")
+    settings, file = EvaluationOptions(**options), None
+    if store and isinstance(attack, str):  # a user's own attack may have the name of a built-in one
+        file = target.file(attack_named(attack).name, settings)
+    score = target.score_under(attack, settings, file=file, findings=target.preflight(), progress=progress)
+    if file is not None and collective.rank() == 0:
+        save_score(score, file)
+    return score
