@@ -225,3 +225,12 @@ def test_constants_read_as_numbers() -> None:
     assert override(KLDRO(temperature=Constant(2.0)), "temperature", "0.5").temperature == 0.5
     assert math.isinf(override(KLDRO(), "guard", "inf").guard)
     assert override(LastStep(0.1), "cross_at", "delta").cross_at == "delta"
+
+
+@pytest.mark.parametrize(("name", "word"), [("gat", "Guiding"), ("fgsm-pgi", "Smoothed")])
+def test_files_keep_the_word_of_a_part_whose_class_has_another_name(name, word) -> None:
+    objective = bivallate.methods.entries.create(name, Linf(0.1)).objective
+    assert type(objective).__name__ != word
+    entry = encode(objective)
+    assert entry["kind"] == word
+    assert decode(entry) == decode(entry | {"kind": type(objective).__name__}) == objective

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from bivallate.schedule import Constant, Linear, Milestones, at
+from bivallate.schedule import Constant, Linear, Milestones, value_at
 from bivallate.types import Clock
 
 
 def test_numbers_and_schedules_are_read_alike() -> None:
     for value in (0.5, Constant(0.5), Milestones((0.5,), ())):
-        assert at(value, Clock(3, 10)) == 0.5
+        assert value_at(value, Clock(3, 10)) == 0.5
 
 
 @pytest.mark.parametrize(("epochs", "changes"), [(60, [40, 50]), (25, [17, 21]), (6, [4, 5]), (1, [1])])

@@ -20,7 +20,12 @@ from bivallate.schema import check_fields
 
 _KINDS: dict[str, type] = {}
 NONE = "@none"  # TOML has no null
-RENAMED = {"Helped": "HelperLabels"}  # parts by the names that older files have for them
+# Other names of parts -> the words of files: names in older files, and classes with a `WRITTEN_AS`.
+RENAMED = {
+    "Helped": "HelperLabels",
+    "GuidedCrossEntropy": "Guiding",
+    "SmoothedCrossEntropy": "Smoothed",
+}
 
 
 @dataclass_transform(frozen_default=True)
@@ -43,7 +48,7 @@ def part(cls: type) -> Any:
     """
     if not cls.__module__.startswith("bivallate."):
         _load_own()  # so that the package's own names are taken, also those not imported yet
-    there = _KINDS.get(cls.__name__)
+    there = _KINDS.get(word_of(cls))
     if there is not None and (there.__module__, there.__qualname__) != (cls.__module__, cls.__qualname__):
         raise UserError(f"the name {cls.__name__} is taken by {there.__module__}; give your part another one")
     own = cls.__dict__.get("__post_init__")
@@ -59,8 +64,13 @@ def part(cls: type) -> Any:
 
     cls.__post_init__ = __post_init__  # pyright: ignore[reportAttributeAccessIssue]
     made = dataclasses.dataclass(frozen=True)(cls)
-    _KINDS[cls.__name__] = made
+    _KINDS[word_of(cls)] = made
     return made
+
+
+def word_of(cls: type) -> str:
+    """The word by which configurations know a part: its class's name, or another in `WRITTEN_AS`."""
+    return vars(cls).get("WRITTEN_AS", cls.__name__)
 
 
 def _take_plain_numbers(value: Any) -> None:
@@ -87,7 +97,7 @@ def encode(value: Any) -> Any:
     Raises UserError for a value that is neither a part nor plain data.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        if type(value).__name__ not in _KINDS:
+        if word_of(type(value)) not in _KINDS:
             raise UserError(
                 f"{type(value).__name__} cannot be written into a configuration; "
                 "declare it with @bivallate.part"
@@ -95,7 +105,7 @@ def encode(value: Any) -> Any:
         fields = {name: encode(getattr(value, name)) for name in written(type(value))}
         words = getattr(type(value), "WRITTEN_NONE", {})
         fields |= {name: word for name, word in words.items() if getattr(value, name) is None}
-        return {"kind": type(value).__name__, **fields}
+        return {"kind": word_of(type(value)), **fields}
     if isinstance(value, tuple | list):
         return [encode(item) for item in value]
     if value is None:

@@ -16,17 +16,17 @@ class Schedule(Protocol):
     def __call__(self, clock: Clock) -> float: ...
 
 
-class AlsoNumber:
-    """A schedule for whose field text may also give a plain number, constant in time."""
+class NumberFromText:
+    """A schedule; text, such as `weighting.temperature=0.5`, may give its field a plain number instead."""
 
     @staticmethod
     def from_text(text: str, where: str) -> float:
-        """The number."""
+        """Read the number. Raises UserError for text that is none."""
         return parse_number(text, where)
 
 
 @part
-class Constant(AlsoNumber):
+class Constant(NumberFromText):
     """The same value always."""
 
     value: float
@@ -36,11 +36,15 @@ class Constant(AlsoNumber):
 
 
 @part
-class Milestones(AlsoNumber):
+class Milestones(NumberFromText):
     """Piecewise constant, by whole epochs: values[k] from the k-th milestone on, values[0] before the first.
 
-    The milestones `at` are fractions of all epochs, so that a schedule scales with the length of the run:
-    DONE's temperature falls at 40 and 50 of 60 epochs, and so at 17 and 21 of 25.
+    Milestones are fractions of all epochs, so that a schedule scales with the length of the run: DONE's
+    temperature falls at 40 and 50 of 60 epochs, and so at 17 and 21 of 25.
+
+    Attributes:
+        values: one more than milestones.
+        at: the milestones.
 
     Example:
         >>> temperature = Milestones(values=(10.0, 1.0, 0.1), at=(2 / 3, 5 / 6))
@@ -66,10 +70,15 @@ class Milestones(AlsoNumber):
 
 
 @part
-class Linear(AlsoNumber):
+class Linear(NumberFromText):
     """Linear from `start` at epoch 0 to `end` at the fraction `until` of all epochs, constant afterwards.
 
     The value changes between epochs, not within them.
+
+    Attributes:
+        start: first value.
+        end: last value.
+        until: in (0, 1].
     """
 
     start: float
@@ -94,6 +103,6 @@ class Ramp(Schedule):
         return self.end * (clock.epoch + 1) / clock.epochs
 
 
-def at(value: float | Schedule, clock: Clock) -> float:
+def value_at(value: float | Schedule, clock: Clock) -> float:
     """A number as it is, or a schedule's value now."""
     return value if isinstance(value, int | float) else value(clock)

@@ -139,7 +139,10 @@ def test_a_coupling_that_returns_a_tensor_is_told_what_to_return() -> None:
         gradient(model, methods.at(Linf(EPS), steps=1).but(coupling=Old()), batch)
 
 
-def test_a_loss_that_leaves_the_shared_pass_behind_is_refused() -> None:
+@pytest.mark.parametrize("method", [methods.done_pgd, methods.at])
+def test_a_loss_that_leaves_the_shared_pass_behind_is_refused(method) -> None:
+    """By its first step, with a coupling that shares a pass and with one that does not."""
+
     class Own(SquaredLogits):
         def __call__(self, problem, x_adv):
             logits = problem.logits(x_adv)
@@ -147,7 +150,7 @@ def test_a_loss_that_leaves_the_shared_pass_behind_is_refused() -> None:
 
     model, batch = Net(norm=False).train(), Batch(*minibatches((8,))[0])
     with pytest.raises(UserError, match="gradient is lost"):
-        gradient(model, methods.done_pgd(Linf(EPS), steps=1).but(loss=Own()), batch)
+        gradient(model, method(Linf(EPS), steps=1).but(loss=Own()), batch)
 
 
 def test_leaf_receives_the_gradient_of_the_loss() -> None:

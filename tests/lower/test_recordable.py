@@ -13,7 +13,7 @@ from bivallate.lower import cuda_graphs
 from bivallate.lower.class_radius import Proportional
 from bivallate.lower.cuda_graphs import CudaGraphs, can_be_recorded, graphing, parts_are_recordable
 from bivallate.lower.direction import Direction, DirectionRule, Steepest, adam, raw, steepest
-from bivallate.lower.guided_objectives import Guiding
+from bivallate.lower.guided_objectives import GuidedCrossEntropy
 from bivallate.lower.objective import DLR, KLToClean, LogitMargin, Margin, cross_entropy
 from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import LowerProblem
@@ -65,7 +65,7 @@ CASES: dict[str, tuple[Any, Any, bool]] = {
     "radii of a minibatch": (Proportional(), cross_entropy, False),
     "without hash": (Listed(), cross_entropy, False),
     "of no role": (Plain(), cross_entropy, False),
-    "an objective that reads the clock": (steepest, Guiding(1.0), False),
+    "an objective that reads the clock": (steepest, GuidedCrossEntropy(1.0), False),
     "a function": (steepest, lambda problem, logits: logits[:, 0], False),
 }
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bivallate import L1, L2, Linf, UserError
 from bivallate.lower.l1 import largest, onto
-from bivallate.lower.threat import STRICT, threat
+from bivallate.lower.threat import FREE_MARGIN, threat
 from bivallate.noise import Noise
 
 D = torch.float64
@@ -278,7 +278,7 @@ def test_l1_retraction_is_differentiable() -> None:
 
 def test_interior_is_strict() -> None:
     x = torch.tensor([[[[0.5, 0.5, 0.5, 0.0, 1.0, 0.5]]]], dtype=D)
-    delta = torch.tensor([[[[0.1, 0.1 - STRICT / 2, 0.1 - 2 * STRICT, 0.0, 0.0, -0.1]]]], dtype=D)
+    delta = torch.tensor([[[[0.1, 0.1 - FREE_MARGIN / 2, 0.1 - 2 * FREE_MARGIN, 0.0, 0.0, -0.1]]]], dtype=D)
     assert Linf(0.1).interior(delta, x).flatten().tolist() == [False, False, True, False, False, False]
     on_the_sphere = torch.tensor([[[[0.1, 0.0]]]], dtype=D)
     half = torch.full_like(on_the_sphere, 0.5)

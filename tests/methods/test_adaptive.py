@@ -30,7 +30,7 @@ from bivallate.lower.start import zero
 from bivallate.lower.stop import FOSCBelow, Iterate, Misclassified, fosc
 from bivallate.methods.entries import create
 from bivallate.noise import Noise
-from bivallate.schedule import at
+from bivallate.schedule import value_at
 from bivallate.types import Batch, Clock, Facts
 
 THREAT = Linf(EPS)
@@ -91,7 +91,7 @@ def test_the_threshold_falls_to_zero_at_its_epoch() -> None:
     solver = methods.dynamic(THREAT).solver
     assert isinstance(solver, PGD)
     assert isinstance(solver.stop, FOSCBelow)
-    seen = [at(solver.stop.threshold, Clock(epoch=e, epochs=120)) for e in (0, 50, 99, 100, 110)]
+    seen = [value_at(solver.stop.threshold, Clock(epoch=e, epochs=120)) for e in (0, 50, 99, 100, 110)]
     assert seen == pytest.approx([0.5, 0.25, 0.005, 0, 0], abs=1e-15)
     assert seen[3] == 0
 
@@ -358,7 +358,7 @@ def test_the_schedules_of_tau() -> None:
     def taus(method: bv.Method, epochs: int, when: tuple[int, ...]) -> list[float]:
         assert isinstance(method.solver, PGD)
         assert isinstance(method.solver.stop, Misclassified)
-        return [at(method.solver.stop.tau, Clock(epoch=e - 1, epochs=epochs)) for e in when]
+        return [value_at(method.solver.stop.tau, Clock(epoch=e - 1, epochs=epochs)) for e in when]
 
     assert taus(methods.fat(THREAT), 120, (1, 50, 51, 90, 91, 120)) == [0, 0, 1, 1, 2, 2]
     assert taus(methods.fat_trades(THREAT), 85, (30, 31, 50, 51, 70, 71)) == [0, 1, 1, 2, 2, 3]

@@ -13,7 +13,7 @@ from bivallate.methods.entries import create
 from bivallate.run.config import Config
 from bivallate.run.optim import SGD, AdamW, Triangle
 from bivallate.run.recipes.published import RECIPES, recipe_for
-from bivallate.schedule import at
+from bivallate.schedule import value_at
 from bivallate.types import Clock
 
 THREAT = Linf(8 / 255)
@@ -155,7 +155,7 @@ def test_triangles_peak_where_the_papers_say_and_end_at_zero(recipe, peak):
 def test_done_adam_is_the_papers_run():
     config = resolve("done", "done-adam")
     temperature = config.method.weighting.temperature
-    falls = [at(temperature, Clock(epoch=e, epochs=60)) for e in range(60)]
+    falls = [value_at(temperature, Clock(epoch=e, epochs=60)) for e in range(60)]
     assert falls == [10.0] * 40 + [1.0] * 10 + [0.1] * 10
     assert config.method.solver.steps == 10
     assert config.rate == Triangle(25 / 60, cycle_momentum=False)
@@ -168,7 +168,7 @@ def test_five_epochs_keep_the_form_of_every_recipe():
         assert max(within) >= 0.8 * config.optimizer.lr, name
         assert min(every[1:]) < max(every), f"{name} never lowers its rate"
     config = resolve("done").set("epochs", "5")
-    falls = [at(config.method.weighting.temperature, Clock(epoch=e, epochs=5)) for e in range(5)]
+    falls = [value_at(config.method.weighting.temperature, Clock(epoch=e, epochs=5)) for e in range(5)]
     assert falls == [10.0, 10.0, 10.0, 1.0, 0.1]
     weighting = resolve("gairat").set("epochs", "5").method.weighting
     assert [weighting.over(Clock(epoch=e, epochs=5)) for e in range(5)] == [False, False, True, True, True]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bivallate.coupling.implicit import Coupling, Sensitivity, couple_at_solution
-from bivallate.coupling.linear_solve import conjugate_gradient
+from bivallate.coupling.linear_solve import curvature_solve
 from bivallate.errors import UserError
 from bivallate.lower.interior import barrier_strength
 from bivallate.lower.problem import LowerProblem
@@ -98,14 +98,8 @@ class Barrier(Coupling):
             def matvec(u: Tensor) -> Tensor:
                 return u - root * curvature(root * u)
 
-            found = conjugate_gradient(
-                matvec,
-                root * v,
-                steps=self.curvature_steps,
-                tolerance=self.tolerance,
-                anywhere=problem.anywhere,
-            )
-            problem.log["negative_curvature"] = found.failed.float().mean()
+            steps, tolerance = self.curvature_steps, self.tolerance
+            found = curvature_solve(problem, matvec, root * v, steps=steps, tolerance=tolerance)
             y = torch.where(per_example(found.failed, v), root * v, found.u)  # failed: without the Hessian
             return self.gain * root * y
 
@@ -162,9 +156,6 @@ class Implicit(Coupling):
             def matvec(u: Tensor) -> Tensor:
                 return free * (self.damping * u - curvature(free * u))
 
-            more = {"tolerance": self.tolerance, "anywhere": problem.anywhere}
-            found = conjugate_gradient(matvec, free * v, steps=self.steps, **more)
-            problem.log["negative_curvature"] = found.failed.float().mean()
-            return found.u
+            return curvature_solve(problem, matvec, free * v, steps=self.steps, tolerance=self.tolerance).u
 
         return couple_at_solution(problem, solution, lambda grad: solve)

@@ -57,7 +57,10 @@ class Detached(Coupling):
 
 @part
 class Leaf(Coupling):
-    """Let the outer backward pass compute d loss / d delta, in `.grad`, which solvers with feedback read.
+    """Make delta a leaf of autograd: the outer backward pass leaves d loss / d delta in `delta.grad`.
+
+    Theta gets no gradient through it. Solvers that move delta by that gradient read it in `feedback`
+    (Free-AT).
 
     Cost: none.
     """
@@ -104,14 +107,14 @@ class _LogitsWithImplicitGradient(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, grad: Tensor, tether: SharedPass) -> Tensor:
-        ctx.tether = tether
+    def forward(ctx: Any, logits: Tensor, grad: Tensor, shared: SharedPass) -> Tensor:
+        ctx.shared = shared
         return logits.view_as(logits)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore
-        return grad_outputs[0], ctx.tether.implicit_part(grad_outputs[0]), None
+        return grad_outputs[0], ctx.shared.implicit_part(grad_outputs[0]), None
 
 
 @dataclass(frozen=True)
@@ -168,8 +171,8 @@ def couple_at_solution(
         graph = problem.graph(delta)
     # one half of the double backward; the other half is the outer backward itself
     problem.forward.passes.backward += len(delta)
-    tether = SharedPass(problem, graph, sensitivity(graph.grad.detach()))
-    logits: Tensor = _LogitsWithImplicitGradient.apply(graph.logits, graph.grad, tether)  # pyright: ignore[reportAssignmentType]
+    shared = SharedPass(problem, graph, sensitivity(graph.grad.detach()))
+    logits: Tensor = _LogitsWithImplicitGradient.apply(graph.logits, graph.grad, shared)  # pyright: ignore[reportAssignmentType]
     return replace(solution, delta=delta.detach(), logits=logits)
 
 

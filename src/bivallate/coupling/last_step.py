@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bivallate.coupling.implicit import Coupling, Sensitivity, with_implicit_gradient
-from bivallate.coupling.linear_solve import conjugate_gradient
+from bivallate.coupling.linear_solve import curvature_solve
 from bivallate.errors import UserError, unknown
 from bivallate.lower.problem import LowerProblem
 from bivallate.parts import part
@@ -90,14 +90,8 @@ class LastStep(Coupling):
             def matvec(u: Tensor) -> Tensor:
                 return free * (stiffness * free * u - curvature(free * u))
 
-            found = conjugate_gradient(
-                matvec,
-                free * v,
-                steps=self.curvature_steps,
-                tolerance=self.tolerance,
-                anywhere=problem.anywhere,
-            )
-            problem.log["negative_curvature"] = found.failed.float().mean()
+            steps, tolerance = self.curvature_steps, self.tolerance
+            found = curvature_solve(problem, matvec, free * v, steps=steps, tolerance=tolerance)
             return self.gain * torch.where(per_example(found.failed, v), free * v, stiffness * found.u)
 
         return solve

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bivallate.lower.problem import LowerProblem
 from bivallate.types import per_example
 
 Matvec = Callable[[Tensor], Tensor]
@@ -72,3 +73,15 @@ def conjugate_gradient(
         direction = residual + per_example(beta, v) * direction
         rr = torch.where(active, new, rr)
     return LinearSolution(u, failed)
+
+
+def curvature_solve(
+    problem: LowerProblem, matvec: Matvec, v: Tensor, *, steps: int, tolerance: float
+) -> LinearSolution:
+    """`conjugate_gradient` for a coupling: logs the fraction of examples that failed.
+
+    All processes stop together where their passes wait for each other.
+    """
+    found = conjugate_gradient(matvec, v, steps=steps, tolerance=tolerance, anywhere=problem.anywhere)
+    problem.log["negative_curvature"] = found.failed.float().mean()
+    return found

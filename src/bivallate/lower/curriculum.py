@@ -18,7 +18,7 @@ from bivallate.lower.start import zero
 from bivallate.noise import Noise
 from bivallate.parts import part
 from bivallate.roles import Composition
-from bivallate.schedule import Schedule, at
+from bivallate.schedule import Schedule, value_at
 from bivallate.types import Clock, Evidence, Facts, Solution
 
 
@@ -69,7 +69,7 @@ class Curriculum(Solver):
 
     def solve(self, problem: LowerProblem) -> Solution:
         """Solve with the present level's number of steps."""
-        level = int(at(self.level, problem.clock))
+        level = int(value_at(self.level, problem.clock))
         problem.log["level"] = level
         start = self.inner.start if level else zero
         return replace(self.inner, steps=level, start=start).solve(problem)

@@ -23,7 +23,10 @@ class CastWeight:
     """A weight of a layer, and its cast copy that replaces it during a pass.
 
     Attributes:
-        place: the layer's parameters. name: of the weight there. weight, cast: the weight and its copy.
+        place: the layer's parameters.
+        name: of the weight among them.
+        weight: the weight.
+        cast: its copy in another type.
         version: version counter of the weight when it was cast.
     """
 
@@ -111,7 +114,7 @@ class Forward:
     def __call__(self, x: Tensor, *, exact: bool = False) -> Tensor:
         """The network's logits, in float32 or better.
 
-        exact: without mixed precision, which every pass needs that a coupling's gradient goes through.
+        exact: without mixed precision. Couplings always ask for it: their gradients go through the pass.
         """
         self.passes.forward += len(x)
         dtype = None if exact else getattr(self.model, "autocast_dtype", None)

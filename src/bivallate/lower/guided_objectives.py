@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from bivallate.errors import check_range
@@ -9,19 +11,21 @@ from bivallate.lower.distances import DISTANCES, DistanceName, check_distance
 from bivallate.lower.labels import label_loss
 from bivallate.lower.problem import LowerProblem, Objective
 from bivallate.parts import part
-from bivallate.schedule import Schedule, at
+from bivallate.schedule import Schedule, value_at
 
-__all__ = ["Guiding", "Smoothed", "smoothed_targets"]
+__all__ = ["GuidedCrossEntropy", "SmoothedCrossEntropy", "smoothed_targets"]
 
 
 @part
-class Guiding(Objective):
+class GuidedCrossEntropy(Objective):
     """-log p_y(x + delta) and, in every other minibatch, weight times the distance from the clean prediction.
 
-    Guided minibatches are those with an odd number within their epoch; guided and plain attacks alternate.
+    Guided and plain attacks alternate: minibatches with an odd number within their epoch, counted from 0, are
+    guided.
 
     Attributes:
-        weight: lambda, a number or a schedule. distance: "softmax" (GAT), "nuclear" (NuAT), or another.
+        weight: lambda, a number or a schedule.
+        distance: "softmax" (GAT), "nuclear" (NuAT), or another.
 
     Cost: one forward more in guided minibatches, for the clean logits.
 
@@ -30,6 +34,7 @@ class Guiding(Objective):
     and so moves the running statistics.
     """
 
+    WRITTEN_AS: ClassVar[str] = "Guiding"  # its word in configurations
     weight: float | Schedule
     distance: DistanceName = "softmax"
 
@@ -41,17 +46,21 @@ class Guiding(Objective):
         return True
 
     def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:
-        plain = label_loss(problem, logits)
+        cross_entropy = label_loss(problem, logits)
         if problem.clock.step % 2 == 0:
-            return plain
-        weight = at(self.weight, problem.clock)
-        return plain + weight * DISTANCES[self.distance](problem.clean_logits, logits)
+            return cross_entropy
+        weight = value_at(self.weight, problem.clock)
+        return cross_entropy + weight * DISTANCES[self.distance](problem.clean_logits, logits)
 
 
 def smoothed_targets(problem: LowerProblem, classes: int, smoothing: float, purpose: str) -> Tensor:
     """(B, K) targets: 1 - smoothing on the label, the rest spread at random over the other classes.
 
-    purpose: names the draws, which are made for each row.
+    Args:
+        problem: the labels, and the noise of their rows.
+        classes: K.
+        smoothing: in [0, 1].
+        purpose: name of the draws.
     """
     y = problem.y[:, None]
     share = problem.noise.uniform(purpose, (classes,), problem.x.dtype).scatter(1, y, 0.0)
@@ -60,15 +69,16 @@ def smoothed_targets(problem: LowerProblem, classes: int, smoothing: float, purp
 
 
 @part
-class Smoothed(Objective):
+class SmoothedCrossEntropy(Objective):
     """Cross-entropy with a smoothed label.
 
     Attributes:
         smoothing: s.
-        random: false: the target is 1 - s on the label and s / K on every class. true: 1 - s on the label and
-            s spread at random over the other classes.
+        random: whether s is spread at random over the other classes; otherwise every class, the label's too,
+            has s / K more.
     """
 
+    WRITTEN_AS: ClassVar[str] = "Smoothed"  # its word in configurations
     smoothing: float
     random: bool = False
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from bivallate.lower.radius import STRICT, check_eps
+from bivallate.lower.ball_checks import FREE_MARGIN, check_eps
 from bivallate.noise import Noise
 from bivallate.parts import part
 from bivallate.types import per_example
@@ -129,8 +129,8 @@ class L1:
 
     def interior(self, delta: Tensor, x: Tensor) -> Tensor:
         """Coordinates strictly inside the box, of examples strictly inside the ball."""
-        inside = (delta > STRICT - x) & (delta < 1 - x - STRICT)
-        return inside & per_example(self.size(delta) < self.eps - STRICT, delta)
+        inside = (delta > FREE_MARGIN - x) & (delta < 1 - x - FREE_MARGIN)
+        return inside & per_example(self.size(delta) < self.eps - FREE_MARGIN, delta)
 
     def random(self, noise: Noise, x: Tensor, purpose: str = "start") -> Tensor:
         """Uniform in the ball: exponential sizes divided by their sum, times a radius u^(1 / n)."""

@@ -59,18 +59,25 @@ class PassSharing:
 
 
 class LowerProblem:
-    """max over delta in C(x) of objective(theta, delta; x, y): one independent problem per example.
+    """max over delta in C(x) of objective(theta, delta; x, y): one independent problem for each example.
 
-    The upper level reads the same problem: a loss is (problem, x_adv) -> Terms.
+    A loss of the upper level, (problem, x_adv) -> Terms, is handed the same problem, after `solved`: there it
+    finds network, minibatch, moment, noise and log.
 
     Attributes:
-        forward: the network, which counts its passes. batch, x, y, clock, threat, objective: as given.
+        forward: the network, which counts its passes.
+        batch: the minibatch, with its x and y.
+        objective: what the attacker maximises.
+        threat: the set C(x).
+        clock: the moment in the run.
         noise: the draws of these rows at this moment.
         sharing: what a coupling may know of the loss.
         regularised: whether regularisers add to the anchor. Not on a second data stream, nor where the anchor
             is not used.
-        coupled, class_score, helper, start: set by `solved`: whether the gradient of the loss in x_adv goes
-            on to theta, and what the solution holds under these names.
+        coupled: whether delta carries a gradient in theta; set by `solved`, as the next three are.
+        class_score: of the solution.
+        helper: of the solution.
+        start: of the solution.
         log: numbers that parts report for the run's record; tensors of one number are read together at the
             end of the step, so that no part waits for the device.
     """
@@ -100,6 +107,7 @@ class LowerProblem:
         self.start: AttackStart | None = None
         self._clean = clean_logits
         self._at_solution: Tensor | None = None
+        self._asked_at_solution = False
         self._box: tuple[Tensor, Tensor] | None = None
         self._ones: Tensor | None = None
 
@@ -152,8 +160,8 @@ class LowerProblem:
     def graph(
         self, delta: Tensor, *, create_graph: bool = True, signs: bool = False, keep: bool = False
     ) -> Graph:
-        """The same with the graph kept in theta and delta. Cost: one forward, one backward.
-        keep: without create_graph, the forward pass' graph stays."""
+        """A forward pass at delta and its input gradient, connected by a graph in theta and delta.
+        keep: without create_graph, the graph of the forward pass stays. Cost: one forward, one backward."""
         objective = self.objective
         with torch.enable_grad():
             point = delta.detach().requires_grad_()
@@ -190,10 +198,10 @@ class LowerProblem:
         return product
 
     def solved(self, solution: Solution) -> LowerProblem:
-        """This problem with its solution, as the coupling has returned it; losses read it at x + delta.
+        """A copy of this problem that knows its solution, as the coupling has returned it, for the loss.
 
-        Where delta brings a gradient to theta, every pass there is exact. A leaf does not: it only collects
-        the gradient that its solver's `feedback` reads.
+        It counts and logs with the original. Where delta carries a gradient in theta, every pass there is
+        exact. A leaf carries none: it only collects the gradient that its solver's `feedback` reads.
 
         Raises:
             UserError: the coupling has returned something else.
@@ -206,7 +214,7 @@ class LowerProblem:
         other = copy(self)
         other.coupled = solution.delta.requires_grad and not solution.delta.is_leaf
         other.class_score, other.helper = solution.class_score, solution.helper
-        other.start, other._at_solution = solution.start, solution.logits
+        other.start, other._at_solution, other._asked_at_solution = solution.start, solution.logits, False
         return other
 
     def logits(self, x: Tensor, *, exact: bool = False) -> Tensor:
@@ -216,14 +224,18 @@ class LowerProblem:
     def logits_at_solution(self, x_adv: Tensor) -> Tensor:
         """Logits at the attacked points, for losses that declare `reuses_forward`.
         A pass that the coupling has made there is handed out, once."""
-        made, self._at_solution = self._at_solution, None
+        made, self._at_solution, self._asked_at_solution = self._at_solution, None, True
         return self.logits(x_adv) if made is None else made
 
     def check_pass_is_used(self) -> None:
-        """Raise UserError if the loss has left the coupling's pass, and so its gradient, behind."""
-        if self._at_solution is not None:
+        """Raise UserError if the loss declares that it asks for `logits_at_solution`, and did not.
+
+        It would leave a coupling's pass behind, and so its gradient; also a step without such a coupling
+        finds the wrong declaration.
+        """
+        if self._at_solution is not None or (self.sharing.reuses and not self._asked_at_solution):
             raise UserError(
-                "the loss declares reuses_forward and made its own pass at x_adv, so that the coupling's "
+                "the loss declares reuses_forward and made its own pass at x_adv, with which a coupling's "
                 "gradient is lost: let it ask problem.logits_at_solution(x_adv), or set reuses_forward=False"
             )
 

@@ -21,7 +21,7 @@ from bivallate.lower.compiled import without_compiling
 
 __all__ = ["explain_missing_derivatives", "layer_without_derivative", "tangents", "twice_differentiable"]
 
-Step = TypeVar("Step", bound=Callable[..., Any])
+StepFunction = TypeVar("StepFunction", bound=Callable[..., Any])
 
 SECOND = re.compile(
     r"derivative for .* is not implemented|once_differentiable|[Dd]ouble backward|backward of backward"
@@ -40,14 +40,14 @@ def twice_differentiable() -> Iterator[None]:
         yield
 
 
-def explain_missing_derivatives(step: Step) -> Step:
+def explain_missing_derivatives(step: StepFunction) -> StepFunction:
     """Decorator: turn the error of a layer without second derivative into a UserError.
 
     For functions (model, method, batch or (x, y), ...). The error names the layer and says what to do.
     """
 
     @wraps(step)
-    def told(model: nn.Module, method: Any, batch: Any, *args: Any, **options: Any) -> Any:
+    def explained(model: nn.Module, method: Any, batch: Any, *args: Any, **options: Any) -> Any:
         try:
             return step(model, method, batch, *args, **options)
         except RuntimeError as error:
@@ -56,7 +56,7 @@ def explain_missing_derivatives(step: Step) -> Step:
             x = batch[0] if isinstance(batch, tuple) else batch.x
             raise UserError(_second(error, model, method, x)) from error
 
-    return told  # pyright: ignore[reportReturnType]
+    return explained  # pyright: ignore[reportReturnType]
 
 
 def _second(error: RuntimeError, model: nn.Module, method: Any, x: Tensor) -> str:

@@ -19,7 +19,7 @@ from bivallate.lower.problem import LowerProblem
 from bivallate.lower.threat import Linf, ThreatModel
 from bivallate.parts import part
 from bivallate.roles import Role
-from bivallate.schedule import Schedule, at
+from bivallate.schedule import Schedule, value_at
 
 Form = Literal["ball", "box"]
 FORMS = ("ball", "box")
@@ -111,7 +111,7 @@ class Misclassified(Stop):
         check_range("tau", self.tau if isinstance(self.tau, int | float) else 0, 0)
 
     def __call__(self, problem: LowerProblem) -> StopRule:
-        left = torch.full_like(problem.y, int(at(self.tau, problem.clock)))
+        left = torch.full_like(problem.y, int(value_at(self.tau, problem.clock)))
 
         def rule(iterate: Iterate) -> Tensor:
             nonlocal left
@@ -150,7 +150,7 @@ class FOSCBelow(Stop):
             raise UserError('FOSC measured from the random start has only the ball form: set form="ball"')
 
     def __call__(self, problem: LowerProblem) -> StopRule:
-        threshold, threat = at(self.threshold, problem.clock), problem.threat
+        threshold, threat = value_at(self.threshold, problem.clock), problem.threat
         start = torch.zeros_like(problem.x)
 
         def rule(iterate: Iterate) -> Tensor:

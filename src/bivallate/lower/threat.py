@@ -10,18 +10,18 @@ from torch import Tensor
 
 from bivallate.errors import UserError, unknown
 from bivallate.from_text import parse_number
+from bivallate.lower.ball_checks import FREE_MARGIN, TINY, check_eps
 from bivallate.lower.l1 import L1
-from bivallate.lower.radius import STRICT, TINY, check_eps
 from bivallate.noise import Noise
 from bivallate.parts import part
 from bivallate.types import per_example
 
 __all__ = [
     "CUSTOMARY",
+    "FREE_MARGIN",
     "L1",
     "L2",
     "NORMS",
-    "STRICT",
     "SUCH_AS",
     "TINY",
     "Linf",
@@ -125,7 +125,7 @@ class Linf:
     def interior(self, delta: Tensor, x: Tensor) -> Tensor:
         """lo + 1e-7 < delta < up - 1e-7."""
         lo, up = self.bounds(x)
-        return (delta > lo + STRICT) & (delta < up - STRICT)
+        return (delta > lo + FREE_MARGIN) & (delta < up - FREE_MARGIN)
 
     def random(self, noise: Noise, x: Tensor, purpose: str = "start") -> Tensor:
         """Uniform on [-eps, eps]."""
@@ -224,8 +224,8 @@ class L2:
 
     def interior(self, delta: Tensor, x: Tensor) -> Tensor:
         """Coordinates strictly inside the box, of examples strictly inside the ball."""
-        inside = (delta > STRICT - x) & (delta < 1 - x - STRICT)
-        return inside & per_example(self.size(delta) < self.eps - STRICT, delta)
+        inside = (delta > FREE_MARGIN - x) & (delta < 1 - x - FREE_MARGIN)
+        return inside & per_example(self.size(delta) < self.eps - FREE_MARGIN, delta)
 
     def random(self, noise: Noise, x: Tensor, purpose: str = "start") -> Tensor:
         """Uniform in the ball."""

@@ -11,7 +11,7 @@ from bivallate.lower.threat import Threat
 from bivallate.method import Method
 from bivallate.methods.entries import register
 from bivallate.upper.loss import Trades
-from bivallate.weighting.descent import AdamDescent, Descent, NetOptimizer
+from bivallate.weighting.descent import AdamDescent, Descent, DescentRule
 from bivallate.weighting.margin_net import Correlation, MarginNet
 
 Inputs = Literal["multiclass-margin", "scalar-margin", "adversarial-loss", "loss-difference"]
@@ -19,7 +19,7 @@ Place = Literal["clean", "adversarial"]
 Mover = Literal["descent", "adam"]
 
 
-def _mover(kind: Mover, lr: float | None, weight_decay: float) -> NetOptimizer:
+def _mover(kind: Mover, lr: float | None, weight_decay: float) -> DescentRule:
     """The optimiser of the weighting network, with its default learning rate if `lr` is None."""
     make = Descent if kind == "descent" else AdamDescent
     return make(weight_decay=weight_decay) if lr is None else make(lr, weight_decay)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bivallate.coupling.implicit import Leaf
 from bivallate.lower.aligned_step import AlignedStep
-from bivallate.lower.guided_objectives import Smoothed
+from bivallate.lower.guided_objectives import SmoothedCrossEntropy
 from bivallate.lower.single_steps import LabelInformation, PriorGuided
 from bivallate.lower.threat import Threat
 from bivallate.method import Method
@@ -48,7 +48,7 @@ def fgsm_pgi(
     """
     loss = Consistent(Adversarial(smoothing), weight, "logits")
     solver = PriorGuided(step_size, decay, reset)
-    return Method(threat, solver, objective=Smoothed(smoothing), loss=loss, attack_mode="train")
+    return Method(threat, solver, objective=SmoothedCrossEntropy(smoothing), loss=loss, attack_mode="train")
 
 
 @register("liet", family="single step", paper="LIET, public code 2025", cost="2F + 3B")
@@ -87,7 +87,7 @@ def liet(
     """
     loss = Consistent(NoisyLabels(smoothing), Ramp(weight), "jensen-shannon")
     solver = LabelInformation(step_size, every, least, most)
-    objective = Smoothed(smoothing, random=True)
+    objective = SmoothedCrossEntropy(smoothing, random=True)
     return Method(threat, solver, objective=objective, loss=loss, attack_mode="train")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bivallate.lower.distances import DistanceName
-from bivallate.lower.guided_objectives import Guiding
+from bivallate.lower.guided_objectives import GuidedCrossEntropy
 from bivallate.lower.objective import kl_to_clean
 from bivallate.lower.pgd import PGD, Wider
 from bivallate.lower.start import BackwardSmoothing, Signs, Uniform, uniform, zero
@@ -112,7 +112,9 @@ def backward_smoothing(
 def _guided(threat: Threat, weight: float | Schedule, distance: DistanceName, noise: float) -> Method:
     """One step from a corner of the smaller ball, on the guided objective in every other minibatch."""
     solver = PGD(1, threat.eps, Signs(noise))
-    return Method(threat, solver, objective=Guiding(weight, distance), loss=Guided(weight, distance))
+    return Method(
+        threat, solver, objective=GuidedCrossEntropy(weight, distance), loss=Guided(weight, distance)
+    )
 
 
 @register("gat", family="single step", paper="Sriramanan et al., NeurIPS 2020", cost="4F + 3B at most")
@@ -135,7 +137,7 @@ def gat(threat: Threat, *, weight: float = 10.0, last: float = 4.0, noise: float
     backward runs through two forwards).
 
     Reference: Sriramanan et al. 2020, public code (GAT_cifar10.py).
-    Deviation: see `Guiding`.
+    Deviation: see `GuidedCrossEntropy`.
     """
     grown = Milestones(values=(weight, last * weight), at=(0.86,))
     return _guided(threat, grown, "softmax", noise)
@@ -160,7 +162,7 @@ def nuat(threat: Threat, *, weight: float = 4.5, until: float = 0.9, noise: floa
     backward runs through two forwards); a singular value decomposition of B x K numbers.
 
     Reference: Sriramanan et al. 2021, public code (NuAT_cifar10.py).
-    Deviation: see `Guiding`; with several processes the norm is taken over each process's rows.
+    Deviation: see `GuidedCrossEntropy`; with several processes the norm is taken over each process's rows.
     """
     return _guided(threat, Linear(0.0, weight, until), "nuclear", noise)
 

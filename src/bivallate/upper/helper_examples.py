@@ -11,13 +11,13 @@ from bivallate.lower.solver import require_gathered
 from bivallate.parts import part
 from bivallate.roles import Composition
 from bivallate.types import Terms
-from bivallate.upper.loss import Loss
+from bivallate.upper.loss import AroundLoss, Loss
 
 __all__ = ["HelperExamples"]
 
 
 @part
-class HelperExamples(Loss):
+class HelperExamples(AroundLoss):
     """anchor + weight CE(x + reach (x_adv - x), y'), y' the class that a plain network gives x_adv.
 
     The term keeps the margin from growing beyond the ball along the attack. The point may be outside of
@@ -42,7 +42,7 @@ class HelperExamples(Loss):
 
     def check(self, method: Composition) -> None:
         """Check as the base class does, and that the solver labels its points by a plain network."""
-        self.base.check(method)
+        super().check(method)
         advice = "use HelperLabels around a PGD, or the base alone"
         require_gathered(method, "the loss HelperExamples", "helper labels", "HelperLabels", advice)
 

@@ -17,25 +17,44 @@ from bivallate.lower.labels import label_loss
 from bivallate.lower.objective import CrossEntropy, kl
 from bivallate.lower.problem import LowerProblem
 from bivallate.parts import part
-from bivallate.roles import Role
+from bivallate.roles import Composition, Role
 from bivallate.types import Terms
 
 
 class Loss(Role, ABC):
     """(problem, x_adv) -> Terms, x_adv (B, C, H, W) the attacked points of the problem.
 
-    `reuses_forward` declares that the loss makes a single pass, `problem.logits_at_solution(x_adv)`, which a
-    coupling may then make for it.
+    To write a loss, derive a part from this class and write `__call__` alone: logits from
+    `problem.logits(points)`, labels from `problem.y`, one value an example. What stands below are permissions
+    that a loss may declare; without them it works with every method, at the cost of a pass or of a refusal:
+
+    - `reuses_forward = True`, if its one pass is `problem.logits_at_solution(x_adv)`. A coupling may then
+      make that pass for it. A loss that declares it and does not ask is refused at its first step.
+    - `follows(objective)`, if `robust` has the objective's gradient at the logits, times a number for each
+      example. A coupling then spares a backward pass. No step can check it: `bv.check_gradient` does.
+    - `takes_two_labels()`, if it reads labels through `label_loss` alone, so that CutMix may be used.
+    - `check(method)`, if it needs something of the other parts; a loss around another one derives from
+      `AroundLoss`.
     """
 
     reuses_forward: ClassVar[bool] = False
 
     def follows(self, objective: object) -> bool:
-        """Whether the gradient of `robust` at the logits is, row by row, a multiple of the objective's."""
+        """Whether d robust / d logits is, for each example, a multiple of d objective / d logits."""
         return False
 
     @abstractmethod
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms: ...
+
+
+class AroundLoss(Loss):
+    """A loss that adds to another one, its field `base`, and requires of a method what that requires."""
+
+    base: Loss
+
+    def check(self, method: Composition) -> None:
+        """Raise UserError where the base does."""
+        self.base.check(method)
 
 
 @part
@@ -62,7 +81,7 @@ class Adversarial(Loss):
         return self.smoothing == 0 and isinstance(objective, CrossEntropy)
 
     def takes_two_labels(self) -> bool:
-        """It does."""
+        """True: labels are read through `label_loss`."""
         return True
 
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
@@ -98,7 +117,7 @@ class Trades(Loss):
         check_range("label smoothing", self.smoothing, 0, 1)
 
     def takes_two_labels(self) -> bool:
-        """It does."""
+        """True: labels are read through `label_loss`."""
         return True
 
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:

@@ -19,7 +19,7 @@ from bivallate.lower.threat import Linf
 from bivallate.parts import part
 from bivallate.roles import Composition
 from bivallate.types import Terms
-from bivallate.upper.loss import Loss
+from bivallate.upper.loss import AroundLoss, Loss
 
 
 def grad_align_coefficient(eps: float) -> float:
@@ -36,7 +36,7 @@ def grad_align_coefficient(eps: float) -> float:
 
 
 @part
-class GradAlign(Loss):
+class GradAlign(AroundLoss):
     """anchor + coefficient * (1 - mean_i cos(g_i(0), g_i(eta))), g_i(e) = d CE_i / dx at x_i + e.
 
     eta is uniform in the ball, and x + eta is not clipped to [0, 1]. The penalty keeps the loss locally
@@ -63,7 +63,7 @@ class GradAlign(Loss):
 
     def check(self, method: Composition) -> None:
         """Raise UserError where the base does, and for the default coefficient without Linf."""
-        self.base.check(method)
+        super().check(method)
         if self.coefficient is None and not isinstance(method.threat, Linf):
             raise UserError(
                 "the law of GradAlign's coefficient was fitted for Linf: give a coefficient, for example "

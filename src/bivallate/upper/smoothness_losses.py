@@ -15,9 +15,9 @@ from bivallate.lower.problem import LowerProblem
 from bivallate.lower.threat import Linf
 from bivallate.parts import part
 from bivallate.roles import Composition
-from bivallate.schedule import Schedule, at
+from bivallate.schedule import Schedule, value_at
 from bivallate.types import Terms, per_example
-from bivallate.upper.loss import Loss
+from bivallate.upper.loss import AroundLoss, Loss
 
 __all__ = ["Abnormal", "Consistent", "Guided", "LocallyLinear", "NoisyLabels", "elle_coefficient"]
 
@@ -46,12 +46,12 @@ class Guided(Loss):
         check_range("label smoothing", self.smoothing, 0, 1)
 
     def takes_two_labels(self) -> bool:
-        """It does."""
+        """True: labels are read through `label_loss`."""
         return True
 
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
         logits, clean = problem.logits(x_adv), problem.logits(problem.x)
-        robust = at(self.weight, problem.clock) * DISTANCES[self.distance](clean, logits)
+        robust = value_at(self.weight, problem.clock) * DISTANCES[self.distance](clean, logits)
         return Terms(robust, label_loss(problem, clean, self.smoothing), logits)
 
 
@@ -78,7 +78,7 @@ class NoisyLabels(Loss):
 
 
 @part
-class Consistent(Loss):
+class Consistent(AroundLoss):
     """anchor + weight times the distance between the predictions at the attack's start and at its end.
 
     The gradient flows through both predictions.
@@ -102,7 +102,7 @@ class Consistent(Loss):
 
     def check(self, method: Composition) -> None:
         """Check as the base class does, and that the solver keeps its starting point."""
-        self.base.check(method)
+        super().check(method)
         _check_start(method, "Consistent")
 
     def takes_two_labels(self) -> bool:
@@ -114,7 +114,7 @@ class Consistent(Loss):
         if not problem.regularised or problem.start is None:
             return terms
         apart = DISTANCES[self.distance](problem.logits_at_start(), terms.logits)
-        return Terms(terms.robust, terms.anchor + at(self.weight, problem.clock) * apart, terms.logits)
+        return Terms(terms.robust, terms.anchor + value_at(self.weight, problem.clock) * apart, terms.logits)
 
 
 def elle_coefficient(eps: float) -> float:
@@ -132,7 +132,7 @@ def elle_coefficient(eps: float) -> float:
 
 
 @part
-class LocallyLinear(Loss):
+class LocallyLinear(AroundLoss):
     """anchor + coefficient (l(x_c) - (1 - a) l(x_a) - a l(x_b))^2, l the cross-entropy.
 
     x_a and x_b are uniform in the ball, not clipped to [0, 1]; x_c = (1 - a) x_a + a x_b, with a uniform in
@@ -152,7 +152,7 @@ class LocallyLinear(Loss):
 
     def check(self, method: Composition) -> None:
         """Raise UserError where the base does, and for the default coefficient without Linf."""
-        self.base.check(method)
+        super().check(method)
         if self.coefficient is None and not isinstance(method.threat, Linf):
             raise UserError(
                 "the law of ELLE's coefficient is of Linf: give a coefficient, for example 1000, with "
@@ -178,7 +178,7 @@ class LocallyLinear(Loss):
 
 
 @part
-class Abnormal(Loss):
+class Abnormal(AroundLoss):
     """anchor + terms for examples whose loss fell in the attack: abnormal adversarial examples (AAER).
 
     A is the set of examples whose cross-entropy at x_adv is lower than at the attack's start, v_i the squared
@@ -210,7 +210,7 @@ class Abnormal(Loss):
 
     def check(self, method: Composition) -> None:
         """Check as the base class does, and that the solver keeps its starting point."""
-        self.base.check(method)
+        super().check(method)
         _check_start(method, "Abnormal")
 
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:

@@ -1,4 +1,4 @@
-"""The optimisers of the weighting network (BiLAW)."""
+"""How the weighting network of BiLAW descends; the classifier's optimiser has nothing to do with it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from torch import Tensor
 from bivallate.errors import UserError
 from bivallate.parts import part
 
-__all__ = ["AdamDescent", "Descent", "NetOptimizer"]
+__all__ = ["AdamDescent", "Descent", "DescentRule"]
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
-class NetOptimizer(Protocol):
-    """(parameter, gradient, step counted from 1, *moments) -> None, in place."""
+class DescentRule(Protocol):
+    """Moves a parameter in place: (parameter, gradient, step counted from 1, *moments) -> None.
+
+    `moments` names the running tensors of a parameter's shape that the rule is handed, zero at first.
+    """
 
     moments: ClassVar[tuple[str, ...]]
 

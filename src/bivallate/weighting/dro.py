@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bivallate import collective
 from bivallate.errors import UserError
 from bivallate.parts import part
-from bivallate.schedule import Constant, Milestones, at
+from bivallate.schedule import Constant, Milestones, value_at
 from bivallate.types import Clock, Evidence, Facts
 from bivallate.weighting.base import Weighting
 
@@ -60,7 +60,7 @@ class KLDRO(Weighting):
 
     def temperature_at(self, clock: Clock) -> float:
         """r at this moment."""
-        return max(at(self.temperature, clock), self.floor)
+        return max(value_at(self.temperature, clock), self.floor)
 
     def bind(self, facts: Facts) -> BoundKLDRO:
         """Build the running estimate for one run."""

@@ -17,7 +17,7 @@ from bivallate.parts import part
 from bivallate.roles import Composition
 from bivallate.types import Evidence, Facts, probability_margin
 from bivallate.weighting.base import LookaheadLoss, NotFitted, Weighting
-from bivallate.weighting.descent import Descent, NetOptimizer
+from bivallate.weighting.descent import Descent, DescentRule
 
 INPUTS = ("multiclass-margin", "scalar-margin", "adversarial-loss", "loss-difference")
 
@@ -64,7 +64,7 @@ class MarginNet(Weighting):
         "multiclass-margin"
     )
     margins_from: Literal["clean", "adversarial"] = "clean"
-    optimizer: NetOptimizer = field(default=Descent())
+    optimizer: DescentRule = field(default=Descent())
     second_order: bool = False
     needs_meta: ClassVar[bool] = True
 

@@ -13,7 +13,7 @@ from bivallate import collective
 from bivallate.errors import UserError, unknown
 from bivallate.parts import part
 from bivallate.roles import Composition
-from bivallate.schedule import Constant, Linear, Milestones, at
+from bivallate.schedule import Constant, Linear, Milestones, value_at
 from bivallate.types import Evidence, probability_margin
 from bivallate.weighting.base import Weighting
 
@@ -151,7 +151,7 @@ class GAIRAT(Weighting):
         kappa = evidence.kappa.to(evidence.loss.dtype)
         if self.form == "discrete":
             return mean_one((self.steps + 1 - kappa) / (self.steps + 1))
-        shift = at(self.shift, evidence.clock)
+        shift = value_at(self.shift, evidence.clock)
         if math.isinf(shift):
             return torch.ones_like(kappa)
         z = shift + 5 * (1 - 2 * kappa / self.steps)
