@@ -33,7 +33,7 @@ def class_wise(name: str) -> int:
     return sum(standin.log.syncs.values())
 
 
-@pytest.mark.parametrize("name", ["cfa", "dafa"])
+@pytest.mark.parametrize("name", ["cfa", "dafa", "cfa-l2", "cfa-l1"])
 def test_radii_of_classes_are_not_waited_for(card, name: str) -> None:
     assert card(class_wise, name) <= 1
 

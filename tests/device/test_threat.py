@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import bivallate as bv
+from bivallate.lower.radii import Radii
 
 CASES = {  # eps, size of the perturbation
     "inside": (3.0, 0.05),
@@ -17,8 +18,11 @@ CASES = {  # eps, size of the perturbation
 }
 
 
-def projected(device: str, kind: type, eps: float, size: float) -> list[np.ndarray]:
-    """Projection, its derivative and the support; some perturbations and some bounds are zero."""
+def projected(device: str, kind: type, own: bool, eps: float, size: float) -> list[np.ndarray]:
+    """Projection, its derivative and the support; some perturbations and some bounds are zero.
+
+    own: each row has its own radius.
+    """
     generator = torch.Generator().manual_seed(0)
     x = (
         torch.rand(6, 1, 5, 5, generator=generator, dtype=torch.float64)
@@ -32,6 +36,8 @@ def projected(device: str, kind: type, eps: float, size: float) -> list[np.ndarr
     v[1, :, :2] = 0
     grad = torch.randn(6, 1, 5, 5, generator=generator, dtype=torch.float64).to(device)
     ball, v = kind(eps), v.to(device).requires_grad_()
+    if own:
+        ball = Radii(ball, torch.tensor([1, 0.5, 0, 1.5, 1, 2], dtype=torch.float64, device=device))
     found = ball.retract(v, x)
     (slope,) = torch.autograd.grad((found * grad).sum(), v)
     assert bool(((x + found >= 0) & (x + found <= 1)).all())
@@ -40,9 +46,11 @@ def projected(device: str, kind: type, eps: float, size: float) -> list[np.ndarr
 
 
 @pytest.mark.parametrize("kind", [bv.L2, bv.L1])
+@pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_the_projection_is_the_processors(card, case: str, kind: type) -> None:
-    there, here = card(projected, "cuda", kind, *CASES[case]), projected("cpu", kind, *CASES[case])
+def test_the_projection_is_the_processors(card, case: str, own: bool, kind: type) -> None:
+    asked = kind, own, *CASES[case]
+    there, here = card(projected, "cuda", *asked), projected("cpu", *asked)
     for a, b in zip(there, here, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
     assert case != "ball and box" or (np.abs(here[0]) < 1e-12).any()

@@ -56,10 +56,10 @@ def tiny(
     batch = Batch(x, y, index, meta=Batch(x[:4], y[:4], index[:4]), population=ROWS)
     narrow = {} if network == "tiny-cnn" else {"width": 0.0625}
     model = bv.models.create(network, num_classes=3, shape=(1, 8, 8), seed=0, **narrow)
-    plain = name.removesuffix("-l2")
+    plain = name.removesuffix("-l2").removesuffix("-l1")
     known = registry()[plain].parameters
     few = {name: 2 for name in ("steps", "replays", "m") if (known.get(name) or 0) > 2}
-    ball = bv.Linf(0.1) if plain == name else bv.L2(0.5)
+    ball = {"-l2": bv.L2(0.5), "-l1": bv.L1(2.0)}.get(name.removeprefix(plain), bv.Linf(0.1))
     return Trial(model, create(plain, ball, **{**few, **parameters}), batch)
 
 

@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
-from bivallate.lower.threat import Linf, Threat
+from bivallate.lower.threat import L1, L2, Linf, Threat
 from bivallate.noise import Noise
 from bivallate.types import per_example
-
-Rows = Tensor | slice
 
 
 class _Boxes(Linf):
     """Linf balls of which each row has its own: eps is (B, 1, 1, 1), which all of Linf's arithmetic takes."""
 
-    def __init__(self, eps: Tensor) -> None:
-        object.__setattr__(self, "eps", eps)  # not checked, since the host would wait for the numbers
+
+class _Spheres(L2):
+    """The same in L2: eps is (B,), which projections and supports take."""
+
+
+class _Diamonds(L1):
+    """The same in L1: eps is (B,)."""
+
+    def _radius(self, x: Tensor) -> Tensor:
+        return self.eps  # pyright: ignore[reportReturnType]
+
+
+_OF_ROWS: dict[type[Threat], type[Threat]] = {Linf: _Boxes, L2: _Spheres, L1: _Diamonds}
+
+
+def _of_rows(threat: Threat, radius: Tensor) -> Threat:
+    """A threat of this norm with radii (B,), which are not checked: the host would wait for the numbers."""
+    balls = object.__new__(_OF_ROWS[type(threat)])
+    shaped = radius[:, None, None, None] if isinstance(threat, Linf) else radius
+    object.__setattr__(balls, "eps", shaped)
+    return balls
 
 
 @dataclass(frozen=True)
 class Radii:
     """A threat whose radius differs from row to row, with exact projection; used in training only.
 
-    Linf balls are boxes, whose bounds hold each row's own radius. In another norm rows with equal radii form
-    a group, and each group uses the threat with its radius.
+    The norm's own arithmetic, with a tensor of radii in place of one, so that a device launches no more and
+    its host waits no more than for one radius.
 
     Attributes:
         threat: the threat of the method; its eps is the radius for the factor 1.
@@ -50,25 +65,8 @@ class Radii:
         return radius.clamp(max=1.0) if isinstance(self.threat, Linf) else radius
 
     @cached_property
-    def _box(self) -> _Boxes:
-        return _Boxes(self.radius[:, None, None, None])
-
-    @cached_property
-    def _groups(self) -> list[tuple[Tensor, Threat]]:
-        own, which = self.radius.unique(return_inverse=True)
-        return [
-            ((which == k).nonzero()[:, 0], replace(self.threat, eps=eps))
-            for k, eps in enumerate(own.tolist())
-        ]
-
-    @cached_property
-    def _back(self) -> Tensor:
-        return torch.cat([rows for rows, _ in self._groups]).argsort()
-
-    def _each(self, ask: Callable[[Threat, Rows], Tensor]) -> Tensor:
-        if isinstance(self.threat, Linf):
-            return ask(self._box, slice(None))
-        return torch.cat([ask(threat, rows) for rows, threat in self._groups])[self._back]
+    def _own(self) -> Threat:
+        return _of_rows(self.threat, self.radius)
 
     def select(self, rows: Tensor) -> Radii:
         """The radii of some rows."""
@@ -76,15 +74,15 @@ class Radii:
 
     def project(self, delta: Tensor, x: Tensor) -> Tensor:
         """The nearest point of each row's own set."""
-        return self._each(lambda threat, rows: threat.project(delta[rows], x[rows]))
+        return self._own.project(delta, x)
 
     def retract(self, delta: Tensor, x: Tensor) -> Tensor:
         """The projection as a differentiable map, see `Linf.retract`."""
-        return self._each(lambda threat, rows: threat.retract(delta[rows], x[rows]))
+        return self._own.retract(delta, x)
 
     def interior(self, delta: Tensor, x: Tensor) -> Tensor:
         """(B, C, H, W) bool, coordinates strictly inside their bounds."""
-        return self._each(lambda threat, rows: threat.interior(delta[rows], x[rows]))
+        return self._own.interior(delta, x)
 
     def random(self, noise: Noise, x: Tensor, purpose: str = "start") -> Tensor:
         """Uniform in each row's ball: the threat's own draws, scaled."""
@@ -96,11 +94,11 @@ class Radii:
 
     def support(self, grad: Tensor, x: Tensor, delta: Tensor) -> Tensor:
         """(B,) max over d in each row's set of <grad, d - delta>."""
-        return self._each(lambda threat, rows: threat.support(grad[rows], x[rows], delta[rows]))
+        return self._own.support(grad, x, delta)
 
     def ball_support(self, grad: Tensor, delta: Tensor) -> Tensor:
         """(B,) the same over the balls alone."""
-        return self._each(lambda threat, rows: threat.ball_support(grad[rows], delta[rows]))
+        return self._own.ball_support(grad, delta)
 
     def size(self, delta: Tensor) -> Tensor:
         """(B,) the norm of each perturbation."""

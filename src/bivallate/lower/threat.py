@@ -219,7 +219,8 @@ class L2:
         before = most.square().gather(1, order)
         before = before.cumsum(1) - before
         rest = size.square().gather(1, order).flip(1).cumsum(1).flip(1)
-        full = (before + reached.square() * rest < self.eps**2) & (reached < limit)
+        norm = before + reached.square() * rest
+        full = (norm.t() < self.eps**2).t() & (reached < limit)  # eps may be (B,), see `Radii`
         return torch.zeros_like(full).scatter(1, order, full).view_as(v)
 
     def interior(self, delta: Tensor, x: Tensor) -> Tensor:
