@@ -21,6 +21,7 @@ from bivallate.lower.solver import Solver
 from bivallate.lower.threat import Threat
 from bivallate.parts import decode, encode, part, rebased, written
 from bivallate.roles import Role
+from bivallate.transfer_to_cpu import OneTransfer
 from bivallate.types import Clock, Facts
 from bivallate.upper.loss import Loss, adversarial
 from bivallate.weighting.base import Weighting, equal
@@ -193,6 +194,7 @@ class BoundMethod:
         self.sharing = PassSharing(spec.loss.reuses_forward, collinear)
         self.replays, self.accumulate = spec.replays, spec.accumulate
         self.attack_mode: AttackMode = spec.attack_mode
+        self.unread = OneTransfer()  # records of this minibatch's replays
 
     def updates_after(self, clock: Clock) -> bool:
         """Whether the step at this moment ends with an update of the parameters.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +15,19 @@ from bivallate.errors import UserError
 from bivallate.gradient_sums import summed
 from bivallate.lower.problem import LowerProblem
 from bivallate.method import BoundMethod
-from bivallate.transfer_to_cpu import to_cpu
+from bivallate.transfer_to_cpu import OneTransfer
 from bivallate.types import Clock, Passes, StepRecord, Terms, probability_margin
 
-Summands = Callable[[StepRecord], Sequence[float]]  # numbers of this process, to be summed over all processes
+Summands = Callable[["DeviceRecord"], Sequence[float]]  # numbers of this process, summed over all processes
+Finish = Callable[[StepRecord, list[Tensor]], StepRecord]
 
 
 class NonFinite(UserError):
     """The loss or a gradient is not a finite number.
 
-    Raised before the update, so the parameters are still good.
+    Raised before the update, so that the parameters are still good. Where a minibatch has several updates
+    (Free-AT), a device is asked for all of them together, before the last one: an earlier update may then
+    have been made, and the message says so.
     """
 
 
@@ -32,7 +36,7 @@ class DeviceRecord:
     """The record of one step while its numbers are on the device that computed them.
 
     Nothing is computed there for the record alone: margins and statistics of the weights are computed on the
-    processor, after the one transfer that `read` makes.
+    processor, after one transfer.
 
     Attributes:
         loss: of the whole minibatch; divided by `share` it is the mean over this process's rows.
@@ -54,12 +58,21 @@ class DeviceRecord:
     passes: Passes
     logged: Mapping[str, float | Tensor]
 
-    def read(self, *others: Tensor) -> tuple[StepRecord, list[Tensor]]:
-        """Move the record and other tensors to the processor, in one transfer for which it waits."""
-        logged = {name: value for name, value in self.logged.items() if isinstance(value, Tensor)}
-        own = [self.loss, self.index, self.y, self.weights, self.logits]
-        moved = to_cpu([*own, *logged.values(), *others])
-        (loss, index, y, w, logits), rest = moved[:5], moved[5:]
+    @property
+    def examples(self) -> int:
+        """Rows of this process; known without asking the device, as the passes are."""
+        return len(self.index)
+
+    def numbers(self) -> list[Tensor]:
+        """The tensors that are read."""
+        return [self.loss, self.index, self.y, self.weights, self.logits, *self._logged().values()]
+
+    def _logged(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.logged.items() if isinstance(value, Tensor)}
+
+    def read(self, found: list[Tensor]) -> tuple[StepRecord, list[Tensor]]:
+        """The record from `numbers` on the processor, and the tensors that come after them."""
+        (loss, index, y, w, logits), rest, logged = found[:5], found[5:], self._logged()
         mean, tiny = w.mean(), torch.finfo(w.dtype).tiny
         record = StepRecord(
             loss=float(loss) / self.share,
@@ -76,30 +89,75 @@ class DeviceRecord:
         return record, rest[len(logged) :]
 
 
+class LateRecord(StepRecord):
+    """A record that is read when the first of its numbers is asked for, but for passes and examples."""
+
+    @classmethod
+    def of(cls, get: Callable[[], StepRecord], on_device: DeviceRecord) -> LateRecord:
+        """The record that `get` reads."""
+        late = object.__new__(cls)
+        vars(late).update(get=get, passes=on_device.passes, examples=on_device.examples)
+        return late
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in {field.name for field in fields(StepRecord)}:
+            raise AttributeError(name)
+        vars(self).update(vars(self.get()))
+        return vars(self)[name]
+
+
+def recorded(
+    on_device: DeviceRecord,
+    clock: Clock,
+    method: BoundMethod,
+    others: Sequence[Tensor] = (),
+    finish: Finish = lambda record, others: record,
+) -> StepRecord:
+    """The record of a step. On a device those of a minibatch's replays are read with the last one's.
+
+    Args:
+        others: tensors that are read in the same transfer. finish: what is made of the record and of these.
+    """
+    if clock.replay == 0:
+        method.unread = OneTransfer()
+    get = method.unread.later([*on_device.numbers(), *others], lambda found: finish(*on_device.read(found)))
+    return LateRecord.of(get, on_device) if _is_late(on_device, clock, method) else get()
+
+
+def _is_late(on_device: DeviceRecord, clock: Clock, method: BoundMethod) -> bool:
+    return clock.replay < method.replays - 1 and on_device.loss.device.type != "cpu"
+
+
 def reduce_and_check(
-    model: nn.Module, loss: Tensor, on_device: DeviceRecord, clock: Clock, summands: Summands
+    model: nn.Module,
+    loss: Tensor,
+    on_device: DeviceRecord,
+    clock: Clock,
+    method: BoundMethod,
+    summands: Summands,
 ) -> StepRecord:
     """Add up the gradients of all processes in place, check that they are finite, and read the record.
 
-    The loss and the numbers that `summands` returns for the record are added up in the same all-reduce, so
+    The loss and the numbers that `summands` returns are added up in the same all-reduce, so
     that all processes have the same sums. The returned record holds them as `sums`.
 
     Cost: one all-reduce of all gradients that are not under way already, none on one process; one pass over
-    the gradients; one transfer from the device, two on several processes.
+    the gradients; one transfer from the device, for all replays of a minibatch together.
 
     Raises:
         NonFinite: the loss or a gradient is not finite.
     """
-    if not collective.is_distributed():
-        record, (norms, value) = on_device.read(_norms(model), loss)
-        _check_finite(float(norms.norm()), float(value), clock)
-        return replace(record, sums=tuple(summands(record)))
-    record, _ = on_device.read()
-    own = torch.stack([loss, *loss.new_tensor(summands(record))])
-    norms, sums = to_cpu([_norms(model), summed(model, own)])
-    value, *others = sums.tolist()
-    _check_finite(float(norms.norm()), value, clock)
-    return replace(record, sums=tuple(others))
+    own = tuple(summands(on_device))
+    total = loss
+    if collective.is_distributed():
+        total = summed(model, torch.cat([loss[None], loss.new_tensor(own)]))
+
+    def finish(record: StepRecord, others: list[Tensor]) -> StepRecord:
+        norms, (value, *sums) = others[0], others[1].flatten().tolist()
+        _check_finite(float(norms.norm()), value, clock, updated=_is_late(on_device, clock, method))
+        return replace(record, sums=tuple(sums) if collective.is_distributed() else own)
+
+    return recorded(on_device, clock, method, [_norms(model), total], finish)
 
 
 def _norms(model: nn.Module) -> Tensor:
@@ -108,17 +166,18 @@ def _norms(model: nn.Module) -> Tensor:
     return torch.stack(torch._foreach_norm(grads)) if grads else torch.zeros(1)  # pyright: ignore
 
 
-def _check_finite(norm: float, loss: float, clock: Clock) -> None:
+def _check_finite(norm: float, loss: float, clock: Clock, *, updated: bool) -> None:
     if math.isfinite(norm) and math.isfinite(loss):
         return
     what = f"the loss is {loss:g}" if not math.isfinite(loss) else "a gradient is not finite"
     raise NonFinite(
         f"{what} at epoch {clock.epoch + 1}, minibatch {clock.step + 1}. Likely cause: a learning rate "
-        "that is too high, or inputs that are not finite. The parameters were not updated"
+        "that is too high, or inputs that are not finite. The parameters were "
+        + ("updated with it before it could be seen" if updated else "not updated")
     )
 
 
-def no_summands(record: StepRecord) -> Sequence[float]:
+def no_summands(on_device: DeviceRecord) -> Sequence[float]:
     """Return no numbers: the default of a step, which then sums the loss and the gradients alone."""
     return ()
 

@@ -16,7 +16,7 @@ from bivallate.lower.modes import attacking
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.second_order import explain_missing_derivatives
 from bivallate.method import BoundMethod, check_bound
-from bivallate.record import DeviceRecord, Summands, no_summands, reduce_and_check, summarise
+from bivallate.record import DeviceRecord, Summands, no_summands, recorded, reduce_and_check, summarise
 from bivallate.types import Batch, Clock, StepRecord
 
 
@@ -28,8 +28,8 @@ def train_step(
     check_bound(method)
     loss, on_device = accumulate_gradient(model, method, batch, clock, learning_rates(optimizer, model))
     if not method.updates_after(clock):  # the last replay's check finds what is not finite in any
-        return on_device.read()[0]
-    record = reduce_and_check(model, loss, on_device, clock, summands)
+        return recorded(on_device, clock, method)
+    record = reduce_and_check(model, loss, on_device, clock, method, summands)
     optimizer.step()
     optimizer.zero_grad()
     return record

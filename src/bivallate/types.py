@@ -291,4 +291,4 @@ class StepRecord:
     margin: list[float]
     passes: Passes
     logged: dict[str, float]
-    sums: tuple[float, ...] = ()
+    sums: tuple[float, ...] = field(default_factory=tuple)

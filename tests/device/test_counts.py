@@ -15,7 +15,8 @@ LEAN = ["at", "fast-bat", "done-adam", "fat", "at-l2", "yopo", "free-at", "bilaw
 @pytest.mark.parametrize("name", LEAN)
 def test_a_step_is_waited_for_once(card, name: str) -> None:
     waits, _, replays = card(counted, name, {"steps": 4} if name in ("at", "fat", "at-l2") else {})
-    assert sum(waits.values()) <= replays, waits
+    assert sum(waits.values()) <= 1, waits
+    assert replays > 1 or name not in ("yopo", "free-at")
 
 
 def class_wise(name: str) -> int:

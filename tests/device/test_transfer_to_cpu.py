@@ -2,7 +2,7 @@
 
 import torch
 
-from bivallate.transfer_to_cpu import to_cpu
+from bivallate.transfer_to_cpu import OneTransfer
 
 
 def values(device: str) -> list[torch.Tensor]:
@@ -18,8 +18,20 @@ def values(device: str) -> list[torch.Tensor]:
 
 
 def there() -> list[bytes]:
+    """What is read, though the tensors change before; of two lists in one transfer."""
+    from tests.device import standin
+
     torch.manual_seed(0)
-    return [value.numpy().tobytes() + str(value.shape).encode() for value in to_cpu(values("cuda"))]
+    transfer, sent = OneTransfer(), values("cuda")
+    first = transfer.later(sent, lambda found: found)
+    for value in sent:
+        value.zero_()
+    second = transfer.later([torch.ones(3).to("cuda")], lambda found: found[0].tolist())
+    standin.log.syncs.clear()
+    assert second() == [1.0] * 3
+    found = first()
+    assert sum(standin.log.syncs.values()) == 1
+    return [value.numpy().tobytes() + str(value.shape).encode() for value in found]
 
 
 def test_they_come_back_bit_for_bit(card) -> None:
@@ -29,8 +41,8 @@ def test_they_come_back_bit_for_bit(card) -> None:
 
 def test_what_is_on_the_processor_stays_there() -> None:
     kept = values("cpu")
+    found = OneTransfer().later(kept, lambda found: found)()
     assert all(
-        a is not b and torch.equal(a.nan_to_num(), b.nan_to_num())
-        for a, b in zip(kept, to_cpu(kept), strict=True)
+        a is not b and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(kept, found, strict=True)
     )
-    assert not to_cpu([torch.ones(1, requires_grad=True)])[0].requires_grad
+    assert not OneTransfer().later([torch.ones(1, requires_grad=True)], lambda v: v)()[0].requires_grad

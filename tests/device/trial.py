@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -29,13 +30,15 @@ class Trial:
 
     def step(self) -> StepRecord:
         """All replays of the minibatch, late in training, when every weighting has begun."""
-        record = None
-        for replay in range(self.method.replays):
-            clock = Clock(epoch=3, epochs=4, step=self.steps, steps=10, replay=replay)
-            record = train_step(self.model, self.optimizer, self.method, self.batch, clock)
-        assert record is not None
+        *_, record = self.replays()
         self.steps += 1
         return record
+
+    def replays(self) -> Iterator[StepRecord]:
+        """The record of each replay."""
+        for replay in range(self.method.replays):
+            clock = Clock(epoch=3, epochs=4, step=self.steps, steps=10, replay=replay)
+            yield train_step(self.model, self.optimizer, self.method, self.batch, clock)
 
     def parameters(self) -> list[Tensor]:
         """Of the network, on the processor."""
@@ -63,8 +66,8 @@ def tiny(
     return Trial(model, create(plain, ball, **{**few, **parameters}), batch)
 
 
-def stepped(name: str, device: str) -> tuple[list[Any], StepRecord, dict[str, int], int]:
-    """Parameters after two steps, as arrays, the record of the second, what it waited for, and its replays.
+def stepped(name: str, device: str) -> tuple[list[Any], StepRecord, dict[str, int]]:
+    """Parameters after two steps, as arrays, the record of the second, and what it waited for.
 
     The first pass of a network in each mode is looked at, once and for all; that does not count.
     """
@@ -75,7 +78,7 @@ def stepped(name: str, device: str) -> tuple[list[Any], StepRecord, dict[str, in
     standin.log.syncs.clear()
     record = trial.step()
     waits = {place: n for place, n in standin.log.syncs.items() if "input_guard" not in place}
-    return [p.numpy() for p in trial.parameters()], record, waits, trial.method.replays
+    return [p.numpy() for p in trial.parameters()], record, waits
 
 
 def counted(name: str, parameters: dict[str, Any]) -> tuple[dict[str, int], int, int]:

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from bivallate import collective
+from bivallate.record import DeviceRecord
 from bivallate.run.weight_spread import Spread
-from bivallate.types import StepRecord
+from bivallate.types import Passes, StepRecord
 
 
 class StepSums(NamedTuple):
@@ -60,14 +61,22 @@ class EpochSums:
     sent: list[int] = field(default_factory=lambda: [0, 0, 0])
     everywhere: list[int] = field(default_factory=lambda: [0, 0, 0])
 
-    def unsent(self, record: StepRecord, *, first: bool) -> list[float]:
-        """Rows, forward and backward passes not yet sent to the other processes, with those of `record`."""
-        own = self._costs()
-        now = (record.examples if first else 0, record.passes.forward, record.passes.backward)
-        return [float(a + b - sent) for a, b, sent in zip(own, now, self.sent, strict=True)]
+    def unsent(self, replays: Sequence[StepRecord | DeviceRecord]) -> list[float]:
+        """Rows, forward and backward passes not yet sent to the other processes, with a minibatch's."""
+        passes = sum((replay.passes for replay in replays), Passes())
+        now = (replays[0].examples, passes.forward, passes.backward)
+        return [float(a + b - sent) for a, b, sent in zip(self._costs(), now, self.sent, strict=True)]
+
+    def add_minibatch(self, replays: Sequence[StepRecord]) -> StepSums:
+        """Add the steps of a minibatch; returns what the last one has of all processes."""
+        for k, record in enumerate(replays):
+            self.add(record, first=k == 0)
+        sums = StepSums(*replays[-1].sums)
+        self.add_everywhere(sums[2:])
+        return sums
 
     def add_everywhere(self, costs: Sequence[float]) -> None:
-        """Add the sums of `unsent` over all processes, after the step has been added."""
+        """Add the sums of `unsent` over all processes, after the minibatch has been added."""
         self.sent = self._costs()
         self.everywhere = [a + round(b) for a, b in zip(self.everywhere, costs, strict=True)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from bivallate import collective
 from bivallate.data.workers import WorkersLost
 from bivallate.errors import UserError, out_of_memory
 from bivallate.lower.modes import set_train_mode
-from bivallate.record import NonFinite, Summands
+from bivallate.record import DeviceRecord, NonFinite, Summands
 from bivallate.run import checkpoint, packing
 from bivallate.run.cai_curriculum import CaiCurriculum
 from bivallate.run.divergence import trouble_of
@@ -110,29 +110,27 @@ class Trainer:
             session.optimizer, config.optimizer, config.rate, session.clock(), session.sentinel.rate
         )
         set_radius(session.method, session.growth())
-        record: StepRecord | None = None
+        replays = list[StepRecord]()
         for replay in range(session.method.replays):
             clock = session.clock(replay)
-            record = self._step(batch, clock, request)
-            session.tally.add(record, first=replay == 0)
-            if record.sums:
-                session.tally.add_everywhere(record.sums[2:])
+            replays.append(self._step(batch, clock, request, replays))
             if session.average is not None and session.method.updates_after(clock):
                 session.average.update(session.model)
-        assert record is not None
-        sums = StepSums(*record.sums)
+        sums = session.tally.add_minibatch(replays)
         self._lap()
         session.rate = rate
-        self.progress.step(session, record, rate)
+        self.progress.step(session, replays[-1], rate)
         return sums.stop > 0, sums.save > 0
 
-    def _step(self, batch: Batch, clock: Clock, request: Request) -> StepRecord:
-        """Make one training step; turn its failures into errors that say what to do."""
+    def _step(self, batch: Batch, clock: Clock, request: Request, earlier: list[StepRecord]) -> StepRecord:
+        """Make one training step after earlier replays; turn its failures into errors that say what to do."""
         session, patience = self.session, 60 * self.session.config.checkpoint_minutes
 
-        def summands(record: StepRecord) -> StepSums:
+        def summands(on_device: DeviceRecord) -> Sequence[float]:  # with a minibatch's last gradients
+            if clock.replay < session.method.replays - 1:
+                return ()
             due = collective.rank() == 0 and time.monotonic() - self._saved > patience
-            return StepSums(request.made, due, *session.tally.unsent(record, first=clock.replay == 0))
+            return StepSums(request.made, due, *session.tally.unsent([*earlier, on_device]))
 
         def work(batch: Batch) -> StepRecord:
             with session.acceleration.used(self.progress.note):
