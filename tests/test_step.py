@@ -131,6 +131,13 @@ def test_a_step_asks_for_a_bound_method() -> None:
     (x, y, index), *_ = minibatches((ROWS,))
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with (
+        pytest.warns(DeprecationWarning, match="tell of train_step is now called summands"),
+        pytest.raises(bv.UserError, match="bind it once"),
+    ):
+        bv.train_step(
+            model, optimizer, methods.at(THREAT), Batch(x, y, index), Clock(), tell=lambda record: ()
+        )  # pyright: ignore
     with pytest.raises(bv.UserError, match=r"bound = method\.bind\(facts\)"):
         bv.train_step(model, optimizer, methods.at(THREAT), Batch(x, y, index), Clock())  # pyright: ignore
 

@@ -6,12 +6,12 @@ coupling      d delta* / d theta
 lower level   delta_i*(theta) in argmax over C(x_i) of  objective(theta, delta; x_i, y_i)
 """
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 
 from bivallate import collective
 from bivallate.coupling.lookahead import LearningRates, Lookahead, learning_rates
 from bivallate.evidence import evidence_of
+from bivallate.lazy_import import former_arguments
 from bivallate.lower.modes import attacking
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.second_order import explain_missing_derivatives
@@ -20,8 +20,9 @@ from bivallate.record import DeviceRecord, Summands, no_summands, recorded, redu
 from bivallate.types import Batch, Clock, StepRecord
 
 
+@former_arguments(tell="summands")
 def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, method: BoundMethod, batch: Batch, clock: Clock,
+    model: nn.Module, optimizer: optim.Optimizer, method: BoundMethod, batch: Batch, clock: Clock,
     summands: Summands = no_summands,
 ) -> StepRecord:  # fmt: skip
     """Solve the lower level, weigh the examples, descend the upper level. The model is in train mode."""
@@ -50,7 +51,6 @@ def accumulate_gradient(
     terms = method.loss(solved, x_adv)
     solved.check_pass_is_used()
     evidence = evidence_of(solved, terms, solution, lookahead.buffers)
-
     method.weighting.update(evidence)  # a running state moves first
     method.weighting.fit(evidence, lookahead)  # third level: the weights themselves learn
     weights = method.weighting(evidence)
