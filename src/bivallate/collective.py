@@ -131,10 +131,10 @@ class RankError(UserError):
 
 def raise_on_all_ranks(error: UserError | None) -> None:
     """Raise the error of any rank on every rank, so that none waits for a rank that has stopped."""
-    told = gather_objects(None if error is None else str(error))
+    errors = gather_objects(None if error is None else str(error))
     if error is not None:
         raise error
-    for text in told:
+    for text in errors:
         if text is not None:
             raise RankError(text)
 

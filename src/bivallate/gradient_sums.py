@@ -32,16 +32,16 @@ class Buckets:
         self.groups = list(groups)
         self.place = {id(p): k for k, group in enumerate(self.groups) for p in group}
         self.sent: list[tuple[Tensor, Any, list[tuple[Tensor, int]]]] = []
-        self.there: set[int] = set()
+        self.ready: set[int] = set()
         self.again = False
         hooked = [p for group in self.groups for p in group]
         self.handles = [p.register_post_accumulate_grad_hook(self._arrived) for p in hooked]
 
     def _arrived(self, parameter: Tensor) -> None:
-        self.again |= id(parameter) in self.there  # a second backward pass: what was sent is not the sum
-        self.there.add(id(parameter))
+        self.again |= id(parameter) in self.ready  # a second backward pass: what was sent is not the sum
+        self.ready.add(id(parameter))
         while len(self.sent) < len(self.groups) and all(
-            id(p) in self.there for p in self.groups[len(self.sent)]
+            id(p) in self.ready for p in self.groups[len(self.sent)]
         ):
             grads = [p.grad for p in self.groups[len(self.sent)] if p.grad is not None]
             flat = torch.cat([grad.detach().flatten() for grad in grads])
@@ -54,7 +54,7 @@ class Buckets:
         A bucket whose gradients were changed after it had been sent is left out: the caller sums it anew. The
         version counter of a tensor shows such a change.
         """
-        found = set[int]()
+        added = set[int]()
         for (flat, work, marks), group in zip(self.sent, self.groups, strict=False):
             work.wait()
             fresh = all(
@@ -66,9 +66,9 @@ class Buckets:
             parts = flat.split([p.numel() for p in group])
             for p, part in zip(group, parts, strict=True):
                 p.grad = part.view_as(p).clone()
-                found.add(id(p))
-        self.sent, self.there, self.again = [], set(), False
-        return found
+                added.add(id(p))
+        self.sent, self.ready, self.again = [], set(), False
+        return added
 
     def stop(self) -> None:
         """Remove the hooks."""

@@ -33,7 +33,9 @@ ROLES: dict[str, type[Role]] = {
     "weighting": Weighting,
     "loss": Loss,
 }
-MAKERS: dict[str, Callable[..., Method]] = {}  # functions of the catalogue by name, filled by `register`
+# The catalogue's functions by name, which `but(threat=...)` calls again. `register` fills it, in
+# methods/entries.py, which keeps the rest of what is registered and imports this file.
+MAKERS: dict[str, Callable[..., Method]] = {}
 MODES = ("eval", "train", "train-tracking")
 
 
@@ -47,9 +49,10 @@ class Method:
         threat: the set of perturbations.
         solver, objective: the lower level, and what it maximises.
         coupling: the gradient that passes through the lower level.
-        weighting: w_i. loss: robust and anchor.
-        replays: how often each minibatch is used; accumulate: one parameter update after all replays instead
-            of one after each.
+        weighting: w_i.
+        loss: robust and anchor.
+        replays: how often each minibatch is used;
+        accumulate: one parameter update after all replays instead of one after each.
         attack_mode: BatchNorm while attacking: "eval", "train" (batch statistics; the running statistics do
             not move) or "train-tracking" (they move, as in the public code of the fast family).
         name: of the method, in logs and tables.
@@ -122,8 +125,8 @@ class Method:
             method = override(method, path, value)
         return method
 
-    def _for(self, threat: Any, given: set[str]) -> dict[str, Any]:
-        """The parts that another threat changes. given: dotted paths of the values that the user gives."""
+    def _for(self, threat: Any, by_user: set[str]) -> dict[str, Any]:
+        """The parts that another threat changes. by_user: dotted paths of the values that the user gives."""
         name, parameters = self.made or (self.name, {})
         make = MAKERS.get(name) or plugins.loaded().get(name)
         if make is None:
@@ -137,7 +140,7 @@ class Method:
             own, before, after = (getattr(each, role) for each in (self, old, new))
             moved[role], stuck = rebased(own, before, after, role)
             for path in stuck:
-                if not any(path == g or path.startswith(f"{g}.") for g in given):
+                if not any(path == g or path.startswith(f"{g}.") for g in by_user):
                     raise UserError(
                         f"{path} of {self.name} is not what {name} makes of {self.threat!r}, so it cannot "
                         f"follow to {threat!r}: give it too, as {path.replace('.', '__')}=..., or create the "

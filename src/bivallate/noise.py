@@ -74,13 +74,13 @@ _tables: dict[tuple[int, int, torch.device], Tensor] = {}  # the one used last i
 
 def _table(key: int, population: int, device: torch.device) -> Tensor:
     """The words of all rows of a data set on a device, where one launch then finds those of a minibatch."""
-    found = _tables.pop((key, population, device), None)
-    if found is None:
-        found = _words(key, torch.arange(population, device=device))
+    words = _tables.pop((key, population, device), None)
+    if words is None:
+        words = _words(key, torch.arange(population, device=device))
         while _tables and (len(_tables) >= _TABLES or population + sum(map(len, _tables.values())) > _KEPT):
             del _tables[next(iter(_tables))]
-    _tables[key, population, device] = found
-    return found
+    _tables[key, population, device] = words
+    return words
 
 
 @lru_cache(maxsize=8)

@@ -32,6 +32,9 @@ RENAMED = {
 def part(cls: type) -> Any:
     """Class decorator: a frozen dataclass that configurations know by its name.
 
+    A part is known once its module is imported. The package's own modules of parts are found by `_PLACES` in
+    bivallate/__init__.py, and by the imports of the catalogue in methods/.
+
     The fields are checked against their annotations whenever a value is made.
 
     Raises:
@@ -48,9 +51,9 @@ def part(cls: type) -> Any:
     """
     if not cls.__module__.startswith("bivallate."):
         _load_own()  # so that the package's own names are taken, also those not imported yet
-    there = _KINDS.get(word_of(cls))
-    if there is not None and (there.__module__, there.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise UserError(f"the name {cls.__name__} is taken by {there.__module__}; give your part another one")
+    other = _KINDS.get(word_of(cls))
+    if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise UserError(f"the name {cls.__name__} is taken by {other.__module__}; give your part another one")
     own = cls.__dict__.get("__post_init__")
 
     def __post_init__(self: Any) -> None:  # noqa: N807  dataclasses call it so
@@ -59,13 +62,13 @@ def part(cls: type) -> Any:
         check_fields(self)
         if own is not None:
             own(self)
-        elif (inherited := getattr(super(made, self), "__post_init__", None)) is not None:
+        elif (inherited := getattr(super(frozen, self), "__post_init__", None)) is not None:
             inherited()
 
     cls.__post_init__ = __post_init__  # pyright: ignore[reportAttributeAccessIssue]
-    made = dataclasses.dataclass(frozen=True)(cls)
-    _KINDS[word_of(cls)] = made
-    return made
+    frozen = dataclasses.dataclass(frozen=True)(cls)
+    _KINDS[word_of(cls)] = frozen
+    return frozen
 
 
 def word_of(cls: type) -> str:
@@ -76,16 +79,16 @@ def word_of(cls: type) -> str:
 def _take_plain_numbers(value: Any) -> None:
     """Turn numbers of NumPy or torch into Python's, so that the part can be written and compared."""
     for f in dataclasses.fields(value):
-        given = getattr(value, f.name, None)
-        if (own := to_python(given)) is not given:
+        number = getattr(value, f.name, None)
+        if (own := to_python(number)) is not number:
             object.__setattr__(value, f.name, own)
 
 
 def _take_none(value: Any) -> None:
     """Turn the word by which files write None for a field (`WRITTEN_NONE`) into None."""
     for name, word in getattr(type(value), "WRITTEN_NONE", {}).items():
-        given = getattr(value, name)
-        if type(given) is type(word) and given == word:
+        content = getattr(value, name)
+        if type(content) is type(word) and content == word:
             object.__setattr__(value, name, None)
 
 
@@ -126,13 +129,13 @@ def decode(entry: Any, where: str = "") -> Any:
     """
     if isinstance(entry, dict):
         cls = _kind(entry.get("kind"), where)
-        given = {name: item for name, item in entry.items() if name != "kind"}
-        given = _as_now(cls, given, where)
+        fields = {name: item for name, item in entry.items() if name != "kind"}
+        fields = _as_now(cls, fields, where)
         known = written(cls)
-        for name in given:
+        for name in fields:
             if name not in known:
                 raise unknown(f"field of {_at(where, cls.__name__)}", name, known)
-        values = {name: decode(item, f"{where}.{name}" if where else name) for name, item in given.items()}
+        values = {name: decode(item, f"{where}.{name}" if where else name) for name, item in fields.items()}
         try:
             return cls(**values)
         except TypeError as error:
@@ -146,10 +149,10 @@ def decode(entry: Any, where: str = "") -> Any:
     return None if entry == NONE else entry
 
 
-def _as_now(cls: Any, given: dict[str, Any], where: str) -> dict[str, Any]:
+def _as_now(cls: Any, fields: dict[str, Any], where: str) -> dict[str, Any]:
     """Convert the fields that an older version wrote to those of the present part."""
     try:
-        return cls.read_older(given) if hasattr(cls, "read_older") else given
+        return cls.read_older(fields) if hasattr(cls, "read_older") else fields
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise UserError(f"{_at(where, cls.__name__)} does not take its values: {error!r}") from error
 
@@ -283,14 +286,14 @@ def parts_for(hints: list[Any]) -> list[str]:
     annotated as the protocol's.
     """
     roles = [hint for hint in hints if isinstance(hint, type)]
-    found = [name for name, kind in _KINDS.items() if any(_plays(kind, role) for role in roles)]
-    return found or list(_KINDS)
+    fitting = [name for name, kind in _KINDS.items() if any(_plays(kind, role) for role in roles)]
+    return fitting or list(_KINDS)
 
 
 def _plays(kind: Any, role: type) -> bool:
     if not getattr(role, "_is_protocol", False):
         return isinstance(kind, type) and issubclass(kind, role)
-    own, asked = (getattr(made.__call__, "__annotations__", None) for made in (kind, role))
+    own, asked = (getattr(each.__call__, "__annotations__", None) for each in (kind, role))
     if "__call__" in vars(role) and own != asked:
         return False
     return all(hasattr(kind, name) for name in vars(role) if not name.startswith("_"))

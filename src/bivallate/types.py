@@ -8,6 +8,7 @@ Glossary:
     kappa: how many of an attack's steps began at a point that was classified correctly (`Solution`).
     margin: positive means classified correctly.
     coupling: how delta* depends on theta, and so what gradient passes through it.
+    replay: one of several uses of a minibatch in a row (Free-AT, YOPO), each a step of its own.
     pass: one forward or one backward through the network for one example.
 """
 

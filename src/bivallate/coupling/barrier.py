@@ -99,8 +99,8 @@ class Barrier(Coupling):
                 return u - root * curvature(root * u)
 
             steps, tolerance = self.curvature_steps, self.tolerance
-            found = curvature_solve(problem, matvec, root * v, steps=steps, tolerance=tolerance)
-            y = torch.where(per_example(found.failed, v), root * v, found.u)  # failed: without the Hessian
+            solved = curvature_solve(problem, matvec, root * v, steps=steps, tolerance=tolerance)
+            y = torch.where(per_example(solved.failed, v), root * v, solved.u)  # failed: without the Hessian
             return self.gain * root * y
 
         return solve
@@ -134,7 +134,8 @@ class Implicit(Coupling):
     maximiser with strict complementarity, where -H is positive definite on the free coordinates.
 
     Attributes:
-        steps: of the conjugate gradients at most. tolerance: relative residual at which they stop.
+        steps: of the conjugate gradients at most.
+        tolerance: relative residual at which they stop.
         damping: multiple of the identity added to -H: 0 is exact, more is safer far from a maximiser.
 
     Cost: as `Barrier`, and one forward, one backward and at most `steps` Hessian-vector products.

@@ -91,7 +91,7 @@ class LastStep(Coupling):
                 return free * (stiffness * free * u - curvature(free * u))
 
             steps, tolerance = self.curvature_steps, self.tolerance
-            found = curvature_solve(problem, matvec, free * v, steps=steps, tolerance=tolerance)
-            return self.gain * torch.where(per_example(found.failed, v), free * v, stiffness * found.u)
+            solved = curvature_solve(problem, matvec, free * v, steps=steps, tolerance=tolerance)
+            return self.gain * torch.where(per_example(solved.failed, v), free * v, stiffness * solved.u)
 
         return solve

@@ -82,6 +82,6 @@ def curvature_solve(
 
     All processes stop together where their passes wait for each other.
     """
-    found = conjugate_gradient(matvec, v, steps=steps, tolerance=tolerance, anywhere=problem.anywhere)
-    problem.log["negative_curvature"] = found.failed.float().mean()
-    return found
+    solved = conjugate_gradient(matvec, v, steps=steps, tolerance=tolerance, anywhere=problem.anywhere)
+    problem.log["negative_curvature"] = solved.failed.float().mean()
+    return solved

@@ -19,7 +19,7 @@ from bivallate.noise import Noise
 from bivallate.roles import Composition
 from bivallate.types import Clock, Terms
 
-SECOND_STREAM = 1 << 32  # turns from here on belong to the second stream; replays and restarts are far below
+SECOND_STREAM = 1 << 32  # first `Noise.turn` of the second stream; replays and restarts are far below
 REPLAYS = 1 << 16  # more replays of one minibatch than anyone makes
 
 NamedTensors = dict[str, Tensor]

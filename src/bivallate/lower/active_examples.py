@@ -79,6 +79,6 @@ def misclassified(margin: Tensor, samples: int) -> Tensor:
     return margin < 0 if samples == 1 else torch.zeros_like(margin, dtype=torch.bool)
 
 
-def worth_shrinking(gone: Tensor) -> bool:
-    """Whether enough examples are done to make a smaller minibatch worth its copy: a quarter."""
-    return int(gone.sum()) * 4 >= len(gone)
+def worth_shrinking(gone: Tensor, one_in: int = 4) -> bool:
+    """Whether enough examples are done to make a smaller minibatch worth its copy: one in so many."""
+    return int(gone.sum()) * one_in >= len(gone)

@@ -30,8 +30,10 @@ class AlignedStep(OneStep):
     is in [0, 1], and delta up to (1 + step_size) eps long.
 
     Attributes:
-        step_size: longest step, in units of eps. bend: the step has its full length while 1 - c <= bend.
-        memory: weight of the newest minibatch in the running mean c. first: c at the start.
+        step_size: longest step, in units of eps.
+        bend: the step has its full length while 1 - c <= bend.
+        memory: weight of the newest minibatch in the running mean c.
+        first: c at the start.
 
     Cost: one forward, one backward.
 

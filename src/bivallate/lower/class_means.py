@@ -27,7 +27,8 @@ class ClassMeans(AroundPGD, Remembering):
     They are 1 / K in the first epoch, and for a class that had no row.
 
     Attributes:
-        inner: the solver. temperature: T.
+        inner: the solver.
+        temperature: T.
 
     Cost: the inner solver's, and a forward for the clean logits unless the objective makes it anyway; memory
     of 2 K^2 numbers.

@@ -119,7 +119,8 @@ class ClassRadius(AroundPGD, Remembering):
     where loss and weighting read them. These radii are used in training only: evaluation is at eps.
 
     Attributes:
-        inner: the solver. score: how scores are computed.
+        inner: the solver.
+        score: how scores are computed.
         base: added to the score; lambda_1 of CFA, 0 for scores that are radii themselves.
 
     Cost: the inner solver's; memory of (K, K + 2) numbers.

@@ -31,7 +31,7 @@ class Compaction:
         self._rows: Tensor | None = None
         self._allowed = _independent(problem.forward.model)
         self._logits = self._grad = torch.empty(0)
-        self._told: tuple[Tensor, Tensor, Any] | None = None
+        self._last: tuple[Tensor, Tensor, Any] | None = None
 
     def ascent(self, delta: Tensor, *, signs: bool = False) -> tuple[Tensor, Tensor]:
         """`LowerProblem.ascent` at delta (B, C, H, W), with new values only for the remaining rows."""
@@ -67,14 +67,14 @@ class Compaction:
 
         These numbers have arrived by now. Waiting for the present ones would leave the device without work.
         """
-        told, event = self._told, torch.cuda.Event()
+        last, event = self._last, torch.cuda.Event()
         count = moving.sum().to("cpu", non_blocking=True)
         event.record()
-        self._told = moving, count, event
-        if told is None:
+        self._last = moving, count, event
+        if last is None:
             return moving, len(moving)
-        told[2].synchronize()
-        return told[0], int(told[1])
+        last[2].synchronize()
+        return last[0], int(last[1])
 
 
 def _independent(model: object) -> bool:

@@ -29,8 +29,10 @@ class Compiled:
     same.
 
     Attributes:
-        model: the network. shapes: (B, C, H, W) of the minibatches to compile for.
-        backend: of torch.compile. passes: number of compiled passes so far.
+        model: the network.
+        shapes: (B, C, H, W) of the minibatches to compile for.
+        backend: of torch.compile.
+        passes: number of compiled passes so far.
     """
 
     def __init__(self, model: nn.Module, shapes: set[tuple[int, ...]], backend: str = "") -> None:

@@ -26,9 +26,11 @@ class ConvergenceBound:
     """An upper bound of the mean squared norm of the robust loss's gradient over the steps of training.
 
     Attributes:
-        sampling: the part that falls with the number of steps. residual: the part that stays, because inner
-            problems are solved only to delta.
-        delta: largest FOSC given, in nats. smoothness: L. step_size: eta, for which the bound holds.
+        sampling: the part that falls with the number of steps.
+        residual: the part that stays, because inner problems are solved only to delta.
+        delta: largest FOSC given, in nats.
+        smoothness: L.
+        step_size: eta, for which the bound holds.
         assumes: the assumptions; none of them is checked.
     """
 
@@ -69,10 +71,12 @@ def convergence_bound(
 
     Args:
         fosc: of inner solutions, ball form (`bivallate.lower.stop.fosc`), in nats; the largest one is used.
-        mu: strong concavity in x. l_theta_theta, l_theta_x, l_x_theta: Lipschitz constants of the gradient by
-            theta (first index) or by x, in theta or in x (second index).
-        gap: L_S(theta_0) - min L_S. steps: T, updates of theta. sigma: standard deviation of minibatch
-            gradients.
+        mu: strong concavity in x.
+        l_theta_theta, l_theta_x, l_x_theta: Lipschitz constants of the gradient by theta (first index) or by
+            x, in theta or in x (second index).
+        gap: L_S(theta_0) - min L_S.
+        steps: T, updates of theta.
+        sigma: standard deviation of minibatch gradients.
 
     Raises:
         UserError: no FOSC, one that is negative or not finite, or constants that are out of range.

@@ -27,7 +27,8 @@ class Levels(Schedule):
     """k(t) = min(K, floor(t (K + 1) / T')): each number of steps from 0 to K for equally many epochs.
 
     Attributes:
-        highest: K. until: T' as a fraction of all epochs.
+        highest: K.
+        until: T' as a fraction of all epochs.
 
     Example:
         >>> [int(Levels(highest=2, until=0.5)(Clock(epoch=e, epochs=12))) for e in range(7)]
@@ -80,7 +81,8 @@ class Then(Solver):
     """One solver in the first part of training, another in the rest.
 
     Attributes:
-        first, rest: the solvers. share: fraction of the epochs that use the first solver.
+        first, rest: the solvers.
+        share: fraction of the epochs that use the first solver.
 
     Reference: FGSM in 20 of 120 epochs, then PGD-10, is FGSM-PGD of the Dynamic AT paper, section 3.2:
     `bv.methods.at(threat, fgsm_first=1 / 6)`.
@@ -99,11 +101,11 @@ class Then(Solver):
         self.rest.check(method)
 
     def can_be_finer(self) -> bool:
-        """As both solvers."""
+        """Whether both solvers can."""
         return self.first.can_be_finer() and self.rest.can_be_finer()
 
     def takes_two_labels(self) -> bool:
-        """As both solvers."""
+        """Whether both solvers do."""
         return self.first.takes_two_labels() and self.rest.takes_two_labels()
 
     def stepped(self, length: float, number: float = 1.0) -> Self:
@@ -135,7 +137,8 @@ class BatchMixing(Remembering):
 
     Attributes:
         inner: its start, direction and stop are used; each part sets steps and step size.
-        highest: highest level. patience, threshold: of the rule.
+        highest: highest level.
+        patience, threshold: of the rule.
         held_out: whether held-out data decide.
 
     Cost: k / 2 forwards and backwards, on average.
@@ -173,7 +176,9 @@ class BoundBatchMixing(Solver, nn.Module):
 
     Attributes:
         counts: (2,) numbers of correct and of all examples of this epoch.
-        level: k. epoch: being measured. best, best_epoch: highest accuracy at this level, and its epoch.
+        level: k.
+        epoch: being measured.
+        best, best_epoch: highest accuracy at this level, and its epoch.
     """
 
     counts: Tensor

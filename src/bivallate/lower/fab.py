@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from bivallate.lower.active_examples import assign_rows, time_to_look
+from bivallate.lower.active_examples import assign_rows, time_to_look, worth_shrinking
 from bivallate.lower.l1 import filled
 from bivallate.lower.modes import frozen
 from bivallate.lower.objective import clearly_fooled, narrow
@@ -36,7 +36,8 @@ def nearest_on_plane(excess: Tensor, w: Tensor, point: Tensor, *, linf: bool) ->
     the corner of the box that is nearest to it.
 
     Args:
-        excess: (B,) <w, point> - b. w, point: (B, n).
+        excess: (B,) <w, point> - b.
+        w, point: (B, n).
     """
     pull = w.abs()
     if not linf:
@@ -198,7 +199,7 @@ class FAB(Solver):
         f, w = self.boundary(problem, delta)[1:]
         often = True  # whether a step tends to cross the boundary
         for step in range(self.steps):
-            if time_to_look(step, delta) and int(gone.sum()) * 4 >= len(gone):
+            if time_to_look(step, delta) and worth_shrinking(gone):
                 kept = (~gone).nonzero()[:, 0]
                 problem, delta, f, w = narrow(problem, kept), delta[kept], f[kept], w[kept]
                 rows, gone = rows[kept], gone[kept]

@@ -150,10 +150,10 @@ class Forward:
         Raises:
             TypeError: it is another callable.
         """
-        found = self.model.module if isinstance(self.model, Functional) else self.model
-        if not isinstance(found, nn.Module):
-            raise TypeError(f"this part needs an nn.Module with parameters, got {type(found).__name__}")
-        return found
+        module = self.model.module if isinstance(self.model, Functional) else self.model
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"this part needs an nn.Module with parameters, got {type(module).__name__}")
+        return module
 
     def at(self, tensors: dict[str, Tensor]) -> Forward:
         """The network with some parameters and buffers replaced; passes are counted together."""

@@ -28,8 +28,8 @@ class HelperLabels(AroundPGD, Remembering):
     the labels are the solution's `helper` (B,).
 
     Attributes:
-        inner: the solver. plain: fraction of the epochs without attack; 0 keeps the initial weights of the
-            run (`--init`).
+        inner: the solver.
+        plain: fraction of the epochs without attack; 0 keeps the initial weights of the run (`--init`).
 
     Cost: the inner solver's and one forward; nothing in the first part. Memory of the network's weights.
 

@@ -36,7 +36,8 @@ class InteriorAscent(Solver):
     objective's curvature is below the barrier's. For theory and tests; for training see `BarrierAscent`.
 
     Attributes:
-        steps: number of steps. c: strength of the barrier; None is eps^2 / (2 * 0.1), as of `Barrier`.
+        steps: number of steps.
+        c: strength of the barrier; None is eps^2 / (2 * 0.1), as of `Barrier`.
         damping: fraction of the diagonal Newton step that is made.
         margin: smallest distance of delta from either bound, as a fraction of the box's width.
 
@@ -49,7 +50,7 @@ class InteriorAscent(Solver):
     margin: float = 1e-3
 
     def fixed_steps(self) -> int:
-        """`steps`."""
+        """Return `steps`: every example makes every step."""
         return self.steps
 
     def solve(self, problem: LowerProblem) -> Solution:
@@ -109,7 +110,7 @@ class BarrierAscent(Solver):
         self.start.check(method)
 
     def fixed_steps(self) -> int:
-        """`steps`."""
+        """Return `steps`: every example makes every step."""
         return self.steps
 
     def can_be_finer(self) -> bool:

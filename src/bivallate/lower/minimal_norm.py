@@ -91,7 +91,8 @@ class FMN(Solver):
     never misclassified is zero.
 
     Attributes:
-        steps: K. step_size: alpha_0, in L2 norm; it falls to a hundredth.
+        steps: K.
+        step_size: alpha_0, in L2 norm; it falls to a hundredth.
         gamma, gamma_last: relative change of the radius at the first and at the last step.
 
     Cost: steps forwards and backwards and one forward.
@@ -150,7 +151,9 @@ class DDN(Solver):
     The radius shrinks by gamma when the point is misclassified and grows when it is not. L2 only.
 
     Attributes:
-        steps: K. radius: of the first sphere. gamma: relative change of the radius.
+        steps: K.
+        radius: of the first sphere.
+        gamma: relative change of the radius.
 
     Cost: steps forwards and backwards and one forward.
 
@@ -190,7 +193,8 @@ class DeepFool(Solver):
     """Steps to the nearest linearised boundary until the class changes. Linf and L2.
 
     Attributes:
-        steps: largest number of steps. overshoot: share by which the sum of all steps is lengthened.
+        steps: largest number of steps.
+        overshoot: share by which the sum of all steps is lengthened.
 
     Cost: a forward and a backward for each class at every step, and one forward. An example whose class has
     changed does not move any more.
@@ -232,8 +236,10 @@ class CWL2(Solver):
     Adam minimises ||delta||^2 + c max(z_y - max_{j != y} z_j, 0), with pixels as (tanh(w) + 1) / 2. L2 only.
 
     Attributes:
-        steps: of Adam for each c. searches: number of values of c. first: first c. rate: Adam's learning
-            rate.
+        steps: of Adam for each c.
+        searches: number of values of c.
+        first: first c.
+        rate: Adam's learning rate.
 
     Cost: steps x searches forwards and backwards.
 

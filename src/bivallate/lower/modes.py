@@ -21,9 +21,9 @@ def in_mode(model: nn.Module, *, training: bool, track: bool, dropout: bool) -> 
         track: whether BatchNorm in train mode moves its running statistics.
         dropout: whether dropout is active in train mode.
     """
-    found = [(m, m.training, getattr(m, "track_running_stats", None)) for m in model.modules()]
+    before = [(m, m.training, getattr(m, "track_running_stats", None)) for m in model.modules()]
     try:
-        for module, _, _ in found:
+        for module, _, _ in before:
             module.training = training and not getattr(module, "held", False)
             if isinstance(module, nn.modules.dropout._DropoutNd) and not dropout:
                 module.training = False
@@ -32,7 +32,7 @@ def in_mode(model: nn.Module, *, training: bool, track: bool, dropout: bool) -> 
                 module.track_running_stats = track and module.running_mean is not None
         yield
     finally:
-        for module, was_training, tracked in found:
+        for module, was_training, tracked in before:
             module.training = was_training
             if tracked is not None:
                 module.track_running_stats = tracked  # pyright: ignore[reportAttributeAccessIssue]
@@ -72,14 +72,14 @@ def own_statistics(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """
     modules = model.modules() if isinstance(model, nn.Module) else ()
     norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._NormBase) and not m.training]
-    found = [(m, m.running_mean, m.running_var) for m in norms]
+    before = [(m, m.running_mean, m.running_var) for m in norms]
     try:
-        for norm, mean, var in found:
+        for norm, mean, var in before:
             norm.running_mean = None if mean is None else mean.clone()
             norm.running_var = None if var is None else var.clone()
         yield
     finally:
-        for norm, mean, var in found:
+        for norm, mean, var in before:
             norm.running_mean, norm.running_var = mean, var
 
 

@@ -70,7 +70,7 @@ class PGD(Solver):
                 each.check(method)
 
     def fixed_steps(self) -> int:
-        """`steps`; a stop may end the attack on an example earlier."""
+        """Return `steps`; a stop may end the attack on an example earlier."""
         return self.steps
 
     def keeps_start(self) -> bool:
@@ -198,20 +198,20 @@ class AroundPGD(Solver):
     inner: PGD
 
     def check(self, method: Composition) -> None:
-        """What the solver's other bases and the inner solver require of a method."""
+        """Raise UserError where the solver's other bases or the inner solver do."""
         super().check(method)
         self.inner.check(method)
 
     def keeps_start(self) -> bool:
-        """As the inner solver."""
+        """Whether the inner solver keeps it."""
         return self.inner.keeps_start()
 
     def takes_two_labels(self) -> bool:
-        """As the inner solver; False with state from earlier minibatches."""
+        """Whether the inner solver does; False with state from earlier minibatches."""
         return not isinstance(self, Remembering) and self.inner.takes_two_labels()
 
     def can_be_finer(self) -> bool:
-        """As the inner solver."""
+        """Whether the inner solver can."""
         return self.inner.can_be_finer()
 
     def stepped(self, length: float, number: float = 1.0) -> Self:
@@ -235,7 +235,7 @@ class Warm(Start):
         return replace(self, solver=self.solver.stepped(length, number))
 
     def takes_two_labels(self) -> bool:
-        """As the solver."""
+        """Whether the solver does."""
         return self.solver.takes_two_labels()
 
     def __call__(self, problem: LowerProblem) -> Tensor:

@@ -224,8 +224,8 @@ class LowerProblem:
     def logits_at_solution(self, x_adv: Tensor) -> Tensor:
         """Logits at the attacked points, for losses that declare `reuses_forward`.
         A pass that the coupling has made there is handed out, once."""
-        made, self._at_solution, self._asked_at_solution = self._at_solution, None, True
-        return self.logits(x_adv) if made is None else made
+        shared, self._at_solution, self._asked_at_solution = self._at_solution, None, True
+        return self.logits(x_adv) if shared is None else shared
 
     def check_pass_is_used(self) -> None:
         """Raise UserError if the loss declares that it asks for `logits_at_solution`, and did not.
@@ -282,7 +282,7 @@ class LowerProblem:
         return other
 
     def _copy(self, **changes: Any) -> LowerProblem:
-        given: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "model": self.forward,
             "batch": self.batch,
             "objective": self.objective,
@@ -291,7 +291,7 @@ class LowerProblem:
             "noise": self.noise,
             "regularised": self.regularised,
         }
-        other = LowerProblem(**(given | changes))
+        other = LowerProblem(**(arguments | changes))
         other.coupled, other.log = self.coupled, self.log
         other.class_score, other.helper = self.class_score, self.helper
         other.start = self.start

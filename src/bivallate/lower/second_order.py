@@ -114,16 +114,16 @@ def layer_without_derivative(model: nn.Module, x: Tensor, *, tangent: bool = Fal
 
 def _calls(model: nn.Module, x: Tensor) -> dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]:
     """Record the arguments of every module in a forward pass of x."""
-    found: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
     def note(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        found[module] = args, options
+        calls[module] = args, options
 
     with ExitStack() as stack, torch.enable_grad(), twice_differentiable():
         for module in model.modules():
             stack.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
         model(x.requires_grad_())
-    return found
+    return calls
 
 
 def _fails(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], *, tangent: bool) -> bool:
@@ -148,11 +148,11 @@ def _differentiate(module: nn.Module, args: list[Any], options: dict[str, Any]) 
     with torch.enable_grad():
         wanted = [a for a in args if isinstance(a, Tensor) and a.requires_grad] + list(module.parameters())
         wanted = [w for w in wanted if w.requires_grad]
-        made = _first_tensor(module(*(a.clone() if isinstance(a, Tensor) else a for a in args), **options))
+        output = _first_tensor(module(*(a.clone() if isinstance(a, Tensor) else a for a in args), **options))
         grads = torch.autograd.grad(
-            made.square().sum(), wanted, create_graph=True, materialize_grads=True, allow_unused=True
+            output.square().sum(), wanted, create_graph=True, materialize_grads=True, allow_unused=True
         )
-        again = sum((g.square().sum() for g in grads), torch.zeros((), requires_grad=True).to(made))
+        again = sum((g.square().sum() for g in grads), torch.zeros((), requires_grad=True).to(output))
         torch.autograd.grad(again, wanted, allow_unused=True)
 
 
@@ -171,5 +171,5 @@ def _push(module: nn.Module, args: list[Any], options: dict[str, Any]) -> None:
         functional_call(module, named, tuple(dual), options)
 
 
-def _first_tensor(made: Any) -> Tensor:
-    return made if isinstance(made, Tensor) else next(part for part in made if isinstance(part, Tensor))
+def _first_tensor(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else next(part for part in output if isinstance(part, Tensor))

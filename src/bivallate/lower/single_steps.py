@@ -31,11 +31,11 @@ class OneStep(Remembering):
     step_size: float
 
     def keeps_start(self) -> bool:
-        """True."""
+        """True: the pass at the start is the attack's only one."""
         return True
 
     def fixed_steps(self) -> int:
-        """One."""
+        """Return 1."""
         return 1
 
     def stepped(self, length: float, number: float = 1.0) -> Self:
@@ -53,7 +53,9 @@ class PriorGuided(OneStep):
     its crops and flips. The attack's pass is kept for a loss that differentiates through it (`Consistent`).
 
     Attributes:
-        step_size: in units of eps. decay: mu. reset: epochs between resets; None: never.
+        step_size: in units of eps.
+        decay: mu.
+        reset: epochs between resets; None: never.
 
     Cost: one forward, one backward; memory of two padded images for each row of the training set.
 
@@ -153,8 +155,10 @@ class LabelInformation(OneStep):
     `least` and `most`, is replaced by uniform noise, and its sign is random.
 
     Attributes:
-        step_size: in units of eps. every: minibatches between two updates of the classes' perturbations.
-        least, most: smallest and largest share of noise. grey: value of the grey image.
+        step_size: in units of eps.
+        every: minibatches between two updates of the classes' perturbations.
+        least, most: smallest and largest share of noise.
+        grey: value of the grey image.
 
     Cost: one forward, one backward, and every `every` minibatches one of each for every class.
 

@@ -33,7 +33,8 @@ class Solver(Role, ABC):
         """Use the results of the outer forward and backward pass; do nothing by default.
 
         Args:
-            problem: solved. delta: (B, C, H, W) as the coupling returned it; a leaf has its gradient.
+            problem: solved.
+            delta: (B, C, H, W) as the coupling returned it; a leaf has its gradient.
             evidence: the step's values for each example, such as the logits at the attacked points.
         """
 
@@ -94,7 +95,9 @@ def require_gathered(method: Composition, reader: str, gathered: Gathered, solve
     """Raise UserError unless the method's solver gathers what a loss or a weighting reads.
 
     Args:
-        reader: the part that reads it. solver: the package's solver that gathers it. advice: what to do.
+        reader: the part that reads it.
+        solver: the package's solver that gathers it.
+        advice: what to do.
     """
     if method.solver.gathers != gathered:
         raise UserError(

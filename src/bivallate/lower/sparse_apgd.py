@@ -58,7 +58,8 @@ class SparseAPGD(Solver):
     before.
 
     Attributes:
-        steps: N of all radii together. samples, leave: as of `APGD`.
+        steps: N of all radii together.
+        samples, leave: as of `APGD`.
         radii: of the balls in turn, in units of eps, for 0.3, 0.3 and 0.4 of the steps; only the last one if
             there are not three, or fewer than three steps.
 

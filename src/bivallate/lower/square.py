@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from bivallate.lower.active_examples import time_to_look
+from bivallate.lower.active_examples import time_to_look, worth_shrinking
 from bivallate.lower.objective import clearly_fooled, logit_margin, narrow
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Solver
@@ -43,7 +43,8 @@ class Square(Solver):
     """Square attack on the margin loss: a change is kept if it lowers the margin.
 
     Attributes:
-        queries: forwards an example, besides the first. p0: initial share of the pixels in a window.
+        queries: forwards an example, besides the first.
+        p0: initial share of the pixels in a window.
         edges: whether windows may touch the last row and column. In the public code they never do, so that
             with windows of one pixel the last row and column keep their first values; False restores that.
         shrink: in L2 and L1, whether the move is made smaller where the share of the pixels falls below the
@@ -74,7 +75,7 @@ class Square(Solver):
         windows = Windows.drawn(noise, self.queries, x, edges=self.edges)
         signs = noise.sign("square/0", (BLOCK, x.shape[1]), x.dtype)
         for query in range(self.queries):
-            if time_to_look(query, x) and int(state.gone.sum()) * 8 >= len(state.gone):
+            if time_to_look(query, x) and worth_shrinking(state.gone, one_in=8):
                 answer[state.rows] = state.point - state.x
                 kept = (~state.gone).nonzero()[:, 0]
                 problem, state = narrow(problem, kept), state.select(kept)

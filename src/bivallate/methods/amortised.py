@@ -58,7 +58,8 @@ def yopo(
 
     Args:
         threat: the set of perturbations.
-        m: full passes. n: first-layer steps after each; YOPO-5-3 on CIFAR-10, 5-10 on MNIST.
+        m: full passes.
+        n: first-layer steps after each; YOPO-5-3 on CIFAR-10, 5-10 on MNIST.
         step_size: in units of eps: 2/255 at 8/255.
         first_layer: gradient of the first layer's parameters: "hamiltonian" (the paper) or "both" (the public
             code, which adds the gradient of the full pass).

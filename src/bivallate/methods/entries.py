@@ -22,8 +22,9 @@ class Entry:
     """A named method of the catalogue.
 
     Attributes:
-        make: (threat, **parameters) -> Method. family, paper, cost: shown in lists and cards; cost is in
-            forward (F) and backward (B) passes per example.
+        make: (threat, **parameters) -> Method.
+        family, paper, cost: shown in lists and cards; cost is in forward (F) and backward (B) passes per
+            example.
     """
 
     name: str
@@ -56,7 +57,8 @@ def register(name: str, *, family: str = "user", paper: str = "", cost: str = ""
     """Decorator: register a function (threat, **parameters) -> Method by name, also for the command line.
 
     Args:
-        name: of the method. family, paper, cost: shown in lists and cards.
+        name: of the method.
+        family, paper, cost: shown in lists and cards.
 
     The decorated function checks its parameters against their annotations and raises UserError for values
     that do not fit.

@@ -65,7 +65,7 @@ class AWP(Loss):
         self.loss.check(method)
 
     def takes_two_labels(self) -> bool:
-        """As the host."""
+        """Whether the host does."""
         return self.loss.takes_two_labels()
 
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:

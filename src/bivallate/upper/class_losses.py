@@ -25,8 +25,9 @@ class Reweighed(Loss):
     """Another loss, with weights that multiply all of it, or its anchor instead of its robust part.
 
     Attributes:
-        loss: the host. part: "all": the weights multiply robust + anchor; "anchor": robust and anchor are
-            exchanged, so that with TRADES the weights multiply the clean cross-entropy.
+        loss: the host.
+        part: "all": the weights multiply robust + anchor; "anchor": robust and anchor are exchanged, so that
+            with TRADES the weights multiply the clean cross-entropy.
 
     Cost: the host's.
     """
@@ -43,7 +44,7 @@ class Reweighed(Loss):
         self.loss.check(method)
 
     def takes_two_labels(self) -> bool:
-        """As the host."""
+        """Whether the host does."""
         return self.loss.takes_two_labels()
 
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
@@ -62,7 +63,8 @@ class ClassTrades(Loss):
     scores.
 
     Attributes:
-        beta: weight of the KL term. base: lambda_2, added to the scores.
+        beta: weight of the KL term.
+        base: lambda_2, added to the scores.
         smoothing: label smoothing of the cross-entropy, see `Adversarial`.
 
     Cost: two forwards, and two backwards.

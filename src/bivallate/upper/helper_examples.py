@@ -24,7 +24,9 @@ class HelperExamples(AroundLoss):
     [0, 1]. Without y' (no plain network yet), or with weight 0, the loss is the base.
 
     Attributes:
-        base: the loss inside the ball. weight: gamma. reach: h.
+        base: the loss inside the ball.
+        weight: gamma.
+        reach: h.
 
     Cost: one forward and one backward more than the base, once there is a plain network.
 

@@ -29,7 +29,8 @@ class ImprovedKL(Loss):
     is divided by the minibatch's mean of (sum_j w_j)^2, which is 1 at power 1.
 
     Attributes:
-        alpha, beta: weights of the two terms. power: gamma, exponent of the class's mean prediction.
+        alpha, beta: weights of the two terms.
+        power: gamma, exponent of the class's mean prediction.
         smoothing: label smoothing of the cross-entropy, see `Adversarial`.
 
     Cost: two forwards, and two backwards.

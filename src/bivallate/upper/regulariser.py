@@ -73,7 +73,7 @@ class GradAlign(AroundLoss):
             raise UserError(f"GradAlign's coefficient must be at least 0, got {self.coefficient!r}")
 
     def takes_two_labels(self) -> bool:
-        """As the base."""
+        """Whether the base does: the penalty reads labels through `label_loss`."""
         return self.base.takes_two_labels()
 
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:

@@ -29,7 +29,8 @@ class Guided(Loss):
     anchor = -log p_y(x).
 
     Attributes:
-        weight: lambda, a number or a schedule. distance: "softmax" (GAT), "nuclear" (NuAT), or another.
+        weight: lambda, a number or a schedule.
+        distance: "softmax" (GAT), "nuclear" (NuAT), or another.
         smoothing: label smoothing of the cross-entropy, see `Adversarial`.
 
     Cost: two forwards, and two backwards.
@@ -84,8 +85,9 @@ class Consistent(AroundLoss):
     The gradient flows through both predictions.
 
     Attributes:
-        base: the loss at the end. weight: lambda, a number or a schedule. distance: "logits" (FGSM-PGI),
-            "jensen-shannon" (LIET), or another.
+        base: the loss at the end.
+        weight: lambda, a number or a schedule.
+        distance: "logits" (FGSM-PGI), "jensen-shannon" (LIET), or another.
 
     Cost: the base's and one backward if the solver keeps its pass, else one forward and one backward.
 
@@ -106,7 +108,7 @@ class Consistent(AroundLoss):
         _check_start(method, "Consistent")
 
     def takes_two_labels(self) -> bool:
-        """As the base."""
+        """Whether the base does: the distance reads no label."""
         return self.base.takes_two_labels()
 
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
@@ -139,7 +141,8 @@ class LocallyLinear(AroundLoss):
     (0, 1) for each example. The three points are one pass, with common batch statistics.
 
     Attributes:
-        base: the loss to regularise. coefficient: lambda; None follows `elle_coefficient`.
+        base: the loss to regularise.
+        coefficient: lambda; None follows `elle_coefficient`.
 
     Cost: three forwards and three backwards more than the base.
 
@@ -187,8 +190,8 @@ class Abnormal(AroundLoss):
     mean of v_i over A is above v. Nothing is added if A is empty or holds all examples.
 
     Attributes:
-        base: the loss to regularise. loss_weight, variation_weight: lambda_1 times lambda_2, and times
-            lambda_3.
+        base: the loss to regularise.
+        loss_weight, variation_weight: lambda_1 times lambda_2, and times lambda_3.
         constant: hold the loss difference constant, as in the public code: it adds to the loss but not to the
             gradient. False lets its gradient through.
 

@@ -104,12 +104,12 @@ class After(Weighting):
 
     @property
     def differentiable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the rule."""
+        """Whether the rule's weights are."""
         return bool(self.rule.differentiable)
 
     @property
     def needs_meta(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the rule."""
+        """Whether the rule learns from a second data stream."""
         return self.rule.needs_meta
 
     def check(self, method: Composition) -> None:
@@ -117,7 +117,7 @@ class After(Weighting):
         self.rule.check(method)
 
     def takes_two_labels(self) -> bool:
-        """As the rule."""
+        """Whether the rule does."""
         return self.rule.takes_two_labels()
 
     def bind(self, facts: Facts) -> Weighting:
@@ -129,7 +129,7 @@ class After(Weighting):
         return clock.epoch >= round(self.burn_in * clock.epochs)
 
     def weigh(self, evidence: Evidence) -> Tensor:
-        """The rule's weights, or 1."""
+        """Return the rule's weights, or 1 during the burn-in."""
         return self.rule.weigh(evidence) if self.over(evidence.clock) else torch.ones_like(evidence.loss)
 
 
@@ -142,7 +142,7 @@ class BoundAfter(Weighting, nn.Module):
         self.differentiable = bool(rule.differentiable)
 
     def weigh(self, evidence: Evidence) -> Tensor:
-        """The rule's weights, or 1."""
+        """Return the rule's weights, or 1 during the burn-in."""
         over = self.spec.over(evidence.clock)
         return self.rule.weigh(evidence) if over else torch.ones_like(evidence.loss)
 
@@ -157,5 +157,5 @@ class BoundAfter(Weighting, nn.Module):
             self.rule.fit(evidence, lookahead)
 
     def log(self) -> dict[str, float | Tensor]:
-        """The rule's numbers."""
+        """Return the rule's numbers."""
         return self.rule.log()

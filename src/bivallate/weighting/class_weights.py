@@ -174,7 +174,8 @@ class ClassBandit(Weighting):
     After each minibatch s_c += rate K n_c, n_c the number of its misclassified adversarial points of class c.
 
     Attributes:
-        rate: eta; explore: gamma, share of the uniform distribution.
+        rate: eta;
+        explore: gamma, share of the uniform distribution.
 
     Scale: mean 1 where the classes are equally frequent; at least `explore`, at most K.
 

@@ -32,7 +32,8 @@ class KLDRO(Weighting):
         rate: eta in (0, 1], weight of the newest batch in the running mean.
         guard: largest ratio of u to the newest minibatch's mean, so that the mean weight is at least 1 /
             guard. Without it one extreme minibatch at small r stalls training; infinity removes it.
-        floor: lower bound of the temperature. cap: upper bound of the losses that enter the weights.
+        floor: lower bound of the temperature.
+        cap: upper bound of the losses that enter the weights.
 
     Scale: mean weight between 1 / guard and 1 / rate.
 
