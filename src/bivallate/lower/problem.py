@@ -72,7 +72,7 @@ class LowerProblem:
         clock: the moment in the run.
         noise: the draws of these rows at this moment.
         sharing: what a coupling may know of the loss.
-        regularised: whether regularisers add to the anchor. Not on a second data stream, nor where the anchor
+        regularised: whether regularisers add to the anchor: not on a second data stream, nor where the anchor
             is not used.
         coupled: whether delta carries a gradient in theta; set by `solved`, as the next three are.
         class_score: of the solution.
