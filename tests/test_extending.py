@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +20,9 @@ from PIL import Image
 import bivallate as bv
 from bivallate.cli import run
 from bivallate.data import registry
-from bivallate.evaluation import metrics
+from bivallate.evaluation import Score, attack_and_score, metrics, point_columns
+from bivallate.evaluation.shared_points import merged
+from bivallate.evaluation.state import State
 from bivallate.reproduce import papers
 from bivallate.reproduce.papers import catalogue
 from bivallate.run.config import Config
@@ -27,7 +31,12 @@ PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 SECTIONS = dict(re.findall(r"^## (.*)\n(?:(?!^## )[\s\S])*?```python\n([\s\S]*?)```", PAGE.read_text(), re.M))
 
 
+COLUMN = re.findall(r"```python\n([\s\S]*?)```", PAGE.read_text().split("## A number")[1])[1]
+
+
 def code(of: str) -> str:
+    if of == "column":
+        return COLUMN
     (found,) = (text for heading, text in SECTIONS.items() if of in heading)
     return found
 
@@ -125,6 +134,50 @@ def test_a_number_of_compare(executed, tmp_path, monkeypatch, capsys) -> None:
     assert json.loads(capsys.readouterr().out)["rows"][0]["lost"]["mean"] == sum(lost) / 2
     assert run(["compare", *runs, "--sort", "lots"]) == 2
     assert "did you mean 'lost'" in capsys.readouterr().err
+
+
+def test_a_column_of_points(executed, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(metrics, "METRICS", metrics.METRICS)
+    run_folder = str(tmp_path / "a")
+    assert run(["train", "plain", "--out", run_folder, "--model", "linear", "--epochs", "1"]) == 0
+    assert run(["evaluate", run_folder, "--attack", "fgsm", "--n", "40"]) == 0  # has no such column
+    with restored_columns():
+        executed("column")
+        assert run(["evaluate", run_folder, "--attack", "pgd-3-2", "--n", "40"]) == 0
+        (path,) = (tmp_path / "a" / "evaluation").glob("*pgd-3-2*.json")
+        score = Score.load(path)
+        assert score.more["loss"].shape == (40,)
+        # loss and margin are of one and the same point: a misclassified one has a probability below 1/2
+        assert bool((score.more["loss"][score.margin < 0] > math.log(2)).all())
+        assert bool((score.margin < 0).any())
+        model, data, ball = bv.load(run_folder), bv.data.load("digits").test, bv.Linf(0.15)
+        clean = attack_and_score(model, data, ball, "clean", n=40).mean_of("loss")
+        assert clean < score.mean_of("loss")
+        partial = tmp_path / "verdicts"
+        whole, again = (attack_and_score(model, data, ball, "pgd-2", n=40, resume=partial) for _ in range(2))
+        assert torch.equal(whole.more["loss"], again.more["loss"])
+        halves = [State.load(partial, key_of(partial)).rows(slice(k, None, 2)) for k in range(2)]
+        assert torch.equal(merged(halves, 40).more["loss"], whole.more["loss"])
+        capsys.readouterr()
+        assert run(["compare", run_folder, "--attack", "pgd-3-2", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["rows"][0]["loss"] == score.mean_of("loss")
+        assert run(["compare", run_folder, "--attack", "fgsm", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["rows"][0]["loss"] is None
+
+
+def key_of(partial: Path) -> str:
+    return json.loads(partial.read_text())["key"]
+
+
+@contextmanager
+def restored_columns():
+    """Columns that are declared within are gone afterwards."""
+    before = dict(point_columns.MORE_COLUMNS)
+    try:
+        yield
+    finally:
+        point_columns.MORE_COLUMNS.clear()
+        point_columns.MORE_COLUMNS.update(before)
 
 
 def test_a_table(tmp_path, monkeypatch, capsys) -> None:

@@ -98,7 +98,7 @@ def test_two_points_are_no_evidence_against_all(runs, capsys):
             assert run(["evaluate", str(runs / name), "--attack", attack, *few, "--json"]) == 0
         file = next((runs / name / "evaluation").glob("*pgd-9*"))
         score = Score.load(file)
-        replace(score, stage=torch.ones_like(score.stage)).save(file)
+        replace(score, broken_at=torch.ones_like(score.broken_at)).save(file)
     capsys.readouterr()
     made = as_json(capsys, *paths(runs, "at-0", "at-1"))
     assert (made["attack"], made["n"]) == ("pgd-8", 359)
@@ -112,7 +112,7 @@ def test_the_strongest_evaluation_stands_first_beside_the_common_one(runs, capsy
     assert run(["evaluate", str(runs / "at-0"), "--attack", "pgd-9", "--n", "100", "--json"]) == 0
     file = next((runs / "at-0" / "evaluation").glob("*pgd-9*"))
     score = Score.load(file)
-    replace(score, stage=torch.ones_like(score.stage)).save(file)
+    replace(score, broken_at=torch.ones_like(score.broken_at)).save(file)
     capsys.readouterr()
     made = as_json(capsys, *paths(runs, "at-0", "at-1"))
     assert (made["attack"], made["n"]) == ("fgsm", 359)
@@ -137,7 +137,7 @@ def test_another_common_attack_is_said_beside_the_strongest(runs, capsys):
         assert run(["evaluate", str(runs / name), "--attack", "pgd-9", "--n", "100", "--json"]) == 0
         file = next((runs / name / "evaluation").glob("*pgd-9*"))
         score = Score.load(file)
-        replace(score, stage=torch.ones_like(score.stage)).save(file)
+        replace(score, broken_at=torch.ones_like(score.broken_at)).save(file)
     capsys.readouterr()
     for options in ([], ["--over-seeds"]):
         made = as_json(capsys, *paths(runs, "at-0", "at-1"), *options)

@@ -46,7 +46,7 @@ def test_verdicts_are_those_of_version_1(key):
         new = transfer(smooth(), smooth(1), points(), old.threat, "apgd-ce-8", batch_size=64, seed=1)
     else:
         new = attack_and_score(smooth(), points(), old.threat, name, batch_size=64, seed=1)
-    for column in ("stage", "predicted", "y", "index"):
+    for column in ("broken_at", "predicted", "y", "index"):
         assert torch.equal(getattr(new, column), getattr(old, column)), column
     assert torch.allclose(new.margin, old.margin, rtol=1e-6, atol=1e-9)
     assert (new.attack, new.passes, new.stage_names) == (old.attack, old.passes, old.stage_names)

@@ -51,7 +51,7 @@ def test_no_point_counts_as_broken_that_float32_does_not_confirm(withstands) -> 
     x, y = test.tensors(torch.arange(100))
     score = attack_and_score(model, (x, y), bv.Linf(0.1), "pgd-10", search_precision="bf16")
     clean = logits_of(model, x, Passes()).argmax(1) == y
-    assert torch.equal(score.stage == 0, ~clean)
+    assert torch.equal(score.broken_at == 0, ~clean)
 
 
 def test_a_search_is_not_led_astray_by_its_own_rounding() -> None:

@@ -67,7 +67,7 @@ def test_resuming_gives_the_same_verdicts(robust_model, held_out, whole, tmp_pat
     with pytest.raises(Killed):
         attack_and_score(robust_model, held_out, threat, SHORT, resume=file, progress=stop, **OPTIONS)
     resumed = attack_and_score(robust_model, held_out, threat, SHORT, resume=file, **OPTIONS)
-    for column in ("stage", "margin", "predicted"):
+    for column in ("broken_at", "margin", "predicted"):
         assert torch.equal(getattr(whole, column), getattr(resumed, column))
     assert resumed.passes == whole.passes
 
@@ -101,7 +101,7 @@ def test_a_real_kill_inside_a_search_changes_no_verdict(name, graves, undisturbe
     assert killed.STAGES[part] == name, "killed while that part was running"
     assert turn + offset > 0, "some of its verdicts were kept"
     resumed = killed.attacked(file)
-    for column in ("stage", "margin", "predicted"):
+    for column in ("broken_at", "margin", "predicted"):
         assert torch.equal(getattr(undisturbed, column), getattr(resumed, column))
     assert resumed.passes == undisturbed.passes
     assert sorted(p.name for p in folder.iterdir()) == sorted(f"{n}.json" for n in killed.STAGES)
@@ -142,7 +142,7 @@ def test_a_batch_size_that_is_given_wins_on_resume(
         robust_model, held_out, threat, SHORT, resume=file, batch_size=sizes[1], **options
     )
     assert max(most, default=0) <= sizes[1]
-    assert torch.equal(whole.stage, resumed.stage)
+    assert torch.equal(whole.broken_at, resumed.broken_at)
     assert torch.allclose(whole.margin, resumed.margin, atol=1e-3)
 
 

@@ -46,7 +46,7 @@ def made(y, stage, predicted, *, name="pgd-20", seed=0) -> Score:
         y=torch.tensor(y),
         predicted=torch.tensor(predicted),
         margin=torch.zeros(n),
-        stage=torch.tensor(stage),
+        broken_at=torch.tensor(stage),
         index=torch.arange(n),
         stage_names=("pgd-20",),
         passes={"forward": 1.0, "backward": 1.0},
@@ -316,7 +316,7 @@ def test_points_that_apgd_transfers_lie_beyond_the_boundary(robust_model, held_o
     stopped = attack_and_score(robust_model, held_out, bv.Linf(0.2), "apgd-ce-20", first=60)
     same = transfer(robust_model, robust_model, held_out, bv.Linf(0.2), "apgd-ce-20", first=60)
     assert torch.equal(same.robust, stopped.robust)
-    fooled = stopped.stage == 1
+    fooled = stopped.broken_at == 1
     assert int(fooled.sum()) > 10
     assert float(same.margin[fooled].mean()) < float(stopped.margin[fooled].mean()) - 0.5
 
@@ -377,7 +377,7 @@ def test_a_damaged_score_is_named(tmp_path, damage):
 
 
 def test_a_score_of_many_parts_keeps_their_numbers():
-    many = replace(HAND, stage=torch.full((8,), 200), stage_names=tuple(map(str, range(200))))
+    many = replace(HAND, broken_at=torch.full((8,), 200), stage_names=tuple(map(str, range(200))))
     assert Score.from_json(many.to_json()).broken_by == ["199"] * 8
 
 
@@ -455,3 +455,8 @@ def test_an_eps_curve_resumes_radius_by_radius(robust_model, held_out, tmp_path)
     for radius, score in whole.items():
         assert torch.equal(score.robust, resumed[radius].robust)
         assert score.passes == resumed[radius].passes
+
+
+def test_the_former_name_of_the_stage_still_works() -> None:
+    with pytest.deprecated_call(match="broken_at"):
+        assert HAND.stage is HAND.broken_at

@@ -39,7 +39,7 @@ def test_shares_give_the_same_verdicts(attack, threads, monkeypatch):
         assert torch.get_num_threads() == count
     one, three = scores
     assert 0 < one.robust_accuracy < 1
-    assert torch.equal(one.stage, three.stage)
+    assert torch.equal(one.broken_at, three.broken_at)
     assert torch.equal(one.predicted, three.predicted)
     assert torch.allclose(one.margin, three.margin, atol=1e-9)
 
@@ -164,5 +164,5 @@ def test_a_resumed_search_keeps_the_shares_of_the_first(tmp_path, monkeypatch, t
         )
     threads(1)
     again = bv.evaluate(model, (x, y), bv.Linf(0.03), attack, batch_size=40, resume=tmp_path / "kept")
-    assert torch.equal(again.stage, whole.stage)
+    assert torch.equal(again.broken_at, whole.broken_at)
     assert torch.allclose(again.margin, whole.margin, atol=1e-5)

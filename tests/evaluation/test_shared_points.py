@@ -83,7 +83,7 @@ def found(file: Path | None = None) -> Tensor:
 
 
 def told(result: Score) -> dict[str, Any]:
-    columns = {name: getattr(result, name) for name in ("y", "predicted", "stage", "margin", "index")}
+    columns = {name: getattr(result, name) for name in ("y", "predicted", "broken_at", "margin", "index")}
     return columns | {"distances": found()}
 
 
@@ -149,7 +149,7 @@ def test_one_two_and_three_processes_agree(tmp_path: Path) -> None:
     wanted = told(alone)
     for name, part in ((name, part) for name, some in SEEN.items() for part in some):
         got = ends[name][part]
-        for key in ("y", "predicted", "stage", "index"):
+        for key in ("y", "predicted", "broken_at", "index"):
             assert torch.equal(got[key], wanted[key]), (name, part, key)
         assert torch.allclose(got["margin"], wanted["margin"], atol=1e-5)
         assert torch.allclose(got["distances"], distances, atol=1e-5)
@@ -164,6 +164,6 @@ def test_one_two_and_three_processes_agree(tmp_path: Path) -> None:
     assert first["audit"] == pytest.approx(whole.accuracy)
     assert len(list(tmp_path.glob("one.*-of-3"))) == 3
     again = score(tmp_path / "one")
-    assert torch.equal(again.stage, alone.stage)
+    assert torch.equal(again.broken_at, alone.broken_at)
     shared_points.clear(tmp_path / "one")
     assert not list(tmp_path.glob("one*"))

@@ -161,7 +161,7 @@ def evaluated(folder: Path) -> Score:
 def same_verdicts(one: Path, other: Path) -> None:
     """Every point's verdict, margin and the passes."""
     left, right = (Score.load(path / "evaluation" / "score.json") for path in (one, other))
-    for name in ("stage", "predicted", "margin", "index"):
+    for name in ("broken_at", "predicted", "margin", "index"):
         assert bool((getattr(left, name) == getattr(right, name)).all()), name
     assert not (one / "evaluation" / ".score.partial").exists()
 

@@ -121,7 +121,7 @@ def test_verdicts_by_name_do_not_depend_on_the_batch_and_rise_with_eps(name, tmp
     small, large = (bv.evaluate(model, data, bv.L2(eps), name) for eps in (0.5, 0.7))
     again = bv.evaluate(model, data, bv.L2(0.5), name, batch_size=5, resume=tmp_path / "kept")
     assert small.attack == name
-    assert torch.equal(small.stage, again.stage)
+    assert torch.equal(small.broken_at, again.broken_at)
     assert 1 > small.robust_accuracy > large.robust_accuracy
 
 

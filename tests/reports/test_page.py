@@ -45,7 +45,7 @@ def with_classes(run: Path, classes: int, name: str = "class") -> RunRecord:
     n, wrong = len(y), torch.arange(len(y)) % 5 == 0
     score = replace(
         kept.score, classes=classes, y=y, predicted=torch.where(wrong, (y + 1) % classes, y),
-        margin=torch.linspace(-1, 1, n), stage=torch.where(wrong, 1, -1), index=torch.arange(n),
+        margin=torch.linspace(-1, 1, n), broken_at=torch.where(wrong, 1, -1), index=torch.arange(n),
     )  # fmt: skip
     names = tuple(f"{name} {k}" for k in range(classes))
     return replace(record, evaluations=(replace(kept, score=score),), classes=names)
@@ -91,7 +91,7 @@ def test_the_first_numbers_are_those_of_the_strongest_attack(made):
     score = kept.score
     harder = replace(
         score, attack="autoattack", y=score.y[few], predicted=score.predicted[few], margin=score.margin[few],
-        stage=torch.ones_like(few), index=score.index[few],
+        broken_at=torch.ones_like(few), index=score.index[few],
     )  # fmt: skip
     both = replace(record, evaluations=(kept, replace(kept, score=harder, path=Path("harder.json"))))
     (card,) = headlines([both])
@@ -137,7 +137,7 @@ def test_images_are_those_that_the_evaluation_names(made, page):
     drawn = easy_and_hard(bv.load(made), test, THREAT, score, record.classes, attack="fgsm", count=4)
     hard = np.array([kind == "hard" for kind in drawn.kind])
     place = {int(row): k for k, row in enumerate(score.index)}
-    stages = score.stage[[place[int(row)] for row in drawn.index]].numpy()
+    stages = score.broken_at[[place[int(row)] for row in drawn.index]].numpy()
     assert (stages[hard] == 1).all()
     assert (stages[~hard] == -1).all()
     assert hard.sum() == 4
@@ -229,7 +229,7 @@ def test_classes_without_a_point_are_named(made):
     lacking = Score(
         **{
             **vars(kept),
-            **{name: getattr(kept, name)[few] for name in ("y", "predicted", "margin", "stage", "index")},
+            **{name: getattr(kept, name)[few] for name in ("y", "predicted", "margin", "broken_at", "index")},
             "warnings": ("no point of class 3, 7: these classes have no accuracy", "other"),
         }
     )

@@ -122,7 +122,9 @@ FOREIGN = {
 def test_what_does_not_fit_the_run_is_named_and_not_mixed(pair, capsys, kind):
     own, other = (only(place) for place in pair)
     change, reason = FOREIGN[kind]
-    weaker = replace(change(own.score, other.score), stage=other.score.stage.clamp(min=1))  # would lead
+    weaker = replace(
+        change(own.score, other.score), broken_at=other.score.broken_at.clamp(min=1)
+    )  # would lead
     weaker.save(pair[0] / "evaluation" / "copied.json")
     found = record(pair[0])
     assert [e.path for e in found.evaluations] == [own.path]

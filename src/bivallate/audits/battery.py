@@ -22,7 +22,8 @@ from bivallate.evaluation.attacks import (
     square,
     targeted_auto_pgd,
 )
-from bivallate.evaluation.score import ROBUST, Score
+from bivallate.evaluation.point_columns import ROBUST
+from bivallate.evaluation.score import Score
 from bivallate.evaluation.search import Fooled, Restarts, ScaledPGD, Search
 from bivallate.lower.apgd import APGD
 from bivallate.lower.objective import Margin
@@ -117,7 +118,7 @@ class Battery:
         solver = APGD(plan.auto, samples=plan.samples if random else 1)
         targeted = targeted_auto_pgd(APGD(plan.auto), plan.targets)
         score = self.run("apgd", auto_pgd(solver), auto_pgd_dlr(solver), targeted)
-        self.left["apgd-ce"] = (score.stage == ROBUST) | (score.stage > 1)
+        self.left["apgd-ce"] = (score.broken_at == ROBUST) | (score.broken_at > 1)
         self.run("cw", Search("cw", ScaledPGD(plan.steps), Margin()))
         self.run("square", square(Square(plan.queries)))
 

@@ -234,7 +234,7 @@ def _score(runner: Runner, prints: tuple[str, str]) -> Score:
         y=state.y,
         predicted=state.predicted,
         margin=state.margin,
-        stage=state.stage,
+        broken_at=state.broken_at,
         index=runner.index,
         stage_names=tuple(stage.name for stage in runner.attack.stages),
         passes={"forward": state.passes.forward / n, "backward": state.passes.backward / n},
@@ -244,4 +244,5 @@ def _score(runner: Runner, prints: tuple[str, str]) -> Score:
         model_fingerprint=prints[1],
         warnings=notes,
         search_precision=runner.search_precision,
+        more=state.more,
     )

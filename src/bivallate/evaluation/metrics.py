@@ -1,10 +1,12 @@
 """The metrics of `compare`, each declared once in `METRICS`: by it they are sorted, printed and stored.
 
+A metric that needs a value for each point which no evaluation stores yet: see `point_columns`.
+
 Example:
     A further column: the share of points that the attack broke, smallest first::
 
         lost = lambda score, _: score.clean_accuracy - score.robust_accuracy
-        Metric("lost", "lost %", lost, less_is_better=True)
+        metrics.METRICS = (*metrics.METRICS, Metric("lost", "lost %", lost, less_is_better=True))
 """
 
 from __future__ import annotations
@@ -41,25 +43,28 @@ class Metric:
     """One number of an evaluation, or of the training behind it.
 
     Attributes:
-        key: its name for `--sort` and in JSON. head: heading of its column; empty if it has no column.
-        value: (score, training) -> the number; infinite if unknown.
+        key: its name for `--sort` and in JSON.
+        title: heading of its column; empty if it has no column.
+        value: (score, training cost) -> the number; infinite if unknown.
         less_is_better: whether smaller values are better and sorted first.
-        interval: score -> its 95 % interval, or None. how: kind of the interval, for notes.
+        interval: score -> its 95 % interval; None if it has none.
+        interval_name: kind of the interval, for notes.
         interval_key: key of the interval in JSON, if it is not KEY_interval_95.
-        show: formats the number. below: key of another metric that is printed below it in the same cell.
-        lead: (score, names of the classes) -> text before the number.
+        format: number -> text; None for a fraction in [0, 1], which is written in per cent.
+        companion_key: key of the metric that is printed below it in the same cell; empty for none.
+        prefix: (score, names of the classes) -> text before the number; None for no text.
     """
 
     key: str
-    head: str
+    title: str
     value: Callable[[Score, TrainingCost | None], float]
     less_is_better: bool = False
     interval: Callable[[Score], Interval] | None = None
-    how: str = ""
+    interval_name: str = ""
     interval_key: str = ""
-    show: Callable[[float], str] = share_text
-    below: str = ""
-    lead: Callable[[Score, Sequence[str]], str] | None = None
+    format: Callable[[float], str] | None = None
+    companion_key: str = ""
+    prefix: Callable[[Score, Sequence[str]], str] | None = None
 
     @property
     def json_key(self) -> str:
@@ -69,7 +74,11 @@ class Metric:
     @property
     def is_share(self) -> bool:
         """Whether it is a fraction in [0, 1], written in per cent."""
-        return self.show is share_text
+        return self.format is None
+
+    def text(self, value: float) -> str:
+        """A value of this metric as text, without its unit."""
+        return share_text(value) if self.format is None else self.format(value)
 
     def sort_key(self, value: float, descending: bool | None = None) -> tuple[bool, float]:
         """The key that sorts its values: best first, or as told; unknown values last in either order."""
@@ -81,18 +90,16 @@ class Metric:
         value = self.value(score, training)
         if not math.isfinite(value):
             return "-"
-        text = (self.lead(score, names) if self.lead else "") + self.show(value)
+        text = (self.prefix(score, names) if self.prefix else "") + self.text(value)
         if self.interval is not None:
-            low, high = self.interval(score)
-            show = "{:.1f}".format if self.is_share else self.show
-            scale = 100 if self.is_share else 1
-            return f"{text}\n{show(scale * low)}-{show(scale * high)}"
-        return f"{text}\n{self.companion(score, training)}" if self.below else text
+            low, high = (f"{100 * b:.1f}" if self.is_share else self.text(b) for b in self.interval(score))
+            return f"{text}\n{low}-{high}"
+        return f"{text}\n{self.companion(score, training)}" if self.companion_key else text
 
     def companion(self, score: Score, training: TrainingCost | None) -> str:
         """The text of the metric that is printed below the number."""
-        other = by_key(self.below)
-        return other.show(other.value(score, training))
+        other = by_key(self.companion_key)
+        return other.text(other.value(score, training))
 
 
 def number(value: float) -> str:
@@ -107,25 +114,28 @@ def seconds(value: float) -> str:
 
 def _gini(score: Score, training: TrainingCost | None) -> float:
     """The Gini coefficient; infinite if no class has a robust point."""
-    found = score.class_gini
-    return math.inf if found is None else found
+    coefficient = score.class_gini
+    return math.inf if coefficient is None else coefficient
 
+
+HEADLINE = Metric(
+    "robust_accuracy",
+    "robust %",
+    lambda score, _: score.robust_accuracy,
+    interval=lambda score: score.interval_95,
+    interval_name="Wilson",
+    interval_key="interval_95",
+)
+"""The metric that is tested for significance; its column stands first."""
 
 METRICS = (
-    Metric(
-        "robust_accuracy",
-        "robust %",
-        lambda score, _: score.robust_accuracy,
-        interval=lambda score: score.interval_95,
-        how="Wilson",
-        interval_key="interval_95",
-    ),
+    HEADLINE,
     Metric(
         "clean_accuracy",
         "clean %",
         lambda score, _: score.clean_accuracy,
         interval=lambda score: score.clean_interval_95,
-        how="Wilson",
+        interval_name="Wilson",
         interval_key="clean_interval_95",
     ),
     Metric(
@@ -133,41 +143,41 @@ METRICS = (
         "tail 30 %",
         lambda score, _: score.tail(30),
         interval=lambda score: score.tail_interval(30),
-        how="bootstrap over points",
+        interval_name="bootstrap over points",
     ),
     Metric(
         "worst_class",
         "worst class %",
         lambda score, _: score.worst_class[1],
         interval=lambda score: score.worst_class_interval_95,
-        how="bootstrap over points",
-        lead=lambda score, names: f"{names[score.worst_class[0]]}: ",
+        interval_name="bootstrap over points",
+        prefix=lambda score, names: f"{names[score.worst_class[0]]}: ",
     ),
-    Metric("class_gini", "", _gini, less_is_better=True, show=number),
+    Metric("class_gini", "", _gini, less_is_better=True, format=number),
     Metric(
         "training_passes",
         "training passes",
         lambda _, cost: cost.forward + cost.backward if cost else math.inf,
         less_is_better=True,
-        show=number,
-        below="training_seconds",
+        format=number,
+        companion_key="training_seconds",
     ),
     Metric(
         "training_seconds",
         "",
         lambda _, cost: cost.seconds if cost else math.inf,
         less_is_better=True,
-        show=seconds,
+        format=seconds,
     ),
     Metric(
         "passes",
         "attack passes",
         lambda score, _: score.passes["forward"] + score.passes["backward"],
         less_is_better=True,
-        show=number,
-        below="seconds",
+        format=number,
+        companion_key="seconds",
     ),
-    Metric("seconds", "", lambda score, _: score.seconds, less_is_better=True, show=seconds),
+    Metric("seconds", "", lambda score, _: score.seconds, less_is_better=True, format=seconds),
 )
 
 

@@ -19,8 +19,8 @@ from bivallate.evaluation.attacks import Attack, Stage
 from bivallate.evaluation.batch_size import NO_ROOM
 from bivallate.evaluation.evaluation_progress import EvaluationProgress
 from bivallate.evaluation.full_precision import full_float32
+from bivallate.evaluation.point_columns import ROBUST
 from bivallate.evaluation.points import Points, check_images, check_labels, whole_labels
-from bivallate.evaluation.score import ROBUST
 from bivallate.evaluation.search import stage_bears_rounding
 from bivallate.evaluation.search_pool import SearchPool
 from bivallate.evaluation.state import Position, State
@@ -98,7 +98,7 @@ class Runner:
         if self.state.classes == 0:
             self._clean()
             if every:
-                self.state.stage.fill_(ROBUST)
+                self.state.broken_at.fill_(ROBUST)
                 self.state.margin.fill_(torch.inf)
             self._save()
         self._report("clean")
@@ -165,8 +165,8 @@ class Runner:
         """
         state = self.state
         start = state.position
-        for number, stage in list(enumerate(self.attack.stages, 1))[start.stage - 1 :]:
-            turn, count = start.turn if number == start.stage else 0, stage.count(state.classes)
+        for number, stage in list(enumerate(self.attack.stages, 1))[start.stage_number - 1 :]:
+            turn, count = start.turn if number == start.stage_number else 0, stage.count(state.classes)
             self._report(stage.name)  # before the work, because some stages are one long piece
             while turn < count:
                 at = Position(number, turn)
@@ -250,7 +250,7 @@ class Runner:
             return
         state, n = self.state, len(self.index)
         state.seconds = time.perf_counter() - self._began
-        living = int((state.stage == ROBUST).sum())
+        living = int((state.broken_at == ROBUST).sum())
         spent, left = state.passes.forward + state.passes.backward, self._left()
         wait = state.seconds * left / spent if name != "clean" else None
         fraction = spent / max(1.0, spent + left)
@@ -260,12 +260,12 @@ class Runner:
 
     def _left(self) -> float:
         """The number of remaining passes if no further point is broken."""
-        at, living, left = self.state.position, int((self.state.stage == ROBUST).sum()), 0.0
+        at, living, left = self.state.position, int((self.state.broken_at == ROBUST).sum()), 0.0
         for number, stage in enumerate(self.attack.stages, 1):
-            if number < at.stage or self.threat.eps == 0:
+            if number < at.stage_number or self.threat.eps == 0:
                 continue
             turns = float(stage.count(self.state.classes))
-            if number == at.stage:
+            if number == at.stage_number:
                 begun = len(self.state.living(replace(at, offset=0)))
                 turns -= at.turn + (at.offset / begun if begun else 1.0)
             left += max(0.0, turns) * stage.cost() * living

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,19 +16,19 @@ import torch
 from torch import Tensor
 
 from bivallate.errors import UserError
-from bivallate.evaluation.evaluation_file import WrittenScore, in_range, pack, small, unpacked, within
+from bivallate.evaluation.evaluation_file import (
+    pack,
+    small,
+)
 from bivallate.evaluation.evaluation_identity import Identity
-from bivallate.evaluation.older_files import EARLIER, upgraded
+from bivallate.evaluation.point_columns import CLEAN, ROBUST
+from bivallate.evaluation.score_fields import SCHEMA, score_fields
 from bivallate.evaluation.statistics import bootstrap_tail, gini, ratios, tail, wilson, wilsons
 from bivallate.files import write_json
-from bivallate.lower.threat import Threat
-from bivallate.parts import decode, encode
-from bivallate.schema import MEGABYTE, check, parse, read_text
+from bivallate.parts import encode
+from bivallate.schema import MEGABYTE, parse, read_text
 
 __all__ = ["Score"]
-
-SCHEMA = "bivallate-evaluation-2"
-ROBUST, CLEAN = -1, 0  # stages: never broken; wrong before any attack; 1, 2, ...: broken by that stage
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -33,16 +36,25 @@ class Score:
     """The verdicts of one attack on one model, with one value for each point, and the cost.
 
     Attributes:
-        attack: its name; detail: the attack itself. threat: the threat model.
-        classes: number of classes of the model. y: (n,) labels. predicted: (n,) predictions at the worst
-            point found (the label itself if the point is robust).
-        margin: (n,) z_y - max_{k != y} z_k there: negative if broken, else the lowest margin found.
-        stage: (n,) -1 robust, 0 misclassified on the clean image, i broken by stage i (from 1).
-        index: (n,) rows of the data. stage_names: of the attack.
-        passes: forward and backward passes per example. seconds: wall time. seed: of the noise.
-        data_fingerprint, model_fingerprint: hashes of the points and of the model.
-        warnings: for the reader. search_precision: of the search; verdicts are always in float32.
+        attack: name of the attack.
+        detail: the attack itself.
+        threat: the set of perturbations.
+        classes: number of classes of the model.
+        y: (n,) labels.
+        predicted: (n,) predictions at the worst point found; the label itself if the point is robust.
+        margin: (n,) z_y - max_{k != y} z_k at that point: negative if broken, else the lowest margin found.
+        broken_at: (n,) -1 robust, 0 misclassified on the clean image, k broken by stage number k (from 1).
+        index: (n,) rows of the data.
+        stage_names: names of the attack's stages.
+        passes: forward and backward passes per example.
+        seconds: wall time.
+        seed: of the noise.
+        data_fingerprint: hash of the points.
+        model_fingerprint: hash of the model.
+        warnings: for the reader.
         identity: run, weights and points; None for a model that belongs to no run.
+        search_precision: number format of the search; verdicts are always in float32.
+        more: name -> (n,) the values of `point_columns.MORE_COLUMNS` that were stored.
     """
 
     attack: str
@@ -52,7 +64,7 @@ class Score:
     y: Tensor
     predicted: Tensor
     margin: Tensor
-    stage: Tensor
+    broken_at: Tensor
     index: Tensor
     stage_names: tuple[str, ...]
     passes: dict[str, float]
@@ -63,6 +75,7 @@ class Score:
     warnings: tuple[str, ...] = ()
     identity: Identity | None = None
     search_precision: str = "float32"
+    more: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         low, high = self.interval_95
@@ -77,15 +90,25 @@ class Score:
         """Number of points."""
         return len(self.y)
 
+    @property
+    def stage(self) -> Tensor:
+        """The former name of `broken_at`."""
+        warnings.warn("Score.stage is now called broken_at", DeprecationWarning, stacklevel=2)
+        return self.broken_at
+
+    def mean_of(self, name: str) -> float:
+        """Mean of a column of `more` over all points; infinite if it was not stored."""
+        return float(self.more[name].mean()) if name in self.more else math.inf
+
     @cached_property
     def robust(self) -> Tensor:
         """(n,) bool: correct on the clean image and after every stage."""
-        return self.stage == ROBUST
+        return self.broken_at == ROBUST
 
     @cached_property
     def clean(self) -> Tensor:
         """(n,) bool: correct on the clean image."""
-        return self.stage != CLEAN
+        return self.broken_at != CLEAN
 
     @property
     def robust_accuracy(self) -> float:
@@ -111,14 +134,14 @@ class Score:
     def broken_by(self) -> list[str | None]:
         """For each point the name of the stage that broke it, "clean", or None."""
         names = (None, "clean", *self.stage_names)
-        return [names[int(s) + 1] for s in self.stage]
+        return [names[int(s) + 1] for s in self.broken_at]
 
     @property
     def stages(self) -> dict[str, float]:
         """Robust accuracy left after each stage, in order, beginning with the clean one."""
         left = {"clean": self.clean_accuracy}
         for i, name in enumerate(self.stage_names):
-            kept = (self.stage == ROBUST) | (self.stage > i + 1)
+            kept = (self.broken_at == ROBUST) | (self.broken_at > i + 1)
             left[name] = int(kept.sum()) / self.n
         return left
 
@@ -240,45 +263,15 @@ class Score:
     @property
     def _columns(self) -> dict[str, Tensor]:
         """The columns to store for each point, in small types."""
-        whole = {"y": small(self.y), "predicted": small(self.predicted), "stage": small(self.stage)}
-        return whole | {"index": self.index, "margin": self.margin.float()}
+        whole = {"y": small(self.y), "predicted": small(self.predicted), "stage": small(self.broken_at)}
+        return whole | {"index": self.index, "margin": self.margin.float(), **self.more}
 
     @classmethod
     def from_json(cls, content: dict[str, Any] | str) -> Score:
         """The inverse of `to_json`, from text or a dictionary. Raises UserError that names the key."""
         if isinstance(content, str):
-            content = parse(content, "the text", "evaluation", dict[str, Any])
-        if isinstance(content, dict) and content.get("schema") == EARLIER:
-            content = upgraded(content) | {"schema": SCHEMA}
-        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-            got = content.get("schema") if isinstance(content, dict) else type(content).__name__
-            raise UserError(f"this is not an evaluation's JSON: schema must be {SCHEMA!r}, got {got!r}")
-        entry = check(WrittenScore, content, "evaluation")
-        columns = {name: unpacked(column, name) for name, column in entry["points"].items()}
-        made = cls(
-            attack=entry["attack"],
-            detail=decode(entry["attack_detail"], "attack_detail"),
-            threat=check(Threat, decode(entry["threat"], "threat"), "threat"),
-            classes=entry["classes"],
-            y=columns["y"].long(),
-            predicted=columns["predicted"].long(),
-            margin=columns["margin"],
-            stage=columns["stage"].long(),
-            index=columns["index"].long(),
-            stage_names=tuple(entry["stage_names"]),
-            passes=entry["passes"],
-            seconds=entry["seconds"],
-            seed=entry["seed"],
-            data_fingerprint=entry["data_fingerprint"],
-            model_fingerprint=entry["model_fingerprint"],
-            warnings=tuple(entry["warnings"]),
-            identity=Identity.of(entry.get("identity")),
-            search_precision=entry.get("search_precision", "float32"),
-        )
-        within(made.n, **columns)
-        in_range(y=(made.y, 0, made.classes - 1), predicted=(made.predicted, 0, made.classes - 1))
-        in_range(stage=(made.stage, ROBUST, len(made.stage_names)))
-        return made
+            return cls(**score_fields(parse(content, "the text", "evaluation", dict[str, Any])))
+        return cls(**score_fields(content))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON atomically."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from bivallate import collective
 from bivallate.errors import UserError
 from bivallate.evaluation.evaluation_progress import EvaluationProgress
-from bivallate.evaluation.state import POINT_COLUMNS, Position, State
+from bivallate.evaluation.state import Position, State
 from bivallate.quoting import file_name
 from bivallate.types import Passes
 
@@ -124,12 +124,12 @@ def _rearrange(file: str | os.PathLike[str], n: int, key: str, known: Known, wor
 
 def _cut(whole: State, rank: int, world: int) -> State:
     """A process's share of a state and its passes, set back to the beginning of the present turn."""
-    at, rows = replace(whole.position, offset=0), slice(rank, None, world)
-    columns = {name: getattr(whole, name)[rows] for name in POINT_COLUMNS}
+    share = whole.rows(slice(rank, None, world))
     forward, backward = (
         total // world + (rank < total % world) for total in (whole.passes.forward, whole.passes.backward)
     )
-    return replace(whole, **columns, position=at, passes=Passes(forward, backward), sample=torch.zeros(0, 0))
+    at, passes = replace(whole.position, offset=0), Passes(forward, backward)
+    return replace(share, position=at, passes=passes, sample=torch.zeros(0, 0))
 
 
 def merged(states: Sequence[State], n: int) -> State:
@@ -142,13 +142,15 @@ def merged(states: Sequence[State], n: int) -> State:
         return states[0]
     whole = State.of(n, states[0].batch_size, states[0].shares)
     for k, state in enumerate(states):
-        for name in POINT_COLUMNS:
-            getattr(whole, name)[k :: len(states)] = getattr(state, name)
+        for key, column in whole.point_columns.items():
+            column[k :: len(states)] = state.point_columns[key]
         whole.passes = whole.passes + state.passes
-    behind = min((s.position for s in states), key=lambda p: (p.stage, p.turn))
+    behind = min((s.position for s in states), key=lambda p: (p.stage_number, p.turn))
     classes = min(state.classes for state in states)
     seconds = max(state.seconds for state in states)
-    return replace(whole, position=Position(behind.stage, behind.turn), classes=classes, seconds=seconds)
+    return replace(
+        whole, position=Position(behind.stage_number, behind.turn), classes=classes, seconds=seconds
+    )
 
 
 class SharedProgress:

@@ -34,12 +34,14 @@ class Row:
     Every metric is also an attribute: `row.robust_accuracy`, `row.tail_30`, `row.training_passes`.
 
     Attributes:
-        name: of the run. score: the evaluation. training: cost of the model's training, or None.
-        values: of every metric (see `METRICS`) by key; infinite if unknown.
+        name: name of the run.
+        score: the evaluation.
+        values: key of a metric (see `METRICS`) -> its value; infinite if unknown.
         p_value: of the exact McNemar test of the robust verdicts against the first row, on the same points;
             None for the first row, and if the points differ.
-        p_adjusted: the same after Holm's correction for all pairs of rows. significant: whether it is below
-            5 %.
+        significant: whether `p_adjusted` is below 5 %.
+        p_adjusted: `p_value` after Holm's correction for all pairs of rows.
+        training: cost of the model's training; None if unknown.
     """
 
     name: str
@@ -76,9 +78,10 @@ def rank(
     which row is first.
 
     Args:
+        scores: the evaluations.
         names: of the runs; numbers if not given.
-        sort: key of a metric. descending: largest first; by default if larger values are better. Unknown
-            values stand last.
+        sort: key of a metric; unknown values stand last.
+        descending: whether the largest stands first; by default if larger values are better.
         training: training cost of each model, where known.
 
     Raises:
@@ -166,6 +169,13 @@ def over_seeds(scores: Sequence[Score]) -> dict[str, SeedSpread]:
         >>> SeedSpread.of([0.5, 0.6]).mean
         0.55
     """
+    check_same_rows(scores)
+    shares = [metric for metric in metrics.METRICS if metric.is_share]
+    return {metric.key: SeedSpread.of([metric.value(s, None) for s in scores]) for metric in shares}
+
+
+def check_same_rows(scores: Sequence[Score]) -> None:
+    """Raise UserError unless scores of several seeds can be averaged, as in `over_seeds`."""
     if not scores:
         raise UserError("there are no scores to summarise")
     _check_alike(scores)
@@ -175,5 +185,3 @@ def over_seeds(scores: Sequence[Score]) -> dict[str, SeedSpread]:
             "seeds of one method need evaluations of the same rows of the data, got different ones "
             f"({counts} points); evaluate them with the same --n or --first and --seed"
         )
-    shares = [metric for metric in metrics.METRICS if metric.is_share]
-    return {metric.key: SeedSpread.of([metric.value(s, None) for s in scores]) for metric in shares}

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, TypedDict
 
 import torch
 from torch import Tensor
 
-from bivallate.errors import UserError
+from bivallate.errors import UserError, listed
 from bivallate.evaluation.evaluation_file import MOST_CLASSES, Packed, pack, unpacked, within
-from bivallate.evaluation.score import CLEAN, ROBUST
+from bivallate.evaluation.point_columns import CLEAN, FILE_KEYS, MORE_COLUMNS, ROBUST, more_columns
 from bivallate.evaluation.verify import Verdict
 from bivallate.files import write_json
 from bivallate.schema import MEGABYTE, Amount, Count, Range, Whole, read_json
@@ -21,13 +21,11 @@ from bivallate.types import Passes
 __all__ = ["Position", "State"]
 
 SCHEMA = "bivallate-progress-3"
-POINT_COLUMNS = ("y", "stage", "turn", "predicted", "margin")  # a row for each point
-COLUMNS = (*POINT_COLUMNS, "sample")
 SAME = 1e-4  # tolerance relative to the largest logit: above rounding by batch size, threads or device
 
 
 class StateColumns(TypedDict):
-    """Columns with one value for each point, and the logits of a few points."""
+    """Columns with one value for each point, and the logits of a few points; beside them `MORE_COLUMNS`."""
 
     y: Packed
     stage: Packed
@@ -53,13 +51,15 @@ class WrittenState(TypedDict):
 
 @dataclass(frozen=True)
 class Position:
-    """The next piece of work: turns from `turn` on of a stage, for living points from `offset` on.
+    """The next piece of work.
 
     Attributes:
-        stage: counted from 1, as in `State.stage`, where 0 is the clean pass.
+        stage_number: number of the stage, from 1; files count from 0.
+        turn: the first turn (restart or target) of the piece, from 0.
+        offset: number of living points that are done in this turn.
     """
 
-    stage: int = 1
+    stage_number: int = 1
     turn: int = 0
     offset: int = 0
 
@@ -69,16 +69,24 @@ class State:
     """Verdicts of n points.
 
     Attributes:
-        y, predicted, margin, stage: as in `Score`. turn: (n,) the turn that broke the point.
-        position: the next piece of work. passes, seconds: spent so far. batch_size: points in one piece.
-        shares: number of parallel shares of a piece.
+        y: (n,) labels.
+        broken_at: (n,) the stage that broke the point, as in `Score`.
+        broken_in_turn: (n,) the turn of that stage.
+        predicted: (n,) as in `Score`.
+        margin: (n,) as in `Score`.
+        batch_size: points in one piece of work.
+        shares: largest number of threads that share a piece.
         classes: number of classes; 0 until the clean pass is done.
+        position: the next piece of work.
+        passes: spent so far.
+        seconds: spent so far.
         sample: (k, K) logits of a few points, by which a resume recognises the model; empty without a file.
+        more: name -> (n,) the values of `point_columns.MORE_COLUMNS`.
     """
 
     y: Tensor
-    stage: Tensor
-    turn: Tensor
+    broken_at: Tensor
+    broken_in_turn: Tensor
     predicted: Tensor
     margin: Tensor
     batch_size: int
@@ -88,12 +96,32 @@ class State:
     passes: Passes = field(default_factory=Passes)
     seconds: float = 0.0
     sample: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    more: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, n: int, batch_size: int, shares: int = 1) -> State:
         """The state before the first verdict."""
         whole = torch.zeros(n, dtype=torch.int64)
-        return cls(whole, whole + ROBUST, whole.clone(), whole.clone(), torch.zeros(n), batch_size, shares)
+        return cls(
+            y=whole,
+            broken_at=whole + ROBUST,
+            broken_in_turn=whole.clone(),
+            predicted=whole.clone(),
+            margin=torch.zeros(n),
+            batch_size=batch_size,
+            shares=shares,
+            more={name: torch.zeros(n) for name in MORE_COLUMNS},
+        )
+
+    @property
+    def point_columns(self) -> dict[str, Tensor]:
+        """Key in files -> column (n,), for every column with one value for each point."""
+        return {key: getattr(self, name) for name, key in FILE_KEYS.items()} | self.more
+
+    def rows(self, rows: slice) -> State:
+        """The state of some of the points; everything else is the same."""
+        columns = {name: getattr(self, name)[rows] for name in FILE_KEYS}
+        return replace(self, **columns, more={name: column[rows] for name, column in self.more.items()})
 
     def is_of(self, sample: Tensor) -> bool:
         """Whether logits of the same few points agree with the stored ones up to rounding."""
@@ -101,33 +129,46 @@ class State:
         return kept.shape == sample.shape and bool((kept - sample).abs().max() <= SAME * kept.abs().max())
 
     def living(self, at: Position) -> Tensor:
-        """The points that were not broken before turn `at.turn` of stage `at.stage`, even if they are now."""
-        later = (self.stage > at.stage) | ((self.stage == at.stage) & (self.turn >= at.turn))
-        return ((self.stage == ROBUST) | later).nonzero()[:, 0]
+        """The points that were not broken before this turn of this stage, even if they are now."""
+        same = self.broken_at == at.stage_number
+        later = (self.broken_at > at.stage_number) | (same & (self.broken_in_turn >= at.turn))
+        return ((self.broken_at == ROBUST) | later).nonzero()[:, 0]
 
     def enter_clean(self, rows: Tensor, y: Tensor, logits: Tensor, margin: Tensor) -> None:
         """Record the verdicts on clean images."""
         self.y[rows], self.predicted[rows] = y.cpu(), logits.argmax(1).cpu()
         self.margin[rows] = margin.float().cpu()
-        self.stage[rows] = torch.where(self.predicted[rows] == self.y[rows], ROBUST, CLEAN)
+        self.broken_at[rows] = torch.where(self.predicted[rows] == self.y[rows], ROBUST, CLEAN)
+        for name, values in more_columns(logits, y).items():
+            self.more[name][rows] = values
         self.classes = logits.shape[1]
 
-    def enter(self, rows: Tensor, verdict: Verdict, stage: int, turn: Tensor) -> Tensor:
+    def enter(self, rows: Tensor, verdict: Verdict, stage_number: int, turn: Tensor) -> Tensor:
         """Record verdicts on points that are still robust; a point may occur with several turns.
 
-        Returns (B,) bool: the rows of the verdict that are the worst so far for their point.
+        Args:
+            rows: (B,) the points.
+            verdict: on these points.
+            stage_number: number of the stage, from 1.
+            turn: (B,) the turn of each verdict.
+
+        Returns:
+            (B,) bool: the rows of the verdict that are the worst so far for their point.
         """
         fooled, margin = verdict.fooled.cpu(), verdict.margin.float().cpu()
         predicted, turn = verdict.predicted.cpu(), turn.cpu()
-        lowest = torch.full_like(self.stage, -1)  # row of the verdict with each point's lowest margin
+        lowest = torch.full_like(self.broken_at, -1)  # row of the verdict with each point's lowest margin
         for t in turn.unique().tolist():  # ascending, because the earliest turn that breaks a point counts
             some = (turn == t).nonzero()[:, 0]
-            some = some[self.stage[rows[some]] == ROBUST]
+            some = some[self.broken_at[rows[some]] == ROBUST]
             lower = some[fooled[some] | (margin[some] < self.margin[rows[some]])]
             self.margin[rows[lower]], lowest[rows[lower]] = margin[lower], lower
+            for name, column in self.more.items():
+                column[rows[lower]] = verdict.more[name][lower]
             broken = some[fooled[some]]
             at = rows[broken]
-            self.stage[at], self.turn[at], self.predicted[at] = stage, t, predicted[broken]
+            self.broken_at[at], self.broken_in_turn[at] = stage_number, t
+            self.predicted[at] = predicted[broken]
         worst = torch.zeros_like(fooled)
         worst[lowest[lowest >= 0]] = True
         return worst
@@ -141,14 +182,15 @@ class State:
             "batch_size": self.batch_size,
             "shares": self.shares,
             "classes": self.classes,
-            "position": [at.stage - 1, at.turn, at.offset],  # files count stages from 0
+            "position": [at.stage_number - 1, at.turn, at.offset],  # files count stages from 0
             "passes": [self.passes.forward, self.passes.backward],
             "seconds": self.seconds,
-            "columns": {name: pack(getattr(self, name)) for name in COLUMNS},
+            "columns": {
+                key: pack(column) for key, column in (self.point_columns | {"sample": self.sample}).items()
+            },
         }
-        write_json(
-            Path(path), content, indent=None, durable=False
-        )  # written often; a process that is killed loses nothing
+        # written often; a process that is killed loses nothing
+        write_json(Path(path), content, indent=None, durable=False)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], key: str) -> State:
@@ -156,9 +198,14 @@ class State:
         try:
             content = read_json(path, "progress file", WrittenState, 1024 * MEGABYTE)
             stage, turn, offset = content["position"]
-            columns = {name: unpacked(content["columns"][name], name) for name in COLUMNS}
-            made = cls(
-                **columns,
+            packed = content["columns"]
+            absent = [name for name in MORE_COLUMNS if name not in packed]
+            if absent:
+                raise UserError(f"it lacks {listed(absent)}")
+            state = cls(
+                **{name: unpacked(packed[key], key) for name, key in FILE_KEYS.items()},
+                sample=unpacked(packed["sample"], "sample"),
+                more={name: unpacked(packed[name], name) for name in MORE_COLUMNS},
                 batch_size=content["batch_size"],
                 shares=content["shares"],
                 classes=content["classes"],
@@ -166,7 +213,7 @@ class State:
                 passes=Passes(*content["passes"]),
                 seconds=content["seconds"],
             )
-            made._whole()
+            state._check_columns()
         except UserError as error:
             raise UserError(
                 f"{path} cannot be resumed, it is not a progress file ({error}); delete it to begin anew"
@@ -176,14 +223,14 @@ class State:
                 f"{path} belongs to another evaluation (model, points, threat, attack or seed differ); "
                 "delete it or name another file"
             )
-        return made
+        return state
 
-    def _whole(self) -> None:
+    def _check_columns(self) -> None:
         """Raise UserError if the columns do not fit each other."""
-        points = {name: getattr(self, name) for name in POINT_COLUMNS}
-        within(len(self.y), **points)
-        for name in ("y", "stage", "turn", "predicted"):
-            if points[name].dtype != torch.int64:
-                raise UserError(f"{name} must hold whole numbers of 64 bits, got {points[name].dtype}")
-        if int(self.stage.min()) < ROBUST or self.sample.ndim != 2:
+        columns = self.point_columns
+        within(len(self.y), **columns)
+        for key in ("y", "stage", "turn", "predicted"):
+            if columns[key].dtype != torch.int64:
+                raise UserError(f"{key} must hold whole numbers of 64 bits, got {columns[key].dtype}")
+        if int(self.broken_at.min()) < ROBUST or self.sample.ndim != 2:
             raise UserError("the columns do not belong together")

@@ -88,9 +88,10 @@ def eps_curve(
                 fallen = score.robust & ~before.robust
                 score = replace(
                     score,
-                    stage=torch.where(fallen, before.stage, score.stage),
+                    broken_at=torch.where(fallen, before.broken_at, score.broken_at),
                     predicted=torch.where(fallen, before.predicted, score.predicted),
                     margin=torch.where(fallen, before.margin, score.margin),
+                    more={k: torch.where(fallen, before.more[k], v) for k, v in score.more.items()},
                 )
             curve[radius], before = score, score
     return curve

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError
 from bivallate.evaluation.full_precision import full_float32, without_autocast
+from bivallate.evaluation.point_columns import more_columns
 from bivallate.lower.input_guard import call_unharmed
 from bivallate.lower.objective import logit_margin
 from bivallate.lower.threat import L1, TINY, ThreatModel
@@ -24,14 +25,18 @@ class Verdict:
     """The model's verdict on candidates.
 
     Attributes:
-        x_adv: (B, C, H, W) in [0, 1], the points judged. predicted: (B,) classes. margin: (B,) of the logits.
-            fooled: (B,) bool, misclassified inside the threat.
+        x_adv: (B, C, H, W) in [0, 1], the points judged.
+        predicted: (B,) classes.
+        margin: (B,) z_y - max_{k != y} z_k of the logits.
+        fooled: (B,) bool, misclassified inside the threat.
+        more: the values of `point_columns.MORE_COLUMNS`, by name.
     """
 
     x_adv: Tensor
     predicted: Tensor
     margin: Tensor
     fooled: Tensor
+    more: dict[str, Tensor] = field(default_factory=dict)
 
 
 def logits_of(model: nn.Module, x: Tensor, passes: Passes) -> Tensor:
@@ -78,7 +83,8 @@ def judge(
     logits = logits_of(model, x_adv, passes)
     margin = logit_margin(logits, y)
     predicted = logits.argmax(1)
-    return Verdict(x_adv, predicted, margin, (predicted != y) & _inside(x, x_adv, threat))
+    fooled = (predicted != y) & _inside(x, x_adv, threat)
+    return Verdict(x_adv, predicted, margin, fooled, more_columns(logits, y))
 
 
 def _inside(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
@@ -87,7 +93,10 @@ def _inside(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
 
 
 def _shrunk(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
-    """Move points towards x where rounding has left them outside of the threat, as in a large L2 ball."""
+    """Move points towards x until they are inside the threat, where rounding has left them outside.
+
+    That happens in a large L2 ball, where the rounding of many coordinates adds up.
+    """
     exact, delta = _exact(x), _exact(x_adv) - _exact(x)
     moved = (delta != 0).flatten(1).sum(1).to(delta.dtype)  # coordinates that do not move are not rounded
     rounding = torch.finfo(x.dtype).eps / 4 * (moved if isinstance(threat, L1) else moved.sqrt())

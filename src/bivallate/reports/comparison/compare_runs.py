@@ -85,7 +85,9 @@ def _about(
     prints = {e.score.data_fingerprint for e in chosen}
     names = {data_name(record) for record in records}
     shares = [metric.key for metric in metrics.METRICS if metric.is_share]
-    intervals = {metric.key: metric.how for metric in metrics.METRICS if metric.interval is not None}
+    intervals = {
+        metric.key: metric.interval_name for metric in metrics.METRICS if metric.interval is not None
+    }
     return {
         "attack": score.attack,
         "threat": {"kind": type(score.threat).__name__, "eps": score.threat.eps},

@@ -8,8 +8,7 @@ from typing import Any
 
 from bivallate.evaluation import metrics
 from bivallate.evaluation.metrics import Metric, TrainingCost, by_key
-from bivallate.evaluation.significance import Row
-from bivallate.evaluation.significance import rank as ranked
+from bivallate.evaluation.significance import Row, rank
 from bivallate.reports.collect import RunRecord
 from bivallate.reports.comparison import notes
 from bivallate.reports.comparison.comparison_table import Comparison
@@ -18,15 +17,14 @@ from bivallate.reports.comparison.seeds import by_seed, welch_tests
 from bivallate.reports.stored_evaluations import Evaluation
 
 
-def columns() -> list[Metric]:
-    """The metrics that have a column of their own."""
-    return [metric for metric in metrics.METRICS if metric.head]
+def other_columns() -> list[Metric]:
+    """The metrics beside the headline that have a column."""
+    return [metric for metric in metrics.METRICS if metric.title and metric is not metrics.HEADLINE]
 
 
-def heads() -> list[str]:
-    """The heads of the columns, with that of the tests in second place."""
-    first, *others = (metric.head for metric in columns())
-    return [first, "vs first", *others]
+def titles() -> list[str]:
+    """The titles of the columns: the headline, the tests of the headline, and the other metrics."""
+    return [metrics.HEADLINE.title, "vs first", *(metric.title for metric in other_columns())]
 
 
 def single(
@@ -37,47 +35,46 @@ def single(
 ) -> Comparison:
     """A comparison with one row for each run."""
     costs = [_trained(record) for record in records]
-    lead = dict(zip([r.label for r in records], notes.leading(records, chosen), strict=True))
+    strongest = dict(zip([r.label for r in records], notes.leading(records, chosen), strict=True))
     by_label = {record.label: (record, e) for record, e in zip(records, chosen, strict=True)}
-    found = ranked(
+    ranked = rank(
         *(e.score for e in chosen),
         names=[record.label for record in records],
         sort=about["sort"],
         descending=descending,
         training=costs,
     )
-    shown = any(lead[row.name].path != by_label[row.name][1].path for row in found)
+    shown = any(strongest[row.name].path != by_label[row.name][1].path for row in ranked)
     cells, rows = [], []
-    for row in found:
+    for row in ranked:
         record, evaluation = by_label[row.name]
-        strong = (_strongest(lead[row.name]),) if shown else ()
-        first, *others = _cells(row, record, evaluation, row is found[0])
+        strong = (_strongest(strongest[row.name]),) if shown else ()
+        first, *others = _cells(row, record, evaluation, row is ranked[0])
         cells.append((first, *strong, *others))
-        rows.append(_entry(row, record, evaluation, lead[row.name]))
+        rows.append(_entry(row, record, evaluation, strongest[row.name]))
     said = [notes.INTERVALS, *([notes.STRONGEST] if shown else [])]
-    said += [*([notes.TESTS] if len(found) > 1 else []), notes.COSTS]
+    said += [*([notes.TESTS] if len(ranked) > 1 else []), notes.COSTS]
     said += [*notes.beside(records, chosen), *notes.different(records, chosen)]
-    shown_heads = ("run\nmethod", *(["strongest %"] if shown else []), *heads())
-    return Comparison(about, shown_heads, tuple(cells), tuple(rows), tuple(said), 1)
+    columns = ("run\nmethod", *(["strongest %"] if shown else []), *titles())
+    return Comparison(about, columns, tuple(cells), tuple(rows), tuple(said), 1)
 
 
 def _cells(row: Row, record: RunRecord, evaluation: Evaluation, is_first: bool) -> tuple[str, ...]:
     names = record.names(row.score.classes)
-    ranked_by, *others = (metric.cell(row.score, row.training, names) for metric in columns())
     return (
         f"{row.name}{' ' + OLD if evaluation.stale else ''}\n{record.config.method.name}",
-        ranked_by,
+        metrics.HEADLINE.cell(row.score, row.training, names),
         "first" if is_first else _p(row.p_value, row.p_adjusted, row.significant),
-        *others,
+        *(metric.cell(row.score, row.training, names) for metric in other_columns()),
     )
 
 
-def _strongest(lead: Evaluation) -> str:
-    score = lead.score
-    return f"{columns()[0].cell(score, None, ())}\n{score.attack}\n{score.n} points"
+def _strongest(strongest: Evaluation) -> str:
+    score = strongest.score
+    return f"{metrics.HEADLINE.cell(score, None, ())}\n{score.attack}\n{score.n} points"
 
 
-def _entry(row: Row, record: RunRecord, evaluation: Evaluation, lead: Evaluation) -> dict[str, Any]:
+def _entry(row: Row, record: RunRecord, evaluation: Evaluation, strongest: Evaluation) -> dict[str, Any]:
     """A run's row as plain data; accuracies are fractions."""
     score = row.score
     return {
@@ -95,12 +92,12 @@ def _entry(row: Row, record: RunRecord, evaluation: Evaluation, lead: Evaluation
         **{m.json_key: list(m.interval(score)) for m in metrics.METRICS if m.interval is not None},
         "worst_class_name": record.worst_class(score)[0],
         "strongest": {
-            "attack": lead.score.attack,
-            "n": lead.score.n,
-            "robust_accuracy": lead.score.robust_accuracy,
-            "interval_95": list(lead.score.interval_95),
-            "evaluation": str(lead.path),
-            "stale": lead.stale,
+            "attack": strongest.score.attack,
+            "n": strongest.score.n,
+            "robust_accuracy": strongest.score.robust_accuracy,
+            "interval_95": list(strongest.score.interval_95),
+            "evaluation": str(strongest.path),
+            "stale": strongest.stale,
         },
         "p_value": row.p_value,
         "p_adjusted": row.p_adjusted,
@@ -127,9 +124,9 @@ def by_method(
         cells.append(
             (
                 f"{group.method}\n{', '.join(f'{r} {OLD}' if r in stale else r for r in group.runs)}",
-                group.cell(columns()[0]),
+                group.cell(metrics.HEADLINE),
                 "first" if k == 0 else _p(p, adjusted, significant),
-                *(group.cell(metric) for metric in columns()[1:]),
+                *(group.cell(metric) for metric in other_columns()),
             )
         )
         marks = {"p_value": p, "p_adjusted": adjusted, "significant": significant}
@@ -137,7 +134,7 @@ def by_method(
     said = [notes.SEEDS, notes.SEED_TESTS, notes.COSTS]
     said += [*notes.stronger(records, chosen), *notes.beside(records, chosen)]
     said += notes.different(records, chosen)
-    return Comparison(about, ("method\nruns", *heads()), tuple(cells), tuple(rows), tuple(said), 1)
+    return Comparison(about, ("method\nruns", *titles()), tuple(cells), tuple(rows), tuple(said), 1)
 
 
 def _trained(record: RunRecord) -> TrainingCost | None:

@@ -13,7 +13,7 @@ from bivallate.evaluation import metrics
 from bivallate.evaluation.metrics import Metric, TrainingCost, by_key
 from bivallate.evaluation.pairs import LEVEL
 from bivallate.evaluation.score import Score
-from bivallate.evaluation.significance import SeedSpread, over_seeds
+from bivallate.evaluation.significance import SeedSpread, check_same_rows
 from bivallate.evaluation.statistics import holm, welch
 from bivallate.parts import encode
 from bivallate.reports.collect import RunRecord
@@ -50,9 +50,10 @@ class Seeds:
         spread = self.spreads[metric.key]
         if not math.isfinite(spread.mean):
             return "-"
-        text = metric.show(spread.mean)
-        if metric.below:
-            return f"{text}\n{by_key(metric.below).show(self.spreads[metric.below].mean)}"
+        text = metric.text(spread.mean)
+        if metric.companion_key:
+            companion = by_key(metric.companion_key)
+            return f"{text}\n{companion.text(self.spreads[companion.key].mean)}"
         if not metric.is_share or spread.std is None or spread.interval_95 is None:
             return text
         low, high = (100 * min(1.0, max(0.0, bound)) for bound in spread.interval_95)
@@ -95,9 +96,9 @@ def _group(
     scores: Sequence[Score],
     costs: Sequence[TrainingCost | None],
 ) -> Seeds:
-    own = [scores[k] for k in members]
-    over_seeds(own)  # raises UserError if the evaluations cannot be averaged
-    pairs = list(zip(own, (costs[k] for k in members), strict=True))
+    of_members = [scores[k] for k in members]
+    check_same_rows(of_members)
+    pairs = list(zip(of_members, (costs[k] for k in members), strict=True))
     spreads = {m.key: _of([m.value(score, cost) for score, cost in pairs]) for m in metrics.METRICS}
     first = runs[members[0]].config.method.name
     labels, seeds = zip(*((runs[k].label, runs[k].config.seed) for k in members), strict=True)
@@ -118,7 +119,7 @@ def _of(values: list[float]) -> SeedSpread:
 
 def welch_tests(groups: Sequence[Seeds]) -> list[tuple[float | None, float | None, bool]]:
     """(p, p corrected for all pairs, whether it is significant) of each group against the first."""
-    values = [group.spreads["robust_accuracy"].values for group in groups]
+    values = [group.spreads[metrics.HEADLINE.key].values for group in groups]
     pairs = {(i, j): welch(values[i], values[j]) for i, j in combinations(range(len(groups)), 2)}
     known = {pair: p for pair, p in pairs.items() if p is not None}
     adjusted = dict(zip(known, holm(list(known.values())), strict=True))
