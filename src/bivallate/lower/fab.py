@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from bivallate.lower.active_examples import assign_rows, time_to_look, worth_shrinking
+from bivallate.lower.active_examples import ActiveExamples, assign_rows, time_to_look
 from bivallate.lower.l1 import filled
 from bivallate.lower.modes import frozen
 from bivallate.lower.objective import clearly_fooled, narrow
@@ -24,6 +25,7 @@ __all__ = ["FAB", "nearest_in_l1", "nearest_on_plane"]
 # only after the crossing points are pulled back: about the cost of a forward over that of forward and
 # backward.
 OFTEN = 0.3
+OVERTIME = 8  # turns between two looks on a device once the first examples may be done
 FLAT = 1e-8  # L2: coordinates whose weight is smaller do not move
 
 
@@ -159,12 +161,30 @@ class NearestPlane:
         return logits, f[rows, choice], field[rows, choice]
 
 
+@dataclass
+class _Walk(ActiveExamples):
+    """Where the examples are on their way along the boundary."""
+
+    rows: Tensor  # (B,) places in the minibatch
+    delta: Tensor
+    f: Tensor  # the linearised boundary at delta, see `Boundary`
+    w: Tensor
+    gone: Tensor  # (B,) bool
+    steps: Tensor  # (B,) steps made
+    ready: Tensor  # (B,) bool: f and w are of the present delta
+
+
 @part
 class FAB(Solver):
     """Fast adaptive boundary attack: returns the smallest misclassified perturbation that was found.
 
     The problem's eps matters only for examples that leave and for the start of further restarts. The result
     of an example that was never misclassified is zero.
+
+    After a step across the boundary an example is pulled back, and needs the gradient there. A CPU computes
+    it at once, for these examples alone. On a device the host would have to wait for their number. There they
+    stand still for a turn, and have their gradient from the next pass of all; the others go on. An example's
+    points are the same.
 
     Attributes:
         steps: iterations. alpha_max, overshoot (eta), pull_back (beta): as published.
@@ -174,7 +194,8 @@ class FAB(Solver):
             distances.
 
     Cost: about (1 + min(c, 0.3)) steps forwards and backwards an example, c the share of steps that cross the
-    boundary; at most `steps` forwards besides `steps` + 1 forwards and backwards.
+    boundary; at most `steps` forwards besides `steps` + 1 forwards and backwards. On a device the examples of
+    a minibatch wait for the last one.
     """
 
     steps: int = 100
@@ -187,45 +208,78 @@ class FAB(Solver):
 
     def solve(self, problem: LowerProblem) -> Solution:
         """Solution of the lower problem; see the class."""
+        walk = self._begin(problem)
+        answer, spent = torch.zeros_like(walk.delta), torch.zeros_like(problem.y)
+        norm = torch.full_like(problem.x.flatten(1)[:, 0], torch.inf)
+        turns = self.steps if walk.delta.device.type == "cpu" else 2 * self.steps
+        crossed = walk.steps.new_zeros(2)  # steps that cross the boundary, and all steps, since the last look
+        often = True  # whether a step tends to cross the boundary
+        for turn in range(turns):
+            if self._time_to_look(turn, walk.delta):
+                done = walk.gone | (walk.steps >= self.steps)
+                count, across, made = torch.cat([done.sum()[None], crossed]).tolist()
+                often = across > OFTEN * made if made else often
+                crossed.zero_()
+                if count * 4 >= len(done):
+                    kept = (~done).nonzero()[:, 0]
+                    problem, walk = narrow(problem, kept), walk.select(kept)
+            if len(walk.rows) == 0:
+                break
+            moving = walk.ready & (walk.steps < self.steps)
+            logits = self._step(problem, walk, moving, often)
+            fooled = (logits.argmax(1) != problem.y) & moving
+            size = problem.threat.size(walk.delta)
+            nearer = fooled & (size < norm[walk.rows]) & ~walk.gone
+            assign_rows(answer, walk.rows, nearer, walk.delta)
+            assign_rows(norm, walk.rows, nearer, size)
+            if self.leave:
+                inside = nearer & (size <= problem.threat.eps)
+                walk.gone |= inside & clearly_fooled(problem, logits, problem.y)
+            spent[walk.rows] += moving
+            crossed += torch.stack([fooled.sum(), moving.sum()])
+            self._return(problem, walk, fooled, often)
+        return Solution(answer, answer, torch.zeros_like(spent), spent)
+
+    def _begin(self, problem: LowerProblem) -> _Walk:
         delta = torch.zeros_like(problem.x)
         if self.scatter:
             noise = problem.threat.random(problem.noise, problem.x)
             radius = problem.threat.eps / 2 / (problem.threat.size(noise) + TINY)
             delta = problem.x.add(noise * per_example(radius, noise)).clamp_(0, 1).sub_(problem.x)
-        answer, spent = torch.zeros_like(delta), torch.zeros_like(problem.y)
-        norm = torch.full_like(problem.x.flatten(1)[:, 0], torch.inf)
-        rows = torch.arange(len(delta), device=delta.device)
-        gone = torch.zeros_like(problem.y, dtype=torch.bool)
         f, w = self.boundary(problem, delta)[1:]
-        often = True  # whether a step tends to cross the boundary
-        for step in range(self.steps):
-            if time_to_look(step, delta) and worth_shrinking(gone):
-                kept = (~gone).nonzero()[:, 0]
-                problem, delta, f, w = narrow(problem, kept), delta[kept], f[kept], w[kept]
-                rows, gone = rows[kept], gone[kept]
-            if len(rows) == 0:
-                break
-            spent[rows] += 1
-            delta = self._approach(problem, delta, f, w)
-            if often:
-                logits = problem.value(delta)[0]
-            else:  # take the gradient at once, and again only for the examples that are pulled back
-                logits, f, w = self.boundary(problem, delta)
-            fooled = logits.argmax(1) != problem.y
-            size = problem.threat.size(delta)
-            nearer = fooled & (size < norm[rows]) & ~gone
-            assign_rows(answer, rows, nearer, delta)
-            assign_rows(norm, rows, nearer, size)
-            if self.leave:
-                gone |= nearer & (size <= problem.threat.eps) & clearly_fooled(problem, logits, problem.y)
-            back = fooled.nonzero()[:, 0]
-            delta[back] *= self.pull_back
-            if often:
-                f, w = self.boundary(problem, delta)[1:]
-            elif len(back):
-                f[back], w[back] = self.boundary(narrow(problem, back), delta[back])[1:]
-            often = len(back) > OFTEN * len(fooled)
-        return Solution(answer, None, torch.zeros_like(spent), spent)
+        rows = torch.arange(len(delta), device=delta.device)
+        gone = torch.zeros_like(rows, dtype=torch.bool)
+        return _Walk(rows, delta, f, w, gone, torch.zeros_like(rows), ~gone)
+
+    def _time_to_look(self, turn: int, delta: Tensor) -> bool:
+        """Whether to check which examples are done: none has made all steps before so many turns."""
+        late = turn - self.steps
+        return time_to_look(turn, delta) or (late >= 0 and late % OVERTIME == 0)
+
+    def _step(self, problem: LowerProblem, walk: _Walk, moving: Tensor, often: bool) -> Tensor:
+        """Move these examples; returns the logits (B, K) of all."""
+        moved = self._approach(problem, walk.delta, walk.f, walk.w)
+        walk.delta = torch.where(per_example(moving, moved), moved, walk.delta)
+        walk.steps += moving
+        if often:
+            return problem.value(walk.delta)[0]
+        # take the gradient at once, and again only for the examples that are pulled back
+        logits, walk.f, walk.w = self.boundary(problem, walk.delta)
+        return logits
+
+    def _return(self, problem: LowerProblem, walk: _Walk, crossing: Tensor, often: bool) -> None:
+        """Pull the crossing examples back, and take the gradients that are missing."""
+        if walk.delta.device.type != "cpu":
+            factor = torch.where(crossing, self.pull_back, 1.0).to(walk.delta)
+            walk.delta = per_example(factor, walk.delta) * walk.delta
+            walk.ready = torch.ones_like(crossing) if often else ~crossing
+        else:
+            back = crossing.nonzero()[:, 0]
+            walk.delta[back] *= self.pull_back
+            if len(back) and not often:
+                walk.f[back], walk.w[back] = self.boundary(narrow(problem, back), walk.delta[back])[1:]
+        if often:
+            walk.f, walk.w = self.boundary(problem, walk.delta)[1:]
 
     def _approach(self, problem: LowerProblem, delta: Tensor, f: Tensor, w: Tensor) -> Tensor:
         """Step to the linearised boundary, mixed with the step to it from the clean image."""
