@@ -188,3 +188,19 @@ def test_confident_examples_in_single_precision_pay_no_pass_more(scale) -> None:
     exact, _ = gradient(model.double().eval(), done.but(attack_mode="eval"), double)
     if scale == 1.0:  # elsewhere single precision itself moves the attack
         assert relative(found.double(), exact) < 1e-3
+
+
+class WronglyCollinear(SquaredLogits):
+    """It declares a gradient along the objective's, and has another."""
+
+    def follows(self, objective: object) -> bool:
+        return True
+
+
+def test_a_loss_that_wrongly_says_that_it_follows_the_objective_is_refused_at_the_first_step() -> None:
+    model, batch = Net(norm=False).train(), Batch(*minibatches((8,))[0])
+    method = methods.done_pgd(Linf(EPS), steps=2)
+    for honest in (SquaredLogits(), Adversarial()):
+        gradient(model, method.but(loss=honest), batch)
+    with pytest.raises(UserError, match=r"declares with `follows`.*CrossEntropy"):
+        gradient(model, method.but(loss=WronglyCollinear()), batch)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from bivallate.errors import UserError
 from bivallate.lower.modes import in_train_mode
 from bivallate.lower.problem import Graph, LowerProblem
 from bivallate.parts import part
@@ -138,12 +139,30 @@ class SharedPass:
         size = arriving.abs().amax(1)
         rest = (arriving - scale * unit).abs().amax(1)
         near = 1e3 * number.eps * torch.maximum(size, number.eps * size.max())  # up to rounding
-        known = self.problem.sharing.collinear  # by construction: the host need not wait for the comparison
-        if known or not self.problem.anywhere(not bool((rest <= near).all())):
+        declared = self.problem.sharing.collinear  # then the host need not wait for the comparison
+        clock = self.problem.clock
+        if declared and clock.epoch == clock.step == 0:
+            self._check_declaration(rest, size)
+        if declared or not self.problem.anywhere(not bool((rest <= near).all())):
             v = per_example((scale / peak)[:, 0], self.graph.grad) * self.graph.grad.detach()
         else:
             (v,) = torch.autograd.grad(self.graph.logits, self.graph.point, arriving, retain_graph=True)
         return self.sensitivity(v)
+
+    def _check_declaration(self, rest: Tensor, size: Tensor) -> None:
+        """Raise UserError if what arrives is far from a multiple of the objective's gradient.
+
+        Args:
+            rest: (B,) largest entry of what is left beside the multiple.
+            size: (B,) largest entry of what arrives. Rounding is far below the hundredth that is allowed.
+        """
+        far = rest > 0.01 * torch.maximum(size, 0.001 * size.max())
+        if self.problem.anywhere(bool(far.any())):
+            objective = type(self.problem.objective).__name__
+            raise UserError(
+                "the loss declares with `follows` that its gradient at the logits is, for each example, a "
+                f"multiple of the objective's ({objective}), and it is not: let `follows` return False for it"
+            )
 
 
 def couple_at_solution(

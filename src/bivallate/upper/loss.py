@@ -31,8 +31,8 @@ class Loss(Role, ABC):
     - `reuses_forward = True`, if its one pass is `problem.logits_at_solution(x_adv)`. A coupling may then
       make that pass for it. A loss that declares it and does not ask is refused at its first step.
     - `follows(objective)`, if `robust` has the objective's gradient at the logits, times a number for each
-      example. A coupling that shares the pass then spares a backward pass. Where this is not so, the
-      coupling's gradient is wrong, and no step notices.
+      example. A coupling that shares the pass then spares a backward pass and a wait for the device. Where
+      this is not so, the coupling's gradient would be wrong: a run's first step looks, and refuses it.
     - `takes_two_labels()`, if it reads labels through `label_loss` alone, so that CutMix may be used.
     - `check(method)`, if it needs something of the other parts; a loss around another one derives from
       `AroundLoss`.
