@@ -154,7 +154,7 @@ def _seconds(run: Callable[[], None]) -> float:
 def main() -> bool:
     """Print all; returns whether every target was met, or True if CIFAR-10 is missing."""
     try:
-        place = registry.local(registry.find("cifar10"), None)
+        place = registry.folder_of(registry.by_name_or_raise("cifar10"), None)
     except UserError as error:
         print(f"skipped: {error}")
         return True

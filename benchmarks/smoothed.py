@@ -71,7 +71,7 @@ def examine(name: str, method: str, seed: int) -> dict[str, Any]:
         "accuracy": found.accuracy,
         "worst": found.worst,
         "verdict": found.verdict,
-        "evidence": [check.name for check in found.evidence],
+        "evidence": [check.name for check in found.failed_checks],
         "alarms": dict(alarms),
         "alignment": run.history[-1].get("sentinel_alignment"),
         "best_epoch": max(run.history, key=lambda line: line["robust"])["epoch"],

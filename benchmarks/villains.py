@@ -36,9 +36,9 @@ def row(case: Case, audits: list[Audit]) -> str:
     """One row of the table."""
     verdicts = Counter(a.verdict for a in audits)
     said = ", ".join(f"{verdict} {count}" for verdict, count in verdicts.most_common())
-    evidence = Counter(check.name for a in audits for check in a.evidence)
+    evidence = Counter(check.name for a in audits for check in a.failed_checks)
     by = ", ".join(f"{name} {count}" for name, count in evidence.most_common())
-    right = sum(a.accused != case.honest for a in audits)
+    right = sum(a.is_suspicious != case.honest for a in audits)
 
     def mean(values: list[float]) -> str:
         return f"{100 * sum(values) / len(values):.0f}"
@@ -78,7 +78,7 @@ def main() -> int:
             if options.only and case.name not in options.only:
                 continue
             audits = [examine(case, seed) for seed in range(options.seeds)]
-            wrong += sum(a.accused == case.honest for a in audits)
+            wrong += sum(a.is_suspicious == case.honest for a in audits)
             lines.append(row(case, audits))
             print(lines[-1], flush=True)
         tables.append("\n".join(lines))

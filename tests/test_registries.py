@@ -64,6 +64,8 @@ def test_what_the_package_registers_while_a_test_runs_stays() -> None:
     [
         ("bivallate.data.registry", "Known", "KnownDataset"),
         ("bivallate.data.registry", "usual", "training_defaults"),
+        ("bivallate.data.registry", "find", "by_name_or_raise"),
+        ("bivallate.data.registry", "get", "by_name"),
         ("bivallate.audits", "Moment", "AuditProgress"),
         ("bivallate.evaluation", "evaluate", "attack_and_score"),
         ("bivallate.evaluation", "compare", "rank"),

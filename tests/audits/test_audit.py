@@ -59,7 +59,7 @@ class Dead(nn.Module):
 
 def test_a_model_that_has_learned_nothing_is_no_liar():
     found = audit(Dead(), points(), THREAT, budget_passes=1e5)
-    assert not found.accused
+    assert not found.is_suspicious
     assert found.named("gradients").outcome == "note"
     assert "learned nothing" in found.named("gradients").finding
     moved = audit(Dead(model_of("at", 0)), points(), THREAT, budget_passes=1e5)
@@ -196,7 +196,7 @@ def test_surrogates_are_used_and_history_is_read():
     assert found.named("transfer").numbers["transfer"] < found.clean
     assert found.named("history").outcome == "note"
     assert "epoch 2" in found.named("history").finding
-    assert not found.accused
+    assert not found.is_suspicious
 
 
 @pytest.mark.parametrize(

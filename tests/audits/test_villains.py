@@ -15,16 +15,16 @@ def examine(case):
 @pytest.mark.parametrize("case", VILLAINS, ids=lambda case: case.name)
 def test_villains_are_caught(case):
     found = examine(case)
-    assert found.accused, str(found)
-    assert found.evidence
-    assert all(check.advice for check in found.evidence)
+    assert found.is_suspicious, str(found)
+    assert found.failed_checks
+    assert all(check.advice for check in found.failed_checks)
 
 
 @pytest.mark.parametrize("case", HONEST, ids=lambda case: case.name)
 def test_honest_models_are_not_accused(case):
     found = examine(case)
-    assert not found.accused, str(found)
-    assert found.evidence == ()
+    assert not found.is_suspicious, str(found)
+    assert found.failed_checks == ()
     weak = "plain" in case.name
     assert found.verdict == ("weak but honest" if weak else "believable")
     assert found.verdict in VERDICTS

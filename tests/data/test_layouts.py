@@ -415,7 +415,13 @@ def test_names_that_are_nearly_right(tmp_path: Path, name: str, message: str) ->
 
 @pytest.mark.parametrize("name", ["Digits", "DIGITS", "FashionMNIST", "CIFAR-10", "tiny_imagenet", "MNIST"])
 def test_published_sets_in_the_spellings_that_people_use(name: str) -> None:
-    assert data.registry.find(name).name in ("digits", "fashion-mnist", "cifar10", "tiny-imagenet", "mnist")
+    assert data.registry.by_name_or_raise(name).name in (
+        "digits",
+        "fashion-mnist",
+        "cifar10",
+        "tiny-imagenet",
+        "mnist",
+    )
 
 
 def test_validation_data_that_serve_as_test_data_are_said(tmp_path: Path) -> None:

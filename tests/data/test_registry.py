@@ -14,7 +14,7 @@ DIGITS_AND_SIGNS = {"digits", "mnist", "svhn", "gtsrb"}
 
 @pytest.mark.parametrize("name", registry.names())
 def test_every_entry_is_whole(name: str) -> None:
-    known = registry.find(name)
+    known = registry.by_name_or_raise(name)
     entry = registry.describe(name)
     assert entry["name"] == name
     assert str(data.Augment.parse(entry["augment"])) == known.augment, "as it is written"
@@ -43,11 +43,11 @@ def test_the_table_covers_the_papers_sets() -> None:
         "imagenet",
     ]
     with pytest.raises(UserError, match="did you mean 'tiny-imagenet'"):
-        registry.find("tiny-imagnet")
+        registry.by_name_or_raise("tiny-imagnet")
 
 
 def test_digits_are_as_described() -> None:
-    loaded, known = data.load("digits", validation=0), registry.find("digits")
+    loaded, known = data.load("digits", validation=0), registry.by_name_or_raise("digits")
     assert (len(loaded.train), len(loaded.test), loaded.shape) == (known.train, known.test, known.shape)
     assert loaded.notes == ()
 

@@ -88,7 +88,7 @@ def test_a_killed_run_ends_at_the_same_average(kind, steps, tmp_path, monkeypatc
 def test_a_frozen_norm_keeps_its_statistics_and_a_network_without_one_costs_nothing() -> None:
     batch = Batch(torch.rand(8, 1, 8, 8), torch.zeros(8).long(), torch.arange(8))
     model = network()
-    model[1].held = True  # pyright: ignore
+    model[1].frozen_norm = True  # pyright: ignore
     model[1].running_mean.fill_(7.0)  # pyright: ignore
     assert take_statistics(model, lambda: [batch]) == 0
     assert model[1].running_mean.eq(7).all()  # pyright: ignore

@@ -19,7 +19,7 @@ from bivallate import models
 from bivallate.cli import run
 from bivallate.errors import UserError
 from bivallate.evaluation.points import model_fingerprint
-from bivallate.models.layers import freeze, matching
+from bivallate.models.layers import freeze, parameters_matching
 from bivallate.run.config import Config, Model
 from bivallate.run.first_network import begin_network
 from bivallate.run.initial import Init
@@ -167,14 +167,16 @@ def test_what_is_frozen_stays_to_the_bit_and_the_rest_learns(name, places, data)
 def test_patterns_mean_layers_and_nothing_else():
     net = models.create("preact-resnet18-narrow", num_classes=10, shape=(1, 8, 8))
     every = [name for name, _ in net.named_parameters()]
-    assert matching(net, "head") == ["network.linear.weight", "network.linear.bias"]
-    assert matching(net, "stem") == ["network.conv1.weight"]
-    assert matching(net, "!head") == every[:-2]
-    assert matching(net, "*") == every
-    assert matching(net, "layer1.0") == [name for name in every if name.startswith("network.layer1.0.")]
+    assert parameters_matching(net, "head") == ["network.linear.weight", "network.linear.bias"]
+    assert parameters_matching(net, "stem") == ["network.conv1.weight"]
+    assert parameters_matching(net, "!head") == every[:-2]
+    assert parameters_matching(net, "*") == every
+    assert parameters_matching(net, "layer1.0") == [
+        name for name in every if name.startswith("network.layer1.0.")
+    ]
     for wrong, words in (("layre1", "did you mean 'layer1'"), ("", "no parameter"), ("!zzz", "no parameter")):
         with pytest.raises(UserError, match=words):
-            matching(net, wrong)
+            parameters_matching(net, wrong)
     with pytest.raises(UserError, match="nothing is left"):
         freeze(net, ("*",))
 

@@ -12,8 +12,9 @@ from tests.run.runs import Killed, digits, kill_at, same, train
 import bivallate as bv
 from bivallate.coupling.lookahead import Lookahead, learning_rates
 from bivallate.errors import UserError
-from bivallate.run.checkpoint import newest, pack_optimizer, unpack_optimizer
+from bivallate.run.checkpoint import newest
 from bivallate.run.optim import set_rate
+from bivallate.run.optimizer_state import pack_optimizer, remember_groups, unpack_optimizer
 from bivallate.run.progress import Progress
 from bivallate.types import Clock
 
@@ -108,6 +109,26 @@ class Counting:
         return Shrinking(model.parameters(), self.lr)
 
 
+class Halving(torch.optim.SGD):
+    """Halves its weight decay after every step, and counts its steps in the group."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            group["weight_decay"] /= 2
+            group["taken"] = group.get("taken", 0) + 1
+
+
+@bv.part
+class Forgetting:
+    """An optimiser that changes values of its groups."""
+
+    lr: float = 0.1
+
+    def make(self, model):
+        return Halving(model.parameters(), self.lr, weight_decay=0.5)
+
+
 class Watched(Progress):
     """Keeps the rates of every minibatch."""
 
@@ -147,8 +168,9 @@ def test_a_run_with_groups_resumes_to_the_bit_and_names_its_parameters(tmp_path,
     same(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_a_run_whose_optimiser_keeps_numbers_resumes_to_the_bit(tmp_path, monkeypatch):
-    whole_and_killed(tmp_path, monkeypatch, Counting())
+@pytest.mark.parametrize("optimizer", [Counting(), Forgetting()], ids=str)
+def test_a_run_whose_optimiser_keeps_numbers_resumes_to_the_bit(tmp_path, monkeypatch, optimizer):
+    whole_and_killed(tmp_path, monkeypatch, optimizer)
     bv.resume(tmp_path / "killed", dataset=digits())
     same(tmp_path / "whole", tmp_path / "killed")
 
@@ -167,6 +189,39 @@ def test_state_of_an_optimiser_is_kept_or_refused(value):
     found = there.state[model.bias]["own"]
     assert type(found) is type(value)
     assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"weight_decay": 0.25},
+        {"dampening": 0.5, "own": True},
+        {"betas": (0.8, 0.9)},
+        {"maximize": None},
+        {"own": "late"},
+        {"own": torch.ones(1)},
+    ],
+    ids=str,
+)
+def test_what_an_optimiser_changes_in_its_groups_is_kept_or_refused(changed):
+    model = torch.nn.Linear(1, 1)
+    here, there = (torch.optim.SGD(model.parameters(), 0.1) for _ in range(2))
+    for one in (here, there):
+        remember_groups(one)
+    here.param_groups[0] |= {"lr": 0.01, **changed}
+    if isinstance(changed.get("own"), str | torch.Tensor):
+        with pytest.raises(UserError, match=r"keeps groups\[0\]\.own as (str|Tensor), which a checkpoint"):
+            pack_optimizer(here, model)
+        return
+    _, numbers = pack_optimizer(here, model)
+    assert numbers == {f"groups[0].{key}": value for key, value in changed.items()}
+    as_made = {k: v for k, v in there.param_groups[0].items() if k != "params"}
+    unpack_optimizer(there, model, json.loads(json.dumps(numbers)))
+    found = {k: v for k, v in there.param_groups[0].items() if k != "params"}
+    assert found == as_made | changed  # the rate is that of the schedule
+    unpack_optimizer(there, model, {})  # as the sentinel goes back to an earlier state
+    assert {k: v for k, v in there.param_groups[0].items() if k in as_made and k != "params"} == as_made
 
 
 def test_the_virtual_step_of_learned_weights_moves_each_group_at_its_own_rate():

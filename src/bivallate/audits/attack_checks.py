@@ -9,7 +9,7 @@ from typing import Any
 from bivallate.audits.battery import BLACK, Battery
 from bivallate.audits.exact_tests import below, excess, gap
 from bivallate.audits.model_checks import accuracy, learned, symptoms
-from bivallate.audits.result import LIMIT, WEAK, Check
+from bivallate.audits.result import GAP_FLAG, WEAK_SHARE, Check
 from bivallate.evaluation.preflight import Preflight
 from bivallate.evaluation.statistics import wilson
 
@@ -76,7 +76,7 @@ def _order(battery: Battery) -> Iterator[Check]:
 
 
 def _restarts(battery: Battery) -> Check:
-    found = gap(battery.left["pgd"], battery.left["pgd-restarts"], LIMIT)
+    found = gap(battery.left["pgd"], battery.left["pgd-restarts"], GAP_FLAG)
     one, many = accuracy(battery.left["pgd"]), accuracy(battery.left["pgd-restarts"])
     numbers = {"one": one, "many": many, "gain": found.share, "interval_95": list(found.interval)}
     text = f"one start leaves {one:.1%}, {battery.plan.restarts} leave {many:.1%}"
@@ -100,7 +100,7 @@ def _radii(battery: Battery) -> Check:
 def _any_image(battery: Battery) -> Check:
     left = battery.left["any-image"]
     hits, n = int(left.sum()), len(left)
-    found = gap(left, left & False, LIMIT)
+    found = gap(left, left & False, GAP_FLAG)
     numbers = {"accuracy": hits / n, "interval_95": list(wilson(hits, n))}
     text = f"{hits / n:.1%} left where every image may become any other"
     advice = "An attack that fails here fails because it sees no gradient, not because the model is robust"
@@ -169,7 +169,7 @@ def _black(battery: Battery) -> Iterator[Check]:
 
 
 def _rescaled(battery: Battery) -> Check:
-    found = excess(battery.left["rescaled"], battery.left["pgd"], LIMIT)
+    found = excess(battery.left["rescaled"], battery.left["pgd"], GAP_FLAG)
     before, after = accuracy(battery.left["pgd"]), accuracy(battery.left["rescaled"])
     numbers = {
         "as_it_is": before,
@@ -199,7 +199,7 @@ def _collapse(battery: Battery) -> Check:
     clean = battery.scores["fgsm"].clean
     fgsm, pgd = battery.left["fgsm"], battery.left["pgd"]
     full, strong, whole = accuracy(fgsm), accuracy(pgd), accuracy(clean)
-    between = gap(fgsm, battery.left["fgsm-short"], LIMIT)
+    between = gap(fgsm, battery.left["fgsm-short"], GAP_FLAG)
     drop = gap(fgsm, pgd, 0.5 * full)
     numbers = {
         "clean": whole,
@@ -234,7 +234,7 @@ def _history(history: list[dict[str, Any]]) -> Check:
 def claim_check(battery: Battery, claimed: float | None, source: str) -> Check:
     """Compare the claimed robust accuracy with what all attacks together leave.
 
-    Without a claim, the accuracy after plain PGD takes its place. If that is below `WEAK` of the clean
+    Without a claim, the accuracy after plain PGD takes its place. If that is below `WEAK_SHARE` of the clean
     accuracy, a gap is no refutation: it is a flag if PGD leaves at least twice what all attacks leave, else
     a note.
 
@@ -243,9 +243,9 @@ def claim_check(battery: Battery, claimed: float | None, source: str) -> Check:
     """
     pgd, worst = battery.left["pgd"], battery.worst
     n, hits = len(worst), int(worst.sum())
-    found = gap(pgd, worst, LIMIT)
+    found = gap(pgd, worst, GAP_FLAG)
     claim = accuracy(pgd) if claimed is None else claimed
-    bad = found.significant if claimed is None else below(hits, n, claim - LIMIT)
+    bad = found.significant if claimed is None else below(hits, n, claim - GAP_FLAG)
     numbers = {
         "claimed": claim,
         "worst": hits / n,
@@ -258,7 +258,7 @@ def claim_check(battery: Battery, claimed: float | None, source: str) -> Check:
     )
     advice = "Report the strongest attack, not PGD: `bivallate evaluate RUN --attack autoattack`"
     question = "is the accuracy within 5 points of what the strongest attack leaves?"
-    modest = claimed is None and claim < WEAK * battery.scores["pgd"].clean_accuracy
+    modest = claimed is None and claim < WEAK_SHARE * battery.scores["pgd"].clean_accuracy
     if bad:
         outcome = "broken" if not modest else "flag" if claim >= 2 * hits / n else "note"
     else:

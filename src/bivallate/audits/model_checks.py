@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bivallate.audits.battery import Battery
 from bivallate.audits.exact_tests import gap
-from bivallate.audits.result import LIMIT, Check
+from bivallate.audits.result import GAP_FLAG, LEARNED, Check
 from bivallate.evaluation.preflight import Preflight
 from bivallate.evaluation.preparation import RETRAIN
 from bivallate.evaluation.statistics import at_chance
@@ -38,9 +38,9 @@ def learned(battery: Battery) -> Check:
     numbers = {"clean": clean, "classes_given": given}
     question = "have its answers to images that nobody attacked anything to do with them?"
     if len(y.unique()) < 2 or not at_chance(y.cpu().numpy(), answers.cpu().numpy()):
-        return Check("learned", question, "pass", numbers, f"{clean:.1%} of them are right")
+        return Check(LEARNED, question, "pass", numbers, f"{clean:.1%} of them are right")
     text = f"{clean:.1%} are right, which is chance; it gives {given} class{'es' if given > 1 else ''}"
-    return Check("learned", question, "note", numbers, text, RETRAIN)
+    return Check(LEARNED, question, "note", numbers, text, RETRAIN)
 
 
 def symptoms(battery: Battery, found: Preflight) -> Check:
@@ -63,7 +63,7 @@ def symptoms(battery: Battery, found: Preflight) -> Check:
 
 def _agreed(battery: Battery) -> bool:
     """Whether all attacks together break at most 5 % of the points that PGD leaves, up to chance."""
-    return not gap(battery.left["pgd"], battery.worst, LIMIT).significant
+    return not gap(battery.left["pgd"], battery.worst, GAP_FLAG).significant
 
 
 def _constant(battery: Battery) -> bool:

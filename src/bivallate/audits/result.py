@@ -13,6 +13,7 @@ from bivallate.files import write_json
 __all__ = ["VERDICTS", "Audit", "AuditProgress", "Check"]
 
 SCHEMA = "bivallate-audit-1"
+LEARNED = "learned"  # name of the check that the verdict "weak but honest" follows from
 Outcome = Literal["pass", "note", "flag", "broken", "skipped"]
 VERDICTS = {
     "believable": "no attack here did better than it should have, and the accuracy holds",
@@ -20,8 +21,8 @@ VERDICTS = {
     "suspect": "something hides this model from its attacks: its accuracy under attack proves nothing yet",
     "not robust as claimed": "an attack here takes far more than the claim admits",
 }
-LIMIT = 0.05  # a larger gap between the claim and the strongest attack is worth a flag
-WEAK = 0.25  # a model that keeps a smaller share of its clean accuracy is weak
+GAP_FLAG = 0.05  # a larger gap between the claim and the strongest attack is worth a flag
+WEAK_SHARE = 0.25  # a model that keeps a smaller share of its clean accuracy is weak
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,12 @@ class Check:
     """One check of an audit.
 
     Attributes:
-        name: an identifier. question: what was tested, as a question. outcome: "pass", "note", "flag" (the
-            model is suspect), "broken" (the claim is refuted) or "skipped".
-        numbers: by name; accuracies and gaps are fractions in [0, 1], intervals are 95 % pairs.
-        finding: the answer in words. advice: what to do; empty if there is nothing to do.
+        name: an identifier.
+        question: what was tested, as a question.
+        outcome: "pass", "note", "flag" (the model is suspect), "broken" (the claim is refuted) or "skipped".
+        numbers: name -> value; accuracies and gaps are fractions in [0, 1], intervals are 95 % pairs.
+        finding: the answer in words.
+        advice: what to do; empty if there is nothing to do.
     """
 
     name: str
@@ -55,15 +58,18 @@ class AuditProgress:
     """The progress of an audit, as its callback receives it.
 
     Attributes:
-        attack: name of the attack that begins. fraction: passes spent, over those expected, in [0, 1].
-        passes, seconds: spent so far. likely: estimated seconds of all attacks; None without an estimate.
+        attack: name of the attack that begins.
+        fraction: passes spent over those expected, in [0, 1].
+        passes: spent so far.
+        seconds: spent so far.
+        estimated_seconds: of all attacks, estimated before the first; None without an estimate.
     """
 
     attack: str
     fraction: float
     passes: int
     seconds: float
-    likely: float | None = None
+    estimated_seconds: float | None = None
 
     @property
     def title(self) -> str:
@@ -83,10 +89,10 @@ class AuditProgress:
         of the passes is done.
         """
         if not self.fraction:
-            return self.likely
+            return self.estimated_seconds
         at_this_pace = self.seconds / self.fraction
-        trust = 1.0 if self.likely is None else min(1.0, 5 * self.fraction)
-        return (1 - self.fraction) * (trust * at_this_pace + (1 - trust) * (self.likely or 0.0))
+        trust = 1.0 if self.estimated_seconds is None else min(1.0, 5 * self.fraction)
+        return (1 - self.fraction) * (trust * at_this_pace + (1 - trust) * (self.estimated_seconds or 0.0))
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,12 +100,23 @@ class Audit:
     """The evidence on one model.
 
     Attributes:
-        checks: all checks, that of the claim first. accuracy: attack -> accuracy after it alone, in [0, 1].
-        clean, worst: accuracy without an attack, and after all of them together; with 95 % intervals.
-        claimed: the robust accuracy that is compared with `worst`. claim: where it comes from.
-        n: number of points. seed: of their choice and of the attacks. threat: norm and radius.
-        plan: strength and cost at most, as plain data. passes, seconds: spent.
-        data_fingerprint, model_fingerprint: digests of points and weights. classes: of the model.
+        checks: all checks, that of the claim first.
+        accuracy: name of an attack -> accuracy after it alone, in [0, 1].
+        clean: accuracy without an attack.
+        clean_interval_95: its 95 % interval.
+        worst: accuracy after all attacks together.
+        worst_interval_95: its 95 % interval.
+        claimed: the robust accuracy that is compared with `worst`.
+        claim: where `claimed` comes from.
+        n: number of points.
+        seed: of the choice of points and of the attacks.
+        threat: norm and radius.
+        plan: strength and largest cost, as plain data.
+        passes: spent.
+        seconds: spent.
+        data_fingerprint: digest of the points.
+        model_fingerprint: digest of the model.
+        classes: number of classes of the model.
         identity: which run's weights and split; None for a model that belongs to no run.
     """
 
@@ -135,20 +152,20 @@ class Audit:
         outcomes = {check.outcome for check in self.checks}
         if "broken" in outcomes:
             return "not robust as claimed"
-        if any(check.name == "learned" and check.outcome == "note" for check in self.checks):
+        if any(check.name == LEARNED and check.outcome == "note" for check in self.checks):
             return "weak but honest"  # gradients of a model at chance level hide no robustness
         if "flag" in outcomes:
             return "suspect"
-        guesses = self.classes > 1 and self.clean_interval_95[0] <= 1 / self.classes
-        return "weak but honest" if guesses or self.worst < WEAK * self.clean else "believable"
+        at_chance = self.classes > 1 and self.clean_interval_95[0] <= 1 / self.classes
+        return "weak but honest" if at_chance or self.worst < WEAK_SHARE * self.clean else "believable"
 
     @property
-    def accused(self) -> bool:
+    def is_suspicious(self) -> bool:
         """Whether the verdict is "suspect" or "not robust as claimed"."""
         return self.verdict in ("suspect", "not robust as claimed")
 
     @property
-    def evidence(self) -> tuple[Check, ...]:
+    def failed_checks(self) -> tuple[Check, ...]:
         """The checks whose outcome is "flag" or "broken"."""
         return tuple(c for c in self.checks if c.outcome in ("flag", "broken"))
 
@@ -174,5 +191,5 @@ class Audit:
             f"claimed {self.claimed:.1%} ({self.claim}); {self.n} points"
         )
         lines += [f"  {c.outcome:<8}{c.name}: {c.finding}" for c in self.checks]
-        lines += [f"  do: {c.advice}" for c in self.evidence if c.advice]
+        lines += [f"  do: {c.advice}" for c in self.failed_checks if c.advice]
         return "\n".join(lines)

@@ -15,7 +15,7 @@ from bivallate.evaluation.progress_display import progress_callback
 from bivallate.evaluation.significance import same_threat
 from bivallate.evaluation.statistics import FEWEST_POINTS
 from bivallate.lower.threat import ThreatModel
-from bivallate.reports.stored_evaluations import STALE, Fit, read_evaluation
+from bivallate.reports.stored_evaluations import STALE, RunFingerprints, read_evaluation
 from bivallate.reports.strength import strongest_first
 from bivallate.run.evaluate_run import folder_or_model
 from bivallate.run.evaluation_target import EvaluationTarget
@@ -96,8 +96,8 @@ def audit(
             `bivallate.audits.audit_model.audit`.
 
     Raises:
-        UserError: arguments that do not fit one another, data or model that cannot be attacked, a budget
-            that is too small, or a run that cannot be read.
+        UserError: arguments that do not fit one another, data or model that cannot be attacked, a budget that
+            is too small, or a run that cannot be read.
     """
     check_options("audit", options, examine, budget="minutes")
     model = folder_or_model(model)
@@ -137,10 +137,10 @@ def kept_claim(folder: Path, weights: str, threat: Any, points: int) -> tuple[fl
     Returns:
         (robust accuracy in [0, 1], where it comes from); (None, "") if there is none.
     """
-    found, fit = [], Fit.of(folder.parent)
+    found, fingerprints = [], RunFingerprints.of(folder.parent)
     for path in sorted(folder.glob("*.json")):
         try:
-            kept = read_evaluation(path, fit)
+            kept = read_evaluation(path, fingerprints)
         except UserError as error:
             say(f"warning: {error}", beside=True)
             continue

@@ -126,8 +126,8 @@ def show(result: Any) -> None:
     for check in result.checks:
         table.add_row(check.outcome, check.name, check.question, check.finding)
     console.print(table)
-    if result.evidence:
+    if result.failed_checks:
         console.print("what to do:")
-    for check in result.evidence:
+    for check in result.failed_checks:
         console.print(f"  {check.name}: {check.advice}")
     console.print(f"{result.passes:,} passes, {result.seconds:.1f} s")

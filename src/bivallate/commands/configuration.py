@@ -90,7 +90,7 @@ def _from_names(
     for path, text in pairs:
         if path.removeprefix("method.") == "threat.eps":
             raise UserError(f"--set threat.eps would leave the step sizes as they are; use --eps {text}")
-    known = data_sets.get(data)
+    known = data_sets.by_name(data)
     name = known.name if known is not None else data
     radius = threat_on(name, norm, eps, f"--norm {norm} needs a radius, --eps")
     parameters, pairs = own_parameters(method, pairs)

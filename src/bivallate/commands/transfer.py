@@ -55,7 +55,7 @@ def transfer(
     from bivallate.commands.run_group import RunGroup
     from bivallate.evaluation import Identity, attack_named
     from bivallate.evaluation import transfer as judged
-    from bivallate.reports.stored_evaluations import Fit, read_evaluations
+    from bivallate.reports.stored_evaluations import RunFingerprints, read_evaluations
     from bivallate.run.folder import RunFolder
 
     attack_named(attack)  # a misspelt attack is said before anything else
@@ -68,8 +68,8 @@ def transfer(
     chosen = attack_named(attack, threat)
     options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}
 
-    fit = Fit.of(folder.path)
-    identity = Identity(fit.run, source.weights, n=subset.n, first=subset.first)
+    fingerprints = RunFingerprints.of(folder.path)
+    identity = Identity(fingerprints.run, source.weights, n=subset.n, first=subset.first)
 
     def place(attack: str) -> Path:
         return folder.evaluation / identity.file_name(threat, attack, source.seed)
@@ -82,7 +82,7 @@ def transfer(
         if json:
             say_json(score.to_json())
         else:
-            known = read_evaluations(folder.evaluation, fit)
+            known = read_evaluations(folder.evaluation, fingerprints)
             white = [e.score for e in known if e.score.attack == chosen.name and _comparable(e, score)]
             _show(score, subjects, white[0] if white else None)
 

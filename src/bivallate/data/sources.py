@@ -29,18 +29,18 @@ def find(data: Any, data_dir: str | Path | None, reading: Reading, stream: Strea
     if name.startswith("hub:"):
         owner, repo, under = (*name[4:].split("/", 2), "", "")[:3]
         return read_folder(hub.download(f"{owner}/{repo}", under), repo, reading, None, stream)
-    named = registry.get(name)
+    named = registry.by_name(name)
     if named is not None and named.built_in:
         return _built_in(named, reading)
     path = local_path(name, data_dir)
     if path is None:
-        known = registry.find(name)
-        path = registry.local(known, data_dir)
+        known = registry.by_name_or_raise(name)
+        path = registry.folder_of(known, data_dir)
         if path is None:
             return read_folder(_downloaded(known), known.name, reading, known, stream)
     if not path.is_dir():
         return read_file(path, reading, stream)
-    return read_folder(path, path.name, reading, registry.known_folder(path.name), stream)
+    return read_folder(path, path.name, reading, registry.by_folder(path.name), stream)
 
 
 def _downloaded(known: registry.KnownDataset) -> Path:
@@ -68,7 +68,7 @@ def distinct_name(name: str, data_dir: str | Path | None = None) -> str:
         >>> distinct_name("Digits"), distinct_name("hub:alice/faces")
         ('digits', 'faces_144d48c8')
     """
-    if (known := registry.get(name)) is not None:
+    if (known := registry.by_name(name)) is not None:
         return known.name
     path = None if name.startswith("hub:") else local_path(name, data_dir)
     place = name if path is None else str(path.resolve())
@@ -87,7 +87,7 @@ def lasting_name(name: str, data_dir: str | Path | None = None) -> str:
     """
     if name.startswith("hub:"):
         return name
-    if (known := registry.get(name)) is not None:
+    if (known := registry.by_name(name)) is not None:
         return known.name
     path = local_path(name, data_dir)
     below = registry.data_folder(data_dir)
@@ -106,7 +106,7 @@ def local_path(name: str, data_dir: str | Path | None) -> Path | None:
     below = registry.data_folder(data_dir)
     if below is not None and "/" not in name and (below / name).is_dir():
         return below / name
-    if registry.get(name) is not None:
+    if registry.by_name(name) is not None:
         return None
     path = Path(name).expanduser()
     if path.exists():
@@ -117,7 +117,7 @@ def local_path(name: str, data_dir: str | Path | None) -> Path | None:
         hint = f": did you mean {path.parent / close}?" if close else ""
         raise UserError(f"there is no file or folder {readable(name)}{hint}")
     others = [child.name for child in below.iterdir() if child.is_dir()] if below else []
-    others = [child for child in others if registry.get(child) is None]  # else it is one of the names
+    others = [child for child in others if registry.by_name(child) is None]  # else it is one of the names
     raise unknown("data set", name, {*registry.names(), *others, "a folder", "hub:OWNER/NAME"})
 
 

@@ -36,7 +36,7 @@ def fosc_after(solver: Solver, problem: LowerProblem, form: Form) -> Tensor:
     """
     delta = solver.solve(problem).delta.detach()
     if bool((problem.threat.size(delta) > (1 + ROUNDING) * problem.threat.eps).any()):
-        raise UserError("FOSC is of the ball of radius eps, which this method's attack leaves")
+        raise UserError("FOSC is defined in the ball of radius eps, which this method's attack leaves")
     return fosc_at(problem, delta, form)[0]
 
 
@@ -50,13 +50,16 @@ def alignment(problem: LowerProblem) -> tuple[Tensor, Tensor]:
 
     Reference: the GA score of Andriushchenko and Flammarion 2020, section 4.
     """
-    _, here = problem.ascent(torch.zeros_like(problem.x))
-    _, there = problem.ascent(problem.threat.random(problem.noise, problem.x, "alignment"))
-    return cosines(here, there), here
+    _, at_x = problem.ascent(torch.zeros_like(problem.x))
+    _, at_eta = problem.ascent(problem.threat.random(problem.noise, problem.x, "alignment"))
+    return cosines(at_x, at_eta), at_x
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:
-    """(B,) cosine of gradients (B, ...); 1 where one of them is zero, as in the public helper."""
+    """(B,) cosine of gradients (B, ...); 1 where one of them is zero, as in the paper's public code.
+
+    The GradAlign loss leaves such examples out instead.
+    """
     a, b = a.flatten(1).double(), b.flatten(1).double()
     norms = a.norm(dim=1) * b.norm(dim=1)
     return torch.where(norms > 0, (a * b).sum(1) / norms.clamp(min=1e-300), 1.0)

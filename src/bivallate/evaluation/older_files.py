@@ -9,9 +9,9 @@ from urllib.parse import unquote
 
 from bivallate.evaluation.evaluation_identity import Identity
 
-__all__ = ["EARLIER", "identity_from_name", "upgraded"]
+__all__ = ["SCHEMA_1", "identity_from_name", "upgraded"]
 
-EARLIER = "bivallate-evaluation-1"
+SCHEMA_1 = "bivallate-evaluation-1"
 
 Entry = dict[str, Any]
 
@@ -34,49 +34,52 @@ def upgraded(content: Entry) -> Entry:
 def _stage(entry: Any) -> Any:
     """Convert a stage's entry; an unknown or damaged one is left to the reader's checks."""
     kind = entry.get("kind") if isinstance(entry, dict) else None
-    if kind not in _KINDS:
+    if kind not in _CONVERTERS:
         return entry
-    return {"kind": "Search", **_KINDS[kind](entry)}
+    return {"kind": "Search", **_CONVERTERS[kind](entry)}
 
 
-def _search(turns: str, **fixed: Entry) -> Callable[[Entry], Entry]:
-    """The conversion of the kinds that had a solver."""
+def _converter(turns: str, **fixed: Entry) -> Callable[[Entry], Entry]:
+    """The function that converts a kind of stage which had a solver."""
 
-    def now(old: Entry) -> Entry:
+    def convert(old: Entry) -> Entry:
         kept = {k: v for k, v in old.items() if k in ("name", "solver", "objective")}
         number = old.get(turns.lower())
         return {**kept, **fixed, "turns": {"kind": turns} | ({} if number is None else {"n": number})}
 
-    return now
+    return convert
 
 
 def _pgd(old: Entry) -> Entry:
-    """The conversion of the kinds that were their own solver."""
+    """Convert a kind of stage that was its own solver."""
     budget = {k: v for k, v in old.items() if k in ("steps", "step_size", "start", "direction", "stop")}
-    return _search("Restarts")(old) | {"solver": {"kind": "ScaledPGD", **budget}}
+    return _converter("Restarts")(old) | {"solver": {"kind": "ScaledPGD", **budget}}
 
 
 def _multitargeted(old: Entry) -> Entry:
-    return _search("Targets", objective=DIFFERENCE)(old) | {"solver": _pgd(old)["solver"]}
+    """Convert PGD towards several targets."""
+    return _converter("Targets", objective=DIFFERENCE)(old) | {"solver": _pgd(old)["solver"]}
 
 
 def _noise(old: Entry) -> Entry:
+    """Convert uniform draws."""
     turns = {"kind": "Restarts", "n": old.get("draws")}
     return {"name": old.get("name"), "solver": {"kind": "RandomDraw"}, "turns": turns}
 
 
 DIFFERENCE: Entry = {"kind": "AimedDifference"}
-_KINDS: dict[str, Callable[[Entry], Entry]] = {
+_CONVERTERS: dict[str, Callable[[Entry], Entry]] = {
     "Ascent": _pgd,
     "RandomNoise": _noise,
-    "AutoPGD": _search("Restarts"),
-    "TargetedAutoPGD": _search("Targets", objective={"kind": "AimedDLR"}),
-    "BoundaryWalk": _search("Restarts"),
-    "TargetedBoundaryWalk": _search("Targets", objective=DIFFERENCE),
-    "SquareSearch": _search("Restarts"),
+    "AutoPGD": _converter("Restarts"),
+    "TargetedAutoPGD": _converter("Targets", objective={"kind": "AimedDLR"}),
+    "BoundaryWalk": _converter("Restarts"),
+    "TargetedBoundaryWalk": _converter("Targets", objective=DIFFERENCE),
+    "SquareSearch": _converter("Restarts"),
     "MultiTargeted": _multitargeted,
 }
 
+# Files whose identity stands in their name alone are older than L1.
 _NAME = re.compile(
     r"(?P<weights>best|last|ema|epoch-\d+)(?:-(?P<split>train|validation))?-(?:linf|l2)-.+-seed\d+"
     r"(?:-on_(?P<quoted>[^-]+)|-(?P<plain>.+?))??(?:-(?P<choice>n|first)(?P<count>\d+))?\.json"

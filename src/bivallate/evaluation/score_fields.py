@@ -7,7 +7,7 @@ from typing import Any
 from bivallate.errors import UserError
 from bivallate.evaluation.evaluation_file import PointColumns, WrittenScore, in_range, unpacked, within
 from bivallate.evaluation.evaluation_identity import Identity
-from bivallate.evaluation.older_files import EARLIER, upgraded
+from bivallate.evaluation.older_files import SCHEMA_1, upgraded
 from bivallate.evaluation.point_columns import MORE_COLUMNS, ROBUST
 from bivallate.lower.threat import Threat
 from bivallate.parts import decode
@@ -24,7 +24,7 @@ def score_fields(content: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: it is not an evaluation, or an entry does not fit; the message names the key.
     """
-    if isinstance(content, dict) and content.get("schema") == EARLIER:
+    if isinstance(content, dict) and content.get("schema") == SCHEMA_1:
         content = upgraded(content) | {"schema": SCHEMA}
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         got = content.get("schema") if isinstance(content, dict) else type(content).__name__

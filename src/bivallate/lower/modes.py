@@ -24,7 +24,7 @@ def in_mode(model: nn.Module, *, training: bool, track: bool, dropout: bool) -> 
     before = [(m, m.training, getattr(m, "track_running_stats", None)) for m in model.modules()]
     try:
         for module, _, _ in before:
-            module.training = training and not getattr(module, "held", False)
+            module.training = training and not getattr(module, "frozen_norm", False)
             if isinstance(module, nn.modules.dropout._DropoutNd) and not dropout:
                 module.training = False
             if isinstance(module, nn.modules.batchnorm._NormBase) and training:
@@ -55,7 +55,7 @@ def in_train_mode(model: nn.Module):
 def set_train_mode(model: nn.Module) -> None:
     """Put a model into train mode permanently, except norms that are held in eval mode with frozen layers."""
     for module in model.modules():
-        module.training = not getattr(module, "held", False)
+        module.training = not getattr(module, "frozen_norm", False)
 
 
 def evaluating(model: nn.Module):

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from bivallate.errors import UserError, listed, nearest
 from bivallate.models.classifier import Classifier
 
-__all__ = ["freeze", "head_of", "last_features", "matching"]
+__all__ = ["freeze", "head_path", "last_features", "parameters_matching"]
 
 NETWORK = "network."  # begins the names of a classifier's parameters; patterns may leave it out
 
 
-def head_of(model: nn.Module) -> str:
+def head_path(model: nn.Module) -> str:
     """Path of the last layer whose weight has one row for each class; empty if there is none."""
     classes = getattr(model, "num_classes", None)
     found = ""
@@ -35,7 +35,7 @@ def last_features(model: nn.Module) -> Callable[[Tensor], Tensor]:
     Raises:
         UserError: no layer has one row for each class.
     """
-    path = head_of(model)
+    path = head_path(model)
     if not path:
         raise UserError("the network's last layer is not known: no layer has one row for each class")
     head = model.get_submodule(path)
@@ -53,7 +53,7 @@ def last_features(model: nn.Module) -> Callable[[Tensor], Tensor]:
     return embed
 
 
-def matching(model: nn.Module, pattern: str) -> list[str]:
+def parameters_matching(model: nn.Module, pattern: str) -> list[str]:
     """Names of the parameters that a pattern matches.
 
     Args:
@@ -66,14 +66,16 @@ def matching(model: nn.Module, pattern: str) -> list[str]:
     Example:
         >>> from bivallate import models
         >>> net = models.create("tiny-cnn", num_classes=10, shape=(1, 8, 8))
-        >>> matching(net, "stem"), matching(net, "body.*.bias") == matching(net, "!*.weight")[1:]
-        (['network.stem.weight', 'network.stem.bias'], True)
+        >>> parameters_matching(net, "stem")
+        ['network.stem.weight', 'network.stem.bias']
+        >>> [name for name in parameters_matching(net, "!*.weight") if "stem" in name]
+        ['network.stem.bias']
     """
     text = pattern.removeprefix("!")
     wanted = _paths(model, text)
     names = [name for name, _ in model.named_parameters()]
-    met = {name for name in names if any(_meets(name, path) for path in wanted)}
-    if not met or not text:
+    matched = {name for name in names if any(_matches(name, path) for path in wanted)}
+    if not matched or not text:
         modules = [path.removeprefix(NETWORK) for path, _ in model.named_modules() if path]
         close = nearest(text, [*modules, *(name.removeprefix(NETWORK) for name in names)])
         top = listed(path for path in modules if path not in ("normalise", "network") and "." not in path)
@@ -82,19 +84,19 @@ def matching(model: nn.Module, pattern: str) -> list[str]:
             f"no parameter matches the pattern {pattern!r}{hint} Patterns are stem, head, or names with "
             f"*, such as those of {top}"
         )
-    return [name for name in names if (name in met) != pattern.startswith("!")]
+    return [name for name in names if (name in matched) != pattern.startswith("!")]
 
 
 def _paths(model: nn.Module, text: str) -> list[str]:
     """The patterns of full parameter names that `stem`, `head` or a pattern stands for."""
     if text == "head":
-        return [path] if (path := head_of(model)) else []
+        return [path] if (path := head_path(model)) else []
     if text == "stem" and isinstance(model, Classifier):
         return [model.stem_name]
     return [text, NETWORK + text] if text else []
 
 
-def _meets(name: str, path: str) -> bool:
+def _matches(name: str, path: str) -> bool:
     return fnmatchcase(name, path) or fnmatchcase(name, f"{path}.*")
 
 
@@ -107,7 +109,7 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> None:
     Raises:
         UserError: a pattern matches no parameter, or no parameter is left to train.
     """
-    frozen = {name for pattern in patterns for name in matching(model, pattern)}
+    frozen = {name for pattern in patterns for name in parameters_matching(model, pattern)}
     if not frozen:
         return
     for name, parameter in model.named_parameters():
@@ -117,5 +119,6 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> None:
         raise UserError(f"all layers are frozen by {listed(patterns)}: nothing is left to train")
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):
-            own = list(module.parameters())
-            module.held = bool(own) and not any(p.requires_grad for p in own)  # pyright: ignore
+            parameters = list(module.parameters())
+            learns = any(p.requires_grad for p in parameters)
+            module.frozen_norm = bool(parameters) and not learns  # pyright: ignore

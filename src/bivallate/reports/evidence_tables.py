@@ -24,12 +24,14 @@ def pairs_table(runs: Sequence[RunRecord]) -> Table | None:
     try:
         chosen = choose(runs, [run.path for run in runs], EvaluationFilter("best", "test"))
     except UserError:
-        return _only("Pairs of runs", "The runs have no evaluation in common, so no pair of them is tested.")
+        return _note_table(
+            "Pairs of runs", "The runs have no evaluation in common, so no pair of them is tested."
+        )
     score = chosen[0].score
     found = pairs([e.score for e in chosen], [run.label for run in runs])
     attack = f"{score.attack}, {radius(score.threat)}"
     if not found:
-        return _only("Pairs of runs", f"No two runs were evaluated on the same points ({attack}).")
+        return _note_table("Pairs of runs", f"No two runs were evaluated on the same points ({attack}).")
     rows = tuple(
         (
             pair.first,
@@ -54,7 +56,7 @@ def pairs_table(runs: Sequence[RunRecord]) -> Table | None:
     )
 
 
-def _only(title: str, note: str) -> Table:
+def _note_table(title: str, note: str) -> Table:
     return Table(title, (), (), note=note)
 
 
@@ -79,7 +81,7 @@ def audits_table(runs: Sequence[RunRecord]) -> Table:
                 )
             )
         for a in run.audits:
-            against = "; ".join(f"{name}: {finding}" for name, finding, _ in a.against) or "nothing"
+            against = "; ".join(f"{name}: {finding}" for name, finding, _advice in a.against) or "nothing"
             split = f", {a.split}" if a.split != "test" else ""
             rows.append(
                 (
@@ -112,7 +114,7 @@ def audits_table(runs: Sequence[RunRecord]) -> Table:
     )
 
 
-def errors_tables(runs: Sequence[RunRecord], most: int = 15) -> list[Table]:
+def confusion_tables(runs: Sequence[RunRecord], most: int = 15) -> list[Table]:
     """The commonest errors of each run with more than ten classes, whose confusion matrix is hard to read."""
     tables = []
     for run in runs:
@@ -140,18 +142,18 @@ def origins_table(runs: Sequence[RunRecord]) -> Table:
     """When each run was trained, with which code and on which data."""
     rows = []
     for run in runs:
-        made, strong = run.manifest.get("made_by"), run.strongest
-        made = made if isinstance(made, dict) else {}
-        commit = made.get("commit") if isinstance(made.get("commit"), dict) else {}
+        made_by, strongest = run.manifest.get("made_by"), run.strongest
+        made_by = made_by if isinstance(made_by, dict) else {}
+        commit = made_by.get("commit") if isinstance(made_by.get("commit"), dict) else {}
         changed = " and changes" if commit and commit.get("modified") else ""
         rows.append(
             (
                 run.label,
                 _when(run.path / "model.safetensors"),
-                _evaluated(strong),
+                _evaluated(strongest),
                 str(run.manifest.get("code_version") or NONE),
                 (str(commit["id"])[:12] + changed) if commit and commit.get("id") else NONE,
-                str(made.get("torch") or NONE),
+                str(made_by.get("torch") or NONE),
                 str(run.config.seed),
                 str(run.manifest.get("data_fingerprint") or NONE)[:12],
                 str(run.best_epoch or NONE),
@@ -180,8 +182,8 @@ def origins_table(runs: Sequence[RunRecord]) -> Table:
     )
 
 
-def _evaluated(strong: Evaluation | None) -> str:
-    return _when(strong.path) if strong is not None else NONE
+def _evaluated(strongest: Evaluation | None) -> str:
+    return _when(strongest.path) if strongest is not None else NONE
 
 
 def _when(path: Path) -> str:

@@ -109,7 +109,11 @@ def render(
     """The text of a report. Each figure is paired with its inline SVG or the name of its file."""
     first = [tables.runs_table(runs), evidence_tables.pairs_table(runs), evidence_tables.audits_table(runs)]
     first += [tables.evaluations_table(runs), tables.alarms_table(runs)]
-    last = [*evidence_tables.errors_tables(runs), *tables.classes_table(runs), tables.differences_table(runs)]
+    last = [
+        *evidence_tables.confusion_tables(runs),
+        *tables.classes_table(runs),
+        tables.differences_table(runs),
+    ]
     last += [evidence_tables.origins_table(runs)]
     code = commit().get("id", "")[:12]
     entry: dict[str, Any] = {

@@ -11,7 +11,7 @@ from bivallate.evaluation.evaluation_file import WrittenIdentity
 from bivallate.evaluation.evaluation_identity import Identity
 from bivallate.evaluation.older_files import identity_from_name
 from bivallate.lower.threat import threat
-from bivallate.reports.stored_evaluations import Fit
+from bivallate.reports.stored_evaluations import RunFingerprints
 from bivallate.schema import MEGABYTE, check, read_json
 
 MOST = 10 * MEGABYTE  # bytes of a file that can be an audit
@@ -48,17 +48,17 @@ class StoredAudit:
     path: Path
 
 
-def read_audits(run: Path, fit: Fit) -> tuple[StoredAudit, ...]:
+def read_audits(run: Path, fingerprints: RunFingerprints) -> tuple[StoredAudit, ...]:
     """Read the audits in RUN/audit that were made on the run's own data.
 
     Raises:
         UserError: a file is damaged.
     """
-    found = (_read(path, fit) for path in sorted((run / "audit").glob("*.json")))
+    found = (_read(path, fingerprints) for path in sorted((run / "audit").glob("*.json")))
     return tuple(audit for audit in found if audit is not None)
 
 
-def _read(path: Path, fit: Fit) -> StoredAudit | None:
+def _read(path: Path, fingerprints: RunFingerprints) -> StoredAudit | None:
     """Read one file; None if the audit is of another run or other data, or the file is not an audit."""
     named = identity_from_name(path.name)
     try:
@@ -68,7 +68,7 @@ def _read(path: Path, fit: Fit) -> StoredAudit | None:
         identity = named if given is None else Identity.of(check(WrittenIdentity, given, "identity"))
         if identity is None or identity.data:
             return None
-        stale, foreign = fit.mismatch(identity, str(entry["model_fingerprint"]))
+        stale, foreign = fingerprints.stale_or_foreign(identity, str(entry["model_fingerprint"]))
         return (
             None
             if foreign

@@ -20,7 +20,7 @@ from bivallate.models.description import read_manifest
 from bivallate.models.io import read_weights
 from bivallate.run.folder import check_weights
 
-__all__ = ["FOREIGN", "STALE", "Evaluation", "Fit", "read_evaluation", "read_evaluations"]
+__all__ = ["FOREIGN", "STALE", "Evaluation", "RunFingerprints", "read_evaluation", "read_evaluations"]
 
 STALE = "evaluated before the weights changed; evaluate again"
 FOREIGN = "left out, it does not belong to this run"
@@ -61,44 +61,44 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Fit:
+class RunFingerprints:
     """A run's fingerprints, with which its evaluations and audits are compared.
 
     Attributes:
         run: identifier of the run; empty if its manifest has none.
         data_set: fingerprint of its data; empty if its manifest has none.
-        print_of: name of weights -> fingerprint of the model with these weights; None if the folder has no
-            such weights, or they cannot be read.
+        fingerprint_of: name of weights -> fingerprint of the model with these weights; None if the folder
+            has no such weights, or they cannot be read.
     """
 
     run: str
     data_set: str
-    print_of: Callable[[str], str | None]
+    fingerprint_of: Callable[[str], str | None]
 
     @classmethod
-    def of(cls, folder: Path) -> Fit:
+    def of(cls, folder: Path) -> RunFingerprints:
         """Read the fingerprints of a run's folder."""
         place = folder / "model.json"
         manifest: dict[str, Any] = read_manifest(place) if place.exists() else {}
         run, data_set = (str(manifest.get(key) or "") for key in ("run", "data_fingerprint"))
         return cls(run, data_set, fingerprints(folder))
 
-    def mismatch(self, identity: Identity, model: str) -> tuple[bool, str]:
+    def stale_or_foreign(self, identity: Identity, model: str) -> tuple[bool, str]:
         """Whether an evaluation is stale, and the reason why it is of another run (empty if it is not).
 
         Facts that an older file does not state are not compared.
         """
-        present = self.print_of(identity.weights)
+        present = self.fingerprint_of(identity.weights)
         if present != model and identity.run and self.run and identity.run != self.run:
             return False, "its weights are another run's"
-        own = identity.data == ""
-        if own and identity.data_set and self.data_set and identity.data_set != self.data_set:
+        on_own_data = identity.data == ""
+        if on_own_data and identity.data_set and self.data_set and identity.data_set != self.data_set:
             return False, "its points are of other data"
         return present not in (None, model), ""
 
 
 def fingerprints(run: Path) -> Callable[[str], str | None]:
-    """The function from names of weights to fingerprints, see `Fit.print_of`."""
+    """The function from names of weights to fingerprints, see `RunFingerprints.fingerprint_of`."""
 
     @cache
     def found(weights: str) -> str | None:
@@ -115,7 +115,7 @@ def fingerprints(run: Path) -> Callable[[str], str | None]:
     return found
 
 
-def read_evaluation(file: Path, fit: Fit) -> Evaluation | None:
+def read_evaluation(file: Path, fingerprints_of_run: RunFingerprints) -> Evaluation | None:
     """Read the evaluation in a file of a run's folder.
 
     None if neither the file's content nor its name says of which weights and points it is. Raises UserError
@@ -131,10 +131,11 @@ def read_evaluation(file: Path, fit: Fit) -> Evaluation | None:
     identity = score.identity or named
     if identity is None:
         return None
-    return Evaluation(identity, score, file, *fit.mismatch(identity, score.model_fingerprint))
+    stale, foreign = fingerprints_of_run.stale_or_foreign(identity, score.model_fingerprint)
+    return Evaluation(identity, score, file, stale=stale, foreign=foreign)
 
 
-def read_evaluations(folder: Path, fit: Fit) -> list[Evaluation]:
+def read_evaluations(folder: Path, fingerprints_of_run: RunFingerprints) -> list[Evaluation]:
     """Read all evaluations in a folder, in the order of the files' names."""
-    found = (read_evaluation(file, fit) for file in sorted(folder.glob("*.json")))
+    found = (read_evaluation(file, fingerprints_of_run) for file in sorted(folder.glob("*.json")))
     return [one for one in found if one is not None]

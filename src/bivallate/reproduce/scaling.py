@@ -137,6 +137,11 @@ def narrow(cell: Cell, epochs: int = 10) -> Cell:
     return quick(cell.but(epochs=epochs, settings=settings))
 
 
+def narrow_20_epochs(cell: Cell) -> Cell:
+    """The cell as `narrow` makes it, for tables of papers with 20 epochs at scale cpu."""
+    return narrow(cell, 20)
+
+
 def quick(cell: Cell) -> Cell:
     """The cell with the fastest suitable precision, which does not change its definition.
 

@@ -247,7 +247,7 @@ def take_statistics(model: nn.Module, batches: Callable[[], Iterable[Batch]]) ->
         for norm in model.modules()
         if isinstance(norm, nn.modules.batchnorm._NormBase)
         and norm.running_mean is not None
-        and not getattr(norm, "held", False)
+        and not getattr(norm, "frozen_norm", False)
     ]
     if not norms:
         return 0

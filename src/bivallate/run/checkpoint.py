@@ -10,19 +10,18 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bivallate import collective
 from bivallate.checksummed import read_checksummed, write_checksummed
 from bivallate.errors import UserError
 from bivallate.files import remove
-from bivallate.models.io import without_compile
 from bivallate.quoting import command
 from bivallate.run import rank_files
 
@@ -30,9 +29,6 @@ FORMAT, FIRST = "bivallate-checkpoint-2", "bivallate-checkpoint-1"  # FIRST's ch
 KEEP = 2
 LARGE = 64 * 1024 * 1024  # bytes; a larger tensor, such as ATTA's bank, goes into a file of its own
 NAME, BANK = re.compile(r"epoch-(\d{5,})-step-(\d{7,})\.safetensors"), ".bank.safetensors"
-
-
-Plain = int | float | None  # what an optimiser may keep beside tensors; bool is an int
 
 
 @dataclass
@@ -203,51 +199,3 @@ def newest(
 def section(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     """The tensors whose names begin with `name.`, under names without this prefix."""
     return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-
-
-def pack_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module
-) -> tuple[dict[str, Tensor], dict[str, Plain]]:
-    """The optimiser's state by "PARAMETER.KEY": the tensors, and the plain numbers.
-
-    Learning rates and decays are left out: they come from the configuration.
-
-    Raises:
-        UserError: there is state of another kind, which a checkpoint cannot hold.
-    """
-    names, state = _names(optimizer, model), optimizer.state_dict()["state"]
-    whole = {f"{names[i]}.{k}": v for i, entry in state.items() for k, v in entry.items()}
-    for key, value in whole.items():
-        if not isinstance(value, Tensor | int | float | None):
-            raise UserError(
-                f"the optimiser {type(optimizer).__name__} keeps {key} as {type(value).__name__}, which a "
-                "checkpoint cannot hold: keep a tensor or a number"
-            )
-    tensors = {key: value for key, value in whole.items() if isinstance(value, Tensor)}
-    return tensors, {key: value for key, value in whole.items() if key not in tensors}
-
-
-def unpack_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, packed: Mapping[str, Tensor | Plain]
-) -> None:
-    """Restore the optimiser from `pack_optimizer`, or from version 0.1.0, which numbered the parameters.
-
-    Args:
-        packed: its tensors and numbers together.
-
-    Raises:
-        KeyError: there is state of a parameter that the model does not have.
-    """
-    place = {name: i for i, name in enumerate(_names(optimizer, model))}
-    state: dict[int, dict[str, Tensor | Plain]] = {}
-    for key, value in packed.items():
-        name, _, kind = key.rpartition(".")
-        index = int(name) if name.isdigit() and name not in place else place[name]
-        state.setdefault(index, {})[kind] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
-    """Names of the optimiser's parameters, in the optimiser's order."""
-    names = {id(p): without_compile(name) for name, p in model.named_parameters()}
-    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]

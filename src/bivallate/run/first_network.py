@@ -20,7 +20,7 @@ from bivallate.models.classifier import Normalise
 from bivallate.models.description import read_manifest
 from bivallate.models.from_timm import timm_pretrained
 from bivallate.models.io import fill
-from bivallate.models.layers import head_of
+from bivallate.models.layers import head_path
 from bivallate.run.config import Config, Model
 from bivallate.run.folder import check_weights
 from bivallate.run.from_config import create_model
@@ -126,7 +126,7 @@ def _inherited(config: Config, dataset: Dataset, given: Classifier, tell: Tell |
         )
     fresh = init.head == "new" or (init.head == "auto" and (before != now or renamed))
     tensors, own = dict(given.state_dict()), network.state_dict()
-    head = head_of(network)
+    head = head_path(network)
     if fresh and not head:
         raise UserError(
             f"{given.architecture} has no last layer with one row for each class: its head cannot be new"

@@ -60,7 +60,7 @@ def own_data(spec: Any, seed: int) -> Dataset:
     try:
         return load_data(spec, seed)
     except UserError as error:
-        named = bool(spec.name) and data.registry.get(spec.name) is not None
+        named = bool(spec.name) and data.registry.by_name(spec.name) is not None
         option = "--data-dir FOLDER" if named else "--data PLACE"
         if not spec.name:
             raise

@@ -12,8 +12,9 @@ from torch import nn
 
 from bivallate.errors import UserError
 from bivallate.from_text import parse_number
-from bivallate.models.layers import matching
+from bivallate.models.layers import parameters_matching
 from bivallate.parts import part
+from bivallate.run.optimizer_state import remember_groups
 from bivallate.types import Clock
 
 
@@ -39,7 +40,7 @@ class Triangle:
 
     Attributes:
         peak: fraction of training at which the rate is highest, in (0, 1).
-        cycle_momentum: also lower SGD's momentum by 0.1 at the peak, as PyTorch's CyclicLR does by default in
+        cycle_momentum: also lower the momentum by 0.1 at the peak, as PyTorch's CyclicLR does by default in
             the papers' public code; the papers state a constant 0.9.
     """
 
@@ -134,7 +135,11 @@ class Cosine:
 
 
 class Optimizer(Protocol):
-    """A part that makes a torch optimiser. Groups of parameters may have peak rates other than `lr`.
+    """A part that makes a torch optimiser. `lr` is its peak rate; groups may have other peak rates.
+
+    `train_step` calls `optimizer.step()` without a closure, so an optimiser that evaluates the loss again,
+    such as L-BFGS or SAM, cannot be used. Before every minibatch `set_rate` sets the rate of each group, in
+    its ratio to `lr`. A checkpoint keeps its state, and the numbers that it changes in its groups.
 
     Example:
         >>> from bivallate import part
@@ -246,7 +251,7 @@ def grouped(model: nn.Module, groups: tuple[str, ...], lr: float) -> list[Any]:
         return list(model.parameters())
     rates: dict[str, float] = {}
     for pattern, factor in factors(groups).items():
-        rates |= {name: factor * lr for name in matching(model, pattern) if name not in rates}
+        rates |= {name: factor * lr for name in parameters_matching(model, pattern) if name not in rates}
     by_rate: dict[float, list[nn.Parameter]] = {lr: []}
     for name, parameter in model.named_parameters():
         by_rate.setdefault(rates.get(name, lr), []).append(parameter)
@@ -264,7 +269,8 @@ def optimizer_of(spec: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
     """Make the optimiser of a run; each group remembers the ratio of its peak rate to `spec.lr`."""
     optimizer = spec.make(model)
     for group in optimizer.param_groups:
-        group["share"] = group["lr"] / spec.lr
+        group["lr_ratio"] = group["lr"] / spec.lr
+    remember_groups(optimizer)
     return optimizer
 
 
@@ -281,9 +287,9 @@ def set_rate(
     """
     lr = spec.lr * rate(clock) * scale
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("share", 1.0)
-        if isinstance(rate, Triangle) and isinstance(spec, SGD):
-            group["momentum"] = rate.momentum(clock, spec.momentum)
+        group["lr"] = lr * group.get("lr_ratio", 1.0)
+        if isinstance(rate, Triangle) and rate.cycle_momentum and hasattr(spec, "momentum"):
+            group["momentum"] = rate.momentum(clock, spec.momentum)  # pyright: ignore[reportAttributeAccessIssue]
     return lr
 
 

@@ -19,12 +19,13 @@ from bivallate.parts import encode, portable
 from bivallate.run.acceleration import acceleration_of
 from bivallate.run.arithmetic import autocast_of, lay_out
 from bivallate.run.averaging import average_of
-from bivallate.run.checkpoint import pack_optimizer, section, unpack_optimizer
+from bivallate.run.checkpoint import section
 from bivallate.run.config import Config
 from bivallate.run.epoch_sums import EpochSums
 from bivallate.run.from_config import check_several, pick_device
 from bivallate.run.identity import identity_of
 from bivallate.run.optim import optimizer_of
+from bivallate.run.optimizer_state import pack_optimizer, unpack_optimizer
 from bivallate.run.origin import origin
 from bivallate.run.phases import batches_by_phase, phase_at, take_sizes
 from bivallate.run.sentinel import SentinelState

@@ -6,7 +6,7 @@ from typing import Any
 
 from bivallate.reproduce.cell import Cell, Measure
 from bivallate.reproduce.paper_table import Claim, PaperTable, asked
-from bivallate.reproduce.scaling import NARROW_NOTE, narrow
+from bivallate.reproduce.scaling import NARROW_NOTE, narrow_20_epochs
 
 __all__ = ["HARDWARE", "TABLES"]
 
@@ -78,10 +78,6 @@ def _claims(rows: tuple[str, ...], done: tuple[str, ...]) -> tuple[Claim, ...]:
     return tuple(claims)
 
 
-def _small(cell: Cell) -> Cell | None:
-    return narrow(cell, 20)
-
-
 SMALL_NOTE = NARROW_NOTE.format(epochs="20 epochs of the paper's 60")
 
 
@@ -97,7 +93,7 @@ def _balanced_and_not(name: str, label: str, data: str, rows: tuple[str, ...], n
         f"{PAPER}, Table {number}",
         tuple(cells),
         claims,
-        _small,
+        narrow_20_epochs,
         SMALL_NOTE,
         seeds=3,
         notes=NOTES,
@@ -114,7 +110,7 @@ def _d3() -> PaperTable:
         f"{PAPER}, Table 3",
         tuple(cells),
         claims,
-        _small,
+        narrow_20_epochs,
         SMALL_NOTE,
         seeds=3,
         notes=NOTES,
@@ -142,7 +138,7 @@ def _d4() -> PaperTable:
         f"{PAPER}, Table 4",
         cells,
         tuple(claims),
-        _small,
+        narrow_20_epochs,
         note,
         seeds=3,
         notes=("The paper does not say at which epoch the rate peaks; 10 of 25 is used.", *NOTES[:2]),

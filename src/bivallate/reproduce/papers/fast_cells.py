@@ -6,7 +6,7 @@ from typing import Any
 
 from bivallate.reproduce.cell import Cell, Measure
 from bivallate.reproduce.paper_table import Claim, PaperTable
-from bivallate.reproduce.scaling import NARROW_NOTE, narrow
+from bivallate.reproduce.scaling import NARROW_NOTE, narrow_20_epochs
 
 PAPER = "Fast-BAT (Zhang et al., ICML 2022)"
 SA, PGD = Measure("SA", "clean", "pgd-50-10"), Measure("PGD", "robust", "pgd-50-10")
@@ -74,11 +74,6 @@ def fast_table(
 ) -> PaperTable:
     """A table of the Fast-BAT paper."""
     return PaperTable(
-        name, title, f"{PAPER}, Table {number}", tuple(cells), tuple(claims), small,
+        name, title, f"{PAPER}, Table {number}", tuple(cells), tuple(claims), narrow_20_epochs,
         NARROW_NOTE.format(epochs="the paper's 20 epochs"), smoke_data, sources or {}, seeds, notes,
     )  # fmt: skip
-
-
-def small(cell: Cell) -> Cell:
-    """The cell at scale cpu, with the paper's 20 epochs."""
-    return narrow(cell, 20)

@@ -15,10 +15,9 @@ from bivallate.reproduce.papers.fast_cells import (
     SECONDS,
     Row,
     fast_cell,
-    small,
 )
 from bivallate.reproduce.papers.fast_cells import ROWS as FAST
-from bivallate.reproduce.scaling import NARROW_NOTE
+from bivallate.reproduce.scaling import NARROW_NOTE, narrow_20_epochs
 
 __all__ = ["HARDWARE", "TABLES"]
 
@@ -70,7 +69,7 @@ def _single() -> PaperTable:
     )
     return PaperTable(
         "T-S1", "single-step methods of several papers on CIFAR-10", "FastAT benchmark (2026)", tuple(cells),
-        tuple(claims), small, NARROW_NOTE.format(epochs="20 epochs"), seeds=3, notes=notes,
+        tuple(claims), narrow_20_epochs, NARROW_NOTE.format(epochs="20 epochs"), seeds=3, notes=notes,
     )  # fmt: skip
 
 
@@ -129,7 +128,8 @@ def _fair() -> PaperTable:
     )
     return PaperTable(
         "T-C1", "class-wise methods on CIFAR-10", "methods of several papers, compared here", tuple(cells),
-        tuple(asked("fair", lifts)), small, NARROW_NOTE.format(epochs="20 epochs of the recipe's 60"),
+        tuple(asked("fair", lifts)), narrow_20_epochs,
+        NARROW_NOTE.format(epochs="20 epochs of the recipe's 60"),
         seeds=3, notes=notes,
     )  # fmt: skip
 

@@ -36,7 +36,7 @@ class Task:
     @property
     def known(self) -> KnownDataset | None:
         """The published data set of this name, or None for the user's own data."""
-        return registry.recognised(self.data)
+        return registry.by_name_or_folder(self.data)
 
     @property
     def grey(self) -> bool:
