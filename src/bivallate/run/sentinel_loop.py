@@ -12,6 +12,7 @@ from bivallate.noise import Noise, permutation
 from bivallate.run.chance import chance_verdict, likely_cause
 from bivallate.run.sentinel import FEWEST_STEPS, FINEST, KINDS, SEEN, SentinelState
 from bivallate.run.validation import Inspection, inspect_rows
+from bivallate.types import Passes
 
 if TYPE_CHECKING:
     from bivallate.run.session import Session
@@ -135,12 +136,13 @@ class SentinelLoop:
         seen = inspect_rows(s.model, x, y, s.method.threat, noise, self.rule.steps)
         if not collective.is_distributed():
             return seen
-        numbers = (seen.fgsm, seen.pgd, seen.alignment)
+        numbers = (seen.fgsm, seen.pgd, seen.alignment, seen.passes.forward, seen.passes.backward)
         told = torch.tensor(numbers, dtype=torch.float64, device=s.device)
-        # BatchNorm's statistics differ between ranks within an epoch, and all ranks must decide alike.
+        # BatchNorm's statistics differ between ranks within an epoch, and all ranks must decide alike: on an
+        # alarm, and by the passes spent, which grow with the rows that withstand FGSM, on the next check.
         collective.broadcast([told])
-        fgsm, pgd, alignment = told.tolist()
-        return Inspection(fgsm, pgd, alignment, seen.passes)
+        fgsm, pgd, alignment, *passes = told.tolist()
+        return Inspection(fgsm, pgd, alignment, Passes(*map(int, passes)))
 
     def _compare(self, line: dict[str, Any]) -> list[str]:
         s, state = self.session, self.state
