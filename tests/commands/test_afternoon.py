@@ -185,3 +185,46 @@ def test_a_run_of_a_method_that_is_not_installed_is_evaluated(runs, tmp_path):
     place.write_text(text.replace('name = "digits"', 'nam = "digits"'))
     with pytest.raises(bv.UserError, match="nam"):
         bv.evaluate(tmp_path / "plain", attack="clean", n=20)
+
+
+SPELLINGS = {"fgsm": "FGSM", "pgd-3": "PGD-3-1", "cw": "cw-30", "apgd-ce": "apgd-ce-100"}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_an_attack_has_one_result_however_it_is_spelt(name, runs, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(runs / "plain", tmp_path / "own")
+    shutil.rmtree(tmp_path / "own" / "evaluation", ignore_errors=True)
+    few = ["--n", "2", "--json", "--quiet"]
+    assert run(["evaluate", str(tmp_path / "own"), "--attack", SPELLINGS[name], name, *few]) == 0
+    assert json.loads(capsys.readouterr().out)["attack"] == name, "one result, not a list of two"
+    bv.evaluate(tmp_path / "own", attack=SPELLINGS[name], n=2)
+    kept = [path.name for path in (tmp_path / "own" / "evaluation").iterdir()]
+    assert kept == [f"best-linf-0.1-{name}-seed0-n2.json"]
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one result", "several"])
+@pytest.mark.parametrize("kind", ["own run", "own run --out", "checkpoint --out"])
+def test_a_result_that_cannot_be_saved_is_printed_and_the_command_fails(
+    kind, several, runs, tmp_path, capsys, monkeypatch
+):
+    from safetensors.torch import save_file
+
+    from bivallate.evaluation import Score
+
+    def full(score: Score, file: Path) -> None:
+        raise bv.UserError(f"cannot write {file}: No space left on device")
+
+    (tmp_path / "there").mkdir()
+    save_file(bv.load(runs / "plain", "last").network.state_dict(), tmp_path / "there" / "net.safetensors")
+    given = ["evaluate", str(runs / "plain"), "--attack", "clean", *(["fgsm"] if several else []), "--n", "5"]
+    if kind.startswith("checkpoint"):
+        given[1:2] = [str(tmp_path / "there"), "--arch", "linear", "--data", "digits", "--eps", "0.1"]
+    given += ["--out", str(tmp_path / "out")] if kind.endswith("--out") else []
+    monkeypatch.setattr(Score, "save", full)
+    assert run([*given, "--quiet"]) == 2
+    told = capsys.readouterr()
+    assert "No space left on device" in told.err
+    assert "clean" in told.out
+    assert "kept in" not in told.out

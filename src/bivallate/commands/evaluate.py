@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,7 +11,7 @@ from cyclopts import Parameter
 
 from bivallate import zoo
 from bivallate.commands.options import Ball, Count, DataName, Flag, Machine, Split, Subset, WeightsSource
-from bivallate.commands.result_files import result_file, saved_result
+from bivallate.commands.result_files import result_file, tell_where_kept
 from bivallate.commands.score_table import one_line, show
 from bivallate.commands.shared_work import shared_work
 from bivallate.errors import UserError
@@ -94,8 +93,8 @@ def evaluate_runs(
     from bivallate.run.evaluation_target import EvaluationTarget
 
     folders, attacks = _split_runs_from_attacks(runs, attack)
-    for name in attacks:
-        attack_named(name)  # a misspelt attack is said before anything else
+    # read first, so that a misspelt attack is said before anything else; an attack spelt twice is made once
+    attacks = list(dict.fromkeys(attack_named(name).name for name in attacks))
     device = machine.prepare()
     seed, precision = source.seed, search_precision
     options = EvaluationOptions(subset.n, subset.first, seed, batch_size, precision, shared=True)
@@ -124,7 +123,7 @@ class EvaluationTask:
         quiet: show no progress.
         json: print JSON.
         results: the results as plain data.
-        faults: errors of results that could not be saved.
+        faults: errors of results that should have been saved and could not.
     """
 
     options: EvaluationOptions
@@ -151,25 +150,28 @@ class EvaluationTask:
             Interrupted: on Ctrl-C; the same command continues from the partial results.
         """
         from bivallate.evaluation.progress_display import shown_progress
-        from bivallate.run.evaluation_target import save_score
         from bivallate.run.signals import Interrupted
 
-        file = None if foreign and not self.out else self._file(target, attack, run)
-        label, json = f"{run} {attack}", self.json
+        stored = not foreign or self.out is not None
+        file = self._file(target, attack, run) if stored else None
+        label, json, faults = f"{run} {attack}", self.json, list[UserError]()
         try:
             with shown_progress(json or self.quiet, label if self.several else "") as progress:
-                score = target.score_under(
-                    attack, self.options, file=file, findings=findings, progress=progress
+                score = target.evaluate(
+                    attack, self.options, file=file, findings=findings, progress=progress, faults=faults
                 )
         except KeyboardInterrupt:
             raise Interrupted(GO_ON) from None
         self.results.append({"run": str(run), **score.to_json()})
-        faults = [] if foreign else self.faults
-        with saved_result(file, partial(save_score, score), silent=json, faults=faults):
-            if json and not self.several:
-                say_json(score.to_json())
-            elif not json:
-                one_line(label, score) if self.several else show(score, target.data.classes)
+        if json and not self.several:
+            say_json(score.to_json())
+        elif not json:
+            one_line(label, score) if self.several else show(score, target.data.classes)
+        try:
+            if stored:
+                tell_where_kept(file, next(iter(faults), None), silent=json)
+        except UserError as fault:
+            self.faults.append(fault)
 
     def end(self) -> None:
         """Print several results as JSON if asked to. Raises UserError if one could not be saved."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from bivallate.errors import UserError
 from bivallate.terminal import say
 
-__all__ = ["result_file", "saved_result"]
+__all__ = ["result_file", "saved_result", "tell_where_kept"]
 
 
 def result_file(default: Path, out: Path | None) -> Path | None:
@@ -44,36 +44,38 @@ def saved_result(
     save: Callable[[Path], object],
     *,
     silent: bool = False,
-    faults: list[UserError] | None = None,
 ) -> Iterator[None]:
     """Save a result, run the block that prints it, and print where it was saved.
 
     The block runs even if saving fails, so that no result is lost.
 
     Args:
-        place: the file; None if there is none. save: writes the result to a file. silent: do not print
-            the place. faults: receives the error, which is then not raised.
+        place: the file; None if there is none.
+        save: writes the result to a file.
+        silent: do not print the place.
 
     Raises:
         UserError: after the block, if the result could not be saved.
     """
     fault: UserError | None = None
+    try:
+        from bivallate.collective import rank
+
+        if place is not None and rank() == 0:
+            save(place)
+    except UserError as error:
+        fault = error
+    yield
+    tell_where_kept(place, fault, silent=silent)
+
+
+def tell_where_kept(place: Path | None, fault: UserError | None, *, silent: bool = False) -> None:
+    """Print where a result was saved. Raises `fault`, or a UserError if there is no place for the result."""
     if place is None:
         fault = UserError("the result was printed, but cannot be kept in the run's folder: say --out")
-    else:
-        try:
-            from bivallate.collective import rank
-
-            if rank() == 0:
-                save(place)
-        except UserError as error:
-            fault = error
-    yield
-    if fault is not None and faults is None:
+    if fault is not None:
         raise fault
-    if fault is not None and faults is not None:
-        faults.append(fault)
-    elif not silent:
+    if not silent:
         say(f"kept in {place}")
 
 

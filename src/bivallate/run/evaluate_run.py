@@ -1,4 +1,7 @@
-"""`evaluate` from Python: the score of a run, which is stored in its folder, or of any model."""
+"""`bv.evaluate`: the score of a run, which is stored in its folder, or of any model.
+
+The command is `commands/evaluate.py`; for a run both call `EvaluationTarget.evaluate`.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,13 @@ from typing import Any
 
 import torch
 
-from bivallate import collective
 from bivallate.errors import UserError, check_options
 from bivallate.evaluation import Attack, Score, Stage, attack_and_score, attack_named
 from bivallate.evaluation.evaluation_options import EvaluationOptions
 from bivallate.evaluation.progress_display import progress_callback
 from bivallate.lazy_import import former_arguments
 from bivallate.lower.threat import ThreatModel
-from bivallate.run.evaluation_target import EvaluationTarget, ProgressCallback, save_score
+from bivallate.run.evaluation_target import EvaluationTarget, ProgressCallback
 from bivallate.run.execution import Run
 
 __all__ = ["evaluate", "folder_or_model"]
@@ -116,8 +118,5 @@ def _score_of_run(
         raise UserError("a run keeps its unfinished verdicts in its own folder: leave resume out")
     settings, file = EvaluationOptions(**options), None
     if store and isinstance(attack, str):  # a user's own attack may have the name of a built-in one
-        file = target.file(attack_named(attack).name, settings)
-    score = target.score_under(attack, settings, file=file, findings=target.preflight(), progress=progress)
-    if file is not None and collective.rank() == 0:
-        save_score(score, file)
-    return score
+        file = target.file(attack, settings)
+    return target.evaluate(attack, settings, file=file, findings=target.preflight(), progress=progress)

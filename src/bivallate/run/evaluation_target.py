@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from bivallate import collective
 from bivallate.data import Dataset, Split
 from bivallate.errors import UserError, unknown
-from bivallate.evaluation import Attack, Identity, Score, Stage, attack_and_score
+from bivallate.evaluation import Attack, Identity, Score, Stage, attack_and_score, attack_named
 from bivallate.evaluation.evaluation_options import EvaluationOptions
 from bivallate.evaluation.evaluation_progress import EvaluationProgress
 from bivallate.evaluation.preflight import Preflight, preflight
@@ -29,7 +30,7 @@ from bivallate.run.load_model import load_run
 from bivallate.schema import MEGABYTE, check, read_text
 from bivallate.schema import parse as parse_file
 
-__all__ = ["EvaluationTarget", "ProgressCallback", "partial_of", "save_score", "split_of"]
+__all__ = ["EvaluationTarget", "ProgressCallback", "partial_of", "split_of"]
 
 Threat = ThreatModel | Callable[[ThreatModel], ThreatModel] | None
 ProgressCallback = Callable[[EvaluationProgress], object]
@@ -120,8 +121,8 @@ class EvaluationTarget:
         return Identity(self.run, self.weights, self.split, self.elsewhere, self.data_set, n, first)
 
     def file(self, attack: str, options: EvaluationOptions) -> Path:
-        """The run's file for an evaluation by this attack with these options."""
-        identity = self.identity(options.n, options.first)
+        """The run's file for an evaluation with these options; one file for every spelling of an attack."""
+        identity, attack = self.identity(options.n, options.first), attack_named(attack).name
         name = identity.file_name(self.threat, attack, options.seed, options.search_precision)
         return RunFolder(self.path).evaluation / name
 
@@ -129,7 +130,7 @@ class EvaluationTarget:
         """Look for faults of the model and the data that would make every result meaningless."""
         return preflight(self.model, self.points, self.threat, own=not self.elsewhere)
 
-    def score_under(
+    def evaluate(
         self,
         attack: str | Attack | Stage,
         options: EvaluationOptions,
@@ -137,18 +138,21 @@ class EvaluationTarget:
         file: Path | None = None,
         findings: Preflight | None = None,
         progress: ProgressCallback | None = None,
+        faults: list[UserError] | None = None,
     ) -> Score:
-        """Attack the run's model and score it.
+        """Attack the run's model, score it and save the score.
 
-        The score carries the warnings about the data and the errors that the preflight found.
+        The score carries the warnings about the data and the errors that the preflight found. `bv.evaluate`
+        and `bivallate evaluate` both end here.
 
         Args:
             attack: a name, an `Attack` or a stage.
             options: subset, seed, batch size and number format of the search.
-            file: where the score is going to be saved. Until `save_score`, verdicts are kept in a file beside
-                it, from which an interrupted evaluation continues.
+            file: where the score is saved, by the first process of several; None to save nothing. Until then
+                verdicts are kept in a file beside it, from which an interrupted evaluation continues.
             findings: result of `preflight`.
             progress: called after every piece of work.
+            faults: receives the error if the score cannot be saved, so that it is not lost; None to raise it.
         """
         score = attack_and_score(
             self.model,
@@ -161,7 +165,15 @@ class EvaluationTarget:
         )
         errors = [str(f) for f in findings.findings if f.severity == "error"] if findings is not None else []
         identity = self.identity(options.n, options.first)
-        return replace(score, warnings=(*score.warnings, *errors, *self.warnings), identity=identity)
+        score = replace(score, warnings=(*score.warnings, *errors, *self.warnings), identity=identity)
+        try:
+            if file is not None and collective.rank() == 0:
+                _save(score, file)
+        except UserError as error:
+            if faults is None:
+                raise
+            faults.append(error)
+        return score
 
 
 def _fingerprints(folder: RunFolder, data: Dataset) -> tuple[str, str]:
@@ -193,7 +205,7 @@ def _configuration(file: Path) -> Config:
         return check(Config, decode({**entry, "method": known, "kind": "Config"}), "configuration")
 
 
-def save_score(score: Score, file: Path) -> None:
+def _save(score: Score, file: Path) -> None:
     """Write the score, whole or not at all, and remove the verdicts of the unfinished evaluation."""
     score.save(file)
     clear(partial_of(file))
