@@ -14,7 +14,7 @@ import bivallate as bv
 from bivallate.errors import UserError
 from bivallate.evaluation import attack_and_score
 from bivallate.evaluation.batch_size import estimate_batch, example_bytes, example_work
-from bivallate.evaluation.inference import Function
+from bivallate.evaluation.inference import CallableModule
 from bivallate.evaluation.search_model import search_model
 from bivallate.parts import part
 
@@ -128,8 +128,10 @@ def test_a_function_is_measured_by_what_autograd_keeps():
         return torch.tensor(images.numpy().reshape(len(images), -1)[:, :3])
 
     activations = 50 * 100 * 4
-    assert 3 * activations <= example_bytes(Function(deep), x) <= 4 * activations, "weights do not count"
-    assert example_bytes(Function(detached), x) == 3 * 12 + 16 * x.nbytes
+    assert 3 * activations <= example_bytes(CallableModule(deep), x) <= 4 * activations, (
+        "weights do not count"
+    )
+    assert example_bytes(CallableModule(detached), x) == 3 * 12 + 16 * x.nbytes
     assert not x.requires_grad
 
 

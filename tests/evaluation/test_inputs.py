@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 import bivallate as bv
 from bivallate.audits.audit_model import audit
 from bivallate.errors import UserError
-from bivallate.evaluation import attack, attack_and_score, eps_curve, minimal_distances, transfer
+from bivallate.evaluation import attack, attack_and_score, eps_curve, inference, minimal_distances, transfer
 from bivallate.evaluation.preflight import preflight
 
 
@@ -174,3 +174,18 @@ def test_a_model_without_gradient_is_told_and_square_goes_on(model):
     with pytest.raises(UserError, match="no_grad"):
         minimal_distances(model, (x, y), "linf", steps=2)
     assert attack_and_score(model, (x, y), threat, "square").clean_accuracy == 1
+
+
+class _OnSecondCard(torch.Tensor):
+    device = torch.device("cuda:1")
+
+
+@pytest.mark.parametrize("asked", [None, "cuda", "cuda:1"])
+def test_images_go_to_the_card_on_which_the_model_stays(asked, monkeypatch):
+    """`cuda` alone means the first card; a model on the second stays, and the images follow it."""
+    monkeypatch.setattr(inference, "check_device", lambda name, _: torch.device(name))
+    model = torch.nn.Flatten()
+    model.register_buffer("scale", torch.ones(1).as_subclass(_OnSecondCard))
+    with inference.for_inference(model, asked) as (module, device, _):
+        assert module is model
+        assert device == torch.device("cuda:1")

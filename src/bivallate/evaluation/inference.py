@@ -14,7 +14,7 @@ from bivallate.evaluation.full_precision import full_float32, unmixed, without_a
 from bivallate.learnable import check_module, check_values
 from bivallate.lower.modes import evaluating, frozen
 
-__all__ = ["Function", "for_inference"]
+__all__ = ["CallableModule", "for_inference"]
 
 
 UNDIFFERENTIABLE = ("does not require grad", "not have been used in the graph")  # in messages of autograd
@@ -26,8 +26,9 @@ def for_inference(
 ) -> Iterator[tuple[nn.Module, torch.device, torch.dtype]]:
     """Yield (module, device, dtype): the model in eval mode, frozen, on a device, in float32 or better.
 
-    It is a copy if it must be moved or converted, or if its tensors were made in inference mode, which
-    autograd cannot use.
+    The module is a copy if it must be moved or converted. It is also one if its tensors were made in
+    inference mode: autograd cannot use those. A device without an index ("cuda") means the model's own,
+    if that is of the same type.
 
     Raises:
         UserError: no model, a model whose tensors have no values, or a model without input gradient if an
@@ -35,14 +36,15 @@ def for_inference(
     """
     if isinstance(model, type) or not callable(model):
         check_module(model)
-    module = model if isinstance(model, nn.Module) else Function(model)
+    module = model if isinstance(model, nn.Module) else CallableModule(model)
     check_values(module)
     tensors = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
     here = tensors[0].device if tensors else torch.device("cpu")
     dtype = tensors[0].dtype if tensors else torch.float32
-    where = check_device(device, "use 'cpu', or leave it out") if device is not None else here
-    moved = where != here and not (where.type == here.type and where.index is None)
-    if moved or any(t.is_inference() for t in tensors):
+    wanted = check_device(device, "use 'cpu', or leave it out") if device is not None else here
+    stays = wanted.type == here.type and wanted.index in (None, here.index)
+    where = here if stays else wanted
+    if not stays or any(t.is_inference() for t in tensors):
         module = copy.deepcopy(module).to(where)
     if dtype in (torch.float16, torch.bfloat16):
         module, dtype = copy.deepcopy(module).float(), torch.float32
@@ -58,7 +60,7 @@ def for_inference(
             ) from error
 
 
-class Function(nn.Module):
+class CallableModule(nn.Module):
     """A function as a module."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:

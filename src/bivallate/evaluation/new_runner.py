@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from bivallate.errors import UserError, unknown
 from bivallate.evaluation.attacks import Attack
 from bivallate.evaluation.batch_size import estimate_batch, example_work
-from bivallate.evaluation.inference import Function
+from bivallate.evaluation.inference import CallableModule
 from bivallate.evaluation.points import Points, check_images
 from bivallate.evaluation.runner import Runner
 from bivallate.evaluation.search import at_least_one
@@ -67,7 +67,7 @@ def new_runner(
 def _shares_state(searcher: nn.Module) -> bool:
     """Whether copies of a model may share state: functions and hooks are not copied with it."""
     return any(
-        isinstance(m, Function) or m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
+        isinstance(m, CallableModule) or m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
         for m in searcher.modules()
     )
 
