@@ -14,7 +14,7 @@ import torch
 
 import bivallate as bv
 from bivallate.files import write_text
-from bivallate.reports.diagnostics.by_name import DIAGNOSES, PAIRS, choose, subject
+from bivallate.reports.diagnostics.by_name import DIAGNOSES, RUNS_NEEDED, choose, subject
 
 DOCS = Path(__file__).parents[1] / "docs"
 EPS, EPOCHS = 0.2, 20
@@ -99,7 +99,7 @@ def draw(folders: list[Path], by_radius: list[Path], place: Path) -> None:
         shutil.copyfile(drawn, target / f"{name}.svg")
         page += f"\n## {name}\n\n{CAPTIONS[name]}\n\n"
         page += f"![{CAPTIONS[name]}](figures/gallery/{name}.svg)\n"
-        runs = "RUN RUN" if name in PAIRS else "RUN"
+        runs = "RUN RUN" if name in RUNS_NEEDED else "RUN"
         page += f"\n`bivallate diagnose {runs} --what {name}`\n"
     write_text(DOCS / "gallery.md", page)
     size = sum(p.stat().st_size for p in target.glob("*.svg"))

@@ -38,17 +38,19 @@ class RunGroup:
         """Load runs.
 
         Args:
-            runs: their folders. source: weights to load. machine: the device. data: where the runs' data
-                are now, if they were moved.
+            runs: their folders.
+            source: weights to load.
+            machine: the device.
+            data: where the runs' data are now, if they were moved.
 
         Raises:
             UserError: no run, or runs on different data.
         """
         device = machine.prepare()
-        looked_at = subject(runs, **asdict(source), moved=data, device=device)
-        models: dict[str, nn.Module] = dict(looked_at.models)
-        threats = tuple(run.config.method.threat for run in looked_at.runs)
-        return cls(models, threats, looked_at.data.test, looked_at.runs[0].classes)
+        shown = subject(runs, **asdict(source), moved_to=data, device=device)
+        models: dict[str, nn.Module] = dict(shown.models)
+        threats = tuple(run.config.method.threat for run in shown.runs)
+        return cls(models, threats, shown.data.test, shown.runs[0].classes)
 
     def trained(self, kind: str) -> dict[str, float]:
         """Label -> training radius of the runs that were trained in the norm `kind`."""

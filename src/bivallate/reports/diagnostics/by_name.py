@@ -94,10 +94,10 @@ DIAGNOSES: dict[str, Diagnosis] = {
     "cross": several_runs.cross,
     "transfer": several_runs.transfer,
 }
-PAIRS = {
+RUNS_NEEDED = {
     "weight-scatter": (2, 2), "weightings": (2, 2), "transfer": (2, 99), "cross": (2, 99),
     "training-eps": (2, 99), "landscapes": (2, 99), "plane": (2, 99),
-}  # fewest and most runs  # fmt: skip
+}  # fewest and most runs; the other pictures need one  # fmt: skip
 
 
 def choose(what: Sequence[str], runs: int) -> list[str]:
@@ -108,7 +108,7 @@ def choose(what: Sequence[str], runs: int) -> list[str]:
     for name in what:
         if name not in DIAGNOSES:
             raise unknown("diagnosis", name, DIAGNOSES)
-    allowed = [
-        name for name in DIAGNOSES if PAIRS.get(name, (1, 99))[0] <= runs <= PAIRS.get(name, (1, 99))[1]
-    ]
-    return list(what) or allowed
+    if what:
+        return list(what)
+    needed = {name: RUNS_NEEDED.get(name, (1, 99)) for name in DIAGNOSES}
+    return [name for name, (fewest, most) in needed.items() if fewest <= runs <= most]

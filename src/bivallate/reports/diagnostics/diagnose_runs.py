@@ -17,7 +17,7 @@ from bivallate.run.folder import check_weights
 from bivallate.run.from_config import pick_device
 from bivallate.terminal import say
 
-Told = Callable[[str, Path | UserError], object]
+PictureCallback = Callable[[str, Path | UserError], object]
 
 
 def diagnose(
@@ -33,12 +33,13 @@ def diagnose(
     data_dir: str | None = None,
     model: str | None = None,
     device: torch.device | str = "auto",
-    progress: bool | Told = False,
+    progress: bool | PictureCallback = False,
 ) -> dict[str, Diagnostic]:
     """Draw pictures of a run's model and training, and write each one together with its data.
 
-    Pictures of a single model show the first run; comparisons show all runs. If `what` is empty, pictures for
-    which the runs have no data are left out.
+    The pictures fosc, fosc-traces, landscape, confusion, attacked, weights, weights-by-margin, omega,
+    examples and likelihoods are of one model and show the first run. All others show all runs. If `what` is
+    empty, pictures for which the runs have no data are left out.
 
     Args:
         runs: folders, or what `train` returned; also in one list.
@@ -50,7 +51,7 @@ def diagnose(
         attack: attack for the accuracies by class, the confusions and the images.
         fosc_form: form of FOSC: "ball", or "box" for the ball within [0, 1].
         seed: seed of the points and of random starts.
-        data: where the runs' data are now, if they have moved.
+        data: where the runs' own data are now, if they have moved. (In `evaluate` it is another data set.)
         data_dir: folder of named data sets, if it has moved.
         model: `package.module:factory` for a network of your own.
         device: where to compute.
@@ -69,27 +70,28 @@ def diagnose(
     check_weights(weights)
     check_seed(seed)
     asked = (what,) if isinstance(what, str) else tuple(what)
-    paths, where = folders(runs), device if isinstance(device, torch.device) else pick_device(device)
-    settings = {"weights": weights, "seed": seed, "moved": data, "data_dir": data_dir, "model": model}
-    looked_at = subject(paths, **settings, n=n, attack=attack, form=fosc_form, device=where)
-    own = paths[0] / "diagnosis" / ("" if weights == "best" else weights)
-    place = own if out is None else Path(out)
+    paths = folders(runs)
+    where = device if isinstance(device, torch.device) else pick_device(device)
+    settings = {"weights": weights, "seed": seed, "moved_to": data, "data_dir": data_dir, "model": model}
+    shown = subject(paths, **settings, n=n, attack=attack, form=fosc_form, device=where)
+    default_folder = paths[0] / "diagnosis" / ("" if weights == "best" else weights)
+    folder = default_folder if out is None else Path(out)
     found: dict[str, Diagnostic] = {}
     for name in choose(asked, len(paths)):
         try:
             with full_float32():
-                drawn = DIAGNOSES[name](looked_at)
+                picture = DIAGNOSES[name](shown)
         except UserError as error:
             if asked:
                 raise
             _tell(progress, name, error)
             continue
-        _tell(progress, name, drawn.save(place / name))
-        found[name] = drawn
+        _tell(progress, name, picture.save(folder / name))
+        found[name] = picture
     return found
 
 
-def _tell(progress: bool | Told, name: str, what: Path | UserError) -> None:
+def _tell(progress: bool | PictureCallback, name: str, what: Path | UserError) -> None:
     if callable(progress):
         progress(name, what)
     elif progress:

@@ -38,7 +38,7 @@ class Subject:
         form: form of FOSC, "ball" or "box".
         data_dir: folder of named data sets, if it has moved.
         model: `package.module:factory` for runs with the user's own network.
-        moved: where the runs' data are now, if they have moved.
+        moved_to: where the runs' data are now, if they have moved.
         device: where to compute.
         given: the data that all runs were trained on, in place of what their configurations name.
     """
@@ -51,7 +51,7 @@ class Subject:
     form: Form = "ball"
     data_dir: str | None = None
     model: str | None = None
-    moved: str | None = None
+    moved_to: str | None = None
     device: torch.device | str = "cpu"
     given: Dataset | None = None
 
@@ -65,7 +65,7 @@ class Subject:
             return self.given
         config = run.config
         config = config.set("data.data_dir", self.data_dir) if self.data_dir is not None else config
-        return moved_data(run.path, config, self.moved)
+        return moved_data(run.path, config, self.moved_to)
 
     @cached_property
     def models(self) -> dict[str, Classifier]:

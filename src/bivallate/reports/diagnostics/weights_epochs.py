@@ -22,7 +22,7 @@ class WeightsOverEpochs(Diagnostic):
 
     Attributes:
         epochs: the epochs.
-        effective: effective sample size (sum w)^2 / (B sum w^2) in each epoch.
+        effective: effective sample size (sum w)^2 / sum w^2, as a fraction of the batch, in each epoch.
         mean: mean of the weights in each epoch.
         quantiles: quantiles, at `QUANTILES`, of the weights divided by the mean of their minibatch; empty for
             an epoch that did not record them.
@@ -34,7 +34,7 @@ class WeightsOverEpochs(Diagnostic):
     quantiles: dict[str, list[list[float]]]
 
     def data(self) -> dict[str, Any]:
-        """The attributes, and the levels of the quantiles."""
+        """All attributes by name, and the levels of the quantiles."""
         return {
             "epochs": self.epochs,
             "effective": self.effective,
@@ -46,20 +46,20 @@ class WeightsOverEpochs(Diagnostic):
     def draw(self) -> Figure:
         """The effective sample size; bands of the middle 90 % and 50 % of the weights, with their median."""
         fig, (left, right) = figure(2, width=2, height=2.1)
-        heaviest, lightest, silent = 1.0, 1.0, list[str]()
+        heaviest, lightest, unrecorded = 1.0, 1.0, list[str]()
         for k, (label, epochs) in enumerate(self.epochs.items()):
-            dot = "o" if len(epochs) < 3 else ""
+            marker = "o" if len(epochs) < 3 else ""
             shares = [100 * v for v in self.effective[label]]
-            left.plot(epochs, shares, color=colour(k), label=label, marker=dot)
-            known = [(e, q) for e, q in zip(epochs, self.quantiles[label], strict=True) if q]
-            if not known:
-                silent.append(label)
+            left.plot(epochs, shares, color=colour(k), label=label, marker=marker)
+            recorded = [(e, q) for e, q in zip(epochs, self.quantiles[label], strict=True) if q]
+            if not recorded:
+                unrecorded.append(label)
                 continue
-            epochs, rows = zip(*known, strict=True)
+            epochs, rows = zip(*recorded, strict=True)
             low, first, middle, third, high = zip(*rows, strict=True)
-            right.fill_between(epochs, _drawn(low), _drawn(high), color=colour(k), alpha=0.15, lw=0)
-            right.fill_between(epochs, _drawn(first), _drawn(third), color=colour(k), alpha=0.3, lw=0)
-            right.plot(epochs, _drawn(middle), color=colour(k), marker="o" if len(epochs) < 3 else "")
+            right.fill_between(epochs, _floored(low), _floored(high), color=colour(k), alpha=0.15, lw=0)
+            right.fill_between(epochs, _floored(first), _floored(third), color=colour(k), alpha=0.3, lw=0)
+            right.plot(epochs, _floored(middle), color=colour(k), marker="o" if len(epochs) < 3 else "")
             heaviest, lightest = max(heaviest, *high), min(lightest, *low)
         left.set_ylim(-2, 103)
         left.set_ylabel("effective weights (% of batch)")
@@ -68,8 +68,8 @@ class WeightsOverEpochs(Diagnostic):
         else:
             right.set_ylim(0, 1.1 * heaviest)
         right.set_ylabel("weight / mean")
-        if silent:
-            words = f"not recorded: {', '.join(silent)}"
+        if unrecorded:
+            words = f"not recorded: {', '.join(unrecorded)}"
             right.text(0.5, 0.02, words, ha="center", fontsize=6, transform=right.transAxes)
         for ax in (left, right):
             ax.set_xlabel("epoch")
@@ -99,7 +99,7 @@ class WeightsByMargin(Diagnostic):
     rows: list[list[int]]
 
     def data(self) -> dict[str, Any]:
-        """The attributes."""
+        """All attributes by name."""
         names = ("label", "epochs", "margin", "weight", "clean", "rows")
         return {name: getattr(self, name) for name in names}
 
@@ -108,7 +108,8 @@ class WeightsByMargin(Diagnostic):
         fig, axes = figure(len(self.epochs), width=2, height=1.9, sharex=True, sharey=True, squeeze=False)
         every = [w for weights in self.weight for w in weights]
         for k, ax in enumerate(axes.flat):
-            dots, weights = {"ls": "", "marker": ".", "ms": 3, "mew": 0, "alpha": 0.6}, _drawn(self.weight[k])
+            dots = {"ls": "", "marker": ".", "ms": 3, "mew": 0, "alpha": 0.6}
+            weights = _floored(self.weight[k])
             if self.clean[k]:
                 ax.plot(self.clean[k], weights, color=colour(1), label="clean, after the epoch", **dots)
             ax.plot(self.margin[k], weights, color=colour(0), label="attacked, in training", **dots)
@@ -129,31 +130,43 @@ class WeightsByMargin(Diagnostic):
 def weights_by_margin(label: str, lines: list[dict[str, Any]], panels: int = 4) -> WeightsByMargin:
     """Make the result from the lines of metrics.jsonl: the first epoch, the last, and some between.
 
+    Args:
+        label: of the run.
+        lines: one for each epoch. Its "watched" is row of the training data -> [margin, weight / mean], its
+            "watched_clean" row -> margin at the clean image; rows are text. Epochs without are left out.
+        panels: number of epochs to show.
+
     Raises:
         UserError: no epoch has recorded margins and weights.
     """
-    known = [line for line in lines if line.get("watched")]
-    if not known:
+    watched = [line for line in lines if line.get("watched")]
+    if not watched:
         raise UserError("no epoch recorded the margins and weights of single examples: train it anew")
-    shown = sorted({round(k * (len(known) - 1) / max(panels - 1, 1)) for k in range(panels)})
-    chosen = [known[k] for k in shown]
+    shown = sorted({round(k * (len(watched) - 1) / max(panels - 1, 1)) for k in range(panels)})
+    chosen = [watched[k] for k in shown]
     pairs = [list(line["watched"].values()) for line in chosen]
     return WeightsByMargin(
         label,
         [line["epoch"] for line in chosen],
-        [[margin for margin, _ in some] for some in pairs],
-        [[weight for _, weight in some] for some in pairs],
+        [[margin for margin, _ in of_epoch] for of_epoch in pairs],
+        [[weight for _, weight in of_epoch] for of_epoch in pairs],
         [list(line.get("watched_clean", {}).values()) for line in chosen],
         [[int(row) for row in line["watched"]] for line in chosen],
     )
 
 
-def _drawn(values: Sequence[float]) -> list[float]:
+def _floored(values: Sequence[float]) -> list[float]:
     return [max(v, FLOOR) for v in values]
 
 
 def weights_over_epochs(runs: dict[str, list[dict[str, Any]]]) -> WeightsOverEpochs:
-    """Make the result from the lines of metrics.jsonl by label. Raises UserError if there are none."""
+    """Make the result from the lines of metrics.jsonl by label.
+
+    Of each line, "effective" is the effective sample size and "weight_mean" the mean weight, both averaged
+    over the epoch; "weight_quantiles" may be missing.
+
+    Raises UserError if there are no lines.
+    """
     if not any(runs.values()):
         raise UserError(NO_EPOCH)
     return WeightsOverEpochs(
