@@ -13,7 +13,9 @@ TorchFunctionMode translates the name `cuda` both ways, and a few functions of t
 
 Not seen: other rounding and nondeterminism of CUDA kernels, TF32, streams and races of asynchronous copies,
 out of memory, a second device, `.device` within hooks and Functions of a backward pass (it reads `card:0`
-there), `torch.Generator("cuda")`, torch.compile. The generator of the device is the processor's. It stays in
+there), `torch.Generator("cuda")`, torch.compile (PyTorch 2.13: its
+guards fail at functions that are replaced here, and inductor asks the dispatcher for a kernel of the device,
+which a fallback in Python is none). The generator of the device is the processor's. It stays in
 a process once it is there, so tests ask it in one of its own (`tests/device/asked.py`).
 """
 
@@ -298,6 +300,7 @@ def cuda() -> Iterator[SimpleNamespace]:
         "current_device": lambda: 0, "set_device": lambda d: None, "synchronize": lambda d=None: None,
         "empty_cache": lambda: None, "mem_get_info": lambda d=None: (1 << 30, 1 << 34),
         "memory_reserved": lambda d=None: 0, "memory_allocated": lambda d=None: 0,
+        "max_memory_allocated": lambda d=None: 0, "reset_peak_memory_stats": lambda d=None: None,
         "get_device_capability": lambda d=None: (9, 0), "get_device_name": lambda d=None: "stand-in",
         "is_bf16_supported": lambda *a: True, "_lazy_init": lambda: None, "manual_seed_all": lambda s: None,
         "get_rng_state": lambda d=0: state, "set_rng_state": lambda s, d=0: None,
