@@ -20,6 +20,7 @@ from bivallate.schema import check_fields
 
 _KINDS: dict[str, type] = {}
 NONE = "@none"  # TOML has no null
+OF_EPOCHS = {"of_epochs": True}  # metadata of a field: it is a fraction of the run's epochs
 # Other names of parts -> the words of files: names in older files, and classes with a `WRITTEN_AS`.
 RENAMED = {
     "Helped": "HelperLabels",

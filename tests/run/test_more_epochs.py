@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
+from inspect import signature
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +16,13 @@ from bivallate.cli import run as command
 from bivallate.lower.curriculum import Then
 from bivallate.lower.start import zero
 from bivallate.models.io import read_weights
+from bivallate.parts import _KINDS as KNOWN
+from bivallate.run.averaging import SWA, Cyclic
 from bivallate.run.config import Config, Model
-from bivallate.run.more_epochs import effects_of_more_epochs, length_dependent
+from bivallate.run.cycles import Cycles
+from bivallate.run.more_epochs import effects_of_more_epochs, fractions_of_epochs, length_dependent
 from bivallate.run.optim import Cosine, Flat, MultiStep, Triangle
+from bivallate.run.phases import Phase
 from bivallate.run.trainer import Trainer
 
 L8 = bv.Linf(8 / 255)
@@ -39,6 +46,15 @@ HANGING = {
         {"rate": Flat(), "method": AT.but(weighting=bv.After(bv.MAIL(), 0.5))},
         ["weighting.burn_in"],
     ),
+    "epochs without attack": ({"rate": Flat(), "method": bv.methods.hat(L8)}, ["solver.plain"]),
+    "epochs before the first radii": ({"rate": Flat(), "method": bv.methods.cfa(L8)}, ["solver.score.begin"]),
+    "a warm-up of radii": ({"rate": Flat(), "method": bv.methods.dafa(L8)}, ["solver.score.warm_up"]),
+    "phases": ({"rate": Flat(), "phases": (Phase(0.5, 0.5), Phase())}, ["phases"]),
+    "one phase": ({"rate": Flat(), "phases": (Phase(),)}, []),
+    "a moving average": ({"rate": Flat(), "average": 0.9}, []),
+    "an average of the last epochs": ({"rate": Flat(), "average": SWA(0.5)}, ["average"]),
+    "an average of all epochs": ({"rate": Flat(), "average": SWA(0.0)}, []),
+    "an average of cycles": ({"rate": Cycles(2), "average": Cyclic(0.5)}, ["average"]),
     "no burn-in": ({"rate": Flat(), "method": AT.but(weighting=bv.After(bv.MAIL(), 0.0))}, []),
     "a temperature": (
         {"rate": Flat(), "method": AT.but(weighting=bv.KLDRO())},
@@ -55,6 +71,20 @@ def test_what_hangs_on_the_number_of_epochs_is_known(case):
     told = effects_of_more_epochs(config, config.longer(12), 10)
     assert bool(told) == bool(names)
     assert all(name in told for name in names)
+
+
+def test_every_fraction_of_the_epochs_is_declared():
+    """Fields that the source multiplies by the number of epochs, outside of schedules and `Config`."""
+    package = Path(bv.__file__).parent
+    rooms = ("lower", "coupling", "weighting", "upper")
+    text = "".join(file.read_text() for room in rooms for file in (package / room).glob("*.py"))
+    used = set(re.findall(r"(\w+) \* (?:\w+\.)*clock\.epochs", text))
+    kinds = [kind for kind in KNOWN.values() if kind.__module__.startswith("bivallate.")]
+    schedules = [kind for kind in kinds if list(signature(kind.__call__).parameters)[1:] == ["clock"]]
+    of_schedules = {field.name for kind in schedules for field in fields(kind)}
+    declared = {name for kind in kinds for name in fractions_of_epochs(kind)}
+    assert len(used) > 3
+    assert used <= declared | of_schedules
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,16 @@ def test_every_phase_shows_its_own_size_and_resumes_to_the_bit(few, tmp_path):
         assert torch.equal(value, again.model.state_dict()[name]), name
 
 
+def test_a_longer_run_keeps_its_phases_up_to_the_planned_end(few, tmp_path):
+    few, seen = few.but(train=few.train.subset(slice(0, 64))), Seen()
+    config = phased(model=Model("linear"), phases=tuple(dataclasses.replace(p, scale=1.0) for p in PHASES))
+    with pytest.raises(Interrupted):
+        run(config, few, tmp_path / "run", Radii(stop=2 + 1))  # in the second phase
+    with pytest.warns(UserWarning, match="phases"):
+        bv.resume(tmp_path / "run", dataset=few, epochs=6, progress=seen)
+    assert {epoch: max(sizes) for epoch, sizes in seen.steps.items()} == {1: 16, 2: 8, 3: 16, 4: 8, 5: 8}
+
+
 def test_images_are_scaled_after_their_crop_and_stay_images(few):
     plain = next(Batches(few.train, 16, 0, Augment(pad=1)).epoch(0))
     small = next(Batches(few.train, 16, 0, Augment(pad=1), sides=(4, 4)).epoch(0))

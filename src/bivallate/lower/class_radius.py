@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import replace
+from dataclasses import field, replace
 from typing import ClassVar
 
 import torch
@@ -16,7 +16,7 @@ from bivallate.lower.pgd import PGD, AroundPGD
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.radii import Radii
 from bivallate.lower.solver import Remembering, Solver, require_coupling
-from bivallate.parts import part
+from bivallate.parts import OF_EPOCHS, part
 from bivallate.roles import Composition, Role
 from bivallate.types import Clock, Evidence, Facts, Solution, per_example
 
@@ -56,7 +56,7 @@ class RobustRate(ClassScore):
     Reference: Wei et al., CFA, CVPR 2023, section 4; public code.
     """
 
-    begin: float = 0.05
+    begin: float = field(default=0.05, metadata=OF_EPOCHS)
 
     def __post_init__(self) -> None:
         check_range("begin", self.begin, 0, 1)
@@ -84,7 +84,7 @@ class ClassDistance(ClassScore):
     """
 
     scale: float = 1.0
-    warm_up: float = 70 / 110
+    warm_up: float = field(default=70 / 110, metadata=OF_EPOCHS)
 
     def __post_init__(self) -> None:
         check_range("scale", self.scale, 0)

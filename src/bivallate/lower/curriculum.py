@@ -16,7 +16,7 @@ from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Remembering, Solver, require_coupling
 from bivallate.lower.start import zero
 from bivallate.noise import Noise
-from bivallate.parts import part
+from bivallate.parts import OF_EPOCHS, part
 from bivallate.roles import Composition
 from bivallate.schedule import Schedule, value_at
 from bivallate.types import Clock, Evidence, Facts, Solution
@@ -90,7 +90,7 @@ class Then(Solver):
 
     first: PGD
     rest: PGD
-    share: float
+    share: float = field(metadata=OF_EPOCHS)
 
     def __post_init__(self) -> None:
         check_range("share", self.share, 0, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from bivallate.lower.modes import evaluating
 from bivallate.lower.pgd import PGD, AroundPGD
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Remembering, Solver
-from bivallate.parts import part
+from bivallate.parts import OF_EPOCHS, part
 from bivallate.types import Facts, Solution
 
 __all__ = ["BoundHelperLabels", "HelperLabels"]
@@ -40,7 +40,7 @@ class HelperLabels(AroundPGD, Remembering):
 
     gathers: ClassVar = "helper labels"
     inner: PGD
-    plain: float = 0.1
+    plain: float = field(default=0.1, metadata=OF_EPOCHS)
 
     def __post_init__(self) -> None:
         check_range("plain", self.plain, 0, 1)

@@ -8,16 +8,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from bivallate.run.config import Config
+from bivallate.run.phases import phase_at
 from bivallate.run.warm_up import growth
 from bivallate.types import Clock
 
-__all__ = ["effects_of_more_epochs", "length_dependent"]
-
-SHARES = ("share", "burn_in")  # fields of parts, other than schedules, that are fractions of the epochs
+__all__ = ["effects_of_more_epochs", "fractions_of_epochs", "length_dependent"]
 
 
 def effects_of_more_epochs(planned: Config, longer: Config, steps: int) -> str:
-    """A message on what more epochs change; empty if the run ends as one planned with this length.
+    """A message on what more epochs change.
+
+    It is empty if they change nothing: the run then ends with the weights of a run that was planned with so
+    many epochs.
 
     Args:
         planned, longer: the configuration before and after.
@@ -40,19 +42,35 @@ def effects_of_more_epochs(planned: Config, longer: Config, steps: int) -> str:
 
 
 def length_dependent(config: Config, epochs: int, steps: int) -> list[str]:
-    """Dotted names of the schedules that, up to the planned end, differ in a run of `epochs` epochs.
+    """Dotted names of what a run of `epochs` epochs would have done otherwise before the planned end.
 
-    A user's part is included if it is a schedule, that is a function of the clock alone.
+    Of a user's part these are a schedule, that is a function of the clock alone, and fields that declare
+    `OF_EPOCHS`.
     """
     moments = [(epoch, step) for epoch in range(config.epochs) for step in {0, steps // 2, steps - 1}]
     both = [[Clock(e, length, s, steps) for e, s in moments] for length in (config.epochs, epochs)]
-    found = ["warm_up"] if _differs(lambda clock: growth(clock, config.warm_up), both) else []
-    for name, part in [("rate", config.rate), *_within(config.method, "")]:
+    schedules: dict[str, Any] = {
+        "warm_up": lambda clock: growth(clock, config.warm_up),
+        "phases": lambda clock: phase_at(config.phases, clock.epoch, clock.epochs),
+        "rate": config.rate,
+    }
+    if config.average and not isinstance(config.average, int | float):
+        rule = config.average
+        schedules["average"] = lambda clock: rule.epoch_share(1, clock, config.rate)
+    found: list[str] = []
+    for name, part in _within(config.method, ""):
         if _is_schedule(part):
-            found += [name] if _differs(part, both) else []
+            schedules[name] = part
         else:
-            found += [f"{name}.{field}" for field in SHARES if 0 < getattr(part, field, 0) < 1]
-    return sorted(found)
+            found += [
+                f"{name}.{field}" for field in fractions_of_epochs(part) if 0 < getattr(part, field) < 1
+            ]
+    return sorted(found + [name for name, schedule in schedules.items() if _differs(schedule, both)])
+
+
+def fractions_of_epochs(part: Any) -> list[str]:
+    """The fields of a part, or of its class, that declare `OF_EPOCHS`."""
+    return [field.name for field in dataclasses.fields(part) if field.metadata.get("of_epochs")]
 
 
 def _differs(schedule: Any, both: list[list[Clock]]) -> bool:

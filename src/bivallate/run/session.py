@@ -110,7 +110,7 @@ class Session:
     @property
     def batches(self) -> Batches:
         """The minibatches of the current phase; after the last epoch those of the last phase."""
-        return self._batches[phase_at(self.config.phases, self.epoch, self.config.epochs)]
+        return self._batches[phase_at(self.config.phases, self.epoch, self.config.planned(self.epoch))]
 
     def new_tally(self) -> EpochSums:
         """Sums for a new epoch; they watch the same rows, about `WATCHED`, in every epoch."""

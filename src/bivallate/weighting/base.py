@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import field
 from typing import ClassVar, Protocol
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from bivallate.errors import UserError
 from bivallate.kept_constants import filled_like
-from bivallate.parts import part
+from bivallate.parts import OF_EPOCHS, part
 from bivallate.roles import Composition, Role
 from bivallate.types import Clock, Evidence, Facts
 
@@ -96,7 +97,7 @@ class After(Weighting):
     """
 
     rule: Weighting
-    burn_in: float = 0.5
+    burn_in: float = field(default=0.5, metadata=OF_EPOCHS)
 
     def __post_init__(self) -> None:
         if not 0 <= self.burn_in <= 1:
