@@ -224,6 +224,14 @@ def test_what_an_optimiser_changes_in_its_groups_is_kept_or_refused(changed):
     assert {k: v for k, v in there.param_groups[0].items() if k in as_made and k != "params"} == as_made
 
 
+@pytest.mark.parametrize("key", ["groups[0].params", "groups[0].lr", "groups[7].weight_decay"])
+def test_a_checkpoint_sets_only_what_an_optimiser_may_have_changed(key):
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(KeyError, match=r"groups\[\d\]"):
+        unpack_optimizer(optimizer, model, {key: 1.0})
+
+
 def test_the_virtual_step_of_learned_weights_moves_each_group_at_its_own_rate():
     model = bv.models.create("tiny-cnn", num_classes=3, shape=(1, 8, 8), seed=0).double()
     generator = torch.Generator().manual_seed(0)

@@ -185,9 +185,8 @@ class PGD(Solver):
             before, stepped = delta, problem.project(delta + step)
             delta = torch.where(per_example(moving, delta), stepped, delta)
         if seen is not None and grad is not None:
-            steps_taken = spent - (~moving).to(
-                spent.dtype
-            )  # one that has stopped did not use its last gradient
+            # an example that has stopped did not use its last gradient
+            steps_taken = spent - (~moving).to(spent.dtype)
             self._report(problem, seen, grad, steps_taken)
         return Solution(delta, before, kappa, spent, start=first)
 

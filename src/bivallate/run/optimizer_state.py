@@ -17,12 +17,7 @@ __all__ = ["pack_optimizer", "remember_groups", "unpack_optimizer"]
 
 Plain = int | float | None | tuple[int | float, ...]  # what is kept beside tensors; bool is an int
 GROUP = re.compile(r"groups\[(\d+)\]\.(.+)")
-SET_ELSEWHERE = (
-    "params",
-    "lr",
-    "lr_ratio",
-    "initial_lr",
-)  # values of a group that follow from the configuration
+SET_ELSEWHERE = ("params", "lr", "lr_ratio", "initial_lr")  # they follow from the configuration
 
 
 def remember_groups(optimizer: torch.optim.Optimizer) -> None:
@@ -95,7 +90,7 @@ def unpack_optimizer(
         packed: its tensors and numbers together.
 
     Raises:
-        KeyError: there is state of a parameter that the model does not have.
+        KeyError: there is state of a parameter or of a group that the optimiser does not have.
     """
     groups = {key: value for key, value in packed.items() if GROUP.fullmatch(key)}
     place = {name: i for i, name in enumerate(_names(optimizer, model))}
@@ -112,6 +107,8 @@ def unpack_optimizer(
     for key, value in groups.items():
         match = GROUP.fullmatch(key)
         assert match is not None  # only such keys are in `groups`
+        if int(match[1]) >= len(optimizer.param_groups) or match[2] in SET_ELSEWHERE:
+            raise KeyError(key)
         plain = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
         optimizer.param_groups[int(match[1])][match[2]] = plain
 
