@@ -158,6 +158,19 @@ def test_a_circle_is_found() -> None:
     assert circles({"a": {"b"}, "b": set(), "c": {"a", "b"}}) == []
 
 
+def test_a_configuration_knows_every_module_that_has_parts() -> None:
+    """`parts._load_own` imports the modules of `_PLACES`; parts elsewhere must be imported by these."""
+    waiting, found = [*bivallate._PLACES.values()], set[str]()
+    while waiting:
+        module = waiting.pop()
+        if module in MODULES and module not in found:
+            found.add(module)
+            waiting += [module.rpartition(".")[0], *arrows(MODULES[module], inside=False)]
+    holders = {module for module, path in MODULES.items() if "\n@part\n" in path.read_text()}
+    assert len(holders) > 40
+    assert not holders - found, "import them in a method of methods/, or make a name of them public"
+
+
 def test_imports_inside_functions_are_few_and_have_a_reason() -> None:
     found = {
         (module, target)

@@ -98,7 +98,7 @@ class Noise:
     Attributes:
         seed: of the run.
         index: (B,) int64, rows in the data set; the only thing that tells examples apart.
-        epoch: pass over the data.
+        epoch: pass over the data; in an evaluation a number for the stage (a hash of its name).
         turn: a number that sets apart what a row draws several times in an epoch. In training it is the
             replay of the minibatch, 0, 1, ...; from 2^32 on it counts the uses of a second data stream
             (`coupling.lookahead`). In an evaluation it is the restart, or the target. Measurements beside the

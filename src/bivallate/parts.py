@@ -33,8 +33,8 @@ RENAMED = {
 def part(cls: type) -> Any:
     """Class decorator: a frozen dataclass that configurations know by its name.
 
-    A part is known once its module is imported. The package's own modules of parts are found by `_PLACES` in
-    bivallate/__init__.py, and by the imports of the catalogue in methods/.
+    A part is known once its module is imported. Of the package, configurations know the modules in `_PLACES`
+    of __init__.py and what they import: a new one needs a public name, or a method in methods/ that uses it.
 
     The fields are checked against their annotations whenever a value is made.
 

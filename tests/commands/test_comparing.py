@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from dataclasses import replace
@@ -15,7 +16,9 @@ import bivallate as bv
 from bivallate.audits.run_audit import kept_claim
 from bivallate.checksummed import read_checksummed, write_checksummed
 from bivallate.cli import run
+from bivallate.commands.compare import compare as compare_command
 from bivallate.evaluation import Score, evaluation_name
+from bivallate.evaluation.metrics import METRICS
 from bivallate.lower.threat import Linf
 from bivallate.reports.collect import collect
 from bivallate.reports.page import write_report
@@ -402,3 +405,9 @@ def test_the_plane_shows_what_the_table_says(runs, tmp_path, capsys):
         assert (tmp_path / "plane.svg").stat().st_size > 5000
     assert run(["compare", *paths(runs, "at-0"), "--plane", str(tmp_path / "one.svg")]) == 2
     assert "name two or more" in capsys.readouterr().err
+
+
+def test_the_help_of_sort_names_every_metric() -> None:
+    listed = str(compare_command.__doc__).split("a column: ")[1].split("\n    ascending")[0]
+    words = {*re.findall(r"[a-z_0-9]+", listed)} - {"of", "the", "evaluation"}
+    assert words == {metric.key for metric in METRICS}

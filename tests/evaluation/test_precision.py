@@ -14,8 +14,14 @@ from bivallate.cli import run as command_line
 from bivallate.errors import UserError
 from bivallate.evaluation import attack_and_score
 from bivallate.evaluation.score import Score
+from bivallate.evaluation.search import Fooled, ScaledPGD, Search, stage_bears_rounding
 from bivallate.evaluation.search_model import LowerPrecision
 from bivallate.evaluation.verify import logits_of
+from bivallate.lower.apgd import APGD
+from bivallate.lower.direction import Adam, Raw
+from bivallate.lower.fab import FAB
+from bivallate.lower.solver import Solver
+from bivallate.lower.square import Square
 from bivallate.reports.collect import collect
 from bivallate.reports.comparison.compare_runs import compare
 from bivallate.types import Passes
@@ -44,6 +50,23 @@ def test_a_search_in_bfloat16_finds_what_one_in_float32_finds(withstands, attack
     assert "bf16" in Score.from_json(lowered.to_json()).warnings[-1]
     assert [Score.from_json(s.to_json()).search_precision for s in (usual, lowered)] == ["float32", "bf16"]
     assert Score.from_json({k: v for k, v in usual.to_json().items() if k != "search_precision"})
+
+
+@pytest.mark.parametrize(
+    ("solver", "lowered"),
+    [
+        (ScaledPGD(), True),
+        (APGD(), True),
+        (ScaledPGD(stop=Fooled()), False),
+        (ScaledPGD(direction=Raw()), False),
+        (ScaledPGD(direction=Adam()), False),
+        (FAB(), False),
+        (Square(), False),
+    ],
+    ids=str,
+)
+def test_a_search_is_lowered_only_where_rounding_does_not_mislead_it(solver: Solver, lowered: bool) -> None:
+    assert stage_bears_rounding(Search("own", solver)) == lowered
 
 
 def test_no_point_counts_as_broken_that_float32_does_not_confirm(withstands) -> None:

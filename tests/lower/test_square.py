@@ -71,7 +71,7 @@ def test_what_has_failed_at_a_point_is_not_asked_again(monkeypatch):
         return Square(1500).solve(problem_of(model, x, y, CrossEntropy(), threat))
 
     quick = solved()
-    monkeypatch.setattr(square, "_unasked", lambda state, pixel, sign: torch.ones_like(state.gone))
+    monkeypatch.setattr(square, "_unasked", lambda state, pixel, sign: torch.ones_like(state.decided))
     patient = solved()
     assert torch.equal(quick.delta, patient.delta)
     assert float(quick.evaluations.sum()) < 0.5 * float(patient.evaluations.sum())

@@ -78,8 +78,9 @@ def evaluate_runs(
         points at once. [default: estimated from the free memory]
     search_precision
         number format in which attacks search: float32, tf32 (CUDA) or bf16, faster where the hardware has it.
-        Each success is confirmed in float32, which judges alone; a coarser search may find less. FAB, Square
-        and attacks that end at the first success search in float32 all the same.
+        Each success is confirmed in float32, which judges alone; a coarser search may find less. Only attacks
+        that go on after a success (fgsm, pgd, cw, multitargeted, apgd) use it; FAB, Square, pgd-best and all
+        others search in float32.
     preflight
         first check model and data for faults that would make the result meaningless.
     out

@@ -113,7 +113,7 @@ class Ball:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class WeightsSource:
-    """Which of a run's weights to load, and how.
+    """Which of a run's weights to load, and how; and the seed, as every command that loads weights draws.
 
     Parameters
     ----------

@@ -81,8 +81,9 @@ def attack_and_score(
         device: of the computation; default: the model's. The model is not moved.
         seed: of the noise and of the subset.
         search_precision: "float32", "tf32" (CUDA) or "bf16", which are faster on hardware that supports them.
-            Verdicts are always in float32, and so are searches that rounding would mislead: FAB, Square, and
-            attacks that end at the first success. A coarser search may find less; the score states it.
+            Verdicts are always in float32, and so are searches that rounding would mislead: only attacks
+            that go on after a success (fgsm, pgd, cw, multitargeted, apgd) use the other format. A coarser
+            search may find less; the score states it.
         progress: a function that is called after every piece of work; True shows the progress.
         resume: file that keeps every verdict. If it exists, the evaluation continues from it and ends with
             the same verdicts. Delete it once the score is saved. A random model cannot be resumed.
@@ -108,22 +109,30 @@ def attack_and_score(
     index = select(len(source), n, first, seed)
     several = shared and len(index) >= collective.world_size() > 1
     with progress_callback(progress) as show, for_inference(model, device) as (module, where, dtype):
-        share = shared_points.own_points(index) if several else index
-        runner = new_runner(module, source, share, threat, parsed, seed, batch_size, where, dtype, len(index))
+        own = shared_points.own_points(index) if several else index
+        runner = new_runner(module, source, own, threat, parsed, seed, batch_size, where, dtype, len(index))
         runner.progress = show
         if search_precision != "float32":
             use_precision(runner, search_precision)
         prints = data_fingerprint(source, index), model_fingerprint(module)
+        # where processes are too many to share the points, all make all verdicts and the first one keeps them
         if resume is not None and (several or not shared or collective.rank() == 0):
             runner.key = _key(prints, parsed, threat, seed, search_precision)
             runner.file = _file_of(runner, resume, index, several)
-            runner = replace(runner, state=_resumed(runner, runner.file, batch_size))
+            runner.state = _resumed(runner, runner.file, batch_size)
         if several:
-            runner.progress = shared_points.SharedProgress(show, "/".join((*prints, parsed.name)), len(share))
-        runner.run()
-        if isinstance(runner.progress, shared_points.SharedProgress):
-            runner.state, runner.index = runner.progress.finish(runner.state, len(index)), index
+            _run_in_group(runner, "/".join((*prints, parsed.name)), index)
+        else:
+            runner.run()
     return _score(runner, prints)
+
+
+def _run_in_group(runner: Runner, topic: str, index: Tensor) -> None:
+    """Make the verdicts on this process's points, and take over those of the other processes."""
+    progress = shared_points.SharedProgress(runner.progress, topic, len(runner.index))
+    runner.progress = progress
+    runner.run()
+    runner.state, runner.index = progress.finish(runner.state, len(index)), index
 
 
 def _file_of(runner: Runner, resume: str | os.PathLike[str], index: Tensor, several: bool) -> Path:
@@ -153,7 +162,7 @@ def attack(
     They have x's type, but float32 for half precision, which would round them out of the threat. Every point
     is attacked, also one that is misclassified on the clean image. With several stages or restarts the first
     point that fools the model is returned, else the one with the lowest margin. Arguments and errors as in
-    `attack_and_score`, where `name` is called `attack`.
+    `attack_and_score`; `name` is its `attack`, a word that is this function's own name.
     """
     check_seed(seed)
     check_threat(threat)

@@ -128,6 +128,8 @@ HEADLINE = Metric(
 )
 """The metric that is tested for significance; its column stands first."""
 
+# Written by hand besides: the keys in the help of `bivallate compare --sort`, which imports no torch, the
+# notes on intervals (reports/comparison/notes.py), and the columns of `report` (reports/tables.py).
 METRICS = (
     HEADLINE,
     Metric(

@@ -1,4 +1,14 @@
-"""Run the stages of an attack, one after another, on the points that are still robust."""
+"""Run the stages of an attack, one after another, on the points that are still robust.
+
+The words of this file and of `state`:
+
+- point: one image of the evaluation, given by its position 0, ..., n - 1; `index` holds its row in the data;
+- stage: one search of the attack, such as apgd-t; turn: one of the stage's restarts or targets;
+- pair: a point in a turn; piece: a batch of pairs in one stage, after which the state is saved;
+- together: turns that share a piece because few points are living;
+- living: not broken before a turn, so that the turn attacks it;
+- candidate: a perturbation that a search returns; verdict: what the model says about it in a fresh pass.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,12 +55,27 @@ LEAST = 1 << 24  # smallest number of multiplications for a thread; else threads
 Candidates = tuple[Tensor, Passes]  # delta (B, C, H, W), and the passes that were spent on it
 
 
+class Piece(NamedTuple):
+    """One piece of work.
+
+    Attributes:
+        number: of the stage, from 1.
+        stage: the stage.
+        turns: that are made together.
+        points: (k,) attacked in each of these turns.
+        following: position of the piece after it.
+    """
+
+    number: int
+    stage: Stage
+    turns: range
+    points: Tensor
+    following: Position
+
+
 @dataclass
 class Runner:
-    """One evaluation under way.
-
-    A piece of work is a batch of pairs (row, turn) in one stage; a turn is one of the stage's restarts or
-    targets. `_pieces` yields them, `_attack_piece` searches and judges one.
+    """One evaluation under way: `_pieces` yields its pieces, `_attack` searches and judges one.
 
     Attributes:
         model: gives the verdicts.
@@ -66,7 +92,7 @@ class Runner:
         progress: called with the progress, or None.
         file: the progress file, or None.
         key: of this evaluation in the progress file.
-        worst_points: (n, C, H, W), filled with the worst point found for each row, or None.
+        worst_points: (n, C, H, W), filled with the worst image found for each point, or None.
         search_precision: number format of the search.
         low_precision_searcher: the search model in `search_precision`, for stages that tolerate its rounding;
             None for float32.
@@ -90,11 +116,9 @@ class Runner:
     search_precision: str = "float32"
     low_precision_searcher: nn.Module | None = None
 
-    def __post_init__(self) -> None:
-        self._began = time.perf_counter() - self.state.seconds
-
     def run(self, *, every: bool = False) -> None:
         """Make all verdicts. `every`: also attack points that are misclassified on the clean image."""
+        self._began = time.perf_counter() - self.state.seconds
         if self.state.classes == 0:
             self._clean()
             if every:
@@ -104,18 +128,20 @@ class Runner:
         self._report("clean")
         if self.threat.eps == 0:
             return
-        for number, stage, turns, rows in self._pieces():
-            # rows (3, 8) in turns (0, 1) are the pairs (3, 0), (8, 0), (3, 1), (8, 1) of one batch
-            turn = torch.tensor(turns).repeat_interleave(len(rows))
-            self._attack_piece(rows.repeat(len(turns)), turn, stage, number)
+        for piece in self._pieces():
+            # points (3, 8) in turns (0, 1) are the pairs (3, 0), (8, 0), (3, 1), (8, 1) of one batch
+            turn = torch.tensor(piece.turns).repeat_interleave(len(piece.points))
+            self._attack(piece.points.repeat(len(piece.turns)), turn, piece.number, piece.stage)
+            self.state.position = piece.following
             self._save()
-            self._report(stage.name)
+            self._report(piece.stage.name)
+        self.state.position = Position(len(self.attack.stages) + 1)
 
     def sample(self) -> Tensor:
         """(k, K) logits of the first few points."""
         logits = []
-        for rows in torch.arange(min(SAMPLE, len(self.index))).split(self.state.batch_size):
-            x, _ = self.load(rows)
+        for points in torch.arange(min(SAMPLE, len(self.index))).split(self.state.batch_size):
+            x, _ = self.load(points)
             check_images(x)
             logits.append(logits_of(self.model, x, Passes()).cpu())
         return torch.cat(logits)
@@ -123,45 +149,44 @@ class Runner:
     def _clean(self) -> None:
         done = 0
         while done < len(self.index):
-            rows = torch.arange(done, min(done + self.state.batch_size, len(self.index)))
-            if self._within_memory(rows, partial(self._clean_piece, rows)):
-                done += len(rows)
+            points = torch.arange(done, min(done + self.state.batch_size, len(self.index)))
+            if self._within_memory(len(points), partial(self._clean_piece, points)):
+                done += len(points)
 
-    def _clean_piece(self, rows: Tensor) -> None:
-        x, y = self.load(rows)
+    def _clean_piece(self, points: Tensor) -> None:
+        x, y = self.load(points)
         check_images(x)
         logits = logits_of(self.model, x, self.state.passes)
         check_labels(y, logits.shape[1])
-        self.state.enter_clean(rows, y, logits, logit_margin(logits, y))
+        self.state.enter_clean(points, y, logits, logit_margin(logits, y))
         if self.worst_points is not None:
-            self.worst_points[rows] = x.to(self.worst_points)
+            self.worst_points[points] = x.to(self.worst_points)
 
-    def _within_memory(self, rows: Tensor, action: Callable[[], object]) -> bool:
-        """Do the action and return True; if a CUDA device runs out of memory, halve batches, return False."""
+    def _within_memory(self, size: int, action: Callable[[], object]) -> bool:
+        """Do an action on `size` images; True if it fitted. If a CUDA device has no room, halve batches."""
         try:
             action()
             return True
         except torch.cuda.OutOfMemoryError:
             pass  # what follows is outside of this block, whose traceback keeps the failed action's tensors
         torch.cuda.empty_cache()
-        if len(rows) == 1:
+        if size == 1:
             raise UserError(NO_ROOM)
-        self.state.batch_size = len(rows) // 2
+        self.state.batch_size = size // 2
         return False
 
-    def load(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(x, y) of rows of the state, on the device; y is int64."""
-        x, y = self.source.tensors(self.index[rows])
+    def load(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """(x, y) of points, on the device; y is int64."""
+        x, y = self.source.tensors(self.index[points])
         if x.is_floating_point():
             x = x.to(self.device, self.dtype)
         return x, whole_labels(y).to(self.device)
 
-    def _pieces(self) -> Iterator[tuple[int, Stage, range, Tensor]]:
-        """Yield the remaining pieces (number of the stage from 1, stage, turns, rows) from the position on.
+    def _pieces(self) -> Iterator[Piece]:
+        """Yield the remaining pieces from the state's position on.
 
-        The state's position is that of the piece after the one that is yielded: `run` saves it when the piece
-        is done. With the same batch size a resumed runner cuts the same pieces as the first one, so that
-        rounding, and with it every verdict, is the same.
+        With the same batch size a resumed runner cuts the same pieces as the first one, so that rounding, and
+        with it every verdict, is the same.
         """
         state = self.state
         start = state.position
@@ -177,37 +202,33 @@ class Runner:
                 room = state.batch_size // max(1, len(living)) if done == 0 else 1
                 together = max(1, min(count - turn, room))
                 while done < len(living):
-                    rows = living[done : done + state.batch_size]
-                    done += len(rows)
-                    state.position = Position(number, turn, done)
-                    if done == len(living):
-                        state.position = Position(number, turn + together)
-                    yield number, stage, range(turn, turn + together), rows
+                    points = living[done : done + state.batch_size]
+                    done += len(points)
+                    at_end = done == len(living)
+                    following = Position(number, turn + together) if at_end else Position(number, turn, done)
+                    yield Piece(number, stage, range(turn, turn + together), points, following)
                 turn += together
-        state.position = Position(len(self.attack.stages) + 1)
 
-    def _attack_piece(self, rows: Tensor, turn: Tensor, stage: Stage, number: int) -> None:
-        """Attack pairs (row, turn), in halves if a CUDA device runs out of memory."""
-        if self._within_memory(rows, partial(self._attack_and_judge, rows, turn, stage, number)):
+    def _attack(self, points: Tensor, turn: Tensor, number: int, stage: Stage) -> None:
+        """Attack pairs (point, turn), in halves if a CUDA device runs out of memory."""
+        if self._within_memory(len(points), partial(self._attack_and_judge, points, turn, number, stage)):
             return
-        for some, at in zip(rows.tensor_split(2), turn.tensor_split(2), strict=True):
-            self._attack_piece(some, at, stage, number)
+        for some, at in zip(points.tensor_split(2), turn.tensor_split(2), strict=True):
+            self._attack(some, at, number, stage)
 
-    def _attack_and_judge(self, rows: Tensor, turn: Tensor, stage: Stage, number: int) -> None:
-        x, y = self.load(rows)
-        delta = self._search_in_threads(x, y, rows, turn, stage)
+    def _attack_and_judge(self, points: Tensor, turn: Tensor, number: int, stage: Stage) -> None:
+        x, y = self.load(points)
+        delta = self._search_in_threads(x, y, self.index[points], turn, stage)
         verdict = judge(self.model, x, y, delta, self.threat, self.state.passes)
-        worst = self.state.enter(rows, verdict, number, turn)
+        worst = self.state.enter(points, verdict, number, turn)
         if self.worst_points is not None and bool(worst.any()):
-            self.worst_points[rows[worst]] = verdict.x_adv[worst.to(self.device)].to(self.worst_points)
+            self.worst_points[points[worst]] = verdict.x_adv[worst.to(self.device)].to(self.worst_points)
 
-    def _search_in_threads(self, x: Tensor, y: Tensor, rows: Tensor, turn: Tensor, stage: Stage) -> Tensor:
-        """Search candidates for pairs (row, turn), on as many threads as have enough to do."""
-        worthwhile = len(rows) * self.multiplications // LEAST
-        threads = max(1, min(self.state.shares, len(rows) // FEWEST, worthwhile))
-        cut = [
-            t.tensor_split(threads) for t in (x, y, self.index[rows].to(self.device), turn.to(self.device))
-        ]
+    def _search_in_threads(self, x: Tensor, y: Tensor, index: Tensor, turn: Tensor, stage: Stage) -> Tensor:
+        """Search candidates for pairs (point, turn), on as many threads as have enough to do."""
+        worthwhile = len(x) * self.multiplications // LEAST
+        threads = max(1, min(self.state.threads, len(x) // FEWEST, worthwhile))
+        cut = [t.tensor_split(threads) for t in (x, y, index.to(self.device), turn.to(self.device))]
 
         def search(x: Tensor, y: Tensor, index: Tensor, turn: Tensor) -> Callable[[nn.Module], Candidates]:
             return lambda searcher: self._search_on(searcher, Batch(x, y, index), turn, stage)
@@ -229,12 +250,12 @@ class Runner:
         The noise belongs to the stage's name without its numbers: the first restart of pgd-20-5 begins as
         that of pgd-20 does. The problem's objective is a placeholder, which `Search` replaces with its own.
         """
-        kind = stage.name.rstrip("-0123456789")
-        purpose, passes, turns = zlib.crc32(kind.encode()), Passes(), turn.unique().tolist()
+        kind, passes, turns = stage.name.rstrip("-0123456789"), Passes(), turn.unique().tolist()
+        epoch = zlib.crc32(kind.encode())  # a number for the stage, where training has the epoch
         if len(turns) == 1:
-            noise = Noise(self.seed, batch.index, purpose, turns[0])
+            noise = Noise(self.seed, batch.index, epoch, turns[0])
         else:
-            noise = noise_of_turns(self.seed, batch.index, purpose, turn)
+            noise = noise_of_turns(self.seed, batch.index, epoch, turn)
         forward = Forward(searcher, passes)
         problem = LowerProblem(forward, batch, cross_entropy, self.threat, noise=noise)
         return stage.search(problem, turn), passes

@@ -47,14 +47,14 @@ __all__ = [
 def stage_bears_rounding(stage: object) -> bool:
     """Whether a search with rounded logits finds the same points as an exact one.
 
-    That holds for gradient searches that go well beyond the decision boundary before they stop. It is not
-    assumed for unknown solvers. FAB walks along the boundary, and Square compares margins that differ by less
-    than the rounding: in bfloat16 FAB left 7 more points of 100 robust, Square 1 (digits, tiny-cnn, Linf
-    0.1).
+    That holds for searches by steepest ascent that go well beyond the decision boundary before they stop. It
+    is not assumed for other directions, whose steps depend on the gradient's size, nor for unknown solvers.
+    FAB walks along the boundary, and Square compares margins that differ by less than the rounding: in
+    bfloat16 FAB left 7 more points of 100 robust, Square 1 (digits, tiny-cnn, Linf 0.1).
     """
     solver = getattr(stage, "solver", None)
     if isinstance(solver, ScaledPGD):
-        return isinstance(solver.stop, Never)
+        return isinstance(solver.stop, Never) and isinstance(solver.direction, Steepest)
     return isinstance(solver, APGD)
 
 
@@ -66,7 +66,10 @@ def at_least_one(name: str, **counts: int) -> None:
 
 @part
 class Fooled(Stop):
-    """Stops an example as soon as it is misclassified, so that any iterate may be the result."""
+    """Stops an example as soon as it is misclassified, so that any iterate may be the result.
+
+    For pgd-best and audits; APGD, FAB and Square let examples go by themselves (`leave`).
+    """
 
     def __call__(self, problem: LowerProblem) -> StopRule:
         def rule(iterate: Iterate) -> Tensor:

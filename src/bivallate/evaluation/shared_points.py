@@ -124,7 +124,7 @@ def _rearrange(file: str | os.PathLike[str], n: int, key: str, known: Known, wor
 
 def _cut(whole: State, rank: int, world: int) -> State:
     """A process's share of a state and its passes, set back to the beginning of the present turn."""
-    share = whole.rows(slice(rank, None, world))
+    share = whole.select(slice(rank, None, world))
     forward, backward = (
         total // world + (rank < total % world) for total in (whole.passes.forward, whole.passes.backward)
     )
@@ -140,7 +140,7 @@ def merged(states: Sequence[State], n: int) -> State:
     """
     if len(states) == 1:
         return states[0]
-    whole = State.of(n, states[0].batch_size, states[0].shares)
+    whole = State.of(n, states[0].batch_size, states[0].threads)
     for k, state in enumerate(states):
         for key, column in whole.point_columns.items():
             column[k :: len(states)] = state.point_columns[key]

@@ -66,7 +66,7 @@ class Position:
 
 @dataclass
 class State:
-    """Verdicts of n points.
+    """Verdicts of n points; a point is given by its position in the columns, 0, ..., n - 1.
 
     Attributes:
         y: (n,) labels.
@@ -75,7 +75,7 @@ class State:
         predicted: (n,) as in `Score`.
         margin: (n,) as in `Score`.
         batch_size: points in one piece of work.
-        shares: largest number of threads that share a piece.
+        threads: largest number of threads that share a piece.
         classes: number of classes; 0 until the clean pass is done.
         position: the next piece of work.
         passes: spent so far.
@@ -90,7 +90,7 @@ class State:
     predicted: Tensor
     margin: Tensor
     batch_size: int
-    shares: int = 1
+    threads: int = 1
     classes: int = 0
     position: Position = field(default_factory=Position)
     passes: Passes = field(default_factory=Passes)
@@ -99,7 +99,7 @@ class State:
     more: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, n: int, batch_size: int, shares: int = 1) -> State:
+    def of(cls, n: int, batch_size: int, threads: int = 1) -> State:
         """The state before the first verdict."""
         whole = torch.zeros(n, dtype=torch.int64)
         return cls(
@@ -109,7 +109,7 @@ class State:
             predicted=whole.clone(),
             margin=torch.zeros(n),
             batch_size=batch_size,
-            shares=shares,
+            threads=threads,
             more={name: torch.zeros(n) for name in MORE_COLUMNS},
         )
 
@@ -118,10 +118,10 @@ class State:
         """Key in files -> column (n,), for every column with one value for each point."""
         return {key: getattr(self, name) for name, key in FILE_KEYS.items()} | self.more
 
-    def rows(self, rows: slice) -> State:
+    def select(self, points: slice) -> State:
         """The state of some of the points; everything else is the same."""
-        columns = {name: getattr(self, name)[rows] for name in FILE_KEYS}
-        return replace(self, **columns, more={name: column[rows] for name, column in self.more.items()})
+        columns = {name: getattr(self, name)[points] for name in FILE_KEYS}
+        return replace(self, **columns, more={name: column[points] for name, column in self.more.items()})
 
     def is_of(self, sample: Tensor) -> bool:
         """Whether logits of the same few points agree with the stored ones up to rounding."""
@@ -129,25 +129,29 @@ class State:
         return kept.shape == sample.shape and bool((kept - sample).abs().max() <= SAME * kept.abs().max())
 
     def living(self, at: Position) -> Tensor:
-        """The points that were not broken before this turn of this stage, even if they are now."""
+        """(k,) the points that this turn of this stage has to attack.
+
+        They are broken neither on the clean image nor by an earlier turn. Points that this or a later turn
+        has broken since are among them, so that a resumed evaluation cuts the same batches.
+        """
         same = self.broken_at == at.stage_number
         later = (self.broken_at > at.stage_number) | (same & (self.broken_in_turn >= at.turn))
         return ((self.broken_at == ROBUST) | later).nonzero()[:, 0]
 
-    def enter_clean(self, rows: Tensor, y: Tensor, logits: Tensor, margin: Tensor) -> None:
+    def enter_clean(self, points: Tensor, y: Tensor, logits: Tensor, margin: Tensor) -> None:
         """Record the verdicts on clean images."""
-        self.y[rows], self.predicted[rows] = y.cpu(), logits.argmax(1).cpu()
-        self.margin[rows] = margin.float().cpu()
-        self.broken_at[rows] = torch.where(self.predicted[rows] == self.y[rows], ROBUST, CLEAN)
+        self.y[points], self.predicted[points] = y.cpu(), logits.argmax(1).cpu()
+        self.margin[points] = margin.float().cpu()
+        self.broken_at[points] = torch.where(self.predicted[points] == self.y[points], ROBUST, CLEAN)
         for name, values in more_columns(logits, y).items():
-            self.more[name][rows] = values
+            self.more[name][points] = values
         self.classes = logits.shape[1]
 
-    def enter(self, rows: Tensor, verdict: Verdict, stage_number: int, turn: Tensor) -> Tensor:
+    def enter(self, points: Tensor, verdict: Verdict, stage_number: int, turn: Tensor) -> Tensor:
         """Record verdicts on points that are still robust; a point may occur with several turns.
 
         Args:
-            rows: (B,) the points.
+            points: (B,) the points.
             verdict: on these points.
             stage_number: number of the stage, from 1.
             turn: (B,) the turn of each verdict.
@@ -160,13 +164,13 @@ class State:
         lowest = torch.full_like(self.broken_at, -1)  # row of the verdict with each point's lowest margin
         for t in turn.unique().tolist():  # ascending, because the earliest turn that breaks a point counts
             some = (turn == t).nonzero()[:, 0]
-            some = some[self.broken_at[rows[some]] == ROBUST]
-            lower = some[fooled[some] | (margin[some] < self.margin[rows[some]])]
-            self.margin[rows[lower]], lowest[rows[lower]] = margin[lower], lower
+            some = some[self.broken_at[points[some]] == ROBUST]
+            lower = some[fooled[some] | (margin[some] < self.margin[points[some]])]
+            self.margin[points[lower]], lowest[points[lower]] = margin[lower], lower
             for name, column in self.more.items():
-                column[rows[lower]] = verdict.more[name][lower]
+                column[points[lower]] = verdict.more[name][lower]
             broken = some[fooled[some]]
-            at = rows[broken]
+            at = points[broken]
             self.broken_at[at], self.broken_in_turn[at] = stage_number, t
             self.predicted[at] = predicted[broken]
         worst = torch.zeros_like(fooled)
@@ -180,7 +184,7 @@ class State:
             "schema": SCHEMA,
             "key": key,
             "batch_size": self.batch_size,
-            "shares": self.shares,
+            "shares": self.threads,
             "classes": self.classes,
             "position": [at.stage_number - 1, at.turn, at.offset],  # files count stages from 0
             "passes": [self.passes.forward, self.passes.backward],
@@ -207,7 +211,7 @@ class State:
                 sample=unpacked(packed["sample"], "sample"),
                 more={name: unpacked(packed[name], name) for name in MORE_COLUMNS},
                 batch_size=content["batch_size"],
-                shares=content["shares"],
+                threads=content["shares"],
                 classes=content["classes"],
                 position=Position(stage + 1, turn, offset),
                 passes=Passes(*content["passes"]),

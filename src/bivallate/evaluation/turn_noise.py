@@ -15,9 +15,9 @@ __all__ = ["TurnNoise", "noise_of_turns"]
 TURN = 1 << 40  # offset between the indices of turns; row numbers are below it
 
 
-def noise_of_turns(seed: int, index: Tensor, purpose: int, turn: Tensor) -> Noise:
+def noise_of_turns(seed: int, index: Tensor, epoch: int, turn: Tensor) -> Noise:
     """The noise for rows (B,) of the data, each in its own turn (B,); see `TurnNoise`."""
-    return cast(Noise, TurnNoise(seed, index + TURN * turn, purpose))  # it draws as a Noise does
+    return cast(Noise, TurnNoise(seed, index + TURN * turn, epoch))  # it draws as a Noise does
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class TurnNoise:
     Attributes:
         index: (B,) turn * 2^40 + row of the data. With both in one tensor, `LowerProblem.select` selects rows
             of it as of any index.
+        epoch: as of `Noise`; in an evaluation a number for the stage.
     """
 
     seed: int

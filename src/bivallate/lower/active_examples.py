@@ -1,4 +1,9 @@
-"""The examples that are still under attack: the model's answers, and when examples leave the batch."""
+"""The examples that are still under attack: the model's answers, and when examples leave the batch.
+
+For the attacks of evaluations (APGD, SparseAPGD, FAB, Square): an example that is clearly misclassified is
+decided, and leaves with its state at the next look if enough others leave too. PGD in training has no state
+but delta, and its results are for the whole minibatch: there `compaction` skips the passes alone.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +61,7 @@ class ModelAnswer(NamedTuple):
     loss: Tensor  # (B,)
     margin: Tensor  # (B,)
     grad: Tensor  # (B, C, H, W)
-    gone: Tensor  # (B,) bool, clearly misclassified; never after several draws
+    decided: Tensor  # (B,) bool, clearly misclassified; never after several draws
 
 
 def model_answer(problem: LowerProblem, delta: Tensor, samples: int) -> ModelAnswer:
@@ -79,6 +84,6 @@ def misclassified(margin: Tensor, samples: int) -> Tensor:
     return margin < 0 if samples == 1 else torch.zeros_like(margin, dtype=torch.bool)
 
 
-def worth_shrinking(gone: Tensor, one_in: int = 4) -> bool:
+def worth_shrinking(decided: Tensor, one_in: int = 4) -> bool:
     """Whether enough examples are done to make a smaller minibatch worth its copy: one in so many."""
-    return int(gone.sum()) * one_in >= len(gone)
+    return int(decided.sum()) * one_in >= len(decided)

@@ -93,7 +93,7 @@ class _APGDState(ActiveExamples):
     halved: Tensor  # bool, whether the step size was halved at the last review
     step: Tensor
     margin: Tensor  # lowest so far
-    gone: Tensor  # bool, clearly misclassified: leaves the batch at the next look
+    decided: Tensor  # bool, clearly misclassified: leaves the batch at the next look
 
 
 @part
@@ -128,34 +128,34 @@ class APGD(Solver):
         answer = sphere(problem)
         kappa, spent = torch.zeros_like(problem.y), torch.zeros_like(problem.y)
         state = self._begin(problem, answer, spent)
-        won = misclassified(state.margin, self.samples)
+        broken = misclassified(state.margin, self.samples)
         reviews = set(checkpoints(self.steps))
         project, since = cheap_projection(problem), 0
         for i in range(self.steps):
             # many examples leave at once: copying the batch for each one would cost more than it saves
-            if self.leave and time_to_look(i, problem.x) and worth_shrinking(state.gone):
-                kept = (~state.gone).nonzero()[:, 0]
-                self._settle(state, answer, won)
+            if self.leave and time_to_look(i, problem.x) and worth_shrinking(state.decided):
+                kept = (~state.decided).nonzero()[:, 0]
+                self._settle(state, answer, broken)
                 state, problem = state.select(kept), narrow(problem, kept)
                 project = cheap_projection(problem)
             if len(state.rows) == 0:
                 break
             kappa[state.rows] += state.margin >= 0
             self._move(state, problem, project, first=i == 0)
-            self._look(state, problem, answer, won, spent)
+            self._look(state, problem, answer, broken, spent)
             since += 1
             if i + 1 in reviews:
                 self._review(state, since)
                 since = 0
-        self._settle(state, answer, won)
+        self._settle(state, answer, broken)
         return Solution(answer, None, kappa, spent)
 
-    def _settle(self, state: _APGDState, answer: Tensor, won: Tensor) -> None:
+    def _settle(self, state: _APGDState, answer: Tensor, broken: Tensor) -> None:
         """Set the result of examples that were never misclassified to their best point."""
-        assign_rows(answer, state.rows, ~won[state.rows], state.best)
+        assign_rows(answer, state.rows, ~broken[state.rows], state.best)
 
     def _begin(self, problem: LowerProblem, delta: Tensor, spent: Tensor) -> _APGDState:
-        loss, margin, grad, gone = model_answer(problem, delta, self.samples)
+        loss, margin, grad, decided = model_answer(problem, delta, self.samples)
         spent += self.samples
         count = len(delta)
         step = torch.full_like(loss, 2 * problem.threat.eps)
@@ -176,7 +176,7 @@ class APGD(Solver):
             halved=torch.ones(count, dtype=torch.bool, device=delta.device),
             step=step,
             margin=margin,
-            gone=gone,
+            decided=decided,
         )
 
     def _move(self, s: _APGDState, problem: LowerProblem, project: Callable, *, first: bool) -> None:
@@ -187,18 +187,20 @@ class APGD(Solver):
             stepped = project(aim)
         s.before, s.delta = s.delta, stepped
 
-    def _look(self, s: _APGDState, problem: LowerProblem, answer: Tensor, won: Tensor, spent: Tensor) -> None:
-        loss, margin, s.grad, gone = model_answer(problem, s.delta, self.samples)
+    def _look(
+        self, s: _APGDState, problem: LowerProblem, answer: Tensor, broken: Tensor, spent: Tensor
+    ) -> None:
+        loss, margin, s.grad, decided = model_answer(problem, s.delta, self.samples)
         spent[s.rows] += self.samples
-        lower = misclassified(margin, self.samples) & (~won[s.rows] | (margin < s.margin))
+        lower = misclassified(margin, self.samples) & (~broken[s.rows] | (margin < s.margin))
         # an example that is clearly misclassified keeps that result even while it still waits to leave, so
         # that results do not depend on the other examples of the batch
         if self.leave:
-            lower &= ~s.gone
+            lower &= ~s.decided
         assign_rows(answer, s.rows, lower, s.delta)
-        won[s.rows] |= lower
+        broken[s.rows] |= lower
         s.margin = torch.minimum(s.margin, margin)
-        s.gone |= gone
+        s.decided |= decided
         better = loss > s.best_loss
         mask = per_example(better, s.delta)
         s.best, s.best_grad = torch.where(mask, s.delta, s.best), torch.where(mask, s.grad, s.best_grad)

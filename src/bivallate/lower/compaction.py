@@ -1,4 +1,7 @@
-"""Gradient ascent on a minibatch that shrinks to the examples that still move."""
+"""Gradient ascent on a minibatch that shrinks to the examples that still move, for `PGD`.
+
+Attacks that keep a state for each example (APGD, FAB, Square) use `active_examples` instead.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The direction of a step of gradient ascent, for solvers with a field `direction`.
 
-APGD, FAB, DeepFool and the single-step solvers with state choose their steps themselves.
+Chosen by the solver's field: `PGD(direction=Adam())`, or `--set solver.direction=Adam`. APGD, FAB, DeepFool
+and the single-step solvers with state choose their steps themselves.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ class _Walk(ActiveExamples):
     delta: Tensor
     f: Tensor  # the linearised boundary at delta, see `Boundary`
     w: Tensor
-    gone: Tensor  # (B,) bool
+    decided: Tensor  # (B,) bool
     steps: Tensor  # (B,) steps made
     ready: Tensor  # (B,) bool: f and w are of the present delta
 
@@ -216,7 +216,7 @@ class FAB(Solver):
         often = True  # whether a step tends to cross the boundary
         for turn in range(turns):
             if self._time_to_look(turn, walk.delta):
-                done = walk.gone | (walk.steps >= self.steps)
+                done = walk.decided | (walk.steps >= self.steps)
                 count, across, made = torch.cat([done.sum()[None], crossed]).tolist()
                 often = across > OFTEN * made if made else often
                 crossed.zero_()
@@ -229,12 +229,12 @@ class FAB(Solver):
             logits = self._step(problem, walk, moving, often)
             fooled = (logits.argmax(1) != problem.y) & moving
             size = problem.threat.size(walk.delta)
-            nearer = fooled & (size < norm[walk.rows]) & ~walk.gone
+            nearer = fooled & (size < norm[walk.rows]) & ~walk.decided
             assign_rows(answer, walk.rows, nearer, walk.delta)
             assign_rows(norm, walk.rows, nearer, size)
             if self.leave:
                 inside = nearer & (size <= problem.threat.eps)
-                walk.gone |= inside & clearly_fooled(problem, logits, problem.y)
+                walk.decided |= inside & clearly_fooled(problem, logits, problem.y)
             spent[walk.rows] += moving
             crossed += torch.stack([fooled.sum(), moving.sum()])
             self._return(problem, walk, fooled, often)
@@ -248,8 +248,8 @@ class FAB(Solver):
             delta = problem.x.add(noise * per_example(radius, noise)).clamp_(0, 1).sub_(problem.x)
         f, w = self.boundary(problem, delta)[1:]
         rows = torch.arange(len(delta), device=delta.device)
-        gone = torch.zeros_like(rows, dtype=torch.bool)
-        return _Walk(rows, delta, f, w, gone, torch.zeros_like(rows), ~gone)
+        decided = torch.zeros_like(rows, dtype=torch.bool)
+        return _Walk(rows, delta, f, w, decided, torch.zeros_like(rows), ~decided)
 
     def _time_to_look(self, turn: int, delta: Tensor) -> bool:
         """Whether to check which examples are done: none has made all steps before so many turns."""

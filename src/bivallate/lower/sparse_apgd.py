@@ -46,7 +46,7 @@ class _SparseState(ActiveExamples):
     count: Tensor  # coordinates that the best point had moved at the last review
     step: Tensor
     margin: Tensor  # lowest so far
-    gone: Tensor  # bool, clearly misclassified: leaves the batch at the next look
+    decided: Tensor  # bool, clearly misclassified: leaves the batch at the next look
 
 
 @part
@@ -110,29 +110,29 @@ class SparseAPGD(Solver):
         """Make the steps within one ball; return its best points, in the last ball the results."""
         state = self._begin(problem, delta, first=first)
         spent += self.samples
-        answer, won = delta.clone(), misclassified(state.margin, self.samples) & last
+        answer, broken = delta.clone(), misclassified(state.margin, self.samples) & last
         period, leave = max(int(REVIEW * steps), 1), self.leave and last
         for i in range(steps):
-            if leave and time_to_look(i, problem.x) and worth_shrinking(state.gone):
-                kept = (~state.gone).nonzero()[:, 0]
-                assign_rows(answer, state.rows, ~won[state.rows], state.best)
+            if leave and time_to_look(i, problem.x) and worth_shrinking(state.decided):
+                kept = (~state.decided).nonzero()[:, 0]
+                assign_rows(answer, state.rows, ~broken[state.rows], state.best)
                 state, problem = state.select(kept), narrow(problem, kept)
             if len(state.rows) == 0:
                 break
             if last:
                 kappa[state.rows] += state.margin >= 0
             self._move(state, problem)
-            lower = self._look(state, problem, won[state.rows], leave=leave) & last
+            lower = self._look(state, problem, broken[state.rows], leave=leave) & last
             assign_rows(answer, state.rows, lower, state.delta)
-            won[state.rows] |= lower
+            broken[state.rows] |= lower
             spent[state.rows] += self.samples
             if (i + 1) % period == 0:
                 self._review(state, problem.threat.eps)
-        assign_rows(answer, state.rows, ~won[state.rows], state.best)
+        assign_rows(answer, state.rows, ~broken[state.rows], state.best)
         return answer
 
     def _begin(self, problem: LowerProblem, delta: Tensor, *, first: bool) -> _SparseState:
-        loss, margin, grad, gone = model_answer(problem, delta, self.samples)
+        loss, margin, grad, decided = model_answer(problem, delta, self.samples)
         pixels, moved = delta[0].numel(), _moved(delta)
         share = torch.full_like(moved, FIRST_SHARE) if first else moved / pixels / SPARSER
         return _SparseState(
@@ -146,7 +146,7 @@ class SparseAPGD(Solver):
             count=torch.full_like(moved, pixels) if first else moved,
             step=torch.full_like(loss, problem.threat.eps),
             margin=margin,
-            gone=gone,
+            decided=decided,
         )
 
     def _move(self, s: _SparseState, problem: LowerProblem) -> None:
@@ -155,15 +155,15 @@ class SparseAPGD(Solver):
         step = per_example(s.step, s.delta) * largest(s.grad, count)
         s.delta = problem.threat.project(s.delta + step, problem.x)
 
-    def _look(self, s: _SparseState, problem: LowerProblem, won: Tensor, *, leave: bool) -> Tensor:
+    def _look(self, s: _SparseState, problem: LowerProblem, broken: Tensor, *, leave: bool) -> Tensor:
         """Evaluate the present points and update the state; (B,) bool: misclassified with a lower margin."""
-        loss, margin, s.grad, gone = model_answer(problem, s.delta, self.samples)
-        lower = misclassified(margin, self.samples) & (~won | (margin < s.margin))
+        loss, margin, s.grad, decided = model_answer(problem, s.delta, self.samples)
+        lower = misclassified(margin, self.samples) & (~broken | (margin < s.margin))
         # as in `APGD`: results do not depend on the other examples of the batch
         if leave:
-            lower &= ~s.gone
+            lower &= ~s.decided
         s.margin = torch.minimum(s.margin, margin)
-        s.gone |= gone
+        s.decided |= decided
         better = loss > s.best_loss
         mask = per_example(better, s.delta)
         s.best, s.best_grad = torch.where(mask, s.delta, s.best), torch.where(mask, s.grad, s.best_grad)

@@ -31,7 +31,7 @@ class _SquareState:
     x: Tensor
     point: Tensor  # best image so far
     margin: Tensor  # (B,) margin at the best image
-    gone: Tensor  # (B,) bool, clearly misclassified
+    decided: Tensor  # (B,) bool, clearly misclassified
     asked: Tensor  # (B, changes of one pixel) bool, failed at this point; (B, 0) if there are too many
 
     def select(self, rows: Tensor) -> _SquareState:
@@ -75,9 +75,9 @@ class Square(Solver):
         windows = Windows.drawn(noise, self.queries, x, edges=self.edges)
         signs = noise.sign("square/0", (BLOCK, x.shape[1]), x.dtype)
         for query in range(self.queries):
-            if time_to_look(query, x) and worth_shrinking(state.gone, one_in=8):
+            if time_to_look(query, x) and worth_shrinking(state.decided, one_in=8):
                 answer[state.rows] = state.point - state.x
-                kept = (~state.gone).nonzero()[:, 0]
+                kept = (~state.decided).nonzero()[:, 0]
                 problem, state = narrow(problem, kept), state.select(kept)
             if len(state.rows) == 0:
                 break
@@ -108,19 +108,19 @@ class Square(Solver):
         with torch.inference_mode():
             logits = problem.forward(images.view(-1, *problem.x.shape[1:]))
         margin = logit_margin(logits, problem.y[rows])
-        better = (margin < state.margin[rows]) & ~state.gone[rows]
+        better = (margin < state.margin[rows]) & ~state.decided[rows]
         # On a device all rows are proposed, and the update is masked, so that the host need not wait.
         if images.device.type != "cpu":
             state.point = torch.where(per_example(better, images), images, state.point)
             state.margin = torch.where(better, margin, state.margin)
-            state.gone |= better & clearly_fooled(problem, logits, problem.y)
+            state.decided |= better & clearly_fooled(problem, logits, problem.y)
             state.asked &= ~better[:, None]
             return
         lower = better.nonzero()[:, 0]
         if len(lower):
             at = rows[lower]
             state.point[at], state.margin[at] = images[lower], margin[lower]
-            state.gone[at] = clearly_fooled(problem, logits[lower], problem.y[at])
+            state.decided[at] = clearly_fooled(problem, logits[lower], problem.y[at])
             state.asked[at] = False
 
 

@@ -40,8 +40,8 @@ class Triangle:
 
     Attributes:
         peak: fraction of training at which the rate is highest, in (0, 1).
-        cycle_momentum: also lower the momentum by 0.1 at the peak, as PyTorch's CyclicLR does by default in
-            the papers' public code; the papers state a constant 0.9.
+        cycle_momentum: also lower SGD's momentum by 0.1 at the peak, as PyTorch's CyclicLR does by default in
+            the papers' public code; the papers state a constant 0.9. Other optimisers ignore it.
     """
 
     peak: float = 0.5
