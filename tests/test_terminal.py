@@ -15,7 +15,7 @@ import bivallate as bv
 from bivallate import cli, quoting
 from bivallate.cli import run as command
 from bivallate.errors import UserError
-from bivallate.terminal import NAME, literal_console, say, say_json
+from bivallate.terminal import NAME_WIDTH, literal_console, say, say_json
 
 ROOT = Path(bv.__file__).parent
 PRINTERS = {"print", "Console"}
@@ -63,7 +63,7 @@ def test_commands_print_hostile_text_as_text(kind, score, capsys):
     }
     show_audit(SimpleNamespace(**numbers, **facts, threat=bv.Linf(0.1)))
     say(text)
-    say(text, beside=True)
+    say(text, to_stderr=True)
     cli._complain(text)
     for out in capsys.readouterr():
         assert out == quoting.visible(out)
@@ -74,7 +74,7 @@ def test_long_names_are_cut_in_tables_of_classes(score, capsys):
     from bivallate.commands.score_table import show
 
     show(score, [f"{k}{'x' * 50_000}" for k in range(10)])
-    assert len(capsys.readouterr().out) < 200 * 12 * NAME
+    assert len(capsys.readouterr().out) < 200 * 12 * NAME_WIDTH
 
 
 def test_rich_reads_no_markup_in_tables_titles_and_lines(capsys):

@@ -159,5 +159,5 @@ def _kept(error: Exception) -> str:
 def _complain(message: str, status: int = 2) -> int:
     from bivallate.terminal import say
 
-    say(f"bivallate: {message}", beside=True)
+    say(f"bivallate: {message}", to_stderr=True)
     return status

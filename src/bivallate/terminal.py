@@ -1,4 +1,4 @@
-"""Print text for people, with control characters written out, and JSON for programs."""
+"""Print text for people, with control characters escaped, and JSON for programs."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from bivallate.errors import UserError
 from bivallate.quoting import visible
 
 NARROWEST = 40  # columns: the layout is never narrower, and a narrower terminal wraps it
-NAME = 60  # characters of a name in a table
+NAME_WIDTH = 60  # characters of a name in a table
 
 
-def say(text: Any, *, beside: bool = False) -> None:
-    """Print a line on standard output, or with `beside` on standard error."""
-    print(visible(text), file=sys.stderr if beside else sys.stdout, flush=beside)
+def say(text: Any, *, to_stderr: bool = False) -> None:
+    """Print a line on standard output, or with `to_stderr` on standard error."""
+    print(visible(text), file=sys.stderr if to_stderr else sys.stdout, flush=to_stderr)
 
 
-def progress_callback_of(progress: bool | Callable[[str], object]) -> Callable[[str], object]:
-    """The function that receives progress: none, one that prints on standard error, or the caller's."""
+def text_callback(progress: bool | Callable[[str], object]) -> Callable[[str], object]:
+    """The function that receives lines of progress: the caller's, one that prints them, or one that does not.
+
+    They are printed on standard error.
+    """
     if callable(progress):
         return progress
-    return (lambda text: say(text, beside=True)) if progress else (lambda text: None)
+    return (lambda text: say(text, to_stderr=True)) if progress else (lambda text: None)
 
 
 def say_json(value: Any, indent: int | None = None) -> None:
@@ -55,17 +58,17 @@ class _Literal(Console):
         return super().render_str(visible(text), **options)
 
 
-def literal_console(*, beside: bool = False, width: int | None = None, soft_wrap: bool = False) -> Console:
+def literal_console(*, to_stderr: bool = False, width: int | None = None, soft_wrap: bool = False) -> Console:
     """A rich console on standard output, or on standard error."""
     made = _Literal(
-        stderr=beside, width=width, highlight=False, markup=False, emoji=False, soft_wrap=soft_wrap
+        stderr=to_stderr, width=width, highlight=False, markup=False, emoji=False, soft_wrap=soft_wrap
     )
     made.width = max(made.width, NARROWEST)
     return made
 
 
 def bar(console: Console, *more: ProgressColumn, transient: bool = False) -> Progress:
-    """A progress bar with a description and numbers. The caller passes text through `visible` first."""
+    """A progress bar with a description and the field `numbers`. Pass all text through `visible` first."""
     description = TextColumn("{task.description}", markup=False)
     numbers = TextColumn("{task.fields[numbers]}", markup=False)
     return Progress(description, BarColumn(24), numbers, *more, console=console, transient=transient)

@@ -48,7 +48,7 @@ def test_equals_the_cached_set(folder: Path, workers: int) -> None:
 
 
 def test_the_order_is_shuffled_over_blocks_and_rows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bivallate.data.stream.POOL_BYTES", 3 * 4 * 192)  # pools of three blocks
+    monkeypatch.setattr("bivallate.data.stream.WINDOW_BYTES", 3 * 4 * 192)  # windows of three blocks
     train = data.load(folder, stream=True, workers=0, validation=0).train
     assert isinstance(train.store, Stream)
     order = train.store.order(train.index, 0, 0)

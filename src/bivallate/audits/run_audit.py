@@ -142,7 +142,7 @@ def kept_claim(folder: Path, weights: str, threat: Any, points: int) -> tuple[fl
         try:
             kept = read_evaluation(path, fingerprints)
         except UserError as error:
-            say(f"warning: {error}", beside=True)
+            say(f"warning: {error}", to_stderr=True)
             continue
         if kept is None or (kept.weights, kept.split, kept.data) != (weights, "test", ""):
             continue
@@ -151,7 +151,7 @@ def kept_claim(folder: Path, weights: str, threat: Any, points: int) -> tuple[fl
         if not (direct and same_threat(score.threat, threat) and score.n >= min(FEWEST_POINTS, points)):
             continue
         if kept.stale or kept.foreign:
-            say(f"warning: {path} is no claim: {kept.foreign or STALE}", beside=True)
+            say(f"warning: {path} is no claim: {kept.foreign or STALE}", to_stderr=True)
             continue
         found.append(kept)
     if not found:

@@ -106,7 +106,7 @@ def _announce(plan: Any, seconds: float) -> None:
     say(
         f"audit at the {plan.level} level: {plan.n} points, at most {plan.cost():,} passes, "
         f"about {duration(seconds)}",
-        beside=True,
+        to_stderr=True,
     )
 
 

@@ -72,7 +72,7 @@ def compare(
         over_seeds=over_seeds,
     )
     if plane is not None:
-        say(f"plane of mean and worst class: {made.plane().save(plane)}", beside=True)
+        say(f"plane of mean and worst class: {made.plane().save(plane)}", to_stderr=True)
     if json:
         say_json(made.to_json())
     elif markdown:

@@ -15,7 +15,7 @@ from bivallate.errors import UserError, listed
 from bivallate.from_text import override, pair
 from bivallate.parts import portable
 from bivallate.quoting import command, line
-from bivallate.terminal import NAME, literal_console, say, say_json
+from bivallate.terminal import NAME_WIDTH, literal_console, say, say_json
 
 SHEETS = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")  # file types of a contact sheet
 SHOWN = 10  # number of near-duplicates that are printed
@@ -117,7 +117,8 @@ def _by_features(loaded: Any, source: str, known: set[int]) -> list[Any]:
     """Find the pairs that only a network's features show.
 
     Args:
-        source: a run's folder or zoo:NAME. known: rows of test images that are paired already.
+        source: a run's folder or zoo:NAME.
+        known: rows of test images that are paired already.
 
     Raises:
         UserError: the network takes images of another shape.
@@ -186,7 +187,7 @@ def _show(facts: dict[str, Any]) -> None:
         console.print(f"{key:<14}{facts[key]}")
     table = Table("class", *facts["counts"])
     for i, label in enumerate(facts["classes"]):
-        table.add_row(line(label, NAME), *(str(counts[i]) for counts in facts["counts"].values()))
+        table.add_row(line(label, NAME_WIDTH), *(str(counts[i]) for counts in facts["counts"].values()))
     table.add_row("all", *(str(sum(counts)) for counts in facts["counts"].values()))
     console.print(table)
 

@@ -59,6 +59,6 @@ def diagnose(
 
 def _told(name: str, what: Path | UserError) -> None:
     if isinstance(what, UserError):
-        say(f"{name}: left out, {what}", beside=True)
+        say(f"{name}: left out, {what}", to_stderr=True)
     else:
         say(f"{name}: {what}")

@@ -246,7 +246,7 @@ def _preflight_of(target: EvaluationTarget, preflight: bool, quiet: bool) -> Pre
     findings = target.preflight() if preflight else None
     if not quiet:
         for note in (*target.data.notes, *target.warnings):
-            say(f"{target.data.name}: {note}", beside=True)
+            say(f"{target.data.name}: {note}", to_stderr=True)
         if findings is not None:
-            say(findings, beside=True)
+            say(findings, to_stderr=True)
     return findings

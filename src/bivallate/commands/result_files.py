@@ -33,7 +33,7 @@ def result_file(default: Path, out: Path | None) -> Path | None:
     say(
         f"warning: {default} cannot be written ({fault}): the result is printed and not kept; "
         "name a place with --out",
-        beside=True,
+        to_stderr=True,
     )
     return None
 

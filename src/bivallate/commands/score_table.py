@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from bivallate.quoting import line
-from bivallate.terminal import NAME, literal_console, say
+from bivallate.terminal import NAME_WIDTH, literal_console, say
 
 if TYPE_CHECKING:
     from bivallate.evaluation import Score
@@ -18,7 +18,7 @@ def one_line(label: str, score: Score) -> None:
     robust = percent(score.robust_accuracy, score.interval_95)
     say(f"{label}: clean {percent(score.clean_accuracy)}, robust {robust}, {score.n} points")
     for warning in score.warnings:
-        say(f"warning: {label}: {warning}", beside=True)
+        say(f"warning: {label}: {warning}", to_stderr=True)
 
 
 def percent(value: float | None, interval: tuple[float, float] | None = None) -> str:
@@ -46,7 +46,7 @@ def show(score: Score, classes: list[str]) -> None:
     table.add_row("robust", percent(score.robust_accuracy, score.interval_95))
     table.add_row("robust, tail 30 % of classes", percent(score.tail(30), score.tail_interval(30)))
     known = classes[: score.classes]  # of the data, which may name other classes than the model has
-    names = [line(name, NAME) for name in (*known, *range(len(known), score.classes))]
+    names = [line(name, NAME_WIDTH) for name in (*known, *range(len(known), score.classes))]
     worst, value = score.worst_class
     table.add_row(f"worst class: {names[worst]}", percent(value, score.worst_class_interval_95))
     console.print(table)
@@ -67,7 +67,7 @@ def show(score: Score, classes: list[str]) -> None:
     passes = ", ".join(f"{value:.4g} {kind}" for kind, value in score.passes.items())
     console.print(f"{passes} passes per point; {score.seconds:.1f} s")
     for warning in score.warnings:
-        say(f"warning: {warning}", beside=True)
+        say(f"warning: {warning}", to_stderr=True)
 
 
 def _short(value: float | None, bounds: tuple[float, float] | None) -> str:

@@ -81,7 +81,7 @@ def run_all(out: Path, cells: Sequence[Combination], common: SweepOptions) -> li
                 why = _reason(future)
                 failed += [(cell.name, why)] if why else []
                 said = f"failed: {why}" if why else future.result()
-                say(f"{done} of {len(cells)}  {cell.name}: {said}", beside=True)
+                say(f"{done} of {len(cells)}  {cell.name}: {said}", to_stderr=True)
             if request.made:
                 _stop(crew, waiting, request)
     return failed

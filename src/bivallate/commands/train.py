@@ -272,7 +272,7 @@ def say(text: str) -> None:
     from bivallate import collective
 
     if collective.rank() == 0:
-        terminal.say(text, beside=True)
+        terminal.say(text, to_stderr=True)
 
 
 def _finished(run: Any, folder: Path, moved: list[str]) -> None:

@@ -46,7 +46,7 @@ def zoo(name: str | None = None, /, *, save: Path | None = None, json: Flag = Fa
         return
     _card(name, found)
     if save is not None:
-        say(f"written to {save}", beside=True)
+        say(f"written to {save}", to_stderr=True)
 
 
 def _list(known: dict[str, ZooEntry]) -> None:

@@ -37,10 +37,10 @@ def conjugate_gradient(
 ) -> LinearSolution:
     """Solve H u = v by conjugate gradients, for each example on its own, starting at zero.
 
-    An example stops when its residual has fallen to `tolerance` times the norm of v. It also stops, at its
-    previous iterate, at a direction of curvature <= 0 (the lower level's Hessian may be indefinite). If that
-    is its first direction, the example is marked as failed: u = 0 there, and the caller must choose a
-    replacement.
+    An example stops when its residual has fallen to `tolerance` times the norm of v. A direction of curvature
+    <= 0 also ends it (the lower level's Hessian may be indefinite): the iterate before that direction is its
+    result. If it is the first direction, the example is marked as failed: u = 0 there, and the caller must
+    choose a replacement.
 
     Args:
         matvec: u (B, ...) -> H u (B, ...), symmetric for each example; called at most `steps` times.
@@ -51,36 +51,37 @@ def conjugate_gradient(
             collective operation.
     """
     u, residual = torch.zeros_like(v), v
-    direction, rr = v, dot(v, v)
-    target = tolerance**2 * rr
-    failed = torch.zeros_like(rr, dtype=torch.bool)
-    active = rr > 0
+    direction, squares = v, dot(v, v)  # squared norms of the residuals
+    target = tolerance**2 * squares
+    failed = torch.zeros_like(squares, dtype=torch.bool)
+    active = squares > 0
     for k in range(steps):
-        active = active & (rr > target)
+        active = active & (squares > target)
         if not anywhere(bool(active.any())):
             break
         product = matvec(direction)
         curvature = dot(direction, product)
-        bad = active & (curvature <= 0)
+        ends = active & (curvature <= 0)
         if k == 0:
-            failed = bad
-        active = active & ~bad
-        alpha = torch.where(active, rr / torch.where(active, curvature, 1), 0)
+            failed = ends
+        active = active & ~ends
+        alpha = torch.where(active, squares / torch.where(active, curvature, 1), 0)
         u = u + per_example(alpha, v) * direction
         residual = residual - per_example(alpha, v) * product
-        new = dot(residual, residual)
-        beta = torch.where(active, new / torch.where(active, rr, 1), 0)
+        new_squares = dot(residual, residual)
+        beta = torch.where(active, new_squares / torch.where(active, squares, 1), 0)
         direction = residual + per_example(beta, v) * direction
-        rr = torch.where(active, new, rr)
+        squares = torch.where(active, new_squares, squares)
     return LinearSolution(u, failed)
 
 
 def curvature_solve(
     problem: LowerProblem, matvec: Matvec, v: Tensor, *, steps: int, tolerance: float
 ) -> LinearSolution:
-    """`conjugate_gradient` for a coupling: logs the fraction of examples that failed.
+    """`conjugate_gradient` for a coupling: logs as `negative_curvature` the fraction of examples that failed.
 
-    All processes stop together where their passes wait for each other.
+    Those are the ones whose first direction has curvature <= 0. All processes stop together where their
+    passes wait for each other.
     """
     solved = conjugate_gradient(matvec, v, steps=steps, tolerance=tolerance, anywhere=problem.anywhere)
     problem.log["negative_curvature"] = solved.failed.float().mean()

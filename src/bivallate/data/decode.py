@@ -23,7 +23,7 @@ from bivallate.data.image import BadImage, Item, Pixels, head, largest, pixels, 
 from bivallate.data.reading import Canvas, Reading
 from bivallate.errors import UserError
 
-__all__ = ["Blocks", "Encoded", "Item", "Reading", "decode", "look", "probe"]
+__all__ = ["Blocks", "Encoded", "Item", "Reading", "common_canvas", "decode", "sample_notes"]
 
 PROBED = 64
 MOST_BLOCKS = 4  # blocks that are read for these
@@ -72,7 +72,7 @@ def decode(encoded: Encoded, folder: Path, reading: Reading) -> None:
             images that are nearly black or all equal.
     """
     with quiet():
-        canvas = probe(encoded, reading, whole_set=True)
+        canvas = common_canvas(encoded, reading, whole_set=True)
         total = len(encoded.labels)
         images = open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=(total, *canvas.shape))
         reserve(folder / "images.npy")
@@ -184,7 +184,7 @@ def _other_size(error: BadImage) -> bool:
     return "where the others are" in str(error)
 
 
-def probe(encoded: Encoded, reading: Reading, whole_set: bool = False) -> Canvas:
+def common_canvas(encoded: Encoded, reading: Reading, whole_set: bool = False) -> Canvas:
     """Choose shape and white level of the decoded images from the headers of some.
 
     The white of images of 16 or 32 bits is their type's largest value. With on_bad="convert" it is the
@@ -220,7 +220,7 @@ def _everything(blocks: Blocks) -> Iterable[Item]:
     return (item for block in range(len(blocks.sizes)) for item in blocks.read(block))
 
 
-def look(encoded: Encoded, canvas: Canvas, reading: Reading) -> list[str]:
+def sample_notes(encoded: Encoded, canvas: Canvas, reading: Reading) -> list[str]:
     """Make the checks and notes of `decode` for images that are decoded later (a stream).
 
     It decodes some images, and up to `MOST_LOOKED` more if the first are dark or all equal.

@@ -136,7 +136,7 @@ def _run_in_group(runner: Runner, topic: str, index: Tensor) -> None:
 
 
 def _file_of(runner: Runner, resume: str | os.PathLike[str], index: Tensor, several: bool) -> Path:
-    """This process's progress file; files of another number of processes are divided anew."""
+    """This process's progress file. Files that another number of processes left are divided anew."""
 
     def known(state: State, rows: Tensor, file: Path) -> State:
         return _of_this_model(state, replace(runner, index=index[rows]).sample(), file)
@@ -155,7 +155,7 @@ def attack(
     *,
     seed: int = 0,
     batch_size: int | None = None,
-    progress: bool | Callable[[EvaluationProgress], object] = False,
+    progress: bool | Callable[[EvaluationProgress], object] | None = None,
 ) -> Tensor:
     """Adversarial examples (B, C, H, W) in [0, 1] within the threat of x, without graph.
 
@@ -196,7 +196,7 @@ def attack_rows(
 
 
 def _resumed(runner: Runner, file: str | os.PathLike[str], batch_size: int | None) -> State:
-    """The state of the file if there is one, else the runner's own; with logits that identify the model."""
+    """The state of the file if there is one, else the runner's own. Its `sample` is computed anew."""
     sample = runner.sample()
     if not Path(file).exists():
         return replace(runner.state, sample=sample)

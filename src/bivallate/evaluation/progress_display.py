@@ -11,7 +11,7 @@ from rich.console import Console
 
 from bivallate.errors import UserError
 from bivallate.quoting import line, visible
-from bivallate.terminal import NAME, bar, literal_console
+from bivallate.terminal import NAME_WIDTH, bar, literal_console
 
 __all__ = ["ProgressState", "duration", "progress_callback", "shown_progress"]
 
@@ -66,7 +66,7 @@ class shown_progress:  # noqa: N801  a context manager, used like a function
     """
 
     def __init__(self, silent: bool = False, label: str = "", console: Console | None = None) -> None:
-        self._console = console or literal_console(beside=True, soft_wrap=True)
+        self._console = console or literal_console(to_stderr=True, soft_wrap=True)
         self._silent, self._label = silent, label
         self._bar = bar(self._console, transient=True)
         self._spoken: float | None = None
@@ -75,7 +75,7 @@ class shown_progress:  # noqa: N801  a context manager, used like a function
         self._drawn = self._console.is_terminal and not self._silent
         if self._drawn:
             self._bar.start()
-        self._task = self._bar.add_task(line(self._label, NAME), total=1.0, numbers="")
+        self._task = self._bar.add_task(line(self._label, NAME_WIDTH), total=1.0, numbers="")
         return self._update
 
     def __exit__(self, *exception: object) -> None:
@@ -87,7 +87,7 @@ class shown_progress:  # noqa: N801  a context manager, used like a function
         title = f"{self._label}: {moment.title}" if self._label else moment.title
         numbers = moment.numbers + ("" if left is None else f", about {duration(left)} left")
         self._bar.update(
-            self._task, description=line(title, NAME), completed=moment.fraction, numbers=numbers
+            self._task, description=line(title, NAME_WIDTH), completed=moment.fraction, numbers=numbers
         )
         if self._silent or self._console.is_terminal or left is None:
             return

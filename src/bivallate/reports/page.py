@@ -28,7 +28,7 @@ from bivallate.reports.pictures import (
 )
 from bivallate.reports.stored_evaluations import STALE
 from bivallate.run.origin import commit
-from bivallate.terminal import progress_callback_of
+from bivallate.terminal import text_callback
 from bivallate.version import __version__
 
 FORMATS = {".html": "html", ".md": "md", ".tex": "tex"}
@@ -67,7 +67,7 @@ def report(
     place = paths[0] if len(paths) == 1 else Path()
     wanted = Images(data_dir, model, data) if images else None
     return write_report(
-        paths, Path(out) if out is not None else place / "report.html", wanted, progress_callback_of(progress)
+        paths, Path(out) if out is not None else place / "report.html", wanted, text_callback(progress)
     )
 
 

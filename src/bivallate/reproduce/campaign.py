@@ -247,4 +247,4 @@ def to_stderr(line: str) -> None:
     """Print a line to standard error."""
     from bivallate.terminal import say
 
-    say(line, beside=True)
+    say(line, to_stderr=True)

@@ -1,4 +1,4 @@
-"""A cyclical learning rate, and the test where the cycles of any learning rate end."""
+"""A cyclical learning rate, and where the cycles of any learning rate end."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ class Cycles:
 
 
 def ends_cycle(rate: Callable[[Clock], float], clock: Clock) -> bool:
-    """Whether a cycle ends with this epoch: the rate has not risen in it, and then rises, or training ends.
+    """Whether a cycle ends with this epoch.
+
+    It does if the rate ends no higher than it ended the epoch before (in the first epoch: than it began), and
+    then rises, or training ends.
 
     Example:
         >>> from bivallate import Triangle
@@ -61,9 +64,9 @@ def ends_cycle(rate: Callable[[Clock], float], clock: Clock) -> bool:
         >>> [e for e in range(8) if ends_cycle(Triangle(), Clock(epoch=e, epochs=8, steps=5))]
         [7]
     """
-    end = clock.steps - 1
-    before = replace(clock, epoch=clock.epoch - 1, step=end) if clock.epoch else replace(clock, step=0)
-    last = rate(replace(clock, step=end))
-    more = clock.epoch + 1 < clock.epochs
-    after = rate(replace(clock, epoch=clock.epoch + 1, step=0)) if more else math.inf
-    return last <= rate(before) and last < after
+    final = clock.steps - 1
+    before = replace(clock, epoch=clock.epoch - 1, step=final) if clock.epoch else replace(clock, step=0)
+    last_rate = rate(replace(clock, step=final))
+    training_ends = clock.epoch + 1 >= clock.epochs
+    next_rate = math.inf if training_ends else rate(replace(clock, epoch=clock.epoch + 1, step=0))
+    return last_rate <= rate(before) and last_rate < next_rate

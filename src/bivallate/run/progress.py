@@ -116,7 +116,7 @@ class TerminalProgress(Progress):
         explain: bool = True,
         quiet: bool = False,
     ) -> None:
-        self.console = console or literal_console(beside=True, soft_wrap=True)
+        self.console = console or literal_console(to_stderr=True, soft_wrap=True)
         if console is None:
             self.console.file = SafeStream(lambda: sys.stderr)  # pyright: ignore[reportAttributeAccessIssue]
         self.title, self.every, self.explain = visible(title), every, explain

@@ -16,7 +16,7 @@ from bivallate.reports.comparison.notes import data_name
 from bivallate.reports.comparison.rows import by_method, single
 from bivallate.reports.stored_evaluations import Evaluation
 from bivallate.run.folder import check_weights
-from bivallate.terminal import progress_callback_of
+from bivallate.terminal import text_callback
 
 PAIRS = {"pairs": "Tango's score interval of the difference on the same points"}
 OVER_SEEDS = "Student, of the mean over seeds"
@@ -65,7 +65,7 @@ def compare(
     check_weights(weights)
     if not runs:
         raise UserError("name at least one run folder to compare: bivallate compare RUN RUN ...")
-    paths, tell = folders(runs), progress_callback_of(progress)
+    paths, tell = folders(runs), text_callback(progress)
     tell(f"reading {len(paths)} runs")
     records = collect(paths)
     stored = {e.score.attack for record in records for e in record.evaluations}

@@ -95,4 +95,4 @@ def _tell(progress: bool | PictureCallback, name: str, what: Path | UserError) -
     if callable(progress):
         progress(name, what)
     elif progress:
-        say(f"{name}: {'left out, ' if isinstance(what, UserError) else ''}{what}", beside=True)
+        say(f"{name}: {'left out, ' if isinstance(what, UserError) else ''}{what}", to_stderr=True)

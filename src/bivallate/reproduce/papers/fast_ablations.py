@@ -8,12 +8,12 @@ from bivallate.reproduce.cell import Cell
 from bivallate.reproduce.paper_table import Claim, PaperTable
 from bivallate.reproduce.papers.fast_cells import (
     AA,
-    AT_SIXTEEN,
     EPS,
     NOTES,
-    PGD,
+    PGD_COLUMN,
     SA,
     SECONDS,
+    STEP_AT_16,
     Row,
     fast_cell,
     fast_table,
@@ -56,13 +56,13 @@ def _f9() -> PaperTable:
         "Fast-BAT's linearisation point at 16/255",
         cells,
         claims,
-        notes=(*NOTES, AT_SIXTEEN),
+        notes=(*NOTES, STEP_AT_16),
         seeds=1,
     )
 
 
 def _sixteen(row: str, parameters: dict[str, Any]) -> Cell:
-    return fast_cell(row, "@16", "16/255", (SA, PGD), entry=("fast-bat", parameters))
+    return fast_cell(row, "@16", "16/255", (SA, PGD_COLUMN), entry=("fast-bat", parameters))
 
 
 def _f10() -> PaperTable:
@@ -78,7 +78,7 @@ def _f10() -> PaperTable:
         "FAST-BAT": ("fast-bat", {}, {}),
     }
     cells = [
-        fast_cell(row, at, eps, (SA, PGD, AA, SECONDS), entry=(method, parameters), **settings)
+        fast_cell(row, at, eps, (SA, PGD_COLUMN, AA, SECONDS), entry=(method, parameters), **settings)
         for at, eps in EPS.items()
         for row, (method, parameters, settings) in entries.items()
     ]
@@ -88,7 +88,7 @@ def _f10() -> PaperTable:
     claims += [Claim(row, "ATTA-1-TRADES", "PGD", "@16") for row in ("FAST-AT", "FAST-BAT")]
     notes = (
         *NOTES,
-        AT_SIXTEEN,
+        STEP_AT_16,
         "Free-AT and YOPO use a peak rate of 0.04: the paper gives none, and YOPO sums five gradients.",
         "The paper's last column is minutes to the best model; ours is seconds an epoch.",
     )
@@ -107,10 +107,10 @@ def _f11() -> PaperTable:
             }
             for row, entry in entries.items():
                 chosen = {"model.activation": activation}
-                cells.append(fast_cell(row, at, eps, (SA, PGD, SECONDS), entry=entry, **chosen))
+                cells.append(fast_cell(row, at, eps, (SA, PGD_COLUMN, SECONDS), entry=entry, **chosen))
     claims = [Claim(f"Fast-BAT {label} HF", f"Fast-AT {label}", "PGD") for label in activations]
     claims += [Claim(f"Fast-BAT {label} HA", f"Fast-AT {label}", "PGD") for label in activations]
-    return fast_table("T-F11", 11, "smooth activations", cells, claims, notes=(*NOTES, AT_SIXTEEN), seeds=3)
+    return fast_table("T-F11", 11, "smooth activations", cells, claims, notes=(*NOTES, STEP_AT_16), seeds=3)
 
 
 TABLES = (_f7(), _f8(), _f9(), _f10(), _f11())

@@ -9,7 +9,8 @@ from bivallate.reproduce.paper_table import Claim, PaperTable
 from bivallate.reproduce.scaling import NARROW_NOTE, narrow_20_epochs
 
 PAPER = "Fast-BAT (Zhang et al., ICML 2022)"
-SA, PGD = Measure("SA", "clean", "pgd-50-10"), Measure("PGD", "robust", "pgd-50-10")
+SA = Measure("SA", "clean", "pgd-50-10")  # read from the evaluation under that attack
+PGD_COLUMN = Measure("PGD", "robust", "pgd-50-10")
 LAST = Measure("PGD, last epoch", "robust", "pgd-50-10", weights="last")
 AA, SECONDS = Measure("AA", "robust", "autoattack"), Measure("s/epoch", "seconds")
 EPS = {"@8": "8/255", "@16": "16/255"}
@@ -26,7 +27,7 @@ NOTES = (
     "epochs is reported, at scale full judged by PGD-50 with one restart on 1,000 of them.",
     "AutoAttack is the standard ensemble; the paper's code bundles untargeted FAB, which is weaker.",
 )
-AT_SIXTEEN = (
+STEP_AT_16 = (
     "At 16/255 Fast-BAT's step is 2500/255, as in the paper's section 5 and in Table 7, whose row of 2500 is "
     "the result of Table 1; its appendix C.1 and the public code have 2000/255."
 )

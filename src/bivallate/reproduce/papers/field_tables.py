@@ -10,7 +10,7 @@ from bivallate.reproduce.papers.fast_cells import (
     COLLAPSE,
     EPS,
     LAST,
-    PGD,
+    PGD_COLUMN,
     SA,
     SECONDS,
     Row,
@@ -38,7 +38,7 @@ SINGLE: dict[str, Row] = {
     "Backward smoothing": ("backward-smoothing", {}),
     "PGD-AT": ("at", {}),
 }
-AT_SIXTEEN: dict[str, Row] = {  # where a paper or its public code states other values for 16/255
+OTHERS_AT_16: dict[str, Row] = {  # where a paper or its public code states other values for 16/255
     "LIET": ("liet", {"weight": 20.0, "smoothing": 0.4, "least": 0.0, "most": 1.0}),
     "AAER": ("aaer", {"loss_weight": 8.5, "variation_weight": 1.5}),
 }
@@ -47,10 +47,10 @@ PUBLISHED = ("NuAT", "LIET", "FGSM-PGI")
 
 
 def _single() -> PaperTable:
-    measures = (SA, PGD, LAST, AA, WORST, SECONDS)
+    measures = (SA, PGD_COLUMN, LAST, AA, WORST, SECONDS)
     cells = []
     for at, eps in EPS.items():
-        rows = SINGLE | (AT_SIXTEEN if at == "@16" else {})
+        rows = SINGLE | (OTHERS_AT_16 if at == "@16" else {})
         cells += [fast_cell(row, f"CIFAR-10 {at}", eps, measures, entry=entry) for row, entry in rows.items()]
     steady = [row for row in SINGLE if row not in ("FAST-AT", "FGSM-AT", *ALONE)]
     claims = asked(
