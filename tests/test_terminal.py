@@ -59,7 +59,7 @@ def test_commands_print_hostile_text_as_text(kind, score, capsys):
         "verdict": next(iter(VERDICTS)),
         "claim": text,
         "checks": [check],
-        "evidence": [check],
+        "failed_checks": [check],
     }
     show_audit(SimpleNamespace(**numbers, **facts, threat=bv.Linf(0.1)))
     say(text)
