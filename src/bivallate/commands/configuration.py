@@ -38,7 +38,9 @@ def plan_of(
 
     Args:
         method, data, eps, norm, recipe: as in `bivallate train`; not all go together with `config`.
-        config: a config.toml. settings: KEY=VALUE of --set. model: in place of the configuration's network.
+        config: a config.toml.
+        settings: KEY=VALUE of --set.
+        model: in place of the configuration's network.
 
     Raises:
         UserError: neither method nor file, arguments that exclude each other, a value that does not fit,
@@ -116,8 +118,9 @@ def resolved(
     """Load the data and build the network of a configuration.
 
     Args:
-        fit: choose the batch size by the number of training images. architecture: of --model, for weights
-            that do not record theirs. tell: called with a sentence on the weights that training begins with.
+        fit: choose the batch size by the number of training images.
+        architecture: of --model, for weights that do not record theirs.
+        tell: called with a sentence on the weights that training begins with.
 
     Returns:
         The configuration with absolute paths of the data, the data set, and the network.

@@ -185,7 +185,8 @@ def one_a_line(rows: dict[str, str], command: str, argument: str) -> None:
     """Print names with one line each, cut to the width of the terminal.
 
     Args:
-        rows: name -> description. command, argument: `bivallate COMMAND ARGUMENT` shows more.
+        rows: name -> description.
+        command, argument: `bivallate COMMAND ARGUMENT` shows more.
     """
     longest, width = max(map(len, rows)), literal_console().width
     for name, text in rows.items():

@@ -20,7 +20,8 @@ def _ranging(low: float, high: float = math.inf, *, above: bool = False) -> Para
     """The range of an option's number, checked when the command line is parsed; None was not given.
 
     Args:
-        low, high: bounds, both allowed. above: exclude `low`.
+        low, high: bounds, both allowed.
+        above: exclude `low`.
     """
 
     def check(kind: Any, value: float | None) -> None:

@@ -85,7 +85,9 @@ class NamedImage:
     """An image file, or why it could not be read.
 
     Attributes:
-        name: as it is printed. x: (C, H, W) in [0, 1]; None if it could not be read. fault: why not.
+        name: as it is printed.
+        x: (C, H, W) in [0, 1]; None if it could not be read.
+        fault: why not.
     """
 
     name: str
@@ -97,7 +99,8 @@ def read(images: tuple[Path, ...], shape: tuple[int, int, int]) -> list[NamedIma
     """Read image files, those of a folder in the order of their names, and resize them.
 
     Args:
-        images: files or folders. shape: (C, H, W) of the model.
+        images: files or folders.
+        shape: (C, H, W) of the model.
 
     Raises:
         UserError: a path that does not exist, a folder without images, or no path at all. Files that

@@ -24,8 +24,10 @@ class RunGroup:
     """Runs that can be attacked on the same points.
 
     Attributes:
-        models: label -> network, on the device. threats: that each run was trained for, in the same order.
-        points: test split of the first run. classes: their names.
+        models: label -> network, on the device.
+        threats: that each run was trained for, in the same order.
+        points: test split of the first run.
+        classes: their names.
     """
 
     models: dict[str, nn.Module]
@@ -72,7 +74,8 @@ def radii_of(eps: str | None, kind: str, threat: Any) -> list[float]:
     """Parse radii such as "0,2/255,4/255".
 
     Args:
-        eps: radii with commas; multiples of the run's own from 0 to 2 if None. kind: the norm.
+        eps: radii with commas; multiples of the run's own from 0 to 2 if None.
+        kind: the norm.
         threat: of the run.
 
     Raises:

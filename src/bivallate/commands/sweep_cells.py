@@ -26,8 +26,11 @@ class SweepOptions:
     """Settings of all runs of a sweep.
 
     Attributes:
-        options: option of `bivallate train` -> value; None if not given. fixed: KEY=VALUE of --fix.
-        attack: name of the attack. n: number of test points; None for all. jobs: runs at the same time.
+        options: option of `bivallate train` -> value; None if not given.
+        fixed: KEY=VALUE of --fix.
+        attack: name of the attack.
+        n: number of test points; None for all.
+        jobs: runs at the same time.
         threads: of each run; 0 divides the processors among the jobs.
     """
 
@@ -53,9 +56,11 @@ class Combination:
     """One combination of method, values and seed.
 
     Attributes:
-        name: of the folder. folder: of the run. train: arguments of `bivallate train`, without --out and
-            --threads. threat: that it is trained for. own: options by which other commands find the
-            user's own method or network.
+        name: of the folder.
+        folder: of the run.
+        train: arguments of `bivallate train`, without --out and --threads.
+        threat: that it is trained for.
+        own: options by which other commands find the user's own method or network.
     """
 
     name: str
@@ -76,8 +81,11 @@ def cells_of(
     """List all combinations in the order of their runs: one seed after another.
 
     Args:
-        methods: names with commas. seeds: their number, or a list with commas. settings: KEY=VALUE,VALUE,...
-            of the grid. common: settings of all runs. out: folder of the sweep.
+        methods: names with commas.
+        seeds: their number, or a list with commas.
+        settings: KEY=VALUE,VALUE,... of the grid.
+        common: settings of all runs.
+        out: folder of the sweep.
 
     Raises:
         UserError: a key or a value given twice, a combination that `train` would refuse, or two

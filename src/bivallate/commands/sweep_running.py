@@ -60,7 +60,9 @@ def run_all(out: Path, cells: Sequence[Combination], common: SweepOptions) -> li
     """Train and attack whatever is missing of all runs.
 
     Args:
-        out: folder of the sweep. cells: its combinations. common: settings of all runs.
+        out: folder of the sweep.
+        cells: its combinations.
+        common: settings of all runs.
 
     Returns:
         (name, last line of output) of every run that failed.
@@ -106,8 +108,9 @@ class SweepProcesses:
     """The processes that train and attack the runs of a sweep.
 
     Attributes:
-        out: folder of the sweep. common: settings of all runs. radii: threats that every run is attacked
-            within.
+        out: folder of the sweep.
+        common: settings of all runs.
+        radii: threats that every run is attacked within.
     """
 
     def __init__(self, out: Path, common: SweepOptions, radii: list[Any]) -> None:

@@ -55,10 +55,11 @@ class Augment:
         flip: mirror left to right with probability one half; not for digits and signs.
         rotate: largest angle in degrees, in both directions.
         fill: value of added and blanked pixels in [0, 1], or "reflect", which blanks with 0.
-        cutout: side of a square that is blanked, in pixels. shift: largest strength of CropShift, in pixels,
-            instead of a crop.
+        cutout: side of a square that is blanked, in pixels.
+        shift: largest strength of CropShift, in pixels, instead of a crop.
         colors: one change of colour or shape for each image (`palette`), of the space "color" or "shape".
-        erase: probability that a rectangle is blanked. area: its largest area, as a share of the image.
+        erase: probability that a rectangle is blanked.
+        area: its largest area, as a share of the image.
         cutmix: probability that a rectangle of another image is pasted, with a share of its label.
 
     Raises:

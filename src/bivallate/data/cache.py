@@ -44,8 +44,12 @@ class Decoded:
     """The result of a decoder: images, labels and notes.
 
     Attributes:
-        images: (M, C, H, W) uint8. labels: (M,) int64. rows: (N,) int64, the rows of the M that can be used.
-        classes: names, or empty. source: hash of the content. mean, std: per channel, over the usable rows.
+        images: (M, C, H, W) uint8.
+        labels: (M,) int64.
+        rows: (N,) int64, the rows of the M that can be used.
+        classes: names, or empty.
+        source: hash of the content.
+        mean, std: per channel, over the usable rows.
         notes: for the user, about the images.
     """
 

@@ -136,8 +136,11 @@ class Dataset:
     """A train, validation and test split of one kind of image.
 
     Attributes:
-        name: as the user gave it. classes: names, in the order of the labels. shape: (C, H, W).
-        train: empty if only test data were found. validation: held-out rows, or None.
+        name: as the user gave it.
+        classes: names, in the order of the labels.
+        shape: (C, H, W).
+        train: empty if only test data were found.
+        validation: held-out rows, or None.
         mean, std: per channel in pixel units; published values for known sets, else of the training data.
         augment: the augmentation that the papers use for this set.
         notes: for the user, for example that the set is not complete.

@@ -53,7 +53,8 @@ class Encoded:
     """Images that are still encoded.
 
     Attributes:
-        title: of the files, for messages. labels: (M,) int64, -1 for a missing label.
+        title: of the files, for messages.
+        labels: (M,) int64, -1 for a missing label.
         classes: names, or empty.
         blocks: the images.
     """
@@ -93,8 +94,10 @@ class _Found:
     """Counts over the images of a set.
 
     Attributes:
-        bad: bad images by row. highest: largest value of images of 16 or 32 bits, as a share of white.
-            transparent: number of partly transparent images. greyed: number of grey images among colour ones.
+        bad: bad images by row.
+        highest: largest value of images of 16 or 32 bits, as a share of white.
+        transparent: number of partly transparent images.
+        greyed: number of grey images among colour ones.
     """
 
     bad: dict[int, BadImage]

@@ -36,8 +36,10 @@ class Duplicate:
     """A test image and the training image that is most similar to it.
 
     Attributes:
-        test, train: rows of the splits. alike: correlation of fine structure, 1 for identical images.
-        kind: "identical", "mirrored" (identical to the mirror image) or "near". labels: of test and train.
+        test, train: rows of the splits.
+        alike: correlation of fine structure, 1 for identical images.
+        kind: "identical", "mirrored" (identical to the mirror image) or "near".
+        labels: of test and train.
         extra: whether the training image belongs to the extra data that were mixed in.
         by_features: whether only a network's features found it, and not the pixels.
     """

@@ -40,7 +40,8 @@ def feature_duplicates(
     mirror image. `alike` of the result is the correlation of the pixels' fine structure.
 
     Args:
-        embed: features (B, d) of images (B, C, H, W). progress: is called with the share of images done.
+        embed: features (B, d) of images (B, C, H, W).
+        progress: is called with the share of images done.
     """
     known = _embedded(embed, train, progress)
     mean = known.mean(0)

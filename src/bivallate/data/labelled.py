@@ -46,7 +46,9 @@ class TablePart:
     """The rows of one split.
 
     Attributes:
-        folder: of the images. table: name, for messages. rows: in the table's order.
+        folder: of the images.
+        table: name, for messages.
+        rows: in the table's order.
         numbers: whether the labels of all splits are whole numbers.
     """
 

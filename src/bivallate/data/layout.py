@@ -106,8 +106,9 @@ class Folder:
     """A folder as it was found.
 
     Attributes:
-        path: of the folder. entries: names of files, and folders, in alphabetical order; without hidden ones,
-            those of operating systems and repeated links.
+        path: of the folder.
+        entries: names of files, and folders, in alphabetical order; without hidden ones, those of operating
+            systems and repeated links.
     """
 
     path: Path

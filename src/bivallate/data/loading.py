@@ -51,7 +51,8 @@ def load(
         seed: of validation split, imbalance and mixing. The test data do not depend on it.
         validation: fraction below 1, or number of rows (int), to hold out in the proportions of the classes;
             0: none.
-        size: side or (H, W) to which every image is fitted. channels: 1 or 3. Both apply to arrays too.
+        size: side or (H, W) to which every image is fitted.
+        channels: 1 or 3. Size and channels apply to arrays too.
         on_bad: "refuse", "convert" or "skip" rows that cannot be used as they are; "convert" also numbers
             text labels in alphabetical order.
         image_column, label_column: names of columns, for files whose columns are not recognised.
@@ -59,8 +60,8 @@ def load(
             data.
         whole: take all data of such a set as test data.
         imbalance: "step:0.2" or "longtail:0.01", applied to the remaining training data.
-        extra: an `.npz` file or pair (x, y) mixed into the training data. extra_ratio: its share of the
-            mixture.
+        extra: an `.npz` file or pair (x, y) mixed into the training data.
+        extra_ratio: its share of the mixture.
         allow_missing_classes: allow a class without training row.
         stream: decode images as they are needed, in `workers` processes (one for each processor, at most 8),
             instead of once into the cache. None: only for sets that are too large for the cache, such as

@@ -39,8 +39,10 @@ def mixed(
     """Paste rectangles of other images of the split into the images of a minibatch.
 
     Args:
-        noise: of the minibatch's rows. probability: that an image gets a rectangle.
-        other: rows of the split -> their images, with this epoch's augmentation. rows: number in the split.
+        noise: of the minibatch's rows.
+        probability: that an image gets a rectangle.
+        other: rows of the split -> their images, with this epoch's augmentation.
+        rows: number in the split.
     """
     sides = (batch.x.shape[2], batch.x.shape[3])
     place = rectangles(noise, probability, sides).to(batch.x.device)

@@ -116,7 +116,8 @@ class Palette:
     """The changes drawn for the images of a batch.
 
     Attributes:
-        which: (B,) int64, number of the change in `CHANGES`. strength: (B,).
+        which: (B,) int64, number of the change in `CHANGES`.
+        strength: (B,).
     """
 
     which: Tensor

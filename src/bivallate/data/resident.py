@@ -25,7 +25,8 @@ class Resident:
     """A split on a device.
 
     Attributes:
-        images: (N, C, H, W) as they are stored, uint8 or float32. labels: (N,) int64.
+        images: (N, C, H, W) as they are stored, uint8 or float32.
+        labels: (N,) int64.
     """
 
     images: Tensor

@@ -61,8 +61,10 @@ class Source:
     """A data set before rows are chosen from it.
 
     Attributes:
-        splits: by name: "train", "validation", "test". classes: names, empty if the data have none.
-        moments: measured mean and standard deviation per channel, or None. known: the published set, or None.
+        splits: by name: "train", "validation", "test".
+        classes: names, empty if the data have none.
+        moments: measured mean and standard deviation per channel, or None.
+        known: the published set, or None.
         notes: on what is left out, and on how names were read.
     """
 

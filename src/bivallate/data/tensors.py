@@ -28,7 +28,8 @@ def from_tensors(x: Any, y: Any, classes: int | None = None, what: str = "images
     axis can only be the channels.
 
     Args:
-        classes: number of classes; None allows any label from 0 on. what: names the images in errors.
+        classes: number of classes; None allows any label from 0 on.
+        what: names the images in errors.
 
     Raises:
         UserError: a wrong shape or type, values outside [0, 1], no rows, or labels outside the classes.

@@ -23,8 +23,10 @@ class View:
     """How each image of a batch was cut from its padded canvas (C, H + 2 padding, W + 2 padding).
 
     Attributes:
-        top, left: (B,) int64, corner of the window on the canvas. flip: (B,) bool, mirrored left to right.
-        size: (H, W) of the window. padding: pixels added on every side.
+        top, left: (B,) int64, corner of the window on the canvas.
+        flip: (B,) bool, mirrored left to right.
+        size: (H, W) of the window.
+        padding: pixels added on every side.
         angle: (B,) degrees counter-clockwise, of a rotation after crop and flip; None for none.
         frame: (B, 4) rectangle of the window that a shift has filled, the rest is empty; None for no shift.
         palette: changes of colour and shape, made afterwards; None for none.

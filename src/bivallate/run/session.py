@@ -40,10 +40,13 @@ class Session:
     """The state of a run: model, optimiser, average, the method's state, and the place in the data.
 
     Attributes:
-        config, dataset, model: what determines the run. method: bound to this run.
-        average: of the weights, or None. acceleration: compiled steps, recorded attacks.
+        config, dataset, model: what determines the run.
+        method: bound to this run.
+        average: of the weights, or None.
+        acceleration: compiled steps, recorded attacks.
         epoch, step: place of the next minibatch, counted from 0.
-        tally: sums over the current epoch. history: lines of the finished epochs.
+        tally: sums over the current epoch.
+        history: lines of the finished epochs.
         best, best_epoch: highest held-out robust accuracy so far, and its epoch.
         forward, backward, seconds: totals of the finished epochs, passes summed over examples.
         rate: learning rate of the last minibatch; None before the first.

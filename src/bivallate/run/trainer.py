@@ -38,7 +38,9 @@ class Trainer:
     """The training of a session to its end, in a folder or in memory.
 
     Attributes:
-        session: the state of the run. folder: where it is saved, or None. progress: what is shown.
+        session: the state of the run.
+        folder: where it is saved, or None.
+        progress: what is shown.
         lock: of the folder; checked before anything is written there.
         watch, curriculum: act after steps and epochs.
         minutes: time after which to save and stop; None sets no limit.

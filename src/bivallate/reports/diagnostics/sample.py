@@ -26,7 +26,9 @@ class Sample:
     """Points of a data set.
 
     Attributes:
-        x: (n, C, H, W) images in [0, 1]. y: (n,) labels. index: (n,) rows of the data set.
+        x: (n, C, H, W) images in [0, 1].
+        y: (n,) labels.
+        index: (n,) rows of the data set.
     """
 
     x: Tensor
