@@ -60,7 +60,7 @@ class BoundHeard(Solver, nn.Module):
 
     def solve(self, problem: LowerProblem) -> Solution:
         """The inner solver's solution."""
-        _, self._first = problem.ascent(self.inner.start(problem))
+        _, self._first = problem.logits_and_gradient(self.inner.start(problem))
         return self.inner.solve(problem)
 
     def feedback(self, problem: LowerProblem, delta: Tensor, evidence: Evidence) -> None:

@@ -15,7 +15,7 @@ ROOT = Path(bivallate.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 LAYERS = [
-    {"errors", "lazy_import", "transfer_to_cpu", "quoting", "version"},
+    {"errors", "lazy_import", "renamed", "transfer_to_cpu", "quoting", "version"},
     {"untrusted_files"},
     {"schema"},
     {"plugins", "processes"},

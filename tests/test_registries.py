@@ -10,6 +10,7 @@ from conftest import REGISTRIES, of_the_package, restored, tables
 import bivallate as bv
 from bivallate import models
 from bivallate.evaluation.attacks import Attack, family
+from bivallate.lower.problem import LowerProblem
 from bivallate.methods.entries import MAKERS, registry
 
 
@@ -79,3 +80,23 @@ def test_former_names_still_work(module, old, new) -> None:
         assert getattr(found, old) is getattr(found, new)
     with pytest.raises(AttributeError, match="nothing"):
         found.nothing  # noqa: B018
+
+
+FORMER_METHODS = {
+    "ascent": "logits_and_gradient",
+    "first_ascent": "first_gradient",
+    "ascent_at_zero": "gradient_at_zero",
+    "solved": "with_solution",
+}
+
+
+@pytest.mark.parametrize("old", FORMER_METHODS)
+def test_former_methods_of_a_problem_still_work(old) -> None:
+    class Asked(LowerProblem):
+        pass
+
+    new = FORMER_METHODS[old]
+    assert callable(getattr(LowerProblem, new))
+    setattr(Asked, new, lambda self, *given, **named: (given, named))
+    with pytest.deprecated_call(match=new):
+        assert getattr(object.__new__(Asked), old)(1, signs=True) == ((1,), {"signs": True})

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import bivallate as bv
 from bivallate import KLDRO, Barrier, LastStep, Linf, methods
+from bivallate.late_field import Later
 from bivallate.method import Method
 from bivallate.record import NonFinite
 from bivallate.types import Batch, Clock, Facts
@@ -125,6 +126,29 @@ def test_two_uneven_processes_make_the_step_of_one(tmp_path) -> None:
         worst = max(float((a - b).abs().max()) for a, b in zip(left[name], alone, strict=True))
         assert worst < 1e-12, (name, worst)
     assert max(float((a - b).abs().max()) for a, b in zip(left["at"], left["kl-dro"], strict=True)) > 1e-6
+
+
+UNASKED = {
+    "a leaf": methods.free_at(Linf(EPS)),
+    "a last step": methods.fast_bat(Linf(EPS)),
+    "a barrier": methods.done_pgd(Linf(EPS)),
+    "labels of a plain network": methods.hat(Linf(EPS)).but(solver__plain=0.0),
+    "radii of classes": methods.cfa(Linf(EPS)),
+}
+
+
+@pytest.mark.parametrize("case", UNASKED)
+def test_no_step_computes_what_nobody_asks_for(case, monkeypatch) -> None:
+    read = []
+    get = Later.__get__
+
+    def asked(self: Later, instance: object, owner: type) -> Tensor:
+        read.extend([self.name] if instance is not None else [])
+        return get(self, instance, owner)
+
+    monkeypatch.setattr(Later, "__get__", asked)
+    train(Net(), UNASKED[case], minibatches((6, 6)), epoch=(0, 1), epochs=2)
+    assert read == []
 
 
 def test_a_step_asks_for_a_bound_method() -> None:

@@ -18,7 +18,7 @@ def evidence_of(
     Clean logits are computed in eval mode, when a weighting first reads them.
 
     Args:
-        problem: solved, as the loss has seen it.
+        problem: with its solution, as the loss has seen it.
         terms: what the loss has returned.
         solution: of the solver, as the coupling has returned it.
         buffers: the network's buffers from before the loss's passes, for the clean logits. A step with a

@@ -77,7 +77,7 @@ class FrozenStep:
             return torch.ones_like(evidence.loss)
 
     def _terms(self, solution: Solution) -> Terms:
-        return self.method.loss(self.problem.solved(solution), self.batch.x + solution.delta)
+        return self.method.loss(self.problem.with_solution(solution), self.batch.x + solution.delta)
 
     def gradient(self, parameters: list[nn.Parameter]) -> tuple[Tensor, ...]:
         """What the step's one backward pass adds to `.grad`."""
@@ -99,7 +99,7 @@ class FrozenStep:
         """The function whose gradient the method claims to take, to first order; call after `gradient`."""
         total = float(self.explicit().detach())
         for point, b in zip(list(self.problem.points), list(self.problem.arrived), strict=True):
-            total += float((self.problem.ascent(point)[1] * b).sum())
+            total += float((self.problem.logits_and_gradient(point)[1] * b).sum())
         return total
 
     def truth(self) -> float:
@@ -110,7 +110,7 @@ class FrozenStep:
 def _constant(solution: Solution) -> Solution:
     """The solution without any gradient in theta; what its start holds is a constant of the check."""
     start = solution.start and replace(solution.start, logits=solution.start.logits.detach())
-    return replace(solution, delta=solution.delta.detach(), start=start, logits=None)
+    return solution.but(delta=solution.delta.detach(), start=start, logits=None)
 
 
 def like(parameter: nn.Parameter, generator: torch.Generator) -> Tensor:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-__all__ = ["Later"]
+__all__ = ["Later", "changed"]
+
+
+Value = TypeVar("Value")
 
 
 class Later:
     """A field of a dataclass that may be given as a function, which is called when the field is first read.
 
-    What hardly anyone asks for is so computed, and launched on a device, for those alone who do.
+    What hardly anyone asks for is so computed, and launched on a device, for those alone who do. Since
+    `dataclasses.replace` reads every field, a class with such fields has a method that copies with `changed`.
     """
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -29,3 +33,12 @@ class Later:
 
     def __set__(self, instance: Any, value: Tensor | Callable[[], Tensor]) -> None:
         vars(instance)[self.name] = value
+
+
+def changed(value: Value, **changes: Any) -> Value:
+    """A copy of a dataclass with other values of some fields; fields that nobody has read stay unread.
+
+    Raises TypeError for a field that there is not.
+    """
+    kept = {name.removeprefix("_"): held for name, held in vars(value).items()}
+    return type(value)(**{**kept, **changes})

@@ -1,4 +1,4 @@
-"""`Method`: the choice of threat, solver, objective, coupling, weighting and loss (the rows in `step.py`)."""
+"""`Method`: the choice of threat, solver, objective, coupling, weighting and loss (see `step.py`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bivallate.errors import UserError, unknown
 from bivallate.from_text import override
 from bivallate.lower.modes import AttackMode
 from bivallate.lower.objective import cross_entropy
-from bivallate.lower.problem import Objective, PassSharing
+from bivallate.lower.problem import LossPromises, Objective
 from bivallate.lower.solver import Solver
 from bivallate.lower.threat import Threat
 from bivallate.parts import decode, encode, part, rebased, written
@@ -41,16 +41,16 @@ MODES = ("eval", "train", "train-tracking")
 
 @part
 class Method:
-    """An immutable specification of how to train: one part from each row of the picture.
+    """An immutable specification of how to train: the parts of the picture in `step.py`.
 
-    min over theta of mean_i [ w_i robust_i(theta, x_i + delta_i*(theta)) + anchor_i ].
+    min over theta of mean_i [ w_i robust_i(theta, x_i + delta_i*) + anchor_i(theta, x_i + delta_i*) ].
 
     Attributes:
         threat: the set of perturbations.
         solver, objective: the lower level, and what it maximises.
         coupling: the gradient that passes through the lower level.
         weighting: w_i.
-        loss: robust and anchor.
+        loss: robust and anchor: what w_i multiplies, and what it does not. Both may depend on delta.
         replays: how often each minibatch is used;
         accumulate: one parameter update after all replays instead of one after each.
         attack_mode: BatchNorm while attacking: "eval", "train" (batch statistics; the running statistics do
@@ -180,7 +180,7 @@ class BoundMethod:
 
     Attributes:
         spec: the method that was bound.
-        sharing: what a coupling may know of the loss.
+        sharing: what the loss promises, so that a coupling may make the pass at the solution for it.
     """
 
     def __init__(self, spec: Method, solver: Solver, weighting: Weighting) -> None:
@@ -194,7 +194,7 @@ class BoundMethod:
         # Weights that are differentiable add a term of their own to the gradient at the logits, which is then
         # no multiple of the objective's, whatever the loss declares.
         collinear = spec.loss.follows(spec.objective) and not weighting.differentiable
-        self.sharing = PassSharing(spec.loss.reuses_forward, collinear)
+        self.sharing = LossPromises(spec.loss.reuses_forward, collinear)
         self.replays, self.accumulate = spec.replays, spec.accumulate
         self.attack_mode: AttackMode = spec.attack_mode
         self.unread = OneTransfer()  # records of this minibatch's replays

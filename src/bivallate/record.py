@@ -113,7 +113,7 @@ def recorded(
     others: Sequence[Tensor] = (),
     finish: Finish = lambda record, others: record,
 ) -> StepRecord:
-    """The record of a step. On a device those of a minibatch's replays are read with the last one's.
+    """The record of a step. On a device the records of all replays of a minibatch are read with the last one.
 
     Args:
         others: tensors that are read in the same transfer. finish: what is made of the record and of these.

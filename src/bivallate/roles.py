@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 
 class Composition(Protocol):
-    """A method as its parts see it: the choice of the other parts."""
+    """A method as its parts see it, a `Method` or a `BoundMethod`: the choice of the other parts."""
 
     @property
     def threat(self) -> Any: ...

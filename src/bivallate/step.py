@@ -1,6 +1,6 @@
 """One training step: from a minibatch to an update of theta. Read this file first.
 
-upper level   min_theta  mean_i [ w_i * robust_i(theta, x_i + delta_i*(theta)) + anchor_i(theta) ]
+upper level   min_theta  mean_i [ w_i * robust_i(theta, x_i + delta_i*) + anchor_i(theta, x_i + delta_i*) ]
 weights       w = W(evidence)
 coupling      d delta* / d theta
 lower level   delta_i*(theta) in argmax over C(x_i) of  objective(theta, delta; x_i, y_i)
@@ -11,24 +11,25 @@ from torch import Tensor, nn, optim
 from bivallate import collective
 from bivallate.coupling.lookahead import LearningRates, Lookahead, learning_rates
 from bivallate.evidence import evidence_of
-from bivallate.lazy_import import former_arguments
 from bivallate.lower.modes import attacking
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.second_order import explain_missing_derivatives
 from bivallate.method import BoundMethod, check_bound
 from bivallate.record import DeviceRecord, Summands, no_summands, recorded, reduce_and_check, summarise
+from bivallate.renamed import renamed_arguments
 from bivallate.types import Batch, Clock, StepRecord
 
 
-@former_arguments(tell="summands")
+@renamed_arguments(tell="summands")
 def train_step(
     model: nn.Module, optimizer: optim.Optimizer, method: BoundMethod, batch: Batch, clock: Clock,
     summands: Summands = no_summands,
 ) -> StepRecord:  # fmt: skip
-    """Solve the lower level, weigh the examples, descend the upper level. The model is in train mode."""
+    """Solve the lower level, weigh the examples, descend the upper level.
+    The caller has set train mode and zero gradients. `summands`: numbers to add up over all processes."""
     check_bound(method)
     loss, on_device = accumulate_gradient(model, method, batch, clock, learning_rates(optimizer, model))
-    if not method.updates_after(clock):  # the last replay's check finds what is not finite in any
+    if not method.updates_after(clock):  # its gradients are checked with those that the last replay adds
         return recorded(on_device, clock, method)
     record = reduce_and_check(model, loss, on_device, clock, method, summands)
     optimizer.step()
@@ -40,14 +41,13 @@ def train_step(
 def accumulate_gradient(
     model: nn.Module, method: BoundMethod, batch: Batch, clock: Clock, lr: LearningRates
 ) -> tuple[Tensor, DeviceRecord]:
-    """Add the gradient of the upper level to `.grad`: all of a step but the update. Returns its loss too."""
-    with attacking(model, method.attack_mode):  # lower level: delta*(theta)
+    """Add the gradient of the upper level to `.grad`: all but the update. lr: for learned weights."""
+    with attacking(model, method.attack_mode):  # lower level and coupling: delta*(theta)
         problem = LowerProblem(model, batch, method.objective, method.threat, clock, sharing=method.sharing)
         solution = method.solver.solve(problem)
         solution = method.coupling(problem, solution)
-
-    solved, x_adv = problem.solved(solution), batch.x + solution.delta  # upper level: a loss for each example
-    lookahead = Lookahead.prepare(solved, method, x_adv.detach(), lr)  # for learned weights
+    solved, x_adv = problem.with_solution(solution), batch.x + solution.delta  # upper level
+    lookahead = Lookahead.prepare(solved, method, x_adv.detach(), lr)  # keeps the buffers that the loss moves
     terms = method.loss(solved, x_adv)
     solved.check_pass_is_used()
     evidence = evidence_of(solved, terms, solution, lookahead.buffers)
@@ -56,5 +56,5 @@ def accumulate_gradient(
     weights = method.weighting(evidence)
     loss = collective.share_of_mean(weights * terms.robust + terms.anchor, batch)
     loss.backward()  # carries d delta*/d theta when coupled
-    method.solver.feedback(solved, solution.delta, evidence)
+    method.solver.feedback(solved, solution.delta, evidence)  # may move its state, and gradients (YOPO)
     return loss.detach(), summarise(loss, weights, terms, solved, method)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bivallate.late_field import Later
+from bivallate.late_field import Later, changed
 
 
 def per_example(values: Tensor, like: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class Batch:
         y: (B,) int64.
         index: (B,) int64, row in the training set: the key of per-example state and of randomness.
         view: how x was cut from the stored image (a recorded crop and flip), or None.
-        meta: a minibatch of the second data stream (BiLAW), or None.
+        meta: a minibatch of the second data stream, which learned weights (`needs_meta`) need, or None.
         whole: number of rows of the minibatch over all processes; None where it is not known, then the
             processes add their rows up.
         mixed: the second label of each image, where images are mixed (`augment=cutmix:...`), or None.
@@ -186,7 +186,7 @@ class Solution:
         kappa: (B,) number of steps that began at a point where the example was classified correctly. Steps
             that an example did not make, because it had stopped, do not count; nor do those by which APGD
             looks for a lower margin, after the first misclassification. 0 from solvers without such steps.
-        evaluations: (B,) gradient evaluations spent.
+        evaluations: (B,) gradients spent; of a solver without them, its own queries or iterations.
         class_score: (K,) or (K, ...) statistics of each class, from solvers that gather them (`ClassRadius`,
             `ClassMeans`), or None.
         helper: (B,) labels by a plain network (`HelperLabels`), or None.
@@ -202,6 +202,10 @@ class Solution:
     helper: Tensor | None = None
     start: AttackStart | None = None
     logits: Tensor | None = None
+
+    def but(self, **changes: Any) -> Solution:
+        """A copy with other fields, which computes neither kappa nor evaluations (see `Later`)."""
+        return changed(self, **changes)
 
 
 @dataclass(frozen=True)
@@ -224,14 +228,14 @@ class Evidence:
     """What a weighting may read: the step's values for each example, without graph except for `attached`.
 
     Attributes:
-        loss: (B,) the robust part.
+        loss: (B,) the robust part of the loss alone.
         logits: (B, K) at the adversarial points.
         y: (B,) labels.
         index: (B,) rows of the data set.
         kappa: (B,) the solution's.
         clock: the moment in the run.
         clean: computes the clean logits (B, K) in eval mode; one forward pass.
-        attached: (B, K) adversarial logits with graph, for rules that declare their weights differentiable.
+        attached: (B, K) these logits with graph, for rules that declare their weights differentiable.
         class_score: (K,) the solution's, or None.
     """
 
@@ -272,7 +276,7 @@ class StepRecord:
         correct: number of adversarial points classified correctly.
         examples: size of the minibatch.
         weight_mean: mean weight.
-        effective: effective sample size (sum w)^2 / sum w^2, as a fraction of the batch.
+        effective: effective sample size as a fraction of the batch, (sum w)^2 / (B sum w^2).
         rows: `index` of the batch.
         relative: weights of these rows divided by their mean.
         margin: p_y - max_{k != y} p_k at the adversarial points, empty where the labels are no class numbers.

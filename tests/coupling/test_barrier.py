@@ -52,7 +52,7 @@ def test_proposition_1_is_exact_with_the_hessian(model, batch) -> None:  # D3
     problem = LowerProblem(model, batch, cross_entropy, THREAT)
     delta = InteriorAscent(60, C).solve(problem).delta
     lo, up = THREAT.bounds(batch.x)
-    stationary = problem.ascent(delta)[1] + C * (1 / (delta - lo) - 1 / (up - delta))
+    stationary = problem.logits_and_gradient(delta)[1] + C * (1 / (delta - lo) - 1 / (up - delta))
     assert stationary.abs().max() < 1e-9, "the lower level must be solved"
     assert (delta - lo).min() > 1e-3 * 0.2 + 1e-6, "and its solution strictly inside"
 

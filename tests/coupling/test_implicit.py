@@ -119,7 +119,8 @@ def test_the_pass_that_was_handed_on_is_given_once() -> None:
     x, y, index = minibatches((2,))[0]
     posed = LowerProblem(Net().eval(), Batch(x, y, index), cross_entropy, Linf(EPS))
     logits, none = torch.zeros(2, 3, dtype=torch.float64), torch.zeros_like(y)
-    problem = posed.solved(Solution(torch.zeros_like(x), torch.zeros_like(x), none, none, logits=logits))
+    zero = torch.zeros_like(x)
+    problem = posed.with_solution(Solution(zero, zero, none, none, logits=logits))
     assert not torch.equal(problem.logits(x), logits)
     with pytest.raises(UserError, match="logits_at_solution"):
         problem.check_pass_is_used()
@@ -135,7 +136,7 @@ def test_a_coupling_that_returns_a_tensor_is_told_what_to_return() -> None:
             return solution.delta
 
     model, batch = Net(norm=False).train(), Batch(*minibatches((8,))[0])
-    with pytest.raises(UserError, match=r"replace\(solution, delta"):
+    with pytest.raises(UserError, match=r"solution\.but\(delta"):
         gradient(model, methods.at(Linf(EPS), steps=1).but(coupling=Old()), batch)
 
 

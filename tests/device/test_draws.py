@@ -101,7 +101,8 @@ def test_a_solution_counts_when_it_is_asked() -> None:
         asked.append(True)
         return zero + 1
 
-    solution = Solution(zero, zero, later, zero)
+    solution = Solution(zero, zero, later, zero).but(helper=zero)
+    assert solution.helper is zero
     assert not asked
     assert solution.kappa.tolist() == solution.kappa.tolist() == [1, 1]
     assert len(asked) == 1

@@ -152,7 +152,7 @@ def test_steps_are_of_the_sum_and_not_of_the_mean() -> None:
     problem = LowerProblem(model, BATCH, cross_entropy, THREAT)
     point = torch.zeros_like(BATCH.x).requires_grad_()
     (summed,) = torch.autograd.grad(F.cross_entropy(model(BATCH.x + point), BATCH.y, reduction="sum"), point)
-    assert torch.allclose(problem.ascent(0 * BATCH.x)[1], summed, atol=1e-15)
+    assert torch.allclose(problem.logits_and_gradient(0 * BATCH.x)[1], summed, atol=1e-15)
     wide = PGD(1, 0.01, Zero(), raw)
     assert torch.allclose(solve(model, BATCH, wide), THREAT.project(0.01 * summed, BATCH.x), atol=1e-15)
     smaller = solve(model, BATCH, PGD(1, 0.01 / 7, Zero(), raw))
@@ -190,7 +190,7 @@ def test_kappa_counts_correct_iterates() -> None:
     expected = torch.zeros(7, dtype=torch.long)
     delta = problem.project(uniform(problem))
     for _ in range(5):
-        logits, grad = problem.ascent(delta)
+        logits, grad = problem.logits_and_gradient(delta)
         expected += logits.argmax(1) == BATCH.y
         delta = problem.project(delta + 0.05 * grad.sign())
     solution = PGD(5, 0.05).solve(problem)
@@ -225,10 +225,10 @@ def test_objectives_by_hand() -> None:
 def test_kl_to_clean_is_flat_at_the_clean_image_and_its_target_constant() -> None:
     model = Net().eval()
     problem = LowerProblem(model, BATCH, KLToClean(), THREAT)
-    _, flat = problem.ascent(torch.zeros_like(BATCH.x))
+    _, flat = problem.logits_and_gradient(torch.zeros_like(BATCH.x))
     assert flat.abs().max() < 1e-14
     assert problem.forward.passes.forward == 14
-    _, steep = problem.ascent(torch.full_like(BATCH.x, 0.01))
+    _, steep = problem.logits_and_gradient(torch.full_like(BATCH.x, 0.01))
     assert steep.abs().max() > 1e-6
     assert problem.forward.passes.forward == 21, "the clean pass is made once"
     assert not problem.clean_logits.requires_grad

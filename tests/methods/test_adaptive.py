@@ -73,7 +73,7 @@ def test_dynamic_stops_only_at_a_zero_gap_when_the_threshold_is_zero() -> None:
     model = Linear()
     problem, solution = solved(methods.dynamic(THREAT, c_max=0.0, step_size=1.0, form="box"), model)
     assert (solution.evaluations < 10).all(), "in a corner of the box a linear score cannot rise further"
-    _, grad = problem.ascent(solution.delta)
+    _, grad = problem.logits_and_gradient(solution.delta)
     assert problem.threat.support(grad, problem.x, solution.delta).abs().max() == 0
     _, full = solved(methods.at(THREAT, step_size=1.0), model)
     assert torch.equal(solution.delta, full.delta)
@@ -175,7 +175,7 @@ def test_the_first_threshold_is_estimated_from_fgsm_points(form) -> None:
 def test_fosc_is_logged_from_the_gradients_that_were_paid_for(form) -> None:
     model = Net().eval()
     problem, solution = solved(methods.dynamic(THREAT, c_max=1e6, form=form), model)
-    _, grad = problem.ascent(solution.delta)  # all stop there, so the last gradient is of the answer
+    _, grad = problem.logits_and_gradient(solution.delta)  # all stop there: the last gradient is here
     name, other = ("fosc", "fosc_in_box") if form == "ball" else ("fosc_in_box", "fosc")
     value = fosc(form, THREAT, grad, problem.x, solution.delta)
     assert problem.log[name] == pytest.approx(float(value.mean()))
@@ -185,7 +185,7 @@ def test_fosc_is_logged_from_the_gradients_that_were_paid_for(form) -> None:
     problem, solution = solved(methods.at(THREAT, steps=3), model)
     before, passes = solution.before_last, problem.forward.passes
     assert (passes.forward, passes.backward) == (36, 36), "no pass more"
-    _, grad = problem.ascent(before)
+    _, grad = problem.logits_and_gradient(before)
     assert problem.log["fosc"] == pytest.approx(float(fosc("ball", THREAT, grad, problem.x, before).mean()))
     assert "steps" not in problem.log
     assert "fosc" not in solved(methods.n_fgsm(THREAT), model)[0].log, "its points leave the ball"

@@ -64,7 +64,8 @@ def test_free_takes_the_gradient_before_the_parameter_step_and_stays_feasible() 
     bound, (x, y, index) = method.bind(facts()), minibatches()[0]
     before = copy.deepcopy(model)
     bv.train_step(model.train(), sgd(model), bound, Batch(x, y, index), Clock())
-    _, grad = LowerProblem(before, Batch(x, y, index), method.objective, THREAT).ascent(torch.zeros_like(x))
+    problem = LowerProblem(before, Batch(x, y, index), method.objective, THREAT)
+    _, grad = problem.logits_and_gradient(torch.zeros_like(x))
     delta = bound.solver.kept.delta  # pyright: ignore
     assert torch.equal(delta, THREAT.project(EPS * grad.sign(), x))
     carried = bound.solver.solve(LowerProblem(model, Batch(1 - x, y, index), method.objective, THREAT)).delta
@@ -317,7 +318,7 @@ def test_atta_writes_what_the_step_trained_on() -> None:
     solution = bound.solver.solve(problem)
     coupled = method.coupling(problem, solution)
     delta = coupled.delta
-    terms = method.loss(problem.solved(coupled), batch.x + delta)
+    terms = method.loss(problem.with_solution(coupled), batch.x + delta)
     bound.solver.feedback(problem, delta, evidence_of(problem, terms, solution))
     assert torch.equal(bound.solver.bank[batch.index], delta.detach())  # pyright: ignore
     assert not torch.equal(delta, solution.delta)

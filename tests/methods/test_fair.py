@@ -272,12 +272,12 @@ def test_scores_of_classes_travel_with_the_solution() -> None:
     solution = ended.bound.solver.solve(posed)
     assert posed.class_score is None
     assert solution.class_score is not None
-    solved = posed.solved(solution)
+    solved = posed.with_solution(solution)
     assert torch.equal(solved.class_score, ended.bound.state_dict()["solver.score"])  # pyright: ignore
     loss, x_adv = ended.bound.loss, x + solution.delta
     assert not torch.allclose(loss(solved, x_adv).anchor, loss(posed, x_adv).anchor)
     for delta, coupled in ((x, False), (x.clone().requires_grad_(), False), (solved_at(x), True)):
-        assert posed.solved(replace(solution, delta=delta)).coupled is coupled
+        assert posed.with_solution(replace(solution, delta=delta)).coupled is coupled
 
 
 def solved_at(x: torch.Tensor) -> torch.Tensor:

@@ -80,9 +80,9 @@ def test_the_gradient_is_exact_unless_only_its_signs_are_asked_for() -> None:
     problems = [
         LowerProblem(m.eval(), batch(), bv.methods.at(THREAT).objective, THREAT) for m in (model, plain)
     ]
-    exact, expected = (problem.ascent(delta)[1] for problem in problems)
+    exact, expected = (problem.logits_and_gradient(delta)[1] for problem in problems)
     assert torch.equal(exact, expected)
-    coarse = problems[0].ascent(delta, signs=True)[1]
+    coarse = problems[0].logits_and_gradient(delta, signs=True)[1]
     assert not torch.equal(coarse, expected)
     assert (coarse.sign() == expected.sign()).double().mean() > 0.9
     products = [problem.curvature(delta)(torch.ones_like(delta)) for problem in problems]

@@ -269,7 +269,7 @@ def test_a_constant_weight_does_not_change_a_sign_step() -> None:
     grads = []
     for climbed in (objective, MarginWeighted(2.0, detach=True), MarginWeighted(2.0)):
         problem = LowerProblem(net, Batch(x, y, index), climbed, THREAT)
-        grads.append(problem.ascent(torch.zeros_like(x))[1])
+        grads.append(problem.logits_and_gradient(torch.zeros_like(x))[1])
     assert torch.equal(grads[0].sign(), grads[1].sign())
     assert not torch.allclose(grads[1], grads[2])
 

@@ -185,7 +185,7 @@ def test_smoothing_by_zero_has_no_gradient_and_a_step_approaches_its_target() ->
     with attacking(model, "eval"):
         problem = problem_of(model, method)
         zeros = torch.zeros_like(problem.x)
-        _, grad = problem.but(Towards(0.0)).ascent(zeros)
+        _, grad = problem.but(Towards(0.0)).logits_and_gradient(zeros)
         assert grad.abs().max() < 1e-14
         u = 2 * problem.noise.uniform("psi", (3,), torch.float64) - 1
         target = problem.clean_logits + u

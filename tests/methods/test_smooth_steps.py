@@ -172,9 +172,9 @@ def test_the_kept_pass_is_gone_through_and_costs_no_forward() -> None:
         start = torch.full_like(x, 0.01)
         with attacking(model, "train"):
             if keep:
-                problem.start, _ = problem.first_ascent(start)
+                problem.start, _ = problem.first_gradient(start)
             else:
-                problem.start = bv.types.AttackStart(start, problem.ascent(start)[0])
+                problem.start = bv.types.AttackStart(start, problem.logits_and_gradient(start)[0])
         terms = Consistent(adversarial, 3.0)(problem, x)
         terms.anchor.sum().backward()
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
@@ -223,7 +223,7 @@ def test_stored_perturbations_follow_crops_and_flips() -> None:
         if epoch:
             held = problem.project(view.apply(before[index]))
             assert torch.equal(solution.before_last, held)
-        terms = method.loss(problem.solved(solution), batch.x + solution.delta)
+        terms = method.loss(problem.with_solution(solution), batch.x + solution.delta)
         bound.solver.feedback(problem, solution.delta, evidence_of(problem, terms, solution))
         window = view.apply(bound.state_dict()["solver.bank"][index])
         assert (window.abs() <= EPS + 1e-15).all()

@@ -6,8 +6,8 @@
 from bivallate.audits.audit_model import audit
 from bivallate.audits.plan import Plan
 from bivallate.audits.result import VERDICTS, Audit, AuditProgress, Check
-from bivallate.lazy_import import former_names
+from bivallate.renamed import renamed_names
 
 __all__ = ["VERDICTS", "Audit", "AuditProgress", "Check", "Plan", "audit"]
 
-__getattr__ = former_names(__name__, {"Moment": "AuditProgress"})
+__getattr__ = renamed_names(__name__, {"Moment": "AuditProgress"})

@@ -1,14 +1,14 @@
 """Couplings: how the solution of the lower level depends on theta.
 
-A coupling returns a tensor that has the value of the solution *and* its gradient in theta. The backward pass
-of the upper loss then computes the hypergradient; the rest of the step need not know of two levels.
+A coupling returns the solution, whose delta has its value *and* its gradient in theta. The backward pass of
+the upper loss then computes the hypergradient; the rest of the step need not know of two levels.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -69,7 +69,7 @@ class Leaf(Coupling):
     gradient: ClassVar = "leaf"
 
     def __call__(self, problem: LowerProblem, solution: Solution) -> Solution:
-        return replace(solution, delta=solution.delta.detach().requires_grad_())
+        return solution.but(delta=solution.delta.detach().requires_grad_())
 
 
 class _Transposed(torch.autograd.Function):
@@ -185,14 +185,14 @@ def couple_at_solution(
         graph = problem.graph(delta)
         problem.forward.passes.backward += len(delta)
         delta = with_implicit_gradient(delta, graph.grad, sensitivity(graph.grad.detach()))
-        return replace(solution, delta=delta)
+        return solution.but(delta=delta)
     with in_train_mode(model):
         graph = problem.graph(delta)
     # one half of the double backward; the other half is the outer backward itself
     problem.forward.passes.backward += len(delta)
     shared = SharedPass(problem, graph, sensitivity(graph.grad.detach()))
     logits: Tensor = _LogitsWithImplicitGradient.apply(graph.logits, graph.grad, shared)  # pyright: ignore[reportAssignmentType]
-    return replace(solution, delta=delta.detach(), logits=logits)
+    return solution.but(delta=delta.detach(), logits=logits)
 
 
 def _drops(model: nn.Module) -> bool:

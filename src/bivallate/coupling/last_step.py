@@ -77,7 +77,7 @@ class LastStep(Coupling):
             delta = with_implicit_gradient(delta, cross, self._sensitivity(problem, delta))
         problem.forward.passes.backward += len(z)
         problem.log["free"] = problem.threat.interior(delta.detach(), problem.x).float().mean()
-        return replace(solution, delta=delta)
+        return solution.but(delta=delta)
 
     def _sensitivity(self, problem: LowerProblem, delta: Tensor) -> Sensitivity:
         """v -> gain * H_C v, or gain * lambda * blockdiag(H_FF^-1, 0) v."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bivallate.errors import UserError, unknown
-from bivallate.lazy_import import former_names
+from bivallate.renamed import renamed_names
 
 __all__ = ["KNOWN", "KnownDataset", "by_folder", "by_name", "by_name_or_raise", "describe", "names"]
 
@@ -252,7 +252,7 @@ def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:
     }
 
 
-__getattr__ = former_names(
+__getattr__ = renamed_names(
     __name__,
     {
         "Known": "KnownDataset",

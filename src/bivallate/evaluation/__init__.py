@@ -11,7 +11,7 @@ from bivallate.evaluation.score import Score
 from bivallate.evaluation.search import Restarts, ScaledPGD, Search, Targets
 from bivallate.evaluation.significance import Row, SeedSpread, over_seeds, rank
 from bivallate.evaluation.sweeps import eps_curve, minimal_distances, transfer
-from bivallate.lazy_import import former_names
+from bivallate.renamed import renamed_names
 
 __all__ = [
     "Attack",
@@ -42,7 +42,7 @@ __all__ = [
     "transfer",
 ]
 
-__getattr__ = former_names(
+__getattr__ = renamed_names(
     __name__,
     {
         "Crafted": "AttackedImages",

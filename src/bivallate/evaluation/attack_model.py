@@ -34,14 +34,14 @@ from bivallate.evaluation.progress_display import progress_callback
 from bivallate.evaluation.runner import Runner
 from bivallate.evaluation.score import Score
 from bivallate.evaluation.state import State
-from bivallate.lazy_import import former_arguments
 from bivallate.lower.threat import ThreatModel
 from bivallate.parts import encode
+from bivallate.renamed import renamed_arguments
 
 __all__ = ["attack", "attack_and_score", "attack_rows"]
 
 
-@former_arguments(precision="search_precision")
+@renamed_arguments(precision="search_precision")
 @python_arguments
 @torch.inference_mode(False)  # the caller may be in inference mode, and attacks need gradients
 def attack_and_score(

@@ -22,7 +22,7 @@ def fosc_at(problem: LowerProblem, delta: Tensor, form: Form) -> tuple[Tensor, T
 
     Reference: Wang et al. (Dynamic AT), ICML 2019, eq. 4; see `bivallate.lower.stop.fosc`.
     """
-    logits, grad = problem.ascent(delta)
+    logits, grad = problem.logits_and_gradient(delta)
     return fosc(form, problem.threat, grad, problem.x, delta).detach(), logits, grad
 
 
@@ -50,8 +50,8 @@ def alignment(problem: LowerProblem) -> tuple[Tensor, Tensor]:
 
     Reference: the GA score of Andriushchenko and Flammarion 2020, section 4.
     """
-    _, at_x = problem.ascent(torch.zeros_like(problem.x))
-    _, at_eta = problem.ascent(problem.threat.random(problem.noise, problem.x, "alignment"))
+    _, at_x = problem.logits_and_gradient(torch.zeros_like(problem.x))
+    _, at_eta = problem.logits_and_gradient(problem.threat.random(problem.noise, problem.x, "alignment"))
     return cosines(at_x, at_eta), at_x
 
 

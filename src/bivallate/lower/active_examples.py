@@ -74,7 +74,7 @@ def model_answer(problem: LowerProblem, delta: Tensor, samples: int) -> ModelAns
 
 
 def _draw(problem: LowerProblem, delta: Tensor) -> ModelAnswer:
-    logits, grad = problem.ascent(delta)
+    logits, grad = problem.logits_and_gradient(delta)
     loss, margin = problem.objective(problem, logits), logit_margin(logits, problem.y)
     return ModelAnswer(loss, margin, grad, clearly_fooled(problem, logits, problem.y))
 

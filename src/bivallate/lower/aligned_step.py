@@ -79,7 +79,7 @@ class BoundAlignedStep(Solver, nn.Module):
         reach = (1 + self.rule.step_size) * threat.eps
         wide = replace(threat, eps=min(1.0, reach) if isinstance(threat, Linf) else reach)  # pyright: ignore
         start = wide.project(threat.random(problem.noise, problem.x), problem.x)
-        logits, self._grad = problem.ascent(start)
+        logits, self._grad = problem.logits_and_gradient(start)
         length = torch.where(c < 1, (self.rule.bend / (1 - c)).clamp(max=1), 1.0)
         problem.log["agreement"], problem.log["step"] = c, length * self.rule.step_size * threat.eps
         part = problem.noise.uniform("length", tuple(problem.x.shape[1:]), problem.x.dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -68,4 +67,4 @@ class BoundClassMeans(Solver, nn.Module):
             self.sums.begin(problem.clock)
         solution = self.rule.inner.solve(problem)
         self.sums.add(problem.clean_logits / self.rule.temperature, problem.y)
-        return replace(solution, class_score=self.means.clone())
+        return solution.but(class_score=self.means.clone())

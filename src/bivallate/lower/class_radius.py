@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import field, replace
+from dataclasses import field
 from typing import ClassVar
 
 import torch
@@ -207,7 +207,7 @@ class BoundClassRadius(Solver, nn.Module):
         factor = (self.rule.base + self.score[problem.y]).clamp(min=0).to(problem.x.dtype)
         problem.log["mean_radius"] = factor.mean() * problem.threat.eps
         inside = problem.but(threat=Radii(problem.threat, factor))  # pyright: ignore[reportArgumentType]
-        return replace(self.rule.inner.solve(inside), class_score=self.score.clone())
+        return self.rule.inner.solve(inside).but(class_score=self.score.clone())
 
     def feedback(self, problem: LowerProblem, delta: Tensor, evidence: Evidence) -> None:
         """Add the predictions of the upper level's own pass to the sums."""

@@ -36,12 +36,12 @@ class Compaction:
         self._logits = self._grad = torch.empty(0)
         self._last: tuple[Tensor, Tensor, Any] | None = None
 
-    def ascent(self, delta: Tensor, *, signs: bool = False) -> tuple[Tensor, Tensor]:
-        """`LowerProblem.ascent` at delta (B, C, H, W), with new values only for the remaining rows."""
+    def logits_and_gradient(self, delta: Tensor, *, signs: bool = False) -> tuple[Tensor, Tensor]:
+        """As of `LowerProblem`, at delta (B, C, H, W), with new values only for the remaining rows."""
         if self._rows is None:
-            self._logits, self._grad = self._active.ascent(delta, signs=signs)
+            self._logits, self._grad = self._active.logits_and_gradient(delta, signs=signs)
         else:
-            logits, grad = self._active.ascent(delta[self._rows], signs=signs)
+            logits, grad = self._active.logits_and_gradient(delta[self._rows], signs=signs)
             # not in place, because callers may still hold the earlier tensors
             self._logits = self._logits.index_copy(0, self._rows, logits)
             self._grad = self._grad.index_copy(0, self._rows, grad)

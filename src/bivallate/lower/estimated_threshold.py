@@ -29,8 +29,8 @@ def fgsm_fosc(problem: LowerProblem, form: Form) -> Tensor:
     Reference: Wang et al., Dynamic AT, ICML 2019, section 4, the footnote on c_max.
     """
     threat, origin = problem.threat, torch.zeros_like(problem.x)
-    delta = problem.project(threat.eps * threat.steepest(problem.ascent(origin)[1]))
-    return fosc(form, threat, problem.ascent(delta)[1], problem.x, delta)
+    delta = problem.project(threat.eps * threat.steepest(problem.logits_and_gradient(origin)[1]))
+    return fosc(form, threat, problem.logits_and_gradient(delta)[1], problem.x, delta)
 
 
 @part

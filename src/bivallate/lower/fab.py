@@ -134,7 +134,7 @@ class TargetPlane:
     """
 
     def __call__(self, problem: LowerProblem, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits, grad = problem.ascent(delta)
+        logits, grad = problem.logits_and_gradient(delta)
         return logits, problem.objective(problem, logits), grad
 
 

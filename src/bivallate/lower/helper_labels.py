@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field, replace
+from dataclasses import field
 from typing import Any, ClassVar
 
 import torch
@@ -69,7 +69,7 @@ class BoundHelperLabels(Solver, nn.Module):
         plain = problem.at(dict(zip(self.names, self._values(), strict=True)))
         with torch.no_grad(), evaluating(problem.forward.module):
             helper = plain.forward(problem.x + solution.delta).argmax(1)
-        return replace(solution, helper=helper)
+        return solution.but(helper=helper)
 
     def _keep(self, module: nn.Module) -> None:
         state = dict(module.named_parameters()) | dict(module.named_buffers())

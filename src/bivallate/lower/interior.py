@@ -62,7 +62,7 @@ class InteriorAscent(Solver):
         low, high = lo + self.margin * (up - lo), up - self.margin * (up - lo)
         before = delta = ((lo + up) / 2).clamp(min=low, max=high)
         for _ in range(self.steps):
-            grad = problem.ascent(delta)[1] + c * (1 / (delta - lo) - 1 / (up - delta))
+            grad = problem.logits_and_gradient(delta)[1] + c * (1 / (delta - lo) - 1 / (up - delta))
             curvature = c * ((up - delta) ** -2 + (delta - lo) ** -2)
             before, delta = delta, (delta + self.damping * grad / curvature).clamp(min=low, max=high)
         kappa = torch.zeros_like(problem.y)
@@ -132,7 +132,7 @@ class BarrierAscent(Solver):
         before = delta = torch.minimum(torch.maximum(self.start(problem), lo + room), up - room)
         direction, kappa = self.direction(problem), torch.zeros_like(problem.y)
         for _ in range(self.steps):
-            logits, grad = problem.ascent(delta)
+            logits, grad = problem.logits_and_gradient(delta)
             kappa += logits.argmax(1) == problem.y
             inverse_up, inverse_lo = _inverse(up - delta), _inverse(delta - lo)
             step = self.step_size * direction(grad + c * (inverse_lo - inverse_up))

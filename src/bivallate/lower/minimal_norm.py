@@ -116,7 +116,7 @@ class FMN(Solver):
         farthest = threat.size(torch.maximum(problem.x, 1 - problem.x))
         radius = torch.full_like(farthest, math.inf)
         for i in range(self.steps):
-            logits, grad = problem.ascent(delta)
+            logits, grad = problem.logits_and_gradient(delta)
             fooled = found.look(delta, logits)
             gap = problem.objective(problem, logits).abs()
             grad = _free(problem, delta, grad)
@@ -175,7 +175,7 @@ class DDN(Solver):
         farthest = threat.size(torch.maximum(x, 1 - x))
         radius = torch.full_like(farthest, self.radius)
         for i in range(self.steps):
-            logits, grad = problem.ascent(delta)
+            logits, grad = problem.logits_and_gradient(delta)
             fooled, grad = found.look(delta, logits), _free(problem, delta, grad)
             flat = per_example(threat.size(grad) < TINY, grad)
             if x.device.type != "cpu" or bool(flat.any()):  # drawing costs a device less than the answer
@@ -275,7 +275,7 @@ class CWL2(Solver):
         for i in range(1, self.steps + 1):
             image = (w.tanh() + 1) / 2
             delta = image - problem.x
-            logits, ascent = problem.ascent(delta)
+            logits, ascent = problem.logits_and_gradient(delta)
             fooled = found.look(delta, logits)
             broke |= fooled
             pull = per_example(torch.where(fooled, 0, c), delta) * ascent

@@ -122,14 +122,19 @@ class PGD(Solver):
     def make_steps(self, problem: LowerProblem, start: Tensor) -> AttackSteps:
         """Make all steps, without a host wait and without side effects, so that they can be a CUDA graph."""
         assert self.steps > 0
-        direction, points, grads, answers = self.direction(problem), [start], list[Tensor](), list[Tensor]()
+        direction, answers = self.direction(problem), list[Tensor]()
+        point = before = start
+        first = grad = None
         for k in range(self.steps):
             signs = self._signs(problem) and not self._gradient_may_vanish(k)
-            logits, grad = problem.ascent(points[-1], signs=signs)
-            stepped = torch.add(points[-1], direction(grad), alpha=self.step_size)
-            points, grads = [points[-1], problem.project(stepped)], [*grads[:1], grad]
+            logits, grad = problem.logits_and_gradient(point, signs=signs)
+            first = grad if first is None else first
+            stepped = torch.add(point, direction(grad), alpha=self.step_size)
+            before, point = point, problem.project(stepped)
             answers.append(logits)
-        return AttackSteps(points[1], points[0], grads[-1], grads[0], answers)
+        assert first is not None
+        assert grad is not None
+        return AttackSteps(point, before, grad, first, answers)
 
     def steps_key(self) -> Hashable:
         """The fields that `make_steps` depends on, besides the problem."""
@@ -170,7 +175,7 @@ class PGD(Solver):
         active, seen, grad, first = Compaction(problem), None, None, None
         for k in range(self.steps):
             signs = self._signs(problem) and not self._gradient_may_vanish(k)
-            logits, grad = active.ascent(delta, signs=signs)
+            logits, grad = active.logits_and_gradient(delta, signs=signs)
             seen = delta
             first = self._start_of(problem, delta, logits, grad) if k == 0 else first
             spent += moving

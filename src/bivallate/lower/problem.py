@@ -22,6 +22,7 @@ from bivallate.lower.second_order import twice_differentiable
 from bivallate.lower.synced_batchnorm import is_synchronised
 from bivallate.lower.threat import Linf, ThreatModel
 from bivallate.noise import Noise
+from bivallate.renamed import renamed_methods
 from bivallate.roles import Role
 from bivallate.types import AttackStart, Batch, Clock, Solution
 
@@ -46,8 +47,8 @@ class Graph:
 
 
 @dataclass(frozen=True)
-class PassSharing:
-    """What a coupling may know of the loss, so that the two make one pass at the solution.
+class LossPromises:
+    """What the loss promises of its pass at the solution, so that a coupling may make it for the loss.
 
     Attributes:
         reuses: the loss asks for `logits_at_solution`, once and before any other pass.
@@ -58,11 +59,15 @@ class PassSharing:
     collinear: bool = False
 
 
+@renamed_methods(
+    ascent="logits_and_gradient", first_ascent="first_gradient", ascent_at_zero="gradient_at_zero",
+    solved="with_solution",
+)  # fmt: skip
 class LowerProblem:
     """max over delta in C(x) of objective(theta, delta; x, y): one independent problem for each example.
 
-    A loss of the upper level, (problem, x_adv) -> Terms, is handed the same problem, after `solved`: there it
-    finds network, minibatch, moment, noise and log.
+    A loss of the upper level, (problem, x_adv) -> Terms, is handed the same problem, after `with_solution`:
+    there it finds network, minibatch, moment, noise and log.
 
     Attributes:
         forward: the network, which counts its passes.
@@ -71,13 +76,11 @@ class LowerProblem:
         threat: the set C(x).
         clock: the moment in the run.
         noise: the draws of these rows at this moment.
-        sharing: what a coupling may know of the loss.
+        sharing: what the loss promises to a coupling.
         regularised: whether regularisers add to the anchor: not on a second data stream, nor where the anchor
             is not used.
-        coupled: whether delta carries a gradient in theta; set by `solved`, as the next three are.
-        class_score: of the solution.
-        helper: of the solution.
-        start: of the solution.
+        coupled: whether delta carries a gradient in theta; set by `with_solution`, as the next three are.
+        class_score, helper, start: of the solution.
         log: numbers that parts report for the run's record; tensors of one number are read together at the
             end of the step, so that no part waits for the device.
     """
@@ -90,11 +93,11 @@ class LowerProblem:
         threat: ThreatModel,
         clock: Clock | None = None,
         noise: Noise | None = None,
-        sharing: PassSharing | None = None,
+        sharing: LossPromises | None = None,
         regularised: bool = True,
         clean_logits: Tensor | None = None,
     ) -> None:
-        self.sharing, self.regularised = sharing or PassSharing(), regularised
+        self.sharing, self.regularised = sharing or LossPromises(), regularised
         self.forward = model if isinstance(model, Forward) else Forward(model)
         self.batch, self.x, self.y = batch, batch.x, batch.y
         self.objective, self.threat = objective, threat
@@ -122,8 +125,7 @@ class LowerProblem:
         return self._clean
 
     def logits_at_start(self) -> Tensor:
-        """(B, K) logits with graph where the attack began.
-        The solver's own pass if it is kept, else one forward."""
+        """(B, K) logits with graph where the attack began: the solver's pass if kept, else one forward."""
         assert self.start is not None
         kept = self.start.logits
         return kept if kept.requires_grad else self.logits(self.x + self.start.delta)
@@ -135,26 +137,25 @@ class LowerProblem:
         lo, up = self._box = self._box or self.threat.bounds(self.x)
         return torch.clamp(delta, lo, up)
 
-    def ascent(self, delta: Tensor, *, signs: bool = False) -> tuple[Tensor, Tensor]:
-        """Logits (B, K) and d objective_i / d delta_i (B, C, H, W), both without graph.
+    def logits_and_gradient(self, delta: Tensor, *, signs: bool = False) -> tuple[Tensor, Tensor]:
+        """Logits (B, K) and d objective_i / d delta_i (B, C, H, W) at delta, both without graph; no step.
         The gradient is of the *sum* of the objectives, so that an example's gradient does not depend on the
         size of its minibatch. signs: no more than its signs are used, for which the model's mixed precision
-        will do. Cost: one forward, one backward, parameters frozen.
-        """
+        will do. Cost: one forward, one backward, parameters frozen."""
         with frozen(self.forward.model):
             graph = self.graph(delta, create_graph=False, signs=signs)
         return graph.logits.detach(), graph.grad
 
-    def first_ascent(self, delta: Tensor) -> tuple[AttackStart, Tensor]:
+    def first_gradient(self, delta: Tensor) -> tuple[AttackStart, Tensor]:
         """Where an attack begins, and d objective / d delta there. Cost: one forward, one backward.
         The pass is kept with its graph in theta, so that the loss may go back through it."""
         graph = self.graph(delta, create_graph=False, keep=True)
         return AttackStart(delta, graph.logits), graph.grad
 
-    def ascent_at_zero(self, objective: Score) -> Tensor:
+    def gradient_at_zero(self, objective: Score) -> Tensor:
         """The gradient of another objective at delta = 0. Cost: one forward, one backward.
         The logits of its pass are the clean ones, which cost nothing afterwards."""
-        self._clean, grad = self.but(objective).ascent(torch.zeros_like(self.x))
+        self._clean, grad = self.but(objective).logits_and_gradient(torch.zeros_like(self.x))
         return grad
 
     def graph(
@@ -197,7 +198,7 @@ class LowerProblem:
 
         return product
 
-    def solved(self, solution: Solution) -> LowerProblem:
+    def with_solution(self, solution: Solution) -> LowerProblem:
         """A copy of this problem that knows its solution, as the coupling has returned it, for the loss.
 
         It counts and logs with the original. Where delta carries a gradient in theta, every pass there is
@@ -209,7 +210,7 @@ class LowerProblem:
         if not isinstance(solution, Solution):
             raise UserError(
                 "a coupling returns the solution, with a delta that carries a gradient: return "
-                f"dataclasses.replace(solution, delta=...), got {type(solution).__name__}"
+                f"solution.but(delta=...), got {type(solution).__name__}"
             )
         other = copy(self)
         other.coupled = solution.delta.requires_grad and not solution.delta.is_leaf

@@ -114,7 +114,7 @@ class BoundPriorGuided(Solver, nn.Module):
                 f"{tuple(problem.x.shape)}: bind the method with the augmentation's padding (Facts.padding)"
             )
         start = problem.project(windows[0])
-        first, grad = problem.first_ascent(start)
+        first, grad = problem.first_gradient(start)
         step = self.rule.step_size * threat.eps
         size = grad.flatten(1).abs().sum(1).clamp(min=1e-300)
         moved = grad / per_example(size, grad) + self.rule.decay * windows[1]
@@ -213,7 +213,7 @@ class BoundLabelInformation(Solver, nn.Module):
         mixed = torch.where(noisy, threat.random(problem.noise, problem.x), own)
         sign = problem.noise.sign("side", (), problem.x.dtype)
         start = problem.project(per_example(sign, mixed) * mixed)
-        first, grad = problem.first_ascent(start)
+        first, grad = problem.first_gradient(start)
         delta = problem.project(start + rule.step_size * threat.eps * threat.steepest(grad))
         return one_step(problem, delta, first)
 
@@ -224,6 +224,6 @@ class BoundLabelInformation(Solver, nn.Module):
         noise = replace(problem.noise, index=-1 - classes, population=0)  # negative rows belong to no image
         grey = problem.of_second_stream(Batch(x, classes, noise.index), noise)
         with attacking(problem.forward.module, "eval"):
-            _, grad = grey.ascent(torch.zeros_like(x))
+            _, grad = grey.logits_and_gradient(torch.zeros_like(x))
         self.told.copy_(problem.threat.steepest(grad))
         self.known.fill_(True)

@@ -32,8 +32,10 @@ class Solver(Role, ABC):
     def feedback(self, problem: LowerProblem, delta: Tensor, evidence: Evidence) -> None:
         """Use the results of the outer forward and backward pass; do nothing by default.
 
+        It may move the solver's state, and change `.grad` of parameters: the update comes after it (YOPO).
+
         Args:
-            problem: solved.
+            problem: with its solution, as the loss has seen it.
             delta: (B, C, H, W) as the coupling returned it; a leaf has its gradient.
             evidence: the step's values for each example, such as the logits at the attacked points.
         """

@@ -143,7 +143,7 @@ class BackwardSmoothing(Start):
         return replace(self, step_size=length * self.step_size)
 
     def __call__(self, problem: LowerProblem) -> Tensor:
-        grad = problem.ascent_at_zero(Towards(self.gamma))
+        grad = problem.gradient_at_zero(Towards(self.gamma))
         return self.step_size * problem.threat.eps * problem.threat.steepest(grad)
 
 

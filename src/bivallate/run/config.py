@@ -17,7 +17,7 @@ from bivallate.run.averaging import Averaging, average_setting
 from bivallate.run.config_parts import Data, Model, Validation
 from bivallate.run.folder import FIRST_LINE
 from bivallate.run.initial import Init
-from bivallate.run.optim import SGD, Cosine, Flat, MultiStep, Optimizer, Rate, Triangle
+from bivallate.run.optim import SGD, Cosine, Flat, MultiStep, OptimizerSpec, Rate, Triangle
 from bivallate.run.phases import Phase, check_phases
 from bivallate.run.sentinel import Sentinel
 from bivallate.schema import MEGABYTE, check, parse, read_text
@@ -80,7 +80,7 @@ class Config:
     data: Data = field(default=Data())
     model: Model = field(default=Model())
     init: Init = field(default=Init())
-    optimizer: Optimizer = field(default=SGD())
+    optimizer: OptimizerSpec = field(default=SGD())
     rate: Rate = field(default=Triangle())
     epochs: int = 20
     batch_size: int = 128

@@ -14,15 +14,15 @@ from bivallate.errors import UserError, check_options
 from bivallate.evaluation import Attack, Score, Stage, attack_and_score, attack_named
 from bivallate.evaluation.evaluation_options import EvaluationOptions
 from bivallate.evaluation.progress_display import progress_callback
-from bivallate.lazy_import import former_arguments
 from bivallate.lower.threat import ThreatModel
+from bivallate.renamed import renamed_arguments
 from bivallate.run.evaluation_target import EvaluationTarget, ProgressCallback
 from bivallate.run.execution import Run
 
 __all__ = ["evaluate", "folder_or_model"]
 
 
-@former_arguments(precision="search_precision")
+@renamed_arguments(precision="search_precision")
 def evaluate(
     model: Any,
     data: Any = None,

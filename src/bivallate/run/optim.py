@@ -134,7 +134,7 @@ class Cosine:
         return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * t))
 
 
-class Optimizer(Protocol):
+class OptimizerSpec(Protocol):
     """A part that makes a torch optimiser. `lr` is its peak rate; groups may have other peak rates.
 
     `train_step` calls `optimizer.step()` without a closure, so an optimiser that evaluates the loss again,
@@ -161,7 +161,7 @@ class OptimPlan(Protocol):
     """The optimiser and the learning-rate schedule of a configuration."""
 
     @property
-    def optimizer(self) -> Optimizer: ...
+    def optimizer(self) -> OptimizerSpec: ...
 
     @property
     def rate(self) -> Rate: ...
@@ -265,7 +265,7 @@ def _positive(lr: float, weight_decay: float) -> None:
         raise UserError(f"weight decay must be at least 0, got {weight_decay!r}")
 
 
-def optimizer_of(spec: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+def optimizer_of(spec: OptimizerSpec, model: nn.Module) -> torch.optim.Optimizer:
     """Make the optimiser of a run; each group remembers the ratio of its peak rate to `spec.lr`."""
     optimizer = spec.make(model)
     for group in optimizer.param_groups:
@@ -275,7 +275,7 @@ def optimizer_of(spec: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def set_rate(
-    optimizer: torch.optim.Optimizer, spec: Optimizer, rate: Rate, clock: Clock, scale: float = 1.0
+    optimizer: torch.optim.Optimizer, spec: OptimizerSpec, rate: Rate, clock: Clock, scale: float = 1.0
 ) -> float:
     """Set the optimiser's learning rates for this clock, and its momentum if the schedule moves it.
 

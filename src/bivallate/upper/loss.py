@@ -49,7 +49,10 @@ class Loss(Role, ABC):
 
 
 class AroundLoss(Loss):
-    """A loss that adds to another one, its field `base`, and requires of a method what that requires."""
+    """A loss that adds to another one, its field `base`, and requires of a method what that requires.
+
+    `AWP` and `Reweighed` are others: their field is called `loss` in files, and they ask it themselves.
+    """
 
     base: Loss
 

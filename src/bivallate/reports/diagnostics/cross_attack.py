@@ -147,7 +147,7 @@ def _converged(
                 raise UserError(
                     "this method's attack leaves the ball of radius eps, for which FOSC is defined"
                 )
-            logits, grad = problem.ascent(delta)
+            logits, grad = problem.logits_and_gradient(delta)
             gaps.append(fosc(form, method.threat, grad, batch.x, delta).detach().cpu())
             plain = problem_of(model, batch, method.threat, seed)
             losses.append(plain.objective(plain, logits.detach()).cpu())

@@ -129,7 +129,7 @@ def loss_landscape(
     with inspected(model) as device:
         for batch in chosen.batches(device, 1):
             problem = problem_of(model, batch, threat, seed)
-            _, grad = problem.ascent(torch.zeros_like(batch.x))
+            _, grad = problem.logits_and_gradient(torch.zeros_like(batch.x))
             r1 = grad.sign()
             r2 = problem.noise.sign("landscape", tuple(batch.x.shape[1:]), batch.x.dtype)
             for start in range(0, size * size, BATCH):

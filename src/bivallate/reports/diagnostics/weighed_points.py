@@ -82,7 +82,7 @@ def weigh_points(
             problem = LowerProblem(model, batch, objective, method.threat, clock)
             solution = solver.solve(problem)
             with torch.no_grad():
-                problem = problem.solved(solution)
+                problem = problem.with_solution(solution)
                 terms = method.loss(problem, batch.x + solution.delta)
                 evidence = evidence_of(problem, terms, solution)
                 weights = weighting(evidence) if weighting is not None else _weights(method, evidence)

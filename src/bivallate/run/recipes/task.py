@@ -14,7 +14,7 @@ from bivallate.method import Method
 from bivallate.methods.entries import create
 from bivallate.methods.entries import registry as method_registry
 from bivallate.run.config import Config, Data, Model, Validation
-from bivallate.run.optim import Optimizer, Rate
+from bivallate.run.optim import OptimizerSpec, Rate
 
 CROP_FLIP = "crop:4,flip"
 
@@ -72,7 +72,7 @@ class Task:
 
     def config(
         self,
-        optimizer: Optimizer,
+        optimizer: OptimizerSpec,
         rate: Rate,
         *,
         epochs: int,
