@@ -156,7 +156,7 @@ def test_a_column_of_points(executed, tmp_path, monkeypatch, capsys) -> None:
         partial = tmp_path / "verdicts"
         whole, again = (attack_and_score(model, data, ball, "pgd-2", n=40, resume=partial) for _ in range(2))
         assert torch.equal(whole.more["loss"], again.more["loss"])
-        halves = [State.load(partial, key_of(partial)).rows(slice(k, None, 2)) for k in range(2)]
+        halves = [State.load(partial, key_of(partial)).select(slice(k, None, 2)) for k in range(2)]
         assert torch.equal(merged(halves, 40).more["loss"], whole.more["loss"])
         capsys.readouterr()
         assert run(["compare", run_folder, "--attack", "pgd-3-2", "--json"]) == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class TrainingDefaults:
         return f"eps {self.eps}, {self.model}, rate {self.lr:g}, warm-up {self.warm_up:g}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class KnownDataset:
     """A published data set.
 
@@ -71,6 +71,7 @@ class KnownDataset:
 
     name: str
     title: str
+    _: KW_ONLY  # the two above stand without their names in a list of sets
     shape: tuple[int, int, int]
     classes: int
     train: int
