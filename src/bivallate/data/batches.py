@@ -30,16 +30,16 @@ META = 1  # `turn` of the second stream's noise, because its rows may have the s
 class Batches:
     """Shuffled, augmented minibatches; what (epoch, step) yields depends on the seed and the rows alone.
 
-    `Batch.index` is the row of the split, 0, ..., n - 1. With several ranks the minibatches are the same as
-    with one process, and the row at position k of each belongs to rank k % world.
+    `Batch.index` is the row of the split, 0, ..., n - 1. Several ranks have the minibatches of one process:
+    the row at position k of each belongs to rank k % world.
 
     Args:
         split: the images and labels.
         batch_size: rows of one minibatch, summed over the ranks.
         seed: of the order and of the augmentation.
         augmentation: drawn anew for each row and epoch; None for none.
-        drop_last: leave out a shorter last minibatch. Otherwise a last minibatch that is too short for
-            BatchNorm (one row) or for the ranks (below `fewest` rows a rank) is joined to the one before.
+        drop_last: leave out a shorter last minibatch. Otherwise it is joined to the one before if it is too
+            short for BatchNorm (one row) or for the ranks (below `fewest` rows a rank).
         meta: a second stream (BiLAW): each minibatch carries one of its minibatches, in cycles, with
             `meta_batch_size` rows.
         device: the minibatches are put there; crops and flips are made there.
@@ -139,7 +139,7 @@ class Batches:
         yield from before
 
     def _resident_parts(self, shares: list[Tensor], views: View | None) -> Iterator[Part]:
-        """Yield minibatches of resident images; rows and views of the whole epoch are copied at once."""
+        """Yield minibatches of resident images. Rows and views of the whole epoch are copied at once."""
         assert self.resident is not None
         drawn = [] if views is None else views.tensors()
         index, *drawn = uploaded([torch.cat([torch.arange(0), *shares]), *drawn], self.device)

@@ -4,8 +4,8 @@ Every test image and its mirror image are compared with every training image at 
 brightness and contrast. Pairs that are similar there are compared at full size, over shifts of some pixels,
 after the mean of each pixel's surroundings is subtracted. Of this fine structure two images of clouds share
 little, and two prints of one photograph share much. Images of handwriting or clothes all share much of it. A
-near-duplicate must therefore also be far more similar than the next images are, which are the most similar
-ones of each sixteenth of the training data.
+near-duplicate must therefore also be far more similar than other training images: than the most similar one
+of each sixteenth of them.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ ROWS = 256
 
 
 def find_folders(root: Folder, left: SkippedFiles) -> dict[str, FolderPart]:
-    """Find the folders of the splits by name, else use the folder itself for training; {} without images.
+    """Split -> its folder: by the folders' names, else the folder itself as training data; {} without images.
 
     Raises:
         UserError: the folder could be read in two ways, or nothing gives the labels.

@@ -136,8 +136,8 @@ class NamedImages:
 def find_tables(root: Folder, left: SkippedFiles, reading: Reading) -> dict[str, TablePart]:
     """Find the images that tables of labels name, by split; empty if no table names any.
 
-    The split comes from a column (`split`), else from the table's name, else from the nearest folder above
-    the image that names one; otherwise the row is training data.
+    The split of a row is named by a column (`split`), else by the table's name, else by the nearest folder
+    above the image that names one. A row without any is training data.
 
     Raises:
         UserError: a missing image, one with two labels, or a column that the user must choose; the message

@@ -58,8 +58,9 @@ def unpacked(path: Path) -> tuple[Path, tuple[str, ...]]:
     """Unpack an archive once; return its folder in the cache, and notes on what was left out.
 
     Raises:
-        UserError: an archive that is damaged, encrypted, larger than it can be or than the disk has room for,
-            or with a name that leads out of the folder; the message names archive and entry.
+        UserError: the archive is damaged or encrypted, says that it is larger than it can be, is larger than
+            the disk has room for, or has a name that leads out of the folder. The message names archive and
+            entry.
     """
     stem = file_name(path.name.partition(".")[0])
 

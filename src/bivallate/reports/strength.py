@@ -29,11 +29,16 @@ def strongest_first(offers: Sequence[Sequence[StoredScore]]) -> list[int]:
     of them an offer of one.
 
     Evaluations on different points cannot be ordered by their accuracies, because some points are easier than
-    others. So each run's evaluations are ordered by their accuracy on the points that all of them share, or
-    by their own accuracy if they share too few. Two rules come before that: evaluations of weights that have
-    changed come last, and evaluations on fewer than `FEWEST_POINTS` points come after the others, because an
-    attack can succeed on all of a few points by luck. Among equals the one with more passes per point comes
-    first, then the one on more points.
+    others. The order is therefore by, one after the other:
+
+    1. whether the weights have changed since (those come last);
+    2. whether there are fewer than `FEWEST_POINTS` points (those come last: on a few points an attack can
+       succeed by luck);
+    3. accuracy, lower first: on the points that all evaluations of a run share, or on their own if they share
+       too few;
+    4. passes per point, more first;
+    5. number of points, more first;
+    6. accuracy on their own points, lower first.
     """
     if not offers:
         return []

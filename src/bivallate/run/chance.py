@@ -27,10 +27,10 @@ THROWN = 1.1  # an epoch's mean loss above so many times that of guessing means 
 def chance_verdict(session: Session, line: dict[str, Any]) -> str:
     """A message if the network is no better than chance on clean images; otherwise an empty text.
 
-    The images are the held-out rows that were measured after the epoch, or the watched training rows if there
-    are not enough held-out rows. With too few of both the text is empty. Only if the accuracy is not clearly
-    above the share of the commonest class, the network's predictions are computed and tested. That costs one
-    forward pass per row, which no total counts.
+    The images are the held-out rows that were measured after the epoch. If they are too few, they are the
+    watched training rows, and if these are too few as well, the text is empty. The network's predictions are
+    tested only if the accuracy is not clearly above the share of the commonest class. They cost one forward
+    pass per row, which no total counts.
     """
     split, kind, right = session.dataset.validation, "held-out", 0.0
     rows = list(range(min(len(split or ()), session.config.validation.rows))) if "clean" in line else []
@@ -53,8 +53,8 @@ def chance_verdict(session: Session, line: dict[str, Any]) -> str:
 def fewest_images(commonest: float) -> int:
     """The fewest images on which chance can be distinguished from a half-trained network.
 
-    On so many images, the accuracy of guessing and the accuracy halfway between guessing and 1 differ by two
-    standard errors of the one plus two of the other.
+    The network's accuracy is taken to be halfway between that of guessing and 1. On so many images the two
+    accuracies differ by two standard errors of the one plus two of the other.
 
     Args:
         commonest: share of the commonest class, which is the accuracy of guessing. Values above 1/2 count as

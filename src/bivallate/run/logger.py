@@ -56,8 +56,8 @@ class Logger(Protocol):
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """Called after every tenth minibatch with its numbers.
 
-        They are the loss, robust (fraction classified correctly under the training attack), lr, the mean
-        weight, the effective sample size, and what the method's parts log.
+        They are the loss, "robust" (fraction classified correctly under the training attack), the learning
+        rate, the mean weight, the effective sample size, and what the method's parts log.
         """
 
     def epoch(self, step: int, values: Mapping[str, float]) -> None:

@@ -72,9 +72,9 @@ def resume(
         The finished run.
 
     Raises:
-        UserError: there is no run or no readable checkpoint in the folder; the data, the model, the method or
-            the configuration are others than those of the checkpoint; `epochs` is lower than before; or
-            another process is training in the folder.
+        UserError: there is no run or no readable checkpoint in the folder. Data, model, method or
+            configuration are not those of the checkpoint. `epochs` is lower than before. Another process is
+            training in the folder.
         Interrupted, NonFinite: as in `train`.
     """
     path = check_path("the run's folder", path)

@@ -102,11 +102,11 @@ class Sentinel:
         rows, fewest: largest and smallest number of validation rows in a check. Within these bounds a check
             has as many rows as allow about one check per epoch.
         steps: number of PGD steps of eps/2 from a random start.
-        gap: catastrophic overfitting is an accuracy under FGSM that exceeds that under PGD by this much, and
+        gap: there is catastrophic overfitting if accuracy under FGSM exceeds that under PGD by this much, and
             is at least twice as high.
-        drop: robust overfitting is a fall of the held-out robust accuracy, from the best mean over `window`
-            epochs to the last mean, by this much and by two standard errors, while that on training data rose
-            by this much.
+        drop: there is robust overfitting if the mean of the robust accuracy over `window` epochs has fallen
+            from its best value by this much and by two standard errors on held-out data, and has risen by
+            this much on training data.
         window: number of epochs in a mean.
         chance: fraction of training after which a network at chance raises an alarm, at the end of an epoch
             and after `FEWEST_STEPS` minibatches at the earliest. After a rollback it has this time again.

@@ -17,9 +17,9 @@ def synchronise_batchnorm(model: nn.Module, method: Method) -> None:
     """Let BatchNorm normalise over the rows of all processes, if there are several.
 
     Raises:
-        UserError: a layer cannot; or the method attacks parts of a minibatch in train mode, of which a
-            process may have no row; or its loss takes the nuclear norm, which each process would take over
-            its own rows.
+        UserError: a layer cannot. Or the method attacks parts of a minibatch in train mode: a process may
+            have no row of a part. Or its loss takes the nuclear norm: each process would take that of its own
+            rows.
     """
     if not collective.is_distributed():
         return
