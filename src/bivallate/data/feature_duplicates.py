@@ -1,8 +1,8 @@
 """Near-duplicates that a network's features propose and the pixels confirm.
 
-The same photograph cut differently, or the next one of a series, looks different at 8 x 8 pixels, where
-`near_duplicates` compares first; the features of a network are similar. Images that are similar by features
-alone are often just of the same kind. A pair therefore counts only if its fine structure agrees too, with a
+`near_duplicates` compares images at 8 x 8 pixels first. There another cut of the same photograph, or the next
+one of a series, looks different, while a network's features are similar. But images of similar features are
+often just of the same kind. A pair therefore counts only if its fine structure agrees too, with a
 lower threshold than without a network.
 """
 

@@ -37,9 +37,15 @@ class EpochSums:
     JSON holds floats exactly, so a resume loses nothing. Each process keeps its own sums.
 
     Attributes:
+        examples: number of examples; every replay of a minibatch counts.
+        rows: number of rows of data; replays do not count.
+        loss, weight, effective: sums over the examples; `effective` is the effective sample size.
+        correct: examples that were classified correctly under the attack.
+        forward, backward: passes of this process.
         spread: histogram of the example weights.
-        watched: row -> (margin, weight / mean weight) of every stride-th row of the training data, when it
-            was last trained on; empty with stride 0.
+        watched: row -> (margin, weight / mean weight) when it was last trained on. These are the rows of the
+            training data whose number `stride` divides; none with stride 0.
+        logged, counted: what the method's parts log, summed over the examples, and the number of those.
         sent: rows, forward and backward passes of this process that are in `everywhere`.
         everywhere: rows, forward and backward passes of all processes.
     """

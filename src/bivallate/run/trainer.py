@@ -42,7 +42,7 @@ class Trainer:
         folder: where it is saved, or None.
         progress: what is shown.
         lock: of the folder; checked before anything is written there.
-        watch, curriculum: act after steps and epochs.
+        watch, curriculum: the sentinel and a curriculum of attacks; they act after steps and epochs.
         minutes: time after which to save and stop; None sets no limit.
     """
 

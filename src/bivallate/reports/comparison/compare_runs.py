@@ -56,8 +56,8 @@ def compare(
         fractions in [0, 1].
 
     Raises:
-        UserError: there are no runs, a run is named twice, a name is unknown, or a run lacks the evaluation;
-            then the error says which command makes it.
+        UserError: there are no runs, a run is named twice, a name is unknown, or a run lacks the evaluation
+            (the error says which command makes it).
     """
     by_key(sort)
     if split not in (splits := ("test", "validation", "train")):
