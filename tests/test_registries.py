@@ -12,6 +12,7 @@ from bivallate import models
 from bivallate.evaluation.attacks import Attack, family
 from bivallate.lower.problem import LowerProblem
 from bivallate.methods.entries import MAKERS, registry
+from bivallate.parts import _load_own as load_own_parts
 
 
 def names() -> list[set[str]]:
@@ -20,6 +21,7 @@ def names() -> list[set[str]]:
 
 def test_what_a_test_registers_is_gone_after_it() -> None:
     registry()
+    load_own_parts()  # else the first part of a test would load them, beside its own
     before, at = names(), MAKERS["at"]
     with restored():
 
