@@ -20,9 +20,11 @@ from PIL import Image
 import bivallate as bv
 from bivallate.cli import run
 from bivallate.data import registry
+from bivallate.errors import UserError
 from bivallate.evaluation import Score, attack_and_score, metrics, point_columns
 from bivallate.evaluation.shared_points import merged
 from bivallate.evaluation.state import State
+from bivallate.lower.objective import logit_margin
 from bivallate.reproduce import papers
 from bivallate.reproduce.papers import catalogue
 from bivallate.run.config import Config
@@ -163,6 +165,29 @@ def test_a_column_of_points(executed, tmp_path, monkeypatch, capsys) -> None:
         assert json.loads(capsys.readouterr().out)["rows"][0]["loss"] == score.mean_of("loss")
         assert run(["compare", run_folder, "--attack", "fgsm", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["rows"][0]["loss"] is None
+    assert torch.equal(Score.load(path).more["loss"], score.more["loss"])  # also where nobody declares it
+
+
+def one_a_class(logits, y):
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "fault"),
+    [
+        ("margin", logit_margin, "the name of another entry"),
+        ("stage", logit_margin, "the name of another entry"),
+        ("mine", one_a_class, "got the shape"),
+        ("mine", lambda logits, y: logits[:, 0] * math.nan, "got NaN"),
+    ],
+)
+def test_a_column_that_files_could_not_hold_is_refused(name, of, fault) -> None:
+    model = bv.models.create("linear", num_classes=10, shape=(1, 8, 8), seed=0)
+    data = bv.data.load("digits").test
+    with restored_columns():
+        point_columns.MORE_COLUMNS[name] = of
+        with pytest.raises(UserError, match=fault):
+            attack_and_score(model, data, bv.Linf(0.1), "clean", n=4)
 
 
 def key_of(partial: Path) -> str:

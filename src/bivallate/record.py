@@ -39,7 +39,7 @@ class DeviceRecord:
     processor, after one transfer.
 
     Attributes:
-        loss: of the whole minibatch; divided by `share` it is the mean over this process's rows.
+        loss: this process's part of the minibatch's mean; divided by `share` the mean over its own rows.
         share: fraction of the whole minibatch that this process has.
         index: (B,) rows of the data set.
         y: (B,) labels.

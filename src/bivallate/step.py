@@ -26,7 +26,7 @@ def train_step(
     summands: Summands = no_summands,
 ) -> StepRecord:  # fmt: skip
     """Solve the lower level, weigh the examples, descend the upper level.
-    The caller has set train mode and zero gradients. `summands`: numbers to add up over all processes."""
+    For each `clock.replay`, in train mode; gradients zero before the first. `summands`: added over ranks."""
     check_bound(method)
     loss, on_device = accumulate_gradient(model, method, batch, clock, learning_rates(optimizer, model))
     if not method.updates_after(clock):  # its gradients are checked with those that the last replay adds

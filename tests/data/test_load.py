@@ -37,7 +37,9 @@ def test_digits_are_built_in() -> None:
 
 def test_a_built_in_set_is_made_by_its_own_function(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.rand(40, 1, 4, 4)
-    known = registry.KnownDataset("noise", "noise", (1, 4, 4), 2, 32, 8, built_in="noise")
+    known = registry.KnownDataset(
+        "noise", "noise", shape=(1, 4, 4), classes=2, train=32, test=8, built_in="noise"
+    )
     monkeypatch.setitem(registry.KNOWN, "noise", known)
     made = tensors.from_tensors(x, torch.arange(40) % 2)
     monkeypatch.setattr(tensors, "noise", lambda: (made, ["even", "odd"]), raising=False)

@@ -53,8 +53,8 @@ def evaluate_runs(
     """Attack the model of a run and report how much of its accuracy is left.
 
     The result is kept in RUN/evaluation, one file for each weights, threat, attack and seed. The same
-    command continues an interrupted evaluation. Several runs or attacks are reported in a line each. Under
-    torchrun the processes share the points.
+    command continues an interrupted evaluation, and makes a finished one anew. Several runs or attacks are
+    reported in a line each. Under torchrun the processes share the points.
 
     Parameters
     ----------

@@ -65,7 +65,8 @@ class KnownDataset:
         test_split: name of the split for testing.
         stream: whether it is too large to be decoded into the cache.
         label_column: the column of the labels, for files with several; None for others.
-        built_in: name of the function of `tensors` that makes it without any file; empty for all others.
+        built_in: name of the function of `tensors` that makes it without any file, and returns a Split and
+            the names of its classes; a fifth of it, drawn once, is the test split. Empty for all others.
         usual: defaults for training.
     """
 

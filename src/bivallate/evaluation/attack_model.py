@@ -20,6 +20,7 @@ from bivallate.evaluation.attacks import Attack, Stage, attack_named
 from bivallate.evaluation.evaluation_progress import EvaluationProgress
 from bivallate.evaluation.inference import for_inference
 from bivallate.evaluation.new_runner import new_runner, use_precision
+from bivallate.evaluation.point_columns import MORE_COLUMNS
 from bivallate.evaluation.points import (
     Points,
     check_images,
@@ -219,7 +220,8 @@ def _key(
 ) -> str:
     """The key of an evaluation in its progress file."""
     lower = [] if precision == "float32" else [precision]
-    text = json.dumps([prints, encode(attack), encode(threat), seed, *lower])
+    more = [sorted(MORE_COLUMNS)] if MORE_COLUMNS else []
+    text = json.dumps([prints, encode(attack), encode(threat), seed, *lower, *more])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

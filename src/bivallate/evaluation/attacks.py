@@ -38,7 +38,8 @@ class Stage(Protocol):
     """One search for adversarial points, made of turns (restarts or targets); usually a `Search`.
 
     `search` gets a problem with one row for each pair (point, turn), and turn (B,) int64. It returns
-    candidates delta (B, C, H, W). A candidate counts only after a fresh forward pass of the model.
+    candidates delta (B, C, H, W). A candidate counts only after a fresh forward pass of the model. The
+    problem's objective is a placeholder: a stage sets its own, `problem.but(objective)`.
     """
 
     @property
@@ -68,7 +69,10 @@ _FAMILIES: dict[str, tuple[Recipe, str, str]] = {}  # name -> recipe, how it is 
 
 
 def family(name: str, written: str, description: str) -> Callable[[Recipe], Recipe]:
-    """Decorator: register a family of attacks; the recipe's parameters are the numbers in the name."""
+    """Decorator: register a family of attacks; the recipe's parameters are the numbers in the name.
+
+    In the package itself the arguments are literals: lists are read from the sources, without running them.
+    """
 
     def add(recipe: Recipe) -> Recipe:
         _FAMILIES[name] = (recipe, written, description)

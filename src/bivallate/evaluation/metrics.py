@@ -3,7 +3,8 @@
 A metric that needs a value for each point which no evaluation stores yet: see `point_columns`.
 
 Example:
-    A further column: the share of points that the attack broke, smallest first::
+    A further column, in the package or in a program that calls `bv.compare`: the share of points that the
+    attack broke, smallest first::
 
         lost = lambda score, _: score.clean_accuracy - score.robust_accuracy
         metrics.METRICS = (*metrics.METRICS, Metric("lost", "lost %", lost, less_is_better=True))
@@ -129,7 +130,8 @@ HEADLINE = Metric(
 """The metric that is tested for significance; its column stands first."""
 
 # Written by hand besides: the keys in the help of `bivallate compare --sort`, which imports no torch, the
-# notes on intervals (reports/comparison/notes.py), and the columns of `report` (reports/tables.py).
+# notes on intervals (reports/comparison/notes.py), the columns of `report` (reports/tables.py), and what
+# `evaluate` prints and stores beside the points (commands/score_table.py, `Score.to_json`).
 METRICS = (
     HEADLINE,
     Metric(

@@ -4,10 +4,13 @@ A further one is an entry of `MORE_COLUMNS`: it is computed at every verdict, sh
 resumed, and stored in `Score.more` and in the file of the result.
 
 Example:
-    The cross-entropy at the worst point found, and its mean as a column of `bivallate compare`::
+    The cross-entropy at the worst point found, and its mean as a column of a comparison; in the package, or
+    in a program that calls `bv.evaluate` and `bv.compare`. `F` is torch.nn.functional::
 
-        point_columns.MORE_COLUMNS["loss"] = lambda logits, y: cross_entropy(logits, y, reduction="none")
-        metrics.METRICS += (Metric("loss", "loss", lambda score, _: score.mean_of("loss"), format=number),)
+        point_columns.MORE_COLUMNS["loss"] = lambda logits, y: F.cross_entropy(logits, y, reduction="none")
+        mean = lambda score, _: score.mean_of("loss")
+        loss = metrics.Metric("loss", "loss", mean, less_is_better=True, format=metrics.number)
+        metrics.METRICS = (*metrics.METRICS, loss)
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor
+
+from bivallate.errors import UserError
 
 __all__ = ["CLEAN", "FILE_KEYS", "MORE_COLUMNS", "ROBUST", "more_columns"]
 
@@ -31,10 +36,26 @@ FILE_KEYS = {
 MORE_COLUMNS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
 """Name in `more` and in files -> function of logits (B, K) and labels (B,) to values (B,).
 
-The value kept for a point is that of the clean image until an attack finds a lower margin.
+The value kept for a point is that of the clean image until an attack finds a lower margin. It stays that of
+the clean image where this is misclassified, and nobody attacks a point further that is broken.
 """
+
+RESERVED = {*FILE_KEYS, *FILE_KEYS.values(), "index", "sample"}  # other entries of the files
 
 
 def more_columns(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """The values (B,) of `MORE_COLUMNS`, as float32 on the CPU."""
-    return {name: of(logits, y).float().cpu() for name, of in MORE_COLUMNS.items()}
+    """The values (B,) of `MORE_COLUMNS`, as float32 on the CPU.
+
+    Raises:
+        UserError: a column has the name of another entry of the files, or does not give a number a point.
+    """
+    return {name: _column(name, of(logits, y), y) for name, of in MORE_COLUMNS.items()}
+
+
+def _column(name: str, values: Tensor, y: Tensor) -> Tensor:
+    if name in RESERVED:
+        raise UserError(f"MORE_COLUMNS: {name!r} is the name of another entry; give the column another one")
+    if values.shape != y.shape or bool(values.isnan().any()):
+        got = "NaN" if values.shape == y.shape else f"the shape {tuple(values.shape)}"
+        raise UserError(f"MORE_COLUMNS: {name!r} must give one number for each of {len(y)} points, got {got}")
+    return values.float().cpu()

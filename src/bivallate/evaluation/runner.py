@@ -6,7 +6,7 @@ The words of this file and of `state`:
 - stage: one search of the attack, such as apgd-t; turn: one of the stage's restarts or targets;
 - pair: a point in a turn; piece: a batch of pairs in one stage, after which the state is saved;
 - together: turns that share a piece because few points are living;
-- living: not broken before a turn, so that the turn attacks it;
+- living: not broken before the first turn of a piece, so that all turns of the piece attack it;
 - candidate: a perturbation that a search returns; verdict: what the model says about it in a fresh pass.
 """
 
@@ -75,7 +75,7 @@ class Piece(NamedTuple):
 
 @dataclass
 class Runner:
-    """One evaluation under way: `_pieces` yields its pieces, `_attack` searches and judges one.
+    """One evaluation under way: `_pieces` yields its pieces, `_attack_and_judge` searches and judges one.
 
     Attributes:
         model: gives the verdicts.

@@ -54,7 +54,7 @@ class Score:
         warnings: for the reader.
         identity: run, weights and points; None for a model that belongs to no run.
         search_precision: number format of the search; verdicts are always in float32.
-        more: name -> (n,) the values of `point_columns.MORE_COLUMNS` that were stored.
+        more: name -> (n,) the further columns that were stored, see `point_columns.MORE_COLUMNS`.
     """
 
     attack: str

@@ -8,7 +8,7 @@ from bivallate.errors import UserError
 from bivallate.evaluation.evaluation_file import PointColumns, WrittenScore, in_range, unpacked, within
 from bivallate.evaluation.evaluation_identity import Identity
 from bivallate.evaluation.older_files import SCHEMA_1, upgraded
-from bivallate.evaluation.point_columns import MORE_COLUMNS, ROBUST
+from bivallate.evaluation.point_columns import ROBUST
 from bivallate.lower.threat import Threat
 from bivallate.parts import decode
 from bivallate.schema import check
@@ -30,8 +30,7 @@ def score_fields(content: dict[str, Any]) -> dict[str, Any]:
         got = content.get("schema") if isinstance(content, dict) else type(content).__name__
         raise UserError(f"this is not an evaluation's JSON: schema must be {SCHEMA!r}, got {got!r}")
     entry = check(WrittenScore, content, "evaluation")
-    keys = (*PointColumns.__annotations__, *(name for name in MORE_COLUMNS if name in entry["points"]))
-    columns = {key: unpacked(entry["points"][key], key) for key in keys}
+    columns = {key: unpacked(column, key) for key, column in entry["points"].items()}
     fields = {
         "attack": entry["attack"],
         "detail": decode(entry["attack_detail"], "attack_detail"),
@@ -51,7 +50,7 @@ def score_fields(content: dict[str, Any]) -> dict[str, Any]:
         "warnings": tuple(entry["warnings"]),
         "identity": Identity.of(entry.get("identity")),
         "search_precision": entry.get("search_precision", "float32"),
-        "more": {name: columns[name] for name in MORE_COLUMNS if name in columns},
+        "more": {name: columns[name] for name in columns if name not in PointColumns.__annotations__},
     }
     within(len(fields["y"]), **columns)
     classes, stages = fields["classes"], fields["stage_names"]

@@ -83,7 +83,8 @@ def judge(
     logits = logits_of(model, x_adv, passes)
     margin = logit_margin(logits, y)
     predicted = logits.argmax(1)
-    fooled = (predicted != y) & _inside(x, x_adv, threat)
+    inside = _inside(x, x_adv, threat)
+    fooled, margin = (predicted != y) & inside, margin.masked_fill(~inside, float("inf"))
     return Verdict(x_adv, predicted, margin, fooled, more_columns(logits, y))
 
 

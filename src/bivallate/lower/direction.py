@@ -19,16 +19,15 @@ from bivallate.roles import Role
 
 __all__ = ["Adam", "Direction", "DirectionRule", "Raw", "Steepest", "adam", "raw", "steepest"]
 
-DirectionRule = Callable[
-    [Tensor], Tensor
-]  # gradient (B, C, H, W) -> direction of the step, of the same shape
+DirectionRule = Callable[[Tensor], Tensor]  # gradient (B, C, H, W) -> step direction of the same shape
 
 
 class Direction(Role, ABC):
     """(problem) -> a rule for one attack: gradient (B, C, H, W) -> step direction of the same shape.
 
-    The rule may keep a memory for the steps of that attack. Declare `recordable` only if it reads nothing but
-    the gradient and the threat.
+    The rule may keep a memory for the steps of that attack, so it can count them: a step size that changes
+    is a rule whose direction has another length in each step. Declare `recordable` only if it reads nothing
+    but the gradient and the threat. A part in a file of its own is found as `part` says.
     """
 
     def takes_two_labels(self) -> bool:

@@ -139,7 +139,7 @@ class OptimizerSpec(Protocol):
 
     `train_step` calls `optimizer.step()` without a closure, so an optimiser that evaluates the loss again,
     such as L-BFGS or SAM, cannot be used. Before every minibatch `set_rate` sets the rate of each group, in
-    its ratio to `lr`. A checkpoint keeps its state, and the numbers that it changes in its groups.
+    its ratio to `lr`. A checkpoint keeps its state (tensors, numbers) and numbers that it changes in groups.
 
     Example:
         >>> from bivallate import part

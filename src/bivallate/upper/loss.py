@@ -25,8 +25,9 @@ class Loss(Role, ABC):
     """(problem, x_adv) -> Terms, x_adv (B, C, H, W) the attacked points of the problem.
 
     To write a loss, derive a part from this class and write `__call__` alone: logits from
-    `problem.logits(points)`, labels from `problem.y`, one value an example. What stands below are permissions
-    that a loss may declare; without them it works with every method, at the cost of a pass or of a refusal:
+    `problem.logits(points)`, labels from `problem.y`, one value an example. A part in a file of its own is
+    found as `part` says. What stands below are permissions that a loss may declare; without them it works
+    with every method, at the cost of a pass or of a refusal:
 
     - `reuses_forward = True`, if its one pass is `problem.logits_at_solution(x_adv)`. A coupling may then
       make that pass for it. A loss that declares it and does not ask is refused at its first step.
