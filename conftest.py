@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # a shell's background job, whose tests of Ctrl-C would hang
+# A shell's background job ignores Ctrl-C, and what nohup starts the end of the terminal: tests send both.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 REGISTRIES: dict[tuple[str, str], Callable[[Any], Any]] = {
     ("bivallate.parts", "_KINDS"): lambda part: part,
