@@ -116,7 +116,8 @@ def recorded(
     """The record of a step. On a device the records of all replays of a minibatch are read with the last one.
 
     Args:
-        others: tensors that are read in the same transfer. finish: what is made of the record and of these.
+        others: tensors that are read in the same transfer.
+        finish: what is made of the record and of these.
     """
     if clock.replay == 0:
         method.unread = OneTransfer()
