@@ -17,7 +17,7 @@ from bivallate.audits.plan import Plan, choose
 from bivallate.audits.result import Audit, AuditProgress, CostEstimate
 from bivallate.audits.surrogates import GraphConnected
 from bivallate.errors import UserError, python_arguments
-from bivallate.evaluation.attack_model import attack_and_score
+from bivallate.evaluation.attack_functions import attack_and_score
 from bivallate.evaluation.inference import for_inference
 from bivallate.evaluation.neighbourhood import gradients
 from bivallate.evaluation.points import points, select

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bivallate.audits.plan import Plan
 from bivallate.audits.result import AuditProgress, CostEstimate
 from bivallate.audits.surrogates import Rescaled, StraightThrough, SurrogateSearch, linear_imitation
-from bivallate.evaluation.attack_model import attack_and_score
+from bivallate.evaluation.attack_functions import attack_and_score
 from bivallate.evaluation.attacks import (
     Attack,
     Stage,

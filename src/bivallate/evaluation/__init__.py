@@ -1,6 +1,6 @@
 """Evaluation: attacks run in sequence on the points that are still robust, and the scores that result."""
 
-from bivallate.evaluation.attack_model import attack, attack_and_score
+from bivallate.evaluation.attack_functions import attack, attack_and_score
 from bivallate.evaluation.attacked_images import AttackedImages, craft
 from bivallate.evaluation.attacks import Attack, Stage, attack_named, attacks
 from bivallate.evaluation.evaluation_identity import Identity, evaluation_name

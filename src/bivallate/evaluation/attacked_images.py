@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.data.dataset import Split
-from bivallate.evaluation.attack_model import attack_rows
+from bivallate.evaluation.attack_functions import attack_rows
 from bivallate.evaluation.attacks import Attack, Stage, attack_named
 from bivallate.evaluation.points import check_threat, points, select
 from bivallate.evaluation.predictions import logits_on

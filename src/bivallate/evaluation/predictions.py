@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bivallate.evaluation.attack_model import attack as adversarial
+from bivallate.evaluation.attack_functions import attack as adversarial
 from bivallate.evaluation.attacks import Attack, Stage, attack_named
 from bivallate.evaluation.inference import for_inference
 from bivallate.evaluation.verify import logits_of

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError, check_seed, python_arguments
-from bivallate.evaluation.attack_model import attack_and_score, attack_rows
+from bivallate.evaluation.attack_functions import attack_and_score, attack_rows
 from bivallate.evaluation.attacks import Attack, Stage, attack_named
 from bivallate.evaluation.distance_file import DistanceFile
 from bivallate.evaluation.evaluation_progress import EvaluationProgress, Searched
