@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import bivallate as bv
-from bivallate.evaluation.points import points, select
+from bivallate.evaluation.points import as_points, select
 from bivallate.evaluation.sweeps import distances_by_search
 from bivallate.lower.threat import threat
 from bivallate.reproduce.machine import commit
@@ -26,7 +26,7 @@ TOLD = 1e-3  # a smaller relative decrease does not count
 
 def found(model: torch.nn.Module, data: object, norm: str, first: int, steps: int) -> dict[str, Tensor]:
     """The distances that each search finds for the first points."""
-    source = points(data, model)
+    source = as_points(data, model)
     index = select(len(source), None, first, 0)
     x, y = source.tensors(index)
     return distances_by_search(model.eval(), x, y, index, threat(norm, 1.0), steps, 9)

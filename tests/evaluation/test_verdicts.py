@@ -10,9 +10,15 @@ from tests.evaluation.conftest import affine, cloud
 from torch import nn
 
 import bivallate as bv
+from bivallate.errors import UserError
 from bivallate.evaluation import Attack, Score, attack, attack_and_score, attack_named
 from bivallate.evaluation.attacks import noise as draws
+from bivallate.evaluation.inference import for_inference
+from bivallate.evaluation.new_runner import new_runner
+from bivallate.evaluation.points import as_points
+from bivallate.evaluation.state import Position
 from bivallate.evaluation.verify import judge
+from bivallate.lower.objective import cross_entropy
 from bivallate.parts import part
 from bivallate.types import Passes
 
@@ -49,8 +55,16 @@ class Raises:
         return 1
 
     def search(self, problem, turn):
-        problem.logits_and_gradient(torch.zeros_like(problem.x))
+        problem.but(cross_entropy).logits_and_gradient(torch.zeros_like(problem.x))
         raise RuntimeError("in the middle")
+
+
+@part
+class Aimless(Liar):
+    """Forgets to say what it maximises."""
+
+    def search(self, problem, turn):
+        return problem.logits_and_gradient(torch.zeros_like(problem.x))[1]
 
 
 @pytest.mark.parametrize("name", FAST + SLOW)
@@ -136,6 +150,29 @@ def test_a_seed_repeats_and_another_differs(robust_model, held_out):
     assert not torch.equal(first.margin, other.margin)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("own", "own-20", True),
+        ("own-20", "own-50-10", True),
+        ("own-l1", "own-l2", False),
+        ("own-l2", "own-l", False),
+        ("own2", "own", False),
+    ],
+)
+def test_noise_belongs_to_the_name_of_a_stage_without_the_numbers_at_its_end(
+    robust_model, held_out, one, other, same
+):
+    data = held_out[0][:2], held_out[1][:2]
+    made = [attack(robust_model, *data, bv.Linf(0.1), draws(1, name)) for name in (one, other)]
+    assert torch.equal(*made) == same
+
+
+def test_a_stage_that_sets_no_objective_is_told_so(robust_model, held_out):
+    with pytest.raises(UserError, match=r"problem\.but\(objective\)"):
+        attack_and_score(robust_model, held_out, bv.Linf(0.1), Aimless(), first=10)
+
+
 def test_a_search_from_the_clean_image_draws_nothing(robust_model, held_out):
     first, other = (
         attack_and_score(robust_model, held_out, bv.Linf(0.1), "pgd-zero-2", seed=seed) for seed in (1, 2)
@@ -182,6 +219,18 @@ def test_eps_zero_is_no_attack(robust_model, held_out):
         score = attack_and_score(robust_model, held_out, bv.Linf(0.0), name, first=10)
         assert score.robust_accuracy == score.clean_accuracy
         assert torch.equal(attack(robust_model, *held_out, bv.Linf(0.0), name), held_out[0])
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+@pytest.mark.parametrize("name", ["clean", "apgd-t-1-2"])
+def test_an_evaluation_that_has_ended_stands_after_its_last_stage(robust_model, held_out, name, eps):
+    with for_inference(robust_model, None) as (model, where, dtype):
+        options = bv.Linf(eps), attack_named(name), 0, None, where, dtype
+        runner = new_runner(model, as_points(held_out), torch.arange(10), *options)
+        assert not runner.state.begun
+        runner.run()
+    assert runner.state.begun
+    assert runner.state.position == Position(len(runner.attack.stages) + 1)
 
 
 @pytest.mark.parametrize(("classes", "shape"), [(2, (1, 6, 6)), (3, (3, 6, 6)), (43, (3, 5, 5)), (4, (7,))])

@@ -20,7 +20,7 @@ from bivallate.errors import UserError, python_arguments
 from bivallate.evaluation.attack_functions import attack_and_score
 from bivallate.evaluation.inference import for_inference
 from bivallate.evaluation.neighbourhood import gradients
-from bivallate.evaluation.points import points, select
+from bivallate.evaluation.points import as_points, select
 from bivallate.evaluation.preflight import Preflight, preflight
 from bivallate.evaluation.progress_display import progress_callback
 from bivallate.evaluation.statistics import wilson
@@ -91,7 +91,7 @@ def audit(
     """
     began = time.perf_counter()
     _check(claimed, threat)
-    source = points(data, model)
+    source = as_points(data, model)
     with torch.random.fork_rng(devices=[]), ExitStack() as stack:
         torch.manual_seed(seed)
         looked = _preflight(model, data, threat)

@@ -29,7 +29,7 @@ def leak(examined: EvaluationTarget, n: int, seed: int) -> Check:
         examined: the run. n, seed: of the audit's random subset of points.
     """
     question = "are the images that it is judged by among those that it was trained on?"
-    train, points = examined.data.train, examined.points
+    train, points = examined.data.train, examined.chosen_split
     if examined.split != "test" or examined.elsewhere:
         return Check("leak", question, "skipped", {}, "asked of the run's own test data")
     if isinstance(train.store, Stream) or math.prod(train.shape) * len(train) > LARGEST:

@@ -53,12 +53,12 @@ def audit_of(
     folder, claim = RunFolder(examined.path), "--claimed"
     if claimed is None and examined.split == "test" and not examined.elsewhere:
         claimed, claim = kept_claim(
-            folder.evaluation, examined.weights, examined.threat, len(examined.points)
+            folder.evaluation, examined.weights, examined.threat, len(examined.chosen_split)
         )
     device = next(iter(examined.model.parameters())).device
     others = [load_run(other, "last", factory).to(device) for other in against]
     options |= {"surrogates": others, "claimed": claimed, "claim": claim, "history": folder.read_metrics()}
-    result = examine(examined.model, examined.points, examined.threat, **options)
+    result = examine(examined.model, examined.chosen_split, examined.threat, **options)
     checks = (*result.checks, leak(examined, result.n, result.seed))
     return replace(result, identity=examined.identity(), checks=checks)
 

@@ -55,7 +55,7 @@ def attack(
     target = EvaluationTarget.of(run, threat=ball.of, split=split, data=data, device=device, **source.reading)
     for note in (*target.data.notes, *target.warnings):
         say(f"{target.data.name}: {note}", to_stderr=True)
-    points, threat = target.points, target.threat
+    points, threat = target.chosen_split, target.threat
     n = min(24, len(points)) if n is None and first is None else n
     if save.exists() and any(save.iterdir()) and not overwrite:
         raise UserError(

@@ -103,7 +103,7 @@ def _curves(
     from bivallate.evaluation.progress_display import shown_progress
     from bivallate.run.signals import Interrupted
 
-    found, points = {}, subjects.points
+    found, points = {}, subjects.test_split
     try:
         for place, (label, model) in zip(kept, subjects.models.items(), strict=True):
             with shown_progress(silent, label) as progress:
@@ -223,7 +223,7 @@ def distances(
     kept = partial_files(place, subjects.models)
     for label, model in subjects.models.items():
         with shown_progress(json or quiet, label) as progress:
-            found[label] = search(model, subjects.points, kind, progress=progress, resume=kept[label])
+            found[label] = search(model, subjects.test_split, kind, progress=progress, resume=kept[label])
     figure = _survivors(found, norm_name(kind), subjects.trained(kind))
     told: dict[str, Any] = {"norm": norm_name(kind), "n": len(next(iter(found.values()))), "steps": steps}
     told |= {

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from bivallate import zoo
 from bivallate.commands.options import Ball, Count, DataName, Flag, Machine, Split, Subset, WeightsSource
-from bivallate.commands.result_files import result_file, tell_where_kept
+from bivallate.commands.result_files import confirm_kept, result_file
 from bivallate.commands.score_table import one_line, show
 from bivallate.commands.shared_work import shared_work
 from bivallate.errors import UserError
@@ -20,7 +20,7 @@ from bivallate.terminal import say, say_json
 if TYPE_CHECKING:
     import torch
 
-    from bivallate.evaluation import EvaluationOptions
+    from bivallate.evaluation import Attack, EvaluationOptions
     from bivallate.evaluation.preflight import Preflight
     from bivallate.run.evaluation_target import EvaluationTarget
 
@@ -93,8 +93,9 @@ def evaluate_runs(
     from bivallate.evaluation import EvaluationOptions, attack_named
     from bivallate.run.evaluation_target import EvaluationTarget
 
-    folders, attacks = _split_runs_from_attacks(runs, attack)
-    # read first, so that a misspelt attack is said before anything else; an attack spelt twice is made once
+    folders, attacks = _split_runs_from_attacks(runs, attack)  # `--attack fgsm runs/x` takes both words
+    # Names are checked before a run is loaded, and two spellings of one attack are run once. Its stages may
+    # depend on the run's threat; `evaluate_under` chooses them.
     attacks = list(dict.fromkeys(attack_named(name).name for name in attacks))
     device = machine.prepare()
     seed, precision = source.seed, search_precision
@@ -136,26 +137,28 @@ class EvaluationTask:
     faults: list[UserError] = field(default_factory=list)
 
     def evaluate_under(
-        self, attack: str, target: EvaluationTarget, findings: Preflight | None, run: Path, *, foreign: bool
+        self, name: str, target: EvaluationTarget, findings: Preflight | None, run: Path, *, foreign: bool
     ) -> None:
         """Run one attack, save the score and print it.
 
         Args:
-            attack: its name.
-            target: the model and its points.
+            name: of the attack.
+            target: model, data and threat.
             findings: of the pre-flight; None if it was skipped.
             run: folder, checkpoint or network of the zoo, as the user named it.
             foreign: whether it is no run, so that its result is stored only where `out` says.
 
         Raises:
-            Interrupted: on Ctrl-C; the same command continues from the partial results.
+            Interrupted: on Ctrl-C; the same command continues from the verdicts so far.
         """
+        from bivallate.evaluation import attack_named
         from bivallate.evaluation.progress_display import shown_progress
         from bivallate.run.signals import Interrupted
 
+        attack = attack_named(name, target.threat)
         stored = not foreign or self.out is not None
         file = self._file(target, attack, run) if stored else None
-        label, json, faults = f"{run} {attack}", self.json, list[UserError]()
+        label, json, faults = f"{run} {name}", self.json, list[UserError]()
         try:
             with shown_progress(json or self.quiet, label if self.several else "") as progress:
                 score = target.evaluate(
@@ -170,7 +173,7 @@ class EvaluationTask:
             one_line(label, score) if self.several else show(score, target.data.classes)
         try:
             if stored:
-                tell_where_kept(file, next(iter(faults), None), silent=json)
+                confirm_kept(file, next(iter(faults), None), silent=json)
         except UserError as fault:
             self.faults.append(fault)
 
@@ -181,7 +184,7 @@ class EvaluationTask:
         if self.faults:
             raise self.faults[0]
 
-    def _file(self, target: EvaluationTarget, attack: str, run: Path) -> Path | None:
+    def _file(self, target: EvaluationTarget, attack: Attack, run: Path) -> Path | None:
         """The file of a result; None if it cannot be written."""
         default = target.file(attack, self.options)
         asked = self.out / f"{run.name}-{default.name}" if self.out and self.several else self.out
@@ -189,17 +192,17 @@ class EvaluationTask:
 
 
 def _split_runs_from_attacks(runs: Sequence[Path], attacks: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Separate run folders from attack names: --attack takes all words up to the next option.
+    """Move run folders that --attack has taken to the runs: it takes all words up to the next option.
 
     Raises UserError if no run is named.
     """
     from bivallate.run.folder import RunFolder
 
-    swallowed = [name for name in attacks if RunFolder(Path(name)).config.exists()]
-    runs = [*runs, *map(Path, swallowed)]
+    folders = [name for name in attacks if RunFolder(Path(name)).config.exists()]
+    runs = [*runs, *map(Path, folders)]
     if not runs:
         raise UserError("name the folder of a run, such as `bivallate evaluate runs/x --attack pgd-20`")
-    return runs, [name for name in attacks if name not in swallowed]
+    return runs, [name for name in attacks if name not in folders]
 
 
 def _foreign(

@@ -11,7 +11,7 @@ from pathlib import Path
 from bivallate.errors import UserError
 from bivallate.terminal import say
 
-__all__ = ["result_file", "saved_result", "tell_where_kept"]
+__all__ = ["confirm_kept", "result_file", "saved_result"]
 
 
 def result_file(default: Path, out: Path | None) -> Path | None:
@@ -66,11 +66,20 @@ def saved_result(
     except UserError as error:
         fault = error
     yield
-    tell_where_kept(place, fault, silent=silent)
+    confirm_kept(place, fault, silent=silent)
 
 
-def tell_where_kept(place: Path | None, fault: UserError | None, *, silent: bool = False) -> None:
-    """Print where a result was saved. Raises `fault`, or a UserError if there is no place for the result."""
+def confirm_kept(place: Path | None, fault: UserError | None, *, silent: bool = False) -> None:
+    """Print where a result was saved, or raise the reason why it was not.
+
+    Args:
+        place: the file; None if the run's folder cannot be written to.
+        fault: the error of saving it, if there was one.
+        silent: do not print the place.
+
+    Raises:
+        UserError: the result was not saved.
+    """
     if place is None:
         fault = UserError("the result was printed, but cannot be kept in the run's folder: say --out")
     if fault is not None:

@@ -26,13 +26,13 @@ class RunGroup:
     Attributes:
         models: label -> network, on the device.
         threats: that each run was trained for, in the same order.
-        points: test split of the first run.
+        test_split: of the first run's data; all runs are attacked on it.
         classes: their names.
     """
 
     models: dict[str, nn.Module]
     threats: tuple[Any, ...]
-    points: Any
+    test_split: Any
     classes: tuple[str, ...]
 
     @classmethod

@@ -75,7 +75,7 @@ def transfer(
         return folder.evaluation / identity.file_name(threat, attack, source.seed)
 
     writable = result_file(place(f"transfer-{chosen.name}"), out) is not None
-    score = judged(model, dict(others), subjects.points, threat, chosen, **options)
+    score = judged(model, dict(others), subjects.test_split, threat, chosen, **options)
     score = replace(score, identity=identity)
     kept = (out or place(score.attack)) if writable else None
     with saved_result(kept, score.save, silent=json):

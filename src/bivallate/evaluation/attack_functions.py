@@ -23,12 +23,12 @@ from bivallate.evaluation.new_runner import new_runner, use_precision
 from bivallate.evaluation.point_columns import MORE_COLUMNS
 from bivallate.evaluation.points import (
     Points,
+    as_points,
     check_images,
     check_threat,
     class_names,
     data_fingerprint,
     model_fingerprint,
-    points,
     select,
 )
 from bivallate.evaluation.progress_display import progress_callback
@@ -106,7 +106,7 @@ def attack_and_score(
     """
     check_seed(seed)
     check_threat(threat)
-    parsed, source = attack_named(attack, threat), points(data, model)
+    parsed, source = attack_named(attack, threat), as_points(data, model)
     index = select(len(source), n, first, seed)
     several = shared and len(index) >= collective.world_size() > 1
     with progress_callback(progress) as show, for_inference(model, device) as (module, where, dtype):
@@ -167,7 +167,7 @@ def attack(
     """
     check_seed(seed)
     check_threat(threat)
-    source = points((x, y))
+    source = as_points((x, y))
     with progress_callback(progress) as show:
         return attack_rows(
             model, source, torch.arange(len(x)), threat, attack_named(name, threat), seed, batch_size, show

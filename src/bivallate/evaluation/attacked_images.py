@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bivallate.data.dataset import Split
 from bivallate.evaluation.attack_functions import attack_rows
 from bivallate.evaluation.attacks import Attack, Stage, attack_named
-from bivallate.evaluation.points import check_threat, points, select
+from bivallate.evaluation.points import as_points, check_threat, select
 from bivallate.evaluation.predictions import logits_on
 from bivallate.lower.threat import ThreatModel
 
@@ -85,7 +85,7 @@ def craft(
     Cost: the attack, and three forwards.
     """
     check_threat(threat)
-    parsed, source = attack_named(attack, threat), points(data, model)
+    parsed, source = attack_named(attack, threat), as_points(data, model)
     index = select(len(source), n, first, seed)
     x, y = source.tensors(index)
     x_adv = attack_rows(model, source, index, threat, parsed, seed).cpu()

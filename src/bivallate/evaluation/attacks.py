@@ -39,7 +39,7 @@ class Stage(Protocol):
 
     `search` gets a problem with one row for each pair (point, turn), and turn (B,) int64. It returns
     candidates delta (B, C, H, W). A candidate counts only after a fresh forward pass of the model. The
-    problem's objective is a placeholder: a stage sets its own, `problem.but(objective)`.
+    problem has no objective yet: a stage sets what it maximises, `problem.but(objective)`.
     """
 
     @property

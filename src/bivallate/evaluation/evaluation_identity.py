@@ -37,7 +37,7 @@ class Identity:
         return self.weights if self.split == "test" else f"{self.weights}-{self.split}"
 
     @property
-    def points(self) -> str:
+    def subset_label(self) -> str:
         """The chosen points, as a part of the file name; empty for all points."""
         return f"n{self.n}" if self.n is not None else f"first{self.first}" if self.first is not None else ""
 
@@ -50,7 +50,7 @@ class Identity:
 
     def file_name(self, threat: Any, attack: str, seed: int, precision: str = "float32") -> str:
         """The file name of such an evaluation; precision: of the search."""
-        points = "-".join(filter(None, [self.points, precision if precision != "float32" else ""]))
+        points = "-".join(filter(None, [self.subset_label, precision if precision != "float32" else ""]))
         return evaluation_name(self.label, threat, attack, seed, points, self.data)
 
     def to_json(self) -> dict[str, Any]:

@@ -19,13 +19,13 @@ from bivallate.quoting import line
 
 __all__ = [
     "Points",
+    "as_points",
     "check_images",
     "check_labels",
     "check_threat",
     "class_names",
     "data_fingerprint",
     "model_fingerprint",
-    "points",
     "select",
     "state_fingerprint",
     "whole_labels",
@@ -58,7 +58,7 @@ class TensorPair:
         return self.x[rows.to(self.x.device)], self.y[rows.to(self.y.device)]
 
 
-def points(data: Any, *models: Any) -> Points:
+def as_points(data: Any, *models: Any) -> Points:
     """The points under attack, from any form of a caller's data.
 
     Args:

@@ -15,7 +15,7 @@ from bivallate.errors import UserError
 from bivallate.evaluation.batch_size import example_bytes
 from bivallate.evaluation.inference import for_inference
 from bivallate.evaluation.neighbourhood import Probe
-from bivallate.evaluation.points import class_names, points
+from bivallate.evaluation.points import as_points, class_names
 from bivallate.evaluation.preparation import check_preparation
 from bivallate.evaluation.symptoms import (
     Finding,
@@ -100,7 +100,7 @@ def preflight(
         'range'
     """
     began = time.perf_counter()
-    source = points(data, model)
+    source = as_points(data, model)
     if len(source) == 0:
         raise UserError("there are no points to look at: the data is empty")
     rows = torch.linspace(0, len(source) - 1, min(ROWS, len(source))).long()

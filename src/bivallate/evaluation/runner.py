@@ -13,6 +13,7 @@ The words of this file and of `state`:
 from __future__ import annotations
 
 import os
+import re
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -38,7 +39,7 @@ from bivallate.evaluation.state import Position, State
 from bivallate.evaluation.turn_noise import noise_of_turns
 from bivallate.evaluation.verify import judge, logits_of
 from bivallate.lower.forward import Forward
-from bivallate.lower.objective import cross_entropy, logit_margin
+from bivallate.lower.objective import logit_margin
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.threat import ThreatModel
 from bivallate.noise import Noise
@@ -46,11 +47,9 @@ from bivallate.types import Batch, Passes
 
 __all__ = ["Runner"]
 
-
 SAMPLE = 8  # number of points whose logits identify a model
 FEWEST = 8  # smallest number of points for a thread
 LEAST = 1 << 24  # smallest number of multiplications for a thread; else threads wait for the interpreter
-
 
 Candidates = tuple[Tensor, Passes]  # delta (B, C, H, W), and the passes that were spent on it
 
@@ -79,7 +78,7 @@ class Runner:
 
     Attributes:
         model: gives the verdicts.
-        searchers: copies of the same function for the search, perhaps faster.
+        searchers: copies of the model that search; of a faster one, see `search_model`, if that pays.
         source: the data.
         index: (n,) rows of the data that are evaluated.
         threat: the set of perturbations.
@@ -119,23 +118,26 @@ class Runner:
     def run(self, *, every: bool = False) -> None:
         """Make all verdicts. `every`: also attack points that are misclassified on the clean image."""
         self._began = time.perf_counter() - self.state.seconds
-        if self.state.classes == 0:
+        if not self.state.begun:
             self._clean()
             if every:
                 self.state.broken_at.fill_(ROBUST)
                 self.state.margin.fill_(torch.inf)
             self._save()
         self._report("clean")
-        if self.threat.eps == 0:
-            return
-        for piece in self._pieces():
+        for piece in self._pieces():  # each is cut after the verdicts on those before it are in the state
             # points (3, 8) in turns (0, 1) are the pairs (3, 0), (8, 0), (3, 1), (8, 1) of one batch
             turn = torch.tensor(piece.turns).repeat_interleave(len(piece.points))
-            self._attack(piece.points.repeat(len(piece.turns)), turn, piece.number, piece.stage)
+            self._attack_within_memory(piece.points.repeat(len(piece.turns)), turn, piece.number, piece.stage)
             self.state.position = piece.following
             self._save()
             self._report(piece.stage.name)
         self.state.position = Position(len(self.attack.stages) + 1)
+
+    @property
+    def _stages(self) -> tuple[Stage, ...]:
+        """The stages that run: none at eps 0, where no image can be changed."""
+        return () if self.threat.eps == 0 else self.attack.stages
 
     def sample(self) -> Tensor:
         """(k, K) logits of the first few points."""
@@ -185,17 +187,17 @@ class Runner:
     def _pieces(self) -> Iterator[Piece]:
         """Yield the remaining pieces from the state's position on.
 
-        With the same batch size a resumed runner cuts the same pieces as the first one, so that rounding, and
-        with it every verdict, is the same.
+        The points that are living when a turn begins are cut by the batch size of that moment. With the same
+        batch size a resumed runner cuts the same pieces as the first one, so that rounding, and with it every
+        verdict, is the same.
         """
-        state = self.state
-        start = state.position
-        for number, stage in list(enumerate(self.attack.stages, 1))[start.stage_number - 1 :]:
+        state, start = self.state, self.state.position
+        for number, stage in list(enumerate(self._stages, 1))[start.stage_number - 1 :]:
             turn, count = start.turn if number == start.stage_number else 0, stage.count(state.classes)
             self._report(stage.name)  # before the work, because some stages are one long piece
             while turn < count:
                 at = Position(number, turn)
-                living = state.living(at)  # at the beginning of the turn: a resume cuts the same pieces
+                living = state.living(at)
                 done = start.offset if at == replace(start, offset=0) else 0
                 # Few living points would leave a batch mostly empty, so several of their turns share it: with
                 # 30 points and room for 100, three of nine turns at once.
@@ -209,12 +211,12 @@ class Runner:
                     yield Piece(number, stage, range(turn, turn + together), points, following)
                 turn += together
 
-    def _attack(self, points: Tensor, turn: Tensor, number: int, stage: Stage) -> None:
+    def _attack_within_memory(self, points: Tensor, turn: Tensor, number: int, stage: Stage) -> None:
         """Attack pairs (point, turn), in halves if a CUDA device runs out of memory."""
         if self._within_memory(len(points), partial(self._attack_and_judge, points, turn, number, stage)):
             return
         for some, at in zip(points.tensor_split(2), turn.tensor_split(2), strict=True):
-            self._attack(some, at, number, stage)
+            self._attack_within_memory(some, at, number, stage)
 
     def _attack_and_judge(self, points: Tensor, turn: Tensor, number: int, stage: Stage) -> None:
         x, y = self.load(points)
@@ -228,15 +230,14 @@ class Runner:
         """Search candidates for pairs (point, turn), on as many threads as have enough to do."""
         worthwhile = len(x) * self.multiplications // LEAST
         threads = max(1, min(self.state.threads, len(x) // FEWEST, worthwhile))
-        cut = [t.tensor_split(threads) for t in (x, y, index.to(self.device), turn.to(self.device))]
-
-        def search(x: Tensor, y: Tensor, index: Tensor, turn: Tensor) -> Callable[[nn.Module], Candidates]:
-            return lambda searcher: self._search_on(searcher, Batch(x, y, index), turn, stage)
-
-        searches = [search(*part) for part in zip(*cut, strict=True)]
+        shares = [t.tensor_split(threads) for t in (x, y, index.to(self.device), turn.to(self.device))]
+        searches = [
+            partial(self._search, stage, Batch(x, y, index), turn)
+            for x, y, index, turn in zip(*shares, strict=True)
+        ]
         if self.low_precision_searcher is not None and stage_bears_rounding(stage):
             with full_float32(tf32=self.search_precision == "tf32"):
-                candidates = [search_on(self.low_precision_searcher) for search_on in searches]
+                candidates = [search(self.low_precision_searcher) for search in searches]
         else:
             candidates = self.searchers.run(searches)
         for _, passes in candidates:
@@ -244,20 +245,20 @@ class Runner:
             self.state.passes.backward += passes.backward
         return torch.cat([delta for delta, _ in candidates])
 
-    def _search_on(self, searcher: nn.Module, batch: Batch, turn: Tensor, stage: Stage) -> Candidates:
+    def _search(self, stage: Stage, batch: Batch, turn: Tensor, searcher: nn.Module) -> Candidates:
         """Search candidates for one batch of pairs on one copy of the model.
 
-        The noise belongs to the stage's name without its numbers: the first restart of pgd-20-5 begins as
-        that of pgd-20 does. The problem's objective is a placeholder, which `Search` replaces with its own.
+        The noise belongs to the stage's name without the numbers at its end: the first restart of pgd-20-5
+        begins as that of pgd-20 does.
         """
-        kind, passes, turns = stage.name.rstrip("-0123456789"), Passes(), turn.unique().tolist()
+        kind, turns = re.sub(r"(-\d+)*$", "", stage.name), turn.unique().tolist()
         epoch = zlib.crc32(kind.encode())  # a number for the stage, where training has the epoch
         if len(turns) == 1:
             noise = Noise(self.seed, batch.index, epoch, turns[0])
         else:
             noise = noise_of_turns(self.seed, batch.index, epoch, turn)
-        forward = Forward(searcher, passes)
-        problem = LowerProblem(forward, batch, cross_entropy, self.threat, noise=noise)
+        passes = Passes()
+        problem = LowerProblem(Forward(searcher, passes), batch, _not_set, self.threat, noise=noise)
         return stage.search(problem, turn), passes
 
     def _save(self) -> None:
@@ -282,8 +283,8 @@ class Runner:
     def _left(self) -> float:
         """The number of remaining passes if no further point is broken."""
         at, living, left = self.state.position, int((self.state.broken_at == ROBUST).sum()), 0.0
-        for number, stage in enumerate(self.attack.stages, 1):
-            if number < at.stage_number or self.threat.eps == 0:
+        for number, stage in enumerate(self._stages, 1):
+            if number < at.stage_number:
                 continue
             turns = float(stage.count(self.state.classes))
             if number == at.stage_number:
@@ -291,3 +292,8 @@ class Runner:
                 turns -= at.turn + (at.offset / begun if begun else 1.0)
             left += max(0.0, turns) * stage.cost() * living
         return left
+
+
+def _not_set(problem: LowerProblem, logits: Tensor) -> Tensor:
+    """The objective of a problem until its stage has set one."""
+    raise UserError("a stage must set what it maximises before it searches: problem.but(objective)")

@@ -76,7 +76,7 @@ class State:
         margin: (n,) as in `Score`.
         batch_size: points in one piece of work.
         threads: largest number of threads that share a piece.
-        classes: number of classes; 0 until the clean pass is done.
+        classes: number of classes; 0 until the clean pass is done, see `begun`.
         position: the next piece of work.
         passes: spent so far.
         seconds: spent so far.
@@ -112,6 +112,11 @@ class State:
             threads=threads,
             more={name: torch.zeros(n) for name in MORE_COLUMNS},
         )
+
+    @property
+    def begun(self) -> bool:
+        """Whether the clean pass is done."""
+        return self.classes > 0
 
     @property
     def point_columns(self) -> dict[str, Tensor]:
@@ -150,6 +155,8 @@ class State:
     def enter(self, points: Tensor, verdict: Verdict, stage_number: int, turn: Tensor) -> Tensor:
         """Record verdicts on points that are still robust; a point may occur with several turns.
 
+        The earliest turn that breaks a point counts; verdicts of later turns on it are ignored.
+
         Args:
             points: (B,) the points.
             verdict: on these points.
@@ -157,24 +164,25 @@ class State:
             turn: (B,) the turn of each verdict.
 
         Returns:
-            (B,) bool: the rows of the verdict that are the worst so far for their point.
+            (B,) bool: for each point at most one row, that of its worst image if it is worse than all before.
+            `attack` returns these images; an evaluation does not need them.
         """
         fooled, margin = verdict.fooled.cpu(), verdict.margin.float().cpu()
         predicted, turn = verdict.predicted.cpu(), turn.cpu()
-        lowest = torch.full_like(self.broken_at, -1)  # row of the verdict with each point's lowest margin
+        row_of = torch.full_like(self.broken_at, -1)  # (n,) row of each point's worst image here, or -1
         for t in turn.unique().tolist():  # ascending, because the earliest turn that breaks a point counts
-            some = (turn == t).nonzero()[:, 0]
-            some = some[self.broken_at[points[some]] == ROBUST]
-            lower = some[fooled[some] | (margin[some] < self.margin[points[some]])]
-            self.margin[points[lower]], lowest[points[lower]] = margin[lower], lower
+            rows = (turn == t).nonzero()[:, 0]
+            rows = rows[self.broken_at[points[rows]] == ROBUST]
+            worse = rows[fooled[rows] | (margin[rows] < self.margin[points[rows]])]
+            self.margin[points[worse]], row_of[points[worse]] = margin[worse], worse
             for name, column in self.more.items():
-                column[points[lower]] = verdict.more[name][lower]
-            broken = some[fooled[some]]
-            at = points[broken]
-            self.broken_at[at], self.broken_in_turn[at] = stage_number, t
-            self.predicted[at] = predicted[broken]
+                column[points[worse]] = verdict.more[name][worse]
+            breaking = rows[fooled[rows]]
+            broken = points[breaking]
+            self.broken_at[broken], self.broken_in_turn[broken] = stage_number, t
+            self.predicted[broken] = predicted[breaking]
         worst = torch.zeros_like(fooled)
-        worst[lowest[lowest >= 0]] = True
+        worst[row_of[row_of >= 0]] = True
         return worst
 
     def save(self, path: str | os.PathLike[str], key: str) -> None:

@@ -20,11 +20,11 @@ from bivallate.evaluation.distance_file import DistanceFile
 from bivallate.evaluation.evaluation_progress import EvaluationProgress, Searched
 from bivallate.evaluation.inference import for_inference
 from bivallate.evaluation.points import (
+    as_points,
     check_images,
     check_labels,
     data_fingerprint,
     model_fingerprint,
-    points,
     select,
 )
 from bivallate.evaluation.progress_display import progress_callback
@@ -134,7 +134,7 @@ def minimal_distances(
     """
     check_seed(seed)
     at_least_one("minimal_distances", steps=steps, targets=targets, batch_size=batch_size)
-    source, began = points(data, model), time.perf_counter()
+    source, began = as_points(data, model), time.perf_counter()
     ball, index = make_threat(norm, 1.0), select(len(source), n, first, seed)
     with progress_callback(progress) as show, for_inference(model, None) as (module, where, dtype):
         key = [norm, SEARCHES, steps, targets, data_fingerprint(source, index), model_fingerprint(module)]
@@ -251,7 +251,7 @@ def transfer(
     if not surrogates:
         raise UserError("a transfer attack needs at least one surrogate")
     check_seed(seed)
-    source, chosen, made = points(data, model), attack_named(attack, threat), []
+    source, chosen, made = as_points(data, model), attack_named(attack, threat), []
     index, lasting = select(len(source), n, first, seed), _lasting(chosen)
     for name, other in surrogates.items():
         kept = Surrogate(name)
@@ -280,7 +280,7 @@ def clean_scores(
     the attack stops at the source's boundary.
     """
     rows, parsed = torch.arange(len(x)), attack_named(attack, threat)
-    x_adv = attack_rows(source, points((x, y)), rows, threat, parsed, seed)
+    x_adv = attack_rows(source, as_points((x, y)), rows, threat, parsed, seed)
     return {label: attack_and_score(target, (x_adv, y), threat, "clean") for label, target in targets.items()}
 
 

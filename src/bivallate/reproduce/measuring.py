@@ -17,7 +17,7 @@ from bivallate.evaluation import Attack, Score, attack_and_score, attack_named
 from bivallate.evaluation.attacks import ensemble
 from bivallate.evaluation.evaluation_file import pack
 from bivallate.evaluation.geometry import fosc_after
-from bivallate.evaluation.points import data_fingerprint, model_fingerprint, points, select
+from bivallate.evaluation.points import as_points, data_fingerprint, model_fingerprint, select
 from bivallate.evaluation.statistics import wilson
 from bivallate.evaluation.sweeps import clean_scores
 from bivallate.files import write_json
@@ -131,7 +131,7 @@ def stationarity(
     Reference: Dynamic AT, eq. 4 (form "ball").
     """
     form = "ball" if measure.what == "fosc-ball" else "box"
-    source = points(dataset.test)
+    source = as_points(dataset.test)
     index = select(len(source), _at_most(measure.n, len(source)), None, 0)
     forward, device, values = Forward(model), next(model.parameters()).device, []
     solver = PGD(10, radius.eps / 4)

@@ -117,6 +117,7 @@ def _score_of_run(
     if options.pop("resume", None) is not None:
         raise UserError("a run keeps its unfinished verdicts in its own folder: leave resume out")
     settings, file = EvaluationOptions(**options), None
+    parsed = attack_named(attack, target.threat)
     if store and isinstance(attack, str):  # a user's own attack may have the name of a built-in one
-        file = target.file(attack, settings)
-    return target.evaluate(attack, settings, file=file, findings=target.preflight(), progress=progress)
+        file = target.file(parsed, settings)
+    return target.evaluate(parsed, settings, file=file, findings=target.preflight(), progress=progress)

@@ -1,4 +1,4 @@
-"""A run's model, the data to evaluate it on, and the file of the result."""
+"""Evaluate the model of a run folder or a checkpoint, and save the score."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from bivallate import collective
 from bivallate.data import Dataset, Split
 from bivallate.errors import UserError, unknown
-from bivallate.evaluation import Attack, Identity, Score, Stage, attack_and_score, attack_named
+from bivallate.evaluation import Attack, Identity, Score, Stage, attack_and_score
 from bivallate.evaluation.evaluation_options import EvaluationOptions
 from bivallate.evaluation.evaluation_progress import EvaluationProgress
 from bivallate.evaluation.preflight import Preflight, preflight
@@ -38,13 +38,13 @@ ProgressCallback = Callable[[EvaluationProgress], object]
 
 @dataclass(frozen=True, eq=False)
 class EvaluationTarget:
-    """What an evaluation needs besides the attack: model, data, threat, and the place of its result.
+    """A model, the data and the threat of its evaluations; `evaluate` attacks it and saves the score.
 
     Attributes:
         path: the run's folder.
         model: on the device to compute on.
         data: the data set.
-        points: the split of it that is attacked.
+        chosen_split: the images that are attacked: the split of the data set that `split` names.
         threat: the set of perturbations of the attack.
         weights: their name: best, last, ema or epoch-N.
         split: its name: test, validation or train.
@@ -57,7 +57,7 @@ class EvaluationTarget:
     path: Path
     model: Classifier
     data: Dataset
-    points: Split
+    chosen_split: Split
     threat: ThreatModel
     weights: str
     split: str
@@ -106,7 +106,7 @@ class EvaluationTarget:
             path=folder.path,
             model=load_run(path, weights, model).to(pick_device(str(device))),
             data=read.data,
-            points=split_of(read.data, split),
+            chosen_split=split_of(read.data, split),
             threat=of_run if threat is None else threat(of_run) if callable(threat) else threat,
             weights=weights,
             split=split,
@@ -120,15 +120,15 @@ class EvaluationTarget:
         """Identity of an evaluation on a random subset of n points, on the first points, or on all."""
         return Identity(self.run, self.weights, self.split, self.elsewhere, self.data_set, n, first)
 
-    def file(self, attack: str, options: EvaluationOptions) -> Path:
-        """The run's file for an evaluation with these options; one file for every spelling of an attack."""
-        identity, attack = self.identity(options.n, options.first), attack_named(attack).name
-        name = identity.file_name(self.threat, attack, options.seed, options.search_precision)
+    def file(self, attack: Attack, options: EvaluationOptions) -> Path:
+        """The run's file for an evaluation with these options; it need not exist."""
+        identity = self.identity(options.n, options.first)
+        name = identity.file_name(self.threat, attack.name, options.seed, options.search_precision)
         return RunFolder(self.path).evaluation / name
 
     def preflight(self) -> Preflight:
         """Look for faults of the model and the data that would make every result meaningless."""
-        return preflight(self.model, self.points, self.threat, own=not self.elsewhere)
+        return preflight(self.model, self.chosen_split, self.threat, own=not self.elsewhere)
 
     def evaluate(
         self,
@@ -148,15 +148,16 @@ class EvaluationTarget:
         Args:
             attack: a name, an `Attack` or a stage.
             options: subset, seed, batch size and number format of the search.
-            file: where the score is saved, by the first process of several; None to save nothing. Until then
-                verdicts are kept in a file beside it, from which an interrupted evaluation continues.
+            file: where the score is saved, by the first process of several; None to save nothing. An earlier
+                score there is replaced. Until then verdicts are kept beside it, in the file `partial_of`,
+                from which an interrupted evaluation continues.
             findings: result of `preflight`.
             progress: called after every piece of work.
             faults: receives the error if the score cannot be saved, so that it is not lost; None to raise it.
         """
         score = attack_and_score(
             self.model,
-            self.points,
+            self.chosen_split,
             self.threat,
             attack,
             resume=None if file is None else partial_of(file),
@@ -217,9 +218,9 @@ def partial_of(file: Path) -> Path:
 
 
 def split_of(dataset: Dataset, split: str) -> Split:
-    """The points of a split by name. Raises UserError if the data set has no such split."""
-    points = {"test": dataset.test, "validation": dataset.validation, "train": dataset.train}
-    found = points.get(split)
+    """A split of a data set by name. Raises UserError if the data set has no such split."""
+    splits = {"test": dataset.test, "validation": dataset.validation, "train": dataset.train}
+    found = splits.get(split)
     if found is None:
-        raise unknown("split", split, [k for k, v in points.items() if v is not None])
+        raise unknown("split", split, [k for k, v in splits.items() if v is not None])
     return found

@@ -64,14 +64,23 @@ def checkpoint_target(
             f"{place} has {model.num_classes} classes, {data} has {len(dataset.classes)}: "
             "it was trained on other data"
         )
-    network = model.to(pick_device(str(device)))
-    points = split_of(dataset, split)
+    network, chosen = model.to(pick_device(str(device))), split_of(dataset, split)
     if isinstance(model.normalise, nn.Identity):
         warnings.append(
             f"{place} holds no normalisation, so its network is given images in [0, 1] as they are: if it "
             f"was trained on standardised ones, say --normalise (mean and std of {data})"
         )
-    return EvaluationTarget(place, network, dataset, points, threat, place.stem, split, data, tuple(warnings))
+    return EvaluationTarget(
+        path=place,
+        model=network,
+        data=dataset,
+        chosen_split=chosen,
+        threat=threat,
+        weights=place.stem,
+        split=split,
+        elsewhere=data,
+        warnings=tuple(warnings),
+    )
 
 
 def _model(

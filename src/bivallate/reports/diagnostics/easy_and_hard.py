@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bivallate.errors import UserError
 from bivallate.evaluation import Score
 from bivallate.evaluation import attack as attack_points
-from bivallate.evaluation.points import points
+from bivallate.evaluation.points import as_points
 from bivallate.lower.input_guard import call_unharmed
 from bivallate.reports.diagnostics.diagnostic import Diagnostic
 from bivallate.reports.diagnostics.sample import inspected
@@ -112,7 +112,7 @@ def easy_and_hard(
     Raises:
         UserError: no point is correct when clean, or the data are not those that were evaluated.
     """
-    source = points(data, model)
+    source = as_points(data, model)
     if len(source) <= int(score.index.max()):
         raise UserError("the data has fewer points than were evaluated: it has changed")
     order = score.margin.argsort(stable=True)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import nn
 
-from bivallate.evaluation.points import points
+from bivallate.evaluation.points import as_points
 from bivallate.lower.threat import Linf
 from bivallate.reports.diagnostics.diagnostic import Diagnostic
 from bivallate.reports.diagnostics.sample import BATCH, inspected, problem_of, sample
@@ -148,4 +148,4 @@ def loss_landscape(
 
 
 def _row(data: Any, row: int, model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    return points(data, model).tensors(torch.tensor([row]))
+    return as_points(data, model).tensors(torch.tensor([row]))

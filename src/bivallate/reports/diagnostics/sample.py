@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bivallate.evaluation.points import points, select
+from bivallate.evaluation.points import as_points, select
 from bivallate.lower.modes import evaluating, frozen
 from bivallate.lower.objective import cross_entropy
 from bivallate.lower.problem import LowerProblem
@@ -51,7 +51,7 @@ def sample(data: Any, n: int | None = None, seed: int = 0, *models: Any) -> Samp
     Raises:
         UserError: the models differ in their classes, or do not know a class that has rows.
     """
-    source = points(data, *models)
+    source = as_points(data, *models)
     rows = select(len(source), None if n is None else min(n, len(source)), None, seed)
     x, y = source.tensors(rows)
     return Sample(x, y, rows)
