@@ -94,8 +94,7 @@ def evaluate_runs(
     from bivallate.run.evaluation_target import EvaluationTarget
 
     folders, attacks = _split_runs_from_attacks(runs, attack)  # `--attack fgsm runs/x` takes both words
-    # Names are checked before a run is loaded, and two spellings of one attack are run once. Its stages may
-    # depend on the run's threat; `evaluate_under` chooses them.
+    # for the spelling only, before a run is loaded: the stages depend on its threat, see `evaluate_under`
     attacks = list(dict.fromkeys(attack_named(name).name for name in attacks))
     device = machine.prepare()
     seed, precision = source.seed, search_precision
