@@ -101,8 +101,8 @@ class Noise:
         epoch: pass over the data; in an evaluation a number for the stage (a hash of its name).
         turn: a number that sets apart what a row draws several times in an epoch. In training it is the
             replay of the minibatch, 0, 1, ...; from 2^32 on it counts the uses of a second data stream
-            (`coupling.lookahead`). In an evaluation it is the restart, or the target. Measurements beside the
-            training have negative numbers of their own.
+            (`weighting.lookahead`). In an evaluation it is the restart, or the target. Measurements beside
+            the training have negative numbers of their own.
         population: rows of the data set, all of `index` below it, where that is known, else 0. It changes no
             number; on a device what belongs to the rows is then computed once an epoch.
 

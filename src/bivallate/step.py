@@ -9,7 +9,6 @@ lower level   delta_i*(theta) in argmax over C(x_i) of  objective(theta, delta; 
 from torch import Tensor, nn, optim
 
 from bivallate import collective
-from bivallate.coupling.lookahead import LearningRates, Lookahead, learning_rates
 from bivallate.evidence import evidence_of
 from bivallate.lower.modes import attacking
 from bivallate.lower.problem import LowerProblem
@@ -18,6 +17,7 @@ from bivallate.method import BoundMethod, check_bound
 from bivallate.record import DeviceRecord, Summands, no_summands, recorded, reduce_and_check, summarise
 from bivallate.renamed import renamed_arguments
 from bivallate.types import Batch, Clock, StepRecord
+from bivallate.weighting.lookahead import LearningRates, Lookahead, learning_rates
 
 
 @renamed_arguments(tell="summands")

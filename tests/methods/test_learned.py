@@ -19,7 +19,6 @@ from torch import Tensor
 
 import bivallate as bv
 from bivallate import Linf, UserError, methods
-from bivallate.coupling.lookahead import Lookahead, second_stream
 from bivallate.lower.functional import Functional
 from bivallate.lower.problem import LowerProblem
 from bivallate.method import Method
@@ -29,6 +28,7 @@ from bivallate.types import Batch, Clock, Evidence, Facts
 from bivallate.upper.awp import AWP
 from bivallate.upper.loss import Trades, adversarial
 from bivallate.weighting.descent import AdamDescent, Descent
+from bivallate.weighting.lookahead import Lookahead, second_stream
 from bivallate.weighting.margin_net import BoundMarginNet, Correlation, MarginNet
 
 THREAT = Linf(EPS)

@@ -10,13 +10,13 @@ import torch
 from tests.run.runs import Killed, digits, kill_at, same, train
 
 import bivallate as bv
-from bivallate.coupling.lookahead import Lookahead, learning_rates
 from bivallate.errors import UserError
 from bivallate.run.checkpoint import newest
 from bivallate.run.optim import set_rate
 from bivallate.run.optimizer_state import pack_optimizer, remember_groups, unpack_optimizer
 from bivallate.run.progress import Progress
 from bivallate.types import Clock
+from bivallate.weighting.lookahead import Lookahead, learning_rates
 
 STEPS = 7
 
