@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 
 import pytest
+import torch
 from conftest import REGISTRIES, of_the_package, restored, tables
 
 import bivallate as bv
@@ -13,6 +14,7 @@ from bivallate.evaluation.attacks import Attack, family
 from bivallate.lower.problem import LowerProblem
 from bivallate.methods.entries import MAKERS, registry
 from bivallate.parts import _load_own as load_own_parts
+from bivallate.types import Clock, Evidence
 
 
 def names() -> list[set[str]]:
@@ -102,3 +104,12 @@ def test_former_methods_of_a_problem_still_work(old) -> None:
     setattr(Asked, new, lambda self, *given, **named: (given, named))
     with pytest.deprecated_call(match=new):
         assert getattr(object.__new__(Asked), old)(1, signs=True) == ((1,), {"signs": True})
+
+
+def test_a_former_field_of_the_evidence_is_read_and_given() -> None:
+    logits, y = torch.zeros(2, 3), torch.arange(2)
+    others = {"logits": logits, "y": y, "index": y, "kappa": y, "clock": Clock(), "clean": lambda: logits}
+    with pytest.deprecated_call(match=r"loss of Evidence\.__init__ is now called robust"):
+        evidence = Evidence(loss=torch.ones(2), **others)  # pyright: ignore
+    with pytest.deprecated_call(match=r"Evidence\.loss is now called robust"):
+        assert evidence.loss is evidence.robust  # pyright: ignore

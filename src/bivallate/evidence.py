@@ -33,7 +33,7 @@ def evidence_of(
             return forward(problem.x)
 
     return Evidence(
-        loss=terms.robust.detach(),
+        robust=terms.robust.detach(),
         logits=terms.logits.detach(),
         y=problem.y,
         index=problem.batch.index,

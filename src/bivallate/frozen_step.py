@@ -74,7 +74,7 @@ class FrozenStep:
         try:
             return self.bound.weighting(evidence)
         except NotFitted:
-            return torch.ones_like(evidence.loss)
+            return torch.ones_like(evidence.robust)
 
     def _terms(self, solution: Solution) -> Terms:
         return self.method.loss(self.problem.with_solution(solution), self.batch.x + solution.delta)

@@ -1,4 +1,4 @@
-"""Names of earlier versions: of a module, of a keyword, of a method. They work with a DeprecationWarning."""
+"""Names of earlier versions: of a module, keyword, method or field. They work with a DeprecationWarning."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
-__all__ = ["renamed_arguments", "renamed_methods", "renamed_names"]
+__all__ = ["renamed_arguments", "renamed_fields", "renamed_methods", "renamed_names"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Class = TypeVar("Class", bound=type)
@@ -41,7 +41,7 @@ def renamed_arguments(**renamed: str) -> Callable[[Function], Function]:
         @functools.wraps(function)
         def call(*args: Any, **keywords: Any) -> Any:
             for old in renamed.keys() & keywords.keys():
-                text = f"{old} of {function.__name__} is now called {renamed[old]}"
+                text = f"{old} of {function.__qualname__} is now called {renamed[old]}"
                 warnings.warn(text, DeprecationWarning, stacklevel=2)
                 keywords[renamed[old]] = keywords.pop(old)
             return function(*args, **keywords)
@@ -64,6 +64,31 @@ def renamed_methods(**renamed: str) -> Callable[[Class], Class]:
         return cls
 
     return decorate
+
+
+def renamed_fields(**renamed: str) -> Callable[[Class], Class]:
+    """Decorate a dataclass with renamed fields: an old one is read and given with a DeprecationWarning.
+
+    Args:
+        renamed: old field -> present field.
+    """
+
+    def decorate(cls: Class) -> Class:
+        cls.__init__ = renamed_arguments(**renamed)(cls.__init__)
+        for old, present in renamed.items():
+            setattr(cls, old, property(_former_field(old, present)))
+        return cls
+
+    return decorate
+
+
+def _former_field(old: str, present: str) -> Callable[[Any], Any]:
+    def read(self: Any) -> Any:
+        text = f"{type(self).__name__}.{old} is now called {present}"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        return getattr(self, present)
+
+    return read
 
 
 def _former(old: str, present: str) -> Callable[..., Any]:

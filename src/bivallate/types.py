@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from bivallate.late_field import Later, changed
+from bivallate.renamed import renamed_fields
 
 
 def per_example(values: Tensor, like: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ class Batch:
         whole: number of rows of the minibatch over all processes; None where it is not known, then the
             processes add their rows up.
         mixed: the second label of each image, where images are mixed (`augment=cutmix:...`), or None.
-        population: rows of the data set that index counts, or 0 where it is not known; see `Noise`.
+        population: rows of the data set, all of `index` below it; 0 where it is not known. See `Noise`.
     """
 
     x: Tensor
@@ -141,10 +142,9 @@ class Facts:
 class Passes:
     """Forward and backward passes, summed over examples.
 
-    Counting rule: one backward pass for each forward pass that gradients flow back through. The outer
-    backward so counts twice where the loss has two forward passes (TRADES). A double backward counts as two;
-    one of the two is shared where it runs through the outer graph (DONE). It counts as one where it ends at
-    the example weights and does not go on through the network (the second-order meta-gradient).
+    One backward pass counts for each forward pass that gradients flow back through, so the outer backward of
+    a loss with two forwards (TRADES) counts twice. A double backward counts as two, but as one where half of
+    it is the outer backward (DONE) or where it ends at the example weights (second-order meta-gradient).
     """
 
     forward: int = 0
@@ -184,9 +184,9 @@ class Solution:
         before_last: (B, C, H, W) the point from which the last step was taken, or None of a solver that does
             not go step by step.
         kappa: (B,) number of steps that began at a point where the example was classified correctly. Steps
-            that an example did not make, because it had stopped, do not count; nor do those by which APGD
-            looks for a lower margin, after the first misclassification. 0 from solvers without such steps.
-        evaluations: (B,) gradients spent; of a solver without them, its own queries or iterations.
+            after the example has stopped do not count, nor those by which APGD looks for a lower margin after
+            the first misclassification. 0 from solvers without such steps.
+        evaluations: (B,) gradients computed; of a solver without gradients, its queries or iterations.
         class_score: (K,) or (K, ...) statistics of each class, from solvers that gather them (`ClassRadius`,
             `ClassMeans`), or None.
         helper: (B,) labels by a plain network (`HelperLabels`), or None.
@@ -196,8 +196,8 @@ class Solution:
 
     delta: Tensor
     before_last: Tensor | None
-    kappa: Later = Later()  # noqa: RUF009  a descriptor
-    evaluations: Later = Later()  # noqa: RUF009  a descriptor
+    kappa: Later = Later()  # noqa: RUF009  no default: see `Later`
+    evaluations: Later = Later()  # noqa: RUF009  no default: see `Later`
     class_score: Tensor | None = None
     helper: Tensor | None = None
     start: AttackStart | None = None
@@ -223,27 +223,28 @@ class Terms:
     logits: Tensor
 
 
+@renamed_fields(loss="robust")
 @dataclass(frozen=True)
 class Evidence:
     """What a weighting may read: the step's values for each example, without graph except for `attached`.
 
     Attributes:
-        loss: (B,) the robust part of the loss alone.
+        robust: (B,) the part of the loss that the weights multiply (`Terms.robust`).
         logits: (B, K) at the adversarial points.
         y: (B,) labels.
         index: (B,) rows of the data set.
         kappa: (B,) the solution's.
         clock: the moment in the run.
         clean: computes the clean logits (B, K) in eval mode; one forward pass.
-        attached: (B, K) these logits with graph, for rules that declare their weights differentiable.
+        attached: (B, K) `logits` with graph, for rules that declare their weights differentiable.
         class_score: (K,) the solution's, or None.
     """
 
-    loss: Tensor
+    robust: Tensor
     logits: Tensor
     y: Tensor
     index: Tensor
-    kappa: Later = Later()  # noqa: RUF009  a descriptor
+    kappa: Later = Later()  # noqa: RUF009  no default: see `Later`
     clock: Clock  # pyright: ignore[reportGeneralTypeIssues]  kappa has no default
     clean: Callable[[], Tensor]  # pyright: ignore[reportGeneralTypeIssues]
     attached: Tensor | None = None
@@ -251,7 +252,7 @@ class Evidence:
 
     @cached_property
     def clean_logits(self) -> Tensor:
-        """(B, K) logits of the clean points in eval mode."""
+        """(B, K) at the clean points, in eval mode; `LowerProblem.clean_logits` are the attack's own."""
         return self.clean()
 
     @property
@@ -272,7 +273,7 @@ class StepRecord:
     """The numbers of one step for the log; on several processes, of this rank's examples.
 
     Attributes:
-        loss: the weighted mean loss.
+        loss: mean_i(w_i robust_i + anchor_i).
         correct: number of adversarial points classified correctly.
         examples: size of the minibatch.
         weight_mean: mean weight.

@@ -80,7 +80,7 @@ def test_the_running_mean_in_the_open(rate) -> None:
     rule, u = running(rate=rate), None
     for t in range(6):
         seen = evidence(losses(t))
-        g = (seen.loss / 0.7).exp()
+        g = (seen.robust / 0.7).exp()
         u = g.mean() if u is None else (1 - rate) * u + rate * g.mean()
         rule.update(seen)
         w = rule(seen)

@@ -78,7 +78,7 @@ class Equal(Weighting):
         return True
 
     def weigh(self, evidence: Evidence) -> Tensor:
-        return filled_like(evidence.loss, 1)
+        return filled_like(evidence.robust, 1)
 
 
 equal = Equal()
@@ -131,7 +131,7 @@ class After(Weighting):
 
     def weigh(self, evidence: Evidence) -> Tensor:
         """Return the rule's weights, or 1 during the burn-in."""
-        return self.rule.weigh(evidence) if self.over(evidence.clock) else torch.ones_like(evidence.loss)
+        return self.rule.weigh(evidence) if self.over(evidence.clock) else torch.ones_like(evidence.robust)
 
 
 class BoundAfter(Weighting, nn.Module):
@@ -145,7 +145,7 @@ class BoundAfter(Weighting, nn.Module):
     def weigh(self, evidence: Evidence) -> Tensor:
         """Return the rule's weights, or 1 during the burn-in."""
         over = self.spec.over(evidence.clock)
-        return self.rule.weigh(evidence) if over else torch.ones_like(evidence.loss)
+        return self.rule.weigh(evidence) if over else torch.ones_like(evidence.robust)
 
     def update(self, evidence: Evidence) -> None:
         """Move the rule's state once the burn-in is over."""

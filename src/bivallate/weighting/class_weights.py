@@ -126,7 +126,7 @@ class ClassNoRegret(Weighting):
     def weigh(self, evidence: Evidence) -> Tensor:
         """The weights of the first epoch, all that an unbound rule knows."""
         classes = evidence.logits.shape[1]
-        return torch.full_like(evidence.loss, 2 * classes / (classes + 1))
+        return torch.full_like(evidence.robust, 2 * classes / (classes + 1))
 
 
 class BoundClassNoRegret(Weighting, nn.Module):
@@ -153,13 +153,13 @@ class BoundClassNoRegret(Weighting, nn.Module):
             self.history += means
             self.sums.zero_()
             self.epoch.fill_(evidence.clock.epoch)
-        total, rows = class_sums(evidence.loss.to(self.sums.dtype), evidence.y, len(self.sums))
+        total, rows = class_sums(evidence.robust.to(self.sums.dtype), evidence.y, len(self.sums))
         self.sums += torch.stack([total, rows], 1)
 
     def weigh(self, evidence: Evidence) -> Tensor:
         """q_y + q_0."""
         q = len(self.sums) * (self.rule.rate * self.history).softmax(0)
-        return (q[evidence.y] + q[-1]).to(evidence.loss.dtype)
+        return (q[evidence.y] + q[-1]).to(evidence.robust.dtype)
 
     def log(self) -> dict[str, float | Tensor]:
         """The largest weight a class has."""
@@ -198,7 +198,7 @@ class ClassBandit(Weighting):
 
     def weigh(self, evidence: Evidence) -> Tensor:
         """1, all that an unbound rule knows."""
-        return torch.ones_like(evidence.loss)
+        return torch.ones_like(evidence.robust)
 
 
 class BoundClassBandit(Weighting, nn.Module):
@@ -224,7 +224,7 @@ class BoundClassBandit(Weighting, nn.Module):
 
     def weigh(self, evidence: Evidence) -> Tensor:
         """K p_y."""
-        return (len(self.shares) * self.shares[evidence.y]).to(evidence.loss.dtype)
+        return (len(self.shares) * self.shares[evidence.y]).to(evidence.robust.dtype)
 
     def log(self) -> dict[str, float | Tensor]:
         """The largest weight a class has."""
@@ -246,5 +246,5 @@ class ClassScored(Weighting):
     def weigh(self, evidence: Evidence) -> Tensor:
         """The score of y."""
         if evidence.class_score is None:
-            return torch.ones_like(evidence.loss)
-        return evidence.class_score[evidence.y].to(evidence.loss.dtype)
+            return torch.ones_like(evidence.robust)
+        return evidence.class_score[evidence.y].to(evidence.robust.dtype)

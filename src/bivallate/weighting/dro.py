@@ -20,12 +20,12 @@ DONE_TEMPERATURE = Milestones(values=(10.0, 1.0, 0.1), at=(2 / 3, 5 / 6))
 
 @part
 class KLDRO(Weighting):
-    """w_i = exp(loss_i / r) / u, with u a running mean of exp(loss / r), all in log space.
+    """w_i = exp(robust_i / r) / u, with u a running mean of exp(robust / r), all in log space.
 
-    The closed form of max over w in the simplex of sum_i w_i loss_i - r sum_i w_i log(M w_i). With rate 1 the
-    weights are the softmax of loss / r over the minibatch, times its size; their mean is exactly 1, and the
-    update is the gradient of r log mean exp(loss / r). A smaller rate reduces the bias of that minibatch
-    estimate; the mean weight is then at most 1 / rate.
+    The closed form of max over w in the simplex of sum_i w_i robust_i - r sum_i w_i log(M w_i), M the size
+    of the minibatch. With rate 1 the weights are M times the softmax of robust / r over the minibatch; their
+    mean is exactly 1, and the update is the gradient of r log mean exp(robust / r). A smaller rate reduces
+    the bias of that minibatch estimate; the mean weight is then at most 1 / rate.
 
     Attributes:
         temperature: r; infinity tends to plain averaging, 0 to the single hardest example.
@@ -39,7 +39,7 @@ class KLDRO(Weighting):
 
     Reference: DONE (ICLR 2024), eq. 5-10 and Algorithm 1.
     Deviation: the guard is not in the paper, which does not state eta either. The running mean restarts
-    whenever the temperature changes, because exp(loss / r) changes by orders of magnitude.
+    whenever the temperature changes, because exp(robust / r) changes by orders of magnitude.
     """
 
     temperature: Constant | Milestones | float = field(default=DONE_TEMPERATURE)
@@ -73,7 +73,7 @@ class KLDRO(Weighting):
 
     def weigh(self, evidence: Evidence) -> Tensor:
         """The weights within the minibatch (rate 1), all that an unbound rule knows."""
-        q = evidence.loss.clamp(max=self.cap) / self.temperature_at(evidence.clock)
+        q = evidence.robust.clamp(max=self.cap) / self.temperature_at(evidence.clock)
         return (q - collective.log_mean_exp(q)).exp()
 
 
@@ -93,7 +93,7 @@ class BoundKLDRO(Weighting, nn.Module):
 
     @torch.no_grad()
     def update(self, evidence: Evidence) -> None:
-        """Move the running mean: u <- (1 - rate) u + rate mean exp(loss / r), in log space.
+        """Move the running mean: u <- (1 - rate) u + rate mean exp(robust / r), in log space.
 
         Restarts when r changes; guarded from above.
         """
@@ -111,12 +111,12 @@ class BoundKLDRO(Weighting, nn.Module):
         self.temperature = r
 
     def weigh(self, evidence: Evidence) -> Tensor:
-        """exp(loss / r - log u)."""
-        return (self._scaled(evidence) - self.log_u).exp().to(evidence.loss.dtype)
+        """exp(robust / r - log u)."""
+        return (self._scaled(evidence) - self.log_u).exp().to(evidence.robust.dtype)
 
     def _scaled(self, evidence: Evidence) -> Tensor:
-        loss = evidence.loss.to(self.log_u.dtype).clamp(max=self.rule.cap)
-        return loss / self.rule.temperature_at(evidence.clock)
+        robust = evidence.robust.to(self.log_u.dtype).clamp(max=self.rule.cap)
+        return robust / self.rule.temperature_at(evidence.clock)
 
     def log(self) -> dict[str, float | Tensor]:
         """The temperature, after the first update."""

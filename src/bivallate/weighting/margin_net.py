@@ -218,7 +218,7 @@ class BoundMarginNet(Weighting, nn.Module):
         """omega / mean omega with the present network."""
         self._begin(evidence.clock.seed)
         omega = self.omega(self._features(evidence))
-        return (omega / collective.mean(omega)).to(evidence.loss.dtype)
+        return (omega / collective.mean(omega)).to(evidence.robust.dtype)
 
     def _features(self, evidence: Evidence) -> Tensor:
         return self.rule.features(evidence).to(self.get_parameter("weight0").dtype)
@@ -284,13 +284,13 @@ class BoundCorrelation(Weighting):
     def fit(self, evidence: Evidence, lookahead: LookaheadLoss) -> None:
         """Compute c_i: up to a common positive factor, minus the derivative of the lookahead in w_i."""
         with torch.enable_grad():
-            equal = torch.ones_like(evidence.loss).requires_grad_()
+            equal = torch.ones_like(evidence.robust).requires_grad_()
             (slope,) = torch.autograd.grad(lookahead(equal, second_order=self.rule.second_order), equal)
         self.helpful = (-slope).clamp(min=0)
 
     def weigh(self, evidence: Evidence) -> Tensor:
         """The clipped correlations, normalised. Raises NotFitted for any but the fitted minibatch."""
-        if self.helpful is None or len(self.helpful) != len(evidence.loss):
+        if self.helpful is None or len(self.helpful) != len(evidence.robust):
             raise NotFitted("Correlation weighs a minibatch that it has been fitted to: call fit first")
         mean = collective.mean(self.helpful)
         return torch.where(mean > 0, self.helpful / torch.where(mean > 0, mean, 1), 1)

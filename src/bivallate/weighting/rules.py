@@ -148,7 +148,7 @@ class GAIRAT(Weighting):
 
     def weigh(self, evidence: Evidence) -> Tensor:
         """omega(kappa), normalised."""
-        kappa = evidence.kappa.to(evidence.loss.dtype)
+        kappa = evidence.kappa.to(evidence.robust.dtype)
         if self.form == "discrete":
             return mean_one((self.steps + 1 - kappa) / (self.steps + 1))
         shift = value_at(self.shift, evidence.clock)
@@ -174,4 +174,4 @@ class OwnLoss(Weighting):
     since: int = 1
 
     def weigh(self, evidence: Evidence) -> Tensor:
-        return evidence.loss if evidence.clock.epoch >= self.since else torch.ones_like(evidence.loss)
+        return evidence.robust if evidence.clock.epoch >= self.since else torch.ones_like(evidence.robust)
