@@ -18,7 +18,9 @@ from bivallate.method import BoundMethod
 from bivallate.transfer_to_cpu import OneTransfer
 from bivallate.types import Clock, Passes, StepRecord, Terms, probability_margin
 
-Summands = Callable[["DeviceRecord"], Sequence[float]]  # numbers of this process, summed over all processes
+# Numbers of this process, added up over all processes with the gradients of a step (`StepRecord.sums`): the
+# trainer's say whether to stop and to save, and what the step has cost (`run.epoch_sums.StepSums`).
+Summands = Callable[["DeviceRecord"], Sequence[float]]
 Finish = Callable[[StepRecord, list[Tensor]], StepRecord]
 
 
@@ -57,6 +59,18 @@ class DeviceRecord:
     logits: Tensor
     passes: Passes
     logged: Mapping[str, float | Tensor]
+
+    @staticmethod
+    def of(
+        loss: Tensor, weights: Tensor, terms: Terms, problem: LowerProblem, method: BoundMethod
+    ) -> DeviceRecord:
+        """Collect what the log keeps of one step, without waiting for the device."""
+        share = len(problem.y) / collective.size(problem.batch)
+        logged = {**problem.log, **method.weighting.log()}
+        return DeviceRecord(
+            loss.detach(), share, problem.batch.index, problem.y, weights.detach(), terms.logits.detach(),
+            problem.forward.passes, logged,
+        )  # fmt: skip
 
     @property
     def examples(self) -> int:
@@ -106,18 +120,21 @@ class LateRecord(StepRecord):
         return vars(self)[name]
 
 
-def recorded(
+def read_record(
     on_device: DeviceRecord,
     clock: Clock,
     method: BoundMethod,
     others: Sequence[Tensor] = (),
     finish: Finish = lambda record, others: record,
 ) -> StepRecord:
-    """The record of a step. On a device the records of all replays of a minibatch are read with the last one.
+    """Read the record of a step; on a device, those of all replays of a minibatch with the last one.
 
     Args:
         others: tensors that are read in the same transfer.
-        finish: what is made of the record and of these.
+        finish: (record, others) -> the record to return; it may raise an error.
+
+    Returns:
+        The record; on a device, before the last replay, a `LateRecord`.
     """
     if clock.replay == 0:
         method.unread = OneTransfer()
@@ -129,18 +146,17 @@ def _is_late(on_device: DeviceRecord, clock: Clock, method: BoundMethod) -> bool
     return clock.replay < method.replays - 1 and on_device.loss.device.type != "cpu"
 
 
-def reduce_and_check(
+def sum_gradients_check_and_read(
     model: nn.Module,
-    loss: Tensor,
     on_device: DeviceRecord,
     clock: Clock,
     method: BoundMethod,
     summands: Summands,
 ) -> StepRecord:
-    """Add up the gradients of all processes in place, check that they are finite, and read the record.
+    """Add up the gradients of all processes in place, read the record, and check that all is finite.
 
-    The loss and the numbers that `summands` returns are added up in the same all-reduce, so
-    that all processes have the same sums. The returned record holds them as `sums`.
+    The loss and the numbers that `summands` returns are added up in the same all-reduce; the record holds the
+    sums of these numbers. The check reads the norms in the record's own transfer.
 
     Cost: one all-reduce of all gradients that are not under way already, none on one process; one pass over
     the gradients; one transfer from the device, for all replays of a minibatch together.
@@ -149,7 +165,7 @@ def reduce_and_check(
         NonFinite: the loss or a gradient is not finite.
     """
     own = tuple(summands(on_device))
-    total = loss
+    total = loss = on_device.loss
     if collective.is_distributed():
         total = summed(model, torch.cat([loss[None], loss.new_tensor(own)]))
 
@@ -158,7 +174,7 @@ def reduce_and_check(
         _check_finite(float(norms.norm()), value, clock, updated=_is_late(on_device, clock, method))
         return replace(record, sums=tuple(sums) if collective.is_distributed() else own)
 
-    return recorded(on_device, clock, method, [_norms(model), total], finish)
+    return read_record(on_device, clock, method, [_norms(model), total], finish)
 
 
 def _norms(model: nn.Module) -> Tensor:
@@ -181,22 +197,6 @@ def _check_finite(norm: float, loss: float, clock: Clock, *, updated: bool) -> N
 def no_summands(on_device: DeviceRecord) -> Sequence[float]:
     """Return no numbers: the default of a step, which then sums the loss and the gradients alone."""
     return ()
-
-
-def summarise(
-    loss: Tensor, weights: Tensor, terms: Terms, problem: LowerProblem, method: BoundMethod
-) -> DeviceRecord:
-    """Collect what the log keeps of one step, without waiting for the device.
-
-    On several processes these are the numbers of this process's rows. Its loss was divided by the size of the
-    whole minibatch; the record scales it to the mean over its own rows.
-    """
-    share = len(problem.y) / collective.size(problem.batch)
-    logged = {**problem.log, **method.weighting.log()}
-    return DeviceRecord(
-        loss.detach(), share, problem.batch.index, problem.y, weights.detach(), terms.logits.detach(),
-        problem.forward.passes, logged,
-    )  # fmt: skip
 
 
 def _margin(logits: Tensor, y: Tensor) -> Tensor:

@@ -6,32 +6,28 @@ coupling      d delta* / d theta
 lower level   delta_i*(theta) in argmax over C(x_i) of  objective(theta, delta; x_i, y_i)
 """
 
-from torch import Tensor, nn, optim
+from torch import nn, optim
 
-from bivallate import collective
+from bivallate import collective, renamed
 from bivallate.evidence import evidence_of
 from bivallate.lower.modes import attacking
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.second_order import explain_missing_derivatives
 from bivallate.method import BoundMethod, check_bound
-from bivallate.record import DeviceRecord, Summands, no_summands, recorded, reduce_and_check, summarise
-from bivallate.renamed import renamed_arguments
+from bivallate.record import DeviceRecord, Summands, no_summands, read_record, sum_gradients_check_and_read
 from bivallate.types import Batch, Clock, StepRecord
 from bivallate.weighting.lookahead import LearningRates, Lookahead, learning_rates
 
 
-@renamed_arguments(tell="summands")
-def train_step(
-    model: nn.Module, optimizer: optim.Optimizer, method: BoundMethod, batch: Batch, clock: Clock,
-    summands: Summands = no_summands,
-) -> StepRecord:  # fmt: skip
+def train_step(model: nn.Module, optimizer: optim.Optimizer, method: BoundMethod, batch: Batch, clock: Clock,
+               summands: Summands = no_summands) -> StepRecord:  # fmt: skip
     """Solve the lower level, weigh the examples, descend the upper level.
-    For each `clock.replay`, in train mode; gradients zero before the first. `summands`: added over ranks."""
+    Once for each `clock.replay`, in train mode; gradients zero before the first. summands: see `Summands`."""
     check_bound(method)
-    loss, on_device = accumulate_gradient(model, method, batch, clock, learning_rates(optimizer, model))
+    on_device = accumulate_gradient(model, method, batch, clock, learning_rates(optimizer, model))
     if not method.updates_after(clock):  # its gradients are checked with those that the last replay adds
-        return recorded(on_device, clock, method)
-    record = reduce_and_check(model, loss, on_device, clock, method, summands)
+        return read_record(on_device, clock, method)
+    record = sum_gradients_check_and_read(model, on_device, clock, method, summands)  # may raise NonFinite
     optimizer.step()
     optimizer.zero_grad()
     return record
@@ -40,21 +36,25 @@ def train_step(
 @explain_missing_derivatives
 def accumulate_gradient(
     model: nn.Module, method: BoundMethod, batch: Batch, clock: Clock, lr: LearningRates
-) -> tuple[Tensor, DeviceRecord]:
+) -> DeviceRecord:
     """Add the gradient of the upper level to `.grad`: all but the update. lr: for learned weights."""
     with attacking(model, method.attack_mode):  # lower level and coupling: delta*(theta)
         problem = LowerProblem(model, batch, method.objective, method.threat, clock, sharing=method.sharing)
         solution = method.solver.solve(problem)
-        solution = method.coupling(problem, solution)
-    solved, x_adv = problem.with_solution(solution), batch.x + solution.delta  # upper level
-    lookahead = Lookahead.prepare(solved, method, x_adv.detach(), lr)  # keeps the buffers that the loss moves
+        solution = method.coupling(problem, solution)  # delta's gradient (LastStep: and a last step)
+    solved = problem.with_solution(solution)  # upper level, from here on in the caller's train mode
+    x_adv = batch.x + solution.delta
+    lookahead = Lookahead.prepare(solved, method, x_adv.detach(), lr)  # idle unless weighting.needs_meta
     terms = method.loss(solved, x_adv)
     solved.check_pass_is_used()
     evidence = evidence_of(solved, terms, solution, lookahead.buffers)
     method.weighting.update(evidence)  # a running state moves first
     method.weighting.fit(evidence, lookahead)  # third level: the weights themselves learn
     weights = method.weighting(evidence)
-    loss = collective.share_of_mean(weights * terms.robust + terms.anchor, batch)
+    loss = collective.share_of_mean(weights * terms.robust + terms.anchor, batch)  # on one process: the mean
     loss.backward()  # carries d delta*/d theta when coupled
     method.solver.feedback(solved, solution.delta, evidence)  # may move its state, and gradients (YOPO)
-    return loss.detach(), summarise(loss, weights, terms, solved, method)
+    return DeviceRecord.of(loss, weights, terms, solved, method)
+
+
+train_step = renamed.renamed_arguments(tell="summands")(train_step)  # the argument's earlier name

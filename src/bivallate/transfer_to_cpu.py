@@ -19,10 +19,10 @@ class _Packed:
     def __init__(self, values: Sequence[Tensor]) -> None:
         self.values = [value.detach() for value in values]
         away = [value for value in self.values if value.device.type != "cpu"]
-        # as integers of 32 bits, tensors of different types fit into one buffer
-        bits = [value.contiguous().flatten().view(torch.int32) for value in away]
-        self.sizes = [len(b) for b in bits]
-        self.buffer = torch.cat(bits) if bits else torch.empty(0, dtype=torch.int32)
+        # as bytes, tensors of different types fit into one buffer
+        held = [value.contiguous().flatten().view(torch.uint8) for value in away]
+        self.sizes = [len(each) for each in held]
+        self.buffer = torch.cat(held) if held else torch.empty(0, dtype=torch.uint8)
 
     def unpacked(self, buffer: Tensor) -> list[Tensor]:
         """The tensors, from the buffer on the CPU."""
@@ -63,7 +63,7 @@ class OneTransfer:
         earlier, once.
 
         Args:
-            values: tensors with 32 or 64 bits a number, on one device or on the CPU.
+            values: tensors of any types, on one device or on the CPU.
         """
         place = len(self._packs)
         self._packs.append(_Packed(values))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.method import Method
-from bivallate.record import recorded
+from bivallate.record import read_record
 from bivallate.step import accumulate_gradient
 from bivallate.types import Batch, Clock, Facts, StepRecord
 
@@ -18,12 +18,12 @@ def gradient(model: nn.Module, method: Method, batch: Batch, **clock: int) -> tu
     model.zero_grad()
     facts = Facts(1 + int(batch.index.max()), tuple(batch.x.shape[1:]), 3, dtype=batch.x.dtype)  # pyright: ignore
     bound = method.bind(facts)
-    _, on_device = accumulate_gradient(model, bound, batch, Clock(**clock), lr=0.1)
+    on_device = accumulate_gradient(model, bound, batch, Clock(**clock), lr=0.1)
     found = torch.cat(
         [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in model.parameters()]
     )
     model.zero_grad()
-    return found, recorded(on_device, Clock(**clock), bound)
+    return found, read_record(on_device, Clock(**clock), bound)
 
 
 def error(

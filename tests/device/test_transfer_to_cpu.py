@@ -12,9 +12,18 @@ def values(device: str) -> list[torch.Tensor]:
         wide,
         torch.rand(2, 3).double(),
         torch.tensor([float("nan")]),
+        torch.tensor([True, False, True]),
+        torch.tensor(0.1, dtype=torch.bfloat16),
+        torch.tensor(-3, dtype=torch.int8),
+        torch.rand(3, 2).t(),
         torch.zeros(0),
     ]
     return [value.to(device) for value in numbers]
+
+
+def raw(value: torch.Tensor) -> bytes:
+    bits = value.contiguous().flatten().view(torch.uint8)
+    return bits.numpy().tobytes() + f"{value.shape} {value.dtype}".encode()
 
 
 def there() -> list[bytes]:
@@ -31,12 +40,12 @@ def there() -> list[bytes]:
     assert second() == [1.0] * 3
     found = first()
     assert sum(standin.log.syncs.values()) == 1
-    return [value.numpy().tobytes() + str(value.shape).encode() for value in found]
+    return [raw(value) for value in found]
 
 
 def test_they_come_back_bit_for_bit(card) -> None:
     torch.manual_seed(0)
-    assert card(there) == [v.numpy().tobytes() + str(v.shape).encode() for v in values("cpu")]
+    assert card(there) == [raw(v) for v in values("cpu")]
 
 
 def test_what_is_on_the_processor_stays_there() -> None:
