@@ -7,7 +7,12 @@ from typing import Any, ClassVar, Protocol, Self
 
 
 class Composition(Protocol):
-    """A method as its parts see it, a `Method` or a `BoundMethod`: the choice of the other parts."""
+    """A method as its parts see it, a `Method` or a `BoundMethod`: the choice of the other parts.
+
+    The parts are of the classes `lower.threat.Threat`, `lower.solver.Solver`, `lower.problem.Objective`,
+    `coupling.implicit.Coupling`, `weighting.base.Weighting` and `upper.loss.Loss`; attack_mode is a
+    `lower.modes.AttackMode`. Their files import this one, so they cannot be its types.
+    """
 
     @property
     def threat(self) -> Any: ...
@@ -32,13 +37,14 @@ class Composition(Protocol):
 class Role:
     """A part of a method.
 
-    The base classes of the roles derive from it: solver, objective, start, direction, stop, coupling,
-    weighting, loss.
+    Its subclasses are the roles: solver, objective, start, direction, stop, coupling, weighting, loss.
 
     Attributes:
-        recordable: whether a CUDA graph may repeat what the part computes in an attack: it reads images,
-            labels, clean logits, gradients and its own fields alone, draws no numbers and reads no clock. Of
-            objectives and directions; each class declares it anew, because it is not inherited.
+        recordable: whether a CUDA graph may repeat what the part computes in an attack. It may if the part
+            reads only images, labels, clean logits, gradients, the threat, its own fields and what it has
+            kept since this attack began, draws no numbers, reads no clock, and has no branch in Python that
+            depends on a value of a tensor. Of objectives and directions; each class declares it anew, because
+            it is not inherited.
     """
 
     recordable: ClassVar[bool] = False
@@ -64,7 +70,7 @@ class Role:
         return False
 
     def stepped(self, length: float, number: float = 1.0) -> Self:
-        """Return the part with `length` times as long and `number` times as many attack steps.
+        """Return the part with attack steps `length` times as long and `number` times as many.
 
         A part without steps returns itself.
         """

@@ -41,7 +41,7 @@ def accumulate_gradient(
     with attacking(model, method.attack_mode):  # lower level and coupling: delta*(theta)
         problem = LowerProblem(model, batch, method.objective, method.threat, clock, sharing=method.sharing)
         solution = method.solver.solve(problem)
-        solution = method.coupling(problem, solution)  # delta's gradient (LastStep: and a last step)
+        solution = method.coupling(problem, solution)  # gives delta its gradient; LastStep moves it too
     solved = problem.with_solution(solution)  # upper level, from here on in the caller's train mode
     x_adv = batch.x + solution.delta
     lookahead = Lookahead.prepare(solved, method, x_adv.detach(), lr)  # idle unless weighting.needs_meta

@@ -26,8 +26,8 @@ class Direction(Role, ABC):
     """(problem) -> a rule for one attack: gradient (B, C, H, W) -> step direction of the same shape.
 
     The rule may keep a memory for the steps of that attack, so it can count them: a step size that changes
-    is a rule whose direction has another length in each step. Declare `recordable` only if it reads nothing
-    but the gradient and the threat. A part in a file of its own is found as `part` says.
+    is a rule whose direction has another length in each step. `Role` says when it may declare itself
+    `recordable`. A part in a file of its own is found as `part` says.
     """
 
     def takes_two_labels(self) -> bool:

@@ -39,7 +39,7 @@ Score = Callable[["LowerProblem", Tensor], Tensor]  # an objective, or any funct
 
 @dataclass(frozen=True)
 class Graph:
-    """A forward pass and its input gradient, connected by a graph (`LowerProblem.graph`)."""
+    """A forward pass and its input gradient, connected by autograd's graph (`LowerProblem.graph`)."""
 
     point: Tensor  # (B, C, H, W) leaf
     logits: Tensor  # (B, K) with graph in theta and point
@@ -48,10 +48,11 @@ class Graph:
 
 @dataclass(frozen=True)
 class LossPromises:
-    """What the loss promises of its pass at the solution, so that a coupling may make it for the loss.
+    """What the loss promises of its pass at the solution, for `couple_at_solution` in coupling/implicit.py.
 
     Attributes:
-        reuses: the loss asks for `logits_at_solution`, once and before any other pass.
+        reuses: the loss asks for `logits_at_solution`, once and before any other pass: a coupling may make
+            that pass for it.
         collinear: the gradient of `robust` at the logits is, row by row, a multiple of the objective's.
     """
 
@@ -70,7 +71,7 @@ class LowerProblem:
     there it finds network, minibatch, moment, noise and log.
 
     Attributes:
-        forward: the network, which counts its passes.
+        forward: the network as a function of x, which counts its passes (`Forward`).
         batch: the minibatch, with its x and y.
         objective: what the attacker maximises.
         threat: the set C(x).
@@ -81,8 +82,8 @@ class LowerProblem:
             is not used.
         coupled: whether delta carries a gradient in theta; set by `with_solution`, as the next three are.
         class_score, helper, start: of the solution.
-        log: numbers that parts report for the run's record; tensors of one number are read together at the
-            end of the step, so that no part waits for the device.
+        log: what parts report for the run's record: numbers, or tensors of one number, which are read
+            together at the end of the step, so that no part waits for the device.
     """
 
     def __init__(
@@ -118,7 +119,8 @@ class LowerProblem:
     def clean_logits(self) -> Tensor:
         """(B, K) logits at delta = 0, without graph. One forward pass, when first asked, and then kept.
         The pass is made in the network's mode at that moment: the attack's if the objective or the solver
-        asks; train mode, with dropout and moving BatchNorm's statistics, if a loss is the first to ask."""
+        asks; train mode, with dropout and moving BatchNorm's statistics, if a loss is the first to ask.
+        Not `Evidence.clean_logits`, which weightings read: those are of another pass, in eval mode."""
         if self._clean is None:
             with torch.no_grad():
                 self._clean = self.forward(self.x, exact=True)
@@ -161,7 +163,7 @@ class LowerProblem:
     def graph(
         self, delta: Tensor, *, create_graph: bool = True, signs: bool = False, keep: bool = False
     ) -> Graph:
-        """A forward pass at delta and its input gradient, connected by a graph in theta and delta.
+        """A forward pass at delta and its input gradient, connected by autograd's graph in theta and delta.
         keep: without create_graph, the graph of the forward pass stays. Cost: one forward, one backward."""
         objective = self.objective
         with torch.enable_grad():
@@ -202,7 +204,7 @@ class LowerProblem:
         """A copy of this problem that knows its solution, as the coupling has returned it, for the loss.
 
         It counts and logs with the original. Where delta carries a gradient in theta, every pass there is
-        exact. A leaf carries none: it only collects the gradient that its solver's `feedback` reads.
+        exact. A leaf carries none: it only collects the gradient that the solver's `feedback` reads.
 
         Raises:
             UserError: the coupling has returned something else.
@@ -230,10 +232,7 @@ class LowerProblem:
 
     def check_pass_is_used(self) -> None:
         """Raise UserError if the loss declares that it asks for `logits_at_solution`, and did not.
-
-        It would leave a coupling's pass behind, and so its gradient; also a step without such a coupling
-        finds the wrong declaration.
-        """
+        A coupling's pass there would be lost with its gradient. Checked with every coupling."""
         if self._at_solution is not None or (self.sharing.reuses and not self._asked_at_solution):
             raise UserError(
                 "the loss declares reuses_forward and made its own pass at x_adv, with which a coupling's "
@@ -260,8 +259,8 @@ class LowerProblem:
         return other
 
     def anywhere(self, flag: bool) -> bool:
-        """Whether a condition holds here, or on any process where passes wait for each other.
-        Loops that end when it does not then make the same passes everywhere."""
+        """Whether a condition holds here; with synchronised BatchNorm, whether it holds on any process.
+        There passes wait for each other, so a loop has to make equally many on all processes."""
         model = self.forward.model
         module = model.module if isinstance(model, Functional) else model
         return collective.any_rank(flag) if is_synchronised(module) else flag
@@ -283,6 +282,7 @@ class LowerProblem:
         return other
 
     def _copy(self, **changes: Any) -> LowerProblem:
+        # without `sharing` and the pass at the solution: both are of the one problem that the loss is handed
         arguments: dict[str, Any] = {
             "model": self.forward,
             "batch": self.batch,

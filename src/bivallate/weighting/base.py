@@ -65,7 +65,7 @@ class Weighting(Role, ABC):
         return
 
     def log(self) -> dict[str, float | Tensor]:
-        """Numbers for the run's record; tensors of one number are read with the others, in one transfer."""
+        """What the rule reports for the run's record, as `LowerProblem.log`."""
         return {}
 
 
