@@ -19,7 +19,7 @@ from bivallate.evaluation.evaluation_file import pack, unpack
 from bivallate.parts import decode, encode
 from bivallate.run.config import Config, Data
 from bivallate.run.optim import SGD
-from bivallate.schema import Count, check, parse, read_json, read_text
+from bivallate.schema import Count, check_fits, parse, read_json, read_text
 from bivallate.toml import to_toml
 
 
@@ -107,7 +107,7 @@ def test_the_same_holds_in_python_for_settings_and_for_options(where, tmp_path, 
     ],
 )  # fmt: skip
 def test_right_values_stay_as_they_are(hint, value):
-    assert check(hint, value, "x") == value
+    assert check_fits(hint, value, "x") == value
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_wrong_values_are_refused_by_name(hint, value):
     if (hint, value) in ((float, -1.5), (str, "b")):
         return
     with pytest.raises(UserError, match="the key"):
-        check(hint, value, "the key")
+        check_fits(hint, value, "the key")
 
 
 @pytest.mark.parametrize(

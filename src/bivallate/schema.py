@@ -63,7 +63,7 @@ Amount = Annotated[float, Range(0, LARGEST)]  # finite
 Share = Annotated[float, Range(0, 1)]
 
 
-def check(hint: Any, value: Any, where: str) -> Any:
+def check_fits(hint: Any, value: Any, where: str) -> Any:
     """Return the value if it fits the hint, with NumPy's numbers as Python's.
 
     Raises:
@@ -73,7 +73,7 @@ def check(hint: Any, value: Any, where: str) -> Any:
     """
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        value = check(options[0], value, where)
+        value = check_fits(options[0], value, where)
         for limit in options[1:]:
             limit(value, where)
         return value
@@ -93,7 +93,10 @@ def check(hint: Any, value: Any, where: str) -> Any:
         return _sequence(origin, options, value, where)
     if origin is dict:
         _demand(isinstance(value, dict), value, "a table", where)
-        return {check(options[0], k, where): check(options[1], v, f"{where}.{k}") for k, v in value.items()}
+        return {
+            check_fits(options[0], k, where): check_fits(options[1], v, f"{where}.{k}")
+            for k, v in value.items()
+        }
     if typing.is_typeddict(hint):
         return _table(hint, value, where)
     if _own(hint):
@@ -145,7 +148,7 @@ def _either(options: tuple[Any, ...], value: Any, where: str) -> Any:
     reasons = []
     for option in options:
         try:
-            return check(option, value, where)
+            return check_fits(option, value, where)
         except UserError as error:
             reasons.append(str(error))
     raise UserError("; or ".join(reasons))
@@ -158,7 +161,7 @@ def _sequence(kind: type, options: tuple[Any, ...], value: Any, where: str) -> A
         _demand(len(value) == len(options), value, f"a list of {len(options)}", where)
     hints = options if kind is tuple and options[-1:] != (...,) else [options[0]] * len(value)
     return type(value)(
-        check(h, v, f"{where}[{k}]") for k, (h, v) in enumerate(zip(hints, value, strict=True))
+        check_fits(h, v, f"{where}[{k}]") for k, (h, v) in enumerate(zip(hints, value, strict=True))
     )
 
 
@@ -168,7 +171,7 @@ def _table(hint: Any, value: Any, where: str) -> Any:
     absent = sorted(key for key, (_, optional) in keys.items() if not optional and key not in value)
     if absent:
         raise UserError(f"{where} lacks {', '.join(absent)}")
-    return {k: check(keys[k][0], v, f"{where}.{k}") if k in keys else v for k, v in value.items()}
+    return {k: check_fits(keys[k][0], v, f"{where}.{k}") if k in keys else v for k, v in value.items()}
 
 
 @functools.cache
@@ -202,7 +205,7 @@ def check_fields(value: Any) -> None:
     for name, hint in fields_of(type(value)).items():
         if hasattr(value, name):
             given = getattr(value, name)
-            plain = check(hint, given, f"{type(value).__name__}.{name}")
+            plain = check_fits(hint, given, f"{type(value).__name__}.{name}")
             if plain is not given:
                 object.__setattr__(value, name, plain)
 
@@ -255,7 +258,7 @@ def parse(
         ) from error
     _shallow(value, path, what)
     try:
-        return check(hint, value, what)
+        return check_fits(hint, value, what)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

@@ -11,7 +11,7 @@ from bivallate.evaluation.older_files import SCHEMA_1, upgraded
 from bivallate.evaluation.point_columns import ROBUST
 from bivallate.lower.threat import Threat
 from bivallate.parts import decode
-from bivallate.schema import check
+from bivallate.schema import check_fits
 
 __all__ = ["SCHEMA", "score_fields"]
 
@@ -29,12 +29,12 @@ def score_fields(content: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         got = content.get("schema") if isinstance(content, dict) else type(content).__name__
         raise UserError(f"this is not an evaluation's JSON: schema must be {SCHEMA!r}, got {got!r}")
-    entry = check(WrittenScore, content, "evaluation")
+    entry = check_fits(WrittenScore, content, "evaluation")
     columns = {key: unpacked(column, key) for key, column in entry["points"].items()}
     fields = {
         "attack": entry["attack"],
         "detail": decode(entry["attack_detail"], "attack_detail"),
-        "threat": check(Threat, decode(entry["threat"], "threat"), "threat"),
+        "threat": check_fits(Threat, decode(entry["threat"], "threat"), "threat"),
         "classes": entry["classes"],
         "y": columns["y"].long(),
         "predicted": columns["predicted"].long(),

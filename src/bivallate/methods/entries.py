@@ -14,7 +14,7 @@ from bivallate import plugins
 from bivallate.errors import UserError, unknown
 from bivallate.lower.threat import Threat
 from bivallate.method import MAKERS, Method
-from bivallate.schema import check
+from bivallate.schema import check_fits
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _checked(make: Callable[..., Method], parameters: dict[str, Any]) -> dict[st
         choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
         if choices and value not in choices:
             raise unknown(name, str(value), [str(c) for c in choices])
-        found[name] = check(hint, value, name)
+        found[name] = check_fits(hint, value, name)
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 from bivallate.checksummed import has_checksum
 from bivallate.errors import UserError
 from bivallate.models.classifier import Classifier, Normalise
-from bivallate.schema import Range, check, read_json
+from bivallate.schema import Range, check_fits, read_json
 
 __all__ = [
     "checksummed_weights",
@@ -147,7 +147,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             "update bivallate"
         )
     try:
-        return check(Manifest, described, "manifest")
+        return check_fits(Manifest, described, "manifest")
     except UserError as error:
         raise UserError(f"{path}: {error}: it is damaged") from error
 

@@ -12,7 +12,7 @@ from bivallate.evaluation.evaluation_identity import Identity
 from bivallate.evaluation.older_files import identity_from_name
 from bivallate.lower.threat import threat
 from bivallate.reports.stored_evaluations import RunFingerprints
-from bivallate.schema import MEGABYTE, check, read_json
+from bivallate.schema import MEGABYTE, check_fits, read_json
 
 MOST = 10 * MEGABYTE  # bytes of a file that can be an audit
 
@@ -65,7 +65,7 @@ def _read(path: Path, fingerprints: RunFingerprints) -> StoredAudit | None:
         entry = read_json(path, "audit", dict[str, Any], MOST)
         low, high = (float(bound) for bound in entry["worst_interval_95"])
         given = entry.get("identity")
-        identity = named if given is None else Identity.of(check(WrittenIdentity, given, "identity"))
+        identity = named if given is None else Identity.of(check_fits(WrittenIdentity, given, "identity"))
         if identity is None or identity.data:
             return None
         stale, foreign = fingerprints.stale_or_foreign(identity, str(entry["model_fingerprint"]))

@@ -16,7 +16,7 @@ from bivallate.evaluation.statistics import bootstrap_tail
 from bivallate.reproduce.cell import What, slug
 from bivallate.reproduce.measuring import seconds_an_epoch
 from bivallate.reproduce.running import SCHEMA
-from bivallate.schema import MEGABYTE, Amount, Whole, check, read_json
+from bivallate.schema import MEGABYTE, Amount, Whole, check_fits, read_json
 
 __all__ = ["Record", "RecordedPoints", "read_record", "read_records"]
 
@@ -240,7 +240,7 @@ def read_record(path: Path) -> Record:
     if entry.get("schema") != SCHEMA:
         raise UserError(f"{path} is not a record of {SCHEMA}: move it out of the results")
     try:
-        record = Record(check(RecordFile, entry, "record"), path)
+        record = Record(check_fits(RecordFile, entry, "record"), path)
         for name in record.entry["columns"]:
             record.points(name)
     except (UserError, ValueError) as error:

@@ -20,7 +20,7 @@ from bivallate.run.initial import Init
 from bivallate.run.optim import SGD, Cosine, Flat, MultiStep, OptimizerSpec, Rate, Triangle
 from bivallate.run.phases import Phase, check_phases
 from bivallate.run.sentinel import Sentinel
-from bivallate.schema import MEGABYTE, check, parse, read_text
+from bivallate.schema import MEGABYTE, check_fits, parse, read_text
 from bivallate.toml import to_toml
 
 METHOD_PARTS = tuple(written(Method))
@@ -200,7 +200,7 @@ class Config:
         if not isinstance(entry.get("method"), dict):
             raise UserError(f"{path} has no [method] table: every run needs a method")
         try:
-            return check(Config, decode({**entry, "kind": "Config"}), "configuration")
+            return check_fits(Config, decode({**entry, "kind": "Config"}), "configuration")
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 

@@ -27,7 +27,7 @@ from bivallate.run.evaluation_data import evaluation_data
 from bivallate.run.folder import RunFolder
 from bivallate.run.from_config import pick_device
 from bivallate.run.load_model import load_run
-from bivallate.schema import MEGABYTE, check, read_text
+from bivallate.schema import MEGABYTE, check_fits, read_text
 from bivallate.schema import parse as parse_file
 
 __all__ = ["EvaluationTarget", "ProgressCallback", "partial_of", "split_of"]
@@ -203,7 +203,7 @@ def _configuration(file: Path) -> Config:
         if not isinstance(method, dict) or "threat" not in method:
             raise
         known = encode(create("plain", decode(method["threat"])))
-        return check(Config, decode({**entry, "method": known, "kind": "Config"}), "configuration")
+        return check_fits(Config, decode({**entry, "method": known, "kind": "Config"}), "configuration")
 
 
 def _save(score: Score, file: Path) -> None:

@@ -52,12 +52,12 @@ class LockFile(TypedDict):
 
 
 class Lock:
-    """The lock of a folder; call `check` before writing there."""
+    """The lock of a folder; call `check_held` before writing there."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.file, self.holder = folder, folder / NAME, Holder()
 
-    def check(self) -> None:
+    def check_held(self) -> None:
         """Raise UserError if the folder is gone or another process has locked it."""
         found = _read(self.file)
         if found is not None and found.token == self.holder.token:
@@ -74,7 +74,7 @@ class Lock:
     def _release(self) -> None:
         if self.holder.pid == os.getpid():  # a forked child must not release its parent's lock
             with suppress(UserError, OSError):
-                self.check()
+                self.check_held()
                 self.file.unlink()
 
 
@@ -173,7 +173,7 @@ def _turn(folder: Path) -> Iterator[None]:
     """Let one process of this machine at a time look at the lock file and write it.
 
     On a file system without locks two processes may write at once. The one whose file is overwritten then
-    finds the other's token in `check`.
+    finds the other's token in `check_held`.
     """
     handle = None
     with suppress(ImportError, OSError):
@@ -191,5 +191,5 @@ def _turn(folder: Path) -> Iterator[None]:
 def _beat(lock: Lock, ended: threading.Event) -> None:
     while not ended.wait(BEAT):
         with suppress(UserError, OSError):
-            lock.check()
+            lock.check_held()
             os.utime(lock.file)

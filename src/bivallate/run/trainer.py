@@ -252,7 +252,7 @@ class Trainer:
         lost = None
         try:
             if self.lock is not None:
-                self.lock.check()
+                self.lock.check_held()
         except UserError as error:
             lost = error
         collective.raise_on_all_ranks(lost)

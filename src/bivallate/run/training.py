@@ -24,7 +24,7 @@ from bivallate.run.logger import Logger
 from bivallate.run.progress import Progress, TerminalProgress
 from bivallate.run.recipes.published import recipe_for
 from bivallate.run.resuming import begin_or_resume
-from bivallate.schema import check
+from bivallate.schema import check_fits
 
 
 @python_arguments
@@ -91,7 +91,7 @@ def train(
     """
     folder = check_path("out", out) if out else None
     for name, flag in (("overwrite", overwrite), ("resume_if_there", resume_if_there)):
-        check(bool, flag, name)
+        check_fits(bool, flag, name)
     given = dataset if isinstance(dataset, str | Dataset) else data.load(dataset, seed=seed)
     place = given if isinstance(given, str) else _named(given)
     method = _method(method, eps, norm, place)
