@@ -18,7 +18,7 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 REGISTRIES: dict[tuple[str, str], Callable[[Any], Any]] = {
-    ("bivallate.parts", "_KINDS"): lambda part: part,
+    ("bivallate.part_kinds", "KINDS"): lambda part: part,
     ("bivallate.methods.entries", "_REGISTRY"): lambda entry: entry.make,
     ("bivallate.method", "MAKERS"): lambda make: make,
     ("bivallate.models.architectures", "_registry"): lambda entry: entry.build,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -23,6 +24,7 @@ from bivallate.data import registry
 from bivallate.errors import UserError
 from bivallate.evaluation import Score, attack_and_score, metrics, point_columns
 from bivallate.evaluation.shared_points import merged
+from bivallate.evaluation.significance import Row
 from bivallate.evaluation.state import State
 from bivallate.lower.objective import logit_margin
 from bivallate.reproduce import papers
@@ -133,7 +135,10 @@ def test_a_number_of_compare(executed, tmp_path, monkeypatch, capsys) -> None:
     assert run(["compare", *runs]) == 0
     assert "lost %" in capsys.readouterr().out
     assert run(["compare", *runs, "--over-seeds", "--sort", "lost", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["rows"][0]["lost"]["mean"] == sum(lost) / 2
+    over_seeds = json.loads(capsys.readouterr().out)["rows"][0]
+    assert over_seeds["lost"]["mean"] == sum(lost) / 2
+    taken = {*rows[0], *over_seeds, *(f.name for f in dataclasses.fields(Row))}
+    assert taken - {key for m in metrics.METRICS for key in (m.key, m.json_key)} == metrics.ROW_KEYS
     assert run(["compare", *runs, "--sort", "lots"]) == 2
     assert "did you mean 'lost'" in capsys.readouterr().err
 
@@ -166,6 +171,12 @@ def test_a_column_of_points(executed, tmp_path, monkeypatch, capsys) -> None:
         assert run(["compare", run_folder, "--attack", "fgsm", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["rows"][0]["loss"] is None
     assert torch.equal(Score.load(path).more["loss"], score.more["loss"])  # also where nobody declares it
+
+
+@pytest.mark.parametrize("keys", [{"key": "n"}, {"key": "values"}, {"key": "x", "interval_key": "seed"}])
+def test_a_metric_that_would_overwrite_an_entry_of_its_row_is_refused(keys) -> None:
+    with pytest.raises(UserError, match="another entry of the rows"):
+        metrics.Metric(title="mine", value=lambda score, _: 0.0, **keys)
 
 
 def one_a_class(logits, y):

@@ -18,11 +18,12 @@ LAYERS = [
     {"errors", "lazy_import", "renamed", "transfer_to_cpu", "quoting", "version"},
     {"untrusted_files"},
     {"schema"},
-    {"plugins", "processes"},
+    {"plugins", "processes", "roles"},
+    {"part_kinds"},
     {"files", "parts"},
     {"from_text", "late_field"},
     {"style"},
-    {"types", "checksummed", "roles"},
+    {"types", "checksummed"},
     {"noise", "schedule", "collective", "kept_constants"},
     {"gradient_sums"},
     {"lower"},
@@ -159,7 +160,7 @@ def test_a_circle_is_found() -> None:
 
 
 def test_a_configuration_knows_every_module_that_has_parts() -> None:
-    """`parts._load_own` imports the modules of `_PLACES`; parts elsewhere must be imported by these."""
+    """`part_kinds.load_own` imports the modules of `_PLACES`; parts elsewhere must be imported by these."""
     waiting, found = [*bivallate._PLACES.values()], set[str]()
     while waiting:
         module = waiting.pop()

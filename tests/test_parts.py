@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -30,8 +31,10 @@ from bivallate.from_text import override, parse_number, read
 from bivallate.lower.direction import Adam
 from bivallate.lower.start import Zero
 from bivallate.methods.entries import registry
+from bivallate.part_kinds import KINDS, check_roles, load_own
 from bivallate.parts import decode, encode
 from bivallate.run.config import Config
+from bivallate.run.optim import SGD, AdamW
 from bivallate.schedule import Constant, Milestones, Schedule
 
 METHOD = methods.done_adam(Linf(8 / 255))
@@ -106,6 +109,68 @@ def test_override(path, text, value) -> None:
     assert dataclasses.replace(changed) == changed
     assert override(METHOD, path, found) == changed
     assert methods.done_adam(Linf(8 / 255)) == METHOD, "the original is as it was"
+
+
+@part
+class Cooled:
+    """An optimiser that derives from nothing, as the protocol allows."""
+
+    lr: float = 0.1
+
+    def make(self, model):
+        return AdamW(self.lr).make(model)
+
+
+MISPLACED = {  # change of a configuration -> words of the error: what was found, and what to write instead
+    "of the same name": (
+        ("optimizer", Adam()),
+        "the optimizer of Config: it is bivallate.lower.direction.Adam, a Direction. Did you mean AdamW? "
+        "Known: AdamW, Cooled, ",
+    ),
+    "within a part": (
+        ("solver.direction", AdamW()),
+        "the direction of PGD: it is bivallate.run.optim.AdamW. Did you mean Adam? Known: Adam, ",
+    ),
+    "with the right names and another call": (("rate", Zero()), "it is bivallate.lower.start.Zero, a Start."),
+    "none of a list": (("average", SGD()), "Known: Cyclic, EMA, SWA"),
+    "a class": (("weighting", KLDRO), "the weighting of Method: it is a class, write a value of it"),
+    "no part": (("rate", object()), "it is builtins.object. Known: "),
+}
+
+
+@pytest.mark.parametrize("case", MISPLACED)
+def test_a_part_of_another_role_is_refused_where_it_is_put(case) -> None:
+    (path, value), said = MISPLACED[case]
+    config = Config(METHOD)
+    with pytest.raises(UserError, match=f"cannot serve as .*{re.escape(said)}"):
+        config.set(path, value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        with pytest.raises(UserError, match=re.escape(said)):
+            config.set(path, type(value).__name__)
+    with pytest.raises(UserError, match=r"Known: .*Raw.* \(your own derives from Direction\)"):
+        PGD(3, 0.1, direction=AdamW())  # pyright: ignore[reportArgumentType]
+    assert config.set("optimizer", Cooled()).set("rate", lambda clock: 1.0).optimizer == Cooled()
+
+
+ROLE_FIELDS = {
+    *("start", "direction", "stop", "solver", "objective", "inner", "base", "rule", "coupling"),
+    *("weighting", "loss", "tau", "level", "turns", "threat", "shift", "data"),
+}
+
+
+def test_every_field_with_a_role_refuses_an_optimiser() -> None:
+    load_own()
+    refusing = set()
+    for kind in [kind for kind in KINDS.values() if kind.__module__.startswith("bivallate.")]:
+        for name in {f.name for f in dataclasses.fields(kind) if f.type != "float"} & ROLE_FIELDS:
+            if (kind.__name__, name) == ("Search", "objective"):  # may be a function as well
+                continue
+            blank = object.__new__(kind)
+            object.__setattr__(blank, name, SGD())
+            with pytest.raises(UserError, match=f"cannot serve as the {name} of {kind.__name__}: "):
+                check_roles(blank)
+            refusing.add(name)
+    assert refusing == ROLE_FIELDS
 
 
 @pytest.mark.parametrize(

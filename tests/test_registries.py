@@ -13,7 +13,7 @@ from bivallate import models
 from bivallate.evaluation.attacks import Attack, family
 from bivallate.lower.problem import LowerProblem
 from bivallate.methods.entries import MAKERS, registry
-from bivallate.parts import _load_own as load_own_parts
+from bivallate.part_kinds import load_own as load_own_parts
 from bivallate.types import Clock, Evidence
 
 

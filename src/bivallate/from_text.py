@@ -11,15 +11,14 @@ import math
 import re
 import types
 import typing
-from typing import Annotated, Any
+from typing import Any
 
 from bivallate.errors import UserError, unknown
-from bivallate.parts import part_named, parts_for, written
-from bivallate.schema import fields_of
+from bivallate.part_kinds import parts_for
+from bivallate.parts import part_named, written
+from bivallate.schema import PLAIN, fields_of, options_of
 
 __all__ = ["literal", "override", "pair", "parse_number", "read"]
-
-PLAIN = (bool, int, float, str, types.NoneType)
 
 
 def parse_number(text: str | float, what: str = "eps") -> float:
@@ -103,7 +102,7 @@ def read(text: str, hint: Any, where: str, current: Any = None) -> Any:
     Raises:
         UserError: the text cannot be read as that type.
     """
-    options = _options(hint)
+    options = options_of(hint)
     if not options:
         if current is None:
             return literal(text)
@@ -126,15 +125,6 @@ def read(text: str, hint: Any, where: str, current: Any = None) -> Any:
         if tuple in (option, typing.get_origin(option)):
             return _several(text, option, where, current)
     return _short(text, parts, where, current) if parts else text
-
-
-def _options(hint: Any) -> list[Any]:
-    """The members of a union type hint; an empty list for None and Any."""
-    if typing.get_origin(hint) is Annotated:
-        return _options(typing.get_args(hint)[0])
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return [option for choice in typing.get_args(hint) for option in _options(choice)]
-    return [] if hint is None or hint is Any else [hint]
 
 
 def _is_words(hint: Any) -> bool:

@@ -8,17 +8,15 @@ the same way.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 import os
-import sys
 from typing import Any, dataclass_transform
 
 from bivallate import plugins
 from bivallate.errors import UserError, to_python, unknown
+from bivallate.part_kinds import KINDS, check_roles, load_own
 from bivallate.schema import check_fields
 
-_KINDS: dict[str, type] = {}
 NONE = "@none"  # TOML has no null
 OF_EPOCHS = {"of_epochs": True}  # metadata of a field: it is a fraction of the run's epochs
 # Other names of parts -> the words of files: names in older files, and classes with a `WRITTEN_AS`.
@@ -51,8 +49,8 @@ def part(cls: type) -> Any:
         Half(of=3.0)
     """
     if not cls.__module__.startswith("bivallate."):
-        _load_own()  # so that the package's own names are taken, also those not imported yet
-    other = _KINDS.get(word_of(cls))
+        load_own()  # so that the package's own names are taken, also those not imported yet
+    other = KINDS.get(word_of(cls))
     if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
         raise UserError(f"the name {cls.__name__} is taken by {other.__module__}; give your part another one")
     own = cls.__dict__.get("__post_init__")
@@ -61,6 +59,7 @@ def part(cls: type) -> Any:
         _take_plain_numbers(self)
         _take_none(self)
         check_fields(self)
+        check_roles(self)
         if own is not None:
             own(self)
         elif (inherited := getattr(super(frozen, self), "__post_init__", None)) is not None:
@@ -68,7 +67,7 @@ def part(cls: type) -> Any:
 
     cls.__post_init__ = __post_init__  # pyright: ignore[reportAttributeAccessIssue]
     frozen = dataclasses.dataclass(frozen=True)(cls)
-    _KINDS[word_of(cls)] = frozen
+    KINDS[word_of(cls)] = frozen
     return frozen
 
 
@@ -101,7 +100,7 @@ def encode(value: Any) -> Any:
     Raises UserError for a value that is neither a part nor plain data.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        if word_of(type(value)) not in _KINDS:
+        if word_of(type(value)) not in KINDS:
             raise UserError(
                 f"{type(value).__name__} cannot be written into a configuration; "
                 "declare it with @bivallate.part"
@@ -161,23 +160,16 @@ def _as_now(cls: Any, fields: dict[str, Any], where: str) -> dict[str, Any]:
 def _kind(kind: Any, where: str) -> type:
     """The part of this name, or of the name that it had in an older version."""
     kind = RENAMED.get(kind, kind) if isinstance(kind, str) else kind
-    if isinstance(kind, str) and kind not in _KINDS:
-        _load_own()
+    if isinstance(kind, str) and kind not in KINDS:
+        load_own()
         plugins.loaded()  # a part of the user's own project may not be imported yet
-    if not isinstance(kind, str) or kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(
-            f"{where + ': ' if where else ''}{unknown('part', str(kind), _KINDS)}. A part of your own must "
+            f"{where + ': ' if where else ''}{unknown('part', str(kind), KINDS)}. A part of your own must "
             "be imported: import its module, or declare its method as an entry point in the group "
             "bivallate.methods"
         )
-    return _KINDS[kind]
-
-
-def _load_own() -> None:
-    """Import all modules of the package that define parts: they are otherwise imported on demand."""
-    package = sys.modules[__name__.partition(".")[0]]  # bivallate itself lists the modules of its parts
-    for place in sorted(set(package._PLACES.values())):
-        importlib.import_module(place)
+    return KINDS[kind]
 
 
 def _at(where: str, name: str) -> str:
@@ -270,31 +262,11 @@ def part_named(text: str, where: str) -> Any:
 
     Raises UserError for a part with fields that have no default.
     """
-    if text.isidentifier() and text not in _KINDS:
-        _load_own()
-    if text not in _KINDS:
+    if text.isidentifier() and text not in KINDS:
+        load_own()
+    if text not in KINDS:
         return None
     try:
-        return _KINDS[text]()
+        return KINDS[text]()
     except TypeError as error:
         raise UserError(f"{where}={text} needs values of its own: {error}") from None
-
-
-def parts_for(hints: list[Any]) -> list[str]:
-    """The names of the parts that a field of these types takes: of all parts where the types do not say.
-
-    No part derives from a protocol: it takes the parts that have all of its methods, and whose `__call__` is
-    annotated as the protocol's.
-    """
-    roles = [hint for hint in hints if isinstance(hint, type)]
-    fitting = [name for name, kind in _KINDS.items() if any(_plays(kind, role) for role in roles)]
-    return fitting or list(_KINDS)
-
-
-def _plays(kind: Any, role: type) -> bool:
-    if not getattr(role, "_is_protocol", False):
-        return isinstance(kind, type) and issubclass(kind, role)
-    own, asked = (getattr(each.__call__, "__annotations__", None) for each in (kind, role))
-    if "__call__" in vars(role) and own != asked:
-        return False
-    return all(hasattr(kind, name) for name in vars(role) if not name.startswith("_"))

@@ -29,6 +29,7 @@ from bivallate.untrusted_files import HEAD, kind_of, open_regular
 LARGEST = 3.4e38  # of a float32; infinities are allowed besides
 DEEPEST = 50  # tables within tables
 MEGABYTE = 1 << 20
+PLAIN = (bool, int, float, str, types.NoneType)
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,13 @@ def check_fits(hint: Any, value: Any, where: str) -> Any:
         }
     if typing.is_typeddict(hint):
         return _table(hint, value, where)
-    if _own(hint):
+    if of_package(hint):
         plain = isinstance(value, str | bool | int | float | list | tuple | dict | types.NoneType)
         return _demand(not plain, value, f"a part such as {hint.__name__} names", where)
     return value
 
 
-def _own(hint: Any) -> bool:
+def of_package(hint: Any) -> bool:
     """Whether a hint is a class or protocol of this package."""
     return isinstance(hint, type) and hint.__module__.startswith("bivallate.")
 
@@ -198,6 +199,15 @@ def fields_of(cls: type) -> dict[str, Any]:
         except Exception:  # a user's part may name what only a type checker sees
             continue
     return found
+
+
+def options_of(hint: Any) -> list[Any]:
+    """The members of a union type hint; an empty list for None and Any."""
+    if typing.get_origin(hint) is Annotated:
+        return options_of(typing.get_args(hint)[0])
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return [option for choice in typing.get_args(hint) for option in options_of(choice)]
+    return [] if hint is None or hint is Any else [hint]
 
 
 def check_fields(value: Any) -> None:

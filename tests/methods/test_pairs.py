@@ -21,7 +21,7 @@ from bivallate.lower.pgd import Wider
 from bivallate.lower.start import gaussian, uniform, zero
 from bivallate.lower.stop import FOSCBelow, Misclassified
 from bivallate.methods.entries import registry
-from bivallate.parts import _KINDS
+from bivallate.part_kinds import KINDS
 from bivallate.types import Batch, Clock, Facts
 from bivallate.upper.awp import AWP
 from bivallate.upper.class_losses import Reweighed
@@ -100,7 +100,7 @@ def kinds(folder: str) -> dict[str, type]:
     package = importlib.import_module(f"bivallate.{folder}")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"bivallate.{folder}.{module.name}")
-    return {n: c for n, c in _KINDS.items() if c.__module__.startswith(f"bivallate.{folder}.")}
+    return {n: c for n, c in KINDS.items() if c.__module__.startswith(f"bivallate.{folder}.")}
 
 
 def solvers() -> dict[str, type]:

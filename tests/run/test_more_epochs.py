@@ -16,7 +16,7 @@ from bivallate.cli import run as command
 from bivallate.lower.curriculum import Then
 from bivallate.lower.start import zero
 from bivallate.models.io import read_weights
-from bivallate.parts import _KINDS as KNOWN
+from bivallate.part_kinds import KINDS as KNOWN
 from bivallate.run.averaging import SWA, Cyclic
 from bivallate.run.config import Config, Model
 from bivallate.run.cycles import Cycles

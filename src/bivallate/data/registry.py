@@ -66,7 +66,8 @@ class KnownDataset:
         stream: whether it is too large to be decoded into the cache.
         label_column: the column of the labels, for files with several; None for others.
         built_in: name of the function of `tensors` that makes it without any file, and returns a Split and
-            the names of its classes; a fifth of it, drawn once, is the test split. Empty for all others.
+            the names of its classes; a fifth of it, drawn once, is the test split, so `train` and `test` are
+            the numbers of rows after this division. Empty for all others.
         usual: defaults for training.
     """
 

@@ -16,13 +16,18 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bivallate.errors import unknown
+from bivallate.errors import UserError, unknown
 from bivallate.evaluation.progress_display import duration
 from bivallate.evaluation.score import Score
 
 __all__ = ["METRICS", "Metric", "TrainingCost", "by_key"]
 
 Interval = tuple[float, float]
+ROW_KEYS = {
+    *("classes", "data", "data_fingerprint", "evaluation", "evaluation_passes", "method", "n", "name"),
+    *("p_adjusted", "p_value", "path", "run", "runs", "score", "seed", "seeds", "significant", "stale"),
+    *("strongest", "training", "values", "worst_class_name"),
+}  # other entries of a row in JSON, and other attributes of a `significance.Row`
 
 
 @dataclass(frozen=True)
@@ -44,16 +49,22 @@ class Metric:
     """One number of an evaluation, or of the training behind it.
 
     Attributes:
-        key: its name for `--sort` and in JSON.
+        key: its name for `--sort` and in JSON; none of `ROW_KEYS`.
         title: heading of its column; empty if it has no column.
         value: (score, training cost) -> the number; infinite if unknown.
         less_is_better: whether smaller values are better and sorted first.
-        interval: score -> its 95 % interval; None if it has none.
+        interval: score -> its 95 % interval, printed below the number; None if it has none.
         interval_name: kind of the interval, for notes.
         interval_key: key of the interval in JSON, if it is not KEY_interval_95.
-        format: number -> text; None for a fraction in [0, 1], which is written in per cent.
-        companion_key: key of the metric that is printed below it in the same cell; empty for none.
-        prefix: (score, names of the classes) -> text before the number; None for no text.
+        format: number -> text; None for a fraction in [0, 1], which is written in per cent. Over seeds only a
+            fraction is printed with its standard deviation and interval, anything else as its mean.
+        companion_key: key of the metric that is printed below it in the same cell, as the seconds below the
+            passes; empty for none.
+        prefix: (score, names of the classes) -> text before the number, as the name of the worst class; None
+            for no text.
+
+    Raises:
+        UserError: `key`, or the key of the interval, is another entry of the rows.
     """
 
     key: str
@@ -66,6 +77,11 @@ class Metric:
     format: Callable[[float], str] | None = None
     companion_key: str = ""
     prefix: Callable[[Score, Sequence[str]], str] | None = None
+
+    def __post_init__(self) -> None:
+        for key in (self.key, self.json_key):
+            if key in ROW_KEYS:
+                raise UserError(f"{key!r} is another entry of the rows of `compare`; name it otherwise")
 
     @property
     def json_key(self) -> str:

@@ -25,9 +25,9 @@ DirectionRule = Callable[[Tensor], Tensor]  # gradient (B, C, H, W) -> step dire
 class Direction(Role, ABC):
     """(problem) -> a rule for one attack: gradient (B, C, H, W) -> step direction of the same shape.
 
-    The rule may keep a memory for the steps of that attack, so it can count them: a step size that changes
-    is a rule whose direction has another length in each step. `Role` says when it may declare itself
-    `recordable`. A part in a file of its own is found as `part` says.
+    The rule may keep a memory for the steps of that attack, and count them. A solver's `step_size` is a
+    number, no schedule: for steps of changing size, the rule scales its direction. `Role` says when it may
+    declare itself `recordable`. A part in a file of its own is found as `part` says.
     """
 
     def takes_two_labels(self) -> bool:

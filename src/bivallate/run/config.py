@@ -120,11 +120,6 @@ class Config:
         lengths = (0, *self.extended, self.epochs) if isinstance(self.extended, tuple) else ()
         if not lengths or not all(type(e) is int for e in lengths) or sorted({*lengths}) != [*lengths]:
             raise UserError(f"extended is a tuple of rising lengths below epochs, got {self.extended!r}")
-        for role, asked in (("optimizer", "make"), ("optimizer", "lr"), ("rate", "__call__")):
-            if isinstance(getattr(self, role), type | str) or not hasattr(getattr(self, role), asked):
-                raise UserError(
-                    f"{getattr(self, role)!r} cannot serve as the {role} of a run: it has no {asked}"
-                )
 
     @staticmethod
     def read_older(fields: dict[str, Any]) -> dict[str, Any]:

@@ -74,9 +74,7 @@ class MultiStep:
 
     def __call__(self, clock: Clock) -> float:
         reached = bisect_right([epoch_of(fraction, clock.epochs) for fraction in self.at], clock.epoch)
-        if self.factors:
-            return ([1.0, *self.factors])[reached]
-        return self.factor**reached
+        return [1.0, *self.factors][reached] if self.factors else self.factor**reached
 
 
 def epoch_of(fraction: float, epochs: int) -> int:
@@ -140,6 +138,8 @@ class OptimizerSpec(Protocol):
     `train_step` calls `optimizer.step()` without a closure, so an optimiser that evaluates the loss again,
     such as L-BFGS or SAM, cannot be used. Before every minibatch `set_rate` sets the rate of each group, in
     its ratio to `lr`. A checkpoint keeps its state (tensors, numbers) and numbers that it changes in groups.
+    `make` takes `model.parameters()`, or `grouped(...)` if the part has `groups`. All parts share one list of
+    names, in which `Adam` is a direction of attacks. `part` says how a part in a new file is found.
 
     Example:
         >>> from bivallate import part
@@ -188,8 +188,7 @@ class SGD:
     groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _positive(self.lr, self.weight_decay)
-        factors(self.groups)
+        _check_values(self)
 
     def make(self, model: nn.Module) -> torch.optim.Optimizer:
         """Make torch.optim.SGD over all parameters of the model."""
@@ -213,8 +212,7 @@ class AdamW:
     groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _positive(self.lr, self.weight_decay)
-        factors(self.groups)
+        _check_values(self)
 
     def make(self, model: nn.Module) -> torch.optim.Optimizer:
         """Make torch.optim.AdamW over all parameters of the model."""
@@ -258,11 +256,12 @@ def grouped(model: nn.Module, groups: tuple[str, ...], lr: float) -> list[Any]:
     return [{"params": parameters, "lr": rate} for rate, parameters in by_rate.items() if parameters]
 
 
-def _positive(lr: float, weight_decay: float) -> None:
-    if not (math.isfinite(lr) and lr > 0):
-        raise UserError(f"the learning rate must be positive, got {lr!r}")
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise UserError(f"weight decay must be at least 0, got {weight_decay!r}")
+def _check_values(spec: SGD | AdamW) -> None:
+    factors(spec.groups)
+    if not (math.isfinite(spec.lr) and spec.lr > 0):
+        raise UserError(f"the learning rate must be positive, got {spec.lr!r}")
+    if not (math.isfinite(spec.weight_decay) and spec.weight_decay >= 0):
+        raise UserError(f"weight decay must be at least 0, got {spec.weight_decay!r}")
 
 
 def optimizer_of(spec: OptimizerSpec, model: nn.Module) -> torch.optim.Optimizer:
