@@ -210,9 +210,8 @@ def join() -> None:
         return
     both = torch.cuda.is_available() and dist.is_nccl_available()
     store, number, count = next(dist.rendezvous("env://"))  # pyright: ignore[reportPrivateImportUsage]
-    if (
-        os.environ.get("GROUP_WORLD_SIZE") == "1"
-    ):  # torchrun reuses the store of a failed attempt, keys and all
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # torchrun reuses the store of a failed attempt, keys and all
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"attempt-{attempt}", store)  # pyright: ignore[reportPrivateImportUsage]
     back_ends = "cpu:gloo,cuda:nccl" if both else "gloo"

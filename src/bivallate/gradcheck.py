@@ -15,7 +15,7 @@ from bivallate.learnable import check_learning, check_module, check_values, copi
 from bivallate.lower.forward import Forward
 from bivallate.lower.modes import evaluating
 from bivallate.lower.second_order import explain_missing_derivatives
-from bivallate.method import Method, checked, facts_for
+from bivallate.method import Method, check_method, facts_for
 from bivallate.step import accumulate_gradient
 from bivallate.types import Batch, Clock, Facts
 
@@ -69,7 +69,7 @@ def upper_gradient(
     """
     if not (lr > 0 and math.isfinite(lr)):
         raise UserError(f"lr must be positive, for without a step ahead weights learn nothing, got {lr!r}")
-    method = checked(method)
+    method = check_method(method)
     twin = _twin(model).train(training)
     twin.zero_grad(set_to_none=True)
     batch, facts = _first_batch(twin, data, meta)
@@ -227,7 +227,7 @@ def check_gradient(
         True
     """
     check_range("directions", directions, 1, MOST_DIRECTIONS)
-    method = checked(method)
+    method = check_method(method)
     twin = _twin(model).eval()
     device = next((p.device for p in twin.parameters()), torch.device("cpu"))
     device = torch.device("cpu") if device.type == "mps" else device

@@ -16,7 +16,7 @@ Value = TypeVar("Value")
 class Later:
     """A field of a dataclass that may be given as a function, which is called when the field is first read.
 
-    What hardly anyone asks for is so computed, and launched on a device, for those alone who do. Since
+    A value that few parts ask for, such as kappa, is then computed for those parts alone. Since
     `dataclasses.replace` reads every field, a class with such fields has a method that copies with `changed`.
     """
 

@@ -33,8 +33,8 @@ ROLES: dict[str, type[Role]] = {
     "weighting": Weighting,
     "loss": Loss,
 }
-# The catalogue's functions by name, which `but(threat=...)` calls again. `register` fills it, in
-# methods/entries.py, which keeps the rest of what is registered and imports this file.
+# The catalogue's functions by name, for `but(threat=...)`, which calls them again. `register` in
+# methods/entries.py, which imports this file, fills it and keeps the rest of what is registered.
 MAKERS: dict[str, Callable[..., Method]] = {}
 MODES = ("eval", "train", "train-tracking")
 
@@ -51,7 +51,7 @@ class Method:
         coupling: the gradient that passes through the lower level.
         weighting: w_i.
         loss: robust and anchor: what w_i multiplies, and what it does not. Both may depend on delta.
-        replays: how often each minibatch is used;
+        replays: how often each minibatch is used.
         accumulate: one parameter update after all replays instead of one after each.
         attack_mode: BatchNorm while attacking: "eval", "train" (batch statistics; the running statistics do
             not move) or "train-tracking" (they move, as in the public code of the fast family).
@@ -119,14 +119,17 @@ class Method:
         for path in [path for path in within if path.startswith("threat.")]:
             threat = override(threat, path.removeprefix("threat."), within.pop(path))
         if threat != self.threat:
-            whole = self._for(threat, {*whole, *within}) | whole | {"threat": threat}
+            whole = self._parts_for(threat, {*whole, *within}) | whole | {"threat": threat}
         method = dataclasses.replace(self, **whole)
         for path, value in within.items():
             method = override(method, path, value)
         return method
 
-    def _for(self, threat: Any, by_user: set[str]) -> dict[str, Any]:
-        """The parts that another threat changes. by_user: dotted paths of the values that the user gives."""
+    def _parts_for(self, threat: Any, by_user: set[str]) -> dict[str, Any]:
+        """The parts that another threat changes.
+
+        by_user: dotted paths of the values that the user gives.
+        """
         name, parameters = self.made or (self.name, {})
         make = MAKERS.get(name) or plugins.loaded().get(name)
         if make is None:
@@ -245,7 +248,7 @@ def check_bound(method: Any) -> None:
         )
 
 
-def checked(method: Any) -> Any:
+def check_method(method: Any) -> Any:
     """Return the argument if it is a method.
 
     Raises UserError for a function of the catalogue that was not called, and for anything else.

@@ -104,11 +104,11 @@ class DeviceRecord:
 
 
 class LateRecord(StepRecord):
-    """A record that is read when the first of its numbers is asked for, but for passes and examples."""
+    """A record that is read from the device when it is asked for a number other than passes and examples."""
 
     @classmethod
     def of(cls, get: Callable[[], StepRecord], on_device: DeviceRecord) -> LateRecord:
-        """The record that `get` reads."""
+        """The record that `get` reads, with what is known without reading."""
         late = object.__new__(cls)
         vars(late).update(get=get, passes=on_device.passes, examples=on_device.examples)
         return late

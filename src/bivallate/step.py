@@ -22,10 +22,10 @@ from bivallate.weighting.lookahead import LearningRates, Lookahead, learning_rat
 def train_step(model: nn.Module, optimizer: optim.Optimizer, method: BoundMethod, batch: Batch, clock: Clock,
                summands: Summands = no_summands) -> StepRecord:  # fmt: skip
     """Solve the lower level, weigh the examples, descend the upper level.
-    Once for each `clock.replay`, in train mode; gradients zero before the first. summands: see `Summands`."""
+    Call it for each `clock.replay` below `method.replays`, in train mode; gradients zero before the first."""
     check_bound(method)
     on_device = accumulate_gradient(model, method, batch, clock, learning_rates(optimizer, model))
-    if not method.updates_after(clock):  # its gradients are checked with those that the last replay adds
+    if not method.updates_after(clock):  # gradients add up, and are checked after the last replay
         return read_record(on_device, clock, method)
     record = sum_gradients_check_and_read(model, on_device, clock, method, summands)  # may raise NonFinite
     optimizer.step()
@@ -42,19 +42,19 @@ def accumulate_gradient(
         problem = LowerProblem(model, batch, method.objective, method.threat, clock, sharing=method.sharing)
         solution = method.solver.solve(problem)
         solution = method.coupling(problem, solution)  # gives delta its gradient; LastStep moves it too
-    solved = problem.with_solution(solution)  # upper level, from here on in the caller's train mode
+    problem = problem.with_solution(solution)  # upper level, from here on in the caller's train mode
     x_adv = batch.x + solution.delta
-    lookahead = Lookahead.prepare(solved, method, x_adv.detach(), lr)  # idle unless weighting.needs_meta
-    terms = method.loss(solved, x_adv)
-    solved.check_pass_is_used()
-    evidence = evidence_of(solved, terms, solution, lookahead.buffers)
+    lookahead = Lookahead.prepare(problem, method, x_adv.detach(), lr)  # idle unless weighting.needs_meta
+    terms = method.loss(problem, x_adv)
+    problem.check_pass_is_used()  # a coupling's own pass carries its gradient
+    evidence = evidence_of(problem, terms, solution, lookahead.buffers)
     method.weighting.update(evidence)  # a running state moves first
     method.weighting.fit(evidence, lookahead)  # third level: the weights themselves learn
     weights = method.weighting(evidence)
     loss = collective.share_of_mean(weights * terms.robust + terms.anchor, batch)  # on one process: the mean
     loss.backward()  # carries d delta*/d theta when coupled
-    method.solver.feedback(solved, solution.delta, evidence)  # may move its state, and gradients (YOPO)
-    return DeviceRecord.of(loss, weights, terms, solved, method)
+    method.solver.feedback(problem, solution.delta, evidence)  # may move its state, and gradients (YOPO)
+    return DeviceRecord.of(loss, weights, terms, problem, method)
 
 
 train_step = renamed.renamed_arguments(tell="summands")(train_step)  # the argument's earlier name

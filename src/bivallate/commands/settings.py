@@ -8,7 +8,7 @@ from typing import Any
 
 from bivallate.errors import UserError, unknown
 from bivallate.from_text import read
-from bivallate.method import Method, checked
+from bivallate.method import Method, check_method
 from bivallate.methods.entries import register, registry
 from bivallate.models.foreign import imported
 from bivallate.run.config import METHOD_PARTS, Config
@@ -32,7 +32,7 @@ def named(method: str) -> str:
     @functools.wraps(make)
     def guarded(threat: Any, **parameters: Any) -> Method:
         try:
-            return checked(make(threat, **parameters))
+            return check_method(make(threat, **parameters))
         except UserError as error:
             raise UserError(f"{method}: {error}") from error
         except Exception as error:  # a user's function may fail in its own way

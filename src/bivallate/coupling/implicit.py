@@ -21,7 +21,7 @@ from bivallate.parts import part
 from bivallate.roles import Role
 from bivallate.types import Solution, per_example
 
-Sensitivity = Callable[[Tensor], Tensor]
+Sensitivity = Callable[[Tensor], Tensor]  # v -> S v, S_i = d delta_i* / d grad_i; v is (B, C, H, W)
 
 
 class Coupling(Role, ABC):
@@ -30,7 +30,7 @@ class Coupling(Role, ABC):
     The value of delta is as the solver left it, or for `LastStep` one more step from there: it makes the
     solver's last step itself, so that the pass for that step is made once.
 
-    `gradient` says what gradient delta has: "none", "leaf" (it is one, and collects the loss's) or "theta".
+    `gradient` says which one: "theta", "none", or "leaf": delta is a leaf and collects d loss / d delta.
     """
 
     gradient: ClassVar[Literal["none", "leaf", "theta"]] = "theta"
@@ -183,7 +183,7 @@ def couple_at_solution(
     model, delta = problem.forward.model, solution.delta
     if not (problem.sharing.reuses and isinstance(model, nn.Module) and model.training and not _drops(model)):
         graph = problem.graph(delta)
-        problem.forward.passes.backward += len(delta)
+        problem.forward.passes.backward += len(delta)  # the half of the double backward beyond the logits
         delta = with_implicit_gradient(delta, graph.grad, sensitivity(graph.grad.detach()))
         return solution.but(delta=delta)
     with in_train_mode(model):

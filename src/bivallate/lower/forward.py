@@ -102,7 +102,8 @@ class Forward:
     its magnitude: rounding destroys small magnitudes, where the loss is flat.
 
     Attributes:
-        model: the network, or any callable from (B, C, H, W) to (B, K).
+        model: the network, or any callable from (B, C, H, W) to (B, K); after `at` a `Functional`
+            of it. `module` is the network itself.
         passes: the counts, shared by all passes of one step.
     """
 

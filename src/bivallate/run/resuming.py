@@ -12,7 +12,7 @@ from torch import nn
 from bivallate import collective
 from bivallate.data import Dataset
 from bivallate.errors import UserError, check_path
-from bivallate.method import Method, checked
+from bivallate.method import Method, check_method
 from bivallate.quoting import command
 from bivallate.run.arithmetic import within
 from bivallate.run.checkpoint import Checkpoint, list_all
@@ -92,7 +92,7 @@ def resume(
         config, found = reopened(folder, begun[0] if begun else None)
         planned, config = config, config if epochs is None else config.longer(epochs)
         if method is not None:
-            config = dataclasses.replace(config, method=checked(method))
+            config = dataclasses.replace(config, method=check_method(method))
         moved = {"device": device, "threads": threads, "data.data_dir": data_dir, "data.name": data}
         for key, value in moved.items():
             config = config.set(key, value) if value is not None else config

@@ -12,7 +12,7 @@ from torch import nn
 from bivallate import data
 from bivallate.data import Dataset
 from bivallate.errors import UserError, check_number, check_path, check_whole, python_arguments, unknown
-from bivallate.method import Method, checked
+from bivallate.method import Method, check_method
 from bivallate.methods.entries import create
 from bivallate.run.config import Config
 from bivallate.run.defaults import fitted, threat_on
@@ -158,7 +158,7 @@ def _method(method: Method | str, eps: float | str | None, norm: str, data_name:
                 "a method knows its threat: give eps and norm with its name, "
                 'bv.train(model, data, "at", eps=8/255)'
             )
-        return checked(method)
+        return check_method(method)
     return create(method, threat_on(data_name, norm, eps, f"norm={norm!r} needs a radius, eps=..."))
 
 

@@ -64,6 +64,13 @@ class Lookahead:
     v = grad loss(theta~), exact and without a second-order graph; `second_order=True` keeps that graph
     instead, as a check and for layers without forward-mode derivatives.
 
+    Attributes:
+        problem: with its solution.
+        method: whose loss, solver and attack mode the virtual step and the second stream use.
+        x_adv: (B, C, H, W) the attacked points, without graph.
+        lr: of the update to come, for the virtual step.
+        buffers: the network's, from before the loss's passes; None if they were not copied.
+
     Cost: with L forwards a loss (1, or 2 for TRADES and MART): a virtual step of L F + L B, the attack on the
     second stream, L F + L B there, and L F + L B for the Jacobian-vector product (its tangents, which cost no
     more than a forward, are counted as the B). Second order: L B instead of the last item.
@@ -112,6 +119,7 @@ class Lookahead:
             return _mean(self._terms(second, moved, x_adv), second)
         loss = _mean(self._terms(second, fixed, x_adv), second)
         v, value = _total_gradient(loss, fixed)
+        # rates that differ among the parameters multiply the parts of v, one common rate the product
         common = 1.0 if isinstance(self.lr, dict) else self.lr
         v = {n: self.lr[n] * g for n, g in v.items()} if isinstance(self.lr, dict) else v
         slope = -common / collective.size(self.problem.batch) * self._along(theta, v)

@@ -22,7 +22,7 @@ from bivallate.weighting.descent import Descent, DescentRule
 INPUTS = ("multiclass-margin", "scalar-margin", "adversarial-loss", "loss-difference")
 
 
-def second_stream_fits(rule: str, method: Composition) -> None:
+def check_second_stream(rule: str, method: Composition) -> None:
     """Raise UserError if the method's solver keeps state, which rows of a second stream would overwrite."""
     tiny = Facts(rows=1, shape=(1, 1, 1), classes=2)
     if isinstance(method.solver.bind(tiny), nn.Module):
@@ -89,7 +89,7 @@ class MarginNet(Weighting):
 
     def check(self, method: Composition) -> None:
         """Raise UserError for a solver with per-example state."""
-        second_stream_fits("MarginNet", method)
+        check_second_stream("MarginNet", method)
 
     def bind(self, facts: Facts) -> BoundMarginNet:
         """Build the network for one run, with its optimiser's state."""
@@ -258,7 +258,7 @@ class Correlation(Weighting):
 
     def check(self, method: Composition) -> None:
         """Raise UserError for a solver with per-example state."""
-        second_stream_fits("Correlation", method)
+        check_second_stream("Correlation", method)
 
     def bind(self, facts: Facts) -> BoundCorrelation:
         """Build the part that keeps the correlations of the present minibatch."""
