@@ -27,8 +27,9 @@ def attack_checks(
     """Yield every check except `claim_check`.
 
     Args:
-        battery: with all its attacks run. preflight: the findings on model and data. history: a run's
-            metrics, one dictionary an epoch; the check of the history is left out without them.
+        battery: with all its attacks run.
+        preflight: the findings on model and data.
+        history: a run's metrics, one dictionary an epoch; without them its check is left out.
     """
     yield learned(battery)
     yield symptoms(battery, preflight)
@@ -100,7 +101,7 @@ def _radii(battery: Battery) -> Check:
 def _any_image(battery: Battery) -> Check:
     left = battery.left["any-image"]
     hits, n = int(left.sum()), len(left)
-    found = gap(left, left & False, GAP_FLAG)
+    found = gap(left, left & False, GAP_FLAG)  # compared with an attack that leaves no point
     numbers = {"accuracy": hits / n, "interval_95": list(wilson(hits, n))}
     text = f"{hits / n:.1%} left where every image may become any other"
     advice = "An attack that fails here fails because it sees no gradient, not because the model is robust"
@@ -239,7 +240,9 @@ def claim_check(battery: Battery, claimed: float | None, source: str) -> Check:
     a note.
 
     Args:
-        claimed: a robust accuracy in [0, 1]. source: where it comes from, as the finding names it.
+        battery: with all its attacks run.
+        claimed: a robust accuracy in [0, 1].
+        source: where it comes from, as the finding names it.
     """
     pgd, worst = battery.left["pgd"], battery.worst
     n, hits = len(worst), int(worst.sum())

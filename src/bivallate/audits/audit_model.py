@@ -60,21 +60,23 @@ def audit(
     state are the same afterwards.
 
     Args:
-        model: images (n, C, H, W) in [0, 1] -> logits (n, K). data: a split, or a pair (x, y).
-        threat: norm and radius of the perturbations. n: size of the seeded random subset of points that
-            is attacked; 500 if not given.
-        budget_passes, minutes: the cost that is allowed, in forward and backward passes or in minutes,
-            which are converted by a measured pace; of both the smaller holds. They decide the level of
-            strength and, if need be, lower the number of points. Without either, 15,000 passes a point, which
-            pays for the full level.
+        model: images (n, C, H, W) in [0, 1] -> logits (n, K).
+        data: a split, or a pair (x, y).
+        threat: norm and radius of the perturbations.
+        n: size of the seeded random subset of points that is attacked; 500 if not given.
+        budget_passes: the cost that is allowed, in forward and backward passes. It decides the level of
+            strength and, if need be, lowers the number of points. Without it and `minutes` it is 15,000
+            passes a point, which pays for the full level.
+        minutes: the same in minutes, converted by a measured pace; of both the smaller holds.
         surrogates: other models of the same classes, to transfer from; a linear imitation is always made.
-        claimed: a robust accuracy in [0, 1] to hold against the evidence; claim: where it comes from. Not
-            given: what plain PGD leaves.
+        claimed: a robust accuracy in [0, 1] to compare with the evidence; by default what plain PGD leaves.
+        claim: where `claimed` comes from.
         history: a run's metrics, one dictionary an epoch.
-        announce: called with the plan and its estimated seconds before anything is attacked. progress:
-            called before every attack; True shows it.
-        seed: of the subset, the starts and the noise. shared: under torchrun, every process calls this
-            with the same arguments and attacks its share of the points.
+        seed: of the subset, the starts and the noise.
+        announce: called with the plan and its estimated seconds before anything is attacked.
+        progress: called before every attack; True shows it.
+        shared: under torchrun, every process calls this with the same arguments and attacks its share of the
+            points.
 
     Raises:
         UserError: data or model that cannot be attacked at all, or a budget that is too small.
@@ -90,13 +92,13 @@ def audit(
         believable
     """
     began = time.perf_counter()
-    _check(claimed, threat)
+    _check_claim_and_radius(claimed, threat)
     source = as_points(data, model)
     with torch.random.fork_rng(devices=[]), ExitStack() as stack:
         torch.manual_seed(seed)
-        looked = _preflight(model, data, threat)
+        checked = _preflight(model, data, threat)
         module, where, dtype = stack.enter_context(for_inference(model, None))
-        judge = _connected(module, looked)
+        judge = _connected(module, checked)
         for other in surrogates:
             stack.enter_context(evaluating(other))
         wanted = select(len(source), min(n or POINTS, len(source)), None, seed)
@@ -108,13 +110,13 @@ def audit(
         x, y = source.tensors(select(len(source), plan.n, None, seed))
         chosen = x.to(where, dtype), y.to(where).long()
         show = stack.enter_context(progress_callback(progress))
-        likely = estimate(judge, chosen, threat, plan, seed, announce, shared) if announce or show else None
-        battery = Battery(judge, chosen, threat, plan, seed, show, likely, shared)
-        battery.run_all(surrogates, random=looked.named("random") is not None)
-    return _report(battery, looked, claimed, claim, history, time.perf_counter() - began)
+        cost = estimate(judge, chosen, threat, plan, seed, announce, shared) if announce or show else None
+        battery = Battery(judge, chosen, threat, plan, seed, show, cost, shared)
+        battery.run_all(surrogates, random=checked.named("random") is not None)
+    return _report(battery, checked, claimed, claim, history, time.perf_counter() - began)
 
 
-def _check(claimed: float | None, threat: ThreatModel) -> None:
+def _check_claim_and_radius(claimed: float | None, threat: ThreatModel) -> None:
     """Raise UserError for a claim outside [0, 1] and for a radius that is not positive."""
     if claimed is not None and not 0 <= claimed <= 1:
         raise UserError(f"claimed is a fraction in [0, 1], got {claimed!r}; write 0.5 for 50 %")
@@ -124,11 +126,11 @@ def _check(claimed: float | None, threat: ThreatModel) -> None:
 
 def _preflight(model: nn.Module | Callable[[Tensor], Tensor], data: Any, threat: ThreatModel) -> Preflight:
     """Run the pre-flight. Raises UserError for what no attack can start on."""
-    looked = preflight(model, data, threat)
-    fatal = [f for f in looked.findings if f.name in FATAL and f.severity == "error"]
+    checked = preflight(model, data, threat)
+    fatal = [f for f in checked.findings if f.name in FATAL and f.severity == "error"]
     if fatal:
         raise UserError("this cannot be audited before it is mended: " + "; ".join(map(str, fatal)))
-    return looked
+    return checked
 
 
 def _same_task(model: nn.Module, surrogates: Sequence[nn.Module], x: Tensor) -> None:
@@ -146,16 +148,19 @@ def _same_task(model: nn.Module, surrogates: Sequence[nn.Module], x: Tensor) -> 
                 raise UserError(f"model {k + 1} to transfer from has {got[1]} classes, this one {wanted[1]}")
 
 
-def _connected(module: nn.Module, looked: Preflight) -> nn.Module:
-    return GraphConnected(module).eval() if looked.named("no-gradient") is not None else module
+def _connected(module: nn.Module, checked: Preflight) -> nn.Module:
+    """The model, with zero gradients if the pre-flight has found that it has none."""
+    return GraphConnected(module).eval() if checked.named("no-gradient") is not None else module
 
 
 def passes_a_second(model: nn.Module, x: Tensor, y: Tensor, *, shared: bool = False) -> float:
     """Measure how many passes a second the model makes.
 
     Args:
-        x, y: images and labels; the first 128 are used. shared: multiply the first process's pace by the
-            number of processes.
+        model: the network.
+        x: images; the first 128 are used.
+        y: their labels.
+        shared: multiply the first process's pace by the number of processes.
     """
     some, labels = x[:128], y[:128]
     gradients(model, some[:2], labels[:2])
@@ -208,7 +213,7 @@ def _plan(
 
 def _report(
     battery: Battery,
-    looked: Preflight,
+    checked: Preflight,
     claimed: float | None,
     claim: str,
     history: list[dict[str, Any]] | None,
@@ -216,7 +221,7 @@ def _report(
 ) -> Audit:
     checks = (
         claim_check(battery, claimed, claim if claimed is not None else "PGD"),
-        *attack_checks(battery, looked, history),
+        *attack_checks(battery, checked, history),
     )
     score = battery.scores["pgd"]
     hits = int(battery.worst.sum())
@@ -237,5 +242,5 @@ def _report(
         seconds=seconds,
         data_fingerprint=score.data_fingerprint,
         model_fingerprint=score.model_fingerprint,
-        classes=looked.classes,
+        classes=checked.classes,
     )

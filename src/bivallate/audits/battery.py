@@ -33,7 +33,8 @@ from bivallate.lower.threat import ThreatModel
 
 __all__ = ["WHITE", "Battery"]
 
-SUBTLE = 1 / 512  # half a grey level, a change that photographs of eight bits cannot even store
+SUBTLE = 1 / 512  # half a grey level, a change that photographs of eight bits cannot store
+# names of attacks: by the model's own gradients, and without them
 WHITE = ("fgsm", "pgd-few", "pgd", "pgd-more", "pgd-restarts", "cw", "apgd-ce", "apgd", "rescaled")
 BLACK = ("square", "imitation", "transfer")
 
@@ -43,12 +44,18 @@ class Battery:
     """The attacks of one audit and their results.
 
     Attributes:
-        model: the network that decides which points are broken, in eval mode. points: (x, y), images
-            (n, C, H, W) and labels (n,). threat, plan, seed: of the audit.
-        progress: called before every attack, with where the audit is. outlook: the estimated cost.
-        shared: the processes of torchrun share the points.
-        left: attack -> (n,) bool, robust after that attack alone. scores: attack -> its score.
-        passes: spent so far. began: the clock's reading at the start, in seconds.
+        model: the network that decides which points are broken, in eval mode.
+        points: (x, y), images (n, C, H, W) and labels (n,).
+        threat: of the audit.
+        plan: the strength of the attacks.
+        seed: of the noise.
+        progress: called before every attack.
+        estimated: the cost, estimated before the first attack.
+        shared: whether the processes of torchrun share the points.
+        left: attack -> (n,) bool, robust after that attack alone.
+        scores: attack -> its score.
+        passes: spent so far.
+        began: the clock's reading at the start, in seconds.
     """
 
     model: nn.Module
@@ -57,7 +64,7 @@ class Battery:
     plan: Plan
     seed: int
     progress: Callable[[AuditProgress], object] | None = None
-    outlook: CostEstimate | None = None
+    estimated: CostEstimate | None = None
     shared: bool = False
     left: dict[str, Tensor] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
@@ -68,7 +75,9 @@ class Battery:
         """Attack all points and keep the score under the attack's name.
 
         Args:
-            stages: tried one after another. threat: in place of the audit's own.
+            name: of the attack.
+            stages: tried one after another.
+            threat: in place of the audit's own.
         """
         self._tell(name)
         attack = Attack(name, stages)
@@ -81,7 +90,7 @@ class Battery:
 
     def _tell(self, name: str) -> None:
         if self.progress is not None:
-            passes, likely = self.outlook or (self.plan.cost(), None)
+            passes, likely = self.estimated or (self.plan.cost(), None)
             fraction = 1.0 if name == "done" else min(0.99, self.passes / max(1, passes))
             spent = time.perf_counter() - self.began
             self.progress(AuditProgress(name, fraction, self.passes, spent, likely))
@@ -90,8 +99,8 @@ class Battery:
         """Run every attack of the plan.
 
         Args:
-            surrogates: models to transfer from. random: the model's outputs are random, so that Auto-PGD
-                averages its gradients.
+            surrogates: models to transfer from.
+            random: whether the model's outputs are random, so that Auto-PGD averages its gradients.
         """
         self.plain()
         self.strong(random=random)
@@ -102,7 +111,7 @@ class Battery:
     def plain(self) -> None:
         """Run noise, one-step attacks at several step sizes, and PGD of growing strength."""
         plan, eps = self.plan, self.threat.eps
-        tiny = replace(self.threat, eps=min(eps / 4, SUBTLE * self._whole()))  # pyright: ignore
+        tiny = replace(self.threat, eps=min(eps / 4, SUBTLE * self._largest_radius()))  # pyright: ignore
         self.run("subtle", noise(2, "subtle"), threat=tiny)
         self.run("noise", noise(10))
         self.run("fgsm", _one_step(1.0))
@@ -124,9 +133,9 @@ class Battery:
 
     def radii(self) -> None:
         """Run PGD at half and at twice the radius, and at one so large that any image is allowed."""
-        eps, whole = self.threat.eps, self._whole()
+        eps, largest = self.threat.eps, self._largest_radius()
         for name, factor in (("half-eps", 0.5), ("double-eps", 2.0)):
-            threat = replace(self.threat, eps=min(factor * eps, whole))  # pyright: ignore
+            threat = replace(self.threat, eps=min(factor * eps, largest))  # pyright: ignore
             self.run(name, _pgd(name, self.plan.steps), threat=threat)
         drawing = ScaledPGD(self.plan.steps, 0.1, stop=Fooled())
         stages = (
@@ -134,7 +143,7 @@ class Battery:
             Search("any-image", replace(drawing, start=Zero())),
             Search("any-margin", drawing, Margin()),
         )
-        self.run("any-image", *stages, threat=replace(self.threat, eps=whole))  # pyright: ignore
+        self.run("any-image", *stages, threat=replace(self.threat, eps=largest))  # pyright: ignore
 
     def from_surrogates(self, surrogates: Sequence[nn.Module]) -> None:
         """Search on a rescaled, a straight-through and a linear copy of the model, and on `surrogates`."""
@@ -143,7 +152,7 @@ class Battery:
         self.run("rescaled", SurrogateSearch("rescaled", Rescaled(self.model, scale), inner))
         self.run("straight", SurrogateSearch("straight", StraightThrough(self.model), inner))
         x, _ = self.points
-        copy = linear_imitation(self.model, x, self.threat.eps / self._whole(), self.seed)
+        copy = linear_imitation(self.model, x, self.threat.eps / self._largest_radius(), self.seed)
         self.passes += 2 * len(x)
         self.run("imitation", SurrogateSearch("imitation", copy, inner))
         stages = [SurrogateSearch(f"transfer-{i}", model, inner) for i, model in enumerate(surrogates)]
@@ -155,7 +164,7 @@ class Battery:
         self.passes += score.n
         return float(score.margin.abs().median())
 
-    def union(self, *names: str) -> Tensor:
+    def left_by_all(self, *names: str) -> Tensor:
         """(n,) bool: robust after all of these attacks; names of attacks that did not run are ignored."""
         sets = [self.left[name] for name in names if name in self.left]
         return torch.stack(sets).all(0)
@@ -163,14 +172,14 @@ class Battery:
     @property
     def white(self) -> Tensor:
         """(n,) bool: robust after all attacks by the model's own gradients."""
-        return self.union(*WHITE)
+        return self.left_by_all(*WHITE)
 
     @property
     def worst(self) -> Tensor:
         """(n,) bool: robust after everything within the threat."""
-        return self.union(*WHITE, *BLACK, "straight", "noise", "subtle", "fgsm-short")
+        return self.left_by_all(*WHITE, *BLACK, "straight", "noise", "subtle", "fgsm-short")
 
-    def _whole(self) -> float:
+    def _largest_radius(self) -> float:
         """The radius at which every image can become every other: the norm of an image of ones."""
         return float(self.threat.size(torch.ones_like(self.points[0][:1])))
 

@@ -19,7 +19,9 @@ class Gap:
     """Points that one attack breaks and another leaves.
 
     Attributes:
-        count: of such points. share: of all points. interval: Wilson's, 95 %.
+        count: of such points.
+        share: of all points.
+        interval: Wilson's, 95 %.
         significant: the share exceeds the tolerance, also by an exact binomial test.
     """
 
@@ -29,21 +31,23 @@ class Gap:
     significant: bool
 
 
-def gap(left: Tensor, broken_from: Tensor, tolerance: float) -> Gap:
-    """Count the points that are robust in `left` (n,) bool and not robust in `broken_from` (n,) bool.
+def gap(left: Tensor, after: Tensor, tolerance: float) -> Gap:
+    """Count the points that one attack leaves robust and another breaks.
 
     Args:
-        tolerance: share of the points that may be so without being remarkable.
+        left: (n,) bool, the points that the one leaves robust.
+        after: (n,) bool, the points that the other leaves robust.
+        tolerance: share of the points that the other may break without being remarkable.
 
     Example:
         >>> import torch
-        >>> before, after = torch.ones(200, dtype=torch.bool), torch.arange(200) >= 30
-        >>> gap(before, after, 0.05).significant
+        >>> left, after = torch.ones(200, dtype=torch.bool), torch.arange(200) >= 30
+        >>> gap(left, after, 0.05).significant
         True
     """
     from scipy.stats import binom
 
-    n, count = len(left), int((left & ~broken_from).sum())
+    n, count = len(left), int((left & ~after).sum())
     p = float(binom.sf(count - 1, n, tolerance)) if count else 1.0
     return Gap(count, count / n, wilson(count, n), count / n > tolerance and p < ALPHA)
 
@@ -54,9 +58,9 @@ class Excess:
 
     Attributes:
         share: the points that only the first breaks minus those that only the second breaks, over all
-            points; negative if the first breaks fewer. interval: 95 %, normal approximation by the variance
-            of the discordant pairs. significant: the share exceeds the tolerance, and an exact sign test
-            rejects that it is at most 0.
+            points; negative if the first breaks fewer.
+        interval: 95 %, normal approximation by the variance of the discordant pairs.
+        significant: the share exceeds the tolerance, and an exact sign test rejects that it is at most 0.
     """
 
     share: float
@@ -68,7 +72,8 @@ def excess(by: Tensor, than: Tensor, tolerance: float) -> Excess:
     """Compare two attacks by how many more points the first one breaks.
 
     Args:
-        by, than: (n,) bool, the points that the first and the second attack leave robust.
+        by: (n,) bool, the points that the first attack leaves robust.
+        than: (n,) bool, the points that the second attack leaves robust.
         tolerance: share of the points by which the first may lead without being remarkable.
     """
     from scipy.stats import binomtest

@@ -26,7 +26,9 @@ def leak(examined: EvaluationTarget, n: int, seed: int) -> Check:
     large to be searched.
 
     Args:
-        examined: the run. n, seed: of the audit's random subset of points.
+        examined: the run.
+        n: number of points in the audit's random subset.
+        seed: of that subset.
     """
     question = "are the images that it is judged by among those that it was trained on?"
     train, points = examined.data.train, examined.chosen_split

@@ -44,6 +44,7 @@ def learned(battery: Battery) -> Check:
 
 
 def symptoms(battery: Battery, found: Preflight) -> Check:
+    """Check that the pre-flight has found no sign of hidden gradients, or none that attacks mind."""
     bad = [f for f in found.findings if f.name in SYMPTOMS and f.severity != "note"]
     numbers = {f"{where}_{k}": v for where in ("clean", "near") for k, v in _shares(getattr(found, where))}
     question = "does the model answer repeatably, in logits, with gradients that describe it?"
@@ -69,8 +70,10 @@ def _agreed(battery: Battery) -> bool:
 def _constant(battery: Battery) -> bool:
     """Whether the model gives all points, of several classes, one class, and no attack changes that.
 
-    The accuracy of such a model is the share of that class among the points, and none of it is robustness,
-    even if hidden gradients are why the attacks fail. Cost: one forward a point.
+    The accuracy of such a model is the share of that class among the points. None of it is robustness, also
+    if the attacks fail because gradients are hidden.
+
+    Cost: one forward a point.
     """
     x, y = battery.points
     with torch.no_grad():

@@ -19,11 +19,16 @@ class Plan:
     """Strength of the attacks of an audit.
 
     Attributes:
-        level: "quick", "standard" or "full". n: number of points.
-        steps: of plain PGD. longer: steps of the long PGD, which must break no fewer points.
-        restarts: of PGD. auto: steps of Auto-PGD. targets: classes of its targeted form. queries: of
-            Square, a point. samples: gradients averaged a step for random outputs.
-        surrogates: models to search on besides, the linear imitation included.
+        level: "quick", "standard" or "full".
+        n: number of points.
+        steps: of plain PGD.
+        longer: steps of the long PGD, which must break no fewer points.
+        restarts: of PGD.
+        auto: steps of Auto-PGD.
+        targets: classes of its targeted form.
+        queries: of Square, a point.
+        samples: gradients averaged a step for random outputs.
+        surrogates: models to transfer from, the linear imitation included.
     """
 
     level: str
@@ -48,7 +53,8 @@ class Plan:
         Auto-PGD and Square do so only on the points that a short attack leaves robust.
 
         Args:
-            clean, robust: share of the points that are right without an attack, and after a short one.
+            clean: share of the points that are right without an attack.
+            robust: share of the points that are right after a short one.
         """
         plain, auto = 2 * self.steps + 1, 2 * (self.auto + 1)
         once = FIXED + plain * (6 + self.surrogates) + 2 * self.longer + 1
@@ -71,8 +77,9 @@ def choose(points: int, budget: float, surrogates: int = 0) -> Plan:
     """Choose the strongest level whose cost is within the budget, if need be on fewer points.
 
     Args:
-        points: number of points to attack. budget: in forward and backward passes. surrogates: number of
-            models to transfer from.
+        points: number of points to attack.
+        budget: in forward and backward passes.
+        surrogates: number of models to transfer from.
 
     Raises:
         UserError: the budget does not suffice for the quick level on 50 points, or on all of fewer.

@@ -23,7 +23,9 @@ class SurrogateSearch:
     """A stage that searches on `source`; whether a point is broken is decided by the model under attack.
 
     Attributes:
-        name: of the stage. source: the substitute, in eval mode. inner: the stage that searches on it.
+        name: of the stage.
+        source: the substitute, in eval mode.
+        inner: the stage that searches on it.
     """
 
     name: str
@@ -139,7 +141,10 @@ def linear_imitation(model: nn.Module, x: Tensor, spread: float, seed: int = 0) 
     point of x.
 
     Args:
-        x: (n, C, H, W) in [0, 1]. spread: half width of the uniform noise that is added to the copies.
+        model: images (n, C, H, W) -> logits (n, K).
+        x: (n, C, H, W) in [0, 1].
+        spread: half width of the uniform noise that is added to the copies.
+        seed: of that noise.
     """
     generator = torch.Generator().manual_seed(seed)
     noise = (2 * torch.rand(x.shape, generator=generator) - 1).to(x) * spread

@@ -95,8 +95,8 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def estimate_batch(model: nn.Module, x: Tensor, shares: int = 1) -> int:
-    """Number of points to attack at once, in `shares` parallel shares, within a quarter of the free memory.
+def estimate_batch(model: nn.Module, x: Tensor, threads: int = 1) -> int:
+    """Number of points to attack at once, by all threads together, within a quarter of the free memory.
 
     Cost: four forwards of one point.
 
@@ -113,4 +113,4 @@ def estimate_batch(model: nn.Module, x: Tensor, shares: int = 1) -> int:
         raise UserError(f"the model failed on images of shape {tuple(x.shape)} ({_said(error)})") from error
     room = int(SHARE * free_bytes(x.device) // need)
     useful = min(512, max(64, CACHED // need)) if x.device.type == "cpu" else CAP
-    return max(1, min(useful * shares, room))
+    return max(1, min(useful * threads, room))

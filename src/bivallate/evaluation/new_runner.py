@@ -31,7 +31,7 @@ def new_runner(
     attack: Attack,
     seed: int,
     batch_size: int | None,
-    where: torch.device,
+    device: torch.device,
     dtype: torch.dtype,
     points_of_all: int | None = None,
 ) -> Runner:
@@ -44,10 +44,10 @@ def new_runner(
         at_least_one("evaluation", batch_size=batch_size)
     x, _ = source.tensors(index[:2])
     check_images(x)
-    x = x.to(where, dtype)
+    x = x.to(device, dtype)
     cost = (points_of_all or len(index)) * sum(stage.cost() * stage.count(CLASSES) for stage in attack.stages)
     searcher = search_model(model, x) if cost > WORTH else model
-    one_thread = searcher is model or where.type != "cpu" or _shares_state(searcher)
+    one_thread = searcher is model or device.type != "cpu" or _shares_state(searcher)
     threads = 1 if one_thread else torch.get_num_threads()
     return Runner(
         model=model,
@@ -58,7 +58,7 @@ def new_runner(
         attack=attack,
         seed=seed,
         state=State.of(len(index), batch_size or estimate_batch(model, x, threads), threads),
-        device=where,
+        device=device,
         dtype=dtype,
         multiplications=0 if one_thread else example_work(model, x[:1]),
     )
@@ -72,9 +72,9 @@ def _shares_state(searcher: nn.Module) -> bool:
     )
 
 
-def _searchers(searcher: nn.Module, members: int) -> SearchPool:
+def _searchers(searcher: nn.Module, copies: int) -> SearchPool:
     try:
-        return SearchPool(searcher, members)
+        return SearchPool(searcher, copies)
     except Exception:  # copying runs the user's code: it may succeed once and fail later
         return SearchPool(searcher, 1)
 
@@ -86,4 +86,4 @@ def use_precision(runner: Runner, precision: str) -> None:
     if precision == "tf32" and runner.device.type != "cuda":
         raise UserError(f"a search in tf32 is of CUDA devices, and this is {runner.device.type}")
     runner.search_precision = precision
-    runner.low_precision_searcher = LowerPrecision(runner.searchers.first_member, precision)
+    runner.low_precision_searcher = LowerPrecision(runner.searchers.first_copy, precision)

@@ -27,7 +27,7 @@ class Verdict:
     Attributes:
         x_adv: (B, C, H, W) in [0, 1], the points judged.
         predicted: (B,) classes.
-        margin: (B,) z_y - max_{k != y} z_k of the logits.
+        margin: (B,) z_y - max_{k != y} z_k of the logits; infinite for a point outside the threat.
         fooled: (B,) bool, misclassified inside the threat.
         more: the values of `point_columns.MORE_COLUMNS`, by name.
     """
@@ -100,6 +100,7 @@ def _shrunk(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
     """
     exact, delta = _exact(x), _exact(x_adv) - _exact(x)
     moved = (delta != 0).flatten(1).sum(1).to(delta.dtype)  # coordinates that do not move are not rounded
+    # a number in [0, 1] is rounded by a quarter of finfo.eps at most
     rounding = torch.finfo(x.dtype).eps / 4 * (moved if isinstance(threat, L1) else moved.sqrt())
     size = threat.size(delta)
     scale = ((threat.eps - rounding).clamp(min=0) / size.clamp(min=TINY)).clamp(max=1)

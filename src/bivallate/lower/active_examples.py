@@ -31,7 +31,7 @@ LOOK = 24  # steps between two looks on a device
 
 
 def time_to_look(step: int, like: Tensor) -> bool:
-    """Whether to check at this step which examples are done.
+    """Whether to look at this step which examples are done.
 
     On a CPU that is every step. On a device the host has to wait for the answer, so it is every 24th.
     """

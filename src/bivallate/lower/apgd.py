@@ -81,10 +81,10 @@ class _APGDState(ActiveExamples):
     """The examples still under attack: every field has a row for each."""
 
     rows: Tensor  # positions in the minibatch
-    delta: Tensor
-    before: Tensor
-    grad: Tensor
-    best: Tensor
+    delta: Tensor  # the iterate
+    before: Tensor  # the iterate before it
+    grad: Tensor  # at delta
+    best: Tensor  # the iterate of highest objective
     best_grad: Tensor
     best_loss: Tensor
     last_loss: Tensor
@@ -125,12 +125,12 @@ class APGD(Solver):
         """Solution of the lower problem; see the class."""
         if isinstance(problem.threat, L1):
             return SparseAPGD(self.steps, self.samples, self.leave).solve(problem)
-        answer = sphere(problem)
+        answer = sphere(problem)  # becomes the result, and is a misclassified iterate where `broken`
         kappa, spent = torch.zeros_like(problem.y), torch.zeros_like(problem.y)
         state = self._begin(problem, answer, spent)
         broken = misclassified(state.margin, self.samples)
         reviews = set(checkpoints(self.steps))
-        project, since = cheap_projection(problem), 0
+        project, since_review = cheap_projection(problem), 0
         for i in range(self.steps):
             # many examples leave at once: copying the batch for each one would cost more than it saves
             if self.leave and time_to_look(i, problem.x) and worth_shrinking(state.decided):
@@ -142,11 +142,11 @@ class APGD(Solver):
                 break
             kappa[state.rows] += state.margin >= 0
             self._move(state, problem, project, first=i == 0)
-            self._look(state, problem, answer, broken, spent)
-            since += 1
+            self._evaluate(state, problem, answer, broken, spent)
+            since_review += 1
             if i + 1 in reviews:
-                self._review(state, since)
-                since = 0
+                self._review(state, since_review)
+                since_review = 0
         self._settle(state, answer, broken)
         return Solution(answer, None, kappa, spent)
 
@@ -168,9 +168,7 @@ class APGD(Solver):
             best=delta.clone(),
             best_grad=grad.clone(),
             best_loss=loss.clone(),
-            last_loss=torch.zeros_like(
-                loss
-            ),  # as in the public code, whose buffer of losses begins with zeros
+            last_loss=torch.zeros_like(loss),  # as in the public code, whose losses begin with zeros
             rises=torch.zeros_like(loss),
             best_at_review=loss.clone(),
             halved=torch.ones(count, dtype=torch.bool, device=delta.device),
@@ -180,6 +178,7 @@ class APGD(Solver):
         )
 
     def _move(self, s: _APGDState, problem: LowerProblem, project: Callable, *, first: bool) -> None:
+        """Step along the gradient, with momentum from the second step on."""
         direction = problem.threat.steepest(s.grad)
         stepped = project(torch.addcmul(s.delta, per_example(s.step, s.delta), direction))
         if not first:
@@ -187,14 +186,15 @@ class APGD(Solver):
             stepped = project(aim)
         s.before, s.delta = s.delta, stepped
 
-    def _look(
+    def _evaluate(
         self, s: _APGDState, problem: LowerProblem, answer: Tensor, broken: Tensor, spent: Tensor
     ) -> None:
+        """Ask the model at the iterates; keep misclassified ones and those of higher objective."""
         loss, margin, s.grad, decided = model_answer(problem, s.delta, self.samples)
         spent[s.rows] += self.samples
         lower = misclassified(margin, self.samples) & (~broken[s.rows] | (margin < s.margin))
-        # an example that is clearly misclassified keeps that result even while it still waits to leave, so
-        # that results do not depend on the other examples of the batch
+        # an example that is clearly misclassified keeps that result while it waits to leave, so that results
+        # do not depend on the other examples of the batch
         if self.leave:
             lower &= ~s.decided
         assign_rows(answer, s.rows, lower, s.delta)

@@ -25,7 +25,7 @@ __all__ = ["FAB", "nearest_in_l1", "nearest_on_plane"]
 # only after the crossing points are pulled back: about the cost of a forward over that of forward and
 # backward.
 OFTEN = 0.3
-OVERTIME = 8  # turns between two looks on a device once the first examples may be done
+OVERTIME = 8  # rounds between two looks on a device once the first examples may be done
 FLAT = 1e-8  # L2: coordinates whose weight is smaller do not move
 
 
@@ -182,12 +182,14 @@ class FAB(Solver):
     of an example that was never misclassified is zero.
 
     After a step across the boundary an example is pulled back, and needs the gradient there. A CPU computes
-    it at once, for these examples alone. On a device the host would have to wait for their number. There they
-    stand still for a turn, and have their gradient from the next pass of all; the others go on. An example's
-    points are the same.
+    it at once, for these examples alone. A device would have to wait for their number: there they pause for
+    one round, in which the pass of all examples gives their gradient. An example visits the same points.
 
     Attributes:
-        steps: iterations. alpha_max, overshoot (eta), pull_back (beta): as published.
+        steps: iterations.
+        alpha_max: largest share of the step from the clean image, as published.
+        overshoot: eta, as published.
+        pull_back: beta, as published.
         boundary: the linearised boundary to approach.
         scatter: start at a random point of norm eps / 2 (further restarts) instead of the clean image.
         leave: whether examples that are clearly misclassified within eps leave the batch; false to measure
@@ -211,11 +213,11 @@ class FAB(Solver):
         walk = self._begin(problem)
         answer, spent = torch.zeros_like(walk.delta), torch.zeros_like(problem.y)
         norm = torch.full_like(problem.x.flatten(1)[:, 0], torch.inf)
-        turns = self.steps if walk.delta.device.type == "cpu" else 2 * self.steps
+        rounds = self.steps if walk.delta.device.type == "cpu" else 2 * self.steps
         crossed = walk.steps.new_zeros(2)  # steps that cross the boundary, and all steps, since the last look
         often = True  # whether a step tends to cross the boundary
-        for turn in range(turns):
-            if self._time_to_look(turn, walk.delta):
+        for done_rounds in range(rounds):
+            if self._time_to_look(done_rounds, walk.delta):
                 done = walk.decided | (walk.steps >= self.steps)
                 count, across, made = torch.cat([done.sum()[None], crossed]).tolist()
                 often = across > OFTEN * made if made else often
@@ -251,10 +253,10 @@ class FAB(Solver):
         decided = torch.zeros_like(rows, dtype=torch.bool)
         return _Walk(rows, delta, f, w, decided, torch.zeros_like(rows), ~decided)
 
-    def _time_to_look(self, turn: int, delta: Tensor) -> bool:
-        """Whether to check which examples are done: none has made all steps before so many turns."""
-        late = turn - self.steps
-        return time_to_look(turn, delta) or (late >= 0 and late % OVERTIME == 0)
+    def _time_to_look(self, rounds: int, delta: Tensor) -> bool:
+        """Whether to check which examples are done: none has made all steps before so many rounds."""
+        late = rounds - self.steps
+        return time_to_look(rounds, delta) or (late >= 0 and late % OVERTIME == 0)
 
     def _step(self, problem: LowerProblem, walk: _Walk, moving: Tensor, often: bool) -> Tensor:
         """Move these examples; returns the logits (B, K) of all."""

@@ -122,7 +122,7 @@ class SparseAPGD(Solver):
             if last:
                 kappa[state.rows] += state.margin >= 0
             self._move(state, problem)
-            lower = self._look(state, problem, broken[state.rows], leave=leave) & last
+            lower = self._evaluate(state, problem, broken[state.rows], leave=leave) & last
             assign_rows(answer, state.rows, lower, state.delta)
             broken[state.rows] |= lower
             spent[state.rows] += self.samples
@@ -155,7 +155,7 @@ class SparseAPGD(Solver):
         step = per_example(s.step, s.delta) * largest(s.grad, count)
         s.delta = problem.threat.project(s.delta + step, problem.x)
 
-    def _look(self, s: _SparseState, problem: LowerProblem, broken: Tensor, *, leave: bool) -> Tensor:
+    def _evaluate(self, s: _SparseState, problem: LowerProblem, broken: Tensor, *, leave: bool) -> Tensor:
         """Evaluate the present points and update the state; (B,) bool: misclassified with a lower margin."""
         loss, margin, s.grad, decided = model_answer(problem, s.delta, self.samples)
         lower = misclassified(margin, self.samples) & (~broken | (margin < s.margin))

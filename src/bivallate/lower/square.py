@@ -94,12 +94,12 @@ class Square(Solver):
 
     def _begin(self, problem: LowerProblem, x: Tensor, point: Tensor) -> _SquareState:
         rows = torch.arange(len(x), device=x.device)
-        worst = torch.full_like(x[:, 0, 0, 0], torch.inf)
+        margin = torch.full_like(x[:, 0, 0, 0], torch.inf)  # so that the first images are kept
         changes = x[0, 0].numel() * 2 ** x.shape[1]
         asked = torch.zeros(
             len(x), changes * (4 * changes <= self.queries), dtype=torch.bool, device=x.device
         )
-        state = _SquareState(rows, x, point.clone(), worst, torch.zeros_like(rows, dtype=torch.bool), asked)
+        state = _SquareState(rows, x, point.clone(), margin, torch.zeros_like(rows, dtype=torch.bool), asked)
         self._ask(state, problem, rows, point)
         return state
 
