@@ -15,7 +15,7 @@ from tests.ranks import in_two_processes
 from torch import Tensor
 
 import bivallate as bv
-from bivallate import KLDRO, Barrier, LastStep, Linf, methods
+from bivallate import KLDRO, Barrier, Equal, LastStep, Linf, methods
 from bivallate.late_field import Later
 from bivallate.method import Method
 from bivallate.record import NonFinite
@@ -164,6 +164,23 @@ def test_a_step_asks_for_a_bound_method() -> None:
         )  # pyright: ignore
     with pytest.raises(bv.UserError, match=r"bound = method\.bind\(facts\)"):
         bv.train_step(model, optimizer, methods.at(THREAT), Batch(x, y, index), Clock())  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [(torch.tensor(True), 1.0), (torch.tensor([0.5], dtype=torch.bfloat16), 0.5), (torch.ones(2), None)],
+)
+def test_a_part_logs_one_number_of_any_type(value, kept) -> None:
+    class Logging(Equal):
+        def log(self) -> dict[str, float | Tensor]:
+            return {"mine": value}
+
+    method = methods.at(THREAT, steps=1).but(weighting=Logging())
+    if kept is None:
+        with pytest.raises(bv.UserError, match=r"'mine' as a tensor of shape \(2,\)"):
+            train(Net(), method, minibatches((ROWS,)))
+    else:
+        assert train(Net(), method, minibatches((ROWS,))).records[0].logged["mine"] == kept
 
 
 def test_the_last_of_replays_that_accumulate_updates() -> None:

@@ -64,9 +64,18 @@ class DeviceRecord:
     def of(
         loss: Tensor, weights: Tensor, terms: Terms, problem: LowerProblem, method: BoundMethod
     ) -> DeviceRecord:
-        """Collect what the log keeps of one step, without waiting for the device."""
+        """Collect what the log keeps of one step, without waiting for the device.
+
+        Raises UserError where a part logs a tensor of several numbers.
+        """
         share = len(problem.y) / collective.size(problem.batch)
         logged = {**problem.log, **method.weighting.log()}
+        for name, value in logged.items():
+            if isinstance(value, Tensor) and value.numel() != 1:
+                raise UserError(
+                    f"a part logs {name!r} as a tensor of shape {tuple(value.shape)}: log one number, such "
+                    "as its mean"
+                )
         return DeviceRecord(
             loss.detach(), share, problem.batch.index, problem.y, weights.detach(), terms.logits.detach(),
             problem.forward.passes, logged,
@@ -171,7 +180,8 @@ def sum_gradients_check_and_read(
 
     def finish(record: StepRecord, others: list[Tensor]) -> StepRecord:
         norms, (value, *sums) = others[0], others[1].flatten().tolist()
-        _check_finite(float(norms.norm()), value, clock, updated=_is_late(on_device, clock, method))
+        late = _is_late(on_device, clock, method)  # then this is read after the step's update
+        _check_finite(float(norms.norm()), value, clock, updated=late)
         return replace(record, sums=tuple(sums) if collective.is_distributed() else own)
 
     return read_record(on_device, clock, method, [_norms(model), total], finish)
