@@ -70,6 +70,7 @@ NAVIGATION: dict[str, dict[str, str]] = {
         "The papers' tables": "results",
         "Every method on digits": "methods",
         "Bastion": "bastion",
+        "The contest": "contest",
         "BiLAW's rate": "bilaw",
         "DONE's inner steps": "barrier",
         "Cost": "cost",

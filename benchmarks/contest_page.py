@@ -1,0 +1,181 @@
+"""Tables and figure of docs/contest.md, made from the records of benchmarks/contest.py."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.contest import PASSES, RECORDS, SEEDS, SETTINGS, chosen, trials, tuned
+from benchmarks.contest_entrants import ENTRANTS
+from bivallate.evaluation.statistics import Z95, welch
+from bivallate.files import write_text
+from bivallate.style import COLOURS, figure, save, styled
+
+PAGE, FIGURE = Path("docs/contest.md"), Path("docs/figures/contest")
+TITLES = {"fashion-mnist": "Fashion-MNIST", "mnist": "MNIST", "cifar10": "CIFAR-10"}
+WORDS = {"low": "N-FGSM's cost", "high": "PGD-10's cost"}
+
+
+def title(data: str, cost: str) -> str:
+    """The data set and the cost in words."""
+    passes = SETTINGS[data].epochs * PASSES[cost]
+    return f"{TITLES[data]}, {WORDS[cost]} ({passes} passes)"
+
+
+def held_out(data: str, cost: str) -> str:
+    """Markdown: everyone with the best of its values on held-out images, best first; empty without any."""
+    best, everyone = tuned(data, cost), {e.name: e for e in ENTRANTS[cost]}
+    if not best:
+        return ""
+    missing = "" if len(best) == len(everyone) else f" ({len(best)} of {len(everyone)} are tuned)"
+    lines = [
+        f"### {title(data, cost)}{missing}",
+        "",
+        "| method | tuned (values tried) | epochs | clean | robust | each value | worst class | RA-Tail-30 |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, r in sorted(best.items(), key=lambda pair: -pair[1]["held_out"]["robust"]):
+        entrant, held = everyone[name], r["held_out"]
+        tried = ", ".join(_value(v) for v in entrant.values)
+        spread = " / ".join(
+            _percent(_read(t.record)["held_out"]["robust"]) for t in _in_order(data, cost, name)
+        )
+        cells = (
+            f"**{name}**" if entrant.composed else name,
+            f"{entrant.parameter} = {_value(entrant.values[r['number']])} ({tried})",
+            str(r["epochs"]),
+            _percent(held["clean"]),
+            _percent(held["robust"]),
+            spread,
+            _percent(held["worst_class"]),
+            _percent(held["tail_30"]),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def judgement(data: str, cost: str) -> str:
+    """Markdown: AutoAttack on test images for those that were chosen, and whether ours win; empty before."""
+    roles = chosen(data, cost)
+    tests = {name: _tests(data, cost, name) for name in dict.fromkeys(roles.values())}
+    if not roles or not all(len(found) == len(SEEDS) for found in tests.values()):
+        return ""
+    points = next(iter(tests.values()))[0]["n"]
+    lines = [
+        f"### {title(data, cost)}",
+        "",
+        f"| chosen as | method | clean | AutoAttack ({points:,}) | its seeds | worst class | RA-Tail-30 |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, found in tests.items():
+        means = {
+            k: statistics.fmean(t[k] for t in found) for k in ("clean", "robust", "worst_class", "tail_30")
+        }
+        seeds = " / ".join(_percent(t["robust"]) for t in found)
+        by = ", ".join(role for role, who in roles.items() if who == name)
+        cells = (by, name, _percent(means["clean"]), _percent(means["robust"]), seeds)
+        lines.append(
+            f"| {' | '.join(cells)} | {_percent(means['worst_class'])} | {_percent(means['tail_30'])} |"
+        )
+    ours, theirs = (tests[roles[f"best {who}"]] for who in ("composition", "rival"))
+    fair = [tests[roles[f"fairest {who}"]] for who in ("composition", "rival")]
+    lines += [
+        "",
+        f"* AutoAttack, {roles['best composition']} - {roles['best rival']}: {_robust(ours, theirs)}.",
+        f"* Worst class, {roles['fairest composition']} - {roles['fairest rival']}: {_worst(*fair)}.",
+    ]
+    return "\n".join(lines)
+
+
+def _robust(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> str:
+    """The difference of accuracies in words: the interval over the points, and the test over the seeds."""
+    a, b = (np.array([[int(c) for c in t["right"]] for t in found]).mean(0) for found in (ours, theirs))
+    gap = a - b
+    half = Z95 * float(gap.std(ddof=1)) / math.sqrt(len(gap))
+    middle, p = float(gap.mean()), welch([t["robust"] for t in ours], [t["robust"] for t in theirs])
+    low, high = 100 * (middle - half), 100 * (middle + half)
+    decided = (low > 0 or high < 0) and p is not None and p < 0.05
+    told = f"{100 * middle:+.1f} points [{low:+.1f}, {high:+.1f}], {_p(p)} over the seeds"
+    return told + (": decided" if decided else ": not decided")
+
+
+def _worst(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> str:
+    """The difference of the worst classes in words, with the test over the seeds."""
+    a, b = ([t["worst_class"] for t in found] for found in (ours, theirs))
+    p = welch(a, b)
+    gap = 100 * (statistics.fmean(a) - statistics.fmean(b))
+    decided = "decided" if p is not None and p < 0.05 else "not decided"
+    return f"{gap:+.1f} points, {_p(p)} over the seeds: {decided}"
+
+
+def draw() -> None:
+    """Draw the plane of robust accuracy and RA-Tail-30 on held-out images, a panel for each table."""
+    panels = [(d, c) for d in SETTINGS for c in PASSES if len(tuned(d, c)) > 2]
+    if not panels:
+        return
+    with styled():
+        fig, axes = figure(len(panels), width=2 if len(panels) > 1 else 1, height=3.0, squeeze=False)
+        for ax, (data, cost) in zip(axes[0], panels, strict=True):
+            composed = {e.name: e.composed for e in ENTRANTS[cost]}
+            for name, record in tuned(data, cost).items():
+                held, ours = record["held_out"], composed[name]
+                x, y = 100 * held["robust"], 100 * held["tail_30"]
+                ax.plot(x, y, "o" if ours else "s", color=COLOURS[0 if ours else 1], markersize=4)
+                ax.annotate(name, (x, y), xytext=(3, 2), textcoords="offset points", fontsize=5)
+            for ours, label in ((True, "composition"), (False, "catalogue")):
+                ax.plot(
+                    [], [], "o" if ours else "s", color=COLOURS[0 if ours else 1], markersize=4, label=label
+                )
+            ax.set_title(f"{TITLES[data]}, {WORDS[cost]}")
+            ax.set_xlabel("robust, held out (%)")
+            ax.set_ylabel("weakest 30 % (%)")
+        axes[0][0].legend(loc="lower right")
+        save(fig, FIGURE, ("svg",))
+
+
+def write_page() -> None:
+    """Replace the text between the markers of docs/contest.md, and draw the figure."""
+    text = PAGE.read_text(encoding="utf-8")
+    for what, made in (("held-out", held_out), ("test", judgement)):
+        parts = [table for data in SETTINGS for cost in PASSES if (table := made(data, cost))]
+        new = f"<!-- {what}:begin -->\n\n" + ("\n\n".join(parts) or "Not run.") + f"\n\n<!-- {what}:end -->"
+        pattern = f"<!-- {what}:begin -->.*?<!-- {what}:end -->"
+        text, n = re.subn(pattern, lambda _, new=new: new, text, flags=re.DOTALL)
+        if n != 1:
+            raise SystemExit(f"{PAGE} has no place for {what}: <!-- {what}:begin --> ... <!-- {what}:end -->")
+    write_text(PAGE, text)
+    draw()
+
+
+def _tests(data: str, cost: str, name: str) -> list[dict[str, Any]]:
+    folder = RECORDS / data / cost
+    number = tuned(data, cost)[name]["number"]
+    records = [folder / f"{name}-{number}-seed{seed}.json" for seed in SEEDS]
+    return [record["test"] for file in records if file.exists() and "test" in (record := _read(file))]
+
+
+def _in_order(data: str, cost: str, name: str) -> list[Any]:
+    return sorted(trials(data, cost, [name]), key=lambda trial: trial.number)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _value(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else "its schedule" if value is None else str(value)
+
+
+def _p(value: float | None) -> str:
+    return "p unknown" if value is None else f"p = {value:.2g}"
