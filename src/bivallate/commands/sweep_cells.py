@@ -59,7 +59,7 @@ class Combination:
         name: of the folder.
         folder: of the run.
         train: arguments of `bivallate train`, without --out and --threads.
-        threat: that it is trained for.
+        threat: the threat that it is trained for.
         own: options by which other commands find the user's own method or network.
     """
 

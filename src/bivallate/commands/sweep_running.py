@@ -57,7 +57,7 @@ def _state(out: Path) -> dict[str, Any]:
 
 
 def run_all(out: Path, cells: Sequence[Combination], common: SweepOptions) -> list[tuple[str, str]]:
-    """Train and attack whatever is missing of all runs.
+    """Train and attack what is missing of all runs.
 
     Args:
         out: folder of the sweep.
@@ -119,7 +119,7 @@ class SweepProcesses:
         self._over, self._lock = False, threading.Lock()
 
     def complete(self, cell: Combination) -> str:
-        """Train and attack whatever is missing of one run.
+        """Train and attack what is missing of one run.
 
         Returns:
             A line with its robust accuracy and what was done.

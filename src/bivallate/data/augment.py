@@ -104,7 +104,7 @@ class Augment:
 
     @property
     def identity(self) -> bool:
-        """Whether no single image is changed; CutMix, which mixes two, does not count."""
+        """Whether every image stays as it is; CutMix, which mixes two, does not count."""
         return not (self.padding or self.flip or self.rotate or self.cutout or self.colors or self.erase)
 
     @property

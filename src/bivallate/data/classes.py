@@ -1,4 +1,4 @@
-"""Match the class names of two data sets: by name wherever both have names, never by position."""
+"""Match the classes of two data sets by their names, never by position."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def class_notes(names: Sequence[str]) -> list[str]:
 
 
 def numbered(names: Sequence[str]) -> bool:
-    """Whether the names are just the numbers of the labels."""
+    """Whether the names are the numbers of the labels."""
     return list(names) == [str(k) for k in range(len(names))]
 
 

@@ -2,10 +2,10 @@
 
 Every test image and its mirror image are compared with every training image at 8 x 8 pixels, independently of
 brightness and contrast. Pairs that are similar there are compared at full size, over shifts of some pixels,
-after the mean of each pixel's surroundings is subtracted. Of this fine structure two images of clouds share
-little, and two prints of one photograph share much. Images of handwriting or clothes all share much of it. A
-near-duplicate must therefore also be far more similar than other training images: than the most similar one
-of each sixteenth of them.
+after the mean of each pixel's surroundings is subtracted. Two prints of one photograph
+share much of this fine structure, and two images of clouds little. But images of handwriting or clothes all
+share much. A near-duplicate must therefore also stand out. The training images are compared in blocks, each a
+sixteenth of them or less. Of the most similar images of all blocks, it is far more similar than the third.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _standardised(vectors: Tensor) -> Tensor:
 
 
 def _fine(images: Tensor) -> Tensor:
-    """The images less the means of 5 x 5 pixels around each pixel; at borders of the pixels there are."""
+    """The images less the mean of the 5 x 5 pixels around each pixel, or of those within the image."""
     return images - functional.avg_pool2d(images, 5, 1, 2, count_include_pad=False)
 
 

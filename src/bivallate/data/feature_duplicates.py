@@ -2,7 +2,7 @@
 
 `near_duplicates` compares images at 8 x 8 pixels first. There another cut of the same photograph, or the next
 one of a series, looks different, while a network's features are similar. But images of similar features are
-often just of the same kind. A pair therefore counts only if its fine structure agrees too, with a
+often of the same kind alone. A pair therefore counts only if its fine structure agrees too, with a
 lower threshold than without a network.
 """
 

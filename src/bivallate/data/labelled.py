@@ -215,7 +215,7 @@ def _image_column(table: LabelTable, images: NamedImages, reading: Reading) -> i
 
 
 def _label_column(table: LabelTable, image: int, reading: Reading, *, alone: bool) -> int | None:
-    """The column of the labels; None for a table without labels that is not the only table.
+    """The column of the labels; None for a table without labels, if there are other tables.
 
     Raises:
         UserError: there are several candidates, or none.

@@ -71,7 +71,7 @@ def readable(path: Path | str) -> str:
 
 @dataclass
 class SkippedFiles:
-    """Files and folders that are not read, for a note; a call adds one path of a kind, as '.heic files'."""
+    """Files and folders that are not read, for a note; call it with a kind ('.heic files') and a path."""
 
     root: Path
     found: dict[str, list[str]] = field(default_factory=dict)

@@ -123,7 +123,7 @@ def _check_classes(train: Split, source: Source) -> None:
 
 
 def _augmentation(source: Source, shape: tuple[int, int, int]) -> Augment:
-    """The papers' augmentation for known sets; else crops for colour images, no flips (signs, letters)."""
+    """The papers' augmentation for known sets; else crops of colour images, no flips: they change letters."""
     if source.known is not None:
         return Augment.parse(source.known.augment)
     return Augment(pad=max(1, shape[1] // 8)) if shape[0] == 3 else Augment()

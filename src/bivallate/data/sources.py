@@ -99,7 +99,7 @@ def lasting_name(name: str, data_dir: str | Path | None = None) -> str:
 
 
 def local_path(name: str, data_dir: str | Path | None) -> Path | None:
-    """The folder or file of a name; None for a known set that is not there under this very name.
+    """The folder or file of a name; None for a known set that has no folder of exactly this name.
 
     A name is looked for below the data folder first, then as a path. Raises UserError for an unknown name.
     """

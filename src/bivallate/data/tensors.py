@@ -72,7 +72,7 @@ def _one_hot(labels: Tensor) -> str:
 
 
 def _whole(labels: Tensor) -> str:
-    """The end of a message on labels that are not integers: how to convert them, or which one is no whole."""
+    """The end of a message on labels that are no integers: how to convert them, or which one is not whole."""
     if labels.dtype.is_complex:
         return ""
     if labels.dtype == torch.bool:

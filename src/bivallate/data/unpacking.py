@@ -58,7 +58,7 @@ def unpacked(path: Path) -> tuple[Path, tuple[str, ...]]:
     """Unpack an archive once; return its folder in the cache, and notes on what was left out.
 
     Raises:
-        UserError: the archive is damaged or encrypted, says that it is larger than it can be, is larger than
+        UserError: the archive is damaged or encrypted, claims more than its bytes can hold, is larger than
             the disk has room for, or has a name that leads out of the folder. The message names archive and
             entry.
     """
@@ -209,7 +209,7 @@ def _place(name: str, folder: Path) -> Path:
 
 
 def _copy(source: Any, target: BinaryIO, most: int, *, exact: bool) -> None:
-    """Copy at most `most` bytes, in chunks; with `exact`, exactly so many, as a header claims."""
+    """Copy at most `most` bytes, in chunks; `exact` demands that there are so many, as a header claims."""
     left = most
     while chunk := source.read(min(CHUNK, left + 1) if exact else CHUNK):
         left -= len(chunk)

@@ -39,7 +39,7 @@ LOOK = 0.5  # seconds between two reads of the other processes' progress
 
 
 def own_points(rows: Tensor) -> Tensor:
-    """This process's points: every `world`-th, so that all have about the same number of robust ones."""
+    """This process's points: every `world`-th, so that all processes have about as many robust ones."""
     return rows[collective.rank() :: collective.world_size()]
 
 
@@ -154,10 +154,11 @@ def merged(states: Sequence[State], n: int) -> State:
 
 
 class SharedProgress:
-    """Shows the progress of all processes on the first one; the others only report theirs.
+    """The progress of all processes, shown by the first one; the others report theirs to it.
 
     Args:
-        show: called on the first process. topic: equal on all processes, and different for each evaluation.
+        show: called on the first process.
+        topic: a text that is equal on all processes, and different for each evaluation.
     """
 
     def __init__(self, show: Callable[[Any], object] | None, topic: str, points: int) -> None:

@@ -119,7 +119,7 @@ def minimal_distances(
     resume: str | os.PathLike[str] | None = None,
     shared: bool = False,
 ) -> Tensor:
-    """(n,) the smallest norm at which each point is found misclassified: an upper bound of its distance.
+    """(n,) the smallest norm found that fools the model at each point: an upper bound of its distance.
 
     It is the smallest that FAB-T, FMN and, in L2, DDN find, confirmed by a fresh forward pass. It is 0 if the
     clean image is misclassified, and infinite if nothing was found.
@@ -239,8 +239,8 @@ def transfer(
     and transfer badly. An accuracy below that of a white-box attack means that the model masks its gradients.
 
     The score's stages are the surrogates. The attack's name contains their names and a hash of their weights,
-    so that other surrogates with the same names are another attack. Its passes are the model's own. Options
-    and errors as in `attack_and_score`; there is no `resume`.
+    so surrogates of the same names with other weights make another attack. Its passes are the model's own.
+    Options and errors as in `attack_and_score`; there is no `resume`.
     """
     if isinstance(surrogates, nn.Module):
         surrogates = [surrogates]
@@ -291,7 +291,7 @@ def _mark(surrogates: Iterable[nn.Module]) -> str:
 
 
 def _lasting(attack: Attack) -> Attack:
-    """The attack with APGD stages that continue after an example is misclassified."""
+    """The attack, whose APGD stages continue after an example is misclassified."""
 
     def stays(one: Any) -> Any:
         solver = getattr(one, "solver", None)

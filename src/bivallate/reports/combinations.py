@@ -55,7 +55,7 @@ class PartKind:
 
     @property
     def summary(self) -> str:
-        """First paragraph of the part's docstring, with a formula that follows; of `After`, its rule's."""
+        """First paragraph of the part's docstring and a formula below it; for `After` those of its rule."""
         part = getattr(self.values[0], "rule", self.values[0])
         first, *others = (inspect.getdoc(type(part)) or "").split("\n\n")
         formula = [text for text in others[:1] if (" = " in text or " <- " in text) and ":\n" not in text]

@@ -1,4 +1,4 @@
-"""The order of stored evaluations by strength, used wherever one of them has to lead."""
+"""The order of stored evaluations by strength, by which a table or a message puts one of them first."""
 
 from __future__ import annotations
 

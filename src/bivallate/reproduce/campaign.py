@@ -76,7 +76,7 @@ def run_campaign(
         at_once: number of processes; 1 runs in this process.
         say: called with one line for each event.
         until: value of `time.monotonic()` after which no cell is started.
-        shown: makes the progress of a training from its title; used if at_once is 1.
+        shown: function from a training's title to its progress; used if at_once is 1.
 
     Raises:
         UserError: at_once is below 1.

@@ -18,7 +18,7 @@ SOURCE_SEED = 1000  # added to the seed for the network that adversarial example
 
 
 def without_machine(config: Config) -> Config:
-    """The configuration without settings that do not change the weights, or no more than another seed does.
+    """Drop the settings that leave the weights as they are, or change them no more than another seed does.
 
     They are the device, the number of threads, the memory layout, the precision, compilation, CUDA graphs,
     the epochs whose weights are kept, and the sentinel if it never rolls back.

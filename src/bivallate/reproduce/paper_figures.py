@@ -56,7 +56,7 @@ def cells_of(figure: PaperFigure, scale: Scale) -> list[Cell]:
 
 
 def _group(figure: PaperFigure, cells: list[Cell]) -> str:
-    """The figure's group, if the scale has it; otherwise the first, or with radii that of the largest eps."""
+    """The figure's group if the scale has it; else that of the largest eps for radii, or the first."""
     named = [cell.group for cell in cells if cell.group == figure.group]
     if named:
         return named[0]

@@ -38,7 +38,7 @@ class Claim:
         group: the group; "" means every group that has both rows.
         lower: whether lower values are better.
         margin: how far `better` may fall below `worse` without contradicting the claim, in the column's unit;
-            for claims that a method does not lose.
+            above 0 if the claim is that a method loses nothing.
         theirs: whether the claim is the paper's; the others are questions of our own.
         question: key of the question in `QUESTIONS` that the claim helps to answer, or "".
     """

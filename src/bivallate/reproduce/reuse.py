@@ -15,7 +15,7 @@ __all__ = ["record_from_another"]
 
 
 def record_from_another(job: Job) -> Path | None:
-    """Write the job's record from a suitable one of another cell, which it names; None if there is none."""
+    """Write the job's record from a suitable one of another cell, and name that; None if there is none."""
     own = record_path(job.out, job.table, job.scale, job.cell, job.seed)
     for place in sorted(job.out.glob(f"*/{job.scale}/*-seed{job.seed}.json")):
         found = _read(place) if place != own else None

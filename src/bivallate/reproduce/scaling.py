@@ -67,7 +67,7 @@ def _originals(table: PaperTable, scale: Scale) -> dict[str, str]:
 
 
 def _from_originals(cell: Cell, names: Mapping[str, str]) -> Cell:
-    """The cell without transfer columns whose source this scale leaves out, or that would repeat another."""
+    """Drop the transfer columns whose source this scale leaves out, or that would repeat another."""
     kept: dict[tuple[Any, ...], Measure] = {}
     for measure in cell.measures:
         if measure.source is None:
@@ -115,7 +115,7 @@ def _radius(eps: str, norm: str) -> str:
 
 
 def _distinct(cells: Iterable[Cell]) -> tuple[Cell, ...]:
-    """The cells without those that equal a cell of another group at this scale."""
+    """Drop the cells that equal a cell of another group at this scale."""
     seen: list[Cell] = []
     for cell in cells:
         if not any(cell.but(group=other.group) == other for other in seen):

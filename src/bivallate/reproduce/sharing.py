@@ -27,7 +27,7 @@ __all__ = ["find_equal_run", "grouped_by_training", "training_of", "with_all_kep
 def training_of(cell: Cell, seed: int) -> str:
     """A text of everything that determines a cell's training.
 
-    It is equal for cells that are trained alike, whatever their names, columns and reported weights.
+    It is equal for cells that are trained alike, even with other names, columns and reported weights.
     """
     return json.dumps([portable(encode(without_machine(configure(cell, seed)))), cell.rows], sort_keys=True)
 

@@ -85,7 +85,7 @@ def amp_read(fields: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def computing(precision: Precision, deterministic: bool, device: torch.device) -> Iterator[None]:
-    """Compute matrix products and convolutions in this precision, whatever torch's own settings are.
+    """Compute matrix products and convolutions in this precision, without regard to torch's own settings.
 
     With `deterministic`, allow only operations that give the same bits every time. This matters on CUDA
     alone: on a processor all operations do so for a given number of threads. Torch's settings are restored at

@@ -54,7 +54,7 @@ def fewest_images(commonest: float) -> int:
     """The fewest images on which chance can be distinguished from a half-trained network.
 
     The network's accuracy is taken to be halfway between that of guessing and 1. On so many images the two
-    accuracies differ by two standard errors of the one plus two of the other.
+    accuracies differ by two standard errors of each, added.
 
     Args:
         commonest: share of the commonest class, which is the accuracy of guessing. Values above 1/2 count as

@@ -53,8 +53,8 @@ class Config:
             gradients. Fast-BAT and the raw steps of DONE gain nothing from it.
         deterministic: use only operations that give the same bits every time. On CUDA a resume to the same
             bits needs this; it is slower, and an error if a layer has no such operation. Operations on a
-            processor are deterministic anyway.
-        compile: run training steps through torch.compile, wherever no second derivative is needed. Training
+            processor are deterministic without it.
+        compile: run training steps through torch.compile, where no second derivative is needed. Training
             begins some minutes later and is then faster; results agree to rounding. Held-out measurements are
             not compiled.
         graphs: on CUDA, record attacks of a fixed number of steps as CUDA graphs, which saves the time of

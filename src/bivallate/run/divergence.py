@@ -13,7 +13,7 @@ PROBED = 16  # training rows whose logits must be finite
 def trouble_of(session: Session) -> str:
     """What is not finite in a session, as a message; empty if all is finite.
 
-    Checked are the weights, the average, the optimiser's state, and the logits of a few training images.
+    The weights, the average, the optimiser's state and the logits of a few training images are checked.
 
     Cost: reading the weights once, and one forward pass of a few images.
     """

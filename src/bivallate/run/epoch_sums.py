@@ -13,14 +13,14 @@ from bivallate.types import Passes, StepRecord
 
 
 class StepSums(NamedTuple):
-    """What the processes let each other know with the gradients of a step (`StepRecord.sums`).
+    """What the processes send each other with the gradients of a step (`StepRecord.sums`).
 
     Each process gives its own numbers; the record has their sums.
 
     Attributes:
         stop: 1 if the process has been asked to stop.
         save: 1 if it is time to save a checkpoint, of the first process alone.
-        rows: as the next two, of `EpochSums.unsent`.
+        rows, forward, backward: of `EpochSums.unsent`.
     """
 
     stop: float
@@ -68,13 +68,13 @@ class EpochSums:
     everywhere: list[int] = field(default_factory=lambda: [0, 0, 0])
 
     def unsent(self, replays: Sequence[StepRecord | DeviceRecord]) -> list[float]:
-        """Rows, forward and backward passes not yet sent to the other processes, with a minibatch's."""
+        """Rows, forward and backward passes not yet sent to the other processes, with this minibatch's."""
         passes = sum((replay.passes for replay in replays), Passes())
         now = (replays[0].examples, passes.forward, passes.backward)
         return [float(a + b - sent) for a, b, sent in zip(self._costs(), now, self.sent, strict=True)]
 
     def add_minibatch(self, replays: Sequence[StepRecord]) -> StepSums:
-        """Add the steps of a minibatch; returns what the last one has of all processes."""
+        """Add the steps of a minibatch; return the sums over all processes that its last step carries."""
         for k, record in enumerate(replays):
             self.add(record, first=k == 0)
         sums = StepSums(*replays[-1].sums)

@@ -150,7 +150,7 @@ def _inherited(config: Config, dataset: Dataset, given: Classifier, tell: Tell |
 
 
 def _follow(network: Classifier, head: str, before: list[str], now: list[str]) -> None:
-    """Reorder the rows of a kept head, whose classes have the same names in another order than the data's."""
+    """Put the rows of a kept head, whose classes have the data's names, into the order of the data."""
     if before == now or not head or sorted(before) != sorted(now):
         return
     order = [before.index(name) for name in now]

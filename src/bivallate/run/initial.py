@@ -1,4 +1,4 @@
-"""The initial weights of a run, if they are not drawn at random, and its frozen layers."""
+"""Where a run's initial weights come from, and which of its layers are frozen."""
 
 from __future__ import annotations
 

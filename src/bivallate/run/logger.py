@@ -1,6 +1,6 @@
 """The interface of a logger, and the progress that feeds loggers.
 
-A logger receives the numbers that the run's folder holds anyway. It cannot change or break a run: a logger
+A logger receives the numbers that the run's folder holds. It cannot change or break a run: a logger
 that raises is reported and no longer called.
 """
 

@@ -42,9 +42,9 @@ def effects_of_more_epochs(planned: Config, longer: Config, steps: int) -> str:
 
 
 def length_dependent(config: Config, epochs: int, steps: int) -> list[str]:
-    """Dotted names of what a run of `epochs` epochs would have done otherwise before the planned end.
+    """Dotted names of what would have been otherwise before the planned end in a run of `epochs` epochs.
 
-    Of a user's part these are a schedule, that is a function of the clock alone, and fields that declare
+    A user's part is named if it is a schedule (a function of the clock alone), and its fields if they declare
     `OF_EPOCHS`.
     """
     moments = [(epoch, step) for epoch in range(config.epochs) for step in {0, steps // 2, steps - 1}]

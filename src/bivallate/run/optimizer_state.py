@@ -21,7 +21,7 @@ SET_ELSEWHERE = ("params", "lr", "lr_ratio", "initial_lr")  # they follow from t
 
 
 def remember_groups(optimizer: torch.optim.Optimizer) -> None:
-    """Remember the values of the optimiser's groups, so that those it changes later can be told."""
+    """Remember the values of the optimiser's groups, to recognise later those that it has changed."""
     optimizer.made_groups = [  # pyright: ignore[reportAttributeAccessIssue]
         {key: copy.deepcopy(value) for key, value in group.items() if key not in SET_ELSEWHERE}
         for group in optimizer.param_groups
@@ -34,7 +34,7 @@ def _made_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 
 
 def _changed_in_groups(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """ "groups[NUMBER].KEY" -> value, for the values of groups that are not what they were made."""
+    """ "groups[NUMBER].KEY" -> value, for the values of groups that have changed since they were made."""
     groups = zip(optimizer.param_groups, _made_groups(optimizer), strict=False)
     return {
         f"groups[{k}].{key}": value

@@ -90,7 +90,7 @@ class Sentinel:
       whenever `share` allows for it, a random subset of the validation set is attacked by FGSM, and what
       withstands it by a short PGD. The gradient alignment of the subset is recorded too.
     * *Robust overfitting*: robust accuracy falls on held-out data while it rises on training data. Both are
-      measured after every epoch anyway.
+      measured after every epoch.
     * *Chance*: after a fraction of training the predictions are still independent of the labels, on held-out
       images, or on the watched training images if none are held out.
 

@@ -57,7 +57,7 @@ class SentinelLoop:
         self.state.seen = dict(zip(SEEN, (fgsm, pgd, seen.alignment, rows), strict=True))
         if self.rule.collapsed(fgsm, pgd):
             text = f"{fgsm:.0%} withstand FGSM but {pgd:.0%} PGD-{self.rule.steps}, of {rows} held-out images"
-            # A rollback helps only if robustness was higher before: early in training PGD is low anyway.
+            # A rollback helps only if robustness was higher before, and early in training it is low.
             lost = pgd <= self.state.best / 2
             return self._alarm("catastrophic", f"catastrophic overfitting: {text}", lost=lost)
         # While the radius grows, accuracies under it are too high to compare later ones with.

@@ -35,7 +35,7 @@ def held_out(
     seed: int,
     device: torch.device,
 ) -> tuple[float, float, Passes]:
-    """Measure clean and robust accuracy on the first `rows` rows of a split, which is shuffled.
+    """Measure clean and robust accuracy on the first `rows` rows of a shuffled split.
 
     The attack is PGD with steps of eps/4, from the same uniform start at every call. Only rows that are
     correct without an attack can count as robust. The model is in eval mode meanwhile, and its mode is

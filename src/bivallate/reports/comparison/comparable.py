@@ -114,7 +114,7 @@ def choose(runs: Sequence[RunRecord], paths: Sequence[Path], wanted: EvaluationF
 def _pick(candidates: Sequence[Sequence[Evaluation]]) -> list[Evaluation]:
     """Choose one candidate of each run, on the same points if possible.
 
-    Among shared sets of points the largest one is taken, and among those evaluations ones with the same seed.
+    The largest set of shared points is taken, and if possible evaluations with the same seed.
     If no points are shared, each run's evaluation on most points is taken.
     """
     shared = set.intersection(*({e.score.data_fingerprint for e in some} for some in candidates))
