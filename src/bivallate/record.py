@@ -129,14 +129,14 @@ class LateRecord(StepRecord):
         return vars(self)[name]
 
 
-def read_record(
+def step_record(
     on_device: DeviceRecord,
     clock: Clock,
     method: BoundMethod,
     others: Sequence[Tensor] = (),
     finish: Finish = lambda record, others: record,
 ) -> StepRecord:
-    """Read the record of a step; on a device, those of all replays of a minibatch with the last one.
+    """Read the record of a step; on a device, those of all replays of a minibatch with the last one's.
 
     Args:
         others: tensors that are read in the same transfer.
@@ -184,7 +184,7 @@ def sum_gradients_check_and_read(
         _check_finite(float(norms.norm()), value, clock, updated=late)
         return replace(record, sums=tuple(sums) if collective.is_distributed() else own)
 
-    return read_record(on_device, clock, method, [_norms(model), total], finish)
+    return step_record(on_device, clock, method, [_norms(model), total], finish)
 
 
 def _norms(model: nn.Module) -> Tensor:

@@ -14,7 +14,7 @@ from bivallate.lower.modes import attacking
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.second_order import explain_missing_derivatives
 from bivallate.method import BoundMethod, check_bound
-from bivallate.record import DeviceRecord, Summands, no_summands, read_record, sum_gradients_check_and_read
+from bivallate.record import DeviceRecord, Summands, no_summands, step_record, sum_gradients_check_and_read
 from bivallate.types import Batch, Clock, StepRecord
 from bivallate.weighting.lookahead import LearningRates, Lookahead, learning_rates
 
@@ -26,7 +26,7 @@ def train_step(model: nn.Module, optimizer: optim.Optimizer, method: BoundMethod
     check_bound(method)
     on_device = accumulate_gradient(model, method, batch, clock, learning_rates(optimizer, model))
     if not method.updates_after(clock):  # gradients add up, and are checked after the last replay
-        return read_record(on_device, clock, method)
+        return step_record(on_device, clock, method)
     record = sum_gradients_check_and_read(model, on_device, clock, method, summands)  # may raise NonFinite
     optimizer.step()
     optimizer.zero_grad()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.method import Method
-from bivallate.record import read_record
+from bivallate.record import step_record
 from bivallate.step import accumulate_gradient
 from bivallate.types import Batch, Clock, Facts, StepRecord
 
@@ -23,7 +23,7 @@ def gradient(model: nn.Module, method: Method, batch: Batch, **clock: int) -> tu
         [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in model.parameters()]
     )
     model.zero_grad()
-    return found, read_record(on_device, Clock(**clock), bound)
+    return found, step_record(on_device, Clock(**clock), bound)
 
 
 def error(
