@@ -11,7 +11,7 @@ class Composition(Protocol):
 
     The parts are of the classes `lower.threat.Threat`, `lower.solver.Solver`, `lower.problem.Objective`,
     `coupling.implicit.Coupling`, `weighting.base.Weighting` and `upper.loss.Loss`; attack_mode is a
-    `lower.modes.AttackMode`. Their files import this one, so they cannot be its types.
+    `lower.modes.AttackMode`. Most of their files import this one, which so cannot import them.
     """
 
     @property
