@@ -133,7 +133,7 @@ MISPLACED = {  # change of a configuration -> words of the error: what was found
     ),
     "with the right names and another call": (("rate", Zero()), "it is bivallate.lower.start.Zero, a Start."),
     "none of a list": (("average", SGD()), "Known: Cyclic, EMA, SWA"),
-    "a class": (("weighting", KLDRO), "the weighting of Method: it is a class, write a value of it"),
+    "a class": (("weighting", KLDRO), "the weighting of Method: it is a class, write KLDRO(...). Known: "),
     "no part": (("rate", object()), "it is builtins.object. Known: "),
 }
 

@@ -71,9 +71,12 @@ def _plays(kind: Any, role: type) -> bool:
 def _misplaced(given: Any, place: str, roles: list[Any]) -> UserError:
     """The error for a part in a place that takes others."""
     load_own()
-    if isinstance(given, type):
-        return UserError(f"{given.__name__} cannot serve as the {place}: it is a class, write a value of it")
     kind, known = type(given), sorted(parts_for(roles))
+    if isinstance(given, type):
+        return UserError(
+            f"{given.__name__} cannot serve as the {place}: it is a class, write {given.__name__}(...). "
+            f"Known: {listed(known)}"
+        )
     own = next((f", a {cls.__name__}" for cls in kind.__mro__ if Role in cls.__bases__), "")
     alike = next((name for name in known if kind.__name__ in name or name in kind.__name__), None)
     meant = f"Did you mean {alike}? " if alike else ""
