@@ -44,8 +44,9 @@ def audit_of(
     """Audit a run, with the checks of its training history and of leaked test images.
 
     Args:
-        examined: the run, its weights, points and threat. claimed: a robust accuracy in [0, 1] to compare
-            with the results; the strongest stored evaluation of the run if not given.
+        examined: the run, its weights, points and threat.
+        claimed: a robust accuracy in [0, 1] to compare with the results; the strongest stored evaluation of
+            the run if not given.
         against: folders of runs on the same classes, to transfer attacks from.
         factory: package.module:factory of their networks.
         options: as in `bivallate.audits.audit_model.audit`.
@@ -84,14 +85,16 @@ def audit(
         model: a network or function (n, C, H, W) -> (n, K), or a run (its folder, or what `train`
             returned). For a run, data and threat default to its own, its history and stored evaluations
             are checked too, the budget defaults to ten minutes, and the result is kept in RUN/audit.
-        data: a split or a pair (x, y); for a run, a data set's name or folder. threat: norm and radius.
-            Both may be left out for a run.
-        weights: of a run: best, last, ema or epoch-N. split: of a run: test or validation.
+        data: a split or a pair (x, y); for a run, a data set's name or folder.
+        threat: norm and radius; for a run this and `data` may be left out.
+        weights: of a run: best, last, ema or epoch-N.
+        split: of a run: test or validation.
         against: of a run: folders of runs on the same classes, to transfer attacks from.
-        factory: of a run: package.module:factory of networks of your own. data_dir: of a run: where named
-            data sets are searched for. store: keep the result of a run.
-        seed: of the choice of points and of the attacks. progress: True shows a progress display; a
-            function is called before every attack.
+        factory: of a run: package.module:factory of networks of your own.
+        data_dir: of a run: where named data sets are searched for.
+        store: keep the result of a run.
+        seed: of the choice of points and of the attacks.
+        progress: True shows a progress display; a function is called before every attack.
         options: n, budget_passes, minutes, claimed and surrogates, described with
             `bivallate.audits.audit_model.audit`.
 
@@ -132,7 +135,9 @@ def kept_claim(folder: Path, weights: str, threat: Any, points: int) -> tuple[fl
     changed since are left out with a warning.
 
     Args:
-        folder: of the stored evaluations. weights: as in `audit`. points: number of test points.
+        folder: of the stored evaluations.
+        weights: as in `audit`.
+        points: number of test points.
 
     Returns:
         (robust accuracy in [0, 1], where it comes from); (None, "") if there is none.

@@ -115,17 +115,17 @@ def attack_and_score(
         runner.progress = show
         if search_precision != "float32":
             use_precision(runner, search_precision)
-        prints = data_fingerprint(source, index), model_fingerprint(module)
+        fingerprints = data_fingerprint(source, index), model_fingerprint(module)
         # where processes are too many to share the points, all make all verdicts and the first one keeps them
         if resume is not None and (several or not shared or collective.rank() == 0):
-            runner.key = _key(prints, parsed, threat, seed, search_precision)
+            runner.key = _key(fingerprints, parsed, threat, seed, search_precision)
             runner.file = _file_of(runner, resume, index, several)
             runner.state = _resumed(runner, runner.file, batch_size)
         if several:
-            _run_in_group(runner, "/".join((*prints, parsed.name)), index)
+            _run_in_group(runner, "/".join((*fingerprints, parsed.name)), index)
         else:
             runner.run()
-    return _score(runner, prints)
+    return _score(runner, fingerprints)
 
 
 def _run_in_group(runner: Runner, topic: str, index: Tensor) -> None:
@@ -216,16 +216,16 @@ def _of_this_model(state: State, sample: Tensor, file: str | os.PathLike[str]) -
 
 
 def _key(
-    prints: tuple[str, str], attack: Attack, threat: ThreatModel, seed: int, precision: str = "float32"
+    fingerprints: tuple[str, str], attack: Attack, threat: ThreatModel, seed: int, precision: str = "float32"
 ) -> str:
     """The key of an evaluation in its progress file."""
-    lower = [] if precision == "float32" else [precision]
+    other = [] if precision == "float32" else [precision]
     more = [sorted(MORE_COLUMNS)] if MORE_COLUMNS else []
-    text = json.dumps([prints, encode(attack), encode(threat), seed, *lower, *more])
+    text = json.dumps([fingerprints, encode(attack), encode(threat), seed, *other, *more])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _score(runner: Runner, prints: tuple[str, str]) -> Score:
+def _score(runner: Runner, fingerprints: tuple[str, str]) -> Score:
     state, n = runner.state, len(runner.index)
     missing = sorted(set(range(state.classes)) - set(state.y.tolist()))
     notes: tuple[str, ...] = ()
@@ -251,8 +251,8 @@ def _score(runner: Runner, prints: tuple[str, str]) -> Score:
         passes={"forward": state.passes.forward / n, "backward": state.passes.backward / n},
         seconds=state.seconds,
         seed=runner.seed,
-        data_fingerprint=prints[0],
-        model_fingerprint=prints[1],
+        data_fingerprint=fingerprints[0],
+        model_fingerprint=fingerprints[1],
         warnings=notes,
         search_precision=runner.search_precision,
         more=state.more,

@@ -34,7 +34,8 @@ class DistanceFile:
     They are saved in files from which any number of processes can continue.
 
     Args:
-        file: beginning of the files' names; None saves nothing. key: identifies the search.
+        file: beginning of the files' names; None saves nothing.
+        key: identifies the search.
         shared: whether processes share the rows.
 
     Raises:

@@ -18,7 +18,8 @@ class Identity:
     Attributes:
         run: id of the run, sixteen digits (of configuration, data and architecture); empty if unknown.
         weights: best, last, ema or epoch-N; for a checkpoint of another project the stem of its file.
-        split: test, validation or train. data: name of another data set than the run's; empty for the run's.
+        split: test, validation or train.
+        data: name of another data set than the run's; empty for the run's.
         data_set: fingerprint of the data set that has the split; empty if unknown.
         n, first: size of a seeded random subset, or number of leading points; all points if both are None.
     """

@@ -12,10 +12,14 @@ class EvaluationProgress:
     """The progress of an evaluation, passed to `progress` functions.
 
     Attributes:
-        attack, stage: names; stage is "clean" before the attack.
+        attack: its name.
+        stage: its name; "clean" before the attack.
         fraction: of the work that is done, in [0, 1], if no further point is broken.
-        robust_accuracy: an upper bound of the result. points: their number; living: those still robust.
-        seconds: so far. seconds_left: at the present pace; None if there is no estimate yet.
+        robust_accuracy: an upper bound of the result.
+        points: their number.
+        living: number of points that are still robust.
+        seconds: so far.
+        seconds_left: at the present pace; None if there is no estimate yet.
     """
 
     attack: str
@@ -43,7 +47,10 @@ class Searched:
     """The progress of a search that finishes one point after another.
 
     Attributes:
-        title: name of the search. points: their number; done: those searched. seconds: so far.
+        title: name of the search.
+        points: their number.
+        done: number of points that are searched.
+        seconds: so far.
     """
 
     title: str

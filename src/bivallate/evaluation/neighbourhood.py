@@ -25,7 +25,8 @@ class Gradients:
 
     Attributes:
         differentiable: whether there is a graph from the image to the logits.
-        logits: (B, K). loss, margin: (B, ...) gradients of cross-entropy and of z_y - max_{k != y} z_k.
+        logits: (B, K).
+        loss, margin: (B, ...) gradients of cross-entropy and of z_y - max_{k != y} z_k.
     """
 
     differentiable: bool
@@ -41,8 +42,8 @@ class Probe:
     Attributes:
         differentiable: as in `Gradients`.
         nonfinite: the gradient holds NaN or infinities.
-        dead: the margin's gradient is zero. saturated: the margin's gradient is not zero, but that of the
-            cross-entropy is.
+        dead: the margin's gradient is zero.
+        saturated: the margin's gradient is not zero, but that of the cross-entropy is.
         flat: a random step of 0.001 changes no bit of the logits.
         false: the margin's gradient differs by more than half from a central difference along it, or is zero
             where the difference is not.

@@ -22,12 +22,14 @@ class Pair:
     """Two evaluations on the same points.
 
     Attributes:
-        first, second: names. n: points.
+        first, second: names.
+        n: points.
         difference: robust accuracy of the first less that of the second. interval_95: of the difference
             (Tango's score interval for pairs).
         only_first, only_second: number of points that are robust in only one of the two.
-        p_value: of the exact McNemar test. p_adjusted: after Holm's correction for all pairs. significant:
-            whether p_adjusted is below 5 %.
+        p_value: of the exact McNemar test.
+        p_adjusted: after Holm's correction for all pairs.
+        significant: whether p_adjusted is below 5 %.
     """
 
     first: str

@@ -25,7 +25,8 @@ class Prediction:
     """The prediction for one image.
 
     Attributes:
-        label: index of the class with the highest logit. confidence: its softmax probability.
+        label: index of the class with the highest logit.
+        confidence: its softmax probability.
         survives: whether the label stays the same under the attack; None without an attack.
         becomes: the label of the attacked image if it differs, else None.
         top: (label, probability) of the most likely classes, the most likely first.
@@ -53,9 +54,12 @@ def predict(
     survives may still be wrong.
 
     Args:
-        model: returns logits (B, K) for images in [0, 1]. x: (B, C, H, W).
+        model: returns logits (B, K) for images in [0, 1].
+        x: (B, C, H, W).
         threat: the set of perturbations; None makes no attack.
-        attack: by name, or an attack. top: number of most likely classes to return. seed: of the noise.
+        attack: by name, or an attack.
+        top: number of most likely classes to return.
+        seed: of the noise.
 
     Returns:
         One prediction for each image.

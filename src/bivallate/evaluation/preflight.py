@@ -44,7 +44,8 @@ class Preflight:
 
     Attributes:
         findings: errors first.
-        points, classes: numbers of checked points and of classes. seconds: wall time.
+        points, classes: numbers of checked points and of classes.
+        seconds: wall time.
         clean, near: probes of the gradients at the points and in the threat's ball around them; None if an
             error prevented them.
     """

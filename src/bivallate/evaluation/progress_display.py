@@ -62,7 +62,8 @@ class shown_progress:  # noqa: N801  a context manager, used like a function
     minute.
 
     Args:
-        silent: show nothing. label: text at the beginning, such as the name of a run.
+        silent: show nothing.
+        label: text at the beginning, such as the name of a run.
     """
 
     def __init__(self, silent: bool = False, label: str = "", console: Console | None = None) -> None:

@@ -149,6 +149,7 @@ class Runner:
         return torch.cat(logits)
 
     def _clean(self) -> None:
+        """Judge the clean images."""
         done = 0
         while done < len(self.index):
             points = torch.arange(done, min(done + self.state.batch_size, len(self.index)))
@@ -219,6 +220,7 @@ class Runner:
             self._attack_within_memory(some, at, number, stage)
 
     def _attack_and_judge(self, points: Tensor, turn: Tensor, number: int, stage: Stage) -> None:
+        """Search a candidate for each pair (point, turn), judge them, and record the verdicts."""
         x, y = self.load(points)
         delta = self._search_in_threads(x, y, self.index[points], turn, stage)
         verdict = judge(self.model, x, y, delta, self.threat, self.state.passes)
@@ -283,13 +285,11 @@ class Runner:
     def _left(self) -> float:
         """The number of remaining passes if no further point is broken."""
         at, living, left = self.state.position, int((self.state.broken_at == ROBUST).sum()), 0.0
-        for number, stage in enumerate(self._stages, 1):
-            if number < at.stage_number:
-                continue
+        for number, stage in list(enumerate(self._stages, 1))[at.stage_number - 1 :]:
             turns = float(stage.count(self.state.classes))
             if number == at.stage_number:
-                begun = len(self.state.living(replace(at, offset=0)))
-                turns -= at.turn + (at.offset / begun if begun else 1.0)
+                in_turn = len(self.state.living(replace(at, offset=0)))
+                turns -= at.turn + (at.offset / in_turn if in_turn else 1.0)
             left += max(0.0, turns) * stage.cost() * living
         return left
 

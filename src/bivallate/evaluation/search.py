@@ -188,7 +188,8 @@ class Search:
     """One solver, run on every point in turns: restarts, or targets.
 
     Attributes:
-        name: of the stage. solver: of the lower problem.
+        name: of the stage.
+        solver: of the lower problem.
         objective: to maximise; with `Targets` a function targets (B,) -> objective. Square and random draws
             use the margin only.
         turns: `Restarts(n)` or `Targets(n)`.

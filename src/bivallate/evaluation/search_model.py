@@ -20,7 +20,8 @@ class LowerPrecision(nn.Module):
     """A network for searches in another precision; the model itself gives the verdicts.
 
     Attributes:
-        network: for the search. rounding: relative error of its logits, which searches allow for.
+        network: for the search.
+        rounding: relative error of its logits, which searches allow for.
     """
 
     def __init__(self, network: nn.Module, precision: str) -> None:

@@ -137,7 +137,7 @@ class State:
         """(k,) the points that this turn of this stage has to attack.
 
         They are broken neither on the clean image nor by an earlier turn. Points that this or a later turn
-        has broken since are among them, so that a resumed evaluation cuts the same batches.
+        has broken since are among them, so that a resumed evaluation cuts the same pieces.
         """
         same = self.broken_at == at.stage_number
         later = (self.broken_at > at.stage_number) | (same & (self.broken_in_turn >= at.turn))

@@ -77,8 +77,9 @@ def tail(hits: np.ndarray, counts: np.ndarray, k: float) -> tuple[float, float]:
     """(mean of class accuracies, pooled accuracy) over the lowest ceil(k % of the classes).
 
     Args:
-        hits: (K,) robust points of each class. counts: (K,) points of each class; classes without points are
-            left out. k: in per cent.
+        hits: (K,) robust points of each class.
+        counts: (K,) points of each class; classes without points are left out.
+        k: in per cent.
     """
     means, pooled = tails(hits[None], counts[None], k)
     return float(means[0]), float(pooled[0])

@@ -42,7 +42,10 @@ class Finding:
     Attributes:
         severity: "error" (results of attacks would be meaningless), "warning" (results may overstate
             robustness) or "note".
-        name: a short word for programs. what: the fault. got: the evidence. fix: what to do.
+        name: a short word for programs.
+        what: the fault.
+        got: the evidence.
+        fix: what to do.
     """
 
     severity: str

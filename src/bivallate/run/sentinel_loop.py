@@ -145,6 +145,7 @@ class SentinelLoop:
         return Inspection(fgsm, pgd, alignment, Passes(*map(int, passes)))
 
     def _compare(self, line: dict[str, Any]) -> list[str]:
+        """Raise an alarm if the epochs so far show robust overfitting."""
         s, state = self.session, self.state
         assert self.split is not None
         lines = [*s.history, line][state.since :]
@@ -160,6 +161,7 @@ class SentinelLoop:
         return []
 
     def _over(self, kind: str) -> None:
+        """End an alarm of this kind: the next one is reported again."""
         self.state.alarmed = [k for k in self.state.alarmed if k != kind]
 
     def _alarm(self, kind: str, text: str, *, lost: bool = True) -> list[str]:

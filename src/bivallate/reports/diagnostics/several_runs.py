@@ -25,6 +25,7 @@ from bivallate.types import Clock
 
 
 def scatter(s: Subject) -> Diagnostic:
+    """The weights that the methods of two runs give to the same points, each on its own network."""
     if len(s.runs) != 2:
         raise UserError(f"weight-scatter compares two runs, got {len(s.runs)}: name the second one too")
     first, second = map(s.weighed, s.runs)
@@ -32,12 +33,14 @@ def scatter(s: Subject) -> Diagnostic:
 
 
 def transfer(s: Subject) -> Diagnostic:
+    """Accuracy of each run's model on the adversarial points of every other."""
     if len(s.runs) < 2:
         raise UserError("transfer needs at least two runs: name the others too")
     return transferred(dict(s.models), s.data.test, s.threat, n=s.n, seed=s.seed)
 
 
 def alignment_over_epochs(s: Subject) -> Diagnostic:
+    """The cosine of gradients that the sentinel recorded during training."""
     drawn = learning_curves({run.label: run.history for run in s.runs}, ("sentinel_alignment",))
     if not drawn.panels:
         raise UserError(
@@ -48,6 +51,7 @@ def alignment_over_epochs(s: Subject) -> Diagnostic:
 
 
 def fosc_over_epochs(s: Subject) -> Diagnostic:
+    """FOSC under each run's own attack, at its kept epochs and its last one."""
     if not any(run.config.keep for run in s.runs):
         raise UserError("no run keeps weights of earlier epochs: train it with --set keep=1,10,20, say")
     values: dict[str, dict[int, np.ndarray]] = {}
@@ -66,6 +70,7 @@ def _attacked(run: RunRecord) -> str:
 
 
 def training_eps(s: Subject) -> Diagnostic:
+    """Robust accuracy of each run at the radius that it was trained for."""
     threats = [run.config.method.threat for run in s.runs]
     if len({t.eps for t in threats}) < 2 or len(set(map(type, threats))) > 1:
         raise UserError(
@@ -76,6 +81,7 @@ def training_eps(s: Subject) -> Diagnostic:
 
 
 def trained(s: Subject) -> dict[str, float]:
+    """Label -> training radius."""
     return {run.label: run.config.method.threat.eps for run in s.runs}
 
 
