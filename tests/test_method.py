@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -77,6 +80,42 @@ def test_what_a_method_derived_from_eps_follows_and_what_was_changed_must_be_giv
     by_hand = Method(small, PGD(3, 0.03))
     assert by_hand.but(threat=large).solver == by_hand.solver
     assert methods.fast_bat(small).but(coupling=leaf).but(threat=Linf(8 / 255)).coupling == leaf
+
+
+# A process that has imported the parts of AT, and not the catalogue.
+BEFORE_THE_CATALOGUE = """
+import json, sys
+import bivallate.lower.direction, bivallate.lower.pgd, bivallate.lower.start, bivallate.lower.stop
+from bivallate.lower.threat import Linf
+from bivallate.method import MAKERS, Method
+at = Method.from_dict(json.loads(sys.argv[1]))
+assert not MAKERS
+print(at.but(threat=Linf(4 / 255)).solver.step_size)
+"""
+
+
+def test_another_threat_needs_no_catalogue_that_was_loaded_before() -> None:
+    at = json.dumps(methods.at(Linf(8 / 255)).to_dict())
+    done = subprocess.run(
+        [sys.executable, "-c", BEFORE_THE_CATALOGUE, at], capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) == methods.at(Linf(4 / 255)).solver.step_size
+
+
+def test_steps_of_a_method_whose_function_is_not_known_must_be_given() -> None:
+    @register("with-steps")
+    def with_steps(threat, steps):
+        return methods.fast_bat(threat).but(solver__steps=steps)
+
+    made, large = with_steps(Linf(0.1), steps=1), Linf(0.2)
+    assert made.but(threat=large) == with_steps(large, steps=1)
+    named = Method(Linf(0.1), made.solver, coupling=made.coupling, name="elsewhere")
+    for method in (Method.from_dict(made.to_dict()), named):
+        with pytest.raises(UserError, match=rf"solver\.step_size of {method.name} .* not known here"):
+            method.but(threat=large)
+        with pytest.raises(UserError, match=r"coupling\.step_size .* as coupling__step_size="):
+            method.but(threat=large, solver__step_size=0.3)
+        assert method.but(threat=large, solver=PGD(1, 0.2), coupling=leaf).threat == large
 
 
 @pytest.mark.parametrize("order", [("solver", "coupling"), ("coupling", "solver")])

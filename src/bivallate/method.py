@@ -19,7 +19,8 @@ from bivallate.lower.objective import cross_entropy
 from bivallate.lower.problem import LossPromises, Objective
 from bivallate.lower.solver import Solver
 from bivallate.lower.threat import Threat
-from bivallate.parts import decode, encode, part, rebased, written
+from bivallate.part_kinds import load_own
+from bivallate.parts import decode, encode, part, rebased, step_sizes, written
 from bivallate.roles import Role
 from bivallate.transfer_to_cpu import OneTransfer
 from bivallate.types import Clock, Facts
@@ -34,7 +35,8 @@ ROLES: dict[str, type[Role]] = {
     "loss": Loss,
 }
 # The catalogue's functions by name, for `but(threat=...)`, which calls them again. `register` in
-# methods/entries.py, which imports this file, fills it and keeps the rest of what is registered.
+# methods/entries.py, which imports this file, fills it and keeps the rest of what is registered. Who reads
+# it calls `load_own` first, so that nothing depends on what has been imported.
 MAKERS: dict[str, Callable[..., Method]] = {}
 MODES = ("eval", "train", "train-tracking")
 
@@ -107,8 +109,9 @@ class Method:
         set by hand stay.
 
         Raises:
-            UserError: an unknown part or field; or a value derived from the old threat that has been changed
-                since and so cannot be derived anew: it must be given too.
+            UserError: an unknown part or field; or a value derived from the old threat that cannot be derived
+                anew and must be given too: it has been changed since, or the function of the method's name is
+                not known here (a method without a name keeps its values).
         """
         whole = {path: value for path, value in parts.items() if "__" not in path}
         for path in whole:
@@ -130,26 +133,38 @@ class Method:
 
         by_user: dotted paths of the values that the user gives.
         """
-        name, parameters = self.made or (self.name, {})
-        make = MAKERS.get(name) or plugins.loaded().get(name)
-        if make is None:
+        if self.made is None and self.name == "custom":
             return {}
-        try:
-            old, new = (make(each, **parameters) for each in (self.threat, threat))
-        except TypeError:  # a user's function with parameters that must be given, read from a file
-            return {}
-        moved = {}
+        pair, moved = self._made_anew(threat), {}
+        name = self.made[0] if self.made else self.name
+        why = f"is not what {name} makes of {self.threat!r}"
+        if pair is None:
+            why = f"may follow from {self.threat!r}, and the function of {name} is not known here"
         for role in [role for role in written(Method) if role not in ("threat", "name")]:
-            own, before, after = (getattr(each, role) for each in (self, old, new))
-            moved[role], stuck = rebased(own, before, after, role)
+            own = getattr(self, role)
+            if pair is None:
+                stuck = step_sizes(own, role)
+            else:
+                moved[role], stuck = rebased(own, *(getattr(each, role) for each in pair), role)
             for path in stuck:
                 if not any(path == g or path.startswith(f"{g}.") for g in by_user):
                     raise UserError(
-                        f"{path} of {self.name} is not what {name} makes of {self.threat!r}, so it cannot "
-                        f"follow to {threat!r}: give it too, as {path.replace('.', '__')}=..., or create the "
-                        "method anew"
+                        f"{path} of {self.name} {why}, so it cannot follow to {threat!r}: give it too, as "
+                        f"{path.replace('.', '__')}=..., or create the method anew"
                     )
         return moved
+
+    def _made_anew(self, threat: Any) -> tuple[Method, Method] | None:
+        """What the catalogue's function makes of the old and the new threat; None if it is unknown."""
+        load_own()
+        name, parameters = self.made or (self.name, {})
+        make = MAKERS.get(name) or plugins.loaded().get(name)
+        if make is None:
+            return None
+        try:
+            return make(self.threat, **parameters), make(threat, **parameters)
+        except TypeError:  # a user's function with parameters that must be given, read from a file
+            return None
 
     def stepped(self, length: float, number: float = 1.0) -> Method:
         """Return the method with longer or shorter, more or fewer attack steps.

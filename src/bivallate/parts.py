@@ -200,7 +200,7 @@ def rebased(own: Any, old: Any, new: Any, path: str = "") -> tuple[Any, list[str
     if not dataclasses.is_dataclass(own) or isinstance(own, type):
         return own, [path]
     if not type(own) is type(old) is type(new):
-        return own, [path] if _has_steps(own) else []
+        return own, [path] if step_sizes(own, path) else []
     values, stuck = {}, []
     for name in written(type(own)):
         deeper = f"{path}.{name}" if path else name
@@ -209,10 +209,14 @@ def rebased(own: Any, old: Any, new: Any, path: str = "") -> tuple[Any, list[str
     return dataclasses.replace(own, **values), stuck
 
 
-def _has_steps(part: Any) -> bool:
-    names = written(type(part))
-    deeper = (getattr(part, name) for name in names)
-    return "step_size" in names or any(_has_steps(d) for d in deeper if dataclasses.is_dataclass(d))
+def step_sizes(part: Any, path: str) -> list[str]:
+    """The dotted paths of all step sizes in a part that stands at `path`."""
+    if not dataclasses.is_dataclass(part) or isinstance(part, type):
+        return []
+    inner = [
+        found for name in written(type(part)) for found in step_sizes(getattr(part, name), f"{path}.{name}")
+    ]
+    return [f"{path}.step_size"] * ("step_size" in written(type(part))) + inner
 
 
 def portable(config: dict[str, Any]) -> dict[str, Any]:
