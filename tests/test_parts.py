@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 
 import bivallate
 from bivallate import (
@@ -150,6 +151,17 @@ def test_a_part_of_another_role_is_refused_where_it_is_put(case) -> None:
     with pytest.raises(UserError, match=r"Known: .*Raw.* \(your own derives from Direction\)"):
         PGD(3, 0.1, direction=AdamW())  # pyright: ignore[reportArgumentType]
     assert config.set("optimizer", Cooled()).set("rate", lambda clock: 1.0).optimizer == Cooled()
+
+
+def test_a_parts_fields_without_a_default_count_among_what_its_role_asks_for() -> None:
+    class Plain:
+        lr: float
+
+        def make(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+            return torch.optim.SGD(model.parameters(), self.lr)
+
+    Plain.__module__ = SGD.__module__  # as if it stood beside the package's own optimisers
+    assert Config(METHOD).set("optimizer", part(Plain)(0.1)).optimizer.lr == 0.1  # pyright: ignore[reportCallIssue]
 
 
 ROLE_FIELDS = {

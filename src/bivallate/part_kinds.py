@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import sys
 from typing import Any
@@ -65,7 +66,9 @@ def _plays(kind: Any, role: type) -> bool:
     own, asked = (getattr(each.__call__, "__annotations__", None) for each in (kind, role))
     if "__call__" in vars(role) and own != asked:
         return False
-    return all(hasattr(kind, name) for name in vars(role) if not name.startswith("_"))
+    # A field without a default is no attribute of the class.
+    fields = {f.name for f in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
+    return all(name in fields or hasattr(kind, name) for name in vars(role) if not name.startswith("_"))
 
 
 def _misplaced(given: Any, place: str, roles: list[Any]) -> UserError:
