@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from bivallate.coupling.implicit import leaf
 from bivallate.lower.replay import Free
 from bivallate.method import facts_for
 from bivallate.methods.entries import create, registry
+from bivallate.roles import Role
 from bivallate.types import Facts
 
 FACTS = Facts(20, (1, 6, 6), 3)
@@ -127,6 +130,37 @@ def test_parts_that_need_each_other_are_replaced_together(order) -> None:
     assert back == at
     with pytest.raises(UserError, match="needs the coupling Leaf"):
         at.but(solver=Free())
+
+
+def roles_of(value: Any) -> list[Role]:
+    """All parts in the fields of a value, found apart from the package's own walk."""
+    inner = (
+        [getattr(value, f.name) for f in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
+    )
+    return [
+        *filter(lambda each: isinstance(each, Role), inner),
+        *(part for each in inner for part in roles_of(each)),
+    ]
+
+
+def heirs(cls: type) -> list[type]:
+    return [cls, *(each for heir in cls.__subclasses__() for each in heirs(heir))]
+
+
+@pytest.mark.parametrize("name", sorted(registry()))
+def test_every_part_is_asked_whether_it_fits(name, monkeypatch) -> None:
+    method, asked = create(name, Linf(EPS)), set()
+    for cls, own in {cls: vars(cls)["check"] for cls in heirs(Role) if "check" in vars(cls)}.items():
+
+        def check(self, method, own=own) -> None:
+            asked.add(id(self))
+            own(self, method)
+
+        monkeypatch.setattr(cls, "check", check)
+    dataclasses.replace(method)
+    parts = roles_of(method)
+    assert [part for part in parts if id(part) not in asked] == []
+    assert len(parts) >= 5
 
 
 @pytest.mark.parametrize("name", sorted(registry()))

@@ -21,7 +21,7 @@ from bivallate.lower.solver import Solver
 from bivallate.lower.threat import Threat
 from bivallate.part_kinds import load_own
 from bivallate.parts import decode, encode, part, rebased, step_sizes, written
-from bivallate.roles import Role
+from bivallate.roles import Role, parts_within
 from bivallate.transfer_to_cpu import OneTransfer
 from bivallate.types import Clock, Facts
 from bivallate.upper.loss import Loss, adversarial
@@ -97,8 +97,8 @@ class Method:
                     f"{value!r} cannot serve as the {name} of a method: it is no {role.__name__} (your own "
                     f"derives from bivallate.{role.__name__})"
                 )
-        for name in ROLES:
-            getattr(self, name).check(self)
+        for each in parts_within(self):
+            each.check(self)
 
     def but(self, **parts: Any) -> Method:
         """Return a copy with some parts replaced; `but(solver__steps=20)` sets a field within a part.
@@ -145,7 +145,7 @@ class Method:
             if pair is None:
                 stuck = step_sizes(own, role)
             else:
-                moved[role], stuck = rebased(own, *(getattr(each, role) for each in pair), role)
+                moved[role], stuck = rebased(own, getattr(pair[0], role), getattr(pair[1], role), role)
             for path in stuck:
                 if not any(path == g or path.startswith(f"{g}.") for g in by_user):
                     raise UserError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
+from collections.abc import Iterator
 from typing import Any, ClassVar, Protocol, Self
 
 
@@ -34,6 +36,17 @@ class Composition(Protocol):
     def attack_mode(self) -> Any: ...
 
 
+def parts_within(value: Any) -> Iterator[Role]:
+    """The parts of a method in a value's fields and lists, at any depth; those around others come first."""
+    if isinstance(value, Role):
+        yield value
+    inner = value if isinstance(value, tuple | list) else ()
+    if dataclasses.is_dataclass(value):
+        inner = (getattr(value, field.name, None) for field in dataclasses.fields(value))
+    for each in inner:
+        yield from parts_within(each)
+
+
 class Role:
     """A part of a method.
 
@@ -59,7 +72,8 @@ class Role:
     def check(self, method: Composition) -> None:
         """Raise UserError if the part cannot work together with the method's other parts.
 
-        Called when the method is composed.
+        `Method` calls it when a method is composed, for each of its parts and for the parts in their fields
+        (`parts_within`): a part around others does not ask them.
         """
 
     def takes_two_labels(self) -> bool:

@@ -137,7 +137,7 @@ class ClassRadius(AroundPGD, Remembering):
         check_range("base", self.base, 0)
 
     def check(self, method: Composition) -> None:
-        """Raise UserError for a coupling, which would not know the radii, and where the inner solver does."""
+        """Raise UserError for a coupling, which would not know the radii."""
         require_coupling(method, self, "none")
         super().check(method)
 

@@ -60,10 +60,6 @@ class Curriculum(Solver):
     inner: PGD
     level: float | Schedule
 
-    def check(self, method: Composition) -> None:
-        """Raise UserError where the inner solver does."""
-        self.inner.check(method)
-
     def stepped(self, length: float, number: float = 1.0) -> Self:
         """Scale the inner solver's steps."""
         return replace(self, inner=self.inner.stepped(length, number))
@@ -94,11 +90,6 @@ class Then(Solver):
 
     def __post_init__(self) -> None:
         check_range("share", self.share, 0, 1)
-
-    def check(self, method: Composition) -> None:
-        """Raise UserError where one of the two solvers does."""
-        self.first.check(method)
-        self.rest.check(method)
 
     def can_be_finer(self) -> bool:
         """Whether both solvers can."""

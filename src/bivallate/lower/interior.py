@@ -16,7 +16,6 @@ from bivallate.lower.solver import Solver
 from bivallate.lower.start import Start, uniform
 from bivallate.lower.threat import Linf
 from bivallate.parts import part
-from bivallate.roles import Composition
 from bivallate.types import Solution
 
 CENTRE_GAIN = 0.1  # sensitivity of the implicit gradient in the middle of the box, equal to Fast-BAT's gain
@@ -104,10 +103,6 @@ class BarrierAscent(Solver):
             )
         if self.c is not None and not (math.isfinite(self.c) and self.c > 0):
             raise UserError(f"the barrier's strength c must be a positive number, got {self.c!r}")
-
-    def check(self, method: Composition) -> None:
-        """Raise UserError where the start does."""
-        self.start.check(method)
 
     def fixed_steps(self) -> int:
         """Return `steps`: every example makes every step."""

@@ -12,7 +12,6 @@ from torch import Tensor
 from bivallate.lower.labels import label_loss
 from bivallate.lower.problem import LowerProblem, Objective
 from bivallate.parts import part
-from bivallate.roles import Composition
 from bivallate.types import probability_margin
 
 CLEAR = 1e-4  # negative margin, relative to the largest logit, that counts as clearly misclassified
@@ -192,10 +191,6 @@ class MarginWeighted(Objective):
     alpha: float = 0.5
     objective: Objective = field(default=cross_entropy)
     detach: bool = False
-
-    def check(self, method: Composition) -> None:
-        """Raise UserError where the weighted objective does."""
-        self.objective.check(method)
 
     def __call__(self, problem: LowerProblem, logits: Tensor) -> Tensor:
         weight = torch.exp(-self.alpha * probability_margin(logits, problem.y))

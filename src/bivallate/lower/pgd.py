@@ -20,7 +20,6 @@ from bivallate.lower.start import Gaussian, Given, Start, Zero, uniform
 from bivallate.lower.stop import FOSCBelow, Iterate, Misclassified, Never, Stop, mean_fosc, never
 from bivallate.lower.threat import Linf
 from bivallate.parts import part
-from bivallate.roles import Composition, Role
 from bivallate.types import AttackStart, Solution, per_example
 
 
@@ -62,12 +61,6 @@ class PGD(Solver):
         check_whole("PGD steps", self.steps, 0)
         if not (math.isfinite(self.step_size) and self.step_size >= 0):
             raise UserError(f"PGD step_size must be a finite number of at least 0, got {self.step_size!r}")
-
-    def check(self, method: Composition) -> None:
-        """Raise UserError where start, direction or stop do."""
-        for each in (self.start, self.direction, self.stop):
-            if isinstance(each, Role):  # a direction of one's own may be a plain part
-                each.check(method)
 
     def fixed_steps(self) -> int:
         """Return `steps`; a stop may end the attack on an example earlier."""
@@ -200,11 +193,6 @@ class AroundPGD(Solver):
     """A solver that leaves the steps to a PGD, its field `inner`, and answers as that does."""
 
     inner: PGD
-
-    def check(self, method: Composition) -> None:
-        """Raise UserError where the solver's other bases or the inner solver do."""
-        super().check(method)
-        self.inner.check(method)
 
     def keeps_start(self) -> bool:
         """Whether the inner solver keeps it."""

@@ -56,13 +56,12 @@ class AWP(Loss):
             raise UserError(f"AWP warm_up is a whole number of epochs, got {self.warm_up!r}")
 
     def check(self, method: Composition) -> None:
-        """Raise UserError where the host does, and for weightings that use virtual parameters."""
+        """Raise UserError for weightings that use virtual parameters."""
         if method.weighting.needs_meta:
             raise UserError(
                 f"AWP perturbs the network's own parameters, and {type(method.weighting).__name__} evaluates "
                 "the loss at virtual ones: use a weighting that does not learn, or the loss without AWP"
             )
-        self.loss.check(method)
 
     def takes_two_labels(self) -> bool:
         """Whether the host does."""

@@ -39,10 +39,6 @@ class Reweighed(Loss):
         if self.part not in PARTS:
             raise unknown("part that is weighed", str(self.part), PARTS)
 
-    def check(self, method: Composition) -> None:
-        """Raise UserError where the host does."""
-        self.loss.check(method)
-
     def takes_two_labels(self) -> bool:
         """Whether the host does."""
         return self.loss.takes_two_labels()

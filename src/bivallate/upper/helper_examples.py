@@ -43,8 +43,7 @@ class HelperExamples(AroundLoss):
         check_range("reach", self.reach, 0)
 
     def check(self, method: Composition) -> None:
-        """Check as the base class does, and that the solver labels its points by a plain network."""
-        super().check(method)
+        """Raise UserError for a solver that does not label its points by a plain network."""
         advice = "use HelperLabels around a PGD, or the base alone"
         require_gathered(method, "the loss HelperExamples", "helper labels", "HelperLabels", advice)
 

@@ -17,7 +17,7 @@ from bivallate.lower.labels import label_loss
 from bivallate.lower.objective import CrossEntropy, kl
 from bivallate.lower.problem import LowerProblem
 from bivallate.parts import part
-from bivallate.roles import Composition, Role
+from bivallate.roles import Role
 from bivallate.types import Terms
 
 
@@ -35,8 +35,8 @@ class Loss(Role, ABC):
       example. A coupling that shares the pass then spares a backward pass and a wait for the device. Where
       this is not so, the coupling's gradient would be wrong: a run's first step looks, and refuses it.
     - `takes_two_labels()`, if it reads labels through `label_loss` alone, so that CutMix may be used.
-    - `check(method)`, if it needs something of the other parts; a loss around another one derives from
-      `AroundLoss`.
+    - `check(method)`, if it needs something of the other parts. A loss around another one derives from
+      `AroundLoss`; a method asks both.
     """
 
     reuses_forward: ClassVar[bool] = False
@@ -50,16 +50,12 @@ class Loss(Role, ABC):
 
 
 class AroundLoss(Loss):
-    """A loss that adds to another one, its field `base`, and requires of a method what that requires.
+    """A loss that adds to another one, its field `base`.
 
-    `AWP` and `Reweighed` are others: their field is called `loss` in files, and they ask it themselves.
+    `AWP` and `Reweighed` are others, whose field is called `loss` in files.
     """
 
     base: Loss
-
-    def check(self, method: Composition) -> None:
-        """Raise UserError where the base does."""
-        self.base.check(method)
 
 
 @part

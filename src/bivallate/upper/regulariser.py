@@ -62,8 +62,7 @@ class GradAlign(AroundLoss):
     detach: bool = True
 
     def check(self, method: Composition) -> None:
-        """Raise UserError where the base does, and for the default coefficient without Linf."""
-        super().check(method)
+        """Raise UserError for the default coefficient without Linf, and for one below 0."""
         if self.coefficient is None and not isinstance(method.threat, Linf):
             raise UserError(
                 "the law of GradAlign's coefficient was fitted for Linf: give a coefficient, for example "

@@ -103,8 +103,7 @@ class Consistent(AroundLoss):
         check_distance(self.distance)
 
     def check(self, method: Composition) -> None:
-        """Check as the base class does, and that the solver keeps its starting point."""
-        super().check(method)
+        """Raise UserError for a solver that does not keep its starting point."""
         _check_start(method, "Consistent")
 
     def takes_two_labels(self) -> bool:
@@ -154,8 +153,7 @@ class LocallyLinear(AroundLoss):
     coefficient: float | None = None
 
     def check(self, method: Composition) -> None:
-        """Raise UserError where the base does, and for the default coefficient without Linf."""
-        super().check(method)
+        """Raise UserError for the default coefficient without Linf, and for one below 0."""
         if self.coefficient is None and not isinstance(method.threat, Linf):
             raise UserError(
                 "the law of ELLE's coefficient is of Linf: give a coefficient, for example 1000, with "
@@ -212,8 +210,7 @@ class Abnormal(AroundLoss):
         check_range("variation_weight", self.variation_weight, 0)
 
     def check(self, method: Composition) -> None:
-        """Check as the base class does, and that the solver keeps its starting point."""
-        super().check(method)
+        """Raise UserError for a solver that does not keep its starting point."""
         _check_start(method, "Abnormal")
 
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bivallate.errors import UserError
 from bivallate.kept_constants import filled_like
 from bivallate.parts import OF_EPOCHS, part
-from bivallate.roles import Composition, Role
+from bivallate.roles import Role
 from bivallate.types import Clock, Evidence, Facts
 
 
@@ -112,10 +112,6 @@ class After(Weighting):
     def needs_meta(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether the rule learns from a second data stream."""
         return self.rule.needs_meta
-
-    def check(self, method: Composition) -> None:
-        """Raise UserError where the rule does."""
-        self.rule.check(method)
 
     def takes_two_labels(self) -> bool:
         """Whether the rule does."""
