@@ -15,6 +15,11 @@ from cyclopts import App, CycloptsError, UnknownOptionError, ValidationError, _c
 
 from bivallate import __version__
 from bivallate.commands import COMMANDS
+from bivallate.errors import UserError
+from bivallate.run.signals import Interrupted
+from bivallate.safe_streams import safe_streams
+from bivallate.startup_interrupt import hand_over_interrupts
+from bivallate.terminal import literal_console, say
 
 
 def _whole(text: str) -> int:
@@ -62,9 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Exits with 0 for success, 1 for an unexpected error or if standard output could not be written, 2 for a
     user's mistake, and 130 for an interrupted run.
     """
-    from bivallate.safe_streams import safe_streams
-    from bivallate.startup_interrupt import hand_over_interrupts
-
     with safe_streams() as (out, _):
         try:
             hand_over_interrupts()
@@ -98,8 +100,6 @@ def run(arguments: Sequence[str]) -> int:
 
 def _command(words: list[str]) -> int:
     """Find the command and run it."""
-    from bivallate.terminal import literal_console
-
     _register()
     status = APP(words, console=literal_console(), exit_on_error=False, print_error=False)
     return status if isinstance(status, int) else 0
@@ -108,8 +108,6 @@ def _command(words: list[str]) -> int:
 def _explained(error: Exception, words: Sequence[str]) -> int:
     """Print the error in one line; return 2 for a user's mistake, 1 for an unexpected error."""
     from bivallate.collective import RankError, peer_is_gone, rank
-    from bivallate.errors import UserError
-    from bivallate.run.signals import Interrupted
 
     if isinstance(error, ValidationError) and error.argument is not None and error.exception_message:
         return _complain(f"{error.argument.name} {error.exception_message}")
@@ -157,7 +155,5 @@ def _kept(error: Exception) -> str:
 
 
 def _complain(message: str, status: int = 2) -> int:
-    from bivallate.terminal import say
-
     say(f"bivallate: {message}", to_stderr=True)
     return status

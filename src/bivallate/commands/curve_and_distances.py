@@ -15,6 +15,7 @@ from bivallate.commands.result_files import result_file, saved_result
 from bivallate.commands.score_table import percent
 from bivallate.commands.shared_work import shared_work
 from bivallate.quoting import file_name
+from bivallate.run.signals import Interrupted
 from bivallate.terminal import say_json
 
 if TYPE_CHECKING:
@@ -101,7 +102,6 @@ def _curves(
     """Compute label -> radius -> score. Raises Interrupted on Ctrl-C; finished points are kept."""
     from bivallate.evaluation import eps_curve
     from bivallate.evaluation.progress_display import shown_progress
-    from bivallate.run.signals import Interrupted
 
     found, points = {}, subjects.test_split
     try:

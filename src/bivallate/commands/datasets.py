@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from bivallate.commands.lists import one_a_line
 from bivallate.commands.options import DataFolder, DataName, Flag, Settings
+from bivallate.data import registry
 from bivallate.errors import UserError, listed
 from bivallate.from_text import override, pair
 from bivallate.parts import portable
@@ -123,7 +124,6 @@ def _by_features(loaded: Any, source: str, known: set[int]) -> list[Any]:
     Raises:
         UserError: the network takes images of another shape.
     """
-    from dataclasses import replace
 
     from bivallate.data.feature_duplicates import feature_duplicates
     from bivallate.models.layers import last_features
@@ -138,8 +138,6 @@ def _by_features(loaded: Any, source: str, known: set[int]) -> list[Any]:
 
 def _list(data_dir: str | None, json: bool) -> None:
     """Print the data sets that are known by name, with their places and sizes."""
-    from bivallate.data import registry
-
     rows = [registry.describe(name, data_dir) for name in registry.names()]
     if json:
         say_json([portable(row) for row in rows], 1)

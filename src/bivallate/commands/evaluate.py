@@ -15,6 +15,7 @@ from bivallate.commands.result_files import confirm_kept, result_file
 from bivallate.commands.score_table import one_line, show
 from bivallate.commands.shared_work import shared_work
 from bivallate.errors import UserError
+from bivallate.run.signals import Interrupted
 from bivallate.terminal import say, say_json
 
 if TYPE_CHECKING:
@@ -152,7 +153,6 @@ class EvaluationTask:
         """
         from bivallate.evaluation import attack_named
         from bivallate.evaluation.progress_display import shown_progress
-        from bivallate.run.signals import Interrupted
 
         attack = attack_named(name, target.threat)
         stored = not foreign or self.out is not None

@@ -5,11 +5,14 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from bivallate.commands import source_catalogue
 from bivallate.commands.options import DataName, Flag
+from bivallate.data.registry import training_defaults
 from bivallate.errors import listed, unknown
-from bivallate.parts import portable
+from bivallate.parts import encode, portable
 from bivallate.quoting import command, line
 from bivallate.terminal import literal_console, say, say_json
+from bivallate.toml import to_toml
 
 
 def methods(name: str | None = None, /, *, json: Flag = False) -> None:
@@ -23,10 +26,8 @@ def methods(name: str | None = None, /, *, json: Flag = False) -> None:
     json
         for programs.
     """
-    from bivallate.commands.source_catalogue import methods as listed
-
     if name is None and not json:
-        told = {row.name: f"{row.family}: {row.summary}" for row in listed()}
+        told = {row.name: f"{row.family}: {row.summary}" for row in source_catalogue.methods()}
         one_a_line(told, "methods", "NAME")
         return
     from bivallate.commands.settings import named
@@ -131,12 +132,9 @@ def recipes(
     json
         for programs.
     """
-    from bivallate.data.registry import training_defaults
     from bivallate.lower.threat import threat
     from bivallate.methods.entries import create
-    from bivallate.parts import encode
     from bivallate.run.recipes.published import RECIPES, recipe_for
-    from bivallate.toml import to_toml
 
     if name is not None and name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
@@ -167,18 +165,15 @@ def attacks(name: str | None = None, /, *, json: Flag = False) -> None:
     json
         for programs.
     """
-    from bivallate.commands.source_catalogue import attacks as known
-
     if name is not None:
         from bivallate.evaluation import attack_named
-        from bivallate.parts import encode
 
         _details({"attack": name, "stages": [encode(stage) for stage in attack_named(name).stages]}, json)
         return
     if json:
-        say_json([{"attack": name, "what": text} for name, text in known().items()], 1)
+        say_json([{"attack": name, "what": text} for name, text in source_catalogue.attacks().items()], 1)
         return
-    one_a_line(known(), "attacks", "NAME")
+    one_a_line(source_catalogue.attacks(), "attacks", "NAME")
 
 
 def one_a_line(rows: dict[str, str], command: str, argument: str) -> None:

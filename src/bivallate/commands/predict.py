@@ -10,7 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from bivallate.commands.options import Ball, Count, Flag, Machine, WeightsSource
+from bivallate.data.layout import IMAGES
+from bivallate.data.reading import Canvas, Reading
 from bivallate.errors import UserError
+from bivallate.quoting import line
 from bivallate.terminal import literal_console, say_json
 
 
@@ -106,9 +109,6 @@ def read(images: tuple[Path, ...], shape: tuple[int, int, int]) -> list[NamedIma
         UserError: a path that does not exist, a folder without images, or no path at all. Files that
             cannot be decoded are returned with their fault.
     """
-    from bivallate.data.layout import IMAGES
-    from bivallate.data.reading import Canvas, Reading
-
     paths: list[tuple[str, Path]] = []
     for path in images:
         if not path.exists():
@@ -160,8 +160,6 @@ def _plain(pictures: list[NamedImage], found: list[Any], names: list[str]) -> li
 
 
 def _show(pictures: list[NamedImage], found: list[Any], names: list[str], attack: str) -> None:
-    from bivallate.quoting import line
-
     table = Table("image", "class", "confidence", attack, "next")
     answers = iter(found)
     for picture in pictures:

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from bivallate.commands.options import Amount, Count, DataFolder, DataName, Flag, Names, Settings
 from bivallate.errors import UserError
+from bivallate.terminal import say, say_json
 
 
 @Parameter(name="*")
@@ -96,7 +97,6 @@ def sweep(
     """
     from bivallate.commands.sweep_cells import SweepOptions, cells_of
     from bivallate.commands.sweep_running import compared, run_all, unchanged
-    from bivallate.terminal import say, say_json
 
     if markdown and json:
         raise UserError("give --markdown or --json, not both")

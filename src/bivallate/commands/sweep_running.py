@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
@@ -181,7 +182,6 @@ class SweepProcesses:
 
     def stop(self) -> None:
         """Interrupt all processes, which save their state and end, and start no more."""
-        import signal
 
         with self._lock:
             self._over = True

@@ -19,7 +19,9 @@ from bivallate.commands.options import (
     Settings,
 )
 from bivallate.from_text import pair
+from bivallate.parts import encode
 from bivallate.quoting import file_name
+from bivallate.toml import to_toml
 
 
 def train(
@@ -166,10 +168,8 @@ def _sets(settings: tuple[str, ...], key: str) -> bool:
 
 def _foretell(plan: Any, dataset: Any, network: Any, folder: Path) -> None:
     """Print the configuration on standard output and the expected cost on standard error."""
-    from bivallate.parts import encode
     from bivallate.run.forecast import forecast
     from bivallate.run.trainer import limit_threads
-    from bivallate.toml import to_toml
 
     limit_threads(plan.threads)
     expected = forecast(plan, dataset, network)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from bivallate.commands.options import Flag
 from bivallate.terminal import literal_console, say, say_json
-
-if TYPE_CHECKING:
-    from bivallate.zoo import ZooEntry
+from bivallate.zoo import ZooEntry, entries, entry
 
 
 def zoo(name: str | None = None, /, *, save: Path | None = None, json: Flag = False) -> None:
@@ -29,8 +26,6 @@ def zoo(name: str | None = None, /, *, save: Path | None = None, json: Flag = Fa
     json
         for programs.
     """
-    from bivallate.zoo import entries, entry
-
     if name is None:
         say_json(entries(), 1) if json else _list(entries())
         return
@@ -54,12 +49,12 @@ def _list(known: dict[str, ZooEntry]) -> None:
     shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for head in ("zoo:", "trained on", "AutoAttack %", "clean %", "licence"):
         shown.add_column(head, no_wrap=head != "trained on")
-    for name, entry in known.items():
-        m = entry["measured"]
+    for name, about in known.items():
+        m = about["measured"]
         low, high = m["interval_95"]
         robust = f"{100 * m['robust_accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]\nof {m['n']:,} images"
         how = f"{entry['data']}\n{entry['norm']} {entry['eps']}, {entry['method']}"
-        shown.add_row(name, how, robust, f"{100 * m['clean_accuracy']:.1f}", entry["licence"])
+        shown.add_row(name, how, robust, f"{100 * m['clean_accuracy']:.1f}", about["licence"])
     literal_console().print(shown)
     say("more about one: bivallate zoo NAME")
 

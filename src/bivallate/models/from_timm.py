@@ -8,6 +8,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
+
 from bivallate.errors import UserError, unknown
 from bivallate.hub_access import check_fetched, hub_errors
 from bivallate.models.classifier import Classifier
@@ -125,8 +127,6 @@ def _made(name: str, options: dict[str, Any], **how: Any) -> Any:
 
 def _check_weights(about: dict[str, Any]) -> None:
     """Compare the weights that timm has fetched from the hub with their checksum, as timm does not."""
-    from huggingface_hub import try_to_load_from_cache
-
     repo = str(about.get("hf_hub_id") or "")
     names = (about.get("hf_hub_filename"), "model.safetensors", "pytorch_model.bin")
     for name in filter(None, names if "/" in repo else ()):

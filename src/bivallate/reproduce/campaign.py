@@ -22,6 +22,7 @@ from bivallate.reproduce.reuse import record_from_another
 from bivallate.reproduce.running import Job, record_path, run_job
 from bivallate.run.progress import Progress
 from bivallate.run.signals import Interrupted
+from bivallate.terminal import say
 
 __all__ = ["Outcome", "pending", "run_campaign"]
 
@@ -245,6 +246,4 @@ class _Workers:
 
 def to_stderr(line: str) -> None:
     """Print a line to standard error."""
-    from bivallate.terminal import say
-
     say(line, to_stderr=True)

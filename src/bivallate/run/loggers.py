@@ -13,6 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from numpy import asarray
+
 from bivallate.errors import UserError, unknown
 from bivallate.files import make_folder, write_text
 from bivallate.run.logger import Logger
@@ -258,7 +260,6 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 def _pixels(figure: Figure) -> Any:
     """The figure as an array (H, W, 3) of uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from numpy import asarray
 
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
