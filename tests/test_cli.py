@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from safetensors.torch import save_file
 
 import bivallate as bv
 from bivallate.cli import _whole, run
+from bivallate.from_text import whole_number
+from bivallate.run.config import Config
 
 QUICK = ["--epochs", "1", "--batch-size", "400", "--model", "linear", "--set", "validation.steps=1"]
 
@@ -374,9 +377,25 @@ def test_numpy_arrays_train_too():
     assert len(run_.history) == 1
 
 
-@pytest.mark.parametrize("text", ["30", "30.0", "0030", "3e1", "0x1e", "+30"])
-def test_whole_numbers_may_be_written_in_several_ways(text):
-    assert _whole(text) == 30
+WHOLE = {
+    **dict.fromkeys(["30", "30.0", "0030", "3e1", "0x1e", "+30", "60/2", " 30 ", "3_0", "+0x1E", "0o36"], 30),
+    "-0b1": -1,
+    "9007199254740993": 9007199254740993,
+    **dict.fromkeys(["2.9", "12e", "1e-1", "1e400", "inf", "nan", "0x", "1/0", "many", "", "0x1e.0"]),
+}
+
+
+@pytest.mark.parametrize("text", WHOLE)
+def test_a_whole_number_is_read_alike_as_an_option_and_by_set(text, capsys):
+    plan = Config(bv.methods.at(bv.Linf(0.1)))
+    if WHOLE[text] is not None:
+        assert _whole(text) == whole_number(text, "epochs") == WHOLE[text]
+        assert WHOLE[text] < 1 or plan.set("epochs", text).epochs == WHOLE[text]
+        return
+    with pytest.raises(bv.UserError, match=re.escape(f"epochs must be a whole number, got {text!r}")):
+        plan.set("epochs", text)
+    assert run(["train", "at", "--epochs", text]) == 2
+    assert f"--epochs must be a whole number, got {text!r}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["methods", "models", "datasets", "recipes", "attacks"])

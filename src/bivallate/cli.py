@@ -11,11 +11,12 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError, UnknownOptionError, ValidationError, _convert
+from cyclopts import App, CoercionError, CycloptsError, UnknownOptionError, ValidationError, _convert
 
 from bivallate import __version__
 from bivallate.commands import COMMANDS
-from bivallate.errors import UserError
+from bivallate.errors import RankError, UserError
+from bivallate.from_text import whole_number
 from bivallate.run.signals import Interrupted
 from bivallate.safe_streams import safe_streams
 from bivallate.startup_interrupt import hand_over_interrupts
@@ -23,13 +24,11 @@ from bivallate.terminal import literal_console, say
 
 
 def _whole(text: str) -> int:
-    """Read a whole number as --set does: 30.0 is one, 2.9 is refused, not rounded."""
-    if not any(mark in text.lower() for mark in ".e") or text.lower().lstrip("+-").startswith("0x"):
-        return int(text, 0 if text.lower().lstrip("+-")[:2] in ("0x", "0o", "0b") else 10)
-    number = float(text)
-    if number != int(number):
-        raise ValueError(f"{text} is not a whole number")
-    return int(number)
+    """Read a whole number as --set does; ValueError is what cyclopts expects for others."""
+    try:
+        return whole_number(text, "it")
+    except UserError as error:
+        raise ValueError(str(error)) from None
 
 
 _convert._converters[int] = _whole  # pyright: ignore[reportPrivateUsage]  its own rounds; for every command
@@ -107,20 +106,14 @@ def _command(words: list[str]) -> int:
 
 def _explained(error: Exception, words: Sequence[str]) -> int:
     """Print the error in one line; return 2 for a user's mistake, 1 for an unexpected error."""
-    from bivallate.collective import RankError, peer_is_gone, rank
-
-    if isinstance(error, ValidationError) and error.argument is not None and error.exception_message:
-        return _complain(f"{error.argument.name} {error.exception_message}")
-    if isinstance(error, UnknownOptionError) and (hint := _instead(error, words)):
-        return _complain(hint)
     if isinstance(error, CycloptsError):
-        return _complain(f"{error} (see `bivallate {' '.join(words[:1])} --help`)")
+        return _complain(_misread(error, words))
+    if isinstance(error, UserError) and not isinstance(error, Interrupted):
+        return 2 if isinstance(error, RankError) else _complain(str(error))
+    from bivallate.collective import peer_is_gone, rank  # torch is slow, and what is mistyped is told at once
+
     if isinstance(error, Interrupted):
         return 130 if rank() else _complain(str(error), 130)
-    if isinstance(error, RankError):
-        return 2
-    if isinstance(error, UserError):
-        return _complain(str(error))
     if isinstance(error, BrokenPipeError):
         # text that is still buffered goes nowhere, and does not fail again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -136,6 +129,20 @@ def _explained(error: Exception, words: Sequence[str]) -> int:
     reason = (str(error).strip() or "no reason given").splitlines()[0]
     _complain(f"unexpected {type(error).__name__}: {reason}. Where it happened stands in {_kept(error)}")
     return 1
+
+
+def _misread(error: CycloptsError, words: Sequence[str]) -> str:
+    """What is wrong with the words of a command line."""
+    if isinstance(error, ValidationError) and error.argument is not None and error.exception_message:
+        return f"{error.argument.name} {error.exception_message}"
+    if isinstance(error, UnknownOptionError) and (hint := _instead(error, words)):
+        return hint
+    about = f"(see `bivallate {' '.join(words[:1])} --help`)"
+    if isinstance(error, CoercionError) and error.target_type in (int, int | None):
+        token = error.token
+        if token is not None and token.keyword:
+            return f"{token.keyword} must be a whole number, got {token.value!r} {about}"
+    return f"{error} {about}"
 
 
 def _instead(error: UnknownOptionError, words: Sequence[str]) -> str:

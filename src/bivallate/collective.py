@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bivallate.errors import UserError
+from bivallate.errors import RankError, UserError
 from bivallate.types import Batch
 
 # A rank may wait for a long attack on another one. The launcher notices a rank that has died.
@@ -123,10 +123,6 @@ def gather_objects(value: Any) -> list[Any]:
 def broadcast_object(value: Any) -> Any:
     """The first rank's value, on every rank."""
     return gather_objects(value if rank() == 0 else None)[0]
-
-
-class RankError(UserError):
-    """An error that another rank raised, raised again on this one."""
 
 
 def raise_on_all_ranks(error: UserError | None) -> None:

@@ -22,6 +22,10 @@ class UserError(Exception):
     """An error that the user can correct: the message says what is wrong, what was given and what to do."""
 
 
+class RankError(UserError):
+    """An error that another rank raised, raised again on this one."""
+
+
 def check_range(what: str, value: float, low: float, high: float = math.inf) -> None:
     """Raise UserError unless low <= value <= high; NaN is never in range."""
     if isinstance(value, int | float) and not low <= value <= high:

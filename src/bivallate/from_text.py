@@ -18,7 +18,7 @@ from bivallate.part_kinds import parts_for
 from bivallate.parts import part_named, written
 from bivallate.schema import PLAIN, fields_of, options_of
 
-__all__ = ["literal", "override", "pair", "parse_number", "read"]
+__all__ = ["literal", "override", "pair", "parse_number", "read", "whole_number"]
 
 
 def parse_number(text: str | float, what: str = "eps") -> float:
@@ -35,6 +35,29 @@ def parse_number(text: str | float, what: str = "eps") -> float:
         return float(numerator) / float(denominator) if denominator else float(numerator)
     except (ValueError, ZeroDivisionError):
         raise UserError(f"{what} must be a number such as 0.03 or 8/255, got {text!r}") from None
+
+
+def whole_number(text: str, what: str) -> int:
+    """A whole number from `30`, `30.0`, `3e1`, `60/2` or `0x1e`; `what` names the value in the error.
+
+    Digits alone are read exactly, however many. 2.9 is refused, not rounded.
+
+    Example:
+        >>> whole_number("3e1", "epochs"), whole_number("0x1e", "epochs")
+        (30, 30)
+    """
+    based = text.strip().lower().lstrip("+-").startswith(("0x", "0o", "0b"))
+    try:
+        return int(text, 0 if based else 10)
+    except ValueError:
+        pass
+    try:
+        number = parse_number(text, what)
+    except UserError:
+        number = math.nan
+    if not math.isfinite(number) or number != int(number):
+        raise UserError(f"{what} must be a whole number, got {text!r}")
+    return int(number)
 
 
 def pair(item: str, such_as: str = "solver.steps=20", what: str = "--set") -> tuple[str, str]:
@@ -120,7 +143,7 @@ def read(text: str, hint: Any, where: str, current: Any = None) -> Any:
     if parts and text.isidentifier() and text.lower() not in ("inf", "nan") and bool not in options:
         return _short(text, parts, where, current)
     if float in options or int in options:
-        return _number(text, where, whole=float not in options)
+        return _real(text, where) if float in options else whole_number(text, where)
     for option in options:
         if tuple in (option, typing.get_origin(option)):
             return _several(text, option, where, current)
@@ -143,13 +166,11 @@ def _truth(text: str, where: str, words: list[str]) -> bool:
     return text.lower() == "true"
 
 
-def _number(text: str, where: str, *, whole: bool) -> float | int:
+def _real(text: str, where: str) -> float:
     number = parse_number(text, where)
-    if whole and (not math.isfinite(number) or number != int(number)):
-        raise UserError(f"{where} must be a whole number, got {text!r}")
     if math.isnan(number):
         raise UserError(f"{where} must be a number, got {text!r}")
-    return int(number) if whole else number
+    return number
 
 
 def _several(text: str, hint: Any, where: str, current: Any) -> tuple[Any, ...]:

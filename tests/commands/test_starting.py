@@ -40,7 +40,16 @@ def loaded(code: str, *arguments: str) -> str:
     "words", ["--help", "--version", "methods", "attacks", "datasets", "train --help", "evaluate --help"]
 )
 def test_help_and_lists_need_nothing_that_is_slow_to_import(words):
+    """`methods --json` does: it tells the parameters' defaults, which are values that code computes."""
     assert loaded(LOOK, *words.split()) == "LOADED [] 0"
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["methdos", "methods --full", "train at --epochs 12e", "train at --epochs 0", "sweep at --seed 1"],
+)
+def test_what_is_mistyped_is_refused_without_them(words):
+    assert loaded(LOOK, *words.split()) == "LOADED [] 2"
 
 
 def test_the_package_loads_no_plotting():
