@@ -53,7 +53,7 @@ def _list(known: dict[str, ZooEntry]) -> None:
         m = about["measured"]
         low, high = m["interval_95"]
         robust = f"{100 * m['robust_accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]\nof {m['n']:,} images"
-        how = f"{entry['data']}\n{entry['norm']} {entry['eps']}, {entry['method']}"
+        how = f"{about['data']}\n{about['norm']} {about['eps']}, {about['method']}"
         shown.add_row(name, how, robust, f"{100 * m['clean_accuracy']:.1f}", about["licence"])
     literal_console().print(shown)
     say("more about one: bivallate zoo NAME")
