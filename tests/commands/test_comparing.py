@@ -226,6 +226,13 @@ def test_an_evaluation_of_weights_that_have_changed_is_marked(runs, capsys, opti
     assert (found.score.attack, found.stale) == ("noise-10", False)
 
 
+def of_schema_1(score: Score) -> str:
+    """A file as they were when the name alone said which weights and points they are of."""
+    entry = score.to_json() | {"schema": "bivallate-evaluation-1"}
+    del entry["identity"]
+    return json.dumps(entry)
+
+
 @pytest.mark.parametrize("name", ["shifted-seed1", "n359", "first2", "usps", "on_x-seed0-n3"])
 def test_no_name_of_a_data_set_passes_for_the_runs_own_data(runs, capsys, name):
     folder = runs / "at-0" / "evaluation"
@@ -235,8 +242,8 @@ def test_no_name_of_a_data_set_passes_for_the_runs_own_data(runs, capsys, name):
     for n in (None, 2):
         other = replace(score, identity=replace(score.identity, data=name, n=n))
         other.save(folder / other.identity.file_name(score.threat, "fgsm", 0))
-        earlier = replace(score, identity=None)  # as files were that said it in their names alone
-        earlier.save(folder / evaluation_name("best", score.threat, "fgsm", 1, f"n{n}" if n else "", name))
+        named = evaluation_name("best", score.threat, "fgsm", 1, f"n{n}" if n else "", name)
+        (folder / named).write_text(of_schema_1(score))
     found = {e.path.name: e.data for e in collect([runs / "at-0"])[0].evaluations}
     assert len(found) == 6
     assert sorted(found.values()) == ["", "", name, name, name, name]
@@ -344,7 +351,7 @@ def test_evaluations_on_another_data_set_take_no_part(runs, capsys):
             assert score.identity is not None
             elsewhere = replace(score.identity, data="usps")
             replace(score, identity=elsewhere).save(folder / f"usps-{file.name}")
-            replace(score, identity=None).save(folder / file.name.replace("-seed0", "-seed0-usps"))
+            (folder / file.name.replace("-seed0", "-seed0-usps")).write_text(of_schema_1(score))
     assert as_json(capsys, *paths(runs)) == before
 
 

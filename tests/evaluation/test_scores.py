@@ -19,6 +19,7 @@ import bivallate as bv
 from bivallate.errors import UserError
 from bivallate.evaluation import (
     Attack,
+    Identity,
     Score,
     attack_and_score,
     attack_named,
@@ -222,6 +223,7 @@ def test_json_holds_everything_and_returns(robust_model, held_out, tmp_path):
     assert again.to_json() == score.to_json()
     assert again.threat == bv.L2(0.5)
     assert again.detail == score.detail
+    assert again.identity == Identity(weights="", split="", n=30), "nobody says which weights these are"
     path = tmp_path / "evaluation" / evaluation_name("best", score.threat, score.attack, score.seed)
     score.save(path)
     assert Score.load(path).robust_accuracy == score.robust_accuracy

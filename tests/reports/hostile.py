@@ -6,10 +6,11 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import bivallate as bv
-from bivallate.evaluation import evaluation_name
+from bivallate.evaluation import Identity, evaluation_name
 from bivallate.run.config import Validation
 
 THREAT = bv.Linf(0.15)
@@ -41,7 +42,9 @@ def trained(place: Path, epochs: int = 1, threat: bv.Linf = THREAT) -> Path:
     short = Validation(1, 50)
     bv.train("linear", data, method, epochs=epochs, batch_size=512, out=place, validation=short)
     score = bv.evaluate(bv.load(place), data.test, threat, "fgsm")
-    score.save(place / "evaluation" / evaluation_name("best", threat, "fgsm", 0))
+    replace(score, identity=Identity()).save(
+        place / "evaluation" / evaluation_name("best", threat, "fgsm", 0)
+    )
     return place
 
 
@@ -51,7 +54,8 @@ def write_audit(run: Path, text: str, **changes: object) -> Path:
     path.parent.mkdir(exist_ok=True)
     check = {"name": text, "finding": text, "advice": text, "outcome": "flag"}
     entry = {
-        "verdict": "suspect", "meaning": text, "threat": {"kind": "Linf", "eps": THREAT.eps}, "n": 100,
+        "schema": "bivallate-audit-1", "verdict": "suspect", "meaning": text,
+        "threat": {"kind": "Linf", "eps": THREAT.eps}, "n": 100,
         "plan": {"level": text}, "claimed": 0.5, "claim": text, "worst": 0.25,
         "worst_interval_95": [0.17, 0.34], "model_fingerprint": text,
         "checks": [check, check | {"outcome": "pass", "name": "quiet"}],

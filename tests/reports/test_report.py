@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 import bivallate as bv
 from bivallate.cli import run as command
 from bivallate.errors import UserError
-from bivallate.evaluation import evaluation_name, rank
+from bivallate.evaluation import Identity, evaluation_name, rank
 from bivallate.quoting import markdown, tex
 from bivallate.reports.collect import collect, labels_of
 from bivallate.reports.diagnostics.fosc import FOSC
@@ -41,7 +42,8 @@ def runs(tmp_path_factory) -> Path:
     model = bv.load(root / "at_50%<b>")
     for attack in ("fgsm", "pgd-3"):
         score = bv.evaluate(model, data.test, THREAT, attack)
-        score.save(root / "at_50%<b>" / "evaluation" / evaluation_name("best", THREAT, attack, 0))
+        file = root / "at_50%<b>" / "evaluation" / evaluation_name("best", THREAT, attack, 0)
+        replace(score, identity=Identity()).save(file)
     return root
 
 
@@ -136,7 +138,7 @@ def test_other_threats_and_last_weights_do_not_count(runs):
     for weights, threat in (("best", bv.Linf(0.5)), ("last", THREAT)):
         score = bv.evaluate(model, data.test, threat, "pgd-2")
         extra.append(folder / evaluation_name(weights, threat, "pgd-2", 0))
-        score.save(extra[-1])
+        replace(score, identity=Identity(weights=weights)).save(extra[-1])
     again = collect(both(runs))[0]
     for path in extra:
         path.unlink()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from bivallate.audits.run_audit import kept_claim
 from bivallate.cli import run
+from bivallate.errors import UserError
 from bivallate.evaluation import Identity, Score
 from bivallate.lower.threat import Linf
 from bivallate.reports.collect import RunRecord, collect
@@ -100,9 +103,67 @@ def test_a_file_says_what_it_is_and_its_name_does_not(pair):
     assert record(place).strongest is not None
     shutil.copy(before.path, before.path.with_name("copy.json"))
     assert len(record(place).evaluations) == 2
-    before.path.with_name("notes.json").write_text("[]")
-    before.path.with_name("draft.json").write_text("{")
+    for k, text in enumerate(("[]", "{}", '"text"', '{"schema": "mine-1", "points": 3}')):
+        before.path.with_name(f"notes{k}.json").write_text(text)
     assert len(record(place).evaluations) == 2, "somebody else's files are passed over"
+    assert record(place).left_out == []
+
+
+def cut(text: str) -> str:
+    return text[: len(text) // 2]
+
+
+def without(**changes: object) -> Callable[[str], str]:
+    """Replace entries of an evaluation; None takes an entry out, and null its value."""
+
+    def changed(text: str) -> str:
+        entry = json.loads(text) | changes
+        return json.dumps({key: None if v == "null" else v for key, v in entry.items() if v is not None})
+
+    return changed
+
+
+DAMAGE = {
+    "cut off": (cut, "not valid JSON"),
+    "no text": (lambda text: "\0\0", "not a readable evaluation"),
+    "a column lost": (without(points={}), "lacks index, margin, predicted, stage, y"),
+    "an entry lost": (without(stage_names=None), "lacks stage_names"),
+    "of a later version": (without(schema="bivallate-evaluation-9"), "got 'bivallate-evaluation-9'"),
+    "schema lost": (without(schema=None), "schema must be 'bivallate-evaluation-2', got None"),
+    "of the first version": (without(schema="bivallate-evaluation-1", attack=None), "lacks attack"),
+}
+NAMED = ("best-linf-0.15-fgsm-seed0.json", "best-l1-0.15-fgsm-seed0.json", "mine.json")
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_evaluation_is_told_whatever_its_name(pair, capsys, kind, name):
+    damage, said = DAMAGE[kind]
+    own = only(pair[0])
+    text = own.path.read_text()
+    own.path.unlink()
+    own.path.with_name(name).write_text(damage(text))
+    with pytest.raises(UserError, match=re.escape(said)) as raised:
+        collect([pair[0]])
+    assert name in str(raised.value)
+    kept_claim(own.path.parent, "best", THREAT, 359)
+    assert name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [*NAMED, "last-validation-linf-0.15-fgsm-seed0-first7.json"])
+@pytest.mark.parametrize("given", ["null", None, Identity(weights="", split="", first=7).to_json()])
+def test_no_name_takes_the_place_of_an_identity(pair, capsys, given, name):
+    own = only(pair[0])
+    nameless = without(identity=given)(own.path.read_text())
+    own.path.unlink()
+    own.path.with_name(name).write_text(nameless)
+    found = record(pair[0])
+    assert found.evaluations == ()
+    (note,) = found.left_out
+    assert note.startswith(f"a: {name} is left out, it does not say which weights and split")
+    assert note in render("md", [found], [])
+    assert kept_claim(own.path.parent, "best", THREAT, 359) == (None, "")
+    assert f"{name} is no claim: left out, it does not say which weights" in capsys.readouterr().err
 
 
 FOREIGN = {
@@ -162,10 +223,17 @@ def test_audits_say_what_they_are_of_too(old):
         ("foreign.json", replace(own, run="f" * 16, weights="epoch-1")),
     ):
         (audits / name).write_text(json.dumps(entry | {"identity": identity.to_json()}))
-    (audits / "notes.json").write_text("no JSON at all")
+    (audits / "notes.json").write_text("[]")
     found = [(a.path.name, a.split, a.stale) for a in record(old).audits]
     assert [f for f in found if "audit" not in f[0]] == [("x.json", "validation", False)]
     assert len(found) == 3
+    nameless = json.dumps(entry | {"identity": None})
+    (audits / "epoch-1-validation-linf-0.15-audit-seed0.json").write_text(nameless)
+    assert len(record(old).audits) == 2, "the name is read where no version could say more"
+    for bad in (cut(nameless), json.dumps(entry | {"n": "many", "identity": own.to_json()})):
+        (audits / "x.json").write_text(bad)
+        with pytest.raises(UserError, match=r"x\.json is not a readable audit"):
+            record(old)
 
 
 def test_an_identity_goes_through_the_file(pair, tmp_path):

@@ -149,14 +149,15 @@ def kept_claim(folder: Path, weights: str, threat: Any, points: int) -> tuple[fl
         except UserError as error:
             say(f"warning: {error}", to_stderr=True)
             continue
-        if kept is None or (kept.weights, kept.split, kept.data) != (weights, "test", ""):
+        asked = (weights, "test", "")
+        if kept is None or (kept.identity.known and (kept.weights, kept.split, kept.data) != asked):
             continue
         score = kept.score
         direct = score.attack != "clean" and not score.attack.startswith("transfer")
         if not (direct and same_threat(score.threat, threat) and score.n >= min(FEWEST_POINTS, points)):
             continue
-        if kept.stale or kept.foreign:
-            say(f"warning: {path} is no claim: {kept.foreign or STALE}", to_stderr=True)
+        if kept.stale or kept.left_out:
+            say(f"warning: {path} is no claim: {kept.left_out or STALE}", to_stderr=True)
             continue
         found.append(kept)
     if not found:

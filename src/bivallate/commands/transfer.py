@@ -91,7 +91,7 @@ def _comparable(stored: Any, score: Any) -> bool:
     """Whether a stored evaluation has the same weights, points, threat and seed as a score."""
     from bivallate.evaluation.significance import same_threat
 
-    other, present = stored.score, not (stored.stale or stored.foreign)
+    other, present = stored.score, not (stored.stale or stored.left_out)
     same = (other.data_fingerprint, other.model_fingerprint, other.seed)
     own = (score.data_fingerprint, score.model_fingerprint, score.seed)
     return present and same == own and same_threat(other.threat, score.threat)

@@ -17,6 +17,7 @@ from bivallate import collective
 from bivallate.errors import UserError, check_seed, python_arguments
 from bivallate.evaluation import shared_points
 from bivallate.evaluation.attacks import Attack, Stage, attack_named
+from bivallate.evaluation.evaluation_identity import Identity
 from bivallate.evaluation.evaluation_progress import EvaluationProgress
 from bivallate.evaluation.inference import for_inference
 from bivallate.evaluation.new_runner import new_runner, use_precision
@@ -90,7 +91,7 @@ def attack_and_score(
             the same verdicts. Delete it once the score is saved. A random model cannot be resumed.
         shared: under torchrun, every process calls this function and attacks a share of the points. All
             return the verdicts that one process would find, and each has its own file beside `resume`. If a
-            process dies, at most its own part is lost, and another number of processes can continue.
+            process dies, at most its own share is lost, and another number of processes can continue.
 
     Raises:
         UserError: images outside [0, 1], labels outside the classes, a class that the model does not have,
@@ -125,7 +126,8 @@ def attack_and_score(
             _run_in_group(runner, "/".join((*fingerprints, parsed.name)), index)
         else:
             runner.run()
-    return _score(runner, fingerprints)
+    identity = Identity(weights="", split="", n=n, first=first)  # the rest is not known here
+    return replace(_score(runner, fingerprints), identity=identity)
 
 
 def _run_in_group(runner: Runner, topic: str, index: Tensor) -> None:

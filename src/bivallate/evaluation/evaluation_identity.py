@@ -1,4 +1,4 @@
-"""An evaluation's identity, and the name of its file, which is only read if the file has no identity."""
+"""An evaluation's identity, and the name of its file: a label, read for files of the first schema alone."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ class Identity:
 
     Attributes:
         run: id of the run, sixteen digits (of configuration, data and architecture); empty if unknown.
-        weights: best, last, ema or epoch-N; for a checkpoint of another project the stem of its file.
-        split: test, validation or train.
+        weights: best, last, ema or epoch-N; for a checkpoint of another project the stem of its file; empty
+            if unknown.
+        split: test, validation or train; empty if unknown.
         data: name of another data set than the run's; empty for the run's.
         data_set: fingerprint of the data set that has the split; empty if unknown.
         n, first: size of a seeded random subset, or number of leading points; all points if both are None.
@@ -31,6 +32,11 @@ class Identity:
     data_set: str = ""
     n: int | None = None
     first: int | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether it says which weights and which split; that of an evaluation in Python does not."""
+        return bool(self.weights and self.split)
 
     @property
     def label(self) -> str:

@@ -16,10 +16,11 @@ SCHEMA_1 = "bivallate-evaluation-1"
 Entry = dict[str, Any]
 
 
-def upgraded(content: Entry) -> Entry:
+def upgraded(content: Entry, name: str = "") -> Entry:
     """Rename the entries of an evaluation's file of the first schema to the present names.
 
-    Verdicts and numbers stay the same. A "part" is now a stage, and the earlier kinds of search are one.
+    Verdicts and numbers stay the same. A "part" is now a stage, and the earlier kinds of search are one. The
+    identity is read from the file's name, if that is given and has one.
     """
     renamed = {k: v for k, v in content.items() if k not in ("parts", "part_names")}
     if "part_names" in content:
@@ -28,7 +29,8 @@ def upgraded(content: Entry) -> Entry:
     if isinstance(detail, dict) and isinstance(detail.get("parts"), list):
         others = {k: v for k, v in detail.items() if k != "parts"}
         renamed["attack_detail"] = {**others, "stages": [_stage(one) for one in detail["parts"]]}
-    return renamed
+    named = identity_from_name(name)
+    return renamed if named is None else {"identity": named.to_json()} | renamed
 
 
 def _stage(entry: Any) -> Any:

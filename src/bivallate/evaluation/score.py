@@ -22,7 +22,7 @@ from bivallate.evaluation.evaluation_file import (
 )
 from bivallate.evaluation.evaluation_identity import Identity
 from bivallate.evaluation.point_columns import CLEAN, ROBUST
-from bivallate.evaluation.score_fields import SCHEMA, score_fields
+from bivallate.evaluation.score_fields import SCHEMA, OtherJSON, score_fields
 from bivallate.evaluation.statistics import bootstrap_tail, gini, ratios, tail, wilson, wilsons
 from bivallate.files import write_json
 from bivallate.parts import encode
@@ -52,7 +52,8 @@ class Score:
         data_fingerprint: hash of the points.
         model_fingerprint: hash of the model.
         warnings: for the reader.
-        identity: run, weights and points; None for a model that belongs to no run.
+        identity: run, weights and points. For a model and data given in Python: which of the points; None in
+            files from before.
         search_precision: number format of the search; verdicts are always in float32.
         more: name -> (n,) the further columns that were stored, see `point_columns.MORE_COLUMNS`.
     """
@@ -279,13 +280,19 @@ class Score:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Score:
-        """Read what `save` wrote. Raises UserError, which names the file, for anything else."""
+        """Read what `save` wrote, in this or an earlier version.
+
+        Raises:
+            OtherJSON: the file is JSON and no evaluation.
+            UserError: it cannot be read, or is damaged. Both messages name the file.
+        """
         text = read_text(path, "evaluation", 1024 * MEGABYTE)
-        content = parse(text, path, "evaluation", dict[str, Any])
+        content = parse(text, path, "evaluation", Any)
         try:
-            return cls.from_json(content)
+            return cls(**score_fields(content, Path(path).name))
         except UserError as error:
-            raise UserError(f"{path} is not a readable evaluation: {error}") from error
+            kind = OtherJSON if isinstance(error, OtherJSON) else UserError
+            raise kind(f"{path} is not a readable evaluation: {error}") from error
 
 
 def _check_share(k: float) -> None:

@@ -13,22 +13,33 @@ from bivallate.lower.threat import Threat
 from bivallate.parts import decode
 from bivallate.schema import check_fits
 
-__all__ = ["SCHEMA", "score_fields"]
+__all__ = ["SCHEMA", "OtherJSON", "score_fields"]
 
 SCHEMA = "bivallate-evaluation-2"
+FAMILY = "bivallate-evaluation-"  # with it the schema of every version begins
 
 
-def score_fields(content: dict[str, Any]) -> dict[str, Any]:
+class OtherJSON(UserError):
+    """JSON that neither is an evaluation nor looks like one of an unknown version."""
+
+
+def score_fields(content: Any, name: str = "") -> dict[str, Any]:
     """The arguments of `Score` that an evaluation's JSON holds, of this or an earlier schema.
 
+    Args:
+        content: the parsed JSON.
+        name: of its file. It is read for the first schema alone, which has no other identity.
+
     Raises:
-        UserError: it is not an evaluation, or an entry does not fit; the message names the key.
+        OtherJSON: it is not an evaluation.
+        UserError: its schema is unknown, or an entry does not fit; the message names the key.
     """
     if isinstance(content, dict) and content.get("schema") == SCHEMA_1:
-        content = upgraded(content) | {"schema": SCHEMA}
+        content = upgraded(content, name) | {"schema": SCHEMA}
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         got = content.get("schema") if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"this is not an evaluation's JSON: schema must be {SCHEMA!r}, got {got!r}")
+        kind = UserError if _looks_like_one(content) else OtherJSON
+        raise kind(f"this is not an evaluation's JSON: schema must be {SCHEMA!r}, got {got!r}")
     entry = check_fits(WrittenScore, content, "evaluation")
     columns = {key: unpacked(column, key) for key, column in entry["points"].items()}
     fields = {
@@ -57,3 +68,10 @@ def score_fields(content: dict[str, Any]) -> dict[str, Any]:
     in_range(y=(fields["y"], 0, classes - 1), predicted=(fields["predicted"], 0, classes - 1))
     in_range(stage=(fields["broken_at"], ROBUST, len(stages)))
     return fields
+
+
+def _looks_like_one(content: Any) -> bool:
+    """Whether content without a known schema is an evaluation of another version, or a damaged one."""
+    if not isinstance(content, dict):
+        return False
+    return str(content.get("schema")).startswith(FAMILY) or {"attack_detail", "points"} <= content.keys()

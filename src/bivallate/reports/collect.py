@@ -14,7 +14,7 @@ from bivallate.evaluation.significance import same_threat
 from bivallate.models.description import read_manifest
 from bivallate.quoting import line
 from bivallate.reports.stored_audits import StoredAudit, read_audits
-from bivallate.reports.stored_evaluations import FOREIGN, Evaluation, RunFingerprints, read_evaluations
+from bivallate.reports.stored_evaluations import Evaluation, RunFingerprints, read_evaluations
 from bivallate.reports.strength import strongest_first
 from bivallate.run.config import Config
 from bivallate.run.execution import Run
@@ -37,7 +37,7 @@ class RunRecord:
         classes: names of the classes.
         manifest: content of model.json; empty if there is none.
         audits: the run's audits.
-        foreign: evaluations in the folder that are not of this run; they are not used.
+        strange: evaluations in the folder that are not of this run, or do not say so; they are not used.
     """
 
     label: str
@@ -48,7 +48,7 @@ class RunRecord:
     classes: tuple[str, ...]
     manifest: dict[str, Any]
     audits: tuple[StoredAudit, ...]
-    foreign: tuple[Evaluation, ...] = ()
+    strange: tuple[Evaluation, ...] = ()
 
     @cached_property
     def strongest(self) -> Evaluation | None:
@@ -92,8 +92,8 @@ class RunRecord:
 
     @property
     def left_out(self) -> list[str]:
-        """Notes on evaluations in the folder that are not of this run."""
-        return [f"{self.label}: {e.path.name} is {FOREIGN}: {e.foreign}." for e in self.foreign]
+        """Notes on the evaluations in the folder that are not used."""
+        return [f"{self.label}: {e.path.name} is {e.left_out}." for e in self.strange]
 
     @property
     def alarms(self) -> list[dict[str, Any]]:
@@ -151,12 +151,12 @@ def _read(path: Path, label: str) -> RunRecord:
     found = read_evaluations(folder.evaluation, fingerprints)
     order = {name: k for k, name in enumerate(WEIGHTS)}
     known = sorted(
-        (e for e in found if not e.foreign),
+        (e for e in found if not e.left_out),
         key=lambda e: (order.get(e.weights, len(order)), len(e.weights), e.weights, e.split, _spent(e.score)),
     )
     names = described.get("classes") or range(known[0].score.classes if known else 0)
     classes = tuple(str(name) for name in names)
-    strange = tuple(e for e in found if e.foreign)
+    strange = tuple(e for e in found if e.left_out)
     audits = read_audits(path, fingerprints)
     return RunRecord(label, path, config, history, tuple(known), classes, described, audits, strange)
 

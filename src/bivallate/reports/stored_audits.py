@@ -15,6 +15,7 @@ from bivallate.reports.stored_evaluations import RunFingerprints
 from bivallate.schema import MEGABYTE, check_fits, read_json
 
 MOST = 10 * MEGABYTE  # bytes of a file that can be an audit
+FAMILY = "bivallate-audit-"  # with it the schema of every version begins
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,12 @@ def read_audits(run: Path, fingerprints: RunFingerprints) -> tuple[StoredAudit, 
 
 def _read(path: Path, fingerprints: RunFingerprints) -> StoredAudit | None:
     """Read one file; None if the audit is of another run or other data, or the file is not an audit."""
-    named = identity_from_name(path.name)
+    entry = read_json(path, "audit", Any, MOST)
+    if not isinstance(entry, dict) or not str(entry.get("schema")).startswith(FAMILY):
+        return None
     try:
-        entry = read_json(path, "audit", dict[str, Any], MOST)
         low, high = (float(bound) for bound in entry["worst_interval_95"])
-        given = entry.get("identity")
-        identity = named if given is None else Identity.of(check_fits(WrittenIdentity, given, "identity"))
+        identity = _identity(entry, path.name)
         if identity is None or identity.data:
             return None
         stale, foreign = fingerprints.stale_or_foreign(identity, str(entry["model_fingerprint"]))
@@ -94,6 +95,12 @@ def _read(path: Path, fingerprints: RunFingerprints) -> StoredAudit | None:
             )
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError) as error:
-        if named is None:  # not a file of this program
-            return None
         raise UserError(f"{path} is not a readable audit: {error}") from error
+
+
+def _identity(entry: dict[str, Any], name: str) -> Identity | None:
+    """The identity that an audit states; that of its file's name if it is older than the entry for it."""
+    if "identity" not in entry:
+        return identity_from_name(name)
+    given = entry["identity"]
+    return None if given is None else Identity.of(check_fits(WrittenIdentity, given, "identity"))

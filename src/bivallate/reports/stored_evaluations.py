@@ -13,17 +13,20 @@ import torch
 from bivallate.errors import UserError
 from bivallate.evaluation import Score
 from bivallate.evaluation.evaluation_identity import Identity
-from bivallate.evaluation.older_files import identity_from_name
 from bivallate.evaluation.points import state_fingerprint
+from bivallate.evaluation.score_fields import OtherJSON
 from bivallate.models import Classifier
 from bivallate.models.description import read_manifest
 from bivallate.models.io import read_weights
 from bivallate.run.folder import check_weights
 
-__all__ = ["FOREIGN", "STALE", "Evaluation", "RunFingerprints", "read_evaluation", "read_evaluations"]
+__all__ = ["STALE", "Evaluation", "RunFingerprints", "read_evaluation", "read_evaluations"]
 
 STALE = "evaluated before the weights changed; evaluate again"
 FOREIGN = "left out, it does not belong to this run"
+UNKNOWN = (
+    "left out, it does not say which weights and which split were evaluated (evaluate the run by its folder)"
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Evaluation:
         score: the verdicts.
         path: the file.
         stale: whether the run's weights have changed since.
-        foreign: the reason why it is not of this run; empty if it is.
+        foreign: the reason why it is not of this run; empty if it is, and if its identity is unknown.
     """
 
     identity: Identity
@@ -43,6 +46,13 @@ class Evaluation:
     path: Path
     stale: bool = False
     foreign: str = ""
+
+    @property
+    def left_out(self) -> str:
+        """What is said if it is not counted among the run's evaluations, and why; empty if it is."""
+        if not self.identity.known:
+            return UNKNOWN
+        return f"{FOREIGN}: {self.foreign}" if self.foreign else ""
 
     @property
     def weights(self) -> str:
@@ -116,21 +126,18 @@ def fingerprints(run: Path) -> Callable[[str], str | None]:
 
 
 def read_evaluation(file: Path, fingerprints_of_run: RunFingerprints) -> Evaluation | None:
-    """Read the evaluation in a file of a run's folder.
+    """Read the evaluation in a file of a run's folder, whatever the file is called.
 
-    None if neither the file's content nor its name says of which weights and points it is. Raises UserError
-    for a damaged file.
+    None for JSON that is no evaluation. Raises UserError for an evaluation that is damaged or of an unknown
+    version, and for a file that cannot be read as JSON at all and so may be one.
     """
-    named = identity_from_name(file.name)
     try:
         score = Score.load(file)
-    except UserError:
-        if named is None:  # not a file of this program
-            return None
-        raise
-    identity = score.identity or named
-    if identity is None:
+    except OtherJSON:
         return None
+    identity = score.identity or Identity(weights="", split="")
+    if not identity.known:
+        return Evaluation(identity, score, file)
     stale, foreign = fingerprints_of_run.stale_or_foreign(identity, score.model_fingerprint)
     return Evaluation(identity, score, file, stale=stale, foreign=foreign)
 
