@@ -24,9 +24,7 @@ __all__ = ["STALE", "Evaluation", "RunFingerprints", "read_evaluation", "read_ev
 
 STALE = "evaluated before the weights changed; evaluate again"
 FOREIGN = "left out, it does not belong to this run"
-UNKNOWN = (
-    "left out, it does not say which weights and which split were evaluated (evaluate the run by its folder)"
-)
+UNKNOWN = "left out, it does not say which weights and split were evaluated: evaluate the run by its folder"
 
 
 @dataclass(frozen=True)
