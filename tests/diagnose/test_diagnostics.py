@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from bivallate import Linf, UserError, methods
-from bivallate.evaluation.geometry import cosines
+from bivallate.evaluation.geometry import agreement
 from bivallate.method import facts_for
 from bivallate.reports.diagnostics.curves import learning_curves
 from bivallate.reports.diagnostics.fosc import fosc, fosc_traces
@@ -33,6 +33,7 @@ from bivallate.reports.diagnostics.weights import (
 )
 from bivallate.reports.diagnostics.weights_epochs import weights_by_margin, weights_over_epochs
 from bivallate.types import Clock
+from bivallate.upper.regulariser import cosines
 
 matplotlib.use("Agg")
 THREAT = Linf(0.1)
@@ -80,9 +81,24 @@ def test_the_alignment_of_a_bent_model_is_lower(binary):
     assert model.weight.requires_grad
 
 
-def test_cosines_of_zero_gradients_are_one():
+def test_the_cosine_of_the_loss_and_of_the_diagnostic_is_one():
+    """As both were before they were one: the loss's to the bit, the diagnostic's to rounding."""
+    a, b = torch.randn(2, 20, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    b[3] = a[3]
+    cos, defined = cosines(a, b)
+    p, q = a.flatten(1), b.flatten(1)
+    own = (p / p.norm(dim=1, keepdim=True) * (q / q.norm(dim=1, keepdim=True))).sum(1)
+    assert torch.equal(cos, own)
+    assert defined.all()
+    p, q = p.double(), q.double()
+    torch.testing.assert_close(
+        agreement(a, b), (p * q).sum(1) / (p.norm(dim=1) * q.norm(dim=1)), rtol=0, atol=1e-15
+    )
+
+
+def test_zero_gradients_agree():
     a, b = torch.tensor([[1.0, 0], [0, 0], [1, 1]]), torch.tensor([[0.0, 1], [1, 0], [-1, -1]])
-    assert cosines(a, b).tolist() == pytest.approx([0, 1, -1])
+    assert agreement(a, b).tolist() == pytest.approx([0, 1, -1])
 
 
 def test_fosc_vanishes_where_a_linear_model_is_maximised(binary):

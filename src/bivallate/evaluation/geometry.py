@@ -9,8 +9,9 @@ from bivallate.errors import UserError
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Solver
 from bivallate.lower.stop import Form, fosc
+from bivallate.upper.regulariser import cosines
 
-__all__ = ["alignment", "cosines", "fosc_after", "fosc_at"]
+__all__ = ["agreement", "alignment", "fosc_after", "fosc_at"]
 
 ROUNDING = 1e-4  # relative to eps, by which a perturbation may leave the ball
 
@@ -43,23 +44,16 @@ def fosc_after(solver: Solver, problem: LowerProblem, form: Form) -> Tensor:
 def alignment(problem: LowerProblem) -> tuple[Tensor, Tensor]:
     """(cosine (B,) of the gradients at x and at x + eta, the gradient at x); eta is uniform and not clipped.
 
-    The GradAlign loss (`bivallate.upper.regulariser`) uses the same cosine, differentiably, and reuses the
-    step's gradients.
-
     Cost: two forwards and two backwards.
 
     Reference: the GA score of Andriushchenko and Flammarion 2020, section 4.
     """
     _, at_x = problem.logits_and_gradient(torch.zeros_like(problem.x))
     _, at_eta = problem.logits_and_gradient(problem.threat.random(problem.noise, problem.x, "alignment"))
-    return cosines(at_x, at_eta), at_x
+    return agreement(at_x, at_eta), at_x
 
 
-def cosines(a: Tensor, b: Tensor) -> Tensor:
-    """(B,) cosine of gradients (B, ...); 1 where one of them is zero, as in the paper's public code.
-
-    The GradAlign loss leaves such examples out instead.
-    """
-    a, b = a.flatten(1).double(), b.flatten(1).double()
-    norms = a.norm(dim=1) * b.norm(dim=1)
-    return torch.where(norms > 0, (a * b).sum(1) / norms.clamp(min=1e-300), 1.0)
+def agreement(a: Tensor, b: Tensor) -> Tensor:
+    """(B,) float64 cosine of gradients (B, ...); 1 where one is zero, as in the paper's public code."""
+    cos, defined = cosines(a.double(), b.double())
+    return torch.where(defined, cos, 1.0)

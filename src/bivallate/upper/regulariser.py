@@ -101,11 +101,20 @@ class GradAlign(AroundLoss):
             g1 = _input_gradient(problem, x + eta, graph=True)
         # second-order halves, of g1 (and g0)
         problem.forward.passes.backward += (1 if self.detach else 2) * len(x)
-        a, b = g0.flatten(1), g1.flatten(1)
-        kept = (a.detach().norm(dim=1) > 0) & (b.detach().norm(dim=1) > 0)
-        # the norm of a zero row has the derivative 0/0: replace zero rows before, not mask them afterwards
-        a, b = (torch.where(kept[:, None], g, 1.0) for g in (a, b))
-        return (a / a.norm(dim=1, keepdim=True) * (b / b.norm(dim=1, keepdim=True))).sum(1), kept
+        return cosines(g0, g1)
+
+
+def cosines(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,) cosine of gradients a and b (B, ...), differentiable, and (B,) bool: both are non-zero.
+
+    Where one is zero the cosine is not defined, and the number says nothing: GradAlign leaves such examples
+    out, the diagnostic of alignment (`evaluation.geometry`) counts them as 1.
+    """
+    a, b = a.flatten(1), b.flatten(1)
+    defined = (a.detach().norm(dim=1) > 0) & (b.detach().norm(dim=1) > 0)
+    # the norm of a zero row has the derivative 0/0: replace zero rows before, not mask them afterwards
+    a, b = (torch.where(defined[:, None], g, 1.0) for g in (a, b))
+    return (a / a.norm(dim=1, keepdim=True) * (b / b.norm(dim=1, keepdim=True))).sum(1), defined
 
 
 def _input_gradient(problem: LowerProblem, x: Tensor, *, graph: bool) -> Tensor:
