@@ -113,6 +113,16 @@ def test_fosc_is_the_maximum_over_the_corners(form: str) -> None:
     assert (found - best).abs().max() < 1e-14
 
 
+@pytest.mark.parametrize("eps", [0.001, 0.3])
+def test_the_mean_of_fosc_in_few_launches_is_that_of_fosc(eps: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, delta, grad = torch.rand(3, 5, 2, 3, 3, generator=generator, dtype=torch.float64)
+    threat, delta = Linf(eps), (2 * delta - 1) * eps
+    grad = grad - 0.5
+    mean = fosc("ball", threat, grad, x, delta).mean()
+    torch.testing.assert_close(threat.mean_ball_support(grad, delta), mean, rtol=1e-13, atol=0)
+
+
 def test_from_the_random_start_fosc_can_be_negative() -> None:
     problem = problem_of(Net())
     start = problem.threat.project(torch.full_like(problem.x, EPS), problem.x)

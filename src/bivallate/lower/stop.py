@@ -5,7 +5,6 @@ A stop makes a fresh rule for each solve, so that no state outlives it.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,9 +44,8 @@ def fosc(form: Form, threat: ThreatModel, grad: Tensor, x: Tensor, delta: Tensor
 def mean_fosc(form: Form, threat: ThreatModel, grad: Tensor, x: Tensor, delta: Tensor) -> Tensor:
     """The mean of `fosc` over the examples, a tensor of one number."""
     launched = grad.device.type != "cpu"  # logs of a processor keep their bits
-    if launched and form == "ball" and type(threat) is Linf and threat.eps > 0:  # |g| - delta g / eps
-        rest = torch.addcmul(grad.abs(), grad, delta, value=-1 / threat.eps)
-        return rest.mean().mul_(threat.eps * math.prod(grad.shape[1:]))
+    if launched and form == "ball" and type(threat) is Linf and threat.eps > 0:
+        return threat.mean_ball_support(grad, delta)
     return fosc(form, threat, grad, x, delta).mean()
 
 

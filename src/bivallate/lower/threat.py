@@ -144,6 +144,11 @@ class Linf:
         """eps ||g||_1 - <delta, g>."""
         return (self.eps * grad.abs() - grad * delta).flatten(1).sum(1)
 
+    def mean_ball_support(self, grad: Tensor, delta: Tensor) -> Tensor:
+        """The mean of `ball_support` in fewer launches, eps above 0: eps n mean of |g| - delta g / eps."""
+        rest = torch.addcmul(grad.abs(), grad, delta, value=-1 / self.eps)
+        return rest.mean().mul_(self.eps * math.prod(grad.shape[1:]))
+
     def size(self, delta: Tensor) -> Tensor:
         """max_j |delta_j|."""
         return delta.flatten(1).abs().amax(1)
