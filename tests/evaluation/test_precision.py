@@ -20,11 +20,13 @@ from bivallate.evaluation.verify import logits_of
 from bivallate.lower.apgd import APGD
 from bivallate.lower.direction import Adam, Raw
 from bivallate.lower.fab import FAB
+from bivallate.lower.objective import clearly_fooled, cross_entropy
+from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Solver
 from bivallate.lower.square import Square
 from bivallate.reports.collect import collect
 from bivallate.reports.comparison.compare_runs import compare
-from bivallate.types import Passes
+from bivallate.types import Batch, Clock, Passes
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,17 @@ def test_a_search_is_not_led_astray_by_its_own_rounding() -> None:
     exact, rounded = affine(64, 4)(x), coarse(x)
     assert (exact - rounded).abs().max() > 1e-5
     assert (exact - rounded).abs().max() <= coarse.rounding * exact.abs().max()
+
+
+def test_a_copy_in_another_precision_states_its_rounding_at_other_parameters_too() -> None:
+    coarse = LowerPrecision(affine(64, 4), "bf16")
+    x, y = cloud(12, (1, 8, 8)), torch.zeros(12, dtype=torch.long)
+    problem = LowerProblem(coarse, Batch(x, y, y), cross_entropy, bv.Linf(0.1), Clock())
+    # wrong by less than the rounding, and by more
+    logits = torch.tensor([[1.0, 1.01, 0, 0], [1.0, 2.0, 0, 0]])
+    for each in (problem, problem.at(dict(coarse.named_parameters()))):
+        assert each.forward.rounding == coarse.rounding
+        assert clearly_fooled(each, logits, y[:2]).tolist() == [False, True]
 
 
 def test_other_precisions_are_refused() -> None:

@@ -156,6 +156,14 @@ class Forward:
             raise TypeError(f"this part needs an nn.Module with parameters, got {type(module).__name__}")
         return module
 
+    @property
+    def rounding(self) -> float | None:
+        """Relative error of the logits of a model that computes in another number format and states it.
+
+        It is None for others. At other parameters it is the same.
+        """
+        return getattr(self.model, "rounding", None)
+
     def at(self, tensors: dict[str, Tensor]) -> Forward:
         """The network with some parameters and buffers replaced; passes are counted together."""
         before = self.model.tensors if isinstance(self.model, Functional) else {}

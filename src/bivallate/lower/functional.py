@@ -45,3 +45,8 @@ class Functional:
     def autocast_dtype(self) -> torch.dtype | None:
         """The type of the module's mixed precision, or None."""
         return getattr(self.module, "autocast_dtype", None)
+
+    @property
+    def rounding(self) -> float | None:
+        """The relative rounding error of the module's logits, or None if it states none."""
+        return getattr(self.module, "rounding", None)

@@ -164,11 +164,9 @@ def narrow(problem: LowerProblem, rows: Tensor) -> LowerProblem:
 
 
 def clearly_fooled(problem: LowerProblem, logits: Tensor, y: Tensor) -> Tensor:
-    """(B,) bool: misclassified by more than the rounding of a faster copy of the model.
-
-    A copy that computes in another number format states its relative rounding error as `rounding`.
-    """
-    clear = getattr(problem.forward.model, "rounding", CLEAR)
+    """(B,) bool: misclassified by more than the rounding of a faster copy of the model."""
+    rounding = problem.forward.rounding
+    clear = CLEAR if rounding is None else rounding
     return logit_margin(logits, y) < -clear * logits.abs().amax(1)
 
 
