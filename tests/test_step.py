@@ -94,6 +94,16 @@ def test_nothing_is_updated_when_something_is_not_finite(poison) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
+def test_a_loop_may_go_on_after_what_was_not_finite() -> None:
+    model, (x, y, index) = Net(), minibatches((4,))[0]
+    method = methods.plain(THREAT).bind(Facts(99, SHAPE, CLASSES))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(NonFinite):
+        bv.train_step(model, optimizer, method, Batch(x * math.nan, y, index), Clock(steps=2))
+    record = bv.train_step(model, optimizer, method, Batch(x, y, index), Clock(step=1, steps=2))
+    assert math.isfinite(record.loss)
+
+
 METHODS = {
     "at": methods.at(Linf(EPS), steps=2),
     "kl-dro": methods.at(Linf(EPS), steps=2).but(weighting=KLDRO(temperature=0.3)),

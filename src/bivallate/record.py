@@ -29,7 +29,8 @@ class NonFinite(UserError):
 
     Raised before the update, so that the parameters are still good. Where a minibatch has several updates
     (Free-AT), a device is asked for all of them together, before the last one: an earlier update may then
-    have been made, and the message says so.
+    have been made, and the message says so. The gradients are gone, so that a loop may go on with the next
+    minibatch.
     """
 
 
@@ -171,7 +172,8 @@ def sum_gradients_check_and_read(
     the gradients; one transfer from the device, for all replays of a minibatch together.
 
     Raises:
-        NonFinite: the loss or a gradient is not finite.
+        NonFinite: the loss or a gradient is not finite. It comes from this call, except on a device between
+            the replays of a minibatch (Free-AT): from there it comes with the last replay's.
     """
     own = tuple(summands(on_device))
     total = loss = on_device.loss
@@ -181,7 +183,11 @@ def sum_gradients_check_and_read(
     def finish(record: StepRecord, others: list[Tensor]) -> StepRecord:
         norms, (value, *sums) = others[0], others[1].flatten().tolist()
         late = _is_late(on_device, clock, method)  # then this is read after the step's update
-        _check_finite(float(norms.norm()), value, clock, updated=late)
+        try:
+            _check_finite(float(norms.norm()), value, clock, updated=late)
+        except NonFinite:
+            model.zero_grad()
+            raise
         return replace(record, sums=tuple(sums) if collective.is_distributed() else own)
 
     return step_record(on_device, clock, method, [_norms(model), total], finish)

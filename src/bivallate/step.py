@@ -21,13 +21,13 @@ from bivallate.weighting.lookahead import LearningRates, Lookahead, learning_rat
 
 def train_step(model: nn.Module, optimizer: optim.Optimizer, method: BoundMethod, batch: Batch, clock: Clock,
                summands: Summands = no_summands) -> StepRecord:  # fmt: skip
-    """Solve the lower level, weigh the examples, descend the upper level.
+    """Solve the lower level, weigh the examples, descend the upper level, add up `summands` over processes.
     Call it for each `clock.replay` below `method.replays`, in train mode; gradients zero before the first."""
     check_bound(method)
     on_device = accumulate_gradient(model, method, batch, clock, learning_rates(optimizer, model))
     if not method.updates_after(clock):  # gradients add up, and are checked after the last replay
         return step_record(on_device, clock, method)
-    record = sum_gradients_check_and_read(model, on_device, clock, method, summands)  # may raise NonFinite
+    record = sum_gradients_check_and_read(model, on_device, clock, method, summands)  # or NonFinite
     optimizer.step()
     optimizer.zero_grad()
     return record
@@ -42,11 +42,11 @@ def accumulate_gradient(
         problem = LowerProblem(model, batch, method.objective, method.threat, clock, sharing=method.sharing)
         solution = method.solver.solve(problem)
         solution = method.coupling(problem, solution)  # gives delta its gradient; LastStep moves it too
-    problem = problem.with_solution(solution)  # upper level, from here on in the caller's train mode
+    problem = problem.with_solution(solution)  # the loss's context, from here on in train mode
     x_adv = batch.x + solution.delta
-    lookahead = Lookahead.prepare(problem, method, x_adv.detach(), lr)  # idle unless weighting.needs_meta
+    lookahead = Lookahead.prepare(problem, method, x_adv.detach(), lr)  # idle without a second stream (BiLAW)
     terms = method.loss(problem, x_adv)
-    problem.check_pass_is_used()  # a coupling's own pass carries its gradient
+    problem.check_pass_is_used()  # a coupling may already have made the loss's pass
     evidence = evidence_of(problem, terms, solution, lookahead.buffers)
     method.weighting.update(evidence)  # a running state moves first
     method.weighting.fit(evidence, lookahead)  # third level: the weights themselves learn

@@ -35,7 +35,8 @@ class Solver(Role, ABC):
         It may move the solver's state, and change `.grad` of parameters: the update comes after it (YOPO).
 
         Args:
-            problem: as the loss has seen it, with class scores and start of the solution but without delta.
+            problem: as the loss has seen it, with class scores and start of the solution; a problem holds no
+                delta, which comes beside it.
             delta: (B, C, H, W) of the solution that the coupling returned; a leaf has its gradient.
             evidence: the step's values for each example, such as the logits at the attacked points.
         """
