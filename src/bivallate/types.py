@@ -4,10 +4,11 @@ Glossary:
     threat: the set C(x) of perturbations the attacker may choose from; `eps` is its radius.
     delta: a perturbation; `x_adv` = x + delta stays in [0, 1].
     objective: what the attacker maximises. loss: what the trainer minimises.
-    robust, anchor: the part of the loss that the example weights multiply, and the part that they do not.
+    robust, anchor: the terms of the loss; the example weights multiply robust, and not anchor.
     kappa: how many of an attack's steps began at a point that was classified correctly (`Solution`).
     margin: positive means classified correctly.
     coupling: how delta* depends on theta, and so what gradient passes through it.
+    second stream: `Batch.meta`, on which learned weights are judged after a virtual step (the third level).
     replay: one of several uses of a minibatch in a row (Free-AT, YOPO), each a step of its own.
     pass: one forward or one backward through the network for one example.
 """
@@ -196,8 +197,8 @@ class Solution:
 
     delta: Tensor
     before_last: Tensor | None
-    kappa: Later = Later()  # noqa: RUF009  no default: see `Later`
-    evaluations: Later = Later()  # noqa: RUF009  no default: see `Later`
+    kappa: Later = Later()  # noqa: RUF009  no default: see late_field.py
+    evaluations: Later = Later()  # noqa: RUF009  no default: see late_field.py
     class_score: Tensor | None = None
     helper: Tensor | None = None
     start: AttackStart | None = None
@@ -213,8 +214,8 @@ class Terms:
     """The loss of the upper level, one value an example.
 
     Attributes:
-        robust: (B,) the part that the example weights multiply.
-        anchor: (B,) the part that they do not.
+        robust: (B,) the term that the example weights multiply.
+        anchor: (B,) the term that they do not.
         logits: (B, K) on the adversarial points.
     """
 
@@ -229,7 +230,7 @@ class Evidence:
     """What a weighting may read: the step's values for each example, without graph except for `attached`.
 
     Attributes:
-        robust: (B,) the part of the loss that the weights multiply (`Terms.robust`).
+        robust: (B,) the term of the loss that the weights multiply (`Terms.robust`).
         logits: (B, K) at the adversarial points.
         y: (B,) labels.
         index: (B,) rows of the data set.
@@ -244,7 +245,7 @@ class Evidence:
     logits: Tensor
     y: Tensor
     index: Tensor
-    kappa: Later = Later()  # noqa: RUF009  no default: see `Later`
+    kappa: Later = Later()  # noqa: RUF009  no default: see late_field.py
     clock: Clock  # pyright: ignore[reportGeneralTypeIssues]  kappa has no default
     clean: Callable[[], Tensor]  # pyright: ignore[reportGeneralTypeIssues]
     attached: Tensor | None = None
@@ -283,8 +284,7 @@ class StepRecord:
         margin: p_y - max_{k != y} p_k at the adversarial points, empty where the labels are no class numbers.
         passes: forward and backward passes summed over the examples.
         logged: numbers that parts reported (active fraction, temperature, ...).
-        sums: the numbers that the step's `summands` returned, added up over all processes together with the
-            gradients; empty for a replay without update.
+        sums: the step's `summands`, added up over all processes; empty for a replay without update.
     """
 
     loss: float

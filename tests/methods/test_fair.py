@@ -18,6 +18,7 @@ from bivallate.lower.class_radius import ClassDistance, RobustRate
 from bivallate.lower.radii import Radii
 from bivallate.methods.reweighted import RECIPE
 from bivallate.noise import Noise
+from bivallate.parts import decode, encode
 from bivallate.types import Batch, Clock
 from bivallate.upper.class_losses import Reweighed
 from bivallate.upper.loss import Trades, adversarial
@@ -231,11 +232,19 @@ def test_what_the_weights_multiply() -> None:
     assert torch.allclose(other.anchor, host.robust)
 
 
+def test_the_former_name_of_what_is_weighed_is_read() -> None:
+    now = Reweighed(Trades(), weighs="anchor")
+    former = {("part" if name == "weighs" else name): value for name, value in encode(now).items()}
+    assert decode(former) == now
+    with pytest.deprecated_call(match="now called weighs"):
+        assert Reweighed(Trades(), part="anchor") == now  # pyright: ignore[reportCallIssue]
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda: methods.faal(THREAT, base="mart"), "base"),
-        (lambda: Reweighed(adversarial, "robust"), "part"),
+        (lambda: Reweighed(adversarial, "robust"), "unknown weighs of Reweighed"),
         (lambda: methods.at(THREAT).but(weighting=methods.dafa(THREAT).weighting), "ClassRadius"),
         (lambda: methods.at(THREAT).but(loss=methods.cfa(THREAT, base="trades").loss), "ClassRadius"),
         (lambda: methods.cfa(THREAT).but(coupling=bv.Leaf()), "Detached"),

@@ -45,8 +45,8 @@ class DistanceFile:
     def __init__(self, file: str | os.PathLike[str] | None, key: list[Any], *, shared: bool) -> None:
         self.rank, self.world = (collective.rank(), collective.world_size()) if shared else (0, 1)
         self._key, self._found = key, dict[int, float]()
-        for part in shared_points.progress_files(file).values() if file is not None else ():
-            kept = read_json(part, "file of distances", WrittenDistances, 1024 * MEGABYTE)
+        for progress in shared_points.progress_files(file).values() if file is not None else ():
+            kept = read_json(progress, "file of distances", WrittenDistances, 1024 * MEGABYTE)
             if kept["key"] == key:  # otherwise it belongs to another search and is overwritten
                 self._found |= {int(row): math.inf if d is None else d for row, d in kept["found"].items()}
         if shared:
@@ -70,7 +70,7 @@ class DistanceFile:
     def all_of(self, index: Tensor, dtype: torch.dtype) -> Tensor:
         """(n,) distances of all processes, for the given rows."""
         every = [self._found] if self.world == 1 else collective.gather_objects(self._found)
-        found = {row: d for part in every for row, d in part.items()}
+        found = {row: d for share in every for row, d in share.items()}
         return torch.tensor([found[row] for row in index.tolist()], dtype=dtype)
 
 

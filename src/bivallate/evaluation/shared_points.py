@@ -34,7 +34,7 @@ __all__ = [
 
 Known = Callable[[State, Tensor, Path], State]
 
-PART = re.compile(r"\.(\d+)-of-(\d+)")
+OF_PROCESS = re.compile(r"\.(\d+)-of-(\d+)")
 LOOK = 0.5  # seconds between two reads of the other processes' progress
 
 
@@ -53,10 +53,10 @@ def progress_files(file: str | os.PathLike[str]) -> dict[tuple[int, int], Path]:
     """(rank, world) -> existing progress files, for any number of processes."""
     path = Path(file)
     found = {(0, 1): path} if path.exists() else {}
-    for part in path.parent.glob(f"{_escaped(path.name)}.*-of-*") if path.parent.is_dir() else ():
-        match = PART.fullmatch(part.name.removeprefix(path.name))
+    for place in path.parent.glob(f"{_escaped(path.name)}.*-of-*") if path.parent.is_dir() else ():
+        match = OF_PROCESS.fullmatch(place.name.removeprefix(path.name))
         if match:
-            found[int(match[1]), int(match[2])] = part
+            found[int(match[1]), int(match[2])] = place
     return found
 
 
@@ -74,8 +74,8 @@ def partial_files(place: Path | None, labels: Iterable[str]) -> dict[str, Path |
 def clear(*files: Path | None) -> None:
     """Remove the progress files of all processes, after the result is saved; only the first process does."""
     for file in files if collective.rank() == 0 else ():
-        for part in progress_files(file).values() if file is not None else ():
-            part.unlink(missing_ok=True)
+        for progress in progress_files(file).values() if file is not None else ():
+            progress.unlink(missing_ok=True)
 
 
 def own_progress_file(file: str | os.PathLike[str], n: int, key: str, known: Known, *, several: bool) -> Path:
@@ -173,7 +173,7 @@ class SharedProgress:
         self._look()
 
     def finish(self, state: State, n: int) -> State:
-        """Report that this part is done; the first process shows the others' progress until all are done.
+        """Report that this share is done; the first process shows the others' progress until all are done.
 
         Returns the state of all n points, on every process.
         """
@@ -193,10 +193,10 @@ class SharedProgress:
             return 1.0
         told = [collective.posted(f"{self._topic}/{rank}") for rank in range(collective.world_size())]
         every = [json.loads(text) for text in told if text is not None]
-        points, living = (sum(part[name] for part in every) for name in ("points", "living"))
-        fraction = sum(part["fraction"] * part["points"] for part in every) / max(1, points)
-        waits = [part["left"] for part in every]
+        points, living = (sum(share[name] for share in every) for name in ("points", "living"))
+        fraction = sum(share["fraction"] * share["points"] for share in every) / max(1, points)
+        waits = [share["left"] for share in every]
         left = None if None in waits else max(waits)
         whole = {"points": points, "living": living, "robust_accuracy": living / max(1, points)}
         self._show(replace(self._last, fraction=fraction, seconds_left=left, **whole))
-        return min(part["fraction"] for part in every)
+        return min(share["fraction"] for share in every)

@@ -146,9 +146,9 @@ def _described(
     std: Statistics,
 ) -> Classifier:
     """The module as a classifier whose `spec` says how to build it again."""
-    for part in module.modules():
-        if getattr(part, "inplace", False):  # would overwrite activations that a double backward reads
-            part.inplace = False
+    for layer in module.modules():
+        if getattr(layer, "inplace", False):  # would overwrite activations that a double backward reads
+            layer.inplace = False
     model = _wrapped(module, name, options, num_classes=num_classes, shape=shape, mean=mean, std=std)
     model.spec = {
         "name": f"timm:{name}",

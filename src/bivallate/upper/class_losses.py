@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from bivallate.errors import check_range, unknown
+from bivallate.errors import check_range
 from bivallate.lower.labels import label_loss
 from bivallate.lower.objective import kl
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import require_gathered
 from bivallate.parts import part
+from bivallate.renamed import renamed_fields
 from bivallate.roles import Composition
 from bivallate.types import Terms
 from bivallate.upper.loss import Loss
 
-PARTS = ("all", "anchor")
 
-
+@renamed_fields(part="weighs")
 @part
 class Reweighed(Loss):
-    """Another loss, with weights that multiply all of it, or its anchor instead of its robust part.
+    """Another loss, with weights that multiply all of it, or its anchor instead of its robust term.
 
     Attributes:
         loss: the host.
-        part: "all": the weights multiply robust + anchor; "anchor": robust and anchor are exchanged, so that
-            with TRADES the weights multiply the clean cross-entropy.
+        weighs: "all": the weights multiply robust + anchor; "anchor": robust and anchor are exchanged, so
+            that with TRADES the weights multiply the clean cross-entropy.
 
     Cost: the host's.
     """
 
     loss: Loss
-    part: Literal["all", "anchor"] = "all"
+    weighs: Literal["all", "anchor"] = "all"
 
-    def __post_init__(self) -> None:
-        if self.part not in PARTS:
-            raise unknown("part that is weighed", str(self.part), PARTS)
+    @staticmethod
+    def read_older(fields: dict[str, Any]) -> dict[str, Any]:
+        """Read `part`, the former name of `weighs`."""
+        return {"weighs" if name == "part" else name: value for name, value in fields.items()}
 
     def takes_two_labels(self) -> bool:
         """Whether the host does."""
@@ -45,7 +46,7 @@ class Reweighed(Loss):
 
     def __call__(self, problem: LowerProblem, x_adv: Tensor) -> Terms:
         terms = self.loss(problem, x_adv)
-        if self.part == "anchor":
+        if self.weighs == "anchor":
             return Terms(terms.anchor, terms.robust, terms.logits)
         whole = terms.robust + terms.anchor
         return Terms(whole, torch.zeros_like(whole), terms.logits)

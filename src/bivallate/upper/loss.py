@@ -1,6 +1,6 @@
-"""Losses of the upper level, one value an example, in two parts.
+"""Losses of the upper level, one value an example, in two terms.
 
-The example weights multiply the robust part, and not the anchor.
+The example weights multiply the robust term, and not the anchor.
 """
 
 from __future__ import annotations
