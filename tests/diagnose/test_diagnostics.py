@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bivallate import Linf, UserError, methods
 from bivallate.evaluation.geometry import agreement
+from bivallate.lower.distances import cosines
 from bivallate.method import facts_for
 from bivallate.reports.diagnostics.curves import learning_curves
 from bivallate.reports.diagnostics.fosc import fosc, fosc_traces
@@ -33,7 +34,6 @@ from bivallate.reports.diagnostics.weights import (
 )
 from bivallate.reports.diagnostics.weights_epochs import weights_by_margin, weights_over_epochs
 from bivallate.types import Clock
-from bivallate.upper.regulariser import cosines
 
 matplotlib.use("Agg")
 THREAT = Linf(0.1)

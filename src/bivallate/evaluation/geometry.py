@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from bivallate.errors import UserError
+from bivallate.lower.distances import cosines
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Solver
 from bivallate.lower.stop import Form, fosc
-from bivallate.upper.regulariser import cosines
 
 __all__ = ["agreement", "alignment", "fosc_after", "fosc_at"]
 

@@ -1,4 +1,4 @@
-"""Distances between two predictions, one value an example, for guided attacks and smoothness losses."""
+"""Distances between two predictions, and the cosine of two gradients, one value an example."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bivallate.errors import unknown
 
-__all__ = ["DISTANCES", "DistanceName", "check_distance", "jensen_shannon", "nuclear"]
+__all__ = ["DISTANCES", "DistanceName", "check_distance", "cosines", "jensen_shannon", "nuclear"]
 
 DistanceName = Literal["logits", "softmax", "nuclear", "jensen-shannon"]
 
@@ -54,3 +54,16 @@ def check_distance(name: str) -> None:
     """Raise UserError for an unknown distance."""
     if name not in DISTANCES:
         raise unknown("distance", str(name), DISTANCES)
+
+
+def cosines(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,) cosine of gradients a and b (B, ...), differentiable, and (B,) bool: both are non-zero.
+
+    Where one is zero the cosine is not defined, and the number says nothing: GradAlign leaves such examples
+    out, the diagnostic of alignment (`evaluation.geometry`) counts them as 1.
+    """
+    a, b = a.flatten(1), b.flatten(1)
+    defined = (a.detach().norm(dim=1) > 0) & (b.detach().norm(dim=1) > 0)
+    # the norm of a zero row has the derivative 0/0: replace zero rows before, not mask them afterwards
+    a, b = (torch.where(defined[:, None], g, 1.0) for g in (a, b))
+    return (a / a.norm(dim=1, keepdim=True) * (b / b.norm(dim=1, keepdim=True))).sum(1), defined

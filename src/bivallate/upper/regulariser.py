@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bivallate import collective
 from bivallate.errors import UserError
+from bivallate.lower.distances import cosines
 from bivallate.lower.labels import label_loss
 from bivallate.lower.modes import attacking, frozen
 from bivallate.lower.objective import CrossEntropy
@@ -102,19 +103,6 @@ class GradAlign(AroundLoss):
         # second-order halves, of g1 (and g0)
         problem.forward.passes.backward += (1 if self.detach else 2) * len(x)
         return cosines(g0, g1)
-
-
-def cosines(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """(B,) cosine of gradients a and b (B, ...), differentiable, and (B,) bool: both are non-zero.
-
-    Where one is zero the cosine is not defined, and the number says nothing: GradAlign leaves such examples
-    out, the diagnostic of alignment (`evaluation.geometry`) counts them as 1.
-    """
-    a, b = a.flatten(1), b.flatten(1)
-    defined = (a.detach().norm(dim=1) > 0) & (b.detach().norm(dim=1) > 0)
-    # the norm of a zero row has the derivative 0/0: replace zero rows before, not mask them afterwards
-    a, b = (torch.where(defined[:, None], g, 1.0) for g in (a, b))
-    return (a / a.norm(dim=1, keepdim=True) * (b / b.norm(dim=1, keepdim=True))).sum(1), defined
 
 
 def _input_gradient(problem: LowerProblem, x: Tensor, *, graph: bool) -> Tensor:
