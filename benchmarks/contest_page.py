@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.contest import PASSES, RECORDS, SEEDS, SETTINGS, chosen, trials, tuned
 from benchmarks.contest_entrants import ENTRANTS
-from bivallate.evaluation.statistics import Z95, welch
+from bivallate.evaluation.statistics import Z95, welch, wilson
 from bivallate.files import write_text
 from bivallate.style import COLOURS, figure, save, styled
 
@@ -116,26 +116,29 @@ def _worst(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> 
 
 
 def draw() -> None:
-    """Draw the plane of robust accuracy and RA-Tail-30 on held-out images, a panel for each table."""
+    """Draw everyone's values on held-out images and the interval of the best, a panel for each table."""
     panels = [(d, c) for d in SETTINGS for c in PASSES if len(tuned(d, c)) > 2]
     if not panels:
         return
     with styled():
-        fig, axes = figure(len(panels), width=2 if len(panels) > 1 else 1, height=3.0, squeeze=False)
+        fig, axes = figure(len(panels), width=2 if len(panels) > 1 else 1, height=3.6, squeeze=False)
         for ax, (data, cost) in zip(axes[0], panels, strict=True):
             composed = {e.name: e.composed for e in ENTRANTS[cost]}
-            for name, record in tuned(data, cost).items():
-                held, ours = record["held_out"], composed[name]
-                x, y = 100 * held["robust"], 100 * held["tail_30"]
-                ax.plot(x, y, "o" if ours else "s", color=COLOURS[0 if ours else 1], markersize=4)
-                ax.annotate(name, (x, y), xytext=(3, 2), textcoords="offset points", fontsize=5)
-            for ours, label in ((True, "composition"), (False, "catalogue")):
-                ax.plot(
-                    [], [], "o" if ours else "s", color=COLOURS[0 if ours else 1], markersize=4, label=label
-                )
+            best = sorted(tuned(data, cost).items(), key=lambda pair: pair[1]["held_out"]["robust"])
+            for place, (name, record) in enumerate(best):
+                held, paint = record["held_out"], COLOURS[0 if composed[name] else 1]
+                low, high = wilson(round(held["robust"] * held["n"]), held["n"])
+                each = [100 * _read(t.record)["held_out"]["robust"] for t in _in_order(data, cost, name)]
+                ax.hlines(place, 100 * low, 100 * high, color=paint, linewidth=1, alpha=0.6)
+                ax.plot(each, [place] * len(each), "o", mfc="none", color=paint, markersize=3)
+                ax.plot(100 * held["robust"], place, "o", color=paint, markersize=4)
+            ax.set_yticks(range(len(best)), [name for name, _ in best])
+            least = min(record["held_out"]["robust"] for _, record in best)
+            ax.set_xlim(left=100 * least - 3)
             ax.set_title(f"{TITLES[data]}, {WORDS[cost]}")
             ax.set_xlabel("robust, held out (%)")
-            ax.set_ylabel("weakest 30 % (%)")
+        for k, label in enumerate(("composition", "catalogue")):
+            axes[0][0].plot([], [], "o", color=COLOURS[k], markersize=4, label=label)
         axes[0][0].legend(loc="lower right")
         save(fig, FIGURE, ("svg",))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contest import SETTINGS
 from bivallate.evaluation.statistics import wilson
 from bivallate.reproduce.cell import slug
 from bivallate.reproduce.definition import is_of_cell
@@ -21,6 +22,7 @@ PAGES = {
     "catalogue": "methods",
     "defaults": "defaults",
     "bastion": "bastion",
+    "contest": "contest",
 }  # whose tables the records make
 
 
@@ -60,7 +62,7 @@ class Row:
 def every(results: Path) -> tuple[list[Row], int]:
     """(all rows, and how many records of the papers' tables are left out because their cell is defined
     otherwise now). The agreement of two AutoAttacks (results/autoattack) has a page of its own."""
-    rows = [*_catalogue(results), *_defaults(results), *_bastion(results)]
+    rows = [*_catalogue(results), *_defaults(results), *_bastion(results), *_contest(results)]
     left = 0
     for table in tables().values():
         for scale in SCALES:
@@ -146,6 +148,25 @@ def _bastion(results: Path) -> Iterator[Row]:
             figures = found["clean"], *_with_interval(found["robust"], points)
             rest = record["passes"], record["seed"], "ema", _commit(record["commit"])
             yield Row(*named, "tiny-cnn", "Linf 0.1", attack, where, points, *figures, *rest)
+
+
+def _contest(results: Path) -> Iterator[Row]:
+    for record in _read(results / "contest"):
+        setting = SETTINGS[record["data"]]
+        judged = [(record["judge"], "held out", record["held_out"])]
+        if test := record.get("test"):
+            judged.append((test["attack"], "test", test))
+        value = record["value"]
+        tuned = (
+            f"{record['parameter']} {value:.3g}"
+            if isinstance(value, float)
+            else f"{record['parameter']} {value}"
+        )
+        named = "contest", PAGES["contest"], f"{record['name']} ({tuned})", record["data"], setting.rows
+        for attack, where, found in judged:
+            figures = found["n"], found["clean"], *_with_interval(found["robust"], found["n"])
+            rest = record["passes"], record["seed"], "ema", _commit(record["commit"])
+            yield Row(*named, setting.network, f"Linf {_radius(setting.eps)}", attack, where, *figures, *rest)
 
 
 def _read(folder: Path) -> list[dict[str, Any]]:

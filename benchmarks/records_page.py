@@ -16,7 +16,7 @@ FEWEST = 3  # methods that a plot needs
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, FOOT = 420, 300, 40, 128, 8, 36
 LINE = 13  # pixels between two names
 COLUMNS = {  # heading -> explanation
-    "method": "as `bivallate methods` lists it; compositions of the table on bastion have names of their own",
+    "method": "as `bivallate methods` lists it; compositions have names of their own, on their pages",
     "data": "",
     "threat": "norm and radius in pixels of [0, 1]",
     "attack": "",

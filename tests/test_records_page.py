@@ -37,7 +37,9 @@ def test_every_record_is_shown() -> None:
     tables = sum(n for name, n in files.items() if name.startswith("T-"))
     assert sum(n for name, n in found.items() if name.startswith("T-")) + left == tables
     assert found["catalogue"] == 2 * files["catalogue"]  # best and last weights
-    assert (found["defaults"], found["bastion"]) == (files["defaults"], files["bastion"])
+    assert [found[name] for name in ("defaults", "bastion", "contest")] == [
+        files[name] for name in ("defaults", "bastion", "contest")
+    ]
     # of implementations, of number formats, of a card with a processor, of networks that begin with weights
     # whose passes are not theirs, of signals for the sentinel, of audits: on pages of their own
     comparisons = {"autoattack", "bfloat16", "device.json", "finetuning", "agreement", "smoothed"}
