@@ -171,12 +171,36 @@ def test_a_column_of_points(executed, tmp_path, monkeypatch, capsys) -> None:
         assert run(["compare", run_folder, "--attack", "fgsm", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["rows"][0]["loss"] is None
     assert torch.equal(Score.load(path).more["loss"], score.more["loss"])  # also where nobody declares it
+    with pytest.raises(UserError, match=r"belongs to another evaluation .* the columns kept differ"):
+        attack_and_score(model, data, ball, "pgd-2", n=40, resume=partial)
+    attack_and_score(model, data, ball, "pgd-2", n=40, resume=tmp_path / "fewer")
+    with restored_columns():
+        point_columns.MORE_COLUMNS["mine"] = logit_margin
+        with pytest.raises(UserError, match=r"belongs to another evaluation .* the columns kept differ"):
+            attack_and_score(model, data, ball, "pgd-2", n=40, resume=tmp_path / "fewer")
 
 
-@pytest.mark.parametrize("keys", [{"key": "n"}, {"key": "values"}, {"key": "x", "interval_key": "seed"}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"key": "n"},
+        {"key": "values"},
+        {"key": "x", "interval_key": "seed"},
+        {"key": "tail_30"},
+        {"key": "interval_95"},
+        {"key": "tail_30_interval_95"},
+        {"key": "clean_accuracy", "interval_key": "mine"},
+        {"key": "x", "interval_key": "robust_accuracy"},
+        {"key": "x", "interval_key": "clean_interval_95"},
+        {"key": "x", "interval_key": "x"},
+    ],
+    ids=str,
+)
 def test_a_metric_that_would_overwrite_an_entry_of_its_row_is_refused(keys) -> None:
+    before = metrics.METRICS
     with pytest.raises(UserError, match="another entry of the rows"):
-        metrics.Metric(title="mine", value=lambda score, _: 0.0, **keys)
+        metrics.add(metrics.Metric(title="mine", value=lambda score, _: 0.0, **keys))
+    assert metrics.METRICS is before
 
 
 def one_a_class(logits, y):

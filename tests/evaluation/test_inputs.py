@@ -13,6 +13,8 @@ from bivallate.audits.audit_model import audit
 from bivallate.errors import UserError
 from bivallate.evaluation import attack, attack_and_score, eps_curve, inference, minimal_distances, transfer
 from bivallate.evaluation.preflight import preflight
+from bivallate.evaluation.search import AimedDifference, AimedDLR, Restarts, ScaledPGD, Search, Targets
+from bivallate.lower.objective import CrossEntropy
 
 
 @pytest.mark.parametrize("kind", [torch.int32, torch.uint8, torch.int16])
@@ -189,3 +191,16 @@ def test_images_go_to_the_card_on_which_the_model_stays(asked, monkeypatch):
     with inference.for_inference(model, asked) as (module, device, _):
         assert module is model
         assert device == torch.device("cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("objective", "turns", "said"),
+    [
+        (CrossEntropy(), Targets(3), "mine: Targets need a function from targets to an objective"),
+        (AimedDLR(), Restarts(2), "mine: Restarts need an objective, such as CrossEntropy"),
+        (AimedDifference(), Restarts(1), "got AimedDifference"),
+    ],
+)
+def test_an_objective_that_does_not_fit_the_turns_is_refused(objective, turns, said):
+    with pytest.raises(UserError, match=said):
+        Search("mine", ScaledPGD(2), objective, turns)

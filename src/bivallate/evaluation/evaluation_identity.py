@@ -40,12 +40,12 @@ class Identity:
 
     @property
     def label(self) -> str:
-        """Weights and split, as a part of the file name."""
+        """Weights and split, as the file name has them."""
         return self.weights if self.split == "test" else f"{self.weights}-{self.split}"
 
     @property
     def subset_label(self) -> str:
-        """The chosen points, as a part of the file name; empty for all points."""
+        """The chosen points, as the file name has them; empty for all points."""
         return f"n{self.n}" if self.n is not None else f"first{self.first}" if self.first is not None else ""
 
     @property

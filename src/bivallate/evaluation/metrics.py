@@ -7,7 +7,9 @@ Example:
     attack broke, smallest first::
 
         lost = lambda score, _: score.clean_accuracy - score.robust_accuracy
-        metrics.METRICS = (*metrics.METRICS, Metric("lost", "lost %", lost, less_is_better=True))
+        metrics.add(metrics.Metric("lost", "lost %", lost, less_is_better=True))
+
+    `bivallate compare` on the command line knows the package's own metrics alone.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from bivallate.errors import UserError, unknown
 from bivallate.evaluation.progress_display import duration
 from bivallate.evaluation.score import Score
 
-__all__ = ["METRICS", "Metric", "TrainingCost", "by_key"]
+__all__ = ["METRICS", "Metric", "TrainingCost", "add", "by_key"]
 
 Interval = tuple[float, float]
 ROW_KEYS = {
@@ -49,7 +51,7 @@ class Metric:
     """One number of an evaluation, or of the training behind it.
 
     Attributes:
-        key: its name for `--sort` and in JSON; none of `ROW_KEYS`.
+        key: its name for `--sort` and in JSON.
         title: heading of its column; empty if it has no column.
         value: (score, training cost) -> the number; infinite if unknown.
         less_is_better: whether smaller values are better and sorted first.
@@ -63,8 +65,7 @@ class Metric:
         prefix: (score, names of the classes) -> text before the number, as the name of the worst class; None
             for no text.
 
-    Raises:
-        UserError: `key`, or the key of the interval, is another entry of the rows.
+    See `add`, which checks the keys.
     """
 
     key: str
@@ -77,11 +78,6 @@ class Metric:
     format: Callable[[float], str] | None = None
     companion_key: str = ""
     prefix: Callable[[Score, Sequence[str]], str] | None = None
-
-    def __post_init__(self) -> None:
-        for key in (self.key, self.json_key):
-            if key in ROW_KEYS:
-                raise UserError(f"{key!r} is another entry of the rows of `compare`; name it otherwise")
 
     @property
     def json_key(self) -> str:
@@ -133,6 +129,27 @@ def _gini(score: Score, training: TrainingCost | None) -> float:
     """The Gini coefficient; infinite if no class has a robust point."""
     coefficient = score.class_gini
     return math.inf if coefficient is None else coefficient
+
+
+def unique(metrics: tuple[Metric, ...]) -> tuple[Metric, ...]:
+    """The metrics, if every entry of a row has its own key.
+
+    Raises:
+        UserError: a metric's key, or that of its interval, is another metric's or one of `ROW_KEYS`.
+    """
+    taken = set(ROW_KEYS)
+    for metric in metrics:
+        for key in (metric.key, metric.json_key):
+            if key in taken:
+                raise UserError(f"{key!r} is another entry of the rows of `compare`; name it otherwise")
+            taken.add(key)
+    return metrics
+
+
+def add(metric: Metric) -> None:
+    """Add a metric to `METRICS`. Raises UserError if one of its keys is taken, see `unique`."""
+    global METRICS
+    METRICS = unique((*METRICS, metric))
 
 
 HEADLINE = Metric(
@@ -199,6 +216,7 @@ METRICS = (
     ),
     Metric("seconds", "", lambda score, _: score.seconds, less_is_better=True, format=seconds),
 )
+unique(METRICS)
 
 
 def by_key(key: str) -> Metric:

@@ -4,13 +4,13 @@ A further one is an entry of `MORE_COLUMNS`: it is computed at every verdict, sh
 resumed, and stored in `Score.more` and in the file of the result.
 
 Example:
-    The cross-entropy at the worst point found, and its mean as a column of a comparison; in the package, or
-    in a program that calls `bv.evaluate` and `bv.compare`. `F` is torch.nn.functional::
+    The cross-entropy at the worst point found, that of the lowest margin, and its mean as a column of a
+    comparison; in the package, or in a program that calls `bv.evaluate` and `bv.compare`, but not in a file
+    that the command line reads. `F` is torch.nn.functional::
 
         point_columns.MORE_COLUMNS["loss"] = lambda logits, y: F.cross_entropy(logits, y, reduction="none")
         mean = lambda score, _: score.mean_of("loss")
-        loss = metrics.Metric("loss", "loss", mean, less_is_better=True, format=metrics.number)
-        metrics.METRICS = (*metrics.METRICS, loss)
+        metrics.add(metrics.Metric("loss", "loss", mean, less_is_better=True, format=metrics.number))
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ MORE_COLUMNS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
 
 The value kept for a point is that of the clean image until an attack finds a lower margin. It stays that of
 the clean image where this is misclassified, and nobody attacks a point further that is broken.
+
+An unfinished evaluation knows its columns by their names: give another function another name, or delete the
+file in which the evaluation keeps its verdicts.
 """
 
 RESERVED = {*FILE_KEYS, *FILE_KEYS.values(), "index", "sample"}  # other entries of the files

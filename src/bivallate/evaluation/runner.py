@@ -7,6 +7,8 @@ The words of this file and of `state`:
 - pair: a point in a turn; piece: a batch of pairs in one stage, after which the state is saved;
 - together: turns that share a piece because few points are living;
 - living: not broken before the first turn of a piece, so that all turns of the piece attack it;
+- broken: leaves within the search if that stops at a clear success (lower/active_examples.py), with the
+  verdict (`State.enter`), and so before the next piece of other turns (`State.living`);
 - candidate: a perturbation that a search returns; verdict: what the model says about it in a fresh pass.
 """
 
@@ -250,8 +252,7 @@ class Runner:
     def _search(self, stage: Stage, batch: Batch, turn: Tensor, searcher: nn.Module) -> Candidates:
         """Search candidates for one batch of pairs on one copy of the model.
 
-        The noise belongs to the stage's name without the numbers at its end: the first restart of pgd-20-5
-        begins as that of pgd-20 does.
+        Noise belongs to a stage's name without its numbers: pgd-20-5 begins as pgd-20 does (see noise.py).
         """
         kind, turns = re.sub(r"(-\d+)*$", "", stage.name), turn.unique().tolist()
         epoch = zlib.crc32(kind.encode())  # a number for the stage, where training has the epoch

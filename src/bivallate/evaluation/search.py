@@ -68,7 +68,8 @@ def at_least_one(name: str, **counts: int) -> None:
 class Fooled(Stop):
     """Stops an example as soon as it is misclassified, so that any iterate may be the result.
 
-    For pgd-best and audits; APGD, FAB and Square let examples go by themselves (`leave`).
+    For pgd-best and audits; APGD and FAB let examples go by themselves (their field `leave`), and so does
+    Square.
     """
 
     def __call__(self, problem: LowerProblem) -> StopRule:
@@ -190,11 +191,14 @@ class Search:
     Attributes:
         name: of the stage.
         solver: of the lower problem.
-        objective: to maximise; with `Targets` a function targets (B,) -> objective. Square and random draws
-            use the margin only.
+        objective: to maximise; with `Targets` a function targets (B,) -> objective, such as `AimedDLR()`.
+            Square and random draws use the margin only.
         turns: `Restarts(n)` or `Targets(n)`.
 
     Cost: `cost()` passes a turn, and one forward for the verdict.
+
+    Raises:
+        UserError: a number is below 1, or the objective does not fit the turns.
     """
 
     name: str
@@ -206,6 +210,12 @@ class Search:
         budgets = {name: getattr(self.solver, name, 1) for name in ("steps", "queries", "searches")}
         word = "targets" if isinstance(self.turns, Targets) else "restarts"
         at_least_one(self.name, **budgets, **{word: getattr(self.turns, "n", 1)})
+        got = f"got {type(self.objective).__name__}()"  # a user's function is not looked into
+        if isinstance(self.turns, Restarts) and isinstance(self.objective, AimedDLR | AimedDifference):
+            raise UserError(f"{self.name}: Restarts need an objective, such as CrossEntropy(), {got}")
+        if isinstance(self.turns, Targets) and isinstance(self.objective, Objective):
+            wanted = "a function from targets to an objective, such as AimedDLR()"
+            raise UserError(f"{self.name}: Targets need {wanted}, {got}")
 
     def count(self, classes: int) -> int:
         """Number of turns for a model with `classes` classes."""

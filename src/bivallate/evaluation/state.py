@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -209,32 +209,38 @@ class State:
         """Read what `save` wrote. Raises UserError if it is damaged or belongs to another evaluation."""
         try:
             content = read_json(path, "progress file", WrittenState, 1024 * MEGABYTE)
-            stage, turn, offset = content["position"]
-            packed = content["columns"]
-            absent = [name for name in MORE_COLUMNS if name not in packed]
-            if absent:
-                raise UserError(f"it lacks {listed(absent)}")
-            state = cls(
-                **{name: unpacked(packed[key], key) for name, key in FILE_KEYS.items()},
-                sample=unpacked(packed["sample"], "sample"),
-                more={name: unpacked(packed[name], name) for name in MORE_COLUMNS},
-                batch_size=content["batch_size"],
-                threads=content["shares"],
-                classes=content["classes"],
-                position=Position(stage + 1, turn, offset),
-                passes=Passes(*content["passes"]),
-                seconds=content["seconds"],
-            )
-            state._check_columns()
+            state = cls._of(content) if content["key"] == key else None
         except UserError as error:
             raise UserError(
                 f"{path} cannot be resumed, it is not a progress file ({error}); delete it to begin anew"
             ) from error
-        if content["key"] != key:
+        if state is None:
             raise UserError(
-                f"{path} belongs to another evaluation (model, points, threat, attack or seed differ); "
-                "delete it or name another file"
+                f"{path} belongs to another evaluation (model, points, threat, attack, seed or the columns "
+                "kept differ); delete it or name another file"
             )
+        return state
+
+    @classmethod
+    def _of(cls, content: dict[str, Any]) -> State:
+        """The state in a file's content. Raises UserError if it is damaged."""
+        stage, turn, offset = content["position"]
+        packed = content["columns"]
+        absent = [name for name in MORE_COLUMNS if name not in packed]
+        if absent:
+            raise UserError(f"it lacks {listed(absent)}")
+        state = cls(
+            **{name: unpacked(packed[key], key) for name, key in FILE_KEYS.items()},
+            sample=unpacked(packed["sample"], "sample"),
+            more={name: unpacked(packed[name], name) for name in MORE_COLUMNS},
+            batch_size=content["batch_size"],
+            threads=content["shares"],
+            classes=content["classes"],
+            position=Position(stage + 1, turn, offset),
+            passes=Passes(*content["passes"]),
+            seconds=content["seconds"],
+        )
+        state._check_columns()
         return state
 
     def _check_columns(self) -> None:

@@ -1,7 +1,10 @@
-"""The direction of a step of gradient ascent, for solvers with a field `direction`.
+"""The direction of a step of gradient ascent: the step rule of solvers with a field `direction`.
 
 Chosen by the solver's field: `PGD(direction=Adam())`, or `--set solver.direction=Adam`. APGD, FAB, DeepFool
-and the single-step solvers with state choose their steps themselves.
+and the single-step solvers with state choose their steps themselves; a rule that also needs the objective's
+values is such a solver. An evaluation takes a direction in a stage,
+`bv.evaluate(..., attack=Search("pgd-adam", ScaledPGD(direction=Adam())))`; a name for it on the command line
+is a `family` in evaluation/attacks.py.
 """
 
 from __future__ import annotations

@@ -79,8 +79,8 @@ def _answers(session: Session, split: Split, rows: list[int]) -> np.ndarray:
     """The predicted class of each row (n,), in eval mode; the model's mode is restored."""
     with evaluating(session.model):
         images = (split.tensors(torch.tensor(rows[k : k + BATCH]))[0] for k in range(0, len(rows), BATCH))
-        parts = [call_unharmed(session.model, x.to(session.device)).argmax(1) for x in images]
-    return torch.cat(parts).cpu().numpy()
+        pieces = [call_unharmed(session.model, x.to(session.device)).argmax(1) for x in images]
+    return torch.cat(pieces).cpu().numpy()
 
 
 def likely_cause(session: Session, line: dict[str, Any]) -> str:

@@ -102,10 +102,10 @@ def clear_orphans(folder: Path) -> None:
     for bank in folder.glob(f"epoch-*{BANK}"):
         if bank.name.removesuffix(BANK) not in whole:
             remove(bank)
-    for part in folder.glob("epoch-*.rank-*.safetensors"):
-        match = rank_files.NAME.fullmatch(part.name)
+    for share in folder.glob("epoch-*.rank-*.safetensors"):
+        match = rank_files.NAME.fullmatch(share.name)
         if match and match["checkpoint"] not in whole:
-            remove(part)
+            remove(share)
 
 
 def list_all(folder: Path) -> list[Path]:

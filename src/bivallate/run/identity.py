@@ -20,5 +20,5 @@ def identity_of(config: Config, data: str, architecture: str) -> str:
         architecture: name of the network's architecture.
     """
     entry = portable(encode(config.set("device", "auto").set("threads", 0)))
-    parts = (json.dumps(entry, sort_keys=True), data, architecture)
-    return hashlib.blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
+    pieces = (json.dumps(entry, sort_keys=True), data, architecture)
+    return hashlib.blake2b("\n".join(pieces).encode(), digest_size=8).hexdigest()

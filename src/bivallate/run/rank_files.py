@@ -43,16 +43,16 @@ def write(folder: Path, name: str, tensors: Tensors, values: Values) -> dict[str
     own, shared = _marks(tensors, values), collective.broadcast_object(_marks(tensors, values))
     differing = {key for key, mark in own.items() if shared.get(key) != mark}
     header = {"format": FORMAT, "values": {k: v for k, v in values.items() if f"value {k}" in differing}}
-    part = {name: tensor for name, tensor in tensors.items() if f"tensor {name}" in differing}
+    share = {name: tensor for name, tensor in tensors.items() if f"tensor {name}" in differing}
     written, failed = dict[str, str](), None
     if differing:
         file = folder / f"{name}.rank-{collective.rank()}.safetensors"
         try:
-            written[file.name] = write_checksummed(file, part, header)
+            written[file.name] = write_checksummed(file, share, header)
         except UserError as error:
             failed = error
     collective.raise_on_all_ranks(failed)
-    return {file: mark for part in collective.gather_objects(written) for file, mark in part.items()}
+    return {file: mark for each in collective.gather_objects(written) for file, mark in each.items()}
 
 
 def _marks(tensors: Tensors, values: Values) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def _marks(tensors: Tensors, values: Values) -> dict[str, Any]:
 def overlaid(
     folder: Path, seals: dict[str, str], world: int | None, tensors: Tensors, values: Values
 ) -> None:
-    """Replace, in `tensors` and `values`, what the first process wrote by this process's own part.
+    """Replace, in `tensors` and `values`, what the first process wrote by this process's own share.
 
     This is done only if there are as many processes as when the checkpoint was written. The first process
     verifies the files of all.
@@ -81,7 +81,7 @@ def overlaid(
             continue
         header, more, found = read_checksummed(folder / Path(file).name)
         if header is None or found != mark:
-            raise UserError(f"{file} is not the part that this checkpoint was written with")
+            raise UserError(f"{file} is not the share that this checkpoint was written with")
         if own:
             tensors.update(more)
             values.update(header["values"])

@@ -49,7 +49,7 @@ Tell = Callable[[str], None]
 def reopened(
     folder: RunFolder, own: tuple[Config, Checkpoint | None] | None
 ) -> tuple[Config, Checkpoint | None]:
-    """Give all processes what the first one has found with `reopen`, each with its own part of the state.
+    """Give all processes what the first one has found with `reopen`, each with its own share of the state.
 
     Args:
         own: the result of `reopen` on the first process; None on the others.

@@ -161,16 +161,16 @@ class Session:
 
     def restore_learned(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Restore what `learned` gave; the attack has the steps that the sentinel has set."""
-        part = {name: section(tensors, name) for name in ("model", "optimizer", "method", "average")}
-        self.model.load_state_dict(renamed(part["model"], self.model.state_dict()))
+        kept = {name: section(tensors, name) for name in ("model", "optimizer", "method", "average")}
+        self.model.load_state_dict(renamed(kept["model"], self.model.state_dict()))
         numbers = values.get("optimizer", {})  # checkpoints that lack them were made without any
-        unpack_optimizer(self.optimizer, self.model, {**part["optimizer"], **numbers})
+        unpack_optimizer(self.optimizer, self.model, {**kept["optimizer"], **numbers})
         left = self.sentinel
         self.method = self.config.method.stepped(left.length, left.number or 1.0).bind(self._facts)
-        self.method.load_state_dict({**part["method"], **values["method"]})
+        self.method.load_state_dict({**kept["method"], **values["method"]})
         if self.average is not None:
             average = self.average.model
-            average.load_state_dict(renamed(part["average"], average.state_dict()))
+            average.load_state_dict(renamed(kept["average"], average.state_dict()))
             self.average.updates = values["average_updates"]
 
     def manifest(self) -> dict[str, Any]:

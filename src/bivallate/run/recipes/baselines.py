@@ -119,7 +119,7 @@ def ikl(task: Task) -> Config:
 
 
 def hat(task: Task) -> Config:
-    """HAT: 50 plain and 50 robust epochs, each part a triangle to 0.21; Nesterov; best epoch.
+    """HAT: 50 plain and 50 robust epochs, each half a triangle to 0.21; Nesterov; best epoch.
 
     Deviation: the public code holds nothing out and trains two networks.
     """
