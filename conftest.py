@@ -22,7 +22,7 @@ REGISTRIES: dict[tuple[str, str], Callable[[Any], Any]] = {
     ("bivallate.methods.entries", "_REGISTRY"): lambda entry: entry.make,
     ("bivallate.method", "MAKERS"): lambda make: make,
     ("bivallate.models.architectures", "_registry"): lambda entry: entry.build,
-    ("bivallate.evaluation.attacks", "_FAMILIES"): lambda entry: entry[0],
+    ("bivallate.evaluation.named_attacks", "_FAMILIES"): lambda entry: entry[0],
 }
 """Where a decorator enters what it decorates -> the class or function of an entry."""
 

@@ -26,7 +26,7 @@ import bivallate as bv
 from benchmarks.autoattack_tables import PARTS, agreement, read, speed
 from bivallate import models
 from bivallate.evaluation import EvaluationProgress, attack_and_score
-from bivallate.evaluation.attacks import square
+from bivallate.evaluation.named_attacks import square
 from bivallate.files import write_json
 from bivallate.lower.square import Square
 from bivallate.method import facts_for

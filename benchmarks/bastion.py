@@ -31,7 +31,7 @@ from bivallate.lower.curriculum import Curriculum
 from bivallate.lower.pgd import PGD
 from bivallate.lower.start import uniform
 from bivallate.method import facts_for
-from bivallate.methods.bastion import growth
+from bivallate.methods.composed import growth
 from bivallate.methods.entries import create
 from bivallate.reports.cards import PARTS, one_line
 from bivallate.reproduce.machine import commit, machine

@@ -23,7 +23,7 @@ from benchmarks.device_suite import Place, Question, Row
 from bivallate.data import Dataset
 from bivallate.errors import UserError
 from bivallate.evaluation import attack_and_score
-from bivallate.evaluation.attacks import ensemble
+from bivallate.evaluation.named_attacks import ensemble
 from bivallate.lower.apgd import APGD
 from bivallate.lower.fab import FAB
 from bivallate.lower.square import Square

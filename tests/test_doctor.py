@@ -7,7 +7,7 @@ from importlib import metadata
 
 import pytest
 
-from bivallate import cli, doctor
+from bivallate import cli, installation
 
 
 def doctored(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, dict[str, object]]]:
@@ -32,7 +32,7 @@ def test_a_package_that_is_too_old_or_missing(monkeypatch, capsys) -> None:
             raise metadata.PackageNotFoundError(name)
         return "0.1" if name == "scipy" else real(name)
 
-    monkeypatch.setattr(doctor.metadata, "version", version)
+    monkeypatch.setattr(installation.metadata, "version", version)
     status, found = doctored(capsys, "--no-self-test")
     assert status == 1
     assert {name for name, one in found.items() if not one["ok"]} == {"rich", "scipy"}
@@ -41,8 +41,8 @@ def test_a_package_that_is_too_old_or_missing(monkeypatch, capsys) -> None:
 
 
 def test_what_breaks_in_the_self_test_is_a_finding(monkeypatch) -> None:
-    monkeypatch.setattr(doctor, "train", lambda *_, **__: 1 / 0)
-    found = {one.name: one for one in doctor.self_test()}
+    monkeypatch.setattr(installation, "train", lambda *_, **__: 1 / 0)
+    found = {one.name: one for one in installation.self_test()}
     assert not found["training, saving, loading"].ok
     assert "ZeroDivisionError" in found["training, saving, loading"].value
     assert found["a gradient against finite differences"].ok

@@ -59,7 +59,7 @@ LAYERS = [
     {"gradcheck", "run"},
     {"reports"},
     {"audits", "demo", "reproduce"},
-    {"doctor"},
+    {"installation"},
     {"commands"},
     {"cli"},
     {"__main__"},

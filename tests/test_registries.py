@@ -10,7 +10,7 @@ from conftest import REGISTRIES, of_the_package, restored, tables
 
 import bivallate as bv
 from bivallate import models
-from bivallate.evaluation.attacks import Attack, family
+from bivallate.evaluation.named_attacks import Attack, family
 from bivallate.lower.problem import LowerProblem
 from bivallate.methods.entries import MAKERS, registry
 from bivallate.part_kinds import load_own as load_own_parts

@@ -18,7 +18,7 @@ from bivallate.audits.result import AuditProgress
 from bivallate.audits.surrogates import StraightThrough, SurrogateSearch, linear_imitation
 from bivallate.cli import run
 from bivallate.evaluation import Attack, Search, attack_and_score
-from bivallate.evaluation.attacks import noise as draws
+from bivallate.evaluation.named_attacks import noise as draws
 from bivallate.run.config import Validation
 
 

@@ -16,7 +16,7 @@ import bivallate as bv
 from bivallate import cli
 from bivallate.cli import APP, run
 from bivallate.commands import COMMANDS, source_catalogue
-from bivallate.evaluation.attacks import attacks
+from bivallate.evaluation.named_attacks import attacks
 from bivallate.methods.entries import registry
 
 HEAVY = ("torch", "numpy", "scipy", "sklearn", "matplotlib", "PIL", "pyarrow")

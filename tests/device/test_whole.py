@@ -10,7 +10,7 @@ import torch
 
 import bivallate as bv
 from bivallate.evaluation import attack_and_score
-from bivallate.evaluation.attacks import attacks
+from bivallate.evaluation.named_attacks import attacks
 from bivallate.run.progress import Progress
 
 NAMES = {  # each family, in a few steps

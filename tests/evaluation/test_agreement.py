@@ -7,7 +7,7 @@ import torch
 
 import bivallate as bv
 from bivallate.evaluation import attack_and_score
-from bivallate.evaluation.attacks import ensemble
+from bivallate.evaluation.named_attacks import ensemble
 from bivallate.lower.apgd import APGD
 from bivallate.lower.fab import FAB
 from bivallate.lower.square import Square

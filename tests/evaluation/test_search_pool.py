@@ -8,7 +8,7 @@ from torch import nn
 
 import bivallate as bv
 from bivallate.evaluation import new_runner, runner
-from bivallate.evaluation.attacks import Attack, auto_pgd, square, targeted_auto_pgd
+from bivallate.evaluation.named_attacks import Attack, auto_pgd, square, targeted_auto_pgd
 from bivallate.evaluation.search_pool import SearchPool
 from bivallate.lower.square import Square
 

@@ -16,8 +16,8 @@ import bivallate as bv
 from bivallate import collective
 from bivallate.audits.audit_model import audit
 from bivallate.evaluation import attack_and_score, attack_named, new_runner, shared_points
-from bivallate.evaluation.attacks import Attack
 from bivallate.evaluation.distance_file import DistanceFile
+from bivallate.evaluation.named_attacks import Attack
 from bivallate.evaluation.runner import Runner
 from bivallate.evaluation.score import Score
 from bivallate.evaluation.search import AimedDifference, Restarts, ScaledPGD, Search, Targets

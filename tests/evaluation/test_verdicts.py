@@ -12,8 +12,8 @@ from torch import nn
 import bivallate as bv
 from bivallate.errors import UserError
 from bivallate.evaluation import Attack, Score, attack, attack_and_score, attack_named
-from bivallate.evaluation.attacks import noise as draws
 from bivallate.evaluation.inference import for_inference
+from bivallate.evaluation.named_attacks import noise as draws
 from bivallate.evaluation.new_runner import new_runner
 from bivallate.evaluation.points import as_points
 from bivallate.evaluation.state import Position

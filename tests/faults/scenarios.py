@@ -14,7 +14,7 @@ from typing import Any
 
 import bivallate as bv
 from bivallate.evaluation import Score, attack_and_score
-from bivallate.evaluation.attacks import attack_named
+from bivallate.evaluation.named_attacks import attack_named
 from bivallate.run import checkpoint, sentinel_loop
 from bivallate.run.config import Config, Validation
 from bivallate.run.reopen import FREE, ORIGIN, differing

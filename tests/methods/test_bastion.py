@@ -18,7 +18,7 @@ import bivallate as bv
 from bivallate import Linf, Method, methods
 from bivallate.lower.start import uniform
 from bivallate.method import facts_for
-from bivallate.methods.bastion import epochs_within
+from bivallate.methods.composed import epochs_within
 from bivallate.reproduce.cell import configure
 from bivallate.reproduce.paper_table import Scale
 from bivallate.reproduce.papers.catalogue import find

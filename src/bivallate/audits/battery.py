@@ -13,7 +13,7 @@ from bivallate.audits.plan import Plan
 from bivallate.audits.result import AuditProgress, CostEstimate
 from bivallate.audits.surrogates import Rescaled, StraightThrough, SurrogateSearch, linear_imitation
 from bivallate.evaluation.attack_functions import attack_and_score
-from bivallate.evaluation.attacks import (
+from bivallate.evaluation.named_attacks import (
     Attack,
     Stage,
     auto_pgd,

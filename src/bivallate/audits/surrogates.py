@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bivallate.evaluation.attacks import Stage
+from bivallate.evaluation.named_attacks import Stage
 from bivallate.lower.forward import Forward
 from bivallate.lower.input_guard import call_unharmed
 from bivallate.lower.problem import LowerProblem

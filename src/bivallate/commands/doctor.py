@@ -22,10 +22,10 @@ def doctor(*, data_dir: DataFolder | None = None, self_test: bool = True, json: 
     json
         print the findings as JSON.
     """
-    from bivallate import doctor as physician
+    from bivallate import installation
 
     found = []
-    parts = [physician.examine(data_dir)] + ([physician.self_test()] if self_test else [])
+    parts = [installation.examine(data_dir)] + ([installation.self_test()] if self_test else [])
     for finding in (one for part in parts for one in part):
         found.append(finding)
         if not json:

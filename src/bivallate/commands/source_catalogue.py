@@ -52,7 +52,7 @@ def in_the_source() -> list[DeclaredMethod]:
 
 
 def attacks() -> dict[str, str]:
-    """Name pattern -> description of every attack, in the order of `bivallate.evaluation.attacks`."""
+    """Name pattern -> description of every attack, in the order of `bivallate.evaluation.named_attacks`."""
     return {given[1]: given[2] for given, _, _ in _decorated("evaluation", "family")}
 
 

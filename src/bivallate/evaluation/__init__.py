@@ -2,10 +2,10 @@
 
 from bivallate.evaluation.attack_functions import attack, attack_and_score
 from bivallate.evaluation.attacked_images import AttackedImages, craft
-from bivallate.evaluation.attacks import Attack, Stage, attack_named, attacks
 from bivallate.evaluation.evaluation_identity import Identity, evaluation_name
 from bivallate.evaluation.evaluation_options import EvaluationOptions
 from bivallate.evaluation.evaluation_progress import EvaluationProgress
+from bivallate.evaluation.named_attacks import Attack, Stage, attack_named, attacks
 from bivallate.evaluation.predictions import Prediction, predict
 from bivallate.evaluation.score import Score
 from bivallate.evaluation.search import Restarts, ScaledPGD, Search, Targets

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from bivallate import collective
 from bivallate.errors import UserError, check_seed, python_arguments
 from bivallate.evaluation import shared_points
-from bivallate.evaluation.attacks import Attack, Stage, attack_named
 from bivallate.evaluation.evaluation_identity import Identity
 from bivallate.evaluation.evaluation_progress import EvaluationProgress
 from bivallate.evaluation.inference import for_inference
+from bivallate.evaluation.named_attacks import Attack, Stage, attack_named
 from bivallate.evaluation.new_runner import new_runner, use_precision
 from bivallate.evaluation.point_columns import MORE_COLUMNS
 from bivallate.evaluation.points import (

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bivallate.data.dataset import Split
 from bivallate.evaluation.attack_functions import attack_rows
-from bivallate.evaluation.attacks import Attack, Stage, attack_named
+from bivallate.evaluation.named_attacks import Attack, Stage, attack_named
 from bivallate.evaluation.points import as_points, check_threat, select
 from bivallate.evaluation.predictions import logits_on
 from bivallate.lower.threat import ThreatModel

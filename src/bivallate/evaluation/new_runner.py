@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError, unknown
-from bivallate.evaluation.attacks import Attack
 from bivallate.evaluation.batch_size import estimate_batch, example_work
 from bivallate.evaluation.inference import CallableModule
+from bivallate.evaluation.named_attacks import Attack
 from bivallate.evaluation.points import Points, check_images
 from bivallate.evaluation.runner import Runner
 from bivallate.evaluation.search import at_least_one

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.evaluation.attack_functions import attack as adversarial
-from bivallate.evaluation.attacks import Attack, Stage, attack_named
 from bivallate.evaluation.inference import for_inference
+from bivallate.evaluation.named_attacks import Attack, Stage, attack_named
 from bivallate.evaluation.verify import logits_of
 from bivallate.lower.threat import ThreatModel
 from bivallate.types import Passes

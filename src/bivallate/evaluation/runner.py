@@ -29,10 +29,10 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError
-from bivallate.evaluation.attacks import Attack, Stage
 from bivallate.evaluation.batch_size import NO_ROOM
 from bivallate.evaluation.evaluation_progress import EvaluationProgress
 from bivallate.evaluation.full_precision import full_float32
+from bivallate.evaluation.named_attacks import Attack, Stage
 from bivallate.evaluation.point_columns import ROBUST
 from bivallate.evaluation.points import Points, check_images, check_labels, whole_labels
 from bivallate.evaluation.search import stage_bears_rounding

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from bivallate.errors import UserError, check_seed, python_arguments
 from bivallate.evaluation.attack_functions import attack_and_score, attack_rows
-from bivallate.evaluation.attacks import Attack, Stage, attack_named
 from bivallate.evaluation.distance_file import DistanceFile
 from bivallate.evaluation.evaluation_progress import EvaluationProgress, Searched
 from bivallate.evaluation.inference import for_inference
+from bivallate.evaluation.named_attacks import Attack, Stage, attack_named
 from bivallate.evaluation.points import (
     as_points,
     check_images,

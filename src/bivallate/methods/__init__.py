@@ -2,7 +2,7 @@
 
 from bivallate.methods.adaptive import curriculum, dynamic, fat, fat_trades
 from bivallate.methods.amortised import atta, atta_trades, free_at, yopo
-from bivallate.methods.bastion import bastion
+from bivallate.methods.composed import bastion
 from bivallate.methods.decoupled import ikl
 from bivallate.methods.done import done_adam, done_gd, done_pgd
 from bivallate.methods.fair import cfa, cfol, dafa, faal, wat

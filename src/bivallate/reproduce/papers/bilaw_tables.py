@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bivallate.methods.bastion import epochs_within
+from bivallate.methods.composed import epochs_within
 from bivallate.reproduce.cell import Cell, Measure
 from bivallate.reproduce.paper_table import Claim, PaperTable, asked
 from bivallate.reproduce.scaling import NARROW_NOTE, narrow

@@ -22,7 +22,7 @@ from bivallate.lower.curriculum import Curriculum
 from bivallate.lower.pgd import PGD
 from bivallate.lower.stop import FOSCBelow
 from bivallate.method import Method
-from bivallate.methods.bastion import epochs_within
+from bivallate.methods.composed import epochs_within
 from bivallate.run.config import Config
 from bivallate.run.defaults import defaults
 from bivallate.run.optim import SGD, AdamW, Cosine, MultiStep, Triangle
