@@ -36,7 +36,8 @@ from bivallate.reproduce.running import cut
 from bivallate.reproduce.running import trained as finished
 from bivallate.run.config import Config, Data, Model, Precision, Validation
 from bivallate.run.from_config import load_data
-from bivallate.run.optim import SGD, Triangle
+from bivallate.run.optim import SGD
+from bivallate.run.rates import Triangle
 from bivallate.run.resuming import computable
 from bivallate.run.sentinel import Sentinel
 from bivallate.run.trainer import limit_threads

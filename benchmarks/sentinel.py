@@ -28,7 +28,7 @@ from bivallate.methods.entries import create
 from bivallate.reports.diagnostics.diagnostic import Diagnostic
 from bivallate.reproduce.machine import commit
 from bivallate.run.config import Validation
-from bivallate.run.optim import Cosine, Rate
+from bivallate.run.rates import Cosine, Rate
 from bivallate.run.sentinel import Sentinel
 from bivallate.style import COLOURS, figure
 

@@ -4,8 +4,10 @@ step <- run, evaluate <- reports, cli."""
 from __future__ import annotations
 
 import ast
+import importlib
 import random
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from tests.import_graph import (
 )
 
 import bivallate
+from bivallate.commands import COMMANDS
 
 FILES = sorted(ROOT.rglob("*.py"))
 
@@ -246,12 +249,25 @@ def test_names_that_say_nothing_are_not_used() -> None:
 
 
 def test_a_file_stem_stands_once() -> None:
-    """But for the commands, which bear the names that are typed."""
+    """But for the files that hold the command of their name, which is typed."""
     stems: dict[str, list[str]] = {}
+    of_commands = {Path(c.place.partition(":")[0]).stem: c.place.partition(":")[2] for c in COMMANDS.values()}
     for path in FILES:
-        if path.stem != "__init__" and own(path) != "commands":
+        typed = own(path) == "commands" and of_commands.get(path.stem) == path.stem
+        if path.stem != "__init__" and not typed:
             stems.setdefault(path.stem, []).append(str(path.relative_to(ROOT)))
     assert {stem: where for stem, where in stems.items() if len(where) > 1} == {}
+
+
+def test_no_name_of_a_package_hides_a_module_of_it() -> None:
+    """`import bivallate.evaluation.attacks as m` would give what the package has under that name."""
+    hidden = []
+    for module in MODULES:
+        above, _, name = module.rpartition(".")
+        if above and name != "__main__":
+            loaded = importlib.import_module(module)
+            hidden += [module] if getattr(sys.modules[above], name) is not loaded else []
+    assert not hidden
 
 
 def test_a_class_name_stands_once() -> None:
@@ -275,6 +291,21 @@ LONG = {
     "run/training.py: train",
 }
 """What is longer than the rule has it, for the reasons in CONTRIBUTING.md: may only become shorter."""
+
+
+def test_contributing_names_what_is_longer() -> None:
+    text = (ROOT.parents[1] / "CONTRIBUTING.md").read_text()
+    rule = text[text.index("11. Small rooms") : text.index("**New records**")]
+    told, folder, functions = set[str](), "", list[str]()
+    for word in re.findall(r"`([^`]+)`", rule.partition("too:")[2]):
+        if word.endswith("/"):
+            folder = word
+        elif word.endswith(".py"):
+            told |= {f"{folder}{word}: {function}" for function in functions}
+            functions = []
+        else:
+            functions.append(word)
+    assert (told, functions) == (LONG, [])
 
 
 def test_rooms_are_small() -> None:

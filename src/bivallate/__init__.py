@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from bivallate.run.execution import Run
     from bivallate.run.load_model import load
     from bivallate.run.logger import Logger
-    from bivallate.run.optim import SGD, AdamW, Cosine, Flat, MultiStep, Triangle
+    from bivallate.run.optim import SGD, AdamW
+    from bivallate.run.rates import Cosine, Flat, MultiStep, Triangle
     from bivallate.run.resuming import resume
     from bivallate.run.training import train
     from bivallate.step import train_step
@@ -179,11 +180,11 @@ _PLACES = {
     "load": "bivallate.run.load_model",
     "Logger": "bivallate.run.logger",
     "AdamW": "bivallate.run.optim",
-    "Cosine": "bivallate.run.optim",
-    "Flat": "bivallate.run.optim",
-    "MultiStep": "bivallate.run.optim",
+    "Cosine": "bivallate.run.rates",
+    "Flat": "bivallate.run.rates",
+    "MultiStep": "bivallate.run.rates",
     "SGD": "bivallate.run.optim",
-    "Triangle": "bivallate.run.optim",
+    "Triangle": "bivallate.run.rates",
     "resume": "bivallate.run.resuming",
     "train_step": "bivallate.step",
     "Batch": "bivallate.types",

@@ -12,8 +12,9 @@ import bivallate as bv
 from bivallate.run.chance import chance_warning, likely_cause
 from bivallate.run.config import Validation
 from bivallate.run.from_config import create_model
-from bivallate.run.optim import SGD, Flat
+from bivallate.run.optim import SGD
 from bivallate.run.progress import describe, legend
+from bivallate.run.rates import Flat
 from bivallate.run.sentinel import Sentinel
 from bivallate.run.session import Session
 from bivallate.run.signals import Interrupted

@@ -21,8 +21,8 @@ from bivallate.run.averaging import SWA, Cyclic
 from bivallate.run.config import Config, Model
 from bivallate.run.cycles import Cycles
 from bivallate.run.more_epochs import effects_of_more_epochs, fractions_of_epochs, length_dependent
-from bivallate.run.optim import Cosine, Flat, MultiStep, Triangle
 from bivallate.run.phases import Phase
+from bivallate.run.rates import Cosine, Flat, MultiStep, Triangle
 from bivallate.run.trainer import Trainer
 
 L8 = bv.Linf(8 / 255)

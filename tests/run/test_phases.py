@@ -11,9 +11,10 @@ import bivallate as bv
 from bivallate.data import Augment, Batches
 from bivallate.errors import UserError
 from bivallate.run.config import Config, Model, Validation
-from bivallate.run.optim import SGD, Pieces
+from bivallate.run.optim import SGD
 from bivallate.run.phases import Phase, phase_at
 from bivallate.run.progress import Progress
+from bivallate.run.rates import Pieces
 from bivallate.run.recipes.published import recipe_for
 from bivallate.run.signals import Interrupted
 from bivallate.types import Clock

@@ -11,7 +11,8 @@ from bivallate.cli import run
 from bivallate.lower.stop import FOSCBelow
 from bivallate.methods.entries import create
 from bivallate.run.config import Config
-from bivallate.run.optim import SGD, AdamW, Triangle
+from bivallate.run.optim import SGD, AdamW
+from bivallate.run.rates import Triangle
 from bivallate.run.recipes.published import RECIPES, recipe_for
 from bivallate.schedule import value_at
 from bivallate.types import Clock

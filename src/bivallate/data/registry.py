@@ -94,6 +94,8 @@ class KnownDataset:
     usual: TrainingDefaults = TrainingDefaults()
 
 
+# The radii and rates of `usual` that are not everyone's are written out in the help of `bivallate train`, too
+# (commands/train.py, `eps` and `lr`); recipes that differ for a set ask for its name in run/recipes/task.py.
 KNOWN: dict[str, KnownDataset] = {
     known.name: known
     for known in (

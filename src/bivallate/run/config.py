@@ -17,8 +17,9 @@ from bivallate.run.averaging import Averaging, average_setting
 from bivallate.run.config_parts import Data, Model, Validation
 from bivallate.run.folder import FIRST_LINE
 from bivallate.run.initial import Init
-from bivallate.run.optim import SGD, Cosine, Flat, MultiStep, OptimizerSpec, Rate, Triangle
+from bivallate.run.optim import SGD, OptimizerSpec
 from bivallate.run.phases import Phase, check_phases
+from bivallate.run.rates import Cosine, Flat, MultiStep, Rate, Triangle
 from bivallate.run.sentinel import Sentinel
 from bivallate.schema import MEGABYTE, check_fits, parse, read_text
 from bivallate.toml import to_toml

@@ -14,7 +14,7 @@ from bivallate.errors import UserError, check_range
 from bivallate.lower.modes import evaluating
 from bivallate.models import Classifier
 from bivallate.parts import part
-from bivallate.run.optim import epoch_of
+from bivallate.run.rates import epoch_of
 
 
 @part

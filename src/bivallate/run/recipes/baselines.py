@@ -13,7 +13,8 @@ from bivallate.lower.objective import MarginWeighted
 from bivallate.lower.pgd import PGD
 from bivallate.lower.replay import YOPO
 from bivallate.run.config import Config
-from bivallate.run.optim import SGD, Cosine, Flat, MultiStep, Pieces, Triangle
+from bivallate.run.optim import SGD
+from bivallate.run.rates import Cosine, Flat, MultiStep, Pieces, Triangle
 from bivallate.run.recipes.task import Task
 from bivallate.upper.loss import Trades
 from bivallate.weighting.rules import WMMR

@@ -7,7 +7,8 @@ there. The public code takes the last weights or chooses on test data, in some c
 from __future__ import annotations
 
 from bivallate.run.config import Config
-from bivallate.run.optim import SGD, MultiStep
+from bivallate.run.optim import SGD
+from bivallate.run.rates import MultiStep
 from bivallate.run.recipes.task import Task
 
 __all__ = ["BY_METHOD"]

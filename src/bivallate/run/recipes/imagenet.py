@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from bivallate.run.config import Config
-from bivallate.run.optim import SGD, Pieces
+from bivallate.run.optim import SGD
 from bivallate.run.phases import Phase
+from bivallate.run.rates import Pieces
 from bivallate.run.recipes.task import Task
 
 __all__ = ["imagenet"]

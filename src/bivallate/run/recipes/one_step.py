@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 
 from bivallate.run.config import Config
-from bivallate.run.optim import SGD, Cosine, MultiStep, Pieces, Rate, Triangle
+from bivallate.run.optim import SGD
+from bivallate.run.rates import Cosine, MultiStep, Pieces, Rate, Triangle
 from bivallate.run.recipes.task import Task
 
 __all__ = ["BY_METHOD"]

@@ -25,7 +25,8 @@ from bivallate.method import Method
 from bivallate.methods.composed import epochs_within
 from bivallate.run.config import Config
 from bivallate.run.defaults import defaults
-from bivallate.run.optim import SGD, AdamW, Cosine, MultiStep, Triangle
+from bivallate.run.optim import SGD, AdamW
+from bivallate.run.rates import Cosine, MultiStep, Triangle
 from bivallate.run.recipes import baselines, class_wise, imagenet, one_step
 from bivallate.run.recipes.task import Task
 from bivallate.upper.loss import Mart
@@ -82,9 +83,8 @@ def bilaw(task: Task) -> Config:
 
 def dynamic(task: Task) -> Config:
     """Dynamic AT: 120 epochs on all rows, 0.01 divided by 10 at 60 and 100; MNIST 50 epochs, at 20 and 40."""
-    if not task.handwriting:
-        epochs, at = 120, (60 / 120, 100 / 120)
-    else:
+    epochs, at = 120, (60 / 120, 100 / 120)
+    if task.handwriting:
         epochs, at = 50, (20 / 50, 40 / 50)
         solver = task.method.solver
         if isinstance(getattr(solver, "stop", None), FOSCBelow):

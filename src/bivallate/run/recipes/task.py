@@ -14,7 +14,8 @@ from bivallate.method import Method
 from bivallate.methods.entries import create
 from bivallate.methods.entries import registry as method_registry
 from bivallate.run.config import Config, Data, Model, Validation
-from bivallate.run.optim import OptimizerSpec, Rate
+from bivallate.run.optim import OptimizerSpec
+from bivallate.run.rates import Rate
 
 CROP_FLIP = "crop:4,flip"
 
