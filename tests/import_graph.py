@@ -124,4 +124,4 @@ def wrong_arrows(graph: Graph, ring: list[Arrow], rank: Mapping[str, int]) -> li
     circle.
     """
     alone = [arrow for arrow in ring if not circle(graph, without=arrow)] or ring
-    return [(a, b) for a, b in alone if rank.get(room(a), -1) < rank.get(room(b), -1)] or alone
+    return [(a, b) for a, b in alone if rank[room(a)] < rank[room(b)]] or alone

@@ -175,7 +175,7 @@ MISTAKES = {
     ),
     "unknown part": (["train", "at", "--set", "coupling=Detachd"], "did you mean 'Detached'"),
     "no value": (["train", "at", "--set", "solver.steps"], "KEY=VALUE"),
-    "text for a number": (["train", "at", "--set", "solver.steps=many"], "must be a number"),
+    "text for a number": (["train", "at", "--set", "solver.steps=many"], "must be a whole number"),
     "half a step": (["train", "at", "--set", "steps=1.5"], "whole number"),
     "negative steps": (["train", "at", "--set", "steps=-3"], "at least 0"),
     "zero epochs": (["train", "at", "--epochs", "0"], "epochs"),

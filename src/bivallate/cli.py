@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 from cyclopts import App, CoercionError, CycloptsError, UnknownOptionError, ValidationError, _convert
 
-from bivallate import __version__
 from bivallate.commands import COMMANDS
 from bivallate.errors import RankError, UserError
 from bivallate.from_text import whole_number
@@ -21,6 +20,7 @@ from bivallate.run.signals import Interrupted
 from bivallate.safe_streams import safe_streams
 from bivallate.startup_interrupt import hand_over_interrupts
 from bivallate.terminal import literal_console, say
+from bivallate.version import __version__
 
 
 def _whole(text: str) -> int:
