@@ -133,6 +133,11 @@ def remove(path: Path) -> None:
         raise UserError(f"cannot remove {error.filename or path}: {error.strerror or error}") from error
 
 
+def json_files(folder: Path) -> list[Path]:
+    """The JSON files in a folder, by name, without hidden ones such as the `._x.json` of macOS."""
+    return sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
+
+
 def is_temporary(name: str) -> bool:
     """Whether a name is that of an unfinished temporary file of `write_whole`."""
     return bool(TEMPORARY.fullmatch(name) or EARLIER.fullmatch(name))

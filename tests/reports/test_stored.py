@@ -150,6 +150,12 @@ def test_a_damaged_evaluation_is_told_whatever_its_name(pair, capsys, kind, name
     assert name in capsys.readouterr().err
 
 
+def test_what_a_file_system_leaves_beside_an_evaluation_is_no_evaluation(pair):
+    own = only(pair[0])
+    own.path.with_name(f"._{own.path.name}").write_bytes(b"\x00\x05\x16\x07")
+    assert only(pair[0]).path == own.path
+
+
 @pytest.mark.parametrize("name", [*NAMED, "last-validation-linf-0.15-fgsm-seed0-first7.json"])
 @pytest.mark.parametrize("given", ["null", None, Identity(weights="", split="", first=7).to_json()])
 def test_no_name_takes_the_place_of_an_identity(pair, capsys, given, name):

@@ -14,6 +14,7 @@ from bivallate.errors import UserError, check_options
 from bivallate.evaluation.progress_display import progress_callback
 from bivallate.evaluation.significance import same_threat
 from bivallate.evaluation.statistics import FEWEST_POINTS
+from bivallate.files import json_files
 from bivallate.lower.threat import ThreatModel
 from bivallate.reports.stored_evaluations import STALE, RunFingerprints, read_evaluation
 from bivallate.reports.strength import strongest_first
@@ -143,7 +144,7 @@ def kept_claim(folder: Path, weights: str, threat: Any, points: int) -> tuple[fl
         (robust accuracy in [0, 1], where it comes from); (None, "") if there is none.
     """
     found, fingerprints = [], RunFingerprints.of(folder.parent)
-    for path in sorted(folder.glob("*.json")):
+    for path in json_files(folder):
         try:
             kept = read_evaluation(path, fingerprints)
         except UserError as error:

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import nn
 
 from bivallate.errors import UserError
-from bivallate.files import write_whole
+from bivallate.files import json_files, write_whole
 from bivallate.hub_access import check_fetched, hub_errors
 from bivallate.models.classifier import Classifier
 from bivallate.models.description import read_manifest
@@ -38,6 +38,7 @@ class HubEvaluation(TypedDict):
     n: NotRequired[int]
     clean_accuracy: NotRequired[Share]
     interval_95: NotRequired[list[Share]]
+    identity: NotRequired[dict[str, Any] | None]
 
 
 def save_pretrained(
@@ -208,16 +209,18 @@ def model_card(model: Classifier, *, run: Place | None = None, name: str = "owne
 
 
 def _measured(run: Path) -> list[str]:
-    reports = [_evaluation(path) for path in sorted((run / "evaluation").glob("*.json"))]
+    reports = [_evaluation(path) for path in json_files(run / "evaluation")]
     rows = [
-        f"| {markdown(r['attack'])} | {markdown(_threat(r.get('threat')))} | {r.get('n', '')} "
-        f"| {_share(r.get('clean_accuracy'))} | {_share(r.get('robust_accuracy'))} "
-        f"| {_interval(r.get('interval_95'))} |"
+        f"| {markdown(r['attack'])} | {markdown(_threat(r.get('threat')))} | {_of(r, 'weights')} "
+        f"| {r.get('n', '')} {_of(r, 'split')} | {_share(r.get('clean_accuracy'))} "
+        f"| {_share(r.get('robust_accuracy'))} | {_interval(r.get('interval_95'))} |"
         for r in filter(None, reports)
     ]
     if not rows:
         return []
-    head = "| attack | threat | points | clean | robust | 95 % interval |\n|" + " --- |" * 6
+    head = (
+        "| attack | threat | weights of the run | points | clean | robust | 95 % interval |\n|" + " --- |" * 7
+    )
     return ["## Measured robustness", "\n".join([head, *rows])]
 
 
@@ -229,6 +232,11 @@ def _trained(run: Path) -> list[str]:
     longest = max((len(ticks) for ticks in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return [f"## Training\n\n{fence}toml\n{text}\n{fence}"]
+
+
+def _of(report: dict[str, Any], key: str) -> str:
+    """What an evaluation says it was made of; empty where it does not."""
+    return markdown(str((report.get("identity") or {}).get(key, "")))
 
 
 def _share(value: float | None) -> str:

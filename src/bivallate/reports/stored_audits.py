@@ -10,6 +10,7 @@ from bivallate.errors import UserError
 from bivallate.evaluation.evaluation_file import WrittenIdentity
 from bivallate.evaluation.evaluation_identity import Identity
 from bivallate.evaluation.older_files import identity_from_name
+from bivallate.files import json_files
 from bivallate.lower.threat import threat
 from bivallate.reports.stored_evaluations import RunFingerprints
 from bivallate.schema import MEGABYTE, check_fits, read_json
@@ -55,7 +56,7 @@ def read_audits(run: Path, fingerprints: RunFingerprints) -> tuple[StoredAudit, 
     Raises:
         UserError: a file is damaged.
     """
-    found = (_read(path, fingerprints) for path in sorted((run / "audit").glob("*.json")))
+    found = (_read(path, fingerprints) for path in json_files(run / "audit"))
     return tuple(audit for audit in found if audit is not None)
 
 

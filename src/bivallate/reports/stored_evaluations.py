@@ -15,6 +15,7 @@ from bivallate.evaluation import Score
 from bivallate.evaluation.evaluation_identity import Identity
 from bivallate.evaluation.points import state_fingerprint
 from bivallate.evaluation.score_fields import OtherJSON
+from bivallate.files import json_files
 from bivallate.models import Classifier
 from bivallate.models.description import read_manifest
 from bivallate.models.io import read_weights
@@ -142,5 +143,5 @@ def read_evaluation(file: Path, fingerprints_of_run: RunFingerprints) -> Evaluat
 
 def read_evaluations(folder: Path, fingerprints_of_run: RunFingerprints) -> list[Evaluation]:
     """Read all evaluations in a folder, in the order of the files' names."""
-    found = (read_evaluation(file, fingerprints_of_run) for file in sorted(folder.glob("*.json")))
+    found = (read_evaluation(file, fingerprints_of_run) for file in json_files(folder))
     return [one for one in found if one is not None]
