@@ -184,6 +184,18 @@ def test_a_finished_run_is_mended_from_its_checkpoint(name, damage, whole, tmp_p
         assert (run / file).read_bytes() == (whole / file).read_bytes()
 
 
+def test_a_manifest_in_the_words_of_an_earlier_version_is_whole(tmp_path):
+    run = tmp_path / "run"
+    train(run, bv.methods.wat(bv.Linf(0.1), steps=1), epochs=1)
+    manifest = run / "model.json"
+    about = json.loads(manifest.read_text())
+    about["config"]["method"]["loss"]["part"] = about["config"]["method"]["loss"].pop("weighs")
+    about["made_by"] = {"commit": "of the one who trained it"}
+    manifest.write_text(json.dumps(about))
+    resume(run)  # warnings are errors
+    assert json.loads(manifest.read_text()) == about
+
+
 @pytest.mark.parametrize("damage", [torn, gone, flipped])
 def test_best_weights_that_no_checkpoint_holds_are_said_to_be_lost(damage, tmp_path):
     run, epoch = tmp_path / "run", 3

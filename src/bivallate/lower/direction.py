@@ -4,7 +4,7 @@ Chosen by the solver's field: `PGD(direction=Adam())`, or `--set solver.directio
 and the single-step solvers with state choose their steps themselves; a rule that also needs the objective's
 values is such a solver. An evaluation takes a direction in a stage,
 `bv.evaluate(..., attack=Search("pgd-adam", ScaledPGD(direction=Adam())))`; a name for it on the command line
-is a `family` in evaluation/attacks.py.
+is a `family` in evaluation/named_attacks.py.
 """
 
 from __future__ import annotations

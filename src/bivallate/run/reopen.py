@@ -12,7 +12,7 @@ from bivallate.checksummed import has_checksum
 from bivallate.errors import UserError
 from bivallate.models.description import checksummed_weights, manifest_text
 from bivallate.models.io import read_weights, run_of
-from bivallate.parts import decode, encode, from_portable
+from bivallate.parts import decode, encode, from_portable, portable
 from bivallate.quoting import command, torchrun
 from bivallate.run.checkpoint import Checkpoint, list_all, load, newest, place
 from bivallate.run.config import Config
@@ -253,5 +253,15 @@ def _meant(about: dict[str, Any], free: set[str], open_to: set[str]) -> dict[str
     The statistics in `spec` are left out too: `normalisation` has them, and `spec` may give one number for
     all channels.
     """
-    flat = _flat({k: v for k, v in about.items() if k not in free})
+    config = _as_now(about.get("config"))
+    flat = _flat({k: v for k, v in {**about, "config": config}.items() if k not in free})
     return {key: value for key, value in flat.items() if key not in open_to}
+
+
+def _as_now(written: Any) -> Any:
+    """A manifest's configuration in today's words; as it stands where it cannot be read, and then differs."""
+    try:
+        config = decode(from_portable({**Config.read_older(written), "kind": "Config"}))
+        return json.loads(json.dumps(portable(encode(config))))
+    except (UserError, TypeError, ValueError, AttributeError):
+        return written

@@ -38,6 +38,8 @@ class Reweighed(Loss):
     @staticmethod
     def read_older(fields: dict[str, Any]) -> dict[str, Any]:
         """Read `part`, the former name of `weighs`."""
+        if "weighs" in fields:
+            return fields  # with both names `part` is refused as any unknown one
         return {"weighs" if name == "part" else name: value for name, value in fields.items()}
 
     def takes_two_labels(self) -> bool:

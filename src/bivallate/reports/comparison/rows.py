@@ -19,7 +19,11 @@ from bivallate.reports.stored_evaluations import Evaluation
 
 def other_columns() -> list[Metric]:
     """The metrics beside the headline that have a column."""
-    return [metric for metric in metrics.METRICS if metric.title and metric is not metrics.HEADLINE]
+    return [
+        metric
+        for metric in metrics.unique(metrics.METRICS)
+        if metric.title and metric is not metrics.HEADLINE
+    ]
 
 
 def titles() -> list[str]:
