@@ -118,6 +118,10 @@ class Trial:
         """The file of the record."""
         return RECORDS / self.data / self.cost / f"{self.label}.json"
 
+    def read(self) -> dict[str, Any]:
+        """The record, which must be there."""
+        return json.loads(self.record.read_text(encoding="utf-8"))
+
     @property
     def folder(self) -> Path:
         """The folder of the run."""
@@ -181,7 +185,7 @@ def train(trial: Trial, device: str = "auto") -> str:
 
 def attack(trial: Trial, device: str = "auto") -> str:
     """Run AutoAttack on test images, once, and add what it leaves to the record of the trial."""
-    record = json.loads(trial.record.read_text(encoding="utf-8"))
+    record = trial.read()
     if "test" in record:
         return f"{trial.label} on {trial.data}: tested already"
     limit_threads(1)
@@ -204,6 +208,11 @@ def figures(score: bv.Score) -> dict[str, Any]:
     }
 
 
+def shown(value: Any) -> str:
+    """The value of a tuned parameter in words."""
+    return f"{value:.3g}" if isinstance(value, float) else "its schedule" if value is None else str(value)
+
+
 def told(found: dict[str, Any]) -> str:
     """Figures in one line."""
     return ", ".join(f"{what} {value:.3f}" for what, value in found.items() if what != "n")
@@ -222,16 +231,14 @@ def tuned(data: str, cost: str) -> dict[str, dict[str, Any]]:
     """
     best = {}
     for entrant in ENTRANTS[cost]:
-        files = [t.record for t in trials(data, cost, [entrant.name])]
-        if all(file.exists() for file in files):
-            each = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-            best[entrant.name] = max(each, key=lambda r: r["held_out"]["robust"])
+        own = trials(data, cost, [entrant.name])
+        if all(trial.record.exists() for trial in own):
+            best[entrant.name] = max((t.read() for t in own), key=lambda r: r["held_out"]["robust"])
     return best
 
 
-def chosen(data: str, cost: str) -> dict[str, str]:
-    """Role -> name of the one that is judged, by held-out images alone; empty before everyone is tuned."""
-    best = tuned(data, cost)
+def chosen(best: dict[str, dict[str, Any]], cost: str) -> dict[str, str]:
+    """Role -> name of the one that is judged, by what `tuned` found; empty before everyone is tuned."""
     if len(best) < len(ENTRANTS[cost]):
         return {}
     composed = {e.name: e.composed for e in ENTRANTS[cost]}
@@ -247,7 +254,7 @@ def chosen(data: str, cost: str) -> dict[str, str]:
 def judged(data: str, cost: str) -> list[Trial]:
     """All seeds of those that are judged, each once, with the value that was chosen."""
     best = tuned(data, cost)
-    names = dict.fromkeys(chosen(data, cost).values())
+    names = dict.fromkeys(chosen(best, cost).values())
     return [Trial(data, cost, name, best[name]["number"], seed) for name in names for seed in SEEDS]
 
 

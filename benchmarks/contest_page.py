@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import statistics
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contest import PASSES, RECORDS, SEEDS, SETTINGS, chosen, trials, tuned
+from benchmarks.contest import PASSES, SEEDS, SETTINGS, chosen, judged, shown, trials, tuned
 from benchmarks.contest_entrants import ENTRANTS
 from bivallate.evaluation.statistics import Z95, welch, wilson
 from bivallate.files import write_text
@@ -43,13 +42,11 @@ def held_out(data: str, cost: str) -> str:
     ]
     for name, r in sorted(best.items(), key=lambda pair: -pair[1]["held_out"]["robust"]):
         entrant, held = everyone[name], r["held_out"]
-        tried = ", ".join(_value(v) for v in entrant.values)
-        spread = " / ".join(
-            _percent(_read(t.record)["held_out"]["robust"]) for t in _in_order(data, cost, name)
-        )
+        tried = ", ".join(shown(v) for v in entrant.values)
+        spread = " / ".join(_percent(t.read()["held_out"]["robust"]) for t in _in_order(data, cost, name))
         cells = (
             f"**{name}**" if entrant.composed else name,
-            f"{entrant.parameter} = {_value(entrant.values[r['number']])} ({tried})",
+            f"{entrant.parameter} = {shown(entrant.values[r['number']])} ({tried})",
             str(r["epochs"]),
             _percent(held["clean"]),
             _percent(held["robust"]),
@@ -63,8 +60,11 @@ def held_out(data: str, cost: str) -> str:
 
 def judgement(data: str, cost: str) -> str:
     """Markdown: AutoAttack on test images for those that were chosen, and whether ours win; empty before."""
-    roles = chosen(data, cost)
-    tests = {name: _tests(data, cost, name) for name in dict.fromkeys(roles.values())}
+    roles = chosen(tuned(data, cost), cost)
+    tests: dict[str, list[dict[str, Any]]] = {}
+    for trial in judged(data, cost):
+        found = trial.read() if trial.record.exists() else {}
+        tests.setdefault(trial.name, []).extend([found["test"]] if "test" in found else [])
     if not roles or not all(len(found) == len(SEEDS) for found in tests.values()):
         return ""
     points = next(iter(tests.values()))[0]["n"]
@@ -128,7 +128,7 @@ def draw() -> None:
             for place, (name, record) in enumerate(best):
                 held, paint = record["held_out"], COLOURS[0 if composed[name] else 1]
                 low, high = wilson(round(held["robust"] * held["n"]), held["n"])
-                each = [100 * _read(t.record)["held_out"]["robust"] for t in _in_order(data, cost, name)]
+                each = [100 * t.read()["held_out"]["robust"] for t in _in_order(data, cost, name)]
                 ax.hlines(place, 100 * low, 100 * high, color=paint, linewidth=1, alpha=0.6)
                 ax.plot(each, [place] * len(each), "o", mfc="none", color=paint, markersize=3)
                 ax.plot(100 * held["robust"], place, "o", color=paint, markersize=4)
@@ -157,27 +157,12 @@ def write_page() -> None:
     draw()
 
 
-def _tests(data: str, cost: str, name: str) -> list[dict[str, Any]]:
-    folder = RECORDS / data / cost
-    number = tuned(data, cost)[name]["number"]
-    records = [folder / f"{name}-{number}-seed{seed}.json" for seed in SEEDS]
-    return [record["test"] for file in records if file.exists() and "test" in (record := _read(file))]
-
-
 def _in_order(data: str, cost: str, name: str) -> list[Any]:
     return sorted(trials(data, cost, [name]), key=lambda trial: trial.number)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
-
-
-def _value(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else "its schedule" if value is None else str(value)
 
 
 def _p(value: float | None) -> str:

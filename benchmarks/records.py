@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contest import SETTINGS
+from benchmarks.contest import SETTINGS, shown
 from bivallate.evaluation.statistics import wilson
 from bivallate.reproduce.cell import slug
 from bivallate.reproduce.definition import is_of_cell
@@ -156,12 +156,7 @@ def _contest(results: Path) -> Iterator[Row]:
         judged = [(record["judge"], "held out", record["held_out"])]
         if test := record.get("test"):
             judged.append((test["attack"], "test", test))
-        value = record["value"]
-        tuned = (
-            f"{record['parameter']} {value:.3g}"
-            if isinstance(value, float)
-            else f"{record['parameter']} {value}"
-        )
+        tuned = f"{record['parameter']} {shown(record['value'])}"
         named = "contest", PAGES["contest"], f"{record['name']} ({tuned})", record["data"], setting.rows
         for attack, where, found in judged:
             figures = found["n"], found["clean"], *_with_interval(found["robust"], found["n"])
