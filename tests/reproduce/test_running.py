@@ -31,6 +31,7 @@ from bivallate.reproduce.running import Job, run_job
 from bivallate.reproduce.scaling import at_scale
 from bivallate.run.from_config import load_data
 from bivallate.run.load_model import load
+from bivallate.run.progress import Progress
 
 from .conftest import by_hand, keep
 
@@ -360,7 +361,15 @@ def test_the_command_runs_a_table_and_shows_both_sides(tmp_path: Path, capsys) -
 
 
 def test_a_figure_is_drawn_from_the_tables_own_runs(tmp_path: Path) -> None:
-    pictures = draw(FIGURES["E15"], "smoke", tmp_path / "out", tmp_path / "runs", device="cpu", threads=1)
+    rows: list[str] = []
+
+    def shown(row: str) -> Progress:
+        rows.append(row)
+        return Progress()
+
+    places = tmp_path / "out", tmp_path / "runs"
+    pictures = draw(FIGURES["E15"], "smoke", *places, device="cpu", threads=1, shown=shown)
+    assert rows == ["BiLAW"]
     assert [picture.suffix for picture in pictures] == [".svg"]
     assert pictures[0].stat().st_size > 1000
     assert len(list((tmp_path / "runs" / "T-B2" / "smoke").glob("bilaw-*-seed0/model.safetensors"))) == 1

@@ -209,6 +209,16 @@ def test_best_weights_that_no_checkpoint_holds_are_said_to_be_lost(damage, tmp_p
             bv.load(run)
 
 
+def test_all_lost_weights_of_epochs_are_said_in_one_message(tmp_path):
+    run = tmp_path / "run"
+    train(run, epochs=3, keep=(1, 2, 3))
+    for epoch in (1, 2):
+        (run / f"epoch-{epoch}.safetensors").unlink()
+    with pytest.warns(UserWarning, match="no checkpoint: epoch-1.safetensors, epoch-2.safetensors;") as told:
+        resume(run)
+    assert len(told) == 1
+
+
 def test_a_flipped_bit_in_the_weights_is_not_evaluated(whole, tmp_path):
     run = copy(whole, tmp_path / "run")
     data = bytearray((run / "best.safetensors").read_bytes())

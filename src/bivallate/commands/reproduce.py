@@ -155,6 +155,7 @@ def _figure(
 ) -> int:
     from bivallate.reproduce.campaign import to_stderr
     from bivallate.reproduce.paper_figures import cells_of, draw, find_figure
+    from bivallate.run.progress import TerminalProgress
 
     figure = find_figure(name)
     cells = cells_of(figure, scale)
@@ -165,6 +166,9 @@ def _figure(
         for cell in cells:
             say(f"{cell.row}, {cell.group}  ({cell.name})")
         return 0
-    for path in draw(figure, scale, records, runs, device=device, threads=threads, say=to_stderr):
+    shown = None if scale == "smoke" else TerminalProgress
+    for path in draw(
+        figure, scale, records, runs, device=device, threads=threads, say=to_stderr, shown=shown
+    ):
         say(path)
     return 0

@@ -17,6 +17,7 @@ from bivallate.reproduce.papers.figure_list import FIGURES, PaperFigure
 from bivallate.reproduce.running import cut, trained
 from bivallate.reproduce.scaling import at_scale
 from bivallate.run.from_config import load_data
+from bivallate.run.progress import Progress
 from bivallate.run.trainer import limit_threads
 
 __all__ = ["cells_of", "draw", "find_figure"]
@@ -83,11 +84,12 @@ def draw(
     device: str = "auto",
     threads: int = 1,
     say: Callable[[str], object] = lambda text: None,
+    shown: Callable[[str], Progress] | None = None,
 ) -> list[Path]:
     """Train the missing runs in the folders of the figure's table, draw, and return the pictures' paths.
 
     A picture for which the runs have no data (for example, too few passes for a check of the sentinel) is
-    left out, and `say` is told why.
+    left out, and `say` is told why. `shown` makes the progress of a row's training.
     """
     limit_threads(threads)
     dataset: Dataset | None = None
@@ -96,7 +98,8 @@ def draw(
         config = configure(cell, 0, device, threads)
         dataset = cut(load_data(config.data, 0), cell.rows)
         place = runs / figure.table / scale / f"{cell.name}-seed0"
-        run = trained(config, dataset, place, cell.weights)[0].path
+        progress = shown(cell.row) if shown is not None else None
+        run = trained(config, dataset, place, cell.weights, progress)[0].path
         folders[run] = cell.row
         absent = [e for e in config.keep if not (run / f"epoch-{e}.safetensors").exists()]
         if absent:

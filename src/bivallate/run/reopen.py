@@ -9,7 +9,7 @@ from typing import Any
 
 from bivallate import collective
 from bivallate.checksummed import has_checksum
-from bivallate.errors import UserError
+from bivallate.errors import UserError, listed
 from bivallate.models.description import checksummed_weights, manifest_text
 from bivallate.models.io import read_weights, run_of
 from bivallate.parts import decode, encode, from_portable, portable
@@ -182,12 +182,13 @@ def repair(folder: RunFolder, session: Session, tell: Tell) -> None:
         if not _whole(folder, name, session):
             session.save_model(folder.path, name, model)
             tell(f"{name}.safetensors was missing or damaged: written again from the checkpoint")
-    for name in _earlier(session) - present.keys():
-        if not _whole(folder, name, session):
-            tell(
-                f"{name}.safetensors is missing or damaged, and its weights are in no checkpoint: "
-                "use others of this run (--weights last), or train again"
-            )
+    earlier = _earlier(session)
+    lost = [name for name in earlier if name not in present and not _whole(folder, name, session)]
+    if lost:
+        tell(
+            f"missing or damaged, and in no checkpoint: {listed(f'{name}.safetensors' for name in lost)}; "
+            "use other weights of this run (--weights last), or train again"
+        )
 
 
 def _record(folder: RunFolder, session: Session, tell: Tell) -> None:
@@ -216,10 +217,10 @@ def _present(session: Session) -> dict[str, Any]:
     return found
 
 
-def _earlier(session: Session) -> set[str]:
+def _earlier(session: Session) -> list[str]:
     """Names of the weights that earlier epochs should have left in the folder."""
-    kept = {f"epoch-{epoch}" for epoch in session.config.keep if epoch <= session.epoch}
-    return kept | ({"best"} if session.best_epoch >= 0 else set())
+    kept = [f"epoch-{epoch}" for epoch in sorted(session.config.keep) if epoch <= session.epoch]
+    return kept + (["best"] if session.best_epoch >= 0 else [])
 
 
 def _whole(folder: RunFolder, name: str, session: Session) -> bool:
