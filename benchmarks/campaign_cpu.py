@@ -27,6 +27,7 @@ ORDER = (  # table, rows (empty: all), group, seeds
     ("T-F1", SINGLE, "CIFAR-10 @16", (0, 1)),
     ("T-D1", BALANCED, "balanced", (0,)),
     ("T-Y2", (), "CIFAR-10", (0,)),
+    ("T-Y1", ("Standard", "Curriculum", "Dynamic"), "CIFAR-10", (0,)),  # T-Y2's trainings, white-box
     ("T-B2", ("AT", "GAIRAT", "MAIL", "TRADES (1/lambda=6)", "BiLAW"), "small-CNN .031", (0,)),
     ("T-D1", BALANCED, "imbalanced", (0,)),
     ("T-S1", (), "CIFAR-10", (0,)),
