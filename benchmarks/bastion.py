@@ -20,9 +20,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 import bivallate as bv
 from benchmarks.bastion_page import write_page
 from bivallate import Linf, Method
@@ -30,20 +27,19 @@ from bivallate.files import write_json
 from bivallate.lower.curriculum import Curriculum
 from bivallate.lower.pgd import PGD
 from bivallate.lower.start import uniform
-from bivallate.method import facts_for
 from bivallate.methods.composed import growth
 from bivallate.methods.entries import create
 from bivallate.reports.cards import PARTS, one_line
 from bivallate.reproduce.machine import commit, machine
 from bivallate.reproduce.running import cut
 from bivallate.reproduce.running import trained as finished
+from bivallate.run.budget import affordable
 from bivallate.run.config import Config, Data, Model, Validation
 from bivallate.run.from_config import load_data
 from bivallate.run.optim import SGD
 from bivallate.run.rates import Triangle
 from bivallate.run.sentinel import Sentinel
 from bivallate.run.trainer import limit_threads
-from bivallate.types import Batch, Clock
 from bivallate.upper.loss import Loss, Mart, Trades, adversarial
 from bivallate.weighting.base import After, Weighting, equal
 from bivallate.weighting.dro import KLDRO
@@ -51,7 +47,7 @@ from bivallate.weighting.rules import MAIL
 
 RECORDS, RUNS = Path("results/bastion"), Path("runs/bastion")
 DATA = ("fashion-mnist", "mnist")
-EPS, BUDGET, ROWS = 0.1, 10 * 22, 1000
+EPS, BUDGET, ROWS, CLASSES = 0.1, 10 * 22, 1000, 10
 HELD, JUDGE = 1000, "apgd-t-20-2"  # number of held-out images, and the attack that they are selected by
 THREAT = Linf(EPS)
 
@@ -107,39 +103,14 @@ EVERY = {**SEARCH, **COMPARED}
 LISTS = {"search": list(SEARCH), "ablate": list(ABLATED), "compare": list(COMPARED)}
 
 
-def passes(method: Method, epochs: int) -> float:
-    """Count the passes an example over a whole training, by running one step of every epoch."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 3)).train()
-    generator = torch.Generator().manual_seed(0)
-    x, y, index = torch.rand(4, 1, 3, 3, generator=generator), torch.tensor([0, 1, 2, 0]), torch.arange(4)
-    meta = Batch(x, y, index) if method.weighting.needs_meta else None
-    bound = method.bind(facts_for(model, x, 3))
-    optimizer, total = torch.optim.SGD(model.parameters(), lr=1e-9), 0
-    for epoch in range(epochs):
-        for replay in range(method.replays):
-            clock = Clock(epoch, epochs, 0, 1, replay)
-            spent = bv.train_step(model, optimizer, bound, Batch(x, y, index, None, meta), clock).passes
-            total += spent.forward + spent.backward
-    return total / 4
-
-
-def epochs_within(method: Method, budget: float = BUDGET) -> int:
-    """The largest number of epochs within the budget."""
-    epochs = 1
-    while passes(method, epochs + 1) <= budget:
-        epochs += 1
-    return epochs
-
-
 def configure(method: Method, data: str, seed: int, rows: int) -> Config:
     """The configuration of all: SGD, a rate that rises and falls to zero, averaged and last weights."""
-    return Config(
+    config = Config(
         method=method,
         data=Data(name=data, validation=HELD, augment="none", meta=rows // 5),
         model=Model("tiny-cnn", normalise=False),
         optimizer=SGD(0.05, weight_decay=2e-4),
         rate=Triangle(0.2),
-        epochs=epochs_within(method),
         batch_size=32,
         seed=seed,
         average=0.99,
@@ -147,6 +118,7 @@ def configure(method: Method, data: str, seed: int, rows: int) -> Config:
         sentinel=Sentinel(on=False),
         threads=1,
     )
+    return affordable(config, BUDGET, rows, CLASSES)[0]
 
 
 def place(data: str, name: str, seed: int, rows: int) -> Path:

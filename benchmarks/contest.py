@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import bivallate as bv
-from benchmarks.bastion import epochs_within
 from benchmarks.contest_entrants import ENTRANTS, Entrant
 from bivallate import Linf, Method
 from bivallate.files import write_json
@@ -34,6 +33,7 @@ from bivallate.reports.cards import PARTS, one_line
 from bivallate.reproduce.machine import commit, machine
 from bivallate.reproduce.running import cut
 from bivallate.reproduce.running import trained as finished
+from bivallate.run.budget import affordable
 from bivallate.run.config import Config, Data, Model, Precision, Validation
 from bivallate.run.from_config import load_data
 from bivallate.run.optim import SGD
@@ -44,6 +44,7 @@ from bivallate.run.trainer import limit_threads
 
 RECORDS, RUNS = Path("results/contest"), Path("runs/contest")
 JUDGE, TEST = "apgd-t-20-2", "autoattack"  # on held-out images, and on test images
+CLASSES, CIFAR10 = 10, 50_000  # of every data set, and training images of the one that is not cut
 SEEDS = (0, 1, 2)  # the first is that of the trials
 LOSS = 0.005  # robust accuracy that the worst class may cost
 PASSES = {"low": 4, "high": 22}  # an epoch of N-FGSM, and of PGD-10 AT
@@ -72,6 +73,11 @@ class Setting:
     decay: float = 2e-4
     augment: str = "none"
     precision: Precision = "float32"
+
+    @property
+    def images(self) -> int:
+        """Number of training images."""
+        return self.rows or CIFAR10 - self.held
 
 
 SETTINGS = {
@@ -131,13 +137,12 @@ class Trial:
 def configure(trial: Trial, device: str = "auto") -> Config:
     """The configuration of a trial; only the method and its number of epochs differ between entrants."""
     setting, method = SETTINGS[trial.data], trial.method
-    return Config(
+    config = Config(
         method=method,
         data=Data(name=trial.data, validation=setting.held, augment=setting.augment),
         model=Model(setting.network, normalise=False, width=setting.width),
         optimizer=SGD(setting.lr, weight_decay=setting.decay),
         rate=Triangle(0.2),
-        epochs=epochs_within(method, setting.epochs * PASSES[trial.cost]),
         batch_size=setting.batch,
         seed=trial.seed,
         average=0.99,
@@ -147,6 +152,7 @@ def configure(trial: Trial, device: str = "auto") -> Config:
         device=device,
         threads=1,
     )
+    return affordable(config, setting.epochs * PASSES[trial.cost], setting.images, CLASSES)[0]
 
 
 def train(trial: Trial, device: str = "auto") -> str:

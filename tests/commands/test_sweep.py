@@ -53,6 +53,14 @@ def test_the_grid_is_every_combination_in_words_of_train():
     assert [c.train[-1] for c in cells(seeds="3,7")] == ["--seed=3", "--seed=7"]
 
 
+def test_a_budget_gives_every_combination_its_epochs():
+    """The same for all seeds, by the method's own cost."""
+    found = cells("at", "2", ("steps=1,2",), dataclasses.replace(common(), passes=25))
+    assert [str(c.cost) for c in found] == [f"{n} epochs, at most 24 passes an example" for n in (6, 4)] * 2
+    words = [word for c in found for word in c.train if word.startswith("--epochs")]
+    assert words == ["--epochs=6", "--epochs=4"] * 2
+
+
 WRONG = {
     "eps is set twice": {"settings": ("eps=0.1", "eps=0.2")},
     "every value of lr": {"settings": ("lr=0.1,0.1",)},
@@ -66,6 +74,12 @@ WRONG = {
     "beta": {"methods": "at", "settings": ("beta=3,6",)},
     "seed is not set by --set or --fix in a sweep: use --seeds": {"settings": ("seed=4,5",)},
     "threads is not set by --set or --fix": {"made": common("threads=2")},
+    "leave out epochs=3": {"made": dataclasses.replace(common("epochs=3"), passes=50)},
+    "leave out epochs=3,4": {"settings": ("epochs=3,4",), "made": dataclasses.replace(common(), passes=50)},
+    "one epoch of trades costs 25 .* more than --passes 24": {
+        "methods": "at,trades",
+        "made": dataclasses.replace(common(), passes=24),
+    },
     "same folder": {"settings": ("data.imbalance=step:1,step_1",)},
 }
 
@@ -145,6 +159,44 @@ def test_what_is_done_is_skipped_what_is_missing_is_made_and_seeds_are_averaged(
     assert "trained with other settings (--lr=0.3)" in capsys.readouterr().err
     assert run([*GRID, "--seeds=1", "--set=eps=0.05", "--dry-run"]) == 0
     assert capsys.readouterr().out.startswith("bivallate train at --data=digits")
+
+
+def test_a_budget_is_in_the_table_and_the_same_sweep_is_recognised(here, capsys):
+    grid = [word for word in GRID if word != "--fix=epochs=1"]
+    grid += ["--passes=9", "--seeds=1", "--set=steps=1,2", "--set=eps=0.1"]
+    assert run([*grid, "--json"]) == 0
+    (table,) = json.loads(capsys.readouterr().out)
+    assert table["passes_allowed"] == 9
+    costs = {
+        row["run"]: [row[k] for k in ("epochs", "planned_passes", "training_passes")] for row in table["rows"]
+    }
+    assert costs == {"at-steps1-eps0.1-seed0": [2, 8, 8], "at-steps2-eps0.1-seed0": [1, 6, 6]}
+    here.clear()
+    assert run([*grid, "--markdown"]) == 0
+    assert here == []
+    out = capsys.readouterr().out
+    assert "| 8 (2 epochs) |" in out
+    assert "of 9 passes an example" in out
+    assert run([*grid[:-4], "--passes=20", *grid[-3:]]) == 2
+    assert "trained with other settings (--epochs=2, --epochs=5)" in capsys.readouterr().err
+    assert run([*grid, "--out=other", "--dry-run"]) == 0
+    told = capsys.readouterr()
+    assert "--epochs=2 --set=steps=1 --seed=0" in told.out
+    assert "at-steps2-eps0.1-seed0: 1 epoch, at most 6 passes an example" in told.err
+
+
+def test_train_takes_a_budget_in_place_of_epochs(here, capsys):
+    quick = ["train", "n-fgsm", "--model=linear", "--passes=9", "--dry-run"]
+    assert run(quick) == 0
+    told = capsys.readouterr()
+    assert "epochs = 2\n" in told.out
+    assert "--passes 9 pays for 2 epochs, of at most 8 passes an example" in told.err
+    for more, found in ((["--epochs=2"], "--epochs"), (["--set=epochs=2"], "epochs=2")):
+        assert run([*quick, *more]) == 2
+        assert f"leave out {found}, or --passes" in capsys.readouterr().err
+    assert run(["train", "at", "--passes=9"]) == 2
+    assert "one epoch of at costs 22 " in capsys.readouterr().err
+    assert not Path("runs").exists()
 
 
 def test_a_run_that_fails_does_not_stop_the_others(here, capsys):

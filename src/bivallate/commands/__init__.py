@@ -151,7 +151,7 @@ COMMANDS = {
         ("reproduce", "reproduce T-F1 --scale cpu --list", "reproduce T-D1 --scale cpu --only AT DONE-ADAM"),
     ),
     "doctor": Command("doctor:doctor", "[OPTIONS]", ("doctor", "doctor --no-self-test --json")),
-    "demo": Command("train:demo", "[OPTIONS]", ("demo", "demo --out /tmp/demo --epochs 5")),
+    "demo": Command("demo:demo", "[OPTIONS]", ("demo", "demo --out /tmp/demo --epochs 5")),
     "methods": Command("lists:methods", "[NAME] [OPTIONS]", ("methods", "methods fast-bat")),
     "models": Command("lists:models", "[NAME] [OPTIONS]", ("models", "models resnet18")),
     "datasets": Command(

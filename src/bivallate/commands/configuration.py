@@ -13,13 +13,14 @@ from bivallate.errors import UserError
 from bivallate.from_text import pair
 from bivallate.methods.entries import create
 from bivallate.models import Classifier
+from bivallate.run.budget import affordable
 from bivallate.run.config import METHOD_PARTS, Config
 from bivallate.run.defaults import fitted, threat_on
 from bivallate.run.first_network import begin_network
 from bivallate.run.from_config import load_data, resolved_data
 from bivallate.run.recipes.published import recipe_for
 
-__all__ = ["init_pairs", "introduce", "plan_of", "resolved"]
+__all__ = ["init_pairs", "introduce", "one_length", "plan_of", "resolved"]
 
 Pairs = list[tuple[str, str]]
 
@@ -108,19 +109,29 @@ def init_pairs(weights: str | None, freeze: tuple[str, ...]) -> tuple[str, ...]:
     return (*other, *((f"init.freeze={','.join(freeze)}",) if freeze else ()))
 
 
+def one_length(passes: float | None, epochs: int | None, settings: tuple[str, ...]) -> None:
+    """Raise UserError if both --passes and a number of epochs are given."""
+    typed = "--epochs" if epochs is not None else ""
+    found = typed or next((item for item in settings if pair(item)[0] == "epochs"), "")
+    if passes is not None and found:
+        raise UserError(f"--passes chooses the number of epochs: leave out {found}, or --passes")
+
+
 def resolved(
     plan: Config,
     *,
     fit: bool,
     architecture: str | None = None,
     tell: Callable[[str], object],
+    passes: float | None = None,
 ) -> tuple[Config, Dataset, Classifier]:
     """Load the data and build the network of a configuration.
 
     Args:
         fit: choose the batch size by the number of training images.
         architecture: of --model, for weights that do not record theirs.
-        tell: called with a sentence on the weights that training begins with.
+        tell: called with a sentence on the weights that training begins with, and on the epochs.
+        passes: choose the epochs by these passes an example.
 
     Returns:
         The configuration with absolute paths of the data, the data set, and the network.
@@ -128,6 +139,9 @@ def resolved(
     plan = dataclasses.replace(plan, data=resolved_data(plan.data))
     dataset = load_data(plan.data, plan.seed)
     plan = fitted(plan, len(dataset.train)) if fit else plan
+    if passes is not None:
+        plan, cost = affordable(plan, passes, len(dataset.train), len(dataset.classes))
+        tell(f"--passes {passes:g} pays for {plan.epochs} epochs, of at most {cost:.4g} passes an example")
     plan, network = begin_network(plan, dataset, architecture, tell)
     return plan, dataset, network
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cyclopts import Parameter
 
-from bivallate.commands.options import Amount, Count, DataFolder, DataName, Flag, Names, Settings
+from bivallate.commands.options import Amount, Count, DataFolder, DataName, Flag, Names, Positive, Settings
 from bivallate.errors import UserError
 from bivallate.terminal import say, say_json
 
@@ -52,6 +52,7 @@ def sweep(
     seeds: str = "3",
     set_: Settings = (),
     fix: Names = (),
+    passes: Positive | None = None,
     attack: str = "pgd-20",
     n: Count | None = None,
     jobs: Count = 1,
@@ -78,6 +79,9 @@ def sweep(
         whatever --set of train takes.
     fix
         KEY=VALUE for all runs; commas belong to the value, as in data.augment=crop:4,flip.
+    passes
+        forward and backward passes an example, over the whole training: every combination has as many epochs
+        as its method affords within them. In place of epochs.
     attack
         name of the attack that the runs are compared by.
     n
@@ -101,12 +105,14 @@ def sweep(
     if markdown and json:
         raise UserError("give --markdown or --json, not both")
     words = {name.replace("_", "-"): value for name, value in asdict(training).items()}
-    common = SweepOptions(words, fix, attack, n, jobs, threads)
+    common = SweepOptions(words, fix, attack, n, jobs, threads, passes)
     cells = cells_of(methods, seeds, set_, common, out)
     unchanged(out, cells)
     if dry_run:
         for cell in cells:
             say(cell.line)
+            if cell.cost is not None:
+                say(f"{cell.name}: {cell.cost}", to_stderr=True)
         return
     failed = run_all(out, cells, common)
     tables = compared(cells, common, [name for name, _ in failed])

@@ -9,7 +9,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from bivallate.commands.configuration import plan_of
+from bivallate.commands.configuration import one_length, plan_of
+from bivallate.commands.sweep_budget import PlannedCost, SweepBudget
 from bivallate.errors import UserError, check_seed
 from bivallate.evaluation import attack_named
 from bivallate.from_text import pair
@@ -32,6 +33,7 @@ class SweepOptions:
         n: number of test points; None for all.
         jobs: runs at the same time.
         threads: of each run; 0 divides the processors among the jobs.
+        passes: that every run may cost an example; None for the epochs of `options` and the grid.
     """
 
     options: Mapping[str, Any]
@@ -40,6 +42,7 @@ class SweepOptions:
     n: int | None
     jobs: int
     threads: int
+    passes: float | None = None
 
     @property
     def each(self) -> int:
@@ -61,6 +64,7 @@ class Combination:
         train: arguments of `bivallate train`, without --out and --threads.
         threat: the threat that it is trained for.
         own: options by which other commands find the user's own method or network.
+        cost: its epochs and passes, of a sweep with a budget.
     """
 
     name: str
@@ -68,6 +72,7 @@ class Combination:
     train: tuple[str, ...]
     threat: Any
     own: dict[str, str]
+    cost: PlannedCost | None = None
 
     @property
     def line(self) -> str:
@@ -88,8 +93,8 @@ def cells_of(
         out: folder of the sweep.
 
     Raises:
-        UserError: a key or a value given twice, a combination that `train` would refuse, or two
-            combinations with the same folder name.
+        UserError: a key or a value given twice, a combination that `train` would refuse or that the budget
+            does not pay for, or two combinations with the same folder name.
     """
     attack_named(common.attack)
     names = _distinct("method", methods.split(","))
@@ -104,8 +109,10 @@ def cells_of(
         _varies(key := pair(item)[0])
         if key in axes:
             raise UserError(f"{key} is both varied by --set and held by --fix: leave one out")
+    one_length(common.passes, None, (*settings, *common.fixed))
+    budget = None if common.passes is None else SweepBudget(common.passes)
     cells = [
-        _cell(method, dict(zip(axes, values, strict=True)), seed, common, out)
+        _cell(method, dict(zip(axes, values, strict=True)), seed, common, out, budget)
         for seed in _seeds(seeds)
         for method in names
         for values in product(*axes.values())
@@ -143,19 +150,28 @@ def _distinct(what: str, items: list[str]) -> list[str]:
     return found
 
 
-def _cell(method: str, values: dict[str, str], seed: int, common: SweepOptions, out: Path) -> Combination:
+def _cell(
+    method: str,
+    values: dict[str, str],
+    seed: int,
+    common: SweepOptions,
+    out: Path,
+    budget: SweepBudget | None,
+) -> Combination:
     pairs = {**dict(pair(item) for item in common.fixed), **values}
     options = {**common.options, **{k.replace("_", "-"): v for k, v in pairs.items() if k in OPTIONS}}
     rest = tuple(f"{k}={v}" for k, v in pairs.items() if k not in OPTIONS)
-    typed = [f"--{name}={value}" for name, value in options.items() if value is not None]
-    words = (method, *typed, *(f"--set={item}" for item in rest), f"--seed={seed}")
     taken = {"eps": options.get("eps"), "recipe": options["recipe"], "model": options["model"]}
     plan = plan_of(
         method, None, options["data"], taken["eps"], options["norm"], taken["recipe"], rest, taken["model"]
     )
+    cost = budget.cost(plan, options) if budget is not None else None
+    options |= {} if cost is None else {"epochs": cost.epochs}
+    typed = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    words = (method, *typed, *(f"--set={item}" for item in rest), f"--seed={seed}")
     parts = [method, *(f"{k.rpartition('.')[2]}={v}" for k, v in values.items()), f"seed{seed}"]
     name = "-".join(file_name(part.replace("=", "")) for part in parts)
     own = {"method": method} if ":" in method else {}
     model = options["model"] or ""
     own |= {"model": model} if ":" in model and not model.startswith("timm:") else {}
-    return Combination(name, out / name, words, plan.method.threat, own)
+    return Combination(name, out / name, words, plan.method.threat, own, cost)

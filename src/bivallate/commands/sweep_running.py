@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+from bivallate.commands.sweep_budget import with_plans
 from bivallate.commands.sweep_cells import Combination, SweepOptions
 from bivallate.errors import UserError
 from bivallate.evaluation import attack_named
@@ -219,12 +220,15 @@ def compared(cells: Sequence[Combination], common: SweepOptions, failed: Sequenc
     Args:
         failed: names of the combinations to leave out.
     """
-    done = [cell.folder for cell in cells if cell.name not in failed]
+    costs = {cell.folder: cell.cost for cell in cells if cell.name not in failed}
+    done = list(costs)
     seeds = {cell.train[-1] for cell in cells if cell.name not in failed}
     if not done:
         return []
     options = {"attack": attack_named(common.attack).name, "over_seeds": len(seeds) > 1}
-    return [
+    tables = [
         compare(done, eps=threat.eps, norm=type(threat).__name__.lower(), **options)
         for threat in _radii(cells)
     ]
+    planned = {folder: cost for folder, cost in costs.items() if cost is not None}
+    return [with_plans(table, planned, common.passes) for table in tables] if common.passes else tables

@@ -1,4 +1,4 @@
-"""`bivallate train`, `resume` and `demo`."""
+"""`bivallate train` and `resume`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bivallate.commands.options import (
     Positive,
     Seed,
     Settings,
-)
+)  # fmt: skip
 from bivallate.from_text import pair
 from bivallate.parts import encode
 from bivallate.quoting import file_name
@@ -33,6 +33,7 @@ def train(
     eps: str | None = None,
     norm: str = "linf",
     epochs: Count | None = None,
+    passes: Positive | None = None,
     batch_size: Count | None = None,
     lr: float | None = None,
     seed: Seed | None = None,
@@ -75,6 +76,9 @@ def train(
         linf, l2 or l1.
     epochs
         passes over the training data. [default: 20, or the recipe's]
+    passes
+        forward and backward passes an example, over the whole training: as many epochs as the method affords
+        within them. In place of --epochs.
     batch_size
         examples of a minibatch. [default: 128, or an eighth of fewer than 1,024 images; or the recipe's]
     lr
@@ -130,10 +134,11 @@ def train(
     quiet
         print nothing but alarms.
     """
-    from bivallate.commands.configuration import init_pairs, introduce, plan_of, resolved
+    from bivallate.commands.configuration import init_pairs, introduce, one_length, plan_of, resolved
     from bivallate.run.progress import TerminalProgress
     from bivallate.run.resuming import begin_or_resume
 
+    one_length(passes, epochs, set_)
     set_ = (*init_pairs(init, freeze), *set_)
     plan = plan_of(method, config, data, eps, norm, recipe, set_, model)
     changes = {"seed": seed, "average": average, "device": device, "threads": threads, "patience": patience}
@@ -148,7 +153,7 @@ def train(
     chosen = batch_size is not None or recipe is not None or config is not None or _sets(set_, "batch_size")
     tell = (lambda text: None) if quiet else say
     named = plan.model.name if _sets(set_, "model.name") else model
-    plan, dataset, network = resolved(plan, fit=not chosen, architecture=named, tell=tell)
+    plan, dataset, network = resolved(plan, fit=not chosen, architecture=named, tell=tell, passes=passes)
     introduce(plan, dataset, tell)
     if dry_run:
         _foretell(plan, dataset, network, folder)
@@ -248,23 +253,6 @@ def resume(
     )
     if not quiet:
         _finished(finished, run, data_options(name=data, data_dir=data_dir))
-
-
-def demo(*, out: Path = Path("runs/demo"), epochs: Count = 30, threads: Amount = 1) -> None:
-    """Train four methods on scikit-learn's digits, attack each, and print the results: about two minutes.
-
-    Parameters
-    ----------
-    out
-        folder of the runs; what an earlier demo left there is replaced.
-    epochs
-        of each method.
-    threads
-        of the processor.
-    """
-    from bivallate.demo import run_demo
-
-    run_demo(out, epochs=epochs, threads=threads)
 
 
 def say(text: str) -> None:

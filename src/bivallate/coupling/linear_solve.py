@@ -33,7 +33,7 @@ def conjugate_gradient(
     *,
     steps: int,
     tolerance: float = 1e-4,
-    anywhere: Callable[[bool], bool] = bool,
+    goes_on: Callable[[bool], bool] = bool,
 ) -> LinearSolution:
     """Solve H u = v by conjugate gradients, for each example on its own, starting at zero.
 
@@ -47,7 +47,7 @@ def conjugate_gradient(
         v: (B, ...) right-hand side.
         steps: largest number of products.
         tolerance: relative residual norm.
-        anywhere: as `LowerProblem.anywhere`: all processes stop together, because a product may contain a
+        goes_on: as `LowerProblem.goes_on`: all processes stop together, because a product may contain a
             collective operation.
     """
     u, residual = torch.zeros_like(v), v
@@ -57,7 +57,7 @@ def conjugate_gradient(
     active = squares > 0
     for k in range(steps):
         active = active & (squares > target)
-        if not anywhere(bool(active.any())):
+        if not goes_on(bool(active.any())):
             break
         product = matvec(direction)
         curvature = dot(direction, product)
@@ -83,6 +83,6 @@ def curvature_solve(
     Those are the ones whose first direction has curvature <= 0. All processes stop together where their
     passes wait for each other.
     """
-    solved = conjugate_gradient(matvec, v, steps=steps, tolerance=tolerance, anywhere=problem.anywhere)
+    solved = conjugate_gradient(matvec, v, steps=steps, tolerance=tolerance, goes_on=problem.goes_on)
     problem.log["negative_curvature"] = solved.failed.float().mean()
     return solved

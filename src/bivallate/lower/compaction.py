@@ -32,7 +32,7 @@ class Compaction:
     def __init__(self, problem: LowerProblem) -> None:
         self._active = problem
         self._rows: Tensor | None = None
-        self._allowed = _independent(problem.forward.model)
+        self._allowed = _independent(problem.forward.model) and not problem.forward.costliest
         self._logits = self._grad = torch.empty(0)
         self._last: tuple[Tensor, Tensor, Any] | None = None
 

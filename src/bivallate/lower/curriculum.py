@@ -218,6 +218,10 @@ class BoundBatchMixing(Solver, nn.Module):
     def solve(self, problem: LowerProblem) -> Solution:
         """Attack each part with its own number of steps."""
         self._turn_to(problem.clock.epoch)
+        if (
+            problem.forward.costliest
+        ):  # a level lasts for `patience` epochs after its first one, which is its best yet
+            self.level = min(self.rule.highest, problem.clock.epoch // (self.rule.patience + 1))
         problem.log["level"] = self.level
         delta = torch.zeros_like(problem.x)
         kappa, spent = torch.zeros_like(problem.y), torch.zeros_like(problem.y)

@@ -145,13 +145,23 @@ class Forward:
         return self._cast
 
     @property
+    def network(self) -> Callable[[Tensor], Tensor]:
+        """The network itself, also after `at`."""
+        return self.model.module if isinstance(self.model, Functional) else self.model
+
+    @property
+    def costliest(self) -> bool:
+        """Whether passes are counted on a stand-in (`run/budget.py`), with which nothing ends early."""
+        return getattr(self.network, "costliest", False)
+
+    @property
     def module(self) -> nn.Module:
         """The network as a module, for parts that need its parameters or its mode.
 
         Raises:
             TypeError: it is another callable.
         """
-        module = self.model.module if isinstance(self.model, Functional) else self.model
+        module = self.network
         if not isinstance(module, nn.Module):
             raise TypeError(f"this part needs an nn.Module with parameters, got {type(module).__name__}")
         return module

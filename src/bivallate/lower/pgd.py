@@ -173,7 +173,7 @@ class PGD(Solver):
             first = self._start_of(problem, delta, logits, grad) if k == 0 else first
             spent += moving
             moving = moving & ~stops(Iterate(k, delta, grad, logits))
-            if not problem.anywhere(active.shrink(problem, moving) > 0):
+            if not problem.goes_on(active.shrink(problem, moving) > 0):
                 break
             kappa += moving & (logits.argmax(1) == problem.y)
             step = self.step_size * direction(grad)

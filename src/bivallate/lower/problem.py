@@ -15,7 +15,6 @@ from torch import Tensor
 from bivallate import collective
 from bivallate.errors import UserError
 from bivallate.lower.forward import Forward
-from bivallate.lower.functional import Functional
 from bivallate.lower.modes import frozen, own_statistics
 from bivallate.lower.radii import Radii
 from bivallate.lower.second_order import twice_differentiable
@@ -261,9 +260,11 @@ class LowerProblem:
     def anywhere(self, flag: bool) -> bool:
         """Whether a condition holds here; with synchronised BatchNorm, whether it holds on any process.
         There passes wait for each other, so a loop has to make equally many on all processes."""
-        model = self.forward.model
-        module = model.module if isinstance(model, Functional) else model
-        return collective.any_rank(flag) if is_synchronised(module) else flag
+        return collective.any_rank(flag) if is_synchronised(self.forward.network) else flag
+
+    def goes_on(self, flag: bool) -> bool:
+        """Whether a loop that may end early goes on; flag: whether anything is left to do here."""
+        return self.anywhere(flag) or self.forward.costliest
 
     def at(self, parameters: dict[str, Tensor]) -> LowerProblem:
         """The same problem with some of the network's parameters and buffers replaced."""
