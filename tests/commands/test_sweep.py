@@ -167,10 +167,9 @@ def test_a_budget_is_in_the_table_and_the_same_sweep_is_recognised(here, capsys)
     assert run([*grid, "--json"]) == 0
     (table,) = json.loads(capsys.readouterr().out)
     assert table["passes_allowed"] == 9
-    costs = {
-        row["run"]: [row[k] for k in ("epochs", "planned_passes", "training_passes")] for row in table["rows"]
-    }
-    assert costs == {"at-steps1-eps0.1-seed0": [2, 8, 8], "at-steps2-eps0.1-seed0": [1, 6, 6]}
+    keys = ("run", "epochs", "planned_passes", "training_passes")
+    costs = sorted(tuple(row[key] for key in keys) for row in table["rows"])
+    assert costs == [("at-steps1", 2, 8, 8), ("at-steps2", 1, 6, 6)]
     here.clear()
     assert run([*grid, "--markdown"]) == 0
     assert here == []
@@ -179,7 +178,7 @@ def test_a_budget_is_in_the_table_and_the_same_sweep_is_recognised(here, capsys)
     assert "of 9 passes an example" in out
     assert run([*grid[:-4], "--passes=20", *grid[-3:]]) == 2
     assert "trained with other settings (--epochs=2, --epochs=5)" in capsys.readouterr().err
-    assert run([*grid, "--out=other", "--dry-run"]) == 0
+    assert run([*grid, "--dry-run"]) == 0
     told = capsys.readouterr()
     assert "--epochs=2 --set=steps=1 --seed=0" in told.out
     assert "at-steps2-eps0.1-seed0: 1 epoch, at most 6 passes an example" in told.err
