@@ -15,9 +15,9 @@ import pytest
 import bivallate as bv
 from bivallate import cli
 from bivallate.cli import APP, run
-from bivallate.commands import COMMANDS, source_catalogue
-from bivallate.evaluation.named_attacks import attacks
+from bivallate.commands import COMMANDS, stored_lists
 from bivallate.methods.entries import registry
+from bivallate.reports import catalogue_lists
 
 HEAVY = ("torch", "numpy", "scipy", "sklearn", "matplotlib", "PIL", "pyarrow")
 LOOK = (
@@ -37,10 +37,13 @@ def loaded(code: str, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "words", ["--help", "--version", "methods", "attacks", "datasets", "train --help", "evaluate --help"]
+    "words",
+    [
+        *("--help", "--version", "train --help", "evaluate --help"),
+        *("methods", "methods --json", "attacks", "attacks --json", "datasets", "recipes"),
+    ],
 )
 def test_help_and_lists_need_nothing_that_is_slow_to_import(words):
-    """`methods --json` does: it tells the parameters' defaults, which are values that code computes."""
     assert loaded(LOOK, *words.split()) == "LOADED [] 0"
 
 
@@ -86,13 +89,15 @@ def test_what_is_imported_late_is_what_a_type_checker_sees(package):
         module.nothing  # noqa: B018
 
 
-def test_lists_are_read_from_the_source_as_the_registries_have_them():
-    own = [e for e in registry().values() if e.make.__module__.startswith("bivallate.")]
-    told = [source_catalogue.DeclaredMethod(e.name, e.family, e.summary) for e in own]
-    assert sorted(source_catalogue.in_the_source(), key=lambda e: e.name) == sorted(
-        told, key=lambda e: e.name
+def test_stored_lists_are_what_the_registries_have():
+    assert catalogue_lists.STORED.read_text(encoding="utf-8") == catalogue_lists.text(), (
+        "run: python -m bivallate.reports.cards"
     )
-    assert list(source_catalogue.attacks().items()) == list(attacks().items())
+    rows = stored_lists.methods()
+    assert rows == catalogue_lists.method_rows(registry().values())
+    assert {row["name"] for row in json.loads(catalogue_lists.text())["methods"]} <= {
+        row["name"] for row in rows
+    }
 
 
 def test_a_method_of_the_users_is_in_every_list(capsys):

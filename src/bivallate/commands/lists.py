@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from bivallate.commands import source_catalogue
+from bivallate.commands import stored_lists
 from bivallate.commands.options import DataName, Flag
 from bivallate.data.registry import training_defaults
 from bivallate.errors import listed, unknown
@@ -26,43 +26,34 @@ def methods(name: str | None = None, /, *, json: Flag = False) -> None:
     json
         for programs.
     """
-    if name is None and not json:
-        told = {row.name: f"{row.family}: {row.summary}" for row in source_catalogue.methods()}
-        one_a_line(told, "methods", "NAME")
+    if name is None:
+        rows = stored_lists.methods()
+        if json:
+            say_json(rows, 1)
+        else:
+            told = {row["name"]: f"{row['family']}: {row['summary']}" for row in rows}
+            one_a_line(told, "methods", "NAME")
         return
     from bivallate.commands.settings import named
     from bivallate.methods.entries import registry
     from bivallate.reports.cards import card
 
-    chosen = None if name is None else named(name)
-    entries = registry()
-    if chosen is not None and chosen not in entries:
+    chosen, entries = named(name), registry()
+    if chosen not in entries:
         raise unknown("method", chosen, entries)
     if json:
-        shown = (
-            sorted(entries.values(), key=lambda e: (e.family, e.name))
-            if chosen is None
-            else [entries[chosen]]
-        )
-        say_json([portable(_row(entry, whole=chosen is not None)) for entry in shown], 1)
-    elif chosen is not None:
+        say_json([_whole(entries[chosen])], 1)
+    else:
         say(card(entries[chosen]))
 
 
-def _row(entry: Any, *, whole: bool) -> dict[str, Any]:
-    """Describe a method as plain data; `whole` adds its parts and its card."""
+def _whole(entry: Any) -> dict[str, Any]:
+    """Describe a method as plain data, with its parts and its card."""
     from bivallate.lower.threat import Linf
+    from bivallate.reports.catalogue_lists import method_row
 
-    row = {key: getattr(entry, key) for key in ("name", "family", "summary", "paper", "cost")}
-    row["parameters"] = {k: _shown(v) for k, v in entry.parameters.items()}
-    more = {"parts": entry.make(Linf(8 / 255)).to_dict(), "card": inspect.getdoc(entry.make)} if whole else {}
-    return row | more
-
-
-def _shown(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, 6)
-    return value if isinstance(value, str | int | bool) or value is None else str(value)
+    more = {"parts": entry.make(Linf(8 / 255)).to_dict(), "card": inspect.getdoc(entry.make)}
+    return method_row(entry) | portable(more)
 
 
 def models(name: str | None = None, /, *, json: Flag = False) -> None:
@@ -132,8 +123,12 @@ def recipes(
     json
         for programs.
     """
+    if (name, method, data, eps, json) == (None, None, "cifar10", None, False):
+        one_a_line(stored_lists.recipes(), "recipes", "NAME")
+        return
     from bivallate.lower.threat import threat
     from bivallate.methods.entries import create
+    from bivallate.reports.catalogue_lists import recipe_lines
     from bivallate.run.recipes.published import RECIPES, recipe_for
 
     if name is not None and name not in RECIPES:
@@ -147,10 +142,7 @@ def recipes(
         say("\n".join(f"# {line}".rstrip() for line in RECIPES[name].about.splitlines()))
         say(to_toml(encode(plans[name])))
     else:
-        told = {
-            n: f"{plan.method.name}, {plan.epochs} epochs: {RECIPES[n].summary}" for n, plan in plans.items()
-        }
-        one_a_line(told, "recipes", "NAME")
+        one_a_line(recipe_lines(plans), "recipes", "NAME")
 
 
 def attacks(name: str | None = None, /, *, json: Flag = False) -> None:
@@ -171,9 +163,9 @@ def attacks(name: str | None = None, /, *, json: Flag = False) -> None:
         _details({"attack": name, "stages": [encode(stage) for stage in attack_named(name).stages]}, json)
         return
     if json:
-        say_json([{"attack": name, "what": text} for name, text in source_catalogue.attacks().items()], 1)
+        say_json([{"attack": name, "what": text} for name, text in stored_lists.attacks().items()], 1)
         return
-    one_a_line(source_catalogue.attacks(), "attacks", "NAME")
+    one_a_line(stored_lists.attacks(), "attacks", "NAME")
 
 
 def one_a_line(rows: dict[str, str], command: str, argument: str) -> None:

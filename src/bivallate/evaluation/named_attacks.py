@@ -69,10 +69,7 @@ _FAMILIES: dict[str, tuple[Recipe, str, str]] = {}  # name -> recipe, how it is 
 
 
 def family(name: str, written: str, description: str) -> Callable[[Recipe], Recipe]:
-    """Decorator: register a family of attacks; the recipe's parameters are the numbers in the name.
-
-    In the package itself the arguments are literals: lists are read from the sources, without running them.
-    """
+    """Decorator: register a family of attacks; the recipe's parameters are the numbers in the name."""
 
     def add(recipe: Recipe) -> Recipe:
         _FAMILIES[name] = (recipe, written, description)

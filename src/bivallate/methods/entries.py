@@ -58,8 +58,7 @@ def register(name: str, *, family: str = "user", paper: str = "", cost: str = ""
 
     Args:
         name: of the method.
-        family, paper, cost: shown in lists and cards. In the package itself all are literals: lists are read
-            from the sources, without running them.
+        family, paper, cost: shown in lists and cards.
 
     The decorated function checks its parameters against their annotations and raises UserError for values
     that do not fit.

@@ -1,6 +1,7 @@
 """Method cards: pages on the methods, made from the registry and the docstrings.
 
-`bivallate methods NAME` prints a card; `docs/methods/` holds all of them.
+`bivallate methods NAME` prints a card; `docs/methods/` holds all of them. Run as a module, it renews the
+cards and `catalogue_lists.json`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 from bivallate.files import write_text
 from bivallate.lower.threat import Linf
 from bivallate.methods.entries import Entry, registry
+from bivallate.reports import catalogue_lists
 
 PARTS = ("solver", "objective", "coupling", "weighting", "loss")
 
@@ -88,3 +90,4 @@ def write(folder: Path) -> None:
 
 if __name__ == "__main__":
     write(Path("docs/methods"))
+    catalogue_lists.write()
