@@ -245,6 +245,7 @@ def _described(folder: RunFolder, session: Session) -> bool:
     free = {key for key in (*ORIGIN, "run") if key in ORIGIN or key not in there}  # older runs lack `run`
     lengths = LENGTH if session.config.extended else ()  # the manifest may be from before it was extended
     open_to = {*(f"config.{key}" for key in (*FREE, *PRECISION, *lengths)), "spec.mean", "spec.std"}
+    there = there | {"config": _as_now(there.get("config"))}
     return _meant(there, free, open_to) == _meant(wanted, free, open_to)
 
 
@@ -254,8 +255,7 @@ def _meant(about: dict[str, Any], free: set[str], open_to: set[str]) -> dict[str
     The statistics in `spec` are left out too: `normalisation` has them, and `spec` may give one number for
     all channels.
     """
-    config = _as_now(about.get("config"))
-    flat = _flat({k: v for k, v in {**about, "config": config}.items() if k not in free})
+    flat = _flat({k: v for k, v in about.items() if k not in free})
     return {key: value for key, value in flat.items() if key not in open_to}
 
 
