@@ -16,6 +16,7 @@ from typing import Any
 from bivallate.errors import UserError, unknown
 from bivallate.part_kinds import parts_for
 from bivallate.parts import part_named, written
+from bivallate.renamed import present_field
 from bivallate.schema import PLAIN, fields_of, options_of
 
 __all__ = ["literal", "override", "pair", "parse_number", "read", "whole_number"]
@@ -96,7 +97,7 @@ def override(value: Any, path: str, text: Any) -> Any:
     for an unknown path or a value that does not fit.
     """
     name, _, rest = path.partition(".")
-    known = written(type(value))
+    name, known = present_field(type(value), name), written(type(value))
     if name not in known:
         raise unknown(f"part or field of {type(value).__name__}", name, known)
     current = getattr(value, name)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
-__all__ = ["renamed_arguments", "renamed_fields", "renamed_methods", "renamed_names"]
+__all__ = ["present_field", "renamed_arguments", "renamed_fields", "renamed_methods", "renamed_names"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Class = TypeVar("Class", bound=type)
@@ -70,16 +70,26 @@ def renamed_fields(**renamed: str) -> Callable[[Class], Class]:
     """Decorate a dataclass with renamed fields: an old one is read and given with a DeprecationWarning.
 
     Args:
-        renamed: old field -> present field.
+        renamed: old field -> present field; `present_field` finds it in the class's `RENAMED_FIELDS`.
     """
 
     def decorate(cls: Class) -> Class:
+        cls.RENAMED_FIELDS = renamed  # pyright: ignore[reportAttributeAccessIssue]
         cls.__init__ = renamed_arguments(**renamed)(cls.__init__)
         for old, present in renamed.items():
             setattr(cls, old, property(_former_field(old, present)))
         return cls
 
     return decorate
+
+
+def present_field(cls: type, name: str) -> str:
+    """The present name of a field, with a DeprecationWarning if it was renamed; other names unchanged."""
+    present = getattr(cls, "RENAMED_FIELDS", {}).get(name, name)
+    if present != name:
+        text = f"{name} of {cls.__name__} is now called {present}"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+    return present
 
 
 def _former_field(old: str, present: str) -> Callable[[Any], Any]:

@@ -19,6 +19,7 @@ from bivallate.lower.radii import Radii
 from bivallate.methods.reweighted import RECIPE
 from bivallate.noise import Noise
 from bivallate.parts import decode, encode
+from bivallate.run.config import Config
 from bivallate.types import Batch, Clock
 from bivallate.upper.class_losses import Reweighed
 from bivallate.upper.loss import Trades, adversarial
@@ -238,6 +239,12 @@ def test_the_former_name_of_what_is_weighed_is_read() -> None:
     assert decode(former) == now
     with pytest.deprecated_call(match="now called weighs"):
         assert Reweighed(Trades(), part="anchor") == now  # pyright: ignore[reportCallIssue]
+    method = methods.at(THREAT).but(loss=Reweighed(Trades()))
+    with pytest.deprecated_call(match="part of Reweighed is now called weighs"):
+        assert method.but(loss__part="anchor").loss == now
+    for path in ("loss.part", "method.loss.part"):
+        with pytest.deprecated_call(match="part of Reweighed is now called weighs"):
+            assert Config(method).set(path, "anchor").method.loss == now
 
 
 @pytest.mark.parametrize(
