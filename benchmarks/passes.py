@@ -106,6 +106,7 @@ def catalogue(k: int) -> dict[str, tuple[Method, Floor, float]]:
         "cfa": of("cfa", 1.15, "k Gt, 1"),
         "hat": of("hat", 1.15, "2 Fe, k Ge, 3 1"),
         "ikl": of("ikl", 1.15, "Fe, k Ge, 2 1"),
+        "lbgat": of("lbgat", 1.15, "Fe, k Ge, 2 1"),
         "bastion": of("bastion", 1.15, "k Ge, 2 1"),
     }
 

@@ -33,6 +33,7 @@ def state(model: nn.Module) -> list[Tensor]:
         methods.plain(THREAT),
         methods.at(THREAT, steps=2),
         methods.trades(THREAT, steps=2),
+        methods.lbgat(THREAT, steps=2, alpha=2.0),
         methods.fast_bat(THREAT, step_size=0.05),
         methods.fast_bat(THREAT, step_size=0.05, curvature_steps=3),
         methods.done_pgd(THREAT, steps=2),
@@ -79,6 +80,8 @@ def test_the_gap_is_what_the_method_leaves_out() -> None:
     assert report.ok
     assert report.true_gap > 1e-3
     assert "differs from the true one" in report.verdict
+    # a second network that begins as theta does not move with it
+    assert check_gradient(Net(), methods.lbgat(THREAT, steps=0), (X, Y)).true_gap < 1e-6
     full = Method(
         Linf(0.1), InteriorAscent(60, 2e-3), coupling=Barrier(2e-3, 1.0, 100, 1e-12), weighting=KLDRO(1.0)
     )

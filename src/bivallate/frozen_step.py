@@ -103,8 +103,10 @@ class FrozenStep:
         return total
 
     def truth(self) -> float:
-        """The loss as a function of theta, with the attack solved anew from the same noise."""
-        return float(self._risk(_constant(self._solve()[2])).detach())
+        """The loss as a function of theta, with the attack solved anew from the same noise.
+        What another network has said (`helper`) is a constant, though in a fresh run it begins as theta."""
+        again = _constant(self._solve()[2]).but(helper=self.solution.helper)
+        return float(self._risk(again).detach())
 
 
 def _constant(solution: Solution) -> Solution:

@@ -190,7 +190,7 @@ class Solution:
         evaluations: (B,) gradients computed; of a solver without gradients, its queries or iterations.
         class_score: (K,) or (K, ...) statistics of each class, from solvers that gather them (`ClassRadius`,
             `ClassMeans`), or None.
-        helper: (B,) labels by a plain network (`HelperLabels`), or None.
+        helper: (B,) labels by a plain network, or its clean logits (B, K) (`lower.second_network`), or None.
         start: where the attack began, of solvers that keep it (`Solver.keeps_start`), or None.
         logits: (B, K) at delta, of a pass that the coupling has made and that carries its gradient, or None.
     """

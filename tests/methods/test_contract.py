@@ -223,7 +223,7 @@ def test_the_methods_with_a_memory_have_one() -> None:
     remembering = {n for n in NAMES if whole(n)[1].state_dict()}
     assert remembering == {
         *("atta", "atta-trades", "free-at", "yopo", "cfa", "cfol", "dafa", "wat"),
-        *("fgsm-pgi", "liet", "sora", "ikl", "hat"),
+        *("fgsm-pgi", "liet", "sora", "ikl", "hat", "lbgat"),
         *("bilaw", "bilaw-trades", "done-adam", "done-fast", "done-gd", "done-pgd"),
     }
 

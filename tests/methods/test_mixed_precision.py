@@ -43,6 +43,7 @@ def net(norm: bool = True) -> tuple[Net, list[str]]:
             methods.trades(THREAT, steps=2),
             "ffhhh",
         ),  # f: the first step, at nearly no slope, and the constant target
+        (methods.lbgat(THREAT, steps=2), "ffhhh"),
         (methods.free_at(THREAT, replays=2), "hh"),
         (methods.dynamic(THREAT, steps=2, c_max=0), "ffh"),
         (methods.fast_at_ga(THREAT), "fhf"),  # the attack's gradient is the penalty's first

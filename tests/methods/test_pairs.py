@@ -76,8 +76,8 @@ WRAPPED: list[Any] = [
 FEW = [w for w in WEIGHTINGS if isinstance(w, KLDRO | MAIL | MarginNet)]
 PAIRS = [*itertools.product(WEIGHTINGS, LOSSES), *itertools.product(FEW, WRAPPED)]
 # these ask for what one solver tells, and are refused with all others
-# (in test_fair, test_helper_labels, test_decoupled)
-OF_ONE_SOLVER = {"ClassScored", "ClassTrades", "HelperExamples", "ImprovedKL"}
+# (in test_fair, test_helper_labels, test_helper_network, test_decoupled)
+OF_ONE_SOLVER = {"BoundaryGuided", "ClassScored", "ClassTrades", "HelperExamples", "ImprovedKL"}
 # these ask for a solver that tells where it began (tests/methods/test_smooth_steps.py)
 OF_SOME_SOLVERS = {"Abnormal", "Consistent"}
 SOLVERS: list[Any] = [

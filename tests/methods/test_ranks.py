@@ -32,6 +32,7 @@ METHODS = {
     "done": methods.done_adam(THREAT, steps=2),
     "fast-at-ga": methods.fast_at_ga(THREAT),
     "atta": methods.atta(THREAT),
+    "lbgat": methods.lbgat(THREAT, steps=2, alpha=1.0),
     "wmmr": methods.wmmr(THREAT, steps=2).but(weighting__normalised=True),
 }
 # all-reduces, all-gathers and broadcasts of a step on two processes
@@ -42,6 +43,7 @@ COLLECTIVES = {
     "wmmr": 2,
     "done": 2,
     "at-awp": 2,
+    "lbgat": 2,
     "fast-at-ga": 2,
     "atta": 3,
     "non-parametric": 4,

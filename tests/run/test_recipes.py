@@ -77,6 +77,7 @@ PAPERS = {
     ("fgsm-pgi", "cifar10"): (110, 5e-4, "resnet18", 0.1, "train", True, {0: 0.1, 100: 0.01, 105: 1e-3}),
     ("liet", "cifar10"): (100, 5e-4, "resnet18", 0.1, "train", False, None),
     ("hat", "cifar10"): (100, 5e-4, "resnet18", 0.1, "eval", False, None),
+    ("lbgat", "cifar10"): (100, 2e-4, "wrn-34-10", 0.1, "eval", False, {0: 0.1, 75: 0.01, 90: 1e-3}),
     ("ikl", "cifar10"): (200, 5e-4, "wrn-34-10", 0.1, "eval", False, None),
     ("mart-wrn", "cifar10"): (90, 7e-4, "wrn-34-10", 0.1, "eval", False, {0: 0.1, 75: 0.01}),
 }  # fmt: skip
@@ -120,6 +121,12 @@ def test_baselines_attack_mnist_as_in_their_public_code_unless_the_user_says_how
         pytest.approx({0: 0.2, 75: 0.02, 90: 2e-3}),
     )
     assert resolve("n-fgsm", data="svhn").optimizer.lr == 0.05
+    for data, alpha in (("cifar10", 0.0), ("cifar100", 6.0)):
+        method = resolve("lbgat", data=data).method
+        assert (method.loss.alpha, method.solver.weight_decay) == (alpha, 2e-4)
+        assert method.solver.inner.step_size == pytest.approx(7 / 31 * eps)
+    assert resolve("lbgat", data="cifar100", alpha=1.0).method.loss.alpha == 1
+    assert resolve("lbgat", "at").method == methods.at(THREAT)
     assert resolve("atta", steps=10).method.solver.inner.step_size == pytest.approx(7 / 31 * eps)
 
 

@@ -69,6 +69,7 @@ METHODS = {
     "free": bv.methods.entries.create("free-at", THREAT, replays=2),  # pyright: ignore
     "atta": bv.methods.entries.create("atta", THREAT),  # pyright: ignore
     "curriculum": bv.methods.entries.create("curriculum", THREAT, steps=2),  # pyright: ignore
+    "lbgat": bv.methods.lbgat(THREAT, steps=1),
     "bilaw": bv.methods.entries.create("bilaw", THREAT, steps=1),  # pyright: ignore
 }
 

@@ -81,6 +81,7 @@ class LowerProblem:
             is not used.
         coupled: whether delta carries a gradient in theta; set by `with_solution`, as the next three are.
         class_score, helper, start: of the solution.
+        lr: rates of the update to come, one or by name of a parameter; 0 before the step tells (`Lookahead`).
         log: what parts report for the run's record: numbers, or tensors of one number, which are read
             together at the end of the step, so that no part waits for the device.
     """
@@ -99,18 +100,17 @@ class LowerProblem:
     ) -> None:
         self.sharing, self.regularised = sharing or LossPromises(), regularised
         self.forward = model if isinstance(model, Forward) else Forward(model)
-        self.batch, self.x, self.y = batch, batch.x, batch.y
-        self.objective, self.threat = objective, threat
+        self.batch, self.x, self.y, self.objective, self.threat = batch, batch.x, batch.y, objective, threat
         self.clock = clock = clock or Clock()
         self.noise = noise or Noise(clock.seed, batch.index, clock.epoch, clock.replay, batch.population)
-        self.coupled = False
+        self.lr: float | dict[str, float] = 0.0
         self.log: dict[str, float | Tensor] = {}
         self.class_score: Tensor | None = None
         self.helper: Tensor | None = None
         self.start: AttackStart | None = None
         self._clean = clean_logits
         self._at_solution: Tensor | None = None
-        self._asked_at_solution = False
+        self.coupled = self._asked_at_solution = False
         self._box: tuple[Tensor, Tensor] | None = None
         self._ones: Tensor | None = None
 

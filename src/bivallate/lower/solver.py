@@ -14,7 +14,7 @@ from bivallate.types import Evidence, Facts, Solution
 
 __all__ = ["Gathered", "Remembering", "Solver", "require_coupling", "require_gathered"]
 
-Gathered = Literal["class scores", "mean predictions", "helper labels"]
+Gathered = Literal["class scores", "mean predictions", "helper labels", "helper logits"]
 
 
 class Solver(Role, ABC):

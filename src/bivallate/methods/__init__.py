@@ -21,7 +21,7 @@ from bivallate.methods.single_step import (
     n_fgsm,
     nuat,
 )
-from bivallate.methods.standard import at, hat, plain, trades
+from bivallate.methods.standard import at, hat, lbgat, plain, trades
 
 __all__ = [
     "aaer",
@@ -57,6 +57,7 @@ __all__ = [
     "gat",
     "hat",
     "ikl",
+    "lbgat",
     "liet",
     "mail_at",
     "mail_mart",

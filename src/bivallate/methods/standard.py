@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bivallate.lower.curriculum import Then
 from bivallate.lower.helper_labels import HelperLabels
+from bivallate.lower.helper_network import HelperNetwork
 from bivallate.lower.modes import AttackMode
 from bivallate.lower.objective import kl_to_clean
 from bivallate.lower.pgd import PGD
@@ -11,6 +12,7 @@ from bivallate.lower.start import gaussian, uniform, zero
 from bivallate.lower.threat import Threat
 from bivallate.method import Method
 from bivallate.methods.entries import register
+from bivallate.upper.boundary_guided import BoundaryGuided
 from bivallate.upper.helper_examples import HelperExamples
 from bivallate.upper.loss import Trades
 
@@ -113,3 +115,47 @@ def hat(
     solver = HelperLabels(PGD(steps, step_size * threat.eps, gaussian), plain)
     loss = HelperExamples(Trades(beta), gamma, reach)
     return Method(threat, solver, objective=kl_to_clean, loss=loss)
+
+
+@register("lbgat", family="standard", paper="Cui et al., ICCV 2021", cost="(K+3)F + (K+2)B")
+def lbgat(
+    threat: Threat,
+    *,
+    alpha: float = 0.0,
+    gamma: float = 1.0,
+    guide_lr: float | None = None,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    steps: int = 10,
+    step_size: float = 0.25,
+) -> Method:
+    """LBGAT: the logits at attacked points follow the clean logits of a second network that learns along.
+
+    Minimises mean (z(x') - g(x))^2 over images and classes + gamma CE(g(x)) + alpha KL(p(x) || p(x')), over
+    the trained network z and the second one, g; the attack is on the divergence of z. Only z is evaluated.
+
+    The labels reach z through g alone. The squared distance is a mean over the classes, so that its gradient
+    is the weaker the more classes there are. Both networks and the second one's momentum must fit in memory.
+
+    Args:
+        threat: the set of perturbations.
+        alpha: weight of the KL term: 0 is LBGAT0, the authors' on CIFAR-10, 6 LBGAT6, the better defence on
+            CIFAR-100, with less clean accuracy.
+        gamma: weight of the second network's cross-entropy.
+        guide_lr: learning rate of the second network; None is the trained one's, at every moment. Set it with
+            an optimiser other than SGD, whose rates mean something else.
+        momentum, weight_decay: of the second network's SGD.
+        steps: K, attack steps.
+        step_size: in units of eps.
+
+    Cost: K + 3 forwards, K + 2 backwards, of which one each are the second network's; with alpha one more of
+    each.
+
+    Reference: Cui et al. 2021; constants of the public code (lbgat.py, train_lbgat_cifar100.py). Of the paper
+    only the abstract was available: the equations are those of the code.
+    Deviation: the second network has the trained one's architecture and begins with its weights; the public
+    code's is a ResNet-18 with its own, beside a wide ResNet. Without alpha that code still forwards x through
+    z, which moves BatchNorm's statistics. One optimiser moves both networks there.
+    """
+    solver = HelperNetwork(PGD(steps, step_size * threat.eps, gaussian), guide_lr, momentum, weight_decay)
+    return Method(threat, solver, objective=kl_to_clean, loss=BoundaryGuided(alpha, gamma))

@@ -90,8 +90,10 @@ class Lookahead:
     def prepare(problem: LowerProblem, method: Composition, x_adv: Tensor, lr: LearningRates) -> Lookahead:
         """Prepare the lookahead of this step, before the loss's passes move the running statistics.
 
-        The buffers are copied only if the weighting uses the lookahead.
+        The buffers are copied only if the weighting uses the lookahead. The rates of the update are told to
+        the problem too, for solvers with a network of their own, which moves after the same rates.
         """
+        problem.lr = lr
         kept = None
         if method.weighting.needs_meta:
             kept = {n: b.clone() for n, b in problem.forward.module.named_buffers()}

@@ -227,6 +227,7 @@ class Recipe:
         return inspect.getdoc(self.make) or ""
 
 
+BY_METHOD = baselines.BY_METHOD | class_wise.BY_METHOD | one_step.BY_METHOD
 RECIPES: dict[str, Recipe] = {
     "fast": Recipe(fast, "fast-bat"),
     "imagenet": Recipe(imagenet.imagenet, "fast-bat"),
@@ -245,9 +246,7 @@ RECIPES: dict[str, Recipe] = {
     "atta": Recipe(baselines.atta, "atta"),
     "backward-smoothing": Recipe(baselines.backward_smoothing, "backward-smoothing"),
     "wmmr": Recipe(baselines.wmmr, "wmmr"),
-    "ikl": Recipe(baselines.ikl, "ikl"),
-    "hat": Recipe(baselines.hat, "hat"),
-    **{name: Recipe(make, name) for name, make in (class_wise.BY_METHOD | one_step.BY_METHOD).items()},
+    **{name: Recipe(make, name) for name, make in BY_METHOD.items()},
     "bastion": Recipe(bastion, "bastion"),
     "finetune": Recipe(finetune, "at"),
 }
