@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bivallate.reproduce import campaign, running
+from bivallate.reproduce import campaign, running, work_queue
 from bivallate.reproduce.campaign import _Worker, _Workers, path_of, pending, run_campaign
 from bivallate.reproduce.cell import Cell, Measure, configure
 from bivallate.reproduce.papers.catalogue import find
@@ -17,6 +17,7 @@ from bivallate.reproduce.records import read_record
 from bivallate.reproduce.running import Job, run_job
 from bivallate.reproduce.scaling import at_scale
 from bivallate.reproduce.sharing import grouped_by_training, training_of, with_all_kept
+from bivallate.reproduce.work_queue import Training, Work, WorkQueue
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
 
@@ -164,7 +165,94 @@ def test_jobs_of_one_training_are_not_run_at_once(job: Job, monkeypatch) -> None
     for worker in workers:
         pool._give(worker)
     assert given == ["T-X 0.05", "T-X 0.1"]
-    workers[0].job = None
+    workers[0].work = None
     pool._give(workers[2])
     assert given[2:] == ["T-Z 0.05"]
-    assert pool.waiting == []
+    assert len(pool.queue) == 0
+
+
+def with_source(job: Job, row: str, eps: str, source: Cell) -> Job:
+    """A cell of its own training, with a column on the examples of another network."""
+    moved = Measure("moved", "robust", "pgd-2", n=40, source="plain")
+    cell = job.cell.but(row=row, eps=eps, measures=(moved,), epochs=1)
+    return dataclasses.replace(job, cell=cell, sources={"plain": source})
+
+
+@pytest.fixture
+def three(job: Job) -> list[Job]:
+    """Three cells that share the source of a column, as T-Y2's do, and one that shares nothing."""
+    source = job.cell.but(row="plain", method="plain", parameters={}, measures=(), epochs=1)
+    eps = {"a": "0.05", "b": "0.06", "c": "0.07"}
+    return [*(with_source(job, row, e, source) for row, e in eps.items()), job]
+
+
+def named(work: Work) -> str:
+    if isinstance(work, Job):
+        return work.cell.row
+    return f"train {work.source or work.job.cell.row}"
+
+
+def test_cells_that_share_a_source_leave_every_process_its_work(three: list[Job]) -> None:
+    queue, running = WorkQueue(three), dict[str, tuple[Work, frozenset[str]]]()
+
+    def begin() -> str:
+        found = queue.take(frozenset[str]().union(*(held for _, held in running.values())))
+        running[named(found[0]) if found else ""] = found or (three[0], frozenset())
+        return list(running)[-1]
+
+    def end(name: str) -> None:
+        work, _ = running.pop(name)
+        if isinstance(work, Training):
+            assert queue.finish(work, True) == []
+
+    assert [begin(), begin()] == ["train plain", "train a"]
+    end("train a")
+    assert begin() == "train b", "no cell is measured before the source is there"
+    end("train plain")
+    assert begin() == "a"
+    end("train b")
+    assert begin() == "b", "the finished source serves two at once"
+    end("a")
+    assert [begin(), begin(), begin()] == ["train c", "AT", ""]
+    end("train c")
+    del running[""]
+    assert [begin(), len(queue)] == ["c", 0]
+
+
+@pytest.mark.parametrize(("failing", "lost"), [("plain", ["a", "b", "c"]), ("b", ["b"])])
+def test_a_training_that_fails_takes_its_cells_along(failing: str, lost: list[str], three: list[Job]) -> None:
+    said = list[str]()
+    outcome = campaign.Outcome()
+    pool = _Workers(three, outcome, said.append, lambda: False)
+    while (found := pool.queue.take(frozenset())) is not None:
+        bad = named(found[0]) == f"train {failing}"
+        pool._end(found[0], (not bad, "no disk" if bad else "record.json"), 1.0)
+    assert [title.split(": ")[1].split(",")[0] for title in outcome.failed] == lost
+    whose = "" if failing == "b" else "the training that its transfer columns need failed: "
+    assert set(outcome.failed.values()) == {f"{whose}no disk"}
+    assert len(outcome.done) == len(three) - len(lost)
+    assert sum("FAILED" in line for line in said) == len(lost)
+
+
+def test_a_training_by_itself_is_found_by_its_cell(three: list[Job], monkeypatch) -> None:
+    whole, apart = (dataclasses.replace(three[0], out=three[0].out / n, runs=three[0].runs / n) for n in "12")
+    expected = json.loads(run_job(whole).read_text())
+    Training("", apart, "plain", (apart,)).make()
+    Training("", apart, None, (apart,)).make()
+    monkeypatch.setattr(running, "execute", None)  # nothing is left to train
+    found = json.loads(run_job(apart).read_text())
+    assert found["columns"] == expected["columns"]
+    assert found.keys() == expected.keys()
+    monkeypatch.setattr(work_queue, "train_for", None)  # a record of another cell serves
+    Training("", renamed(apart), None, (renamed(apart),)).make()
+    assert pending([renamed(apart)]) == []
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work_of_cells_with_one_source(three: list[Job]) -> None:
+    said = list[str]()
+    outcome = run_campaign(three[:3], at_once=2, say=said.append)
+    assert (outcome.failed, len(outcome.done)) == ({}, 3)
+    assert [line.split(":")[0].split(" of ")[0] for line in said[:2]] == ["training"] * 2
+    assert [line.split("]")[0] for line in said if line.startswith("[")] == ["[1/3", "[2/3", "[3/3"]
+    assert len(list(three[0].runs.glob("T-X/cpu/source-*"))) == 1

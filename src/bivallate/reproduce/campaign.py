@@ -20,6 +20,7 @@ from bivallate.reproduce.definition import has_columns, is_of_cell
 from bivallate.reproduce.records import read_record
 from bivallate.reproduce.reuse import record_from_another
 from bivallate.reproduce.running import Job, record_path, run_job
+from bivallate.reproduce.work_queue import Training, Work, WorkQueue
 from bivallate.run.progress import Progress
 from bivallate.run.signals import Interrupted
 from bivallate.terminal import say
@@ -94,7 +95,7 @@ def run_campaign(
     if at_once == 1:
         _here(waiting, outcome, speak, late, shown)
     else:
-        _Workers(waiting, outcome, speak, late).work(min(at_once, len(waiting)))
+        _Workers(waiting, outcome, speak, late).work(at_once)
     return outcome
 
 
@@ -115,24 +116,19 @@ def _here(
         _note(outcome, job, result, time.monotonic() - begun, speak)
 
 
-def _attempt(job: Job, progress: Progress | None = None) -> tuple[bool, str]:
-    """Run a job; return whether it succeeded, and the path of its record or the reason."""
+def _attempt(work: Work, progress: Progress | None = None) -> tuple[bool, str]:
+    """Run a job or make a training; return whether it succeeded, and the path of the record or the reason."""
     try:
-        return True, str(record_from_another(job) or run_job(job, progress))
+        if isinstance(work, Training):
+            work.make()
+            return True, ""
+        return True, str(record_from_another(work) or run_job(work, progress))
     except Interrupted:
         raise
     except UserError as error:
         return False, str(error)
     except Exception as error:  # one cell must not end a campaign
         return False, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
-
-
-def _trainings(job: Job) -> frozenset[str]:
-    """The trainings of a job; none if its cell cannot be configured (running it reports the error)."""
-    try:
-        return job.trainings
-    except UserError:
-        return frozenset()
 
 
 def _note(
@@ -148,13 +144,13 @@ def _note(
 
 
 def _serve(pipe: Connection) -> None:
-    """Run jobs in a worker until None is received or the campaign's process has ended."""
+    """Do work in a worker until None is received or the campaign's process has ended."""
     # A worker that outlived a killed campaign would train in the same folder as the next campaign's worker.
     # It may end at any moment: a resumed training repeats what was done since the last checkpoint.
     threading.Thread(target=end_with_parent, daemon=True).start()
     try:
-        while (job := pipe.recv()) is not None:
-            pipe.send(_attempt(job))
+        while (work := pipe.recv()) is not None:
+            pipe.send(_attempt(work))
     except Interrupted:
         sys.exit(130)  # the training is saved; the campaign notices the closed pipe
     except (EOFError, ConnectionError):
@@ -165,32 +161,29 @@ def _serve(pipe: Connection) -> None:
 class _Worker:
     process: BaseProcess
     pipe: Connection
-    job: Job | None = None
-    trainings: frozenset[str] = frozenset()
+    work: Work | None = None
+    trainings: frozenset[str] = frozenset()  # which the work keeps busy
     begun: float = 0.0
 
 
 class _Workers:
-    """Worker processes with one job each at a time; a process that dies is replaced.
-
-    Jobs that share a training do not run at the same time, because only one process may train in a folder.
-    """
+    """Worker processes with one piece of work each at a time; a process that dies is replaced."""
 
     def __init__(
         self, waiting: list[Job], outcome: Outcome, speak: Callable[[str], object], late: Callable[[], bool]
     ) -> None:
-        self.waiting = [(job, _trainings(job)) for job in waiting]
+        self.queue = WorkQueue(waiting)
         self.outcome, self.speak, self.late = outcome, speak, late
         self.total = len(waiting)
         self.context = multiprocessing.get_context("spawn")
         self.workers: list[_Worker] = []
 
     def work(self, size: int) -> None:
-        """Run all jobs on `size` processes."""
+        """Run all jobs on `size` processes, or fewer if there is less work."""
         try:
-            for _ in range(size):
+            for _ in range(min(size, len(self.queue))):
                 self._give(self._hire())
-            while any(worker.job is not None for worker in self.workers):
+            while any(worker.work is not None for worker in self.workers):
                 self._listen()
         finally:
             for worker in self.workers:  # all are told to end before the first one is waited for
@@ -208,37 +201,48 @@ class _Workers:
         return worker
 
     def _give(self, worker: _Worker) -> None:
-        taken = frozenset[str]().union(*(w.trainings for w in self.workers if w.job is not None))
-        free = (k for k, (_, trainings) in enumerate(self.waiting) if not trainings & taken)
-        place = None if self.late() else next(free, None)
-        if place is None:
+        busy = frozenset[str]().union(*(w.trainings for w in self.workers if w.work is not None))
+        found = None if self.late() else self.queue.take(busy)
+        if found is None:
             return
-        worker.job, worker.trainings = self.waiting.pop(place)
+        worker.work, worker.trainings = found
         worker.begun = time.monotonic()
-        self.speak(f"[{self.total - len(self.waiting)}/{self.total}] {worker.job.title}")
-        worker.pipe.send(worker.job)
+        cell = isinstance(worker.work, Job)
+        self.speak(f"[{self.total - self.queue.cells}/{self.total}] " * cell + worker.work.title)
+        worker.pipe.send(worker.work)
 
     def _listen(self) -> None:
-        busy = {worker.pipe: worker for worker in self.workers if worker.job is not None}
+        busy = {worker.pipe: worker for worker in self.workers if worker.work is not None}
         for pipe in wait(list(busy)):
             worker = busy[pipe]  # pyright: ignore[reportArgumentType]
-            assert worker.job is not None
+            assert worker.work is not None
             try:
                 result = worker.pipe.recv()
             except (EOFError, ConnectionError):  # the process has died
                 worker.process.join()
                 result = False, f"its process died (exit status {worker.process.exitcode})"
                 self.workers.remove(worker)
-            _note(self.outcome, worker.job, result, time.monotonic() - worker.begun, self.speak)
-            worker.job = None
-            if worker not in self.workers and self.waiting:
+            self._end(worker.work, result, time.monotonic() - worker.begun)
+            worker.work = None
+            if worker not in self.workers and len(self.queue):
                 self._hire()
         for worker in self.workers:
-            if worker.job is None:
+            if worker.work is None:
                 self._give(worker)
 
+    def _end(self, work: Work, result: tuple[bool, str], seconds: float) -> None:
+        """Note a result; the cells whose training failed have failed with it."""
+        if isinstance(work, Job):
+            _note(self.outcome, work, result, seconds, self.speak)
+            return
+        good, reason = result
+        if good:
+            self.speak(f"    done in {seconds:.0f} s: {work.title}")
+        for job in self.queue.finish(work, good):
+            _note(self.outcome, job, (False, work.told(job, reason)), seconds, self.speak)
+
     def _dismiss(self, worker: _Worker) -> None:
-        if worker.job is None and worker.process.is_alive():
+        if worker.work is None and worker.process.is_alive():
             worker.pipe.send(None)
         else:
             worker.process.terminate()

@@ -28,7 +28,7 @@ from bivallate.run.progress import Progress
 from bivallate.run.resuming import computable, resume
 from bivallate.run.trainer import limit_threads
 
-__all__ = ["SCHEMA", "Job", "record_path", "run_job", "trained"]
+__all__ = ["SCHEMA", "Job", "record_path", "run_job", "train_for", "trained"]
 
 SCHEMA = "bivallate-reproduction-1"
 
@@ -58,10 +58,13 @@ class Job:
     together: int = 1
 
     @property
-    def trainings(self) -> frozenset[str]:
-        """The trainings of the cell and of its sources, as texts that are equal for shared trainings."""
-        sources = {training_of(self.sources[n], self.seed + SOURCE_SEED) for n in source_names(self.cell)}
-        return frozenset({training_of(self.cell, self.seed), *sources})
+    def trainings(self) -> dict[str | None, str]:
+        """Source, or None for the cell -> its training, as a text that is equal for shared ones."""
+        found: dict[str | None, str] = {
+            name: training_of(self.sources[name], self.seed + SOURCE_SEED)
+            for name in sorted(source_names(self.cell))
+        }
+        return {**found, None: training_of(self.cell, self.seed)}
 
     @property
     def title(self) -> str:
@@ -79,13 +82,10 @@ def run_job(job: Job, progress: Progress | None = None) -> Path:
 
     Raises UserError if the data do not exist, and whatever a training or an attack raises.
     """
-    limit_threads(job.threads)
     begun, made = time.monotonic(), commit()
     cell, seed = job.cell, job.seed
-    config = computable(configure(with_all_kept(cell, job.scale), seed, job.device, job.threads))
-    place = job.runs / job.table / job.scale / f"{cell.name}-seed{seed}"
-    dataset = cut(load_data(config.data, seed), cell.rows)
-    folder, model = trained(config, dataset, place, cell.weights, progress)
+    config, dataset = _prepared(job)
+    folder, model = _own(job, config, dataset, progress)
     needed = {name: job.sources[name] for name in sorted(source_names(cell))}
     sources = {name: _source(job, source, dataset, progress) for name, source in needed.items()}
     more = {m.weights for m in cell.measures} - {"", cell.weights}
@@ -115,6 +115,32 @@ def run_job(job: Job, progress: Progress | None = None) -> Path:
     path = record_path(job.out, job.table, job.scale, cell, seed)
     write_json(path, record)
     return path
+
+
+def train_for(job: Job, source: str | None) -> None:
+    """Train a job's cell, or one of its sources, unless that is done; `run_job` then finds it.
+
+    Raises UserError if the data do not exist, and whatever a training raises.
+    """
+    config, dataset = _prepared(job)
+    if source is None:
+        _own(job, config, dataset, None)
+    else:
+        _source(job, job.sources[source], dataset, None)
+
+
+def _prepared(job: Job) -> tuple[Config, Dataset]:
+    limit_threads(job.threads)
+    cell = with_all_kept(job.cell, job.scale)
+    config = computable(configure(cell, job.seed, job.device, job.threads))
+    return config, cut(load_data(config.data, job.seed), cell.rows)
+
+
+def _own(
+    job: Job, config: Config, dataset: Dataset, progress: Progress | None
+) -> tuple[RunFolder, Classifier]:
+    place = job.runs / job.table / job.scale / f"{job.cell.name}-seed{job.seed}"
+    return trained(config, dataset, place, job.cell.weights, progress)
 
 
 def _company(job: Job) -> dict[str, int]:
