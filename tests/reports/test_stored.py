@@ -11,14 +11,17 @@ from pathlib import Path
 
 import pytest
 
+import bivallate as bv
 from bivallate.audits.run_audit import kept_claim
 from bivallate.cli import run
+from bivallate.data import load
 from bivallate.errors import UserError
 from bivallate.evaluation import Identity, Score
 from bivallate.lower.threat import Linf
 from bivallate.reports.collect import RunRecord, collect
 from bivallate.reports.page import render
-from bivallate.reports.stored_evaluations import Evaluation
+from bivallate.reports.stored_evaluations import Evaluation, RunFingerprints
+from bivallate.run.evaluation_target import EvaluationTarget
 
 OLD = Path(__file__).parents[1] / "evaluation" / "old" / "run"  # trained and attacked at commit 487ed02
 THREAT = Linf(0.15)
@@ -170,6 +173,37 @@ def test_no_name_takes_the_place_of_an_identity(pair, capsys, given, name):
     assert note in render("md", [found], [])
     assert kept_claim(own.path.parent, "best", THREAT, 359) == (None, "")
     assert f"{name} is no claim: left out, it does not say which weights" in capsys.readouterr().err
+
+
+IN_PYTHON = {
+    "the run's weights and split": ("a", "best", lambda data: data.test, "test"),
+    "another split": ("a", "last", lambda data: data.validation, "validation"),
+    "a split of data divided otherwise": ("a", "best", lambda data: load("digits", seed=7).test, "test"),
+    "the weights of another run": ("b", "best", lambda data: data.test, None),
+    "a part of a split": ("a", "best", lambda data: data.test.subset([0, 1, 2]), None),
+    "tensors": ("a", "best", lambda data: data.test.tensors(), None),
+}
+
+
+@pytest.mark.parametrize("kind", IN_PYTHON)
+def test_a_score_made_in_python_counts_where_its_weights_and_its_split_are_the_runs(pair, kind):
+    of, weights, split_of, name = IN_PYTHON[kind]
+    own, made = only(pair[0]), pair[0] if of == "a" else pair[1]
+    data = EvaluationTarget.of(pair[0]).data
+    score = bv.evaluate(bv.load(made, weights=weights), split_of(data), THREAT, "fgsm", first=2)
+    score.save(pair[0] / "evaluation" / "mine.json")
+    found = record(pair[0])
+    counted = [e.identity for e in found.evaluations if e.path != own.path]
+    if name is None:
+        assert counted == []
+        assert "mine.json is left out, it does not" in found.left_out[0]
+        return
+    assert [(one.run, one.split, one.data_set) for one in counted] == [
+        (own.identity.run, name, own.identity.data_set)
+    ]
+    assert found.left_out == []
+    assert score.model_fingerprint == RunFingerprints.of(pair[0]).fingerprint_of(counted[0].weights)
+    assert not any(e.stale for e in found.evaluations)
 
 
 FOREIGN = {

@@ -172,11 +172,17 @@ class Dataset:
         size = " x ".join(map(str, self.shape))
         return f"<Dataset {visible(self.name)}: {len(self.classes)} classes, {size}, {rows}>"
 
+    @property
+    def split_fingerprints(self) -> dict[str, str]:
+        """The fingerprint of each split that there is, by its name."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: split.fingerprint for name, split in splits.items() if split is not None}
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the three splits and the class names."""
-        held = self.validation.fingerprint if self.validation is not None else ""
-        return digest(self.train.fingerprint, held, self.test.fingerprint, *self.classes)
+        of = self.split_fingerprints
+        return digest(of["train"], of.get("validation", ""), of["test"], *self.classes)
 
     def matches(self, fingerprint: str) -> bool:
         """Whether a fingerprint is that of these data, as computed now or by earlier versions."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate import collective
+from bivallate.data.dataset import Split
 from bivallate.errors import UserError, check_seed, python_arguments
 from bivallate.evaluation import shared_points
 from bivallate.evaluation.evaluation_identity import Identity
@@ -126,8 +127,13 @@ def attack_and_score(
             _run_in_group(runner, "/".join((*fingerprints, parsed.name)), index)
         else:
             runner.run()
-    identity = Identity(weights="", split="", n=n, first=first)  # the rest is not known here
-    return replace(_score(runner, fingerprints), identity=identity)
+    return replace(_score(runner, fingerprints), identity=_identity(data, n, first))
+
+
+def _identity(data: Any, n: int | None, first: int | None) -> Identity:
+    """What is known here of a score's identity: neither the name of the weights nor that of the split."""
+    of_split = data.fingerprint if isinstance(data, Split) else ""
+    return Identity(weights="", split="", n=n, first=first, split_fingerprint=of_split)
 
 
 def _run_in_group(runner: Runner, topic: str, index: Tensor) -> None:

@@ -47,6 +47,7 @@ class WrittenIdentity(TypedDict):
     data_set: str
     n: Count | None
     first: Count | None
+    split_fingerprint: NotRequired[str]
 
 
 class WrittenScore(TypedDict):

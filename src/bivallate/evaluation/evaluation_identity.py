@@ -23,6 +23,7 @@ class Identity:
         data: name of another data set than the run's; empty for the run's.
         data_set: fingerprint of the data set that has the split; empty if unknown.
         n, first: size of a seeded random subset, or number of leading points; all points if both are None.
+        split_fingerprint: of the split that was given in Python, whose name is not known then; else empty.
     """
 
     run: str = ""
@@ -32,10 +33,14 @@ class Identity:
     data_set: str = ""
     n: int | None = None
     first: int | None = None
+    split_fingerprint: str = ""
 
     @property
     def known(self) -> bool:
-        """Whether it says which weights and which split; that of an evaluation in Python does not."""
+        """Whether it names the weights and the split; that of an evaluation in Python does not.
+
+        In a run's folder its fingerprints say them, see `reports.stored_evaluations`.
+        """
         return bool(self.weights and self.split)
 
     @property
@@ -67,7 +72,9 @@ class Identity:
     @classmethod
     def of(cls, entry: dict[str, Any] | None) -> Identity | None:
         """The inverse of `to_json`; None gives None. Keys of later versions are ignored."""
-        return None if entry is None else cls(**{f.name: entry[f.name] for f in fields(cls)})
+        return (
+            None if entry is None else cls(**{f.name: entry[f.name] for f in fields(cls) if f.name in entry})
+        )
 
 
 def evaluation_name(

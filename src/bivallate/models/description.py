@@ -62,6 +62,7 @@ class Manifest(TypedDict):
     classes: NotRequired[list[str] | None]
     data: NotRequired[str]
     data_fingerprint: NotRequired[str]
+    split_fingerprints: NotRequired[dict[str, str]]
     method: NotRequired[str]
     code_version: NotRequired[str]
     config: NotRequired[dict[str, Any] | str | None]  # the first version wrote the name of a file

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ __all__ = ["STALE", "Evaluation", "RunFingerprints", "read_evaluation", "read_ev
 
 STALE = "evaluated before the weights changed; evaluate again"
 FOREIGN = "left out, it does not belong to this run"
+UNMATCHED = "none of its weights, or no split of its data, has the fingerprint of what was evaluated"
 UNKNOWN = "left out, it does not say which weights and split were evaluated: evaluate the run by its folder"
 
 
@@ -49,9 +50,9 @@ class Evaluation:
     @property
     def left_out(self) -> str:
         """What is said if it is not counted among the run's evaluations, and why; empty if it is."""
-        if not self.identity.known:
-            return UNKNOWN
-        return f"{FOREIGN}: {self.foreign}" if self.foreign else ""
+        if self.foreign:
+            return f"{FOREIGN}: {self.foreign}"
+        return "" if self.identity.known else UNKNOWN
 
     @property
     def weights(self) -> str:
@@ -76,12 +77,16 @@ class RunFingerprints:
     Attributes:
         run: identifier of the run; empty if its manifest has none.
         data_set: fingerprint of its data; empty if its manifest has none.
+        splits: name of each split of its data -> its fingerprint; empty if its manifest has none.
+        weights: names of the weights in the folder, the usual ones first.
         fingerprint_of: name of weights -> fingerprint of the model with these weights; None if the folder
             has no such weights, or they cannot be read.
     """
 
     run: str
     data_set: str
+    splits: dict[str, str]
+    weights: tuple[str, ...]
     fingerprint_of: Callable[[str], str | None]
 
     @classmethod
@@ -90,7 +95,23 @@ class RunFingerprints:
         place = folder / "model.json"
         manifest: dict[str, Any] = read_manifest(place) if place.exists() else {}
         run, data_set = (str(manifest.get(key) or "") for key in ("run", "data_fingerprint"))
-        return cls(run, data_set, fingerprints(folder))
+        found = sorted(file.stem for file in folder.glob("*.safetensors"))
+        names = sorted(("last" if stem == "model" else stem for stem in found), key=_usual_first)
+        return cls(
+            run, data_set, manifest.get("split_fingerprints") or {}, tuple(names), fingerprints(folder)
+        )
+
+    def named(self, identity: Identity, model: str) -> Identity | None:
+        """The identity of an evaluation in Python, with the names of the weights and of the split.
+
+        None if no weights of the run have the fingerprint `model`, or no split of its data is the evaluated
+        one.
+        """
+        split = next((n for n, one in self.splits.items() if one == identity.split_fingerprint), None)
+        weights = next((name for name in self.weights if self.fingerprint_of(name) == model), None)
+        if split is None or weights is None:
+            return None
+        return replace(identity, run=self.run, weights=weights, split=split, data_set=self.data_set)
 
     def stale_or_foreign(self, identity: Identity, model: str) -> tuple[bool, str]:
         """Whether an evaluation is stale, and the reason why it is of another run (empty if it is not).
@@ -104,6 +125,12 @@ class RunFingerprints:
         if on_own_data and identity.data_set and self.data_set and identity.data_set != self.data_set:
             return False, "its points are of other data"
         return present not in (None, model), ""
+
+
+def _usual_first(weights: str) -> tuple[bool, str]:
+    """Order of names of weights: best, last, ema; then the others by name."""
+    usual = ("best", "last", "ema")
+    return weights not in usual, str(usual.index(weights)) if weights in usual else weights
 
 
 def fingerprints(run: Path) -> Callable[[str], str | None]:
@@ -136,7 +163,10 @@ def read_evaluation(file: Path, fingerprints_of_run: RunFingerprints) -> Evaluat
         return None
     identity = score.identity or Identity(weights="", split="")
     if not identity.known:
-        return Evaluation(identity, score, file)
+        if not identity.split_fingerprint:
+            return Evaluation(identity, score, file)
+        named = fingerprints_of_run.named(identity, score.model_fingerprint)
+        return Evaluation(named or identity, score, file, foreign="" if named else UNMATCHED)
     stale, foreign = fingerprints_of_run.stale_or_foreign(identity, score.model_fingerprint)
     return Evaluation(identity, score, file, stale=stale, foreign=foreign)
 

@@ -41,7 +41,7 @@ LENGTH = ("epochs", "extended")  # may differ if one of the two plans extends th
 
 # Entries of a manifest that may differ: they say which code made the weights and where the data were. The
 # data are compared with the checkpoint's fingerprint when it is loaded.
-ORIGIN = ("code_version", "made_by", "data", "data_fingerprint", "sealed")
+ORIGIN = ("code_version", "made_by", "data", "data_fingerprint", "split_fingerprints", "sealed")
 
 Tell = Callable[[str], None]
 

@@ -193,6 +193,7 @@ class Session:
             "config": portable(encode(self.config)),
             "data": self.dataset.name,
             "data_fingerprint": self.dataset.fingerprint,
+            "split_fingerprints": self.dataset.split_fingerprints,
             "epoch": self.epoch,
             "best_epoch": self.best_epoch + 1,
             "run": self.run,
