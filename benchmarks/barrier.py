@@ -31,6 +31,7 @@ from bivallate.types import Batch
 
 PAGE, BEGIN, END = Path("docs/barrier.md"), "<!-- barrier: begin -->", "<!-- barrier: end -->"
 STEPS, POINTS, BATCH = 10, 512, 128
+TEMPERATURES = 10.0, 1.0, 0.5, 0.3, 0.1
 DIRECTIONS = {"raw": raw, "sign": steepest, "Adam": adam}
 
 
@@ -102,11 +103,13 @@ def rows(setting: Setting, model: bv.models.Classifier, points: Batch) -> list[s
         if label == "Adam, projected":
             losses = loss
     lines.append("")
-    for r in (10.0, 1.0, 0.1):
+    for r in TEMPERATURES:
         w = torch.cat([(part / r).softmax(0) for part in losses.split(BATCH)])
-        share = float((w > 1e-3).float().mean())
+        above = (w > 1e-3).float()
+        classes = [float(above[points.y == k].mean()) for k in points.y.unique()]
         effective = sum(1 / float((part / r).softmax(0).square().sum()) for part in losses.split(BATCH))
-        lines.append(f"| {setting.data} | {r:g} | {share:.2f} | {effective * BATCH / POINTS:.1f} |")
+        shares = f"{float(above.mean()):.2f} | {min(classes):.2f} | {max(classes):.2f}"
+        lines.append(f"| {setting.data} | {r:g} | {shares} | {effective * BATCH / POINTS:.1f} |")
     return lines
 
 
@@ -124,7 +127,8 @@ def main() -> None:
         print("\n".join(lines), flush=True)
     head = "| data | inner steps | on a bound | mean gain | loss | accuracy % |\n"
     head += "| --- | --- | --: | --: | --: | --: |"
-    other = "| data | r | weights above 0.001 | effective of 128 |\n| --- | --: | --: | --: |"
+    other = "| data | r | weights above 0.001 | in the class with fewest | with most | effective of 128 |\n"
+    other += "| --- | --: | --: | --: | --: | --: |"
     made = f"`python -m benchmarks.barrier`, commit {commit().get('id', 'unknown')[:7]}, seed 0, one thread."
     body = "\n\n".join(("\n".join((head, *ends)), "\n".join((other, *weights)), made))
     if not options.dry:
