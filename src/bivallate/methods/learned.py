@@ -46,8 +46,8 @@ def bilaw(
 
     With margin weights robustness under AutoAttack is lower than under PGD, and the rows of the second stream
     are missing from training. How far the weights differ depends on net_lr: at 1 several-fold on digits,
-    hardly at all where nearly all margins are large, as on MNIST, nor on CIFAR-10, where in short trainings no
-    rate did (docs/bilaw.md). The logs hold the meta-gradient's norm.
+    hardly at all where nearly all margins are large, as on MNIST, and at no rate in
+    short trainings on CIFAR-10 (docs/bilaw.md). The logs hold the meta-gradient's norm.
 
     Args:
         threat: the set of perturbations.
